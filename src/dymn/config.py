@@ -1,0 +1,157 @@
+"""What a network and its front end are made of, as frozen data that travels inside every checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from dymn.errors import ConfigError
+
+T = TypeVar("T")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Return a config dataclass as plain JSON types."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(kind: type[T], values: dict[str, Any]) -> T:
+    """Rebuild a config dataclass from the mapping that `to_dict` made (after a round through JSON too).
+
+    Raises:
+        ConfigError: if a name is unknown or missing, or a value is not allowed.
+    """
+    if not isinstance(values, dict):
+        raise ConfigError(f"{kind.__name__} must be a mapping of settings, not {type(values).__name__}.")
+    fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    unknown = sorted(set(values) - set(fields))
+    if unknown:
+        raise ConfigError(f"{kind.__name__} has no setting {', '.join(unknown)}. Allowed: {', '.join(fields)}.")
+    arguments = {name: _restore(kind, name, value) for name, value in values.items()}
+    try:
+        return kind(**arguments)
+    except TypeError as error:
+        raise ConfigError(f"{kind.__name__} cannot be built from {sorted(values)}: {error}.") from error
+
+
+def _restore(kind: type, name: str, value: Any) -> Any:
+    nested = getattr(kind, "NESTED", {}).get(name)
+    if nested is not None and isinstance(value, dict):
+        return from_dict(nested, value)
+    if isinstance(value, (list, tuple)):
+        return tuple(from_dict(nested, item) if nested is not None else item for item in value)
+    return value
+
+
+def check(condition: bool, message: str) -> None:
+    """Raise a `ConfigError` with `message` unless `condition` holds."""
+    if not condition:
+        raise ConfigError(message)
+
+
+def round_channels(channels: float) -> int:
+    """Round to a multiple of 8: at least 8 and never below 90 % of the value (as in MobileNetV3)."""
+    rounded = max(8, int(channels + 4) // 8 * 8)
+    return rounded if rounded >= 0.9 * channels else rounded + 8
+
+
+@dataclass(frozen=True)
+class FrontEndConfig:
+    """How a waveform becomes a log-mel spectrogram (Sec. IV-A.1).
+
+    Lengths are in samples, frequencies in Hz. The two ranges are those of the training jitter: f_min is drawn from
+    [f_min, f_min + f_min_range), f_max from (f_max + 1000 - f_max_range, f_max + 1000].
+    """
+
+    sample_rate: int = 32_000
+    n_fft: int = 1024
+    win_length: int = 800
+    hop_length: int = 320
+    n_mels: int = 128
+    f_min: float = 0.0
+    f_max: float = 15_000.0
+    f_min_range: int = 10
+    f_max_range: int = 2_000
+
+    def __post_init__(self) -> None:
+        for name in ("sample_rate", "n_fft", "win_length", "hop_length", "n_mels", "f_min_range", "f_max_range"):
+            value = getattr(self, name)
+            check(isinstance(value, int) and value >= 1, f"{name} is {value!r}; it must be a whole number of at least 1.")
+        check(self.win_length <= self.n_fft, f"win_length is {self.win_length}; it must not exceed n_fft ({self.n_fft}).")
+        check(self.n_fft % 2 == 0 and self.n_fft <= 2**16, f"n_fft is {self.n_fft}; it must be even and at most 65536.")
+        check(self.n_mels <= 1024, f"n_mels is {self.n_mels}; it must be at most 1024.")
+        nyquist = self.sample_rate / 2
+        check(
+            0 <= self.f_min < self.f_max <= nyquist,
+            f"f_min, f_max are {self.f_min}, {self.f_max} Hz; 0 <= f_min < f_max <= {nyquist} Hz is required.",
+        )
+
+
+@dataclass(frozen=True)
+class BlockConfig:
+    """One inverted residual block (Fig. 1): channel counts as built, and which of its parts depend on the input.
+
+    `dynamic_convs` and `dynamic_relus` name positions out of `POSITIONS`; `attention` is a key of `dymn.layers.ATTENTIONS`
+    or None; `context_size` is H. A block whose `c_exp` equals `c_in` has no expansion convolution.
+    """
+
+    c_in: int
+    c_exp: int
+    c_out: int
+    kernel_size: int
+    stride: int
+    activation: str
+    dynamic_convs: tuple[str, ...] = ()
+    dynamic_relus: tuple[str, ...] = ()
+    attention: str | None = None
+    context: str = "shared"
+    context_size: int = 0
+    n_kernels: int = 4
+    n_maps: int = 2
+
+    POSITIONS = ("expand", "depthwise", "project")
+
+    def __post_init__(self) -> None:
+        for name in ("c_in", "c_exp", "c_out", "kernel_size", "stride", "n_kernels", "n_maps"):
+            value = getattr(self, name)
+            check(isinstance(value, int) and 1 <= value <= 2**16, f"{name} is {value!r}; it must be a whole number from 1 to 65536.")
+        check(self.kernel_size % 2 == 1, f"kernel_size is {self.kernel_size}; it must be odd.")
+        for name in ("dynamic_convs", "dynamic_relus"):
+            unknown = [position for position in getattr(self, name) if position not in self.POSITIONS]
+            check(not unknown, f"{name} names {unknown}; allowed: {', '.join(self.POSITIONS)}.")
+        check(
+            not self.is_dynamic or self.context_size >= 1,
+            f"context_size is {self.context_size}; a block with dynamic parts needs at least 1.",
+        )
+
+    @property
+    def is_dynamic(self) -> bool:
+        """Whether any convolution or activation of the block depends on the input."""
+        return bool(self.dynamic_convs or self.dynamic_relus)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A whole network: stem, blocks, last convolution and head (Table I), with every channel count as built."""
+
+    width: float
+    blocks: tuple[BlockConfig, ...]
+    c_last: int
+    c_hidden: int
+    num_classes: int = 527
+    head: str = "mlp"
+    dropout: float = 0.2
+    temperature: float = 1.0
+
+    NESTED = {"blocks": BlockConfig}
+
+    def __post_init__(self) -> None:
+        check(len(self.blocks) >= 1, "blocks is empty; a network has at least one block.")
+        for before, after in zip(self.blocks, self.blocks[1:], strict=False):
+            check(before.c_out == after.c_in, f"a block with {before.c_out} outputs is followed by one with {after.c_in} inputs.")
+        for name in ("c_last", "c_hidden", "num_classes"):
+            value = getattr(self, name)
+            check(isinstance(value, int) and 1 <= value <= 2**20, f"{name} is {value!r}; it must be a whole number from 1 to 2^20.")
+        check(0 <= self.dropout < 1, f"dropout is {self.dropout}; it must be in [0, 1).")
+        check(self.temperature > 0, f"temperature is {self.temperature}; it must be above 0.")

@@ -1,0 +1,17 @@
+"""The parts of a block, one idea of the paper in each module."""
+
+from dymn.layers.attention import ATTENTIONS
+from dymn.layers.context import Context, ContextGenerator
+from dymn.layers.dyconv import DynamicConv2d, StaticConv2d
+from dymn.layers.dyrelu import ACTIVATIONS, DynamicReLU, StaticActivation
+
+__all__ = [
+    "ACTIVATIONS",
+    "ATTENTIONS",
+    "Context",
+    "ContextGenerator",
+    "DynamicConv2d",
+    "DynamicReLU",
+    "StaticActivation",
+    "StaticConv2d",
+]

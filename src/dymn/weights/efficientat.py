@@ -1,0 +1,259 @@
+"""Import of the state dicts that EfficientAT publishes (MIT licence, github.com/fschmid56/EfficientAT).
+
+The files hold names and shapes only. Family, width, K, M, context sizes, classes and head follow from them; kernel sizes and
+activations are those of Table I; temperature and strides leave no trace in a file and are told by the caller.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dymn.config import BlockConfig, ModelConfig, round_channels
+from dymn.errors import ConfigError, WeightsError
+from dymn.model import HIDDEN_CHANNELS, STRIDED, TABLE_I, MobileNet, context_size
+
+STATISTICS = ("weight", "bias", "running_mean", "running_var")
+
+
+class Entry(NamedTuple):
+    """Where one tensor of the published layout goes."""
+
+    source: str
+    target: str
+
+
+def import_efficientat(
+    path_or_state_dict: str | Path | Mapping[str, Tensor],
+    *,
+    temperature: float = 1.0,
+    strides: Sequence[int] = (2, 2, 2, 2),
+) -> MobileNet:
+    """Build the network that a published state dict belongs to, with its weights, in evaluation mode.
+
+    Args:
+        path_or_state_dict: a file saved by `torch.save`, read without executing pickled code, or the mapping itself.
+        temperature: of the kernel attention: 1 for AudioSet models, 30 for ImageNet models.
+        strides: of blocks 2, 4, 7 and 13; (2, 2, 2, 1) for files named "s2221".
+
+    Raises:
+        WeightsError: if the file cannot be read, or does not fit; the message names missing and extra tensors.
+        ConfigError: if `temperature` or `strides` are not allowed.
+    """
+    if isinstance(path_or_state_dict, (str, Path)):
+        name = str(path_or_state_dict)
+        state = read_state_dict(Path(path_or_state_dict))
+    else:
+        name = "The state dict"
+        state = _checked(dict(path_or_state_dict), name)
+    if len(strides) != len(STRIDED) or any(stride not in (1, 2) for stride in strides):
+        raise ConfigError(f"strides is {tuple(strides)}; it must be {len(STRIDED)} numbers, each 1 or 2.")
+    try:
+        config = _config(state, temperature, dict(zip(STRIDED, strides, strict=True)))
+    except KeyError as error:
+        raise WeightsError(f"{name} does not fit an EfficientAT network: missing {error.args[0]}.") from error
+    except (IndexError, ValueError) as error:
+        raise WeightsError(f"{name} does not fit an EfficientAT network: {error}") from error
+    model = MobileNet(config)
+    entries = list(_entries(state, config))
+    expected = {entry.source for entry in entries}
+    present = {key for key in state if not key.endswith("num_batches_tracked")}
+    missing, extra = sorted(expected - present), sorted(present - expected - _constants(state, config))
+    if missing or extra:
+        listed = [f"{word} {_shorten(names)}" for word, names in (("missing", missing), ("extra", extra)) if names]
+        raise WeightsError(f"{name} does not fit an EfficientAT network: {'; '.join(listed)}.")
+    target = model.state_dict()
+    for entry in entries:
+        source, place = state[entry.source], target[entry.target]
+        if source.numel() != place.numel():
+            raise WeightsError(f"{name}: {entry.source} has shape {list(source.shape)}, which does not fit {list(place.shape)}.")
+        place.copy_(source.reshape(place.shape))
+    return model.eval()
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """Read a file saved by `torch.save` without executing pickled code.
+
+    Raises:
+        WeightsError: if the file is missing, is no such file, or holds anything but finite tensors.
+    """
+    if not path.is_file():
+        raise WeightsError(f"There is no file {path}. Give the path of a checkpoint.")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError, IndexError) as error:
+        raise WeightsError(
+            f"{path} is not a plain state dict saved by torch.save, or is damaged. "
+            "It was not executed; ask for a file that torch.load(..., weights_only=True) reads."
+        ) from error
+    return _checked(state, str(path))
+
+
+def _checked(state: object, name: str) -> dict[str, Tensor]:
+    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
+        raise WeightsError(f"{name} is not a state dict: it must map names to tensors and hold nothing else.")
+    for key, tensor in state.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise WeightsError(f"{name}: {key} holds values that are not finite. The file is damaged; get it again.")
+    return {key: tensor.float() for key, tensor in state.items()}
+
+
+def _config(state: Mapping[str, Tensor], temperature: float, strides: Mapping[int, int]) -> ModelConfig:
+    if "in_c.0.weight" in state:
+        stem, last = "in_c", "out_c"
+    elif "features.0.0.weight" in state:
+        stem, last = "features.0", f"features.{len(TABLE_I) + 1}"
+    else:
+        raise KeyError("in_c.0.weight (of a DyMN) or features.0.0.weight (of an MN)")
+    c_last = state[f"{last}.0.weight"].shape[0]
+    fully_convolutional = "classifier.0.weight" in state
+    classifier = state["classifier.0.weight" if fully_convolutional else "classifier.5.weight"]
+    c_exp = c_last if fully_convolutional else state["classifier.2.weight"].shape[0]
+    width = c_exp / (TABLE_I[-1].c_exp if fully_convolutional else HIDDEN_CHANNELS)
+    blocks = []
+    c_in = state[f"{stem}.0.weight"].shape[0]
+    for i in range(len(TABLE_I)):
+        block = _block_config(state, i, c_in, strides.get(i, 1), width)
+        blocks.append(block)
+        c_in = block.c_out
+    return ModelConfig(
+        width=round(width, 3),
+        blocks=tuple(blocks),
+        c_last=c_last,
+        c_hidden=round_channels(HIDDEN_CHANNELS * width) if fully_convolutional else c_exp,
+        num_classes=classifier.shape[0],
+        head="fully_convolutional" if fully_convolutional else "mlp",
+        temperature=temperature,
+    )
+
+
+def _block_config(state: Mapping[str, Tensor], i: int, c_in: int, stride: int, width: float) -> BlockConfig:
+    row = TABLE_I[i]
+    stages = _stages(state, i)
+    dynamic_convs = tuple(p for p, name in stages.items() if f"{name.conv}.residuals.0.weight" in state)
+    c_exp = state[f"{stages['depthwise'].norm}.weight"].shape[0]
+    n_kernels, n_maps = 4, 2
+    if dynamic_convs:
+        attention_groups, n_kernels = state[f"{stages['depthwise'].conv}.weight"].shape[1:3]
+        if attention_groups != 1:
+            raise ValueError(f"layers.{i} has {attention_groups} groups of kernel attention; only one is supported.")
+    activation = f"layers.{i}.depth_act.coef_net.0.weight"
+    if activation in state:
+        n_maps = state[activation].shape[0] // (2 * c_exp)
+    context = f"layers.{i}.context_gen.joint_conv.weight"
+    attention = "ca" if context in state else "se" if _squeeze_excitation(state, i) else None
+    return BlockConfig(
+        c_in=c_in,
+        c_exp=c_exp,
+        c_out=state[f"{stages['project'].norm}.weight"].shape[0],
+        kernel_size=row.kernel_size,
+        stride=stride,
+        activation=row.activation,
+        dynamic_convs=dynamic_convs if c_exp != c_in or not dynamic_convs else BlockConfig.POSITIONS,
+        dynamic_relus=("depthwise",) if activation in state else (),
+        attention=attention,
+        context_size=state[context].shape[0] if context in state else context_size(c_exp, width),
+        n_kernels=n_kernels,
+        n_maps=n_maps,
+    )
+
+
+class StageNames(NamedTuple):
+    """The published names of a convolution and its norm."""
+
+    conv: str
+    norm: str
+
+
+def _stages(state: Mapping[str, Tensor], i: int) -> dict[str, StageNames]:
+    """Return position → published names of block `i`, without "expand" where the block has none."""
+    if f"layers.{i}.depth_norm.weight" in state:
+        names = {"expand": "exp", "depthwise": "depth", "project": "proj"}
+        stages = {p: StageNames(f"layers.{i}.{n}_conv", f"layers.{i}.{n}_norm") for p, n in names.items()}
+        if f"{stages['expand'].norm}.weight" not in state:
+            del stages["expand"]
+        # A static convolution inside a dynamic block is published with a wrapper's name.
+        return {p: s._replace(conv=f"{s.conv}.module") if f"{s.conv}.module.weight" in state else s for p, s in stages.items()}
+    prefix = _static_prefix(state, i)
+    convs = [j for j in range(4) if f"{prefix}.{j}.0.weight" in state]
+    if len(convs) not in (2, 3):
+        raise KeyError(f"{prefix}.0.0.weight and its neighbours, or layers.{i}.depth_norm.weight")
+    positions = BlockConfig.POSITIONS[-len(convs) :]
+    return {p: StageNames(f"{prefix}.{j}.0", f"{prefix}.{j}.1") for p, j in zip(positions, convs, strict=True)}
+
+
+def _static_prefix(state: Mapping[str, Tensor], i: int) -> str:
+    return f"layers.{i}.block" if "in_c.0.weight" in state else f"features.{i + 1}.block"
+
+
+def _squeeze_excitation(state: Mapping[str, Tensor], i: int) -> str | None:
+    prefix = _static_prefix(state, i)
+    names = [f"{prefix}.{j}.conc_se_layers.0" for j in (1, 2)]
+    return next((name for name in names if f"{name}.fc1.weight" in state), None)
+
+
+def _entries(state: Mapping[str, Tensor], config: ModelConfig) -> Iterator[Entry]:
+    """Yield every tensor that a network of this config has, under its published name."""
+    dymn = "in_c.0.weight" in state
+    stem, last = ("in_c", "out_c") if dymn else ("features.0", f"features.{len(TABLE_I) + 1}")
+    for source, target in ((stem, "stem"), (last, "last")):
+        yield Entry(f"{source}.0.weight", f"{target}.conv.weight")
+        yield from _norm(f"{source}.1", f"{target}.norm")
+    for i, block in enumerate(config.blocks):
+        for position, names in _stages(state, i).items():
+            target = f"blocks.{i}.{position}"
+            yield Entry(f"{names.conv}.weight", f"{target}.conv.weight")
+            if position in block.dynamic_convs:
+                yield from _linear(f"{names.conv}.residuals.0", f"{target}.conv.coefficients")
+            yield from _norm(names.norm, f"{target}.norm")
+        if block.dynamic_relus:
+            yield from _linear(f"layers.{i}.depth_act.coef_net.0", f"blocks.{i}.depthwise.activation.coefficients")
+        if block.attention == "ca":
+            context = f"layers.{i}.context_gen"
+            yield Entry(f"{context}.joint_conv.weight", f"blocks.{i}.context.conv.weight")
+            yield from _norm(f"{context}.joint_norm", f"blocks.{i}.context.norm")
+            yield from _linear(f"{context}.conv_f", f"blocks.{i}.attention.frequency")
+            yield from _linear(f"{context}.conv_t", f"blocks.{i}.attention.time")
+        elif block.attention == "se":
+            attention = _squeeze_excitation(state, i)
+            yield from _linear(f"{attention}.fc1", f"blocks.{i}.attention.squeeze")
+            yield from _linear(f"{attention}.fc2", f"blocks.{i}.attention.excite")
+    if config.head == "mlp":
+        yield from _linear("classifier.2", "head.hidden")
+        yield from _linear("classifier.5", "head.classifier")
+    else:
+        yield Entry("classifier.0.weight", "head.classifier.weight")
+        yield from _norm("classifier.1", "head.norm")
+
+
+def _linear(source: str, target: str) -> Iterator[Entry]:
+    for name in ("weight", "bias"):
+        yield Entry(f"{source}.{name}", f"{target}.{name}")
+
+
+def _norm(source: str, target: str) -> Iterator[Entry]:
+    for name in STATISTICS:
+        yield Entry(f"{source}.{name}", f"{target}.{name}")
+
+
+def _constants(state: Mapping[str, Tensor], config: ModelConfig) -> set[str]:
+    """Return the names of the Dy-ReLU constants in the file, where they have the values that dymn builds in."""
+    names = set()
+    for i, block in enumerate(config.blocks):
+        m = block.n_maps
+        expected = {"lambdas": [1.0] * m + [0.5] * m, "init_v": [1.0] + [0.0] * (2 * m - 1)}
+        for name, values in expected.items():
+            key = f"layers.{i}.depth_act.{name}"
+            if key in state and state[key].tolist() == values:
+                names.add(key)
+    return names
+
+
+def _shorten(names: Sequence[str], limit: int = 8) -> str:
+    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + rest

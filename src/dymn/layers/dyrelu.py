@@ -40,7 +40,8 @@ class DynamicReLU(nn.Module):
     def maps(self, context: Context) -> tuple[Tensor, Tensor]:
         """Return slopes and intercepts, each [B, C, M]."""
         theta = 2 * torch.sigmoid(self.coefficients(context.vector)) - 1
-        slopes, intercepts = theta.view(len(theta), -1, 2 * self.n_maps).split(self.n_maps, dim=2)
+        theta = theta.view(len(theta), -1, 2 * self.n_maps)  # [B, C, 2 M]
+        slopes, intercepts = theta[..., : self.n_maps], theta[..., self.n_maps :]
         first = torch.zeros_like(slopes)
         first[..., 0] = 1.0
         return slopes * self.SLOPE_RANGE + first, intercepts * self.INTERCEPT_RANGE

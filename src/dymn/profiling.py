@@ -1,0 +1,157 @@
+"""What a network costs: parameters and multiply-adds, without weights and without audio.
+
+The counting rule is that of the paper's tables: multiply-adds of convolutions, linear layers and matrix products (the kernel
+aggregation of dynamic convolutions included) for one spectrogram; nothing else is counted. The network runs once on meta
+tensors, which have shapes and no values, and every matrix operation that comes by is counted where it happens.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from dymn.config import ModelConfig, check
+from dymn.layers import DynamicConv2d, DynamicReLU
+from dymn.model import MobileNet, Variant, model_config
+
+KINDS = ("convolution", "aggregation", "context", "attention", "head")
+
+
+@dataclass(frozen=True)
+class Count:
+    """Parameters and multiply-adds of a network for one spectrogram.
+
+    `parts` maps the places of Table I ("stem", "block 1" ... "block 15", "last", "head") to the multiply-adds of each of
+    `KINDS`; "context" holds the context generation and the linear layers that turn it into coefficients.
+    """
+
+    parameters: int
+    macs: int
+    parts: dict[str, dict[str, int]]
+
+    @property
+    def kinds(self) -> dict[str, int]:
+        """Multiply-adds of each of `KINDS` over the whole network."""
+        return {kind: sum(part.get(kind, 0) for part in self.parts.values()) for kind in KINDS}
+
+
+def resolve(model: str | Variant | ModelConfig | MobileNet) -> ModelConfig:
+    """Return the configuration of an architecture's name, a variant, a configuration or a network.
+
+    Raises:
+        ConfigError: if a name is not one of `dymn.architectures()`.
+    """
+    if isinstance(model, str):
+        return model_config(model)
+    if isinstance(model, Variant):
+        return model.config()
+    return model.config if isinstance(model, MobileNet) else model
+
+
+def count(model: str | Variant | ModelConfig | MobileNet, n_mels: int = 128, n_frames: int = 1000) -> Count:
+    """Count parameters and multiply-adds for one spectrogram of `n_mels` bands and `n_frames` frames (1000 are 10 s).
+
+    Raises:
+        ConfigError: if the name is unknown or a size is below 1.
+    """
+    check(n_mels >= 1 and n_frames >= 1, f"n_mels, n_frames are {n_mels}, {n_frames}; both must be at least 1.")
+    network = on_meta(resolve(model))
+    ledger = _Ledger()
+    with torch.no_grad(), _places(network, ledger), ledger:
+        network(torch.empty(1, 1, n_mels, n_frames, device="meta"))
+    parts: dict[str, dict[str, int]] = {place: {} for place in _place_names(network)}
+    for (place, kind), macs in ledger.macs.items():
+        parts[place][kind] = macs
+    return Count(sum(p.numel() for p in network.parameters()), sum(ledger.macs.values()), parts)
+
+
+def on_meta(config: ModelConfig) -> MobileNet:
+    """Build a network of shapes without values, in evaluation mode."""
+    with torch.device("meta"):
+        return MobileNet(config).eval()
+
+
+def _convolution(out: Tensor, x: Tensor, weight: Tensor, *_: Any) -> int:
+    return out.numel() * weight[0].numel()
+
+
+def _product(out: Tensor, *operands: Tensor) -> int:
+    return out.numel() * operands[0].shape[-1]
+
+
+def _biased_product(out: Tensor, bias: Tensor, *operands: Tensor) -> int:
+    return _product(out, *operands)
+
+
+_aten = torch.ops.aten
+MULTIPLY_ADDS: dict[Any, Callable[..., int]] = {
+    _aten.convolution.default: _convolution,
+    _aten.mm.default: _product,
+    _aten.bmm.default: _product,
+    _aten.mv.default: _product,
+    _aten.dot.default: lambda out, a, b: a.numel(),
+    _aten.addmm.default: _biased_product,
+    _aten.baddbmm.default: _biased_product,
+}
+
+
+class _Ledger(TorchDispatchMode):
+    """Books the multiply-adds of every operation under the place and kind that are open while it runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.macs: Counter[tuple[str, str]] = Counter()
+        self.open: list[tuple[str, str]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func in MULTIPLY_ADDS:
+            place, kind = self.open[-1]
+            if kind == "dynamic convolution":  # a mixture of K kernels is one flat product, the convolution is not
+                kind = "aggregation" if func is _aten.mm.default else "convolution"
+            self.macs[place, kind] += MULTIPLY_ADDS[func](out, *args)
+        return out
+
+
+def _place_names(network: MobileNet) -> list[str]:
+    return ["stem", *(f"block {i}" for i in range(1, len(network.blocks) + 1)), "last", "head"]
+
+
+@contextmanager
+def _places(network: MobileNet, ledger: _Ledger) -> Iterator[None]:
+    """Tell the ledger through hooks which place and kind each module belongs to."""
+    handles = []
+
+    def enter(label: tuple[str, str], *_: Any) -> None:
+        ledger.open.append(label)
+
+    def leave(*_: Any) -> None:
+        ledger.open.pop()
+
+    def label(module: nn.Module, place: str, kind: str) -> None:
+        handles.append(module.register_forward_pre_hook(partial(enter, (place, kind))))
+        handles.append(module.register_forward_hook(leave))
+
+    modules = [network.stem, *network.blocks, network.last, network.head]
+    for place, module in zip(_place_names(network), modules, strict=True):
+        label(module, place, "head" if place == "head" else "convolution")
+    for i, block in enumerate(network.blocks, start=1):
+        for part in (block.context, *(m.coefficients for m in block.modules() if isinstance(m, (DynamicConv2d, DynamicReLU)))):
+            label(part, f"block {i}", "context")
+        label(block.attention, f"block {i}", "attention")
+        for part in block.modules():
+            if isinstance(part, DynamicConv2d):
+                label(part, f"block {i}", "dynamic convolution")
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

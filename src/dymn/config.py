@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+import json
+from collections import Counter
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from dymn.errors import ConfigError
@@ -127,8 +129,9 @@ class BlockConfig:
 
     @property
     def is_dynamic(self) -> bool:
-        """Whether any convolution or activation of the block depends on the input."""
-        return bool(self.dynamic_convs or self.dynamic_relus)
+        """Whether any convolution or activation that the block has depends on the input."""
+        absent = {"expand"} if self.c_exp == self.c_in else set()
+        return bool({*self.dynamic_convs, *self.dynamic_relus} - absent)
 
 
 @dataclass(frozen=True)
@@ -155,3 +158,52 @@ class ModelConfig:
             check(isinstance(value, int) and 1 <= value <= 2**20, f"{name} is {value!r}; it must be a whole number from 1 to 2^20.")
         check(0 <= self.dropout < 1, f"dropout is {self.dropout}; it must be in [0, 1).")
         check(self.temperature > 0, f"temperature is {self.temperature}; it must be above 0.")
+
+
+MAX_TEXT = 1_000
+MAX_JSON = 2**16
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What travels with weights beside the network's own config: front end, labels, licence, metrics, and where they come from.
+
+    `labels` names the classes in the order of the logits. `metrics` maps names to finite numbers ("mAP": 0.432), `provenance`
+    names to plain JSON values. A card may come from an untrusted file: names, licences and labels are printable and at most
+    1,000 characters long, each of the two mappings is at most 64 KiB of JSON.
+    """
+
+    name: str = ""
+    front_end: FrontEndConfig = field(default_factory=FrontEndConfig)
+    labels: tuple[str, ...] = ()
+    licence: str = ""
+    metrics: dict[str, float] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    NESTED = {"front_end": FrontEndConfig}
+
+    def __post_init__(self) -> None:
+        check(isinstance(self.front_end, FrontEndConfig), f"front_end is {_shown(self.front_end)}; it must be a FrontEndConfig.")
+        check(isinstance(self.labels, tuple), f"labels is {_shown(self.labels)}; it must be a list of texts.")
+        for text in (self.name, self.licence, *self.labels):
+            plain = isinstance(text, str) and len(text) <= MAX_TEXT and text.isprintable()
+            check(plain, f"{_shown(text)} is no name, licence or label; it must be printable text of up to {MAX_TEXT} characters.")
+        repeated = [label for label, times in Counter(self.labels).items() if times > 1]
+        check(not repeated, f"labels names {', '.join(map(_shown, repeated[:3]))} more than once; each class needs its own label.")
+        for title in ("metrics", "provenance"):
+            entries = getattr(self, title)
+            check(isinstance(entries, dict), f"{title} is {_shown(entries)}; it must be a mapping.")
+            check(all(isinstance(key, str) for key in entries), f"{title} must map texts to values.")
+            try:
+                size = len(json.dumps(entries, allow_nan=False))
+            except (TypeError, ValueError, RecursionError) as error:
+                raise ConfigError(f"{title} must hold plain, finite JSON values only: {error}.") from error
+            check(size <= MAX_JSON, f"{title} takes {size} characters of JSON; at most {MAX_JSON} are allowed.")
+        for key, value in self.metrics.items():
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            check(number, f"metrics has {_shown(key)} = {_shown(value)}; it must be a number.")
+
+
+def _shown(value: object, limit: int = 80) -> str:
+    text = repr(value)
+    return text if len(text) <= limit else text[:limit] + "…"

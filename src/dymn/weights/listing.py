@@ -1,0 +1,58 @@
+"""What models there are, as names and as rows of a table. Nothing here needs torch, except the names of bare architectures."""
+
+from __future__ import annotations
+
+import fnmatch
+from typing import NamedTuple
+
+from dymn.weights.download import is_local
+from dymn.weights.registry import REGISTRY, PublishedModel
+
+
+class ModelRow(NamedTuple):
+    """One line of `dymn models`."""
+
+    name: str
+    parameters: int
+    macs: int  # multiply-adds for 10 s of audio
+    mean_ap: float | None  # mAP on AudioSet's evaluation set from 0 to 1; None where it is not published
+    classes: str  # such as "527 (AudioSet)"
+    front_end: str  # such as "128 mels, hop 10 ms"
+    licence: str
+    cached: bool  # whether the file is on this machine
+    url: str  # empty for a model that comes with dymn
+
+
+def list_models(pattern: str | None = None, pretrained: bool = False) -> list[str]:
+    """Return the names of architectures and of models with weights, or of the latter alone.
+
+    Args:
+        pattern: a shell-style pattern such as "dymn*_as"; all names if None.
+        pretrained: leave out architectures, which `dymn.create_model` builds without weights.
+    """
+    names = list(REGISTRY)
+    if not pretrained:
+        from dymn.model import architectures
+
+        names = [*architectures(), *names]
+    return [name for name in names if pattern is None or fnmatch.fnmatchcase(name, pattern)]
+
+
+def model_rows(pattern: str | None = None) -> list[ModelRow]:
+    """Return a row for each model with weights whose name matches a shell-style pattern, for all of them if it is None."""
+    return [_row(REGISTRY[name]) for name in list_models(pattern, pretrained=True)]
+
+
+def _row(model: PublishedModel) -> ModelRow:
+    front_end = model.front_end
+    return ModelRow(
+        name=model.name,
+        parameters=model.parameters,
+        macs=model.macs,
+        mean_ap=model.mean_ap,
+        classes=f"{model.num_classes} ({model.dataset})",
+        front_end=f"{front_end.n_mels} mels, hop {1000 * front_end.hop_length / front_end.sample_rate:g} ms",
+        licence=model.licence,
+        cached=is_local(model),
+        url=model.url,
+    )

@@ -1,0 +1,148 @@
+"""Every published model, as data: what its file is called, what network and front end it holds, how good it is.
+
+The models of EfficientAT are assets of one public release (MIT licence). Parameters and multiply-adds (for 10 s of audio) are
+written down so that a listing needs no network built; the tests compare them with what is counted. Importing this module
+imports neither torch nor anything else that is slow.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from typing import Any
+
+from dymn.config import FrontEndConfig
+from dymn.errors import WeightsError
+
+RELEASE = "https://github.com/fschmid56/EfficientAT/releases/download/v0.0.1/"
+STANDARD_FRONT_END = FrontEndConfig()
+DATASET_CLASSES = {"AudioSet": 527, "ImageNet": 1000}
+DATASET_TEMPERATURES = {"AudioSet": 1.0, "ImageNet": 30.0}
+
+
+@dataclass(frozen=True)
+class PublishedModel:
+    """One model with weights.
+
+    `architecture` is a key of `dymn.model.MODELS`; `file` the name of its file in the cache, or in this package where
+    `packaged`; `macs` counts the multiply-adds for 10 s of audio; `mean_ap` is the mAP on AudioSet's evaluation set from 0 to 1,
+    None where it is not published; `sha256` and `size` (bytes) are None where they are not known.
+    """
+
+    name: str
+    architecture: str
+    file: str
+    parameters: int
+    macs: int
+    mean_ap: float | None = None
+    dataset: str = "AudioSet"
+    front_end: FrontEndConfig = STANDARD_FRONT_END
+    head: str = "mlp"
+    strides: tuple[int, ...] = (2, 2, 2, 2)
+    licence: str = "MIT"
+    url: str = ""
+    sha256: str | None = None
+    size: int | None = None
+    packaged: bool = False
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes the model scores."""
+        return DATASET_CLASSES[self.dataset]
+
+    @property
+    def temperature(self) -> float:
+        """The temperature of the kernel attention that the model was trained down to."""
+        return DATASET_TEMPERATURES[self.dataset]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Settings of `dymn.create_model` beside the architecture."""
+        names = ("num_classes", "head", "strides", "temperature")
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def size_limit(self) -> int:
+        """An upper bound of the file's size in bytes: the weights as float32, and room for statistics and names."""
+        return self.size or 5 * self.parameters + 2**20
+
+
+def _published(
+    name: str, architecture: str, file: str, parameters: int, macs: int, mean_ap: float | None = None, **more: Any
+) -> PublishedModel:
+    return PublishedModel(name, architecture, file, parameters, macs, mean_ap, url=RELEASE + file, **more)
+
+
+def _imagenet(architecture: str, parameters: int, macs: int) -> PublishedModel:
+    return _published(f"{architecture}_im", architecture, f"{architecture}_im.pt", parameters, macs, dataset="ImageNet")
+
+
+def _hop(milliseconds: int) -> FrontEndConfig:
+    return FrontEndConfig(hop_length=32 * milliseconds)
+
+
+MN04_SHA256 = "899a8c6217063f6941793102a2780b3dd788ab11fce468d9cf5f0577c453321c"
+MODELS = (
+    PublishedModel("dymn04_open", "dymn04", "dymn04_open.safetensors", 1_961_239, 117_432_704, packaged=True),
+    _published("dymn04_as", "dymn04", "dymn04_as.pt", 1_961_239, 117_432_704, 0.450),
+    _published("dymn10_as", "dymn10", "dymn10_as.pt", 10_548_479, 581_672_832, 0.477),
+    _published("dymn20_as", "dymn20", "dymn20_as_mAP_493.pt", 39_966_143, 2_220_951_552, 0.493),
+    _published("dymn20_as_1", "dymn20", "dymn20_as.pt", 39_966_143, 2_220_951_552),
+    _published("dymn20_as_2", "dymn20", "dymn20_as_mAP_489.pt", 39_966_143, 2_220_951_552, 0.489),
+    _published("dymn20_as_3", "dymn20", "dymn20_as_mAP_490.pt", 39_966_143, 2_220_951_552, 0.490),
+    _published("dymn04_replace_se_as", "dymn04_replace_se", "dymn04_replace_se_as.pt", 1_829_287, 115_995_520),
+    _published("dymn10_replace_se_as", "dymn10_replace_se", "dymn10_replace_se_as.pt", 9_833_935, 574_425_664),
+    _published("mn01_as", "mn01", "mn01_as_mAP_298.pt", 123_783, 18_146_304, 0.298),
+    _published("mn02_as", "mn02", "mn02_as_mAP_378.pt", 324_695, 40_316_544, 0.378),
+    _published("mn04_as", "mn04", "mn04_as_mAP_432.pt", 983_599, 110_643_072, 0.432, sha256=MN04_SHA256, size=4_066_513),
+    _published("mn05_as", "mn05", "mn05_as_mAP_443.pt", 1_431_239, 159_964_672, 0.443),
+    _published("mn10_as", "mn10", "mn10_as_mAP_471.pt", 4_876_831, 541_078_208, 0.471),
+    _published("mn20_as", "mn20", "mn20_as_mAP_478.pt", 17_909_287, 2_059_375_488, 0.478),
+    _published("mn30_as", "mn30", "mn30_as_mAP_482.pt", 39_086_367, 4_554_880_320, 0.482),
+    _published("mn40_as", "mn40", "mn40_as_mAP_484.pt", 68_427_303, 8_027_611_904, 0.484),
+    _published("mn40_as_ext", "mn40", "mn40_as_ext_mAP_487.pt", 68_427_303, 8_027_611_904, 0.487),
+    _published("mn40_as_no_im_pre", "mn40", "mn40_as_no_im_pre_mAP_483.pt", 68_427_303, 8_027_611_904, 0.483),
+    _published("mn10_as_hop_5", "mn10", "mn10_as_hop_5_mAP_475.pt", 4_876_831, 1_071_419_200, 0.475, front_end=_hop(5)),
+    _published("mn10_as_hop_15", "mn10", "mn10_as_hop_15_mAP_463.pt", 4_876_831, 361_174_656, 0.463, front_end=_hop(15)),
+    _published("mn10_as_hop_20", "mn10", "mn10_as_hop_20_mAP_456.pt", 4_876_831, 274_342_912, 0.456, front_end=_hop(20)),
+    _published("mn10_as_hop_25", "mn10", "mn10_as_hop_25_mAP_447.pt", 4_876_831, 218_516_800, 0.447, front_end=_hop(25)),
+    _published("mn10_as_mels_40", "mn10", "mn10_as_mels_40_mAP_453.pt", 4_876_831, 208_038_048, 0.453, front_end=FrontEndConfig(n_mels=40)),
+    _published("mn10_as_mels_64", "mn10", "mn10_as_mels_64_mAP_461.pt", 4_876_831, 272_244_384, 0.461, front_end=FrontEndConfig(n_mels=64)),
+    _published(
+        "mn10_as_mels_256", "mn10", "mn10_as_mels_256_mAP_474.pt", 4_876_831, 1_078_745_856, 0.474, front_end=FrontEndConfig(n_mels=256)
+    ),
+    _published("mn10_as_fc", "mn10", "mn10_as_fc_mAP_465.pt", 3_478_638, 603_932_608, 0.465, head="fully_convolutional"),
+    _published(
+        "mn10_as_fc_s2221", "mn10", "mn10_as_fc_s2221_mAP_466.pt", 3_478_638, 1_147_718_848, 0.466,
+        head="fully_convolutional", strides=(2, 2, 2, 1),
+    ),
+    _published(
+        "mn10_as_fc_s2211", "mn10", "mn10_as_fc_s2211_mAP_466.pt", 3_478_638, 3_978_019_200, 0.466,
+        head="fully_convolutional", strides=(2, 2, 1, 1),
+    ),
+    _imagenet("dymn04", 2_203_888, 117_674_880),
+    _imagenet("dymn10", 11_154_392, 582_278_272),
+    _imagenet("dymn20", 41_177_496, 2_222_162_432),
+    _imagenet("mn01", 184_800, 18_206_848),
+    _imagenet("mn02", 446_256, 40_437_632),
+    _imagenet("mn04", 1_226_248, 110_885_248),
+    _imagenet("mn05", 1_734_432, 160_267_392),
+    _imagenet("mn10", 5_482_744, 541_683_648),
+    _imagenet("mn20", 19_120_640, 2_060_586_368),
+    _imagenet("mn30", 40_903_160, 4_556_696_640),
+    _imagenet("mn40", 70_849_536, 8_030_033_664),
+)  # fmt: skip
+REGISTRY: dict[str, PublishedModel] = {model.name: model for model in MODELS}
+
+
+def lookup(name: str) -> PublishedModel:
+    """Return the entry of a model with weights.
+
+    Raises:
+        WeightsError: if there is none of this name; the message proposes similar ones.
+    """
+    if name not in REGISTRY:
+        similar = difflib.get_close_matches(name, REGISTRY, n=3)
+        proposal = f"Did you mean {' or '.join(similar)}?" if similar else f"The models with weights are: {', '.join(REGISTRY)}."
+        raise WeightsError(f"There is no file, folder or model with weights called {name!r}. {proposal}")
+    return REGISTRY[name]

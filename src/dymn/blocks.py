@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from dymn.config import BlockConfig
-from dymn.layers import ATTENTIONS, Context, ContextGenerator, DynamicConv2d, DynamicReLU, StaticActivation, StaticConv2d
+from dymn.config import BlockConfig, check
+from dymn.layers import ATTENTIONS, CONTEXTS, Context, DynamicConv2d, DynamicReLU, StaticActivation, StaticConv2d
 from dymn.layers.context import BatchNorm2d
+
+CONV_REDUCTION = 4  # of a dynamic convolution with a context of its own ([13])
+RELU_REDUCTION = 8  # of a Dy-ReLU with a context of its own ([14])
 
 
 class Stage(nn.Module):
@@ -14,15 +17,21 @@ class Stage(nn.Module):
 
     def __init__(self, block: BlockConfig, position: str, geometry: tuple[int, int, int, int, int], activation: str) -> None:
         super().__init__()
-        c_out = geometry[1]  # of (c_in, c_out, kernel_size, stride, groups)
+        c_in, c_out = geometry[:2]  # of (c_in, c_out, kernel_size, stride, groups)
+        feed = CONTEXTS[block.context].feed
+
+        def dynamic_conv(size: int) -> nn.Module:
+            return DynamicConv2d(*geometry, context_size=size, n_kernels=block.n_kernels)
+
+        def dynamic_relu(size: int) -> nn.Module:
+            return DynamicReLU(c_out, context_size=size, n_maps=block.n_maps)
+
         self.conv: nn.Module = (
-            DynamicConv2d(*geometry, context_size=block.context_size, n_kernels=block.n_kernels)
-            if position in block.dynamic_convs
-            else StaticConv2d(*geometry)
+            feed(dynamic_conv, c_in, block.context_size, CONV_REDUCTION) if position in block.dynamic_convs else StaticConv2d(*geometry)
         )
         self.norm = BatchNorm2d(c_out)
         self.activation: nn.Module = (
-            DynamicReLU(c_out, context_size=block.context_size, n_maps=block.n_maps)
+            feed(dynamic_relu, c_out, block.context_size, RELU_REDUCTION)
             if position in block.dynamic_relus
             else StaticActivation(activation)
         )
@@ -53,9 +62,12 @@ class InvertedResidual(nn.Module):
     def __init__(self, config: BlockConfig) -> None:
         super().__init__()
         c = config
+        check(c.attention is None or c.attention in ATTENTIONS, f"attention is {c.attention!r}; allowed: None, {', '.join(ATTENTIONS)}.")
+        check(c.context in CONTEXTS, f"context is {c.context!r}; allowed: {', '.join(CONTEXTS)}.")
         attention = ATTENTIONS[c.attention](c.c_exp, c.context_size, c.stride) if c.attention else Skip()
-        needs_context = c.is_dynamic or getattr(attention, "needs_context", False)
-        self.context = ContextGenerator(c.c_in, c.context_size) if needs_context else NoContext()
+        generator = CONTEXTS[c.context]
+        needs_context = (c.is_dynamic and generator.feeds_parts) or getattr(attention, "needs_context", False)
+        self.context = generator(c.c_in, c.context_size) if needs_context else NoContext()
         self.expand = Stage(c, "expand", (c.c_in, c.c_exp, 1, 1, 1), c.activation) if c.c_exp != c.c_in else Skip()
         self.depthwise = Stage(c, "depthwise", (c.c_exp, c.c_exp, c.kernel_size, c.stride, c.c_exp), c.activation)
         self.attention = attention

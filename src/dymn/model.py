@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dymn.blocks import InvertedResidual
 from dymn.config import BlockConfig, ModelConfig, check, round_channels
 from dymn.errors import ConfigError
-from dymn.layers import ATTENTIONS, DynamicConv2d
+from dymn.layers import ATTENTIONS, CONTEXTS, DynamicConv2d
 from dymn.layers.context import BatchNorm2d
 
 
@@ -90,6 +90,7 @@ class Variant:
         check(0.05 <= self.width <= 16, f"width is {self.width}; it must be between 0.05 and 16.")
         known = self.attention is None or self.attention in ATTENTIONS
         check(known, f"attention is {self.attention!r}; allowed: None, {', '.join(ATTENTIONS)}.")
+        check(self.context in CONTEXTS, f"context is {self.context!r}; allowed: {', '.join(CONTEXTS)}.")
         check(self.head in HEADS, f"head is {self.head!r}; allowed: {', '.join(HEADS)}.")
         strides_fit = len(self.strides) == len(STRIDED) and all(stride in (1, 2) for stride in self.strides)
         check(strides_fit, f"strides is {self.strides}; it must be {len(STRIDED)} numbers, each 1 or 2.")

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dymn.config import ModelConfig, check
-from dymn.layers import DynamicConv2d, DynamicReLU
+from dymn.layers import DynamicConv2d
 from dymn.model import MobileNet, Variant, model_config
 
 KINDS = ("convolution", "aggregation", "context", "attention", "head")
@@ -103,11 +103,11 @@ MULTIPLY_ADDS: dict[Any, Callable[..., int]] = {
 }
 
 
-class _Ledger(TorchDispatchMode):
+class _Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Books the multiply-adds of every operation under the place and kind that are open while it runs."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.macs: Counter[tuple[str, str]] = Counter()
         self.open: list[tuple[str, str]] = []
 
@@ -143,13 +143,14 @@ def _places(network: MobileNet, ledger: _Ledger) -> Iterator[None]:
     modules = [network.stem, *network.blocks, network.last, network.head]
     for place, module in zip(_place_names(network), modules, strict=True):
         label(module, place, "head" if place == "head" else "convolution")
-    for i, block in enumerate(network.blocks, start=1):
-        for part in (block.context, *(m.coefficients for m in block.modules() if isinstance(m, (DynamicConv2d, DynamicReLU)))):
-            label(part, f"block {i}", "context")
-        label(block.attention, f"block {i}", "attention")
-        for part in block.modules():
-            if isinstance(part, DynamicConv2d):
-                label(part, f"block {i}", "dynamic convolution")
+    for place, block in zip(_place_names(network)[1:-2], network.blocks, strict=True):
+        for name, part in block.named_modules():
+            if name == "attention":
+                label(part, place, "attention")
+            elif name == "context" or (name.endswith((".coefficients", ".squeeze")) and not name.startswith("attention")):
+                label(part, place, "context")
+            elif isinstance(part, DynamicConv2d):
+                label(part, place, "dynamic convolution")
     try:
         yield
     finally:

@@ -1,13 +1,14 @@
 """The parts of a block, one idea of the paper in each module."""
 
 from dymn.layers.attention import ATTENTIONS
-from dymn.layers.context import Context, ContextGenerator
+from dymn.layers.context import CONTEXTS, Context, ContextGenerator
 from dymn.layers.dyconv import DynamicConv2d, StaticConv2d
 from dymn.layers.dyrelu import ACTIVATIONS, DynamicReLU, StaticActivation
 
 __all__ = [
     "ACTIVATIONS",
     "ATTENTIONS",
+    "CONTEXTS",
     "Context",
     "ContextGenerator",
     "DynamicConv2d",

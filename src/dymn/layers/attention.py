@@ -1,6 +1,8 @@
 """Attention between the depthwise and the project convolution (Sec. III-F, VI-C): a dict from name to class.
 
 Every class is built with (c_exp, context_size, stride) and called with the feature map and the context of the block.
+`needs_context` says whether it reads that context; the others summarise the feature map themselves. Where the work that
+introduced a mechanism leaves sizes to the user, they are those that meet the counts of Table VIII.
 """
 
 from __future__ import annotations
@@ -10,7 +12,22 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dymn.config import round_channels
-from dymn.layers.context import Context
+from dymn.layers.context import BatchNorm2d, Context, ContextGenerator
+
+REDUCTION = 4  # of the hidden layers in Table VIII, as in MobileNetV3
+
+
+def hidden_channels(channels: int) -> int:
+    """Return the size of a mechanism's hidden layer for a feature map of `channels`."""
+    return round_channels(channels // REDUCTION)
+
+
+def strided(sequence: Tensor, stride: int, axis: int) -> Tensor:
+    """Pool a sequence [B, H, F, 1] (axis 0) or [B, H, 1, T] (axis 1) as a depthwise convolution of this stride shortens it."""
+    if stride == 1:
+        return sequence
+    window, step, padding = ((3, 1), (stride, 1), (1, 0)) if axis == 0 else ((1, 3), (1, stride), (0, 1))
+    return functional.avg_pool2d(sequence, window, step, padding)
 
 
 class CoordinateAttention(nn.Module):
@@ -26,16 +43,57 @@ class CoordinateAttention(nn.Module):
 
     def maps(self, context: Context) -> tuple[Tensor, Tensor]:
         """Return the weights [B, C, F, 1] and [B, C, 1, T] at the resolution after the depthwise convolution."""
-        frequency, time = context.frequency, context.time
-        if self.stride > 1:
-            frequency = functional.avg_pool2d(frequency, (3, 1), (self.stride, 1), (1, 0))
-            time = functional.avg_pool2d(time, (1, 3), (1, self.stride), (0, 1))
+        frequency, time = strided(context.frequency, self.stride, axis=0), strided(context.time, self.stride, axis=1)
         return torch.sigmoid(self.frequency(frequency)), torch.sigmoid(self.time(time))
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """Weigh [B, C, F, T] along both axes."""
         frequency, time = self.maps(context)
         return x * frequency * time
+
+
+class ChannelFrequencyAttention(nn.Module):
+    """Coordinate Attention without its channel-time weights (Sec. VI-C.2, Table IX)."""
+
+    needs_context = True
+
+    def __init__(self, channels: int, context_size: int, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.frequency = nn.Conv2d(context_size, channels, kernel_size=1)
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        """Weigh the channels of [B, C, F, T] in each band."""
+        return x * torch.sigmoid(self.frequency(strided(context.frequency, self.stride, axis=0)))
+
+
+class ChannelTimeAttention(nn.Module):
+    """Coordinate Attention without its channel-frequency weights (Sec. VI-C.2, Table IX)."""
+
+    needs_context = True
+
+    def __init__(self, channels: int, context_size: int, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.time = nn.Conv2d(context_size, channels, kernel_size=1)
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        """Weigh the channels of [B, C, F, T] in each frame."""
+        return x * torch.sigmoid(self.time(strided(context.time, self.stride, axis=1)))
+
+
+class OriginalCoordinateAttention(CoordinateAttention):
+    """Coordinate Attention as introduced, with the two sequences taken from the feature map that it weighs ([15])."""
+
+    needs_context = False
+
+    def __init__(self, channels: int, context_size: int, stride: int) -> None:
+        super().__init__(channels, hidden_channels(channels), stride=1)
+        self.context = ContextGenerator(channels, hidden_channels(channels), bias=True)
+
+    def forward(self, x: Tensor, context: Context | None = None) -> Tensor:
+        """Weigh [B, C, F, T] along both axes; the context of the block is not looked at."""
+        return super().forward(x, self.context(x))
 
 
 class SqueezeExcitation(nn.Module):
@@ -45,9 +103,8 @@ class SqueezeExcitation(nn.Module):
 
     def __init__(self, channels: int, context_size: int, stride: int) -> None:
         super().__init__()
-        squeezed = round_channels(channels // 4)
-        self.squeeze = nn.Linear(channels, squeezed)
-        self.excite = nn.Linear(squeezed, channels)
+        self.squeeze = nn.Linear(channels, hidden_channels(channels))
+        self.excite = nn.Linear(hidden_channels(channels), channels)
 
     def forward(self, x: Tensor, context: Context | None = None) -> Tensor:
         """Weigh the channels of [B, C, F, T]."""
@@ -55,4 +112,128 @@ class SqueezeExcitation(nn.Module):
         return x * weights[..., None, None]
 
 
-ATTENTIONS: dict[str, type[nn.Module]] = {"ca": CoordinateAttention, "se": SqueezeExcitation}
+class StyleRecalibration(nn.Module):
+    """SRM: channel weights from the mean and the standard deviation of each channel, each channel by itself ([20])."""
+
+    needs_context = False
+    EPSILON = 1e-5
+
+    def __init__(self, channels: int, context_size: int, stride: int) -> None:
+        super().__init__()
+        self.style = nn.Parameter(torch.zeros(channels, 2))  # the channel-wise fully connected layer
+        self.norm = BatchNorm2d(channels)
+
+    def forward(self, x: Tensor, context: Context | None = None) -> Tensor:
+        """Weigh the channels of [B, C, F, T]."""
+        variance, mean = torch.var_mean(x, dim=(2, 3), correction=0)
+        style = torch.stack([mean, torch.sqrt(variance + self.EPSILON)], dim=2)  # [B, C, 2]
+        return x * torch.sigmoid(self.norm((style * self.style).sum(dim=2)[..., None, None]))
+
+
+class GlobalResponseNorm(nn.Module):
+    """GRN: each channel times its share of the L2 norms, scaled and shifted, added to the input ([50]).
+
+    Scale and shift are one number each ("only two learnable parameters", Sec. II-B), which meets the 3.36 M of Table VIII;
+    one of each for a channel would come to 3.37 M.
+    """
+
+    needs_context = False
+    EPSILON = 1e-6
+
+    def __init__(self, channels: int, context_size: int, stride: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.zeros(1))
+        self.shift = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor, context: Context | None = None) -> Tensor:
+        """Let the channels of [B, C, F, T] compete."""
+        norm = torch.linalg.vector_norm(x, dim=(2, 3), keepdim=True)  # [B, C, 1, 1]
+        share = norm / (norm.mean(dim=1, keepdim=True) + self.EPSILON)
+        out: Tensor = self.scale * (x * share) + self.shift + x
+        return out
+
+
+class TripletAttention(nn.Module):
+    """TA: weights for each pair of axes from the maximum and the mean along the third, the three results averaged ([23])."""
+
+    needs_context = False
+    AXES = (1, 2, 3)  # the axis that is pooled away: channels, frequency, time
+
+    def __init__(self, channels: int, context_size: int, stride: int) -> None:
+        super().__init__()
+        self.gates = nn.ModuleList(PooledGate(norm=True) for _ in self.AXES)
+
+    def forward(self, x: Tensor, context: Context | None = None) -> Tensor:
+        """Weigh [B, C, F, T] from three sides."""
+        gated = []
+        for axis, gate in zip(self.AXES, self.gates, strict=True):
+            side = x.transpose(1, axis)  # the pooled axis stands where channels do
+            gated.append((side * gate(side)).transpose(1, axis))
+        return torch.stack(gated).mean(dim=0)
+
+
+class BlockAttention(nn.Module):
+    """CBAM: channel weights from mean and maximum through one shared perceptron, then weights for each place ([21])."""
+
+    needs_context = False
+
+    def __init__(self, channels: int, context_size: int, stride: int) -> None:
+        super().__init__()
+        self.squeeze = nn.Linear(channels, hidden_channels(channels), bias=False)
+        self.excite = nn.Linear(hidden_channels(channels), channels, bias=False)
+        self.gate = PooledGate(norm=False)
+
+    def forward(self, x: Tensor, context: Context | None = None) -> Tensor:
+        """Weigh the channels of [B, C, F, T], then its places."""
+        pooled = torch.stack([x.mean(dim=(2, 3)), x.amax(dim=(2, 3))])  # [2, B, C]
+        weights = torch.sigmoid(self.excite(functional.relu(self.squeeze(pooled))).sum(dim=0))  # [B, C]
+        x = x * weights[..., None, None]
+        out: Tensor = x * self.gate(x)
+        return out
+
+
+class PooledGate(nn.Module):
+    """Weights [B, 1, D, E] of a map [B, P, D, E] from its maximum and mean over P: a 7x7 convolution and a sigmoid."""
+
+    def __init__(self, norm: bool) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 1, kernel_size=7, padding=3, bias=False)
+        self.norm = BatchNorm2d(1) if norm else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the weights."""
+        return torch.sigmoid(self.norm(self.conv(torch.stack([x.amax(dim=1), x.mean(dim=1)], dim=1))))
+
+
+class GlobalContext(nn.Module):
+    """GC: a weighted mean over all places, through a bottleneck with layer norm, added to every place ([24])."""
+
+    needs_context = False
+
+    def __init__(self, channels: int, context_size: int, stride: int) -> None:
+        super().__init__()
+        self.key = nn.Conv2d(channels, 1, kernel_size=1, bias=False)
+        self.squeeze = nn.Linear(channels, hidden_channels(channels))
+        self.norm = nn.LayerNorm(hidden_channels(channels))
+        self.excite = nn.Linear(hidden_channels(channels), channels)
+
+    def forward(self, x: Tensor, context: Context | None = None) -> Tensor:
+        """Add one vector to each place of [B, C, F, T]."""
+        shares = torch.softmax(self.key(x).flatten(2), dim=2)  # [B, 1, F * T]
+        mean = torch.bmm(x.flatten(2), shares.transpose(1, 2)).flatten(1)  # [B, C]
+        vector: Tensor = self.excite(functional.relu(self.norm(self.squeeze(mean))))
+        return x + vector[..., None, None]
+
+
+ATTENTIONS: dict[str, type[nn.Module]] = {
+    "ca": CoordinateAttention,
+    "ca_frequency": ChannelFrequencyAttention,
+    "ca_time": ChannelTimeAttention,
+    "ca_original": OriginalCoordinateAttention,
+    "ta": TripletAttention,
+    "srm": StyleRecalibration,
+    "se": SqueezeExcitation,
+    "grn": GlobalResponseNorm,
+    "cbam": BlockAttention,
+    "gc": GlobalContext,
+}

@@ -1,0 +1,28 @@
+"""Data: one batch, sources as published, samplers, and teacher logits that cannot be misaligned unnoticed."""
+
+from dymn.data.batch import BadClip, Batch, Clip, collate, fit
+from dymn.data.loader import Loader
+from dymn.data.samplers import BalancedSampler, PlainSampler, class_counts, clip_weights
+from dymn.data.source import Catalog, Source
+from dymn.data.tasks import TASKS, TaskSpec, open_source, select
+from dymn.data.teacher import TeacherTable
+
+__all__ = [
+    "TASKS",
+    "BadClip",
+    "BalancedSampler",
+    "Batch",
+    "Catalog",
+    "Clip",
+    "Loader",
+    "PlainSampler",
+    "Source",
+    "TaskSpec",
+    "TeacherTable",
+    "class_counts",
+    "clip_weights",
+    "collate",
+    "fit",
+    "open_source",
+    "select",
+]

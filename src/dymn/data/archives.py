@@ -1,0 +1,189 @@
+"""Datasets that come as archives: tar shards (WebDataset) and the HDF5 files of PaSST and EfficientAT."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dymn.data.readers import csv_rows, multi_hot, split_name, table
+from dymn.data.source import Catalog
+from dymn.data.stores import Hdf5Store, Member, Opened, Store, TarStore, open_hdf5, read_member, tar_members
+from dymn.errors import DataError
+
+AUDIO_SUFFIXES = (".opus", ".ogg", ".flac", ".wav", ".mp3")
+MAX_JSON = 2**20
+OPENMIC_CLASSES = (
+    *("accordion", "banjo", "bass", "cello", "clarinet", "cymbals", "drums", "flute", "guitar", "mallet_percussion", "mandolin"),
+    *("organ", "piano", "saxophone", "synthesizer", "trombone", "trumpet", "ukulele", "violin", "voice"),
+)
+AUDIOSET_FILES = {
+    "balanced_train_segments_mp3.hdf": "train",
+    "unbalanced_train_segments_mp3.hdf": "train",
+    "eval_segments_mp3.hdf": "test",
+}
+FSD50K_FILES = {"FSD50K.train_mp3.hdf": "train", "FSD50K.val_mp3.hdf": "val", "FSD50K.eval_mp3.hdf": "test"}
+OPENMIC_FILES = {"openmic_train.csv_mp3.hdf": "train", "openmic_test.csv_mp3.hdf": "test"}
+
+
+def read_shards(root: Path, *, labels: Sequence[str] | None = None) -> tuple[Catalog, Store]:
+    """WebDataset shards: members KEY.opus (or another audio format) with KEY.json beside it.
+
+    The shards lie in `root` or `root/shards`, or `root` is one of them. An `index.csv` (key, shard, split) in `root`, if there is
+    one, gives order and splits and must agree with the archives. The list "labels" in a clip's JSON annotates it; a clip without
+    one is not annotated (its mask is 0).
+
+    Args:
+        root: folder or tar file.
+        labels: names of the classes; None for AudioSet's.
+
+    Raises:
+        DataError: if there are no shards, a shard is damaged, or index and shards disagree.
+    """
+    shards = [root] if root.is_file() else sorted(root.glob("*.tar")) or sorted((root / "shards").glob("*.tar"))
+    if not shards:
+        raise DataError(f"{root} holds no .tar files, nor does {root / 'shards'}.")
+    found: list[tuple[str, str, Member, Member | None]] = []
+    for shard in shards:
+        members = tar_members(shard)
+        for name, member in members.items():
+            path = PurePosixPath(name)
+            if path.suffix.lower() in AUDIO_SUFFIXES:
+                key = path.with_suffix("").as_posix()
+                found.append((key, shard.name, member, members.get(f"{key}.json")))
+    index = root / "index.csv"
+    splits: tuple[str, ...] = ()
+    if index.is_file():
+        rows = table(index)
+        listed, stored = [(row.get("key", ""), row.get("shard", "")) for row in rows], [entry[:2] for entry in found]
+        if listed != stored:
+            first = next((i for i, (a, b) in enumerate(zip(listed, stored, strict=False)) if a != b), min(len(listed), len(stored)))
+            raise DataError(
+                f"{index} lists {len(listed)} clips and the shards hold {len(stored)}; they differ from row {first} on. "
+                "Get both from the same release."
+            )
+        splits = tuple(split_name(row["split"], index) for row in rows) if "split" in rows[0] else ()
+    classes = tuple(labels) if labels is not None else _audioset_labels()
+    files: Opened[Any] = Opened(_open_binary)
+    names = [_json_labels(member, files) for _, _, _, member in found]
+    annotated = np.array([clip is not None for clip in names], dtype=np.uint8)
+    return Catalog(
+        keys=tuple(entry[0] for entry in found),
+        labels=classes,
+        targets=multi_hot([clip or () for clip in names], classes, root),
+        masks=None if annotated.all() else np.repeat(annotated[:, None], len(classes), axis=1),
+        splits=splits,
+    ), TarStore([entry[2] for entry in found])
+
+
+def _json_labels(member: Member | None, files: Opened[Any]) -> list[str] | None:
+    if member is None:
+        return None
+    if member.size > MAX_JSON:
+        raise DataError(f"A JSON member of {member.path} has {member.size} bytes; at most {MAX_JSON} are allowed.")
+    try:
+        names = json.loads(read_member(member, files)).get("labels")
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise DataError(f"A JSON member of {member.path} at byte {member.offset} is not an object: {error}.") from error
+    if names is None or (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        return names
+    raise DataError(f"A JSON member of {member.path} at byte {member.offset}: labels must be a list of names.")
+
+
+def read_audioset_hdf5(root: Path) -> tuple[Catalog, Store]:
+    """AudioSet: {balanced_train,unbalanced_train,eval}_segments_mp3.hdf in `root`, or one such file. Keys are YouTube ids."""
+    labels = _audioset_labels()
+    return _packed(root, AUDIOSET_FILES, labels, prefix="Y")
+
+
+def read_fsd50k_hdf5(root: Path) -> tuple[Catalog, Store]:
+    """FSD50K: FSD50K.{train,val,eval}_mp3.hdf in `root`, or one such file.
+
+    The files hold no class names; with FSD50K's vocabulary.csv beside them the classes are called by their names.
+    """
+    vocabulary = (root if root.is_dir() else root.parent) / "vocabulary.csv"
+    if vocabulary.is_file():
+        labels = tuple(row[1] for row in csv_rows(vocabulary) if len(row) >= 2)
+    else:
+        labels = tuple(f"class_{c}" for c in range(200))
+    return _packed(root, FSD50K_FILES, labels)
+
+
+def read_openmic_hdf5(root: Path) -> tuple[Catalog, Store]:
+    """OpenMIC-2018: openmic_{train,test}.csv_mp3.hdf in `root`, or one such file: 20 probabilities and 20 masks a clip."""
+    files = _files(root, OPENMIC_FILES)
+    keys, rows, splits, values = _columns(files)
+    classes = len(OPENMIC_CLASSES)
+    for path, value in zip(files, values, strict=True):
+        if value.ndim != 2 or value.shape[1] != 2 * classes:
+            raise DataError(f"{path}: target has shape {list(value.shape)}; it must have {2 * classes} columns.")
+    target = np.concatenate(values)
+    mask = target[:, classes:] > 0.5
+    return Catalog(
+        keys=keys,
+        labels=OPENMIC_CLASSES,
+        targets=((target[:, :classes] > 0.5) & mask).astype(np.float32),
+        masks=mask.astype(np.uint8),
+        splits=splits,
+    ), Hdf5Store(rows, "mp3")
+
+
+def _packed(root: Path, names: Mapping[str, str], labels: tuple[str, ...], prefix: str = "") -> tuple[Catalog, Store]:
+    files = _files(root, names)
+    keys, rows, splits, values = _columns(files, prefix)
+    columns = (len(labels) + 7) // 8
+    for path, value in zip(files, values, strict=True):
+        if value.dtype != np.uint8 or value.ndim != 2 or value.shape[1] != columns:
+            raise DataError(
+                f"{path}: target is {value.dtype} {list(value.shape)}; {columns} columns of uint8 belong to {len(labels)} classes."
+            )
+    return Catalog(keys, labels, np.concatenate(values), splits=splits, packed=True), Hdf5Store(rows, "mp3")
+
+
+def _files(root: Path, names: Mapping[str, str]) -> dict[Path, str]:
+    files = {root: names.get(root.name, "")} if root.is_file() else {root / n: split for n, split in names.items() if (root / n).is_file()}
+    if not files:
+        raise DataError(f"{root} holds none of {', '.join(names)}.")
+    return files
+
+
+def _columns(
+    files: Mapping[Path, str], prefix: str = ""
+) -> tuple[tuple[str, ...], list[tuple[Path, int]], tuple[str, ...], list[npt.NDArray[Any]]]:
+    """Return keys, rows, splits, and the targets of each file."""
+    keys: list[str] = []
+    rows: list[tuple[Path, int]] = []
+    splits: list[str] = []
+    values: list[npt.NDArray[Any]] = []
+    for path, split in files.items():
+        with open_hdf5(path) as file:
+            missing = [name for name in ("audio_name", "mp3", "target") if name not in file]
+            if missing:
+                raise DataError(f"{path} has no dataset {', '.join(missing)}; it holds {', '.join(file)}.")
+            names = [PurePosixPath(_text(name)).stem.removeprefix(prefix) for name in file["audio_name"][:]]
+            value = np.asarray(file["target"][:])
+            if not len(names) == len(value) == len(file["mp3"]):
+                raise DataError(f"{path}: audio_name, mp3 and target have {len(names)}, {len(file['mp3'])} and {len(value)} rows.")
+        keys += names
+        rows += [(path, row) for row in range(len(names))]
+        splits += [split] * len(names)
+        values.append(value)
+    return tuple(keys), rows, tuple(splits) if any(splits) else (), values
+
+
+def _text(name: Any) -> str:
+    return name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name)
+
+
+def _audioset_labels() -> tuple[str, ...]:
+    from dymn.weights import audioset_labels
+
+    return audioset_labels()
+
+
+def _open_binary(path: Path) -> Any:
+    return path.open("rb")

@@ -1,0 +1,147 @@
+"""What travels from a dataset to the training loop: single clips, and batches of fixed length."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from dymn.errors import ConfigError
+
+Floats = npt.NDArray[np.float32]
+
+FILLS = ("pad", "repeat")
+
+
+class Clip(NamedTuple):
+    """One decoded clip with its annotation.
+
+    Attributes:
+        key: names the clip within its dataset.
+        waveform: mono samples [N], float32.
+        target: annotation [C], float32: multi-hot, or probabilities.
+        mask: [C], float32; 1 where the class is annotated, else 0 (all zeros for a clip without labels).
+        fingerprint: of the stored (still encoded) bytes, 64 bits; 0 where unknown.
+    """
+
+    key: str
+    waveform: Floats
+    target: Floats
+    mask: Floats
+    fingerprint: int = 0
+
+
+class BadClip(NamedTuple):
+    """A clip that cannot be used, and why. A `fatal` one ends the run: the data are not those that were promised."""
+
+    key: str
+    reason: str
+    fatal: bool = False
+
+
+class Batch(NamedTuple):
+    """B clips of N samples with C classes.
+
+    Attributes:
+        waveform: [B, N] float32.
+        target: [B, C] float32.
+        teacher: logits of the teacher [B, C] float32; zeros where there are none.
+        has_teacher: [B] bool.
+        mask: [B, C] float32; 1 where annotated.
+        keys: of the B clips.
+    """
+
+    waveform: Tensor
+    target: Tensor
+    teacher: Tensor
+    has_teacher: Tensor
+    mask: Tensor
+    keys: list[str]
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        """Return the batch with its tensors on `device`."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Batch:
+        """Return the batch with its tensors in page-locked memory (called by torch's DataLoader)."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        waveform, target, teacher, has_teacher, mask = (change(tensor) for tensor in self[:5])
+        return Batch(waveform, target, teacher, has_teacher, mask, self.keys)
+
+
+class Collated(NamedTuple):
+    """A batch of the usable clips (None if there are none) with their fingerprints, and the others."""
+
+    batch: Batch | None
+    bad: list[BadClip]
+    fingerprints: list[int]
+
+    def pin_memory(self) -> Collated:
+        """Return the same in page-locked memory (called by torch's DataLoader)."""
+        return self if self.batch is None else self._replace(batch=self.batch.pin_memory())
+
+
+def fit(waveform: Floats, samples: int, generator: np.random.Generator | None = None, fill: str = "pad") -> Floats:
+    """Cut or extend a waveform [N] to [samples].
+
+    A longer one is cut at a place drawn from `generator`, or after its first `samples` if there is none. A shorter one is
+    extended at the end, with zeros or by repeating itself.
+
+    Raises:
+        ConfigError: if `samples` or `pad` is not allowed.
+    """
+    if samples < 1:
+        raise ConfigError(f"samples is {samples}; a clip must have at least 1.")
+    if fill not in FILLS:
+        raise ConfigError(f"fill is {fill!r}; allowed: {', '.join(FILLS)}.")
+    n = len(waveform)
+    if n > samples:
+        start = int(generator.integers(0, n - samples + 1)) if generator is not None else 0
+        return waveform[start : start + samples]
+    if n == samples:
+        return waveform
+    if fill == "repeat" and n:
+        return np.tile(waveform, -(-samples // n))[:samples]
+    return np.pad(waveform, (0, samples - n))
+
+
+def collate(
+    clips: Sequence[Clip | BadClip],
+    samples: int | None = None,
+    teachers: Sequence[Floats | None] | None = None,
+    fill: str = "pad",
+) -> Collated:
+    """Stack clips into one batch, leaving the bad ones out.
+
+    Args:
+        clips: B clips, good and bad.
+        samples: length of the batch; None for that of the longest clip. Longer clips are cut at the end.
+        teachers: the teacher's logits [C] of each clip, or None.
+        fill: how shorter clips are extended, see `fit`.
+    """
+    logits = list(teachers) if teachers is not None else [None] * len(clips)
+    bad = [clip for clip in clips if isinstance(clip, BadClip)]
+    good = [(clip, row) for clip, row in zip(clips, logits, strict=True) if isinstance(clip, Clip)]
+    if not good:
+        return Collated(None, bad, [])
+    length = samples if samples is not None else max(len(clip.waveform) for clip, _ in good)
+    nothing = np.zeros_like(good[0][0].target)
+    batch = Batch(
+        waveform=_stack([fit(clip.waveform, length, fill=fill) for clip, _ in good]),
+        target=_stack([clip.target for clip, _ in good]),
+        teacher=_stack([nothing if row is None else row for _, row in good]),
+        has_teacher=torch.tensor([row is not None for _, row in good]),
+        mask=_stack([clip.mask for clip, _ in good]),
+        keys=[clip.key for clip, _ in good],
+    )
+    return Collated(batch, bad, [clip.fingerprint for clip, _ in good])
+
+
+def _stack(rows: Sequence[Floats]) -> Tensor:
+    return torch.from_numpy(np.stack(rows).astype(np.float32, copy=False))

@@ -1,0 +1,177 @@
+"""Batches of fixed length from a source, decoded in worker processes; bad clips are skipped, counted and listed."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from dymn.data.batch import FILLS, BadClip, Batch, Clip, Collated, Floats, collate, fit
+from dymn.data.samplers import Batches, Draw, Sampler
+from dymn.data.source import Source
+from dymn.data.teacher import TeacherTable
+from dymn.errors import ConfigError, DataError
+from dymn.files import atomic_write
+
+logger = logging.getLogger(__name__)
+
+
+class _Presented(Dataset["tuple[Clip | BadClip, Floats | None]"]):
+    """A source with crops and the teacher's logits: what a worker process gives for one draw."""
+
+    def __init__(
+        self, source: Source, teacher: TeacherTable | None, partial: bool, samples: int | None, crop: str, fill: str, seed: int
+    ) -> None:
+        self.source, self.teacher, self.samples, self.crop, self.fill, self.seed = source, teacher, samples, crop, fill, seed
+        self.rows = None if teacher is None else teacher.match(source, partial=partial)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, draw: Draw) -> tuple[Clip | BadClip, Floats | None]:
+        clip = self.source[draw.clip]
+        if isinstance(clip, BadClip):
+            return clip, None
+        logits = None
+        if self.teacher is not None and self.rows is not None and self.rows[draw.clip] >= 0:
+            row = int(self.rows[draw.clip])
+            logits, known = self.teacher.logits[row].astype(np.float32), int(self.teacher.fingerprints[row])
+            if known and clip.fingerprint and known != clip.fingerprint:
+                return BadClip(clip.key, "its audio is not what the teacher's logits were made from", fatal=True), None
+        if self.samples is not None:
+            generator = np.random.default_rng((self.seed, draw.epoch, draw.place)) if self.crop == "random" else None
+            clip = clip._replace(waveform=fit(clip.waveform, self.samples, generator, self.fill))
+        return clip, logits
+
+
+class _Collate:
+    def __init__(self, fill: str) -> None:
+        self.fill = fill
+
+    def __call__(self, items: list[tuple[Clip | BadClip, Floats | None]]) -> Collated:
+        return collate([clip for clip, _ in items], teachers=[logits for _, logits in items], fill=self.fill)
+
+
+class Loader:
+    """Iterates over the batches of an epoch.
+
+    What an epoch holds depends on the sampler's seed, `seed` and the epoch's number, not on workers or processes. With several
+    processes, `batch_size` is that of all together and each gets its share of every batch.
+
+    Args:
+        source: the clips.
+        sampler: the order of an epoch.
+        batch_size: clips in a (global) batch. A batch is smaller by its bad clips.
+        seconds: length of every clip; None for that of the longest clip in the batch.
+        crop: "random" for a place drawn anew at each presentation, "start" for the beginning.
+        fill: "pad" (with zeros) or "repeat", for clips that are shorter.
+        seed: of the random crops.
+        teacher: logits by clip.
+        partial_teacher: whether clips without logits of the teacher are allowed.
+        workers: processes that decode; 0 for none.
+        rank: number of this process.
+        world: number of processes.
+        drop_last: whether an incomplete last batch is left out.
+        max_bad: share of an epoch's clips that may be bad.
+        pin_memory: whether batches are copied to page-locked memory.
+        context: how workers start ("fork", "spawn", "forkserver"); None for the platform's default.
+
+    Attributes:
+        bad: reason by key of every bad clip met so far.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        sampler: Sampler,
+        batch_size: int,
+        *,
+        seconds: float | None = None,
+        crop: str = "random",
+        fill: str = "pad",
+        seed: int = 0,
+        teacher: TeacherTable | None = None,
+        partial_teacher: bool = False,
+        workers: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        drop_last: bool = False,
+        max_bad: float = 0.05,
+        pin_memory: bool = False,
+        context: str | None = None,
+    ) -> None:
+        if crop not in ("random", "start") or fill not in FILLS:
+            raise ConfigError(f"crop and fill are {crop!r} and {fill!r}; allowed: random, start, and {', '.join(FILLS)}.")
+        if seconds is not None and not 0 < seconds <= source.max_seconds:
+            raise ConfigError(f"seconds is {seconds}; it must be above 0 and at most {source.max_seconds}.")
+        if not 0 <= max_bad <= 1 or workers < 0:
+            raise ConfigError(f"max_bad and workers are {max_bad} and {workers}; a share in [0, 1] and a number from 0 are allowed.")
+        samples = None if seconds is None else round(seconds * source.sample_rate)
+        self.source, self.max_bad = source, max_bad
+        self.bad: dict[str, str] = {}
+        self.batches = Batches(sampler, batch_size, rank=rank, world=world, drop_last=drop_last)
+        self._loader: DataLoader[tuple[Clip | BadClip, Floats | None]] = DataLoader(
+            _Presented(source, teacher, partial_teacher, samples, crop, fill, seed),
+            batch_sampler=self.batches,
+            collate_fn=_Collate(fill),
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=pin_memory,
+            multiprocessing_context=context if workers else None,
+            generator=torch.Generator().manual_seed(seed),
+        )
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def epoch(self, number: int) -> Iterator[Batch]:
+        """Yield the batches of an epoch (`Raises` as for `collated`)."""
+        for collated in self.collated(number):
+            if collated.batch is not None:
+                yield collated.batch
+
+    def collated(self, number: int) -> Iterator[Collated]:
+        """Yield the batches of an epoch with their bad clips.
+
+        Raises:
+            DataError: if more than `max_bad` of the epoch's clips are bad, all clips of a batch are bad while other processes wait,
+                or a clip is not the one that the teacher heard.
+        """
+        self.batches.epoch = number
+        allowed = self.max_bad * len(self.batches.sampler) / self.batches.world
+        met = 0
+        for collated in self._loader:
+            for clip in collated.bad:
+                met += 1
+                self._note(clip)
+            if met > allowed:
+                listed = "; ".join(f"{key}: {reason}" for key, reason in list(self.bad.items())[:5])
+                raise DataError(
+                    f"{met} bad clips in epoch {number}, more than {self.max_bad:.1%} of its {len(self.batches.sampler)} clips: {listed}. "
+                    "Repair or remove them, or allow a larger share (max_bad)."
+                )
+            if collated.batch is None and self.batches.world > 1:
+                raise DataError(f"All clips of a batch are bad: {', '.join(clip.key for clip in collated.bad)}. Repair or remove them.")
+            yield collated
+
+    def _note(self, clip: BadClip) -> None:
+        if clip.fatal:
+            raise DataError(f"{clip.key}: {clip.reason}. Make the table again from these data (dymn teach).")
+        if clip.key not in self.bad:
+            logger.warning("Skipping %s: %s", clip.key, clip.reason)
+            self.bad[clip.key] = clip.reason
+
+    def write_bad(self, path: Path) -> None:
+        """Write the list of bad clips as CSV: key, reason."""
+        text = io.StringIO()
+        writer = csv.writer(text)
+        writer.writerow(("key", "reason"))
+        writer.writerows(sorted(self.bad.items()))
+        with atomic_write(path) as file:
+            file.write(text.getvalue().encode())

@@ -1,0 +1,277 @@
+"""Datasets of single audio files, each read as it is published: what is annotated, and which file holds which clip."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from dymn.data.batch import Floats
+from dymn.data.pickles import read_npz
+from dymn.data.source import SPLITS, Catalog
+from dymn.data.stores import FileStore, Store, inside
+from dymn.errors import DataError
+
+SPLIT_NAMES = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "eval", "evaluation", "evaluate"), "test"),
+    "": "",
+}
+
+
+def read_folder(root: Path) -> tuple[Catalog, Store]:
+    """One folder per class: `root/CLASS/**/*.wav`, or `root/{train,val,test}/CLASS/…` where the splits are given.
+
+    Raises:
+        DataError: if there is no folder, no class, or an audio file lies outside the class folders.
+    """
+    from dymn import audio
+
+    _need_folder(root)
+    names = sorted(child.name for child in root.iterdir() if child.is_dir() and not child.name.startswith("."))
+    if not names:
+        raise DataError(f"{root} holds no folders. Put the clips of each class into a folder with the name of the class.")
+    split = set(names) <= set(SPLITS)
+    paths = [path for path in audio.find([root]) if path.parent != root]
+    keys = tuple(path.relative_to(root).as_posix() for path in paths)
+    depth = 1 if split else 0
+    parts = [key.split("/") for key in keys]
+    lost = [key for key, part in zip(keys, parts, strict=True) if len(part) < depth + 2]
+    if lost:
+        raise DataError(f"{root / lost[0]} does not lie in the folder of a class.")
+    classes = [part[depth] for part in parts]
+    labels = tuple(sorted(set(classes)))
+    return Catalog(
+        keys=keys,
+        labels=labels,
+        targets=multi_hot([[name] for name in classes], labels, root),
+        splits=tuple(part[0] for part in parts) if split else (),
+    ), FileStore(paths)
+
+
+def read_csv(
+    manifest: Path,
+    *,
+    root: str | Path | None = None,
+    labels: Sequence[str] | None = None,
+    separator: str | None = None,
+) -> tuple[Catalog, Store]:
+    """A manifest with the columns path, labels and, if wanted, split and fold.
+
+    Args:
+        manifest: the CSV file. Several labels of a clip are separated by ";" or ",".
+        root: the folder that the paths start from; None for that of the manifest.
+        labels: names of the classes in the wanted order; None for those found, sorted.
+        separator: between labels; None for ";" if any clip has one, else ",".
+
+    Raises:
+        DataError: if a column is missing, a path leads outside `root`, or a class is unknown.
+    """
+    rows = table(manifest)
+    path_column = _column(rows, ("path", "filename", "file", "fname"), manifest)
+    label_column = _column(rows, ("labels", "label", "category", "class"), manifest)
+    sign = separator or (";" if any(";" in row[label_column] for row in rows) else ",")
+    names = [[name.strip() for name in row[label_column].split(sign) if name.strip()] for row in rows]
+    classes = tuple(labels) if labels is not None else tuple(sorted({name for clip in names for name in clip}))
+    folder = Path(root) if root is not None else manifest.parent
+    return Catalog(
+        keys=tuple(row[path_column] for row in rows),
+        labels=classes,
+        targets=multi_hot(names, classes, manifest),
+        splits=tuple(split_name(row["split"], manifest) for row in rows) if "split" in rows[0] else (),
+        folds=tuple(number(row["fold"], manifest) for row in rows) if "fold" in rows[0] else (),
+    ), FileStore([inside(folder, row[path_column]) for row in rows])
+
+
+def read_esc50(root: Path) -> tuple[Catalog, Store]:
+    """ESC-50: `meta/esc50.csv` and `audio/`; five folds."""
+    return _esc(root, root / "meta" / "esc50.csv", table(root / "meta" / "esc50.csv"))
+
+
+def read_esc10(root: Path) -> tuple[Catalog, Store]:
+    """ESC-10: `meta/esc10.csv`, or the rows of `meta/esc50.csv` that say esc10; and `audio/`; five folds."""
+    own = root / "meta" / "esc10.csv"
+    if own.is_file():
+        return _esc(root, own, table(own))
+    whole = root / "meta" / "esc50.csv"
+    rows = table(whole)
+    _column(rows, ("esc10",), whole)
+    return _esc(root, whole, [row for row in rows if row["esc10"].strip().lower() == "true"])
+
+
+def _esc(root: Path, meta: Path, rows: list[dict[str, str]]) -> tuple[Catalog, Store]:
+    for name in ("filename", "fold", "target", "category"):
+        _column(rows, (name,), meta)
+    numbers = {row["category"]: number(row["target"], meta) for row in rows}
+    labels = tuple(sorted(numbers, key=numbers.__getitem__))
+    return Catalog(
+        keys=tuple(row["filename"] for row in rows),
+        labels=labels,
+        targets=multi_hot([[row["category"]] for row in rows], labels, meta),
+        folds=tuple(number(row["fold"], meta) for row in rows),
+    ), FileStore([inside(root / "audio", row["filename"]) for row in rows])
+
+
+def read_fsd50k(root: Path) -> tuple[Catalog, Store]:
+    """FSD50K: `FSD50K.ground_truth/{dev,eval,vocabulary}.csv` beside `FSD50K.{dev,eval}_audio/`.
+
+    The splits are those of dev.csv (train, val); the evaluation set is "test". A part that is absent is left out.
+    """
+    truth = root / "FSD50K.ground_truth"
+    vocabulary = [row[1] for row in csv_rows(truth / "vocabulary.csv") if len(row) >= 2]
+    keys: list[str] = []
+    names: list[list[str]] = []
+    splits: list[str] = []
+    paths: list[Path] = []
+    for part in ("dev", "eval"):
+        listing, folder = truth / f"{part}.csv", root / f"FSD50K.{part}_audio"
+        if not listing.is_file() or not folder.is_dir():
+            continue
+        for row in table(listing):
+            keys.append(row["fname"])
+            names.append(row["labels"].split(","))
+            splits.append(split_name(row["split"], listing) if part == "dev" else "test")
+            paths.append(inside(folder, f"{row['fname']}.wav"))
+    if not keys:
+        raise DataError(f"{root} holds neither FSD50K.dev_audio nor FSD50K.eval_audio with its list in FSD50K.ground_truth.")
+    targets = multi_hot(names, vocabulary, truth)
+    return Catalog(tuple(keys), tuple(vocabulary), targets, splits=tuple(splits)), FileStore(paths)
+
+
+def read_openmic(root: Path) -> tuple[Catalog, Store]:
+    """OpenMIC-2018: `openmic-2018.npz`, `class-map.json`, `partitions/split01_{train,test}.csv` and `audio/XXX/KEY.ogg`.
+
+    A probability above 0.5 is positive; classes without annotation are masked.
+    """
+    archive = root / "openmic-2018.npz"
+    arrays = read_npz(archive, ("Y_true", "Y_mask", "sample_key"))
+    keys = tuple(str(key) for key in arrays["sample_key"])
+    try:
+        class_map = json.loads((root / "class-map.json").read_text(encoding="utf-8"))
+        labels = tuple(sorted(class_map, key=class_map.__getitem__))
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise DataError(f"{root / 'class-map.json'} must map class names to columns: {error}.") from error
+    if sorted(class_map.values()) != list(range(len(labels))):
+        raise DataError(f"{root / 'class-map.json'} must number its classes from 0 without gaps.")
+    if arrays["Y_true"].shape != (len(keys), len(labels)) or arrays["Y_mask"].shape != (len(keys), len(labels)):
+        raise DataError(f"{archive}: Y_true and Y_mask must both be {[len(keys), len(labels)]}.")
+    part = {
+        row[0].strip(): split
+        for split in ("train", "test")
+        for row in csv_rows(root / "partitions" / f"split01_{split}.csv")
+        if row and row[0].strip()
+    }
+    mask = arrays["Y_mask"].astype(bool)
+    return Catalog(
+        keys=keys,
+        labels=labels,
+        targets=((arrays["Y_true"] > 0.5) & mask).astype(np.float32),
+        masks=mask.astype(np.uint8),
+        splits=tuple(part.get(key, "") for key in keys),
+    ), FileStore([inside(root / "audio", f"{key[:3]}/{key}.ogg") for key in keys])
+
+
+def read_tau(root: Path) -> tuple[Catalog, Store]:
+    """TAU Urban Acoustic Scenes 2020 Mobile (DCASE20), development: `meta.csv`, `evaluation_setup/fold1_{train,evaluate}.csv`, `audio/`.
+
+    Clips that the setup leaves out have no split.
+    """
+    meta = root / "meta.csv"
+    rows = table(meta, "\t")
+    _column(rows, ("filename",), meta)
+    _column(rows, ("scene_label",), meta)
+    part: dict[str, str] = {}
+    for name in ("train", "evaluate"):
+        setup = root / "evaluation_setup" / f"fold1_{name}.csv"
+        part.update({row["filename"]: split_name(name, setup) for row in table(setup, "\t")})
+    labels = tuple(sorted({row["scene_label"] for row in rows}))
+    return Catalog(
+        keys=tuple(row["filename"] for row in rows),
+        labels=labels,
+        targets=multi_hot([[row["scene_label"]] for row in rows], labels, meta),
+        splits=tuple(part.get(row["filename"], "") for row in rows),
+    ), FileStore([inside(root, row["filename"]) for row in rows])
+
+
+def multi_hot(names: Sequence[Iterable[str]], labels: Sequence[str], where: Path) -> Floats:
+    """Return [N, C] with 1 where a clip has a label.
+
+    Raises:
+        DataError: if a clip has a label that is not among `labels`.
+    """
+    column = {label: c for c, label in enumerate(labels)}
+    targets = np.zeros((len(names), len(labels)), dtype=np.float32)
+    for row, clip in enumerate(names):
+        for name in clip:
+            if name not in column:
+                raise DataError(f"{where} has a clip of class {name!r}, which is not among the {len(labels)} classes.")
+            targets[row, column[name]] = 1.0
+    return targets
+
+
+def csv_rows(path: Path, delimiter: str = ",") -> list[list[str]]:
+    """Return the rows of a CSV file without interpreting a header.
+
+    Raises:
+        DataError: if the file cannot be read.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            return list(csv.reader(file, delimiter=delimiter))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path} cannot be read as a table: {error}.") from error
+
+
+def table(path: Path, delimiter: str = ",") -> list[dict[str, str]]:
+    """Return the rows of a CSV file by column name; there is at least one.
+
+    Raises:
+        DataError: if the file cannot be read, is empty, or a row has more or fewer values than the header.
+    """
+    header, *rows = csv_rows(path, delimiter) or [[]]
+    rows = [row for row in rows if row]
+    if not rows:
+        raise DataError(f"{path} is empty; a header and at least one row are needed.")
+    for line, row in enumerate(rows, start=2):
+        if len(row) != len(header):
+            raise DataError(f"{path}, row {line}: {len(row)} values where the header has {len(header)}.")
+    return [dict(zip((name.strip() for name in header), row, strict=True)) for row in rows]
+
+
+def split_name(name: str, where: Path) -> str:
+    """Return "train", "val", "test" or "" for what a dataset calls its split.
+
+    Raises:
+        DataError: if the name is unknown.
+    """
+    if name.strip().lower() not in SPLIT_NAMES:
+        raise DataError(f"{where} has a split {name!r}; allowed: {', '.join(filter(None, SPLIT_NAMES))}.")
+    return SPLIT_NAMES[name.strip().lower()]
+
+
+def number(text: str, where: Path) -> int:
+    """Return a whole number of a table.
+
+    Raises:
+        DataError: if it is none.
+    """
+    try:
+        return int(text)
+    except ValueError as error:
+        raise DataError(f"{where}: {text!r} is not a whole number.") from error
+
+
+def _column(rows: list[dict[str, str]], names: Sequence[str], where: Path) -> str:
+    for name in names:
+        if rows and name in rows[0]:
+            return name
+    raise DataError(f"{where} needs a column {' or '.join(names)}; it has {', '.join(rows[0]) if rows else 'no rows'}.")
+
+
+def _need_folder(root: Path) -> None:
+    if not root.is_dir():
+        raise DataError(f"{root} is not a folder.")

@@ -1,0 +1,148 @@
+"""Which clips an epoch presents, in which order: one global sequence, cut into batches and shared among processes.
+
+The sequence depends on (seed, epoch) alone, never on the number of workers or processes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from dymn.data.source import Source
+from dymn.errors import ConfigError, DataError
+
+logger = logging.getLogger(__name__)
+
+Order = npt.NDArray[np.int64]
+
+
+class Draw(NamedTuple):
+    """One presentation: which clip, and the place in the epoch from which its random crop is drawn."""
+
+    epoch: int
+    place: int
+    clip: int
+
+
+class Sampler(Protocol):
+    """Gives the order of an epoch."""
+
+    def order(self, epoch: int) -> Order:
+        """Return the positions of the clips to present in this epoch."""
+        ...
+
+    def __len__(self) -> int: ...
+
+
+class PlainSampler:
+    """Every clip once an epoch, shuffled or in order; with `draws`, that many presentations in as many passes as it takes."""
+
+    def __init__(self, n: int, seed: int = 0, *, shuffle: bool = True, draws: int | None = None) -> None:
+        if n < 1 or (draws is not None and draws < 1):
+            raise ConfigError(f"n and draws are {n} and {draws}; both must be at least 1.")
+        self.n, self.seed, self.shuffle = n, seed, shuffle
+        self.draws = draws if draws is not None else n
+
+    def __len__(self) -> int:
+        return self.draws
+
+    def order(self, epoch: int) -> Order:
+        """Return whole passes, and the beginning of one more if `draws` is no multiple of the number of clips."""
+        generator = np.random.default_rng((self.seed, epoch))
+        passes = -(-self.draws // self.n)
+        order = [generator.permutation(self.n) if self.shuffle else np.arange(self.n) for _ in range(passes)]
+        return np.concatenate(order)[: self.draws].astype(np.int64)
+
+
+class BalancedSampler:
+    """Rare classes more often (Sec. IV-A): a clip's weight is the sum of 1000 / (100 + count) over its classes.
+
+    An epoch is `draws` clips without replacement (all clips that have a class, if they are fewer).
+    """
+
+    def __init__(self, source: Source, seed: int = 0, *, draws: int = 100_000) -> None:
+        if draws < 1:
+            raise ConfigError(f"draws is {draws}; it must be at least 1.")
+        self.seed = seed
+        weights = clip_weights(source)
+        labelled = int((weights > 0).sum())
+        if labelled == 0:
+            raise DataError("No clip has a label, so that classes cannot be balanced. Use plain sampling.")
+        if labelled < draws:
+            logger.info("An epoch is %d clips: so many have labels, fewer than the %d draws asked for.", labelled, draws)
+        self.draws = min(draws, labelled)
+        with np.errstate(divide="ignore"):
+            self._log_weights = np.log(weights)
+
+    def __len__(self) -> int:
+        return self.draws
+
+    def order(self, epoch: int) -> Order:
+        """Return the positions in the order in which drawing one after the other without replacement gives them.
+
+        The largest of log(weight) + Gumbel noise are distributed like such draws.
+        """
+        generator = np.random.default_rng((self.seed, epoch))
+        scores = self._log_weights + generator.gumbel(size=len(self._log_weights))
+        chosen = np.argpartition(-scores, self.draws - 1)[: self.draws]
+        return chosen[np.argsort(-scores[chosen], kind="stable")].astype(np.int64)
+
+
+def class_counts(source: Source, rows: int = 65_536) -> npt.NDArray[np.int64]:
+    """Return how many clips are positive for each class [C] (annotated, and above 0.5)."""
+    counts = np.zeros(len(source.labels), dtype=np.int64)
+    for start in range(0, len(source), rows):
+        counts += _positive(source, slice(start, start + rows)).sum(axis=0)
+    return counts
+
+
+def clip_weights(source: Source, rows: int = 65_536) -> npt.NDArray[np.float64]:
+    """Return the sampling weight of every clip [N]."""
+    per_class = 1000.0 / (100.0 + class_counts(source, rows))
+    parts = [_positive(source, slice(start, start + rows)) @ per_class for start in range(0, len(source), rows)]
+    return np.concatenate(parts)
+
+
+class Batches:
+    """Cuts the order of an epoch into batches, and each batch into the shares of the processes (a batch sampler for torch).
+
+    Set `epoch` before iterating. Every process goes through the same global batches and takes each `world`-th clip of them.
+
+    Args:
+        sampler: gives the order.
+        batch_size: of the global batch.
+        rank: number of this process.
+        world: number of processes.
+        drop_last: whether an incomplete last batch is left out.
+    """
+
+    def __init__(self, sampler: Sampler, batch_size: int, *, rank: int = 0, world: int = 1, drop_last: bool = False) -> None:
+        if batch_size < 1 or world < 1 or not 0 <= rank < world or batch_size % world:
+            raise ConfigError(
+                f"batch_size, rank and world are {batch_size}, {rank} and {world}; "
+                "the batch must be a multiple of world, and rank must be below it."
+            )
+        self.sampler, self.batch_size, self.rank, self.world, self.drop_last = sampler, batch_size, rank, world, drop_last
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        whole, rest = divmod(len(self.sampler), self.batch_size)
+        return whole + (rest > self.rank and not self.drop_last)
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        order = self.sampler.order(self.epoch)
+        for start in range(0, len(order), self.batch_size):
+            if self.drop_last and start + self.batch_size > len(order):
+                return
+            stop = min(start + self.batch_size, len(order))
+            share = [Draw(self.epoch, place, int(order[place])) for place in range(start + self.rank, stop, self.world)]
+            if share:
+                yield share
+
+
+def _positive(source: Source, rows: slice) -> npt.NDArray[np.bool_]:
+    return (source.catalog.target_rows(rows) > 0.5) & (source.catalog.mask_rows(rows) > 0)

@@ -1,0 +1,204 @@
+"""A dataset as the loop sees it: a catalog of what is annotated, and a store of the encoded audio."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from torch.utils.data import Dataset
+
+from dymn.data.batch import BadClip, Clip, Floats
+from dymn.data.stores import Store
+from dymn.errors import AudioError, DataError
+
+MAX_SECONDS = 600.0
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """What is known of N clips without their audio.
+
+    Attributes:
+        keys: one name a clip, unique.
+        labels: names of the C classes.
+        targets: annotation, [N, C] float32, or uint8 [N, ceil(C / 8)] with `packed` (as `np.packbits` makes it).
+        masks: [N, C], 1 where annotated; None if all is.
+        splits: "train", "val", "test" or "" for each clip; empty if the dataset has no splits.
+        folds: number of the fold of each clip; empty if the dataset has none.
+        packed: whether `targets` are packed bits.
+    """
+
+    keys: tuple[str, ...]
+    labels: tuple[str, ...]
+    targets: npt.NDArray[np.generic]
+    masks: npt.NDArray[np.generic] | None = None
+    splits: tuple[str, ...] = ()
+    folds: tuple[int, ...] = ()
+    packed: bool = False
+
+    def __post_init__(self) -> None:
+        n, classes = len(self.keys), len(self.labels)
+        if n == 0:
+            raise DataError("The dataset holds no clips. Check its path and the split.")
+        if len(set(self.keys)) != n:
+            raise DataError(f"The dataset names {_first_duplicate(self.keys)!r} twice; every clip needs a name of its own.")
+        if classes == 0 or len(set(self.labels)) != classes:
+            raise DataError("The dataset needs at least one class, and every class a name of its own.")
+        columns = (classes + 7) // 8 if self.packed else classes
+        if self.targets.shape != (n, columns):
+            raise DataError(f"Targets have shape {list(self.targets.shape)}; {[n, columns]} belongs to {n} clips and {classes} classes.")
+        if self.masks is not None and self.masks.shape != (n, classes):
+            raise DataError(f"Masks have shape {list(self.masks.shape)}; it must be {[n, classes]}.")
+        if not self.packed and not np.isfinite(self.targets.astype(np.float32)).all():
+            raise DataError("The dataset's targets hold values that are not finite.")
+        for name in ("splits", "folds"):
+            if len(getattr(self, name)) not in (0, n):
+                raise DataError(f"{name} has {len(getattr(self, name))} entries for {n} clips.")
+
+    def take(self, indices: Sequence[int]) -> Catalog:
+        """Return the catalog of some of the clips."""
+        rows = np.asarray(indices, dtype=np.int64)
+        return dataclasses.replace(
+            self,
+            keys=tuple(self.keys[i] for i in rows),
+            targets=self.targets[rows],
+            masks=None if self.masks is None else self.masks[rows],
+            splits=tuple(self.splits[i] for i in rows) if self.splits else (),
+            folds=tuple(self.folds[i] for i in rows) if self.folds else (),
+        )
+
+    def target_rows(self, rows: slice | npt.NDArray[np.int64]) -> Floats:
+        """Return the targets of some clips as float32 [rows, C]."""
+        chosen = self.targets[rows]
+        if self.packed:
+            chosen = np.unpackbits(chosen.astype(np.uint8), axis=1, count=len(self.labels))
+        return chosen.astype(np.float32)
+
+    def mask_rows(self, rows: slice | npt.NDArray[np.int64]) -> Floats:
+        """Return the masks of some clips as float32 [rows, C]."""
+        if self.masks is None:
+            return np.ones((len(self.targets[rows]), len(self.labels)), dtype=np.float32)
+        return self.masks[rows].astype(np.float32)
+
+
+class Source(Dataset["Clip | BadClip"]):
+    """A map-style dataset of clips, decoded and resampled when they are asked for (in the worker process that asks).
+
+    A clip that cannot be decoded comes as `BadClip` with the reason.
+    """
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        store: Store,
+        *,
+        name: str = "",
+        indices: Sequence[int] | None = None,
+        sample_rate: int = 32_000,
+        max_seconds: float = MAX_SECONDS,
+    ) -> None:
+        self.name = name
+        self.sample_rate = sample_rate
+        self.max_seconds = max_seconds
+        self.store = store
+        self.full = catalog
+        self.indices = np.arange(len(catalog.keys)) if indices is None else np.asarray(indices, dtype=np.int64)
+        self.catalog = catalog if indices is None else catalog.take(self.indices.tolist())
+        self.keys = list(self.catalog.keys)
+        self.labels = self.catalog.labels
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, i: int) -> Clip | BadClip:
+        if not -len(self) <= i < len(self):
+            raise IndexError(f"There is no clip {i} among {len(self)}.")
+        i = range(len(self))[i]
+        read = self.read(i)
+        if isinstance(read, BadClip):
+            return read
+        waveform, mark = read
+        row = slice(i, i + 1)
+        return Clip(self.keys[i], waveform, self.catalog.target_rows(row)[0], self.catalog.mask_rows(row)[0], mark)
+
+    def read(self, i: int) -> tuple[Floats, int] | BadClip:
+        """Return waveform [N] and fingerprint of clip `i`, or why there is none."""
+        try:
+            content = self.store.read(int(self.indices[i]))
+            return decode(content, self.sample_rate, self.max_seconds), fingerprint(content)
+        except (AudioError, DataError, OSError) as error:
+            return BadClip(self.keys[i], str(error) or type(error).__name__)
+
+    @property
+    def targets(self) -> Floats:
+        """Annotation of all clips [N, C], made on each call (4 bytes a value: 4 GB for the whole of AudioSet)."""
+        return self.catalog.target_rows(slice(None))
+
+    @property
+    def masks(self) -> Floats:
+        """Which annotations count [N, C], made on each call."""
+        return self.catalog.mask_rows(slice(None))
+
+    @property
+    def digest(self) -> str:
+        """A SHA-256 over names, classes, annotations and sizes of all clips, in order: the same on every machine."""
+        sizes = self.store.sizes()
+        parts = [*self.labels, *self.keys, *(str(sizes[i]) for i in self.indices)]
+        digest = hashlib.sha256("\0".join(parts).encode())
+        digest.update(np.ascontiguousarray(self.catalog.targets).tobytes())
+        digest.update(b"" if self.catalog.masks is None else np.ascontiguousarray(self.catalog.masks).tobytes())
+        return digest.hexdigest()
+
+    def stamp(self) -> str:
+        """A SHA-256 that also changes when any file of the dataset is written again."""
+        return hashlib.sha256("\0".join([self.digest, *self.store.stamps()]).encode()).hexdigest()
+
+    def where(self, indices: Sequence[int]) -> Source:
+        """Return the source of some of its clips, by position."""
+        if len(indices) == 0:
+            raise DataError(f"No clip of {self.name or 'the dataset'} is left. Check split and fold.")
+        rows = self.indices[np.asarray(indices, dtype=np.int64)]
+        return Source(
+            self.full, self.store, name=self.name, indices=rows.tolist(), sample_rate=self.sample_rate, max_seconds=self.max_seconds
+        )
+
+
+def decode(content: bytes, sample_rate: int, max_seconds: float = MAX_SECONDS) -> Floats:
+    """Decode an audio file to mono float32 [N]; what is longer than `max_seconds` is cut, without decoding the rest.
+
+    Raises:
+        AudioError: if it cannot be decoded or holds no sound.
+    """
+    from dymn import audio
+
+    limit = int(max_seconds * sample_rate)
+    blocks: list[Floats] = []
+    length = 0
+    for block in audio.stream(io.BytesIO(content), sample_rate):
+        blocks.append(block)
+        length += len(block)
+        if length >= limit:
+            break
+    if length == 0:
+        raise AudioError("The file holds no samples.")
+    return (blocks[0] if len(blocks) == 1 else np.concatenate(blocks))[:limit]
+
+
+def fingerprint(content: bytes) -> int:
+    """Return a 63-bit digest of encoded bytes, never 0."""
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big") >> 1 | 1
+
+
+def _first_duplicate(names: Sequence[str]) -> str:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    return ""

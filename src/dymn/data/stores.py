@@ -1,0 +1,212 @@
+"""Where the encoded bytes of clips lie: single files, members of tar shards, rows of HDF5 files.
+
+A store opens its files on first use in each process, so that it can be sent to worker processes and survives a fork. Names that
+come from a manifest or an archive never lead outside the dataset, and sizes are bounded.
+"""
+
+from __future__ import annotations
+
+import os
+import tarfile
+from collections.abc import Callable, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from dymn.errors import DataError, MissingExtraError
+
+MAX_BYTES = 512 * 2**20
+
+Handle = TypeVar("Handle")
+
+
+class Store:
+    """Encoded clips by position."""
+
+    def read(self, i: int) -> bytes:
+        """Return the encoded bytes of clip `i`.
+
+        Raises:
+            OSError, DataError: if they cannot be read, or are more than `MAX_BYTES`.
+        """
+        raise NotImplementedError
+
+    def sizes(self) -> list[int]:
+        """Return the size of every clip in bytes, as far as it is known without reading (-1 where missing or unknown)."""
+        raise NotImplementedError
+
+    def stamps(self) -> list[str]:
+        """Return what changes when a file of the store is written again: names, sizes and times."""
+        raise NotImplementedError
+
+
+class Opened(Generic[Handle]):
+    """Open files by path, one set for each process: after a fork, or in a worker that got a pickled copy, they are opened again."""
+
+    def __init__(self, opener: Callable[[Path], Handle]) -> None:
+        self._opener = opener
+        self._process = -1
+        self._handles: dict[Path, Handle] = {}
+
+    def __getitem__(self, path: Path) -> Handle:
+        if self._process != os.getpid():
+            self._process, self._handles = os.getpid(), {}
+        if path not in self._handles:
+            self._handles[path] = self._opener(path)
+        return self._handles[path]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_opener": self._opener, "_process": -1, "_handles": {}}
+
+
+def inside(root: Path, name: str) -> Path:
+    """Return the path of `name` below `root`.
+
+    Raises:
+        DataError: if `name` is empty, absolute, or leads outside `root` (through ".." or a link).
+    """
+    relative = PurePosixPath(name.replace("\\", "/"))
+    if not name or "\0" in name or relative.is_absolute() or ".." in relative.parts or Path(name).is_absolute():
+        raise DataError(f"{name!r} is not a path inside {root}. Write paths relative to that folder, or name another folder as root.")
+    path = root / relative
+    if path.is_symlink() or path.parent.is_symlink() or path.exists():
+        resolved = path.resolve()
+        if not resolved.is_relative_to(root.resolve()):
+            raise DataError(f"{name!r} leads to {resolved}, outside {root}. Name a folder that holds all files as root.")
+    return path
+
+
+class FileStore(Store):
+    """One file a clip."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths = list(paths)
+
+    def read(self, i: int) -> bytes:
+        """Return the file's content."""
+        with self.paths[i].open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise DataError(f"{self.paths[i]} is larger than {MAX_BYTES} bytes. Cut it into clips first.")
+        return content
+
+    def sizes(self) -> list[int]:
+        """Return file sizes, -1 where there is no file."""
+        return [path.stat().st_size if path.is_file() else -1 for path in self.paths]
+
+    def stamps(self) -> list[str]:
+        """Return path, size and time of every file."""
+        return [_stamp(path) for path in self.paths]
+
+
+class Member(NamedTuple):
+    """One member of a tar file: where its bytes lie."""
+
+    path: Path
+    offset: int
+    size: int
+
+
+class TarStore(Store):
+    """Members of tar files, read in place: the archives are never unpacked."""
+
+    def __init__(self, members: Sequence[Member]) -> None:
+        self.members = list(members)
+        self._files = Opened(_open_binary)
+
+    def read(self, i: int) -> bytes:
+        """Return the member's content."""
+        return read_member(self.members[i], self._files)
+
+    def sizes(self) -> list[int]:
+        """Return member sizes."""
+        return [member.size for member in self.members]
+
+    def stamps(self) -> list[str]:
+        """Return path, size and time of every archive."""
+        return [_stamp(path) for path in sorted({member.path for member in self.members})]
+
+
+def read_member(member: Member, files: Opened[Any]) -> bytes:
+    """Return the content of a tar member."""
+    if member.size > MAX_BYTES:
+        raise DataError(f"A member of {member.path} has {member.size} bytes; at most {MAX_BYTES} are allowed.")
+    file = files[member.path]
+    file.seek(member.offset)
+    content: bytes = file.read(member.size)
+    if len(content) != member.size:
+        raise DataError(f"{member.path} ends before byte {member.offset + member.size}. The file is incomplete; get it again.")
+    return content
+
+
+def tar_members(path: Path) -> dict[str, Member]:
+    """Return the regular files of a tar archive by name, in the archive's order.
+
+    Raises:
+        DataError: if the archive cannot be read, is compressed, or names a file twice.
+    """
+    members: dict[str, Member] = {}
+    try:
+        with tarfile.open(path, mode="r:") as archive:
+            for info in archive:
+                if not info.isreg():
+                    continue
+                name = info.name.removeprefix("./")
+                if name in members:
+                    raise DataError(f"{path} holds {name!r} twice.")
+                members[name] = Member(path, info.offset_data, info.size)
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise DataError(f"{path} is not an uncompressed tar archive, or is damaged: {error}.") from error
+    return members
+
+
+class Hdf5Store(Store):
+    """Rows of a variable-length uint8 dataset in HDF5 files, one encoded file a row."""
+
+    def __init__(self, rows: Sequence[tuple[Path, int]], dataset: str) -> None:
+        self.rows = list(rows)
+        self.dataset = dataset
+        self._files = Opened(open_hdf5)
+
+    def read(self, i: int) -> bytes:
+        """Return the bytes of the row."""
+        path, row = self.rows[i]
+        content = self._files[path][self.dataset][row].tobytes()
+        if len(content) > MAX_BYTES:
+            raise DataError(f"Row {row} of {path} has {len(content)} bytes; at most {MAX_BYTES} are allowed.")
+        return bytes(content)
+
+    def sizes(self) -> list[int]:
+        """Return -1 for every row: HDF5 tells the size only when the row is read."""
+        return [-1] * len(self.rows)
+
+    def stamps(self) -> list[str]:
+        """Return path, size and time of every file."""
+        return [_stamp(path) for path in sorted({path for path, _ in self.rows})]
+
+
+def open_hdf5(path: Path) -> Any:
+    """Open an HDF5 file for reading.
+
+    Raises:
+        MissingExtraError: if h5py is not installed.
+        DataError: if the file cannot be read.
+    """
+    try:
+        import h5py
+    except ImportError as error:
+        raise MissingExtraError("Reading HDF5 datasets", "hdf5") from error
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        raise DataError(f"{path} is not a readable HDF5 file: {error}.") from error
+
+
+def _open_binary(path: Path) -> Any:
+    return path.open("rb")
+
+
+def _stamp(path: Path) -> str:
+    if not path.exists():
+        return f"{path}\0missing"
+    status = path.stat()
+    return f"{path.resolve()}\0{status.st_size}\0{status.st_mtime_ns}"

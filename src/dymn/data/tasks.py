@@ -1,0 +1,150 @@
+"""The datasets that dymn knows: one entry each. A new one needs an entry here and, if its layout is new, a reader."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dymn.data.archives import read_audioset_hdf5, read_fsd50k_hdf5, read_openmic_hdf5, read_shards
+from dymn.data.readers import read_csv, read_esc10, read_esc50, read_folder, read_fsd50k, read_openmic, read_tau
+from dymn.data.source import MAX_SECONDS, SPLITS, Catalog, Source
+from dymn.data.stores import Store
+from dymn.errors import ConfigError, DataError
+
+Reader = Callable[..., tuple[Catalog, Store]]
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """What distinguishes one dataset from another in training and evaluation.
+
+    Attributes:
+        reader: reads the published layout: (path, **options) → catalog and store.
+        classes: number of classes; None where the data tell.
+        loss: "bce" (any number of classes at once) or "ce" (exactly one).
+        metric: what counts: a key of what `dymn.metrics.evaluate` returns.
+        masked: whether some annotations are missing.
+        folds: number of folds whose test results are averaged; 0 where there are fixed splits.
+        seconds: length of a training clip.
+        whole: whether evaluation takes whole clips of any length (`seconds` cuts only in training).
+    """
+
+    reader: Reader
+    classes: int | None
+    loss: str
+    metric: str
+    masked: bool = False
+    folds: int = 0
+    seconds: float = 10.0
+    whole: bool = False
+
+
+TASKS: dict[str, TaskSpec] = {
+    "folder": TaskSpec(read_folder, None, "ce", "accuracy"),
+    "csv": TaskSpec(read_csv, None, "bce", "mAP"),
+    "esc50": TaskSpec(read_esc50, 50, "ce", "accuracy", folds=5, seconds=5.0),
+    "esc10": TaskSpec(read_esc10, 10, "ce", "accuracy", folds=5, seconds=5.0),
+    "fsd50k": TaskSpec(read_fsd50k, 200, "bce", "mAP", whole=True),
+    "fsd50k_hdf5": TaskSpec(read_fsd50k_hdf5, 200, "bce", "mAP", whole=True),
+    "openmic": TaskSpec(read_openmic, 20, "bce", "mAP", masked=True),
+    "openmic_hdf5": TaskSpec(read_openmic_hdf5, 20, "bce", "mAP", masked=True),
+    "tau": TaskSpec(read_tau, 10, "ce", "accuracy"),
+    "audioset_hdf5": TaskSpec(read_audioset_hdf5, 527, "bce", "mAP"),
+    "shards": TaskSpec(read_shards, None, "bce", "mAP"),
+}
+
+
+def open_source(
+    kind: str,
+    path: str | Path,
+    split: str | None = None,
+    *,
+    fold: int | None = None,
+    holdout: float | None = None,
+    sample_rate: int = 32_000,
+    max_seconds: float = MAX_SECONDS,
+    **options: Any,
+) -> Source:
+    """Open a dataset, or one split of it.
+
+    Args:
+        kind: a key of `TASKS`.
+        path: where the dataset lies, in its published layout.
+        split: "train", "val" or "test"; None for all clips.
+        fold: for datasets in folds: "test" is this fold, "train" the others.
+        holdout: share of the training clips of every class that are "val" where the dataset has no such split; they are chosen by a
+            digest of their names, so that the choice never changes. None for 0.2 if there are neither splits nor folds, else 0.
+        sample_rate: of the waveforms, in Hz.
+        max_seconds: longer recordings are cut.
+        options: of the reader (`csv`: root, labels, separator; `shards`: labels).
+
+    Raises:
+        ConfigError: if an argument is not allowed.
+        DataError: if the dataset is missing, damaged, or has no such split.
+    """
+    if kind not in TASKS:
+        raise ConfigError(f"kind is {kind!r}; allowed: {', '.join(TASKS)}.")
+    path = Path(path)
+    if not path.exists():
+        raise DataError(f"There is no dataset at {path}.")
+    spec = TASKS[kind]
+    try:
+        catalog, store = spec.reader(path, **options)
+    except TypeError as error:
+        if "unexpected keyword argument" not in str(error):
+            raise
+        raise ConfigError(f"The reader of {kind!r} does not take these options: {', '.join(options)}.") from error
+    source = Source(catalog, store, name=kind, sample_rate=sample_rate, max_seconds=max_seconds)
+    return select(source, split, fold=fold, holdout=holdout)
+
+
+def select(source: Source, split: str | None, *, fold: int | None = None, holdout: float | None = None) -> Source:
+    """Return one split of a source that holds all (see `open_source` for the arguments)."""
+    if split is None:
+        return source
+    if split not in SPLITS:
+        raise ConfigError(f"split is {split!r}; allowed: {', '.join(SPLITS)}, or None for all clips.")
+    part = _parts(source, fold)
+    share = holdout if holdout is not None else (0.0 if source.catalog.splits or fold is not None else 0.2)
+    if not 0 <= share < 1:
+        raise ConfigError(f"holdout is {share}; it must be in [0, 1).")
+    if share > 0 and "val" not in part:
+        held = _held_out(source, [i for i, name in enumerate(part) if name == "train"], share)
+        part = ["val" if i in held else name for i, name in enumerate(part)]
+    chosen = [i for i, name in enumerate(part) if name == split]
+    if not chosen:
+        raise DataError(
+            f"{source.name} has no clips for {split!r}; it has {', '.join(sorted(set(part) - {''})) or 'no splits'}. "
+            "Choose another split, or set holdout to keep a share of the training clips for validation."
+        )
+    return source.where(chosen)
+
+
+def _parts(source: Source, fold: int | None) -> list[str]:
+    catalog = source.catalog
+    if fold is not None:
+        if fold not in catalog.folds:
+            raise ConfigError(f"fold is {fold}; {source.name} has {sorted(set(catalog.folds)) or 'no folds'}.")
+        return ["test" if number == fold else "train" for number in catalog.folds]
+    if catalog.splits:
+        return list(catalog.splits)
+    if catalog.folds:
+        raise ConfigError(f"{source.name} comes in folds {sorted(set(catalog.folds))}. Say which of them is the test set: fold=…")
+    return ["train"] * len(source)
+
+
+def _held_out(source: Source, candidates: list[int], share: float) -> set[int]:
+    """Return a share of the candidates of every class (the first class of a clip counts): those whose names' digests come first."""
+    groups: dict[int, list[int]] = {}
+    for i in candidates:
+        groups.setdefault(int(np.argmax(source.catalog.target_rows(slice(i, i + 1))[0])), []).append(i)
+    held: set[int] = set()
+    for members in groups.values():
+        members.sort(key=lambda i: hashlib.sha256(source.keys[i].encode()).digest())
+        held.update(members[: round(len(members) * share)])
+    return held

@@ -1,0 +1,292 @@
+"""Logits of a teacher, made once for all epochs of a distillation (Sec. IV-A), and never paired with the wrong clip.
+
+A table is one .safetensors file: `logits` [N, C] float16, `keys` (UTF-8, end to end) with `key_ends` [N], and `fingerprints` [N] of
+the encoded audio that each row was made from. Its metadata names classes, models and dataset with their digests, and holds the
+digest of the content. Logits are looked up by the clip's name, never by position; the fingerprint is compared whenever a clip is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dymn.data.pickles import read_index
+from dymn.data.readers import number, table
+from dymn.data.source import Source
+from dymn.errors import DataError
+from dymn.files import atomic_write
+
+FORMAT = "dymn-teacher/1"
+MAX_HEADER = 2**26
+CHUNK = 2**22
+DTYPES = {"F16": "<f2", "I64": "<i8", "U8": "|u1"}
+
+Integers = npt.NDArray[np.int64]
+
+
+@dataclass(eq=False)
+class TeacherTable:
+    """Logits by clip.
+
+    Attributes:
+        path: of the file with the logits.
+        keys: one name a row.
+        labels: names of the C classes; empty where a published table does not tell.
+        fingerprints: of the encoded audio [N]; 0 where unknown.
+        models: name and digest of every model that was averaged.
+        source_digest: of the dataset that the table was made from; "" where unknown.
+        settings: how clips were cut and padded.
+    """
+
+    path: Path
+    keys: tuple[str, ...]
+    labels: tuple[str, ...]
+    fingerprints: Integers
+    offset: int
+    dtype: str
+    classes: int
+    models: tuple[dict[str, str], ...] = ()
+    source_digest: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
+    _logits: npt.NDArray[np.generic] | None = field(default=None, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if len(set(self.keys)) != len(self.keys):
+            raise DataError(f"{self.path} names a clip twice.")
+        if self.labels and len(self.labels) != self.classes:
+            raise DataError(f"{self.path} has {self.classes} columns for {len(self.labels)} classes.")
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_logits": None}
+
+    @property
+    def logits(self) -> npt.NDArray[np.generic]:
+        """The logits [N, C], memory-mapped."""
+        if self._logits is None:
+            self._logits = np.memmap(self.path, self.dtype, mode="r", offset=self.offset, shape=(len(self.keys), self.classes))
+        return self._logits
+
+    @classmethod
+    def open(cls, path: str | Path) -> TeacherTable:
+        """Open a table that `teach` made, and check that its content is whole.
+
+        Raises:
+            DataError: if the file is missing, is no such table, was cut, or was changed.
+        """
+        path = Path(path)
+        metadata, places = _layout(path)
+        if metadata.get("format") != FORMAT:
+            raise DataError(f"{path} is not a table of teacher logits of format {FORMAT}. Make one with dymn teach.")
+        try:
+            labels = tuple(json.loads(metadata["labels"]))
+            models = tuple(json.loads(metadata["models"]))
+            settings = json.loads(metadata["settings"])
+            arrays = {name: _mapped(path, *places[name]) for name in ("keys", "key_ends", "fingerprints", "logits")}
+            dtype, shape, offset = places["logits"]
+            keys = _split_keys(arrays["keys"], arrays["key_ends"])
+        except (KeyError, ValueError, TypeError, OSError) as error:
+            raise DataError(f"{path} is damaged: {error!r}. Make it again with dymn teach.") from error
+        if arrays["fingerprints"].shape != (len(keys),) or len(shape) != 2 or shape[0] != len(keys):
+            raise DataError(f"{path} is damaged: {len(keys)} names, {arrays['fingerprints'].shape} fingerprints, {shape} logits.")
+        if content_digest(metadata["labels"], arrays) != metadata.get("sha256"):
+            raise DataError(f"{path} is not what was written: its rows were changed, shuffled or damaged. Make it again with dymn teach.")
+        return cls(
+            path, keys, labels, np.asarray(arrays["fingerprints"]), offset, dtype, shape[1], models, metadata.get("source", ""), settings
+        )
+
+    @classmethod
+    def published(cls, logits: str | Path, index: str | Path, labels: Sequence[str] = ()) -> TeacherTable:
+        """Open a published table: an .npy of logits [N, C], and which row belongs to which clip.
+
+        Args:
+            logits: the array; float16 or float32, memory-mapped.
+            index: a .pkl (dict name → row, read without executing it) or a .csv with a column key and one row for each of the array's,
+                in its order, or with a column row.
+            labels: names of the columns, where known.
+
+        Raises:
+            DataError: if a file is missing or not of this form, or the two do not belong together.
+        """
+        path, index = Path(logits), Path(index)
+        try:
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise DataError(f"{path} is not a readable .npy file of numbers: {error}.") from error
+        if not isinstance(array, np.memmap) or array.ndim != 2 or array.dtype.kind != "f" or not array.flags.c_contiguous:
+            raise DataError(f"{path} must be an .npy file of logits [clips, classes].")
+        rows = _index_csv(index) if index.suffix == ".csv" else read_index(index)
+        if sorted(rows.values()) != list(range(len(array))):
+            raise DataError(f"{index} must name every one of the {len(array)} rows of {path} once; it names {len(rows)}.")
+        keys = tuple(sorted(rows, key=rows.__getitem__))
+        unknown = np.zeros(len(keys), dtype=np.int64)
+        return cls(path, keys, tuple(labels), unknown, int(array.offset), array.dtype.str, array.shape[1])
+
+    def match(self, source: Source, *, partial: bool = False) -> Integers:
+        """Return for every clip of a source its row in the table, -1 where there is none.
+
+        Raises:
+            DataError: if the classes differ, no clip is in the table, or some are not and `partial` is False.
+        """
+        if self.classes != len(source.labels) or (self.labels and self.labels != source.labels):
+            raise DataError(
+                f"{self.path} has logits of {self.classes} classes ({', '.join(self.labels[:3])} …), the data have {len(source.labels)} "
+                f"({', '.join(source.labels[:3])} …). Teach these data with a model of the same classes."
+            )
+        row = {key: i for i, key in enumerate(self.keys)}
+        rows = np.array([row.get(key, -1) for key in source.keys], dtype=np.int64)
+        found = int((rows >= 0).sum())
+        if found == 0:
+            raise DataError(f"{self.path} holds none of the {len(rows)} clips, e.g. {source.keys[0]!r}. It belongs to other data.")
+        if found < len(rows) and not partial:
+            missing = source.keys[int(np.argmin(rows))]
+            raise DataError(
+                f"{self.path} holds {found} of the {len(rows)} clips; {missing!r} is missing. "
+                "Teach the rest, or allow a partial table; clips without logits then count their labels only."
+            )
+        return rows
+
+
+def write_table(
+    path: str | Path,
+    keys: Sequence[str],
+    labels: Sequence[str],
+    logits: npt.NDArray[np.generic],
+    fingerprints: npt.NDArray[np.int64],
+    *,
+    models: Sequence[dict[str, str]] = (),
+    source_digest: str = "",
+    settings: dict[str, Any] | None = None,
+) -> TeacherTable:
+    """Write a table atomically and open it.
+
+    Args:
+        path: of the .safetensors file.
+        keys: N names.
+        labels: C names.
+        logits: [N, C], may be memory-mapped; stored as float16.
+        fingerprints: [N], 0 where unknown.
+        models: name and digest of every model.
+        source_digest: of the dataset.
+        settings: how clips were cut and padded.
+
+    Raises:
+        DataError: if shapes do not fit or logits are not finite in float16.
+        OSError: if the file cannot be written.
+    """
+    if logits.shape != (len(keys), len(labels)) or fingerprints.shape != (len(keys),):
+        raise DataError(
+            f"{len(keys)} names, {len(labels)} classes, logits {list(logits.shape)}, fingerprints {list(fingerprints.shape)} differ."
+        )
+    encoded = [key.encode() for key in keys]
+    arrays: dict[str, npt.NDArray[np.generic]] = {
+        "key_ends": np.cumsum([len(key) for key in encoded], dtype=np.int64),
+        "fingerprints": np.ascontiguousarray(fingerprints, dtype=np.int64),
+        "logits": logits,
+        "keys": np.frombuffer(b"".join(encoded), dtype=np.uint8),
+    }
+    label_text = json.dumps(list(labels))
+    metadata = {
+        "format": FORMAT,
+        "labels": label_text,
+        "models": json.dumps(list(models)),
+        "settings": json.dumps(settings or {}),
+        "source": source_digest,
+        "sha256": content_digest(label_text, arrays),
+    }
+    header: dict[str, Any] = {"__metadata__": metadata}
+    end = 0
+    for name, kind in (("key_ends", "I64"), ("fingerprints", "I64"), ("logits", "F16"), ("keys", "U8")):
+        size = arrays[name].size * np.dtype(DTYPES[kind]).itemsize
+        header[name] = {"dtype": kind, "shape": list(arrays[name].shape), "data_offsets": [end, end + size]}
+        end += size
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with atomic_write(path) as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for name in ("key_ends", "fingerprints", "logits", "keys"):
+            for chunk in _chunks(name, arrays[name]):
+                file.write(chunk)
+    return TeacherTable.open(path)
+
+
+def content_digest(labels: str, arrays: dict[str, npt.NDArray[np.generic]]) -> str:
+    """Return the SHA-256 of a table's classes (as JSON), names, fingerprints and logits.
+
+    Raises:
+        DataError: if logits are not finite in float16.
+    """
+    digest = hashlib.sha256(labels.encode())
+    for name in ("keys", "key_ends", "fingerprints", "logits"):
+        for chunk in _chunks(name, arrays[name]):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _chunks(name: str, array: npt.NDArray[np.generic]) -> Any:
+    step = max(1, CHUNK // max(1, array[:1].nbytes))
+    for start in range(0, len(array), step):
+        chunk = np.ascontiguousarray(array[start : start + step])
+        if name == "logits":
+            with np.errstate(over="ignore"):
+                chunk = chunk.astype("<f2")
+            if not np.isfinite(chunk).all():
+                raise DataError("Logits of the teacher are not finite in float16. Check the model.")
+        yield chunk.tobytes()
+
+
+def _layout(path: Path) -> tuple[dict[str, str], dict[str, tuple[str, tuple[int, ...], int]]]:
+    """Return metadata, and dtype, shape and place of every tensor of a .safetensors file."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > min(MAX_HEADER, size - 8):
+                raise ValueError(f"a header of {length} bytes in a file of {size}")
+            header = json.loads(file.read(length))
+        places = {}
+        for name, entry in header.items():
+            if name == "__metadata__":
+                continue
+            dtype, shape, (start, stop) = DTYPES[entry["dtype"]], tuple(int(n) for n in entry["shape"]), entry["data_offsets"]
+            expected = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+            if min(shape, default=0) < 0 or start < 0 or stop - start != expected or 8 + length + stop > size:
+                raise ValueError(f"{name} lies at {start} to {stop} of {size} bytes")
+            places[name] = (dtype, shape, 8 + length + start)
+        return dict(header["__metadata__"]), places
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error}. Make a table with dymn teach.") from error
+    except (ValueError, KeyError, TypeError, AttributeError, struct.error, RecursionError) as error:
+        raise DataError(f"{path} is not a table of teacher logits, or is incomplete: {error}. Make one with dymn teach.") from error
+
+
+def _mapped(path: Path, dtype: str, shape: tuple[int, ...], offset: int) -> npt.NDArray[np.generic]:
+    return np.memmap(path, dtype, mode="r", offset=offset, shape=shape)
+
+
+def _split_keys(blob: npt.NDArray[np.generic], ends: npt.NDArray[np.generic]) -> tuple[str, ...]:
+    data, stops = blob.tobytes(), [int(end) for end in ends.tolist()]
+    starts = [0, *stops[:-1]]
+    if any(a > b for a, b in zip(starts, stops, strict=True)) or (stops and stops[-1] != len(data)):
+        raise ValueError("the names do not fit together")
+    return tuple(data[a:b].decode() for a, b in zip(starts, stops, strict=True))
+
+
+def _index_csv(path: Path) -> dict[str, int]:
+    rows = table(path)
+    if "key" not in rows[0]:
+        raise DataError(f"{path} needs a column key; it has {', '.join(rows[0])}.")
+    index = {row["key"]: number(row["row"], path) if "row" in row else i for i, row in enumerate(rows)}
+    if len(index) != len(rows):
+        raise DataError(f"{path} names a clip twice.")
+    return index

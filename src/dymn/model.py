@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from dymn.blocks import InvertedResidual
 from dymn.config import BlockConfig, ModelConfig, check, round_channels
 from dymn.errors import ConfigError
+from dymn.hub import Pretrained
 from dymn.layers import ATTENTIONS, CONTEXTS, DynamicConv2d
 from dymn.layers.context import BatchNorm2d
 
@@ -201,7 +202,7 @@ class ConvNormAct(nn.Sequential):
         self.activation = nn.Hardswish()
 
 
-class MobileNet(nn.Module):
+class MobileNet(Pretrained):
     """The network of Table I. Which of its blocks are dynamic is the config's word; `forward` is the same for all."""
 
     def __init__(self, config: ModelConfig) -> None:

@@ -23,7 +23,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import IO, Any, BinaryIO, NamedTuple
 
 from dymn.errors import WeightsError
 from dymn.files import atomic_write
@@ -42,6 +42,13 @@ MAX_ATTEMPTS = 20
 CHUNK = 2**16
 STALE_SECONDS = 24 * 3600
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+class LocalFile(NamedTuple):
+    """A verified file on this machine."""
+
+    path: Path
+    digest: str  # SHA-256
 
 
 def cache_folder() -> Path:
@@ -79,7 +86,7 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def fetch(model: PublishedModel, validate: Callable[[Path], object], progress: Progress | None = None) -> Path:
+def fetch(model: PublishedModel, validate: Callable[[Path], object], progress: Progress | None = None) -> LocalFile:
     """Return the verified file of a model; download it if it is not in the cache, or is damaged there.
 
     Args:
@@ -96,22 +103,20 @@ def fetch(model: PublishedModel, validate: Callable[[Path], object], progress: P
     if model.packaged:
         if not path.is_file():
             raise WeightsError(f"{model.name} should come with dymn, but there is no {path}. Install dymn again, or choose another model.")
-        return path
+        return LocalFile(path, sha256_of(path))
     problem = ""
     if path.is_file():
         try:
-            _verify(path, model, validate)
+            return LocalFile(path, _verify(path, model, validate))
         except WeightsError as error:
             problem = f"The copy in the cache cannot be used: {error} "
             logger.warning("%sIt is downloaded again.", problem)
-        else:
-            return path
     try:
         _remove_stale_parts(path)
         with atomic_write(path) as file:
             _transfer(model, file, progress)
             file.flush()
-            _verify(Path(file.name), model, validate)
+            digest = _verify(Path(file.name), model, validate)
     except WeightsError as error:
         raise WeightsError(f"{problem}{error} {_by_hand(model)}") from error
     except OSError as error:
@@ -119,7 +124,7 @@ def fetch(model: PublishedModel, validate: Callable[[Path], object], progress: P
             f"{problem}{model.name} cannot be stored as {path}: {error.strerror or error}. "
             "Free some space or set DYMN_CACHE to a folder that can be written to."
         ) from error
-    return path
+    return LocalFile(path, digest)
 
 
 def check_reachable(url: str) -> None:
@@ -133,8 +138,8 @@ def _by_hand(model: PublishedModel) -> str:
     return f"To do without the download, get {model.file} from {model.url} elsewhere and place it as {place}, or give the path of a file."
 
 
-def _verify(path: Path, model: PublishedModel, validate: Callable[[Path], object]) -> None:
-    """Check a file, in the cache or on its way there, and record its digest if none is known."""
+def _verify(path: Path, model: PublishedModel, validate: Callable[[Path], object]) -> str:
+    """Check a file, in the cache or on its way there, and record its digest if none is known. Return the digest."""
     size = path.stat().st_size
     if model.size is not None and size != model.size:
         raise WeightsError(f"{model.file} has {size:,} bytes instead of {model.size:,}.")
@@ -150,6 +155,7 @@ def _verify(path: Path, model: PublishedModel, validate: Callable[[Path], object
     elif digest != expected:
         remedy = "" if model.sha256 else f" If you trust the new file, remove {record}."
         raise WeightsError(f"{model.file} has the SHA-256 {digest}, not the one {origin}, {expected}.{remedy}")
+    return digest
 
 
 @dataclass

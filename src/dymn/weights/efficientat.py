@@ -16,6 +16,7 @@ from torch import Tensor
 
 from dymn.config import BlockConfig, ModelConfig, round_channels
 from dymn.errors import ConfigError, WeightsError
+from dymn.hub import shorten
 from dymn.model import HIDDEN_CHANNELS, STRIDED, TABLE_I, MobileNet, context_size
 
 STATISTICS = ("weight", "bias", "running_mean", "running_var")
@@ -59,21 +60,22 @@ def import_efficientat(
         raise WeightsError(f"{name} does not fit an EfficientAT network: missing {error.args[0]}.") from error
     except (IndexError, ValueError) as error:
         raise WeightsError(f"{name} does not fit an EfficientAT network: {error}") from error
-    model = MobileNet(config)
+    model = MobileNet.skeleton(config)
     entries = list(_entries(state, config))
     expected = {entry.source for entry in entries}
     present = {key for key in state if not key.endswith("num_batches_tracked")}
     missing, extra = sorted(expected - present), sorted(present - expected - _constants(state, config))
     if missing or extra:
-        listed = [f"{word} {_shorten(names)}" for word, names in (("missing", missing), ("extra", extra)) if names]
+        listed = [f"{word} {shorten(names)}" for word, names in (("missing", missing), ("extra", extra)) if names]
         raise WeightsError(f"{name} does not fit an EfficientAT network: {'; '.join(listed)}.")
     target = model.state_dict()
+    values = {}
     for entry in entries:
         source, place = state[entry.source], target[entry.target]
         if source.numel() != place.numel():
             raise WeightsError(f"{name}: {entry.source} has shape {list(source.shape)}, which does not fit {list(place.shape)}.")
-        place.copy_(source.reshape(place.shape))
-    return model.eval()
+        values[entry.target] = source.reshape(place.shape)
+    return model.fill(values, name).eval()
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
@@ -252,8 +254,3 @@ def _constants(state: Mapping[str, Tensor], config: ModelConfig) -> set[str]:
             if key in state and state[key].tolist() == values:
                 names.add(key)
     return names
-
-
-def _shorten(names: Sequence[str], limit: int = 8) -> str:
-    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + rest

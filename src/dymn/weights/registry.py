@@ -135,14 +135,8 @@ MODELS = (
 REGISTRY: dict[str, PublishedModel] = {model.name: model for model in MODELS}
 
 
-def lookup(name: str) -> PublishedModel:
-    """Return the entry of a model with weights.
-
-    Raises:
-        WeightsError: if there is none of this name; the message proposes similar ones.
-    """
-    if name not in REGISTRY:
-        similar = difflib.get_close_matches(name, REGISTRY, n=3)
-        proposal = f"Did you mean {' or '.join(similar)}?" if similar else f"The models with weights are: {', '.join(REGISTRY)}."
-        raise WeightsError(f"There is no file, folder or model with weights called {name!r}. {proposal}")
-    return REGISTRY[name]
+def unknown_model(name: str) -> WeightsError:
+    """Return the error for a name that is no file, folder or entry; it proposes similar names."""
+    similar = difflib.get_close_matches(name, REGISTRY, n=3)
+    proposal = f"Did you mean {' or '.join(similar)}?" if similar else f"The models with weights are: {', '.join(REGISTRY)}."
+    return WeightsError(f"There is no file, folder or model with weights called {name!r}. {proposal}")

@@ -1,0 +1,74 @@
+"""How a recording is cut into windows, and how what is shorter than a window is filled up.
+
+The networks were trained on clips of 10 s (Sec. IV-A.1). A longer recording is cut; a shorter one is repeated, padded with
+zeros, or taken as it is. Repetition scores best with the published weights, see `benchmarks/zero_shot.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+Samples = npt.NDArray[np.float32]
+
+JOINED_SHARE = 10
+"""A remainder of up to a tenth of a window joins the window before it: 10.03 s are one window, not one of 10 s and one of 30 ms."""
+
+
+class Window(NamedTuple):
+    """A stretch of a recording: the place of its first sample, and the samples [N]."""
+
+    start: int
+    samples: Samples
+
+
+def cut(blocks: Iterable[Samples], length: int, hop: int) -> Iterator[Window]:
+    """Cut a stream of blocks [n] into windows of `length` samples that begin every `hop` samples.
+
+    Holds no more than a block and a window at a time. The last window has what is left: between a tenth of `length` and
+    `length` samples, or up to a tenth more than `length`. A recording that is shorter than that is one window. With a hop
+    above the length, what lies between the windows is passed over.
+    """
+    joined = length // JOINED_SHARE
+    buffer = np.empty(0, np.float32)
+    start = 0
+    to_skip = 0
+    for block in blocks:
+        skipped = min(to_skip, len(block))
+        to_skip -= skipped
+        buffer = np.concatenate([buffer, block[skipped:]])
+        begin = 0
+        while len(buffer) - begin > length + joined:
+            yield Window(start, buffer[begin : begin + length])
+            start += hop
+            begin += hop
+        to_skip += max(0, begin - len(buffer))
+        buffer = buffer[begin:]
+    if len(buffer) > joined or (start == 0 and len(buffer) > 0):
+        yield Window(start, buffer)
+
+
+def repeated(samples: Samples, length: int) -> Samples:
+    """Repeat the samples [n] from their beginning until there are `length`."""
+    return np.resize(samples, length)
+
+
+def padded(samples: Samples, length: int) -> Samples:
+    """Append zeros to the samples [n] until there are `length`."""
+    return np.pad(samples, (0, length - len(samples)))
+
+
+def bare(samples: Samples, length: int) -> Samples:
+    """Return the samples [n] as they are; the networks take any length."""
+    return samples
+
+
+FILLS: dict[str, Callable[[Samples, int], Samples]] = {"repeat": repeated, "pad": padded, "bare": bare}
+
+
+def fill(samples: Samples, length: int, how: str) -> Samples:
+    """Fill samples [n] up to `length` if they are fewer; `how` is a key of `FILLS`."""
+    return samples if len(samples) >= length else FILLS[how](samples, length)

@@ -1,6 +1,7 @@
 """Data: one batch, sources as published, samplers, and teacher logits that cannot be misaligned unnoticed."""
 
 from dymn.data.batch import BadClip, Batch, Clip, collate, fit
+from dymn.data.cache import cached
 from dymn.data.loader import Loader
 from dymn.data.samplers import BalancedSampler, PlainSampler, class_counts, clip_weights
 from dymn.data.source import Catalog, Source
@@ -19,6 +20,7 @@ __all__ = [
     "Source",
     "TaskSpec",
     "TeacherTable",
+    "cached",
     "class_counts",
     "clip_weights",
     "collate",

@@ -94,7 +94,7 @@ def fit(waveform: Floats, samples: int, generator: np.random.Generator | None = 
     extended at the end, with zeros or by repeating itself.
 
     Raises:
-        ConfigError: if `samples` or `pad` is not allowed.
+        ConfigError: if `samples` or `fill` is not allowed.
     """
     if samples < 1:
         raise ConfigError(f"samples is {samples}; a clip must have at least 1.")

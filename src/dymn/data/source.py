@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -87,6 +89,14 @@ class Catalog:
         return self.masks[rows].astype(np.float32)
 
 
+class Decoded(Protocol):
+    """Waveforms that are decoded already, by position in the whole catalog."""
+
+    def read(self, i: int) -> tuple[Floats, int] | str:
+        """Return waveform [N] and fingerprint, or why there is none."""
+        ...
+
+
 class Source(Dataset["Clip | BadClip"]):
     """A map-style dataset of clips, decoded and resampled when they are asked for (in the worker process that asks).
 
@@ -102,11 +112,13 @@ class Source(Dataset["Clip | BadClip"]):
         indices: Sequence[int] | None = None,
         sample_rate: int = 32_000,
         max_seconds: float = MAX_SECONDS,
+        decoded: Decoded | None = None,
     ) -> None:
         self.name = name
         self.sample_rate = sample_rate
         self.max_seconds = max_seconds
         self.store = store
+        self.decoded = decoded
         self.full = catalog
         self.indices = np.arange(len(catalog.keys)) if indices is None else np.asarray(indices, dtype=np.int64)
         self.catalog = catalog if indices is None else catalog.take(self.indices.tolist())
@@ -129,6 +141,9 @@ class Source(Dataset["Clip | BadClip"]):
 
     def read(self, i: int) -> tuple[Floats, int] | BadClip:
         """Return waveform [N] and fingerprint of clip `i`, or why there is none."""
+        if self.decoded is not None:
+            read = self.decoded.read(int(self.indices[i]))
+            return BadClip(self.keys[i], read) if isinstance(read, str) else read
         try:
             content = self.store.read(int(self.indices[i]))
             return decode(content, self.sample_rate, self.max_seconds), fingerprint(content)
@@ -145,7 +160,7 @@ class Source(Dataset["Clip | BadClip"]):
         """Which annotations count [N, C], made on each call."""
         return self.catalog.mask_rows(slice(None))
 
-    @property
+    @functools.cached_property
     def digest(self) -> str:
         """A SHA-256 over names, classes, annotations and sizes of all clips, in order: the same on every machine."""
         sizes = self.store.sizes()
@@ -163,9 +178,25 @@ class Source(Dataset["Clip | BadClip"]):
         """Return the source of some of its clips, by position."""
         if len(indices) == 0:
             raise DataError(f"No clip of {self.name or 'the dataset'} is left. Check split and fold.")
-        rows = self.indices[np.asarray(indices, dtype=np.int64)]
+        return self._same(self.indices[np.asarray(indices, dtype=np.int64)].tolist(), self.decoded)
+
+    def where_all(self) -> Source:
+        """Return the source of the whole dataset that this one is a part of."""
+        return self._same(None, self.decoded)
+
+    def with_decoded(self, decoded: Decoded) -> Source:
+        """Return the same source, which takes its waveforms from `decoded`."""
+        return self._same(self.indices.tolist(), decoded)
+
+    def _same(self, indices: list[int] | None, decoded: Decoded | None) -> Source:
         return Source(
-            self.full, self.store, name=self.name, indices=rows.tolist(), sample_rate=self.sample_rate, max_seconds=self.max_seconds
+            self.full,
+            self.store,
+            name=self.name,
+            indices=indices,
+            sample_rate=self.sample_rate,
+            max_seconds=self.max_seconds,
+            decoded=decoded,
         )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from dymn.data.archives import read_audioset_hdf5, read_fsd50k_hdf5, read_openmic_hdf5, read_shards
+from dymn.data.cache import cached
 from dymn.data.readers import read_csv, read_esc10, read_esc50, read_folder, read_fsd50k, read_openmic, read_tau
 from dymn.data.source import MAX_SECONDS, SPLITS, Catalog, Source
 from dymn.data.stores import Store
@@ -68,6 +69,8 @@ def open_source(
     holdout: float | None = None,
     sample_rate: int = 32_000,
     max_seconds: float = MAX_SECONDS,
+    cache: str | Path | None = None,
+    workers: int = 0,
     **options: Any,
 ) -> Source:
     """Open a dataset, or one split of it.
@@ -81,6 +84,8 @@ def open_source(
             digest of their names, so that the choice never changes. None for 0.2 if there are neither splits nor folds, else 0.
         sample_rate: of the waveforms, in Hz.
         max_seconds: longer recordings are cut.
+        cache: folder for decoded clips (see `dymn.data.cache`); None to decode at each access.
+        workers: processes that decode while the cache is built.
         options: of the reader (`csv`: root, labels, separator; `shards`: labels).
 
     Raises:
@@ -100,6 +105,8 @@ def open_source(
             raise
         raise ConfigError(f"The reader of {kind!r} does not take these options: {', '.join(options)}.") from error
     source = Source(catalog, store, name=kind, sample_rate=sample_rate, max_seconds=max_seconds)
+    if cache is not None:
+        source = cached(source, cache, workers=workers)
     return select(source, split, fold=fold, holdout=holdout)
 
 

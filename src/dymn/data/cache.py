@@ -1,0 +1,152 @@
+"""Decoded clips on disk: 16-bit samples, memory-mapped, because decoding Opus or MP3 anew for each epoch costs more than a small network.
+
+A cache is a folder named after the digest of the dataset with the times of its files, the sample rate and the longest clip: a file
+that is written again makes a new one. It appears when it is complete, and processes that need it at the same time build it once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch.utils.data import DataLoader, Dataset
+
+from dymn.data.batch import BadClip, Floats
+from dymn.data.source import Source
+from dymn.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+FORMAT = "dymn-decoded/1"
+FULL_SCALE = 32_767.0
+PCM = npt.NDArray[np.int16]
+Progress = Callable[[int, int], None]
+
+
+class DecodedCache:
+    """The decoded clips of a dataset, by position in its catalog."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        try:
+            meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+            with np.load(folder / "index.npz", allow_pickle=False) as index:
+                self.starts, self.ends, self.scales, self.marks = (index[name] for name in ("starts", "ends", "scales", "fingerprints"))
+            self.bad: dict[int, str] = {int(i): reason for i, reason in meta["bad"].items()}
+            samples = (folder / "audio.i16").stat().st_size // 2
+        except (OSError, ValueError, KeyError, AttributeError) as error:
+            raise DataError(f"The cache {folder} is damaged: {error!r}. Delete the folder; it is made again.") from error
+        if meta.get("format") != FORMAT or samples != (int(self.ends.max()) if len(self.ends) else 0):
+            raise DataError(f"The cache {folder} is incomplete or of another format. Delete the folder; it is made again.")
+        self._audio: PCM | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_audio": None}
+
+    def read(self, i: int) -> tuple[Floats, int] | str:
+        """Return waveform [N] and fingerprint of a clip, or why it could not be decoded."""
+        if i in self.bad:
+            return self.bad[i]
+        if self._audio is None:
+            self._audio = np.memmap(self.folder / "audio.i16", np.int16, mode="r")
+        samples = self._audio[self.starts[i] : self.ends[i]]
+        return samples * np.float32(self.scales[i] / FULL_SCALE), int(self.marks[i])
+
+
+def cached(source: Source, directory: str | Path, *, workers: int = 0, progress: Progress | None = None) -> Source:
+    """Return the source with its whole dataset decoded on disk (all splits; built now if it is not there yet).
+
+    Samples are rounded to 16 bits. At 32 kHz an hour takes 230 MB.
+
+    Args:
+        source: any split of the dataset.
+        directory: where caches lie.
+        workers: processes that decode while the cache is built.
+        progress: called with the clips done and their total.
+
+    Raises:
+        DataError: if the cache is damaged or the disk is full.
+    """
+    parent = Path(directory)
+    folder = parent / _name(source)
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        if not folder.is_dir():
+            with _lock(parent / f"{folder.name}.lock"):
+                if not folder.is_dir():
+                    _build(source.where_all(), folder, workers, progress)
+    except OSError as error:
+        raise DataError(f"The cache {folder} cannot be made: {error}. Name another folder, or do without a cache.") from error
+    return source.with_decoded(DecodedCache(folder))
+
+
+def _name(source: Source) -> str:
+    parts = (FORMAT, source.where_all().stamp(), str(source.sample_rate), str(source.max_seconds))
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
+
+
+class _Quantised(Dataset["tuple[PCM, float, int] | str"]):
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, i: int) -> tuple[PCM, float, int] | str:
+        read = self.source.read(i)
+        if isinstance(read, BadClip):
+            return read.reason
+        waveform, mark = read
+        scale = max(1.0, float(np.abs(waveform).max()))
+        return np.rint(waveform * np.float32(FULL_SCALE / scale)).astype(np.int16), scale, mark
+
+
+def _build(source: Source, folder: Path, workers: int, progress: Progress | None) -> None:
+    part = folder.with_name(f"{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir()
+    n = len(source)
+    logger.info("Decoding %d clips into %s, once for all epochs.", n, folder)
+    starts, ends, marks = (np.zeros(n, dtype=np.int64) for _ in range(3))
+    scales = np.ones(n, dtype=np.float32)
+    bad: dict[int, str] = {}
+    end = 0
+    loader = DataLoader(_Quantised(source), batch_size=8, num_workers=workers, collate_fn=list)
+    with (part / "audio.i16").open("wb") as file:
+        for i, item in enumerate(item for batch in loader for item in batch):
+            starts[i] = end
+            if isinstance(item, str):
+                bad[i] = item
+            else:
+                samples, scales[i], marks[i] = item
+                file.write(samples.tobytes())
+                end += len(samples)
+            ends[i] = end
+            if progress is not None:
+                progress(i + 1, n)
+        file.flush()
+        os.fsync(file.fileno())
+    np.savez(part / "index.npz", starts=starts, ends=ends, scales=scales, fingerprints=marks)
+    (part / "meta.json").write_text(json.dumps({"format": FORMAT, "name": source.name, "bad": bad}), encoding="utf-8")
+    os.replace(part, folder)
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """Hold a lock that ends with the process; where the platform has no such locks, do without."""
+    with path.open("wb") as file:
+        if sys.platform != "win32":
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield

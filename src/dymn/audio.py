@@ -1,0 +1,285 @@
+"""Recordings in: any file, stream or array to mono float32 at 32 kHz (Sec. IV-A.1), whole or in blocks.
+
+Channels are averaged first, then resampled by soxr at its HQ setting, which is how the teachers of the published weights heard
+their clips.
+"""
+
+from __future__ import annotations
+
+import glob
+import logging
+import math
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dymn.decoding import MAX_RATE, MIN_RATE, SUFFIXES, AudioInfo, MissingDecoderError, recording, to_float32, to_mono
+from dymn.errors import AudioError, ConfigError
+from dymn.opening import Source, display, is_stdin, reason
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = [
+    "MAX_READ_HOURS",
+    "SAMPLE_RATE",
+    "SUFFIXES",
+    "AudioInfo",
+    "MissingDecoderError",
+    "Source",
+    "find",
+    "from_array",
+    "probe",
+    "read",
+    "stream",
+]
+
+logger = logging.getLogger(__name__)
+
+SAMPLE_RATE = 32_000
+"""The rate that the networks expect, in Hz."""
+MAX_READ_HOURS = 12.0
+"""The longest recording that `read` holds in memory (about 5.5 GB); `stream` has no limit."""
+
+_ARRAY_CHANNELS = 32
+_RESAMPLE_CHUNK = 2**18
+
+
+def find(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> list[Path]:
+    """Return the recordings that paths name: sorted, each once.
+
+    A path that exists as a file is taken as it is, whatever its name and ending. A directory gives the files below it whose ending
+    is in `SUFFIXES` (hidden ones are left out, links are followed); a pattern (`*`, `?`, `[...]`, `**`) those that match, and those
+    below directories that match. "-", standard input, is kept as Path("-"); a file of that name is "./-". A plain path that does
+    not exist is kept too: reading it tells what is wrong, and the other recordings are not lost.
+
+    Raises:
+        AudioError: if a directory or a pattern gives no recording.
+    """
+    found: dict[str, Path] = {}
+    for path in [paths] if isinstance(paths, (str, os.PathLike)) else paths:
+        for item in _expand(os.fsdecode(path)):
+            found.setdefault("-" if is_stdin(item) else os.path.abspath(item), item)
+    return sorted(found.values())
+
+
+def _expand(path: str) -> list[Path]:
+    if is_stdin(path) or os.path.isfile(path):
+        return [Path(path) if is_stdin(path) or Path(path) != Path("-") else Path.cwd() / "-"]
+    if os.path.isdir(path):
+        below = list(_walk(path))
+        if not below:
+            raise AudioError(
+                f"The directory {display(path)} holds no recording. Looked for files ending in {', '.join(sorted(SUFFIXES))}; "
+                "give a file with another ending by its own path."
+            )
+        return below
+    if os.path.lexists(path) or not glob.has_magic(path):
+        return [Path(path)]
+    matches = glob.glob(path, recursive=True)
+    below = [Path(match) for match in matches if os.path.isfile(match) and _is_recording(match)]
+    below += [item for match in matches if os.path.isdir(match) for item in _walk(match)]
+    if not below:
+        seen = f"matches {len(matches)} paths, none of them a recording" if matches else "matches nothing"
+        raise AudioError(f"The pattern {display(path)} {seen}. Check it; endings looked for: {', '.join(sorted(SUFFIXES))}.")
+    return below
+
+
+def _walk(directory: str) -> Iterator[Path]:
+    """Yield the recordings below a directory; a directory that is linked into itself is entered once."""
+    entered: set[tuple[int, int]] = set()
+    _enter(directory, entered)
+    for folder, folders, files in os.walk(directory, followlinks=True, onerror=_warn):
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and _enter(os.path.join(folder, name), entered))
+        yield from (Path(folder, name) for name in files if not name.startswith(".") and _is_recording(name))
+
+
+def _warn(error: OSError) -> None:
+    logger.warning("The directory %s is left out: %s.", display(error.filename), reason(error))
+
+
+def _enter(folder: str, entered: set[tuple[int, int]]) -> bool:
+    try:
+        status = os.stat(folder)
+    except OSError:
+        return False
+    key = (status.st_dev, status.st_ino)
+    new = key not in entered
+    entered.add(key)
+    return new
+
+
+def _is_recording(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in SUFFIXES
+
+
+def probe(source: Source) -> AudioInfo:
+    """Return what the header of a recording says, without decoding it. A seekable file object stands afterwards where it stood.
+
+    Raises:
+        AudioError: as `read`, as far as the header tells.
+    """
+    seekable = hasattr(source, "seekable") and source.seekable()
+    position = source.tell() if seekable else 0  # type: ignore[union-attr]
+    try:
+        with recording(source) as opened:
+            return opened.info
+    finally:
+        if seekable:
+            source.seek(position)  # type: ignore[union-attr]
+
+
+def read(source: Source, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
+    """Return a whole recording as mono float32 [N] at `sample_rate` Hz.
+
+    Args:
+        source: a path, "-" for standard input, or a binary file object, which is read from where it stands.
+        sample_rate: the wanted rate in Hz, a whole number from 1000 to 768000.
+
+    Raises:
+        AudioError: if the recording is missing, empty, not audio, damaged, shorter than its header says by more than 0.25 s, longer
+            than `MAX_READ_HOURS`, or holds samples that are not finite. A WAV whose header leaves the length open, as programs
+            write it to pipes, is read to its end.
+        MissingDecoderError: an AudioError, if its format needs the extra `av`.
+        ConfigError: if `sample_rate` is not allowed.
+    """
+    rate = _whole_rate(sample_rate, "sample_rate")
+    blocks: list[np.ndarray] = []
+    length = 0
+    for block in _resampled(source, rate):
+        blocks.append(block)
+        length += len(block)
+        if length > MAX_READ_HOURS * 3600 * rate:
+            raise AudioError(f"{display(source)} is longer than {MAX_READ_HOURS:g} h. Read it in blocks with dymn.audio.stream.")
+    if len(blocks) == 1:
+        return blocks[0]
+    whole = np.empty(length, np.float32)
+    end = length
+    while blocks:  # from the end, so that each block is freed as soon as it is copied
+        block = blocks.pop()
+        whole[end - len(block) : end] = block
+        end -= len(block)
+    return whole
+
+
+def stream(source: Source, sample_rate: int = SAMPLE_RATE, block_seconds: float = 30.0) -> Iterator[np.ndarray]:
+    """Yield a recording as mono float32 blocks [n] at `sample_rate` Hz, in memory that does not grow with its length.
+
+    Every block but the last has round(block_seconds * sample_rate) samples, at least one; the last may be shorter. Joined, the
+    blocks are exactly what `read` returns. The recording is opened with the first block and closed after the last.
+
+    Raises:
+        AudioError: as `read`, with the first block or where the damage is.
+        ConfigError: at once, if `sample_rate` or `block_seconds` is not allowed.
+    """
+    rate = _whole_rate(sample_rate, "sample_rate")
+    if not (isinstance(block_seconds, (int, float)) and 0 < block_seconds < math.inf):
+        raise ConfigError(f"block_seconds is {block_seconds!r}; it must be a finite number above 0.")
+    return _blocks(_resampled(source, rate), max(1, round(block_seconds * rate)))
+
+
+def from_array(array: np.ndarray | Tensor, sample_rate: int, target_rate: int = SAMPLE_RATE) -> np.ndarray:
+    """Return samples in memory as mono float32 [N] at `target_rate` Hz.
+
+    Args:
+        array: a numpy array or torch tensor [N], [channels, N] or [N, channels]: float with full scale 1, int8, int16, int32 or
+            uint8. In two dimensions the channels are the axis of length 1, else the only one of at most 32; it is an error if
+            both could be.
+        sample_rate: the rate of `array`, in Hz.
+        target_rate: the wanted rate, in Hz.
+
+    Raises:
+        AudioError: if the array is empty, has another shape or type, or holds values that are not finite.
+        ConfigError: if a rate is not allowed.
+    """
+    source_rate = _whole_rate(sample_rate, "sample_rate")
+    rate = _whole_rate(target_rate, "target_rate")
+    samples = _channels_last(to_float32(_as_numpy(array)))
+    mono = to_mono("The array", samples, rate=source_rate)
+    parts = [mono[start : start + _RESAMPLE_CHUNK] for start in range(0, len(mono), _RESAMPLE_CHUNK)]
+    resampled = list(_resample(parts, source_rate, rate))
+    if not resampled:
+        raise AudioError(f"The array holds {len(mono)} samples at {source_rate} Hz: less than one sample at {rate} Hz. Give more.")
+    return np.concatenate(resampled) if source_rate != rate else np.array(mono)
+
+
+def _resampled(source: Source, rate: int) -> Iterator[np.ndarray]:
+    with recording(source) as opened:
+        empty = True
+        for block in _resample(opened.chunks, opened.info.sample_rate, rate):
+            empty = False
+            yield block
+        if empty:
+            raise AudioError(f"{opened.name} holds less than one sample at {rate} Hz. Record or copy it again.")
+
+
+def _resample(chunks: Iterable[np.ndarray], source_rate: int, rate: int) -> Iterator[np.ndarray]:
+    """Yield chunks at another rate; nothing is left over and no empty chunk comes out."""
+    if source_rate == rate:
+        yield from chunks
+        return
+    import soxr
+
+    resampler = soxr.ResampleStream(source_rate, rate, 1, dtype="float32", quality="HQ")
+    for chunk in chunks:
+        block = resampler.resample_chunk(np.ascontiguousarray(chunk))
+        if len(block):
+            yield block
+    block = resampler.resample_chunk(np.zeros(0, np.float32), last=True)
+    if len(block):
+        yield block
+
+
+def _blocks(chunks: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
+    """Yield chunks of any length as blocks of `size` samples; the last may be shorter."""
+    pending: list[np.ndarray] = []
+    length = 0
+    for chunk in chunks:
+        pending.append(chunk)
+        length += len(chunk)
+        if length >= size:
+            joined = np.concatenate(pending)
+            whole = length // size * size
+            yield from (joined[start : start + size] for start in range(0, whole, size))
+            pending, length = [joined[whole:]], length - whole
+    if length:
+        yield np.concatenate(pending)
+
+
+def _whole_rate(rate: Any, name: str) -> int:
+    whole = int(rate) if isinstance(rate, (int, float, np.integer, np.floating)) and not isinstance(rate, bool) and rate == rate // 1 else 0
+    if not MIN_RATE <= whole <= MAX_RATE:
+        raise ConfigError(f"{name} is {rate!r}; it must be a whole number of Hz from {MIN_RATE} to {MAX_RATE}.")
+    return whole
+
+
+def _as_numpy(array: Any) -> np.ndarray:
+    torch = sys.modules.get("torch")  # a tensor exists only where torch is imported
+    if torch is not None and isinstance(array, torch.Tensor):
+        array = array.detach().cpu()
+        array = (array.float() if array.dtype == torch.bfloat16 else array).numpy()
+    if not isinstance(array, np.ndarray):
+        raise AudioError(f"Samples are {type(array).__name__}; a numpy array or torch tensor is needed. For a file use dymn.audio.read.")
+    return array
+
+
+def _channels_last(samples: np.ndarray) -> np.ndarray:
+    """Return [N] or [channels, N] or [N, channels] as [N, channels]."""
+    shape = list(samples.shape)
+    if samples.size == 0:
+        raise AudioError(f"The array has shape {shape}: it holds no samples. Give at least one.")
+    if samples.ndim == 1:
+        return samples[:, np.newaxis]
+    if samples.ndim != 2:
+        raise AudioError(f"The array has shape {shape}; [N], [channels, N] or [N, channels] is allowed. Pass one recording at a time.")
+    small = [axis for axis in (0, 1) if shape[axis] == 1] or [axis for axis in (0, 1) if shape[axis] <= _ARRAY_CHANNELS]
+    if len(small) != 1 and shape != [1, 1]:
+        raise AudioError(
+            f"The array has shape {shape}: it is not clear which axis holds the channels (at most {_ARRAY_CHANNELS}). "
+            "Average them yourself and pass one dimension."
+        )
+    return samples.T if small[0] == 0 else samples

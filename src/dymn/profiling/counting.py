@@ -1,4 +1,4 @@
-"""What a network costs: parameters and multiply-adds, without weights and without audio.
+"""Parameters and multiply-adds, without weights and without audio.
 
 The counting rule is that of the paper's tables: multiply-adds of convolutions, linear layers and matrix products (the kernel
 aggregation of dynamic convolutions included) for one spectrogram; nothing else is counted. The network runs once on meta
@@ -7,11 +7,12 @@ tensors, which have shapes and no values, and every matrix operation that comes 
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -20,7 +21,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dymn.config import ModelConfig, check
 from dymn.layers import DynamicConv2d
-from dymn.model import MobileNet, Variant, model_config
+from dymn.model import MobileNet
+from dymn.profiling.networks import Network, resolve
 
 KINDS = ("convolution", "aggregation", "context", "attention", "head")
 
@@ -43,31 +45,23 @@ class Count:
         return {kind: sum(part.get(kind, 0) for part in self.parts.values()) for kind in KINDS}
 
 
-def resolve(model: str | Variant | ModelConfig | MobileNet) -> ModelConfig:
-    """Return the configuration of an architecture's name, a variant, a configuration or a network.
-
-    Raises:
-        ConfigError: if a name is not one of `dymn.architectures()`.
-    """
-    if isinstance(model, str):
-        return model_config(model)
-    if isinstance(model, Variant):
-        return model.config()
-    return model.config if isinstance(model, MobileNet) else model
-
-
-def count(model: str | Variant | ModelConfig | MobileNet, n_mels: int = 128, n_frames: int = 1000) -> Count:
+def count(model: Network, n_mels: int = 128, n_frames: int = 1000) -> Count:
     """Count parameters and multiply-adds for one spectrogram of `n_mels` bands and `n_frames` frames (1000 are 10 s).
 
     Raises:
-        ConfigError: if the name is unknown or a size is below 1.
+        ConfigError: if a size is below 1; and as `resolve` does.
     """
     check(n_mels >= 1 and n_frames >= 1, f"n_mels, n_frames are {n_mels}, {n_frames}; both must be at least 1.")
-    network = on_meta(resolve(model))
+    return _count(dataclasses.replace(resolve(model), temperature=1.0), n_mels, n_frames)
+
+
+@lru_cache(maxsize=256)
+def _count(config: ModelConfig, n_mels: int, n_frames: int) -> Count:
+    network = on_meta(config)
     ledger = _Ledger()
     with torch.no_grad(), _places(network, ledger), ledger:
         network(torch.empty(1, 1, n_mels, n_frames, device="meta"))
-    parts: dict[str, dict[str, int]] = {place: {} for place in _place_names(network)}
+    parts: dict[str, dict[str, int]] = {place: {} for place in place_names(config)}
     for (place, kind), macs in ledger.macs.items():
         parts[place][kind] = macs
     return Count(sum(p.numel() for p in network.parameters()), sum(ledger.macs.values()), parts)
@@ -121,8 +115,9 @@ class _Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return out
 
 
-def _place_names(network: MobileNet) -> list[str]:
-    return ["stem", *(f"block {i}" for i in range(1, len(network.blocks) + 1)), "last", "head"]
+def place_names(config: ModelConfig) -> list[str]:
+    """Return the places of Table I in the order of the signal."""
+    return ["stem", *(f"block {i}" for i in range(1, len(config.blocks) + 1)), "last", "head"]
 
 
 @contextmanager
@@ -141,9 +136,9 @@ def _places(network: MobileNet, ledger: _Ledger) -> Iterator[None]:
         handles.append(module.register_forward_hook(leave))
 
     modules = [network.stem, *network.blocks, network.last, network.head]
-    for place, module in zip(_place_names(network), modules, strict=True):
+    for place, module in zip(place_names(network.config), modules, strict=True):
         label(module, place, "head" if place == "head" else "convolution")
-    for place, block in zip(_place_names(network)[1:-2], network.blocks, strict=True):
+    for place, block in zip(place_names(network.config)[1:-2], network.blocks, strict=True):
         for name, part in block.named_modules():
             if name == "attention":
                 label(part, place, "attention")

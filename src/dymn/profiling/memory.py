@@ -1,0 +1,109 @@
+"""Feature maps that must be held at once, and how far the convolutions see; both from shapes alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from dymn.config import BlockConfig, FrontEndConfig, check
+from dymn.layers import ATTENTIONS, CONTEXTS
+from dymn.profiling.counting import place_names
+from dymn.profiling.networks import Network, resolve
+
+BYTES_PER_VALUE = 4  # float32
+
+
+class Size(NamedTuple):
+    """The shape of one feature map."""
+
+    channels: int
+    bands: int
+    frames: int
+
+    @property
+    def values(self) -> int:
+        """How many numbers it holds."""
+        return self.channels * self.bands * self.frames
+
+    def after(self, channels: int, stride: int) -> Size:
+        """Return the shape behind a convolution with padding to the same size."""
+        return Size(channels, -(-self.bands // stride), -(-self.frames // stride))
+
+
+@dataclass(frozen=True)
+class PeakMemory:
+    """Bytes of feature maps that must be held at once for one spectrogram, at the place where most are.
+
+    `plain` holds input and output of one layer, and the block input where it is added at the end; batch norm and activation
+    work in place. `in_place` uses what MobileNets allow at inference: a block's expanded channels are filtered and projected
+    a few at a time, so that they are never held together, as long as nothing in the block must see all of them first.
+    """
+
+    plain: int
+    plain_place: str
+    in_place: int
+    in_place_place: str
+
+
+def peak_memory(model: Network, n_mels: int = 128, n_frames: int = 1000, bytes_per_value: int = BYTES_PER_VALUE) -> PeakMemory:
+    """Work out the peak of activation memory for one spectrogram [1, n_mels, n_frames].
+
+    Raises:
+        ConfigError: if a size is below 1; and as `resolve` does.
+    """
+    check(min(n_mels, n_frames, bytes_per_value) >= 1, f"n_mels, n_frames are {n_mels}, {n_frames}; both must be at least 1.")
+    config = resolve(model)
+    places = place_names(config)
+    spectrogram = Size(1, n_mels, n_frames)
+    size = spectrogram.after(config.blocks[0].c_in, 2)
+    plain, in_place = {places[0]: spectrogram.values + size.values}, {places[0]: spectrogram.values + size.values}
+    for place, block in zip(places[1:-2], config.blocks, strict=True):
+        plain[place], in_place[place] = _block_memory(block, size)
+        size = size.after(block.c_out, block.stride)
+    last = size.after(config.c_last, 1)
+    plain["last"] = size.values + last.values
+    in_place["last"] = size.values + config.c_last if config.head == "mlp" else plain["last"]  # each channel is averaged at once
+    worst, tricked = max(plain, key=plain.__getitem__), max(in_place, key=in_place.__getitem__)
+    return PeakMemory(plain[worst] * bytes_per_value, worst, in_place[tricked] * bytes_per_value, tricked)
+
+
+def _block_memory(block: BlockConfig, x: Size) -> tuple[int, int]:
+    """Return how many values a block holds at most, without and with the tricks."""
+    expanded, filtered = x.after(block.c_exp, 1), x.after(block.c_exp, block.stride)
+    out = x.after(block.c_out, block.stride)
+    kept = x.values if block.stride == 1 and block.c_in == block.c_out else 0  # the input waits for the addition
+    has_expansion = block.c_exp != block.c_in
+    steps = [kept + (expanded.values if has_expansion else x.values * (not kept)) + filtered.values, kept + filtered.values + out.values]
+    if has_expansion:
+        steps.append(x.values + expanded.values)
+    pools_expanded = block.attention is not None and not getattr(ATTENTIONS[block.attention], "needs_context", False)
+    if block.is_dynamic and not CONTEXTS[block.context].feeds_parts:  # the context of each part is taken from all its channels
+        return max(steps), max(steps)
+    one_channel = x.bands * x.frames + filtered.bands * filtered.frames
+    if pools_expanded:
+        return max(steps), max(x.values + filtered.values + one_channel, kept + filtered.values + out.values)
+    return max(steps), x.values + out.values + one_channel
+
+
+@dataclass(frozen=True)
+class ReceptiveField:
+    """What one value of the last feature map can see through the convolutions; a context sees the whole clip besides."""
+
+    bands: int
+    frames: int
+    seconds: float
+
+
+def receptive_field(model: Network, front_end: FrontEndConfig | None = None) -> ReceptiveField:
+    """Work out the receptive field of the convolutions in mel bands, frames and seconds.
+
+    Raises:
+        ConfigError, WeightsError: as `resolve` does.
+    """
+    front_end = front_end or FrontEndConfig()
+    reach, step = 3, 2  # of the stem
+    for block in resolve(model).blocks:
+        reach += (block.kernel_size - 1) * step
+        step *= block.stride
+    samples = (reach - 1) * front_end.hop_length + front_end.win_length
+    return ReceptiveField(reach, reach, samples / front_end.sample_rate)

@@ -1,0 +1,70 @@
+"""Which network is meant: a name, a file, or the thing itself."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from dymn._toml import tomllib
+from dymn.config import FrontEndConfig, ModelConfig, check, from_dict
+from dymn.errors import ConfigError
+from dymn.model import ALIASES, MODELS, MobileNet, Variant, model_config
+
+Network = str | Path | Variant | ModelConfig | MobileNet
+
+
+def resolve(model: Network) -> ModelConfig:
+    """Return the configuration of a network, a variant, an architecture or model by its name, or a file.
+
+    Args:
+        model: a string is the name of an architecture or of a published model (nothing is downloaded), a checkpoint, or a JSON
+            or TOML file with `Variant` settings or a whole `ModelConfig`, alone or under "model".
+
+    Raises:
+        ConfigError: if a setting is unknown or not allowed, or a config file cannot be read.
+        WeightsError: if there is neither an architecture nor a model nor a checkpoint of this name.
+    """
+    if isinstance(model, MobileNet):
+        return model.config
+    if isinstance(model, ModelConfig):
+        return model
+    if isinstance(model, Variant):
+        return model.config()
+    if str(model).lower().endswith((".json", ".toml")):
+        return _config_from_file(Path(model))
+    return _config_by_name(str(model))
+
+
+def _config_by_name(name: str) -> ModelConfig:
+    from dymn.weights import load_model
+    from dymn.weights.registry import REGISTRY
+
+    if name in REGISTRY:
+        published = REGISTRY[name]
+        return model_config(published.architecture, **published.settings)
+    if name in MODELS or name.lower().replace("-", "_") in ALIASES:
+        return model_config(name)
+    return load_model(name).config
+
+
+def _config_from_file(path: Path) -> ModelConfig:
+    try:
+        text = path.read_text(encoding="utf-8")
+        values = json.loads(text) if path.suffix.lower() == ".json" else tomllib.loads(text)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read as a config: {error}.") from error
+    check(isinstance(values, dict), f"{path} holds no settings by name.")
+    settings = values.get("model", values)
+    check(isinstance(settings, dict), f"model in {path} must be settings by name.")
+    if "blocks" in settings:
+        return from_dict(ModelConfig, settings)
+    return model_config(**{"name": "dymn10", **settings})
+
+
+def front_end_of(model: Network) -> FrontEndConfig:
+    """Return the front end that a network or published model was trained with, the standard one if nothing is known of it."""
+    from dymn.weights.registry import REGISTRY
+
+    if isinstance(model, MobileNet):
+        return model.card.front_end
+    return REGISTRY[model].front_end if isinstance(model, str) and model in REGISTRY else FrontEndConfig()

@@ -1,0 +1,110 @@
+"""The command `dymn`: it parses, calls one library function, and formats the answer.
+
+A command is a function in `dymn.commands`, made known by one line at the end of this file. Commands import what is heavy when
+they run, so that `dymn --help` is quick.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from dymn import __version__
+from dymn.commands.convert import convert
+from dymn.commands.models import models
+from dymn.commands.tag import tag
+from dymn.errors import ConfigError, DymnError
+
+EXIT_FAILED = 1
+EXIT_WRONG_USE = 2
+EXIT_INTERRUPTED = 130
+EXIT_BROKEN_PIPE = 141
+
+EPILOG = (
+    "Exit codes: 0 when all went well; 1 when something failed, such as one of several files (the others are still done); "
+    "2 for wrong use; 130 when interrupted. Set DYMN_DEBUG=1 to see where in the program an error arose."
+)
+
+
+class Boundary(TyperGroup):
+    """Where errors end: a message on standard error and an exit code, never a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command and turn what it raises into an exit code."""
+        if os.environ.get("DYMN_DEBUG"):
+            return super().invoke(ctx)
+        try:
+            return super().invoke(ctx)
+        except DymnError as error:
+            typer.echo(f"dymn: {error}", err=True)
+            raise typer.Exit(EXIT_WRONG_USE if isinstance(error, ConfigError) else EXIT_FAILED) from error
+        except KeyboardInterrupt as error:
+            typer.echo("dymn: Interrupted.", err=True)
+            raise typer.Exit(EXIT_INTERRUPTED) from error
+        except BrokenPipeError as error:
+            _silence_stdout()
+            raise typer.Exit(EXIT_BROKEN_PIPE) from error
+        except OSError as error:
+            typer.echo(f"dymn: {error}", err=True)
+            raise typer.Exit(EXIT_FAILED) from error
+        except (MemoryError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
+            if isinstance(error, (typer.Exit, typer.Abort)):
+                raise
+            typer.echo(f"dymn: This should not have happened: {type(error).__name__}: {error}", err=True)
+            typer.echo("Set DYMN_DEBUG=1 to see where, and please report it.", err=True)
+            raise typer.Exit(EXIT_FAILED) from error
+
+
+def _silence_stdout() -> None:
+    """Send what is still to be written nowhere, because nobody reads it any more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+app = typer.Typer(
+    cls=Boundary,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=EPILOG,
+)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"dymn {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def dymn(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and leave.", show_default=False)
+    ] = False,
+) -> None:
+    """Tag sounds with efficient pre-trained networks (DyMN and MobileNet)."""
+    logging.basicConfig(level=logging.WARNING, format="dymn: %(message)s", stream=sys.stderr)
+
+
+app.command()(tag)
+app.command()(models)
+app.command()(convert)
+
+
+def main() -> None:
+    """Run the command line."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="backslashreplace")
+    try:
+        app()
+    finally:
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:
+            _silence_stdout()

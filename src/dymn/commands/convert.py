@@ -1,0 +1,87 @@
+"""`dymn convert`: published weights in dymn's own format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dymn.errors import ConfigError
+
+
+def convert(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="IN", help="A state dict published by EfficientAT (.pt), or anything else that --model of `dymn tag` takes."
+        ),
+    ],
+    destination: Annotated[Path, typer.Argument(metavar="OUT", help="A .safetensors file to write, or a folder in the style of the Hub.")],
+    temperature: Annotated[
+        float | None,
+        typer.Option(
+            help="The temperature of the kernel attention, which a state dict lacks: 1 for AudioSet models, 30 for ImageNet models. "
+            "Without it, that of the published model, or 1.",
+            show_default=False,
+        ),
+    ] = None,
+    strides: Annotated[
+        str | None,
+        typer.Option(
+            metavar="S,S,S,S",
+            help="The strides of blocks 2, 4, 7 and 13, which a state dict lacks, such as 2,2,2,1. "
+            "Without it, those of the published model, or 2,2,2,2.",
+            show_default=False,
+        ),
+    ] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="The labels in the order of the logits: a text file with one a line. Without it, AudioSet's where there are 527 classes.",
+            show_default=False,
+        ),
+    ] = None,
+    half: Annotated[bool, typer.Option("--half", help="Store the weights in half precision, which halves the file.")] = False,
+) -> None:
+    """Write a published checkpoint in dymn's own format, which holds all that is needed to use it.
+
+    The file rebuilds network, front end and labels by itself. No code from the checkpoint is executed.
+    """
+    from dymn.weights import convert as library_convert
+
+    digest = library_convert(
+        source,
+        destination,
+        temperature=temperature,
+        strides=None if strides is None else parse_strides(strides),
+        labels=None if labels is None else read_labels(labels),
+        half=half,
+    )
+    typer.echo(f"{destination}  sha256 {digest}")
+
+
+def parse_strides(text: str) -> tuple[int, ...]:
+    """Return "2,2,2,1" as numbers.
+
+    Raises:
+        ConfigError: if the text is no list of whole numbers.
+    """
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise ConfigError(f"--strides is {text!r}; give four numbers with commas between, such as 2,2,2,1.") from error
+
+
+def read_labels(path: Path) -> list[str]:
+    """Return the lines of a text file that are not empty.
+
+    Raises:
+        ConfigError: if the file cannot be read as text.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--labels {path} cannot be read: {error}. Give a text file with a label a line.") from error
+    return [line.strip() for line in lines if line.strip()]

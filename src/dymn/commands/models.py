@@ -1,0 +1,123 @@
+"""`dymn models`: which models there are."""
+
+from __future__ import annotations
+
+import json
+from enum import Enum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dymn.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+Row = dict[str, Any]
+COLUMNS = {"name": "model", "parameters": "parameters", "macs": "MACs", "mean_ap": "mAP", "classes": "classes", "front_end": "input"}
+
+
+class Format(str, Enum):
+    """How the list is written."""
+
+    table = "table"
+    json = "json"
+    csv = "csv"
+
+
+def models(
+    pattern: Annotated[
+        str | None,
+        typer.Argument(help='A pattern such as "dymn*" that names must match. Without it, all are listed.', show_default=False),
+    ] = None,
+    pretrained: Annotated[bool, typer.Option("--pretrained", help="List only models with weights, not bare architectures.")] = False,
+    format: Annotated[
+        Format, typer.Option("--format", "-f", metavar="FORMAT", help="How to write the list: table, json or csv.")
+    ] = Format.table,
+) -> None:
+    """List the models with weights, and the architectures that have none until they are trained.
+
+    Parameters and multiply-adds (MACs) are in millions in the table, plain numbers elsewhere; multiply-adds are
+    those for 10 seconds of audio.
+    The mAP is that on AudioSet's evaluation set, as published, from 0 to 1.
+    """
+    from dymn.weights import model_rows
+
+    rows: list[Row] = [{"weights": True, **row._asdict()} for row in model_rows(pattern)]
+    if not pretrained:
+        rows += architecture_rows(pattern)
+    if not rows:
+        raise ConfigError(f"No model matches {pattern!r}. `dymn models` without a pattern lists all.")
+    if format is Format.table:
+        typer.echo(as_table(rows))
+    elif format is Format.json:
+        typer.echo(json.dumps(rows, indent=1, ensure_ascii=False))
+    else:
+        typer.echo(as_csv(rows), nl=False)
+
+
+def architecture_rows(pattern: str | None) -> list[Row]:
+    """Return a row for each architecture, counted for AudioSet's 527 classes."""
+    from dymn.model import architectures
+    from dymn.profiling import count
+    from dymn.weights import REGISTRY
+    from dymn.weights.registry import STANDARD_FRONT_END
+
+    known = {
+        model.architecture: model
+        for model in REGISTRY.values()
+        if model.dataset == "AudioSet" and model.head == "mlp" and model.front_end == STANDARD_FRONT_END
+    }
+    rows = []
+    for name in architectures(pattern):
+        size = known.get(name) or count(name)
+        rows.append(
+            {"weights": False, "name": name, "parameters": size.parameters, "macs": size.macs, "mean_ap": None, "classes": "any"}
+            | {"front_end": "any", "licence": "", "cached": False, "url": ""}
+        )
+    return rows
+
+
+def as_table(rows: Sequence[Row]) -> str:
+    """Return rows as a table for people, models with weights first."""
+    header = [*COLUMNS.values(), "weights"]
+    lines = [header, *([cell(row, column) for column in COLUMNS] + [place(row)] for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    numeric = {"parameters", "MACs", "mAP"}
+    return "\n".join(
+        "  ".join(
+            text.rjust(width) if title in numeric else text.ljust(width) for text, width, title in zip(line, widths, header, strict=True)
+        ).rstrip()
+        for line in lines
+    )
+
+
+def cell(row: Row, column: str) -> str:
+    """Return what the table shows of one value."""
+    value = row[column]
+    if value is None:
+        return ""
+    if column in ("parameters", "macs"):
+        return f"{value / 1e6:,.2f} M" if column == "parameters" else f"{value / 1e6:,.0f} M"
+    return f"{value:.3f}" if column == "mean_ap" else str(value)
+
+
+def place(row: Row) -> str:
+    """Return where the weights of a model are."""
+    if not row["weights"]:
+        return "none: to be trained"
+    if not row["url"]:
+        return "comes with dymn" if row["cached"] else "not in this installation"
+    return "in the cache" if row["cached"] else "to be fetched"
+
+
+def as_csv(rows: Sequence[Row]) -> str:
+    """Return rows as CSV with a header."""
+    import csv
+    import io
+
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

@@ -1,0 +1,41 @@
+"""Options that several commands share, and notes to the user."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+RUN_PANEL = "How to run"
+
+Device = Annotated[
+    str | None,
+    typer.Option(
+        "--device",
+        metavar="NAME",
+        help="Where to compute, such as cpu, cuda, cuda:1 or mps. Without it, the first CUDA device if there is one, else the CPU.",
+        rich_help_panel=RUN_PANEL,
+        show_default=False,
+    ),
+]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        "--threads",
+        metavar="NUMBER",
+        min=1,
+        help="How many CPU threads to compute with. Without it, PyTorch decides.",
+        rich_help_panel=RUN_PANEL,
+        show_default=False,
+    ),
+]
+Quiet = Annotated[
+    bool,
+    typer.Option("--quiet", "-q", help="Write no progress bar and no notes, only errors.", rich_help_panel=RUN_PANEL),
+]
+
+
+def note(text: str, quiet: bool = False) -> None:
+    """Write a line to standard error, unless `quiet`."""
+    if not quiet:
+        typer.echo(f"dymn: {text}", err=True)

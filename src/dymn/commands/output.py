@@ -1,0 +1,49 @@
+"""Where a command writes: standard output, or a file that appears only when it is complete."""
+
+from __future__ import annotations
+
+import io
+import stat
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+from dymn.errors import ConfigError
+from dymn.files import atomic_write
+
+
+@contextmanager
+def text_output(path: Path | None) -> Iterator[TextIO]:
+    """Open standard output (None), a file that is replaced at once at the end, or a device or pipe, which is written to directly.
+
+    Raises:
+        ConfigError: if `path` is a folder.
+    """
+    if path is None:
+        yield sys.stdout
+        sys.stdout.flush()
+        return
+    if path.is_dir():
+        raise ConfigError(f"{path} is a folder. Give the name of a file to write to.")
+    if path.exists() and not stat.S_ISREG(path.stat().st_mode):
+        with path.open("w", encoding="utf-8", newline="") as stream:
+            yield stream
+        return
+    with atomic_write(path) as file:
+        text = io.TextIOWrapper(file, encoding="utf-8", errors="backslashreplace", newline="")
+        yield text
+        text.flush()
+        text.detach()
+
+
+def free_name(name: str, used: set[str]) -> str:
+    """Return a file name, with a number in it if it is in `used` already, and add it there."""
+    path = Path(name)
+    number = 1
+    while name.casefold() in used:
+        number += 1
+        name = f"{path.stem}-{number}{path.suffix}"
+    used.add(name.casefold())
+    return name

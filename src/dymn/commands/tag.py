@@ -1,0 +1,315 @@
+"""`dymn tag`: which sounds are in recordings."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from enum import Enum
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dymn.commands.options import RUN_PANEL, Device, Quiet, Threads, note
+from dymn.errors import AudioError, ConfigError, WeightsError
+
+if TYPE_CHECKING:
+    from dymn.commands.progress import Bar
+    from dymn.formats import Run
+    from dymn.tagger import Recording, Tagger, TagSettings
+
+WHAT, WHERE = "What to tell", "Windows"
+
+
+class Format(str, Enum):
+    """The keys of `dymn.formats.FORMATS`."""
+
+    table = "table"
+    json = "json"
+    jsonl = "jsonl"
+    csv = "csv"
+    audacity = "audacity"
+
+
+class Fill(str, Enum):
+    """The keys of `dymn.windows.FILLS`."""
+
+    repeat = "repeat"
+    pad = "pad"
+    bare = "bare"
+
+
+class Combine(str, Enum):
+    """The names in `dymn.tagger.COMBINATIONS`."""
+
+    max = "max"
+    mean = "mean"
+
+
+def tag(
+    paths: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="PATH",
+            help="Recordings, folders (searched with all folders in them), or globs; - is standard input.",
+            show_default=False,
+        ),
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            metavar="NAME|FILE",
+            help="A model with weights by its name (`dymn models` lists them), or a file or folder with one. Without it, dymn10_as is "
+            "used if it is in the cache or can be fetched, and else dymn04_open, which comes with dymn.",
+            show_default=False,
+        ),
+    ] = None,
+    top_k: Annotated[
+        int,
+        typer.Option(
+            "--top-k",
+            "-k",
+            metavar="NUMBER",
+            min=0,
+            help="Give at most this many labels, best first; 0 gives all of them.",
+            rich_help_panel=WHAT,
+        ),
+    ] = 10,
+    threshold: Annotated[
+        float,
+        typer.Option(
+            "--threshold",
+            "-t",
+            metavar="FROM 0 TO 1",
+            min=0,
+            max=1,
+            help="Give only labels with at least this probability.",
+            rich_help_panel=WHAT,
+        ),
+    ] = 0.0,
+    labels: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN",
+            help='Choose only from these labels, such as "Dog" or "*music*". May be given several times, or with commas between.',
+            rich_help_panel=WHAT,
+        ),
+    ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN", help="Leave these labels out; patterns are as for --labels.", rich_help_panel=WHAT),
+    ] = None,
+    per_window: Annotated[
+        bool,
+        typer.Option("--per-window", help="Tell the labels of each window, with its start and end.", rich_help_panel=WHAT),
+    ] = False,
+    format: Annotated[
+        Format | None,
+        typer.Option(
+            "--format",
+            "-f",
+            metavar="FORMAT",
+            help="How to write the answer: table, json, jsonl, csv or audacity. Without it the ending of --output decides (.json, "
+            ".jsonl, .csv), and else it is a table. The format audacity is a label track of the windows; give a --threshold with it.",
+            rich_help_panel=WHAT,
+            show_default=False,
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="Write to this file, which appears when it is complete. Audacity labels of several recordings go to a folder.",
+            rich_help_panel=WHAT,
+            show_default=False,
+        ),
+    ] = None,
+    window: Annotated[
+        float,
+        typer.Option(
+            min=0.05,
+            max=600,
+            metavar="SECONDS",
+            help="How much the network hears at once. It was trained on 10 seconds.",
+            rich_help_panel=WHERE,
+        ),
+    ] = 10.0,
+    hop: Annotated[
+        float | None,
+        typer.Option(
+            min=0.05,
+            max=600,
+            metavar="SECONDS",
+            help="From the start of one window to the next. Without it, windows follow each other without overlap.",
+            rich_help_panel=WHERE,
+            show_default=False,
+        ),
+    ] = None,
+    fill: Annotated[
+        Fill,
+        typer.Option(
+            help="What a recording, or the rest at its end, that is shorter than the window is filled up with: itself again (repeat), "
+            "zeros (pad), or nothing (bare).",
+            rich_help_panel=WHERE,
+        ),
+    ] = Fill.repeat,
+    combine: Annotated[
+        Combine,
+        typer.Option(
+            help="How windows make the answer for a recording: each label's highest probability (is it anywhere?), or its mean over time.",
+            rich_help_panel=WHERE,
+        ),
+    ] = Combine.max,
+    device: Device = None,
+    threads: Threads = None,
+    batch_size: Annotated[
+        int, typer.Option(min=1, metavar="NUMBER", help="How many windows to compute at once.", rich_help_panel=RUN_PANEL)
+    ] = 8,
+    quiet: Quiet = False,
+) -> None:
+    """Tell which sounds are in recordings.
+
+    Each recording gets its most probable labels. One of more than ten seconds is cut into windows; --per-window tells what is when.
+
+    Recordings that cannot be read are named on standard error, and in JSON and CSV. The others are still tagged, and the exit code is 1.
+    """
+    from dymn.commands.progress import progress_bar
+    from dymn.formats import SUFFIXES
+    from dymn.tagger import TagSettings
+
+    settings = TagSettings(top_k, threshold, tuple(labels or ()), tuple(exclude or ()), window, hop, fill.value, combine.value)
+    name = format.value if format else SUFFIXES.get(output.suffix.lower() if output else "", "table")
+    found, failed = find(paths)
+    check_output(output, name, found)
+    tagger = load_tagger(model, device, threads, quiet)
+    bar = progress_bar(len(found), quiet)
+    recordings = tagger.tag_files(found, settings, batch_size=batch_size, progress=follower(bar) if bar.visible else None)
+    failures = Failures()
+    run = describe(tagger, model or "", settings, per_window)
+    write(failures.reported(chain(failed, bar.over(recordings))), run, name, output, separately=name == "audacity" and len(found) > 1)
+    if failures.count:
+        raise typer.Exit(1)
+
+
+def find(paths: Sequence[str]) -> tuple[list[Path], list[Recording]]:
+    """Return the recordings that paths name, in the order of the paths, and failures for those that name none."""
+    from dymn import audio
+    from dymn.tagger import Recording
+
+    found: dict[str, Path] = {}
+    failed = []
+    for path in paths:
+        try:
+            found |= {str(item if str(item) == "-" else item.absolute()): item for item in audio.find(path)}
+        except AudioError as error:
+            failed.append(Recording(path, error=error))
+    return list(found.values()), failed
+
+
+def check_output(output: Path | None, name: str, found: Sequence[Path]) -> None:
+    """Refuse, before any work is done, an output that cannot be written or would overwrite a recording.
+
+    Raises:
+        ConfigError: the message says what to give instead.
+    """
+    if name == "audacity" and len(found) > 1 and (output is None or (output.exists() and not output.is_dir())):
+        raise ConfigError(
+            f"A label track belongs to one recording, and there are {len(found)}. Give a folder as --output, for one file each."
+        )
+    if output is None:
+        return
+    if output.is_dir() and not (name == "audacity" and len(found) > 1):
+        raise ConfigError(f"--output {output} is a folder. Give the name of a file to write to.")
+    if output.exists() and any(path.exists() and path.samefile(output) for path in found):
+        raise ConfigError(f"--output {output} is one of the recordings. Give another file to write to.")
+
+
+def load_tagger(model: str | None, device: str | None, threads: int | None, quiet: bool) -> Tagger:
+    """Load the model that was named, or the default one, and say which that is."""
+    from dymn.commands.progress import download_bar
+    from dymn.devices import resolve_device
+    from dymn.tagger import Tagger
+    from dymn.weights import REGISTRY, load_model
+    from dymn.weights.default import load_default
+
+    resolve_device(device)
+    with download_bar(quiet) as progress:
+        if model is None:
+            default = load_default(progress=progress)
+        elif model in REGISTRY or "/" in model or Path(model).exists():
+            return Tagger(load_model(model, progress=progress), device, threads)
+        else:
+            try:
+                return Tagger(load_model(model, progress=progress), device, threads)
+            except WeightsError as error:
+                raise ConfigError(str(error)) from error
+    note(default.reason, quiet)
+    return Tagger(default.model, device, threads)
+
+
+def describe(tagger: Tagger, model: str, settings: TagSettings, per_window: bool) -> Run:
+    """Return what is written beside the tags, so that they can be made again."""
+    from dymn import __version__
+    from dymn.config import to_dict
+    from dymn.formats import Run
+
+    card = tagger.model.card
+    parameters = to_dict(settings) | {"hop": settings.hop or settings.window}
+    digest = str(card.provenance.get("sha256", ""))
+    return Run(__version__, card.name or model, digest, parameters, per_window)
+
+
+def follower(bar: Bar) -> Callable[[str, float], None]:
+    """Return a function that moves the bar on, by recordings and by the seconds that are done of the present one."""
+    from dymn import audio
+
+    lengths: dict[str, float | None] = {}
+
+    def follow(name: str, seconds: float) -> None:
+        if name not in lengths:
+            try:
+                lengths[name] = None if name == "-" else audio.probe(name).seconds
+            except AudioError:
+                lengths[name] = None
+        length = lengths[name]
+        bar.update(len(lengths) - 1 + (min(1.0, seconds / length) if length else 0.0), Path(name).name)
+
+    return follow
+
+
+class Failures:
+    """Recordings that could not be tagged: said as they come, and counted."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def reported(self, recordings: Iterable[Recording]) -> Iterator[Recording]:
+        """Yield the recordings, after a message on standard error for each that failed."""
+        for recording in recordings:
+            if recording.error is not None:
+                self.count += 1
+                typer.echo(f"dymn: {recording.error}", err=True)
+            yield recording
+
+
+def write(recordings: Iterable[Recording], run: Run, name: str, output: Path | None, separately: bool) -> None:
+    """Write recordings in the format called `name` to a file or standard output, or separately to files in a folder."""
+    from dymn.commands.output import free_name, text_output
+    from dymn.formats import FORMATS
+
+    if separately and output is not None:
+        used: set[str] = set()
+        for recording in recordings:
+            if recording.error is None:
+                path = output / free_name(f"{Path(recording.name).stem}.txt", used)
+                with text_output(path) as stream:
+                    stream.writelines(FORMATS[name]([recording], run))
+        return
+    with text_output(output) as stream:
+        plain = "utf" not in (stream.encoding or "").lower()
+        stream.writelines(FORMATS[name](recordings, dataclasses.replace(run, plain=plain)))

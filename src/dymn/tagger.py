@@ -1,0 +1,400 @@
+"""From recordings to tags: audio → windows → log-mel → network → probabilities → labels with a start and an end."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from dymn import audio
+from dymn.config import check, from_dict
+from dymn.devices import resolve_device
+from dymn.errors import AudioError, ConfigError, DymnError
+from dymn.frontend import LogMel
+from dymn.model import MobileNet
+from dymn.windows import FILLS, Samples, cut, fill
+
+Scores = npt.NDArray[np.float32]
+Source = str | Path | BinaryIO | npt.NDArray[Any] | torch.Tensor
+COMBINATIONS = ("max", "mean")
+BATCH_SIZE = 8
+
+
+class Tag(NamedTuple):
+    """A label, its probability, and the stretch of the recording in seconds that it is about."""
+
+    label: str
+    score: float
+    start: float
+    end: float
+
+
+@dataclass(frozen=True)
+class TagSettings:
+    """What to tag and how; the defaults are those of `dymn tag`.
+
+    Attributes:
+        top_k: how many labels to give at most, best first; 0 is all of them.
+        threshold: the least probability of a label to be given.
+        labels: patterns such as "Dog" or "*music*" of labels to choose from; none means all. Upper and lower case are the same.
+        exclude: patterns of labels to leave out.
+        window: seconds that the network hears at once; it was trained on 10.
+        hop: seconds from the start of one window to the next; `window` if None.
+        fill: what a recording or a remainder that is shorter than the window is filled with: "repeat", "pad" (zeros) or "bare" (not).
+        combine: how the windows make the answer for a recording: a label's "max" (is it anywhere?) or its "mean" over time.
+    """
+
+    top_k: int = 10
+    threshold: float = 0.0
+    labels: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    window: float = 10.0
+    hop: float | None = None
+    fill: str = "repeat"
+    combine: str = "max"
+
+    def __post_init__(self) -> None:
+        check(isinstance(self.top_k, int) and self.top_k >= 0, f"top_k is {self.top_k!r}; it must be a whole number, 0 for all labels.")
+        check(0 <= self.threshold <= 1, f"threshold is {self.threshold}; it must be from 0 to 1.")
+        for name in ("window", "hop"):
+            value = getattr(self, name)
+            allowed = (name == "hop" and value is None) or 0.05 <= value <= 600
+            check(allowed, f"{name} is {value}; it must be from 0.05 to 600 seconds.")
+        check(self.fill in FILLS, f"fill is {self.fill!r}; allowed: {', '.join(FILLS)}.")
+        check(self.combine in COMBINATIONS, f"combine is {self.combine!r}; allowed: {', '.join(COMBINATIONS)}.")
+        for name in ("labels", "exclude"):
+            value = getattr(self, name)
+            check(not isinstance(value, str), f"{name} is the text {value!r}; it must be a list of patterns.")
+            object.__setattr__(self, name, tuple(value))
+
+
+class Selection:
+    """Which of a model's labels are asked for, and which of those a vector of probabilities gives."""
+
+    def __init__(self, labels: Sequence[str], settings: TagSettings) -> None:
+        """Look up the patterns of `settings` among `labels`.
+
+        Raises:
+            ConfigError: if a pattern matches no label, or nothing is left to choose from.
+        """
+        chosen = matching(labels, settings.labels) if settings.labels else set(range(len(labels)))
+        chosen -= matching(labels, settings.exclude)
+        check(bool(chosen), f"No label is left: all that labels={settings.labels} allow are excluded by exclude={settings.exclude}.")
+        self.labels = labels
+        self.threshold = settings.threshold
+        self.allowed = np.array(sorted(chosen))
+        self.count = min(settings.top_k or len(chosen), len(chosen))
+
+    def best(self, scores: Scores) -> npt.NDArray[np.intp]:
+        """Return the indices of the labels that probabilities [C] give, best first."""
+        order = np.argsort(-scores[self.allowed], kind="stable")[: self.count]
+        best = self.allowed[order]
+        chosen: npt.NDArray[np.intp] = best[scores[best] >= self.threshold]
+        return chosen
+
+    def tags(self, indices: npt.NDArray[np.intp], scores: npt.NDArray[np.floating[Any]], start: float, end: float) -> list[Tag]:
+        """Return labels and their probabilities as tags of a stretch."""
+        return [Tag(self.labels[i], float(score), start, end) for i, score in zip(indices, scores, strict=True)]
+
+
+def matching(labels: Sequence[str], patterns: Sequence[str]) -> set[int]:
+    """Return the indices of the labels that any of the patterns names, upper and lower case being the same.
+
+    A pattern is a label, or a shell-style pattern, or several of them with commas between; labels may hold commas themselves.
+
+    Raises:
+        ConfigError: if a pattern names no label; the message names similar ones.
+    """
+    found: set[int] = set()
+    for pattern in patterns:
+        whole = _matches(labels, pattern)
+        for part in [pattern] if whole else [text.strip() for text in pattern.split(",")]:
+            matches = _matches(labels, part)
+            if not matches:
+                close = difflib.get_close_matches(part, labels, n=3, cutoff=0.5) or [x for x in labels if part.lower() in x.lower()][:3]
+                hint = f"Did you mean: {'; '.join(close)}?" if close else "`dymn tag --help` tells how patterns work."
+                raise ConfigError(f"The model has no label {part!r}. {hint}")
+            found |= matches
+    return found
+
+
+def _matches(labels: Sequence[str], pattern: str) -> set[int]:
+    wanted = pattern.strip().lower()
+    exact = {i for i, label in enumerate(labels) if label.lower() == wanted}
+    return exact or {i for i, label in enumerate(labels) if fnmatch.fnmatchcase(label.lower(), wanted)}
+
+
+class WindowTags(NamedTuple):
+    """A stretch of a recording in seconds, and its tags, best first."""
+
+    start: float
+    end: float
+    tags: list[Tag]
+
+
+class Timeline(Sequence[WindowTags]):
+    """The tags of each window of a recording, kept small: a day of windows takes a few megabytes."""
+
+    def __init__(self, selection: Selection) -> None:
+        self._selection = selection
+        self._spans: list[tuple[float, float]] = []
+        self._indices: list[npt.NDArray[np.int16 | np.int32]] = []
+        self._scores: list[Scores] = []
+        self._small = np.int16 if len(selection.labels) < 2**15 else np.int32
+
+    def append(self, start: float, end: float, scores: Scores) -> None:
+        """Add a window with probabilities [C]."""
+        best = self._selection.best(scores)
+        self._spans.append((start, end))
+        self._indices.append(best.astype(self._small))
+        self._scores.append(scores[best])
+
+    def __len__(self) -> int:
+        return len(self._spans)
+
+    def __getitem__(self, i: Any) -> Any:
+        if isinstance(i, slice):
+            return [self[j] for j in range(*i.indices(len(self)))]
+        start, end = self._spans[i]
+        return WindowTags(start, end, self._selection.tags(self._indices[i].astype(np.intp), self._scores[i], start, end))
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What the network says of one recording, or the error that kept it from saying anything.
+
+    Attributes:
+        name: the path as given; "-" for standard input, "" for what has no name.
+        seconds: how long the recording is.
+        tags: the labels of the whole recording, best first.
+        timeline: the labels of each window.
+        scores: the probabilities of all labels for the whole recording [C].
+        error: why there are no tags, or None.
+    """
+
+    name: str
+    seconds: float = 0.0
+    tags: Sequence[Tag] = ()
+    timeline: Sequence[WindowTags] = ()
+    scores: Scores = field(default_factory=lambda: np.empty(0, np.float32), repr=False)
+    error: DymnError | None = None
+
+
+@dataclass
+class _Work:
+    """A recording while its windows are on their way through the network."""
+
+    name: str
+    timeline: Timeline
+    combined: npt.NDArray[np.float64]
+    weight: float = 0.0
+    n_samples: int = 0
+
+
+class _Item(NamedTuple):
+    """A window of a recording, filled, with its place in seconds; or the end of the recording (no samples), or its failure."""
+
+    work: _Work
+    start: float = 0.0
+    end: float = 0.0
+    samples: Samples | None = None
+    error: DymnError | None = None
+
+
+class Tagger:
+    """A network with its front end and labels, ready to tag recordings.
+
+    Example:
+        >>> tagger = Tagger.from_pretrained("dymn10_as")  # doctest: +SKIP
+        >>> tagger.tag("street.wav", top_k=3)  # doctest: +SKIP
+    """
+
+    def __init__(self, model: MobileNet, device: str | torch.device | None = None, threads: int | None = None) -> None:
+        """Move the model to a device, in evaluation mode.
+
+        Args:
+            model: a network whose card names front end and labels.
+            device: such as "cpu" or "cuda:0"; None is the first CUDA device, or else the CPU.
+            threads: how many CPU threads PyTorch uses in this process from now on; None leaves it as it is.
+
+        Raises:
+            ConfigError: if there is no such device, or `threads` is below 1.
+        """
+        check(threads is None or threads >= 1, f"threads is {threads}; it must be at least 1.")
+        self.device = resolve_device(device)
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self.model = model.to(self.device).eval()
+        self.labels = self.model.card.labels
+        self.sample_rate = self.model.card.front_end.sample_rate
+        self._log_mel = LogMel(self.model.card.front_end).to(self.device)
+
+    @classmethod
+    def from_pretrained(
+        cls, name_or_path: str | Path, device: str | torch.device | None = None, threads: int | None = None
+    ) -> Tagger:
+        """Load a published model by its name (see `dymn models`), or a model file or folder, and return its tagger.
+
+        Raises:
+            WeightsError: if the model cannot be found, downloaded or read.
+            ConfigError: if there is no such device, or `threads` is below 1.
+        """
+        from dymn.weights import load_model
+
+        resolve_device(device)  # before anything is downloaded
+        return cls(load_model(name_or_path), device, threads)
+
+    @torch.inference_mode()
+    def probabilities(self, waveforms: npt.NDArray[np.float32] | torch.Tensor) -> Scores:
+        """Return the probabilities [B, C] of waveforms [B, N] at `sample_rate`, in full float32 on any device."""
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=False):
+            log_mel = self._log_mel(torch.as_tensor(waveforms, device=self.device))
+            return self.model(log_mel).logits.float().sigmoid().cpu().numpy()  # type: ignore[no-any-return]
+
+    def tag(self, source: Source, sample_rate: int | None = None, top_k: int = 10, **settings: Any) -> list[Tag]:
+        """Return the labels of a whole recording, best first, each with 0 and the recording's length as start and end.
+
+        Args:
+            source: a path, "-" for standard input, an open binary file, or an array or tensor [N] or [channels, N].
+            sample_rate: of an array, in Hz; files bring their own.
+            top_k: how many labels to give at most; 0 is all of them.
+            settings: further settings of `TagSettings` by name, such as `threshold=0.3`.
+
+        Raises:
+            AudioError: if the source cannot be read.
+            ConfigError: if a setting is unknown or not allowed, or `sample_rate` is missing.
+        """
+        return list(self._one(source, sample_rate, {"top_k": top_k, **settings}).tags)
+
+    def timeline(self, source: Source, sample_rate: int | None = None, top_k: int = 10, **settings: Any) -> list[Tag]:
+        """Return the labels of each window of a recording, in the order of time; arguments and errors are those of `tag`."""
+        return [tag for window in self._one(source, sample_rate, {"top_k": top_k, **settings}).timeline for tag in window.tags]
+
+    def _one(self, source: Source, sample_rate: int | None, settings: dict[str, Any]) -> Recording:
+        checked = from_dict(TagSettings, settings)
+        recording = next(self.tag_files([source], checked, sample_rate=sample_rate))
+        if recording.error is not None:
+            raise recording.error
+        return recording
+
+    def tag_files(
+        self,
+        sources: Iterable[Source],
+        settings: TagSettings | None = None,
+        *,
+        sample_rate: int | None = None,
+        batch_size: int = BATCH_SIZE,
+        progress: Callable[[str, float], None] | None = None,
+    ) -> Iterator[Recording]:
+        """Tag recordings one after the other, their windows in common batches, in memory that does not grow with their length.
+
+        Args:
+            sources: as in `tag`.
+            settings: what to tag and how.
+            sample_rate: of the arrays among the sources.
+            batch_size: how many windows go through the network at once.
+            progress: called with a recording's name and how many seconds of it are done.
+
+        Yields:
+            one `Recording` a source, in their order. One that cannot be read has an `error`, and the others go on.
+
+        Raises:
+            ConfigError: if a setting does not fit the model, or a batch does not fit the device's memory.
+        """
+        check(batch_size >= 1, f"batch_size is {batch_size}; it must be at least 1.")
+        settings = settings or TagSettings()
+        selection = Selection(self.labels, settings)
+        scored = self._scored(self._items(sources, settings, selection, sample_rate), batch_size)
+        return self._recordings(scored, settings, selection, progress)
+
+    def _items(self, sources: Iterable[Source], settings: TagSettings, selection: Selection, sample_rate: int | None) -> Iterator[_Item]:
+        length = round(settings.window * self.sample_rate)
+        hop = round((settings.hop or settings.window) * self.sample_rate)
+        for source in sources:
+            work = _Work(_name(source), Timeline(selection), np.zeros(len(self.labels)))
+            error: DymnError | None = None
+            try:
+                for start, samples in cut(self._blocks(source, sample_rate, work), length, hop):
+                    seconds = start / self.sample_rate, (start + len(samples)) / self.sample_rate
+                    yield _Item(work, *seconds, fill(samples, length, settings.fill))
+                if work.n_samples == 0:
+                    raise AudioError(f"{work.name or 'The array'} has no samples. Give a recording that is not empty.")
+            except DymnError as failure:
+                error = failure
+            except OSError as failure:
+                error = AudioError(f"{work.name}: {failure.strerror or failure}. Check that the file is there and readable.")
+            yield _Item(work, error=error)
+
+    def _blocks(self, source: Source, sample_rate: int | None, work: _Work) -> Iterator[Samples]:
+        for block in self._read(source, sample_rate):
+            work.n_samples += len(block)
+            yield block
+
+    def _read(self, source: Source, sample_rate: int | None) -> Iterable[Samples]:
+        if isinstance(source, (np.ndarray, torch.Tensor)):
+            if sample_rate is None:
+                raise ConfigError("An array has no sample rate of its own. Give sample_rate in Hz.")
+            return [audio.from_array(source, sample_rate, self.sample_rate)]
+        return audio.stream(source, self.sample_rate)
+
+    def _scored(self, items: Iterable[_Item], batch_size: int) -> Iterator[tuple[_Item, Scores | None]]:
+        """Yield the items in their order, windows with probabilities [C], which are computed in batches of one length."""
+        batch: list[_Item] = []
+        lengths: list[int] = []
+        for item in items:
+            if item.samples is not None:
+                if len(lengths) == batch_size or (lengths and lengths[0] != len(item.samples)):
+                    yield from self._run(batch)
+                    batch, lengths = [], []
+                lengths.append(len(item.samples))
+            batch.append(item)
+        yield from self._run(batch)
+
+    def _run(self, batch: list[_Item]) -> Iterator[tuple[_Item, Scores | None]]:
+        waveforms = [item.samples for item in batch if item.samples is not None]
+        try:
+            scores = iter(self.probabilities(np.stack(waveforms)) if waveforms else ())
+        except torch.OutOfMemoryError as error:
+            raise ConfigError(f"{self.device} has no room for {len(waveforms)} windows at once. Give a smaller batch size.") from error
+        for item in batch:
+            yield item, (None if item.samples is None else next(scores))
+
+    def _recordings(
+        self,
+        scored: Iterable[tuple[_Item, Scores | None]],
+        settings: TagSettings,
+        selection: Selection,
+        progress: Callable[[str, float], None] | None,
+    ) -> Iterator[Recording]:
+        for item, scores in scored:
+            work = item.work
+            if scores is not None:
+                work.timeline.append(item.start, item.end, scores)
+                if settings.combine == "max":
+                    np.maximum(work.combined, scores, out=work.combined)
+                else:
+                    work.combined += scores * (item.end - item.start)
+                    work.weight += item.end - item.start
+                if progress is not None:
+                    progress(work.name, item.end)
+                continue
+            combined = (work.combined / (work.weight or 1.0)).astype(np.float32)
+            seconds = work.n_samples / self.sample_rate
+            best = selection.best(combined)
+            tags = [] if item.error else selection.tags(best, combined[best], 0.0, seconds)
+            yield Recording(work.name, seconds, tags, work.timeline, combined, item.error)
+
+
+def _name(source: Source) -> str:
+    """Return a source's name as printable text, also where a file's name is no valid text."""
+    if isinstance(source, (str, os.PathLike)):
+        return os.fsencode(source).decode("utf-8", "replace")
+    return str(getattr(source, "name", ""))

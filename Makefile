@@ -1,0 +1,79 @@
+# Sets up .venv and runs things in it. Needs make and Python 3.10 or newer, nothing else.
+#
+#   make demo     tag the recordings in examples/audio
+#   make test     check style and types, run the tests, build the wheel and try it in an empty environment
+#   make docs     build the documentation into site/
+#   make bench    measure accuracy and speed on ../shared/esc10 (see benchmarks/)
+#   make clean    remove what the above made, .venv included
+
+PYTHON ?= python3
+VENV ?= .venv
+TRIAL := build/trial
+SHIPPED := src/dymn/weights/dymn04_open.safetensors
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_NO_INPUT := 1
+
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
+
+.PHONY: help demo test lint types tests package docs bench clean
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+demo: $(VENV)/.installed
+	$(BIN)/dymn tag examples/audio --model dymn04_open --top-k 3
+
+test: lint types tests package
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+tests: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+# The wheel and the sdist, and the wheel in an environment that holds nothing else.
+package: $(VENV)/.dev
+	rm -rf dist $(TRIAL)
+	$(BIN)/python -m build --no-isolation --outdir dist
+	$(PYTHON) -m venv $(TRIAL)
+	$(TRIAL)/bin/python -m pip install --quiet --constraint constraints.txt dist/*.whl
+	$(TRIAL)/bin/dymn --version
+	cd $(TRIAL) && bin/dymn tag $(CURDIR)/examples/audio/dog.ogg --model dymn04_open --top-k 3
+	rm -rf $(TRIAL)
+
+docs: $(VENV)/.docs
+	$(BIN)/mkdocs build --strict --site-dir site
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf $(VENV) build dist site .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+		|| { echo "dymn needs Python 3.10 or newer; $(PYTHON) is older. Name another one: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) \
+		|| { echo "No environment could be made. On Debian and Ubuntu: apt install python3-venv" >&2; rm -rf $(VENV); exit 1; }
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing dymn into $(VENV) ..."
+	@$(INSTALL) --editable .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing dymn and what its tests need into $(VENV) ..."
+	@$(INSTALL) --editable '.[dev]'
+	@touch $@ $(VENV)/.installed
+
+$(VENV)/.docs: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing dymn and what its documentation needs into $(VENV) ..."
+	@$(INSTALL) --editable '.[docs]'
+	@touch $@ $(VENV)/.installed

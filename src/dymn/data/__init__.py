@@ -6,6 +6,7 @@ from dymn.data.loader import Loader
 from dymn.data.samplers import BalancedSampler, PlainSampler, class_counts, clip_weights
 from dymn.data.source import Catalog, Source
 from dymn.data.tasks import TASKS, TaskSpec, open_source, select
+from dymn.data.teach import Ensemble, spot_check, teach
 from dymn.data.teacher import TeacherTable
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "Batch",
     "Catalog",
     "Clip",
+    "Ensemble",
     "Loader",
     "PlainSampler",
     "Source",
@@ -27,4 +29,6 @@ __all__ = [
     "fit",
     "open_source",
     "select",
+    "spot_check",
+    "teach",
 ]

@@ -106,10 +106,13 @@ class SqueezeExcitation(nn.Module):
         self.squeeze = nn.Linear(channels, hidden_channels(channels))
         self.excite = nn.Linear(hidden_channels(channels), channels)
 
+    def weights(self, x: Tensor) -> Tensor:
+        """Return the weights [B, C] for a feature map [B, C, F, T]."""
+        return torch.sigmoid(self.excite(functional.relu(self.squeeze(x.mean(dim=(2, 3))))))
+
     def forward(self, x: Tensor, context: Context | None = None) -> Tensor:
         """Weigh the channels of [B, C, F, T]."""
-        weights = torch.sigmoid(self.excite(functional.relu(self.squeeze(x.mean(dim=(2, 3))))))  # [B, C]
-        return x * weights[..., None, None]
+        return x * self.weights(x)[..., None, None]
 
 
 class StyleRecalibration(nn.Module):

@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 from dymn import __version__
 from dymn.commands.convert import convert
 from dymn.commands.models import models
+from dymn.commands.profile import profile
 from dymn.commands.tag import tag
 from dymn.errors import ConfigError, DymnError
 
@@ -93,6 +94,7 @@ def dymn(
 app.command()(tag)
 app.command()(models)
 app.command()(convert)
+app.command()(profile)
 
 
 def main() -> None:

@@ -1,0 +1,81 @@
+"""`dymn profile`: what a network costs, and the paper's tables beside our counts."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dymn.errors import ConfigError
+
+
+class Format(str, Enum):
+    """A key of `dymn.profiling.formats.COMPARISON_FORMATS` and `PROFILE_FORMATS`."""
+
+    table = "table"
+    json = "json"
+    csv = "csv"
+    markdown = "markdown"
+
+
+def profile(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="MODEL|CONFIG",
+            help="An architecture or a model with weights by its name (`dymn models` lists them; nothing is downloaded), a checkpoint, "
+            "or a JSON or TOML file with settings.",
+            show_default=False,
+        ),
+    ] = None,
+    table: Annotated[
+        str | None,
+        typer.Option(
+            "--table",
+            metavar="NUMBER",
+            help="Count every row of this table of the paper, such as VII, and set the printed numbers beside it; all for all tables.",
+            show_default=False,
+        ),
+    ] = None,
+    input_seconds: Annotated[
+        float, typer.Option(metavar="SECONDS", help="How long the recording is. The paper's numbers are for 10 seconds.")
+    ] = 10.0,
+    runs: Annotated[int, typer.Option(min=0, metavar="NUMBER", help="How many times to measure the time; 0 leaves it out.")] = 5,
+    format: Annotated[Format, typer.Option("--format", "-f", help="How to write the answer.")] = Format.table,
+    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write to this file.", show_default=False)] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Draw mAP against multiply-adds and against parameters (the paper's Figs. 4 and 5) into this file (.png, .pdf, .svg).",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Tell what a network costs: parameters, multiply-adds, memory, receptive field, time.
+
+    With --table, tell how the paper's rows compare with what we count. JSON and CSV have plain counts, tables have millions.
+    """
+    from dymn.commands.output import text_output
+    from dymn.profiling import compare
+    from dymn.profiling import profile as measure
+    from dymn.profiling.formats import COMPARISON_FORMATS, PROFILE_FORMATS
+    from dymn.profiling.plot import plot_trade_off
+
+    if model is None and table is None and plot is None:
+        raise ConfigError("Say what to profile: a model, or --table NUMBER, or --plot FILE. `dymn profile --help` tells more.")
+    if model is not None and table is not None:
+        raise ConfigError("Give a model or --table, not both: a table has networks of its own.")
+    text = None
+    if table is not None:
+        text = COMPARISON_FORMATS[format.value](compare(table))
+    elif model is not None:
+        text = PROFILE_FORMATS[format.value](measure(model, input_seconds, runs=runs))
+    if text is not None:
+        with text_output(output) as stream:
+            stream.write(text)
+    if plot is not None:
+        plot_trade_off(plot, model)
+        typer.echo(f"dymn: The picture is in {plot}.", err=True)

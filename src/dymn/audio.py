@@ -123,14 +123,21 @@ def probe(source: Source) -> AudioInfo:
     Raises:
         AudioError: as `read`, as far as the header tells.
     """
-    seekable = hasattr(source, "seekable") and source.seekable()
-    position = source.tell() if seekable else 0  # type: ignore[union-attr]
+    position = _position(source)
     try:
         with recording(source) as opened:
             return opened.info
     finally:
-        if seekable:
+        if position is not None:
             source.seek(position)  # type: ignore[union-attr]
+
+
+def _position(source: Any) -> int | None:
+    """Return where a file object stands, None if it cannot be put there again."""
+    try:
+        return int(source.tell()) if source.seekable() else None
+    except (AttributeError, OSError, ValueError):  # a path, or a closed file object: opening it tells
+        return None
 
 
 def read(source: Source, sample_rate: int = SAMPLE_RATE) -> np.ndarray:

@@ -154,14 +154,17 @@ def _with_libsndfile(name: str, handle: _Guarded, stack: contextlib.ExitStack, p
 
 def _libsndfile_chunks(name: str, handle: _Guarded, sound: Any, info: AudioInfo) -> Iterator[np.ndarray]:
     done = 0
+    sound.seekable = lambda: False  # else soundfile seeks after every read, which a FLAC of unknown length does not survive
     while True:
         buffer = np.empty((max(1, _CHUNK_SAMPLES // info.channels), info.channels), np.float32)
+        failure: Exception | None = None
         try:
             block = sound.read(out=buffer)
         except Exception as error:
-            raise _broken(name, done / info.sample_rate, info.seconds, _libsndfile_reason(error)) from error
-        if handle.error is not None:
-            raise _broken(name, done / info.sample_rate, info.seconds, reason(handle.error)) from handle.error
+            failure = error
+        if failure is not None or handle.error is not None:
+            why = _libsndfile_reason(handle.error or failure)
+            raise _broken(name, done / info.sample_rate, info.seconds, why) from failure
         if len(block) == 0:
             break
         yield to_mono(name, block, done / info.sample_rate, info.sample_rate)
@@ -229,7 +232,7 @@ def _ffmpeg_chunks(name: str, container: Any, info: AudioInfo) -> Iterator[np.nd
     _check_length(name, max(end, done / rate), info.seconds)
 
 
-def _libsndfile_reason(error: Exception) -> str:
+def _libsndfile_reason(error: Exception | None) -> str:
     words = reason(Exception(getattr(error, "error_string", error))).removeprefix("Error : ")
     return "no MPEG audio found" if "not a regular file" in words else words  # what it says of an MP3 without frames
 
@@ -283,7 +286,7 @@ def to_mono(name: str, samples: np.ndarray, start: float = 0.0, rate: int | None
         index = int(np.argmin(np.abs(mono) <= MAX_PEAK))
         value, where = mono[index], f"sample {index}" if rate is None else f"{start + index / rate:.3f} s"
         raise AudioError(
-            f"{name} holds the value {value} at {where}; samples must be finite, with full scale at 1. "
+            f"{name} holds the value {value:g} at {where}; samples must be finite, with full scale at 1. "
             "Replace them, for example with numpy.nan_to_num, or export the recording again as 16-bit PCM."
         )
     return mono

@@ -35,7 +35,7 @@ _CHUNK = 2**20
 def display(source: object) -> str:
     """Return a name for messages: printable whatever bytes the path is made of."""
     if isinstance(source, (str, bytes, os.PathLike)):
-        name = os.fsdecode(source)
+        name = os.fsdecode(source) or "'' (an empty path)"
         if name == "-":
             return "standard input"
     else:

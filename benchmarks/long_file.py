@@ -1,0 +1,64 @@
+"""Peak memory and time of `dymn tag` on a very long recording.
+
+    python benchmarks/long_file.py --model mn04_as --hours 12
+
+Writes a WAV file of 44.1 kHz, 16 bit, mono to a temporary folder: a second of noise each minute, and silence that takes no room on
+a disk that can leave holes in files. Then runs `dymn tag --per-window` on it and prints its peak resident memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+RATE = 44_100
+BYTES = 2
+
+
+def write_sparse_wav(path: Path, seconds: int) -> None:
+    """Write a WAV file with a second of noise at the start of each minute and holes between."""
+    size = seconds * RATE * BYTES
+    if size > 2**32 - 44:
+        raise SystemExit(f"A WAV file holds at most {(2**32 - 44) / RATE / BYTES / 3600:.1f} hours; {seconds / 3600:.1f} were asked for.")
+    header = struct.pack("<4sI4s4sIHHIIHH4sI", b"RIFF", 36 + size, b"WAVE", b"fmt ", 16, 1, 1, RATE, RATE * BYTES, BYTES, 16, b"data", size)
+    noise = (np.random.default_rng(0).standard_normal(RATE) * 3000).astype("<i2").tobytes()
+    with path.open("wb") as file:
+        file.write(header)
+        for minute in range(-(-seconds // 60)):
+            file.seek(len(header) + minute * 60 * RATE * BYTES)
+            file.write(noise[: size - minute * 60 * RATE * BYTES])
+        file.truncate(len(header) + size)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="A model with weights, by name or file.")
+    parser.add_argument("--hours", type=float, default=12.0, help="How long the recording is.")
+    parser.add_argument("--threads", type=int, help="How many CPU threads to use.")
+    parser.add_argument("--batch-size", type=int, help="How many windows to compute at once.")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        recording, answer = Path(folder, "long.wav"), Path(folder, "long.jsonl")
+        write_sparse_wav(recording, round(3600 * options.hours))
+        command = [sys.executable, "-m", "dymn", "tag", str(recording), "--model", options.model, "--per-window", "--output", str(answer)]
+        command += ["--threads", str(options.threads)] if options.threads else []
+        command += ["--batch-size", str(options.batch_size)] if options.batch_size else []
+        started = time.perf_counter()
+        subprocess.run(command, check=True)
+        seconds = time.perf_counter() - started
+        windows = answer.read_text(encoding="utf-8").count('"start"')
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / (2**20 if sys.platform != "darwin" else 2**30)
+    print(f"{options.hours:g} h, {windows} stretches with tags: {seconds:.0f} s ({3600 * options.hours / seconds:.0f} times real time)")
+    print(f"peak resident memory {peak:.2f} GiB")
+
+
+if __name__ == "__main__":
+    main()

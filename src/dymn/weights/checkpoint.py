@@ -117,6 +117,8 @@ def _load(name_or_path: str | Path, progress: Progress | None) -> MobileNet:
         if published.packaged:
             return _from_safetensors(file.path)
         return _with_card(import_published(file.path, published), published_card(published), file.digest)
+    if not name:
+        raise unknown_model(name)
     path = Path(name).expanduser()
     if path.is_dir():
         return _from_safetensors(_file_in(path))

@@ -1,0 +1,74 @@
+"""The registry is data; here it is compared with what the networks say."""
+
+import functools
+import subprocess
+import sys
+
+import pytest
+
+from dymn.frontend import LogMel
+from dymn.model import MODELS, model_config
+from dymn.profiling import count
+from dymn.weights import REGISTRY, audioset_labels, list_models, model_rows
+from dymn.weights.registry import unknown_model
+
+
+@functools.cache
+def counted(architecture, n_mels, n_frames, settings):
+    return count(model_config(architecture, **dict(settings)), n_mels, n_frames)
+
+
+@pytest.mark.parametrize("name", REGISTRY)
+def test_costs_are_those_of_the_network(name):
+    model = REGISTRY[name]
+    n_frames = LogMel(model.front_end).n_frames(320_000)
+    cost = counted(model.architecture, model.front_end.n_mels, n_frames, tuple(model.settings.items()))
+    assert (model.parameters, model.macs) == (cost.parameters, cost.macs)
+
+
+def test_entries_are_sound():
+    files = [model.file for model in REGISTRY.values()]
+    assert len(set(files)) == len(files) == len(REGISTRY)
+    for name, model in REGISTRY.items():
+        assert model.name == name and model.architecture in MODELS and model.licence == "MIT"
+        assert model.packaged or model.url == f"https://github.com/fschmid56/EfficientAT/releases/download/v0.0.1/{model.file}"
+        assert (model.num_classes, model.temperature) == ((1000, 30) if name.endswith("_im") else (527, 1))
+        if "mAP" in model.file:
+            assert f"mAP_{1000 * model.mean_ap:.0f}" in model.file
+    hops = {name: model.front_end.hop_length for name, model in REGISTRY.items() if "_hop_" in name}
+    assert hops == {"mn10_as_hop_5": 160, "mn10_as_hop_15": 480, "mn10_as_hop_20": 640, "mn10_as_hop_25": 800}
+    assert {model.front_end.n_mels for name, model in REGISTRY.items() if "_mels_" in name} == {40, 64, 256}
+    assert REGISTRY["mn10_as_fc_s2221"].strides == (2, 2, 2, 1) and REGISTRY["mn10_as_fc_s2211"].strides == (2, 2, 1, 1)
+
+
+def test_listing():
+    assert set(list_models(pretrained=True)) == set(REGISTRY)
+    assert set(list_models()) == set(REGISTRY) | set(MODELS)
+    assert list_models("dymn*_im") == ["dymn04_im", "dymn10_im", "dymn20_im"]
+    assert list_models("nothing*") == []
+    row = model_rows("mn10_as_hop_15")[0]
+    assert row.front_end == "128 mels, hop 15 ms" and row.classes == "527 (AudioSet)" and row.mean_ap == 0.463
+
+
+def test_cached_column(tmp_path, monkeypatch):
+    monkeypatch.setenv("DYMN_CACHE", str(tmp_path))
+    assert not model_rows("mn10_as")[0].cached
+    (tmp_path / "mn10_as_mAP_471.pt").write_bytes(b"x")
+    assert model_rows("mn10_as")[0].cached
+
+
+def test_labels():
+    labels = audioset_labels()
+    assert len(labels) == len(set(labels)) == 527
+    assert labels[0] == "Speech" and labels[526] == "Field recording"
+
+
+def test_unknown_names_are_answered_with_similar_ones():
+    assert "Did you mean mn10_as" in str(unknown_model("mn10_ass"))
+    assert "models with weights are: dymn04_open, " in str(unknown_model("zzz"))
+
+
+def test_the_listing_does_without_torch():
+    script = "import sys; from dymn.weights import model_rows; print(len(model_rows()), 'torch' in sys.modules, 'numpy' in sys.modules)"
+    output = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert output == f"{len(REGISTRY)} False False\n"

@@ -146,12 +146,19 @@ def _parts(source: Source, fold: int | None) -> list[str]:
 
 
 def _held_out(source: Source, candidates: list[int], share: float) -> set[int]:
-    """Return a share of the candidates of every class (the first class of a clip counts): those whose names' digests come first."""
+    """Return a share of the candidates of every class (the first class of a clip counts): those whose names' digests come first.
+
+    Every class keeps at least one clip; what rounding leaves over in one class is made up for in the next.
+    """
     groups: dict[int, list[int]] = {}
     for i in candidates:
         groups.setdefault(int(np.argmax(source.catalog.target_rows(slice(i, i + 1))[0])), []).append(i)
     held: set[int] = set()
-    for members in groups.values():
+    due = 0.0
+    for _, members in sorted(groups.items()):
+        due += len(members) * share
+        taken = max(0, min(len(members) - 1, round(due)))
+        due -= taken
         members.sort(key=lambda i: hashlib.sha256(source.keys[i].encode()).digest())
-        held.update(members[: round(len(members) * share)])
+        held.update(members[:taken])
     return held

@@ -1,0 +1,414 @@
+"""Every dataset in a tiny instance of its published layout."""
+
+import csv
+import io
+import json
+import os
+import pickle
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from dymn.data import TASKS, BadClip, Clip, open_source, select
+from dymn.data.stores import inside
+from dymn.errors import ConfigError, DataError
+from dymn.weights import audioset_labels
+
+RATE = 32_000
+
+
+def tone(frequency: float, seconds: float = 0.2, rate: int = RATE) -> np.ndarray:
+    return (0.3 * np.sin(2 * np.pi * frequency * np.arange(int(seconds * rate)) / rate)).astype(np.float32)
+
+
+def write_audio(path: Path, frequency: float = 440.0, seconds: float = 0.2, rate: int = RATE) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, tone(frequency, seconds, rate), rate)
+    return path
+
+
+def encoded(frequency: float, kind: str = "OGG", subtype: str | None = None) -> bytes:
+    file = io.BytesIO()
+    rate = 48_000 if subtype == "OPUS" else RATE
+    soundfile.write(file, tone(frequency, rate=rate), rate, format=kind, subtype=subtype)
+    return file.getvalue()
+
+
+def write_table(path: Path, rows: list[list[object]], delimiter: str = ",") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, delimiter=delimiter).writerows(rows)
+
+
+def good(item: Clip | BadClip) -> Clip:
+    assert isinstance(item, Clip), item
+    assert item.waveform.dtype == item.target.dtype == item.mask.dtype == np.float32
+    return item
+
+
+def test_folder_per_class(tmp_path):
+    for name in ("dog", "cat", "owl"):
+        for i in range(5):
+            write_audio(tmp_path / name / f"{i}.wav", rate=16_000)
+    source = open_source("folder", tmp_path)
+    assert source.labels == ("cat", "dog", "owl") and len(source) == 15
+    clip = good(source[source.keys.index("dog/3.wav")])
+    assert clip.target.tolist() == [0, 1, 0] and len(clip.waveform) == pytest.approx(0.2 * RATE, abs=2)
+    train, val = open_source("folder", tmp_path, "train"), open_source("folder", tmp_path, "val")
+    assert val.targets.sum(0).tolist() == [1, 1, 1] and not set(train.keys) & set(val.keys) and len(train) + len(val) == 15
+    assert open_source("folder", tmp_path, "val").keys == val.keys
+    with pytest.raises(DataError, match="no clips for 'test'"):
+        open_source("folder", tmp_path, "test")
+
+
+def test_folder_with_splits(tmp_path):
+    for split in ("train", "val", "test"):
+        for name in ("a", "b"):
+            write_audio(tmp_path / split / name / "x.wav")
+    assert open_source("folder", tmp_path, "test").keys == ["test/a/x.wav", "test/b/x.wav"]
+    assert open_source("folder", tmp_path).labels == ("a", "b")
+
+
+def test_folder_refuses_files_without_class(tmp_path):
+    with pytest.raises(DataError, match="holds no folders"):
+        open_source("folder", tmp_path)
+    write_audio(tmp_path / "train" / "x.wav")
+    with pytest.raises(DataError, match="does not lie in the folder of a class"):
+        open_source("folder", tmp_path)
+
+
+@pytest.mark.parametrize("sign", [";", ","])
+def test_csv_manifest(tmp_path, sign):
+    for name in "abcd":
+        write_audio(tmp_path / "clips" / f"{name}.wav")
+    rows = [["path", "labels", "split", "fold"]]
+    rows += [["clips/a.wav", f"rain{sign}wind", "train", 1], ["clips/b.wav", "wind", "valid", 2], ["clips/c.wav", "", "eval", 1]]
+    write_table(tmp_path / "list.csv", rows)
+    source = open_source("csv", tmp_path / "list.csv")
+    assert source.labels == ("rain", "wind") and source.targets.tolist() == [[1, 1], [0, 1], [0, 0]]
+    assert source.catalog.splits == ("train", "val", "test") and source.catalog.folds == (1, 2, 1)
+    good(source[2])
+    assert open_source("csv", tmp_path / "list.csv", "test", fold=2).keys == ["clips/b.wav"]
+    assert open_source("csv", tmp_path / "list.csv", labels=["wind", "rain"]).labels == ("wind", "rain")
+
+
+@pytest.mark.parametrize(
+    "name", ["../secret.wav", "/etc/passwd", "a/../../secret.wav", "C:\\secret.wav", "..\\secret.wav", "link/secret.wav"]
+)
+def test_csv_paths_stay_inside(tmp_path, name):
+    write_audio(tmp_path / "secret.wav")
+    data = tmp_path / "data"
+    data.mkdir()
+    os.symlink(tmp_path, data / "link")
+    if ":" in name and os.name != "nt":
+        assert inside(data, name).is_relative_to(data)
+        return
+    write_table(data / "list.csv", [["path", "label"], [name, "x"]])
+    with pytest.raises(DataError, match=r"root|folder"):
+        open_source("csv", data / "list.csv")
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([["path"], ["a.wav"]], "needs a column labels"),
+        ([["path", "label"]], "empty"),
+        ([["path", "label"], ["a.wav"]], "row 2"),
+        ([["path", "label", "split"], ["a.wav", "x", "later"]], "later"),
+        ([["path", "label"], ["a.wav", "x"], ["a.wav", "x"]], "twice"),
+        ([["path", "label", "fold"], ["a.wav", "x", "one"]], "whole number"),
+    ],
+)
+def test_bad_manifests(tmp_path, rows, message):
+    write_table(tmp_path / "list.csv", rows)
+    with pytest.raises(DataError, match=message):
+        open_source("csv", tmp_path / "list.csv")
+
+
+def write_esc50(root: Path) -> None:
+    rows: list[list[object]] = [["filename", "fold", "target", "category", "esc10", "src_file", "take"]]
+    names = {0: "dog", 1: "rooster", 2: "pig"}
+    for fold in range(1, 6):
+        for target, name in names.items():
+            file = f"{fold}-{1000 + target}-A-{target}.wav"
+            rows.append([file, fold, target, name, target < 2, 1000 + target, "A"])
+            write_audio(root / "audio" / file, rate=44_100)
+    write_table(root / "meta" / "esc50.csv", rows)
+
+
+def test_esc50_and_esc10_folds(tmp_path):
+    write_esc50(tmp_path)
+    train, test = (open_source("esc50", tmp_path, split, fold=3) for split in ("train", "test"))
+    assert (len(train), len(test)) == (12, 3) and test.labels == ("dog", "rooster", "pig")
+    assert all(key.startswith("3-") for key in test.keys) and good(test[1]).target.tolist() == [0, 1, 0]
+    assert open_source("esc10", tmp_path, "test", fold=1).labels == ("dog", "rooster")
+    with pytest.raises(ConfigError, match=r"fold=…"):
+        open_source("esc50", tmp_path, "test")
+    with pytest.raises(ConfigError, match="fold is 9"):
+        open_source("esc50", tmp_path, "test", fold=9)
+    val = open_source("esc50", tmp_path, "val", fold=3, holdout=0.25)
+    assert len(val) == 3 and not set(val.keys) & set(test.keys)
+
+
+def test_esc10_as_shared(shared):
+    source = open_source("esc10", shared / "esc10", "test", fold=2)
+    assert len(source) == 80 and len(source.labels) == 10 and source.targets.sum(0).tolist() == [8] * 10
+    assert len(good(source[0]).waveform) == pytest.approx(5 * RATE, abs=RATE // 10)
+
+
+def test_fsd50k(tmp_path):
+    truth = tmp_path / "FSD50K.ground_truth"
+    write_table(truth / "vocabulary.csv", [[0, "Bark", "/m/1"], [1, "Rain", "/m/2"]])
+    dev = [["fname", "labels", "mids", "split"], ["64760", "Rain,Bark", "/m/2,/m/1", "train"], ["16399", "Rain", "/m/2", "val"]]
+    write_table(truth / "dev.csv", dev)
+    write_table(truth / "eval.csv", [["fname", "labels", "mids"], ["37199", "Bark", "/m/1"]])
+    for part, name in (("dev", "64760"), ("dev", "16399"), ("eval", "37199")):
+        write_audio(tmp_path / f"FSD50K.{part}_audio" / f"{name}.wav", rate=44_100)
+    assert [open_source("fsd50k", tmp_path, split).keys for split in ("train", "val", "test")] == [["64760"], ["16399"], ["37199"]]
+    assert open_source("fsd50k", tmp_path).targets.tolist() == [[1, 1], [0, 1], [1, 0]]
+    good(open_source("fsd50k", tmp_path)[2])
+
+
+def write_openmic(root: Path, keys: object) -> None:
+    root.mkdir(exist_ok=True)
+    np.savez(
+        root / "openmic-2018.npz",
+        X=np.zeros((3, 10, 4)),
+        Y_true=np.array([[0.9, 0.5], [0.1, 0.6], [0.5, 0.2]]),
+        Y_mask=np.array([[True, False], [True, True], [False, True]]),
+        sample_key=keys,
+    )
+    (root / "class-map.json").write_text(json.dumps({"banjo": 1, "accordion": 0}))
+    write_table(root / "partitions" / "split01_train.csv", [["000046_3840"], ["000135_483840"]])
+    write_table(root / "partitions" / "split01_test.csv", [["000139_119040"]])
+    for key in ("000046_3840", "000135_483840", "000139_119040"):
+        write_audio(root / "audio" / "000" / f"{key}.ogg", rate=44_100)
+
+
+OPENMIC_KEYS = ["000046_3840", "000135_483840", "000139_119040"]
+
+
+@pytest.mark.parametrize("kind", ["U", "O"])
+def test_openmic_with_masks(tmp_path, kind):
+    write_openmic(tmp_path, np.array(OPENMIC_KEYS, dtype=kind))
+    source = open_source("openmic", tmp_path)
+    assert source.labels == ("accordion", "banjo") and source.keys == OPENMIC_KEYS
+    assert source.masks.tolist() == [[1, 0], [1, 1], [0, 1]] and source.targets.tolist() == [[1, 0], [0, 1], [0, 0]]
+    clip = good(open_source("openmic", tmp_path, "test")[0])
+    assert clip.key == "000139_119040" and clip.mask.tolist() == [0, 1]
+    assert open_source("openmic", tmp_path, "train").keys == OPENMIC_KEYS[:2]
+
+
+class Exploit:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_openmic_executes_no_pickle(tmp_path):
+    evil = np.empty(3, dtype=object)
+    evil[:] = [Exploit(tmp_path / "executed"), "b", "c"]
+    write_openmic(tmp_path / "data", evil)
+    with pytest.raises(DataError, match="was not executed"):
+        open_source("openmic", tmp_path / "data")
+    assert not (tmp_path / "executed").exists()
+
+
+def test_tau(tmp_path):
+    files = [
+        f"audio/{scene}-{city}-0-{i}-{device}.wav" for i, (scene, city, device) in enumerate([("bus", "lyon", "a"), ("park", "wien", "b")])
+    ]
+    files.append("audio/park-wien-9-9-s1.wav")
+    rows = [[file, file.split("/")[1].split("-")[0], "lyon-0", "a"] for file in files]
+    write_table(tmp_path / "meta.csv", [["filename", "scene_label", "identifier", "source_label"], *rows], "\t")
+    write_table(tmp_path / "evaluation_setup" / "fold1_train.csv", [["filename", "scene_label"], [files[0], "bus"]], "\t")
+    write_table(tmp_path / "evaluation_setup" / "fold1_evaluate.csv", [["filename", "scene_label"], [files[1], "park"]], "\t")
+    for file in files:
+        write_audio(tmp_path / file, rate=44_100)
+    source = open_source("tau", tmp_path)
+    assert source.labels == ("bus", "park") and source.catalog.splits == ("train", "test", "")
+    assert good(open_source("tau", tmp_path, "test")[0]).target.tolist() == [0, 1]
+
+
+def write_hdf5(path: Path, names: list[str], targets: np.ndarray) -> None:
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(path, "w") as file:
+        file["audio_name"] = np.array([name.encode() for name in names])
+        audio = file.create_dataset("mp3", (len(names),), dtype=h5py.vlen_dtype(np.uint8))
+        for i in range(len(names)):
+            audio[i] = np.frombuffer(encoded(200.0 + 100 * i, "MP3"), dtype=np.uint8)
+        file["target"] = targets
+
+
+def test_audioset_hdf5(tmp_path):
+    multi_hot = np.zeros((3, 527), dtype=np.uint8)
+    multi_hot[[0, 1, 1, 2], [0, 5, 526, 300]] = 1
+    packed = np.packbits(multi_hot, axis=1)
+    write_hdf5(tmp_path / "balanced_train_segments_mp3.hdf", ["Y--aaaaaaaaa.mp3"], packed[:1])
+    write_hdf5(tmp_path / "unbalanced_train_segments_mp3.hdf", ["YYbbbbbbbbbb.mp3"], packed[1:2])
+    write_hdf5(tmp_path / "eval_segments_mp3.hdf", ["Yccccccccccc.mp3"], packed[2:])
+    train = open_source("audioset_hdf5", tmp_path, "train")
+    assert train.keys == ["--aaaaaaaaa", "Ybbbbbbbbbb"] and train.labels == audioset_labels()
+    assert train.targets.dtype == np.float32 and (train.targets == multi_hot[:2]).all()
+    test = open_source("audioset_hdf5", tmp_path, "test")
+    assert good(test[0]).target.argmax() == 300 and len(good(test[0]).waveform) >= 0.2 * RATE
+    assert open_source("audioset_hdf5", tmp_path / "eval_segments_mp3.hdf").keys == ["ccccccccccc"]
+
+
+def test_fsd50k_hdf5(tmp_path):
+    multi_hot = np.eye(2, 200, dtype=np.uint8)
+    write_hdf5(tmp_path / "FSD50K.val_mp3.hdf", ["1.mp3", "2.mp3"], np.packbits(multi_hot, axis=1))
+    source = open_source("fsd50k_hdf5", tmp_path, "val")
+    assert source.keys == ["1", "2"] and (source.targets == multi_hot).all()
+    write_hdf5(tmp_path / "FSD50K.eval_mp3.hdf", ["3.mp3"], np.zeros((1, 7), dtype=np.uint8))
+    with pytest.raises(DataError, match="25 columns"):
+        open_source("fsd50k_hdf5", tmp_path)
+
+
+def test_openmic_hdf5(tmp_path):
+    values = np.full((2, 40), 0.5)
+    values[:, 20:] = 0
+    values[0, [0, 20]] = 1
+    values[1, [1, 2, 21, 22]] = [0.4, 0.6, 1, 1]
+    write_hdf5(tmp_path / "openmic_test.csv_mp3.hdf", ["000046_3840.mp3", "000135_483840.mp3"], values)
+    source = open_source("openmic_hdf5", tmp_path, "test")
+    assert source.keys == ["000046_3840", "000135_483840"] and source.labels[:2] == ("accordion", "banjo")
+    assert source.masks.sum(1).tolist() == [1, 2] and source.targets[:, :3].tolist() == [[1, 0, 0], [0, 0, 1]]
+    good(source[1])
+
+
+def test_hdf5_of_another_form(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "eval_segments_mp3.hdf", "w") as file:
+        file["target"] = np.zeros(3)
+    with pytest.raises(DataError, match="no dataset audio_name, mp3"):
+        open_source("audioset_hdf5", tmp_path)
+    (tmp_path / "eval_segments_mp3.hdf").write_bytes(b"not hdf5")
+    with pytest.raises(DataError, match="not a readable HDF5"):
+        open_source("audioset_hdf5", tmp_path)
+
+
+def write_shard(path: Path, members: dict[str, bytes]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as archive:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+
+
+def write_corpus(root: Path, clips: int = 6) -> None:
+    rows = [["key", "shard", "split"]]
+    for shard in range(2):
+        members = {}
+        for i in range(shard * clips // 2, (shard + 1) * clips // 2):
+            members[f"{i:06d}.opus"] = encoded(200.0 + 50 * i, "OGG", "OPUS")
+            members[f"{i:06d}.json"] = json.dumps({"text": "x"}).encode()
+            rows.append([f"{i:06d}", f"kd-{shard:04d}.tar", "val" if i == 4 else "train"])
+        write_shard(root / "shards" / f"kd-{shard:04d}.tar", members)
+    write_table(root / "index.csv", rows)
+
+
+def test_shards(tmp_path):
+    write_corpus(tmp_path)
+    source = open_source("shards", tmp_path, "train")
+    assert source.keys == ["000000", "000001", "000002", "000003", "000005"] and len(source.labels) == 527
+    clip = good(source[4])
+    assert clip.mask.sum() == 0 and clip.target.sum() == 0 and len(clip.waveform) == pytest.approx(0.2 * RATE, abs=20)
+    spectrum = np.abs(np.fft.rfft(clip.waveform))
+    assert spectrum.argmax() * RATE / len(clip.waveform) == pytest.approx(450, abs=10)
+
+
+def test_shards_with_labels_and_without_index(tmp_path):
+    members = {"b/1.flac": encoded(300, "FLAC"), "b/1.json": b'{"labels": ["Speech", "Music"]}', "b/2.flac": encoded(400, "FLAC")}
+    write_shard(tmp_path / "x.tar", members)
+    source = open_source("shards", tmp_path / "x.tar", labels=["Music", "Speech"])
+    assert source.keys == ["b/1", "b/2"] and source.targets.tolist() == [[1, 1], [0, 0]] and source.masks.tolist() == [[1, 1], [0, 0]]
+
+
+def test_shards_that_do_not_fit_their_index(tmp_path):
+    write_corpus(tmp_path)
+    lines = (tmp_path / "index.csv").read_text().splitlines()
+    (tmp_path / "index.csv").write_text("\n".join([lines[0], lines[2], lines[1], *lines[3:]]))
+    with pytest.raises(DataError, match="differ from row 0"):
+        open_source("shards", tmp_path)
+    (tmp_path / "index.csv").write_text("\n".join(lines[:-1]))
+    with pytest.raises(DataError, match="lists 5 clips and the shards hold 6"):
+        open_source("shards", tmp_path)
+
+
+def test_damaged_shards(tmp_path):
+    write_corpus(tmp_path)
+    path = tmp_path / "shards" / "kd-0001.tar"
+    path.write_bytes(path.read_bytes()[:3000])
+    with pytest.raises(DataError):
+        open_source("shards", tmp_path)
+    path.write_bytes(b"x" * 3000)
+    with pytest.raises(DataError, match="not an uncompressed tar"):
+        open_source("shards", tmp_path)
+
+
+def test_kd_corpus(shared):
+    source = open_source("shards", shared / "kd_corpus")
+    train, val = select(source, "train"), select(source, "val")
+    assert (len(train), len(val)) == (7440, 406)
+    clip = good(val[0])
+    assert clip.key == val.keys[0] and 0 < len(clip.waveform) <= 10 * RATE + 64
+
+
+def test_bad_clips_say_why(tmp_path):
+    write_audio(tmp_path / "a" / "good.wav")
+    (tmp_path / "a" / "broken.wav").write_bytes(b"RIFF" + b"\0" * 40)
+    (tmp_path / "a" / "empty.wav").write_bytes(b"")
+    source = open_source("folder", tmp_path)
+    bad = {item.key: item.reason for item in (source[i] for i in range(3)) if isinstance(item, BadClip)}
+    assert set(bad) == {"a/broken.wav", "a/empty.wav"} and all(bad.values())
+    (tmp_path / "a" / "good.wav").unlink()
+    assert isinstance(source[source.keys.index("a/good.wav")], BadClip)
+
+
+def test_long_recordings_are_cut(tmp_path):
+    write_audio(tmp_path / "a" / "long.wav", seconds=2)
+    assert len(good(open_source("folder", tmp_path, max_seconds=0.5)[0]).waveform) == RATE // 2
+
+
+def test_digest_tells_datasets_apart(tmp_path):
+    write_esc50(tmp_path)
+    first = open_source("esc50", tmp_path)
+    assert first.digest == open_source("esc50", tmp_path).digest != open_source("esc50", tmp_path, "test", fold=1).digest
+    stamp = first.stamp()
+    write_audio(tmp_path / "audio" / first.keys[0], seconds=0.3)
+    again = open_source("esc50", tmp_path)
+    assert again.digest != first.digest and again.stamp() != stamp
+
+
+def test_sources_can_be_sent_to_other_processes(tmp_path):
+    write_corpus(tmp_path)
+    source = open_source("shards", tmp_path)
+    before = good(source[1])
+    after = good(pickle.loads(pickle.dumps(source))[1])
+    assert (before.waveform == after.waveform).all() and before.fingerprint == after.fingerprint
+
+
+def test_errors_of_open_source(tmp_path):
+    with pytest.raises(ConfigError, match="audioset_hdf5"):
+        open_source("imagenet", tmp_path)
+    with pytest.raises(DataError, match="There is no dataset"):
+        open_source("folder", tmp_path / "nowhere")
+    write_audio(tmp_path / "a" / "x.wav")
+    with pytest.raises(ConfigError, match="colour"):
+        open_source("folder", tmp_path, colour="red")
+    with pytest.raises(ConfigError, match="split is 'later'"):
+        open_source("folder", tmp_path, "later")
+    with pytest.raises(IndexError):
+        open_source("folder", tmp_path)[1]
+
+
+def test_tasks_are_complete():
+    for name, task in TASKS.items():
+        assert task.loss in ("bce", "ce") and task.metric in ("mAP", "accuracy") and task.seconds > 0, name

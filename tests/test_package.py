@@ -1,0 +1,92 @@
+"""What people install: the wheel and the sdist hold what they must, and the wheel works in another environment."""
+
+import re
+import subprocess
+import sys
+import tarfile
+import zipfile
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from dymn import __version__
+from dymn._toml import tomllib
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+SUFFIXES = {".py", ".typed", ".safetensors", ".csv", ".toml", ".html", ".css", ".js"}
+FILES = {path.relative_to(ROOT / "src").as_posix() for path in (ROOT / "src" / "dymn").rglob("*") if path.suffix in SUFFIXES}
+
+
+@pytest.fixture(scope="module")
+def dist(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("dist")
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(ROOT)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def test_wheel_holds_the_package_and_nothing_else(dist):
+    (wheel,) = dist.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert FILES <= names
+    assert "dymn/py.typed" in names
+    assert "dymn/weights/audioset_labels.csv" in names
+    assert f"dymn-{__version__}.dist-info/licenses/LICENSE" in names
+    assert {name.split("/")[0] for name in names} == {"dymn", f"dymn-{__version__}.dist-info"}
+    assert wheel.stat().st_size < 8e6
+
+
+def test_sdist_builds_tests_and_demonstrates_itself(dist):
+    (sdist,) = dist.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    wanted = ("pyproject.toml", "README.md", "LICENSE", "Makefile", "constraints.txt", "src/dymn/py.typed", "tests/test_package.py")
+    assert set(wanted) <= names
+    assert {f"examples/audio/{path.name}" for path in (ROOT / "examples" / "audio").iterdir()} <= names
+
+
+def test_wheel_works_in_another_environment(dist, tmp_path):
+    """Without the dependencies, which it borrows from this environment; `make package` installs them too."""
+    (wheel,) = dist.glob("*.whl")
+    target = tmp_path / "site"
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(target), str(wheel)]
+    subprocess.run(install, check=True, capture_output=True)
+    code = f"import sys; sys.path.insert(0, {str(target)!r}); import dymn.cli; assert {str(target)!r} in dymn.__file__; dymn.cli.main()"
+    done = subprocess.run([sys.executable, "-I", "-c", code, "--version"], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == f"dymn {__version__}"
+    assert (target / "bin" / "dymn").exists() or (target / "Scripts" / "dymn.exe").exists()
+
+
+def requirements(lines):
+    return [re.match(r"[A-Za-z0-9._-]+", line).group().lower().replace("_", "-") for line in lines if not line.startswith("dymn[")]
+
+
+def test_the_extra_all_brings_every_extra():
+    extras = PROJECT["optional-dependencies"]
+    (everything,) = extras["all"]
+    named = set(re.fullmatch(r"dymn\[(.*)\]", everything).group(1).split(","))
+    assert named == set(extras) - {"all", "dev", "docs"}
+
+
+def test_constraints_pin_what_the_project_names():
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = [
+        re.fullmatch(r"([a-z0-9-]+)==([^;]+)(; python_version (?:<|>=) \"3\.11\")?", line) for line in lines if not line.startswith("#")
+    ]
+    assert all(pins), "each line is a comment or `name==version`, with a marker for Python 3.10 at most"
+    pinned = {pin.group(1) for pin in pins}
+    wanted = requirements(PROJECT["dependencies"]) + [
+        name for extra in PROJECT["optional-dependencies"].values() for name in requirements(extra)
+    ]
+    assert set(wanted) - pinned <= {"tomli"}  # only for Python 3.10
+    assert "torch==2.13.0" in lines
+
+
+def test_versions_agree():
+    assert version("dymn") == __version__
+    assert f"version: {__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert re.search(r"^## \[(Unreleased|" + re.escape(__version__) + r")\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.M)

@@ -117,6 +117,14 @@ class Handler(BaseHTTPRequestHandler):
     def missing(self):
         self.send_error(404)
 
+    def babbles(self):
+        self.wfile.write(b"220 mail.example.invalid ready\r\n\r\n")
+
+    def boasts(self):
+        """Give the length as a number too long to be one."""
+        self.head("9" * 5000)
+        self.wfile.write(CONTENT)
+
     def moved(self):
         self.head(0, 302, Location="/good")
 
@@ -171,14 +179,14 @@ def files(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-@pytest.mark.parametrize("page", ["good", "unsized", "drips", "moved", "breaks", "changes"])
+@pytest.mark.parametrize("page", ["good", "unsized", "boasts", "drips", "moved", "breaks", "changes"])
 def test_download_ends_with_the_verified_file_alone(server, cache, page):
     calls = []
     local = download.fetch(known(server, page), never, lambda done, total: calls.append((done, total)))
     assert local == (cache / "model_x.pt", DIGEST)
     assert local.path.read_bytes() == CONTENT
     assert files(cache) == ["model_x.pt"]
-    assert calls[-1] == (len(CONTENT), None if page == "unsized" else len(CONTENT))
+    assert calls[-1] == (len(CONTENT), None if page in ("unsized", "boasts") else len(CONTENT))
 
 
 def test_a_broken_transfer_goes_on_where_it_stopped(server):
@@ -201,6 +209,7 @@ BROKEN_SERVERS = [
     ("missing", "HTTP Error 404"),
     ("downgrades", "http://example.invalid/weights.pt is refused: weights are downloaded over https only"),
     ("to_a_file", "file:///etc/passwd' is not allowed|file:///etc/passwd is refused"),
+    ("babbles", "the server's answer makes no sense"),
 ]
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dymn.config import FrontEndConfig as FrontEndConfig
+    from dymn.config import ModelCard as ModelCard
     from dymn.config import ModelConfig as ModelConfig
     from dymn.frontend import LogMel as LogMel
     from dymn.model import MobileNet as MobileNet
@@ -17,6 +18,11 @@ if TYPE_CHECKING:
     from dymn.model import create_model as create_model
     from dymn.tagger import Tag as Tag
     from dymn.tagger import Tagger as Tagger
+    from dymn.weights import REGISTRY as REGISTRY
+    from dymn.weights import audioset_labels as audioset_labels
+    from dymn.weights import convert as convert
+    from dymn.weights import list_models as list_models
+    from dymn.weights import load_model as load_model
 
 __version__ = "0.1.0"
 
@@ -24,11 +30,17 @@ _HOMES = {
     "FrontEndConfig": "dymn.config",
     "LogMel": "dymn.frontend",
     "MobileNet": "dymn.model",
+    "ModelCard": "dymn.config",
     "ModelConfig": "dymn.config",
     "Output": "dymn.model",
+    "REGISTRY": "dymn.weights",
     "Tag": "dymn.tagger",
     "Tagger": "dymn.tagger",
+    "audioset_labels": "dymn.weights",
+    "convert": "dymn.weights",
     "create_model": "dymn.model",
+    "list_models": "dymn.weights",
+    "load_model": "dymn.weights",
 }
 _MODULES = ("audio", "config", "errors", "frontend", "layers", "model", "profiling", "tagger", "weights")
 

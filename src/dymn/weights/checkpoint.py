@@ -164,23 +164,23 @@ def _from_hub(name: str) -> MobileNet:
     from huggingface_hub import constants, hf_hub_download
 
     repository, _, revision = name.partition("@")
-    what = f"{hub.WEIGHTS_FILE} of {repository} on the Hugging Face Hub"
-    offline = False
-    try:  # the client tries for longer than anyone waits
-        check_reachable(constants.ENDPOINT)
-    except OSError as error:
-        logger.info("%s cannot be reached (%s); looking for %s in the cache.", constants.ENDPOINT, error, repository)
-        offline = True
+    offline = constants.HF_HUB_OFFLINE or not _answers(constants.ENDPOINT)  # the client tries for longer than anyone waits
     try:
         path = hf_hub_download(repository, hub.WEIGHTS_FILE, revision=revision or None, local_files_only=offline)
     except Exception as error:  # the client's errors have no common base over its versions
-        if offline:
-            raise WeightsError(
-                f"There is no file or folder {name}, and {what} cannot be downloaded: {constants.ENDPOINT} does not answer. "
-                "Get the file elsewhere and give its path."
-            ) from error
-        raise WeightsError(f"There is no file or folder {name}, and {what} cannot be downloaded: {error}") from error
+        reason = f"{constants.ENDPOINT} does not answer. Get the file elsewhere and give its path." if offline else str(error)
+        what = f"{hub.WEIGHTS_FILE} of {repository} on the Hugging Face Hub"
+        raise WeightsError(f"There is no file or folder {name}, and {what} cannot be downloaded: {reason}") from error
     return _from_safetensors(Path(path))
+
+
+def _answers(url: str) -> bool:
+    try:
+        check_reachable(url)
+    except OSError as error:
+        logger.info("%s cannot be reached: %s", url, error)
+        return False
+    return True
 
 
 def published_card(published: PublishedModel) -> ModelCard:

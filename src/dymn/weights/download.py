@@ -135,7 +135,7 @@ def check_reachable(url: str) -> None:
 
 def _by_hand(model: PublishedModel) -> str:
     place = local_path(model)
-    return f"To do without the download, get {model.file} from {model.url} elsewhere and place it as {place}, or give the path of a file."
+    return f"To do without the network, get {model.file} from {model.url} elsewhere and place it as {place}, or give the path of a file."
 
 
 def _verify(path: Path, model: PublishedModel, validate: Callable[[Path], object]) -> str:
@@ -149,7 +149,10 @@ def _verify(path: Path, model: PublishedModel, validate: Callable[[Path], object
     if expected is None and record.is_file():
         expected, origin = record.read_text(encoding="ascii", errors="replace")[:64], f"recorded in {record} when it was first verified"
     if expected is None:
-        validate(path)
+        try:
+            validate(path)
+        except WeightsError as error:
+            raise WeightsError(str(error).replace(str(path), model.file)) from error
         with atomic_write(record) as file:
             file.write(f"{digest}  {model.file}\n".encode("ascii"))
     elif digest != expected:
@@ -180,10 +183,10 @@ def _transfer(model: PublishedModel, file: BinaryIO, progress: Progress | None) 
             return
         except _ConnectionLost as error:
             if state.done <= furthest:
-                raise WeightsError(f"{model.name} cannot be downloaded from {model.url}: {error}.") from error
+                raise WeightsError(f"{model.name} cannot be downloaded: {error}.") from error
             furthest = state.done
             logger.warning("%s: %s; trying again.", model.file, error)
-    raise WeightsError(f"{model.name} cannot be downloaded from {model.url}: the connection broke {MAX_ATTEMPTS} times.")
+    raise WeightsError(f"{model.name} cannot be downloaded: the connection broke {MAX_ATTEMPTS} times.")
 
 
 class _ConnectionLost(Exception):
@@ -197,7 +200,7 @@ def _receive(model: PublishedModel, state: _Transfer, file: IO[bytes]) -> Iterat
         request.add_header("If-Range", state.version)
     try:
         response = _answer(request)
-    except (OSError, http.client.HTTPException, ValueError) as error:
+    except OSError as error:
         raise _ConnectionLost(_reason(error)) from error
     with response:
         if response.status != 206 or not response.headers.get("Content-Range", "").startswith(f"bytes {state.done}-"):
@@ -205,12 +208,12 @@ def _receive(model: PublishedModel, state: _Transfer, file: IO[bytes]) -> Iterat
             file.seek(0)
             file.truncate()
         length = response.headers.get("Content-Length", "")
-        state.total = state.done + int(length) if length.isdigit() else None
+        state.total = state.done + int(length) if length.isdecimal() and len(length) < 20 else None
         etag = response.headers.get("ETag", "")
         state.version = etag if etag.startswith('"') else response.headers.get("Last-Modified")
         if state.total is not None and (state.total > model.size_limit or (model.size is not None and state.total != model.size)):
             expected = f"{model.size:,}" if model.size is not None else f"at most {model.size_limit:,}"
-            raise WeightsError(f"{model.url} has {state.total:,} bytes instead of {expected}; it was not downloaded.")
+            raise WeightsError(f"The server's {model.file} has {state.total:,} bytes instead of {expected}; it was not downloaded.")
         while True:
             try:
                 chunk = response.read1(CHUNK)
@@ -220,7 +223,9 @@ def _receive(model: PublishedModel, state: _Transfer, file: IO[bytes]) -> Iterat
                 break
             state.done += len(chunk)
             if state.done > model.size_limit:
-                raise WeightsError(f"{model.url} has more than the {model.size_limit:,} bytes that {model.file} can have; stopped.")
+                raise WeightsError(
+                    f"The server's {model.file} has more than the {model.size_limit:,} bytes that it can have; the download was stopped."
+                )
             yield chunk
     if state.total is not None and state.done < state.total:
         raise _ConnectionLost(f"the connection was closed after {_amount(state)}")
@@ -231,11 +236,10 @@ def _amount(state: _Transfer) -> str:
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, TimeoutError) and not error.args:
-        return "no answer"
-    if isinstance(error, urllib.error.URLError) and not isinstance(error, urllib.error.HTTPError):
-        return str(error.reason)
-    return str(error) or type(error).__name__
+    """Return what went wrong, without the numbers and wrappers of the operating system's and urllib's errors."""
+    cause = error.reason if isinstance(error, urllib.error.URLError) and not isinstance(error, urllib.error.HTTPError) else error
+    words = cause.strerror if isinstance(cause, OSError) and not isinstance(cause, urllib.error.HTTPError) else None
+    return words or str(cause) or type(cause).__name__
 
 
 class _SafeRedirects(urllib.request.HTTPRedirectHandler):
@@ -257,7 +261,7 @@ def _check_url(url: str, *, loopback: bool = True) -> None:
 
 
 def _answer(request: urllib.request.Request) -> http.client.HTTPResponse:
-    """Open a connection and return the response once its headers are there, or raise after `ANSWER_SECONDS`.
+    """Open a connection and return the response once its headers are there, or raise an OSError after `ANSWER_SECONDS` at most.
 
     Name look-ups know no timeout and hosts have many addresses, so the waiting is done in a thread that is left behind.
     """
@@ -277,6 +281,8 @@ def _answer(request: urllib.request.Request) -> http.client.HTTPResponse:
         answer = outcome.get(timeout=ANSWER_SECONDS)
     except queue.Empty:
         raise TimeoutError(f"no answer within {ANSWER_SECONDS:g} s") from None
+    if isinstance(answer, http.client.HTTPException) and not isinstance(answer, OSError):
+        raise ConnectionError(f"the server's answer makes no sense: {answer!r}") from answer
     if isinstance(answer, Exception):
         raise answer
     return answer

@@ -2,7 +2,6 @@
 
 import io
 import os
-import resource
 import struct
 import sys
 import threading
@@ -16,7 +15,13 @@ import soundfile
 from dymn import audio, containers, opening
 from dymn.errors import AudioError, MissingExtraError
 
+resource = pytest.importorskip("resource")
 MESSAGE_WORDS = ("Error opening", "soundfile.", "object at 0x", "Traceback", "Errno")
+
+
+def peak_memory() -> float:
+    """The most memory that this process has held, in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
 
 
 def noise(frames: int = 44_100, channels: int = 2) -> np.ndarray:
@@ -127,7 +132,7 @@ def test_any_damage_is_an_audio_error(tmp_path, kind):
     subtype = {"OGG": "VORBIS", "MP3": "MPEG_LAYER_III"}.get(kind, "PCM_16")
     whole = encoded(kind, subtype, noise(4_000))
     generator = np.random.default_rng(len(kind))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_memory()
     for _ in range(40):
         data = bytearray(whole[: generator.integers(1, len(whole) + 1)])
         for position in generator.integers(0, min(len(data), generator.choice([64, len(data)])), generator.integers(0, 6)):
@@ -137,7 +142,7 @@ def test_any_damage_is_an_audio_error(tmp_path, kind):
         except AudioError:
             continue
         assert samples.ndim == 1 and np.isfinite(samples).all()
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KiB
+    assert peak_memory() - before < 200
 
 
 @pytest.mark.parametrize("size", [0xFFFF_FFFF, 0x7FFF_FFFF, 0x7FFF_F000, 0x8000_0000])
@@ -270,6 +275,13 @@ def test_a_file_object_that_is_closed_while_it_is_read(tmp_path, capfd):
     assert "Traceback" not in capfd.readouterr().err
 
 
+def test_streams_are_not_probed():
+    with pytest.raises(AudioError, match="standard input can be read only once"):
+        audio.probe("-")
+    with pytest.raises(AudioError, match="no looking ahead"):
+        audio.probe(Broken(b""))
+
+
 def test_standard_input_without_data(monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
     with pytest.raises(AudioError, match="standard input ended before it sent anything"):
@@ -289,6 +301,8 @@ def test_fifo_that_disappoints(tmp_path, monkeypatch):
     monkeypatch.setattr(opening, "IDLE_SECONDS", 0.3)
     fifo = tmp_path / "fifo.wav"
     os.mkfifo(fifo)
+    with pytest.raises(AudioError, match="only once"):
+        audio.probe(fifo)
     start = time.monotonic()
     with pytest.raises(AudioError, match=r"fifo\.wav sent nothing for 0\.3 s"):
         audio.read(fifo)
@@ -335,9 +349,9 @@ def test_blocks_of_a_long_recording_take_little_memory(tmp_path):
     with soundfile.SoundFile(path, "w", 32_000, 1) as sound:
         for _ in range(60):
             sound.write(np.zeros(32_000 * 60, np.float32))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_memory()
     assert sum(len(block) for block in audio.stream(path)) == 3600 * 32_000
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KiB
+    assert peak_memory() - before < 100
 
 
 def test_a_stream_that_is_left_early_closes_its_file(tmp_path):

@@ -10,6 +10,7 @@ import glob
 import logging
 import math
 import os
+import stat
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -118,10 +119,11 @@ def _is_recording(name: str) -> bool:
 
 
 def probe(source: Source) -> AudioInfo:
-    """Return what the header of a recording says, without decoding it. A seekable file object stands afterwards where it stood.
+    """Return what the header of a recording says, without decoding it. A file object stands afterwards where it stood.
 
     Raises:
-        AudioError: as `read`, as far as the header tells.
+        AudioError: as `read`, as far as the header tells; and for what can be read only once: standard input, a FIFO, a file object
+            that cannot be sought in.
     """
     position = _position(source)
     try:
@@ -133,11 +135,23 @@ def probe(source: Source) -> AudioInfo:
 
 
 def _position(source: Any) -> int | None:
-    """Return where a file object stands, None if it cannot be put there again."""
-    try:
-        return int(source.tell()) if source.seekable() else None
-    except (AttributeError, OSError, ValueError):  # a path, or a closed file object: opening it tells
+    """Return where a file object stands, None for a path."""
+    is_path = isinstance(source, (str, os.PathLike))
+    if is_stdin(source) or (is_path and _is_fifo(source)):
+        raise AudioError(f"{display(source)} can be read only once, so there is no looking ahead. Read it, or record it to a file.")
+    if is_path or not hasattr(source, "read"):
         return None
+    try:
+        return int(source.tell())
+    except (AttributeError, OSError, ValueError) as error:
+        raise AudioError(f"{display(source)} cannot be sought in ({reason(error)}), so there is no looking ahead. Read it.") from error
+
+
+def _is_fifo(path: str | os.PathLike[str]) -> bool:
+    try:
+        return stat.S_ISFIFO(os.stat(path).st_mode)
+    except (OSError, ValueError):  # opening it tells what is wrong
+        return False
 
 
 def read(source: Source, sample_rate: int = SAMPLE_RATE) -> np.ndarray:

@@ -254,7 +254,7 @@ def _ffmpeg_seconds(container: Any) -> float | None:
 
 
 def _ffmpeg_reason(error: Exception) -> str:
-    return (getattr(error, "strerror", None) or type(error).__name__).rstrip(".")
+    return (getattr(error, "strerror", None) or "the codec is not known").rstrip(".")
 
 
 def to_float32(array: np.ndarray) -> np.ndarray:

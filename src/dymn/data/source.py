@@ -146,7 +146,7 @@ class Source(Dataset["Clip | BadClip"]):
             return BadClip(self.keys[i], read) if isinstance(read, str) else read
         try:
             content = self.store.read(int(self.indices[i]))
-            return decode(content, self.sample_rate, self.max_seconds), fingerprint(content)
+            return decode(content, self.sample_rate, self.max_seconds, self.keys[i]), fingerprint(content)
         except (AudioError, DataError, OSError) as error:
             return BadClip(self.keys[i], str(error) or type(error).__name__)
 
@@ -200,7 +200,15 @@ class Source(Dataset["Clip | BadClip"]):
         )
 
 
-def decode(content: bytes, sample_rate: int, max_seconds: float = MAX_SECONDS) -> Floats:
+class _Named(io.BytesIO):
+    """Bytes with the name that error messages show."""
+
+    def __init__(self, content: bytes, name: str) -> None:
+        super().__init__(content)
+        self.name = name
+
+
+def decode(content: bytes, sample_rate: int, max_seconds: float = MAX_SECONDS, name: str = "the clip") -> Floats:
     """Decode an audio file to mono float32 [N]; what is longer than `max_seconds` is cut, without decoding the rest.
 
     Raises:
@@ -211,7 +219,7 @@ def decode(content: bytes, sample_rate: int, max_seconds: float = MAX_SECONDS) -
     limit = int(max_seconds * sample_rate)
     blocks: list[Floats] = []
     length = 0
-    for block in audio.stream(io.BytesIO(content), sample_rate):
+    for block in audio.stream(_Named(content, name), sample_rate):
         blocks.append(block)
         length += len(block)
         if length >= limit:

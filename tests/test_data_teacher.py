@@ -1,0 +1,279 @@
+"""Tables of teacher logits: made, resumed, imported, and never paired with the wrong clip."""
+
+import csv
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from dymn.data import Loader, PlainSampler, TeacherTable, open_source, spot_check, teach
+from dymn.data.pickles import read_index
+from dymn.data.teacher import write_table
+from dymn.errors import ConfigError, DataError
+from dymn.model import create_model
+
+RATE = 32_000
+LABELS = ["class_0", "class_1", "class_2"]
+N = 6
+
+
+@pytest.fixture
+def manifest(tmp_path):
+    time = np.arange(RATE // 2) / RATE
+    (tmp_path / "data").mkdir()
+    for i in range(N):
+        soundfile.write(tmp_path / "data" / f"{i}.wav", 0.1 * np.sin(2 * np.pi * 300 * 2**i * time), RATE)
+    path = tmp_path / "data" / "list.csv"
+    path.write_text("path,label\n" + "".join(f"{i}.wav,{LABELS[i % 3]}\n" for i in range(N)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def models():
+    """Two networks with statistics of some noise, so that their logits tell clips apart."""
+    networks = []
+    for seed in range(2):
+        generator = torch.Generator().manual_seed(seed)
+        network = create_model("mn04", num_classes=3, generator=generator)
+        for module in network.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.momentum = 1.0
+            if isinstance(module, torch.nn.Linear):
+                torch.nn.init.normal_(module.weight, std=0.05, generator=generator)
+        with torch.random.fork_rng(), torch.no_grad():
+            network.train()(torch.randn(4, 1, 128, 50, generator=generator))
+        networks.append(network.eval())
+    return networks
+
+
+def source_of(manifest):
+    return open_source("csv", manifest, labels=LABELS)
+
+
+def run(source, models, out, **options):
+    return teach(source, models, out, seconds=0.5, batch_size=2, **options)
+
+
+def first_batch(source, table, **options):
+    return next(Loader(source, PlainSampler(len(source), shuffle=False), len(source), seconds=0.3, teacher=table, **options).epoch(0))
+
+
+def test_teach_stores_the_mean_of_the_logits(manifest, models, tmp_path):
+    source, seen = source_of(manifest), []
+    table = run(source, models, tmp_path / "t.safetensors", progress=lambda done, total: seen.append((done, total)))
+    assert table.keys == tuple(source.keys) and table.labels == tuple(LABELS) and seen == [(2, 6), (4, 6), (6, 6)]
+    assert table.logits.dtype == np.float16 and isinstance(table.logits, np.memmap)
+    single = [run(source, [model], tmp_path / f"{i}.safetensors").logits.astype(np.float64) for i, model in enumerate(models)]
+    assert np.abs(single[0] - single[1]).max() > 0.01
+    assert np.asarray(table.logits, dtype=np.float64) == pytest.approx(np.mean(single, axis=0), rel=2e-3, abs=0.01)
+    assert table.source_digest == source.digest and len({model["sha256"] for model in table.models}) == 2
+    assert not list(tmp_path.glob("*.part"))
+    batch = first_batch(source, table)
+    assert batch.has_teacher.all() and batch.teacher.numpy() == pytest.approx(np.asarray(table.logits, dtype=np.float32))
+
+
+def test_rows_are_found_by_name(manifest, models, tmp_path):
+    source = source_of(manifest)
+    table = run(source, models[:1], tmp_path / "t.safetensors")
+    some = source.where([4, 1])
+    assert table.match(some).tolist() == [4, 1]
+    assert (first_batch(some, table).teacher.numpy() == table.logits[[4, 1]].astype(np.float32)).all()
+    assert (pickle.loads(pickle.dumps(table)).logits == table.logits).all()
+
+
+def test_teach_goes_on_after_an_interruption(manifest, models, tmp_path):
+    source, out = source_of(manifest), tmp_path / "t.safetensors"
+    whole = run(source, models[:1], tmp_path / "whole.safetensors")
+
+    class Killed(Exception):
+        pass
+
+    def kill(done, _):
+        if done == 4:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run(source, models[:1], out, progress=kill)
+    assert not out.exists()
+    with (tmp_path / "t.safetensors.part" / "logits").open("ab") as file:
+        file.write(b"torn")
+    seen = []
+    table = run(source, models[:1], out, progress=lambda done, _: seen.append(done))
+    assert seen == [6] and (table.logits == whole.logits).all() and (table.fingerprints == whole.fingerprints).all()
+
+
+def test_teach_starts_anew_for_another_model(manifest, models, tmp_path, caplog):
+    source, out = source_of(manifest), tmp_path / "t.safetensors"
+
+    def kill(*_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(source, models[:1], out, progress=kill)
+    table = run(source, models[1:], out)
+    assert "starting anew" in caplog.text and (table.logits == run(source, models[1:], tmp_path / "x.safetensors").logits).all()
+
+
+def test_bad_clips_are_left_out(manifest, models, tmp_path):
+    (manifest.parent / "2.wav").write_bytes(b"broken")
+    source = source_of(manifest)
+    with pytest.raises(DataError, match="1 of 6 clips are bad"):
+        run(source, models[:1], tmp_path / "t.safetensors")
+    table = run(source, models[:1], tmp_path / "t.safetensors", max_bad=0.2)
+    assert "2.wav" not in table.keys and len(table) == 5 and table.settings["left_out"] == ["2.wav"]
+    with pytest.raises(DataError, match=r"5 of the 6 clips; '2.wav' is missing"):
+        first_batch(source, table)
+
+
+def test_partial_tables_are_used_only_when_allowed(manifest, models, tmp_path):
+    source = source_of(manifest)
+    table = run(source.where([0, 3]), models[:1], tmp_path / "t.safetensors")
+    with pytest.raises(DataError, match="allow a partial table"):
+        first_batch(source, table)
+    batch = first_batch(source, table, partial_teacher=True)
+    assert batch.has_teacher.tolist() == [True, False, False, True, False, False] and batch.teacher[1].tolist() == [0, 0, 0]
+
+
+def test_foreign_tables_are_refused(manifest, models, tmp_path):
+    source = source_of(manifest)
+    table = run(source, models[:1], tmp_path / "t.safetensors")
+    other = manifest.with_name("other.csv")
+    other.write_text("path,label\n./0.wav,class_0\n")
+    with pytest.raises(DataError, match="belongs to other data"):
+        first_batch(open_source("csv", other, labels=LABELS), table, partial_teacher=True)
+    with pytest.raises(DataError, match="same classes"):
+        first_batch(open_source("csv", manifest, labels=LABELS[::-1]), table)
+    for i, name in enumerate(reversed(range(N))):  # the same names for other sounds
+        (manifest.parent / f"{i}.wav").rename(manifest.parent / f"old{name}.wav")
+    for i in range(N):
+        (manifest.parent / f"old{i}.wav").rename(manifest.parent / f"{i}.wav")
+    with pytest.raises(DataError, match="not what the teacher's logits were made from"):
+        first_batch(source_of(manifest), table)
+    with pytest.raises(DataError, match="not what the teacher's logits were made from"):
+        first_batch(source_of(manifest), table, workers=1)
+
+
+def flip(path: Path, offset: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[offset] ^= 1
+    path.write_bytes(content)
+
+
+def test_changed_files_are_refused(manifest, models, tmp_path):
+    path = tmp_path / "t.safetensors"
+    table = run(source_of(manifest), models[:1], path)
+    content, rows = path.read_bytes(), table.logits[::-1].copy()
+    assert TeacherTable.open(path).keys == table.keys
+    for offset in (-1, table.offset, table.offset - 8):
+        flip(path, offset)
+        with pytest.raises(DataError, match=r"damaged|changed"):
+            TeacherTable.open(path)
+        path.write_bytes(content)
+    path.write_bytes(content[: table.offset] + rows.tobytes() + content[table.offset + rows.nbytes :])
+    with pytest.raises(DataError, match="shuffled"):
+        TeacherTable.open(path)
+    for cut in (0, 5, 100, len(content) - 1):
+        path.write_bytes(content[:cut])
+        with pytest.raises(DataError, match=r"incomplete|damaged"):
+            TeacherTable.open(path)
+    path.write_bytes(b"\xff" * 8 + content)
+    with pytest.raises(DataError, match="incomplete"):
+        TeacherTable.open(path)
+    with pytest.raises(DataError, match="cannot be read"):
+        TeacherTable.open(tmp_path / "none")
+
+
+def test_other_safetensors_are_refused(tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    save_file({"logits": np.zeros((2, 3), dtype=np.float16)}, tmp_path / "x.safetensors")
+    with pytest.raises(DataError, match="not a table of teacher logits"):
+        TeacherTable.open(tmp_path / "x.safetensors")
+    table = write_table(tmp_path / "t.safetensors", ["ä", "b"], ["x"], np.array([[1.0], [2.0]]), np.array([3, 4]))
+    assert table.keys == ("ä", "b") and load_file(tmp_path / "t.safetensors")["logits"].tolist() == [[1], [2]]
+    with pytest.raises(DataError, match="not finite"):
+        write_table(tmp_path / "u.safetensors", ["a"], ["x"], np.array([[1e6]]), np.array([0]))
+    with pytest.raises(DataError, match="differ"):
+        write_table(tmp_path / "u.safetensors", ["a"], ["x"], np.zeros((2, 1)), np.array([0]))
+    assert not (tmp_path / "u.safetensors").exists()
+
+
+def test_published_tables(manifest, models, tmp_path):
+    source = source_of(manifest)
+    made = run(source, models[:1], tmp_path / "t.safetensors")
+    order = [3, 0, 5, 1, 4, 2]
+    np.save(tmp_path / "logits.npy", made.logits[order].astype(np.float32))
+    (tmp_path / "index.pkl").write_bytes(pickle.dumps({source.keys[i]: row for row, i in enumerate(order)}))
+    with (tmp_path / "index.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["key"], *([source.keys[i]] for i in order)])
+    for index in ("index.pkl", "index.csv"):
+        table = TeacherTable.published(tmp_path / "logits.npy", tmp_path / index)
+        assert isinstance(table.logits, np.memmap)
+        assert (first_batch(source, table).teacher.numpy() == made.logits.astype(np.float32)).all()
+        assert spot_check(table, source, models[:1], clips=3, seconds=0.5) < 0.01
+    (tmp_path / "index.csv").write_text("\n".join(["key", *source.keys]))
+    shuffled = TeacherTable.published(tmp_path / "logits.npy", tmp_path / "index.csv")
+    with pytest.raises(DataError, match="do not belong to these clips"):
+        spot_check(shuffled, source, models[:1], seconds=0.5, tolerance=0.003)
+    (tmp_path / "index.csv").write_text("\n".join(["key", *source.keys[:-1]]))
+    with pytest.raises(DataError, match="every one of the 6 rows"):
+        TeacherTable.published(tmp_path / "logits.npy", tmp_path / "index.csv")
+
+
+class Exploit:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return Path.mkdir, (self.path,)
+
+
+@pytest.mark.parametrize("content", [[1], {"a": 1.0}, {1: 2}, {"a": True}])
+def test_an_index_is_a_dict_of_rows(tmp_path, content):
+    (tmp_path / "index.pkl").write_bytes(pickle.dumps(content))
+    with pytest.raises(DataError, match="dict of names to row numbers"):
+        read_index(tmp_path / "index.pkl")
+
+
+def test_pickles_are_not_executed(tmp_path):
+    (tmp_path / "index.pkl").write_bytes(pickle.dumps({"a": Exploit(tmp_path / "executed")}))
+    with pytest.raises(DataError, match="was not executed"):
+        read_index(tmp_path / "index.pkl")
+    np.save(tmp_path / "logits.npy", np.array([Exploit(tmp_path / "executed")]), allow_pickle=True)
+    with pytest.raises(DataError, match="not a readable"):
+        TeacherTable.published(tmp_path / "logits.npy", tmp_path / "index.pkl")
+    for content in (b"", b"\x80\x04junk", b"cposix\nsystem\n(S'x'\ntR."):
+        (tmp_path / "index.pkl").write_bytes(content)
+        with pytest.raises(DataError):
+            read_index(tmp_path / "index.pkl")
+    assert not (tmp_path / "executed").exists()
+
+
+def test_models_of_an_ensemble_must_agree(manifest, models, tmp_path):
+    with pytest.raises(ConfigError, match="at least one"):
+        run(source_of(manifest), [], tmp_path / "t.safetensors")
+    with pytest.raises(ConfigError, match="differ in classes"):
+        run(source_of(manifest), [models[0], create_model("mn04", num_classes=4)], tmp_path / "t.safetensors")
+    with pytest.raises(ConfigError, match="16000 Hz"):
+        run(open_source("csv", manifest, labels=LABELS, sample_rate=16_000), models, tmp_path / "t.safetensors")
+
+
+def test_the_table_of_kd_corpus(shared):
+    corpus = shared / "kd_corpus"
+    source = open_source("shards", corpus, "val")
+    table = TeacherTable.published(corpus / "teacher_logits_mn04_as.npy", corpus / "index.csv", source.labels)
+    assert len(table) == 7846 and (table.match(source) >= 0).all()
+    assert spot_check(table, source, [shared / "weights" / "mn04_as_mAP_432.pt"], clips=2) < 0.02
+
+
+def test_metadata_is_readable_by_others(manifest, models, tmp_path):
+    from safetensors import safe_open
+
+    run(source_of(manifest), models[:1], tmp_path / "t.safetensors")
+    with safe_open(tmp_path / "t.safetensors", "np") as file:
+        metadata = file.metadata()
+    assert json.loads(metadata["labels"]) == LABELS and json.loads(metadata["settings"])["seconds"] == 0.5

@@ -9,6 +9,7 @@ a disk that can leave holes in files. Then runs `dymn tag --per-window` on it an
 from __future__ import annotations
 
 import argparse
+import json
 import resource
 import struct
 import subprocess
@@ -54,9 +55,9 @@ def main() -> None:
         started = time.perf_counter()
         subprocess.run(command, check=True)
         seconds = time.perf_counter() - started
-        windows = answer.read_text(encoding="utf-8").count('"start"')
+        windows = len(json.loads(answer.read_text(encoding="utf-8"))["windows"])
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / (2**20 if sys.platform != "darwin" else 2**30)
-    print(f"{options.hours:g} h, {windows} stretches with tags: {seconds:.0f} s ({3600 * options.hours / seconds:.0f} times real time)")
+    print(f"{options.hours:g} h, {windows} windows: {seconds:.0f} s ({3600 * options.hours / seconds:.0f} times real time)")
     print(f"peak resident memory {peak:.2f} GiB")
 
 

@@ -42,18 +42,20 @@ _HOMES = {
     "list_models": "dymn.weights",
     "load_model": "dymn.weights",
 }
-_MODULES = ("audio", "config", "errors", "frontend", "layers", "model", "profiling", "tagger", "weights")
-
 __all__ = [*_HOMES, "__version__"]
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
-    if name in _MODULES:
-        return importlib.import_module(f"dymn.{name}")
+    if not name.startswith("_"):
+        try:
+            return importlib.import_module(f"dymn.{name}")
+        except ModuleNotFoundError as error:
+            if error.name != f"dymn.{name}":
+                raise
     raise AttributeError(f"module 'dymn' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, *_MODULES})
+    return sorted({*globals(), *__all__})

@@ -25,7 +25,7 @@ from dymn.windows import FILLS, Samples, cut, fill
 Scores = npt.NDArray[np.float32]
 Source = str | Path | BinaryIO | npt.NDArray[Any] | torch.Tensor
 COMBINATIONS = ("max", "mean")
-BATCH_SIZE = 8
+CPU_BATCH_SIZE, BATCH_SIZE = 4, 32
 
 
 class Tag(NamedTuple):
@@ -291,7 +291,7 @@ class Tagger:
         settings: TagSettings | None = None,
         *,
         sample_rate: int | None = None,
-        batch_size: int = BATCH_SIZE,
+        batch_size: int | None = None,
         progress: Callable[[str, float], None] | None = None,
     ) -> Iterator[Recording]:
         """Tag recordings one after the other, their windows in common batches, in memory that does not grow with their length.
@@ -300,7 +300,7 @@ class Tagger:
             sources: as in `tag`.
             settings: what to tag and how.
             sample_rate: of the arrays among the sources.
-            batch_size: how many windows go through the network at once.
+            batch_size: how many windows go through the network at once; 4 on a CPU and 32 elsewhere if None.
             progress: called with a recording's name and how many seconds of it are done.
 
         Yields:
@@ -309,6 +309,8 @@ class Tagger:
         Raises:
             ConfigError: if a setting does not fit the model, or a batch does not fit the device's memory.
         """
+        if batch_size is None:
+            batch_size = CPU_BATCH_SIZE if self.device.type == "cpu" else BATCH_SIZE
         check(batch_size >= 1, f"batch_size is {batch_size}; it must be at least 1.")
         settings = settings or TagSettings()
         selection = Selection(self.labels, settings)

@@ -168,8 +168,15 @@ def tag(
     device: Device = None,
     threads: Threads = None,
     batch_size: Annotated[
-        int, typer.Option(min=1, metavar="NUMBER", help="How many windows to compute at once.", rich_help_panel=RUN_PANEL)
-    ] = 8,
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="NUMBER",
+            help="How many windows to compute at once. Without it, 4 on a CPU and 32 elsewhere.",
+            rich_help_panel=RUN_PANEL,
+            show_default=False,
+        ),
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Tell which sounds are in recordings.

@@ -34,7 +34,7 @@ def load_default(*, device: str | torch.device | None = "cpu", progress: Progres
         model = load_model(PREFERRED, device=device, progress=progress)
     except WeightsError as error:
         if not is_local(REGISTRY[SHIPPED]):
-            raise WeightsError(f"No model was named, and the usual one cannot be had. {error}") from error
+            raise WeightsError(f"No model is named, and the usual one cannot be had. Name another one with --model. {error}") from error
         reason = f"Using {SHIPPED}, which comes with dymn, because {PREFERRED}, which is better, is not in the cache and cannot be fetched."
         return Default(load_model(SHIPPED, device=device), reason)
     return Default(model, f"Using {PREFERRED}, which {where}, because no model was named.")

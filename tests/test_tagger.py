@@ -1,0 +1,269 @@
+import io
+import itertools
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+import dymn
+from dymn import Tag, Tagger, audio, create_model
+from dymn.config import ModelCard
+from dymn.errors import AudioError, ConfigError
+from dymn.tagger import Recording, TagSettings, matching
+
+RATE = 32_000
+LABELS = ("Dog", "Cat", "Speech, near", "Music")
+
+
+@pytest.fixture(scope="module")
+def tagger():
+    model = create_model("mn01", num_classes=len(LABELS), generator=torch.Generator().manual_seed(0))
+    model.card = ModelCard(name="tiny", labels=LABELS)
+    return Tagger(model, "cpu")
+
+
+class Loudness(Tagger):
+    """Scores that can be foreseen: each label is as probable as the loudest sample of a quarter of the values."""
+
+    batches: list[tuple[int, int]]
+
+    def probabilities(self, waveforms):
+        self.batches.append(waveforms.shape)
+        loudest = np.abs(waveforms).max(axis=1)
+        return np.stack([loudest, loudest / 2, loudest / 4, 1 - loudest], axis=1).astype(np.float32)
+
+
+@pytest.fixture
+def loudness(tagger):
+    made = Loudness(tagger.model, "cpu")
+    made.batches = []
+    return made
+
+
+def steps(*levels, seconds=10.0):
+    return np.concatenate([np.full(round(seconds * RATE), level, np.float32) for level in levels])
+
+
+def test_a_clip_gets_its_best_labels(loudness):
+    tags = loudness.tag(steps(0.5, seconds=3), RATE, top_k=3)
+    assert tags == [Tag("Dog", 0.5, 0.0, 3.0), Tag("Music", 0.5, 0.0, 3.0), Tag("Cat", 0.25, 0.0, 3.0)]
+    assert len(loudness.tag(steps(0.5, seconds=3), RATE, top_k=0)) == 4
+    assert loudness.tag(steps(0.5, seconds=3), RATE, threshold=0.6) == []
+
+
+def test_windows_combine_to_the_maximum_or_to_the_mean_over_time(loudness):
+    recording = steps(0.2, 0.8), RATE
+    highest = {tag.label: tag.score for tag in loudness.tag(*recording)}
+    assert highest == pytest.approx({"Dog": 0.8, "Cat": 0.4, "Speech, near": 0.2, "Music": 0.8})
+    mean = {tag.label: tag.score for tag in loudness.tag(*recording, combine="mean")}
+    assert mean == pytest.approx({"Dog": 0.5, "Cat": 0.25, "Speech, near": 0.125, "Music": 0.5})
+    longer = np.concatenate([steps(0.2), steps(0.8, seconds=2)])
+    assert loudness.tag(longer, RATE, labels=["Dog"], combine="mean")[0].score == pytest.approx((0.2 * 10 + 0.8 * 2) / 12)
+
+
+def test_a_timeline_has_the_places_of_the_windows(loudness):
+    timeline = loudness.timeline(steps(0.2, 0.8, 0.6)[: 24 * RATE], RATE, labels=("Dog",))
+    expected = [("Dog", 0.2, 0, 10), ("Dog", 0.8, 10, 20), ("Dog", 0.6, 20, 24)]
+    assert timeline == [(label, pytest.approx(score), start, end) for label, score, start, end in expected]
+    overlapping = loudness.timeline(steps(0.2, 0.8), RATE, top_k=1, window=4, hop=2)
+    assert [tag.start for tag in overlapping] == list(range(0, 18, 2))
+    assert overlapping[-1].end == 20
+    sparse = loudness.timeline(steps(0.2, 0.8, 0.6), RATE, top_k=1, window=2, hop=10)
+    assert [(tag.start, tag.end) for tag in sparse] == [(0, 2), (10, 12), (20, 22)]
+
+
+def test_the_recording_is_as_long_as_it_is_also_where_windows_pass_over_its_end(loudness):
+    (recording,) = loudness.tag_files([steps(0.2, 0.8)], TagSettings(window=2, hop=9), sample_rate=RATE)
+    assert recording.seconds == 20
+    assert recording.tags[0].end == 20
+
+
+@pytest.mark.parametrize("how", ["repeat", "pad", "bare"])
+def test_short_clips_are_filled(loudness, how):
+    loudness.tag(steps(0.5, seconds=4), RATE, fill=how)
+    assert loudness.batches == [(1, 4 * RATE if how == "bare" else 10 * RATE)]
+
+
+def test_batches_span_recordings_of_one_length(loudness, tmp_path):
+    paths = [tmp_path / f"{i}.wav" for i in range(5)]
+    for i, path in enumerate(paths):
+        soundfile.write(path, np.full(RATE * (i + 1), (i + 1) / 10), RATE, subtype="FLOAT")
+    recordings = list(loudness.tag_files(paths, batch_size=4))
+    assert loudness.batches == [(4, 10 * RATE), (1, 10 * RATE)]
+    assert [recording.name for recording in recordings] == [str(path) for path in paths]
+    assert [float(recording.scores[0]) for recording in recordings] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5])
+    loudness.batches.clear()
+    list(loudness.tag_files(paths, TagSettings(fill="bare"), batch_size=4))
+    assert loudness.batches == [(1, RATE * (i + 1)) for i in range(5)]
+
+
+def test_a_batch_gives_what_each_clip_gives_alone(tagger):
+    random = np.random.default_rng(0)
+    clips = [random.normal(0, 0.1, RATE * n).astype(np.float32) for n in (1, 2, 12)]
+    together = [recording.scores for recording in tagger.tag_files(clips, sample_rate=RATE)]
+    for clip, scores in zip(clips, together, strict=True):
+        (alone,) = tagger.tag_files([clip], sample_rate=RATE, batch_size=1)
+        np.testing.assert_allclose(scores, alone.scores, atol=1e-6)
+
+
+def test_one_bad_recording_leaves_the_others(loudness, tmp_path):
+    good, bad, empty, missing = (tmp_path / name for name in ("good.wav", "bad.wav", "empty.wav", "missing.wav"))
+    soundfile.write(good, steps(0.5, seconds=1), RATE)
+    bad.write_text("this is no audio")
+    empty.touch()
+    recordings = list(loudness.tag_files([bad, good, empty, missing, good]))
+    assert [recording.error is None for recording in recordings] == [False, True, False, False, True]
+    for recording, path in zip(recordings, (bad, good, empty, missing, good), strict=True):
+        assert recording.name == str(path)
+        if recording.error is not None:
+            assert isinstance(recording.error, AudioError)
+            assert path.name in str(recording.error)
+            assert recording.tags == []
+    with pytest.raises(AudioError, match=r"missing\.wav"):
+        loudness.tag(missing)
+
+
+def test_recordings_come_as_soon_as_they_are_done(loudness):
+    taken = []
+
+    def endless():
+        for i in itertools.count():
+            taken.append(i)
+            yield steps(0.5, seconds=1)
+
+    recordings = loudness.tag_files(endless(), sample_rate=RATE, batch_size=2)
+    assert next(recordings).tags
+    assert len(taken) <= 3
+
+
+def test_progress_tells_name_and_seconds(loudness, tmp_path):
+    path = tmp_path / "clip.wav"
+    soundfile.write(path, steps(0.1, 0.2)[: 15 * RATE], RATE)
+    calls = []
+    list(loudness.tag_files([path], progress=lambda *call: calls.append(call)))
+    assert calls == [(str(path), 10.0), (str(path), 15.0)]
+
+
+def test_sources_of_every_kind_agree(tagger, tmp_path):
+    path = tmp_path / "clip.wav"
+    clip = np.random.default_rng(0).normal(0, 0.1, (2, RATE)).astype(np.float32)
+    soundfile.write(path, clip.T, RATE, subtype="FLOAT")
+    expected = tagger.tag(path)
+    for source in (str(path), io.BytesIO(path.read_bytes())):
+        assert tagger.tag(source) == expected
+    for array in (clip, clip.T, torch.from_numpy(clip), clip.mean(axis=0)):
+        assert tagger.tag(array, RATE) == expected
+
+
+@pytest.mark.parametrize("n", [1, 2, 32, 300, 513])
+def test_clips_of_a_few_milliseconds(tagger, n):
+    for how in ("repeat", "pad", "bare"):
+        tags = tagger.tag(np.full(n, 0.1, np.float32), RATE, fill=how)
+        assert len(tags) == 4
+        assert all(0 <= tag.score <= 1 for tag in tags)
+
+
+def test_silence(tagger):
+    assert all(np.isfinite(tag.score) for tag in tagger.tag(np.zeros(RATE, np.float32), RATE))
+
+
+def test_an_array_needs_its_rate(tagger):
+    with pytest.raises(ConfigError, match="sample_rate"):
+        tagger.tag(np.zeros(100, np.float32))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"top_k": -1}, {"top_k": 2.5}, {"threshold": 1.5}, {"window": 0}, {"window": 1e9}, {"hop": 0}, {"fill": "mirror"},
+        {"combine": "median"}, {"labels": "Dog"}, {"colour": "red"}, {"labels": ["Dgo"]}, {"exclude": ["*"]}, {"window": float("nan")},
+    ],
+)  # fmt: skip
+def test_settings_that_are_not_allowed(tagger, settings):
+    with pytest.raises(ConfigError):
+        tagger.tag(np.zeros(100, np.float32), RATE, **settings)
+
+
+def test_labels_are_chosen_by_name_pattern_and_list():
+    assert matching(LABELS, ["dog"]) == {0}
+    assert matching(LABELS, ["*O*"]) == {0}
+    assert matching(LABELS, ["Speech, near"]) == {2}
+    assert matching(LABELS, ["Dog,cat"]) == {0, 1}
+    assert matching(LABELS, ["Dog", "Mus??"]) == {0, 3}
+    with pytest.raises(ConfigError, match="Did you mean: Dog"):
+        matching(LABELS, ["Dogg"])
+    with pytest.raises(ConfigError, match="Speech, near"):
+        matching(LABELS, ["speech"])
+
+
+def test_labels_with_brackets_match_themselves():
+    assert matching(("Siren [civil]", "Siren c"), ["siren [civil]"]) == {0}
+
+
+def test_labels_and_exclude(loudness):
+    clip = steps(0.5, seconds=1)
+    assert [tag.label for tag in loudness.tag(clip, RATE, labels=["Cat", "Dog"])] == ["Dog", "Cat"]
+    assert [tag.label for tag in loudness.tag(clip, RATE, exclude=["Dog", "M*"])] == ["Cat", "Speech, near"]
+    with pytest.raises(ConfigError, match="No label is left"):
+        loudness.tag(clip, RATE, labels=["Cat"], exclude=["C*"])
+
+
+def test_threads_are_set_only_when_asked(tagger):
+    before = torch.get_num_threads()
+    try:
+        Tagger(tagger.model)
+        assert torch.get_num_threads() == before
+        Tagger(tagger.model, threads=before + 1)
+        assert torch.get_num_threads() == before + 1
+    finally:
+        torch.set_num_threads(before)
+    with pytest.raises(ConfigError, match="threads is 0"):
+        Tagger(tagger.model, threads=0)
+
+
+def test_a_batch_that_does_not_fit_names_the_remedy(tagger, monkeypatch):
+    def full(self, waveforms):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Tagger, "probabilities", full)
+    with pytest.raises(ConfigError, match="smaller batch size"):
+        tagger.tag(np.zeros(100, np.float32), RATE)
+    with pytest.raises(ConfigError, match="batch_size is 0"):
+        tagger.tag_files([], batch_size=0)
+
+
+def test_from_pretrained_reads_front_end_and_labels(tagger, tmp_path):
+    tagger.model.save_pretrained(tmp_path)
+    loaded = Tagger.from_pretrained(tmp_path, device="cpu")
+    clip = np.random.default_rng(0).normal(0, 0.1, RATE).astype(np.float32)
+    assert loaded.labels == LABELS
+    assert loaded.tag(clip, RATE) == tagger.tag(clip, RATE)
+    with pytest.raises(ConfigError, match="Available here"):
+        Tagger.from_pretrained("no_such_model", device="cuda:99")
+
+
+def test_a_failed_recording_can_be_made_by_hand():
+    assert list(Recording("x", error=AudioError("no")).timeline) == []
+
+
+@pytest.mark.parametrize("clip", ["1-100032-A-0.ogg", "1-17367-A-10.ogg", "1-26143-A-21.ogg"])
+def test_the_published_model_is_reproduced(shared, clip):
+    """Against a computation in the fewest steps: file, channel mean, soxr, log-mel, network, sigmoid."""
+    import soxr
+
+    weights, path = shared / "weights" / "mn04_as_mAP_432.pt", shared / "esc10" / "audio" / clip
+    if not path.exists():
+        pytest.skip(f"{path} is not here")
+    samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    waveform = torch.from_numpy(soxr.resample(samples.mean(axis=1), rate, RATE))
+    looped = waveform.repeat(3)[: 10 * RATE]
+    model = dymn.weights.import_efficientat(weights)
+    tagger = Tagger.from_pretrained(weights, "cpu")
+    for how, heard in (("repeat", looped), ("bare", waveform)):
+        with torch.inference_mode():
+            expected = model(dymn.LogMel()(heard[None])).logits.sigmoid()[0].numpy()
+        (recording,) = tagger.tag_files([path], TagSettings(fill=how))
+        np.testing.assert_allclose(recording.scores, expected, atol=1e-4)
+    assert tagger.labels == dymn.audioset_labels()
+    assert recording.seconds == pytest.approx(len(audio.read(path)) / RATE)

@@ -105,7 +105,11 @@ def test_readings_of_no_shared_context_by_arithmetic():
     assert total(lambda c: context_size(c, 1.0), lambda c: context_size(c, 1.0)) == expected[5]
 
 
-VARIANTS = {row.variant: f"{number}: {row.name}" for number, row in reversed(ROWS) if row.variant.width == 1}
+def narrowed(variant):
+    return dataclasses.replace(variant, width=NARROW, num_classes=3, dropout=0.0).config()
+
+
+CONFIGS = {narrowed(row.variant): f"{number}: {row.name}" for number, row in reversed(ROWS)}  # some are the same at this width
 
 
 @pytest.fixture(scope="module")
@@ -115,10 +119,9 @@ def batch():
     return log_mel, (torch.rand(4, 3, generator=generator) > 0.5).float()
 
 
-@pytest.mark.parametrize("variant", VARIANTS, ids=VARIANTS.values())
-def test_every_variant_trains(variant, batch):
+@pytest.mark.parametrize("config", CONFIGS, ids=CONFIGS.values())
+def test_every_variant_trains(config, batch):
     log_mel, target = batch
-    config = dataclasses.replace(variant, width=NARROW, num_classes=3, dropout=0.0).config()
     generator = torch.Generator().manual_seed(5)
     network = MobileNet(config).initialise(generator)
     loss_of = torch.nn.functional.binary_cross_entropy_with_logits

@@ -6,6 +6,7 @@ they run, so that `dymn --help` is quick.
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -100,9 +101,8 @@ app.command()(profile)
 def main() -> None:
     """Run the command line."""
     for stream in (sys.stdout, sys.stderr):
-        reconfigure = getattr(stream, "reconfigure", None)
-        if reconfigure is not None:
-            reconfigure(errors="backslashreplace")
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace", line_buffering=True)
     try:
         app()
     finally:

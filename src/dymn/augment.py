@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -25,12 +26,12 @@ def draw_mixing(n: int, alpha: float, generator: np.random.Generator, probabilit
     return Mixing(torch.from_numpy(generator.permutation(n)), torch.from_numpy(share.astype(np.float32)))
 
 
-def roll(waveform: Tensor, shifts: np.ndarray) -> Tensor:  # type: ignore[type-arg]
+def roll(waveform: Tensor, shifts: npt.NDArray[np.int64]) -> Tensor:
     """Shift each waveform of [B, N] in time by a number of samples, around its end."""
     return torch.stack([row.roll(int(shift)) for row, shift in zip(waveform, shifts, strict=True)])
 
 
-def gain(waveform: Tensor, decibels: np.ndarray) -> Tensor:  # type: ignore[type-arg]
+def gain(waveform: Tensor, decibels: npt.NDArray[np.float64]) -> Tensor:
     """Change the level of each waveform of [B, N]."""
     factor = torch.from_numpy(10.0 ** (decibels / 20.0)).to(waveform)
     return waveform * factor[:, None]

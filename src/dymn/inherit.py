@@ -9,6 +9,8 @@ Dy-ReLU begins as a ReLU; where the static network has a hard swish, training fi
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -40,17 +42,18 @@ def inherit(student: MobileNet, parent: MobileNet, log_mel: Tensor, generator: t
         getattr(student, name).load_state_dict(getattr(parent, name).state_dict())
     openness = _mean_excitation(parent, log_mel)
     for block, static, excitation in zip(student.blocks, parent.blocks, openness, strict=True):
-        is_gated = isinstance(block.attention, CoordinateAttention)
-        if is_gated:
-            for gate in (block.attention.frequency, block.attention.time):
-                nn.init.constant_(gate.bias, math.log(math.sqrt(GATE) / (1 - math.sqrt(GATE))))
+        attention = block.attention
+        if isinstance(attention, CoordinateAttention):
+            excitation = excitation / GATE
+            for bias in (attention.frequency.bias, attention.time.bias):
+                nn.init.constant_(cast(Tensor, bias), math.log(math.sqrt(GATE) / (1 - math.sqrt(GATE))))
         for position in ("expand", "depthwise", "project"):
             stage, source = getattr(block, position), getattr(static, position)
             if not hasattr(source, "conv"):
                 continue
             kernel = source.conv.weight
             if position == "project":
-                kernel = kernel * (excitation / (GATE if is_gated else 1.0))[None, :, None, None]
+                kernel = kernel * excitation[None, :, None, None]
             if isinstance(stage.conv, DynamicConv2d):
                 noise = torch.randn(stage.conv.weight.shape, generator=generator) * kernel.std()
                 stage.conv.weight.copy_(kernel + DISTURBANCE * noise)
@@ -71,8 +74,8 @@ def calibrate(model: MobileNet, log_mel: Tensor, batch_size: int = 32) -> None:
         norm.reset_running_stats()
         norm.momentum = None
     model.train()
-    for batch in log_mel.split(batch_size):
-        model(batch)
+    for start in range(0, len(log_mel), batch_size):
+        model(log_mel[start : start + batch_size])
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     model.train(was_training)
@@ -82,11 +85,14 @@ def _mean_excitation(parent: MobileNet, log_mel: Tensor) -> list[Tensor]:
     """Return, for each block, the mean over clips of the weights [c_exp] that its Squeeze-and-Excitation gives (1 without)."""
     means = [torch.ones(block.c_exp) for block in parent.config.blocks]
 
-    def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, i: int) -> None:
-        means[i] = module.weights(inputs[0]).mean(dim=0)  # type: ignore[operator]
+    def recorder(i: int) -> Callable[[SqueezeExcitation, tuple[Tensor], Tensor], None]:
+        def record(module: SqueezeExcitation, inputs: tuple[Tensor], output: Tensor) -> None:
+            means[i] = module.weights(inputs[0]).mean(dim=0)
+
+        return record
 
     hooks = [
-        block.attention.register_forward_hook(lambda *args, i=i: record(*args, i=i))
+        block.attention.register_forward_hook(recorder(i))
         for i, block in enumerate(parent.blocks)
         if isinstance(block.attention, SqueezeExcitation)
     ]

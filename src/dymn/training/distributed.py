@@ -1,0 +1,65 @@
+"""Batch norm over the global batch, so that two processes compute what one would."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+
+
+class _Sum(torch.autograd.Function):
+    """The sum of a tensor over all processes, whose gradient is summed likewise."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        total = gradient.clone()
+        dist.all_reduce(total)
+        return total
+
+
+def _sum(values: Tensor) -> Tensor:
+    total: Tensor = _Sum.apply(values)  # type: ignore[no-untyped-call]
+    return total
+
+
+class GlobalBatchNorm2d(nn.BatchNorm2d):
+    """Batch norm whose statistics are those of all processes' clips together (torch's own is for GPUs only)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise [B, C, F, T]."""
+        if not self.training:
+            return super().forward(x)
+        values = x.float()
+        n_local = values.new_full((1,), values.numel() / values.shape[1])
+        parts = _sum(torch.cat([values.sum(dim=(0, 2, 3)), n_local]))
+        n = parts[-1]
+        mean = parts[:-1] / n
+        centred = values - mean[:, None, None]
+        variance = _sum(centred.square().sum(dim=(0, 2, 3))) / n
+        momentum = self.momentum or 0.0
+        with torch.no_grad():
+            for running, value in ((self.running_mean, mean), (self.running_var, variance * n / (n - 1))):
+                if running is not None:
+                    running.lerp_(value, momentum)
+        scale = self.weight / torch.sqrt(variance + self.eps)
+        normalised: Tensor = centred * scale[:, None, None] + self.bias[:, None, None]
+        return normalised.to(x.dtype)
+
+
+def use_global_norm(module: nn.Module) -> None:
+    """Replace every batch norm inside `module`, keeping its values and names."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            norm = GlobalBatchNorm2d(child.num_features, child.eps, child.momentum).to(child.weight.device)
+            norm.load_state_dict(child.state_dict())
+            setattr(module, name, norm)
+        else:
+            use_global_norm(child)

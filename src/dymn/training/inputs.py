@@ -1,0 +1,130 @@
+"""The data of a run: its parts, their loaders, the teacher's table, and what all of it is known by."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from typing import Any, NamedTuple
+
+from dymn.data import TASKS, BalancedSampler, Loader, PlainSampler, Source, TaskSpec, TeacherTable, open_source
+from dymn.errors import ConfigError
+from dymn.training.evaluation import evaluation_loader
+from dymn.training.recipe import TrainConfig
+
+
+class Inputs(NamedTuple):
+    """The datasets of a run; `val` and `test` may be absent."""
+
+    task: TaskSpec
+    train: Source
+    val: Source | None
+    test: Source | None
+    table: TeacherTable | None
+    seconds: float
+
+
+def open_inputs(config: TrainConfig, sample_rate: int) -> Inputs:
+    """Open what the config names.
+
+    Raises:
+        ConfigError: if the kind of dataset is unknown, or no path is given.
+        DataError: if a dataset or table is missing, damaged, or has no such split.
+    """
+    data = config.data
+    if data.kind not in TASKS:
+        raise ConfigError(f"data.kind is {data.kind!r}; allowed: {', '.join(TASKS)}.")
+    if not data.path:
+        raise ConfigError("data.path is not set. Say where the dataset lies: --data PATH, or data.path in the recipe.")
+
+    def part(split: str) -> Source | None:
+        if not split:
+            return None
+        return open_source(
+            data.kind,
+            data.path,
+            split,
+            fold=data.fold or None,
+            holdout=data.holdout,
+            sample_rate=sample_rate,
+            cache=data.cache or None,
+            workers=data.workers,
+            **data.options,
+        )
+
+    train = part(data.train)
+    if train is None:
+        raise ConfigError("data.train is empty; name the split to train on.")
+    task = TASKS[data.kind]
+    return Inputs(task, train, part(data.val), part(data.test), open_table(config), data.seconds or task.seconds)
+
+
+def open_table(config: TrainConfig) -> TeacherTable | None:
+    """Open the table of an offline teacher, if there is one."""
+    teacher = config.teacher
+    if not teacher.table:
+        return None
+    if teacher.index:
+        return TeacherTable.published(teacher.table, teacher.index)
+    return TeacherTable.open(teacher.table)
+
+
+def training_loader(inputs: Inputs, config: TrainConfig, rank: int, world: int, pin_memory: bool) -> Loader:
+    """Return the loader of training batches: each is a part of an accumulated batch, shared by `world` processes."""
+    data, seed = config.data, config.run.seed
+    if data.sampling == "balanced":
+        sampler: BalancedSampler | PlainSampler = BalancedSampler(inputs.train, seed, draws=data.draws or 100_000)
+    else:
+        sampler = PlainSampler(len(inputs.train), seed, draws=data.draws or None)
+    batch_size = config.optim.batch_size // config.optim.accumulate
+    if batch_size % world:
+        raise ConfigError(f"A batch of {batch_size} clips cannot be shared by {world} processes. Set optim.batch_size to a multiple.")
+    return Loader(
+        inputs.train,
+        sampler,
+        batch_size,
+        seconds=inputs.seconds,
+        fill=data.fill,
+        seed=seed,
+        teacher=inputs.table,
+        partial_teacher=config.teacher.partial,
+        workers=data.workers,
+        rank=rank,
+        world=world,
+        drop_last=len(sampler) >= batch_size,
+        max_bad=data.max_bad,
+        pin_memory=pin_memory,
+    )
+
+
+def quiet_loader(source: Source, inputs: Inputs, config: TrainConfig) -> Loader:
+    """Return a loader for evaluation, with the teacher's logits for clips that it knows."""
+    known = None if inputs.table is None or not set(inputs.table.keys) & set(source.keys) else inputs.table
+    return evaluation_loader(
+        source,
+        inputs.task,
+        inputs.seconds,
+        config.data.fill,
+        min(config.optim.batch_size, 64),
+        teacher=known,
+        partial_teacher=True,
+        workers=config.data.workers,
+        max_bad=config.data.max_bad,
+    )
+
+
+def digests(inputs: Inputs) -> dict[str, str]:
+    """Return what identifies the data: a SHA-256 of each part and of the teacher's source."""
+    found = {name: source.digest for name in ("train", "val", "test") if (source := getattr(inputs, name)) is not None}
+    if inputs.table is not None:
+        found["teacher"] = hashlib.sha256("\0".join(inputs.table.keys).encode()).hexdigest()
+    return found
+
+
+def fingerprint(config: TrainConfig, data_digests: dict[str, str]) -> str:
+    """Return a SHA-256 of all that decides a run's numbers; where it runs and writes does not."""
+    values: dict[str, Any] = dataclasses.asdict(config)
+    for section, names in (("run", ("out", "device", "threads", "trackers", "name", "licence")), ("data", ("path", "cache", "workers"))):
+        for name in names:
+            del values[section][name]
+    return hashlib.sha256(json.dumps([values, data_digests], sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,347 @@
+"""The one loop: pre-training, distillation and fine-tuning differ by their config alone (Secs. IV and V-B).
+
+Lightning Fabric carries the loop to several processes, devices and precisions: it leaves the loop's code as it is, where a trainer
+class would own it, and keeps no global state, so that several runs (folds) can follow each other in one process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import math
+import os
+import platform
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import dymn
+from dymn import hub
+from dymn.data import Batch, Source
+from dymn.devices import resolve_device
+from dymn.errors import ConfigError, DataError, MissingExtraError
+from dymn.frontend import LogMel
+from dymn.model import MobileNet
+from dymn.schedules import learning_rate_factor, temperature
+from dymn.training.distributed import use_global_norm
+from dymn.training.evaluation import deciding_metric, figures, is_better, score
+from dymn.training.inputs import Inputs, digests, fingerprint, open_inputs, quiet_loader, training_loader
+from dymn.training.recipe import PRECISIONS, TrainConfig
+from dymn.training.report import Record, Reporter, Tracker, plot_curves, write_history, write_json
+from dymn.training.start import inherit_weights, is_fresh, prior_logits, set_prior, starting_model
+from dymn.training.state import RunState, load_state, save_state
+from dymn.training.step import Share, Step
+from dymn.training.teachers import OnlineTeachers
+
+SAMPLE_CLIPS = 96  # heard before training: for inherited weights, the teacher's prior and the spread of its embedding
+STATE_FILE, BEST_FILE, LAST_FILE = "state.pt", "best.safetensors", "last.safetensors"
+
+
+def train(config: TrainConfig, reporter: Reporter | None = None) -> Record:
+    """Train as the config says; return the result, which `result.json` in the run's folder holds too.
+
+    A run that was killed continues from its last complete epoch and gives the numbers that it would have given.
+
+    Raises:
+        ConfigError: if a setting is not allowed, or the folder holds another run.
+        DataError: if data or teacher are not what they should be, or too many clips are bad.
+        WeightsError: if a checkpoint cannot be loaded.
+    """
+    return Run(config, reporter or Reporter()).fit()
+
+
+class Run:
+    """One training run: what it is made of, and how it goes on from epoch to epoch."""
+
+    def __init__(self, config: TrainConfig, reporter: Reporter) -> None:
+        self.config = config
+        self.folder = Path(config.run.out or f"runs/{config.run.name or config.model.name}")
+        self.fabric = _fabric(config)
+        self.device = self.fabric.device
+        self.is_main = self.fabric.is_global_zero
+        self.reporter = reporter if self.is_main else Reporter()
+        self.share = Share(self.fabric.global_rank, self.fabric.world_size)
+        if config.run.threads:
+            torch.set_num_threads(config.run.threads)
+        sample_rate = 32_000 if "sample_rate" not in config.model.front_end else int(config.model.front_end["sample_rate"])
+        self.inputs: Inputs = open_inputs(config, sample_rate)
+        self.digests = digests(self.inputs)
+        self.state = self._begin_or_continue()
+        self.network = starting_model(config.model, self.inputs.train.labels, torch.Generator().manual_seed(config.run.seed))
+        self.front_end = LogMel(self.network.card.front_end).to(self.device)
+        self.teachers = self._teachers()
+        self.loader = training_loader(self.inputs, config, *self.share, pin_memory=self.device.type == "cuda")
+        self.network.to(self.device)
+        feature_scale = self._prepare_weights()
+        self.step = Step(config, self.inputs.task.loss, self.front_end, self.teachers, feature_scale, self.share)
+        self.ema = self._averaged()
+        self.model, self.optimizer = self._set_up()
+        self._restore()
+        self.trackers = [
+            Tracker(kind, self.folder, dataclasses.asdict(config), config.run.name) for kind in config.run.trackers if self.is_main
+        ]
+
+    # Setting up
+
+    def _begin_or_continue(self) -> RunState:
+        mark = fingerprint(self.config, self.digests)
+        path = self.folder / STATE_FILE
+        if path.exists():
+            state = load_state(path)
+            if state.fingerprint != mark:
+                raise ConfigError(
+                    f"{self.folder} holds a run with other settings or data. Choose another folder (run.out), or remove it to start anew."
+                )
+            self.reporter.note(f"Continuing {self.folder} after epoch {state.epoch}.")
+            return state
+        if self.is_main:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_json(
+                self.folder / "config.json", {"config": dataclasses.asdict(self.config), "data": self.digests, "versions": versions()}
+            )
+        return RunState(fingerprint=mark)
+
+    def _teachers(self) -> OnlineTeachers | None:
+        if not self.config.teacher.models:
+            return None
+        teachers = OnlineTeachers(self.config.teacher.models, self.network, self.device)
+        if self.config.teacher.feature_weight > 0 and teachers.embedding_size != self.network.config.c_last:
+            raise ConfigError(
+                f"teacher.feature_weight needs embeddings of one size; the student's has {self.network.config.c_last} values, "
+                f"the teacher's {teachers.embedding_size}."
+            )
+        return teachers
+
+    def _prepare_weights(self) -> float:
+        """Give a fresh network its inherited weights or its prior; return the variance of the teacher's embedding."""
+        model, settings = self.network, self.config.model
+        needs_sample = settings.inherit or (self.teachers is not None)
+        if not needs_sample:
+            if is_fresh(settings) and settings.prior:
+                prior = prior_logits(self.inputs.train, self.inputs.table, self.inputs.task.loss)
+                if prior is not None:
+                    set_prior(model, prior)
+            return 1.0
+        log_mel = self._sample()
+        if settings.inherit:
+            inherit_weights(model, settings, log_mel, torch.Generator().manual_seed(self.config.run.seed))
+        if self.teachers is None:
+            return 1.0
+        lesson = self.teachers.teach(log_mel)
+        if is_fresh(settings) and settings.prior:
+            set_prior(model, lesson.logits.mean(dim=0))
+        return float(lesson.embedding.var(dim=0).mean())
+
+    def _sample(self) -> Tensor:
+        """Return the log-mel of some training clips, the same whatever the number of processes."""
+        clips = training_loader(self.inputs, self.config, 0, 1, pin_memory=False).epoch(0)
+        waveforms: list[Tensor] = []
+        for batch in clips:
+            waveforms.append(batch.waveform)
+            if sum(map(len, waveforms)) >= SAMPLE_CLIPS:
+                break
+        return torch.cat([self.front_end(waveform.to(self.device)) for waveform in waveforms])[:SAMPLE_CLIPS]
+
+    def _averaged(self) -> torch.optim.swa_utils.AveragedModel | None:
+        if self.config.optim.ema == 0:
+            return None
+        average = torch.optim.swa_utils.get_ema_multi_avg_fn(self.config.optim.ema)  # type: ignore[no-untyped-call]
+        return torch.optim.swa_utils.AveragedModel(self.network, multi_avg_fn=average, use_buffers=True)
+
+    def _set_up(self) -> tuple[Any, Any]:
+        optim = self.config.optim
+        if self.share.world > 1 and self.config.run.sync_norm:
+            use_global_norm(self.network)
+        kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+        optimizer = kinds[optim.name](self.network.parameters(), lr=optim.lr, weight_decay=optim.weight_decay)
+        if self.state.optimizer:
+            optimizer.load_state_dict(self.state.optimizer)
+        model, optimizer = self.fabric.setup(torch.compile(self.network) if optim.compile else self.network, optimizer)
+        return model, optimizer
+
+    def _restore(self) -> None:
+        if self.state.epoch == 0:
+            return
+        self.network.load_state_dict(self.state.model)
+        if self.ema is not None:
+            self.ema.load_state_dict(self.state.ema)
+        scaler = getattr(self.fabric.strategy.precision, "scaler", None)
+        if scaler is not None and self.state.scaler:
+            scaler.load_state_dict(self.state.scaler)
+
+    # Training
+
+    def fit(self) -> Record:
+        """Run all epochs that are left, then measure the test set once."""
+        schedule = self.config.schedule
+        self.reporter.start(schedule.epochs, self.state.epoch, len(self.loader))
+        for epoch in range(self.state.epoch, schedule.epochs):
+            record = self._epoch(epoch)
+            self.state.history.append(record)
+            self.state.epoch = epoch + 1
+            if self.is_main:
+                self._save(record)
+                for listener in (self.reporter, *self.trackers):
+                    listener.epoch(record)
+            self.fabric.barrier()
+        result = self._finish() if self.is_main else {}
+        self.fabric.barrier()
+        return result
+
+    def _epoch(self, epoch: int) -> Record:
+        schedule, started = self.config.schedule, time.monotonic()
+        lr = self.config.optim.lr * learning_rate_factor(
+            epoch, warm_up=schedule.warm_up, ramp_start=schedule.ramp_start, ramp_length=schedule.ramp_length, floor=schedule.floor
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.network.temperature = temperature(epoch, start=schedule.tau_start, end=schedule.tau_end, epochs=schedule.tau_epochs)
+        self.network.train()
+        total, clips = 0.0, 0
+        for batches in _grouped(enumerate(self.loader.epoch(epoch)), self.config.optim.accumulate):
+            losses = [
+                self._backward(batch, epoch, number, i == len(batches) - 1, len(batches)) for i, (number, batch) in enumerate(batches)
+            ]
+            self._update()
+            for (_, batch), loss in zip(batches, losses, strict=True):
+                total, clips = total + loss * len(batch.keys), clips + len(batch.keys)
+                self.reporter.batch(loss)
+        if clips == 0:
+            raise DataError("The training data gave no batch. Use more clips, or a smaller optim.batch_size.")
+        seconds = time.monotonic() - started
+        self.state.seconds += seconds
+        record: Record = {"epoch": epoch, "lr": lr, "temperature": self.network.temperature, "loss": self._mean(total, clips)}
+        record |= {"clips_per_second": clips * self.share.world / seconds, "seconds": seconds, "bad_clips": len(self.loader.bad)}
+        if self.is_main and self.inputs.val is not None:
+            record |= {f"val_{name}": value for name, value in self._measure(self.inputs.val).items() if isinstance(value, (int, float))}
+        return record
+
+    def _backward(self, batch: Batch, epoch: int, number: int, is_last: bool, parts: int) -> float:
+        chance = np.random.default_rng((self.config.run.seed, 1, epoch, number))
+        # Dropout draws from the global generator and from no other.
+        torch.manual_seed(int(chance.integers(2**62)) + self.share.rank)
+        waiting = self.fabric.no_backward_sync(self.model) if not is_last else contextlib.nullcontext()
+        with waiting:
+            loss = self.step(self.model, batch.to(self.device, non_blocking=True), chance)
+            self.fabric.backward(loss / parts)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise DataError(
+                f"The loss became {value} in epoch {epoch}, batch {number}. Lower optim.lr, set optim.clip_norm, or use another precision; "
+                f"the run continues from epoch {self.state.epoch}."
+            )
+        return value
+
+    def _update(self) -> None:
+        if self.config.optim.clip_norm > 0:
+            self.fabric.clip_gradients(self.model, self.optimizer, max_norm=self.config.optim.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.ema is not None:
+            self.ema.update_parameters(self.network)
+
+    def _mean(self, total: float, clips: int) -> float:
+        sums = self.fabric.all_reduce(torch.tensor([total, float(clips)], dtype=torch.float64), reduce_op="sum")
+        return float(sums[0] / sums[1])
+
+    # Measuring and saving
+
+    @property
+    def result_network(self) -> MobileNet:
+        """The network that is measured and saved: the averaged one if there is one."""
+        if self.ema is None:
+            return self.network
+        averaged = cast(MobileNet, self.ema.module)
+        averaged.temperature = self.network.temperature
+        return averaged
+
+    def _measure(self, source: Source) -> Record:
+        loader = quiet_loader(source, self.inputs, self.config)
+        scores = score(self.result_network, self.front_end, loader, self.inputs.task.loss, teachers=self.teachers)
+        return figures(scores, self.inputs.task.loss)
+
+    def _save(self, record: Record) -> None:
+        values = {key.removeprefix("val_"): value for key, value in record.items() if key.startswith("val_")}
+        metric = deciding_metric(values, self.inputs.task)
+        self._write_checkpoint(LAST_FILE, values)
+        if metric not in values or is_better(metric, values[metric], self.state.best):
+            self.state.best, self.state.best_epoch = values.get(metric), record["epoch"]
+            self._write_checkpoint(BEST_FILE, values)
+        self.state.model = self.network.state_dict()
+        self.state.ema = {} if self.ema is None else self.ema.state_dict()
+        self.state.optimizer = self.optimizer.state_dict()
+        scaler = getattr(self.fabric.strategy.precision, "scaler", None)
+        self.state.scaler = scaler.state_dict() if scaler is not None else {}
+        save_state(self.state, self.folder / STATE_FILE)
+        write_history(self.folder / "log.jsonl", self.state.history)
+        with contextlib.suppress(MissingExtraError):
+            plot_curves(self.folder / "curves.png", self.state.history, metric)
+        if self.loader.bad:
+            self.loader.write_bad(self.folder / "bad_clips.csv")
+
+    def _write_checkpoint(self, name: str, values: Record) -> None:
+        network, run = self.result_network, self.config.run
+        found = {key: float(value) for key, value in values.items() if isinstance(value, (int, float)) and math.isfinite(value)}
+        provenance = {
+            "trained_with": f"dymn {dymn.__version__}",
+            "epoch": self.state.epoch,
+            "config": dataclasses.asdict(self.config),
+            "data": self.digests,
+            "versions": versions(),
+        }
+        network.card = dataclasses.replace(
+            self.network.card, name=run.name or self.config.model.name, licence=run.licence, metrics=found, provenance=provenance
+        )
+        hub.save(network, self.folder / name)
+
+    def _finish(self) -> Record:
+        best = MobileNet.from_pretrained(self.folder / BEST_FILE)
+        result: Record = {"epochs": self.state.epoch, "best_epoch": self.state.best_epoch, "train_seconds": self.state.seconds}
+        result |= {f"val_{name}": value for name, value in best.card.metrics.items()}
+        if self.inputs.test is not None:
+            loader = quiet_loader(self.inputs.test, self.inputs, self.config)
+            scores = score(best.to(self.device), self.front_end, loader, self.inputs.task.loss, teachers=self.teachers)
+            result |= {f"test_{name}": value for name, value in figures(scores, self.inputs.task.loss).items()}
+        result["checkpoint"] = str(self.folder / BEST_FILE)
+        write_json(self.folder / "result.json", result)
+        for listener in (self.reporter, *self.trackers):
+            listener.finish(result)
+        return result
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a run's numbers may depend on."""
+    return {"dymn": dymn.__version__, "python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
+
+
+def _fabric(config: TrainConfig) -> Any:
+    try:
+        from lightning_fabric import Fabric
+    except ImportError as error:
+        raise MissingExtraError("Training", "train") from error
+    device = resolve_device(config.run.device or None)
+    if config.optim.precision == "fp16" and device.type != "cuda":
+        raise ConfigError(f"optim.precision is fp16, which needs a CUDA device, and the run is on {device.type}. Use bf16 or fp32.")
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    fabric = Fabric(
+        accelerator=device.type,
+        devices=local if world > 1 or device.index is None else [device.index],
+        num_nodes=world // local,
+        strategy="ddp" if world > 1 else "auto",
+        precision=cast(Any, PRECISIONS[config.optim.precision]),
+    )
+    if world > 1:
+        fabric.launch()
+    return fabric
+
+
+def _grouped(batches: Iterator[Any], size: int) -> Iterator[list[Any]]:
+    while group := list(itertools.islice(batches, size)):
+        yield group

@@ -1,0 +1,315 @@
+"""A training run as data: frozen settings, read from a TOML recipe and changed by `key=value`.
+
+A recipe file may hold variants: tables under `[variants.NAME]` that replace single settings. `audioset_kd:dymn04` names one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from dymn.config import check, from_dict
+from dymn.errors import ConfigError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """Where the network comes from.
+
+    `name` is an architecture (fresh weights) or anything that `load_model` takes (fine-tuning; the last layer is replaced where
+    the classes differ). `inherit` names a static network whose weights a fresh dynamic one starts with. `settings` are those of
+    `dymn.model.Variant`, for an architecture; `front_end` those of `FrontEndConfig`. With `prior`, a fresh last layer's bias
+    starts at the prior of the targets.
+    """
+
+    name: str = "dymn10"
+    inherit: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
+    front_end: dict[str, Any] = field(default_factory=dict)
+    prior: bool = True
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Which dataset (a key of `dymn.data.TASKS`), which parts of it, and how its clips are cut.
+
+    `seconds` 0 means the dataset's own clip length. An empty split name leaves that part out. `sampling` "balanced" draws `draws`
+    clips an epoch by class frequency, "plain" presents every clip once (or `draws` clips, if not 0).
+    """
+
+    kind: str = "folder"
+    path: str = ""
+    train: str = "train"
+    val: str = "val"
+    test: str = "test"
+    fold: int = 0
+    holdout: float | None = None
+    seconds: float = 0.0
+    fill: str = "pad"
+    sampling: str = "plain"
+    draws: int = 0
+    cache: str = ""
+    workers: int = 0
+    max_bad: float = 0.05
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check(self.sampling in ("plain", "balanced"), f"data.sampling is {self.sampling!r}; allowed: plain, balanced.")
+        check(self.seconds >= 0 and self.draws >= 0 and self.workers >= 0, "data.seconds, data.draws and data.workers must be at least 0.")
+
+
+@dataclass(frozen=True)
+class TeacherSettings:
+    """Who teaches. Offline (the paper): logits from `table`. Online: `models` hear the same augmented, mixed input.
+
+    `label_weight` is lambda of eq. 8. `feature_weight` adds the squared distance between the embeddings of student and (first
+    online) teacher, in units of the teacher's variance. `index` belongs to a published `.npy` table.
+    """
+
+    table: str = ""
+    index: str = ""
+    partial: bool = False
+    models: tuple[str, ...] = ()
+    label_weight: float = 0.1
+    feature_weight: float = 0.0
+
+    def __post_init__(self) -> None:
+        check(not (self.table and self.models), "teacher.table and teacher.models are both set; a teacher is offline or online.")
+        check(0 <= self.label_weight <= 1, f"teacher.label_weight is {self.label_weight}; it must be in [0, 1].")
+        check(self.feature_weight >= 0, f"teacher.feature_weight is {self.feature_weight}; it must be at least 0.")
+        check(self.feature_weight == 0 or bool(self.models), "teacher.feature_weight needs an online teacher (teacher.models).")
+
+    @property
+    def is_present(self) -> bool:
+        """Whether anyone teaches."""
+        return bool(self.table or self.models)
+
+
+@dataclass(frozen=True)
+class AugmentSettings:
+    """Augmentation, each part off at 0. Of the two mixups, `wave_mixup` is a probability, `spec_mixup` the alpha of Beta."""
+
+    roll_ms: float = 0.0
+    gain_db: float = 0.0
+    wave_mixup: float = 0.0
+    wave_alpha: float = 2.0
+    spec_mixup: float = 0.0
+    jitter: bool = True
+    frequency_mask: int = 0
+    time_mask: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("roll_ms", "gain_db", "spec_mixup", "frequency_mask", "time_mask"):
+            check(getattr(self, name) >= 0, f"augment.{name} is {getattr(self, name)}; it must be at least 0.")
+        check(0 <= self.wave_mixup <= 1, f"augment.wave_mixup is {self.wave_mixup}; it must be in [0, 1].")
+        check(self.wave_alpha > 0, f"augment.wave_alpha is {self.wave_alpha}; it must be above 0.")
+
+
+@dataclass(frozen=True)
+class OptimSettings:
+    """The step. `batch_size` is that of all processes and accumulated parts together; `ema` the decay of averaged weights, 0 for none."""
+
+    name: str = "adam"
+    lr: float = 1e-3
+    batch_size: int = 120
+    accumulate: int = 1
+    weight_decay: float = 0.0
+    clip_norm: float = 0.0
+    ema: float = 0.0
+    precision: str = "fp32"
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        check(self.name in ("adam", "adamw"), f"optim.name is {self.name!r}; allowed: adam, adamw.")
+        check(self.precision in PRECISIONS, f"optim.precision is {self.precision!r}; allowed: {', '.join(PRECISIONS)}.")
+        check(self.lr > 0, f"optim.lr is {self.lr}; it must be above 0.")
+        check(0 <= self.ema < 1, f"optim.ema is {self.ema}; it must be in [0, 1).")
+        parts = self.accumulate >= 1 and self.batch_size >= 1 and self.batch_size % self.accumulate == 0
+        check(parts, f"optim.batch_size is {self.batch_size}; it must be a multiple of optim.accumulate ({self.accumulate}).")
+
+
+@dataclass(frozen=True)
+class ScheduleSettings:
+    """Epochs, learning rate and temperature (Sec. IV-A.2, IV-A.3); see `dymn.schedules`."""
+
+    epochs: int = 80
+    warm_up: float = 10.0
+    ramp_start: float = 10.0
+    ramp_length: float = 65.0
+    floor: float = 0.01
+    tau_start: float = 1.0
+    tau_end: float = 1.0
+    tau_epochs: int = 1
+
+    def __post_init__(self) -> None:
+        check(self.epochs >= 1, f"schedule.epochs is {self.epochs}; it must be at least 1.")
+        check(0 <= self.floor <= 1, f"schedule.floor is {self.floor}; it must be in [0, 1].")
+        check(self.tau_start > 0 and self.tau_end > 0, "schedule.tau_start and schedule.tau_end must be above 0.")
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Where results go and what the run computes on. `name` goes into the checkpoint's card."""
+
+    out: str = ""
+    name: str = ""
+    seed: int = 0
+    device: str = ""
+    threads: int = 0
+    sync_norm: bool = True
+    trackers: tuple[str, ...] = ()
+    licence: str = ""
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.trackers) - {"tensorboard", "wandb"})
+        check(not unknown, f"run.trackers names {unknown}; allowed: tensorboard, wandb.")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A whole run."""
+
+    model: ModelSettings = field(default_factory=ModelSettings)
+    data: DataSettings = field(default_factory=DataSettings)
+    teacher: TeacherSettings = field(default_factory=TeacherSettings)
+    augment: AugmentSettings = field(default_factory=AugmentSettings)
+    optim: OptimSettings = field(default_factory=OptimSettings)
+    schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
+    run: RunSettings = field(default_factory=RunSettings)
+
+    NESTED = {
+        "model": ModelSettings,
+        "data": DataSettings,
+        "teacher": TeacherSettings,
+        "augment": AugmentSettings,
+        "optim": OptimSettings,
+        "schedule": ScheduleSettings,
+        "run": RunSettings,
+    }
+
+    def replace(self, changes: Mapping[str, Any]) -> TrainConfig:
+        """Return the run with settings such as {"optim.lr": 1e-4} replaced.
+
+        Raises:
+            ConfigError: if a setting is unknown or a value is not allowed.
+        """
+        return parse(_merged(dataclasses.asdict(self), changes))
+
+
+def parse(values: Mapping[str, Any]) -> TrainConfig:
+    """Build a run from nested mappings, checking names and types.
+
+    Raises:
+        ConfigError: naming what is wrong.
+    """
+    for section, settings in values.items():
+        kind = TrainConfig.NESTED.get(section)
+        check(kind is not None, f"A recipe has no section [{section}]. Allowed: {', '.join(TrainConfig.NESTED)}.")
+        check(isinstance(settings, Mapping), f"[{section}] must be a table of settings, not {settings!r}.")
+        defaults = kind()  # type: ignore[misc]
+        for name, value in settings.items():
+            check(hasattr(defaults, name), f"[{section}] has no setting {name}. Allowed: {', '.join(vars(defaults))}.")
+            _check_type(f"{section}.{name}", value, getattr(defaults, name))
+    return from_dict(TrainConfig, {section: dict(settings) for section, settings in values.items()})
+
+
+def _check_type(name: str, value: Any, default: Any) -> None:
+    if default is None:
+        return
+    fits = {
+        bool: isinstance(value, bool),
+        int: isinstance(value, int) and not isinstance(value, bool),
+        float: isinstance(value, (int, float)) and not isinstance(value, bool),
+        str: isinstance(value, str),
+        tuple: isinstance(value, (list, tuple)),
+        dict: isinstance(value, Mapping),
+    }[type(default)]
+    check(fits, f"{name} is {value!r}; it must be of type {type(default).__name__}, such as {default!r}.")
+
+
+def _merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    merged = {section: dict(settings) for section, settings in values.items()}
+    for key, value in changes.items():
+        section, _, name = key.partition(".")
+        check(bool(name), f"{key!r} names no setting. Write section.setting=value, such as optim.lr=1e-4.")
+        target = merged.setdefault(section, {})
+        *parents, last = name.split(".")
+        for parent in parents:
+            target = target.setdefault(parent, {})
+            check(isinstance(target, dict), f"{key!r} names no setting: {parent} is not a table.")
+        target[last] = value
+    return merged
+
+
+def parse_assignment(text: str) -> tuple[str, Any]:
+    """Read "optim.lr=1e-4" as (key, value); a value that is no TOML value is taken as text.
+
+    Raises:
+        ConfigError: if there is no "=".
+    """
+    key, equals, value = text.partition("=")
+    check(bool(equals) and bool(key.strip()), f"{text!r} is no assignment. Write section.setting=value, such as optim.lr=1e-4.")
+    try:
+        return key.strip(), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key.strip(), value.strip()
+
+
+def recipe_names() -> list[str]:
+    """Return the recipes that dymn brings, variants as "name:variant"."""
+    names = []
+    for file in sorted(resources.files("dymn.recipes").iterdir(), key=lambda file: file.name):
+        if file.name.endswith(".toml"):
+            stem = file.name.removesuffix(".toml")
+            variants = tomllib.loads(file.read_text(encoding="utf-8")).get("variants", {})
+            names += [f"{stem}:{variant}" for variant in variants] or [stem]
+    return names
+
+
+def load_recipe(name_or_path: str | Path, assignments: Sequence[str] = ()) -> TrainConfig:
+    """Read a recipe and change single settings of it.
+
+    Args:
+        name_or_path: a recipe of dymn, such as "fine_tune" or "audioset_kd:dymn04", or a TOML file, to which ":variant" may be added.
+        assignments: such as "optim.lr=1e-4".
+
+    Raises:
+        ConfigError: if there is no such recipe or variant, or a setting is wrong.
+    """
+    text = str(name_or_path)
+    path, variant = Path(text), ""
+    if not path.is_file():
+        base, _, variant = text.rpartition(":") if ":" in text else (text, "", "")
+        path = Path(base)
+        if not path.is_file():
+            packaged = resources.files("dymn.recipes").joinpath(f"{base}.toml")
+            check(packaged.is_file(), f"There is no recipe {text!r}: no such file, and dymn brings {', '.join(recipe_names())}.")
+            return _from_text(packaged.read_text(encoding="utf-8"), text, variant, assignments)
+    try:
+        return _from_text(path.read_text(encoding="utf-8"), text, variant, assignments)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}.") from error
+
+
+def _from_text(text: str, name: str, variant: str, assignments: Sequence[str]) -> TrainConfig:
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{name} is not valid TOML: {error}.") from error
+    variants = values.pop("variants", {})
+    if variant or variants:
+        check(variant in variants, f"{name} names no variant; it has {', '.join(variants) or 'none'}. Write it as RECIPE:VARIANT.")
+        values = _merged(values, {f"{s}.{k}": v for s, settings in variants[variant].items() for k, v in settings.items()})
+    return parse(_merged(values, dict(parse_assignment(assignment) for assignment in assignments)))

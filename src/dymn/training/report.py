@@ -1,0 +1,101 @@
+"""What a run leaves to read: a line of JSON an epoch, curves as PNG, and the trackers of others."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from dymn.errors import MissingExtraError
+from dymn.files import atomic_write
+
+Record = dict[str, Any]
+
+
+class Reporter:
+    """Is told how a run goes; this one keeps silent. The command line overrides what it wants to show."""
+
+    def start(self, epochs: int, epochs_done: int, steps: int) -> None:
+        """Training begins: how many epochs there are, how many are done, and how many batches each has."""
+
+    def note(self, text: str) -> None:
+        """Say something once."""
+
+    def batch(self, loss: float) -> None:
+        """One more batch is done."""
+
+    def epoch(self, record: Record) -> None:
+        """One more epoch is done."""
+
+    def finish(self, result: Record) -> None:
+        """The run is done."""
+
+
+class Tracker(Reporter):
+    """TensorBoard or Weights & Biases."""
+
+    def __init__(self, kind: str, folder: Path, config: Record, name: str) -> None:
+        self.kind = kind
+        try:
+            if kind == "tensorboard":
+                from torch.utils.tensorboard import SummaryWriter
+
+                self.writer: Any = SummaryWriter(str(folder / "tensorboard"))
+            else:
+                import wandb
+
+                self.writer = wandb.init(project="dymn", name=name or None, dir=str(folder), config=config)
+        except ImportError as error:
+            raise MissingExtraError(f"run.trackers = [{kind!r}]", kind) from error
+
+    def epoch(self, record: Record) -> None:
+        """Log the numbers of an epoch."""
+        numbers = {key: value for key, value in record.items() if isinstance(value, (int, float))}
+        if self.kind == "wandb":
+            self.writer.log(numbers, step=record["epoch"])
+            return
+        for key, value in numbers.items():
+            self.writer.add_scalar(key, value, record["epoch"])
+
+    def finish(self, result: Record) -> None:
+        """Close the log."""
+        if self.kind == "wandb":
+            self.writer.finish()
+        else:
+            self.writer.close()
+
+
+def write_history(path: Path, history: list[Record]) -> None:
+    """Write one line of JSON an epoch."""
+    with atomic_write(path) as file:
+        file.write("".join(json.dumps(record) + "\n" for record in history).encode())
+
+
+def write_json(path: Path, values: Record) -> None:
+    """Write readable JSON."""
+    with atomic_write(path) as file:
+        file.write((json.dumps(values, indent=1, default=str) + "\n").encode())
+
+
+def plot_curves(path: Path, history: list[Record], metric: str) -> None:
+    """Draw loss, validation figure and learning rate by epoch.
+
+    Raises:
+        MissingExtraError: if matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingExtraError("Drawing curves", "train") from error
+    epochs = [record["epoch"] for record in history]
+    panels = [("loss", "training loss"), (f"val_{metric}", f"validation {metric}"), ("lr", "learning rate")]
+    shown = [(key, title) for key, title in panels if any(key in record for record in history)]
+    figure = Figure(figsize=(4.0 * len(shown), 3.2), layout="constrained")
+    for i, (key, title) in enumerate(shown):
+        axes = figure.add_subplot(1, len(shown), i + 1)
+        points = [(epoch, record[key]) for epoch, record in zip(epochs, history, strict=True) if key in record]
+        axes.plot(*zip(*points, strict=True), color="#0072B2", marker="o" if len(points) < 30 else "", markersize=3)
+        axes.set(xlabel="epoch", title=title)
+        axes.grid(alpha=0.3)
+    with atomic_write(path) as file:
+        figure.savefig(file, format="png", dpi=120)

@@ -1,0 +1,57 @@
+"""Everything that a run needs to continue where it was, in one file that is replaced at once."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dymn.errors import DataError
+from dymn.files import atomic_write
+
+FORMAT = "dymn-run/1"
+
+
+@dataclass
+class RunState:
+    """The state at the end of an epoch. Chance needs no state: it is drawn anew from (seed, epoch, step)."""
+
+    epoch: int = 0  # epochs that are done
+    model: dict[str, Tensor] = field(default_factory=dict)
+    ema: dict[str, Tensor] = field(default_factory=dict)
+    optimizer: dict[str, Any] = field(default_factory=dict)
+    scaler: dict[str, Any] = field(default_factory=dict)
+    best: float | None = None
+    best_epoch: int = -1
+    history: list[dict[str, Any]] = field(default_factory=list)
+    seconds: float = 0.0
+    fingerprint: str = ""  # of config and data: a run continues only what it began
+
+
+def save_state(state: RunState, path: Path) -> None:
+    """Write a run's state.
+
+    Raises:
+        OSError: if the disk is full or the folder cannot be written to; the file of before stays.
+    """
+    with atomic_write(path) as file:
+        torch.save({"format": FORMAT, **vars(state)}, file)
+
+
+def load_state(path: Path) -> RunState:
+    """Read a run's state without executing pickled code.
+
+    Raises:
+        DataError: if the file is no such state, or is damaged.
+    """
+    try:
+        values = torch.load(path, map_location="cpu", weights_only=True)
+        if values.pop("format") != FORMAT:
+            raise KeyError("format")
+        return RunState(**values)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, AttributeError, ValueError) as error:
+        raise DataError(f"{path} is not the state of a run, or is damaged ({type(error).__name__}). Remove it to start anew.") from error

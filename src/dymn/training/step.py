@@ -1,0 +1,99 @@
+"""From a batch to its loss: augment, front end, one mixup for input, labels and teacher, then eq. 8."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dymn.augment import Mixing, draw_mixing, gain, mix_waveforms, roll, spec_augment
+from dymn.data import Batch
+from dymn.frontend import LogMel
+from dymn.losses import Targets, distillation_loss, mix, probabilities, targets_of
+from dymn.training.recipe import TrainConfig
+from dymn.training.teachers import OnlineTeachers
+
+
+class Share(NamedTuple):
+    """Which clips of a global batch belong to this process: every `world`-th, from `rank` on."""
+
+    rank: int = 0
+    world: int = 1
+
+    def of(self, values: npt.NDArray[Any], n: int) -> npt.NDArray[Any]:
+        """Return this process's `n` values of those drawn for the whole batch."""
+        return values[self.rank :: self.world][:n]
+
+
+class Step:
+    """Turns batches into losses. All chance comes from the generator given at each call."""
+
+    def __init__(
+        self, config: TrainConfig, kind: str, front_end: LogMel, teachers: OnlineTeachers | None, feature_scale: float, share: Share
+    ) -> None:
+        self.augment = config.augment
+        self.teacher = config.teacher
+        self.label_weight = config.teacher.label_weight if config.teacher.is_present else 1.0
+        self.kind = kind
+        self.front_end = front_end
+        self.teachers = teachers
+        self.feature_scale = feature_scale
+        self.share = share
+        self.batch_size = config.optim.batch_size // config.optim.accumulate
+
+    def __call__(self, model: nn.Module, batch: Batch, chance: np.random.Generator) -> Tensor:
+        """Return the loss of a batch, a scalar.
+
+        Args:
+            model: called with log-mel [B, 1, F, T].
+            batch: on the device of the model.
+            chance: the same in every process, so that what is drawn for a clip does not depend on how many there are.
+        """
+        waveform, targets = self._waveforms(batch, chance)
+        log_mel, targets = self._spectrograms(waveform, targets, chance)
+        lesson = None
+        if self.teachers is not None:
+            lesson = self.teachers.teach(log_mel)
+            heard = probabilities(lesson.logits.float(), self.kind)
+            targets = targets._replace(teacher=heard, teacher_share=torch.ones_like(targets.teacher_share))
+        output = model(log_mel)
+        loss = distillation_loss(output.logits.float(), targets, label_weight=self.label_weight, kind=self.kind)
+        if lesson is not None and self.teacher.feature_weight > 0:
+            distance = functional.mse_loss(output.embedding.float(), lesson.embedding.float())
+            loss = loss + self.teacher.feature_weight * distance / self.feature_scale
+        return loss
+
+    def _waveforms(self, batch: Batch, chance: np.random.Generator) -> tuple[Tensor, Targets]:
+        augment, n = self.augment, len(batch.waveform)
+        furthest = round(augment.roll_ms / 1000 * self.front_end.config.sample_rate)
+        shifts = chance.integers(-furthest, furthest + 1, self.batch_size)
+        decibels = chance.uniform(-augment.gain_db, augment.gain_db, self.batch_size)
+        waveform = batch.waveform
+        if furthest:
+            waveform = roll(waveform, self.share.of(shifts, n))
+        if augment.gain_db:
+            waveform = gain(waveform, self.share.of(decibels, n))
+        targets = targets_of(batch.target, batch.mask, batch.teacher, batch.has_teacher, self.kind)
+        if augment.wave_mixup:
+            mixing = self._on_device(draw_mixing(n, augment.wave_alpha, chance, augment.wave_mixup), waveform)
+            waveform, targets = mix_waveforms(waveform, mixing), targets.mixed(*mixing)
+        return waveform, targets
+
+    def _spectrograms(self, waveform: Tensor, targets: Targets, chance: np.random.Generator) -> tuple[Tensor, Targets]:
+        augment = self.augment
+        basis = self.front_end.jittered_basis(torch.Generator().manual_seed(int(chance.integers(2**62)))) if augment.jitter else None
+        log_mel = self.front_end(waveform, basis)
+        if augment.spec_mixup:
+            mixing = self._on_device(draw_mixing(len(log_mel), augment.spec_mixup, chance), log_mel)
+            log_mel, targets = mix(log_mel, mixing.partner, mixing.share), targets.mixed(*mixing)
+        if augment.frequency_mask or augment.time_mask:
+            log_mel = spec_augment(log_mel, augment.frequency_mask, augment.time_mask, chance)
+        return log_mel, targets
+
+    @staticmethod
+    def _on_device(mixing: Mixing, like: Tensor) -> Mixing:
+        return Mixing(mixing.partner.to(like.device), mixing.share.to(like.device))

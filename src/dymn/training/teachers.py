@@ -1,0 +1,47 @@
+"""Online teachers: they hear the same augmented, mixed input as the student (consistent teaching, [61], [63])."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dymn.errors import ConfigError
+from dymn.model import MobileNet
+from dymn.weights import load_model
+
+
+class Lesson(NamedTuple):
+    """What teachers say of a batch."""
+
+    logits: Tensor  # [B, C], the mean over the ensemble
+    embedding: Tensor  # [B, D], of the first teacher
+
+
+class OnlineTeachers:
+    """An ensemble of models with the student's front end and classes.
+
+    Raises:
+        ConfigError: if a model's front end or classes are others.
+    """
+
+    def __init__(self, names: Sequence[str], student: MobileNet, device: torch.device) -> None:
+        self.models = [load_model(name, device=device) for name in names]
+        for name, model in zip(names, self.models, strict=True):
+            if model.card.front_end != student.card.front_end:
+                raise ConfigError(f"The teacher {name} has another front end than the student; both must hear the same log-mel.")
+            if model.card.labels != student.card.labels:
+                raise ConfigError(f"The teacher {name} has other classes than the data. Use a teacher of the same classes.")
+
+    @torch.no_grad()
+    def teach(self, log_mel: Tensor) -> Lesson:
+        """Listen to [B, 1, F, T]."""
+        answers = [model(log_mel) for model in self.models]
+        return Lesson(torch.stack([answer.logits for answer in answers]).mean(dim=0), answers[0].embedding)
+
+    @property
+    def embedding_size(self) -> int:
+        """D of the first teacher."""
+        return self.models[0].config.c_last

@@ -125,3 +125,9 @@ def test_importing_everything_prints_nothing_and_opens_nothing():
     done = subprocess.run([sys.executable, "-B", "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
     assert done.stderr == ""
+
+
+def test_the_documentation_shows_the_same_floors():
+    page = (SRC.parents[1] / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rows = [line.split("|") for line in page.splitlines() if line.startswith("| ") and line[2].isdigit()]
+    assert [tuple(name.strip(" `") for name in row[2].split(",")) for row in rows] == list(FLOORS[:-1])

@@ -1,0 +1,120 @@
+"""What the README and the documentation say is run: their commands, their Python, their links.
+
+A fenced block marked `console` or `python` is run, in the order of its page, in a folder with small stand-ins for the reader's own
+files. One that cannot be (it downloads, or takes long) has `<!-- not run: WHY -->` on the line before it.
+"""
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+SHIPPED = ROOT / "src" / "dymn" / "weights" / "dymn04_open.safetensors"
+SET_UP = {"pip", "pipx", "uv", "git", "apt"}  # they change the machine
+
+FENCE = re.compile(r"^```(\w+)[^\n]*\n(.*?)^```$", re.M | re.S)
+EXCUSE = re.compile(r"<!-- not run: \S.* -->\n$")
+LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)|src=\"([^\"]+)\"|!\[[^\]]*\]\(([^)\s]+)\)")
+
+
+class Block(NamedTuple):
+    language: str
+    text: str
+    line: int
+
+
+def blocks(page: Path) -> list[Block]:
+    text = page.read_text(encoding="utf-8")
+    found = (match for match in FENCE.finditer(text) if not EXCUSE.search(text[: match.start()]))
+    return [Block(match[1], match[2], text.count("\n", 0, match.start()) + 1) for match in found]
+
+
+def commands(block: Block) -> list[list[str]]:
+    """Return the lines of a console block that begin with `$ `, with those that continue them, as words."""
+    joined = block.text.replace("\\\n", " ")
+    lines = [line[2:] for line in joined.splitlines() if line.startswith("$ ")]
+    assert lines, f"line {block.line}: a console block has no line that begins with `$ `"
+    return [shlex.split(line, comments=True) for line in lines]
+
+
+def make_targets() -> set[str]:
+    return set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M))
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory):
+    """A reader's folder: recordings of their own, clips in a folder a class, a model file."""
+    import soundfile
+
+    from dymn import create_model
+
+    folder = tmp_path_factory.mktemp("desk")
+    shutil.copytree(ROOT / "examples", folder / "examples")
+    random = np.random.default_rng(0)
+    for name in [f"clips/{label}/{i}.wav" for label in ("knock", "whistle") for i in range(6)]:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path, 0.1 * random.standard_normal(8000), 32_000)
+    soundfile.write(folder / "street.wav", 0.1 * random.standard_normal((44_100, 2)), 44_100, subtype="PCM_24")
+    create_model("mn01", num_classes=2).save_pretrained(folder / "my_model")
+    return folder
+
+
+@pytest.fixture
+def at_desk(desk, monkeypatch):
+    monkeypatch.chdir(desk)
+    monkeypatch.setenv("DYMN_CACHE", str(desk / "cache"))
+    monkeypatch.setenv("COLUMNS", "120")
+    return desk
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_blocks_run(page, at_desk):
+    from typer.testing import CliRunner
+
+    from dymn.cli import app
+
+    todo = blocks(page)
+    if not SHIPPED.exists() and any("dymn04_open" in block.text for block in todo):
+        pytest.skip("the model that ships with dymn is not in this tree")
+    names: dict[str, object] = {}
+    for block in todo:
+        if block.language == "python":
+            exec(compile(block.text, f"{page.name}, line {block.line}", "exec"), names)
+        if block.language != "console":
+            continue
+        for words in commands(block):
+            if words[0] == "make":
+                assert set(words[1:]) <= make_targets(), f"{page.name}, line {block.line}"
+            elif words[0] not in SET_UP:
+                assert words[0] == "dymn", f"{page.name}, line {block.line}: {words[0]} is not run here; say why it need not be"
+                result = CliRunner().invoke(app, words[1:])
+                assert result.exit_code == 0, f"{page.name}, line {block.line}: {shlex.join(words)}\n{result.output}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(page):
+    text = FENCE.sub("", page.read_text(encoding="utf-8"))
+    targets = [next(filter(None, match.groups())) for match in LINK.finditer(text)]
+    local = [target.partition("#")[0] for target in targets if not re.match(r"[a-z]+:", target)]
+    missing = [target for target in local if target and not (page.parent / target).exists()]
+    assert not missing
+
+
+def test_every_excuse_excuses_something():
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        assert text.count("<!-- not run:") == sum(bool(EXCUSE.search(text[: match.start()])) for match in FENCE.finditer(text)), page.name
+
+
+def test_blocks_have_a_language():
+    for page in PAGES:
+        fences = re.findall(r"^```(.*)$", page.read_text(encoding="utf-8"), re.M)
+        assert all(fences[::2]), f"{page.name}: say what a block is in, `text` if nothing else"
+        assert not any(fences[1::2]), page.name

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from dymn.layers.context import Context
 
@@ -48,8 +51,43 @@ class DynamicReLU(nn.Module):
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """Apply eq. 3 to [B, C, F, T]."""
-        slopes, intercepts = (values[..., None, None].unbind(2) for values in self.maps(context))  # M of [B, C, 1, 1]
-        out = torch.addcmul(intercepts[0], x, slopes[0])
-        for slope, intercept in zip(slopes[1:], intercepts[1:], strict=True):
-            out = torch.maximum(out, torch.addcmul(intercept, x, slope))
+        slopes, intercepts = self.maps(context)
+        return maximum_of_maps(x, slopes.to(x.dtype), intercepts.to(x.dtype))
+
+
+def maximum_of_maps(x: Tensor, slopes: Tensor, intercepts: Tensor) -> Tensor:
+    """Return the maximum over m of slope_m x + intercept_m, for x [B, C, F, T] and coefficients [B, C, M]."""
+    a, b = (values[..., None, None].unbind(2) for values in (slopes, intercepts))  # M of [B, C, 1, 1]
+    if len(a) == 2 and torch.is_grad_enabled() and x.requires_grad:
+        out: Tensor = _MaximumOfTwo.apply(x, *a, *b)  # type: ignore[no-untyped-call]
         return out
+    out = torch.addcmul(b[0], x, a[0])
+    for slope, intercept in zip(a[1:], b[1:], strict=True):
+        out = torch.maximum(out, torch.addcmul(intercept, x, slope))
+    return out
+
+
+class _MaximumOfTwo(torch.autograd.Function):
+    """The maximum of two maps, with a gradient that reads the feature map a quarter as often as autograd's own."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, a0: Tensor, a1: Tensor, b0: Tensor, b1: Tensor) -> Tensor:
+        lead = torch.addcmul(b0 - b1, x, a0 - a1)  # by how much the first map is above the second
+        ctx.save_for_backward(x, a0, a1, lead > 0)
+        return torch.addcmul(b1, x, a1).add_(lead.relu_())
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
+        x, a0, a1, first_leads = ctx.saved_tensors
+        first = gradient * first_leads
+        dx = torch.addcmul(gradient * a1, first, a0 - a1)
+        shape = a0.shape
+        column = x.reshape(-1, x.shape[2] * x.shape[3], 1)  # [B * C, F * T, 1]
+
+        def times_x(values: Tensor) -> Tensor:
+            return torch.bmm(values.reshape(-1, 1, column.shape[1]), column).view(shape)
+
+        da, db = times_x(gradient), gradient.sum(dim=(2, 3), keepdim=True)
+        da0, db0 = times_x(first), first.sum(dim=(2, 3), keepdim=True)
+        return dx, da0, da - da0, db0, db - db0

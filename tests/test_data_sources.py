@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pickle
+import sys
 import tarfile
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from dymn.data import TASKS, BadClip, Clip, open_source, select
+from dymn.data import TASKS, BadClip, Clip, Loader, PlainSampler, open_source, select
 from dymn.data.stores import inside
 from dymn.errors import ConfigError, DataError
 from dymn.weights import audioset_labels
@@ -62,6 +63,13 @@ def test_folder_per_class(tmp_path):
     assert open_source("folder", tmp_path, "val").keys == val.keys
     with pytest.raises(DataError, match="no clips for 'test'"):
         open_source("folder", tmp_path, "test")
+
+
+def test_folder_by_a_relative_path(tmp_path, monkeypatch):
+    write_audio(tmp_path / "data" / "a" / "x.wav")
+    monkeypatch.chdir(tmp_path)
+    source = open_source("folder", "data")
+    assert source.keys == ["a/x.wav"] and good(source[0])
 
 
 def test_folder_with_splits(tmp_path):
@@ -291,6 +299,28 @@ def test_hdf5_of_another_form(tmp_path):
     (tmp_path / "eval_segments_mp3.hdf").write_bytes(b"not hdf5")
     with pytest.raises(DataError, match="not a readable HDF5"):
         open_source("audioset_hdf5", tmp_path)
+
+
+def test_hdf5_reads_no_other_files(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    secret, path = tmp_path / "secret", tmp_path / "eval_segments_mp3.hdf"
+    secret.write_bytes(b"x" * 66)
+    with h5py.File(path, "w") as file:
+        file["audio_name"] = np.array([b"Yaaaaaaaaaaa.mp3"])
+        file["mp3"] = h5py.ExternalLink(str(secret), "mp3")
+        file.create_dataset("target", (1, 66), dtype=np.uint8, external=[(str(secret), 0, 66)])
+    with pytest.raises(DataError, match="no dataset mp3, target of its own"):
+        open_source("audioset_hdf5", tmp_path)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no fork")
+def test_hdf5_files_are_opened_again_after_a_fork(tmp_path):
+    write_hdf5(tmp_path / "eval_segments_mp3.hdf", [f"Y{i:011d}.mp3" for i in range(4)], np.zeros((4, 66), dtype=np.uint8))
+    source = open_source("audioset_hdf5", tmp_path)
+    expected = [good(source[i]).waveform for i in range(4)]
+    loader = Loader(source, PlainSampler(4, shuffle=False), 1, workers=2, context="fork")
+    for batch, waveform in zip(loader.epoch(0), expected, strict=True):
+        assert (batch.waveform[0].numpy() == waveform).all()
 
 
 def write_shard(path: Path, members: dict[str, bytes]) -> None:

@@ -21,6 +21,7 @@ OPENMIC_CLASSES = (
     *("accordion", "banjo", "bass", "cello", "clarinet", "cymbals", "drums", "flute", "guitar", "mallet_percussion", "mandolin"),
     *("organ", "piano", "saxophone", "synthesizer", "trombone", "trumpet", "ukulele", "violin", "voice"),
 )
+HDF5_COLUMNS = ("audio_name", "mp3", "target")
 AUDIOSET_FILES = {
     "balanced_train_segments_mp3.hdf": "train",
     "unbalanced_train_segments_mp3.hdf": "train",
@@ -154,25 +155,35 @@ def _files(root: Path, names: Mapping[str, str]) -> dict[Path, str]:
 def _columns(
     files: Mapping[Path, str], prefix: str = ""
 ) -> tuple[tuple[str, ...], list[tuple[Path, int]], tuple[str, ...], list[npt.NDArray[Any]]]:
-    """Return keys, rows, splits, and the targets of each file."""
+    """Return keys, files with their numbers of rows, splits, and the targets of each file."""
     keys: list[str] = []
     rows: list[tuple[Path, int]] = []
     splits: list[str] = []
     values: list[npt.NDArray[Any]] = []
     for path, split in files.items():
         with open_hdf5(path) as file:
-            missing = [name for name in ("audio_name", "mp3", "target") if name not in file]
+            missing = [name for name in HDF5_COLUMNS if not _plain(file, name)]
             if missing:
-                raise DataError(f"{path} has no dataset {', '.join(missing)}; it holds {', '.join(file)}.")
+                raise DataError(f"{path} has no dataset {', '.join(missing)} of its own; it holds {', '.join(file)}.")
             names = [PurePosixPath(_text(name)).stem.removeprefix(prefix) for name in file["audio_name"][:]]
             value = np.asarray(file["target"][:])
             if not len(names) == len(value) == len(file["mp3"]):
                 raise DataError(f"{path}: audio_name, mp3 and target have {len(names)}, {len(file['mp3'])} and {len(value)} rows.")
         keys += names
-        rows += [(path, row) for row in range(len(names))]
+        rows.append((path, len(names)))
         splits += [split] * len(names)
         values.append(value)
     return tuple(keys), rows, tuple(splits) if any(splits) else (), values
+
+
+def _plain(file: Any, name: str) -> bool:
+    """Whether a name is a dataset with rows that lies in this very file: a link or an external block could name any file of the machine."""
+    import h5py
+
+    if not isinstance(file.get(name, getlink=True), h5py.HardLink):
+        return False
+    dataset = file[name]
+    return isinstance(dataset, h5py.Dataset) and dataset.ndim > 0 and dataset.external is None and not dataset.is_virtual
 
 
 def _text(name: Any) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,7 @@ from torch import Tensor
 from dymn.errors import ConfigError
 
 Floats = npt.NDArray[np.float32]
+Number = TypeVar("Number", bound=np.generic)
 
 FILLS = ("pad", "repeat")
 
@@ -87,8 +88,10 @@ class Collated(NamedTuple):
         return self if self.batch is None else self._replace(batch=self.batch.pin_memory())
 
 
-def fit(waveform: Floats, samples: int, generator: np.random.Generator | None = None, fill: str = "pad") -> Floats:
-    """Cut or extend a waveform [N] to [samples].
+def fit(
+    waveform: npt.NDArray[Number], samples: int, generator: np.random.Generator | None = None, fill: str = "pad"
+) -> npt.NDArray[Number]:
+    """Cut or extend a waveform [N] of any type to [samples].
 
     A longer one is cut at a place drawn from `generator`, or after its first `samples` if there is none. A shorter one is
     extended at the end, with zeros or by repeating itself.

@@ -19,10 +19,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch.utils.data import DataLoader, Dataset
 
 from dymn.data.batch import BadClip, Floats
-from dymn.data.source import Source
+from dymn.data.source import Cut, Source
 from dymn.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -53,13 +54,15 @@ class DecodedCache:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_audio": None}
 
-    def read(self, i: int) -> tuple[Floats, int] | str:
-        """Return waveform [N] and fingerprint of a clip, or why it could not be decoded."""
+    def read(self, i: int, cut: Cut | None = None) -> tuple[Floats, int] | str:
+        """Return waveform [N], passed through `cut`, and fingerprint of a clip, or why it could not be decoded."""
         if i in self.bad:
             return self.bad[i]
         if self._audio is None:
             self._audio = np.memmap(self.folder / "audio.i16", np.int16, mode="r")
         samples = self._audio[self.starts[i] : self.ends[i]]
+        if cut is not None:
+            samples = cut(samples)
         return samples * np.float32(self.scales[i] / FULL_SCALE), int(self.marks[i])
 
 
@@ -121,7 +124,7 @@ def _build(source: Source, folder: Path, workers: int, progress: Progress | None
     scales = np.ones(n, dtype=np.float32)
     bad: dict[int, str] = {}
     end = 0
-    loader = DataLoader(_Quantised(source), batch_size=8, num_workers=workers, collate_fn=list)
+    loader = DataLoader(_Quantised(source), batch_size=8, num_workers=workers, collate_fn=list, generator=torch.Generator())
     with (part / "audio.i16").open("wb") as file:
         for i, item in enumerate(item for batch in loader for item in batch):
             starts[i] = end

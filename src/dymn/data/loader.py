@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import logging
 from collections.abc import Iterator
@@ -21,6 +22,9 @@ from dymn.files import atomic_write
 
 logger = logging.getLogger(__name__)
 
+CROPS = 1
+"""Keeps the random numbers of crops apart from those of the order, which have 0 in this place."""
+
 
 class _Presented(Dataset["tuple[Clip | BadClip, Floats | None]"]):
     """A source with crops and the teacher's logits: what a worker process gives for one draw."""
@@ -35,7 +39,11 @@ class _Presented(Dataset["tuple[Clip | BadClip, Floats | None]"]):
         return len(self.source)
 
     def __getitem__(self, draw: Draw) -> tuple[Clip | BadClip, Floats | None]:
-        clip = self.source[draw.clip]
+        cut = None
+        if self.samples is not None:
+            generator = np.random.default_rng((self.seed, draw.epoch, draw.place, CROPS)) if self.crop == "random" else None
+            cut = functools.partial(fit, samples=self.samples, generator=generator, fill=self.fill)
+        clip = self.source.clip(draw.clip, cut)
         if isinstance(clip, BadClip):
             return clip, None
         logits = None
@@ -44,9 +52,6 @@ class _Presented(Dataset["tuple[Clip | BadClip, Floats | None]"]):
             logits, known = self.teacher.logits[row].astype(np.float32), int(self.teacher.fingerprints[row])
             if known and clip.fingerprint and known != clip.fingerprint:
                 return BadClip(clip.key, "its audio is not what the teacher's logits were made from", fatal=True), None
-        if self.samples is not None:
-            generator = np.random.default_rng((self.seed, draw.epoch, draw.place)) if self.crop == "random" else None
-            clip = clip._replace(waveform=fit(clip.waveform, self.samples, generator, self.fill))
         return clip, logits
 
 
@@ -110,8 +115,10 @@ class Loader:
             raise ConfigError(f"crop and fill are {crop!r} and {fill!r}; allowed: random, start, and {', '.join(FILLS)}.")
         if seconds is not None and not 0 < seconds <= source.max_seconds:
             raise ConfigError(f"seconds is {seconds}; it must be above 0 and at most {source.max_seconds}.")
-        if not 0 <= max_bad <= 1 or workers < 0:
-            raise ConfigError(f"max_bad and workers are {max_bad} and {workers}; a share in [0, 1] and a number from 0 are allowed.")
+        if not 0 <= max_bad <= 1 or workers < 0 or seed < 0:
+            raise ConfigError(
+                f"max_bad, workers and seed are {max_bad}, {workers} and {seed}; a share in [0, 1] and numbers from 0 are allowed."
+            )
         samples = None if seconds is None else round(seconds * source.sample_rate)
         self.source, self.max_bad = source, max_bad
         self.bad: dict[str, str] = {}

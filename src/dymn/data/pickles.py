@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import io
 import pickle
+import struct
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +20,17 @@ import numpy.typing as npt
 from dymn.errors import DataError
 
 MAX_BYTES = 512 * 2**20
-FAILURES = (pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, MemoryError)
+FAILURES = (
+    *(pickle.UnpicklingError, EOFError, ValueError, TypeError, LookupError, AttributeError, OverflowError, MemoryError),
+    *(AssertionError, NameError, RecursionError, struct.error),
+)
 
 
-class _Plain(pickle.Unpickler):
-    """Builds dict, list, tuple, str, bytes, int, float, bool and None, and nothing else."""
+class _Plain(pickle._Unpickler):
+    """Builds dict, list, tuple, str, bytes, int, float, bool and None, and nothing else.
+
+    Python's own implementation, not the one in C: a damaged file cannot make it reserve memory for a table of its choosing.
+    """
 
     def find_class(self, module: str, name: str) -> Any:
         raise pickle.UnpicklingError(f"it asks for {module}.{name}")
@@ -99,7 +107,7 @@ def read_npz(path: Path, names: tuple[str, ...]) -> dict[str, npt.NDArray[Any]]:
     try:
         with zipfile.ZipFile(path) as archive:
             return {name: _read_member(archive, path, name) for name in names}
-    except (OSError, zipfile.BadZipFile, NotImplementedError) as error:
+    except (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path} is not a readable .npz file: {error}.") from error
 
 

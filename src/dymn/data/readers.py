@@ -131,7 +131,10 @@ def read_fsd50k(root: Path) -> tuple[Catalog, Store]:
         listing, folder = truth / f"{part}.csv", root / f"FSD50K.{part}_audio"
         if not listing.is_file() or not folder.is_dir():
             continue
-        for row in table(listing):
+        rows = table(listing)
+        for name in ("fname", "labels", *(("split",) if part == "dev" else ())):
+            _column(rows, (name,), listing)
+        for row in rows:
             keys.append(row["fname"])
             names.append(row["labels"].split(","))
             splits.append(split_name(row["split"], listing) if part == "dev" else "test")
@@ -153,12 +156,14 @@ def read_openmic(root: Path) -> tuple[Catalog, Store]:
     try:
         class_map = json.loads((root / "class-map.json").read_text(encoding="utf-8"))
         labels = tuple(sorted(class_map, key=class_map.__getitem__))
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+        numbers = sorted(class_map.values())
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{root / 'class-map.json'} must map class names to columns: {error}.") from error
-    if sorted(class_map.values()) != list(range(len(labels))):
+    if numbers != list(range(len(labels))):
         raise DataError(f"{root / 'class-map.json'} must number its classes from 0 without gaps.")
-    if arrays["Y_true"].shape != (len(keys), len(labels)) or arrays["Y_mask"].shape != (len(keys), len(labels)):
-        raise DataError(f"{archive}: Y_true and Y_mask must both be {[len(keys), len(labels)]}.")
+    shape = (len(keys), len(labels))
+    if any(arrays[name].shape != shape or arrays[name].dtype.kind not in "biuf" for name in ("Y_true", "Y_mask")):
+        raise DataError(f"{archive}: Y_true and Y_mask must both be numbers of shape {list(shape)}.")
     part = {
         row[0].strip(): split
         for split in ("train", "test")
@@ -187,7 +192,9 @@ def read_tau(root: Path) -> tuple[Catalog, Store]:
     part: dict[str, str] = {}
     for name in ("train", "evaluate"):
         setup = root / "evaluation_setup" / f"fold1_{name}.csv"
-        part.update({row["filename"]: split_name(name, setup) for row in table(setup, "\t")})
+        listed = table(setup, "\t")
+        _column(listed, ("filename",), setup)
+        part.update({row["filename"]: split_name(name, setup) for row in listed})
     labels = tuple(sorted({row["scene_label"] for row in rows}))
     return Catalog(
         keys=tuple(row["filename"] for row in rows),

@@ -42,8 +42,8 @@ class PlainSampler:
     """Every clip once an epoch, shuffled or in order; with `draws`, that many presentations in as many passes as it takes."""
 
     def __init__(self, n: int, seed: int = 0, *, shuffle: bool = True, draws: int | None = None) -> None:
-        if n < 1 or (draws is not None and draws < 1):
-            raise ConfigError(f"n and draws are {n} and {draws}; both must be at least 1.")
+        if n < 1 or (draws is not None and draws < 1) or seed < 0:
+            raise ConfigError(f"n, draws and seed are {n}, {draws} and {seed}; n and draws must be at least 1, seed at least 0.")
         self.n, self.seed, self.shuffle = n, seed, shuffle
         self.draws = draws if draws is not None else n
 
@@ -52,7 +52,7 @@ class PlainSampler:
 
     def order(self, epoch: int) -> Order:
         """Return whole passes, and the beginning of one more if `draws` is no multiple of the number of clips."""
-        generator = np.random.default_rng((self.seed, epoch))
+        generator = np.random.default_rng((self.seed, epoch, 0, 0))
         passes = -(-self.draws // self.n)
         order = [generator.permutation(self.n) if self.shuffle else np.arange(self.n) for _ in range(passes)]
         return np.concatenate(order)[: self.draws].astype(np.int64)
@@ -65,8 +65,8 @@ class BalancedSampler:
     """
 
     def __init__(self, source: Source, seed: int = 0, *, draws: int = 100_000) -> None:
-        if draws < 1:
-            raise ConfigError(f"draws is {draws}; it must be at least 1.")
+        if draws < 1 or seed < 0:
+            raise ConfigError(f"draws and seed are {draws} and {seed}; draws must be at least 1, seed at least 0.")
         self.seed = seed
         weights = clip_weights(source)
         labelled = int((weights > 0).sum())
@@ -86,7 +86,7 @@ class BalancedSampler:
 
         The largest of log(weight) + Gumbel noise are distributed like such draws.
         """
-        generator = np.random.default_rng((self.seed, epoch))
+        generator = np.random.default_rng((self.seed, epoch, 0, 0))
         scores = self._log_weights + generator.gumbel(size=len(self._log_weights))
         chosen = np.argpartition(-scores, self.draws - 1)[: self.draws]
         return chosen[np.argsort(-scores[chosen], kind="stable")].astype(np.int64)

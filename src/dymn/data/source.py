@@ -6,9 +6,9 @@ import dataclasses
 import functools
 import hashlib
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,8 @@ from dymn.data.stores import Store
 from dymn.errors import AudioError, DataError
 
 MAX_SECONDS = 600.0
+
+Cut = Callable[[npt.NDArray[Any]], npt.NDArray[Any]]
 SPLITS = ("train", "val", "test")
 
 
@@ -92,8 +94,8 @@ class Catalog:
 class Decoded(Protocol):
     """Waveforms that are decoded already, by position in the whole catalog."""
 
-    def read(self, i: int) -> tuple[Floats, int] | str:
-        """Return waveform [N] and fingerprint, or why there is none."""
+    def read(self, i: int, cut: Cut | None = None) -> tuple[Floats, int] | str:
+        """Return waveform [N], passed through `cut`, and fingerprint, or why there is none."""
         ...
 
 
@@ -131,24 +133,28 @@ class Source(Dataset["Clip | BadClip"]):
     def __getitem__(self, i: int) -> Clip | BadClip:
         if not -len(self) <= i < len(self):
             raise IndexError(f"There is no clip {i} among {len(self)}.")
-        i = range(len(self))[i]
-        read = self.read(i)
+        return self.clip(range(len(self))[i])
+
+    def clip(self, i: int, cut: Cut | None = None) -> Clip | BadClip:
+        """Return clip `i`, its waveform passed through `cut` (which takes 16-bit samples as well, where they are decoded already)."""
+        read = self.read(i, cut)
         if isinstance(read, BadClip):
             return read
         waveform, mark = read
         row = slice(i, i + 1)
         return Clip(self.keys[i], waveform, self.catalog.target_rows(row)[0], self.catalog.mask_rows(row)[0], mark)
 
-    def read(self, i: int) -> tuple[Floats, int] | BadClip:
+    def read(self, i: int, cut: Cut | None = None) -> tuple[Floats, int] | BadClip:
         """Return waveform [N] and fingerprint of clip `i`, or why there is none."""
         if self.decoded is not None:
-            read = self.decoded.read(int(self.indices[i]))
+            read = self.decoded.read(int(self.indices[i]), cut)
             return BadClip(self.keys[i], read) if isinstance(read, str) else read
         try:
             content = self.store.read(int(self.indices[i]))
-            return decode(content, self.sample_rate, self.max_seconds, self.keys[i]), fingerprint(content)
+            waveform = decode(content, self.sample_rate, self.max_seconds)
+            return waveform if cut is None else cut(waveform), fingerprint(content)
         except (AudioError, DataError, OSError) as error:
-            return BadClip(self.keys[i], str(error) or type(error).__name__)
+            return BadClip(self.keys[i], (str(error) or type(error).__name__).rstrip("."))
 
     @property
     def targets(self) -> Floats:
@@ -203,12 +209,10 @@ class Source(Dataset["Clip | BadClip"]):
 class _Named(io.BytesIO):
     """Bytes with the name that error messages show."""
 
-    def __init__(self, content: bytes, name: str) -> None:
-        super().__init__(content)
-        self.name = name
+    name = "the clip"
 
 
-def decode(content: bytes, sample_rate: int, max_seconds: float = MAX_SECONDS, name: str = "the clip") -> Floats:
+def decode(content: bytes, sample_rate: int, max_seconds: float = MAX_SECONDS) -> Floats:
     """Decode an audio file to mono float32 [N]; what is longer than `max_seconds` is cut, without decoding the rest.
 
     Raises:
@@ -219,7 +223,7 @@ def decode(content: bytes, sample_rate: int, max_seconds: float = MAX_SECONDS, n
     limit = int(max_seconds * sample_rate)
     blocks: list[Floats] = []
     length = 0
-    for block in audio.stream(_Named(content, name), sample_rate):
+    for block in audio.stream(_Named(content), sample_rate):
         blocks.append(block)
         length += len(block)
         if length >= limit:

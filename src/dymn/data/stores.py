@@ -6,11 +6,15 @@ come from a manifest or an archive never lead outside the dataset, and sizes are
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import os
 import tarfile
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Generic, NamedTuple, TypeVar
+
+import numpy as np
 
 from dymn.errors import DataError, MissingExtraError
 
@@ -68,10 +72,9 @@ def inside(root: Path, name: str) -> Path:
     if not name or "\0" in name or relative.is_absolute() or ".." in relative.parts or Path(name).is_absolute():
         raise DataError(f"{name!r} is not a path inside {root}. Write paths relative to that folder, or name another folder as root.")
     path = root / relative
-    if path.is_symlink() or path.parent.is_symlink() or path.exists():
-        resolved = path.resolve()
-        if not resolved.is_relative_to(root.resolve()):
-            raise DataError(f"{name!r} leads to {resolved}, outside {root}. Name a folder that holds all files as root.")
+    resolved = path.resolve()
+    if not resolved.is_relative_to(root.resolve()):
+        raise DataError(f"{name!r} leads to {resolved}, outside {root}. Name a folder that holds all files as root.")
     return path
 
 
@@ -153,6 +156,8 @@ def tar_members(path: Path) -> dict[str, Member]:
                 name = info.name.removeprefix("./")
                 if name in members:
                     raise DataError(f"{path} holds {name!r} twice.")
+                if info.issparse() or info.size < 0:
+                    raise DataError(f"{path} holds {name!r} as a sparse file or without a size; write the archive anew.")
                 members[name] = Member(path, info.offset_data, info.size)
     except (tarfile.TarError, OSError, EOFError) as error:
         raise DataError(f"{path} is not an uncompressed tar archive, or is damaged: {error}.") from error
@@ -162,26 +167,30 @@ def tar_members(path: Path) -> dict[str, Member]:
 class Hdf5Store(Store):
     """Rows of a variable-length uint8 dataset in HDF5 files, one encoded file a row."""
 
-    def __init__(self, rows: Sequence[tuple[Path, int]], dataset: str) -> None:
-        self.rows = list(rows)
+    def __init__(self, files: Sequence[tuple[Path, int]], dataset: str) -> None:
+        """Take files with their numbers of rows; positions count through them in this order."""
+        self.files = list(files)
+        self.ends = list(itertools.accumulate(rows for _, rows in files))
         self.dataset = dataset
         self._files = Opened(open_hdf5)
 
     def read(self, i: int) -> bytes:
         """Return the bytes of the row."""
-        path, row = self.rows[i]
-        content = self._files[path][self.dataset][row].tobytes()
-        if len(content) > MAX_BYTES:
-            raise DataError(f"Row {row} of {path} has {len(content)} bytes; at most {MAX_BYTES} are allowed.")
-        return bytes(content)
+        part = bisect.bisect_right(self.ends, i)
+        path, rows = self.files[part]
+        row = i - self.ends[part] + rows
+        content = self._files[path][self.dataset][row]
+        if getattr(content, "dtype", None) != np.uint8 or content.nbytes > MAX_BYTES:
+            raise DataError(f"Row {row} of {path} must be an array of at most {MAX_BYTES} bytes.")
+        return bytes(content.tobytes())
 
     def sizes(self) -> list[int]:
         """Return -1 for every row: HDF5 tells the size only when the row is read."""
-        return [-1] * len(self.rows)
+        return [-1] * (self.ends[-1] if self.ends else 0)
 
     def stamps(self) -> list[str]:
         """Return path, size and time of every file."""
-        return [_stamp(path) for path in sorted({path for path, _ in self.rows})]
+        return [_stamp(path) for path, _ in self.files]
 
 
 def open_hdf5(path: Path) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from dymn.data.archives import read_audioset_hdf5, read_fsd50k_hdf5, read_openmic_hdf5, read_shards
-from dymn.data.cache import cached
+from dymn.data.cache import Progress, cached
 from dymn.data.readers import read_csv, read_esc10, read_esc50, read_folder, read_fsd50k, read_openmic, read_tau
 from dymn.data.source import MAX_SECONDS, SPLITS, Catalog, Source
 from dymn.data.stores import Store
@@ -44,6 +44,11 @@ class TaskSpec:
     seconds: float = 10.0
     whole: bool = False
 
+    @property
+    def kind(self) -> str:
+        """What `dymn.metrics.evaluate` calls the task: "tagging" or "classification"."""
+        return "classification" if self.loss == "ce" else "tagging"
+
 
 TASKS: dict[str, TaskSpec] = {
     "folder": TaskSpec(read_folder, None, "ce", "accuracy"),
@@ -71,6 +76,7 @@ def open_source(
     max_seconds: float = MAX_SECONDS,
     cache: str | Path | None = None,
     workers: int = 0,
+    progress: Progress | None = None,
     **options: Any,
 ) -> Source:
     """Open a dataset, or one split of it.
@@ -86,6 +92,7 @@ def open_source(
         max_seconds: longer recordings are cut.
         cache: folder for decoded clips (see `dymn.data.cache`); None to decode at each access.
         workers: processes that decode while the cache is built.
+        progress: called with the clips decoded and their total while the cache is built.
         options: of the reader (`csv`: root, labels, separator; `shards`: labels).
 
     Raises:
@@ -106,7 +113,7 @@ def open_source(
         raise ConfigError(f"The reader of {kind!r} does not take these options: {', '.join(options)}.") from error
     source = Source(catalog, store, name=kind, sample_rate=sample_rate, max_seconds=max_seconds)
     if cache is not None:
-        source = cached(source, cache, workers=workers)
+        source = cached(source, cache, workers=workers, progress=progress)
     return select(source, split, fold=fold, holdout=holdout)
 
 

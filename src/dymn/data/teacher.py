@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -259,7 +260,7 @@ def _layout(path: Path) -> tuple[dict[str, str], dict[str, tuple[str, tuple[int,
             if name == "__metadata__":
                 continue
             dtype, shape, (start, stop) = DTYPES[entry["dtype"]], tuple(int(n) for n in entry["shape"]), entry["data_offsets"]
-            expected = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+            expected = math.prod(shape) * np.dtype(dtype).itemsize
             if min(shape, default=0) < 0 or start < 0 or stop - start != expected or 8 + length + stop > size:
                 raise ValueError(f"{name} lies at {start} to {stop} of {size} bytes")
             places[name] = (dtype, shape, 8 + length + start)

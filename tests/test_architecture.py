@@ -21,7 +21,7 @@ FLOORS = (
     ("opening", "containers", "decoding", "audio", "windows"),
     ("paper", "losses", "schedules", "metrics", "augment", "inherit"),
     ("weights",),
-    ("profiling", "data", "tagger", "formats", "explain"),
+    ("profiling", "data", "selection", "tagger", "formats", "explain"),
     ("training", "recipes"),
     ("commands",),
     ("cli",),

@@ -7,7 +7,8 @@ import pytest
 
 from dymn.errors import AudioError
 from dymn.formats import FORMATS, Run, clock, joined
-from dymn.tagger import Recording, Tag, WindowTags
+from dymn.selection import Tag, WindowTags
+from dymn.tagger import Recording
 
 RUN = Run("1.2.3", "tiny", "abc", {"top_k": 2, "window": 10.0})
 TIMELINE = [

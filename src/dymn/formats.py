@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dymn.tagger import Recording, Tag, WindowTags
+    from dymn.selection import Tag, WindowTags
+    from dymn.tagger import Recording
 
 BAR_LENGTH = 20
 CSV_COLUMNS = ("file", "start", "end", "label", "score", "error")

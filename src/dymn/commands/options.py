@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Annotated
 
 import typer
@@ -33,6 +34,12 @@ Quiet = Annotated[
     bool,
     typer.Option("--quiet", "-q", help="Write no progress bar and no notes, only errors.", rich_help_panel=RUN_PANEL),
 ]
+
+
+def hush(quiet: bool) -> None:
+    """Keep warnings of the library off standard error, if `quiet`."""
+    if quiet:
+        logging.getLogger("dymn").setLevel(logging.ERROR)
 
 
 def note(text: str, quiet: bool = False) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dymn.commands.options import RUN_PANEL, Device, Quiet, Threads, note
+from dymn.commands.options import RUN_PANEL, Device, Quiet, Threads, hush, note
 from dymn.errors import AudioError, ConfigError, WeightsError
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Fill(str, Enum):
 
 
 class Combine(str, Enum):
-    """The names in `dymn.tagger.COMBINATIONS`."""
+    """The names in `dymn.selection.COMBINATIONS`."""
 
     max = "max"
     mean = "mean"
@@ -189,6 +189,7 @@ def tag(
     from dymn.formats import SUFFIXES
     from dymn.tagger import TagSettings
 
+    hush(quiet)
     settings = TagSettings(top_k, threshold, tuple(labels or ()), tuple(exclude or ()), window, hop, fill.value, combine.value)
     name = format.value if format else SUFFIXES.get(output.suffix.lower() if output else "", "table")
     found, failed = find(paths)

@@ -1,22 +1,34 @@
+"""The networks and front ends of the shared fixtures, which published weights and their code gave."""
+
 import json
 from pathlib import Path
-import numpy as np, pytest, torch
-from dymn import LogMel, FrontEndConfig
+
+import numpy as np
+import pytest
+import torch
+
+from dymn import FrontEndConfig, LogMel
 from dymn.weights import import_efficientat
-S = Path(__file__).parents[2] / "shared"
-@pytest.mark.parametrize("d", sorted(p.parent.name for p in S.glob("fixtures/*/state_dict.pt")))
-def test_net(d):
-    p = S / "fixtures" / d
-    c = json.loads((p / "config.json").read_text())
-    m = import_efficientat(p / "state_dict.pt", temperature=c["attention_temperature"], strides=c.get("strides", (2,2,2,2)))
-    z = np.load(p / "io.npz")
-    with torch.no_grad(): o = m(torch.from_numpy(z["log_mel"]))
-    a = abs(o.logits.numpy() - z["logits"]).max(); b = abs(o.embedding.numpy() - z["embedding"]).max()
-    print(d, a, b)
-    assert a < 1e-5 and b < 1e-5
-@pytest.mark.parametrize("d", sorted(S.glob("fixtures/mel/*.npz")))
-def test_mel(d):
-    z = np.load(d); c = json.loads(str(z["config"]))
-    f = LogMel(FrontEndConfig(n_mels=c["n_mels"], win_length=c["win_length"], hop_length=c["hopsize"]))
-    y = f(torch.from_numpy(z["waveform"])[None])[0, 0].numpy()
-    e = abs(y - z["log_mel"]).max(); print(y.shape, e); assert e < 1e-4
+
+FIXTURES = Path(__file__).parents[2] / "shared" / "fixtures"
+
+
+@pytest.mark.parametrize("name", sorted(path.parent.name for path in FIXTURES.glob("*/state_dict.pt")))
+def test_network(name):
+    config = json.loads((FIXTURES / name / "config.json").read_text())
+    strides = config.get("strides", (2, 2, 2, 2))
+    model = import_efficientat(FIXTURES / name / "state_dict.pt", temperature=config["attention_temperature"], strides=strides)
+    io = np.load(FIXTURES / name / "io.npz")
+    with torch.no_grad():
+        output = model(torch.from_numpy(io["log_mel"]))
+    np.testing.assert_allclose(output.logits, io["logits"], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(output.embedding, io["embedding"], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("path", sorted(FIXTURES.glob("mel/*.npz")), ids=lambda path: path.stem)
+def test_log_mel(path):
+    fixture = np.load(path)
+    config = json.loads(str(fixture["config"]))
+    front_end = LogMel(FrontEndConfig(n_mels=config["n_mels"], win_length=config["win_length"], hop_length=config["hopsize"]))
+    log_mel = front_end(torch.from_numpy(fixture["waveform"])[None])[0, 0]
+    np.testing.assert_allclose(log_mel, fixture["log_mel"], rtol=0, atol=1e-4)

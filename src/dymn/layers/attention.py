@@ -46,6 +46,11 @@ class CoordinateAttention(nn.Module):
         frequency, time = strided(context.frequency, self.stride, axis=0), strided(context.time, self.stride, axis=1)
         return torch.sigmoid(self.frequency(frequency)), torch.sigmoid(self.time(time))
 
+    def coordinates(self, x: Tensor, context: Context) -> dict[str, Tensor]:
+        """Return the weights by the axis that they lie along: "frequency" [B, C, F, 1] and "time" [B, C, 1, T]."""
+        frequency, time = self.maps(context)
+        return {"frequency": frequency, "time": time}
+
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """Weigh [B, C, F, T] along both axes."""
         frequency, time = self.maps(context)
@@ -62,9 +67,13 @@ class ChannelFrequencyAttention(nn.Module):
         self.stride = stride
         self.frequency = nn.Conv2d(context_size, channels, kernel_size=1)
 
+    def coordinates(self, x: Tensor, context: Context) -> dict[str, Tensor]:
+        """Return the weights, "frequency" [B, C, F, 1]."""
+        return {"frequency": torch.sigmoid(self.frequency(strided(context.frequency, self.stride, axis=0)))}
+
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """Weigh the channels of [B, C, F, T] in each band."""
-        return x * torch.sigmoid(self.frequency(strided(context.frequency, self.stride, axis=0)))
+        return x * self.coordinates(x, context)["frequency"]
 
 
 class ChannelTimeAttention(nn.Module):
@@ -77,9 +86,13 @@ class ChannelTimeAttention(nn.Module):
         self.stride = stride
         self.time = nn.Conv2d(context_size, channels, kernel_size=1)
 
+    def coordinates(self, x: Tensor, context: Context) -> dict[str, Tensor]:
+        """Return the weights, "time" [B, C, 1, T]."""
+        return {"time": torch.sigmoid(self.time(strided(context.time, self.stride, axis=1)))}
+
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """Weigh the channels of [B, C, F, T] in each frame."""
-        return x * torch.sigmoid(self.time(strided(context.time, self.stride, axis=1)))
+        return x * self.coordinates(x, context)["time"]
 
 
 class OriginalCoordinateAttention(CoordinateAttention):
@@ -90,6 +103,10 @@ class OriginalCoordinateAttention(CoordinateAttention):
     def __init__(self, channels: int, context_size: int, stride: int) -> None:
         super().__init__(channels, hidden_channels(channels), stride=1)
         self.context = ContextGenerator(channels, hidden_channels(channels), bias=True)
+
+    def coordinates(self, x: Tensor, context: Context | None = None) -> dict[str, Tensor]:
+        """Return the weights by the axis that they lie along; the context of the block is not looked at."""
+        return super().coordinates(x, self.context(x))
 
     def forward(self, x: Tensor, context: Context | None = None) -> Tensor:
         """Weigh [B, C, F, T] along both axes; the context of the block is not looked at."""

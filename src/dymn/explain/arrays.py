@@ -1,0 +1,251 @@
+"""What the dynamic parts of a network decided about one recording, as arrays."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from dymn import audio
+from dymn.config import FrontEndConfig, check
+from dymn.errors import AudioError
+from dymn.frontend import LogMel
+from dymn.layers import DynamicConv2d, DynamicReLU
+from dymn.model import MobileNet
+
+Array = npt.NDArray[np.float32]
+Source = str | Path | BinaryIO | npt.NDArray[Any] | Tensor
+POSITIONS = ("expand", "depthwise", "project")
+MAX_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class BlockDecisions:
+    """What one block decided; a mapping has the positions that are dynamic, of "expand", "depthwise" and "project".
+
+    Attributes:
+        number: of the block, from 1.
+        kernels: how much of each of the K kernels is in the mixture [K] (eq. 2).
+        slopes: of the M linear maps of each channel [C, M] (eq. 3).
+        intercepts: of the same maps [C, M].
+        frequency: channel-frequency attention [C, F'], or None (eq. 7).
+        time: channel-time attention [C, T'], or None.
+    """
+
+    number: int
+    kernels: dict[str, Array] = field(default_factory=dict)
+    slopes: dict[str, Array] = field(default_factory=dict)
+    intercepts: dict[str, Array] = field(default_factory=dict)
+    frequency: Array | None = None
+    time: Array | None = None
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """One recording, what the network says of it, and what its blocks decided.
+
+    Attributes:
+        name: of the recording.
+        model: name of the network.
+        waveform: the stretch that was explained [N], at the front end's sample rate.
+        start: of the stretch within the recording, in seconds.
+        front_end: what made the spectrogram.
+        log_mel: the spectrogram that the network sees [n_mels, T].
+        labels: the most probable labels of the stretch, best first.
+        scores: their probabilities [k].
+        times: the middles of the timeline's windows in seconds from `start` [W].
+        timeline: the probabilities of `labels` in these windows [W, k].
+        window: the length of these windows in seconds.
+        blocks: the decisions, block by block.
+    """
+
+    name: str
+    model: str
+    waveform: Array = field(repr=False)
+    start: float
+    front_end: FrontEndConfig
+    log_mel: Array = field(repr=False)
+    labels: tuple[str, ...]
+    scores: Array
+    times: Array = field(repr=False)
+    timeline: Array = field(repr=False)
+    window: float
+    blocks: tuple[BlockDecisions, ...] = field(repr=False)
+
+    @property
+    def seconds(self) -> float:
+        """The length of the stretch."""
+        return len(self.waveform) / self.front_end.sample_rate
+
+    def arrays(self) -> dict[str, Array]:
+        """Return all arrays by flat names such as "block05.kernels.expand", to be given to `numpy.savez`."""
+        arrays = {name: getattr(self, name) for name in ("waveform", "log_mel", "scores", "times", "timeline")}
+        for block in self.blocks:
+            prefix = f"block{block.number:02d}"
+            for kind in ("kernels", "slopes", "intercepts"):
+                arrays |= {f"{prefix}.{kind}.{position}": values for position, values in getattr(block, kind).items()}
+            arrays |= {f"{prefix}.{axis}": getattr(block, axis) for axis in ("frequency", "time") if getattr(block, axis) is not None}
+        return arrays
+
+
+def explain(
+    model: MobileNet,
+    source: Source,
+    sample_rate: int | None = None,
+    *,
+    top_k: int = 6,
+    start: float = 0.0,
+    seconds: float = 10.0,
+    window: float = 2.0,
+    hop: float = 0.1,
+) -> Explanation:
+    """Run a network over a stretch of one recording and keep what its dynamic parts decided.
+
+    The decisions are made once for the whole stretch. The timeline is made of short windows that overlap, each a run of its own.
+
+    Args:
+        model: in whatever mode; it is run in evaluation mode and left as it was.
+        source: a path, "-" for standard input, an open binary file, or an array or tensor [N] or [channels, N].
+        sample_rate: of an array, in Hz.
+        top_k: how many labels to keep.
+        start: of the stretch, in seconds.
+        seconds: how long the stretch is at most; the network was trained on 10.
+        window: seconds that each value of the timeline hears; windows at the ends are cut off there.
+        hop: seconds from one value of the timeline to the next.
+
+    Raises:
+        AudioError: if the source cannot be read, or has nothing at `start`.
+        ConfigError: if a setting is not allowed.
+    """
+    check(1 <= top_k <= model.config.num_classes, f"top_k is {top_k}; it must be from 1 to {model.config.num_classes}.")
+    check(start >= 0, f"start is {start}; it must be at least 0 seconds.")
+    check(0.1 <= seconds <= MAX_SECONDS, f"seconds is {seconds}; it must be from 0.1 to {MAX_SECONDS:g}.")
+    check(0.1 <= window <= MAX_SECONDS, f"window is {window}; it must be from 0.1 to {MAX_SECONDS:g} seconds.")
+    check(0.02 <= hop <= MAX_SECONDS, f"hop is {hop}; it must be from 0.02 to {MAX_SECONDS:g} seconds.")
+    front_end = model.card.front_end
+    waveform = _stretch(source, sample_rate, front_end.sample_rate, start, seconds)
+    device = next(model.parameters()).device
+    log_mel_of = LogMel(front_end).to(device)
+    training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            log_mel = log_mel_of(torch.as_tensor(waveform, device=device)[None])
+            with _recorded(model) as blocks:
+                scores = model(log_mel).logits[0].sigmoid()
+            best = scores.argsort(descending=True)[:top_k]
+            times, timeline = _timeline(model, log_mel_of, waveform, best, front_end.sample_rate, window, hop)
+    finally:
+        model.train(training)
+    labels = tuple(model.card.labels[i] for i in best.tolist())
+    return Explanation(
+        name=_name(source),
+        model=model.card.name or "network",
+        waveform=waveform,
+        start=start,
+        front_end=front_end,
+        log_mel=_array(log_mel[0, 0]),
+        labels=labels,
+        scores=_array(scores[best]),
+        times=times,
+        timeline=timeline,
+        window=window,
+        blocks=tuple(blocks),
+    )
+
+
+def _stretch(source: Source, sample_rate: int | None, target_rate: int, start: float, seconds: float) -> Array:
+    first, last = round(start * target_rate), round((start + seconds) * target_rate)
+    if isinstance(source, (np.ndarray, Tensor)):
+        check(sample_rate is not None, "sample_rate is missing; an array does not say how fast it was recorded.")
+        samples = audio.from_array(source, sample_rate or target_rate, target_rate)[first:last]
+    else:
+        blocks, length = [], 0
+        for block in audio.stream(source, target_rate):
+            blocks.append(block[max(0, first - length) : max(0, last - length)])
+            length += len(block)
+            if length >= last:
+                break
+        samples = np.concatenate(blocks) if blocks else np.empty(0, np.float32)
+    if len(samples) == 0:
+        raise AudioError(f"{_name(source)} has nothing {start:g} s after its beginning. Give an earlier start, or a longer recording.")
+    return samples
+
+
+def _name(source: Source) -> str:
+    return Path(source).name if isinstance(source, (str, Path)) else str(getattr(source, "name", "recording"))
+
+
+def _timeline(
+    model: MobileNet, log_mel_of: LogMel, waveform: Array, best: Tensor, sample_rate: int, window: float, hop: float
+) -> tuple[Array, Array]:
+    """Return the middles [W] of overlapping windows and the probabilities of the `best` labels in them [W, k]."""
+    half = round(window * sample_rate / 2)
+    step = max(1, round(hop * sample_rate))
+    middles = range(step // 2, max(len(waveform), step // 2 + 1), step)
+    cuts = [waveform[max(0, middle - half) : middle + half] for middle in middles]
+    rows = []
+    for _, group in groupby(cuts, key=len):
+        equal = list(group)
+        for i in range(0, len(equal), 16):
+            batch = torch.as_tensor(np.stack(equal[i : i + 16]), device=best.device)
+            rows.append(model(log_mel_of(batch)).logits[:, best].sigmoid())
+    return np.array(middles, np.float32) / np.float32(sample_rate), _array(torch.cat(rows))
+
+
+@contextmanager
+def _recorded(model: MobileNet) -> Iterator[list[BlockDecisions]]:
+    """While the context lasts, a run of the model over one clip fills in the decisions of its blocks.
+
+    Only dynamic parts are watched: hooks see the context that they are given, and ask them what they make of it.
+    """
+    kept: list[dict[str, Any]] = [defaultdict(dict) for _ in model.blocks]
+    decisions: list[BlockDecisions] = []
+    handles = []
+
+    def keep_kernels(store: dict[str, Any], position: str, module: DynamicConv2d, inputs: tuple[Any, ...]) -> None:
+        store["kernels"][position] = _array(module.kernel_attention(inputs[1])[0])
+
+    def keep_maps(store: dict[str, Any], position: str, module: DynamicReLU, inputs: tuple[Any, ...]) -> None:
+        slopes, intercepts = module.maps(inputs[1])
+        store["slopes"][position], store["intercepts"][position] = _array(slopes[0]), _array(intercepts[0])
+
+    def keep_coordinates(store: dict[str, Any], module: Any, inputs: tuple[Any, ...]) -> None:
+        store |= {axis: _array(values[0].flatten(1)) for axis, values in module.coordinates(*inputs).items()}
+
+    for store, block in zip(kept, model.blocks, strict=True):
+        for name, module in block.named_modules():
+            hook: Any = None
+            if isinstance(module, DynamicConv2d):
+                hook = partial(keep_kernels, store, name.split(".")[0])
+            elif isinstance(module, DynamicReLU):
+                hook = partial(keep_maps, store, name.split(".")[0])
+            elif hasattr(module, "coordinates"):
+                hook = partial(keep_coordinates, store)
+            if hook is not None:
+                handles.append(module.register_forward_pre_hook(hook))
+    try:
+        yield decisions
+    finally:
+        for handle in handles:
+            handle.remove()
+    decisions.extend(BlockDecisions(i, **store) for i, store in enumerate(kept, start=1))
+
+
+def _array(values: Tensor) -> Array:
+    return values.float().cpu().numpy()
+
+
+def is_dynamic(model: nn.Module) -> bool:
+    """Return whether any part of a network makes decisions that can be shown."""
+    return any(isinstance(module, (DynamicConv2d, DynamicReLU)) or hasattr(module, "coordinates") for module in model.modules())

@@ -19,6 +19,7 @@ from dymn.errors import ConfigError, WeightsError
 from dymn.hub import shorten
 from dymn.model import HIDDEN_CHANNELS, STRIDED, TABLE_I, MobileNet, context_size
 
+TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64)
 STATISTICS = ("weight", "bias", "running_mean", "running_var")
 
 
@@ -54,11 +55,13 @@ def import_efficientat(
         state = _checked(dict(path_or_state_dict), name)
     if len(strides) != len(STRIDED) or any(stride not in (1, 2) for stride in strides):
         raise ConfigError(f"strides is {tuple(strides)}; it must be {len(STRIDED)} numbers, each 1 or 2.")
+    if not temperature > 0:
+        raise ConfigError(f"temperature is {temperature}; it must be above 0.")
     try:
         config = _config(state, temperature, dict(zip(STRIDED, strides, strict=True)))
     except KeyError as error:
         raise WeightsError(f"{name} does not fit an EfficientAT network: missing {error.args[0]}.") from error
-    except (IndexError, ValueError) as error:
+    except (IndexError, ValueError, ZeroDivisionError) as error:
         raise WeightsError(f"{name} does not fit an EfficientAT network: {error}") from error
     model = MobileNet.skeleton(config)
     entries = list(_entries(state, config))
@@ -100,9 +103,18 @@ def _checked(state: object, name: str) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise WeightsError(f"{name} is not a state dict: it must map names to tensors and hold nothing else.")
     for key, tensor in state.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        if not _is_plain(tensor):
+            raise WeightsError(f"{name}: {key} is no plain tensor of numbers ({tensor.dtype}, {tensor.layout}).")
+        if not torch.isfinite(tensor).all():
             raise WeightsError(f"{name}: {key} holds values that are not finite. The file is damaged; get it again.")
     return {key: tensor.float() for key, tensor in state.items()}
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor from an untrusted file is dense, of an ordinary type, and no larger than what is stored of it."""
+    if tensor.layout is not torch.strided or tensor.dtype not in TYPES or tensor.is_nested or tensor.is_meta:
+        return False
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
 def _config(state: Mapping[str, Tensor], temperature: float, strides: Mapping[int, int]) -> ModelConfig:

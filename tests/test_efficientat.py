@@ -78,7 +78,7 @@ def test_missing_and_extra_tensors_are_named(shared):
 def test_files_that_lack_what_tells_the_network_are_refused(shared, key):
     tensors = state(shared)
     del tensors[key]
-    with pytest.raises(WeightsError, match="missing|extra"):
+    with pytest.raises(WeightsError, match=r"missing|extra"):
         import_efficientat(tensors)
 
 

@@ -170,7 +170,8 @@ class ModelCard:
 
     `labels` names the classes in the order of the logits. `metrics` maps names to finite numbers ("mAP": 0.432), `provenance`
     names to plain JSON values. A card may come from an untrusted file: names, licences and labels are printable and at most
-    1,000 characters long, each of the two mappings is at most 64 KiB of JSON.
+    1,000 characters long, each of the two mappings is at most 64 KiB of JSON. `exclusive` says that a clip has exactly one of the
+    classes, so that probabilities are a softmax of the logits, not a sigmoid of each.
     """
 
     name: str = ""
@@ -179,10 +180,12 @@ class ModelCard:
     licence: str = ""
     metrics: dict[str, float] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
+    exclusive: bool = False
 
     NESTED = {"front_end": FrontEndConfig}
 
     def __post_init__(self) -> None:
+        check(isinstance(self.exclusive, bool), f"exclusive is {_shown(self.exclusive)}; it must be true or false.")
         check(isinstance(self.front_end, FrontEndConfig), f"front_end is {_shown(self.front_end)}; it must be a FrontEndConfig.")
         check(isinstance(self.labels, tuple), f"labels is {_shown(self.labels)}; it must be a list of texts.")
         for text in (self.name, self.licence, *self.labels):

@@ -115,7 +115,7 @@ class Tagger:
         """Return the probabilities [B, C] of waveforms [B, N] at `sample_rate`, in full float32 on any device."""
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=False):
             log_mel = self._log_mel(torch.as_tensor(waveforms, device=self.device))
-            return self.model(log_mel).logits.float().sigmoid().cpu().numpy()  # type: ignore[no-any-return]
+            return self.model.probabilities(self.model(log_mel).logits.float()).cpu().numpy()
 
     def tag(self, source: Source, sample_rate: int | None = None, top_k: int = 10, **settings: Any) -> list[Tag]:
         """Return the labels of a whole recording, best first, each with 0 and the recording's length as start and end.

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from dymn import audio
 from dymn.config import FrontEndConfig, check
 from dymn.errors import AudioError
+from dymn.files import atomic_write
 from dymn.frontend import LogMel
 from dymn.layers import DynamicConv2d, DynamicReLU
 from dymn.model import MobileNet
@@ -88,7 +89,7 @@ class Explanation:
         return len(self.waveform) / self.front_end.sample_rate
 
     def arrays(self) -> dict[str, Array]:
-        """Return all arrays by flat names such as "block05.kernels.expand", to be given to `numpy.savez`."""
+        """Return all arrays by flat names such as "block05.kernels.expand"."""
         arrays = {name: getattr(self, name) for name in ("waveform", "log_mel", "scores", "times", "timeline")}
         for block in self.blocks:
             prefix = f"block{block.number:02d}"
@@ -96,6 +97,12 @@ class Explanation:
                 arrays |= {f"{prefix}.{kind}.{position}": values for position, values in getattr(block, kind).items()}
             arrays |= {f"{prefix}.{axis}": getattr(block, axis) for axis in ("frequency", "time") if getattr(block, axis) is not None}
         return arrays
+
+    def save(self, path: str | Path) -> None:
+        """Write `arrays` and the labels as a NumPy archive (.npz), which `numpy.load` reads."""
+        values: dict[str, Any] = {**self.arrays(), "labels": np.array(self.labels)}
+        with atomic_write(Path(path)) as file:
+            np.savez_compressed(file, **values)
 
 
 def explain(
@@ -142,7 +149,7 @@ def explain(
         with torch.inference_mode():
             log_mel = log_mel_of(torch.as_tensor(waveform, device=device)[None])
             with _recorded(model) as blocks:
-                scores = model(log_mel).logits[0].sigmoid()
+                scores = model.probabilities(model(log_mel).logits)[0]
             best = scores.argsort(descending=True)[:top_k]
             times, timeline = _timeline(model, log_mel_of, waveform, best, front_end.sample_rate, window, hop)
     finally:
@@ -199,7 +206,7 @@ def _timeline(
         equal = list(group)
         for i in range(0, len(equal), 16):
             batch = torch.as_tensor(np.stack(equal[i : i + 16]), device=best.device)
-            rows.append(model(log_mel_of(batch)).logits[:, best].sigmoid())
+            rows.append(model.probabilities(model(log_mel_of(batch)).logits)[:, best])
     return np.array(middles, np.float32) / np.float32(sample_rate), _array(torch.cat(rows))
 
 

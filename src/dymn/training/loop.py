@@ -34,6 +34,7 @@ from dymn.training.evaluation import deciding_metric, figures, is_better, score
 from dymn.training.inputs import Inputs, digests, fingerprint, open_inputs, quiet_loader, training_loader
 from dymn.training.recipe import PRECISIONS, TrainConfig
 from dymn.training.report import Record, Reporter, Tracker, plot_curves, write_history, write_json
+from dymn.training.resolve import plain_name, resolve, with_folder
 from dymn.training.start import inherit_weights, is_fresh, prior_logits, set_prior, starting_model
 from dymn.training.state import RunState, load_state, save_state
 from dymn.training.step import Share, Step
@@ -60,8 +61,8 @@ class Run:
     """One training run: what it is made of, and how it goes on from epoch to epoch."""
 
     def __init__(self, config: TrainConfig, reporter: Reporter) -> None:
-        self.config = config
-        self.folder = Path(config.run.out or f"runs/{config.run.name or config.model.name}")
+        self.config = config = resolve(with_folder(config))
+        self.folder = Path(config.run.out)
         self.fabric = _fabric(config)
         self.device = self.fabric.device
         self.is_main = self.fabric.is_global_zero
@@ -296,7 +297,12 @@ class Run:
             "versions": versions(),
         }
         network.card = dataclasses.replace(
-            self.network.card, name=run.name or self.config.model.name, licence=run.licence, metrics=found, provenance=provenance
+            self.network.card,
+            exclusive=self.inputs.task.loss == "ce",
+            name=run.name or plain_name(self.config.model.name),
+            licence=run.licence,
+            metrics=found,
+            provenance=provenance,
         )
         hub.save(network, self.folder / name)
 

@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 
 from dymn import __version__
 from dymn.commands.convert import convert
+from dymn.commands.explain import explain
 from dymn.commands.models import models
 from dymn.commands.profile import profile
 from dymn.commands.tag import tag
@@ -54,8 +55,8 @@ class Boundary(TyperGroup):
         except OSError as error:
             typer.echo(f"dymn: {error}", err=True)
             raise typer.Exit(EXIT_FAILED) from error
-        except (MemoryError, RuntimeError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
-            if isinstance(error, (typer.Exit, typer.Abort)):
+        except Exception as error:
+            if isinstance(error, (typer.Exit, typer.Abort)) or hasattr(error, "show"):  # typer's own ways to end, and wrong use
                 raise
             typer.echo(f"dymn: This should not have happened: {type(error).__name__}: {error}", err=True)
             typer.echo("Set DYMN_DEBUG=1 to see where, and please report it.", err=True)
@@ -96,6 +97,7 @@ app.command()(tag)
 app.command()(models)
 app.command()(convert)
 app.command()(profile)
+app.command()(explain)
 
 
 def main() -> None:

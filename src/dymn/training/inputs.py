@@ -75,7 +75,7 @@ def training_loader(inputs: Inputs, config: TrainConfig, rank: int, world: int, 
     if data.sampling == "balanced":
         sampler: BalancedSampler | PlainSampler = BalancedSampler(inputs.train, seed, draws=data.draws or 100_000)
     else:
-        sampler = PlainSampler(len(inputs.train), seed, draws=data.draws or None)
+        sampler = PlainSampler(len(inputs.train), seed, draws=max(data.draws or len(inputs.train), data.least_draws))
     batch_size = config.optim.batch_size // config.optim.accumulate
     if batch_size % world:
         raise ConfigError(f"A batch of {batch_size} clips cannot be shared by {world} processes. Set optim.batch_size to a multiple.")
@@ -127,4 +127,6 @@ def fingerprint(config: TrainConfig, data_digests: dict[str, str]) -> str:
     for section, names in (("run", ("out", "device", "threads", "trackers", "name", "licence")), ("data", ("path", "cache", "workers"))):
         for name in names:
             del values[section][name]
+    if values["data"]["least_draws"] == 0:  # as before there was this setting
+        del values["data"]["least_draws"]
     return hashlib.sha256(json.dumps([values, data_digests], sort_keys=True).encode()).hexdigest()

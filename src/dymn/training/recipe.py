@@ -21,6 +21,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+AUTO = "auto"
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
@@ -43,10 +44,11 @@ class ModelSettings:
 
 @dataclass(frozen=True)
 class DataSettings:
-    """Which dataset (a key of `dymn.data.TASKS`), which parts of it, and how its clips are cut.
+    """Which dataset (a key of `dymn.data.TASKS`, or "auto"), which parts of it, and how its clips are cut.
 
-    `seconds` 0 means the dataset's own clip length. An empty split name leaves that part out. `sampling` "balanced" draws `draws`
-    clips an epoch by class frequency, "plain" presents every clip once (or `draws` clips, if not 0).
+    `seconds` 0 means the dataset's own clip length. An empty split name leaves that part out; `test` "auto" takes it where there is
+    one. `sampling` "balanced" draws `draws` clips an epoch by class frequency, "plain" presents every clip once (or `draws` clips,
+    if not 0), but at least `least_draws`, in as many passes as that takes.
     """
 
     kind: str = "folder"
@@ -60,6 +62,7 @@ class DataSettings:
     fill: str = "pad"
     sampling: str = "plain"
     draws: int = 0
+    least_draws: int = 0
     cache: str = ""
     workers: int = 0
     max_bad: float = 0.05
@@ -67,7 +70,10 @@ class DataSettings:
 
     def __post_init__(self) -> None:
         check(self.sampling in ("plain", "balanced"), f"data.sampling is {self.sampling!r}; allowed: plain, balanced.")
-        check(self.seconds >= 0 and self.draws >= 0 and self.workers >= 0, "data.seconds, data.draws and data.workers must be at least 0.")
+        for name in ("seconds", "draws", "least_draws", "workers", "fold"):
+            check(getattr(self, name) >= 0, f"data.{name} is {getattr(self, name)}; it must be at least 0.")
+        share = self.holdout is None or (isinstance(self.holdout, (int, float)) and 0 <= self.holdout < 1)
+        check(share, f"data.holdout is {self.holdout!r}; it must be a number in [0, 1).")
 
 
 @dataclass(frozen=True)
@@ -206,6 +212,18 @@ class TrainConfig:
             ConfigError: if a setting is unknown or a value is not allowed.
         """
         return parse(_merged(dataclasses.asdict(self), changes))
+
+    def with_epochs(self, epochs: int) -> TrainConfig:
+        """Return the run with another number of epochs, and its schedule shortened or lengthened as a whole.
+
+        Raises:
+            ConfigError: if `epochs` is below 1.
+        """
+        schedule = self.schedule
+        factor = epochs / schedule.epochs
+        scaled = {name: round(getattr(schedule, name) * factor, 3) for name in ("warm_up", "ramp_start", "ramp_length")}
+        scaled |= {"epochs": epochs, "tau_epochs": max(1, round(schedule.tau_epochs * factor))}
+        return self.replace({f"schedule.{name}": value for name, value in scaled.items()})
 
 
 def parse(values: Mapping[str, Any]) -> TrainConfig:

@@ -1,0 +1,115 @@
+"""How a run looks in a terminal: a bar for the present epoch, a line for each that is done."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from dymn.training.report import Record, Reporter
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+FIGURES = ("accuracy", "mAP", "roc_auc", "d_prime", "top1_agreement", "teacher_mAP", "distillation")
+SHARES = ("accuracy", "top1_agreement")
+WIDTH = 11
+
+
+class EpochTable(Reporter):
+    """Writes to standard error; the bar is there only where someone sees it."""
+
+    def __init__(self, quiet: bool = False, title: str = "") -> None:
+        self.quiet = quiet
+        self.title = title
+        self.epochs = 0
+        self.columns: list[str] = []
+        self.progress: Progress | None = None
+        self.task: TaskID | None = None
+
+    def start(self, epochs: int, epochs_done: int, steps: int) -> None:
+        """Show the bar."""
+        self.epochs = epochs
+        self.note(f"{self.title}{epochs - epochs_done} of {epochs} epochs to go, {steps} batches each.")
+        if self.quiet or not sys.stderr.isatty() or epochs_done == epochs:
+            return
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("left"), TimeRemainingColumn())
+        console = Console(stderr=True)
+        self.progress = Progress(*columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False)
+        self.task = self.progress.add_task(f"epoch {epochs_done}", total=steps)
+        self.progress.start()
+
+    def note(self, text: str) -> None:
+        """Write a line."""
+        if not self.quiet:
+            self._write(f"dymn: {text}")
+
+    def batch(self, loss: float) -> None:
+        """Move the bar on."""
+        if self.progress is not None and self.task is not None:
+            self.progress.update(self.task, advance=1)
+
+    def epoch(self, record: Record) -> None:
+        """Write a line of the table, and its header before the first."""
+        if self.quiet:
+            return
+        if not self.columns:
+            self.columns = ["loss", *(f"val_{name}" for name in FIGURES if f"val_{name}" in record), "lr", "clips_per_second", "seconds"]
+            self._write("  ".join(["epoch".rjust(7), *(title(column).rjust(WIDTH) for column in self.columns)]))
+        number = f"{record['epoch'] + 1}/{self.epochs}".rjust(7)
+        self._write("  ".join([number, *(cell(column, record.get(column)).rjust(WIDTH) for column in self.columns)]))
+        if self.progress is not None and self.task is not None:
+            self.progress.reset(self.task, description=f"epoch {record['epoch'] + 1}")
+
+    def finish(self, result: Record) -> None:
+        """Take the bar away."""
+        self.close()
+
+    def close(self) -> None:
+        """Leave the terminal as it was; called also when a run ends by an error."""
+        if self.progress is not None:
+            self.progress.stop()
+            self.progress = None
+
+    def _write(self, line: str) -> None:
+        if self.progress is not None:
+            self.progress.console.print(line, markup=False, highlight=False)
+        else:
+            typer.echo(line, err=True)
+
+
+def title(column: str) -> str:
+    """Return what a column is called in the table."""
+    return {"clips_per_second": "clips/s", "seconds": "time", "lr": "rate"}.get(column, column.replace("_", " ").replace("top1 ", ""))
+
+
+def cell(column: str, value: Any) -> str:
+    """Return a number as the table shows it."""
+    if not isinstance(value, (int, float)):
+        return ""
+    if column == "seconds":
+        return duration(value)
+    if column == "lr":
+        return f"{value:.2e}"
+    if column == "clips_per_second":
+        return f"{value:.1f}"
+    return figure(column, value)
+
+
+def figure(name: str, value: float) -> str:
+    """Return a figure of a result: a share in per cent, anything else with four digits after the point."""
+    bare = name.removeprefix("val_").removeprefix("test_")
+    return f"{100 * value:.2f} %" if bare in SHARES else f"{value:.4f}"
+
+
+def duration(seconds: float) -> str:
+    """Return "12 s", "3:05" or "2:03:05"."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{seconds:.1f} s"
+    hours, rest = divmod(whole, 3600)
+    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"

@@ -1,0 +1,256 @@
+"""`dymn train`: a network that learns from data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dymn.commands.options import RUN_PANEL, Device, Quiet, Threads, hush, note
+from dymn.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dymn.commands.epochs import EpochTable
+    from dymn.training import TrainConfig
+
+WHAT, HOW = "What to learn", "How to learn"
+ALL = "all"
+
+
+def train(
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            metavar="RECIPE",
+            help="A recipe of dymn by its name, such as fine_tune, esc50:mn10 or audioset_kd:dymn04, or a TOML file. "
+            "--recipes lists those that come with dymn.",
+        ),
+    ] = "fine_tune",
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            "--data",
+            "-d",
+            metavar="PATH",
+            help="The data: a folder with one folder of clips for each class, a CSV table, tar shards, or a dataset as it is published.",
+            rich_help_panel=WHAT,
+            show_default=False,
+        ),
+    ] = None,
+    kind: Annotated[
+        str | None,
+        typer.Option(
+            "--kind",
+            metavar="KIND",
+            help="What the data are: auto (their files tell), or folder, csv, shards, esc50, esc10, fsd50k, openmic, tau, audioset_hdf5 "
+            "and others. Without it, what the recipe says.",
+            rich_help_panel=WHAT,
+            show_default=False,
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            metavar="NAME|FILE",
+            help="What to start from: a model with weights, a file or folder with one, or an architecture such as mn04, whose "
+            "weights are drawn. `dymn models` lists them. Without it, what the recipe says.",
+            rich_help_panel=WHAT,
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="FOLDER",
+            help="Where results go. A run that is found there continues. Without it, runs/NAME.",
+            rich_help_panel=WHAT,
+            show_default=False,
+        ),
+    ] = None,
+    fold: Annotated[
+        str | None,
+        typer.Option(
+            "--fold",
+            metavar="NUMBER|all",
+            help="Which fold is the test set, for data in folds; all trains once for each and gives the mean.",
+            rich_help_panel=HOW,
+            show_default=False,
+        ),
+    ] = None,
+    epochs: Annotated[
+        int | None,
+        typer.Option(
+            "--epochs",
+            "-e",
+            metavar="NUMBER",
+            min=1,
+            help="How many epochs; the recipe's schedule is stretched or shortened to them.",
+            rich_help_panel=HOW,
+            show_default=False,
+        ),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            "-s",
+            metavar="KEY=VALUE",
+            help="Change one setting of the recipe, such as optim.lr=1e-4. May be given several times.",
+            rich_help_panel=HOW,
+        ),
+    ] = None,
+    device: Device = None,
+    threads: Threads = None,
+    quiet: Quiet = False,
+    recipes: Annotated[
+        bool, typer.Option("--recipes", help="List the recipes that come with dymn, and leave.", rich_help_panel=RUN_PANEL)
+    ] = False,
+) -> None:
+    """Train a network: fine-tune one on your own clips, or run any recipe of the paper.
+
+    `dymn train --data FOLDER --model mn04_as` is enough for a folder that holds one folder of clips for each class. A run that was
+    interrupted or killed continues when the same command is given again, and ends with the numbers that it would have had.
+    """
+    hush(quiet)
+    if recipes:
+        from dymn.training.recipe import recipe_names
+
+        typer.echo("\n".join(recipe_names()))
+        return
+    config = configure(
+        recipe,
+        settings or (),
+        epochs,
+        {
+            "data.path": None if data is None else str(data),
+            "data.kind": kind,
+            "model.name": model,
+            "run.out": None if out is None else str(out),
+            "run.device": device,
+            "run.threads": threads,
+        },
+    )
+    check_inputs(config)
+    if fold == ALL:
+        train_all_folds(config, quiet)
+    else:
+        train_once(config if fold is None else config.replace({"data.fold": parse_fold(fold)}), quiet)
+
+
+def configure(recipe: str, settings: list[str] | tuple[()], epochs: int | None, options: dict[str, Any]) -> TrainConfig:
+    """Return the run: the recipe, changed by --epochs, then by the other options, then by --set."""
+    from dymn.training.recipe import load_recipe, parse_assignment
+
+    config = load_recipe(recipe)
+    if epochs is not None:
+        config = config.with_epochs(epochs)
+    given = {key: value for key, value in options.items() if value is not None}
+    return config.replace(given | dict(parse_assignment(setting) for setting in settings))
+
+
+def check_inputs(config: TrainConfig) -> None:
+    """Refuse, before anything is made, data and models that are not there.
+
+    Raises:
+        ConfigError: the message says what to give instead.
+    """
+    path = config.data.path
+    if not path:
+        raise ConfigError("There are no data to train on. Say where they lie: --data PATH.")
+    if not Path(path).expanduser().exists():
+        raise ConfigError(f"There is nothing at {path}. Give the path of a folder, a table or an archive as --data.")
+    for name in filter(None, (config.model.name, config.model.inherit, *config.teacher.models)):
+        check_model(name)
+
+
+def check_model(name: str) -> None:
+    """Refuse a model that is neither an architecture nor known nor a path.
+
+    Raises:
+        ConfigError: proposing similar names.
+    """
+    from dymn.model import MODELS
+    from dymn.weights.registry import REGISTRY, unknown_model
+
+    if name not in MODELS and name not in REGISTRY and "/" not in name and not Path(name).exists():
+        raise ConfigError(str(unknown_model(name)))
+
+
+def parse_fold(text: str) -> int:
+    """Return the number of a fold.
+
+    Raises:
+        ConfigError: if the text is none.
+    """
+    if text.isdecimal() and int(text) > 0:
+        return int(text)
+    raise ConfigError(f"--fold is {text!r}; give the number of a fold, such as 1, or all.")
+
+
+def train_once(config: TrainConfig, quiet: bool) -> None:
+    """Train, showing how it goes, and say what came out."""
+    from dymn.commands.epochs import EpochTable
+    from dymn.training import train as library_train
+
+    table = EpochTable(quiet)
+    result = watched(lambda: library_train(config, table), table, quiet)
+    if result:
+        summarise(result)
+
+
+def train_all_folds(config: TrainConfig, quiet: bool) -> None:
+    """Train once for each fold, and say what came out of each and on average."""
+    from dymn.commands.epochs import EpochTable, figure
+    from dymn.training.folds import train_folds
+
+    tables: list[EpochTable] = []
+
+    def reporter(fold: int) -> EpochTable:
+        tables.append(EpochTable(quiet, title=f"Fold {fold}: "))
+        return tables[-1]
+
+    try:
+        result = train_folds(config, reporter)
+    except KeyboardInterrupt:
+        note("The same command continues where it was.", quiet)
+        raise
+    finally:
+        for table in tables:
+            table.close()
+    for number, value in zip(result["fold_numbers"], result["folds"], strict=True):
+        typer.echo(f"fold {number}  {result['metric']} {figure(result['metric'], value)}")
+    typer.echo(f"mean    {result['metric']} {figure(result['metric'], result['mean'])}")
+
+
+def watched(work: Callable[[], dict[str, Any]], table: EpochTable, quiet: bool) -> dict[str, Any]:
+    """Do the work and leave the terminal in order; when interrupted, say that the run can continue."""
+    try:
+        return work()
+    except KeyboardInterrupt:
+        table.close()
+        note("The same command continues the run after its last complete epoch.", quiet)
+        raise
+    finally:
+        table.close()
+
+
+def summarise(result: dict[str, Any]) -> None:
+    """Print the figures of a run, and how to use its checkpoint."""
+    from dymn.commands.epochs import FIGURES, duration, figure
+
+    typer.echo(
+        f"Trained in {duration(result['train_seconds'])}; the best epoch was number {result['best_epoch'] + 1} of {result['epochs']}."
+    )
+    for part, name in (("val", "validation"), ("test", "test")):
+        found = [f"{key} {figure(key, result[f'{part}_{key}'])}" for key in FIGURES if f"{part}_{key}" in result]
+        if found:
+            typer.echo(f"On the {name} clips: {', '.join(found)}.")
+    typer.echo(f"Checkpoint: {result['checkpoint']}")
+    typer.echo(f"Tag with it: dymn tag RECORDING --model {result['checkpoint']}")

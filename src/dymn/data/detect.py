@@ -1,0 +1,58 @@
+"""Which of the known layouts a dataset has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from dymn.data.archives import AUDIOSET_FILES, FSD50K_FILES, OPENMIC_FILES
+from dymn.errors import DataError
+
+HDF5_KINDS = {
+    **dict.fromkeys(AUDIOSET_FILES, "audioset_hdf5"),
+    **dict.fromkeys(FSD50K_FILES, "fsd50k_hdf5"),
+    **dict.fromkeys(OPENMIC_FILES, "openmic_hdf5"),
+}
+MARKS = {
+    "meta/esc50.csv": "esc50",
+    "meta/esc10.csv": "esc10",
+    "FSD50K.ground_truth": "fsd50k",
+    "openmic-2018.npz": "openmic",
+    "evaluation_setup/fold1_train.csv": "tau",
+    **HDF5_KINDS,
+}
+
+
+class Layout(NamedTuple):
+    """A kind of dataset (a key of `TASKS`) and the path that its reader takes."""
+
+    kind: str
+    path: Path
+
+
+def detect(path: str | Path) -> Layout:
+    """Tell by its files what kind of dataset lies at `path`: a published one, a manifest, shards, or else a folder per class.
+
+    Raises:
+        DataError: if there is nothing, or it could be several things.
+    """
+    path = Path(path).expanduser()
+    if path.is_file():
+        if path.suffix.lower() == ".csv":
+            return Layout("csv", path)
+        if path.suffix.lower() == ".tar":
+            return Layout("shards", path)
+        if path.name in HDF5_KINDS:
+            return Layout(HDF5_KINDS[path.name], path)
+        raise DataError(f"{path} is no dataset that is known by its name. Give a folder, a .csv or a .tar file, or say its kind.")
+    if not path.is_dir():
+        raise DataError(f"There is no dataset at {path}.")
+    for mark, kind in MARKS.items():
+        if (path / mark).exists():
+            return Layout(kind, path)
+    if any(path.glob("*.tar")) or any(path.glob("shards/*.tar")):
+        return Layout("shards", path)
+    manifests = sorted(path.glob("*.csv"))
+    if len(manifests) > 1:
+        raise DataError(f"{path} holds several tables: {', '.join(file.name for file in manifests)}. Give the path of the one to use.")
+    return Layout("csv", manifests[0]) if manifests else Layout("folder", path)

@@ -1,0 +1,64 @@
+"""All folds of a dataset, one run each by the same recipe, and the mean of their results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from dymn import metrics
+from dymn.data import TASKS
+from dymn.errors import ConfigError
+from dymn.training.loop import train
+from dymn.training.recipe import TrainConfig
+from dymn.training.report import Record, Reporter, write_json
+from dymn.training.resolve import resolve, with_folder
+
+FOLDS_FILE = "folds.json"
+
+
+def train_folds(config: TrainConfig, reporter: Callable[[int], Reporter] | None = None) -> Record:
+    """Train once for each fold, into OUT/fold1 and so on; return the task's figure by fold and its mean, as in OUT/folds.json.
+
+    Nothing is chosen by fold: every run has the same settings. Folds that are done are not trained again.
+
+    Args:
+        config: its `data.fold` is not looked at.
+        reporter: makes who is told of a fold's run.
+
+    Raises:
+        ConfigError: if the dataset has no folds.
+        DataError, WeightsError: as for `train`.
+    """
+    config = resolve(with_folder(config.replace({"data.fold": 0})).replace({"data.test": "test"}))
+    numbers = fold_numbers(config)
+    task, out = TASKS[config.data.kind], Path(config.run.out)
+    results = []
+    for fold in numbers:
+        run = config.replace({"data.fold": fold, "run.out": str(out / f"fold{fold}")})
+        results.append(train(run, reporter(fold) if reporter is not None else None))
+    values = metrics.fold_mean(results, f"test_{task.metric}")
+    summary: dict[str, Any] = {"metric": task.metric, "fold_numbers": numbers, **values, "train_seconds": _total(results)}
+    write_json(out / FOLDS_FILE, summary)
+    return summary
+
+
+def fold_numbers(config: TrainConfig) -> list[int]:
+    """Return the numbers of the folds of a run's dataset.
+
+    Raises:
+        ConfigError: if it has none.
+    """
+    from dymn.data import open_source
+
+    data = config.data
+    folds = sorted(set(open_source(data.kind, data.path, **data.options).catalog.folds))
+    if not folds:
+        raise ConfigError(
+            f"{data.path} ({data.kind}) has no folds. Leave --fold out; only ESC-10, ESC-50 and tables with a column fold have some."
+        )
+    return folds
+
+
+def _total(results: list[Record]) -> float:
+    return float(sum(result["train_seconds"] for result in results))

@@ -1,0 +1,69 @@
+"""What a recipe leaves open is settled when the data are known: their kind, whether there is a test set, how long clips are."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from dymn.data import TASKS, BadClip, open_source
+from dymn.data.detect import detect
+from dymn.errors import ConfigError
+from dymn.training.recipe import AUTO, TrainConfig
+
+LOOKED_AT = 24  # clips whose length decides
+SHORTEST = 1.0  # seconds
+
+
+def resolve(config: TrainConfig) -> TrainConfig:
+    """Return the run with nothing left open; a config without anything open stays as it is.
+
+    `data.kind` "auto" becomes the kind that the files show, `data.test` "auto" becomes "test" or "" (no test set), and where neither
+    config nor dataset says how long a training clip is, it is as long as the longest of some clips of it, within the kind's length.
+
+    Raises:
+        ConfigError: if no data are named.
+        DataError: if there are none, or their kind cannot be told.
+    """
+    data = config.data
+    if not data.path:
+        raise ConfigError("data.path is not set. Say where the dataset lies: --data PATH, or data.path in the recipe.")
+    changes: dict[str, Any] = {}
+    if data.kind == AUTO:
+        layout = detect(data.path)
+        changes |= {"data.kind": layout.kind, "data.path": str(layout.path)}
+    config = config.replace(changes)
+    data = config.data
+    if data.kind not in TASKS:
+        raise ConfigError(f"data.kind is {data.kind!r}; allowed: {AUTO}, {', '.join(TASKS)}.")
+    task = TASKS[data.kind]
+    needs_length = data.seconds == 0 and task.classes is None
+    if data.test == AUTO or needs_length:
+        whole = open_source(data.kind, data.path, **data.options)
+        changes = {}
+        if data.test == AUTO:
+            changes["data.test"] = "test" if data.fold or "test" in whole.catalog.splits else ""
+        if needs_length:
+            step = max(1, len(whole) // LOOKED_AT)
+            clips = [clip for clip in (whole[i] for i in range(0, len(whole), step)) if not isinstance(clip, BadClip)]
+            longest = max((len(clip.waveform) for clip in clips), default=0) / whole.sample_rate
+            changes["data.seconds"] = min(task.seconds, max(SHORTEST, round(longest, 1)))
+        config = config.replace(changes)
+    return config
+
+
+def with_folder(config: TrainConfig) -> TrainConfig:
+    """Return the run with a folder for its results: `runs/NAME`, where NAME is that of the run or of the model."""
+    if config.run.out:
+        return config
+    folder = Path("runs") / (config.run.name or plain_name(config.model.name))
+    return config.replace({"run.out": str(folder / f"fold{config.data.fold}" if config.data.fold else folder)})
+
+
+def plain_name(model: str) -> str:
+    """Return a model's name, or what a path says of it: "mn04_as" for "mn04_as", "dog" for "models/dog.safetensors"."""
+    path = Path(model)
+    stem = path.stem if path.suffix in (".safetensors", ".pt", ".pth") else path.name
+    if stem in ("best", "last", "model") and path.parent.name:
+        stem = path.parent.name
+    return re.sub(r"[^\w.-]", "_", stem) or "run"

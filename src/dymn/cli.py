@@ -21,6 +21,7 @@ from dymn.commands.explain import explain
 from dymn.commands.models import models
 from dymn.commands.profile import profile
 from dymn.commands.tag import tag
+from dymn.commands.train import train
 from dymn.errors import ConfigError, DymnError
 
 EXIT_FAILED = 1
@@ -97,6 +98,7 @@ app.command()(tag)
 app.command()(models)
 app.command()(convert)
 app.command()(profile)
+app.command()(train)
 app.command()(explain)
 
 

@@ -62,8 +62,8 @@ class Explanation:
         start: of the stretch within the recording, in seconds.
         front_end: what made the spectrogram.
         log_mel: the spectrogram that the network sees [n_mels, T].
-        labels: the most probable labels of the stretch, best first.
-        scores: their probabilities [k].
+        labels: those with the highest probability in any window of the timeline, best first.
+        scores: their probabilities for the whole stretch [k].
         times: the middles of the timeline's windows in seconds from `start` [W].
         timeline: the probabilities of `labels` in these windows [W, k].
         window: the length of these windows in seconds.
@@ -150,11 +150,10 @@ def explain(
             log_mel = log_mel_of(torch.as_tensor(waveform, device=device)[None])
             with _recorded(model) as blocks:
                 scores = model.probabilities(model(log_mel).logits)[0]
-            best = scores.argsort(descending=True)[:top_k]
-            times, timeline = _timeline(model, log_mel_of, waveform, best, front_end.sample_rate, window, hop)
+            times, timeline = _timeline(model, log_mel_of, waveform, front_end.sample_rate, window, hop)
     finally:
         model.train(training)
-    labels = tuple(model.card.labels[i] for i in best.tolist())
+    best = np.argsort(-timeline.max(axis=0), kind="stable")[:top_k]
     return Explanation(
         name=_name(source),
         model=model.card.name or "network",
@@ -162,10 +161,10 @@ def explain(
         start=start,
         front_end=front_end,
         log_mel=_array(log_mel[0, 0]),
-        labels=labels,
-        scores=_array(scores[best]),
+        labels=tuple(model.card.labels[i] for i in best),
+        scores=_array(scores)[best],
         times=times,
-        timeline=timeline,
+        timeline=timeline[:, best],
         window=window,
         blocks=tuple(blocks),
     )
@@ -193,10 +192,8 @@ def _name(source: Source) -> str:
     return Path(source).name if isinstance(source, (str, Path)) else str(getattr(source, "name", "recording"))
 
 
-def _timeline(
-    model: MobileNet, log_mel_of: LogMel, waveform: Array, best: Tensor, sample_rate: int, window: float, hop: float
-) -> tuple[Array, Array]:
-    """Return the middles [W] of overlapping windows and the probabilities of the `best` labels in them [W, k]."""
+def _timeline(model: MobileNet, log_mel_of: LogMel, waveform: Array, sample_rate: int, window: float, hop: float) -> tuple[Array, Array]:
+    """Return the middles [W] of overlapping windows and the probabilities of all labels in them [W, C]."""
     half = round(window * sample_rate / 2)
     step = max(1, round(hop * sample_rate))
     middles = range(step // 2, max(len(waveform), step // 2 + 1), step)
@@ -205,8 +202,8 @@ def _timeline(
     for _, group in groupby(cuts, key=len):
         equal = list(group)
         for i in range(0, len(equal), 16):
-            batch = torch.as_tensor(np.stack(equal[i : i + 16]), device=best.device)
-            rows.append(model.probabilities(model(log_mel_of(batch)).logits)[:, best])
+            batch = torch.as_tensor(np.stack(equal[i : i + 16]), device=log_mel_of.basis.device)
+            rows.append(model.probabilities(model(log_mel_of(batch)).logits))
     return np.array(middles, np.float32) / np.float32(sample_rate), _array(torch.cat(rows))
 
 

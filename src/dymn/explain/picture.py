@@ -72,9 +72,14 @@ def draw(explanation: Explanation) -> Figure:
 
 def _title(figure: Figure, explanation: Explanation) -> None:
     figure.text(0.022, 0.955, explanation.name, fontsize=21, fontweight="bold", color=INK, va="center", parse_math=False)
-    found = ",  ".join(f"{label} {score:.2f}" for label, score in zip(explanation.labels[:3], explanation.scores, strict=False))
+    found = ",  ".join(f"{label} {score:.2f}" for label, score in likeliest(explanation))
     text = f"{found}      {explanation.model}, {explanation.seconds:.1f} s"
     figure.text(0.022, 0.918, text, fontsize=13, color=SOFT, va="center", parse_math=False)
+
+
+def likeliest(explanation: Explanation, n: int = 3) -> list[tuple[str, float]]:
+    """Return the labels with the highest probability for the whole stretch, and these."""
+    return [(explanation.labels[i], float(explanation.scores[i])) for i in np.argsort(-explanation.scores, kind="stable")[:n]]
 
 
 def _spectrogram(axes: Axes, explanation: Explanation) -> None:
@@ -131,6 +136,7 @@ def _frequency_attention(axes: Axes, explanation: Explanation) -> None:
     axes.set_ylim(0, n_mels)
     axes.set_yticks(frequency_ticks(explanation.front_end)[0], [])
     if rows is None:
+        axes.set_xticks([])
         _absent(axes, "This network has no\nchannel-frequency attention.")
         return
     n = len(rows)
@@ -285,4 +291,5 @@ def _plain(axes: Axes, x_labels: bool) -> None:
 
 
 def _absent(axes: Axes, text: str) -> None:
+    axes.tick_params(left=False, labelleft=False)
     axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", fontsize=10, color=SOFT)

@@ -1,0 +1,87 @@
+"""`dymn explain`: what a dynamic network decided about a recording."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dymn.commands.options import Device, Quiet, Threads, note
+from dymn.errors import ConfigError
+
+ENDINGS = (".png", ".pdf", ".svg", ".html", ".npz")
+
+
+def explain(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A recording; - is standard input.", show_default=False)],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            metavar="NAME|FILE",
+            help="A model with weights by its name (`dymn models` lists them), or a file or folder with one. Without it, the default of "
+            "`dymn tag`.",
+            show_default=False,
+        ),
+    ] = None,
+    output: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="Where to write; may be given several times. A picture (.png, .pdf, .svg), a page with the sound and each block to "
+            "look into (.html), or the arrays (.npz). Without it, a .png beside where you are.",
+            show_default=False,
+        ),
+    ] = None,
+    start: Annotated[float, typer.Option(metavar="SECONDS", help="Where the stretch to explain begins.")] = 0.0,
+    seconds: Annotated[float, typer.Option(metavar="SECONDS", help="How long the stretch is at most.")] = 10.0,
+    window: Annotated[float, typer.Option(metavar="SECONDS", help="How much each point of the tags' timeline hears.")] = 2.0,
+    top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, metavar="NUMBER", help="How many labels to show.")] = 6,
+    device: Device = None,
+    threads: Threads = None,
+    quiet: Quiet = False,
+) -> None:
+    """Show what a dynamic network decided about a recording.
+
+    The picture has the spectrogram with the tags' timeline; when and at which frequencies each block listened (Coordinate Attention);
+    which kernels its convolutions were mixed of; and the function that its Dy-ReLU became in each channel.
+    """
+    from dymn.commands.tag import load_tagger
+    from dymn.explain import explain as decide
+    from dymn.explain import is_dynamic
+    from dymn.explain.page import save_page
+    from dymn.explain.picture import save_picture
+
+    outputs = output or [Path(f"{Path(file).stem if file != '-' else 'recording'}-explained.png")]
+    for path in outputs:
+        check_output(path, file)
+    network = load_tagger(model, device, threads, quiet).model
+    if not is_dynamic(network):
+        note(f"{network.card.name or 'The model'} is static: there is the spectrogram and the timeline to show, and no decisions.", quiet)
+    explanation = decide(network, file, top_k=top_k, start=start, seconds=seconds, window=window)
+    for path in outputs:
+        if path.suffix.lower() == ".html":
+            save_page(explanation, path)
+        elif path.suffix.lower() == ".npz":
+            explanation.save(path)
+        else:
+            save_picture(explanation, path)
+        note(f"{path} is written.", quiet)
+
+
+def check_output(path: Path, recording: str) -> None:
+    """Refuse, before any work is done, a file that cannot be written or is the recording.
+
+    Raises:
+        ConfigError: the message says what to give instead.
+    """
+    if path.suffix.lower() not in ENDINGS:
+        raise ConfigError(f"--output {path} has an ending that is not known. Give one of: {', '.join(ENDINGS)}.")
+    if path.is_dir():
+        raise ConfigError(f"--output {path} is a folder. Give the name of a file to write to.")
+    if path.exists() and Path(recording).exists() and path.samefile(recording):
+        raise ConfigError(f"--output {path} is the recording. Give another file to write to.")

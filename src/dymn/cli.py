@@ -17,10 +17,12 @@ from typer.core import TyperGroup
 
 from dymn import __version__
 from dymn.commands.convert import convert
+from dymn.commands.evaluate import evaluate
 from dymn.commands.explain import explain
 from dymn.commands.models import models
 from dymn.commands.profile import profile
 from dymn.commands.tag import tag
+from dymn.commands.teach import ManyModels, teach
 from dymn.commands.train import train
 from dymn.errors import ConfigError, DymnError
 
@@ -99,6 +101,8 @@ app.command()(models)
 app.command()(convert)
 app.command()(profile)
 app.command()(train)
+app.command()(evaluate)
+app.command(cls=ManyModels)(teach)
 app.command()(explain)
 
 

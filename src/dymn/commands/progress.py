@@ -86,3 +86,26 @@ def progress_bar(total: float, quiet: bool = False) -> Bar:
     )
     console = Console(stderr=True)
     return Bar(Progress(*columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False), total)
+
+
+@contextmanager
+def counting_bar(text: str, quiet: bool = False) -> Iterator[Callable[[int, int], None] | None]:
+    """Give a function that shows on standard error how many things of how many are done; None where nobody would see it."""
+    if quiet or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn(text), BarColumn(), MofNCompleteColumn(), TextColumn("left"), TimeRemainingColumn())
+    progress = Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False, redirect_stderr=False)
+    task = progress.add_task("", total=None)
+
+    def show(done: int, total: int) -> None:
+        progress.start()
+        progress.update(task, completed=done, total=total)
+
+    try:
+        yield show
+    finally:
+        progress.stop()

@@ -1,0 +1,163 @@
+"""`dymn evaluate`: how good a model is on a dataset."""
+
+from __future__ import annotations
+
+import json
+import math
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dymn.commands.options import RUN_PANEL, Device, Quiet, Threads, hush, note
+from dymn.errors import ConfigError
+
+if TYPE_CHECKING:
+    from dymn.training.assess import Assessment
+
+DATA = "Data"
+
+
+class Format(str, Enum):
+    """How the answer is written."""
+
+    table = "table"
+    json = "json"
+
+
+def evaluate(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", help="A model with weights by its name, or a file or folder with one, such as runs/mn04_as/best.safetensors."
+        ),
+    ],
+    data: Annotated[Path, typer.Option("--data", "-d", metavar="PATH", help="The data, as for `dymn train`.", rich_help_panel=DATA)],
+    kind: Annotated[
+        str,
+        typer.Option(
+            "--kind", metavar="KIND", help="What the data are, as for `dymn train`; auto lets their files tell.", rich_help_panel=DATA
+        ),
+    ] = "auto",
+    split: Annotated[
+        str | None,
+        typer.Option(
+            "--split",
+            metavar="NAME",
+            help="Which clips: test, val, train or all. Without it, test where there are such clips, else all.",
+            rich_help_panel=DATA,
+            show_default=False,
+        ),
+    ] = None,
+    fold: Annotated[
+        int | None,
+        typer.Option("--fold", metavar="NUMBER", min=1, help="Which fold is the test set, for data in folds.", rich_help_panel=DATA),
+    ] = None,
+    seconds: Annotated[
+        float | None,
+        typer.Option(
+            "--seconds",
+            metavar="SECONDS",
+            min=0.05,
+            max=600,
+            help="How much of each clip the model hears. Without it, as much as it was trained with.",
+            rich_help_panel=DATA,
+            show_default=False,
+        ),
+    ] = None,
+    workers: Annotated[
+        int, typer.Option("--workers", metavar="NUMBER", min=0, help="How many processes decode.", rich_help_panel=RUN_PANEL)
+    ] = 0,
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", metavar="NUMBER", min=1, help="How many clips at a time.", rich_help_panel=RUN_PANEL)
+    ] = 16,
+    per_class: Annotated[
+        Path | None,
+        typer.Option("--per-class", metavar="FILE", help="Write the figures of each class into this CSV file.", show_default=False),
+    ] = None,
+    format: Annotated[
+        Format, typer.Option("--format", "-f", metavar="FORMAT", help="How to write the answer: table or json.")
+    ] = Format.table,
+    device: Device = None,
+    threads: Threads = None,
+    quiet: Quiet = False,
+) -> None:
+    """Measure a model on a dataset: mAP, ROC-AUC and d' for tags, accuracy for classes that exclude each other.
+
+    The model's classes and those of the data are matched by their names; the model may have more. Classes without a positive clip are
+    left out of the means and named.
+    """
+    import torch
+
+    from dymn.commands.progress import counting_bar
+    from dymn.metrics import write_per_class
+    from dymn.training.assess import assess
+
+    hush(quiet)
+    if not data.exists():
+        raise ConfigError(f"There is nothing at {data}. Give the path of a folder, a table or an archive as --data.")
+    network = load(model, device, quiet)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    with counting_bar("Evaluate", quiet) as progress:
+        found = assess(
+            network,
+            data,
+            kind=kind,
+            split=split,
+            fold=fold,
+            seconds=seconds,
+            batch_size=batch_size,
+            workers=workers,
+            progress=progress,
+        )
+    if per_class is not None:
+        write_per_class(per_class, found.labels, found.per_class)
+    if found.split == "all":
+        note(
+            "There is no test set, so all clips were taken, also those that the model may have been trained with.", quiet or split == "all"
+        )
+    typer.echo(as_json(found, model, data) if format is Format.json else as_table(found))
+
+
+def load(name: str, device: str | None, quiet: bool) -> Any:
+    """Load a model, with a bar if it is downloaded.
+
+    Raises:
+        ConfigError: if it is neither known nor a path.
+    """
+    from dymn.commands.progress import download_bar
+    from dymn.commands.train import check_model
+    from dymn.devices import resolve_device
+    from dymn.weights import load_model
+
+    place = resolve_device(device)
+    check_model(name)
+    with download_bar(quiet) as progress:
+        return load_model(name, device=place, progress=progress)
+
+
+def as_table(found: Assessment) -> str:
+    """Return the figures for people."""
+    from dymn.commands.epochs import FIGURES, figure
+
+    rows = [("data", found.kind if found.split == "all" else f"{found.kind}, {found.split}"), ("clips", str(found.figures["clips"]))]
+    if found.bad:
+        rows.append(("left out", f"{len(found.bad)} clips that cannot be read, such as {next(iter(found.bad))}"))
+    rows += [(name, figure(name, found.figures[name])) for name in FIGURES if name in found.figures]
+    absent = [found.labels[i] for i in found.figures.get("without_positives", [])]
+    if absent:
+        listed = ", ".join(absent[:5]) + (" and others" if len(absent) > 5 else "")
+        rows.append(("left out", f"{len(absent)} of {len(found.labels)} classes, without a positive clip: {listed}"))
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name.ljust(width)}  {value}" for name, value in rows)
+
+
+def as_json(found: Assessment, model: str, data: Path) -> str:
+    """Return the figures as a JSON object; one that is not defined is null."""
+    values = {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in found.figures.items()}
+    if "without_positives" in values:
+        values["without_positives"] = [found.labels[i] for i in found.figures["without_positives"]]
+    about = {"model": model, "data": str(data), "kind": found.kind, "split": found.split}
+    return json.dumps(about | values | {"bad": found.bad}, indent=1, ensure_ascii=False)

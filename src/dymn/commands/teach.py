@@ -1,0 +1,132 @@
+"""`dymn teach`: the logits of a teacher, for distillation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from dymn.commands.options import RUN_PANEL, Device, Quiet, Threads, hush, note
+from dymn.errors import ConfigError
+
+
+class ManyModels(TyperCommand):
+    """A command whose --models takes all words up to the next option."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Give each of these words a --models of its own, which is how the parser below wants it."""
+        return super().parse_args(ctx, spread(args, "--models"))
+
+
+def spread(words: list[str], option: str) -> list[str]:
+    """Return `--option A --option B` for `--option A B`."""
+    spread_out: list[str] = []
+    follows = False
+    for word in words:
+        if word.startswith("-"):
+            follows = word == option
+            if not follows:
+                spread_out.append(word)
+        elif follows:
+            spread_out += [option, word]
+        else:
+            spread_out.append(word)
+    return spread_out
+
+
+def teach(
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="The clips, as --data of `dymn train`.", show_default=False)],
+    models: Annotated[
+        list[str],
+        typer.Option(
+            "--models",
+            metavar="NAME|FILE ...",
+            help="One model, or several of the same classes: then the mean of their logits is taken. Give DATA first.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The table to write, a .safetensors file.", show_default=False)],
+    kind: Annotated[
+        str, typer.Option("--kind", metavar="KIND", help="What the data are, as for `dymn train`; auto lets their files tell.")
+    ] = "auto",
+    split: Annotated[
+        str | None,
+        typer.Option("--split", metavar="NAME", help="Teach only train, val or test; without it, all clips.", show_default=False),
+    ] = None,
+    seconds: Annotated[
+        float | None,
+        typer.Option(
+            "--seconds",
+            metavar="SECONDS",
+            min=0.05,
+            max=600,
+            help="How much of each clip the models hear. Without it, the usual length of such data.",
+            show_default=False,
+        ),
+    ] = None,
+    fill: Annotated[str, typer.Option("--fill", metavar="HOW", help="How shorter clips are filled: pad (with zeros) or repeat.")] = "pad",
+    max_bad: Annotated[
+        float, typer.Option("--max-bad", metavar="FROM 0 TO 1", min=0, max=1, help="Which share of the clips may be unreadable.")
+    ] = 0.05,
+    workers: Annotated[
+        int, typer.Option("--workers", metavar="NUMBER", min=0, help="How many processes decode.", rich_help_panel=RUN_PANEL)
+    ] = 0,
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", metavar="NUMBER", min=1, help="How many clips at a time.", rich_help_panel=RUN_PANEL)
+    ] = 16,
+    device: Device = None,
+    threads: Threads = None,
+    quiet: Quiet = False,
+) -> None:
+    """Write the logits of a teacher for all clips of a dataset, to distil from with `--set teacher.table=FILE`.
+
+    Logits are stored in half precision under the names of the clips, with digests of clips and models, so that a table is never used
+    with other data. When interrupted, the same command continues where it was.
+    """
+    import torch
+
+    from dymn.commands.progress import counting_bar
+    from dymn.commands.train import check_model
+    from dymn.data import TASKS, open_source
+    from dymn.data import teach as library_teach
+    from dymn.data.detect import detect
+    from dymn.devices import resolve_device
+    from dymn.weights import load_model
+
+    hush(quiet)
+    if not data.exists():
+        raise ConfigError(f"There is nothing at {data}. Give the path of a folder, a table or an archive as DATA.")
+    for name in models:
+        check_model(name)
+    place = resolve_device(device)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    path = data
+    if kind == "auto":
+        kind, path = detect(data)
+    card = load_model(models[0]).card
+    options: dict[str, Any] = {"labels": card.labels} if kind == "shards" else {}
+    source = open_source(kind, path, split, sample_rate=card.front_end.sample_rate, **options)
+    with counting_bar("Teach", quiet) as progress:
+        try:
+            table = library_teach(
+                source,
+                models,
+                out,
+                seconds=seconds or TASKS[kind].seconds,
+                fill=fill,
+                batch_size=batch_size,
+                workers=workers,
+                device=place,
+                max_bad=max_bad,
+                progress=progress,
+            )
+        except KeyboardInterrupt:
+            note("The same command continues where it was.", quiet)
+            raise
+    left_out = table.settings.get("left_out", [])
+    if left_out:
+        note(f"{len(left_out)} clips cannot be read and are left out, such as {left_out[0]}.", quiet)
+    typer.echo(f"{out}  {len(table)} clips, {table.classes} classes")

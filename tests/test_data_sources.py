@@ -1,47 +1,31 @@
 """Every dataset in a tiny instance of its published layout."""
 
-import csv
-import io
-import json
 import os
 import pickle
 import sys
-import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
 
 from dymn.data import TASKS, BadClip, Clip, Loader, PlainSampler, open_source, select
 from dymn.data.stores import inside
 from dymn.errors import ConfigError, DataError
 from dymn.weights import audioset_labels
-
-RATE = 32_000
-
-
-def tone(frequency: float, seconds: float = 0.2, rate: int = RATE) -> np.ndarray:
-    return (0.3 * np.sin(2 * np.pi * frequency * np.arange(int(seconds * rate)) / rate)).astype(np.float32)
-
-
-def write_audio(path: Path, frequency: float = 440.0, seconds: float = 0.2, rate: int = RATE) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    soundfile.write(path, tone(frequency, seconds, rate), rate)
-    return path
-
-
-def encoded(frequency: float, kind: str = "OGG", subtype: str | None = None) -> bytes:
-    file = io.BytesIO()
-    rate = 48_000 if subtype == "OPUS" else RATE
-    soundfile.write(file, tone(frequency, rate=rate), rate, format=kind, subtype=subtype)
-    return file.getvalue()
-
-
-def write_table(path: Path, rows: list[list[object]], delimiter: str = ",") -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file, delimiter=delimiter).writerows(rows)
+from layouts import (
+    OPENMIC_KEYS,
+    RATE,
+    encoded,
+    write_audio,
+    write_corpus,
+    write_esc50,
+    write_fsd50k,
+    write_hdf5,
+    write_openmic,
+    write_shard,
+    write_table,
+    write_tau,
+)
 
 
 def good(item: Clip | BadClip) -> Clip:
@@ -136,17 +120,6 @@ def test_bad_manifests(tmp_path, rows, message):
         open_source("csv", tmp_path / "list.csv")
 
 
-def write_esc50(root: Path) -> None:
-    rows: list[list[object]] = [["filename", "fold", "target", "category", "esc10", "src_file", "take"]]
-    names = {0: "dog", 1: "rooster", 2: "pig"}
-    for fold in range(1, 6):
-        for target, name in names.items():
-            file = f"{fold}-{1000 + target}-A-{target}.wav"
-            rows.append([file, fold, target, name, target < 2, 1000 + target, "A"])
-            write_audio(root / "audio" / file, rate=44_100)
-    write_table(root / "meta" / "esc50.csv", rows)
-
-
 def test_esc50_and_esc10_folds(tmp_path):
     write_esc50(tmp_path)
     train, test = (open_source("esc50", tmp_path, split, fold=3) for split in ("train", "test"))
@@ -168,35 +141,10 @@ def test_esc10_as_shared(shared):
 
 
 def test_fsd50k(tmp_path):
-    truth = tmp_path / "FSD50K.ground_truth"
-    write_table(truth / "vocabulary.csv", [[0, "Bark", "/m/1"], [1, "Rain", "/m/2"]])
-    dev = [["fname", "labels", "mids", "split"], ["64760", "Rain,Bark", "/m/2,/m/1", "train"], ["16399", "Rain", "/m/2", "val"]]
-    write_table(truth / "dev.csv", dev)
-    write_table(truth / "eval.csv", [["fname", "labels", "mids"], ["37199", "Bark", "/m/1"]])
-    for part, name in (("dev", "64760"), ("dev", "16399"), ("eval", "37199")):
-        write_audio(tmp_path / f"FSD50K.{part}_audio" / f"{name}.wav", rate=44_100)
+    write_fsd50k(tmp_path)
     assert [open_source("fsd50k", tmp_path, split).keys for split in ("train", "val", "test")] == [["64760"], ["16399"], ["37199"]]
     assert open_source("fsd50k", tmp_path).targets.tolist() == [[1, 1], [0, 1], [1, 0]]
     good(open_source("fsd50k", tmp_path)[2])
-
-
-def write_openmic(root: Path, keys: object) -> None:
-    root.mkdir(exist_ok=True)
-    np.savez(
-        root / "openmic-2018.npz",
-        X=np.zeros((3, 10, 4)),
-        Y_true=np.array([[0.9, 0.5], [0.1, 0.6], [0.5, 0.2]]),
-        Y_mask=np.array([[True, False], [True, True], [False, True]]),
-        sample_key=keys,
-    )
-    (root / "class-map.json").write_text(json.dumps({"banjo": 1, "accordion": 0}))
-    write_table(root / "partitions" / "split01_train.csv", [["000046_3840"], ["000135_483840"]])
-    write_table(root / "partitions" / "split01_test.csv", [["000139_119040"]])
-    for key in ("000046_3840", "000135_483840", "000139_119040"):
-        write_audio(root / "audio" / "000" / f"{key}.ogg", rate=44_100)
-
-
-OPENMIC_KEYS = ["000046_3840", "000135_483840", "000139_119040"]
 
 
 @pytest.mark.parametrize("kind", ["U", "O"])
@@ -228,29 +176,10 @@ def test_openmic_executes_no_pickle(tmp_path):
 
 
 def test_tau(tmp_path):
-    files = [
-        f"audio/{scene}-{city}-0-{i}-{device}.wav" for i, (scene, city, device) in enumerate([("bus", "lyon", "a"), ("park", "wien", "b")])
-    ]
-    files.append("audio/park-wien-9-9-s1.wav")
-    rows = [[file, file.split("/")[1].split("-")[0], "lyon-0", "a"] for file in files]
-    write_table(tmp_path / "meta.csv", [["filename", "scene_label", "identifier", "source_label"], *rows], "\t")
-    write_table(tmp_path / "evaluation_setup" / "fold1_train.csv", [["filename", "scene_label"], [files[0], "bus"]], "\t")
-    write_table(tmp_path / "evaluation_setup" / "fold1_evaluate.csv", [["filename", "scene_label"], [files[1], "park"]], "\t")
-    for file in files:
-        write_audio(tmp_path / file, rate=44_100)
+    write_tau(tmp_path)
     source = open_source("tau", tmp_path)
     assert source.labels == ("bus", "park") and source.catalog.splits == ("train", "test", "")
     assert good(open_source("tau", tmp_path, "test")[0]).target.tolist() == [0, 1]
-
-
-def write_hdf5(path: Path, names: list[str], targets: np.ndarray) -> None:
-    h5py = pytest.importorskip("h5py")
-    with h5py.File(path, "w") as file:
-        file["audio_name"] = np.array([name.encode() for name in names])
-        audio = file.create_dataset("mp3", (len(names),), dtype=h5py.vlen_dtype(np.uint8))
-        for i in range(len(names)):
-            audio[i] = np.frombuffer(encoded(200.0 + 100 * i, "MP3"), dtype=np.uint8)
-        file["target"] = targets
 
 
 def test_audioset_hdf5(tmp_path):
@@ -321,27 +250,6 @@ def test_hdf5_files_are_opened_again_after_a_fork(tmp_path):
     loader = Loader(source, PlainSampler(4, shuffle=False), 1, workers=2, context="fork")
     for batch, waveform in zip(loader.epoch(0), expected, strict=True):
         assert (batch.waveform[0].numpy() == waveform).all()
-
-
-def write_shard(path: Path, members: dict[str, bytes]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as archive:
-        for name, content in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
-
-
-def write_corpus(root: Path, clips: int = 6) -> None:
-    rows = [["key", "shard", "split"]]
-    for shard in range(2):
-        members = {}
-        for i in range(shard * clips // 2, (shard + 1) * clips // 2):
-            members[f"{i:06d}.opus"] = encoded(200.0 + 50 * i, "OGG", "OPUS")
-            members[f"{i:06d}.json"] = json.dumps({"text": "x"}).encode()
-            rows.append([f"{i:06d}", f"kd-{shard:04d}.tar", "val" if i == 4 else "train"])
-        write_shard(root / "shards" / f"kd-{shard:04d}.tar", members)
-    write_table(root / "index.csv", rows)
 
 
 def test_shards(tmp_path):

@@ -5,7 +5,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from dymn.data import TASKS, BalancedSampler, Loader, PlainSampler, Source, TaskSpec, TeacherTable, open_source
 from dymn.errors import ConfigError
@@ -60,13 +63,20 @@ def open_inputs(config: TrainConfig, sample_rate: int) -> Inputs:
 
 
 def open_table(config: TrainConfig) -> TeacherTable | None:
-    """Open the table of an offline teacher, if there is one."""
+    """Open the table of an offline teacher, if there is one; its files lie where their names say, or else beside the data."""
     teacher = config.teacher
     if not teacher.table:
         return None
+    table = _beside(config.data.path, teacher.table)
     if teacher.index:
-        return TeacherTable.published(teacher.table, teacher.index)
-    return TeacherTable.open(teacher.table)
+        return TeacherTable.published(table, _beside(config.data.path, teacher.index))
+    return TeacherTable.open(table)
+
+
+def _beside(data: str, name: str) -> Path:
+    """Return the path of a file: `name` itself, or if there is no such file, the one in the folder of the data."""
+    folder = Path(data) if Path(data).is_dir() else Path(data).parent
+    return folder / name if not Path(name).exists() and (folder / name).exists() else Path(name)
 
 
 def training_loader(inputs: Inputs, config: TrainConfig, rank: int, world: int, pin_memory: bool) -> Loader:
@@ -114,11 +124,18 @@ def quiet_loader(source: Source, inputs: Inputs, config: TrainConfig) -> Loader:
 
 
 def digests(inputs: Inputs) -> dict[str, str]:
-    """Return what identifies the data: a SHA-256 of each part and of the teacher's source."""
+    """Return what identifies the data: a SHA-256 of each part and of the teacher's table."""
     found = {name: source.digest for name in ("train", "val", "test") if (source := getattr(inputs, name)) is not None}
     if inputs.table is not None:
-        found["teacher"] = hashlib.sha256("\0".join(inputs.table.keys).encode()).hexdigest()
+        found["teacher"] = _digest(inputs.table)
     return found
+
+
+def _digest(table: TeacherTable) -> str:
+    """Return a SHA-256 of a table's names and of some of its logits, spread over it: published tables are gigabytes."""
+    digest = hashlib.sha256("\0".join(table.keys).encode())
+    digest.update(np.ascontiguousarray(table.logits[:: max(1, len(table) // 1000)]).tobytes())
+    return digest.hexdigest()
 
 
 def fingerprint(config: TrainConfig, data_digests: dict[str, str]) -> str:
@@ -127,6 +144,8 @@ def fingerprint(config: TrainConfig, data_digests: dict[str, str]) -> str:
     for section, names in (("run", ("out", "device", "threads", "trackers", "name", "licence")), ("data", ("path", "cache", "workers"))):
         for name in names:
             del values[section][name]
+    for name in ("table", "index"):  # the digest tells which table it is, wherever it lies
+        values["teacher"][name] = bool(values["teacher"][name]) or ""
     if values["data"]["least_draws"] == 0:  # as before there was this setting
         del values["data"]["least_draws"]
     return hashlib.sha256(json.dumps([values, data_digests], sort_keys=True).encode()).hexdigest()

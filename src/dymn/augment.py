@@ -44,18 +44,20 @@ def mix_waveforms(waveform: Tensor, mixing: Mixing) -> Tensor:
     return mixed - mixed.mean(dim=1, keepdim=True)
 
 
-def spec_augment(log_mel: Tensor, frequency_mask: int, time_mask: int, generator: np.random.Generator) -> Tensor:
-    """Silence one stripe of bands and one of frames of each clip of [B, 1, F, T], each of random width below the given one ([74]).
+def spec_augment(log_mel: Tensor, frequency_mask: int, time_mask: int, chances: npt.NDArray[np.float64]) -> Tensor:
+    """Silence one stripe of bands and one of frames of each clip of [B, 1, F, T], each at most as wide as the given number ([74]).
 
-    Stripes get the clip's mean.
+    Stripes get the clip's mean. `chances` [B, 4], uniform in [0, 1), decide on width and place in frequency, then in time.
     """
-    masked = log_mel.clone()
     n_bands, n_frames = log_mel.shape[2:]
-    for clip in masked:
-        mean = clip.mean()
-        for size, longest, axis in ((n_bands, frequency_mask, 1), (n_frames, time_mask, 2)):
-            if longest > 0:
-                width = int(generator.integers(0, min(longest, size) + 1))
-                start = int(generator.integers(0, size - width + 1))
-                clip.narrow(axis, start, width).fill_(mean)
-    return masked
+    bands = _stripes(n_bands, frequency_mask, chances[:, :2]).to(log_mel.device)[:, None, :, None]
+    frames = _stripes(n_frames, time_mask, chances[:, 2:]).to(log_mel.device)[:, None, None, :]
+    return torch.where(bands | frames, log_mel.mean(dim=(1, 2, 3), keepdim=True), log_mel)
+
+
+def _stripes(size: int, longest: int, chances: npt.NDArray[np.float64]) -> Tensor:
+    """Return which of `size` places lie in the stripe of each clip [B, size], bool."""
+    width = np.floor(chances[:, :1] * (min(longest, size) + 1))
+    start = np.floor(chances[:, 1:] * (size - width + 1))
+    place = np.arange(size)
+    return torch.from_numpy((start <= place) & (place < start + width))

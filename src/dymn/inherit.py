@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from dymn.errors import ConfigError
 from dymn.layers import DynamicConv2d
 from dymn.layers.attention import CoordinateAttention, SqueezeExcitation
+from dymn.layers.context import OwnContext
 from dymn.model import MobileNet
 
 GATE = 0.8
@@ -30,9 +31,9 @@ def inherit(student: MobileNet, parent: MobileNet, log_mel: Tensor, generator: t
 
     Args:
         student: any network of Table I.
-        parent: an MN of the same width, head and number of classes.
+        parent: an MN of the same width, head and number of classes, on the same device.
         log_mel: [B, 1, F, T], for the mean weights of Squeeze-and-Excitation and for the norms' statistics; 64 clips do.
-        generator: disturbs the kernels.
+        generator: of the CPU; disturbs the kernels.
 
     Raises:
         ConfigError: if the channels of the two differ, or the parent has dynamic blocks.
@@ -54,11 +55,12 @@ def inherit(student: MobileNet, parent: MobileNet, log_mel: Tensor, generator: t
             kernel = source.conv.weight
             if position == "project":
                 kernel = kernel * excitation[None, :, None, None]
-            if isinstance(stage.conv, DynamicConv2d):
-                noise = torch.randn(stage.conv.weight.shape, generator=generator) * kernel.std()
-                stage.conv.weight.copy_(kernel + DISTURBANCE * noise)
+            conv: Any = stage.conv.part if isinstance(stage.conv, OwnContext) else stage.conv
+            if isinstance(conv, DynamicConv2d):
+                noise = torch.randn(conv.weight.shape, generator=generator).to(kernel.device) * kernel.std()
+                conv.weight.copy_(kernel + DISTURBANCE * noise)
             else:
-                stage.conv.weight.copy_(kernel)
+                conv.weight.copy_(kernel)
             stage.norm.load_state_dict(source.norm.state_dict())
     calibrate(student, log_mel)
     return student
@@ -83,7 +85,7 @@ def calibrate(model: MobileNet, log_mel: Tensor, batch_size: int = 32) -> None:
 
 def _mean_excitation(parent: MobileNet, log_mel: Tensor) -> list[Tensor]:
     """Return, for each block, the mean over clips of the weights [c_exp] that its Squeeze-and-Excitation gives (1 without)."""
-    means = [torch.ones(block.c_exp) for block in parent.config.blocks]
+    means = [torch.ones(block.c_exp, device=log_mel.device) for block in parent.config.blocks]
 
     def recorder(i: int) -> Callable[[SqueezeExcitation, tuple[Tensor], Tensor], None]:
         def record(module: SqueezeExcitation, inputs: tuple[Tensor], output: Tensor) -> None:

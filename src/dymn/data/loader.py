@@ -174,6 +174,11 @@ class Loader:
             logger.warning("Skipping %s: %s", clip.key, clip.reason)
             self.bad[clip.key] = clip.reason
 
+    def read_bad(self, path: Path) -> None:
+        """Take up the list of bad clips of a run that continues."""
+        with path.open(newline="", encoding="utf-8") as file:
+            self.bad.update((row["key"], row["reason"]) for row in csv.DictReader(file))
+
     def write_bad(self, path: Path) -> None:
         """Write the list of bad clips as CSV: key, reason."""
         text = io.StringIO()

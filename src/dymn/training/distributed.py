@@ -44,14 +44,28 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
         mean = parts[:-1] / n
         centred = values - mean[:, None, None]
         variance = _sum(centred.square().sum(dim=(0, 2, 3))) / n
-        momentum = self.momentum or 0.0
-        with torch.no_grad():
-            for running, value in ((self.running_mean, mean), (self.running_var, variance * n / (n - 1))):
-                if running is not None:
-                    running.lerp_(value, momentum)
+        self._follow(mean.detach(), (variance * n / (n - 1).clamp(min=1.0)).detach())
         scale = self.weight / torch.sqrt(variance + self.eps)
         normalised: Tensor = centred * scale[:, None, None] + self.bias[:, None, None]
         return normalised.to(x.dtype)
+
+    def _follow(self, mean: Tensor, variance: Tensor) -> None:
+        """Move the running statistics; without a momentum they are the mean over all batches."""
+        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+            return
+        self.num_batches_tracked.add_(1)
+        momentum = self.momentum if self.momentum is not None else 1.0 / float(self.num_batches_tracked)
+        self.running_mean.lerp_(mean, momentum)
+        self.running_var.lerp_(variance, momentum)
+
+
+def united(values: dict[str, str]) -> dict[str, str]:
+    """Return the entries of all processes' mappings."""
+    if not dist.is_initialized():
+        return values
+    everyone: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, values)
+    return {key: value for mapping in everyone for key, value in mapping.items()}
 
 
 def use_global_norm(module: nn.Module) -> None:
@@ -60,6 +74,7 @@ def use_global_norm(module: nn.Module) -> None:
         if isinstance(child, nn.BatchNorm2d):
             norm = GlobalBatchNorm2d(child.num_features, child.eps, child.momentum).to(child.weight.device)
             norm.load_state_dict(child.state_dict())
+            norm.train(child.training)
             setattr(module, name, norm)
         else:
             use_global_norm(child)

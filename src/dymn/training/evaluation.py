@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dymn import metrics
-from dymn.data import Batch, Loader, PlainSampler, Source, TaskSpec
+from dymn.data import Loader, PlainSampler, Source, TaskSpec
 from dymn.errors import DataError
 from dymn.frontend import LogMel
 from dymn.losses import probabilities, targets_of, teacher_entropy, teacher_loss
@@ -68,8 +68,10 @@ def score(
     """
     model.eval()
     device = front_end.basis.device
-    rows: list[tuple[Tensor, Batch, Tensor]] = []
+    keys: list[str] = []
+    rows: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []  # probabilities, targets, mask, teacher's probabilities
     losses: list[tuple[float, int]] = []
+    taught = True
     for batch in loader.epoch(0):
         log_mel = front_end(batch.waveform.to(device))
         logits = model(log_mel).logits.float().cpu()
@@ -77,20 +79,22 @@ def score(
             heard = teachers.teach(log_mel).logits.float().cpu()
             batch = batch._replace(teacher=heard, has_teacher=torch.ones(len(heard), dtype=torch.bool))
         targets = targets_of(batch.target, batch.mask, batch.teacher, batch.has_teacher, kind)
-        if batch.has_teacher.any() and kind == "bce":
-            losses.append((float(teacher_loss(logits, targets, kind) - teacher_entropy(targets)), len(logits)))
-        rows.append((probabilities(logits, kind), batch, targets.teacher))
+        if batch.has_teacher.any():
+            losses.append((float(teacher_loss(logits, targets, kind) - teacher_entropy(targets, kind)), len(logits)))
+        taught = taught and bool(batch.has_teacher.all())
+        keys += batch.keys
+        rows.append((probabilities(logits, kind), batch.target, batch.mask, targets.teacher))
         if progress is not None:
             progress(len(logits))
     if not rows:
         raise DataError("No clip could be read, so that nothing can be evaluated.")
-    taught = all(bool(batch.has_teacher.all()) for _, batch, _ in rows)
+    said, annotation, mask, teacher = (torch.cat(column).numpy() for column in zip(*rows, strict=True))
     return Scores(
-        keys=[key for _, batch, _ in rows for key in batch.keys],
-        probabilities=torch.cat([p for p, _, _ in rows]).numpy(),
-        targets=torch.cat([batch.target for _, batch, _ in rows]).numpy(),
-        mask=torch.cat([batch.mask for _, batch, _ in rows]).numpy(),
-        teacher=torch.cat([teacher for _, _, teacher in rows]).numpy() if taught else None,
+        keys=keys,
+        probabilities=said,
+        targets=annotation,
+        mask=mask,
+        teacher=teacher if taught else None,
         distillation=sum(loss * n for loss, n in losses) / sum(n for _, n in losses) if losses else float("nan"),
         bad=dict(loader.bad),
     )
@@ -99,11 +103,11 @@ def score(
 def figures(scores: Scores, kind: str) -> dict[str, Any]:
     """Return the task's figures, and how far model and teacher agree where there is a teacher.
 
-    Without labels the figures are all against the teacher: `distillation` (lower is better), `top1_agreement`, and
-    `teacher_mAP`, the mAP of finding the classes to which the teacher gives at least `HEARD`.
+    Without labels (or without any positive one) the figures are all against the teacher: `distillation` (lower is better),
+    `top1_agreement`, and `teacher_mAP`, the mAP of finding the classes to which the teacher gives at least `HEARD`.
     """
     found: dict[str, Any] = {"clips": len(scores.keys), "bad_clips": len(scores.bad)}
-    if scores.mask.any():
+    if ((scores.targets > 0.5) & (scores.mask > 0)).any():
         if kind == "ce":
             found |= metrics.evaluate(scores.probabilities, scores.targets, kind="classification")
         else:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
 import itertools
 import math
 import os
@@ -29,19 +30,28 @@ from dymn.errors import ConfigError, DataError, MissingExtraError
 from dymn.frontend import LogMel
 from dymn.model import MobileNet
 from dymn.schedules import learning_rate_factor, temperature
-from dymn.training.distributed import use_global_norm
+from dymn.training.distributed import united, use_global_norm
 from dymn.training.evaluation import deciding_metric, figures, is_better, score
 from dymn.training.inputs import Inputs, digests, fingerprint, open_inputs, quiet_loader, training_loader
 from dymn.training.recipe import PRECISIONS, TrainConfig
 from dymn.training.report import Record, Reporter, Tracker, plot_curves, write_history, write_json
 from dymn.training.resolve import plain_name, resolve, with_folder
-from dymn.training.start import inherit_weights, is_fresh, prior_logits, set_prior, starting_model
+from dymn.training.start import (
+    front_end_of,
+    has_fresh_head,
+    inherit_weights,
+    pretrained_model,
+    prior_logits,
+    set_prior,
+    starting_model,
+)
 from dymn.training.state import RunState, load_state, save_state
 from dymn.training.step import Share, Step
 from dymn.training.teachers import OnlineTeachers
 
 SAMPLE_CLIPS = 96  # heard before training: for inherited weights, the teacher's prior and the spread of its embedding
-STATE_FILE, BEST_FILE, LAST_FILE = "state.pt", "best.safetensors", "last.safetensors"
+STATE_FILE, BEST_FILE, LAST_FILE, BAD_FILE = "state.pt", "best.safetensors", "last.safetensors", "bad_clips.csv"
+PATIENCE = datetime.timedelta(hours=12)  # of the processes that wait while one evaluates
 
 
 def train(config: TrainConfig, reporter: Reporter | None = None) -> Record:
@@ -70,12 +80,14 @@ class Run:
         self.share = Share(self.fabric.global_rank, self.fabric.world_size)
         if config.run.threads:
             torch.set_num_threads(config.run.threads)
-        sample_rate = 32_000 if "sample_rate" not in config.model.front_end else int(config.model.front_end["sample_rate"])
-        self.inputs: Inputs = open_inputs(config, sample_rate)
+        pretrained = pretrained_model(config.model)
+        front_end = front_end_of(config.model, pretrained)
+        self.inputs: Inputs = open_inputs(config, front_end.sample_rate)
         self.digests = digests(self.inputs)
         self.state = self._begin_or_continue()
-        self.network = starting_model(config.model, self.inputs.train.labels, torch.Generator().manual_seed(config.run.seed))
-        self.front_end = LogMel(self.network.card.front_end).to(self.device)
+        generator = torch.Generator().manual_seed(config.run.seed)
+        self.network = starting_model(config.model, pretrained, self.inputs.train.labels, front_end, generator)
+        self.front_end = LogMel(front_end).to(self.device)
         self.teachers = self._teachers()
         self.loader = training_loader(self.inputs, config, *self.share, pin_memory=self.device.type == "cuda")
         self.network.to(self.device)
@@ -93,6 +105,9 @@ class Run:
     def _begin_or_continue(self) -> RunState:
         mark = fingerprint(self.config, self.digests)
         path = self.folder / STATE_FILE
+        if self.is_main:
+            for unfinished in self.folder.glob(".*.part"):  # what a kill in the middle of writing left
+                unfinished.unlink()
         if path.exists():
             state = load_state(path)
             if state.fingerprint != mark:
@@ -122,22 +137,18 @@ class Run:
     def _prepare_weights(self) -> float:
         """Give a fresh network its inherited weights or its prior; return the variance of the teacher's embedding."""
         model, settings = self.network, self.config.model
-        needs_sample = settings.inherit or (self.teachers is not None)
-        if not needs_sample:
-            if is_fresh(settings) and settings.prior:
-                prior = prior_logits(self.inputs.train, self.inputs.table, self.inputs.task.loss)
-                if prior is not None:
-                    set_prior(model, prior)
-            return 1.0
-        log_mel = self._sample()
+        log_mel = self._sample() if settings.inherit or self.teachers is not None else torch.empty(0)
         if settings.inherit:
             inherit_weights(model, settings, log_mel, torch.Generator().manual_seed(self.config.run.seed))
-        if self.teachers is None:
-            return 1.0
-        lesson = self.teachers.teach(log_mel)
-        if is_fresh(settings) and settings.prior:
-            set_prior(model, lesson.logits.mean(dim=0))
-        return float(lesson.embedding.var(dim=0).mean())
+        lesson = None if self.teachers is None else self.teachers.teach(log_mel)
+        if settings.prior and has_fresh_head(model):
+            prior = (
+                prior_logits(self.inputs.train, self.inputs.table, self.inputs.task.loss) if lesson is None else lesson.logits.mean(dim=0)
+            )
+            if prior is not None:
+                set_prior(model, prior)
+        spread = 1.0 if lesson is None else float(lesson.embedding.var(dim=0).mean())
+        return spread if spread > 0 else 1.0  # a single clip has none
 
     def _sample(self) -> Tensor:
         """Return the log-mel of some training clips, the same whatever the number of processes."""
@@ -147,6 +158,8 @@ class Run:
             waveforms.append(batch.waveform)
             if sum(map(len, waveforms)) >= SAMPLE_CLIPS:
                 break
+        if not waveforms:
+            raise DataError("No training clip could be read.")
         return torch.cat([self.front_end(waveform.to(self.device)) for waveform in waveforms])[:SAMPLE_CLIPS]
 
     def _averaged(self) -> torch.optim.swa_utils.AveragedModel | None:
@@ -169,6 +182,8 @@ class Run:
     def _restore(self) -> None:
         if self.state.epoch == 0:
             return
+        if (self.folder / BAD_FILE).exists():
+            self.loader.read_bad(self.folder / BAD_FILE)
         self.network.load_state_dict(self.state.model)
         if self.ema is not None:
             self.ema.load_state_dict(self.state.ema)
@@ -180,6 +195,10 @@ class Run:
 
     def fit(self) -> Record:
         """Run all epochs that are left, then measure the test set once."""
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):  # dropout needs the global generator
+            return self._fit()
+
+    def _fit(self) -> Record:
         schedule = self.config.schedule
         self.reporter.start(schedule.epochs, self.state.epoch, len(self.loader))
         for epoch in range(self.state.epoch, schedule.epochs):
@@ -215,7 +234,8 @@ class Run:
                 self.reporter.batch(loss)
         if clips == 0:
             raise DataError("The training data gave no batch. Use more clips, or a smaller optim.batch_size.")
-        seconds = time.monotonic() - started
+        seconds = max(time.monotonic() - started, 1e-6)
+        self.loader.bad = united(self.loader.bad)
         self.state.seconds += seconds
         record: Record = {"epoch": epoch, "lr": lr, "temperature": self.network.temperature, "loss": self._mean(total, clips)}
         record |= {"clips_per_second": clips * self.share.world / seconds, "seconds": seconds, "bad_clips": len(self.loader.bad)}
@@ -234,20 +254,24 @@ class Run:
         value = float(loss.detach())
         if not math.isfinite(value):
             raise DataError(
-                f"The loss became {value} in epoch {epoch}, batch {number}. Lower optim.lr, set optim.clip_norm, or use another precision; "
-                f"the run continues from epoch {self.state.epoch}."
+                f"The loss became {value} in epoch {epoch}, batch {number}; {self.folder} keeps what came before. Start anew in another "
+                "folder (run.out) with a lower optim.lr, with optim.clip_norm, or in another optim.precision."
             )
         return value
 
     def _update(self) -> None:
         if self.config.optim.clip_norm > 0:
-            self.fabric.clip_gradients(self.model, self.optimizer, max_norm=self.config.optim.clip_norm)
+            # fp16 meets infinite gradients until its scale is found; a loss that is not finite is an error of its own.
+            limit = self.config.optim.clip_norm
+            self.fabric.clip_gradients(self.model, self.optimizer, max_norm=limit, error_if_nonfinite=False)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:
             self.ema.update_parameters(self.network)
 
     def _mean(self, total: float, clips: int) -> float:
+        if self.share.world == 1:
+            return total / clips
         sums = self.fabric.all_reduce(torch.tensor([total, float(clips)], dtype=torch.float64), reduce_op="sum")
         return float(sums[0] / sums[1])
 
@@ -268,6 +292,14 @@ class Run:
         return figures(scores, self.inputs.task.loss)
 
     def _save(self, record: Record) -> None:
+        """Write what an epoch gave; the state is the last, so that an epoch counts as done only when all else is written."""
+        try:
+            self._write_epoch(record)
+        except OSError as error:
+            raise DataError(f"{self.folder} cannot be written to: {error}. Make room, and the run continues from its state.") from error
+        save_state(self.state, self.folder / STATE_FILE)
+
+    def _write_epoch(self, record: Record) -> None:
         values = {key.removeprefix("val_"): value for key, value in record.items() if key.startswith("val_")}
         metric = deciding_metric(values, self.inputs.task)
         self._write_checkpoint(LAST_FILE, values)
@@ -279,12 +311,11 @@ class Run:
         self.state.optimizer = self.optimizer.state_dict()
         scaler = getattr(self.fabric.strategy.precision, "scaler", None)
         self.state.scaler = scaler.state_dict() if scaler is not None else {}
-        save_state(self.state, self.folder / STATE_FILE)
         write_history(self.folder / "log.jsonl", self.state.history)
         with contextlib.suppress(MissingExtraError):
             plot_curves(self.folder / "curves.png", self.state.history, metric)
         if self.loader.bad:
-            self.loader.write_bad(self.folder / "bad_clips.csv")
+            self.loader.write_bad(self.folder / BAD_FILE)
 
     def _write_checkpoint(self, name: str, values: Record) -> None:
         network, run = self.result_network, self.config.run
@@ -329,6 +360,7 @@ def versions() -> dict[str, str]:
 def _fabric(config: TrainConfig) -> Any:
     try:
         from lightning_fabric import Fabric
+        from lightning_fabric.strategies.ddp import DDPStrategy
     except ImportError as error:
         raise MissingExtraError("Training", "train") from error
     device = resolve_device(config.run.device or None)
@@ -340,7 +372,7 @@ def _fabric(config: TrainConfig) -> Any:
         accelerator=device.type,
         devices=local if world > 1 or device.index is None else [device.index],
         num_nodes=world // local,
-        strategy="ddp" if world > 1 else "auto",
+        strategy=DDPStrategy(timeout=PATIENCE) if world > 1 else "auto",
         precision=cast(Any, PRECISIONS[config.optim.precision]),
     )
     if world > 1:

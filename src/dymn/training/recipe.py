@@ -72,6 +72,8 @@ class DataSettings:
         check(self.sampling in ("plain", "balanced"), f"data.sampling is {self.sampling!r}; allowed: plain, balanced.")
         for name in ("seconds", "draws", "least_draws", "workers", "fold"):
             check(getattr(self, name) >= 0, f"data.{name} is {getattr(self, name)}; it must be at least 0.")
+        check(self.val != "test", "data.val is 'test'; the test clips must not choose the checkpoint. Set data.holdout or data.val = ''.")
+        check(self.train not in (self.val, self.test), f"data.train is {self.train!r}, which is also a part that is evaluated.")
         share = self.holdout is None or (isinstance(self.holdout, (int, float)) and 0 <= self.holdout < 1)
         check(share, f"data.holdout is {self.holdout!r}; it must be a number in [0, 1).")
 

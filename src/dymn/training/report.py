@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -44,37 +46,51 @@ class Tracker(Reporter):
             else:
                 import wandb
 
-                self.writer = wandb.init(project="dymn", name=name or None, dir=str(folder), config=config)
+                mark = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]  # a run that continues is the same run there
+                self.writer = wandb.init(project="dymn", name=name or None, dir=str(folder), config=config, id=mark, resume="allow")
         except ImportError as error:
             raise MissingExtraError(f"run.trackers = [{kind!r}]", kind) from error
 
     def epoch(self, record: Record) -> None:
         """Log the numbers of an epoch."""
-        numbers = {key: value for key, value in record.items() if isinstance(value, (int, float))}
-        if self.kind == "wandb":
-            self.writer.log(numbers, step=record["epoch"])
-            return
-        for key, value in numbers.items():
-            self.writer.add_scalar(key, value, record["epoch"])
+        self._log(record, record["epoch"])
 
     def finish(self, result: Record) -> None:
-        """Close the log."""
+        """Log the result and close the log."""
+        self._log(result, result["epochs"])
         if self.kind == "wandb":
             self.writer.finish()
         else:
             self.writer.close()
 
+    def _log(self, record: Record, step: int) -> None:
+        numbers = {key: value for key, value in record.items() if isinstance(value, (int, float))}
+        if self.kind == "wandb":
+            self.writer.log(numbers, step=step)
+            return
+        for key, value in numbers.items():
+            self.writer.add_scalar(key, value, step)
+
 
 def write_history(path: Path, history: list[Record]) -> None:
     """Write one line of JSON an epoch."""
     with atomic_write(path) as file:
-        file.write("".join(json.dumps(record) + "\n" for record in history).encode())
+        file.write("".join(json.dumps(_strict(record), allow_nan=False) + "\n" for record in history).encode())
 
 
 def write_json(path: Path, values: Record) -> None:
     """Write readable JSON."""
     with atomic_write(path) as file:
-        file.write((json.dumps(values, indent=1, default=str) + "\n").encode())
+        file.write((json.dumps(_strict(values), indent=1, default=str, allow_nan=False) + "\n").encode())
+
+
+def _strict(value: Any) -> Any:
+    """Return values as JSON has them: what is not finite (d' of a perfect ranking) becomes null."""
+    if isinstance(value, dict):
+        return {key: _strict(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_strict(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def plot_curves(path: Path, history: list[Record], metric: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from typing import cast
 
@@ -13,29 +12,51 @@ from torch import Tensor, nn
 
 from dymn.config import FrontEndConfig, from_dict
 from dymn.data import Source, TeacherTable, class_counts
+from dymn.errors import ConfigError
 from dymn.inherit import inherit
 from dymn.model import MODELS, MLPHead, MobileNet, create_model
 from dymn.training.recipe import ModelSettings
 from dymn.weights import load_model
 
+ROWS = 65_536  # read at a time
 
-def starting_model(settings: ModelSettings, labels: Sequence[str], generator: torch.Generator) -> MobileNet:
-    """Build or load the network of a run, with one output for each label and a card that says so.
+
+def pretrained_model(settings: ModelSettings) -> MobileNet | None:
+    """Load the checkpoint that a run starts from; None for an architecture.
 
     Raises:
-        ConfigError: if the architecture or a setting is unknown.
-        WeightsError: if a checkpoint cannot be loaded.
+        ConfigError: if settings of an architecture are given with a checkpoint.
+        WeightsError: if it cannot be loaded.
     """
     if settings.name in MODELS:
+        return None
+    for name in ("settings", "inherit"):
+        if getattr(settings, name):
+            raise ConfigError(
+                f"model.{name} is set, but {settings.name} is a network with weights. Remove it, or start from an architecture: "
+                f"{', '.join(MODELS)}."
+            )
+    return load_model(settings.name)
+
+
+def front_end_of(settings: ModelSettings, pretrained: MobileNet | None) -> FrontEndConfig:
+    """Return the front end of a run: that of the checkpoint, or the standard one, changed as the settings say."""
+    front_end = FrontEndConfig() if pretrained is None else pretrained.card.front_end
+    return from_dict(FrontEndConfig, {**dataclasses.asdict(front_end), **settings.front_end})
+
+
+def starting_model(
+    settings: ModelSettings, pretrained: MobileNet | None, labels: Sequence[str], front_end: FrontEndConfig, generator: torch.Generator
+) -> MobileNet:
+    """Return the network of a run, built anew or `pretrained`, with one output for each label and a card that says so.
+
+    Raises:
+        ConfigError: if a setting of the architecture is unknown.
+    """
+    if pretrained is None:
         model = create_model(settings.name, len(labels), generator=generator, **settings.settings)
-        front_end = FrontEndConfig()
     else:
-        model = load_model(settings.name)
-        front_end = model.card.front_end
-        if model.card.labels != tuple(labels):
-            model = with_classes(model, len(labels), generator)
-    if settings.front_end:
-        front_end = from_dict(FrontEndConfig, {**dataclasses.asdict(front_end), **settings.front_end})
+        model = pretrained if pretrained.card.labels == tuple(labels) else with_classes(pretrained, len(labels), generator)
     model.card = dataclasses.replace(model.card, labels=tuple(labels), front_end=front_end, metrics={}, provenance={})
     return model
 
@@ -50,32 +71,46 @@ def with_classes(model: MobileNet, num_classes: int, generator: torch.Generator)
 
 
 def inherit_weights(model: MobileNet, settings: ModelSettings, log_mel: Tensor, generator: torch.Generator) -> None:
-    """Give a fresh network the weights of `settings.inherit`, measured on a sample of the data [B, 1, F, T]."""
+    """Give a fresh network the weights of `settings.inherit`, measured on a sample of the data [B, 1, F, T].
+
+    Raises:
+        ConfigError: if that network has another front end or width, or is dynamic.
+        WeightsError: if it cannot be loaded.
+    """
     parent = load_model(settings.inherit)
+    if parent.card.front_end != model.card.front_end:
+        raise ConfigError(f"{settings.inherit} has another front end than the run, so that its weights do not fit. Set model.front_end.")
     if parent.card.labels != model.card.labels:
         parent = with_classes(parent, model.config.num_classes, generator)
-    inherit(model, parent, log_mel, generator)
+    inherit(model, parent.to(log_mel.device), log_mel, generator)
 
 
-def is_fresh(settings: ModelSettings) -> bool:
-    """Whether the run starts from random weights."""
-    return settings.name in MODELS and not settings.inherit
+def has_fresh_head(model: MobileNet) -> bool:
+    """Whether the last layer has not been trained: its bias is zero, as it is initialised."""
+    return not bool(_last_bias(model).any())
 
 
 @torch.no_grad()
 def set_prior(model: MobileNet, logits: Tensor) -> None:
     """Set the last layer's bias to logits [C], so that training does not begin with learning how rare the classes are."""
+    _last_bias(model).copy_(logits)
+
+
+def _last_bias(model: MobileNet) -> Tensor:
     last = model.head.classifier if isinstance(model.head, MLPHead) else model.head.norm
-    cast("nn.Linear | nn.BatchNorm2d", last).bias.copy_(logits)
+    return cast("nn.Linear | nn.BatchNorm2d", last).bias
 
 
 def prior_logits(source: Source, table: TeacherTable | None, kind: str) -> Tensor | None:
     """Return the mean teacher logit of each class [C], or the logit ("ce": the log) of its frequency; None without labels."""
     if table is not None:
         rows = table.match(source, partial=True)
-        return torch.from_numpy(np.asarray(table.logits[np.unique(rows[rows >= 0])], dtype=np.float32).mean(axis=0))
+        rows = np.unique(rows[rows >= 0])
+        parts = [table.logits[rows[start : start + ROWS]].astype(np.float64).sum(axis=0) for start in range(0, len(rows), ROWS)]
+        return torch.from_numpy(np.sum(parts, axis=0) / len(rows)).float()
     counts = class_counts(source)
     if counts.sum() == 0:
         return None
-    frequency = (counts + 0.5) / (len(source) + 1.0)
-    return torch.tensor([math.log(p) if kind == "ce" else math.log(p / (1 - p)) if p < 1 else 5.0 for p in frequency])
+    annotated = sum(source.catalog.mask_rows(slice(start, start + ROWS)).sum(axis=0) for start in range(0, len(source), ROWS))
+    frequency = torch.from_numpy((counts + 0.5) / (annotated + 1.0))
+    return (frequency.log() if kind == "ce" else frequency.logit()).float()

@@ -36,10 +36,15 @@ def save_state(state: RunState, path: Path) -> None:
     """Write a run's state.
 
     Raises:
-        OSError: if the disk is full or the folder cannot be written to; the file of before stays.
+        DataError: if the disk is full or the folder cannot be written to; the file of before stays.
     """
-    with atomic_write(path) as file:
-        torch.save({"format": FORMAT, **vars(state)}, file)
+    try:
+        with atomic_write(path) as file:
+            torch.save({"format": FORMAT, **vars(state)}, file)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        raise DataError(
+            f"{path} cannot be written: {error}. The state of before is untouched: make room, and the run continues from it."
+        ) from error
 
 
 def load_state(path: Path) -> RunState:
@@ -53,5 +58,7 @@ def load_state(path: Path) -> RunState:
         if values.pop("format") != FORMAT:
             raise KeyError("format")
         return RunState(**values)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error}.") from error
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise DataError(f"{path} is not the state of a run, or is damaged ({type(error).__name__}). Remove it to start anew.") from error

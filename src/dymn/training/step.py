@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,8 @@ from dymn.losses import Targets, distillation_loss, mix, probabilities, targets_
 from dymn.training.recipe import TrainConfig
 from dymn.training.teachers import OnlineTeachers
 
+Values = TypeVar("Values", npt.NDArray[Any], Tensor)
+
 
 class Share(NamedTuple):
     """Which clips of a global batch belong to this process: every `world`-th, from `rank` on."""
@@ -24,9 +26,14 @@ class Share(NamedTuple):
     rank: int = 0
     world: int = 1
 
-    def of(self, values: npt.NDArray[Any], n: int) -> npt.NDArray[Any]:
+    def of(self, values: Values, n: int) -> Values:
         """Return this process's `n` values of those drawn for the whole batch."""
         return values[self.rank :: self.world][:n]
+
+    def of_mixing(self, mixing: Mixing, n: int, device: torch.device) -> Mixing:
+        """Return the mixing of this process's `n` clips among themselves: the clips of the others are not here to be mixed with."""
+        order = self.of(mixing.partner, n)
+        return Mixing(order.argsort().argsort().to(device), self.of(mixing.share, n).to(device))
 
 
 class Step:
@@ -51,7 +58,8 @@ class Step:
         Args:
             model: called with log-mel [B, 1, F, T].
             batch: on the device of the model.
-            chance: the same in every process, so that what is drawn for a clip does not depend on how many there are.
+            chance: the same in every process. As much is drawn as the whole batch needs, whatever this process's share of it, so that
+                what is drawn for a clip does not depend on how many processes there are (but for its partner in a mixture).
         """
         waveform, targets = self._waveforms(batch, chance)
         log_mel, targets = self._spectrograms(waveform, targets, chance)
@@ -79,21 +87,19 @@ class Step:
             waveform = gain(waveform, self.share.of(decibels, n))
         targets = targets_of(batch.target, batch.mask, batch.teacher, batch.has_teacher, self.kind)
         if augment.wave_mixup:
-            mixing = self._on_device(draw_mixing(n, augment.wave_alpha, chance, augment.wave_mixup), waveform)
+            drawn = draw_mixing(self.batch_size, augment.wave_alpha, chance, augment.wave_mixup)
+            mixing = self.share.of_mixing(drawn, n, waveform.device)
             waveform, targets = mix_waveforms(waveform, mixing), targets.mixed(*mixing)
         return waveform, targets
 
     def _spectrograms(self, waveform: Tensor, targets: Targets, chance: np.random.Generator) -> tuple[Tensor, Targets]:
-        augment = self.augment
+        augment, n = self.augment, len(waveform)
         basis = self.front_end.jittered_basis(torch.Generator().manual_seed(int(chance.integers(2**62)))) if augment.jitter else None
         log_mel = self.front_end(waveform, basis)
         if augment.spec_mixup:
-            mixing = self._on_device(draw_mixing(len(log_mel), augment.spec_mixup, chance), log_mel)
+            mixing = self.share.of_mixing(draw_mixing(self.batch_size, augment.spec_mixup, chance), n, log_mel.device)
             log_mel, targets = mix(log_mel, mixing.partner, mixing.share), targets.mixed(*mixing)
         if augment.frequency_mask or augment.time_mask:
-            log_mel = spec_augment(log_mel, augment.frequency_mask, augment.time_mask, chance)
+            chances = self.share.of(chance.random((self.batch_size, 4)), n)
+            log_mel = spec_augment(log_mel, augment.frequency_mask, augment.time_mask, chances)
         return log_mel, targets
-
-    @staticmethod
-    def _on_device(mixing: Mixing, like: Tensor) -> Mixing:
-        return Mixing(mixing.partner.to(like.device), mixing.share.to(like.device))

@@ -8,8 +8,9 @@ import torch
 from dymn import paper
 from dymn.config import from_dict, round_channels, to_dict
 from dymn.errors import ConfigError
-from dymn.model import TABLE_I, MobileNet, Variant, context_size
+from dymn.model import TABLE_I, MobileNet, Variant, context_size, model_config
 from dymn.profiling import compare, count
+from dymn.training.recipe import load_recipe
 
 ROWS = [(table.number, row) for table in paper.TABLES.values() for row in table.rows]
 NARROW = 0.1
@@ -181,3 +182,15 @@ def test_unknown_parts_are_refused_by_name(setting):
     config = dataclasses.replace(Variant().config(), blocks=(block,), c_last=8)
     with pytest.raises(ConfigError, match="allowed: "):
         MobileNet(config)
+
+
+@pytest.mark.parametrize(("number", "row"), ROWS, ids=[f"{number}: {row.name}" for number, row in ROWS])
+def test_a_row_is_built_by_name_and_trained_by_a_recipe(number, row):
+    assert model_config(row.architecture, **row.settings) == row.variant.config()
+    run = load_recipe(row.recipe, row.assignments)
+    assert model_config(row.architecture, **run.model.settings) == row.variant.config()
+    assert run.model.name == row.architecture + "_im" * row.imagenet
+    assert bool(run.teacher.table) == row.distilled
+    if row.architecture.startswith("dymn"):
+        expected = (30, 1) if row.temperature is None else (row.temperature, row.temperature)
+        assert (run.schedule.tau_start, run.schedule.tau_end) == expected

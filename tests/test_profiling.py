@@ -87,6 +87,10 @@ def test_models_are_found_in_files(tmp_path):
     (tmp_path / "settings.toml").write_text('[model]\nname = "dymn04"\nattention = "se"\nnum_classes = 5\n')
     assert profiling.resolve(tmp_path / "whole.json") == config
     assert profiling.resolve(str(tmp_path / "settings.toml")) == model_config("dymn04", attention="se", num_classes=5)
+    (tmp_path / "recipe.toml").write_text('[model]\nname = "dymn04"\ninherit = "mn04_as"\nsettings = {n_kernels = 2}\n[optim]\nlr = 1e-3\n')
+    assert profiling.resolve(tmp_path / "recipe.toml") == model_config("dymn04", n_kernels=2)
+    (tmp_path / "plain.toml").write_text('model.name = "mn04_as"\n')
+    assert profiling.resolve(tmp_path / "plain.toml") == model_config("mn04")
     network = create_model("dymn04", num_classes=5)
     network.save_pretrained(tmp_path / "folder")
     assert profiling.resolve(str(tmp_path / "folder")) == network.config

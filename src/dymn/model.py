@@ -50,6 +50,7 @@ TABLE_I = (
 STRIDED = tuple(i for i, row in enumerate(TABLE_I) if row.stride == 2)
 LAST_EXPANSION = 6
 HIDDEN_CHANNELS = 1280
+NO_ATTENTION = "none"
 
 BLOCK_SETS: dict[str, tuple[int, ...]] = {
     "all": tuple(range(15)),
@@ -65,6 +66,7 @@ BLOCK_SETS: dict[str, tuple[int, ...]] = {
 class Variant:
     """The settings in which the networks of Tables II and V-XIII differ; the defaults are DyMN-M.
 
+    `attention` is a key of `dymn.layers.ATTENTIONS`; None, or "none" where a file has no other way to say it, is no attention.
     `dynamic_blocks` and `attention_blocks` are keys of `BLOCK_SETS` or block indices from 0 to 14; `attention_blocks` None
     means the dynamic blocks.
     """
@@ -89,8 +91,8 @@ class Variant:
 
     def __post_init__(self) -> None:
         check(0.05 <= self.width <= 16, f"width is {self.width}; it must be between 0.05 and 16.")
-        known = self.attention is None or self.attention in ATTENTIONS
-        check(known, f"attention is {self.attention!r}; allowed: None, {', '.join(ATTENTIONS)}.")
+        known = self.attention in (None, NO_ATTENTION, *ATTENTIONS)
+        check(known, f"attention is {self.attention!r}; allowed: {NO_ATTENTION}, {', '.join(ATTENTIONS)}.")
         check(self.context in CONTEXTS, f"context is {self.context!r}; allowed: {', '.join(CONTEXTS)}.")
         check(self.head in HEADS, f"head is {self.head!r}; allowed: {', '.join(HEADS)}.")
         strides_fit = len(self.strides) == len(STRIDED) and all(stride in (1, 2) for stride in self.strides)
@@ -121,7 +123,7 @@ class Variant:
                     activation=row.activation,
                     dynamic_convs=self.dynamic_convs if i in dynamic else (),
                     dynamic_relus=self.dynamic_relus if i in dynamic else (),
-                    attention=self.attention if i in attentive else None,
+                    attention=self.attention if i in attentive and self.attention != NO_ATTENTION else None,
                     context=self.context,
                     context_size=context_size(c_exp, self.width, self.reduction, self.h_min, self.h_max),
                     n_kernels=self.n_kernels,

@@ -7,8 +7,11 @@ of the paper lacks is None. `dymn.profiling.compare` sets our own counts beside 
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from dataclasses import dataclass
 from dataclasses import replace as but
+from typing import Any
 
 from dymn.config import check
 from dymn.model import Variant
@@ -25,7 +28,36 @@ class Row:
     variant: Variant
     distilled: bool = True
     imagenet: bool = False
-    temperature: str = "30 -> 1"  # of the kernel attention during training
+    temperature: float | None = None  # of the kernel attention during training; None is 30 falling to 1
+
+    @property
+    def architecture(self) -> str:
+        """The name of the network that the row starts from: `create_model(row.architecture, **row.settings)` builds it."""
+        return f"{'mn' if self.variant.dynamic_blocks == 'none' else 'dymn'}{round(10 * self.variant.width):02d}"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings of `Variant` in which the row differs from its `architecture`; "none" stands for no attention."""
+        base = dataclasses.asdict(MN if self.variant.dynamic_blocks == "none" else DYMN)
+        own = dataclasses.asdict(self.variant)
+        different = {name: value for name, value in own.items() if value != base[name] and name != "width"}
+        return {name: "none" if value is None else value for name, value in different.items()}
+
+    @property
+    def recipe(self) -> str:
+        """The recipe that trains the row, together with `assignments`: `dymn train RECIPE --set ... --data FOLDER`."""
+        if self.distilled and self.imagenet:
+            return f"audioset_kd:{self.architecture}"
+        family = self.architecture[:-2]
+        return f"audioset_ablation:{family}_{'kd' if self.distilled else 'no_kd'}_{'pt' if self.imagenet else 'no_pt'}"
+
+    @property
+    def assignments(self) -> tuple[str, ...]:
+        """What the row changes in its `recipe`, such as "model.settings.n_kernels=2"."""
+        changes = {f"model.settings.{name}": value for name, value in self.settings.items()}
+        if self.temperature is not None:
+            changes |= {"schedule.tau_start": self.temperature, "schedule.tau_end": self.temperature}
+        return tuple(f"{name}={json.dumps(value)}" for name, value in changes.items())
 
 
 @dataclass(frozen=True)
@@ -188,9 +220,9 @@ TABLE_X = Table(
         _proposed(name="K = 4"),
         Row("K = 6", 584, 13.12, 47.5, but(DYMN, n_kernels=6)),
         _proposed(name="τ annealing"),
-        Row("τ = 1", 582, 10.55, 47.4, but(DYMN, temperature=1.0), temperature="1"),
-        Row("τ = 10", 582, 10.55, 47.4, but(DYMN, temperature=10.0), temperature="10"),
-        Row("τ = 30", 582, 10.55, 47.4, but(DYMN, temperature=30.0), temperature="30"),
+        Row("τ = 1", 582, 10.55, 47.4, but(DYMN, temperature=1.0), temperature=1.0),
+        Row("τ = 10", 582, 10.55, 47.4, but(DYMN, temperature=10.0), temperature=10.0),
+        Row("τ = 30", 582, 10.55, 47.4, but(DYMN, temperature=30.0), temperature=30.0),
     ),
 )
 

@@ -10,6 +10,7 @@ from dymn.config import FrontEndConfig, ModelConfig, check, from_dict
 from dymn.errors import ConfigError
 from dymn.model import ALIASES, MODELS, MobileNet, Variant, model_config
 
+RECIPE_SETTINGS = ("inherit", "settings", "front_end", "prior")  # of a recipe's [model], beside the name
 Network = str | Path | Variant | ModelConfig | MobileNet
 
 
@@ -18,7 +19,7 @@ def resolve(model: Network) -> ModelConfig:
 
     Args:
         model: a string is the name of an architecture or of a published model (nothing is downloaded), a checkpoint, or a JSON
-            or TOML file with `Variant` settings or a whole `ModelConfig`, alone or under "model".
+            or TOML file: a recipe, `Variant` settings, or a whole `ModelConfig`, the latter two alone or under "model".
 
     Raises:
         ConfigError: if a setting is unknown or not allowed, or a config file cannot be read.
@@ -58,7 +59,10 @@ def _config_from_file(path: Path) -> ModelConfig:
     check(isinstance(settings, dict), f"model in {path} must be settings by name.")
     if "blocks" in settings:
         return from_dict(ModelConfig, settings)
-    return model_config(**{"name": "dymn10", **settings})
+    own = {name: value for name, value in settings.items() if name not in RECIPE_SETTINGS}
+    overrides = own | dict(settings.get("settings", {}))
+    name = str(overrides.pop("name", "dymn10"))
+    return model_config(name, **overrides) if overrides else _config_by_name(name)
 
 
 def front_end_of(model: Network) -> FrontEndConfig:

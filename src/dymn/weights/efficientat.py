@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dymn.config import BlockConfig, ModelConfig, round_channels
 from dymn.errors import ConfigError, WeightsError
-from dymn.hub import shorten
+from dymn.hub import is_finite, shorten
 from dymn.model import HIDDEN_CHANNELS, STRIDED, TABLE_I, MobileNet, context_size
 
 TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64)
@@ -105,7 +105,7 @@ def _checked(state: object, name: str) -> dict[str, Tensor]:
     for key, tensor in state.items():
         if not _is_plain(tensor):
             raise WeightsError(f"{name}: {key} is no plain tensor of numbers ({tensor.dtype}, {tensor.layout}).")
-        if not torch.isfinite(tensor).all():
+        if not is_finite(tensor):
             raise WeightsError(f"{name}: {key} holds values that are not finite. The file is damaged; get it again.")
     return {key: tensor.float() for key, tensor in state.items()}
 

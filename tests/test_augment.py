@@ -1,0 +1,138 @@
+"""Augmentation: what each part does, what it leaves as it is, and that the same chance gives the same result."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dymn.augment import draw_mixing, gain, mix_waveforms, roll, spec_augment
+from dymn.config import FrontEndConfig
+from dymn.frontend import LogMel, mel_basis
+from dymn.losses import mix
+from dymn.training.step import Share
+
+quick = settings(deadline=None, max_examples=40)
+
+
+def waveforms(n=4, samples=50, seed=0):
+    return torch.randn(n, samples, generator=torch.Generator().manual_seed(seed)) + 0.5
+
+
+def test_roll_shifts_each_clip_around_its_end():
+    x = torch.arange(10.0).repeat(3, 1)
+    rolled = roll(x, np.array([2, -3, 0]))
+    assert rolled[0].tolist() == [8, 9, 0, 1, 2, 3, 4, 5, 6, 7] and rolled[1].tolist() == [3, 4, 5, 6, 7, 8, 9, 0, 1, 2]
+    assert torch.equal(rolled[2], x[2])
+
+
+@quick
+@given(st.lists(st.integers(-200, 200), min_size=4, max_size=4))
+def test_roll_loses_nothing_and_can_be_undone(shifts):
+    x = waveforms()
+    rolled = roll(x, np.array(shifts))
+    assert torch.equal(rolled.sort(dim=1).values, x.sort(dim=1).values)
+    assert torch.equal(roll(rolled, -np.array(shifts)), x)
+
+
+def test_gain_in_decibels():
+    x = waveforms(3)
+    louder = gain(x, np.array([0.0, 20.0, -6.0206]))
+    assert torch.equal(louder[0], x[0]) and louder.dtype == x.dtype
+    torch.testing.assert_close(louder[1], 10 * x[1])
+    torch.testing.assert_close(louder[2], x[2] / 2, rtol=1e-5, atol=1e-6)
+
+
+@quick
+@given(n=st.integers(1, 40), alpha=st.floats(0.05, 5), probability=st.floats(0, 1), seed=st.integers(0, 1000))
+def test_mixing_keeps_at_least_half_and_permutes(n, alpha, probability, seed):
+    first, again = (draw_mixing(n, alpha, np.random.default_rng(seed), probability) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert sorted(first.partner.tolist()) == list(range(n))
+    assert (first.share >= 0.5).all() and (first.share <= 1).all() and first.share.dtype == torch.float32
+
+
+def test_how_often_clips_are_mixed():
+    never, half, always = (draw_mixing(4000, 2.0, np.random.default_rng(0), p).share < 1 for p in (0.0, 0.5, 1.0))
+    assert not never.any() and always.all() and 0.46 < half.float().mean() < 0.54
+
+
+def test_strength_of_the_paper():
+    """Beta(0.3, 0.3): shares near 1 are the most common; Beta(2, 2): near a half."""
+    strong = draw_mixing(4000, 2.0, np.random.default_rng(0)).share
+    weak = draw_mixing(4000, 0.3, np.random.default_rng(0)).share
+    assert (weak > 0.9).float().mean() > 0.4 > 0.1 > (strong > 0.9).float().mean()
+
+
+def test_mixed_waveforms_have_no_mean():
+    x = waveforms()
+    mixing = draw_mixing(4, 2.0, np.random.default_rng(1))
+    mixed = mix_waveforms(x, mixing)
+    assert mixed.mean(dim=1).abs().max() < 1e-6
+    centred = x - x.mean(dim=1, keepdim=True)
+    torch.testing.assert_close(mixed, mix(centred, mixing.partner, mixing.share), atol=1e-6, rtol=1e-5)
+
+
+def test_spec_augment_covers_one_stripe_in_each_direction_with_the_mean():
+    x = torch.randn(6, 1, 16, 30, generator=torch.Generator().manual_seed(0))
+    chances = np.random.default_rng(2).random((6, 4))
+    masked = spec_augment(x, 5, 8, chances)
+    assert torch.equal(masked, spec_augment(x, 5, 8, chances)) and not torch.equal(masked, x)
+    for before, after in zip(x[:, 0], masked[:, 0], strict=True):
+        changed = before != after
+        bands, frames = changed.all(dim=1), changed.all(dim=0)
+        assert torch.equal(changed, bands[:, None] | frames[None, :])
+        assert (after[changed] == before.mean()).all() or not changed.any()
+        for stripe, longest in ((bands, 5), (frames, 8)):
+            places = stripe.nonzero().flatten().tolist()
+            assert len(places) <= longest and (not places or places == list(range(places[0], places[-1] + 1)))
+
+
+@quick
+@given(frequency=st.integers(0, 40), time=st.integers(0, 60), chances=st.lists(st.floats(0, 0.999999), min_size=4, max_size=4))
+def test_spec_augment_within_any_size(frequency, time, chances):
+    x = torch.arange(12 * 20.0).view(1, 1, 12, 20)
+    masked = spec_augment(x, frequency, time, np.array([chances]))
+    changed = masked != x
+    assert masked.shape == x.shape and masked.dtype == x.dtype
+    assert changed.all(dim=3).sum() <= max(min(frequency, 12), 12 * (time >= 20))
+    if frequency == 0 and time == 0:
+        assert torch.equal(masked, x)
+
+
+def test_spec_augment_reaches_its_ends():
+    x = torch.arange(12 * 20.0).view(1, 1, 12, 20)
+    low = spec_augment(x, 3, 0, np.array([[0.999, 0.0, 0.0, 0.0]]))
+    high = spec_augment(x, 3, 0, np.array([[0.999, 0.999, 0.0, 0.0]]))
+    assert (low != x)[0, 0].all(dim=1).nonzero().flatten().tolist() == [0, 1, 2]
+    assert (high != x)[0, 0].all(dim=1).nonzero().flatten().tolist() == [9, 10, 11]
+    assert (spec_augment(x, 99, 0, np.array([[0.999, 0.5, 0.0, 0.0]])) == x.mean()).all()
+
+
+def test_jitter_moves_the_filters_within_its_range():
+    front_end = LogMel(FrontEndConfig())
+    first, again, other = (front_end.jittered_basis(torch.Generator().manual_seed(seed)) for seed in (0, 0, 1))
+    assert torch.equal(first, again) and not torch.equal(first, other) and first.shape == front_end.basis.shape
+    tops = [int(front_end.jittered_basis(torch.Generator().manual_seed(seed)).any(dim=0).nonzero().max()) for seed in range(40)]
+    lowest, highest = (int(mel_basis(front_end.config, 0.0, f_max).any(dim=0).nonzero().max()) for f_max in (14_001.0, 16_000.0))
+    assert lowest <= min(tops) < max(tops) <= highest
+    still = LogMel(FrontEndConfig(f_min_range=1, f_max_range=1))
+    assert torch.equal(still.jittered_basis(torch.Generator().manual_seed(3)), still.basis)
+
+
+@quick
+@given(world=st.sampled_from([1, 2, 3, 4]), per_process=st.integers(1, 6), bad=st.integers(0, 2), seed=st.integers(0, 99))
+def test_every_process_takes_its_part_of_what_is_drawn(world, per_process, bad, seed):
+    """All that is drawn for a batch is used once; clips are mixed with those of the same process."""
+    size = world * per_process
+    values = np.random.default_rng(seed).random(size)
+    mixing = draw_mixing(size, 2.0, np.random.default_rng(seed))
+    shares = [Share(rank, world) for rank in range(world)]
+    assert sorted(np.concatenate([share.of(values, per_process) for share in shares])) == sorted(values)
+    n = max(1, per_process - bad)
+    for share in shares:
+        part = share.of_mixing(mixing, n, torch.device("cpu"))
+        assert sorted(part.partner.tolist()) == list(range(n)) and torch.equal(part.share, mixing.share[share.rank :: world][:n])
+    if world == 1:
+        whole = shares[0].of_mixing(mixing, size, torch.device("cpu"))
+        assert torch.equal(whole.partner, mixing.partner) and torch.equal(whole.share, mixing.share)

@@ -20,6 +20,7 @@ from dymn.config import FrontEndConfig
 from dymn.errors import ConfigError, WeightsError
 from dymn.model import create_model
 from dymn.weights import REGISTRY, audioset_labels, convert, import_efficientat, load_model
+from dymn.weights.download import is_local
 
 MN04 = "weights/mn04_as_mAP_432.pt"
 
@@ -297,3 +298,12 @@ def test_looking_up_names_imports_nothing_slow():
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "False\n"
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = dymn.weights.nothing
+
+
+def test_the_model_that_comes_with_dymn():
+    entry = REGISTRY["dymn04_open"]
+    if not is_local(entry):
+        pytest.skip("this checkout comes without dymn04_open")
+    model = load_model("dymn04_open")
+    assert model.card.name == "dymn04_open" and model.card.labels == audioset_labels()
+    assert sum(parameter.numel() for parameter in model.parameters()) == entry.parameters

@@ -360,3 +360,10 @@ def test_a_packaged_model_that_is_not_there(tmp_path):
     assert not download.is_local(entry)
     with pytest.raises(WeightsError, match=r"model_y should come with dymn, but there is no .*no_such_file"):
         download.fetch(entry, never)
+
+
+def test_a_packaged_model_that_is_damaged():
+    entry = PublishedModel("model_y", "mn01", "audioset_labels.csv", 1, 1, packaged=True)
+    assert download.fetch(entry, never).path == download.local_path(entry)
+    with pytest.raises(WeightsError, match=r"audioset_labels.csv is damaged: .* Install dymn again"):
+        download.fetch(dataclasses.replace(entry, sha256=DIGEST), never)

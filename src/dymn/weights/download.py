@@ -103,7 +103,10 @@ def fetch(model: PublishedModel, validate: Callable[[Path], object], progress: P
     if model.packaged:
         if not path.is_file():
             raise WeightsError(f"{model.name} should come with dymn, but there is no {path}. Install dymn again, or choose another model.")
-        return LocalFile(path, sha256_of(path))
+        digest = sha256_of(path)
+        if model.sha256 not in (None, digest):
+            raise WeightsError(f"{path} is damaged: its SHA-256 is {digest} instead of {model.sha256}. Install dymn again.")
+        return LocalFile(path, digest)
     problem = ""
     if path.is_file():
         try:

@@ -82,6 +82,7 @@ class FrontEndConfig:
             check(isinstance(value, int) and value >= 1, f"{name} is {value!r}; it must be a whole number of at least 1.")
         check(self.win_length <= self.n_fft, f"win_length is {self.win_length}; it must not exceed n_fft ({self.n_fft}).")
         check(self.n_fft % 2 == 0 and self.n_fft <= 2**16, f"n_fft is {self.n_fft}; it must be even and at most 65536.")
+        check(self.sample_rate <= 768_000, f"sample_rate is {self.sample_rate} Hz; it must be at most 768000.")
         check(self.n_mels <= 1024, f"n_mels is {self.n_mels}; it must be at most 1024.")
         nyquist = self.sample_rate / 2
         check(
@@ -157,7 +158,7 @@ class ModelConfig:
             value = getattr(self, name)
             check(isinstance(value, int) and 1 <= value <= 2**20, f"{name} is {value!r}; it must be a whole number from 1 to 2^20.")
         check(0 <= self.dropout < 1, f"dropout is {self.dropout}; it must be in [0, 1).")
-        check(self.temperature > 0, f"temperature is {self.temperature}; it must be above 0.")
+        check(0 < self.temperature < float("inf"), f"temperature is {self.temperature}; it must be above 0 and finite.")
 
 
 MAX_TEXT = 1_000

@@ -140,12 +140,21 @@ def _digest(table: TeacherTable) -> str:
 
 def fingerprint(config: TrainConfig, data_digests: dict[str, str]) -> str:
     """Return a SHA-256 of all that decides a run's numbers; where it runs and writes does not."""
+    values = portable(config)
+    if values["data"]["least_draws"] == 0:  # as before there was this setting
+        del values["data"]["least_draws"]
+    return hashlib.sha256(json.dumps([values, data_digests], sort_keys=True).encode()).hexdigest()
+
+
+def portable(config: TrainConfig) -> dict[str, Any]:
+    """Return the settings that decide a run's numbers, without names of places and machines (a checkpoint's card shows them)."""
     values: dict[str, Any] = dataclasses.asdict(config)
     for section, names in (("run", ("out", "device", "threads", "trackers", "name", "licence")), ("data", ("path", "cache", "workers"))):
         for name in names:
             del values[section][name]
     for name in ("table", "index"):  # the digest tells which table it is, wherever it lies
         values["teacher"][name] = bool(values["teacher"][name]) or ""
-    if values["data"]["least_draws"] == 0:  # as before there was this setting
-        del values["data"]["least_draws"]
-    return hashlib.sha256(json.dumps([values, data_digests], sort_keys=True).encode()).hexdigest()
+    for name in ("name", "inherit"):
+        values["model"][name] = Path(values["model"][name]).name
+    values["teacher"]["models"] = [Path(name).name for name in values["teacher"]["models"]]
+    return values

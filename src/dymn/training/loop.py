@@ -32,7 +32,7 @@ from dymn.model import MobileNet
 from dymn.schedules import learning_rate_factor, temperature
 from dymn.training.distributed import united, use_global_norm
 from dymn.training.evaluation import deciding_metric, figures, is_better, score
-from dymn.training.inputs import Inputs, digests, fingerprint, open_inputs, quiet_loader, training_loader
+from dymn.training.inputs import Inputs, digests, fingerprint, open_inputs, portable, quiet_loader, training_loader
 from dymn.training.recipe import PRECISIONS, TrainConfig
 from dymn.training.report import Record, Reporter, Tracker, plot_curves, write_history, write_json
 from dymn.training.resolve import plain_name, resolve, with_folder
@@ -323,7 +323,7 @@ class Run:
         provenance = {
             "trained_with": f"dymn {dymn.__version__}",
             "epoch": self.state.epoch,
-            "config": dataclasses.asdict(self.config),
+            "config": portable(self.config),
             "data": self.digests,
             "versions": versions(),
         }

@@ -51,6 +51,7 @@ from dymn.training.teachers import OnlineTeachers
 
 SAMPLE_CLIPS = 96  # heard before training: for inherited weights, the teacher's prior and the spread of its embedding
 STATE_FILE, BEST_FILE, LAST_FILE, BAD_FILE = "state.pt", "best.safetensors", "last.safetensors", "bad_clips.csv"
+SLOW = 30.0  # seconds; curves are drawn after each epoch that takes longer, else only at the end
 PATIENCE = datetime.timedelta(hours=12)  # of the processes that wait while one evaluates
 
 
@@ -300,7 +301,7 @@ class Run:
         save_state(self.state, self.folder / STATE_FILE)
 
     def _write_epoch(self, record: Record) -> None:
-        values = {key.removeprefix("val_"): value for key, value in record.items() if key.startswith("val_")}
+        values = _validation(record)
         metric = deciding_metric(values, self.inputs.task)
         self._write_checkpoint(LAST_FILE, values)
         if metric not in values or is_better(metric, values[metric], self.state.best):
@@ -312,10 +313,15 @@ class Run:
         scaler = getattr(self.fabric.strategy.precision, "scaler", None)
         self.state.scaler = scaler.state_dict() if scaler is not None else {}
         write_history(self.folder / "log.jsonl", self.state.history)
-        with contextlib.suppress(MissingExtraError):
-            plot_curves(self.folder / "curves.png", self.state.history, metric)
+        if record["seconds"] > SLOW:
+            self._draw()
         if self.loader.bad:
             self.loader.write_bad(self.folder / BAD_FILE)
+
+    def _draw(self) -> None:
+        metric = deciding_metric(_validation(self.state.history[-1]), self.inputs.task)
+        with contextlib.suppress(MissingExtraError):
+            plot_curves(self.folder / "curves.png", self.state.history, metric)
 
     def _write_checkpoint(self, name: str, values: Record) -> None:
         network, run = self.result_network, self.config.run
@@ -347,9 +353,14 @@ class Run:
             result |= {f"test_{name}": value for name, value in figures(scores, self.inputs.task.loss).items()}
         result["checkpoint"] = str(self.folder / BEST_FILE)
         write_json(self.folder / "result.json", result)
+        self._draw()
         for listener in (self.reporter, *self.trackers):
             listener.finish(result)
         return result
+
+
+def _validation(record: Record) -> Record:
+    return {key.removeprefix("val_"): value for key, value in record.items() if key.startswith("val_")}
 
 
 def versions() -> dict[str, str]:

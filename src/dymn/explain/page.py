@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dymn.explain.arrays import POSITIONS, Array, BlockDecisions, Explanation
-from dymn.explain.picture import KERNEL_COLOURS, frequency_ticks, likeliest
+from dymn.explain.picture import KERNEL_COLOURS, attention_scale, frequency_ticks, function_zoom, kernel_zoom, likeliest
 from dymn.files import atomic_write
 
 PLACE = "{{explanation}}"
@@ -50,6 +50,8 @@ def _data(explanation: Explanation) -> dict[str, Any]:
         "timeline": _bytes(explanation.timeline.T),
         "positions": POSITIONS,
         "colours": KERNEL_COLOURS,
+        "scale": round(attention_scale(explanation), 5),
+        "kernelZoom": kernel_zoom(explanation),
         "blocks": [_block(block) for block in explanation.blocks],
     }
 
@@ -57,6 +59,7 @@ def _data(explanation: Explanation) -> dict[str, Any]:
 def _block(block: BlockDecisions) -> dict[str, Any]:
     return {
         "number": block.number,
+        "zoom": function_zoom(block),
         "kernels": {position: _rounded(values) for position, values in block.kernels.items()},
         "slopes": {position: _rounded(values) for position, values in block.slopes.items()},
         "intercepts": {position: _rounded(values) for position, values in block.intercepts.items()},

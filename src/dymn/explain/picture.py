@@ -30,6 +30,7 @@ FREQUENCIES = (250, 500, 1000, 2000, 4000, 8000, 16000)
 HEADING: dict[str, Any] = {"fontsize": 13, "fontweight": "bold", "color": INK}
 MAX_LABEL = 26
 MAX_LINES = 120  # functions drawn in one block
+ZOOMS = (20, 10, 5, 2)  # by which small differences are enlarged; the picture says by which
 
 
 def save_picture(explanation: Explanation, path: str | Path, dpi: int = 120) -> None:
@@ -172,12 +173,13 @@ def _legend(axes: Axes, explanation: Explanation) -> None:
         axes.fill_between([left + 0.01, left + 1 / n_kernels - 0.01], 0.085, 0.155, color=colour, linewidth=0)
         axes.text(left + 0.5 / n_kernels, 0.06, f"{k + 1}", ha="center", va="top", fontsize=10, color=SOFT)
     if n_kernels:
-        axes.text(0.5, 0.18, "kernels", ha="center", va="bottom", fontsize=11, color=INK)
+        axes.text(0.5, 0.18, "kernels" + enlargement(kernel_zoom(explanation)), ha="center", va="bottom", fontsize=11, color=INK)
 
 
 def _kernels(figure: Figure, grid: GridSpec, explanation: Explanation) -> None:
     cells = grid[:, 2].subgridspec(1, 3, wspace=0.12)
     n = len(explanation.blocks)
+    zoom = kernel_zoom(explanation)
     for i, position in enumerate(POSITIONS):
         axes = figure.add_subplot(cells[0, i])
         if i == 0:
@@ -190,14 +192,15 @@ def _kernels(figure: Figure, grid: GridSpec, explanation: Explanation) -> None:
         axes.tick_params(length=0, labelsize=10, colors=SOFT)
         axes.set_xlabel(position, fontsize=11, color=INK)
         for block in explanation.blocks:
-            _mixture(axes, block, position)
+            _mixture(axes, block, position, zoom)
 
 
-def _mixture(axes: Axes, block: BlockDecisions, position: str) -> None:
+def _mixture(axes: Axes, block: BlockDecisions, position: str, zoom: int) -> None:
     shares = block.kernels.get(position)
     if shares is None:
         axes.barh(block.number, 1, height=0.76, color="white", edgecolor=FAINT, linewidth=0.8, hatch="////")
         return
+    shares = 1 / len(shares) + zoom * (shares - 1 / len(shares))
     left = np.concatenate([[0], np.cumsum(shares)[:-1]])
     colours = [KERNEL_COLOURS[k % len(KERNEL_COLOURS)] for k in range(len(shares))]
     axes.barh(np.full(len(shares), block.number), shares, left=left, height=0.76, color=colours, edgecolor="white", linewidth=0.6)
@@ -206,7 +209,13 @@ def _mixture(axes: Axes, block: BlockDecisions, position: str) -> None:
 def _functions(figure: Figure, explanation: Explanation) -> None:
     n = len(explanation.blocks)
     grid = figure.add_gridspec(1, n, left=0.022, right=0.978, top=0.165, bottom=0.045, wspace=0.18)
-    figure.text(0.022, 0.187, "What its Dy-ReLU became in each channel (dashed: ReLU, orange: mean)", va="center", **HEADING)
+    figure.text(
+        0.022,
+        0.187,
+        "What its Dy-ReLU became in each channel (dashed: ReLU, orange: mean, ×: differences enlarged)",
+        va="center",
+        **HEADING,
+    )
     x = np.linspace(-2, 2, 81, dtype=np.float32)
     for i, block in enumerate(explanation.blocks):
         axes = figure.add_subplot(grid[0, i])
@@ -215,11 +224,13 @@ def _functions(figure: Figure, explanation: Explanation) -> None:
         axes.set_xticks([])
         axes.set_yticks([])
         axes.spines[:].set_color(FAINT)
-        axes.set_xlabel(f"block {block.number}" if i == 0 else f"{block.number}", fontsize=10.5, color=SOFT)
+        zoom = function_zoom(block)
+        axes.set_xlabel(("block " if i == 0 else "") + f"{block.number}" + f"  ×{zoom}" * (zoom > 1), fontsize=10.5, color=SOFT)
         axes.axhline(0, color=FAINT, linewidth=0.8, zorder=0)
         axes.axvline(0, color=FAINT, linewidth=0.8, zorder=0)
         for position in block.slopes:
             curves = functions(block, position, x)
+            curves = np.maximum(x, 0) + zoom * (curves - np.maximum(x, 0))
             shown = curves[np.linspace(0, len(curves) - 1, min(len(curves), MAX_LINES)).astype(int)]
             axes.plot(x, shown.T, color=SECOND_MAP, linewidth=0.6, alpha=max(0.06, min(0.5, 12 / len(shown))))
             axes.plot(x, curves.mean(axis=0), color=FIRST_MAP, linewidth=1.8)
@@ -254,7 +265,7 @@ def attention_scale(explanation: Explanation) -> float:
         )
         if rows is not None
     ]
-    return max(float(np.percentile(np.concatenate(found), 99)), 1e-3) if found else 0.0
+    return max(float(np.percentile(np.concatenate(found), 96)), 1e-3) if found else 0.0
 
 
 def functions(block: BlockDecisions, position: str, x: Array) -> Array:
@@ -262,6 +273,28 @@ def functions(block: BlockDecisions, position: str, x: Array) -> Array:
     slopes, intercepts = block.slopes[position], block.intercepts[position]
     curves: Array = (slopes[:, :, None] * x + intercepts[:, :, None]).max(axis=1)
     return curves
+
+
+def kernel_zoom(explanation: Explanation) -> int:
+    """Return by how much the differences from equal shares of the kernels can be enlarged so that all of them still fit."""
+    shares = [values for block in explanation.blocks for values in block.kernels.values()]
+    least = min((float((len(values) * (values - 1 / len(values))).min()) for values in shares), default=-1.0)
+    return next((zoom for zoom in ZOOMS if zoom * least > -0.9), 1)
+
+
+def function_zoom(block: BlockDecisions) -> int:
+    """Return by how much a block's differences from the ReLU can be enlarged so that nearly all of them still fit."""
+    if not block.slopes:
+        return 1
+    x = np.array([-2, 0, 2], np.float32)
+    differences = np.concatenate([np.abs(functions(block, position, x) - np.maximum(x, 0)).ravel() for position in block.slopes])
+    largest = float(np.percentile(differences, 98))
+    return next((zoom for zoom in ZOOMS if zoom * largest < 1), 1)
+
+
+def enlargement(zoom: int) -> str:
+    """Return what to say of enlarged differences."""
+    return f" (differences ×{zoom})" if zoom > 1 else ""
 
 
 def frequency_ticks(front_end: FrontEndConfig) -> tuple[list[float], list[str]]:

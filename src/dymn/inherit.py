@@ -22,7 +22,7 @@ from dymn.layers.context import OwnContext
 from dymn.model import MobileNet
 
 GATE = 0.8
-DISTURBANCE = 0.1  # of the kernels, in units of their standard deviation
+DISTURBANCE = 0.1  # of kernels, in units of their standard deviation; and of the gates, in units of their usual initial weights
 
 
 @torch.no_grad()
@@ -46,8 +46,9 @@ def inherit(student: MobileNet, parent: MobileNet, log_mel: Tensor, generator: t
         attention = block.attention
         if isinstance(attention, CoordinateAttention):
             excitation = excitation / GATE
-            for bias in (attention.frequency.bias, attention.time.bias):
-                nn.init.constant_(cast(Tensor, bias), math.log(math.sqrt(GATE) / (1 - math.sqrt(GATE))))
+            for gate in (attention.frequency, attention.time):
+                gate.weight.mul_(DISTURBANCE)
+                nn.init.constant_(cast(Tensor, gate.bias), math.log(math.sqrt(GATE) / (1 - math.sqrt(GATE))))
         for position in ("expand", "depthwise", "project"):
             stage, source = getattr(block, position), getattr(static, position)
             if not hasattr(source, "conv"):

@@ -1,0 +1,240 @@
+"""`dymn train`, `evaluate` and `teach` from end to end, with a tiny network on tiny data."""
+
+import csv
+import json
+import shutil
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from dymn import create_model, hub
+from dymn.cli import app
+from dymn.commands.epochs import EpochTable, duration, figure
+from dymn.commands.teach import spread
+from dymn.config import ModelCard
+from dymn.data import TeacherTable
+from dymn.weights import load_model
+from layouts import write_audio, write_esc50, write_table
+
+CLASSES = ("knock", "whistle")
+QUICK = ("--epochs", "2", "--set", "data.least_draws=0", "--set", "optim.batch_size=4", "--device", "cpu")
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory):
+    """A reader's folder: clips in a folder a class, the same as a table, a model of other classes, a model of these."""
+    folder = tmp_path_factory.mktemp("desk")
+    rows = [["path", "labels"]]
+    for i, name in enumerate(CLASSES):
+        for clip in range(6):
+            write_audio(folder / "clips" / name / f"{clip}.wav", 300 + 2000 * i + 10 * clip)
+            rows.append([f"clips/{name}/{clip}.wav", name if clip else "knock;whistle"])
+    write_table(folder / "table.csv", rows)
+    for name, labels in (("other", ("a", "b", "c")), ("same", CLASSES), ("wider", ("whistle", "x", "knock"))):
+        network = create_model("mn01", len(labels), generator=torch.Generator().manual_seed(0))
+        network.card = ModelCard(name=name, labels=labels, exclusive=True)
+        hub.save(network, folder / f"{name}.safetensors")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def at_desk(desk, monkeypatch):
+    monkeypatch.chdir(desk)
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr("dymn.training.loop.plot_curves", lambda *_: None)
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def losses(folder):
+    lines = (folder / "log.jsonl").read_text().splitlines()
+    return [json.loads(line)["loss"] for line in lines]
+
+
+def test_train_then_tag_then_evaluate_then_train_again(desk):
+    command = ("train", "--data", "clips", "--model", "other.safetensors", *QUICK)
+    done = run(*command)
+    assert done.exit_code == 0, done.output
+    folder, checkpoint = desk / "runs" / "other", "runs/other/best.safetensors"
+    assert f"Checkpoint: {checkpoint}" in done.stdout and "validation clips: accuracy" in done.stdout
+    assert "2/2" in done.stderr and "val accuracy" in done.stderr
+    config = json.loads((folder / "config.json").read_text())["config"]
+    assert config["data"]["kind"] == "folder" and config["data"]["test"] == "" and config["data"]["seconds"] == 1.0
+    assert load_model(folder / "best.safetensors").card.labels == CLASSES
+
+    tagged = run("tag", "clips/knock/0.wav", "--model", checkpoint, "--format", "json")
+    scores = [tag["score"] for tag in json.loads(tagged.stdout)["recordings"][0]["tags"]]
+    assert len(scores) == 2 and sum(scores) == pytest.approx(1, abs=1e-4)
+
+    judged = run("evaluate", checkpoint, "--data", "clips", "--split", "val", "--format", "json", "--per-class", "classes.csv")
+    assert judged.exit_code == 0, judged.output
+    found, result = json.loads(judged.stdout), json.loads((folder / "result.json").read_text())
+    assert found["accuracy"] == result["val_accuracy"] and found["clips"] == 2 and found["split"] == "val"
+    with (desk / "classes.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["label"] for row in rows] == list(CLASSES) and [row["positives"] for row in rows] == ["1", "1"]
+
+    again = run(*command)
+    assert again.exit_code == 0 and "Continuing runs/other after epoch 2" in again.stderr
+    assert json.loads((folder / "result.json").read_text()) == result
+    changed = run(*command, "--set", "optim.lr=1e-3")
+    assert changed.exit_code == 2 and "another" in changed.stderr.lower()
+
+
+def test_interrupted_run_continues(desk, monkeypatch):
+    command = ("train", "--data", "clips", "--model", "other.safetensors", *QUICK, "--quiet", "--out")
+    assert run(*command, "whole").exit_code == 0
+    batch = EpochTable.batch
+    seen = []
+
+    def interrupt(self, loss):
+        batch(self, loss)
+        seen.append(loss)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EpochTable, "batch", interrupt)
+        stopped = run(*[word for word in command if word != "--quiet"], "parts")
+    assert stopped.exit_code == 130, stopped.output
+    assert "Interrupted" in stopped.stderr and "The same command continues" in stopped.stderr
+    assert len(losses(desk / "parts")) == 1
+    finished = run(*command, "parts")
+    assert finished.exit_code == 0 and finished.stderr == ""
+    assert losses(desk / "parts") == losses(desk / "whole")
+    assert (desk / "parts/best.safetensors").stat().st_size > 0
+
+
+def test_table_of_several_labels(desk):
+    done = run("train", "--data", "table.csv", "--model", "other.safetensors", "--out", "tabled", *QUICK, "--set", "data.holdout=0.5")
+    assert done.exit_code == 0, done.output
+    assert "mAP" in done.stdout and not load_model(desk / "tabled" / "best.safetensors").card.exclusive
+    judged = run("evaluate", "tabled/best.safetensors", "--data", "table.csv")
+    assert judged.exit_code == 0 and "all clips were taken" in judged.stderr
+    assert [line.split()[0] for line in judged.stdout.splitlines()] == ["data", "clips", "mAP", "roc_auc", "d_prime"]
+
+
+def test_all_folds(desk, tmp_path):
+    write_esc50(tmp_path / "esc")
+    done = run("train", "esc10", "--data", tmp_path / "esc", "--model", "other.safetensors", "--fold", "all", "--out", "folds", *QUICK)
+    assert done.exit_code == 0, done.output
+    summary = json.loads((desk / "folds" / "folds.json").read_text())
+    results = [json.loads((desk / "folds" / f"fold{n}" / "result.json").read_text())["test_accuracy"] for n in range(1, 6)]
+    assert summary["folds"] == results and summary["mean"] == pytest.approx(sum(results) / 5) and summary["metric"] == "accuracy"
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["fold"] * 5 + ["mean"]
+    settings = [json.loads((desk / "folds" / f"fold{n}" / "config.json").read_text())["config"] for n in (1, 5)]
+    assert [config["data"].pop("fold") for config in settings] == [1, 5]
+    for config in settings:
+        config["run"].pop("out")
+    assert settings[0] == settings[1]
+    unsaid = run("train", "esc10", "--data", tmp_path / "esc", "--model", "other.safetensors", "--out", "unsaid")
+    assert unsaid.exit_code == 2 and "--fold" in unsaid.stderr
+    judged = run("evaluate", "folds/fold2/best.safetensors", "--data", tmp_path / "esc", "--kind", "esc10", "--fold", "2", "-f", "json")
+    assert json.loads(judged.stdout)["accuracy"] == results[1]
+
+
+def test_teach_and_distil(desk):
+    taught = run("teach", "clips", "--models", "same.safetensors", "same.safetensors", "--out", "table.safetensors", "--seconds", "1")
+    assert taught.exit_code == 0, taught.output
+    assert taught.stdout == "table.safetensors  12 clips, 2 classes\n"
+    table = TeacherTable.open(desk / "table.safetensors")
+    assert len(table.models) == 2 and table.settings["seconds"] == 1
+    one = run("teach", "clips", "--out=one.safetensors", "--models", "same.safetensors", "--seconds", "1", "--quiet")
+    assert one.exit_code == 0 and (TeacherTable.open(desk / "one.safetensors").logits == table.logits).all()
+    done = run(
+        "train", "--data", "clips", "--model", "other.safetensors", "--out", "pupil", *QUICK, "--set", "teacher.table=one.safetensors"
+    )
+    assert done.exit_code == 0, done.output
+    assert "agreement" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("D --models A B C --out F", "D --models A --models B --models C --out F"),
+        ("D --models A --models B -o F", "D --models A --models B -o F"),
+        ("--models=A D --out F", "--models=A D --out F"),
+        ("D -o F --models A B", "D -o F --models A --models B"),
+    ],
+)
+def test_spread(words, expected):
+    assert spread(words.split(), "--models") == expected.split()
+
+
+def test_evaluate_matches_classes_by_name(desk):
+    network = load_model("wider.safetensors")
+    chosen = torch.tensor([2, 0])
+    narrow = create_model("mn01", len(CLASSES))
+    state = network.state_dict()
+    for name in ("head.classifier.weight", "head.classifier.bias"):
+        state[name] = state[name][chosen]
+    narrow.load_state_dict(state)
+    narrow.card = ModelCard(name="sorted", labels=CLASSES, exclusive=True)
+    hub.save(narrow, desk / "sorted.safetensors")
+    answers = [json.loads(run("evaluate", f"{name}.safetensors", "-d", "clips", "-f", "json").stdout) for name in ("wider", "sorted")]
+    assert [answer.pop("model") for answer in answers] == ["wider.safetensors", "sorted.safetensors"]
+    assert answers[0] == answers[1] and answers[0]["clips"] == 12
+    lacking = run("evaluate", "other.safetensors", "--data", "clips")
+    assert lacking.exit_code == 2 and "lacks 2 of the 2 classes" in lacking.stderr and "knock" in lacking.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("train", "--data PATH"),
+        ("train --data nowhere", "nothing at nowhere"),
+        ("train nope --data clips", "no recipe 'nope'"),
+        ("train esc50 --data clips", "mn04, mn10"),
+        ("train --data clips --set optim.lrr=1", "no setting lrr"),
+        ("train --data clips --set optim.lr=-1", "optim.lr is -1"),
+        ("train --data clips --set optim.lr", "no assignment"),
+        ("train --data clips --model mn77", "mn77"),
+        ("train --data clips --model same.safetensors --kind imagenet", "imagenet"),
+        ("train --data clips --model same.safetensors --fold all", "no folds"),
+        ("train --data clips --fold first", "'first'"),
+        ("train --data clips --model same.safetensors --device abacus", "abacus"),
+        ("evaluate same.safetensors --data nowhere", "nothing at nowhere"),
+        ("evaluate same.safetensors --data clips --kind imagenet", "imagenet"),
+        ("evaluate same.safetensors --data clips --split later", "later"),
+        ("evaluate mn77 --data clips", "mn77"),
+        ("teach nowhere --models same.safetensors --out t", "nothing at nowhere"),
+        ("teach clips --models mn77 --out t", "mn77"),
+        ("teach clips --models same.safetensors other.safetensors --out t", "differ in classes"),
+        ("teach clips --models same.safetensors --out t --fill loop", "loop"),
+    ],
+)
+def test_wrong_use(words, message, desk):
+    done = run(*words.split())
+    assert done.exit_code == 2, done.output
+    assert message in done.stderr and done.stderr.startswith("dymn: ") and done.stderr.count("\n") == 1
+    assert not done.stdout and not (desk / "runs" / "same").exists()
+    shutil.rmtree(desk / "t.part", ignore_errors=True)
+
+
+def test_recipes_are_listed():
+    listed = run("train", "--recipes").stdout.split()
+    assert {"fine_tune", "esc10", "audioset_kd:dymn20", "dcase20:mn30"} <= set(listed)
+
+
+def test_bar_where_someone_sees_it(monkeypatch, capsys):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    table = EpochTable()
+    table.start(2, 0, 3)
+    for epoch in range(2):
+        for _ in range(3):
+            table.batch(1.0)
+        table.epoch({"epoch": epoch, "loss": 1.5, "val_accuracy": 0.5, "lr": 1e-3, "clips_per_second": 12.0, "seconds": 61.0})
+    table.finish({})
+    assert "50.00 %" in capsys.readouterr().err and table.progress is None
+
+
+def test_figures_as_text():
+    assert [duration(s) for s in (3.21, 185, 7385)] == ["3.2 s", "3:05", "2:03:05"]
+    assert [figure(*pair) for pair in (("test_accuracy", 0.985), ("val_mAP", 0.43216), ("distillation", 0.1))] == [
+        "98.50 %",
+        "0.4322",
+        "0.1000",
+    ]

@@ -1,0 +1,93 @@
+"""What a recipe leaves open, and which layout a dataset has."""
+
+import pytest
+
+from dymn.data import open_source
+from dymn.data.detect import detect
+from dymn.errors import ConfigError, DataError
+from dymn.training import load_recipe
+from dymn.training.resolve import plain_name, resolve, with_folder
+from layouts import write_audio, write_audioset, write_corpus, write_esc50, write_fsd50k, write_openmic, write_table, write_tau
+
+
+@pytest.mark.parametrize(
+    ("write", "kind"),
+    [
+        (write_esc50, "esc50"),
+        (write_fsd50k, "fsd50k"),
+        (write_openmic, "openmic"),
+        (write_tau, "tau"),
+        (write_audioset, "audioset_hdf5"),
+        (write_corpus, "shards"),
+    ],
+)
+def test_published_layouts_are_known(write, kind, tmp_path):
+    write(tmp_path / "data")
+    layout = detect(tmp_path / "data")
+    assert layout == (kind, tmp_path / "data") and len(open_source(*layout)) > 0
+    for file in (tmp_path / "data").iterdir():
+        if file.suffix == ".hdf":
+            assert detect(file) == (kind, file)
+
+
+def test_esc10_by_itself(shared):
+    assert detect(shared / "esc10").kind == "esc10"
+
+
+def test_folders_tables_and_archives(tmp_path):
+    write_audio(tmp_path / "data" / "a" / "x.wav")
+    assert detect(tmp_path / "data") == ("folder", tmp_path / "data")
+    write_table(tmp_path / "data" / "list.csv", [["path", "label"], ["a/x.wav", "a"]])
+    assert detect(tmp_path / "data") == detect(tmp_path / "data" / "list.csv") == ("csv", tmp_path / "data" / "list.csv")
+    write_table(tmp_path / "data" / "more.csv", [["path"]])
+    with pytest.raises(DataError, match=r"list\.csv, more\.csv"):
+        detect(tmp_path / "data")
+    (tmp_path / "x.tar").touch()
+    assert detect(tmp_path / "x.tar").kind == "shards"
+    with pytest.raises(DataError, match="say its kind"):
+        detect(tmp_path / "data" / "a" / "x.wav")
+    with pytest.raises(DataError, match="There is no dataset"):
+        detect(tmp_path / "nowhere")
+
+
+def fine_tune(path, *assignments):
+    return load_recipe("fine_tune", [f'data.path="{path}"', *assignments])
+
+
+@pytest.mark.parametrize(("longest", "seconds"), [(0.3, 1.0), (2.4, 2.4), (12.0, 10.0)])
+def test_length_of_clips_comes_from_the_clips(tmp_path, longest, seconds):
+    write_audio(tmp_path / "a" / "x.wav", seconds=longest, rate=8_000)
+    write_audio(tmp_path / "b" / "y.wav", seconds=0.2)
+    assert resolve(fine_tune(tmp_path)).data.seconds == seconds
+    assert resolve(fine_tune(tmp_path, "data.seconds=3")).data.seconds == 3
+
+
+def test_a_test_set_is_taken_where_there_is_one(tmp_path):
+    for split in ("train", "test"):
+        for name in ("a", "b"):
+            write_audio(tmp_path / "split" / split / name / "x.wav")
+            write_audio(tmp_path / "plain" / name / f"{split}.wav")
+    write_esc50(tmp_path / "esc")
+    assert resolve(fine_tune(tmp_path / "split")).data.test == "test"
+    assert resolve(fine_tune(tmp_path / "plain")).data.test == ""
+    config = resolve(fine_tune(tmp_path / "esc", "data.fold=2"))
+    assert (config.data.kind, config.data.test, config.data.fold, config.data.seconds) == ("esc50", "test", 2, 0.0)
+
+
+def test_nothing_open_means_no_change(tmp_path):
+    write_esc50(tmp_path)
+    config = load_recipe("esc50:mn04", [f'data.path="{tmp_path}"'])
+    assert resolve(config) == config
+    with pytest.raises(ConfigError, match="--data"):
+        resolve(load_recipe("esc50:mn04"))
+    with pytest.raises(ConfigError, match="auto, folder"):
+        resolve(config.replace({"data.kind": "esc"}))
+
+
+def test_folders_of_runs():
+    config = load_recipe("fine_tune", ["model.name=mn04_as"])
+    assert with_folder(config).run.out == "runs/mn04_as"
+    assert with_folder(config.replace({"data.fold": 3})).run.out == "runs/mn04_as/fold3"
+    assert with_folder(config.replace({"run.out": "here"})).run.out == "here"
+    names = ("mn04_as", "models/dog.safetensors", "runs/dogs/best.safetensors", "user/repo", "my model")
+    assert [plain_name(name) for name in names] == ["mn04_as", "dog", "dogs", "repo", "my_model"]

@@ -1,6 +1,7 @@
 """The paper's tables: every row counted, built and trained."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from dymn.config import from_dict, round_channels, to_dict
 from dymn.errors import ConfigError
 from dymn.model import TABLE_I, MobileNet, Variant, context_size, model_config
 from dymn.profiling import compare, count
+from dymn.profiling.formats import comparison_markdown
 from dymn.training.recipe import load_recipe
 
 ROWS = [(table.number, row) for table in paper.TABLES.values() for row in table.rows]
@@ -194,3 +196,10 @@ def test_a_row_is_built_by_name_and_trained_by_a_recipe(number, row):
     if row.architecture.startswith("dymn"):
         expected = (30, 1) if row.temperature is None else (row.temperature, row.temperature)
         assert (run.schedule.tau_start, run.schedule.tau_end) == expected
+
+
+def test_the_page_of_the_tables_is_current(compared):
+    page = Path(__file__).parents[1] / "docs" / "paper-tables.md"
+    assert page.read_text(encoding="utf-8") == comparison_markdown(list(compared.values())), (
+        "make it again: dymn profile --table all --format markdown --output docs/paper-tables.md"
+    )

@@ -151,7 +151,7 @@ def check_run(config, out):
 def test_every_recipe_trains(name, datasets, weights, tmp_path, no_curves):
     config = load_recipe(name)
     kind = "folder" if config.data.kind == "auto" else config.data.kind
-    config = config.replace({"data.kind": kind, **({"data.test": ""} if config.data.test == "auto" else {})})
+    config = config.replace({"data.kind": kind} | {f"data.{part}": "" for part in ("val", "test") if getattr(config.data, part) == "auto"})
     config = tiny(config, datasets(kind), weights, tmp_path / "run")
     result = check_run(config, tmp_path / "run")
     if name == "dymn04_open":

@@ -69,7 +69,11 @@ def test_a_test_set_is_taken_where_there_is_one(tmp_path):
             write_audio(tmp_path / "plain" / name / f"{split}.wav")
     write_esc50(tmp_path / "esc")
     assert resolve(fine_tune(tmp_path / "split")).data.test == "test"
-    assert resolve(fine_tune(tmp_path / "plain")).data.test == ""
+    plain = resolve(fine_tune(tmp_path / "plain")).data
+    assert (plain.val, plain.test) == ("val", "")
+    for name in ("a", "b"):
+        write_audio(tmp_path / "single" / name / "x.wav")
+    assert resolve(fine_tune(tmp_path / "single")).data.val == ""
     config = resolve(fine_tune(tmp_path / "esc", "data.fold=2"))
     assert (config.data.kind, config.data.test, config.data.fold, config.data.seconds) == ("esc50", "test", 2, 0.0)
 

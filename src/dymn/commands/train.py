@@ -224,6 +224,8 @@ def train_all_folds(config: TrainConfig, quiet: bool) -> None:
     finally:
         for table in tables:
             table.close()
+    if not result:  # of several processes only one reports
+        return
     for number, value in zip(result["fold_numbers"], result["folds"], strict=True):
         typer.echo(f"fold {number}  {result['metric']} {figure(result['metric'], value)}")
     typer.echo(f"mean    {result['metric']} {figure(result['metric'], result['mean'])}")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dymn import metrics
-from dymn.data import TASKS
+from dymn.data import TASKS, open_source
 from dymn.errors import ConfigError
 from dymn.training.loop import train
 from dymn.training.recipe import TrainConfig
@@ -20,7 +20,8 @@ FOLDS_FILE = "folds.json"
 def train_folds(config: TrainConfig, reporter: Callable[[int], Reporter] | None = None) -> Record:
     """Train once for each fold, into OUT/fold1 and so on; return the task's figure by fold and its mean, as in OUT/folds.json.
 
-    Nothing is chosen by fold: every run has the same settings. Folds that are done are not trained again.
+    Nothing is chosen by fold: every run has the same settings. Folds that are done are not trained again. Of several processes only
+    the first returns more than an empty mapping.
 
     Args:
         config: its `data.fold` is not looked at.
@@ -37,6 +38,8 @@ def train_folds(config: TrainConfig, reporter: Callable[[int], Reporter] | None 
     for fold in numbers:
         run = config.replace({"data.fold": fold, "run.out": str(out / f"fold{fold}")})
         results.append(train(run, reporter(fold) if reporter is not None else None))
+    if not all(results):  # of several processes only one is told
+        return {}
     values = metrics.fold_mean(results, f"test_{task.metric}")
     summary: dict[str, Any] = {"metric": task.metric, "fold_numbers": numbers, **values, "train_seconds": _total(results)}
     write_json(out / FOLDS_FILE, summary)
@@ -49,8 +52,6 @@ def fold_numbers(config: TrainConfig) -> list[int]:
     Raises:
         ConfigError: if it has none.
     """
-    from dymn.data import open_source
-
     data = config.data
     folds = sorted(set(open_source(data.kind, data.path, **data.options).catalog.folds))
     if not folds:

@@ -46,9 +46,9 @@ class ModelSettings:
 class DataSettings:
     """Which dataset (a key of `dymn.data.TASKS`, or "auto"), which parts of it, and how its clips are cut.
 
-    `seconds` 0 means the dataset's own clip length. An empty split name leaves that part out; `test` "auto" takes it where there is
-    one. `sampling` "balanced" draws `draws` clips an epoch by class frequency, "plain" presents every clip once (or `draws` clips,
-    if not 0), but at least `least_draws`, in as many passes as that takes.
+    `seconds` 0 means the dataset's own clip length. An empty split name leaves that part out; `val` and `test` "auto" take it where
+    there is one. `sampling` "balanced" draws `draws` clips an epoch by class frequency, "plain" presents every clip once (or `draws`
+    clips, if not 0), but at least `least_draws`, in as many passes as that takes.
     """
 
     kind: str = "folder"

@@ -6,10 +6,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from dymn.data import TASKS, BadClip, open_source
+from dymn.data import TASKS, BadClip, Source, open_source, select
 from dymn.data.detect import detect
-from dymn.errors import ConfigError
-from dymn.training.recipe import AUTO, TrainConfig
+from dymn.errors import ConfigError, DataError
+from dymn.training.recipe import AUTO, DataSettings, TrainConfig
 
 LOOKED_AT = 24  # clips whose length decides
 SHORTEST = 1.0  # seconds
@@ -18,8 +18,9 @@ SHORTEST = 1.0  # seconds
 def resolve(config: TrainConfig) -> TrainConfig:
     """Return the run with nothing left open; a config without anything open stays as it is.
 
-    `data.kind` "auto" becomes the kind that the files show, `data.test` "auto" becomes "test" or "" (no test set), and where neither
-    config nor dataset says how long a training clip is, it is as long as the longest of some clips of it, within the kind's length.
+    `data.kind` "auto" becomes the kind that the files show; `data.val` and `data.test` "auto" become "val" and "test", or "" where
+    there are no such clips. Where neither config nor dataset says how long a training clip is, it is as long as the longest of some
+    clips, within the kind's length.
 
     Raises:
         ConfigError: if no data are named.
@@ -38,11 +39,10 @@ def resolve(config: TrainConfig) -> TrainConfig:
         raise ConfigError(f"data.kind is {data.kind!r}; allowed: {AUTO}, {', '.join(TASKS)}.")
     task = TASKS[data.kind]
     needs_length = data.seconds == 0 and task.classes is None
-    if data.test == AUTO or needs_length:
+    parts = [name for name in ("val", "test") if getattr(data, name) == AUTO]
+    if parts or needs_length:
         whole = open_source(data.kind, data.path, **data.options)
-        changes = {}
-        if data.test == AUTO:
-            changes["data.test"] = "test" if data.fold or "test" in whole.catalog.splits else ""
+        changes = {f"data.{name}": name if _has(whole, name, data) else "" for name in parts}
         if needs_length:
             step = max(1, len(whole) // LOOKED_AT)
             clips = [clip for clip in (whole[i] for i in range(0, len(whole), step)) if not isinstance(clip, BadClip)]
@@ -50,6 +50,14 @@ def resolve(config: TrainConfig) -> TrainConfig:
             changes["data.seconds"] = min(task.seconds, max(SHORTEST, round(longest, 1)))
         config = config.replace(changes)
     return config
+
+
+def _has(whole: Source, split: str, data: DataSettings) -> bool:
+    try:
+        select(whole, split, fold=data.fold or None, holdout=data.holdout)
+    except DataError:
+        return False
+    return True
 
 
 def with_folder(config: TrainConfig) -> TrainConfig:

@@ -98,7 +98,7 @@ def test_models_are_found_in_files(tmp_path):
     assert profiling.resolve(tmp_path / "plain.toml") == model_config("mn04")
     network = create_model("dymn04", num_classes=5)
     network.save_pretrained(tmp_path / "folder")
-    assert profiling.resolve(str(tmp_path / "folder")) == network.config
+    assert profiling.resolve(str(tmp_path / "folder")) == profiling.resolve(tmp_path / "folder" / "config.json") == network.config
 
 
 @pytest.mark.parametrize("text", ["[1, 2]", "{", '{"model": 3}', '{"colour": "red"}'])
@@ -193,6 +193,14 @@ def test_profile_follows_the_front_end_and_leaves_out_time():
     profile = profiling.profile("mn10_as_mels_64", input_seconds=5, front_end=FrontEndConfig(n_mels=64, hop_length=640), runs=0)
     assert (profile.n_mels, profile.n_frames, profile.latency) == (64, 250, None)
     assert profiling.profile("mn10_as_mels_40", runs=0).n_mels == 40
+
+
+def test_profile_of_a_checkpoint_has_its_front_end(tmp_path):
+    network = create_model("mn01", num_classes=2)
+    network.card = dataclasses.replace(network.card, front_end=FrontEndConfig(n_mels=64))
+    network.save_pretrained(tmp_path)
+    profile = profiling.profile(str(tmp_path), runs=0)
+    assert (profile.name, profile.n_mels, profile.latency) == (str(tmp_path), 64, None)
 
 
 def test_latency_leaves_the_mode_alone():

@@ -189,7 +189,9 @@ def _stretch(source: Source, sample_rate: int | None, target_rate: int, start: f
 
 
 def _name(source: Source) -> str:
-    return Path(source).name if isinstance(source, (str, Path)) else str(getattr(source, "name", "recording"))
+    if isinstance(source, (str, Path)):
+        return "standard input" if str(source) == "-" else Path(source).name
+    return str(getattr(source, "name", "recording"))
 
 
 def _timeline(model: MobileNet, log_mel_of: LogMel, waveform: Array, sample_rate: int, window: float, hop: float) -> tuple[Array, Array]:

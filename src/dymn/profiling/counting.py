@@ -57,7 +57,7 @@ def count(model: Network, n_mels: int = 128, n_frames: int = 1000) -> Count:
 
 @lru_cache(maxsize=256)
 def _count(config: ModelConfig, n_mels: int, n_frames: int) -> Count:
-    network = on_meta(config)
+    network = MobileNet.skeleton(config).eval()  # shapes without values
     ledger = _Ledger()
     with torch.no_grad(), _places(network, ledger), ledger:
         network(torch.empty(1, 1, n_mels, n_frames, device="meta"))
@@ -65,12 +65,6 @@ def _count(config: ModelConfig, n_mels: int, n_frames: int) -> Count:
     for (place, kind), macs in ledger.macs.items():
         parts[place][kind] = macs
     return Count(sum(p.numel() for p in network.parameters()), sum(ledger.macs.values()), parts)
-
-
-def on_meta(config: ModelConfig) -> MobileNet:
-    """Build a network of shapes without values, in evaluation mode."""
-    with torch.device("meta"):
-        return MobileNet(config).eval()
 
 
 def _convolution(out: Tensor, x: Tensor, weight: Tensor, *_: Any) -> int:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TypeGuard
 
 from dymn._toml import tomllib
 from dymn.config import FrontEndConfig, ModelConfig, check, from_dict
 from dymn.errors import ConfigError
 from dymn.model import ALIASES, MODELS, MobileNet, Variant, model_config
+from dymn.weights.checkpoint import load_model
+from dymn.weights.registry import REGISTRY
 
 RECIPE_SETTINGS = ("inherit", "settings", "front_end", "prior")  # of a recipe's [model], beside the name
 Network = str | Path | Variant | ModelConfig | MobileNet
@@ -33,19 +36,28 @@ def resolve(model: Network) -> ModelConfig:
         return model.config()
     if str(model).lower().endswith((".json", ".toml")):
         return _config_from_file(Path(model))
+    if is_checkpoint(model):
+        return load_model(model).config
     return _config_by_name(str(model))
 
 
-def _config_by_name(name: str) -> ModelConfig:
-    from dymn.weights import load_model
-    from dymn.weights.registry import REGISTRY
+def is_checkpoint(model: Network) -> TypeGuard[str | Path]:
+    """Return whether a network is named that only its weights can tell of, and not a config, a published model or an architecture."""
+    if not isinstance(model, (str, Path)):
+        return False
+    name = str(model)
+    return not (name.lower().endswith((".json", ".toml")) or name in REGISTRY or name in MODELS or _alias(name) in ALIASES)
 
+
+def _alias(name: str) -> str:
+    return name.lower().replace("-", "_")
+
+
+def _config_by_name(name: str) -> ModelConfig:
     if name in REGISTRY:
         published = REGISTRY[name]
         return model_config(published.architecture, **published.settings)
-    if name in MODELS or name.lower().replace("-", "_") in ALIASES:
-        return model_config(name)
-    return load_model(name).config
+    return load_model(name).config if is_checkpoint(name) else model_config(name)
 
 
 def _config_from_file(path: Path) -> ModelConfig:
@@ -55,7 +67,7 @@ def _config_from_file(path: Path) -> ModelConfig:
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read as a config: {error}.") from error
     check(isinstance(values, dict), f"{path} holds no settings by name.")
-    settings = values.get("model", values)
+    settings = values.get("model", values.get("config", values))  # of a recipe, or of the folder that save_pretrained writes
     check(isinstance(settings, dict), f"model in {path} must be settings by name.")
     if "blocks" in settings:
         return from_dict(ModelConfig, settings)
@@ -67,8 +79,6 @@ def _config_from_file(path: Path) -> ModelConfig:
 
 def front_end_of(model: Network) -> FrontEndConfig:
     """Return the front end that a network or published model was trained with, the standard one if nothing is known of it."""
-    from dymn.weights.registry import REGISTRY
-
     if isinstance(model, MobileNet):
         return model.card.front_end
     return REGISTRY[model].front_end if isinstance(model, str) and model in REGISTRY else FrontEndConfig()

@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +17,8 @@ from dymn.config import FrontEndConfig, check
 from dymn.model import MobileNet
 from dymn.profiling.counting import Count, count
 from dymn.profiling.memory import PeakMemory, ReceptiveField, peak_memory, receptive_field
-from dymn.profiling.networks import Network, front_end_of, resolve
+from dymn.profiling.networks import Network, front_end_of, is_checkpoint, resolve
+from dymn.weights.checkpoint import load_model
 
 MILLION = 1_000_000
 
@@ -172,19 +174,21 @@ def profile(
         ConfigError: if `input_seconds` is not above 0 and at most an hour; and as `resolve` does.
     """
     check(0 < input_seconds <= 3600, f"input_seconds is {input_seconds}; it must be above 0 and at most 3600.")
+    name = str(model) if isinstance(model, (str, Path)) else ""
+    model = load_model(model) if is_checkpoint(model) else model
     config = resolve(model)
     front_end = front_end or front_end_of(model)
     n_frames = 1 + max(0, round(input_seconds * front_end.sample_rate) - 1) // front_end.hop_length
     counted = count(config, front_end.n_mels, n_frames)
-    network = (model if isinstance(model, MobileNet) else MobileNet(config)) if runs else None
+    network = model if isinstance(model, MobileNet) else MobileNet(config).initialise(torch.Generator()) if runs else None
     return Profile(
-        name=model if isinstance(model, str) else "",
+        name=name,
         input_seconds=input_seconds,
         n_mels=front_end.n_mels,
         n_frames=n_frames,
         count=counted,
         memory=peak_memory(config, front_end.n_mels, n_frames),
         receptive_field=receptive_field(config, front_end),
-        latency=latency(network, front_end.n_mels, n_frames, runs) if network is not None else None,
+        latency=latency(network, front_end.n_mels, n_frames, runs) if network is not None and runs else None,
         paper=tuple(rows_of(config)),
     )

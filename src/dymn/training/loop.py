@@ -226,6 +226,8 @@ class Run:
         self.network.train()
         total, clips = 0.0, 0
         for batches in _grouped(enumerate(self.loader.epoch(epoch)), self.config.optim.accumulate):
+            if clips > 0 and len(batches) < self.config.optim.accumulate:
+                break  # as an incomplete batch is left out
             losses = [
                 self._backward(batch, epoch, number, i == len(batches) - 1, len(batches)) for i, (number, batch) in enumerate(batches)
             ]

@@ -56,7 +56,8 @@ class Boundary(TyperGroup):
             _silence_stdout()
             raise typer.Exit(EXIT_BROKEN_PIPE) from error
         except OSError as error:
-            typer.echo(f"dymn: {error}", err=True)
+            what = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
+            typer.echo(f"dymn: {what}. Check the path, its permissions, and the room on the disk.", err=True)
             raise typer.Exit(EXIT_FAILED) from error
         except Exception as error:
             if isinstance(error, (typer.Exit, typer.Abort)) or hasattr(error, "show"):  # typer's own ways to end, and wrong use

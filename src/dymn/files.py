@@ -18,11 +18,14 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
     pointing where it points, and the file that it names is replaced.
 
     Raises:
-        OSError: if the folder cannot be written to, or the disk is full.
+        OSError: if the folder cannot be written to, or the disk is full. Its file name is `path`, not that of the temporary file.
     """
     target = Path(os.path.realpath(path))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
     try:
         os.close(handle)
         with open(name, "wb") as file:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from dymn.config import FrontEndConfig
 from dymn.errors import ConfigError, MissingExtraError
 from dymn.explain.arrays import POSITIONS, Array, BlockDecisions, Explanation
+from dymn.files import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,7 +43,8 @@ def save_picture(explanation: Explanation, path: str | Path, dpi: int = 120) -> 
     """
     figure = draw(explanation)
     try:
-        figure.savefig(path, dpi=dpi)
+        with atomic_write(path) as file:
+            figure.savefig(file, dpi=dpi, format=Path(path).suffix[1:])
     except ValueError as error:
         raise ConfigError(f"The picture {path} cannot be written: {error}. Give a name that ends in .png, .pdf or .svg.") from error
 
@@ -97,17 +99,21 @@ def _spectrogram(axes: Axes, explanation: Explanation) -> None:
 def _tags(axes: Axes, explanation: Explanation) -> None:
     k = len(explanation.labels)
     edges = np.concatenate([[0], explanation.times, [explanation.seconds]])
+    peaks = explanation.timeline.max(axis=0)
     for i, label in enumerate(explanation.labels):
         base = k - 1 - i
         values = np.concatenate([explanation.timeline[:1, i], explanation.timeline[:, i], explanation.timeline[-1:, i]])
-        axes.fill_between(edges, base, base + 0.88 * values, color=FIRST_MAP, linewidth=0, alpha=0.85)
+        axes.fill_between(edges, base, base + 0.88 * values / max(peaks.max(), 1e-6), color=FIRST_MAP, linewidth=0, alpha=0.85)
         axes.axhline(base, color=FAINT, linewidth=0.8)
         place: dict[str, Any] = {"textcoords": "offset points", "ha": "right", "va": "center"}
         axes.annotate(shortened(label), (0, base + 0.4), (-8, 0), fontsize=11, color=INK, parse_math=False, **place)
+        place["ha"] = "left"
+        axes.annotate(f"{peaks[i]:.2f}", (explanation.seconds, base + 0.4), (6, 0), fontsize=10, color=SOFT, **place)
     axes.set_xlim(0, explanation.seconds)
     axes.set_ylim(0, k)
     axes.set_yticks([])
     axes.set_title(f"What it says, {explanation.window:g} s at a time", loc="left", pad=7, **HEADING)
+    axes.annotate("peak", (1, 1), (6, 4), xycoords="axes fraction", textcoords="offset points", fontsize=10, color=SOFT)
     _plain(axes, x_labels=False)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dymn import paper
 from dymn.errors import ConfigError, MissingExtraError
+from dymn.files import atomic_write
 from dymn.profiling.counting import count
 from dymn.profiling.networks import Network
 from dymn.profiling.report import MILLION
@@ -54,7 +55,8 @@ def plot_trade_off(path: str | Path, model: Network | None = None) -> None:
     figure = Figure(figsize=(12, 5), layout="constrained", facecolor="white")
     _draw(figure, model)
     try:
-        figure.savefig(path, dpi=160)
+        with atomic_write(path) as file:
+            figure.savefig(file, dpi=160, format=Path(path).suffix[1:])
     except ValueError as error:
         raise ConfigError(f"The picture {path} cannot be written: {error}. Give a name that ends in .png, .pdf or .svg.") from error
 

@@ -6,20 +6,15 @@ A recipe file may hold variants: tables under `[variants.NAME]` that replace sin
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from dymn._toml import tomllib
 from dymn.config import check, from_dict
 from dymn.errors import ConfigError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 AUTO = "auto"
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
@@ -143,6 +138,8 @@ class OptimSettings:
         check(self.name in ("adam", "adamw"), f"optim.name is {self.name!r}; allowed: adam, adamw.")
         check(self.precision in PRECISIONS, f"optim.precision is {self.precision!r}; allowed: {', '.join(PRECISIONS)}.")
         check(self.lr > 0, f"optim.lr is {self.lr}; it must be above 0.")
+        for name in ("weight_decay", "clip_norm"):
+            check(getattr(self, name) >= 0, f"optim.{name} is {getattr(self, name)}; it must be at least 0.")
         check(0 <= self.ema < 1, f"optim.ema is {self.ema}; it must be in [0, 1).")
         parts = self.accumulate >= 1 and self.batch_size >= 1 and self.batch_size % self.accumulate == 0
         check(parts, f"optim.batch_size is {self.batch_size}; it must be a multiple of optim.accumulate ({self.accumulate}).")
@@ -163,6 +160,8 @@ class ScheduleSettings:
 
     def __post_init__(self) -> None:
         check(self.epochs >= 1, f"schedule.epochs is {self.epochs}; it must be at least 1.")
+        for name in ("warm_up", "ramp_start", "ramp_length"):
+            check(getattr(self, name) >= 0, f"schedule.{name} is {getattr(self, name)}; it must be at least 0.")
         check(0 <= self.floor <= 1, f"schedule.floor is {self.floor}; it must be in [0, 1].")
         check(self.tau_start > 0 and self.tau_end > 0, "schedule.tau_start and schedule.tau_end must be above 0.")
 
@@ -181,6 +180,8 @@ class RunSettings:
     licence: str = ""
 
     def __post_init__(self) -> None:
+        for name in ("seed", "threads"):
+            check(getattr(self, name) >= 0, f"run.{name} is {getattr(self, name)}; it must be at least 0.")
         unknown = sorted(set(self.trackers) - {"tensorboard", "wandb"})
         check(not unknown, f"run.trackers names {unknown}; allowed: tensorboard, wandb.")
 

@@ -79,8 +79,3 @@ class LogMel(nn.Module):
     def n_frames(self, n_samples: int) -> int:
         """Return how many frames `n_samples` samples give."""
         return 1 + (max(n_samples, self.config.n_fft // 2 + 2) - 1) // self.config.hop_length
-
-    @property
-    def frame_seconds(self) -> float:
-        """The time from one frame to the next, in seconds."""
-        return self.config.hop_length / self.config.sample_rate

@@ -12,8 +12,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-LOSSES = ("bce", "ce")
-
 
 class Targets(NamedTuple):
     """What the network should say of B clips."""

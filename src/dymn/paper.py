@@ -280,8 +280,6 @@ TABLES: dict[str, Table] = {
     )
 }
 
-FIGURE_WIDTHS = (0.4, 0.6, 1.0, 2.0)  # of the DyMNs in Figs. 4 and 5; the text has no numbers for 0.6
-
 
 def table(number: str) -> Table:
     """Return a table by its Roman number, in either case.

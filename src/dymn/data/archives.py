@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from dymn.data.readers import csv_rows, multi_hot, split_name, table
 from dymn.data.source import Catalog
-from dymn.data.stores import Hdf5Store, Member, Opened, Store, TarStore, open_hdf5, read_member, tar_members
+from dymn.data.stores import Hdf5Store, Member, Opened, Store, TarStore, open_binary, open_hdf5, read_member, tar_members
 from dymn.errors import DataError
 
 AUDIO_SUFFIXES = (".opus", ".ogg", ".flac", ".wav", ".mp3")
@@ -69,7 +69,7 @@ def read_shards(root: Path, *, labels: Sequence[str] | None = None) -> tuple[Cat
             )
         splits = tuple(split_name(row["split"], index) for row in rows) if "split" in rows[0] else ()
     classes = tuple(labels) if labels is not None else _audioset_labels()
-    files: Opened[Any] = Opened(_open_binary)
+    files: Opened[Any] = Opened(open_binary)
     names = [_json_labels(member, files) for _, _, _, member in found]
     annotated = np.array([clip is not None for clip in names], dtype=np.uint8)
     return Catalog(
@@ -194,7 +194,3 @@ def _audioset_labels() -> tuple[str, ...]:
     from dymn.weights import audioset_labels
 
     return audioset_labels()
-
-
-def _open_binary(path: Path) -> Any:
-    return path.open("rb")

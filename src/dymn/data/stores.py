@@ -114,7 +114,7 @@ class TarStore(Store):
 
     def __init__(self, members: Sequence[Member]) -> None:
         self.members = list(members)
-        self._files = Opened(_open_binary)
+        self._files = Opened(open_binary)
 
     def read(self, i: int) -> bytes:
         """Return the member's content."""
@@ -210,7 +210,8 @@ def open_hdf5(path: Path) -> Any:
         raise DataError(f"{path} is not a readable HDF5 file: {error}.") from error
 
 
-def _open_binary(path: Path) -> Any:
+def open_binary(path: Path) -> Any:
+    """Open a file for reading bytes."""
     return path.open("rb")
 
 

@@ -29,7 +29,6 @@ class TaskSpec:
         classes: number of classes; None where the data tell.
         loss: "bce" (any number of classes at once) or "ce" (exactly one).
         metric: what counts: a key of what `dymn.metrics.evaluate` returns.
-        masked: whether some annotations are missing.
         folds: number of folds whose test results are averaged; 0 where there are fixed splits.
         seconds: length of a training clip.
         whole: whether evaluation takes whole clips of any length (`seconds` cuts only in training).
@@ -39,15 +38,9 @@ class TaskSpec:
     classes: int | None
     loss: str
     metric: str
-    masked: bool = False
     folds: int = 0
     seconds: float = 10.0
     whole: bool = False
-
-    @property
-    def kind(self) -> str:
-        """What `dymn.metrics.evaluate` calls the task: "tagging" or "classification"."""
-        return "classification" if self.loss == "ce" else "tagging"
 
 
 TASKS: dict[str, TaskSpec] = {
@@ -57,8 +50,8 @@ TASKS: dict[str, TaskSpec] = {
     "esc10": TaskSpec(read_esc10, 10, "ce", "accuracy", folds=5, seconds=5.0),
     "fsd50k": TaskSpec(read_fsd50k, 200, "bce", "mAP", whole=True),
     "fsd50k_hdf5": TaskSpec(read_fsd50k_hdf5, 200, "bce", "mAP", whole=True),
-    "openmic": TaskSpec(read_openmic, 20, "bce", "mAP", masked=True),
-    "openmic_hdf5": TaskSpec(read_openmic_hdf5, 20, "bce", "mAP", masked=True),
+    "openmic": TaskSpec(read_openmic, 20, "bce", "mAP"),
+    "openmic_hdf5": TaskSpec(read_openmic_hdf5, 20, "bce", "mAP"),
     "tau": TaskSpec(read_tau, 10, "ce", "accuracy"),
     "audioset_hdf5": TaskSpec(read_audioset_hdf5, 527, "bce", "mAP"),
     "shards": TaskSpec(read_shards, None, "bce", "mAP"),

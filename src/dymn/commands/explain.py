@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dymn.commands.options import Device, Quiet, Threads, note
+from dymn.commands.options import Device, Quiet, Threads, hush, note
 from dymn.errors import ConfigError
 
 ENDINGS = (".png", ".pdf", ".svg", ".html", ".npz")
@@ -56,6 +56,7 @@ def explain(
     from dymn.explain.page import save_page
     from dymn.explain.picture import save_picture
 
+    hush(quiet)
     outputs = output or [Path(f"{Path(file).stem if file != '-' else 'recording'}-explained.png")]
     for path in outputs:
         check_output(path, file)

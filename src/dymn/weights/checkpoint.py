@@ -78,6 +78,8 @@ def convert(
     if path.suffix not in ("", SAFETENSORS) and not path.is_dir():
         raise ConfigError(f"{destination} is neither a {SAFETENSORS} file nor a folder. Write to {path.with_suffix(SAFETENSORS)} instead.")
     known = strides is None and temperature is None
+    if not known and not Path(source).is_file():
+        raise ConfigError(f"{source} is no file. Only a state dict in a file is told its temperature and strides; leave them out.")
     model = _load(source, progress) if known else _from_state_dict(Path(source), strides, temperature)
     card = model.card
     model.card = dataclasses.replace(

@@ -107,7 +107,7 @@ def figure(name: str, value: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return "12 s", "3:05" or "2:03:05"."""
+    """Return "12.0 s", "3:05" or "2:03:05"."""
     whole = round(seconds)
     if whole < 60:
         return f"{seconds:.1f} s"

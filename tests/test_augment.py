@@ -1,7 +1,6 @@
 """Augmentation: what each part does, what it leaves as it is, and that the same chance gives the same result."""
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -29,7 +29,7 @@ KERNEL_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E0
 FIRST_MAP, SECOND_MAP = "#D55E00", "#0072B2"
 FREQUENCIES = (250, 500, 1000, 2000, 4000, 8000, 16000)
 HEADING: dict[str, Any] = {"fontsize": 13, "fontweight": "bold", "color": INK}
-MAX_LABEL = 26
+MAX_LABEL = 23
 MAX_LINES = 120  # functions drawn in one block
 ZOOMS = (20, 10, 5, 2)  # by which small differences are enlarged; the picture says by which
 
@@ -61,7 +61,7 @@ def draw(explanation: Explanation) -> Figure:
         raise MissingExtraError("Drawing", "train") from error
     figure = Figure(figsize=(16, 10), facecolor="white")
     ratios = {"height_ratios": (5.6, 2.3, 3.2), "width_ratios": (10, 3, 4.2)}
-    grid = figure.add_gridspec(3, 3, left=0.155, right=0.978, top=0.872, bottom=0.268, hspace=0.27, wspace=0.1, **ratios)
+    grid = figure.add_gridspec(3, 3, left=0.168, right=0.978, top=0.872, bottom=0.268, hspace=0.27, wspace=0.1, **ratios)
     _title(figure, explanation)
     _spectrogram(figure.add_subplot(grid[0, 0]), explanation)
     _tags(figure.add_subplot(grid[1, 0]), explanation)
@@ -106,14 +106,12 @@ def _tags(axes: Axes, explanation: Explanation) -> None:
         axes.fill_between(edges, base, base + 0.88 * values / max(peaks.max(), 1e-6), color=FIRST_MAP, linewidth=0, alpha=0.85)
         axes.axhline(base, color=FAINT, linewidth=0.8)
         place: dict[str, Any] = {"textcoords": "offset points", "ha": "right", "va": "center"}
-        axes.annotate(shortened(label), (0, base + 0.4), (-8, 0), fontsize=11, color=INK, parse_math=False, **place)
-        place["ha"] = "left"
-        axes.annotate(f"{peaks[i]:.2f}", (explanation.seconds, base + 0.4), (6, 0), fontsize=10, color=SOFT, **place)
+        text = f"{shortened(label)}  {peaks[i]:.2f}"
+        axes.annotate(text, (0, base + 0.4), (-8, 0), fontsize=11, color=INK, parse_math=False, **place)
     axes.set_xlim(0, explanation.seconds)
     axes.set_ylim(0, k)
     axes.set_yticks([])
-    axes.set_title(f"What it says, {explanation.window:g} s at a time", loc="left", pad=7, **HEADING)
-    axes.annotate("peak", (1, 1), (6, 4), xycoords="axes fraction", textcoords="offset points", fontsize=10, color=SOFT)
+    axes.set_title(f"What it says, {explanation.window:g} s at a time (peaks beside the names)", loc="left", pad=7, **HEADING)
     _plain(axes, x_labels=False)
 
 

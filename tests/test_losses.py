@@ -145,8 +145,7 @@ def test_mixing_is_linear(case):
     for clip in range(B):
         row = slice(clip, clip + 1)
         parts = [
-            distillation_loss(logits[row], Targets(*(values[row] for values in part)), label_weight=LAMBDA)
-            for part in (made, other, mixed)
+            distillation_loss(logits[row], Targets(*(values[row] for values in part)), label_weight=LAMBDA) for part in (made, other, mixed)
         ]
         assert float(parts[2]) == pytest.approx(float(share[clip] * parts[0] + (1 - share[clip]) * parts[1]), rel=1e-10)
 

@@ -85,8 +85,9 @@ def evaluate(
 ) -> None:
     """Measure a model on a dataset: mAP, ROC-AUC and d' for tags, accuracy for classes that exclude each other.
 
-    The model's classes and those of the data are matched by their names; the model may have more. Classes without a positive clip are
-    left out of the means and named.
+    The model's classes and those of the data are matched by their names; the model may have more.
+
+    Classes without a positive clip are left out of the means and named.
     """
     import torch
 

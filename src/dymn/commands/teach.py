@@ -82,8 +82,9 @@ def teach(
 ) -> None:
     """Write the logits of a teacher for all clips of a dataset, to distil from with `--set teacher.table=FILE`.
 
-    Logits are stored in half precision under the names of the clips, with digests of clips and models, so that a table is never used
-    with other data. When interrupted, the same command continues where it was.
+    They are kept under the names of the clips, with digests of clips and models, so that a table is never used with other data.
+
+    When interrupted, the same command continues where it was.
     """
     import torch
 

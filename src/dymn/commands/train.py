@@ -115,8 +115,9 @@ def train(
 ) -> None:
     """Train a network: fine-tune one on your own clips, or run any recipe of the paper.
 
-    `dymn train --data FOLDER --model mn04_as` is enough for a folder that holds one folder of clips for each class. A run that was
-    interrupted or killed continues when the same command is given again, and ends with the numbers that it would have had.
+    `dymn train --data FOLDER --model mn04_as` is enough for a folder that holds one folder of clips for each class.
+
+    A run that was interrupted or killed continues when the same command is given again, and ends with the numbers it would have had.
     """
     hush(quiet)
     if recipes:
@@ -179,7 +180,9 @@ def check_model(name: str) -> None:
     from dymn.model import MODELS
     from dymn.weights.registry import REGISTRY, unknown_model
 
-    if name not in MODELS and name not in REGISTRY and "/" not in name and not Path(name).exists():
+    if name in MODELS or name in REGISTRY or Path(name).expanduser().exists():
+        return
+    if "/" not in name or Path(name).suffix in (".safetensors", ".pt", ".pth"):  # else it may be on the Hugging Face Hub
         raise ConfigError(str(unknown_model(name)))
 
 

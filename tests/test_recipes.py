@@ -278,6 +278,11 @@ def test_unknown_recipes_and_variants(name, message):
         ("lr=1", "names no setting"),
         ("optim.lr", "is no assignment"),
         ("teacher.models=mn04_as", "must be of type tuple"),
+        ("teacher.models=[3]", "a list of names"),
+        ("optim.weight_decay=-1", "at least 0"),
+        ("schedule.warm_up=-1", "at least 0"),
+        ("run.seed=-1", "at least 0"),
+        ("run.threads=-1", "at least 0"),
     ],
 )
 def test_wrong_settings(assignment, message):

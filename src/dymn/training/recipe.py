@@ -90,6 +90,7 @@ class TeacherSettings:
 
     def __post_init__(self) -> None:
         check(not (self.table and self.models), "teacher.table and teacher.models are both set; a teacher is offline or online.")
+        check(all(isinstance(name, str) for name in self.models), f"teacher.models is {self.models!r}; it must be a list of names.")
         check(0 <= self.label_weight <= 1, f"teacher.label_weight is {self.label_weight}; it must be in [0, 1].")
         check(self.feature_weight >= 0, f"teacher.feature_weight is {self.feature_weight}; it must be at least 0.")
         check(self.feature_weight == 0 or bool(self.models), "teacher.feature_weight needs an online teacher (teacher.models).")

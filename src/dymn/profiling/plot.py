@@ -96,7 +96,7 @@ def _draw_family(axes: Axes, family: Family, quantity: str) -> None:
     axes.plot(printed, scores, linestyle="none", color=INK, **ring)
     for row, x, y in zip(rows, ours, scores, strict=True):
         label = row.name if family.above else row.name.removeprefix("MN (").removesuffix(")")
-        place, aligned = ((-2, 13), "right") if family.above else ((7, -15), "left")
+        place, aligned = ((-2, 13), "right") if family.above else ((4, -23), "center")
         axes.annotate(label, (x, y), place, textcoords="offset points", ha=aligned, color=family.colour, fontsize=10.5)
 
 

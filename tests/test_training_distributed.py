@@ -14,7 +14,7 @@ from torch import nn
 from dymn import hub
 from dymn.training import distributed
 from dymn.training.distributed import GlobalBatchNorm2d, use_global_norm
-from tiny_runs import run, settings, write_clips
+from tiny_runs import NETWORK, run, settings, write_clips
 
 
 @pytest.fixture
@@ -112,7 +112,7 @@ def two_processes(tmp_path_factory):
 
 # What is drawn by clip is the same for one process and two. Partners of a mixup are not (each process mixes its own clips), nor is dropout.
 SAME = {
-    "model": {"settings": {"width": 0.1, "dropout": 0.0}},
+    "model": {"settings": NETWORK | {"dropout": 0.0}},
     "augment": {"roll_ms": 20, "gain_db": 6, "jitter": True, "frequency_mask": 4, "time_mask": 6},
 }
 

@@ -65,7 +65,8 @@ def train(config: TrainConfig, reporter: Reporter | None = None) -> Record:
         DataError: if data or teacher are not what they should be, or too many clips are bad.
         WeightsError: if a checkpoint cannot be loaded.
     """
-    return Run(config, reporter or Reporter()).fit()
+    with torch.random.fork_rng(devices=[]):  # dropout draws from the global generator; the caller's numbers shall not depend on it
+        return Run(config, reporter or Reporter()).fit()
 
 
 class Run:
@@ -196,10 +197,6 @@ class Run:
 
     def fit(self) -> Record:
         """Run all epochs that are left, then measure the test set once."""
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):  # dropout needs the global generator
-            return self._fit()
-
-    def _fit(self) -> Record:
         schedule = self.config.schedule
         self.reporter.start(schedule.epochs, self.state.epoch, len(self.loader))
         for epoch in range(self.state.epoch, schedule.epochs):

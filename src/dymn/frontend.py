@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dymn.config import FrontEndConfig
-from dymn.errors import AudioError
+from dymn.errors import AudioError, ConfigError
 
 PREEMPHASIS = 0.97
 LOG_OFFSET = 1e-5
@@ -48,10 +48,16 @@ class LogMel(nn.Module):
         self.register_buffer("basis", mel_basis(self.config, self.config.f_min, self.config.f_max), persistent=False)
 
     def jittered_basis(self, generator: torch.Generator) -> Tensor:
-        """Draw f_min and f_max as in training and return the mel basis between them [n_mels, n_fft / 2 + 1]."""
+        """Draw f_min and f_max as in training and return the mel basis between them [n_mels, n_fft / 2 + 1].
+
+        Raises:
+            ConfigError: if the ranges are so wide that f_max can fall below f_min, and it did.
+        """
         c = self.config
         up, down = (int(torch.randint(n, (), generator=generator)) for n in (c.f_min_range, c.f_max_range))
         f_max = min(c.f_max + 1000 - down, c.sample_rate / 2) if c.f_max_range > 1 else c.f_max
+        if c.f_min + up >= f_max:
+            raise ConfigError(f"The jitter of f_min and f_max drew {c.f_min + up} and {f_max} Hz. Set smaller f_min_range and f_max_range.")
         return mel_basis(c, c.f_min + up, f_max).to(self.basis.device)
 
     def forward(self, waveform: Tensor, basis: Tensor | None = None) -> Tensor:

@@ -33,7 +33,7 @@ class Family(NamedTuple):
 
 FAMILIES = (
     Family("DyMN", ("DyMN-S", "DyMN-M", "DyMN-L"), "#D55E00", "*", 17, above=True),
-    Family("MobileNet", tuple(f"MN (α = {width})" for width in ("0.4", "0.5", "1.0", "2.0", "3.0", "4.0")), "#0072B2", "o", 8, above=False),
+    Family("MobileNet, by width α", tuple(f"MN (α = {width})" for width in ("0.4", "0.5", "1.0", "2.0", "3.0", "4.0")), "#0072B2", "o", 8, above=False),
 )
 
 
@@ -95,8 +95,8 @@ def _draw_family(axes: Axes, family: Family, quantity: str) -> None:
     ring: dict[str, Any] = {"marker": "o", "markersize": family.size + 5, "markerfacecolor": "none", "markeredgewidth": 0.8}
     axes.plot(printed, scores, linestyle="none", color=INK, **ring)
     for row, x, y in zip(rows, ours, scores, strict=True):
-        label = row.name if family.above else row.name.removeprefix("MN (").removesuffix(")")
-        place, aligned = ((-2, 13), "right") if family.above else ((4, -23), "center")
+        label = row.name if family.above else row.name.removeprefix("MN (α = ").removesuffix(")")
+        place, aligned = ((-2, 13), "right") if family.above else ((7, -15), "left")
         axes.annotate(label, (x, y), place, textcoords="offset points", ha=aligned, color=family.colour, fontsize=10.5)
 
 

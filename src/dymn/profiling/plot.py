@@ -33,7 +33,14 @@ class Family(NamedTuple):
 
 FAMILIES = (
     Family("DyMN", ("DyMN-S", "DyMN-M", "DyMN-L"), "#D55E00", "*", 17, above=True),
-    Family("MobileNet, by width α", tuple(f"MN (α = {width})" for width in ("0.4", "0.5", "1.0", "2.0", "3.0", "4.0")), "#0072B2", "o", 8, above=False),
+    Family(
+        "MobileNet, by width α",
+        tuple(f"MN (α = {width})" for width in ("0.4", "0.5", "1.0", "2.0", "3.0", "4.0")),
+        "#0072B2",
+        "o",
+        8,
+        above=False,
+    ),
 )
 
 

@@ -12,8 +12,10 @@ import numpy as np
 
 from dymn.data import TASKS, BalancedSampler, Loader, PlainSampler, Source, TaskSpec, TeacherTable, open_source
 from dymn.errors import ConfigError
+from dymn.model import MODELS
 from dymn.training.evaluation import evaluation_loader
 from dymn.training.recipe import TrainConfig
+from dymn.weights import load_model
 
 
 class Inputs(NamedTuple):
@@ -131,6 +133,14 @@ def digests(inputs: Inputs) -> dict[str, str]:
     return found
 
 
+def model_digests(config: TrainConfig) -> dict[str, str]:
+    """Return the SHA-256 of every checkpoint that a run builds on: two files of one name are two models."""
+    names = {"model": config.model.name, "parent": config.model.inherit}
+    names |= {f"teacher {i}": name for i, name in enumerate(config.teacher.models, 1)}
+    used = {role: name for role, name in names.items() if name and name not in MODELS}
+    return {role: str(load_model(name).card.provenance.get("sha256", "")) for role, name in used.items()}
+
+
 def _digest(table: TeacherTable) -> str:
     """Return a SHA-256 of a table's names and of some of its logits, spread over it: published tables are gigabytes."""
     digest = hashlib.sha256("\0".join(table.keys).encode())
@@ -141,8 +151,6 @@ def _digest(table: TeacherTable) -> str:
 def fingerprint(config: TrainConfig, data_digests: dict[str, str]) -> str:
     """Return a SHA-256 of all that decides a run's numbers; where it runs and writes does not."""
     values = portable(config)
-    if values["data"]["least_draws"] == 0:  # as before there was this setting
-        del values["data"]["least_draws"]
     return hashlib.sha256(json.dumps([values, data_digests], sort_keys=True).encode()).hexdigest()
 
 

@@ -32,7 +32,7 @@ from dymn.model import MobileNet
 from dymn.schedules import learning_rate_factor, temperature
 from dymn.training.distributed import united, use_global_norm
 from dymn.training.evaluation import deciding_metric, figures, is_better, score
-from dymn.training.inputs import Inputs, digests, fingerprint, open_inputs, portable, quiet_loader, training_loader
+from dymn.training.inputs import Inputs, digests, fingerprint, model_digests, open_inputs, portable, quiet_loader, training_loader
 from dymn.training.recipe import PRECISIONS, TrainConfig
 from dymn.training.report import Record, Reporter, Tracker, plot_curves, write_history, write_json
 from dymn.training.resolve import plain_name, resolve, with_folder
@@ -85,7 +85,7 @@ class Run:
         pretrained = pretrained_model(config.model)
         front_end = front_end_of(config.model, pretrained)
         self.inputs: Inputs = open_inputs(config, front_end.sample_rate)
-        self.digests = digests(self.inputs)
+        self.digests = digests(self.inputs) | model_digests(config)
         self.state = self._begin_or_continue()
         generator = torch.Generator().manual_seed(config.run.seed)
         self.network = starting_model(config.model, pretrained, self.inputs.train.labels, front_end, generator)

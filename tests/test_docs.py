@@ -15,7 +15,6 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-SHIPPED = ROOT / "src" / "dymn" / "weights" / "dymn04_open.safetensors"
 SET_UP = {"pip", "pipx", "uv", "git", "apt"}  # they change the machine
 
 FENCE = re.compile(r"^```(\w+)[^\n]*\n(.*?)^```$", re.M | re.S)
@@ -80,11 +79,8 @@ def test_blocks_run(page, at_desk):
 
     from dymn.cli import app
 
-    todo = blocks(page)
-    if not SHIPPED.exists() and any("dymn04_open" in block.text for block in todo):
-        pytest.skip("the model that ships with dymn is not in this tree")
     names: dict[str, object] = {}
-    for block in todo:
+    for block in blocks(page):
         if block.language == "python":
             exec(compile(block.text, f"{page.name}, line {block.line}", "exec"), names)
         if block.language != "console":

@@ -1,11 +1,15 @@
 """What a recipe leaves open, and which layout a dataset has."""
 
+import dataclasses
+import json
+
 import pytest
 
 from dymn.data import open_source
 from dymn.data.detect import detect
 from dymn.errors import ConfigError, DataError
-from dymn.training import load_recipe
+from dymn.training import TrainConfig, load_recipe
+from dymn.training.inputs import differences
 from dymn.training.resolve import plain_name, resolve, with_folder
 from layouts import write_audio, write_audioset, write_corpus, write_esc50, write_fsd50k, write_openmic, write_table, write_tau
 
@@ -95,3 +99,13 @@ def test_folders_of_runs():
     assert with_folder(config.replace({"run.out": "here"})).run.out == "here"
     names = ("mn04_as", "models/dog.safetensors", "runs/dogs/best.safetensors", "user/repo", "my model")
     assert [plain_name(name) for name in names] == ["mn04_as", "dog", "dogs", "repo", "my_model"]
+
+
+def test_names_what_differs_from_a_run(tmp_path):
+    config = TrainConfig()
+    stored = {"config": dataclasses.asdict(config), "data": {"train": "a"}, "versions": {}}
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    changed = config.replace({"schedule.epochs": 3, "optim.lr": 0.5, "run.out": "elsewhere", "data.path": "there"})
+    assert differences(tmp_path / "config.json", changed, {"train": "b"}) == ["data digest.train", "optim.lr", "schedule.epochs"]
+    assert differences(tmp_path / "config.json", config, {"train": "a"}) == []
+    assert differences(tmp_path / "absent.json", config, {}) == []

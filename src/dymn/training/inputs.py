@@ -166,3 +166,19 @@ def portable(config: TrainConfig) -> dict[str, Any]:
         values["model"][name] = Path(values["model"][name]).name
     values["teacher"]["models"] = [Path(name).name for name in values["teacher"]["models"]]
     return values
+
+
+def differences(path: Path, config: TrainConfig, data_digests: dict[str, str]) -> list[str]:
+    """Return the names of the settings and data in which a run differs from the one that a `config.json` describes."""
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        before = _flat({**stored["config"], "data digest": stored["data"]})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []
+    now = _flat(json.loads(json.dumps({**portable(config), "data digest": data_digests})))
+    places = ("model.name", "model.inherit", "teacher.table", "teacher.index", "teacher.models")  # told apart by their digests
+    return sorted(name for name in now if now[name] != before.get(name) and name not in places)
+
+
+def _flat(values: dict[str, Any]) -> dict[str, Any]:
+    return {f"{section}.{name}": value for section, settings in values.items() for name, value in settings.items()}

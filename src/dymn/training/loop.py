@@ -28,11 +28,22 @@ from dymn.data import Batch, Source
 from dymn.devices import resolve_device
 from dymn.errors import ConfigError, DataError, MissingExtraError
 from dymn.frontend import LogMel
+from dymn.hub import shorten
 from dymn.model import MobileNet
 from dymn.schedules import learning_rate_factor, temperature
 from dymn.training.distributed import united, use_global_norm
 from dymn.training.evaluation import deciding_metric, figures, is_better, score
-from dymn.training.inputs import Inputs, digests, fingerprint, model_digests, open_inputs, portable, quiet_loader, training_loader
+from dymn.training.inputs import (
+    Inputs,
+    differences,
+    digests,
+    fingerprint,
+    model_digests,
+    open_inputs,
+    portable,
+    quiet_loader,
+    training_loader,
+)
 from dymn.training.recipe import PRECISIONS, TrainConfig
 from dymn.training.report import Record, Reporter, Tracker, plot_curves, write_history, write_json
 from dymn.training.resolve import plain_name, resolve, with_folder
@@ -113,8 +124,10 @@ class Run:
         if path.exists():
             state = load_state(path)
             if state.fingerprint != mark:
+                changed = differences(self.folder / "config.json", self.config, self.digests)
                 raise ConfigError(
-                    f"{self.folder} holds a run with other settings or data. Choose another folder (run.out), or remove it to start anew."
+                    f"{self.folder} holds a run with other settings or data{f' ({shorten(changed)})' if changed else ''}. "
+                    "Choose another folder (--out, run.out), or remove it to start anew."
                 )
             self.reporter.note(f"Continuing {self.folder} after epoch {state.epoch}.")
             return state

@@ -49,16 +49,19 @@ def convert(
 
     The file rebuilds network, front end and labels by itself. No code from the checkpoint is executed.
     """
+    from dymn.commands.progress import download_bar
     from dymn.weights import convert as library_convert
 
-    digest = library_convert(
-        source,
-        destination,
-        temperature=temperature,
-        strides=None if strides is None else parse_strides(strides),
-        labels=None if labels is None else read_labels(labels),
-        half=half,
-    )
+    with download_bar() as progress:
+        digest = library_convert(
+            source,
+            destination,
+            temperature=temperature,
+            strides=None if strides is None else parse_strides(strides),
+            labels=None if labels is None else read_labels(labels),
+            half=half,
+            progress=progress,
+        )
     typer.echo(f"{destination}  sha256 {digest}")
 
 

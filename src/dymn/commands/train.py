@@ -139,6 +139,7 @@ def train(
         },
     )
     check_inputs(config)
+    fetch_models(config, quiet)
     if fold == ALL:
         train_all_folds(config, quiet)
     else:
@@ -167,8 +168,25 @@ def check_inputs(config: TrainConfig) -> None:
         raise ConfigError("There are no data to train on. Say where they lie: --data PATH.")
     if not Path(path).expanduser().exists():
         raise ConfigError(f"There is nothing at {path}. Give the path of a folder, a table or an archive as --data.")
-    for name in filter(None, (config.model.name, config.model.inherit, *config.teacher.models)):
+    for name in model_names(config):
         check_model(name)
+
+
+def model_names(config: TrainConfig) -> list[str]:
+    """Return the architectures and checkpoints that a run builds on."""
+    return [name for name in (config.model.name, config.model.inherit, *config.teacher.models) if name]
+
+
+def fetch_models(config: TrainConfig, quiet: bool) -> None:
+    """Download, with a bar, what is not in the cache yet."""
+    from dymn.commands.progress import download_bar
+    from dymn.weights import REGISTRY, load_model
+    from dymn.weights.download import is_local
+
+    for name in model_names(config):
+        if name in REGISTRY and not is_local(REGISTRY[name]):
+            with download_bar(quiet) as progress:
+                load_model(name, progress=progress)
 
 
 def check_model(name: str) -> None:

@@ -10,6 +10,7 @@ import bisect
 import itertools
 import os
 import tarfile
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -23,24 +24,24 @@ MAX_BYTES = 512 * 2**20
 Handle = TypeVar("Handle")
 
 
-class Store:
+class Store(ABC):
     """Encoded clips by position."""
 
+    @abstractmethod
     def read(self, i: int) -> bytes:
         """Return the encoded bytes of clip `i`.
 
         Raises:
             OSError, DataError: if they cannot be read, or are more than `MAX_BYTES`.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def sizes(self) -> list[int]:
         """Return the size of every clip in bytes, as far as it is known without reading (-1 where missing or unknown)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def stamps(self) -> list[str]:
         """Return what changes when a file of the store is written again: names, sizes and times."""
-        raise NotImplementedError
 
 
 class Opened(Generic[Handle]):

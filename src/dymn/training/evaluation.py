@@ -127,7 +127,7 @@ def deciding_metric(found: dict[str, Any], task: TaskSpec) -> str:
 
 
 def is_better(metric: str, value: float, best: float | None) -> bool:
-    """Whether a figure improves on the best so far."""
+    """Whether a figure is at least as good as the best so far: of equal epochs, the one that has learned longer counts."""
     if best is None or best != best:
         return True
-    return value < best if metric in LOWER_IS_BETTER else value > best
+    return value <= best if metric in LOWER_IS_BETTER else value >= best

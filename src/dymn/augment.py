@@ -44,6 +44,13 @@ def mix_waveforms(waveform: Tensor, mixing: Mixing) -> Tensor:
     return mixed - mixed.mean(dim=1, keepdim=True)
 
 
+def cut_short(waveform: Tensor, shares: npt.NDArray[np.float64]) -> Tensor:
+    """Silence each waveform of [B, N] after a share of its samples, as zero padding does to a clip shorter than its window."""
+    n = waveform.shape[1]
+    kept = torch.from_numpy(np.ceil(shares * n)).to(waveform.device)[:, None]
+    return torch.where(torch.arange(n, device=waveform.device) < kept, waveform, 0.0)
+
+
 def spec_augment(log_mel: Tensor, frequency_mask: int, time_mask: int, chances: npt.NDArray[np.float64]) -> Tensor:
     """Silence one stripe of bands and one of frames of each clip of [B, 1, F, T], each at most as wide as the given number ([74]).
 

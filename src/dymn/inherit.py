@@ -1,7 +1,7 @@
 """Start a dynamic network from a static one of the same width, which it is about to learn from.
 
-MN and DyMN share Table I, so each of the K kernels can begin as the static kernel, a little disturbed so that the K can part. Norms,
-first and last convolution and head are taken over. Squeeze-and-Excitation has no place in a dynamic block: its mean weights are
+MN and DyMN share Table I, so each of the K kernels can begin as the static kernel, disturbed so that the K can part but their mean
+is the static kernel still: a uniform kernel attention changes nothing. Norms, first and last convolution and head are taken over. Squeeze-and-Excitation has no place in a dynamic block: its mean weights are
 folded into the project kernels. Coordinate Attention begins nearly open, at `GATE`, which the project kernels make up for. The
 Dy-ReLU begins as a ReLU; where the static network has a hard swish, training finds the rest.
 """
@@ -22,7 +22,8 @@ from dymn.layers.context import OwnContext
 from dymn.model import MobileNet
 
 GATE = 0.8
-DISTURBANCE = 0.1  # of kernels, in units of their standard deviation; and of the gates, in units of their usual initial weights
+GATE_WEIGHTS = 0.1  # in units of their usual initial size
+DISTURBANCE = 0.5  # of kernels, in units of their standard deviation
 
 
 @torch.no_grad()
@@ -47,7 +48,7 @@ def inherit(student: MobileNet, parent: MobileNet, log_mel: Tensor, generator: t
         if isinstance(attention, CoordinateAttention):
             excitation = excitation / GATE
             for gate in (attention.frequency, attention.time):
-                gate.weight.mul_(DISTURBANCE)
+                gate.weight.mul_(GATE_WEIGHTS)
                 nn.init.constant_(cast(Tensor, gate.bias), math.log(math.sqrt(GATE) / (1 - math.sqrt(GATE))))
         for position in ("expand", "depthwise", "project"):
             stage, source = getattr(block, position), getattr(static, position)
@@ -59,7 +60,7 @@ def inherit(student: MobileNet, parent: MobileNet, log_mel: Tensor, generator: t
             conv: Any = stage.conv.part if isinstance(stage.conv, OwnContext) else stage.conv
             if isinstance(conv, DynamicConv2d):
                 noise = torch.randn(conv.weight.shape, generator=generator).to(kernel.device) * kernel.std()
-                conv.weight.copy_(kernel + DISTURBANCE * noise)
+                conv.weight.copy_(kernel + DISTURBANCE * (noise - noise.mean(dim=0)))
             else:
                 conv.weight.copy_(kernel)
             stage.norm.load_state_dict(source.norm.state_dict())

@@ -103,12 +103,17 @@ class TeacherSettings:
 
 @dataclass(frozen=True)
 class AugmentSettings:
-    """Augmentation, each part off at 0. Of the two mixups, `wave_mixup` is a probability, `spec_mixup` the alpha of Beta."""
+    """Augmentation, each part off at 0. Of the two mixups, `wave_mixup` is a probability, `spec_mixup` the alpha of Beta.
+
+    `padding` is the share of clips that end early, after a quarter of their length or later, and are silent from there: what a
+    network hears of a recording that is shorter than its window and padded with zeros.
+    """
 
     roll_ms: float = 0.0
     gain_db: float = 0.0
     wave_mixup: float = 0.0
     wave_alpha: float = 2.0
+    padding: float = 0.0
     spec_mixup: float = 0.0
     jitter: bool = True
     frequency_mask: int = 0
@@ -117,7 +122,8 @@ class AugmentSettings:
     def __post_init__(self) -> None:
         for name in ("roll_ms", "gain_db", "spec_mixup", "frequency_mask", "time_mask"):
             check(getattr(self, name) >= 0, f"augment.{name} is {getattr(self, name)}; it must be at least 0.")
-        check(0 <= self.wave_mixup <= 1, f"augment.wave_mixup is {self.wave_mixup}; it must be in [0, 1].")
+        for name in ("wave_mixup", "padding"):
+            check(0 <= getattr(self, name) <= 1, f"augment.{name} is {getattr(self, name)}; it must be in [0, 1].")
         check(self.wave_alpha > 0, f"augment.wave_alpha is {self.wave_alpha}; it must be above 0.")
 
 

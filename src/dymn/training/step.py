@@ -10,12 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dymn.augment import Mixing, draw_mixing, gain, mix_waveforms, roll, spec_augment
+from dymn.augment import Mixing, cut_short, draw_mixing, gain, mix_waveforms, roll, spec_augment
 from dymn.data import Batch
 from dymn.frontend import LogMel
 from dymn.losses import Targets, distillation_loss, mix, probabilities, targets_of
 from dymn.training.recipe import TrainConfig
 from dymn.training.teachers import OnlineTeachers
+
+SHORTEST = 0.25  # of a clip's length, of clips that are cut short
 
 Values = TypeVar("Values", npt.NDArray[Any], Tensor)
 
@@ -90,6 +92,9 @@ class Step:
             drawn = draw_mixing(self.batch_size, augment.wave_alpha, chance, augment.wave_mixup)
             mixing = self.share.of_mixing(drawn, n, waveform.device)
             waveform, targets = mix_waveforms(waveform, mixing), targets.mixed(*mixing)
+        if augment.padding:
+            is_short, share = chance.random(self.batch_size) < augment.padding, chance.uniform(SHORTEST, 1.0, self.batch_size)
+            waveform = cut_short(waveform, self.share.of(np.where(is_short, share, 1.0), n))
         return waveform, targets
 
     def _spectrograms(self, waveform: Tensor, targets: Targets, chance: np.random.Generator) -> tuple[Tensor, Targets]:

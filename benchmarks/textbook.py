@@ -28,6 +28,7 @@ class TextbookConv(nn.Module):
         self.source = source
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
+        """Convolve [B, C_in, F, T]."""
         source = self.source
         n_clips, c_in, n_bands, n_frames = x.shape
         n_kernels, c_out, group_size, k, _ = source.weight.shape
@@ -46,6 +47,7 @@ class TextbookReLU(nn.Module):
         self.source = source
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
+        """Apply eq. 3 to [B, C, F, T]."""
         slopes, intercepts = (values[:, :, None, None, :] for values in self.source.maps(context))  # [B, C, 1, 1, M]
         return (x.unsqueeze(-1) * slopes + intercepts).max(dim=-1).values
 
@@ -64,6 +66,7 @@ class TextbookBlock(nn.Module):
                 setattr(self, position, nn.ModuleList([conv, stage.norm, activation]))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map [B, C_in, F, T] to [B, C_out, F', T']."""
         source = self.source
         context = source.context(x)
         out = self._stage("expand", x, context) if hasattr(self, "expand") else x
@@ -85,6 +88,7 @@ class Textbook(nn.Module):
         self.blocks = nn.Sequential(*(TextbookBlock(block) for block in source.blocks))
 
     def forward(self, log_mel: Tensor) -> Output:
+        """Return logits and embedding of [B, 1, F, T]."""
         features = self.last(self.blocks(self.stem(log_mel)))
         embedding = features.mean(dim=(2, 3))
         return Output(self.head(features, embedding), embedding)
@@ -111,6 +115,7 @@ class TextbookLogMel(nn.Module):
         self.register_buffer("window", torch.hann_window(self.config.win_length, periodic=False), persistent=False)
 
     def forward(self, waveform: Tensor) -> Tensor:
+        """Return log-mel spectrograms [B, 1, F, T] of waveforms [B, N]."""
         c = self.config
         emphasis = torch.tensor([[[-PREEMPHASIS, 1.0]]], device=waveform.device)
         emphasised = functional.conv1d(waveform.unsqueeze(1), emphasis).squeeze(1)

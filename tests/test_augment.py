@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dymn.augment import draw_mixing, gain, mix_waveforms, roll, spec_augment
+from dymn.augment import cut_short, draw_mixing, gain, mix_waveforms, roll, spec_augment
 from dymn.config import FrontEndConfig
 from dymn.frontend import LogMel, mel_basis
 from dymn.losses import mix
@@ -32,6 +32,14 @@ def test_roll_loses_nothing_and_can_be_undone(shifts):
     rolled = roll(x, np.array(shifts))
     assert torch.equal(rolled.sort(dim=1).values, x.sort(dim=1).values)
     assert torch.equal(roll(rolled, -np.array(shifts)), x)
+
+
+def test_a_clip_cut_short_is_silent_after_its_share():
+    x = waveforms(3, 10)
+    short = cut_short(x, np.array([0.25, 1.0, 0.6]))
+    assert torch.equal(short[0, :3], x[0, :3]) and not short[0, 3:].any()
+    assert torch.equal(short[1], x[1])
+    assert torch.equal(short[2, :6], x[2, :6]) and not short[2, 6:].any()
 
 
 def test_gain_in_decibels():

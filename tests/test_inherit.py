@@ -67,7 +67,8 @@ def test_takes_over_what_the_two_share(parent):
     assert all(norm.momentum == 0.01 for norm in inherited.modules() if isinstance(norm, torch.nn.BatchNorm2d))
     kernels, kernel = inherited.blocks[4].expand.conv.weight, parent.blocks[4].expand.conv.weight
     assert not torch.equal(kernels[0], kernels[1])
-    assert (kernels - kernel).std() < 0.15 * kernel.std()
+    assert 0.3 * kernel.std() < (kernels - kernel).std() < 0.6 * kernel.std()
+    torch.testing.assert_close(kernels.mean(dim=0), kernel)  # so that a uniform kernel attention changes nothing
     again = inherit(student(), parent, log_mels(), generator(4))
     assert all(torch.equal(a, b) for a, b in zip(inherited.state_dict().values(), again.state_dict().values(), strict=True))
 

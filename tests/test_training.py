@@ -190,7 +190,7 @@ def test_clips_that_the_teacher_has_not_heard(clips, tmp_path):
 def test_an_online_teacher_is_followed(clips, tmp_path, teacher):
     """It hears the same augmented, mixed input; the student's bias begins at its prior, its embedding is a target."""
     models = {"models": [teacher], "label_weight": 0.0, "feature_weight": 0.1}
-    augment = {"roll_ms": 20, "gain_db": 3, "wave_mixup": 0.5, "spec_mixup": 0.3, "jitter": True}
+    augment = {"roll_ms": 20, "gain_db": 3, "wave_mixup": 0.5, "padding": 0.5, "spec_mixup": 0.3, "jitter": True}
     config = run(clips, tmp_path, teacher=models, augment=augment, schedule={"epochs": 2, "warm_up": 0}, optim={"lr": 3e-3})
     made = Run(config, Reporter())
     assert last_bias(made.network).tolist() == pytest.approx([1.0, -2.0], abs=0.3)

@@ -1,9 +1,10 @@
 """Start a dynamic network from a static one of the same width, which it is about to learn from.
 
-MN and DyMN share Table I, so each of the K kernels can begin as the static kernel, disturbed so that the K can part but their mean
-is the static kernel still: a uniform kernel attention changes nothing. Norms, first and last convolution and head are taken over. Squeeze-and-Excitation has no place in a dynamic block: its mean weights are
-folded into the project kernels. Coordinate Attention begins nearly open, at `GATE`, which the project kernels make up for. The
-Dy-ReLU begins as a ReLU; where the static network has a hard swish, training finds the rest.
+MN and DyMN share Table I, so each of the K kernels can begin as the static kernel, disturbed so that the K can part, their mean
+the static kernel still: a uniform kernel attention changes nothing. Norms, first and last convolution and head are taken over.
+Squeeze-and-Excitation has no place in a dynamic block: its mean weights are folded into the project kernels. Coordinate Attention
+begins nearly open, at `GATE`, which the project kernels make up for. The Dy-ReLU begins as a ReLU; where the static network has a
+hard swish, training finds the rest.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ MAX_LINES = 450
 # From the ground up. A module imports from its own floor and those before it, never from one after it.
 FLOORS = (
     ("errors", "_toml", "files", "devices"),
-    ("config",),
+    ("config", "backends"),
     ("layers",),
     ("blocks", "weights.labels"),
     ("hub",),
@@ -21,7 +21,7 @@ FLOORS = (
     ("opening", "containers", "decoding", "audio", "windows"),
     ("paper", "losses", "schedules", "metrics", "augment", "inherit"),
     ("weights",),
-    ("profiling", "data", "selection", "tagger", "formats", "explain"),
+    ("profiling", "data", "selection", "torch_backend", "tagger", "formats", "explain"),
     ("training", "recipes"),
     ("commands",),
     ("cli",),

@@ -1,5 +1,7 @@
 import io
 import itertools
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ import torch
 
 import dymn
 from dymn import Tag, Tagger, audio, create_model
+from dymn.backends import CPU_BATCH_SIZE, Backend
 from dymn.config import ModelCard
 from dymn.errors import AudioError, ConfigError
 from dymn.selection import TagSettings, matching
@@ -224,14 +227,55 @@ def test_threads_are_set_only_when_asked(tagger):
 
 
 def test_a_batch_that_does_not_fit_names_the_remedy(tagger, monkeypatch):
-    def full(self, waveforms):
+    def full(log_mel):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(Tagger, "probabilities", full)
+    monkeypatch.setattr(tagger.backend, "_network", full)
     with pytest.raises(ConfigError, match="smaller batch size"):
         tagger.tag(np.zeros(100, np.float32), RATE)
     with pytest.raises(ConfigError, match="batch_size is 0"):
         tagger.tag_files([], batch_size=0)
+
+
+class Loudest(Backend):
+    """Two labels, as probable as the loudest sample and the rest."""
+
+    card = ModelCard(name="loudest", labels=("Loud", "Quiet"))
+
+    def probabilities(self, waveforms):
+        loudest = np.abs(waveforms).max(axis=1)
+        return np.stack([loudest, 1 - loudest], axis=1).astype(np.float32)
+
+
+def test_any_backend_can_be_behind_a_tagger():
+    tagger = Tagger(Loudest())
+    assert (tagger.labels, tagger.sample_rate, tagger.card.name) == (("Loud", "Quiet"), RATE, "loudest")
+    assert tagger.tag(steps(0.75, seconds=1), RATE) == [Tag("Loud", 0.75, 0.0, 1.0), Tag("Quiet", 0.25, 0.0, 1.0)]
+    with pytest.raises(ConfigError, match="no PyTorch network"):
+        assert tagger.model
+    assert tagger.backend.batch_size == CPU_BATCH_SIZE
+
+
+def test_tagging_with_another_backend_needs_no_torch(tmp_path):
+    path = tmp_path / "clip.wav"
+    soundfile.write(path, steps(0.5, seconds=1), RATE)
+    code = (
+        "import sys\n"
+        "import numpy as np\n"
+        "from dymn import cli, formats, selection, windows\n"
+        "from dymn.backends import Backend\n"
+        "from dymn.config import ModelCard\n"
+        "from dymn.tagger import Tagger\n"
+        "class Loudest(Backend):\n"
+        "    card = ModelCard(labels=('Loud',))\n"
+        "    def probabilities(self, waveforms): return np.abs(waveforms).max(axis=1, keepdims=True).astype(np.float32)\n"
+        f"(recording,) = Tagger(Loudest()).tag_files([{str(path)!r}])\n"
+        "run = formats.Run('0', '', '', {})\n"
+        "print(*formats.json_lines([recording], run), 'torch' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert '"label": "Loud", "score": 0.5' in done.stdout
+    assert done.stdout.split()[-1] == "False"
 
 
 def test_from_pretrained_reads_front_end_and_labels(tagger, tmp_path):

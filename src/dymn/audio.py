@@ -24,6 +24,7 @@ from dymn.opening import Source, display, is_stdin, reason
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from typing_extensions import TypeIs
 
 __all__ = [
     "MAX_READ_HOURS",
@@ -34,6 +35,7 @@ __all__ = [
     "Source",
     "find",
     "from_array",
+    "is_array",
     "probe",
     "read",
     "stream",
@@ -278,9 +280,20 @@ def _whole_rate(rate: Any, name: str) -> int:
     return whole
 
 
-def _as_numpy(array: Any) -> np.ndarray:
+def is_array(source: object) -> TypeIs[np.ndarray | Tensor]:
+    """Whether `source` is samples in memory: a numpy array or a torch tensor."""
+    return isinstance(source, np.ndarray) or _is_tensor(source)
+
+
+def _is_tensor(value: object) -> TypeIs[Tensor]:
     torch = sys.modules.get("torch")  # a tensor exists only where torch is imported
-    if torch is not None and isinstance(array, torch.Tensor):
+    return torch is not None and isinstance(value, torch.Tensor)
+
+
+def _as_numpy(array: Any) -> np.ndarray:
+    if _is_tensor(array):
+        import torch
+
         array = array.detach().cpu()
         array = (array.float() if array.dtype == torch.bfloat16 else array).numpy()
     if not isinstance(array, np.ndarray):

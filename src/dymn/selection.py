@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from dymn.backends import Scores
 from dymn.config import check
 from dymn.errors import ConfigError
 from dymn.windows import FILLS
 
-Scores = npt.NDArray[np.float32]
 COMBINATIONS = ("max", "mean")
 
 

@@ -6,25 +6,27 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from dymn import audio
-from dymn.config import check, from_dict
-from dymn.devices import resolve_device
+from dymn.backends import Backend, Scores
+from dymn.config import ModelCard, check, from_dict
 from dymn.errors import AudioError, ConfigError, DymnError
-from dymn.frontend import LogMel
-from dymn.model import MobileNet
-from dymn.selection import Scores, Selection, Tag, TagSettings, Timeline, WindowTags
+from dymn.selection import Selection, Tag, TagSettings, Timeline, WindowTags
 from dymn.windows import Samples, cut, fill
+
+if TYPE_CHECKING:
+    import torch
+
+    from dymn.model import MobileNet
+    from dymn.torch_backend import TorchBackend
 
 __all__ = ["Recording", "Tag", "TagSettings", "Tagger"]
 
-Source = str | Path | BinaryIO | npt.NDArray[Any] | torch.Tensor
-CPU_BATCH_SIZE, BATCH_SIZE = 4, 32
+Source: TypeAlias = "str | Path | BinaryIO | npt.NDArray[Any] | torch.Tensor"
 
 
 @dataclass(frozen=True)
@@ -77,25 +79,20 @@ class Tagger:
         >>> tagger.tag("street.wav", top_k=3)  # doctest: +SKIP
     """
 
-    def __init__(self, model: MobileNet, device: str | torch.device | None = None, threads: int | None = None) -> None:
-        """Move the model to a device, in evaluation mode.
+    def __init__(self, model: MobileNet | Backend, device: str | torch.device | None = None, threads: int | None = None) -> None:
+        """Make a network ready to tag.
 
         Args:
-            model: a network whose card names front end and labels.
-            device: such as "cpu" or "cuda:0"; None is the first CUDA device, or else the CPU.
+            model: a network whose card names front end and labels, or a backend, which is taken as it is.
+            device: where PyTorch computes a network, such as "cpu" or "cuda:0"; None is the first CUDA device, or else the CPU.
             threads: how many CPU threads PyTorch uses in this process from now on; None leaves it as it is.
 
         Raises:
             ConfigError: if there is no such device, or `threads` is below 1.
         """
-        check(threads is None or threads >= 1, f"threads is {threads}; it must be at least 1.")
-        self.device = resolve_device(device)
-        if threads is not None:
-            torch.set_num_threads(threads)
-        self.model = model.to(self.device).eval()
-        self.labels = self.model.card.labels
-        self.sample_rate = self.model.card.front_end.sample_rate
-        self._log_mel = LogMel(self.model.card.front_end).to(self.device)
+        self.backend = model if isinstance(model, Backend) else _torch_backend(model, device, threads)
+        self.labels = self.backend.labels
+        self.sample_rate = self.backend.sample_rate
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path, device: str | torch.device | None = None, threads: int | None = None) -> Tagger:
@@ -105,17 +102,42 @@ class Tagger:
             WeightsError: if the model cannot be found, downloaded or read.
             ConfigError: if there is no such device, or `threads` is below 1.
         """
+        from dymn.devices import resolve_device
         from dymn.weights import load_model
 
         resolve_device(device)  # before anything is downloaded
         return cls(load_model(name_or_path), device, threads)
 
-    @torch.inference_mode()
+    @property
+    def card(self) -> ModelCard:
+        """What travels with the network: labels, front end, name, licence, digest."""
+        return self.backend.card
+
+    @property
+    def model(self) -> MobileNet:
+        """The network, where PyTorch computes it."""
+        return self._torch.model
+
+    @property
+    def device(self) -> torch.device:
+        """Where PyTorch computes the network."""
+        return self._torch.device
+
+    @property
+    def _torch(self) -> TorchBackend:
+        from dymn.torch_backend import TorchBackend
+
+        if not isinstance(self.backend, TorchBackend):
+            raise ConfigError(f"{type(self.backend).__name__} holds no PyTorch network. Load it with Tagger.from_pretrained.")
+        return self.backend
+
     def probabilities(self, waveforms: npt.NDArray[np.float32] | torch.Tensor) -> Scores:
-        """Return the probabilities [B, C] of waveforms [B, N] at `sample_rate`, in full float32 on any device."""
-        with torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=False):
-            log_mel = self._log_mel(torch.as_tensor(waveforms, device=self.device))
-            return self.model.probabilities(self.model(log_mel).logits.float()).cpu().numpy()
+        """Return the probabilities [B, C] of waveforms [B, N] at `sample_rate`, in full float32 on any device.
+
+        Raises:
+            ConfigError: if the batch does not fit the device's memory.
+        """
+        return self.backend.probabilities(waveforms)
 
     def tag(self, source: Source, sample_rate: int | None = None, top_k: int = 10, **settings: Any) -> list[Tag]:
         """Return the labels of a whole recording, best first, each with 0 and the recording's length as start and end.
@@ -168,7 +190,7 @@ class Tagger:
             ConfigError: if a setting does not fit the model, or a batch does not fit the device's memory.
         """
         if batch_size is None:
-            batch_size = CPU_BATCH_SIZE if self.device.type == "cpu" else BATCH_SIZE
+            batch_size = self.backend.batch_size
         check(batch_size >= 1, f"batch_size is {batch_size}; it must be at least 1.")
         settings = settings or TagSettings()
         selection = Selection(self.labels, settings)
@@ -199,7 +221,7 @@ class Tagger:
             yield block
 
     def _read(self, source: Source, sample_rate: int | None) -> Iterable[Samples]:
-        if isinstance(source, (np.ndarray, torch.Tensor)):
+        if audio.is_array(source):
             if sample_rate is None:
                 raise ConfigError("An array has no sample rate of its own. Give sample_rate in Hz.")
             return [audio.from_array(source, sample_rate, self.sample_rate)]
@@ -220,10 +242,7 @@ class Tagger:
 
     def _run(self, batch: list[_Item]) -> Iterator[tuple[_Item, Scores | None]]:
         waveforms = [item.samples for item in batch if item.samples is not None]
-        try:
-            scores = iter(self.probabilities(np.stack(waveforms)) if waveforms else ())
-        except torch.OutOfMemoryError as error:
-            raise ConfigError(f"{self.device} has no room for {len(waveforms)} windows at once. Give a smaller batch size.") from error
+        scores = iter(self.probabilities(np.stack(waveforms)) if waveforms else ())
         for item in batch:
             yield item, (None if item.samples is None else next(scores))
 
@@ -253,6 +272,12 @@ class Tagger:
             seconds = work.n_samples / self.sample_rate
             best = selection.best(combined)
             yield Recording(work.name, seconds, selection.tags(best, combined[best], 0.0, seconds), work.timeline, combined)
+
+
+def _torch_backend(model: MobileNet, device: str | torch.device | None, threads: int | None) -> Backend:
+    from dymn.torch_backend import TorchBackend
+
+    return TorchBackend(model, device, threads)
 
 
 def _name(source: Source) -> str:

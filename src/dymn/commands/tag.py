@@ -266,7 +266,7 @@ def describe(tagger: Tagger, model: str, settings: TagSettings, per_window: bool
     from dymn.config import to_dict
     from dymn.formats import Run
 
-    card = tagger.model.card
+    card = tagger.card
     parameters = to_dict(settings) | {"hop": settings.hop or settings.window}
     digest = str(card.provenance.get("sha256", ""))
     return Run(__version__, card.name or model, digest, parameters, per_window)

@@ -18,7 +18,16 @@ from tiny_runs import run, settings, write_clips
 
 TIMES = {"seconds", "clips_per_second"}  # not the same twice
 MIXED = {
-    "augment": {"roll_ms": 20, "gain_db": 6, "wave_mixup": 0.5, "padding": 0.5, "spec_mixup": 0.3, "jitter": True, "frequency_mask": 4, "time_mask": 6},
+    "augment": {
+        "roll_ms": 20,
+        "gain_db": 6,
+        "wave_mixup": 0.5,
+        "padding": 0.5,
+        "spec_mixup": 0.3,
+        "jitter": True,
+        "frequency_mask": 4,
+        "time_mask": 6,
+    },
     "optim": {"name": "adamw", "weight_decay": 0.01, "batch_size": 4, "accumulate": 2, "ema": 0.8, "clip_norm": 1.0},
     "schedule": {"epochs": 2, "warm_up": 2, "ramp_start": 4, "tau_start": 30.0, "tau_epochs": 2},
     "data": {"max_bad": 0.2},

@@ -1,0 +1,125 @@
+"""Embeddings: a recording as a vector that tells much of what is in it, for small models on top.
+
+What a network has learned lies in the averages of its feature maps. The last one serves tasks that are near to tagging; blocks of the
+middle and the averages of the mel bands serve speech and music better (F. Schmid, K. Koutini, G. Widmer: Low-complexity audio embedding
+extractors, EUSIPCO 2023). Which of them make the embedding is said by names:
+
+- "last": the averaged last feature map, which is also what the classifier of `MobileNet` gets;
+- "block0" to "block14": the averaged output of a block, "blocks" of all blocks, "blocks10-14" of some;
+- "mels": the mean of each mel band of the log-mel spectrogram.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from dymn.config import check
+from dymn.errors import ConfigError
+from dymn.features import FeatureExtractor, features_of
+from dymn.frontend import LogMel
+from dymn.model import MobileNet
+
+Floats = npt.NDArray[np.float32]
+
+LAST, MELS, BLOCKS = "last", "mels", "blocks"
+_ONE = re.compile(r"block([0-9]{1,3})")
+_SOME = re.compile(r"blocks([0-9]{1,3})-([0-9]{1,3})")
+
+
+def parse_layers(layers: str | Sequence[str], n_blocks: int = 15) -> tuple[str, ...]:
+    """Return the names of single layers that `layers` names, in its order: "mels,blocks0-2" is mels, block0, block1, block2.
+
+    Args:
+        layers: names as above, in a list or with commas between.
+        n_blocks: how many blocks the network has.
+
+    Raises:
+        ConfigError: if a name is unknown or a layer is named twice.
+    """
+    names: list[str] = []
+    for word in [layers] if isinstance(layers, str) else layers:
+        for name in word.split(","):
+            names += _expand(name.strip().lower(), n_blocks)
+    twice = [name for i, name in enumerate(names) if name in names[:i]]
+    check(not twice, f"layers names {', '.join(twice)} twice; name each layer once.")
+    check(bool(names), f"layers is empty; name one, such as {LAST}.")
+    return tuple(names)
+
+
+def _expand(name: str, n_blocks: int) -> list[str]:
+    if name in (LAST, MELS):
+        return [name]
+    if name == BLOCKS:
+        return [f"block{i}" for i in range(n_blocks)]
+    one, some = _ONE.fullmatch(name), _SOME.fullmatch(name)
+    first, last = (int(one[1]), int(one[1])) if one else (int(some[1]), int(some[2])) if some else (1, 0)
+    if not first <= last < n_blocks:
+        raise ConfigError(
+            f"There is no layer {name!r}. Allowed: {LAST}, {MELS}, {BLOCKS}, block0 to block{n_blocks - 1}, and ranges such as "
+            f"blocks{max(0, n_blocks - 5)}-{n_blocks - 1}."
+        )
+    return [f"block{i}" for i in range(first, last + 1)]
+
+
+class Embedder(nn.Module):
+    """Waveforms to embeddings: the front end, the network as far as it is needed, averages, concatenation.
+
+    Attributes:
+        layers: the names of the layers, in the order of their values.
+        names: one a value, such as "block3_0" or "last_95".
+        size: how many values an embedding has, D.
+        sample_rate: of the waveforms, in Hz.
+    """
+
+    def __init__(self, model: MobileNet, layers: str | Sequence[str] = LAST) -> None:
+        """Choose the layers.
+
+        Args:
+            model: a network; it is shared, not copied, and set to evaluation mode.
+            layers: names of layers as in `dymn.embedding`, in a list or with commas between.
+
+        Raises:
+            ConfigError: if there is no such layer, or one is named twice.
+        """
+        super().__init__()
+        known = {feature.name: (i, feature.channels) for i, feature in enumerate(features_of(model))}
+        self.layers = parse_layers(layers, len(model.config.blocks))
+        self.log_mel = LogMel(model.card.front_end).to(next(model.parameters()).device)
+        mapped = [name for name in self.layers if name != MELS]
+        self.extractor = FeatureExtractor(model, [known[name][0] for name in mapped]) if mapped else None
+        sizes = [model.card.front_end.n_mels if name == MELS else known[name][1] for name in self.layers]
+        self.names = tuple(f"{name}_{i}" for name, size in zip(self.layers, sizes, strict=True) for i in range(size))
+        self.size = len(self.names)
+        self.sample_rate = model.card.front_end.sample_rate
+        self.eval()
+
+    def forward(self, waveform: Tensor) -> Tensor:
+        """Return embeddings [B, D] of waveforms [B, N] at `sample_rate`.
+
+        Raises:
+            AudioError: if the waveform is not [B, N] with N of at least 1.
+        """
+        log_mel = self.log_mel(waveform)
+        maps = iter(self.extractor(log_mel) if self.extractor is not None else ())
+        parts = [log_mel.mean(dim=(1, 3)) if name == MELS else next(maps).mean(dim=(2, 3)) for name in self.layers]
+        return torch.cat(parts, dim=1)
+
+    @torch.inference_mode()
+    def embed(self, waveforms: Floats | Tensor) -> Floats:
+        """Return embeddings [B, D] of waveforms [B, N] at `sample_rate`, in full float32 on any device.
+
+        Raises:
+            ConfigError: if the batch does not fit the device's memory.
+        """
+        device = self.log_mel.basis.device
+        try:
+            with torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=False):
+                return self(torch.as_tensor(waveforms, device=device)).float().cpu().numpy()  # type: ignore[no-any-return]
+        except torch.OutOfMemoryError as error:
+            raise ConfigError(f"{device} has no room for {len(waveforms)} windows at once. Give a smaller batch size.") from error

@@ -1,0 +1,114 @@
+"""The common API of the HEAR benchmark (Holistic Evaluation of Audio Representations): `hear-validator dymn.hear`.
+
+Embeddings are by default those that the authors of the networks chose for it: averages of the mel bands and of four blocks of the
+middle and the end (F. Schmid, K. Koutini, G. Widmer: Low-complexity audio embedding extractors, EUSIPCO 2023).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dymn.config import check
+from dymn.embedding import Embedder
+from dymn.windows import cut
+
+LAYERS = ("mels", "block4", "block10", "block12", "block14")
+HOP_MS = 50
+WINDOW_MS = 160
+SCENE_SECONDS = 10
+BATCH_SIZE = 64
+DEFAULT = "dymn04_open"
+
+
+class HearModel(nn.Module):
+    """A network as the benchmark wants it.
+
+    Attributes:
+        sample_rate: of the audio, in Hz.
+        scene_embedding_size: values of an embedding of a whole clip.
+        timestamp_embedding_size: values of an embedding of a moment.
+    """
+
+    def __init__(self, embedder: Embedder) -> None:
+        super().__init__()
+        self.embedder = embedder
+        self.sample_rate = embedder.sample_rate
+        self.scene_embedding_size = embedder.size
+        self.timestamp_embedding_size = embedder.size
+
+    def forward(self, audio: Tensor) -> Tensor:
+        """Return embeddings [B, D] of waveforms [B, N]."""
+        return self.embedder(audio)  # type: ignore[no-any-return]
+
+
+def load_model(model_file_path: str = "", layers: str | Sequence[str] = LAYERS) -> HearModel:
+    """Return a network, on the CPU, in evaluation mode.
+
+    Args:
+        model_file_path: a file or folder with a model, or the name of a published one; nothing is the one that comes with dymn.
+        layers: what makes the embeddings, see `dymn.embedding`.
+
+    Raises:
+        WeightsError: if the model cannot be found or read.
+        ConfigError: if there is no such layer.
+    """
+    from dymn.weights import load_model as load
+
+    return HearModel(Embedder(load(model_file_path or DEFAULT), layers)).eval()
+
+
+@torch.no_grad()
+def get_scene_embeddings(audio: Tensor, model: HearModel) -> Tensor:
+    """Return embeddings [n_sounds, D] of whole clips [n_sounds, n_samples], full scale being 1, on the model's device, without gradients.
+
+    What is longer than ten seconds is cut into windows of that length, whose embeddings are averaged over time.
+
+    Raises:
+        ConfigError: if the audio is not of two dimensions, or there is none.
+    """
+    audio = _checked(audio, model)
+    length = SCENE_SECONDS * model.sample_rate
+    places = [(start, len(piece)) for start, piece in cut([np.empty(audio.shape[1], np.float32)], length, length)]
+    total = torch.zeros(len(audio), model.scene_embedding_size, device=audio.device)
+    for start, samples in places:
+        for first in range(0, len(audio), BATCH_SIZE):
+            rows = slice(first, first + BATCH_SIZE)
+            total[rows] += model(audio[rows, start : start + samples]) * (samples / audio.shape[1])
+    return total
+
+
+@torch.no_grad()
+def get_timestamp_embeddings(audio: Tensor, model: HearModel) -> tuple[Tensor, Tensor]:
+    """Return embeddings of every 50 ms of clips [n_sounds, n_samples], and their times, on the model's device, without gradients.
+
+    Each is that of the 160 ms around its time, with zeros before the beginning and after the end of the clip.
+
+    Returns:
+        embeddings [n_sounds, n_timestamps, D], and times in ms [n_sounds, n_timestamps], the first 0, the last at or before the end.
+
+    Raises:
+        ConfigError: if the audio is not of two dimensions, or there is none.
+    """
+    audio = _checked(audio, model)
+    rate, n_samples = model.sample_rate, audio.shape[1]
+    window = round(WINDOW_MS * rate / 1000)
+    times = torch.arange(0, n_samples * 1000 // rate + 1, HOP_MS)
+    centres = [round(int(time) * rate / 1000) for time in times]  # each from its time, so that no rounding adds up
+    padded = nn.functional.pad(audio, (window // 2, window))
+    pairs = [(sound, centre) for sound in range(len(audio)) for centre in centres]
+    parts = []
+    for first in range(0, len(pairs), BATCH_SIZE):
+        parts.append(model(torch.stack([padded[sound, start : start + window] for sound, start in pairs[first : first + BATCH_SIZE]])))
+    embeddings = torch.cat(parts).reshape(len(audio), len(times), -1)  # [n_sounds * n_timestamps, D]: sound by sound
+    return embeddings, times.float().expand(len(audio), -1).to(audio.device)
+
+
+def _checked(audio: Tensor, model: HearModel) -> Tensor:
+    """Return the audio on the model's device in float32."""
+    right = audio.ndim == 2 and audio.shape[0] >= 1 and audio.shape[1] >= 1
+    check(right, f"audio has shape {list(audio.shape)}; it must be [n_sounds, n_samples] with at least one of each.")
+    return audio.to(model.embedder.log_mel.basis.device, torch.float32)

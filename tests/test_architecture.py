@@ -19,7 +19,7 @@ FLOORS = (
     ("hub",),
     ("model", "frontend", "features"),
     ("opening", "containers", "decoding", "audio", "windows"),
-    ("paper", "losses", "schedules", "metrics", "augment", "inherit", "embedding"),
+    ("paper", "losses", "schedules", "metrics", "augment", "inherit", "embedding", "fast"),
     ("weights",),
     ("profiling", "data", "selection", "torch_backend", "tagger", "formats", "explain"),
     ("hear",),

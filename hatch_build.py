@@ -1,4 +1,4 @@
-"""Compiles `src/dymn/fast/native.c` when dymn is built; without a C compiler dymn is pure Python and computes with PyTorch alone.
+"""Compiles the C files of `src/dymn/native` when dymn is built; without a C compiler dymn is pure Python and computes with PyTorch alone.
 
 Without further settings the compiler is $CC or cc, and the library is for this machine. With DYMN_WHEEL_FOR set to one of the
 platforms below, the compiler is that of the package ziglang, which compiles for all of them anywhere (`make wheels`).
@@ -16,7 +16,7 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-FOLDER = Path("src/dymn/fast")
+FOLDER = Path("src/dymn/native")
 FLAGS = [
     *("-O3", "-std=gnu11", "-shared", "-fPIC", "-fvisibility=hidden", "-pthread", "-s"),
     *("-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-ffinite-math-only", "-ffp-contract=fast"),
@@ -69,5 +69,5 @@ class NativeBuildHook(BuildHookInterface[Any]):
 
     def _compile(self, compiler: list[str], name: str) -> None:
         folder = Path(self.root) / FOLDER
-        command = [*compiler, *FLAGS, "-o", str(folder / name), str(folder / "native.c")]
+        command = [*compiler, *FLAGS, "-o", str(folder / name), *(str(path) for path in sorted(folder.glob("*.c")))]
         subprocess.run(command, check=True, capture_output=True, timeout=1800)

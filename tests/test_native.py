@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from dymn import create_model
 from dymn.errors import ConfigError
-from dymn.fast.native import NativeNetwork, is_known, libraries
+from dymn.fast.native import NativeNetwork, is_known
 from dymn.model import MODELS, model_config
+from dymn.native import libraries
 from test_benchmarks import load as load_benchmark
 from test_efficientat import FIXTURES, load
 
@@ -159,5 +160,5 @@ def test_says_which_networks_it_does_not_know(settings):
 
 
 def test_can_be_switched_off():
-    code = "from dymn.fast.native import libraries; assert not libraries()"
+    code = "from dymn.native import libraries; assert not libraries()"
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "DYMN_NATIVE": "0"})

@@ -1,15 +1,12 @@
-"""The network as compiled code for CPUs, see `native.c`: packs the weights of a `MobileNet` and calls it.
+"""The network as compiled code for CPUs, see `dymn/native/network.c`: packs the weights of a `MobileNet` and calls it.
 
-The library is made when dymn is built (`hatch_build.py`), once for each set of vector instructions. Where there is none for this
-CPU, or a network has parts that it does not know, `dymn.fast.accelerate` takes the form of `dymn.fast.fused` instead.
+Where there is no compiled code for this CPU, or a network has parts that it does not know, `dymn.fast.accelerate` takes the form of
+`dymn.fast.fused` instead.
 """
 
 from __future__ import annotations
 
 import ctypes
-import functools
-import os
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -22,11 +19,10 @@ from dymn.layers import DynamicConv2d, DynamicReLU
 from dymn.layers.attention import CoordinateAttention, SqueezeExcitation
 from dymn.layers.context import ContextGenerator
 from dymn.model import MobileNet, Output
+from dymn.native import libraries
 
 Values = npt.NDArray[np.float32]
 
-BUILDS = ("_native_v4", "_native_v3", "_native")  # the best first
-OFF = "DYMN_NATIVE"  # environment variable; "0" switches compiled code off
 ACTIVATIONS = {"identity": 0, "relu": 1, "hardswish": 2}
 PANEL = 8
 SLACK = 64
@@ -48,25 +44,6 @@ class _Network(ctypes.Structure):
         *((f"{name}_{kind}", ctypes.c_void_p) for name in ("stem", "last") for kind in ("weight", "bias")),
         ("blocks", ctypes.POINTER(_Block)),
     ]
-
-
-@functools.cache
-def libraries() -> dict[str, ctypes.CDLL]:
-    """Return the builds of the compiled code that run on this CPU, by name, the fastest first; none where it is switched off."""
-    found: dict[str, ctypes.CDLL] = {}
-    if os.environ.get(OFF) == "0":
-        return found
-    for name in BUILDS:
-        for path in Path(__file__).parent.glob(f"{name}.*"):
-            try:
-                build = ctypes.CDLL(str(path))
-                build.dymn_layout.restype = build.dymn_workspace.restype = ctypes.c_int64
-                fits = build.dymn_layout() == ctypes.sizeof(_Block) * 65536 + ctypes.sizeof(_Network)
-                if fits and build.dymn_supported():
-                    found[name] = build
-            except (OSError, AttributeError):  # made for another system, or by another version
-                continue
-    return found
 
 
 def is_known(config: ModelConfig) -> bool:
@@ -98,7 +75,7 @@ class NativeNetwork:
 
         Args:
             model: a network for which `is_known` holds.
-            build: a key of `libraries`; None is the fastest.
+            build: a key of `dymn.native.libraries`; None is the fastest.
 
         Raises:
             ConfigError: if there is no such build, or the network has parts that the compiled code does not know.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from dymn.layers.context import Context
+from dymn.layers.depthwise import depthwise
 
 
 class StaticConv2d(nn.Conv2d):
@@ -49,6 +49,4 @@ class DynamicConv2d(nn.Module):
         if self.groups == 1:
             product = torch.bmm(kernel.flatten(2), x.flatten(2))  # [B, C_out, F * T]: one matrix product a clip
             return product.view(n_clips, -1, n_bands, n_frames)
-        merged = x.reshape(1, -1, n_bands, n_frames)  # [1, B * C, F, T]: each channel of each clip meets its own kernel
-        out = functional.conv2d(merged, kernel.flatten(0, 1), stride=self.stride, padding=self.kernel_size // 2, groups=merged.shape[1])
-        return out.view(n_clips, -1, *out.shape[2:])
+        return depthwise(x, kernel.squeeze(2), self.stride)

@@ -3,63 +3,17 @@
  * A block is computed without ever writing its expanded feature map: eight channels at a time are expanded, row by row, into a ring
  * of as many rows as the depthwise kernel is high, and filtered from there; bias, (dynamic) activation and Coordinate Attention
  * follow while the values are in registers. Kernels are mixed from their K parts just before use. Batch norm is folded into the
- * weights, Squeeze-and-Excitation into the project kernel. Names follow dymn.blocks; `native.py` packs the weights.
+ * weights, Squeeze-and-Excitation into the project kernel. Names follow dymn.blocks; dymn.fast.native packs the weights.
  *
  * Feature maps are [C][stride], a channel's places F * T in a row, with room behind them, so that vectors may run over the end.
  * The threads of a team run the same code and share out each loop; `meet` is the barrier between two loops.
  */
 
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
-
-#ifdef _WIN32
-#include <windows.h>
-#define EXPORT __declspec(dllexport)
-#else
-#include <pthread.h>
-#include <sched.h>
-#define EXPORT __attribute__((visibility("default")))
-#endif
-
-#if defined(__AVX512F__)
-#include <immintrin.h>
-#define LANES 16
-#define ROWS 8 /* of a register tile */
-#define MAXIMUM _mm512_max_ps
-#define MINIMUM _mm512_min_ps
-#elif defined(__AVX2__)
-#include <immintrin.h>
-#define LANES 8
-#define ROWS 4
-#define MAXIMUM _mm256_max_ps
-#define MINIMUM _mm256_min_ps
-#elif defined(__SSE2__)
-#include <immintrin.h>
-#define LANES 4
-#define ROWS 4
-#define MAXIMUM _mm_max_ps
-#define MINIMUM _mm_min_ps
-#elif defined(__ARM_NEON)
-#include <arm_neon.h>
-#define LANES 4
-#define ROWS 8
-#define MAXIMUM vmaxq_f32
-#define MINIMUM vminq_f32
-#else
-#error "There are no vectors for this CPU here; dymn computes without this file then."
-#endif
+#include "vectors.h"
 
 #define PANEL 8  /* channels that are packed and computed together */
 #define COLUMNS 3 /* vectors in a row of a register tile */
-#define SLACK 64 /* floats behind a buffer that may be read and written */
 #define LONGEST_ATTENTION 64
-
-typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-typedef int32_t ivec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-
-#define INLINE static inline __attribute__((always_inline))
-#define UNROLL _Pragma("GCC unroll 32")
 
 enum { IDENTITY, RELU, HARDSWISH, SIGMOID };
 
@@ -85,29 +39,6 @@ typedef struct {
     const float *last_weight, *last_bias; /* [c_last / 8][c][8], [c_last] */
     const Block *blocks;
 } Network;
-
-/* ---- vectors ---- */
-
-INLINE vec load(const float *p) { return *(const vec *)p; }
-INLINE void store(float *p, vec v) { *(vec *)p = v; }
-INLINE vec splat(float x) { return x - (vec){0}; }
-INLINE vec maximum(vec a, vec b) { return (vec)MAXIMUM(a, b); }
-INLINE vec minimum(vec a, vec b) { return (vec)MINIMUM(a, b); }
-INLINE vec masked(vec v, ivec mask) { return (vec)((ivec)v & mask); }
-
-INLINE ivec lanes_below(int n) {
-    ivec mask;
-    UNROLL
-    for (int i = 0; i < LANES; i++) mask[i] = i < n ? -1 : 0;
-    return mask;
-}
-
-INLINE float total(vec v) {
-    float sum = 0;
-    UNROLL
-    for (int i = 0; i < LANES; i++) sum += v[i];
-    return sum;
-}
 
 /* e^x with a relative error of 2e-7: 2^n times a polynomial on [-ln 2 / 2, ln 2 / 2]. */
 INLINE vec exponential(vec x) {
@@ -168,11 +99,6 @@ static void meet(Team *team) {
     }
     for (int spins = 0; __atomic_load_n(&team->round, __ATOMIC_ACQUIRE) == round; spins += spins < 2000) pause_thread(spins);
 }
-
-INLINE int first_of(int n, int rank, int size) { return (int)((int64_t)n * rank / size); }
-INLINE int smaller(int a, int b) { return a < b ? a : b; }
-INLINE int larger(int a, int b) { return a > b ? a : b; }
-INLINE int round_up(int n, int multiple) { return (n + multiple - 1) / multiple * multiple; }
 
 /* ---- matrix products ---- */
 
@@ -384,23 +310,6 @@ typedef struct {
     float slope[2], intercept[2], bias;
     const float *frequency, *time; /* gates of the channel, or 0 */
 } Finish;
-
-/* Even places of a row to `even`, odd ones to `odd`; 2 * n values are read. */
-static void part_row(const float *row, int n, float *even, float *odd) {
-    for (int i = 0; i < n; i += LANES) {
-        vec low = load(row + 2 * i), high = load(row + 2 * i + LANES);
-#if LANES == 16
-        store(even + i, __builtin_shufflevector(low, high, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30));
-        store(odd + i, __builtin_shufflevector(low, high, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31));
-#elif LANES == 8
-        store(even + i, __builtin_shufflevector(low, high, 0, 2, 4, 6, 8, 10, 12, 14));
-        store(odd + i, __builtin_shufflevector(low, high, 1, 3, 5, 7, 9, 11, 13, 15));
-#else
-        store(even + i, __builtin_shufflevector(low, high, 0, 2, 4, 6));
-        store(odd + i, __builtin_shufflevector(low, high, 1, 3, 5, 7));
-#endif
-    }
-}
 
 INLINE void filter_row_as(int k, int stride, int dynamic, int gated, const float *const *rows, int64_t odd, const float *weight,
                           const Finish *finish, int band, int n, float *out) {
@@ -727,19 +636,10 @@ static void work(Job *job) {
     }
 }
 
-#ifdef _WIN32
-typedef HANDLE Thread;
-static DWORD WINAPI enter(LPVOID job) { work(job); return 0; }
-static int start(Thread *thread, Job *job) { return (*thread = CreateThread(0, 0, enter, job, 0, 0)) != 0; }
-static void finish_thread(Thread thread) { WaitForSingleObject(thread, INFINITE); CloseHandle(thread); }
-#else
-typedef pthread_t Thread;
-static void *enter(void *job) { work(job); return 0; }
-static int start(Thread *thread, Job *job) { return pthread_create(thread, 0, enter, job) == 0; }
-static void finish_thread(Thread thread) { pthread_join(thread, 0); }
-#endif
-
-#define MOST_THREADS 256
+ENTRY(enter, job) {
+    work(job);
+    return 0;
+}
 
 /* Whether this build's instructions are those of this CPU. */
 EXPORT int32_t dymn_supported(void) {
@@ -753,8 +653,8 @@ EXPORT int32_t dymn_supported(void) {
 #endif
 }
 
-/* Sizes of the structures, so that both sides of the call can be seen to agree. */
-EXPORT int64_t dymn_layout(void) { return (int64_t)sizeof(Block) * 65536 + (int64_t)sizeof(Network); }
+/* The version of the structures that are shared with Python. */
+EXPORT int32_t dymn_layout(void) { return 1; }
 
 /* How many floats of memory a call needs. */
 EXPORT int64_t dymn_workspace(const Network *net, int32_t n_clips, int32_t n_bands, int32_t n_frames, int32_t n_threads) {
@@ -778,8 +678,8 @@ EXPORT void dymn_embed(const Network *net, const float *log_mel, int32_t n_clips
         Job job = {net, log_mel, embedding, n_clips, n_bands, n_frames, together ? i : 0, w, together ? &team : &alone, together ? 0 : &next_clip};
         jobs[i] = job;
     }
-    while (started < n_threads && start(&threads[started], &jobs[started])) started++; /* fewer threads do the same work */
+    while (started < n_threads && start_thread(&threads[started], enter, &jobs[started])) started++; /* fewer threads do the same work */
     __atomic_store_n(&team.size, started, __ATOMIC_RELEASE);
     work(&jobs[0]);
-    for (int i = 1; i < started; i++) finish_thread(threads[i]);
+    for (int i = 1; i < started; i++) join_thread(threads[i]);
 }

@@ -1,0 +1,75 @@
+"""The depthwise convolution with kernels of each clip's own, compiled for CPUs where that can be had (`dymn/native/depthwise.c`).
+
+PyTorch takes clips and channels together as the groups of one convolution. Its gradient for that takes a third of a training step.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+from dymn.native import library
+
+
+def depthwise(x: Tensor, kernel: Tensor, stride: int) -> Tensor:
+    """Filter each channel of each clip of [B, C, F, T] with a kernel of [B, C, k, k], half a kernel of zeros around each map."""
+    is_compiled = (
+        library() is not None
+        and x.device.type == kernel.device.type == "cpu"
+        and x.dtype == kernel.dtype == torch.float32
+        and kernel.shape[-1] in (3, 5)
+        and stride in (1, 2)
+        and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        and not torch.compiler.is_compiling()
+        and torch._C._len_torch_dispatch_stack() == 0  # who counts or fakes operations of PyTorch must see them
+    )
+    if is_compiled:
+        return _Depthwise.apply(x, kernel, stride)  # type: ignore[no-any-return, no-untyped-call]
+    n_clips, n_channels, n_bands, n_frames = x.shape
+    merged = x.reshape(1, n_clips * n_channels, n_bands, n_frames)
+    k = kernel.shape[-1]
+    out = functional.conv2d(merged, kernel.reshape(-1, 1, k, k), stride=stride, padding=k // 2, groups=n_clips * n_channels)
+    return out.view(n_clips, n_channels, *out.shape[2:])
+
+
+class _Convolution(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_void_p) for name in ("x", "weight", "gradient", "out", "dx", "dweight")] + [
+        (name, ctypes.c_int32) for name in ("maps", "n_bands", "n_frames", "kernel_size", "stride")
+    ]
+
+
+class _Depthwise(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, kernel: Tensor, stride: int) -> Tensor:
+        x, kernel = x.contiguous(), kernel.contiguous()
+        n_clips, n_channels, n_bands, n_frames = x.shape
+        out = x.new_empty(n_clips, n_channels, (n_bands - 1) // stride + 1, (n_frames - 1) // stride + 1)
+        ctx.save_for_backward(x, kernel)
+        ctx.stride = stride
+        _call(x, kernel, stride, out=out)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, kernel = ctx.saved_tensors
+        dx, dkernel = (
+            torch.empty_like(tensor) if wanted else None for tensor, wanted in zip((x, kernel), ctx.needs_input_grad, strict=False)
+        )
+        _call(x, kernel, ctx.stride, gradient=gradient.contiguous(), dx=dx, dweight=dkernel)
+        return dx, dkernel, None
+
+
+def _call(x: Tensor, kernel: Tensor, stride: int, **results: Tensor | None) -> None:
+    n_clips, n_channels, n_bands, n_frames = x.shape
+    addresses = {name: None if tensor is None else tensor.data_ptr() for name, tensor in results.items()}
+    sizes = {"maps": n_clips * n_channels, "n_bands": n_bands, "n_frames": n_frames, "kernel_size": kernel.shape[-1], "stride": stride}
+    convolution = ctypes.byref(_Convolution(x=x.data_ptr(), weight=kernel.data_ptr(), **addresses, **sizes))
+    build: Any = library()
+    memory = torch.empty(build.dymn_depthwise_memory(convolution, torch.get_num_threads()))
+    build.dymn_depthwise(convolution, torch.get_num_threads(), ctypes.c_void_p(memory.data_ptr()))

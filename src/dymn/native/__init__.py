@@ -1,0 +1,39 @@
+"""Code compiled for the CPU: finds the library that was made from the C files beside this one when dymn was built (`hatch_build.py`).
+
+There is one build for each set of vector instructions. Where none fits, or there is none, whoever asks here computes with PyTorch.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+from pathlib import Path
+
+BUILDS = ("_native_v4", "_native_v3", "_native")  # the fastest first
+SWITCH = "DYMN_NATIVE"  # environment variable; "0" switches compiled code off
+LAYOUT = 1  # raised with every change of the structures that C and Python share
+
+
+@functools.cache
+def libraries() -> dict[str, ctypes.CDLL]:
+    """Return the builds of the compiled code that run on this CPU, by name, the fastest first; none where it is switched off."""
+    found: dict[str, ctypes.CDLL] = {}
+    if os.environ.get(SWITCH) == "0":
+        return found
+    for name in BUILDS:
+        for path in Path(__file__).parent.glob(f"{name}.*"):
+            try:
+                build = ctypes.CDLL(str(path))
+                if build.dymn_layout() != LAYOUT or not build.dymn_supported():
+                    continue
+                build.dymn_workspace.restype = build.dymn_depthwise_memory.restype = ctypes.c_int64
+            except (OSError, AttributeError):  # made for another system, or by another version
+                continue
+            found[name] = build
+    return found
+
+
+def library() -> ctypes.CDLL | None:
+    """Return the fastest build, or None."""
+    return next(iter(libraries().values()), None)

@@ -18,11 +18,11 @@ FLOORS = (
     ("blocks", "weights.labels"),
     ("hub",),
     ("model", "frontend", "features"),
-    ("opening", "containers", "decoding", "audio", "windows"),
-    ("paper", "losses", "schedules", "metrics", "augment", "inherit", "embedding", "fast"),
+    ("opening", "containers", "decoding", "audio", "windows", "recordings"),
+    ("paper", "losses", "schedules", "metrics", "augment", "inherit", "fast"),
     ("weights",),
-    ("profiling", "data", "selection", "torch_backend", "tagger", "formats", "explain"),
-    ("hear",),
+    ("profiling", "data", "selection", "torch_backend", "embedding", "tagger", "formats", "embedding_formats", "explain"),
+    ("hear", "probe", "sklearn", "classifier"),
     ("training", "recipes"),
     ("commands",),
     ("cli",),
@@ -101,7 +101,7 @@ def test_names_say_something():
     assert not [name for name in MODULES if name.split(".")[-1] in ("utils", "helpers", "common", "misc")]
 
 
-HEAVY = ("torch", "numpy", "soundfile", "soxr", "safetensors", "huggingface_hub", "sklearn", "matplotlib", "av", "h5py", "rich")
+HEAVY = ("pyarrow", "torch", "numpy", "soundfile", "soxr", "safetensors", "huggingface_hub", "sklearn", "matplotlib", "av", "h5py", "rich")
 
 
 @pytest.mark.parametrize("statement", ["import dymn", "import dymn.cli", "import dymn; dir(dymn)"])

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from dymn.backends import Scores
 from dymn.config import check
 from dymn.errors import ConfigError
-from dymn.windows import FILLS
+from dymn.windows import check_windows
 
 COMBINATIONS = ("max", "mean")
 
@@ -55,11 +55,7 @@ class TagSettings:
     def __post_init__(self) -> None:
         check(isinstance(self.top_k, int) and self.top_k >= 0, f"top_k is {self.top_k!r}; it must be a whole number, 0 for all labels.")
         check(0 <= self.threshold <= 1, f"threshold is {self.threshold}; it must be from 0 to 1.")
-        for name in ("window", "hop"):
-            value = getattr(self, name)
-            allowed = (name == "hop" and value is None) or 0.05 <= value <= 600
-            check(allowed, f"{name} is {value}; it must be from 0.05 to 600 seconds.")
-        check(self.fill in FILLS, f"fill is {self.fill!r}; allowed: {', '.join(FILLS)}.")
+        check_windows(self.window, self.hop, self.fill)
         check(self.combine in COMBINATIONS, f"combine is {self.combine!r}; allowed: {', '.join(COMBINATIONS)}.")
         for name in ("labels", "exclude"):
             value = getattr(self, name)

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from dymn import audio
 from dymn.backends import Backend, Scores
-from dymn.config import ModelCard, check, from_dict
-from dymn.errors import AudioError, ConfigError, DymnError
+from dymn.config import ModelCard, from_dict
+from dymn.errors import ConfigError, DymnError
+from dymn.recordings import Piece, Source, computed, pieces
 from dymn.selection import Selection, Tag, TagSettings, Timeline, WindowTags
-from dymn.windows import Samples, cut, fill
 
 if TYPE_CHECKING:
     import torch
@@ -24,9 +22,7 @@ if TYPE_CHECKING:
     from dymn.model import MobileNet
     from dymn.torch_backend import TorchBackend
 
-__all__ = ["Recording", "Tag", "TagSettings", "Tagger"]
-
-Source: TypeAlias = "str | Path | BinaryIO | npt.NDArray[Any] | torch.Tensor"
+__all__ = ["Recording", "Source", "Tag", "TagSettings", "Tagger"]
 
 
 @dataclass(frozen=True)
@@ -50,25 +46,26 @@ class Recording:
     error: DymnError | None = None
 
 
-@dataclass
 class _Work:
-    """A recording while its windows are on their way through the network."""
+    """What is known of a recording while its windows come out of the network."""
 
-    name: str
-    timeline: Timeline
-    combined: npt.NDArray[np.float64]
-    weight: float = 0.0
-    n_samples: int = 0
+    def __init__(self, selection: Selection) -> None:
+        self.timeline = Timeline(selection)
+        self.combined = np.zeros(len(selection.labels))
+        self.weight = 0.0
 
+    def add(self, start: float, end: float, scores: Scores, combine: str) -> None:
+        """Take in the probabilities [C] of a window."""
+        self.timeline.append(start, end, scores)
+        if combine == "max":
+            np.maximum(self.combined, scores, out=self.combined)
+        else:
+            self.combined += scores * (end - start)
+            self.weight += end - start
 
-class _Item(NamedTuple):
-    """A window of a recording, filled, with its place in seconds; or the end of the recording (no samples), or its failure."""
-
-    work: _Work
-    start: float = 0.0
-    end: float = 0.0
-    samples: Samples | None = None
-    error: DymnError | None = None
+    def scores(self) -> Scores:
+        """Return the probabilities of the whole recording [C]."""
+        return (self.combined / (self.weight or 1.0)).astype(np.float32)
 
 
 class Tagger:
@@ -189,99 +186,38 @@ class Tagger:
         Raises:
             ConfigError: if a setting does not fit the model, or a batch does not fit the device's memory.
         """
-        if batch_size is None:
-            batch_size = self.backend.batch_size
-        check(batch_size >= 1, f"batch_size is {batch_size}; it must be at least 1.")
         settings = settings or TagSettings()
         selection = Selection(self.labels, settings)
-        scored = self._scored(self._items(sources, settings, selection, sample_rate), batch_size)
+        found = pieces(sources, self.sample_rate, sample_rate, settings.window, settings.hop, settings.fill)
+        scored = computed(found, self.probabilities, self.backend.batch_size if batch_size is None else batch_size)
         return self._recordings(scored, settings, selection, progress)
-
-    def _items(self, sources: Iterable[Source], settings: TagSettings, selection: Selection, sample_rate: int | None) -> Iterator[_Item]:
-        length = round(settings.window * self.sample_rate)
-        hop = round((settings.hop or settings.window) * self.sample_rate)
-        for source in sources:
-            work = _Work(_name(source), Timeline(selection), np.zeros(len(self.labels)))
-            error: DymnError | None = None
-            try:
-                for start, samples in cut(self._blocks(source, sample_rate, work), length, hop):
-                    seconds = start / self.sample_rate, (start + len(samples)) / self.sample_rate
-                    yield _Item(work, *seconds, fill(samples, length, settings.fill))
-                if work.n_samples == 0:
-                    raise AudioError(f"{work.name or 'The array'} has no samples. Give a recording that is not empty.")
-            except DymnError as failure:
-                error = failure
-            except OSError as failure:
-                error = AudioError(f"{work.name}: {failure.strerror or failure}. Check that the file is there and readable.")
-            yield _Item(work, error=error)
-
-    def _blocks(self, source: Source, sample_rate: int | None, work: _Work) -> Iterator[Samples]:
-        for block in self._read(source, sample_rate):
-            work.n_samples += len(block)
-            yield block
-
-    def _read(self, source: Source, sample_rate: int | None) -> Iterable[Samples]:
-        if audio.is_array(source):
-            if sample_rate is None:
-                raise ConfigError("An array has no sample rate of its own. Give sample_rate in Hz.")
-            return [audio.from_array(source, sample_rate, self.sample_rate)]
-        return audio.stream(source, self.sample_rate)
-
-    def _scored(self, items: Iterable[_Item], batch_size: int) -> Iterator[tuple[_Item, Scores | None]]:
-        """Yield the items in their order, windows with probabilities [C], which are computed in batches of one length."""
-        batch: list[_Item] = []
-        lengths: list[int] = []
-        for item in items:
-            if item.samples is not None:
-                if len(lengths) == batch_size or (lengths and lengths[0] != len(item.samples)):
-                    yield from self._run(batch)
-                    batch, lengths = [], []
-                lengths.append(len(item.samples))
-            batch.append(item)
-        yield from self._run(batch)
-
-    def _run(self, batch: list[_Item]) -> Iterator[tuple[_Item, Scores | None]]:
-        waveforms = [item.samples for item in batch if item.samples is not None]
-        scores = iter(self.probabilities(np.stack(waveforms)) if waveforms else ())
-        for item in batch:
-            yield item, (None if item.samples is None else next(scores))
 
     def _recordings(
         self,
-        scored: Iterable[tuple[_Item, Scores | None]],
+        scored: Iterable[tuple[Piece, Scores | None]],
         settings: TagSettings,
         selection: Selection,
         progress: Callable[[str, float], None] | None,
     ) -> Iterator[Recording]:
-        for item, scores in scored:
-            work = item.work
+        work = _Work(selection)
+        for piece, scores in scored:
+            name = piece.recording.name
             if scores is not None:
-                work.timeline.append(item.start, item.end, scores)
-                if settings.combine == "max":
-                    np.maximum(work.combined, scores, out=work.combined)
-                else:
-                    work.combined += scores * (item.end - item.start)
-                    work.weight += item.end - item.start
+                work.add(piece.start, piece.end, scores, settings.combine)
                 if progress is not None:
-                    progress(work.name, item.end)
+                    progress(name, piece.end)
                 continue
-            if item.error is not None:
-                yield Recording(work.name, error=item.error)
+            done, work = work, _Work(selection)
+            if piece.error is not None:
+                yield Recording(name, error=piece.error)
                 continue
-            combined = (work.combined / (work.weight or 1.0)).astype(np.float32)
-            seconds = work.n_samples / self.sample_rate
+            combined = done.scores()
+            seconds = piece.recording.n_samples / self.sample_rate
             best = selection.best(combined)
-            yield Recording(work.name, seconds, selection.tags(best, combined[best], 0.0, seconds), work.timeline, combined)
+            yield Recording(name, seconds, selection.tags(best, combined[best], 0.0, seconds), done.timeline, combined)
 
 
 def _torch_backend(model: MobileNet, device: str | torch.device | None, threads: int | None) -> Backend:
     from dymn.torch_backend import TorchBackend
 
     return TorchBackend(model, device, threads)
-
-
-def _name(source: Source) -> str:
-    """Return a source's name as printable text, also where a file's name is no valid text."""
-    if isinstance(source, (str, os.PathLike)):
-        return os.fsencode(source).decode("utf-8", "replace")
-    return str(getattr(source, "name", ""))

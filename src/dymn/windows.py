@@ -12,6 +12,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from dymn.config import check
+
 Samples = npt.NDArray[np.float32]
 
 JOINED_SHARE = 10
@@ -72,3 +74,15 @@ FILLS: dict[str, Callable[[Samples, int], Samples]] = {"repeat": repeated, "pad"
 def fill(samples: Samples, length: int, how: str) -> Samples:
     """Fill samples [n] up to `length` if they are fewer; `how` is a key of `FILLS`."""
     return samples if len(samples) >= length else FILLS[how](samples, length)
+
+
+def check_windows(window: float, hop: float | None, how: str) -> None:
+    """Refuse windows that recordings cannot be cut into, in seconds, and fillings that there are not.
+
+    Raises:
+        ConfigError: naming the setting and what is allowed.
+    """
+    for name, value in (("window", window), ("hop", hop)):
+        allowed = (name == "hop" and value is None) or (value is not None and 0.05 <= value <= 600)
+        check(allowed, f"{name} is {value}; it must be from 0.05 to 600 seconds.")
+    check(how in FILLS, f"fill is {how!r}; allowed: {', '.join(FILLS)}.")

@@ -73,7 +73,7 @@ def test_an_embedding_is_the_averages_of_what_was_named(network, noise):
         maps = network.feature_maps(log_mel)
         expected = torch.cat([network(log_mel).embedding, maps[9].mean(dim=(2, 3)), log_mel.mean(dim=(1, 3)), maps[2].mean(dim=(2, 3))], 1)
     embedder = Embedder(network, ["last", "block9, MELS", "block2"])
-    found = embedder.embed(noise.numpy())
+    found = embedder.vectors(noise.numpy())
     np.testing.assert_array_equal(found, expected.numpy())
     assert found.shape == (2, embedder.size) and len(embedder.names) == len(set(embedder.names)) == embedder.size
     assert embedder.names[0] == "last_0" and embedder.names[-1].startswith("block2_")
@@ -83,7 +83,7 @@ def test_an_embedding_is_the_averages_of_what_was_named(network, noise):
 def test_mels_alone_need_no_network(network, noise):
     embedder = Embedder(network, "mels")
     assert embedder.extractor is None
-    assert embedder.embed(noise).shape == (2, 128)
+    assert embedder.vectors(noise).shape == (2, 128)
 
 
 def test_the_front_end_is_that_of_the_card(network):
@@ -92,7 +92,7 @@ def test_the_front_end_is_that_of_the_card(network):
     embedder = Embedder(other, "mels,last")
     assert (embedder.sample_rate, embedder.size) == (16_000, 64 + other.config.c_last)
     with pytest.raises(AudioError, match="waveform"):
-        embedder.embed(np.zeros(100, np.float32))
+        embedder.vectors(np.zeros(100, np.float32))
 
 
 def test_layers_in_words():
@@ -112,6 +112,6 @@ def test_layers_that_there_are_not(layers):
 @settings(max_examples=8, deadline=None)
 @given(chosen=st.permutations(["mels", "last", *(f"block{i}" for i in range(15))]), n=st.integers(1, 4))
 def test_the_order_of_layers_is_the_order_of_values(network, noise, chosen, n):
-    whole = Embedder(network, chosen[:n]).embed(noise[:, :600])
-    parts = [Embedder(network, name).embed(noise[:, :600]) for name in chosen[:n]]
+    whole = Embedder(network, chosen[:n]).vectors(noise[:, :600])
+    parts = [Embedder(network, name).vectors(noise[:, :600]) for name in chosen[:n]]
     np.testing.assert_array_equal(whole, np.concatenate(parts, axis=1))

@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 
 from dymn import __version__
 from dymn.commands.convert import convert
+from dymn.commands.embed import embed
 from dymn.commands.evaluate import evaluate
 from dymn.commands.explain import explain
 from dymn.commands.models import models
@@ -98,6 +99,7 @@ def dymn(
 
 
 app.command()(tag)
+app.command()(embed)
 app.command()(models)
 app.command()(convert)
 app.command()(profile)

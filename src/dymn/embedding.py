@@ -12,24 +12,68 @@ extractors, EUSIPCO 2023). Which of them make the embedding is said by names:
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from dymn.config import check
-from dymn.errors import ConfigError
+from dymn.backends import BATCH_SIZE, CPU_BATCH_SIZE
+from dymn.config import check, from_dict
+from dymn.errors import ConfigError, DymnError
 from dymn.features import FeatureExtractor, features_of
 from dymn.frontend import LogMel
 from dymn.model import MobileNet
+from dymn.recordings import Piece, Source, computed, pieces
+from dymn.windows import check_windows
 
 Floats = npt.NDArray[np.float32]
 
 LAST, MELS, BLOCKS = "last", "mels", "blocks"
 _ONE = re.compile(r"block([0-9]{1,3})")
 _SOME = re.compile(r"blocks([0-9]{1,3})-([0-9]{1,3})")
+
+
+@dataclass(frozen=True)
+class EmbedSettings:
+    """How a recording is cut; the defaults are those of `dymn embed`.
+
+    Attributes:
+        window: seconds that the network hears at once; it was trained on 10.
+        hop: seconds from the start of one window to the next; `window` if None.
+        fill: what a recording or a remainder that is shorter than the window is filled with: "bare" (nothing), "repeat" or "pad" (zeros).
+    """
+
+    window: float = 10.0
+    hop: float | None = None
+    fill: str = "bare"
+
+    def __post_init__(self) -> None:
+        check_windows(self.window, self.hop, self.fill)
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """The embedding of one recording, or the error that kept it from having one.
+
+    Attributes:
+        name: the path as given; "-" for standard input, "" for what has no name.
+        seconds: how long the recording is.
+        vector: of the whole recording [D]: the mean of its windows over time; empty after an error.
+        windows: of each window [W, D].
+        spans: start and end of each window in seconds [W, 2].
+        error: why there is none, or None.
+    """
+
+    name: str
+    seconds: float = 0.0
+    vector: Floats = field(default_factory=lambda: np.empty(0, np.float32), repr=False)
+    windows: Floats = field(default_factory=lambda: np.empty((0, 0), np.float32), repr=False)
+    spans: npt.NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 2)), repr=False)
+    error: DymnError | None = None
 
 
 def parse_layers(layers: str | Sequence[str], n_blocks: int = 15) -> tuple[str, ...]:
@@ -111,7 +155,7 @@ class Embedder(nn.Module):
         return torch.cat(parts, dim=1)
 
     @torch.inference_mode()
-    def embed(self, waveforms: Floats | Tensor) -> Floats:
+    def vectors(self, waveforms: Floats | Tensor) -> Floats:
         """Return embeddings [B, D] of waveforms [B, N] at `sample_rate`, in full float32 on any device.
 
         Raises:
@@ -123,3 +167,71 @@ class Embedder(nn.Module):
                 return self(torch.as_tensor(waveforms, device=device)).float().cpu().numpy()  # type: ignore[no-any-return]
         except torch.OutOfMemoryError as error:
             raise ConfigError(f"{device} has no room for {len(waveforms)} windows at once. Give a smaller batch size.") from error
+
+    def embed(self, source: Source, sample_rate: int | None = None, **settings: Any) -> Embedding:
+        """Return the embedding of a recording and of each of its windows.
+
+        Args:
+            source: a path, "-" for standard input, an open binary file, or an array or tensor [N] or [channels, N].
+            sample_rate: of an array, in Hz; files bring their own.
+            settings: those of `EmbedSettings` by name, such as `window=1.0`.
+
+        Raises:
+            AudioError: if the source cannot be read.
+            ConfigError: if a setting is unknown or not allowed, or `sample_rate` is missing.
+        """
+        found = next(self.embed_files([source], from_dict(EmbedSettings, settings), sample_rate=sample_rate))
+        if found.error is not None:
+            raise found.error
+        return found
+
+    def embed_files(
+        self,
+        sources: Iterable[Source],
+        settings: EmbedSettings | None = None,
+        *,
+        sample_rate: int | None = None,
+        batch_size: int | None = None,
+        progress: Callable[[str, float], None] | None = None,
+    ) -> Iterator[Embedding]:
+        """Embed recordings one after the other, windows of one length in common batches; only the embeddings are kept in memory.
+
+        Args:
+            sources: as in `embed`.
+            settings: how to cut.
+            sample_rate: of the arrays among the sources.
+            batch_size: how many windows go through the network at once; 4 on a CPU and 32 elsewhere if None.
+            progress: called with a recording's name and how many seconds of it are done.
+
+        Yields:
+            one `Embedding` a source, in their order. One that cannot be read has an `error`, and the others go on.
+
+        Raises:
+            ConfigError: if a batch does not fit the device's memory.
+        """
+        settings = settings or EmbedSettings()
+        if batch_size is None:
+            batch_size = CPU_BATCH_SIZE if self.log_mel.basis.device.type == "cpu" else BATCH_SIZE
+        found = pieces(sources, self.sample_rate, sample_rate, settings.window, settings.hop, settings.fill)
+        return self._embeddings(computed(found, self.vectors, batch_size), progress)
+
+    def _embeddings(
+        self, embedded: Iterable[tuple[Piece, Floats | None]], progress: Callable[[str, float], None] | None
+    ) -> Iterator[Embedding]:
+        rows: list[Floats] = []
+        spans: list[tuple[float, float]] = []
+        for piece, row in embedded:
+            name = piece.recording.name
+            if row is not None:
+                rows.append(row)
+                spans.append((piece.start, piece.end))
+                if progress is not None:
+                    progress(name, piece.end)
+                continue
+            if piece.error is not None:
+                yield Embedding(name, error=piece.error)
+            else:
+                windows, places = np.stack(rows), np.array(spans)
+                vector = np.average(windows, axis=0, weights=places[:, 1] - places[:, 0]).astype(np.float32)
+                yield Embedding(name, piece.recording.n_samples / self.sample_rate, vector, windows, places)
+            rows, spans = [], []

@@ -19,6 +19,7 @@ from dymn.selection import Selection, Tag, TagSettings, Timeline, WindowTags
 if TYPE_CHECKING:
     import torch
 
+    from dymn.embedding import Embedding
     from dymn.model import MobileNet
     from dymn.torch_backend import TorchBackend
 
@@ -154,6 +155,24 @@ class Tagger:
     def timeline(self, source: Source, sample_rate: int | None = None, top_k: int = 10, **settings: Any) -> list[Tag]:
         """Return the labels of each window of a recording, in the order of time; arguments and errors are those of `tag`."""
         return [tag for window in self._one(source, sample_rate, {"top_k": top_k, **settings}).timeline for tag in window.tags]
+
+    def embed(self, source: Source, sample_rate: int | None = None, layers: str | Sequence[str] = "last", **settings: Any) -> Embedding:
+        """Return the embedding of a recording, `vector` [D], and of each of its windows, `windows` [W, D].
+
+        Args:
+            source: as in `tag`.
+            sample_rate: of an array, in Hz; files bring their own.
+            layers: what the embedding is made of, see `dymn.embedding`, such as "last" or "mels,blocks".
+            settings: those of `dymn.embedding.EmbedSettings` by name, such as `window=1.0, hop=0.5`.
+
+        Raises:
+            AudioError: if the source cannot be read.
+            ConfigError: if a setting is unknown or not allowed, there is no such layer, `sample_rate` is missing, or PyTorch does not
+                compute the network.
+        """
+        from dymn.embedding import Embedder
+
+        return Embedder(self.model, layers).embed(source, sample_rate, **settings)
 
     def _one(self, source: Source, sample_rate: int | None, settings: dict[str, Any]) -> Recording:
         checked = from_dict(TagSettings, settings)

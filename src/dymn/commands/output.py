@@ -8,30 +8,41 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO, TextIO
 
 from dymn.errors import ConfigError
 from dymn.files import atomic_write
 
 
 @contextmanager
-def text_output(path: Path | None) -> Iterator[TextIO]:
+def binary_output(path: Path | None) -> Iterator[BinaryIO]:
     """Open standard output (None), a file that is replaced at once at the end, or a device or pipe, which is written to directly.
 
     Raises:
         ConfigError: if `path` is a folder.
     """
     if path is None:
-        yield sys.stdout
+        yield sys.stdout.buffer
         sys.stdout.flush()
         return
     if path.is_dir():
         raise ConfigError(f"{path} is a folder. Give the name of a file to write to.")
     if path.exists() and not stat.S_ISREG(path.stat().st_mode):
-        with path.open("w", encoding="utf-8", newline="") as stream:
+        with path.open("wb") as stream:
             yield stream
         return
     with atomic_write(path) as file:
+        yield file
+
+
+@contextmanager
+def text_output(path: Path | None) -> Iterator[TextIO]:
+    """Open the same for text: UTF-8, or standard output as it is."""
+    if path is None:
+        yield sys.stdout
+        sys.stdout.flush()
+        return
+    with binary_output(path) as file:
         text = io.TextIOWrapper(file, encoding="utf-8", errors="backslashreplace", newline="")
         yield text
         text.flush()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import Enum
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
@@ -16,8 +16,11 @@ from dymn.errors import AudioError, ConfigError, WeightsError
 
 if TYPE_CHECKING:
     from dymn.commands.progress import Bar
+    from dymn.embedding import Embedding
     from dymn.formats import Run
     from dymn.tagger import Recording, Tagger, TagSettings
+
+Answer = TypeVar("Answer", "Recording", "Embedding")
 
 WHAT, WHERE = "What to tell", "Windows"
 
@@ -296,7 +299,7 @@ class Failures:
     def __init__(self) -> None:
         self.count = 0
 
-    def reported(self, recordings: Iterable[Recording]) -> Iterator[Recording]:
+    def reported(self, recordings: Iterable[Answer]) -> Iterator[Answer]:
         """Yield the recordings, after a message on standard error for each that failed."""
         for recording in recordings:
             if recording.error is not None:

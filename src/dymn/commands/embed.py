@@ -1,0 +1,176 @@
+"""`dymn embed`: recordings as vectors."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dymn.commands.options import RUN_PANEL, Device, Quiet, Threads, hush
+from dymn.commands.tag import Fill
+
+if TYPE_CHECKING:
+    from dymn.embedding import Embedder, EmbedSettings
+    from dymn.embedding_formats import Columns
+    from dymn.tagger import Tagger
+
+WHAT, WHERE = "What to embed", "Windows"
+
+
+class Format(str, Enum):
+    """The keys of `dymn.embedding_formats.FORMATS`."""
+
+    npy = "npy"
+    parquet = "parquet"
+    csv = "csv"
+
+
+def embed(
+    paths: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="PATH",
+            help="Recordings, folders (searched with all folders in them), or globs; - is standard input.",
+            show_default=False,
+        ),
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            metavar="NAME|FILE",
+            help="A model with weights by its name (`dymn models` lists them), or a file or folder with one. Without it, the default of "
+            "`dymn tag`.",
+            show_default=False,
+        ),
+    ] = None,
+    layer: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--layer",
+            "-l",
+            metavar="LAYER",
+            help="What the vectors are made of: last (the averaged last feature map), block0 to block14, blocks (all of them), blocks10-14 "
+            "(some), mels (averages of the mel bands). May be given several times, or with commas between; the parts are concatenated. "
+            "Without it, last.",
+            rich_help_panel=WHAT,
+            show_default=False,
+        ),
+    ] = None,
+    per_window: Annotated[
+        bool,
+        typer.Option("--per-window", help="Write a row for each window, with its start and end.", rich_help_panel=WHAT),
+    ] = False,
+    format: Annotated[
+        Format | None,
+        typer.Option(
+            "--format",
+            "-f",
+            metavar="FORMAT",
+            help="How to write: npy (records with the fields file, start, end, embedding), parquet (the same as columns; needs "
+            "dymn\\[parquet]) or csv (a column for each value). Without it the ending of --output decides; csv goes to standard output.",
+            rich_help_panel=WHAT,
+            show_default=False,
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="Write to this file, which appears when it is complete.",
+            rich_help_panel=WHAT,
+            show_default=False,
+        ),
+    ] = None,
+    window: Annotated[
+        float,
+        typer.Option(
+            min=0.05,
+            max=600,
+            metavar="SECONDS",
+            help="How much the network hears at once. It was trained on 10 seconds. The vector of a longer recording is the mean of its "
+            "windows.",
+            rich_help_panel=WHERE,
+        ),
+    ] = 10.0,
+    hop: Annotated[
+        float | None,
+        typer.Option(
+            min=0.05,
+            max=600,
+            metavar="SECONDS",
+            help="From the start of one window to the next. Without it, windows follow each other without overlap.",
+            rich_help_panel=WHERE,
+            show_default=False,
+        ),
+    ] = None,
+    fill: Annotated[
+        Fill,
+        typer.Option(
+            help="What a recording, or the rest at its end, that is shorter than the window is filled up with: nothing (bare), itself "
+            "again (repeat), or zeros (pad).",
+            rich_help_panel=WHERE,
+        ),
+    ] = Fill.bare,
+    device: Device = None,
+    threads: Threads = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="NUMBER",
+            help="How many windows to compute at once. Without it, 4 on a CPU and 32 elsewhere.",
+            rich_help_panel=RUN_PANEL,
+            show_default=False,
+        ),
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Turn recordings into vectors, for small models, search and clustering.
+
+    Each recording gets one row with its name, or one for each window with --per-window. `dymn probe` tells how far a linear model gets.
+
+    Recordings that cannot be read are named on standard error and have no row. The others are still embedded, and the exit code is 1.
+
+    Examples: `dymn embed clips -o clips.npy`, `dymn embed clips --layer mels,blocks --per-window --window 1 -o clips.parquet`.
+    """
+    from itertools import chain
+
+    from dymn.commands.output import binary_output
+    from dymn.commands.progress import progress_bar
+    from dymn.commands.tag import Failures, check_output, find, follower, load_tagger
+    from dymn.embedding import Embedder, Embedding, EmbedSettings, parse_layers
+    from dymn.embedding_formats import FORMATS, choose, rows
+
+    hush(quiet)
+    settings = EmbedSettings(window, hop, fill.value)
+    layers = parse_layers(layer or "last")
+    name = choose(format.value if format else None, output)
+    found, failed = find(paths)
+    check_output(output, name, found)
+    tagger = load_tagger(model, device, threads, quiet)
+    embedder = Embedder(tagger.model, layers)
+    bar = progress_bar(len(found), quiet)
+    embeddings = embedder.embed_files(found, settings, batch_size=batch_size, progress=follower(bar) if bar.visible else None)
+    failures = Failures()
+    lost = [Embedding(recording.name, error=recording.error) for recording in failed]
+    with binary_output(output) as file:
+        FORMATS[name](rows(failures.reported(chain(lost, bar.over(embeddings))), per_window), columns(tagger, embedder, settings), file)
+    if failures.count:
+        raise typer.Exit(1)
+
+
+def columns(tagger: Tagger, embedder: Embedder, settings: EmbedSettings) -> Columns:
+    """Return what the values are called, and what made them."""
+    from dymn import __version__
+    from dymn.config import to_dict
+    from dymn.embedding_formats import Columns
+
+    card = tagger.card
+    origin = {"version": __version__, "model": card.name, "digest": str(card.provenance.get("sha256", "")), "layers": embedder.layers}
+    return Columns(embedder.names, origin | {"parameters": to_dict(settings) | {"hop": settings.hop or settings.window}})

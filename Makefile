@@ -2,6 +2,7 @@
 #
 #   make demo     tag the recordings in examples/audio
 #   make test     check style and types, run the tests, build the wheel and try it in an empty environment
+#   make wheels   build wheels with compiled code for Linux, macOS and Windows
 #   make docs     build the documentation into site/
 #   make bench    measure zero-shot accuracy, and memory on twelve hours: make bench ESC10=FOLDER MODEL=NAME
 #   make clean    remove what the above made, .venv included
@@ -18,7 +19,7 @@ export PIP_NO_INPUT := 1
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: help demo test lint types tests package docs bench clean
+.PHONY: help demo test lint types tests package wheels docs bench clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -47,6 +48,13 @@ package: $(VENV)/.dev
 	$(TRIAL)/bin/dymn --version
 	cd $(TRIAL) && bin/dymn tag $(CURDIR)/examples/audio/dog.ogg --model dymn04_open --top-k 3
 	rm -rf $(TRIAL)
+
+# Wheels with compiled code for every platform, made on any: the compiler is a Python package.
+wheels: $(VENV)/.dev
+	$(INSTALL) ziglang
+	for platform in manylinux2014_x86_64 manylinux2014_aarch64 macosx_11_0_x86_64 macosx_11_0_arm64 win_amd64; do \
+		DYMN_WHEEL_FOR=$$platform $(BIN)/python -m build --no-isolation --wheel --outdir dist || exit 1; \
+	done
 
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict

@@ -22,6 +22,7 @@ FLAGS = [
     *("-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-ffinite-math-only", "-ffp-contract=fast"),
 ]
 X86_BUILDS = {"_native_v4": ["-march=x86-64-v4"], "_native_v3": ["-march=x86-64-v3"], "_native": []}
+CROSS_X86_BUILDS = {"_native_v4": ["-mcpu=x86_64_v4"], "_native_v3": ["-mcpu=x86_64_v3"], "_native": []}
 WHEELS = {  # platform tag of a wheel: the compiler's name of the target
     "manylinux2014_x86_64": "x86_64-linux-gnu.2.17",
     "manylinux2014_aarch64": "aarch64-linux-gnu.2.17",
@@ -32,42 +33,44 @@ WHEELS = {  # platform tag of a wheel: the compiler's name of the target
 
 
 class NativeBuildHook(BuildHookInterface[Any]):
-    """Adds the compiled libraries to a wheel, and the platform to its name."""
+    """Adds the compiled libraries to a wheel, and the platform to its name; an editable installation has them beside their sources."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Compile; called by hatchling before it collects the files."""
         wanted = os.environ.get("DYMN_WHEEL_FOR", "")
         if wanted and wanted not in WHEELS:
             raise ValueError(f"DYMN_WHEEL_FOR is {wanted!r}; allowed: {', '.join(WHEELS)}.")
-        for old in (Path(self.root) / FOLDER).glob("_native*"):
+        here = Path(self.root) / FOLDER
+        platform_tag = wanted or sysconfig.get_platform().replace("-", "_").replace(".", "_")
+        target = here if version == "editable" else Path(self.root) / "build" / platform_tag
+        target.mkdir(parents=True, exist_ok=True)
+        for old in target.glob("_native*"):
             old.unlink()
-        made = self._cross(wanted) if wanted else self._here()
-        if made:
-            build_data["pure_python"] = False
-            build_data["tag"] = f"py3-none-{wanted or sysconfig.get_platform().replace('-', '_').replace('.', '_')}"
-
-    def _here(self) -> bool:
-        is_x86 = platform.machine().lower() in ("x86_64", "amd64")
-        suffix = ".dylib" if sys.platform == "darwin" else ".so"
-        builds = X86_BUILDS if is_x86 else {"_native": []}
-        compiler = os.environ.get("CC", "cc").split()
+        compilers = cross_compilers(WHEELS[wanted]) if wanted else compilers_here()
         try:
-            for name, flags in builds.items():
-                self._compile([*compiler, *flags], name + suffix)
-        except (OSError, subprocess.CalledProcessError) as error:
+            for name, compiler in compilers.items():
+                sources = [str(path) for path in sorted(here.glob("*.c"))]
+                subprocess.run([*compiler, *FLAGS, "-o", str(target / name), *sources], check=True, capture_output=True, timeout=1800)
+        except (OSError, subprocess.SubprocessError) as error:
+            if wanted:
+                raise
             self.app.display_warning(f"dymn is built without compiled code, which makes it slower on CPUs: {error}")
-            return False
-        return True
+            return
+        build_data["pure_python"] = False
+        build_data["tag"] = f"py3-none-{platform_tag}"
+        if version != "editable":
+            build_data["force_include"] |= {str(target / name): f"dymn/native/{name}" for name in compilers}
 
-    def _cross(self, wheel: str) -> bool:
-        target = WHEELS[wheel]
-        suffix = ".dll" if "windows" in target else ".dylib" if "macos" in target else ".so"
-        builds = {"_native_v4": ["-mcpu=x86_64_v4"], "_native_v3": ["-mcpu=x86_64_v3"], "_native": []}
-        for name, flags in (builds if target.startswith("x86_64") else {"_native": []}).items():
-            self._compile([sys.executable, "-m", "ziglang", "cc", "-target", target, *flags], name + suffix)
-        return True
 
-    def _compile(self, compiler: list[str], name: str) -> None:
-        folder = Path(self.root) / FOLDER
-        command = [*compiler, *FLAGS, "-o", str(folder / name), *(str(path) for path in sorted(folder.glob("*.c")))]
-        subprocess.run(command, check=True, capture_output=True, timeout=1800)
+def compilers_here() -> dict[str, list[str]]:
+    """Return the commands that make each library for this machine."""
+    suffix = ".dylib" if sys.platform == "darwin" else ".so"
+    builds = X86_BUILDS if platform.machine().lower() in ("x86_64", "amd64") else {"_native": []}
+    return {name + suffix: [*os.environ.get("CC", "cc").split(), *flags] for name, flags in builds.items()}
+
+
+def cross_compilers(target: str) -> dict[str, list[str]]:
+    """Return the commands that make each library for another platform."""
+    suffix = ".dll" if "windows" in target else ".dylib" if "macos" in target else ".so"
+    builds = CROSS_X86_BUILDS if target.startswith("x86_64") else {"_native": []}
+    return {name + suffix: [sys.executable, "-m", "ziglang", "cc", "-target", target, *flags] for name, flags in builds.items()}

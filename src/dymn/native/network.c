@@ -100,6 +100,28 @@ static void meet(Team *team) {
     for (int spins = 0; __atomic_load_n(&team->round, __ATOMIC_ACQUIRE) == round; spins += spins < 2000) pause_thread(spins);
 }
 
+/* ---- where the time goes: in builds with -DDYMN_PROFILE only, for benchmarks ---- */
+
+#ifdef DYMN_PROFILE
+#include <time.h>
+enum { IN_STEM, IN_CONTEXT, IN_EXPAND, IN_FILTER, IN_PROJECT, IN_LAST, PARTS };
+static double spent[PARTS];
+EXPORT void dymn_spent(double *seconds) {
+    memcpy(seconds, spent, sizeof spent);
+    memset(spent, 0, sizeof spent);
+}
+static double now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+#define BEGIN(part) double begin_##part = now()
+#define END(part) spent[part] += now() - begin_##part
+#else
+#define BEGIN(part)
+#define END(part)
+#endif
+
 /* ---- matrix products ---- */
 
 /* Room for a vector behind the last place; an odd number of cache lines, so that channels do not fall on the same sets of a cache. */
@@ -394,6 +416,7 @@ static void expand_and_filter(const Block *b, const float *x, Shape in, Shape ou
     int next = larger(0, first * b->stride - margin); /* the next row to expand */
     for (int band = first; band < last; band++) {
         int top = band * b->stride - margin;
+        BEGIN(IN_EXPAND);
         for (; next < smaller(in.n_bands, top + k); next++) {
             const float *from = x + (int64_t)next * in.n_frames;
             float *slot = ring + (int64_t)(next % k) * PANEL * row;
@@ -409,6 +432,8 @@ static void expand_and_filter(const Block *b, const float *x, Shape in, Shape ou
                 if (b->stride == 2) part_row(to + (int64_t)i * row, out.n_frames + margin, slot + (int64_t)i * row, slot + (int64_t)i * row + odd);
             }
         }
+        END(IN_EXPAND);
+        BEGIN(IN_FILTER);
         for (int i = 0; i < PANEL; i++) {
             const float *rows[5];
             for (int r = 0; r < k; r++) {
@@ -420,6 +445,7 @@ static void expand_and_filter(const Block *b, const float *x, Shape in, Shape ou
             filter_row(k, b->stride, rows, odd, weights + i * taps, &finish[i], band, out.n_frames, is_seam ? spare : to);
             if (is_seam) memcpy(to, spare, sizeof(float) * (size_t)out.n_frames);
         }
+        END(IN_FILTER);
     }
 }
 
@@ -475,7 +501,9 @@ static Shape run_block(const Block *b, Shape in, Workspace *w, Team *team, int r
     float *scratch = w->scratch[rank];
     float attention[3][LONGEST_ATTENTION];
     const float *coefficients[4] = {attention[0], attention[1], attention[2], 0};
+    BEGIN(IN_CONTEXT);
     if (b->context_size) summarise(b, w->x, in, out, w, team, rank);
+    END(IN_CONTEXT);
     const float *next = w->coefficient;
     next = softmax(next, larger(1, b->n_expand), attention[0]);
     next = softmax(next, b->n_depthwise, attention[1]);
@@ -489,6 +517,7 @@ static Shape run_block(const Block *b, Shape in, Workspace *w, Team *team, int r
     meet(team);
     if (b->squeeze_size) excite(b, out, w, team, rank);
 
+    BEGIN(IN_PROJECT);
     int n = out.n_bands * out.n_frames, tiles = (n + COLUMNS * LANES - 1) / (COLUMNS * LANES);
     panels = b->c_out / PANEL;
     cut = smaller(tiles, pieces(panels, team->size));
@@ -497,6 +526,7 @@ static Shape run_block(const Block *b, Shape in, Workspace *w, Team *team, int r
         project(b, w->x, out, i / cut, first, smaller(n, last), attention[2], w, scratch);
     }
     meet(team);
+    END(IN_PROJECT);
     return out;
 }
 
@@ -552,14 +582,18 @@ static void run_clip(const Network *net, const float *log_mel, int n_bands, int 
                      float *embedding) {
     Shape shape = halved(shape_of(n_bands, n_frames), 2);
     Workspace mine = *w; /* so that each thread swaps the maps for itself */
+    BEGIN(IN_STEM);
     stem(net, log_mel, n_bands, n_frames, shape, &mine, team, rank);
+    END(IN_STEM);
     for (int i = 0; i < net->n_blocks; i++) {
         shape = run_block(&net->blocks[i], shape, &mine, team, rank);
         float *x = mine.x;
         mine.x = mine.y;
         mine.y = x;
     }
+    BEGIN(IN_LAST);
     embed(net, net->blocks[net->n_blocks - 1].c_out, shape, &mine, team, rank, embedding);
+    END(IN_LAST);
 }
 
 static float *take(float *base, int64_t *used, int64_t n) {

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
+from dymn.layers import StaticConv2d
 from dymn.layers import depthwise as module
 from dymn.layers.depthwise import depthwise
 from dymn.native import libraries
@@ -80,6 +81,17 @@ def test_other_precisions_sizes_and_layouts():
     assert torch.allclose(depthwise(channels_last, kernel, 1), reference(x, kernel, 1), atol=1e-5)
     turned = x.transpose(2, 3)
     assert torch.allclose(depthwise(turned, kernel, 1), reference(turned.contiguous(), kernel, 1), atol=1e-5)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_static_convolution_is_the_one_of_pytorch(stride):
+    conv, x = StaticConv2d(6, 6, 5, stride, groups=6), torch.randn(3, 6, 11, 14, requires_grad=True)
+    out = conv(x)
+    expected = functional.conv2d(x, conv.weight, stride=stride, padding=2, groups=6)
+    assert torch.allclose(out, expected, atol=1e-5)
+    weights = torch.randn_like(out)
+    for one, other in zip(*(torch.autograd.grad((y * weights).sum(), (x, conv.weight)) for y in (out, expected)), strict=True):
+        assert torch.allclose(one, other, atol=1e-4)
 
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler here")

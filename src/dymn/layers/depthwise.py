@@ -16,19 +16,24 @@ from torch.nn import functional
 from dymn.native import library
 
 
-def depthwise(x: Tensor, kernel: Tensor, stride: int) -> Tensor:
-    """Filter each channel of each clip of [B, C, F, T] with a kernel of [B, C, k, k], half a kernel of zeros around each map."""
-    is_compiled = (
+def is_compiled(x: Tensor, kernel: Tensor, stride: int) -> bool:
+    """Return whether `depthwise` has compiled code for these tensors."""
+    return (
         library() is not None
         and x.device.type == kernel.device.type == "cpu"
         and x.dtype == kernel.dtype == torch.float32
         and kernel.shape[-1] in (3, 5)
         and stride in (1, 2)
+        and not torch.is_autocast_enabled("cpu")
         and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
         and not torch.compiler.is_compiling()
         and torch._C._len_torch_dispatch_stack() == 0  # who counts or fakes operations of PyTorch must see them
     )
-    if is_compiled:
+
+
+def depthwise(x: Tensor, kernel: Tensor, stride: int) -> Tensor:
+    """Filter each channel of each clip of [B, C, F, T] with a kernel of [B, C, k, k], half a kernel of zeros around each map."""
+    if is_compiled(x, kernel, stride):
         return _Depthwise.apply(x, kernel, stride)  # type: ignore[no-any-return, no-untyped-call]
     n_clips, n_channels, n_bands, n_frames = x.shape
     merged = x.reshape(1, n_clips * n_channels, n_bands, n_frames)

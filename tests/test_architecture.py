@@ -12,13 +12,13 @@ MAX_LINES = 450
 
 # From the ground up. A module imports from its own floor and those before it, never from one after it.
 FLOORS = (
-    ("errors", "_toml", "files", "devices", "native"),
+    ("errors", "_toml", "files", "cpus", "devices", "ahead", "native"),
     ("config", "backends"),
     ("layers",),
     ("blocks", "weights.labels"),
     ("hub",),
     ("model", "frontend", "features"),
-    ("opening", "containers", "decoding", "audio", "windows", "recordings"),
+    ("opening", "containers", "decoding", "audio", "windows", "sliding", "recordings"),
     ("paper", "losses", "schedules", "metrics", "augment", "inherit", "fast"),
     ("weights",),
     ("profiling", "data", "selection", "torch_backend", "embedding", "tagger", "formats", "embedding_formats", "explain"),

@@ -1,7 +1,10 @@
 import io
 import itertools
+import os
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -27,10 +30,13 @@ def tagger():
     return Tagger(model, "cpu")
 
 
-class Loudness(Tagger):
+class Loudness(Backend):
     """Scores that can be foreseen: each label is as probable as the loudest sample of a quarter of the values."""
 
-    batches: list[tuple[int, int]]
+    card = ModelCard(name="loudness", labels=LABELS)
+
+    def __init__(self):
+        self.batches = []
 
     def probabilities(self, waveforms):
         self.batches.append(waveforms.shape)
@@ -39,10 +45,8 @@ class Loudness(Tagger):
 
 
 @pytest.fixture
-def loudness(tagger):
-    made = Loudness(tagger.model, "cpu")
-    made.batches = []
-    return made
+def loudness():
+    return Tagger(Loudness())
 
 
 def steps(*levels, seconds=10.0):
@@ -86,7 +90,7 @@ def test_the_recording_is_as_long_as_it_is_also_where_windows_pass_over_its_end(
 @pytest.mark.parametrize("how", ["repeat", "pad", "bare"])
 def test_short_clips_are_filled(loudness, how):
     loudness.tag(steps(0.5, seconds=4), RATE, fill=how)
-    assert loudness.batches == [(1, 4 * RATE if how == "bare" else 10 * RATE)]
+    assert loudness.backend.batches == [(1, 4 * RATE if how == "bare" else 10 * RATE)]
 
 
 def test_batches_span_recordings_of_one_length(loudness, tmp_path):
@@ -94,12 +98,12 @@ def test_batches_span_recordings_of_one_length(loudness, tmp_path):
     for i, path in enumerate(paths):
         soundfile.write(path, np.full(RATE * (i + 1), (i + 1) / 10), RATE, subtype="FLOAT")
     recordings = list(loudness.tag_files(paths, batch_size=4))
-    assert loudness.batches == [(4, 10 * RATE), (1, 10 * RATE)]
+    assert loudness.backend.batches == [(4, 10 * RATE), (1, 10 * RATE)]
     assert [recording.name for recording in recordings] == [str(path) for path in paths]
     assert [float(recording.scores[0]) for recording in recordings] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5])
-    loudness.batches.clear()
+    loudness.backend.batches.clear()
     list(loudness.tag_files(paths, TagSettings(fill="bare"), batch_size=4))
-    assert loudness.batches == [(1, RATE * (i + 1)) for i in range(5)]
+    assert loudness.backend.batches == [(1, RATE * (i + 1)) for i in range(5)]
 
 
 def test_a_batch_gives_what_each_clip_gives_alone(tagger):
@@ -312,3 +316,55 @@ def test_the_published_model_is_reproduced(shared, clip):
         np.testing.assert_allclose(recording.scores, expected, atol=1e-4)
     assert tagger.labels == dymn.audioset_labels()
     assert recording.seconds == pytest.approx(len(audio.read(path)) / RATE)
+
+
+def test_decoding_ahead_changes_nothing_but_the_time(tagger, tmp_path):
+    """Files of all lengths, some of them bad, one long: the same answers in the same order, and this thread's number of threads stays."""
+    random = np.random.default_rng(0)
+    paths = []
+    for i, (seconds, rate) in enumerate([(1, 32_000), (35, 32_000), (0, 0), (12, 44_100), (3, 8_000), (0, 0), (4, 48_000), (2, 32_000)]):
+        paths.append(tmp_path / f"{i}.wav")
+        if rate:
+            soundfile.write(paths[-1], random.normal(0, 0.1, (seconds * rate, 1 + i % 2)), rate)
+        else:
+            paths[-1].write_text("this is no audio")
+    settings = TagSettings(window=4, hop=1)
+    alone = list(tagger.tag_files(paths, settings, batch_size=3))
+    threads = torch.get_num_threads()
+    together = list(tagger.tag_files(paths, settings, batch_size=3, workers=2))
+    assert torch.get_num_threads() == threads
+    assert [recording.name for recording in together] == [str(path) for path in paths]
+    for one, other in zip(alone, together, strict=True):
+        assert str(one.error) == str(other.error)
+        np.testing.assert_allclose(one.scores, other.scores, atol=1e-6)
+        assert [window[:2] for window in one.timeline] == [window[:2] for window in other.timeline]
+    assert [recording.error is not None for recording in together] == [False, False, True, False, False, True, False, False]
+    with pytest.raises(ConfigError, match="workers is -1"):
+        tagger.tag_files(paths, workers=-1)
+
+
+def test_overlapping_windows_get_what_each_gets_alone(tagger):
+    random = np.random.default_rng(1)
+    samples = random.normal(0, 0.1, RATE * 9).astype(np.float32) * np.repeat([1, 0.001, 1], RATE * 3).astype(np.float32)
+    timeline = tagger.timeline(samples, RATE, window=3, hop=0.5, top_k=0)
+    for start in range(13):
+        alone = tagger.tag(samples[start * RATE // 2 : start * RATE // 2 + 3 * RATE], RATE, window=3, top_k=0)
+        here = {tag.label: tag.score for tag in timeline if tag.start == start / 2}
+        assert here == pytest.approx({tag.label: tag.score for tag in alone}, abs=1e-5)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends a signal")
+def test_an_interrupt_ends_the_command_at_once(tmp_path):
+    paths = [tmp_path / f"{i}.wav" for i in range(4)]
+    for path in paths:
+        soundfile.write(path, np.zeros(RATE * (600 if path != paths[0] else 1)), RATE)
+    answers = tmp_path / "out"
+    with answers.open("wb") as out:
+        command = [sys.executable, "-m", "dymn", "tag", *map(str, paths), "-m", "dymn04_open", "--format", "jsonl", "--workers", "2"]
+        running = subprocess.Popen([*command, "--window", "1", "--hop", "0.05"], stdout=out, stderr=subprocess.PIPE)
+        while answers.stat().st_size == 0 and running.poll() is None:
+            time.sleep(0.1)
+        running.send_signal(signal.SIGINT)
+        _, errors = running.communicate(timeout=20)
+    assert running.returncode == 130, errors
+    assert errors.decode().strip().endswith("Interrupted.")

@@ -6,7 +6,8 @@ Nothing here imports PyTorch. `dymn.torch_backend` holds the implementation for 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,13 @@ Scores = npt.NDArray[np.float32]
 
 CPU_BATCH_SIZE, BATCH_SIZE = 4, 32
 """How many windows go through a network at once on a CPU and elsewhere, if nobody says otherwise."""
+
+
+class Filled(NamedTuple):
+    """A window of a recording [N] after filling, and how many of its samples are the recording's."""
+
+    samples: npt.NDArray[np.float32]
+    n_samples: int
 
 
 class Backend(ABC):
@@ -61,3 +69,25 @@ class Backend(ABC):
         Raises:
             ConfigError: if the batch does not fit the device's memory.
         """
+
+    def features(self, windows: Iterable[Filled], hop: int) -> Iterator[npt.NDArray[np.float32]]:
+        """Yield for each window of a recording, which begin `hop` samples apart, what `scores` takes; here its samples.
+
+        Called in threads that decode, each of which has said so with `enter_worker`. What can be done for one window without the
+        network, such as its spectrogram, is best done here.
+        """
+        return (window.samples for window in windows)
+
+    def scores(self, features: npt.NDArray[np.float32]) -> Scores:
+        """Return the probabilities [B, C] of a batch of what `features` gave, [B, ...].
+
+        Raises:
+            ConfigError: if the batch does not fit the device's memory.
+        """
+        return self.probabilities(features)
+
+    def enter_worker(self) -> None:  # noqa: B027
+        """Called once in each thread that decodes, before it does anything else."""
+
+    def entered_workers(self) -> None:  # noqa: B027
+        """Called in the thread that runs the network, after all others have called `enter_worker`."""

@@ -1,9 +1,12 @@
-"""Which device a network runs on."""
+"""Which device a network runs on, and with how many threads."""
 
 from __future__ import annotations
 
+import os
+
 import torch
 
+from dymn.cpus import THREAD_VARIABLES, available_cpus
 from dymn.errors import ConfigError
 
 
@@ -30,3 +33,21 @@ def resolve_device(name: str | torch.device | None = None) -> torch.device:
     if wanted not in available or (device.type != "cuda" and device.index):
         raise ConfigError(f"The device {str(name)!r} is not available. Available here: {', '.join(available)}.")
     return device
+
+
+def use_threads(threads: int | None = None) -> int:
+    """Compute with so many CPU threads in this process from now on, and return how many that is.
+
+    None is PyTorch's own number, but no more than the CPUs that this process may use: PyTorch does not see a container's quota.
+    What the environment says (OMP_NUM_THREADS, MKL_NUM_THREADS) stays.
+
+    Raises:
+        ConfigError: if `threads` is below 1.
+    """
+    if threads is not None and threads < 1:
+        raise ConfigError(f"threads is {threads}; it must be at least 1.")
+    if threads is None and not any(name in os.environ for name in THREAD_VARIABLES):
+        threads = min(torch.get_num_threads(), available_cpus())
+    if threads is not None and threads != torch.get_num_threads():
+        torch.set_num_threads(threads)
+    return torch.get_num_threads()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeAlias
@@ -12,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from dymn import audio
+from dymn.ahead import Team, ahead
+from dymn.backends import Filled
 from dymn.config import check
 from dymn.errors import AudioError, ConfigError, DymnError
 from dymn.windows import Samples, cut, fill
@@ -32,12 +35,12 @@ class Opened:
 
 
 class Piece(NamedTuple):
-    """A window of a recording, filled, with its place in seconds; or the end of the recording (no samples), or its failure."""
+    """What is computed with of a window, with its place in seconds; or the end of the recording (no features), or its failure."""
 
     recording: Opened
     start: float = 0.0
     end: float = 0.0
-    samples: Samples | None = None
+    features: Rows | None = None
     error: DymnError | None = None
 
 
@@ -60,7 +63,26 @@ def blocks(source: Source, rate: int, sample_rate: int | None = None) -> Iterabl
     return audio.stream(source, rate)
 
 
-def pieces(sources: Iterable[Source], rate: int, sample_rate: int | None, window: float, hop: float | None, how: str) -> Iterator[Piece]:
+Prepare: TypeAlias = Callable[[Iterable[Filled], int], Iterator[Rows]]
+"""From the windows of a recording, which begin so many samples apart, to what is computed with of each."""
+
+
+def samples_of(windows: Iterable[Filled], hop: int) -> Iterator[Rows]:
+    """Take the samples of windows as they are."""
+    return (window.samples for window in windows)
+
+
+def pieces(
+    sources: Iterable[Source],
+    rate: int,
+    sample_rate: int | None,
+    window: float,
+    hop: float | None,
+    how: str,
+    *,
+    prepare: Prepare = samples_of,
+    team: Team | None = None,
+) -> Iterator[Piece]:
     """Cut recordings into windows, one after the other, reading no more than is asked for; an error ends only its own recording.
 
     Args:
@@ -70,14 +92,24 @@ def pieces(sources: Iterable[Source], rate: int, sample_rate: int | None, window
         window: seconds of a window.
         hop: seconds from the start of one window to the next; `window` if None.
         how: what a shorter recording or remainder is filled up with, a key of `dymn.windows.FILLS`.
+        prepare: makes of the windows of a recording what is computed with.
+        team: the threads that do all this ahead of their reader; None does it when it is asked for.
     """
     length, step = round(window * rate), round((hop or window) * rate)
-    for source in sources:
+
+    def work(source: Source) -> Generator[Piece, None, None]:
         recording = Opened(source_name(source))
+        places: deque[tuple[float, float]] = deque()
+
+        def windows() -> Iterator[Filled]:
+            for start, samples in cut(_counted(blocks(source, rate, sample_rate), recording), length, step):
+                places.append((start / rate, (start + len(samples)) / rate))
+                yield Filled(fill(samples, length, how), len(samples))
+
         error: DymnError | None = None
         try:
-            for start, samples in cut(_counted(blocks(source, rate, sample_rate), recording), length, step):
-                yield Piece(recording, start / rate, (start + len(samples)) / rate, fill(samples, length, how))
+            for features in prepare(windows(), step):
+                yield Piece(recording, *places.popleft(), features)
             if recording.n_samples == 0:
                 raise AudioError(f"{recording.name or 'The array'} has no samples. Give a recording that is not empty.")
         except DymnError as failure:
@@ -86,31 +118,33 @@ def pieces(sources: Iterable[Source], rate: int, sample_rate: int | None, window
             error = AudioError(f"{recording.name}: {failure.strerror or failure}. Check that the file is there and readable.")
         yield Piece(recording, error=error)
 
+    return ahead(work, sources, team or Team())
+
 
 def computed(found: Iterable[Piece], compute: Callable[[Rows], Rows], batch_size: int) -> Iterator[tuple[Piece, Rows | None]]:
-    """Yield pieces in their order, windows with what `compute` makes of them [B, N] → [B, ...], in batches of one length."""
+    """Yield pieces in their order, windows with what `compute` makes of them [B, ...] → [B, ...], in batches of one shape."""
     check(batch_size >= 1, f"batch_size is {batch_size}; it must be at least 1.")
     return _computed(found, compute, batch_size)
 
 
 def _computed(found: Iterable[Piece], compute: Callable[[Rows], Rows], batch_size: int) -> Iterator[tuple[Piece, Rows | None]]:
     batch: list[Piece] = []
-    lengths: list[int] = []
+    shapes: list[tuple[int, ...]] = []
     for piece in found:
-        if piece.samples is not None:
-            if len(lengths) == batch_size or (lengths and lengths[0] != len(piece.samples)):
+        if piece.features is not None:
+            if len(shapes) == batch_size or (shapes and shapes[0] != piece.features.shape):
                 yield from _run(batch, compute)
-                batch, lengths = [], []
-            lengths.append(len(piece.samples))
+                batch, shapes = [], []
+            shapes.append(piece.features.shape)
         batch.append(piece)
     yield from _run(batch, compute)
 
 
 def _run(batch: list[Piece], compute: Callable[[Rows], Rows]) -> Iterator[tuple[Piece, Rows | None]]:
-    waveforms = [piece.samples for piece in batch if piece.samples is not None]
-    rows = iter(compute(np.stack(waveforms)) if waveforms else ())
+    features = [piece.features for piece in batch if piece.features is not None]
+    rows = iter(compute(np.stack(features)) if features else ())
     for piece in batch:
-        yield piece, (None if piece.samples is None else next(rows))
+        yield piece, (None if piece.features is None else next(rows))
 
 
 def _counted(found: Iterable[Samples], recording: Opened) -> Iterator[Samples]:

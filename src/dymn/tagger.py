@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from dymn.ahead import Team
 from dymn.backends import Backend, Scores
 from dymn.config import ModelCard, from_dict
 from dymn.errors import ConfigError, DymnError
@@ -188,6 +189,7 @@ class Tagger:
         *,
         sample_rate: int | None = None,
         batch_size: int | None = None,
+        workers: int = 0,
         progress: Callable[[str, float], None] | None = None,
     ) -> Iterator[Recording]:
         """Tag recordings one after the other, their windows in common batches, in memory that does not grow with their length.
@@ -197,6 +199,7 @@ class Tagger:
             settings: what to tag and how.
             sample_rate: of the arrays among the sources.
             batch_size: how many windows go through the network at once; 4 on a CPU and 32 elsewhere if None.
+            workers: how many threads decode recordings ahead of the network; 0 is none: everything is done in turn.
             progress: called with a recording's name and how many seconds of it are done.
 
         Yields:
@@ -207,8 +210,18 @@ class Tagger:
         """
         settings = settings or TagSettings()
         selection = Selection(self.labels, settings)
-        found = pieces(sources, self.sample_rate, sample_rate, settings.window, settings.hop, settings.fill)
-        scored = computed(found, self.probabilities, self.backend.batch_size if batch_size is None else batch_size)
+        batch_size = self.backend.batch_size if batch_size is None else batch_size
+        found = pieces(
+            sources,
+            self.sample_rate,
+            sample_rate,
+            settings.window,
+            settings.hop,
+            settings.fill,
+            prepare=self.backend.features,
+            team=Team(workers, batch_size, self.backend.enter_worker, self.backend.entered_workers),
+        )
+        scored = computed(found, self.backend.scores, batch_size)
         return self._recordings(scored, settings, selection, progress)
 
     def _recordings(

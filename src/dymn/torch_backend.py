@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from dymn.backends import Backend, Scores
-from dymn.config import check
-from dymn.devices import resolve_device
+from dymn.backends import Backend, Filled, Scores
+from dymn.devices import resolve_device, use_threads
 from dymn.errors import ConfigError
 from dymn.frontend import LogMel
 from dymn.model import MobileNet, Output
+from dymn.sliding import SlidingLogMel
 
 
 class TorchBackend(Backend):
@@ -31,10 +32,9 @@ class TorchBackend(Backend):
         Raises:
             ConfigError: if there is no such device, or `threads` is below 1.
         """
-        check(threads is None or threads >= 1, f"threads is {threads}; it must be at least 1.")
         self.device = resolve_device(device)
         if threads is not None:
-            torch.set_num_threads(threads)
+            use_threads(threads)
         self.model = model.to(self.device).eval()
         self.card = model.card
         self.is_cpu = self.device.type == "cpu"
@@ -53,10 +53,45 @@ class TorchBackend(Backend):
         Raises:
             ConfigError: if the batch does not fit the device's memory.
         """
+        with self._careful(len(waveforms)):
+            return self._probabilities(self._log_mel(torch.as_tensor(waveforms, device=self.device)))
+
+    def features(self, windows: Iterable[Filled], hop: int) -> Iterator[npt.NDArray[np.float32]]:
+        """Yield log-mel spectrograms [1, F, T] on a CPU, no frame computed twice; elsewhere samples, for a front end on the device."""
+        if not self.is_cpu:
+            return super().features(windows, hop)
+        sliding = SlidingLogMel(self._log_mel, hop)
+        return (sliding(window.samples, window.n_samples).numpy() for window in windows)
+
+    @torch.inference_mode()
+    def scores(self, features: npt.NDArray[np.float32]) -> Scores:
+        """Return the probabilities [B, C] of a batch of `features`.
+
+        Raises:
+            ConfigError: if the batch does not fit the device's memory.
+        """
+        if not self.is_cpu:
+            return self.probabilities(features)
+        with self._careful(len(features)):
+            return self._probabilities(torch.from_numpy(features))
+
+    def enter_worker(self) -> None:
+        """Compute spectrograms with one thread: there are as many decoders as there should be threads."""
+        torch.set_num_threads(1)
+
+    def entered_workers(self) -> None:
+        """Give threads to come the number of this one again: PyTorch keeps one for each thread, and the last one set for new ones."""
+        torch.set_num_threads(torch.get_num_threads())
+
+    def _probabilities(self, log_mel: Tensor) -> Scores:
+        logits = self._network(log_mel)
+        return self.model.probabilities(logits.float()).cpu().numpy()
+
+    @contextmanager
+    def _careful(self, n_windows: int) -> Iterator[None]:
+        """Compute in full float32, and say what to do where memory runs out."""
         try:
             with torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=False):
-                log_mel = self._log_mel(torch.as_tensor(waveforms, device=self.device))
-                logits = self._network(log_mel)
-                return self.model.probabilities(logits.float()).cpu().numpy()
+                yield
         except torch.OutOfMemoryError as error:
-            raise ConfigError(f"{self.device} has no room for {len(waveforms)} windows at once. Give a smaller batch size.") from error
+            raise ConfigError(f"{self.device} has no room for {n_windows} windows at once. Give a smaller batch size.") from error

@@ -89,9 +89,8 @@ def evaluate(
 
     Classes without a positive clip are left out of the means and named.
     """
-    import torch
-
     from dymn.commands.progress import counting_bar
+    from dymn.devices import use_threads
     from dymn.metrics import write_per_class
     from dymn.training.assess import assess
 
@@ -99,8 +98,7 @@ def evaluate(
     if not data.exists():
         raise ConfigError(f"There is nothing at {data}. Give the path of a folder, a table or an archive as --data.")
     network = load(model, device, quiet)
-    if threads is not None:
-        torch.set_num_threads(threads)
+    use_threads(threads)
     with counting_bar("Evaluate", quiet) as progress:
         found = assess(
             network,

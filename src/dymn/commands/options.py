@@ -25,7 +25,7 @@ Threads = Annotated[
         "--threads",
         metavar="NUMBER",
         min=1,
-        help="How many CPU threads to compute with. Without it, PyTorch decides.",
+        help="How many CPU threads to compute with. Without it, PyTorch decides, within the CPUs that may be used.",
         rich_help_panel=RUN_PANEL,
         show_default=False,
     ),

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from dymn.commands.options import Threads
 from dymn.errors import ConfigError
 
 
@@ -53,12 +54,14 @@ def profile(
             show_default=False,
         ),
     ] = None,
+    threads: Threads = None,
 ) -> None:
     """Tell what a network costs: parameters, multiply-adds, memory, receptive field, time.
 
     With --table, tell how the paper's rows compare with what we count. JSON and CSV have plain counts, tables have millions.
     """
     from dymn.commands.output import text_output
+    from dymn.devices import use_threads
     from dymn.profiling import compare
     from dymn.profiling import profile as measure
     from dymn.profiling.formats import COMPARISON_FORMATS, PROFILE_FORMATS
@@ -68,6 +71,7 @@ def profile(
         raise ConfigError("Say what to profile: a model, or --table NUMBER, or --plot FILE. `dymn profile --help` tells more.")
     if model is not None and table is not None:
         raise ConfigError("Give a model or --table, not both: a table has networks of its own.")
+    use_threads(threads)
     text = None
     if table is not None:
         text = COMPARISON_FORMATS[format.value](compare(table))

@@ -180,6 +180,17 @@ def tag(
             show_default=False,
         ),
     ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            metavar="NUMBER",
+            help="How many threads decode recordings while the network computes; 0 does one after the other. Without it, as many as "
+            "there are CPUs, but no more than --threads.",
+            rich_help_panel=RUN_PANEL,
+            show_default=False,
+        ),
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Tell which sounds are in recordings.
@@ -199,7 +210,13 @@ def tag(
     check_output(output, name, found)
     tagger = load_tagger(model, device, threads, quiet)
     bar = progress_bar(len(found), quiet)
-    recordings = tagger.tag_files(found, settings, batch_size=batch_size, progress=follower(bar) if bar.visible else None)
+    recordings = tagger.tag_files(
+        found,
+        settings,
+        batch_size=batch_size,
+        workers=default_workers(threads, len(found)) if workers is None else workers,
+        progress=follower(bar) if bar.visible else None,
+    )
     failures = Failures()
     run = describe(tagger, model or "", settings, per_window)
     write(failures.reported(chain(failed, bar.over(recordings))), run, name, output, separately=name == "audacity" and len(found) > 1)
@@ -240,27 +257,35 @@ def check_output(output: Path | None, name: str, found: Sequence[Path]) -> None:
         raise ConfigError(f"--output {output} is one of the recordings. Give another file to write to.")
 
 
+def default_workers(threads: int | None, recordings: int) -> int:
+    """Return how many threads decode: one a CPU that may be used, and no more than there are recordings or threads asked for."""
+    from dymn.cpus import available_cpus
+
+    return max(1, min(available_cpus(), recordings, threads or recordings))
+
+
 def load_tagger(model: str | None, device: str | None, threads: int | None, quiet: bool) -> Tagger:
     """Load the model that was named, or the default one, and say which that is."""
     from dymn.commands.progress import download_bar
-    from dymn.devices import resolve_device
+    from dymn.devices import resolve_device, use_threads
     from dymn.tagger import Tagger
     from dymn.weights import REGISTRY, load_model
     from dymn.weights.default import load_default
 
     resolve_device(device)
+    use_threads(threads)
     with download_bar(quiet) as progress:
         if model is None:
             default = load_default(progress=progress)
         elif model in REGISTRY or "/" in model or Path(model).exists():
-            return Tagger(load_model(model, progress=progress), device, threads)
+            return Tagger(load_model(model, progress=progress), device)
         else:
             try:
-                return Tagger(load_model(model, progress=progress), device, threads)
+                return Tagger(load_model(model, progress=progress), device)
             except WeightsError as error:
                 raise ConfigError(str(error)) from error
     note(default.reason, quiet)
-    return Tagger(default.model, device, threads)
+    return Tagger(default.model, device)
 
 
 def describe(tagger: Tagger, model: str, settings: TagSettings, per_window: bool) -> Run:

@@ -86,14 +86,12 @@ def teach(
 
     When interrupted, the same command continues where it was.
     """
-    import torch
-
     from dymn.commands.progress import counting_bar
     from dymn.commands.train import check_model
     from dymn.data import TASKS, open_source
     from dymn.data import teach as library_teach
     from dymn.data.detect import detect
-    from dymn.devices import resolve_device
+    from dymn.devices import resolve_device, use_threads
     from dymn.weights import load_model
 
     hush(quiet)
@@ -102,8 +100,7 @@ def teach(
     for name in models:
         check_model(name)
     place = resolve_device(device)
-    if threads is not None:
-        torch.set_num_threads(threads)
+    use_threads(threads)
     path = data
     if kind == "auto":
         kind, path = detect(data)

@@ -119,6 +119,8 @@ def train(
 
     A run that was interrupted or killed continues when the same command is given again, and ends with the numbers it would have had.
     """
+    from dymn.devices import use_threads
+
     hush(quiet)
     if recipes:
         from dymn.training.recipe import recipe_names
@@ -139,6 +141,7 @@ def train(
         },
     )
     check_inputs(config)
+    use_threads(threads)
     fetch_models(config, quiet)
     if fold == ALL:
         train_all_folds(config, quiet)

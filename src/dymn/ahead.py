@@ -1,0 +1,152 @@
+"""Work on several sources at once, the results in their order and in bounded memory.
+
+Decoding and resampling are C code that leaves Python's lock to others, so threads are enough: no process to start, nothing to copy.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
+from queue import Empty, Full, Queue
+from typing import Generic, NamedTuple, TypeVar
+
+from dymn.errors import ConfigError
+
+S = TypeVar("S")
+T = TypeVar("T")
+
+ITEMS_AHEAD = 4
+"""How many results of one source wait at most; a long source then waits for its reader."""
+_POLL_SECONDS = 0.1
+_CLOSE_SECONDS = 2.0
+
+
+class _End:
+    """The end of a source's results, with the error that ended them, if one did."""
+
+    def __init__(self, error: BaseException | None = None) -> None:
+        self.error = error
+
+
+@dataclass
+class _Job(Generic[S, T]):
+    source: S
+    results: Queue[T | _End] = field(default_factory=lambda: Queue(ITEMS_AHEAD))
+
+
+def _nothing() -> None:
+    pass
+
+
+class Team(NamedTuple):
+    """Threads that work ahead.
+
+    Attributes:
+        workers: how many; with 0 everything is done in the caller's thread, when it is asked for.
+        taken_at_once: how many sources the reader may need before it goes on; two a thread more are begun.
+        enter: called in each thread at its start.
+        entered: called in the caller's thread after that.
+    """
+
+    workers: int = 0
+    taken_at_once: int = 1
+    enter: Callable[[], None] = _nothing
+    entered: Callable[[], None] = _nothing
+
+
+def ahead(work: Callable[[S], Generator[T, None, None]], sources: Iterable[S], team: Team) -> Iterator[T]:
+    """Yield all that `work(source)` yields, source after source, while threads work on the sources to come.
+
+    Sources are taken in the caller's thread. When the iterator is closed or fails, threads end at their next result; none of them
+    keeps the program from ending.
+
+    Args:
+        work: a generator of a source's results; run in one of the threads.
+        sources: in the order of the results.
+        team: the threads.
+
+    Raises:
+        ConfigError: at once, if there are fewer than 0 threads.
+        BaseException: what `work` raised, where its results end.
+    """
+    if team.workers < 0:
+        raise ConfigError(f"workers is {team.workers}; it must be 0 or more.")
+    return _ahead(work, sources, team)
+
+
+def _ahead(work: Callable[[S], Generator[T, None, None]], sources: Iterable[S], team: Team) -> Iterator[T]:
+    if team.workers == 0:
+        for source in sources:
+            yield from work(source)
+        return
+    jobs: Queue[_Job[S, T] | None] = Queue()
+    stop = threading.Event()
+    ready = threading.Barrier(team.workers + 1)
+
+    def run() -> None:
+        team.enter()
+        ready.wait()
+        while (job := jobs.get()) is not None:
+            _run(work, job, stop)
+
+    threads = [threading.Thread(target=run, name=f"dymn-decode-{i}", daemon=True) for i in range(team.workers)]
+    for thread in threads:
+        thread.start()
+    try:
+        ready.wait()
+        team.entered()
+        yield from _in_order(jobs, iter(sources), team.taken_at_once + 2 * team.workers)
+    finally:
+        stop.set()
+        with suppress(Empty):
+            while True:
+                jobs.get_nowait()
+        for _ in threads:
+            jobs.put(None)
+        for thread in threads:
+            thread.join(_CLOSE_SECONDS)
+
+
+def _run(work: Callable[[S], Generator[T, None, None]], job: _Job[S, T], stop: threading.Event) -> None:
+    """Do a job; whatever happens, its results have an end."""
+    error: BaseException | None = None
+    try:
+        with closing(work(job.source)) as results:
+            for result in results:
+                _put(job.results, result, stop)
+                if stop.is_set():
+                    return
+    except BaseException as failure:
+        error = failure
+    _put(job.results, _End(error), stop)
+
+
+def _put(queue: Queue[T | _End], result: T | _End, stop: threading.Event) -> None:
+    while not stop.is_set():
+        with suppress(Full):
+            queue.put(result, timeout=_POLL_SECONDS)
+            return
+
+
+def _in_order(jobs: Queue[_Job[S, T] | None], sources: Iterator[S], sources_ahead: int) -> Iterator[T]:
+    begun: deque[_Job[S, T]] = deque()
+    while True:
+        while len(begun) < sources_ahead:
+            try:
+                job: _Job[S, T] = _Job(next(sources))
+            except StopIteration:
+                break
+            begun.append(job)
+            jobs.put(job)
+        if not begun:
+            return
+        result = begun[0].results.get()
+        if not isinstance(result, _End):
+            yield result
+            continue
+        begun.popleft()
+        if result.error is not None:
+            raise result.error

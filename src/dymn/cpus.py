@@ -1,0 +1,45 @@
+"""How much of the machine is ours, and threads that do not burn what is not.
+
+PyTorch's threads wait for their next piece of work by spinning. On a machine with other work that takes the time from those that
+are waited for: with as many threads as there are CPUs, tagging becomes several times slower. See docs/speed.md.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import MutableMapping
+from pathlib import Path
+
+CALM = {"OMP_WAIT_POLICY": "passive", "KMP_BLOCKTIME": "0"}
+"""Settings of the OpenMP libraries of GNU and Intel/LLVM under which threads that wait sleep."""
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+_SPIN_VARIABLES = (*CALM, "GOMP_SPINCOUNT")
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def calm_openmp(environment: MutableMapping[str, str] | None = None) -> None:
+    """Let OpenMP threads sleep while they wait, unless the environment says how they should; before PyTorch is imported."""
+    environment = os.environ if environment is None else environment
+    if not any(name in environment for name in _SPIN_VARIABLES):
+        environment.update(CALM)
+
+
+def available_cpus(cgroup: Path = _CGROUP) -> int:
+    """Return how many CPUs this process may use: those that it may run on, and no more than a container's quota pays for."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(allowed, math.ceil(_quota(cgroup))))
+
+
+def _quota(cgroup: Path) -> float:
+    """Return how many CPUs' time the control group of a container (version 2 or 1) may use, infinity if nothing is said."""
+    try:
+        quota, period = (cgroup / "cpu.max").read_text(encoding="ascii").split()
+    except (OSError, ValueError):
+        try:
+            quota, period = ((cgroup / "cpu" / f"cpu.cfs_{name}_us").read_text(encoding="ascii").strip() for name in ("quota", "period"))
+        except (OSError, ValueError):
+            return float(2**20)
+    if not (quota.isdigit() and period.isdigit() and int(period) > 0):  # "max", "-1"
+        return float(2**20)
+    return int(quota) / int(period)

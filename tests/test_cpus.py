@@ -1,0 +1,96 @@
+"""Threads by default: no more than the machine gives, none that spins."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from dymn.cpus import CALM, available_cpus, calm_openmp
+from dymn.devices import use_threads
+from dymn.errors import ConfigError
+
+
+@pytest.mark.parametrize(("text", "expected"), [("150000 100000", 2), ("50000 100000", 1), ("max 100000", None), ("nonsense", None)])
+def test_a_container_s_quota_counts(tmp_path, text, expected):
+    (tmp_path / "cpu.max").write_text(text)
+    everything = available_cpus(tmp_path / "nowhere")
+    assert available_cpus(tmp_path) == min(everything, expected or everything)
+
+
+@pytest.mark.parametrize(("quota", "expected"), [("100000", 1), ("-1", None)])
+def test_an_older_container_s_quota_counts(tmp_path, quota, expected):
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text(quota + "\n")
+    (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
+    everything = available_cpus(tmp_path / "nowhere")
+    assert available_cpus(tmp_path) == min(everything, expected or everything)
+
+
+def test_waiting_threads_sleep_unless_the_user_says_otherwise():
+    empty, chosen = {}, {"GOMP_SPINCOUNT": "5"}
+    calm_openmp(empty)
+    calm_openmp(chosen)
+    assert empty == CALM
+    assert chosen == {"GOMP_SPINCOUNT": "5"}
+
+
+def test_the_command_line_calms_openmp_before_torch_is_imported():
+    code = (
+        "import os, sys\n"
+        "from dymn import cli\n"
+        "assert 'OMP_WAIT_POLICY' not in os.environ\n"  # importing does nothing
+        "cli.app = lambda: print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules)\n"
+        "cli.main()\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name not in (*CALM, "GOMP_SPINCOUNT")}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.split() == ["passive", "False"]
+
+
+def test_threads_are_those_asked_for_or_few_enough(monkeypatch):
+    before = torch.get_num_threads()
+    try:
+        assert use_threads(3) == torch.get_num_threads() == 3
+        monkeypatch.setenv("OMP_NUM_THREADS", "3")
+        assert use_threads() == 3
+        monkeypatch.delenv("OMP_NUM_THREADS")
+        monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
+        monkeypatch.setattr("dymn.devices.available_cpus", lambda: 2)
+        assert use_threads() == 2
+        monkeypatch.setattr("dymn.devices.available_cpus", lambda: 64)
+        assert use_threads() == 2
+        with pytest.raises(ConfigError, match="threads is 0"):
+            use_threads(0)
+    finally:
+        torch.set_num_threads(before)
+
+
+COMPUTING = ("tag", "train", "evaluate", "teach", "profile", "explain")
+
+
+@pytest.mark.parametrize("command", COMPUTING)
+def test_every_command_that_computes_takes_threads(command):
+    import typer.main
+
+    from dymn.cli import app
+
+    options = typer.main.get_command(app).commands[command].params
+    assert "threads" in [option.name for option in options]
+
+
+def test_profile_honours_threads():
+    import json
+
+    from typer.testing import CliRunner
+
+    from dymn.cli import app
+
+    before = torch.get_num_threads()
+    try:
+        done = CliRunner().invoke(app, ["profile", "mn01", "--runs", "1", "--input-seconds", "1", "--threads", "3", "--format", "json"])
+        assert done.exit_code == 0, done.output
+        assert json.loads(done.stdout)["latency"]["threads"] == 3
+    finally:
+        torch.set_num_threads(before)

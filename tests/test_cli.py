@@ -163,7 +163,7 @@ def test_what_should_not_happen_is_said_without_a_traceback(model, clips, monkey
     def fail(*_, **__):
         raise RuntimeError("the moon is full")
 
-    monkeypatch.setattr("dymn.tagger.Tagger.probabilities", fail)
+    monkeypatch.setattr("dymn.torch_backend.TorchBackend.scores", fail)
     done = run("tag", clips, "-m", model)
     assert done.exit_code == 1
     assert "RuntimeError: the moon is full" in done.stderr
@@ -177,7 +177,7 @@ def test_an_interrupted_run_leaves_the_old_output(model, clips, tmp_path, monkey
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("dymn.tagger.Tagger.probabilities", interrupt)
+    monkeypatch.setattr("dymn.torch_backend.TorchBackend.scores", interrupt)
     done = run("tag", clips, "-m", model, "-o", output)
     assert done.exit_code == 130
     assert output.read_text() == "old"

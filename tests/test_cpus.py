@@ -1,13 +1,14 @@
 """Threads by default: no more than the machine gives, none that spins."""
 
 import os
+import platform
 import subprocess
 import sys
 
 import pytest
 import torch
 
-from dymn.cpus import CALM, available_cpus, calm_openmp
+from dymn.cpus import CALM, available_cpus, calm_openmp, keep_freed_memory
 from dymn.devices import use_threads
 from dymn.errors import ConfigError
 
@@ -94,3 +95,29 @@ def test_profile_honours_threads():
         assert json.loads(done.stdout)["latency"]["threads"] == 3
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="is about glibc")
+def test_freed_memory_is_kept():
+    """Arrays of a clip's size again and again: the system is asked for their memory once."""
+    code = (
+        "import resource, sys\n"
+        "import numpy as np\n"
+        "from dymn.cpus import keep_freed_memory\n"
+        "kept = keep_freed_memory() if sys.argv[1] == 'keep' else None\n"
+        "def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "def work(): return [np.ones(2**19, np.float32) for _ in range(2)] and None\n"
+        "work()\n"
+        "before = faults()\n"
+        "for _ in range(50): work()\n"
+        "print(faults() - before, kept)\n"
+    )
+    runs = [subprocess.run([sys.executable, "-c", code, how], capture_output=True, text=True, check=True) for how in ("keep", "not")]
+    (kept, answer), (usual, _) = (run.stdout.split() for run in runs)
+    assert answer == "True"
+    assert int(kept) < int(usual) / 10
+
+
+def test_without_glibc_nothing_is_done(monkeypatch):
+    monkeypatch.setattr("dymn.cpus.ctypes.CDLL", lambda name: object())
+    assert not keep_freed_memory()

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from dymn import audio, containers, opening
+from dymn import audio, containers, decoding, opening
 from dymn.errors import AudioError, MissingExtraError
 
 resource = pytest.importorskip("resource")
@@ -448,3 +448,24 @@ def test_playlists_open_nothing(tmp_path):
         (tmp_path / name).write_text(text)
         with pytest.raises(AudioError, match="not a recording"):
             audio.read(tmp_path / name)
+
+
+@pytest.mark.parametrize("container", ["WAV", "WAVEX", "RF64"])
+@pytest.mark.parametrize("subtype", ["PCM_16", "FLOAT"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_samples_that_stand_there_as_they_are_need_no_decoder(tmp_path, monkeypatch, container, subtype, channels):
+    path = tmp_path / "clip.wav"
+    samples = np.random.default_rng(0).uniform(-1, 1, (700_000, channels)).astype(np.float32)
+    soundfile.write(path, samples, 32_000, format=container, subtype=subtype)
+    head, data = path.read_bytes().split(b"data", 1)
+    if container != "RF64":  # in which libsndfile knows no chunk before the samples but its own
+        path.write_bytes(head + b"LIST\x03\x00\x00\x00abc\x00data" + data)  # an odd chunk before, another one after
+    with path.open("ab") as file:
+        file.write(b"LIST\x04\x00\x00\x00data")
+    asked, kept = [], decoding._libsndfile_chunks
+    monkeypatch.setattr("dymn.decoding._libsndfile_chunks", lambda *arguments: asked.append(1) or kept(*arguments))
+    quick = audio.read(path)
+    assert quick.flags.writeable and not asked
+    monkeypatch.setattr("dymn.decoding._PLAIN", {})
+    np.testing.assert_array_equal(quick, audio.read(path))
+    assert asked

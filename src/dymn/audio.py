@@ -265,12 +265,16 @@ def _blocks(chunks: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
         pending.append(chunk)
         length += len(chunk)
         if length >= size:
-            joined = np.concatenate(pending)
+            joined = _joined(pending)
             whole = length // size * size
             yield from (joined[start : start + size] for start in range(0, whole, size))
             pending, length = [joined[whole:]], length - whole
     if length:
-        yield np.concatenate(pending)
+        yield _joined(pending)
+
+
+def _joined(parts: list[np.ndarray]) -> np.ndarray:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def _whole_rate(rate: Any, name: str) -> int:

@@ -25,7 +25,7 @@ from dymn.commands.profile import profile
 from dymn.commands.tag import tag
 from dymn.commands.teach import ManyModels, teach
 from dymn.commands.train import train
-from dymn.cpus import calm_openmp
+from dymn.cpus import calm_openmp, keep_freed_memory
 from dymn.errors import ConfigError, DymnError
 
 EXIT_FAILED = 1
@@ -113,6 +113,7 @@ app.command()(explain)
 def main() -> None:
     """Run the command line."""
     calm_openmp()
+    keep_freed_memory()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace", line_buffering=True)

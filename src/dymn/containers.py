@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import struct
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 _MAX_CHUNKS = 10_000
 _OGG_PAGE = 65_307
@@ -51,17 +51,31 @@ def promised_share(handle: Handle) -> float:
     1 means that the file is whole. Programs that write to a pipe do not know the length and put the largest number there; that
     counts as whole, and so does every other format.
     """
+    found = data_chunk(handle)
+    return 1.0 if found is None else _share(found.promised, found.there)
+
+
+class DataChunk(NamedTuple):
+    """Where the samples of a file begin, how many bytes of them its header promises, and how many bytes follow there."""
+
+    start: int
+    promised: int
+    there: int
+
+
+def data_chunk(handle: Handle) -> DataChunk | None:
+    """Find the samples of a WAV, RF64, W64, AIFF, CAF or AU file; None if there are none, or it is something else."""
     size = handle.seek(0, os.SEEK_END)
     handle.seek(0)
     head = handle.read(12)
     if head[:4] == b".snd" and len(head) == 12:
         start, promised = struct.unpack(">II", head[4:])
-        return _share(promised, size - start)
+        return DataChunk(start, promised, size - start)
     layout = (
         _Chunks(8, ">4sQ", align=1) if head[:4] == b"caff" else _LAYOUTS.get((head[:4], head[8:] if head[:4] != b"riff" else head[4:8]))
     )
     if layout is None:
-        return 1.0
+        return None
     position, long_size = layout.start, 0
     for _ in range(_MAX_CHUNKS):
         handle.seek(position)
@@ -75,11 +89,11 @@ def promised_share(handle: Handle) -> float:
             fields = handle.read(16)
             long_size = struct.unpack("<QQ", fields)[1] if len(fields) == 16 else 0
         if kind[:4] in (b"data", b"SSND"):
-            return _share(long_size if long_size and length == 0xFFFF_FFFF else length, size - position)
+            return DataChunk(position, long_size if long_size and length == 0xFFFF_FFFF else length, size - position)
         position += length + -length % layout.align
         if position > size:
             break
-    return 1.0
+    return None
 
 
 def _share(promised: int, there: int) -> float:

@@ -6,6 +6,7 @@ are waited for: with as many threads as there are CPUs, tagging becomes several 
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 from collections.abc import MutableMapping
@@ -15,6 +16,7 @@ CALM = {"OMP_WAIT_POLICY": "passive", "KMP_BLOCKTIME": "0"}
 """Settings of the OpenMP libraries of GNU and Intel/LLVM under which threads that wait sleep."""
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 _SPIN_VARIABLES = (*CALM, "GOMP_SPINCOUNT")
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # of malloc.h
 _CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -23,6 +25,19 @@ def calm_openmp(environment: MutableMapping[str, str] | None = None) -> None:
     environment = os.environ if environment is None else environment
     if not any(name in environment for name in _SPIN_VARIABLES):
         environment.update(CALM)
+
+
+def keep_freed_memory() -> bool:
+    """Let glibc keep the memory of large arrays for the next ones; return whether it does. Of no effect with another C library.
+
+    Otherwise it goes back to the system each time, and new arrays cost an interrupt for each 4 kB of them: with arrays of a clip's
+    size a fifth of the time. Up to 128 MB that are free stay with the process.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return False
+    return all([mallopt(_M_MMAP_THRESHOLD, 2**25), mallopt(_M_TRIM_THRESHOLD, 2**27), mallopt(_M_TOP_PAD, 2**24)])
 
 
 def available_cpus(cgroup: Path = _CGROUP) -> int:

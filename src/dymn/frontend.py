@@ -110,7 +110,9 @@ class LogMel(nn.Module):
         The middle of frame t is sample t * hop_length; what lies beyond the ends is their reflection.
         """
         c = self.config
-        waveform = functional.pad(waveform, (0, max(0, c.n_fft // 2 + 2 - waveform.shape[1])))
+        missing = c.n_fft // 2 + 2 - waveform.shape[1]
+        if missing > 0:
+            waveform = functional.pad(waveform, (0, missing))
         emphasised = torch.sub(waveform[:, 1:], waveform[:, :-1], alpha=PREEMPHASIS)
         return functional.pad(emphasised, (c.n_fft // 2, c.n_fft // 2), mode="reflect").unfold(1, c.n_fft, c.hop_length)
 

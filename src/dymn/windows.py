@@ -41,7 +41,7 @@ def cut(blocks: Iterable[Samples], length: int, hop: int) -> Iterator[Window]:
     for block in blocks:
         skipped = min(to_skip, len(block))
         to_skip -= skipped
-        buffer = np.concatenate([buffer, block[skipped:]])
+        buffer = np.concatenate([buffer, block[skipped:]]) if len(buffer) else block[skipped:]
         begin = 0
         while len(buffer) - begin > length + joined:
             yield Window(start, buffer[begin : begin + length])

@@ -98,14 +98,6 @@ def test_generators_are_closed_where_they_were_run():
 
 def test_threads_say_that_they_begin_before_the_caller_goes_on():
     calls = []
-    list(
-        ahead(
-            lambda i: (x for x in [i]),
-            [1],
-            workers=3,
-            sources_ahead=1,
-            enter=lambda: calls.append("worker"),
-            entered=lambda: calls.append("caller"),
-        )
-    )
+    team = Team(3, enter=lambda: calls.append("worker"), entered=lambda: calls.append("caller"))
+    list(ahead(lambda i: (x for x in [i]), [1], team))
     assert calls == ["worker"] * 3 + ["caller"]

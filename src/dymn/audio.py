@@ -32,6 +32,7 @@ __all__ = [
     "SUFFIXES",
     "AudioInfo",
     "MissingDecoderError",
+    "Resampler",
     "Source",
     "find",
     "from_array",
@@ -245,16 +246,43 @@ def _resample(chunks: Iterable[np.ndarray], source_rate: int, rate: int) -> Iter
     if source_rate == rate:
         yield from chunks
         return
-    import soxr
-
-    resampler = soxr.ResampleStream(source_rate, rate, 1, dtype="float32", quality="HQ")
+    resampler = Resampler(source_rate, rate)
     for chunk in chunks:
-        block = resampler.resample_chunk(np.ascontiguousarray(chunk))
+        block = resampler.feed(chunk)
         if len(block):
             yield block
-    block = resampler.resample_chunk(np.zeros(0, np.float32), last=True)
+    block = resampler.finish()
     if len(block):
         yield block
+
+
+class Resampler:
+    """Another sample rate for mono samples that come bit by bit; into what chunks they are cut changes no bit of what comes out."""
+
+    def __init__(self, source_rate: int, rate: int) -> None:
+        """Prepare to resample from `source_rate` to `rate`, in Hz.
+
+        Raises:
+            ConfigError: if a rate is not allowed.
+        """
+        rates = _whole_rate(source_rate, "sample_rate"), _whole_rate(rate, "rate")
+        self._stream: Any = None
+        if rates[0] != rates[1]:
+            import soxr
+
+            self._stream = soxr.ResampleStream(*rates, 1, dtype="float32", quality="HQ")
+
+    def feed(self, chunk: np.ndarray) -> np.ndarray:
+        """Take float32 samples [n] and return those [m] at the new rate that are ready; the filter holds back a few milliseconds."""
+        if self._stream is None or len(chunk) == 0:
+            return chunk
+        block: np.ndarray = self._stream.resample_chunk(np.ascontiguousarray(chunk))
+        return block
+
+    def finish(self) -> np.ndarray:
+        """Return the rest [m], once nothing more will come."""
+        nothing = np.zeros(0, np.float32)
+        return nothing if self._stream is None else self._stream.resample_chunk(nothing, last=True)
 
 
 def _blocks(chunks: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:

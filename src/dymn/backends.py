@@ -13,12 +13,21 @@ import numpy as np
 import numpy.typing as npt
 
 from dymn.config import FrontEndConfig, ModelCard
+from dymn.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Scores = npt.NDArray[np.float32]
 """Probabilities of labels, [C] or [B, C]."""
+
+
+class FrameScores(NamedTuple):
+    """Probabilities of the frames of windows, and of the windows as wholes."""
+
+    frames: Scores  # [B, T, C]
+    clip: Scores  # [B, C]
+
 
 CPU_BATCH_SIZE, BATCH_SIZE = 4, 32
 """How many windows go through a network at once on a CPU and elsewhere, if nobody says otherwise."""
@@ -91,3 +100,25 @@ class Backend(ABC):
 
     def entered_workers(self) -> None:  # noqa: B027
         """Called in the thread that runs the network, after all others have called `enter_worker`."""
+
+    @property
+    def frame_samples(self) -> int:
+        """How many samples lie between two frames of `frame_scores`.
+
+        Raises:
+            ConfigError: if this backend tells only of whole windows.
+        """
+        raise self._no_frames()
+
+    def frame_scores(self, features: npt.NDArray[np.float32], smoothing: int = 1) -> FrameScores:
+        """Return the probabilities of each frame of the last feature map of a batch of `features`, and of the windows as wholes.
+
+        Frame i lies around sample i * `frame_samples`. `smoothing`, an odd number, is over how many frames the map is averaged first.
+
+        Raises:
+            ConfigError: if this backend tells only of whole windows, or the batch does not fit the device's memory.
+        """
+        raise self._no_frames()
+
+    def _no_frames(self) -> ConfigError:
+        return ConfigError(f"{type(self).__name__} tells only of whole windows. Use the method windows, or load the model in PyTorch.")

@@ -19,7 +19,9 @@ from dymn import __version__
 from dymn.commands.convert import convert
 from dymn.commands.embed import embed
 from dymn.commands.evaluate import evaluate
+from dymn.commands.events import events
 from dymn.commands.explain import explain
+from dymn.commands.listen import listen
 from dymn.commands.models import models
 from dymn.commands.profile import profile
 from dymn.commands.tag import tag
@@ -100,6 +102,8 @@ def dymn(
 
 
 app.command()(tag)
+app.command()(events)
+app.command()(listen)
 app.command()(embed)
 app.command()(models)
 app.command()(convert)

@@ -303,7 +303,7 @@ def to_mono(name: str, samples: np.ndarray, start: float = 0.0, rate: int | None
     """
     channels = samples.shape[1]
     with np.errstate(invalid="ignore", over="ignore"):
-        mono = samples[:, 0] if channels == 1 else samples @ np.full(channels, 1 / channels, np.float32)
+        mono = samples[:, 0] if channels == 1 else _mean(samples)
     if len(mono) and not max(-mono.min(), mono.max()) <= MAX_PEAK:  # false for NaN too
         index = int(np.argmin(np.abs(mono) <= MAX_PEAK))
         value, where = mono[index], f"sample {index}" if rate is None else f"{start + index / rate:.3f} s"
@@ -312,6 +312,15 @@ def to_mono(name: str, samples: np.ndarray, start: float = 0.0, rate: int | None
             "Replace them, for example with numpy.nan_to_num, or export the recording again as 16-bit PCM."
         )
     return mono
+
+
+def _mean(samples: np.ndarray) -> np.ndarray:
+    """Return the mean over channels, channel by channel: unlike a matrix product it does not depend on how many samples there are."""
+    total: np.ndarray = samples[:, 0] + samples[:, 1]
+    for channel in range(2, samples.shape[1]):
+        total += samples[:, channel]
+    total *= np.float32(1 / samples.shape[1])
+    return total
 
 
 def _check_format(name: str, rate: int, channels: int) -> None:

@@ -45,9 +45,9 @@ def table(recordings: Iterable[Recording], run: Run) -> Iterator[str]:
     for recording in recordings:
         if recording.error is not None:
             continue
-        yield f"{_printable(recording.name)}  ({clock(recording.seconds)})\n"
+        yield f"{printable(recording.name)}  ({clock(recording.seconds)})\n"
         for tag in recording.tags:
-            yield f"  {tag.score:.3f}  {_bar(tag.score, run.plain)}  {tag.label}\n"
+            yield f"  {tag.score:.3f}  {bar(tag.score, run.plain)}  {tag.label}\n"
         if not recording.tags:
             yield "  No label reaches the threshold.\n"
         for window in recording.timeline if run.per_window else ():
@@ -165,12 +165,14 @@ def _csv_row(values: Sequence[str]) -> str:
     return text.getvalue()
 
 
-def _bar(score: float, plain: bool) -> str:
+def bar(score: float, plain: bool = False) -> str:
+    """Return a probability as a bar of up to 20 letters, in ASCII if `plain`."""
     if plain:
         return ("#" * round(score * BAR_LENGTH)).ljust(BAR_LENGTH)
     whole, eighths = divmod(round(score * BAR_LENGTH * 8), 8)
     return ("█" * whole + " ▏▎▍▌▋▊▉"[eighths] * (eighths > 0)).ljust(BAR_LENGTH)
 
 
-def _printable(name: str) -> str:
+def printable(name: str) -> str:
+    """Return a name with a question mark for each letter that a terminal could take for a command."""
     return "".join(letter if letter.isprintable() else "?" for letter in name)

@@ -65,8 +65,8 @@ class Pretrained(nn.Module):
         self.__dict__["_card"] = card
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """Return the probabilities of classes [B, C]: a sigmoid of each logit, or a softmax where the card says `exclusive`."""
-        return torch.softmax(logits, dim=1) if self.card.exclusive else torch.sigmoid(logits)
+        """Return the probabilities of classes [..., C]: a sigmoid of each logit, or a softmax where the card says `exclusive`."""
+        return torch.softmax(logits, dim=-1) if self.card.exclusive else torch.sigmoid(logits)
 
     @classmethod
     def skeleton(cls, config: ModelConfig) -> Self:

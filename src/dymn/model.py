@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d
 
 from dymn.blocks import InvertedResidual
 from dymn.config import BlockConfig, ModelConfig, check, round_channels
@@ -177,6 +179,10 @@ class MLPHead(nn.Module):
         """Return logits [B, classes] from the embedding [B, D]."""
         return self.classifier(self.dropout(self.activation(self.hidden(embedding))))  # type: ignore[no-any-return]
 
+    def frames(self, features: Tensor) -> Tensor:
+        """Return logits [B, T, classes]: of each frame of the feature map [B, D, F, T] as if it were the whole clip."""
+        return self.forward(features, features.mean(dim=2).transpose(1, 2))
+
 
 class FullyConvolutionalHead(nn.Module):
     """Class scores at each place of the last feature map, then their mean, as in some published MobileNets."""
@@ -189,6 +195,10 @@ class FullyConvolutionalHead(nn.Module):
     def forward(self, features: Tensor, embedding: Tensor) -> Tensor:
         """Return logits [B, classes] from the last feature map [B, D, F, T]."""
         return self.norm(self.classifier(features)).mean(dim=(2, 3))  # type: ignore[no-any-return]
+
+    def frames(self, features: Tensor) -> Tensor:
+        """Return logits [B, T, classes], whose mean over T is that of the clip."""
+        return self.norm(self.classifier(features)).mean(dim=2).transpose(1, 2)  # type: ignore[no-any-return]
 
 
 HEADS: dict[str, type[nn.Module]] = {"mlp": MLPHead, "fully_convolutional": FullyConvolutionalHead}
@@ -232,6 +242,17 @@ class MobileNet(Pretrained):
         features = self.features(log_mel)
         embedding = features.mean(dim=(2, 3))
         return Output(self.head(features, embedding), embedding)
+
+    def frame_logits(self, features: Tensor, smoothing: int = 1) -> Tensor:
+        """Return logits [B, T', C] of each frame of the last feature map [B, D, F', T'], averaged over `smoothing` frames first (odd)."""
+        if smoothing > 1:
+            features = avg_pool2d(features, (1, smoothing), stride=1, padding=(0, smoothing // 2), count_include_pad=False)
+        return self.head.frames(features)  # type: ignore[no-any-return,operator]
+
+    @property
+    def time_stride(self) -> int:
+        """How many frames of the spectrogram lie between two of the last feature map."""
+        return 2 * math.prod(block.stride for block in self.config.blocks)
 
     def feature_maps(self, log_mel: Tensor) -> list[Tensor]:
         """Return the output of each block, a list of [B, C, F', T']."""

@@ -144,6 +144,13 @@ class Timeline(Sequence[WindowTags]):
         self._indices.append(best.astype(self._small))
         self._scores.append(scores[best])
 
+    def matrix(self) -> tuple[npt.NDArray[np.float64], Scores]:
+        """Return start and end of each window [W, 2], and probabilities [W, C]; those that were not kept are 0."""
+        scores = np.zeros((len(self), len(self._selection.labels)), np.float32)
+        for row, indices, values in zip(scores, self._indices, self._scores, strict=True):
+            row[indices] = values
+        return np.array(self._spans, np.float64).reshape(-1, 2), scores
+
     def __len__(self) -> int:
         return len(self._spans)
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import torch
 
     from dymn.embedding import Embedding
+    from dymn.events import Event, Frames
+    from dymn.live import Stream
     from dymn.model import MobileNet
     from dymn.torch_backend import TorchBackend
 
@@ -174,6 +176,54 @@ class Tagger:
         from dymn.embedding import Embedder
 
         return Embedder(self.model, layers).embed(source, sample_rate, **settings)
+
+    def frames(self, source: Source, sample_rate: int | None = None, **settings: Any) -> Frames:
+        """Return the probabilities of labels at points in time [T, C], a third of a second apart.
+
+        Args:
+            source: as in `tag`.
+            sample_rate: of an array, in Hz; files bring their own.
+            settings: those of `dymn.events.FrameSettings` by name, such as `labels=["Dog"]` or `method="windows"`.
+
+        Raises:
+            AudioError: if the source cannot be read.
+            ConfigError: if a setting is unknown or not allowed, or `sample_rate` is missing.
+        """
+        from dymn.events import FrameSettings, frames
+
+        return frames(self, source, sample_rate, from_dict(FrameSettings, settings))
+
+    def events(self, source: Source, sample_rate: int | None = None, **settings: Any) -> list[Event]:
+        """Return the sounds of a recording with beginning and end, in the order of time.
+
+        Args:
+            source: as in `tag`.
+            sample_rate: of an array, in Hz; files bring their own.
+            settings: those of `dymn.events.EventSettings` by name, such as `labels=["Dog"]` or `threshold=0.5`.
+
+        Raises:
+            AudioError: if the source cannot be read.
+            ConfigError: if a setting is unknown or not allowed, or `sample_rate` is missing.
+        """
+        from dymn.events import EventSettings, decide, frames
+
+        checked = from_dict(EventSettings, settings)
+        return decide(frames(self, source, sample_rate, checked), checked)
+
+    def stream(self, sample_rate: int, top_k: int = 10, **settings: Any) -> Stream:
+        """Return a stream, which takes chunks of samples of any size and gives the tags of each window when it is complete.
+
+        Args:
+            sample_rate: of what will be fed, in Hz.
+            top_k: how many labels to give at most; 0 is all of them.
+            settings: further settings of `TagSettings` by name, such as `window=2.0, hop=0.5`.
+
+        Raises:
+            ConfigError: if a setting is unknown or not allowed.
+        """
+        from dymn.live import Stream
+
+        return Stream(self, sample_rate, from_dict(TagSettings, {"top_k": top_k, **settings}))
 
     def _one(self, source: Source, sample_rate: int | None, settings: dict[str, Any]) -> Recording:
         checked = from_dict(TagSettings, settings)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from dymn.backends import Backend, Filled, Scores
+from dymn.backends import Backend, Filled, FrameScores, Scores
 from dymn.devices import resolve_device, use_threads
 from dymn.errors import ConfigError
 from dymn.frontend import LogMel
@@ -82,6 +82,26 @@ class TorchBackend(Backend):
     def entered_workers(self) -> None:
         """Give threads to come the number of this one again: PyTorch keeps one for each thread, and the last one set for new ones."""
         torch.set_num_threads(torch.get_num_threads())
+
+    @property
+    def frame_samples(self) -> int:
+        """How many samples lie between two frames of the last feature map: 10,240 for the published networks, 0.32 s."""
+        return self.model.time_stride * self.front_end.hop_length
+
+    @torch.inference_mode()
+    def frame_scores(self, features: npt.NDArray[np.float32], smoothing: int = 1) -> FrameScores:
+        """Return the probabilities of each frame of the last feature map of a batch of `features`, and of the windows as wholes.
+
+        See `Backend.frame_scores`.
+
+        Raises:
+            ConfigError: if the batch does not fit the device's memory.
+        """
+        with self._careful(len(features)):
+            given = torch.as_tensor(features, device=self.device)
+            maps = self.model.features(given if self.is_cpu else self._log_mel(given))
+            both = self.model.frame_logits(maps, smoothing), self.model.head(maps, maps.mean(dim=(2, 3)))
+            return FrameScores(*(self.model.probabilities(logits.float()).cpu().numpy() for logits in both))
 
     def _probabilities(self, log_mel: Tensor) -> Scores:
         logits = self._network(log_mel)

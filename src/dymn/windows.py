@@ -27,30 +27,47 @@ class Window(NamedTuple):
     samples: Samples
 
 
-def cut(blocks: Iterable[Samples], length: int, hop: int) -> Iterator[Window]:
-    """Cut a stream of blocks [n] into windows of `length` samples that begin every `hop` samples.
+class Cutter:
+    """Cuts samples that come bit by bit into windows of `length` samples that begin every `hop` samples.
 
     Holds no more than a block and a window at a time. The last window has what is left: between a tenth of `length` and
-    `length` samples, or up to a tenth more than `length`. A recording that is shorter than that is one window. With a hop
-    above the length, what lies between the windows is passed over.
+    `length` samples, or up to a tenth more than `length`; so a window is only known once a tenth beyond it is there. A recording
+    that is shorter than that is one window. With a hop above the length, what lies between the windows is passed over.
     """
-    joined = length // JOINED_SHARE
-    buffer = np.empty(0, np.float32)
-    start = 0
-    to_skip = 0
-    for block in blocks:
-        skipped = min(to_skip, len(block))
-        to_skip -= skipped
-        buffer = np.concatenate([buffer, block[skipped:]]) if len(buffer) else block[skipped:]
+
+    def __init__(self, length: int, hop: int) -> None:
+        self._length, self._hop = length, hop
+        self._joined = length // JOINED_SHARE
+        self._buffer = np.empty(0, np.float32)
+        self._start = 0
+        self._to_skip = 0
+
+    def feed(self, block: Samples) -> Iterator[Window]:
+        """Take samples [n] and yield the windows that are complete with them; take all of these before more is fed."""
+        skipped = min(self._to_skip, len(block))
+        self._to_skip -= skipped
+        self._buffer = np.concatenate([self._buffer, block[skipped:]]) if len(self._buffer) else block[skipped:]
         begin = 0
-        while len(buffer) - begin > length + joined:
-            yield Window(start, buffer[begin : begin + length])
-            start += hop
-            begin += hop
-        to_skip += max(0, begin - len(buffer))
-        buffer = buffer[begin:]
-    if len(buffer) > joined or (start == 0 and len(buffer) > 0):
-        yield Window(start, buffer)
+        while len(self._buffer) - begin > self._length + self._joined:
+            yield Window(self._start, self._buffer[begin : begin + self._length])
+            self._start += self._hop
+            begin += self._hop
+        self._to_skip += max(0, begin - len(self._buffer))
+        self._buffer = self._buffer[begin:]
+
+    def finish(self) -> Iterator[Window]:
+        """Yield the last window, if there is anything left."""
+        if len(self._buffer) > self._joined or (self._start == 0 and len(self._buffer) > 0):
+            yield Window(self._start, self._buffer)
+        self._buffer = np.empty(0, np.float32)
+
+
+def cut(blocks: Iterable[Samples], length: int, hop: int) -> Iterator[Window]:
+    """Cut a stream of blocks [n] into windows, see `Cutter`."""
+    cutter = Cutter(length, hop)
+    for block in blocks:
+        yield from cutter.feed(block)
+    yield from cutter.finish()
 
 
 def repeated(samples: Samples, length: int) -> Samples:

@@ -7,22 +7,35 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import Enum
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Protocol, TypeVar
 
 import typer
 
 from dymn.commands.options import RUN_PANEL, Device, Quiet, Threads, hush, note
-from dymn.errors import AudioError, ConfigError, WeightsError
+from dymn.errors import AudioError, ConfigError, DymnError, WeightsError
 
 if TYPE_CHECKING:
     from dymn.commands.progress import Bar
-    from dymn.embedding import Embedding
     from dymn.formats import Run
     from dymn.tagger import Recording, Tagger, TagSettings
 
-Answer = TypeVar("Answer", "Recording", "Embedding")
 
 WHAT, WHERE = "What to tell", "Windows"
+
+
+class Result(Protocol):
+    """What became of a recording."""
+
+    @property
+    def name(self) -> str:
+        """Its path as given."""
+
+    @property
+    def error(self) -> DymnError | None:
+        """Why there is nothing else, or None."""
+
+
+R = TypeVar("R", bound=Result)
 
 
 class Format(str, Enum):
@@ -200,7 +213,7 @@ def tag(
     Recordings that cannot be read are named on standard error, and in JSON and CSV. The others are still tagged, and the exit code is 1.
     """
     from dymn.commands.progress import progress_bar
-    from dymn.formats import SUFFIXES
+    from dymn.formats import FORMATS, SUFFIXES
     from dymn.tagger import TagSettings
 
     hush(quiet)
@@ -219,7 +232,9 @@ def tag(
     )
     failures = Failures()
     run = describe(tagger, model or "", settings, per_window)
-    write(failures.reported(chain(failed, bar.over(recordings))), run, name, output, separately=name == "audacity" and len(found) > 1)
+    write(
+        failures.reported(chain(failed, bar.over(recordings))), run, FORMATS[name], output, separately=name == "audacity" and len(found) > 1
+    )
     if failures.count:
         raise typer.Exit(1)
 
@@ -324,7 +339,7 @@ class Failures:
     def __init__(self) -> None:
         self.count = 0
 
-    def reported(self, recordings: Iterable[Answer]) -> Iterator[Answer]:
+    def reported(self, recordings: Iterable[R]) -> Iterator[R]:
         """Yield the recordings, after a message on standard error for each that failed."""
         for recording in recordings:
             if recording.error is not None:
@@ -333,10 +348,11 @@ class Failures:
             yield recording
 
 
-def write(recordings: Iterable[Recording], run: Run, name: str, output: Path | None, separately: bool) -> None:
-    """Write recordings in the format called `name` to a file or standard output, or separately to files in a folder."""
+def write(
+    recordings: Iterable[R], run: Run, writer: Callable[[Iterable[R], Run], Iterator[str]], output: Path | None, separately: bool
+) -> None:
+    """Write recordings as `writer` puts them to a file or standard output, or separately to files in a folder."""
     from dymn.commands.output import free_name, text_output
-    from dymn.formats import FORMATS
 
     if separately and output is not None:
         used: set[str] = set()
@@ -344,8 +360,8 @@ def write(recordings: Iterable[Recording], run: Run, name: str, output: Path | N
             if recording.error is None:
                 path = output / free_name(f"{Path(recording.name).stem}.txt", used)
                 with text_output(path) as stream:
-                    stream.writelines(FORMATS[name]([recording], run))
+                    stream.writelines(writer([recording], run))
         return
     with text_output(output) as stream:
         plain = "utf" not in (stream.encoding or "").lower()
-        stream.writelines(FORMATS[name](recordings, dataclasses.replace(run, plain=plain)))
+        stream.writelines(writer(recordings, dataclasses.replace(run, plain=plain)))

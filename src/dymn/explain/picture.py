@@ -58,7 +58,7 @@ def draw(explanation: Explanation) -> Figure:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise MissingExtraError("Drawing", "train") from error
+        raise MissingExtraError("Drawing", "plot") from error
     figure = Figure(figsize=(16, 10), facecolor="white")
     ratios = {"height_ratios": (5.6, 2.3, 3.2), "width_ratios": (10, 3, 4.2)}
     grid = figure.add_gridspec(3, 3, left=0.168, right=0.978, top=0.872, bottom=0.268, hspace=0.27, wspace=0.1, **ratios)

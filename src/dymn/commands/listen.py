@@ -1,0 +1,316 @@
+"""`dymn listen`: which sounds there are, now."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from enum import Enum
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
+
+import typer
+
+from dymn.commands.options import Device, Quiet, Threads, hush, note
+from dymn.errors import ConfigError
+
+if TYPE_CHECKING:
+    from dymn.capture import BoundedQueue, Chunk
+    from dymn.live import Heard
+    from dymn.pcm import PcmReader
+
+WHAT, PIPE, LIVE = "What to tell", "Samples from a pipe", "How to listen"
+READ_BYTES = 65_536
+POLL_SECONDS = 0.2
+MICROPHONE_LAG = 2.0
+
+
+class Pcm(str, Enum):
+    """The names in `dymn.pcm.FORMATS`."""
+
+    s8 = "s8"
+    u8 = "u8"
+    s16le = "s16le"
+    s16be = "s16be"
+    s24le = "s24le"
+    s32le = "s32le"
+    s32be = "s32be"
+    f32le = "f32le"
+    f32be = "f32be"
+
+
+def listen(
+    source: Annotated[
+        str | None,
+        typer.Argument(metavar="[-]", help="- for raw samples on standard input. Without it, the microphone.", show_default=False),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            metavar="NAME|FILE",
+            help="A model with weights by its name (`dymn models` lists them), or a file or folder with one. Without it, the default of "
+            "`dymn tag`.",
+            show_default=False,
+        ),
+    ] = None,
+    top_k: Annotated[
+        int, typer.Option("--top-k", "-k", metavar="NUMBER", min=1, help="Give at most this many labels.", rich_help_panel=WHAT)
+    ] = 5,
+    threshold: Annotated[
+        float,
+        typer.Option(
+            "--threshold",
+            "-t",
+            metavar="FROM 0 TO 1",
+            min=0,
+            max=1,
+            help="Give only labels with at least this probability.",
+            rich_help_panel=WHAT,
+        ),
+    ] = 0.1,
+    labels: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN",
+            help='Choose only from these labels, such as "Dog" or "*music*". May be given several times, or with commas between.',
+            rich_help_panel=WHAT,
+        ),
+    ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN", help="Leave these labels out; patterns are as for --labels.", rich_help_panel=WHAT),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Write a line of JSON for each window.", rich_help_panel=WHAT)] = False,
+    window: Annotated[
+        float,
+        typer.Option(min=0.05, max=600, metavar="SECONDS", help="How much the network hears at once.", rich_help_panel=LIVE),
+    ] = 2.0,
+    hop: Annotated[
+        float, typer.Option(min=0.05, max=600, metavar="SECONDS", help="How often there is an answer.", rich_help_panel=LIVE)
+    ] = 0.5,
+    max_lag: Annotated[
+        float | None,
+        typer.Option(
+            min=0.1,
+            max=600,
+            metavar="SECONDS",
+            help="How much sound may wait for a slow machine; what does not fit is dropped and counted. Without it, 2 for the "
+            "microphone; a pipe is made to wait, and nothing of it is dropped.",
+            rich_help_panel=LIVE,
+            show_default=False,
+        ),
+    ] = None,
+    microphone: Annotated[
+        str | None,
+        typer.Option(metavar="NAME|NUMBER", help="Which microphone; --devices lists them.", rich_help_panel=LIVE, show_default=False),
+    ] = None,
+    devices: Annotated[bool, typer.Option("--devices", help="List the microphones and leave.", rich_help_panel=LIVE)] = False,
+    rate: Annotated[
+        int | None, typer.Option(metavar="HZ", help="The sample rate of standard input.", rich_help_panel=PIPE, show_default=False)
+    ] = None,
+    format: Annotated[
+        Pcm, typer.Option(help="How a sample of standard input is written, in FFmpeg's names.", rich_help_panel=PIPE)
+    ] = Pcm.s16le,
+    channels: Annotated[
+        int, typer.Option(min=1, max=256, metavar="NUMBER", help="How many channels standard input has.", rich_help_panel=PIPE)
+    ] = 1,
+    device: Device = None,
+    threads: Threads = None,
+    quiet: Quiet = False,
+) -> None:
+    """Tell which sounds there are, as they happen: from a microphone, or raw samples on standard input.
+
+    In a terminal there is a table that changes; elsewhere a line for each window. An answer comes when a tenth of a window beyond the
+    window has been heard. Ctrl-C ends listening, and the exit code is then 0, as this is the usual way to end.
+    """
+    from dymn.commands.tag import load_tagger
+    from dymn.live import follow
+    from dymn.selection import TagSettings
+
+    hush(quiet)
+    if devices:
+        list_devices()
+        return
+    check_use(source, rate, microphone)
+    settings = TagSettings(top_k, threshold, tuple(labels or ()), tuple(exclude or ()), window, hop)
+    tagger = load_tagger(model, device, threads, quiet)
+    title = f"{tagger.card.name or model}, {window:g} s"
+    with ExitStack() as stack:
+        try:
+            name, sample_rate, chunks = opened(stack, source, rate, format.value, channels, microphone, max_lag, quiet)
+            heard = follow(tagger, chunks, sample_rate, settings)
+            show = stack.enter_context(display(as_json, f"{name}: {title}", top_k))
+            for answer in noticed(heard, quiet):
+                show(answer)
+        except KeyboardInterrupt:
+            stack.close()
+            note("Stopped listening.", quiet)
+
+
+def check_use(source: str | None, rate: int | None, microphone: str | None) -> None:
+    """Refuse what does not go together.
+
+    Raises:
+        ConfigError: the message says what to give instead.
+    """
+    if source not in (None, "-"):
+        raise ConfigError(f"dymn listen hears the microphone, or raw samples on standard input (-), not {source!r}. For files: dymn tag")
+    if source == "-" and rate is None:
+        raise ConfigError("Raw samples do not say how many a second there are. Give --rate, such as --rate 16000.")
+    if source == "-" and microphone is not None:
+        raise ConfigError("Either standard input (-) or --microphone can be heard, not both. Leave one out.")
+    if source is None and rate is not None:
+        raise ConfigError("--rate is for samples on standard input. Give - as well, or leave --rate out: a microphone has its own.")
+
+
+def opened(
+    stack: ExitStack,
+    source: str | None,
+    rate: int | None,
+    format: str,
+    channels: int,
+    microphone: str | None,
+    max_lag: float | None,
+    quiet: bool,
+) -> tuple[str, int, Iterator[Chunk]]:
+    """Return the name of what is heard, its sample rate, and its sound."""
+    from dymn import capture
+    from dymn.pcm import PcmReader
+
+    if source is None:
+        device = stack.enter_context(capture.microphone(microphone, max_lag or MICROPHONE_LAG))
+        note(f"Listening to {device.name} at {device.sample_rate} Hz. Ctrl-C ends.", quiet)
+        return device.name, device.sample_rate, queued(device.queue)
+    reader = PcmReader(format, channels)
+    sample_rate = rate or 0
+    if max_lag is None:
+        return "standard input", sample_rate, read(sys.stdin.buffer, reader, quiet)
+    queue = capture.BoundedQueue(max(1, round(max_lag * sample_rate)))
+    threading.Thread(target=pump, args=(sys.stdin.buffer, reader, queue, quiet), daemon=True).start()
+    return "standard input", sample_rate, queued(queue)
+
+
+def read(stream: BinaryIO, reader: PcmReader, quiet: bool) -> Iterator[Chunk]:
+    """Yield what comes from a pipe, as soon as it comes. While it is being worked on, who writes to the pipe has to wait."""
+    from dymn.capture import Chunk
+
+    read_some = getattr(stream, "read1", stream.read)
+    while data := read_some(READ_BYTES):
+        yield Chunk(reader.feed(data), 0)
+    if reader.rest:
+        note(f"Standard input ends within a sample; the last {reader.rest} bytes are left out. Check --format and --channels.", quiet)
+
+
+def pump(stream: BinaryIO, reader: PcmReader, queue: BoundedQueue, quiet: bool) -> None:
+    """Move what comes from a pipe to a queue, which drops what does not fit."""
+    try:
+        for chunk in read(stream, reader, quiet):
+            queue.put(chunk.samples)
+    except Exception as error:
+        queue.close(error)
+    else:
+        queue.close()
+
+
+def queued(queue: BoundedQueue) -> Iterator[Chunk]:
+    """Yield what a queue holds; waits in short steps, so that Ctrl-C is heard."""
+    while True:
+        try:
+            chunk = queue.get(POLL_SECONDS)
+        except EOFError:
+            return
+        if chunk is not None:
+            yield chunk
+
+
+def noticed(heard: Iterable[Heard], quiet: bool) -> Iterator[Heard]:
+    """Yield the answers, after a note where more sound has been dropped than before."""
+    dropped = 0.0
+    for answer in heard:
+        if answer.dropped > dropped:
+            dropped = answer.dropped
+            note(f"This machine is too slow: {dropped:.1f} s of sound dropped so far. Give a longer --hop or a smaller --model.", quiet)
+        yield answer
+
+
+def display(as_json: bool, title: str, top_k: int) -> AbstractContextManager[Any]:
+    """Return a context that gives a function, which shows an answer: as JSON, as a line, or in a table that stays in its place."""
+    if as_json:
+        return nullcontext(show_json)
+    if not sys.stdout.isatty():
+        return nullcontext(show_line)
+    return LiveTable(title, top_k)
+
+
+def show_json(answer: Heard) -> None:
+    """Write an answer as a line of JSON."""
+    tags = [{"label": tag.label, "score": round(tag.score, 6)} for tag in answer.window.tags]
+    start, end = (round(seconds, 3) for seconds in answer.window[:2])
+    typer.echo(json.dumps({"start": start, "end": end, "tags": tags, "dropped": round(answer.dropped, 3)}, ensure_ascii=False))
+
+
+def show_line(answer: Heard) -> None:
+    """Write an answer as a line of text."""
+    from dymn.formats import clock
+
+    found = ", ".join(f"{tag.label} {tag.score:.2f}" for tag in answer.window.tags)
+    typer.echo(f"{clock(answer.window.start)} – {clock(answer.window.end)}  {found or '–'}")
+
+
+class LiveTable:
+    """A table in the terminal that each answer changes."""
+
+    def __init__(self, title: str, top_k: int) -> None:
+        from rich.console import Console
+        from rich.live import Live
+
+        self._title, self._top_k = title, top_k
+        self._live = Live(console=Console(), auto_refresh=False, transient=False)
+
+    def __enter__(self) -> Any:
+        self._live.start()
+        return self.show
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+
+    def show(self, answer: Heard) -> None:
+        """Put an answer in place of the one before."""
+        self._live.update(self.table(answer), refresh=True)
+
+    def table(self, answer: Heard) -> Any:
+        """Return an answer as a table of rich, as high for few labels as for many."""
+        from rich.box import SIMPLE
+        from rich.table import Table
+        from rich.text import Text
+
+        from dymn.formats import bar, clock
+
+        dropped = f"   {answer.dropped:.1f} s dropped" if answer.dropped else ""
+        caption = f"{clock(answer.window.end)}{dropped}"
+        table = Table(
+            title=Text(self._title), caption=Text(caption), title_justify="left", caption_justify="left", box=SIMPLE, min_width=60
+        )
+        table.add_column("score", justify="right", width=5)
+        table.add_column("", width=20, style="cyan")
+        table.add_column("label", ratio=1, no_wrap=True)
+        for tag in answer.window.tags:
+            table.add_row(f"{tag.score:.2f}", bar(tag.score), Text(tag.label))
+        for _ in range(self._top_k - len(answer.window.tags)):
+            table.add_row("", "", "")
+        return table
+
+
+def list_devices() -> None:
+    """Write the input devices, one a line; a star marks the one that the system prefers."""
+    from dymn.capture import devices
+
+    found = devices()
+    for info in found:
+        star = "*" if info["default"] else " "
+        typer.echo(f"{star} {info['index']:3}  {info['name']}  ({info['default_samplerate']:.0f} Hz)")
+    if not found:
+        note("There is no microphone.")

@@ -1,0 +1,260 @@
+"""From frames to events: decisions against slow ones, frames where the sound is, the command from end to end."""
+
+import csv
+import io
+import json
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from dymn import Tagger, create_model, hub
+from dymn.backends import Backend, FrameScores
+from dymn.cli import app
+from dymn.config import ModelCard
+from dymn.errors import AudioError, ConfigError
+from dymn.events import EventSettings, Frames, FrameSettings, decide
+from dymn.events.decisions import hysteresis, median_filtered
+
+RATE = 32_000
+STEP = 10_240
+LABELS = ("Loud", "Quiet")
+
+
+class Loudness(Backend):
+    """Loud is as probable as the loudest sample of a frame, or of the window; Quiet is the rest."""
+
+    def __init__(self):
+        self.card = ModelCard(name="loudness", labels=LABELS)
+        self.lengths = []
+
+    def probabilities(self, waveforms):
+        loud = np.abs(np.asarray(waveforms)).max(axis=1)
+        return np.stack([loud, 1 - loud], axis=1).astype(np.float32)
+
+    @property
+    def frame_samples(self):
+        return STEP
+
+    def frame_scores(self, waveforms, smoothing=1):
+        self.lengths.append(waveforms.shape[1])
+        middles = range(0, waveforms.shape[1], STEP)
+        around = [np.abs(waveforms[:, max(0, middle - STEP // 2) : middle + STEP // 2]).max(axis=1) for middle in middles]
+        loud = np.stack(around, axis=1)
+        return FrameScores(np.stack([loud, 1 - loud], axis=2).astype(np.float32), self.probabilities(waveforms))
+
+
+@pytest.fixture
+def loudness():
+    return Tagger(Loudness())
+
+
+def burst(seconds, *stretches):
+    samples = np.zeros(round(seconds * RATE), np.float32)
+    for start, end in stretches:
+        samples[round(start * RATE) : round(end * RATE)] = 0.9
+    return samples
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(0, 1, width=32), max_size=40), st.floats(0.125, 1, width=32), st.floats(0.01, 1))
+def test_hysteresis_is_what_a_loop_finds(values, on, share):
+    off = float(np.float32(on * share))
+    expected, start = [], None
+    for i, value in enumerate([*values, -1.0]):
+        if value >= off and start is None:
+            start = i
+        elif value < off and start is not None:
+            expected += [(start, i)] * (max(values[start:i]) >= on)
+            start = None
+    first, last = hysteresis(np.array(values, np.float32), on, off)
+    assert list(zip(first.tolist(), last.tolist(), strict=True)) == expected
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(0, 1, width=32), min_size=1, max_size=30), st.sampled_from([1, 3, 5, 9]))
+def test_the_median_is_that_of_scipy(values, size):
+    scipy = pytest.importorskip("scipy.ndimage")
+    scores = np.array(values, np.float32)
+    np.testing.assert_array_equal(median_filtered(scores, size), scipy.median_filter(scores, size, mode="nearest"))
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_events_keep_their_promises(data):
+    n = data.draw(st.integers(1, 40))
+    scores = np.array(data.draw(st.lists(st.lists(st.floats(0, 1, width=32), min_size=2, max_size=2), min_size=n, max_size=n)), np.float32)
+    wanted = EventSettings(
+        threshold=data.draw(st.floats(0.05, 1)),
+        median=data.draw(st.sampled_from([0.0, 1.0, 2.0])),
+        min_gap=data.draw(st.sampled_from([0.0, 0.4, 1.0])),
+        min_duration=data.draw(st.sampled_from([0.0, 0.5, 2.0])),
+    )
+    frames = Frames(LABELS, np.arange(n) * 0.32, scores, n * 0.32)
+    events = decide(frames, wanted)
+    assert [event.start for event in events] == sorted(event.start for event in events)
+    for label in LABELS:
+        mine = [event for event in events if event.label == label]
+        assert all(0 <= event.start < event.end <= frames.seconds for event in mine)
+        assert all(event.end - event.start >= wanted.min_duration for event in mine)
+        assert all(later.start - before.end > wanted.min_gap for before, later in pairwise(mine))
+        assert all(event.score >= np.float32(wanted.threshold) for event in mine)
+
+
+@pytest.mark.parametrize("method", ["activation", "windows"])
+def test_a_sound_is_found_where_it_is(loudness, method):
+    sound = burst(33, (3, 5), (17.2, 21.9))
+    events = loudness.events(sound, RATE, labels=["Loud"], method=method, threshold=0.5)
+    tolerance = 0.32 if method == "activation" else 0.8 + 0.16  # half a window: the loudest sample anywhere in it counts
+    assert [event.label for event in events] == ["Loud", "Loud"]
+    for event, (start, end) in zip(events, [(3, 5), (17.2, 21.9)], strict=True):
+        assert (event.start, event.end) == (pytest.approx(start, abs=tolerance), pytest.approx(end, abs=tolerance))
+        assert event.score == pytest.approx(0.9)
+
+
+@pytest.mark.parametrize("seconds", [0.05, 0.3, 3.3, 9.99, 10.3, 25.0, 61.7])
+@pytest.mark.parametrize("method", ["activation", "windows"])
+def test_frames_cover_the_recording(loudness, method, seconds):
+    frames = loudness.frames(burst(seconds, (0, seconds)), RATE, method=method)
+    assert frames.labels == LABELS
+    assert frames.scores.shape == (len(frames.times), 2)
+    assert frames.edges[0] == 0
+    assert frames.edges[-1] == pytest.approx(seconds)
+    assert np.all(np.diff(frames.edges) > 0)
+    np.testing.assert_allclose(frames.scores[:, 0], 0.9, rtol=1e-6)
+
+
+def test_frames_of_overlapping_windows_fall_together(loudness):
+    sound = np.random.default_rng(0).uniform(-1, 1, RATE * 30).astype(np.float32) * np.linspace(0, 1, RATE * 30, dtype=np.float32)
+    whole = loudness.frames(sound, RATE, window=40.0, hop=40.0)
+    parts = loudness.frames(sound, RATE, window=10.0, hop=5.0)
+    np.testing.assert_array_equal(whole.times, parts.times)
+    np.testing.assert_allclose(parts.scores, whole.scores, atol=0.02)  # a window's first frame hears half of what it hears elsewhere
+    assert max(loudness.backend.lengths) >= RATE * 30
+
+
+def test_the_clip_counts_as_much_as_asked(loudness):
+    sound = burst(9, (0, 4))
+    alone, both, clip = (loudness.frames(sound, RATE, labels=["Loud"], clip=weight).scores[:, 0] for weight in (0, 0.5, 1))
+    np.testing.assert_allclose(clip, 0.9, rtol=1e-6)
+    np.testing.assert_allclose(both, np.sqrt(alone * np.float32(0.9)), rtol=1e-6)
+
+
+def test_the_head_hears_frames_as_it_hears_clips():
+    log_mel = torch.randn(2, 1, 128, 200, generator=torch.Generator().manual_seed(0))
+    for head in ("mlp", "fully_convolutional"):
+        model = create_model("mn01", num_classes=5, head=head, generator=torch.Generator().manual_seed(1)).eval()
+        with torch.inference_mode():
+            features, whole = model.features(log_mel), model(log_mel).logits
+            frames = model.frame_logits(features)
+            everywhere = model.frame_logits(features, 2 * features.shape[3] + 1)
+            alone = model.head(features[..., 2:3], features[..., 2].mean(dim=2))
+        assert frames.shape == (2, -(-200 // model.time_stride), 5)
+        torch.testing.assert_close(frames[:, 2], alone)
+        torch.testing.assert_close(everywhere, whole[:, None].expand_as(everywhere))
+
+
+def test_a_backend_without_frames_says_so(loudness):
+    class Whole(Loudness):
+        frame_samples = Backend.frame_samples
+
+    with pytest.raises(ConfigError, match="method windows"):
+        Tagger(Whole()).frames(burst(1), RATE)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"method": "guess"},
+        {"threshold": 0},
+        {"off_threshold": 0.9},
+        {"median": -1},
+        {"min_gap": -1},
+        {"hop": 11.0},
+        {"labels": ["Cow"]},
+        {"clip": 2},
+    ],
+)
+def test_settings_that_cannot_be(loudness, wrong):
+    with pytest.raises(ConfigError):
+        loudness.events(burst(1), RATE, **wrong)
+    with pytest.raises(ConfigError, match="sample_rate"):
+        loudness.events(burst(1))
+    with pytest.raises(AudioError):
+        loudness.frames("nowhere.wav")
+
+
+def test_settings_rebuild_themselves():
+    assert FrameSettings("windows").cutting() == (1.6, 0.32)
+    assert FrameSettings("windows", window=0.2).cutting() == (0.2, 0.2)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    network = create_model("mn01", num_classes=2, generator=torch.Generator().manual_seed(0))
+    network.card = ModelCard(name="tiny", labels=("Dog", "=Cat, near\u202e"[:10]))
+    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
+    hub.save(network, path)
+    return path
+
+
+@pytest.fixture
+def clip(tmp_path):
+    path = tmp_path / "a clip.wav"
+    soundfile.write(path, np.random.default_rng(0).normal(0, 0.1, RATE * 2), RATE)
+    return path
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_the_command_in_every_format(model, clip, tmp_path):
+    arguments = ["events", clip, "--model", model, "--threshold", 0.3, "--off-threshold", 0.01]  # tiny's probabilities are about a half
+    tagger = Tagger.from_pretrained(model, "cpu")
+    expected = tagger.events(clip, threshold=0.3, off_threshold=0.01)
+    assert len(expected) == 2
+    rows = list(csv.DictReader(io.StringIO(run(*arguments, "--format", "csv").stdout)))
+    assert [(row["label"], float(row["start"]), float(row["end"])) for row in rows] == [(e.label, e.start, e.end) for e in expected]
+    document = json.loads(run(*arguments, "--format", "json").stdout)
+    assert document["parameters"]["threshold"] == 0.3
+    assert document["parameters"]["window"] == 10.0
+    assert [event["label"] for event in document["recordings"][0]["events"]] == [event.label for event in expected]
+    tracks = [line.split("\t") for line in run(*arguments, "--format", "audacity").stdout.splitlines()]
+    assert tracks == [[f"{e.start:.6f}", f"{e.end:.6f}", e.label] for e in expected]
+    fields = [line.split(" ") for line in run(*arguments, "--format", "rttm").stdout.splitlines()]
+    assert {len(line) for line in fields} == {10}
+    assert [(line[0], line[3]) for line in fields] == [("SPEAKER", "0.000")] * 2
+    text = run(*arguments).stdout
+    assert all(event.label in text for event in expected)
+    out = tmp_path / "events.csv"
+    assert run(*arguments, "--output", out, "--method", "windows", "--quiet").exit_code == 0
+    assert len(list(csv.DictReader(out.open(newline="", encoding="utf-8")))) == 2
+
+
+def test_one_bad_recording_leaves_the_others(model, clip, tmp_path):
+    bad = tmp_path / "bad.wav"
+    bad.write_text("this is no audio")
+    done = run("events", bad, tmp_path / "none.wav", clip, "--model", model, "--format", "json")
+    assert done.exit_code == 1
+    recordings = {r["file"]: r for r in json.loads(done.stdout)["recordings"]}
+    assert {"error" in recordings[str(path)] for path in (bad, tmp_path / "none.wav")} == {True}
+    assert "events" in recordings[str(clip)]
+    assert "bad.wav" in done.stderr
+    assert run("events", clip, "--model", model, "--labels", "Cow").exit_code == 2
+    assert run("events", clip, "--model", model, "--threshold", 0).exit_code == 2
+
+
+def test_label_tracks_of_several_recordings(model, clip, tmp_path):
+    other = clip.rename(tmp_path / "one.wav")
+    soundfile.write(tmp_path / "two.wav", np.full(RATE, 0.1), RATE)
+    paths = [other, tmp_path / "two.wav"]
+    assert run("events", *paths, "--model", model, "--format", "audacity").exit_code == 2
+    folder = tmp_path / "tracks"
+    assert run("events", *paths, "--model", model, "--format", "audacity", "--output", folder).exit_code == 0
+    assert sorted(path.name for path in folder.iterdir()) == ["one.txt", "two.txt"]

@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from dymn.layers import StaticConv2d
-from dymn.layers import depthwise as module
+from dymn.layers import StaticConv2d, compiled
 from dymn.layers.depthwise import depthwise
 from dymn.native import libraries
 
@@ -62,7 +61,7 @@ def test_values_and_gradients(n_clips, n_channels, n_bands, n_frames, k, stride,
 
 
 def test_values_and_gradients_without_compiled_code(monkeypatch):
-    monkeypatch.setattr(module, "library", lambda: None)
+    monkeypatch.setattr(compiled, "library", lambda: None)
     check((2, 3, 9, 17), 5, 2, 0)
     check((2, 3, 9, 17), 3, 1, 0)
 

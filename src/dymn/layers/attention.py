@@ -7,13 +7,18 @@ introduced a mechanism leaves sizes to the user, they are those that meet the co
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from dymn.config import round_channels
+from dymn.layers.compiled import call, is_compiled, structure
 from dymn.layers.context import BatchNorm2d, Context, ContextGenerator
 
+_GATES = structure(("x", "gradient", "frequency", "time", "out", "dx", "dfrequency", "dtime"), ("maps", "n_bands", "n_frames"))
 REDUCTION = 4  # of the hidden layers in Table VIII, as in MobileNetV3
 
 
@@ -53,8 +58,40 @@ class CoordinateAttention(nn.Module):
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """Weigh [B, C, F, T] along both axes."""
-        frequency, time = self.maps(context)
-        return x * frequency * time
+        return weighed(x, *self.maps(context))
+
+
+def weighed(x: Tensor, frequency: Tensor, time: Tensor) -> Tensor:
+    """Multiply [B, C, F, T] by weights [B, C, F, 1] and [B, C, 1, T]."""
+    if is_compiled(x, frequency, time):
+        return _Weighed.apply(x, frequency, time)  # type: ignore[no-any-return, no-untyped-call]
+    return x * frequency * time
+
+
+class _Weighed(torch.autograd.Function):
+    """Both weights at once in compiled code, which reads the feature map once for all gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, frequency: Tensor, time: Tensor) -> Tensor:
+        x, frequency, time = x.contiguous(), frequency.contiguous(), time.contiguous()
+        out = torch.empty_like(x)
+        ctx.save_for_backward(x, frequency, time)
+        _weigh(x, frequency, time, out=out)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, frequency, time = ctx.saved_tensors
+        dx = torch.empty_like(x) if ctx.needs_input_grad[0] else None
+        dfrequency, dtime = torch.empty_like(frequency), torch.empty_like(time)
+        _weigh(x, frequency, time, gradient=gradient.contiguous(), dx=dx, dfrequency=dfrequency, dtime=dtime)
+        return dx, dfrequency, dtime
+
+
+def _weigh(x: Tensor, frequency: Tensor, time: Tensor, **results: Tensor | None) -> None:
+    sizes = {"maps": x.shape[0] * x.shape[1], "n_bands": x.shape[2], "n_frames": x.shape[3]}
+    call("dymn_weigh", _GATES, {"x": x, "frequency": frequency, "time": time, **results, **sizes})
 
 
 class ChannelFrequencyAttention(nn.Module):

@@ -5,7 +5,6 @@ PyTorch takes clips and channels together as the groups of one convolution. Its 
 
 from __future__ import annotations
 
-import ctypes
 from typing import Any
 
 import torch
@@ -13,39 +12,27 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from dymn.native import library
+from dymn.layers.compiled import call, is_compiled, structure
+
+_CONVOLUTION = structure(
+    ("x", "weight", "gradient", "out", "dx", "dweight", "memory"), ("maps", "n_bands", "n_frames", "kernel_size", "stride")
+)
 
 
-def is_compiled(x: Tensor, kernel: Tensor, stride: int) -> bool:
-    """Return whether `depthwise` has compiled code for these tensors."""
-    return (
-        library() is not None
-        and x.device.type == kernel.device.type == "cpu"
-        and x.dtype == kernel.dtype == torch.float32
-        and kernel.shape[-1] in (3, 5)
-        and stride in (1, 2)
-        and not torch.is_autocast_enabled("cpu")
-        and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-        and not torch.compiler.is_compiling()
-        and torch._C._len_torch_dispatch_stack() == 0  # who counts or fakes operations of PyTorch must see them
-    )
+def can_compile(x: Tensor, kernel: Tensor, stride: int) -> bool:
+    """Return whether `depthwise` has compiled code for these."""
+    return is_compiled(x, kernel) and kernel.shape[-1] in (3, 5) and stride in (1, 2)
 
 
 def depthwise(x: Tensor, kernel: Tensor, stride: int) -> Tensor:
     """Filter each channel of each clip of [B, C, F, T] with a kernel of [B, C, k, k], half a kernel of zeros around each map."""
-    if is_compiled(x, kernel, stride):
+    if can_compile(x, kernel, stride):
         return _Depthwise.apply(x, kernel, stride)  # type: ignore[no-any-return, no-untyped-call]
     n_clips, n_channels, n_bands, n_frames = x.shape
     merged = x.reshape(1, n_clips * n_channels, n_bands, n_frames)
     k = kernel.shape[-1]
     out = functional.conv2d(merged, kernel.reshape(-1, 1, k, k), stride=stride, padding=k // 2, groups=n_clips * n_channels)
     return out.view(n_clips, n_channels, *out.shape[2:])
-
-
-class _Convolution(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_void_p) for name in ("x", "weight", "gradient", "out", "dx", "dweight")] + [
-        (name, ctypes.c_int32) for name in ("maps", "n_bands", "n_frames", "kernel_size", "stride")
-    ]
 
 
 class _Depthwise(torch.autograd.Function):
@@ -72,9 +59,5 @@ class _Depthwise(torch.autograd.Function):
 
 def _call(x: Tensor, kernel: Tensor, stride: int, **results: Tensor | None) -> None:
     n_clips, n_channels, n_bands, n_frames = x.shape
-    addresses = {name: None if tensor is None else tensor.data_ptr() for name, tensor in results.items()}
     sizes = {"maps": n_clips * n_channels, "n_bands": n_bands, "n_frames": n_frames, "kernel_size": kernel.shape[-1], "stride": stride}
-    convolution = ctypes.byref(_Convolution(x=x.data_ptr(), weight=kernel.data_ptr(), **addresses, **sizes))
-    build: Any = library()
-    memory = torch.empty(build.dymn_depthwise_memory(convolution, torch.get_num_threads()))
-    build.dymn_depthwise(convolution, torch.get_num_threads(), ctypes.c_void_p(memory.data_ptr()))
+    call("dymn_depthwise", _CONVOLUTION, {"x": x, "weight": kernel, **results, **sizes}, memory="dymn_depthwise_memory")

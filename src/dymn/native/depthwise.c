@@ -4,19 +4,14 @@
  * margin of zeros first (with stride 2, even and odd columns apart), so that the loops have no edges.
  */
 
-#include "vectors.h"
+#include "maps.h"
 
 typedef struct {
     const float *x, *weight, *gradient; /* [maps][F][T], [maps][k * k], [maps][F'][T'] */
     float *out, *dx, *dweight;          /* as gradient, x and weight; those not wanted are 0 */
+    float *memory;                      /* see dymn_depthwise_memory */
     int maps, n_bands, n_frames, kernel_size, stride;
 } Convolution;
-
-typedef struct {
-    const Convolution *c;
-    int first, last;
-    float *scratch;
-} Share;
 
 INLINE int bands_out(const Convolution *c) { return (c->n_bands - 1) / c->stride + 1; }
 INLINE int frames_out(const Convolution *c) { return (c->n_frames - 1) / c->stride + 1; }
@@ -129,12 +124,11 @@ INLINE void to_kernel_as(int k, int stride, const Convolution *c, int map, const
     }
 }
 
-INLINE void convolve_as(int k, int stride, const Share *share) {
-    const Convolution *c = share->c;
+INLINE void convolve_as(int k, int stride, const Convolution *c, int first, int last, float *field) {
     int row = row_of(c->n_frames, k), margin = k / 2, bands = bands_out(c), frames = frames_out(c);
-    float *field = share->scratch, *spread = field + (int64_t)row * (c->n_bands + 2 * k), *spare = spread + (int64_t)row * (c->n_bands + 2 * k);
+    float *spread = field + (int64_t)row * (c->n_bands + 2 * k), *spare = spread + (int64_t)row * (c->n_bands + 2 * k);
     memset(field, 0, sizeof(float) * (size_t)scratch_size(c));
-    for (int map = share->first; map < share->last; map++) {
+    for (int map = first; map < last; map++) {
         if (c->out || c->dweight) {
             const float *x = c->x + (int64_t)map * c->n_bands * c->n_frames;
             if (stride == 1) frame(x, c->n_bands, c->n_frames, margin, row, field);
@@ -151,32 +145,19 @@ INLINE void convolve_as(int k, int stride, const Share *share) {
     }
 }
 
-ENTRY(convolve, argument) {
-    const Share *share = argument;
-    int k = share->c->kernel_size, stride = share->c->stride;
-    if (k == 3 && stride == 1) convolve_as(3, 1, share);
-    else if (k == 3) convolve_as(3, 2, share);
-    else if (stride == 1) convolve_as(5, 1, share);
-    else convolve_as(5, 2, share);
-    return 0;
+static void convolve(const void *work, int first, int last, int share) {
+    const Convolution *c = work;
+    float *memory = c->memory + scratch_size(c) * share;
+    if (c->kernel_size == 3 && c->stride == 1) convolve_as(3, 1, c, first, last, memory);
+    else if (c->kernel_size == 3) convolve_as(3, 2, c, first, last, memory);
+    else if (c->stride == 1) convolve_as(5, 1, c, first, last, memory);
+    else convolve_as(5, 2, c, first, last, memory);
 }
 
 /* How many floats of memory a call needs. */
-EXPORT int64_t dymn_depthwise_memory(const Convolution *c, int32_t n_threads) { return scratch_size(c) * smaller(n_threads, MOST_THREADS); }
+EXPORT int64_t dymn_depthwise_memory(const Convolution *c, int32_t n_threads) {
+    return scratch_size(c) * smaller(smaller(n_threads, MOST_THREADS), c->maps);
+}
 
 /* Compute those of out, dx and dweight that are not 0. */
-EXPORT void dymn_depthwise(const Convolution *c, int32_t n_threads, float *memory) {
-    n_threads = smaller(smaller(n_threads, MOST_THREADS), c->maps);
-    Share shares[MOST_THREADS];
-    Thread threads[MOST_THREADS];
-    int started[MOST_THREADS] = {0};
-    for (int i = 0; i < n_threads; i++) {
-        Share share = {c, first_of(c->maps, i, n_threads), first_of(c->maps, i + 1, n_threads), memory + scratch_size(c) * i};
-        shares[i] = share;
-        started[i] = i > 0 && start_thread(&threads[i], convolve, &shares[i]);
-    }
-    for (int i = 0; i < n_threads; i++) {
-        if (started[i]) join_thread(threads[i]);
-        else convolve(&shares[i]);
-    }
-}
+EXPORT void dymn_depthwise(const Convolution *c, int32_t n_threads) { for_maps(convolve, c, c->maps, n_threads); }

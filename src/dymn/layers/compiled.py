@@ -1,0 +1,45 @@
+"""How a layer calls code compiled for CPUs (`dymn/native`): when it can, and with which tensors."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dymn.native import library
+
+
+def is_compiled(*tensors: Tensor) -> bool:
+    """Return whether there is compiled code for these tensors here: float32, on the CPU, with nobody looking on."""
+    return (
+        library() is not None
+        and all(tensor.device.type == "cpu" and tensor.dtype == torch.float32 for tensor in tensors)
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        and not torch.compiler.is_compiling()
+        and torch._C._len_torch_dispatch_stack() == 0  # who counts or fakes operations of PyTorch must see them
+    )
+
+
+def structure(pointers: tuple[str, ...], numbers: tuple[str, ...]) -> type[ctypes.Structure]:
+    """Return the class of a C structure of pointers and then integers."""
+    fields = [(name, ctypes.c_void_p) for name in pointers] + [(name, ctypes.c_int32) for name in numbers]
+    return type("Structure", (ctypes.Structure,), {"_fields_": fields})
+
+
+def call(function: str, kind: type[ctypes.Structure], values: Mapping[str, Tensor | int | None], memory: str = "") -> None:
+    """Call a function of the compiled code with a structure of contiguous tensors, None where nothing is wanted, and integers.
+
+    `memory` names the function that tells how many floats of memory the call needs, if it needs any.
+    """
+    build: Any = library()
+    fields = {name: value.data_ptr() if isinstance(value, Tensor) else value for name, value in values.items()}
+    arguments = kind(**fields)
+    n_threads = torch.get_num_threads()
+    if memory:
+        room = torch.empty(getattr(build, memory)(ctypes.byref(arguments), n_threads))
+        arguments.memory = room.data_ptr()
+    getattr(build, function)(ctypes.byref(arguments), n_threads)

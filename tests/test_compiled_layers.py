@@ -1,0 +1,91 @@
+"""Dy-ReLU and Coordinate Attention, compiled and not: values and gradients against autograd in float64; whole networks too."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dymn import create_model
+from dymn.layers import compiled
+from dymn.layers.attention import weighed
+from dymn.layers.dyrelu import maximum_of_maps
+
+quick = settings(deadline=None, max_examples=40)
+SIZES = (st.integers(1, 3), st.integers(1, 4), st.integers(1, 20), st.integers(1, 50), st.integers(1, 3))
+
+
+def naive_maximum(x, slopes, intercepts):
+    return (x.unsqueeze(-1) * slopes[:, :, None, None] + intercepts[:, :, None, None]).amax(dim=-1)
+
+
+def naive_weights(x, frequency, time):
+    return x * frequency * time
+
+
+def assert_same(form, naive, tensors, n_threads=1):
+    before = torch.get_num_threads()
+    torch.set_num_threads(n_threads)
+    try:
+        results = []
+        for function, kind in ((form, torch.float32), (naive, torch.float64)):
+            leaves = [tensor.detach().to(kind, copy=True).requires_grad_() for tensor in tensors]
+            out = function(*leaves)
+            out.backward(torch.linspace(-1, 1, out.numel(), dtype=kind).view(out.shape))
+            results.append([out.detach(), *(leaf.grad for leaf in leaves)])
+    finally:
+        torch.set_num_threads(before)
+    for one, exact in zip(*results, strict=True):
+        assert float((one - exact).abs().max()) <= 2e-6 * max(1.0, float(exact.abs().max()))
+
+
+@quick
+@given(*SIZES)
+def test_dynamic_relu(n_clips, n_channels, n_bands, n_frames, n_threads):
+    generator = torch.Generator().manual_seed(n_bands)
+    x = torch.randn(n_clips, n_channels, n_bands, n_frames, generator=generator)
+    coefficients = torch.randn(2, n_clips, n_channels, 2, generator=generator)
+    assert_same(maximum_of_maps, naive_maximum, (x, *coefficients), n_threads)
+
+
+@quick
+@given(*SIZES)
+def test_coordinate_weights(n_clips, n_channels, n_bands, n_frames, n_threads):
+    generator = torch.Generator().manual_seed(n_bands)
+    x = torch.randn(n_clips, n_channels, n_bands, n_frames, generator=generator)
+    weights = (
+        torch.rand(n_clips, n_channels, n_bands, 1, generator=generator),
+        torch.rand(n_clips, n_channels, 1, n_frames, generator=generator),
+    )
+    assert_same(weighed, naive_weights, (x, *weights), n_threads)
+
+
+def gradients(model, log_mel):
+    model.zero_grad()
+    model.train()(log_mel).embedding.square().mean().backward()
+    return [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
+
+
+@pytest.mark.parametrize("name", ["dymn10", "mn10"])
+def test_a_whole_network_has_the_gradients_of_float64(name, monkeypatch):
+    model = create_model(name, 5, width=0.1, generator=torch.Generator().manual_seed(0))
+    log_mel = torch.randn(3, 1, 64, 70, generator=torch.Generator().manual_seed(1))
+    with_compiled = gradients(model, log_mel)
+    exact = gradients(model.double(), log_mel.double())
+    model.float()
+    monkeypatch.setattr(compiled, "library", lambda: None)
+    without = gradients(model, log_mel)
+    scale = max(float(gradient.abs().max()) for gradient in exact)
+    for one, other, truth in zip(with_compiled, without, exact, strict=True):
+        rounding = float((other - truth).abs().max()) + 1e-6 * scale
+        assert float((one - truth).abs().max()) < 5 * rounding
+
+
+def test_whoever_counts_operations_sees_them():
+    """A dispatch mode, such as the counter of multiply-adds, must meet PyTorch's own operations."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = create_model("dymn10", 5, width=0.1).eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.zeros(1, 1, 64, 64))
+    assert counter.get_flop_counts()["Global"][torch.ops.aten.convolution] > 0
+    assert not compiled.is_compiled(torch.zeros(1, dtype=torch.float64))

@@ -9,13 +9,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from dymn.layers import DynamicConv2d
 from dymn.model import MobileNet
+
+SPREAD = 0.12  # standard deviation of a logit over the clips
 
 
 def lively(model: MobileNet, log_mel: Tensor, seed: int = 0) -> MobileNet:
-    """Draw larger weights, fit the norms to a batch of clips [B, 1, F, T], and scale the logits so that they spread by 1 over the clips.
+    """Draw larger weights, fit the norms to clips [B, 1, F, T], and scale the logits so that they spread over the clips by `SPREAD`.
 
-    Returns the same network, in evaluation mode.
+    Like a trained network, and unlike one of large random weights, it does not multiply differences from layer to layer: what forms of
+    it differ by is round-off. Returns the same network, in evaluation mode.
     """
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
@@ -28,23 +32,38 @@ def lively(model: MobileNet, log_mel: Tensor, seed: int = 0) -> MobileNet:
             module.bias.data.normal_(0, 0.2, generator=generator)
         elif isinstance(module, nn.Linear):
             module.weight.data.normal_(0, module.in_features**-0.5, generator=generator)
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.momentum = 1.0  # the statistics of one batch
+        elif isinstance(module, DynamicConv2d):  # kernels of a kind: a clip that is sure of one of them is not louder for it
+            first = module.weight.data[:1].clone()
+            module.weight.data.mul_(0.4).add_(0.9 * first)
+    for block in model.blocks:
+        if block.has_residual:  # a small addition to what it is added to
+            block.project.norm.weight.data.mul_(0.2)
+        for module in block.modules():
+            if isinstance(module, nn.Linear):
+                module.weight.data.mul_(0.2)
+        for module in block.attention.modules():
+            if isinstance(module, nn.Conv2d):  # loud clips are not made louder by weights that open for them
+                module.weight.data.mul_(0.2)
+    hooks = [norm.register_forward_pre_hook(_fit) for norm in norms]
     with torch.no_grad():
-        model.train()(log_mel)
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-            norm.running_var.clamp_(min=float(norm.running_var.mean()))  # a channel silent here must not explode for others
-        model.eval()
+        model.eval()(log_mel)
+        for hook in hooks:
+            hook.remove()
         _spread(model, log_mel)
     return model
 
 
+def _fit(norm: nn.BatchNorm2d, inputs: tuple[Tensor]) -> None:
+    """Set the statistics of a norm to those of what is about to enter it; channels that are nearly still are not blown up."""
+    variance, mean = torch.var_mean(inputs[0], dim=(0, 2, 3), correction=0)
+    norm.running_mean.copy_(mean)
+    norm.running_var.copy_(variance.clamp(min=max(1e-2, 0.3 * float(variance.mean()))))
+
+
 def _spread(model: MobileNet, log_mel: Tensor) -> None:
-    """Scale and shift the last layer so that each logit has mean 0 and standard deviation 1 over the clips."""
+    """Scale and shift the last layer so that each logit has mean 0 and standard deviation `SPREAD` over the clips."""
     logits = model(log_mel).logits
-    scale, mean = 1 / logits.std(dim=0).clamp(min=1e-3), logits.mean(dim=0)
+    scale, mean = SPREAD / logits.std(dim=0).clamp(min=1e-3), logits.mean(dim=0)
     classifier = model.head.classifier
     if isinstance(classifier, nn.Linear):
         classifier.weight.mul_(scale[:, None])
@@ -64,4 +83,4 @@ def clips(n_clips: int, n_mels: int = 128, n_frames: int = 1000, seed: int = 0) 
 
     tilt = torch.linspace(1, -1, n_mels)[:, None] * draw(1, 1)
     events = torch.nn.functional.interpolate(draw(4, max(2, n_frames // 50)), size=(n_mels, n_frames), mode="bilinear")
-    return 0.3 * draw(n_mels, n_frames) + events + tilt + 0.7 * draw(1, 1)
+    return 0.3 * draw(n_mels, n_frames) + events + 0.5 * (tilt + draw(1, 1))

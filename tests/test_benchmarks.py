@@ -4,11 +4,14 @@ import csv
 import importlib.util
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 from dymn import Tagger
 
@@ -61,3 +64,22 @@ def test_average_precision_of_a_ranking():
     present = np.array([True, False, True, False])
     assert average_precision(np.array([0.9, 0.1, 0.8, 0.2]), present) == 1
     assert average_precision(np.array([0.9, 0.8, 0.1, 0.2]), present) == pytest.approx((1 + 2 / 4) / 2)
+
+
+@pytest.mark.parametrize("path", ["modules", "torch", "fastest", "train"])
+def test_forms_agree_where_speed_is_measured(path):
+    """The numbers that are public: the ratio, and a difference that is round-off while outputs depend on the clip."""
+    threads = torch.get_num_threads()
+    try:
+        found = load("network").measure(width=0.1, batch=2, threads=1, path=path, seconds=0, frames=100)
+    finally:
+        torch.set_num_threads(threads)
+    assert found["max_abs_error"] < (1e-3 if path == "train" else 1e-5) < 0.1 < found["spread"]  # norms of two clips magnify round-off
+    assert found["ratio"] > 0 and found["rounds"] == 3 and 0 < found["fraction_of_peak"] < 1
+
+
+def test_network_benchmark_prints_one_line_of_json():
+    options = ["--width", "0.1", "--frames", "50", "--path", "torch", "--seconds", "0", "--json"]
+    done = subprocess.run([sys.executable, FOLDER / "network.py", *options], capture_output=True, text=True, check=True)
+    (line,) = done.stdout.splitlines()
+    assert {"ratio", "max_abs_error"} <= set(json.loads(line))

@@ -145,6 +145,16 @@ def tag(
             show_default=False,
         ),
     ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE|FOLDER",
+            help="Draw the spectrogram and when its labels are there: a picture (.png, .svg, .pdf), or a page with the sound (.html). For "
+            "several recordings a folder, which gets a .png for each.",
+            rich_help_panel=WHAT,
+            show_default=False,
+        ),
+    ] = None,
     window: Annotated[
         float,
         typer.Option(
@@ -212,8 +222,10 @@ def tag(
 
     Recordings that cannot be read are named on standard error, and in JSON and CSV. The others are still tagged, and the exit code is 1.
     """
+    from dymn.commands.plot import check_plot, draw
     from dymn.commands.progress import progress_bar
     from dymn.formats import FORMATS, SUFFIXES
+    from dymn.recordings import source_name
     from dymn.tagger import TagSettings
 
     hush(quiet)
@@ -221,6 +233,8 @@ def tag(
     name = format.value if format else SUFFIXES.get(output.suffix.lower() if output else "", "table")
     found, failed = find(paths)
     check_output(output, name, found)
+    if plot is not None:
+        check_plot(plot, found)
     tagger = load_tagger(model, device, threads, quiet)
     bar = progress_bar(len(found), quiet)
     recordings = tagger.tag_files(
@@ -235,6 +249,9 @@ def tag(
     write(
         failures.reported(chain(failed, bar.over(recordings))), run, FORMATS[name], output, separately=name == "audacity" and len(found) > 1
     )
+    if plot is not None:
+        shown = [path for path in found if source_name(path) not in failures.names]
+        failures.count += draw(tagger, shown, plot, single=len(found) == 1, settings=settings, quiet=quiet)
     if failures.count:
         raise typer.Exit(1)
 
@@ -338,12 +355,14 @@ class Failures:
 
     def __init__(self) -> None:
         self.count = 0
+        self.names: set[str] = set()
 
     def reported(self, recordings: Iterable[R]) -> Iterator[R]:
         """Yield the recordings, after a message on standard error for each that failed."""
         for recording in recordings:
             if recording.error is not None:
                 self.count += 1
+                self.names.add(recording.name)
                 typer.echo(f"dymn: {recording.error}", err=True)
             yield recording
 

@@ -1,0 +1,76 @@
+"""Pictures and pages of recordings, for `dymn tag --plot`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from dymn.commands.options import note
+from dymn.errors import AudioError, ConfigError
+
+if TYPE_CHECKING:
+    from dymn.selection import TagSettings
+    from dymn.tagger import Tagger
+
+ENDINGS = (".png", ".svg", ".pdf", ".html")
+MOST_ROWS = 12
+
+
+def check_plot(plot: Path, found: Sequence[Path]) -> None:
+    """Refuse, before any work is done, a picture that cannot be drawn or would overwrite a recording.
+
+    Raises:
+        ConfigError: the message says what to give instead.
+    """
+    if any(str(path) == "-" for path in found):
+        raise ConfigError("Standard input can be read only once, and --plot looks twice. Write it to a file first.")
+    if len(found) > 1:
+        if plot.suffix.lower() in ENDINGS or (plot.exists() and not plot.is_dir()):
+            raise ConfigError(f"There are {len(found)} recordings, and --plot {plot} is one file. Give a folder, for a picture of each.")
+        return
+    if plot.is_dir():
+        return
+    if plot.suffix.lower() not in ENDINGS:
+        raise ConfigError(f"--plot {plot} has an ending that is not known. Give one of: {', '.join(ENDINGS)}, or a folder that exists.")
+    if plot.exists() and any(path.exists() and path.samefile(plot) for path in found):
+        raise ConfigError(f"--plot {plot} is one of the recordings. Give another file to write to.")
+
+
+def draw(tagger: Tagger, found: Sequence[Path], plot: Path, *, single: bool, settings: TagSettings, quiet: bool) -> int:
+    """Draw recordings into a file or, each by itself, into a folder. Returns how many could not be read again, after a message for each."""
+    from dymn.commands.output import free_name
+    from dymn.commands.progress import progress_bar
+    from dymn.pictures import overview
+    from dymn.pictures.page import save_page
+    from dymn.pictures.picture import save_picture
+
+    rows = min(settings.top_k or MOST_ROWS, MOST_ROWS)
+    folder = plot.is_dir() or not single
+    used: set[str] = set()
+    failed = 0
+    bar = progress_bar(len(found), quiet)
+    for i, source in enumerate(bar.over(found)):
+        bar.update(i, source.name)
+        path = plot / free_name(f"{source.stem}.png", used) if folder else plot
+        try:
+            seen = overview(tagger, source, top_k=rows, method=method(tagger), labels=settings.labels, exclude=settings.exclude)
+            if path.suffix.lower() == ".html":
+                save_page(seen, source, path)
+            else:
+                save_picture(seen, path)
+        except AudioError as error:
+            failed += 1
+            typer.echo(f"dymn: {error}", err=True)
+    note(f"{plot} is written." if failed < len(found) else f"{plot} is not written.", quiet)
+    return failed
+
+
+def method(tagger: Tagger) -> str:
+    """Return the best way that a tagger has to say what is when."""
+    try:
+        return "activation" if tagger.backend.frame_samples else "windows"
+    except ConfigError:  # its feature maps cannot be seen
+        return "windows"

@@ -97,23 +97,23 @@ def events(
     method: Annotated[
         How,
         typer.Option(
-            help="How to find out what is when: the last feature map of long windows frame by frame (activation), which is quicker, or "
-            "short windows that overlap (windows), which is the only way for a model in ONNX.",
+            help="How to find out what is when: short windows that overlap (windows), or the last feature map of long windows frame by "
+            "frame (activation), which is quicker, finds less, and needs a model that PyTorch computes.",
             rich_help_panel=WHEN,
         ),
-    ] = How.activation,
+    ] = How.windows,
     threshold: Annotated[
         float,
         typer.Option(
             "--threshold", "-t", metavar="FROM 0 TO 1", max=1, help="An event reaches at least this probability.", rich_help_panel=WHEN
         ),
-    ] = 0.3,
+    ] = 0.1,
     off_threshold: Annotated[
         float | None,
         typer.Option(
             metavar="FROM 0 TO 1",
             max=1,
-            help="An event lasts while its probability is at least this. Without it, half of --threshold.",
+            help="An event lasts while its probability is at least this. Without it, 0.3 of --threshold.",
             rich_help_panel=WHEN,
             show_default=False,
         ),
@@ -125,7 +125,7 @@ def events(
     min_gap: Annotated[
         float,
         typer.Option(metavar="SECONDS", min=0, help="Join events of one label with at most so much between them.", rich_help_panel=WHEN),
-    ] = 0.32,
+    ] = 0.64,
     min_duration: Annotated[
         float,
         typer.Option(metavar="SECONDS", min=0, help="Drop events that are shorter.", rich_help_panel=WHEN),

@@ -56,7 +56,7 @@ def draw(tagger: Tagger, found: Sequence[Path], plot: Path, *, single: bool, set
         bar.update(i, source.name)
         path = plot / free_name(f"{source.stem}.png", used) if folder else plot
         try:
-            seen = overview(tagger, source, top_k=rows, method=method(tagger), labels=settings.labels, exclude=settings.exclude)
+            seen = overview(tagger, source, top_k=rows, labels=settings.labels, exclude=settings.exclude)
             if path.suffix.lower() == ".html":
                 save_page(seen, source, path)
             else:
@@ -66,11 +66,3 @@ def draw(tagger: Tagger, found: Sequence[Path], plot: Path, *, single: bool, set
             typer.echo(f"dymn: {error}", err=True)
     note(f"{plot} is written." if failed < len(found) else f"{plot} is not written.", quiet)
     return failed
-
-
-def method(tagger: Tagger) -> str:
-    """Return the best way that a tagger has to say what is when."""
-    try:
-        return "activation" if tagger.backend.frame_samples else "windows"
-    except ConfigError:  # its feature maps cannot be seen
-        return "windows"

@@ -12,6 +12,9 @@ from dymn.backends import Scores
 from dymn.config import check
 from dymn.events.frames import Frames, FrameSettings
 
+OFF_SHARE = 0.3
+"""The lower threshold as a share of the upper one. The defaults here were chosen with `benchmarks/events.py`."""
+
 
 class Event(NamedTuple):
     """A sound with a beginning and an end, in seconds, and the highest probability of its label between them."""
@@ -28,16 +31,16 @@ class EventSettings(FrameSettings):
 
     Attributes:
         threshold: an event has a frame with at least this probability.
-        off_threshold: an event lasts while the probability is at least this; None is half of `threshold`.
+        off_threshold: an event lasts while the probability is at least this; None is `OFF_SHARE` of `threshold`.
         median: seconds over which the median of the probabilities is taken first; up to one frame leaves them as they are.
         min_gap: silences of up to this many seconds between events of one label do not part them.
         min_duration: shorter events are dropped, in seconds.
     """
 
-    threshold: float = 0.3
+    threshold: float = 0.1
     off_threshold: float | None = None
     median: float = 0.0
-    min_gap: float = 0.32
+    min_gap: float = 0.64
     min_duration: float = 0.0
 
     def __post_init__(self) -> None:
@@ -53,7 +56,7 @@ class EventSettings(FrameSettings):
 def decide(frames: Frames, settings: EventSettings | None = None) -> list[Event]:
     """Return the events that frames amount to, in the order of their start, at equal starts the likeliest first."""
     settings = settings or EventSettings()
-    off = settings.threshold / 2 if settings.off_threshold is None else settings.off_threshold
+    off = OFF_SHARE * settings.threshold if settings.off_threshold is None else settings.off_threshold
     edges = frames.edges
     size = max(0, round((settings.median / frames.hop - 1) / 2)) * 2 + 1 if frames.hop else 1
     events: list[Event] = []

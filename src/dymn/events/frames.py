@@ -41,7 +41,7 @@ class FrameSettings:
     """How to get frames, and of which labels.
 
     Attributes:
-        method: "activation" or "windows", see `dymn.events.frames`.
+        method: "windows" or "activation", see `dymn.events.frames`.
         window: seconds that the network hears at once; None is what is best for the method.
         hop: seconds from the start of one window to the next; None is what is best for the method.
         smoothing: seconds of the feature map that each frame's mean takes in ("activation" only).
@@ -51,11 +51,11 @@ class FrameSettings:
         exclude: patterns of labels to leave out.
     """
 
-    method: str = "activation"
+    method: str = "windows"
     window: float | None = None
     hop: float | None = None
     smoothing: float = 0.96
-    clip: float = 0.0
+    clip: float = 0.3
     labels: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
 

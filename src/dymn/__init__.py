@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dymn.classifier import pipeline as pipeline
     from dymn.config import FrontEndConfig as FrontEndConfig
     from dymn.config import ModelCard as ModelCard
     from dymn.config import ModelConfig as ModelConfig
@@ -45,6 +46,7 @@ _HOMES = {
     "create_model": "dymn.model",
     "list_models": "dymn.weights",
     "load_model": "dymn.weights",
+    "pipeline": "dymn.classifier",
 }
 __all__ = [*_HOMES, "__version__"]
 

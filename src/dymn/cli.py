@@ -23,6 +23,7 @@ from dymn.commands.events import events
 from dymn.commands.explain import explain
 from dymn.commands.listen import listen
 from dymn.commands.models import models
+from dymn.commands.probe import probe
 from dymn.commands.profile import profile
 from dymn.commands.tag import tag
 from dymn.commands.teach import ManyModels, teach
@@ -111,6 +112,7 @@ app.command()(profile)
 app.command()(train)
 app.command()(evaluate)
 app.command(cls=ManyModels)(teach)
+app.command()(probe)
 app.command()(explain)
 
 

@@ -1,0 +1,107 @@
+"""Tags as transformers gives them: what `pipeline("audio-classification")` takes and returns, for programs written for it."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypedDict
+
+import numpy as np
+
+from dymn import audio
+from dymn.errors import ConfigError
+from dymn.model import MobileNet
+from dymn.recordings import Source
+from dymn.selection import TagSettings
+from dymn.tagger import Tagger
+
+TASK = "audio-classification"
+
+
+class Answer(TypedDict):
+    """A label and its probability."""
+
+    score: float
+    label: str
+
+
+def pipeline(
+    task: str = TASK,
+    model: str | Path | MobileNet | None = None,
+    *,
+    top_k: int | None = 5,
+    device: str | int | None = None,
+) -> AudioClassifier:
+    """Return a classifier of recordings.
+
+    Args:
+        task: "audio-classification"; there is no other.
+        model: the name of a published model, a file or folder with one, or a network; None is the default of `dymn tag`.
+        top_k: how many labels to give at most; None is all of them.
+        device: such as "cpu" or "cuda:0"; 0 is the first CUDA device, -1 the CPU; None is the first CUDA device, or else the CPU.
+
+    Raises:
+        ConfigError: if there is no such task or device.
+        WeightsError: if the model cannot be found, downloaded or read.
+    """
+    if task != TASK:
+        raise ConfigError(f"task is {task!r}; allowed: {TASK}.")
+    where = device if not isinstance(device, int) else "cpu" if device < 0 else f"cuda:{device}"
+    if isinstance(model, MobileNet):
+        return AudioClassifier(Tagger(model, where), top_k)
+    if model is None:
+        from dymn.weights.default import load_default
+
+        return AudioClassifier(Tagger(load_default().model, where), top_k)
+    return AudioClassifier(Tagger.from_pretrained(model, where), top_k)
+
+
+class AudioClassifier:
+    """Calls a tagger with whatever names a recording."""
+
+    def __init__(self, tagger: Tagger, top_k: int | None = 5) -> None:
+        self.tagger = tagger
+        self.top_k = top_k
+
+    def __call__(self, inputs: Any, top_k: int | None = None, batch_size: int | None = None) -> Any:
+        """Return the labels of a recording, best first, as [{"score", "label"}]; a list of these for a list of recordings.
+
+        Args:
+            inputs: a path; the bytes of a file; an array [N] at the model's sample rate; {"raw" or "array": an array, "sampling_rate": its
+                rate in Hz}; or a list of these.
+            top_k: how many labels at most, instead of the classifier's own.
+            batch_size: how many windows go through the network at once.
+
+        Raises:
+            AudioError: if a recording cannot be read.
+            ConfigError: if it is of another kind.
+        """
+        many = isinstance(inputs, (list, tuple))
+        settings = TagSettings(top_k=top_k or self.top_k or 0)
+        answers: list[list[Answer]] = []
+        sources = map(self._source, inputs if many else [inputs])
+        for recording in self.tagger.tag_files(sources, settings, sample_rate=self.tagger.sample_rate, batch_size=batch_size):
+            if recording.error is not None:
+                raise recording.error
+            answers.append([Answer(score=tag.score, label=tag.label) for tag in recording.tags])
+        return answers if many else answers[0]
+
+    def _source(self, given: Any) -> Source:
+        """Return a recording as the tagger takes it; arrays with a rate become arrays at that of the model."""
+        if isinstance(given, (str, Path)):
+            if str(given).startswith(("http://", "https://")):
+                raise ConfigError(f"{given} is an address. Download the recording and give its path or its bytes.")
+            return given
+        if isinstance(given, (bytes, bytearray)):
+            return io.BytesIO(given)
+        if audio.is_array(given):
+            return given
+        if isinstance(given, Mapping):
+            samples = given.get("raw", given.get("array"))
+            if samples is None or given.get("sampling_rate") is None:
+                raise ConfigError(f"A dictionary has {', '.join(map(str, given))}; it must have raw or array, and sampling_rate.")
+            return audio.from_array(
+                samples if audio.is_array(samples) else np.asarray(samples), given["sampling_rate"], self.tagger.sample_rate
+            )
+        raise ConfigError(f"A recording is a {type(given).__name__}; a path, bytes, an array or a dictionary with one is needed.")

@@ -1,0 +1,223 @@
+"""`dymn probe`: how much a linear model can tell from embeddings."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dymn.commands.evaluate import Format
+from dymn.commands.options import RUN_PANEL, Device, Quiet, Threads, hush, note
+from dymn.commands.tag import Fill
+from dymn.errors import ConfigError
+
+if TYPE_CHECKING:
+    from dymn.embedding import Embedder
+    from dymn.probe import Probed
+
+DATA, WHAT = "Data", "Embeddings"
+MOST_CONFUSIONS = 3
+PICTURES = (".png", ".pdf", ".svg")
+
+
+def probe(
+    data: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DATA",
+            help="The data, as for `dymn train`: a folder with one folder of clips for each class, a CSV table, tar shards, or a dataset "
+            "as it is published.",
+            show_default=False,
+        ),
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            metavar="NAME|FILE",
+            help="A model with weights by its name (`dymn models` lists them), or a file or folder with one. Without it, the default of "
+            "`dymn tag`.",
+            rich_help_panel=WHAT,
+            show_default=False,
+        ),
+    ] = None,
+    layer: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--layer",
+            "-l",
+            metavar="LAYER",
+            help="What the embeddings are made of, as for `dymn embed`: last, block0 to block14, blocks, mels, or several. "
+            "Without it, last.",
+            rich_help_panel=WHAT,
+            show_default=False,
+        ),
+    ] = None,
+    seconds: Annotated[
+        float | None,
+        typer.Option(
+            "--seconds",
+            metavar="SECONDS",
+            min=0.05,
+            max=600,
+            help="How much of each clip is heard, from its beginning. Without it, all; the embedding of more than ten seconds is a mean.",
+            rich_help_panel=WHAT,
+            show_default=False,
+        ),
+    ] = None,
+    fill: Annotated[
+        Fill,
+        typer.Option(
+            help="What clips of less than ten seconds are filled up with: nothing (bare), themselves again (repeat), or zeros (pad).",
+            rich_help_panel=WHAT,
+        ),
+    ] = Fill.bare,
+    kind: Annotated[
+        str,
+        typer.Option(
+            "--kind", metavar="KIND", help="What the data are, as for `dymn train`; auto lets their files tell.", rich_help_panel=DATA
+        ),
+    ] = "auto",
+    folds: Annotated[
+        int,
+        typer.Option(
+            "--folds",
+            metavar="NUMBER",
+            min=2,
+            max=1000,
+            help="Into how many equal folds to part data that have neither folds nor a test set of their own.",
+            rich_help_panel=DATA,
+        ),
+    ] = 5,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            "--plot",
+            metavar="FILE",
+            help="Draw which classes are taken for which (.png, .pdf or .svg), where each clip has one class.",
+            show_default=False,
+        ),
+    ] = None,
+    format: Annotated[
+        Format, typer.Option("--format", "-f", metavar="FORMAT", help="How to write the answer: table or json.")
+    ] = Format.table,
+    workers: Annotated[
+        int, typer.Option("--workers", metavar="NUMBER", min=0, help="How many processes decode.", rich_help_panel=RUN_PANEL)
+    ] = 0,
+    device: Device = None,
+    threads: Threads = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="NUMBER",
+            help="How many windows to compute at once. Without it, 4 on a CPU and 32 elsewhere.",
+            rich_help_panel=RUN_PANEL,
+            show_default=False,
+        ),
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Measure how much a linear model tells from a network's embeddings of a dataset; the network itself is not trained.
+
+    The embeddings are standardised, and a logistic regression is fitted to them: one over all classes where each clip has one, or else one
+    for each label. It is tested on each fold of the data, or on their test set. How strongly it is regularised is chosen by
+    cross-validation among the clips that it learns from, never by the test.
+
+    Clips that cannot be read are named and left out; more than one in twenty is an error, and the exit code is 1.
+
+    Example: `dymn probe ESC10 --model dymn04_open --layer mels,blocks --plot confusion.png`.
+    """
+    from dymn.commands.progress import counting_bar
+    from dymn.commands.tag import load_tagger
+    from dymn.embedding import Embedder, EmbedSettings, parse_layers
+    from dymn.probe import probe as measure
+
+    hush(quiet)
+    layers = parse_layers(layer or "last")
+    settings = EmbedSettings(fill=fill.value)
+    if not data.exists():
+        raise ConfigError(f"There is nothing at {data}. Give the path of a folder, a table or an archive.")
+    if plot is not None and plot.suffix.lower() not in PICTURES:
+        raise ConfigError(f"--plot {plot} has an ending that is not known. Give one of: {', '.join(PICTURES)}.")
+    tagger = load_tagger(model, device, threads, quiet)
+    embedder = Embedder(tagger.model, layers)
+    with counting_bar("Embed", quiet) as progress:
+        found = measure(
+            embedder,
+            data,
+            kind=kind,
+            folds=folds,
+            seconds=seconds,
+            settings=settings,
+            batch_size=batch_size,
+            workers=workers,
+            progress=progress,
+        )
+    if plot is not None:
+        from dymn.probe.plot import plot_confusion
+
+        plot_confusion(found, plot)
+        note(f"{plot} is written.", quiet)
+    name = tagger.card.name or str(model)
+    typer.echo(as_json(found, embedder, name, data) if format is Format.json else as_table(found, embedder, name))
+
+
+def as_table(found: Probed, embedder: Embedder, model: str) -> str:
+    """Return the figures for people."""
+    from dymn.commands.epochs import figure
+
+    about = [
+        ("data", f"{found.kind}, {found.clips} clips, {len(found.labels)} classes"),
+        ("embedding", f"{model}, {','.join(embedder.layers)}: {found.size} values"),
+    ]
+    if found.bad:
+        about.append(("left out", f"{len(found.bad)} clips that cannot be read, such as {next(iter(found.bad))}"))
+    rows = [("test", "learned from", "tested on", "C", found.metric)]
+    rows += [(r.name, str(r.train), str(r.test), f"{r.c:g}", figure(found.metric, r.figures[found.metric])) for r in found.results]
+    if len(found.results) > 1:
+        spread = f"{figure(found.metric, found.mean)} ± {figure(found.metric, found.std)}"
+        rows.append(("mean", "", "", "", spread.replace(" % ±", " ±")))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    wrong = [f"{truth} taken for {answer}: {count}" for truth, answer, count in confusions(found)[:MOST_CONFUSIONS]]
+    return "\n".join([*(f"{name.ljust(9)}  {value}" for name, value in about), "", *lines, *([""] if wrong else []), *wrong])
+
+
+def confusions(found: Probed) -> list[tuple[str, str, int]]:
+    """Return class, answer and number of clips of what was mistaken, the most frequent first."""
+    if found.confusion is None:
+        return []
+    counts = found.confusion.tolist()
+    n = range(len(found.labels))
+    wrong = [(found.labels[i], found.labels[j], counts[i][j]) for i in n for j in n if i != j and counts[i][j]]
+    return sorted(wrong, key=lambda entry: -entry[2])
+
+
+def as_json(found: Probed, embedder: Embedder, model: str, data: Path) -> str:
+    """Return the figures as a JSON object; one that is not defined is null."""
+    results = [{"test": r.name, "learned_from": r.train, "tested_on": r.test, "C": r.c} | _finite(r.figures) for r in found.results]
+    document = {
+        "data": str(data),
+        "kind": found.kind,
+        "clips": found.clips,
+        "labels": found.labels,
+        "model": model,
+        "layers": embedder.layers,
+        "size": found.size,
+        "metric": found.metric,
+        "mean": found.mean,
+        "std": found.std,
+        "results": results,
+        "confusion": None if found.confusion is None else found.confusion.tolist(),
+        "bad": dict(found.bad),
+    }
+    return json.dumps(document, ensure_ascii=False, indent=1)
+
+
+def _finite(figures: dict[str, Any]) -> dict[str, Any]:
+    return {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in figures.items()}

@@ -1,0 +1,100 @@
+"""Which clips a probe learns from, and which it is measured on."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from dymn.config import check
+from dymn.data import Catalog
+from dymn.errors import DataError
+
+Places = npt.NDArray[np.int64]
+INNER_FOLDS = 5
+
+
+class Round(NamedTuple):
+    """One training and one test, by positions of clips.
+
+    Attributes:
+        name: of the fold or split that is the test.
+        train: what to learn from.
+        test: what to measure on.
+        inner: pairs of what to learn from and what to compare settings on, all within `train`.
+    """
+
+    name: str
+    train: Places
+    test: Places
+    inner: list[tuple[Places, Places]]
+
+
+def rounds_of(catalog: Catalog, folds: int = 5) -> list[Round]:
+    """Return the rounds of a dataset: one for each of its folds; or one for its test set; or else one for each of `folds` equal parts.
+
+    Settings are compared by leaving out one of the other folds after the other, on the validation set if there is one, or else by
+    cross-validation within the training set. Parts are drawn by class, always alike.
+
+    Raises:
+        ConfigError: if `folds` is below 2.
+        DataError: if there is nothing to learn from or to measure on.
+    """
+    check(folds >= 2, f"folds is {folds}; it must be at least 2.")
+    n = len(catalog.keys)
+    if catalog.splits and not catalog.folds:
+        return [_round_of_splits(np.array(catalog.splits), catalog)]
+    numbers = np.array(catalog.folds) if catalog.folds else parts(_strata(catalog), folds)
+    names = sorted(set(numbers.tolist()))
+    if len(names) < 2:
+        raise DataError(f"All {n} clips are in one fold, so that there is nothing to learn from. Give data with two folds or more.")
+    found = []
+    for number in names:
+        test, train = np.flatnonzero(numbers == number), np.flatnonzero(numbers != number)
+        others = sorted(set(numbers[train].tolist()))
+        inner = [(train[numbers[train] != other], train[numbers[train] == other]) for other in others]
+        found.append(Round(f"fold {number}", train, test, inner if len(others) > 1 else _inner(train, catalog)))
+    return found
+
+
+def _round_of_splits(splits: npt.NDArray[np.str_], catalog: Catalog) -> Round:
+    name = "test" if (splits == "test").any() else "val"
+    validated = name == "test" and (splits == "val").any()
+    test, train = np.flatnonzero(splits == name), np.flatnonzero((splits == "train") | (validated & (splits == "val")))
+    if len(test) == 0 or len(train) == 0:
+        present = ", ".join(sorted(set(splits.tolist()) - {""}))
+        raise DataError(f"The data have only the split {present or 'none'}; clips to train on and clips to test on are needed.")
+    inner = [(train[splits[train] == "train"], train[splits[train] == "val"])] if validated else _inner(train, catalog)
+    return Round(name, train, test, inner)
+
+
+def _inner(train: Places, catalog: Catalog) -> list[tuple[Places, Places]]:
+    numbers = parts(_strata(catalog)[train], INNER_FOLDS)
+    return [(train[numbers != number], train[numbers == number]) for number in sorted(set(numbers.tolist()))]
+
+
+def _strata(catalog: Catalog) -> npt.NDArray[np.int64]:
+    """Return the first class of each clip [N]; the number of classes for one that has none."""
+    strata: Any = np.array([_first(catalog.target_rows(slice(i, i + 1))[0]) for i in range(len(catalog.keys))], dtype=np.int64)
+    return strata  # type: ignore[no-any-return]
+
+
+def _first(target: npt.NDArray[np.float32]) -> int:
+    positive = np.flatnonzero(target > 0.5)
+    return int(positive[0]) if len(positive) else len(target)
+
+
+def parts(strata: npt.NDArray[np.int64], n: int) -> npt.NDArray[np.int64]:
+    """Return which of n parts each clip belongs to [N], from 1, so that every stratum is spread evenly over the parts.
+
+    Raises:
+        DataError: if there are fewer clips than parts.
+    """
+    if len(strata) < n:
+        raise DataError(f"{len(strata)} clips cannot be parted into {n} folds. Give more clips or fewer folds.")
+    order = np.random.default_rng(0).permutation(len(strata))
+    order = order[np.argsort(strata[order], kind="stable")]
+    numbers = np.empty(len(strata), dtype=np.int64)
+    numbers[order] = np.arange(len(strata)) % n + 1
+    return numbers

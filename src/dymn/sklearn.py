@@ -1,0 +1,152 @@
+"""Embeddings as a step of a scikit-learn pipeline."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dymn.errors import ConfigError, MissingExtraError
+from dymn.recordings import source_name
+
+try:
+    from sklearn.base import BaseEstimator, TransformerMixin
+    from sklearn.utils.validation import check_is_fitted, validate_data
+except ImportError as error:
+    raise MissingExtraError("dymn.sklearn", "train") from error
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from dymn.embedding import Embedder
+    from dymn.model import MobileNet
+
+__all__ = ["EmbeddingTransformer"]
+
+
+class EmbeddingTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
+    """Turns recordings into embeddings: a list of paths or of waveforms, or an array [n, N] of waveforms, into an array [n, D].
+
+    Nothing is learned in `fit`; it looks for the model. A pickle holds the model's name or path, not its weights, unless `model` is a
+    network itself.
+
+    Args:
+        model: the name of a published model, a file or folder with one, or a network.
+        layers: what the embeddings are made of, see `dymn.embedding`.
+        sample_rate: of waveforms, in Hz; None is the model's own. Files bring their own.
+        window: seconds that the network hears at once; the embedding of a longer recording is the mean of its windows.
+        fill: what a recording that is shorter than the window is filled with: "bare" (nothing), "repeat" or "pad".
+        batch_size: how many windows go through the network at once; 4 on a CPU and 32 elsewhere if None.
+        device: such as "cpu" or "cuda:0"; None is the first CUDA device, or else the CPU.
+
+    Example:
+        >>> from sklearn.linear_model import LogisticRegression  # doctest: +SKIP
+        >>> from sklearn.pipeline import make_pipeline  # doctest: +SKIP
+        >>> make_pipeline(EmbeddingTransformer("mn04_as"), LogisticRegression()).fit(paths, classes)  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        model: str | Path | MobileNet = "dymn04_open",
+        layers: str | Sequence[str] = "last",
+        sample_rate: int | None = None,
+        window: float = 10.0,
+        fill: str = "bare",
+        batch_size: int | None = None,
+        device: str | None = None,
+    ) -> None:
+        self.model = model
+        self.layers = layers
+        self.sample_rate = sample_rate
+        self.window = window
+        self.fill = fill
+        self.batch_size = batch_size
+        self.device = device
+
+    def fit(self, X: Any, y: Any = None) -> Self:
+        """Look for the model, and check X as `transform` does.
+
+        Raises:
+            ConfigError: if a setting is not allowed.
+            WeightsError: if the model cannot be found or read.
+            ValueError: if X is neither a list of recordings nor an array of finite numbers.
+        """
+        from dymn.embedding import EmbedSettings
+
+        EmbedSettings(window=self.window, fill=self.fill)
+        self._recordings(X, reset=True)
+        self._embedder_ = self._load()
+        self.feature_names_ = self._embedder_.names
+        return self
+
+    def transform(self, X: Any) -> npt.NDArray[np.float32]:
+        """Return embeddings [n, D] of n recordings.
+
+        Raises:
+            AudioError: if a recording cannot be read.
+            ValueError: if X is neither a list of recordings nor an array of finite numbers.
+        """
+        from dymn.embedding import EmbedSettings
+
+        check_is_fitted(self, "feature_names_")
+        recordings = self._recordings(X, reset=False)
+        embedder = self.__dict__.get("_embedder_")
+        if embedder is None:  # after a pickle
+            self._embedder_ = embedder = self._load()
+        settings = EmbedSettings(window=self.window, fill=self.fill)
+        rate = self.sample_rate or embedder.sample_rate
+        vectors = []
+        for found in embedder.embed_files(recordings, settings, sample_rate=rate, batch_size=self.batch_size):
+            if found.error is not None:
+                raise found.error
+            vectors.append(found.vector)
+        return np.stack(vectors) if vectors else np.empty((0, embedder.size), np.float32)
+
+    def get_feature_names_out(self, input_features: Any = None) -> npt.NDArray[np.object_]:
+        """Return the names of the D values, such as "last_0"."""
+        check_is_fitted(self, "feature_names_")
+        return np.array(self.feature_names_, dtype=object)
+
+    def _recordings(self, X: Any, reset: bool) -> list[Any]:
+        """Return the recordings in X, each a path or a waveform."""
+        if isinstance(X, (str, Path)):
+            raise ConfigError(f"X is the single path {source_name(X)!r}; give a list of paths.")
+        listed = isinstance(X, (list, tuple)) or getattr(X, "dtype", None) == np.dtype(object) or _is_text(X)
+        items = list(X) if listed else []
+        paths = [item for item in items if isinstance(item, (str, Path))]
+        if paths and len(paths) == len(items):
+            return paths
+        lengths = {len(item) for item in items if not isinstance(item, (str, Path)) and np.ndim(item) == 1}
+        if len(lengths) > 1 or (paths and lengths):  # nothing that scikit-learn calls an array
+            return [item if isinstance(item, (str, Path)) else np.asarray(item) for item in items]
+        return list(validate_data(self, X, dtype=np.float32, reset=reset))
+
+    def _load(self) -> Embedder:
+        from dymn.devices import resolve_device
+        from dymn.embedding import Embedder
+        from dymn.model import MobileNet
+        from dymn.weights import load_model
+
+        device = resolve_device(self.device)
+        if isinstance(self.model, MobileNet):
+            return Embedder(copy.deepcopy(self.model).to(device), self.layers)  # scikit-learn wants parameters left as they are
+        return Embedder(load_model(self.model, device=device), self.layers)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state: dict[str, Any] = super().__getstate__()
+        return {name: value for name, value in state.items() if name != "_embedder_"}
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.requires_fit = True
+        tags.input_tags.string = True
+        tags.transformer_tags.preserves_dtype = ["float32"]
+        return tags
+
+
+def _is_text(X: Any) -> bool:
+    return getattr(getattr(X, "dtype", None), "kind", "") == "U"

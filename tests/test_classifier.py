@@ -19,7 +19,7 @@ def network():
     generator = torch.Generator().manual_seed(0)
     network = create_model("mn01", num_classes=len(LABELS), generator=generator)
     for layer in (network.head.hidden, network.head.classifier):  # far from 0.5 for each class
-        torch.nn.init.normal_(layer.weight, std=0.3, generator=generator)
+        torch.nn.init.normal_(layer.weight, std=100.0, generator=generator)
     network.card = ModelCard(name="tiny", labels=LABELS)
     return network
 
@@ -53,7 +53,7 @@ def test_every_kind_of_input_gives_the_same(classifier, clip):
     for given in inputs:
         found = classifier(given)
         assert [answer["label"] for answer in found] == [answer["label"] for answer in expected]
-        assert [answer["score"] for answer in found] == pytest.approx([answer["score"] for answer in expected], abs=1e-6)
+        assert [answer["score"] for answer in found] == pytest.approx([answer["score"] for answer in expected], abs=1e-4)
     together = classifier(inputs, top_k=1)
     assert [[answer["label"] for answer in found] for found in together] == [[expected[0]["label"]]] * len(inputs)
 
@@ -61,7 +61,7 @@ def test_every_kind_of_input_gives_the_same(classifier, clip):
 def test_rates_of_dictionaries_count(classifier, clip):
     samples = soundfile.read(clip, dtype="float32")[0]
     slow = classifier({"raw": samples, "sampling_rate": RATE // 2})
-    assert [answer["score"] for answer in slow] != pytest.approx([answer["score"] for answer in classifier(clip)], abs=1e-4)
+    assert [answer["score"] for answer in slow] != pytest.approx([answer["score"] for answer in classifier(clip)], abs=1e-3)
 
 
 def test_top_k(network, clip):

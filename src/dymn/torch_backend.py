@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,7 @@ from torch import Tensor
 from dymn.backends import Backend, Filled, FrameScores, Scores
 from dymn.devices import resolve_device, use_threads
 from dymn.errors import ConfigError
+from dymn.fast import accelerate
 from dymn.frontend import LogMel
 from dymn.model import MobileNet, Output
 from dymn.sliding import SlidingLogMel
@@ -39,12 +41,11 @@ class TorchBackend(Backend):
         self.card = model.card
         self.is_cpu = self.device.type == "cpu"
         self._log_mel = LogMel(self.card.front_end).to(self.device)
-        self._network: Callable[[Tensor], Tensor] = self._logits
 
-    def _logits(self, log_mel: Tensor) -> Tensor:
-        """Return the logits [B, C] of log-mel spectrograms [B, 1, F, T]."""
-        output: Output = self.model(log_mel)
-        return output.logits
+    @cached_property
+    def _network(self) -> Callable[[Tensor], Output]:
+        """Log-mel spectrograms [B, 1, F, T] to logits: on a CPU the fastest form there, of the weights as they are at first use."""
+        return accelerate(self.model) if self.is_cpu else self.model
 
     @torch.inference_mode()
     def probabilities(self, waveforms: npt.NDArray[np.float32] | Tensor) -> Scores:
@@ -104,8 +105,7 @@ class TorchBackend(Backend):
             return FrameScores(*(self.model.probabilities(logits.float()).cpu().numpy() for logits in both))
 
     def _probabilities(self, log_mel: Tensor) -> Scores:
-        logits = self._network(log_mel)
-        return self.model.probabilities(logits.float()).cpu().numpy()
+        return self.model.probabilities(self._network(log_mel).logits.float()).cpu().numpy()
 
     @contextmanager
     def _careful(self, n_windows: int) -> Iterator[None]:

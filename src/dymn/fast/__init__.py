@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from dymn.fast.fused import FusedNetwork, fuse
@@ -17,6 +18,10 @@ __all__ = ["FusedNetwork", "NativeNetwork", "accelerate", "fuse"]
 def accelerate(model: MobileNet) -> Callable[[Tensor], Output]:
     """Return the fastest form of a network for evaluation on this machine's CPU: compiled code, or else the fused form.
 
-    It takes log-mel spectrograms [B, 1, n_mels, frames] and has copies of the weights as they are now.
+    It takes log-mel spectrograms [B, 1, n_mels, frames] and has copies of the weights as they are now. Of weights in half precision
+    there is no faster form; the model itself is returned then.
     """
-    return NativeNetwork(model) if libraries() and is_known(model.config) else fuse(model)
+    kinds = {tensor.dtype for tensor in model.parameters()}
+    if kinds == {torch.float32} and libraries() and is_known(model.config):
+        return NativeNetwork(model)
+    return fuse(model) if kinds in ({torch.float32}, {torch.float64}) else model

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dymn.config import BlockConfig, ModelConfig, check
+from dymn.errors import ConfigError
 from dymn.layers import DynamicConv2d, DynamicReLU
 from dymn.layers.attention import CoordinateAttention, SqueezeExcitation
 from dymn.layers.context import ContextGenerator
@@ -108,6 +109,8 @@ class NativeNetwork:
 
     def embed(self, log_mel: Tensor) -> Tensor:
         """Return the embedding [B, D]."""
+        if log_mel.ndim != 4 or log_mel.shape[1] != 1:
+            raise ConfigError(f"log_mel has shape {list(log_mel.shape)}; it must be [B, 1, n_mels, frames].")
         x = log_mel.detach().to("cpu", torch.float32).contiguous()
         n_clips, _, n_bands, n_frames = x.shape
         out = torch.empty(n_clips, self._network.c_last)

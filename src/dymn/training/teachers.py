@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dymn.errors import ConfigError
+from dymn.fast import accelerate
 from dymn.model import MobileNet
 from dymn.weights import load_model
 
@@ -28,20 +29,18 @@ class OnlineTeachers:
     """
 
     def __init__(self, names: Sequence[str], student: MobileNet, device: torch.device) -> None:
-        self.models = [load_model(name, device=device) for name in names]
-        for name, model in zip(names, self.models, strict=True):
+        models = [load_model(name, device=device) for name in names]
+        for name, model in zip(names, models, strict=True):
             if model.card.front_end != student.card.front_end:
                 raise ConfigError(f"The teacher {name} has another front end than the student; both must hear the same log-mel.")
             if model.card.labels != student.card.labels:
                 raise ConfigError(f"The teacher {name} has other classes than the data. Use a teacher of the same classes.")
 
+        self.networks = [accelerate(model) if device.type == "cpu" else model for model in models]
+        self.embedding_size = models[0].config.c_last  # D of the first teacher
+
     @torch.no_grad()
     def teach(self, log_mel: Tensor) -> Lesson:
         """Listen to [B, 1, F, T]."""
-        answers = [model(log_mel) for model in self.models]
+        answers = [network(log_mel) for network in self.networks]
         return Lesson(torch.stack([answer.logits for answer in answers]).mean(dim=0), answers[0].embedding)
-
-    @property
-    def embedding_size(self) -> int:
-        """D of the first teacher."""
-        return self.models[0].config.c_last

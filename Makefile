@@ -4,7 +4,7 @@
 #   make test     check style and types, run the tests, build the wheel and try it in an empty environment
 #   make wheels   build wheels with compiled code for Linux, macOS and Windows
 #   make docs     build the documentation into site/
-#   make bench    measure zero-shot accuracy, and memory on twelve hours: make bench ESC10=FOLDER MODEL=NAME
+#   make bench    measure zero-shot accuracy, memory on twelve hours, speed: make bench ESC10=FOLDER MODEL=NAME
 #   make clean    remove what the above made, .venv included
 
 PYTHON ?= python3
@@ -63,6 +63,9 @@ docs: $(VENV)/.docs
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/zero_shot.py $(ESC10) --model $(MODEL)
 	$(BIN)/python benchmarks/long_file.py --model $(MODEL) --hours 12
+	$(BIN)/python benchmarks/front_end.py
+	$(BIN)/python benchmarks/tagging.py
+	$(BIN)/python benchmarks/tagging.py --wav
 
 clean:
 	rm -rf $(VENV) build dist site .mypy_cache .pytest_cache .ruff_cache

@@ -14,6 +14,7 @@ import soundfile
 import torch
 
 from dymn import Tagger
+from dymn.formats import Run, json_lines
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 
@@ -83,3 +84,38 @@ def test_network_benchmark_prints_one_line_of_json():
     done = subprocess.run([sys.executable, FOLDER / "network.py", *options], capture_output=True, text=True, check=True)
     (line,) = done.stdout.splitlines()
     assert {"ratio", "max_abs_error"} <= set(json.loads(line))
+
+
+def test_the_front_end_is_compared_with_its_textbook_form(monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    threads = torch.get_num_threads()
+    try:
+        found = load("front_end").compare(batch=2, seconds=1.0, runs=2, threads=1)
+    finally:
+        torch.set_num_threads(threads)
+    assert found["max_abs_error"] < 1e-4
+    assert found["ratio"] > 0
+
+
+def test_tagging_and_the_straightforward_script_agree(monkeypatch, tmp_path, capsys):
+    pytest.importorskip("librosa")
+    monkeypatch.syspath_prepend(FOLDER)
+    tagging, threads = load("tagging"), torch.get_num_threads()
+    recordings = tmp_path / "recordings"
+    recordings.mkdir()
+    tagging.make(recordings, 5, wav=False, origin=None)
+    assert sorted(path.suffix for path in recordings.iterdir()) == [".flac", ".mp3", ".ogg", ".wav", ".wav"]
+    (recordings / "0000.wav").unlink()
+    (recordings / "0002.ogg").unlink()
+    try:
+        tagging.script(str(recordings), "dymn04_open", threads, plain=False)
+    finally:
+        torch.set_num_threads(threads)
+    script, ours = tmp_path / "script", tmp_path / "ours"
+    script.write_text(capsys.readouterr().out)
+    found = Tagger.from_pretrained("dymn04_open", "cpu").tag_files(sorted(recordings.iterdir()), workers=2)
+    ours.write_text("".join(json_lines(found, Run("", "", "", {}))))
+    assert tagging.difference(script, ours) < 1e-4
+    ours.write_text(json.dumps({"file": "another.wav", "tags": []}))
+    with pytest.raises(SystemExit, match="disagree"):
+        tagging.difference(script, ours)

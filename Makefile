@@ -19,7 +19,7 @@ export PIP_NO_INPUT := 1
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: help demo test lint types tests package wheels docs bench clean
+.PHONY: help demo test lint types tests package wheels docs bench measure clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -61,6 +61,11 @@ docs: $(VENV)/.docs
 	@echo "Open site/index.html"
 
 bench: $(VENV)/.dev
+	$(BIN)/python benchmarks/network.py --table
+	$(BIN)/python benchmarks/front_end.py
+	$(BIN)/python benchmarks/tagging.py
+
+measure: $(VENV)/.dev
 	$(BIN)/python benchmarks/zero_shot.py $(ESC10) --model $(MODEL)
 	$(BIN)/python benchmarks/long_file.py --model $(MODEL) --hours 12
 	$(BIN)/python benchmarks/front_end.py

@@ -22,6 +22,7 @@ FOLDER = Path(__file__).parents[1] / "benchmarks"
 def load(name):
     spec = importlib.util.spec_from_file_location(f"benchmark_{name}", FOLDER / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
 
@@ -119,3 +120,29 @@ def test_tagging_and_the_straightforward_script_agree(monkeypatch, tmp_path, cap
     ours.write_text(json.dumps({"file": "another.wav", "tags": []}))
     with pytest.raises(SystemExit, match="disagree"):
         tagging.difference(script, ours)
+
+
+def test_stretches_of_a_clip_are_where_its_sound_is():
+    clip = np.zeros(32_000 * 3, np.float32)
+    for start, end in ((0.5, 1.0), (1.2, 1.5), (2.3, 2.32)):  # a pause that does not part, and a click
+        clip[round(start * 32_000) : round(end * 32_000)] = 0.1
+    assert load("mixtures").active_stretches(clip, 32_000) == [(16_000, 48_000)]
+
+
+def test_events_are_where_the_truth_says(shared, monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)
+    module = load("mixtures")
+    made = module.mixtures(shared / "esc10", (1,), 3, seed=5)
+    again = module.mixtures(shared / "esc10", (1,), 3, seed=5)
+    for mixture, same in zip(made, again, strict=True):
+        np.testing.assert_array_equal(mixture.waveform, same.waveform)
+        assert mixture.events == same.events
+        assert 1 <= len(mixture.events) <= 6
+        inside = np.zeros(len(mixture.waveform), bool)
+        for event in mixture.events:
+            assert 0 <= event.start < event.end <= module.SECONDS
+            inside[round(event.start * 32_000) : round(event.end * 32_000)] = True
+        power = mixture.waveform.astype(np.float64) ** 2
+        assert power[inside].mean() > 20 * power[~inside].mean()
+    rows = load("events").drawn([*map(load("events").Event, ("dog", "rain"), (0.0, 1.0), (0.5, 20.0), (1.0, 1.0))], ("rain", "dog"))
+    assert rows.sum(axis=0).tolist() == [950, 25]

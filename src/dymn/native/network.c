@@ -115,6 +115,21 @@ static double now(void) {
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
+/* Billions of operations a second that multiply-adds in registers reach, the ceiling of everything here. */
+EXPORT double dymn_peak(void) {
+    enum { CHAINS = 12, TURNS = 2000000 };
+    vec sums[CHAINS], factor = splat(0.999999f), term = splat(1e-6f);
+    for (int i = 0; i < CHAINS; i++) sums[i] = splat((float)i);
+    double begin = now();
+    for (int turn = 0; turn < TURNS; turn++)
+        UNROLL
+        for (int i = 0; i < CHAINS; i++) sums[i] = sums[i] * factor + term;
+    double seconds = now() - begin;
+    for (int i = 1; i < CHAINS; i++) sums[0] += sums[i];
+    volatile float kept = total(sums[0]); /* or the loop is left out */
+    (void)kept;
+    return 2.0 * CHAINS * TURNS * LANES / seconds / 1e9;
+}
 #define BEGIN(part) double begin_##part = now()
 #define END(part) spent[part] += now() - begin_##part
 #else

@@ -404,7 +404,8 @@ static void expand_and_filter(const Block *b, const float *x, Shape in, Shape ou
     float *ring = scratch, *whole = ring + (int64_t)row * PANEL * k, *zeros = whole + (int64_t)row * PANEL;
     float *spare = zeros + row, *kernel = spare + row, *expand = kernel + PANEL * taps + SLACK;
     int64_t odd = row / 2;
-    memset(ring, 0, sizeof(float) * (size_t)row * (PANEL * k + PANEL + 1));
+    memset(zeros, 0, sizeof(float) * (size_t)row);
+    for (int i = 0; i < PANEL * (k + 1); i++) memset(ring + (int64_t)i * row, 0, sizeof(float) * (size_t)margin); /* of the row as it comes too */
 
     const float *weights = mix(b->depthwise_weight + (int64_t)channel * taps, b->n_depthwise, (int64_t)b->c_exp * taps, PANEL * taps,
                                attention[1], kernel);

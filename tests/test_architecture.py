@@ -35,7 +35,7 @@ FLOORS = (
         "live",
         "pictures",
     ),
-    ("hear", "probe", "sklearn", "classifier"),
+    ("hear", "probe", "sklearn", "classifier", "serve"),
     ("training", "recipes"),
     ("commands",),
     ("cli",),
@@ -114,7 +114,23 @@ def test_names_say_something():
     assert not [name for name in MODULES if name.split(".")[-1] in ("utils", "helpers", "common", "misc")]
 
 
-HEAVY = ("pyarrow", "torch", "numpy", "soundfile", "soxr", "safetensors", "huggingface_hub", "sklearn", "matplotlib", "av", "h5py", "rich")
+HEAVY = (
+    "fastapi",
+    "starlette",
+    "uvicorn",
+    "pyarrow",
+    "torch",
+    "numpy",
+    "soundfile",
+    "soxr",
+    "safetensors",
+    "huggingface_hub",
+    "sklearn",
+    "matplotlib",
+    "av",
+    "h5py",
+    "rich",
+)
 
 
 @pytest.mark.parametrize("statement", ["import dymn", "import dymn.cli", "import dymn; dir(dymn)"])

@@ -25,6 +25,7 @@ from dymn.commands.listen import listen
 from dymn.commands.models import models
 from dymn.commands.probe import probe
 from dymn.commands.profile import profile
+from dymn.commands.serve import serve
 from dymn.commands.tag import tag
 from dymn.commands.teach import ManyModels, teach
 from dymn.commands.train import train
@@ -114,6 +115,7 @@ app.command()(evaluate)
 app.command(cls=ManyModels)(teach)
 app.command()(probe)
 app.command()(explain)
+app.command()(serve)
 
 
 def main() -> None:

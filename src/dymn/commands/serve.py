@@ -1,0 +1,196 @@
+"""`dymn serve`: the page and the HTTP service."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dymn.commands.options import RUN_PANEL, Device, Quiet, Threads, hush, note
+from dymn.errors import ConfigError, MissingExtraError
+
+if TYPE_CHECKING:
+    from dymn.tagger import Tagger
+
+WHO, LIMITS = "Who may use it", "Limits"
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+TOKEN_VARIABLE = "DYMN_SERVE_TOKEN"
+
+
+def serve(
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            "-m",
+            metavar="NAME|FILE",
+            help="A model as in `dymn tag`. May be given several times; the first is the default one.",
+            show_default=False,
+        ),
+    ] = None,
+    host: Annotated[
+        str,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Where to listen. Other machines reach only another address than this one, such as 0.0.0.0.",
+            rich_help_panel=WHO,
+        ),
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, metavar="NUMBER", help="0 takes a free one.", rich_help_panel=WHO)] = 8000,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="A name by which the server may be called, such as sounds.example.org. May be given several times.",
+            rich_help_panel=WHO,
+        ),
+    ] = None,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help=f"A file with the token that callers must show. The variable {TOKEN_VARIABLE} can hold it instead.",
+            rich_help_panel=WHO,
+            show_default=False,
+        ),
+    ] = None,
+    page: Annotated[bool, typer.Option("--page/--no-page", help="Serve the page at / too.", rich_help_panel=WHO)] = True,
+    queue: Annotated[
+        int,
+        typer.Option(min=0, metavar="NUMBER", help="How many requests may wait; more are refused with 503.", rich_help_panel=LIMITS),
+    ] = 16,
+    live: Annotated[int, typer.Option(min=0, metavar="NUMBER", help="How many live connections there may be.", rich_help_panel=LIMITS)] = 4,
+    max_size: Annotated[float, typer.Option(min=0.001, metavar="MIB", help="The longest body of a request.", rich_help_panel=LIMITS)] = 64,
+    max_seconds: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="The longest recording.", rich_help_panel=LIMITS)] = 600,
+    timeout: Annotated[
+        float, typer.Option(min=0.1, metavar="SECONDS", help="How long a request may take once it has arrived.", rich_help_panel=LIMITS)
+    ] = 60,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="NUMBER",
+            help="How many requests to decode at once. Without it, one more than there are CPUs.",
+            rich_help_panel=RUN_PANEL,
+            show_default=False,
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="NUMBER",
+            help="How many windows, of all requests, to compute at once. Without it, 4 on a CPU and 32 elsewhere.",
+            rich_help_panel=RUN_PANEL,
+            show_default=False,
+        ),
+    ] = None,
+    batch_wait: Annotated[
+        float,
+        typer.Option(min=0, max=1000, metavar="MS", help="How long a window waits for those of other requests.", rich_help_panel=RUN_PANEL),
+    ] = 5,
+    device: Device = None,
+    threads: Threads = None,
+    quiet: Quiet = False,
+) -> None:
+    """Serve a page and an HTTP service that tell which sounds are in recordings.
+
+    The page at / tags files and the microphone in the browser itself. Programs send recordings to /v1/tag; /openapi.json describes it.
+
+    Listens on this machine only, unless --host says otherwise. Ctrl+C or SIGTERM ends it after the accepted requests are answered.
+    """
+    try:
+        import prometheus_client  # noqa: F401
+        import uvicorn
+
+        from dymn.serve.app import create_app
+    except ImportError as error:
+        if (error.name or "").startswith("dymn"):
+            raise
+        raise MissingExtraError("dymn serve", "serve") from error
+    from dymn.cpus import available_cpus
+    from dymn.serve.settings import ServeSettings
+
+    hush(quiet)
+    local = host in LOOPBACK
+    settings = ServeSettings(
+        batch_size=batch_size,
+        batch_wait=batch_wait / 1000,
+        workers=workers or available_cpus() + 1,
+        queue=queue,
+        live=live,
+        max_bytes=round(max_size * 2**20),
+        max_seconds=max_seconds,
+        timeout=timeout,
+        allowed_hosts=tuple(name.lower() for name in (*(("127.0.0.1", "localhost", "[::1]") if local else ()), *(allow_host or ()))),
+        token=read_token(token_file),
+    )
+    if not local:
+        protection = "" if settings.token else f" It asks for no token: set {TOKEN_VARIABLE}."
+        typer.echo(f"dymn: Listening on {host}, which other machines may reach, without encryption.{protection}", err=True)
+    listener = bind(host, port)
+    app = create_app(load_taggers(model or [], device, threads, quiet), settings, page)
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        ws_max_size=2**20,
+        ws_per_message_deflate=False,
+        limit_concurrency=1000,
+        timeout_graceful_shutdown=round(timeout + 5),
+    )
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)  # what uvicorn hands on when it has shut down
+    shown = f"[{host}]" if ":" in host else host
+    typer.echo(f"Listening on http://{shown}:{listener.getsockname()[1]} (Ctrl+C ends it)")
+    uvicorn.Server(config).run(sockets=[listener])
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Return a socket that listens.
+
+    Raises:
+        ConfigError: if it cannot; before any model is loaded.
+    """
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=128)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ConfigError(
+            f"Cannot listen on {host}, port {port}: {reason}. Give another --port or --host; port 0 takes a free one."
+        ) from error
+
+
+def read_token(path: Path | None) -> str:
+    """Return the token from a file, or from the environment; "" if there is none.
+
+    Raises:
+        ConfigError: if the file is empty or has more than a line.
+    """
+    if path is None:
+        return os.environ.get(TOKEN_VARIABLE, "").strip()
+    token = path.read_text(encoding="utf-8", errors="replace").strip()
+    if not token:
+        raise ConfigError(f"{path} is empty. Write a token to it, such as that of `openssl rand -hex 32`.")
+    return token
+
+
+def load_taggers(models: list[str], device: str | None, threads: int | None, quiet: bool) -> dict[str, Tagger]:
+    """Load the models and return their taggers by the names under which they are served: those of their cards."""
+    from dymn.commands.tag import load_tagger
+
+    taggers: dict[str, Tagger] = {}
+    for model in models or [None]:  # type: ignore[list-item]
+        tagger = load_tagger(model, device, threads, quiet)
+        name = tagger.card.name or Path(model or "").stem or "model"
+        if name in taggers:
+            note(f"{model} is called {name}, as a model before it; it is left out.", quiet)
+        taggers.setdefault(name, tagger)
+    return taggers

@@ -1,0 +1,200 @@
+"""The routes of the service."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from time import monotonic
+from typing import Annotated, Any, Literal
+
+from fastapi import FastAPI, Query, Request, Response, WebSocket
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from dymn import __version__
+from dymn.selection import TagSettings
+from dymn.serve.assets import Asset, find_assets, response, runs_in_browser
+from dymn.serve.batching import Deadline
+from dymn.serve.engine import Engine, Question
+from dymn.serve.errors import Refusal, refusal
+from dymn.serve.guard import Guard
+from dymn.serve.live import serve_live
+from dymn.serve.metrics import CONTENT_TYPE
+from dymn.serve.settings import ServeSettings
+from dymn.serve.uploads import receive
+from dymn.tagger import Tagger
+
+_BINARY = {"schema": {"type": "string", "format": "binary"}}
+_FORM = {"schema": {"type": "object", "required": ["file"], "properties": {"file": {"type": "string", "format": "binary"}}}}
+_BODY = {"requestBody": {"required": True, "content": {"application/octet-stream": _BINARY, "multipart/form-data": _FORM}}}
+_ERROR = {
+    "type": "object",
+    "properties": {"error": {"type": "object", "properties": {"code": {"type": "string"}, "message": {"type": "string"}}}},
+}
+_REFUSALS: dict[int | str, dict[str, Any]] = {
+    status: {"description": text, "content": {"application/json": {"schema": _ERROR}}}
+    for status, text in {
+        400: "A setting is not allowed, or the body is empty or no form with a file.",
+        401: "The token is missing or wrong.",
+        404: "The model is not served.",
+        408: "The body took too long to arrive.",
+        413: "The body or the recording is too long.",
+        415: "The format needs a decoder that is not installed.",
+        422: "The recording cannot be decoded.",
+        503: "The queue is full, or the answer took too long; Retry-After says when to come again.",
+    }.items()
+}
+
+
+def create_app(taggers: Mapping[str, Tagger], settings: ServeSettings | None = None, page: bool = True) -> Guard:
+    """Return the service as an ASGI application. Its threads start and end with the application's life.
+
+    Args:
+        taggers: the models by the names under which they are served, the default one first.
+        settings: the limits.
+        page: whether to serve the page at /.
+    """
+    engine = Engine(taggers, settings)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await asyncio.to_thread(engine.start)
+        try:
+            yield
+        finally:
+            await asyncio.to_thread(engine.close)
+
+    app = FastAPI(title="dymn", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan, redirect_slashes=False)
+    app.state.engine = engine
+    _add_errors(app)
+    _add_tagging(app, engine)
+    _add_state(app, engine)
+    if page:
+        _add_page(app, find_assets())
+    return Guard(app, engine.settings)
+
+
+def _add_tagging(app: FastAPI, engine: Engine) -> None:
+    @app.post("/v1/tag", openapi_extra=_BODY, responses=_REFUSALS, tags=["tags"])
+    async def tag(
+        request: Request,
+        model: Annotated[str, Query(description="A name from /v1/models; without it, the default one.")] = "",
+        top_k: Annotated[int, Query(ge=0, description="At most this many labels, best first; 0 gives all.")] = 10,
+        threshold: Annotated[float, Query(ge=0, le=1, description="Only labels with at least this probability.")] = 0.0,
+        labels: Annotated[list[str] | None, Query(description='Only these labels; patterns such as "*music*".')] = None,
+        exclude: Annotated[list[str] | None, Query(description="Not these labels.")] = None,
+        window: Annotated[float, Query(description="Seconds that the network hears at once.")] = 10.0,
+        hop: Annotated[float | None, Query(description="Seconds from one window to the next.")] = None,
+        fill: Annotated[Literal["repeat", "pad", "bare"], Query(description="What a short recording is filled up with.")] = "repeat",
+        combine: Annotated[Literal["max", "mean"], Query(description="How windows make the answer for the recording.")] = "max",
+        timeline: Annotated[bool, Query(description="Tell the tags of each window, too.")] = False,
+        embedding: Annotated[bool, Query(description="Give an embedding, too, as `dymn embed` does.")] = False,
+        layers: Annotated[str, Query(description="What the embedding is made of.", max_length=200)] = "last",
+    ) -> dict[str, Any]:
+        """Tell which sounds are in a recording: the body of the request, or the field `file` of a form."""
+        chosen = TagSettings(top_k, threshold, tuple(labels or ()), tuple(exclude or ()), window, hop, fill, combine)
+        question = Question(model, chosen, timeline, layers if embedding else "")
+        before = monotonic()
+        with engine.admitted():
+            engine.check(question)
+            upload = await receive(request, engine.settings.max_bytes, engine.settings.receive_timeout)
+            answer = await _while_wanted(request, engine, upload, question)
+        engine.metrics.seconds.observe(monotonic() - before)
+        engine.metrics.answers.labels("200").inc()
+        return answer
+
+    @app.websocket("/v1/live")
+    async def live(socket: WebSocket) -> None:
+        await serve_live(socket, engine)
+
+
+async def _while_wanted(request: Request, engine: Engine, upload: Any, question: Question) -> dict[str, Any]:
+    """Work on an answer as long as the one who asked is there."""
+
+    async def gone() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    work = asyncio.ensure_future(engine.answer(upload, question, Deadline(engine.settings.timeout)))
+    left = asyncio.ensure_future(gone())
+    try:
+        await asyncio.wait({work, left}, return_when=asyncio.FIRST_COMPLETED)
+        if not work.done():
+            raise ClientDisconnect
+        return work.result()
+    finally:
+        left.cancel()
+        work.cancel()
+
+
+def _add_state(app: FastAPI, engine: Engine) -> None:
+    @app.get("/v1/models", tags=["models"])
+    async def models() -> dict[str, Any]:
+        """List the models that are served, and the limits."""
+        s = engine.settings
+        limits = {"max_bytes": s.max_bytes, "max_seconds": s.max_seconds, "max_window": s.max_window, "timeout": s.timeout}
+        return {"version": __version__, "models": engine.models, "limits": limits}
+
+    @app.get("/health", tags=["state"])
+    async def health() -> dict[str, str]:
+        """Tell that the process lives, however busy it is."""
+        return {"status": "ok"}
+
+    @app.get("/ready", tags=["state"], responses={503: {"description": "Starting or shutting down."}})
+    async def ready() -> JSONResponse:
+        """Tell whether requests are answered: the models are loaded, and the server is not shutting down."""
+        return JSONResponse({"status": "ready" if engine.ready else "not ready"}, 200 if engine.ready else 503)
+
+    @app.get("/metrics", tags=["state"])
+    async def metrics() -> Response:
+        """Give counters for Prometheus."""
+        return Response(engine.metrics.text(), media_type=CONTENT_TYPE)
+
+
+def _add_page(app: FastAPI, assets: dict[str, Asset]) -> None:
+    @app.get("/", include_in_schema=False)
+    async def index(request: Request) -> Response:
+        return response(assets["index.html"], request)
+
+    @app.get("/page/state.json", include_in_schema=False)
+    async def state() -> dict[str, bool]:
+        return {"in_browser": runs_in_browser(assets)}
+
+    @app.get("/page/{name:path}", include_in_schema=False)
+    async def file(name: str, request: Request) -> Response:
+        if name not in assets:
+            raise Refusal(404, "not_found", "There is no such file.")
+        return response(assets[name], request)
+
+
+def _add_errors(app: FastAPI) -> None:
+    def answer(request: Request, error: Exception) -> JSONResponse:
+        known = refusal(error)
+        engine: Engine = request.app.state.engine
+        if request.url.path == "/v1/tag":
+            engine.metrics.answers.labels(str(known.status)).inc()
+            engine.metrics.refused.labels(known.code).inc()
+        return JSONResponse(known.to_dict(), known.status, known.headers)
+
+    def settings(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, RequestValidationError)
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first.get("loc", ())[1:])
+        return answer(request, Refusal(400, "setting", f"{where}: {first.get('msg', 'not allowed')}. /openapi.json says what is."))
+
+    def http(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, HTTPException)
+        known = {404: "There is no such address.", 405: "The address takes another method."}
+        return answer(request, Refusal(error.status_code, "http", f"{known.get(error.status_code, error.detail)} /openapi.json lists all."))
+
+    def gone(request: Request, error: Exception) -> JSONResponse:
+        return answer(request, Refusal(499, "gone", "The sender went away."))
+
+    from dymn.errors import DymnError
+
+    for kind, handler in ((DymnError, answer), (RequestValidationError, settings), (HTTPException, http), (ClientDisconnect, gone)):
+        app.add_exception_handler(kind, handler)
+    app.add_exception_handler(Exception, answer)

@@ -1,0 +1,280 @@
+"""From an accepted request to its answer: who is let in, threads that decode, one thread that computes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import math
+import threading
+from collections.abc import AsyncIterator, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dymn import __version__, audio
+from dymn.backends import Backend
+from dymn.config import to_dict
+from dymn.errors import AudioError
+from dymn.formats import Run, json_lines
+from dymn.recordings import computed, pieces
+from dymn.selection import TagSettings
+from dymn.serve.batching import BatchedBackend, Batcher, Deadline
+from dymn.serve.errors import Refusal, refusal
+from dymn.serve.metrics import Metrics
+from dymn.serve.settings import ServeSettings
+from dymn.tagger import Tagger
+
+if TYPE_CHECKING:
+    from dymn.embedding import Embedder
+    from dymn.serve.uploads import Upload
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked about a recording.
+
+    Attributes:
+        model: by name; the first one if empty.
+        settings: what to tag and how.
+        timeline: whether to tell the tags of each window, too.
+        layers: of the embedding, as in `dymn embed --layer`; none if empty.
+    """
+
+    model: str = ""
+    settings: TagSettings = field(default_factory=TagSettings)
+    timeline: bool = False
+    layers: str = ""
+
+
+class Engine:
+    """Models, the threads that use them, and the queue before those.
+
+    Attributes:
+        metrics: what is counted.
+        settings: the limits.
+        ready: whether requests are answered.
+    """
+
+    def __init__(self, taggers: Mapping[str, Tagger], settings: ServeSettings | None = None) -> None:
+        """Prepare; `start` begins.
+
+        Args:
+            taggers: by the names under which they are served, the default one first.
+            settings: the limits.
+        """
+        self.settings = settings or ServeSettings()
+        self.metrics = Metrics()
+        self.ready = False
+        self._backends: dict[str, Backend] = {name: tagger.backend for name, tagger in taggers.items()}
+        self._taggers = dict(taggers)
+        self._embedders: dict[tuple[str, str], Embedder] = {}
+        self._embedders_lock = threading.Lock()
+        first = next(iter(self._backends.values()))
+        self._batcher = Batcher(self.settings.batch_size or first.batch_size, self.settings.batch_wait, self.metrics.computed)
+        self._workers = ThreadPoolExecutor(self.settings.workers, "dymn-request")
+        self._live = ThreadPoolExecutor(max(1, self.settings.live), "dymn-live", first.enter_worker)
+        self._accepted = 0
+        self._connected = 0
+        self._usual_seconds = 1.0
+
+    @property
+    def models(self) -> list[dict[str, Any]]:
+        """What is served, the default one first."""
+        return [
+            {"name": name, "default": i == 0, "labels": len(backend.labels), "sample_rate": backend.sample_rate}
+            | {"licence": backend.card.licence, "metrics": backend.card.metrics, "digest": str(backend.card.provenance.get("sha256", ""))}
+            for i, (name, backend) in enumerate(self._backends.items())
+        ]
+
+    def start(self) -> None:
+        """Start the threads and run each model once, so that the first request does not wait for what is done once."""
+        first = next(iter(self._backends.values()))
+        barrier = threading.Barrier(self.settings.workers + 1)
+
+        def enter() -> None:
+            first.enter_worker()
+            barrier.wait()
+
+        for _ in range(self.settings.workers):
+            self._workers.submit(enter)
+        barrier.wait()
+        first.entered_workers()
+        self._batcher.start()
+        for backend in self._backends.values():
+            self._batcher(backend.probabilities, np.zeros((1, 10 * backend.sample_rate), np.float32), Deadline(600))
+        self.ready = True
+
+    def close(self) -> None:
+        """Finish what was accepted, and end."""
+        self.ready = False
+        self._workers.shutdown()
+        self._live.shutdown()
+        self._batcher.close()
+
+    @contextmanager
+    def admitted(self) -> Iterator[None]:
+        """Let a request in, from its first byte to its answer.
+
+        Raises:
+            Refusal: if too many are in.
+        """
+        room = self.settings.workers + self.settings.queue
+        if self._accepted >= room:
+            wait = min(60, math.ceil(self._usual_seconds * self._accepted / self.settings.workers))
+            raise Refusal(503, "queue_full", f"{room} requests are being worked on, and more are not taken. Try again in {wait} s.", wait)
+        self._accepted += 1
+        self.metrics.accepted.set(self._accepted)
+        try:
+            yield
+        finally:
+            self._accepted -= 1
+            self.metrics.accepted.set(self._accepted)
+
+    async def answer(self, upload: Upload, question: Question, deadline: Deadline) -> dict[str, Any]:
+        """Return what is asked about a recording, as JSON types. When this is cancelled, so is the work.
+
+        Raises:
+            Refusal: if there is no answer.
+        """
+        loop = asyncio.get_running_loop()
+        work = loop.run_in_executor(self._workers, self._answer, upload, question, deadline)
+        try:
+            return await asyncio.wait_for(asyncio.shield(work), deadline.left)
+        except (asyncio.TimeoutError, TimeoutError):
+            deadline.cancel()
+            deadline.check()
+            raise
+        except asyncio.CancelledError:
+            deadline.cancel()
+            raise
+        finally:
+            work.add_done_callback(lambda done: done.cancelled() or done.exception())  # seen, if nobody waited for it
+
+    def _answer(self, upload: Upload, question: Question, deadline: Deadline) -> dict[str, Any]:
+        before = monotonic()
+        try:
+            with upload:
+                deadline.check()
+                answer = self._tags(upload, question, deadline)
+                if question.layers:
+                    upload.seek(0)
+                    answer["embedding"] = self._embedding(upload, question, deadline)
+                return answer
+        except Exception as error:
+            known = refusal(error)
+            if known.status == 500:
+                logger.exception("A request failed.")
+            raise known from error
+        finally:
+            self._usual_seconds += 0.1 * (monotonic() - before - self._usual_seconds)
+
+    def _tags(self, upload: Upload, question: Question, deadline: Deadline) -> dict[str, Any]:
+        backend = self.backend(question.model)
+        self._check_length(upload)
+        batched = BatchedBackend(backend, self._batcher, deadline, self.settings.max_windows)
+        found = Tagger(batched).tag_files([upload], question.settings, progress=lambda name, seconds: self._check_seconds(seconds))
+        recording = next(found)
+        if recording.error is not None:
+            raise recording.error
+        self._check_seconds(recording.seconds)
+        self.metrics.audio.inc(recording.seconds)
+        card = backend.card
+        parameters = to_dict(question.settings) | {"hop": question.settings.hop or question.settings.window}
+        run = Run(__version__, card.name or question.model, str(card.provenance.get("sha256", "")), parameters, question.timeline)
+        answer: dict[str, Any] = json.loads("".join(json_lines([recording], run)))
+        return answer
+
+    def _embedding(self, upload: Upload, question: Question, deadline: Deadline) -> dict[str, Any]:
+        """Return the embedding that `dymn embed` gives with the same window, hop and layers."""
+        embedder = self._embedder(question)
+        settings = question.settings
+        found = pieces([upload], embedder.sample_rate, None, settings.window, settings.hop, "bare")
+        rows, seconds = [], []
+        for piece, row in computed(found, lambda rows: self._batcher(embedder.vectors, rows, deadline), 4):
+            if piece.error is not None:
+                raise piece.error
+            if row is not None:
+                rows.append(row)
+                seconds.append(piece.end - piece.start)
+                self._check_seconds(piece.end)
+        vector = np.average(np.stack(rows), axis=0, weights=seconds).astype(np.float32)
+        return {"layers": list(embedder.layers), "vector": [float(f"{value:.7g}") for value in vector]}
+
+    def _embedder(self, question: Question) -> Embedder:
+        from dymn.embedding import Embedder, parse_layers
+
+        names = ",".join(parse_layers(question.layers))
+        key = (question.model or next(iter(self._taggers)), names)
+        with self._embedders_lock:
+            if key not in self._embedders:
+                if len(self._embedders) >= 8:  # strangers choose the layers
+                    self._embedders.pop(next(iter(self._embedders)))
+                self._embedders[key] = Embedder(self._taggers[key[0]].model, names)
+            return self._embedders[key]
+
+    def backend(self, name: str) -> Backend:
+        """Return a model by its name, the default one for "".
+
+        Raises:
+            Refusal: if it is not served.
+        """
+        if not name:
+            return next(iter(self._backends.values()))
+        if name not in self._backends:
+            raise Refusal(404, "model", f"The model {name[:100]!r} is not served here. Served: {', '.join(self._backends)}.")
+        return self._backends[name]
+
+    def check(self, question: Question) -> None:
+        """Refuse, before anything is received, what would be refused afterwards.
+
+        Raises:
+            Refusal: if the model is not served, or the windows are too long.
+            ConfigError: if a label or layer is unknown.
+        """
+        from dymn.selection import Selection
+
+        Selection(self.backend(question.model).labels, question.settings)
+        if question.layers:
+            self._embedder(question)
+        for name, value in (("window", question.settings.window), ("hop", question.settings.hop or 0)):
+            if value > self.settings.max_window:
+                raise Refusal(400, "setting", f"{name} is {value:g}; this server allows at most {self.settings.max_window:g} s.")
+
+    def _check_length(self, upload: Upload) -> None:
+        """Refuse a recording whose header says that it is too long, before it is decoded."""
+        with suppress(AudioError):  # decoding tells what is wrong
+            seconds = audio.probe(upload).seconds
+            self._check_seconds(seconds or 0.0)
+        upload.seek(0)
+
+    def _check_seconds(self, seconds: float) -> None:
+        if seconds > self.settings.max_seconds:
+            raise Refusal(413, "too_long", f"The recording is longer than {self.settings.max_seconds:g} s. Send it in parts.")
+
+    @asynccontextmanager
+    async def connected(self) -> AsyncIterator[ThreadPoolExecutor]:
+        """Let a live connection in, and lend it threads.
+
+        Raises:
+            Refusal: if there are too many.
+        """
+        if self._connected >= self.settings.live:
+            raise Refusal(503, "live_full", f"{self.settings.live} live connections are open, and more are not taken. Try again later.", 10)
+        self._connected += 1
+        self.metrics.live.set(self._connected)
+        try:
+            yield self._live
+        finally:
+            self._connected -= 1
+            self.metrics.live.set(self._connected)
+
+    def live_backend(self, model: str, deadline: Deadline) -> Backend:
+        """Return a model as a live connection sees it."""
+        return BatchedBackend(self.backend(model), self._batcher, deadline)

@@ -1,0 +1,50 @@
+"""What the service says when it does not do what it was asked for: a status, a word for programs, a sentence with the remedy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dymn.decoding import MissingDecoderError
+from dymn.errors import AudioError, ConfigError, DymnError, MissingExtraError
+
+
+class Refusal(DymnError):
+    """A request that is not answered.
+
+    Attributes:
+        status: of HTTP.
+        code: one word or two for programs, such as "queue_full".
+        retry_after: after how many seconds it is worth to ask again, if it is.
+    """
+
+    def __init__(self, status: int, code: str, message: str, retry_after: int | None = None) -> None:
+        super().__init__(message)
+        self.status, self.code, self.retry_after = status, code, retry_after
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The headers that go with the refusal."""
+        headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+        return headers | ({"WWW-Authenticate": "Bearer"} if self.status == 401 else {})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the refusal as JSON types."""
+        return {"error": {"code": self.code, "message": str(self)}}
+
+
+_KINDS: tuple[tuple[type[DymnError], int, str], ...] = (
+    (MissingDecoderError, 415, "format"),
+    (AudioError, 422, "audio"),
+    (ConfigError, 400, "setting"),
+    (MissingExtraError, 501, "missing_extra"),
+)
+
+
+def refusal(error: Exception) -> Refusal:
+    """Return an error as a refusal; what nobody thought of is an internal error that tells a stranger nothing."""
+    if isinstance(error, Refusal):
+        return error
+    for kind, status, code in _KINDS:
+        if isinstance(error, kind):
+            return Refusal(status, code, str(error))
+    return Refusal(500, "internal", "Something went wrong in the server; its log tells what. Another recording may work.")

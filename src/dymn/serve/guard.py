@@ -1,0 +1,102 @@
+"""What every request passes first and every answer last: names of hosts, origins, the token, and headers for browsers."""
+
+from __future__ import annotations
+
+import hmac
+from typing import TYPE_CHECKING
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import JSONResponse
+
+from dymn.serve.errors import Refusal
+from dymn.serve.settings import ServeSettings
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+OPEN = ("/", "/health", "/ready", "/openapi.json")
+"""What is answered without a token, beside the page's files: it tells nothing of a recording and costs nothing."""
+PAGE = "/page/"
+
+_POLICY = {
+    "default-src": "'none'",
+    "script-src": "'self' 'wasm-unsafe-eval'",
+    "worker-src": "'self'",
+    "connect-src": "'self'",
+    "style-src": "'self'",
+    "img-src": "'self' data:",
+    "media-src": "'self' blob:",
+    "base-uri": "'none'",
+    "form-action": "'none'",
+    "frame-ancestors": "'none'",
+}
+HEADERS = {
+    "Content-Security-Policy": "; ".join(f"{name} {value}" for name, value in _POLICY.items()),
+    "Cross-Origin-Opener-Policy": "same-origin",  # these two let the page's network use several threads
+    "Cross-Origin-Embedder-Policy": "require-corp",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "microphone=(self), camera=(), geolocation=()",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
+
+
+class Guard:
+    """An ASGI application around another one."""
+
+    def __init__(self, app: ASGIApp, settings: ServeSettings) -> None:
+        self._app, self._settings = app, settings
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or refuse it."""
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in HEADERS.items():
+                    headers.setdefault(name, value)
+                headers.setdefault("Cache-Control", "no-store")
+            await send(message)
+
+        problem = self._problem(scope)
+        if problem is None:
+            await self._app(scope, receive, send_with_headers)
+        elif scope["type"] == "http":
+            await JSONResponse(problem.to_dict(), problem.status, problem.headers)(scope, receive, send_with_headers)
+        else:
+            await receive()
+            await send({"type": "websocket.close", "code": 1008, "reason": problem.code})
+
+    def _problem(self, scope: Scope) -> Refusal | None:
+        headers = Headers(scope=scope)
+        host = headers.get("host", "")
+        allowed = self._settings.allowed_hosts
+        if allowed and host_name(host) not in allowed:
+            return Refusal(
+                421, "host", f"This server is called {' or '.join(allowed)}, not by another name. Start it with --allow-host NAME."
+            )
+        origin = headers.get("origin")
+        if origin is not None and origin.partition("://")[2].lower() != host.lower():
+            return Refusal(403, "origin", "Pages of other sites may not use this server. Open its own page, or call it from a program.")
+        path = scope["path"]
+        if scope["type"] == "websocket" or path in OPEN or path.startswith(PAGE):
+            return None  # a live connection shows its token in its first message: browsers cannot send it as a header
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        if is_token(token if scheme.lower() == "bearer" else "", self._settings.token):
+            return None
+        return Refusal(401, "token", "This server wants a token. Send the header `Authorization: Bearer TOKEN`.")
+
+
+def is_token(given: str, token: str) -> bool:
+    """Whether a caller has shown the token, compared in constant time; always if there is none."""
+    return not token or hmac.compare_digest(given.strip().encode(), token.encode())
+
+
+def host_name(host: str) -> str:
+    """Return the name in a Host header, without its port: "[::1]:8000" is "[::1]"."""
+    name, _, port = host.rpartition(":")
+    return (name if name and port.isdecimal() else host).lower()

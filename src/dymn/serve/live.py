@@ -1,0 +1,128 @@
+"""Sound that arrives bit by bit over a WebSocket, and the tags of each window as soon as it is complete."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from contextlib import suppress
+from typing import Any
+
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from dymn.config import check, from_dict
+from dymn.errors import ConfigError
+from dymn.live import Stream
+from dymn.pcm import PcmReader
+from dymn.selection import TagSettings, WindowTags
+from dymn.serve.batching import Deadline
+from dymn.serve.engine import Engine, Question
+from dymn.serve.errors import Refusal, refusal
+from dymn.serve.guard import is_token
+from dymn.tagger import Tagger
+
+logger = logging.getLogger(__name__)
+
+MAX_CHUNK_SECONDS = 10.0
+_END = "end"
+_OWN = {"sample_rate": 32_000, "format": "s16le", "channels": 1, "model": "", "token": ""}
+_NORMAL, _POLICY, _INTERNAL, _LATER = 1000, 1008, 1011, 1013
+_CLOSES = {401: _POLICY, 500: _INTERNAL, 503: _LATER}
+
+
+async def serve_live(socket: WebSocket, engine: Engine) -> None:
+    """Answer one connection.
+
+    Its first message is JSON: `sample_rate`, `format` (as in `dymn listen`), `channels`, `model`, `token`, and settings of
+    `TagSettings`. Binary messages with samples follow; the text "end" ends them. Answers are JSON, one for each window.
+    """
+    await socket.accept()
+    deadline = Deadline(engine.settings.timeout)
+    try:
+        async with engine.connected() as threads:
+            loop = asyncio.get_running_loop()
+            listener = _begin(engine, await _receive(socket, engine), deadline)
+            await socket.send_json({"ready": True})
+            done = False
+            while not done:
+                message = await _receive(socket, engine)
+                done = message == _END
+                deadline.restart()
+                for window in await loop.run_in_executor(threads, listener.hear, None if done else message):
+                    await socket.send_json(_window(window))
+                if listener.stream.seconds > engine.settings.live_seconds:
+                    raise Refusal(
+                        413, "too_long", f"After {engine.settings.live_seconds:g} s of sound a connection ends. Open another one."
+                    )
+            await socket.send_json({"done": True, "seconds": round(listener.stream.seconds, 6)})
+            await socket.close(_NORMAL)
+    except WebSocketDisconnect:
+        pass
+    except Exception as error:
+        known = refusal(error)
+        if known.status == 500:
+            logger.exception("A live connection failed.")
+        engine.metrics.refused.labels(known.code).inc()
+        with suppress(Exception):  # it may be gone
+            await socket.send_json(known.to_dict())
+            await socket.close(_CLOSES.get(known.status, _POLICY), known.code)
+    finally:
+        deadline.cancel()
+
+
+async def _receive(socket: WebSocket, engine: Engine) -> str | bytes:
+    seconds = engine.settings.receive_timeout
+    try:
+        message = await asyncio.wait_for(socket.receive(), seconds)
+    except (asyncio.TimeoutError, TimeoutError) as error:
+        raise Refusal(408, "slow", f"Nothing arrived for {seconds:g} s. Send silence too, or close the connection.") from error
+    if message["type"] == "websocket.disconnect":
+        raise WebSocketDisconnect(message.get("code", _NORMAL))
+    text, data = message.get("text"), message.get("bytes")
+    return text if text is not None else bytes(data or b"")
+
+
+class _Listener:
+    """What is known of a connection."""
+
+    def __init__(self, stream: Stream, reader: PcmReader, sample_rate: int) -> None:
+        self.stream, self._reader, self._sample_rate = stream, reader, sample_rate
+
+    def hear(self, message: str | bytes | None) -> list[WindowTags]:
+        """Return the windows that are complete with a message, or with the end (None)."""
+        if message is None:
+            return self.stream.finish()
+        if isinstance(message, str):
+            raise ConfigError(f'After the first message, samples come as binary messages; the only text is "{_END}".')
+        samples = self._reader.feed(message)
+        seconds = len(samples) / self._sample_rate
+        check(seconds <= MAX_CHUNK_SECONDS, f"A message holds {seconds:.1f} s of sound; at most {MAX_CHUNK_SECONDS:g} s are allowed.")
+        return self.stream.feed(samples)
+
+
+def _begin(engine: Engine, message: str | bytes, deadline: Deadline) -> _Listener:
+    """Return what the first message of a connection asks for."""
+    try:
+        asked = json.loads(message)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"The first message must be JSON with the settings, and it is not: {error}.") from error
+    check(isinstance(asked, dict), 'The first message must be a JSON object with the settings, such as {"sample_rate": 48000}.')
+    own: dict[str, Any] = {name: asked.pop(name, default) for name, default in _OWN.items()}
+    for name, default in _OWN.items():
+        kind = "text" if isinstance(default, str) else "whole number"
+        check(type(own[name]) is type(default), f"{name} is {own[name]!r}; it must be a {kind}.")
+    if not is_token(own["token"], engine.settings.token):
+        raise Refusal(401, "token", "This server wants a token. Send it as `token` in the first message.")
+    for name in ("labels", "exclude"):
+        patterns = asked.get(name, [])
+        check(isinstance(patterns, list) and all(isinstance(p, str) for p in patterns), f"{name} must be a list of texts.")
+    settings = from_dict(TagSettings, {"top_k": 10, **asked})
+    engine.check(Question(own["model"], settings))
+    tagger = Tagger(engine.live_backend(own["model"], deadline))
+    reader = PcmReader(own["format"], own["channels"])
+    return _Listener(Stream(tagger, own["sample_rate"], settings), reader, own["sample_rate"])
+
+
+def _window(window: WindowTags) -> dict[str, Any]:
+    tags = [{"label": tag.label, "score": round(tag.score, 6)} for tag in window.tags]
+    return {"start": round(window.start, 6), "end": round(window.end, 6), "tags": tags}

@@ -1,0 +1,309 @@
+// The page: a file or the microphone, through the network in this browser or on the server.
+import { clock, drawLogMel, drawTags, drawTimeline } from "/page/draw.js";
+import { LiveOnServer, Refused, served, tagOnServer, useToken } from "/page/server.js";
+import { decode, filled, RATE, Recent, resampled, windows } from "/page/sound.js";
+
+const SHOWN = 10;
+const ROWS = 6;
+const LIVE_SECONDS = 10;
+const MAX_FILE = 300 * 2 ** 20;
+const part = (id) => document.getElementById(id);
+
+// --- The worker ---
+
+const worker = new Worker("/page/network.js", { type: "module" });
+const waiting = new Map();
+let calls = 0;
+
+worker.onmessage = ({ data }) => {
+  const { resolve, reject } = waiting.get(data.id);
+  waiting.delete(data.id);
+  if (data.error) reject(new Error(data.error));
+  else resolve(data.result);
+};
+worker.onerror = () => {
+  for (const { reject } of waiting.values()) reject(new Error("the worker cannot start"));
+  waiting.clear();
+};
+
+function ask(what, rest = {}) {
+  return new Promise((resolve, reject) => {
+    waiting.set(++calls, { resolve, reject });
+    worker.postMessage({ id: calls, what, ...rest });
+  });
+}
+
+// --- What is said ---
+
+let announced = "";
+
+function say(text) {
+  if (text !== announced) part("status").textContent = text;
+  announced = text;
+}
+
+function complain(text) {
+  part("problem").textContent = text;
+}
+
+// --- Where the network runs ---
+
+let network = null; // what is known of the one in this browser
+let turn = 0; // of what is being looked at; answers to what was before are dropped
+
+const inBrowser = () => part("in-browser").checked;
+
+function threads() {
+  if (!self.crossOriginIsolated) return 1;
+  return Math.max(1, Math.min(4, navigator.hardwareConcurrency ?? 1));
+}
+
+async function prepareBrowser() {
+  const note = part("browser-note");
+  try {
+    const state = await (await fetch("/page/state.json")).json();
+    if (!state.in_browser) throw new Error("its files are not installed (make page)");
+    note.textContent = "Loading …";
+    network = await ask("load", { threads: threads() });
+    part("browser-model").textContent = network.name;
+    note.textContent = "The sound never leaves this device.";
+    part("in-browser").disabled = false;
+    part("in-browser").checked = true;
+  } catch (error) {
+    note.textContent = `Not available: ${error.message}.`;
+    part("on-server").checked = true;
+  }
+}
+
+async function prepareServer() {
+  part("server-host").textContent = location.host;
+  try {
+    const { models } = await served();
+    part("server-model").textContent = models.find((model) => model.default).name;
+    part("token-row").hidden = true;
+  } catch (error) {
+    if (!(error instanceof Refused && error.status === 401)) complain(`The server does not answer: ${error.message}`);
+    else if (!inBrowser()) part("token-row").hidden = false;
+  }
+}
+
+part("token-use").addEventListener("click", async () => {
+  useToken(part("token").value);
+  complain("");
+  await prepareServer();
+  if (part("token-row").hidden) say("The server takes the token.");
+  else complain("The server does not take this token.");
+});
+
+part("where").addEventListener("change", async () => {
+  stopListening();
+  complain("");
+  if (!inBrowser()) await prepareServer();
+  else part("token-row").hidden = true;
+  if (file) await look(file);
+});
+
+// --- A file ---
+
+let file = null;
+let address = "";
+
+const best = (scores, count) =>
+  Array.from(scores, (score, i) => ({ label: network.labels[i], score }))
+    .sort((a, b) => b.score - a.score)
+    .slice(0, count);
+
+async function tagHere(samples, mine) {
+  const spans = windows(samples.length);
+  const each = [];
+  const highest = new Float32Array(network.labels.length);
+  let milliseconds = 0;
+  for (const [start, end] of spans) {
+    if (spans.length > 1) say(`Listening: ${clock(start / RATE)} of ${clock(samples.length / RATE)} …`);
+    const answer = await ask("scores", { samples: filled(samples.slice(start, end)) });
+    if (mine !== turn) return null;
+    milliseconds += answer.milliseconds;
+    each.push(answer.scores);
+    answer.scores.forEach((score, i) => (highest[i] = Math.max(highest[i], score)));
+  }
+  const tags = best(highest, SHOWN);
+  const rows = tags.slice(0, ROWS).map(({ label }) => ({ label, scores: each.map((scores) => scores[network.labels.indexOf(label)]) }));
+  return { tags, rows, spans: spans.map((span) => span.map((place) => place / RATE)), milliseconds, seconds: samples.length / RATE };
+}
+
+async function tagThere(recording) {
+  const before = performance.now();
+  const answer = await tagOnServer(recording);
+  const tags = answer.tags.slice(0, SHOWN);
+  const score = (window, label) => window.tags.find((tag) => tag.label === label)?.score ?? 0;
+  const rows = tags.slice(0, ROWS).map(({ label }) => ({ label, scores: answer.windows.map((window) => score(window, label)) }));
+  const spans = answer.windows.map(({ start, end }) => [start, end]);
+  return { tags, rows, spans, milliseconds: performance.now() - before, seconds: answer.seconds };
+}
+
+async function look(recording) {
+  const mine = ++turn;
+  file = recording;
+  stopListening();
+  complain("");
+  say(`Reading ${recording.name} …`);
+  show(recording.name);
+  drawTags(part("tags"), []);
+  part("tags").replaceChildren();
+  try {
+    if (recording.size > MAX_FILE) throw new Error(`It is larger than ${MAX_FILE / 2 ** 20} MiB. Cut it, or use dymn tag.`);
+    const samples = await recording.arrayBuffer().then(decode).catch(() => null);
+    if (mine !== turn) return;
+    if (!samples?.length && inBrowser()) throw new Error("This browser cannot decode it. The server may: choose it above.");
+    showSound(recording, samples, mine);
+    say("Listening …");
+    const answer = inBrowser() ? await tagHere(samples, mine) : await tagThere(recording);
+    if (mine !== turn || !answer) return;
+    showAnswer(answer);
+    say(`Done. Most likely: ${answer.tags.slice(0, 3).map((tag) => `${tag.label} ${tag.score.toFixed(2)}`).join(", ") || "nothing"}.`);
+    part("title").focus({ preventScroll: true });
+  } catch (error) {
+    if (mine !== turn) return;
+    say("");
+    if (error instanceof Refused && error.status === 401) part("token-row").hidden = false;
+    complain(`${recording.name}: ${error.message}`);
+  }
+}
+
+function show(title) {
+  part("answer").hidden = false;
+  part("title").textContent = title;
+  part("timeline-part").hidden = true;
+  part("speed").textContent = "";
+  part("head").hidden = true;
+}
+
+async function showSound(recording, samples, mine) {
+  const player = part("player");
+  if (address) URL.revokeObjectURL(address);
+  address = URL.createObjectURL(recording);
+  player.src = address;
+  player.hidden = false;
+  if (!samples) return;
+  part("from").textContent = "0 s";
+  part("to").textContent = clock(samples.length / RATE);
+  const picture = await ask("logMel", { samples, columns: 1000 });
+  if (mine === turn) drawLogMel(part("log-mel"), picture);
+}
+
+function showAnswer({ tags, rows, spans, milliseconds, seconds }) {
+  drawTags(part("tags"), tags);
+  part("timeline-part").hidden = spans.length < 2;
+  if (spans.length > 1) drawTimeline(part("timeline"), rows, spans);
+  const times = seconds / (milliseconds / 1000);
+  const speed = part("speed");
+  speed.textContent = `${clock(seconds)} of sound took ${(milliseconds / 1000).toFixed(2)} s ${inBrowser() ? "in this browser" : "on the server and on the way"}: ${times.toFixed(times < 10 ? 1 : 0)} times as fast as it plays.`;
+  speed.dataset.milliseconds = milliseconds;
+  speed.dataset.seconds = seconds;
+}
+
+part("player").addEventListener("timeupdate", () => {
+  const { currentTime, duration } = part("player");
+  part("head").hidden = !(duration > 0);
+  part("head").style.left = `${(100 * currentTime) / duration}%`;
+});
+
+part("file").addEventListener("change", () => {
+  const [chosen] = part("file").files;
+  if (chosen) look(chosen);
+  part("file").value = "";
+});
+
+for (const name of ["dragover", "dragleave", "drop"]) {
+  document.addEventListener(name, (event) => {
+    event.preventDefault();
+    part("drop").classList.toggle("over", name === "dragover");
+    const [dropped] = (name === "drop" && event.dataTransfer?.files) || [];
+    if (dropped) look(dropped);
+  });
+}
+
+// --- The microphone ---
+
+let listening = null;
+
+async function listen() {
+  const mine = ++turn;
+  file = null;
+  complain("");
+  if (!navigator.mediaDevices?.getUserMedia) {
+    complain("The browser gives the microphone only to pages on this machine or with https. Open this page at http://127.0.0.1, or over https.");
+    return;
+  }
+  const plain = { echoCancellation: false, noiseSuppression: false, autoGainControl: false };
+  let stream;
+  try {
+    stream = await navigator.mediaDevices.getUserMedia({ audio: plain });
+  } catch (error) {
+    complain(error.name === "NotFoundError" ? "There is no microphone." : "The microphone may not be used. Allow it for this page in the browser.");
+    return;
+  }
+  const context = new AudioContext();
+  await context.resume();
+  await context.audioWorklet.addModule("/page/capture.js");
+  const recent = new Recent(context.sampleRate, LIVE_SECONDS);
+  const node = new AudioWorkletNode(context, "capture", { numberOfOutputs: 0 });
+  new MediaStreamAudioSourceNode(context, { mediaStream: stream }).connect(node);
+  const server = inBrowser() ? null : new LiveOnServer(context.sampleRate, (window) => heard(window.tags), (why) => (stopListening(), complain(why)));
+  node.port.onmessage = ({ data }) => {
+    recent.add(data);
+    server?.send(data);
+  };
+  listening = { stream, context, server };
+  part("mic").setAttribute("aria-pressed", "true");
+  part("mic").textContent = "Stop the microphone";
+  part("player").hidden = true;
+  part("player").pause();
+  show("The microphone");
+  part("tags").replaceChildren();
+  say("Listening …");
+  while (mine === turn && listening) {
+    const samples = await resampled(recent.get(), context.sampleRate);
+    if (samples.length >= RATE) await hear(samples, mine);
+    await new Promise((resolve) => setTimeout(resolve, 400));
+  }
+}
+
+async function hear(samples, mine) {
+  const picture = await ask("logMel", { samples, columns: 500 });
+  if (mine !== turn || !listening) return;
+  drawLogMel(part("log-mel"), picture);
+  part("from").textContent = `${clock(samples.length / RATE)} ago`;
+  part("to").textContent = "now";
+  if (!inBrowser()) return;
+  const { scores, milliseconds } = await ask("scores", { samples: filled(samples) });
+  if (mine !== turn || !listening) return;
+  heard(best(scores, SHOWN));
+  part("speed").textContent = `The last ${LIVE_SECONDS} s of sound took ${(milliseconds / 1000).toFixed(2)} s.`;
+}
+
+function heard(tags) {
+  drawTags(part("tags"), tags);
+  if (tags.length && tags[0].score >= 0.1) say(`Hearing: ${tags[0].label}`);
+}
+
+function stopListening() {
+  if (!listening) return;
+  turn++;
+  for (const track of listening.stream.getTracks()) track.stop();
+  listening.context.close();
+  listening.server?.close();
+  listening = null;
+  part("mic").setAttribute("aria-pressed", "false");
+  part("mic").textContent = "Use the microphone";
+  say("The microphone is off.");
+}
+
+part("mic").addEventListener("click", () => (listening ? stopListening() : listen()));
+
+// --- Start ---
+
+await prepareBrowser();
+await prepareServer();
+say("Ready.");
+document.body.dataset.ready = "true";

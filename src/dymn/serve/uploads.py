@@ -1,0 +1,115 @@
+"""The body of a request as a file on disk: raw, or the file of a form. Memory does not grow with its length."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import shutil
+import tempfile
+from pathlib import PurePosixPath, PureWindowsPath
+from typing import TYPE_CHECKING, Any
+
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+
+from dymn.serve.errors import Refusal
+
+if TYPE_CHECKING:
+    from starlette.types import Message
+
+_MAX_NAME = 200
+
+
+class Upload(io.BufferedRandom):
+    """A temporary file that is gone when it is closed, with the name that the sender gave it: a text, never a path that is opened."""
+
+    def __init__(self, title: str) -> None:
+        super().__init__(tempfile.TemporaryFile(buffering=0))  # noqa: SIM115 (closed with this one)
+        self._title = title
+
+    @property
+    def name(self) -> str:
+        """The sender's name for it."""
+        return self._title
+
+
+def shown_name(name: str | None) -> str:
+    """Return the last part of a sender's name for a file as printable text of bounded length."""
+    last = PurePosixPath(PureWindowsPath(name or "").name).name
+    return "".join(letter if letter.isprintable() else "?" for letter in last)[:_MAX_NAME] or "upload"
+
+
+async def receive(request: Request, max_bytes: int, seconds: float) -> Upload:
+    """Return the recording that a request brings, which stands at its start; the caller closes it.
+
+    Raises:
+        Refusal: if it is longer than `max_bytes`, takes longer than `seconds` to arrive, is empty, or is no form with a file.
+    """
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > max_bytes:
+        raise _too_large(max_bytes)
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    read = _form if kind == "multipart/form-data" else _raw
+    try:
+        upload = await asyncio.wait_for(read(_Limited(request, max_bytes)), seconds)
+    except (asyncio.TimeoutError, TimeoutError) as error:
+        raise Refusal(408, "slow", f"The body did not arrive within {seconds:g} s. Send a shorter or compressed recording.") from error
+    except ClientDisconnect as error:
+        raise Refusal(499, "gone", "The sender went away.") from error
+    except HTTPException as error:
+        raise Refusal(400, "form", f"The form cannot be read: {error.detail} Send one file in the field `file`.") from error
+    if upload.seek(0, io.SEEK_END) == 0:
+        upload.close()
+        raise Refusal(400, "empty", "The body is empty. Send a recording as the body, or as the field `file` of a form.")
+    upload.seek(0)
+    return upload
+
+
+def _too_large(max_bytes: int) -> Refusal:
+    return Refusal(
+        413, "too_large", f"The body is longer than {max_bytes / 2**20:g} MiB. Cut the recording, or compress it, as FLAC or Opus."
+    )
+
+
+class _Limited(Request):
+    """A request that stops being read when it gets too long, whatever its header says."""
+
+    def __init__(self, request: Request, max_bytes: int) -> None:
+        received = 0
+
+        async def receive() -> Message:
+            nonlocal received
+            message = await request.receive()
+            received += len(message.get("body", b""))
+            if received > max_bytes:
+                raise _too_large(max_bytes)
+            return message
+
+        super().__init__(request.scope, receive)
+
+
+async def _raw(request: Request) -> Upload:
+    upload = Upload("upload")
+    try:
+        async for chunk in request.stream():
+            upload.write(chunk)
+    except BaseException:
+        upload.close()
+        raise
+    return upload
+
+
+async def _form(request: Request) -> Upload:
+    async with request.form(max_files=1, max_fields=4) as form:
+        file: Any = form.get("file")
+        if not isinstance(file, UploadFile):
+            raise Refusal(400, "form", "The form has no file in its field `file`. Put the recording there.")
+        upload = Upload(shown_name(file.filename))
+        try:
+            await run_in_threadpool(shutil.copyfileobj, file.file, upload)
+        except BaseException:
+            upload.close()
+            raise
+    return upload

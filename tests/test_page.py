@@ -1,0 +1,271 @@
+"""The page in a browser: a file or the microphone through the network in the browser, the answer that of the command line.
+
+Needs Chromium, the package playwright to steer it, and the files that `make page` installs.
+"""
+
+import contextlib
+import os
+import re
+import shutil
+import socket
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
+playwright = pytest.importorskip("playwright.sync_api", reason="the package playwright is not installed")
+
+import uvicorn
+
+from dymn import audio
+from dymn.serve.app import create_app
+from dymn.serve.assets import find_assets, runs_in_browser
+from dymn.serve.settings import ServeSettings
+from dymn.tagger import Tagger
+
+AUDIO = Path(__file__).parents[1] / "examples" / "audio"
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+NEEDS_CHROMIUM = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium here")
+NEEDS_FILES = pytest.mark.skipif(not runs_in_browser(find_assets()), reason="`make page` has not installed the page's files")
+PICTURES = os.environ.get("DYMN_PAGE_PICTURES")
+"""A folder for pictures of the page, to be looked at."""
+FLAGS = [
+    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
+    *("--disable-component-update", "--disable-sync", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"),
+]
+TOKEN = "0123456789abcdef-secret"
+pytestmark = NEEDS_CHROMIUM
+
+
+@contextlib.contextmanager
+def serving(app):
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", ws_max_size=2**20))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.02)
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(30)
+
+
+@pytest.fixture(scope="module")
+def tagger():
+    return Tagger.from_pretrained("dymn04_open", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def address(tagger):
+    with serving(create_app({"dymn04_open": tagger}, ServeSettings())) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def microphone(tmp_path_factory):
+    """What the browser's microphone hears: a recording, over and over."""
+    path = tmp_path_factory.mktemp("microphone") / "heard.wav"
+    samples = audio.read(AUDIO / "dog.ogg", 48_000)
+    soundfile.write(path, np.resize(samples, 48_000 * 30), 48_000, subtype="PCM_16")
+    return path
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory, microphone):
+    with playwright.sync_playwright() as steered:
+        one = steered.chromium.launch(
+            executable_path=CHROMIUM, headless=True, args=[*FLAGS, f"--use-file-for-fake-audio-capture={microphone}"], timeout=120_000
+        )
+        yield one
+        one.close()
+
+
+@pytest.fixture
+def page(browser):
+    """A page that notes what it asks for and what goes wrong in it."""
+    context = browser.new_context(viewport={"width": 1100, "height": 900}, permissions=["microphone"])
+    context.set_default_timeout(120_000)
+    one = context.new_page()
+    one.asked, one.wrong = [], []
+    one.on("request", lambda request: one.asked.append((request.method, request.url)))
+    one.on("pageerror", lambda error: one.wrong.append(str(error)))
+    one.on("console", lambda message: one.wrong.append(message.text) if message.type == "error" else None)
+    yield one
+    context.close()
+
+
+def ready(page, address):
+    page.goto(address)
+    page.wait_for_selector("body[data-ready]")
+    return page
+
+
+def picture(page, name):
+    if PICTURES:
+        page.screenshot(path=str(Path(PICTURES) / f"{name}.png"), full_page=True)
+
+
+def tags(page):
+    return dict(zip(page.locator("#tags .label").all_inner_texts(), map(float, page.locator("#tags .score").all_inner_texts()), strict=True))
+
+
+def done(page):
+    page.wait_for_function("document.getElementById('status').textContent.startsWith('Done')")
+
+
+@NEEDS_FILES
+@pytest.mark.parametrize("name", sorted(path.name for path in AUDIO.iterdir() if path.suffix in (".ogg", ".wav", ".flac", ".mp3")))
+def test_a_file_gets_the_tags_of_the_command_and_stays_here(page, address, tagger, name):
+    ready(page, address)
+    assert page.locator("#in-browser").is_checked()
+    page.set_input_files("#file", AUDIO / name)
+    done(page)
+    expected = {tag.label: tag.score for tag in tagger.tag(AUDIO / name, top_k=10)}
+    found = tags(page)
+    assert next(iter(found)) == next(iter(expected))
+    for label in list(expected)[:5]:
+        assert found[label] == pytest.approx(expected[label], abs=0.02)  # the browser resamples in its own way
+    assert all(method == "GET" and (url.startswith((address, "blob:", "data:"))) for method, url in page.asked)
+    assert page.wrong == []
+    picture(page, f"file-{name}")
+
+
+@NEEDS_FILES
+def test_a_long_file_has_a_timeline(page, address, tagger, tmp_path):
+    samples = [audio.read(AUDIO / name) for name in sorted(os.listdir(AUDIO)) if name.endswith(".ogg")]
+    path = tmp_path / "long.wav"
+    soundfile.write(path, np.resize(np.concatenate(samples), 32_000 * 34), 32_000)
+    ready(page, address).set_input_files("#file", path)
+    done(page)
+    assert next(iter(tags(page))) == tagger.tag(path, top_k=1)[0].label
+    assert page.locator("#timeline thead th").count() == len({tag.start for tag in tagger.timeline(path, top_k=1)})
+    picture(page, "long")
+
+
+@NEEDS_FILES
+def test_the_microphone(page, address, tagger, microphone):
+    ready(page, address)
+    page.click("#mic")
+    page.wait_for_function("document.getElementById('from').textContent.startsWith('10 s')")
+    page.wait_for_function("document.getElementById('status').textContent.startsWith('Hearing')")
+    page.wait_for_timeout(1500)
+    picture(page, "microphone")
+    expected = {tag.label for tag in tagger.tag(microphone, top_k=3)}
+    assert next(iter(tags(page))) in expected
+    page.keyboard.press("Enter")  # the button has the focus
+    assert page.locator("#mic").get_attribute("aria-pressed") == "false"
+    assert not [url for method, url in page.asked if method != "GET" or url.startswith("ws")]
+    assert page.wrong == []
+
+
+def test_the_server_listens_too(page, address, tagger):
+    ready(page, address)
+    page.check("#on-server")
+    page.set_input_files("#file", AUDIO / "dog.ogg")
+    done(page)
+    expected = {tag.label: round(tag.score, 2) for tag in tagger.tag(AUDIO / "dog.ogg", top_k=10)}
+    assert tags(page) == pytest.approx(expected, abs=0.011)
+    page.click("#mic")
+    page.wait_for_function("document.getElementById('status').textContent.startsWith('Hearing')")
+    page.click("#mic")
+    assert page.wrong == []
+
+
+def test_a_token_is_asked_for(page, tagger):
+    with serving(create_app({"dymn04_open": tagger}, ServeSettings(token=TOKEN))) as address:
+        ready(page, address)
+        page.check("#on-server")
+        page.fill("#token", TOKEN)
+        page.click("#token-use")
+        page.wait_for_function("document.getElementById('status').textContent.includes('takes the token')")
+        page.set_input_files("#file", AUDIO / "dog.ogg")
+        done(page)
+        assert TOKEN not in page.content() and not [url for _, url in page.asked if TOKEN in url]
+
+
+def test_hostile_names_are_text(page, tagger, tmp_path):
+    name = "<img src=x onerror=alert(1)>"
+    path = tmp_path / f"{name}.wav"
+    soundfile.write(path, 0.1 * np.random.default_rng(0).standard_normal(32_000), 32_000)
+
+    class Hostile(Tagger):
+        @property
+        def backend(self):
+            return self._backend
+
+        @backend.setter
+        def backend(self, value):
+            import copy
+            import dataclasses
+
+            self._backend = copy.copy(value)
+            labels = [f"<b onclick=alert({i})>{name}\u202e" .replace("\u202e", "") for i in range(len(value.labels))]
+            self._backend.card = dataclasses.replace(value.card, labels=tuple(labels))
+
+    with serving(create_app({"hostile": Hostile(tagger.backend)}, ServeSettings())) as address:
+        ready(page, address).check("#on-server")
+        page.set_input_files("#file", path)
+        done(page)
+        assert page.locator("#title").inner_text() == f"{name}.wav"
+        assert page.locator("main img, main b[onclick]").count() == 0
+        assert "<b onclick" in next(iter(tags(page)))
+
+
+def test_what_is_no_recording_is_said(page, address, tmp_path):
+    path = tmp_path / "letter.wav"
+    path.write_text("Dear reader")
+    ready(page, address).check("#on-server")
+    page.set_input_files("#file", path)
+    page.wait_for_function("document.getElementById('problem').textContent.includes('letter.wav')")
+    assert "decoded" in page.locator("#problem").inner_text()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1100, 360])
+def test_it_fits_and_can_be_used_with_keys(browser, address, width, scheme):
+    context = browser.new_context(viewport={"width": width, "height": 760}, color_scheme=scheme)
+    context.set_default_timeout(120_000)
+    page = ready(context.new_page(), address)
+    page.check("#on-server") if not page.locator("#in-browser").is_enabled() else None
+    page.set_input_files("#file", AUDIO / "dog.ogg")
+    done(page)
+    page.wait_for_timeout(400)
+    picture(page, f"{width}-{scheme}")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    reached = set()
+    page.evaluate("document.activeElement.blur()")
+    for _ in range(12):
+        page.keyboard.press("Tab")
+        reached.add(page.evaluate("document.activeElement.id || document.activeElement.tagName"))
+    assert {"file", "mic", "player"} <= reached and reached & {"in-browser", "on-server"}
+    unnamed = page.evaluate(
+        "[...document.querySelectorAll('button, input, canvas, a')].filter(e => !(e.labels?.length || e.textContent.trim() || e.ariaLabel)).length"
+    )
+    assert unnamed == 0
+    assert contrasts(page) >= 4.5
+    context.close()
+
+
+def contrasts(page):
+    """Return the least contrast of the page's colours for text with the ground they stand on."""
+    colours = page.evaluate(
+        "(names => { const style = getComputedStyle(document.documentElement);"
+        " return Object.fromEntries(names.map(name => [name, style.getPropertyValue('--' + name).trim()])) })"
+        "(['ground', 'panel', 'ink', 'soft', 'accent', 'on-accent', 'problem', 'bar'])"
+    )
+
+    def light(name):
+        parts = [int(colours[name][i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    pairs = [(text, "panel") for text in ("ink", "soft", "accent", "problem")] + [("soft", "ground"), ("on-accent", "accent")]
+    levels = [sorted((light(a), light(b))) for a, b in pairs]
+    assert re.fullmatch(r"#[0-9a-f]{6}", colours["ink"])
+    return min((high + 0.05) / (low + 0.05) for low, high in levels)

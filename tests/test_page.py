@@ -112,11 +112,17 @@ def picture(page, name):
 
 
 def tags(page):
-    return dict(zip(page.locator("#tags .label").all_inner_texts(), map(float, page.locator("#tags .score").all_inner_texts()), strict=True))
+    return dict(
+        zip(page.locator("#tags .label").all_inner_texts(), map(float, page.locator("#tags .score").all_inner_texts()), strict=True)
+    )
+
+
+def says(page, where, pattern):
+    playwright.expect(page.locator(where)).to_have_text(re.compile(pattern), timeout=60_000)
 
 
 def done(page):
-    page.wait_for_function("document.getElementById('status').textContent.startsWith('Done')")
+    says(page, "#status", "^Done")
 
 
 @NEEDS_FILES
@@ -152,8 +158,8 @@ def test_a_long_file_has_a_timeline(page, address, tagger, tmp_path):
 def test_the_microphone(page, address, tagger, microphone):
     ready(page, address)
     page.click("#mic")
-    page.wait_for_function("document.getElementById('from').textContent.startsWith('10 s')")
-    page.wait_for_function("document.getElementById('status').textContent.startsWith('Hearing')")
+    says(page, "#from", "^10 s")
+    says(page, "#status", "^Hearing")
     page.wait_for_timeout(1500)
     picture(page, "microphone")
     expected = {tag.label for tag in tagger.tag(microphone, top_k=3)}
@@ -172,7 +178,7 @@ def test_the_server_listens_too(page, address, tagger):
     expected = {tag.label: round(tag.score, 2) for tag in tagger.tag(AUDIO / "dog.ogg", top_k=10)}
     assert tags(page) == pytest.approx(expected, abs=0.011)
     page.click("#mic")
-    page.wait_for_function("document.getElementById('status').textContent.startsWith('Hearing')")
+    says(page, "#status", "^Hearing")
     page.click("#mic")
     assert page.wrong == []
 
@@ -183,7 +189,7 @@ def test_a_token_is_asked_for(page, tagger):
         page.check("#on-server")
         page.fill("#token", TOKEN)
         page.click("#token-use")
-        page.wait_for_function("document.getElementById('status').textContent.includes('takes the token')")
+        says(page, "#status", "takes the token")
         page.set_input_files("#file", AUDIO / "dog.ogg")
         done(page)
         assert TOKEN not in page.content() and not [url for _, url in page.asked if TOKEN in url]
@@ -205,7 +211,7 @@ def test_hostile_names_are_text(page, tagger, tmp_path):
             import dataclasses
 
             self._backend = copy.copy(value)
-            labels = [f"<b onclick=alert({i})>{name}\u202e" .replace("\u202e", "") for i in range(len(value.labels))]
+            labels = [f"<b onclick=alert({i})>{name}\u202e".replace("\u202e", "") for i in range(len(value.labels))]
             self._backend.card = dataclasses.replace(value.card, labels=tuple(labels))
 
     with serving(create_app({"hostile": Hostile(tagger.backend)}, ServeSettings())) as address:
@@ -222,7 +228,7 @@ def test_what_is_no_recording_is_said(page, address, tmp_path):
     path.write_text("Dear reader")
     ready(page, address).check("#on-server")
     page.set_input_files("#file", path)
-    page.wait_for_function("document.getElementById('problem').textContent.includes('letter.wav')")
+    says(page, "#problem", "letter.wav")
     assert "decoded" in page.locator("#problem").inner_text()
 
 

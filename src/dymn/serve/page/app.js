@@ -263,8 +263,7 @@ async function listen() {
   part("tags").replaceChildren();
   say("Listening …");
   while (mine === turn && listening) {
-    const samples = await resampled(recent.get(), context.sampleRate);
-    if (samples.length >= RATE) await hear(samples, mine);
+    if (recent.total >= recent.rate) await hear(await resampled(recent.get(), recent.rate), mine);
     await new Promise((resolve) => setTimeout(resolve, 400));
   }
 }

@@ -17,9 +17,10 @@ import pytest
 import soundfile
 
 pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
-playwright = pytest.importorskip("playwright.sync_api", reason="the package playwright is not installed")
+pytest.importorskip("playwright.sync_api", reason="the package playwright is not installed")
 
 import uvicorn
+from playwright import sync_api as playwright
 
 from dymn import audio
 from dymn.serve.app import create_app
@@ -251,7 +252,8 @@ def test_it_fits_and_can_be_used_with_keys(browser, address, width, scheme):
         reached.add(page.evaluate("document.activeElement.id || document.activeElement.tagName"))
     assert {"file", "mic", "player"} <= reached and reached & {"in-browser", "on-server"}
     unnamed = page.evaluate(
-        "[...document.querySelectorAll('button, input, canvas, a')].filter(e => !(e.labels?.length || e.textContent.trim() || e.ariaLabel)).length"
+        "[...document.querySelectorAll('button, input, canvas, a')]"
+        ".filter(e => !(e.labels?.length || e.textContent.trim() || e.ariaLabel)).length"
     )
     assert unnamed == 0
     assert contrasts(page) >= 4.5
@@ -263,7 +265,7 @@ def contrasts(page):
     colours = page.evaluate(
         "(names => { const style = getComputedStyle(document.documentElement);"
         " return Object.fromEntries(names.map(name => [name, style.getPropertyValue('--' + name).trim()])) })"
-        "(['ground', 'panel', 'ink', 'soft', 'accent', 'on-accent', 'problem', 'bar'])"
+        "(['ground', 'panel', 'ink', 'soft', 'accent', 'on-accent', 'problem', 'heat'])"
     )
 
     def light(name):
@@ -271,7 +273,11 @@ def contrasts(page):
         linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
         return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
-    pairs = [(text, "panel") for text in ("ink", "soft", "accent", "problem")] + [("soft", "ground"), ("on-accent", "accent")]
+    pairs = [(text, "panel") for text in ("ink", "soft", "accent", "problem")] + [
+        ("soft", "ground"),
+        ("on-accent", "accent"),
+        ("ink", "heat"),
+    ]
     levels = [sorted((light(a), light(b))) for a, b in pairs]
     assert re.fullmatch(r"#[0-9a-f]{6}", colours["ink"])
     return min((high + 0.05) / (low + 0.05) for low, high in levels)

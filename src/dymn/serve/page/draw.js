@@ -69,8 +69,7 @@ export function drawTimeline(table, rows, spans) {
         Object.assign(label("th", "", row.label), { scope: "row" }),
         ...row.scores.map((score) => {
           const cell = made("td", "", score.toFixed(2));
-          cell.style.background = `color-mix(in srgb, var(--bar) ${Math.round(100 * score)}%, var(--panel))`;
-          cell.style.color = score > 0.55 ? "var(--on-accent)" : "var(--ink)";
+          cell.style.background = `color-mix(in srgb, var(--heat) ${Math.round(100 * score)}%, var(--panel))`;
           return cell;
         }),
       );

@@ -81,11 +81,11 @@ def _hop(milliseconds: int) -> FrontEndConfig:
     return FrontEndConfig(hop_length=32 * milliseconds)
 
 
-OPEN_SHA256 = "9bc61ce9abff07e9156a4eb44c53e3c2ff44a5c07b1d03be7afc4b8b9575166e"
+OPEN_SHA256 = "348481391dddc076de453a7e68a4622b3d16c21aec8502de296ced70ee1677a9"
 MN04_SHA256 = "899a8c6217063f6941793102a2780b3dd788ab11fce468d9cf5f0577c453321c"
 MODELS = (
     PublishedModel(
-        "dymn04_open", "dymn04", "dymn04_open.safetensors", 1_961_239, 117_432_704, sha256=OPEN_SHA256, size=4_083_228, packaged=True
+        "dymn04_open", "dymn04", "dymn04_open.safetensors", 1_961_239, 117_432_704, sha256=OPEN_SHA256, size=4_083_372, packaged=True
     ),
     _published("dymn04_as", "dymn04", "dymn04_as.pt", 1_961_239, 117_432_704, 0.450),
     _published("dymn10_as", "dymn10", "dymn10_as.pt", 10_548_479, 581_672_832, 0.477),

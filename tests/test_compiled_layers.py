@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from dymn import create_model
 from dymn.layers import compiled
 from dymn.layers.attention import weighed
+from dymn.layers.depthwise import depthwise
 from dymn.layers.dyrelu import maximum_of_maps
 
 quick = settings(deadline=None, max_examples=40)
@@ -57,6 +58,24 @@ def test_coordinate_weights(n_clips, n_channels, n_bands, n_frames, n_threads):
         torch.rand(n_clips, n_channels, 1, n_frames, generator=generator),
     )
     assert_same(weighed, naive_weights, (x, *weights), n_threads)
+
+
+def test_shapes_that_broadcast_are_left_to_pytorch():
+    x, slopes, frequency = torch.randn(2, 3, 5, 7), torch.randn(1, 3, 2), torch.rand(2, 1, 5, 1)
+    assert torch.equal(weighed(x, frequency, torch.ones(1)), x * frequency)
+    assert torch.allclose(maximum_of_maps(x, slopes, -slopes), naive_maximum(x, slopes, -slopes), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["dymn10", "mn10"])
+def test_compilers_and_transforms_of_pytorch_see_its_own_operations(name):
+    model = create_model(name, 5, width=0.1, generator=torch.Generator().manual_seed(0)).eval()
+    log_mel = torch.randn(2, 1, 32, 40)
+    with torch.no_grad():
+        whole = torch.compile(model, backend="eager", fullgraph=True)(log_mel)
+        assert torch.allclose(whole.logits, model(log_mel).logits, atol=1e-5)
+    x, kernel = torch.randn(2, 3, 8, 9), torch.randn(2, 3, 3, 3, requires_grad=True)
+    (expected,) = torch.autograd.grad(depthwise(x, kernel, 1).sum(), kernel)
+    assert torch.allclose(torch.func.grad(lambda k: depthwise(x, k, 1).sum())(kernel.detach()), expected, atol=1e-4)
 
 
 def gradients(model, log_mel):

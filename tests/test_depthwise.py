@@ -93,6 +93,35 @@ def test_a_static_convolution_is_the_one_of_pytorch(stride):
         assert torch.allclose(one, other, atol=1e-4)
 
 
+def test_shapes_that_do_not_fit_are_refused_as_pytorch_refuses_them():
+    """Compiled code that took them would read and write behind the ends of its tensors."""
+    x, conv = torch.randn(2, 4, 9, 8), StaticConv2d(4, 4, 3, 2, groups=4)
+    for wrong in (x[:, :3], torch.cat([x, x], dim=1), x[..., :0], x[:, :, :0]):
+        with pytest.raises(RuntimeError):
+            conv(wrong)
+        with pytest.raises(RuntimeError):
+            depthwise(wrong, torch.randn(2, 4, 3, 3), 2)
+    with pytest.raises(RuntimeError):
+        depthwise(x, torch.randn(1, 4, 3, 3), 1)
+    assert depthwise(x[:0], torch.randn(0, 4, 3, 3), 2).shape == (0, 4, 5, 4)
+    assert torch.allclose(conv(x[0]), conv(x)[0], atol=1e-6)
+    groups = StaticConv2d(4, 4, 3, groups=2)  # neither depthwise nor pointwise
+    assert torch.equal(groups(x), functional.conv2d(x, groups.weight, padding=1, groups=2))
+
+
+def test_defaults_of_pytorch_do_not_reach_the_compiled_code():
+    x, kernel = torch.randn(2, 4, 9, 8), torch.randn(2, 4, 3, 3)
+    expected = depthwise(x, kernel, 2)
+    try:
+        torch.set_default_dtype(torch.float16)
+        torch.set_default_device("meta")
+        got = depthwise(x, kernel, 2)
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+    assert torch.equal(got, expected)
+
+
 @pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler here")
 def test_is_compiled_where_there_is_a_compiler():
     """The fall-back is silent; this test is not."""

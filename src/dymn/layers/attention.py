@@ -63,7 +63,8 @@ class CoordinateAttention(nn.Module):
 
 def weighed(x: Tensor, frequency: Tensor, time: Tensor) -> Tensor:
     """Multiply [B, C, F, T] by weights [B, C, F, 1] and [B, C, 1, T]."""
-    if is_compiled(x, frequency, time):
+    fits = frequency.shape == (*x.shape[:3], 1) and time.shape == (*x.shape[:2], 1, x.shape[3])
+    if fits and is_compiled(x, frequency, time):
         return _Weighed.apply(x, frequency, time)  # type: ignore[no-any-return, no-untyped-call]
     return x * frequency * time
 

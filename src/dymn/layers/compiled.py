@@ -15,11 +15,12 @@ from dymn.native import library
 def is_compiled(*tensors: Tensor) -> bool:
     """Return whether there is compiled code for these tensors here: float32, on the CPU, with nobody looking on."""
     return (
-        library() is not None
+        not torch.compiler.is_compiling()  # first: a compiler that looks further would find what it cannot trace
+        and library() is not None
         and all(tensor.device.type == "cpu" and tensor.dtype == torch.float32 for tensor in tensors)
         and not torch.is_autocast_enabled("cpu")
         and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-        and not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active()  # type: ignore[attr-defined]
         and torch._C._len_torch_dispatch_stack() == 0  # who counts or fakes operations of PyTorch must see them
     )
 
@@ -40,6 +41,6 @@ def call(function: str, kind: type[ctypes.Structure], values: Mapping[str, Tenso
     arguments = kind(**fields)
     n_threads = torch.get_num_threads()
     if memory:
-        room = torch.empty(getattr(build, memory)(ctypes.byref(arguments), n_threads))
+        room = torch.empty(getattr(build, memory)(ctypes.byref(arguments), n_threads), dtype=torch.float32, device="cpu")
         arguments.memory = room.data_ptr()
     getattr(build, function)(ctypes.byref(arguments), n_threads)

@@ -20,13 +20,15 @@ _CONVOLUTION = structure(
 
 
 def can_compile(x: Tensor, kernel: Tensor, stride: int) -> bool:
-    """Return whether `depthwise` has compiled code for these."""
-    return is_compiled(x, kernel) and kernel.shape[-1] in (3, 5) and stride in (1, 2)
+    """Return whether `depthwise` has compiled code for a map [B, C, F, T] and kernels [..., C, k, k]."""
+    k = kernel.shape[-1]
+    fits = x.ndim == 4 and kernel.shape[-3:] == (x.shape[1], k, k) and min(x.shape[1:]) > 0
+    return fits and k in (3, 5) and stride in (1, 2) and is_compiled(x, kernel)
 
 
 def depthwise(x: Tensor, kernel: Tensor, stride: int) -> Tensor:
     """Filter each channel of each clip of [B, C, F, T] with a kernel of [B, C, k, k], half a kernel of zeros around each map."""
-    if can_compile(x, kernel, stride):
+    if len(x) == len(kernel) and can_compile(x, kernel, stride):
         return _Depthwise.apply(x, kernel, stride)  # type: ignore[no-any-return, no-untyped-call]
     n_clips, n_channels, n_bands, n_frames = x.shape
     merged = x.reshape(1, n_clips * n_channels, n_bands, n_frames)

@@ -61,7 +61,8 @@ class DynamicReLU(nn.Module):
 def maximum_of_maps(x: Tensor, slopes: Tensor, intercepts: Tensor) -> Tensor:
     """Return the maximum over m of slope_m x + intercept_m, for x [B, C, F, T] and coefficients [B, C, M]."""
     learns = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, slopes, intercepts))
-    if slopes.shape[2] == 2 and (learns or is_compiled(x, slopes, intercepts)):
+    fits = slopes.shape == intercepts.shape == (*x.shape[:2], 2)
+    if fits and (learns or is_compiled(x, slopes, intercepts)):
         return _MaximumOfTwo.apply(x, slopes, intercepts)  # type: ignore[no-any-return, no-untyped-call]
     a, b = (values[..., None, None].unbind(2) for values in (slopes, intercepts))  # M of [B, C, 1, 1]
     out = torch.addcmul(b[0], x, a[0])

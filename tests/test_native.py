@@ -1,7 +1,9 @@
 """Compiled code: the network's own numbers, for each set of instructions, any size, any number of threads, any neighbour in the batch."""
 
 import copy
+import dataclasses
 import os
+import pickle
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +19,7 @@ from dymn.errors import ConfigError
 from dymn.fast.native import NativeNetwork, is_known
 from dymn.model import MODELS, model_config
 from dymn.native import libraries
+from dymn.torch_backend import TorchBackend
 from test_benchmarks import load as load_benchmark
 from test_efficientat import FIXTURES, load
 
@@ -157,6 +160,61 @@ def test_says_which_networks_it_does_not_know(settings):
     assert not is_known(model.config)
     with pytest.raises(ConfigError, match="does not know"):
         NativeNetwork(model)
+
+
+@pytest.mark.parametrize("change", [{"c_exp": 20}, {"attention": "ca", "context_size": 12}, {"attention": "ca", "context_size": 0}])
+def test_a_file_that_names_odd_sizes_gets_no_compiled_code(change):
+    """Compiled code takes eight channels at a time; a config comes from a file, which nobody need have made with this package."""
+    config = model_config("mn10", width=0.1)
+    block = dataclasses.replace(config.blocks[5], attention=None)
+    config = dataclasses.replace(config, blocks=(*config.blocks[:5], dataclasses.replace(block, **change), *config.blocks[6:]))
+    assert not is_known(config)
+    assert is_known(dataclasses.replace(config, blocks=(*config.blocks[:5], block, *config.blocks[6:])))
+    assert not is_known(dataclasses.replace(model_config("mn10"), c_last=100))
+
+
+def test_inputs_that_cannot_be_computed():
+    network = NativeNetwork(MODEL)
+    for shape in ((1, 1, 64, 0), (1, 1, 0, 64), (1, 2, 64, 64), (1, 64, 64)):
+        with pytest.raises(ConfigError, match="must be"):
+            network(torch.zeros(shape))
+    with pytest.raises(ConfigError, match="too long"):
+        network(torch.zeros(()).expand(1, 1, 128, 2**23))
+    assert network(torch.zeros(0, 1, 64, 64)).logits.shape == (0, 9)
+
+
+def test_defaults_of_pytorch_do_not_reach_the_compiled_code():
+    network, log_mel = NativeNetwork(MODEL), clips(2, 40, 50)
+    expected = network(log_mel).logits
+    try:
+        torch.set_default_dtype(torch.float64)
+        torch.set_default_device("meta")
+        got = network(log_mel).logits
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+    assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("poison", [np.nan, 3e38])
+def test_nothing_is_read_that_was_not_written(poison):
+    for model in (MODEL, small("mn10"), small(attention="se", n_kernels=3)):
+        network = NativeNetwork(model)
+        for n_bands, n_frames, n_threads in ((64, 50, 1), (33, 41, 3), (1, 1, 2), (7, 96, 4)):
+            torch.set_num_threads(n_threads)
+            log_mel = clips(1, 64, 100)[..., :n_bands, :n_frames]
+            expected = network(log_mel).embedding
+            for memory in network._memory:
+                memory.fill(poison)
+            assert torch.equal(network(log_mel).embedding, expected)
+
+
+def test_a_backend_can_be_copied_after_use():
+    backend = TorchBackend(small())
+    log_mel = clips(1, 64, 50).numpy()
+    expected = backend.scores(log_mel)
+    for copied in (copy.deepcopy(backend), pickle.loads(pickle.dumps(backend))):
+        assert np.array_equal(copied.scores(log_mel), expected)
 
 
 def test_can_be_switched_off():

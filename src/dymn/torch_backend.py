@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -41,6 +42,10 @@ class TorchBackend(Backend):
         self.card = model.card
         self.is_cpu = self.device.type == "cpu"
         self._log_mel = LogMel(self.card.front_end).to(self.device)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy or a pickle holds: not the fast form of the network, which is made again at first use."""
+        return {name: value for name, value in vars(self).items() if name != "_network"}
 
     @cached_property
     def _network(self) -> Callable[[Tensor], Output]:

@@ -28,6 +28,7 @@ ACTIVATIONS = {"identity": 0, "relu": 1, "hardswish": 2}
 PANEL = 8
 SLACK = 64
 MOST_KERNELS = 64
+MOST_PLACES = 2**29  # of a spectrogram: twelve hours of 128 bands; the compiled code counts them in 32 bits
 _POINTERS = ("context", "coefficient", "expand", "depthwise", "project", "frequency", "time", "squeeze", "excite")
 _NUMBERS = ("c_in", "c_exp", "c_out", "kernel_size", "stride", "activation", "context_size", "n_expand", "n_depthwise", "n_project")
 _FLAGS = ("dynamic_relu", "coordinate_attention", "squeeze_size", "has_residual")
@@ -49,13 +50,15 @@ class _Network(ctypes.Structure):
 
 def is_known(config: ModelConfig) -> bool:
     """Return whether the compiled code has all parts of a network: those of DyMN and MN as published do."""
-    return config.head == "mlp" and all(_is_known(block) for block in config.blocks)
+    return config.head == "mlp" and config.c_last % PANEL == 0 and all(_is_known(block) for block in config.blocks)
 
 
 def _is_known(block: BlockConfig) -> bool:
+    has_context = block.is_dynamic or block.attention == "ca"
     return (
-        block.attention in (None, "ca", "se")
-        and (block.context == "shared" or not (block.is_dynamic or block.attention == "ca"))
+        block.c_exp % PANEL == block.c_out % PANEL == 0
+        and block.attention in (None, "ca", "se")
+        and (not has_context or (block.context == "shared" and block.context_size > 0 and block.context_size % PANEL == 0))
         and (block.n_maps == 2 or not block.dynamic_relus)
         and set(block.dynamic_relus) <= {"depthwise"}
         and block.n_kernels <= MOST_KERNELS
@@ -109,11 +112,12 @@ class NativeNetwork:
 
     def embed(self, log_mel: Tensor) -> Tensor:
         """Return the embedding [B, D]."""
-        if log_mel.ndim != 4 or log_mel.shape[1] != 1:
-            raise ConfigError(f"log_mel has shape {list(log_mel.shape)}; it must be [B, 1, n_mels, frames].")
+        if log_mel.ndim != 4 or log_mel.shape[1] != 1 or 0 in log_mel.shape[2:]:
+            raise ConfigError(f"log_mel has shape {list(log_mel.shape)}; it must be [B, 1, n_mels, frames], none of the last two 0.")
+        n_clips, _, n_bands, n_frames = log_mel.shape
+        check(n_bands * n_frames < MOST_PLACES, f"A spectrogram of {n_frames} frames is too long for one pass. Give it in windows.")
         x = log_mel.detach().to("cpu", torch.float32).contiguous()
-        n_clips, _, n_bands, n_frames = x.shape
-        out = torch.empty(n_clips, self._network.c_last)
+        out = torch.empty(n_clips, self._network.c_last, dtype=torch.float32, device="cpu")  # whatever the defaults are
         sizes = (n_clips, n_bands, n_frames, torch.get_num_threads())
         needed = self._library.dymn_workspace(ctypes.byref(self._network), *sizes)
         try:

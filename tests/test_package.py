@@ -45,6 +45,7 @@ def test_sdist_builds_tests_and_demonstrates_itself(dist):
         names = {name.partition("/")[2] for name in archive.getnames()}
     wanted = ("pyproject.toml", "README.md", "LICENSE", "Makefile", "constraints.txt", "src/dymn/py.typed", "tests/test_package.py")
     assert set(wanted) <= names
+    assert not [name for name in names if Path(name).suffix in {".so", ".dylib", ".dll"}]  # what was compiled here is for wheels
     assert {f"examples/audio/{path.name}" for path in (ROOT / "examples" / "audio").iterdir()} <= names
 
 

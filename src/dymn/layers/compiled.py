@@ -20,7 +20,7 @@ def is_compiled(*tensors: Tensor) -> bool:
         and all(tensor.device.type == "cpu" and tensor.dtype == torch.float32 for tensor in tensors)
         and not torch.is_autocast_enabled("cpu")
         and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-        and not torch._C._are_functorch_transforms_active()  # type: ignore[attr-defined]
+        and not torch._C._are_functorch_transforms_active()
         and torch._C._len_torch_dispatch_stack() == 0  # who counts or fakes operations of PyTorch must see them
     )
 

@@ -34,6 +34,8 @@ FLOORS = (
         "events",
         "live",
         "pictures",
+        "onnx_backend",
+        "export",
     ),
     ("hear", "probe", "sklearn", "classifier", "serve"),
     ("training", "recipes"),

@@ -68,7 +68,7 @@ def test_average_precision_of_a_ranking():
     assert average_precision(np.array([0.9, 0.8, 0.1, 0.2]), present) == pytest.approx((1 + 2 / 4) / 2)
 
 
-@pytest.mark.parametrize("path", ["modules", "torch", "fastest", "train"])
+@pytest.mark.parametrize("path", ["modules", "torch", "fastest", "onnx", "train"])
 def test_forms_agree_where_speed_is_measured(path):
     """The numbers that are public: the ratio, and a difference that is round-off while outputs depend on the clip."""
     threads = torch.get_num_threads()

@@ -21,6 +21,7 @@ from dymn.commands.embed import embed
 from dymn.commands.evaluate import evaluate
 from dymn.commands.events import events
 from dymn.commands.explain import explain
+from dymn.commands.export import export
 from dymn.commands.listen import listen
 from dymn.commands.models import models
 from dymn.commands.probe import probe
@@ -109,6 +110,7 @@ app.command()(listen)
 app.command()(embed)
 app.command()(models)
 app.command()(convert)
+app.command()(export)
 app.command()(profile)
 app.command()(train)
 app.command()(evaluate)

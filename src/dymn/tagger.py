@@ -109,6 +109,22 @@ class Tagger:
         resolve_device(device)  # before anything is downloaded
         return cls(load_model(name_or_path), device, threads)
 
+    @classmethod
+    def from_onnx(cls, path: str | Path, threads: int | None = None) -> Tagger:
+        """Open a file that `dymn export` wrote, to be computed by ONNX Runtime, and return its tagger. PyTorch is not imported.
+
+        Args:
+            path: an .onnx file with waveforms as its input, or the name of a model that was exported to the cache.
+            threads: how many CPU threads to use; one for each CPU that may be used if None.
+
+        Raises:
+            WeightsError: if there is no such file, or it was not written by `dymn export`.
+            ConfigError: if the package onnxruntime is missing, or `threads` is below 1.
+        """
+        from dymn.onnx_backend import OnnxBackend, find_file
+
+        return cls(OnnxBackend(find_file(path), threads))
+
     @property
     def card(self) -> ModelCard:
         """What travels with the network: labels, front end, name, licence, digest."""

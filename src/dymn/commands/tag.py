@@ -56,6 +56,13 @@ class Fill(str, Enum):
     bare = "bare"
 
 
+class Computes(str, Enum):
+    """What can compute a network."""
+
+    torch = "torch"
+    onnx = "onnx"
+
+
 class Combine(str, Enum):
     """The names in `dymn.selection.COMBINATIONS`."""
 
@@ -191,6 +198,15 @@ def tag(
             rich_help_panel=WHERE,
         ),
     ] = Combine.max,
+    backend: Annotated[
+        Computes,
+        typer.Option(
+            "--backend",
+            help="What computes the network: PyTorch, or ONNX Runtime, which starts sooner. The latter takes a file that `dymn export` "
+            "wrote, or the name of a model that was exported without --output.",
+            rich_help_panel=RUN_PANEL,
+        ),
+    ] = Computes.torch,
     device: Device = None,
     threads: Threads = None,
     batch_size: Annotated[
@@ -235,7 +251,7 @@ def tag(
     check_output(output, name, found)
     if plot is not None:
         check_plot(plot, found)
-    tagger = load_tagger(model, device, threads, quiet)
+    tagger = load_onnx(model, device, threads) if backend is Computes.onnx else load_tagger(model, device, threads, quiet)
     bar = progress_bar(len(found), quiet)
     recordings = tagger.tag_files(
         found,
@@ -318,6 +334,19 @@ def load_tagger(model: str | None, device: str | None, threads: int | None, quie
                 raise ConfigError(str(error)) from error
     note(default.reason, quiet)
     return Tagger(default.model, device)
+
+
+def load_onnx(model: str | None, device: str | None, threads: int | None) -> Tagger:
+    """Open an exported model for ONNX Runtime, without PyTorch."""
+    from dymn.onnx_backend import SHIPPED
+    from dymn.tagger import Tagger
+
+    if device not in (None, "cpu"):
+        raise ConfigError(f"--device is {device!r}; with --backend onnx only cpu is possible.")
+    try:
+        return Tagger.from_onnx(model or SHIPPED, threads)
+    except WeightsError as error:
+        raise ConfigError(str(error)) from error
 
 
 def describe(tagger: Tagger, model: str, settings: TagSettings, per_window: bool) -> Run:

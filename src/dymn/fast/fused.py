@@ -106,32 +106,32 @@ def _head(head: nn.Module) -> nn.Module:
     return nn.Sequential(copy.deepcopy(parts.hidden), nn.Hardswish(), copy.deepcopy(parts.classifier))
 
 
-class _Block(nn.Module):
+class FusedBlock(nn.Module):
     """An inverted residual block from [F, T, C_in] to [F', T', C_out]."""
 
     def __init__(self, block: InvertedResidual) -> None:
         super().__init__()
-        self.context = _Summary(block.context) if isinstance(block.context, ContextGenerator) else None
+        self.context = Summary(block.context) if isinstance(block.context, ContextGenerator) else None
         stages = [stage for stage in (block.expand, block.depthwise, block.project) if isinstance(stage, Stage)]
-        self.stages = nn.ModuleList(_Stage(stage) for stage in stages)
+        self.stages = nn.ModuleList(FusedStage(stage) for stage in stages)
         depthwise: Any = block.depthwise.conv
         sizes = (depthwise.kernel_size, depthwise.stride)
         self.kernel_size, self.stride = (int(size if isinstance(size, int) else size[0]) for size in sizes)
         heads = [head for stage in stages for head in _heads(stage)]
         self.sizes = [len(head.weight) for head in heads]
         self.heads = _linear(torch.cat([head.weight for head in heads]), torch.cat([head.bias for head in heads])) if heads else None
-        self.attention: _Coordinates | _WholeMap | None = None
+        self.attention: Coordinates | WholeMap | None = None
         if isinstance(block.attention, ALONG_AXES) and not isinstance(block.attention, OriginalCoordinateAttention):
-            self.attention = _Coordinates(block.attention)
+            self.attention = Coordinates(block.attention)
         elif not isinstance(block.attention, Skip):
-            self.attention = _WholeMap(block.attention)
+            self.attention = WholeMap(block.attention)
         self.has_residual = block.has_residual
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [F, T, C_in] to [F', T', C_out]."""
         context: _ClipContext | None = None if self.context is None else self.context(x)
         read = iter(() if self.heads is None or context is None else torch.split(self.heads(context.vector), self.sizes))
-        *expand, depthwise, project = [cast(_Stage, stage).of_clip(read) for stage in self.stages]
+        *expand, depthwise, project = [cast(FusedStage, stage).of_clip(read) for stage in self.stages]
         weigh = None if self.attention is None else self.attention.of_clip(context)
         n_bands, n_frames = ((size - 1) // self.stride + 1 for size in x.shape[:2])
         out = x.new_empty(n_bands, n_frames, project.kernel.shape[1])
@@ -160,7 +160,7 @@ class _Block(nn.Module):
         """Yield bands of the output with what the depthwise convolution reads for them [rows, T, C_exp], zeros at the edges included."""
         reach, kept = self.kernel_size // 2, max(0, self.kernel_size - self.stride)  # `kept` rows are read by the next tile too
         channels = x.shape[2] if expand is None else expand.kernel.shape[1]
-        whole = isinstance(self.attention, _WholeMap)
+        whole = isinstance(self.attention, WholeMap)
         places = max(TILE // (4 * channels), MIN_PLACES)
         per_tile = n_bands if whole else min(n_bands, max(1, places // (self.stride * x.shape[1])))
         rows = x.new_zeros((per_tile - 1) * self.stride + self.kernel_size, x.shape[1], channels)
@@ -184,7 +184,7 @@ class _Block(nn.Module):
             yield slice(first, last), rows[:needed]
 
 
-class _Unchanged(nn.Module):
+class UnchangedBlock(nn.Module):
     """A block as it is, for one whose dynamic parts each look for themselves."""
 
     def __init__(self, block: InvertedResidual) -> None:
@@ -198,7 +198,7 @@ class _Unchanged(nn.Module):
 
 def _block(block: InvertedResidual) -> nn.Module:
     own = any(isinstance(module, OwnContext) for module in block.modules())
-    return _Unchanged(block) if own else _Block(block)
+    return UnchangedBlock(block) if own else FusedBlock(block)
 
 
 class _ClipContext(NamedTuple):
@@ -209,7 +209,7 @@ class _ClipContext(NamedTuple):
     time: Tensor  # [T, H]
 
 
-class _Summary(nn.Module):
+class Summary(nn.Module):
     """The Context Generation Module with batch norm in its weights."""
 
     def __init__(self, source: ContextGenerator) -> None:
@@ -237,7 +237,7 @@ class _ClipStage(NamedTuple):
     activate: Callable[[Tensor], Tensor]  # in place on [..., C_out]
 
 
-class _Stage(nn.Module):
+class FusedStage(nn.Module):
     """The K kernels of a stage, scaled for its batch norm, and its activation."""
 
     kernels: Tensor
@@ -256,10 +256,12 @@ class _Stage(nn.Module):
         self.register_buffer("bias", bias)
         self.static: Callable[[Tensor], Tensor] | None = None
         self.n_maps = 0
+        self.activation_name = ""
         if isinstance(stage.activation, DynamicReLU):
             self.n_maps = stage.activation.n_maps
         else:
-            self.static = IN_PLACE[type(cast(StaticActivation, stage.activation).activation)]
+            kind = type(cast(StaticActivation, stage.activation).activation)
+            self.static, self.activation_name = IN_PLACE[kind], ACTIVATION_NAMES[kind]
 
     def of_clip(self, read: Iterator[Tensor]) -> _ClipStage:
         """Return the stage of a clip; `read` gives what the block reads off the context, in the order of `_heads`."""
@@ -296,7 +298,7 @@ def _with_maps(kernel: Tensor, bias: Tensor, slopes: Tensor, intercepts: Tensor)
 
 
 def _heads(stage: Stage) -> list[nn.Linear]:
-    """Return the linear layers that a stage has on the context, in the order in which `_Stage.of_clip` asks for their outputs."""
+    """Return the linear layers that a stage has on the context, in the order in which `FusedStage.of_clip` asks for their outputs."""
     heads = []
     if isinstance(stage.conv, DynamicConv2d):
         coefficients, temperature = stage.conv.coefficients, stage.conv.temperature
@@ -316,10 +318,11 @@ IN_PLACE: dict[type[nn.Module], Callable[[Tensor], Tensor]] = {
     nn.Hardswish: partial(functional.hardswish, inplace=True),
     nn.Identity: nn.Identity(),
 }
+ACTIVATION_NAMES: dict[type[nn.Module], str] = {nn.ReLU: "Relu", nn.Hardswish: "HardSwish", nn.Identity: "Identity"}  # as ONNX has them
 Weigh = Callable[[Tensor, slice], Tensor]
 
 
-class _Coordinates(nn.Module):
+class Coordinates(nn.Module):
     """Coordinate Attention in full or along one axis, in place on any bands of a map."""
 
     def __init__(self, source: nn.Module) -> None:
@@ -341,7 +344,7 @@ class _Coordinates(nn.Module):
         return weigh
 
 
-class _WholeMap(nn.Module):
+class WholeMap(nn.Module):
     """An attention as it is, which looks at the whole map."""
 
     def __init__(self, source: nn.Module) -> None:

@@ -1,0 +1,120 @@
+"""`dymn export`: a model as a file that runs without PyTorch."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dymn.errors import ConfigError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+
+class Format(str, Enum):
+    """What files can be written."""
+
+    onnx = "onnx"
+
+
+class Input(str, Enum):
+    """The names in `dymn.export.INPUTS`."""
+
+    waveform = "waveform"
+    log_mel = "log-mel"
+
+
+class Precision(str, Enum):
+    """The keys of `dymn.export.PRECISIONS`."""
+
+    fp32 = "fp32"
+    fp16 = "fp16"
+
+
+def export(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model with weights by its name, or a file or folder with one.")],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="The file to write. Without it, the file goes to the cache, where `dymn tag --backend onnx` finds it by the model's name.",
+            show_default=False,
+        ),
+    ] = None,
+    format: Annotated[Format, typer.Option("--format", help="The kind of file.")] = Format.onnx,
+    input: Annotated[
+        Input, typer.Option("--input", help="What goes in: samples, the front end being part of the file, or log-mel spectrograms.")
+    ] = Input.waveform,
+    precision: Annotated[
+        Precision,
+        typer.Option("--precision", help="How weights are stored: fp16 makes the file a third smaller; the front end stays in fp32."),
+    ] = Precision.fp32,
+    dynamic_time: Annotated[bool, typer.Option("--dynamic-time", help="Take clips of any length.")] = False,
+    dynamic_batch: Annotated[
+        bool, typer.Option("--dynamic-batch", help="Take any number of clips at once; for one clip such a file is slower.")
+    ] = False,
+    seconds: Annotated[float, typer.Option(min=0.05, max=600, help="How long a clip is, without --dynamic-time.")] = 10.0,
+    clips: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--clips", metavar="PATH", help="Recordings, or folders of them, to compare the file with PyTorch on, beside a few made sounds."
+        ),
+    ] = None,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(
+            min=0, help="By how much a probability may differ from PyTorch's. Without it, 0.0001, and 0.02 for fp16.", show_default=False
+        ),
+    ] = None,
+) -> None:
+    """Write a model as a file that runs without PyTorch, once its numbers agree with PyTorch's.
+
+    The file holds the front end, and the labels and licence as metadata. It is written only if its probabilities agree.
+    """
+    from dymn.export import export_onnx
+    from dymn.onnx_backend import cached_path
+    from dymn.weights import load_model
+
+    network = load_model(model)
+    name = network.card.name or Path(model).stem
+    written = export_onnx(
+        network,
+        output or cached_path(name),
+        recordings(clips or [], network.card.front_end.sample_rate),
+        tolerance,
+        input=input.value,
+        precision=precision.value,
+        dynamic_time=dynamic_time,
+        dynamic_batch=dynamic_batch,
+        seconds=seconds,
+    )
+    parity = written.parity
+    typer.echo(
+        f"{written.path}  {written.size / 1e6:.1f} MB; on {parity.clips} clips, probabilities differ from PyTorch's by at most "
+        f"{parity.probability:.1e} ({parity.tolerance:.1e} allowed), logits by {parity.logit:.1e}"
+    )
+
+
+def recordings(paths: list[Path], rate: int) -> list[npt.NDArray[np.float32]]:
+    """Return the samples [N] of recordings, the first ten minutes of each at most."""
+    import numpy as np
+
+    from dymn import audio
+
+    found = []
+    for path in [item for given in paths for item in audio.find(str(given))]:
+        blocks: list[npt.NDArray[np.float32]] = []
+        for block in audio.stream(path, rate):
+            blocks.append(block)
+            if sum(map(len, blocks)) > 600 * rate:
+                break
+        if not blocks:
+            raise ConfigError(f"{path} has no samples to compare on. Leave it out.")
+        found.append(np.concatenate(blocks))
+    return found

@@ -1,0 +1,73 @@
+"""A graph of ONNX while it is built: operations by name, constants beside them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+OPSET = 17
+IR_VERSION = 8
+
+
+class Nodes:
+    """Collects operations; each gives the name of its output, which the next ones take."""
+
+    def __init__(self, half: bool = False) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: list[onnx.TensorProto] = []
+        self.half = half  # whether large constants are stored in half precision, and widened when the file is loaded
+
+    def op(self, kind: str, *inputs: str, n_outputs: int = 1, **attributes: Any) -> Any:
+        """Add an operation; return the name of its output, or a list of names if there are several."""
+        outputs = [f"{kind.lower()}_{len(self.nodes)}_{i}" for i in range(n_outputs)]
+        self.nodes.append(helper.make_node(kind, list(inputs), outputs, **attributes))
+        return outputs[0] if n_outputs == 1 else outputs
+
+    def constant(self, values: npt.ArrayLike, exact: bool = False) -> str:
+        """Add a constant and return its name.
+
+        Args:
+            values: floating-point numbers become float32, whole ones int64.
+            exact: whether it stays in float32 in a file of half precision too.
+        """
+        array = np.asarray(values)
+        array = np.ascontiguousarray(array, np.float32 if array.dtype.kind == "f" else np.int64)
+        name = f"constant_{len(self.constants)}"
+        narrow = self.half and not exact and array.dtype == np.float32 and array.size >= 256
+        self.constants.append(numpy_helper.from_array(array.astype(np.float16) if narrow else array, name))
+        return str(self.op("Cast", name, to=TensorProto.FLOAT)) if narrow else name
+
+    def reshape(self, x: str, *shape: int) -> str:
+        """Reshape: 0 keeps a dimension, -1 is what is left."""
+        return str(self.op("Reshape", x, self.constant(np.array(shape))))
+
+    def model(
+        self, inputs: dict[str, list[Any]], outputs: dict[str, tuple[str, list[Any]]], metadata: dict[str, str], doc: str
+    ) -> onnx.ModelProto:
+        """Return the graph as a checked model.
+
+        Args:
+            inputs: shape of each input, with names for free dimensions.
+            outputs: for each output the name in the graph, and its shape.
+            metadata: texts to store beside the graph.
+            doc: what the graph is.
+        """
+        nodes = [*self.nodes, *(helper.make_node("Identity", [name], [public]) for public, (name, _) in outputs.items())]
+        graph = helper.make_graph(
+            nodes,
+            "dymn",
+            [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in inputs.items()],
+            [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, (_, shape) in outputs.items()],
+            self.constants,
+        )
+        model = helper.make_model(
+            graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="dymn", doc_string=doc
+        )
+        for key, value in metadata.items():
+            model.metadata_props.add(key=key, value=value)
+        onnx.checker.check_model(model, full_check=True)
+        return model

@@ -1,0 +1,211 @@
+"""ONNX files: the network's numbers for every form and variant that can be written, and none written that disagrees."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import soundfile
+import torch
+from typer.testing import CliRunner
+
+from dymn import Tagger, create_model, hub
+from dymn.cli import app
+from dymn.config import FrontEndConfig, ModelCard
+from dymn.errors import ConfigError, WeightsError
+from dymn.export import build, export_onnx
+from dymn.export import onnx as exporting
+from dymn.frontend import LogMel
+from dymn.onnx_backend import OnnxBackend, find_file
+from test_benchmarks import load as load_benchmark
+
+LIVELY = load_benchmark("lively")
+N_MELS, LABELS = 32, ("Dog", "Cat", "Speech, near", "Music")
+FRONT_END = FrontEndConfig(sample_rate=8000, n_fft=256, win_length=200, hop_length=80, n_mels=N_MELS, f_max=3900)
+LOG_MEL = LIVELY.clips(3, N_MELS, 70)
+EXAMPLES = Path(__file__).parents[1] / "examples" / "audio"
+
+
+def small(name="dymn10", exclusive=False, **overrides):
+    model = create_model(name, len(LABELS), generator=torch.Generator().manual_seed(0), **{"width": 0.1, **overrides})
+    model.card = ModelCard(name="tiny", labels=LABELS, front_end=FRONT_END, exclusive=exclusive, licence="CC0-1.0")
+    return LIVELY.lively(model, LOG_MEL)
+
+
+def assert_same(model, log_mel, tolerance=2e-5, **settings):
+    with torch.no_grad():
+        expected = model(log_mel)
+    got = OnnxBackend(build(model, input="log-mel", seconds=0.7, **settings), threads=1).run(log_mel.numpy())
+    assert abs(got[0] - model.probabilities(expected.logits).numpy()).max() < tolerance
+    assert abs(got[1] - expected.logits.numpy()).max() < tolerance
+    assert abs(got[2] - expected.embedding.numpy()).max() < 10 * tolerance
+
+
+@pytest.mark.parametrize("dynamic_batch", [False, True])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {},
+        {"name": "mn10"},
+        {"name": "mn10", "head": "fully_convolutional", "exclusive": True},
+        {"context": "separate", "attention": "ca_time"},
+        {"context": "concatenated", "attention": "ca_frequency"},
+        {"attention": "se", "n_kernels": 2},
+        {"attention": None, "n_maps": 3, "dynamic_relus": ("expand", "depthwise", "project")},
+        {"dynamic_relus": (), "temperature": 5.0},
+        {"dynamic_blocks": "se", "n_maps": 1, "strides": (2, 1, 2, 1)},
+        {"dynamic_convs": ("depthwise",)},
+    ],
+    ids=str,
+)
+def test_every_form_gives_the_numbers_of_the_network(overrides, dynamic_batch):
+    assert_same(small(**overrides), LOG_MEL, dynamic_batch=dynamic_batch)
+
+
+@pytest.mark.parametrize("n_frames", [1, 2, 33, 150])
+def test_any_length_where_time_is_free(n_frames):
+    model = small()
+    for dynamic_batch in (False, True):
+        assert_same(model, LIVELY.clips(2, N_MELS, max(n_frames, 2))[..., :n_frames], dynamic_time=True, dynamic_batch=dynamic_batch)
+
+
+def test_half_precision_is_smaller_and_near():
+    model = small()
+    whole, half = (len(build(model, precision=precision)) for precision in ("fp32", "fp16"))
+    assert half < 0.75 * whole
+    assert_same(model, LOG_MEL, 5e-3, precision="fp16")
+
+
+@pytest.mark.parametrize("n_samples", [130, 400, 5600, 5601])
+def test_the_front_end_inside_is_ours(n_samples):
+    model = small()
+    waveforms = np.random.default_rng(n_samples).standard_normal((2, n_samples)).astype(np.float32) * 0.1
+    backend = OnnxBackend(build(model, dynamic_time=True, dynamic_batch=True), threads=1)
+    with torch.no_grad():
+        expected = model(LogMel(FRONT_END)(torch.from_numpy(waveforms))).logits
+    assert abs(backend.run(waveforms)[1] - expected.numpy()).max() < 1e-4
+
+
+def test_the_file_says_what_it_is(tmp_path):
+    path = tmp_path / "tiny.onnx"
+    exported = export_onnx(small(temperature=2.0), path, dynamic_time=True)
+    assert exported.size == path.stat().st_size and exported.parity.probability <= exported.parity.tolerance
+    graph = onnx.load(path)
+    described = json.loads({entry.key: entry.value for entry in graph.metadata_props}["dymn"])
+    assert described["card"]["labels"] == list(LABELS) and described["card"]["licence"] == "CC0-1.0"
+    assert (described["temperature"], described["sample_rate"], described["seconds"]) == (2.0, 8000, None)
+    assert [value.name for value in graph.graph.output] == ["probabilities", "logits", "embedding"]
+    assert graph.opset_import[0].version == described["opset"] == 17
+
+
+def test_a_file_that_disagrees_is_not_written(tmp_path, monkeypatch):
+    path = tmp_path / "tiny.onnx"
+    path.write_bytes(b"the old one")
+    model = small()
+    wrong = build(small(n_kernels=1))
+    monkeypatch.setattr(exporting, "build", lambda model, **settings: wrong)
+    with pytest.raises(exporting.ExportError, match="was not written: a probability differs"):
+        export_onnx(model, path)
+    assert path.read_bytes() == b"the old one" and [item.name for item in tmp_path.iterdir()] == ["tiny.onnx"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "settings", "said"),
+    [
+        ({"attention": "ta"}, {}, "TripletAttention"),
+        ({"context": "own"}, {}, "contexts of their own"),
+        ({}, {"input": "video"}, "allowed: waveform, log-mel"),
+        ({}, {"precision": "int2"}, "allowed: fp32, fp16"),
+        ({}, {"seconds": 0.001}, "at least"),
+    ],
+)
+def test_what_cannot_be_exported_is_named(overrides, settings, said):
+    with pytest.raises(ConfigError, match=said):
+        build(small(**overrides), **settings)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    path = tmp_path_factory.mktemp("exported") / "tiny.onnx"
+    export_onnx(small(), path, dynamic_time=True)
+    return path
+
+
+def test_a_tagger_of_a_file_gives_the_tags_of_the_model(exported, tmp_path):
+    recording = tmp_path / "noise.wav"
+    soundfile.write(recording, np.random.default_rng(0).normal(0, 0.1, 40_000), 8000)
+    expected, got = (tagger.tag(recording) for tagger in (Tagger(small(), "cpu"), Tagger.from_onnx(exported, threads=1)))
+    assert [tag.label for tag in got] == [tag.label for tag in expected]
+    assert [tag.score for tag in got] == pytest.approx([tag.score for tag in expected], abs=1e-4)
+
+
+def test_tagging_with_onnx_imports_no_torch(exported, tmp_path):
+    recording = tmp_path / "noise.wav"
+    soundfile.write(recording, np.zeros(8000), 8000)
+    code = (
+        "import sys\nsys.modules['torch'] = None\nfrom dymn.cli import main\n"
+        f"sys.argv = ['dymn', 'tag', '--backend', 'onnx', '--model', {str(exported)!r}, '--threads', '1', {str(recording)!r}]\nmain()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert any(label in done.stdout for label in LABELS)
+
+
+def test_files_of_fixed_length_say_so():
+    backend = OnnxBackend(build(small(), seconds=0.5), threads=1)
+    assert backend.probabilities(np.zeros((3, 4000), np.float32)).shape == (3, 4)  # one by one
+    with pytest.raises(ConfigError, match=r"windows of 0\.5 s, not 1\.000 s.*--dynamic-time"):
+        backend.probabilities(np.zeros((1, 8000), np.float32))
+    with pytest.raises(ConfigError, match="takes log-mel"):
+        OnnxBackend(build(small(), input="log-mel"), threads=1).probabilities(np.zeros((1, 4000), np.float32))
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", bytes(1000)])
+def test_other_files_are_refused(tmp_path, content):
+    path = tmp_path / "other.onnx"
+    path.write_bytes(content)
+    with pytest.raises(WeightsError, match=r"other\.onnx"):
+        OnnxBackend(path)
+
+
+@pytest.mark.parametrize(
+    "text", [None, "", "{", "[]", '{"card": 1}', '{"card": {}, "input": "smell", "seconds": null}', '{"card": {}, "input": "waveform"}']
+)
+def test_other_descriptions_are_refused(exported, text):
+    graph = onnx.load(exported)
+    del graph.metadata_props[:]
+    if text is not None:
+        graph.metadata_props.add(key="dymn", value=text)
+    with pytest.raises(WeightsError, match="was not written by dymn export"):
+        OnnxBackend(graph.SerializeToString())
+
+
+def test_names_of_files(tmp_path, monkeypatch):
+    monkeypatch.setenv("DYMN_CACHE", str(tmp_path))
+    with pytest.raises(WeightsError, match="dymn export mn10_as"):
+        find_file("mn10_as")
+    with pytest.raises(WeightsError, match="Check the path"):
+        find_file("absent.onnx")
+
+
+def test_from_command_to_tags(tmp_path, monkeypatch):
+    monkeypatch.setenv("DYMN_CACHE", str(tmp_path / "cache"))
+    hub.save(small(), tmp_path / "tiny.safetensors")
+    soundfile.write(tmp_path / "noise.wav", np.random.default_rng(0).normal(0, 0.1, 12_000), 8000)
+
+    def run(*words):
+        return CliRunner().invoke(app, [str(word) for word in words])
+
+    done = run("export", tmp_path / "tiny.safetensors", "--seconds", "1", "--clips", tmp_path / "noise.wav")
+    assert done.exit_code == 0 and "on 4 clips" in done.stdout, done.output
+    assert find_file("tiny").is_file()
+    tag = ("tag", "--backend", "onnx", "--model", "tiny", tmp_path / "noise.wav", "--threads", "1")
+    assert run(*tag, "--window", "1").exit_code == 0
+    wrong = run(*tag)
+    assert wrong.exit_code == 2 and "--dynamic-time" in wrong.output
+    assert run(*tag, "--device", "cuda").exit_code == 2
+    refused = run("export", tmp_path / "tiny.safetensors", "-o", tmp_path / "no.onnx", "--tolerance", "0")
+    assert refused.exit_code == 1 and "was not written" in refused.output and not (tmp_path / "no.onnx").exists()

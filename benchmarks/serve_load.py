@@ -28,6 +28,8 @@ PAUSE = 0.1
 
 
 class Answer(NamedTuple):
+    """What came back, and after how long."""
+
     status: int
     head: str
     body: bytes

@@ -2,6 +2,7 @@
 #
 #   make demo     tag the recordings in examples/audio
 #   make test     check style and types, run the tests, build the wheel and try it in an empty environment
+#   make page     put the runtime and a model for the browser into the package (needs npm)
 #   make wheels   build wheels with compiled code for Linux, macOS and Windows
 #   make docs     build the documentation into site/
 #   make bench    measure zero-shot accuracy, memory on twelve hours, speed: make bench ESC10=FOLDER MODEL=NAME
@@ -49,6 +50,10 @@ package: $(VENV)/.dev
 	cd $(TRIAL) && bin/dymn tag $(CURDIR)/examples/audio/dog.ogg --model dymn04_open --top-k 3
 	rm -rf $(TRIAL)
 
+# What `dymn serve` needs to run a network in the browser; wheels that are built afterwards hold it.
+page: $(VENV)/.dev
+	$(BIN)/python web/install.py
+
 # Wheels with compiled code for every platform, made on any: the compiler is a Python package.
 wheels: $(VENV)/.dev
 	$(INSTALL) ziglang
@@ -73,7 +78,7 @@ measure: $(VENV)/.dev
 	$(BIN)/python benchmarks/tagging.py --wav
 
 clean:
-	rm -rf $(VENV) build dist site .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist site web/node_modules src/dymn/serve/page/vendor .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:

@@ -127,7 +127,7 @@ def done(page):
 
 
 @NEEDS_FILES
-@pytest.mark.parametrize("name", sorted(path.name for path in AUDIO.iterdir() if path.suffix in (".ogg", ".wav", ".flac", ".mp3")))
+@pytest.mark.parametrize("name", ["dog.ogg", "rain.ogg"])
 def test_a_file_gets_the_tags_of_the_command_and_stays_here(page, address, tagger, name):
     ready(page, address)
     assert page.locator("#in-browser").is_checked()

@@ -1,9 +1,12 @@
 """The HTTP service: the same answers as the command line, and every limit with its refusal."""
 
+import contextlib
 import io
 import json
 import os
 import re
+import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -32,7 +35,8 @@ from dymn.serve.settings import ServeSettings
 from dymn.serve.uploads import shown_name
 from dymn.tagger import Tagger
 
-DOG = Path(__file__).parents[1] / "examples" / "audio" / "dog.ogg"
+ROOT = Path(__file__).parents[1]
+DOG = ROOT / "examples" / "audio" / "dog.ogg"
 TOKEN = "0123456789abcdef-secret"
 
 
@@ -356,18 +360,24 @@ def start_server(*words, **environment):
     return process, line.split()[2]
 
 
+def wait_until_ready(address):
+    import httpx
+
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        with contextlib.suppress(httpx.TransportError):
+            if httpx.get(f"{address}/ready").status_code == 200:
+                return
+        time.sleep(0.1)
+    raise AssertionError("the server did not get ready")
+
+
 def test_accepted_requests_are_answered_when_the_server_is_told_to_end():
     import httpx
 
     process, address = start_server("--workers", "1", "--batch-size", "1")
     try:
-        until = time.monotonic() + 60
-        while time.monotonic() < until:
-            try:
-                if httpx.get(f"{address}/ready").status_code == 200:
-                    break
-            except httpx.TransportError:
-                time.sleep(0.1)
+        wait_until_ready(address)
         with ThreadPoolExecutor(3) as pool:
             query = f"{address}/v1/tag?window=1&hop=0.5"
             asked = [pool.submit(httpx.post, query, content=DOG.read_bytes(), timeout=60) for _ in range(3)]
@@ -412,3 +422,27 @@ def test_another_address_than_this_machine_is_warned_of(monkeypatch):
             signal.signal(number, handler)
     assert result.exit_code == 0, result.output
     assert "other machines may reach" in result.output and "asks for no token" in result.output
+
+
+def test_the_examples_of_the_documentation_work():
+    """Run the lines with curl and the Python of docs/serve.md against a server at another port."""
+    if shutil.which("curl") is None:
+        pytest.skip("there is no curl here")
+    text = (ROOT / "docs" / "serve.md").read_text(encoding="utf-8")
+    process, address = start_server()
+    try:
+        wait_until_ready(address)
+        lines = re.findall(r"^\$ (curl .*)$", text, re.M)
+        assert len(lines) >= 4
+        for line in lines:
+            words = [word.replace("http://127.0.0.1:8000", address) for word in shlex.split(line)]
+            done = subprocess.run([*words, "--silent", "--globoff"], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
+            assert json.loads(done.stdout)["tags"][0]["label"] in ("Animal", "Dog"), done.stdout
+        snippet = next(code for code in re.findall(r"```python\n(.*?)```", text, re.S) if "websockets" in code)
+        said = []
+        exec(snippet.replace("ws://127.0.0.1:8000", address.replace("http", "ws")), {"print": said.append})
+        assert json.loads(said[0]) == {"ready": True} and json.loads(said[-1]) == {"done": True, "seconds": 5.0}
+        assert [json.loads(message)["start"] for message in said[1:-1]] == [0, 1, 2, 3]
+    finally:
+        process.terminate()
+        assert process.wait(60) == 0

@@ -10,7 +10,7 @@ async function load({ threads }) {
   ort.env.wasm.numThreads = threads;
   ort.env.logLevel = "error";
   info = await (await fetch("/page/vendor/model.json")).json();
-  session = await ort.InferenceSession.create("/page/vendor/model.onnx", { executionProviders: ["wasm"] });
+  session = await ort.InferenceSession.create("/page/vendor/model.onnx", { executionProviders: ["wasm"], logSeverityLevel: 3 });
   self.Tensor = ort.Tensor;
   return info;
 }

@@ -1,0 +1,137 @@
+"""What `dymn serve` does when ten times as much is asked of it as it takes.
+
+    python benchmarks/serve_load.py --seconds 20
+
+Starts the service on a free port of this machine with a short queue. First one request after the other, which shows the usual
+latency; then, for some seconds, ten times as many callers at once as there is room for, each of which asks again at once, while
+another asks for /health; then one after the other again. Fails unless each request was either answered in full or refused with 503
+and a Retry-After, /health always answered, and the service counts the answers that arrived.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+CLIP = Path(__file__).parents[1] / "examples" / "audio" / "dog.ogg"
+WORKERS, QUEUE = 2, 4
+PAUSE = 0.1
+
+
+class Answer(NamedTuple):
+    """What came back, and after how long."""
+
+    status: int
+    head: str
+    body: bytes
+    seconds: float
+
+
+async def request(port: int, line: str, body: bytes = b"") -> Answer:
+    """Send a request over a connection of its own, without a library whose own load would be measured."""
+    start = time.monotonic()
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(f"{line} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode() + body)
+    content = await asyncio.wait_for(reader.read(), 120)
+    writer.close()
+    head, _, rest = content.partition(b"\r\n\r\n")
+    length = re.search(rb"content-length: (\d+)", head, re.I)
+    if length is None or len(rest) != int(length[1]):
+        raise ConnectionError(f"an answer was cut short: {content[:100]!r}")
+    return Answer(int(head.split()[1]), head.decode().lower(), rest, time.monotonic() - start)
+
+
+async def measure(port: int, seconds: float, callers: int) -> list[str]:
+    """Return what is wrong."""
+    clip = CLIP.read_bytes()
+
+    async def ask() -> Answer:
+        return await request(port, "POST /v1/tag?top_k=1", clip)
+
+    while (await request(port, "GET /ready")).status != 200:
+        await asyncio.sleep(PAUSE)
+    expected = json.loads((await ask()).body)["tags"][0]["label"]
+    before = [(await ask()).seconds for _ in range(10)]
+    wrong: list[str] = []
+    times: dict[str, list[float]] = {"answers": [], "refusals": [], "/health": []}
+    end = time.monotonic() + seconds
+
+    async def caller() -> None:
+        while time.monotonic() < end:
+            try:
+                answer = await ask()
+            except (OSError, asyncio.TimeoutError) as error:
+                wrong.append(f"lost: {error!r}")
+                continue
+            if answer.status == 200:
+                times["answers"].append(answer.seconds)
+                if json.loads(answer.body)["tags"][0]["label"] != expected:
+                    wrong.append(f"another answer: {answer.body[:100]!r}")
+            elif answer.status == 503 and "retry-after: " in answer.head:
+                times["refusals"].append(answer.seconds)
+                await asyncio.sleep(PAUSE)  # far sooner than it was told
+            else:
+                wrong.append(f"{answer.status}: {answer.body[:100]!r}")
+
+    async def watch() -> None:
+        while time.monotonic() < end:
+            answer = await request(port, "GET /health")
+            times["/health"].append(answer.seconds)
+            if answer.status != 200:
+                wrong.append("/health does not answer")
+            await asyncio.sleep(2 * PAUSE)
+
+    await asyncio.gather(watch(), *(caller() for _ in range(callers)))
+    after = [(await ask()).seconds for _ in range(10)]
+    metrics = (await request(port, "GET /metrics")).body.decode()
+    counted = Counter({status: int(float(n)) for status, n in re.findall(r'dymn_answers_total\{status="(\d+)"\} (\S+)', metrics)})
+    arrived = 1 + len(before) + len(times["answers"]) + len(after)
+    if counted["200"] != arrived:
+        wrong.append(f"{arrived} answers arrived, and the service counts {counted['200']}")
+    if not times["refusals"]:
+        wrong.append("nothing was refused: this was no overload")
+    show("one after the other", before)
+    print(f"{callers} callers at once for {seconds:g} s")
+    for name, found in times.items():
+        show(f"  {name}", found)
+    show("one after the other", after)
+    return wrong
+
+
+def show(name: str, seconds: list[float]) -> None:
+    if seconds:
+        middle, longest = statistics.median(seconds) * 1000, max(seconds) * 1000
+        print(f"{name:20s} {len(seconds):5d}   median {middle:6.0f} ms   longest {longest:6.0f} ms")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--model", default="dymn04_open")
+    parser.add_argument("--seconds", type=float, default=20, help="how long the overload lasts")
+    parser.add_argument("--times", type=int, default=10, help="how many times as many callers as there is room for")
+    options = parser.parse_args()
+    words = [sys.executable, "-m", "dymn", "serve", "--port", "0", "-m", options.model, "--quiet"]
+    server = subprocess.Popen([*words, "--workers", str(WORKERS), "--queue", str(QUEUE)], stdout=subprocess.PIPE, text=True)
+    assert server.stdout is not None
+    try:
+        port = int(server.stdout.readline().split()[2].rpartition(":")[2])
+        wrong = asyncio.run(measure(port, options.seconds, options.times * (WORKERS + QUEUE)))
+    finally:
+        server.terminate()
+        server.wait(60)
+    for line in wrong[:10]:
+        print(f"wrong: {line}")
+    sys.exit(bool(wrong))
+
+
+if __name__ == "__main__":
+    main()

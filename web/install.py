@@ -14,7 +14,6 @@ import subprocess
 from pathlib import Path
 
 from dymn.export import export_onnx
-
 from dymn.serve.assets import FOLDER, NEEDED, VENDOR
 from dymn.weights import load_model
 

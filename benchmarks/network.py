@@ -128,14 +128,12 @@ def measure(width: float, batch: int, threads: int, path: str, seconds: float, c
     torch.set_num_threads(threads)
     model = create_model("dymn10", CLASSES, generator=torch.Generator().manual_seed(0), width=width)
     log_mel = clips(max(batch, CALIBRATION_CLIPS), n_frames=frames)
-    lively(model, log_mel[:CALIBRATION_CLIPS])
-    log_mel = log_mel[:batch]
+    lively(model, log_mel)
     forms = {"textbook": (trained if path == "train" else logits_of)(textbook_of(model)), path: PATHS[path][1](model)}
-    calibration = clips(CALIBRATION_CLIPS, n_frames=frames)
-    spread = float(logits_of(model.eval())(calibration).std(dim=0).mean())
+    spread = float(logits_of(model.eval())(log_mel).std(dim=0).mean())
     if spread < MIN_SPREAD:
         raise SystemExit(f"The logits spread by {spread:.3f} over the clips; equality would say little.")
-    del calibration
+    log_mel = log_mel[:batch]
     expected, got = (form(log_mel) for form in forms.values())
     for form in forms.values():
         for _ in range(WARM_UP - 1):

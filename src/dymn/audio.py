@@ -12,7 +12,7 @@ import math
 import os
 import stat
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +34,7 @@ __all__ = [
     "MissingDecoderError",
     "Resampler",
     "Source",
+    "expand",
     "find",
     "from_array",
     "is_array",
@@ -66,40 +67,86 @@ def find(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> li
     """
     found: dict[str, Path] = {}
     for path in [paths] if isinstance(paths, (str, os.PathLike)) else paths:
-        for item in _expand(os.fsdecode(path)):
+        for item in expand(path):
             found.setdefault("-" if is_stdin(item) else os.path.abspath(item), item)
     return sorted(found.values())
 
 
-def _expand(path: str) -> list[Path]:
+def expand(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield the recordings that one path names, as `find` does, but as they are met, so that none need be kept.
+
+    What a path names that is a directory or a pattern comes in the order of the file system.
+
+    Raises:
+        AudioError: at the end, if a directory or a pattern gives no recording.
+    """
+    path = os.fsdecode(path)
     if is_stdin(path) or os.path.isfile(path):
-        return [Path(path) if is_stdin(path) or Path(path) != Path("-") else Path.cwd() / "-"]
+        yield Path(path) if is_stdin(path) or Path(path) != Path("-") else Path.cwd() / "-"
+        return
     if os.path.isdir(path):
-        below = list(_walk(path))
-        if not below:
+        if not (yield from _counted(_walk(path))):
             raise AudioError(
                 f"The directory {display(path)} holds no recording. Looked for files ending in {', '.join(sorted(SUFFIXES))}; "
                 "give a file with another ending by its own path."
             )
-        return below
+        return
     if os.path.lexists(path) or not glob.has_magic(path):
-        return [Path(path)]
-    matches = glob.glob(path, recursive=True)
-    below = [Path(match) for match in matches if os.path.isfile(match) and _is_recording(match)]
-    below += [item for match in matches if os.path.isdir(match) for item in _walk(match)]
-    if not below:
-        seen = f"matches {len(matches)} paths, none of them a recording" if matches else "matches nothing"
+        yield Path(path)
+        return
+    matches = found = 0
+    for match in glob.iglob(path, recursive=True):
+        matches += 1
+        if os.path.isdir(match):
+            found += yield from _counted(_walk(match))
+        elif os.path.isfile(match) and _is_recording(match):
+            found += 1
+            yield Path(match)
+    if not found:
+        seen = f"matches {matches} paths, none of them a recording" if matches else "matches nothing"
         raise AudioError(f"The pattern {display(path)} {seen}. Check it; endings looked for: {', '.join(sorted(SUFFIXES))}.")
-    return below
+
+
+def _counted(paths: Iterable[Path]) -> Generator[Path, None, int]:
+    count = 0
+    for path in paths:
+        count += 1
+        yield path
+    return count
 
 
 def _walk(directory: str) -> Iterator[Path]:
-    """Yield the recordings below a directory; a directory that is linked into itself is entered once."""
+    """Yield the recordings below a directory as they are met; a directory that is linked into itself is entered once.
+
+    The names of a directory's files are not kept, and of those still to be entered only the paths; they are entered in their order,
+    so that of two links to one directory it is always the same that counts.
+    """
     entered: set[tuple[int, int]] = set()
-    _enter(directory, entered)
-    for folder, folders, files in os.walk(directory, followlinks=True, onerror=_warn):
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and _enter(os.path.join(folder, name), entered))
-        yield from (Path(folder, name) for name in files if not name.startswith(".") and _is_recording(name))
+    waiting = [directory]
+    while waiting:
+        folder = waiting.pop()
+        if not _enter(folder, entered):
+            continue
+        below = []
+        try:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if entry.name.startswith("."):
+                        continue
+                    if _is_directory(entry):
+                        below.append(entry.path)
+                    elif _is_recording(entry.name):
+                        yield Path(entry.path)
+        except OSError as error:
+            _warn(error)
+        waiting += sorted(below, reverse=True)
+
+
+def _is_directory(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, or one that may not be followed
+        return False
 
 
 def _warn(error: OSError) -> None:

@@ -21,6 +21,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from dymn.ahead import Team
 from dymn.backends import BATCH_SIZE, CPU_BATCH_SIZE
 from dymn.config import check, from_dict
 from dymn.errors import ConfigError, DymnError
@@ -192,6 +193,7 @@ class Embedder(nn.Module):
         *,
         sample_rate: int | None = None,
         batch_size: int | None = None,
+        workers: int = 0,
         progress: Callable[[str, float], None] | None = None,
     ) -> Iterator[Embedding]:
         """Embed recordings one after the other, windows of one length in common batches; only the embeddings are kept in memory.
@@ -201,18 +203,20 @@ class Embedder(nn.Module):
             settings: how to cut.
             sample_rate: of the arrays among the sources.
             batch_size: how many windows go through the network at once; 4 on a CPU and 32 elsewhere if None.
+            workers: how many threads decode recordings ahead of the network; 0 is none: everything is done in turn.
             progress: called with a recording's name and how many seconds of it are done.
 
         Yields:
             one `Embedding` a source, in their order. One that cannot be read has an `error`, and the others go on.
 
         Raises:
-            ConfigError: if a batch does not fit the device's memory.
+            ConfigError: if there are fewer than 0 workers, or a batch does not fit the device's memory.
         """
         settings = settings or EmbedSettings()
         if batch_size is None:
             batch_size = CPU_BATCH_SIZE if self.log_mel.basis.device.type == "cpu" else BATCH_SIZE
-        found = pieces(sources, self.sample_rate, sample_rate, settings.window, settings.hop, settings.fill)
+        team = Team(workers, batch_size)
+        found = pieces(sources, self.sample_rate, sample_rate, settings.window, settings.hop, settings.fill, team=team)
         return self._embeddings(computed(found, self.vectors, batch_size), progress)
 
     def _embeddings(

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import itertools
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +11,9 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from dymn import parquet
 from dymn.embedding import Embedding, Floats
-from dymn.errors import ConfigError, MissingExtraError
+from dymn.errors import ConfigError
 
 ROW_GROUP = 1024
 PLACE = ("file", "start", "end")
@@ -70,27 +69,18 @@ def write_parquet(found: Iterable[Row], columns: Columns, file: BinaryIO) -> Non
     Raises:
         MissingExtraError: if pyarrow is not installed.
     """
-    arrow, parquet = _pyarrow()
-    vectors = arrow.list_(arrow.float32(), len(columns.names))
-    origin = {"dymn": json.dumps(columns.origin | {"names": columns.names}, ensure_ascii=False)}
-    fields = [("file", arrow.string()), ("start", arrow.float64()), ("end", arrow.float64()), ("embedding", vectors)]
-    schema = arrow.schema(fields, metadata=origin)
-    iterator = iter(found)
-    with parquet.ParquetWriter(file, schema) as writer:
-        while group := list(itertools.islice(iterator, ROW_GROUP)):
-            values = arrow.array(np.concatenate([row.vector for row in group]), arrow.float32())
-            places = [arrow.array([row[i] for row in group], field[1]) for i, field in enumerate(fields[:3])]
-            lists = arrow.FixedSizeListArray.from_arrays(values, len(columns.names))
-            writer.write_table(arrow.Table.from_arrays([*places, lists], schema=schema))
+    size = len(columns.names)
 
+    def fields(arrow: Any) -> list[tuple[str, Any]]:
+        places = [("file", arrow.string()), ("start", arrow.float64()), ("end", arrow.float64())]
+        return [*places, ("embedding", arrow.list_(arrow.float32(), size))]
 
-def _pyarrow() -> tuple[Any, Any]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise MissingExtraError("Writing Parquet", "parquet") from error
-    return pyarrow, pyarrow.parquet
+    def arrays(arrow: Any, group: Sequence[Row]) -> list[Any]:
+        values = arrow.array(np.concatenate([row.vector for row in group]), arrow.float32())
+        places = [arrow.array([row[i] for row in group], kind) for i, (_, kind) in enumerate(fields(arrow)[:3])]
+        return [*places, arrow.FixedSizeListArray.from_arrays(values, size)]
+
+    parquet.write(file, found, fields, arrays, columns.origin | {"names": columns.names}, ROW_GROUP)
 
 
 FORMATS: dict[str, Callable[[Iterable[Row], Columns, BinaryIO], None]] = {"npy": write_npy, "csv": write_csv, "parquet": write_parquet}
@@ -110,7 +100,7 @@ def choose(name: str | None, output: Path | None) -> str:
     if output is None and chosen != "csv":
         raise ConfigError(f"The format {chosen} is binary. Give a file as --output to write to.")
     if chosen == "parquet":
-        _pyarrow()
+        parquet.require()
     return chosen
 
 

@@ -1,6 +1,6 @@
-"""How tags are written: a table to read, JSON, JSON lines, CSV, and labels for Audacity.
+"""How tags are written: a table to read, JSON, JSON lines, CSV, labels for Audacity, and Parquet.
 
-Each format is a function that turns recordings into pieces of text as they come, so that nothing is kept.
+Each format of text is a function that turns recordings into pieces of it as they come, so that nothing is kept.
 """
 
 from __future__ import annotations
@@ -10,13 +10,16 @@ import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from dymn import parquet
 
 if TYPE_CHECKING:
     from dymn.selection import Tag, WindowTags
     from dymn.tagger import Recording
 
 BAR_LENGTH = 20
+ROW_GROUP = 2**15
 CSV_COLUMNS = ("file", "start", "end", "label", "score", "error")
 
 
@@ -92,6 +95,30 @@ def audacity_labels(recordings: Iterable[Recording], run: Run) -> Iterator[str]:
             yield f"{tag.start:.6f}\t{tag.end:.6f}\t{tag.label}\n"
 
 
+def write_parquet(recordings: Iterable[Recording], run: Run, file: BinaryIO) -> None:
+    """Write the rows of `csv_rows`, scores as float32, as Parquet in row groups; the schema's metadata has the run under "dymn".
+
+    Raises:
+        MissingExtraError: if pyarrow is not installed.
+    """
+
+    def rows() -> Iterator[tuple[Any, ...]]:
+        for recording in recordings:
+            if recording.error is not None:
+                yield (recording.name, None, None, None, None, str(recording.error))
+            for tag in _shown_tags(recording, run):
+                yield (recording.name, tag.start, tag.end, tag.label, tag.score, None)
+
+    def fields(arrow: Any) -> list[tuple[str, Any]]:
+        text, time = arrow.string(), arrow.float64()
+        return list(zip(CSV_COLUMNS, (text, time, time, text, arrow.float32(), text), strict=True))
+
+    def arrays(arrow: Any, group: Sequence[tuple[Any, ...]]) -> list[Any]:
+        return [arrow.array([row[i] for row in group], kind) for i, (_, kind) in enumerate(fields(arrow))]
+
+    parquet.write(file, rows(), fields, arrays, run.to_dict(), ROW_GROUP)
+
+
 FORMATS: dict[str, Callable[[Iterable[Recording], Run], Iterator[str]]] = {
     "table": table,
     "json": json_document,
@@ -99,7 +126,9 @@ FORMATS: dict[str, Callable[[Iterable[Recording], Run], Iterator[str]]] = {
     "csv": csv_rows,
     "audacity": audacity_labels,
 }
-SUFFIXES = {".json": "json", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv"}
+BINARY: dict[str, Callable[[Iterable[Recording], Run, BinaryIO], None]] = {"parquet": write_parquet}
+"""Formats that are no text."""
+SUFFIXES = {".json": "json", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet"}
 
 
 def joined(timeline: Sequence[WindowTags]) -> list[Tag]:

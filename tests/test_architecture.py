@@ -18,7 +18,7 @@ FLOORS = (
     ("blocks", "weights.labels"),
     ("hub",),
     ("model", "frontend", "features"),
-    ("opening", "containers", "decoding", "audio", "windows", "sliding", "recordings", "pcm", "capture"),
+    ("opening", "containers", "decoding", "audio", "windows", "sliding", "recordings", "pcm", "capture", "parquet", "journal"),
     ("paper", "losses", "schedules", "metrics", "augment", "inherit", "fast"),
     ("weights",),
     (
@@ -37,7 +37,7 @@ FLOORS = (
         "onnx_backend",
         "export",
     ),
-    ("hear", "probe", "sklearn", "classifier", "serve"),
+    ("hear", "probe", "sklearn", "classifier", "serve", "bulk"),
     ("training", "recipes"),
     ("commands",),
     ("cli",),

@@ -12,16 +12,18 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 import numpy as np
 
-from dymn.embedding import Embedding
 from dymn.errors import AudioError, DymnError
 from dymn.journal import Journal, Task, stamp
 from dymn.recordings import source_name
 from dymn.selection import Tag, WindowTags
 from dymn.tagger import Recording
+
+if TYPE_CHECKING:
+    from dymn.embedding import Embedding
 
 
 class Result(Protocol):
@@ -130,6 +132,8 @@ def _tags(pairs: Iterable[tuple[str, float]], start: float, end: float) -> list[
 
 def embeddings(per_window: bool, size: int) -> Kind[Embedding]:
     """Return how embeddings of `size` values are kept: those of recordings, or with `per_window` those of their windows."""
+    from dymn.embedding import Embedding
+
     kind = np.dtype([("span", "<f8", (2,)), ("vector", "<f4", (size,))])
 
     def pack(found: Embedding) -> bytes:

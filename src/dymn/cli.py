@@ -9,7 +9,9 @@ from __future__ import annotations
 import io
 import logging
 import os
+import signal
 import sys
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -37,11 +39,21 @@ EXIT_FAILED = 1
 EXIT_WRONG_USE = 2
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
+EXIT_TERMINATED = 143
 
 EPILOG = (
     "Exit codes: 0 when all went well; 1 when something failed, such as one of several files (the others are still done); "
-    "2 for wrong use; 130 when interrupted. Set DYMN_DEBUG=1 to see where in the program an error arose."
+    "2 for wrong use; 130 when interrupted, 143 when terminated. Set DYMN_DEBUG=1 to see where in the program an error arose."
 )
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM has come. Commands end as they do after Ctrl-C: what is begun is cleared away, journals are kept."""
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one would interrupt the clearing away
+    raise Terminated
 
 
 class Boundary(TyperGroup):
@@ -56,6 +68,9 @@ class Boundary(TyperGroup):
         except DymnError as error:
             typer.echo(f"dymn: {error}", err=True)
             raise typer.Exit(EXIT_WRONG_USE if isinstance(error, ConfigError) else EXIT_FAILED) from error
+        except Terminated as error:
+            typer.echo("dymn: Terminated.", err=True)
+            raise typer.Exit(EXIT_TERMINATED) from error
         except KeyboardInterrupt as error:
             typer.echo("dymn: Interrupted.", err=True)
             raise typer.Exit(EXIT_INTERRUPTED) from error
@@ -124,6 +139,7 @@ def main() -> None:
     """Run the command line."""
     calm_openmp()
     keep_freed_memory()
+    signal.signal(signal.SIGTERM, _terminate)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace", line_buffering=True)

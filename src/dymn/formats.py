@@ -10,9 +10,12 @@ import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from dymn import parquet
+from dymn.errors import ConfigError
+from dymn.files import text_in
 
 if TYPE_CHECKING:
     from dymn.selection import Tag, WindowTags
@@ -129,6 +132,34 @@ FORMATS: dict[str, Callable[[Iterable[Recording], Run], Iterator[str]]] = {
 BINARY: dict[str, Callable[[Iterable[Recording], Run, BinaryIO], None]] = {"parquet": write_parquet}
 """Formats that are no text."""
 SUFFIXES = {".json": "json", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet"}
+
+
+ROWS = ("json", "jsonl", "csv", "parquet")
+"""Formats that tell of each recording by itself, failed ones too."""
+
+
+def choose(name: str | None, output: Path | None) -> str:
+    """Return the format that was named, or that of the output's ending, or a table.
+
+    Raises:
+        ConfigError: if a binary format would go to standard output.
+        MissingExtraError: if the format needs what is not installed.
+    """
+    chosen = name or SUFFIXES.get(output.suffix.lower() if output else "", "table")
+    if chosen in BINARY:
+        if output is None:
+            raise ConfigError(f"The format {chosen} is binary. Give a file as --output to write to.")
+        parquet.require()
+    return chosen
+
+
+def write_file(run: Run, name: str, recordings: Iterable[Recording], file: BinaryIO) -> None:
+    """Write recordings in a format to an open file, text as UTF-8."""
+    if name in BINARY:
+        BINARY[name](recordings, run, file)
+        return
+    with text_in(file) as text:
+        text.writelines(FORMATS[name](recordings, run))
 
 
 def joined(timeline: Sequence[WindowTags]) -> list[Tag]:

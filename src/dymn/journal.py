@@ -144,7 +144,7 @@ class Journal:
             differing = [f"the journal's format is {facts['format']}, now {FORMAT}"]
         if differing and not fresh and (retry or not facts.get("complete")):
             raise ConfigError(
-                f"{self.path} is of a run with other settings: {'; '.join(differing)}. Give the same ones to go on, or --fresh to start over."
+                f"{self.path} is of a run with other settings: {'; '.join(differing)}. Give those to go on, or --fresh to start over."
             )
         if fresh or self.was_complete:
             self._database.execute("DELETE FROM done")
@@ -206,14 +206,16 @@ class Journal:
     def to_do(self) -> Iterator[Task]:
         """Yield the recordings that are listed and not done, or have changed since, in their order."""
         place = b""
-        query = f"SELECT place, name, listed.path FROM listed LEFT JOIN done ON {_VALID} WHERE done.path IS NULL AND place > ? LIMIT {PAGE}"
+        missing = f"listed LEFT JOIN done ON {_VALID} WHERE done.path IS NULL"
+        query = f"SELECT name, listed.path, place FROM {missing} AND place > ? ORDER BY place LIMIT {PAGE}"
         while True:
             with self._telling():
-                page = self._database.execute(query.replace(" LIMIT", " ORDER BY place LIMIT"), (place,)).fetchall()
+                page = self._database.execute(query, (place,)).fetchall()
             if not page:
                 return
-            for place, name, path in page:
+            for name, path, _ in page:
                 yield Task(Path(os.fsdecode(name)), path, stamp(path))
+            place = page[-1][2]
 
     def put(self, task: Task, seconds: float, result: bytes | None, error: str | None) -> None:
         """Take in what became of a recording; it is on the disk within `COMMIT_SECONDS`, if there are more to come."""

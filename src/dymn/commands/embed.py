@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
 
-from dymn.commands.options import RUN_PANEL, Device, Quiet, Threads, hush
+from dymn.commands.options import RUN_PANEL, Device, Fresh, Quiet, RetryFailed, Threads, Workers, hush
 from dymn.commands.tag import Fill
 
 if TYPE_CHECKING:
-    from dymn.embedding import Embedder, EmbedSettings
+    from dymn.embedding import Embedder, Embedding, EmbedSettings
     from dymn.embedding_formats import Columns
     from dymn.tagger import Tagger
 
@@ -82,7 +83,8 @@ def embed(
             "--output",
             "-o",
             metavar="FILE",
-            help="Write to this file, which appears when it is complete.",
+            help="Write to this file, which appears when it is complete. Until then a journal lies beside it, and the same command goes on "
+            "after any interruption.",
             rich_help_panel=WHAT,
             show_default=False,
         ),
@@ -129,40 +131,77 @@ def embed(
             show_default=False,
         ),
     ] = None,
+    workers: Workers = None,
+    fresh: Fresh = False,
+    retry_failed: RetryFailed = False,
     quiet: Quiet = False,
 ) -> None:
     """Turn recordings into vectors, for small models, search and clustering.
 
     Each recording gets one row with its name, or one for each window with --per-window. `dymn probe` tells how far a linear model gets.
 
-    Recordings that cannot be read are named on standard error and have no row. The others are still embedded, and the exit code is 1.
+    Recordings that cannot be read are named on standard error and in a report beside --output, and have no row. The others are still
+    embedded, and the exit code is 1.
 
     Examples: `dymn embed clips -o clips.npy`, `dymn embed clips --layer mels,blocks --per-window --window 1 -o clips.parquet`.
     """
+    from functools import partial
     from itertools import chain
 
+    from dymn.bulk import embeddings
+    from dymn.commands.bulk import Bulk, keeps_journal, run_bulk
     from dymn.commands.output import binary_output
     from dymn.commands.progress import progress_bar
-    from dymn.commands.tag import Failures, check_output, find, follower, load_tagger
+    from dymn.commands.tag import MANY, Failures, check_output, default_workers, find, follower, load_tagger
     from dymn.embedding import Embedder, Embedding, EmbedSettings, parse_layers
-    from dymn.embedding_formats import FORMATS, choose, rows
+    from dymn.embedding_formats import choose
 
     hush(quiet)
     settings = EmbedSettings(window, hop, fill.value)
     layers = parse_layers(layer or "last")
     name = choose(format.value if format else None, output)
+    if keeps_journal(output, True, paths, fresh, retry_failed):
+        check_output(output, name, ())
+        tagger = load_tagger(model, device, threads, quiet)
+        embedder = Embedder(tagger.model, layers)
+        made = columns(tagger, embedder, settings)
+        if workers is None:
+            workers = default_workers(threads, MANY)
+        work = partial(embedder.embed_files, settings=settings, batch_size=batch_size, workers=workers)
+        bulk = Bulk(
+            "embed",
+            embeddings(per_window, embedder.size),
+            work,
+            partial(write_file, made, name, per_window),
+            made.origin | {"per_window": per_window},
+        )
+        run_bulk(bulk, paths, output, fresh, retry_failed, quiet)
+        return
     found, failed = find(paths)
     check_output(output, name, found)
     tagger = load_tagger(model, device, threads, quiet)
     embedder = Embedder(tagger.model, layers)
     bar = progress_bar(len(found), quiet)
-    embeddings = embedder.embed_files(found, settings, batch_size=batch_size, progress=follower(bar) if bar.visible else None)
+    found_ones = embedder.embed_files(
+        found,
+        settings,
+        batch_size=batch_size,
+        workers=default_workers(threads, len(found)) if workers is None else workers,
+        progress=follower(bar) if bar.visible else None,
+    )
     failures = Failures()
     lost = [Embedding(recording.name, error=recording.error) for recording in failed]
     with binary_output(output) as file:
-        FORMATS[name](rows(failures.reported(chain(lost, bar.over(embeddings))), per_window), columns(tagger, embedder, settings), file)
+        write_file(columns(tagger, embedder, settings), name, per_window, failures.reported(chain(lost, bar.over(found_ones))), file)
     if failures.count:
         raise typer.Exit(1)
+
+
+def write_file(made: Columns, name: str, per_window: bool, found: Iterable[Embedding], file: BinaryIO) -> None:
+    """Write embeddings in a format to an open file."""
+    from dymn.embedding_formats import FORMATS, rows
+
+    FORMATS[name](rows(found, per_window), made, file)
 
 
 def columns(tagger: Tagger, embedder: Embedder, settings: EmbedSettings) -> Columns:

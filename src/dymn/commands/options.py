@@ -34,6 +34,30 @@ Quiet = Annotated[
     bool,
     typer.Option("--quiet", "-q", help="Write no progress bar and no notes, only errors.", rich_help_panel=RUN_PANEL),
 ]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        "--workers",
+        min=0,
+        metavar="NUMBER",
+        help="How many threads decode recordings while the network computes; 0 does one after the other. Without it, as many as "
+        "there are CPUs, but no more than --threads.",
+        rich_help_panel=RUN_PANEL,
+        show_default=False,
+    ),
+]
+Fresh = Annotated[
+    bool,
+    typer.Option("--fresh", help="Start over where the same command would go on with a run that did not end.", rich_help_panel=RUN_PANEL),
+]
+RetryFailed = Annotated[
+    bool,
+    typer.Option(
+        "--retry-failed",
+        help="Try the recordings again that failed in the run before; those that were done then stay done.",
+        rich_help_panel=RUN_PANEL,
+    ),
+]
 
 
 def hush(quiet: bool) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import stat
 import sys
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import BinaryIO, TextIO
 
 from dymn.errors import ConfigError
-from dymn.files import atomic_write
+from dymn.files import atomic_write, text_in
 
 
 @contextmanager
@@ -42,11 +41,8 @@ def text_output(path: Path | None) -> Iterator[TextIO]:
         yield sys.stdout
         sys.stdout.flush()
         return
-    with binary_output(path) as file:
-        text = io.TextIOWrapper(file, encoding="utf-8", errors="backslashreplace", newline="")
+    with binary_output(path) as file, text_in(file) as text:
         yield text
-        text.flush()
-        text.detach()
 
 
 def free_name(name: str, used: set[str]) -> str:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
+
+import typer
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -109,3 +114,68 @@ def counting_bar(text: str, quiet: bool = False) -> Iterator[Callable[[int, int]
         yield show
     finally:
         progress.stop()
+
+
+class RateBar:
+    """How many recordings of how many are done, how many a second, and how long it will take; on standard error.
+
+    In a terminal it is a bar. Elsewhere, such as in the log of a job, it is a line every `LINE_SECONDS`.
+    """
+
+    LINE_SECONDS = 60.0
+
+    def __init__(self, total: int, done: int, progress: Progress | None, quiet: bool) -> None:
+        self._total, self._done, self._first = total, done, done
+        self._progress, self._quiet = progress, quiet
+        self._task = progress.add_task("", total=total, completed=done, rate="") if progress is not None else None
+        self._begun = self._said = time.monotonic()
+
+    @property
+    def at(self) -> Callable[[str, float], None] | None:
+        """To be called with the name of a recording and how many seconds of it are done; None where nobody would see that."""
+        return None if self._progress is None else self._at
+
+    def _at(self, name: str, seconds: float) -> None:
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, description=f"{Path(name).name} {seconds:.0f} s")
+
+    def advance(self, name: str) -> None:
+        """Say that a recording is done."""
+        self._done += 1
+        now = time.monotonic()
+        rate = (self._done - self._first) / max(now - self._begun, 1e-3)
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, completed=self._done, description=Path(name).name, rate=f"{rate:.1f}/s")
+        elif not self._quiet and now - self._said >= self.LINE_SECONDS:
+            self._said = now
+            share, left = self._done / max(1, self._total), round((self._total - self._done) / rate)
+            self.say(f"dymn: {self._done:,} of {self._total:,} ({share:.1%}), {rate:.1f} a second, {timedelta(seconds=left)} left")
+
+    def say(self, text: str) -> None:
+        """Write a line above the bar."""
+        if self._progress is not None:
+            self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        else:
+            typer.echo(text, err=True)
+
+
+@contextmanager
+def rate_bar(total: int, done: int, quiet: bool = False) -> Iterator[RateBar]:
+    """Show how recordings come along, of which some are done already; only failures if `quiet`."""
+    if quiet or not sys.stderr.isatty():
+        yield RateBar(total, done, None, quiet)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False, redirect_stderr=False) as progress:
+        yield RateBar(total, done, progress, quiet)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import Enum
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Protocol, TypeVar
 
 import typer
 
-from dymn.commands.options import RUN_PANEL, Device, Quiet, Threads, hush, note
+from dymn.commands.options import RUN_PANEL, Device, Fresh, Quiet, RetryFailed, Threads, Workers, hush, note
 from dymn.errors import AudioError, ConfigError, DymnError, WeightsError
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 
 WHAT, WHERE = "What to tell", "Windows"
+MANY = 2**31
+"""More recordings than there are CPUs."""
 
 
 class Result(Protocol):
@@ -39,13 +42,14 @@ R = TypeVar("R", bound=Result)
 
 
 class Format(str, Enum):
-    """The keys of `dymn.formats.FORMATS`."""
+    """The keys of `dymn.formats.FORMATS` and `BINARY`."""
 
     table = "table"
     json = "json"
     jsonl = "jsonl"
     csv = "csv"
     audacity = "audacity"
+    parquet = "parquet"
 
 
 class Fill(str, Enum):
@@ -135,8 +139,9 @@ def tag(
             "--format",
             "-f",
             metavar="FORMAT",
-            help="How to write the answer: table, json, jsonl, csv or audacity. Without it the ending of --output decides (.json, "
-            ".jsonl, .csv), and else it is a table. The format audacity is a label track of the windows; give a --threshold with it.",
+            help="How to write the answer: table, json, jsonl, csv, parquet (needs dymn\\[parquet]) or audacity. Without it the ending "
+            "of --output decides (.json, .jsonl, .csv, .parquet), and else it is a table. The format audacity is a label track of the "
+            "windows; give a --threshold with it.",
             rich_help_panel=WHAT,
             show_default=False,
         ),
@@ -147,7 +152,8 @@ def tag(
             "--output",
             "-o",
             metavar="FILE",
-            help="Write to this file, which appears when it is complete. Audacity labels of several recordings go to a folder.",
+            help="Write to this file, which appears when it is complete. Until then, with json, jsonl, csv and parquet, a journal lies "
+            "beside it, and the same command goes on after any interruption. Audacity labels of several recordings go to a folder.",
             rich_help_panel=WHAT,
             show_default=False,
         ),
@@ -219,34 +225,41 @@ def tag(
             show_default=False,
         ),
     ] = None,
-    workers: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            metavar="NUMBER",
-            help="How many threads decode recordings while the network computes; 0 does one after the other. Without it, as many as "
-            "there are CPUs, but no more than --threads.",
-            rich_help_panel=RUN_PANEL,
-            show_default=False,
-        ),
-    ] = None,
+    workers: Workers = None,
+    fresh: Fresh = False,
+    retry_failed: RetryFailed = False,
     quiet: Quiet = False,
 ) -> None:
     """Tell which sounds are in recordings.
 
     Each recording gets its most probable labels. One of more than ten seconds is cut into windows; --per-window tells what is when.
 
-    Recordings that cannot be read are named on standard error, and in JSON and CSV. The others are still tagged, and the exit code is 1.
+    Recordings that cannot be read are named on standard error, in JSON, CSV and Parquet, and in a report beside --output. The others are
+    still tagged, and the exit code is 1.
     """
+    from dymn.bulk import tags
+    from dymn.commands.bulk import Bulk, keeps_journal, run_bulk
+    from dymn.commands.output import binary_output
     from dymn.commands.plot import check_plot, draw
     from dymn.commands.progress import progress_bar
-    from dymn.formats import FORMATS, SUFFIXES
+    from dymn.formats import BINARY, FORMATS, ROWS, choose, write_file
     from dymn.recordings import source_name
     from dymn.tagger import TagSettings
 
     hush(quiet)
     settings = TagSettings(top_k, threshold, tuple(labels or ()), tuple(exclude or ()), window, hop, fill.value, combine.value)
-    name = format.value if format else SUFFIXES.get(output.suffix.lower() if output else "", "table")
+    name = choose(format.value if format else None, output)
+    if keeps_journal(output, name in ROWS and plot is None, paths, fresh, retry_failed):
+        check_output(output, name, ())
+        tagger = load_tagger(model, device, threads, quiet)
+        run = describe(tagger, model or "", settings, per_window)
+        if workers is None:
+            workers = default_workers(threads, MANY)
+        work = partial(tagger.tag_files, settings=settings, batch_size=batch_size, workers=workers)
+        run_bulk(
+            Bulk("tag", tags(per_window), work, partial(write_file, run, name), run.to_dict()), paths, output, fresh, retry_failed, quiet
+        )
+        return
     found, failed = find(paths)
     check_output(output, name, found)
     if plot is not None:
@@ -262,9 +275,12 @@ def tag(
     )
     failures = Failures()
     run = describe(tagger, model or "", settings, per_window)
-    write(
-        failures.reported(chain(failed, bar.over(recordings))), run, FORMATS[name], output, separately=name == "audacity" and len(found) > 1
-    )
+    reported = failures.reported(chain(failed, bar.over(recordings)))
+    if name in BINARY:
+        with binary_output(output) as file:
+            write_file(run, name, reported, file)
+    else:
+        write(reported, run, FORMATS[name], output, separately=name == "audacity" and len(found) > 1)
     if plot is not None:
         shown = [path for path in found if source_name(path) not in failures.names]
         failures.count += draw(tagger, shown, plot, single=len(found) == 1, settings=settings, quiet=quiet)

@@ -1,0 +1,141 @@
+"""Runs over many recordings that keep a journal: what `dymn tag` and `dymn embed` have in common there."""
+
+from __future__ import annotations
+
+import json
+import stat
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Generic, Protocol
+
+import typer
+
+from dymn.commands.options import note
+from dymn.commands.tag import R
+from dymn.errors import ConfigError
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeIs
+
+    from dymn.bulk import Kind
+    from dymn.commands.progress import RateBar
+    from dymn.journal import Journal
+
+
+class Work(Protocol[R]):
+    """`Tagger.tag_files` and its like, with their settings bound."""
+
+    def __call__(self, sources: Iterable[Path], /, *, progress: Callable[[str, float], None] | None) -> Iterator[R]:
+        """Yield one result a path, and call `progress` with a name and how many seconds of it are done."""
+
+
+@dataclass(frozen=True)
+class Bulk(Generic[R]):
+    """What is done with recordings.
+
+    Attributes:
+        name: of the command.
+        kind: how results are kept.
+        work: from paths to results.
+        write: writes results as they come to a file.
+        settings: all that results depend on besides the recordings, as JSON types.
+    """
+
+    name: str
+    kind: Kind[R]
+    work: Work[R]
+    write: Callable[[Iterable[R], BinaryIO], None]
+    settings: Mapping[str, Any]
+
+
+def keeps_journal(output: Path | None, streams: bool, paths: Sequence[str], *asked: bool) -> TypeIs[Path]:
+    """Return whether a run keeps a journal: one that writes rows to a file, from recordings that can be read again.
+
+    Args:
+        output: the file to write, or None for standard output.
+        streams: whether the format is one of rows.
+        paths: as given.
+        asked: options that make sense with a journal only.
+
+    Raises:
+        ConfigError: if one of those was given and there will be none.
+    """
+    keeps = output is not None and streams and "-" not in paths and not (output.exists() and not stat.S_ISREG(output.stat().st_mode))
+    if any(asked) and not keeps:
+        raise ConfigError(
+            "--fresh and --retry-failed are for runs with a journal: those that write rows to a file. See --output, --format."
+        )
+    return keeps
+
+
+def report_path(output: Path) -> Path:
+    """Return where the report of recordings that failed lies: beside the output."""
+    return output.with_name(f"{output.name}.failed.jsonl")
+
+
+def run_bulk(bulk: Bulk[R], paths: Sequence[str], output: Path, fresh: bool, retry: bool, quiet: bool) -> None:
+    """Do recordings and write the output, or go on with a run that did not end.
+
+    Raises:
+        Exit: with code 1, if recordings failed.
+    """
+    from dymn.bulk import compute, results
+    from dymn.commands.progress import rate_bar
+    from dymn.errors import AudioError
+    from dymn.files import atomic_write
+    from dymn.journal import Journal
+
+    with Journal(output, {"command": bulk.name, **bulk.settings}, fresh=fresh, retry=retry) as journal:
+        if journal.was_complete:
+            note(f"The run before has ended, and its {journal.path.name} is begun anew; --retry-failed would do only what failed.", quiet)
+        lost = journal.list(paths)
+        for _, error in lost:
+            typer.echo(f"dymn: {error}", err=True)
+        counts = journal.counts()
+        if counts.done:
+            failed = f" ({counts.failed} of them failed, and are not tried again without --retry-failed)" if counts.failed else ""
+            note(f"{counts.done:,} of {counts.listed:,} recordings are done already{failed}. The others follow.", quiet)
+        try:
+            with rate_bar(counts.listed, counts.done, quiet) as bar:
+                compute(journal, bulk.kind, lambda found: bulk.work(found, progress=bar.at), lambda result: _follow(bar, result))
+        except BaseException:
+            _say_kept(journal, quiet)
+            raise
+        failures = [(name, AudioError(str(error))) for name, error in lost]
+        found = chain((bulk.kind.failed(name, error) for name, error in failures), results(journal, bulk.kind))
+        report = report_path(output)
+        n_failed = 0
+        with atomic_write(report) as lines, atomic_write(output) as file:
+
+            def reported() -> Iterator[R]:
+                nonlocal n_failed
+                for result in found:
+                    if result.error is not None:
+                        n_failed += 1
+                        line = json.dumps({"file": result.name, "error": str(result.error)}, ensure_ascii=False)
+                        lines.write(line.encode("utf-8", "backslashreplace") + b"\n")
+                    yield result
+
+            bulk.write(reported(), file)
+        counts = journal.counts()
+        if not n_failed:
+            report.unlink(missing_ok=True)
+        journal.complete(keep=counts.failed > 0)
+    if n_failed:
+        again = "" if not counts.failed else " With --retry-failed the same command tries these again."
+        note(f"{n_failed:,} of {counts.listed + len(lost):,} recordings failed; {report} says why.{again}", quiet)
+        raise typer.Exit(1)
+
+
+def _follow(bar: RateBar, result: R) -> None:
+    bar.advance(result.name)
+    if result.error is not None:
+        bar.say(f"dymn: {result.error}")
+
+
+def _say_kept(journal: Journal, quiet: bool) -> None:
+    counts = journal.counts()
+    if counts.done:
+        note(f"{counts.done:,} of {counts.listed:,} recordings are kept in {journal.path}; the same command goes on there.", quiet)

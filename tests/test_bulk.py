@@ -86,7 +86,7 @@ def go_on(output, folder, done, *, per_window=True, run_settings=SETTINGS, fresh
     """Run to the end, unless killed, and return the rows."""
     kind = tags(per_window)
     with Journal(output, run_settings, fresh=fresh, retry=retry) as journal:
-        journal.list([str(folder)])
+        journal.find([str(folder)])
         compute(journal, kind, work(done, **how))
         text = "".join(csv_rows(results(journal, kind), RUN))
         journal.complete(keep=journal.counts().failed > 0)
@@ -122,7 +122,7 @@ def test_killed_anywhere_with_a_torn_end_it_does_the_rest_and_gives_the_same(cli
         alive.parent.mkdir()
         n_before = data.draw(st.integers(0, 13), "killed after")
         journal = Journal(dead, SETTINGS)
-        journal.list([str(clips)])
+        journal.find([str(clips)])
         with contextlib.suppress(Killed):
             compute(journal, tags(True), work(before, kill_after=n_before))
         for file in dead.parent.iterdir():
@@ -178,7 +178,7 @@ def test_what_changes_or_vanishes_during_a_run_is_a_failure_and_done_the_next_ti
             yield result
 
     with Journal(output, SETTINGS) as journal:
-        journal.list([str(folder)])
+        journal.find([str(folder)])
         compute(journal, tags(False), lambda paths: spoiling(paths))
         found = {Path(result.name).name: str(result.error or "") for result in results(journal, tags(False))}
     assert list(found) == ["0.wav", "3.wav", "6.wav", "9.wav"]
@@ -225,7 +225,7 @@ def test_two_runs_at_once_are_one_too_many(clips, tmp_path):
     output = tmp_path / "out.csv"
     (tmp_path / "link.csv").symlink_to(output)
     with Journal(output, SETTINGS) as journal:
-        journal.list([str(clips / "a")])
+        journal.find([str(clips / "a")])
         for name in ("out.csv", "link.csv"):
             for fresh in (False, True):
                 with pytest.raises(ConfigError, match="Another run is at work"):
@@ -249,7 +249,7 @@ def test_a_full_disk_ends_the_run_and_nothing_is_lost(clips, tmp_path, monkeypat
     output, again, kind = tmp_path / "out.csv", [], tags(False)
     big = Kind(lambda found: kind.pack(found) + b" " * 1500, kind.unpack, kind.failed)
     with Journal(output, SETTINGS) as journal:
-        journal.list([str(clips)])
+        journal.find([str(clips)])
         pages = journal._database.execute("PRAGMA page_count").fetchone()[0]
         journal._database.execute(f"PRAGMA max_page_count = {pages + 3}")
         with pytest.raises(OSError, match="No space left") as caught:
@@ -261,7 +261,7 @@ def test_a_full_disk_ends_the_run_and_nothing_is_lost(clips, tmp_path, monkeypat
 
 def test_a_result_that_is_missing_is_no_output(clips, tmp_path):
     with Journal(tmp_path / "out.csv", SETTINGS) as journal:
-        journal.list([str(clips)])
+        journal.find([str(clips)])
         with pytest.raises(DataError, match="lacks"):
             list(results(journal, tags(False)))
     assert list(tmp_path.iterdir()) == []
@@ -276,7 +276,7 @@ def test_recordings_are_listed_once_in_the_order_of_find(tmp_path, monkeypatch):
     (tmp_path / "b" / "a" / "up").symlink_to(tmp_path, target_is_directory=True)
     (tmp_path / "b" / "loop.wav").symlink_to("loop.wav")
     with Journal(tmp_path / "out.csv", SETTINGS) as journal:
-        lost = journal.list(["b/1.wav", ".", str(tmp_path), "nowhere*", "gone.wav"])
+        lost = journal.find(["b/1.wav", ".", str(tmp_path), "nowhere*", "gone.wav"])
         found = [task.name for task in journal.to_do()]
     assert [name for name, _ in lost] == ["nowhere*"]
     assert found == [Path("b/1.wav"), *(path for path in audio.find(".") if path != Path("b/1.wav")), Path("gone.wav")]
@@ -286,7 +286,7 @@ def test_recordings_are_listed_once_in_the_order_of_find(tmp_path, monkeypatch):
 def test_the_output_is_no_recording(clips, tmp_path):
     shutil.copytree(clips / "a", tmp_path / "in")
     with Journal(tmp_path / "in" / "0.wav", SETTINGS) as journal, pytest.raises(ConfigError, match="one of the recordings"):
-        journal.list([str(tmp_path)])
+        journal.find([str(tmp_path)])
     assert len(list((tmp_path / "in").iterdir())) == 4
 
 
@@ -380,7 +380,7 @@ def test_a_process_that_is_ended_by_a_signal_is_gone_on_with(number, code, model
     folder.mkdir()
     for i in range(300):
         soundfile.write(folder / f"{i}.wav", np.full(8000, i / 400, np.float32), RATE)
-    command = [sys.executable, "-m", "dymn", "tag", str(folder), "-m", str(model), "-o", str(output), "--threads", "1"]
+    command = [sys.executable, "-m", "dymn", "tag", str(folder), "-m", str(model), "-o", str(output), "--batch-size", "1"]
     with subprocess.Popen(command, stderr=subprocess.PIPE) as running:
         while not journal_path(output).exists() and running.poll() is None:
             time.sleep(0.01)
@@ -393,8 +393,8 @@ def test_a_process_that_is_ended_by_a_signal_is_gone_on_with(number, code, model
         pytest.skip("it had ended before the signal came")
     assert running.returncode == code, errors
     assert not output.exists() and b"Traceback" not in errors
-    ended = run("tag", folder, "-m", model, "-o", output)
+    ended = run("tag", folder, "-m", model, "-o", output, "--batch-size", "1")
     assert ended.exit_code == 0, ended.output
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out.csv"]
-    straight = run("tag", folder, "-m", model, "-f", "csv")
+    straight = run("tag", folder, "-m", model, "-f", "csv", "--batch-size", "1")
     assert output.read_text(encoding="utf-8") == straight.stdout

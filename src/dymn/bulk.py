@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,7 +76,7 @@ def compute(
     """
     begun: deque[Task] = deque()
 
-    def paths() -> Iterator[Path]:
+    def paths() -> Generator[Path, None, None]:
         for task in journal.to_do():
             begun.append(task)
             yield task.name

@@ -174,7 +174,7 @@ class Journal:
         self._database.execute("BEGIN")
         self._committed = time.monotonic()
 
-    def list(self, paths: Iterable[str]) -> list[tuple[str, AudioError]]:
+    def find(self, paths: Iterable[str]) -> list[tuple[str, AudioError]]:
         """List the recordings that paths name, each once: in the order of the paths, within each sorted as by `dymn.audio.find`.
 
         Returns:

@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Generic, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, Generic
 
 import typer
 
+from dymn.bulk import Kind, R, compute, results
 from dymn.commands.options import note
-from dymn.commands.tag import R
-from dymn.errors import ConfigError
+from dymn.errors import AudioError, ConfigError, DymnError
 
 if TYPE_CHECKING:
-    from typing_extensions import TypeIs
+    from typing import TypeGuard
 
-    from dymn.bulk import Kind
     from dymn.commands.progress import RateBar
     from dymn.journal import Journal
-
-
-class Work(Protocol[R]):
-    """`Tagger.tag_files` and its like, with their settings bound."""
-
-    def __call__(self, sources: Iterable[Path], /, *, progress: Callable[[str, float], None] | None) -> Iterator[R]:
-        """Yield one result a path, and call `progress` with a name and how many seconds of it are done."""
 
 
 @dataclass(frozen=True)
@@ -38,19 +31,19 @@ class Bulk(Generic[R]):
     Attributes:
         name: of the command.
         kind: how results are kept.
-        work: from paths to results.
+        work: `Tagger.tag_files` and its like, with their settings bound.
         write: writes results as they come to a file.
         settings: all that results depend on besides the recordings, as JSON types.
     """
 
     name: str
     kind: Kind[R]
-    work: Work[R]
+    work: Callable[..., Iterator[R]]
     write: Callable[[Iterable[R], BinaryIO], None]
     settings: Mapping[str, Any]
 
 
-def keeps_journal(output: Path | None, streams: bool, paths: Sequence[str], *asked: bool) -> TypeIs[Path]:
+def keeps_journal(output: Path | None, streams: bool, paths: Sequence[str], *asked: bool) -> TypeGuard[Path]:
     """Return whether a run keeps a journal: one that writes rows to a file, from recordings that can be read again.
 
     Args:
@@ -81,16 +74,14 @@ def run_bulk(bulk: Bulk[R], paths: Sequence[str], output: Path, fresh: bool, ret
     Raises:
         Exit: with code 1, if recordings failed.
     """
-    from dymn.bulk import compute, results
     from dymn.commands.progress import rate_bar
-    from dymn.errors import AudioError
     from dymn.files import atomic_write
     from dymn.journal import Journal
 
     with Journal(output, {"command": bulk.name, **bulk.settings}, fresh=fresh, retry=retry) as journal:
         if journal.was_complete:
             note(f"The run before has ended, and its {journal.path.name} is begun anew; --retry-failed would do only what failed.", quiet)
-        lost = journal.list(paths)
+        lost = journal.find(paths)
         for _, error in lost:
             typer.echo(f"dymn: {error}", err=True)
         counts = journal.counts()
@@ -136,6 +127,7 @@ def _follow(bar: RateBar, result: R) -> None:
 
 
 def _say_kept(journal: Journal, quiet: bool) -> None:
-    counts = journal.counts()
-    if counts.done:
-        note(f"{counts.done:,} of {counts.listed:,} recordings are kept in {journal.path}; the same command goes on there.", quiet)
+    with contextlib.suppress(DymnError, OSError):  # why the run ends is what must be told
+        counts = journal.counts()
+        if counts.done:
+            note(f"{counts.done:,} of {counts.listed:,} recordings are kept in {journal.path}; the same command goes on there.", quiet)

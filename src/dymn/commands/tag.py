@@ -249,22 +249,23 @@ def tag(
     hush(quiet)
     settings = TagSettings(top_k, threshold, tuple(labels or ()), tuple(exclude or ()), window, hop, fill.value, combine.value)
     name = choose(format.value if format else None, output)
+    load = partial(load_onnx, model, device, threads) if backend is Computes.onnx else partial(load_tagger, model, device, threads, quiet)
     if keeps_journal(output, name in ROWS and plot is None, paths, fresh, retry_failed):
         check_output(output, name, ())
-        tagger = load_tagger(model, device, threads, quiet)
+        tagger = load()
         run = describe(tagger, model or "", settings, per_window)
         if workers is None:
             workers = default_workers(threads, MANY)
         work = partial(tagger.tag_files, settings=settings, batch_size=batch_size, workers=workers)
-        run_bulk(
-            Bulk("tag", tags(per_window), work, partial(write_file, run, name), run.to_dict()), paths, output, fresh, retry_failed, quiet
-        )
+        origin = run.to_dict() | {"backend": backend.value}
+        bulk = Bulk("tag", tags(per_window), work, partial(write_file, run, name), origin)
+        run_bulk(bulk, paths, output, fresh, retry_failed, quiet)
         return
     found, failed = find(paths)
     check_output(output, name, found)
     if plot is not None:
         check_plot(plot, found)
-    tagger = load_onnx(model, device, threads) if backend is Computes.onnx else load_tagger(model, device, threads, quiet)
+    tagger = load()
     bar = progress_bar(len(found), quiet)
     recordings = tagger.tag_files(
         found,

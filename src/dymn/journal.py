@@ -220,7 +220,8 @@ class Journal:
     def put(self, task: Task, seconds: float, result: bytes | None, error: str | None) -> None:
         """Take in what became of a recording; it is on the disk within `COMMIT_SECONDS`, if there are more to come."""
         if result is not None and len(result) > MAX_RESULT:
-            result, error = None, f"{task.name} has a result of {len(result) / 2**20:.0f} MiB, too much for a journal. Do it by itself."
+            error = f"{task.name} has a result of {len(result) / 2**20:.0f} MiB, too much for a journal. Do it by itself."
+            result = None
         with self._telling():
             row = (task.path, *task.stamp, seconds, result, error)
             self._database.execute("INSERT OR REPLACE INTO done VALUES (?, ?, ?, ?, ?, ?)", row)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dymn.layers import DynamicConv2d
 from dymn.model import MobileNet
 
-SPREAD = 0.08  # standard deviation of a logit over the clips
+SPREAD = 0.12  # standard deviation of a logit over the clips
 
 
 def lively(model: MobileNet, log_mel: Tensor, seed: int = 0) -> MobileNet:

@@ -36,7 +36,7 @@ CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time
 MIN_ROUNDS, MAX_ROUNDS = 3, 200
 WARM_UP = 2
 CALIBRATION_CLIPS = 8
-MIN_SPREAD = 0.05
+MIN_SPREAD = 0.1
 CLASSES = 527
 
 Logits = Callable[[Tensor], Tensor]

@@ -76,7 +76,7 @@ def test_forms_agree_where_speed_is_measured(path):
         found = load("network").measure(width=0.1, batch=2, threads=1, path=path, seconds=0, frames=100)
     finally:
         torch.set_num_threads(threads)
-    assert found["max_abs_error"] < (1e-3 if path == "train" else 1e-5) < 0.05 < found["spread"]  # norms of two clips magnify round-off
+    assert found["max_abs_error"] < (1e-3 if path == "train" else 1e-5) < 0.1 < found["spread"]  # norms of two clips magnify round-off
     assert found["ratio"] > 0 and found["rounds"] == 3 and 0 < found["fraction_of_peak"] < 1
 
 

@@ -57,7 +57,7 @@ def test_gives_the_published_numbers(shared, name, form):
 @pytest.mark.parametrize("name", MODELS)
 def test_every_architecture(name):
     logits = assert_same(small(CLIPS, name), CLIPS)
-    assert logits.std(dim=0).mean() > 0.05  # the outputs depend on the clip, or equality says little
+    assert logits.std(dim=0).mean() > 0.1  # the outputs depend on the clip, or equality says little
 
 
 @pytest.mark.parametrize("head", HEADS)

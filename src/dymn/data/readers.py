@@ -146,7 +146,7 @@ def read_fsd50k(root: Path) -> tuple[Catalog, Store]:
 
 
 def read_openmic(root: Path) -> tuple[Catalog, Store]:
-    """OpenMIC-2018: `openmic-2018.npz`, `class-map.json`, `partitions/split01_{train,test}.csv` and `audio/XXX/KEY.ogg`.
+    """OpenMIC-2018: `openmic-2018.npz`, `class-map.json`, `partitions/split01_{train,test}.csv` and `audio/KEY[:3]/KEY.ogg`.
 
     A probability above 0.5 is positive; classes without annotation are masked.
     """

@@ -9,15 +9,30 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
 
-from dymn.commands.options import RUN_PANEL, Device, Fresh, Quiet, RetryFailed, Threads, Workers, hush
-from dymn.commands.tag import Fill
+from dymn.commands.options import (
+    WHAT,
+    Device,
+    Fill,
+    Filling,
+    Fresh,
+    Hop,
+    Layers,
+    Model,
+    Paths,
+    Quiet,
+    RetryFailed,
+    Threads,
+    Window,
+    WindowBatch,
+    Workers,
+    hush,
+)
+from dymn.commands.recordings import MANY, Failures, check_output, default_workers, find, follower, load_tagger
 
 if TYPE_CHECKING:
     from dymn.embedding import Embedder, Embedding, EmbedSettings
     from dymn.embedding_formats import Columns
     from dymn.tagger import Tagger
-
-WHAT, WHERE = "What to embed", "Windows"
 
 
 class Format(str, Enum):
@@ -29,38 +44,9 @@ class Format(str, Enum):
 
 
 def embed(
-    paths: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="PATH",
-            help="Recordings, folders (searched with all folders in them), or globs; - is standard input.",
-            show_default=False,
-        ),
-    ],
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model",
-            "-m",
-            metavar="NAME|FILE",
-            help="A model with weights by its name (`dymn models` lists them), or a file or folder with one. Without it, the default of "
-            "`dymn tag`.",
-            show_default=False,
-        ),
-    ] = None,
-    layer: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--layer",
-            "-l",
-            metavar="LAYER",
-            help="What the vectors are made of: last (the averaged last feature map), block0 to block14, blocks (all of them), blocks10-14 "
-            "(some), mels (averages of the mel bands). May be given several times, or with commas between; the parts are concatenated. "
-            "Without it, last.",
-            rich_help_panel=WHAT,
-            show_default=False,
-        ),
-    ] = None,
+    paths: Paths,
+    model: Model = None,
+    layer: Layers = None,
     per_window: Annotated[
         bool,
         typer.Option("--per-window", help="Write a row for each window, with its start and end.", rich_help_panel=WHAT),
@@ -89,48 +75,12 @@ def embed(
             show_default=False,
         ),
     ] = None,
-    window: Annotated[
-        float,
-        typer.Option(
-            min=0.05,
-            max=600,
-            metavar="SECONDS",
-            help="How much the network hears at once. It was trained on 10 seconds. The vector of a longer recording is the mean of its "
-            "windows.",
-            rich_help_panel=WHERE,
-        ),
-    ] = 10.0,
-    hop: Annotated[
-        float | None,
-        typer.Option(
-            min=0.05,
-            max=600,
-            metavar="SECONDS",
-            help="From the start of one window to the next. Without it, windows follow each other without overlap.",
-            rich_help_panel=WHERE,
-            show_default=False,
-        ),
-    ] = None,
-    fill: Annotated[
-        Fill,
-        typer.Option(
-            help="What a recording, or the rest at its end, that is shorter than the window is filled up with: nothing (bare), itself "
-            "again (repeat), or zeros (pad).",
-            rich_help_panel=WHERE,
-        ),
-    ] = Fill.bare,
+    window: Window = 10.0,
+    hop: Hop = None,
+    fill: Filling = Fill.bare,
     device: Device = None,
     threads: Threads = None,
-    batch_size: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            metavar="NUMBER",
-            help="How many windows to compute at once. Without it, 4 on a CPU and 32 elsewhere.",
-            rich_help_panel=RUN_PANEL,
-            show_default=False,
-        ),
-    ] = None,
+    batch_size: WindowBatch = None,
     workers: Workers = None,
     fresh: Fresh = False,
     retry_failed: RetryFailed = False,
@@ -152,7 +102,6 @@ def embed(
     from dymn.commands.bulk import Bulk, keeps_journal, run_bulk
     from dymn.commands.output import binary_output
     from dymn.commands.progress import progress_bar
-    from dymn.commands.tag import MANY, Failures, check_output, default_workers, find, follower, load_tagger
     from dymn.embedding import Embedder, Embedding, EmbedSettings, parse_layers
     from dymn.embedding_formats import choose
 

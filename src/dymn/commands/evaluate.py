@@ -4,26 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dymn.commands.options import RUN_PANEL, Device, Quiet, Threads, hush, note
+from dymn.commands.options import DATA, ClipBatch, ClipWorkers, Device, Kind, Quiet, Report, ReportFormat, Threads, hush, note
 from dymn.errors import ConfigError
 
 if TYPE_CHECKING:
     from dymn.training.assess import Assessment
-
-DATA = "Data"
-
-
-class Format(str, Enum):
-    """How the answer is written."""
-
-    table = "table"
-    json = "json"
 
 
 def evaluate(
@@ -34,12 +24,7 @@ def evaluate(
         ),
     ],
     data: Annotated[Path, typer.Option("--data", "-d", metavar="PATH", help="The data, as for `dymn train`.", rich_help_panel=DATA)],
-    kind: Annotated[
-        str,
-        typer.Option(
-            "--kind", metavar="KIND", help="What the data are, as for `dymn train`; auto lets their files tell.", rich_help_panel=DATA
-        ),
-    ] = "auto",
+    kind: Kind = "auto",
     split: Annotated[
         str | None,
         typer.Option(
@@ -66,19 +51,13 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
-    workers: Annotated[
-        int, typer.Option("--workers", metavar="NUMBER", min=0, help="How many processes decode.", rich_help_panel=RUN_PANEL)
-    ] = 0,
-    batch_size: Annotated[
-        int, typer.Option("--batch-size", metavar="NUMBER", min=1, help="How many clips at a time.", rich_help_panel=RUN_PANEL)
-    ] = 16,
+    workers: ClipWorkers = 0,
+    batch_size: ClipBatch = 16,
     per_class: Annotated[
         Path | None,
         typer.Option("--per-class", metavar="FILE", help="Write the figures of each class into this CSV file.", show_default=False),
     ] = None,
-    format: Annotated[
-        Format, typer.Option("--format", "-f", metavar="FORMAT", help="How to write the answer: table or json.")
-    ] = Format.table,
+    format: ReportFormat = Report.table,
     device: Device = None,
     threads: Threads = None,
     quiet: Quiet = False,
@@ -117,7 +96,7 @@ def evaluate(
         note(
             "There is no test set, so all clips were taken, also those that the model may have been trained with.", quiet or split == "all"
         )
-    typer.echo(as_json(found, model, data) if format is Format.json else as_table(found))
+    typer.echo(as_json(found, model, data) if format is Report.json else as_table(found))
 
 
 def load(name: str, device: str | None, quiet: bool) -> Any:

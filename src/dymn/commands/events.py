@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dymn.commands.options import Device, Quiet, Threads, hush
+from dymn.commands.options import WHAT, Device, Exclude, Labels, Model, Paths, Quiet, Threads, hush
+from dymn.commands.recordings import Failures, check_output, find, load_tagger, write
 from dymn.errors import AudioError
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from dymn.formats import Run
     from dymn.tagger import Tagger
 
-WHAT, WHEN = "What to tell", "What is an event"
+WHEN = "What is an event"
 
 
 class Format(str, Enum):
@@ -40,37 +41,10 @@ class How(str, Enum):
 
 
 def events(
-    paths: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="PATH",
-            help="Recordings, folders (searched with all folders in them), or globs; - is standard input.",
-            show_default=False,
-        ),
-    ],
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model",
-            "-m",
-            metavar="NAME|FILE",
-            help="A model with weights by its name (`dymn models` lists them), or a file or folder with one. Without it, the default of "
-            "`dymn tag`.",
-            show_default=False,
-        ),
-    ] = None,
-    labels: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="PATTERN",
-            help='Choose only from these labels, such as "Dog" or "*music*". May be given several times, or with commas between.',
-            rich_help_panel=WHAT,
-        ),
-    ] = None,
-    exclude: Annotated[
-        list[str] | None,
-        typer.Option(metavar="PATTERN", help="Leave these labels out; patterns are as for --labels.", rich_help_panel=WHAT),
-    ] = None,
+    paths: Paths,
+    model: Model = None,
+    labels: Labels = None,
+    exclude: Exclude = None,
     format: Annotated[
         Format | None,
         typer.Option(
@@ -163,7 +137,6 @@ def events(
     Recordings that cannot be read are named on standard error, and in JSON and CSV. The others are still done, and the exit code is 1.
     """
     from dymn.commands.progress import progress_bar
-    from dymn.commands.tag import Failures, check_output, find, load_tagger, write
     from dymn.events import EventSettings
     from dymn.events.formats import FORMATS, SUFFIXES, EventRecording
 

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from dymn.commands.options import Device, Quiet, Threads, hush, note
+from dymn.commands.options import Device, Model, Quiet, Threads, hush, note
+from dymn.commands.recordings import load_tagger
 from dymn.errors import ConfigError
 
 ENDINGS = (".png", ".pdf", ".svg", ".html", ".npz")
@@ -15,17 +16,7 @@ ENDINGS = (".png", ".pdf", ".svg", ".html", ".npz")
 
 def explain(
     file: Annotated[str, typer.Argument(metavar="FILE", help="A recording; - is standard input.", show_default=False)],
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model",
-            "-m",
-            metavar="NAME|FILE",
-            help="A model with weights by its name (`dymn models` lists them), or a file or folder with one. Without it, the default of "
-            "`dymn tag`.",
-            show_default=False,
-        ),
-    ] = None,
+    model: Model = None,
     output: Annotated[
         list[Path] | None,
         typer.Option(
@@ -50,7 +41,6 @@ def explain(
     The picture has the spectrogram with the tags' timeline; when and at which frequencies each block listened (Coordinate Attention);
     which kernels its convolutions were mixed of; and the function that its Dy-ReLU became in each channel.
     """
-    from dymn.commands.tag import load_tagger
     from dymn.explain import explain as decide
     from dymn.explain import is_dynamic
     from dymn.explain.page import save_page

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 
-from dymn.commands.options import Device, Quiet, Threads, hush, note
+from dymn.commands.options import WHAT, Device, Exclude, Labels, Model, Quiet, Threads, Threshold, hush, note
+from dymn.commands.recordings import load_tagger
 from dymn.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from dymn.live import Heard
     from dymn.pcm import PcmReader
 
-WHAT, PIPE, LIVE = "What to tell", "Samples from a pipe", "How to listen"
+PIPE, LIVE = "Samples from a pipe", "How to listen"
 READ_BYTES = 65_536
 POLL_SECONDS = 0.2
 MICROPHONE_LAG = 2.0
@@ -45,44 +46,13 @@ def listen(
         str | None,
         typer.Argument(metavar="[-]", help="- for raw samples on standard input. Without it, the microphone.", show_default=False),
     ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model",
-            "-m",
-            metavar="NAME|FILE",
-            help="A model with weights by its name (`dymn models` lists them), or a file or folder with one. Without it, the default of "
-            "`dymn tag`.",
-            show_default=False,
-        ),
-    ] = None,
+    model: Model = None,
     top_k: Annotated[
         int, typer.Option("--top-k", "-k", metavar="NUMBER", min=1, help="Give at most this many labels.", rich_help_panel=WHAT)
     ] = 5,
-    threshold: Annotated[
-        float,
-        typer.Option(
-            "--threshold",
-            "-t",
-            metavar="FROM 0 TO 1",
-            min=0,
-            max=1,
-            help="Give only labels with at least this probability.",
-            rich_help_panel=WHAT,
-        ),
-    ] = 0.1,
-    labels: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="PATTERN",
-            help='Choose only from these labels, such as "Dog" or "*music*". May be given several times, or with commas between.',
-            rich_help_panel=WHAT,
-        ),
-    ] = None,
-    exclude: Annotated[
-        list[str] | None,
-        typer.Option(metavar="PATTERN", help="Leave these labels out; patterns are as for --labels.", rich_help_panel=WHAT),
-    ] = None,
+    threshold: Threshold = 0.1,
+    labels: Labels = None,
+    exclude: Exclude = None,
     as_json: Annotated[bool, typer.Option("--json", help="Write a line of JSON for each window.", rich_help_panel=WHAT)] = False,
     window: Annotated[
         float,
@@ -126,7 +96,6 @@ def listen(
     In a terminal there is a table that changes; elsewhere a line for each window. An answer comes when a tenth of a window beyond the
     window has been heard. Ctrl-C ends listening, and the exit code is then 0, as this is the usual way to end.
     """
-    from dymn.commands.tag import load_tagger
     from dymn.live import follow
     from dymn.selection import TagSettings
 

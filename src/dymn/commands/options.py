@@ -3,12 +3,136 @@
 from __future__ import annotations
 
 import logging
+from enum import Enum
 from typing import Annotated
 
 import typer
 
-RUN_PANEL = "How to run"
+WHAT, WINDOWS, DATA, RUN_PANEL = "What to tell", "Windows", "Data", "How to run"
 
+
+class Fill(str, Enum):
+    """The keys of `dymn.windows.FILLS`."""
+
+    repeat = "repeat"
+    pad = "pad"
+    bare = "bare"
+
+
+class Report(str, Enum):
+    """How figures are written."""
+
+    table = "table"
+    json = "json"
+
+
+Paths = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="PATH", help="Recordings, folders (searched with all folders in them), or globs; - is standard input.", show_default=False
+    ),
+]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        metavar="NAME|FILE",
+        help="A model with weights by its name (`dymn models` lists them), or a file or folder with one. Without it, dymn10_as is used if "
+        "it is in the cache or can be fetched, and else dymn04_open, which comes with dymn.",
+        show_default=False,
+    ),
+]
+Labels = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="PATTERN",
+        help='Choose only from these labels, such as "Dog" or "*music*". May be given several times, or with commas between.',
+        rich_help_panel=WHAT,
+    ),
+]
+Exclude = Annotated[
+    list[str] | None,
+    typer.Option(metavar="PATTERN", help="Leave these labels out; patterns are as for --labels.", rich_help_panel=WHAT),
+]
+Threshold = Annotated[
+    float,
+    typer.Option(
+        "--threshold",
+        "-t",
+        metavar="FROM 0 TO 1",
+        min=0,
+        max=1,
+        help="Give only labels with at least this probability.",
+        rich_help_panel=WHAT,
+    ),
+]
+Layers = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--layer",
+        "-l",
+        metavar="LAYER",
+        help="What embeddings are made of: last (the averaged last feature map), block0 to block14, blocks (all of them), blocks10-14 "
+        "(some), mels (averages of the mel bands). May be given several times, or with commas between; the parts are concatenated. "
+        "Without it, last.",
+        rich_help_panel=WHAT,
+        show_default=False,
+    ),
+]
+Window = Annotated[
+    float,
+    typer.Option(
+        min=0.05,
+        max=600,
+        metavar="SECONDS",
+        help="How much the network hears at once. It was trained on 10 seconds.",
+        rich_help_panel=WINDOWS,
+    ),
+]
+Hop = Annotated[
+    float | None,
+    typer.Option(
+        min=0.05,
+        max=600,
+        metavar="SECONDS",
+        help="From the start of one window to the next. Without it, windows follow each other without overlap.",
+        rich_help_panel=WINDOWS,
+        show_default=False,
+    ),
+]
+Filling = Annotated[
+    Fill,
+    typer.Option(
+        help="What a recording, or the rest at its end, that is shorter than the window is filled up with: itself again (repeat), zeros "
+        "(pad), or nothing (bare).",
+        rich_help_panel=WINDOWS,
+    ),
+]
+WindowBatch = Annotated[
+    int | None,
+    typer.Option(
+        "--batch-size",
+        min=1,
+        metavar="NUMBER",
+        help="How many windows to compute at once. Without it, 4 on a CPU and 32 elsewhere.",
+        rich_help_panel=RUN_PANEL,
+        show_default=False,
+    ),
+]
+Kind = Annotated[
+    str,
+    typer.Option(
+        "--kind", metavar="KIND", help="What the data are, as for `dymn train`; auto lets their files tell.", rich_help_panel=DATA
+    ),
+]
+ClipWorkers = Annotated[
+    int, typer.Option("--workers", metavar="NUMBER", min=0, help="How many processes decode.", rich_help_panel=RUN_PANEL)
+]
+ClipBatch = Annotated[
+    int, typer.Option("--batch-size", metavar="NUMBER", min=1, help="How many clips at a time.", rich_help_panel=RUN_PANEL)
+]
+ReportFormat = Annotated[Report, typer.Option("--format", "-f", metavar="FORMAT", help="How to write the answer: table or json.")]
 Device = Annotated[
     str | None,
     typer.Option(

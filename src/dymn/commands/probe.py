@@ -9,16 +9,30 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dymn.commands.evaluate import Format
-from dymn.commands.options import RUN_PANEL, Device, Quiet, Threads, hush, note
-from dymn.commands.tag import Fill
+from dymn.commands.options import (
+    DATA,
+    WHAT,
+    ClipWorkers,
+    Device,
+    Fill,
+    Kind,
+    Layers,
+    Model,
+    Quiet,
+    Report,
+    ReportFormat,
+    Threads,
+    WindowBatch,
+    hush,
+    note,
+)
+from dymn.commands.recordings import load_tagger
 from dymn.errors import ConfigError
 
 if TYPE_CHECKING:
     from dymn.embedding import Embedder
     from dymn.probe import Probed
 
-DATA, WHAT = "Data", "Embeddings"
 MOST_CONFUSIONS = 3
 PICTURES = (".png", ".pdf", ".svg")
 
@@ -33,30 +47,8 @@ def probe(
             show_default=False,
         ),
     ],
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model",
-            "-m",
-            metavar="NAME|FILE",
-            help="A model with weights by its name (`dymn models` lists them), or a file or folder with one. Without it, the default of "
-            "`dymn tag`.",
-            rich_help_panel=WHAT,
-            show_default=False,
-        ),
-    ] = None,
-    layer: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--layer",
-            "-l",
-            metavar="LAYER",
-            help="What the embeddings are made of, as for `dymn embed`: last, block0 to block14, blocks, mels, or several. "
-            "Without it, last.",
-            rich_help_panel=WHAT,
-            show_default=False,
-        ),
-    ] = None,
+    model: Model = None,
+    layer: Layers = None,
     seconds: Annotated[
         float | None,
         typer.Option(
@@ -76,12 +68,7 @@ def probe(
             rich_help_panel=WHAT,
         ),
     ] = Fill.bare,
-    kind: Annotated[
-        str,
-        typer.Option(
-            "--kind", metavar="KIND", help="What the data are, as for `dymn train`; auto lets their files tell.", rich_help_panel=DATA
-        ),
-    ] = "auto",
+    kind: Kind = "auto",
     folds: Annotated[
         int,
         typer.Option(
@@ -102,24 +89,11 @@ def probe(
             show_default=False,
         ),
     ] = None,
-    format: Annotated[
-        Format, typer.Option("--format", "-f", metavar="FORMAT", help="How to write the answer: table or json.")
-    ] = Format.table,
-    workers: Annotated[
-        int, typer.Option("--workers", metavar="NUMBER", min=0, help="How many processes decode.", rich_help_panel=RUN_PANEL)
-    ] = 0,
+    format: ReportFormat = Report.table,
+    workers: ClipWorkers = 0,
     device: Device = None,
     threads: Threads = None,
-    batch_size: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            metavar="NUMBER",
-            help="How many windows to compute at once. Without it, 4 on a CPU and 32 elsewhere.",
-            rich_help_panel=RUN_PANEL,
-            show_default=False,
-        ),
-    ] = None,
+    batch_size: WindowBatch = None,
     quiet: Quiet = False,
 ) -> None:
     """Measure how much a linear model tells from a network's embeddings of a dataset; the network itself is not trained.
@@ -133,7 +107,6 @@ def probe(
     Example: `dymn probe ESC10 --model dymn04_open --layer mels,blocks --plot confusion.png`.
     """
     from dymn.commands.progress import counting_bar
-    from dymn.commands.tag import load_tagger
     from dymn.embedding import Embedder, EmbedSettings, parse_layers
     from dymn.probe import probe as measure
 
@@ -164,7 +137,7 @@ def probe(
         plot_confusion(found, plot)
         note(f"{plot} is written.", quiet)
     name = tagger.card.name or str(model)
-    typer.echo(as_json(found, embedder, name, data) if format is Format.json else as_table(found, embedder, name))
+    typer.echo(as_json(found, embedder, name, data) if format is Report.json else as_table(found, embedder, name))
 
 
 def as_table(found: Probed, embedder: Embedder, model: str) -> str:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dymn.commands.options import RUN_PANEL, Device, Quiet, Threads, hush, note
+from dymn.commands.options import RUN_PANEL, Device, Quiet, Threads, WindowBatch, hush, note
+from dymn.commands.recordings import load_tagger
 from dymn.errors import ConfigError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -79,16 +80,7 @@ def serve(
             show_default=False,
         ),
     ] = None,
-    batch_size: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            metavar="NUMBER",
-            help="How many windows, of all requests, to compute at once. Without it, 4 on a CPU and 32 elsewhere.",
-            rich_help_panel=RUN_PANEL,
-            show_default=False,
-        ),
-    ] = None,
+    batch_size: WindowBatch = None,
     batch_wait: Annotated[
         float,
         typer.Option(min=0, max=1000, metavar="MS", help="How long a window waits for those of other requests.", rich_help_panel=RUN_PANEL),
@@ -184,8 +176,6 @@ def read_token(path: Path | None) -> str:
 
 def load_taggers(models: list[str], device: str | None, threads: int | None, quiet: bool) -> dict[str, Tagger]:
     """Load the models and return their taggers by the names under which they are served: those of their cards."""
-    from dymn.commands.tag import load_tagger
-
     taggers: dict[str, Tagger] = {}
     for model in models or [None]:  # type: ignore[list-item]
         tagger = load_tagger(model, device, threads, quiet)

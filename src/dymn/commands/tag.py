@@ -2,43 +2,42 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import Enum
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Protocol, TypeVar
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dymn.commands.options import RUN_PANEL, Device, Fresh, Quiet, RetryFailed, Threads, Workers, hush, note
-from dymn.errors import AudioError, ConfigError, DymnError, WeightsError
+from dymn.commands.options import (
+    RUN_PANEL,
+    WHAT,
+    WINDOWS,
+    Device,
+    Exclude,
+    Fill,
+    Filling,
+    Fresh,
+    Hop,
+    Labels,
+    Model,
+    Paths,
+    Quiet,
+    RetryFailed,
+    Threads,
+    Threshold,
+    Window,
+    WindowBatch,
+    Workers,
+    hush,
+)
+from dymn.commands.recordings import MANY, Failures, check_output, default_workers, find, follower, load_tagger, write
+from dymn.errors import ConfigError, WeightsError
 
 if TYPE_CHECKING:
-    from dymn.commands.progress import Bar
     from dymn.formats import Run
-    from dymn.tagger import Recording, Tagger, TagSettings
-
-
-WHAT, WHERE = "What to tell", "Windows"
-MANY = 2**31
-"""More recordings than there are CPUs."""
-
-
-class Result(Protocol):
-    """What became of a recording."""
-
-    @property
-    def name(self) -> str:
-        """Its path as given."""
-
-    @property
-    def error(self) -> DymnError | None:
-        """Why there is nothing else, or None."""
-
-
-R = TypeVar("R", bound=Result)
+    from dymn.tagger import Tagger, TagSettings
 
 
 class Format(str, Enum):
@@ -50,14 +49,6 @@ class Format(str, Enum):
     csv = "csv"
     audacity = "audacity"
     parquet = "parquet"
-
-
-class Fill(str, Enum):
-    """The keys of `dymn.windows.FILLS`."""
-
-    repeat = "repeat"
-    pad = "pad"
-    bare = "bare"
 
 
 class Computes(str, Enum):
@@ -75,25 +66,8 @@ class Combine(str, Enum):
 
 
 def tag(
-    paths: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="PATH",
-            help="Recordings, folders (searched with all folders in them), or globs; - is standard input.",
-            show_default=False,
-        ),
-    ],
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model",
-            "-m",
-            metavar="NAME|FILE",
-            help="A model with weights by its name (`dymn models` lists them), or a file or folder with one. Without it, dymn10_as is "
-            "used if it is in the cache or can be fetched, and else dymn04_open, which comes with dymn.",
-            show_default=False,
-        ),
-    ] = None,
+    paths: Paths,
+    model: Model = None,
     top_k: Annotated[
         int,
         typer.Option(
@@ -105,30 +79,9 @@ def tag(
             rich_help_panel=WHAT,
         ),
     ] = 10,
-    threshold: Annotated[
-        float,
-        typer.Option(
-            "--threshold",
-            "-t",
-            metavar="FROM 0 TO 1",
-            min=0,
-            max=1,
-            help="Give only labels with at least this probability.",
-            rich_help_panel=WHAT,
-        ),
-    ] = 0.0,
-    labels: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="PATTERN",
-            help='Choose only from these labels, such as "Dog" or "*music*". May be given several times, or with commas between.',
-            rich_help_panel=WHAT,
-        ),
-    ] = None,
-    exclude: Annotated[
-        list[str] | None,
-        typer.Option(metavar="PATTERN", help="Leave these labels out; patterns are as for --labels.", rich_help_panel=WHAT),
-    ] = None,
+    threshold: Threshold = 0.0,
+    labels: Labels = None,
+    exclude: Exclude = None,
     per_window: Annotated[
         bool,
         typer.Option("--per-window", help="Tell the labels of each window, with its start and end.", rich_help_panel=WHAT),
@@ -168,40 +121,14 @@ def tag(
             show_default=False,
         ),
     ] = None,
-    window: Annotated[
-        float,
-        typer.Option(
-            min=0.05,
-            max=600,
-            metavar="SECONDS",
-            help="How much the network hears at once. It was trained on 10 seconds.",
-            rich_help_panel=WHERE,
-        ),
-    ] = 10.0,
-    hop: Annotated[
-        float | None,
-        typer.Option(
-            min=0.05,
-            max=600,
-            metavar="SECONDS",
-            help="From the start of one window to the next. Without it, windows follow each other without overlap.",
-            rich_help_panel=WHERE,
-            show_default=False,
-        ),
-    ] = None,
-    fill: Annotated[
-        Fill,
-        typer.Option(
-            help="What a recording, or the rest at its end, that is shorter than the window is filled up with: itself again (repeat), "
-            "zeros (pad), or nothing (bare).",
-            rich_help_panel=WHERE,
-        ),
-    ] = Fill.repeat,
+    window: Window = 10.0,
+    hop: Hop = None,
+    fill: Filling = Fill.repeat,
     combine: Annotated[
         Combine,
         typer.Option(
             help="How windows make the answer for a recording: each label's highest probability (is it anywhere?), or its mean over time.",
-            rich_help_panel=WHERE,
+            rich_help_panel=WINDOWS,
         ),
     ] = Combine.max,
     backend: Annotated[
@@ -215,16 +142,7 @@ def tag(
     ] = Computes.torch,
     device: Device = None,
     threads: Threads = None,
-    batch_size: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            metavar="NUMBER",
-            help="How many windows to compute at once. Without it, 4 on a CPU and 32 elsewhere.",
-            rich_help_panel=RUN_PANEL,
-            show_default=False,
-        ),
-    ] = None,
+    batch_size: WindowBatch = None,
     workers: Workers = None,
     fresh: Fresh = False,
     retry_failed: RetryFailed = False,
@@ -289,70 +207,6 @@ def tag(
         raise typer.Exit(1)
 
 
-def find(paths: Sequence[str]) -> tuple[list[Path], list[Recording]]:
-    """Return the recordings that paths name, in the order of the paths, and failures for those that name none."""
-    from dymn import audio
-    from dymn.tagger import Recording
-
-    found: dict[str, Path] = {}
-    failed = []
-    for path in paths:
-        try:
-            found |= {str(item if str(item) == "-" else item.absolute()): item for item in audio.find(path)}
-        except AudioError as error:
-            failed.append(Recording(path, error=error))
-    return list(found.values()), failed
-
-
-def check_output(output: Path | None, name: str, found: Sequence[Path]) -> None:
-    """Refuse, before any work is done, an output that cannot be written or would overwrite a recording.
-
-    Raises:
-        ConfigError: the message says what to give instead.
-    """
-    if name == "audacity" and len(found) > 1 and (output is None or (output.exists() and not output.is_dir())):
-        raise ConfigError(
-            f"A label track belongs to one recording, and there are {len(found)}. Give a folder as --output, for one file each."
-        )
-    if output is None:
-        return
-    if output.is_dir() and not (name == "audacity" and len(found) > 1):
-        raise ConfigError(f"--output {output} is a folder. Give the name of a file to write to.")
-    if output.exists() and any(path.exists() and path.samefile(output) for path in found):
-        raise ConfigError(f"--output {output} is one of the recordings. Give another file to write to.")
-
-
-def default_workers(threads: int | None, recordings: int) -> int:
-    """Return how many threads decode: one a CPU that may be used, and no more than there are recordings or threads asked for."""
-    from dymn.cpus import available_cpus
-
-    return max(1, min(available_cpus(), recordings, threads or recordings))
-
-
-def load_tagger(model: str | None, device: str | None, threads: int | None, quiet: bool) -> Tagger:
-    """Load the model that was named, or the default one, and say which that is."""
-    from dymn.commands.progress import download_bar
-    from dymn.devices import resolve_device, use_threads
-    from dymn.tagger import Tagger
-    from dymn.weights import REGISTRY, load_model
-    from dymn.weights.default import load_default
-
-    resolve_device(device)
-    use_threads(threads)
-    with download_bar(quiet) as progress:
-        if model is None:
-            default = load_default(progress=progress)
-        elif model in REGISTRY or "/" in model or Path(model).exists():
-            return Tagger(load_model(model, progress=progress), device)
-        else:
-            try:
-                return Tagger(load_model(model, progress=progress), device)
-            except WeightsError as error:
-                raise ConfigError(str(error)) from error
-    note(default.reason, quiet)
-    return Tagger(default.model, device)
-
-
 def load_onnx(model: str | None, device: str | None, threads: int | None) -> Tagger:
     """Open an exported model for ONNX Runtime, without PyTorch."""
     from dymn.onnx_backend import SHIPPED
@@ -376,57 +230,3 @@ def describe(tagger: Tagger, model: str, settings: TagSettings, per_window: bool
     parameters = to_dict(settings) | {"hop": settings.hop or settings.window}
     digest = str(card.provenance.get("sha256", ""))
     return Run(__version__, card.name or model, digest, parameters, per_window)
-
-
-def follower(bar: Bar) -> Callable[[str, float], None]:
-    """Return a function that moves the bar on, by recordings and by the seconds that are done of the present one."""
-    from dymn import audio
-
-    lengths: dict[str, float | None] = {}
-
-    def follow(name: str, seconds: float) -> None:
-        if name not in lengths:
-            try:
-                lengths[name] = None if name == "-" else audio.probe(name).seconds
-            except AudioError:
-                lengths[name] = None
-        length = lengths[name]
-        bar.update(len(lengths) - 1 + (min(1.0, seconds / length) if length else 0.0), Path(name).name)
-
-    return follow
-
-
-class Failures:
-    """Recordings that could not be tagged: said as they come, and counted."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.names: set[str] = set()
-
-    def reported(self, recordings: Iterable[R]) -> Iterator[R]:
-        """Yield the recordings, after a message on standard error for each that failed."""
-        for recording in recordings:
-            if recording.error is not None:
-                self.count += 1
-                self.names.add(recording.name)
-                typer.echo(f"dymn: {recording.error}", err=True)
-            yield recording
-
-
-def write(
-    recordings: Iterable[R], run: Run, writer: Callable[[Iterable[R], Run], Iterator[str]], output: Path | None, separately: bool
-) -> None:
-    """Write recordings as `writer` puts them to a file or standard output, or separately to files in a folder."""
-    from dymn.commands.output import free_name, text_output
-
-    if separately and output is not None:
-        used: set[str] = set()
-        for recording in recordings:
-            if recording.error is None:
-                path = output / free_name(f"{Path(recording.name).stem}.txt", used)
-                with text_output(path) as stream:
-                    stream.writelines(writer([recording], run))
-        return
-    with text_output(output) as stream:
-        plain = "utf" not in (stream.encoding or "").lower()
-        stream.writelines(writer(recordings, dataclasses.replace(run, plain=plain)))

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from dymn.commands.options import RUN_PANEL, Device, Quiet, Threads, hush, note
+from dymn.commands.options import ClipBatch, ClipWorkers, Device, Kind, Quiet, Threads, hush, note
 from dymn.errors import ConfigError
 
 
@@ -48,9 +48,7 @@ def teach(
         ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The table to write, a .safetensors file.", show_default=False)],
-    kind: Annotated[
-        str, typer.Option("--kind", metavar="KIND", help="What the data are, as for `dymn train`; auto lets their files tell.")
-    ] = "auto",
+    kind: Kind = "auto",
     split: Annotated[
         str | None,
         typer.Option("--split", metavar="NAME", help="Teach only train, val or test; without it, all clips.", show_default=False),
@@ -70,12 +68,8 @@ def teach(
     max_bad: Annotated[
         float, typer.Option("--max-bad", metavar="FROM 0 TO 1", min=0, max=1, help="Which share of the clips may be unreadable.")
     ] = 0.05,
-    workers: Annotated[
-        int, typer.Option("--workers", metavar="NUMBER", min=0, help="How many processes decode.", rich_help_panel=RUN_PANEL)
-    ] = 0,
-    batch_size: Annotated[
-        int, typer.Option("--batch-size", metavar="NUMBER", min=1, help="How many clips at a time.", rich_help_panel=RUN_PANEL)
-    ] = 16,
+    workers: ClipWorkers = 0,
+    batch_size: ClipBatch = 16,
     device: Device = None,
     threads: Threads = None,
     quiet: Quiet = False,

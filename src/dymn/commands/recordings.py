@@ -1,0 +1,154 @@
+"""What commands over recordings share: to find them, to load a model, to say what failed, to write."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+import typer
+
+from dymn.commands.options import note
+from dymn.errors import AudioError, ConfigError, DymnError, WeightsError
+
+if TYPE_CHECKING:
+    from dymn.commands.progress import Bar
+    from dymn.formats import Run
+    from dymn.tagger import Recording, Tagger
+
+MANY = 2**31
+"""More recordings than there are CPUs."""
+
+
+class Result(Protocol):
+    """What became of a recording."""
+
+    @property
+    def name(self) -> str:
+        """Its path as given."""
+
+    @property
+    def error(self) -> DymnError | None:
+        """Why there is nothing else, or None."""
+
+
+R = TypeVar("R", bound=Result)
+
+
+def find(paths: Sequence[str]) -> tuple[list[Path], list[Recording]]:
+    """Return the recordings that paths name, in the order of the paths, and failures for those that name none."""
+    from dymn import audio
+    from dymn.tagger import Recording
+
+    found: dict[str, Path] = {}
+    failed = []
+    for path in paths:
+        try:
+            found |= {str(item if str(item) == "-" else item.absolute()): item for item in audio.find(path)}
+        except AudioError as error:
+            failed.append(Recording(path, error=error))
+    return list(found.values()), failed
+
+
+def check_output(output: Path | None, name: str, found: Sequence[Path]) -> None:
+    """Refuse, before any work is done, an output that cannot be written or would overwrite a recording.
+
+    Raises:
+        ConfigError: the message says what to give instead.
+    """
+    if name == "audacity" and len(found) > 1 and (output is None or (output.exists() and not output.is_dir())):
+        raise ConfigError(
+            f"A label track belongs to one recording, and there are {len(found)}. Give a folder as --output, for one file each."
+        )
+    if output is None:
+        return
+    if output.is_dir() and not (name == "audacity" and len(found) > 1):
+        raise ConfigError(f"--output {output} is a folder. Give the name of a file to write to.")
+    if output.exists() and any(path.exists() and path.samefile(output) for path in found):
+        raise ConfigError(f"--output {output} is one of the recordings. Give another file to write to.")
+
+
+def default_workers(threads: int | None, recordings: int) -> int:
+    """Return how many threads decode: one a CPU that may be used, and no more than there are recordings or threads asked for."""
+    from dymn.cpus import available_cpus
+
+    return max(1, min(available_cpus(), recordings, threads or recordings))
+
+
+def load_tagger(model: str | None, device: str | None, threads: int | None, quiet: bool) -> Tagger:
+    """Load the model that was named, or the default one, and say which that is."""
+    from dymn.commands.progress import download_bar
+    from dymn.devices import resolve_device, use_threads
+    from dymn.tagger import Tagger
+    from dymn.weights import REGISTRY, load_model
+    from dymn.weights.default import load_default
+
+    resolve_device(device)
+    use_threads(threads)
+    with download_bar(quiet) as progress:
+        if model is None:
+            default = load_default(progress=progress)
+        elif model in REGISTRY or "/" in model or Path(model).exists():
+            return Tagger(load_model(model, progress=progress), device)
+        else:
+            try:
+                return Tagger(load_model(model, progress=progress), device)
+            except WeightsError as error:
+                raise ConfigError(str(error)) from error
+    note(default.reason, quiet)
+    return Tagger(default.model, device)
+
+
+def follower(bar: Bar) -> Callable[[str, float], None]:
+    """Return a function that moves the bar on, by recordings and by the seconds that are done of the present one."""
+    from dymn import audio
+
+    lengths: dict[str, float | None] = {}
+
+    def follow(name: str, seconds: float) -> None:
+        if name not in lengths:
+            try:
+                lengths[name] = None if name == "-" else audio.probe(name).seconds
+            except AudioError:
+                lengths[name] = None
+        length = lengths[name]
+        bar.update(len(lengths) - 1 + (min(1.0, seconds / length) if length else 0.0), Path(name).name)
+
+    return follow
+
+
+class Failures:
+    """Recordings that could not be tagged: said as they come, and counted."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.names: set[str] = set()
+
+    def reported(self, recordings: Iterable[R]) -> Iterator[R]:
+        """Yield the recordings, after a message on standard error for each that failed."""
+        for recording in recordings:
+            if recording.error is not None:
+                self.count += 1
+                self.names.add(recording.name)
+                typer.echo(f"dymn: {recording.error}", err=True)
+            yield recording
+
+
+def write(
+    recordings: Iterable[R], run: Run, writer: Callable[[Iterable[R], Run], Iterator[str]], output: Path | None, separately: bool
+) -> None:
+    """Write recordings as `writer` puts them to a file or standard output, or separately to files in a folder."""
+    from dymn.commands.output import free_name, text_output
+
+    if separately and output is not None:
+        used: set[str] = set()
+        for recording in recordings:
+            if recording.error is None:
+                path = output / free_name(f"{Path(recording.name).stem}.txt", used)
+                with text_output(path) as stream:
+                    stream.writelines(writer([recording], run))
+        return
+    with text_output(output) as stream:
+        plain = "utf" not in (stream.encoding or "").lower()
+        stream.writelines(writer(recordings, dataclasses.replace(run, plain=plain)))

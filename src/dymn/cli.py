@@ -29,6 +29,7 @@ from dymn.commands.models import models
 from dymn.commands.probe import probe
 from dymn.commands.profile import profile
 from dymn.commands.serve import serve
+from dymn.commands.shards import shards
 from dymn.commands.tag import tag
 from dymn.commands.teach import ManyModels, teach
 from dymn.commands.train import train
@@ -130,6 +131,7 @@ app.command()(profile)
 app.command()(train)
 app.command()(evaluate)
 app.command(cls=ManyModels)(teach)
+app.command()(shards)
 app.command()(probe)
 app.command()(explain)
 app.command()(serve)

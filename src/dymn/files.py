@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,6 +48,17 @@ def text_in(file: BinaryIO) -> Iterator[TextIO]:
     yield text
     text.flush()
     text.detach()
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock that ends with the process, waiting for it if need be; where the platform has no such locks, do without."""
+    with path.open("wb") as file:
+        if sys.platform != "win32":
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _give_usual_mode(name: str) -> None:

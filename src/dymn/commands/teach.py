@@ -82,7 +82,7 @@ def teach(
     """
     from dymn.commands.progress import counting_bar
     from dymn.commands.train import check_model
-    from dymn.data import TASKS, open_source
+    from dymn.data import open_source, task_of
     from dymn.data import teach as library_teach
     from dymn.data.detect import detect
     from dymn.devices import resolve_device, use_threads
@@ -107,7 +107,7 @@ def teach(
                 source,
                 models,
                 out,
-                seconds=seconds or TASKS[kind].seconds,
+                seconds=seconds or task_of(kind, path).seconds,
                 fill=fill,
                 batch_size=batch_size,
                 workers=workers,

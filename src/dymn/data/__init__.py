@@ -3,9 +3,10 @@
 from dymn.data.batch import BadClip, Batch, Clip, collate, fit
 from dymn.data.cache import cached
 from dymn.data.loader import Loader
+from dymn.data.pack import Packed, PackSettings, pack
 from dymn.data.samplers import BalancedSampler, PlainSampler, class_counts, clip_weights
 from dymn.data.source import Catalog, Source
-from dymn.data.tasks import TASKS, TaskSpec, open_source, select
+from dymn.data.tasks import TASKS, TaskSpec, open_source, select, task_facts, task_of
 from dymn.data.teach import Ensemble, spot_check, teach
 from dymn.data.teacher import TeacherTable
 
@@ -18,6 +19,8 @@ __all__ = [
     "Clip",
     "Ensemble",
     "Loader",
+    "PackSettings",
+    "Packed",
     "PlainSampler",
     "Source",
     "TaskSpec",
@@ -28,7 +31,10 @@ __all__ = [
     "collate",
     "fit",
     "open_source",
+    "pack",
     "select",
     "spot_check",
+    "task_facts",
+    "task_of",
     "teach",
 ]

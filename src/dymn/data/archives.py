@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from dymn.data.readers import csv_rows, multi_hot, split_name, table
 from dymn.data.source import Catalog
-from dymn.data.stores import Hdf5Store, Member, Opened, Store, TarStore, open_binary, open_hdf5, read_member, tar_members
+from dymn.data.stores import Hdf5Store, Member, Opened, Store, open_binary, open_hdf5, read_member, tar_members, tar_store
 from dymn.errors import DataError
 
 AUDIO_SUFFIXES = (".opus", ".ogg", ".flac", ".wav", ".mp3")
@@ -78,7 +78,7 @@ def read_shards(root: Path, *, labels: Sequence[str] | None = None) -> tuple[Cat
         targets=multi_hot([clip or () for clip in names], classes, root),
         masks=None if annotated.all() else np.repeat(annotated[:, None], len(classes), axis=1),
         splits=splits,
-    ), TarStore([entry[2] for entry in found])
+    ), tar_store([entry[2] for entry in found])
 
 
 def _json_labels(member: Member | None, files: Opened[Any]) -> list[str] | None:

@@ -11,9 +11,7 @@ import json
 import logging
 import os
 import shutil
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from dymn.data.batch import BadClip, Floats
 from dymn.data.source import Cut, Source
 from dymn.errors import DataError
+from dymn.files import locked
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +84,7 @@ def cached(source: Source, directory: str | Path, *, workers: int = 0, progress:
     try:
         parent.mkdir(parents=True, exist_ok=True)
         if not folder.is_dir():
-            with _lock(parent / f"{folder.name}.lock"):
+            with locked(parent / f"{folder.name}.lock"):
                 if not folder.is_dir():
                     _build(source.where_all(), folder, workers, progress)
     except OSError as error:
@@ -142,14 +141,3 @@ def _build(source: Source, folder: Path, workers: int, progress: Progress | None
     np.savez(part / "index.npz", starts=starts, ends=ends, scales=scales, fingerprints=marks)
     (part / "meta.json").write_text(json.dumps({"format": FORMAT, "name": source.name, "bad": bad}), encoding="utf-8")
     os.replace(part, folder)
-
-
-@contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Hold a lock that ends with the process; where the platform has no such locks, do without."""
-    with path.open("wb") as file:
-        if sys.platform != "win32":
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield

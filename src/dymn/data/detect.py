@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dymn.data.archives import AUDIOSET_FILES, FSD50K_FILES, OPENMIC_FILES
+from dymn.data.packed import INDEX_FILE, WORK_FOLDER
 from dymn.errors import DataError
 
 HDF5_KINDS = {
@@ -14,6 +15,8 @@ HDF5_KINDS = {
     **dict.fromkeys(OPENMIC_FILES, "openmic_hdf5"),
 }
 MARKS = {
+    WORK_FOLDER: "packed",  # one that is not complete is refused by its reader
+    INDEX_FILE: "packed",
     "meta/esc50.csv": "esc50",
     "meta/esc10.csv": "esc10",
     "FSD50K.ground_truth": "fsd50k",

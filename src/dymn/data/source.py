@@ -135,24 +135,31 @@ class Source(Dataset["Clip | BadClip"]):
             raise IndexError(f"There is no clip {i} among {len(self)}.")
         return self.clip(range(len(self))[i])
 
-    def clip(self, i: int, cut: Cut | None = None) -> Clip | BadClip:
-        """Return clip `i`, its waveform passed through `cut` (which takes 16-bit samples as well, where they are decoded already)."""
-        read = self.read(i, cut)
+    def clip(self, i: int, cut: Cut | None = None, content: bytes | Exception | None = None) -> Clip | BadClip:
+        """Return clip `i`, its waveform passed through `cut` (which takes 16-bit samples as well, where they are decoded already).
+
+        `content` is what its store gave, if that was asked before.
+        """
+        read = self.read(i, cut, content)
         if isinstance(read, BadClip):
             return read
         waveform, mark = read
         row = slice(i, i + 1)
         return Clip(self.keys[i], waveform, self.catalog.target_rows(row)[0], self.catalog.mask_rows(row)[0], mark)
 
-    def read(self, i: int, cut: Cut | None = None) -> tuple[Floats, int] | BadClip:
-        """Return waveform [N] and fingerprint of clip `i`, or why there is none."""
+    def read(self, i: int, cut: Cut | None = None, content: bytes | Exception | None = None) -> tuple[Floats, int] | BadClip:
+        """Return waveform [N] and fingerprint of clip `i`, or why there is none (arguments as for `clip`)."""
         if self.decoded is not None:
             read = self.decoded.read(int(self.indices[i]), cut)
             return BadClip(self.keys[i], read) if isinstance(read, str) else read
         try:
-            content = self.store.read(int(self.indices[i]))
-            waveform = decode(content, self.sample_rate, self.max_seconds)
-            return waveform if cut is None else cut(waveform), fingerprint(content)
+            place = int(self.indices[i])
+            found = self.store.read(place) if content is None else content
+            if isinstance(found, Exception):
+                raise found
+            waveform = decode(found, self.sample_rate, self.max_seconds)
+            mark = fingerprint(found) if self.store.marks is None else int(self.store.marks[place])
+            return waveform if cut is None else cut(waveform), mark
         except (AudioError, DataError, OSError) as error:
             return BadClip(self.keys[i], (str(error) or type(error).__name__).rstrip("."))
 

@@ -11,21 +11,32 @@ import itertools
 import os
 import tarfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from dymn.errors import DataError, MissingExtraError
 
 MAX_BYTES = 512 * 2**20
+MAX_GAP, MAX_PIECE = 64 * 2**10, 8 * 2**20
+"""Clips of a tar file are read at once if no more than MAX_GAP lies between them, up to MAX_PIECE of them."""
 
 Handle = TypeVar("Handle")
 
 
 class Store(ABC):
-    """Encoded clips by position."""
+    """Encoded clips by position.
+
+    Attributes:
+        parts: number of the file in which each clip lies, where files are to be read from front to back; else None.
+        marks: fingerprint of what each clip was encoded from, where it is another than that of its bytes; else None.
+    """
+
+    parts: npt.NDArray[np.int64] | None = None
+    marks: npt.NDArray[np.int64] | None = None
 
     @abstractmethod
     def read(self, i: int) -> bytes:
@@ -34,6 +45,14 @@ class Store(ABC):
         Raises:
             OSError, DataError: if they cannot be read, or are more than `MAX_BYTES`.
         """
+
+    def read_many(self, indices: Sequence[int]) -> Iterator[tuple[int, bytes | Exception]]:
+        """Yield positions and contents of some clips, or why there is none, in the order in which they are quickest to read."""
+        for i in indices:
+            try:
+                yield i, self.read(i)
+            except (OSError, DataError) as error:
+                yield i, error
 
     @abstractmethod
     def sizes(self) -> list[int]:
@@ -111,23 +130,67 @@ class Member(NamedTuple):
 
 
 class TarStore(Store):
-    """Members of tar files, read in place: the archives are never unpacked."""
+    """Members of tar files, read in place: the archives are never unpacked.
 
-    def __init__(self, members: Sequence[Member]) -> None:
-        self.members = list(members)
+    With `streams`, clips lie in the order in which they are to be read, and `read_many` reads neighbours at once.
+    """
+
+    def __init__(
+        self, paths: Sequence[Path], places: npt.NDArray[np.int64], *, marks: npt.NDArray[np.int64] | None = None, streams: bool = False
+    ) -> None:
+        """Take the archives, and for each clip the number of its archive, the offset and the size of its bytes [N, 3]."""
+        self.paths, self.places, self.marks = list(paths), places, marks
+        self.parts = places[:, 0] if streams else None
         self._files = Opened(open_binary)
 
     def read(self, i: int) -> bytes:
         """Return the member's content."""
-        return read_member(self.members[i], self._files)
+        part, offset, size = self.places[i].tolist()
+        return read_member(Member(self.paths[part], offset, size), self._files)
+
+    def read_many(self, indices: Sequence[int]) -> Iterator[tuple[int, bytes | Exception]]:
+        """Yield the contents of the clips from front to back, or why there is none; neighbours come from the disk in one piece."""
+        for run in self._runs(sorted(set(indices))):
+            part, start, _ = self.places[run[0]].tolist()
+            end = int(self.places[run[-1], 1:].sum())
+            try:
+                piece = memoryview(read_member(Member(self.paths[part], start, end - start), self._files))
+            except (OSError, DataError):
+                yield from super().read_many(run)
+                continue
+            for i in run:
+                offset, size = self.places[i, 1:].tolist()
+                yield i, bytes(piece[offset - start : offset - start + size])
+
+    def _runs(self, indices: Sequence[int]) -> Iterator[list[int]]:
+        """Yield the indices in runs that are worth reading at once."""
+        run: list[int] = []
+        for i in indices:
+            part, offset, size = self.places[i].tolist()
+            if run:
+                first, last = self.places[run[0]].tolist(), self.places[run[-1]].tolist()
+                if part != last[0] or not 0 <= offset - last[1] - last[2] <= MAX_GAP or offset + size - first[1] > MAX_PIECE:
+                    yield run
+                    run = []
+            run.append(i)
+        if run:
+            yield run
 
     def sizes(self) -> list[int]:
         """Return member sizes."""
-        return [member.size for member in self.members]
+        return [int(size) for size in self.places[:, 2]]
 
     def stamps(self) -> list[str]:
         """Return path, size and time of every archive."""
-        return [_stamp(path) for path in sorted({member.path for member in self.members})]
+        return [_stamp(path) for path in sorted({self.paths[part] for part in set(self.places[:, 0].tolist())})]
+
+
+def tar_store(members: Sequence[Member]) -> TarStore:
+    """Return the store of some members of tar files."""
+    paths = sorted({member.path for member in members})
+    number = {path: part for part, path in enumerate(paths)}
+    places = np.array([(number[member.path], member.offset, member.size) for member in members], dtype=np.int64)
+    return TarStore(paths, places.reshape(-1, 3))
 
 
 def read_member(member: Member, files: Opened[Any]) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,12 +13,14 @@ import numpy as np
 
 from dymn.data.archives import read_audioset_hdf5, read_fsd50k_hdf5, read_openmic_hdf5, read_shards
 from dymn.data.cache import Progress, cached
+from dymn.data.packed import read_index, read_packed
 from dymn.data.readers import read_csv, read_esc10, read_esc50, read_folder, read_fsd50k, read_openmic, read_tau
 from dymn.data.source import MAX_SECONDS, SPLITS, Catalog, Source
 from dymn.data.stores import Store
 from dymn.errors import ConfigError, DataError
 
 Reader = Callable[..., tuple[Catalog, Store]]
+TASK_FACTS = ("loss", "metric", "folds", "seconds", "whole")
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,35 @@ TASKS: dict[str, TaskSpec] = {
     "tau": TaskSpec(read_tau, 10, "ce", "accuracy"),
     "audioset_hdf5": TaskSpec(read_audioset_hdf5, 527, "bce", "mAP"),
     "shards": TaskSpec(read_shards, None, "bce", "mAP"),
+    "packed": TaskSpec(read_packed, None, "bce", "mAP"),  # and what its index says, see task_of
 }
+
+
+def task_of(kind: str, path: str | Path) -> TaskSpec:
+    """Return what distinguishes the dataset at `path`; that of packed shards is the task of the data that were packed.
+
+    Raises:
+        ConfigError: if the kind is unknown.
+        DataError: if it cannot be told.
+    """
+    if kind not in TASKS:
+        raise ConfigError(f"kind is {kind!r}; allowed: {', '.join(TASKS)}.")
+    spec = TASKS[kind]
+    if kind != "packed":
+        return spec
+    said = read_index(Path(path)).task
+    allowed: dict[str, Any] = {"loss": ("bce", "ce"), "metric": ("mAP", "accuracy")}
+    known = {name: said[name] for name in TASK_FACTS if name in said}
+    for name, value in known.items():
+        if value not in allowed[name] if name in allowed else not isinstance(value, (int, float)):
+            raise DataError(f"{path} holds shards of a task whose {name} is {value!r}. Pack them again with dymn shards.")
+    return dataclasses.replace(spec, **known)
+
+
+def task_facts(kind: str, path: str | Path) -> dict[str, Any]:
+    """Return what the index of packed shards says of the task of a dataset (see `task_of`)."""
+    spec = task_of(kind, path)
+    return {"kind": kind, **{name: getattr(spec, name) for name in TASK_FACTS}}
 
 
 def open_source(

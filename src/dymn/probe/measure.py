@@ -13,10 +13,10 @@ from torch.utils.data import DataLoader
 
 from dymn import metrics
 from dymn.config import check
-from dymn.data import TASKS, BadClip, Clip, Source, open_source
+from dymn.data import BadClip, Clip, Source, open_source, task_of
 from dymn.data.detect import detect
 from dymn.embedding import Embedder, EmbedSettings, Floats
-from dymn.errors import ConfigError, DataError
+from dymn.errors import DataError
 from dymn.probe.linear import Examples
 from dymn.probe.rounds import rounds_of
 
@@ -102,9 +102,7 @@ def probe(
     check(seconds is None or seconds > 0, f"seconds is {seconds}; it must be above 0.")
     if kind == AUTO:
         kind, path = detect(path)
-    if kind not in TASKS:
-        raise ConfigError(f"kind is {kind!r}; allowed: {AUTO}, {', '.join(TASKS)}.")
-    task = TASKS[kind]
+    task = task_of(kind, path)
     source = open_source(kind, path, sample_rate=embedder.sample_rate, **(options or {}))
     rounds_of(source.catalog, folds)  # what is wrong with the folds is said before anything is computed
     vectors, kept, bad = embed_source(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dymn import metrics
-from dymn.data import TASKS, Source, open_source
+from dymn.data import Source, open_source, task_of
 from dymn.data.detect import detect
 from dymn.errors import ConfigError
 from dymn.frontend import LogMel
@@ -69,9 +69,7 @@ def assess(
     learned = learned_from(model)
     if kind == AUTO:
         kind, path = detect(path)
-    if kind not in TASKS:
-        raise ConfigError(f"kind is {kind!r}; allowed: {AUTO}, {', '.join(TASKS)}.")
-    task = TASKS[kind]
+    task = task_of(kind, path)
     wanted = dict(options or {})
     if kind == "shards":
         wanted.setdefault("labels", model.card.labels)

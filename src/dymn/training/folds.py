@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dymn import metrics
-from dymn.data import TASKS, open_source
+from dymn.data import open_source, task_of
 from dymn.errors import ConfigError
 from dymn.training.loop import train
 from dymn.training.recipe import TrainConfig
@@ -33,7 +33,7 @@ def train_folds(config: TrainConfig, reporter: Callable[[int], Reporter] | None 
     """
     config = resolve(with_folder(config.replace({"data.fold": 0})).replace({"data.test": "test"}))
     numbers = fold_numbers(config)
-    task, out = TASKS[config.data.kind], Path(config.run.out)
+    task, out = task_of(config.data.kind, config.data.path), Path(config.run.out)
     results = []
     for fold in numbers:
         run = config.replace({"data.fold": fold, "run.out": str(out / f"fold{fold}")})

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dymn.data import TASKS, BalancedSampler, Loader, PlainSampler, Source, TaskSpec, TeacherTable, open_source
+from dymn.data import BalancedSampler, Loader, PlainSampler, Source, TaskSpec, TeacherTable, open_source, task_of
 from dymn.errors import ConfigError
 from dymn.model import MODELS
 from dymn.training.evaluation import evaluation_loader
@@ -37,10 +37,9 @@ def open_inputs(config: TrainConfig, sample_rate: int) -> Inputs:
         DataError: if a dataset or table is missing, damaged, or has no such split.
     """
     data = config.data
-    if data.kind not in TASKS:
-        raise ConfigError(f"data.kind is {data.kind!r}; allowed: {', '.join(TASKS)}.")
     if not data.path:
         raise ConfigError("data.path is not set. Say where the dataset lies: --data PATH, or data.path in the recipe.")
+    task = task_of(data.kind, data.path)
 
     def part(split: str) -> Source | None:
         if not split:
@@ -60,7 +59,6 @@ def open_inputs(config: TrainConfig, sample_rate: int) -> Inputs:
     train = part(data.train)
     if train is None:
         raise ConfigError("data.train is empty; name the split to train on.")
-    task = TASKS[data.kind]
     return Inputs(task, train, part(data.val), part(data.test), open_table(config), data.seconds or task.seconds)
 
 

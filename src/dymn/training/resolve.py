@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from dymn.data import TASKS, BadClip, Source, open_source, select
+from dymn.data import BadClip, Source, open_source, select, task_of
 from dymn.data.detect import detect
 from dymn.errors import ConfigError, DataError
 from dymn.training.recipe import AUTO, DataSettings, TrainConfig
@@ -35,9 +35,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
         changes |= {"data.kind": layout.kind, "data.path": str(layout.path)}
     config = config.replace(changes)
     data = config.data
-    if data.kind not in TASKS:
-        raise ConfigError(f"data.kind is {data.kind!r}; allowed: {AUTO}, {', '.join(TASKS)}.")
-    task = TASKS[data.kind]
+    task = task_of(data.kind, data.path)
     needs_length = data.seconds == 0 and task.classes is None
     parts = [name for name in ("val", "test") if getattr(data, name) == AUTO]
     if parts or needs_length:

@@ -1,0 +1,71 @@
+"""`dymn shards`: a dataset as tar files that training reads from front to back."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dymn.commands.options import ClipWorkers, Kind, Quiet, hush, note
+from dymn.errors import ConfigError
+
+
+class Audio(str, Enum):
+    """The keys of `dymn.data.pack.ENCODINGS`."""
+
+    keep = "keep"
+    flac = "flac"
+    wav = "wav"
+    opus = "opus"
+
+
+def shards(
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="The clips, as --data of `dymn train`.", show_default=False)],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder for the shards.", show_default=False)],
+    kind: Kind = "auto",
+    audio: Annotated[
+        Audio, typer.Option("--audio", metavar="HOW", help="Keep the audio as it is, or encode it anew: keep, flac, wav or opus; mono.")
+    ] = Audio.keep,
+    size: Annotated[float, typer.Option("--size", metavar="MEGABYTES", min=0.001, help="About how large a shard is.")] = 256.0,
+    clips: Annotated[
+        int | None,
+        typer.Option("--clips", metavar="NUMBER", min=1, help="How many clips a shard holds, whatever its size.", show_default=False),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", metavar="NUMBER", min=0, help="Draws the order of the clips.")] = 0,
+    shuffle: Annotated[bool, typer.Option("--shuffle/--in-order", help="Mix the clips over all shards, or keep their order.")] = True,
+    workers: ClipWorkers = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Pack a dataset into WebDataset shards (tar files) with an index, for training on more clips than a file system likes.
+
+    `dymn train --data OUT` then reads shards from front to back. Splits, folds and labels are kept; each split has its own shards.
+
+    When interrupted, the same command continues where it was. Clips that cannot be decoded are left out and listed in OUT/bad_clips.csv.
+    """
+    from dymn.commands.progress import counting_bar
+    from dymn.data import PackSettings, open_source, pack, task_facts
+    from dymn.data.detect import detect
+    from dymn.data.pack import BAD_FILE
+
+    hush(quiet)
+    if not data.exists():
+        raise ConfigError(f"There is nothing at {data}. Give the path of a folder, a table or an archive as DATA.")
+    path = data
+    if kind == "auto":
+        kind, path = detect(data)
+    source = open_source(kind, path)
+    settings = PackSettings(audio.value, clips or 0, size, seed if shuffle else None)
+    with counting_bar("Pack", quiet) as progress:
+        try:
+            packed = pack(source, out, settings, task=task_facts(kind, path), workers=workers, progress=progress)
+        except KeyboardInterrupt:
+            note("The same command continues where it was.", quiet)
+            raise
+    values = packed.index.values
+    typer.echo(f"{out}  {len(packed.index.shards)} shards, {values['clips']} clips, {values['hours']:.2f} hours, {values['bytes']} bytes")
+    if packed.bad:
+        key, reason = next(iter(packed.bad.items()))
+        note(f"{len(packed.bad)} of {len(source)} clips are left out, such as {key}: {reason}. {out / BAD_FILE} lists them.")
+        raise typer.Exit(1)

@@ -1,0 +1,344 @@
+"""Packing a dataset into tar shards, so that training reads few large files from front to back (layout: `dymn.data.packed`).
+
+Which clips a shard holds is settled before any is read, by the seed and by their number. Each shard is then the work of one process,
+and of no other; a run that was killed makes those that are missing, and the result is the same.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import dataclasses
+import io
+import json
+import re
+import shutil
+import tarfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import soundfile
+import soxr
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+import dymn
+from dymn.data.batch import Floats
+from dymn.data.packed import INDEX_FILE, WORK_FOLDER, Index, read_index, write_index
+from dymn.data.source import Source, decode, fingerprint
+from dymn.errors import AudioError, ConfigError, DataError
+from dymn.files import atomic_write, locked
+from dymn.weights.download import sha256_of
+
+BAD_FILE = "bad_clips.csv"
+PLAN_FILE = "plan.json"
+ESTIMATED_FROM = 64  # clips, spread over all, whose sizes say how many make a shard
+OPUS_RATE = 48_000
+ENCODINGS = {"keep": ("", ""), "flac": ("FLAC", "PCM_16"), "wav": ("WAV", "PCM_16"), "opus": ("OGG", "OPUS")}
+BEGINNINGS = {b"RIFF": "wav", b"fLaC": "flac", b"OggS": "ogg", b"ID3": "mp3", b"\xff\xfb": "mp3", b"\xff\xf3": "mp3"}
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class PackSettings:
+    """How shards are made; the same settings and the same data give the same shards.
+
+    Attributes:
+        encoding: "keep" for the audio as it is, or a key of `ENCODINGS`: 16 bits at the source's sample rate (opus: 48 kHz).
+        clips: how many clips a shard holds; 0 for as many as make about `megabytes`.
+        megabytes: size of a shard.
+        seed: of the order of the clips; None to keep them in order.
+    """
+
+    encoding: str = "keep"
+    clips: int = 0
+    megabytes: float = 256.0
+    seed: int | None = 0
+
+    def __post_init__(self) -> None:
+        if self.encoding not in ENCODINGS:
+            raise ConfigError(f"encoding is {self.encoding!r}; allowed: {', '.join(ENCODINGS)}.")
+        if self.clips < 0 or not self.megabytes > 0 or (self.seed is not None and self.seed < 0):
+            raise ConfigError(
+                f"clips, megabytes and seed are {self.clips}, {self.megabytes} and {self.seed}; clips and seed must be at least 0, "
+                "megabytes above 0."
+            )
+
+
+@dataclass(frozen=True)
+class Packed:
+    """What was packed: the index, and the reason by name of each clip that was left out."""
+
+    index: Index
+    bad: dict[str, str]
+
+
+def pack(
+    source: Source,
+    out: str | Path,
+    settings: PackSettings | None = None,
+    *,
+    task: dict[str, Any] | None = None,
+    workers: int = 0,
+    progress: Progress | None = None,
+) -> Packed:
+    """Pack all clips of a source into shards; each split has shards of its own.
+
+    Every clip is decoded once, so that those that cannot be are left out and listed in bad_clips.csv. Called again after an
+    interruption it goes on; called again when all is done it does nothing.
+
+    Args:
+        source: the whole dataset.
+        out: folder of the shards.
+        settings: how they are made.
+        task: kind of the data, and what a `TaskSpec` says of it, as JSON types.
+        workers: processes that make shards at the same time; 0 for this one alone.
+        progress: called with the clips done and their total.
+
+    Raises:
+        ConfigError: if the folder holds other things, or shards of other data or settings.
+        DataError: if no clip can be read, or a process died.
+        OSError: if the folder cannot be written to.
+    """
+    settings, out = settings or PackSettings(), Path(out)
+    made = {"source": source.digest, "sample_rate": source.sample_rate, **dataclasses.asdict(settings)}
+    out.mkdir(parents=True, exist_ok=True)
+    work = out / WORK_FOLDER
+    if not (out / INDEX_FILE).exists() and not work.exists() and any(out.iterdir()):
+        raise ConfigError(f"{out} is not empty. Give a folder for the shards alone.")
+    work.mkdir(exist_ok=True)
+    with locked(work / "lock"):
+        if (out / INDEX_FILE).exists():
+            index = read_index(out)
+            _same(out, index.values.get("made"), made)
+        else:
+            index = _make(source, out, settings, made, task or {}, workers, progress)
+    shutil.rmtree(work)
+    return Packed(index, _read_bad(out / BAD_FILE))
+
+
+def _make(
+    source: Source, out: Path, settings: PackSettings, made: dict[str, Any], task: dict[str, Any], workers: int, progress: Progress | None
+) -> Index:
+    plan_file = out / WORK_FOLDER / PLAN_FILE
+    for unfinished in (*out.glob(".*.part"), *plan_file.parent.glob(".*.part")):  # what a kill in the middle of writing left
+        unfinished.unlink()
+    if plan_file.exists():
+        begun = json.loads(plan_file.read_text(encoding="utf-8"))
+        _same(out, begun["made"], made)
+        count = int(begun["count"])
+    else:
+        count = settings.clips or _clips_of(settings.megabytes, source, settings.encoding)
+        _write_json(plan_file, {"made": made, "count": count})
+    shards = _Shards(source, out, settings.encoding, _plan(source, count, settings.seed))
+    loader = DataLoader(shards, batch_size=None, num_workers=workers, collate_fn=_as_it_is, generator=torch.Generator())
+    done = 0
+    try:
+        for clips in loader:
+            if isinstance(clips, OSError):
+                raise clips
+            done += clips
+            if progress is not None:
+                progress(done, len(source))
+    except RuntimeError as error:
+        raise DataError(f"A process that packs ended: {error}. The same command goes on; fewer --workers need less memory.") from error
+    return _write_index(shards, made, task)
+
+
+def _write_index(shards: _Shards, made: dict[str, Any], task: dict[str, Any]) -> Index:
+    source, out = shards.source, shards.out
+    reports = [json.loads(shards.report(number).read_text(encoding="utf-8")) for number in range(len(shards))]
+    bad = {source.keys[i]: reason for report in reports for i, reason in report["bad"]}
+    whole = [report for report in reports if report["clips"]]
+    rows = np.array([[part, *row] for part, report in enumerate(whole) for row in report["clips"]], dtype=np.int64).reshape(-1, 6)
+    if not len(rows):
+        raise DataError(f"No clip of {source.name or 'the dataset'} can be read, such as {next(iter(bad.items()), '')}.")
+    _write_bad(out / BAD_FILE, bad)
+    catalog = source.catalog.take(rows[:, 1].tolist())
+    values = {
+        "labels": list(catalog.labels),
+        "task": task,
+        "clips": len(rows),
+        "hours": round(float(rows[:, 5].sum()) / source.sample_rate / 3600, 4),
+        "bytes": sum(report["bytes"] for report in whole),
+        "splits": {name: catalog.splits.count(name) for name in sorted(set(catalog.splits))},
+        "bad": len(bad),
+        "made": made,
+        "provenance": {"dymn": dymn.__version__, "data": source.name},
+        "shards": [{"clips": len(report["clips"]), **{name: report[name] for name in ("name", "bytes", "sha256")}} for report in whole],
+    }
+    write_index(out, catalog, rows[:, [0, 2, 3]], rows[:, 4] if made["encoding"] != "keep" else None, values)
+    return read_index(out)
+
+
+class _Shards(Dataset["int | OSError"]):
+    """Makes a shard when it is asked for, unless there is one; gives how many clips it is made of."""
+
+    def __init__(self, source: Source, out: Path, encoding: str, plan: list[tuple[str, list[int]]]) -> None:
+        self.source, self.out, self.encoding, self.plan = source, out, encoding, plan
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def __getitem__(self, number: int) -> int | OSError:
+        try:
+            if not self.report(number).exists():
+                self.make(number)
+        except OSError as error:
+            return error
+        return len(self.plan[number][1])
+
+    def report(self, number: int) -> Path:
+        """Return the file that says what a complete shard holds."""
+        return self.out / WORK_FOLDER / f"{self.plan[number][0]}.json"
+
+    def make(self, number: int) -> None:
+        """Write a shard, and then its report."""
+        name, positions = self.plan[number]
+        clips: list[tuple[int, ...]] = []
+        bad: list[tuple[int, str]] = []
+        path = self.out / f"{name}.tar"
+        with atomic_write(path) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+            for i in positions:
+                try:
+                    content, suffix, mark, samples = self.encoded(i)
+                except (AudioError, DataError, OSError) as error:
+                    bad.append((i, str(error) or type(error).__name__))
+                    continue
+                base = f"{i:09d}"  # unique in all shards
+                clips.append((i, archive.offset + tarfile.BLOCKSIZE, len(content), mark, samples))
+                _add(archive, f"{base}.{suffix}", content)
+                about = {**described(self.source, i), "seconds": round(samples / self.source.sample_rate, 3)}
+                _add(archive, f"{base}.json", json.dumps(about, ensure_ascii=False).encode())
+        if not clips:
+            path.unlink()
+        digest = sha256_of(path) if clips else ""
+        size = path.stat().st_size if clips else 0
+        _write_json(self.report(number), {"name": path.name, "bytes": size, "sha256": digest, "clips": clips, "bad": bad})
+
+    def encoded(self, i: int) -> tuple[bytes, str, int, int]:
+        """Return a clip's bytes, their suffix, the fingerprint of what they were made from, and the number of samples.
+
+        Raises:
+            AudioError, DataError, OSError: if it cannot be read or decoded.
+        """
+        content = self.source.store.read(int(self.source.indices[i]))
+        waveform = decode(content, self.source.sample_rate, self.source.max_seconds)
+        mark, samples = fingerprint(content), len(waveform)
+        if self.encoding == "keep":
+            return content, _suffix(content, self.source.keys[i]), mark, samples
+        return encode(waveform, self.source.sample_rate, self.encoding), self.encoding, mark, samples
+
+
+def encode(waveform: Floats, sample_rate: int, encoding: str) -> bytes:
+    """Return a waveform [N] as an audio file; what is louder than full scale is clipped.
+
+    Args:
+        waveform: mono samples.
+        sample_rate: of the waveform, in Hz; opus is resampled to 48 kHz.
+        encoding: "flac", "wav" (both 16 bits) or "opus".
+    """
+    file = io.BytesIO()
+    if encoding == "opus":
+        samples: npt.NDArray[Any] = np.clip(soxr.resample(waveform, sample_rate, OPUS_RATE), -1, 1)
+        sample_rate = OPUS_RATE
+    else:
+        samples = np.clip(np.rint(waveform * 32_768.0), -32_768, 32_767).astype(np.int16)
+    form, subtype = ENCODINGS[encoding]
+    soundfile.write(file, samples, sample_rate, format=form, subtype=subtype)
+    return file.getvalue()
+
+
+def described(source: Source, i: int) -> dict[str, Any]:
+    """Return what the JSON object beside a clip says: its name, labels (or their probabilities), split and fold."""
+    row = slice(i, i + 1)
+    target, mask, catalog = source.catalog.target_rows(row)[0], source.catalog.mask_rows(row)[0], source.catalog
+    about: dict[str, Any] = {"key": source.keys[i]}
+    if mask.any():
+        about["labels"] = [label for label, value in zip(source.labels, target, strict=True) if value > 0]
+        if not np.isin(target, (0, 1)).all():
+            about["probabilities"] = [round(float(value), 6) for value in target if value > 0]
+        if not mask.all():
+            about["annotated"] = [label for label, value in zip(source.labels, mask, strict=True) if value > 0]
+    if catalog.splits:
+        about["split"] = catalog.splits[i]
+    if catalog.folds:
+        about["fold"] = catalog.folds[i]
+    return about
+
+
+def _plan(source: Source, count: int, seed: int | None) -> list[tuple[str, list[int]]]:
+    """Return the name of each shard and the positions of its clips."""
+    splits = np.array(source.catalog.splits or [""] * len(source))
+    plan = []
+    for number, split in enumerate(("train", "val", "test", "")):
+        positions = np.flatnonzero(splits == split)
+        if seed is not None:
+            positions = np.random.default_rng((seed, number)).permutation(positions)
+        parts = np.array_split(positions, max(1, -(-len(positions) // count)))
+        plan += [(f"{split or 'clips'}-{i:06d}", part.tolist()) for i, part in enumerate(parts) if len(part)]
+    return plan
+
+
+def _clips_of(megabytes: float, source: Source, encoding: str) -> int:
+    """Return how many clips make a shard of a size, by those of some of them."""
+    looked_at = range(0, len(source), max(1, len(source) // ESTIMATED_FROM))
+    shards = _Shards(source, Path(), encoding, [])
+    sizes = []
+    for i in looked_at:
+        with contextlib.suppress(AudioError, DataError, OSError):
+            sizes.append(len(shards.encoded(i)[0]) + 3 * tarfile.BLOCKSIZE)
+    return max(1, round(megabytes * 2**20 * len(sizes) / max(1, sum(sizes))))
+
+
+def _suffix(content: bytes, key: str) -> str:
+    """Return by which suffix others know the audio; names in a shard never come from the data but for a few plain letters."""
+    if content.startswith(b"OggS") and b"OpusHead" in content[:64]:
+        return "opus"
+    for beginning, suffix in BEGINNINGS.items():
+        if content.startswith(beginning):
+            return suffix
+    found = re.search(r"\.([a-z0-9]{1,5})$", key.lower())
+    return found[1] if found and found[1] != "json" else "audio"
+
+
+def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = len(content)
+    archive.addfile(info, io.BytesIO(content))
+
+
+def _same(out: Path, before: Any, now: dict[str, Any]) -> None:
+    before = before if isinstance(before, dict) else {}
+    differing = [f"{name} was {before.get(name)}, now {value}" for name, value in now.items() if before.get(name) != value]
+    if differing:
+        raise ConfigError(f"{out} holds shards of other data or settings: {'; '.join(differing)}. Give another folder.")
+
+
+def _as_it_is(item: Any) -> Any:
+    return item
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    with atomic_write(path) as file:
+        file.write(json.dumps(values).encode())
+
+
+def _write_bad(path: Path, bad: dict[str, str]) -> None:
+    if bad:
+        text = io.StringIO()
+        csv.writer(text).writerows([("key", "reason"), *sorted(bad.items())])
+        with atomic_write(path) as file:
+            file.write(text.getvalue().encode())
+
+
+def _read_bad(path: Path) -> dict[str, str]:
+    if not path.exists():
+        return {}
+    with path.open(newline="", encoding="utf-8") as file:
+        return {row["key"]: row["reason"] for row in csv.DictReader(file)}

@@ -1,0 +1,168 @@
+"""Shards that `dymn shards` packs: tar files (WebDataset) with an index, from which they open at once, however many clips there are.
+
+A folder of them holds
+
+- NAME-000000.tar and so on: for each clip its audio, and beside it a JSON object with its name, labels, split and fold;
+- clips.npz: the same of all clips as columns, and where in which shard each lies, in the order in which shards are read;
+- index.json: the shards with clips, bytes and SHA-256, classes, kind of task, and where all came from. It is written last.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dymn.data.pickles import read_npz
+from dymn.data.source import SPLITS, Catalog
+from dymn.data.stores import Store, TarStore, inside
+from dymn.errors import DataError
+from dymn.files import atomic_write
+from dymn.weights.download import sha256_of
+
+FORMAT = "dymn-shards/1"
+INDEX_FILE, COLUMNS_FILE, WORK_FOLDER = "index.json", "clips.npz", ".packing"
+MAX_INDEX = 2**26
+
+
+@dataclass(frozen=True)
+class Index:
+    """What index.json says.
+
+    Attributes:
+        root: the folder.
+        labels: names of the C classes.
+        task: kind of the data that were packed, with loss, metric, folds, seconds and whole as a `TaskSpec` has them.
+        shards: name, clips, bytes and sha256 of each.
+        values: all of it.
+    """
+
+    root: Path
+    labels: tuple[str, ...]
+    task: dict[str, Any]
+    shards: list[dict[str, Any]]
+    values: dict[str, Any]
+
+
+def read_index(root: Path) -> Index:
+    """Read index.json of a folder of shards.
+
+    Raises:
+        DataError: if there is none, or it is damaged.
+    """
+    path = root / INDEX_FILE
+    if not path.is_file() and (root / WORK_FOLDER).exists():
+        raise DataError(f"{root} is not complete. Give the command dymn shards that made it again; it goes on where it was.")
+    try:
+        if path.stat().st_size > MAX_INDEX:
+            raise ValueError(f"more than {MAX_INDEX} bytes")
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if values["format"] != FORMAT:
+            raise ValueError(f"its format is {values['format']!r}, not {FORMAT}")
+        labels, task = values["labels"], values["task"]
+        shards = [
+            {**shard, "clips": int(shard["clips"]), "bytes": int(shard["bytes"]), "name": str(shard["name"])} for shard in values["shards"]
+        ]
+        if not isinstance(task, dict) or not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+            raise ValueError("labels must be a list of names, and task an object")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DataError(f"{path} is not a readable index of shards: {error!r}. Pack them again with dymn shards.") from error
+    return Index(root, tuple(labels), task, shards, values)
+
+
+def read_packed(root: Path) -> tuple[Catalog, Store]:
+    """A folder of shards with its index.
+
+    Raises:
+        DataError: if index, columns and shards do not belong together.
+    """
+    index = read_index(root)
+    columns = root / COLUMNS_FILE
+    if _digest(columns) != index.values.get("columns", {}).get("sha256"):
+        raise DataError(f"{columns} is not the one that {INDEX_FILE} speaks of. Get both from the same release.")
+    paths = [inside(root, shard["name"]) for shard in index.shards]
+    for path, shard in zip(paths, index.shards, strict=True):
+        found = path.stat().st_size if path.is_file() else -1
+        if found != shard["bytes"]:
+            raise DataError(f"{path} has {found} bytes, and {INDEX_FILE} says {shard['bytes']}. The copy is incomplete; get it again.")
+    names = tuple(name for name in index.values.get("columns", {}).get("names", ()) if isinstance(name, str))
+    arrays = read_npz(columns, names)
+    try:
+        places, keys = arrays["places"].astype(np.int64), tuple(arrays["keys"].tobytes().decode().split("\0"))
+        if places.shape != (len(keys), 3) or _misplaced(places, index.shards):
+            raise ValueError("clips do not lie within their shards")
+        splits = ("", *SPLITS)
+        catalog = Catalog(
+            keys,
+            index.labels,
+            arrays["targets"],
+            masks=arrays.get("masks"),
+            splits=tuple(splits[number] for number in arrays["splits"].tolist()) if "splits" in arrays else (),
+            folds=tuple(arrays["folds"].tolist()) if "folds" in arrays else (),
+            packed=arrays["targets"].dtype == np.uint8,
+        )
+        marks = arrays["marks"].astype(np.int64) if "marks" in arrays else None
+    except (KeyError, ValueError, IndexError, TypeError) as error:
+        raise DataError(f"{columns} is damaged: {error}. Pack the shards again with dymn shards.") from error
+    return catalog, TarStore(paths, places, marks=marks, streams=True)
+
+
+def write_index(
+    root: Path, catalog: Catalog, places: npt.NDArray[np.int64], marks: npt.NDArray[np.int64] | None, values: dict[str, Any]
+) -> None:
+    """Write clips.npz, then index.json.
+
+    Args:
+        root: the folder with the shards.
+        catalog: the clips in their order in the shards.
+        places: of each clip: number of its shard, offset and size [N, 3].
+        marks: fingerprints of what was encoded anew [N], or None.
+        values: of index.json, but for the columns.
+    """
+    splits = ("", *SPLITS)
+    arrays: dict[str, Any] = {
+        "places": places,
+        "keys": np.frombuffer("\0".join(catalog.keys).encode(), dtype=np.uint8),
+        "targets": pack_targets(catalog),
+    }
+    if catalog.masks is not None:
+        arrays["masks"] = catalog.mask_rows(slice(None)).astype(np.uint8)
+    if catalog.splits:
+        arrays["splits"] = np.array([splits.index(name) for name in catalog.splits], dtype=np.uint8)
+    if catalog.folds:
+        arrays["folds"] = np.array(catalog.folds, dtype=np.int32)
+    if marks is not None:
+        arrays["marks"] = marks
+    with atomic_write(root / COLUMNS_FILE) as file:
+        np.savez(file, **arrays)
+    columns = {"file": COLUMNS_FILE, "sha256": _digest(root / COLUMNS_FILE), "names": sorted(arrays)}
+    with atomic_write(root / INDEX_FILE) as file:
+        file.write(json.dumps({"format": FORMAT, **values, "columns": columns}, indent=1, ensure_ascii=False).encode())
+
+
+def pack_targets(catalog: Catalog) -> npt.NDArray[Any]:
+    """Return the targets as bits where they are 0 and 1, else as they are."""
+    if catalog.packed:
+        return catalog.targets
+    values = catalog.targets.astype(np.float32)
+    return np.packbits(values > 0, axis=1) if np.isin(values, (0, 1)).all() else values
+
+
+def _misplaced(places: npt.NDArray[np.int64], shards: list[dict[str, Any]]) -> bool:
+    part, offset, size = places.T
+    if not ((part >= 0) & (part < len(shards)) & (offset >= 0) & (size >= 0)).all():
+        return True
+    limits = np.array([shard["bytes"] for shard in shards], dtype=np.int64)[part]
+    ordered = (np.diff(part) > 0) | ((np.diff(part) == 0) & (np.diff(offset) > 0))
+    return bool((offset > limits).any() or (size > limits - offset).any() or not ordered.all())
+
+
+def _digest(path: Path) -> str:
+    try:
+        return sha256_of(path)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error}.") from error

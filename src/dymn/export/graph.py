@@ -11,14 +11,27 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from torch import nn
 
 from dymn.config import FrontEndConfig
-from dymn.errors import ConfigError
 from dymn.export.nodes import Nodes
-from dymn.fast.fused import Coordinates, FusedBlock, FusedNetwork, FusedStage, WholeMap
+from dymn.export.traced import ContextNames, constant, trace
+from dymn.fast.fused import (
+    BlockParts,
+    Coordinates,
+    FusedBlock,
+    FusedNetwork,
+    FusedStage,
+    Summary,
+    UnchangedBlock,
+    WholeMap,
+    heads_of,
+    stages_of,
+)
 from dymn.frontend import LOG_OFFSET, PREEMPHASIS, mel_basis
-from dymn.layers import DynamicReLU
-from dymn.layers.attention import SqueezeExcitation
+from dymn.layers import Context, DynamicReLU
+from dymn.layers.attention import OriginalCoordinateAttention
+from dymn.layers.context import OwnContext
 
 TINY = 1e-30
 
@@ -55,34 +68,26 @@ def network(nodes: Nodes, log_mel: str, source: FusedNetwork, n_mels: int, free_
     """Add a network on log-mel spectrograms; return the names of logits [B, C] and embedding [B, D].
 
     Raises:
-        ConfigError: if the network has a part for which there is no form in ONNX here.
+        ConfigError: if the network has an attention for which there is no form in ONNX here.
     """
     stem = source.stem
     pads = [int(p) for p in stem.padding]
     x = nodes.op("Conv", log_mel, constant(nodes, stem.weight), constant(nodes, stem.bias), strides=list(stem.stride), pads=pads * 2)
     x = nodes.op("HardSwish", x)
     n_bands = (n_mels - 1) // 2 + 1
-    for i, block in enumerate(source.blocks):
-        if not isinstance(block, FusedBlock):
-            raise ConfigError(f"Block {i + 1} has dynamic parts with contexts of their own, which dymn cannot export to ONNX.")
-        x = _Block(nodes, block, n_bands, free_batch).add(x, i)
-        n_bands = (n_bands - 1) // block.stride + 1
+    for block in source.blocks:
+        added = _Block(nodes, block, n_bands, free_batch)
+        x, n_bands = added.add(x), added.n_bands
     last = nodes.op("Conv", x, constant(nodes, source.last.weight[..., None, None]), constant(nodes, source.last.bias))
     embedding = nodes.op("Flatten", nodes.op("GlobalAveragePool", nodes.op("HardSwish", last)))
-    layers = [source.head] if isinstance(source.head, torch.nn.Linear) else list(source.head.children())
+    layers = [source.head] if isinstance(source.head, nn.Linear) else list(source.head.children())
     y = embedding
     for layer in layers:
-        y = linear(nodes, y, layer) if isinstance(layer, torch.nn.Linear) else nodes.op("HardSwish", y)
+        y = linear(nodes, y, layer) if isinstance(layer, nn.Linear) else nodes.op("HardSwish", y)
     return str(y), str(embedding)
 
 
-def constant(nodes: Nodes, tensor: torch.Tensor | None) -> str:
-    """Add a tensor."""
-    assert tensor is not None  # folded layers have biases
-    return nodes.constant(tensor.detach().cpu().numpy())
-
-
-def linear(nodes: Nodes, x: str, layer: torch.nn.Linear) -> str:
+def linear(nodes: Nodes, x: str, layer: nn.Linear) -> str:
     """Add a linear layer on [B, C]."""
     return str(nodes.op("Gemm", x, constant(nodes, layer.weight), constant(nodes, layer.bias), transB=1))
 
@@ -95,43 +100,71 @@ def pointwise(nodes: Nodes, x: str, layer: Any) -> str:
 class _Block:
     """One block while it is added."""
 
-    def __init__(self, nodes: Nodes, block: FusedBlock, n_bands: int, free_batch: bool) -> None:
-        self.nodes, self.block, self.n_bands, self.free_batch = nodes, block, n_bands, free_batch
-        self.heads: list[str] = []
+    def __init__(self, nodes: Nodes, block: nn.Module, n_bands: int, free_batch: bool) -> None:
+        self.nodes, self.n_bands, self.free_batch = nodes, n_bands, free_batch
+        self.heads: list[str] = []  # what has been read off the shared context and not been used
+        self.own: list[tuple[nn.Linear, nn.Linear]] = []  # the layers of the parts that each look for themselves
+        if isinstance(block, UnchangedBlock):
+            stages = stages_of(block.block)
+            squeezes = [part.squeeze for stage in stages for part in (stage.conv, stage.activation) if isinstance(part, OwnContext)]
+            self.own = list(zip(squeezes, [head for stage in stages for head in heads_of(stage)], strict=True))
+        self.block = BlockParts(block.block) if isinstance(block, UnchangedBlock) else cast(FusedBlock, block)
 
-    def add(self, x: str, number: int) -> str:
+    def add(self, x: str) -> str:
         """Add the block on [B, C_in, F, T]; return [B, C_out, F', T']."""
         nodes, block = self.nodes, self.block
-        frequency, time = self._context(x) if block.context is not None else ("", "")
-        *expand, depthwise, project = (stage for stage in block.stages if isinstance(stage, FusedStage))
+        context = None if block.context is None else self._context(x, block.context)
+        if isinstance(block, FusedBlock) and block.heads is not None and context is not None:
+            read = linear(nodes, context.vector, block.heads)
+            sizes = block.sizes
+            many = len(sizes) > 1
+            self.heads = nodes.op("Split", read, nodes.constant(np.array(sizes)), axis=1, n_outputs=len(sizes)) if many else [read]
+        *expand, depthwise, project = (cast(FusedStage, stage) for stage in block.stages)
         y = self._stage(x, expand[0]) if expand else x
         y = self._stage(y, depthwise, (block.kernel_size, block.stride))
         if isinstance(block.attention, Coordinates):
-            for name, sequence in (("time", time), ("frequency", frequency)):
-                if name in block.attention.axes:
-                    weights = pointwise(nodes, self._pooled(sequence, name), block.attention.axes[name])
-                    y = nodes.op("Mul", y, nodes.op("Sigmoid", weights))
+            y = self._weighed(y, block.attention, context)
         elif isinstance(block.attention, WholeMap):
-            y = self._whole(y, block.attention.source, number)
+            y = self._whole(y, block.attention.source, context, len(depthwise.bias))
         y = self._stage(y, project)
         return str(nodes.op("Add", y, x)) if block.has_residual else y
 
-    def _context(self, x: str) -> tuple[str, str]:
-        nodes, context = self.nodes, self.block.context
-        assert context is not None
-        frequency = nodes.op("HardSwish", pointwise(nodes, nodes.op("ReduceMean", x, axes=[3]), context.frequency))  # [B, H, F, 1]
-        time = nodes.op("HardSwish", pointwise(nodes, nodes.op("ReduceMean", x, axes=[2]), context.time))  # [B, H, 1, T]
-        if context.concatenated:
+    def _context(self, x: str, summary: Summary) -> ContextNames:
+        """Return the names of a context."""
+        nodes = self.nodes
+        frequency = nodes.op("HardSwish", pointwise(nodes, nodes.op("ReduceMean", x, axes=[3]), summary.frequency))  # [B, H, F, 1]
+        time = nodes.op("HardSwish", pointwise(nodes, nodes.op("ReduceMean", x, axes=[2]), summary.time))  # [B, H, 1, T]
+        if summary.concatenated:
             vector = nodes.op("Concat", *(nodes.op("GlobalAveragePool", part) for part in (frequency, time)), axis=1)
         else:
             both = nodes.op("Concat", frequency, nodes.op("Transpose", time, perm=[0, 1, 3, 2]), axis=2)
             vector = nodes.op("GlobalAveragePool", both)
-        if self.block.heads is not None:
-            read = linear(nodes, nodes.op("Flatten", vector), self.block.heads)
-            sizes = self.block.sizes
-            many = len(sizes) > 1
-            self.heads = nodes.op("Split", read, nodes.constant(np.array(sizes)), axis=1, n_outputs=len(sizes)) if many else [read]
-        return frequency, time
+        return ContextNames(nodes.op("Flatten", vector), frequency, time)
+
+    def _read(self, x: str) -> str:
+        """Return the next coefficients [B, n] of the block, read off its context, or off x by a part that looks for itself."""
+        if not self.own:
+            return self.heads.pop(0)
+        squeeze, head = self.own.pop(0)
+        means = self.nodes.op("Flatten", self.nodes.op("GlobalAveragePool", x))
+        return linear(self.nodes, self.nodes.op("Relu", linear(self.nodes, means, squeeze)), head)
+
+    def _weighed(self, x: str, attention: Coordinates, context: ContextNames | None) -> str:
+        """Add Coordinate Attention in full or along one axis."""
+        for name in ("time", "frequency"):
+            if name in attention.axes:
+                weights = pointwise(self.nodes, self._pooled(getattr(context, name), name, attention.stride), attention.axes[name])
+                x = self.nodes.op("Mul", x, self.nodes.op("Sigmoid", weights))
+        return x
+
+    def _whole(self, x: str, source: nn.Module, context: ContextNames | None, channels: int) -> str:
+        """Add an attention that looks at the whole map."""
+        if isinstance(source, OriginalCoordinateAttention):
+            return self._weighed(x, Coordinates(source), self._context(x, Summary(source.context)))
+        place, size = torch.zeros(1, channels, 1, 1), 0 if self.block.context is None else self.block.context.frequency.out_features
+        point = torch.zeros(1, size, 1, 1)
+        example = None if context is None else Context(point[..., 0, 0], point, point)
+        return trace(self.nodes, source, (x, context), (place, example))
 
     def _stage(self, x: str, stage: FusedStage, depthwise: tuple[int, int] | None = None) -> str:
         nodes = self.nodes
@@ -143,18 +176,20 @@ class _Block:
         size, stride = depthwise or (1, 1)
         geometry: dict[str, Any] = {"strides": [stride] * 2, "pads": [size // 2] * 4, "group": 1 if depthwise is None else kernels.shape[1]}
         bias = stage.bias.detach().cpu().numpy()
-        mixture = nodes.op("Softmax", self.heads.pop(0), axis=1) if stage.dynamic else ""  # [B, K]
-        maps = self._maps(stage.n_maps, len(bias)) if stage.n_maps else []
+        mixture = nodes.op("Softmax", self._read(x), axis=1) if stage.dynamic else ""  # [B, K]
         if self.free_batch and stage.dynamic:
             y = self._mixed(x, kernels, mixture, geometry, bias)
         else:
-            kernel, offset = nodes.constant(kernels[0]), nodes.constant(bias)
             if stage.dynamic:
-                kernel = nodes.reshape(nodes.op("MatMul", mixture, nodes.constant(kernels.reshape(len(kernels), -1))), *kernels.shape[1:])
-            if stage.n_maps == 2 and not self.free_batch:
-                return self._two_maps(x, kernel, offset, maps, geometry)
-            y = nodes.op("Conv", x, kernel, offset, **geometry)
-        if maps:
+                mixed = nodes.op("MatMul", mixture, nodes.constant(kernels.reshape(len(kernels), -1)))
+                kernel = nodes.reshape(mixed, *kernels.shape[1:])
+            else:
+                kernel = nodes.constant(kernels[0])
+            if stage.n_maps == 2 and not self.free_batch and not self.own:  # the maps are known before the convolution
+                return self._two_maps(x, kernel, nodes.constant(bias), self._maps(x, 2), geometry)
+            y = nodes.op("Conv", x, kernel, nodes.constant(bias), **geometry)
+        if stage.n_maps:
+            maps = self._maps(y, stage.n_maps)
             values = [nodes.op("Add", nodes.op("Mul", y, self._place(slope)), self._place(intercept)) for slope, intercept in maps]
             return str(nodes.op("Max", *values)) if len(values) > 1 else str(values[0])
         return str(y) if stage.activation_name == "Identity" else str(nodes.op(stage.activation_name, y))
@@ -172,10 +207,10 @@ class _Block:
         y = nodes.op("Add", nodes.reshape(y, 0, c_out, self.n_bands, -1), nodes.constant(bias[:, None, None]))
         return str(y)
 
-    def _maps(self, n_maps: int, channels: int) -> list[tuple[str, str]]:
+    def _maps(self, x: str, n_maps: int) -> list[tuple[str, str]]:
         """Return slopes and intercepts [B, C] of each map."""
         nodes = self.nodes
-        theta = nodes.op("Split", nodes.op("Sigmoid", self.heads.pop(0)), axis=1, n_outputs=2 * n_maps)
+        theta = nodes.op("Split", nodes.op("Sigmoid", self._read(x)), axis=1, n_outputs=2 * n_maps)
         scales = [2 * DynamicReLU.SLOPE_RANGE] * n_maps + [2 * DynamicReLU.INTERCEPT_RANGE] * n_maps
         offsets = [(i == 0) - scale / 2 for i, scale in enumerate(scales)]
         found = []
@@ -202,21 +237,10 @@ class _Block:
         """Let [B, C] stand at [B, C, 1, 1]."""
         return str(self.nodes.op("Unsqueeze", values, self.nodes.constant(np.array([2, 3]))))
 
-    def _pooled(self, sequence: str, name: str) -> str:
-        stride = self.block.stride
+    def _pooled(self, sequence: str, name: str, stride: int) -> str:
         if stride == 1:
             return sequence
         sizes = {"kernel_shape": [3, 1], "strides": [stride, 1], "pads": [1, 0, 1, 0]}
         if name == "time":
             sizes = {key: [*reversed(values[:2]), *reversed(values[2:])] for key, values in sizes.items()}
         return str(self.nodes.op("AveragePool", sequence, count_include_pad=1, **cast(dict[str, Any], sizes)))
-
-    def _whole(self, x: str, source: torch.nn.Module, number: int) -> str:
-        nodes = self.nodes
-        if not isinstance(source, SqueezeExcitation):
-            name = type(source).__name__
-            raise ConfigError(
-                f"Block {number + 1} has {name}, which dymn cannot export to ONNX; it can: ca, ca_frequency, ca_time, se, none."
-            )
-        hidden = nodes.op("Relu", pointwise(nodes, nodes.op("GlobalAveragePool", x), source.squeeze))
-        return str(nodes.op("Mul", x, nodes.op("Sigmoid", pointwise(nodes, hidden, source.excite))))

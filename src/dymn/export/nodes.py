@@ -35,7 +35,7 @@ class Nodes:
             exact: whether it stays in float32 in a file of half precision too.
         """
         array = np.asarray(values)
-        array = np.ascontiguousarray(array, np.float32 if array.dtype.kind == "f" else np.int64)
+        array = np.asarray(array, np.float32 if array.dtype.kind == "f" else np.int64, order="C")
         name = f"constant_{len(self.constants)}"
         narrow = self.half and not exact and array.dtype == np.float32 and array.size >= 256
         self.constants.append(numpy_helper.from_array(array.astype(np.float16) if narrow else array, name))

@@ -106,26 +106,32 @@ def _head(head: nn.Module) -> nn.Module:
     return nn.Sequential(copy.deepcopy(parts.hidden), nn.Hardswish(), copy.deepcopy(parts.classifier))
 
 
-class FusedBlock(nn.Module):
-    """An inverted residual block from [F, T, C_in] to [F', T', C_out]."""
+class BlockParts(nn.Module):
+    """What a block consists of, whoever computes it."""
 
     def __init__(self, block: InvertedResidual) -> None:
         super().__init__()
         self.context = Summary(block.context) if isinstance(block.context, ContextGenerator) else None
-        stages = [stage for stage in (block.expand, block.depthwise, block.project) if isinstance(stage, Stage)]
-        self.stages = nn.ModuleList(FusedStage(stage) for stage in stages)
-        depthwise: Any = block.depthwise.conv
+        self.stages = nn.ModuleList(FusedStage(stage) for stage in stages_of(block))
+        depthwise: Any = without_context(block.depthwise.conv)
         sizes = (depthwise.kernel_size, depthwise.stride)
         self.kernel_size, self.stride = (int(size if isinstance(size, int) else size[0]) for size in sizes)
-        heads = [head for stage in stages for head in _heads(stage)]
-        self.sizes = [len(head.weight) for head in heads]
-        self.heads = _linear(torch.cat([head.weight for head in heads]), torch.cat([head.bias for head in heads])) if heads else None
         self.attention: Coordinates | WholeMap | None = None
         if isinstance(block.attention, ALONG_AXES) and not isinstance(block.attention, OriginalCoordinateAttention):
             self.attention = Coordinates(block.attention)
         elif not isinstance(block.attention, Skip):
             self.attention = WholeMap(block.attention)
         self.has_residual = block.has_residual
+
+
+class FusedBlock(BlockParts):
+    """An inverted residual block from [F, T, C_in] to [F', T', C_out]."""
+
+    def __init__(self, block: InvertedResidual) -> None:
+        super().__init__(block)
+        heads = [head for stage in stages_of(block) for head in heads_of(stage)]
+        self.sizes = [len(head.weight) for head in heads]
+        self.heads = _linear(torch.cat([head.weight for head in heads]), torch.cat([head.bias for head in heads])) if heads else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [F, T, C_in] to [F', T', C_out]."""
@@ -196,6 +202,16 @@ class UnchangedBlock(nn.Module):
         return _channels_last(self.block(_channels_first(x)))
 
 
+def stages_of(block: InvertedResidual) -> list[Stage]:
+    """Return the stages that a block has."""
+    return [stage for stage in (block.expand, block.depthwise, block.project) if isinstance(stage, Stage)]
+
+
+def without_context(part: nn.Module) -> nn.Module:
+    """Return a part of a stage without the context of its own that it may have."""
+    return part.part if isinstance(part, OwnContext) else part
+
+
 def _block(block: InvertedResidual) -> nn.Module:
     own = any(isinstance(module, OwnContext) for module in block.modules())
     return UnchangedBlock(block) if own else FusedBlock(block)
@@ -245,7 +261,7 @@ class FusedStage(nn.Module):
 
     def __init__(self, stage: Stage) -> None:
         super().__init__()
-        conv: Any = stage.conv
+        conv: Any = without_context(stage.conv)
         self.dynamic = isinstance(conv, DynamicConv2d)
         weight = conv.weight if self.dynamic else conv.weight[None]  # [K, C_out, C_in / groups, k, k]
         kernels, bias = _fold(weight.transpose(0, 1), stage.norm)
@@ -257,14 +273,15 @@ class FusedStage(nn.Module):
         self.static: Callable[[Tensor], Tensor] | None = None
         self.n_maps = 0
         self.activation_name = ""
-        if isinstance(stage.activation, DynamicReLU):
-            self.n_maps = stage.activation.n_maps
+        activation = without_context(stage.activation)
+        if isinstance(activation, DynamicReLU):
+            self.n_maps = activation.n_maps
         else:
-            kind = type(cast(StaticActivation, stage.activation).activation)
+            kind = type(cast(StaticActivation, activation).activation)
             self.static, self.activation_name = IN_PLACE[kind], ACTIVATION_NAMES[kind]
 
     def of_clip(self, read: Iterator[Tensor]) -> _ClipStage:
-        """Return the stage of a clip; `read` gives what the block reads off the context, in the order of `_heads`."""
+        """Return the stage of a clip; `read` gives what the block reads off the context, in the order of `heads_of`."""
         kernel = self.kernels[0]
         if self.dynamic:
             kernel = (torch.softmax(next(read), dim=0) @ self.kernels.flatten(1)).view(kernel.shape)
@@ -297,14 +314,14 @@ def _with_maps(kernel: Tensor, bias: Tensor, slopes: Tensor, intercepts: Tensor)
     return _ClipStage(kernel * (steepest if kernel.ndim == 2 else steepest[:, None, None, None]), bias * steepest + first, activate)
 
 
-def _heads(stage: Stage) -> list[nn.Linear]:
+def heads_of(stage: Stage) -> list[nn.Linear]:
     """Return the linear layers that a stage has on the context, in the order in which `FusedStage.of_clip` asks for their outputs."""
     heads = []
-    if isinstance(stage.conv, DynamicConv2d):
-        coefficients, temperature = stage.conv.coefficients, stage.conv.temperature
-        heads.append(_linear(coefficients.weight / temperature, coefficients.bias / temperature))
-    if isinstance(stage.activation, DynamicReLU):
-        coefficients, values = stage.activation.coefficients, 2 * stage.activation.n_maps
+    conv, activation = without_context(stage.conv), without_context(stage.activation)
+    if isinstance(conv, DynamicConv2d):
+        heads.append(_linear(conv.coefficients.weight / conv.temperature, conv.coefficients.bias / conv.temperature))
+    if isinstance(activation, DynamicReLU):
+        coefficients, values = activation.coefficients, 2 * activation.n_maps
         weight = (
             coefficients.weight.view(-1, values, coefficients.in_features).transpose(0, 1).flatten(0, 1)
         )  # from [C, 2 M] to [2 M, C] rows

@@ -2,7 +2,7 @@
 #
 #   make demo     tag the recordings in examples/audio
 #   make test     check style and types, run the tests, build the wheel and try it in an empty environment
-#   make page     put the runtime and a model for the browser into the package (needs npm)
+#   make page     put the runtime and a model for the browser into the package (needs npm): make page MODEL=NAME
 #   make wheels   build wheels with compiled code for Linux, macOS and Windows
 #   make docs     build the documentation into site/
 #   make bench    measure zero-shot accuracy, memory on twelve hours, speed: make bench ESC10=FOLDER MODEL=NAME
@@ -52,7 +52,7 @@ package: $(VENV)/.dev
 
 # What `dymn serve` needs to run a network in the browser; wheels that are built afterwards hold it.
 page: $(VENV)/.dev
-	$(BIN)/python web/install.py
+	$(BIN)/python web/install.py $(MODEL)
 
 # Wheels with compiled code for every platform, made on any: the compiler is a Python package.
 wheels: $(VENV)/.dev

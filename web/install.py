@@ -1,6 +1,7 @@
 """Puts what the page needs to run a network in the browser into the package: onnxruntime-web, and a model as ONNX file.
 
     make page
+    make page MODEL=mn04_as
 
 The runtime comes from its npm package, in the version and with the digest of package-lock.json. Nothing of this is kept in the
 repository; wheels that are built afterwards hold it. Without it the page uses the server's model.
@@ -11,6 +12,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 from dymn.export import export_onnx
@@ -18,10 +20,10 @@ from dymn.serve.assets import FOLDER, NEEDED, VENDOR
 from dymn.weights import load_model
 
 HERE = Path(__file__).parent
-MODEL = "dymn04_open"
 
 
-def main() -> None:
+def main(model_name: str = "dymn04_open") -> None:
+    model = load_model(model_name)
     target = FOLDER / VENDOR
     npm = shutil.which("npm")
     if npm is None:
@@ -40,8 +42,7 @@ def main() -> None:
     notice = [f"The files ort* are those of onnxruntime-web {described['version']}, under these terms:", "", *terms, ""]
     (target / "NOTICE.txt").write_text("\n".join(notice), encoding="utf-8")
 
-    model = load_model(MODEL)
-    written = export_onnx(model, target / "model.onnx", dynamic_time=True)
+    written = export_onnx(model, target / "model.onnx", dynamic_time=True, precision="fp16")
     card = model.card
     facts = {"name": card.name, "labels": card.labels, "sample_rate": card.front_end.sample_rate, "licence": card.licence}
     facts |= {"input": "waveform", "output": "probabilities", "digest": str(card.provenance.get("sha256", ""))}
@@ -51,4 +52,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:2])

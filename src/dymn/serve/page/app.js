@@ -1,11 +1,11 @@
 // The page: a file or the microphone, through the network in this browser or on the server.
 import { clock, drawLogMel, drawTags, drawTimeline } from "/page/draw.js";
 import { LiveOnServer, Refused, served, tagOnServer, useToken } from "/page/server.js";
-import { decode, filled, RATE, Recent, resampled, windows } from "/page/sound.js";
+import { decode, filled, LIVE_SECONDS, RATE, Recent, resampled, windows } from "/page/sound.js";
 
 const SHOWN = 10;
 const ROWS = 6;
-const LIVE_SECONDS = 10;
+const SAID_EVERY = 3000;
 const MAX_FILE = 300 * 2 ** 20;
 const part = (id) => document.getElementById(id);
 
@@ -35,11 +35,17 @@ function ask(what, rest = {}) {
 
 // --- What is said ---
 
-let announced = "";
+let nextSaid = 0;
 
 function say(text) {
-  if (text !== announced) part("status").textContent = text;
-  announced = text;
+  if (part("status").textContent !== text) part("status").textContent = text;
+}
+
+// What changes all the time is said now and then only: screen readers read it out.
+function sayNowAndThen(text) {
+  if (performance.now() < nextSaid) return;
+  nextSaid = performance.now() + SAID_EVERY;
+  say(text);
 }
 
 function complain(text) {
@@ -119,7 +125,7 @@ async function tagHere(samples, mine) {
   const highest = new Float32Array(network.labels.length);
   let milliseconds = 0;
   for (const [start, end] of spans) {
-    if (spans.length > 1) say(`Listening: ${clock(start / RATE)} of ${clock(samples.length / RATE)} …`);
+    if (spans.length > 1) sayNowAndThen(`Listening: ${clock(start / RATE)} of ${clock(samples.length / RATE)} …`);
     const answer = await ask("scores", { samples: filled(samples.slice(start, end)) });
     if (mine !== turn) return null;
     milliseconds += answer.milliseconds;
@@ -148,13 +154,12 @@ async function look(recording) {
   complain("");
   say(`Reading ${recording.name} …`);
   show(recording.name);
-  drawTags(part("tags"), []);
-  part("tags").replaceChildren();
   try {
     if (recording.size > MAX_FILE) throw new Error(`It is larger than ${MAX_FILE / 2 ** 20} MiB. Cut it, or use dymn tag.`);
     const samples = await recording.arrayBuffer().then(decode).catch(() => null);
     if (mine !== turn) return;
     if (!samples?.length && inBrowser()) throw new Error("This browser cannot decode it. The server may: choose it above.");
+    part("answer").hidden = false;
     showSound(recording, samples, mine);
     say("Listening …");
     const answer = inBrowser() ? await tagHere(samples, mine) : await tagThere(recording);
@@ -165,28 +170,33 @@ async function look(recording) {
   } catch (error) {
     if (mine !== turn) return;
     say("");
+    part("answer").hidden = true;
     if (error instanceof Refused && error.status === 401) part("token-row").hidden = false;
-    complain(`${recording.name}: ${error.message}`);
+    complain(error.message.startsWith(recording.name) ? error.message : `${recording.name}: ${error.message}`);
   }
 }
 
+// An empty answer, which is not shown before there is something to see.
 function show(title) {
-  part("answer").hidden = false;
+  part("answer").hidden = true;
   part("title").textContent = title;
+  part("tags").replaceChildren();
+  part("player").pause();
+  part("player").hidden = true;
+  part("picture").hidden = true;
   part("timeline-part").hidden = true;
   part("speed").textContent = "";
   part("head").hidden = true;
 }
 
 async function showSound(recording, samples, mine) {
-  const player = part("player");
   if (address) URL.revokeObjectURL(address);
+  if (!samples?.length) return; // this browser cannot play it either
   address = URL.createObjectURL(recording);
-  player.src = address;
-  player.hidden = false;
-  if (!samples) return;
+  part("player").src = address;
   part("from").textContent = "0 s";
   part("to").textContent = clock(samples.length / RATE);
+  part("player").hidden = part("picture").hidden = false;
   const picture = await ask("logMel", { samples, columns: 1000 });
   if (mine === turn) drawLogMel(part("log-mel"), picture);
 }
@@ -252,15 +262,12 @@ async function listen() {
   const server = inBrowser() ? null : new LiveOnServer(context.sampleRate, (window) => heard(window.tags), (why) => (stopListening(), complain(why)));
   node.port.onmessage = ({ data }) => {
     recent.add(data);
-    server?.send(data);
+    server?.send(data, recent);
   };
   listening = { stream, context, server };
-  part("mic").setAttribute("aria-pressed", "true");
+  part("mic").classList.add("primary");
   part("mic").textContent = "Stop the microphone";
-  part("player").hidden = true;
-  part("player").pause();
   show("The microphone");
-  part("tags").replaceChildren();
   say("Listening …");
   while (mine === turn && listening) {
     if (recent.total >= recent.rate) await hear(await resampled(recent.get(), recent.rate), mine);
@@ -271,11 +278,12 @@ async function listen() {
 async function hear(samples, mine) {
   const picture = await ask("logMel", { samples, columns: 500 });
   if (mine !== turn || !listening) return;
+  part("answer").hidden = part("picture").hidden = false;
   drawLogMel(part("log-mel"), picture);
   part("from").textContent = `${clock(samples.length / RATE)} ago`;
   part("to").textContent = "now";
   if (!inBrowser()) return;
-  const { scores, milliseconds } = await ask("scores", { samples: filled(samples) });
+  const { scores, milliseconds } = await ask("scores", { samples: filled(samples, LIVE_SECONDS * RATE) });
   if (mine !== turn || !listening) return;
   heard(best(scores, SHOWN));
   part("speed").textContent = `The last ${LIVE_SECONDS} s of sound took ${(milliseconds / 1000).toFixed(2)} s.`;
@@ -283,7 +291,7 @@ async function hear(samples, mine) {
 
 function heard(tags) {
   drawTags(part("tags"), tags);
-  if (tags.length && tags[0].score >= 0.1) say(`Hearing: ${tags[0].label}`);
+  sayNowAndThen(`Hearing: ${tags.length && tags[0].score >= 0.1 ? tags[0].label : "nothing that is known"}`);
 }
 
 function stopListening() {
@@ -293,7 +301,7 @@ function stopListening() {
   listening.context.close();
   listening.server?.close();
   listening = null;
-  part("mic").setAttribute("aria-pressed", "false");
+  part("mic").classList.remove("primary");
   part("mic").textContent = "Use the microphone";
   say("The microphone is off.");
 }

@@ -2,6 +2,7 @@
 
 export const RATE = 32000;
 export const WINDOW = 10 * RATE;
+export const LIVE_SECONDS = 5; // of the microphone that an answer is about
 
 // A recording, whatever its format, as mono samples at RATE; the browser decodes and resamples.
 export async function decode(bytes) {
@@ -40,10 +41,10 @@ export function windows(length) {
   return found;
 }
 
-export function filled(samples) {
-  if (samples.length >= WINDOW) return samples;
-  const whole = new Float32Array(WINDOW);
-  for (let i = 0; i < WINDOW; i += samples.length) whole.set(samples.subarray(0, Math.min(samples.length, WINDOW - i)), i);
+export function filled(samples, length = WINDOW) {
+  if (samples.length >= length) return samples;
+  const whole = new Float32Array(length);
+  for (let i = 0; i < length; i += samples.length) whole.set(samples.subarray(0, Math.min(samples.length, length - i)), i);
   return whole;
 }
 

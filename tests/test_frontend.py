@@ -5,12 +5,13 @@ import json
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dymn.config import FrontEndConfig
 from dymn.errors import AudioError, ConfigError
 from dymn.frontend import PREEMPHASIS, LogMel, mel_basis
+from dymn.native import libraries, library
 
 FIXTURES = ("default", "hop15", "mels64")
 
@@ -98,3 +99,76 @@ def test_other_shapes_are_refused(shape):
 def test_settings_that_cannot_be_are_refused(setting, value):
     with pytest.raises(ConfigError, match=setting):
         FrontEndConfig(**{setting: value})
+
+
+@pytest.fixture
+def uncompiled(monkeypatch):
+    """Return a way to compute with PyTorch alone."""
+
+    def compute(front_end, waveform, basis=None):
+        with monkeypatch.context() as patched:
+            patched.setattr("dymn.frontend.is_compiled", lambda *_: False)
+            return front_end(waveform, basis)
+
+    return compute
+
+
+needs_compiled = pytest.mark.skipif(library() is None, reason="there is no compiled code for this machine")
+
+
+@needs_compiled
+@settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    n=st.integers(1, 12_000), n_clips=st.integers(1, 3), log_n_fft=st.integers(5, 11), hop=st.integers(1, 400), n_mels=st.integers(1, 40),
+    n_threads=st.integers(1, 3), jitter=st.booleans(), build=st.sampled_from(sorted(libraries()) or [""]),
+)  # fmt: skip
+def test_compiled_and_not_are_one(uncompiled, n, n_clips, log_n_fft, hop, n_mels, n_threads, jitter, build):
+    n_fft = 2**log_n_fft
+    front_end = LogMel(FrontEndConfig(n_fft=n_fft, win_length=n_fft - n_fft // 5, hop_length=hop + n // 200, n_mels=n_mels))
+    generator = torch.Generator().manual_seed(n)
+    waveform = torch.randn(n_clips, n, generator=generator)
+    basis = front_end.jittered_basis(generator) if jitter else None
+    before = torch.get_num_threads()
+    torch.set_num_threads(n_threads)
+    try:
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr("dymn.layers.compiled.library", lambda: libraries()[build])
+            found = front_end(waveform, basis)
+    finally:
+        torch.set_num_threads(before)
+    expected = uncompiled(front_end, waveform, basis)
+    assert found.shape == expected.shape
+    assert (found.exp() - expected.exp()).abs().max() <= 1e-5 * expected.exp().abs().max()
+
+
+@needs_compiled
+@settings(deadline=None, max_examples=40)
+@given(start=st.integers(0, 99), n=st.integers(1, 40))
+def test_a_frame_is_the_same_bit_for_bit_wherever_it_stands(start, n):
+    front_end = LogMel()
+    frames = front_end.frames(torch.randn(1, 32_000, generator=torch.Generator().manual_seed(0)))[0]
+    part = front_end.columns(frames[start : start + n].contiguous())
+    assert torch.equal(part, front_end.columns(frames)[:, start : start + n])
+
+
+@needs_compiled
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 3e38])
+def test_what_is_not_finite_is_not_hidden(uncompiled, value):
+    """The compiler of the compiled code is told that all numbers are finite."""
+    waveform = torch.zeros(1, 32_000)
+    waveform[0, 16_000] = value
+    found, expected = LogMel()(waveform), uncompiled(LogMel(), waveform)
+    assert not torch.isfinite(found).all()
+    assert torch.equal(torch.isfinite(found), torch.isfinite(expected))
+
+
+@pytest.mark.parametrize("n_fft", [16, 1000])
+def test_transforms_that_are_not_compiled(n_fft):
+    config = FrontEndConfig(n_fft=n_fft, win_length=n_fft, hop_length=n_fft // 2, n_mels=8)
+    assert torch.isfinite(LogMel(config)(torch.rand(1, 4_000))).all()
+
+
+def test_gradients_reach_the_waveform():
+    waveform = torch.rand(1, 8_000, requires_grad=True)
+    LogMel()(waveform).sum().backward()
+    assert waveform.grad is not None and waveform.grad.abs().sum() > 0

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +10,17 @@ from torch.nn import functional
 
 from dymn.config import FrontEndConfig
 from dymn.errors import AudioError, ConfigError
+from dymn.layers.compiled import call, is_compiled, structure
 
 PREEMPHASIS = 0.97
-LOG_OFFSET = 1e-5
-CHUNK_FRAMES = 256
-"""How many frames a CPU takes at once: their samples, spectra and powers, 1 MB each, stay in its second cache."""
-BAND_ROWS = 16
+LOG_OFFSET, LOG_SHIFT, LOG_SCALE = 1e-5, 4.5, 0.2
+SHORTEST_COMPILED = 32
+
+_SPECTROGRAM = structure(
+    ("frames", "window", "turns", "basis", "ranges", "out", "memory"),
+    ("clips", "clip_stride", "n_frames", "frame_stride", "n_fft", "n_mels"),
+    ("offset", "shift", "scale"),
+)
 
 
 def mel_basis(config: FrontEndConfig, f_min: float, f_max: float) -> Tensor:
@@ -36,25 +39,22 @@ def mel_basis(config: FrontEndConfig, f_min: float, f_max: float) -> Tensor:
     return functional.pad(triangles, (0, 1))
 
 
-class Band(NamedTuple):
-    """Neighbouring mel filters, cut down to the stretch of the spectrum where they are not zero.
-
-    A spectrum is a row of real and imaginary parts in turn, so each value of the filters stands there twice.
-    """
-
-    filters: Tensor  # [rows, end - start]
-    start: int
-    end: int
+def turns(n_fft: int) -> Tensor | None:
+    """Return the cosine and sine of -2 pi i / n_fft, [n_fft, 2], for a Fourier transform that is compiled; None for other lengths."""
+    if n_fft < SHORTEST_COMPILED or n_fft & (n_fft - 1):
+        return None
+    angles = torch.arange(n_fft, dtype=torch.float64) * (-2 * math.pi / n_fft)
+    return torch.stack([angles.cos(), angles.sin()], dim=1).float()
 
 
-def bands(basis: Tensor, rows: int = BAND_ROWS) -> list[Band]:
-    """Cut a mel basis [n_mels, bins] into bands of `rows` filters; most of the basis is zeros, which are not multiplied then."""
-    cut = []
-    for part in torch.split(basis.repeat_interleave(2, dim=1), rows):
-        used = part.any(dim=0).nonzero().flatten().tolist() or [0]
-        start, end = used[0], used[-1] + 1
-        cut.append(Band(part[:, start:end].contiguous(), start, end))
-    return cut
+def ranges(basis: Tensor) -> Tensor:
+    """Return where each filter of a mel basis is not zero, [n_mels, 2]; most of the basis is zeros, which are not multiplied then."""
+    n_bins = basis.shape[1]
+    used = basis != 0
+    bins = torch.arange(n_bins)
+    start = torch.where(used, bins, n_bins).amin(dim=1)
+    end = torch.where(used, bins + 1, 0).amax(dim=1)
+    return torch.stack([torch.minimum(start, end), end], dim=1).int()
 
 
 class LogMel(nn.Module):
@@ -72,7 +72,9 @@ class LogMel(nn.Module):
         window = torch.hann_window(self.config.win_length, periodic=False)
         self.register_buffer("window", window, persistent=False)
         self.register_buffer("basis", mel_basis(self.config, self.config.f_min, self.config.f_max), persistent=False)
-        self._bands = bands(self.basis)  # for the CPU, where they stay
+        # For the compiled code, and so on the CPU, where they stay.
+        self._turns = turns(self.config.n_fft)
+        self._ranges = ranges(self.basis)
 
     def jittered_basis(self, generator: torch.Generator) -> Tensor:
         """Draw f_min and f_max as in training and return the mel basis between them [n_mels, n_fft / 2 + 1].
@@ -98,11 +100,7 @@ class LogMel(nn.Module):
         if waveform.ndim != 2 or waveform.shape[1] < 1:
             raise AudioError(f"The waveform has shape {list(waveform.shape)}; it must be [B, N] with at least one sample.")
         with torch.autocast(waveform.device.type, enabled=False):
-            frames = self.frames(waveform.float())
-            if not waveform.is_cpu or torch.compiler.is_compiling():
-                return self._whole(frames, self.basis if basis is None else basis)
-            cut = self._bands if basis is None else bands(basis)
-            return torch.stack([self._in_chunks(clip, cut) for clip in frames]).unsqueeze(1)
+            return self._log_mel(self.frames(waveform.float()), basis)
 
     def frames(self, waveform: Tensor) -> Tensor:
         """Return the pre-emphasised samples of each frame, [B, N] to [B, frames, n_fft], as a view that repeats what frames share.
@@ -117,25 +115,30 @@ class LogMel(nn.Module):
         return functional.pad(emphasised, (c.n_fft // 2, c.n_fft // 2), mode="reflect").unfold(1, c.n_fft, c.hop_length)
 
     def columns(self, frames: Tensor) -> Tensor:
-        """Return the log-mel spectrogram [n_mels, n] of samples [n, n_fft] that `frames` gave, each frame by itself; on the CPU only."""
-        return self._in_chunks(frames, self._bands)
+        """Return the log-mel spectrogram [n_mels, n] of samples [n, n_fft] that `frames` gave, each frame by itself."""
+        return self._log_mel(frames.unsqueeze(0), None)[0, 0]
 
-    def _in_chunks(self, frames: Tensor, cut: Sequence[Band]) -> Tensor:
-        """Return [n_mels, n] of frames [n, n_fft], in pieces that stay in the cache."""
-        window = self._padded_window()
-        parts = []
-        for chunk in torch.split(frames, CHUNK_FRAMES):
-            parts_of_spectrum = torch.view_as_real(torch.fft.rfft(chunk * window)).flatten(1)  # [n, 2 bins]
-            power = parts_of_spectrum * parts_of_spectrum
-            mel = torch.cat([band.filters @ power[:, band.start : band.end].T for band in cut])
-            parts.append(_scaled_log(mel))
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-
-    def _whole(self, frames: Tensor, basis: Tensor) -> Tensor:
-        """Return [B, 1, n_mels, frames] of [B, frames, n_fft] in few large steps, as a GPU likes it."""
+    def _log_mel(self, frames: Tensor, basis: Tensor | None) -> Tensor:
+        """Return [B, 1, n_mels, frames] of [B, frames, n_fft]."""
+        filters = self.basis if basis is None else basis
+        needs_gradient = torch.is_grad_enabled() and frames.requires_grad
+        if self._turns is not None and not needs_gradient and is_compiled(frames, self.window, filters):
+            return self._compiled(frames, self._turns, filters.contiguous(), self._ranges if basis is None else ranges(basis))
         spectrum = torch.fft.rfft(frames * self._padded_window())
         power = spectrum.real.square() + spectrum.imag.square()  # [B, frames, bins]
-        return _scaled_log(basis @ power.transpose(1, 2)).unsqueeze(1)
+        mel: Tensor = filters @ power.transpose(1, 2)
+        return mel.add_(LOG_OFFSET).log_().add_(LOG_SHIFT).mul_(LOG_SCALE).unsqueeze(1)
+
+    def _compiled(self, frames: Tensor, turned: Tensor, basis: Tensor, stretches: Tensor) -> Tensor:
+        n_clips, n_frames, n_fft = frames.shape
+        out = frames.new_empty(n_clips, 1, len(basis), n_frames)
+        values: dict[str, Tensor | float | None] = {
+            **{"frames": frames, "window": self._padded_window(), "turns": turned, "basis": basis, "ranges": stretches, "out": out},
+            **{"clips": n_clips, "clip_stride": frames.stride(0), "n_frames": n_frames, "frame_stride": frames.stride(1)},
+            **{"n_fft": n_fft, "n_mels": len(basis), "offset": LOG_OFFSET, "shift": LOG_SHIFT, "scale": LOG_SCALE},
+        }
+        call("dymn_log_mel", _SPECTROGRAM, values, memory="dymn_log_mel_memory")
+        return out
 
     def _padded_window(self) -> Tensor:
         """Return the window [n_fft] with zeros on both sides."""
@@ -145,8 +148,3 @@ class LogMel(nn.Module):
     def n_frames(self, n_samples: int) -> int:
         """Return how many frames `n_samples` samples give."""
         return 1 + (max(n_samples, self.config.n_fft // 2 + 2) - 1) // self.config.hop_length
-
-
-def _scaled_log(mel: Tensor) -> Tensor:
-    """Return the logarithm of mel powers, shifted and scaled as the published weights expect it; `mel` itself is used up."""
-    return mel.add_(LOG_OFFSET).log_().add_(4.5).div_(5.0)

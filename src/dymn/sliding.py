@@ -30,7 +30,7 @@ class SlidingLogMel:
 
     What two windows share is taken from the one before if their distance is a multiple of `hop_length`, for only then their frames
     have the same places. With another distance, or none of them shared, each window is computed by itself. Results are those of
-    `LogMel` within 1e-6, and bit for bit but for the order of a sum in mel bands.
+    `LogMel` bit for bit where it is compiled, and else within 1e-6: the order of a sum in mel bands differs.
     """
 
     def __init__(self, log_mel: LogMel, hop: int) -> None:

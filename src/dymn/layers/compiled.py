@@ -25,14 +25,15 @@ def is_compiled(*tensors: Tensor) -> bool:
     )
 
 
-def structure(pointers: tuple[str, ...], numbers: tuple[str, ...]) -> type[ctypes.Structure]:
-    """Return the class of a C structure of pointers and then integers."""
-    fields = [(name, ctypes.c_void_p) for name in pointers] + [(name, ctypes.c_int32) for name in numbers]
+def structure(pointers: tuple[str, ...], integers: tuple[str, ...], floats: tuple[str, ...] = ()) -> type[ctypes.Structure]:
+    """Return the class of a C structure of pointers, then integers, then floating-point numbers."""
+    kinds = {ctypes.c_void_p: pointers, ctypes.c_int32: integers, ctypes.c_float: floats}
+    fields = [(name, kind) for kind, names in kinds.items() for name in names]
     return type("Structure", (ctypes.Structure,), {"_fields_": fields})
 
 
-def call(function: str, kind: type[ctypes.Structure], values: Mapping[str, Tensor | int | None], memory: str = "") -> None:
-    """Call a function of the compiled code with a structure of contiguous tensors, None where nothing is wanted, and integers.
+def call(function: str, kind: type[ctypes.Structure], values: Mapping[str, Tensor | float | None], memory: str = "") -> None:
+    """Call a function of the compiled code with a structure of tensors, None where nothing is wanted, and numbers.
 
     `memory` names the function that tells how many floats of memory the call needs, if it needs any.
     """

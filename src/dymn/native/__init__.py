@@ -12,7 +12,7 @@ from pathlib import Path
 
 BUILDS = ("_native_v4", "_native_v3", "_native")  # the fastest first
 SWITCH = "DYMN_NATIVE"  # environment variable; "0" switches compiled code off
-LAYOUT = 2  # raised with every change of the structures that C and Python share
+LAYOUT = 3  # raised with every change of the structures that C and Python share
 
 
 @functools.cache
@@ -27,7 +27,8 @@ def libraries() -> dict[str, ctypes.CDLL]:
                 build = ctypes.CDLL(str(path))
                 if build.dymn_layout() != LAYOUT or not build.dymn_supported():
                     continue
-                build.dymn_workspace.restype = build.dymn_depthwise_memory.restype = ctypes.c_int64
+                for counts_floats in (build.dymn_workspace, build.dymn_depthwise_memory, build.dymn_log_mel_memory):
+                    counts_floats.restype = ctypes.c_int64
             except (OSError, AttributeError):  # made for another system, or by another version
                 continue
             found[name] = build

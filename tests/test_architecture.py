@@ -27,6 +27,7 @@ FLOORS = (
         "selection",
         "torch_backend",
         "embedding",
+        "embedder",
         "tagger",
         "formats",
         "embedding_formats",

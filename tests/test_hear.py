@@ -5,7 +5,7 @@ import torch
 
 from dymn import create_model, hear, hub
 from dymn.config import FrontEndConfig, ModelCard
-from dymn.embedding import Embedder
+from dymn.embedder import Embedder
 from dymn.errors import ConfigError, WeightsError
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from dymn.config import FrontEndConfig as FrontEndConfig
     from dymn.config import ModelCard as ModelCard
     from dymn.config import ModelConfig as ModelConfig
-    from dymn.embedding import Embedder as Embedder
+    from dymn.embedder import Embedder as Embedder
     from dymn.features import FeatureExtractor as FeatureExtractor
     from dymn.frontend import LogMel as LogMel
     from dymn.model import MobileNet as MobileNet
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Embedder": "dymn.embedding",
+    "Embedder": "dymn.embedder",
     "FeatureExtractor": "dymn.features",
     "FrontEndConfig": "dymn.config",
     "LogMel": "dymn.frontend",

@@ -6,7 +6,7 @@ Nothing here imports PyTorch. `dymn.torch_backend` holds the implementation for 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -17,6 +17,8 @@ from dymn.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from dymn.embedding import BaseEmbedder
 
 Scores = npt.NDArray[np.float32]
 """Probabilities of labels, [C] or [B, C]."""
@@ -119,6 +121,14 @@ class Backend(ABC):
             ConfigError: if this backend tells only of whole windows, or the batch does not fit the device's memory.
         """
         raise self._no_frames()
+
+    def embedder(self, layers: str | Sequence[str]) -> BaseEmbedder:
+        """Return what embeds recordings with this network.
+
+        Raises:
+            ConfigError: if there is no such layer, or this backend cannot look into it.
+        """
+        raise ConfigError(f"{type(self).__name__} gives no embeddings. Load the model in PyTorch.")
 
     def _no_frames(self) -> ConfigError:
         return ConfigError(f"{type(self).__name__} tells only of whole windows. Use the method windows, or load the model in PyTorch.")

@@ -12,24 +12,23 @@ extractors, EUSIPCO 2023). Which of them make the embedding is said by names:
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor, nn
 
 from dymn.ahead import Team
-from dymn.backends import BATCH_SIZE, CPU_BATCH_SIZE
+from dymn.backends import CPU_BATCH_SIZE
 from dymn.config import check, from_dict
 from dymn.errors import ConfigError, DymnError
-from dymn.features import FeatureExtractor, features_of
-from dymn.frontend import LogMel
-from dymn.model import MobileNet
 from dymn.recordings import Piece, Source, computed, pieces
 from dymn.windows import check_windows
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Floats = npt.NDArray[np.float32]
 
@@ -112,8 +111,8 @@ def _expand(name: str, n_blocks: int) -> list[str]:
     return [f"block{i}" for i in range(first, last + 1)]
 
 
-class Embedder(nn.Module):
-    """Waveforms to embeddings: the front end, the network as far as it is needed, averages, concatenation.
+class BaseEmbedder(ABC):
+    """Waveforms to embeddings, whatever computes them. `dymn.embedder` holds the implementation for PyTorch.
 
     Attributes:
         layers: the names of the layers, in the order of their values.
@@ -122,52 +121,23 @@ class Embedder(nn.Module):
         sample_rate: of the waveforms, in Hz.
     """
 
-    def __init__(self, model: MobileNet, layers: str | Sequence[str] = LAST) -> None:
-        """Choose the layers.
+    layers: tuple[str, ...]
+    names: tuple[str, ...]
+    size: int
+    sample_rate: int
 
-        Args:
-            model: a network; it is shared, not copied, and set to evaluation mode.
-            layers: names of layers as in `dymn.embedding`, in a list or with commas between.
+    @property
+    def batch_size(self) -> int:
+        """How many windows to compute at once, if nobody says otherwise."""
+        return CPU_BATCH_SIZE
 
-        Raises:
-            ConfigError: if there is no such layer, or one is named twice.
-        """
-        super().__init__()
-        known = {feature.name: (i, feature.channels) for i, feature in enumerate(features_of(model))}
-        self.layers = parse_layers(layers, len(model.config.blocks))
-        self.log_mel = LogMel(model.card.front_end).to(next(model.parameters()).device)
-        mapped = [name for name in self.layers if name != MELS]
-        self.extractor = FeatureExtractor(model, [known[name][0] for name in mapped]) if mapped else None
-        sizes = [model.card.front_end.n_mels if name == MELS else known[name][1] for name in self.layers]
-        self.names = tuple(f"{name}_{i}" for name, size in zip(self.layers, sizes, strict=True) for i in range(size))
-        self.size = len(self.names)
-        self.sample_rate = model.card.front_end.sample_rate
-        self.eval()
-
-    def forward(self, waveform: Tensor) -> Tensor:
-        """Return embeddings [B, D] of waveforms [B, N] at `sample_rate`.
-
-        Raises:
-            AudioError: if the waveform is not [B, N] with N of at least 1.
-        """
-        log_mel = self.log_mel(waveform)
-        maps = iter(self.extractor(log_mel) if self.extractor is not None else ())
-        parts = [log_mel.mean(dim=(1, 3)) if name == MELS else next(maps).mean(dim=(2, 3)) for name in self.layers]
-        return torch.cat(parts, dim=1)
-
-    @torch.inference_mode()
+    @abstractmethod
     def vectors(self, waveforms: Floats | Tensor) -> Floats:
-        """Return embeddings [B, D] of waveforms [B, N] at `sample_rate`, in full float32 on any device.
+        """Return embeddings [B, D] of waveforms [B, N] at `sample_rate`, in float32.
 
         Raises:
             ConfigError: if the batch does not fit the device's memory.
         """
-        device = self.log_mel.basis.device
-        try:
-            with torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=False):
-                return self(torch.as_tensor(waveforms, device=device)).float().cpu().numpy()  # type: ignore[no-any-return]
-        except torch.OutOfMemoryError as error:
-            raise ConfigError(f"{device} has no room for {len(waveforms)} windows at once. Give a smaller batch size.") from error
 
     def embed(self, source: Source, sample_rate: int | None = None, **settings: Any) -> Embedding:
         """Return the embedding of a recording and of each of its windows.
@@ -214,7 +184,7 @@ class Embedder(nn.Module):
         """
         settings = settings or EmbedSettings()
         if batch_size is None:
-            batch_size = CPU_BATCH_SIZE if self.log_mel.basis.device.type == "cpu" else BATCH_SIZE
+            batch_size = self.batch_size
         team = Team(workers, batch_size)
         found = pieces(sources, self.sample_rate, sample_rate, settings.window, settings.hop, settings.fill, team=team)
         return self._embeddings(computed(found, self.vectors, batch_size), progress)

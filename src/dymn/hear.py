@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dymn.config import check
-from dymn.embedding import Embedder
+from dymn.embedder import Embedder
 from dymn.windows import cut
 
 LAYERS = ("mels", "block4", "block10", "block12", "block14")

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ import numpy.typing as npt
 from dymn.backends import Backend, Scores
 from dymn.config import ModelCard, check, from_dict
 from dymn.cpus import available_cpus
+from dymn.embedding import LAST, BaseEmbedder, Floats, parse_layers
 from dymn.errors import ConfigError, WeightsError
 from dymn.weights.download import cache_folder
 
@@ -53,6 +55,7 @@ class OnnxBackend(Backend):
     Attributes:
         input: "waveform" or "log-mel".
         seconds: how long a clip is, or None where any length goes.
+        embedding_size: how many values an embedding has.
     """
 
     def __init__(self, source: str | Path | bytes, threads: int | None = None) -> None:
@@ -97,6 +100,7 @@ class OnnxBackend(Backend):
             raise WeightsError(f"{name} was not written by dymn export: {error}.") from error
         self._input = self._session.get_inputs()[0]
         self._one_by_one = not isinstance(self._input.shape[0], str)
+        self.embedding_size = next(int(output.shape[1]) for output in self._session.get_outputs() if output.name == "embedding")
 
     def run(self, values: npt.NDArray[np.float32]) -> tuple[Scores, Scores, Scores]:
         """Return probabilities [B, C], logits [B, C] and embedding [B, D] of what the file takes.
@@ -118,7 +122,23 @@ class OnnxBackend(Backend):
         Raises:
             ConfigError: if the file takes clips of another length, or log-mel spectrograms.
         """
-        check(self.input == "waveform", "This file takes log-mel spectrograms. Export one with --input waveform to tag recordings.")
+        return self.run(self._fitting(waveforms))[0]
+
+    def embedder(self, layers: str | Sequence[str]) -> BaseEmbedder:
+        """Return what embeds recordings with this network: its last layer, which is the only one in the file.
+
+        Raises:
+            ConfigError: if another layer is asked for.
+        """
+        return OnnxEmbedder(self, layers)
+
+    def vectors(self, waveforms: npt.NDArray[np.float32] | Tensor) -> npt.NDArray[np.float32]:
+        """Return the averaged last feature maps [B, D] of waveforms [B, N] at `sample_rate`; errors are those of `probabilities`."""
+        return self.run(self._fitting(waveforms))[2]
+
+    def _fitting(self, waveforms: npt.NDArray[np.float32] | Tensor) -> npt.NDArray[np.float32]:
+        """Return waveforms [B, N] as the file takes them."""
+        check(self.input == "waveform", "This file takes log-mel spectrograms. Export one with --input waveform for recordings.")
         samples = np.asarray(waveforms, np.float32)
         if self.seconds is not None:
             wanted = round(self.seconds * self.sample_rate)
@@ -126,8 +146,32 @@ class OnnxBackend(Backend):
                 given = samples.shape[1] / self.sample_rate
                 raise ConfigError(f"This file takes windows of {self.seconds} s, not {given:.3f} s. Export one with --dynamic-time.")
         least = self.front_end.n_fft // 2 + 2
-        samples = np.pad(samples, ((0, 0), (0, max(0, least - samples.shape[1]))))
-        return self.run(samples)[0]
+        return np.pad(samples, ((0, 0), (0, max(0, least - samples.shape[1]))))
+
+
+class OnnxEmbedder(BaseEmbedder):
+    """Waveforms to the embeddings that an ONNX file gives."""
+
+    def __init__(self, backend: OnnxBackend, layers: str | Sequence[str] = LAST) -> None:
+        """Take the file's only layer.
+
+        Raises:
+            ConfigError: if `layers` names another one.
+        """
+        self.layers = parse_layers(layers)
+        if self.layers != (LAST,):
+            raise ConfigError(f"ONNX files give the layer {LAST} alone, not {','.join(self.layers)}. Load the model in PyTorch for others.")
+        self.backend, self.sample_rate = backend, backend.sample_rate
+        self.size = backend.embedding_size
+        self.names = tuple(f"{LAST}_{i}" for i in range(self.size))
+
+    def vectors(self, waveforms: Floats | Tensor) -> Floats:
+        """Return embeddings [B, D] of waveforms [B, N] at `sample_rate`.
+
+        Raises:
+            ConfigError: if the file takes clips of another length, or log-mel spectrograms.
+        """
+        return self.backend.vectors(waveforms)
 
 
 def _digest(source: str | Path | bytes) -> str:

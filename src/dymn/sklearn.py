@@ -22,7 +22,7 @@ except ImportError as error:
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from dymn.embedding import Embedder
+    from dymn.embedder import Embedder
     from dymn.model import MobileNet
 
 __all__ = ["EmbeddingTransformer"]
@@ -127,7 +127,7 @@ class EmbeddingTransformer(TransformerMixin, BaseEstimator):  # type: ignore[mis
 
     def _load(self) -> Embedder:
         from dymn.devices import resolve_device
-        from dymn.embedding import Embedder
+        from dymn.embedder import Embedder
         from dymn.model import MobileNet
         from dymn.weights import load_model
 

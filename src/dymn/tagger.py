@@ -20,7 +20,7 @@ from dymn.selection import Selection, Tag, TagSettings, Timeline, WindowTags
 if TYPE_CHECKING:
     import torch
 
-    from dymn.embedding import Embedding
+    from dymn.embedding import BaseEmbedder, Embedding
     from dymn.events import Event, Frames
     from dymn.live import Stream
     from dymn.model import MobileNet
@@ -186,12 +186,18 @@ class Tagger:
 
         Raises:
             AudioError: if the source cannot be read.
-            ConfigError: if a setting is unknown or not allowed, there is no such layer, `sample_rate` is missing, or PyTorch does not
-                compute the network.
+            ConfigError: if a setting is unknown or not allowed, there is no such layer (ONNX files give "last" alone), or
+                `sample_rate` is missing.
         """
-        from dymn.embedding import Embedder
+        return self.embedder(layers).embed(source, sample_rate, **settings)
 
-        return Embedder(self.model, layers).embed(source, sample_rate, **settings)
+    def embedder(self, layers: str | Sequence[str] = "last") -> BaseEmbedder:
+        """Return what embeds recordings with this network, many at a time too; see `embed`.
+
+        Raises:
+            ConfigError: if there is no such layer; ONNX files give "last" alone.
+        """
+        return self.backend.embedder(layers)
 
     def frames(self, source: Source, sample_rate: int | None = None, **settings: Any) -> Frames:
         """Return the probabilities of labels at points in time [T, C], a third of a second apart.

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,9 @@ from dymn.fast import accelerate
 from dymn.frontend import LogMel
 from dymn.model import MobileNet, Output
 from dymn.sliding import SlidingLogMel
+
+if TYPE_CHECKING:
+    from dymn.embedding import BaseEmbedder
 
 
 class TorchBackend(Backend):
@@ -108,6 +111,16 @@ class TorchBackend(Backend):
             maps = self.model.features(given if self.is_cpu else self._log_mel(given))
             both = self.model.frame_logits(maps, smoothing), self.model.head(maps, maps.mean(dim=(2, 3)))
             return FrameScores(*(self.model.probabilities(logits.float()).cpu().numpy() for logits in both))
+
+    def embedder(self, layers: str | Sequence[str]) -> BaseEmbedder:
+        """Return what embeds recordings with this network.
+
+        Raises:
+            ConfigError: if there is no such layer, or one is named twice.
+        """
+        from dymn.embedder import Embedder
+
+        return Embedder(self.model, layers)
 
     def _probabilities(self, log_mel: Tensor) -> Scores:
         return self.model.probabilities(self._network(log_mel).logits.float()).cpu().numpy()

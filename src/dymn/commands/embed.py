@@ -11,6 +11,8 @@ import typer
 
 from dymn.commands.options import (
     WHAT,
+    Backend,
+    Computes,
     Device,
     Fill,
     Filling,
@@ -30,7 +32,7 @@ from dymn.commands.options import (
 from dymn.commands.recordings import MANY, Failures, check_output, default_workers, find, follower, load_tagger
 
 if TYPE_CHECKING:
-    from dymn.embedding import Embedder, Embedding, EmbedSettings
+    from dymn.embedding import BaseEmbedder, Embedding, EmbedSettings
     from dymn.embedding_formats import Columns
     from dymn.tagger import Tagger
 
@@ -78,6 +80,7 @@ def embed(
     window: Window = 10.0,
     hop: Hop = None,
     fill: Filling = Fill.bare,
+    backend: Backend = Computes.torch,
     device: Device = None,
     threads: Threads = None,
     batch_size: WindowBatch = None,
@@ -102,7 +105,7 @@ def embed(
     from dymn.commands.bulk import Bulk, keeps_journal, run_bulk
     from dymn.commands.output import binary_output
     from dymn.commands.progress import progress_bar
-    from dymn.embedding import Embedder, Embedding, EmbedSettings, parse_layers
+    from dymn.embedding import Embedding, EmbedSettings, parse_layers
     from dymn.embedding_formats import choose
 
     hush(quiet)
@@ -111,8 +114,8 @@ def embed(
     name = choose(format.value if format else None, output)
     if keeps_journal(output, True, paths, fresh, retry_failed):
         check_output(output, name, ())
-        tagger = load_tagger(model, device, threads, quiet)
-        embedder = Embedder(tagger.model, layers)
+        tagger = load_tagger(model, device, threads, quiet, backend)
+        embedder = tagger.embedder(layers)
         made = columns(tagger, embedder, settings)
         if workers is None:
             workers = default_workers(threads, MANY)
@@ -122,14 +125,14 @@ def embed(
             embeddings(per_window, embedder.size),
             work,
             partial(write_file, made, name, per_window),
-            made.origin | {"per_window": per_window},
+            made.origin | {"per_window": per_window, "backend": backend.value},
         )
         run_bulk(bulk, paths, output, fresh, retry_failed, quiet)
         return
     found, failed = find(paths)
     check_output(output, name, found)
-    tagger = load_tagger(model, device, threads, quiet)
-    embedder = Embedder(tagger.model, layers)
+    tagger = load_tagger(model, device, threads, quiet, backend)
+    embedder = tagger.embedder(layers)
     bar = progress_bar(len(found), quiet)
     found_ones = embedder.embed_files(
         found,
@@ -153,7 +156,7 @@ def write_file(made: Columns, name: str, per_window: bool, found: Iterable[Embed
     FORMATS[name](rows(found, per_window), made, file)
 
 
-def columns(tagger: Tagger, embedder: Embedder, settings: EmbedSettings) -> Columns:
+def columns(tagger: Tagger, embedder: BaseEmbedder, settings: EmbedSettings) -> Columns:
     """Return what the values are called, and what made them."""
     from dymn import __version__
     from dymn.config import to_dict

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dymn.commands.options import WHAT, Device, Exclude, Labels, Model, Paths, Quiet, Threads, hush
+from dymn.commands.options import WHAT, Backend, Computes, Device, Exclude, Labels, Model, Paths, Quiet, Threads, hush
 from dymn.commands.recordings import Failures, check_output, find, load_tagger, write
 from dymn.errors import AudioError
 
@@ -126,6 +126,7 @@ def events(
             show_default=False,
         ),
     ] = None,
+    backend: Backend = Computes.torch,
     device: Device = None,
     threads: Threads = None,
     quiet: Quiet = False,
@@ -156,7 +157,7 @@ def events(
     name = format.value if format else SUFFIXES.get(output.suffix.lower() if output else "", "text")
     found, failed = find(paths)
     check_output(output, name, found)
-    tagger = load_tagger(model, device, threads, quiet)
+    tagger = load_tagger(model, device, threads, quiet, backend)
     bar = progress_bar(len(found), quiet)
     missing = (EventRecording(recording.name, error=recording.error) for recording in failed)
     recordings = chain(missing, bar.over(detected(tagger, found, settings, bar.update)))

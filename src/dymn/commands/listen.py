@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 
-from dymn.commands.options import WHAT, Device, Exclude, Labels, Model, Quiet, Threads, Threshold, hush, note
+from dymn.commands.options import WHAT, Backend, Computes, Device, Exclude, Labels, Model, Quiet, Threads, Threshold, hush, note
 from dymn.commands.recordings import load_tagger
 from dymn.errors import ConfigError
 
@@ -87,6 +87,7 @@ def listen(
     channels: Annotated[
         int, typer.Option(min=1, max=256, metavar="NUMBER", help="How many channels standard input has.", rich_help_panel=PIPE)
     ] = 1,
+    backend: Backend = Computes.torch,
     device: Device = None,
     threads: Threads = None,
     quiet: Quiet = False,
@@ -105,7 +106,7 @@ def listen(
         return
     check_use(source, rate, microphone)
     settings = TagSettings(top_k, threshold, tuple(labels or ()), tuple(exclude or ()), window, hop)
-    tagger = load_tagger(model, device, threads, quiet)
+    tagger = load_tagger(model, device, threads, quiet, backend)
     title = f"{tagger.card.name or model}, {window:g} s"
     with ExitStack() as stack:
         try:

@@ -19,6 +19,13 @@ class Fill(str, Enum):
     bare = "bare"
 
 
+class Computes(str, Enum):
+    """What can compute a network."""
+
+    torch = "torch"
+    onnx = "onnx"
+
+
 class Report(str, Enum):
     """How figures are written."""
 
@@ -133,6 +140,15 @@ ClipBatch = Annotated[
     int, typer.Option("--batch-size", metavar="NUMBER", min=1, help="How many clips at a time.", rich_help_panel=RUN_PANEL)
 ]
 ReportFormat = Annotated[Report, typer.Option("--format", "-f", metavar="FORMAT", help="How to write the answer: table or json.")]
+Backend = Annotated[
+    Computes,
+    typer.Option(
+        "--backend",
+        help="What computes the network: PyTorch, or ONNX Runtime, which starts sooner. The latter takes a file that `dymn export "
+        "--dynamic-time` wrote, or the name of a model that was exported without --output.",
+        rich_help_panel=RUN_PANEL,
+    ),
+]
 Device = Annotated[
     str | None,
     typer.Option(

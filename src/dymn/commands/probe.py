@@ -30,7 +30,7 @@ from dymn.commands.recordings import load_tagger
 from dymn.errors import ConfigError
 
 if TYPE_CHECKING:
-    from dymn.embedding import Embedder
+    from dymn.embedding import BaseEmbedder
     from dymn.probe import Probed
 
 MOST_CONFUSIONS = 3
@@ -107,7 +107,7 @@ def probe(
     Example: `dymn probe ESC10 --model dymn04_open --layer mels,blocks --plot confusion.png`.
     """
     from dymn.commands.progress import counting_bar
-    from dymn.embedding import Embedder, EmbedSettings, parse_layers
+    from dymn.embedding import EmbedSettings, parse_layers
     from dymn.probe import probe as measure
 
     hush(quiet)
@@ -118,7 +118,7 @@ def probe(
     if plot is not None and plot.suffix.lower() not in PICTURES:
         raise ConfigError(f"--plot {plot} has an ending that is not known. Give one of: {', '.join(PICTURES)}.")
     tagger = load_tagger(model, device, threads, quiet)
-    embedder = Embedder(tagger.model, layers)
+    embedder = tagger.embedder(layers)
     with counting_bar("Embed", quiet) as progress:
         found = measure(
             embedder,
@@ -140,7 +140,7 @@ def probe(
     typer.echo(as_json(found, embedder, name, data) if format is Report.json else as_table(found, embedder, name))
 
 
-def as_table(found: Probed, embedder: Embedder, model: str) -> str:
+def as_table(found: Probed, embedder: BaseEmbedder, model: str) -> str:
     """Return the figures for people."""
     from dymn.commands.epochs import figure
 
@@ -171,7 +171,7 @@ def confusions(found: Probed) -> list[tuple[str, str, int]]:
     return sorted(wrong, key=lambda entry: -entry[2])
 
 
-def as_json(found: Probed, embedder: Embedder, model: str, data: Path) -> str:
+def as_json(found: Probed, embedder: BaseEmbedder, model: str, data: Path) -> str:
     """Return the figures as a JSON object; one that is not defined is null."""
     results = [{"test": r.name, "learned_from": r.train, "tested_on": r.test, "C": r.c} | _finite(r.figures) for r in found.results]
     document = {

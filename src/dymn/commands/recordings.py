@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import typer
 
-from dymn.commands.options import note
+from dymn.commands.options import Computes, note
 from dymn.errors import AudioError, ConfigError, DymnError, WeightsError
 
 if TYPE_CHECKING:
@@ -76,8 +76,10 @@ def default_workers(threads: int | None, recordings: int) -> int:
     return max(1, min(available_cpus(), recordings, threads or recordings))
 
 
-def load_tagger(model: str | None, device: str | None, threads: int | None, quiet: bool) -> Tagger:
+def load_tagger(model: str | None, device: str | None, threads: int | None, quiet: bool, backend: Computes = Computes.torch) -> Tagger:
     """Load the model that was named, or the default one, and say which that is."""
+    if backend is Computes.onnx:
+        return load_onnx(model, device, threads)
     from dymn.commands.progress import download_bar
     from dymn.devices import resolve_device, use_threads
     from dymn.tagger import Tagger
@@ -98,6 +100,19 @@ def load_tagger(model: str | None, device: str | None, threads: int | None, quie
                 raise ConfigError(str(error)) from error
     note(default.reason, quiet)
     return Tagger(default.model, device)
+
+
+def load_onnx(model: str | None, device: str | None, threads: int | None) -> Tagger:
+    """Open an exported model for ONNX Runtime, without PyTorch."""
+    from dymn.onnx_backend import SHIPPED
+    from dymn.tagger import Tagger
+
+    if device not in (None, "cpu"):
+        raise ConfigError(f"--device is {device!r}; with --backend onnx only cpu is possible.")
+    try:
+        return Tagger.from_onnx(model or SHIPPED, threads)
+    except WeightsError as error:
+        raise ConfigError(str(error)) from error
 
 
 def follower(bar: Bar) -> Callable[[str, float], None]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dymn.commands.options import RUN_PANEL, Device, Quiet, Threads, WindowBatch, hush, note
+from dymn.commands.options import RUN_PANEL, Backend, Computes, Device, Quiet, Threads, WindowBatch, hush, note
 from dymn.commands.recordings import load_tagger
 from dymn.errors import ConfigError, MissingExtraError
 
@@ -85,6 +85,7 @@ def serve(
         float,
         typer.Option(min=0, max=1000, metavar="MS", help="How long a window waits for those of other requests.", rich_help_panel=RUN_PANEL),
     ] = 5,
+    backend: Backend = Computes.torch,
     device: Device = None,
     threads: Threads = None,
     quiet: Quiet = False,
@@ -125,7 +126,7 @@ def serve(
         protection = "" if settings.token else f" It asks for no token: set {TOKEN_VARIABLE}."
         typer.echo(f"dymn: Listening on {host}, which other machines may reach, without encryption.{protection}", err=True)
     listener = bind(host, port)
-    app = create_app(load_taggers(model or [], device, threads, quiet), settings, page)
+    app = create_app(load_taggers(model or [], device, threads, quiet, backend), settings, page)
     config = uvicorn.Config(
         app,
         log_level="warning",
@@ -174,11 +175,11 @@ def read_token(path: Path | None) -> str:
     return token
 
 
-def load_taggers(models: list[str], device: str | None, threads: int | None, quiet: bool) -> dict[str, Tagger]:
+def load_taggers(models: list[str], device: str | None, threads: int | None, quiet: bool, backend: Computes) -> dict[str, Tagger]:
     """Load the models and return their taggers by the names under which they are served: those of their cards."""
     taggers: dict[str, Tagger] = {}
     for model in models or [None]:  # type: ignore[list-item]
-        tagger = load_tagger(model, device, threads, quiet)
+        tagger = load_tagger(model, device, threads, quiet, backend)
         name = tagger.card.name or Path(model or "").stem or "model"
         if name in taggers:
             note(f"{model} is called {name}, as a model before it; it is left out.", quiet)

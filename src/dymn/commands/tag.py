@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dymn.commands.options import (
-    RUN_PANEL,
     WHAT,
     WINDOWS,
+    Backend,
+    Computes,
     Device,
     Exclude,
     Fill,
@@ -33,7 +34,6 @@ from dymn.commands.options import (
     hush,
 )
 from dymn.commands.recordings import MANY, Failures, check_output, default_workers, find, follower, load_tagger, write
-from dymn.errors import ConfigError, WeightsError
 
 if TYPE_CHECKING:
     from dymn.formats import Run
@@ -49,13 +49,6 @@ class Format(str, Enum):
     csv = "csv"
     audacity = "audacity"
     parquet = "parquet"
-
-
-class Computes(str, Enum):
-    """What can compute a network."""
-
-    torch = "torch"
-    onnx = "onnx"
 
 
 class Combine(str, Enum):
@@ -131,15 +124,7 @@ def tag(
             rich_help_panel=WINDOWS,
         ),
     ] = Combine.max,
-    backend: Annotated[
-        Computes,
-        typer.Option(
-            "--backend",
-            help="What computes the network: PyTorch, or ONNX Runtime, which starts sooner. The latter takes a file that `dymn export` "
-            "wrote, or the name of a model that was exported without --output.",
-            rich_help_panel=RUN_PANEL,
-        ),
-    ] = Computes.torch,
+    backend: Backend = Computes.torch,
     device: Device = None,
     threads: Threads = None,
     batch_size: WindowBatch = None,
@@ -167,10 +152,9 @@ def tag(
     hush(quiet)
     settings = TagSettings(top_k, threshold, tuple(labels or ()), tuple(exclude or ()), window, hop, fill.value, combine.value)
     name = choose(format.value if format else None, output)
-    load = partial(load_onnx, model, device, threads) if backend is Computes.onnx else partial(load_tagger, model, device, threads, quiet)
     if keeps_journal(output, name in ROWS and plot is None, paths, fresh, retry_failed):
         check_output(output, name, ())
-        tagger = load()
+        tagger = load_tagger(model, device, threads, quiet, backend)
         run = describe(tagger, model or "", settings, per_window)
         if workers is None:
             workers = default_workers(threads, MANY)
@@ -183,7 +167,7 @@ def tag(
     check_output(output, name, found)
     if plot is not None:
         check_plot(plot, found)
-    tagger = load()
+    tagger = load_tagger(model, device, threads, quiet, backend)
     bar = progress_bar(len(found), quiet)
     recordings = tagger.tag_files(
         found,
@@ -205,19 +189,6 @@ def tag(
         failures.count += draw(tagger, shown, plot, single=len(found) == 1, settings=settings, quiet=quiet)
     if failures.count:
         raise typer.Exit(1)
-
-
-def load_onnx(model: str | None, device: str | None, threads: int | None) -> Tagger:
-    """Open an exported model for ONNX Runtime, without PyTorch."""
-    from dymn.onnx_backend import SHIPPED
-    from dymn.tagger import Tagger
-
-    if device not in (None, "cpu"):
-        raise ConfigError(f"--device is {device!r}; with --backend onnx only cpu is possible.")
-    try:
-        return Tagger.from_onnx(model or SHIPPED, threads)
-    except WeightsError as error:
-        raise ConfigError(str(error)) from error
 
 
 def describe(tagger: Tagger, model: str, settings: TagSettings, per_window: bool) -> Run:

@@ -15,7 +15,7 @@ from dymn import metrics
 from dymn.config import check
 from dymn.data import BadClip, Clip, Source, open_source, task_of
 from dymn.data.detect import detect
-from dymn.embedding import Embedder, EmbedSettings, Floats
+from dymn.embedding import BaseEmbedder, EmbedSettings, Floats
 from dymn.errors import DataError
 from dymn.probe.linear import Examples
 from dymn.probe.rounds import rounds_of
@@ -63,7 +63,7 @@ class Probed:
 
 
 def probe(
-    embedder: Embedder,
+    embedder: BaseEmbedder,
     path: str | Path,
     *,
     kind: str = AUTO,
@@ -133,7 +133,7 @@ def probe(
 
 
 def embed_source(
-    embedder: Embedder,
+    embedder: BaseEmbedder,
     source: Source,
     *,
     seconds: float | None = None,

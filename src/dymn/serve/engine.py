@@ -30,7 +30,7 @@ from dymn.serve.settings import ServeSettings
 from dymn.tagger import Tagger
 
 if TYPE_CHECKING:
-    from dymn.embedding import Embedder
+    from dymn.embedding import BaseEmbedder
     from dymn.serve.uploads import Upload
 
 logger = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ class Engine:
         self.ready = False
         self._backends: dict[str, Backend] = {name: tagger.backend for name, tagger in taggers.items()}
         self._taggers = dict(taggers)
-        self._embedders: dict[tuple[str, str], Embedder] = {}
+        self._embedders: dict[tuple[str, str], BaseEmbedder] = {}
         self._embedders_lock = threading.Lock()
         first = next(iter(self._backends.values()))
         self._batcher = Batcher(self.settings.batch_size or first.batch_size, self.settings.batch_wait, self.metrics.computed)
@@ -207,8 +207,8 @@ class Engine:
         vector = np.average(np.stack(rows), axis=0, weights=seconds).astype(np.float32)
         return {"layers": list(embedder.layers), "vector": [float(f"{value:.7g}") for value in vector]}
 
-    def _embedder(self, question: Question) -> Embedder:
-        from dymn.embedding import Embedder, parse_layers
+    def _embedder(self, question: Question) -> BaseEmbedder:
+        from dymn.embedding import parse_layers
 
         names = ",".join(parse_layers(question.layers))
         key = (question.model or next(iter(self._taggers)), names)
@@ -216,7 +216,7 @@ class Engine:
             if key not in self._embedders:
                 if len(self._embedders) >= 8:  # strangers choose the layers
                     self._embedders.pop(next(iter(self._embedders)))
-                self._embedders[key] = Embedder(self._taggers[key[0]].model, names)
+                self._embedders[key] = self._taggers[key[0]].embedder(names)
             return self._embedders[key]
 
     def backend(self, name: str) -> Backend:

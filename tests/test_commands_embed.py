@@ -137,15 +137,24 @@ def test_every_format_keeps_names_and_values_together(embedder, model, clips, tm
     windows = tmp_path / f"windows.{ending}"
     assert run(clips / "c.wav", "-m", model, "--per-window", "--window", 1, "--hop", 0.5, "-o", windows, "-q").exit_code == 0
     assert [(row[1], row[2]) for row in read(windows)] == [(0, 1), (0.5, 1.5), (1, 2), (1.5, 2.5)]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", f"windows.{ending}"]
+    beside = [] if ending == "parquet" else [f"windows.{ending}.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", f"windows.{ending}", *beside]
 
 
-def test_parquet_says_what_made_it(model, clips, tmp_path):
-    parquet = pytest.importorskip("pyarrow.parquet")
-    assert run(clips / "a.wav", "-m", model, "-l", "block3", "-o", tmp_path / "a.parquet").exit_code == 0
-    origin = json.loads(parquet.read_schema(tmp_path / "a.parquet").metadata[b"dymn"])
+@pytest.mark.parametrize("ending", ["npy", "csv", "parquet"])
+@pytest.mark.parametrize("bad", [[], ["bad.wav"]])
+def test_every_file_says_what_made_it(model, clips, tmp_path, ending, bad):
+    output = tmp_path / f"a.{ending}"
+    paths = [clips / name for name in ["a.wav", *bad]]
+    assert run(*paths, "-m", model, "-l", "block3", "-o", output).exit_code == len(bad)
+    if ending == "parquet":
+        parquet = pytest.importorskip("pyarrow.parquet")
+        origin = json.loads(parquet.read_schema(output).metadata[b"dymn"])
+        assert origin["names"][0] == "block3_0"
+    else:
+        origin = json.loads((tmp_path / f"a.{ending}.json").read_text())
     assert (origin["model"], origin["layers"], origin["parameters"]["hop"]) == ("tiny", ["block3"], 10.0)
-    assert origin["names"][0] == "block3_0"
+    assert len(origin["digest"]) == 64 and origin["version"] == dymn.__version__
 
 
 def test_csv_goes_to_standard_output(model, clips):

@@ -68,12 +68,8 @@ def report_path(output: Path) -> Path:
     return output.with_name(f"{output.name}.failed.jsonl")
 
 
-def run_bulk(bulk: Bulk[R], paths: Sequence[str], output: Path, fresh: bool, retry: bool, quiet: bool) -> None:
-    """Do recordings and write the output, or go on with a run that did not end.
-
-    Raises:
-        Exit: with code 1, if recordings failed.
-    """
+def run_bulk(bulk: Bulk[R], paths: Sequence[str], output: Path, fresh: bool, retry: bool, quiet: bool) -> int:
+    """Do recordings and write the output, or go on with a run that did not end. Returns how many recordings failed."""
     from dymn.commands.progress import rate_bar
     from dymn.files import atomic_write
     from dymn.journal import Journal
@@ -117,7 +113,7 @@ def run_bulk(bulk: Bulk[R], paths: Sequence[str], output: Path, fresh: bool, ret
     if n_failed:
         again = "" if not counts.failed else " With --retry-failed the same command tries these again."
         note(f"{n_failed:,} of {counts.listed + len(lost):,} recordings failed; {report} says why.{again}", quiet)
-        raise typer.Exit(1)
+    return n_failed
 
 
 def _follow(bar: RateBar, result: R) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from enum import Enum
 from pathlib import Path
@@ -72,7 +73,7 @@ def embed(
             "-o",
             metavar="FILE",
             help="Write to this file, which appears when it is complete. Until then a journal lies beside it, and the same command goes on "
-            "after any interruption.",
+            "after any interruption. Beside npy and csv, FILE.json tells what made them: the model, its digest, layers, settings.",
             rich_help_panel=WHAT,
             show_default=False,
         ),
@@ -127,7 +128,10 @@ def embed(
             partial(write_file, made, name, per_window),
             made.origin | {"per_window": per_window, "backend": backend.value},
         )
-        run_bulk(bulk, paths, output, fresh, retry_failed, quiet)
+        n_failed = run_bulk(bulk, paths, output, fresh, retry_failed, quiet)
+        write_origin(made, name, output)
+        if n_failed:
+            raise typer.Exit(1)
         return
     found, failed = find(paths)
     check_output(output, name, found)
@@ -143,8 +147,10 @@ def embed(
     )
     failures = Failures()
     lost = [Embedding(recording.name, error=recording.error) for recording in failed]
+    made = columns(tagger, embedder, settings)
     with binary_output(output) as file:
-        write_file(columns(tagger, embedder, settings), name, per_window, failures.reported(chain(lost, bar.over(found_ones))), file)
+        write_file(made, name, per_window, failures.reported(chain(lost, bar.over(found_ones))), file)
+    write_origin(made, name, output)
     if failures.count:
         raise typer.Exit(1)
 
@@ -154,6 +160,17 @@ def write_file(made: Columns, name: str, per_window: bool, found: Iterable[Embed
     from dymn.embedding_formats import FORMATS, rows
 
     FORMATS[name](rows(found, per_window), made, file)
+
+
+def write_origin(made: Columns, name: str, output: Path | None) -> None:
+    """Write what made the vectors beside a file whose format has no place for it: clips.npy.json beside clips.npy."""
+    from dymn.files import atomic_write
+
+    if output is None or not output.is_file() or name == "parquet":
+        return
+    text = json.dumps(made.origin, indent=2, ensure_ascii=False) + "\n"
+    with atomic_write(output.with_name(f"{output.name}.json")) as file:
+        file.write(text.encode("utf-8", "backslashreplace"))
 
 
 def columns(tagger: Tagger, embedder: BaseEmbedder, settings: EmbedSettings) -> Columns:

@@ -161,7 +161,8 @@ def tag(
         work = partial(tagger.tag_files, settings=settings, batch_size=batch_size, workers=workers)
         origin = run.to_dict() | {"backend": backend.value}
         bulk = Bulk("tag", tags(per_window), work, partial(write_file, run, name), origin)
-        run_bulk(bulk, paths, output, fresh, retry_failed, quiet)
+        if run_bulk(bulk, paths, output, fresh, retry_failed, quiet):
+            raise typer.Exit(1)
         return
     found, failed = find(paths)
     check_output(output, name, found)

@@ -30,8 +30,8 @@ def calm_openmp(environment: MutableMapping[str, str] | None = None) -> None:
 def keep_freed_memory() -> bool:
     """Let glibc keep the memory of large arrays for the next ones; return whether it does. Of no effect with another C library.
 
-    Otherwise it goes back to the system each time, and new arrays cost an interrupt for each 4 kB of them: with arrays of a clip's
-    size a fifth of the time. Up to 128 MB that are free stay with the process.
+    Otherwise it goes back to the system each time, and new arrays cost an interrupt for each 4 kB of them. Up to 128 MB that are
+    free stay with the process.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -1,10 +1,21 @@
 """The standard library's TOML reader, or its backport before Python 3.11."""
 
 import sys
+from typing import Any
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-__all__ = ["tomllib"]
+
+def loads(text: str) -> dict[str, Any]:
+    """Return what TOML says.
+
+    Raises:
+        ValueError: if it is not TOML, or more deeply nested than any settings are.
+    """
+    try:
+        return tomllib.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dymn.config import FrontEndConfig, ModelCard
-from dymn.errors import ConfigError
+from dymn.errors import ConfigError, WeightsError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -129,6 +129,19 @@ class Backend(ABC):
             ConfigError: if there is no such layer, or this backend cannot look into it.
         """
         raise ConfigError(f"{type(self).__name__} gives no embeddings. Load the model in PyTorch.")
+
+    def checked(self, scores: Scores) -> Scores:
+        """Return probabilities [..., C] as they are.
+
+        Raises:
+            WeightsError: if they are not finite numbers for the C labels: the weights are of no use, whatever their file says.
+        """
+        if scores.shape[-1:] != (len(self.labels),) or scores.dtype != np.float32 or not np.isfinite(scores).all():
+            raise WeightsError(
+                f"The model {self.card.name or 'without a name'} gives {scores.dtype} {list(scores.shape)} that are not all finite "
+                f"probabilities of its {len(self.labels)} labels. Its weights are damaged; get them again."
+            )
+        return scores
 
     def _no_frames(self) -> ConfigError:
         return ConfigError(f"{type(self).__name__} tells only of whole windows. Use the method windows, or load the model in PyTorch.")

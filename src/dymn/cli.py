@@ -34,7 +34,7 @@ from dymn.commands.tag import tag
 from dymn.commands.teach import ManyModels, teach
 from dymn.commands.train import train
 from dymn.cpus import calm_openmp, keep_freed_memory
-from dymn.errors import ConfigError, DymnError
+from dymn.errors import ConfigError, DymnError, visible
 
 EXIT_FAILED = 1
 EXIT_WRONG_USE = 2
@@ -55,6 +55,14 @@ class Terminated(KeyboardInterrupt):
 def _terminate(number: int, frame: FrameType | None) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one would interrupt the clearing away
     raise Terminated
+
+
+class Visible(logging.Formatter):
+    """Writes what is logged, in which there may be names that strangers chose, so that a terminal takes nothing for a command."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return a record as text."""
+        return visible(super().format(record), keep="\n\t")
 
 
 class Boundary(TyperGroup):
@@ -80,12 +88,12 @@ class Boundary(TyperGroup):
             raise typer.Exit(EXIT_BROKEN_PIPE) from error
         except OSError as error:
             what = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
-            typer.echo(f"dymn: {what}. Check the path, its permissions, and the room on the disk.", err=True)
+            typer.echo(f"dymn: {visible(what)}. Check the path, its permissions, and the room on the disk.", err=True)
             raise typer.Exit(EXIT_FAILED) from error
         except Exception as error:
             if isinstance(error, (typer.Exit, typer.Abort)) or hasattr(error, "show"):  # typer's own ways to end, and wrong use
                 raise
-            typer.echo(f"dymn: This should not have happened: {type(error).__name__}: {error}", err=True)
+            typer.echo(f"dymn: This should not have happened: {type(error).__name__}: {visible(str(error))}", err=True)
             typer.echo("Set DYMN_DEBUG=1 to see where, and please report it.", err=True)
             raise typer.Exit(EXIT_FAILED) from error
 
@@ -118,6 +126,8 @@ def dymn(
 ) -> None:
     """Tag sounds with efficient pre-trained networks (DyMN and MobileNet)."""
     logging.basicConfig(level=logging.WARNING, format="dymn: %(message)s", stream=sys.stderr)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(Visible("dymn: %(message)s"))
 
 
 app.command()(tag)

@@ -4,8 +4,21 @@ Every message names the offending value, what is allowed, and the remedy. The co
 """
 
 
+def visible(text: str, keep: str = "") -> str:
+    """Return text in which every letter that a terminal could take for a command, but those to `keep`, is written as an escape."""
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() or letter in keep else ascii(letter)[1:-1] for letter in text)
+
+
 class DymnError(Exception):
-    """Base of all errors that dymn raises on purpose."""
+    """Base of all errors that dymn raises on purpose.
+
+    A message may hold what a stranger wrote into a file, so it reads as `visible` makes it.
+    """
+
+    def __str__(self) -> str:
+        return visible(super().__str__(), keep="\n")
 
 
 class AudioError(DymnError):

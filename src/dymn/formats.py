@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from dymn import parquet
-from dymn.errors import ConfigError
+from dymn.errors import ConfigError, visible
 from dymn.files import text_in
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def table(recordings: Iterable[Recording], run: Run) -> Iterator[str]:
     for recording in recordings:
         if recording.error is not None:
             continue
-        yield f"{printable(recording.name)}  ({clock(recording.seconds)})\n"
+        yield f"{visible(recording.name)}  ({clock(recording.seconds)})\n"
         for tag in recording.tags:
             yield f"  {tag.score:.3f}  {bar(tag.score, run.plain)}  {tag.label}\n"
         if not recording.tags:
@@ -231,8 +231,3 @@ def bar(score: float, plain: bool = False) -> str:
         return ("#" * round(score * BAR_LENGTH)).ljust(BAR_LENGTH)
     whole, eighths = divmod(round(score * BAR_LENGTH * 8), 8)
     return ("█" * whole + " ▏▎▍▌▋▊▉"[eighths] * (eighths > 0)).ljust(BAR_LENGTH)
-
-
-def printable(name: str) -> str:
-    """Return a name with a question mark for each letter that a terminal could take for a command."""
-    return "".join(letter if letter.isprintable() else "?" for letter in name)

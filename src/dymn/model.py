@@ -312,7 +312,10 @@ def model_config(name: str, **overrides: Any) -> ModelConfig:
     allowed = [field.name for field in dataclasses.fields(Variant)]
     unknown = sorted(set(settings) - set(allowed))
     check(not unknown, f"A model has no setting {', '.join(unknown)}. Allowed: {', '.join(allowed)}.")
-    return Variant(**settings).config()
+    try:
+        return Variant(**settings).config()
+    except (TypeError, AttributeError, OverflowError) as error:  # a setting of another type, out of a file
+        raise ConfigError(f"No network can be built from {settings}: {error}.") from error
 
 
 def create_model(name: str, num_classes: int = 527, *, generator: torch.Generator | None = None, **overrides: Any) -> MobileNet:

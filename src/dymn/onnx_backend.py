@@ -83,38 +83,40 @@ class OnnxBackend(Backend):
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # threads that wait sleep
         try:
             content = source if isinstance(source, bytes) else str(source)
-            self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+            # Without its fallback, which prints what is in the file and tries the same again.
+            self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"], enable_fallback=0)
+            text = self._session.get_modelmeta().custom_metadata_map.get("dymn", "")
+            self._input = self._session.get_inputs()[0]
+            self._one_by_one = not isinstance(self._input.shape[0], str)
+            self.embedding_size = next(int(output.shape[1]) for output in self._session.get_outputs() if output.name == "embedding")
         except Exception as error:  # it raises many kinds
             raise WeightsError(f"{name} cannot be opened by ONNX Runtime: {str(error)[:300]}") from error
-        text = self._session.get_modelmeta().custom_metadata_map.get("dymn", "")
         try:
             check(0 < len(text) <= MAX_METADATA, "it has no description")
             described: dict[str, Any] = json.loads(text)
             card = from_dict(ModelCard, described["card"])
             self.card = dataclasses.replace(card, provenance=card.provenance | {"sha256": _digest(source)})
             self.input = str(described["input"])
-            self.seconds: float | None = described["seconds"]
+            self.seconds: float | None = None if described["seconds"] is None else float(described["seconds"])
             check(self.input in ("waveform", "log-mel"), f"its input is {self.input!r:.80}")
-            check(self.seconds is None or 0 < float(self.seconds) <= 3600, "its length makes no sense")
-        except (ValueError, KeyError, TypeError, RecursionError, ConfigError) as error:
+            check(self.seconds is None or 0 < self.seconds <= 3600, "its length makes no sense")
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise WeightsError(f"{name} was not written by dymn export: {error}.") from error
-        self._input = self._session.get_inputs()[0]
-        self._one_by_one = not isinstance(self._input.shape[0], str)
-        self.embedding_size = next(int(output.shape[1]) for output in self._session.get_outputs() if output.name == "embedding")
 
     def run(self, values: npt.NDArray[np.float32]) -> tuple[Scores, Scores, Scores]:
         """Return probabilities [B, C], logits [B, C] and embedding [B, D] of what the file takes.
 
         Raises:
             ConfigError: if the shape is not what the file takes.
+            WeightsError: if what it gives are no probabilities of its labels.
         """
         batches = [values[i : i + 1] for i in range(len(values))] if self._one_by_one else [values]
         try:
             found = [self._session.run(["probabilities", "logits", "embedding"], {self._input.name: batch}) for batch in batches]
+            probabilities, logits, embedding = (np.concatenate(parts) for parts in zip(*found, strict=True))
         except Exception as error:  # it raises many kinds
             raise ConfigError(f"This file takes {self._input.shape}, not {list(values.shape)}: {str(error)[:200]}") from error
-        probabilities, logits, embedding = (np.concatenate(parts) for parts in zip(*found, strict=True))
-        return probabilities, logits, embedding
+        return self.checked(probabilities), logits, embedding
 
     def probabilities(self, waveforms: npt.NDArray[np.float32] | Tensor) -> Scores:
         """Return the probabilities [B, C] of waveforms [B, N] at `sample_rate`.

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, BinaryIO, TypeAlias, cast
 
-from dymn.errors import AudioError
+from dymn.errors import AudioError, visible
 
 Source: TypeAlias = "str | os.PathLike[str] | BinaryIO"
 """A path, "-" for standard input, or a binary file object (read from where it stands)."""
@@ -41,7 +41,7 @@ def display(source: object) -> str:
     else:
         inner = getattr(source, "name", None)
         name = inner if isinstance(inner, str) else f"the {type(source).__name__} object"
-    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in name)
+    return visible(name)
 
 
 def is_stdin(source: object) -> bool:

@@ -110,7 +110,7 @@ class TorchBackend(Backend):
             given = torch.as_tensor(features, device=self.device)
             maps = self.model.features(given if self.is_cpu else self._log_mel(given))
             both = self.model.frame_logits(maps, smoothing), self.model.head(maps, maps.mean(dim=(2, 3)))
-            return FrameScores(*(self.model.probabilities(logits.float()).cpu().numpy() for logits in both))
+            return FrameScores(*(self.checked(self.model.probabilities(logits.float()).cpu().numpy()) for logits in both))
 
     def embedder(self, layers: str | Sequence[str]) -> BaseEmbedder:
         """Return what embeds recordings with this network.
@@ -123,7 +123,7 @@ class TorchBackend(Backend):
         return Embedder(self.model, layers)
 
     def _probabilities(self, log_mel: Tensor) -> Scores:
-        return self.model.probabilities(self._network(log_mel).logits.float()).cpu().numpy()
+        return self.checked(self.model.probabilities(self._network(log_mel).logits.float()).cpu().numpy())
 
     @contextmanager
     def _careful(self, n_windows: int) -> Iterator[None]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, TextIO
+from typing import BinaryIO, TextIO, cast
 
-from dymn.errors import ConfigError
+from dymn.errors import ConfigError, visible
 from dymn.files import atomic_write, text_in
 
 
@@ -36,13 +36,28 @@ def binary_output(path: Path | None) -> Iterator[BinaryIO]:
 
 @contextmanager
 def text_output(path: Path | None) -> Iterator[TextIO]:
-    """Open the same for text: UTF-8, or standard output as it is."""
+    """Open the same for text: UTF-8, or standard output as it is; what a terminal could take for a command goes there as an escape."""
     if path is None:
-        yield sys.stdout
+        yield cast(TextIO, _Terminal(sys.stdout)) if sys.stdout.isatty() else sys.stdout
         sys.stdout.flush()
         return
     with binary_output(path) as file, text_in(file) as text:
         yield text
+
+
+class _Terminal:
+    """A terminal as a stream of text, in which names of files and labels cannot be taken for commands."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self.encoding = stream.encoding
+
+    def write(self, text: str) -> int:
+        return self._stream.write(visible(text, keep="\n\t"))
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
 
 
 def free_name(name: str, used: set[str]) -> str:

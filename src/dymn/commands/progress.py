@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 import typer
 
+from dymn.errors import visible
+
 if TYPE_CHECKING:
     from rich.progress import Progress
 
@@ -33,7 +35,7 @@ class Bar:
     def update(self, done: float, text: str) -> None:
         """Say how much of the total is done, and what is being worked on."""
         if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, completed=done, description=text)
+            self._progress.update(self._task, completed=done, description=visible(text))
 
     def over(self, items: Iterable[T]) -> Iterator[T]:
         """Yield the items; the bar is on the screen only while the next one is awaited, so that they can be printed."""
@@ -137,7 +139,7 @@ class RateBar:
 
     def _at(self, name: str, seconds: float) -> None:
         if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, description=f"{Path(name).name} {seconds:.0f} s")
+            self._progress.update(self._task, description=f"{visible(Path(name).name)} {seconds:.0f} s")
 
     def advance(self, name: str) -> None:
         """Say that a recording is done."""
@@ -145,7 +147,7 @@ class RateBar:
         now = time.monotonic()
         rate = (self._done - self._first) / max(now - self._begun, 1e-3)
         if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, completed=self._done, description=Path(name).name, rate=f"{rate:.1f}/s")
+            self._progress.update(self._task, completed=self._done, description=visible(Path(name).name), rate=f"{rate:.1f}/s")
         elif not self._quiet and now - self._said >= self.LINE_SECONDS:
             self._said = now
             share, left = self._done / max(1, self._total), round((self._total - self._done) / rate)

@@ -1,14 +1,13 @@
-"""Reading the few pickles that this field publishes without executing them.
+"""Reading the few pickles of datasets that this field publishes without executing them.
 
-A pickle can call any function while it is loaded. These readers refuse every call: they accept plain containers, text and
-numbers, and for numpy's arrays of objects a stand-in that only keeps the list of elements.
+These readers accept plain containers, text and numbers, and for numpy's arrays of objects a stand-in that only keeps the list of
+elements.
 """
 
 from __future__ import annotations
 
 import io
 import pickle
-import struct
 import zipfile
 import zlib
 from pathlib import Path
@@ -18,22 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from dymn.errors import DataError
+from dymn.pickles import FAILURES, Plain
 
 MAX_BYTES = 512 * 2**20
-FAILURES = (
-    *(pickle.UnpicklingError, EOFError, ValueError, TypeError, LookupError, AttributeError, OverflowError, MemoryError),
-    *(AssertionError, NameError, RecursionError, struct.error),
-)
-
-
-class _Plain(pickle._Unpickler):
-    """Builds dict, list, tuple, str, bytes, int, float, bool and None, and nothing else.
-
-    Python's own implementation, not the one in C: a damaged file cannot make it reserve memory for a table of its choosing.
-    """
-
-    def find_class(self, module: str, name: str) -> Any:
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
 
 
 class _Elements:
@@ -62,7 +48,7 @@ def _new_type(*_: Any) -> _Type:
     return _Type()
 
 
-class _ObjectArray(_Plain):
+class _ObjectArray(Plain):
     """Additionally builds the stand-ins for numpy's array of objects."""
 
     ALLOWED = {
@@ -88,7 +74,7 @@ def read_index(path: Path) -> dict[str, int]:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise DataError(f"{path} is larger than {MAX_BYTES} bytes; it is no index of clips.")
-        index = _Plain(io.BytesIO(path.read_bytes())).load()
+        index = Plain(io.BytesIO(path.read_bytes())).load()
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error}.") from error
     except FAILURES as error:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from dymn.errors import visible
 from dymn.events.decisions import Event
 
 if TYPE_CHECKING:
@@ -34,13 +35,13 @@ class EventRecording:
 
 def text(recordings: Iterable[EventRecording], run: Run) -> Iterator[str]:
     """Write for people: a line for each event. Failed recordings are left to the error messages."""
-    from dymn.formats import clock, printable
+    from dymn.formats import clock
 
     dash = "-" if run.plain else "–"
     for recording in recordings:
         if recording.error is not None:
             continue
-        yield f"{printable(recording.name)}  ({clock(recording.seconds)})\n"
+        yield f"{visible(recording.name)}  ({clock(recording.seconds)})\n"
         for event in recording.events:
             yield f"  {clock(event.start)} {dash} {clock(event.end)}  {event.score:.2f}  {event.label}\n"
         if not recording.events:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dymn.errors import ConfigError, MissingExtraError
+from dymn.errors import ConfigError, MissingExtraError, visible
 from dymn.explain.picture import FAINT, INK, SOFT, frequency_ticks
 from dymn.files import atomic_write
 from dymn.pictures.overview import Overview, time_ticks, time_unit
@@ -111,5 +111,5 @@ def length(seconds: float) -> str:
 
 def shortened(text: str, limit: int) -> str:
     """Return a text without letters that cannot be drawn, cut if it is too long."""
-    text = "".join(letter if letter.isprintable() else "?" for letter in text)
+    text = visible(text)
     return text if len(text) <= limit else text[: limit - 1].rstrip(" ,(") + "…"

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TypeGuard
 
-from dymn._toml import tomllib
+from dymn._toml import loads
 from dymn.config import FrontEndConfig, ModelConfig, check, from_dict
 from dymn.errors import ConfigError
 from dymn.model import ALIASES, MODELS, MobileNet, Variant, model_config
@@ -63,8 +63,8 @@ def _config_by_name(name: str) -> ModelConfig:
 def _config_from_file(path: Path) -> ModelConfig:
     try:
         text = path.read_text(encoding="utf-8")
-        values = json.loads(text) if path.suffix.lower() == ".json" else tomllib.loads(text)
-    except (OSError, ValueError) as error:
+        values = json.loads(text) if path.suffix.lower() == ".json" else loads(text)
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} cannot be read as a config: {error}.") from error
     check(isinstance(values, dict), f"{path} holds no settings by name.")
     settings = values.get("model", values.get("config", values))  # of a recipe, or of the folder that save_pretrained writes

@@ -14,6 +14,7 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 
+from dymn.errors import visible
 from dymn.serve.errors import Refusal
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class Upload(io.BufferedRandom):
 def shown_name(name: str | None) -> str:
     """Return the last part of a sender's name for a file as printable text of bounded length."""
     last = PurePosixPath(PureWindowsPath(name or "").name).name
-    return "".join(letter if letter.isprintable() else "?" for letter in last)[:_MAX_NAME] or "upload"
+    return visible(last)[:_MAX_NAME] or "upload"
 
 
 async def receive(request: Request, max_bytes: int, seconds: float) -> Upload:

@@ -12,7 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from dymn._toml import tomllib
+from dymn._toml import loads
 from dymn.config import check, from_dict
 from dymn.errors import ConfigError
 
@@ -290,8 +290,8 @@ def parse_assignment(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     check(bool(equals) and bool(key.strip()), f"{text!r} is no assignment. Write section.setting=value, such as optim.lr=1e-4.")
     try:
-        return key.strip(), tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
+        return key.strip(), loads(f"value = {value}")["value"]
+    except ValueError:
         return key.strip(), value.strip()
 
 
@@ -301,7 +301,7 @@ def recipe_names() -> list[str]:
     for file in sorted(resources.files("dymn.recipes").iterdir(), key=lambda file: file.name):
         if file.name.endswith(".toml"):
             stem = file.name.removesuffix(".toml")
-            variants = tomllib.loads(file.read_text(encoding="utf-8")).get("variants", {})
+            variants = loads(file.read_text(encoding="utf-8")).get("variants", {})
             names += [f"{stem}:{variant}" for variant in variants] or [stem]
     return names
 
@@ -333,11 +333,15 @@ def load_recipe(name_or_path: str | Path, assignments: Sequence[str] = ()) -> Tr
 
 def _from_text(text: str, name: str, variant: str, assignments: Sequence[str]) -> TrainConfig:
     try:
-        values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        values = loads(text)
+    except ValueError as error:
         raise ConfigError(f"{name} is not valid TOML: {error}.") from error
     variants = values.pop("variants", {})
-    if variant or variants:
-        check(variant in variants, f"{name} names no variant; it has {', '.join(variants) or 'none'}. Write it as RECIPE:VARIANT.")
-        values = _merged(values, {f"{s}.{k}": v for s, settings in variants[variant].items() for k, v in settings.items()})
-    return parse(_merged(values, dict(parse_assignment(assignment) for assignment in assignments)))
+    try:
+        if variant or variants:
+            check(variant in variants, f"{name} names no variant; it has {', '.join(variants) or 'none'}. Write it as RECIPE:VARIANT.")
+            values = _merged(values, {f"{s}.{k}": v for s, settings in variants[variant].items() for k, v in settings.items()})
+        values = _merged(values, dict(parse_assignment(assignment) for assignment in assignments))
+    except (TypeError, ValueError, AttributeError) as error:  # a value where there should be a table
+        raise error if isinstance(error, ConfigError) else ConfigError(f"{name} must hold settings in tables: {error}.") from error
+    return parse(values)

@@ -6,7 +6,6 @@ activations are those of Table I; temperature and strides leave no trace in a fi
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -18,8 +17,8 @@ from dymn.config import BlockConfig, ModelConfig, round_channels
 from dymn.errors import ConfigError, WeightsError
 from dymn.hub import is_finite, shorten
 from dymn.model import HIDDEN_CHANNELS, STRIDED, TABLE_I, MobileNet, context_size
+from dymn.weights.torch_files import TYPES, read_tensors
 
-TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64)
 STATISTICS = ("weight", "bias", "running_mean", "running_var")
 
 
@@ -87,34 +86,18 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     Raises:
         WeightsError: if the file is missing, is no such file, or holds anything but finite tensors.
     """
-    if not path.is_file():
-        raise WeightsError(f"There is no file {path}. Give the path of a checkpoint.")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError, IndexError) as error:
-        raise WeightsError(
-            f"{path} is not a plain state dict saved by torch.save, or is damaged. "
-            "It was not executed; ask for a file that torch.load(..., weights_only=True) reads."
-        ) from error
-    return _checked(state, str(path))
+    return _checked(read_tensors(path), str(path))
 
 
 def _checked(state: object, name: str) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise WeightsError(f"{name} is not a state dict: it must map names to tensors and hold nothing else.")
     for key, tensor in state.items():
-        if not _is_plain(tensor):
+        if tensor.layout is not torch.strided or tensor.dtype not in TYPES.values() or tensor.is_nested or tensor.is_meta:
             raise WeightsError(f"{name}: {key} is no plain tensor of numbers ({tensor.dtype}, {tensor.layout}).")
         if not is_finite(tensor):
             raise WeightsError(f"{name}: {key} holds values that are not finite. The file is damaged; get it again.")
     return {key: tensor.float() for key, tensor in state.items()}
-
-
-def _is_plain(tensor: Tensor) -> bool:
-    """Whether a tensor from an untrusted file is dense, of an ordinary type, and no larger than what is stored of it."""
-    if tensor.layout is not torch.strided or tensor.dtype not in TYPES or tensor.is_nested or tensor.is_meta:
-        return False
-    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
 def _config(state: Mapping[str, Tensor], temperature: float, strides: Mapping[int, int]) -> ModelConfig:

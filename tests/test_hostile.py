@@ -1,8 +1,5 @@
 """Input of strangers: a few fuzzed cases of each way in, and what was found by many."""
 
-import importlib
-from pathlib import Path
-
 import pytest
 
 from fuzz.harness import run

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 import numpy as np
 
-from dymn.errors import AudioError, DymnError
+from dymn.errors import AudioError, DataError, DymnError
 from dymn.journal import Journal, Task, stamp
 from dymn.recordings import source_name
 from dymn.selection import Tag, WindowTags
@@ -99,14 +99,18 @@ def results(journal: Journal, kind: Kind[R]) -> Iterator[R]:
     """Yield the results of all recordings that a journal lists, in their order.
 
     Raises:
-        DataError: if one of them is not done.
+        DataError: if one of them is not done, or the journal holds what no run has put there.
     """
     for done in journal.results():
         name = source_name(done.name)
         if done.result is None:
             yield kind.failed(name, AudioError(done.error or ""))
-        else:
-            yield kind.unpack(name, done.seconds, done.result)
+            continue
+        try:
+            unpacked = kind.unpack(name, done.seconds, done.result)
+        except (ValueError, TypeError, LookupError, OverflowError, RecursionError) as error:
+            raise DataError(f"{journal.path} is damaged: what it has of {name} makes no sense. --fresh starts over.") from error
+        yield unpacked
 
 
 def tags(per_window: bool) -> Kind[Recording]:
@@ -119,15 +123,19 @@ def tags(per_window: bool) -> Kind[Recording]:
         return json.dumps([whole, parts], ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
 
     def unpack(name: str, seconds: float, packed: bytes) -> Recording:
-        whole, parts = json.loads(packed.decode("utf-8", "surrogatepass"))
-        timeline = [WindowTags(start, end, _tags(pairs, start, end)) for start, end, pairs in parts]
+        whole, parts = json.loads(packed.decode("utf-8", "surrogatepass"), parse_constant=_refuse)
+        timeline = [WindowTags(float(start), float(end), _tags(pairs, float(start), float(end))) for start, end, pairs in parts]
         return Recording(name, seconds, _tags(whole, 0.0, seconds), timeline)
 
     return Kind(pack, unpack, lambda name, error: Recording(name, error=error))
 
 
 def _tags(pairs: Iterable[tuple[str, float]], start: float, end: float) -> list[Tag]:
-    return [Tag(label, score, start, end) for label, score in pairs]
+    return [Tag(str(label), float(score), start, end) for label, score in pairs]
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no score")
 
 
 def embeddings(per_window: bool, size: int) -> Kind[Embedding]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import math
 import os
 import sqlite3
 import struct
@@ -137,9 +138,15 @@ class Journal:
     def _begin(self, settings: dict[str, Any], fresh: bool, retry: bool) -> None:
         for statement in _TABLES.strip().splitlines():
             self._database.execute(statement)
-        facts = {name: json.loads(value) for name, value in self._database.execute("SELECT name, value FROM facts")}
+        found = {sql for (sql,) in self._database.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL")}
+        if found != {statement.replace("IF NOT EXISTS ", "").rstrip(";") for statement in _TABLES.strip().splitlines()}:
+            raise self._damaged("it has other tables, or more than these")
+        try:
+            facts = {name: json.loads(value) for name, value in self._database.execute("SELECT name, value FROM facts")}
+            differing = _differences(facts.get("settings", settings), settings)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise self._damaged("its settings make no sense") from error
         self.was_complete = bool(facts.get("complete")) and not retry and not fresh
-        differing = _differences(facts.get("settings", settings), settings)
         if facts.get("format", FORMAT) != FORMAT:
             differing = [f"the journal's format is {facts['format']}, now {FORMAT}"]
         if differing and not fresh and (retry or not facts.get("complete")):
@@ -234,13 +241,20 @@ class Journal:
         """Yield what became of all recordings, in their order.
 
         Raises:
-            DataError: if one of them is not done.
+            DataError: if one of them is not done, or the journal holds what no run has put there.
         """
         query = f"SELECT name, seconds, result, error, done.path FROM listed LEFT JOIN done ON {_VALID} ORDER BY place"
         with self._telling():
             for name, seconds, result, error, path in self._database.execute(query):
                 if path is None:
                     raise DataError(f"{self.path} lacks {os.fsdecode(name)}. Start the command again to go on.")
+                if not (
+                    isinstance(seconds, float)
+                    and math.isfinite(seconds)
+                    and isinstance(result or b"", bytes)
+                    and isinstance(error or "", str)
+                ):
+                    raise self._damaged(f"what it has of {os.fsdecode(name)} makes no sense")
                 yield Done(Path(os.fsdecode(name)), seconds, result, error)
 
     def complete(self, keep: bool) -> None:
@@ -281,9 +295,12 @@ class Journal:
                 ) from error
             if "full" in text:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path)) from error
-            if isinstance(error, sqlite3.OperationalError):
+            if any(word in text for word in ("I/O", "unable to open", "readonly")):
                 raise OSError(errno.EIO, f"the journal cannot be used ({text})", str(self.path)) from error
-            raise DataError(f"{self.path} is no journal, or damaged ({text}). --fresh starts over.") from error
+            raise self._damaged(text) from error
+
+    def _damaged(self, why: str) -> DataError:
+        return DataError(f"{self.path} is no journal, or damaged: {why}. --fresh starts over.")
 
 
 def _row(number: int, item: Path, output: Path, target: tuple[int, int] | None) -> tuple[bytes, bytes, bytes, int, int]:

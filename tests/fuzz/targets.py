@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -38,21 +39,28 @@ def hear(case: tuple[str, bytes], folder: Path) -> bool:
     return True
 
 
-def of_models(name: str) -> Callable[[], Target]:
-    def make() -> Target:
-        from fuzz import models
+def of(module: str, name: str) -> Callable[[], Target]:
+    """Return what makes a target of another module, which is imported only then."""
 
-        cases, take = models.WAYS[name]
-        return Target(cases(), take)
+    def make() -> Target:
+        cases, *rest = importlib.import_module(f"fuzz.{module}").WAYS[name]
+        return Target(cases(), *rest)
 
     return make
 
 
 WAYS = {
     "audio": Way(audio_target, 250, "av"),
-    "safetensors": Way(of_models("safetensors"), 150),
-    "torch": Way(of_models("torch"), 100),
-    "state-dict": Way(of_models("state-dict"), 20),
-    "onnx": Way(of_models("onnx"), 50, "onnxruntime"),
-    "recipes": Way(of_models("recipes"), 60),
+    "safetensors": Way(of("models", "safetensors"), 150),
+    "torch": Way(of("models", "torch"), 100),
+    "state-dict": Way(of("models", "state-dict"), 20),
+    "onnx": Way(of("models", "onnx"), 50, "onnxruntime"),
+    "recipes": Way(of("models", "recipes"), 60),
+    "datasets": Way(of("datasets", "datasets"), 150, "h5py"),
+    "pickles": Way(of("datasets", "pickles"), 80),
+    "tables": Way(of("datasets", "tables"), 40),
+    "journal": Way(of("datasets", "journal"), 60),
+    "http": Way(of("service", "http"), 60, "uvicorn"),
+    "live": Way(of("service", "live"), 20, "websockets"),
+    "openapi": Way(of("service", "openapi"), 30, "schemathesis"),
 }

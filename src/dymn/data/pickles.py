@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import tokenize
 import zipfile
 import zlib
 from pathlib import Path
@@ -20,6 +21,10 @@ from dymn.errors import DataError
 from dymn.pickles import FAILURES, Plain
 
 MAX_BYTES = 512 * 2**20
+MAX_TEXT = 4096
+"""The longest text in an array: each of its elements takes as much memory as the longest."""
+NPY_FAILURES = (*FAILURES, SyntaxError, tokenize.TokenError)
+"""What a damaged or hostile .npy file makes numpy raise, whose header is in the notation of Python."""
 
 
 class _Elements:
@@ -113,9 +118,13 @@ def _read_member(archive: zipfile.ZipFile, path: Path, name: str) -> npt.NDArray
             content.seek(0)
             return np.asarray(np.lib.format.read_array(content, allow_pickle=False))
         stored = _ObjectArray(content).load()
-    except FAILURES as error:
+    except NPY_FAILURES as error:
         raise DataError(f"{path}: {name} was not executed: it must be an array of text or numbers, but {error}.") from error
     elements = getattr(stored, "elements", None)
-    if elements is None or len(elements) != int(np.prod(shape)) or not all(isinstance(item, (str, bytes)) for item in elements):
-        raise DataError(f"{path}: {name} must be an array of text.")
-    return np.array([item.decode() if isinstance(item, bytes) else item for item in elements]).reshape(shape)
+    if elements is None or len(elements) != int(np.prod(shape)) or not all(map(_is_short_text, elements)):
+        raise DataError(f"{path}: {name} must be an array of text of at most {MAX_TEXT} letters each.")
+    return np.array([item.decode() if isinstance(item, bytes) else item for item in elements], str).reshape(shape)
+
+
+def _is_short_text(item: object) -> bool:
+    return isinstance(item, (str, bytes)) and len(item) <= MAX_TEXT

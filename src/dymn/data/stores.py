@@ -215,13 +215,15 @@ def tar_members(path: Path) -> dict[str, Member]:
     try:
         with tarfile.open(path, mode="r:") as archive:
             for info in archive:
+                if info.size < 0:  # else reading would go back, and never end
+                    raise DataError(f"{path} holds {info.name!r} without a size; write the archive anew.")
                 if not info.isreg():
                     continue
                 name = info.name.removeprefix("./")
                 if name in members:
                     raise DataError(f"{path} holds {name!r} twice.")
-                if info.issparse() or info.size < 0:
-                    raise DataError(f"{path} holds {name!r} as a sparse file or without a size; write the archive anew.")
+                if info.issparse():
+                    raise DataError(f"{path} holds {name!r} as a sparse file; write the archive anew.")
                 members[name] = Member(path, info.offset_data, info.size)
     except (tarfile.TarError, OSError, EOFError) as error:
         raise DataError(f"{path} is not an uncompressed tar archive, or is damaged: {error}.") from error

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dymn.data.pickles import read_index
+from dymn.data.pickles import NPY_FAILURES, read_index
 from dymn.data.readers import number, table
 from dymn.data.source import Source
 from dymn.errors import DataError
@@ -122,7 +122,7 @@ class TeacherTable:
         path, index = Path(logits), Path(index)
         try:
             array = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
+        except (OSError, *NPY_FAILURES) as error:
             raise DataError(f"{path} is not a readable .npy file of numbers: {error}.") from error
         if not isinstance(array, np.memmap) or array.ndim != 2 or array.dtype.kind != "f" or not array.flags.c_contiguous:
             raise DataError(f"{path} must be an .npy file of logits [clips, classes].")

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, Query, Request, Response, WebSocket
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
@@ -148,7 +148,7 @@ def _add_state(app: FastAPI, engine: Engine) -> None:
         """Tell whether requests are answered: the models are loaded, and the server is not shutting down."""
         return JSONResponse({"status": "ready" if engine.ready else "not ready"}, 200 if engine.ready else 503)
 
-    @app.get("/metrics", tags=["state"])
+    @app.get("/metrics", tags=["state"], response_class=PlainTextResponse)
     async def metrics() -> Response:
         """Give counters for Prometheus."""
         return Response(engine.metrics.text(), media_type=CONTENT_TYPE)

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+MAX_PATTERNS = 4000
+
 
 @dataclass(frozen=True)
 class Question:
@@ -235,11 +237,15 @@ class Engine:
         """Refuse, before anything is received, what would be refused afterwards.
 
         Raises:
-            Refusal: if the model is not served, or the windows are too long.
+            Refusal: if the model is not served, the windows are too long, or the patterns too many.
             ConfigError: if a label or layer is unknown.
         """
         from dymn.selection import Selection
 
+        for name in ("labels", "exclude"):  # each pattern is compared with each label
+            letters = sum(len(pattern) + 1 for pattern in getattr(question.settings, name))
+            if letters > MAX_PATTERNS:
+                raise Refusal(400, "setting", f"The patterns in {name} have {letters} letters; this server allows at most {MAX_PATTERNS}.")
         Selection(self.backend(question.model).labels, question.settings)
         if question.layers:
             self._embedder(question)

@@ -140,11 +140,11 @@ def test_balanced_sampler_follows_the_weights():
 @pytest.mark.parametrize("drop_last", [False, True])
 def test_processes_share_the_same_global_batches(drop_last):
     sampler = PlainSampler(22, seed=5)
-    whole = list(Batches(sampler, 8, drop_last=drop_last))
+    whole = list(Batches(sampler, 8, drop_last=drop_last).shares(0))
     shares = [Batches(sampler, 8, rank=rank, world=4, drop_last=drop_last) for rank in range(4)]
-    assert [len(share) for share in shares] == [len(list(share)) for share in shares]
+    assert [len(share) for share in shares] == [len(list(share.shares(0))) for share in shares]
     for i, batch in enumerate(whole):
-        parts = [batches[i] for batches in map(list, shares) if i < len(batches)]
+        parts = [batches[i] for batches in (list(share.shares(0)) for share in shares) if i < len(batches)]
         assert sorted(draw for part in parts for draw in part) == sorted(batch)
     assert len(whole) == (2 if drop_last else 3)
     with pytest.raises(ConfigError, match="multiple of world"):

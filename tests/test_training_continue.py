@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from dymn import hub
+from dymn.data import PackSettings, open_source, pack
 from dymn.errors import ConfigError, DataError
 from dymn.training import loop, state, train
 from dymn.training.report import Reporter
@@ -60,7 +61,7 @@ def outcome(folder):
         "state": [ended.model, ended.ema, ended.optimizer["state"], ended.best, ended.best_epoch],
         "log": [{key: value for key, value in record.items() if key not in TIMES} for record in log],
         "history": [{key: value for key, value in record.items() if key not in TIMES} for record in ended.history],
-        "bad": (folder / "bad_clips.csv").read_text(),
+        "bad": (folder / "bad_clips.csv").read_text() if (folder / "bad_clips.csv").exists() else "",
     }
 
 
@@ -193,6 +194,40 @@ def test_interrupted_from_the_keyboard(clips, tmp_path, uninterrupted):
     train(config(clips, tmp_path / "run"), reporter)
     assert same(outcome(tmp_path / "run"), uninterrupted)
     assert notes == [f"Continuing {tmp_path / 'run'} after epoch 1."]
+
+
+def interrupt_and_go_on(moments, make):
+    """Interrupt a run again and again, each time after so many batches more, and then let it end; return the notes."""
+    notes = []
+    for batches in moments:
+        reporter = Interrupting(batches)
+        reporter.note = notes.append
+        with pytest.raises(KeyboardInterrupt):
+            train(make(batches), reporter)
+    train(make(0))
+    return notes
+
+
+def test_interrupted_within_an_epoch(clips, tmp_path, uninterrupted):
+    def every_step(workers):
+        return config(clips, tmp_path / "run", run={"save_steps": 1}, data=MIXED["data"] | {"workers": min(workers, 1)})
+
+    notes = interrupt_and_go_on((2, 1, 4, 1), every_step)
+    assert same(outcome(tmp_path / "run"), uninterrupted)
+    after = "after epoch {} and 1 steps of the next."
+    assert [note.partition("run ")[2] for note in notes] == [after.format(0), after.format(0), after.format(1)]
+
+
+def test_shards_are_gone_on_with_within_an_epoch(clips, tmp_path):
+    pack(open_source("folder", clips), tmp_path / "shards", PackSettings(clips=3))
+
+    def streamed(name, **data):
+        data = MIXED["data"] | {"kind": "packed", "sampling": "balanced", "draws": 8} | data
+        return config(tmp_path / "shards", tmp_path / name, run={"save_steps": 1}, data=data)
+
+    train(streamed("whole"))
+    interrupt_and_go_on((2, 3), lambda batches: streamed("parts", workers=min(batches, 2)))
+    assert same(outcome(tmp_path / "parts"), outcome(tmp_path / "whole"))
 
 
 @pytest.mark.parametrize("target", ["state", "log"])

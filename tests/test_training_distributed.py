@@ -152,5 +152,5 @@ def test_a_batch_that_cannot_be_shared_is_refused():
 
     with pytest.raises(ConfigError, match="multiple of world"):
         Batches(PlainSampler(10), 5, rank=0, world=2)
-    whole = [clip for rank in range(2) for batch in Batches(PlainSampler(10), 4, rank=rank, world=2) for clip in batch]
+    whole = [clip for rank in range(2) for batch in Batches(PlainSampler(10), 4, rank=rank, world=2).shares(0) for clip in batch]
     assert sorted(draw.clip for draw in whole) == list(range(10)) and np.all(np.diff([draw.epoch for draw in whole]) == 0)

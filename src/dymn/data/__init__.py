@@ -6,6 +6,7 @@ from dymn.data.loader import Loader
 from dymn.data.pack import Packed, PackSettings, pack
 from dymn.data.samplers import BalancedSampler, PlainSampler, class_counts, clip_weights
 from dymn.data.source import Catalog, Source
+from dymn.data.streams import Streamed
 from dymn.data.tasks import TASKS, TaskSpec, open_source, select, task_facts, task_of
 from dymn.data.teach import Ensemble, spot_check, teach
 from dymn.data.teacher import TeacherTable
@@ -23,6 +24,7 @@ __all__ = [
     "Packed",
     "PlainSampler",
     "Source",
+    "Streamed",
     "TaskSpec",
     "TeacherTable",
     "cached",

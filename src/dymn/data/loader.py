@@ -8,14 +8,16 @@ import io
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from dymn.data.batch import FILLS, BadClip, Batch, Clip, Collated, Floats, collate, fit
 from dymn.data.samplers import Batches, Draw, Sampler
 from dymn.data.source import Source
+from dymn.data.streams import read_ahead
 from dymn.data.teacher import TeacherTable
 from dymn.errors import ConfigError, DataError
 from dymn.files import atomic_write
@@ -26,24 +28,42 @@ CROPS = 1
 """Keeps the random numbers of crops apart from those of the order, which have 0 in this place."""
 
 
-class _Presented(Dataset["tuple[Clip | BadClip, Floats | None]"]):
-    """A source with crops and the teacher's logits: what a worker process gives for one draw."""
+class _Presented(IterableDataset[Collated]):
+    """The batches of an epoch, with crops and the teacher's logits: what a worker process makes, every so-manieth of them.
+
+    `start` holds the epoch and its first batch; workers see what the main process writes there.
+    """
 
     def __init__(
-        self, source: Source, teacher: TeacherTable | None, partial: bool, samples: int | None, crop: str, fill: str, seed: int
+        self,
+        source: Source,
+        batches: Batches,
+        teacher: TeacherTable | None,
+        partial: bool,
+        samples: int | None,
+        crop: str,
+        fill: str,
+        seed: int,
     ) -> None:
-        self.source, self.teacher, self.samples, self.crop, self.fill, self.seed = source, teacher, samples, crop, fill, seed
+        self.source, self.batches, self.teacher = source, batches, teacher
+        self.samples, self.crop, self.fill, self.seed = samples, crop, fill, seed
         self.rows = None if teacher is None else teacher.match(source, partial=partial)
+        self.start = torch.zeros(2, dtype=torch.int64)
 
-    def __len__(self) -> int:
-        return len(self.source)
+    def __iter__(self) -> Iterator[Collated]:
+        info = get_worker_info()
+        mine, workers = (0, 1) if info is None else (info.id, info.num_workers)
+        epoch, first = self.start.tolist()
+        for share, contents in read_ahead(self.source, self.batches.shares(epoch, first + mine, workers)):
+            items = [self._presented(draw, contents.get(draw.clip)) for draw in share]
+            yield collate([clip for clip, _ in items], teachers=[logits for _, logits in items], fill=self.fill)
 
-    def __getitem__(self, draw: Draw) -> tuple[Clip | BadClip, Floats | None]:
+    def _presented(self, draw: Draw, content: bytes | Exception | None) -> tuple[Clip | BadClip, Floats | None]:
         cut = None
         if self.samples is not None:
             generator = np.random.default_rng((self.seed, draw.epoch, draw.place, CROPS)) if self.crop == "random" else None
             cut = functools.partial(fit, samples=self.samples, generator=generator, fill=self.fill)
-        clip = self.source.clip(draw.clip, cut)
+        clip = self.source.clip(draw.clip, cut, content)
         if isinstance(clip, BadClip):
             return clip, None
         logits = None
@@ -55,12 +75,8 @@ class _Presented(Dataset["tuple[Clip | BadClip, Floats | None]"]):
         return clip, logits
 
 
-class _Collate:
-    def __init__(self, fill: str) -> None:
-        self.fill = fill
-
-    def __call__(self, items: list[tuple[Clip | BadClip, Floats | None]]) -> Collated:
-        return collate([clip for clip, _ in items], teachers=[logits for _, logits in items], fill=self.fill)
+def _as_it_is(collated: Any) -> Any:
+    return collated
 
 
 class Loader:
@@ -120,13 +136,18 @@ class Loader:
                 f"max_bad, workers and seed are {max_bad}, {workers} and {seed}; a share in [0, 1] and numbers from 0 are allowed."
             )
         samples = None if seconds is None else round(seconds * source.sample_rate)
-        self.source, self.max_bad = source, max_bad
+        self.source, self.max_bad, self.seed = source, max_bad, seed
         self.bad: dict[str, str] = {}
         self.batches = Batches(sampler, batch_size, rank=rank, world=world, drop_last=drop_last)
-        self._loader: DataLoader[tuple[Clip | BadClip, Floats | None]] = DataLoader(
-            _Presented(source, teacher, partial_teacher, samples, crop, fill, seed),
-            batch_sampler=self.batches,
-            collate_fn=_Collate(fill),
+        self._presented = _Presented(source, self.batches, teacher, partial_teacher, samples, crop, fill, seed)
+        if workers:
+            self._presented.start.share_memory_()  # type: ignore[no-untyped-call]
+        self._at = (0, 0)  # epoch, and how many of its batches were handed out
+        self._first: dict[int, int] = {}  # batch to begin with by epoch, where that is another than 0
+        self._loader: DataLoader[Collated] = DataLoader(
+            self._presented,
+            batch_size=None,
+            collate_fn=_as_it_is,
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=pin_memory,
@@ -150,10 +171,12 @@ class Loader:
             DataError: if more than `max_bad` of the epoch's clips are bad, all clips of a batch are bad while other processes wait,
                 or a clip is not the one that the teacher heard.
         """
-        self.batches.epoch = number
+        first = self._first.pop(number, 0)
+        self._presented.start.copy_(torch.tensor([number, first]))
         allowed = self.max_bad * len(self.batches.sampler) / self.batches.world
         met = 0
-        for collated in self._loader:
+        for done, collated in enumerate(self._loader, start=first + 1):
+            self._at = (number, done)
             for clip in collated.bad:
                 met += 1
                 self._note(clip)
@@ -166,6 +189,27 @@ class Loader:
             if collated.batch is None and self.batches.world > 1:
                 raise DataError(f"All clips of a batch are bad: {', '.join(clip.key for clip in collated.bad)}. Repair or remove them.")
             yield collated
+
+    def state_dict(self) -> dict[str, int]:
+        """Return where the loader is: the epoch, how many of its batches were handed out, and what its order depends on."""
+        epoch, batch = self._at
+        size, draws = self.batches.batch_size, len(self.batches.sampler)
+        return {"epoch": epoch, "batch": batch, "seed": self.seed, "draws": draws, "batch_size": size}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Have the epoch of a state begin with the batch after those that were handed out.
+
+        The number of workers may be another one than before, and that of processes where it shares the batch.
+
+        Raises:
+            ConfigError: if the state is that of another order.
+        """
+        now = self.state_dict()
+        differing = [name for name in ("seed", "draws", "batch_size") if state.get(name) != now[name]]
+        if differing:
+            raise ConfigError(f"The state is that of a loader with another {' and '.join(differing)}: {state}, and this one has {now}.")
+        self._at = (state["epoch"], state["batch"])
+        self._first[state["epoch"]] = state["batch"]
 
     def _note(self, clip: BadClip) -> None:
         if clip.fatal:

@@ -108,9 +108,9 @@ def clip_weights(source: Source, rows: int = 65_536) -> npt.NDArray[np.float64]:
 
 
 class Batches:
-    """Cuts the order of an epoch into batches, and each batch into the shares of the processes (a batch sampler for torch).
+    """Cuts the order of an epoch into batches, and each batch into the shares of the processes.
 
-    Set `epoch` before iterating. Every process goes through the same global batches and takes each `world`-th clip of them.
+    Every process goes through the same global batches and takes each `world`-th clip of them.
 
     Args:
         sampler: gives the order.
@@ -127,21 +127,18 @@ class Batches:
                 "the batch must be a multiple of world, and rank must be below it."
             )
         self.sampler, self.batch_size, self.rank, self.world, self.drop_last = sampler, batch_size, rank, world, drop_last
-        self.epoch = 0
 
     def __len__(self) -> int:
         whole, rest = divmod(len(self.sampler), self.batch_size)
         return whole + (rest > self.rank and not self.drop_last)
 
-    def __iter__(self) -> Iterator[list[Draw]]:
-        order = self.sampler.order(self.epoch)
-        for start in range(0, len(order), self.batch_size):
-            if self.drop_last and start + self.batch_size > len(order):
-                return
+    def shares(self, epoch: int, first: int = 0, step: int = 1) -> Iterator[list[Draw]]:
+        """Yield this process's share of each batch of an epoch, or from the `first` on of each `step`-th."""
+        order = self.sampler.order(epoch)
+        for number in range(first, len(self), step):
+            start = number * self.batch_size
             stop = min(start + self.batch_size, len(order))
-            share = [Draw(self.epoch, place, int(order[place])) for place in range(start + self.rank, stop, self.world)]
-            if share:
-                yield share
+            yield [Draw(epoch, place, int(order[place])) for place in range(start + self.rank, stop, self.world)]
 
 
 def _positive(source: Source, rows: slice) -> npt.NDArray[np.bool_]:

@@ -163,6 +163,26 @@ class Source(Dataset["Clip | BadClip"]):
         except (AudioError, DataError, OSError) as error:
             return BadClip(self.keys[i], (str(error) or type(error).__name__).rstrip("."))
 
+    def read_many(self, indices: Sequence[int]) -> dict[int, bytes | Exception]:
+        """Return what the files of some clips hold, for `clip`, or why there is nothing; read in the order in which they lie."""
+        place = {int(self.indices[i]): i for i in indices}
+        return {place[where]: content for where, content in self.store.read_many(list(place))}
+
+    @property
+    def streams(self) -> bool:
+        """Whether clips lie in shards that are to be read from front to back."""
+        return self.store.parts is not None and self.decoded is None
+
+    @property
+    def parts(self) -> npt.NDArray[np.int64] | None:
+        """Number of the shard of each clip [N]; None where each has a file of its own, or may be read in any order."""
+        return None if self.store.parts is None else self.store.parts[self.indices]
+
+    @property
+    def sizes(self) -> npt.NDArray[np.int64]:
+        """Encoded bytes of each clip [N], -1 where that is not known."""
+        return np.asarray(self.store.sizes(), dtype=np.int64)[self.indices]
+
     @property
     def targets(self) -> Floats:
         """Annotation of all clips [N, C], made on each call (4 bytes a value: 4 GB for the whole of AudioSet)."""

@@ -13,7 +13,7 @@ import tarfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,10 +21,20 @@ import numpy.typing as npt
 from dymn.errors import DataError, MissingExtraError
 
 MAX_BYTES = 512 * 2**20
+MAX_OPEN = 128
 MAX_GAP, MAX_PIECE = 64 * 2**10, 8 * 2**20
 """Clips of a tar file are read at once if no more than MAX_GAP lies between them, up to MAX_PIECE of them."""
 
-Handle = TypeVar("Handle")
+
+class Closable(Protocol):
+    """Anything that is open."""
+
+    def close(self) -> None:
+        """Close it."""
+        ...
+
+
+Handle = TypeVar("Handle", bound=Closable)
 
 
 class Store(ABC):
@@ -64,7 +74,10 @@ class Store(ABC):
 
 
 class Opened(Generic[Handle]):
-    """Open files by path, one set for each process: after a fork, or in a worker that got a pickled copy, they are opened again."""
+    """Open files by path, the last `MAX_OPEN` that were asked for, one set for each process.
+
+    After a fork, or in a worker that got a pickled copy, they are opened again.
+    """
 
     def __init__(self, opener: Callable[[Path], Handle]) -> None:
         self._opener = opener
@@ -74,9 +87,11 @@ class Opened(Generic[Handle]):
     def __getitem__(self, path: Path) -> Handle:
         if self._process != os.getpid():
             self._process, self._handles = os.getpid(), {}
-        if path not in self._handles:
-            self._handles[path] = self._opener(path)
-        return self._handles[path]
+        handle = self._handles.pop(path) if path in self._handles else self._opener(path)
+        self._handles[path] = handle
+        if len(self._handles) > MAX_OPEN:
+            self._handles.pop(next(iter(self._handles))).close()
+        return handle
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_opener": self._opener, "_process": -1, "_handles": {}}

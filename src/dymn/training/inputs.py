@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dymn.data import BalancedSampler, Loader, PlainSampler, Source, TaskSpec, TeacherTable, open_source, task_of
+from dymn.data import BalancedSampler, Loader, PlainSampler, Source, Streamed, TaskSpec, TeacherTable, open_source, task_of
 from dymn.errors import ConfigError
 from dymn.model import MODELS
 from dymn.training.evaluation import evaluation_loader
@@ -89,9 +89,10 @@ def training_loader(inputs: Inputs, config: TrainConfig, rank: int, world: int, 
     batch_size = config.optim.batch_size // config.optim.accumulate
     if batch_size % world:
         raise ConfigError(f"A batch of {batch_size} clips cannot be shared by {world} processes. Set optim.batch_size to a multiple.")
+    parts = inputs.train.parts
     return Loader(
         inputs.train,
-        sampler,
+        sampler if parts is None else Streamed(sampler, parts, batch_size, seed),
         batch_size,
         seconds=inputs.seconds,
         fill=data.fill,
@@ -155,7 +156,8 @@ def fingerprint(config: TrainConfig, data_digests: dict[str, str]) -> str:
 def portable(config: TrainConfig) -> dict[str, Any]:
     """Return the settings that decide a run's numbers, without names of places and machines (a checkpoint's card shows them)."""
     values: dict[str, Any] = dataclasses.asdict(config)
-    for section, names in (("run", ("out", "device", "threads", "trackers", "name", "licence")), ("data", ("path", "cache", "workers"))):
+    run = ("out", "device", "threads", "trackers", "name", "licence", "save_steps")
+    for section, names in (("run", run), ("data", ("path", "cache", "workers"))):
         for name in names:
             del values[section][name]
     for name in ("table", "index"):  # the digest tells which table it is, wherever it lies

@@ -56,7 +56,7 @@ from dymn.training.start import (
     set_prior,
     starting_model,
 )
-from dymn.training.state import RunState, load_state, save_state
+from dymn.training.state import Part, RunState, load_state, save_state
 from dymn.training.step import Share, Step
 from dymn.training.teachers import OnlineTeachers
 
@@ -69,7 +69,8 @@ PATIENCE = datetime.timedelta(hours=12)  # of the processes that wait while one 
 def train(config: TrainConfig, reporter: Reporter | None = None) -> Record:
     """Train as the config says; return the result, which `result.json` in the run's folder holds too.
 
-    A run that was killed continues from its last complete epoch and gives the numbers that it would have given.
+    A run that was killed continues from its last state, that of an epoch or of every `run.save_steps` steps in it, and gives the numbers
+    that it would have given.
 
     Raises:
         ConfigError: if a setting is not allowed, or the folder holds another run.
@@ -129,7 +130,8 @@ class Run:
                     f"{self.folder} holds a run with other settings or data{f' ({shorten(changed)})' if changed else ''}. "
                     "Choose another folder (--out, run.out), or remove it to start anew."
                 )
-            self.reporter.note(f"Continuing {self.folder} after epoch {state.epoch}.")
+            within = f" and {state.part['steps']} steps of the next" if state.part else ""
+            self.reporter.note(f"Continuing {self.folder} after epoch {state.epoch}{within}.")
             return state
         if self.is_main:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -195,7 +197,13 @@ class Run:
         return model, optimizer
 
     def _restore(self) -> None:
-        if self.state.epoch == 0:
+        read = (self.state.epoch, self.state.part.get("steps", 0))
+        if (first := tuple(self.fabric.broadcast(read))) != read:
+            raise DataError(
+                f"This process reads another state than the first one (epoch and step {read}, not {first}). {self.folder} must be one "
+                "folder for all machines; a network file system may need a minute until all of them see the same."
+            )
+        if not self.state.model:
             return
         if (self.folder / BAD_FILE).exists():
             self.loader.read_bad(self.folder / BAD_FILE)
@@ -226,7 +234,8 @@ class Run:
         return result
 
     def _epoch(self, epoch: int) -> Record:
-        schedule, started = self.config.schedule, time.monotonic()
+        schedule, part = self.config.schedule, self._begun()
+        started = time.monotonic() - part.seconds
         lr = self.config.optim.lr * learning_rate_factor(
             epoch, warm_up=schedule.warm_up, ramp_start=schedule.ramp_start, ramp_length=schedule.ramp_length, floor=schedule.floor
         )
@@ -234,24 +243,27 @@ class Run:
             group["lr"] = lr
         self.network.temperature = temperature(epoch, start=schedule.tau_start, end=schedule.tau_end, epochs=schedule.tau_epochs)
         self.network.train()
-        total, clips = 0.0, 0
-        for batches in _grouped(enumerate(self.loader.epoch(epoch)), self.config.optim.accumulate):
-            if clips > 0 and len(batches) < self.config.optim.accumulate:
+        for batches in _grouped(enumerate(self.loader.epoch(epoch), start=part.batches), self.config.optim.accumulate):
+            if part.steps > 0 and len(batches) < self.config.optim.accumulate:
                 break  # as an incomplete batch is left out
             losses = [
                 self._backward(batch, epoch, number, i == len(batches) - 1, len(batches)) for i, (number, batch) in enumerate(batches)
             ]
             self._update()
             for (_, batch), loss in zip(batches, losses, strict=True):
-                total, clips = total + loss * len(batch.keys), clips + len(batch.keys)
+                part.loss, part.clips = part.loss + loss * len(batch.keys), part.clips + len(batch.keys)
                 self.reporter.batch(loss)
-        if clips == 0:
+            part.steps, part.batches, part.seconds = part.steps + 1, part.batches + len(batches), time.monotonic() - started
+            if self.config.run.save_steps and part.steps % self.config.run.save_steps == 0:
+                self._save_part(part)
+        if part.steps == 0:
             raise DataError("The training data gave no batch. Use more clips, or a smaller optim.batch_size.")
         seconds = max(time.monotonic() - started, 1e-6)
         self.loader.bad = united(self.loader.bad)
         self.state.seconds += seconds
-        record: Record = {"epoch": epoch, "lr": lr, "temperature": self.network.temperature, "loss": self._mean(total, clips)}
-        record |= {"clips_per_second": clips * self.share.world / seconds, "seconds": seconds, "bad_clips": len(self.loader.bad)}
+        loss, clips = self._sums(part)
+        record: Record = {"epoch": epoch, "lr": lr, "temperature": self.network.temperature, "loss": loss / clips}
+        record |= {"clips_per_second": clips / seconds, "seconds": seconds, "bad_clips": len(self.loader.bad)}
         if self.is_main and self.inputs.val is not None:
             record |= {f"val_{name}": value for name, value in self._measure(self.inputs.val).items() if isinstance(value, (int, float))}
         return record
@@ -282,11 +294,20 @@ class Run:
         if self.ema is not None:
             self.ema.update_parameters(self.network)
 
-    def _mean(self, total: float, clips: int) -> float:
+    def _sums(self, part: Part) -> tuple[float, int]:
+        """Return loss and clips of all processes."""
         if self.share.world == 1:
-            return total / clips
-        sums = self.fabric.all_reduce(torch.tensor([total, float(clips)], dtype=torch.float64), reduce_op="sum")
-        return float(sums[0] / sums[1])
+            return part.loss, part.clips
+        sums = self.fabric.all_reduce(torch.tensor([part.loss, float(part.clips)], dtype=torch.float64), reduce_op="sum")
+        return float(sums[0]), int(sums[1])
+
+    def _begun(self) -> Part:
+        """Return what was done of the epoch before the run was ended, and have the loader go on there."""
+        part = Part(**self.state.part)
+        self.state.part = {}
+        if part.loader:
+            self.loader.load_state_dict(part.loader)
+        return part if self.is_main else dataclasses.replace(part, loss=0.0, clips=0)  # the sums are those of all processes
 
     # Measuring and saving
 
@@ -312,6 +333,17 @@ class Run:
             raise DataError(f"{self.folder} cannot be written to: {error}. Make room, and the run continues from its state.") from error
         save_state(self.state, self.folder / STATE_FILE)
 
+    def _save_part(self, part: Part) -> None:
+        """Write the state in the middle of an epoch."""
+        self.loader.bad = united(self.loader.bad)
+        loss, clips = self._sums(part)
+        if not self.is_main:
+            return
+        self._take_state()
+        self._write_bad()
+        done = dataclasses.replace(part, loss=loss, clips=clips, loader=self.loader.state_dict())
+        save_state(dataclasses.replace(self.state, part=vars(done)), self.folder / STATE_FILE)
+
     def _write_epoch(self, record: Record) -> None:
         values = _validation(record)
         metric = deciding_metric(values, self.inputs.task)
@@ -319,14 +351,20 @@ class Run:
         if metric not in values or is_better(metric, values[metric], self.state.best):
             self.state.best, self.state.best_epoch = values.get(metric), record["epoch"]
             self._write_checkpoint(BEST_FILE, values)
+        self._take_state()
+        write_history(self.folder / "log.jsonl", self.state.history)
+        if record["seconds"] > SLOW:
+            self._draw()
+        self._write_bad()
+
+    def _take_state(self) -> None:
         self.state.model = self.network.state_dict()
         self.state.ema = {} if self.ema is None else self.ema.state_dict()
         self.state.optimizer = self.optimizer.state_dict()
         scaler = getattr(self.fabric.strategy.precision, "scaler", None)
         self.state.scaler = scaler.state_dict() if scaler is not None else {}
-        write_history(self.folder / "log.jsonl", self.state.history)
-        if record["seconds"] > SLOW:
-            self._draw()
+
+    def _write_bad(self) -> None:
         if self.loader.bad:
             self.loader.write_bad(self.folder / BAD_FILE)
 

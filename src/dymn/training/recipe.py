@@ -175,7 +175,11 @@ class ScheduleSettings:
 
 @dataclass(frozen=True)
 class RunSettings:
-    """Where results go and what the run computes on. `name` goes into the checkpoint's card."""
+    """Where results go and what the run computes on. `name` goes into the checkpoint's card.
+
+    A run that is killed loses what it did since its last state, which is written after each epoch and after every `save_steps` steps in
+    it (0: not in it).
+    """
 
     out: str = ""
     name: str = ""
@@ -185,9 +189,10 @@ class RunSettings:
     sync_norm: bool = True
     trackers: tuple[str, ...] = ()
     licence: str = ""
+    save_steps: int = 1000
 
     def __post_init__(self) -> None:
-        for name in ("seed", "threads"):
+        for name in ("seed", "threads", "save_steps"):
             check(getattr(self, name) >= 0, f"run.{name} is {getattr(self, name)}; it must be at least 0.")
         unknown = sorted(set(self.trackers) - {"tensorboard", "wandb"})
         check(not unknown, f"run.trackers names {unknown}; allowed: tensorboard, wandb.")

@@ -17,10 +17,23 @@ FORMAT = "dymn-run/1"
 
 
 @dataclass
+class Part:
+    """What is done of an epoch: steps and batches, the sum of the loss over clips, seconds, and where the loader is."""
+
+    steps: int = 0
+    batches: int = 0
+    loss: float = 0.0
+    clips: int = 0
+    seconds: float = 0.0
+    loader: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass
 class RunState:
-    """The state at the end of an epoch. Chance needs no state: it is drawn anew from (seed, epoch, step)."""
+    """The state of a run. Chance needs no state: it is drawn anew from (seed, epoch, step)."""
 
     epoch: int = 0  # epochs that are done
+    part: dict[str, Any] = field(default_factory=dict)  # the `Part` of the next one that is done
     model: dict[str, Tensor] = field(default_factory=dict)
     ema: dict[str, Tensor] = field(default_factory=dict)
     optimizer: dict[str, Any] = field(default_factory=dict)

@@ -5,6 +5,7 @@
 #   make page     put the runtime and a model for the browser into the package (needs npm): make page MODEL=NAME
 #   make wheels   build wheels with compiled code for Linux, macOS and Windows
 #   make docs     build the documentation into site/
+#   make nodes    train on two machines, one of which dies (Linux; as root also in network namespaces)
 #   make bench    measure zero-shot accuracy, memory on twelve hours, speed: make bench ESC10=FOLDER MODEL=NAME
 #   make clean    remove what the above made, .venv included
 
@@ -20,7 +21,7 @@ export PIP_NO_INPUT := 1
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: help demo test lint types tests package wheels docs bench measure clean
+.PHONY: help demo test lint types tests nodes package wheels docs bench measure clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -39,6 +40,9 @@ types: $(VENV)/.dev
 
 tests: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+nodes: $(VENV)/.dev
+	OMP_NUM_THREADS=1 DYMN_TEST_NODES=1 $(BIN)/python -m pytest tests/test_training_elastic.py
 
 # The wheel and the sdist, and the wheel in an environment that holds nothing else.
 package: $(VENV)/.dev

@@ -261,7 +261,7 @@ def watched(work: Callable[[], dict[str, Any]], table: EpochTable, quiet: bool) 
         return work()
     except KeyboardInterrupt:
         table.close()
-        note("The same command continues the run after its last complete epoch.", quiet)
+        note("The same command continues the run where it was last saved.", quiet)
         raise
     finally:
         table.close()

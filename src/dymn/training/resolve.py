@@ -8,6 +8,7 @@ from typing import Any
 
 from dymn.data import BadClip, Source, open_source, select, task_of
 from dymn.data.detect import detect
+from dymn.data.packed import INDEX_FILE
 from dymn.errors import ConfigError, DataError
 from dymn.training.recipe import AUTO, DataSettings, TrainConfig
 
@@ -18,8 +19,9 @@ SHORTEST = 1.0  # seconds
 def resolve(config: TrainConfig) -> TrainConfig:
     """Return the run with nothing left open; a config without anything open stays as it is.
 
-    `data.kind` "auto" becomes the kind that the files show; `data.val` and `data.test` "auto" become "val" and "test", or "" where
-    there are no such clips. Where neither config nor dataset says how long a training clip is, it is as long as the longest of some
+    `data.kind` "auto" becomes the kind that the files show, and any kind "packed" where shards with an index lie; `data.val` and
+    `data.test` "auto" become "val" and "test", or "" where there are no such clips.
+    Where neither config nor dataset says how long a training clip is, it is as long as the longest of some
     clips, within the kind's length.
 
     Raises:
@@ -30,7 +32,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
     if not data.path:
         raise ConfigError("data.path is not set. Say where the dataset lies: --data PATH, or data.path in the recipe.")
     changes: dict[str, Any] = {}
-    if data.kind == AUTO:
+    if data.kind == AUTO or (Path(data.path) / INDEX_FILE).is_file():
         layout = detect(data.path)
         changes |= {"data.kind": layout.kind, "data.path": str(layout.path)}
     config = config.replace(changes)

@@ -192,7 +192,7 @@ def test_missing_and_unreadable(tmp_path, monkeypatch):
     with pytest.raises(AudioError, match=r"no\.wav does not exist\. Check the path"):
         audio.read(tmp_path / "no.wav")
     with pytest.raises(AudioError, match="download the file first"):
-        audio.read("https://example.org/x.wav")
+        audio.read(Path("https://example.org/x.wav"))
     with pytest.raises(AudioError, match="is a directory"):
         audio.read(tmp_path)
     with pytest.raises(AudioError, match="cannot be opened"):

@@ -133,9 +133,21 @@ class LogMel(nn.Module):
         n_clips, n_frames, n_fft = frames.shape
         out = frames.new_empty(n_clips, 1, len(basis), n_frames)
         values: dict[str, Tensor | float | None] = {
-            **{"frames": frames, "window": self._padded_window(), "turns": turned, "basis": basis, "ranges": stretches, "out": out},
-            **{"clips": n_clips, "clip_stride": frames.stride(0), "n_frames": n_frames, "frame_stride": frames.stride(1)},
-            **{"n_fft": n_fft, "n_mels": len(basis), "offset": LOG_OFFSET, "shift": LOG_SHIFT, "scale": LOG_SCALE},
+            "frames": frames,
+            "window": self._padded_window(),
+            "turns": turned,
+            "basis": basis,
+            "ranges": stretches,
+            "out": out,
+            "clips": n_clips,
+            "clip_stride": frames.stride(0),
+            "n_frames": n_frames,
+            "frame_stride": frames.stride(1),
+            "n_fft": n_fft,
+            "n_mels": len(basis),
+            "offset": LOG_OFFSET,
+            "shift": LOG_SHIFT,
+            "scale": LOG_SCALE,
         }
         call("dymn_log_mel", _SPECTROGRAM, values, memory="dymn_log_mel_memory")
         return out

@@ -17,7 +17,7 @@ from dymn.backends import Backend, Scores
 from dymn.config import ModelCard, check, from_dict
 from dymn.cpus import available_cpus
 from dymn.embedding import LAST, BaseEmbedder, Floats, parse_layers
-from dymn.errors import ConfigError, WeightsError
+from dymn.errors import ConfigError, MissingExtraError, WeightsError
 from dymn.weights.download import cache_folder
 
 if TYPE_CHECKING:
@@ -66,14 +66,15 @@ class OnnxBackend(Backend):
             threads: how many CPU threads ONNX Runtime uses; one for each CPU that may be used if None.
 
         Raises:
-            ConfigError: if the package onnxruntime is missing, or `threads` is below 1.
+            MissingExtraError: if onnxruntime is not installed.
+            ConfigError: if `threads` is below 1.
             WeightsError: if there is no such file, or it was not written by `dymn export`.
         """
         check(threads is None or threads >= 1, f"threads is {threads}; it must be at least 1.")
         try:
             import onnxruntime
         except ImportError as error:
-            raise ConfigError("Running ONNX files needs one more package. Install it with: pip install onnxruntime") from error
+            raise MissingExtraError("Running ONNX files", "onnx") from error
         name = "The file" if isinstance(source, bytes) else str(source)
         if not isinstance(source, bytes) and not Path(source).is_file():
             raise WeightsError(f"There is no file {name}. Write one with: dymn export MODEL -o FILE.onnx")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import select
 import shutil
 import stat
@@ -30,6 +31,7 @@ IDLE_SECONDS = 30.0
 """How long a pipe or FIFO may stay silent before reading gives up."""
 
 _CHUNK = 2**20
+_ADDRESS = re.compile(r"[a-z]{2,}:/", re.IGNORECASE)  # paths lose one of the slashes
 
 
 def display(source: object) -> str:
@@ -83,7 +85,7 @@ def _from_path(name: str, path: str | bytes, stack: contextlib.ExitStack) -> Bin
         flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
         handle = stack.enter_context(os.fdopen(os.open(path, flags), "rb"))
     except FileNotFoundError as error:
-        hint = " Addresses are not read: download the file first." if "://" in name else ""
+        hint = " Addresses are not read: download the file first." if _ADDRESS.match(name) else ""
         raise AudioError(f"The file {name} does not exist. Check the path; relative ones start at {display(Path.cwd())}.{hint}") from error
     except PermissionError as error:
         raise AudioError(f"The file {name} may not be read: permission denied. Allow it with chmod or choose another file.") from error

@@ -119,7 +119,8 @@ class Tagger:
 
         Raises:
             WeightsError: if there is no such file, or it was not written by `dymn export`.
-            ConfigError: if the package onnxruntime is missing, or `threads` is below 1.
+            MissingExtraError: if onnxruntime is not installed.
+            ConfigError: if `threads` is below 1.
         """
         from dymn.onnx_backend import OnnxBackend, find_file
 

@@ -97,6 +97,7 @@ def listen(
     In a terminal there is a table that changes; elsewhere a line for each window. An answer comes when a tenth of a window beyond the
     window has been heard. Ctrl-C ends listening, and the exit code is then 0, as this is the usual way to end.
     """
+    from dymn import capture
     from dymn.live import follow
     from dymn.selection import TagSettings
 
@@ -105,6 +106,8 @@ def listen(
         list_devices()
         return
     check_use(source, rate, microphone)
+    if source is None:
+        capture.devices()  # what is missing is said before a model is loaded
     settings = TagSettings(top_k, threshold, tuple(labels or ()), tuple(exclude or ()), window, hop)
     tagger = load_tagger(model, device, threads, quiet, backend)
     title = f"{tagger.card.name or model}, {window:g} s"

@@ -24,7 +24,12 @@ def check_plot(plot: Path, found: Sequence[Path]) -> None:
 
     Raises:
         ConfigError: the message says what to give instead.
+        MissingExtraError: if matplotlib is not installed.
     """
+    from dymn.pictures.picture import require
+
+    if plot.suffix.lower() != ".html":
+        require()
     if any(str(path) == "-" for path in found):
         raise ConfigError("Standard input can be read only once, and --plot looks twice. Write it to a file first.")
     if len(found) > 1:

@@ -14,7 +14,7 @@ import torch
 
 from dymn import __version__
 from dymn.config import check, to_dict
-from dymn.errors import ConfigError, DymnError
+from dymn.errors import DymnError, MissingExtraError
 from dymn.fast import fuse
 from dymn.files import atomic_write
 from dymn.frontend import LogMel
@@ -81,12 +81,13 @@ def build(
         seconds: how long a clip is.
 
     Raises:
-        ConfigError: if a setting is not allowed, the network has a part that cannot be exported, or the package onnx is missing.
+        ConfigError: if a setting is not allowed, or the network has a part that cannot be exported.
+        MissingExtraError: if onnx is not installed.
     """
     try:
         import onnx  # noqa: F401
     except ImportError as error:
-        raise ConfigError("Exporting to ONNX needs more packages. Install them with: pip install 'dymn[onnx]'") from error
+        raise MissingExtraError("Exporting to ONNX", "onnx") from error
     from dymn.export import graph
     from dymn.export.nodes import OPSET, Nodes
 

@@ -37,16 +37,27 @@ def save_picture(seen: Overview, path: str | Path, dpi: int = 120) -> None:
         raise ConfigError(f"The picture {path} cannot be written: {error}. Give a name that ends in .png, .pdf or .svg.") from error
 
 
+def require() -> None:
+    """Do nothing if pictures can be drawn.
+
+    Raises:
+        MissingExtraError: if matplotlib is not installed.
+    """
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise MissingExtraError("Drawing", "plot") from error
+
+
 def draw(seen: Overview) -> Figure:
     """Return the picture as a matplotlib figure.
 
     Raises:
         MissingExtraError: if matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError("Drawing", "plot") from error
+    require()
+    from matplotlib.figure import Figure
+
     rows = ROW_INCHES * len(seen.labels)
     height = 0.95 + 2.6 + 0.3 + rows + 0.75
     figure = Figure(figsize=(12, height), facecolor="white")

@@ -24,7 +24,7 @@ def plot_confusion(found: Probed, path: str | Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise MissingExtraError("Drawing", "train") from error
+        raise MissingExtraError("Drawing", "plot") from error
     counts = found.confusion
     assert counts is not None
     shares = counts / counts.sum(axis=1, keepdims=True).clip(min=1)

@@ -58,7 +58,7 @@ def plot_trade_off(path: str | Path, model: Network | None = None) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise MissingExtraError("Drawing", "train") from error
+        raise MissingExtraError("Drawing", "plot") from error
     figure = Figure(figsize=(12, 5), layout="constrained", facecolor="white")
     _draw(figure, model)
     try:

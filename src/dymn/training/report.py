@@ -102,7 +102,7 @@ def plot_curves(path: Path, history: list[Record], metric: str) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise MissingExtraError("Drawing curves", "train") from error
+        raise MissingExtraError("Drawing curves", "plot") from error
     epochs = [record["epoch"] for record in history]
     panels = [("loss", "training loss"), (f"val_{metric}", f"validation {metric}"), ("lr", "learning rate")]
     shown = [(key, title) for key, title in panels if any(key in record for record in history)]

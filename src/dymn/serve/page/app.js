@@ -5,7 +5,8 @@ import { decode, filled, LIVE_SECONDS, RATE, Recent, resampled, windows } from "
 
 const SHOWN = 10;
 const ROWS = 6;
-const SAID_EVERY = 3000;
+const SAID_EVERY = 3000; // milliseconds
+const NO_SOUND_AFTER = 5000;
 const MAX_FILE = 300 * 2 ** 20;
 const part = (id) => document.getElementById(id);
 
@@ -254,7 +255,7 @@ async function listen() {
     return;
   }
   const context = new AudioContext();
-  await context.resume();
+  context.resume(); // not waited for: without a device for sound it never comes to an end
   await context.audioWorklet.addModule("/page/capture.js");
   const recent = new Recent(context.sampleRate, LIVE_SECONDS);
   const node = new AudioWorkletNode(context, "capture", { numberOfOutputs: 0 });
@@ -269,7 +270,12 @@ async function listen() {
   part("mic").textContent = "Stop the microphone";
   show("The microphone");
   say("Listening …");
+  const begun = performance.now();
   while (mine === turn && listening) {
+    if (!recent.total && performance.now() - begun > NO_SOUND_AFTER) {
+      stopListening();
+      complain("No sound arrives. Check that the system has a microphone and loudspeakers that work, and start the browser again.");
+    }
     if (recent.total >= recent.rate) await hear(await resampled(recent.get(), recent.rate), mine);
     await new Promise((resolve) => setTimeout(resolve, 400));
   }

@@ -22,7 +22,6 @@ import torch
 from torch import Tensor, nn
 
 from dymn import create_model
-from dymn.fast import fuse
 from dymn.frontend import LogMel
 from dymn.model import MobileNet
 from dymn.profiling import count
@@ -72,14 +71,13 @@ def training(network: nn.Module, log_mel: Tensor, cast: Any) -> Callable[[], Any
 def forms(model: MobileNet, log_mel: Tensor, mode: str, cast: Any, compiled: bool) -> dict[str, Callable[[], Any]]:
     """Return the forms to compare: a name and a call each."""
     wrap = inference if mode == "inference" else training
-    found = {"textbook": wrap(textbook_of(model).to(log_mel.device), log_mel, cast), "modules": wrap(model, log_mel, cast)}
-    if mode == "inference":
-        fused = fuse(model)
-        found["fused"] = wrap(fused, log_mel, cast)
-        found["fused, channels last"] = wrap(fused, log_mel.to(memory_format=torch.channels_last), cast)
+    found = {
+        "textbook": wrap(textbook_of(model).to(log_mel.device), log_mel, cast),
+        "modules": wrap(model, log_mel, cast),
+        "modules, channels last": wrap(model, log_mel.to(memory_format=torch.channels_last), cast),
+    }
     if compiled:
-        network = fuse(model) if mode == "inference" else model
-        found["compiled"] = wrap(torch.compile(network, mode="reduce-overhead"), log_mel, cast)  # CUDA graphs where it can
+        found["compiled"] = wrap(torch.compile(model, mode="reduce-overhead"), log_mel, cast)  # CUDA graphs where it can
     return found
 
 

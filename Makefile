@@ -6,6 +6,8 @@
 #   make wheels   build wheels with compiled code for Linux, macOS and Windows
 #   make docs     build the documentation into site/
 #   make nodes    train on two machines, one of which dies (Linux; as root also in network namespaces)
+#   make fuzz     feed every way in with hostile input: make fuzz CASES=40000 SEED=1
+#   make audit    compare what is installed with known vulnerabilities (needs the network)
 #   make bench    measure zero-shot accuracy, memory on twelve hours, speed: make bench ESC10=FOLDER MODEL=NAME
 #   make clean    remove what the above made, .venv included
 
@@ -14,6 +16,8 @@ VENV ?= .venv
 TRIAL := build/trial
 MODEL ?= dymn04_open
 ESC10 ?= ../shared/esc10
+CASES ?= 40000
+SEED ?= 1
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
@@ -21,7 +25,7 @@ export PIP_NO_INPUT := 1
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: help demo test lint types tests nodes package wheels docs bench measure clean
+.PHONY: help demo test lint types tests nodes package wheels docs fuzz audit bench measure clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -68,6 +72,13 @@ wheels: $(VENV)/.dev
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 	@echo "Open site/index.html"
+
+fuzz: $(VENV)/.dev
+	cd tests && OMP_NUM_THREADS=1 $(abspath $(BIN))/python -m fuzz --cases $(CASES) --seed $(SEED)
+
+audit: $(VENV)/.dev
+	$(INSTALL) pip-audit
+	$(BIN)/pip-audit --skip-editable
 
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/network.py --table

@@ -26,7 +26,7 @@ from dymn.weights.efficientat import read_state_dict
 from fuzz import inputs
 
 SECOND = np.zeros(8000, np.float32)
-PUBLISHED = Path(__file__).parents[3] / "shared" / "fixtures" / "dymn_w01" / "state_dict.pt"
+PUBLISHED = Path(__file__).parents[3] / "shared" / "fixtures" / "mn_w01" / "state_dict.pt"
 
 
 def tiny() -> MobileNet:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -12,7 +13,7 @@ import numpy.typing as npt
 
 from dymn.data.readers import csv_rows, multi_hot, split_name, table
 from dymn.data.source import Catalog
-from dymn.data.stores import Hdf5Store, Member, Opened, Store, open_binary, open_hdf5, read_member, tar_members, tar_store
+from dymn.data.stores import MAX_BYTES, Hdf5Store, Member, Opened, Store, open_binary, open_hdf5, read_member, tar_members, tar_store
 from dymn.errors import DataError
 
 AUDIO_SUFFIXES = (".opus", ".ogg", ".flac", ".wav", ".mp3")
@@ -165,6 +166,9 @@ def _columns(
             missing = [name for name in HDF5_COLUMNS if not _plain(file, name)]
             if missing:
                 raise DataError(f"{path} has no dataset {', '.join(missing)} of its own; it holds {', '.join(file)}.")
+            vast = [name for name in HDF5_COLUMNS if not _bounded(file[name], whole=name != "mp3")]
+            if vast:
+                raise DataError(f"{path}: {', '.join(vast)} would take more than {MAX_BYTES:,} bytes of memory. Split the file.")
             names = [PurePosixPath(_text(name)).stem.removeprefix(prefix) for name in file["audio_name"][:]]
             value = np.asarray(file["target"][:])
             if not len(names) == len(value) == len(file["mp3"]):
@@ -184,6 +188,12 @@ def _plain(file: Any, name: str) -> bool:
         return False
     dataset = file[name]
     return isinstance(dataset, h5py.Dataset) and dataset.ndim > 0 and dataset.external is None and not dataset.is_virtual
+
+
+def _bounded(dataset: Any, whole: bool) -> bool:
+    """Whether reading a dataset, or one of its rows, takes bounded memory: its size is a claim, and a chunk may unpack to a thousandfold."""
+    chunk = math.prod(dataset.chunks or (0,)) * dataset.dtype.itemsize
+    return chunk <= MAX_BYTES and not (whole and dataset.size * dataset.dtype.itemsize > MAX_BYTES)
 
 
 def _text(name: Any) -> str:

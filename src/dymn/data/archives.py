@@ -191,7 +191,7 @@ def _plain(file: Any, name: str) -> bool:
 
 
 def _bounded(dataset: Any, whole: bool) -> bool:
-    """Whether reading a dataset, or one of its rows, takes bounded memory: its size is a claim, and a chunk may unpack to a thousandfold."""
+    """Whether reading a dataset, or one of its rows, takes bounded memory: its size is a claim, and a chunk unpacks to a thousandfold."""
     chunk = math.prod(dataset.chunks or (0,)) * dataset.dtype.itemsize
     return chunk <= MAX_BYTES and not (whole and dataset.size * dataset.dtype.itemsize > MAX_BYTES)
 

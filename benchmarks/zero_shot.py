@@ -1,6 +1,7 @@
 """Zero-shot accuracy on ESC-10 of any model with AudioSet's labels, for each way to fill up its clips of 5 s to 10 s.
 
     python benchmarks/zero_shot.py ESC10 --model mn04_as
+    python benchmarks/zero_shot.py ESC10 --model mn04_as.int8.onnx --backend onnx --fill repeat
 
 ESC10 is a folder with `meta/esc10.csv` (filename, category), `audio/`, and `audioset_map.json`, which maps each of the ten classes
 to indices of AudioSet labels. The score of a class is the highest probability among its labels, the prediction the best of the
@@ -14,6 +15,7 @@ import csv
 import json
 import time
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -45,11 +47,13 @@ def main() -> None:
     parser.add_argument("--model", required=True, help="A model with weights, by name or file.")
     parser.add_argument("--fill", nargs="+", choices=FILLS, default=list(FILLS), help="The ways of filling to measure.")
     parser.add_argument("--window", type=float, default=10.0, help="Seconds that the network hears at once.")
-    parser.add_argument("--device", help="Where to compute.")
+    parser.add_argument("--backend", choices=("torch", "onnx"), default="torch", help="What computes; onnx takes a file of `dymn export`.")
+    parser.add_argument("--device", help="Where PyTorch computes.")
     parser.add_argument("--threads", type=int, help="How many CPU threads to use.")
     parser.add_argument("--json", action="store_true", help="Print JSON instead of a table.")
     options = parser.parse_args()
-    tagger = Tagger.from_pretrained(options.model, options.device, options.threads)
+    load = Tagger.from_onnx if options.backend == "onnx" else partial(Tagger.from_pretrained, device=options.device)
+    tagger = load(options.model, threads=options.threads)
     results = {}
     for fill in options.fill:
         started = time.perf_counter()

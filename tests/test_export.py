@@ -1,8 +1,10 @@
 """ONNX files: the network's numbers for every form and variant that can be written, and none written that disagrees."""
 
 import json
+import re
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +12,18 @@ import onnx
 import pytest
 import soundfile
 import torch
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from typer.testing import CliRunner
 
 from dymn import Tagger, create_model, hub
 from dymn.cli import app
 from dymn.config import FrontEndConfig, ModelCard
 from dymn.errors import ConfigError, WeightsError
-from dymn.export import build, export_onnx
-from dymn.export import onnx as exporting
+from dymn.export import build, export_model
+from dymn.export import write as writing
+from dymn.export.parity import compare
+from dymn.export.plan import Plan
 from dymn.frontend import LogMel
 from dymn.layers import ATTENTIONS
 from dymn.onnx_backend import OnnxBackend, find_file
@@ -125,11 +131,73 @@ def test_any_length_where_time_is_free(n_frames):
         assert_same(model, LIVELY.clips(2, N_MELS, max(n_frames, 2))[..., :n_frames], dynamic_time=True, dynamic_batch=dynamic_batch)
 
 
-def test_half_precision_is_smaller_and_near():
+def test_lower_precision_is_smaller_and_near():
     model = small()
-    whole, half = (len(build(model, precision=precision)) for precision in ("fp32", "fp16"))
-    assert half < 0.75 * whole
+    sizes = [len(build(model, input="log-mel", precision=precision)) for precision in ("fp32", "fp16", "int8")]
+    assert sizes[1] < 0.65 * sizes[0] and sizes[2] < 0.5 * sizes[0]
     assert_same(model, LOG_MEL, 5e-3, precision="fp16")
+    assert_same(model, LOG_MEL, 0.1, precision="int8")
+
+
+CLIPS = list(np.random.default_rng(1).standard_normal((8, 5600)).astype(np.float32) * 0.1)
+
+
+def test_calibration_puts_static_pointwise_convolutions_into_integers():
+    model = small("mn10", width=0.2)
+    graph = onnx.load_from_string(build(model, seconds=0.7, precision="int8", calibrate=CLIPS)).graph
+    made = {name: node for node in graph.node for name in node.output}
+    sizes = {tensor.name: tensor for tensor in graph.initializer}
+    integer = [node for node in graph.node if node.op_type == "Conv" and made.get(node.input[1], node).op_type == "DequantizeLinear"]
+    assert integer and all(made[node.input[0]].op_type == "DequantizeLinear" for node in integer)
+    for node in integer:
+        kernel, scale, _ = (sizes[name] for name in made[node.input[1]].input)
+        assert kernel.data_type == onnx.TensorProto.INT8 and kernel.dims[2:] == [1, 1] and np.prod(kernel.dims) >= 1024
+        assert scale.dims == kernel.dims[:1]  # one a channel
+    front_end = next(node for node in graph.node if node.op_type == "Conv")
+    assert sizes[front_end.input[1]].data_type == onnx.TensorProto.FLOAT
+
+
+def test_agreement_of_integers_is_measured_and_bounded(tmp_path):
+    model = small("mn10", width=0.2)
+    exported = export_model(model, tmp_path / "tiny.onnx", seconds=0.7, precision="int8", calibrate=CLIPS)
+    parity = exported.parity
+    assert (parity.clips, parity.bound.measure) == (8, "mean") and parity.bound.agreement > 0
+    assert 0 < parity.mean <= parity.largest < 0.1 and 0 < parity.mean_average_precision <= 1
+    with pytest.raises(writing.ExportError, match=r"no.onnx was not written: on 8 clips.*best class is the same on.*leave calibration out"):
+        export_model(model, tmp_path / "no.onnx", seconds=0.7, precision="int8", calibrate=CLIPS, tolerance=0)
+    assert [item.name for item in tmp_path.iterdir()] == ["tiny.onnx"]
+
+
+def test_a_file_that_prefers_other_classes_does_not_hold():
+    model = small()
+    plan = Plan(seconds=0.7, precision="int8")
+    with torch.no_grad():
+        right = [model(LogMel(FRONT_END)(torch.from_numpy(clip[None]))).logits for clip in CLIPS]
+    answers = iter(right)
+    good = compare(lambda clip: (torch.sigmoid(logits := next(answers)).numpy(), logits.numpy()), model, plan, CLIPS)
+    assert good.holds and (good.agreement, good.mean_average_precision) == (1, 1) and good.largest < 1e-6
+    answers = iter(right)
+    bad = compare(lambda clip: (torch.sigmoid(-(logits := next(answers))).numpy(), -logits.numpy()), model, plan, CLIPS, tolerance=1.0)
+    assert bad.mean < 1 and bad.agreement == 0 and not bad.holds
+
+
+def test_programs_of_torch_run_without_dymn(tmp_path):
+    model = small()
+    export_model(model, tmp_path / "tiny.pt2", format="torch", seconds=1.0, dynamic_time=True, dynamic_batch=True)
+    waveforms = torch.from_numpy(np.stack(CLIPS[:3]))
+    np.save(tmp_path / "clips.npy", waveforms)
+    code = (
+        "import sys, json\nsys.modules['dymn'] = None\nimport numpy, torch\nextra = {'dymn': ''}\n"
+        "program = torch.export.load('tiny.pt2', extra_files=extra).module()\n"
+        "numpy.save('got.npy', program(torch.from_numpy(numpy.load('clips.npy')))[0].detach())\n"
+        "print(json.loads(extra['dymn'])['card']['labels'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(list(LABELS))
+    with torch.no_grad():
+        expected = model.probabilities(model(LogMel(FRONT_END)(waveforms)).logits)
+    assert abs(np.load(tmp_path / "got.npy") - expected.numpy()).max() < 1e-4
 
 
 @pytest.mark.parametrize("n_samples", [130, 400, 5600, 5601])
@@ -144,8 +212,8 @@ def test_the_front_end_inside_is_ours(n_samples):
 
 def test_the_file_says_what_it_is(tmp_path):
     path = tmp_path / "tiny.onnx"
-    exported = export_onnx(small(temperature=2.0), path, dynamic_time=True)
-    assert exported.size == path.stat().st_size and exported.parity.probability <= exported.parity.tolerance
+    exported = export_model(small(temperature=2.0), path, dynamic_time=True)
+    assert exported.size == path.stat().st_size and exported.parity.holds
     graph = onnx.load(path)
     described = json.loads({entry.key: entry.value for entry in graph.metadata_props}["dymn"])
     assert described["card"]["labels"] == list(LABELS) and described["card"]["licence"] == "CC0-1.0"
@@ -159,9 +227,9 @@ def test_a_file_that_disagrees_is_not_written(tmp_path, monkeypatch):
     path.write_bytes(b"the old one")
     model = small()
     wrong = build(small(n_kernels=1))
-    monkeypatch.setattr(exporting, "build", lambda model, **settings: wrong)
-    with pytest.raises(exporting.ExportError, match="was not written: a probability differs"):
-        export_onnx(model, path)
+    monkeypatch.setattr(writing, "build", lambda model, **settings: wrong)
+    with pytest.raises(writing.ExportError, match="was not written: on 3 clips, probabilities differ"):
+        export_model(model, path)
     assert path.read_bytes() == b"the old one" and [item.name for item in tmp_path.iterdir()] == ["tiny.onnx"]
 
 
@@ -169,7 +237,9 @@ def test_a_file_that_disagrees_is_not_written(tmp_path, monkeypatch):
     ("overrides", "settings", "said"),
     [
         ({}, {"input": "video"}, "allowed: waveform, log-mel"),
-        ({}, {"precision": "int2"}, "allowed: fp32, fp16"),
+        ({}, {"precision": "int2"}, "allowed: fp32, fp16, int8"),
+        ({}, {"precision": "fp16", "format": "torch"}, "torch has only fp32"),
+        ({}, {"calibrate": [np.zeros(8000, np.float32)]}, "only int8 is calibrated"),
         ({}, {"seconds": 0.001}, "at least"),
     ],
 )
@@ -181,7 +251,7 @@ def test_what_cannot_be_exported_is_named(overrides, settings, said):
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     path = tmp_path_factory.mktemp("exported") / "tiny.onnx"
-    export_onnx(small(), path, dynamic_time=True)
+    export_model(small(), path, dynamic_time=True)
     return path
 
 
@@ -218,7 +288,34 @@ def test_onnx_imports_no_torch(exported, tmp_path, command):
         "import sys\nsys.modules['torch'] = None\nfrom dymn.cli import main\n"
         f"sys.argv = ['dymn', {command!r}, '--backend', 'onnx', '--model', {str(exported)!r}, '--threads', '1', {str(recording)!r}]\nmain()"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "noise.wav" in done.stdout
+
+
+def others_than(names):
+    """Return the modules of installed packages that are neither among these nor required by them."""
+    wanted, kept = list(names), {"dymn", "pip"}
+    while wanted:
+        name = canonicalize_name(wanted.pop())
+        if name not in kept:
+            kept.add(name)
+            requirements = (Requirement(text) for text in metadata.requires(name) or [])
+            wanted += [item.name for item in requirements if item.marker is None or item.marker.evaluate({"extra": ""})]
+    return [module for module, homes in metadata.packages_distributions().items() if not kept & set(map(canonicalize_name, homes))]
+
+
+def test_the_packages_that_the_documentation_names_are_enough_to_tag(exported, tmp_path):
+    soundfile.write(tmp_path / "noise.wav", np.zeros(8000), 8000)
+    page = (Path(__file__).parents[1] / "docs" / "export.md").read_text(encoding="utf-8")
+    named = re.search(r"^\$ pip install (onnxruntime .*)$", page, re.M)[1].split()
+    absent = others_than(named)
+    assert {"torch", "onnx", "safetensors", "huggingface_hub"} <= set(absent)
+    code = (
+        f"import sys\nsys.modules.update(dict.fromkeys({absent}))\nfrom dymn.cli import main\n"
+        f"sys.argv = ['dymn', 'tag', '--backend', 'onnx', '--model', {str(exported)!r}, '--threads', '1', 'noise.wav']\nmain()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "noise.wav" in done.stdout
 
@@ -278,3 +375,8 @@ def test_from_command_to_tags(tmp_path, monkeypatch):
     assert run(*tag, "--device", "cuda").exit_code == 2
     refused = run("export", tmp_path / "tiny.safetensors", "-o", tmp_path / "no.onnx", "--tolerance", "0")
     assert refused.exit_code == 1 and "was not written" in refused.output and not (tmp_path / "no.onnx").exists()
+    integers = ("--precision", "int8", "--seconds", "1", "--calibrate", tmp_path / "noise.wav")
+    done = run("export", tmp_path / "tiny.safetensors", *integers, "-o", tmp_path / "int8.onnx")
+    assert done.exit_code == 0 and "on 1 clips" in done.stdout and "the best class is the same on 100.0 %" in done.stdout, done.output
+    nowhere = run("export", tmp_path / "tiny.safetensors", "--format", "torch")
+    assert nowhere.exit_code == 2 and "needs --output" in nowhere.output

@@ -15,7 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from dymn.export import export_onnx
+from dymn.export import export_model
 from dymn.serve.assets import FOLDER, NEEDED, VENDOR
 from dymn.weights import load_model
 
@@ -42,7 +42,7 @@ def main(model_name: str = "dymn04_open") -> None:
     notice = [f"The files ort* are those of onnxruntime-web {described['version']}, under these terms:", "", *terms, ""]
     (target / "NOTICE.txt").write_text("\n".join(notice), encoding="utf-8")
 
-    written = export_onnx(model, target / "model.onnx", dynamic_time=True, precision="fp16")
+    written = export_model(model, target / "model.onnx", dynamic_time=True, precision="fp16")
     card = model.card
     facts = {"name": card.name, "labels": card.labels, "sample_rate": card.front_end.sample_rate, "licence": card.licence}
     facts |= {"input": "waveform", "output": "probabilities", "digest": str(card.provenance.get("sha256", ""))}

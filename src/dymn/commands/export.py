@@ -1,4 +1,4 @@
-"""`dymn export`: a model as a file that runs without PyTorch."""
+"""`dymn export`: a model as a file that runs without dymn."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 
 
 class Format(str, Enum):
-    """What files can be written."""
+    """The names in `dymn.export.FORMATS`."""
 
     onnx = "onnx"
+    torch = "torch"
 
 
 class Input(str, Enum):
@@ -33,6 +34,7 @@ class Precision(str, Enum):
 
     fp32 = "fp32"
     fp16 = "fp16"
+    int8 = "int8"
 
 
 def export(
@@ -43,18 +45,33 @@ def export(
             "--output",
             "-o",
             metavar="FILE",
-            help="The file to write. Without it, the file goes to the cache, where `dymn tag --backend onnx` finds it by the model's name.",
+            help="The file to write. Without it, an ONNX file goes to the cache, where `dymn tag --backend onnx` finds it by the name of "
+            "the model.",
             show_default=False,
         ),
     ] = None,
-    format: Annotated[Format, typer.Option("--format", help="The kind of file.")] = Format.onnx,
+    format: Annotated[
+        Format, typer.Option("--format", help="The kind of file: for ONNX Runtime, or a program of torch.export (.pt2) for PyTorch.")
+    ] = Format.onnx,
     input: Annotated[
         Input, typer.Option("--input", help="What goes in: samples, the front end being part of the file, or log-mel spectrograms.")
     ] = Input.waveform,
     precision: Annotated[
         Precision,
-        typer.Option("--precision", help="How weights are stored: fp16 makes the file a third smaller; the front end stays in fp32."),
+        typer.Option(
+            "--precision", help="How the network's weights are stored. It computes in fp32 all the same, except where --calibrate says."
+        ),
     ] = Precision.fp32,
+    calibrate: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--calibrate",
+            metavar="PATH",
+            help="Recordings, or folders of them, like those to be tagged. With --precision int8, the static convolutions where it pays "
+            "are computed in integers, in the ranges that are found on these.",
+            show_default=False,
+        ),
+    ] = None,
     dynamic_time: Annotated[bool, typer.Option("--dynamic-time", help="Take clips of any length.")] = False,
     dynamic_batch: Annotated[
         bool, typer.Option("--dynamic-batch", help="Take any number of clips at once; for one clip such a file is slower.")
@@ -63,42 +80,50 @@ def export(
     clips: Annotated[
         list[Path] | None,
         typer.Option(
-            "--clips", metavar="PATH", help="Recordings, or folders of them, to compare the file with PyTorch on, beside a few made sounds."
+            "--clips",
+            metavar="PATH",
+            help="Recordings, or folders of them, to compare the file with PyTorch on, beside a few made sounds. Without it, those of "
+            "--calibrate.",
+            show_default=False,
         ),
     ] = None,
     tolerance: Annotated[
         float | None,
         typer.Option(
-            min=0, help="By how much a probability may differ from PyTorch's. Without it, 0.0001, and 0.02 for fp16.", show_default=False
+            min=0,
+            help="By how much a probability may differ from PyTorch's: at most (without it 0.0001, and 0.02 for fp16), and for int8 in the "
+            "mean of each clip's ten best classes (0.03).",
+            show_default=False,
         ),
     ] = None,
 ) -> None:
-    """Write a model as a file that runs without PyTorch, once its numbers agree with PyTorch's.
+    """Write a model as a file that runs without dymn, once its numbers agree with PyTorch's.
 
     The file holds the front end, and the labels and licence as metadata. It is written only if its probabilities agree.
     """
-    from dymn.export import export_onnx
+    from dymn.export import export_model
     from dymn.onnx_backend import cached_path
     from dymn.weights import load_model
 
+    if output is None and format is not Format.onnx:
+        raise ConfigError(f"--format {format.value} needs --output; only ONNX files go to the cache.")
     network = load_model(model)
     name = network.card.name or Path(model).stem
-    written = export_onnx(
+    rate = network.card.front_end.sample_rate
+    written = export_model(
         network,
         output or cached_path(name),
-        recordings(clips or [], network.card.front_end.sample_rate),
+        recordings(clips or [], rate),
         tolerance,
+        calibrate=recordings(calibrate or [], rate),
+        format=format.value,
         input=input.value,
         precision=precision.value,
         dynamic_time=dynamic_time,
         dynamic_batch=dynamic_batch,
         seconds=seconds,
     )
-    parity = written.parity
-    typer.echo(
-        f"{written.path}  {written.size / 1e6:.1f} MB; on {parity.clips} clips, probabilities differ from PyTorch's by at most "
-        f"{parity.probability:.1e} ({parity.tolerance:.1e} allowed), logits by {parity.logit:.1e}"
-    )
+    typer.echo(f"{written.path}  {written.size / 1e6:.1f} MB; {written.parity}")
 
 
 def recordings(paths: list[Path], rate: int) -> list[npt.NDArray[np.float32]]:

@@ -6,12 +6,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dymn.export.onnx import INPUTS, PRECISIONS, Exported, Parity, build, export_onnx
+    from dymn.export.parity import Parity
+    from dymn.export.plan import FORMATS, INPUTS, PRECISIONS, Plan
+    from dymn.export.write import Exported, build, export_model
 
-__all__ = ["INPUTS", "PRECISIONS", "Exported", "Parity", "build", "export_onnx"]
+_HOMES = {
+    "parity": ("Parity",),
+    "plan": ("FORMATS", "INPUTS", "PRECISIONS", "Plan"),
+    "write": ("Exported", "build", "export_model"),
+}
+__all__ = ["FORMATS", "INPUTS", "PRECISIONS", "Exported", "Parity", "Plan", "build", "export_model"]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.onnx"), name)
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"{__name__}.{home}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

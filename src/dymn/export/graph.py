@@ -78,7 +78,8 @@ def network(nodes: Nodes, log_mel: str, source: FusedNetwork, n_mels: int, free_
     for block in source.blocks:
         added = _Block(nodes, block, n_bands, free_batch)
         x, n_bands = added.add(x), added.n_bands
-    last = nodes.op("Conv", x, constant(nodes, source.last.weight[..., None, None]), constant(nodes, source.last.bias))
+    last = pointwise(nodes, x, source.last)
+    nodes.on_maps.append(last)
     embedding = nodes.op("Flatten", nodes.op("GlobalAveragePool", nodes.op("HardSwish", last)))
     layers = [source.head] if isinstance(source.head, nn.Linear) else list(source.head.children())
     y = embedding
@@ -180,14 +181,12 @@ class _Block:
         if self.free_batch and stage.dynamic:
             y = self._mixed(x, kernels, mixture, geometry, bias)
         else:
-            if stage.dynamic:
-                mixed = nodes.op("MatMul", mixture, nodes.constant(kernels.reshape(len(kernels), -1)))
-                kernel = nodes.reshape(mixed, *kernels.shape[1:])
-            else:
-                kernel = nodes.constant(kernels[0])
+            kernel = nodes.reshape(self._mix(mixture, kernels), *kernels.shape[1:]) if stage.dynamic else nodes.constant(kernels[0])
             if stage.n_maps == 2 and not self.free_batch and not self.own:  # the maps are known before the convolution
                 return self._two_maps(x, kernel, nodes.constant(bias), self._maps(x, 2), geometry)
             y = nodes.op("Conv", x, kernel, nodes.constant(bias), **geometry)
+            if depthwise is None and not stage.dynamic:
+                nodes.on_maps.append(y)
         if stage.n_maps:
             maps = self._maps(y, stage.n_maps)
             values = [nodes.op("Add", nodes.op("Mul", y, self._place(slope)), self._place(intercept)) for slope, intercept in maps]
@@ -198,7 +197,7 @@ class _Block:
         nodes = self.nodes
         n_kernels, c_out = kernels.shape[:2]
         if geometry["group"] == 1:
-            kernel = nodes.reshape(nodes.op("MatMul", mixture, nodes.constant(kernels.reshape(n_kernels, -1))), -1, c_out, kernels.shape[2])
+            kernel = nodes.reshape(self._mix(mixture, kernels), -1, c_out, kernels.shape[2])
             y = nodes.op("MatMul", kernel, nodes.reshape(x, 0, kernels.shape[2], -1))
         else:
             every = nodes.constant(kernels.swapaxes(0, 1).reshape(-1, *kernels.shape[2:]))  # [C K, 1, k, k]
@@ -206,6 +205,11 @@ class _Block:
             y = nodes.op("MatMul", nodes.reshape(mixture, -1, 1, 1, n_kernels), each)
         y = nodes.op("Add", nodes.reshape(y, 0, c_out, self.n_bands, -1), nodes.constant(bias[:, None, None]))
         return str(y)
+
+    def _mix(self, mixture: str, kernels: Any) -> str:
+        """Return the kernels [B, C_out C_in k k] of clips, mixed of [K, C_out, C_in, k, k]."""
+        rows = self.nodes.reshape(self.nodes.constant(kernels), len(kernels), -1)
+        return str(self.nodes.op("MatMul", mixture, rows))
 
     def _maps(self, x: str, n_maps: int) -> list[tuple[str, str]]:
         """Return slopes and intercepts [B, C] of each map."""

@@ -11,20 +11,21 @@ from onnx import TensorProto, helper, numpy_helper
 
 OPSET = 17
 IR_VERSION = 8
+EXACT = "exact"
 
 
 class Nodes:
     """Collects operations; each gives the name of its output, which the next ones take."""
 
-    def __init__(self, half: bool = False) -> None:
+    def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
-        self.half = half  # whether large constants are stored in half precision, and widened when the file is loaded
+        self.on_maps: list[str] = []  # pointwise convolutions of whole maps with kernels that are constant
 
     def op(self, kind: str, *inputs: str, n_outputs: int = 1, **attributes: Any) -> Any:
         """Add an operation; return the name of its output, or a list of names if there are several."""
         outputs = [f"{kind.lower()}_{len(self.nodes)}_{i}" for i in range(n_outputs)]
-        self.nodes.append(helper.make_node(kind, list(inputs), outputs, **attributes))
+        self.nodes.append(helper.make_node(kind, list(inputs), outputs, name=outputs[0], **attributes))
         return outputs[0] if n_outputs == 1 else outputs
 
     def constant(self, values: npt.ArrayLike, exact: bool = False) -> str:
@@ -32,28 +33,24 @@ class Nodes:
 
         Args:
             values: floating-point numbers become float32, whole ones int64.
-            exact: whether it stays in float32 in a file of half precision too.
+            exact: whether it stays as it is in a file of lower precision too; its name says so.
         """
         array = np.asarray(values)
         array = np.asarray(array, np.float32 if array.dtype.kind == "f" else np.int64, order="C")
-        name = f"constant_{len(self.constants)}"
-        narrow = self.half and not exact and array.dtype == np.float32 and array.size >= 256
-        self.constants.append(numpy_helper.from_array(array.astype(np.float16) if narrow else array, name))
-        return str(self.op("Cast", name, to=TensorProto.FLOAT)) if narrow else name
+        name = f"{EXACT if exact else 'constant'}_{len(self.constants)}"
+        self.constants.append(numpy_helper.from_array(array, name))
+        return name
 
     def reshape(self, x: str, *shape: int) -> str:
         """Reshape: 0 keeps a dimension, -1 is what is left."""
         return str(self.op("Reshape", x, self.constant(np.array(shape))))
 
-    def model(
-        self, inputs: dict[str, list[Any]], outputs: dict[str, tuple[str, list[Any]]], metadata: dict[str, str], doc: str
-    ) -> onnx.ModelProto:
-        """Return the graph as a checked model.
+    def model(self, inputs: dict[str, list[Any]], outputs: dict[str, tuple[str, list[Any]]], doc: str) -> onnx.ModelProto:
+        """Return the graph as a model.
 
         Args:
             inputs: shape of each input, with names for free dimensions.
             outputs: for each output the name in the graph, and its shape.
-            metadata: texts to store beside the graph.
             doc: what the graph is.
         """
         nodes = [*self.nodes, *(helper.make_node("Identity", [name], [public]) for public, (name, _) in outputs.items())]
@@ -64,10 +61,6 @@ class Nodes:
             [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, (_, shape) in outputs.items()],
             self.constants,
         )
-        model = helper.make_model(
+        return helper.make_model(
             graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="dymn", doc_string=doc
         )
-        for key, value in metadata.items():
-            model.metadata_props.add(key=key, value=value)
-        onnx.checker.check_model(model, full_check=True)
-        return model

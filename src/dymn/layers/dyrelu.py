@@ -46,7 +46,7 @@ class DynamicReLU(nn.Module):
     def maps(self, context: Context) -> tuple[Tensor, Tensor]:
         """Return slopes and intercepts, each [B, C, M]."""
         theta = 2 * torch.sigmoid(self.coefficients(context.vector)) - 1
-        theta = theta.view(len(theta), -1, 2 * self.n_maps)  # [B, C, 2 M]
+        theta = theta.view(theta.shape[0], -1, 2 * self.n_maps)  # [B, C, 2 M]
         slopes, intercepts = theta[..., : self.n_maps], theta[..., self.n_maps :]
         first = torch.zeros_like(slopes)
         first[..., 0] = 1.0

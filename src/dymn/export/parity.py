@@ -1,0 +1,115 @@
+"""How a file agrees with PyTorch on clips."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from dymn.export.plan import PRECISIONS, Bound, Plan
+from dymn.frontend import LogMel
+from dymn.metrics import mean_average_precision
+from dymn.model import MobileNet
+
+BEST = 10
+"""How many of a clip's classes, PyTorch's best, the mean difference is over; most others are near 0 in any case."""
+PRESENT = 3
+"""How many of them count as present for the mAP."""
+
+Run = Callable[[npt.NDArray[np.float32]], tuple[npt.NDArray[np.float32], ...]]
+"""A file that was opened: what it takes to probabilities [B, C], logits [B, C] and embedding [B, D]."""
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How a file agrees with PyTorch on clips.
+
+    Attributes:
+        clips: how many clips were compared.
+        largest: the largest difference of a probability.
+        mean: the mean difference of the probabilities of each clip's ten best classes.
+        logit: the largest difference of a logit.
+        agreement: the share of clips whose best class is the same.
+        mean_average_precision: mean over clips of the average precision with which the file ranks PyTorch's three best classes first.
+        bound: what was allowed.
+    """
+
+    clips: int
+    largest: float
+    mean: float
+    logit: float
+    agreement: float
+    mean_average_precision: float
+    bound: Bound
+
+    @property
+    def holds(self) -> bool:
+        """Whether the file keeps to the bound."""
+        return bool(getattr(self, self.bound.measure) <= self.bound.tolerance) and self.agreement >= self.bound.agreement
+
+    def __str__(self) -> str:
+        """Say it in a line."""
+        if self.bound.measure == "largest":
+            return (
+                f"on {self.clips} clips, probabilities differ from PyTorch's by at most {self.largest:.1e} "
+                f"({self.bound.tolerance:.1e} allowed), logits by {self.logit:.1e}"
+            )
+        return (
+            f"on {self.clips} clips, the probabilities of the {BEST} best classes differ from PyTorch's by {self.mean:.4f} in the mean "
+            f"({self.bound.tolerance:.4g} allowed) and {self.largest:.2f} at most, the best class is the same on "
+            f"{100 * self.agreement:.1f} % ({100 * self.bound.agreement:.0f} % wanted), and the mAP is "
+            f"{self.mean_average_precision:.3f} with PyTorch's {PRESENT} best as the truth"
+        )
+
+
+def compare(run: Run, model: MobileNet, plan: Plan, clips: Sequence[npt.NDArray[np.float32]], tolerance: float | None = None) -> Parity:
+    """Compare a file's numbers with those of PyTorch.
+
+    Args:
+        run: the file.
+        model: the network, its card with it.
+        plan: what the file is.
+        clips: waveforms [N] at the model's sample rate, each cut or repeated to the file's length. A few made sounds are compared on
+            too; for int8, whose errors have no bound on sounds that are unlike any recording, only if there are no clips.
+        tolerance: in place of that of `PRECISIONS`.
+    """
+    card, bound = model.card, PRECISIONS[plan.precision]
+    n_samples = plan.n_samples(card)
+    lengths = [n_samples, max(n_samples // 3, card.front_end.n_fft)] if plan.dynamic_time else [n_samples]
+    made = [] if plan.precision == "int8" and len(clips) else made_sounds(n_samples, card.front_end.sample_rate)
+    front_end = LogMel(card.front_end)
+    model.eval()
+    got, expected = [], []
+    for i, waveform in enumerate([*clips, *made]):
+        clip = plan.clip(waveform, card, lengths[i % len(lengths)])
+        got.append([part[0] for part in run(plan.feed(clip, card))[:2]])
+        with torch.no_grad():
+            logits = model(front_end(torch.from_numpy(clip))).logits
+            expected.append([model.probabilities(logits)[0].numpy(), logits[0].numpy()])
+    (p, logits_of_file), (q, logits_of_model) = (np.stack(parts, axis=1) for parts in (got, expected))
+    difference = abs(p - q)
+    order = q.argsort(axis=1)[:, ::-1]
+    present = np.zeros_like(q)
+    np.put_along_axis(present, order[:, :PRESENT], 1, axis=1)
+    return Parity(
+        clips=len(p),
+        largest=float(difference.max()),
+        mean=float(np.take_along_axis(difference, order[:, :BEST], axis=1).mean()),
+        logit=float(abs(logits_of_file - logits_of_model).max()),
+        agreement=float((p.argmax(axis=1) == order[:, 0]).mean()),
+        mean_average_precision=mean_average_precision(p.T, present.T),
+        bound=bound if tolerance is None else Bound(bound.measure, tolerance, bound.agreement),
+    )
+
+
+def made_sounds(n_samples: int, rate: int) -> list[npt.NDArray[np.float32]]:
+    """Return a rising tone, noise in bursts, and near silence."""
+    seconds = np.arange(n_samples) / rate
+    random = np.random.default_rng(0)
+    rising = 0.5 * np.sin(2 * np.pi * (200 + 300 * seconds) * seconds)
+    bursts = 0.2 * random.standard_normal(n_samples) * (np.sin(2 * np.pi * 1.5 * seconds) > 0.6)
+    quiet = 1e-4 * random.standard_normal(n_samples)
+    return [sound.astype(np.float32) for sound in (rising, bursts, quiet)]

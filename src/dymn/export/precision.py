@@ -1,0 +1,106 @@
+"""Files of lower precision: weights that are stored in fewer bits, and convolutions that are computed in integers."""
+
+from __future__ import annotations
+
+import logging
+import math
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from dymn.errors import MissingExtraError
+from dymn.export.nodes import EXACT
+
+SMALL = 256
+"""Constants of fewer values stay in float32."""
+FEW = 16
+"""Kernels with fewer weights for each output, as depthwise ones, are stored in fp16 instead of int8, whose scale would not pay."""
+WORTHWHILE = 1024
+"""Pointwise convolutions of fewer weights are not computed in integers: they are the sensitive first ones, and no faster."""
+
+
+def narrow(model: onnx.ModelProto, precision: str) -> None:
+    """Store the large constants of a graph in "fp16" or "int8", in place; they are widened to float32 when the file is loaded.
+
+    The front end's constants, biases and scales stay as they are. In int8 the weights of one output share a scale.
+    """
+    graph = model.graph
+    widened, kept = [], []
+    for tensor in graph.initializer:
+        values = numpy_helper.to_array(tensor)
+        if tensor.data_type != TensorProto.FLOAT or values.size < SMALL or values.ndim < 2 or tensor.name.startswith(EXACT):
+            kept.append(tensor)
+            continue
+        per_output = math.prod(values.shape[-3:]) if values.ndim > 3 else values.shape[-1]  # [..., C_out, C_in, k, k] or [C_out, C_in]
+        if precision == "fp16" or per_output < FEW:
+            kept.append(numpy_helper.from_array(values.astype(np.float16), f"{tensor.name}_fp16"))
+            widened.append(helper.make_node("Cast", [kept[-1].name], [tensor.name], to=TensorProto.FLOAT))
+            continue
+        outputs = values.reshape(-1, per_output)
+        scales = np.maximum(abs(outputs).max(axis=1, keepdims=True), 1e-30) / 127
+        stored = {"int8": np.rint(outputs / scales).astype(np.int8), "scales": scales, "shape": np.array(values.shape)}
+        kept += [numpy_helper.from_array(array, f"{tensor.name}_{part}") for part, array in stored.items()]
+        narrow, wide, scaled, scale, shape = (f"{tensor.name}_{part}" for part in ("int8", "float", "scaled", "scales", "shape"))
+        widened += [  # operations on constants alone, which a runtime does once; DequantizeLinear it would do for each clip
+            helper.make_node("Cast", [narrow], [wide], to=TensorProto.FLOAT),
+            helper.make_node("Mul", [wide, scale], [scaled]),
+            helper.make_node("Reshape", [scaled, shape], [tensor.name]),
+        ]
+    nodes = [*widened, *graph.node]
+    del graph.initializer[:], graph.node[:]
+    graph.initializer.extend(kept)
+    graph.node.extend(nodes)
+
+
+def compute_in_integers(model: onnx.ModelProto, convolutions: Sequence[str], clips: Sequence[npt.NDArray[np.float32]]) -> onnx.ModelProto:
+    """Return a graph with convolutions that take and give 8 bits: kernels with a scale for each channel, maps with one each.
+
+    Args:
+        model: the graph in float32.
+        convolutions: the names of those with constant kernels; only those of at least `WORTHWHILE` weights are taken.
+        clips: inputs of the graph, over which the range of each map is found.
+
+    Raises:
+        MissingExtraError: if the package onnxruntime is missing.
+    """
+    try:
+        from onnxruntime import quantization
+    except ImportError as error:
+        raise MissingExtraError("Calibration", "onnx") from error
+
+    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.clips: Iterator[Any] = iter(clips)
+
+        def get_next(self) -> dict[str, Any] | None:
+            clip = next(self.clips, None)
+            return None if clip is None else {model.graph.input[0].name: clip}
+
+    sizes = {tensor.name: math.prod(tensor.dims) for tensor in model.graph.initializer}
+    taken = [node.name for node in model.graph.node if node.name in convolutions and sizes[node.input[1]] >= WORTHWHILE]
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)  # it advises on the root logger
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "integers.onnx"
+            quantization.quantize_static(
+                model,
+                path,
+                Reader(),
+                quant_format=quantization.QuantFormat.QDQ,
+                op_types_to_quantize=["Conv"],
+                nodes_to_quantize=taken,
+                per_channel=True,
+                activation_type=quantization.QuantType.QUInt8,
+                weight_type=quantization.QuantType.QInt8,
+            )
+            return onnx.load(path)
+    finally:
+        root.setLevel(level)

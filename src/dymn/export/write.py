@@ -1,0 +1,97 @@
+"""A model as a file: built, compared with PyTorch on clips, and only then written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from dymn.config import check
+from dymn.errors import DymnError
+from dymn.export import onnx, program
+from dymn.export.parity import Parity, Run, compare
+from dymn.export.plan import Plan
+from dymn.files import atomic_write
+from dymn.model import MobileNet
+
+Clips = Sequence[npt.NDArray[np.float32]]
+"""Waveforms [N] at the model's sample rate."""
+
+
+class Writer(NamedTuple):
+    """How a format is made, and how what was made is run."""
+
+    build: Callable[[MobileNet, Plan, Clips], bytes]
+    open: Callable[[bytes], Run]
+
+
+WRITERS = {"onnx": Writer(onnx.build, onnx.open_onnx), "torch": Writer(program.build, program.open_program)}
+
+
+class ExportError(DymnError):
+    """A file does not agree with the model that it was made from."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A file that was written, how large it is in bytes, and how it agrees with PyTorch."""
+
+    path: Path
+    size: int
+    parity: Parity
+
+
+def build(model: MobileNet, *, calibrate: Clips = (), **settings: Any) -> bytes:
+    """Return a model as the content of a file.
+
+    Args:
+        model: the network, its card with it.
+        calibrate: clips; with int8, convolutions that pay are computed in integers in the ranges that are found on these.
+        settings: those of `Plan`.
+
+    Raises:
+        ConfigError: if a setting is not allowed, the network has a part that cannot be exported, or there is calibration without int8.
+        MissingExtraError: if a package is missing.
+    """
+    plan = Plan(**settings)
+    check(not len(calibrate) or plan.precision == "int8", f"precision is {plan.precision!r}; only int8 is calibrated.")
+    return WRITERS[plan.format].build(model, plan, calibrate)
+
+
+def export_model(
+    model: MobileNet, path: str | Path, clips: Clips = (), tolerance: float | None = None, *, calibrate: Clips = (), **settings: Any
+) -> Exported:
+    """Write a model as a file, unless the file gives other numbers than PyTorch does with the model.
+
+    Args:
+        model: the network, its card with it.
+        path: the file to write.
+        clips: what to compare on, beside a few made sounds; those of `calibrate` if there are none.
+        tolerance: what probabilities may differ by; that of `PRECISIONS` if None.
+        calibrate: as for `build`.
+        settings: those of `Plan`.
+
+    Raises:
+        ExportError: if the numbers differ by more than is allowed; nothing is written.
+        ConfigError: as `build` does.
+        MissingExtraError: if a package is missing.
+        OSError: if the file cannot be written.
+    """
+    plan = Plan(**settings)
+    content = build(model, calibrate=calibrate, **settings)
+    parity = compare(WRITERS[plan.format].open(content), model, plan, clips or calibrate, tolerance)
+    if not parity.holds:
+        raise ExportError(f"{path} was not written: {parity}. {REMEDIES[parity.bound.measure]}")
+    with atomic_write(path) as file:
+        file.write(content)
+    return Exported(Path(path), len(content), parity)
+
+
+REMEDIES = {
+    "largest": "Please report this, with the model's name.",
+    "mean": "Calibrate with more recordings, or leave calibration out: then only the weights are in 8 bits.",
+}

@@ -222,3 +222,18 @@ def test_pickled_code_is_not_even_looked_up(tmp_path):
     (tmp_path / "index.pkl").write_bytes(pickle.dumps({"a": Hostile()}))
     with pytest.raises(DataError, match=r"it asks for builtins\.print"):
         read_index(tmp_path / "index.pkl")
+
+
+def test_damaged_objects_of_hdf5_are_a_damaged_dataset(tmp_path):
+    """What h5py raises is of many kinds: a `KeyError` for an object whose header is damaged."""
+    h5py = pytest.importorskip("h5py")
+    path = tmp_path / "eval_segments_mp3.hdf"
+    with h5py.File(path, "w") as file:
+        file["audio_name"], file["target"] = np.array([b"a.mp3"]), np.zeros((1, 66), np.uint8)
+        file.create_dataset("mp3", (1,), h5py.vlen_dtype(np.uint8))
+        place = h5py.h5o.get_info(file["target"].id).addr
+    content = bytearray(path.read_bytes())
+    content[place] = 255
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="is damaged"):
+        open_source("audioset_hdf5", tmp_path)

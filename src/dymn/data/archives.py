@@ -13,7 +13,19 @@ import numpy.typing as npt
 
 from dymn.data.readers import csv_rows, multi_hot, split_name, table
 from dymn.data.source import Catalog
-from dymn.data.stores import MAX_BYTES, Hdf5Store, Member, Opened, Store, open_binary, open_hdf5, read_member, tar_members, tar_store
+from dymn.data.stores import (
+    MAX_BYTES,
+    Hdf5Store,
+    Member,
+    Opened,
+    Store,
+    damage_told,
+    open_binary,
+    open_hdf5,
+    read_member,
+    tar_members,
+    tar_store,
+)
 from dymn.errors import DataError
 
 AUDIO_SUFFIXES = (".opus", ".ogg", ".flac", ".wav", ".mp3")
@@ -162,7 +174,7 @@ def _columns(
     splits: list[str] = []
     values: list[npt.NDArray[Any]] = []
     for path, split in files.items():
-        with open_hdf5(path) as file:
+        with damage_told(path), open_hdf5(path) as file:
             missing = [name for name in HDF5_COLUMNS if not _plain(file, name)]
             if missing:
                 raise DataError(f"{path} has no dataset {', '.join(missing)} of its own; it holds {', '.join(file)}.")

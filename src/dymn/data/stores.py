@@ -12,13 +12,14 @@ import os
 import tarfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from dymn.errors import DataError, MissingExtraError
+from dymn.errors import DataError, DymnError, MissingExtraError
 
 MAX_BYTES = 512 * 2**20
 MAX_OPEN = 128
@@ -260,7 +261,8 @@ class Hdf5Store(Store):
         part = bisect.bisect_right(self.ends, i)
         path, rows = self.files[part]
         row = i - self.ends[part] + rows
-        content = self._files[path][self.dataset][row]
+        with damage_told(path):
+            content = self._files[path][self.dataset][row]
         if getattr(content, "dtype", None) != np.uint8 or content.nbytes > MAX_BYTES:
             raise DataError(f"Row {row} of {path} must be an array of at most {MAX_BYTES} bytes.")
         return bytes(content.tobytes())
@@ -289,6 +291,17 @@ def open_hdf5(path: Path) -> Any:
         return h5py.File(path, "r")
     except OSError as error:
         raise DataError(f"{path} is not a readable HDF5 file: {error}.") from error
+
+
+@contextmanager
+def damage_told(path: Path) -> Iterator[None]:
+    """Turn what h5py raises over a damaged file, which is of many kinds, into a `DataError`."""
+    try:
+        yield
+    except DymnError:
+        raise
+    except Exception as error:
+        raise DataError(f"{path} is damaged: {error}. Get it again.") from error
 
 
 def open_binary(path: Path) -> Any:

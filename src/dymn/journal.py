@@ -251,8 +251,8 @@ class Journal:
                 if not (
                     isinstance(seconds, float)
                     and math.isfinite(seconds)
-                    and isinstance(result or b"", bytes)
-                    and isinstance(error or "", str)
+                    and isinstance(result, (bytes, type(None)))
+                    and isinstance(error, (str, type(None)))
                 ):
                     raise self._damaged(f"what it has of {os.fsdecode(name)} makes no sense")
                 yield Done(Path(os.fsdecode(name)), seconds, result, error)

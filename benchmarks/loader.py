@@ -3,7 +3,8 @@
     python benchmarks/loader.py --corpus ../shared/kd_corpus
 
 Ten-second clips are made from those of a corpus in tar shards, encoded, and loaded for training (decoded, resampled to 32 kHz, collated)
-by one process, from one file a clip and from shards in turns; figures are medians of rounds, with files in the page cache. Then what is
+by one process, from one file a clip and from shards in turns; figures are medians of rounds, with files in the page cache, and for a
+second of processor time. Then what is
 read without decoding, from the disk (the cache is told to forget). The last table is arithmetic, not measured.
 """
 
@@ -58,8 +59,8 @@ def encoded(waveform: npt.NDArray[np.float32], codec: str) -> bytes:
 
 
 def make(corpus: Path, folder: Path, n: int) -> dict[str, dict[str, Source]]:
-    """Write n clips in each codec, as files and as shards of the same bytes."""
-    for i, waveform in enumerate(ten_seconds(corpus, n)):
+    """Write n clips in each codec, as files and as shards of the same bytes, or take those that are there."""
+    for i, waveform in enumerate([] if folder.exists() else ten_seconds(corpus, n)):
         for codec in CODECS:
             path = folder / codec / "class" / f"{i:05d}.{'ogg' if codec == 'opus' else codec}"
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -72,14 +73,14 @@ def make(corpus: Path, folder: Path, n: int) -> dict[str, dict[str, Source]]:
     return sources
 
 
-def rate(source: Source, epoch: int, workers: int) -> float:
-    """Return clips a second of an epoch, as training loads them."""
+def rate(source: Source, epoch: int) -> float:
+    """Return clips a second of a core in an epoch, as training loads them: by processor time, so that others may be at work as well."""
     sampler = PlainSampler(len(source))
     order = sampler if source.parts is None else Streamed(sampler, source.parts, 32)
-    loader = Loader(source, order, 32, seconds=SECONDS, workers=workers)
-    start = time.perf_counter()
+    loader = Loader(source, order, 32, seconds=SECONDS)
+    start = time.process_time()
     n = sum(len(batch.keys) for batch in loader.epoch(epoch))
-    return n / (time.perf_counter() - start)
+    return n / (time.process_time() - start)
 
 
 def read_rate(source: Source, epoch: int) -> tuple[float, float]:
@@ -98,12 +99,12 @@ def read_rate(source: Source, epoch: int) -> tuple[float, float]:
     return len(contents) / seconds, n_bytes / 1e6 / seconds
 
 
-def measure(sources: dict[str, dict[str, Source]], rounds: int, workers: int) -> list[dict[str, object]]:
+def measure(sources: dict[str, dict[str, Source]], rounds: int) -> list[dict[str, object]]:
     """Return rates of all, in turns."""
     found: dict[tuple[str, str], list[tuple[float, ...]]] = {}
     for epoch, codec, kind in itertools.product(range(rounds), CODECS, ("files", "shards")):
         source = sources[codec][kind]
-        found.setdefault((codec, kind), []).append((rate(source, epoch, workers), *read_rate(source, epoch)))
+        found.setdefault((codec, kind), []).append((rate(source, epoch), *read_rate(source, epoch)))
     rows = []
     for (codec, kind), values in found.items():
         loaded, read, megabytes = (statistics.median(column) for column in zip(*values, strict=True))
@@ -145,13 +146,16 @@ def main() -> None:
     parser.add_argument("--corpus", type=Path, default=Path("../shared/kd_corpus"), metavar="FOLDER")
     parser.add_argument("--clips", type=int, default=192, metavar="NUMBER")
     parser.add_argument("--rounds", type=int, default=5, metavar="NUMBER")
-    parser.add_argument("--workers", type=int, default=0, metavar="NUMBER", help="Processes that decode; 0 for this one alone.")
+    parser.add_argument("--folder", type=Path, metavar="FOLDER", help="Where the clips are, or are to be made.")
     options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
-        rows = measure(make(options.corpus, Path(name), options.clips), options.rounds, options.workers)
+        sources = make(options.corpus, options.folder or Path(name) / "clips", options.clips)
+        rows = measure(sources, options.rounds) if options.rounds else []
     for row in rows:
         print(json.dumps(row))
+    if not rows:
+        return
     best = {row["codec"]: row["clips/s"] for row in rows if row["from"] == "shards"}
     for row in appetite(float(str(best["flac"]))):
         print(json.dumps(row))

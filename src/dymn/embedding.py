@@ -187,11 +187,12 @@ class BaseEmbedder(ABC):
             batch_size = self.batch_size
         team = Team(workers, batch_size)
         found = pieces(sources, self.sample_rate, sample_rate, settings.window, settings.hop, settings.fill, team=team)
-        return self._embeddings(computed(found, self.vectors, batch_size), progress)
+        return self.collect(computed(found, self.vectors, batch_size), progress)
 
-    def _embeddings(
-        self, embedded: Iterable[tuple[Piece, Floats | None]], progress: Callable[[str, float], None] | None
+    def collect(
+        self, embedded: Iterable[tuple[Piece, Floats | None]], progress: Callable[[str, float], None] | None = None
     ) -> Iterator[Embedding]:
+        """Yield recordings of their windows with vectors [D], in their order, as `dymn.recordings.computed` yields them."""
         rows: list[Floats] = []
         spans: list[tuple[float, float]] = []
         for piece, row in embedded:

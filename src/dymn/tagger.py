@@ -282,7 +282,6 @@ class Tagger:
             ConfigError: if a setting does not fit the model, or a batch does not fit the device's memory.
         """
         settings = settings or TagSettings()
-        selection = Selection(self.labels, settings)
         batch_size = self.backend.batch_size if batch_size is None else batch_size
         found = pieces(
             sources,
@@ -294,8 +293,20 @@ class Tagger:
             prepare=self.backend.features,
             team=Team(workers, batch_size, self.backend.enter_worker, self.backend.entered_workers),
         )
-        scored = computed(found, self.backend.scores, batch_size)
-        return self._recordings(scored, settings, selection, progress)
+        return self.collect(computed(found, self.backend.scores, batch_size), settings, progress)
+
+    def collect(
+        self,
+        scored: Iterable[tuple[Piece, Scores | None]],
+        settings: TagSettings,
+        progress: Callable[[str, float], None] | None = None,
+    ) -> Iterator[Recording]:
+        """Return recordings of their windows with probabilities [C], in their order, as `dymn.recordings.computed` yields them.
+
+        Raises:
+            ConfigError: if a setting does not fit the model.
+        """
+        return self._recordings(scored, settings, Selection(self.labels, settings), progress)
 
     def _recordings(
         self,

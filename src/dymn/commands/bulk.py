@@ -55,10 +55,11 @@ def keeps_journal(output: Path | None, streams: bool, paths: Sequence[str], *ask
     Raises:
         ConfigError: if one of those was given and there will be none.
     """
-    keeps = output is not None and streams and "-" not in paths and not (output.exists() and not stat.S_ISREG(output.stat().st_mode))
+    can_be_read_again = not any(path == "-" or "://" in path for path in paths)
+    keeps = output is not None and streams and can_be_read_again and not (output.exists() and not stat.S_ISREG(output.stat().st_mode))
     if any(asked) and not keeps:
         raise ConfigError(
-            "--fresh and --retry-failed are for runs with a journal: those that write rows to a file. See --output, --format."
+            "--fresh and --retry-failed are for runs with a journal: those that write rows of files to a file. See --output, --format."
         )
     return keeps
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, BinaryIO
@@ -23,6 +23,7 @@ from dymn.commands.options import (
     Model,
     Paths,
     Quiet,
+    Ray,
     RetryFailed,
     Threads,
     Window,
@@ -30,7 +31,7 @@ from dymn.commands.options import (
     Workers,
     hush,
 )
-from dymn.commands.recordings import MANY, Failures, check_output, default_workers, find, follower, load_tagger
+from dymn.commands.recordings import MANY, Failures, check_output, default_workers, find, follower, load_tagger, ray_engine
 
 if TYPE_CHECKING:
     from dymn.embedding import BaseEmbedder, Embedding, EmbedSettings
@@ -86,6 +87,7 @@ def embed(
     threads: Threads = None,
     batch_size: WindowBatch = None,
     workers: Workers = None,
+    ray: Ray = None,
     fresh: Fresh = False,
     retry_failed: RetryFailed = False,
     quiet: Quiet = False,
@@ -113,18 +115,23 @@ def embed(
     settings = EmbedSettings(window, hop, fill.value)
     layers = parse_layers(layer or "last")
     name = choose(format.value if format else None, output)
+    engine = ray_engine(ray, workers, threads, device)
+
+    def embed_files(tagger: Tagger, embedder: BaseEmbedder, count: int) -> Callable[..., Iterator[Embedding]]:
+        if engine is not None:
+            return partial(engine.embed_files, tagger, layers, settings=settings, batch_size=batch_size)
+        n_threads = default_workers(threads, count) if workers is None else workers
+        return partial(embedder.embed_files, settings=settings, batch_size=batch_size, workers=n_threads)
+
     if keeps_journal(output, True, paths, fresh, retry_failed):
         check_output(output, name, ())
-        tagger = load_tagger(model, device, threads, quiet, backend)
+        tagger = load_tagger(model, device if engine is None else "cpu", threads, quiet, backend)
         embedder = tagger.embedder(layers)
         made = columns(tagger, embedder, settings)
-        if workers is None:
-            workers = default_workers(threads, MANY)
-        work = partial(embedder.embed_files, settings=settings, batch_size=batch_size, workers=workers)
         bulk = Bulk(
             "embed",
             embeddings(per_window, embedder.size),
-            work,
+            embed_files(tagger, embedder, MANY),
             partial(write_file, made, name, per_window),
             made.origin | {"per_window": per_window, "backend": backend.value},
         )
@@ -133,18 +140,12 @@ def embed(
         if n_failed:
             raise typer.Exit(1)
         return
-    found, failed = find(paths)
+    found, failed = find(paths, urls=engine is not None)
     check_output(output, name, found)
-    tagger = load_tagger(model, device, threads, quiet, backend)
+    tagger = load_tagger(model, device if engine is None else "cpu", threads, quiet, backend)
     embedder = tagger.embedder(layers)
     bar = progress_bar(len(found), quiet)
-    found_ones = embedder.embed_files(
-        found,
-        settings,
-        batch_size=batch_size,
-        workers=default_workers(threads, len(found)) if workers is None else workers,
-        progress=follower(bar) if bar.visible else None,
-    )
+    found_ones = embed_files(tagger, embedder, len(found))(found, progress=follower(bar) if bar.visible else None)
     failures = Failures()
     lost = [Embedding(recording.name, error=recording.error) for recording in failed]
     made = columns(tagger, embedder, settings)

@@ -160,7 +160,7 @@ def events(
     tagger = load_tagger(model, device, threads, quiet, backend)
     bar = progress_bar(len(found), quiet)
     missing = (EventRecording(recording.name, error=recording.error) for recording in failed)
-    recordings = chain(missing, bar.over(detected(tagger, found, settings, bar.update)))
+    recordings = chain(missing, bar.over(detected(tagger, map(Path, found), settings, bar.update)))
     failures = Failures()
     run = describe(tagger, model or "", settings)
     write(failures.reported(recordings), run, FORMATS[name], output, separately=name == "audacity" and len(found) > 1)

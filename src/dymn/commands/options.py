@@ -186,6 +186,17 @@ Workers = Annotated[
         show_default=False,
     ),
 ]
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        metavar="ADDRESS",
+        help="Do it with Ray (needs dymn\\[ray]): local starts it on this machine, auto and HOST:PORT find a cluster. Paths may then be "
+        "URLs such as s3://bucket/clips, and --workers says how many processes hold the network, each with --threads, 1 without it.",
+        rich_help_panel=RUN_PANEL,
+        show_default=False,
+    ),
+]
 Fresh = Annotated[
     bool,
     typer.Option("--fresh", help="Start over where the same command would go on with a run that did not end.", rich_help_panel=RUN_PANEL),

@@ -19,7 +19,7 @@ ENDINGS = (".png", ".svg", ".pdf", ".html")
 MOST_ROWS = 12
 
 
-def check_plot(plot: Path, found: Sequence[Path]) -> None:
+def check_plot(plot: Path, found: Sequence[str | Path]) -> None:
     """Refuse, before any work is done, a picture that cannot be drawn or would overwrite a recording.
 
     Raises:
@@ -40,7 +40,7 @@ def check_plot(plot: Path, found: Sequence[Path]) -> None:
         return
     if plot.suffix.lower() not in ENDINGS:
         raise ConfigError(f"--plot {plot} has an ending that is not known. Give one of: {', '.join(ENDINGS)}, or a folder that exists.")
-    if plot.exists() and any(path.exists() and path.samefile(plot) for path in found):
+    if plot.exists() and any(path.exists() and path.samefile(plot) for path in map(Path, found)):
         raise ConfigError(f"--plot {plot} is one of the recordings. Give another file to write to.")
 
 

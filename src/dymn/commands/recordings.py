@@ -15,6 +15,7 @@ from dymn.errors import AudioError, ConfigError, DymnError, WeightsError
 if TYPE_CHECKING:
     from dymn.commands.progress import Bar
     from dymn.formats import Run
+    from dymn.ray import Engine
     from dymn.tagger import Recording, Tagger
 
 MANY = 2**31
@@ -36,11 +37,16 @@ class Result(Protocol):
 R = TypeVar("R", bound=Result)
 
 
-def find(paths: Sequence[str]) -> tuple[list[Path], list[Recording]]:
-    """Return the recordings that paths name, in the order of the paths, and failures for those that name none."""
+def find(paths: Sequence[str], urls: bool = False) -> tuple[Sequence[str | Path], list[Recording]]:
+    """Return the recordings that paths, or URLs too, name, in the order of the paths, and failures for those that name none."""
     from dymn import audio
     from dymn.tagger import Recording
 
+    if urls:
+        from dymn.ray import find as find_all
+
+        sources, lost = find_all(paths)
+        return sources, [Recording(path, error=error) for path, error in lost]
     found: dict[str, Path] = {}
     failed = []
     for path in paths:
@@ -51,7 +57,24 @@ def find(paths: Sequence[str]) -> tuple[list[Path], list[Recording]]:
     return list(found.values()), failed
 
 
-def check_output(output: Path | None, name: str, found: Sequence[Path]) -> None:
+def ray_engine(
+    address: str | None, workers: int | None, threads: int | None, device: str | None, plot: Path | None = None
+) -> Engine | None:
+    """Return what works on Ray at an address, None without one.
+
+    Raises:
+        ConfigError: if there is to be a plot, too.
+    """
+    if address is None:
+        return None
+    if plot is not None:
+        raise ConfigError("--plot is drawn from recordings on this machine. Give it without --ray.")
+    from dymn.ray import Engine
+
+    return Engine(address, workers, threads or 1, device)
+
+
+def check_output(output: Path | None, name: str, found: Sequence[str | Path]) -> None:
     """Refuse, before any work is done, an output that cannot be written or would overwrite a recording.
 
     Raises:
@@ -65,7 +88,7 @@ def check_output(output: Path | None, name: str, found: Sequence[Path]) -> None:
         return
     if output.is_dir() and not (name == "audacity" and len(found) > 1):
         raise ConfigError(f"--output {output} is a folder. Give the name of a file to write to.")
-    if output.exists() and any(path.exists() and path.samefile(output) for path in found):
+    if output.exists() and any(path.exists() and path.samefile(output) for path in map(Path, found)):
         raise ConfigError(f"--output {output} is one of the recordings. Give another file to write to.")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from enum import Enum
 from functools import partial
 from itertools import chain
@@ -25,6 +26,7 @@ from dymn.commands.options import (
     Model,
     Paths,
     Quiet,
+    Ray,
     RetryFailed,
     Threads,
     Threshold,
@@ -33,11 +35,11 @@ from dymn.commands.options import (
     Workers,
     hush,
 )
-from dymn.commands.recordings import MANY, Failures, check_output, default_workers, find, follower, load_tagger, write
+from dymn.commands.recordings import MANY, Failures, check_output, default_workers, find, follower, load_tagger, ray_engine, write
 
 if TYPE_CHECKING:
     from dymn.formats import Run
-    from dymn.tagger import Tagger, TagSettings
+    from dymn.tagger import Recording, Tagger, TagSettings
 
 
 class Format(str, Enum):
@@ -129,6 +131,7 @@ def tag(
     threads: Threads = None,
     batch_size: WindowBatch = None,
     workers: Workers = None,
+    ray: Ray = None,
     fresh: Fresh = False,
     retry_failed: RetryFailed = False,
     quiet: Quiet = False,
@@ -152,31 +155,30 @@ def tag(
     hush(quiet)
     settings = TagSettings(top_k, threshold, tuple(labels or ()), tuple(exclude or ()), window, hop, fill.value, combine.value)
     name = choose(format.value if format else None, output)
+    engine = ray_engine(ray, workers, threads, device, plot)
+
+    def tag_files(tagger: Tagger, count: int) -> Callable[..., Iterator[Recording]]:
+        if engine is not None:
+            return partial(engine.tag_files, tagger, settings=settings, batch_size=batch_size)
+        n_threads = default_workers(threads, count) if workers is None else workers
+        return partial(tagger.tag_files, settings=settings, batch_size=batch_size, workers=n_threads)
+
     if keeps_journal(output, name in ROWS and plot is None, paths, fresh, retry_failed):
         check_output(output, name, ())
-        tagger = load_tagger(model, device, threads, quiet, backend)
+        tagger = load_tagger(model, device if engine is None else "cpu", threads, quiet, backend)
         run = describe(tagger, model or "", settings, per_window)
-        if workers is None:
-            workers = default_workers(threads, MANY)
-        work = partial(tagger.tag_files, settings=settings, batch_size=batch_size, workers=workers)
         origin = run.to_dict() | {"backend": backend.value}
-        bulk = Bulk("tag", tags(per_window), work, partial(write_file, run, name), origin)
+        bulk = Bulk("tag", tags(per_window), tag_files(tagger, MANY), partial(write_file, run, name), origin)
         if run_bulk(bulk, paths, output, fresh, retry_failed, quiet):
             raise typer.Exit(1)
         return
-    found, failed = find(paths)
+    found, failed = find(paths, urls=engine is not None)
     check_output(output, name, found)
     if plot is not None:
         check_plot(plot, found)
-    tagger = load_tagger(model, device, threads, quiet, backend)
+    tagger = load_tagger(model, device if engine is None else "cpu", threads, quiet, backend)
     bar = progress_bar(len(found), quiet)
-    recordings = tagger.tag_files(
-        found,
-        settings,
-        batch_size=batch_size,
-        workers=default_workers(threads, len(found)) if workers is None else workers,
-        progress=follower(bar) if bar.visible else None,
-    )
+    recordings = tag_files(tagger, len(found))(found, progress=follower(bar) if bar.visible else None)
     failures = Failures()
     run = describe(tagger, model or "", settings, per_window)
     reported = failures.reported(chain(failed, bar.over(recordings)))
@@ -186,7 +188,7 @@ def tag(
     else:
         write(reported, run, FORMATS[name], output, separately=name == "audacity" and len(found) > 1)
     if plot is not None:
-        shown = [path for path in found if source_name(path) not in failures.names]
+        shown = [Path(path) for path in found if source_name(path) not in failures.names]
         failures.count += draw(tagger, shown, plot, single=len(found) == 1, settings=settings, quiet=quiet)
     if failures.count:
         raise typer.Exit(1)

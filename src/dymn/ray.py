@@ -1,0 +1,340 @@
+"""Many recordings on Ray Data, on this machine or on a cluster: what `Tagger.tag_files` and `embed_files` do, in many processes.
+
+Tasks decode recordings and cut them into windows, actors hold the network and compute it, and in the caller's process the windows of
+a recording become its result. What waits in between lies in Ray's object store. The work of a process that died is done again. Which
+windows go through the network together is decided by the list of recordings alone, so results do not depend on who did what.
+"""
+
+from __future__ import annotations
+
+import copy
+import glob
+import importlib
+import itertools
+import logging
+import math
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
+
+import numpy as np
+
+from dymn import audio, parquet
+from dymn.backends import CPU_BATCH_SIZE, Filled
+from dymn.config import check
+from dymn.embedding import Embedding, EmbedSettings
+from dymn.errors import AudioError, ConfigError, DymnError, MissingExtraError
+from dymn.opening import reason
+from dymn.recordings import Opened, Piece, Rows, computed, pieces, samples_of, source_name
+from dymn.tagger import Recording, Tagger, TagSettings
+from dymn.windows import fill
+
+if TYPE_CHECKING:
+    from dymn.model import MobileNet
+
+LOCAL = "local"
+"""The address that starts Ray on this machine."""
+RECORDINGS = 64
+"""How many recordings a task decodes at most."""
+ACTOR_SHARE = 0.75
+"""How much of a CPU a thread of the network takes in Ray's books; the rest is for the tasks that decode."""
+
+Source = str | Path
+Progress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Ray, and how it is to be used.
+
+    Attributes:
+        address: of a cluster, such as "auto" or "10.0.0.1:6379"; "local" starts Ray on this machine, for one run and for loopback
+            connections alone. Where Ray is running in this process already, that is used.
+        workers: how many actors compute; if None one for each GPU, or where there is none, for each CPU or `threads` of them.
+        threads: how many CPU threads an actor computes with.
+        device: where actors compute; None is the GPU that Ray gives them, or else the CPU.
+    """
+
+    address: str = LOCAL
+    workers: int | None = None
+    threads: int = 1
+    device: str | None = None
+
+    def __post_init__(self) -> None:
+        check(self.workers is None or self.workers >= 1, f"workers is {self.workers}; on Ray it must be at least 1.")
+        check(self.threads >= 1, f"threads is {self.threads}; it must be at least 1.")
+
+    def tag_files(
+        self,
+        tagger: Tagger,
+        sources: Iterable[Source],
+        settings: TagSettings | None = None,
+        *,
+        batch_size: int | None = None,
+        progress: Progress | None = None,
+    ) -> Iterator[Recording]:
+        """Tag recordings as `Tagger.tag_files` does.
+
+        Args:
+            tagger: its PyTorch network is sent to the actors.
+            sources: paths, which must lead to the recordings on every machine, and URLs that fsspec opens.
+            settings: what to tag and how.
+            batch_size: how many windows go through the network at once; 4 on a CPU and 32 elsewhere if None.
+            progress: called with a recording's name and how many seconds of it are done.
+
+        Yields:
+            one `Recording` a source, in their order. One that cannot be read has an `error`, and the others go on.
+
+        Raises:
+            ConfigError: if a setting does not fit the model, or there is no Ray at the address.
+            MissingExtraError: if Ray is not installed.
+            DymnError: if Ray ends the run.
+        """
+        settings = settings or TagSettings()
+        windows = _Windows(tagger.sample_rate, settings.window, settings.hop, settings.fill)
+        return tagger.collect(self._computed(tagger, None, sources, windows, batch_size), settings, progress)
+
+    def embed_files(
+        self,
+        tagger: Tagger,
+        layers: str | Sequence[str],
+        sources: Iterable[Source],
+        settings: EmbedSettings | None = None,
+        *,
+        batch_size: int | None = None,
+        progress: Progress | None = None,
+    ) -> Iterator[Embedding]:
+        """Embed recordings as `tagger.embedder(layers).embed_files` does; arguments and errors are those of `tag_files`."""
+        settings = settings or EmbedSettings()
+        windows = _Windows(tagger.sample_rate, settings.window, settings.hop, settings.fill)
+        return tagger.embedder(layers).collect(self._computed(tagger, layers, sources, windows, batch_size), progress)
+
+    def _computed(
+        self, tagger: Tagger, layers: str | Sequence[str] | None, sources: Iterable[Source], windows: _Windows, batch_size: int | None
+    ) -> Iterator[tuple[Piece, Rows | None]]:
+        """Return what `dymn.recordings.computed` yields, computed by Ray."""
+        check(batch_size is None or batch_size >= 1, f"batch_size is {batch_size}; it must be at least 1.")
+        found = list(sources)
+        check("-" not in map(str, found), "Standard input cannot be read by other processes. Give paths or URLs.")
+        network = (copy.deepcopy(tagger.model).cpu(), layers, self.device, self.threads, batch_size, windows)
+        return self._run(found, windows, network, batch_size or CPU_BATCH_SIZE)
+
+    def _run(self, found: list[Source], windows: _Windows, network: tuple[Any, ...], batch: int) -> Iterator[tuple[Piece, Rows | None]]:
+        with _running(self.address) as ray:
+            resources = ray.cluster_resources()
+            cpus, gpus = resources.get("CPU", 1.0), int(resources.get("GPU", 0)) if self.device in (None, "cuda") else 0
+            actors = self.workers or gpus or max(1, int(cpus) // self.threads)
+            # Whole batches, and four tasks or more for each actor, so that all end at about the same time.
+            size = min(math.ceil(RECORDINGS / batch), math.ceil(len(found) / (4 * actors * batch))) * batch
+            chunks = [_chunk(found[begin : begin + size], begin) for begin in range(0, len(found), size or 1)]
+            if not chunks:
+                return
+            decoded = ray.data.from_arrow(chunks).map_batches(
+                _decode,
+                fn_args=(windows,),
+                batch_size=None,
+                batch_format="pyarrow",
+                num_cpus=1.0 if gpus else 1.0 - ACTOR_SHARE,
+            )
+            done = decoded.map_batches(
+                _Network,
+                fn_constructor_args=network,
+                batch_size=None,
+                batch_format="pyarrow",
+                compute=ray.data.ActorPoolStrategy(size=min(actors, len(chunks))),
+                num_cpus=0.0 if gpus else ACTOR_SHARE * min(self.threads, cpus / actors),
+                num_gpus=1.0 if gpus else 0.0,
+            )
+            done.context.execution_options.preserve_order = True
+            done.context.enable_progress_bars = done.context.print_on_execution_start = False
+            logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors are raised here, too
+            for table in done.iter_batches(batch_size=None, batch_format="pyarrow"):
+                for place, piece in _pieces(table):
+                    name = source_name(found[place])
+                    error = piece.error and AudioError(str(piece.error).replace(_whole(found[place]), name))
+                    recording = Opened(name, piece.recording.n_samples)
+                    yield piece._replace(recording=recording, features=None, error=error), piece.features
+
+
+@dataclass(frozen=True)
+class _Windows:
+    """How recordings are cut: samples a second, seconds of a window and from one to the next, what fills it up."""
+
+    rate: int
+    window: float
+    hop: float | None
+    how: str
+
+
+def _chunk(sources: Sequence[Source], begin: int) -> Any:
+    """Return the table of a task: recordings, and their places in the list of all."""
+    arrow, _ = parquet.require()
+    paths = arrow.array([os.fsencode(_whole(source)) for source in sources], arrow.binary())
+    return arrow.table({"place": list(range(begin, begin + len(sources))), "path": paths})
+
+
+def _decode(table: Any, windows: _Windows) -> Iterator[Any]:
+    """Yield recordings as rows: their windows as they are before they are filled up, and their ends."""
+    for place, path in zip(table["place"].to_pylist(), map(os.fsdecode, table["path"].to_pylist()), strict=True):
+        source = cast(BinaryIO, _Remote(path)) if "://" in path else path
+        for piece in pieces([source], windows.rate, None, windows.window, windows.hop, "bare"):
+            yield _table([(place, piece, piece.features)])
+
+
+class _Network:
+    """An actor: from rows of windows to rows of what the network makes of them."""
+
+    def __init__(
+        self,
+        model: MobileNet,
+        layers: str | Sequence[str] | None,
+        device: str | None,
+        threads: int,
+        batch_size: int | None,
+        windows: _Windows,
+    ) -> None:
+        tagger = Tagger(model, device, threads)
+        self.prepare = tagger.backend.features if layers is None else samples_of
+        self.compute = tagger.backend.scores if layers is None else tagger.embedder(layers).vectors
+        self.batch_size = batch_size or tagger.backend.batch_size
+        self.how = windows.how
+        self.length, self.step = round(windows.window * windows.rate), round((windows.hop or windows.window) * windows.rate)
+
+    def __call__(self, table: Any) -> Any:
+        places, found = itertools.tee(self._prepared(table))
+        done = computed((piece for _, piece in found), self.compute, self.batch_size)
+        return _table([(place, piece, row) for (piece, row), (place, _) in zip(done, places, strict=True)])
+
+    def _prepared(self, table: Any) -> Iterator[tuple[int, Piece]]:
+        """Yield rows as pieces; windows that follow each other in a recording share what they overlap in."""
+        for (place, is_window), some in itertools.groupby(_pieces(table), lambda row: (row[0], row[1].features is not None)):
+            found = [piece for _, piece in some]
+            if is_window:
+                samples = [piece.features for piece in found if piece.features is not None]
+                filled = (Filled(fill(one, self.length, self.how), len(one)) for one in samples)
+                found = [piece._replace(features=row) for piece, row in zip(found, self.prepare(filled, self.step), strict=True)]
+            for piece in found:
+                yield place, piece
+
+
+def _table(rows: Sequence[tuple[int, Piece, Rows | None]]) -> Any:
+    """Return rows, each the place of a recording, a piece of it, and float32 values, as a table of Arrow."""
+    arrow, _ = parquet.require()
+    columns = {
+        "place": arrow.array([place for place, _, _ in rows], arrow.int64()),
+        "n_samples": arrow.array([piece.recording.n_samples for _, piece, _ in rows], arrow.int64()),
+        "start": arrow.array([piece.start for _, piece, _ in rows], arrow.float64()),
+        "end": arrow.array([piece.end for _, piece, _ in rows], arrow.float64()),
+        "values": arrow.array([None if values is None else values.tobytes() for _, _, values in rows], arrow.binary()),
+        "error": arrow.array([None if piece.error is None else str(piece.error) for _, piece, _ in rows], arrow.string()),
+    }
+    return arrow.table(columns)
+
+
+def _pieces(table: Any) -> Iterator[tuple[int, Piece]]:
+    """Yield what `_table` made a table of: places, and pieces with the values."""
+    for row in table.to_pylist():
+        values = None if row["values"] is None else np.frombuffer(bytearray(row["values"]), np.float32)
+        error = None if row["error"] is None else AudioError(row["error"])
+        yield row["place"], Piece(Opened("", row["n_samples"]), row["start"], row["end"], values, error)
+
+
+@contextmanager
+def _running(address: str) -> Iterator[Any]:
+    """Give the module ray with Ray running; end it after that if it was begun here.
+
+    Ray reports how it is used to its makers unless told otherwise, and listens to the network on Linux; its environment says that it
+    shall not, unless the user's does.
+    """
+    if address == LOCAL:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # without clusters all servers bind to loopback
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it writes to standard error what is no error of ours
+    try:
+        ray = importlib.import_module("ray")
+        importlib.import_module("ray.data")
+    except ImportError as error:
+        raise MissingExtraError("Work on Ray", "ray") from error
+    begun = not ray.is_initialized()
+    if begun:
+        local = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"} if address == LOCAL else {}
+        try:
+            ray.init(address, logging_level=logging.ERROR, log_to_driver=False, **local)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise ConfigError(f"There is no Ray to work with at {address!r}: {reason(error)}. Start one, or give {LOCAL!r}.") from error
+    try:
+        yield ray
+    except ray.exceptions.RayError as error:
+        raise DymnError(f"Ray ended the run: {_first_error(error)}") from error
+    finally:
+        if begun:
+            ray.shutdown()
+
+
+def _first_error(error: Exception) -> str:
+    """Return what happened in a worker: the first error in the text that Ray brings, which has whole traces."""
+    lines = re.sub(r"\x1b\[\d+m", "", str(error)).splitlines()
+    return next((line for line in lines if re.match(r"[\w.]*(Error|Exception): ", line)), lines[0] if lines else type(error).__name__)
+
+
+def find(paths: Iterable[str]) -> tuple[list[Source], list[tuple[str, AudioError]]]:
+    """Return the recordings that paths and URLs name, in their order, within each sorted; and those that name none, and why.
+
+    Of URLs, too, a folder gives the recordings below it, and a pattern those that match.
+    """
+    found: dict[str, Source] = {}
+    lost = []
+    for path in paths:
+        try:
+            items: Sequence[Source] = _find_remote(path) if "://" in path else audio.find(path)
+        except AudioError as error:
+            lost.append((path, error))
+        else:
+            found |= {_whole(item): item for item in items if _whole(item) not in found}
+    return list(found.values()), lost
+
+
+def _whole(source: Source) -> str:
+    """Return a path from the root on, and a URL as it is."""
+    return source if isinstance(source, str) and "://" in source else os.path.abspath(source)
+
+
+def _is_recording(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in audio.SUFFIXES and "/." not in name
+
+
+def _find_remote(url: str) -> list[str]:
+    is_pattern = glob.has_magic(url)
+    if not is_pattern and _is_recording(url):
+        return [url]
+    import fsspec
+
+    try:
+        system, path = fsspec.core.url_to_fs(url)
+        if not is_pattern and not system.isdir(path):
+            return [url]
+        below = system.glob(path) if is_pattern else system.find(path)
+    except Exception as error:  # those of many libraries, which have nothing in common
+        raise AudioError(f"{url} cannot be listed: {reason(error)}. Check it, and the access to it.") from error
+    if recordings := sorted(system.unstrip_protocol(name) for name in below if _is_recording(name)):
+        return recordings
+    raise AudioError(f"{url} names no recording. Endings looked for: {', '.join(sorted(audio.SUFFIXES))}.")
+
+
+class _Remote:
+    """What fsspec opens, with the least that a file object needs: it is opened where it is read, so that errors arise there."""
+
+    def __init__(self, url: str) -> None:
+        self.name = url
+        self._file: Any = None
+
+    def read(self, size: int) -> bytes:
+        if self._file is None:
+            import fsspec
+
+            self._file = fsspec.open(self.name, "rb").open()
+        return cast(bytes, self._file.read(size))

@@ -1,0 +1,164 @@
+"""Many recordings on Ray: what comes out is what one process gives, whoever dies on the way."""
+
+import importlib.util
+import os
+import signal
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from typer.testing import CliRunner
+
+from dymn import Tagger, audio
+from dymn.cli import app
+from dymn.errors import ConfigError, MissingExtraError
+from dymn.ray import Engine, _decode, _pieces, _table, _Windows, find
+from dymn.selection import TagSettings
+
+EXAMPLES = Path(__file__).parents[1] / "examples" / "audio"
+with_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed: pip install 'dymn[ray]'")
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, list(map(str, arguments)))
+
+
+def chunk(*paths):
+    pyarrow = pytest.importorskip("pyarrow")
+    return pyarrow.table({"place": list(range(len(paths))), "path": pyarrow.array(map(os.fsencode, paths), pyarrow.binary())})
+
+
+@pytest.fixture
+def remote():
+    """A store of fsspec in memory with a recording, a file that is none, and one that is hidden."""
+    fsspec = pytest.importorskip("fsspec")
+    store = fsspec.filesystem("memory")
+    for name, content in (("a/1.wav", None), ("a/b/2.WAV", b"no audio"), ("a/.hidden.wav", b""), ("a/notes.txt", b"")):
+        with store.open(f"/ray/{name}", "wb") as file:
+            if content is None:
+                soundfile.write(file, np.full(16_000, 0.5, np.float32), 32_000, format="WAV")
+            else:
+                file.write(content)
+    yield "memory://ray"
+    store.rm("/ray", recursive=True)
+
+
+def test_paths_and_urls_are_found_each_once_in_their_order(remote, tmp_path):
+    (tmp_path / "x.wav").write_bytes(b"")
+    urls = ["memory:///ray/a/1.wav", "memory:///ray/a/b/2.WAV"]
+    asked = [f"{remote}/a", str(tmp_path), f"{remote}/a/*.wav", f"{remote}/c", f"{remote}/none*", "nosuch://x/y", str(tmp_path / "x.wav")]
+    found, lost = find(asked)
+    assert found == [*urls, tmp_path / "x.wav", f"{remote}/c"]
+    assert [path for path, _ in lost] == [f"{remote}/none*", "nosuch://x/y"]
+    assert "names no recording" in str(lost[0][1]) and "nosuch" in str(lost[1][1])
+
+
+def test_urls_are_decoded_and_bad_ones_say_why(remote, tmp_path):
+    urls = [f"{remote}/a/1.wav", f"{remote}/a/b/2.WAV", f"{remote}/gone.wav", "nosuch://x/y.wav"]
+    tables = list(_decode(chunk(*urls), _Windows(32_000, 0.25, None, "repeat")))
+    rows = [row for table in tables for row in _pieces(table)]
+    assert [(place, piece.start, piece.end) for place, piece in rows if piece.features is not None] == [(0, 0.0, 0.25), (0, 0.25, 0.5)]
+    assert all((piece.features == 0.5).all() for _, piece in rows if piece.features is not None)
+    ends = [piece for _, piece in rows if piece.features is None]
+    assert [piece.recording.n_samples for piece in ends] == [16_000, 0, 0, 0]
+    assert ends[0].error is None
+    for url, end in zip(urls[1:], ends[1:], strict=True):
+        assert url in str(end.error)
+    again = list(_pieces(_table([(place, piece, piece.features) for place, piece in rows])))
+    assert str(again) == str(rows)
+
+
+def test_without_ray_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(MissingExtraError, match=r"dymn\[ray\]"):
+        list(Engine().tag_files(Tagger.from_pretrained("dymn04_open", "cpu"), [EXAMPLES / "dog.ogg"]))
+    refused = run("tag", EXAMPLES / "dog.ogg", "-m", "dymn04_open", "--ray", "local")
+    assert refused.exit_code == 1 and "dymn[ray]" in refused.stderr and "Traceback" not in refused.output
+
+
+def test_what_cannot_be_is_refused_before_ray_starts(tmp_path):
+    tagger = Tagger.from_pretrained("dymn04_open", "cpu")
+    for wrong in ({"workers": 0}, {"threads": 0}):
+        with pytest.raises(ConfigError, match="at least 1"):
+            Engine(**wrong)
+    for sources, how in ((["-"], {}), ([], {"batch_size": 0}), ([], {"settings": TagSettings(labels=("no such",))})):
+        with pytest.raises(ConfigError):
+            Engine().tag_files(tagger, sources, **how)
+    refused = run("tag", EXAMPLES, "-m", "dymn04_open", "--ray", "local", "--plot", tmp_path)
+    assert refused.exit_code == 2 and "--plot" in refused.stderr
+
+
+@pytest.fixture(scope="module")
+def ray():
+    """Ray on this machine with room for two actors, whatever the machine; begun once for all tests, as by `Engine`."""
+    if importlib.util.find_spec("ray") is None:
+        pytest.skip("ray is not installed: pip install 'dymn[ray]'")
+    from dymn.ray import _running
+
+    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's own is 15: on a machine with other work tests would wait for it
+    with _running("local") as module:
+        yield module
+
+
+@with_ray
+def test_all_servers_are_on_loopback_and_nothing_is_reported(ray):
+    from ray._common.usage import usage_lib
+
+    assert not usage_lib.usage_stats_enabled()
+    assert ray.util.get_node_ip_address() == "127.0.0.1"
+
+
+@with_ray
+def test_an_actor_that_is_killed_changes_no_result(ray, shared, tmp_path):
+    """Recordings that need decoding, two actors, one of them shot at the first result, files that are none, one of many windows."""
+    import ray._private.state as state
+
+    bad, long = tmp_path / "bad.wav", tmp_path / "long.wav"
+    bad.write_text("no audio")
+    soundfile.write(long, 0.1 * np.random.default_rng(0).standard_normal(8000 * 35).astype(np.float32), 8000)
+    sources = [*audio.find(EXAMPLES), bad, long, *audio.find(shared / "esc10")[:40], tmp_path / "gone.wav"]
+    tagger, settings = Tagger.from_pretrained("dymn04_open", "cpu"), TagSettings(hop=2.5)
+    shot = []
+
+    def shoot(name, seconds):
+        if not shot:
+            alive = [actor for actor in state.actors().values() if actor["State"] == "ALIVE" and actor["Pid"]]
+            os.kill(alive[0]["Pid"], signal.SIGKILL)
+            shot.append(alive[0]["ActorID"])
+
+    found = list(Engine(workers=2).tag_files(tagger, sources, settings, progress=shoot))
+    assert state.actors()[shot[0]]["NumRestarts"] >= 1
+    for ours, theirs in zip(found, tagger.tag_files(sources, settings), strict=True):
+        assert (ours.name, ours.seconds, str(ours.error)) == (theirs.name, theirs.seconds, str(theirs.error))
+        np.testing.assert_allclose(ours.scores, theirs.scores, rtol=0, atol=1e-6)
+        assert [(w.start, w.end) for w in ours.timeline] == [(w.start, w.end) for w in theirs.timeline]
+
+
+@with_ray
+def test_the_commands_write_the_files_that_they_write_without_ray(ray, tmp_path):
+    pytest.importorskip("pyarrow")
+    (tmp_path / "bad.wav").write_text("no audio")
+    for command, ending in (("tag", "parquet"), ("embed", "parquet")):
+        asked = [command, EXAMPLES, tmp_path / "bad.wav", "-m", "dymn04_open", "--batch-size", "1", "--window", "4"]
+        plain, output = tmp_path / f"plain.{ending}", tmp_path / f"ray.{ending}"
+        assert run(*asked, "-o", plain).exit_code == 1
+        done = run(*asked, "-o", output, "--ray", "local", "--workers", "2")
+        assert done.exit_code == 1, done.output
+        assert output.read_bytes() == plain.read_bytes()
+        reports = [(tmp_path / f"{name}.{ending}.failed.jsonl").read_text() for name in ("ray", "plain")]
+        assert reports[0] == reports[1] and "bad.wav" in reports[0]
+    urls = run("tag", EXAMPLES.as_uri(), "-m", "dymn04_open", "--ray", "local", "-f", "csv", "-k", "1")
+    assert urls.exit_code == 0, urls.output
+    assert urls.stdout.count("file:///") == 6
+
+
+@with_ray
+def test_an_address_without_ray_is_told(tmp_path, monkeypatch):
+    import ray
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda *given, **how: (_ for _ in ()).throw(ConnectionError("nobody is there")))
+    refused = run("tag", EXAMPLES, "-m", "dymn04_open", "--ray", "10.0.0.1:6379")
+    assert refused.exit_code == 2 and "There is no Ray" in refused.stderr and "nobody is there" in refused.stderr

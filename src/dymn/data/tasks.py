@@ -70,7 +70,7 @@ def task_of(kind: str, path: str | Path) -> TaskSpec:
         DataError: if it cannot be told.
     """
     if kind not in TASKS:
-        raise ConfigError(f"kind is {kind!r}; allowed: {', '.join(TASKS)}.")
+        raise ConfigError(f"kind is {kind!r}; allowed: auto, {', '.join(TASKS)}.")
     spec = TASKS[kind]
     if kind != "packed":
         return spec

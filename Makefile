@@ -7,6 +7,7 @@
 #   make docs     build the documentation into site/
 #   make nodes    train on two machines, one of which dies (Linux; as root also in network namespaces)
 #   make fuzz     feed every way in with hostile input: make fuzz CASES=40000 SEED=1
+#   make faults   provoke the faults of docs/faults.md that take minutes
 #   make audit    compare what is installed with known vulnerabilities (needs the network)
 #   make bench    measure zero-shot accuracy, memory on twelve hours, speed: make bench ESC10=FOLDER MODEL=NAME
 #   make clean    remove what the above made, .venv included
@@ -25,7 +26,7 @@ export PIP_NO_INPUT := 1
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
-.PHONY: help demo test lint types tests nodes package wheels docs fuzz audit bench measure clean
+.PHONY: help demo test lint types tests nodes package wheels docs fuzz faults audit bench measure clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -91,6 +92,13 @@ measure: $(VENV)/.dev
 	$(BIN)/python benchmarks/front_end.py
 	$(BIN)/python benchmarks/tagging.py
 	$(BIN)/python benchmarks/tagging.py --wav
+
+faults: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/slow_faults.py
+	$(BIN)/python benchmarks/serve_load.py --seconds 120
+	rm -rf build/bulk
+	$(BIN)/python benchmarks/bulk.py --folder build/bulk
+	$(BIN)/python benchmarks/bulk.py --folder build/bulk --kill
 
 clean:
 	rm -rf $(VENV) build dist site web/node_modules src/dymn/serve/page/vendor .mypy_cache .pytest_cache .ruff_cache

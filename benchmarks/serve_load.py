@@ -4,8 +4,9 @@
 
 Starts the service on a free port of this machine with a short queue. First one request after the other, which shows the usual
 latency; then, for some seconds, ten times as many callers at once as there is room for, each of which asks again at once, while
-another asks for /health; then one after the other again. Fails unless each request was either answered in full or refused with 503
-and a Retry-After, /health always answered, and the service counts the answers that arrived.
+another asks for /health and /ready; then one after the other again. Fails unless each request was either answered in full or refused
+with 503 and a Retry-After, /health and /ready always answered with 200, and the service counts the answers that arrived. Its memory is
+printed after each quarter of the overload (Linux).
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import argparse
 import asyncio
 import json
 import re
-import statistics
 import subprocess
 import sys
 import time
@@ -50,7 +50,7 @@ async def request(port: int, line: str, body: bytes = b"") -> Answer:
     return Answer(int(head.split()[1]), head.decode().lower(), rest, time.monotonic() - start)
 
 
-async def measure(port: int, seconds: float, callers: int) -> list[str]:
+async def measure(port: int, seconds: float, callers: int, pid: int) -> list[str]:
     """Return what is wrong."""
     clip = CLIP.read_bytes()
 
@@ -62,7 +62,8 @@ async def measure(port: int, seconds: float, callers: int) -> list[str]:
     expected = json.loads((await ask()).body)["tags"][0]["label"]
     before = [(await ask()).seconds for _ in range(10)]
     wrong: list[str] = []
-    times: dict[str, list[float]] = {"answers": [], "refusals": [], "/health": []}
+    times: dict[str, list[float]] = {"answers": [], "refusals": [], "/health": [], "/ready": []}
+    memory = [resident(pid)]
     end = time.monotonic() + seconds
 
     async def caller() -> None:
@@ -84,13 +85,19 @@ async def measure(port: int, seconds: float, callers: int) -> list[str]:
 
     async def watch() -> None:
         while time.monotonic() < end:
-            answer = await request(port, "GET /health")
-            times["/health"].append(answer.seconds)
-            if answer.status != 200:
-                wrong.append("/health does not answer")
+            for path in ("/health", "/ready"):
+                answer = await request(port, f"GET {path}")
+                times[path].append(answer.seconds)
+                if answer.status != 200:
+                    wrong.append(f"{path} says {answer.status}")
             await asyncio.sleep(2 * PAUSE)
 
-    await asyncio.gather(watch(), *(caller() for _ in range(callers)))
+    async def weigh() -> None:
+        for _ in range(4):
+            await asyncio.sleep(seconds / 4)
+            memory.append(resident(pid))
+
+    await asyncio.gather(watch(), weigh(), *(caller() for _ in range(callers)))
     after = [(await ask()).seconds for _ in range(10)]
     metrics = (await request(port, "GET /metrics")).body.decode()
     counted = Counter({status: int(float(n)) for status, n in re.findall(r'dymn_answers_total\{status="(\d+)"\} (\S+)', metrics)})
@@ -104,13 +111,21 @@ async def measure(port: int, seconds: float, callers: int) -> list[str]:
     for name, found in times.items():
         show(f"  {name}", found)
     show("one after the other", after)
+    print("MiB before the overload and after each quarter: " + ", ".join(f"{size:.0f}" for size in memory))
     return wrong
+
+
+def resident(pid: int) -> float:
+    """Return a process's memory in MiB; 0 where the system does not tell."""
+    status = Path(f"/proc/{pid}/status")
+    found = re.search(r"VmRSS:\s+(\d+)", status.read_text()) if status.exists() else None
+    return int(found[1]) / 1024 if found else 0.0
 
 
 def show(name: str, seconds: list[float]) -> None:
     if seconds:
-        middle, longest = statistics.median(seconds) * 1000, max(seconds) * 1000
-        print(f"{name:20s} {len(seconds):5d}   median {middle:6.0f} ms   longest {longest:6.0f} ms")
+        middle, most, longest = (1000 * sorted(seconds)[round(share * (len(seconds) - 1))] for share in (0.5, 0.99, 1))
+        print(f"{name:20s} {len(seconds):6d}   median {middle:6.0f} ms   99 % within {most:6.0f} ms   longest {longest:6.0f} ms")
 
 
 def main() -> None:
@@ -124,7 +139,7 @@ def main() -> None:
     assert server.stdout is not None
     try:
         port = int(server.stdout.readline().split()[2].rpartition(":")[2])
-        wrong = asyncio.run(measure(port, options.seconds, options.times * (WORKERS + QUEUE)))
+        wrong = asyncio.run(measure(port, options.seconds, options.times * (WORKERS + QUEUE), server.pid))
     finally:
         server.terminate()
         server.wait(60)

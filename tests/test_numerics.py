@@ -6,6 +6,8 @@ import soundfile
 import torch
 
 from dymn import Tagger
+from dymn.frontend import LogMel
+from dymn.selection import TagSettings
 
 TOLERANCE = 1e-5
 RATE = 32000
@@ -80,3 +82,23 @@ def test_batches_of_files_give_what_each_file_gives(tagger, tmp_path):
             alone = next(tagger.tag_files([path], batch_size=1))
             assert np.abs(recording.scores - alone.scores).max() < TOLERANCE
             assert len(recording.timeline) == len(alone.timeline)
+
+
+def test_a_place_in_a_recording_does_not_matter(tagger):
+    """The same ten seconds three times over are three windows of one answer."""
+    samples = noise(10, 5)
+    window = [tag.score for tag in tagger.tag(samples, sample_rate=RATE, top_k=0)]
+    recording = next(tagger.tag_files([np.tile(samples, 3)], TagSettings(top_k=0), sample_rate=RATE, batch_size=2))
+    for found in recording.timeline:
+        assert [tag.score for tag in found.tags] == pytest.approx(window, abs=TOLERANCE)
+
+
+@pytest.mark.parametrize("name", SIGNALS)
+def test_the_compiled_front_end_hears_odd_signals_as_pytorch_does(name, monkeypatch):
+    """They round differently, which a logarithm of next to nothing shows most."""
+    waveform = torch.from_numpy(SIGNALS[name])[None]
+    compiled = LogMel()(waveform)
+    monkeypatch.setattr("dymn.frontend.is_compiled", lambda *tensors: False)
+    plain = LogMel()(waveform)
+    assert compiled.isfinite().all()
+    assert (compiled - plain).abs().max() < 1e-3

@@ -15,7 +15,7 @@ import dymn
 from dymn import Tag, Tagger, audio, create_model
 from dymn.backends import CPU_BATCH_SIZE, Backend
 from dymn.config import ModelCard
-from dymn.errors import AudioError, ConfigError
+from dymn.errors import AudioError, ConfigError, ResourceError
 from dymn.selection import TagSettings, matching
 from dymn.tagger import Recording
 
@@ -235,7 +235,7 @@ def test_a_batch_that_does_not_fit_names_the_remedy(tagger, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(tagger.backend, "_network", full)
-    with pytest.raises(ConfigError, match="smaller batch size"):
+    with pytest.raises(ResourceError, match="smaller batch size"):
         tagger.tag(np.zeros(100, np.float32), RATE)
     with pytest.raises(ConfigError, match="batch_size is 0"):
         tagger.tag_files([], batch_size=0)

@@ -78,7 +78,7 @@ class Backend(ABC):
         """Return the probabilities [B, C] of waveforms [B, N] at `sample_rate`, which come as an array, or as a tensor if PyTorch is used.
 
         Raises:
-            ConfigError: if the batch does not fit the device's memory.
+            ResourceError: if the batch does not fit the device's memory.
         """
 
     def features(self, windows: Iterable[Filled], hop: int) -> Iterator[npt.NDArray[np.float32]]:
@@ -93,7 +93,7 @@ class Backend(ABC):
         """Return the probabilities [B, C] of a batch of what `features` gave, [B, ...].
 
         Raises:
-            ConfigError: if the batch does not fit the device's memory.
+            ResourceError: if the batch does not fit the device's memory.
         """
         return self.probabilities(features)
 
@@ -118,7 +118,8 @@ class Backend(ABC):
         Frame i lies around sample i * `frame_samples`. `smoothing`, an odd number, is over how many frames the map is averaged first.
 
         Raises:
-            ConfigError: if this backend tells only of whole windows, or the batch does not fit the device's memory.
+            ConfigError: if this backend tells only of whole windows.
+            ResourceError: if the batch does not fit the device's memory.
         """
         raise self._no_frames()
 

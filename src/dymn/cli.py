@@ -34,7 +34,7 @@ from dymn.commands.tag import tag
 from dymn.commands.teach import ManyModels, teach
 from dymn.commands.train import train
 from dymn.cpus import calm_openmp, keep_freed_memory
-from dymn.errors import ConfigError, DymnError, visible
+from dymn.errors import ConfigError, DymnError, resource_error, visible
 
 EXIT_FAILED = 1
 EXIT_WRONG_USE = 2
@@ -93,6 +93,9 @@ class Boundary(TyperGroup):
         except Exception as error:
             if isinstance(error, (typer.Exit, typer.Abort)) or hasattr(error, "show"):  # typer's own ways to end, and wrong use
                 raise
+            if (known := resource_error(error)) is not None:
+                typer.echo(f"dymn: {visible(str(known))}", err=True)
+                raise typer.Exit(EXIT_FAILED) from error
             typer.echo(f"dymn: This should not have happened: {type(error).__name__}: {visible(str(error))}", err=True)
             typer.echo("Set DYMN_DEBUG=1 to see where, and please report it.", err=True)
             raise typer.Exit(EXIT_FAILED) from error
@@ -162,3 +165,7 @@ def main() -> None:
             sys.stdout.flush()
         except BrokenPipeError:
             _silence_stdout()
+        except OSError as error:
+            _silence_stdout()
+            typer.echo(f"dymn: Standard output cannot be written to: {error.strerror}.", err=True)
+            sys.exit(EXIT_FAILED)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
 from dymn.cpus import THREAD_VARIABLES, available_cpus
-from dymn.errors import ConfigError
+from dymn.errors import ConfigError, ResourceError, resource_error
 
 
 def available_devices() -> list[str]:
@@ -51,3 +53,20 @@ def use_threads(threads: int | None = None) -> int:
     if threads is not None and threads != torch.get_num_threads():
         torch.set_num_threads(threads)
     return torch.get_num_threads()
+
+
+@contextmanager
+def computing(device: torch.device, n_windows: int) -> Iterator[None]:
+    """Compute in full float32 on any device, and say what to do where memory runs out.
+
+    Raises:
+        ResourceError: if so many windows at once do not fit the memory.
+    """
+    try:
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=False):
+            yield
+    except (RuntimeError, MemoryError) as error:
+        known = resource_error(error)
+        if known is None:
+            raise
+        raise ResourceError(f"{device} has no room for {n_windows} windows at once. Give a smaller batch size ({known}).") from error

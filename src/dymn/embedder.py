@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from dymn.backends import BATCH_SIZE, CPU_BATCH_SIZE
+from dymn.devices import computing
 from dymn.embedding import LAST, MELS, BaseEmbedder, Floats, parse_layers
-from dymn.errors import ConfigError
 from dymn.features import FeatureExtractor, features_of
 from dymn.frontend import LogMel
 from dymn.model import MobileNet
@@ -61,11 +61,8 @@ class Embedder(nn.Module, BaseEmbedder):
         """Return embeddings [B, D] of waveforms [B, N] at `sample_rate`, in full float32 on any device.
 
         Raises:
-            ConfigError: if the batch does not fit the device's memory.
+            ResourceError: if the batch does not fit the device's memory.
         """
         device = self.log_mel.basis.device
-        try:
-            with torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=False):
-                return self(torch.as_tensor(waveforms, device=device)).float().cpu().numpy()  # type: ignore[no-any-return]
-        except torch.OutOfMemoryError as error:
-            raise ConfigError(f"{device} has no room for {len(waveforms)} windows at once. Give a smaller batch size.") from error
+        with computing(device, len(waveforms)):
+            return self(torch.as_tensor(waveforms, device=device)).float().cpu().numpy()  # type: ignore[no-any-return]

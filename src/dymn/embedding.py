@@ -136,7 +136,7 @@ class BaseEmbedder(ABC):
         """Return embeddings [B, D] of waveforms [B, N] at `sample_rate`, in float32.
 
         Raises:
-            ConfigError: if the batch does not fit the device's memory.
+            ResourceError: if the batch does not fit the device's memory.
         """
 
     def embed(self, source: Source, sample_rate: int | None = None, **settings: Any) -> Embedding:
@@ -180,7 +180,8 @@ class BaseEmbedder(ABC):
             one `Embedding` a source, in their order. One that cannot be read has an `error`, and the others go on.
 
         Raises:
-            ConfigError: if there are fewer than 0 workers, or a batch does not fit the device's memory.
+            ConfigError: if there are fewer than 0 workers.
+            ResourceError: if a batch does not fit the device's memory.
         """
         settings = settings or EmbedSettings()
         if batch_size is None:

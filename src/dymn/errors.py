@@ -37,9 +37,37 @@ class DataError(DymnError):
     """A dataset, a manifest or a table of teacher logits is not what it should be."""
 
 
+class ResourceError(DymnError):
+    """Memory has run out, or the system has ended a process."""
+
+
 class MissingExtraError(DymnError, ImportError):
     """An optional dependency is needed; the message names the extra that installs it."""
 
     def __init__(self, purpose: str, extra: str) -> None:
         super().__init__(f"{purpose} needs an optional dependency. Install it with: pip install 'dymn[{extra}]'")
         self.extra = extra
+
+
+_RESOURCES = (
+    (
+        "DataLoader worker",
+        "A process that reads the data has ended, as it does when memory runs out. Give fewer workers, or a smaller batch",
+    ),
+    ("out of memory", "The device has no room for a batch. Give a smaller batch, or a shorter window"),
+    ("can't allocate memory", "Memory has run out. Give a smaller batch, fewer workers, or a shorter window"),
+)
+"""Of errors of PyTorch, which have no kinds of their own: words in them, and what they mean."""
+
+
+def resource_error(error: BaseException) -> ResourceError | None:
+    """Return what an error of another library says of memory and processes, with the remedy; None if that is not what it is about."""
+    if isinstance(error, ResourceError):
+        return error
+    if isinstance(error, MemoryError):
+        return ResourceError(f"{_RESOURCES[-1][1]} ({error}).")
+    if isinstance(error, RuntimeError):
+        for words, meaning in _RESOURCES:
+            if words in str(error):
+                return ResourceError(f"{meaning} ({str(error).strip().splitlines()[0].rstrip('.')}).")
+    return None

@@ -1,7 +1,7 @@
 """What a long run has done so far, kept beside its output so that it can go on after any end, a loss of power included.
 
-A journal is an SQLite database: a record is there as a whole or not at all, a torn one is seen by its checksum, and an end at any
-moment leaves the state of the last commit. It holds the settings, the list of recordings in the order of the output, and for each
+A journal is an SQLite database: a record is there as a whole or not at all, a torn or spoilt one is seen by its checksum, and an end
+at any moment leaves the state of the last commit. It holds the settings, the list of recordings in the order of the output, and for each
 one that is done its size, its time of change and its result. A recording is done again only if one of the two has changed. While a
 run has its journal open, no other can open it.
 """
@@ -16,6 +16,7 @@ import os
 import sqlite3
 import struct
 import time
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +24,7 @@ from typing import Any, NamedTuple
 from dymn import audio
 from dymn.errors import AudioError, ConfigError, DataError
 
-FORMAT = 1
+FORMAT = 2
 COMMIT_SECONDS = 1.0
 """How much work is lost at most where the power fails or the process is killed, besides what is in flight."""
 MAX_RESULT = 2**29
@@ -33,7 +34,7 @@ PAGE = 256
 _TABLES = """
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT);
 CREATE TABLE IF NOT EXISTS listed (place BLOB PRIMARY KEY, name BLOB, path BLOB UNIQUE, size INTEGER, changed INTEGER) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS done (path BLOB PRIMARY KEY, size INTEGER, changed INTEGER, seconds REAL, result BLOB, error TEXT);
+CREATE TABLE IF NOT EXISTS done (path BLOB PRIMARY KEY, size INTEGER, changed INTEGER, seconds REAL, result BLOB, error TEXT, crc INTEGER);
 """
 _VALID = "done.path = listed.path AND done.size = listed.size AND done.changed = listed.changed"
 
@@ -108,20 +109,15 @@ class Journal:
         self._committed = time.monotonic()
         with self._telling():
             try:
-                self._open()
-            except sqlite3.DatabaseError as error:
+                self._open(settings, fresh, retry)
+            except (sqlite3.DatabaseError, DataError) as error:
                 if not fresh or isinstance(error, sqlite3.OperationalError):
                     raise
                 self.path.unlink()
-                self._open()
-            try:
-                self._begin(json.loads(json.dumps(settings)), fresh, retry)
-            except BaseException:
-                self._database.close()
-                raise
+                self._open(settings, fresh, retry)
 
-    def _open(self) -> None:
-        """Open and lock the file at `path`; once more if the run that had it removed it meanwhile."""
+    def _open(self, settings: Mapping[str, Any], fresh: bool, retry: bool) -> None:
+        """Open, lock and begin the file at `path`; once more if the run that had it removed it meanwhile."""
         while True:
             self._database = sqlite3.connect(self.path, timeout=0, isolation_level=None)
             try:
@@ -129,6 +125,7 @@ class Journal:
                 identity = _identity(self.path)
                 self._database.execute("BEGIN EXCLUSIVE")
                 if identity is not None and identity == _identity(self.path):
+                    self._begin(json.loads(json.dumps(settings)), fresh, retry)
                     return
             except BaseException:
                 self._database.close()
@@ -230,8 +227,8 @@ class Journal:
             error = f"{task.name} has a result of {len(result) / 2**20:.0f} MiB, too much for a journal. Do it by itself."
             result = None
         with self._telling():
-            row = (task.path, *task.stamp, seconds, result, error)
-            self._database.execute("INSERT OR REPLACE INTO done VALUES (?, ?, ?, ?, ?, ?)", row)
+            row = (task.path, *task.stamp, seconds, result, error, _crc(seconds, result, error))
+            self._database.execute("INSERT OR REPLACE INTO done VALUES (?, ?, ?, ?, ?, ?, ?)", row)
             # What comes out is the newest there is, also where the file has changed since it was listed.
             self._database.execute("UPDATE listed SET size = ?, changed = ? WHERE path = ?", (*task.stamp, task.path))
             if time.monotonic() - self._committed >= COMMIT_SECONDS:
@@ -241,11 +238,12 @@ class Journal:
         """Yield what became of all recordings, in their order.
 
         Raises:
-            DataError: if one of them is not done, or the journal holds what no run has put there.
+            DataError: if one of them is not done, the journal holds what no run has put there, or a record is damaged; that is removed,
+                so that it is done again.
         """
-        query = f"SELECT name, seconds, result, error, done.path FROM listed LEFT JOIN done ON {_VALID} ORDER BY place"
+        query = f"SELECT name, seconds, result, error, crc, done.path FROM listed LEFT JOIN done ON {_VALID} ORDER BY place"
         with self._telling():
-            for name, seconds, result, error, path in self._database.execute(query):
+            for name, seconds, result, error, crc, path in self._database.execute(query):
                 if path is None:
                     raise DataError(f"{self.path} lacks {os.fsdecode(name)}. Start the command again to go on.")
                 if not (
@@ -255,6 +253,9 @@ class Journal:
                     and isinstance(error, (str, type(None)))
                 ):
                     raise self._damaged(f"what it has of {os.fsdecode(name)} makes no sense")
+                if crc != _crc(seconds, result, error):
+                    self._database.execute("DELETE FROM done WHERE path = ?", (path,))
+                    raise DataError(f"{self.path} is damaged where {os.fsdecode(name)} is kept. Start the command again to do that again.")
                 yield Done(Path(os.fsdecode(name)), seconds, result, error)
 
     def complete(self, keep: bool) -> None:
@@ -310,6 +311,12 @@ def _row(number: int, item: Path, output: Path, target: tuple[int, int] | None) 
         raise ConfigError(f"--output {output} is one of the recordings. Give another file to write to.")
     place = struct.pack(">I", number) + b"\0".join(map(os.fsencode, item.parts))
     return place, name, path, *stamp(path)
+
+
+def _crc(seconds: float, result: bytes | None, error: str | None) -> int:
+    """Return the checksum of a record; SQLite has none of its own. By the other columns a record is found."""
+    head = struct.pack("<d?", seconds, result is None) + (error or "").encode("utf-8", "surrogatepass")
+    return zlib.crc32(result or b"", zlib.crc32(head))
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

@@ -153,7 +153,7 @@ class Tagger:
         """Return the probabilities [B, C] of waveforms [B, N] at `sample_rate`, in full float32 on any device.
 
         Raises:
-            ConfigError: if the batch does not fit the device's memory.
+            ResourceError: if the batch does not fit the device's memory.
         """
         return self.backend.probabilities(waveforms)
 
@@ -279,7 +279,8 @@ class Tagger:
             one `Recording` a source, in their order. One that cannot be read has an `error`, and the others go on.
 
         Raises:
-            ConfigError: if a setting does not fit the model, or a batch does not fit the device's memory.
+            ConfigError: if a setting does not fit the model.
+            ResourceError: if a batch does not fit the device's memory.
         """
         settings = settings or TagSettings()
         batch_size = self.backend.batch_size if batch_size is None else batch_size

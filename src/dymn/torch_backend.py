@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +12,7 @@ import torch
 from torch import Tensor
 
 from dymn.backends import Backend, Filled, FrameScores, Scores
-from dymn.devices import resolve_device, use_threads
-from dymn.errors import ConfigError
+from dymn.devices import computing, resolve_device, use_threads
 from dymn.fast import accelerate
 from dymn.frontend import LogMel
 from dymn.model import MobileNet, Output
@@ -60,9 +58,9 @@ class TorchBackend(Backend):
         """Return the probabilities [B, C] of waveforms [B, N] at `sample_rate`, in full float32 on any device.
 
         Raises:
-            ConfigError: if the batch does not fit the device's memory.
+            ResourceError: if the batch does not fit the device's memory.
         """
-        with self._careful(len(waveforms)):
+        with computing(self.device, len(waveforms)):
             return self._probabilities(self._log_mel(torch.as_tensor(waveforms, device=self.device)))
 
     def features(self, windows: Iterable[Filled], hop: int) -> Iterator[npt.NDArray[np.float32]]:
@@ -77,11 +75,11 @@ class TorchBackend(Backend):
         """Return the probabilities [B, C] of a batch of `features`.
 
         Raises:
-            ConfigError: if the batch does not fit the device's memory.
+            ResourceError: if the batch does not fit the device's memory.
         """
         if not self.is_cpu:
             return self.probabilities(features)
-        with self._careful(len(features)):
+        with computing(self.device, len(features)):
             return self._probabilities(torch.from_numpy(features))
 
     def enter_worker(self) -> None:
@@ -104,9 +102,9 @@ class TorchBackend(Backend):
         See `Backend.frame_scores`.
 
         Raises:
-            ConfigError: if the batch does not fit the device's memory.
+            ResourceError: if the batch does not fit the device's memory.
         """
-        with self._careful(len(features)):
+        with computing(self.device, len(features)):
             given = torch.as_tensor(features, device=self.device)
             maps = self.model.features(given if self.is_cpu else self._log_mel(given))
             both = self.model.frame_logits(maps, smoothing), self.model.head(maps, maps.mean(dim=(2, 3)))
@@ -124,12 +122,3 @@ class TorchBackend(Backend):
 
     def _probabilities(self, log_mel: Tensor) -> Scores:
         return self.checked(self.model.probabilities(self._network(log_mel).logits.float()).cpu().numpy())
-
-    @contextmanager
-    def _careful(self, n_windows: int) -> Iterator[None]:
-        """Compute in full float32, and say what to do where memory runs out."""
-        try:
-            with torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=False):
-                yield
-        except torch.OutOfMemoryError as error:
-            raise ConfigError(f"{self.device} has no room for {n_windows} windows at once. Give a smaller batch size.") from error

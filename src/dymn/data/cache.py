@@ -11,6 +11,8 @@ import json
 import logging
 import os
 import shutil
+import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,8 @@ from dymn.files import locked
 
 logger = logging.getLogger(__name__)
 
-FORMAT = "dymn-decoded/1"
+FORMAT = "dymn-decoded/2"
+ARRAYS = ("starts", "ends", "scales", "fingerprints", "crcs")
 FULL_SCALE = 32_767.0
 PCM = npt.NDArray[np.int16]
 Progress = Callable[[int, int], None]
@@ -41,10 +44,10 @@ class DecodedCache:
         try:
             meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
             with np.load(folder / "index.npz", allow_pickle=False) as index:
-                self.starts, self.ends, self.scales, self.marks = (index[name] for name in ("starts", "ends", "scales", "fingerprints"))
+                self.starts, self.ends, self.scales, self.marks, self.crcs = (index[name] for name in ARRAYS)
             self.bad: dict[int, str] = {int(i): reason for i, reason in meta["bad"].items()}
             samples = (folder / "audio.i16").stat().st_size // 2
-        except (OSError, ValueError, KeyError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise DataError(f"The cache {folder} is damaged: {error!r}. Delete the folder; it is made again.") from error
         if meta.get("format") != FORMAT or samples != (int(self.ends.max()) if len(self.ends) else 0):
             raise DataError(f"The cache {folder} is incomplete or of another format. Delete the folder; it is made again.")
@@ -60,6 +63,8 @@ class DecodedCache:
         if self._audio is None:
             self._audio = np.memmap(self.folder / "audio.i16", np.int16, mode="r")
         samples = self._audio[self.starts[i] : self.ends[i]]
+        if zlib.crc32(samples.data) != self.crcs[i]:
+            return f"the cache is damaged; delete {self.folder}, and it is made again"
         if cut is not None:
             samples = cut(samples)
         return samples * np.float32(self.scales[i] / FULL_SCALE), int(self.marks[i])
@@ -117,14 +122,23 @@ def _build(source: Source, folder: Path, workers: int, progress: Progress | None
     part = folder.with_name(f"{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
+    try:
+        _fill(source, part, workers, progress)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    os.replace(part, folder)
+
+
+def _fill(source: Source, folder: Path, workers: int, progress: Progress | None) -> None:
     n = len(source)
     logger.info("Decoding %d clips into %s, once for all epochs.", n, folder)
-    starts, ends, marks = (np.zeros(n, dtype=np.int64) for _ in range(3))
+    starts, ends, marks, crcs = (np.zeros(n, dtype=np.int64) for _ in range(4))
     scales = np.ones(n, dtype=np.float32)
     bad: dict[int, str] = {}
     end = 0
     loader = DataLoader(_Quantised(source), batch_size=8, num_workers=workers, collate_fn=list, generator=torch.Generator())
-    with (part / "audio.i16").open("wb") as file:
+    with (folder / "audio.i16").open("wb") as file:
         for i, item in enumerate(item for batch in loader for item in batch):
             starts[i] = end
             if isinstance(item, str):
@@ -132,12 +146,12 @@ def _build(source: Source, folder: Path, workers: int, progress: Progress | None
             else:
                 samples, scales[i], marks[i] = item
                 file.write(samples.tobytes())
+                crcs[i] = zlib.crc32(samples.data)
                 end += len(samples)
             ends[i] = end
             if progress is not None:
                 progress(i + 1, n)
         file.flush()
         os.fsync(file.fileno())
-    np.savez(part / "index.npz", starts=starts, ends=ends, scales=scales, fingerprints=marks)
-    (part / "meta.json").write_text(json.dumps({"format": FORMAT, "name": source.name, "bad": bad}), encoding="utf-8")
-    os.replace(part, folder)
+    np.savez(folder / "index.npz", starts=starts, ends=ends, scales=scales, fingerprints=marks, crcs=crcs)
+    (folder / "meta.json").write_text(json.dumps({"format": FORMAT, "name": source.name, "bad": bad}), encoding="utf-8")

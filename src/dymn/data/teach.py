@@ -245,7 +245,17 @@ class _Part:
         return {"logits": kept * self.classes * 2, "fingerprints": kept * 8, "keys": int(state["key_bytes"])}
 
     def add(self, keys: Sequence[str], logits: npt.NDArray[np.float16], fingerprints: Sequence[int], bad: dict[str, str]) -> None:
-        """Append the results of one batch; after this returns they survive a kill."""
+        """Append the results of one batch; after this returns they survive a kill.
+
+        Raises:
+            DataError: if the disk is full; what was added before stays.
+        """
+        try:
+            self._append(keys, logits, fingerprints, bad)
+        except OSError as error:
+            raise DataError(f"{self.folder} cannot be written: {error}. Make room, and the same command continues where it was.") from error
+
+    def _append(self, keys: Sequence[str], logits: npt.NDArray[np.float16], fingerprints: Sequence[int], bad: dict[str, str]) -> None:
         for name, content in (
             ("logits", logits.tobytes()),
             ("fingerprints", np.array(fingerprints, dtype=np.int64).tobytes()),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from dymn.decoding import MissingDecoderError
-from dymn.errors import AudioError, ConfigError, DymnError, MissingExtraError
+from dymn.errors import AudioError, ConfigError, DymnError, MissingExtraError, resource_error
 
 
 class Refusal(DymnError):
@@ -44,6 +44,8 @@ def refusal(error: Exception) -> Refusal:
     """Return an error as a refusal; what nobody thought of is an internal error that tells a stranger nothing."""
     if isinstance(error, Refusal):
         return error
+    if resource_error(error) is not None:
+        return Refusal(503, "memory", "The server has no memory for this. Send a shorter recording or window, or try later.", 5)
     for kind, status, code in _KINDS:
         if isinstance(error, kind):
             return Refusal(status, code, str(error))

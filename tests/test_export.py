@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import soundfile
 import torch
@@ -22,6 +23,8 @@ from dymn.config import FrontEndConfig, ModelCard
 from dymn.errors import ConfigError, WeightsError
 from dymn.export import build, export_model
 from dymn.export import write as writing
+from dymn.export.graph import front_end
+from dymn.export.nodes import Nodes
 from dymn.export.parity import compare
 from dymn.export.plan import Plan
 from dymn.frontend import LogMel
@@ -153,8 +156,8 @@ def test_calibration_puts_static_pointwise_convolutions_into_integers():
         kernel, scale, _ = (sizes[name] for name in made[node.input[1]].input)
         assert kernel.data_type == onnx.TensorProto.INT8 and kernel.dims[2:] == [1, 1] and np.prod(kernel.dims) >= 1024
         assert scale.dims == kernel.dims[:1]  # one a channel
-    front_end = next(node for node in graph.node if node.op_type == "Conv")
-    assert sizes[front_end.input[1]].data_type == onnx.TensorProto.FLOAT
+    of_front_end = next(node for node in graph.node if node.op_type == "Conv")
+    assert sizes[of_front_end.input[1]].data_type == onnx.TensorProto.FLOAT
 
 
 def test_agreement_of_integers_is_measured_and_bounded(tmp_path):
@@ -208,6 +211,29 @@ def test_the_front_end_inside_is_ours(n_samples):
     with torch.no_grad():
         expected = model(LogMel(FRONT_END)(torch.from_numpy(waveforms))).logits
     assert abs(backend.run(waveforms)[1] - expected.numpy()).max() < 1e-4
+
+
+FRONT_ENDS = (
+    FrontEndConfig(),
+    FrontEndConfig(hop_length=160, n_mels=40),
+    FrontEndConfig(hop_length=333, win_length=801),  # frames begin nowhere together
+    FrontEndConfig(n_fft=1000, win_length=900, hop_length=250, n_mels=20),
+    FrontEndConfig(sample_rate=8000, n_fft=256, win_length=255, hop_length=48, n_mels=16, f_max=4000),
+)
+
+
+@pytest.mark.parametrize("config", FRONT_ENDS)
+def test_front_ends_of_any_measures(config):
+    nodes = Nodes()
+    log_mel = front_end(nodes, "waveform", config)
+    graph = nodes.model({"waveform": ["batch", "samples"]}, {"log_mel": (log_mel, ["batch", 1, config.n_mels, "frames"])}, "")
+    session = onnxruntime.InferenceSession(graph.SerializeToString())
+    for n_samples in (config.n_fft // 2 + 2, 5000, 33_333):
+        waveforms = np.random.default_rng(n_samples).standard_normal((2, n_samples)).astype(np.float32)
+        (found,) = session.run(None, {"waveform": waveforms})
+        expected = LogMel(config)(torch.from_numpy(waveforms)).numpy()
+        assert found.shape == expected.shape
+        assert abs(np.exp(found) - np.exp(expected)).max() < 1e-5 * np.exp(expected).max()
 
 
 def test_the_file_says_what_it_is(tmp_path):

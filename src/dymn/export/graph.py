@@ -7,9 +7,11 @@ with all K kernels whose outputs are mixed.
 
 from __future__ import annotations
 
+import math
 from typing import Any, cast
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -39,29 +41,76 @@ TINY = 1e-30
 def front_end(nodes: Nodes, waveform: str, config: FrontEndConfig) -> str:
     """Add log-mel spectrograms [B, 1, n_mels, frames] of waveforms [B, N], in float32.
 
-    The Fourier transform is a convolution with the windowed waves of those frequencies that a mel filter looks at: it is as quick as
-    the operator STFT in ONNX Runtime, and it runs everywhere. N is at least n_fft / 2 + 2; the reflection at the edges needs it.
+    N is at least n_fft / 2 + 2; the reflection at the edges needs it.
     """
     c = config
-    basis = mel_basis(c, c.f_min, c.f_max).numpy()
-    bins = np.flatnonzero(basis.any(axis=0))
-    offset = (c.n_fft - c.win_length) // 2  # of the window in the frame
-    places = 2 * np.pi * bins[:, None] * (np.arange(c.win_length) + offset) / c.n_fft
-    window = torch.hann_window(c.win_length, periodic=False, dtype=torch.float64).numpy()
-    waves = np.concatenate([np.cos(places), np.sin(places)]) * window  # [2 bins, win_length]
-    reach = c.n_fft // 2 - offset
+    reach = c.n_fft // 2 - (c.n_fft - c.win_length) // 2  # of the window from the middle of the frame
     signal = nodes.op("Unsqueeze", waveform, nodes.constant(np.array([1])))  # [B, 1, N]
     one, end, axis = nodes.constant(np.array([1])), nodes.constant(np.array([2**62])), nodes.constant(np.array([2]))
     later = nodes.op("Slice", signal, one, end, axis)
     earlier = nodes.op("Slice", signal, nodes.constant(np.array([0])), nodes.constant(np.array([-1])), axis)
     emphasised = nodes.op("Sub", later, nodes.op("Mul", earlier, nodes.constant(np.array([PREEMPHASIS]))))
     padded = nodes.op("Pad", emphasised, nodes.constant(np.array([0, 0, reach, 0, 0, reach])), mode="reflect")
-    spectrum = nodes.op("Conv", padded, nodes.constant(waves[:, None], exact=True), strides=[c.hop_length])  # [B, 2 bins, frames]
-    filters = nodes.constant(np.tile(basis[:, bins], 2), exact=True)  # the same for both parts of a bin
-    mel = nodes.op("MatMul", filters, nodes.op("Mul", spectrum, spectrum))
+    basis = mel_basis(c, c.f_min, c.f_max).numpy()
+    powers, bins = _powers(nodes, padded, c, np.flatnonzero(basis.any(axis=0)))
+    filters = np.where(bins >= 0, basis[:, bins], 0)
+    mel = nodes.op("MatMul", nodes.constant(filters, exact=True), powers)
     log = nodes.op("Log", nodes.op("Add", mel, nodes.constant(np.array([LOG_OFFSET]))))
     scaled = nodes.op("Add", nodes.op("Mul", log, nodes.constant(np.array([0.2]))), nodes.constant(np.array([0.9])))
     return str(nodes.op("Unsqueeze", scaled, nodes.constant(np.array([1]))))
+
+
+def _powers(nodes: Nodes, signal: str, config: FrontEndConfig, wanted: npt.NDArray[np.int64]) -> tuple[str, npt.NDArray[np.int64]]:
+    """Add the power spectra [B, rows, frames] of signals [B, 1, N].
+
+    In two steps, as a fast transform begins: sample n = p + P q is the q-th in row p of P. The first step transforms each row, the second
+    sums the rows' P results for each bin. Rows are few enough that frames begin at whole ones. As products of matrices this is as quick
+    as operations can be that run everywhere.
+
+    Returns:
+        the name of the spectra, and the bin of each row, -1 for rows of zeros.
+    """
+    c = config
+    n_rows = min(math.gcd(c.hop_length, c.n_fft), 2 ** (int(math.log2(c.n_fft)) // 2))  # P
+    while c.n_fft % n_rows or c.hop_length % n_rows:
+        n_rows -= 1
+    length = c.n_fft // n_rows
+    taps = -(-c.win_length // n_rows)
+    classes = length // 2 + 1  # transforms of real numbers repeat themselves after half of their bins, as conjugates
+    window = np.zeros(taps * n_rows)
+    window[: c.win_length] = torch.hann_window(c.win_length, periodic=False, dtype=torch.float64).numpy()
+    turns = np.exp(-2j * np.pi * np.arange(classes)[:, None] * np.arange(taps) / length)
+    first = np.stack([turns.real, turns.imag], axis=1) * window.reshape(taps, n_rows).T[:, None, None]  # [P, classes, 2, taps]
+
+    members = [[k for k in wanted if k % length in (j, length - j)] for j in range(classes)]
+    most = max(map(len, members))
+    bins = np.full((classes, most), -1)
+    second = np.zeros((2, classes, most, n_rows, 2))
+    for j, found in enumerate(members):
+        for i, k in enumerate(found):
+            turn = np.exp(-2j * np.pi * k * np.arange(n_rows) / c.n_fft)
+            sign = 1 if k % length == j else -1  # of the imaginary part of what the first step gave
+            bins[j, i] = k
+            second[0, j, i] = np.stack([turn.real, -sign * turn.imag], axis=1)
+            second[1, j, i] = np.stack([turn.imag, sign * turn.real], axis=1)
+
+    if rest := taps * n_rows - c.win_length:
+        signal = nodes.op("Pad", signal, nodes.constant(np.array([0, 0, 0, 0, 0, rest])))
+    # What follows the last whole row belongs to no frame.
+    size = nodes.op("Slice", nodes.op("Shape", signal), nodes.constant(np.array([2])), nodes.constant(np.array([3])))
+    width = nodes.constant(np.array([n_rows]))
+    whole = nodes.op("Mul", nodes.op("Div", size, width), width)
+    cut = nodes.op("Slice", signal, nodes.constant(np.array([0])), whole, nodes.constant(np.array([2])))
+    rows = nodes.op("Transpose", nodes.reshape(cut, 0, -1, n_rows), perm=[0, 2, 1])
+    kernels = nodes.constant(first.reshape(-1, 1, taps), exact=True)
+    parts = nodes.op("Conv", rows, kernels, strides=[c.hop_length // n_rows], group=n_rows)
+    by_class = nodes.op("Transpose", nodes.reshape(parts, 0, n_rows, classes, 2, -1), perm=[0, 2, 1, 3, 4])
+    given = nodes.reshape(by_class, 0, classes, 2 * n_rows, -1)
+    squares = []
+    for sums in second:  # real and imaginary parts
+        part = nodes.op("MatMul", nodes.constant(sums.reshape(classes, most, 2 * n_rows), exact=True), given)
+        squares.append(nodes.op("Mul", part, part))
+    return nodes.reshape(nodes.op("Add", *squares), 0, classes * most, -1), bins.reshape(-1)
 
 
 def network(nodes: Nodes, log_mel: str, source: FusedNetwork, n_mels: int, free_batch: bool) -> tuple[str, str]:

@@ -51,6 +51,8 @@ EPILOG = (
 class Terminated(KeyboardInterrupt):
     """SIGTERM has come. Commands end as they do after Ctrl-C: what is begun is cleared away, journals are kept."""
 
+    exit_code = EXIT_TERMINATED
+
 
 def _terminate(number: int, frame: FrameType | None) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one would interrupt the clearing away

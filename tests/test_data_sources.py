@@ -56,6 +56,14 @@ def test_folder_by_a_relative_path(tmp_path, monkeypatch):
     assert source.keys == ["a/x.wav"] and good(source[0])
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are bytes on Linux alone")
+def test_names_that_are_no_text(tmp_path):
+    write_audio(tmp_path / "a" / "x.wav")
+    os.rename(tmp_path / "a" / "x.wav", os.fsencode(tmp_path / "a") + b"/\xff.wav")
+    with pytest.raises(DataError, match=r"udcff.*another encoding than UTF-8"):
+        open_source("folder", tmp_path)
+
+
 def test_folder_with_splits(tmp_path):
     for split in ("train", "val", "test"):
         for name in ("a", "b"):

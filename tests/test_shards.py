@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import sys
 import tarfile
@@ -22,6 +23,8 @@ from dymn.data.stores import tar_members
 from dymn.data.teacher import write_table
 from dymn.errors import ConfigError, DataError
 from dymn.files import atomic_write
+from dymn.training.recipe import load_recipe
+from dymn.training.resolve import resolve
 from layouts import encoded, write_audio, write_audioset, write_corpus, write_esc50, write_fsd50k, write_openmic
 from layouts import write_table as write_csv
 
@@ -242,6 +245,22 @@ def test_damage_is_noticed(packed):
         open_source("packed", packed)
     (packed / COLUMNS_FILE).write_bytes(columns)
     assert len(open_source("packed", packed)) == 10
+
+
+def test_an_index_of_another_program_is_left_alone(tmp_path):
+    write_folder(tmp_path / "data")
+    (tmp_path / "data" / INDEX_FILE).write_text('{"format": "other"}')
+    assert detect(tmp_path / "data").kind == "folder"
+    run = ["data.kind=folder", f"data.path={tmp_path / 'data'}", "data.seconds=1"]
+    assert resolve(load_recipe("esc50:mn04", [*run, f"run.out={tmp_path / 'run'}"])).data.kind == "folder"
+
+
+def test_who_waited_for_the_same_shards_has_them(packed, monkeypatch):
+    def first_one_ends(*_):
+        shutil.rmtree(packed / WORK_FOLDER)
+
+    monkeypatch.setattr(sys.modules["dymn.data.pack"], "_same", first_one_ends)
+    assert pack(open_source("folder", packed.parent / "data"), packed, PackSettings(clips=4)).index.values["clips"] == 10
 
 
 @pytest.mark.parametrize(

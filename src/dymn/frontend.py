@@ -130,6 +130,7 @@ class LogMel(nn.Module):
         return mel.add_(LOG_OFFSET).log_().add_(LOG_SHIFT).mul_(LOG_SCALE).unsqueeze(1)
 
     def _compiled(self, frames: Tensor, turned: Tensor, basis: Tensor, stretches: Tensor) -> Tensor:
+        frames = frames if frames.stride(2) == 1 else frames.contiguous()
         n_clips, n_frames, n_fft = frames.shape
         out = frames.new_empty(n_clips, 1, len(basis), n_frames)
         values: dict[str, Tensor | float | None] = {

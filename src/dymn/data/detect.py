@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dymn.data.archives import AUDIOSET_FILES, FSD50K_FILES, OPENMIC_FILES
-from dymn.data.packed import INDEX_FILE, WORK_FOLDER
+from dymn.data.packed import is_packed
 from dymn.errors import DataError
 
 HDF5_KINDS = {
@@ -15,8 +15,6 @@ HDF5_KINDS = {
     **dict.fromkeys(OPENMIC_FILES, "openmic_hdf5"),
 }
 MARKS = {
-    WORK_FOLDER: "packed",  # one that is not complete is refused by its reader
-    INDEX_FILE: "packed",
     "meta/esc50.csv": "esc50",
     "meta/esc10.csv": "esc10",
     "FSD50K.ground_truth": "fsd50k",
@@ -50,6 +48,8 @@ def detect(path: str | Path) -> Layout:
         raise DataError(f"{path} is no dataset that is known by its name. Give a folder, a .csv or a .tar file, or say its kind.")
     if not path.is_dir():
         raise DataError(f"There is no dataset at {path}.")
+    if is_packed(path):  # one that is not complete is refused by its reader
+        return Layout("packed", path)
     for mark, kind in MARKS.items():
         if (path / mark).exists():
             return Layout(kind, path)

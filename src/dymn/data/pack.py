@@ -118,7 +118,7 @@ def pack(
             _same(out, index.values.get("made"), made)
         else:
             index = _make(source, out, settings, made, task or {}, workers, progress)
-    shutil.rmtree(work)
+    shutil.rmtree(work, ignore_errors=True)  # another process that waited for the same shards does so, too
     return Packed(index, _read_bad(out / BAD_FILE))
 
 

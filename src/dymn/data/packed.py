@@ -48,6 +48,15 @@ class Index:
     values: dict[str, Any]
 
 
+def is_packed(root: Path) -> bool:
+    """Return whether a folder holds such shards, or some that are not complete; an index.json may also be another program's."""
+    try:
+        with (root / INDEX_FILE).open("rb") as file:
+            return b'"dymn-shards/' in file.read(100)
+    except OSError:
+        return (root / WORK_FOLDER).exists()
+
+
 def read_index(root: Path) -> Index:
     """Read index.json of a folder of shards.
 

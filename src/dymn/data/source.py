@@ -54,6 +54,9 @@ class Catalog:
             raise DataError(f"The dataset names {_first_duplicate(self.keys)!r} twice; every clip needs a name of its own.")
         if classes == 0 or len(set(self.labels)) != classes:
             raise DataError("The dataset needs at least one class, and every class a name of its own.")
+        strange = [name for name in (*self.keys, *self.labels) if not name.isascii() and not _is_text(name)]
+        if strange:
+            raise DataError(f"{strange[0]!r} is a name in another encoding than UTF-8. Rename the file or folder.")
         columns = (classes + 7) // 8 if self.packed else classes
         if self.targets.shape != (n, columns):
             raise DataError(f"Targets have shape {list(self.targets.shape)}; {[n, columns]} belongs to {n} clips and {classes} classes.")
@@ -263,6 +266,13 @@ def decode(content: bytes, sample_rate: int, max_seconds: float = MAX_SECONDS) -
 def fingerprint(content: bytes) -> int:
     """Return a 63-bit digest of encoded bytes, never 0."""
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big") >> 1 | 1
+
+
+def _is_text(name: str) -> bool:
+    try:
+        return bool(name.encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def _first_duplicate(names: Sequence[str]) -> str:

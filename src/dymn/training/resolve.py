@@ -8,7 +8,7 @@ from typing import Any
 
 from dymn.data import BadClip, Source, open_source, select, task_of
 from dymn.data.detect import detect
-from dymn.data.packed import INDEX_FILE
+from dymn.data.packed import is_packed
 from dymn.errors import ConfigError, DataError
 from dymn.training.recipe import AUTO, DataSettings, TrainConfig
 
@@ -32,7 +32,7 @@ def resolve(config: TrainConfig) -> TrainConfig:
     if not data.path:
         raise ConfigError("data.path is not set. Say where the dataset lies: --data PATH, or data.path in the recipe.")
     changes: dict[str, Any] = {}
-    if data.kind == AUTO or (Path(data.path) / INDEX_FILE).is_file():
+    if data.kind == AUTO or is_packed(Path(data.path)):
         layout = detect(data.path)
         changes |= {"data.kind": layout.kind, "data.path": str(layout.path)}
     config = config.replace(changes)

@@ -1,4 +1,4 @@
-"""Recordings per second of the local command's way and of Ray with more and more actors, and what Ray costs before the first result.
+"""Seconds of the local command's way and of Ray with more and more actors for the same clips, and of them those before the first result.
 
     python benchmarks/engines.py --clips 400 --actors 1 2 [FOLDER]
 
@@ -26,12 +26,13 @@ def noise(folder: Path, clips: int) -> None:
 
 
 def timed(results) -> tuple[float, float]:  # noqa: ANN001
-    """Return seconds to the first result, and recordings a second after that."""
+    """Return seconds to the first result and to the last; Ray gives results in bursts, so a rate between them would say nothing."""
     begun = time.perf_counter()
     next(results)
-    first = time.perf_counter()
-    count = sum(1 for _ in results)
-    return first - begun, count / (time.perf_counter() - first)
+    first = time.perf_counter() - begun
+    for _ in results:
+        pass
+    return first, time.perf_counter() - begun
 
 
 def main() -> None:
@@ -56,8 +57,8 @@ def main() -> None:
                 for way, begin in ways.items():
                     measured[way].append(timed(begin()))
     for way, rounds in measured.items():
-        first, rate = (statistics.median(column) for column in zip(*rounds, strict=True))
-        print(f"{way:20} {rate:7.1f} recordings/s, the first after {first:5.1f} s", flush=True)
+        first, last = (statistics.median(column) for column in zip(*rounds, strict=True))
+        print(f"{way:20} {last:6.1f} s, {len(found) / last:6.1f} recordings/s, the first after {first:5.1f} s", flush=True)
 
 
 if __name__ == "__main__":

@@ -115,7 +115,7 @@ def embed(
     settings = EmbedSettings(window, hop, fill.value)
     layers = parse_layers(layer or "last")
     name = choose(format.value if format else None, output)
-    engine = ray_engine(ray, workers, threads, device)
+    engine = ray_engine(ray, workers, threads, device, backend)
 
     def embed_files(tagger: Tagger, embedder: BaseEmbedder, count: int) -> Callable[..., Iterator[Embedding]]:
         if engine is not None:

@@ -58,15 +58,17 @@ def find(paths: Sequence[str], urls: bool = False) -> tuple[Sequence[str | Path]
 
 
 def ray_engine(
-    address: str | None, workers: int | None, threads: int | None, device: str | None, plot: Path | None = None
+    address: str | None, workers: int | None, threads: int | None, device: str | None, backend: Computes, plot: Path | None = None
 ) -> Engine | None:
     """Return what works on Ray at an address, None without one.
 
     Raises:
-        ConfigError: if there is to be a plot, too.
+        ConfigError: if there is to be a plot, too, or another backend than PyTorch.
     """
     if address is None:
         return None
+    if backend is not Computes.torch:
+        raise ConfigError(f"--backend {backend.value} computes on this machine alone. Give it without --ray.")
     if plot is not None:
         raise ConfigError("--plot is drawn from recordings on this machine. Give it without --ray.")
     from dymn.ray import Engine

@@ -155,7 +155,7 @@ def tag(
     hush(quiet)
     settings = TagSettings(top_k, threshold, tuple(labels or ()), tuple(exclude or ()), window, hop, fill.value, combine.value)
     name = choose(format.value if format else None, output)
-    engine = ray_engine(ray, workers, threads, device, plot)
+    engine = ray_engine(ray, workers, threads, device, backend, plot)
 
     def tag_files(tagger: Tagger, count: int) -> Callable[..., Iterator[Recording]]:
         if engine is not None:

@@ -27,6 +27,7 @@ from dymn.export.graph import front_end
 from dymn.export.nodes import Nodes
 from dymn.export.parity import compare
 from dymn.export.plan import Plan
+from dymn.export.traced import trace
 from dymn.frontend import LogMel
 from dymn.layers import ATTENTIONS
 from dymn.onnx_backend import OnnxBackend, find_file
@@ -406,3 +407,22 @@ def test_from_command_to_tags(tmp_path, monkeypatch):
     assert done.exit_code == 0 and "on 1 clips" in done.stdout and "the best class is the same on 100.0 %" in done.stdout, done.output
     nowhere = run("export", tmp_path / "tiny.safetensors", "--format", "torch")
     assert nowhere.exit_code == 2 and "needs --output" in nowhere.output
+
+
+class Doubled(torch.nn.Module):
+    def forward(self, x, context):
+        return torch.add(x, x, alpha=2)
+
+
+class Circular(torch.nn.Sequential):
+    def __init__(self):
+        super().__init__(torch.nn.Conv2d(8, 8, 3, padding=1, padding_mode="circular"))
+
+    def forward(self, x, context):
+        return self[0](x)
+
+
+@pytest.mark.parametrize("module", [Doubled(), Circular()])
+def test_what_has_no_form_in_onnx_is_said(module):
+    with pytest.raises(ConfigError, match=r"export(ed)? to ONNX"):
+        trace(Nodes(), module.eval(), ("x", None), (torch.zeros(1, 8, 4, 4), None))

@@ -63,7 +63,10 @@ def trace(nodes: Nodes, module: nn.Module, inputs: tuple[str, ContextNames | Non
                 raise ConfigError(f"{name} uses {kind}, which dymn cannot export to ONNX. It can: {', '.join(known)}.")
             if kind == "transpose":
                 options = {"rank": len(node.args[0].meta["tensor_meta"].shape)}
-            found[node] = step(nodes, *args, **options)
+            try:
+                found[node] = step(nodes, *args, **options)
+            except TypeError as error:
+                raise ConfigError(f"{name} uses {kind} with arguments that dymn cannot export to ONNX: {error}.") from error
     raise AssertionError("a traced graph ends with its output")
 
 
@@ -151,6 +154,8 @@ def linear(nodes: Nodes, layer: nn.Linear, x: str) -> str:
 
 def convolution(nodes: Nodes, layer: Any, x: str) -> str:
     """Add a convolution."""
+    if isinstance(layer.padding, str) or layer.padding_mode != "zeros":
+        raise ConfigError("A convolution can be exported to ONNX only if its padding is a number of zeros.")
     weights = [constant(nodes, tensor) for tensor in (layer.weight, layer.bias) if tensor is not None]
     sizes = {"strides": list(layer.stride), "pads": list(layer.padding) * 2, "dilations": list(layer.dilation), "group": layer.groups}
     return str(nodes.op("Conv", x, *weights, **sizes))

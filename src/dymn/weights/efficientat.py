@@ -93,11 +93,18 @@ def _checked(state: object, name: str) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise WeightsError(f"{name} is not a state dict: it must map names to tensors and hold nothing else.")
     for key, tensor in state.items():
-        if tensor.layout is not torch.strided or tensor.dtype not in TYPES.values() or tensor.is_nested or tensor.is_meta:
+        if not _is_plain(tensor):
             raise WeightsError(f"{name}: {key} is no plain tensor of numbers ({tensor.dtype}, {tensor.layout}).")
         if not is_finite(tensor):
             raise WeightsError(f"{name}: {key} holds values that are not finite. The file is damaged; get it again.")
     return {key: tensor.float() for key, tensor in state.items()}
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor from an untrusted file is dense, of an ordinary type, and no larger than what is stored of it."""
+    if tensor.layout is not torch.strided or tensor.dtype not in TYPES.values() or tensor.is_nested or tensor.is_meta:
+        return False
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
 def _config(state: Mapping[str, Tensor], temperature: float, strides: Mapping[int, int]) -> ModelConfig:

@@ -36,7 +36,8 @@ def assert_same(form, naive, tensors, n_threads=1):
     finally:
         torch.set_num_threads(before)
     for one, exact in zip(*results, strict=True):
-        assert float((one - exact).abs().max()) <= 2e-6 * max(1.0, float(exact.abs().max()))
+        n_summed = max(1.0, results[0][0].numel() / exact.numel())  # terms that may cancel, each with a rounding of its own
+        assert float((one - exact).abs().max()) <= max(2e-6, 2.5e-7 * n_summed**0.5) * max(1.0, float(exact.abs().max()))
 
 
 @quick

@@ -61,12 +61,9 @@ def _fit(norm: nn.BatchNorm2d, inputs: tuple[Tensor]) -> None:
 
 
 def _spread(model: MobileNet, log_mel: Tensor) -> None:
-    """Scale and shift the last layer so that logits have mean 0, and standard deviation `SPREAD` over the clips on average.
-
-    One scale for all: a logit that hardly depends on the clip is not blown up until it does, and its round-off with it.
-    """
+    """Scale and shift the last layer so that each logit has mean 0 and standard deviation `SPREAD` over the clips."""
     logits = model(log_mel).logits
-    scale, mean = SPREAD / logits.std(dim=0).mean().expand(logits.shape[1]), logits.mean(dim=0)
+    scale, mean = SPREAD / logits.std(dim=0).clamp(min=1e-3), logits.mean(dim=0)
     classifier = model.head.classifier
     if isinstance(classifier, nn.Linear):
         classifier.weight.mul_(scale[:, None])

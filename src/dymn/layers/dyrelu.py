@@ -96,14 +96,15 @@ class _MaximumOfTwo(torch.autograd.Function):
             return dx, dslope, dintercept
         (a0, a1), (b0, b1) = (values[..., None, None].unbind(2) for values in (slopes, intercepts))
         first = gradient * (torch.addcmul(b0 - b1, x, a0 - a1) > 0)  # where the first map is above the second
-        column = x.reshape(-1, x.shape[2] * x.shape[3], 1)  # [B * C, F * T, 1]
+        second = gradient - first
+        rows = x.reshape(-1, x.shape[3], 1)  # [B * C * F, T, 1]
 
-        def sums(values: Tensor) -> tuple[Tensor, Tensor]:
-            return torch.bmm(values.reshape(-1, 1, column.shape[1]), column).view(slopes.shape[:2]), values.sum(dim=(2, 3))
+        def sums(values: Tensor) -> tuple[Tensor, Tensor]:  # row by row, which rounds less than one sum of F * T terms
+            products = values.reshape(-1, 1, x.shape[3]) @ rows
+            return products.view(x.shape[:3]).sum(dim=2), values.sum(dim=(2, 3))
 
-        (da, db), (da0, db0) = sums(gradient), sums(first)
-        dx = torch.addcmul(gradient * a1, first, a0 - a1)
-        return dx, torch.stack([da0, da - da0], dim=2), torch.stack([db0, db - db0], dim=2)
+        (da0, db0), (da1, db1) = sums(first), sums(second)
+        return torch.addcmul(first * a0, second, a1), torch.stack([da0, da1], dim=2), torch.stack([db0, db1], dim=2)
 
 
 def _call(x: Tensor, slopes: Tensor, intercepts: Tensor, **results: Tensor | None) -> None:

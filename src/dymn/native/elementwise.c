@@ -24,10 +24,22 @@ INLINE void store_part(float *p, vec v, int n) {
     else memcpy(p, &v, sizeof(float) * (size_t)n);
 }
 
-static void maximum_of_maps(const void *work, int first, int last, int share) {
+/* A gradient of a slope sums hundreds of terms that cancel: those sums are kept in double precision. */
+typedef double wide __attribute__((vector_size(8 * LANES)));
+
+#define WIDENED(v) __builtin_convertvector(v, wide)
+
+INLINE float total_of(const wide *v) {
+    double sum = 0;
+    UNROLL
+    for (int i = 0; i < LANES; i++) sum += (*v)[i];
+    return (float)sum;
+}
+
+static void maximum_of_maps(const void *work, int first_map, int last_map, int share) {
     (void)share;
     const Maximum *m = work;
-    for (int map = first; map < last; map++) {
+    for (int map = first_map; map < last_map; map++) {
         const float *x = m->x + (int64_t)map * m->n, *g = m->gradient ? m->gradient + (int64_t)map * m->n : 0;
         vec a0 = splat(m->slope[2 * map]), a1 = splat(m->slope[2 * map + 1]);
         vec b0 = splat(m->intercept[2 * map]), b1 = splat(m->intercept[2 * map + 1]);
@@ -37,21 +49,21 @@ static void maximum_of_maps(const void *work, int first, int last, int share) {
                 store_part(m->out + (int64_t)map * m->n + i, maximum(a0 * value + b0, a1 * value + b1), m->n - i);
             }
         if (!g) continue;
-        vec all = splat(0), all_x = splat(0), lead = splat(0), lead_x = splat(0);
+        wide first = {0}, first_x = {0}, second = {0}, second_x = {0};
         for (int i = 0; i < m->n; i += LANES) {
             vec value = load_part(x + i, m->n - i), d = load_part(g + i, m->n - i);
-            ivec leads = a0 * value + b0 > a1 * value + b1;
-            vec first_d = masked(d, leads);
-            all += d;
-            all_x += d * value;
-            lead += first_d;
-            lead_x += first_d * value;
-            if (m->dx) store_part(m->dx + (int64_t)map * m->n + i, a1 * d + (a0 - a1) * first_d, m->n - i);
+            vec first_d = masked(d, a0 * value + b0 > a1 * value + b1), second_d = d - first_d;
+            if (m->dx) store_part(m->dx + (int64_t)map * m->n + i, a0 * first_d + a1 * second_d, m->n - i);
+            wide wide_x = WIDENED(value), to_first = WIDENED(first_d), to_second = WIDENED(second_d);
+            first += to_first;
+            first_x += to_first * wide_x;
+            second += to_second;
+            second_x += to_second * wide_x;
         }
-        m->dslope[2 * map] = total(lead_x);
-        m->dslope[2 * map + 1] = total(all_x - lead_x);
-        m->dintercept[2 * map] = total(lead);
-        m->dintercept[2 * map + 1] = total(all - lead);
+        m->dslope[2 * map] = total_of(&first_x);
+        m->dslope[2 * map + 1] = total_of(&second_x);
+        m->dintercept[2 * map] = total_of(&first);
+        m->dintercept[2 * map + 1] = total_of(&second);
     }
 }
 

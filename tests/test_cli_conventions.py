@@ -75,6 +75,24 @@ def completions(line):
     return done.stdout.split()
 
 
+def test_values_of_options_are_the_keys_of_the_data_they_name():
+    from dymn import embedding_formats, export, formats, pcm, selection, windows
+    from dymn.data.pack import ENCODINGS
+    from dymn.events import METHODS
+    from dymn.events import formats as event_formats
+    from dymn.profiling.formats import COMPARISON_FORMATS, PROFILE_FORMATS
+
+    named = {
+        ("tag", "format"): [*formats.FORMATS, *formats.BINARY], ("tag", "fill"): windows.FILLS, ("tag", "combine"): selection.COMBINATIONS,
+        ("embed", "format"): embedding_formats.FORMATS, ("events", "format"): event_formats.FORMATS, ("events", "method"): METHODS,
+        ("listen", "format"): pcm.FORMATS, ("export", "format"): export.FORMATS, ("export", "input"): export.INPUTS,
+        ("export", "precision"): export.PRECISIONS, ("shards", "audio"): ENCODINGS,
+        ("profile", "format"): COMPARISON_FORMATS.keys() & PROFILE_FORMATS.keys(),
+    }  # fmt: skip
+    for (command, option), keys in named.items():
+        assert set(completions(f"dymn {command} --{option} ")) == set(keys), f"{command} --{option}"
+
+
 def test_commands_options_and_values_are_completed():
     assert {"embed", "evaluate", "events", "explain"} <= set(completions("dymn e"))
     assert completions("dymn embed --lay") == ["--layer"]

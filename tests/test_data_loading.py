@@ -25,6 +25,7 @@ from dymn.data import (
     fit,
     open_source,
 )
+from dymn.data.batch import read_bad, write_bad
 from dymn.data.cache import DecodedCache, cached
 from dymn.data.samplers import Batches
 from dymn.data.stores import Store
@@ -192,8 +193,9 @@ def test_bad_clips_are_skipped_counted_and_listed(folder, tmp_path, caplog):
     for epoch in range(2):
         assert [len(batch.keys) for batch in loader.epoch(epoch)] == [3, 4, 4]
     assert list(loader.bad) == ["a/02.wav"] and caplog.text.count("Skipping a/02.wav") == 1
-    loader.write_bad(tmp_path / "bad.csv")
+    write_bad(tmp_path / "bad.csv", loader.bad)
     assert (tmp_path / "bad.csv").read_text().splitlines()[1].startswith("a/02.wav,")
+    assert read_bad(tmp_path / "bad.csv") == loader.bad
     (folder / "b" / "03.wav").write_bytes(b"broken")
     with pytest.raises(DataError, match=r"2 bad clips in epoch 0, more than 10.0% of its 12 clips: .*max_bad"):
         list(Loader(source, PlainSampler(12), 4, max_bad=0.1).epoch(0))

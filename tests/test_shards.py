@@ -160,7 +160,7 @@ def pack_and_die(source: Source, out: Path, writes: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return atomic_write(path)
 
-    for name in ("pack", "packed"):
+    for name in ("pack", "packed", "batch"):
         sys.modules[f"dymn.data.{name}"].atomic_write = dying
     pack(source, out, PackSettings(clips=4))
 

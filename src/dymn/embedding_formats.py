@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +12,7 @@ import numpy as np
 from dymn import parquet
 from dymn.embedding import Embedding, Floats
 from dymn.errors import ConfigError
+from dymn.files import csv_text, text_in
 
 ROW_GROUP = 1024
 PLACE = ("file", "start", "end")
@@ -58,9 +57,11 @@ def write_npy(found: Iterable[Row], columns: Columns, file: BinaryIO) -> None:
 
 def write_csv(found: Iterable[Row], columns: Columns, file: BinaryIO) -> None:
     """Write a table with the columns file, start, end and one a value, with as many digits as float32 has."""
-    file.write(_line((*PLACE, *columns.names)))
-    for row in found:
-        file.write(_line((row.file, f"{row.start:.6f}", f"{row.end:.6f}", *(f"{value:.9g}" for value in row.vector.tolist()))))
+    with text_in(file) as text:
+        text.write(csv_text([(*PLACE, *columns.names)]))
+        for row in found:
+            values = (f"{value:.9g}" for value in row.vector.tolist())
+            text.write(csv_text([(row.file, f"{row.start:.6f}", f"{row.end:.6f}", *values)]))
 
 
 def write_parquet(found: Iterable[Row], columns: Columns, file: BinaryIO) -> None:
@@ -102,9 +103,3 @@ def choose(name: str | None, output: Path | None) -> str:
     if chosen == "parquet":
         parquet.require()
     return chosen
-
-
-def _line(values: Sequence[str]) -> bytes:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerow(values)
-    return text.getvalue().encode("utf-8", "backslashreplace")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import io
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, TextIO
@@ -56,6 +57,13 @@ def text_in(file: BinaryIO) -> Iterator[TextIO]:
     yield text
     text.flush()
     text.detach()
+
+
+def csv_text(rows: Iterable[Iterable[object]]) -> str:
+    """Return rows as CSV, each with a line feed at its end."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
 
 
 @contextmanager

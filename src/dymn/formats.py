@@ -5,8 +5,6 @@ Each format of text is a function that turns recordings into pieces of it as the
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from dymn import parquet
 from dymn.errors import ConfigError, visible
-from dymn.files import text_in
+from dymn.files import csv_text, text_in
 
 if TYPE_CHECKING:
     from dymn.selection import Tag, WindowTags
@@ -83,12 +81,12 @@ def json_lines(recordings: Iterable[Recording], run: Run) -> Iterator[str]:
 
 def csv_rows(recordings: Iterable[Recording], run: Run) -> Iterator[str]:
     """Write a row for each label of each recording, or of each window; a failed recording has a row with its error."""
-    yield _csv_row(CSV_COLUMNS)
+    yield csv_text([CSV_COLUMNS])
     for recording in recordings:
         if recording.error is not None:
-            yield _csv_row((recording.name, "", "", "", "", str(recording.error)))
+            yield csv_text([(recording.name, "", "", "", "", str(recording.error))])
         for tag in _shown_tags(recording, run):
-            yield _csv_row((recording.name, f"{tag.start:.3f}", f"{tag.end:.3f}", tag.label, f"{tag.score:.6f}", ""))
+            yield csv_text([(recording.name, f"{tag.start:.3f}", f"{tag.end:.3f}", tag.label, f"{tag.score:.6f}", "")])
 
 
 def audacity_labels(recordings: Iterable[Recording], run: Run) -> Iterator[str]:
@@ -217,12 +215,6 @@ def _tag_dict(tag: Tag) -> dict[str, Any]:
 
 def _dump(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
-
-
-def _csv_row(values: Sequence[str]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerow(values)
-    return text.getvalue()
 
 
 def bar(score: float, plain: bool = False) -> str:

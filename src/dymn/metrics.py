@@ -5,8 +5,6 @@ Scores are [N, C], higher for "yes"; targets are positive above 0.5. The formula
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dymn.errors import ConfigError, DataError, MissingExtraError
-from dymn.files import atomic_write
+from dymn.files import atomic_write, csv_text, text_in
 
 Array = npt.NDArray[np.generic]
 KINDS = ("tagging", "classification")
@@ -130,13 +128,12 @@ def write_per_class(path: str | Path, labels: Sequence[str], results: Sequence[C
     """
     if len(labels) != len(results):
         raise DataError(f"There are {len(results)} results for {len(labels)} classes.")
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(("label", *ClassResult._fields))
-    for label, result in zip(labels, results, strict=True):
-        writer.writerow((label, *("" if isinstance(value, float) and math.isnan(value) else value for value in result)))
-    with atomic_write(path) as file:
-        file.write(text.getvalue().encode())
+    rows = [
+        (label, *("" if isinstance(value, float) and math.isnan(value) else value for value in result))
+        for label, result in zip(labels, results, strict=True)
+    ]
+    with atomic_write(path) as file, text_in(file) as text:
+        text.write(csv_text([("label", *ClassResult._fields), *rows]))
 
 
 def fold_mean(results: Sequence[dict[str, Any]], metric: str) -> dict[str, Any]:

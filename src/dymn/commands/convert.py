@@ -23,7 +23,6 @@ def convert(
         typer.Option(
             help="The temperature of the kernel attention, which a state dict lacks: 1 for AudioSet models, 30 for ImageNet models. "
             "Without it, that of the published model, or 1.",
-            show_default=False,
         ),
     ] = None,
     strides: Annotated[
@@ -32,7 +31,6 @@ def convert(
             metavar="S,S,S,S",
             help="The strides of blocks 2, 4, 7 and 13, which a state dict lacks, such as 2,2,2,1. "
             "Without it, those of the published model, or 2,2,2,2.",
-            show_default=False,
         ),
     ] = None,
     labels: Annotated[
@@ -40,7 +38,6 @@ def convert(
         typer.Option(
             metavar="FILE",
             help="The labels in the order of the logits: a text file with one a line. Without it, AudioSet's where there are 527 classes.",
-            show_default=False,
         ),
     ] = None,
     half: Annotated[bool, typer.Option("--half", help="Store the weights in half precision, which halves the file.")] = False,

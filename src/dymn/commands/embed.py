@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
-from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, BinaryIO
+from typing import TYPE_CHECKING, Annotated, BinaryIO, Literal
 
 import typer
 
 from dymn.commands.options import (
     WHAT,
     Backend,
-    Computes,
     Device,
-    Fill,
     Filling,
     Fresh,
     Hop,
@@ -29,22 +26,19 @@ from dymn.commands.options import (
     Window,
     WindowBatch,
     Workers,
+    format_option,
     hush,
+    output_option,
 )
-from dymn.commands.recordings import MANY, Failures, check_output, default_workers, find, follower, load_tagger, ray_engine
+from dymn.commands.recordings import MANY, Failures, check_output, default_workers, describe, find, follower, load_tagger, ray_engine
 
 if TYPE_CHECKING:
     from dymn.embedding import BaseEmbedder, Embedding, EmbedSettings
     from dymn.embedding_formats import Columns
     from dymn.tagger import Tagger
 
-
-class Format(str, Enum):
-    """The keys of `dymn.embedding_formats.FORMATS`."""
-
-    npy = "npy"
-    parquet = "parquet"
-    csv = "csv"
+Format = Literal["npy", "parquet", "csv"]
+"""The keys of `dymn.embedding_formats.FORMATS`."""
 
 
 def embed(
@@ -57,32 +51,22 @@ def embed(
     ] = False,
     format: Annotated[
         Format | None,
-        typer.Option(
-            "--format",
-            "-f",
-            metavar="FORMAT",
-            help="How to write: npy (records with the fields file, start, end, embedding), parquet (the same as columns; needs "
-            "dymn\\[parquet]) or csv (a column for each value). Without it the ending of --output decides; csv goes to standard output.",
-            rich_help_panel=WHAT,
-            show_default=False,
+        format_option(
+            "How to write: npy (records with the fields file, start, end, embedding), parquet (the same as columns; needs "
+            "dymn\\[parquet]) or csv (a column for each value). Without it the ending of --output decides; csv goes to standard output."
         ),
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="FILE",
-            help="Write to this file, which appears when it is complete. Until then a journal lies beside it, and the same command goes on "
-            "after any interruption. Beside npy and csv, FILE.json tells what made them: the model, its digest, layers, settings.",
-            rich_help_panel=WHAT,
-            show_default=False,
+        output_option(
+            "Write to this file, which appears when it is complete. Until then a journal lies beside it, and the same command goes on "
+            "after any interruption. Beside npy and csv, FILE.json tells what made them: the model, its digest, layers, settings."
         ),
     ] = None,
     window: Window = 10.0,
     hop: Hop = None,
-    fill: Filling = Fill.bare,
-    backend: Backend = Computes.torch,
+    fill: Filling = "bare",
+    backend: Backend = "torch",
     device: Device = None,
     threads: Threads = None,
     batch_size: WindowBatch = None,
@@ -112,9 +96,9 @@ def embed(
     from dymn.embedding_formats import choose
 
     hush(quiet)
-    settings = EmbedSettings(window, hop, fill.value)
+    settings = EmbedSettings(window, hop, fill)
     layers = parse_layers(layer or "last")
-    name = choose(format.value if format else None, output)
+    name = choose(format, output)
     engine = ray_engine(ray, workers, threads, device, backend)
 
     def embed_files(tagger: Tagger, embedder: BaseEmbedder, count: int) -> Callable[..., Iterator[Embedding]]:
@@ -127,13 +111,13 @@ def embed(
         check_output(output, name, ())
         tagger = load_tagger(model, device if engine is None else "cpu", threads, quiet, backend)
         embedder = tagger.embedder(layers)
-        made = columns(tagger, embedder, settings)
+        made = columns(tagger, embedder, settings, per_window)
         bulk = Bulk(
             "embed",
             embeddings(per_window, embedder.size),
             embed_files(tagger, embedder, MANY),
             partial(write_file, made, name, per_window),
-            made.origin | {"per_window": per_window, "backend": backend.value},
+            made.origin | {"backend": backend},
         )
         n_failed = run_bulk(bulk, paths, output, fresh, retry_failed, quiet)
         write_origin(made, name, output)
@@ -148,7 +132,7 @@ def embed(
     found_ones = embed_files(tagger, embedder, len(found))(found, progress=follower(bar) if bar.visible else None)
     failures = Failures()
     lost = [Embedding(recording.name, error=recording.error) for recording in failed]
-    made = columns(tagger, embedder, settings)
+    made = columns(tagger, embedder, settings, per_window)
     with binary_output(output) as file:
         write_file(made, name, per_window, failures.reported(chain(lost, bar.over(found_ones))), file)
     write_origin(made, name, output)
@@ -174,12 +158,10 @@ def write_origin(made: Columns, name: str, output: Path | None) -> None:
         file.write(text.encode("utf-8", "backslashreplace"))
 
 
-def columns(tagger: Tagger, embedder: BaseEmbedder, settings: EmbedSettings) -> Columns:
+def columns(tagger: Tagger, embedder: BaseEmbedder, settings: EmbedSettings, per_window: bool) -> Columns:
     """Return what the values are called, and what made them."""
-    from dymn import __version__
     from dymn.config import to_dict
     from dymn.embedding_formats import Columns
 
-    card = tagger.card
-    origin = {"version": __version__, "model": card.name, "digest": str(card.provenance.get("sha256", "")), "layers": embedder.layers}
-    return Columns(embedder.names, origin | {"parameters": to_dict(settings) | {"hop": settings.hop or settings.window}})
+    run = describe(tagger, None, to_dict(settings) | {"hop": settings.hop or settings.window}, per_window)
+    return Columns(embedder.names, run.to_dict() | {"layers": embedder.layers})

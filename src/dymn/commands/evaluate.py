@@ -9,7 +9,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dymn.commands.options import DATA, ClipBatch, ClipWorkers, Device, Kind, Quiet, Report, ReportFormat, Threads, hush, note
+from dymn.commands.options import (
+    DATA,
+    ClipBatch,
+    ClipWorkers,
+    Device,
+    Kind,
+    Quiet,
+    ReportFormat,
+    Threads,
+    hush,
+    note,
+    seconds_option,
+)
 from dymn.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -32,7 +44,6 @@ def evaluate(
             metavar="NAME",
             help="Which clips: test, val, train or all. Without it, test where there are such clips, else all.",
             rich_help_panel=DATA,
-            show_default=False,
         ),
     ] = None,
     fold: Annotated[
@@ -40,24 +51,15 @@ def evaluate(
         typer.Option("--fold", metavar="NUMBER", min=1, help="Which fold is the test set, for data in folds.", rich_help_panel=DATA),
     ] = None,
     seconds: Annotated[
-        float | None,
-        typer.Option(
-            "--seconds",
-            metavar="SECONDS",
-            min=0.05,
-            max=600,
-            help="How much of each clip the model hears. Without it, as much as it was trained with.",
-            rich_help_panel=DATA,
-            show_default=False,
-        ),
+        float | None, seconds_option("How much of each clip the model hears. Without it, as much as it was trained with.", DATA)
     ] = None,
     workers: ClipWorkers = 0,
     batch_size: ClipBatch = 16,
     per_class: Annotated[
         Path | None,
-        typer.Option("--per-class", metavar="FILE", help="Write the figures of each class into this CSV file.", show_default=False),
+        typer.Option("--per-class", metavar="FILE", help="Write the figures of each class into this CSV file."),
     ] = None,
-    format: ReportFormat = Report.table,
+    format: ReportFormat = "table",
     device: Device = None,
     threads: Threads = None,
     quiet: Quiet = False,
@@ -96,7 +98,7 @@ def evaluate(
         note(
             "There is no test set, so all clips were taken, also those that the model may have been trained with.", quiet or split == "all"
         )
-    typer.echo(as_json(found, model, data) if format is Report.json else as_table(found))
+    typer.echo(as_json(found, model, data) if format == "json" else as_table(found))
 
 
 def load(name: str, device: str | None, quiet: bool) -> Any:

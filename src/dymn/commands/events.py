@@ -3,41 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from enum import Enum
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from dymn.commands.options import WHAT, Backend, Computes, Device, Exclude, Labels, Model, Paths, Quiet, Threads, hush
-from dymn.commands.recordings import Failures, check_output, find, load_tagger, write
+from dymn.commands.options import (
+    Backend,
+    Device,
+    Exclude,
+    Labels,
+    Model,
+    Paths,
+    Quiet,
+    Threads,
+    format_option,
+    hush,
+    output_option,
+    seconds_option,
+)
+from dymn.commands.recordings import Failures, check_output, describe, find, load_tagger, write
 from dymn.errors import AudioError
 
 if TYPE_CHECKING:
     from dymn.events import EventSettings
     from dymn.events.formats import EventRecording
-    from dymn.formats import Run
     from dymn.tagger import Tagger
 
 WHEN = "What is an event"
 
-
-class Format(str, Enum):
-    """The keys of `dymn.events.formats.FORMATS`."""
-
-    text = "text"
-    csv = "csv"
-    json = "json"
-    audacity = "audacity"
-    rttm = "rttm"
-
-
-class How(str, Enum):
-    """The keys of `dymn.events.METHODS`."""
-
-    activation = "activation"
-    windows = "windows"
+Format = Literal["text", "csv", "json", "audacity", "rttm"]
+"""The keys of `dymn.events.formats.FORMATS`."""
+How = Literal["activation", "windows"]
+"""The keys of `dymn.events.METHODS`."""
 
 
 def events(
@@ -47,26 +46,14 @@ def events(
     exclude: Exclude = None,
     format: Annotated[
         Format | None,
-        typer.Option(
-            "--format",
-            "-f",
-            metavar="FORMAT",
-            help="How to write the events: text, csv, json, audacity (a label track) or rttm. Without it the ending of --output decides "
-            "(.csv, .json, .rttm), and else it is text.",
-            rich_help_panel=WHAT,
-            show_default=False,
+        format_option(
+            "How to write the events: text, csv, json, audacity (a label track) or rttm. Without it the ending of --output decides "
+            "(.csv, .json, .rttm), and else it is text."
         ),
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="FILE",
-            help="Write to this file, which appears when it is complete. Audacity labels of several recordings go to a folder.",
-            rich_help_panel=WHAT,
-            show_default=False,
-        ),
+        output_option("Write to this file, which appears when it is complete. Audacity labels of several recordings go to a folder."),
     ] = None,
     method: Annotated[
         How,
@@ -75,7 +62,7 @@ def events(
             "frame (activation), which is quicker, finds less, and needs a model that PyTorch computes.",
             rich_help_panel=WHEN,
         ),
-    ] = How.windows,
+    ] = "windows",
     threshold: Annotated[
         float,
         typer.Option(
@@ -89,44 +76,20 @@ def events(
             max=1,
             help="An event lasts while its probability is at least this. Without it, 0.3 of --threshold.",
             rich_help_panel=WHEN,
-            show_default=False,
         ),
     ] = None,
-    median: Annotated[
-        float,
-        typer.Option(metavar="SECONDS", min=0, help="Smooth the probabilities by their median over so long.", rich_help_panel=WHEN),
-    ] = 0.0,
+    median: Annotated[float, seconds_option("Smooth the probabilities by their median over so long.", WHEN, least=0, most=None)] = 0.0,
     min_gap: Annotated[
-        float,
-        typer.Option(metavar="SECONDS", min=0, help="Join events of one label with at most so much between them.", rich_help_panel=WHEN),
+        float, seconds_option("Join events of one label with at most so much between them.", WHEN, least=0, most=None)
     ] = 0.64,
-    min_duration: Annotated[
-        float,
-        typer.Option(metavar="SECONDS", min=0, help="Drop events that are shorter.", rich_help_panel=WHEN),
-    ] = 0.0,
+    min_duration: Annotated[float, seconds_option("Drop events that are shorter.", WHEN, least=0, most=None)] = 0.0,
     window: Annotated[
-        float | None,
-        typer.Option(
-            min=0.05,
-            max=600,
-            metavar="SECONDS",
-            help="How much the network hears at once. Without it, what is best for the method.",
-            rich_help_panel=WHEN,
-            show_default=False,
-        ),
+        float | None, seconds_option("How much the network hears at once. Without it, what is best for the method.", WHEN)
     ] = None,
     hop: Annotated[
-        float | None,
-        typer.Option(
-            min=0.05,
-            max=600,
-            metavar="SECONDS",
-            help="From the start of one window to the next. Without it, what is best for the method.",
-            rich_help_panel=WHEN,
-            show_default=False,
-        ),
+        float | None, seconds_option("From the start of one window to the next. Without it, what is best for the method.", WHEN)
     ] = None,
-    backend: Backend = Computes.torch,
+    backend: Backend = "torch",
     device: Device = None,
     threads: Threads = None,
     quiet: Quiet = False,
@@ -138,12 +101,13 @@ def events(
     Recordings that cannot be read are named on standard error, and in JSON and CSV. The others are still done, and the exit code is 1.
     """
     from dymn.commands.progress import progress_bar
+    from dymn.config import to_dict
     from dymn.events import EventSettings
     from dymn.events.formats import FORMATS, SUFFIXES, EventRecording
 
     hush(quiet)
     settings = EventSettings(
-        method=method.value,
+        method=method,
         window=window,
         hop=hop,
         labels=tuple(labels or ()),
@@ -154,7 +118,7 @@ def events(
         min_gap=min_gap,
         min_duration=min_duration,
     )
-    name = format.value if format else SUFFIXES.get(output.suffix.lower() if output else "", "text")
+    name = format or SUFFIXES.get(output.suffix.lower() if output else "", "text")
     found, failed = find(paths)
     check_output(output, name, found)
     tagger = load_tagger(model, device, threads, quiet, backend)
@@ -162,7 +126,7 @@ def events(
     missing = (EventRecording(recording.name, error=recording.error) for recording in failed)
     recordings = chain(missing, bar.over(detected(tagger, map(Path, found), settings, bar.update)))
     failures = Failures()
-    run = describe(tagger, model or "", settings)
+    run = describe(tagger, model, to_dict(settings) | dict(zip(("window", "hop"), settings.cutting(), strict=True)))
     write(failures.reported(recordings), run, FORMATS[name], output, separately=name == "audacity" and len(found) > 1)
     if failures.count:
         raise typer.Exit(1)
@@ -185,14 +149,3 @@ def detected(
         except OSError as error:
             reason = AudioError(f"{path}: {error.strerror or error}. Check that the file is there and readable.")
             yield EventRecording(str(path), error=reason)
-
-
-def describe(tagger: Tagger, model: str, settings: EventSettings) -> Run:
-    """Return what is written beside the events, so that they can be made again."""
-    from dymn import __version__
-    from dymn.config import to_dict
-    from dymn.formats import Run
-
-    window, hop = settings.cutting()
-    digest = str(tagger.card.provenance.get("sha256", ""))
-    return Run(__version__, tagger.card.name or model, digest, to_dict(settings) | {"window": window, "hop": hop})

@@ -15,7 +15,7 @@ ENDINGS = (".png", ".pdf", ".svg", ".html", ".npz")
 
 
 def explain(
-    file: Annotated[str, typer.Argument(metavar="FILE", help="A recording; - is standard input.", show_default=False)],
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A recording; - is standard input.")],
     model: Model = None,
     output: Annotated[
         list[Path] | None,
@@ -25,7 +25,6 @@ def explain(
             metavar="FILE",
             help="Where to write; may be given several times. A picture (.png, .pdf, .svg), a page with the sound and each block to "
             "look into (.html), or the arrays (.npz). Without it, a .png beside where you are.",
-            show_default=False,
         ),
     ] = None,
     start: Annotated[float, typer.Option(metavar="SECONDS", help="Where the stretch to explain begins.")] = 0.0,

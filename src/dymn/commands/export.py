@@ -2,66 +2,48 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from dymn.commands.options import output_option
 from dymn.errors import ConfigError
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-
-class Format(str, Enum):
-    """The names in `dymn.export.FORMATS`."""
-
-    onnx = "onnx"
-    torch = "torch"
-
-
-class Input(str, Enum):
-    """The names in `dymn.export.INPUTS`."""
-
-    waveform = "waveform"
-    log_mel = "log-mel"
-
-
-class Precision(str, Enum):
-    """The keys of `dymn.export.PRECISIONS`."""
-
-    fp32 = "fp32"
-    fp16 = "fp16"
-    int8 = "int8"
+Format = Literal["onnx", "torch"]
+"""The names in `dymn.export.FORMATS`."""
+Input = Literal["waveform", "log-mel"]
+"""The names in `dymn.export.INPUTS`."""
+Precision = Literal["fp32", "fp16", "int8"]
+"""The keys of `dymn.export.PRECISIONS`."""
 
 
 def export(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A model with weights by its name, or a file or folder with one.")],
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="FILE",
-            help="The file to write. Without it, an ONNX file goes to the cache, where `dymn tag --backend onnx` finds it by the name of "
+        output_option(
+            "The file to write. Without it, an ONNX file goes to the cache, where `dymn tag --backend onnx` finds it by the name of "
             "the model.",
-            show_default=False,
+            None,
         ),
     ] = None,
     format: Annotated[
         Format, typer.Option("--format", help="The kind of file: for ONNX Runtime, or a program of torch.export (.pt2) for PyTorch.")
-    ] = Format.onnx,
+    ] = "onnx",
     input: Annotated[
         Input, typer.Option("--input", help="What goes in: samples, the front end being part of the file, or log-mel spectrograms.")
-    ] = Input.waveform,
+    ] = "waveform",
     precision: Annotated[
         Precision,
         typer.Option(
             "--precision", help="How the network's weights are stored. It computes in fp32 all the same, except where --calibrate says."
         ),
-    ] = Precision.fp32,
+    ] = "fp32",
     calibrate: Annotated[
         list[Path] | None,
         typer.Option(
@@ -69,7 +51,6 @@ def export(
             metavar="PATH",
             help="Recordings, or folders of them, like those to be tagged. With --precision int8, the static convolutions where it pays "
             "are computed in integers, in the ranges that are found on these.",
-            show_default=False,
         ),
     ] = None,
     dynamic_time: Annotated[bool, typer.Option("--dynamic-time", help="Take clips of any length.")] = False,
@@ -84,7 +65,6 @@ def export(
             metavar="PATH",
             help="Recordings, or folders of them, to compare the file with PyTorch on, beside a few made sounds. Without it, those of "
             "--calibrate.",
-            show_default=False,
         ),
     ] = None,
     tolerance: Annotated[
@@ -93,7 +73,6 @@ def export(
             min=0,
             help="By how much a probability may differ from PyTorch's: at most (without it 0.0001, and 0.02 for fp16), and for int8 in the "
             "mean of each clip's ten best classes (0.03).",
-            show_default=False,
         ),
     ] = None,
 ) -> None:
@@ -105,8 +84,8 @@ def export(
     from dymn.onnx_backend import cached_path
     from dymn.weights import load_model
 
-    if output is None and format is not Format.onnx:
-        raise ConfigError(f"--format {format.value} needs --output; only ONNX files go to the cache.")
+    if output is None and format != "onnx":
+        raise ConfigError(f"--format {format} needs --output; only ONNX files go to the cache.")
     network = load_model(model)
     name = network.card.name or Path(model).stem
     rate = network.card.front_end.sample_rate
@@ -116,9 +95,9 @@ def export(
         recordings(clips or [], rate),
         tolerance,
         calibrate=recordings(calibrate or [], rate),
-        format=format.value,
-        input=input.value,
-        precision=precision.value,
+        format=format,
+        input=input,
+        precision=precision,
         dynamic_time=dynamic_time,
         dynamic_batch=dynamic_batch,
         seconds=seconds,

@@ -7,12 +7,24 @@ import sys
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from enum import Enum
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Literal
 
 import typer
 
-from dymn.commands.options import WHAT, Backend, Computes, Device, Exclude, Labels, Model, Quiet, Threads, Threshold, hush, note
+from dymn.commands.options import (
+    WHAT,
+    Backend,
+    Device,
+    Exclude,
+    Labels,
+    Model,
+    Quiet,
+    Threads,
+    Threshold,
+    hush,
+    note,
+    seconds_option,
+)
 from dymn.commands.recordings import load_tagger
 from dymn.errors import ConfigError
 
@@ -25,26 +37,14 @@ PIPE, LIVE = "Samples from a pipe", "How to listen"
 READ_BYTES = 65_536
 POLL_SECONDS = 0.2
 MICROPHONE_LAG = 2.0
-
-
-class Pcm(str, Enum):
-    """The names in `dymn.pcm.FORMATS`."""
-
-    s8 = "s8"
-    u8 = "u8"
-    s16le = "s16le"
-    s16be = "s16be"
-    s24le = "s24le"
-    s32le = "s32le"
-    s32be = "s32be"
-    f32le = "f32le"
-    f32be = "f32be"
+Pcm = Literal["s8", "u8", "s16le", "s16be", "s24le", "s32le", "s32be", "f32le", "f32be"]
+"""The names in `dymn.pcm.FORMATS`."""
 
 
 def listen(
     source: Annotated[
         str | None,
-        typer.Argument(metavar="[-]", help="- for raw samples on standard input. Without it, the microphone.", show_default=False),
+        typer.Argument(metavar="[-]", help="- for raw samples on standard input. Without it, the microphone."),
     ] = None,
     model: Model = None,
     top_k: Annotated[
@@ -54,40 +54,30 @@ def listen(
     labels: Labels = None,
     exclude: Exclude = None,
     as_json: Annotated[bool, typer.Option("--json", help="Write a line of JSON for each window.", rich_help_panel=WHAT)] = False,
-    window: Annotated[
-        float,
-        typer.Option(min=0.05, max=600, metavar="SECONDS", help="How much the network hears at once.", rich_help_panel=LIVE),
-    ] = 2.0,
-    hop: Annotated[
-        float, typer.Option(min=0.05, max=600, metavar="SECONDS", help="How often there is an answer.", rich_help_panel=LIVE)
-    ] = 0.5,
+    window: Annotated[float, seconds_option("How much the network hears at once.", LIVE)] = 2.0,
+    hop: Annotated[float, seconds_option("How often there is an answer.", LIVE)] = 0.5,
     max_lag: Annotated[
         float | None,
-        typer.Option(
-            min=0.1,
-            max=600,
-            metavar="SECONDS",
-            help="How much sound may wait for a slow machine; what does not fit is dropped and counted. Without it, 2 for the "
+        seconds_option(
+            "How much sound may wait for a slow machine; what does not fit is dropped and counted. Without it, 2 for the "
             "microphone; a pipe is made to wait, and nothing of it is dropped.",
-            rich_help_panel=LIVE,
-            show_default=False,
+            LIVE,
+            least=0.1,
         ),
     ] = None,
     microphone: Annotated[
         str | None,
-        typer.Option(metavar="NAME|NUMBER", help="Which microphone; --devices lists them.", rich_help_panel=LIVE, show_default=False),
+        typer.Option(metavar="NAME|NUMBER", help="Which microphone; --devices lists them.", rich_help_panel=LIVE),
     ] = None,
     devices: Annotated[bool, typer.Option("--devices", help="List the microphones and leave.", rich_help_panel=LIVE)] = False,
-    rate: Annotated[
-        int | None, typer.Option(metavar="HZ", help="The sample rate of standard input.", rich_help_panel=PIPE, show_default=False)
-    ] = None,
+    rate: Annotated[int | None, typer.Option(metavar="HZ", help="The sample rate of standard input.", rich_help_panel=PIPE)] = None,
     format: Annotated[
         Pcm, typer.Option(help="How a sample of standard input is written, in FFmpeg's names.", rich_help_panel=PIPE)
-    ] = Pcm.s16le,
+    ] = "s16le",
     channels: Annotated[
         int, typer.Option(min=1, max=256, metavar="NUMBER", help="How many channels standard input has.", rich_help_panel=PIPE)
     ] = 1,
-    backend: Backend = Computes.torch,
+    backend: Backend = "torch",
     device: Device = None,
     threads: Threads = None,
     quiet: Quiet = False,
@@ -113,7 +103,7 @@ def listen(
     title = f"{tagger.card.name or model}, {window:g} s"
     with ExitStack() as stack:
         try:
-            name, sample_rate, chunks = opened(stack, source, rate, format.value, channels, microphone, max_lag, quiet)
+            name, sample_rate, chunks = opened(stack, source, rate, format, channels, microphone, max_lag, quiet)
             heard = follow(tagger, chunks, sample_rate, settings)
             show = stack.enter_context(display(as_json, f"{name}: {title}", top_k))
             for answer in noticed(heard, quiet):

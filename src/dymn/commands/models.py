@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from enum import Enum
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from dymn.commands.options import format_option
 from dymn.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -15,25 +15,17 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 COLUMNS = {"name": "model", "parameters": "parameters", "macs": "MACs", "mean_ap": "mAP", "classes": "classes", "front_end": "input"}
-
-
-class Format(str, Enum):
-    """How the list is written."""
-
-    table = "table"
-    json = "json"
-    csv = "csv"
+Format = Literal["table", "json", "csv"]
+"""How the list is written."""
 
 
 def models(
     pattern: Annotated[
         str | None,
-        typer.Argument(help='A pattern such as "dymn*" that names must match. Without it, all are listed.', show_default=False),
+        typer.Argument(help='A pattern such as "dymn*" that names must match. Without it, all are listed.'),
     ] = None,
     pretrained: Annotated[bool, typer.Option("--pretrained", help="List only models with weights, not bare architectures.")] = False,
-    format: Annotated[
-        Format, typer.Option("--format", "-f", metavar="FORMAT", help="How to write the list: table, json or csv.")
-    ] = Format.table,
+    format: Annotated[Format, format_option("How to write the list: table, json or csv.", None)] = "table",
 ) -> None:
     """List the models with weights, and the architectures that have none until they are trained.
 
@@ -48,9 +40,9 @@ def models(
         rows += architecture_rows(pattern)
     if not rows:
         raise ConfigError(f"No model matches {pattern!r}. `dymn models` without a pattern lists all.")
-    if format is Format.table:
+    if format == "table":
         typer.echo(as_table(rows))
-    elif format is Format.json:
+    elif format == "json":
         typer.echo(json.dumps(rows, indent=1, ensure_ascii=False))
     else:
         typer.echo(as_csv(rows), nl=False)
@@ -113,11 +105,6 @@ def place(row: Row) -> str:
 
 def as_csv(rows: Sequence[Row]) -> str:
     """Return rows as CSV with a header."""
-    import csv
-    import io
+    from dymn.files import csv_text
 
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    return csv_text([list(rows[0]), *([row[name] for name in rows[0]] for row in rows)])

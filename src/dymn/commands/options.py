@@ -3,41 +3,36 @@
 from __future__ import annotations
 
 import logging
-from enum import Enum
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import typer
 
 WHAT, WINDOWS, DATA, RUN_PANEL = "What to tell", "Windows", "Data", "How to run"
 
 
-class Fill(str, Enum):
-    """The keys of `dymn.windows.FILLS`."""
-
-    repeat = "repeat"
-    pad = "pad"
-    bare = "bare"
+Fill = Literal["repeat", "pad", "bare"]
+Computes = Literal["torch", "onnx"]
+Report = Literal["table", "json"]
 
 
-class Computes(str, Enum):
-    """What can compute a network."""
-
-    torch = "torch"
-    onnx = "onnx"
+def seconds_option(help: str, panel: str | None = None, least: float = 0.05, most: float | None = 600) -> Any:
+    """Return an option in seconds."""
+    return typer.Option(metavar="SECONDS", min=least, max=most, help=help, rich_help_panel=panel)
 
 
-class Report(str, Enum):
-    """How figures are written."""
+def format_option(help: str, panel: str | None = WHAT) -> Any:
+    """Return the option --format."""
+    return typer.Option("--format", "-f", metavar="FORMAT", help=help, rich_help_panel=panel)
 
-    table = "table"
-    json = "json"
+
+def output_option(help: str, panel: str | None = WHAT) -> Any:
+    """Return the option --output."""
+    return typer.Option("--output", "-o", metavar="FILE", help=help, rich_help_panel=panel)
 
 
 Paths = Annotated[
     list[str],
-    typer.Argument(
-        metavar="PATH", help="Recordings, folders (searched with all folders in them), or globs; - is standard input.", show_default=False
-    ),
+    typer.Argument(metavar="PATH", help="Recordings, folders (searched with all folders in them), or globs; - is standard input."),
 ]
 Model = Annotated[
     str | None,
@@ -47,7 +42,6 @@ Model = Annotated[
         metavar="NAME|FILE",
         help="A model with weights by its name (`dymn models` lists them), or a file or folder with one. Without it, dymn10_as is used if "
         "it is in the cache or can be fetched, and else dymn04_open, which comes with dymn.",
-        show_default=False,
     ),
 ]
 Labels = Annotated[
@@ -84,29 +78,12 @@ Layers = Annotated[
         "(some), mels (averages of the mel bands). May be given several times, or with commas between; the parts are concatenated. "
         "Without it, last.",
         rich_help_panel=WHAT,
-        show_default=False,
     ),
 ]
-Window = Annotated[
-    float,
-    typer.Option(
-        min=0.05,
-        max=600,
-        metavar="SECONDS",
-        help="How much the network hears at once. It was trained on 10 seconds.",
-        rich_help_panel=WINDOWS,
-    ),
-]
+Window = Annotated[float, seconds_option("How much the network hears at once. It was trained on 10 seconds.", WINDOWS)]
 Hop = Annotated[
     float | None,
-    typer.Option(
-        min=0.05,
-        max=600,
-        metavar="SECONDS",
-        help="From the start of one window to the next. Without it, windows follow each other without overlap.",
-        rich_help_panel=WINDOWS,
-        show_default=False,
-    ),
+    seconds_option("From the start of one window to the next. Without it, windows follow each other without overlap.", WINDOWS),
 ]
 Filling = Annotated[
     Fill,
@@ -124,7 +101,6 @@ WindowBatch = Annotated[
         metavar="NUMBER",
         help="How many windows to compute at once. Without it, 4 on a CPU and 32 elsewhere.",
         rich_help_panel=RUN_PANEL,
-        show_default=False,
     ),
 ]
 Kind = Annotated[
@@ -139,7 +115,7 @@ ClipWorkers = Annotated[
 ClipBatch = Annotated[
     int, typer.Option("--batch-size", metavar="NUMBER", min=1, help="How many clips at a time.", rich_help_panel=RUN_PANEL)
 ]
-ReportFormat = Annotated[Report, typer.Option("--format", "-f", metavar="FORMAT", help="How to write the answer: table or json.")]
+ReportFormat = Annotated[Report, format_option("How to write the answer: table or json.", None)]
 Backend = Annotated[
     Computes,
     typer.Option(
@@ -156,7 +132,6 @@ Device = Annotated[
         metavar="NAME",
         help="Where to compute, such as cpu, cuda, cuda:1 or mps. Without it, the first CUDA device if there is one, else the CPU.",
         rich_help_panel=RUN_PANEL,
-        show_default=False,
     ),
 ]
 Threads = Annotated[
@@ -167,7 +142,6 @@ Threads = Annotated[
         min=1,
         help="How many CPU threads to compute with. Without it, PyTorch decides, within the CPUs that may be used.",
         rich_help_panel=RUN_PANEL,
-        show_default=False,
     ),
 ]
 Quiet = Annotated[
@@ -183,7 +157,6 @@ Workers = Annotated[
         help="How many threads decode recordings while the network computes; 0 does one after the other. Without it, as many as "
         "there are CPUs, but no more than --threads.",
         rich_help_panel=RUN_PANEL,
-        show_default=False,
     ),
 ]
 Ray = Annotated[
@@ -194,7 +167,6 @@ Ray = Annotated[
         help="Do it with Ray (needs dymn\\[ray]): local starts it on this machine, auto and HOST:PORT find a cluster. Paths may then be "
         "URLs such as s3://bucket/clips, and --workers says how many processes hold the network, each with --threads, 1 without it.",
         rich_help_panel=RUN_PANEL,
-        show_default=False,
     ),
 ]
 Fresh = Annotated[

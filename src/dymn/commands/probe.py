@@ -19,12 +19,12 @@ from dymn.commands.options import (
     Layers,
     Model,
     Quiet,
-    Report,
     ReportFormat,
     Threads,
     WindowBatch,
     hush,
     note,
+    seconds_option,
 )
 from dymn.commands.recordings import load_tagger
 from dymn.errors import ConfigError
@@ -44,21 +44,14 @@ def probe(
             metavar="DATA",
             help="The data, as for `dymn train`: a folder with one folder of clips for each class, a CSV table, tar shards, or a dataset "
             "as it is published.",
-            show_default=False,
         ),
     ],
     model: Model = None,
     layer: Layers = None,
     seconds: Annotated[
         float | None,
-        typer.Option(
-            "--seconds",
-            metavar="SECONDS",
-            min=0.05,
-            max=600,
-            help="How much of each clip is heard, from its beginning. Without it, all; the embedding of more than ten seconds is a mean.",
-            rich_help_panel=WHAT,
-            show_default=False,
+        seconds_option(
+            "How much of each clip is heard, from its beginning. Without it, all; the embedding of more than ten seconds is a mean.", WHAT
         ),
     ] = None,
     fill: Annotated[
@@ -67,7 +60,7 @@ def probe(
             help="What clips of less than ten seconds are filled up with: nothing (bare), themselves again (repeat), or zeros (pad).",
             rich_help_panel=WHAT,
         ),
-    ] = Fill.bare,
+    ] = "bare",
     kind: Kind = "auto",
     folds: Annotated[
         int,
@@ -86,10 +79,9 @@ def probe(
             "--plot",
             metavar="FILE",
             help="Draw which classes are taken for which (.png, .pdf or .svg), where each clip has one class.",
-            show_default=False,
         ),
     ] = None,
-    format: ReportFormat = Report.table,
+    format: ReportFormat = "table",
     workers: ClipWorkers = 0,
     device: Device = None,
     threads: Threads = None,
@@ -112,7 +104,7 @@ def probe(
 
     hush(quiet)
     layers = parse_layers(layer or "last")
-    settings = EmbedSettings(fill=fill.value)
+    settings = EmbedSettings(fill=fill)
     if not data.exists():
         raise ConfigError(f"There is nothing at {data}. Give the path of a folder, a table or an archive.")
     if plot is not None and plot.suffix.lower() not in PICTURES:
@@ -137,7 +129,7 @@ def probe(
         plot_confusion(found, plot)
         note(f"{plot} is written.", quiet)
     name = tagger.card.name or str(model)
-    typer.echo(as_json(found, embedder, name, data) if format is Report.json else as_table(found, embedder, name))
+    typer.echo(as_json(found, embedder, name, data) if format == "json" else as_table(found, embedder, name))
 
 
 def as_table(found: Probed, embedder: BaseEmbedder, model: str) -> str:

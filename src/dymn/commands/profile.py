@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from dymn.commands.options import Threads
+from dymn.commands.options import Threads, output_option
 from dymn.errors import ConfigError
 
-
-class Format(str, Enum):
-    """A key of `dymn.profiling.formats.COMPARISON_FORMATS` and `PROFILE_FORMATS`."""
-
-    table = "table"
-    json = "json"
-    csv = "csv"
-    markdown = "markdown"
+Format = Literal["table", "json", "csv", "markdown"]
+"""A key of `dymn.profiling.formats.COMPARISON_FORMATS` and `PROFILE_FORMATS`."""
 
 
 def profile(
@@ -28,7 +21,6 @@ def profile(
             metavar="MODEL|CONFIG",
             help="An architecture or a model with weights by its name (`dymn models` lists them; nothing is downloaded), a checkpoint, "
             "or a JSON or TOML file with settings.",
-            show_default=False,
         ),
     ] = None,
     table: Annotated[
@@ -37,21 +29,19 @@ def profile(
             "--table",
             metavar="NUMBER",
             help="Count every row of this table of the paper, such as VII, and set the printed numbers beside it; all for all tables.",
-            show_default=False,
         ),
     ] = None,
     input_seconds: Annotated[
         float, typer.Option(metavar="SECONDS", help="How long the recording is. The paper's numbers are for 10 seconds.")
     ] = 10.0,
     runs: Annotated[int, typer.Option(min=0, metavar="NUMBER", help="How many times to measure the time; 0 leaves it out.")] = 5,
-    format: Annotated[Format, typer.Option("--format", "-f", help="How to write the answer.")] = Format.table,
-    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write to this file.", show_default=False)] = None,
+    format: Annotated[Format, typer.Option("--format", "-f", help="How to write the answer.")] = "table",
+    output: Annotated[Path | None, output_option("Write to this file.", None)] = None,
     plot: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
             help="Draw mAP against multiply-adds and against parameters (the paper's Figs. 4 and 5) into this file (.png, .pdf, .svg).",
-            show_default=False,
         ),
     ] = None,
     threads: Threads = None,
@@ -74,9 +64,9 @@ def profile(
     use_threads(threads)
     text = None
     if table is not None:
-        text = COMPARISON_FORMATS[format.value](compare(table))
+        text = COMPARISON_FORMATS[format](compare(table))
     elif model is not None:
-        text = PROFILE_FORMATS[format.value](measure(model, input_seconds, runs=runs))
+        text = PROFILE_FORMATS[format](measure(model, input_seconds, runs=runs))
     if text is not None:
         with text_output(output) as stream:
             stream.write(text)

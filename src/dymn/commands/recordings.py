@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import typer
 
@@ -67,8 +67,8 @@ def ray_engine(
     """
     if address is None:
         return None
-    if backend is not Computes.torch:
-        raise ConfigError(f"--backend {backend.value} computes on this machine alone. Give it without --ray.")
+    if backend != "torch":
+        raise ConfigError(f"--backend {backend} computes on this machine alone. Give it without --ray.")
     if plot is not None:
         raise ConfigError("--plot is drawn from recordings on this machine. Give it without --ray.")
     from dymn.ray import Engine
@@ -101,9 +101,9 @@ def default_workers(threads: int | None, recordings: int) -> int:
     return max(1, min(available_cpus(), recordings, threads or recordings))
 
 
-def load_tagger(model: str | None, device: str | None, threads: int | None, quiet: bool, backend: Computes = Computes.torch) -> Tagger:
+def load_tagger(model: str | None, device: str | None, threads: int | None, quiet: bool, backend: Computes = "torch") -> Tagger:
     """Load the model that was named, or the default one, and say which that is."""
-    if backend is Computes.onnx:
+    if backend == "onnx":
         return load_onnx(model, device, threads)
     from dymn.commands.progress import download_bar
     from dymn.devices import resolve_device, use_threads
@@ -138,6 +138,15 @@ def load_onnx(model: str | None, device: str | None, threads: int | None) -> Tag
         return Tagger.from_onnx(model or SHIPPED, threads)
     except WeightsError as error:
         raise ConfigError(str(error)) from error
+
+
+def describe(tagger: Tagger, model: str | None, parameters: dict[str, Any], per_window: bool = False) -> Run:
+    """Return what is written beside answers, so that they can be made again."""
+    from dymn import __version__
+    from dymn.formats import Run
+
+    digest = str(tagger.card.provenance.get("sha256", ""))
+    return Run(__version__, tagger.card.name or model or "", digest, parameters, per_window)
 
 
 def follower(bar: Bar) -> Callable[[str, float], None]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dymn.commands.options import RUN_PANEL, Backend, Computes, Device, Quiet, Threads, WindowBatch, hush, note
+from dymn.commands.options import RUN_PANEL, Backend, Computes, Device, Quiet, Threads, WindowBatch, hush, note, seconds_option
 from dymn.commands.recordings import load_tagger
 from dymn.errors import ConfigError, MissingExtraError
 
@@ -30,7 +30,6 @@ def serve(
             "-m",
             metavar="NAME|FILE",
             help="A model as in `dymn tag`. May be given several times; the first is the default one.",
-            show_default=False,
         ),
     ] = None,
     host: Annotated[
@@ -56,7 +55,6 @@ def serve(
             metavar="FILE",
             help=f"A file with the token that callers must show. The variable {TOKEN_VARIABLE} can hold it instead.",
             rich_help_panel=WHO,
-            show_default=False,
         ),
     ] = None,
     page: Annotated[bool, typer.Option("--page/--no-page", help="Serve the page at / too.", rich_help_panel=WHO)] = True,
@@ -66,10 +64,8 @@ def serve(
     ] = 16,
     live: Annotated[int, typer.Option(min=0, metavar="NUMBER", help="How many live connections there may be.", rich_help_panel=LIMITS)] = 4,
     max_size: Annotated[float, typer.Option(min=0.001, metavar="MIB", help="The longest body of a request.", rich_help_panel=LIMITS)] = 64,
-    max_seconds: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="The longest recording.", rich_help_panel=LIMITS)] = 600,
-    timeout: Annotated[
-        float, typer.Option(min=0.1, metavar="SECONDS", help="How long a request may take once it has arrived.", rich_help_panel=LIMITS)
-    ] = 60,
+    max_seconds: Annotated[float, seconds_option("The longest recording.", LIMITS, least=0.1, most=None)] = 600,
+    timeout: Annotated[float, seconds_option("How long a request may take once it has arrived.", LIMITS, least=0.1, most=None)] = 60,
     workers: Annotated[
         int | None,
         typer.Option(
@@ -77,7 +73,6 @@ def serve(
             metavar="NUMBER",
             help="How many requests to decode at once. Without it, one more than there are CPUs.",
             rich_help_panel=RUN_PANEL,
-            show_default=False,
         ),
     ] = None,
     batch_size: WindowBatch = None,
@@ -85,7 +80,7 @@ def serve(
         float,
         typer.Option(min=0, max=1000, metavar="MS", help="How long a window waits for those of other requests.", rich_help_panel=RUN_PANEL),
     ] = 5,
-    backend: Backend = Computes.torch,
+    backend: Backend = "torch",
     device: Device = None,
     threads: Threads = None,
     quiet: Quiet = False,

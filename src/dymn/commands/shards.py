@@ -2,36 +2,29 @@
 
 from __future__ import annotations
 
-from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from dymn.commands.options import ClipWorkers, Kind, Quiet, hush, note
 from dymn.errors import ConfigError
 
-
-class Audio(str, Enum):
-    """The keys of `dymn.data.pack.ENCODINGS`."""
-
-    keep = "keep"
-    flac = "flac"
-    wav = "wav"
-    opus = "opus"
+Audio = Literal["keep", "flac", "wav", "opus"]
+"""The keys of `dymn.data.pack.ENCODINGS`."""
 
 
 def shards(
-    data: Annotated[Path, typer.Argument(metavar="DATA", help="The clips, as --data of `dymn train`.", show_default=False)],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder for the shards.", show_default=False)],
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="The clips, as --data of `dymn train`.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder for the shards.")],
     kind: Kind = "auto",
     audio: Annotated[
         Audio, typer.Option("--audio", metavar="HOW", help="Keep the audio as it is, or encode it anew: keep, flac, wav or opus; mono.")
-    ] = Audio.keep,
+    ] = "keep",
     size: Annotated[float, typer.Option("--size", metavar="MEGABYTES", min=0.001, help="About how large a shard is.")] = 256.0,
     clips: Annotated[
         int | None,
-        typer.Option("--clips", metavar="NUMBER", min=1, help="How many clips a shard holds, whatever its size.", show_default=False),
+        typer.Option("--clips", metavar="NUMBER", min=1, help="How many clips a shard holds, whatever its size."),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", metavar="NUMBER", min=0, help="Draws the order of the clips.")] = 0,
     shuffle: Annotated[bool, typer.Option("--shuffle/--in-order", help="Mix the clips over all shards, or keep their order.")] = True,
@@ -56,7 +49,7 @@ def shards(
     if kind == "auto":
         kind, path = detect(data)
     source = open_source(kind, path)
-    settings = PackSettings(audio.value, clips or 0, size, seed if shuffle else None)
+    settings = PackSettings(audio, clips or 0, size, seed if shuffle else None)
     with counting_bar("Pack", quiet) as progress:
         try:
             packed = pack(source, out, settings, task=task_facts(kind, path), workers=workers, progress=progress)

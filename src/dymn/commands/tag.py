@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from enum import Enum
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -15,10 +14,8 @@ from dymn.commands.options import (
     WHAT,
     WINDOWS,
     Backend,
-    Computes,
     Device,
     Exclude,
-    Fill,
     Filling,
     Fresh,
     Hop,
@@ -33,31 +30,19 @@ from dymn.commands.options import (
     Window,
     WindowBatch,
     Workers,
+    format_option,
     hush,
+    output_option,
 )
-from dymn.commands.recordings import MANY, Failures, check_output, default_workers, find, follower, load_tagger, ray_engine, write
+from dymn.commands.recordings import MANY, Failures, check_output, default_workers, describe, find, follower, load_tagger, ray_engine, write
 
 if TYPE_CHECKING:
-    from dymn.formats import Run
-    from dymn.tagger import Recording, Tagger, TagSettings
+    from dymn.tagger import Recording, Tagger
 
-
-class Format(str, Enum):
-    """The keys of `dymn.formats.FORMATS` and `BINARY`."""
-
-    table = "table"
-    json = "json"
-    jsonl = "jsonl"
-    csv = "csv"
-    audacity = "audacity"
-    parquet = "parquet"
-
-
-class Combine(str, Enum):
-    """The names in `dymn.selection.COMBINATIONS`."""
-
-    max = "max"
-    mean = "mean"
+Format = Literal["table", "json", "jsonl", "csv", "audacity", "parquet"]
+"""The keys of `dymn.formats.FORMATS` and `BINARY`."""
+Combine = Literal["max", "mean"]
+"""The names in `dymn.selection.COMBINATIONS`."""
 
 
 def tag(
@@ -83,27 +68,17 @@ def tag(
     ] = False,
     format: Annotated[
         Format | None,
-        typer.Option(
-            "--format",
-            "-f",
-            metavar="FORMAT",
-            help="How to write the answer: table, json, jsonl, csv, parquet (needs dymn\\[parquet]) or audacity. Without it the ending "
+        format_option(
+            "How to write the answer: table, json, jsonl, csv, parquet (needs dymn\\[parquet]) or audacity. Without it the ending "
             "of --output decides (.json, .jsonl, .csv, .parquet), and else it is a table. The format audacity is a label track of the "
-            "windows; give a --threshold with it.",
-            rich_help_panel=WHAT,
-            show_default=False,
+            "windows; give a --threshold with it."
         ),
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="FILE",
-            help="Write to this file, which appears when it is complete. Until then, with json, jsonl, csv and parquet, a journal lies "
-            "beside it, and the same command goes on after any interruption. Audacity labels of several recordings go to a folder.",
-            rich_help_panel=WHAT,
-            show_default=False,
+        output_option(
+            "Write to this file, which appears when it is complete. Until then, with json, jsonl, csv and parquet, a journal lies "
+            "beside it, and the same command goes on after any interruption. Audacity labels of several recordings go to a folder."
         ),
     ] = None,
     plot: Annotated[
@@ -113,20 +88,19 @@ def tag(
             help="Draw the spectrogram and when its labels are there: a picture (.png, .svg, .pdf), or a page with the sound (.html). For "
             "several recordings a folder, which gets a .png for each.",
             rich_help_panel=WHAT,
-            show_default=False,
         ),
     ] = None,
     window: Window = 10.0,
     hop: Hop = None,
-    fill: Filling = Fill.repeat,
+    fill: Filling = "repeat",
     combine: Annotated[
         Combine,
         typer.Option(
             help="How windows make the answer for a recording: each label's highest probability (is it anywhere?), or its mean over time.",
             rich_help_panel=WINDOWS,
         ),
-    ] = Combine.max,
-    backend: Backend = Computes.torch,
+    ] = "max",
+    backend: Backend = "torch",
     device: Device = None,
     threads: Threads = None,
     batch_size: WindowBatch = None,
@@ -148,13 +122,14 @@ def tag(
     from dymn.commands.output import binary_output
     from dymn.commands.plot import check_plot, draw
     from dymn.commands.progress import progress_bar
+    from dymn.config import to_dict
     from dymn.formats import BINARY, FORMATS, ROWS, choose, write_file
     from dymn.recordings import source_name
     from dymn.tagger import TagSettings
 
     hush(quiet)
-    settings = TagSettings(top_k, threshold, tuple(labels or ()), tuple(exclude or ()), window, hop, fill.value, combine.value)
-    name = choose(format.value if format else None, output)
+    settings = TagSettings(top_k, threshold, tuple(labels or ()), tuple(exclude or ()), window, hop, fill, combine)
+    name = choose(format, output)
     engine = ray_engine(ray, workers, threads, device, backend, plot)
 
     def tag_files(tagger: Tagger, count: int) -> Callable[..., Iterator[Recording]]:
@@ -166,8 +141,8 @@ def tag(
     if keeps_journal(output, name in ROWS and plot is None, paths, fresh, retry_failed):
         check_output(output, name, ())
         tagger = load_tagger(model, device if engine is None else "cpu", threads, quiet, backend)
-        run = describe(tagger, model or "", settings, per_window)
-        origin = run.to_dict() | {"backend": backend.value}
+        run = describe(tagger, model, to_dict(settings) | {"hop": hop or window}, per_window)
+        origin = run.to_dict() | {"backend": backend}
         bulk = Bulk("tag", tags(per_window), tag_files(tagger, MANY), partial(write_file, run, name), origin)
         if run_bulk(bulk, paths, output, fresh, retry_failed, quiet):
             raise typer.Exit(1)
@@ -180,7 +155,7 @@ def tag(
     bar = progress_bar(len(found), quiet)
     recordings = tag_files(tagger, len(found))(found, progress=follower(bar) if bar.visible else None)
     failures = Failures()
-    run = describe(tagger, model or "", settings, per_window)
+    run = describe(tagger, model, to_dict(settings) | {"hop": hop or window}, per_window)
     reported = failures.reported(chain(failed, bar.over(recordings)))
     if name in BINARY:
         with binary_output(output) as file:
@@ -192,15 +167,3 @@ def tag(
         failures.count += draw(tagger, shown, plot, single=len(found) == 1, settings=settings, quiet=quiet)
     if failures.count:
         raise typer.Exit(1)
-
-
-def describe(tagger: Tagger, model: str, settings: TagSettings, per_window: bool) -> Run:
-    """Return what is written beside the tags, so that they can be made again."""
-    from dymn import __version__
-    from dymn.config import to_dict
-    from dymn.formats import Run
-
-    card = tagger.card
-    parameters = to_dict(settings) | {"hop": settings.hop or settings.window}
-    digest = str(card.provenance.get("sha256", ""))
-    return Run(__version__, card.name or model, digest, parameters, per_window)

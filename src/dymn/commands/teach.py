@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from dymn.commands.options import ClipBatch, ClipWorkers, Device, Kind, Quiet, Threads, hush, note
+from dymn.commands.options import ClipBatch, ClipWorkers, Device, Kind, Quiet, Threads, hush, note, seconds_option
 from dymn.errors import ConfigError
 
 
@@ -37,32 +37,23 @@ def spread(words: list[str], option: str) -> list[str]:
 
 
 def teach(
-    data: Annotated[Path, typer.Argument(metavar="DATA", help="The clips, as --data of `dymn train`.", show_default=False)],
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="The clips, as --data of `dymn train`.")],
     models: Annotated[
         list[str],
         typer.Option(
             "--models",
             metavar="NAME|FILE ...",
             help="One model, or several of the same classes: then the mean of their logits is taken. Give DATA first.",
-            show_default=False,
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The table to write, a .safetensors file.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The table to write, a .safetensors file.")],
     kind: Kind = "auto",
     split: Annotated[
         str | None,
-        typer.Option("--split", metavar="NAME", help="Teach only train, val or test; without it, all clips.", show_default=False),
+        typer.Option("--split", metavar="NAME", help="Teach only train, val or test; without it, all clips."),
     ] = None,
     seconds: Annotated[
-        float | None,
-        typer.Option(
-            "--seconds",
-            metavar="SECONDS",
-            min=0.05,
-            max=600,
-            help="How much of each clip the models hear. Without it, the usual length of such data.",
-            show_default=False,
-        ),
+        float | None, seconds_option("How much of each clip the models hear. Without it, the usual length of such data.")
     ] = None,
     fill: Annotated[str, typer.Option("--fill", metavar="HOW", help="How shorter clips are filled: pad (with zeros) or repeat.")] = "pad",
     max_bad: Annotated[

@@ -37,7 +37,6 @@ def train(
             metavar="PATH",
             help="The data: a folder with one folder of clips for each class, a CSV table, tar shards, or a dataset as it is published.",
             rich_help_panel=WHAT,
-            show_default=False,
         ),
     ] = None,
     kind: Annotated[
@@ -48,7 +47,6 @@ def train(
             help="What the data are: auto (their files tell), or folder, csv, shards, esc50, esc10, fsd50k, openmic, tau, audioset_hdf5 "
             "and others. Without it, what the recipe says.",
             rich_help_panel=WHAT,
-            show_default=False,
         ),
     ] = None,
     model: Annotated[
@@ -60,7 +58,6 @@ def train(
             help="What to start from: a model with weights, a file or folder with one, or an architecture such as mn04, whose "
             "weights are drawn. `dymn models` lists them. Without it, what the recipe says.",
             rich_help_panel=WHAT,
-            show_default=False,
         ),
     ] = None,
     out: Annotated[
@@ -71,7 +68,6 @@ def train(
             metavar="FOLDER",
             help="Where results go. A run that is found there continues. Without it, runs/NAME.",
             rich_help_panel=WHAT,
-            show_default=False,
         ),
     ] = None,
     fold: Annotated[
@@ -81,7 +77,6 @@ def train(
             metavar="NUMBER|all",
             help="Which fold is the test set, for data in folds; all trains once for each and gives the mean.",
             rich_help_panel=HOW,
-            show_default=False,
         ),
     ] = None,
     epochs: Annotated[
@@ -93,7 +88,6 @@ def train(
             min=1,
             help="How many epochs; the recipe's schedule is stretched or shortened to them.",
             rich_help_panel=HOW,
-            show_default=False,
         ),
     ] = None,
     settings: Annotated[

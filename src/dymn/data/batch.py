@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import csv
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -11,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dymn.errors import ConfigError
+from dymn.files import atomic_write, csv_text, text_in
 
 Floats = npt.NDArray[np.float32]
 Number = TypeVar("Number", bound=np.generic)
@@ -42,6 +45,21 @@ class BadClip(NamedTuple):
     key: str
     reason: str
     fatal: bool = False
+
+
+def write_bad(path: Path, bad: Mapping[str, str]) -> None:
+    """Write clips that cannot be used as CSV (key, reason), if there are any."""
+    if bad:
+        with atomic_write(path) as file, text_in(file) as text:
+            text.write(csv_text([("key", "reason"), *sorted(bad.items())]))
+
+
+def read_bad(path: Path) -> dict[str, str]:
+    """Return what `write_bad` wrote; nothing where there is no such file."""
+    if not path.exists():
+        return {}
+    with path.open(newline="", encoding="utf-8") as file:
+        return {row["key"]: row["reason"] for row in csv.DictReader(file)}
 
 
 class Batch(NamedTuple):

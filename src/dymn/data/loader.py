@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import functools
-import io
 import logging
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +17,6 @@ from dymn.data.source import Source
 from dymn.data.streams import read_ahead
 from dymn.data.teacher import TeacherTable
 from dymn.errors import ConfigError, DataError
-from dymn.files import atomic_write
 
 logger = logging.getLogger(__name__)
 
@@ -217,17 +213,3 @@ class Loader:
         if clip.key not in self.bad:
             logger.warning("Skipping %s: %s", clip.key, clip.reason)
             self.bad[clip.key] = clip.reason
-
-    def read_bad(self, path: Path) -> None:
-        """Take up the list of bad clips of a run that continues."""
-        with path.open(newline="", encoding="utf-8") as file:
-            self.bad.update((row["key"], row["reason"]) for row in csv.DictReader(file))
-
-    def write_bad(self, path: Path) -> None:
-        """Write the list of bad clips as CSV: key, reason."""
-        text = io.StringIO()
-        writer = csv.writer(text)
-        writer.writerow(("key", "reason"))
-        writer.writerows(sorted(self.bad.items()))
-        with atomic_write(path) as file:
-            file.write(text.getvalue().encode())

@@ -7,7 +7,6 @@ and of no other; a run that was killed makes those that are missing, and the res
 from __future__ import annotations
 
 import contextlib
-import csv
 import dataclasses
 import io
 import json
@@ -27,7 +26,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 import dymn
-from dymn.data.batch import Floats
+from dymn.data.batch import Floats, read_bad, write_bad
 from dymn.data.packed import INDEX_FILE, WORK_FOLDER, Index, read_index, write_index
 from dymn.data.source import Source, decode, fingerprint
 from dymn.errors import AudioError, ConfigError, DataError
@@ -119,7 +118,7 @@ def pack(
         else:
             index = _make(source, out, settings, made, task or {}, workers, progress)
     shutil.rmtree(work, ignore_errors=True)  # another process that waited for the same shards does so, too
-    return Packed(index, _read_bad(out / BAD_FILE))
+    return Packed(index, read_bad(out / BAD_FILE))
 
 
 def _make(
@@ -158,7 +157,7 @@ def _write_index(shards: _Shards, made: dict[str, Any], task: dict[str, Any]) ->
     rows = np.array([[part, *row] for part, report in enumerate(whole) for row in report["clips"]], dtype=np.int64).reshape(-1, 6)
     if not len(rows):
         raise DataError(f"No clip of {source.name or 'the dataset'} can be read, such as {next(iter(bad.items()), '')}.")
-    _write_bad(out / BAD_FILE, bad)
+    write_bad(out / BAD_FILE, bad)
     catalog = source.catalog.take(rows[:, 1].tolist())
     values = {
         "labels": list(catalog.labels),
@@ -327,18 +326,3 @@ def _as_it_is(item: Any) -> Any:
 def _write_json(path: Path, values: dict[str, Any]) -> None:
     with atomic_write(path) as file:
         file.write(json.dumps(values).encode())
-
-
-def _write_bad(path: Path, bad: dict[str, str]) -> None:
-    if bad:
-        text = io.StringIO()
-        csv.writer(text).writerows([("key", "reason"), *sorted(bad.items())])
-        with atomic_write(path) as file:
-            file.write(text.getvalue().encode())
-
-
-def _read_bad(path: Path) -> dict[str, str]:
-    if not path.exists():
-        return {}
-    with path.open(newline="", encoding="utf-8") as file:
-        return {row["key"]: row["reason"] for row in csv.DictReader(file)}

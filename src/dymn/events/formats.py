@@ -5,8 +5,6 @@ Each format is a function that turns recordings into pieces of text as they come
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from dymn.errors import visible
 from dymn.events.decisions import Event
+from dymn.files import csv_text
 
 if TYPE_CHECKING:
     from dymn.errors import DymnError
@@ -61,12 +60,12 @@ def json_document(recordings: Iterable[EventRecording], run: Run) -> Iterator[st
 
 def csv_rows(recordings: Iterable[EventRecording], run: Run) -> Iterator[str]:
     """Write a row for each event; a failed recording has a row with its error."""
-    yield _csv_row(CSV_COLUMNS)
+    yield csv_text([CSV_COLUMNS])
     for recording in recordings:
         if recording.error is not None:
-            yield _csv_row((recording.name, "", "", "", "", str(recording.error)))
+            yield csv_text([(recording.name, "", "", "", "", str(recording.error))])
         for event in recording.events:
-            yield _csv_row((recording.name, f"{event.start:.3f}", f"{event.end:.3f}", event.label, f"{event.score:.6f}", ""))
+            yield csv_text([(recording.name, f"{event.start:.3f}", f"{event.end:.3f}", event.label, f"{event.score:.6f}", "")])
 
 
 def audacity_labels(recordings: Iterable[EventRecording], run: Run) -> Iterator[str]:
@@ -110,9 +109,3 @@ def _as_dict(recording: EventRecording) -> dict[str, Any]:
 
 def _field(name: str) -> str:
     return re.sub(r"\s+", "_", name.strip()) or "<NA>"
-
-
-def _csv_row(values: Sequence[str]) -> str:
-    line = io.StringIO()
-    csv.writer(line, lineterminator="\n").writerow(values)
-    return line.getvalue()

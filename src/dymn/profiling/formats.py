@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 
 from dymn import paper
+from dymn.files import csv_text
 from dymn.profiling.counting import KINDS
 from dymn.profiling.report import MILLION, Comparison, Profile
 
@@ -28,7 +27,7 @@ def comparison_table(rows: Sequence[Comparison]) -> str:
 def comparison_csv(rows: Sequence[Comparison]) -> str:
     """Return rows of the paper as CSV with plain counts."""
     values = [row.to_dict() for row in rows]
-    return _csv(COLUMNS, ([value[column] for column in COLUMNS] for value in values))
+    return csv_text([COLUMNS, *([value[column] for column in COLUMNS] for value in values)])
 
 
 def comparison_json(rows: Sequence[Comparison]) -> str:
@@ -99,7 +98,7 @@ def profile_table(profile: Profile) -> str:
 def profile_csv(profile: Profile) -> str:
     """Return the multiply-adds of each place and kind as CSV."""
     rows = ([place, *(part.get(kind, 0) for kind in KINDS)] for place, part in profile.count.parts.items())
-    return _csv(("place", *KINDS), rows)
+    return csv_text([("place", *KINDS), *rows])
 
 
 def profile_json(profile: Profile) -> str:
@@ -139,11 +138,3 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
 def _piped(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
-
-
-def _csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    return text.getvalue()

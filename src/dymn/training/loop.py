@@ -25,6 +25,7 @@ from torch import Tensor
 import dymn
 from dymn import hub
 from dymn.data import Batch, Source
+from dymn.data.batch import read_bad, write_bad
 from dymn.devices import resolve_device
 from dymn.errors import ConfigError, DataError, MissingExtraError
 from dymn.frontend import LogMel
@@ -205,8 +206,7 @@ class Run:
             )
         if not self.state.model:
             return
-        if (self.folder / BAD_FILE).exists():
-            self.loader.read_bad(self.folder / BAD_FILE)
+        self.loader.bad |= read_bad(self.folder / BAD_FILE)
         self.network.load_state_dict(self.state.model)
         if self.ema is not None:
             self.ema.load_state_dict(self.state.ema)
@@ -340,7 +340,7 @@ class Run:
         if not self.is_main:
             return
         self._take_state()
-        self._write_bad()
+        write_bad(self.folder / BAD_FILE, self.loader.bad)
         done = dataclasses.replace(part, loss=loss, clips=clips, loader=self.loader.state_dict())
         save_state(dataclasses.replace(self.state, part=vars(done)), self.folder / STATE_FILE)
 
@@ -355,7 +355,7 @@ class Run:
         write_history(self.folder / "log.jsonl", self.state.history)
         if record["seconds"] > SLOW:
             self._draw()
-        self._write_bad()
+        write_bad(self.folder / BAD_FILE, self.loader.bad)
 
     def _take_state(self) -> None:
         self.state.model = self.network.state_dict()
@@ -363,10 +363,6 @@ class Run:
         self.state.optimizer = self.optimizer.state_dict()
         scaler = getattr(self.fabric.strategy.precision, "scaler", None)
         self.state.scaler = scaler.state_dict() if scaler is not None else {}
-
-    def _write_bad(self) -> None:
-        if self.loader.bad:
-            self.loader.write_bad(self.folder / BAD_FILE)
 
     def _draw(self) -> None:
         metric = deciding_metric(_validation(self.state.history[-1]), self.inputs.task)

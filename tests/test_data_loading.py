@@ -201,6 +201,21 @@ def test_bad_clips_are_skipped_counted_and_listed(folder, tmp_path, caplog):
         list(Loader(source, PlainSampler(12), 4, max_bad=0.1).epoch(0))
 
 
+def test_bad_clips_count_on_in_an_epoch_that_is_gone_on_with(folder):
+    for name in ("00", "10"):
+        (folder / "a" / f"{name}.wav").write_bytes(b"broken")
+    source = open_source("folder", folder)
+
+    def new():
+        return Loader(source, PlainSampler(12, shuffle=False), 4, seconds=0.1, max_bad=0.1)
+
+    begun, again = new(), new()
+    next(begun.epoch(0))
+    again.load_state_dict(begun.state_dict())
+    with pytest.raises(DataError, match="2 bad clips in epoch 0"):
+        list(again.epoch(0))
+
+
 def test_a_batch_without_good_clips(folder):
     for name in ("00", "02"):
         (folder / "a" / f"{name}.wav").write_bytes(b"broken")

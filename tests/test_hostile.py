@@ -67,6 +67,31 @@ def test_an_archive_of_weights_that_unpacks_to_more_is_refused(tmp_path):
         read_state_dict(path)
 
 
+@pytest.mark.parametrize(("method", "head"), [(zipfile.ZIP_DEFLATED, 0), (zipfile.ZIP_LZMA, 9)])
+def test_an_archive_of_weights_whose_members_do_not_unpack_is_refused(tmp_path, method, head):
+    path = torch_file(tmp_path, lambda name, content: bytes(range(256)) if name.endswith("data.pkl") else content, method)
+    content = bytearray(path.read_bytes())
+    at = content.index(b"data.pkl") + len("data.pkl") + head
+    content[at : at + 20] = b"\xff" * 20
+    path.write_bytes(content + bytes(2**12))  # as large as what it unpacks to
+    with pytest.raises(WeightsError, match="is damaged: "):
+        read_state_dict(path)
+
+
+@pytest.mark.parametrize(("at", "value", "reason"), [(10, 99, "compression"), (8, 1, "password required")])
+def test_an_archive_of_weights_that_asks_for_what_zipfile_has_not_got_is_refused(tmp_path, at, value, reason):
+    content = bytearray(torch_file(tmp_path).read_bytes())
+    begin = content.index(b"PK\x01\x02")  # the directory says it first, each member again
+    for header, field in ((b"PK\x01\x02", at), (b"PK\x03\x04", at - 2)):
+        begin = content.find(header)
+        while begin >= 0:
+            content[begin + field] = value
+            begin = content.find(header, begin + 4)
+    (tmp_path / "weights.pt").write_bytes(content)
+    with pytest.raises(WeightsError, match=reason):
+        read_state_dict(tmp_path / "weights.pt")
+
+
 def test_tensors_that_share_numbers_without_end_are_refused(tmp_path):
     shared = torch.zeros(1000)
     torch.save({str(i): shared for i in range(1000)}, tmp_path / "weights.pt")

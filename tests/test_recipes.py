@@ -117,7 +117,7 @@ def tiny(config, data, weights, out):
         "data.draws": 4,
         "data.least_draws": 0,
         "data.workers": 0,
-        "data.fold": 1 if TASKS[config.data.kind].folds else 0,
+        "data.fold": 1 if config.data.kind.startswith("esc") else 0,
         "optim.batch_size": 2,
         "schedule.epochs": 1,
         "run.out": str(out),

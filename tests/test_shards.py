@@ -1,5 +1,6 @@
 """`dymn shards`: what is packed comes out as it went in, a kill loses nothing, damage is noticed."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -21,7 +22,7 @@ from dymn.data.detect import detect
 from dymn.data.packed import COLUMNS_FILE, INDEX_FILE, WORK_FOLDER
 from dymn.data.stores import tar_members
 from dymn.data.teacher import write_table
-from dymn.errors import ConfigError, DataError
+from dymn.errors import ConfigError, DataError, ResourceError
 from dymn.files import atomic_write
 from dymn.training.recipe import load_recipe
 from dymn.training.resolve import resolve
@@ -85,9 +86,7 @@ def test_what_is_packed_comes_out_as_it_went_in(kind, tmp_path):
     packed = open_source("packed", tmp_path / "out")
     assert_same(source, packed)
     task = task_of("packed", tmp_path / "out")
-    assert (task.loss, task.metric, task.folds, task.whole) == tuple(
-        getattr(TASKS[kind], name) for name in ("loss", "metric", "folds", "whole")
-    )
+    assert dataclasses.replace(task, reader=TASKS[kind].reader, classes=TASKS[kind].classes) == TASKS[kind]
     assert sum(shard["clips"] for shard in made.index.shards) == len(source) and max(s["clips"] for s in made.index.shards) <= 3
     for shard in made.index.shards:  # a tar file that others read: names that are safe, audio and JSON side by side
         names = list(tar_members(tmp_path / "out" / shard["name"]))
@@ -207,6 +206,41 @@ def test_other_settings_or_data_are_refused(tmp_path):
             PackSettings(**wrong)
 
 
+def test_a_clip_that_the_encoder_does_not_take_is_bad(tmp_path, monkeypatch):
+    write_folder(tmp_path / "data")
+    rare, real = 5000, soundfile.write  # as many samples as no other clip has
+    write_audio(tmp_path / "data" / "train" / "a" / "odd.wav", seconds=rare / 32_000)
+
+    def write(file, samples, rate, **how):
+        real(file, samples, 10**6 if len(samples) == rare else rate, **how)
+
+    source = open_source("folder", tmp_path / "data")
+    monkeypatch.setattr(soundfile, "write", write)
+    for workers in (0, 2):
+        made = pack(source, tmp_path / f"out{workers}", PackSettings("flac", clips=4), workers=workers)
+        assert list(made.bad) == ["train/a/odd.wav"] and "cannot be written as flac" in made.bad["train/a/odd.wav"]
+        assert made.index.values["clips"] == 10
+
+
+def test_other_errors_of_packing_are_what_they_are(tmp_path, monkeypatch):
+    write_folder(tmp_path / "data")
+    source = open_source("folder", tmp_path / "data")
+    for error, expected in ((RuntimeError("a fault of ours"), RuntimeError), (MemoryError(), ResourceError)):
+        with monkeypatch.context() as patch:
+            patch.setattr(sys.modules["dymn.data.pack"], "encode", raising(error))
+            with pytest.raises(expected) as caught:
+                pack(source, tmp_path / "out", PackSettings("flac", clips=4))
+        assert type(caught.value) is expected
+    assert pack(source, tmp_path / "out", PackSettings("flac", clips=4)).index.values["clips"] == 10, "it goes on"
+
+
+def raising(error):
+    def call(*_):
+        raise error
+
+    return call
+
+
 def test_two_processes_make_the_same(tmp_path):
     write_folder(tmp_path / "data")
     source = open_source("folder", tmp_path / "data")
@@ -270,7 +304,11 @@ def test_who_waited_for_the_same_shards_has_them(packed, monkeypatch):
         lambda v: v.update(labels="ab"),
         lambda v: v.update(task=[]),
         lambda v: v["task"].update(loss="__import__"),
-        lambda v: v["task"].update(seconds="long"),
+        *(lambda v, wrong=wrong: v["task"].update(seconds=wrong) for wrong in ("long", float("nan"), -1, 0, 1e9, True, None)),
+        lambda v: v["task"].update(whole=0.5),
+        lambda v: v["shards"][0].update(clips=float("inf")),
+        lambda v: v.update(columns=[]),
+        lambda v: v["columns"].update(names=5),
         lambda v: v["shards"][0].update(name="../data/train/a/00.wav"),
         lambda v: v["shards"].pop(),
         lambda v: v["shards"].reverse(),
@@ -279,6 +317,7 @@ def test_who_waited_for_the_same_shards_has_them(packed, monkeypatch):
     ],
 )
 def test_an_index_that_lies_is_refused(packed, change):
+    task_of("packed", packed)
     change_index(packed, lambda values: values.update(task={}))
     change_index(packed, change)
     with pytest.raises(DataError):

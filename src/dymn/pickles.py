@@ -5,8 +5,11 @@ A pickle can call any function while it is loaded. `Plain` refuses every call th
 
 from __future__ import annotations
 
+import lzma
 import pickle
 import struct
+import zipfile
+import zlib
 from collections.abc import Iterable
 from typing import Any, ClassVar
 
@@ -15,6 +18,8 @@ FAILURES = (
     *(AssertionError, NameError, RecursionError, struct.error),
 )
 """What a damaged or hostile pickle makes `Plain.load` raise."""
+ARCHIVE_FAILURES = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError)
+"""What a damaged or hostile archive makes zipfile raise; a RuntimeError where it needs a password or a packing that zipfile lacks."""
 
 
 class Plain(pickle._Unpickler):

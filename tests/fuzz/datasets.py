@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import io
 import json
 import pickle
 import sqlite3
 import tempfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,8 @@ from hypothesis import strategies as st
 import layouts
 from dymn.bulk import results, tags
 from dymn.commands.convert import read_labels
-from dymn.data import TeacherTable, open_source
+from dymn.data import PackSettings, TeacherTable, open_source, pack, task_of
+from dymn.data.packed import COLUMNS_FILE, INDEX_FILE
 from dymn.data.pickles import read_index, read_npz
 from dymn.data.teacher import write_table
 from dymn.formats import Run, csv_rows, json_lines
@@ -39,6 +42,12 @@ def write_manifest(root: Path) -> None:
         layouts.write_audio(root / str(row[0]))
 
 
+def write_packed(root: Path) -> None:
+    layouts.write_esc50(root / "data")
+    task = {"loss": "ce", "metric": "accuracy", "seconds": 5.0, "whole": False}
+    pack(open_source("esc50", root / "data"), root / "out", PackSettings(clips=4), task=task)
+
+
 LAYOUTS: dict[str, tuple[Callable[[Path], None], str, tuple[str, ...]]] = {
     "csv": (write_manifest, "list.csv", ("list.csv", "a.wav")),
     "esc50": (layouts.write_esc50, "", ("meta/esc50.csv",)),
@@ -46,6 +55,7 @@ LAYOUTS: dict[str, tuple[Callable[[Path], None], str, tuple[str, ...]]] = {
     "openmic": (layouts.write_openmic, "", ("openmic-2018.npz", "class-map.json", "partitions/split01_train.csv")),
     "tau": (layouts.write_tau, "", ("meta.csv", "evaluation_setup/fold1_train.csv")),
     "shards": (layouts.write_corpus, "", ("shards/kd-0000.tar", "index.csv")),
+    "packed": (write_packed, "out", ("out/index.json", "out/clips.npz")),
     "audioset_hdf5": (write_hdf5, "", ("eval_segments_mp3.hdf",)),
 }
 """How a dataset is written, where it is opened below its folder, and which of its files are edited."""
@@ -86,6 +96,18 @@ def _table(draw: Any, content: bytes) -> bytes:
     return "\n".join(sign.join(row) for row in rows).encode("utf-8", "surrogatepass")
 
 
+@st.composite
+def _columns(draw: Any, content: bytes) -> bytes:
+    """Draw columns of which one is edited, in an archive that is whole."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as before, zipfile.ZipFile(file, "w") as after:
+        changed = draw(st.sampled_from(before.namelist()))
+        for name in before.namelist():
+            column = before.read(name)
+            after.writestr(name, inputs.edited(column, draw(inputs.edits)) if name == changed else column)
+    return file.getvalue()
+
+
 def dataset_cases() -> st.SearchStrategy[tuple[str, str, bytes]]:
     found: list[st.SearchStrategy[tuple[str, str, bytes]]] = []
     for kind in LAYOUTS:
@@ -96,6 +118,8 @@ def dataset_cases() -> st.SearchStrategy[tuple[str, str, bytes]]:
                 drawn = st.one_of(drawn, _table(content))
             elif name.endswith(".json"):
                 drawn = st.one_of(drawn, inputs.changed(json.loads(content)).map(inputs.dumped), st.just(inputs.deep(100_000).encode()))
+            elif name.endswith(COLUMNS_FILE):
+                drawn = st.one_of(drawn, _columns(content))
             found.append(st.tuples(st.just(kind), st.just(name), drawn))
     return st.one_of(found)
 
@@ -106,15 +130,24 @@ def open_dataset(case: tuple[str, str, bytes], folder: Path) -> bool:
     root = folder / kind
     if not root.exists():
         write(root)
-    kept = (root / name).read_bytes()
-    (root / name).write_bytes(content)
+    edited = {root / name: content}
+    if name.endswith(COLUMNS_FILE):  # a stranger's index says what its columns are
+        index = root / start / INDEX_FILE
+        values = json.loads(index.read_bytes())
+        values["columns"]["sha256"] = hashlib.sha256(content).hexdigest()
+        edited[index] = json.dumps(values).encode()
+    kept = {path: path.read_bytes() for path in edited}
+    for path, changed in edited.items():
+        path.write_bytes(changed)
     try:
+        task_of(kind, root / start)
         source = open_source(kind, root / start)
         for i in range(min(2, len(source))):
             source.read(i)
         return True
     finally:
-        (root / name).write_bytes(kept)
+        for path, content in kept.items():
+            path.write_bytes(content)
 
 
 def pickle_cases() -> st.SearchStrategy[tuple[str, bytes]]:
@@ -126,8 +159,6 @@ def pickle_cases() -> st.SearchStrategy[tuple[str, bytes]]:
 
     def packed(content: bytes) -> tuple[str, bytes]:
         file = io.BytesIO()
-        import zipfile
-
         with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
             archive.writestr("names.npy", content)
         return "npz", file.getvalue()

@@ -139,7 +139,8 @@ class Loader:
         if workers:
             self._presented.start.share_memory_()  # type: ignore[no-untyped-call]
         self._at = (0, 0)  # epoch, and how many of its batches were handed out
-        self._first: dict[int, int] = {}  # batch to begin with by epoch, where that is another than 0
+        self._met = 0  # bad clips in those batches
+        self._first: dict[int, tuple[int, int]] = {}  # by epoch, where it does not begin at 0: batch, and bad clips in those before
         self._loader: DataLoader[Collated] = DataLoader(
             self._presented,
             batch_size=None,
@@ -167,30 +168,29 @@ class Loader:
             DataError: if more than `max_bad` of the epoch's clips are bad, all clips of a batch are bad while other processes wait,
                 or a clip is not the one that the teacher heard.
         """
-        first = self._first.pop(number, 0)
+        first, self._met = self._first.pop(number, (0, 0))
         self._presented.start.copy_(torch.tensor([number, first]))
         allowed = self.max_bad * len(self.batches.sampler) / self.batches.world
-        met = 0
         for done, collated in enumerate(self._loader, start=first + 1):
             self._at = (number, done)
             for clip in collated.bad:
-                met += 1
+                self._met += 1
                 self._note(clip)
-            if met > allowed:
+            if self._met > allowed:
                 listed = "; ".join(f"{key}: {reason}" for key, reason in list(self.bad.items())[:5])
                 raise DataError(
-                    f"{met} bad clips in epoch {number}, more than {self.max_bad:.1%} of its {len(self.batches.sampler)} clips: {listed}. "
-                    "Repair or remove them, or allow a larger share (max_bad)."
+                    f"{self._met} bad clips in epoch {number}, more than {self.max_bad:.1%} of its {len(self.batches.sampler)} clips: "
+                    f"{listed}. Repair or remove them, or allow a larger share (max_bad)."
                 )
             if collated.batch is None and self.batches.world > 1:
                 raise DataError(f"All clips of a batch are bad: {', '.join(clip.key for clip in collated.bad)}. Repair or remove them.")
             yield collated
 
     def state_dict(self) -> dict[str, int]:
-        """Return where the loader is: the epoch, how many of its batches were handed out, and what its order depends on."""
+        """Return where the loader is (the epoch, its batches that were handed out, their bad clips), and what its order depends on."""
         epoch, batch = self._at
         size, draws = self.batches.batch_size, len(self.batches.sampler)
-        return {"epoch": epoch, "batch": batch, "seed": self.seed, "draws": draws, "batch_size": size}
+        return {"epoch": epoch, "batch": batch, "bad": self._met, "seed": self.seed, "draws": draws, "batch_size": size}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Have the epoch of a state begin with the batch after those that were handed out.
@@ -204,8 +204,8 @@ class Loader:
         differing = [name for name in ("seed", "draws", "batch_size") if state.get(name) != now[name]]
         if differing:
             raise ConfigError(f"The state is that of a loader with another {' and '.join(differing)}: {state}, and this one has {now}.")
-        self._at = (state["epoch"], state["batch"])
-        self._first[state["epoch"]] = state["batch"]
+        self._at, self._met = (state["epoch"], state["batch"]), state["bad"]
+        self._first[state["epoch"]] = (state["batch"], state["bad"])
 
     def _note(self, clip: BadClip) -> None:
         if clip.fatal:

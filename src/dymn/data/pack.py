@@ -29,7 +29,7 @@ import dymn
 from dymn.data.batch import Floats, read_bad, write_bad
 from dymn.data.packed import INDEX_FILE, WORK_FOLDER, Index, read_index, write_index
 from dymn.data.source import Source, decode, fingerprint
-from dymn.errors import AudioError, ConfigError, DataError
+from dymn.errors import AudioError, ConfigError, DataError, resource_error
 from dymn.files import atomic_write, locked
 from dymn.weights.download import sha256_of
 
@@ -101,7 +101,8 @@ def pack(
 
     Raises:
         ConfigError: if the folder holds other things, or shards of other data or settings.
-        DataError: if no clip can be read, or a process died.
+        DataError: if no clip can be read.
+        ResourceError: if memory runs out, or a process died; called again it goes on.
         OSError: if the folder cannot be written to.
     """
     settings, out = settings or PackSettings(), Path(out)
@@ -144,8 +145,10 @@ def _make(
             done += clips
             if progress is not None:
                 progress(done, len(source))
-    except RuntimeError as error:
-        raise DataError(f"A process that packs ended: {error}. The same command goes on; fewer --workers need less memory.") from error
+    except (RuntimeError, MemoryError) as error:
+        if (known := resource_error(error)) is None:
+            raise
+        raise known from error
     return _write_index(shards, made, task)
 
 
@@ -241,6 +244,9 @@ def encode(waveform: Floats, sample_rate: int, encoding: str) -> bytes:
         waveform: mono samples.
         sample_rate: of the waveform, in Hz; opus is resampled to 48 kHz.
         encoding: "flac", "wav" (both 16 bits) or "opus".
+
+    Raises:
+        AudioError: if the encoder does not take it.
     """
     file = io.BytesIO()
     if encoding == "opus":
@@ -249,7 +255,12 @@ def encode(waveform: Floats, sample_rate: int, encoding: str) -> bytes:
     else:
         samples = np.clip(np.rint(waveform * 32_768.0), -32_768, 32_767).astype(np.int16)
     form, subtype = ENCODINGS[encoding]
-    soundfile.write(file, samples, sample_rate, format=form, subtype=subtype)
+    try:
+        soundfile.write(file, samples, sample_rate, format=form, subtype=subtype)
+    except soundfile.LibsndfileError as error:
+        raise AudioError(
+            f"It cannot be written as {encoding} at {sample_rate} Hz ({error.error_string}). Choose another encoding."
+        ) from error
     return file.getvalue()
 
 

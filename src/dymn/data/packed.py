@@ -36,7 +36,7 @@ class Index:
     Attributes:
         root: the folder.
         labels: names of the C classes.
-        task: kind of the data that were packed, with loss, metric, folds, seconds and whole as a `TaskSpec` has them.
+        task: kind of the data that were packed, with loss, metric, seconds and whole as a `TaskSpec` has them.
         shards: name, clips, bytes and sha256 of each.
         values: all of it.
     """
@@ -72,13 +72,15 @@ def read_index(root: Path) -> Index:
         values = json.loads(path.read_text(encoding="utf-8"))
         if values["format"] != FORMAT:
             raise ValueError(f"its format is {values['format']!r}, not {FORMAT}")
-        labels, task = values["labels"], values["task"]
+        labels, task, columns = values["labels"], values["task"], values["columns"]
         shards = [
             {**shard, "clips": int(shard["clips"]), "bytes": int(shard["bytes"]), "name": str(shard["name"])} for shard in values["shards"]
         ]
         if not isinstance(task, dict) or not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
             raise ValueError("labels must be a list of names, and task an object")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        if not isinstance(columns, dict) or not isinstance(columns["names"], list):
+            raise ValueError("columns must be an object with a list of names")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise DataError(f"{path} is not a readable index of shards: {error!r}. Pack them again with dymn shards.") from error
     return Index(root, tuple(labels), task, shards, values)
 
@@ -91,14 +93,14 @@ def read_packed(root: Path) -> tuple[Catalog, Store]:
     """
     index = read_index(root)
     columns = root / COLUMNS_FILE
-    if _digest(columns) != index.values.get("columns", {}).get("sha256"):
+    if _digest(columns) != index.values["columns"].get("sha256"):
         raise DataError(f"{columns} is not the one that {INDEX_FILE} speaks of. Get both from the same release.")
     paths = [inside(root, shard["name"]) for shard in index.shards]
     for path, shard in zip(paths, index.shards, strict=True):
         found = path.stat().st_size if path.is_file() else -1
         if found != shard["bytes"]:
             raise DataError(f"{path} has {found} bytes, and {INDEX_FILE} says {shard['bytes']}. The copy is incomplete; get it again.")
-    names = tuple(name for name in index.values.get("columns", {}).get("names", ()) if isinstance(name, str))
+    names = tuple(name for name in index.values["columns"]["names"] if isinstance(name, str))
     arrays = read_npz(columns, names)
     try:
         places, keys = arrays["places"].astype(np.int64), tuple(arrays["keys"].tobytes().decode().split("\0"))

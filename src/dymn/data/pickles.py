@@ -10,7 +10,6 @@ import io
 import pickle
 import tokenize
 import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dymn.errors import DataError
-from dymn.pickles import FAILURES, Plain
+from dymn.pickles import ARCHIVE_FAILURES, FAILURES, Plain
 
 MAX_BYTES = 512 * 2**20
 MAX_TEXT = 4096
@@ -98,7 +97,7 @@ def read_npz(path: Path, names: tuple[str, ...]) -> dict[str, npt.NDArray[Any]]:
     try:
         with zipfile.ZipFile(path) as archive:
             return {name: _read_member(archive, path, name) for name in names}
-    except (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, ValueError, *ARCHIVE_FAILURES) as error:
         raise DataError(f"{path} is not a readable .npz file: {error}.") from error
 
 

@@ -20,7 +20,13 @@ from dymn.data.stores import Store
 from dymn.errors import ConfigError, DataError
 
 Reader = Callable[..., tuple[Catalog, Store]]
-TASK_FACTS = ("loss", "metric", "folds", "seconds", "whole")
+TASK_FACTS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "loss": (lambda value: value in ("bce", "ce"), "bce, ce"),
+    "metric": (lambda value: value in ("mAP", "accuracy"), "mAP, accuracy"),
+    "seconds": (lambda value: type(value) in (int, float) and 0 < value <= MAX_SECONDS, f"a number above 0 and at most {MAX_SECONDS:g}"),
+    "whole": (lambda value: isinstance(value, bool), "true, false"),
+}
+"""What an index of shards, which may be a stranger's, says of its task: by name, what is allowed, as a test and in words."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +38,6 @@ class TaskSpec:
         classes: number of classes; None where the data tell.
         loss: "bce" (any number of classes at once) or "ce" (exactly one).
         metric: what counts: a key of what `dymn.metrics.evaluate` returns.
-        folds: number of folds whose test results are averaged; 0 where there are fixed splits.
         seconds: length of a training clip.
         whole: whether evaluation takes whole clips of any length (`seconds` cuts only in training).
     """
@@ -41,7 +46,6 @@ class TaskSpec:
     classes: int | None
     loss: str
     metric: str
-    folds: int = 0
     seconds: float = 10.0
     whole: bool = False
 
@@ -49,8 +53,8 @@ class TaskSpec:
 TASKS: dict[str, TaskSpec] = {
     "folder": TaskSpec(read_folder, None, "ce", "accuracy"),
     "csv": TaskSpec(read_csv, None, "bce", "mAP"),
-    "esc50": TaskSpec(read_esc50, 50, "ce", "accuracy", folds=5, seconds=5.0),
-    "esc10": TaskSpec(read_esc10, 10, "ce", "accuracy", folds=5, seconds=5.0),
+    "esc50": TaskSpec(read_esc50, 50, "ce", "accuracy", seconds=5.0),
+    "esc10": TaskSpec(read_esc10, 10, "ce", "accuracy", seconds=5.0),
     "fsd50k": TaskSpec(read_fsd50k, 200, "bce", "mAP", whole=True),
     "fsd50k_hdf5": TaskSpec(read_fsd50k_hdf5, 200, "bce", "mAP", whole=True),
     "openmic": TaskSpec(read_openmic, 20, "bce", "mAP"),
@@ -75,11 +79,13 @@ def task_of(kind: str, path: str | Path) -> TaskSpec:
     if kind != "packed":
         return spec
     said = read_index(Path(path)).task
-    allowed: dict[str, Any] = {"loss": ("bce", "ce"), "metric": ("mAP", "accuracy")}
     known = {name: said[name] for name in TASK_FACTS if name in said}
     for name, value in known.items():
-        if value not in allowed[name] if name in allowed else not isinstance(value, (int, float)):
-            raise DataError(f"{path} holds shards of a task whose {name} is {value!r}. Pack them again with dymn shards.")
+        is_allowed, allowed = TASK_FACTS[name]
+        if not is_allowed(value):
+            raise DataError(
+                f"{path} holds shards of a task whose {name} is {value!r:.100}; allowed: {allowed}. Pack the data again with dymn shards."
+            )
     return dataclasses.replace(spec, **known)
 
 

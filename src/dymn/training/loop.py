@@ -261,7 +261,7 @@ class Run:
         seconds = max(time.monotonic() - started, 1e-6)
         self.loader.bad = united(self.loader.bad)
         self.state.seconds += seconds
-        loss, clips = self._sums(part)
+        loss, clips = self._sums(part.loss, part.clips)
         record: Record = {"epoch": epoch, "lr": lr, "temperature": self.network.temperature, "loss": loss / clips}
         record |= {"clips_per_second": clips / seconds, "seconds": seconds, "bad_clips": len(self.loader.bad)}
         if self.is_main and self.inputs.val is not None:
@@ -294,19 +294,19 @@ class Run:
         if self.ema is not None:
             self.ema.update_parameters(self.network)
 
-    def _sums(self, part: Part) -> tuple[float, int]:
-        """Return loss and clips of all processes."""
+    def _sums(self, *values: float) -> list[float]:
+        """Return the sums of values over all processes."""
         if self.share.world == 1:
-            return part.loss, part.clips
-        sums = self.fabric.all_reduce(torch.tensor([part.loss, float(part.clips)], dtype=torch.float64), reduce_op="sum")
-        return float(sums[0]), int(sums[1])
+            return list(values)
+        return cast(list[float], self.fabric.all_reduce(torch.tensor(values, dtype=torch.float64), reduce_op="sum").tolist())
 
     def _begun(self) -> Part:
         """Return what was done of the epoch before the run was ended, and have the loader go on there."""
         part = Part(**self.state.part)
         self.state.part = {}
         if part.loader:
-            self.loader.load_state_dict(part.loader)
+            bad = len(range(self.share.rank, part.loader["bad"], self.share.world))  # its share of those of all processes
+            self.loader.load_state_dict(part.loader | {"bad": bad})
         return part if self.is_main else dataclasses.replace(part, loss=0.0, clips=0)  # the sums are those of all processes
 
     # Measuring and saving
@@ -336,12 +336,13 @@ class Run:
     def _save_part(self, part: Part) -> None:
         """Write the state in the middle of an epoch."""
         self.loader.bad = united(self.loader.bad)
-        loss, clips = self._sums(part)
+        at = self.loader.state_dict()
+        loss, clips, bad = self._sums(part.loss, part.clips, at["bad"])
         if not self.is_main:
             return
         self._take_state()
         write_bad(self.folder / BAD_FILE, self.loader.bad)
-        done = dataclasses.replace(part, loss=loss, clips=clips, loader=self.loader.state_dict())
+        done = dataclasses.replace(part, loss=loss, clips=int(clips), loader=at | {"bad": int(bad)})
         save_state(dataclasses.replace(self.state, part=vars(done)), self.folder / STATE_FILE)
 
     def _write_epoch(self, record: Record) -> None:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from dymn.errors import WeightsError
-from dymn.pickles import FAILURES, Plain
+from dymn.pickles import ARCHIVE_FAILURES, FAILURES, Plain
 
 MAX_FILE = 2**31
 MAX_PICKLE = 2**26
@@ -72,7 +72,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             return dict(_tensors(file))
     except OSError as error:
         raise WeightsError(f"{path} cannot be read: {error.strerror or error}.") from error
-    except (*FAILURES, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+    except (*FAILURES, *ARCHIVE_FAILURES) as error:
         raise WeightsError(
             f"{path} is not a plain state dict saved by torch.save, or is damaged: {error}. It was not executed; ask for a file with "
             "nothing but tensors by name, written by PyTorch 1.6 or newer."

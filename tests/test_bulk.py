@@ -384,7 +384,7 @@ def test_a_process_that_is_ended_by_a_signal_is_gone_on_with(number, code, model
     with subprocess.Popen(command, stderr=subprocess.PIPE) as running:
         while not journal_path(output).exists() and running.poll() is None:
             time.sleep(0.01)
-        time.sleep(1.5)
+        time.sleep(0.5)
         begun = time.monotonic()
         running.send_signal(number)
         _, errors = running.communicate(timeout=60)

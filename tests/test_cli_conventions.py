@@ -1,6 +1,8 @@
 """What docs/cli.md promises of every command: help, exit codes, completion."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -65,6 +67,24 @@ def test_what_is_not_there_is_wrong_use_or_a_failure_but_never_a_success(tmp_pat
         assert done.exit_code in (1, 2), f"{command}: {done.output}"
         assert done.stderr and "Traceback" not in done.stderr, command
     assert list(tmp_path.iterdir()) == []
+
+
+UNREADABLE = {
+    "explain": ["explain", "missing.wav"], "probe": ["probe", "missing"],
+    "evaluate": ["evaluate", "mn04_as", "--data", "missing"], "train": ["train", "--data", "missing"],
+    "teach": ["teach", "missing", "--models", "mn04_as", "-o", "out.safetensors"], "shards": ["shards", "missing", "out"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("words", UNREADABLE.values(), ids=UNREADABLE)
+def test_wrong_paths_are_told_before_pytorch_is_loaded(words, tmp_path):
+    (tmp_path / "text.wav").write_text("this is no audio")
+    (tmp_path / "empty.wav").touch()
+    code = "import sys\nfrom dymn.cli import main\ntry: main()\nfinally: sys.exit(9) if 'torch' in sys.modules else None"
+    done = subprocess.run([sys.executable, "-c", code, *words], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode in (1, 2), done.stderr
+    wrong = [word for word in words if word.startswith(("missing", "text", "empty"))]
+    assert all(word in line for word, line in zip(wrong, done.stderr.splitlines(), strict=True))
 
 
 def completions(line):

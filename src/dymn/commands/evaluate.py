@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dymn.commands.datasets import check_data, check_model
 from dymn.commands.options import (
     DATA,
     ClipBatch,
@@ -22,7 +23,6 @@ from dymn.commands.options import (
     note,
     seconds_option,
 )
-from dymn.errors import ConfigError
 
 if TYPE_CHECKING:
     from dymn.training.assess import Assessment
@@ -70,14 +70,13 @@ def evaluate(
 
     Classes without a positive clip are left out of the means and named.
     """
+    hush(quiet)
+    check_data(data, "--data")
     from dymn.commands.progress import counting_bar
     from dymn.devices import use_threads
     from dymn.metrics import write_per_class
     from dymn.training.assess import assess
 
-    hush(quiet)
-    if not data.exists():
-        raise ConfigError(f"There is nothing at {data}. Give the path of a folder, a table or an archive as --data.")
     network = load(model, device, quiet)
     use_threads(threads)
     with counting_bar("Evaluate", quiet) as progress:
@@ -108,7 +107,6 @@ def load(name: str, device: str | None, quiet: bool) -> Any:
         ConfigError: if it is neither known nor a path.
     """
     from dymn.commands.progress import download_bar
-    from dymn.commands.train import check_model
     from dymn.devices import resolve_device
     from dymn.weights import load_model
 

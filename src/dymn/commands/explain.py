@@ -40,15 +40,19 @@ def explain(
     The picture has the spectrogram with the tags' timeline; when and at which frequencies each block listened (Coordinate Attention);
     which kernels its convolutions were mixed of; and the function that its Dy-ReLU became in each channel.
     """
-    from dymn.explain import explain as decide
-    from dymn.explain import is_dynamic
-    from dymn.explain.page import save_page
-    from dymn.explain.picture import save_picture
+    from dymn.audio import probe
 
     hush(quiet)
     outputs = output or [Path(f"{Path(file).stem if file != '-' else 'recording'}-explained.png")]
     for path in outputs:
         check_output(path, file)
+    if file != "-" and not Path(file).is_fifo():
+        probe(file)  # a wrong path is told before PyTorch is loaded
+    from dymn.explain import explain as decide
+    from dymn.explain import is_dynamic
+    from dymn.explain.page import save_page
+    from dymn.explain.picture import save_picture
+
     network = load_tagger(model, device, threads, quiet).model
     if not is_dynamic(network):
         note(f"{network.card.name or 'The model'} is static: there is the spectrogram and the timeline to show, and no decisions.", quiet)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dymn.commands.datasets import check_data
 from dymn.commands.options import (
     DATA,
     WHAT,
@@ -98,15 +99,14 @@ def probe(
 
     Example: `dymn probe ESC10 --model dymn04_open --layer mels,blocks --plot confusion.png`.
     """
+    hush(quiet)
+    check_data(data, "DATA")
     from dymn.commands.progress import counting_bar
     from dymn.embedding import EmbedSettings, parse_layers
     from dymn.probe import probe as measure
 
-    hush(quiet)
     layers = parse_layers(layer or "last")
     settings = EmbedSettings(fill=fill)
-    if not data.exists():
-        raise ConfigError(f"There is nothing at {data}. Give the path of a folder, a table or an archive.")
     if plot is not None and plot.suffix.lower() not in PICTURES:
         raise ConfigError(f"--plot {plot} has an ending that is not known. Give one of: {', '.join(PICTURES)}.")
     tagger = load_tagger(model, device, threads, quiet)

@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from dymn.commands.datasets import check_data
 from dymn.commands.options import ClipWorkers, Kind, Quiet, hush, note
-from dymn.errors import ConfigError
 
 Audio = Literal["keep", "flac", "wav", "opus"]
 """The keys of `dymn.data.pack.ENCODINGS`."""
@@ -37,14 +37,13 @@ def shards(
 
     When interrupted, the same command continues where it was. Clips that cannot be decoded are left out and listed in OUT/bad_clips.csv.
     """
+    hush(quiet)
+    check_data(data, "DATA")
     from dymn.commands.progress import counting_bar
     from dymn.data import PackSettings, open_source, pack, task_facts
     from dymn.data.detect import detect
     from dymn.data.pack import BAD_FILE
 
-    hush(quiet)
-    if not data.exists():
-        raise ConfigError(f"There is nothing at {data}. Give the path of a folder, a table or an archive as DATA.")
     path = data
     if kind == "auto":
         kind, path = detect(data)

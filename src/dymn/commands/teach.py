@@ -8,8 +8,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from dymn.commands.datasets import check_data, check_model
 from dymn.commands.options import ClipBatch, ClipWorkers, Device, Kind, Quiet, Threads, hush, note, seconds_option
-from dymn.errors import ConfigError
 
 
 class ManyModels(TyperCommand):
@@ -71,17 +71,15 @@ def teach(
 
     When interrupted, the same command continues where it was.
     """
+    hush(quiet)
+    check_data(data, "DATA")
     from dymn.commands.progress import counting_bar
-    from dymn.commands.train import check_model
     from dymn.data import open_source, task_of
     from dymn.data import teach as library_teach
     from dymn.data.detect import detect
     from dymn.devices import resolve_device, use_threads
     from dymn.weights import load_model
 
-    hush(quiet)
-    if not data.exists():
-        raise ConfigError(f"There is nothing at {data}. Give the path of a folder, a table or an archive as DATA.")
     for name in models:
         check_model(name)
     place = resolve_device(device)

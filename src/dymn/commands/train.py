@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dymn.commands.datasets import check_data, check_model
 from dymn.commands.options import RUN_PANEL, Device, Quiet, Threads, hush, note
 from dymn.errors import ConfigError
 
@@ -113,9 +114,11 @@ def train(
 
     A run that was interrupted or killed continues when the same command is given again, and ends with the numbers it would have had.
     """
+    hush(quiet)
+    if data is not None and not recipes:
+        check_data(data, "--data")
     from dymn.devices import use_threads
 
-    hush(quiet)
     if recipes:
         from dymn.training.recipe import recipe_names
 
@@ -163,8 +166,7 @@ def check_inputs(config: TrainConfig) -> None:
     path = config.data.path
     if not path:
         raise ConfigError("There are no data to train on. Say where they lie: --data PATH.")
-    if not Path(path).expanduser().exists():
-        raise ConfigError(f"There is nothing at {path}. Give the path of a folder, a table or an archive as --data.")
+    check_data(Path(path), "--data")
     for name in model_names(config):
         check_model(name)
 
@@ -184,21 +186,6 @@ def fetch_models(config: TrainConfig, quiet: bool) -> None:
         if name in REGISTRY and not is_local(REGISTRY[name]):
             with download_bar(quiet) as progress:
                 load_model(name, progress=progress)
-
-
-def check_model(name: str) -> None:
-    """Refuse a model that is neither an architecture nor known nor a path.
-
-    Raises:
-        ConfigError: proposing similar names.
-    """
-    from dymn.model import MODELS
-    from dymn.weights.registry import REGISTRY, unknown_model
-
-    if name in MODELS or name in REGISTRY or Path(name).expanduser().exists():
-        return
-    if "/" not in name or Path(name).suffix in (".safetensors", ".pt", ".pth"):  # else it may be on the Hugging Face Hub
-        raise ConfigError(str(unknown_model(name)))
 
 
 def parse_fold(text: str) -> int:

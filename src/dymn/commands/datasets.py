@@ -1,0 +1,32 @@
+"""What commands over datasets share: to refuse, before PyTorch is loaded, data and models that are not there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dymn.errors import ConfigError
+
+
+def check_data(path: Path, where: str) -> None:
+    """Refuse data that are not there; `where` is how they are given, such as --data.
+
+    Raises:
+        ConfigError: the message says what to give instead.
+    """
+    if not path.expanduser().exists():
+        raise ConfigError(f"There is nothing at {path}. Give the path of a folder, a table or an archive as {where}.")
+
+
+def check_model(name: str) -> None:
+    """Refuse a model that is neither an architecture nor known nor a path.
+
+    Raises:
+        ConfigError: proposing similar names.
+    """
+    from dymn.model import MODELS
+    from dymn.weights.registry import REGISTRY, unknown_model
+
+    if name in MODELS or name in REGISTRY or Path(name).expanduser().exists():
+        return
+    if "/" not in name or Path(name).suffix in (".safetensors", ".pt", ".pth"):  # else it may be on the Hugging Face Hub
+        raise ConfigError(str(unknown_model(name)))

@@ -13,11 +13,12 @@ from torch.nn import functional
 
 from dymn.config import FrontEndConfig
 from dymn.errors import ConfigError
-from dymn.frontend import LOG_OFFSET, PREEMPHASIS, mel_basis
+from dymn.frontend import mel_basis
 from dymn.layers import DynamicConv2d, DynamicReLU
 from dymn.layers.attention import CoordinateAttention
 from dymn.layers.context import Context, ContextGenerator
 from dymn.model import MobileNet, Output
+from dymn.native.log_mel import LOG_OFFSET, PREEMPHASIS
 
 
 class TextbookConv(nn.Module):

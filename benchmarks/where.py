@@ -70,7 +70,7 @@ def measure(build: ctypes.CDLL, width: float, runs: int, n_frames: int = 1000) -
     torch.set_num_threads(1)
     model = create_model("dymn10", width=width, generator=torch.Generator().manual_seed(0)).eval()
     network, log_mel = NativeNetwork(model), clips(1, n_frames=n_frames)
-    network._library = build
+    network.compiled._library = build
     spent = (ctypes.c_double * len(PARTS))()
     rows, totals = [], []
     for _ in range(runs + 3):

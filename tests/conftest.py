@@ -1,6 +1,7 @@
 """What several test modules need."""
 
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,17 @@ def log_level() -> Iterator[None]:
     level = logger.level
     yield
     logger.setLevel(level)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Keep what tests put into the cache out of the user's."""
+    folder, before = tmp_path_factory.mktemp("cache"), os.environ.get("DYMN_CACHE")
+    os.environ["DYMN_CACHE"] = str(folder)
+    yield folder
+    os.environ.pop("DYMN_CACHE")
+    if before is not None:
+        os.environ["DYMN_CACHE"] = before
 
 
 @pytest.fixture(scope="session")

@@ -12,8 +12,8 @@ MAX_LINES = 450
 
 # From the ground up. A module imports from its own floor and those before it, never from one after it.
 FLOORS = (
-    ("errors", "_toml", "files", "pickles", "cpus", "devices", "ahead", "native"),
-    ("config", "backends"),
+    ("errors", "_toml", "files", "pickles", "cpus", "devices", "ahead"),
+    ("config", "backends", "native"),
     ("layers",),
     ("blocks", "weights.labels"),
     ("hub",),
@@ -35,6 +35,7 @@ FLOORS = (
         "events",
         "live",
         "pictures",
+        "compiled_backend",
         "onnx_backend",
         "export",
     ),

@@ -14,10 +14,11 @@ import soundfile
 import torch
 from typer.testing import CliRunner
 
-from dymn import __version__, create_model, hub
+from dymn import Tagger, __version__, create_model, hub
 from dymn.cli import app
 from dymn.config import ModelCard
 from dymn.weights import default, load_model
+from dymn.weights.download import LocalFile, sha256_of
 from dymn.weights.registry import REGISTRY
 
 RATE = 32_000
@@ -163,7 +164,7 @@ def test_what_should_not_happen_is_said_without_a_traceback(model, clips, monkey
     def fail(*_, **__):
         raise RuntimeError("the moon is full")
 
-    monkeypatch.setattr("dymn.torch_backend.TorchBackend.scores", fail)
+    monkeypatch.setattr("dymn.tagger.Tagger.tag_files", fail)
     done = run("tag", clips, "-m", model)
     assert done.exit_code == 1
     assert "RuntimeError: the moon is full" in done.stderr
@@ -177,7 +178,7 @@ def test_an_interrupted_run_leaves_the_old_output(model, clips, tmp_path, monkey
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("dymn.torch_backend.TorchBackend.scores", interrupt)
+    monkeypatch.setattr("dymn.tagger.computed", interrupt)
     done = run("tag", clips, "-m", model, "-o", output)
     assert done.exit_code == 130
     assert output.read_text() == "old"
@@ -186,26 +187,25 @@ def test_an_interrupted_run_leaves_the_old_output(model, clips, tmp_path, monkey
 
 def test_default_model_says_which_and_why(model, clips, tmp_path, monkeypatch):
     monkeypatch.setenv("DYMN_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(default, "is_local", lambda published: published.name == default.SHIPPED)
-    attempts = []
+    at_hand = {default.SHIPPED}
 
-    def load(name, **_):
-        attempts.append(name)
-        if name == default.PREFERRED:
+    def fetch(published, progress=None):
+        if published.name not in at_hand:
             raise default.WeightsError("no network")
-        return load_model(model)
+        return LocalFile(model, sha256_of(model))
 
-    monkeypatch.setattr(default, "load_model", load)
+    for module in ("default", "find"):
+        monkeypatch.setattr(f"dymn.weights.{module}.fetch_published", fetch)
+    monkeypatch.setattr("dymn.commands.recordings.load_in_torch", lambda name, *_: Tagger(load_model(model)))
     done = run("tag", clips / "clip0.wav")
     assert done.exit_code == 0
-    assert attempts == ["dymn10_as", "dymn04_open"]
     assert "Using dymn04_open" in done.stderr
     assert "dymn10_as" in done.stderr
     assert run("tag", clips / "clip0.wav", "--quiet").stderr == ""
-    monkeypatch.setattr(default, "load_model", lambda name, **_: load_model(model))
+    at_hand.add(default.PREFERRED)
     assert "Using dymn10_as" in run("tag", clips / "clip0.wav").stderr
+    at_hand.clear()
     monkeypatch.setattr(default, "is_local", lambda published: False)
-    monkeypatch.setattr(default, "load_model", load)
     done = run("tag", clips / "clip0.wav")
     assert done.exit_code == 1
     assert "--model" in done.stderr

@@ -37,7 +37,7 @@ from test_benchmarks import load as load_benchmark
 LIVELY = load_benchmark("lively")
 N_MELS, LABELS = 32, ("Dog", "Cat", "Speech, near", "Music")
 FRONT_END = FrontEndConfig(sample_rate=8000, n_fft=256, win_length=200, hop_length=80, n_mels=N_MELS, f_max=3900)
-LOG_MEL = LIVELY.clips(3, N_MELS, 70)
+LOG_MEL = LIVELY.clips(8, N_MELS, 70)
 EXAMPLES = Path(__file__).parents[1] / "examples" / "audio"
 
 

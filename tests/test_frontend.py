@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from dymn.config import FrontEndConfig
 from dymn.errors import AudioError, ConfigError
-from dymn.frontend import PREEMPHASIS, LogMel, mel_basis
+from dymn.frontend import LogMel, mel_basis
 from dymn.native import libraries, library
+from dymn.native.log_mel import PREEMPHASIS
 
 FIXTURES = ("default", "hop15", "mels64")
 

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 
 from dymn import create_model
 from dymn.errors import ConfigError
-from dymn.fast.native import NativeNetwork, is_known
+from dymn.fast.native import NativeNetwork
 from dymn.model import MODELS, model_config
 from dymn.native import libraries
+from dymn.native.network import is_known
 from dymn.torch_backend import TorchBackend
 from test_benchmarks import load as load_benchmark
 from test_efficientat import FIXTURES, load
@@ -204,7 +205,7 @@ def test_nothing_is_read_that_was_not_written(poison):
             torch.set_num_threads(n_threads)
             log_mel = clips(1, 64, 100)[..., :n_bands, :n_frames]
             expected = network(log_mel).embedding
-            for memory in network._memory:
+            for memory in network.compiled._memory:
                 memory.fill(poison)
             assert torch.equal(network(log_mel).embedding, expected)
 

@@ -9,8 +9,11 @@ from __future__ import annotations
 import ctypes
 import math
 import os
+import sys
 from collections.abc import MutableMapping
 from pathlib import Path
+
+from dymn.errors import ConfigError
 
 CALM = {"OMP_WAIT_POLICY": "passive", "KMP_BLOCKTIME": "0"}
 """Settings of the OpenMP libraries of GNU and Intel/LLVM under which threads that wait sleep."""
@@ -44,6 +47,23 @@ def available_cpus(cgroup: Path = _CGROUP) -> int:
     """Return how many CPUs this process may use: those that it may run on, and no more than a container's quota pays for."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(allowed, math.ceil(_quota(cgroup))))
+
+
+def may_have_gpu() -> bool:
+    """Return whether PyTorch may find a CUDA or ROCm device here; quick, and on Windows not known."""
+    return sys.platform == "win32" or any(Path("/dev", name).exists() for name in ("nvidiactl", "nvhost-gpu", "kfd", "dxg"))
+
+
+def default_threads(threads: int | None = None) -> int:
+    """Return how many threads to compute with: `threads`, or else what the environment says, or one for each CPU that may be used.
+
+    Raises:
+        ConfigError: if `threads` is below 1.
+    """
+    if threads is not None and threads < 1:
+        raise ConfigError(f"threads is {threads}; it must be at least 1.")
+    wanted = (os.environ.get(name, "") for name in THREAD_VARIABLES)
+    return threads or next((int(text) for text in wanted if text.isdigit() and int(text)), available_cpus())
 
 
 def _quota(cgroup: Path) -> float:

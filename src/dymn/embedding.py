@@ -15,7 +15,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -211,3 +211,42 @@ class BaseEmbedder(ABC):
                 vector = np.average(windows, axis=0, weights=places[:, 1] - places[:, 0]).astype(np.float32)
                 yield Embedding(name, piece.recording.n_samples / self.sample_rate, vector, windows, places)
             rows, spans = [], []
+
+
+class EmbedsLast(Protocol):
+    """A backend that gives the averaged last feature map, and looks no further into the network."""
+
+    embedding_size: int
+
+    @property
+    def sample_rate(self) -> int:
+        """The rate of the waveforms, in Hz."""
+
+    def vectors(self, waveforms: Floats | Tensor) -> Floats:
+        """Return embeddings [B, D] of waveforms [B, N]."""
+
+
+class LastLayer(BaseEmbedder):
+    """Waveforms to the embeddings of the last layer, computed by a backend without PyTorch."""
+
+    def __init__(self, backend: EmbedsLast, layers: str | Sequence[str] = LAST) -> None:
+        """Take the backend's only layer.
+
+        Raises:
+            ConfigError: if `layers` names another one.
+        """
+        self.layers = parse_layers(layers)
+        if self.layers != (LAST,):
+            kind = type(backend).__name__
+            raise ConfigError(f"{kind} gives the layer {LAST} alone, not {','.join(self.layers)}. Load the model in PyTorch for others.")
+        self.backend, self.sample_rate = backend, backend.sample_rate
+        self.size = backend.embedding_size
+        self.names = tuple(f"{LAST}_{i}" for i in range(self.size))
+
+    def vectors(self, waveforms: Floats | Tensor) -> Floats:
+        """Return embeddings [B, D] of waveforms [B, N] at `sample_rate`.
+
+        Raises:
+            ConfigError: if the backend takes clips of another length.
+        """
+        return self.backend.vectors(waveforms)

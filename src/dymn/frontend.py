@@ -10,17 +10,10 @@ from torch.nn import functional
 
 from dymn.config import FrontEndConfig
 from dymn.errors import AudioError, ConfigError
-from dymn.layers.compiled import call, is_compiled, structure
+from dymn.layers.compiled import call, is_compiled
+from dymn.native.log_mel import LOG_OFFSET, LOG_SCALE, LOG_SHIFT, PREEMPHASIS, Constants, Floats, Spectrogram
 
-PREEMPHASIS = 0.97
-LOG_OFFSET, LOG_SHIFT, LOG_SCALE = 1e-5, 4.5, 0.2
 SHORTEST_COMPILED = 32
-
-_SPECTROGRAM = structure(
-    ("frames", "window", "turns", "basis", "ranges", "out", "memory"),
-    ("clips", "clip_stride", "n_frames", "frame_stride", "n_fft", "n_mels"),
-    ("offset", "shift", "scale"),
-)
 
 
 def mel_basis(config: FrontEndConfig, f_min: float, f_max: float) -> Tensor:
@@ -118,6 +111,13 @@ class LogMel(nn.Module):
         """Return the log-mel spectrogram [n_mels, n] of samples [n, n_fft] that `frames` gave, each frame by itself."""
         return self._log_mel(frames.unsqueeze(0), None)[0, 0]
 
+    def constants(self) -> Constants | None:
+        """Return what `dymn.native.log_mel.CompiledLogMel` computes with; None if this transform has a length that is not compiled."""
+        if self._turns is None:
+            return None
+        arrays = (self._padded_window(), self._turns, self.basis, self._ranges)
+        return Constants(*(values.cpu().contiguous().numpy() for values in arrays))
+
     def _log_mel(self, frames: Tensor, basis: Tensor | None) -> Tensor:
         """Return [B, 1, n_mels, frames] of [B, frames, n_fft]."""
         filters = self.basis if basis is None else basis
@@ -150,7 +150,7 @@ class LogMel(nn.Module):
             "shift": LOG_SHIFT,
             "scale": LOG_SCALE,
         }
-        call("dymn_log_mel", _SPECTROGRAM, values, memory="dymn_log_mel_memory")
+        call("dymn_log_mel", Spectrogram, values, memory="dymn_log_mel_memory")
         return out
 
     def _padded_window(self) -> Tensor:
@@ -161,3 +161,21 @@ class LogMel(nn.Module):
     def n_frames(self, n_samples: int) -> int:
         """Return how many frames `n_samples` samples give."""
         return 1 + (max(n_samples, self.config.n_fft // 2 + 2) - 1) // self.config.hop_length
+
+
+class ArrayLogMel:
+    """A `LogMel` on the CPU for arrays of samples, as `dymn.sliding` wants it."""
+
+    def __init__(self, log_mel: LogMel) -> None:
+        self.config = log_mel.config
+        self._log_mel = log_mel
+
+    @torch.inference_mode()
+    def frames(self, samples: Floats) -> Floats:
+        """Return the pre-emphasised samples of each frame, [N] to [frames, n_fft]; see `LogMel.frames`."""
+        return self._log_mel.frames(torch.from_numpy(samples)[None])[0].numpy()
+
+    @torch.inference_mode()
+    def columns(self, frames: Floats) -> Floats:
+        """Return the log-mel spectrogram [n_mels, n] of samples [n, n_fft]; see `LogMel.columns`."""
+        return self._log_mel.columns(torch.from_numpy(frames)).numpy()

@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from dymn.backends import Backend, Scores
 from dymn.config import ModelCard, check, from_dict
-from dymn.cpus import available_cpus
-from dymn.embedding import LAST, BaseEmbedder, Floats, parse_layers
+from dymn.cpus import default_threads
+from dymn.embedding import BaseEmbedder, LastLayer
 from dymn.errors import ConfigError, MissingExtraError, WeightsError
 from dymn.weights.download import cache_folder
 
@@ -70,7 +70,7 @@ class OnnxBackend(Backend):
             ConfigError: if `threads` is below 1.
             WeightsError: if there is no such file, or it was not written by `dymn export`.
         """
-        check(threads is None or threads >= 1, f"threads is {threads}; it must be at least 1.")
+        n_threads = default_threads(threads)
         try:
             import onnxruntime
         except ImportError as error:
@@ -80,7 +80,7 @@ class OnnxBackend(Backend):
             raise WeightsError(f"There is no file {name}. Write one with: dymn export MODEL -o FILE.onnx")
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
-        options.intra_op_num_threads = threads or available_cpus()
+        options.intra_op_num_threads = n_threads
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # threads that wait sleep
         try:
             content = source if isinstance(source, bytes) else str(source)
@@ -133,7 +133,7 @@ class OnnxBackend(Backend):
         Raises:
             ConfigError: if another layer is asked for.
         """
-        return OnnxEmbedder(self, layers)
+        return LastLayer(self, layers)
 
     def vectors(self, waveforms: npt.NDArray[np.float32] | Tensor) -> npt.NDArray[np.float32]:
         """Return the averaged last feature maps [B, D] of waveforms [B, N] at `sample_rate`; errors are those of `probabilities`."""
@@ -150,31 +150,6 @@ class OnnxBackend(Backend):
                 raise ConfigError(f"This file takes windows of {self.seconds} s, not {given:.3f} s. Export one with --dynamic-time.")
         least = self.front_end.n_fft // 2 + 2
         return np.pad(samples, ((0, 0), (0, max(0, least - samples.shape[1]))))
-
-
-class OnnxEmbedder(BaseEmbedder):
-    """Waveforms to the embeddings that an ONNX file gives."""
-
-    def __init__(self, backend: OnnxBackend, layers: str | Sequence[str] = LAST) -> None:
-        """Take the file's only layer.
-
-        Raises:
-            ConfigError: if `layers` names another one.
-        """
-        self.layers = parse_layers(layers)
-        if self.layers != (LAST,):
-            raise ConfigError(f"ONNX files give the layer {LAST} alone, not {','.join(self.layers)}. Load the model in PyTorch for others.")
-        self.backend, self.sample_rate = backend, backend.sample_rate
-        self.size = backend.embedding_size
-        self.names = tuple(f"{LAST}_{i}" for i in range(self.size))
-
-    def vectors(self, waveforms: Floats | Tensor) -> Floats:
-        """Return embeddings [B, D] of waveforms [B, N] at `sample_rate`.
-
-        Raises:
-            ConfigError: if the file takes clips of another length, or log-mel spectrograms.
-        """
-        return self.backend.vectors(waveforms)
 
 
 def _digest(source: str | Path | bytes) -> str:

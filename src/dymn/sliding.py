@@ -8,13 +8,27 @@ and after a filled window's last sample the filling; those frames are computed a
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
-import torch
-from torch import Tensor
+import numpy as np
+import numpy.typing as npt
 
-from dymn.frontend import LogMel
+from dymn.config import FrontEndConfig
 from dymn.windows import Samples, cut, fill
+
+Floats = npt.NDArray[np.float32]
+
+
+class FrontEnd(Protocol):
+    """Log-mel spectrograms of arrays, frame by frame: `dymn.native.log_mel.CompiledLogMel`, or `dymn.frontend.ArrayLogMel`."""
+
+    config: FrontEndConfig
+
+    def frames(self, samples: Floats) -> Floats:
+        """Return the pre-emphasised samples of each frame, [N] to [T, n_fft]."""
+
+    def columns(self, frames: Floats) -> Floats:
+        """Return the log-mel spectrogram [n_mels, n] of samples [n, n_fft] that `frames` gave."""
 
 
 class HeardWindow(NamedTuple):
@@ -22,7 +36,7 @@ class HeardWindow(NamedTuple):
 
     start: int
     n_samples: int
-    log_mel: Tensor
+    log_mel: Floats
 
 
 class SlidingLogMel:
@@ -30,48 +44,50 @@ class SlidingLogMel:
 
     What two windows share is taken from the one before if their distance is a multiple of `hop_length`, for only then their frames
     have the same places. With another distance, or none of them shared, each window is computed by itself. Results are those of
-    `LogMel` bit for bit where it is compiled, and else within 1e-6: the order of a sum in mel bands differs.
+    the front end bit for bit where it is compiled, and else within 1e-6: the order of a sum in mel bands differs.
     """
 
-    def __init__(self, log_mel: LogMel, hop: int) -> None:
+    def __init__(self, front_end: FrontEnd, hop: int) -> None:
         """Say how far apart in samples the windows begin."""
-        c = log_mel.config
-        self._log_mel = log_mel
+        c = front_end.config
+        self._front_end = front_end
         before = c.n_fft // 2 - (c.n_fft - c.win_length) // 2  # samples that a frame hears before its middle
         self._after = c.win_length - before
         self._first = -(-before // c.hop_length)  # the first frame that hears nothing before the window
         self._shift = hop // c.hop_length if hop % c.hop_length == 0 else None
-        self._previous = torch.empty(c.n_mels, 0)
+        self._previous = np.empty((c.n_mels, 0), np.float32)
         self._shared_end = 0
 
-    @torch.inference_mode()
-    def __call__(self, samples: Samples, n_samples: int) -> Tensor:
+    def __call__(self, samples: Samples, n_samples: int) -> Floats:
         """Return the log-mel spectrogram [1, F, T] of the next window [N], whose first `n_samples` are the recording's."""
-        frames = self._log_mel.frames(torch.from_numpy(samples)[None])[0]  # [T, n_fft]
+        frames = self._front_end.frames(samples)  # [T, n_fft]
         if self._shift is None:
-            return self._log_mel.columns(frames).unsqueeze(0)
+            return self._front_end.columns(frames)[None]
         # Sample t of the pre-emphasised window needs sample t + 1 of the recording.
-        last = (n_samples - 1 - self._after) // self._log_mel.config.hop_length
+        last = (n_samples - 1 - self._after) // self._front_end.config.hop_length
         shared_end = max(0, min(len(frames), last + 1))
         start = self._first
         end = max(start, min(shared_end, self._shared_end - self._shift))
         known = self._previous[:, start + self._shift : end + self._shift]
-        fresh = self._log_mel.columns(torch.cat([frames[:start], frames[end:]]) if known.shape[1] else frames)
-        whole = torch.cat([fresh[:, :start], known, fresh[:, start:]], dim=1) if known.shape[1] else fresh
+        if known.shape[1]:
+            fresh = self._front_end.columns(np.concatenate([frames[:start], frames[end:]]))
+            whole = np.concatenate([fresh[:, :start], known, fresh[:, start:]], axis=1)
+        else:
+            whole = self._front_end.columns(frames)
         self._previous, self._shared_end = whole, shared_end
-        return whole.unsqueeze(0)
+        return whole[None]
 
 
-def sliding_log_mels(log_mel: LogMel, blocks: Iterable[Samples], length: int, hop: int, how: str = "repeat") -> Iterator[HeardWindow]:
+def sliding_log_mels(front_end: FrontEnd, blocks: Iterable[Samples], length: int, hop: int, how: str = "repeat") -> Iterator[HeardWindow]:
     """Yield the log-mel spectrograms of the windows of a recording that comes in blocks [n] of samples.
 
     Args:
-        log_mel: the front end, on the CPU.
+        front_end: what computes spectrograms.
         blocks: the recording, as `dymn.audio.stream` gives it.
         length: of a window, in samples.
         hop: from the start of one window to the next, in samples; a multiple of `hop_length` lets windows share frames.
         how: what the last window is filled with if it is shorter, a key of `dymn.windows.FILLS`.
     """
-    sliding = SlidingLogMel(log_mel, hop)
+    sliding = SlidingLogMel(front_end, hop)
     for start, samples in cut(blocks, length, hop):
         yield HeardWindow(start, len(samples), sliding(fill(samples, length, how), len(samples)))

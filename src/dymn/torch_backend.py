@@ -14,7 +14,7 @@ from torch import Tensor
 from dymn.backends import Backend, Filled, FrameScores, Scores
 from dymn.devices import computing, resolve_device, use_threads
 from dymn.fast import accelerate
-from dymn.frontend import LogMel
+from dymn.frontend import ArrayLogMel, LogMel
 from dymn.model import MobileNet, Output
 from dymn.sliding import SlidingLogMel
 
@@ -67,8 +67,8 @@ class TorchBackend(Backend):
         """Yield log-mel spectrograms [1, F, T] on a CPU, no frame computed twice; elsewhere samples, for a front end on the device."""
         if not self.is_cpu:
             return super().features(windows, hop)
-        sliding = SlidingLogMel(self._log_mel, hop)
-        return (sliding(window.samples, window.n_samples).numpy() for window in windows)
+        sliding = SlidingLogMel(ArrayLogMel(self._log_mel), hop)
+        return (sliding(window.samples, window.n_samples) for window in windows)
 
     @torch.inference_mode()
     def scores(self, features: npt.NDArray[np.float32]) -> Scores:

@@ -66,7 +66,7 @@ def embed(
     window: Window = 10.0,
     hop: Hop = None,
     fill: Filling = "bare",
-    backend: Backend = "torch",
+    backend: Backend = "auto",
     device: Device = None,
     threads: Threads = None,
     batch_size: WindowBatch = None,
@@ -100,6 +100,7 @@ def embed(
     layers = parse_layers(layer or "last")
     name = choose(format, output)
     engine = ray_engine(ray, workers, threads, device, backend)
+    looks_inside = engine is not None or layers != ("last",)
 
     def embed_files(tagger: Tagger, embedder: BaseEmbedder, count: int) -> Callable[..., Iterator[Embedding]]:
         if engine is not None:
@@ -109,7 +110,7 @@ def embed(
 
     if keeps_journal(output, True, paths, fresh, retry_failed):
         check_output(output, name, ())
-        tagger = load_tagger(model, device if engine is None else "cpu", threads, quiet, backend)
+        tagger = load_tagger(model, device if engine is None else "cpu", threads, quiet, backend, looks_inside)
         embedder = tagger.embedder(layers)
         made = columns(tagger, embedder, settings, per_window)
         bulk = Bulk(
@@ -126,7 +127,7 @@ def embed(
         return
     found, failed = find(paths, urls=engine is not None)
     check_output(output, name, found)
-    tagger = load_tagger(model, device if engine is None else "cpu", threads, quiet, backend)
+    tagger = load_tagger(model, device if engine is None else "cpu", threads, quiet, backend, looks_inside)
     embedder = tagger.embedder(layers)
     bar = progress_bar(len(found), quiet)
     found_ones = embed_files(tagger, embedder, len(found))(found, progress=follower(bar) if bar.visible else None)

@@ -89,7 +89,7 @@ def events(
     hop: Annotated[
         float | None, seconds_option("From the start of one window to the next. Without it, what is best for the method.", WHEN)
     ] = None,
-    backend: Backend = "torch",
+    backend: Backend = "auto",
     device: Device = None,
     threads: Threads = None,
     quiet: Quiet = False,
@@ -121,7 +121,7 @@ def events(
     name = format or SUFFIXES.get(output.suffix.lower() if output else "", "text")
     found, failed = find(paths)
     check_output(output, name, found)
-    tagger = load_tagger(model, device, threads, quiet, backend)
+    tagger = load_tagger(model, device, threads, quiet, backend, looks_inside=method != "windows")
     bar = progress_bar(len(found), quiet)
     missing = (EventRecording(recording.name, error=recording.error) for recording in failed)
     recordings = chain(missing, bar.over(detected(tagger, map(Path, found), settings, bar.update)))

@@ -77,7 +77,7 @@ def listen(
     channels: Annotated[
         int, typer.Option(min=1, max=256, metavar="NUMBER", help="How many channels standard input has.", rich_help_panel=PIPE)
     ] = 1,
-    backend: Backend = "torch",
+    backend: Backend = "auto",
     device: Device = None,
     threads: Threads = None,
     quiet: Quiet = False,

@@ -11,7 +11,7 @@ WHAT, WINDOWS, DATA, RUN_PANEL = "What to tell", "Windows", "Data", "How to run"
 
 
 Fill = Literal["repeat", "pad", "bare"]
-Computes = Literal["torch", "onnx"]
+Computes = Literal["auto", "torch", "onnx"]
 Report = Literal["table", "json"]
 
 
@@ -120,8 +120,9 @@ Backend = Annotated[
     Computes,
     typer.Option(
         "--backend",
-        help="What computes the network: PyTorch, or ONNX Runtime, which starts sooner. The latter takes a file that `dymn export "
-        "--dynamic-time` wrote, or the name of a model that was exported without --output.",
+        help="What computes the network. auto is compiled code, which starts at once, where it has been made ready (the first run with a "
+        "model does that) and does all that is asked for on this machine's CPU, and PyTorch (torch) elsewhere. ONNX Runtime (onnx) takes a "
+        "file that `dymn export --dynamic-time` wrote, or the name of a model that was exported without --output.",
         rich_help_panel=RUN_PANEL,
     ),
 ]

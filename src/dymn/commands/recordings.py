@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from dymn.formats import Run
     from dymn.ray import Engine
     from dymn.tagger import Recording, Tagger
+    from dymn.weights.download import Progress
 
 MANY = 2**31
 """More recordings than there are CPUs."""
@@ -67,7 +68,7 @@ def ray_engine(
     """
     if address is None:
         return None
-    if backend != "torch":
+    if backend == "onnx":
         raise ConfigError(f"--backend {backend} computes on this machine alone. Give it without --ray.")
     if plot is not None:
         raise ConfigError("--plot is drawn from recordings on this machine. Give it without --ray.")
@@ -101,30 +102,54 @@ def default_workers(threads: int | None, recordings: int) -> int:
     return max(1, min(available_cpus(), recordings, threads or recordings))
 
 
-def load_tagger(model: str | None, device: str | None, threads: int | None, quiet: bool, backend: Computes = "torch") -> Tagger:
-    """Load the model that was named, or the default one, and say which that is."""
+def load_tagger(
+    model: str | None, device: str | None, threads: int | None, quiet: bool, backend: Computes = "torch", looks_inside: bool = False
+) -> Tagger:
+    """Load the model that was named, or the default one, and say which that is.
+
+    With the backend "auto", PyTorch is not imported where compiled code does all that is asked for: not on other devices, not if the
+    command looks inside the network (`looks_inside`), and not the first time that a model is used.
+    """
     if backend == "onnx":
         return load_onnx(model, device, threads)
     from dymn.commands.progress import download_bar
+    from dymn.compiled_backend import keep_packed, open_packed
+    from dymn.cpus import may_have_gpu
+    from dymn.tagger import Tagger
+    from dymn.weights.default import choose_default
+    from dymn.weights.find import find_weights
+
+    on_cpu = device == "cpu" or (device is None and not may_have_gpu())
+    with download_bar(quiet) as progress:
+        named, reason = (model, "") if model is not None else choose_default(progress)
+        weights = find_weights(named, progress) if backend == "auto" and on_cpu and not looks_inside else None
+        packed = None if weights is None else open_packed(weights, threads)
+        tagger = Tagger(packed) if packed is not None else load_in_torch(named, device, threads, progress)
+    if reason:
+        note(reason, quiet)
+    if weights is not None and packed is None:
+        keep_packed(tagger.model, weights)
+    return tagger
+
+
+def load_in_torch(model: str, device: str | None, threads: int | None, progress: Progress | None) -> Tagger:
+    """Load a model in PyTorch, to be computed on a device.
+
+    Raises:
+        ConfigError: if there is no such device, or the name is no model's.
+    """
     from dymn.devices import resolve_device, use_threads
     from dymn.tagger import Tagger
     from dymn.weights import REGISTRY, load_model
-    from dymn.weights.default import load_default
 
     resolve_device(device)
     use_threads(threads)
-    with download_bar(quiet) as progress:
-        if model is None:
-            default = load_default(progress=progress)
-        elif model in REGISTRY or "/" in model or Path(model).exists():
-            return Tagger(load_model(model, progress=progress), device)
-        else:
-            try:
-                return Tagger(load_model(model, progress=progress), device)
-            except WeightsError as error:
-                raise ConfigError(str(error)) from error
-    note(default.reason, quiet)
-    return Tagger(default.model, device)
+    if model in REGISTRY or "/" in model or Path(model).exists():
+        return Tagger(load_model(model, progress=progress), device)
+    try:
+        return Tagger(load_model(model, progress=progress), device)
+    except WeightsError as error:
+        raise ConfigError(str(error)) from error
 
 
 def load_onnx(model: str | None, device: str | None, threads: int | None) -> Tagger:

@@ -80,7 +80,7 @@ def serve(
         float,
         typer.Option(min=0, max=1000, metavar="MS", help="How long a window waits for those of other requests.", rich_help_panel=RUN_PANEL),
     ] = 5,
-    backend: Backend = "torch",
+    backend: Backend = "auto",
     device: Device = None,
     threads: Threads = None,
     quiet: Quiet = False,
@@ -174,7 +174,7 @@ def load_taggers(models: list[str], device: str | None, threads: int | None, qui
     """Load the models and return their taggers by the names under which they are served: those of their cards."""
     taggers: dict[str, Tagger] = {}
     for model in models or [None]:  # type: ignore[list-item]
-        tagger = load_tagger(model, device, threads, quiet, backend)
+        tagger = load_tagger(model, device, threads, quiet, backend, looks_inside=True)
         name = tagger.card.name or Path(model or "").stem or "model"
         if name in taggers:
             note(f"{model} is called {name}, as a model before it; it is left out.", quiet)

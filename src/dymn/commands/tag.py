@@ -100,7 +100,7 @@ def tag(
             rich_help_panel=WINDOWS,
         ),
     ] = "max",
-    backend: Backend = "torch",
+    backend: Backend = "auto",
     device: Device = None,
     threads: Threads = None,
     batch_size: WindowBatch = None,
@@ -140,7 +140,7 @@ def tag(
 
     if keeps_journal(output, name in ROWS and plot is None, paths, fresh, retry_failed):
         check_output(output, name, ())
-        tagger = load_tagger(model, device if engine is None else "cpu", threads, quiet, backend)
+        tagger = load_tagger(model, device if engine is None else "cpu", threads, quiet, backend, looks_inside=engine is not None)
         run = describe(tagger, model, to_dict(settings) | {"hop": hop or window}, per_window)
         origin = run.to_dict() | {"backend": backend}
         bulk = Bulk("tag", tags(per_window), tag_files(tagger, MANY), partial(write_file, run, name), origin)
@@ -151,7 +151,7 @@ def tag(
     check_output(output, name, found)
     if plot is not None:
         check_plot(plot, found)
-    tagger = load_tagger(model, device if engine is None else "cpu", threads, quiet, backend)
+    tagger = load_tagger(model, device if engine is None else "cpu", threads, quiet, backend, looks_inside=engine is not None)
     bar = progress_bar(len(found), quiet)
     recordings = tag_files(tagger, len(found))(found, progress=follower(bar) if bar.visible else None)
     failures = Failures()

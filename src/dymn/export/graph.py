@@ -30,10 +30,11 @@ from dymn.fast.fused import (
     heads_of,
     stages_of,
 )
-from dymn.frontend import LOG_OFFSET, PREEMPHASIS, mel_basis
+from dymn.frontend import mel_basis
 from dymn.layers import Context, DynamicReLU
 from dymn.layers.attention import OriginalCoordinateAttention
 from dymn.layers.context import OwnContext
+from dymn.native.log_mel import LOG_OFFSET, LOG_SCALE, LOG_SHIFT, PREEMPHASIS
 
 TINY = 1e-30
 
@@ -56,7 +57,7 @@ def front_end(nodes: Nodes, waveform: str, config: FrontEndConfig) -> str:
     filters = np.where(bins >= 0, basis[:, bins], 0)
     mel = nodes.op("MatMul", nodes.constant(filters, exact=True), powers)
     log = nodes.op("Log", nodes.op("Add", mel, nodes.constant(np.array([LOG_OFFSET]))))
-    scaled = nodes.op("Add", nodes.op("Mul", log, nodes.constant(np.array([0.2]))), nodes.constant(np.array([0.9])))
+    scaled = nodes.op("Add", nodes.op("Mul", log, nodes.constant(np.array([LOG_SCALE]))), nodes.constant(np.array([LOG_SHIFT * LOG_SCALE])))
     return str(nodes.op("Unsqueeze", scaled, nodes.constant(np.array([1]))))
 
 

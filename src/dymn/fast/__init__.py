@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from dymn.fast.fused import FusedNetwork, fuse
-from dymn.fast.native import NativeNetwork, is_known
+from dymn.fast.native import NativeNetwork
 from dymn.model import MobileNet, Output
 from dymn.native import libraries
+from dymn.native.network import is_known
 
 __all__ = ["FusedNetwork", "NativeNetwork", "accelerate", "fuse"]
 

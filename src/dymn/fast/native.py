@@ -1,4 +1,4 @@
-"""The network as compiled code for CPUs, see `dymn/native/network.c`: packs the weights of a `MobileNet` and calls it.
+"""The network as compiled code for CPUs: packs the weights of a `MobileNet` for `dymn.native.network`, and calls that with tensors.
 
 Where there is no compiled code for this CPU, or a network has parts that it does not know, `dymn.fast.accelerate` takes the form of
 `dymn.fast.fused` instead.
@@ -6,66 +6,17 @@ Where there is no compiled code for this CPU, or a network has parts that it doe
 
 from __future__ import annotations
 
-import ctypes
 from typing import Any, cast
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from dymn.config import BlockConfig, ModelConfig, check
-from dymn.errors import ConfigError
+from dymn.config import BlockConfig, check
 from dymn.layers import DynamicConv2d, DynamicReLU
 from dymn.layers.attention import CoordinateAttention, SqueezeExcitation
 from dymn.layers.context import ContextGenerator
 from dymn.model import MobileNet, Output
-from dymn.native import libraries
-
-Values = npt.NDArray[np.float32]
-
-ACTIVATIONS = {"identity": 0, "relu": 1, "hardswish": 2}
-PANEL = 8
-SLACK = 64
-MOST_KERNELS = 64
-MOST_PLACES = 2**29  # of a spectrogram: twelve hours of 128 bands; the compiled code counts them in 32 bits
-_POINTERS = ("context", "coefficient", "expand", "depthwise", "project", "frequency", "time", "squeeze", "excite")
-_NUMBERS = ("c_in", "c_exp", "c_out", "kernel_size", "stride", "activation", "context_size", "n_expand", "n_depthwise", "n_project")
-_FLAGS = ("dynamic_relu", "coordinate_attention", "squeeze_size", "has_residual")
-
-
-class _Block(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_int32) for name in (*_NUMBERS, *_FLAGS)] + [
-        (f"{name}_{kind}", ctypes.c_void_p) for name in _POINTERS for kind in ("weight", "bias")
-    ]
-
-
-class _Network(ctypes.Structure):
-    _fields_ = [
-        *((name, ctypes.c_int32) for name in ("n_blocks", "c_stem", "c_last", "reserved")),
-        *((f"{name}_{kind}", ctypes.c_void_p) for name in ("stem", "last") for kind in ("weight", "bias")),
-        ("blocks", ctypes.POINTER(_Block)),
-    ]
-
-
-def is_known(config: ModelConfig) -> bool:
-    """Return whether the compiled code has all parts of a network: those of DyMN and MN as published do."""
-    return config.head == "mlp" and config.c_last % PANEL == 0 and all(_is_known(block) for block in config.blocks)
-
-
-def _is_known(block: BlockConfig) -> bool:
-    has_context = block.is_dynamic or block.attention == "ca"
-    return (
-        block.c_exp % PANEL == block.c_out % PANEL == 0
-        and block.attention in (None, "ca", "se")
-        and (not has_context or (block.context == "shared" and block.context_size > 0 and block.context_size % PANEL == 0))
-        and (block.n_maps == 2 or not block.dynamic_relus)
-        and set(block.dynamic_relus) <= {"depthwise"}
-        and block.n_kernels <= MOST_KERNELS
-        and block.kernel_size in (3, 5)
-        and block.stride in (1, 2)
-        and block.activation in ACTIVATIONS
-    )
+from dymn.native.network import LINE, PANEL, CompiledNetwork, Floats, Packed, is_known
 
 
 class NativeNetwork:
@@ -84,114 +35,69 @@ class NativeNetwork:
         Raises:
             ConfigError: if there is no such build, or the network has parts that the compiled code does not know.
         """
-        builds = libraries()
-        name = build or next(iter(builds), "")
-        check(name in builds, f"There is no compiled code {name!r} for this CPU; there is: {', '.join(builds) or 'none'}.")
-        check(is_known(model.config), "This network has parts that the compiled code does not know. Take dymn.fast.accelerate.")
-        self._library = builds[name]
-        self._kept: list[Values] = []
-        self._memory: list[Values] = []
-        with torch.no_grad():
-            self._blocks = (_Block * len(model.blocks))(*map(self._block, model.config.blocks, model.blocks))
-            stem, last = (folded(part.conv.weight, part.norm) for part in (model.stem, model.last))
-            self._network = _Network(
-                n_blocks=len(model.blocks),
-                c_stem=len(stem[1]),
-                c_last=len(last[1]),
-                **self._keep("stem", stem[0], stem[1]),
-                **self._keep("last", _panels(last[0].flatten(1)), last[1]),
-                blocks=ctypes.cast(self._blocks, ctypes.POINTER(_Block)),
-            )
-            self._head = [tensor.detach().float().clone() for tensor in model.head.parameters()]
+        self.compiled = CompiledNetwork(pack(model), build)
 
     def __call__(self, log_mel: Tensor) -> Output:
         """Return logits [B, C] and embedding [B, D], computed by as many threads as PyTorch uses."""
         embedding = self.embed(log_mel)
-        hidden = nn.functional.hardswish(torch.addmm(self._head[1], embedding, self._head[0].t()))
-        return Output(torch.addmm(self._head[3], hidden, self._head[2].t()), embedding)
+        return Output(torch.from_numpy(self.compiled.logits(embedding.numpy())), embedding)
 
     def embed(self, log_mel: Tensor) -> Tensor:
         """Return the embedding [B, D]."""
-        if log_mel.ndim != 4 or log_mel.shape[1] != 1 or 0 in log_mel.shape[2:]:
-            raise ConfigError(f"log_mel has shape {list(log_mel.shape)}; it must be [B, 1, n_mels, frames], none of the last two 0.")
-        n_clips, _, n_bands, n_frames = log_mel.shape
-        check(n_bands * n_frames < MOST_PLACES, f"A spectrogram of {n_frames} frames is too long for one pass. Give it in windows.")
-        x = log_mel.detach().to("cpu", torch.float32).contiguous()
-        out = torch.empty(n_clips, self._network.c_last, dtype=torch.float32, device="cpu")  # whatever the defaults are
-        sizes = (n_clips, n_bands, n_frames, torch.get_num_threads())
-        needed = self._library.dymn_workspace(ctypes.byref(self._network), *sizes)
-        try:
-            memory = self._memory.pop()  # of an earlier call; calls at the same time have memory of their own
-        except IndexError:
-            memory = np.zeros(0, np.float32)
-        if memory.size < needed:
-            memory = np.zeros(needed, np.float32)
-        addresses = (ctypes.c_void_p(memory.ctypes.data), ctypes.c_void_p(out.data_ptr()))
-        self._library.dymn_embed(ctypes.byref(self._network), ctypes.c_void_p(x.data_ptr()), *sizes, *addresses)
-        self._memory.append(memory)
-        return out
+        return torch.from_numpy(self.compiled.embed(log_mel.detach().to("cpu", torch.float32).numpy(), torch.get_num_threads()))
 
-    def _keep(self, name: str, weight: Tensor, bias: Tensor) -> dict[str, int]:
-        """Keep a copy of two tensors with room behind each; return their addresses."""
-        found = {}
-        for kind, tensor in (("weight", weight), ("bias", bias)):
-            kept = np.zeros(tensor.numel() + SLACK, np.float32)
-            kept[: tensor.numel()] = tensor.detach().float().cpu().flatten().numpy()
-            self._kept.append(kept)
-            found[f"{name}_{kind}"] = kept.ctypes.data
-        return found
 
-    def _block(self, config: BlockConfig, block: Any) -> _Block:
-        fields: dict[str, Any] = {}
-        kernels = {"expand": 0, "depthwise": 0, "project": 0}
-        heads = []
-        for name in kernels:
-            stage: Any = getattr(block, name)
-            conv: Any = getattr(stage, "conv", None)
-            if conv is None:
-                continue
-            weight, bias = folded(conv.weight, stage.norm)
-            fields |= self._keep(name, weight.flatten(-3) if name == "depthwise" else _panels(weight.flatten(-3)), bias)
-            kernels[name] = len(weight) if isinstance(conv, DynamicConv2d) else 1
-            if kernels[name] > 1:
-                heads.append((conv.coefficients.weight / conv.temperature, conv.coefficients.bias / conv.temperature))
-        maps = block.depthwise.activation
-        if isinstance(maps, DynamicReLU):  # [C * 2 M] to [2 M * C]
-            weight, bias = (
-                values.reshape(-1, 4, *values.shape[1:]).transpose(0, 1).flatten(0, 1) for values in maps.coefficients.parameters()
-            )
-            heads.append((weight, bias))
-        has_context = isinstance(block.context, ContextGenerator)
-        if has_context:
-            weight, bias = folded(block.context.conv.weight, block.context.norm)
-            fields |= self._keep("context", _panels(weight.flatten(1)), bias)
-        if heads:
-            weight, bias = (torch.cat(values) for values in zip(*heads, strict=True))
-            fields |= self._keep("coefficient", nn.functional.pad(weight.t(), (0, -len(bias) % 16)), bias)
-        if isinstance(block.attention, CoordinateAttention):
-            for name in ("frequency", "time"):
-                gate = getattr(block.attention, name)
-                fields |= self._keep(name, _panels(gate.weight.flatten(1)), gate.bias)
-        squeeze_size = 0
-        if isinstance(block.attention, SqueezeExcitation):
-            squeeze, excite = block.attention.squeeze, block.attention.excite
-            squeeze_size = squeeze.out_features
-            fields |= self._keep("squeeze", squeeze.weight, squeeze.bias) | self._keep("excite", excite.weight.t(), excite.bias)
-        return _Block(
-            c_in=config.c_in,
-            c_exp=config.c_exp,
-            c_out=config.c_out,
-            kernel_size=config.kernel_size,
-            stride=config.stride,
-            activation=ACTIVATIONS[config.activation],
-            context_size=config.context_size if has_context else 0,
-            dynamic_relu=isinstance(maps, DynamicReLU),
-            coordinate_attention=isinstance(block.attention, CoordinateAttention),
-            squeeze_size=squeeze_size,
-            has_residual=block.has_residual,
-            **{f"n_{name}": n for name, n in kernels.items()},
-            **fields,
-        )
+@torch.no_grad()
+def pack(model: MobileNet) -> Packed:
+    """Return a network as the compiled code takes it.
+
+    Raises:
+        ConfigError: if it has parts that the compiled code does not know.
+    """
+    check(is_known(model.config), "This network has parts that the compiled code does not know. Take dymn.fast.accelerate.")
+    parts = {name: folded(part.conv.weight, part.norm) for name, part in (("stem", model.stem), ("last", model.last))}
+    parts["last"] = (_panels(parts["last"][0].flatten(1)), parts["last"][1])
+    head: Any = model.head
+    parts |= {name: (_lines(layer.weight), layer.bias) for name, layer in (("hidden", head.hidden), ("classifier", head.classifier))}
+    for i, block in enumerate(model.blocks):
+        parts |= {f"blocks.{i}.{name}": both for name, both in _parts(block).items()}
+    arrays = {
+        f"{name}.{kind}": _array(values) for name, both in parts.items() for kind, values in zip(("weight", "bias"), both, strict=True)
+    }
+    return Packed(model.config, arrays)
+
+
+def _parts(block: Any) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return the weight and bias of each part of a block."""
+    parts = {}
+    heads = []
+    for name in BlockConfig.POSITIONS:
+        stage: Any = getattr(block, name)
+        conv: Any = getattr(stage, "conv", None)
+        if conv is None:
+            continue
+        weight, bias = folded(conv.weight, stage.norm)
+        parts[name] = (weight if name == "depthwise" else _panels(weight.flatten(-3)), bias)
+        if isinstance(conv, DynamicConv2d) and len(weight) > 1:
+            heads.append((conv.coefficients.weight / conv.temperature, conv.coefficients.bias / conv.temperature))
+    maps = block.depthwise.activation
+    if isinstance(maps, DynamicReLU):  # [C * 2 M] to [2 M * C]
+        coefficients = (values.reshape(-1, 4, *values.shape[1:]).transpose(0, 1).flatten(0, 1) for values in maps.coefficients.parameters())
+        heads.append(cast(tuple[Tensor, Tensor], tuple(coefficients)))
+    if isinstance(block.context, ContextGenerator):
+        weight, bias = folded(block.context.conv.weight, block.context.norm)
+        parts["context"] = (_panels(weight.flatten(1)), bias)
+    if heads:
+        weight, bias = (torch.cat(values) for values in zip(*heads, strict=True))
+        parts["coefficient"] = (nn.functional.pad(weight.t(), (0, -len(bias) % LINE)), bias)
+    if isinstance(block.attention, CoordinateAttention):
+        for name in ("frequency", "time"):
+            gate = getattr(block.attention, name)
+            parts[name] = (_panels(gate.weight.flatten(1)), gate.bias)
+    if isinstance(block.attention, SqueezeExcitation):
+        squeeze, excite = block.attention.squeeze, block.attention.excite
+        parts |= {"squeeze": (squeeze.weight, squeeze.bias), "excite": (excite.weight.t(), excite.bias)}
+    return parts
 
 
 def folded(weight: Tensor, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
@@ -203,3 +109,12 @@ def folded(weight: Tensor, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
 def _panels(weight: Tensor) -> Tensor:
     """Pack matrices [..., C, c] as [..., C / 8, c, 8]."""
     return weight.reshape(*weight.shape[:-2], -1, PANEL, weight.shape[-1]).transpose(-1, -2)
+
+
+def _lines(weight: Tensor) -> Tensor:
+    """Pack a matrix [C, c] as [C / 16, c, 16], with zeros where C ends."""
+    return nn.functional.pad(weight, (0, 0, 0, -len(weight) % LINE)).view(-1, LINE, weight.shape[1]).transpose(1, 2)
+
+
+def _array(values: Tensor) -> Floats:
+    return cast(Floats, values.detach().float().cpu().contiguous().numpy())

@@ -12,7 +12,7 @@ from pathlib import Path
 
 BUILDS = ("_native_v4", "_native_v3", "_native")  # the fastest first
 SWITCH = "DYMN_NATIVE"  # environment variable; "0" switches compiled code off
-LAYOUT = 3  # raised with every change of the structures that C and Python share
+LAYOUT = 4  # raised with every change of the structures that C and Python share
 
 
 @functools.cache

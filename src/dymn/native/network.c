@@ -704,7 +704,7 @@ EXPORT int32_t dymn_supported(void) {
 }
 
 /* The version of the structures that are shared with Python. */
-EXPORT int32_t dymn_layout(void) { return 3; }
+EXPORT int32_t dymn_layout(void) { return 4; }
 
 /* How many floats of memory a call needs. */
 EXPORT int64_t dymn_workspace(const Network *net, int32_t n_clips, int32_t n_bands, int32_t n_frames, int32_t n_threads) {
@@ -732,4 +732,35 @@ EXPORT void dymn_embed(const Network *net, const float *log_mel, int32_t n_clips
     __atomic_store_n(&team.size, started, __ATOMIC_RELEASE);
     work(&jobs[0]);
     for (int i = 1; i < started; i++) join_thread(threads[i]);
+}
+
+/* A linear layer and its activation: rows [n_rows][n_in] to [n_rows][round_up(n_out, 16)], for weights [n_out / 16][n_in][16]. Each row's
+ * numbers are the same whatever rows there are beside it.
+ */
+EXPORT void dymn_affine(const float *x, const float *weight, const float *bias, int32_t n_rows, int32_t n_in, int32_t n_out,
+                        int32_t activation, float *out) {
+    enum { TOGETHER = 4, VECTORS = 16 / LANES };
+    int width = round_up(n_out, 16);
+    for (int c = 0; c < width; c += 16)
+        for (int row = 0; row < n_rows; row += TOGETHER) {
+            const float *rows[TOGETHER];
+            vec sums[TOGETHER][VECTORS];
+            UNROLL
+            for (int r = 0; r < TOGETHER; r++) {
+                rows[r] = x + (int64_t)smaller(row + r, n_rows - 1) * n_in; /* beyond the end the last one, again */
+                UNROLL
+                for (int v = 0; v < VECTORS; v++) sums[r][v] = load(bias + c + v * LANES);
+            }
+            const float *column = weight + (int64_t)c * n_in;
+            for (int i = 0; i < n_in; i++)
+                UNROLL
+                for (int v = 0; v < VECTORS; v++) {
+                    vec factors = load(column + 16 * i + v * LANES);
+                    UNROLL
+                    for (int r = 0; r < TOGETHER; r++) sums[r][v] += rows[r][i] * factors;
+                }
+            for (int r = 0; r < smaller(TOGETHER, n_rows - row); r++)
+                for (int v = 0; v < VECTORS; v++)
+                    store(out + (int64_t)(row + r) * width + c + v * LANES, activate(sums[r][v], activation));
+        }
 }

@@ -16,14 +16,14 @@ from dymn.config import FrontEndConfig, ModelCard, ModelConfig
 from dymn.devices import resolve_device
 from dymn.errors import ConfigError, WeightsError
 from dymn.model import MODELS, MobileNet, model_config
-from dymn.weights.download import Progress, check_reachable, fetch, sha256_of
+from dymn.weights.download import Progress, check_reachable, sha256_of
 from dymn.weights.efficientat import import_efficientat
+from dymn.weights.find import SAFETENSORS, fetch_published, file_in
 from dymn.weights.labels import audioset_labels, labels_for, numbered_labels
 from dymn.weights.registry import REGISTRY, PublishedModel, unknown_model
 
 logger = logging.getLogger(__name__)
 
-SAFETENSORS = ".safetensors"
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", re.ASCII)
 DEFAULT_STRIDES = (2, 2, 2, 2)
 
@@ -115,7 +115,7 @@ def _load(name_or_path: str | Path, progress: Progress | None) -> MobileNet:
     name = os.fspath(name_or_path)
     if isinstance(name_or_path, str) and name in REGISTRY:
         published = REGISTRY[name]
-        file = fetch(published, lambda path: import_published(path, published), progress)
+        file = fetch_published(published, progress)
         if published.packaged:
             return _from_safetensors(file.path)
         return _with_card(import_published(file.path, published), published_card(published), file.digest)
@@ -123,7 +123,7 @@ def _load(name_or_path: str | Path, progress: Progress | None) -> MobileNet:
         raise unknown_model(name)
     path = Path(name).expanduser()
     if path.is_dir():
-        return _from_safetensors(_file_in(path))
+        return _from_safetensors(file_in(path))
     if path.exists():
         return _from_safetensors(path) if _is_safetensors(path) else _from_state_dict(path)
     if path.suffix in (SAFETENSORS, ".pt", ".pth"):
@@ -202,17 +202,6 @@ def _with_card(model: MobileNet, card: ModelCard, digest: str) -> MobileNet:
         card = dataclasses.replace(card, labels=numbered_labels(model.config.num_classes))
     model.card = dataclasses.replace(card, provenance=card.provenance | {"sha256": digest})
     return model
-
-
-def _file_in(folder: Path) -> Path:
-    """Return the weights file of a folder: `model.safetensors`, or the only file of this kind."""
-    if (folder / hub.WEIGHTS_FILE).is_file():
-        return folder / hub.WEIGHTS_FILE
-    files = sorted(folder.glob(f"*{SAFETENSORS}"))
-    if len(files) != 1:
-        found = f"{len(files)} {SAFETENSORS} files" if files else f"no {SAFETENSORS} file"
-        raise WeightsError(f"The folder {folder} holds {found}; give the path of a file, or a folder with {hub.WEIGHTS_FILE}.")
-    return files[0]
 
 
 def _is_safetensors(path: Path) -> bool:

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-import torch
+from typing import TYPE_CHECKING, NamedTuple
 
 from dymn.errors import WeightsError
-from dymn.model import MobileNet
-from dymn.weights.checkpoint import load_model
 from dymn.weights.download import Progress, is_local
+from dymn.weights.find import fetch_published
 from dymn.weights.registry import REGISTRY
+
+if TYPE_CHECKING:
+    import torch
+
+    from dymn.model import MobileNet
 
 PREFERRED = "dymn10_as"
 SHIPPED = "dymn04_open"
+
+
+class Choice(NamedTuple):
+    """The name of the model that was chosen, and a sentence that says which it is and why."""
+
+    name: str
+    reason: str
 
 
 class Default(NamedTuple):
@@ -23,18 +32,30 @@ class Default(NamedTuple):
     reason: str
 
 
-def load_default(*, device: str | torch.device | None = "cpu", progress: Progress | None = None) -> Default:
-    """Load `PREFERRED` if it is in the cache or can be fetched, else `SHIPPED`, which comes with dymn.
+def choose_default(progress: Progress | None = None) -> Choice:
+    """Choose `PREFERRED` if it is in the cache or can be fetched, else `SHIPPED`, which comes with dymn; PyTorch is not imported.
 
     Raises:
         WeightsError: if neither can be had.
     """
     where = "is in the cache" if is_local(REGISTRY[PREFERRED]) else "was fetched"
     try:
-        model = load_model(PREFERRED, device=device, progress=progress)
+        fetch_published(REGISTRY[PREFERRED], progress)
     except WeightsError as error:
         if not is_local(REGISTRY[SHIPPED]):
             raise WeightsError(f"No model is named, and the usual one cannot be had. Name another one with --model. {error}") from error
         reason = f"Using {SHIPPED}, which comes with dymn, because {PREFERRED}, which is better, is not in the cache and cannot be fetched."
-        return Default(load_model(SHIPPED, device=device), reason)
-    return Default(model, f"Using {PREFERRED}, which {where}, because no model was named.")
+        return Choice(SHIPPED, reason)
+    return Choice(PREFERRED, f"Using {PREFERRED}, which {where}, because no model was named.")
+
+
+def load_default(*, device: str | torch.device | None = "cpu", progress: Progress | None = None) -> Default:
+    """Load the model that `choose_default` names.
+
+    Raises:
+        WeightsError: if there is none.
+    """
+    from dymn.weights.checkpoint import load_model
+
+    name, reason = choose_default(progress)
+    return Default(load_model(name, device=device, progress=progress), reason)

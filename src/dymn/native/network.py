@@ -1,0 +1,225 @@
+"""A network that runs in compiled code, see `network.c`: packed arrays and numbers, and no PyTorch.
+
+`dymn.fast.native.pack` makes them of a `MobileNet`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from dymn.config import BlockConfig, ModelConfig, check
+from dymn.native import libraries
+
+Floats = npt.NDArray[np.float32]
+
+ACTIVATIONS = {"identity": 0, "relu": 1, "hardswish": 2}
+PANEL = 8
+LINE = 16  # outputs of a linear layer, of which so many are computed at a time
+SLACK = 64
+MOST_KERNELS = 64
+MOST_PLACES = 2**29  # of a spectrogram: twelve hours of 128 bands; the compiled code counts them in 32 bits
+_POINTERS = ("context", "coefficient", "expand", "depthwise", "project", "frequency", "time", "squeeze", "excite")
+_NUMBERS = ("c_in", "c_exp", "c_out", "kernel_size", "stride", "activation", "context_size", "n_expand", "n_depthwise", "n_project")
+_FLAGS = ("dynamic_relu", "coordinate_attention", "squeeze_size", "has_residual")
+
+
+class _Block(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_int32) for name in (*_NUMBERS, *_FLAGS)] + [
+        (f"{name}_{kind}", ctypes.c_void_p) for name in _POINTERS for kind in ("weight", "bias")
+    ]
+
+
+class _Network(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_int32) for name in ("n_blocks", "c_stem", "c_last", "reserved")),
+        *((f"{name}_{kind}", ctypes.c_void_p) for name in ("stem", "last") for kind in ("weight", "bias")),
+        ("blocks", ctypes.POINTER(_Block)),
+    ]
+
+
+class Packed(NamedTuple):
+    """A network as the compiled code takes it: norms folded into kernels, kernels in panels of eight channels."""
+
+    config: ModelConfig
+    arrays: Mapping[str, Floats]  # as `sizes` names them, any shape
+
+
+def is_known(config: ModelConfig) -> bool:
+    """Return whether the compiled code has all parts of a network: those of DyMN and MN as published do."""
+    return config.head == "mlp" and config.c_last % PANEL == 0 and all(_is_known(block) for block in config.blocks)
+
+
+def _is_known(block: BlockConfig) -> bool:
+    has_context = block.is_dynamic or block.attention == "ca"
+    return (
+        block.c_exp % PANEL == block.c_out % PANEL == 0
+        and block.attention in (None, "ca", "se")
+        and (not has_context or (block.context == "shared" and block.context_size > 0 and block.context_size % PANEL == 0))
+        and (block.n_maps == 2 or not block.dynamic_relus)
+        and set(block.dynamic_relus) <= {"depthwise"}
+        and block.n_kernels <= MOST_KERNELS
+        and block.kernel_size in (3, 5)
+        and block.stride in (1, 2)
+        and block.activation in ACTIVATIONS
+    )
+
+
+def numbers(block: BlockConfig, squeeze_size: int) -> dict[str, int]:
+    """Return what the compiled code is told of a block."""
+
+    def n_kernels(position: str) -> int:
+        return block.n_kernels if position in block.dynamic_convs else 1
+
+    has_context = block.is_dynamic or block.attention == "ca"
+    return {
+        "c_in": block.c_in,
+        "c_exp": block.c_exp,
+        "c_out": block.c_out,
+        "kernel_size": block.kernel_size,
+        "stride": block.stride,
+        "activation": ACTIVATIONS[block.activation],
+        "context_size": block.context_size if has_context else 0,
+        "n_expand": n_kernels("expand") if block.c_exp != block.c_in else 0,
+        "n_depthwise": n_kernels("depthwise"),
+        "n_project": n_kernels("project"),
+        "dynamic_relu": int("depthwise" in block.dynamic_relus),
+        "coordinate_attention": int(block.attention == "ca"),
+        "squeeze_size": squeeze_size if block.attention == "se" else 0,
+        "has_residual": int(block.stride == 1 and block.c_in == block.c_out),
+    }
+
+
+def sizes(config: ModelConfig, c_stem: int, squeeze_sizes: Mapping[int, int]) -> dict[str, int]:
+    """Return how many numbers each array of a network has; a block's are called `blocks.I.PART.weight` and `.bias`."""
+    found = {"stem": (9 * c_stem, c_stem), "last": (config.blocks[-1].c_out * config.c_last, config.c_last)}
+    for name, n_in, n_out in (("hidden", config.c_last, config.c_hidden), ("classifier", config.c_hidden, config.num_classes)):
+        found[name] = (n_in * _whole_lines(n_out), n_out)
+    for i, block in enumerate(config.blocks):
+        b = numbers(block, squeeze_sizes.get(i, 0))
+        mixed = sum(b[f"n_{position}"] for position in block.POSITIONS if b[f"n_{position}"] > 1)
+        coefficients = mixed + 4 * b["c_exp"] * b["dynamic_relu"]
+        attention, squeezed = b["coordinate_attention"] * b["c_exp"], b["squeeze_size"] * b["c_exp"]
+        parts = {
+            "context": (b["c_in"] * b["context_size"], b["context_size"]),
+            "coefficient": (b["context_size"] * _whole_lines(coefficients), coefficients),
+            "expand": (b["n_expand"] * b["c_in"] * b["c_exp"], b["c_exp"]),
+            "depthwise": (b["n_depthwise"] * b["c_exp"] * b["kernel_size"] ** 2, b["c_exp"]),
+            "project": (b["n_project"] * b["c_exp"] * b["c_out"], b["c_out"]),
+            "frequency": (attention * b["context_size"], attention),
+            "time": (attention * b["context_size"], attention),
+            "squeeze": (squeezed, b["squeeze_size"]),
+            "excite": (squeezed, b["c_exp"]),
+        }
+        found |= {f"blocks.{i}.{part}": both for part, both in parts.items() if both[0]}
+    return {f"{name}.{kind}": size for name, both in found.items() for kind, size in zip(("weight", "bias"), both, strict=True)}
+
+
+class CompiledNetwork:
+    """A network in compiled code: log-mel spectrograms to embeddings and logits, without gradients.
+
+    It keeps a copy of the weights, and the memory of its last call. It may be called from several threads at once.
+    """
+
+    def __init__(self, packed: Packed, build: str | None = None) -> None:
+        """Take a network.
+
+        Args:
+            packed: the network; its arrays are checked, for the compiled code trusts their sizes.
+            build: a key of `dymn.native.libraries`; None is the fastest.
+
+        Raises:
+            ConfigError: if there is no such build, it does not know the network, or an array is missing or of another size.
+        """
+        builds = libraries()
+        name = build or next(iter(builds), "")
+        check(name in builds, f"There is no compiled code {name!r} for this CPU; there is: {', '.join(builds) or 'none'}.")
+        check(is_known(packed.config), "This network has parts that the compiled code does not know. Take dymn.fast.accelerate.")
+        self.config = config = packed.config
+        self._library = builds[name]
+        self._memory: list[Floats] = []
+        given = {key: values.size for key, values in packed.arrays.items()}
+        c_stem = given.get("stem.bias", 0)
+        squeeze_sizes = {i: given.get(f"blocks.{i}.squeeze.bias", 0) for i in range(len(config.blocks))}
+        check(c_stem == config.blocks[0].c_in, f"The stem has {c_stem} channels, the first block takes {config.blocks[0].c_in}.")
+        check(given == sizes(config, c_stem, squeeze_sizes), "The arrays do not fit the network that the config describes.")
+        self._kept = {key: _with_slack(values) for key, values in packed.arrays.items()}
+        self._blocks = (_Block * len(config.blocks))(
+            *(
+                _Block(**numbers(block, squeeze_sizes[i]), **self._addresses(f"blocks.{i}.", _POINTERS))
+                for i, block in enumerate(config.blocks)
+            )
+        )
+        self._network = _Network(
+            n_blocks=len(config.blocks),
+            c_stem=c_stem,
+            c_last=config.c_last,
+            **self._addresses("", ("stem", "last")),
+            blocks=ctypes.cast(self._blocks, ctypes.POINTER(_Block)),
+        )
+
+    def embed(self, log_mel: Floats, n_threads: int) -> Floats:
+        """Return the embedding [B, D] of log-mel spectrograms [B, 1, n_mels, frames].
+
+        Raises:
+            ConfigError: if the input has another shape, or is too long for one pass.
+        """
+        if log_mel.ndim != 4 or log_mel.shape[1] != 1 or 0 in log_mel.shape[2:]:
+            check(False, f"log_mel has shape {list(log_mel.shape)}; it must be [B, 1, n_mels, frames], none of the last two 0.")
+        n_clips, _, n_bands, n_frames = log_mel.shape
+        check(n_bands * n_frames < MOST_PLACES, f"A spectrogram of {n_frames} frames is too long for one pass. Give it in windows.")
+        x = np.ascontiguousarray(log_mel, np.float32)
+        out = np.empty((n_clips, self.config.c_last), np.float32)
+        counts = (n_clips, n_bands, n_frames, n_threads)
+        needed = self._library.dymn_workspace(ctypes.byref(self._network), *counts)
+        try:
+            memory = self._memory.pop()  # of an earlier call; calls at the same time have memory of their own
+        except IndexError:
+            memory = np.zeros(0, np.float32)
+        if memory.size < needed:
+            memory = np.zeros(needed, np.float32)
+        network, given, room, found = ctypes.byref(self._network), *(ctypes.c_void_p(array.ctypes.data) for array in (x, memory, out))
+        self._library.dymn_embed(network, given, *counts, room, found)
+        self._memory.append(memory)
+        return out
+
+    def logits(self, embedding: Floats) -> Floats:
+        """Return the logits [B, C] of embeddings [B, D]."""
+        return self._affine("classifier", self._affine("hidden", embedding, "hardswish"), "identity")
+
+    def _affine(self, name: str, x: Floats, activation: str) -> Floats:
+        """Return a linear layer of rows [B, n_in] with its activation, [B, n_out]."""
+        weight, bias = (self._kept[f"{name}.{kind}"] for kind in ("weight", "bias"))
+        n_out = bias.size - SLACK
+        rows = np.ascontiguousarray(x, np.float32)
+        out = np.empty((len(rows), _whole_lines(n_out)), np.float32)
+        given, found = ([ctypes.c_void_p(array.ctypes.data) for array in arrays] for arrays in ((rows, weight, bias), (out,)))
+        self._library.dymn_affine(*given, *rows.shape, n_out, ACTIVATIONS[activation], *found)
+        return out[:, :n_out]
+
+    def _addresses(self, prefix: str, parts: tuple[str, ...]) -> dict[str, int]:
+        names = {f"{part}_{kind}": f"{prefix}{part}.{kind}" for part in parts for kind in ("weight", "bias")}
+        return {field: self._kept[name].ctypes.data for field, name in names.items() if name in self._kept}
+
+
+def probabilities(logits: Floats, exclusive: bool) -> Floats:
+    """Return the probabilities of classes [..., C]: a sigmoid of each logit, or a softmax where one class excludes the others."""
+    if exclusive:
+        powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+        return np.asarray(powers / powers.sum(axis=-1, keepdims=True), np.float32)
+    with np.errstate(over="ignore"):
+        return np.asarray(1 / (1 + np.exp(-logits)), np.float32)
+
+
+def _whole_lines(n: int) -> int:
+    return n + -n % LINE
+
+
+def _with_slack(values: Floats) -> Floats:
+    kept = np.zeros(values.size + SLACK, np.float32)
+    kept[: values.size] = values.reshape(-1)
+    return kept

@@ -4,6 +4,7 @@ Needs Chromium, the package playwright to steer it, and the files that `make pag
 """
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -21,6 +22,7 @@ pytest.importorskip("playwright.sync_api", reason="the package playwright is not
 
 import uvicorn
 from playwright import sync_api as playwright
+from websockets.sync.client import connect
 
 from dymn import audio
 from dymn.serve.app import create_app
@@ -186,6 +188,38 @@ def test_the_server_listens_too(page, address, tagger):
     assert page.wrong == []
     first = [sent for sent in frames if isinstance(sent, bytes)][:6]  # a second stands for those before it, which nobody heard
     assert len(first) == 6 and len(set(first)) == 1
+
+
+def test_a_server_that_takes_no_more_is_said_and_asked_again(page, tagger):
+    with serving(create_app({"dymn04_open": tagger}, ServeSettings(live=1))) as address:
+        ready(page, address)
+        page.check("#on-server")
+        with connect(address.replace("http", "ws") + "/v1/live") as other:
+            other.send(json.dumps({"sample_rate": 16_000}))
+            assert "ready" in other.recv()
+            page.click("#mic")
+            says(page, "#problem", "places for live sound .1. are taken.*unheard.*asks again")
+            assert page.locator("#mic").inner_text() == "Stop the microphone"
+            picture(page, "overloaded")
+        says(page, "#status", "^Hearing")
+        says(page, "#problem", "^$")
+        assert page.wrong == []
+
+
+def test_sound_that_a_slow_server_does_not_hear_is_said(page, tagger, monkeypatch):
+    quick = threading.Event()
+    scores = type(tagger.backend).scores
+    with serving(create_app({"dymn04_open": tagger}, ServeSettings())) as address:
+        ready(page, address)
+        page.check("#on-server")
+        monkeypatch.setattr(type(tagger.backend), "scores", lambda *arguments: quick.wait(60) and scores(*arguments))
+        page.click("#mic")
+        says(page, "#problem", "too slow.*unheard")
+        quick.set()
+        says(page, "#status", "^Hearing")
+        says(page, "#problem", "^$")
+        page.click("#mic")
+        assert page.wrong == []
 
 
 def test_a_token_is_asked_for(page, tagger):

@@ -272,7 +272,7 @@ class Engine:
             Refusal: if there are too many.
         """
         if self._connected >= self.settings.live:
-            raise Refusal(503, "live_full", f"{self.settings.live} live connections are open, and more are not taken. Try again later.", 10)
+            raise Refusal(503, "live_full", f"All places for live sound ({self.settings.live}) are taken. Try again later.", 10)
         self._connected += 1
         self.metrics.live.set(self._connected)
         try:

@@ -260,7 +260,7 @@ async function listen() {
   const recent = new Recent(context.sampleRate, LIVE_SECONDS);
   const node = new AudioWorkletNode(context, "capture", { numberOfOutputs: 0 });
   new MediaStreamAudioSourceNode(context, { mediaStream: stream }).connect(node);
-  const server = inBrowser() ? null : new LiveOnServer(context.sampleRate, (window) => heard(window.tags), (why) => (stopListening(), complain(why)));
+  const server = inBrowser() ? null : new LiveOnServer(context.sampleRate, heard, unheard, (why) => (stopListening(), complain(why)));
   node.port.onmessage = ({ data }) => {
     recent.add(data);
     server?.send(data, recent);
@@ -298,6 +298,11 @@ async function hear(samples, mine) {
 function heard(tags) {
   drawTags(part("tags"), tags);
   sayNowAndThen(`Hearing: ${tags.length && tags[0].score >= 0.1 ? tags[0].label : "nothing that is known"}`);
+}
+
+function unheard(why) {
+  if (part("problem").textContent !== why) complain(why); // it is read out again whenever it is set
+  if (why) say("Waiting for the server …");
 }
 
 function stopListening() {

@@ -5,23 +5,25 @@
 
 Forms take turns, round after round; figures are medians. The roofline of a form is the shorter of two times: its multiply-adds at
 the rate of a large matrix product in the same precision, and the bytes of its feature maps, each written once and read once, at the
-rate of a copy. One JSON line a measurement.
+rate of a copy. `difference` is that of logits from the textbook form's in fp32.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dymn import create_model
+from dymn.fast import compiled
 from dymn.frontend import LogMel
 from dymn.model import MobileNet
 from dymn.profiling import count
@@ -68,7 +70,7 @@ def training(network: nn.Module, log_mel: Tensor, cast: Any) -> Callable[[], Any
     return call
 
 
-def forms(model: MobileNet, log_mel: Tensor, mode: str, cast: Any, compiled: bool) -> dict[str, Callable[[], Any]]:
+def forms(model: MobileNet, log_mel: Tensor, mode: str, cast: Any, compiles: bool) -> dict[str, Callable[[], Any]]:
     """Return the forms to compare: a name and a call each."""
     wrap = inference if mode == "inference" else training
     found = {
@@ -76,8 +78,9 @@ def forms(model: MobileNet, log_mel: Tensor, mode: str, cast: Any, compiled: boo
         "modules": wrap(model, log_mel, cast),
         "modules, channels last": wrap(model, log_mel.to(memory_format=torch.channels_last), cast),
     }
-    if compiled:
-        found["compiled"] = wrap(torch.compile(model, mode="reduce-overhead"), log_mel, cast)  # CUDA graphs where it can
+    if compiles:  # CUDA graphs where it can
+        network = compiled(model) if mode == "inference" else torch.compile(model, mode="reduce-overhead")
+        found["compiled"] = wrap(network, log_mel, cast)
     return found
 
 
@@ -105,7 +108,7 @@ def roofline(model: MobileNet, batch: int, frames: int, device: torch.device, dt
     return {"peak_tflops": flops / 1e12, "bandwidth_gb_s": bandwidth / 1e9, "roofline_clips_per_second": min(by_macs, by_bytes)}
 
 
-def front_end(batch: int, frames: int, device: torch.device, seconds: float) -> dict[str, Any]:
+def front_end(batch: int, frames: int, device: torch.device, seconds: float) -> float:
     """Measure the front end on the device, in clips per second."""
     waveform = torch.randn(batch, frames * SAMPLES_PER_FRAME, device=device)
     log_mel = LogMel().to(device)
@@ -113,7 +116,45 @@ def front_end(batch: int, frames: int, device: torch.device, seconds: float) -> 
     clock(lambda: log_mel(waveform))
     while time.perf_counter() < end or len(times) < 3:
         times.append(clock(lambda: log_mel(waveform)))
-    return {"mode": "front end", "batch": batch, "clips_per_second": round(batch / statistics.median(times), 1)}
+    return round(batch / statistics.median(times), 1)
+
+
+def measure(width: float, options: argparse.Namespace, device: torch.device) -> Iterator[dict[str, Any]]:
+    """Yield a row for each form of a network, in inference and training and every precision."""
+    clock = timer(device)
+    log_mel = clips(max(options.batch, 8), n_frames=options.frames)
+    model = create_model("dymn10", width=width, generator=torch.Generator().manual_seed(0))
+    model, log_mel = lively(model, log_mel[:8]).to(device), log_mel[: options.batch].to(device)
+    exact = inference(textbook_of(model), log_mel, contextlib.nullcontext)()
+    for mode, precision in itertools.product(("inference", "training"), options.precisions):
+        dtype = PRECISIONS[precision]
+        cast = (lambda dtype=dtype: torch.autocast(device.type, dtype)) if dtype else contextlib.nullcontext
+        model.eval()
+        calls = forms(model, log_mel, mode, cast, not options.no_compile)
+        outputs = {}
+        for form, call in calls.items():
+            clock(call)
+            outputs[form] = call()
+        times: dict[str, list[float]] = {form: [] for form in calls}
+        end = time.perf_counter() + options.seconds
+        while time.perf_counter() < end or len(times["textbook"]) < 3:
+            for form, call in calls.items():
+                times[form].append(clock(call))
+        limits = roofline(model, options.batch, options.frames, device, dtype or torch.float32, 1 if mode == "inference" else 3)
+        medians = {form: statistics.median(values) for form, values in times.items()}
+        for form, median in medians.items():
+            rate = options.batch / median
+            logits = outputs[form]
+            yield {
+                "width": width,
+                "mode": mode,
+                "precision": precision,
+                "form": form,
+                "clips_per_second": round(rate, 1),
+                "ratio": round(medians["textbook"] / median, 2),
+                "fraction_of_roofline": round(rate / limits["roofline_clips_per_second"], 4),
+                "difference": None if logits is None else float((logits - exact).abs().max()),
+            } | {key: round(value, 2) for key, value in limits.items()}
 
 
 def main() -> None:
@@ -125,41 +166,26 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--precisions", nargs="+", default=["fp32", "fp16", "bf16"], choices=PRECISIONS)
     parser.add_argument("--no-compile", action="store_true")
-    arguments = parser.parse_args()
-    device = torch.device(arguments.device)
+    parser.add_argument("--json", action="store_true", help="Print a line of JSON for each row instead of a table.")
+    options = parser.parse_args()
+    device = torch.device(options.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         parser.error("PyTorch finds no CUDA device. Give --device cpu for a trial.")
-    clock = timer(device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-    print(
-        json.dumps({"device": name, "torch": torch.__version__} | front_end(arguments.batch, arguments.frames, device, arguments.seconds))
-    )
-    for width in arguments.widths:
-        model = create_model("dymn10", width=width, generator=torch.Generator().manual_seed(0))
-        log_mel = clips(arguments.batch, n_frames=arguments.frames)
-        model = lively(model, log_mel[:8]).to(device)
-        log_mel = log_mel.to(device)
-        for mode in ("inference", "training"):
-            for precision in arguments.precisions:
-                dtype = PRECISIONS[precision]
-                cast = (lambda dtype=dtype: torch.autocast(device.type, dtype)) if dtype else contextlib.nullcontext
-                model.eval()
-                calls = forms(model, log_mel, mode, cast, not arguments.no_compile)
-                for call in calls.values():
-                    clock(call)
-                times: dict[str, list[float]] = {form: [] for form in calls}
-                end = time.perf_counter() + arguments.seconds
-                while time.perf_counter() < end or len(times["textbook"]) < 3:
-                    for form, call in calls.items():
-                        times[form].append(clock(call))
-                limits = roofline(model, arguments.batch, arguments.frames, device, dtype or torch.float32, 1 if mode == "inference" else 3)
-                medians = {form: statistics.median(values) for form, values in times.items()}
-                for form, median in medians.items():
-                    rate = arguments.batch / median
-                    row = {"width": width, "mode": mode, "precision": precision, "form": form, "batch": arguments.batch}
-                    row |= {"clips_per_second": round(rate, 1), "ratio": round(medians["textbook"] / median, 2)}
-                    row |= {"fraction_of_roofline": round(rate / limits["roofline_clips_per_second"], 4)}
-                    print(json.dumps(row | {key: round(value, 2) for key, value in limits.items()}), flush=True)
+    head = {"device": name, "torch": torch.__version__, "batch": options.batch}
+    head["front_end_clips_per_second"] = front_end(options.batch, options.frames, device, options.seconds)
+    print(json.dumps(head) if options.json else ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in head.items()) + "\n")
+    for i, row in enumerate(itertools.chain.from_iterable(measure(width, options, device) for width in options.widths)):
+        if options.json:
+            print(json.dumps(row), flush=True)
+            continue
+        if not i:
+            print("| " + " | ".join(key.replace("_", " ") for key in row) + " |\n" + "| --- " * len(row) + "|")
+        print(
+            "| "
+            + " | ".join("" if value is None else f"{value:.1e}" if key == "difference" else f"{value}" for key, value in row.items())
+            + " |"
+        )
 
 
 if __name__ == "__main__":

@@ -80,6 +80,21 @@ def test_forms_agree_where_speed_is_measured(path):
     assert found["ratio"] > 0 and found["rounds"] == 3 and 0 < found["fraction_of_peak"] < 1
 
 
+def test_the_benchmark_for_gpus_runs_from_end_to_end_without_one():
+    sizes = ["--widths", "0.1", "--batch", "2", "--frames", "100", "--seconds", "0", "--precisions", "fp32", "bf16", "--no-compile"]
+    command = [sys.executable, FOLDER / "gpu.py", *sizes]
+    done = subprocess.run([*command, "--device", "cpu"], capture_output=True, text=True, check=True)
+    head, _, names, _, *rows = done.stdout.splitlines()
+    assert head.startswith("device CPU") and "front end clips per second" in head
+    table = [dict(zip(names.split(" | "), row.split(" | "), strict=True)) for row in rows]
+    assert len(table) == 12 and {row["form"] for row in table} == {"textbook", "modules", "modules, channels last"}
+    differences = {row["precision"]: float(row["difference"]) for row in table if row["difference"].strip()}
+    assert differences["fp32"] < 1e-4 < differences["bf16"] < 1
+    if not torch.cuda.is_available():
+        refused = subprocess.run(command, capture_output=True, text=True)
+        assert refused.returncode == 2 and "Give --device cpu" in refused.stderr and "Traceback" not in refused.stderr
+
+
 def test_network_benchmark_prints_one_line_of_json():
     options = ["--width", "0.1", "--frames", "50", "--path", "torch", "--seconds", "0", "--json"]
     done = subprocess.run([sys.executable, FOLDER / "network.py", *options], capture_output=True, text=True, check=True)

@@ -48,10 +48,12 @@ class Backend(ABC):
     Attributes:
         card: labels in the order of the probabilities, the front end's configuration, name, licence, digest.
         is_cpu: whether the network is computed on the CPU.
+        precision: how exactly, where that can be chosen.
     """
 
     card: ModelCard
     is_cpu: bool = True
+    precision: str = "float32"
 
     @property
     def labels(self) -> tuple[str, ...]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 
 from dymn.cpus import THREAD_VARIABLES, available_cpus
 from dymn.errors import ConfigError, ResourceError, resource_error
+
+PRECISIONS: dict[str, torch.dtype | None] = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+"""How exactly a network is computed, and what autocast takes for it."""
 
 
 def available_devices() -> list[str]:
@@ -56,14 +59,16 @@ def use_threads(threads: int | None = None) -> int:
 
 
 @contextmanager
-def computing(device: torch.device, n_windows: int) -> Iterator[None]:
-    """Compute in full float32 on any device, and say what to do where memory runs out.
+def computing(device: torch.device, n_windows: int, precision: str = "float32") -> Iterator[None]:
+    """Compute with one of `PRECISIONS`, float32 being the full one on any device, and say what to do where memory runs out.
 
     Raises:
         ResourceError: if so many windows at once do not fit the memory.
     """
     try:
-        with torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=False):
+        dtype = PRECISIONS[precision]
+        cast = nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+        with cast, torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=False):
             yield
     except (RuntimeError, MemoryError) as error:
         known = resource_error(error)

@@ -18,17 +18,19 @@ from dymn.model import MobileNet
 class Embedder(nn.Module, BaseEmbedder):
     """Waveforms to embeddings: the front end, the network as far as it is needed, averages, concatenation."""
 
-    def __init__(self, model: MobileNet, layers: str | Sequence[str] = LAST) -> None:
+    def __init__(self, model: MobileNet, layers: str | Sequence[str] = LAST, precision: str = "float32") -> None:
         """Choose the layers.
 
         Args:
             model: a network; it is shared, not copied, and set to evaluation mode.
             layers: names of layers as in `dymn.embedding`, in a list or with commas between.
+            precision: how exactly `vectors` computes the network, one of `dymn.devices.PRECISIONS`.
 
         Raises:
             ConfigError: if there is no such layer, or one is named twice.
         """
         super().__init__()
+        self.precision = precision
         known = {feature.name: (i, feature.channels) for i, feature in enumerate(features_of(model))}
         self.layers = parse_layers(layers, len(model.config.blocks))
         self.log_mel = LogMel(model.card.front_end).to(next(model.parameters()).device)
@@ -58,11 +60,11 @@ class Embedder(nn.Module, BaseEmbedder):
 
     @torch.inference_mode()
     def vectors(self, waveforms: Floats | Tensor) -> Floats:
-        """Return embeddings [B, D] of waveforms [B, N] at `sample_rate`, in full float32 on any device.
+        """Return embeddings [B, D] of waveforms [B, N] at `sample_rate`.
 
         Raises:
             ResourceError: if the batch does not fit the device's memory.
         """
         device = self.log_mel.basis.device
-        with computing(device, len(waveforms)):
+        with computing(device, len(waveforms), self.precision):
             return self(torch.as_tensor(waveforms, device=device)).float().cpu().numpy()  # type: ignore[no-any-return]

@@ -120,7 +120,7 @@ class Engine:
         check(batch_size is None or batch_size >= 1, f"batch_size is {batch_size}; it must be at least 1.")
         found = list(sources)
         check("-" not in map(str, found), "Standard input cannot be read by other processes. Give paths or URLs.")
-        network = (copy.deepcopy(tagger.model).cpu(), layers, self.device, self.threads, batch_size, windows)
+        network = (copy.deepcopy(tagger.model).cpu(), layers, self.device, self.threads, tagger.backend.precision, batch_size, windows)
         return self._run(found, windows, network, batch_size or CPU_BATCH_SIZE)
 
     def _run(self, found: list[Source], windows: _Windows, network: tuple[Any, ...], batch: int) -> Iterator[tuple[Piece, Rows | None]]:
@@ -194,10 +194,11 @@ class _Network:
         layers: str | Sequence[str] | None,
         device: str | None,
         threads: int,
+        precision: str,
         batch_size: int | None,
         windows: _Windows,
     ) -> None:
-        tagger = Tagger(model, device, threads)
+        tagger = Tagger(model, device, threads, precision=precision)
         self.prepare = tagger.backend.features if layers is None else samples_of
         self.compute = tagger.backend.scores if layers is None else tagger.embedder(layers).vectors
         self.batch_size = batch_size or tagger.backend.batch_size

@@ -80,34 +80,48 @@ class Tagger:
         >>> tagger.tag("street.wav", top_k=3)  # doctest: +SKIP
     """
 
-    def __init__(self, model: MobileNet | Backend, device: str | torch.device | None = None, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        model: MobileNet | Backend,
+        device: str | torch.device | None = None,
+        threads: int | None = None,
+        *,
+        precision: str = "float32",
+        compile: bool = False,
+    ) -> None:
         """Make a network ready to tag.
 
         Args:
             model: a network whose card names front end and labels, or a backend, which is taken as it is.
             device: where PyTorch computes a network, such as "cpu" or "cuda:0"; None is the first CUDA device, or else the CPU.
             threads: how many CPU threads PyTorch uses in this process from now on; None leaves it as it is.
+            precision: "float32", or for GPUs "bfloat16" or "float16", which change the numbers: autocast computes the network.
+            compile: whether `torch.compile` makes kernels for the probabilities, with CUDA graphs on a GPU; it takes its time at first.
 
         Raises:
-            ConfigError: if there is no such device, or `threads` is below 1.
+            ConfigError: if there is no such device or precision, or `threads` is below 1.
         """
-        self.backend = model if isinstance(model, Backend) else _torch_backend(model, device, threads)
+        self.backend = model if isinstance(model, Backend) else _torch_backend(model, device, threads, precision, compile)
         self.labels = self.backend.labels
         self.sample_rate = self.backend.sample_rate
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str | Path, device: str | torch.device | None = None, threads: int | None = None) -> Tagger:
+    def from_pretrained(
+        cls, name_or_path: str | Path, device: str | torch.device | None = None, threads: int | None = None, **options: Any
+    ) -> Tagger:
         """Load a published model by its name (see `dymn models`), or a model file or folder, and return its tagger.
+
+        `options` are `precision` and `compile`.
 
         Raises:
             WeightsError: if the model cannot be found, downloaded or read.
-            ConfigError: if there is no such device, or `threads` is below 1.
+            ConfigError: if there is no such device or precision, or `threads` is below 1.
         """
         from dymn.devices import resolve_device
         from dymn.weights import load_model
 
         resolve_device(device)  # before anything is downloaded
-        return cls(load_model(name_or_path), device, threads)
+        return cls(load_model(name_or_path), device, threads, **options)
 
     @classmethod
     def from_onnx(cls, path: str | Path, threads: int | None = None) -> Tagger:
@@ -150,7 +164,7 @@ class Tagger:
         return self.backend
 
     def probabilities(self, waveforms: npt.NDArray[np.float32] | torch.Tensor) -> Scores:
-        """Return the probabilities [B, C] of waveforms [B, N] at `sample_rate`, in full float32 on any device.
+        """Return the probabilities [B, C] of waveforms [B, N] at `sample_rate`.
 
         Raises:
             ResourceError: if the batch does not fit the device's memory.
@@ -334,7 +348,7 @@ class Tagger:
             yield Recording(name, seconds, selection.tags(best, combined[best], 0.0, seconds), done.timeline, combined)
 
 
-def _torch_backend(model: MobileNet, device: str | torch.device | None, threads: int | None) -> Backend:
+def _torch_backend(model: MobileNet, device: str | torch.device | None, threads: int | None, precision: str, compile: bool) -> Backend:
     from dymn.torch_backend import TorchBackend
 
-    return TorchBackend(model, device, threads)
+    return TorchBackend(model, device, threads, precision=precision, compile=compile)

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from dymn.backends import Backend, Filled, FrameScores, Scores
-from dymn.devices import computing, resolve_device, use_threads
-from dymn.fast import accelerate
+from dymn.config import check
+from dymn.devices import PRECISIONS, computing, resolve_device, use_threads
+from dymn.fast import accelerate, compiled
 from dymn.frontend import ArrayLogMel, LogMel
 from dymn.model import MobileNet, Output
 from dymn.sliding import SlidingLogMel
@@ -25,17 +26,29 @@ if TYPE_CHECKING:
 class TorchBackend(Backend):
     """A `MobileNet` in evaluation mode on a device, after its front end."""
 
-    def __init__(self, model: MobileNet, device: str | torch.device | None = None, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        model: MobileNet,
+        device: str | torch.device | None = None,
+        threads: int | None = None,
+        *,
+        precision: str = "float32",
+        compile: bool = False,
+    ) -> None:
         """Move the model to a device, in evaluation mode.
 
         Args:
             model: a network whose card names front end and labels.
             device: such as "cpu" or "cuda:0"; None is the first CUDA device, or else the CPU.
             threads: how many CPU threads PyTorch uses in this process from now on; None leaves it as it is.
+            precision: one of `PRECISIONS`; other than float32, autocast computes the network, and the front end in float32 all the same.
+            compile: whether `torch.compile` makes kernels for the probabilities of each size of batch, which takes its time at first.
 
         Raises:
-            ConfigError: if there is no such device, or `threads` is below 1.
+            ConfigError: if there is no such device or precision, or `threads` is below 1.
         """
+        check(precision in PRECISIONS, f"precision is {precision!r}; allowed: {', '.join(PRECISIONS)}.")
+        self.precision, self.compile = precision, compile
         self.device = resolve_device(device)
         if threads is not None:
             use_threads(threads)
@@ -51,16 +64,19 @@ class TorchBackend(Backend):
     @cached_property
     def _network(self) -> Callable[[Tensor], Output]:
         """Log-mel spectrograms [B, 1, F, T] to logits: on a CPU the fastest form there, of the weights as they are at first use."""
-        return accelerate(self.model) if self.is_cpu else self.model
+        if self.compile:
+            return compiled(self.model)
+        return accelerate(self.model) if self.is_cpu and self.precision == "float32" else self.model
 
     @torch.inference_mode()
     def probabilities(self, waveforms: npt.NDArray[np.float32] | Tensor) -> Scores:
-        """Return the probabilities [B, C] of waveforms [B, N] at `sample_rate`, in full float32 on any device.
+        """Return the probabilities [B, C] of waveforms [B, N] at `sample_rate`.
 
         Raises:
+            ConfigError: if the network is to be compiled and cannot be.
             ResourceError: if the batch does not fit the device's memory.
         """
-        with computing(self.device, len(waveforms)):
+        with computing(self.device, len(waveforms), self.precision):
             return self._probabilities(self._log_mel(torch.as_tensor(waveforms, device=self.device)))
 
     def features(self, windows: Iterable[Filled], hop: int) -> Iterator[npt.NDArray[np.float32]]:
@@ -75,11 +91,12 @@ class TorchBackend(Backend):
         """Return the probabilities [B, C] of a batch of `features`.
 
         Raises:
+            ConfigError: if the network is to be compiled and cannot be.
             ResourceError: if the batch does not fit the device's memory.
         """
         if not self.is_cpu:
             return self.probabilities(features)
-        with computing(self.device, len(features)):
+        with computing(self.device, len(features), self.precision):
             return self._probabilities(torch.from_numpy(features))
 
     def enter_worker(self) -> None:
@@ -104,7 +121,7 @@ class TorchBackend(Backend):
         Raises:
             ResourceError: if the batch does not fit the device's memory.
         """
-        with computing(self.device, len(features)):
+        with computing(self.device, len(features), self.precision):
             given = torch.as_tensor(features, device=self.device)
             maps = self.model.features(given if self.is_cpu else self._log_mel(given))
             both = self.model.frame_logits(maps, smoothing), self.model.head(maps, maps.mean(dim=(2, 3)))
@@ -118,7 +135,7 @@ class TorchBackend(Backend):
         """
         from dymn.embedder import Embedder
 
-        return Embedder(self.model, layers)
+        return Embedder(self.model, layers, self.precision)
 
     def _probabilities(self, log_mel: Tensor) -> Scores:
         return self.checked(self.model.probabilities(self._network(log_mel).logits.float()).cpu().numpy())

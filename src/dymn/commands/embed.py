@@ -19,6 +19,7 @@ from dymn.commands.options import (
     Layers,
     Model,
     Paths,
+    Precision,
     Quiet,
     Ray,
     RetryFailed,
@@ -68,6 +69,7 @@ def embed(
     fill: Filling = "bare",
     backend: Backend = "auto",
     device: Device = None,
+    precision: Precision = "float32",
     threads: Threads = None,
     batch_size: WindowBatch = None,
     workers: Workers = None,
@@ -110,7 +112,7 @@ def embed(
 
     if keeps_journal(output, True, paths, fresh, retry_failed):
         check_output(output, name, ())
-        tagger = load_tagger(model, device if engine is None else "cpu", threads, quiet, backend, looks_inside)
+        tagger = load_tagger(model, device if engine is None else "cpu", threads, quiet, backend, precision, looks_inside)
         embedder = tagger.embedder(layers)
         made = columns(tagger, embedder, settings, per_window)
         bulk = Bulk(
@@ -118,7 +120,7 @@ def embed(
             embeddings(per_window, embedder.size),
             embed_files(tagger, embedder, MANY),
             partial(write_file, made, name, per_window),
-            made.origin | {"backend": backend},
+            made.origin | {"backend": backend, "precision": precision},
         )
         n_failed = run_bulk(bulk, paths, output, fresh, retry_failed, quiet)
         write_origin(made, name, output)
@@ -127,7 +129,7 @@ def embed(
         return
     found, failed = find(paths, urls=engine is not None)
     check_output(output, name, found)
-    tagger = load_tagger(model, device if engine is None else "cpu", threads, quiet, backend, looks_inside)
+    tagger = load_tagger(model, device if engine is None else "cpu", threads, quiet, backend, precision, looks_inside)
     embedder = tagger.embedder(layers)
     bar = progress_bar(len(found), quiet)
     found_ones = embed_files(tagger, embedder, len(found))(found, progress=follower(bar) if bar.visible else None)

@@ -16,6 +16,7 @@ from dymn.commands.options import (
     ClipWorkers,
     Device,
     Kind,
+    Precision,
     Quiet,
     ReportFormat,
     Threads,
@@ -61,6 +62,7 @@ def evaluate(
     ] = None,
     format: ReportFormat = "table",
     device: Device = None,
+    precision: Precision = "float32",
     threads: Threads = None,
     quiet: Quiet = False,
 ) -> None:
@@ -89,6 +91,7 @@ def evaluate(
             seconds=seconds,
             batch_size=batch_size,
             workers=workers,
+            precision=precision,
             progress=progress,
         )
     if per_class is not None:

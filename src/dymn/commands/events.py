@@ -16,6 +16,7 @@ from dymn.commands.options import (
     Labels,
     Model,
     Paths,
+    Precision,
     Quiet,
     Threads,
     format_option,
@@ -91,6 +92,7 @@ def events(
     ] = None,
     backend: Backend = "auto",
     device: Device = None,
+    precision: Precision = "float32",
     threads: Threads = None,
     quiet: Quiet = False,
 ) -> None:
@@ -121,7 +123,7 @@ def events(
     name = format or SUFFIXES.get(output.suffix.lower() if output else "", "text")
     found, failed = find(paths)
     check_output(output, name, found)
-    tagger = load_tagger(model, device, threads, quiet, backend, looks_inside=method != "windows")
+    tagger = load_tagger(model, device, threads, quiet, backend, precision, looks_inside=method != "windows")
     bar = progress_bar(len(found), quiet)
     missing = (EventRecording(recording.name, error=recording.error) for recording in failed)
     recordings = chain(missing, bar.over(detected(tagger, map(Path, found), settings, bar.update)))

@@ -18,6 +18,7 @@ from dymn.commands.options import (
     Exclude,
     Labels,
     Model,
+    Precision,
     Quiet,
     Threads,
     Threshold,
@@ -79,6 +80,7 @@ def listen(
     ] = 1,
     backend: Backend = "auto",
     device: Device = None,
+    precision: Precision = "float32",
     threads: Threads = None,
     quiet: Quiet = False,
 ) -> None:
@@ -99,7 +101,7 @@ def listen(
     if source is None:
         capture.devices()  # what is missing is said before a model is loaded
     settings = TagSettings(top_k, threshold, tuple(labels or ()), tuple(exclude or ()), window, hop)
-    tagger = load_tagger(model, device, threads, quiet, backend)
+    tagger = load_tagger(model, device, threads, quiet, backend, precision)
     title = f"{tagger.card.name or model}, {window:g} s"
     with ExitStack() as stack:
         try:

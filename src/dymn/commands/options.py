@@ -12,6 +12,7 @@ WHAT, WINDOWS, DATA, RUN_PANEL = "What to tell", "Windows", "Data", "How to run"
 
 Fill = Literal["repeat", "pad", "bare"]
 Computes = Literal["auto", "torch", "onnx"]
+Precisions = Literal["float32", "bfloat16", "float16"]
 Report = Literal["table", "json"]
 
 
@@ -132,6 +133,14 @@ Device = Annotated[
         "--device",
         metavar="NAME",
         help="Where to compute, such as cpu, cuda, cuda:1 or mps. Without it, the first CUDA device if there is one, else the CPU.",
+        rich_help_panel=RUN_PANEL,
+    ),
+]
+Precision = Annotated[
+    Precisions,
+    typer.Option(
+        "--precision",
+        help="How exactly PyTorch computes the network: the two of 16 bits are for GPUs, quicker there, and change the numbers a little.",
         rich_help_panel=RUN_PANEL,
     ),
 ]

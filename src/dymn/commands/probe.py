@@ -19,6 +19,7 @@ from dymn.commands.options import (
     Kind,
     Layers,
     Model,
+    Precision,
     Quiet,
     ReportFormat,
     Threads,
@@ -85,6 +86,7 @@ def probe(
     format: ReportFormat = "table",
     workers: ClipWorkers = 0,
     device: Device = None,
+    precision: Precision = "float32",
     threads: Threads = None,
     batch_size: WindowBatch = None,
     quiet: Quiet = False,
@@ -109,7 +111,7 @@ def probe(
     settings = EmbedSettings(fill=fill)
     if plot is not None and plot.suffix.lower() not in PICTURES:
         raise ConfigError(f"--plot {plot} has an ending that is not known. Give one of: {', '.join(PICTURES)}.")
-    tagger = load_tagger(model, device, threads, quiet)
+    tagger = load_tagger(model, device, threads, quiet, precision=precision)
     embedder = tagger.embedder(layers)
     with counting_bar("Embed", quiet) as progress:
         found = measure(

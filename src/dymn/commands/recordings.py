@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import typer
 
-from dymn.commands.options import Computes, note
+from dymn.commands.options import Computes, Precisions, note
 from dymn.errors import AudioError, ConfigError, DymnError, WeightsError
 
 if TYPE_CHECKING:
@@ -103,14 +103,22 @@ def default_workers(threads: int | None, recordings: int) -> int:
 
 
 def load_tagger(
-    model: str | None, device: str | None, threads: int | None, quiet: bool, backend: Computes = "torch", looks_inside: bool = False
+    model: str | None,
+    device: str | None,
+    threads: int | None,
+    quiet: bool,
+    backend: Computes = "torch",
+    precision: Precisions = "float32",
+    looks_inside: bool = False,
 ) -> Tagger:
     """Load the model that was named, or the default one, and say which that is.
 
-    With the backend "auto", PyTorch is not imported where compiled code does all that is asked for: not on other devices, not if the
-    command looks inside the network (`looks_inside`), and not the first time that a model is used.
+    With the backend "auto", PyTorch is not imported where compiled code does all that is asked for: not on other devices or in another
+    precision, not if the command looks inside the network (`looks_inside`), and not the first time that a model is used.
     """
     if backend == "onnx":
+        if precision != "float32":
+            raise ConfigError(f"--precision is {precision}; a file for --backend onnx has its own. See `dymn export --precision`.")
         return load_onnx(model, device, threads)
     from dymn.commands.progress import download_bar
     from dymn.compiled_backend import keep_packed, open_packed
@@ -120,11 +128,12 @@ def load_tagger(
     from dymn.weights.find import find_weights
 
     on_cpu = device == "cpu" or (device is None and not may_have_gpu())
+    packs = backend == "auto" and on_cpu and precision == "float32" and not looks_inside
     with download_bar(quiet) as progress:
         named, reason = (model, "") if model is not None else choose_default(progress)
-        weights = find_weights(named, progress) if backend == "auto" and on_cpu and not looks_inside else None
+        weights = find_weights(named, progress) if packs else None
         packed = None if weights is None else open_packed(weights, threads)
-        tagger = Tagger(packed) if packed is not None else load_in_torch(named, device, threads, progress)
+        tagger = Tagger(packed) if packed is not None else load_in_torch(named, device, threads, precision, progress)
     if reason:
         note(reason, quiet)
     if weights is not None and packed is None:
@@ -132,7 +141,7 @@ def load_tagger(
     return tagger
 
 
-def load_in_torch(model: str, device: str | None, threads: int | None, progress: Progress | None) -> Tagger:
+def load_in_torch(model: str, device: str | None, threads: int | None, precision: Precisions, progress: Progress | None) -> Tagger:
     """Load a model in PyTorch, to be computed on a device.
 
     Raises:
@@ -145,9 +154,9 @@ def load_in_torch(model: str, device: str | None, threads: int | None, progress:
     resolve_device(device)
     use_threads(threads)
     if model in REGISTRY or "/" in model or Path(model).exists():
-        return Tagger(load_model(model, progress=progress), device)
+        return Tagger(load_model(model, progress=progress), device, precision=precision)
     try:
-        return Tagger(load_model(model, progress=progress), device)
+        return Tagger(load_model(model, progress=progress), device, precision=precision)
     except WeightsError as error:
         raise ConfigError(str(error)) from error
 

@@ -10,7 +10,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dymn.commands.options import RUN_PANEL, Backend, Computes, Device, Quiet, Threads, WindowBatch, hush, note, seconds_option
+from dymn.commands.options import (
+    RUN_PANEL,
+    Backend,
+    Computes,
+    Device,
+    Precision,
+    Precisions,
+    Quiet,
+    Threads,
+    WindowBatch,
+    hush,
+    note,
+    seconds_option,
+)
 from dymn.commands.recordings import load_tagger
 from dymn.errors import ConfigError, MissingExtraError
 
@@ -82,6 +95,7 @@ def serve(
     ] = 5,
     backend: Backend = "auto",
     device: Device = None,
+    precision: Precision = "float32",
     threads: Threads = None,
     quiet: Quiet = False,
 ) -> None:
@@ -121,7 +135,7 @@ def serve(
         protection = "" if settings.token else f" It asks for no token: set {TOKEN_VARIABLE}."
         typer.echo(f"dymn: Listening on {host}, which other machines may reach, without encryption.{protection}", err=True)
     listener = bind(host, port)
-    app = create_app(load_taggers(model or [], device, threads, quiet, backend), settings, page)
+    app = create_app(load_taggers(model or [], device, threads, quiet, backend, precision), settings, page)
     config = uvicorn.Config(
         app,
         log_level="warning",
@@ -170,11 +184,13 @@ def read_token(path: Path | None) -> str:
     return token
 
 
-def load_taggers(models: list[str], device: str | None, threads: int | None, quiet: bool, backend: Computes) -> dict[str, Tagger]:
+def load_taggers(
+    models: list[str], device: str | None, threads: int | None, quiet: bool, backend: Computes, precision: Precisions
+) -> dict[str, Tagger]:
     """Load the models and return their taggers by the names under which they are served: those of their cards."""
     taggers: dict[str, Tagger] = {}
     for model in models or [None]:  # type: ignore[list-item]
-        tagger = load_tagger(model, device, threads, quiet, backend, looks_inside=True)
+        tagger = load_tagger(model, device, threads, quiet, backend, precision, looks_inside=True)
         name = tagger.card.name or Path(model or "").stem or "model"
         if name in taggers:
             note(f"{model} is called {name}, as a model before it; it is left out.", quiet)

@@ -22,6 +22,7 @@ from dymn.commands.options import (
     Labels,
     Model,
     Paths,
+    Precision,
     Quiet,
     Ray,
     RetryFailed,
@@ -102,6 +103,7 @@ def tag(
     ] = "max",
     backend: Backend = "auto",
     device: Device = None,
+    precision: Precision = "float32",
     threads: Threads = None,
     batch_size: WindowBatch = None,
     workers: Workers = None,
@@ -140,9 +142,11 @@ def tag(
 
     if keeps_journal(output, name in ROWS and plot is None, paths, fresh, retry_failed):
         check_output(output, name, ())
-        tagger = load_tagger(model, device if engine is None else "cpu", threads, quiet, backend, looks_inside=engine is not None)
+        tagger = load_tagger(
+            model, device if engine is None else "cpu", threads, quiet, backend, precision, looks_inside=engine is not None
+        )
         run = describe(tagger, model, to_dict(settings) | {"hop": hop or window}, per_window)
-        origin = run.to_dict() | {"backend": backend}
+        origin = run.to_dict() | {"backend": backend, "precision": precision}
         bulk = Bulk("tag", tags(per_window), tag_files(tagger, MANY), partial(write_file, run, name), origin)
         if run_bulk(bulk, paths, output, fresh, retry_failed, quiet):
             raise typer.Exit(1)
@@ -151,7 +155,7 @@ def tag(
     check_output(output, name, found)
     if plot is not None:
         check_plot(plot, found)
-    tagger = load_tagger(model, device if engine is None else "cpu", threads, quiet, backend, looks_inside=engine is not None)
+    tagger = load_tagger(model, device if engine is None else "cpu", threads, quiet, backend, precision, looks_inside=engine is not None)
     bar = progress_bar(len(found), quiet)
     recordings = tag_files(tagger, len(found))(found, progress=follower(bar) if bar.visible else None)
     failures = Failures()

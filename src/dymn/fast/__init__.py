@@ -7,13 +7,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from dymn.fast.accelerator import compiled
 from dymn.fast.fused import FusedNetwork, fuse
 from dymn.fast.native import NativeNetwork
 from dymn.model import MobileNet, Output
 from dymn.native import libraries
 from dymn.native.network import is_known
 
-__all__ = ["FusedNetwork", "NativeNetwork", "accelerate", "fuse"]
+__all__ = ["FusedNetwork", "NativeNetwork", "accelerate", "compiled", "fuse"]
 
 
 def accelerate(model: MobileNet) -> Callable[[Tensor], Output]:

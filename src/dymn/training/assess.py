@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from dymn import metrics
 from dymn.data import Source, open_source, task_of
 from dymn.data.detect import detect
+from dymn.devices import computing
 from dymn.errors import ConfigError
 from dymn.frontend import LogMel
 from dymn.model import MobileNet, Output
@@ -41,6 +42,7 @@ def assess(
     fill: str | None = None,
     batch_size: int = 16,
     workers: int = 0,
+    precision: str = "float32",
     max_bad: float = 0.05,
     options: Mapping[str, Any] | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -58,6 +60,7 @@ def assess(
         fill: "pad" or "repeat", for shorter clips; None for what the model was trained with, or else "pad".
         batch_size: clips at a time.
         workers: processes that decode.
+        precision: how exactly the network is computed, one of `dymn.devices.PRECISIONS`.
         max_bad: share of the clips that may be bad.
         options: of the dataset's reader.
         progress: told the clips done and their total.
@@ -65,6 +68,7 @@ def assess(
     Raises:
         ConfigError: if the model lacks classes of the data, or an argument is not allowed.
         DataError: if the dataset is missing or damaged, has no such split, or too many clips are bad.
+        ResourceError: if a batch does not fit the device's memory.
     """
     learned = learned_from(model)
     if kind == AUTO:
@@ -80,7 +84,7 @@ def assess(
     rate = model.card.front_end.sample_rate
     source = open_source(kind, path, part, fold=fold, holdout=learned.holdout, sample_rate=rate, **wanted)
     device = next(model.parameters()).device
-    heard = cast(MobileNet, Selected(model, columns(model.card.labels, source).to(device)))
+    heard = cast(MobileNet, Selected(model, columns(model.card.labels, source).to(device), precision))
     length = seconds or learned.seconds or task.seconds
     loader = evaluation_loader(source, task, length, fill or learned.fill, batch_size, workers=workers, max_bad=max_bad)
     done = 0
@@ -123,14 +127,16 @@ def columns(labels: Sequence[str], source: Source) -> Tensor:
 
 
 class Selected(nn.Module):
-    """A model of which only some classes are asked."""
+    """A model of which only some classes are asked, with a precision."""
 
-    def __init__(self, model: MobileNet, chosen: Tensor) -> None:
+    def __init__(self, model: MobileNet, chosen: Tensor, precision: str) -> None:
         super().__init__()
         self.model = model
         self.chosen = chosen
+        self.precision = precision
 
     def forward(self, log_mel: Tensor) -> Output:
         """Return the logits of the chosen classes [B, C] for [B, 1, F, T]."""
-        output = self.model(log_mel)
+        with computing(log_mel.device, len(log_mel), self.precision):
+            output = self.model(log_mel)
         return Output(output.logits[:, self.chosen], output.embedding)

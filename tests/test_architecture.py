@@ -12,7 +12,7 @@ MAX_LINES = 450
 
 # From the ground up. A module imports from its own floor and those before it, never from one after it.
 FLOORS = (
-    ("errors", "_toml", "files", "pickles", "cpus", "devices", "ahead"),
+    ("errors", "_toml", "files", "signals", "pickles", "cpus", "devices", "ahead"),
     ("config", "backends", "native"),
     ("layers",),
     ("blocks", "weights.labels"),

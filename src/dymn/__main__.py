@@ -2,15 +2,22 @@
 
 import sys
 
+from dymn import signals
+
 
 def main() -> None:
-    """Run the command line; Ctrl-C and SIGTERM are no errors while it is being imported either."""
+    """Run the command line, in which signals are no errors from the first import on."""
+    signals.watch()
     try:
         from dymn.cli import main as run
 
         run()
-    except KeyboardInterrupt as error:
-        sys.exit(getattr(error, "exit_code", 130))
+    except BaseException as error:
+        if (ended := signals.ended(error)) is None:
+            raise
+        sys.exit(ended.exit_code)
+    finally:
+        signals.finish()
 
 
 if __name__ == "__main__":

@@ -9,9 +9,7 @@ from __future__ import annotations
 import io
 import logging
 import os
-import signal
 import sys
-from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -35,28 +33,16 @@ from dymn.commands.teach import ManyModels, teach
 from dymn.commands.train import train
 from dymn.cpus import calm_openmp, keep_freed_memory
 from dymn.errors import ConfigError, DymnError, resource_error, visible
+from dymn.signals import ended
 
 EXIT_FAILED = 1
 EXIT_WRONG_USE = 2
-EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
-EXIT_TERMINATED = 143
 
 EPILOG = (
     "Exit codes: 0 when all went well; 1 when something failed, such as one of several files (the others are still done); "
     "2 for wrong use; 130 when interrupted, 143 when terminated. Set DYMN_DEBUG=1 to see where in the program an error arose."
 )
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM has come. Commands end as they do after Ctrl-C: what is begun is cleared away, journals are kept."""
-
-    exit_code = EXIT_TERMINATED
-
-
-def _terminate(number: int, frame: FrameType | None) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one would interrupt the clearing away
-    raise Terminated
 
 
 class Visible(logging.Formatter):
@@ -76,31 +62,33 @@ class Boundary(TyperGroup):
             return super().invoke(ctx)
         try:
             return super().invoke(ctx)
-        except DymnError as error:
-            typer.echo(f"dymn: {error}", err=True)
-            raise typer.Exit(EXIT_WRONG_USE if isinstance(error, ConfigError) else EXIT_FAILED) from error
-        except Terminated as error:
-            typer.echo("dymn: Terminated.", err=True)
-            raise typer.Exit(EXIT_TERMINATED) from error
-        except KeyboardInterrupt as error:
-            typer.echo("dymn: Interrupted.", err=True)
-            raise typer.Exit(EXIT_INTERRUPTED) from error
-        except BrokenPipeError as error:
-            _silence_stdout()
-            raise typer.Exit(EXIT_BROKEN_PIPE) from error
-        except OSError as error:
-            what = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
-            typer.echo(f"dymn: {visible(what)}. Check the path, its permissions, and the room on the disk.", err=True)
-            raise typer.Exit(EXIT_FAILED) from error
-        except Exception as error:
+        except (KeyboardInterrupt, Exception) as error:
             if isinstance(error, (typer.Exit, typer.Abort)) or hasattr(error, "show"):  # typer's own ways to end, and wrong use
                 raise
-            if (known := resource_error(error)) is not None:
-                typer.echo(f"dymn: {visible(str(known))}", err=True)
-                raise typer.Exit(EXIT_FAILED) from error
-            typer.echo(f"dymn: This should not have happened: {type(error).__name__}: {visible(str(error))}", err=True)
-            typer.echo("Set DYMN_DEBUG=1 to see where, and please report it.", err=True)
-            raise typer.Exit(EXIT_FAILED) from error
+            message, code = _outcome(error)
+            if code == EXIT_BROKEN_PIPE:
+                _silence_stdout()
+            else:
+                typer.echo(f"dymn: {message}", err=True)
+        # Not within `except`: with the error goes what its traceback holds, such as threads that Python could not end while they compute.
+        raise typer.Exit(code)
+
+
+def _outcome(error: BaseException) -> tuple[str, int]:
+    """Return what to say of an error, and the exit code."""
+    if (end := ended(error)) is not None:
+        return end.words, end.exit_code
+    if isinstance(error, DymnError):
+        return str(error), EXIT_WRONG_USE if isinstance(error, ConfigError) else EXIT_FAILED
+    if isinstance(error, BrokenPipeError):
+        return "", EXIT_BROKEN_PIPE
+    if isinstance(error, OSError):
+        what = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
+        return f"{visible(what)}. Check the path, its permissions, and the room on the disk.", EXIT_FAILED
+    if (known := resource_error(error)) is not None:
+        return str(known), EXIT_FAILED
+    what = f"{type(error).__name__}: {visible(str(error))}"
+    return f"This should not have happened: {what}\nSet DYMN_DEBUG=1 to see where, and please report it.", EXIT_FAILED
 
 
 def _silence_stdout() -> None:
@@ -156,7 +144,6 @@ def main() -> None:
     """Run the command line."""
     calm_openmp()
     keep_freed_memory()
-    signal.signal(signal.SIGTERM, _terminate)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace", line_buffering=True)

@@ -1,0 +1,82 @@
+"""Ctrl-C and SIGTERM, from the first moment of a command to its last.
+
+They are an exception while the command works, so that it clears away what it began; end it at once while it ends; and change nothing
+any more while Python takes itself down, when all is done that was asked for.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import signal
+import weakref
+from types import FrameType
+
+AGAIN_SECONDS = 1.0
+
+
+class Ended(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM has come.
+
+    A class of its own, for Python ends a program by SIGINT in which a `KeyboardInterrupt` of that very class has passed through an
+    `exec` of text, as the definition of each dataclass is one, whoever caught it later.
+    """
+
+    def __init__(self, number: int = signal.SIGINT) -> None:
+        super().__init__()
+        self.number = number
+        self.exit_code = 128 + number
+        self.words = "Interrupted." if number == signal.SIGINT else "Terminated."
+
+
+def watch() -> None:
+    """Have the signals raise `Ended` in the main thread from now on, but for those that the caller's parent ignores."""
+    process = os.getpid()
+
+    def end(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != process:
+            os._exit(0)  # a copy of it that reads data; a death would be an error of its own
+        _hear(_leave, signal.SIGINT)
+        _hear(signal.SIG_IGN, signal.SIGTERM)  # a second one, as some send, would interrupt the clearing away
+        raise _kept(Ended(number))
+
+    _hear(end)
+    atexit.register(_hear, signal.SIG_IGN)  # what is registered first is done last
+
+
+def finish() -> None:
+    """Have the signals end the process at once: nothing is left to be cleared away."""
+    _hear(_leave)
+    if hasattr(signal, "setitimer"):
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def ended(error: BaseException | None) -> Ended | None:
+    """Return the signal that an error arose from, if it did: others may have made something else of it on the way."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error if error is None or isinstance(error, Ended) else Ended()
+
+
+def _kept(error: Ended) -> Ended:
+    """Return the error, which is raised anew a second later if it is gone by then: some libraries drop errors, whatever they are."""
+    found, number = weakref.ref(error), error.number
+
+    def look(*_: object) -> None:
+        if found() is None:
+            raise _kept(Ended(number))
+
+    if hasattr(signal, "setitimer"):
+        signal.signal(signal.SIGALRM, look)
+        signal.setitimer(signal.ITIMER_REAL, AGAIN_SECONDS, AGAIN_SECONDS)
+    return error
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    os._exit(128 + number)
+
+
+def _hear(handler: signal._HANDLER, *numbers: signal.Signals) -> None:
+    for number in numbers or (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, handler)

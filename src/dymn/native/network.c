@@ -734,33 +734,37 @@ EXPORT void dymn_embed(const Network *net, const float *log_mel, int32_t n_clips
     for (int i = 1; i < started; i++) join_thread(threads[i]);
 }
 
+/* Sixteen outputs of a linear layer for `n` rows: weights [n_in][16]. */
+INLINE void affine_panel(int n, const float *x, const float *weight, const float *bias, int n_in, int activation, float *out, int width) {
+    enum { VECTORS = 16 / LANES };
+    vec sums[4][VECTORS];
+    UNROLL
+    for (int r = 0; r < n; r++)
+        for (int v = 0; v < VECTORS; v++) sums[r][v] = load(bias + v * LANES);
+    for (int i = 0; i < n_in; i++)
+        UNROLL
+        for (int v = 0; v < VECTORS; v++) {
+            vec factors = load(weight + 16 * i + v * LANES);
+            UNROLL
+            for (int r = 0; r < n; r++) sums[r][v] += x[(int64_t)r * n_in + i] * factors;
+        }
+    UNROLL
+    for (int r = 0; r < n; r++)
+        for (int v = 0; v < VECTORS; v++) store(out + (int64_t)r * width + v * LANES, activate(sums[r][v], activation));
+}
+
 /* A linear layer and its activation: rows [n_rows][n_in] to [n_rows][round_up(n_out, 16)], for weights [n_out / 16][n_in][16]. Each row's
  * numbers are the same whatever rows there are beside it.
  */
 EXPORT void dymn_affine(const float *x, const float *weight, const float *bias, int32_t n_rows, int32_t n_in, int32_t n_out,
                         int32_t activation, float *out) {
-    enum { TOGETHER = 4, VECTORS = 16 / LANES };
     int width = round_up(n_out, 16);
-    for (int c = 0; c < width; c += 16)
-        for (int row = 0; row < n_rows; row += TOGETHER) {
-            const float *rows[TOGETHER];
-            vec sums[TOGETHER][VECTORS];
-            UNROLL
-            for (int r = 0; r < TOGETHER; r++) {
-                rows[r] = x + (int64_t)smaller(row + r, n_rows - 1) * n_in; /* beyond the end the last one, again */
-                UNROLL
-                for (int v = 0; v < VECTORS; v++) sums[r][v] = load(bias + c + v * LANES);
-            }
-            const float *column = weight + (int64_t)c * n_in;
-            for (int i = 0; i < n_in; i++)
-                UNROLL
-                for (int v = 0; v < VECTORS; v++) {
-                    vec factors = load(column + 16 * i + v * LANES);
-                    UNROLL
-                    for (int r = 0; r < TOGETHER; r++) sums[r][v] += rows[r][i] * factors;
-                }
-            for (int r = 0; r < smaller(TOGETHER, n_rows - row); r++)
-                for (int v = 0; v < VECTORS; v++)
-                    store(out + (int64_t)(row + r) * width + c + v * LANES, activate(sums[r][v], activation));
-        }
+    for (int c = 0; c < width; c += 16) {
+        const float *column = weight + (int64_t)c * n_in;
+        int row = 0;
+        for (; row + 4 <= n_rows; row += 4)
+            affine_panel(4, x + (int64_t)row * n_in, column, bias + c, n_in, activation, out + (int64_t)row * width + c, width);
+        for (; row < n_rows; row++)
+            affine_panel(1, x + (int64_t)row * n_in, column, bias + c, n_in, activation, out + (int64_t)row * width + c, width);
+    }
 }

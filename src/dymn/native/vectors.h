@@ -49,6 +49,12 @@
 typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int32_t ivec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
+#if defined(__clang__) || __GNUC__ >= 12
+#define SHUFFLED(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLED(a, b, ...) __builtin_shuffle(a, b, (ivec){__VA_ARGS__})
+#endif
+
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 32")
 
@@ -78,14 +84,14 @@ INLINE void part_row(const float *row, int n, float *even, float *odd) {
     for (int i = 0; i < n; i += LANES) {
         vec low = load(row + 2 * i), high = load(row + 2 * i + LANES);
 #if LANES == 16
-        store(even + i, __builtin_shufflevector(low, high, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30));
-        store(odd + i, __builtin_shufflevector(low, high, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31));
+        store(even + i, SHUFFLED(low, high, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30));
+        store(odd + i, SHUFFLED(low, high, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31));
 #elif LANES == 8
-        store(even + i, __builtin_shufflevector(low, high, 0, 2, 4, 6, 8, 10, 12, 14));
-        store(odd + i, __builtin_shufflevector(low, high, 1, 3, 5, 7, 9, 11, 13, 15));
+        store(even + i, SHUFFLED(low, high, 0, 2, 4, 6, 8, 10, 12, 14));
+        store(odd + i, SHUFFLED(low, high, 1, 3, 5, 7, 9, 11, 13, 15));
 #else
-        store(even + i, __builtin_shufflevector(low, high, 0, 2, 4, 6));
-        store(odd + i, __builtin_shufflevector(low, high, 1, 3, 5, 7));
+        store(even + i, SHUFFLED(low, high, 0, 2, 4, 6));
+        store(odd + i, SHUFFLED(low, high, 1, 3, 5, 7));
 #endif
     }
 }

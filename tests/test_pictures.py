@@ -50,7 +50,7 @@ def clip(tmp_path):
 def seen():
     random = np.random.default_rng(0)
     log_mel, scores = random.normal(size=(128, 300)).astype("f4"), random.uniform(size=(4, 60)).astype("f4")
-    return Overview("clip.wav", "tiny", 75.0, FrontEndConfig(), log_mel, LABELS, scores)
+    return Overview("clip.wav", "tiny", 75.0, FrontEndConfig(), log_mel, LABELS, scores, 1.6)
 
 
 def run(*arguments):

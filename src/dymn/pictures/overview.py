@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from dymn.config import FrontEndConfig, check
+from dymn.config import FrontEndConfig, check, from_dict
+from dymn.formats import clock
 from dymn.recordings import blocks, source_name
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class Overview:
         log_mel: the spectrogram [n_mels, columns].
         labels: those with the highest probability at any time, best first.
         scores: their probabilities over time [k, columns].
+        window: how many seconds the network heard at once for each of them.
     """
 
     name: str
@@ -44,6 +46,12 @@ class Overview:
     log_mel: Array = field(repr=False)
     labels: tuple[str, ...]
     scores: Array = field(repr=False)
+    window: float
+
+    @property
+    def about(self) -> str:
+        """What is drawn, in a line beneath the name."""
+        return f"{self.model}, {clock(self.seconds)}; probabilities of {self.window:g} s at a time"
 
     @property
     def peaks(self) -> Array:
@@ -68,6 +76,8 @@ def overview(tagger: Tagger, source: Source, sample_rate: int | None = None, top
     """
     import torch
 
+    from dymn.events import FrameSettings
+    from dymn.events import frames as frames_of
     from dymn.frontend import LogMel
 
     check(top_k >= 1, f"top_k is {top_k}; it must be at least 1.")
@@ -79,7 +89,8 @@ def overview(tagger: Tagger, source: Source, sample_rate: int | None = None, top
         for start in range(0, len(block), size):
             with torch.inference_mode():
                 thinned.append(log_mel_of(torch.as_tensor(block[start : start + size])[None])[0, 0].numpy())
-    frames = tagger.frames(source, sample_rate, **settings)
+    cutting = from_dict(FrameSettings, settings)
+    frames = frames_of(tagger, source, sample_rate, cutting)
     best = np.argsort(-frames.scores.max(axis=0), kind="stable")[:top_k]
     n = min(MAX_COLUMNS, max(1, round(frames.seconds / 0.05)))
     edges = np.linspace(0, frames.seconds, n + 1)
@@ -89,7 +100,9 @@ def overview(tagger: Tagger, source: Source, sample_rate: int | None = None, top
     labels = tuple(frames.labels[i] for i in best)
     name = Path(source_name(source)).name or "recording"
     scores = np.stack(columns, axis=1).astype(np.float32)
-    return Overview(name, tagger.card.name or "network", frames.seconds, front_end, thinned.columns(), labels, scores)
+    return Overview(
+        name, tagger.card.name or "network", frames.seconds, front_end, thinned.columns(), labels, scores, cutting.cutting().window
+    )
 
 
 class Thinned:

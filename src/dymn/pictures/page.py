@@ -60,7 +60,7 @@ def page(seen: Overview, audio: str) -> str:
     places, names = frequency_ticks(seen.front_end)
     data = {
         "name": seen.name,
-        "model": seen.model,
+        "about": seen.about,
         "seconds": round(seen.seconds, 3),
         "audio": audio,
         "logMel": _steps((seen.log_mel - low) / max(high - low, 1e-3)),
@@ -68,7 +68,7 @@ def page(seen: Overview, audio: str) -> str:
         "ticks": time_ticks(seen.seconds),
         "unit": time_unit(seen.seconds),
         "labels": seen.labels,
-        "peaks": [round(float(peak), 3) for peak in seen.peaks],
+        "peaks": [f"{peak:.2f}" for peak in seen.peaks],
         "scores": _steps(seen.scores),
     }
     text = json.dumps(data, ensure_ascii=True, separators=(",", ":"))

@@ -67,7 +67,7 @@ def draw(seen: Overview) -> Figure:
 
     title: dict[str, Any] = {"color": INK, "va": "center", "parse_math": False}
     figure.text(0.25 / 12, 1 - 0.34 / height, shortened(seen.name, MAX_TITLE), fontsize=17, fontweight="bold", **title)
-    figure.text(0.25 / 12, 1 - 0.68 / height, f"{seen.model}, {length(seen.seconds)}", fontsize=12, **title | {"color": SOFT})
+    figure.text(0.25 / 12, 1 - 0.68 / height, seen.about, fontsize=12, **title | {"color": SOFT})
     _spectrogram(panel(0.95, 2.6), seen)
     labels = panel(0.95 + 2.6 + 0.3, rows)
     image = _labels(labels, seen)
@@ -111,13 +111,6 @@ def _time_axis(axes: Axes, seen: Overview, named: bool) -> None:
     axes.tick_params(axis="y", length=0, labelsize=11)
     if named:
         axes.set_xlabel(time_unit(seen.seconds), fontsize=12, color=SOFT)
-
-
-def length(seconds: float) -> str:
-    """Return how long a recording is, to read."""
-    from dymn.formats import clock
-
-    return f"{seconds:.1f} s" if seconds < 60 else clock(seconds)
 
 
 def shortened(text: str, limit: int) -> str:

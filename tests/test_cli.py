@@ -65,6 +65,19 @@ def test_version_and_help():
     assert run().exit_code == 2
 
 
+def test_what_cannot_be_read_alone_is_written_as_among_others(model, clips, tmp_path):
+    bad, missing = tmp_path / "bad.wav", tmp_path / "missing.wav"
+    for name in ("alone.csv", "both.csv"):
+        assert run("tag", missing, bad, *([clips] if name == "both.csv" else []), "-m", model, "-o", tmp_path / name).exit_code == 1
+    alone, both = ((tmp_path / name).read_text().splitlines() for name in ("alone.csv", "both.csv"))
+    assert alone == both[:3] and len(both) > 3
+    alone, both = ((tmp_path / f"{name}.csv.failed.jsonl").read_text() for name in ("alone", "both"))
+    assert alone == both and alone.count("\n") == 2
+    assert not (tmp_path / "alone.csv.journal").exists()
+    refused = run("embed", missing, "-m", model, "-o", tmp_path / "out.npy")
+    assert refused.exit_code == 1 and (tmp_path / "out.npy.failed.jsonl").exists()
+
+
 def test_help_imports_nothing_heavy():
     code = "import sys, dymn.cli\ntry: dymn.cli.app(['tag', '--help'])\nexcept SystemExit: pass\nprint(sorted(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -70,7 +70,8 @@ def test_what_is_not_there_is_wrong_use_or_a_failure_but_never_a_success(tmp_pat
 
 
 UNREADABLE = {
-    "explain": ["explain", "missing.wav"], "probe": ["probe", "missing"],
+    "tag": ["tag", "missing.wav", "text.wav"], "tag -o": ["tag", "missing.wav", "-o", "out.csv"], "events": ["events", "empty.wav"],
+    "embed": ["embed", "missing.wav", "-o", "out.npy"], "explain": ["explain", "missing.wav"], "probe": ["probe", "missing"],
     "evaluate": ["evaluate", "mn04_as", "--data", "missing"], "train": ["train", "--data", "missing"],
     "teach": ["teach", "missing", "--models", "mn04_as", "-o", "out.safetensors"], "shards": ["shards", "missing", "out"],
 }  # fmt: skip

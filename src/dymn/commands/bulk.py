@@ -18,8 +18,6 @@ from dymn.commands.options import note
 from dymn.errors import AudioError, ConfigError, DymnError
 
 if TYPE_CHECKING:
-    from typing import TypeGuard
-
     from dymn.commands.progress import RateBar
     from dymn.journal import Journal
 
@@ -43,8 +41,8 @@ class Bulk(Generic[R]):
     settings: Mapping[str, Any]
 
 
-def keeps_journal(output: Path | None, streams: bool, paths: Sequence[str], *asked: bool) -> TypeGuard[Path]:
-    """Return whether a run keeps a journal: one that writes rows to a file, from recordings that can be read again.
+def keeps_journal(output: Path | None, streams: bool, paths: Sequence[str], *asked: bool) -> Path | None:
+    """Return the output of a run that keeps a journal: one that writes rows to a file, from recordings that can be read again.
 
     Args:
         output: the file to write, or None for standard output.
@@ -61,12 +59,35 @@ def keeps_journal(output: Path | None, streams: bool, paths: Sequence[str], *ask
         raise ConfigError(
             "--fresh and --retry-failed are for runs with a journal: those that write rows of files to a file. See --output, --format."
         )
-    return keeps
+    return output if keeps else None
 
 
 def report_path(output: Path) -> Path:
     """Return where the report of recordings that failed lies: beside the output."""
     return output.with_name(f"{output.name}.failed.jsonl")
+
+
+@contextlib.contextmanager
+def report(output: Path | None) -> Iterator[Callable[[Iterable[R]], Iterator[R]]]:
+    """Give a function that passes results on and lists those that failed in a report beside the output, if it is a file and any did."""
+    from dymn.files import atomic_write
+
+    if output is None:
+        yield iter
+        return
+    path = report_path(output)
+    with atomic_write(path) as lines:
+
+        def reported(found: Iterable[R]) -> Iterator[R]:
+            for result in found:
+                if result.error is not None:
+                    line = json.dumps({"file": result.name, "error": str(result.error)}, ensure_ascii=False)
+                    lines.write(line.encode("utf-8", "backslashreplace") + b"\n")
+                yield result
+
+        yield reported
+    if not path.stat().st_size:
+        path.unlink()
 
 
 def run_bulk(bulk: Bulk[R], paths: Sequence[str], output: Path, fresh: bool, retry: bool, quiet: bool) -> int:
@@ -93,27 +114,14 @@ def run_bulk(bulk: Bulk[R], paths: Sequence[str], output: Path, fresh: bool, ret
             raise
         failures = [(name, AudioError(str(error))) for name, error in lost]
         found = chain((bulk.kind.failed(name, error) for name, error in failures), results(journal, bulk.kind))
-        report = report_path(output)
-        n_failed = 0
-        with atomic_write(report) as lines, atomic_write(output) as file:
-
-            def reported() -> Iterator[R]:
-                nonlocal n_failed
-                for result in found:
-                    if result.error is not None:
-                        n_failed += 1
-                        line = json.dumps({"file": result.name, "error": str(result.error)}, ensure_ascii=False)
-                        lines.write(line.encode("utf-8", "backslashreplace") + b"\n")
-                    yield result
-
-            bulk.write(reported(), file)
+        with report(output) as reported, atomic_write(output) as file:
+            bulk.write(reported(found), file)
         counts = journal.counts()
-        if not n_failed:
-            report.unlink(missing_ok=True)
         journal.complete(keep=counts.failed > 0)
+    n_failed = counts.failed + len(lost)
     if n_failed:
         again = "" if not counts.failed else " With --retry-failed the same command tries these again."
-        note(f"{n_failed:,} of {counts.listed + len(lost):,} recordings failed; {report} says why.{again}", quiet)
+        note(f"{n_failed:,} of {counts.listed + len(lost):,} recordings failed; {report_path(output)} says why.{again}", quiet)
     return n_failed
 
 

@@ -31,7 +31,18 @@ from dymn.commands.options import (
     hush,
     output_option,
 )
-from dymn.commands.recordings import MANY, Failures, check_output, default_workers, describe, find, follower, load_tagger, ray_engine
+from dymn.commands.recordings import (
+    MANY,
+    Failures,
+    check_output,
+    default_workers,
+    describe,
+    find,
+    follower,
+    load_tagger,
+    ray_engine,
+    unreadable,
+)
 
 if TYPE_CHECKING:
     from dymn.embedding import BaseEmbedder, Embedding, EmbedSettings
@@ -91,7 +102,7 @@ def embed(
     from itertools import chain
 
     from dymn.bulk import embeddings
-    from dymn.commands.bulk import Bulk, keeps_journal, run_bulk
+    from dymn.commands.bulk import Bulk, keeps_journal, report, run_bulk
     from dymn.commands.output import binary_output
     from dymn.commands.progress import progress_bar
     from dymn.embedding import Embedding, EmbedSettings, parse_layers
@@ -110,11 +121,15 @@ def embed(
         n_threads = default_workers(threads, count) if workers is None else workers
         return partial(embedder.embed_files, settings=settings, batch_size=batch_size, workers=n_threads)
 
-    if keeps_journal(output, True, paths, fresh, retry_failed):
-        check_output(output, name, ())
-        tagger = load_tagger(model, device if engine is None else "cpu", threads, quiet, backend, precision, looks_inside)
-        embedder = tagger.embedder(layers)
-        made = columns(tagger, embedder, settings, per_window)
+    kept = keeps_journal(output, True, paths, fresh, retry_failed)
+    lost = unreadable(paths) if engine is None else []
+    found, failed = ([], lost) if lost or kept else find(paths, urls=engine is not None)
+    check_output(output, name, found)
+    place = device if engine is None else "cpu"
+    tagger = None if lost else load_tagger(model, place, threads, quiet, backend, precision, looks_inside)
+    embedder = tagger.embedder(layers) if tagger else None
+    made = columns(tagger, embedder, settings, per_window)
+    if kept and tagger and embedder:
         bulk = Bulk(
             "embed",
             embeddings(per_window, embedder.size),
@@ -122,22 +137,19 @@ def embed(
             partial(write_file, made, name, per_window),
             made.origin | {"backend": backend, "precision": precision},
         )
-        n_failed = run_bulk(bulk, paths, output, fresh, retry_failed, quiet)
+        n_failed = run_bulk(bulk, paths, kept, fresh, retry_failed, quiet)
         write_origin(made, name, output)
         if n_failed:
             raise typer.Exit(1)
         return
-    found, failed = find(paths, urls=engine is not None)
-    check_output(output, name, found)
-    tagger = load_tagger(model, device if engine is None else "cpu", threads, quiet, backend, precision, looks_inside)
-    embedder = tagger.embedder(layers)
     bar = progress_bar(len(found), quiet)
-    found_ones = embed_files(tagger, embedder, len(found))(found, progress=follower(bar) if bar.visible else None)
+    progress = follower(bar) if bar.visible else None
+    found_ones = embed_files(tagger, embedder, len(found))(found, progress=progress) if tagger and embedder else ()
     failures = Failures()
-    lost = [Embedding(recording.name, error=recording.error) for recording in failed]
-    made = columns(tagger, embedder, settings, per_window)
-    with binary_output(output) as file:
-        write_file(made, name, per_window, failures.reported(chain(lost, bar.over(found_ones))), file)
+    unnamed = [Embedding(recording.name, error=recording.error) for recording in failed]
+    reported = failures.reported(chain(unnamed, bar.over(found_ones)))
+    with report(kept) as listed, binary_output(output) as file:
+        write_file(made, name, per_window, listed(reported), file)
     write_origin(made, name, output)
     if failures.count:
         raise typer.Exit(1)
@@ -161,10 +173,10 @@ def write_origin(made: Columns, name: str, output: Path | None) -> None:
         file.write(text.encode("utf-8", "backslashreplace"))
 
 
-def columns(tagger: Tagger, embedder: BaseEmbedder, settings: EmbedSettings, per_window: bool) -> Columns:
-    """Return what the values are called, and what made them."""
+def columns(tagger: Tagger | None, embedder: BaseEmbedder | None, settings: EmbedSettings, per_window: bool) -> Columns:
+    """Return what the values are called, and what made them; without a model, there are none."""
     from dymn.config import to_dict
     from dymn.embedding_formats import Columns
 
     run = describe(tagger, None, to_dict(settings) | {"hop": settings.hop or settings.window}, per_window)
-    return Columns(embedder.names, run.to_dict() | {"layers": embedder.layers})
+    return Columns(embedder.names if embedder else (), run.to_dict() | {"layers": embedder.layers if embedder else []})

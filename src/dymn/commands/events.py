@@ -24,7 +24,7 @@ from dymn.commands.options import (
     output_option,
     seconds_option,
 )
-from dymn.commands.recordings import Failures, check_output, describe, find, load_tagger, write
+from dymn.commands.recordings import Failures, check_output, describe, find, load_tagger, unreadable, write
 from dymn.errors import AudioError
 
 if TYPE_CHECKING:
@@ -121,12 +121,13 @@ def events(
         min_duration=min_duration,
     )
     name = format or SUFFIXES.get(output.suffix.lower() if output else "", "text")
-    found, failed = find(paths)
+    lost = unreadable(paths)
+    found, failed = ([], lost) if lost else find(paths)
     check_output(output, name, found)
-    tagger = load_tagger(model, device, threads, quiet, backend, precision, looks_inside=method != "windows")
+    tagger = load_tagger(model, device, threads, quiet, backend, precision, looks_inside=method != "windows") if found else None
     bar = progress_bar(len(found), quiet)
     missing = (EventRecording(recording.name, error=recording.error) for recording in failed)
-    recordings = chain(missing, bar.over(detected(tagger, map(Path, found), settings, bar.update)))
+    recordings = chain(missing, bar.over(detected(tagger, map(Path, found), settings, bar.update) if tagger else ()))
     failures = Failures()
     run = describe(tagger, model, to_dict(settings) | dict(zip(("window", "hop"), settings.cutting(), strict=True)))
     write(failures.reported(recordings), run, FORMATS[name], output, separately=name == "audacity" and len(found) > 1)

@@ -58,6 +58,33 @@ def find(paths: Sequence[str], urls: bool = False) -> tuple[Sequence[str | Path]
     return list(found.values()), failed
 
 
+def unreadable(paths: Iterable[str]) -> list[Recording]:
+    """Return a failure for each recording that paths name if none of them can be opened; nothing if one can.
+
+    So a wrong path is told before PyTorch and a model are loaded. What can be read only once is taken to be good.
+    """
+    from dymn import audio
+    from dymn.tagger import Recording
+
+    failed: dict[Path, Recording] = {}
+    for path in paths:
+        lost = []
+        try:
+            for item in audio.expand(path):
+                if str(item) == "-" or (item.exists() and not item.is_file()):
+                    return []
+                try:
+                    audio.probe(item)
+                    return []
+                except AudioError as error:
+                    lost.append(Recording(str(item), error=error))
+        except AudioError as error:
+            lost.append(Recording(path, error=error))
+        for recording in sorted(lost, key=lambda recording: recording.name):
+            failed.setdefault(Path(recording.name).absolute(), recording)
+    return list(failed.values())
+
+
 def ray_engine(
     address: str | None, workers: int | None, threads: int | None, device: str | None, backend: Computes, plot: Path | None = None
 ) -> Engine | None:
@@ -174,13 +201,14 @@ def load_onnx(model: str | None, device: str | None, threads: int | None) -> Tag
         raise ConfigError(str(error)) from error
 
 
-def describe(tagger: Tagger, model: str | None, parameters: dict[str, Any], per_window: bool = False) -> Run:
-    """Return what is written beside answers, so that they can be made again."""
+def describe(tagger: Tagger | None, model: str | None, parameters: dict[str, Any], per_window: bool = False) -> Run:
+    """Return what is written beside answers, so that they can be made again; without a tagger, beside failures."""
     from dymn import __version__
+    from dymn.config import ModelCard
     from dymn.formats import Run
 
-    digest = str(tagger.card.provenance.get("sha256", ""))
-    return Run(__version__, tagger.card.name or model or "", digest, parameters, per_window)
+    card = tagger.card if tagger else ModelCard()
+    return Run(__version__, card.name or model or "", str(card.provenance.get("sha256", "")), parameters, per_window)
 
 
 def follower(bar: Bar) -> Callable[[str, float], None]:

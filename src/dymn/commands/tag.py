@@ -35,7 +35,19 @@ from dymn.commands.options import (
     hush,
     output_option,
 )
-from dymn.commands.recordings import MANY, Failures, check_output, default_workers, describe, find, follower, load_tagger, ray_engine, write
+from dymn.commands.recordings import (
+    MANY,
+    Failures,
+    check_output,
+    default_workers,
+    describe,
+    find,
+    follower,
+    load_tagger,
+    ray_engine,
+    unreadable,
+    write,
+)
 
 if TYPE_CHECKING:
     from dymn.tagger import Recording, Tagger
@@ -120,7 +132,7 @@ def tag(
     still tagged, and the exit code is 1.
     """
     from dymn.bulk import tags
-    from dymn.commands.bulk import Bulk, keeps_journal, run_bulk
+    from dymn.commands.bulk import Bulk, keeps_journal, report, run_bulk
     from dymn.commands.output import binary_output
     from dymn.commands.plot import check_plot, draw
     from dymn.commands.progress import progress_bar
@@ -140,33 +152,34 @@ def tag(
         n_threads = default_workers(threads, count) if workers is None else workers
         return partial(tagger.tag_files, settings=settings, batch_size=batch_size, workers=n_threads)
 
-    if keeps_journal(output, name in ROWS and plot is None, paths, fresh, retry_failed):
-        check_output(output, name, ())
-        tagger = load_tagger(
-            model, device if engine is None else "cpu", threads, quiet, backend, precision, looks_inside=engine is not None
-        )
-        run = describe(tagger, model, to_dict(settings) | {"hop": hop or window}, per_window)
-        origin = run.to_dict() | {"backend": backend, "precision": precision}
-        bulk = Bulk("tag", tags(per_window), tag_files(tagger, MANY), partial(write_file, run, name), origin)
-        if run_bulk(bulk, paths, output, fresh, retry_failed, quiet):
-            raise typer.Exit(1)
-        return
-    found, failed = find(paths, urls=engine is not None)
+    kept = keeps_journal(output, name in ROWS and plot is None, paths, fresh, retry_failed)
+    lost = unreadable(paths) if engine is None else []
+    found, failed = ([], lost) if lost or kept else find(paths, urls=engine is not None)
     check_output(output, name, found)
     if plot is not None:
         check_plot(plot, found)
-    tagger = load_tagger(model, device if engine is None else "cpu", threads, quiet, backend, precision, looks_inside=engine is not None)
-    bar = progress_bar(len(found), quiet)
-    recordings = tag_files(tagger, len(found))(found, progress=follower(bar) if bar.visible else None)
-    failures = Failures()
+    place = device if engine is None else "cpu"
+    tagger = None if lost else load_tagger(model, place, threads, quiet, backend, precision, looks_inside=engine is not None)
     run = describe(tagger, model, to_dict(settings) | {"hop": hop or window}, per_window)
+    if kept and tagger:
+        origin = run.to_dict() | {"backend": backend, "precision": precision}
+        bulk = Bulk("tag", tags(per_window), tag_files(tagger, MANY), partial(write_file, run, name), origin)
+        if run_bulk(bulk, paths, kept, fresh, retry_failed, quiet):
+            raise typer.Exit(1)
+        return
+    bar = progress_bar(len(found), quiet)
+    recordings = tag_files(tagger, len(found))(found, progress=follower(bar) if bar.visible else None) if tagger else ()
+    failures = Failures()
     reported = failures.reported(chain(failed, bar.over(recordings)))
-    if name in BINARY:
+    if kept:
+        with report(kept) as listed, binary_output(kept) as file:
+            write_file(run, name, listed(reported), file)
+    elif name in BINARY:
         with binary_output(output) as file:
             write_file(run, name, reported, file)
     else:
         write(reported, run, FORMATS[name], output, separately=name == "audacity" and len(found) > 1)
-    if plot is not None:
+    if plot is not None and tagger is not None:
         shown = [Path(path) for path in found if source_name(path) not in failures.names]
         failures.count += draw(tagger, shown, plot, single=len(found) == 1, settings=settings, quiet=quiet)
     if failures.count:

@@ -70,7 +70,7 @@ def test_the_extra_all_brings_every_extra():
     extras = PROJECT["optional-dependencies"]
     (everything,) = extras["all"]
     named = set(re.fullmatch(r"dymn\[(.*)\]", everything).group(1).split(","))
-    assert named == set(extras) - {"all", "dev", "docs"}
+    assert named == set(extras) - {"all", "dev", "docs", "executorch", "litert"}  # two gigabytes, and older versions of others
 
 
 def test_constraints_pin_what_the_project_names():

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-Format = Literal["onnx", "torch"]
+Format = Literal["onnx", "torch", "executorch", "litert"]
 """The names in `dymn.export.FORMATS`."""
 Input = Literal["waveform", "log-mel"]
 """The names in `dymn.export.INPUTS`."""
@@ -33,7 +33,12 @@ def export(
         ),
     ] = None,
     format: Annotated[
-        Format, typer.Option("--format", help="The kind of file: for ONNX Runtime, or a program of torch.export (.pt2) for PyTorch.")
+        Format,
+        typer.Option(
+            "--format",
+            help="The kind of file: for ONNX Runtime, a program of torch.export (.pt2) for PyTorch, or with --input log-mel for ExecuTorch "
+            "(.pte, needs dymn\\[executorch]) or LiteRT (.tflite, needs dymn\\[litert]).",
+        ),
     ] = "onnx",
     input: Annotated[
         Input, typer.Option("--input", help="What goes in: samples, the front end being part of the file, or log-mel spectrograms.")

@@ -15,7 +15,9 @@ from dymn.frontend import LogMel
 from dymn.model import MobileNet
 from dymn.windows import fill
 
-FORMATS = ("onnx", "torch")
+FORMATS = ("onnx", "torch", "executorch", "litert")
+LITE = ("executorch", "litert")
+"""Formats of networks without a front end, for one clip of fixed length."""
 INPUTS = ("waveform", "log-mel")
 METADATA = "dymn"
 VERSION = 1
@@ -65,6 +67,11 @@ class Plan:
             check(getattr(self, name) in allowed, f"{name} is {getattr(self, name)!r}; allowed: {', '.join(allowed)}.")
         check(
             self.format == "onnx" or self.precision == "fp32", f"precision is {self.precision!r}; the format {self.format} has only fp32."
+        )
+        check(
+            self.format not in LITE or (self.input == "log-mel" and not self.dynamic_time and not self.dynamic_batch),
+            f"The format {self.format} takes one clip of fixed length, as a log-mel spectrogram. Give --input log-mel, and neither "
+            "--dynamic-time nor --dynamic-batch.",
         )
 
     def n_samples(self, card: ModelCard) -> int:

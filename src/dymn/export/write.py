@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from dymn.config import check
 from dymn.errors import DymnError
-from dymn.export import onnx, program
+from dymn.export import lite, onnx, program
 from dymn.export.parity import Parity, Run, compare
 from dymn.export.plan import Plan
 from dymn.files import atomic_write
@@ -29,7 +29,12 @@ class Writer(NamedTuple):
     open: Callable[[bytes], Run]
 
 
-WRITERS = {"onnx": Writer(onnx.build, onnx.open_onnx), "torch": Writer(program.build, program.open_program)}
+WRITERS = {
+    "onnx": Writer(onnx.build, onnx.open_onnx),
+    "torch": Writer(program.build, program.open_program),
+    "executorch": Writer(lite.executorch, lite.open_executorch),
+    "litert": Writer(lite.litert, lite.open_litert),
+}
 
 
 class ExportError(DymnError):

@@ -27,6 +27,7 @@ HIT = "import atexit, os, signal, sys, threading, time; hit = lambda: (os.kill(o
 MOMENTS = {
     "in an exec of text": ("exec('hit()', globals())", {130, 143}),
     "made into another error": ("\ntry:\n    hit()\nfinally:\n    raise RuntimeError('a reader died')", {130, 143}),
+    "dropped, and then an error": ("\ntry:\n    hit()\nexcept BaseException:\n    pass\nraise ImportError('half of it')", {130, 143}),
     "made into another exit": ("\ntry:\n    hit()\nexcept KeyboardInterrupt:\n    sys.exit(1)", {130, 143}),
     "dropped by others": ("\ntry:\n    hit()\nexcept BaseException:\n    pass\ntime.sleep(9)\nprint('went on')", {130, 143}),
     "while threads end": ("threading.Thread(target=lambda: (threading.main_thread().join(), hit())).start()", {130, 143}),
@@ -67,8 +68,5 @@ def test_signals_that_the_parent_ignores_stay_ignored_and_a_second_sigterm_is(tm
 
 
 def test_what_an_error_arose_from():
-    assert ended(ValueError()) is None and ended(None) is None
-    error = RuntimeError()
-    error.__context__ = Ended(signal.SIGTERM)
-    assert ended(error).exit_code == 143
-    assert ended(KeyboardInterrupt()).exit_code == 130
+    assert ended(ValueError()) is None and ended(SystemExit(1)) is None
+    assert ended(Ended(signal.SIGTERM)).exit_code == 143 and ended(KeyboardInterrupt()).exit_code == 130

@@ -13,6 +13,7 @@ import weakref
 from types import FrameType
 
 AGAIN_SECONDS = 1.0
+_heard: list[int] = []
 
 
 class Ended(KeyboardInterrupt):
@@ -36,6 +37,7 @@ def watch() -> None:
     def end(number: int, frame: FrameType | None) -> None:
         if os.getpid() != process:
             os._exit(0)  # a copy of it that reads data; a death would be an error of its own
+        _heard.append(number)
         _hear(_leave, signal.SIGINT)
         _hear(signal.SIG_IGN, signal.SIGTERM)  # a second one, as some send, would interrupt the clearing away
         raise _kept(Ended(number))
@@ -51,11 +53,13 @@ def finish() -> None:
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def ended(error: BaseException | None) -> Ended | None:
-    """Return the signal that an error arose from, if it did: others may have made something else of it on the way."""
-    while error is not None and not isinstance(error, KeyboardInterrupt):
-        error = error.__context__
-    return error if error is None or isinstance(error, Ended) else Ended()
+def ended(error: BaseException) -> Ended | None:
+    """Return the signal that an error arose from: any error that follows one does, whatever others made of it on the way."""
+    if isinstance(error, KeyboardInterrupt):
+        return error if isinstance(error, Ended) else Ended()
+    if isinstance(error, SystemExit) and not error.code:
+        return None
+    return Ended(_heard[0]) if _heard else None
 
 
 def _kept(error: Ended) -> Ended:

@@ -4,6 +4,7 @@ docs/faults.md is the table of them. Those that take minutes are in slow_faults.
 """
 
 import gc
+import hashlib
 import os
 import re
 import shutil
@@ -25,9 +26,11 @@ from dymn import create_model, hub
 from dymn.cli import app
 from dymn.config import ModelCard
 from dymn.data import BadClip, Source, open_source
-from dymn.errors import DataError, ResourceError, resource_error
+from dymn.errors import DataError, ResourceError, WeightsError, resource_error
 from dymn.files import atomic_write
 from dymn.journal import Journal, journal_path
+from dymn.weights import download
+from dymn.weights.registry import PublishedModel
 
 RATE = 32_000
 LABELS = ("low", "high")
@@ -136,6 +139,39 @@ def test_a_full_disk_under_the_cache_of_decoded_clips(desk, disk):
     with pytest.raises(DataError, match=r"cannot be made: .*No space left.*do without a cache"):
         open_source("folder", desk / "clips", cache=disk / "cache")
     assert [path.suffix for path in (disk / "cache").iterdir()] == [".lock"]
+
+
+def test_a_full_disk_under_a_download(disk, monkeypatch):
+    for path in disk.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    monkeypatch.setenv("DYMN_CACHE", str(disk / "cache"))
+    content = bytes(SIZE // 2)
+    monkeypatch.setattr(download, "_receive", lambda model, state, file: (content[i : i + 2**16] for i in range(0, len(content), 2**16)))
+    model = PublishedModel("x", "mn01", "x.pt", 1, 1, sha256=hashlib.sha256(content).hexdigest(), size=len(content))
+    fill(disk, SIZE // 4)
+    with pytest.raises(WeightsError, match=r"x cannot be stored as .*x\.pt: No space left.*Free some space or set DYMN_CACHE"):
+        download.fetch(model, lambda path: None)
+    assert list((disk / "cache").iterdir()) == []
+    (disk / "filler").unlink()
+    assert download.fetch(model, lambda path: None).path.read_bytes() == content
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's thread, which prints it
+def test_a_full_disk_under_a_tracker(desk, disk):
+    pytest.importorskip("tensorboard")
+    for path in disk.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    (disk / "logs").mkdir()
+    folder = desk / "tracked"
+    folder.mkdir()
+    (folder / "tensorboard").symlink_to(disk / "logs")
+    fill(disk, 0)
+    words = ["train", "--data", desk / "clips", "-m", "mn01", "-o", folder, *QUICK, "-s", 'run.trackers=["tensorboard"]']
+    full = run(*words)
+    assert full.exit_code == 1 and "No space left" in full.stderr and "should not have happened" not in full.stderr, full.output
+    (disk / "filler").unlink()
+    done = run(*words)
+    assert done.exit_code == 0, done.output
 
 
 def test_a_write_that_fails_names_the_file_that_was_to_be(tmp_path):
@@ -266,6 +302,42 @@ def test_no_memory_is_an_error_with_a_remedy_and_the_process_goes_on():
     assert done.returncode == 0, done.stderr[-2000:]
 
 
+SERVER_WITHOUT_MEMORY = """
+import io, resource, sys
+import numpy as np, soundfile
+from starlette.testclient import TestClient
+from dymn import Tagger
+from dymn.serve.app import create_app
+from dymn.serve.settings import ServeSettings
+
+recordings = {seconds: io.BytesIO() for seconds in (10, 60, 400)}
+for seconds, file in recordings.items():
+    soundfile.write(file, np.full(seconds * 8000, 999, np.int16), 8000, format="WAV")
+
+def post(seconds, **how):
+    return client.post("/v1/tag", content=recordings[seconds].getvalue(), params=how)
+
+settings = ServeSettings(workers=1, max_window=600, batch_size=32)
+with TestClient(create_app({"one": Tagger.from_pretrained("dymn04_open", device="cpu")}, settings)) as client:
+    before = post(10).json()["tags"]
+    assert post(60, window=60).status_code == 200
+    pages = int(open("/proc/self/statm").read().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * 4096 + 32 * 2**20,) * 2)
+    for _ in range(3):
+        full = post(400, window=400)
+        assert full.status_code == 503 and full.json()["error"]["code"] == "memory" and full.headers["Retry-After"], full.text
+        assert client.get("/health").status_code == client.get("/ready").status_code == 200
+        assert post(10).json()["tags"] == before
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="bounds a process's memory as Linux does")
+def test_a_server_without_memory_for_a_request_says_so_and_answers_the_next():
+    pytest.importorskip("fastapi")
+    done = subprocess.run([sys.executable, "-c", SERVER_WITHOUT_MEMORY], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
 def test_what_others_say_of_memory_and_dead_processes():
     dead = RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
     for error, words in (
@@ -275,6 +347,7 @@ def test_what_others_say_of_memory_and_dead_processes():
             RuntimeError("[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"),
             "smaller batch",
         ),
+        (RuntimeError("can't start new thread"), "fewer workers"),
         (MemoryError("Unable to allocate 8 GiB"), "smaller batch"),
     ):
         found = resource_error(error)

@@ -55,6 +55,7 @@ _RESOURCES = (
         "A process that reads the data has ended, as it does when memory runs out. Give fewer workers, or a smaller batch",
     ),
     ("out of memory", "The device has no room for a batch. Give a smaller batch, or a shorter window"),
+    ("can't start new thread", "The system gives no more threads. Give fewer workers"),
     ("can't allocate memory", "Memory has run out. Give a smaller batch, fewer workers, or a shorter window"),
 )
 """Of errors of PyTorch, which have no kinds of their own: words in them, and what they mean."""

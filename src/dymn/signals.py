@@ -40,6 +40,8 @@ def watch() -> None:
         _heard.append(number)
         _hear(_leave, signal.SIGINT)
         _hear(signal.SIG_IGN, signal.SIGTERM)  # a second one, as some send, would interrupt the clearing away
+        if hasattr(signal, "SIGCHLD"):
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # it may have reached the readers, too, of whose deaths PyTorch makes errors
         raise _kept(Ended(number))
 
     _hear(end)

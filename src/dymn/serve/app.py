@@ -171,7 +171,8 @@ def _add_page(app: FastAPI, assets: dict[str, Asset]) -> None:
 
 
 def _add_errors(app: FastAPI) -> None:
-    def answer(request: Request, error: Exception) -> JSONResponse:
+    # Coroutines, for other functions are called in threads, and without memory there may be no new one.
+    async def answer(request: Request, error: Exception) -> JSONResponse:
         known = refusal(error)
         engine: Engine = request.app.state.engine
         if request.url.path == "/v1/tag":
@@ -179,19 +180,21 @@ def _add_errors(app: FastAPI) -> None:
             engine.metrics.refused.labels(known.code).inc()
         return JSONResponse(known.to_dict(), known.status, known.headers)
 
-    def settings(request: Request, error: Exception) -> JSONResponse:
+    async def settings(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
         first = error.errors()[0]
         where = ".".join(str(part) for part in first.get("loc", ())[1:])
-        return answer(request, Refusal(400, "setting", f"{where}: {first.get('msg', 'not allowed')}. /openapi.json says what is."))
+        return await answer(request, Refusal(400, "setting", f"{where}: {first.get('msg', 'not allowed')}. /openapi.json says what is."))
 
-    def http(request: Request, error: Exception) -> JSONResponse:
+    async def http(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
         known = {404: "There is no such address.", 405: "The address takes another method."}
-        return answer(request, Refusal(error.status_code, "http", f"{known.get(error.status_code, error.detail)} /openapi.json lists all."))
+        return await answer(
+            request, Refusal(error.status_code, "http", f"{known.get(error.status_code, error.detail)} /openapi.json lists all.")
+        )
 
-    def gone(request: Request, error: Exception) -> JSONResponse:
-        return answer(request, Refusal(499, "gone", "The sender went away."))
+    async def gone(request: Request, error: Exception) -> JSONResponse:
+        return await answer(request, Refusal(499, "gone", "The sender went away."))
 
     from dymn.errors import DymnError
 

@@ -4,8 +4,8 @@
 
 Ten-second clips are made from those of a corpus in tar shards, encoded, and loaded for training (decoded, resampled to 32 kHz, collated)
 by one process, from one file a clip and from shards in turns; figures are medians of rounds, with files in the page cache, and for a
-second of processor time. Then what is
-read without decoding, from the disk (the cache is told to forget). The last table is arithmetic, not measured.
+second of processor time. Then what is read without decoding, from the disk (the cache is told to forget), and clips a second by the clock
+for each number of worker processes, once all are at work. The last table is arithmetic, not measured.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import numpy.typing as npt
 import soundfile
 import torch
 
+from dymn.cpus import available_cpus
 from dymn.data import Loader, PackSettings, PlainSampler, Source, Streamed, open_source, pack
 from dymn.data.pack import encode
 from dymn.profiling import count
@@ -83,6 +84,17 @@ def rate(source: Source, epoch: int) -> float:
     return n / (time.process_time() - start)
 
 
+def rate_of_workers(source: Source, epoch: int, workers: int) -> float:
+    """Return clips a second by the clock while so many processes load them, 0 being this one, from when none is still starting."""
+    loader = Loader(source, Streamed(PlainSampler(len(source)), source.parts, 32), 32, seconds=SECONDS, workers=workers)
+    batches = loader.epoch(epoch)
+    for _ in range(2 * max(1, workers)):  # what they had ready when the first came
+        next(batches)
+    start = time.perf_counter()
+    n = sum(len(batch.keys) for batch in batches)
+    return n / (time.perf_counter() - start)
+
+
 def read_rate(source: Source, epoch: int) -> tuple[float, float]:
     """Return clips and MB a second that come from the disk without being decoded, in the order of an epoch."""
     files = {Path(stamp.split("\0")[0]) for stamp in source.store.stamps()}
@@ -122,6 +134,14 @@ def measure(sources: dict[str, dict[str, Source]], rounds: int) -> list[dict[str
     return rows
 
 
+def scaling(sources: dict[str, dict[str, Source]], rounds: int, workers: tuple[int, ...]) -> list[dict[str, object]]:
+    """Return clips a second from shards for each number of worker processes, in turns."""
+    found: dict[tuple[str, int], list[float]] = {}
+    for epoch, codec, n in itertools.product(range(rounds), CODECS, workers):
+        found.setdefault((codec, n), []).append(rate_of_workers(sources[codec]["shards"], epoch, n))
+    return [{"codec": codec, "workers": n, "clips/s": round(statistics.median(values), 1)} for (codec, n), values in found.items()]
+
+
 def appetite(clips_per_core: float) -> list[dict[str, object]]:
     """Return how many clips an H100 would learn from in a second, and how many cores would feed it."""
     rows: list[dict[str, object]] = []
@@ -147,17 +167,19 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=192, metavar="NUMBER")
     parser.add_argument("--rounds", type=int, default=5, metavar="NUMBER")
     parser.add_argument("--folder", type=Path, metavar="FOLDER", help="Where the clips are, or are to be made.")
+    parser.add_argument("--workers", action="store_true", help="Measure worker processes instead.")
     options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         sources = make(options.corpus, options.folder or Path(name) / "clips", options.clips)
-        rows = measure(sources, options.rounds) if options.rounds else []
+        if options.workers:
+            rows = scaling(sources, options.rounds, tuple(sorted({0, 1, 2, available_cpus()})))
+        elif options.rounds:
+            rows = measure(sources, options.rounds)
+            rows += appetite(next(float(str(row["clips/s"])) for row in rows if (row["codec"], row["from"]) == ("flac", "shards")))
+        else:
+            rows = []
     for row in rows:
-        print(json.dumps(row))
-    if not rows:
-        return
-    best = {row["codec"]: row["clips/s"] for row in rows if row["from"] == "shards"}
-    for row in appetite(float(str(best["flac"]))):
         print(json.dumps(row))
 
 

@@ -18,6 +18,7 @@ from dymn.cli import app
 from dymn.config import ModelCard
 from dymn.embedding import EmbedSettings
 from dymn.errors import AudioError, ConfigError
+from dymn.fast import accelerate
 
 RATE = 32_000
 
@@ -80,7 +81,7 @@ def test_short_recordings_stay_as_they_are_unless_filled(embedder):
 def test_the_last_layer_is_what_the_network_calls_its_embedding(network):
     clip = noise(1)
     with torch.inference_mode():
-        expected = network(dymn.LogMel()(torch.from_numpy(clip[None]))).embedding[0]
+        expected = accelerate(network.eval())(dymn.LogMel()(torch.from_numpy(clip[None]))).embedding[0]
     np.testing.assert_array_equal(Tagger(network, "cpu").embed(clip, RATE).vector, expected.numpy())
     assert Tagger(network, "cpu").embed(clip, RATE, layers="blocks").vector.shape == (sum(b.c_out for b in network.config.blocks),)
 

@@ -42,6 +42,15 @@ class Filled(NamedTuple):
     n_samples: int
 
 
+def probabilities(logits: Scores, exclusive: bool) -> Scores:
+    """Return the probabilities of classes [..., C]: a sigmoid of each logit, or a softmax where one class excludes the others."""
+    with np.errstate(over="ignore", invalid="ignore"):  # `Backend.checked` tells of what is not finite
+        if exclusive:
+            powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+            return np.asarray(powers / powers.sum(axis=-1, keepdims=True), np.float32)
+        return np.asarray(1 / (1 + np.exp(-logits)), np.float32)
+
+
 class Backend(ABC):
     """A network with its front end, ready to compute.
 

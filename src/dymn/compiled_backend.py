@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dymn import __version__
-from dymn.backends import Backend, Filled, Scores
+from dymn.backends import Backend, Filled, Scores, probabilities
 from dymn.config import ModelCard, ModelConfig, from_dict, to_dict
 from dymn.cpus import default_threads
 from dymn.embedding import BaseEmbedder, LastLayer
@@ -25,7 +25,7 @@ from dymn.errors import DymnError
 from dymn.files import atomic_write
 from dymn.native import LAYOUT, libraries
 from dymn.native.log_mel import CompiledLogMel, Constants
-from dymn.native.network import CompiledNetwork, Packed, is_known, probabilities
+from dymn.native.network import CompiledNetwork, Packed, is_known
 from dymn.sliding import SlidingLogMel
 from dymn.weights.download import LocalFile, cache_folder
 

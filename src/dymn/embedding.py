@@ -214,9 +214,15 @@ class BaseEmbedder(ABC):
 
 
 class EmbedsLast(Protocol):
-    """A backend that gives the averaged last feature map, and looks no further into the network."""
+    """A backend that gives the averaged last feature map."""
 
-    embedding_size: int
+    @property
+    def embedding_size(self) -> int:
+        """How many values an embedding has."""
+
+    @property
+    def batch_size(self) -> int:
+        """How many windows to compute at once, if nobody says otherwise."""
 
     @property
     def sample_rate(self) -> int:
@@ -227,7 +233,7 @@ class EmbedsLast(Protocol):
 
 
 class LastLayer(BaseEmbedder):
-    """Waveforms to the embeddings of the last layer, computed by a backend without PyTorch."""
+    """Waveforms to the embeddings of the last layer, computed by a backend."""
 
     def __init__(self, backend: EmbedsLast, layers: str | Sequence[str] = LAST) -> None:
         """Take the backend's only layer.
@@ -242,6 +248,11 @@ class LastLayer(BaseEmbedder):
         self.backend, self.sample_rate = backend, backend.sample_rate
         self.size = backend.embedding_size
         self.names = tuple(f"{LAST}_{i}" for i in range(self.size))
+
+    @property
+    def batch_size(self) -> int:
+        """How many windows to compute at once, if nobody says otherwise."""
+        return self.backend.batch_size
 
     def vectors(self, waveforms: Floats | Tensor) -> Floats:
         """Return embeddings [B, D] of waveforms [B, N] at `sample_rate`.

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from dymn.backends import Backend, Filled, FrameScores, Scores
+from dymn.backends import Backend, Filled, FrameScores, Scores, probabilities
 from dymn.config import check
 from dymn.devices import PRECISIONS, computing, resolve_device, use_threads
 from dymn.fast import accelerate, compiled
@@ -125,17 +125,39 @@ class TorchBackend(Backend):
             given = torch.as_tensor(features, device=self.device)
             maps = self.model.features(given if self.is_cpu else self._log_mel(given))
             both = self.model.frame_logits(maps, smoothing), self.model.head(maps, maps.mean(dim=(2, 3)))
-            return FrameScores(*(self.checked(self.model.probabilities(logits.float()).cpu().numpy()) for logits in both))
+            return FrameScores(*map(self._checked, both))
+
+    @property
+    def embedding_size(self) -> int:
+        """How many values `vectors` gives."""
+        return self.model.config.c_last
+
+    @torch.inference_mode()
+    def vectors(self, waveforms: npt.NDArray[np.float32] | Tensor) -> npt.NDArray[np.float32]:
+        """Return the averaged last feature maps [B, D] of waveforms [B, N] at `sample_rate`.
+
+        Raises:
+            ResourceError: if the batch does not fit the device's memory.
+        """
+        with computing(self.device, len(waveforms), self.precision):
+            log_mel = self._log_mel(torch.as_tensor(waveforms, device=self.device))
+            return self._network(log_mel).embedding.float().cpu().numpy()
 
     def embedder(self, layers: str | Sequence[str]) -> BaseEmbedder:
-        """Return what embeds recordings with this network.
+        """Return what embeds recordings with this network; of the last layer alone, with its fastest form.
 
         Raises:
             ConfigError: if there is no such layer, or one is named twice.
         """
         from dymn.embedder import Embedder
+        from dymn.embedding import LAST, LastLayer, parse_layers
 
+        if parse_layers(layers, len(self.model.config.blocks)) == (LAST,):
+            return LastLayer(self)
         return Embedder(self.model, layers, self.precision)
 
     def _probabilities(self, log_mel: Tensor) -> Scores:
-        return self.checked(self.model.probabilities(self._network(log_mel).logits.float()).cpu().numpy())
+        return self._checked(self._network(log_mel).logits)
+
+    def _checked(self, logits: Tensor) -> Scores:
+        return self.checked(probabilities(logits.float().cpu().numpy(), self.card.exclusive))

@@ -206,15 +206,6 @@ class CompiledNetwork:
         return {field: self._kept[name].ctypes.data for field, name in names.items() if name in self._kept}
 
 
-def probabilities(logits: Floats, exclusive: bool) -> Floats:
-    """Return the probabilities of classes [..., C]: a sigmoid of each logit, or a softmax where one class excludes the others."""
-    if exclusive:
-        powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
-        return np.asarray(powers / powers.sum(axis=-1, keepdims=True), np.float32)
-    with np.errstate(over="ignore"):
-        return np.asarray(1 / (1 + np.exp(-logits)), np.float32)
-
-
 def _whole_lines(n: int) -> int:
     return n + -n % LINE
 

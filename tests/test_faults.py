@@ -24,6 +24,7 @@ from typer.testing import CliRunner
 import dymn
 from dymn import create_model, hub
 from dymn.cli import app
+from dymn.commands.output import text_output
 from dymn.config import ModelCard
 from dymn.data import BadClip, Source, open_source
 from dymn.errors import DataError, ResourceError, WeightsError, resource_error
@@ -187,6 +188,13 @@ def test_standard_output_that_is_full(words):
         command = [sys.executable, "-m", "dymn", *words]
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=300, check=False)
     assert done.returncode == 1 and "No space left" in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+def test_a_device_that_is_full_is_named():
+    with pytest.raises(OSError, match="No space left") as caught, text_output(Path("/dev/full")) as text:
+        text.write("tags")
+    assert caught.value.filename == "/dev/full"
 
 
 def spoil(path, at):

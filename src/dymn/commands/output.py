@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import stat
 import sys
 from collections.abc import Iterable, Iterator
@@ -27,8 +28,13 @@ def binary_output(path: Path | None) -> Iterator[BinaryIO]:
     if path.is_dir():
         raise ConfigError(f"{path} is a folder. Give the name of a file to write to.")
     if path.exists() and not stat.S_ISREG(path.stat().st_mode):
-        with path.open("wb") as stream:
-            yield stream
+        try:
+            with path.open("wb") as stream:
+                yield stream
+        except OSError as error:
+            if error.errno == errno.ENOSPC and error.filename is None:
+                error.filename = str(path)
+            raise
         return
     with atomic_write(path) as file:
         yield file

@@ -1,6 +1,7 @@
 """What docs/cli.md promises of every command: help, exit codes, completion."""
 
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 
 from dymn import cli
 from dymn.errors import AudioError, ConfigError, WeightsError
+from dymn.signals import Ended
 
 PAGE = (Path(__file__).parents[1] / "docs" / "cli.md").read_text(encoding="utf-8")
 COMMANDS = sorted(typer.main.get_command(cli.app).commands)
@@ -22,7 +24,8 @@ def run(*arguments, **options):
 
 def test_the_page_lists_the_codes_that_there_are():
     listed = {int(code) for code in re.findall(r"^\| (\d+) \|", PAGE, re.M)}
-    assert listed == {0} | {value for name, value in vars(cli).items() if name.startswith("EXIT_")}
+    of_signals = {Ended(number).exit_code for number in (signal.SIGINT, signal.SIGTERM)}
+    assert listed == {0} | {value for name, value in vars(cli).items() if name.startswith("EXIT_")} | of_signals
 
 
 @pytest.mark.parametrize("command", COMMANDS)

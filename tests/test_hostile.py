@@ -218,6 +218,21 @@ def test_a_journal_that_does_something_by_itself_is_refused(tmp_path):
         Journal(tmp_path / "out.csv", {})
 
 
+def test_a_journal_whose_names_are_no_text_is_refused(tmp_path):
+    path = tmp_path / "out.csv.journal"
+    (tmp_path / "a.wav").write_bytes(b"")
+    with Journal(tmp_path / "out.csv", {}) as journal:
+        journal.find([str(tmp_path / "a.wav")])
+        journal.put(next(journal.to_do()), 1.0, b"[]", None)
+    content = path.read_bytes()
+    at = content.index(b"tablefacts") + len("table")
+    path.write_bytes(content[:at] + b"\x80" + content[at + 1 :])
+    with pytest.raises(DataError, match=r"no text.*--fresh"):
+        Journal(tmp_path / "out.csv", {})
+    with Journal(tmp_path / "out.csv", {}, fresh=True) as journal:
+        assert journal.counts() == (0, 0, 0)
+
+
 def test_what_terminals_take_for_commands_is_written_as_escapes(tmp_path, capsys):
     assert str(WeightsError(f"extra {ESCAPE}\nnext")) == "extra \\x1b]0;owned\\x07\\x9b2J\\u202e\nnext"
     path = tmp_path / f"{ESCAPE[:4]}.wav"

@@ -103,6 +103,8 @@ def test_high_temperature_is_near_uniform_attention():
 def test_configs_survive_json(**settings_given):
     config = Variant(**settings_given).config()
     assert from_dict(ModelConfig, json.loads(json.dumps(to_dict(config)))) == config
+    with pytest.raises(ConfigError, match="blocks is '-'; it must be a list"):
+        from_dict(ModelConfig, to_dict(config) | {"blocks": "-"})
 
 
 @given(st.floats(0.1, 10_000))

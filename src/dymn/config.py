@@ -152,6 +152,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         check(len(self.blocks) >= 1, "blocks is empty; a network has at least one block.")
+        check(all(isinstance(block, BlockConfig) for block in self.blocks), f"blocks is {self.blocks!r:.100}; it must be a list of blocks.")
         for before, after in zip(self.blocks, self.blocks[1:], strict=False):
             check(before.c_out == after.c_in, f"a block with {before.c_out} outputs is followed by one with {after.c_in} inputs.")
         for name in ("c_last", "c_hidden", "num_classes"):

@@ -127,8 +127,10 @@ class Journal:
                 if identity is not None and identity == _identity(self.path):
                     self._begin(json.loads(json.dumps(settings)), fresh, retry)
                     return
-            except BaseException:
+            except BaseException as error:
                 self._database.close()
+                if isinstance(error, UnicodeDecodeError):  # SQLite's message quotes it
+                    raise self._damaged("a name in it is no text") from error
                 raise
             self._database.close()
 

@@ -204,8 +204,8 @@ class Loader:
         differing = [name for name in ("seed", "draws", "batch_size") if state.get(name) != now[name]]
         if differing:
             raise ConfigError(f"The state is that of a loader with another {' and '.join(differing)}: {state}, and this one has {now}.")
-        self._at, self._met = (state["epoch"], state["batch"]), state["bad"]
-        self._first[state["epoch"]] = (state["batch"], state["bad"])
+        self._at, self._met = (state["epoch"], state["batch"]), state.get("bad", 0)
+        self._first[state["epoch"]] = (state["batch"], self._met)
 
     def _note(self, clip: BadClip) -> None:
         if clip.fatal:

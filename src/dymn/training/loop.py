@@ -305,7 +305,7 @@ class Run:
         part = Part(**self.state.part)
         self.state.part = {}
         if part.loader:
-            bad = len(range(self.share.rank, part.loader["bad"], self.share.world))  # its share of those of all processes
+            bad = len(range(self.share.rank, part.loader.get("bad", 0), self.share.world))  # its share of those of all processes
             self.loader.load_state_dict(part.loader | {"bad": bad})
         return part if self.is_main else dataclasses.replace(part, loss=0.0, clips=0)  # the sums are those of all processes
 

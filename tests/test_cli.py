@@ -173,6 +173,23 @@ def test_a_broken_model_file_gives_exit_code_1(clips, tmp_path):
     assert "broken.safetensors" in done.stderr
 
 
+def test_a_path_that_cannot_even_be_looked_at_does_not_stop_the_others(model, clips):
+    done = run("tag", "x" * 300 + ".wav", clips / "clip0.wav", "-m", model)
+    assert done.exit_code == 1
+    assert "clip0.wav" in done.stdout and "xxx.wav" in done.stderr and "should not have happened" not in done.stderr
+
+
+@pytest.mark.parametrize("command", ["tag", "events"])
+def test_label_tracks_of_recordings_that_cannot_be_read(model, tmp_path, command):
+    for name in ("one.wav", "two.wav"):
+        (tmp_path / name).write_text("no audio")
+    (tmp_path / "labels").mkdir()
+    for output in ("labels", "fresh"):
+        done = run(command, tmp_path / "one.wav", tmp_path / "two.wav", "-m", model, "--format", "audacity", "-o", tmp_path / output)
+        assert done.exit_code == 1 and "one.wav" in done.stderr and "two.wav" in done.stderr, done.stderr
+    assert not (tmp_path / "fresh").is_file()
+
+
 def test_what_should_not_happen_is_said_without_a_traceback(model, clips, monkeypatch):
     def fail(*_, **__):
         raise RuntimeError("the moon is full")

@@ -15,8 +15,9 @@ from dymn.commands import recordings
 from dymn.compiled_backend import CompiledBackend, keep_packed, open_packed, packed_path
 from dymn.config import FrontEndConfig, ModelCard
 from dymn.errors import ConfigError
+from dymn.fast.native import pack
 from dymn.native import libraries
-from dymn.native.log_mel import CompiledLogMel
+from dymn.native.log_mel import CompiledLogMel, Constants
 from dymn.native.network import CompiledNetwork, Packed
 from dymn.weights import load_model
 from dymn.weights.find import find_weights
@@ -117,23 +118,35 @@ def of_other_weights(path, content):
     path.write_bytes(content.replace(b'\\"weights\\": \\"', b'\\"weights\\": \\"0', 1))
 
 
-@pytest.mark.parametrize("change", [damage, change_a_number, of_another_version, of_other_weights])
+def of_another_label(path, content):
+    path.write_bytes(content.replace(b"sound 3", b"sound 4", 1))
+
+
+def with_a_list_for_a_description(path, content):
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    header["__metadata__"]["dymn"] = "[]"
+    changed = json.dumps(header).encode()
+    path.write_bytes(len(changed).to_bytes(8, "little") + changed + content[8 + size :])
+
+
+CHANGES = [damage, change_a_number, of_another_version, of_other_weights, of_another_label, with_a_list_for_a_description]
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_a_file_that_is_not_sound_is_made_again(packed, change, monkeypatch):
     path = packed_path(packed)
     content = path.read_bytes()
     change(path, content)
     assert path.read_bytes() != content and open_packed(packed) is None
     tagger = recordings.load_tagger(str(packed.path), "cpu", None, True, "auto")
-    assert not isinstance(tagger.backend, CompiledBackend) and path.read_bytes() == content
+    assert not isinstance(tagger.backend, CompiledBackend) and open_packed(packed).card == load_model(packed.path).card
     assert isinstance(recordings.load_tagger(str(packed.path), "cpu", None, True, "auto").backend, CompiledBackend)
     assert not isinstance(recordings.load_tagger(str(packed.path), "cpu", None, True, "auto", looks_inside=True).backend, CompiledBackend)
 
 
 def test_arrays_of_other_sizes_never_reach_the_compiled_code(saved):
-    from dymn.fast.native import pack
-
-    model = load_model(saved)
-    whole = pack(model)
+    whole = pack(load_model(saved))
     CompiledNetwork(whole)
     for name in whole.arrays:
         for arrays in ({**whole.arrays, name: whole.arrays[name].ravel()[:-1]}, {k: v for k, v in whole.arrays.items() if k != name}):
@@ -150,11 +163,45 @@ def test_arrays_of_other_sizes_never_reach_the_compiled_code(saved):
         constants.ranges[3, 0] = 0
 
 
-def test_a_cache_that_cannot_be_written_to_costs_nothing_but_time(saved, tmp_path, monkeypatch):
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("DYMN_CACHE", str(tmp_path / "file"))
-    for _ in range(2):
-        assert recordings.load_tagger(str(saved), "cpu", None, True, "auto").labels[0] == "sound 0"
+def refuse(*_):
+    raise RuntimeError("Could not determine home directory.")
+
+
+@pytest.mark.parametrize("cache", ["a file", "no home"])
+def test_a_cache_that_cannot_be_used_costs_nothing_but_time(saved, tmp_path, monkeypatch, cache):
+    long = tmp_path / f"{'w' * 235}.safetensors"
+    long.write_bytes(saved.read_bytes())
+    if cache == "a file":
+        (tmp_path / "file").touch()
+        monkeypatch.setenv("DYMN_CACHE", str(tmp_path / "file"))
+    else:
+        monkeypatch.setattr("dymn.compiled_backend.cache_folder", refuse)
+    for path in (saved, saved, long):
+        assert recordings.load_tagger(str(path), "cpu", None, True, "auto").labels[0] == "sound 0"
+
+
+def test_a_name_as_long_as_names_can_be_is_packed_too(saved, tmp_path, monkeypatch):
+    monkeypatch.setenv("DYMN_CACHE", str(tmp_path / "cache"))
+    long = tmp_path / f"{'w' * 235}.safetensors"
+    long.write_bytes(saved.read_bytes())
+    recordings.load_tagger(str(long), "cpu", None, True, "auto")
+    assert isinstance(recordings.load_tagger(str(long), "cpu", None, True, "auto").backend, CompiledBackend)
+
+
+def test_numbers_that_the_compiled_code_would_misread(saved, packed):
+    backend, log_mel = open_packed(packed, 2), np.zeros((1, 1, 128, 40), np.float32)
+    network = CompiledNetwork(pack(load_model(saved)))
+    assert np.array_equal(network.embed(log_mel, 2**32), network.embed(log_mel, -1))
+    with pytest.raises(ConfigError, match=r"must be \[B, "):
+        network.logits(np.zeros((1, 5_000_000), np.float32))
+    with pytest.raises(ConfigError, match="threads is 4294967296; it must be at least 1, and at most"):
+        open_packed(packed, 2**32)
+    small = FrontEndConfig(sample_rate=8000, n_fft=16, win_length=16, hop_length=8, n_mels=4, f_max=4000.0)
+    zeros = Constants(np.zeros(16), np.zeros((16, 2)), np.zeros((4, 9)), np.zeros((4, 2), np.int32))
+    with pytest.raises(ConfigError, match="do not fit"):
+        CompiledLogMel(small, zeros)
+    with pytest.raises(ConfigError, match="A backend computes as it was made"):
+        Tagger(backend, precision="float16")
 
 
 def test_another_device_is_left_to_pytorch(packed, monkeypatch):

@@ -18,10 +18,10 @@ import numpy.typing as npt
 
 from dymn import __version__
 from dymn.backends import Backend, Filled, Scores, probabilities
-from dymn.config import ModelCard, ModelConfig, from_dict, to_dict
+from dymn.config import ModelCard, ModelConfig, check, from_dict, to_dict
 from dymn.cpus import default_threads
 from dymn.embedding import BaseEmbedder, LastLayer
-from dymn.errors import DymnError
+from dymn.errors import DymnError, ResourceError
 from dymn.files import atomic_write
 from dymn.native import LAYOUT, libraries
 from dymn.native.log_mel import CompiledLogMel, Constants
@@ -60,7 +60,11 @@ class CompiledBackend(Backend):
         self._threads = default_threads(threads)
 
     def probabilities(self, waveforms: npt.NDArray[np.float32] | Tensor) -> Scores:
-        """Return the probabilities [B, C] of waveforms [B, N] at `sample_rate`."""
+        """Return the probabilities [B, C] of waveforms [B, N] at `sample_rate`.
+
+        Raises:
+            ResourceError: if the batch does not fit the memory.
+        """
         return self._scores(self._embed(waveforms))
 
     def features(self, windows: Iterable[Filled], hop: int) -> Iterator[npt.NDArray[np.float32]]:
@@ -69,8 +73,12 @@ class CompiledBackend(Backend):
         return (sliding(window.samples, window.n_samples) for window in windows)
 
     def scores(self, features: npt.NDArray[np.float32]) -> Scores:
-        """Return the probabilities [B, C] of a batch of `features`."""
-        return self._scores(self._network.embed(features, self._threads))
+        """Return the probabilities [B, C] of a batch of `features`.
+
+        Raises:
+            ResourceError: if the batch does not fit the memory.
+        """
+        return self._scores(self._embedded(features))
 
     def embedder(self, layers: str | Sequence[str]) -> BaseEmbedder:
         """Return what embeds recordings with this network: its last layer.
@@ -86,7 +94,13 @@ class CompiledBackend(Backend):
 
     def _embed(self, waveforms: npt.NDArray[np.float32] | Tensor) -> npt.NDArray[np.float32]:
         log_mels = [self._front_end(samples, self._threads) for samples in np.asarray(waveforms, np.float32)]
-        return self._network.embed(np.stack(log_mels), self._threads)
+        return self._embedded(np.stack(log_mels))
+
+    def _embedded(self, log_mel: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        try:
+            return self._network.embed(log_mel, self._threads)
+        except MemoryError as error:
+            raise ResourceError(f"There is no room for {len(log_mel)} windows at once. Give a smaller batch size.") from error
 
     def _scores(self, embedding: npt.NDArray[np.float32]) -> Scores:
         return self.checked(probabilities(self._network.logits(embedding), self.card.exclusive))
@@ -94,7 +108,7 @@ class CompiledBackend(Backend):
 
 def packed_path(weights: LocalFile) -> Path:
     """Return where the packed form of a file of weights is, or belongs."""
-    return cache_folder() / "compiled" / f"{weights.path.stem}-{weights.digest[:16]}.safetensors"
+    return cache_folder() / "compiled" / f"{weights.path.stem[:48]}-{weights.digest[:16]}.safetensors"
 
 
 def keep_packed(model: MobileNet, weights: LocalFile) -> None:
@@ -109,11 +123,12 @@ def keep_packed(model: MobileNet, weights: LocalFile) -> None:
 
     network = pack(model)
     arrays = dict(network.arrays) | {FRONT_END + name: values for name, values in constants._asdict().items()}
-    described = {"config": to_dict(network.config), "card": to_dict(model.card)} | _made_of(weights.digest, arrays)
+    facts = _made_of(weights) | {"config": to_dict(network.config), "card": to_dict(model.card)}
+    text = json.dumps(facts)
     try:
         with atomic_write(packed_path(weights)) as file:
-            file.write(save(arrays, {"dymn": json.dumps(described)}))
-    except OSError as error:
+            file.write(save(arrays, {"dymn": text, "checksum": _checksum(text, arrays)}))
+    except (OSError, RuntimeError, MemoryError) as error:
         logger.debug("The packed form of %s is not kept: %s", weights.path, error)
 
 
@@ -121,32 +136,39 @@ def open_packed(weights: LocalFile, threads: int | None = None) -> CompiledBacke
     """Return the backend of a file of weights if its packed form is in the cache and sound, and there is compiled code here.
 
     Raises:
-        ConfigError: if `threads` is below 1.
+        ConfigError: if `threads` is not allowed.
     """
     n_threads = default_threads(threads)
-    path = packed_path(weights)
-    if not libraries() or not path.is_file():
+    if not libraries():
         return None
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, framework="numpy") as file:
-            described = json.loads((file.metadata() or {}).get("dymn", "{}"))
+        with safe_open(packed_path(weights), framework="numpy") as file:
+            metadata = file.metadata() or {}
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
-        if _made_of(weights.digest, arrays).items() <= described.items():
-            config, card = from_dict(ModelConfig, described["config"]), from_dict(ModelCard, described["card"])
-            constants = Constants(*(arrays.pop(FRONT_END + name) for name in Constants._fields))
-            front_end = CompiledLogMel(card.front_end, constants)
-            return CompiledBackend(card, front_end, CompiledNetwork(Packed(config, arrays)), n_threads)
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError, RecursionError, DymnError) as error:
-        logger.debug("The packed form of %s in %s is made again: %s", weights.path, path, error)
+        text = metadata["dymn"]
+        check(metadata["checksum"] == _checksum(text, arrays), "it is damaged.")
+        facts = json.loads(text)
+        check(_made_of(weights).items() <= facts.items(), "it is of another version, or of other weights.")
+        config, card = from_dict(ModelConfig, facts["config"]), from_dict(ModelCard, facts["card"])
+        constants = Constants(*(arrays.pop(FRONT_END + name) for name in Constants._fields))
+        return CompiledBackend(card, CompiledLogMel(card.front_end, constants), CompiledNetwork(Packed(config, arrays)), n_threads)
+    except FileNotFoundError:
+        pass
+    except (OSError, SafetensorError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, DymnError) as error:
+        logger.debug("The packed form of %s is made again: %s", weights.path, error)
     return None
 
 
-def _made_of(digest: str, arrays: Mapping[str, npt.NDArray[Any]]) -> dict[str, Any]:
-    """Return what a packed form must say of itself: that it is of these weights, of this version, and whole."""
-    checksum = hashlib.sha256()
+def _made_of(weights: LocalFile) -> dict[str, Any]:
+    """Return what a packed form must say of itself."""
+    return {"version": __version__, "layout": LAYOUT, "weights": weights.digest}
+
+
+def _checksum(text: str, arrays: Mapping[str, npt.NDArray[Any]]) -> str:
+    checksum = hashlib.sha256(text.encode())
     for name in sorted(arrays):
         checksum.update(f"{name} {arrays[name].dtype} {arrays[name].shape}\n".encode())
         checksum.update(np.ascontiguousarray(arrays[name]).data)
-    return {"version": __version__, "layout": LAYOUT, "weights": digest, "arrays": checksum.hexdigest()}
+    return checksum.hexdigest()

@@ -17,6 +17,7 @@ from dymn.errors import ConfigError
 
 CALM = {"OMP_WAIT_POLICY": "passive", "KMP_BLOCKTIME": "0"}
 """Settings of the OpenMP libraries of GNU and Intel/LLVM under which threads that wait sleep."""
+MOST_THREADS = 2**16
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 _SPIN_VARIABLES = (*CALM, "GOMP_SPINCOUNT")
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # of malloc.h
@@ -54,16 +55,21 @@ def may_have_gpu() -> bool:
     return sys.platform == "win32" or any(Path("/dev", name).exists() for name in ("nvidiactl", "nvhost-gpu", "kfd", "dxg"))
 
 
+def check_threads(threads: int | None) -> None:
+    """Raise a ConfigError unless a number of threads is one that there can be."""
+    if threads is not None and not 1 <= threads <= MOST_THREADS:
+        raise ConfigError(f"threads is {threads}; it must be at least 1, and at most {MOST_THREADS}.")
+
+
 def default_threads(threads: int | None = None) -> int:
     """Return how many threads to compute with: `threads`, or else what the environment says, or one for each CPU that may be used.
 
     Raises:
-        ConfigError: if `threads` is below 1.
+        ConfigError: if `threads` is not allowed.
     """
-    if threads is not None and threads < 1:
-        raise ConfigError(f"threads is {threads}; it must be at least 1.")
+    check_threads(threads)
     wanted = (os.environ.get(name, "") for name in THREAD_VARIABLES)
-    return threads or next((int(text) for text in wanted if text.isdigit() and int(text)), available_cpus())
+    return threads or next((min(int(text), MOST_THREADS) for text in wanted if text.isdecimal() and int(text)), available_cpus())
 
 
 def _quota(cgroup: Path) -> float:

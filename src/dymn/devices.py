@@ -8,7 +8,7 @@ from contextlib import contextmanager, nullcontext
 
 import torch
 
-from dymn.cpus import THREAD_VARIABLES, available_cpus
+from dymn.cpus import THREAD_VARIABLES, available_cpus, check_threads
 from dymn.errors import ConfigError, ResourceError, resource_error
 
 PRECISIONS: dict[str, torch.dtype | None] = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -49,8 +49,7 @@ def use_threads(threads: int | None = None) -> int:
     Raises:
         ConfigError: if `threads` is below 1.
     """
-    if threads is not None and threads < 1:
-        raise ConfigError(f"threads is {threads}; it must be at least 1.")
+    check_threads(threads)
     if threads is None and not any(name in os.environ for name in THREAD_VARIABLES):
         threads = min(torch.get_num_threads(), available_cpus())
     if threads is not None and threads != torch.get_num_threads():

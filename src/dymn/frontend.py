@@ -11,9 +11,7 @@ from torch.nn import functional
 from dymn.config import FrontEndConfig
 from dymn.errors import AudioError, ConfigError
 from dymn.layers.compiled import call, is_compiled
-from dymn.native.log_mel import LOG_OFFSET, LOG_SCALE, LOG_SHIFT, PREEMPHASIS, Constants, Floats, Spectrogram
-
-SHORTEST_COMPILED = 32
+from dymn.native.log_mel import LOG_OFFSET, LOG_SCALE, LOG_SHIFT, PREEMPHASIS, SHORTEST, Constants, Floats, Spectrogram
 
 
 def mel_basis(config: FrontEndConfig, f_min: float, f_max: float) -> Tensor:
@@ -34,7 +32,7 @@ def mel_basis(config: FrontEndConfig, f_min: float, f_max: float) -> Tensor:
 
 def turns(n_fft: int) -> Tensor | None:
     """Return the cosine and sine of -2 pi i / n_fft, [n_fft, 2], for a Fourier transform that is compiled; None for other lengths."""
-    if n_fft < SHORTEST_COMPILED or n_fft & (n_fft - 1):
+    if n_fft < SHORTEST or n_fft & (n_fft - 1):
         return None
     angles = torch.arange(n_fft, dtype=torch.float64) * (-2 * math.pi / n_fft)
     return torch.stack([angles.cos(), angles.sin()], dim=1).float()

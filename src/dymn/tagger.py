@@ -99,8 +99,10 @@ class Tagger:
             compile: whether `torch.compile` makes kernels for the probabilities, with CUDA graphs on a GPU; it takes its time at first.
 
         Raises:
-            ConfigError: if there is no such device or precision, or `threads` is below 1.
+            ConfigError: if there is no such device or precision, `threads` is below 1, or a backend is told how to compute.
         """
+        if isinstance(model, Backend) and (precision != "float32" or compile):
+            raise ConfigError("A backend computes as it was made. Give precision and compile to the backend, not to its tagger.")
         self.backend = model if isinstance(model, Backend) else _torch_backend(model, device, threads, precision, compile)
         self.labels = self.backend.labels
         self.sample_rate = self.backend.sample_rate

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from dymn.errors import ConfigError
@@ -13,7 +14,7 @@ def check_data(path: Path, where: str) -> None:
     Raises:
         ConfigError: the message says what to give instead.
     """
-    if not path.expanduser().exists():
+    if not os.path.exists(os.path.expanduser(path)):
         raise ConfigError(f"There is nothing at {path}. Give the path of a folder, a table or an archive as {where}.")
 
 
@@ -26,7 +27,7 @@ def check_model(name: str) -> None:
     from dymn.model import MODELS
     from dymn.weights.registry import REGISTRY, unknown_model
 
-    if name in MODELS or name in REGISTRY or Path(name).expanduser().exists():
+    if name in MODELS or name in REGISTRY or os.path.exists(os.path.expanduser(name)):
         return
     if "/" not in name or Path(name).suffix in (".safetensors", ".pt", ".pth"):  # else it may be on the Hugging Face Hub
         raise ConfigError(str(unknown_model(name)))

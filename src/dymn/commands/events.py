@@ -123,14 +123,15 @@ def events(
     name = format or SUFFIXES.get(output.suffix.lower() if output else "", "text")
     lost = unreadable(paths)
     found, failed = ([], lost) if lost else find(paths)
-    check_output(output, name, found)
+    named = found or [recording.name for recording in lost]
+    check_output(output, name, named)
     tagger = load_tagger(model, device, threads, quiet, backend, precision, looks_inside=method != "windows") if found else None
     bar = progress_bar(len(found), quiet)
     missing = (EventRecording(recording.name, error=recording.error) for recording in failed)
     recordings = chain(missing, bar.over(detected(tagger, map(Path, found), settings, bar.update) if tagger else ()))
     failures = Failures()
     run = describe(tagger, model, to_dict(settings) | dict(zip(("window", "hop"), settings.cutting(), strict=True)))
-    write(failures.reported(recordings), run, FORMATS[name], output, separately=name == "audacity" and len(found) > 1)
+    write(failures.reported(recordings), run, FORMATS[name], output, separately=name == "audacity" and len(named) > 1)
     if failures.count:
         raise typer.Exit(1)
 

@@ -150,7 +150,7 @@ Threads = Annotated[
         "--threads",
         metavar="NUMBER",
         min=1,
-        help="How many CPU threads to compute with. Without it, PyTorch decides, within the CPUs that may be used.",
+        help="How many CPU threads to compute with. Without it, one for each CPU that may be used, or what OMP_NUM_THREADS says.",
         rich_help_panel=RUN_PANEL,
     ),
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -71,7 +72,7 @@ def unreadable(paths: Iterable[str]) -> list[Recording]:
         lost = []
         try:
             for item in audio.expand(path):
-                if str(item) == "-" or (item.exists() and not item.is_file()):
+                if str(item) == "-" or (os.path.lexists(item) and not os.path.isfile(item)):  # these two raise nothing
                     return []
                 try:
                     audio.probe(item)

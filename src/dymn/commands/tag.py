@@ -155,9 +155,10 @@ def tag(
     kept = keeps_journal(output, name in ROWS and plot is None, paths, fresh, retry_failed)
     lost = unreadable(paths) if engine is None else []
     found, failed = ([], lost) if lost or kept else find(paths, urls=engine is not None)
-    check_output(output, name, found)
+    named = found or [recording.name for recording in lost]
+    check_output(output, name, named)
     if plot is not None:
-        check_plot(plot, found)
+        check_plot(plot, [Path(path) for path in named])
     place = device if engine is None else "cpu"
     tagger = None if lost else load_tagger(model, place, threads, quiet, backend, precision, looks_inside=engine is not None)
     run = describe(tagger, model, to_dict(settings) | {"hop": hop or window}, per_window)
@@ -178,7 +179,7 @@ def tag(
         with binary_output(output) as file:
             write_file(run, name, reported, file)
     else:
-        write(reported, run, FORMATS[name], output, separately=name == "audacity" and len(found) > 1)
+        write(reported, run, FORMATS[name], output, separately=name == "audacity" and len(named) > 1)
     if plot is not None and tagger is not None:
         shown = [Path(path) for path in found if source_name(path) not in failures.names]
         failures.count += draw(tagger, shown, plot, single=len(found) == 1, settings=settings, quiet=quiet)

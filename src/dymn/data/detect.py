@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,7 +38,7 @@ def detect(path: str | Path) -> Layout:
     Raises:
         DataError: if there is nothing, or it could be several things.
     """
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     if path.is_file():
         if path.suffix.lower() == ".csv":
             return Layout("csv", path)

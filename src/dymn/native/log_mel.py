@@ -9,10 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from dymn.config import FrontEndConfig, check
-from dymn.native import library
+from dymn.native import library, within_bounds
 
 Floats = npt.NDArray[np.float32]
 
+SHORTEST = 32  # Fourier transform, which has as many samples as a power of two
 PREEMPHASIS = 0.97
 LOG_OFFSET, LOG_SHIFT, LOG_SCALE = 1e-5, 4.5, 0.2
 _POINTERS = ("frames", "window", "turns", "basis", "ranges", "out", "memory")
@@ -52,7 +53,7 @@ class CompiledLogMel:
         check(self._library is not None, "There is no compiled code for this CPU. Take dymn.LogMel.")
         n_bins = config.n_fft // 2 + 1
         shapes = ((config.n_fft,), (config.n_fft, 2), (config.n_mels, n_bins), (config.n_mels, 2))
-        fits = [values.shape for values in constants] == [*shapes] and config.n_fft & (config.n_fft - 1) == 0
+        fits = [values.shape for values in constants] == [*shapes] and config.n_fft >= SHORTEST and config.n_fft & (config.n_fft - 1) == 0
         start, end = constants.ranges.T if fits else (np.ones(1), np.zeros(1))
         check(fits and bool(((start >= 0) & (start <= end) & (end <= n_bins)).all()), "The constants do not fit the front end's config.")
         self.config = config
@@ -91,7 +92,7 @@ class CompiledLogMel:
             **{name: values.ctypes.data for name, values in zip(Constants._fields, self._constants, strict=True)},
         )
         build: ctypes.CDLL = self._library  # type: ignore[assignment]
-        memory = np.empty(build.dymn_log_mel_memory(ctypes.byref(arguments), n_threads), np.float32)
+        memory = np.empty(build.dymn_log_mel_memory(ctypes.byref(arguments), within_bounds(n_threads)), np.float32)
         arguments.memory = memory.ctypes.data
-        build.dymn_log_mel(ctypes.byref(arguments), n_threads)
+        build.dymn_log_mel(ctypes.byref(arguments), within_bounds(n_threads))
         return out

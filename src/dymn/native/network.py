@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dymn.config import BlockConfig, ModelConfig, check
-from dymn.native import libraries
+from dymn.native import libraries, within_bounds
 
 Floats = npt.NDArray[np.float32]
 
@@ -174,7 +174,7 @@ class CompiledNetwork:
         check(n_bands * n_frames < MOST_PLACES, f"A spectrogram of {n_frames} frames is too long for one pass. Give it in windows.")
         x = np.ascontiguousarray(log_mel, np.float32)
         out = np.empty((n_clips, self.config.c_last), np.float32)
-        counts = (n_clips, n_bands, n_frames, n_threads)
+        counts = (n_clips, n_bands, n_frames, within_bounds(n_threads))
         needed = self._library.dymn_workspace(ctypes.byref(self._network), *counts)
         try:
             memory = self._memory.pop()  # of an earlier call; calls at the same time have memory of their own
@@ -194,7 +194,8 @@ class CompiledNetwork:
     def _affine(self, name: str, x: Floats, activation: str) -> Floats:
         """Return a linear layer of rows [B, n_in] with its activation, [B, n_out]."""
         weight, bias = (self._kept[f"{name}.{kind}"] for kind in ("weight", "bias"))
-        n_out = bias.size - SLACK
+        n_in, n_out = {"hidden": (self.config.c_last, self.config.c_hidden)}.get(name, (self.config.c_hidden, self.config.num_classes))
+        check(x.ndim == 2 and x.shape[1] == n_in, f"The rows have shape {list(x.shape)}; they must be [B, {n_in}].")
         rows = np.ascontiguousarray(x, np.float32)
         out = np.empty((len(rows), _whole_lines(n_out)), np.float32)
         given, found = ([ctypes.c_void_p(array.ctypes.data) for array in arrays] for arrays in ((rows, weight, bias), (out,)))

@@ -121,7 +121,7 @@ def _load(name_or_path: str | Path, progress: Progress | None) -> MobileNet:
         return _with_card(import_published(file.path, published), published_card(published), file.digest)
     if not name:
         raise unknown_model(name)
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if path.is_dir():
         return _from_safetensors(file_in(path))
     if path.exists():

@@ -54,7 +54,7 @@ class LocalFile(NamedTuple):
 def cache_folder() -> Path:
     """Return the folder that downloads go to: `DYMN_CACHE` if set, else `dymn` in the user's cache folder."""
     if chosen := os.environ.get("DYMN_CACHE"):
-        return Path(chosen).expanduser()
+        return Path(os.path.expanduser(chosen))
     base = os.environ.get("LOCALAPPDATA") if sys.platform == "win32" else os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "dymn"
 

@@ -22,7 +22,7 @@ def find_weights(name_or_path: str | Path, progress: Progress | None = None) -> 
     name = os.fspath(name_or_path)
     if isinstance(name_or_path, str) and name in REGISTRY:
         return fetch_published(REGISTRY[name], progress)
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if name and path.is_dir():
         path = file_in(path)
     return LocalFile(path, sha256_of(path)) if path.is_file() else None

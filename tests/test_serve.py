@@ -1,6 +1,8 @@
 """The HTTP service: the same answers as the command line, and every limit with its refusal."""
 
+import asyncio
 import contextlib
+import dataclasses
 import io
 import json
 import os
@@ -22,6 +24,7 @@ import soundfile
 
 pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
 
+from starlette.responses import JSONResponse
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 from typer.testing import CliRunner
@@ -31,6 +34,7 @@ from dymn.config import ModelCard
 from dymn.serve.app import create_app
 from dymn.serve.batching import Batcher, Deadline
 from dymn.serve.errors import Refusal
+from dymn.serve.guard import Guard
 from dymn.serve.settings import ServeSettings
 from dymn.serve.uploads import shown_name
 from dymn.tagger import Tagger
@@ -446,3 +450,29 @@ def test_the_examples_of_the_documentation_work():
     finally:
         process.terminate()
         assert process.wait(60) == 0
+
+
+@pytest.mark.parametrize("sender", ["quick", "endless", "silent", "waits for a go-ahead"])
+def test_a_refused_sender_is_heard_out_within_bounds(sender, monkeypatch):
+    """Closing a connection with unread bytes resets it, and the answer is lost on its way."""
+    monkeypatch.setattr("dymn.serve.guard.READ_ON_SECONDS", 0.2)
+    happened = []
+
+    async def refuses(scope, receive, send):
+        await JSONResponse({}, 503)(scope, receive, send)
+
+    async def receive():
+        if sender == "silent":
+            await asyncio.sleep(60)
+        happened.append("chunk")
+        return {"type": "http.request", "body": bytes(1000), "more_body": sender == "endless" or len(happened) < 4}
+
+    async def send(message):
+        happened.append(message["type"])
+
+    headers = [(b"host", b"localhost"), *([(b"expect", b"100-continue")] if sender.startswith("waits") else [])]
+    scope = {"type": "http", "method": "POST", "path": "/health", "headers": headers}
+    settings = dataclasses.replace(ServeSettings(), max_bytes=10_000)
+    asyncio.run(Guard(refuses, settings)(scope, receive, send))
+    chunks = {"quick": 4, "endless": 11}.get(sender, 0)
+    assert happened == ["chunk"] * chunks + ["http.response.start", "http.response.body"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hmac
 from typing import TYPE_CHECKING
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 OPEN = ("/", "/health", "/ready", "/openapi.json")
 """What is answered without a token, beside the page's files: it tells nothing of a recording and costs nothing."""
 PAGE = "/page/"
+READ_ON_SECONDS = 1.0
 
 _POLICY = {
     "default-src": "'none'",
@@ -54,8 +57,12 @@ class Guard:
             await self._app(scope, receive, send)
             return
 
+        body = _Body(receive)
+
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
+                if message["status"] >= 400 and "expect" not in Headers(scope=scope):
+                    await body.read_on(self._settings.max_bytes)
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     headers.setdefault(name, value)
@@ -64,9 +71,9 @@ class Guard:
 
         problem = self._problem(scope)
         if problem is None:
-            await self._app(scope, receive, send_with_headers)
+            await self._app(scope, body.receive, send_with_headers)
         elif scope["type"] == "http":
-            await JSONResponse(problem.to_dict(), problem.status, problem.headers)(scope, receive, send_with_headers)
+            await JSONResponse(problem.to_dict(), problem.status, problem.headers)(scope, body.receive, send_with_headers)
         else:
             await receive()
             await send({"type": "websocket.close", "code": 1008, "reason": problem.code})
@@ -89,6 +96,34 @@ class Guard:
         if is_token(token if scheme.lower() == "bearer" else "", self._settings.token):
             return None
         return Refusal(401, "token", "This server wants a token. Send the header `Authorization: Bearer TOKEN`.")
+
+
+class _Body:
+    """The body of a request on its way to the application."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._is_over = False
+
+    async def receive(self) -> Message:
+        """Return the next message."""
+        message = await self._receive()
+        self._is_over = not message.get("more_body", False)
+        return message
+
+    async def read_on(self, most: int) -> None:
+        """Read and forget what a refused sender is still sending, within bounds.
+
+        The server closes the connection behind the answer, and closing one with unread bytes resets it: the sender may lose the answer.
+        """
+
+        async def rest() -> None:
+            received = 0
+            while not self._is_over and received <= most:
+                received += len((await self.receive()).get("body", b""))
+
+        with contextlib.suppress(asyncio.TimeoutError, TimeoutError):
+            await asyncio.wait_for(rest(), READ_ON_SECONDS)
 
 
 def is_token(given: str, token: str) -> bool:

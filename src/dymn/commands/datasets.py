@@ -1,4 +1,4 @@
-"""What commands over datasets share: to refuse, before PyTorch is loaded, data and models that are not there."""
+"""What commands over datasets share: to refuse data and models that are not there before anything else is done."""
 
 from __future__ import annotations
 
@@ -24,10 +24,13 @@ def check_model(name: str) -> None:
     Raises:
         ConfigError: proposing similar names.
     """
-    from dymn.model import MODELS
     from dymn.weights.registry import REGISTRY, unknown_model
 
-    if name in MODELS or name in REGISTRY or os.path.exists(os.path.expanduser(name)):
+    if name in REGISTRY or os.path.exists(os.path.expanduser(name)):
+        return
+    from dymn.model import MODELS  # which imports PyTorch
+
+    if name in MODELS:
         return
     if "/" not in name or Path(name).suffix in (".safetensors", ".pt", ".pth"):  # else it may be on the Hugging Face Hub
         raise ConfigError(str(unknown_model(name)))

@@ -25,7 +25,8 @@ from typing import Any
 import numpy as np
 
 from dymn import Tagger
-from dymn.events import METHODS, Event, EventSettings, Frames, decide, frames
+from dymn.inference.events import Event, EventSettings, decide
+from dymn.inference.frames import METHODS, Frames, frames
 from mixtures import SECONDS, Mixture, class_indices, mixtures
 
 GRID = 0.02  # seconds; how finely decisions are given to the scorer

@@ -21,7 +21,7 @@ import torch
 from dymn.commands.export import recordings
 from dymn.export import Plan, build
 from dymn.export.parity import compare, made_sounds
-from dymn.onnx_backend import OnnxBackend
+from dymn.runtime.onnx_backend import OnnxBackend
 from dymn.weights import load_model
 
 ROUNDS = 40

@@ -11,8 +11,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from dymn.layers import DynamicConv2d
-from dymn.model import MobileNet
+from dymn.models.layers import DynamicConv2d
+from dymn.models.mobilenet import MobileNet
 from dymn.native.log_mel import LOG_OFFSET, LOG_SCALE, LOG_SHIFT
 
 SILENCE = (math.log(LOG_OFFSET) + LOG_SHIFT) * LOG_SCALE

@@ -8,14 +8,15 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from dymn import Tagger, create_model, torch_backend
+from dymn import Tagger, create_model
+from dymn.audio.windows import fill
 from dymn.cli import app
 from dymn.commands.export import recordings
 from dymn.config import ModelCard
 from dymn.errors import ConfigError
-from dymn.fast import compiled
-from dymn.training.assess import Selected
-from dymn.windows import fill
+from dymn.evaluation.assess import Selected
+from dymn.runtime import torch_backend
+from dymn.runtime.cuda import compiled
 from test_benchmarks import load as load_benchmark
 
 LIVELY = load_benchmark("lively")

@@ -5,10 +5,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dymn.augment import cut_short, draw_mixing, gain, mix_waveforms, roll, spec_augment
 from dymn.config import FrontEndConfig
-from dymn.frontend import LogMel, mel_basis
-from dymn.losses import mix
+from dymn.models.frontend import LogMel, mel_basis
+from dymn.training.augment import cut_short, draw_mixing, gain, mix_waveforms, roll, spec_augment
+from dymn.training.losses import mix
 from dymn.training.step import Share
 
 quick = settings(deadline=None, max_examples=40)

@@ -14,7 +14,7 @@ import soundfile
 import torch
 
 from dymn import Tagger
-from dymn.formats import Run, json_lines
+from dymn.inference.formats.tags import Run, json_lines
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 

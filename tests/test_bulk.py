@@ -20,17 +20,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-import dymn.journal
-from dymn import Tagger, audio
-from dymn.backends import Backend
-from dymn.bulk import Kind, compute, embeddings, results, tags
+import dymn.inference.journal
+from dymn import Tagger
+from dymn.audio import reading
 from dymn.cli import app
 from dymn.config import ModelCard
-from dymn.embedding import Embedding
 from dymn.errors import ConfigError, DataError
-from dymn.formats import Run, csv_rows, write_file
-from dymn.journal import Journal, journal_path
-from dymn.selection import TagSettings
+from dymn.inference.embedding import Embedding
+from dymn.inference.formats.tags import Run, csv_rows, write_file
+from dymn.inference.journal import Journal, journal_path
+from dymn.inference.runs import Kind, compute, embeddings, results, tags
+from dymn.inference.selection import TagSettings
+from dymn.runtime.backend import Backend
 
 RATE = 8000
 RUN = Run("1", "loudness", "", {"window": 1.0})
@@ -95,7 +96,7 @@ def go_on(output, folder, done, *, per_window=True, run_settings=SETTINGS, fresh
 
 def plain(folder):
     """Return the rows of a run without a journal."""
-    return "".join(csv_rows(Tagger(Loudness()).tag_files(audio.find(folder), WINDOWS), RUN))
+    return "".join(csv_rows(Tagger(Loudness()).tag_files(reading.find(folder), WINDOWS), RUN))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -116,7 +117,7 @@ def test_killed_anywhere_with_a_torn_end_it_does_the_rest_and_gives_the_same(cli
     """What is on the disk is copied at the moment of death, the end of SQLite's log cut off or spoilt as by a loss of power."""
     before, after = [], []
     with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dymn.journal, "COMMIT_SECONDS", 0.0)
+        patch.setattr(dymn.inference.journal, "COMMIT_SECONDS", 0.0)
         folder = Path(name)
         dead, alive = folder / "dead" / "out.csv", folder / "alive" / "out.csv"
         alive.parent.mkdir()
@@ -245,7 +246,7 @@ def test_a_damaged_journal_is_named_and_fresh_removes_it(clips, tmp_path):
 
 def test_a_full_disk_ends_the_run_and_nothing_is_lost(clips, tmp_path, monkeypatch):
     """SQLite itself says that there is no more room, as it does where the system tells it so."""
-    monkeypatch.setattr(dymn.journal, "COMMIT_SECONDS", 0.0)
+    monkeypatch.setattr(dymn.inference.journal, "COMMIT_SECONDS", 0.0)
     output, again, kind = tmp_path / "out.csv", [], tags(False)
     big = Kind(lambda found: kind.pack(found) + b" " * 1500, kind.unpack, kind.failed)
     with Journal(output, SETTINGS) as journal:
@@ -279,7 +280,7 @@ def test_recordings_are_listed_once_in_the_order_of_find(tmp_path, monkeypatch):
         lost = journal.find(["b/1.wav", ".", str(tmp_path), "nowhere*", "gone.wav"])
         found = [task.name for task in journal.to_do()]
     assert [name for name, _ in lost] == ["nowhere*"]
-    assert found == [Path("b/1.wav"), *(path for path in audio.find(".") if path != Path("b/1.wav")), Path("gone.wav")]
+    assert found == [Path("b/1.wav"), *(path for path in reading.find(".") if path != Path("b/1.wav")), Path("gone.wav")]
     assert len(found) == 7
 
 
@@ -304,7 +305,7 @@ def test_embeddings_come_back_bit_for_bit():
 def test_parquet_has_the_rows_of_csv(clips):
     parquet = pytest.importorskip("pyarrow.parquet")
     file = io.BytesIO()
-    write_file(RUN, "parquet", Tagger(Loudness()).tag_files(audio.find(clips), WINDOWS), file)
+    write_file(RUN, "parquet", Tagger(Loudness()).tag_files(reading.find(clips), WINDOWS), file)
     table = parquet.read_table(io.BytesIO(file.getvalue()))
     rows = list(csv.DictReader(io.StringIO(plain(clips))))
     assert table["file"].to_pylist() == [row["file"] for row in rows]
@@ -317,12 +318,13 @@ def test_parquet_has_the_rows_of_csv(clips):
 def model(tmp_path_factory):
     import torch
 
-    from dymn import create_model, hub
+    from dymn import create_model
+    from dymn.models import pretrained
 
     network = create_model("mn01", num_classes=2, generator=torch.Generator().manual_seed(0))
     network.card = ModelCard(name="tiny", labels=("a", "b"))
     path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
-    hub.save(network, path)
+    pretrained.save(network, path)
     return path
 
 

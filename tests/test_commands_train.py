@@ -8,12 +8,13 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from dymn import create_model, hub
+from dymn import create_model
 from dymn.cli import app
 from dymn.commands.epochs import EpochTable, duration, figure
 from dymn.commands.teach import spread
 from dymn.config import ModelCard
 from dymn.data import TeacherTable
+from dymn.models import pretrained
 from dymn.weights import load_model
 from layouts import write_audio, write_esc50, write_table
 
@@ -34,7 +35,7 @@ def desk(tmp_path_factory):
     for name, labels in (("other", ("a", "b", "c")), ("same", CLASSES), ("wider", ("whistle", "x", "knock"))):
         network = create_model("mn01", len(labels), generator=torch.Generator().manual_seed(0))
         network.card = ModelCard(name=name, labels=labels, exclusive=True)
-        hub.save(network, folder / f"{name}.safetensors")
+        pretrained.save(network, folder / f"{name}.safetensors")
     return folder
 
 
@@ -173,7 +174,7 @@ def test_evaluate_matches_classes_by_name(desk):
         state[name] = state[name][chosen]
     narrow.load_state_dict(state)
     narrow.card = ModelCard(name="sorted", labels=CLASSES, exclusive=True)
-    hub.save(narrow, desk / "sorted.safetensors")
+    pretrained.save(narrow, desk / "sorted.safetensors")
     answers = [json.loads(run("evaluate", f"{name}.safetensors", "-d", "clips", "-f", "json").stdout) for name in ("wider", "sorted")]
     assert [answer.pop("model") for answer in answers] == ["wider.safetensors", "sorted.safetensors"]
     assert answers[0] == answers[1] and answers[0]["clips"] == 12

@@ -12,13 +12,13 @@ import torch
 
 from dymn import LogMel, Tagger
 from dymn.commands import recordings
-from dymn.compiled_backend import CompiledBackend, keep_packed, open_packed, packed_path
 from dymn.config import FrontEndConfig, ModelCard
 from dymn.errors import ConfigError
-from dymn.fast.native import pack
 from dymn.native import libraries
 from dymn.native.log_mel import CompiledLogMel, Constants
 from dymn.native.network import CompiledNetwork, Packed
+from dymn.runtime.compiled import pack
+from dymn.runtime.compiled_backend import CompiledBackend, keep_packed, open_packed, packed_path
 from dymn.weights import load_model
 from dymn.weights.find import find_weights
 from test_benchmarks import load as load_benchmark
@@ -41,9 +41,9 @@ def saved(request, tmp_path_factory):
     model = LIVELY.lively(create_model(request.param, 9, width=0.1, generator=torch.Generator().manual_seed(0)), LIVELY.clips(6, 128, 50))
     model.card = ModelCard(labels=tuple(f"sound {i}" for i in range(9)), exclusive=request.param == "mn04")
     path = tmp_path_factory.mktemp("weights") / "small.safetensors"
-    from dymn import hub
+    from dymn.models import pretrained
 
-    hub.save(model, path)
+    pretrained.save(model, path)
     return path
 
 
@@ -175,7 +175,7 @@ def test_a_cache_that_cannot_be_used_costs_nothing_but_time(saved, tmp_path, mon
         (tmp_path / "file").touch()
         monkeypatch.setenv("DYMN_CACHE", str(tmp_path / "file"))
     else:
-        monkeypatch.setattr("dymn.compiled_backend.cache_folder", refuse)
+        monkeypatch.setattr("dymn.runtime.compiled_backend.cache_folder", refuse)
     for path in (saved, saved, long):
         assert recordings.load_tagger(str(path), "cpu", None, True, "auto").labels[0] == "sound 0"
 
@@ -205,17 +205,18 @@ def test_numbers_that_the_compiled_code_would_misread(saved, packed):
 
 
 def test_another_device_is_left_to_pytorch(packed, monkeypatch):
-    monkeypatch.setattr("dymn.cpus.may_have_gpu", lambda: True)
+    monkeypatch.setattr("dymn.system.cpus.may_have_gpu", lambda: True)
     assert not isinstance(recordings.load_tagger(str(packed.path), None, None, True, "auto").backend, CompiledBackend)
-    monkeypatch.setattr("dymn.cpus.may_have_gpu", lambda: False)
+    monkeypatch.setattr("dymn.system.cpus.may_have_gpu", lambda: False)
     assert isinstance(recordings.load_tagger(str(packed.path), None, None, True, "auto").backend, CompiledBackend)
 
 
 def test_networks_without_compiled_code_have_no_packed_form(tmp_path, monkeypatch):
-    from dymn import create_model, hub
+    from dymn import create_model
+    from dymn.models import pretrained
 
     monkeypatch.setenv("DYMN_CACHE", str(tmp_path / "cache"))
-    hub.save(create_model("dymn04", 3, width=0.1, attention="ta"), tmp_path / "other.safetensors")
+    pretrained.save(create_model("dymn04", 3, width=0.1, attention="ta"), tmp_path / "other.safetensors")
     weights = find_weights(tmp_path / "other.safetensors")
     keep_packed(load_model(weights.path), weights)
     assert not packed_path(weights).exists() and open_packed(weights) is None

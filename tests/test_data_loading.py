@@ -293,11 +293,11 @@ def test_processes_build_a_cache_once(folder, tmp_path):
 
 
 def test_missing_decoder_does_not_stop_other_clips(folder, monkeypatch):
-    from dymn import audio
+    from dymn.audio import reading
 
     def refuse(*_, **__):
         raise AudioError("no decoder for this")
         yield
 
-    monkeypatch.setattr(audio, "stream", refuse)
+    monkeypatch.setattr(reading, "stream", refuse)
     assert open_source("folder", folder)[0] == BadClip("a/00.wav", "no decoder for this")

@@ -10,11 +10,12 @@ import pytest
 import soundfile
 import torch
 
-from dymn.data import Loader, PlainSampler, TeacherTable, open_source, spot_check, teach
+from dymn.data import Loader, PlainSampler, TeacherTable, open_source
 from dymn.data.pickles import read_index
 from dymn.data.teacher import write_table
 from dymn.errors import ConfigError, DataError
-from dymn.model import create_model
+from dymn.models.mobilenet import create_model
+from dymn.training.teach import spot_check, teach
 
 RATE = 32_000
 LABELS = ["class_0", "class_1", "class_2"]

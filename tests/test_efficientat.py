@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dymn.errors import ConfigError, WeightsError
-from dymn.model import model_config
+from dymn.models.mobilenet import model_config
 from dymn.weights import import_efficientat
 
 FIXTURES = {

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from dymn import Embedder, FeatureExtractor, LogMel, create_model
 from dymn.config import FrontEndConfig, ModelCard
-from dymn.embedding import parse_layers
 from dymn.errors import AudioError, ConfigError
-from dymn.features import features_of
+from dymn.inference.embedding import parse_layers
+from dymn.models.features import features_of
 
 RATE = 32_000
 

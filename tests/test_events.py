@@ -13,13 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from dymn import Tagger, create_model, hub
-from dymn.backends import Backend, FrameScores
+from dymn import Tagger, create_model
 from dymn.cli import app
 from dymn.config import ModelCard
 from dymn.errors import AudioError, ConfigError
-from dymn.events import EventSettings, Frames, FrameSettings, decide
-from dymn.events.decisions import hysteresis, median_filtered
+from dymn.inference.events import EventSettings, decide, hysteresis, median_filtered
+from dymn.inference.frames import Frames, FrameSettings
+from dymn.models import pretrained
+from dymn.runtime.backend import Backend, FrameScores
 
 RATE = 32_000
 STEP = 10_240
@@ -201,7 +202,7 @@ def model(tmp_path_factory):
     network = create_model("mn01", num_classes=2, generator=torch.Generator().manual_seed(0))
     network.card = ModelCard(name="tiny", labels=("Dog", "=Cat, near\u202e"[:10]))
     path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
-    hub.save(network, path)
+    pretrained.save(network, path)
     return path
 
 

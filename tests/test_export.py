@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from typer.testing import CliRunner
 
-from dymn import Tagger, create_model, hub
+from dymn import Tagger, create_model
 from dymn.cli import app
 from dymn.config import FrontEndConfig, ModelCard
 from dymn.errors import ConfigError, WeightsError
@@ -28,10 +28,11 @@ from dymn.export.nodes import Nodes
 from dymn.export.parity import compare
 from dymn.export.plan import Plan
 from dymn.export.traced import trace
-from dymn.frontend import LogMel
-from dymn.layers import ATTENTIONS
-from dymn.onnx_backend import OnnxBackend, find_file
-from dymn.paper import TABLES
+from dymn.models import pretrained
+from dymn.models.frontend import LogMel
+from dymn.models.layers import ATTENTIONS
+from dymn.models.paper import TABLES
+from dymn.runtime.onnx_backend import OnnxBackend, find_file
 from test_benchmarks import load as load_benchmark
 
 LIVELY = load_benchmark("lively")
@@ -386,7 +387,7 @@ def test_names_of_files(tmp_path, monkeypatch):
 
 def test_from_command_to_tags(tmp_path, monkeypatch):
     monkeypatch.setenv("DYMN_CACHE", str(tmp_path / "cache"))
-    hub.save(small(), tmp_path / "tiny.safetensors")
+    pretrained.save(small(), tmp_path / "tiny.safetensors")
     soundfile.write(tmp_path / "noise.wav", np.random.default_rng(0).normal(0, 0.1, 12_000), 8000)
 
     def run(*words):

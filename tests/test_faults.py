@@ -22,14 +22,15 @@ import torch
 from typer.testing import CliRunner
 
 import dymn
-from dymn import create_model, hub
+from dymn import create_model
 from dymn.cli import app
 from dymn.commands.output import text_output
 from dymn.config import ModelCard
 from dymn.data import BadClip, Source, open_source
 from dymn.errors import DataError, ResourceError, WeightsError, resource_error
-from dymn.files import atomic_write
-from dymn.journal import Journal, journal_path
+from dymn.inference.journal import Journal, journal_path
+from dymn.models import pretrained
+from dymn.system.files import atomic_write
 from dymn.weights import download
 from dymn.weights.registry import PublishedModel
 
@@ -46,7 +47,7 @@ def desk(tmp_path_factory):
     folder = tmp_path_factory.mktemp("desk")
     network = create_model("mn01", len(LABELS), generator=torch.Generator().manual_seed(0))
     network.card = ModelCard(name="tiny", labels=LABELS, exclusive=True)
-    hub.save(network, folder / "tiny.safetensors")
+    pretrained.save(network, folder / "tiny.safetensors")
     noise = np.random.default_rng(0).normal(0, 0.1, (12, RATE)).astype(np.float32)
     for i, samples in enumerate(noise):
         path = folder / "clips" / LABELS[i % 2] / f"{i}.wav"
@@ -284,7 +285,7 @@ import resource, sys
 import numpy as np, torch
 from dymn import Tagger
 from dymn.errors import ResourceError
-from dymn.torch_backend import TorchBackend
+from dymn.runtime.torch_backend import TorchBackend
 from dymn import create_model
 
 torch.set_num_threads(1)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from dymn.errors import AudioError
-from dymn.formats import FORMATS, Run, clock, joined
-from dymn.selection import Tag, WindowTags
-from dymn.tagger import Recording
+from dymn.inference.formats.tags import FORMATS, Run, clock, joined
+from dymn.inference.selection import Tag, WindowTags
+from dymn.inference.tagger import Recording
 
 RUN = Run("1.2.3", "tiny", "abc", {"top_k": 2, "window": 10.0})
 TIMELINE = [

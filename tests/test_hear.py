@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from dymn import create_model, hear, hub
+from dymn import create_model, hear
 from dymn.config import FrontEndConfig, ModelCard
-from dymn.embedder import Embedder
 from dymn.errors import ConfigError, WeightsError
+from dymn.inference.embedding_hooks import Embedder
+from dymn.models import pretrained
 
 
 @pytest.fixture(scope="module", params=[32_000, 22_050])
@@ -15,7 +16,7 @@ def model(request, tmp_path_factory):
     front_end = FrontEndConfig(sample_rate=request.param, f_max=10_000.0, f_max_range=1)
     network.card = ModelCard(labels=("a", "b"), front_end=front_end)
     path = tmp_path_factory.mktemp("hear") / "model.safetensors"
-    hub.save(network, path)
+    pretrained.save(network, path)
     return hear.load_model(str(path))
 
 

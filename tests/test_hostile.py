@@ -13,13 +13,13 @@ import soundfile
 import torch
 from typer.testing import CliRunner
 
-from dymn import audio
+from dymn.audio import reading
 from dymn.cli import app
 from dymn.commands.output import _Terminal
 from dymn.data import open_source
 from dymn.data.pickles import read_index, read_npz
 from dymn.errors import AudioError, ConfigError, DataError, WeightsError
-from dymn.journal import Journal
+from dymn.inference.journal import Journal
 from dymn.weights.efficientat import read_state_dict
 from fuzz.harness import run
 from fuzz.targets import WAYS
@@ -155,7 +155,7 @@ def test_playlists_open_nothing(tmp_path, text):
     path = tmp_path / "list.m4a"
     path.write_text(text)
     with pytest.raises(AudioError):
-        audio.read(path)
+        reading.read(path)
 
 
 def hours_of_silence(told):
@@ -175,9 +175,9 @@ def test_hours_of_silence_in_few_bytes_are_not_decoded_by_the_service(told):
     pytest.importorskip("fastapi")
     from starlette.testclient import TestClient
 
+    from dymn.inference.tagger import Tagger
     from dymn.serve.app import create_app
     from dymn.serve.settings import ServeSettings
-    from dymn.tagger import Tagger
     from fuzz.service import Loudness
 
     heard = []
@@ -199,7 +199,7 @@ def test_silence_is_read_in_bounded_memory():
 
     content = hours_of_silence(told=True)
     tracemalloc.start()
-    samples = sum(len(block) for block in audio.stream(io.BytesIO(content)))
+    samples = sum(len(block) for block in reading.stream(io.BytesIO(content)))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert samples == 3600 * 32_000 and peak < 64 * 2**20  # 440 MB as a whole

@@ -18,16 +18,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from dymn import Tagger, create_model, hub
-from dymn.backends import Backend
-from dymn.capture import BLOCK_SECONDS, BoundedQueue, Chunk, devices, microphone
+from dymn import Tagger, create_model
+from dymn.audio.microphone import BLOCK_SECONDS, BoundedQueue, Chunk, devices, microphone
+from dymn.audio.pcm import FORMATS, PcmReader
 from dymn.cli import app
 from dymn.commands import listen
 from dymn.config import ModelCard
 from dymn.errors import AudioError, ConfigError, MissingExtraError
-from dymn.live import follow
-from dymn.pcm import FORMATS, PcmReader
-from dymn.selection import TagSettings
+from dymn.inference.selection import TagSettings
+from dymn.inference.stream import follow
+from dymn.models import pretrained
+from dymn.runtime.backend import Backend
 
 RATE = 32_000
 LABELS = ("Dog", "Cat")
@@ -52,7 +53,7 @@ def model(tmp_path_factory):
     network = create_model("mn01", num_classes=2, generator=torch.Generator().manual_seed(0))
     network.card = ModelCard(name="tiny", labels=LABELS)
     path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
-    hub.save(network, path)
+    pretrained.save(network, path)
     return path
 
 

@@ -7,7 +7,7 @@ import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from dymn.errors import ConfigError, DataError
-from dymn.metrics import accuracy, d_prime, evaluate, fold_mean, mean_average_precision, per_class, roc_auc, write_per_class
+from dymn.evaluation.metrics import accuracy, d_prime, evaluate, fold_mean, mean_average_precision, per_class, roc_auc, write_per_class
 
 
 def draw(n=60, classes=5, seed=0):

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from dymn.config import ModelConfig, from_dict, round_channels, to_dict
 from dymn.errors import ConfigError
-from dymn.layers import DynamicConv2d
-from dymn.model import MODELS, MobileNet, Variant, architectures, create_model, model_config
+from dymn.models.layers import DynamicConv2d
+from dymn.models.mobilenet import MODELS, MobileNet, Variant, architectures, create_model, model_config
 
 
 def random_input(*shape, seed=0):

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 
 from dymn import create_model
 from dymn.errors import ConfigError
-from dymn.fast.native import NativeNetwork
-from dymn.model import MODELS, model_config
+from dymn.models.mobilenet import MODELS, model_config
 from dymn.native import libraries
 from dymn.native.network import is_known
-from dymn.torch_backend import TorchBackend
+from dymn.runtime.compiled import NativeNetwork
+from dymn.runtime.torch_backend import TorchBackend
 from test_benchmarks import load as load_benchmark
 from test_efficientat import FIXTURES, load
 

@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from dymn import create_model, hub
+from dymn import create_model
 from dymn.config import ModelCard
 from dymn.data import TASKS
 from dymn.errors import ConfigError
-from dymn.model import MODELS
-from dymn.schedules import learning_rate_factor, temperature
+from dymn.models import pretrained
+from dymn.models.mobilenet import MODELS
 from dymn.training import load_recipe, recipe_names, train
 from dymn.training.recipe import parse_assignment
+from dymn.training.schedules import learning_rate_factor, temperature
 from dymn.weights import REGISTRY, audioset_labels
 from layouts import write_audio, write_audioset, write_corpus, write_esc50, write_fsd50k, write_hdf5, write_openmic, write_tau
 
@@ -38,7 +39,7 @@ def weights(tmp_path_factory):
             network.temperature = 30.0 if dataset == "ImageNet" else 1.0
             network.card = ModelCard(name=f"{name}_{dataset}", labels=labels)
             paths[dynamic, dataset] = folder / f"{name}_{dataset}.safetensors"
-            hub.save(network, paths[dynamic, dataset])
+            pretrained.save(network, paths[dynamic, dataset])
     return paths
 
 
@@ -136,7 +137,7 @@ def check_run(config, out):
     task = TASKS[config.data.kind]
     assert result["epochs"] == 1 and (out / "best.safetensors").exists()
     record = result["checkpoint"]
-    card = hub.read(record).card
+    card = pretrained.read(record).card
     assert card.exclusive == (task.loss == "ce") and card.provenance["config"]["optim"]["batch_size"] == 2
     if config.data.test:
         assert result["test_clips"] > 0

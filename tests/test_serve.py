@@ -29,15 +29,15 @@ from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 from typer.testing import CliRunner
 
-from dymn.backends import Backend
 from dymn.config import ModelCard
+from dymn.inference.tagger import Tagger
+from dymn.runtime.backend import Backend
 from dymn.serve.app import create_app
 from dymn.serve.batching import Batcher, Deadline
 from dymn.serve.errors import Refusal
 from dymn.serve.guard import Guard
 from dymn.serve.settings import ServeSettings
 from dymn.serve.uploads import shown_name
-from dymn.tagger import Tagger
 
 ROOT = Path(__file__).parents[1]
 DOG = ROOT / "examples" / "audio" / "dog.ogg"

@@ -23,7 +23,7 @@ from dymn.data.packed import COLUMNS_FILE, INDEX_FILE, WORK_FOLDER
 from dymn.data.stores import tar_members
 from dymn.data.teacher import write_table
 from dymn.errors import ConfigError, DataError, ResourceError
-from dymn.files import atomic_write
+from dymn.system.files import atomic_write
 from dymn.training.recipe import load_recipe
 from dymn.training.resolve import resolve
 from layouts import encoded, write_audio, write_audioset, write_corpus, write_esc50, write_fsd50k, write_openmic

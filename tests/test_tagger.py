@@ -12,12 +12,13 @@ import soundfile
 import torch
 
 import dymn
-from dymn import Tag, Tagger, audio, create_model
-from dymn.backends import CPU_BATCH_SIZE, Backend
+from dymn import Tag, Tagger, create_model
+from dymn.audio import reading
 from dymn.config import ModelCard
 from dymn.errors import AudioError, ConfigError, ResourceError
-from dymn.selection import TagSettings, matching
-from dymn.tagger import Recording
+from dymn.inference.selection import TagSettings, matching
+from dymn.inference.tagger import Recording
+from dymn.runtime.backend import CPU_BATCH_SIZE, Backend
 
 RATE = 32_000
 LABELS = ("Dog", "Cat", "Speech, near", "Music")
@@ -266,10 +267,10 @@ def test_tagging_with_another_backend_needs_no_torch(tmp_path):
     code = (
         "import sys\n"
         "import numpy as np\n"
-        "from dymn import cli, formats, selection, windows\n"
-        "from dymn.backends import Backend\n"
+        "from dymn import cli\nfrom dymn.audio import windows\nfrom dymn.inference import selection\nfrom dymn.inference.formats import tags as formats\n"
+        "from dymn.runtime.backend import Backend\n"
         "from dymn.config import ModelCard\n"
-        "from dymn.tagger import Tagger\n"
+        "from dymn.inference.tagger import Tagger\n"
         "class Loudest(Backend):\n"
         "    card = ModelCard(labels=('Loud',))\n"
         "    def probabilities(self, waveforms): return np.abs(waveforms).max(axis=1, keepdims=True).astype(np.float32)\n"
@@ -315,7 +316,7 @@ def test_the_published_model_is_reproduced(shared, clip):
         (recording,) = tagger.tag_files([path], TagSettings(fill=how))
         np.testing.assert_allclose(recording.scores, expected, atol=1e-4)
     assert tagger.labels == dymn.audioset_labels()
-    assert recording.seconds == pytest.approx(len(audio.read(path)) / RATE)
+    assert recording.seconds == pytest.approx(len(reading.read(path)) / RATE)
 
 
 def test_decoding_ahead_changes_nothing_but_the_time(tagger, tmp_path):

@@ -15,9 +15,9 @@ from dymn.data import Catalog, Source, open_source
 from dymn.data.stores import Store
 from dymn.data.teacher import write_table
 from dymn.errors import ConfigError, DataError, MissingExtraError, WeightsError
-from dymn.model import create_model
+from dymn.evaluation.score import Scores, deciding_metric, figures, is_better
+from dymn.models.mobilenet import create_model
 from dymn.training import loop, train
-from dymn.training.evaluation import Scores, deciding_metric, figures, is_better
 from dymn.training.loop import Run
 from dymn.training.report import Reporter, write_history, write_json
 from dymn.training.start import has_fresh_head, prior_logits, set_prior

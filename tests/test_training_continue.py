@@ -9,9 +9,9 @@ import sys
 import pytest
 import torch
 
-from dymn import hub
 from dymn.data import PackSettings, open_source, pack
 from dymn.errors import ConfigError, DataError
+from dymn.models import pretrained
 from dymn.training import loop, state, train
 from dymn.training.report import Reporter
 from dymn.training.state import load_state
@@ -57,7 +57,7 @@ def outcome(folder):
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     assert len(log) == ended.epoch
     return {
-        **{name: hub.read(folder / f"{name}.safetensors").state for name in ("best", "last")},
+        **{name: pretrained.read(folder / f"{name}.safetensors").state for name in ("best", "last")},
         "state": [ended.model, ended.ema, ended.optimizer["state"], ended.best, ended.best_epoch],
         "log": [{key: value for key, value in record.items() if key not in TIMES} for record in log],
         "history": [{key: value for key, value in record.items() if key not in TIMES} for record in ended.history],
@@ -96,7 +96,7 @@ KILLER = """
 import json, os, signal, sys
 from pathlib import Path
 import lightning_fabric, sklearn.metrics, torch  # once for all children
-import dymn.files
+import dymn.system.files
 from dymn.training import loop, state, train
 from dymn.training.recipe import parse
 from dymn.training.report import Reporter
@@ -139,7 +139,7 @@ for i, (kind, count) in enumerate(moments):
         if kind == "batch":
             reporter = Countdown(count)
         elif kind == "replace":
-            dymn.files.os.replace = replace_and_count(count)
+            dymn.system.files.os.replace = replace_and_count(count)
         else:
             real, calls = torch.save, iter(range(100))
             torch.save = lambda values, file: real(values, file) if next(calls) < count else half_a_state(values, file)

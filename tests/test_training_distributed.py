@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from dymn import hub
+from dymn.models import pretrained
 from dymn.training import distributed
 from dymn.training.distributed import GlobalBatchNorm2d, use_global_norm
 from tiny_runs import NETWORK, run, settings, write_clips
@@ -122,7 +122,7 @@ def test_a_run_of_two_processes_gives_the_result_of_one(two_processes):
     from dymn.training import train
 
     train(run(two_processes / "data", two_processes / "one", **SAME))
-    one, two = (hub.read(two_processes / name / "last.safetensors").state for name in ("one", "two"))
+    one, two = (pretrained.read(two_processes / name / "last.safetensors").state for name in ("one", "two"))
     logs = [[json.loads(line) for line in (two_processes / name / "log.jsonl").read_text().splitlines()] for name in ("one", "two")]
     assert one.keys() == two.keys()
     for name, value in one.items():

@@ -10,7 +10,7 @@ import pytest
 
 from dymn.commands.export import recordings
 from dymn.export import Plan, build
-from dymn.onnx_backend import OnnxBackend
+from dymn.runtime.onnx_backend import OnnxBackend
 from dymn.weights import load_model
 
 ROOT = Path(__file__).parents[1]

@@ -18,7 +18,7 @@ import dymn.weights
 import dymn.weights.checkpoint as checkpoint
 from dymn.config import FrontEndConfig
 from dymn.errors import ConfigError, WeightsError
-from dymn.model import create_model
+from dymn.models.mobilenet import create_model
 from dymn.weights import REGISTRY, audioset_labels, convert, import_efficientat, load_model
 from dymn.weights.download import is_local
 

@@ -31,9 +31,9 @@ from dymn.commands.shards import shards
 from dymn.commands.tag import tag
 from dymn.commands.teach import ManyModels, teach
 from dymn.commands.train import train
-from dymn.cpus import calm_openmp, keep_freed_memory
 from dymn.errors import ConfigError, DymnError, resource_error, visible
-from dymn.signals import ended
+from dymn.system.cpus import calm_openmp, keep_freed_memory
+from dymn.system.signals import ended
 
 EXIT_FAILED = 1
 EXIT_WRONG_USE = 2

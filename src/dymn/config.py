@@ -95,7 +95,7 @@ class FrontEndConfig:
 class BlockConfig:
     """One inverted residual block (Fig. 1): channel counts as built, and which of its parts depend on the input.
 
-    `dynamic_convs` and `dynamic_relus` name positions out of `POSITIONS`; `attention` is a key of `dymn.layers.ATTENTIONS`
+    `dynamic_convs` and `dynamic_relus` name positions out of `POSITIONS`; `attention` is a key of `dymn.models.layers.ATTENTIONS`
     or None; `context_size` is H. A block whose `c_exp` equals `c_in` has no expansion convolution.
     """
 

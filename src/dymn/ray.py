@@ -23,18 +23,19 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import numpy as np
 
-from dymn import audio, parquet
-from dymn.backends import CPU_BATCH_SIZE, Filled
+from dymn.audio import reading
+from dymn.audio.sources import reason
+from dymn.audio.windows import fill
 from dymn.config import check
-from dymn.embedding import Embedding, EmbedSettings
 from dymn.errors import AudioError, ConfigError, DymnError, MissingExtraError
-from dymn.opening import reason
-from dymn.recordings import Opened, Piece, Rows, computed, pieces, samples_of, source_name
-from dymn.tagger import Recording, Tagger, TagSettings
-from dymn.windows import fill
+from dymn.inference.embedding import Embedding, EmbedSettings
+from dymn.inference.formats import parquet
+from dymn.inference.segments import Opened, Piece, Rows, computed, pieces, samples_of, source_name
+from dymn.inference.tagger import Recording, Tagger, TagSettings
+from dymn.runtime.backend import CPU_BATCH_SIZE, Filled
 
 if TYPE_CHECKING:
-    from dymn.model import MobileNet
+    from dymn.models.mobilenet import MobileNet
 
 LOCAL = "local"
 """The address that starts Ray on this machine."""
@@ -116,7 +117,7 @@ class Engine:
     def _computed(
         self, tagger: Tagger, layers: str | Sequence[str] | None, sources: Iterable[Source], windows: _Windows, batch_size: int | None
     ) -> Iterator[tuple[Piece, Rows | None]]:
-        """Return what `dymn.recordings.computed` yields, computed by Ray."""
+        """Return what `dymn.inference.segments.computed` yields, computed by Ray."""
         check(batch_size is None or batch_size >= 1, f"batch_size is {batch_size}; it must be at least 1.")
         found = list(sources)
         check("-" not in map(str, found), "Standard input cannot be read by other processes. Give paths or URLs.")
@@ -291,7 +292,7 @@ def find(paths: Iterable[str]) -> tuple[list[Source], list[tuple[str, AudioError
     lost = []
     for path in paths:
         try:
-            items: Sequence[Source] = _find_remote(path) if "://" in path else audio.find(path)
+            items: Sequence[Source] = _find_remote(path) if "://" in path else reading.find(path)
         except AudioError as error:
             lost.append((path, error))
         else:
@@ -305,7 +306,7 @@ def _whole(source: Source) -> str:
 
 
 def _is_recording(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in audio.SUFFIXES and "/." not in name
+    return os.path.splitext(name)[1].lower() in reading.SUFFIXES and "/." not in name
 
 
 def _find_remote(url: str) -> list[str]:
@@ -323,7 +324,7 @@ def _find_remote(url: str) -> list[str]:
         raise AudioError(f"{url} cannot be listed: {reason(error)}. Check it, and the access to it.") from error
     if recordings := sorted(system.unstrip_protocol(name) for name in below if _is_recording(name)):
         return recordings
-    raise AudioError(f"{url} names no recording. Endings looked for: {', '.join(sorted(audio.SUFFIXES))}.")
+    raise AudioError(f"{url} names no recording. Endings looked for: {', '.join(sorted(reading.SUFFIXES))}.")
 
 
 class _Remote:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dymn.errors import ConfigError, MissingExtraError
-from dymn.recordings import source_name
+from dymn.inference.segments import source_name
 
 try:
     from sklearn.base import BaseEstimator, TransformerMixin
@@ -22,8 +22,8 @@ except ImportError as error:
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from dymn.embedder import Embedder
-    from dymn.model import MobileNet
+    from dymn.inference.embedding_hooks import Embedder
+    from dymn.models.mobilenet import MobileNet
 
 __all__ = ["EmbeddingTransformer"]
 
@@ -36,7 +36,7 @@ class EmbeddingTransformer(TransformerMixin, BaseEstimator):  # type: ignore[mis
 
     Args:
         model: the name of a published model, a file or folder with one, or a network.
-        layers: what the embeddings are made of, see `dymn.embedding`.
+        layers: what the embeddings are made of, see `dymn.inference.embedding`.
         sample_rate: of waveforms, in Hz; None is the model's own. Files bring their own.
         window: seconds that the network hears at once; the embedding of a longer recording is the mean of its windows.
         fill: what a recording that is shorter than the window is filled with: "bare" (nothing), "repeat" or "pad".
@@ -75,7 +75,7 @@ class EmbeddingTransformer(TransformerMixin, BaseEstimator):  # type: ignore[mis
             WeightsError: if the model cannot be found or read.
             ValueError: if X is neither a list of recordings nor an array of finite numbers.
         """
-        from dymn.embedding import EmbedSettings
+        from dymn.inference.embedding import EmbedSettings
 
         EmbedSettings(window=self.window, fill=self.fill)
         self._recordings(X, reset=True)
@@ -90,7 +90,7 @@ class EmbeddingTransformer(TransformerMixin, BaseEstimator):  # type: ignore[mis
             AudioError: if a recording cannot be read.
             ValueError: if X is neither a list of recordings nor an array of finite numbers.
         """
-        from dymn.embedding import EmbedSettings
+        from dymn.inference.embedding import EmbedSettings
 
         check_is_fitted(self, "feature_names_")
         recordings = self._recordings(X, reset=False)
@@ -126,9 +126,9 @@ class EmbeddingTransformer(TransformerMixin, BaseEstimator):  # type: ignore[mis
         return list(validate_data(self, X, dtype=np.float32, reset=reset))
 
     def _load(self) -> Embedder:
-        from dymn.devices import resolve_device
-        from dymn.embedder import Embedder
-        from dymn.model import MobileNet
+        from dymn.inference.embedding_hooks import Embedder
+        from dymn.models.mobilenet import MobileNet
+        from dymn.system.devices import resolve_device
         from dymn.weights import load_model
 
         device = resolve_device(self.device)

@@ -18,14 +18,14 @@ import numpy as np
 from hypothesis import strategies as st
 
 import layouts
-from dymn.bulk import results, tags
 from dymn.commands.convert import read_labels
 from dymn.data import PackSettings, TeacherTable, open_source, pack, task_of
 from dymn.data.packed import COLUMNS_FILE, INDEX_FILE
 from dymn.data.pickles import read_index, read_npz
 from dymn.data.teacher import write_table
-from dymn.formats import Run, csv_rows, json_lines
-from dymn.journal import Journal, journal_path
+from dymn.inference.formats.tags import Run, csv_rows, json_lines
+from dymn.inference.journal import Journal, journal_path
+from dymn.inference.runs import results, tags
 from fuzz import inputs
 
 

@@ -16,9 +16,10 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dymn import Tagger, hub
+from dymn import Tagger
 from dymn.config import BlockConfig, FrontEndConfig, ModelCard, ModelConfig
-from dymn.model import MobileNet
+from dymn.models import pretrained
+from dymn.models.mobilenet import MobileNet
 from dymn.profiling.networks import resolve
 from dymn.training.recipe import load_recipe
 from dymn.weights import import_efficientat, load_model
@@ -47,7 +48,7 @@ def safetensors() -> bytes:
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "tiny.safetensors"
-        hub.save(tiny(), path)
+        pretrained.save(tiny(), path)
         return path.read_bytes()
 
 

@@ -17,8 +17,8 @@ import numpy as np
 from hypothesis import strategies as st
 
 from dymn import Tagger
-from dymn.backends import Backend
 from dymn.config import ModelCard
+from dymn.runtime.backend import Backend
 from dymn.serve.app import create_app
 from dymn.serve.settings import ServeSettings
 from fuzz import inputs

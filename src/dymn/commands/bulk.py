@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Generic
 
 import typer
 
-from dymn.bulk import Kind, R, compute, results
 from dymn.commands.options import note
 from dymn.errors import AudioError, ConfigError, DymnError
+from dymn.inference.runs import Kind, R, compute, results
 
 if TYPE_CHECKING:
     from dymn.commands.progress import RateBar
-    from dymn.journal import Journal
+    from dymn.inference.journal import Journal
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def report_path(output: Path) -> Path:
 @contextlib.contextmanager
 def report(output: Path | None) -> Iterator[Callable[[Iterable[R]], Iterator[R]]]:
     """Give a function that passes results on and lists those that failed in a report beside the output, if it is a file and any did."""
-    from dymn.files import atomic_write
+    from dymn.system.files import atomic_write
 
     if output is None:
         yield iter
@@ -93,8 +93,8 @@ def report(output: Path | None) -> Iterator[Callable[[Iterable[R]], Iterator[R]]
 def run_bulk(bulk: Bulk[R], paths: Sequence[str], output: Path, fresh: bool, retry: bool, quiet: bool) -> int:
     """Do recordings and write the output, or go on with a run that did not end. Returns how many recordings failed."""
     from dymn.commands.progress import rate_bar
-    from dymn.files import atomic_write
-    from dymn.journal import Journal
+    from dymn.inference.journal import Journal
+    from dymn.system.files import atomic_write
 
     with Journal(output, {"command": bulk.name, **bulk.settings}, fresh=fresh, retry=retry) as journal:
         if journal.was_complete:

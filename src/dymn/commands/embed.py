@@ -45,12 +45,12 @@ from dymn.commands.recordings import (
 )
 
 if TYPE_CHECKING:
-    from dymn.embedding import BaseEmbedder, Embedding, EmbedSettings
-    from dymn.embedding_formats import Columns
-    from dymn.tagger import Tagger
+    from dymn.inference.embedding import BaseEmbedder, Embedding, EmbedSettings
+    from dymn.inference.formats.embeddings import Columns
+    from dymn.inference.tagger import Tagger
 
 Format = Literal["npy", "parquet", "csv"]
-"""The keys of `dymn.embedding_formats.FORMATS`."""
+"""The keys of `dymn.inference.formats.embeddings.FORMATS`."""
 
 
 def embed(
@@ -101,12 +101,12 @@ def embed(
     from functools import partial
     from itertools import chain
 
-    from dymn.bulk import embeddings
     from dymn.commands.bulk import Bulk, keeps_journal, report, run_bulk
     from dymn.commands.output import binary_output
     from dymn.commands.progress import progress_bar
-    from dymn.embedding import Embedding, EmbedSettings, parse_layers
-    from dymn.embedding_formats import choose
+    from dymn.inference.embedding import Embedding, EmbedSettings, parse_layers
+    from dymn.inference.formats.embeddings import choose
+    from dymn.inference.runs import embeddings
 
     hush(quiet)
     settings = EmbedSettings(window, hop, fill)
@@ -157,14 +157,14 @@ def embed(
 
 def write_file(made: Columns, name: str, per_window: bool, found: Iterable[Embedding], file: BinaryIO) -> None:
     """Write embeddings in a format to an open file."""
-    from dymn.embedding_formats import FORMATS, rows
+    from dymn.inference.formats.embeddings import FORMATS, rows
 
     FORMATS[name](rows(found, per_window), made, file)
 
 
 def write_origin(made: Columns, name: str, output: Path | None) -> None:
     """Write what made the vectors beside a file whose format has no place for it: clips.npy.json beside clips.npy."""
-    from dymn.files import atomic_write
+    from dymn.system.files import atomic_write
 
     if output is None or not output.is_file() or name == "parquet":
         return
@@ -176,7 +176,7 @@ def write_origin(made: Columns, name: str, output: Path | None) -> None:
 def columns(tagger: Tagger | None, embedder: BaseEmbedder | None, settings: EmbedSettings, per_window: bool) -> Columns:
     """Return what the values are called, and what made them; without a model, there are none."""
     from dymn.config import to_dict
-    from dymn.embedding_formats import Columns
+    from dymn.inference.formats.embeddings import Columns
 
     run = describe(tagger, None, to_dict(settings) | {"hop": settings.hop or settings.window}, per_window)
     return Columns(embedder.names if embedder else (), run.to_dict() | {"layers": embedder.layers if embedder else []})

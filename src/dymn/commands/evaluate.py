@@ -26,7 +26,7 @@ from dymn.commands.options import (
 )
 
 if TYPE_CHECKING:
-    from dymn.training.assess import Assessment
+    from dymn.evaluation.assess import Assessment
 
 
 def evaluate(
@@ -75,9 +75,9 @@ def evaluate(
     hush(quiet)
     check_data(data, "--data")
     from dymn.commands.progress import counting_bar
-    from dymn.devices import use_threads
-    from dymn.metrics import write_per_class
-    from dymn.training.assess import assess
+    from dymn.evaluation.assess import assess
+    from dymn.evaluation.metrics import write_per_class
+    from dymn.system.devices import use_threads
 
     network = load(model, device, quiet)
     use_threads(threads)
@@ -110,7 +110,7 @@ def load(name: str, device: str | None, quiet: bool) -> Any:
         ConfigError: if it is neither known nor a path.
     """
     from dymn.commands.progress import download_bar
-    from dymn.devices import resolve_device
+    from dymn.system.devices import resolve_device
     from dymn.weights import load_model
 
     place = resolve_device(device)

@@ -28,14 +28,14 @@ from dymn.commands.recordings import Failures, check_output, describe, find, loa
 from dymn.errors import AudioError
 
 if TYPE_CHECKING:
-    from dymn.events import EventSettings
-    from dymn.events.formats import EventRecording
-    from dymn.tagger import Tagger
+    from dymn.inference.events import EventSettings
+    from dymn.inference.formats.events import EventRecording
+    from dymn.inference.tagger import Tagger
 
 WHEN = "What is an event"
 
 Format = Literal["text", "csv", "json", "audacity", "rttm"]
-"""The keys of `dymn.events.formats.FORMATS`."""
+"""The keys of `dymn.inference.formats.events.FORMATS`."""
 How = Literal["activation", "windows"]
 """The keys of `dymn.events.METHODS`."""
 
@@ -104,8 +104,8 @@ def events(
     """
     from dymn.commands.progress import progress_bar
     from dymn.config import to_dict
-    from dymn.events import EventSettings
-    from dymn.events.formats import FORMATS, SUFFIXES, EventRecording
+    from dymn.inference.events import EventSettings
+    from dymn.inference.formats.events import FORMATS, SUFFIXES, EventRecording
 
     hush(quiet)
     settings = EventSettings(
@@ -140,8 +140,9 @@ def detected(
     tagger: Tagger, paths: Iterable[Path], settings: EventSettings, progress: Callable[[float, str], None]
 ) -> Iterator[EventRecording]:
     """Yield the events of recordings; one that cannot be read has an error, and the others go on."""
-    from dymn.events import decide, frames
-    from dymn.events.formats import EventRecording
+    from dymn.inference.events import decide
+    from dymn.inference.formats.events import EventRecording
+    from dymn.inference.frames import frames
 
     for i, path in enumerate(paths):
         progress(i, path.name)

@@ -12,8 +12,8 @@ from dymn.commands.options import note
 from dymn.errors import AudioError, ConfigError
 
 if TYPE_CHECKING:
-    from dymn.selection import TagSettings
-    from dymn.tagger import Tagger
+    from dymn.inference.selection import TagSettings
+    from dymn.inference.tagger import Tagger
 
 ENDINGS = (".png", ".svg", ".pdf", ".html")
 MOST_ROWS = 12
@@ -26,7 +26,7 @@ def check_plot(plot: Path, found: Sequence[str | Path]) -> None:
         ConfigError: the message says what to give instead.
         MissingExtraError: if matplotlib is not installed.
     """
-    from dymn.pictures.picture import require
+    from dymn.plots.timeline import require
 
     if plot.suffix.lower() != ".html":
         require()
@@ -48,9 +48,9 @@ def draw(tagger: Tagger, found: Sequence[Path], plot: Path, *, single: bool, set
     """Draw recordings into a file or, each by itself, into a folder. Returns how many could not be read again, after a message for each."""
     from dymn.commands.output import free_name
     from dymn.commands.progress import progress_bar
-    from dymn.pictures import overview
-    from dymn.pictures.page import save_page
-    from dymn.pictures.picture import save_picture
+    from dymn.plots.overview import overview
+    from dymn.plots.page import save_page
+    from dymn.plots.timeline import save_picture
 
     rows = min(settings.top_k or MOST_ROWS, MOST_ROWS)
     folder = plot.is_dir() or not single

@@ -32,8 +32,8 @@ from dymn.commands.recordings import load_tagger
 from dymn.errors import ConfigError
 
 if TYPE_CHECKING:
-    from dymn.embedding import BaseEmbedder
-    from dymn.probe import Probed
+    from dymn.evaluation.probe import Probed
+    from dymn.inference.embedding import BaseEmbedder
 
 MOST_CONFUSIONS = 3
 PICTURES = (".png", ".pdf", ".svg")
@@ -104,8 +104,8 @@ def probe(
     hush(quiet)
     check_data(data, "DATA")
     from dymn.commands.progress import counting_bar
-    from dymn.embedding import EmbedSettings, parse_layers
-    from dymn.probe import probe as measure
+    from dymn.evaluation.probe import probe as measure
+    from dymn.inference.embedding import EmbedSettings, parse_layers
 
     layers = parse_layers(layer or "last")
     settings = EmbedSettings(fill=fill)
@@ -126,7 +126,7 @@ def probe(
             progress=progress,
         )
     if plot is not None:
-        from dymn.probe.plot import plot_confusion
+        from dymn.plots.probe import plot_confusion
 
         plot_confusion(found, plot)
         note(f"{plot} is written.", quiet)

@@ -51,11 +51,11 @@ def profile(
     With --table, tell how the paper's rows compare with what we count. JSON and CSV have plain counts, tables have millions.
     """
     from dymn.commands.output import text_output
-    from dymn.devices import use_threads
+    from dymn.plots.trade_off import plot_trade_off
     from dymn.profiling import compare
     from dymn.profiling import profile as measure
     from dymn.profiling.formats import COMPARISON_FORMATS, PROFILE_FORMATS
-    from dymn.profiling.plot import plot_trade_off
+    from dymn.system.devices import use_threads
 
     if model is None and table is None and plot is None:
         raise ConfigError("Say what to profile: a model, or --table NUMBER, or --plot FILE. `dymn profile --help` tells more.")

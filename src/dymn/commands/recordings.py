@@ -15,9 +15,9 @@ from dymn.errors import AudioError, ConfigError, DymnError, WeightsError
 
 if TYPE_CHECKING:
     from dymn.commands.progress import Bar
-    from dymn.formats import Run
+    from dymn.inference.formats.tags import Run
+    from dymn.inference.tagger import Recording, Tagger
     from dymn.ray import Engine
-    from dymn.tagger import Recording, Tagger
     from dymn.weights.download import Progress
 
 MANY = 2**31
@@ -41,8 +41,8 @@ R = TypeVar("R", bound=Result)
 
 def find(paths: Sequence[str], urls: bool = False) -> tuple[Sequence[str | Path], list[Recording]]:
     """Return the recordings that paths, or URLs too, name, in the order of the paths, and failures for those that name none."""
-    from dymn import audio
-    from dymn.tagger import Recording
+    from dymn.audio import reading
+    from dymn.inference.tagger import Recording
 
     if urls:
         from dymn.ray import find as find_all
@@ -53,7 +53,7 @@ def find(paths: Sequence[str], urls: bool = False) -> tuple[Sequence[str | Path]
     failed = []
     for path in paths:
         try:
-            found |= {str(item if str(item) == "-" else item.absolute()): item for item in audio.find(path)}
+            found |= {str(item if str(item) == "-" else item.absolute()): item for item in reading.find(path)}
         except AudioError as error:
             failed.append(Recording(path, error=error))
     return list(found.values()), failed
@@ -64,18 +64,18 @@ def unreadable(paths: Iterable[str]) -> list[Recording]:
 
     So a wrong path is told before PyTorch and a model are loaded. What can be read only once is taken to be good.
     """
-    from dymn import audio
-    from dymn.tagger import Recording
+    from dymn.audio import reading
+    from dymn.inference.tagger import Recording
 
     failed: dict[Path, Recording] = {}
     for path in paths:
         lost = []
         try:
-            for item in audio.expand(path):
+            for item in reading.expand(path):
                 if str(item) == "-" or (os.path.lexists(item) and not os.path.isfile(item)):  # these two raise nothing
                     return []
                 try:
-                    audio.probe(item)
+                    reading.probe(item)
                     return []
                 except AudioError as error:
                     lost.append(Recording(str(item), error=error))
@@ -125,7 +125,7 @@ def check_output(output: Path | None, name: str, found: Sequence[str | Path]) ->
 
 def default_workers(threads: int | None, recordings: int) -> int:
     """Return how many threads decode: one a CPU that may be used, and no more than there are recordings or threads asked for."""
-    from dymn.cpus import available_cpus
+    from dymn.system.cpus import available_cpus
 
     return max(1, min(available_cpus(), recordings, threads or recordings))
 
@@ -149,9 +149,9 @@ def load_tagger(
             raise ConfigError(f"--precision is {precision}; a file for --backend onnx has its own. See `dymn export --precision`.")
         return load_onnx(model, device, threads)
     from dymn.commands.progress import download_bar
-    from dymn.compiled_backend import keep_packed, open_packed
-    from dymn.cpus import may_have_gpu
-    from dymn.tagger import Tagger
+    from dymn.inference.tagger import Tagger
+    from dymn.runtime.compiled_backend import keep_packed, open_packed
+    from dymn.system.cpus import may_have_gpu
     from dymn.weights.default import choose_default
     from dymn.weights.find import find_weights
 
@@ -175,8 +175,8 @@ def load_in_torch(model: str, device: str | None, threads: int | None, precision
     Raises:
         ConfigError: if there is no such device, or the name is no model's.
     """
-    from dymn.devices import resolve_device, use_threads
-    from dymn.tagger import Tagger
+    from dymn.inference.tagger import Tagger
+    from dymn.system.devices import resolve_device, use_threads
     from dymn.weights import REGISTRY, load_model
 
     resolve_device(device)
@@ -191,8 +191,8 @@ def load_in_torch(model: str, device: str | None, threads: int | None, precision
 
 def load_onnx(model: str | None, device: str | None, threads: int | None) -> Tagger:
     """Open an exported model for ONNX Runtime, without PyTorch."""
-    from dymn.onnx_backend import SHIPPED
-    from dymn.tagger import Tagger
+    from dymn.inference.tagger import Tagger
+    from dymn.runtime.onnx_backend import SHIPPED
 
     if device not in (None, "cpu"):
         raise ConfigError(f"--device is {device!r}; with --backend onnx only cpu is possible.")
@@ -206,7 +206,7 @@ def describe(tagger: Tagger | None, model: str | None, parameters: dict[str, Any
     """Return what is written beside answers, so that they can be made again; without a tagger, beside failures."""
     from dymn import __version__
     from dymn.config import ModelCard
-    from dymn.formats import Run
+    from dymn.inference.formats.tags import Run
 
     card = tagger.card if tagger else ModelCard()
     return Run(__version__, card.name or model or "", str(card.provenance.get("sha256", "")), parameters, per_window)
@@ -214,14 +214,14 @@ def describe(tagger: Tagger | None, model: str | None, parameters: dict[str, Any
 
 def follower(bar: Bar) -> Callable[[str, float], None]:
     """Return a function that moves the bar on, by recordings and by the seconds that are done of the present one."""
-    from dymn import audio
+    from dymn.audio import reading
 
     lengths: dict[str, float | None] = {}
 
     def follow(name: str, seconds: float) -> None:
         if name not in lengths:
             try:
-                lengths[name] = None if name == "-" else audio.probe(name).seconds
+                lengths[name] = None if name == "-" else reading.probe(name).seconds
             except AudioError:
                 lengths[name] = None
         length = lengths[name]

@@ -50,12 +50,12 @@ from dymn.commands.recordings import (
 )
 
 if TYPE_CHECKING:
-    from dymn.tagger import Recording, Tagger
+    from dymn.inference.tagger import Recording, Tagger
 
 Format = Literal["table", "json", "jsonl", "csv", "audacity", "parquet"]
-"""The keys of `dymn.formats.FORMATS` and `BINARY`."""
+"""The keys of `dymn.inference.formats.tags.FORMATS` and `BINARY`."""
 Combine = Literal["max", "mean"]
-"""The names in `dymn.selection.COMBINATIONS`."""
+"""The names in `dymn.inference.selection.COMBINATIONS`."""
 
 
 def tag(
@@ -131,15 +131,15 @@ def tag(
     Recordings that cannot be read are named on standard error, in JSON, CSV and Parquet, and in a report beside --output. The others are
     still tagged, and the exit code is 1.
     """
-    from dymn.bulk import tags
     from dymn.commands.bulk import Bulk, keeps_journal, report, run_bulk
     from dymn.commands.output import binary_output
     from dymn.commands.plot import check_plot, draw
     from dymn.commands.progress import progress_bar
     from dymn.config import to_dict
-    from dymn.formats import BINARY, FORMATS, ROWS, choose, write_file
-    from dymn.recordings import source_name
-    from dymn.tagger import TagSettings
+    from dymn.inference.formats.tags import BINARY, FORMATS, ROWS, choose, write_file
+    from dymn.inference.runs import tags
+    from dymn.inference.segments import source_name
+    from dymn.inference.tagger import TagSettings
 
     hush(quiet)
     settings = TagSettings(top_k, threshold, tuple(labels or ()), tuple(exclude or ()), window, hop, fill, combine)

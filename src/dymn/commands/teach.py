@@ -75,9 +75,9 @@ def teach(
     check_data(data, "DATA")
     from dymn.commands.progress import counting_bar
     from dymn.data import open_source, task_of
-    from dymn.data import teach as library_teach
     from dymn.data.detect import detect
-    from dymn.devices import resolve_device, use_threads
+    from dymn.system.devices import resolve_device, use_threads
+    from dymn.training.teach import teach as library_teach
     from dymn.weights import load_model
 
     for name in models:

@@ -117,7 +117,7 @@ def train(
     hush(quiet)
     if data is not None and not recipes:
         check_data(data, "--data")
-    from dymn.devices import use_threads
+    from dymn.system.devices import use_threads
 
     if recipes:
         from dymn.training.recipe import recipe_names

@@ -8,8 +8,8 @@ from dymn.data.samplers import BalancedSampler, PlainSampler, class_counts, clip
 from dymn.data.source import Catalog, Source
 from dymn.data.streams import Streamed
 from dymn.data.tasks import TASKS, TaskSpec, open_source, select, task_facts, task_of
-from dymn.data.teach import Ensemble, spot_check, teach
 from dymn.data.teacher import TeacherTable
+from dymn.training.teach import Ensemble, spot_check, teach
 
 __all__ = [
     "TASKS",

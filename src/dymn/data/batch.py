@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dymn.errors import ConfigError
-from dymn.files import atomic_write, csv_text, text_in
+from dymn.system.files import atomic_write, csv_text, text_in
 
 Floats = npt.NDArray[np.float32]
 Number = TypeVar("Number", bound=np.generic)

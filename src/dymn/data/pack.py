@@ -30,7 +30,7 @@ from dymn.data.batch import Floats, read_bad, write_bad
 from dymn.data.packed import INDEX_FILE, WORK_FOLDER, Index, read_index, write_index
 from dymn.data.source import Source, decode, fingerprint
 from dymn.errors import AudioError, ConfigError, DataError, resource_error
-from dymn.files import atomic_write, locked
+from dymn.system.files import atomic_write, locked
 from dymn.weights.download import sha256_of
 
 BAD_FILE = "bad_clips.csv"

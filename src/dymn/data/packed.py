@@ -21,7 +21,7 @@ from dymn.data.pickles import read_npz
 from dymn.data.source import SPLITS, Catalog
 from dymn.data.stores import Store, TarStore, inside
 from dymn.errors import DataError
-from dymn.files import atomic_write
+from dymn.system.files import atomic_write
 from dymn.weights.download import sha256_of
 
 FORMAT = "dymn-shards/1"

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dymn.errors import DataError
-from dymn.pickles import ARCHIVE_FAILURES, FAILURES, Plain
+from dymn.system.unpickling import ARCHIVE_FAILURES, FAILURES, Plain
 
 MAX_BYTES = 512 * 2**20
 MAX_TEXT = 4096

@@ -29,14 +29,14 @@ def read_folder(root: Path) -> tuple[Catalog, Store]:
     Raises:
         DataError: if there is no folder, no class, or an audio file lies outside the class folders.
     """
-    from dymn import audio
+    from dymn.audio import reading
 
     _need_folder(root)
     names = sorted(child.name for child in root.iterdir() if child.is_dir() and not child.name.startswith("."))
     if not names:
         raise DataError(f"{root} holds no folders. Put the clips of each class into a folder with the name of the class.")
     split = set(names) <= set(SPLITS)
-    paths = [path for path in audio.find([root]) if path.parent != root]
+    paths = [path for path in reading.find([root]) if path.parent != root]
     keys = tuple(path.relative_to(root).as_posix() for path in paths)
     depth = 1 if split else 0
     parts = [key.split("/") for key in keys]

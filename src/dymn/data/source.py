@@ -248,12 +248,12 @@ def decode(content: bytes, sample_rate: int, max_seconds: float = MAX_SECONDS) -
     Raises:
         AudioError: if it cannot be decoded or holds no sound.
     """
-    from dymn import audio
+    from dymn.audio import reading
 
     limit = int(max_seconds * sample_rate)
     blocks: list[Floats] = []
     length = 0
-    for block in audio.stream(_Named(content), sample_rate):
+    for block in reading.stream(_Named(content), sample_rate):
         blocks.append(block)
         length += len(block)
         if length >= limit:

@@ -37,7 +37,7 @@ class TaskSpec:
         reader: reads the published layout: (path, **options) → catalog and store.
         classes: number of classes; None where the data tell.
         loss: "bce" (any number of classes at once) or "ce" (exactly one).
-        metric: what counts: a key of what `dymn.metrics.evaluate` returns.
+        metric: what counts: a key of what `dymn.evaluation.metrics.evaluate` returns.
         seconds: length of a training clip.
         whole: whether evaluation takes whole clips of any length (`seconds` cuts only in training).
     """

@@ -23,7 +23,7 @@ from dymn.data.pickles import NPY_FAILURES, read_index
 from dymn.data.readers import number, table
 from dymn.data.source import Source
 from dymn.errors import DataError
-from dymn.files import atomic_write
+from dymn.system.files import atomic_write
 
 FORMAT = "dymn-teacher/1"
 MAX_HEADER = 2**26

@@ -18,7 +18,12 @@ from torch import nn
 from dymn.config import FrontEndConfig
 from dymn.export.nodes import Nodes
 from dymn.export.traced import ContextNames, constant, trace
-from dymn.fast.fused import (
+from dymn.models.frontend import mel_basis
+from dymn.models.layers import Context, DynamicReLU
+from dymn.models.layers.attention import OriginalCoordinateAttention
+from dymn.models.layers.context import OwnContext
+from dymn.native.log_mel import LOG_OFFSET, LOG_SCALE, LOG_SHIFT, PREEMPHASIS
+from dymn.runtime.fused import (
     BlockParts,
     Coordinates,
     FusedBlock,
@@ -30,11 +35,6 @@ from dymn.fast.fused import (
     heads_of,
     stages_of,
 )
-from dymn.frontend import mel_basis
-from dymn.layers import Context, DynamicReLU
-from dymn.layers.attention import OriginalCoordinateAttention
-from dymn.layers.context import OwnContext
-from dymn.native.log_mel import LOG_OFFSET, LOG_SCALE, LOG_SHIFT, PREEMPHASIS
 
 TINY = 1e-30
 

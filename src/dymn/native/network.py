@@ -1,6 +1,6 @@
 """A network that runs in compiled code, see `network.c`: packed arrays and numbers, and no PyTorch.
 
-`dymn.fast.native.pack` makes them of a `MobileNet`.
+`dymn.runtime.compiled.pack` makes them of a `MobileNet`.
 """
 
 from __future__ import annotations

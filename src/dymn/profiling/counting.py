@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dymn.config import ModelConfig, check
-from dymn.layers import DynamicConv2d
-from dymn.model import MobileNet
+from dymn.models.layers import DynamicConv2d
+from dymn.models.mobilenet import MobileNet
 from dymn.profiling.networks import Network, resolve
 
 KINDS = ("convolution", "aggregation", "context", "attention", "head")

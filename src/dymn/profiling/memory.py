@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from dymn.config import BlockConfig, FrontEndConfig, check
-from dymn.layers import ATTENTIONS, CONTEXTS
+from dymn.models.layers import ATTENTIONS, CONTEXTS
 from dymn.profiling.counting import place_names
 from dymn.profiling.networks import Network, resolve
 

@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 from typing import TypeGuard
 
-from dymn._toml import loads
 from dymn.config import FrontEndConfig, ModelConfig, check, from_dict
 from dymn.errors import ConfigError
-from dymn.model import ALIASES, MODELS, MobileNet, Variant, model_config
+from dymn.models.mobilenet import ALIASES, MODELS, MobileNet, Variant, model_config
+from dymn.system.toml import loads
 from dymn.weights.checkpoint import load_model
 from dymn.weights.registry import REGISTRY
 

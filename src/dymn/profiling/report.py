@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from dymn import paper
 from dymn.config import FrontEndConfig, check
-from dymn.model import MobileNet
+from dymn.models import paper
+from dymn.models.mobilenet import MobileNet
 from dymn.profiling.counting import Count, count
 from dymn.profiling.memory import PeakMemory, ReceptiveField, peak_memory, receptive_field
 from dymn.profiling.networks import Network, front_end_of, is_checkpoint, resolve

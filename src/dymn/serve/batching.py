@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from dymn.backends import Backend, Filled, Scores
+from dymn.runtime.backend import Backend, Filled, Scores
 from dymn.serve.errors import Refusal
 
 Rows: TypeAlias = npt.NDArray[np.float32]

@@ -16,21 +16,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dymn import __version__, audio
-from dymn.backends import Backend
+from dymn import __version__
+from dymn.audio import reading
 from dymn.config import to_dict
 from dymn.errors import AudioError
-from dymn.formats import Run, json_lines
-from dymn.recordings import computed, pieces
-from dymn.selection import TagSettings
+from dymn.inference.formats.tags import Run, json_lines
+from dymn.inference.segments import computed, pieces
+from dymn.inference.selection import TagSettings
+from dymn.inference.tagger import Tagger
+from dymn.runtime.backend import Backend
 from dymn.serve.batching import BatchedBackend, Batcher, Deadline
 from dymn.serve.errors import Refusal, refusal
 from dymn.serve.metrics import Metrics
 from dymn.serve.settings import ServeSettings
-from dymn.tagger import Tagger
 
 if TYPE_CHECKING:
-    from dymn.embedding import BaseEmbedder
+    from dymn.inference.embedding import BaseEmbedder
     from dymn.serve.uploads import Upload
 
 logger = logging.getLogger(__name__)
@@ -210,7 +211,7 @@ class Engine:
         return {"layers": list(embedder.layers), "vector": [float(f"{value:.7g}") for value in vector]}
 
     def _embedder(self, question: Question) -> BaseEmbedder:
-        from dymn.embedding import parse_layers
+        from dymn.inference.embedding import parse_layers
 
         names = ",".join(parse_layers(question.layers))
         key = (question.model or next(iter(self._taggers)), names)
@@ -240,7 +241,7 @@ class Engine:
             Refusal: if the model is not served, the windows are too long, or the patterns too many.
             ConfigError: if a label or layer is unknown.
         """
-        from dymn.selection import Selection
+        from dymn.inference.selection import Selection
 
         for name in ("labels", "exclude"):  # each pattern is compared with each label
             letters = sum(len(pattern) + 1 for pattern in getattr(question.settings, name))
@@ -256,7 +257,7 @@ class Engine:
     def _check_length(self, upload: Upload) -> None:
         """Refuse a recording whose header says that it is too long, before it is decoded."""
         with suppress(AudioError):  # decoding tells what is wrong
-            seconds = audio.probe(upload).seconds
+            seconds = reading.probe(upload).seconds
             self._check_seconds(seconds or 0.0)
         upload.seek(0)
 

@@ -10,16 +10,16 @@ from typing import Any
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from dymn.audio.pcm import PcmReader
 from dymn.config import check, from_dict
 from dymn.errors import ConfigError
-from dymn.live import Stream
-from dymn.pcm import PcmReader
-from dymn.selection import TagSettings, WindowTags
+from dymn.inference.selection import TagSettings, WindowTags
+from dymn.inference.stream import Stream
+from dymn.inference.tagger import Tagger
 from dymn.serve.batching import Deadline
 from dymn.serve.engine import Engine, Question
 from dymn.serve.errors import Refusal, refusal
 from dymn.serve.guard import is_token
-from dymn.tagger import Tagger
 
 logger = logging.getLogger(__name__)
 

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dymn import metrics
 from dymn.data import open_source, task_of
 from dymn.errors import ConfigError
+from dymn.evaluation import metrics
 from dymn.training.loop import train
 from dymn.training.recipe import TrainConfig
 from dymn.training.report import Record, Reporter, write_json

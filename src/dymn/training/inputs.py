@@ -12,8 +12,8 @@ import numpy as np
 
 from dymn.data import BalancedSampler, Loader, PlainSampler, Source, Streamed, TaskSpec, TeacherTable, open_source, task_of
 from dymn.errors import ConfigError
-from dymn.model import MODELS
-from dymn.training.evaluation import evaluation_loader
+from dymn.evaluation.score import evaluation_loader
+from dymn.models.mobilenet import MODELS
 from dymn.training.recipe import TrainConfig
 from dymn.weights import load_model
 

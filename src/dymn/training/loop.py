@@ -23,17 +23,17 @@ import torch
 from torch import Tensor
 
 import dymn
-from dymn import hub
 from dymn.data import Batch, Source
 from dymn.data.batch import read_bad, write_bad
-from dymn.devices import resolve_device
 from dymn.errors import ConfigError, DataError, MissingExtraError
-from dymn.frontend import LogMel
-from dymn.hub import shorten
-from dymn.model import MobileNet
-from dymn.schedules import learning_rate_factor, temperature
+from dymn.evaluation.score import deciding_metric, figures, is_better, score
+from dymn.evaluation.teachers import OnlineTeachers
+from dymn.models import pretrained
+from dymn.models.frontend import LogMel
+from dymn.models.mobilenet import MobileNet
+from dymn.models.pretrained import shorten
+from dymn.system.devices import resolve_device
 from dymn.training.distributed import united, use_global_norm
-from dymn.training.evaluation import deciding_metric, figures, is_better, score
 from dymn.training.inputs import (
     Inputs,
     differences,
@@ -48,6 +48,7 @@ from dymn.training.inputs import (
 from dymn.training.recipe import PRECISIONS, TrainConfig
 from dymn.training.report import Record, Reporter, Tracker, plot_curves, write_history, write_json
 from dymn.training.resolve import plain_name, resolve, with_folder
+from dymn.training.schedules import learning_rate_factor, temperature
 from dymn.training.start import (
     front_end_of,
     has_fresh_head,
@@ -59,7 +60,6 @@ from dymn.training.start import (
 )
 from dymn.training.state import Part, RunState, load_state, save_state
 from dymn.training.step import Share, Step
-from dymn.training.teachers import OnlineTeachers
 
 SAMPLE_CLIPS = 96  # heard before training: for inherited weights, the teacher's prior and the spread of its embedding
 STATE_FILE, BEST_FILE, LAST_FILE, BAD_FILE = "state.pt", "best.safetensors", "last.safetensors", "bad_clips.csv"
@@ -388,7 +388,7 @@ class Run:
             metrics=found,
             provenance=provenance,
         )
-        hub.save(network, self.folder / name)
+        pretrained.save(network, self.folder / name)
 
     def _finish(self) -> Record:
         best = MobileNet.from_pretrained(self.folder / BEST_FILE)

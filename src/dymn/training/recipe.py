@@ -12,9 +12,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from dymn._toml import loads
 from dymn.config import check, from_dict
 from dymn.errors import ConfigError
+from dymn.system.toml import loads
 
 AUTO = "auto"
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
@@ -26,7 +26,7 @@ class ModelSettings:
 
     `name` is an architecture (fresh weights) or anything that `load_model` takes (fine-tuning; the last layer is replaced where
     the classes differ). `inherit` names a static network whose weights a fresh dynamic one starts with. `settings` are those of
-    `dymn.model.Variant`, for an architecture; `front_end` those of `FrontEndConfig`. With `prior`, a fresh last layer's bias
+    `dymn.models.mobilenet.Variant`, for an architecture; `front_end` those of `FrontEndConfig`. With `prior`, a fresh last layer's bias
     starts at the prior of the targets.
     """
 
@@ -154,7 +154,7 @@ class OptimSettings:
 
 @dataclass(frozen=True)
 class ScheduleSettings:
-    """Epochs, learning rate and temperature (Sec. IV-A.2, IV-A.3); see `dymn.schedules`."""
+    """Epochs, learning rate and temperature (Sec. IV-A.2, IV-A.3); see `dymn.training.schedules`."""
 
     epochs: int = 80
     warm_up: float = 10.0

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dymn.errors import DataError
-from dymn.files import atomic_write
+from dymn.system.files import atomic_write
 
 FORMAT = "dymn-run/1"
 

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dymn.augment import Mixing, cut_short, draw_mixing, gain, mix_waveforms, roll, spec_augment
 from dymn.data import Batch
-from dymn.frontend import LogMel
-from dymn.losses import Targets, distillation_loss, mix, probabilities, targets_of
+from dymn.evaluation.teachers import OnlineTeachers
+from dymn.models.frontend import LogMel
+from dymn.training.augment import Mixing, cut_short, draw_mixing, gain, mix_waveforms, roll, spec_augment
+from dymn.training.losses import Targets, distillation_loss, mix, probabilities, targets_of
 from dymn.training.recipe import TrainConfig
-from dymn.training.teachers import OnlineTeachers
 
 SHORTEST = 0.25  # of a clip's length, of clips that are cut short
 

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import torch
 
-from dymn import hub
 from dymn.config import FrontEndConfig, ModelCard, ModelConfig
-from dymn.devices import resolve_device
 from dymn.errors import ConfigError, WeightsError
-from dymn.model import MODELS, MobileNet, model_config
+from dymn.models import pretrained
+from dymn.models.mobilenet import MODELS, MobileNet, model_config
+from dymn.system.devices import resolve_device
 from dymn.weights.download import Progress, check_reachable, sha256_of
 from dymn.weights.efficientat import import_efficientat
 from dymn.weights.find import SAFETENSORS, fetch_published, file_in
@@ -91,9 +91,9 @@ def convert(
     )
     dtype = torch.float16 if half else torch.float32
     if path.suffix == SAFETENSORS and not path.is_dir():
-        return hub.save(model, path, dtype=dtype)
+        return pretrained.save(model, path, dtype=dtype)
     model.save_pretrained(path, dtype=dtype)
-    return sha256_of(path / hub.WEIGHTS_FILE)
+    return sha256_of(path / pretrained.WEIGHTS_FILE)
 
 
 def import_published(path: Path, published: PublishedModel) -> MobileNet:
@@ -138,7 +138,7 @@ def _load(name_or_path: str | Path, progress: Progress | None) -> MobileNet:
 
 
 def _from_safetensors(path: Path) -> MobileNet:
-    stored = hub.read(path)
+    stored = pretrained.read(path)
     try:
         model = MobileNet.skeleton(stored.config)
     except ConfigError as error:
@@ -168,10 +168,10 @@ def _from_hub(name: str) -> MobileNet:
     repository, _, revision = name.partition("@")
     offline = constants.HF_HUB_OFFLINE or not _answers(constants.ENDPOINT)  # the client tries for longer than anyone waits
     try:
-        path = hf_hub_download(repository, hub.WEIGHTS_FILE, revision=revision or None, local_files_only=offline)
+        path = hf_hub_download(repository, pretrained.WEIGHTS_FILE, revision=revision or None, local_files_only=offline)
     except Exception as error:  # the client's errors have no common base over its versions
         reason = f"{constants.ENDPOINT} does not answer. Get the file elsewhere and give its path." if offline else str(error)
-        what = f"{hub.WEIGHTS_FILE} of {repository} on the Hugging Face Hub"
+        what = f"{pretrained.WEIGHTS_FILE} of {repository} on the Hugging Face Hub"
         raise WeightsError(f"There is no file or folder {name}, and {what} cannot be downloaded: {reason}") from error
     return _from_safetensors(Path(path))
 

@@ -12,7 +12,7 @@ from dymn.weights.registry import REGISTRY
 if TYPE_CHECKING:
     import torch
 
-    from dymn.model import MobileNet
+    from dymn.models.mobilenet import MobileNet
 
 PREFERRED = "dymn10_as"
 SHIPPED = "dymn04_open"

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO, NamedTuple
 
 from dymn.errors import WeightsError
-from dymn.files import atomic_write
+from dymn.system.files import atomic_write
 from dymn.weights.registry import PublishedModel
 
 logger = logging.getLogger(__name__)

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from dymn.config import BlockConfig, ModelConfig, round_channels
 from dymn.errors import ConfigError, WeightsError
-from dymn.hub import is_finite, shorten
-from dymn.model import HIDDEN_CHANNELS, STRIDED, TABLE_I, MobileNet, context_size
+from dymn.models.mobilenet import HIDDEN_CHANNELS, STRIDED, TABLE_I, MobileNet, context_size
+from dymn.models.pretrained import is_finite, shorten
 from dymn.weights.torch_files import TYPES, read_tensors
 
 STATISTICS = ("weight", "bias", "running_mean", "running_var")

@@ -32,7 +32,7 @@ def list_models(pattern: str | None = None, pretrained: bool = False) -> list[st
     """
     names = list(REGISTRY)
     if not pretrained:
-        from dymn.model import architectures
+        from dymn.models.mobilenet import architectures
 
         names = [*architectures(), *names]
     return [name for name in names if pattern is None or fnmatch.fnmatchcase(name, pattern)]

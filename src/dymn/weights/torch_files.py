@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from dymn.errors import WeightsError
-from dymn.pickles import ARCHIVE_FAILURES, FAILURES, Plain
+from dymn.system.unpickling import ARCHIVE_FAILURES, FAILURES, Plain
 
 MAX_FILE = 2**31
 MAX_PICKLE = 2**26

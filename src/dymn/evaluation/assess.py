@@ -1,0 +1,142 @@
+"""How good a model is on a dataset: what `dymn evaluate` tells."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from dymn.data import Source, open_source, task_of
+from dymn.data.detect import detect
+from dymn.errors import ConfigError
+from dymn.evaluation import metrics
+from dymn.evaluation.score import evaluation_loader, figures, score
+from dymn.models.frontend import LogMel
+from dymn.models.mobilenet import MobileNet, Output
+from dymn.system.devices import computing
+from dymn.training.recipe import AUTO, DataSettings, parse
+
+
+class Assessment(NamedTuple):
+    """Figures of a model on a dataset, all in all and by class."""
+
+    kind: str  # a key of `TASKS`
+    split: str  # "train", "val", "test", or "all"
+    figures: dict[str, Any]
+    labels: tuple[str, ...]
+    per_class: list[metrics.ClassResult]
+    bad: dict[str, str]  # reason by key of the clips that could not be read
+
+
+def assess(
+    model: MobileNet,
+    path: str | Path,
+    *,
+    kind: str = AUTO,
+    split: str | None = None,
+    fold: int | None = None,
+    seconds: float | None = None,
+    fill: str | None = None,
+    batch_size: int = 16,
+    workers: int = 0,
+    precision: str = "float32",
+    max_bad: float = 0.05,
+    options: Mapping[str, Any] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Assessment:
+    """Let a model hear the clips of a dataset and compare what it says with what is annotated.
+
+    Args:
+        model: on the device where it is to run. Its classes are matched with those of the data by name; it may have more.
+        path: where the dataset lies.
+        kind: a key of `TASKS`, or "auto" if its files tell.
+        split: "train", "val", "test", or "all". None is "test" where there is such a split or a fold is given, else "all".
+        fold: which fold is "test", for data in folds.
+        seconds: how much of each clip the model hears, from its beginning; None for what the model was trained with, or else the
+            dataset's usual length. Datasets that are evaluated on whole clips do not cut them.
+        fill: "pad" or "repeat", for shorter clips; None for what the model was trained with, or else "pad".
+        batch_size: clips at a time.
+        workers: processes that decode.
+        precision: how exactly the network is computed, one of `dymn.system.devices.PRECISIONS`.
+        max_bad: share of the clips that may be bad.
+        options: of the dataset's reader.
+        progress: told the clips done and their total.
+
+    Raises:
+        ConfigError: if the model lacks classes of the data, or an argument is not allowed.
+        DataError: if the dataset is missing or damaged, has no such split, or too many clips are bad.
+        ResourceError: if a batch does not fit the device's memory.
+    """
+    learned = learned_from(model)
+    if kind == AUTO:
+        kind, path = detect(path)
+    task = task_of(kind, path)
+    wanted = dict(options or {})
+    if kind == "shards":
+        wanted.setdefault("labels", model.card.labels)
+    if split is None:
+        whole = open_source(kind, path, **wanted)
+        split = "test" if fold or "test" in whole.catalog.splits else "all"
+    part = None if split == "all" else split
+    rate = model.card.front_end.sample_rate
+    source = open_source(kind, path, part, fold=fold, holdout=learned.holdout, sample_rate=rate, **wanted)
+    device = next(model.parameters()).device
+    heard = cast(MobileNet, Selected(model, columns(model.card.labels, source).to(device), precision))
+    length = seconds or learned.seconds or task.seconds
+    loader = evaluation_loader(source, task, length, fill or learned.fill, batch_size, workers=workers, max_bad=max_bad)
+    done = 0
+
+    def advance(clips: int) -> None:
+        nonlocal done
+        done += clips
+        if progress is not None:
+            progress(done, len(source))
+
+    scores = score(heard, LogMel(model.card.front_end).to(device), loader, task.loss, progress=advance)
+    by_class = metrics.per_class(scores.probabilities, scores.targets, scores.mask)
+    return Assessment(kind, split, figures(scores, task.loss), source.labels, by_class, scores.bad)
+
+
+def learned_from(model: MobileNet) -> DataSettings:
+    """Return how the clips were cut that a model was trained with, as far as its card tells."""
+    config = model.card.provenance.get("config")
+    data = config.get("data") if isinstance(config, dict) else None
+    if not isinstance(data, dict):
+        return DataSettings()
+    names = ("seconds", "fill", "holdout")
+    return parse({"data": {name: data[name] for name in names if data.get(name) is not None}}).data
+
+
+def columns(labels: Sequence[str], source: Source) -> Tensor:
+    """Return, for each class of the data, its place among a model's labels [C].
+
+    Raises:
+        ConfigError: if the model lacks any.
+    """
+    place = {label: i for i, label in enumerate(labels)}
+    missing = [label for label in source.labels if label not in place]
+    if missing:
+        raise ConfigError(
+            f"The model lacks {len(missing)} of the {len(source.labels)} classes of the data, such as {missing[0]!r}; its own are "
+            f"{', '.join(labels[:3])} and so on. Evaluate a model that was trained for these classes, or give both the same names."
+        )
+    return torch.tensor([place[label] for label in source.labels])
+
+
+class Selected(nn.Module):
+    """A model of which only some classes are asked, with a precision."""
+
+    def __init__(self, model: MobileNet, chosen: Tensor, precision: str) -> None:
+        super().__init__()
+        self.model = model
+        self.chosen = chosen
+        self.precision = precision
+
+    def forward(self, log_mel: Tensor) -> Output:
+        """Return the logits of the chosen classes [B, C] for [B, 1, F, T]."""
+        with computing(log_mel.device, len(log_mel), self.precision):
+            output = self.model(log_mel)
+        return Output(output.logits[:, self.chosen], output.embedding)

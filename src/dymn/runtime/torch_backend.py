@@ -1,0 +1,164 @@
+"""The network of a tagger, computed by PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from dymn.config import check
+from dymn.models.frontend import ArrayLogMel, LogMel
+from dymn.models.mobilenet import MobileNet, Output
+from dymn.runtime.accelerate import accelerate
+from dymn.runtime.backend import Backend, Filled, FrameScores, Scores, probabilities
+from dymn.runtime.cuda import compiled
+from dymn.runtime.sliding import SlidingLogMel
+from dymn.system.devices import PRECISIONS, computing, resolve_device, use_threads
+
+if TYPE_CHECKING:
+    from dymn.inference.embedding import BaseEmbedder
+
+
+class TorchBackend(Backend):
+    """A `MobileNet` in evaluation mode on a device, after its front end."""
+
+    def __init__(
+        self,
+        model: MobileNet,
+        device: str | torch.device | None = None,
+        threads: int | None = None,
+        *,
+        precision: str = "float32",
+        compile: bool = False,
+    ) -> None:
+        """Move the model to a device, in evaluation mode.
+
+        Args:
+            model: a network whose card names front end and labels.
+            device: such as "cpu" or "cuda:0"; None is the first CUDA device, or else the CPU.
+            threads: how many CPU threads PyTorch uses in this process from now on; None leaves it as it is.
+            precision: one of `PRECISIONS`; other than float32, autocast computes the network, and the front end in float32 all the same.
+            compile: whether `torch.compile` makes kernels for the probabilities of each size of batch, which takes its time at first.
+
+        Raises:
+            ConfigError: if there is no such device or precision, or `threads` is below 1.
+        """
+        check(precision in PRECISIONS, f"precision is {precision!r}; allowed: {', '.join(PRECISIONS)}.")
+        self.precision, self.compile = precision, compile
+        self.device = resolve_device(device)
+        if threads is not None:
+            use_threads(threads)
+        self.model = model.to(self.device).eval()
+        self.card = model.card
+        self.is_cpu = self.device.type == "cpu"
+        self._log_mel = LogMel(self.card.front_end).to(self.device)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy or a pickle holds: not the fast form of the network, which is made again at first use."""
+        return {name: value for name, value in vars(self).items() if name != "_network"}
+
+    @cached_property
+    def _network(self) -> Callable[[Tensor], Output]:
+        """Log-mel spectrograms [B, 1, F, T] to logits: on a CPU the fastest form there, of the weights as they are at first use."""
+        if self.compile:
+            return compiled(self.model)
+        return accelerate(self.model) if self.is_cpu and self.precision == "float32" else self.model
+
+    @torch.inference_mode()
+    def probabilities(self, waveforms: npt.NDArray[np.float32] | Tensor) -> Scores:
+        """Return the probabilities [B, C] of waveforms [B, N] at `sample_rate`.
+
+        Raises:
+            ConfigError: if the network is to be compiled and cannot be.
+            ResourceError: if the batch does not fit the device's memory.
+        """
+        with computing(self.device, len(waveforms), self.precision):
+            return self._probabilities(self._log_mel(torch.as_tensor(waveforms, device=self.device)))
+
+    def features(self, windows: Iterable[Filled], hop: int) -> Iterator[npt.NDArray[np.float32]]:
+        """Yield log-mel spectrograms [1, F, T] on a CPU, no frame computed twice; elsewhere samples, for a front end on the device."""
+        if not self.is_cpu:
+            return super().features(windows, hop)
+        sliding = SlidingLogMel(ArrayLogMel(self._log_mel), hop)
+        return (sliding(window.samples, window.n_samples) for window in windows)
+
+    @torch.inference_mode()
+    def scores(self, features: npt.NDArray[np.float32]) -> Scores:
+        """Return the probabilities [B, C] of a batch of `features`.
+
+        Raises:
+            ConfigError: if the network is to be compiled and cannot be.
+            ResourceError: if the batch does not fit the device's memory.
+        """
+        if not self.is_cpu:
+            return self.probabilities(features)
+        with computing(self.device, len(features), self.precision):
+            return self._probabilities(torch.from_numpy(features))
+
+    def enter_worker(self) -> None:
+        """Compute spectrograms with one thread: there are as many decoders as there should be threads."""
+        torch.set_num_threads(1)
+
+    def entered_workers(self) -> None:
+        """Give threads to come the number of this one again: PyTorch keeps one for each thread, and the last one set for new ones."""
+        torch.set_num_threads(torch.get_num_threads())
+
+    @property
+    def frame_samples(self) -> int:
+        """How many samples lie between two frames of the last feature map: 10,240 for the published networks, 0.32 s."""
+        return self.model.time_stride * self.front_end.hop_length
+
+    @torch.inference_mode()
+    def frame_scores(self, features: npt.NDArray[np.float32], smoothing: int = 1) -> FrameScores:
+        """Return the probabilities of each frame of the last feature map of a batch of `features`, and of the windows as wholes.
+
+        See `Backend.frame_scores`.
+
+        Raises:
+            ResourceError: if the batch does not fit the device's memory.
+        """
+        with computing(self.device, len(features), self.precision):
+            given = torch.as_tensor(features, device=self.device)
+            maps = self.model.features(given if self.is_cpu else self._log_mel(given))
+            both = self.model.frame_logits(maps, smoothing), self.model.head(maps, maps.mean(dim=(2, 3)))
+            return FrameScores(*map(self._checked, both))
+
+    @property
+    def embedding_size(self) -> int:
+        """How many values `vectors` gives."""
+        return self.model.config.c_last
+
+    @torch.inference_mode()
+    def vectors(self, waveforms: npt.NDArray[np.float32] | Tensor) -> npt.NDArray[np.float32]:
+        """Return the averaged last feature maps [B, D] of waveforms [B, N] at `sample_rate`.
+
+        Raises:
+            ResourceError: if the batch does not fit the device's memory.
+        """
+        with computing(self.device, len(waveforms), self.precision):
+            log_mel = self._log_mel(torch.as_tensor(waveforms, device=self.device))
+            return self._network(log_mel).embedding.float().cpu().numpy()
+
+    def embedder(self, layers: str | Sequence[str]) -> BaseEmbedder:
+        """Return what embeds recordings with this network; of the last layer alone, with its fastest form.
+
+        Raises:
+            ConfigError: if there is no such layer, or one is named twice.
+        """
+        from dymn.inference.embedding import LAST, LastLayer, parse_layers
+        from dymn.inference.embedding_hooks import Embedder
+
+        if parse_layers(layers, len(self.model.config.blocks)) == (LAST,):
+            return LastLayer(self)
+        return Embedder(self.model, layers, self.precision)
+
+    def _probabilities(self, log_mel: Tensor) -> Scores:
+        return self._checked(self._network(log_mel).logits)
+
+    def _checked(self, logits: Tensor) -> Scores:
+        return self.checked(probabilities(logits.float().cpu().numpy(), self.card.exclusive))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 import numpy as np
 import numpy.typing as npt
 
+from dymn.audio.notes import Notes
 from dymn.config import check
 from dymn.inference.segments import computed, pieces
 from dymn.inference.selection import Selection, TagSettings, Timeline
@@ -49,6 +50,7 @@ class FrameSettings:
             geometric mean of both with this weight ("activation" only).
         labels: patterns such as "Dog" or "*music*" of labels to choose from; none means all.
         exclude: patterns of labels to leave out.
+        partial: whether to read what can be read of a damaged recording, instead of an error.
     """
 
     method: str = "windows"
@@ -58,6 +60,7 @@ class FrameSettings:
     clip: float = 0.3
     labels: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    partial: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         check(self.method in METHODS, f"method is {self.method!r}; allowed: {', '.join(METHODS)}.")
@@ -77,7 +80,7 @@ class FrameSettings:
 
     def tagging(self) -> TagSettings:
         """Return the settings with which a tagger tells all chosen labels of such windows."""
-        return TagSettings(0, 0.0, self.labels, self.exclude, *self.cutting())
+        return TagSettings(0, 0.0, self.labels, self.exclude, *self.cutting(), partial=self.partial)
 
 
 @dataclass(frozen=True)
@@ -89,12 +92,16 @@ class Frames:
         times: the middles of the frames in seconds [T].
         scores: probabilities [T, C].
         seconds: how long the recording is.
+        notes: what is unusual about the recording, such as a header that is wrong; the library logs it as warnings, too.
+        partial: whether a part is missing because of damage; only with the setting `partial`.
     """
 
     labels: tuple[str, ...]
     times: Times = field(repr=False)
     scores: Scores = field(repr=False)
     seconds: float
+    notes: tuple[str, ...] = ()
+    partial: bool = False
 
     @property
     def edges(self) -> Times:
@@ -135,7 +142,7 @@ def _windows(tagger: Tagger, source: Source, sample_rate: int | None, settings: 
     timeline = cast("Timeline", recording.timeline)
     spans, scores = timeline.matrix()
     labels = tuple(tagger.labels[i] for i in chosen)
-    return Frames(labels, spans.mean(axis=1), scores[:, chosen], recording.seconds)
+    return Frames(labels, spans.mean(axis=1), scores[:, chosen], recording.seconds, recording.notes, recording.partial)
 
 
 class _Part(NamedTuple):
@@ -160,17 +167,19 @@ def _activation(tagger: Tagger, source: Source, sample_rate: int | None, setting
 
     parts = []
     seconds = 0.0
-    found = pieces([source], rate, sample_rate, window, hop, "bare", prepare=backend.features)
+    notes = Notes()
+    found = pieces([source], rate, sample_rate, window, hop, "bare", prepare=backend.features, partial=settings.partial)
     for piece, scores in computed(found, compute, backend.batch_size):
         if piece.error is not None:
             raise piece.error
         if scores is not None:
             parts.append(_Part(round(piece.start / frame), scores))
-        seconds = piece.recording.n_samples / rate
+        seconds, notes = piece.recording.n_samples / rate, piece.recording.notes
     overlapped = _overlapped(parts)
     times: Times = np.arange(len(overlapped), dtype=np.float64) * frame  # a convolution of stride s centres its frame i on frame i s
     heard = max(1, int(np.searchsorted(times, seconds)))
-    return Frames(tuple(tagger.labels[i] for i in chosen), times[:heard], overlapped[:heard], seconds)
+    labels = tuple(tagger.labels[i] for i in chosen)
+    return Frames(labels, times[:heard], overlapped[:heard], seconds, tuple(notes.lines), notes.partial)
 
 
 def _overlapped(parts: list[_Part]) -> Scores:

@@ -42,6 +42,8 @@ class Recording:
         timeline: the labels of each window.
         scores: the probabilities of all labels for the whole recording [C]; empty after an error.
         error: why there are no tags, or None.
+        notes: what is unusual about the recording, such as a header that is wrong; the library logs it as warnings, too.
+        partial: whether a part is missing because of damage; only with the setting `partial`.
     """
 
     name: str
@@ -50,6 +52,8 @@ class Recording:
     timeline: Sequence[WindowTags] = ()
     scores: Scores = field(default_factory=lambda: np.empty(0, np.float32), repr=False)
     error: DymnError | None = None
+    notes: tuple[str, ...] = ()
+    partial: bool = False
 
 
 class _Work:
@@ -315,6 +319,7 @@ class Tagger:
             settings.fill,
             prepare=self.backend.features,
             team=Team(workers, batch_size, self.backend.enter_worker, self.backend.entered_workers),
+            partial=settings.partial,
         )
         return self.collect(computed(found, lambda features: self.backend.run(features).probabilities, batch_size), settings, progress)
 
@@ -351,9 +356,12 @@ class Tagger:
                 yield Recording(name, error=piece.error)
                 continue
             combined = done.scores()
-            seconds = piece.recording.n_samples / self.sample_rate
+            opened = piece.recording
+            seconds = opened.n_samples / self.sample_rate
             best = selection.best(combined)
-            yield Recording(name, seconds, selection.tags(best, combined[best], 0.0, seconds), done.timeline, combined)
+            tags = selection.tags(best, combined[best], 0.0, seconds)
+            notes = tuple(opened.notes.lines)
+            yield Recording(name, seconds, tags, done.timeline, combined, notes=notes, partial=opened.notes.partial)
 
 
 def _torch_backend(model: MobileNet, device: str | torch.device | None, threads: int | None, precision: str, compile: bool) -> Backend:

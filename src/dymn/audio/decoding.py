@@ -237,6 +237,9 @@ def _ogg(content: Content, report: Report, stack: ExitStack) -> Decoder:
     if found.skipped:
         report.note(f"{found.skipped} bytes between or behind its pages belong to none of them.")
     if len(found.links) == 1:
+        if found.lost and not found.cut:  # FFmpeg keeps the place of what follows the lost pages
+            with contextlib.suppress(MissingDecoderError):
+                return _asked(open_ffmpeg, content, report, stack)
         return _either(content, report, stack)
     report.note(f"{len(found.links)} streams follow each other in it; all of them are read.")
     return _joined(content, [bind(_link, link) for link in found.links], report, stack)
@@ -248,7 +251,7 @@ def _link(link: ogg.Link, content: Content, report: Report, stack: ExitStack) ->
 
 def _mpeg(content: Content, found: mpeg.Frames, report: Report, stack: ExitStack) -> Decoder:
     total = sum(part.samples / part.rate for part in found.parts)
-    used = found.parts[-1].end - found.parts[0].start - found.lost
+    used = sum(part.end - part.start for part in found.parts) - found.lost
     if found.lost:
         seconds = found.lost / max(1.0, used / total)
         why = f"{found.lost} bytes between its frames are none"
@@ -256,13 +259,15 @@ def _mpeg(content: Content, found: mpeg.Frames, report: Report, stack: ExitStack
     if found.cut:
         report.note("its last frame is incomplete: the file may be cut off.")
     if len(found.parts) == 1:
-        return _mpeg_part(found.parts[0], content, report, stack, whole=True)
+        tail = content.at(found.parts[0].end, 129)
+        clean = not found.cut and (not tail or (tail[:3] == b"TAG" and len(tail) == 128))
+        return _mpeg_part(found.parts[0], content, report, stack, whole=clean)
     report.note(f"{len(found.parts)} MP3 files are joined in it; all of them are read.")
     return _joined(content, [bind(_mpeg_part, part) for part in found.parts], report, stack)
 
 
 def _mpeg_part(part: mpeg.Part, content: Content, report: Report, stack: ExitStack, whole: bool = False) -> Decoder:
-    """Open one of the files that are joined in an MP3, or the only one."""
+    """Open one of the files that are joined in an MP3, or the only one; `whole` if nothing is around it that is not sound."""
     length = part.length / part.rate
     if part.claimed is not None and not part.truthful:
         claimed = (part.claimed * part.samples / part.frames - part.trimmed) / part.rate

@@ -57,7 +57,7 @@ class Part:
 
     Attributes:
         start: where it starts, in bytes, at the header of Xing if it has one.
-        end: where the next one starts.
+        end: where its last whole frame ends.
         rate: in Hz, of its first frame.
         channels: of its first frame.
         claimed: how many frames its header says there are; None without a header.
@@ -146,7 +146,6 @@ def frames(content: Content, base: int = 0) -> Frames | None:
             tag = _tag(content.at(position, length))
             if tag is not None or (part.frames == 0 and part.rate == 0):
                 if part.frames:
-                    part.end = position
                     part = Part(position)
                     found.parts.append(part)
                 part.rate, part.channels = rate, 1 if buffer[offset + 3] >> 6 == 3 else 2
@@ -160,7 +159,7 @@ def frames(content: Content, base: int = 0) -> Frames | None:
         part.samples += samples
         part.changes = part.changes or rate != part.rate
         position += length
-    found.parts[-1].end = content.size
+        part.end = position
     found.parts = [part for part in found.parts if part.frames]
     return found if found.parts else None
 

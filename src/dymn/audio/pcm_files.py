@@ -295,13 +295,13 @@ def _chunks_follow(content: Content, container: _Layout, start: int, length: int
 
 def _fill(content: Content, container: _Layout, position: int) -> bool:
     rest = content.size - position
-    if rest <= 8 and not any(content.at(position, 8)):
+    if (rest <= 8 and not any(content.at(position, 8))) or (rest <= 129 and content.at(content.size - 128, 3) == b"TAG"):
         return True
     for chunk in _chunks(content, container, position):
         rest = content.size - chunk.start - chunk.length
         if rest < 0 or not all(0x20 <= byte < 0x7F for byte in chunk.kind[:4]):
             return False
-        if rest <= 8 or (rest <= 136 and content.at(content.size - 128, 3) == b"TAG"):
+        if rest <= 8 or (rest <= 129 and content.at(content.size - 128, 3) == b"TAG"):
             return True
     return False
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -24,13 +23,7 @@ from dymn.commands.options import (
     output_option,
     seconds_option,
 )
-from dymn.commands.recordings import Failures, check_output, describe, find, load_tagger, unreadable, write
-from dymn.errors import AudioError
-
-if TYPE_CHECKING:
-    from dymn.inference.events import EventSettings
-    from dymn.inference.formats.events import EventRecording
-    from dymn.inference.tagger import Tagger
+from dymn.commands.recordings import Failures, check_output, describe, find, follower, load_tagger, unreadable, write
 
 WHEN = "What is an event"
 
@@ -104,8 +97,8 @@ def events(
     """
     from dymn.commands.progress import progress_bar
     from dymn.config import to_dict
-    from dymn.inference.events import EventSettings
-    from dymn.inference.formats.events import FORMATS, SUFFIXES, EventRecording
+    from dymn.inference.events import EventRecording, EventSettings, event_files
+    from dymn.inference.formats.events import FORMATS, SUFFIXES
 
     hush(quiet)
     settings = EventSettings(
@@ -128,29 +121,9 @@ def events(
     tagger = load_tagger(model, device, threads, quiet, backend, precision, looks_inside=method != "windows") if found else None
     bar = progress_bar(len(found), quiet)
     missing = (EventRecording(recording.name, error=recording.error) for recording in failed)
-    recordings = chain(missing, bar.over(detected(tagger, map(Path, found), settings, bar.update) if tagger else ()))
+    recordings = chain(missing, bar.over(event_files(tagger.backend, found, settings, progress=follower(bar)) if tagger else ()))
     failures = Failures()
     run = describe(tagger, model, to_dict(settings) | dict(zip(("window", "hop"), settings.cutting(), strict=True)))
     write(failures.reported(recordings), run, FORMATS[name], output, separately=name == "audacity" and len(named) > 1)
     if failures.count:
         raise typer.Exit(1)
-
-
-def detected(
-    tagger: Tagger, paths: Iterable[Path], settings: EventSettings, progress: Callable[[float, str], None]
-) -> Iterator[EventRecording]:
-    """Yield the events of recordings; one that cannot be read has an error, and the others go on."""
-    from dymn.inference.events import decide
-    from dymn.inference.formats.events import EventRecording
-    from dymn.inference.frames import frames
-
-    for i, path in enumerate(paths):
-        progress(i, path.name)
-        try:
-            found = frames(tagger, path, None, settings)
-            yield EventRecording(str(path), found.seconds, decide(found, settings))
-        except AudioError as error:
-            yield EventRecording(str(path), error=error)
-        except OSError as error:
-            reason = AudioError(f"{path}: {error.strerror or error}. Check that the file is there and readable.")
-            yield EventRecording(str(path), error=reason)

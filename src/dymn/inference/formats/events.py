@@ -7,29 +7,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from dymn.errors import visible
-from dymn.inference.events import Event
+from dymn.inference.events import EventRecording
 from dymn.system.files import csv_text
 
 if TYPE_CHECKING:
-    from dymn.errors import DymnError
     from dymn.inference.formats.tags import Run
 
 CSV_COLUMNS = ("file", "start", "end", "label", "score", "error")
-
-
-@dataclass(frozen=True)
-class EventRecording:
-    """The events of one recording, or the error that kept them from being found."""
-
-    name: str
-    seconds: float = 0.0
-    events: Sequence[Event] = ()
-    error: DymnError | None = None
 
 
 def text(recordings: Iterable[EventRecording], run: Run) -> Iterator[str]:

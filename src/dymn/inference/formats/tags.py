@@ -16,8 +16,8 @@ from dymn.inference.formats import parquet
 from dymn.system.files import csv_text, text_in
 
 if TYPE_CHECKING:
+    from dymn.inference.files import Recording
     from dymn.inference.selection import Tag, WindowTags
-    from dymn.inference.tagger import Recording
 
 BAR_LENGTH = 20
 ROW_GROUP = 2**15

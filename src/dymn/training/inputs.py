@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dymn.architectures import MODELS
 from dymn.data import BalancedSampler, Loader, PlainSampler, Source, Streamed, TaskSpec, TeacherTable, open_source, task_of
 from dymn.errors import ConfigError
 from dymn.evaluation.score import evaluation_loader
-from dymn.models.mobilenet import MODELS
 from dymn.training.recipe import TrainConfig
 from dymn.weights import load_model
 

@@ -267,7 +267,8 @@ def test_tagging_with_another_backend_needs_no_torch(tmp_path):
     code = (
         "import sys\n"
         "import numpy as np\n"
-        "from dymn import cli\nfrom dymn.audio import windows\nfrom dymn.inference import selection\nfrom dymn.inference.formats import tags as formats\n"
+        "from dymn import cli\nfrom dymn.audio import windows\nfrom dymn.inference import selection\n"
+        "from dymn.inference.formats import tags as formats\n"
         "from dymn.runtime.backend import Backend\n"
         "from dymn.config import ModelCard\n"
         "from dymn.inference.tagger import Tagger\n"

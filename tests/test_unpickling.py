@@ -76,7 +76,7 @@ def test_containers_are_counted():
 
 
 def test_only_functions_are_called_and_only_objects_take_a_state():
-    function = Call(lambda: [])
+    function = Call(list)
     names = {("m", "f"): function, ("m", "v"): 5, ("m", "o"): Call(Stateful)}
     assert load(b"cm\nf\n)R.", names) == []
     assert isinstance(load(b"cm\no\n)R}b.", names), Stateful)

@@ -126,7 +126,7 @@ def probe(
             progress=progress,
         )
     if plot is not None:
-        from dymn.plots.probe import plot_confusion
+        from dymn.plots.confusion import plot_confusion
 
         plot_confusion(found, plot)
         note(f"{plot} is written.", quiet)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dymn.config import ModelCard, ModelConfig
-from dymn.errors import ConfigError, WeightsError
+from dymn.errors import ConfigError, MissingExtraError, WeightsError
 from dymn.weights.checkpoint import open_checkpoint
 from dymn.weights.format import STORAGE_TYPES, Array, Stored, check_finite, save_folder
 from dymn.weights.format import save as save_stored
@@ -127,9 +127,13 @@ class Pretrained(nn.Module):
         """Upload the folder that `save_pretrained` writes to "user/repo" on the Hub; return the address of the commit.
 
         Raises:
+            MissingExtraError: if huggingface_hub is not installed.
             WeightsError: if the Hub refuses it or cannot be reached.
         """
-        from huggingface_hub import HfApi
+        try:
+            from huggingface_hub import HfApi
+        except ImportError as error:
+            raise MissingExtraError("Uploading to the Hub", "hub") from error
 
         api = HfApi(token=token)
         with tempfile.TemporaryDirectory() as folder:

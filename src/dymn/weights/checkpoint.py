@@ -12,10 +12,11 @@ from pathlib import Path
 from dymn.architectures import MODELS
 from dymn.config import ModelCard
 from dymn.errors import ConfigError, WeightsError
-from dymn.weights.download import Progress, check_reachable, sha256_of
+from dymn.weights.download import Progress, sha256_of
 from dymn.weights.efficientat import Imported, read_efficientat
 from dymn.weights.find import SAFETENSORS, file_in
-from dymn.weights.format import WEIGHTS_FILE, Stored, check_finite, read
+from dymn.weights.format import Stored, check_finite, read
+from dymn.weights.hub import fetch_hub
 from dymn.weights.labels import labels_for, numbered_labels
 from dymn.weights.published import fetch_published, import_published, published_card
 from dymn.weights.registry import REGISTRY, unknown_model
@@ -59,12 +60,12 @@ def open_checkpoint(source: str | Path, *, progress: Progress | None = None) -> 
         return _from_safetensors(file_in(path))
     if path.exists():
         if not path.is_file():
-            raise WeightsError(f"{path} is neither a file nor a folder. Give the path of a checkpoint, or the name of a model with weights.")
+            raise WeightsError(f"{path} is neither a file nor a folder. Give the path of a checkpoint, or the name of a model.")
         return _from_safetensors(path) if _is_safetensors(path) else open_state_dict(path)
     if path.suffix in (SAFETENSORS, *STATE_DICTS):
         raise WeightsError(f"There is no file {path}. Give the path of a checkpoint, or the name of a model with weights.")
     if isinstance(source, str) and HUB_NAME.fullmatch(name):
-        return _from_hub(name)
+        return _from_safetensors(fetch_hub(name, progress).path)
     if name in MODELS:
         variants = [key for key, model in REGISTRY.items() if model.architecture == name]
         offer = f"With weights there are: {', '.join(variants)}. " if variants else ""
@@ -100,30 +101,6 @@ def _from_safetensors(path: Path) -> Stored:
         raise WeightsError(f"{path} describes a network that cannot be: {error}") from error
     check_finite(stored.state, str(path))
     return stored._replace(card=_with_digest(stored.card, stored.digest))
-
-
-def _from_hub(name: str) -> Stored:
-    """Open `model.safetensors` of a repository on the Hugging Face Hub, from its client's cache if it is there."""
-    from huggingface_hub import constants, hf_hub_download
-
-    repository, _, revision = name.partition("@")
-    offline = constants.HF_HUB_OFFLINE or not _answers(constants.ENDPOINT)  # the client tries for longer than anyone waits
-    try:
-        path = hf_hub_download(repository, WEIGHTS_FILE, revision=revision or None, local_files_only=offline)
-    except Exception as error:  # the client's errors have no common base over its versions
-        reason = f"{constants.ENDPOINT} does not answer. Get the file elsewhere and give its path." if offline else str(error)
-        what = f"{WEIGHTS_FILE} of {repository} on the Hugging Face Hub"
-        raise WeightsError(f"There is no file or folder {name}, and {what} cannot be downloaded: {reason}") from error
-    return _from_safetensors(Path(path))
-
-
-def _answers(url: str) -> bool:
-    try:
-        check_reachable(url)
-    except OSError as error:
-        logger.info("%s cannot be reached: %s", url, error)
-        return False
-    return True
 
 
 def _stored(imported: Imported, card: ModelCard, digest: str) -> Stored:

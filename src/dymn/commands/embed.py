@@ -106,8 +106,8 @@ def embed(
     from dymn.commands.progress import progress_bar
     from dymn.inference.embedding import Embedding, EmbedSettings
     from dymn.inference.formats.embeddings import choose
-    from dymn.inference.layers import parse_layers
     from dymn.inference.runs import embeddings
+    from dymn.runtime.layers import parse_layers
 
     hush(quiet)
     settings = EmbedSettings(window, hop, fill)

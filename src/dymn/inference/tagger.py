@@ -172,7 +172,7 @@ class Tagger:
         Args:
             source: as in `tag`.
             sample_rate: of an array, in Hz; files bring their own.
-            layers: the layers that make the embedding, see `dymn.inference.layers`, such as "last" or "mels,blocks".
+            layers: the layers that make the embedding, see `dymn.runtime.layers`, such as "last" or "mels,blocks".
             settings: those of `dymn.inference.embedding.EmbedSettings` by name, such as `window=1.0, hop=0.5`.
 
         Raises:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dymn.config import FrontEndConfig, check, from_dict
-from dymn.inference.formats.tags import clock
+from dymn.inference.formats.text import clock
 from dymn.inference.segments import blocks, source_name
 
 if TYPE_CHECKING:

@@ -83,7 +83,7 @@ def test_collate_leaves_bad_clips_out():
     one, two = (np.full(n, n, dtype=np.float32) for n in (3, 5))
     target, mask = np.array([1, 0], dtype=np.float32), np.array([1, 1], dtype=np.float32)
     clips = [Clip("a", one, target, mask, 7), BadClip("b", "broken"), Clip("c", two, target, mask, 9)]
-    batch, bad, fingerprints = collate(clips, teachers=[None, None, np.array([2, -2], dtype=np.float32)])
+    batch, bad, fingerprints, _ = collate(clips, teachers=[None, None, np.array([2, -2], dtype=np.float32)])
     assert batch.waveform.tolist() == [[3, 3, 3, 0, 0], [5, 5, 5, 5, 5]] and batch.keys == ["a", "c"] and fingerprints == [7, 9]
     assert batch.has_teacher.tolist() == [False, True] and batch.teacher.tolist() == [[0, 0], [2, -2]]
     assert {tensor.dtype for tensor in (batch.waveform, batch.target, batch.teacher, batch.mask)} == {torch.float32}

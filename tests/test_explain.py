@@ -19,8 +19,9 @@ from dymn.explain import BlockDecisions, explain, is_dynamic
 from dymn.models.frontend import LogMel
 from dymn.models.layers import Context
 from dymn.models.mobilenet import MobileNet, Variant
-from dymn.plots.explanation import attention_scale, deviations, frequency_ticks, function_zoom, functions, kernel_zoom, save_picture
+from dymn.plots.explanation import attention_scale, deviations, function_zoom, functions, kernel_zoom, save_picture
 from dymn.plots.explanation_page import page
+from dymn.plots.style import frequency_ticks
 
 RATE = 32_000
 

@@ -216,7 +216,7 @@ def test_a_bit_that_has_turned_over_in_a_journal_is_seen(tmp_path):
     spoil(journal_path(output), journal_path(output).read_bytes().index(words) + 5)
     with Journal(output, {}) as journal:
         assert journal.counts().done == 1
-        with pytest.raises(DataError, match=r"damaged where .*a\.wav is kept. Start the command again"):
+        with pytest.raises(DataError, match=r"damaged: the result of .*a\.wav\. Start the command again"):
             list(journal.results())
     with Journal(output, {}) as journal:
         journal.find(Discovery([str(tmp_path / "a.wav")]))

@@ -228,7 +228,7 @@ def test_a_journal_whose_names_are_no_text_is_refused(tmp_path):
     content = path.read_bytes()
     at = content.index(b"tablefacts") + len("table")
     path.write_bytes(content[:at] + b"\x80" + content[at + 1 :])
-    with pytest.raises(DataError, match=r"no text.*--fresh"):
+    with pytest.raises(DataError, match=r"not text.*--fresh"):
         Journal(tmp_path / "out.csv", {})
     with Journal(tmp_path / "out.csv", {}, fresh=True) as journal:
         assert journal.counts() == (0, 0, 0)

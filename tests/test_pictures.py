@@ -15,8 +15,9 @@ from dymn import Tagger, create_model
 from dymn.cli import app
 from dymn.config import FrontEndConfig, ModelCard
 from dymn.models import pretrained
-from dymn.plots.overview import MAX_COLUMNS, MAX_TICKS, Overview, Thinned, overview, time_ticks, time_unit
-from dymn.plots.page import audio_uri, page, save_page
+from dymn.plots.overview import MAX_COLUMNS, Overview, Thinned, overview
+from dymn.plots.style import MAX_TICKS, time_ticks, time_unit
+from dymn.plots.timeline_page import audio_uri, page, save_page
 
 RATE = 32_000
 HOSTILE = "</script><img src=x onerror=alert(1)>"

@@ -62,8 +62,8 @@ def fine_tune(path, *assignments):
 def test_length_of_clips_comes_from_the_clips(tmp_path, longest, seconds):
     write_audio(tmp_path / "a" / "x.wav", seconds=longest, rate=8_000)
     write_audio(tmp_path / "b" / "y.wav", seconds=0.2)
-    assert resolve(fine_tune(tmp_path)).data.seconds == seconds
-    assert resolve(fine_tune(tmp_path, "data.seconds=3")).data.seconds == 3
+    assert resolve(fine_tune(tmp_path)).config.data.seconds == seconds
+    assert resolve(fine_tune(tmp_path, "data.seconds=3")).config.data.seconds == 3
 
 
 def test_a_test_set_is_taken_where_there_is_one(tmp_path):
@@ -72,20 +72,20 @@ def test_a_test_set_is_taken_where_there_is_one(tmp_path):
             write_audio(tmp_path / "split" / split / name / "x.wav")
             write_audio(tmp_path / "plain" / name / f"{split}.wav")
     write_esc50(tmp_path / "esc")
-    assert resolve(fine_tune(tmp_path / "split")).data.test == "test"
-    plain = resolve(fine_tune(tmp_path / "plain")).data
+    assert resolve(fine_tune(tmp_path / "split")).config.data.test == "test"
+    plain = resolve(fine_tune(tmp_path / "plain")).config.data
     assert (plain.val, plain.test) == ("val", "")
     for name in ("a", "b"):
         write_audio(tmp_path / "single" / name / "x.wav")
-    assert resolve(fine_tune(tmp_path / "single")).data.val == ""
-    config = resolve(fine_tune(tmp_path / "esc", "data.fold=2"))
+    assert resolve(fine_tune(tmp_path / "single")).config.data.val == ""
+    config = resolve(fine_tune(tmp_path / "esc", "data.fold=2")).config
     assert (config.data.kind, config.data.test, config.data.fold, config.data.seconds) == ("esc50", "test", 2, 0.0)
 
 
 def test_nothing_open_means_no_change(tmp_path):
     write_esc50(tmp_path)
     config = load_recipe("esc50:mn04", [f'data.path="{tmp_path}"'])
-    assert resolve(config) == config
+    assert resolve(config).config == config
     with pytest.raises(ConfigError, match="--data"):
         resolve(load_recipe("esc50:mn04"))
     with pytest.raises(ConfigError, match="auto, folder"):

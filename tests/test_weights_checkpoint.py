@@ -10,7 +10,6 @@ import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
-import huggingface_hub
 import pytest
 import torch
 
@@ -214,37 +213,6 @@ def test_devices(tmp_path):
     assert load_model(tmp_path, device=torch.device("cpu")).stem.conv.weight.device.type == "cpu"
     with pytest.raises(ConfigError, match="'abacus'"):
         load_model(tmp_path, device="abacus")
-
-
-def test_the_hub(tmp_path, monkeypatch):
-    small().save_pretrained(tmp_path / "repo")
-    calls = []
-
-    def fake(repository, file, revision, local_files_only):
-        calls.append((repository, file, revision, local_files_only))
-        return str(tmp_path / "repo" / file)
-
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fake)
-    monkeypatch.setattr(checkpoint, "check_reachable", lambda url: None)
-    assert type(small()).from_pretrained("user/repo@v1").card.name == "small"
-
-    def unreachable(url):
-        raise OSError("no route")
-
-    monkeypatch.setattr(checkpoint, "check_reachable", unreachable)
-    load_model("user/repo")  # from the client's cache
-    assert calls == [("user/repo", "model.safetensors", "v1", False), ("user/repo", "model.safetensors", None, True)]
-
-
-@pytest.mark.parametrize(("offline", "reason"), [(True, "does not answer. Get the file elsewhere"), (False, "cannot be downloaded: 404")])
-def test_the_hub_fails(monkeypatch, offline, reason):
-    def fail(*_, **__):
-        raise OSError("404")
-
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
-    monkeypatch.setattr(checkpoint, "check_reachable", fail if offline else lambda url: None)
-    with pytest.raises(WeightsError, match=f"no file or folder user/repo, and model.safetensors of user/repo.*{reason}"):
-        load_model("user/repo")
 
 
 def test_convert(shared, tmp_path):

@@ -25,15 +25,15 @@ import numpy as np
 
 from dymn.audio import reading
 from dymn.audio.sources import reason
-from dymn.audio.windows import fill
+from dymn.audio.windows import Filled, fill
 from dymn.config import check
 from dymn.errors import AudioError, ConfigError, DymnError, MissingExtraError
 from dymn.inference.discovery import Discovery, whole
 from dymn.inference.embedding import Embedding, EmbedSettings
-from dymn.inference.formats import parquet
-from dymn.inference.segments import Opened, Piece, Rows, computed, pieces, samples_of, source_name
+from dymn.inference.formats.writers import require_parquet
+from dymn.inference.segments import Opened, Piece, Rows, computed, pieces, source_name
 from dymn.inference.tagger import Recording, Tagger, TagSettings
-from dymn.runtime.backend import CPU_BATCH_SIZE, Filled
+from dymn.runtime.backend import CPU_BATCH_SIZE
 
 if TYPE_CHECKING:
     from dymn.models.mobilenet import MobileNet
@@ -174,7 +174,7 @@ class _Windows:
 
 def _chunk(sources: Sequence[Source], begin: int) -> Any:
     """Return the table of a task: recordings, and their places in the list of all."""
-    arrow, _ = parquet.require()
+    arrow, _ = require_parquet()
     paths = arrow.array([os.fsencode(whole(source)) for source in sources], arrow.binary())
     return arrow.table({"place": list(range(begin, begin + len(sources))), "path": paths})
 
@@ -201,9 +201,10 @@ class _Network:
         windows: _Windows,
     ) -> None:
         tagger = Tagger(model, device, threads, precision=precision)
-        self.prepare = tagger.backend.features if layers is None else samples_of
-        self.compute = tagger.backend.scores if layers is None else tagger.embedder(layers).vectors
-        self.batch_size = batch_size or tagger.backend.batch_size
+        backend = tagger.backend
+        self.prepare = backend.features
+        self.compute = (lambda rows: backend.run(rows).probabilities) if layers is None else tagger.embedder(layers).run
+        self.batch_size = batch_size or backend.batch_size
         self.how = windows.how
         self.length, self.step = round(windows.window * windows.rate), round((windows.hop or windows.window) * windows.rate)
 
@@ -226,7 +227,7 @@ class _Network:
 
 def _table(rows: Sequence[tuple[int, Piece, Rows | None]]) -> Any:
     """Return rows, each the place of a recording, a piece of it, and float32 values, as a table of Arrow."""
-    arrow, _ = parquet.require()
+    arrow, _ = require_parquet()
     columns = {
         "place": arrow.array([place for place, _, _ in rows], arrow.int64()),
         "n_samples": arrow.array([piece.recording.n_samples for _, piece, _ in rows], arrow.int64()),

@@ -93,8 +93,9 @@ def embed(
     from dymn.commands.recordings import describe
     from dymn.commands.runs import Asked, Form, run
     from dymn.config import to_dict
-    from dymn.inference.embedding import EmbedSettings, parse_layers
+    from dymn.inference.embedding import EmbedSettings
     from dymn.inference.formats.embeddings import layout
+    from dymn.inference.layers import parse_layers
     from dymn.inference.runs import embeddings
 
     hush(quiet)

@@ -52,7 +52,8 @@ def evaluate(
         typer.Option("--fold", metavar="NUMBER", min=1, help="Which fold is the test set, for data in folds.", rich_help_panel=DATA),
     ] = None,
     seconds: Annotated[
-        float | None, seconds_option("How much of each clip the model hears. Without it, as much as it was trained with.", DATA)
+        float | None,
+        seconds_option("Length of a window; recordings are heard whole. Without it, the length that the model was trained with.", DATA),
     ] = None,
     workers: ClipWorkers = 0,
     batch_size: ClipBatch = 16,
@@ -67,6 +68,8 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Measure a model on a dataset: mAP, ROC-AUC and d' for tags, accuracy for classes that exclude each other.
+
+    Recordings are heard whole, in windows whose probabilities are averaged.
 
     The model's classes and those of the data are matched by their names; the model may have more.
 

@@ -26,7 +26,7 @@ def check_plot(plot: Path, found: Sequence[str | Path]) -> None:
         ConfigError: the message says what to give instead.
         MissingExtraError: if matplotlib is not installed.
     """
-    from dymn.plots.timeline import require
+    from dymn.plots.style import require
 
     if plot.suffix.lower() != ".html":
         require()
@@ -49,8 +49,8 @@ def draw(tagger: Tagger, found: Sequence[Path], plot: Path, *, single: bool, set
     from dymn.commands.output import free_name
     from dymn.commands.progress import Bar
     from dymn.plots.overview import overview
-    from dymn.plots.page import save_page
     from dymn.plots.timeline import save_picture
+    from dymn.plots.timeline_page import save_page
 
     rows = min(settings.top_k or MOST_ROWS, MOST_ROWS)
     folder = plot.is_dir() or not single

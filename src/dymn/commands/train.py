@@ -179,13 +179,14 @@ def model_names(config: TrainConfig) -> list[str]:
 def fetch_models(config: TrainConfig, quiet: bool) -> None:
     """Download, with a bar, what is not in the cache yet."""
     from dymn.commands.progress import download_bar
-    from dymn.weights import REGISTRY, load_model
+    from dymn.weights import REGISTRY
     from dymn.weights.download import is_local
+    from dymn.weights.find import find_weights
 
     for name in model_names(config):
         if name in REGISTRY and not is_local(REGISTRY[name]):
             with download_bar(quiet) as progress:
-                load_model(name, progress=progress)
+                find_weights(name, progress)
 
 
 def parse_fold(text: str) -> int:

@@ -7,7 +7,7 @@ from dymn.data.pack import Packed, PackSettings, pack
 from dymn.data.samplers import BalancedSampler, PlainSampler, class_counts, clip_weights
 from dymn.data.source import Catalog, Source
 from dymn.data.streams import Streamed
-from dymn.data.tasks import TASKS, TaskSpec, open_source, select, task_facts, task_of
+from dymn.data.tasks import TASKS, Dataset, TaskSpec, open_dataset, open_source, select, task_facts, task_of
 from dymn.data.teacher import TeacherTable
 from dymn.training.teach import Ensemble, spot_check, teach
 
@@ -18,6 +18,7 @@ __all__ = [
     "Batch",
     "Catalog",
     "Clip",
+    "Dataset",
     "Ensemble",
     "Loader",
     "PackSettings",
@@ -32,6 +33,7 @@ __all__ = [
     "clip_weights",
     "collate",
     "fit",
+    "open_dataset",
     "open_source",
     "pack",
     "select",

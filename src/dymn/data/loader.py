@@ -16,10 +16,12 @@ from dymn.data.samplers import Batches, Draw, Sampler
 from dymn.data.source import Source
 from dymn.data.streams import read_ahead
 from dymn.data.teacher import TeacherTable
+from dymn.data.windows import Heard, Length, batches, windows
 from dymn.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
 
+CROPPED = ("random", "start", "windows")
 CROPS = 1
 """Keeps the random numbers of crops apart from those of the order, which have 0 in this place."""
 
@@ -40,35 +42,52 @@ class _Presented(IterableDataset[Collated]):
         crop: str,
         fill: str,
         seed: int,
+        longest: int | None,
     ) -> None:
         self.source, self.batches, self.teacher = source, batches, teacher
         self.samples, self.crop, self.fill, self.seed = samples, crop, fill, seed
         self.rows = None if teacher is None else teacher.match(source, partial=partial)
         self.start = torch.zeros(2, dtype=torch.int64)
+        self.length = None if crop != "windows" or samples is None else Length(samples, longest or samples)
 
     def __iter__(self) -> Iterator[Collated]:
         info = get_worker_info()
         mine, workers = (0, 1) if info is None else (info.id, info.num_workers)
         epoch, first = self.start.tolist()
         for share, contents in read_ahead(self.source, self.batches.shares(epoch, first + mine, workers)):
+            if self.length is not None:
+                heard = functools.partial(self._windows, self.length, contents)
+                yield from batches(share, heard, self._logits, self.batches.batch_size)
+                continue
             items = [self._presented(draw, contents.get(draw.clip)) for draw in share]
             yield collate([clip for clip, _ in items], teachers=[logits for _, logits in items], fill=self.fill)
+
+    def _windows(self, length: Length, contents: dict[int, bytes | Exception], draw: Draw) -> Iterator[Heard]:
+        for clip, seconds in windows(self.source, draw, length, self.fill, contents.get(draw.clip)):
+            yield Heard(self._checked(clip, draw), seconds)
+
+    def _checked(self, clip: Clip | BadClip, draw: Draw) -> Clip | BadClip:
+        """Return the clip, or a fatal one if it is not what the teacher heard."""
+        if isinstance(clip, BadClip) or self.teacher is None or self.rows is None or self.rows[draw.clip] < 0:
+            return clip
+        known = int(self.teacher.fingerprints[self.rows[draw.clip]])
+        if known and clip.fingerprint and known != clip.fingerprint:
+            return BadClip(clip.key, "its audio is not what the teacher's logits were made from", fatal=True)
+        return clip
+
+    def _logits(self, draw: Draw) -> Floats | None:
+        if self.teacher is None or self.rows is None or self.rows[draw.clip] < 0:
+            return None
+        logits: Floats = self.teacher.logits[int(self.rows[draw.clip])].astype(np.float32)
+        return logits
 
     def _presented(self, draw: Draw, content: bytes | Exception | None) -> tuple[Clip | BadClip, Floats | None]:
         cut = None
         if self.samples is not None:
             generator = np.random.default_rng((self.seed, draw.epoch, draw.place, CROPS)) if self.crop == "random" else None
             cut = functools.partial(fit, samples=self.samples, generator=generator, fill=self.fill)
-        clip = self.source.clip(draw.clip, cut, content)
-        if isinstance(clip, BadClip):
-            return clip, None
-        logits = None
-        if self.teacher is not None and self.rows is not None and self.rows[draw.clip] >= 0:
-            row = int(self.rows[draw.clip])
-            logits, known = self.teacher.logits[row].astype(np.float32), int(self.teacher.fingerprints[row])
-            if known and clip.fingerprint and known != clip.fingerprint:
-                return BadClip(clip.key, "its audio is not what the teacher's logits were made from", fatal=True), None
-        return clip, logits
+        clip = self._checked(self.source.clip(draw.clip, cut, content), draw)
+        return clip, None if isinstance(clip, BadClip) else self._logits(draw)
 
 
 def _as_it_is(collated: Any) -> Any:
@@ -86,7 +105,9 @@ class Loader:
         sampler: the order of an epoch.
         batch_size: clips in a (global) batch. A batch is smaller by its bad clips.
         seconds: length of every clip; None for that of the longest clip in the batch.
-        crop: "random" for a place drawn anew at each presentation, "start" for the beginning.
+        crop: "random" for a place drawn anew at each presentation, "start" for the beginning; "windows" for whole recordings, however
+            long, cut into windows of `longest` seconds (see `dymn.data.windows`), which come in batches of one length.
+        longest: seconds of a window; None for `seconds`.
         fill: "pad" (with zeros) or "repeat", for clips that are shorter.
         seed: of the random crops.
         teacher: logits by clip.
@@ -111,6 +132,7 @@ class Loader:
         *,
         seconds: float | None = None,
         crop: str = "random",
+        longest: float | None = None,
         fill: str = "pad",
         seed: int = 0,
         teacher: TeacherTable | None = None,
@@ -123,8 +145,10 @@ class Loader:
         pin_memory: bool = False,
         context: str | None = None,
     ) -> None:
-        if crop not in ("random", "start") or fill not in FILLS:
-            raise ConfigError(f"crop and fill are {crop!r} and {fill!r}; allowed: random, start, and {', '.join(FILLS)}.")
+        if crop not in CROPPED or fill not in FILLS:
+            raise ConfigError(f"crop and fill are {crop!r} and {fill!r}; allowed: {', '.join(CROPPED)}, and {', '.join(FILLS)}.")
+        if crop == "windows" and (seconds is None or (longest or seconds) < seconds):
+            raise ConfigError(f"seconds and longest are {seconds} and {longest}; windows have a length, and longest is at least seconds.")
         if seconds is not None and not 0 < seconds <= source.max_seconds:
             raise ConfigError(f"seconds is {seconds}; it must be above 0 and at most {source.max_seconds}.")
         if not 0 <= max_bad <= 1 or workers < 0 or seed < 0:
@@ -132,10 +156,11 @@ class Loader:
                 f"max_bad, workers and seed are {max_bad}, {workers} and {seed}; a share in [0, 1] and numbers from 0 are allowed."
             )
         samples = None if seconds is None else round(seconds * source.sample_rate)
+        longest_samples = None if longest is None else round(longest * source.sample_rate)
         self.source, self.max_bad, self.seed = source, max_bad, seed
         self.bad: dict[str, str] = {}
         self.batches = Batches(sampler, batch_size, rank=rank, world=world, drop_last=drop_last)
-        self._presented = _Presented(source, self.batches, teacher, partial_teacher, samples, crop, fill, seed)
+        self._presented = _Presented(source, self.batches, teacher, partial_teacher, samples, crop, fill, seed, longest_samples)
         if workers:
             self._presented.start.share_memory_()  # type: ignore[no-untyped-call]
         self._at = (0, 0)  # epoch, and how many of its batches were handed out

@@ -11,7 +11,7 @@ import pickle
 import tokenize
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -88,14 +88,16 @@ def read_index(path: Path) -> dict[str, int]:
     return index
 
 
-def read_npz(path: Path, names: tuple[str, ...]) -> dict[str, npt.NDArray[Any]]:
+def read_npz(path: Path, names: tuple[str, ...], file: BinaryIO | None = None) -> dict[str, npt.NDArray[Any]]:
     """Return some arrays of an .npz file; arrays of objects come as arrays of text, without executing their pickles.
+
+    `file` is the opened file, if it is open already.
 
     Raises:
         DataError: if the file cannot be read, an array is missing or too large, or is not what it should be.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(file or path) as archive:
             return {name: _read_member(archive, path, name) for name in names}
     except (OSError, ValueError, *ARCHIVE_FAILURES) as error:
         raise DataError(f"{path} is not a readable .npz file: {error}.") from error

@@ -6,8 +6,8 @@ import dataclasses
 import functools
 import hashlib
 import io
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -36,6 +36,7 @@ class Catalog:
         splits: "train", "val", "test" or "" for each clip; empty if the dataset has no splits.
         folds: number of the fold of each clip; empty if the dataset has none.
         packed: whether `targets` are packed bits.
+        task: what the data say of their task, by the names of `TASK_FACTS`; most datasets say nothing.
     """
 
     keys: tuple[str, ...]
@@ -45,6 +46,7 @@ class Catalog:
     splits: tuple[str, ...] = ()
     folds: tuple[int, ...] = ()
     packed: bool = False
+    task: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         n, classes = len(self.keys), len(self.labels)
@@ -161,10 +163,32 @@ class Source(Dataset["Clip | BadClip"]):
             if isinstance(found, Exception):
                 raise found
             waveform = decode(found, self.sample_rate, self.max_seconds)
-            mark = fingerprint(found) if self.store.marks is None else int(self.store.marks[place])
-            return waveform if cut is None else cut(waveform), mark
+            return waveform if cut is None else cut(waveform), self._mark(place, found)
         except (AudioError, DataError, OSError) as error:
             return BadClip(self.keys[i], (str(error) or type(error).__name__).rstrip("."))
+
+    def whole(self, i: int, content: bytes | Exception | None = None) -> tuple[Iterable[Floats], int]:
+        """Return the whole waveform of clip `i`, however long, as blocks [n], and its fingerprint.
+
+        Raises:
+            AudioError, DataError, OSError: if the clip cannot be read; from the blocks, where the damage is.
+        """
+        from dymn.audio import reading
+
+        if self.decoded is not None:
+            read = self.decoded.read(int(self.indices[i]))
+            if isinstance(read, str):
+                raise DataError(read)
+            if len(read[0]) < int(self.max_seconds * self.sample_rate):  # else the end may be missing
+                return [read[0]], read[1]
+        place = int(self.indices[i])
+        found = self.store.read(place) if content is None else content
+        if isinstance(found, Exception):
+            raise found
+        return reading.stream(_Named(found), self.sample_rate), self._mark(place, found)
+
+    def _mark(self, place: int, content: bytes) -> int:
+        return fingerprint(content) if self.store.marks is None else int(self.store.marks[place])
 
     def read_many(self, indices: Sequence[int]) -> dict[int, bytes | Exception]:
         """Return what the files of some clips hold, for `clip`, or why there is nothing; read in the order in which they lie."""
@@ -215,6 +239,14 @@ class Source(Dataset["Clip | BadClip"]):
         if len(indices) == 0:
             raise DataError(f"No clip of {self.name or 'the dataset'} is left. Check split and fold.")
         return self._same(self.indices[np.asarray(indices, dtype=np.int64)].tolist(), self.decoded)
+
+    def at(self, sample_rate: int) -> Source:
+        """Return the same source, its waveforms at another sample rate in Hz; what was decoded for this one does not count."""
+        if sample_rate == self.sample_rate:
+            return self
+        full = self._same(self.indices.tolist(), None)
+        full.sample_rate = sample_rate
+        return full
 
     def where_all(self) -> Source:
         """Return the source of the whole dataset that this one is a part of."""

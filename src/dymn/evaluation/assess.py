@@ -1,23 +1,28 @@
-"""How good a model is on a dataset: what `dymn evaluate` tells."""
+"""How good a model is on a dataset: what `dymn evaluate` prints."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
-from dymn.data import Source, open_source, task_of
+from dymn.config import check, from_dict
+from dymn.data import Source, open_dataset, select
+from dymn.data.batch import FILLS
 from dymn.data.detect import detect
+from dymn.data.tasks import is_length
 from dymn.errors import ConfigError
 from dymn.evaluation import metrics
-from dymn.evaluation.score import evaluation_loader, figures, score
+from dymn.evaluation.score import Scores, evaluation_loader, figures, score
 from dymn.models.frontend import LogMel
 from dymn.models.mobilenet import MobileNet, Output
 from dymn.system.devices import computing
-from dymn.training.recipe import AUTO, DataSettings, parse
+
+AUTO = "auto"
 
 
 class Assessment(NamedTuple):
@@ -29,6 +34,28 @@ class Assessment(NamedTuple):
     labels: tuple[str, ...]
     per_class: list[metrics.ClassResult]
     bad: dict[str, str]  # reason by key of the clips that could not be read
+    scores: Scores  # of every clip
+
+
+@dataclass(frozen=True)
+class Learned:
+    """How a model was trained, as far as its card says: seconds of a clip, its filling, whether whole clips were heard, the held-out share.
+
+    Raises:
+        ConfigError: if a value is not allowed; a card may come from anywhere.
+    """
+
+    seconds: float = 0.0
+    fill: str = "pad"
+    whole: bool | None = None
+    holdout: float | None = None
+
+    def __post_init__(self) -> None:
+        check(self.seconds == 0 or is_length(self.seconds), f"The card's data.seconds is {self.seconds!r}; it must be a number of seconds.")
+        check(self.fill in FILLS, f"The card's data.fill is {self.fill!r}; allowed: {', '.join(FILLS)}.")
+        check(self.whole is None or isinstance(self.whole, bool), f"The card's data.whole is {self.whole!r}; it must be true or false.")
+        share = self.holdout is None or (isinstance(self.holdout, (int, float)) and 0 <= self.holdout < 1)
+        check(share, f"The card's data.holdout is {self.holdout!r}; it must be a number in [0, 1).")
 
 
 def assess(
@@ -40,6 +67,7 @@ def assess(
     fold: int | None = None,
     seconds: float | None = None,
     fill: str | None = None,
+    whole: bool | None = None,
     batch_size: int = 16,
     workers: int = 0,
     precision: str = "float32",
@@ -49,15 +77,18 @@ def assess(
 ) -> Assessment:
     """Let a model hear the clips of a dataset and compare what it says with what is annotated.
 
+    Recordings are heard whole: in windows, whose probabilities are averaged by their length, as `dymn tag` does.
+
     Args:
         model: on the device where it is to run. Its classes are matched with those of the data by name; it may have more.
         path: where the dataset lies.
         kind: a key of `TASKS`, or "auto" if its files tell.
         split: "train", "val", "test", or "all". None is "test" where there is such a split or a fold is given, else "all".
         fold: which fold is "test", for data in folds.
-        seconds: how much of each clip the model hears, from its beginning; None for what the model was trained with, or else the
-            dataset's usual length. Datasets that are evaluated on whole clips do not cut them.
+        seconds: length of a window; None for what the model was trained with, or else the dataset's usual length.
         fill: "pad" or "repeat", for shorter clips; None for what the model was trained with, or else "pad".
+        whole: whether a clip of up to a minute is one window, however long; None for what the model was trained with, or else what the
+            dataset's protocol says (true for FSD50K).
         batch_size: clips at a time.
         workers: processes that decode.
         precision: how exactly the network is computed, one of `dymn.system.devices.PRECISIONS`.
@@ -73,20 +104,17 @@ def assess(
     learned = learned_from(model)
     if kind == AUTO:
         kind, path = detect(path)
-    task = task_of(kind, path)
     wanted = dict(options or {})
     if kind == "shards":
         wanted.setdefault("labels", model.card.labels)
+    task, everything = open_dataset(kind, path, sample_rate=model.card.front_end.sample_rate, **wanted)
     if split is None:
-        whole = open_source(kind, path, **wanted)
-        split = "test" if fold or "test" in whole.catalog.splits else "all"
-    part = None if split == "all" else split
-    rate = model.card.front_end.sample_rate
-    source = open_source(kind, path, part, fold=fold, holdout=learned.holdout, sample_rate=rate, **wanted)
+        split = "test" if fold or "test" in everything.catalog.splits else "all"
+    source = everything if split == "all" else select(everything, split, fold=fold, holdout=learned.holdout)
     device = next(model.parameters()).device
     heard = cast(MobileNet, Selected(model, columns(model.card.labels, source).to(device), precision))
-    length = seconds or learned.seconds or task.seconds
-    loader = evaluation_loader(source, task, length, fill or learned.fill, batch_size, workers=workers, max_bad=max_bad)
+    length, at_once = seconds or learned.seconds or task.seconds, learned.whole if whole is None else whole
+    loader = evaluation_loader(source, task, length, fill or learned.fill, batch_size, at_once, workers=workers, max_bad=max_bad)
     done = 0
 
     def advance(clips: int) -> None:
@@ -97,17 +125,17 @@ def assess(
 
     scores = score(heard, LogMel(model.card.front_end).to(device), loader, task.loss, progress=advance)
     by_class = metrics.per_class(scores.probabilities, scores.targets, scores.mask)
-    return Assessment(kind, split, figures(scores, task.loss), source.labels, by_class, scores.bad)
+    return Assessment(kind, split, figures(scores, task.loss), source.labels, by_class, scores.bad, scores)
 
 
-def learned_from(model: MobileNet) -> DataSettings:
-    """Return how the clips were cut that a model was trained with, as far as its card tells."""
+def learned_from(model: MobileNet) -> Learned:
+    """Return how the clips were cut that a model was trained with, as far as its card says."""
     config = model.card.provenance.get("config")
     data = config.get("data") if isinstance(config, dict) else None
     if not isinstance(data, dict):
-        return DataSettings()
-    names = ("seconds", "fill", "holdout")
-    return parse({"data": {name: data[name] for name in names if data.get(name) is not None}}).data
+        return Learned()
+    names = ("seconds", "fill", "whole", "holdout")
+    return from_dict(Learned, {name: data[name] for name in names if data.get(name) is not None})
 
 
 def columns(labels: Sequence[str], source: Source) -> Tensor:

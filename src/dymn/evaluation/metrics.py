@@ -97,6 +97,26 @@ def accuracy(scores: Array, targets: Array) -> float:
     return float((scores.argmax(axis=1) == targets.argmax(axis=1)).mean())
 
 
+def divergence(said: Array, taught: Array, kind: str) -> float:
+    """Return the mean Kullback-Leibler divergence of probabilities from a teacher's, in nats: the loss above the teacher's entropy.
+
+    Args:
+        said: the model's probabilities [N, C].
+        taught: the teacher's [N, C].
+        kind: "bce" (a mean over clips and classes) or "ce" (a mean over clips).
+    """
+    p, q = np.asarray(taught, dtype=np.float64), np.asarray(said, dtype=np.float64)
+    if kind == "bce":
+        return float((_relative(p, q) + _relative(1 - p, 1 - q)).mean())
+    return float(_relative(p, q).sum(axis=1).mean())
+
+
+def _relative(p: npt.NDArray[np.float64], q: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return p log(p / q), 0 where p is 0."""
+    tiny = np.finfo(np.float64).tiny
+    return np.where(p > 0, p * (np.log(np.maximum(p, tiny)) - np.log(np.maximum(q, tiny))), 0.0)
+
+
 def per_class(scores: Array, targets: Array, mask: Array | None = None) -> list[ClassResult]:
     """Return the figures of every class.
 

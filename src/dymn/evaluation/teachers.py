@@ -1,4 +1,4 @@
-"""Online teachers: they hear the same augmented, mixed input as the student (consistent teaching, [61], [63])."""
+"""Online teachers: they hear the same augmented, mixed input as the student (consistent teaching; Beyer et al., 2022)."""
 
 from __future__ import annotations
 
@@ -24,20 +24,25 @@ class Lesson(NamedTuple):
 class OnlineTeachers:
     """An ensemble of models with the student's front end and classes.
 
+    Args:
+        models: the teachers, or what `load_model` takes; they are set to evaluation mode.
+        student: the network that learns from them.
+        device: where they run.
+
     Raises:
         ConfigError: if a model's front end or classes are others.
     """
 
-    def __init__(self, names: Sequence[str], student: MobileNet, device: torch.device) -> None:
-        models = [load_model(name, device=device) for name in names]
-        for name, model in zip(names, models, strict=True):
+    def __init__(self, models: Sequence[str | MobileNet], student: MobileNet, device: torch.device) -> None:
+        networks = [(load_model(model) if isinstance(model, str) else model).to(device).eval() for model in models]
+        for model in networks:
+            name = model.card.name or "in memory"
             if model.card.front_end != student.card.front_end:
                 raise ConfigError(f"The teacher {name} has another front end than the student; both must hear the same log-mel.")
             if model.card.labels != student.card.labels:
                 raise ConfigError(f"The teacher {name} has other classes than the data. Use a teacher of the same classes.")
-
-        self.networks = [accelerate(model) if device.type == "cpu" else model for model in models]
-        self.embedding_size = models[0].config.c_last  # D of the first teacher
+        self.networks = [accelerate(model) if device.type == "cpu" else model for model in networks]
+        self.embedding_size = networks[0].config.c_last  # D of the first teacher
 
     @torch.no_grad()
     def teach(self, log_mel: Tensor) -> Lesson:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from dymn.config import ModelCard, ModelConfig, from_dict, to_dict
-from dymn.errors import ConfigError, WeightsError
+from dymn.errors import ConfigError, MissingExtraError, WeightsError
 from dymn.system.files import atomic_write
 from dymn.weights.labels import numbered_labels
 
@@ -142,9 +142,13 @@ class Pretrained(nn.Module):
         """Upload the folder that `save_pretrained` writes to "user/repo" on the Hub; return the address of the commit.
 
         Raises:
+            MissingExtraError: if huggingface_hub is not installed.
             WeightsError: if the Hub refuses it or cannot be reached.
         """
-        from huggingface_hub import HfApi
+        try:
+            from huggingface_hub import HfApi
+        except ImportError as error:
+            raise MissingExtraError("Uploading to the Hub", "hub") from error
 
         api = HfApi(token=token)
         with tempfile.TemporaryDirectory() as folder:

@@ -11,23 +11,33 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
-from dymn.config import FrontEndConfig
-from dymn.errors import ConfigError, MissingExtraError
 from dymn.explain.arrays import POSITIONS, Array, BlockDecisions, Explanation
-from dymn.system.files import atomic_write
+from dymn.plots.style import (
+    BLUE,
+    DEVIATION,
+    FAINT,
+    GREEN,
+    INK,
+    ORANGE,
+    PINK,
+    RED,
+    SKY,
+    SOFT,
+    draw_spectrogram,
+    frequency_ticks,
+    new_figure,
+    save_figure,
+    shortened,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.gridspec import GridSpec
 
-INK, SOFT, FAINT = "#1b1b1f", "#63636b", "#dcdce2"
-SOUND, MORE_LESS = "magma", "PuOr_r"
-KERNEL_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")  # of Okabe and Ito
-FIRST_MAP, SECOND_MAP = "#D55E00", "#0072B2"
-FREQUENCIES = (250, 500, 1000, 2000, 4000, 8000, 16000)
+KERNEL_COLOURS = (BLUE, ORANGE, GREEN, PINK, SKY, RED)
+FIRST_MAP, SECOND_MAP = RED, BLUE
 HEADING: dict[str, Any] = {"fontsize": 13, "fontweight": "bold", "color": INK}
 MAX_LABEL = 23
 MAX_LINES = 120  # functions drawn in one block
@@ -41,12 +51,7 @@ def save_picture(explanation: Explanation, path: str | Path, dpi: int = 120) -> 
         ConfigError: if matplotlib cannot write such a file.
         MissingExtraError: if matplotlib is not installed.
     """
-    figure = draw(explanation)
-    try:
-        with atomic_write(path) as file:
-            figure.savefig(file, dpi=dpi, format=Path(path).suffix[1:])
-    except ValueError as error:
-        raise ConfigError(f"The picture {path} cannot be written: {error}. Give a name that ends in .png, .pdf or .svg.") from error
+    save_figure(draw(explanation), path, dpi)
 
 
 def draw(explanation: Explanation) -> Figure:
@@ -55,11 +60,7 @@ def draw(explanation: Explanation) -> Figure:
     Raises:
         MissingExtraError: if matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError("Drawing", "plot") from error
-    figure = Figure(figsize=(16, 10), facecolor="white")
+    figure = new_figure(16, 10)
     ratios = {"height_ratios": (5.6, 2.3, 3.2), "width_ratios": (10, 3, 4.2)}
     grid = figure.add_gridspec(3, 3, left=0.168, right=0.978, top=0.872, bottom=0.268, hspace=0.27, wspace=0.1, **ratios)
     _title(figure, explanation)
@@ -86,13 +87,8 @@ def likeliest(explanation: Explanation, n: int = 3) -> list[tuple[str, float]]:
 
 
 def _spectrogram(axes: Axes, explanation: Explanation) -> None:
-    low, high = np.percentile(explanation.log_mel, [2, 99.7])
-    extent = (0, explanation.seconds, 0, len(explanation.log_mel))
-    axes.imshow(explanation.log_mel, origin="lower", aspect="auto", cmap=SOUND, vmin=low, vmax=high, extent=extent, interpolation="nearest")
-    places, names = frequency_ticks(explanation.front_end)
-    axes.set_yticks(places, names)
-    axes.set_ylabel("kHz", fontsize=11, color=SOFT)
-    axes.set_title("What the network hears: log-mel spectrogram", loc="left", pad=7, **HEADING)
+    draw_spectrogram(axes, explanation.log_mel, explanation.front_end, explanation.seconds)
+    axes.set_title("Log-mel spectrogram", loc="left", pad=7, **HEADING)
     _plain(axes, x_labels=False)
 
 
@@ -106,17 +102,17 @@ def _tags(axes: Axes, explanation: Explanation) -> None:
         axes.fill_between(edges, base, base + 0.88 * values / max(peaks.max(), 1e-6), color=FIRST_MAP, linewidth=0, alpha=0.85)
         axes.axhline(base, color=FAINT, linewidth=0.8)
         place: dict[str, Any] = {"textcoords": "offset points", "ha": "right", "va": "center"}
-        text = f"{shortened(label)}  {peaks[i]:.2f}"
+        text = f"{shortened(label, MAX_LABEL)}  {peaks[i]:.2f}"
         axes.annotate(text, (0, base + 0.4), (-8, 0), fontsize=11, color=INK, parse_math=False, **place)
     axes.set_xlim(0, explanation.seconds)
     axes.set_ylim(0, k)
     axes.set_yticks([])
-    axes.set_title(f"What it says, {explanation.window:g} s at a time (peaks beside the names)", loc="left", pad=7, **HEADING)
+    axes.set_title(f"Tags in windows of {explanation.window:g} s (peak beside each name)", loc="left", pad=7, **HEADING)
     _plain(axes, x_labels=False)
 
 
 def _time_attention(axes: Axes, explanation: Explanation) -> None:
-    axes.set_title("When it listens: channel-time attention of each block", loc="left", pad=7, **HEADING)
+    axes.set_title("Channel-time attention of each block", loc="left", pad=7, **HEADING)
     rows = deviations([block.time for block in explanation.blocks], explanation.log_mel.shape[1])
     _plain(axes, x_labels=True)
     axes.set_xlim(0, explanation.seconds)
@@ -127,14 +123,14 @@ def _time_attention(axes: Axes, explanation: Explanation) -> None:
     n = len(rows)
     scale = attention_scale(explanation)
     extent = (0, explanation.seconds, n + 0.5, 0.5)
-    axes.imshow(rows, aspect="auto", cmap=MORE_LESS, vmin=-scale, vmax=scale, extent=extent, interpolation="nearest")
+    axes.imshow(rows, aspect="auto", cmap=DEVIATION, vmin=-scale, vmax=scale, extent=extent, interpolation="nearest")
     axes.hlines(np.arange(1.5, n), 0, explanation.seconds, color="white", linewidth=0.8)
     axes.set_yticks(_block_ticks(n))
     axes.set_ylabel("block", fontsize=11, color=SOFT)
 
 
 def _frequency_attention(axes: Axes, explanation: Explanation) -> None:
-    axes.set_title("Where it listens", loc="left", pad=7, **HEADING)
+    axes.set_title("Frequency attention", loc="left", pad=7, **HEADING)
     n_mels = len(explanation.log_mel)
     rows = deviations([block.frequency for block in explanation.blocks], n_mels)
     _plain(axes, x_labels=True)
@@ -147,7 +143,7 @@ def _frequency_attention(axes: Axes, explanation: Explanation) -> None:
     n = len(rows)
     scale = attention_scale(explanation)
     extent = (0.5, n + 0.5, 0, n_mels)
-    axes.imshow(rows.T, origin="lower", aspect="auto", cmap=MORE_LESS, vmin=-scale, vmax=scale, extent=extent, interpolation="nearest")
+    axes.imshow(rows.T, origin="lower", aspect="auto", cmap=DEVIATION, vmin=-scale, vmax=scale, extent=extent, interpolation="nearest")
     axes.vlines(np.arange(1.5, n), 0, n_mels, color="white", linewidth=0.8)
     axes.set_xticks(_block_ticks(n))
     axes.set_xlabel("block", fontsize=11, color=SOFT)
@@ -160,7 +156,7 @@ def _legend(axes: Axes, explanation: Explanation) -> None:
     scale = attention_scale(explanation)
     if scale > 0:
         bar = axes.inset_axes((0.0, 0.64, 1.0, 0.06))
-        bar.imshow(np.linspace(-1, 1, 256)[None], aspect="auto", cmap=MORE_LESS, extent=(-scale, scale, 0, 1))
+        bar.imshow(np.linspace(-1, 1, 256)[None], aspect="auto", cmap=DEVIATION, extent=(-scale, scale, 0, 1))
         bar.set_yticks([])
         bar.set_xticks([-scale, 0, scale], [f"−{scale:.2g}", "0", f"+{scale:.2g}"])
         bar.tick_params(length=3, labelsize=10, colors=SOFT)
@@ -187,7 +183,7 @@ def _kernels(figure: Figure, grid: GridSpec, explanation: Explanation) -> None:
     for i, position in enumerate(POSITIONS):
         axes = figure.add_subplot(cells[0, i])
         if i == 0:
-            axes.set_title("Which kernels it mixes", loc="left", pad=7, **HEADING)
+            axes.set_title("Kernel shares", loc="left", pad=7, **HEADING)
         axes.set_xlim(0, 1)
         axes.set_ylim(n + 0.6, 0.4)
         axes.set_yticks(_block_ticks(n) if i == 0 else [])
@@ -216,7 +212,7 @@ def _functions(figure: Figure, explanation: Explanation) -> None:
     figure.text(
         0.022,
         0.187,
-        "What its Dy-ReLU became in each channel (dashed: ReLU, orange: mean, ×: differences enlarged)",
+        "Dy-ReLU of each channel (dashed: ReLU, orange: mean, ×: differences enlarged)",
         va="center",
         **HEADING,
     )
@@ -299,23 +295,6 @@ def function_zoom(block: BlockDecisions) -> int:
 def enlargement(zoom: int) -> str:
     """Return what to say of enlarged differences."""
     return f" (differences ×{zoom})" if zoom > 1 else ""
-
-
-def frequency_ticks(front_end: FrontEndConfig) -> tuple[list[float], list[str]]:
-    """Return places on the mel axis, in bands from the lower edge, and their names in kHz."""
-
-    def mel(frequency: float | npt.NDArray[Any]) -> Any:
-        return 1127.0 * np.log(1.0 + np.asarray(frequency) / 700.0)
-
-    low, high = mel(front_end.f_min), mel(front_end.f_max)
-    shown = [frequency for frequency in FREQUENCIES if front_end.f_min < frequency < front_end.f_max]
-    spacing = (high - low) / (front_end.n_mels + 1)
-    return [float((mel(frequency) - low) / spacing - 0.5) for frequency in shown], [f"{frequency / 1000:g}" for frequency in shown]
-
-
-def shortened(label: str) -> str:
-    """Return a label, cut if it is too long for the margin."""
-    return label if len(label) <= MAX_LABEL else label[: MAX_LABEL - 1].rstrip(" ,(") + "…"
 
 
 def _block_ticks(n: int) -> list[int]:

@@ -7,21 +7,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from dymn.config import FrontEndConfig, check, from_dict
 from dymn.inference.formats.text import clock
 from dymn.inference.segments import blocks, source_name
+from dymn.plots.style import Array
 
 if TYPE_CHECKING:
     from dymn.inference.segments import Source
     from dymn.inference.tagger import Tagger
 
-Array = npt.NDArray[np.float32]
 MAX_COLUMNS = 1600
 BLOCK_SECONDS = 10.0
-STEPS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200)
-MAX_TICKS = 11
 
 
 @dataclass(frozen=True)
@@ -68,7 +65,7 @@ def overview(tagger: Tagger, source: Source, sample_rate: int | None = None, top
         source: as in `Tagger.tag`, but nothing that can be read only once.
         sample_rate: of an array, in Hz.
         top_k: how many labels to keep at most.
-        settings: those of `dymn.events.FrameSettings` by name, such as `labels=["Dog"]`.
+        settings: those of `dymn.inference.frames.FrameSettings` by name, such as `labels=["Dog"]`.
 
     Raises:
         AudioError: if the source cannot be read.
@@ -134,22 +131,3 @@ class Thinned:
             self._parts.append(self._rest.mean(axis=1, keepdims=True))
             self._rest = None
         return np.concatenate(self._parts, axis=1)
-
-
-def time_ticks(seconds: float) -> list[tuple[float, str]]:
-    """Return round times up to `seconds`, and how to write them."""
-    step = next((step for step in STEPS if seconds / step < MAX_TICKS), STEPS[-1])
-    places = np.arange(0, seconds + 1e-9, step)
-    if step < 1:
-        return [(float(place), f"{place:.1f}") for place in places]
-    if seconds < 60:
-        return [(float(place), f"{place:.0f}") for place in places]
-    texts = [(int(place) // 3600, int(place) // 60 % 60, int(place) % 60) for place in places]
-    if seconds < 3600:
-        return [(float(place), f"{60 * h + m}:{s:02d}") for place, (h, m, s) in zip(places, texts, strict=True)]
-    return [(float(place), f"{h}:{m:02d}:{s:02d}" if step < 60 else f"{h}:{m:02d}") for place, (h, m, s) in zip(places, texts, strict=True)]
-
-
-def time_unit(seconds: float) -> str:
-    """Return what the texts of `time_ticks` count."""
-    return "seconds" if seconds < 60 else "minutes and seconds" if seconds < 3600 else "hours and minutes"

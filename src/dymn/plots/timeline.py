@@ -7,16 +7,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dymn.errors import ConfigError, MissingExtraError, visible
-from dymn.plots.explanation import FAINT, INK, SOFT, frequency_ticks
-from dymn.plots.overview import Overview, time_ticks, time_unit
-from dymn.system.files import atomic_write
+from dymn.plots.overview import Overview
+from dymn.plots.style import (
+    FAINT,
+    INK,
+    PROBABILITY,
+    SOFT,
+    draw_spectrogram,
+    new_figure,
+    save_figure,
+    shortened,
+    time_ticks,
+    time_unit,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-SOUND, PROBABILITY = "magma", "cividis"  # both light-to-dark in one direction, for eyes that see fewer colours too
 MAX_LABEL = 26
 MAX_TITLE = 70
 ROW_INCHES = 0.36
@@ -29,24 +37,7 @@ def save_picture(seen: Overview, path: str | Path, dpi: int = 120) -> None:
         ConfigError: if matplotlib cannot write such a file.
         MissingExtraError: if matplotlib is not installed.
     """
-    figure = draw(seen)
-    try:
-        with atomic_write(path) as file:
-            figure.savefig(file, dpi=dpi, format=Path(path).suffix[1:].lower())
-    except ValueError as error:
-        raise ConfigError(f"The picture {path} cannot be written: {error}. Give a name that ends in .png, .pdf or .svg.") from error
-
-
-def require() -> None:
-    """Do nothing if pictures can be drawn.
-
-    Raises:
-        MissingExtraError: if matplotlib is not installed.
-    """
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError("Drawing", "plot") from error
+    save_figure(draw(seen), path, dpi)
 
 
 def draw(seen: Overview) -> Figure:
@@ -55,12 +46,9 @@ def draw(seen: Overview) -> Figure:
     Raises:
         MissingExtraError: if matplotlib is not installed.
     """
-    require()
-    from matplotlib.figure import Figure
-
     rows = ROW_INCHES * len(seen.labels)
     height = 0.95 + 2.6 + 0.3 + rows + 0.75
-    figure = Figure(figsize=(12, height), facecolor="white")
+    figure = new_figure(12, height)
 
     def panel(top: float, tall: float, left: float = 3.3, wide: float = 7.8) -> Axes:
         return figure.add_axes((left / 12, 1 - (top + tall) / height, wide / 12, tall / height))
@@ -79,12 +67,7 @@ def draw(seen: Overview) -> Figure:
 
 
 def _spectrogram(axes: Axes, seen: Overview) -> None:
-    low, high = np.percentile(seen.log_mel, [2, 99.7])
-    extent = (0, seen.seconds, 0, len(seen.log_mel))
-    axes.imshow(seen.log_mel, origin="lower", aspect="auto", cmap=SOUND, vmin=low, vmax=max(high, low + 1e-3), extent=extent)
-    places, names = frequency_ticks(seen.front_end)
-    axes.set_yticks(places, names)
-    axes.set_ylabel("kHz", fontsize=12, color=SOFT)
+    draw_spectrogram(axes, seen.log_mel, seen.front_end, seen.seconds)
     _time_axis(axes, seen, named=False)
 
 
@@ -111,9 +94,3 @@ def _time_axis(axes: Axes, seen: Overview, named: bool) -> None:
     axes.tick_params(axis="y", length=0, labelsize=11)
     if named:
         axes.set_xlabel(time_unit(seen.seconds), fontsize=12, color=SOFT)
-
-
-def shortened(text: str, limit: int) -> str:
-    """Return a text without letters that cannot be drawn, cut if it is too long."""
-    text = visible(text)
-    return text if len(text) <= limit else text[: limit - 1].rstrip(" ,(") + "…"

@@ -6,18 +6,15 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from dymn.errors import ConfigError, MissingExtraError
 from dymn.models import paper
+from dymn.plots.style import BLUE, FAINT, INK, RED, new_figure, save_figure
 from dymn.profiling.counting import count
 from dymn.profiling.networks import Network
 from dymn.profiling.report import MILLION
-from dymn.system.files import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-INK, FAINT = "#222222", "#d9d9d9"
 
 
 class Family(NamedTuple):
@@ -32,11 +29,11 @@ class Family(NamedTuple):
 
 
 FAMILIES = (
-    Family("DyMN", ("DyMN-S", "DyMN-M", "DyMN-L"), "#D55E00", "*", 17, above=True),
+    Family("DyMN", ("DyMN-S", "DyMN-M", "DyMN-L"), RED, "*", 17, above=True),
     Family(
         "MobileNet, by width α",
         tuple(f"MN (α = {width})" for width in ("0.4", "0.5", "1.0", "2.0", "3.0", "4.0")),
-        "#0072B2",
+        BLUE,
         "o",
         8,
         above=False,
@@ -55,17 +52,9 @@ def plot_trade_off(path: str | Path, model: Network | None = None) -> None:
         ConfigError: if matplotlib cannot write such a file.
         MissingExtraError: if matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError("Drawing", "plot") from error
-    figure = Figure(figsize=(12, 5), layout="constrained", facecolor="white")
+    figure = new_figure(12, 5, layout="constrained")
     _draw(figure, model)
-    try:
-        with atomic_write(path) as file:
-            figure.savefig(file, dpi=160, format=Path(path).suffix[1:])
-    except ValueError as error:
-        raise ConfigError(f"The picture {path} cannot be written: {error}. Give a name that ends in .png, .pdf or .svg.") from error
+    save_figure(figure, path, dpi=160)
 
 
 def _draw(figure: Figure, model: Network | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import hashlib
 import io
 import os
 import sys
@@ -48,6 +49,15 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
             elif error.errno is None:  # numpy's, for less written than there was
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
         raise
+
+
+def digest_of(file: BinaryIO) -> str:
+    """Return the SHA-256 of what is left in an open file, in hexadecimal digits, and seek back to where it was."""
+    start, digest = file.tell(), hashlib.sha256()
+    while chunk := file.read(2**20):
+        digest.update(chunk)
+    file.seek(start)
+    return digest.hexdigest()
 
 
 @contextmanager

@@ -1,7 +1,8 @@
-"""The data of a run: its parts, their loaders, the teacher's table, and what all of it is known by."""
+"""What a run builds on: its data, their loaders, the teacher's table, checkpoints, and the digests that identify all of it."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import json
@@ -10,11 +11,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dymn.data import BalancedSampler, Loader, PlainSampler, Source, Streamed, TaskSpec, TeacherTable, open_source, task_of
+from dymn.data import BalancedSampler, Dataset, Loader, PlainSampler, Source, Streamed, TaskSpec, TeacherTable, cached, select
 from dymn.errors import ConfigError
 from dymn.evaluation.score import evaluation_loader
-from dymn.models.mobilenet import MODELS
+from dymn.models.mobilenet import MODELS, MobileNet
 from dymn.training.recipe import TrainConfig
+from dymn.training.start import check_start
 from dymn.weights import load_model
 
 
@@ -29,37 +31,54 @@ class Inputs(NamedTuple):
     seconds: float
 
 
-def open_inputs(config: TrainConfig, sample_rate: int) -> Inputs:
-    """Open what the config names.
+def open_inputs(config: TrainConfig, data: Dataset, sample_rate: int) -> Inputs:
+    """Return the splits that the config names of a dataset that is open, and the teacher's table; make the cache if there is none yet.
 
     Raises:
-        ConfigError: if the kind of dataset is unknown, or no path is given.
-        DataError: if a dataset or table is missing, damaged, or has no such split.
+        ConfigError: if no split to train on is named.
+        DataError: if the dataset has no such split, or the table is missing or damaged.
     """
-    data = config.data
-    if not data.path:
-        raise ConfigError("data.path is not set. Say where the dataset lies: --data PATH, or data.path in the recipe.")
-    task = task_of(data.kind, data.path)
+    settings, task = config.data, data.task
+    whole = data.source.at(sample_rate)
+    if settings.cache:
+        whole = cached(whole, settings.cache, workers=settings.workers)
 
     def part(split: str) -> Source | None:
-        if not split:
-            return None
-        return open_source(
-            data.kind,
-            data.path,
-            split,
-            fold=data.fold or None,
-            holdout=data.holdout,
-            sample_rate=sample_rate,
-            cache=data.cache or None,
-            workers=data.workers,
-            **data.options,
-        )
+        return select(whole, split, fold=settings.fold or None, holdout=settings.holdout) if split else None
 
-    train = part(data.train)
+    train = part(settings.train)
     if train is None:
         raise ConfigError("data.train is empty; name the split to train on.")
-    return Inputs(task, train, part(data.val), part(data.test), open_table(config), data.seconds or task.seconds)
+    return Inputs(task, train, part(settings.val), part(settings.test), open_table(config), settings.seconds or task.seconds)
+
+
+class BaseModels(NamedTuple):
+    """The networks that a run builds on, each of its own, and the SHA-256 of every checkpoint: two files of one name are two models."""
+
+    start: MobileNet | None  # None where training starts from an architecture
+    parent: MobileNet | None
+    teachers: tuple[MobileNet, ...]
+    digests: dict[str, str]
+
+
+def open_models(config: TrainConfig) -> BaseModels:
+    """Load the checkpoints of a run, each file once.
+
+    Raises:
+        ConfigError: if settings of an architecture are given with a checkpoint.
+        WeightsError: if one cannot be loaded.
+    """
+    check_start(config.model)
+    names = {"model": config.model.name, "parent": config.model.inherit}
+    names |= {f"teacher {i}": name for i, name in enumerate(config.teacher.models, 1)}
+    loaded: dict[str, MobileNet] = {}
+    used: dict[str, MobileNet] = {}
+    for role, name in names.items():
+        if name and (name not in MODELS or role != "model"):
+            used[role] = copy.deepcopy(loaded[name]) if name in loaded else loaded.setdefault(name, load_model(name))
+    digests = {role: str(model.card.provenance.get("sha256", "")) for role, model in used.items()}
+    teachers = tuple(model for role, model in used.items() if role.startswith("teacher"))
+    return BaseModels(used.get("model"), used.get("parent"), teachers, digests)
 
 
 def open_table(config: TrainConfig) -> TeacherTable | None:
@@ -117,6 +136,7 @@ def quiet_loader(source: Source, inputs: Inputs, config: TrainConfig) -> Loader:
         inputs.seconds,
         config.data.fill,
         min(config.optim.batch_size, 64),
+        config.data.whole,
         teacher=known,
         partial_teacher=True,
         workers=config.data.workers,
@@ -130,14 +150,6 @@ def digests(inputs: Inputs) -> dict[str, str]:
     if inputs.table is not None:
         found["teacher"] = _digest(inputs.table)
     return found
-
-
-def model_digests(config: TrainConfig) -> dict[str, str]:
-    """Return the SHA-256 of every checkpoint that a run builds on: two files of one name are two models."""
-    names = {"model": config.model.name, "parent": config.model.inherit}
-    names |= {f"teacher {i}": name for i, name in enumerate(config.teacher.models, 1)}
-    used = {role: name for role, name in names.items() if name and name not in MODELS}
-    return {role: str(load_model(name).card.provenance.get("sha256", "")) for role, name in used.items()}
 
 
 def _digest(table: TeacherTable) -> str:
@@ -160,6 +172,8 @@ def portable(config: TrainConfig) -> dict[str, Any]:
     for section, names in (("run", run), ("data", ("path", "cache", "workers"))):
         for name in names:
             del values[section][name]
+    if values["data"]["whole"] is None:  # so that runs which began before there was this setting continue
+        del values["data"]["whole"]
     for name in ("table", "index"):  # the digest tells which table it is, wherever it lies
         values["teacher"][name] = bool(values["teacher"][name]) or ""
     for name in ("name", "inherit"):

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import datetime
 import itertools
 import math
-import os
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,7 +21,8 @@ import torch
 from torch import Tensor
 
 import dymn
-from dymn.data import Batch, Source
+from dymn.config import FrontEndConfig
+from dymn.data import Batch, Dataset, Source
 from dymn.data.batch import read_bad, write_bad
 from dymn.errors import ConfigError, DataError, MissingExtraError
 from dymn.evaluation.score import deciding_metric, figures, is_better, score
@@ -32,20 +31,18 @@ from dymn.models import pretrained
 from dymn.models.frontend import LogMel
 from dymn.models.mobilenet import MobileNet
 from dymn.models.pretrained import shorten
-from dymn.system.devices import resolve_device
-from dymn.training.distributed import united, use_global_norm
+from dymn.training.distributed import launch, united, use_global_norm
 from dymn.training.inputs import (
-    Inputs,
     differences,
     digests,
     fingerprint,
-    model_digests,
     open_inputs,
+    open_models,
     portable,
     quiet_loader,
     training_loader,
 )
-from dymn.training.recipe import PRECISIONS, TrainConfig
+from dymn.training.recipe import TrainConfig
 from dymn.training.report import Record, Reporter, Tracker, plot_curves, write_history, write_json
 from dymn.training.resolve import plain_name, resolve, with_folder
 from dymn.training.schedules import learning_rate_factor, temperature
@@ -53,7 +50,6 @@ from dymn.training.start import (
     front_end_of,
     has_fresh_head,
     inherit_weights,
-    pretrained_model,
     prior_logits,
     set_prior,
     starting_model,
@@ -64,14 +60,18 @@ from dymn.training.step import Share, Step
 SAMPLE_CLIPS = 96  # heard before training: for inherited weights, the teacher's prior and the spread of its embedding
 STATE_FILE, BEST_FILE, LAST_FILE, BAD_FILE = "state.pt", "best.safetensors", "last.safetensors", "bad_clips.csv"
 SLOW = 30.0  # seconds; curves are drawn after each epoch that takes longer, else only at the end
-PATIENCE = datetime.timedelta(hours=12)  # of the processes that wait while one evaluates
 
 
-def train(config: TrainConfig, reporter: Reporter | None = None) -> Record:
+def train(config: TrainConfig, reporter: Reporter | None = None, data: Dataset | None = None) -> Record:
     """Train as the config says; return the result, which `result.json` in the run's folder holds too.
 
     A run that was killed continues from its last state, that of an epoch or of every `run.save_steps` steps in it, and gives the numbers
     that it would have given.
+
+    Args:
+        config: the run.
+        reporter: is told how it goes.
+        data: the dataset, where it is open already and the config leaves nothing open (see `dymn.training.resolve`).
 
     Raises:
         ConfigError: if a setting is not allowed, or the folder holds another run.
@@ -79,34 +79,28 @@ def train(config: TrainConfig, reporter: Reporter | None = None) -> Record:
         WeightsError: if a checkpoint cannot be loaded.
     """
     with torch.random.fork_rng(devices=[]):  # dropout draws from the global generator; the caller's numbers shall not depend on it
-        return Run(config, reporter or Reporter()).fit()
+        return Run(config, reporter or Reporter(), data).fit()
 
 
 class Run:
     """One training run: what it is made of, and how it goes on from epoch to epoch."""
 
-    def __init__(self, config: TrainConfig, reporter: Reporter) -> None:
-        self.config = config = resolve(with_folder(config))
-        self.folder = Path(config.run.out)
-        self.fabric = _fabric(config)
-        self.device = self.fabric.device
-        self.is_main = self.fabric.is_global_zero
+    def __init__(self, config: TrainConfig, reporter: Reporter, data: Dataset | None = None) -> None:
+        config = with_folder(config)
+        config, data = resolve(config) if data is None else (config, data)
+        self.config, self.folder = config, Path(config.run.out)
+        self.fabric, self.share = self._place()
         self.reporter = reporter if self.is_main else Reporter()
-        self.share = Share(self.fabric.global_rank, self.fabric.world_size)
-        if config.run.threads:
-            torch.set_num_threads(config.run.threads)
-        pretrained = pretrained_model(config.model)
-        front_end = front_end_of(config.model, pretrained)
-        self.inputs: Inputs = open_inputs(config, front_end.sample_rate)
-        self.digests = digests(self.inputs) | model_digests(config)
+        models = open_models(config)
+        front_end = front_end_of(config.model, models.start)
+        self.inputs = open_inputs(config, data, front_end.sample_rate)
+        self.digests = digests(self.inputs) | models.digests
         self.state = self._begin_or_continue()
-        generator = torch.Generator().manual_seed(config.run.seed)
-        self.network = starting_model(config.model, pretrained, self.inputs.train.labels, front_end, generator)
+        self.network = self._network(models.start, front_end)
         self.front_end = LogMel(front_end).to(self.device)
-        self.teachers = self._teachers()
-        self.loader = training_loader(self.inputs, config, *self.share, pin_memory=self.device.type == "cuda")
-        self.network.to(self.device)
-        feature_scale = self._prepare_weights()
+        self.teachers = self._teachers(models.teachers)
+        self.loader = training_loader(self.inputs, config, self.share.rank, self.share.world, pin_memory=self.device.type == "cuda")
+        feature_scale = self._prepare_weights(models.parent)
         self.step = Step(config, self.inputs.task.loss, self.front_end, self.teachers, feature_scale, self.share)
         self.ema = self._averaged()
         self.model, self.optimizer = self._set_up()
@@ -116,6 +110,27 @@ class Run:
         ]
 
     # Setting up
+
+    def _place(self) -> tuple[Any, Share]:
+        """Find the device, and this process's place among those that train together."""
+        if self.config.run.threads:
+            torch.set_num_threads(self.config.run.threads)
+        fabric = launch(self.config)
+        return fabric, Share(fabric.global_rank, fabric.world_size)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return cast(torch.device, self.fabric.device)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that evaluates and writes."""
+        return self.share.rank == 0
+
+    def _network(self, start: MobileNet | None, front_end: FrontEndConfig) -> MobileNet:
+        generator = torch.Generator().manual_seed(self.config.run.seed)
+        return starting_model(self.config.model, start, self.inputs.train.labels, front_end, generator).to(self.device)
 
     def _begin_or_continue(self) -> RunState:
         mark = fingerprint(self.config, self.digests)
@@ -141,10 +156,10 @@ class Run:
             )
         return RunState(fingerprint=mark)
 
-    def _teachers(self) -> OnlineTeachers | None:
-        if not self.config.teacher.models:
+    def _teachers(self, models: Sequence[MobileNet]) -> OnlineTeachers | None:
+        if not models:
             return None
-        teachers = OnlineTeachers(self.config.teacher.models, self.network, self.device)
+        teachers = OnlineTeachers(models, self.network, self.device)
         if self.config.teacher.feature_weight > 0 and teachers.embedding_size != self.network.config.c_last:
             raise ConfigError(
                 f"teacher.feature_weight needs embeddings of one size; the student's has {self.network.config.c_last} values, "
@@ -152,12 +167,12 @@ class Run:
             )
         return teachers
 
-    def _prepare_weights(self) -> float:
+    def _prepare_weights(self, parent: MobileNet | None) -> float:
         """Give a fresh network its inherited weights or its prior; return the variance of the teacher's embedding."""
         model, settings = self.network, self.config.model
-        log_mel = self._sample() if settings.inherit or self.teachers is not None else torch.empty(0)
-        if settings.inherit:
-            inherit_weights(model, settings, log_mel, torch.Generator().manual_seed(self.config.run.seed))
+        log_mel = self._sample() if parent is not None or self.teachers is not None else torch.empty(0)
+        if parent is not None:
+            inherit_weights(model, parent, log_mel, torch.Generator().manual_seed(self.config.run.seed))
         lesson = None if self.teachers is None else self.teachers.teach(log_mel)
         if settings.prior and has_fresh_head(model):
             prior = (
@@ -413,29 +428,6 @@ def _validation(record: Record) -> Record:
 def versions() -> dict[str, str]:
     """Return the versions that a run's numbers may depend on."""
     return {"dymn": dymn.__version__, "python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
-
-
-def _fabric(config: TrainConfig) -> Any:
-    try:
-        from lightning_fabric import Fabric
-        from lightning_fabric.strategies.ddp import DDPStrategy
-    except ImportError as error:
-        raise MissingExtraError("Training", "train") from error
-    device = resolve_device(config.run.device or None)
-    if config.optim.precision == "fp16" and device.type != "cuda":
-        raise ConfigError(f"optim.precision is fp16, which needs a CUDA device, and the run is on {device.type}. Use bf16 or fp32.")
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    fabric = Fabric(
-        accelerator=device.type,
-        devices=local if world > 1 or device.index is None else [device.index],
-        num_nodes=world // local,
-        strategy=DDPStrategy(timeout=PATIENCE) if world > 1 else "auto",
-        precision=cast(Any, PRECISIONS[config.optim.precision]),
-    )
-    if world > 1:
-        fabric.launch()
-    return fabric
 
 
 def _grouped(batches: Iterator[Any], size: int) -> Iterator[list[Any]]:

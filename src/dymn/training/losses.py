@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from dymn.evaluation.score import probabilities as probabilities
+
 
 class Targets(NamedTuple):
     """What the network should say of B clips."""
@@ -49,11 +51,6 @@ def targets_of(labels: Tensor, mask: Tensor, teacher_logits: Tensor, has_teacher
     """
     share = has_teacher.float()
     return Targets(labels * mask, mask, probabilities(teacher_logits, kind) * share[:, None], share)
-
-
-def probabilities(logits: Tensor, kind: str) -> Tensor:
-    """Return sigmoid ("bce") or softmax ("ce") of logits [B, C]."""
-    return torch.sigmoid(logits) if kind == "bce" else torch.softmax(logits, dim=1)
 
 
 def label_loss(logits: Tensor, targets: Targets, kind: str) -> Tensor:

@@ -43,7 +43,8 @@ class DataSettings:
 
     `seconds` 0 means the dataset's own clip length. An empty split name leaves that part out; `val` and `test` "auto" take it where
     there is one. `sampling` "balanced" draws `draws` clips an epoch by class frequency, "plain" presents every clip once (or `draws`
-    clips, if not 0), but at least `least_draws`, in as many passes as that takes.
+    clips, if not 0), but at least `least_draws`, in as many passes as that takes. With `whole`, validation and test hear each clip at
+    once, up to a minute, and else in windows of `seconds`; None leaves that to the dataset's protocol (see `TaskSpec`).
     """
 
     kind: str = "folder"
@@ -55,6 +56,7 @@ class DataSettings:
     holdout: float | None = None
     seconds: float = 0.0
     fill: str = "pad"
+    whole: bool | None = None
     sampling: str = "plain"
     draws: int = 0
     least_draws: int = 0
@@ -71,6 +73,7 @@ class DataSettings:
         check(self.train not in (self.val, self.test), f"data.train is {self.train!r}, which is also a part that is evaluated.")
         share = self.holdout is None or (isinstance(self.holdout, (int, float)) and 0 <= self.holdout < 1)
         check(share, f"data.holdout is {self.holdout!r}; it must be a number in [0, 1).")
+        check(self.whole is None or isinstance(self.whole, bool), f"data.whole is {self.whole!r}; it must be true or false.")
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,10 @@ from dymn.errors import ConfigError, WeightsError
 from dymn.models import pretrained
 from dymn.models.mobilenet import MODELS, MobileNet, model_config
 from dymn.system.devices import resolve_device
-from dymn.weights.download import Progress, check_reachable, sha256_of
+from dymn.weights.download import Progress, sha256_of
 from dymn.weights.efficientat import import_efficientat
 from dymn.weights.find import SAFETENSORS, fetch_published, file_in
+from dymn.weights.hub import fetch_hub
 from dymn.weights.labels import audioset_labels, labels_for, numbered_labels
 from dymn.weights.registry import REGISTRY, PublishedModel, unknown_model
 
@@ -129,7 +130,7 @@ def _load(name_or_path: str | Path, progress: Progress | None) -> MobileNet:
     if path.suffix in (SAFETENSORS, ".pt", ".pth"):
         raise WeightsError(f"There is no file {path}. Give the path of a checkpoint, or the name of a model with weights.")
     if isinstance(name_or_path, str) and HUB_NAME.fullmatch(name):
-        return _from_hub(name)
+        return _from_safetensors(fetch_hub(name, progress).path)
     if name in MODELS:
         variants = [key for key, model in REGISTRY.items() if model.architecture == name]
         offer = f"With weights there are: {', '.join(variants)}. " if variants else ""
@@ -159,30 +160,6 @@ def _from_state_dict(path: Path, strides: Sequence[int] | None = None, temperatu
     model = import_efficientat(path, temperature=1.0 if temperature is None else temperature, strides=strides or DEFAULT_STRIDES)
     card = ModelCard(name=path.stem, labels=labels_for(model.config.num_classes), provenance={"file": path.name})
     return _with_card(model, card, digest)
-
-
-def _from_hub(name: str) -> MobileNet:
-    """Load `model.safetensors` of a repository on the Hugging Face Hub, from its client's cache if it is there."""
-    from huggingface_hub import constants, hf_hub_download
-
-    repository, _, revision = name.partition("@")
-    offline = constants.HF_HUB_OFFLINE or not _answers(constants.ENDPOINT)  # the client tries for longer than anyone waits
-    try:
-        path = hf_hub_download(repository, pretrained.WEIGHTS_FILE, revision=revision or None, local_files_only=offline)
-    except Exception as error:  # the client's errors have no common base over its versions
-        reason = f"{constants.ENDPOINT} does not answer. Get the file elsewhere and give its path." if offline else str(error)
-        what = f"{pretrained.WEIGHTS_FILE} of {repository} on the Hugging Face Hub"
-        raise WeightsError(f"There is no file or folder {name}, and {what} cannot be downloaded: {reason}") from error
-    return _from_safetensors(Path(path))
-
-
-def _answers(url: str) -> bool:
-    try:
-        check_reachable(url)
-    except OSError as error:
-        logger.info("%s cannot be reached: %s", url, error)
-        return False
-    return True
 
 
 def published_card(published: PublishedModel) -> ModelCard:

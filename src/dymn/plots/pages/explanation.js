@@ -1,110 +1,7 @@
-<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>dymn explain</title>
-<style>
-  :root { --ink: #1b1b1f; --soft: #63636b; --faint: #dcdce2; --accent: #d55e00; }
-  body { margin: 0; background: #fff; color: var(--ink); font: 16px/1.4 system-ui, "DejaVu Sans", sans-serif; }
-  main { max-width: 1500px; margin: 0 auto; padding: 24px 28px 40px; }
-  h1 { font-size: 28px; margin: 0; overflow-wrap: anywhere; }
-  h2 { font-size: 16px; margin: 18px 0 6px; }
-  p { margin: 4px 0; color: var(--soft); }
-  audio { width: 100%; margin: 12px 0 0; }
-  .grid { display: grid; grid-template-columns: 170px minmax(0, 10fr) minmax(0, 3fr) minmax(0, 4fr); column-gap: 18px; }
-  .grid > section { min-width: 0; }
-  .axis { position: relative; font-size: 13px; color: var(--soft); }
-  .axis span { position: absolute; right: 0; transform: translateY(50%); white-space: nowrap; max-width: 170px; overflow: hidden; text-overflow: ellipsis; }
-  .along { position: relative; }
-  canvas { display: block; width: 100%; }
-  .along canvas { cursor: crosshair; }
-  .head { position: absolute; top: 0; bottom: 0; width: 2px; background: #00c2a8; left: 0; pointer-events: none; box-shadow: 0 0 0 1px #fff8; }
-  .ticks { display: flex; justify-content: space-between; font-size: 13px; color: var(--soft); }
-  .blocks { display: flex; flex-wrap: wrap; gap: 6px; margin: 14px 0 0; }
-  button { font: inherit; border: 1px solid var(--faint); background: #fff; color: var(--ink); border-radius: 6px; padding: 4px 11px; cursor: pointer; }
-  button[aria-pressed="true"] { background: var(--ink); color: #fff; border-color: var(--ink); }
-  button:focus-visible, canvas:focus-visible { outline: 3px solid #0072b2; outline-offset: 1px; }
-  table { border-collapse: collapse; width: 100%; font-size: 13px; table-layout: fixed; }
-  th:first-child { width: 24px; }
-  td, th { padding: 1px 3px; font-weight: normal; color: var(--soft); text-align: left; }
-  .bar { display: flex; height: 30px; gap: 1px; min-width: 40px; }
-  .bar i { display: block; }
-  .none { background: repeating-linear-gradient(135deg, #fff 0 4px, var(--faint) 4px 5px); }
-  tr.chosen th { color: var(--ink); font-weight: bold; }
-  tr.chosen .bar { outline: 2px solid var(--ink); }
-  .fans { display: grid; grid-template-columns: repeat(auto-fill, minmax(86px, 1fr)); gap: 8px; }
-  .fans figure { margin: 0; cursor: pointer; }
-  .fans figure.chosen { outline: 2px solid var(--ink); }
-  figcaption { text-align: center; font-size: 13px; color: var(--soft); }
-  .key { display: flex; align-items: center; gap: 8px; font-size: 13px; color: var(--soft); margin-top: 8px; }
-  .key span { white-space: nowrap; }
-  .key canvas { width: 90px; height: 10px; }
-  @media (max-width: 900px) { .grid { grid-template-columns: 110px minmax(0, 1fr); } .wide { grid-column: 1 / -1; } }
-</style>
-</head>
-<body>
-<main>
-  <h1 id="name"></h1>
-  <p id="found"></p>
-  <audio id="audio" controls></audio>
-  <div class="blocks" id="blocks" role="group" aria-label="Block to look into"></div>
-  <div class="grid">
-    <section><h2>&nbsp;</h2><div class="axis" id="kilohertz"></div></section>
-    <section>
-      <h2>What the network hears: log-mel spectrogram</h2>
-      <div class="along"><canvas id="sound" role="img" aria-label="Log-mel spectrogram"></canvas><div class="head"></div></div>
-    </section>
-    <section class="wide"><h2 id="where"></h2><canvas id="frequency" role="img" aria-label="Channel-frequency attention"></canvas><div class="ticks" id="frequencyTicks"></div></section>
-    <section class="wide" style="grid-row: span 3"><h2 id="mixes"></h2><table id="kernels"></table></section>
-    <section><h2>&nbsp;</h2><div class="axis" id="labels"></div></section>
-    <section>
-      <h2 id="says"></h2>
-      <div class="along"><canvas id="tags" role="img" aria-label="Probabilities of the tags over time"></canvas><div class="head"></div></div>
-    </section>
-    <section class="wide">
-      <h2>&nbsp;</h2>
-      <div class="key"><span>less</span><canvas id="scale"></canvas><span>more attention</span></div>
-      <p id="scaleText" style="font-size:13px"></p>
-    </section>
-    <section><h2>&nbsp;</h2><div class="axis" id="rows"></div></section>
-    <section>
-      <h2 id="when"></h2>
-      <div class="along"><canvas id="time" role="img" aria-label="Channel-time attention"></canvas><div class="head"></div></div>
-      <div class="ticks" id="seconds"></div>
-    </section>
-  </div>
-  <h2>What its Dy-ReLU became in each channel <span style="font-weight:normal;color:var(--soft)">(dashed: ReLU, orange: mean, ×: differences enlarged)</span></h2>
-  <div class="fans" id="fans"></div>
-  <noscript><p>This page draws with JavaScript, which is switched off.</p></noscript>
-</main>
-<script id="data" type="application/json">{{explanation}}</script>
-<script>
-"use strict";
-const data = JSON.parse(document.getElementById("data").textContent);
-const at = id => document.getElementById(id);
-const SOUND = ["#000004", "#1d1147", "#51127c", "#832681", "#b73779", "#e75263", "#fc8961", "#fec488", "#fcfdbf"];
-const MORE_LESS = ["#2d004b", "#542788", "#8073ac", "#b2abd2", "#d8daeb", "#f7f7f7", "#fee0b6", "#fdb863", "#e08214", "#b35806", "#7f3b08"];
 const HEIGHT = {sound: 300, tags: 26, time: 165, fan: 76};
 const wanted = Number(location.hash.slice(1)) - 1; // page.html#5 opens on block 5
 let chosen = wanted in data.blocks ? wanted : null; // a block's place in the list, or null for the means of all
 
-const parsed = list => list.map(hex => [1, 3, 5].map(i => parseInt(hex.slice(i, i + 2), 16)));
-const ramp = list => { const stops = parsed(list); return x => {
-  const place = Math.min(Math.max(x, 0), 1) * (stops.length - 1), i = Math.min(Math.floor(place), stops.length - 2), part = place - i;
-  return stops[i].map((value, c) => value + part * (stops[i + 1][c] - value)); }; };
-const sound = ramp(SOUND), moreLess = ramp(MORE_LESS);
-
-function unpacked(matrix) { // rows of values from 0 to 1
-  if (!matrix) return null;
-  const text = atob(matrix.data), rows = [];
-  for (let r = 0; r < matrix.rows; r++) {
-    const row = new Float32Array(matrix.columns);
-    for (let c = 0; c < matrix.columns; c++) row[c] = text.charCodeAt(r * matrix.columns + c) / 255;
-    rows.push(row);
-  }
-  return rows;
-}
 const mean = values => values.reduce((a, b) => a + b, 0) / values.length;
 const meanRow = rows => Float32Array.from(rows[0], (_, c) => mean(rows.map(row => row[c])));
 const centred = row => { const m = mean(row); return Float32Array.from(row, value => value - m); };
@@ -134,29 +31,16 @@ function surface(id, height) {
 
 function image(context, width, height, rows, columns, colour) {
   const small = document.createElement("canvas");
-  small.width = columns; small.height = rows;
-  const inner = small.getContext("2d"), pixels = inner.createImageData(columns, rows);
-  for (let r = 0; r < rows; r++) for (let c = 0; c < columns; c++) {
-    const [red, green, blue] = colour(r, c), i = 4 * (r * columns + c);
-    pixels.data[i] = red; pixels.data[i + 1] = green; pixels.data[i + 2] = blue; pixels.data[i + 3] = 255;
-  }
-  inner.putImageData(pixels, 0, 0);
+  paint(small, rows, columns, colour);
   context.imageSmoothingEnabled = false;
   context.drawImage(small, 0, 0, width, height);
 }
 
 function drawSound() {
   const [context, width, height] = surface("sound", HEIGHT.sound), n = logMel.length;
-  image(context, width, height, n, logMel[0].length, (r, c) => sound(logMel[n - 1 - r][c]));
-  const axis = at("kilohertz");
-  axis.style.height = height + "px";
-  axis.replaceChildren(...data.kilohertz.map(([place, name]) => label(name + " kHz", "bottom", 100 * place + "%")));
-}
-
-function label(text, side, place) {
-  const span = document.createElement("span");
-  span.textContent = text; span.title = text; span.style[side] = place;
-  return span;
+  image(context, width, height, n, logMel[0].length, (r, c) => COLOURS.loudness(logMel[n - 1 - r][c]));
+  at("kilohertz").style.height = height + "px";
+  drawKilohertz();
 }
 
 function drawTags() {
@@ -172,7 +56,7 @@ function drawTags() {
   });
   const axis = at("labels");
   axis.style.height = HEIGHT.tags * k + "px";
-  axis.replaceChildren(...data.labels.map((text, i) => label(text + " " + peaks[i].toFixed(2), "bottom", (100 * (k - i - 0.55) / k) + "%")));
+  axis.replaceChildren(...data.labels.map((text, i) => made("span", text + " " + peaks[i].toFixed(2), {bottom: (100 * (k - i - 0.55) / k) + "%"})));
 }
 
 function drawAttention() {
@@ -180,23 +64,23 @@ function drawAttention() {
   const [context, width, height] = surface("time", HEIGHT.time);
   const columns = Math.max(1, ...time.map(row => row.length));
   if (has.time && time.length) image(context, width, height, time.length, columns, (r, c) =>
-    moreLess(0.5 + time[r][Math.floor(c * time[r].length / columns)] / strongest / 2));
+    COLOURS.deviation(0.5 + time[r][Math.floor(c * time[r].length / columns)] / strongest / 2));
   else nothing(context, width, height, "no channel-time attention");
   const [side, sideWidth, sideHeight] = surface("frequency", HEIGHT.sound);
   const bands = Math.max(1, ...frequency.map(row => row.length));
   if (has.frequency && frequency.length) image(side, sideWidth, sideHeight, bands, frequency.length, (r, c) =>
-    moreLess(0.5 + frequency[c][Math.floor((bands - 1 - r) * frequency[c].length / bands)] / strongestFrequency / 2));
+    COLOURS.deviation(0.5 + frequency[c][Math.floor((bands - 1 - r) * frequency[c].length / bands)] / strongestFrequency / 2));
   else nothing(side, sideWidth, sideHeight, "no channel-frequency attention");
   const number = chosen === null ? null : blocks[chosen].number;
-  at("when").textContent = "When it listens: channel-time attention of " + (number ? "the channels of block " + number : "each block");
-  at("where").textContent = "Where it listens";
+  at("when").textContent = "Channel-time attention of " + (number ? "the channels of block " + number : "each block");
+  at("where").textContent = "Frequency attention";
   const ends = number ? ["channels, most", "least"] : ["block 1", String(blocks.length)];
   at("frequencyTicks").replaceChildren(...ends.map(text => Object.assign(document.createElement("span"), {textContent: text})));
   const axis = at("rows");
   axis.style.height = HEIGHT.time + "px";
   const names = number ? [["channels that", 0.93], ["vary most first", 0.83]] :
     blocks.map((block, i) => [block.number === 1 ? "block 1" : String(block.number), 1 - (i + 0.5) / blocks.length]).filter((_, i) => i === 0 || (i + 1) % 5 === 0);
-  axis.replaceChildren(...names.map(([text, place]) => label(text, "bottom", 100 * place + "%")));
+  axis.replaceChildren(...names.map(([text, place]) => made("span", text, {bottom: 100 * place + "%"})));
   at("scaleText").textContent = (number ? "weight of a channel against its mean over the clip, up to ±" + strongest.toFixed(2) + " over time, ±" + strongestFrequency.toFixed(2) + " over frequency"
     : "mean weight of a block's channels against its mean over the clip, up to ±" + data.scale.toFixed(3));
 }
@@ -257,7 +141,7 @@ function drawFans() {
 
 function drawScale() {
   const [context, width, height] = surface("scale", 10);
-  image(context, width, height, 1, 120, (_, c) => moreLess(c / 119));
+  image(context, width, height, 1, 120, (_, c) => COLOURS.deviation(c / 119));
 }
 
 function choose(block) {
@@ -270,8 +154,8 @@ function draw() { drawSound(); drawTags(); drawScale(); choose(chosen); }
 
 at("name").textContent = data.name; document.title = data.name + " · dymn explain";
 at("found").textContent = data.found.join(",  ") + "  ·  " + data.model + ", " + data.seconds.toFixed(1) + " s";
-at("mixes").textContent = "Which kernels it mixes" + (data.kernelZoom > 1 ? " (differences ×" + data.kernelZoom + ")" : "");
-at("says").textContent = "What it says, " + data.window + " s at a time (peaks beside the names)";
+at("mixes").textContent = "Kernel shares" + (data.kernelZoom > 1 ? " (differences ×" + data.kernelZoom + ")" : "");
+at("says").textContent = "Tags in windows of " + data.window + " s (peak beside each name)";
 at("seconds").replaceChildren(...[0, 0.2, 0.4, 0.6, 0.8, 1].map(part => Object.assign(document.createElement("span"), {textContent: (part * data.seconds).toFixed(1) + " s"})));
 ["all blocks", ...blocks.map(block => String(block.number))].forEach((text, i) => {
   const button = document.createElement("button");
@@ -283,10 +167,7 @@ const audio = at("audio");
 audio.src = data.audio;
 document.querySelectorAll(".along canvas").forEach(canvas => canvas.addEventListener("click", event => {
   audio.currentTime = event.offsetX / canvas.clientWidth * data.seconds; move(); }));
-function move() { document.querySelectorAll(".head").forEach(head => { head.style.left = 100 * Math.min(audio.currentTime / data.seconds, 1) + "%"; }); }
+const move = () => showHeads(audio.currentTime);
 (function follow() { move(); requestAnimationFrame(follow); })();
 let waiting; window.addEventListener("resize", () => { clearTimeout(waiting); waiting = setTimeout(draw, 150); });
 draw();
-</script>
-</body>
-</html>

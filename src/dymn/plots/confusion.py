@@ -5,11 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from dymn.config import check
-from dymn.errors import ConfigError, MissingExtraError
 from dymn.evaluation.probe import Probed
-from dymn.system.files import atomic_write
+from dymn.plots.style import FAINT, INK, SHARE, new_figure, save_figure
 
-INK, FAINT = "#222222", "#d9d9d9"
 MOST_NUMBERED = 30
 
 
@@ -21,18 +19,14 @@ def plot_confusion(found: Probed, path: str | Path) -> None:
         MissingExtraError: if matplotlib is not installed.
     """
     check(found.confusion is not None, "Clips with several labels have no confusion matrix.")
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError("Drawing", "plot") from error
     counts = found.confusion
     assert counts is not None
     shares = counts / counts.sum(axis=1, keepdims=True).clip(min=1)
     n = len(found.labels)
     side = 3.0 + 0.42 * min(n, MOST_NUMBERED)
-    figure = Figure(figsize=(side + 1.2, side), layout="constrained", facecolor="white")
+    figure = new_figure(side + 1.2, side, layout="constrained")
     axes = figure.subplots()
-    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    image = axes.imshow(shares, cmap=SHARE, vmin=0, vmax=1)
     axes.set_xticks(range(n), found.labels, rotation=45, ha="right", rotation_mode="anchor", fontsize=10)
     axes.set_yticks(range(n), found.labels, fontsize=10)
     axes.set_xlabel("answer", fontsize=11)
@@ -46,8 +40,4 @@ def plot_confusion(found: Probed, path: str | Path) -> None:
     axes.spines[:].set_color(FAINT)
     figure.colorbar(image, ax=axes, shrink=0.8, label="share of the class")
     axes.set_title(f"{found.mean:.2%} of {int(counts.sum())} clips, by a linear model", fontsize=11, loc="left", color=INK)
-    try:
-        with atomic_write(path) as file:
-            figure.savefig(file, dpi=160, format=Path(path).suffix[1:])
-    except ValueError as error:
-        raise ConfigError(f"The picture {path} cannot be written: {error}. Give a name that ends in .png, .pdf or .svg.") from error
+    save_figure(figure, path, dpi=160)

@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dymn.architectures import MODELS
 from dymn.data import BalancedSampler, Dataset, Loader, PlainSampler, Source, Streamed, TaskSpec, TeacherTable, cached, select
 from dymn.errors import ConfigError
 from dymn.evaluation.score import evaluation_loader
-from dymn.models.mobilenet import MODELS, MobileNet
+from dymn.models.mobilenet import MobileNet
 from dymn.training.recipe import TrainConfig
 from dymn.training.start import check_start
 from dymn.weights import load_model

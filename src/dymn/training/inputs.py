@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dymn.data import BalancedSampler, Dataset, Loader, PlainSampler, Source, Streamed, TaskSpec, TeacherTable, cached, select
-from dymn.errors import ConfigError
+from dymn.data import BalancedSampler, Dataset, Loader, PlainSampler, Source, Streamed, TaskSpec, TeacherTable, cached, class_counts, select
+from dymn.errors import ConfigError, DataError
 from dymn.evaluation.score import evaluation_loader
 from dymn.models.mobilenet import MODELS, MobileNet
+from dymn.models.pretrained import shorten
 from dymn.training.recipe import TrainConfig
 from dymn.training.start import check_start
 from dymn.weights import load_model
@@ -50,6 +51,27 @@ def open_inputs(config: TrainConfig, data: Dataset, sample_rate: int) -> Inputs:
     if train is None:
         raise ConfigError("data.train is empty; name the split to train on.")
     return Inputs(task, train, part(settings.val), part(settings.test), open_table(config), settings.seconds or task.seconds)
+
+
+def check_classes(inputs: Inputs, has_teacher: bool) -> list[str]:
+    """Return which classes have no clips to learn from, or none to be validated with, in a sentence for each part.
+
+    Raises:
+        DataError: if there is nothing to tell apart, so that any network is right.
+    """
+    counts, n = class_counts(inputs.train), len(inputs.train)
+    if len(counts) == 1 and not has_teacher and (inputs.task.loss == "ce" or int(counts[0]) == n):
+        raise DataError(
+            f"All {n} training clips are of one class, {inputs.train.labels[0]!r}: there is nothing to tell apart, and any network is "
+            "right. Add clips of another class, or in a CSV table clips without a label."
+        )
+    parts = {"training": counts} | ({} if inputs.val is None else {"validation": class_counts(inputs.val)})
+    notes = []
+    for part, found in parts.items():
+        absent = [label for label, count in zip(inputs.train.labels, found, strict=True) if count == 0]
+        if absent and found.any():
+            notes.append(f"No {part} clip of {len(absent)} of {len(found)} classes: {shorten(absent)}.")
+    return notes
 
 
 class BaseModels(NamedTuple):

@@ -75,7 +75,7 @@ def onnx(model: MobileNet) -> Logits:
     from dymn.runtime.onnx_backend import OnnxBackend
 
     backend = OnnxBackend(build(model, input="log-mel", dynamic_time=True), torch.get_num_threads())
-    return lambda log_mel: torch.from_numpy(backend.run(log_mel.numpy())[1])
+    return lambda log_mel: torch.from_numpy(backend.outputs(log_mel.numpy())[1])
 
 
 PATHS: dict[str, tuple[str, Callable[[MobileNet], Logits]]] = {

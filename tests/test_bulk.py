@@ -31,7 +31,7 @@ from dymn.inference.formats.tags import Run, csv_rows, write_file
 from dymn.inference.journal import Journal, journal_path
 from dymn.inference.runs import Kind, compute, embeddings, results, tags
 from dymn.inference.selection import TagSettings
-from dymn.runtime.backend import Backend
+from stubs import StubBackend
 
 RATE = 8000
 RUN = Run("1", "loudness", "", {"window": 1.0})
@@ -39,12 +39,12 @@ SETTINGS = {"model": "loudness", "parameters": {"window": 1.0}}
 WINDOWS = TagSettings(window=1.0)
 
 
-class Loudness(Backend):
+class Loudness(StubBackend):
     """Scores that cost nothing and tell recordings apart."""
 
     card = ModelCard(name="loudness", labels=("loud", "quiet"))
 
-    def probabilities(self, waveforms):
+    def scores(self, waveforms):
         loudest = np.abs(waveforms).max(axis=1)
         return np.stack([loudest, 1 - loudest], axis=1).astype(np.float32)
 

@@ -72,9 +72,9 @@ def test_the_numbers_are_those_of_pytorch(packed):
 
 def test_other_layers_and_frames_are_refused(packed):
     tagger = Tagger(open_packed(packed))
-    with pytest.raises(ConfigError, match="gives the layer last alone, not mels"):
+    with pytest.raises(ConfigError, match="no PyTorch network, which layers other than last need"):
         tagger.embedder("mels")
-    with pytest.raises(ConfigError, match="only of whole windows"):
+    with pytest.raises(ConfigError, match="whole windows only"):
         tagger.frames(sounds(9000), 32_000, method="activation")
     with pytest.raises(ConfigError, match="threads is 0"):
         open_packed(packed, 0)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from dymn import Embedder, FeatureExtractor, LogMel, create_model
 from dymn.config import FrontEndConfig, ModelCard
 from dymn.errors import AudioError, ConfigError
-from dymn.inference.embedding import parse_layers
+from dymn.inference.layers import parse_layers
 from dymn.models.features import features_of
 
 RATE = 32_000
@@ -82,7 +82,6 @@ def test_an_embedding_is_the_averages_of_what_was_named(network, noise):
 
 def test_mels_alone_need_no_network(network, noise):
     embedder = Embedder(network, "mels")
-    assert embedder.extractor is None
     assert embedder.vectors(noise).shape == (2, 128)
 
 
@@ -114,4 +113,4 @@ def test_layers_that_there_are_not(layers):
 def test_the_order_of_layers_is_the_order_of_values(network, noise, chosen, n):
     whole = Embedder(network, chosen[:n]).vectors(noise[:, :600])
     parts = [Embedder(network, name).vectors(noise[:, :600]) for name in chosen[:n]]
-    np.testing.assert_array_equal(whole, np.concatenate(parts, axis=1))
+    np.testing.assert_allclose(whole, np.concatenate(parts, axis=1), atol=1e-5)  # the last layer alone is compiled code

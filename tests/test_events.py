@@ -20,21 +20,22 @@ from dymn.errors import AudioError, ConfigError
 from dymn.inference.events import EventSettings, decide, hysteresis, median_filtered
 from dymn.inference.frames import Frames, FrameSettings
 from dymn.models import pretrained
-from dymn.runtime.backend import Backend, FrameScores
+from dymn.runtime.backend import Backend, FrameOutput
+from stubs import StubBackend
 
 RATE = 32_000
 STEP = 10_240
 LABELS = ("Loud", "Quiet")
 
 
-class Loudness(Backend):
+class Loudness(StubBackend):
     """Loud is as probable as the loudest sample of a frame, or of the window; Quiet is the rest."""
 
     def __init__(self):
         self.card = ModelCard(name="loudness", labels=LABELS)
         self.lengths = []
 
-    def probabilities(self, waveforms):
+    def scores(self, waveforms):
         loud = np.abs(np.asarray(waveforms)).max(axis=1)
         return np.stack([loud, 1 - loud], axis=1).astype(np.float32)
 
@@ -42,12 +43,12 @@ class Loudness(Backend):
     def frame_samples(self):
         return STEP
 
-    def frame_scores(self, waveforms, smoothing=1):
+    def frame_run(self, waveforms, smoothing=1):
         self.lengths.append(waveforms.shape[1])
         middles = range(0, waveforms.shape[1], STEP)
         around = [np.abs(waveforms[:, max(0, middle - STEP // 2) : middle + STEP // 2]).max(axis=1) for middle in middles]
         loud = np.stack(around, axis=1)
-        return FrameScores(np.stack([loud, 1 - loud], axis=2).astype(np.float32), self.probabilities(waveforms))
+        return FrameOutput(np.stack([loud, 1 - loud], axis=2).astype(np.float32), *self.run(waveforms))
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import torch
 from dymn import create_model, hear
 from dymn.config import FrontEndConfig, ModelCard
 from dymn.errors import ConfigError, WeightsError
-from dymn.inference.embedding_hooks import Embedder
+from dymn.inference.embedding_hooks import LayerAverages
 from dymn.models import pretrained
 
 
@@ -106,7 +106,7 @@ def test_without_a_file_it_is_the_model_that_comes_with_dymn(monkeypatch):
         return create_model("mn01", num_classes=2)
 
     monkeypatch.setattr("dymn.weights.load_model", load, raising=False)
-    assert isinstance(hear.load_model(layers="last").embedder, Embedder)
+    assert isinstance(hear.load_model(layers="last").embedder, LayerAverages)
     assert asked == ["dymn04_open"]
 
 

@@ -28,19 +28,19 @@ from dymn.errors import AudioError, ConfigError, MissingExtraError
 from dymn.inference.selection import TagSettings
 from dymn.inference.stream import follow
 from dymn.models import pretrained
-from dymn.runtime.backend import Backend
+from stubs import StubBackend
 
 RATE = 32_000
 LABELS = ("Dog", "Cat")
 
 
-class Sums(Backend):
+class Sums(StubBackend):
     """Answers in which each sample shows."""
 
     def __init__(self):
         self.card = ModelCard(name="sums", labels=LABELS)
 
-    def probabilities(self, waveforms):
+    def scores(self, waveforms):
         total = np.abs(np.asarray(waveforms, np.float64)).mean(axis=1)
         return np.stack([total, np.asarray(waveforms)[:, -1] ** 2], axis=1).astype(np.float32)
 

@@ -208,11 +208,11 @@ def test_a_server_that_takes_no_more_is_said_and_asked_again(page, tagger):
 
 def test_sound_that_a_slow_server_does_not_hear_is_said(page, tagger, monkeypatch):
     quick = threading.Event()
-    scores = type(tagger.backend).scores
+    run = type(tagger.backend).run
     with serving(create_app({"dymn04_open": tagger}, ServeSettings())) as address:
         ready(page, address)
         page.check("#on-server")
-        monkeypatch.setattr(type(tagger.backend), "scores", lambda *arguments: quick.wait(60) and scores(*arguments))
+        monkeypatch.setattr(type(tagger.backend), "run", lambda *arguments: quick.wait(60) and run(*arguments))
         page.click("#mic")
         says(page, "#problem", "too slow.*unheard")
         quick.set()

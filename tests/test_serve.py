@@ -31,20 +31,20 @@ from typer.testing import CliRunner
 
 from dymn.config import ModelCard
 from dymn.inference.tagger import Tagger
-from dymn.runtime.backend import Backend
 from dymn.serve.app import create_app
 from dymn.serve.batching import Batcher, Deadline
 from dymn.serve.errors import Refusal
 from dymn.serve.guard import Guard
 from dymn.serve.settings import ServeSettings
 from dymn.serve.uploads import shown_name
+from stubs import StubBackend
 
 ROOT = Path(__file__).parents[1]
 DOG = ROOT / "examples" / "audio" / "dog.ogg"
 TOKEN = "0123456789abcdef-secret"
 
 
-class Stub(Backend):
+class Stub(StubBackend):
     """A network whose answer is the loudness of a window; it waits while `gate` is closed."""
 
     def __init__(self):
@@ -53,7 +53,7 @@ class Stub(Backend):
         self.gate.set()
         self.batches = []
 
-    def probabilities(self, waveforms):
+    def scores(self, waveforms):
         assert self.gate.wait(20)
         self.batches.append(len(waveforms))
         loud = np.abs(np.asarray(waveforms)).max(axis=1).clip(0, 1)
@@ -150,10 +150,10 @@ def test_windows_of_several_requests_are_computed_together(stub):
     batcher = Batcher(4, 0.5)
     batcher.start()
     with ThreadPoolExecutor(4) as pool:
-        calls = [pool.submit(batcher, stub.probabilities, np.full((1, 10), i / 10, np.float32), Deadline(10)) for i in range(4)]
-        other = pool.submit(batcher, stub.probabilities, np.full((1, 20), 0.9, np.float32), Deadline(10))
-        assert [call.result()[0, 1] for call in calls] == pytest.approx([0, 0.1, 0.2, 0.3])
-        assert other.result()[0, 1] == pytest.approx(0.9)
+        calls = [pool.submit(batcher, stub.run, np.full((1, 10), i / 10, np.float32), Deadline(10)) for i in range(4)]
+        other = pool.submit(batcher, stub.run, np.full((1, 20), 0.9, np.float32), Deadline(10))
+        assert [call.result().probabilities[0, 1] for call in calls] == pytest.approx([0, 0.1, 0.2, 0.3])
+        assert other.result().probabilities[0, 1] == pytest.approx(0.9)
     batcher.close()
     assert sorted(stub.batches) == [1, 4]  # another length is another batch
 
@@ -166,10 +166,10 @@ def test_a_failing_batch_fails_those_who_wait_for_it_and_no_others(stub):
     batcher.start()
     with pytest.raises(ValueError, match="no"):
         batcher(fails, np.zeros((2, 5), np.float32), Deadline(5))
-    assert len(batcher(stub.probabilities, np.zeros((9, 5), np.float32), Deadline(5))) == 9
+    assert len(batcher(stub.run, np.zeros((9, 5), np.float32), Deadline(5)).probabilities) == 9
     batcher.close()
     with pytest.raises(Refusal, match="shutting down"):
-        batcher(stub.probabilities, np.zeros((1, 5), np.float32), Deadline(5))
+        batcher(stub.run, np.zeros((1, 5), np.float32), Deadline(5))
 
 
 @pytest.mark.parametrize(

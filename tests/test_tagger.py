@@ -18,7 +18,8 @@ from dymn.config import ModelCard
 from dymn.errors import AudioError, ConfigError, ResourceError
 from dymn.inference.selection import TagSettings, matching
 from dymn.inference.tagger import Recording
-from dymn.runtime.backend import CPU_BATCH_SIZE, Backend
+from dymn.runtime.backend import CPU_BATCH_SIZE
+from stubs import StubBackend
 
 RATE = 32_000
 LABELS = ("Dog", "Cat", "Speech, near", "Music")
@@ -31,7 +32,7 @@ def tagger():
     return Tagger(model, "cpu")
 
 
-class Loudness(Backend):
+class Loudness(StubBackend):
     """Scores that can be foreseen: each label is as probable as the loudest sample of a quarter of the values."""
 
     card = ModelCard(name="loudness", labels=LABELS)
@@ -39,7 +40,7 @@ class Loudness(Backend):
     def __init__(self):
         self.batches = []
 
-    def probabilities(self, waveforms):
+    def scores(self, waveforms):
         self.batches.append(waveforms.shape)
         loudest = np.abs(waveforms).max(axis=1)
         return np.stack([loudest, loudest / 2, loudest / 4, 1 - loudest], axis=1).astype(np.float32)
@@ -242,12 +243,12 @@ def test_a_batch_that_does_not_fit_names_the_remedy(tagger, monkeypatch):
         tagger.tag_files([], batch_size=0)
 
 
-class Loudest(Backend):
+class Loudest(StubBackend):
     """Two labels, as probable as the loudest sample and the rest."""
 
     card = ModelCard(name="loudest", labels=("Loud", "Quiet"))
 
-    def probabilities(self, waveforms):
+    def scores(self, waveforms):
         loudest = np.abs(waveforms).max(axis=1)
         return np.stack([loudest, 1 - loudest], axis=1).astype(np.float32)
 
@@ -269,12 +270,12 @@ def test_tagging_with_another_backend_needs_no_torch(tmp_path):
         "import numpy as np\n"
         "from dymn import cli\nfrom dymn.audio import windows\nfrom dymn.inference import selection\n"
         "from dymn.inference.formats import tags as formats\n"
-        "from dymn.runtime.backend import Backend\n"
+        "from dymn.runtime.backend import Backend, Output\n"
         "from dymn.config import ModelCard\n"
         "from dymn.inference.tagger import Tagger\n"
         "class Loudest(Backend):\n"
-        "    card = ModelCard(labels=('Loud',))\n"
-        "    def probabilities(self, waveforms): return np.abs(waveforms).max(axis=1, keepdims=True).astype(np.float32)\n"
+        "    card, embedding_size = ModelCard(labels=('Loud',)), 1\n"
+        "    def run(self, windows): return Output(*2 * [np.abs(windows).max(axis=1, keepdims=True).astype(np.float32)])\n"
         f"(recording,) = Tagger(Loudest()).tag_files([{str(path)!r}])\n"
         "run = formats.Run('0', '', '', {})\n"
         "print(*formats.json_lines([recording], run), 'torch' in sys.modules)\n"

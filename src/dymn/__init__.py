@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from dymn.config import FrontEndConfig as FrontEndConfig
     from dymn.config import ModelCard as ModelCard
     from dymn.config import ModelConfig as ModelConfig
-    from dymn.inference.embedding_hooks import Embedder as Embedder
+    from dymn.inference.embedding import Embedder as Embedder
     from dymn.inference.tagger import Tag as Tag
     from dymn.inference.tagger import Tagger as Tagger
     from dymn.models.features import FeatureExtractor as FeatureExtractor
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Embedder": "dymn.inference.embedding_hooks",
+    "Embedder": "dymn.inference.embedding",
     "FeatureExtractor": "dymn.models.features",
     "FrontEndConfig": "dymn.config",
     "LogMel": "dymn.models.frontend",

@@ -25,14 +25,14 @@ import numpy as np
 
 from dymn.audio import reading
 from dymn.audio.sources import reason
-from dymn.audio.windows import fill
+from dymn.audio.windows import Filled, fill
 from dymn.config import check
 from dymn.errors import AudioError, ConfigError, DymnError, MissingExtraError
 from dymn.inference.embedding import Embedding, EmbedSettings
 from dymn.inference.formats import parquet
-from dymn.inference.segments import Opened, Piece, Rows, computed, pieces, samples_of, source_name
+from dymn.inference.segments import Opened, Piece, Rows, computed, pieces, source_name
 from dymn.inference.tagger import Recording, Tagger, TagSettings
-from dymn.runtime.backend import CPU_BATCH_SIZE, Filled
+from dymn.runtime.backend import CPU_BATCH_SIZE
 
 if TYPE_CHECKING:
     from dymn.models.mobilenet import MobileNet
@@ -200,9 +200,10 @@ class _Network:
         windows: _Windows,
     ) -> None:
         tagger = Tagger(model, device, threads, precision=precision)
-        self.prepare = tagger.backend.features if layers is None else samples_of
-        self.compute = tagger.backend.scores if layers is None else tagger.embedder(layers).vectors
-        self.batch_size = batch_size or tagger.backend.batch_size
+        backend = tagger.backend
+        self.prepare = backend.features
+        self.compute = (lambda rows: backend.run(rows).probabilities) if layers is None else tagger.embedder(layers).run
+        self.batch_size = batch_size or backend.batch_size
         self.how = windows.how
         self.length, self.step = round(windows.window * windows.rate), round((windows.hop or windows.window) * windows.rate)
 

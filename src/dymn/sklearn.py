@@ -22,7 +22,7 @@ except ImportError as error:
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from dymn.inference.embedding_hooks import Embedder
+    from dymn.inference.embedding import Embedder
     from dymn.models.mobilenet import MobileNet
 
 __all__ = ["EmbeddingTransformer"]
@@ -36,7 +36,7 @@ class EmbeddingTransformer(TransformerMixin, BaseEstimator):  # type: ignore[mis
 
     Args:
         model: the name of a published model, a file or folder with one, or a network.
-        layers: what the embeddings are made of, see `dymn.inference.embedding`.
+        layers: what the embeddings are made of, see `dymn.inference.layers`.
         sample_rate: of waveforms, in Hz; None is the model's own. Files bring their own.
         window: seconds that the network hears at once; the embedding of a longer recording is the mean of its windows.
         fill: what a recording that is shorter than the window is filled with: "bare" (nothing), "repeat" or "pad".
@@ -126,7 +126,7 @@ class EmbeddingTransformer(TransformerMixin, BaseEstimator):  # type: ignore[mis
         return list(validate_data(self, X, dtype=np.float32, reset=reset))
 
     def _load(self) -> Embedder:
-        from dymn.inference.embedding_hooks import Embedder
+        from dymn.inference.embedding import Embedder
         from dymn.models.mobilenet import MobileNet
         from dymn.system.devices import resolve_device
         from dymn.weights import load_model

@@ -21,10 +21,17 @@ JOINED_SHARE = 10
 
 
 class Window(NamedTuple):
-    """A stretch of a recording: the place of its first sample, and the samples [N]."""
+    """A stretch of a recording: the index of its first sample, and the samples [N]."""
 
     start: int
     samples: Samples
+
+
+class Filled(NamedTuple):
+    """A window of a recording [N] after filling, and the number of its samples that are the recording's."""
+
+    samples: Samples
+    n_samples: int
 
 
 class Cutter:

@@ -45,7 +45,7 @@ from dymn.commands.recordings import (
 )
 
 if TYPE_CHECKING:
-    from dymn.inference.embedding import BaseEmbedder, Embedding, EmbedSettings
+    from dymn.inference.embedding import Embedder, Embedding, EmbedSettings
     from dymn.inference.formats.embeddings import Columns
     from dymn.inference.tagger import Tagger
 
@@ -104,8 +104,9 @@ def embed(
     from dymn.commands.bulk import Bulk, keeps_journal, report, run_bulk
     from dymn.commands.output import binary_output
     from dymn.commands.progress import progress_bar
-    from dymn.inference.embedding import Embedding, EmbedSettings, parse_layers
+    from dymn.inference.embedding import Embedding, EmbedSettings
     from dymn.inference.formats.embeddings import choose
+    from dymn.inference.layers import parse_layers
     from dymn.inference.runs import embeddings
 
     hush(quiet)
@@ -115,7 +116,7 @@ def embed(
     engine = ray_engine(ray, workers, threads, device, backend)
     looks_inside = engine is not None or layers != ("last",)
 
-    def embed_files(tagger: Tagger, embedder: BaseEmbedder, count: int) -> Callable[..., Iterator[Embedding]]:
+    def embed_files(tagger: Tagger, embedder: Embedder, count: int) -> Callable[..., Iterator[Embedding]]:
         if engine is not None:
             return partial(engine.embed_files, tagger, layers, settings=settings, batch_size=batch_size)
         n_threads = default_workers(threads, count) if workers is None else workers
@@ -173,7 +174,7 @@ def write_origin(made: Columns, name: str, output: Path | None) -> None:
         file.write(text.encode("utf-8", "backslashreplace"))
 
 
-def columns(tagger: Tagger | None, embedder: BaseEmbedder | None, settings: EmbedSettings, per_window: bool) -> Columns:
+def columns(tagger: Tagger | None, embedder: Embedder | None, settings: EmbedSettings, per_window: bool) -> Columns:
     """Return what the values are called, and what made them; without a model, there are none."""
     from dymn.config import to_dict
     from dymn.inference.formats.embeddings import Columns

@@ -18,7 +18,8 @@ from dymn.errors import DataError
 from dymn.evaluation import metrics
 from dymn.evaluation.linear import Examples
 from dymn.evaluation.rounds import rounds_of
-from dymn.inference.embedding import BaseEmbedder, EmbedSettings, Floats
+from dymn.inference.embedding import Embedder, EmbedSettings
+from dymn.runtime.backend import Floats
 
 AUTO = "auto"
 
@@ -63,7 +64,7 @@ class Probed:
 
 
 def probe(
-    embedder: BaseEmbedder,
+    embedder: Embedder,
     path: str | Path,
     *,
     kind: str = AUTO,
@@ -133,7 +134,7 @@ def probe(
 
 
 def embed_source(
-    embedder: BaseEmbedder,
+    embedder: Embedder,
     source: Source,
     *,
     seconds: float | None = None,

@@ -79,4 +79,4 @@ def open_onnx(content: bytes) -> Run:
     """
     from dymn.runtime.onnx_backend import OnnxBackend
 
-    return OnnxBackend(content).run
+    return OnnxBackend(content).outputs

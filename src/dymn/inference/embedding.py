@@ -1,40 +1,31 @@
 """Embeddings: a recording as a vector that tells much of what is in it, for small models on top.
 
-What a network has learned lies in the averages of its feature maps. The last one serves tasks that are near to tagging; blocks of the
-middle and the averages of the mel bands serve speech and music better (F. Schmid, K. Koutini, G. Widmer: Low-complexity audio embedding
-extractors, EUSIPCO 2023). Which of them make the embedding is said by names:
-
-- "last": the averaged last feature map, which is also what the classifier of `MobileNet` gets;
-- "block0" to "block14": the averaged output of a block, "blocks" of all blocks, "blocks10-14" of some;
-- "mels": the mean of each mel band of the log-mel spectrogram.
+The layers that make an embedding are chosen by the names in `dymn.inference.layers`.
 """
 
 from __future__ import annotations
 
-import re
-from abc import ABC, abstractmethod
+import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from dymn.audio.windows import check_windows
-from dymn.config import check, from_dict
-from dymn.errors import ConfigError, DymnError
+from dymn.config import from_dict
+from dymn.errors import DymnError
+from dymn.inference.layers import LAST, is_last
 from dymn.inference.segments import Piece, Source, computed, pieces
-from dymn.runtime.backend import CPU_BATCH_SIZE
+from dymn.runtime.backend import Backend, Floats
 from dymn.system.prefetch import Team
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-Floats = npt.NDArray[np.float32]
-
-LAST, MELS, BLOCKS = "last", "mels", "blocks"
-_ONE = re.compile(r"block([0-9]{1,3})")
-_SOME = re.compile(r"blocks([0-9]{1,3})-([0-9]{1,3})")
+    from dymn.inference.embedding_hooks import LayerAverages
+    from dymn.models.mobilenet import MobileNet
 
 
 @dataclass(frozen=True)
@@ -76,68 +67,73 @@ class Embedding:
     error: DymnError | None = None
 
 
-def parse_layers(layers: str | Sequence[str], n_blocks: int = 15) -> tuple[str, ...]:
-    """Return the names of single layers that `layers` names, in its order: "mels,blocks0-2" is mels, block0, block1, block2.
+class Embedder:
+    """Recordings and waveforms to embeddings, whatever computes the network.
 
-    Args:
-        layers: names as above, in a list or with commas between.
-        n_blocks: how many blocks the network has.
-
-    Raises:
-        ConfigError: if a name is unknown or a layer is named twice.
-    """
-    names: list[str] = []
-    for word in [layers] if isinstance(layers, str) else layers:
-        for name in word.split(","):
-            names += _expand(name.strip().lower(), n_blocks)
-    twice = [name for i, name in enumerate(names) if name in names[:i]]
-    check(not twice, f"layers names {', '.join(twice)} twice; name each layer once.")
-    check(bool(names), f"layers is empty; name one, such as {LAST}.")
-    return tuple(names)
-
-
-def _expand(name: str, n_blocks: int) -> list[str]:
-    if name in (LAST, MELS):
-        return [name]
-    if name == BLOCKS:
-        return [f"block{i}" for i in range(n_blocks)]
-    one, some = _ONE.fullmatch(name), _SOME.fullmatch(name)
-    first, last = (int(one[1]), int(one[1])) if one else (int(some[1]), int(some[2])) if some else (1, 0)
-    if not first <= last < n_blocks:
-        raise ConfigError(
-            f"There is no layer {name!r}. Allowed: {LAST}, {MELS}, {BLOCKS}, block0 to block{n_blocks - 1}, and ranges such as "
-            f"blocks{max(0, n_blocks - 5)}-{n_blocks - 1}."
-        )
-    return [f"block{i}" for i in range(first, last + 1)]
-
-
-class BaseEmbedder(ABC):
-    """Waveforms to embeddings, whatever computes them. `dymn.inference.embedding_hooks` holds the implementation for PyTorch.
+    The last layer comes with every backend; other layers need PyTorch.
 
     Attributes:
+        backend: what computes the network.
         layers: the names of the layers, in the order of their values.
         names: one a value, such as "block3_0" or "last_95".
-        size: how many values an embedding has, D.
-        sample_rate: of the waveforms, in Hz.
+        size: number of values of an embedding, D.
+
+    Example:
+        >>> embedder = Embedder(dymn.load_model("dymn04_open"), "mels,blocks")  # doctest: +SKIP
+        >>> embedder.embed("street.wav").vector.shape  # doctest: +SKIP
     """
 
-    layers: tuple[str, ...]
-    names: tuple[str, ...]
-    size: int
-    sample_rate: int
+    def __init__(self, model: MobileNet | Backend, layers: str | Sequence[str] = LAST, precision: str = "float32") -> None:
+        """Choose the layers.
+
+        Args:
+            model: a network, which is copied and stays as it is, or a backend. Later changes of the network's weights do not reach the
+                copy; make a new embedder then.
+            layers: names of layers as in `dymn.inference.layers`, in a list or separated by commas.
+            precision: the number format in which PyTorch computes a network, one of `dymn.system.devices.PRECISIONS`.
+
+        Raises:
+            ConfigError: if there is no such layer, one is named twice, or the backend gives the last layer alone.
+        """
+        self.backend = model if isinstance(model, Backend) else _torch_backend(model, precision)
+        self._averages: LayerAverages | None = None
+        if is_last(layers):
+            self.layers: tuple[str, ...] = (LAST,)
+            self.size = self.backend.embedding_size
+            self.names = tuple(f"{LAST}_{i}" for i in range(self.size))
+            return
+        from dymn.inference.embedding_hooks import LayerAverages
+
+        self._averages = LayerAverages(self.backend.network(), layers, self.backend.precision)
+        self.layers, self.names, self.size = self._averages.layers, self._averages.names, self._averages.size
+
+    @property
+    def sample_rate(self) -> int:
+        """The sample rate of waveforms, in Hz."""
+        return self.backend.sample_rate
 
     @property
     def batch_size(self) -> int:
-        """How many windows to compute at once, if nobody says otherwise."""
-        return CPU_BATCH_SIZE
+        """The default number of windows to compute at once."""
+        return self.backend.batch_size
 
-    @abstractmethod
-    def vectors(self, waveforms: Floats | Tensor) -> Floats:
-        """Return embeddings [B, D] of waveforms [B, N] at `sample_rate`, in float32.
+    def run(self, features: Floats) -> Floats:
+        """Return embeddings [B, D] of a batch of the backend's `features`.
 
         Raises:
             ResourceError: if the batch does not fit the device's memory.
         """
+        return self.backend.run(features).embedding if self._averages is None else self._averages.run(features)
+
+    def vectors(self, waveforms: npt.NDArray[np.generic] | Tensor) -> Floats:
+        """Return embeddings [B, D] of waveforms [B, N] at `sample_rate`, in float32.
+
+        Raises:
+            AudioError: if the waveforms are not [B, N], or a sample is not finite.
+            ConfigError: if the backend takes clips of another length.
+            ResourceError: if the batch does not fit the device's memory.
+        """
+        return self.run(self.backend.waveform_features(waveforms))
 
     def embed(self, source: Source, sample_rate: int | None = None, **settings: Any) -> Embedding:
         """Return the embedding of a recording and of each of its windows.
@@ -184,11 +180,19 @@ class BaseEmbedder(ABC):
             ResourceError: if a batch does not fit the device's memory.
         """
         settings = settings or EmbedSettings()
-        if batch_size is None:
-            batch_size = self.batch_size
-        team = Team(workers, batch_size)
-        found = pieces(sources, self.sample_rate, sample_rate, settings.window, settings.hop, settings.fill, team=team)
-        return self.collect(computed(found, self.vectors, batch_size), progress)
+        backend = self.backend
+        batch_size = backend.batch_size if batch_size is None else batch_size
+        found = pieces(
+            sources,
+            self.sample_rate,
+            sample_rate,
+            settings.window,
+            settings.hop,
+            settings.fill,
+            prepare=backend.features,
+            team=Team(workers, batch_size, backend.enter_worker, backend.entered_workers),
+        )
+        return self.collect(computed(found, self.run, batch_size), progress)
 
     def collect(
         self, embedded: Iterable[tuple[Piece, Floats | None]], progress: Callable[[str, float], None] | None = None
@@ -213,51 +217,8 @@ class BaseEmbedder(ABC):
             rows, spans = [], []
 
 
-class EmbedsLast(Protocol):
-    """A backend that gives the averaged last feature map."""
+def _torch_backend(model: MobileNet, precision: str) -> Backend:
+    """Return a backend for a copy of a network, on the device where it is."""
+    from dymn.runtime.torch_backend import TorchBackend
 
-    @property
-    def embedding_size(self) -> int:
-        """How many values an embedding has."""
-
-    @property
-    def batch_size(self) -> int:
-        """How many windows to compute at once, if nobody says otherwise."""
-
-    @property
-    def sample_rate(self) -> int:
-        """The rate of the waveforms, in Hz."""
-
-    def vectors(self, waveforms: Floats | Tensor) -> Floats:
-        """Return embeddings [B, D] of waveforms [B, N]."""
-
-
-class LastLayer(BaseEmbedder):
-    """Waveforms to the embeddings of the last layer, computed by a backend."""
-
-    def __init__(self, backend: EmbedsLast, layers: str | Sequence[str] = LAST) -> None:
-        """Take the backend's only layer.
-
-        Raises:
-            ConfigError: if `layers` names another one.
-        """
-        self.layers = parse_layers(layers)
-        if self.layers != (LAST,):
-            kind = type(backend).__name__
-            raise ConfigError(f"{kind} gives the layer {LAST} alone, not {','.join(self.layers)}. Load the model in PyTorch for others.")
-        self.backend, self.sample_rate = backend, backend.sample_rate
-        self.size = backend.embedding_size
-        self.names = tuple(f"{LAST}_{i}" for i in range(self.size))
-
-    @property
-    def batch_size(self) -> int:
-        """How many windows to compute at once, if nobody says otherwise."""
-        return self.backend.batch_size
-
-    def vectors(self, waveforms: Floats | Tensor) -> Floats:
-        """Return embeddings [B, D] of waveforms [B, N] at `sample_rate`.
-
-        Raises:
-            ConfigError: if the backend takes clips of another length.
-        """
-        return self.backend.vectors(waveforms)
+    return TorchBackend(copy.deepcopy(model), next(model.parameters()).device, precision=precision)

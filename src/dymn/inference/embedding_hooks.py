@@ -1,4 +1,4 @@
-"""Embeddings from any layers of a network, computed by PyTorch."""
+"""Averages of any feature maps of a network, computed by PyTorch; imported only where layers other than the last are wanted."""
 
 from __future__ import annotations
 
@@ -7,24 +7,31 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from dymn.inference.embedding import LAST, MELS, BaseEmbedder, Floats, parse_layers
+from dymn.inference.layers import LAST, MELS, parse_layers
 from dymn.models.features import FeatureExtractor, features_of
 from dymn.models.frontend import LogMel
 from dymn.models.mobilenet import MobileNet
-from dymn.runtime.backend import BATCH_SIZE, CPU_BATCH_SIZE
+from dymn.runtime.backend import Floats
 from dymn.system.devices import computing
 
 
-class Embedder(nn.Module, BaseEmbedder):
-    """Waveforms to embeddings: the front end, the network as far as it is needed, averages, concatenation."""
+class LayerAverages(nn.Module):
+    """Waveforms to embeddings: front end, the network as far as it is needed, averages, concatenation. Its gradients are PyTorch's.
+
+    Attributes:
+        layers: the names of the layers, in the order of their values.
+        names: one a value, such as "block3_0".
+        size: number of values of an embedding, D.
+        sample_rate: of the waveforms, in Hz.
+    """
 
     def __init__(self, model: MobileNet, layers: str | Sequence[str] = LAST, precision: str = "float32") -> None:
         """Choose the layers.
 
         Args:
-            model: a network; it is shared, not copied, and set to evaluation mode.
-            layers: names of layers as in `dymn.inference.embedding`, in a list or with commas between.
-            precision: how exactly `vectors` computes the network, one of `dymn.system.devices.PRECISIONS`.
+            model: a network in evaluation mode; its weights are shared, not copied.
+            layers: names of layers as in `dymn.inference.layers`, in a list or separated by commas.
+            precision: the number format in which `run` computes the network, one of `dymn.system.devices.PRECISIONS`.
 
         Raises:
             ConfigError: if there is no such layer, or one is named twice.
@@ -40,12 +47,6 @@ class Embedder(nn.Module, BaseEmbedder):
         self.names = tuple(f"{name}_{i}" for name, size in zip(self.layers, sizes, strict=True) for i in range(size))
         self.size = len(self.names)
         self.sample_rate = model.card.front_end.sample_rate
-        self.eval()
-
-    @property
-    def batch_size(self) -> int:
-        """How many windows to compute at once, if nobody says otherwise."""
-        return CPU_BATCH_SIZE if self.log_mel.basis.device.type == "cpu" else BATCH_SIZE
 
     def forward(self, waveform: Tensor) -> Tensor:
         """Return embeddings [B, D] of waveforms [B, N] at `sample_rate`.
@@ -53,18 +54,23 @@ class Embedder(nn.Module, BaseEmbedder):
         Raises:
             AudioError: if the waveform is not [B, N] with N of at least 1.
         """
-        log_mel = self.log_mel(waveform)
+        return self.averages(self.log_mel(waveform))
+
+    def averages(self, log_mel: Tensor) -> Tensor:
+        """Return embeddings [B, D] of log-mel spectrograms [B, 1, F, T]."""
         maps = iter(self.extractor(log_mel) if self.extractor is not None else ())
         parts = [log_mel.mean(dim=(1, 3)) if name == MELS else next(maps).mean(dim=(2, 3)) for name in self.layers]
         return torch.cat(parts, dim=1)
 
     @torch.inference_mode()
-    def vectors(self, waveforms: Floats | Tensor) -> Floats:
-        """Return embeddings [B, D] of waveforms [B, N] at `sample_rate`.
+    def run(self, features: Floats) -> Floats:
+        """Return embeddings [B, D] of what `Backend.features` gives: log-mel spectrograms [B, 1, F, T], or samples [B, N].
 
         Raises:
             ResourceError: if the batch does not fit the device's memory.
         """
         device = self.log_mel.basis.device
-        with computing(device, len(waveforms), self.precision):
-            return self(torch.as_tensor(waveforms, device=device)).float().cpu().numpy()  # type: ignore[no-any-return]
+        with computing(device, len(features), self.precision):
+            given = torch.as_tensor(features, device=device)
+            log_mel = given if given.ndim == 4 else self.log_mel(given)
+            return self.averages(log_mel).float().cpu().numpy()

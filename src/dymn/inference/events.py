@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from dymn.config import check
 from dymn.inference.frames import Frames, FrameSettings
-from dymn.runtime.backend import Scores
+from dymn.runtime.scores import Scores
 
 OFF_SHARE = 0.3
 """The lower threshold as a share of the upper one. The defaults here were chosen with `benchmarks/events.py`."""

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from dymn.config import check
 from dymn.inference.segments import computed, pieces
 from dymn.inference.selection import Selection, TagSettings, Timeline
-from dymn.runtime.backend import Scores
+from dymn.runtime.scores import Scores
 
 if TYPE_CHECKING:
     from dymn.inference.segments import Source
@@ -154,8 +154,8 @@ def _activation(tagger: Tagger, source: Source, sample_rate: int | None, setting
     smoothing = max(0, round((settings.smoothing / frame - 1) / 2)) * 2 + 1  # odd, to lie evenly around a frame
 
     def compute(features: Scores) -> Scores:
-        both = backend.frame_scores(features, smoothing)
-        frames, clip = both.frames[:, :, chosen], both.clip[:, None, chosen]
+        both = backend.frame_run(features, smoothing)
+        frames, clip = both.frames[:, :, chosen], both.probabilities[:, None, chosen]
         return frames if settings.clip == 0 else frames ** (1 - settings.clip) * clip**settings.clip
 
     parts = []

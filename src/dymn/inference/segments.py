@@ -7,16 +7,15 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from dymn.audio import reading
-from dymn.audio.windows import Samples, cut, fill
+from dymn.audio.windows import Filled, Samples, cut, fill
 from dymn.config import check
 from dymn.errors import AudioError, ConfigError, DymnError
-from dymn.runtime.backend import Filled
 from dymn.system.prefetch import Team, ahead
 
 if TYPE_CHECKING:
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
 
 Source: TypeAlias = "str | Path | BinaryIO | npt.NDArray[Any] | torch.Tensor"
 Rows: TypeAlias = npt.NDArray[np.float32]
+R = TypeVar("R")
 
 
 @dataclass
@@ -121,13 +121,17 @@ def pieces(
     return ahead(work, sources, team or Team())
 
 
-def computed(found: Iterable[Piece], compute: Callable[[Rows], Rows], batch_size: int) -> Iterator[tuple[Piece, Rows | None]]:
-    """Yield pieces in their order, windows with what `compute` makes of them [B, ...] → [B, ...], in batches of one shape."""
+def computed(found: Iterable[Piece], compute: Callable[[Rows], Iterable[R]], batch_size: int) -> Iterator[tuple[Piece, R | None]]:
+    """Yield pieces in their order, windows with their row of what `compute` makes of a batch of features [B, ...] of one shape.
+
+    Raises:
+        ConfigError: at once, if the batch size is below 1.
+    """
     check(batch_size >= 1, f"batch_size is {batch_size}; it must be at least 1.")
     return _computed(found, compute, batch_size)
 
 
-def _computed(found: Iterable[Piece], compute: Callable[[Rows], Rows], batch_size: int) -> Iterator[tuple[Piece, Rows | None]]:
+def _computed(found: Iterable[Piece], compute: Callable[[Rows], Iterable[R]], batch_size: int) -> Iterator[tuple[Piece, R | None]]:
     batch: list[Piece] = []
     shapes: list[tuple[int, ...]] = []
     for piece in found:
@@ -140,7 +144,7 @@ def _computed(found: Iterable[Piece], compute: Callable[[Rows], Rows], batch_siz
     yield from _run(batch, compute)
 
 
-def _run(batch: list[Piece], compute: Callable[[Rows], Rows]) -> Iterator[tuple[Piece, Rows | None]]:
+def _run(batch: list[Piece], compute: Callable[[Rows], Iterable[R]]) -> Iterator[tuple[Piece, R | None]]:
     features = [piece.features for piece in batch if piece.features is not None]
     rows = iter(compute(np.stack(features)) if features else ())
     for piece in batch:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from dymn.audio.windows import check_windows
 from dymn.config import check
 from dymn.errors import ConfigError
-from dymn.runtime.backend import Scores
+from dymn.runtime.scores import Scores
 
 COMBINATIONS = ("max", "mean")
 

@@ -10,11 +10,10 @@ import numpy.typing as npt
 
 from dymn.audio.decoding import to_float32, to_mono
 from dymn.audio.reading import Resampler
-from dymn.audio.windows import Cutter, Window, fill
+from dymn.audio.windows import Cutter, Filled, Window, fill
 from dymn.config import check
 from dymn.errors import AudioError
 from dymn.inference.selection import Selection, TagSettings, WindowTags
-from dymn.runtime.backend import Filled
 
 if TYPE_CHECKING:
     from dymn.audio.microphone import Chunk
@@ -138,7 +137,7 @@ class Stream:
         rate = self._tagger.sample_rate
         for start, samples in windows:
             self._window = Filled(fill(samples, self._length, self._settings.fill), len(samples))
-            scores = self._tagger.backend.scores(next(self._features)[None])[0]
+            scores = self._tagger.backend.run(next(self._features)[None]).probabilities[0]
             best = self._selection.best(scores)
             span = self._begin + start / rate, self._begin + (start + len(samples)) / rate
             answers.append(WindowTags(*span, self._selection.tags(best, scores[best], *span)))

@@ -14,13 +14,14 @@ from dymn.config import ModelCard, from_dict
 from dymn.errors import ConfigError, DymnError
 from dymn.inference.segments import Piece, Source, computed, pieces
 from dymn.inference.selection import Selection, Tag, TagSettings, Timeline, WindowTags
-from dymn.runtime.backend import Backend, Scores
+from dymn.runtime.backend import Backend
+from dymn.runtime.scores import Scores
 from dymn.system.prefetch import Team
 
 if TYPE_CHECKING:
     import torch
 
-    from dymn.inference.embedding import BaseEmbedder, Embedding
+    from dymn.inference.embedding import Embedder, Embedding
     from dymn.inference.events import Event
     from dymn.inference.frames import Frames
     from dymn.inference.stream import Stream
@@ -170,9 +171,10 @@ class Tagger:
         """Return the probabilities [B, C] of waveforms [B, N] at `sample_rate`.
 
         Raises:
+            AudioError: if the waveforms are not [B, N], or a sample is not finite.
             ResourceError: if the batch does not fit the device's memory.
         """
-        return self.backend.probabilities(waveforms)
+        return self.backend.run_waveforms(waveforms).probabilities
 
     def tag(self, source: Source, sample_rate: int | None = None, top_k: int = 10, **settings: Any) -> list[Tag]:
         """Return the labels of a whole recording, best first, each with 0 and the recording's length as start and end.
@@ -199,7 +201,7 @@ class Tagger:
         Args:
             source: as in `tag`.
             sample_rate: of an array, in Hz; files bring their own.
-            layers: what the embedding is made of, see `dymn.inference.embedding`, such as "last" or "mels,blocks".
+            layers: what the embedding is made of, see `dymn.inference.layers`, such as "last" or "mels,blocks".
             settings: those of `dymn.inference.embedding.EmbedSettings` by name, such as `window=1.0, hop=0.5`.
 
         Raises:
@@ -209,13 +211,15 @@ class Tagger:
         """
         return self.embedder(layers).embed(source, sample_rate, **settings)
 
-    def embedder(self, layers: str | Sequence[str] = "last") -> BaseEmbedder:
+    def embedder(self, layers: str | Sequence[str] = "last") -> Embedder:
         """Return what embeds recordings with this network, many at a time too; see `embed`.
 
         Raises:
             ConfigError: if there is no such layer; ONNX files give "last" alone.
         """
-        return self.backend.embedder(layers)
+        from dymn.inference.embedding import Embedder
+
+        return Embedder(self.backend, layers)
 
     def frames(self, source: Source, sample_rate: int | None = None, **settings: Any) -> Frames:
         """Return the probabilities of labels at points in time [T, C], a third of a second apart.
@@ -312,7 +316,7 @@ class Tagger:
             prepare=self.backend.features,
             team=Team(workers, batch_size, self.backend.enter_worker, self.backend.entered_workers),
         )
-        return self.collect(computed(found, self.backend.scores, batch_size), settings, progress)
+        return self.collect(computed(found, lambda features: self.backend.run(features).probabilities, batch_size), settings, progress)
 
     def collect(
         self,

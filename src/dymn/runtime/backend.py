@@ -1,54 +1,51 @@
-"""What a tagger needs of a network, whatever computes it: waveforms in, probabilities out, and the card that says what they mean.
+"""What computes a network: features of windows in, probabilities and embeddings out.
 
-Nothing here imports PyTorch. `dymn.runtime.torch_backend` holds the implementation for it.
+A backend knows nothing of tags, events or layers. It does two things, which may run in different threads: `features` prepares one
+window at a time, and `run` computes the network for a batch of windows. Nothing here imports PyTorch.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from dymn.audio.decoding import to_float32, to_mono
+from dymn.audio.windows import Filled
 from dymn.config import FrontEndConfig, ModelCard
-from dymn.errors import ConfigError, WeightsError
+from dymn.errors import AudioError, ConfigError, WeightsError
+from dymn.runtime.scores import Scores
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from dymn.inference.embedding import BaseEmbedder
+    from dymn.models.mobilenet import MobileNet
 
-Scores = npt.NDArray[np.float32]
-"""Probabilities of labels, [C] or [B, C]."""
-
-
-class FrameScores(NamedTuple):
-    """Probabilities of the frames of windows, and of the windows as wholes."""
-
-    frames: Scores  # [B, T, C]
-    clip: Scores  # [B, C]
-
+Floats = npt.NDArray[np.float32]
 
 CPU_BATCH_SIZE, BATCH_SIZE = 4, 32
-"""How many windows go through a network at once on a CPU and elsewhere, if nobody says otherwise."""
+"""The default number of windows that are computed at once, on a CPU and elsewhere."""
 
 
-class Filled(NamedTuple):
-    """A window of a recording [N] after filling, and how many of its samples are the recording's."""
+class Output(NamedTuple):
+    """What a network computes of a batch of windows."""
 
-    samples: npt.NDArray[np.float32]
-    n_samples: int
+    probabilities: Scores  # [B, C]
+    embedding: Floats  # [B, D], the averaged last feature map
 
 
-def probabilities(logits: Scores, exclusive: bool) -> Scores:
-    """Return the probabilities of classes [..., C]: a sigmoid of each logit, or a softmax where one class excludes the others."""
-    with np.errstate(over="ignore", invalid="ignore"):  # `Backend.checked` tells of what is not finite
-        if exclusive:
-            powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
-            return np.asarray(powers / powers.sum(axis=-1, keepdims=True), np.float32)
-        return np.asarray(1 / (1 + np.exp(-logits)), np.float32)
+class FrameOutput(NamedTuple):
+    """What a network computes of a batch of windows and of their frames, in one pass."""
+
+    frames: Scores  # [B, T, C], probabilities of each frame of the last feature map
+    probabilities: Scores  # [B, C]
+    embedding: Floats  # [B, D]
+
+
+O = TypeVar("O", Output, FrameOutput)  # noqa: E741
 
 
 class Backend(ABC):
@@ -56,17 +53,19 @@ class Backend(ABC):
 
     Attributes:
         card: labels in the order of the probabilities, the front end's configuration, name, licence, digest.
+        embedding_size: number of values of an embedding, D.
         is_cpu: whether the network is computed on the CPU.
-        precision: how exactly, where that can be chosen.
+        precision: the number format of the network's arithmetic, such as "float32".
     """
 
     card: ModelCard
+    embedding_size: int
     is_cpu: bool = True
     precision: str = "float32"
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The names of the classes, in the order of the probabilities."""
+        """The names of the C classes, in the order of the probabilities."""
         return self.card.labels
 
     @property
@@ -76,84 +75,126 @@ class Backend(ABC):
 
     @property
     def sample_rate(self) -> int:
-        """The rate of the waveforms, in Hz."""
+        """The sample rate of the windows, in Hz."""
         return self.card.front_end.sample_rate
 
     @property
     def batch_size(self) -> int:
-        """How many windows to compute at once, if nobody says otherwise."""
+        """The default number of windows to compute at once."""
         return CPU_BATCH_SIZE if self.is_cpu else BATCH_SIZE
 
-    @abstractmethod
-    def probabilities(self, waveforms: npt.NDArray[np.float32] | Tensor) -> Scores:
-        """Return the probabilities [B, C] of waveforms [B, N] at `sample_rate`, which come as an array, or as a tensor if PyTorch is used.
+    def features(self, windows: Iterable[Filled], hop: int) -> Iterator[Floats]:
+        """Yield the input of `run` for each window of one recording: by default its samples [N].
 
-        Raises:
-            ResourceError: if the batch does not fit the device's memory.
-        """
+        Called in decoding threads, each of which has called `enter_worker`. Whatever a single window needs before the network, such
+        as its spectrogram, belongs here.
 
-    def features(self, windows: Iterable[Filled], hop: int) -> Iterator[npt.NDArray[np.float32]]:
-        """Yield for each window of a recording, which begin `hop` samples apart, what `scores` takes; here its samples.
-
-        Called in threads that decode, each of which has said so with `enter_worker`. What can be done for one window without the
-        network, such as its spectrogram, is best done here.
+        Args:
+            windows: of one recording, in the order of time.
+            hop: from the start of one window to the next, in samples; windows that overlap may share frames.
         """
         return (window.samples for window in windows)
 
-    def scores(self, features: npt.NDArray[np.float32]) -> Scores:
-        """Return the probabilities [B, C] of a batch of what `features` gave, [B, ...].
+    @abstractmethod
+    def run(self, features: Floats) -> Output:
+        """Return probabilities [B, C] and embeddings [B, D] of a batch of `features`, [B, ...].
 
         Raises:
             ResourceError: if the batch does not fit the device's memory.
+            WeightsError: if the network gives values that are not finite.
         """
-        return self.probabilities(features)
 
-    def enter_worker(self) -> None:  # noqa: B027
-        """Called once in each thread that decodes, before it does anything else."""
+    def run_waveforms(self, waveforms: npt.NDArray[np.generic] | Tensor) -> Output:
+        """Return probabilities [B, C] and embeddings [B, D] of waveforms [B, N] at `sample_rate`, each a window of its own.
 
-    def entered_workers(self) -> None:  # noqa: B027
-        """Called in the thread that runs the network, after all others have called `enter_worker`."""
+        Raises:
+            AudioError: if the waveforms are not [B, N], or a sample is not finite.
+            ResourceError: if the batch does not fit the device's memory.
+        """
+        return self.run(self.waveform_features(waveforms))
+
+    def waveform_features(self, waveforms: npt.NDArray[np.generic] | Tensor) -> Floats:
+        """Return the `features` [B, ...] of waveforms [B, N] at `sample_rate`, each a window of its own.
+
+        Raises:
+            AudioError: if the waveforms are not [B, N], or a sample is not finite.
+        """
+        samples = checked_waveforms(waveforms)
+        length = samples.shape[1]
+        return np.stack([next(self.features([Filled(window, length)], length)) for window in samples])
 
     @property
     def frame_samples(self) -> int:
-        """How many samples lie between two frames of `frame_scores`.
+        """The number of samples between two frames of `frame_run`.
 
         Raises:
-            ConfigError: if this backend tells only of whole windows.
+            ConfigError: if this backend computes whole windows only.
         """
         raise self._no_frames()
 
-    def frame_scores(self, features: npt.NDArray[np.float32], smoothing: int = 1) -> FrameScores:
-        """Return the probabilities of each frame of the last feature map of a batch of `features`, and of the windows as wholes.
+    def frame_run(self, features: Floats, smoothing: int = 1) -> FrameOutput:
+        """Return what `run` does and the probabilities of each frame of the last feature map, in one pass.
 
-        Frame i lies around sample i * `frame_samples`. `smoothing`, an odd number, is over how many frames the map is averaged first.
+        Frame i is centred on sample i * `frame_samples`.
+
+        Args:
+            features: of a batch of windows, [B, ...].
+            smoothing: number of frames, odd, over which the feature map is averaged first.
 
         Raises:
-            ConfigError: if this backend tells only of whole windows.
+            ConfigError: if this backend computes whole windows only.
             ResourceError: if the batch does not fit the device's memory.
+            WeightsError: if the network gives values that are not finite.
         """
         raise self._no_frames()
 
-    def embedder(self, layers: str | Sequence[str]) -> BaseEmbedder:
-        """Return what embeds recordings with this network.
+    def network(self) -> MobileNet:
+        """Return the network as a PyTorch module in evaluation mode, for what needs to look inside it.
 
         Raises:
-            ConfigError: if there is no such layer, or this backend cannot look into it.
+            ConfigError: if there is none.
+            MissingExtraError: if PyTorch is not installed.
         """
-        raise ConfigError(f"{type(self).__name__} gives no embeddings. Load the model in PyTorch.")
+        kind = type(self).__name__
+        raise ConfigError(f"{kind} has no PyTorch network, which layers other than last need. Load the model with backend torch.")
 
-    def checked(self, scores: Scores) -> Scores:
-        """Return probabilities [..., C] as they are.
+    def enter_worker(self) -> None:  # noqa: B027
+        """Called once in each decoding thread before anything else."""
+
+    def entered_workers(self) -> None:  # noqa: B027
+        """Called in the thread that runs the network, after all decoding threads have called `enter_worker`."""
+
+    def checked(self, output: O) -> O:
+        """Return an output as it is; every `run` ends with it.
 
         Raises:
-            WeightsError: if they are not finite numbers for the C labels: the weights are of no use, whatever their file says.
+            WeightsError: if a value is not finite or the probabilities do not fit the labels: the weights are damaged.
         """
-        if scores.shape[-1:] != (len(self.labels),) or scores.dtype != np.float32 or not np.isfinite(scores).all():
+        fits = output.probabilities.shape[-1:] == (len(self.labels),)
+        if not fits or not all(values.dtype == np.float32 and np.isfinite(values).all() for values in output):
+            scores = output.probabilities
             raise WeightsError(
                 f"The model {self.card.name or 'without a name'} gives {scores.dtype} {list(scores.shape)} that are not all finite "
                 f"probabilities of its {len(self.labels)} labels. Its weights are damaged; get them again."
             )
-        return scores
+        return output
 
     def _no_frames(self) -> ConfigError:
-        return ConfigError(f"{type(self).__name__} tells only of whole windows. Use the method windows, or load the model in PyTorch.")
+        kind = type(self).__name__
+        return ConfigError(f"{kind} computes whole windows only. Use the method windows, or load the model with backend torch.")
+
+
+def checked_waveforms(waveforms: npt.NDArray[np.generic] | Tensor) -> Floats:
+    """Return an array or tensor of waveforms [B, N] as float32 samples with full scale 1.
+
+    Raises:
+        AudioError: if the shape is another one, or a sample is not finite.
+    """
+    if not isinstance(waveforms, np.ndarray):
+        waveforms = waveforms.detach().float().cpu().numpy()
+    if waveforms.ndim != 2 or 0 in waveforms.shape:
+        raise AudioError(f"The waveform has shape {list(waveforms.shape)}; it must be [B, N] with at least one sample.")
+    samples: Floats = to_float32(waveforms)
+    for i, window in enumerate(samples):
+        to_mono(f"Waveform {i}", window[:, None])
+    return samples

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,21 +17,20 @@ import numpy as np
 import numpy.typing as npt
 
 from dymn import __version__
+from dymn.audio.windows import Filled
 from dymn.config import ModelCard, ModelConfig, check, from_dict, to_dict
 from dymn.errors import DymnError, ResourceError
-from dymn.inference.embedding import BaseEmbedder, LastLayer
 from dymn.native import LAYOUT, libraries
 from dymn.native.log_mel import CompiledLogMel, Constants
 from dymn.native.network import CompiledNetwork, Packed, is_known
-from dymn.runtime.backend import Backend, Filled, Scores, probabilities
+from dymn.runtime.backend import Backend, Floats, Output
+from dymn.runtime.scores import probabilities
 from dymn.runtime.sliding import SlidingLogMel
 from dymn.system.cpus import default_threads
 from dymn.system.files import atomic_write
 from dymn.weights.download import LocalFile, cache_folder
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from dymn.models.mobilenet import MobileNet
 
 logger = logging.getLogger(__name__)
@@ -59,51 +58,22 @@ class CompiledBackend(Backend):
         self._front_end, self._network = front_end, network
         self._threads = default_threads(threads)
 
-    def probabilities(self, waveforms: npt.NDArray[np.float32] | Tensor) -> Scores:
-        """Return the probabilities [B, C] of waveforms [B, N] at `sample_rate`.
-
-        Raises:
-            ResourceError: if the batch does not fit the memory.
-        """
-        return self._scores(self._embed(waveforms))
-
-    def features(self, windows: Iterable[Filled], hop: int) -> Iterator[npt.NDArray[np.float32]]:
+    def features(self, windows: Iterable[Filled], hop: int) -> Iterator[Floats]:
         """Yield log-mel spectrograms [1, F, T], no frame computed twice."""
         sliding = SlidingLogMel(self._front_end, hop)
         return (sliding(window.samples, window.n_samples) for window in windows)
 
-    def scores(self, features: npt.NDArray[np.float32]) -> Scores:
-        """Return the probabilities [B, C] of a batch of `features`.
+    def run(self, features: Floats) -> Output:
+        """Return probabilities [B, C] and embeddings [B, D] of a batch of `features`.
 
         Raises:
             ResourceError: if the batch does not fit the memory.
         """
-        return self._scores(self._embedded(features))
-
-    def embedder(self, layers: str | Sequence[str]) -> BaseEmbedder:
-        """Return what embeds recordings with this network: its last layer.
-
-        Raises:
-            ConfigError: if another layer is asked for.
-        """
-        return LastLayer(self, layers)
-
-    def vectors(self, waveforms: npt.NDArray[np.float32] | Tensor) -> npt.NDArray[np.float32]:
-        """Return the averaged last feature maps [B, D] of waveforms [B, N] at `sample_rate`."""
-        return self._embed(waveforms)
-
-    def _embed(self, waveforms: npt.NDArray[np.float32] | Tensor) -> npt.NDArray[np.float32]:
-        log_mels = [self._front_end(samples, self._threads) for samples in np.asarray(waveforms, np.float32)]
-        return self._embedded(np.stack(log_mels))
-
-    def _embedded(self, log_mel: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         try:
-            return self._network.embed(log_mel, self._threads)
+            embedding = self._network.embed(features, self._threads)
         except MemoryError as error:
-            raise ResourceError(f"There is no room for {len(log_mel)} windows at once. Give a smaller batch size.") from error
-
-    def _scores(self, embedding: npt.NDArray[np.float32]) -> Scores:
-        return self.checked(probabilities(self._network.logits(embedding), self.card.exclusive))
+            raise ResourceError(f"There is no room for {len(features)} windows at once. Give a smaller batch size.") from error
+        return self.checked(Output(probabilities(self._network.logits(embedding), self.card.exclusive), embedding))
 
 
 def packed_path(weights: LocalFile) -> Path:

@@ -6,22 +6,16 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from dymn.config import ModelCard, check, from_dict
 from dymn.errors import ConfigError, MissingExtraError, WeightsError
-from dymn.inference.embedding import BaseEmbedder, LastLayer
-from dymn.runtime.backend import Backend, Scores
+from dymn.runtime.backend import Backend, Floats, Output
 from dymn.system.cpus import default_threads
 from dymn.weights.download import cache_folder
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 MAX_METADATA = 2**20
 SHIPPED = "dymn04_open"  # the model that comes with dymn
@@ -104,52 +98,42 @@ class OnnxBackend(Backend):
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise WeightsError(f"{name} was not written by dymn export: {error}.") from error
 
-    def run(self, values: npt.NDArray[np.float32]) -> tuple[Scores, Scores, Scores]:
-        """Return probabilities [B, C], logits [B, C] and embedding [B, D] of what the file takes.
+    def run(self, features: Floats) -> Output:
+        """Return probabilities [B, C] and embeddings [B, D] of a batch of windows [B, N] at `sample_rate`.
+
+        Raises:
+            ConfigError: if the file takes clips of another length, or log-mel spectrograms.
+            WeightsError: if the file gives something else than probabilities of its labels.
+        """
+        probabilities, _, embedding = self.outputs(self._fitting(features))
+        return Output(probabilities, embedding)
+
+    def outputs(self, values: Floats) -> tuple[Floats, Floats, Floats]:
+        """Return probabilities [B, C], logits [B, C] and embedding [B, D] of the file's own input: [B, N] or [B, 1, F, T].
 
         Raises:
             ConfigError: if the shape is not what the file takes.
-            WeightsError: if what it gives are no probabilities of its labels.
+            WeightsError: if the file gives something else than probabilities of its labels.
         """
         batches = [values[i : i + 1] for i in range(len(values))] if self._one_by_one else [values]
         try:
             found = [self._session.run(["probabilities", "logits", "embedding"], {self._input.name: batch}) for batch in batches]
             probabilities, logits, embedding = (np.concatenate(parts) for parts in zip(*found, strict=True))
-        except Exception as error:  # it raises many kinds
+        except Exception as error:  # ONNX Runtime raises many kinds
             raise ConfigError(f"This file takes {self._input.shape}, not {list(values.shape)}: {str(error)[:200]}") from error
-        return self.checked(probabilities), logits, embedding
+        self.checked(Output(probabilities, embedding))
+        return probabilities, logits, embedding
 
-    def probabilities(self, waveforms: npt.NDArray[np.float32] | Tensor) -> Scores:
-        """Return the probabilities [B, C] of waveforms [B, N] at `sample_rate`.
-
-        Raises:
-            ConfigError: if the file takes clips of another length, or log-mel spectrograms.
-        """
-        return self.run(self._fitting(waveforms))[0]
-
-    def embedder(self, layers: str | Sequence[str]) -> BaseEmbedder:
-        """Return what embeds recordings with this network: its last layer, which is the only one in the file.
-
-        Raises:
-            ConfigError: if another layer is asked for.
-        """
-        return LastLayer(self, layers)
-
-    def vectors(self, waveforms: npt.NDArray[np.float32] | Tensor) -> npt.NDArray[np.float32]:
-        """Return the averaged last feature maps [B, D] of waveforms [B, N] at `sample_rate`; errors are those of `probabilities`."""
-        return self.run(self._fitting(waveforms))[2]
-
-    def _fitting(self, waveforms: npt.NDArray[np.float32] | Tensor) -> npt.NDArray[np.float32]:
-        """Return waveforms [B, N] as the file takes them."""
+    def _fitting(self, samples: Floats) -> Floats:
+        """Return windows [B, N] as the file takes them."""
         check(self.input == "waveform", "This file takes log-mel spectrograms. Export one with --input waveform for recordings.")
-        samples = np.asarray(waveforms, np.float32)
         if self.seconds is not None:
             wanted = round(self.seconds * self.sample_rate)
             if samples.shape[1] != wanted:
                 given = samples.shape[1] / self.sample_rate
                 raise ConfigError(f"This file takes windows of {self.seconds} s, not {given:.3f} s. Export one with --dynamic-time.")
-        least = self.front_end.n_fft // 2 + 2
-        return np.pad(samples, ((0, 0), (0, max(0, least - samples.shape[1]))))
+        shortest = self.front_end.n_fft // 2 + 2
+        return np.pad(samples, ((0, 0), (0, max(0, shortest - samples.shape[1]))))
 
 
 def _digest(source: str | Path | bytes) -> str:

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from dymn.audio.windows import Filled
 from dymn.config import check
 from dymn.models.frontend import ArrayLogMel, LogMel
 from dymn.models.mobilenet import MobileNet, Output
 from dymn.runtime.accelerate import accelerate
-from dymn.runtime.backend import Backend, Filled, FrameScores, Scores, probabilities
+from dymn.runtime.backend import Backend, Floats, FrameOutput
+from dymn.runtime.backend import Output as BackendOutput
 from dymn.runtime.cuda import compiled
+from dymn.runtime.scores import Scores, probabilities
 from dymn.runtime.sliding import SlidingLogMel
 from dymn.system.devices import PRECISIONS, computing, resolve_device, use_threads
-
-if TYPE_CHECKING:
-    from dymn.inference.embedding import BaseEmbedder
 
 
 class TorchBackend(Backend):
@@ -55,6 +53,7 @@ class TorchBackend(Backend):
             use_threads(threads)
         self.model = model.to(self.device).eval()
         self.card = model.card
+        self.embedding_size = model.config.c_last
         self.is_cpu = self.device.type == "cpu"
         self._log_mel = LogMel(self.card.front_end).to(self.device)
 
@@ -69,18 +68,7 @@ class TorchBackend(Backend):
             return compiled(self.model)
         return accelerate(self.model) if self.is_cpu and self.precision == "float32" else self.model
 
-    @torch.inference_mode()
-    def probabilities(self, waveforms: npt.NDArray[np.float32] | Tensor) -> Scores:
-        """Return the probabilities [B, C] of waveforms [B, N] at `sample_rate`.
-
-        Raises:
-            ConfigError: if the network is to be compiled and cannot be.
-            ResourceError: if the batch does not fit the device's memory.
-        """
-        with computing(self.device, len(waveforms), self.precision):
-            return self._probabilities(self._log_mel(torch.as_tensor(waveforms, device=self.device)))
-
-    def features(self, windows: Iterable[Filled], hop: int) -> Iterator[npt.NDArray[np.float32]]:
+    def features(self, windows: Iterable[Filled], hop: int) -> Iterator[Floats]:
         """Yield log-mel spectrograms [1, F, T] on a CPU, no frame computed twice; elsewhere samples, for a front end on the device."""
         if not self.is_cpu:
             return super().features(windows, hop)
@@ -88,17 +76,16 @@ class TorchBackend(Backend):
         return (sliding(window.samples, window.n_samples) for window in windows)
 
     @torch.inference_mode()
-    def scores(self, features: npt.NDArray[np.float32]) -> Scores:
-        """Return the probabilities [B, C] of a batch of `features`.
+    def run(self, features: Floats) -> BackendOutput:
+        """Return probabilities [B, C] and embeddings [B, D] of a batch of `features`.
 
         Raises:
             ConfigError: if the network is to be compiled and cannot be.
             ResourceError: if the batch does not fit the device's memory.
         """
-        if not self.is_cpu:
-            return self.probabilities(features)
         with computing(self.device, len(features), self.precision):
-            return self._probabilities(torch.from_numpy(features))
+            found = self._network(self._log_mels(features))
+            return self.checked(BackendOutput(self._probabilities(found.logits), _array(found.embedding)))
 
     def enter_worker(self) -> None:
         """Compute spectrograms with one thread: there are as many decoders as there should be threads."""
@@ -114,51 +101,31 @@ class TorchBackend(Backend):
         return self.model.time_stride * self.front_end.hop_length
 
     @torch.inference_mode()
-    def frame_scores(self, features: npt.NDArray[np.float32], smoothing: int = 1) -> FrameScores:
-        """Return the probabilities of each frame of the last feature map of a batch of `features`, and of the windows as wholes.
-
-        See `Backend.frame_scores`.
+    def frame_run(self, features: Floats, smoothing: int = 1) -> FrameOutput:
+        """Return probabilities of frames [B, T, C] and of windows [B, C], and embeddings [B, D]; see `Backend.frame_run`.
 
         Raises:
             ResourceError: if the batch does not fit the device's memory.
         """
         with computing(self.device, len(features), self.precision):
-            given = torch.as_tensor(features, device=self.device)
-            maps = self.model.features(given if self.is_cpu else self._log_mel(given))
-            both = self.model.frame_logits(maps, smoothing), self.model.head(maps, maps.mean(dim=(2, 3)))
-            return FrameScores(*map(self._checked, both))
+            maps = self.model.features(self._log_mels(features))
+            embedding = maps.mean(dim=(2, 3))
+            logits = self.model.frame_logits(maps, smoothing), self.model.head(maps, embedding)
+            frames, clip = map(self._probabilities, logits)
+            return self.checked(FrameOutput(frames, clip, _array(embedding)))
 
-    @property
-    def embedding_size(self) -> int:
-        """How many values `vectors` gives."""
-        return self.model.config.c_last
+    def network(self) -> MobileNet:
+        """Return the network."""
+        return self.model
 
-    @torch.inference_mode()
-    def vectors(self, waveforms: npt.NDArray[np.float32] | Tensor) -> npt.NDArray[np.float32]:
-        """Return the averaged last feature maps [B, D] of waveforms [B, N] at `sample_rate`.
+    def _log_mels(self, features: Floats) -> Tensor:
+        """Return log-mel spectrograms [B, 1, F, T] on the device: on a CPU the features themselves."""
+        given = torch.as_tensor(features, device=self.device)
+        return given if self.is_cpu else self._log_mel(given)
 
-        Raises:
-            ResourceError: if the batch does not fit the device's memory.
-        """
-        with computing(self.device, len(waveforms), self.precision):
-            log_mel = self._log_mel(torch.as_tensor(waveforms, device=self.device))
-            return self._network(log_mel).embedding.float().cpu().numpy()
+    def _probabilities(self, logits: Tensor) -> Scores:
+        return probabilities(_array(logits), self.card.exclusive)
 
-    def embedder(self, layers: str | Sequence[str]) -> BaseEmbedder:
-        """Return what embeds recordings with this network; of the last layer alone, with its fastest form.
 
-        Raises:
-            ConfigError: if there is no such layer, or one is named twice.
-        """
-        from dymn.inference.embedding import LAST, LastLayer, parse_layers
-        from dymn.inference.embedding_hooks import Embedder
-
-        if parse_layers(layers, len(self.model.config.blocks)) == (LAST,):
-            return LastLayer(self)
-        return Embedder(self.model, layers, self.precision)
-
-    def _probabilities(self, log_mel: Tensor) -> Scores:
-        return self._checked(self._network(log_mel).logits)
-
-    def _checked(self, logits: Tensor) -> Scores:
-        return self.checked(probabilities(logits.float().cpu().numpy(), self.card.exclusive))
+def _array(values: Tensor) -> Floats:
+    return values.float().cpu().numpy()

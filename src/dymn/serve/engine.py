@@ -31,7 +31,7 @@ from dymn.serve.metrics import Metrics
 from dymn.serve.settings import ServeSettings
 
 if TYPE_CHECKING:
-    from dymn.inference.embedding import BaseEmbedder
+    from dymn.inference.embedding import Embedder
     from dymn.serve.uploads import Upload
 
 logger = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ class Engine:
         self.ready = False
         self._backends: dict[str, Backend] = {name: tagger.backend for name, tagger in taggers.items()}
         self._taggers = dict(taggers)
-        self._embedders: dict[tuple[str, str], BaseEmbedder] = {}
+        self._embedders: dict[tuple[str, str], Embedder] = {}
         self._embedders_lock = threading.Lock()
         first = next(iter(self._backends.values()))
         self._batcher = Batcher(self.settings.batch_size or first.batch_size, self.settings.batch_wait, self.metrics.computed)
@@ -111,7 +111,8 @@ class Engine:
         first.entered_workers()
         self._batcher.start()
         for backend in self._backends.values():
-            self._batcher(backend.probabilities, np.zeros((1, 10 * backend.sample_rate), np.float32), Deadline(600))
+            silence = np.zeros((1, 10 * backend.sample_rate), np.float32)
+            self._batcher(backend.run, backend.waveform_features(silence), Deadline(600))
         self.ready = True
 
     def close(self) -> None:
@@ -198,9 +199,10 @@ class Engine:
         """Return the embedding that `dymn embed` gives with the same window, hop and layers."""
         embedder = self._embedder(question)
         settings = question.settings
-        found = pieces([upload], embedder.sample_rate, None, settings.window, settings.hop, "bare")
+        prepare = embedder.backend.features
+        found = pieces([upload], embedder.sample_rate, None, settings.window, settings.hop, "bare", prepare=prepare)
         rows, seconds = [], []
-        for piece, row in computed(found, lambda rows: self._batcher(embedder.vectors, rows, deadline), 4):
+        for piece, row in computed(found, embedder.run, 4):
             if piece.error is not None:
                 raise piece.error
             if row is not None:
@@ -210,8 +212,8 @@ class Engine:
         vector = np.average(np.stack(rows), axis=0, weights=seconds).astype(np.float32)
         return {"layers": list(embedder.layers), "vector": [float(f"{value:.7g}") for value in vector]}
 
-    def _embedder(self, question: Question) -> BaseEmbedder:
-        from dymn.inference.embedding import parse_layers
+    def _embedder(self, question: Question) -> Embedder:
+        from dymn.inference.layers import parse_layers
 
         names = ",".join(parse_layers(question.layers))
         key = (question.model or next(iter(self._taggers)), names)

@@ -10,8 +10,9 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from dymn.errors import ConfigError
-from dymn.inference.embedding import Embedding, Floats
+from dymn.inference.embedding import Embedding
 from dymn.inference.formats import parquet
+from dymn.runtime.backend import Floats
 from dymn.system.files import csv_text, text_in
 
 ROW_GROUP = 1024

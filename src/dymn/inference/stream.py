@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from dymn.audio.decoding import to_float32, to_mono
-from dymn.audio.reading import Resampler
+from dymn.audio.resampling import Resampler
+from dymn.audio.samples import to_float32, to_mono
 from dymn.audio.windows import Cutter, Filled, Window, fill
 from dymn.config import check
 from dymn.errors import AudioError

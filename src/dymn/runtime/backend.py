@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from dymn.audio.decoding import to_float32, to_mono
+from dymn.audio.samples import to_float32, to_mono
 from dymn.audio.windows import Filled
 from dymn.config import FrontEndConfig, ModelCard
 from dymn.errors import AudioError, ConfigError, WeightsError

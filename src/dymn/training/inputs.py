@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import hashlib
 import json
@@ -11,14 +10,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dymn.architectures import MODELS
 from dymn.data import BalancedSampler, Dataset, Loader, PlainSampler, Source, Streamed, TaskSpec, TeacherTable, cached, class_counts, select
 from dymn.errors import ConfigError, DataError
 from dymn.evaluation.score import evaluation_loader
-from dymn.models.mobilenet import MODELS, MobileNet
-from dymn.models.pretrained import shorten
+from dymn.models.mobilenet import MobileNet
 from dymn.training.recipe import TrainConfig
 from dymn.training.start import check_start
-from dymn.weights import load_model
+from dymn.weights import open_checkpoint
+from dymn.weights.format import shorten
 
 
 class Inputs(NamedTuple):
@@ -93,14 +93,12 @@ def open_models(config: TrainConfig) -> BaseModels:
     check_start(config.model)
     names = {"model": config.model.name, "parent": config.model.inherit}
     names |= {f"teacher {i}": name for i, name in enumerate(config.teacher.models, 1)}
-    loaded: dict[str, MobileNet] = {}
-    used: dict[str, MobileNet] = {}
-    for role, name in names.items():
-        if name and (name not in MODELS or role != "model"):
-            used[role] = copy.deepcopy(loaded[name]) if name in loaded else loaded.setdefault(name, load_model(name))
-    digests = {role: str(model.card.provenance.get("sha256", "")) for role, model in used.items()}
-    teachers = tuple(model for role, model in used.items() if role.startswith("teacher"))
-    return BaseModels(used.get("model"), used.get("parent"), teachers, digests)
+    used = {role: name for role, name in names.items() if name and (name not in MODELS or role != "model")}
+    checkpoints = {name: open_checkpoint(name) for name in dict.fromkeys(used.values())}
+    networks = {role: MobileNet.from_stored(checkpoints[name]) for role, name in used.items()}
+    digests = {role: checkpoints[name].digest for role, name in used.items()}
+    teachers = tuple(network for role, network in networks.items() if role.startswith("teacher"))
+    return BaseModels(networks.get("model"), networks.get("parent"), teachers, digests)
 
 
 def open_table(config: TrainConfig) -> TeacherTable | None:

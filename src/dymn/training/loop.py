@@ -30,7 +30,6 @@ from dymn.evaluation.teachers import OnlineTeachers
 from dymn.models import pretrained
 from dymn.models.frontend import LogMel
 from dymn.models.mobilenet import MobileNet
-from dymn.models.pretrained import shorten
 from dymn.training.distributed import launch, united, use_global_norm
 from dymn.training.inputs import (
     check_classes,
@@ -57,6 +56,7 @@ from dymn.training.start import (
 )
 from dymn.training.state import Part, RunState, load_state, save_state
 from dymn.training.step import Share, Step
+from dymn.weights.format import shorten
 
 SAMPLE_CLIPS = 96  # heard before training: for inherited weights, the teacher's prior and the spread of its embedding
 STATE_FILE, BEST_FILE, LAST_FILE, BAD_FILE = "state.pt", "best.safetensors", "last.safetensors", "bad_clips.csv"

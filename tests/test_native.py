@@ -18,8 +18,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from dymn import create_model
+from dymn.architectures import MODELS, model_config
 from dymn.errors import ConfigError
-from dymn.models.mobilenet import MODELS, model_config
 from dymn.native import libraries
 from dymn.native.network import is_known
 from dymn.runtime.compiled import NativeNetwork

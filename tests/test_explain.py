@@ -13,12 +13,13 @@ import soundfile
 import torch
 from typer.testing import CliRunner
 
+from dymn.architectures import Variant
 from dymn.cli import app
 from dymn.errors import AudioError, ConfigError
 from dymn.explain import BlockDecisions, explain, is_dynamic
 from dymn.models.frontend import LogMel
 from dymn.models.layers import Context
-from dymn.models.mobilenet import MobileNet, Variant
+from dymn.models.mobilenet import MobileNet
 from dymn.plots.explanation import attention_scale, deviations, function_zoom, functions, kernel_zoom, save_picture
 from dymn.plots.explanation_page import page
 from dymn.plots.style import frequency_ticks

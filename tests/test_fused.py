@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dymn import create_model
+from dymn.architectures import BLOCK_SETS, HEADS, MODELS
 from dymn.config import BlockConfig, ModelConfig
 from dymn.errors import ConfigError
 from dymn.models.layers import ATTENTIONS, CONTEXTS
-from dymn.models.mobilenet import BLOCK_SETS, HEADS, MODELS, MobileNet
+from dymn.models.mobilenet import MobileNet
 from dymn.runtime import fused
 from dymn.runtime.accelerate import accelerate
 from dymn.runtime.fused import fuse

@@ -1,7 +1,6 @@
 """Signals at random moments: no healthy recording looks damaged, and what is resumed equals what was never interrupted."""
 
 import io
-import os
 import random
 import signal
 import subprocess
@@ -13,6 +12,11 @@ import pytest
 import soundfile
 
 from dymn.audio import reading
+from dymn.config import ModelCard
+from dymn.inference.journal import journal_path
+from dymn.inference.selection import TagSettings
+from dymn.inference.tagger import Tagger
+from stubs import StubBackend
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="sends signals")
 RATE = 32_000
@@ -35,6 +39,15 @@ def clips(tmp_path_factory):
                 for start in range(0, len(samples), 4096):
                     file.write(samples[start : start + 4096])
     return folder
+
+
+class Loudness(StubBackend):
+    """A label that is as probable as the loudest sample of a window."""
+
+    card = ModelCard(name="loudness", labels=("loud",))
+
+    def scores(self, waveforms):
+        return np.abs(waveforms).max(axis=1, keepdims=True).astype(np.float32)
 
 
 class Interrupted(BaseException):
@@ -85,10 +98,6 @@ def test_a_read_ends_with_the_signal_or_as_if_there_was_none(clips, timer, capfd
 
 
 def test_a_tagger_without_workers_is_interrupted_by_nothing_but_the_signal(clips, timer):
-    from dymn.inference.tagger import Tagger
-    from dymn.inference.selection import TagSettings
-    from tiny_backend import Loudness
-
     tagger = Tagger(Loudness())
     paths = sorted(clips.iterdir())
     settings = TagSettings(window=1.0)
@@ -110,3 +119,69 @@ def test_a_tagger_without_workers_is_interrupted_by_nothing_but_the_signal(clips
         assert [found.error for found in done] == [None] * len(done)
         assert [(found.seconds, found.tags) for found in done] == expected[: len(done)]
     assert interrupted > 5
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    import torch
+
+    from dymn import create_model
+    from dymn.models import pretrained
+
+    network = create_model("mn01", num_classes=2, generator=torch.Generator().manual_seed(0))
+    network.card = ModelCard(name="tiny", labels=("a", "b"))
+    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
+    pretrained.save(network, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def many(clips, tmp_path_factory):
+    """Links to the same recordings under many names: most of the time goes into decoding."""
+    folder = tmp_path_factory.mktemp("many")
+    for i in range(25):
+        for path in clips.iterdir():
+            (folder / f"{i}-{path.name}").symlink_to(path)
+    return folder
+
+
+def started(*arguments):
+    command = [sys.executable, "-m", "dymn", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("command", ["tag", "embed"])
+def test_an_interrupted_command_leaves_no_false_errors(command, model, many, tmp_path):
+    ending = "csv" if command == "tag" else "npy"
+    straight, broken = tmp_path / f"straight.{ending}", tmp_path / f"broken.{ending}"
+    asked = [command, many, "-m", model, "--workers", "0", "--window", "10", "-o"]
+    whole = started(*asked, straight)
+    assert whole.wait(120) == 0, whole.stderr.read()
+    chance = random.Random(3)
+    for _ in range(3):
+        running = started(*asked, broken)
+        while not journal_path(broken).exists() and running.poll() is None:
+            time.sleep(0.01)
+        time.sleep(chance.uniform(0.05, 0.8))
+        running.send_signal(signal.SIGINT)
+        _, errors = running.communicate(timeout=60)
+        assert running.returncode in (0, 130), errors
+        assert "Traceback" not in errors and "damaged" not in errors and "cffi" not in errors
+        if running.returncode == 0:
+            break
+    last = started(*asked, broken)
+    _, errors = last.communicate(timeout=120)
+    assert last.returncode == 0, errors
+    assert broken.read_bytes() == straight.read_bytes()
+
+
+def test_interrupted_events_end_without_a_traceback(model, many, tmp_path):
+    output = tmp_path / "events.csv"
+    chance = random.Random(4)
+    for _ in range(2):
+        running = started("events", many, "-m", model, "-o", output)
+        time.sleep(chance.uniform(3.0, 5.0))
+        running.send_signal(signal.SIGINT)
+        _, errors = running.communicate(timeout=60)
+        assert running.returncode in (0, 130), errors
+        assert "Traceback" not in errors and "damaged" not in errors and "cffi" not in errors

@@ -9,15 +9,16 @@ import pytest
 import torch
 
 from dymn import create_model
+from dymn.architectures import MODELS
 from dymn.config import ModelCard
 from dymn.data import TASKS
 from dymn.errors import ConfigError
 from dymn.models import pretrained
-from dymn.models.mobilenet import MODELS
 from dymn.training import load_recipe, recipe_names, train
 from dymn.training.recipe import parse_assignment
 from dymn.training.schedules import learning_rate_factor, temperature
 from dymn.weights import REGISTRY, audioset_labels
+from dymn.weights import format as weights_format
 from layouts import write_audio, write_audioset, write_corpus, write_esc50, write_fsd50k, write_hdf5, write_openmic, write_tau
 
 NAMES = recipe_names()
@@ -137,7 +138,7 @@ def check_run(config, out):
     task = TASKS[config.data.kind]
     assert result["epochs"] == 1 and (out / "best.safetensors").exists()
     record = result["checkpoint"]
-    card = pretrained.read(record).card
+    card = weights_format.read(record).card
     assert card.exclusive == (task.loss == "ce") and card.provenance["config"]["optim"]["batch_size"] == 2
     if config.data.test:
         assert result["test_clips"] > 0

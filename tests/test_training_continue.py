@@ -6,15 +6,16 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
 from dymn.data import PackSettings, open_source, pack
 from dymn.errors import ConfigError, DataError
-from dymn.models import pretrained
 from dymn.training import loop, state, train
 from dymn.training.report import Reporter
 from dymn.training.state import load_state
+from dymn.weights import format as weights_format
 from tiny_runs import run, settings, write_clips
 
 TIMES = {"seconds", "clips_per_second"}  # not the same twice
@@ -57,7 +58,7 @@ def outcome(folder):
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     assert len(log) == ended.epoch
     return {
-        **{name: pretrained.read(folder / f"{name}.safetensors").state for name in ("best", "last")},
+        **{name: weights_format.read(folder / f"{name}.safetensors").state for name in ("best", "last")},
         "state": [ended.model, ended.ema, ended.optimizer["state"], ended.best, ended.best_epoch],
         "log": [{key: value for key, value in record.items() if key not in TIMES} for record in log],
         "history": [{key: value for key, value in record.items() if key not in TIMES} for record in ended.history],
@@ -68,6 +69,8 @@ def outcome(folder):
 def same(a, b) -> bool:
     if isinstance(a, torch.Tensor):
         return torch.equal(a, b)
+    if isinstance(a, np.ndarray):
+        return np.array_equal(a, b)
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
     if isinstance(a, list):

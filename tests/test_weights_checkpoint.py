@@ -14,12 +14,12 @@ import pytest
 import torch
 
 import dymn.weights
-import dymn.weights.checkpoint as checkpoint
 from dymn.config import FrontEndConfig
 from dymn.errors import ConfigError, WeightsError
 from dymn.models.mobilenet import create_model
 from dymn.weights import REGISTRY, audioset_labels, convert, import_efficientat, load_model
 from dymn.weights.download import is_local
+from dymn.weights.published import import_published
 
 MN04 = "weights/mn04_as_mAP_432.pt"
 
@@ -130,7 +130,7 @@ def test_every_published_network_is_recognised(tmp_path):
         entry = REGISTRY[name]
         state = published_layout(create_model(entry.architecture, **entry.settings))
         torch.save(state, tmp_path / entry.file)
-        model = checkpoint.import_published(tmp_path / entry.file, entry)
+        model = import_published(tmp_path / entry.file, entry)
         assert model.config.num_classes == entry.num_classes
         assert load_model(tmp_path / entry.file).card.name == name
 
@@ -213,6 +213,11 @@ def test_devices(tmp_path):
     assert load_model(tmp_path, device=torch.device("cpu")).stem.conv.weight.device.type == "cpu"
     with pytest.raises(ConfigError, match="'abacus'"):
         load_model(tmp_path, device="abacus")
+
+
+def test_a_device_is_refused_at_once():
+    with pytest.raises(WeightsError, match="/dev/zero is neither a file nor a folder"):
+        load_model("/dev/zero")
 
 
 def test_convert(shared, tmp_path):

@@ -51,9 +51,9 @@ def pipeline(
     if isinstance(model, MobileNet):
         return AudioClassifier(Tagger(model, where), top_k)
     if model is None:
-        from dymn.weights.default import load_default
+        from dymn.weights.default import choose_default
 
-        return AudioClassifier(Tagger(load_default().model, where), top_k)
+        model = choose_default().name
     return AudioClassifier(Tagger.from_pretrained(model, where), top_k)
 
 

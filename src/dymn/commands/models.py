@@ -50,7 +50,7 @@ def models(
 
 def architecture_rows(pattern: str | None) -> list[Row]:
     """Return a row for each architecture, counted for AudioSet's 527 classes."""
-    from dymn.models.mobilenet import architectures
+    from dymn.architectures import architectures
     from dymn.profiling import count
     from dymn.weights import REGISTRY
     from dymn.weights.registry import STANDARD_FRONT_END

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from dymn.architectures import OWN_REDUCTIONS
 from dymn.config import BlockConfig, check
 from dymn.models.layers import ATTENTIONS, CONTEXTS, Context, DynamicConv2d, DynamicReLU, StaticActivation, StaticConv2d
 from dymn.models.layers.context import BatchNorm2d
-
-CONV_REDUCTION = 4  # of a dynamic convolution with a context of its own ([13])
-RELU_REDUCTION = 8  # of a Dy-ReLU with a context of its own ([14])
 
 
 class Stage(nn.Module):
@@ -26,15 +24,13 @@ class Stage(nn.Module):
         def dynamic_relu(size: int) -> nn.Module:
             return DynamicReLU(c_out, context_size=size, n_maps=block.n_maps)
 
-        self.conv: nn.Module = (
-            feed(dynamic_conv, c_in, block.context_size, CONV_REDUCTION) if position in block.dynamic_convs else StaticConv2d(*geometry)
-        )
+        self.conv: nn.Module = StaticConv2d(*geometry)
+        if position in block.dynamic_convs:
+            self.conv = feed(dynamic_conv, c_in, block.context_size, OWN_REDUCTIONS["conv"])
         self.norm = BatchNorm2d(c_out)
-        self.activation: nn.Module = (
-            feed(dynamic_relu, c_out, block.context_size, RELU_REDUCTION)
-            if position in block.dynamic_relus
-            else StaticActivation(activation)
-        )
+        self.activation: nn.Module = StaticActivation(activation)
+        if position in block.dynamic_relus:
+            self.activation = feed(dynamic_relu, c_out, block.context_size, OWN_REDUCTIONS["relu"])
 
     def forward(self, x: Tensor, context: Context | None) -> Tensor:
         """Map [B, C_in, F, T] to [B, C_out, F', T']."""

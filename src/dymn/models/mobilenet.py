@@ -1,161 +1,32 @@
-"""Table I as a list of rows; DyMN and MN are two settings of one network (Sec. III)."""
+"""The network of Table I; DyMN and MN are two settings of it (Sec. III)."""
 
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
-from dymn.config import BlockConfig, ModelConfig, check, round_channels
-from dymn.errors import ConfigError
+from dymn.architectures import HEADS, model_config
+from dymn.config import ModelCard, ModelConfig, check
+from dymn.errors import ConfigError, WeightsError
 from dymn.models.blocks import InvertedResidual
-from dymn.models.layers import ATTENTIONS, CONTEXTS, DynamicConv2d
+from dymn.models.layers import DynamicConv2d
 from dymn.models.layers.context import BatchNorm2d
-from dymn.models.pretrained import Pretrained
+from dymn.models.pretrained import Pretrained, as_array
+from dymn.system.devices import resolve_device
+from dymn.weights.checkpoint import open_checkpoint
+from dymn.weights.download import Progress
+from dymn.weights.efficientat import read_efficientat
+from dymn.weights.format import Array, Stored
+from dymn.weights.labels import numbered_labels
 
-
-class Row(NamedTuple):
-    """One inverted residual block of Table I, at width 1."""
-
-    kernel_size: int
-    c_exp: int
-    c_out: int
-    stride: int
-    activation: str
-
-
-STEM_CHANNELS = 16
-TABLE_I = (
-    Row(3, 16, 16, 1, "relu"),
-    Row(3, 64, 24, 2, "relu"),
-    Row(3, 72, 24, 1, "relu"),
-    Row(5, 72, 40, 2, "relu"),
-    Row(5, 120, 40, 1, "relu"),
-    Row(5, 120, 40, 1, "relu"),
-    Row(3, 240, 80, 2, "hardswish"),
-    Row(3, 200, 80, 1, "hardswish"),
-    Row(3, 184, 80, 1, "hardswish"),
-    Row(3, 184, 80, 1, "hardswish"),
-    Row(3, 480, 112, 1, "hardswish"),
-    Row(3, 672, 112, 1, "hardswish"),
-    Row(5, 672, 160, 2, "hardswish"),
-    Row(5, 960, 160, 1, "hardswish"),
-    Row(5, 960, 160, 1, "hardswish"),
-)
-STRIDED = tuple(i for i, row in enumerate(TABLE_I) if row.stride == 2)
-LAST_EXPANSION = 6
-HIDDEN_CHANNELS = 1280
-NO_ATTENTION = "none"
-
-BLOCK_SETS: dict[str, tuple[int, ...]] = {
-    "all": tuple(range(15)),
-    "none": (),
-    "first5": tuple(range(5)),
-    "mid5": tuple(range(5, 10)),
-    "last5": tuple(range(10, 15)),
-    "se": (3, 4, 5, 10, 11, 12, 13, 14),  # where Table I has Squeeze-and-Excitation
-}
-
-
-@dataclass(frozen=True)
-class Variant:
-    """The settings in which the networks of Tables II and V-XIII differ; the defaults are DyMN-M.
-
-    `attention` is a key of `dymn.models.layers.ATTENTIONS`; None, or "none" where a file has no other way to say it, is no attention.
-    `dynamic_blocks` and `attention_blocks` are keys of `BLOCK_SETS` or block indices from 0 to 14; `attention_blocks` None
-    means the dynamic blocks.
-    """
-
-    width: float = 1.0
-    dynamic_blocks: str | tuple[int, ...] = "all"
-    dynamic_convs: tuple[str, ...] = ("expand", "depthwise", "project")
-    dynamic_relus: tuple[str, ...] = ("depthwise",)
-    attention: str | None = "ca"
-    attention_blocks: str | tuple[int, ...] | None = None
-    context: str = "shared"
-    reduction: int = 4
-    h_min: int = 32
-    h_max: int = 128
-    n_kernels: int = 4
-    n_maps: int = 2
-    strides: tuple[int, ...] = (2, 2, 2, 2)
-    head: str = "mlp"
-    dropout: float = 0.2
-    temperature: float = 1.0
-    num_classes: int = 527
-
-    def __post_init__(self) -> None:
-        check(0.05 <= self.width <= 16, f"width is {self.width}; it must be between 0.05 and 16.")
-        known = self.attention in (None, NO_ATTENTION, *ATTENTIONS)
-        check(known, f"attention is {self.attention!r}; allowed: {NO_ATTENTION}, {', '.join(ATTENTIONS)}.")
-        check(self.context in CONTEXTS, f"context is {self.context!r}; allowed: {', '.join(CONTEXTS)}.")
-        check(self.head in HEADS, f"head is {self.head!r}; allowed: {', '.join(HEADS)}.")
-        strides_fit = len(self.strides) == len(STRIDED) and all(stride in (1, 2) for stride in self.strides)
-        check(strides_fit, f"strides is {self.strides}; it must be {len(STRIDED)} numbers, each 1 or 2.")
-        check(self.reduction >= 1, f"reduction is {self.reduction}; it must be at least 1.")
-        check(1 <= self.h_min <= self.h_max, f"h_min, h_max are {self.h_min}, {self.h_max}; 1 <= h_min <= h_max is required.")
-
-    def config(self) -> ModelConfig:
-        """Return the network with every channel count worked out."""
-
-        def scaled(channels: int) -> int:
-            return round_channels(channels * self.width)
-
-        dynamic = _block_indices(self.dynamic_blocks)
-        attentive = dynamic if self.attention_blocks is None else _block_indices(self.attention_blocks)
-        strides = dict(zip(STRIDED, self.strides, strict=True))
-        blocks = []
-        c_in = scaled(STEM_CHANNELS)
-        for i, row in enumerate(TABLE_I):
-            c_exp, c_out = scaled(row.c_exp), scaled(row.c_out)
-            blocks.append(
-                BlockConfig(
-                    c_in=c_in,
-                    c_exp=c_exp,
-                    c_out=c_out,
-                    kernel_size=row.kernel_size,
-                    stride=strides.get(i, 1),
-                    activation=row.activation,
-                    dynamic_convs=self.dynamic_convs if i in dynamic else (),
-                    dynamic_relus=self.dynamic_relus if i in dynamic else (),
-                    attention=self.attention if i in attentive and self.attention != NO_ATTENTION else None,
-                    context=self.context,
-                    context_size=context_size(c_exp, self.width, self.reduction, self.h_min, self.h_max),
-                    n_kernels=self.n_kernels,
-                    n_maps=self.n_maps,
-                )
-            )
-            c_in = c_out
-        return ModelConfig(
-            width=self.width,
-            blocks=tuple(blocks),
-            c_last=LAST_EXPANSION * c_in,
-            c_hidden=scaled(HIDDEN_CHANNELS),
-            num_classes=self.num_classes,
-            head=self.head,
-            dropout=self.dropout,
-            temperature=self.temperature,
-        )
-
-
-def context_size(c_exp: int, width: float, reduction: int = 4, h_min: int = 32, h_max: int = 128) -> int:
-    """Return H, the share of `c_exp` that a block's context has, within bounds that scale with the width (Sec. IV-A.3)."""
-    return min(max(round_channels(c_exp // reduction), round_channels(h_min * width)), round_channels(h_max * width))
-
-
-def _block_indices(blocks: str | Sequence[int]) -> tuple[int, ...]:
-    if isinstance(blocks, str):
-        check(blocks in BLOCK_SETS, f"{blocks!r} is no set of blocks; allowed: {', '.join(BLOCK_SETS)}, or indices from 0 to 14.")
-        return BLOCK_SETS[blocks]
-    check(all(0 <= i < len(TABLE_I) for i in blocks), f"block indices are {tuple(blocks)}; each must be from 0 to 14.")
-    return tuple(blocks)
+PLAIN_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64)
 
 
 class Output(NamedTuple):
@@ -201,7 +72,7 @@ class FullyConvolutionalHead(nn.Module):
         return self.norm(self.classifier(features)).mean(dim=2).transpose(1, 2)  # type: ignore[no-any-return]
 
 
-HEADS: dict[str, type[nn.Module]] = {"mlp": MLPHead, "fully_convolutional": FullyConvolutionalHead}
+HEADS.update(mlp=MLPHead, fully_convolutional=FullyConvolutionalHead)
 
 
 class ConvNormAct(nn.Sequential):
@@ -247,7 +118,7 @@ class MobileNet(Pretrained):
         """Return logits [B, T', C] of each frame of the last feature map [B, D, F', T'], averaged over `smoothing` frames first (odd)."""
         if smoothing > 1:
             features = avg_pool2d(features, (1, smoothing), stride=1, padding=(0, smoothing // 2), count_include_pad=False)
-        return self.head.frames(features)  # type: ignore[no-any-return,operator]
+        return self.head.frames(features)  # type: ignore[no-any-return]
 
     @property
     def time_stride(self) -> int:
@@ -288,36 +159,6 @@ class MobileNet(Pretrained):
         return self
 
 
-MODELS: dict[str, dict[str, Any]] = {
-    **{f"dymn{round(10 * width):02d}": {"width": width} for width in (0.4, 0.6, 1.0, 2.0)},
-    **{f"dymn{round(10 * width):02d}_replace_se": {"width": width, "dynamic_blocks": "se"} for width in (0.4, 1.0)},
-    **{
-        f"mn{round(10 * width):02d}": {"width": width, "dynamic_blocks": "none", "attention": "se", "attention_blocks": "se"}
-        for width in (0.1, 0.2, 0.4, 0.5, 1.0, 2.0, 3.0, 4.0)
-    },
-}
-ALIASES = {"dymn_s": "dymn04", "dymn_m": "dymn10", "dymn_l": "dymn20"}
-
-
-def model_config(name: str, **overrides: Any) -> ModelConfig:
-    """Return the configuration of a named architecture, with the `Variant` settings in `overrides` replaced.
-
-    Raises:
-        ConfigError: if the name or a setting is unknown, or a value is not allowed.
-    """
-    key = ALIASES.get(name.lower().replace("-", "_"), name)
-    if key not in MODELS:
-        raise ConfigError(f"There is no architecture {name!r}. Choose one of: {', '.join(MODELS)}.")
-    settings = MODELS[key] | {k: tuple(v) if isinstance(v, list) else v for k, v in overrides.items()}
-    allowed = [field.name for field in dataclasses.fields(Variant)]
-    unknown = sorted(set(settings) - set(allowed))
-    check(not unknown, f"A model has no setting {', '.join(unknown)}. Allowed: {', '.join(allowed)}.")
-    try:
-        return Variant(**settings).config()
-    except (TypeError, AttributeError, OverflowError) as error:  # a setting of another type, out of a file
-        raise ConfigError(f"No network can be built from {settings}: {error}.") from error
-
-
 def create_model(name: str, num_classes: int = 527, *, generator: torch.Generator | None = None, **overrides: Any) -> MobileNet:
     """Build a freshly initialised network, such as `create_model("dymn10", num_classes=50, n_kernels=2)`.
 
@@ -333,6 +174,60 @@ def create_model(name: str, num_classes: int = 527, *, generator: torch.Generato
     return MobileNet(model_config(name, num_classes=num_classes, **overrides)).initialise(generator)
 
 
-def architectures(pattern: str | None = None) -> list[str]:
-    """Return the names of the architectures, those that match a shell-style pattern if one is given."""
-    return [name for name in MODELS if pattern is None or fnmatch.fnmatch(name, pattern)]
+def load_model(name_or_path: str | Path, *, device: str | torch.device | None = "cpu", progress: Progress | None = None) -> MobileNet:
+    """Load a model with its weights, in evaluation mode; `.card` holds front end, labels, metrics and the file's SHA-256.
+
+    Args:
+        name_or_path: the name of a model with weights (see `dymn.list_models(pretrained=True)`), a `.safetensors` file of dymn,
+            a folder with one, a state dict that EfficientAT published (`.pt`), or "user/repo" or "user/repo@revision" on the
+            Hugging Face Hub. A name in the registry comes first, then what is on this machine.
+        device: where the model goes, such as "cpu" or "cuda:0"; the first CUDA device if there is one, for None.
+        progress: called during a download with the bytes done, and the bytes in all or None.
+
+    Raises:
+        WeightsError: if there is no such model, or it cannot be downloaded, read or fitted to its network.
+        ConfigError: if the device cannot be used.
+
+    Example:
+        >>> dymn.load_model("dymn04_open").card.labels[0]
+        'Speech'
+    """
+    place = resolve_device(device)
+    return MobileNet.from_stored(open_checkpoint(name_or_path, progress=progress)).to(place)
+
+
+def import_efficientat(
+    path_or_state_dict: str | Path | Mapping[str, Tensor],
+    *,
+    temperature: float = 1.0,
+    strides: Sequence[int] = (2, 2, 2, 2),
+) -> MobileNet:
+    """Build the network that a published state dict belongs to, with its weights, in evaluation mode.
+
+    Args:
+        path_or_state_dict: a file saved by `torch.save`, read without executing pickled code, or the mapping itself.
+        temperature: of the kernel attention: 1 for AudioSet models, 30 for ImageNet models.
+        strides: of blocks 2, 4, 7 and 13; (2, 2, 2, 1) for files named "s2221".
+
+    Raises:
+        WeightsError: if the file cannot be read, or does not fit; the message names missing and extra tensors.
+        ConfigError: if `temperature` or `strides` are not allowed.
+    """
+    source = path_or_state_dict if isinstance(path_or_state_dict, (str, Path)) else _arrays(path_or_state_dict)
+    config, state = read_efficientat(source, temperature=temperature, strides=strides)
+    return MobileNet.from_stored(Stored(config, ModelCard(labels=numbered_labels(config.num_classes)), state))
+
+
+def _arrays(state: object) -> dict[str, Array]:
+    """Return a mapping of names to tensors as arrays.
+
+    Raises:
+        WeightsError: if it holds anything but plain tensors: dense, of an ordinary type, and no larger than the memory behind them.
+    """
+    if not isinstance(state, Mapping) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
+        raise WeightsError("The state dict must map names to tensors and hold nothing else.")
+    for name, tensor in state.items():
+        plain = tensor.layout is torch.strided and tensor.dtype in PLAIN_TYPES and not (tensor.is_nested or tensor.is_meta)
+        if not plain or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise WeightsError(f"The state dict: {name} is not a plain tensor of numbers ({tensor.dtype}, {tensor.layout}).")
+    return {name: as_array(tensor) for name, tensor in state.items()}

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from dataclasses import replace as but
 from typing import Any
 
+from dymn.architectures import Variant
 from dymn.config import check
-from dymn.models.mobilenet import Variant
 
 
 @dataclass(frozen=True)

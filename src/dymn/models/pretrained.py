@@ -1,52 +1,30 @@
-"""dymn's own checkpoint format, and loading and saving in the style of the Hugging Face Hub.
-
-A checkpoint is one `.safetensors` file. Its metadata holds, as JSON, all that rebuilds the model: the config of the network with
-its temperature, and the card (front end, labels, licence, metrics, provenance). A folder for the Hub holds the same file as
-`model.safetensors`, beside a readable `README.md` and `config.json` that loading does not need. Files are taken as untrusted: sizes
-are bounded, every setting is checked, and no tensor is used before its name and shape fit the config.
-"""
+"""Networks that can be saved and rebuilt with their configuration and card, in the style of the Hugging Face Hub."""
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dymn.config import ModelCard, ModelConfig, from_dict, to_dict
+from dymn.config import ModelCard, ModelConfig
 from dymn.errors import ConfigError, MissingExtraError, WeightsError
-from dymn.system.files import atomic_write
+from dymn.weights.checkpoint import open_checkpoint
+from dymn.weights.format import STORAGE_TYPES, Array, Stored, check_finite, save_folder
+from dymn.weights.format import save as save_stored
 from dymn.weights.labels import numbered_labels
+from dymn.weights.shapes import compare_shapes
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-FORMAT = 1
-WEIGHTS_FILE = "model.safetensors"
-MAX_HEADER = 2**22  # bytes of names, shapes and metadata; a DyMN with AudioSet's labels needs a fiftieth
-MAX_FILE = 2**31
-MAX_BLOCKS = 256
-STORAGE_TYPES = (torch.float32, torch.float16, torch.bfloat16)
-COUNTER = "num_batches_tracked"  # of batch norm; nothing depends on it, and published files may lack it
-
-
-class Stored(NamedTuple):
-    """What a checkpoint holds."""
-
-    config: ModelConfig
-    card: ModelCard
-    state: dict[str, Tensor]
-    digest: str  # SHA-256 of the file
-
 
 class Pretrained(nn.Module):
-    """A network that knows its config and card, and can be saved and rebuilt with them."""
+    """A network that knows its configuration and card."""
 
     config: ModelConfig
 
@@ -70,10 +48,10 @@ class Pretrained(nn.Module):
 
     @classmethod
     def skeleton(cls, config: ModelConfig) -> Self:
-        """Build the network without memory for its weights (on PyTorch's meta device), to be given to `fill`.
+        """Build the network without memory for its weights (on PyTorch's meta device), which `fill` provides.
 
         Raises:
-            ConfigError: if the config names parts that there are not, or sizes that no tensor can have.
+            ConfigError: if the config names parts that do not exist, or sizes that no tensor can have.
         """
         try:
             with torch.device("meta"):
@@ -88,41 +66,50 @@ class Pretrained(nn.Module):
             WeightsError: if tensors are missing, extra, of the wrong shape or type, or not finite; the message names them.
         """
         expected = self.state_dict()
-        missing = [name for name in expected if name not in state and not name.endswith(COUNTER)]
-        extra = [name for name in state if name not in expected]
-        wrong = [
-            f"{name} {list(state[name].shape)} instead of {list(tensor.shape)}"
-            for name, tensor in expected.items()
-            if name in state and state[name].shape != tensor.shape
-        ]
-        problems = [f"{word} {shorten(names)}" for word, names in (("missing", missing), ("extra", extra), ("wrong shape", wrong)) if names]
-        if problems:
-            raise WeightsError(f"{source} does not fit the network that its config describes: {'; '.join(problems)}.")
+        given, wanted = ({name: tensor.shape for name, tensor in tensors.items()} for tensors in (state, expected))
+        compare_shapes(given, wanted, source)
         values = {}
         for name, tensor in expected.items():
             value = state.get(name, torch.zeros((), dtype=torch.int64))
             if value.is_floating_point() != tensor.is_floating_point():
                 raise WeightsError(f"{source}: {name} is of type {value.dtype}; {tensor.dtype} is needed.")
             values[name] = value.to(tensor.dtype, copy=True)
-            if not is_finite(values[name]):
-                raise WeightsError(f"{source}: {name} holds values that are not finite. The file is damaged; get it again.")
+        check_finite({name: value.numpy() for name, value in values.items() if name in state}, source)
         self.load_state_dict(values, assign=True)
         return self
+
+    @classmethod
+    def from_stored(cls, stored: Stored) -> Self:
+        """Build a network with the configuration, weights and card of a checkpoint, in evaluation mode on the CPU.
+
+        Raises:
+            WeightsError: if the weights do not fit the configuration.
+            ConfigError: if the configuration names parts that do not exist.
+
+        Example:
+            >>> model = MobileNet.from_stored(dymn.weights.open_checkpoint("dymn04_open"))
+        """
+        model = cls.skeleton(stored.config)
+        state = {name: torch.from_numpy(np.array(values)) for name, values in stored.state.items()}  # copies, which can be written to
+        model.fill(state, stored.card.name or "The checkpoint")
+        model.card = stored.card
+        return model.eval()
+
+    def stored(self) -> Stored:
+        """Return configuration, card and weights as NumPy arrays, on the CPU; float32 weights share memory with the network there."""
+        return Stored(self.config, self.card, {name: as_array(tensor) for name, tensor in self.state_dict().items()})
 
     def save_pretrained(self, directory: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
         """Write a folder for the Hub: `model.safetensors`, and `README.md` and `config.json` for people to read.
 
         Args:
-            directory: the folder; made if it is not there.
-            dtype: what matrices and kernels are stored as; float16 halves the file. Loading gives float32 again.
+            directory: the folder, which is created if need be.
+            dtype: the type in which matrices and kernels are stored; float16 halves the file. Loading gives float32 again.
 
         Raises:
             WeightsError: if weights are not finite, or the folder cannot be written to.
         """
-        folder = Path(directory)
-        digest = save(self, folder / WEIGHTS_FILE, dtype=dtype)
-        _write(folder / "config.json", json.dumps(_description(self), indent=2, ensure_ascii=False).encode())
-        _write(folder / "README.md", readme(self, digest).encode())
+        save_folder(self.stored(), Path(directory), _name_of(dtype))
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path, *, device: str | torch.device | None = "cpu") -> Self:
@@ -131,12 +118,10 @@ class Pretrained(nn.Module):
         Raises:
             WeightsError: if there is no such model, or it cannot be downloaded or does not fit.
         """
-        from dymn.weights.checkpoint import load_model
+        from dymn.system.devices import resolve_device
 
-        model = load_model(name_or_path, device=device)
-        if not isinstance(model, cls):
-            raise WeightsError(f"{name_or_path} holds a {type(model).__name__}, not a {cls.__name__}.")
-        return model
+        place = resolve_device(device)
+        return cls.from_stored(open_checkpoint(name_or_path)).to(place)
 
     def push_to_hub(self, repository: str, *, private: bool = False, token: str | None = None, dtype: torch.dtype = torch.float32) -> str:
         """Upload the folder that `save_pretrained` writes to "user/repo" on the Hub; return the address of the commit.
@@ -166,152 +151,20 @@ def save(model: Pretrained, path: str | Path, *, dtype: torch.dtype = torch.floa
     Tensors of two and more dimensions are stored as `dtype`, where their values fit; all others as float32.
 
     Raises:
-        ConfigError: if `dtype` is not one of `STORAGE_TYPES`.
+        ConfigError: if `dtype` is not float32, float16 or bfloat16.
         WeightsError: if weights are not finite, or the file cannot be written.
     """
-    from safetensors.torch import save as serialise
-
-    if dtype not in STORAGE_TYPES:
-        raise ConfigError(f"dtype is {dtype}; weights are stored as one of {', '.join(map(str, STORAGE_TYPES))}.")
-    tensors = {}
-    for name, tensor in model.state_dict().items():
-        if not is_finite(tensor):
-            raise WeightsError(f"{path} is not written: {name} holds values that are not finite. The training has diverged.")
-        reduced = tensor.to(dtype) if tensor.ndim >= 2 else tensor
-        tensors[name] = (reduced if is_finite(reduced) else tensor).detach().cpu().contiguous()
-    content = serialise(tensors, {"dymn": json.dumps(_description(model), allow_nan=False)})
-    _write(Path(path), content)
-    return hashlib.sha256(content).hexdigest()
+    return save_stored(model.stored(), path, _name_of(dtype))
 
 
-def read(path: str | Path) -> Stored:
-    """Read a `.safetensors` file that `save` wrote, without trusting it. Tensors come as they are stored.
-
-    Raises:
-        WeightsError: if the file is missing, damaged, too large, was not written by dymn, or has settings that are not allowed.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load as deserialise
-
-    content = _content(Path(path))
-    size = int.from_bytes(content[:8], "little")
-    if not 2 <= size <= min(MAX_HEADER, len(content) - 8):
-        raise WeightsError(f"{path} is no .safetensors file, or is cut short: its header cannot be {size:,} bytes long.")
-    header = _json(content[8 : 8 + size], str(path))
-    metadata = header.get("__metadata__")
-    if not isinstance(metadata, dict) or not isinstance(metadata.get("dymn"), str):
-        raise WeightsError(f"{path} was not written by dymn: it says nothing of its network. Convert the original with `dymn convert`.")
-    description = _json(metadata["dymn"], str(path))
-    if description.get("format") != FORMAT:
-        raise WeightsError(f"{path} has format {description.get('format')!r}; this version reads {FORMAT}. Install a newer dymn.")
-    try:
-        config = from_dict(ModelConfig, description.get("config", {}))
-        card = from_dict(ModelCard, description.get("card", {}))
-    except ConfigError as error:
-        raise WeightsError(f"{path} describes a network that cannot be: {error}") from error
-    if len(config.blocks) > MAX_BLOCKS:
-        raise WeightsError(f"{path} describes a network of {len(config.blocks)} blocks; at most {MAX_BLOCKS} are built from a file.")
-    if len(card.labels) != config.num_classes:
-        raise WeightsError(f"{path} has {len(card.labels)} labels for {config.num_classes} classes. The file is damaged; get it again.")
-    try:
-        state = deserialise(content)
-    except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
-        raise WeightsError(f"{path} is damaged: {error}. Get it again.") from error
-    return Stored(config, card, state, hashlib.sha256(content).hexdigest())
+def as_array(tensor: Tensor) -> Array:
+    """Return a tensor as an array; numbers in bfloat16, which NumPy lacks, come in float32."""
+    values = tensor.detach().cpu()
+    return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
 
 
-def readme(model: Pretrained, digest: str) -> str:
-    """Return the model card in Markdown, with the header that the Hub reads."""
-    config, card = model.config, model.card
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    front_end = card.front_end
-    hop = 1000 * front_end.hop_length / front_end.sample_rate
-    classes = ", ".join(card.labels[:5]) + (" …" if len(card.labels) > 5 else "")
-    facts = {"sha256": digest, **card.metrics, **{k: v for k, v in card.provenance.items() if k != "sha256"}}
-    rows = [f"| {_cell(key)} | {_cell(value)} |" for key, value in facts.items()]
-    return "\n".join(
-        [
-            "---",
-            "library_name: dymn",
-            f"license: {json.dumps(card.licence.lower() or 'unknown')}",
-            "pipeline_tag: audio-classification",
-            "tags: [audio, audio-tagging, dymn]",
-            "---",
-            "",
-            f"# {card.name or 'dymn model'}",
-            "",
-            f"{parameters:,} parameters, width {config.width:g}, head {config.head}, kernel attention temperature {config.temperature:g}.",
-            f"Input: mono audio at {front_end.sample_rate:,} Hz, {front_end.n_mels} mel bands, one frame each {hop:g} ms.",
-            f"{config.num_classes} classes: {classes}",
-            "",
-            "```python",
-            "import dymn",
-            "",
-            'tagger = dymn.Tagger.from_pretrained("PATH")  # this folder, or its name on the Hub',
-            'tags = tagger.tag("recording.wav")',
-            "```",
-            "",
-            "| | |",
-            "|---|---|",
-            *rows,
-            "",
-        ]
-    )
-
-
-def is_finite(tensor: Tensor) -> bool:
-    """Whether all values are finite. A finite sum, which is quick, is proof; only finite values of a vast sum need a closer look."""
-    return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
-
-
-def shorten(names: list[str], limit: int = 8) -> str:
-    """Join names with commas; beyond `limit`, say only how many more there are."""
-    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + rest
-
-
-def _cell(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
-    return " ".join(text.split()).replace("|", "\\|")
-
-
-def _description(model: Pretrained) -> dict[str, Any]:
-    """Return what the metadata says of a model. The digest of the file that the weights came from becomes their ancestor's."""
-    provenance = dict(model.card.provenance)
-    if "sha256" in provenance:
-        provenance["source_sha256"] = provenance.pop("sha256")
-    card = dataclasses.replace(model.card, provenance=provenance)
-    return {"format": FORMAT, "config": to_dict(model.config), "card": to_dict(card)}
-
-
-def _content(path: Path) -> bytes:
-    if not path.is_file():
-        raise WeightsError(f"There is no file {path}. Give the path of a checkpoint.")
-    try:
-        size = path.stat().st_size
-        if size > MAX_FILE:
-            raise WeightsError(f"{path} has {size:,} bytes; a checkpoint has at most {MAX_FILE:,}.")
-        return path.read_bytes()
-    except OSError as error:
-        raise WeightsError(f"{path} cannot be read: {error.strerror or error}.") from error
-
-
-def _json(text: str | bytes, name: str) -> dict[str, Any]:
-    def refuse(constant: str) -> None:
-        raise ValueError(f"{constant} is no number")
-
-    try:
-        value = json.loads(text, parse_constant=refuse)
-    except (ValueError, RecursionError) as error:
-        raise WeightsError(f"{name} is damaged: its header is not JSON ({error}). Get it again.") from error
-    if not isinstance(value, dict):
-        raise WeightsError(f"{name} is damaged: its header is not a JSON object. Get it again.")
-    return value
-
-
-def _write(path: Path, content: bytes) -> None:
-    try:
-        with atomic_write(path) as file:
-            file.write(content)
-    except OSError as error:
-        raise WeightsError(f"{path} cannot be written: {error.strerror or error}. Choose another place.") from error
+def _name_of(dtype: torch.dtype) -> str:
+    name = str(dtype).removeprefix("torch.")
+    if name not in STORAGE_TYPES:
+        raise ConfigError(f"dtype is {dtype}; weights are stored as one of {', '.join(f'torch.{name}' for name in STORAGE_TYPES)}.")
+    return name

@@ -30,9 +30,9 @@ from dymn.evaluation.teachers import OnlineTeachers
 from dymn.models import pretrained
 from dymn.models.frontend import LogMel
 from dymn.models.mobilenet import MobileNet
-from dymn.models.pretrained import shorten
 from dymn.training.distributed import launch, united, use_global_norm
 from dymn.training.inputs import (
+    check_classes,
     differences,
     digests,
     fingerprint,
@@ -56,6 +56,7 @@ from dymn.training.start import (
 )
 from dymn.training.state import Part, RunState, load_state, save_state
 from dymn.training.step import Share, Step
+from dymn.weights.format import shorten
 
 SAMPLE_CLIPS = 96  # heard before training: for inherited weights, the teacher's prior and the spread of its embedding
 STATE_FILE, BEST_FILE, LAST_FILE, BAD_FILE = "state.pt", "best.safetensors", "last.safetensors", "bad_clips.csv"
@@ -94,6 +95,8 @@ class Run:
         models = open_models(config)
         front_end = front_end_of(config.model, models.start)
         self.inputs = open_inputs(config, data, front_end.sample_rate)
+        for sentence in check_classes(self.inputs, config.teacher.is_present):
+            self.reporter.note(sentence)
         self.digests = digests(self.inputs) | models.digests
         self.state = self._begin_or_continue()
         self.network = self._network(models.start, front_end)

@@ -26,7 +26,7 @@ class ModelSettings:
 
     `name` is an architecture (fresh weights) or anything that `load_model` takes (fine-tuning; the last layer is replaced where
     the classes differ). `inherit` names a static network whose weights a fresh dynamic one starts with. `settings` are those of
-    `dymn.models.mobilenet.Variant`, for an architecture; `front_end` those of `FrontEndConfig`. With `prior`, a fresh last layer's bias
+    `dymn.architectures.Variant`, for an architecture; `front_end` those of `FrontEndConfig`. With `prior`, a fresh last layer's bias
     starts at the prior of the targets.
     """
 

@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dymn.architectures import MODELS
 from dymn.config import FrontEndConfig, from_dict
 from dymn.data import Source, TeacherTable, class_counts
 from dymn.errors import ConfigError
 from dymn.models.inflate import inherit
-from dymn.models.mobilenet import MODELS, MLPHead, MobileNet, create_model
+from dymn.models.mobilenet import MLPHead, MobileNet, create_model
 from dymn.training.recipe import ModelSettings
 
 ROWS = 65_536  # read at a time

@@ -14,17 +14,17 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from dymn.architectures import ATTENTION_REDUCTION, ATTENTIONS
 from dymn.config import round_channels
 from dymn.models.layers.context import BatchNorm2d, Context, ContextGenerator
 from dymn.native.ops import call, is_compiled, structure
 
 _GATES = structure(("x", "gradient", "frequency", "time", "out", "dx", "dfrequency", "dtime"), ("maps", "n_bands", "n_frames"))
-REDUCTION = 4  # of the hidden layers in Table VIII, as in MobileNetV3
 
 
 def hidden_channels(channels: int) -> int:
     """Return the size of a mechanism's hidden layer for a feature map of `channels`."""
-    return round_channels(channels // REDUCTION)
+    return round_channels(channels // ATTENTION_REDUCTION)
 
 
 def strided(sequence: Tensor, stride: int, axis: int) -> Tensor:
@@ -283,15 +283,15 @@ class GlobalContext(nn.Module):
         return x + vector[..., None, None]
 
 
-ATTENTIONS: dict[str, type[nn.Module]] = {
-    "ca": CoordinateAttention,
-    "ca_frequency": ChannelFrequencyAttention,
-    "ca_time": ChannelTimeAttention,
-    "ca_original": OriginalCoordinateAttention,
-    "ta": TripletAttention,
-    "srm": StyleRecalibration,
-    "se": SqueezeExcitation,
-    "grn": GlobalResponseNorm,
-    "cbam": BlockAttention,
-    "gc": GlobalContext,
-}
+ATTENTIONS.update(
+    ca=CoordinateAttention,
+    ca_frequency=ChannelFrequencyAttention,
+    ca_time=ChannelTimeAttention,
+    ca_original=OriginalCoordinateAttention,
+    ta=TripletAttention,
+    srm=StyleRecalibration,
+    se=SqueezeExcitation,
+    grn=GlobalResponseNorm,
+    cbam=BlockAttention,
+    gc=GlobalContext,
+)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dymn.architectures import CONTEXTS
 from dymn.config import round_channels
 
 
@@ -120,9 +121,9 @@ class OwnContext(nn.Module):
         return self.part(x, Context(vector, point, point))  # type: ignore[no-any-return]
 
 
-CONTEXTS: dict[str, type[ContextGenerator]] = {
-    "shared": ContextGenerator,
-    "separate": SeparateContextGenerator,
-    "concatenated": ConcatenatedContextGenerator,
-    "own": AttentionContextGenerator,
-}
+CONTEXTS.update(
+    shared=ContextGenerator,
+    separate=SeparateContextGenerator,
+    concatenated=ConcatenatedContextGenerator,
+    own=AttentionContextGenerator,
+)

@@ -164,6 +164,18 @@ def frames(content: Content, base: int = 0) -> Frames | None:
     return found if found.parts else None
 
 
+def follow_each_other(head: bytes, count: int = 3) -> bool:
+    """Whether bytes begin with so many whole frames."""
+    place = 0
+    for _ in range(count):
+        frame = head[place : place + 3]
+        known = _FRAMES.get(frame[1] << 8 | frame[2]) if len(frame) == 3 and frame[0] == 0xFF else None
+        if known is None:
+            return False
+        place += known[0]
+    return place <= len(head)
+
+
 def _next(content: Content, position: int, reach: int) -> int | None:
     """Return where the next frame begins that two more follow, or the end of the file; None if there is none within reach."""
     data = content.at(position, reach + 4)

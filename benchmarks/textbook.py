@@ -18,7 +18,7 @@ from dymn.models.layers import DynamicConv2d, DynamicReLU
 from dymn.models.layers.attention import CoordinateAttention
 from dymn.models.layers.context import Context, ContextGenerator
 from dymn.models.mobilenet import MobileNet, Output
-from dymn.native.log_mel import LOG_OFFSET, PREEMPHASIS
+from dymn.audio.mel import LOG_OFFSET, PREEMPHASIS
 
 
 class TextbookConv(nn.Module):

@@ -19,7 +19,7 @@ from dymn.architectures import MODELS, model_config
 from dymn.errors import ConfigError
 from dymn.native import libraries
 from dymn.native.network import is_known
-from dymn.runtime.compiled import NativeNetwork
+from dymn.runtime.accelerate import NativeNetwork
 from dymn.runtime.torch_backend import TorchBackend
 from test_benchmarks import load as load_benchmark
 from test_efficientat import FIXTURES, load

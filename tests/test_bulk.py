@@ -26,15 +26,18 @@ from dymn.audio import reading
 from dymn.cli import app
 from dymn.config import ModelCard
 from dymn.errors import ConfigError, DataError
+from dymn.inference.discovery import Discovery
 from dymn.inference.embedding import Embedding
-from dymn.inference.formats.tags import Run, csv_rows, write_file
+from dymn.inference.formats.origin import Origin
+from dymn.inference.formats.tags import TAGS
+from dymn.inference.formats.writers import csv_rows, write_file
 from dymn.inference.journal import Journal, journal_path
 from dymn.inference.runs import Kind, compute, embeddings, results, tags
 from dymn.inference.selection import TagSettings
 from stubs import StubBackend
 
 RATE = 8000
-RUN = Run("1", "loudness", "", {"window": 1.0})
+ORIGIN = Origin("1", "loudness", "", {"window": 1.0})
 SETTINGS = {"model": "loudness", "parameters": {"window": 1.0}}
 WINDOWS = TagSettings(window=1.0)
 
@@ -66,6 +69,13 @@ def clips(tmp_path_factory):
     return folder
 
 
+def find(journal, *paths):
+    """List what paths name in a journal, and return the paths that name nothing."""
+    with Discovery(map(str, paths), journal.output) as discovery:
+        journal.find(discovery)
+    return discovery.lost
+
+
 def work(done, *, kill_after=-1, workers=0):
     """Return what tags paths and keeps in `done` what it was asked for; after so many results it is killed."""
 
@@ -87,16 +97,16 @@ def go_on(output, folder, done, *, per_window=True, run_settings=SETTINGS, fresh
     """Run to the end, unless killed, and return the rows."""
     kind = tags(per_window)
     with Journal(output, run_settings, fresh=fresh, retry=retry) as journal:
-        journal.find([str(folder)])
+        find(journal, folder)
         compute(journal, kind, work(done, **how))
-        text = "".join(csv_rows(results(journal, kind), RUN))
+        text = "".join(csv_rows(results(journal, kind), TAGS, ORIGIN))
         journal.complete(keep=journal.counts().failed > 0)
     return text
 
 
 def plain(folder):
     """Return the rows of a run without a journal."""
-    return "".join(csv_rows(Tagger(Loudness()).tag_files(reading.find(folder), WINDOWS), RUN))
+    return "".join(csv_rows(Tagger(Loudness()).tag_files(reading.find(folder), WINDOWS), TAGS, ORIGIN))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -123,7 +133,7 @@ def test_killed_anywhere_with_a_torn_end_it_does_the_rest_and_gives_the_same(cli
         alive.parent.mkdir()
         n_before = data.draw(st.integers(0, 13), "killed after")
         journal = Journal(dead, SETTINGS)
-        journal.find([str(clips)])
+        find(journal, clips)
         with contextlib.suppress(Killed):
             compute(journal, tags(True), work(before, kill_after=n_before))
         for file in dead.parent.iterdir():
@@ -179,7 +189,7 @@ def test_what_changes_or_vanishes_during_a_run_is_a_failure_and_done_the_next_ti
             yield result
 
     with Journal(output, SETTINGS) as journal:
-        journal.find([str(folder)])
+        find(journal, folder)
         compute(journal, tags(False), lambda paths: spoiling(paths))
         found = {Path(result.name).name: str(result.error or "") for result in results(journal, tags(False))}
     assert list(found) == ["0.wav", "3.wav", "6.wav", "9.wav"]
@@ -226,7 +236,7 @@ def test_two_runs_at_once_are_one_too_many(clips, tmp_path):
     output = tmp_path / "out.csv"
     (tmp_path / "link.csv").symlink_to(output)
     with Journal(output, SETTINGS) as journal:
-        journal.find([str(clips / "a")])
+        find(journal, clips / "a")
         for name in ("out.csv", "link.csv"):
             for fresh in (False, True):
                 with pytest.raises(ConfigError, match="Another run is at work"):
@@ -250,7 +260,7 @@ def test_a_full_disk_ends_the_run_and_nothing_is_lost(clips, tmp_path, monkeypat
     output, again, kind = tmp_path / "out.csv", [], tags(False)
     big = Kind(lambda found: kind.pack(found) + b" " * 1500, kind.unpack, kind.failed)
     with Journal(output, SETTINGS) as journal:
-        journal.find([str(clips)])
+        find(journal, clips)
         pages = journal._database.execute("PRAGMA page_count").fetchone()[0]
         journal._database.execute(f"PRAGMA max_page_count = {pages + 3}")
         with pytest.raises(OSError, match="No space left") as caught:
@@ -262,7 +272,7 @@ def test_a_full_disk_ends_the_run_and_nothing_is_lost(clips, tmp_path, monkeypat
 
 def test_a_result_that_is_missing_is_no_output(clips, tmp_path):
     with Journal(tmp_path / "out.csv", SETTINGS) as journal:
-        journal.find([str(clips)])
+        find(journal, clips)
         with pytest.raises(DataError, match="lacks"):
             list(results(journal, tags(False)))
     assert list(tmp_path.iterdir()) == []
@@ -277,7 +287,7 @@ def test_recordings_are_listed_once_in_the_order_of_find(tmp_path, monkeypatch):
     (tmp_path / "b" / "a" / "up").symlink_to(tmp_path, target_is_directory=True)
     (tmp_path / "b" / "loop.wav").symlink_to("loop.wav")
     with Journal(tmp_path / "out.csv", SETTINGS) as journal:
-        lost = journal.find(["b/1.wav", ".", str(tmp_path), "nowhere*", "gone.wav"])
+        lost = find(journal, "b/1.wav", ".", tmp_path, "nowhere*", "gone.wav")
         found = [task.name for task in journal.to_do()]
     assert [name for name, _ in lost] == ["nowhere*"]
     assert found == [Path("b/1.wav"), *(path for path in reading.find(".") if path != Path("b/1.wav")), Path("gone.wav")]
@@ -287,7 +297,7 @@ def test_recordings_are_listed_once_in_the_order_of_find(tmp_path, monkeypatch):
 def test_the_output_is_no_recording(clips, tmp_path):
     shutil.copytree(clips / "a", tmp_path / "in")
     with Journal(tmp_path / "in" / "0.wav", SETTINGS) as journal, pytest.raises(ConfigError, match="one of the recordings"):
-        journal.find([str(tmp_path)])
+        find(journal, tmp_path)
     assert len(list((tmp_path / "in").iterdir())) == 4
 
 
@@ -305,13 +315,13 @@ def test_embeddings_come_back_bit_for_bit():
 def test_parquet_has_the_rows_of_csv(clips):
     parquet = pytest.importorskip("pyarrow.parquet")
     file = io.BytesIO()
-    write_file(RUN, "parquet", Tagger(Loudness()).tag_files(reading.find(clips), WINDOWS), file)
+    write_file(Tagger(Loudness()).tag_files(reading.find(clips), WINDOWS), TAGS, ORIGIN, "parquet", file)
     table = parquet.read_table(io.BytesIO(file.getvalue()))
     rows = list(csv.DictReader(io.StringIO(plain(clips))))
     assert table["file"].to_pylist() == [row["file"] for row in rows]
     assert [score or 0 for score in table["score"].to_pylist()] == pytest.approx([float(row["score"] or 0) for row in rows], abs=1e-6)
     assert [error or "" for error in table["error"].to_pylist()] == [row["error"] for row in rows]
-    assert json.loads(table.schema.metadata[b"dymn"]) == RUN.to_dict()
+    assert json.loads(table.schema.metadata[b"dymn"]) == ORIGIN.to_dict()
 
 
 @pytest.fixture(scope="module")

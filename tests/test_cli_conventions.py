@@ -109,8 +109,8 @@ def test_values_of_options_are_the_keys_of_the_data_they_name():
     from dymn.profiling.formats import COMPARISON_FORMATS, PROFILE_FORMATS
 
     named = {
-        ("tag", "format"): [*tags.FORMATS, *tags.BINARY], ("tag", "fill"): windows.FILLS, ("tag", "combine"): selection.COMBINATIONS,
-        ("embed", "format"): embeddings.FORMATS, ("events", "format"): events.FORMATS, ("events", "method"): METHODS,
+        ("tag", "format"): tags.TAGS.formats, ("tag", "fill"): windows.FILLS, ("tag", "combine"): selection.COMBINATIONS,
+        ("embed", "format"): embeddings.FORMATS, ("events", "format"): events.EVENTS.formats, ("events", "method"): METHODS,
         ("listen", "format"): pcm.FORMATS, ("export", "format"): export.FORMATS, ("export", "input"): export.INPUTS,
         ("export", "precision"): export.PRECISIONS, ("shards", "audio"): ENCODINGS,
         ("profile", "format"): COMPARISON_FORMATS.keys() & PROFILE_FORMATS.keys(),

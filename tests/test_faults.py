@@ -28,6 +28,7 @@ from dymn.commands.output import text_output
 from dymn.config import ModelCard
 from dymn.data import BadClip, Source, open_source
 from dymn.errors import DataError, ResourceError, WeightsError, resource_error
+from dymn.inference.discovery import Discovery
 from dymn.inference.journal import Journal, journal_path
 from dymn.models import pretrained
 from dymn.system.files import atomic_write
@@ -209,22 +210,22 @@ def test_a_bit_that_has_turned_over_in_a_journal_is_seen(tmp_path):
     output, words = tmp_path / "out.csv", b"the result of a recording"
     (tmp_path / "a.wav").write_bytes(b"audio")
     with Journal(output, {}) as journal:
-        journal.find([str(tmp_path / "a.wav")])
+        journal.find(Discovery([str(tmp_path / "a.wav")]))
         (task,) = journal.to_do()
         journal.put(task, 1.0, words, None)
     spoil(journal_path(output), journal_path(output).read_bytes().index(words) + 5)
     with Journal(output, {}) as journal:
         assert journal.counts().done == 1
-        with pytest.raises(DataError, match=r"damaged where .*a\.wav is kept. Start the command again"):
+        with pytest.raises(DataError, match=r"damaged: the result of .*a\.wav\. Start the command again"):
             list(journal.results())
     with Journal(output, {}) as journal:
-        journal.find([str(tmp_path / "a.wav")])
+        journal.find(Discovery([str(tmp_path / "a.wav")]))
         assert len(list(journal.to_do())) == 1, "it is done again"
 
 
 def look_through(output, folder):
     with Journal(output, {}) as journal:
-        journal.find([str(folder)])
+        journal.find(Discovery([str(folder)]))
         journal.counts()
         list(journal.results())
 
@@ -234,7 +235,7 @@ def test_a_journal_of_which_pages_are_lost_is_named_and_can_be_begun_anew(tmp_pa
     for i in range(300):
         (tmp_path / f"{i}.wav").write_bytes(b"audio")
     with Journal(output, {}) as journal:
-        journal.find([str(tmp_path)])
+        journal.find(Discovery([str(tmp_path)]))
         for task in journal.to_do():
             journal.put(task, 1.0, bytes(100), None)
     whole = journal_path(output).read_bytes()
@@ -243,7 +244,7 @@ def test_a_journal_of_which_pages_are_lost_is_named_and_can_be_begun_anew(tmp_pa
         with pytest.raises(DataError, match="--fresh starts over"):
             look_through(output, tmp_path)
         with Journal(output, {}, fresh=True) as journal:
-            journal.find([str(tmp_path)])
+            journal.find(Discovery([str(tmp_path)]))
             assert journal.counts() == (300, 0, 0)
 
 
@@ -259,7 +260,7 @@ def test_a_journal_of_an_older_version_is_refused_and_begun_anew(tmp_path):
         Journal(output, {})
     (tmp_path / "a.wav").write_bytes(b"audio")
     with Journal(output, {}, fresh=True) as journal:
-        journal.find([str(tmp_path / "a.wav")])
+        journal.find(Discovery([str(tmp_path / "a.wav")]))
         journal.put(next(journal.to_do()), 1.0, b"result", None)
         assert [done.result for done in journal.results()] == [b"result"]
 

@@ -19,6 +19,7 @@ from dymn.commands.output import _Terminal
 from dymn.data import open_source
 from dymn.data.pickles import read_index, read_npz
 from dymn.errors import AudioError, ConfigError, DataError, WeightsError
+from dymn.inference.discovery import Discovery
 from dymn.inference.journal import Journal
 from dymn.weights.torch_files import read_tensors
 from fuzz.harness import run
@@ -208,7 +209,7 @@ def test_silence_is_read_in_bounded_memory():
 def test_a_journal_that_does_something_by_itself_is_refused(tmp_path):
     with Journal(tmp_path / "out.csv", {}) as journal:
         (tmp_path / "a.wav").write_bytes(b"")
-        journal.find([str(tmp_path / "a.wav")])
+        journal.find(Discovery([str(tmp_path / "a.wav")]))
         journal.put(next(journal.to_do()), 1.0, b"[]", None)
     database = sqlite3.connect(tmp_path / "out.csv.journal")
     database.execute("CREATE TRIGGER t AFTER DELETE ON listed BEGIN UPDATE done SET result = 'x'; END")
@@ -222,12 +223,12 @@ def test_a_journal_whose_names_are_no_text_is_refused(tmp_path):
     path = tmp_path / "out.csv.journal"
     (tmp_path / "a.wav").write_bytes(b"")
     with Journal(tmp_path / "out.csv", {}) as journal:
-        journal.find([str(tmp_path / "a.wav")])
+        journal.find(Discovery([str(tmp_path / "a.wav")]))
         journal.put(next(journal.to_do()), 1.0, b"[]", None)
     content = path.read_bytes()
     at = content.index(b"tablefacts") + len("table")
     path.write_bytes(content[:at] + b"\x80" + content[at + 1 :])
-    with pytest.raises(DataError, match=r"no text.*--fresh"):
+    with pytest.raises(DataError, match=r"not text.*--fresh"):
         Journal(tmp_path / "out.csv", {})
     with Journal(tmp_path / "out.csv", {}, fresh=True) as journal:
         assert journal.counts() == (0, 0, 0)

@@ -269,7 +269,7 @@ def test_tagging_with_another_backend_needs_no_torch(tmp_path):
         "import sys\n"
         "import numpy as np\n"
         "from dymn import cli\nfrom dymn.audio import windows\nfrom dymn.inference import selection\n"
-        "from dymn.inference.formats import tags as formats\n"
+        "from dymn.inference.formats import origin, tags, writers\n"
         "from dymn.runtime.backend import Backend, Output\n"
         "from dymn.config import ModelCard\n"
         "from dymn.inference.tagger import Tagger\n"
@@ -277,8 +277,8 @@ def test_tagging_with_another_backend_needs_no_torch(tmp_path):
         "    card, embedding_size = ModelCard(labels=('Loud',)), 1\n"
         "    def run(self, windows): return Output(*2 * [np.abs(windows).max(axis=1, keepdims=True).astype(np.float32)])\n"
         f"(recording,) = Tagger(Loudest()).tag_files([{str(path)!r}])\n"
-        "run = formats.Run('0', '', '', {})\n"
-        "print(*formats.json_lines([recording], run), 'torch' in sys.modules)\n"
+        "run = origin.Origin('0', '', '', {})\n"
+        "print(*writers.json_lines([recording], tags.TAGS, run), 'torch' in sys.modules)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert '"label": "Loud", "score": 0.5' in done.stdout

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import pytest
 
@@ -10,8 +11,11 @@ from dymn.data.detect import detect
 from dymn.errors import ConfigError, DataError
 from dymn.training import TrainConfig, load_recipe
 from dymn.training.inputs import differences
+from dymn.training.loop import Run
+from dymn.training.report import Reporter
 from dymn.training.resolve import plain_name, resolve, with_folder
 from layouts import write_audio, write_audioset, write_corpus, write_esc50, write_fsd50k, write_openmic, write_table, write_tau
+from tiny_runs import run, write_clips
 
 
 @pytest.mark.parametrize(
@@ -109,3 +113,36 @@ def test_names_what_differs_from_a_run(tmp_path):
     assert differences(tmp_path / "config.json", changed, {"train": "b"}) == ["data digest.train", "optim.lr", "schedule.epochs"]
     assert differences(tmp_path / "config.json", config, {"train": "a"}) == []
     assert differences(tmp_path / "absent.json", config, {}) == []
+
+
+class Notes(Reporter):
+    def __init__(self):
+        self.said = []
+
+    def note(self, text):
+        self.said.append(text)
+
+
+def test_one_class_is_refused(tmp_path):
+    write_clips(tmp_path / "clips", 8)
+    shutil.rmtree(tmp_path / "clips" / "low")
+    with pytest.raises(DataError, match=r"one class, 'high': there is nothing to tell apart"):
+        Run(run(tmp_path / "clips", tmp_path / "run"), Notes())
+    rows = [["path", "label"], *([f"clips/high/{path.name}", "high"] for path in sorted((tmp_path / "clips" / "high").iterdir()))]
+    write_table(tmp_path / "all.csv", rows)
+    with pytest.raises(DataError, match="any network is right"):
+        Run(run(tmp_path / "all.csv", tmp_path / "run", data={"kind": "csv", "holdout": 0.0, "val": ""}), Notes())
+    rows[1][1] = ""
+    write_table(tmp_path / "some.csv", rows)
+    Run(run(tmp_path / "some.csv", tmp_path / "run", data={"kind": "csv", "holdout": 0.0, "val": ""}), Notes())
+
+
+def test_a_class_without_validation_clips_is_named(tmp_path):
+    write_clips(tmp_path / "clips" / "train", 8)
+    write_clips(tmp_path / "clips" / "val", 4)
+    notes = Notes()
+    Run(run(tmp_path / "clips", tmp_path / "run", data={"holdout": 0.0}), notes)
+    assert notes.said == []
+    shutil.rmtree(tmp_path / "clips" / "val" / "low")
+    Run(run(tmp_path / "clips", tmp_path / "other", data={"holdout": 0.0}), notes)
+    assert notes.said == ["No validation clip of 1 of 2 classes: low."]

@@ -28,8 +28,9 @@ from dymn.audio.sources import reason
 from dymn.audio.windows import Filled, fill
 from dymn.config import check
 from dymn.errors import AudioError, ConfigError, DymnError, MissingExtraError
+from dymn.inference.discovery import Discovery, whole
 from dymn.inference.embedding import Embedding, EmbedSettings
-from dymn.inference.formats import parquet
+from dymn.inference.formats.writers import require_parquet
 from dymn.inference.segments import Opened, Piece, Rows, computed, pieces, source_name
 from dymn.inference.tagger import Recording, Tagger, TagSettings
 from dymn.runtime.backend import CPU_BATCH_SIZE
@@ -156,7 +157,7 @@ class Engine:
             for table in done.iter_batches(batch_size=None, batch_format="pyarrow"):
                 for place, piece in _pieces(table):
                     name = source_name(found[place])
-                    error = piece.error and AudioError(str(piece.error).replace(_whole(found[place]), name))
+                    error = piece.error and AudioError(str(piece.error).replace(whole(found[place]), name))
                     recording = Opened(name, piece.recording.n_samples)
                     yield piece._replace(recording=recording, features=None, error=error), piece.features
 
@@ -173,8 +174,8 @@ class _Windows:
 
 def _chunk(sources: Sequence[Source], begin: int) -> Any:
     """Return the table of a task: recordings, and their places in the list of all."""
-    arrow, _ = parquet.require()
-    paths = arrow.array([os.fsencode(_whole(source)) for source in sources], arrow.binary())
+    arrow, _ = require_parquet()
+    paths = arrow.array([os.fsencode(whole(source)) for source in sources], arrow.binary())
     return arrow.table({"place": list(range(begin, begin + len(sources))), "path": paths})
 
 
@@ -226,7 +227,7 @@ class _Network:
 
 def _table(rows: Sequence[tuple[int, Piece, Rows | None]]) -> Any:
     """Return rows, each the place of a recording, a piece of it, and float32 values, as a table of Arrow."""
-    arrow, _ = parquet.require()
+    arrow, _ = require_parquet()
     columns = {
         "place": arrow.array([place for place, _, _ in rows], arrow.int64()),
         "n_samples": arrow.array([piece.recording.n_samples for _, piece, _ in rows], arrow.int64()),
@@ -289,21 +290,13 @@ def find(paths: Iterable[str]) -> tuple[list[Source], list[tuple[str, AudioError
 
     Of URLs, too, a folder gives the recordings below it, and a pattern those that match.
     """
-    found: dict[str, Source] = {}
-    lost = []
-    for path in paths:
-        try:
-            items: Sequence[Source] = _find_remote(path) if "://" in path else reading.find(path)
-        except AudioError as error:
-            lost.append((path, error))
-        else:
-            found |= {_whole(item): item for item in items if _whole(item) not in found}
-    return list(found.values()), lost
+    with Discovery(paths, expand=expand) as discovery:
+        return discovery.sorted(), discovery.lost
 
 
-def _whole(source: Source) -> str:
-    """Return a path from the root on, and a URL as it is."""
-    return source if isinstance(source, str) and "://" in source else os.path.abspath(source)
+def expand(path: str) -> Iterable[Source]:
+    """Return the recordings that a path or URL names."""
+    return _find_remote(path) if "://" in path else reading.expand(path)
 
 
 def _is_recording(name: str) -> bool:

@@ -220,7 +220,7 @@ def show_json(answer: Heard) -> None:
 
 def show_line(answer: Heard) -> None:
     """Write an answer as a line of text."""
-    from dymn.inference.formats.tags import clock
+    from dymn.inference.formats.text import clock
 
     found = ", ".join(f"{tag.label} {tag.score:.2f}" for tag in answer.window.tags)
     typer.echo(f"{clock(answer.window.start)} – {clock(answer.window.end)}  {found or '–'}")
@@ -253,7 +253,7 @@ class LiveTable:
         from rich.table import Table
         from rich.text import Text
 
-        from dymn.inference.formats.tags import bar, clock
+        from dymn.inference.formats.text import bar, clock
 
         dropped = f"   {answer.dropped:.1f} s dropped" if answer.dropped else ""
         caption = f"{clock(answer.window.end)}{dropped}"

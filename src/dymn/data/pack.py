@@ -106,6 +106,8 @@ def pack(
         OSError: if the folder cannot be written to.
     """
     settings, out = settings or PackSettings(), Path(out)
+    if source.catalog.spans is not None:
+        raise DataError("Clips that are parts of files (columns start and end) cannot be packed. Cut the files into clips first.")
     made = {"source": source.digest, "sample_rate": source.sample_rate, **dataclasses.asdict(settings)}
     out.mkdir(parents=True, exist_ok=True)
     work = out / WORK_FOLDER

@@ -13,8 +13,9 @@ import numpy as np
 
 from dymn.data.archives import read_audioset_hdf5, read_fsd50k_hdf5, read_openmic_hdf5, read_shards
 from dymn.data.cache import Progress, cached
+from dymn.data.manifest import read_csv
 from dymn.data.packed import read_index, read_packed
-from dymn.data.readers import read_csv, read_esc10, read_esc50, read_folder, read_fsd50k, read_openmic, read_tau
+from dymn.data.readers import read_esc10, read_esc50, read_folder, read_fsd50k, read_openmic, read_tau
 from dymn.data.source import MAX_SECONDS, SPLITS, Catalog, Source
 from dymn.data.stores import Store
 from dymn.errors import ConfigError, DataError
@@ -158,7 +159,7 @@ def open_dataset(
         cache: folder for decoded clips (see `dymn.data.cache`); None to decode at each access.
         workers: processes that decode while the cache is built.
         progress: called with the clips decoded and their total while the cache is built.
-        options: of the reader (`csv`: root, labels, separator; `shards`: labels).
+        options: of the reader (`csv`: root, labels, separator, ignore; `shards`: labels).
 
     Raises:
         ConfigError: if an argument is not allowed.

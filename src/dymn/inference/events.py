@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -9,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dymn.config import check
+from dymn.errors import DymnError
 from dymn.inference.frames import Frames, FrameSettings
 from dymn.runtime.scores import Scores
 
@@ -51,6 +53,23 @@ class EventSettings(FrameSettings):
         for name in ("median", "min_gap", "min_duration"):
             value = getattr(self, name)
             check(0 <= value <= 3600, f"{name} is {value}; it must be from 0 to 3600 seconds.")
+
+
+@dataclass(frozen=True)
+class EventRecording:
+    """The events of one recording, or the error that prevented them.
+
+    Attributes:
+        name: the path as given; "-" for standard input, "" for what has no name.
+        seconds: the length of the recording.
+        events: in the order of their starts.
+        error: why there are none, or None.
+    """
+
+    name: str
+    seconds: float = 0.0
+    events: Sequence[Event] = ()
+    error: DymnError | None = None
 
 
 def decide(frames: Frames, settings: EventSettings | None = None) -> list[Event]:

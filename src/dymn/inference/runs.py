@@ -1,7 +1,7 @@
-"""Many recordings in one run that can end at any moment and be gone on with: each is done once, and the result is the same.
+"""Runs over many recordings that can be interrupted at any moment and resumed: each recording is computed once.
 
-Results go to a `Journal` as they come, and from there to the output, which is written when all are done; so it depends on the
-journal alone, not on how often the run was interrupted.
+Results go to a `Journal` as they come, and from there to the output, which is written when all are there. So the output depends on
+the journal alone, not on how often the run was interrupted.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic
 
 import numpy as np
 
 from dymn.errors import AudioError, DataError, DymnError
+from dymn.inference.formats.layout import R
 from dymn.inference.journal import Journal, Task, stamp
 from dymn.inference.segments import source_name
 from dymn.inference.selection import Tag, WindowTags
@@ -24,34 +25,16 @@ from dymn.inference.tagger import Recording
 
 if TYPE_CHECKING:
     from dymn.inference.embedding import Embedding
-
-
-class Result(Protocol):
-    """What became of a recording."""
-
-    @property
-    def name(self) -> str:
-        """Its path as given."""
-
-    @property
-    def seconds(self) -> float:
-        """How long it is."""
-
-    @property
-    def error(self) -> DymnError | None:
-        """Why there is nothing else, or None."""
-
-
-R = TypeVar("R", bound=Result)
+    from dymn.inference.events import EventRecording
 
 
 @dataclass(frozen=True)
 class Kind(Generic[R]):
-    """How results of a kind are kept.
+    """How results of a kind are stored in a journal.
 
     Attributes:
-        pack: what is to be written of a result, as bytes.
-        unpack: from name, seconds and those bytes back to a result that is written alike.
+        pack: from a result to bytes, which hold all of it that is written to the output.
+        unpack: from name, seconds and those bytes to a result that is written in the same way.
         failed: from name and error to a result.
     """
 
@@ -63,16 +46,16 @@ class Kind(Generic[R]):
 def compute(
     journal: Journal, kind: Kind[R], work: Callable[[Iterator[Path]], Iterator[R]], done: Callable[[R], None] = lambda result: None
 ) -> None:
-    """Do what is left of the recordings that a journal lists.
+    """Compute the recordings that a journal lists and has no result of.
 
     Args:
         journal: with a list of recordings.
         kind: of the results.
         work: yields one result a path, in their order, such as `Tagger.tag_files`.
-        done: called with each result when it is in the journal.
+        done: called with each result once it is in the journal.
 
     Raises:
-        BaseException: what `work` raises; all that is done by then stays done.
+        BaseException: what `work` raises; all results up to then are kept.
     """
     begun: deque[Task] = deque()
 
@@ -86,7 +69,7 @@ def compute(
         for result in work(source):
             task = begun.popleft()
             if result.error is None and stamp(task.path) != task.stamp:
-                changed = AudioError(f"{result.name} changed while it was read. Start the command again when nobody writes to it.")
+                changed = AudioError(f"{result.name} changed while it was read. Start the command again when it is complete.")
                 result = kind.failed(result.name, changed)
             if result.error is not None:
                 journal.put(task, 0.0, None, str(result.error))
@@ -99,7 +82,7 @@ def results(journal: Journal, kind: Kind[R]) -> Iterator[R]:
     """Yield the results of all recordings that a journal lists, in their order.
 
     Raises:
-        DataError: if one of them is not done, or the journal holds what no run has put there.
+        DataError: if one is missing, damaged, or not what a run stores.
     """
     for done in journal.results():
         name = source_name(done.name)
@@ -109,18 +92,18 @@ def results(journal: Journal, kind: Kind[R]) -> Iterator[R]:
         try:
             unpacked = kind.unpack(name, done.seconds, done.result)
         except (ValueError, TypeError, LookupError, OverflowError, RecursionError) as error:
-            raise DataError(f"{journal.path} is damaged: what it has of {name} makes no sense. --fresh starts over.") from error
+            raise DataError(f"{journal.path} is damaged: the result of {name} is not valid. --fresh starts over.") from error
         yield unpacked
 
 
 def tags(per_window: bool) -> Kind[Recording]:
-    """Return how tags are kept: those of recordings, and with `per_window` those of their windows."""
+    """Return how tags are stored: those of recordings, and with `per_window` those of their windows."""
 
     def pack(found: Recording) -> bytes:
         whole = [(tag.label, tag.score) for tag in found.tags]
         windows = found.timeline if per_window else ()
         parts = [(window.start, window.end, [(tag.label, tag.score) for tag in window.tags]) for window in windows]
-        return json.dumps([whole, parts], ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
+        return _packed([whole, parts])
 
     def unpack(name: str, seconds: float, packed: bytes) -> Recording:
         whole, parts = json.loads(packed.decode("utf-8", "surrogatepass"), parse_constant=_refuse)
@@ -135,11 +118,27 @@ def _tags(pairs: Iterable[tuple[str, float]], start: float, end: float) -> list[
 
 
 def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no score")
+    raise ValueError(f"{constant} is not a score")
+
+
+def events() -> Kind[EventRecording]:
+    """Return how events are stored."""
+    from dymn.inference.events import Event, EventRecording
+
+    def unpack(name: str, seconds: float, packed: bytes) -> EventRecording:
+        found = json.loads(packed.decode("utf-8", "surrogatepass"), parse_constant=_refuse)
+        events = [Event(str(label), float(start), float(end), float(score)) for label, start, end, score in found]
+        return EventRecording(name, seconds, events)
+
+    return Kind(lambda found: _packed(list(found.events)), unpack, lambda name, error: EventRecording(name, error=error))
+
+
+def _packed(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
 
 
 def embeddings(per_window: bool, size: int) -> Kind[Embedding]:
-    """Return how embeddings of `size` values are kept: those of recordings, or with `per_window` those of their windows."""
+    """Return how embeddings of `size` values are stored: those of recordings, or with `per_window` those of their windows."""
     from dymn.inference.embedding import Embedding
 
     kind = np.dtype([("span", "<f8", (2,)), ("vector", "<f4", (size,))])

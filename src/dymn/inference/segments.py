@@ -159,6 +159,5 @@ def _counted(found: Iterable[Samples], recording: Opened) -> Iterator[Samples]:
 
 def source_name(source: Source) -> str:
     """Return a source's name as printable text, also where a file's name is no valid text."""
-    if isinstance(source, (str, os.PathLike)):
-        return os.fsencode(source).decode("utf-8", "replace")
-    return str(getattr(source, "name", ""))
+    name = source if isinstance(source, (str, os.PathLike)) else getattr(source, "name", "")
+    return os.fsencode(name).decode("utf-8", "replace") if isinstance(name, (str, os.PathLike)) else str(name)

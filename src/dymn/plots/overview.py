@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dymn.config import FrontEndConfig, check, from_dict
-from dymn.inference.formats.tags import clock
+from dymn.inference.formats.text import clock
 from dymn.inference.segments import blocks, source_name
 from dymn.plots.style import Array
 

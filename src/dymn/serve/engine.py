@@ -20,7 +20,9 @@ from dymn import __version__
 from dymn.audio import reading
 from dymn.config import to_dict
 from dymn.errors import AudioError
-from dymn.inference.formats.tags import Run, json_lines
+from dymn.inference.formats.origin import Origin
+from dymn.inference.formats.tags import TAGS
+from dymn.inference.formats.writers import json_lines
 from dymn.inference.segments import computed, pieces
 from dymn.inference.selection import TagSettings
 from dymn.inference.tagger import Tagger
@@ -191,8 +193,8 @@ class Engine:
         self.metrics.audio.inc(recording.seconds)
         card = backend.card
         parameters = to_dict(question.settings) | {"hop": question.settings.hop or question.settings.window}
-        run = Run(__version__, card.name or question.model, str(card.provenance.get("sha256", "")), parameters, question.timeline)
-        answer: dict[str, Any] = json.loads("".join(json_lines([recording], run)))
+        origin = Origin(__version__, card.name or question.model, str(card.provenance.get("sha256", "")), parameters, question.timeline)
+        answer: dict[str, Any] = json.loads("".join(json_lines([recording], TAGS, origin)))
         return answer
 
     def _embedding(self, upload: Upload, question: Question, deadline: Deadline) -> dict[str, Any]:

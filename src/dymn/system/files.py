@@ -70,10 +70,18 @@ def text_in(file: BinaryIO) -> Iterator[TextIO]:
 
 
 def csv_text(rows: Iterable[Iterable[object]]) -> str:
-    """Return rows as CSV, each with a line feed at its end."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()
+    """Return rows as CSV, each with a line feed at its end; a value with a line feed or a carriage return is quoted."""
+    lines: list[str] = []
+    # The writer quotes the letters of its line terminator and no others, and calls `write` once a row.
+    csv.writer(_Lines(lines), lineterminator="\r\n").writerows(rows)
+    return "".join(f"{line[:-2]}\n" for line in lines)
+
+
+class _Lines:
+    """A file for the CSV writer that appends each row to a list."""
+
+    def __init__(self, lines: list[str]) -> None:
+        self.write = lines.append
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import hashlib
 import json
@@ -12,13 +11,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dymn.architectures import MODELS
-from dymn.data import BalancedSampler, Dataset, Loader, PlainSampler, Source, Streamed, TaskSpec, TeacherTable, cached, select
-from dymn.errors import ConfigError
+from dymn.data import BalancedSampler, Dataset, Loader, PlainSampler, Source, Streamed, TaskSpec, TeacherTable, cached, class_counts, select
+from dymn.errors import ConfigError, DataError
 from dymn.evaluation.score import evaluation_loader
 from dymn.models.mobilenet import MobileNet
 from dymn.training.recipe import TrainConfig
 from dymn.training.start import check_start
-from dymn.weights import load_model
+from dymn.weights import open_checkpoint
+from dymn.weights.format import shorten
 
 
 class Inputs(NamedTuple):
@@ -53,6 +53,27 @@ def open_inputs(config: TrainConfig, data: Dataset, sample_rate: int) -> Inputs:
     return Inputs(task, train, part(settings.val), part(settings.test), open_table(config), settings.seconds or task.seconds)
 
 
+def check_classes(inputs: Inputs, has_teacher: bool) -> list[str]:
+    """Return which classes have no clips to learn from, or none to be validated with, in a sentence for each part.
+
+    Raises:
+        DataError: if there is nothing to tell apart, so that any network is right.
+    """
+    counts, n = class_counts(inputs.train), len(inputs.train)
+    if len(counts) == 1 and not has_teacher and (inputs.task.loss == "ce" or int(counts[0]) == n):
+        raise DataError(
+            f"All {n} training clips are of one class, {inputs.train.labels[0]!r}: there is nothing to tell apart, and any network is "
+            "right. Add clips of another class, or in a CSV table clips without a label."
+        )
+    parts = {"training": counts} | ({} if inputs.val is None else {"validation": class_counts(inputs.val)})
+    notes = []
+    for part, found in parts.items():
+        absent = [label for label, count in zip(inputs.train.labels, found, strict=True) if count == 0]
+        if absent and found.any():
+            notes.append(f"No {part} clip of {len(absent)} of {len(found)} classes: {shorten(absent)}.")
+    return notes
+
+
 class BaseModels(NamedTuple):
     """The networks that a run builds on, each of its own, and the SHA-256 of every checkpoint: two files of one name are two models."""
 
@@ -72,14 +93,12 @@ def open_models(config: TrainConfig) -> BaseModels:
     check_start(config.model)
     names = {"model": config.model.name, "parent": config.model.inherit}
     names |= {f"teacher {i}": name for i, name in enumerate(config.teacher.models, 1)}
-    loaded: dict[str, MobileNet] = {}
-    used: dict[str, MobileNet] = {}
-    for role, name in names.items():
-        if name and (name not in MODELS or role != "model"):
-            used[role] = copy.deepcopy(loaded[name]) if name in loaded else loaded.setdefault(name, load_model(name))
-    digests = {role: str(model.card.provenance.get("sha256", "")) for role, model in used.items()}
-    teachers = tuple(model for role, model in used.items() if role.startswith("teacher"))
-    return BaseModels(used.get("model"), used.get("parent"), teachers, digests)
+    used = {role: name for role, name in names.items() if name and (name not in MODELS or role != "model")}
+    checkpoints = {name: open_checkpoint(name) for name in dict.fromkeys(used.values())}
+    networks = {role: MobileNet.from_stored(checkpoints[name]) for role, name in used.items()}
+    digests = {role: checkpoints[name].digest for role, name in used.items()}
+    teachers = tuple(network for role, network in networks.items() if role.startswith("teacher"))
+    return BaseModels(networks.get("model"), networks.get("parent"), teachers, digests)
 
 
 def open_table(config: TrainConfig) -> TeacherTable | None:

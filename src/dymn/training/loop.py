@@ -32,6 +32,7 @@ from dymn.models.frontend import LogMel
 from dymn.models.mobilenet import MobileNet
 from dymn.training.distributed import launch, united, use_global_norm
 from dymn.training.inputs import (
+    check_classes,
     differences,
     digests,
     fingerprint,
@@ -94,6 +95,8 @@ class Run:
         models = open_models(config)
         front_end = front_end_of(config.model, models.start)
         self.inputs = open_inputs(config, data, front_end.sample_rate)
+        for sentence in check_classes(self.inputs, config.teacher.is_present):
+            self.reporter.note(sentence)
         self.digests = digests(self.inputs) | models.digests
         self.state = self._begin_or_continue()
         self.network = self._network(models.start, front_end)

@@ -94,7 +94,7 @@ def _block(state: Mapping[str, Array], name: str, block: BlockConfig, temperatur
         kernels, bias = _convolution(state, conv, f"{name}{position}.norm")
         kernels = kernels if position in block.dynamic_convs else kernels[None]  # [K, C_out, C_in / groups, k, k]
         parts[position] = (kernels[:, :, 0] if position == "depthwise" else kernels[..., 0, 0]), bias
-    heads = {}
+    heads: dict[str, Part] = {}
     for position, kind, _ in coefficients(block):
         part = f"{name}{position}.{'conv' if kind == 'kernels' else 'activation'}"
         weight, bias = _layer(state, f"{part}{own}.coefficients")

@@ -100,5 +100,7 @@ def _check_device(device: str | torch.device | None) -> None:
 def _in_torch(stored: Stored, device: str | torch.device | None, threads: int | None, precision: str, compile: bool) -> Backend:
     from dymn.models.mobilenet import MobileNet
     from dymn.runtime.torch_backend import TorchBackend
+    from dymn.system.devices import use_threads
 
-    return TorchBackend(MobileNet.from_stored(stored), device, threads, precision=precision, compile=compile)
+    use_threads(threads)
+    return TorchBackend(MobileNet.from_stored(stored), device, precision=precision, compile=compile)

@@ -30,9 +30,11 @@ from dymn.config import check
 from dymn.errors import AudioError, ConfigError, DymnError, MissingExtraError
 from dymn.inference.discovery import Discovery, whole
 from dymn.inference.embedding import Embedding, EmbedSettings
+from dymn.inference.files import Recording, tagged
 from dymn.inference.formats.writers import require_parquet
 from dymn.inference.segments import Opened, Piece, Rows, computed, pieces, source_name
-from dymn.inference.tagger import Recording, Tagger, TagSettings
+from dymn.inference.selection import TagSettings
+from dymn.inference.tagger import Tagger
 from dymn.runtime.backend import CPU_BATCH_SIZE
 
 if TYPE_CHECKING:
@@ -98,7 +100,7 @@ class Engine:
         """
         settings = settings or TagSettings()
         windows = _Windows(tagger.sample_rate, settings.window, settings.hop, settings.fill)
-        return tagger.collect(self._computed(tagger, None, sources, windows, batch_size), settings, progress)
+        return tagged(self._computed(tagger, None, sources, windows, batch_size), tagger.backend, settings, progress)
 
     def embed_files(
         self,

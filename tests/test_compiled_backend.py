@@ -122,7 +122,7 @@ def test_the_front_end_alone(n_samples, kind, settings):
     mine, samples = kind(front_end.config), sounds(n_samples)
     expected = front_end(torch.from_numpy(samples)[None])[0].numpy()
     assert mine(samples).shape == expected.shape
-    assert np.abs(mine(samples, 3) - expected).max() < 1e-5
+    assert np.abs(mine(samples, 3) - expected).max() < (1e-5 if kind is CompiledLogMel else 5e-5)  # where it is quiet
 
 
 def test_a_transform_of_another_length():
@@ -191,7 +191,7 @@ def test_commands_need_no_pytorch(checkpoints, tmp_path, monkeypatch, model, wor
         ["profile", "dymn04"],
         ["profile", "own.safetensors", "--format", "json"],
         ["profile", "--table", "all", "--format", "json"],
-        ["convert", "own.safetensors", "-o", "converted", "--half"],
+        ["convert", "own.safetensors", "converted", "--half"],
         ["tag", "--help"],
     ],
     ids=" ".join,
@@ -209,7 +209,7 @@ def test_a_published_file_needs_no_pytorch(shared, tmp_path):
     path = str(shared / "weights/mn04_as_mAP_432.pt")
     code, out, err = without_torch(["tag", "--model", path, "--format", "json", "--top-k", "0", "noise.wav"], tmp_path)
     assert code == 0, err
-    code, _, err = without_torch(["convert", path, "-o", "mn04.safetensors"], tmp_path)
+    code, _, err = without_torch(["convert", path, "mn04.safetensors"], tmp_path)
     assert code == 0, err
     found = json.loads(out)
     tags = found["recordings"][0]["tags"] if isinstance(found, dict) else found[0]["tags"]
@@ -217,7 +217,7 @@ def test_a_published_file_needs_no_pytorch(shared, tmp_path):
     assert max(abs(tag["score"] - expected[tag["label"]]) for tag in tags) < 1e-4  # the file holds 16 bits a sample
 
 
-@pytest.mark.parametrize("words", [["train", "--help"], ["tag", "--backend", "torch", "x.wav"], ["embed", "--layers", "blocks", "x.wav"]])
+@pytest.mark.parametrize("words", [["train", "--help"], ["tag", "--backend", "torch", "x.wav"], ["embed", "--layer", "blocks", "x.wav"]])
 def test_what_needs_pytorch_says_so(checkpoints, tmp_path, words):
     soundfile.write(tmp_path / "x.wav", sounds(9000), 32_000)
     code, _, err = without_torch(words if "--help" in words else [*words, "--model", str(checkpoints / "own.safetensors")], tmp_path)
@@ -246,7 +246,7 @@ def test_which_backend_opens_what(tmp_path, monkeypatch):
     assert isinstance(open_backend(plain, device="cpu"), CompiledBackend)
     assert isinstance(open_backend(exotic, device="cpu"), TorchBackend)
     assert isinstance(open_backend(plain, device="cpu", backend="torch"), TorchBackend)
-    with pytest.raises(ConfigError, match="has parts that compiled code does not know. Install PyTorch with: pip install"):
+    with pytest.raises(ConfigError, match=r"has parts that compiled code does not know\. Install PyTorch with: pip install"):
         open_backend(exotic, backend="compiled")
     for wrong in ({"backend": "abacus"}, {"device": "cuda:7"}, {"threads": 0}, {"backend": "onnx", "precision": "float16"}):
         with pytest.raises(ConfigError):
@@ -339,5 +339,7 @@ def test_folding_divides_the_temperature_in_and_drops_single_kernels():
         network = CompiledNetwork(pack(folded))
         with torch.no_grad():
             expected = model(log_mel)
-        assert np.abs(network.logits(network.embed(log_mel.numpy(), 1)) - expected.logits.numpy()).max() < 1e-4
+        assert (
+            np.abs(network.logits(network.embed(log_mel.numpy(), 1)) - expected.logits.numpy()).max() < 2e-5 * expected.logits.abs().max()
+        )
     assert Variant(width=0.1, n_kernels=1).config().blocks[3].n_kernels == 1

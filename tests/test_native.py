@@ -166,7 +166,7 @@ def test_weights_are_those_of_the_moment():
 
 @pytest.mark.parametrize(
     "settings",
-    [{"head": "fully_convolutional"}, {"attention": "ta"}, {"context": "own"}, {"n_maps": 3}, {"dynamic_relus": ("expand",)}],
+    [{"attention": "ta"}, {"context": "own"}, {"n_maps": 3}, {"dynamic_relus": ("expand",)}],
 )
 def test_says_which_networks_it_does_not_know(settings):
     model = small(**settings)

@@ -19,6 +19,7 @@ from dymn.runtime.fold import fold
 from dymn.runtime.scores import Scores, probabilities
 from dymn.runtime.sliding import SlidingLogMel
 from dymn.system.cpus import default_threads
+from dymn.system.extras import require_torch
 from dymn.weights.format import Stored
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class CompiledBackend(Backend):
         check(bool(libraries()), "There is no compiled code for this CPU. Use the backend torch or onnx.")
         self.card, self.embedding_size = stored.card, stored.config.c_last
         self._stored, self._threads = stored, default_threads(threads)
+        self._model: MobileNet | None = None
         with np.errstate(over="ignore", invalid="ignore"):
             self._network: CompiledNetwork = compile_network(fold(stored.config, stored.state), build)
         self._front_end = array_log_mel(stored.card.front_end)
@@ -93,12 +95,12 @@ class CompiledBackend(Backend):
         Raises:
             MissingExtraError: if PyTorch is not installed.
         """
-        from dymn.system.extras import require_torch
+        if self._model is None:
+            require_torch("Looking inside a network")
+            from dymn.models.mobilenet import MobileNet
 
-        require_torch("Looking inside a network")
-        from dymn.models.mobilenet import MobileNet
-
-        return MobileNet.from_stored(self._stored)
+            self._model = MobileNet.from_stored(self._stored)
+        return self._model
 
     def _probabilities(self, embedding: Floats) -> Scores:
         return probabilities(self._network.logits(embedding), self.card.exclusive)
@@ -111,7 +113,7 @@ def moving_average(maps: Floats, width: int) -> Floats:
     n_frames = maps.shape[2]
     places = np.arange(n_frames)
     near = (np.abs(places[:, None] - places) <= width // 2).astype(np.float32)  # [T, T]
-    return np.asarray(maps @ (near / near.sum(axis=0)), np.float32)
+    return np.asarray(maps @ near / near.sum(axis=0), np.float32)
 
 
 def _no_room(n_windows: int) -> ResourceError:

@@ -1,6 +1,8 @@
 """Recordings are heard whole, whatever their headers say, or an error or a note says what is missing."""
 
+import csv
 import io
+import json
 import os
 import re
 import struct
@@ -9,10 +11,14 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import soundfile
+from typer.testing import CliRunner
 
+from dymn import Tagger
 from dymn.audio import reading
 from dymn.audio.notes import Notes
+from dymn.cli import app
 from dymn.errors import AudioError
+from dymn.inference.selection import TagSettings
 
 av = pytest.importorskip("av")
 RATE = 32_000
@@ -476,3 +482,85 @@ def test_playlists_do_not_read_standard_input(tmp_path):
         with pytest.raises(AudioError, match="not a recording"):
             reading.read(tmp_path / name)
         assert before == (os.lseek(0, 0, os.SEEK_CUR) if os.path.isfile("/dev/stdin") else 0)
+
+
+@pytest.mark.parametrize("kind", ["AU", "CAF", "AIFF", "W64", "RF64"])
+@pytest.mark.parametrize("share", [0, 0.5, 1])
+def test_wrong_lengths_in_other_headers(kind, share):
+    """A header that was never written counts nothing, one that was not kept up to date too little."""
+    data = bytearray(encoded(kind, samples=sound(3.0)))
+    size = 3 * RATE * 2
+    for stored in (">I", "<I", ">Q", "<Q"):
+        for extra in (0, 4, 8, 24):  # some count what stands before the samples
+            before = struct.pack(stored, size + extra)
+            place = data.find(before, 4 if kind != "W64" else 40)
+            if 0 <= place < 4200:
+                data[place : place + len(before)] = struct.pack(stored, int(share * size) + (extra if share else 0))
+    samples, notes = heard(bytes(data))
+    assert len(samples) == pytest.approx(3 * RATE, abs=40)
+    assert bool(notes.lines) == (share < 1), notes.lines
+
+
+def test_ac3_in_wav_is_not_heard_as_noise():
+    """As receivers record it (IEC 61937)."""
+    stream = muxed("spdif", "ac3", sound(3.0, 48_000, 2), 48_000)
+    fmt = struct.pack("<HHIIHH", 1, 2, 48_000, 48_000 * 4, 4, 16)
+    body = b"WAVEfmt " + struct.pack("<I", 16) + fmt + b"data" + struct.pack("<I", len(stream)) + stream
+    samples, notes = heard(b"RIFF" + struct.pack("<I", len(body)) + body)
+    assert len(samples) / RATE == pytest.approx(3.0, abs=0.1)
+    assert samples.std() == pytest.approx(sound().std(), rel=0.1)
+    assert "AC-3" in notes.lines[0]
+
+
+def test_tags_that_lie_about_their_length():
+    assert seconds(b"ID3\x03\0\0\x7f\x7f\x7f\x7f" + mp3()) == pytest.approx(13.0, abs=0.05)
+    assert seconds(bytes(40_000) + without_header(mp3())) == pytest.approx(13.0, abs=0.05)
+
+
+def test_gsm_by_its_name(tmp_path):
+    path = tmp_path / "clip.gsm"
+    path.write_bytes(encoded("RAW", "GSM610", sound(3.0, 8_000), 8_000))
+    assert reading.find(tmp_path) == [path]
+    assert len(reading.read(path)) / RATE == pytest.approx(3.0, abs=0.1)
+
+
+def dymn(*arguments):
+    return CliRunner().invoke(app, list(map(str, arguments)))
+
+
+@pytest.mark.parametrize("command", ["tag", "events"])
+def test_notes_and_damage_in_the_output_of_commands(tmp_path, caplog, command):
+    whole = encoded("FLAC", samples=sound(12.0))
+    (tmp_path / "lies.flac").write_bytes(flac_with_total(whole, 6 * RATE))
+    (tmp_path / "cut.flac").write_bytes(whole[: len(whole) // 2])
+    for kept in (False, True):  # through a journal or not
+        output = ["-o", tmp_path / "out.json"] if kept else []
+        asked = [command, tmp_path, "-m", "dymn04_open", "--format", "json", *output]
+        caplog.clear()
+        refused = dymn(*asked)
+        assert refused.exit_code == 1 and "cut.flac is cut off or damaged" in refused.stderr
+        assert caplog.text.count("lies.flac: its header counts 6.00 s; the frames count 12.00 s") == 1
+        partial = dymn(*asked, "--partial", *(["--fresh"] if kept else []))
+        assert partial.exit_code == 0, partial.output
+        text = (tmp_path / "out.json").read_text(encoding="utf-8") if kept else partial.stdout
+        found = {os.path.basename(entry["file"]): entry for entry in json.loads(text)["recordings"]}
+        assert found["cut.flac"]["partial"] and found["cut.flac"]["notes"][0].startswith("partial: ")
+        assert "partial" not in found["lies.flac"] and "the frames count 12.00 s" in found["lies.flac"]["notes"][0]
+        assert found["lies.flac"]["seconds"] == pytest.approx(12.0)
+    rows = list(csv.DictReader(io.StringIO(dymn(command, tmp_path, "-m", "dymn04_open", "--format", "csv", "--partial").stdout)))
+    assert {row["error"].startswith("partial: ") for row in rows if row["file"].endswith("cut.flac")} == {True}
+    assert {row["error"] for row in rows if row["file"].endswith("lies.flac")} == {""}
+
+
+def test_notes_in_python(tmp_path):
+    path = tmp_path / "cut.flac"
+    whole = encoded("FLAC", samples=sound(12.0))
+    path.write_bytes(whole[: len(whole) // 2])
+    tagger = Tagger.from_pretrained("dymn04_open", "cpu")
+    with pytest.raises(AudioError):
+        tagger.tag(path)
+    assert tagger.tag(path, partial=True)
+    (found,) = tagger.tag_files([path], TagSettings(partial=True))
+    embedding, frames = tagger.embed(path, partial=True), tagger.frames(path, partial=True)
+    assert found.partial and embedding.partial and frames.partial
+    assert found.notes == embedding.notes == frames.notes and len(found.notes) == 1

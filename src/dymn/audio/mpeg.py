@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from dymn.audio.content import Content
 
 _READ = 2**20
-_LOOK = 2**16  # how far behind a tag the first frame may be
-_LOOK_BARE = 2**12  # the same without a tag: a stream that was cut begins within a frame
+_LOOK = 2**16  # how far from the start, or behind a tag, the first frame may be
 _LOST = 2**20  # how far from one frame the next may be
 _MOST_LOST = 2**24
 _SYNC = re.compile(rb"\xff[\xe2-\xff]")
@@ -116,7 +115,7 @@ def id3_length(content: Content, base: int = 0) -> int:
 
 def frames(content: Content, base: int = 0) -> Frames | None:
     """Count the frames of a file behind `base`; None if no three of them follow each other near its start."""
-    start = _next(content, base, _LOOK if base else _LOOK_BARE)
+    start = _next(content, base, _LOOK)
     if start is None:
         return None
     found = Frames([Part(start)])

@@ -17,7 +17,9 @@ from dymn.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
 
-ENOUGH = 10.0  # clips of a class, from which on it is as frequent as any other among the draws
+AUDIBLE = 0.1  # least probability of a class that a teacher hears
+EVEN = 0.25  # of the draws, for which all clips are alike
+ENOUGH = 3.0  # clips of a class, from which on it is as frequent as any other among the draws
 Order = npt.NDArray[np.int64]
 
 
@@ -119,13 +121,16 @@ class WeightedSampler:
 def heard_weights(probabilities: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:
     """Return sampling weights [N] of clips in which a teacher hears classes with `probabilities` [N, C], all zeros where it heard nothing.
 
-    Half of a weight is the same for all clips, half the sum over classes of the probability over the corpus's sum of it: a class
-    counts as often as another, but for those of which the corpus has hardly anything (less than about `ENOUGH` clips).
+    The share `EVEN` of a weight is the same for all clips, the rest the sum over classes of the probability over the corpus's sum of
+    it: a class counts as often as another, but for those of which the corpus has hardly anything (less than about `ENOUGH` clips).
+    Probabilities below `AUDIBLE` count as none: there are so many of them that they would drown the others.
     """
-    heard = probabilities.astype(np.float64)
-    known = heard.any(axis=1)
+    known = probabilities.any(axis=1)
+    heard = np.where(probabilities < AUDIBLE, 0.0, probabilities).astype(np.float64)
+    if not heard.any():
+        return known / known.sum()
     rare = heard @ (1.0 / (ENOUGH + heard.sum(axis=0)))
-    return known * (0.5 / known.sum() + 0.5 * rare / rare.sum())
+    return known * (EVEN / known.sum() + (1.0 - EVEN) * rare / rare.sum())
 
 
 def class_counts(source: Source, rows: int = 65_536) -> npt.NDArray[np.int64]:

@@ -47,7 +47,7 @@ class DataSettings:
 
     `sampling` "balanced" draws `draws` clips an epoch by class frequency; "plain" presents every clip once (or `draws` clips, if not 0),
     but at least `least_draws`, in as many passes as that takes; "teacher" is for data without labels and draws clips by what the
-    online teachers hear in them, half of the draws evenly, half such that rare classes count as much as common ones.
+    online teachers hear in them, a quarter of the draws evenly, the others such that rare classes count as much as common ones.
     """
 
     kind: str = "folder"

@@ -102,7 +102,7 @@ class Step:
 
     def watch_blocks(self, network: MobileNet) -> None:
         """Compare what the blocks of the student give with the teacher's from now on."""
-        self.blocks = BlockOutputs(network)
+        self.blocks = BlockOutputs(network, training=True)
 
     def inputs(self, batch: Batch, chance: np.random.Generator) -> tuple[Tensor, Targets]:
         """Return the augmented spectrograms [B, 1, F, T] of a batch and what the network should say of them."""

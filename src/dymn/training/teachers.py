@@ -37,7 +37,7 @@ class OnlineTeachers:
             if model.card.labels != student.card.labels:
                 raise ConfigError(f"The teacher {name} has other classes than the data. Use a teacher of the same classes.")
 
-        self.blocks = BlockOutputs(models[0]) if blocks else None
+        self.blocks = BlockOutputs(models[0], training=False) if blocks else None
         # On a CPU, fused; but then there are no blocks any more.
         self.networks = [accelerate(model) if device.type == "cpu" and not (blocks and not i) else model for i, model in enumerate(models)]
         self.embedding_size = models[0].config.c_last  # D of the first teacher
@@ -58,15 +58,17 @@ def same_blocks(teacher: MobileNet, student: MobileNet) -> bool:
 
 
 class BlockOutputs:
-    """Keeps what the blocks of a network give, each time that it is called."""
+    """Keeps what the blocks of a network give, each time that it is called in training mode, or each time in evaluation mode."""
 
-    def __init__(self, model: MobileNet) -> None:
+    def __init__(self, model: MobileNet, training: bool) -> None:
         self._maps: list[Tensor] = []
+        self._training = training
         for block in model.blocks:
             block.register_forward_hook(self._keep)
 
     def _keep(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
-        self._maps.append(output)
+        if module.training == self._training:
+            self._maps.append(output)
 
     def taken(self) -> list[Tensor]:
         """Return the outputs of all blocks since the last time."""

@@ -72,7 +72,8 @@ def colour(waveform: Tensor, decibels: npt.NDArray[np.float64]) -> Tensor:
     low = octave.floor().long().clamp(max=max(k - 2, 0))
     points = torch.from_numpy(decibels).to(waveform)
     curve = torch.lerp(points[:, low], points[:, (low + 1).clamp(max=k - 1)], octave - low)
-    return torch.fft.irfft(torch.fft.rfft(waveform) * 10.0 ** (curve / 20.0), n=n)
+    filtered: Tensor = torch.fft.irfft(torch.fft.rfft(waveform) * 10.0 ** (curve / 20.0), n=n)
+    return filtered
 
 
 def reverberate(waveform: Tensor, decays: npt.NDArray[np.float64], levels: npt.NDArray[np.float64], generator: torch.Generator) -> Tensor:

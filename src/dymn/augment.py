@@ -28,7 +28,9 @@ def draw_mixing(n: int, alpha: float, generator: np.random.Generator, probabilit
 
 def roll(waveform: Tensor, shifts: npt.NDArray[np.int64]) -> Tensor:
     """Shift each waveform of [B, N] in time by a number of samples, around its end."""
-    return torch.stack([row.roll(int(shift)) for row, shift in zip(waveform, shifts, strict=True)])
+    n = waveform.shape[1]
+    place = torch.arange(n, device=waveform.device) - torch.from_numpy(shifts % n).to(waveform.device)[:, None]
+    return waveform.gather(1, place % n)
 
 
 def gain(waveform: Tensor, decibels: npt.NDArray[np.float64]) -> Tensor:

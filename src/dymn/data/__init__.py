@@ -4,6 +4,7 @@ from dymn.data.batch import BadClip, Batch, Clip, collate, fit
 from dymn.data.cache import cached
 from dymn.data.loader import Loader
 from dymn.data.pack import Packed, PackSettings, pack
+from dymn.data.resident import Resident
 from dymn.data.samplers import BalancedSampler, PlainSampler, class_counts, clip_weights
 from dymn.data.source import Catalog, Source
 from dymn.data.streams import Streamed
@@ -23,6 +24,7 @@ __all__ = [
     "PackSettings",
     "Packed",
     "PlainSampler",
+    "Resident",
     "Source",
     "Streamed",
     "TaskSpec",

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dymn.data import BalancedSampler, Loader, PlainSampler, Source, Streamed, TaskSpec, TeacherTable, open_source, task_of
+from dymn.data import BalancedSampler, Loader, PlainSampler, Resident, Source, Streamed, TaskSpec, TeacherTable, open_source, task_of
 from dymn.errors import ConfigError
 from dymn.model import MODELS
 from dymn.training.evaluation import evaluation_loader
@@ -79,7 +79,9 @@ def _beside(data: str, name: str) -> Path:
     return folder / name if not Path(name).exists() and (folder / name).exists() else Path(name)
 
 
-def training_loader(inputs: Inputs, config: TrainConfig, rank: int, world: int, pin_memory: bool) -> Loader:
+def training_loader(
+    inputs: Inputs, config: TrainConfig, rank: int, world: int, pin_memory: bool, resident: Resident | None = None
+) -> Loader:
     """Return the loader of training batches: each is a part of an accumulated batch, shared by `world` processes."""
     data, seed = config.data, config.run.seed
     if data.sampling == "balanced":
@@ -105,10 +107,11 @@ def training_loader(inputs: Inputs, config: TrainConfig, rank: int, world: int, 
         drop_last=len(sampler) >= batch_size,
         max_bad=data.max_bad,
         pin_memory=pin_memory,
+        resident=resident,
     )
 
 
-def quiet_loader(source: Source, inputs: Inputs, config: TrainConfig) -> Loader:
+def quiet_loader(source: Source, inputs: Inputs, config: TrainConfig, resident: Resident | None = None) -> Loader:
     """Return a loader for evaluation, with the teacher's logits for clips that it knows."""
     known = None if inputs.table is None or not set(inputs.table.keys) & set(source.keys) else inputs.table
     return evaluation_loader(
@@ -121,6 +124,7 @@ def quiet_loader(source: Source, inputs: Inputs, config: TrainConfig) -> Loader:
         partial_teacher=True,
         workers=config.data.workers,
         max_bad=config.data.max_bad,
+        resident=resident,
     )
 
 
@@ -157,7 +161,7 @@ def portable(config: TrainConfig) -> dict[str, Any]:
     """Return the settings that decide a run's numbers, without names of places and machines (a checkpoint's card shows them)."""
     values: dict[str, Any] = dataclasses.asdict(config)
     run = ("out", "device", "threads", "trackers", "name", "licence", "save_steps")
-    for section, names in (("run", run), ("data", ("path", "cache", "workers"))):
+    for section, names in (("run", run), ("data", ("path", "cache", "workers", "resident"))):
         for name in names:
             del values[section][name]
     for name in ("table", "index"):  # the digest tells which table it is, wherever it lies

@@ -24,7 +24,7 @@ from torch import Tensor
 
 import dymn
 from dymn import hub
-from dymn.data import Batch, Source
+from dymn.data import Batch, Resident, Source
 from dymn.data.batch import read_bad, write_bad
 from dymn.devices import resolve_device
 from dymn.errors import ConfigError, DataError, MissingExtraError
@@ -98,13 +98,14 @@ class Run:
         pretrained = pretrained_model(config.model)
         front_end = front_end_of(config.model, pretrained)
         self.inputs: Inputs = open_inputs(config, front_end.sample_rate)
+        self.resident = Resident(self.inputs.train, self.device, config.data.workers) if config.data.resident else None
         self.digests = digests(self.inputs) | model_digests(config)
         self.state = self._begin_or_continue()
         generator = torch.Generator().manual_seed(config.run.seed)
         self.network = starting_model(config.model, pretrained, self.inputs.train.labels, front_end, generator)
         self.front_end = LogMel(front_end).to(self.device)
         self.teachers = self._teachers()
-        self.loader = training_loader(self.inputs, config, *self.share, pin_memory=self.device.type == "cuda")
+        self.loader = training_loader(self.inputs, config, *self.share, self.device.type == "cuda", self.resident)
         self.network.to(self.device)
         feature_scale = self._prepare_weights()
         self.step = Step(config, self.inputs.task.loss, self.front_end, self.teachers, feature_scale, self.share)
@@ -170,7 +171,7 @@ class Run:
 
     def _sample(self) -> Tensor:
         """Return the log-mel of some training clips, the same whatever the number of processes."""
-        clips = training_loader(self.inputs, self.config, 0, 1, pin_memory=False).epoch(0)
+        clips = training_loader(self.inputs, self.config, 0, 1, False, self.resident).epoch(0)
         waveforms: list[Tensor] = []
         for batch in clips:
             waveforms.append(batch.waveform)
@@ -191,7 +192,8 @@ class Run:
         if self.share.world > 1 and self.config.run.sync_norm:
             use_global_norm(self.network)
         kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-        optimizer = kinds[optim.name](self.network.parameters(), lr=optim.lr, weight_decay=optim.weight_decay)
+        fused = self.device.type == "cuda" and optim.precision != "fp16"  # a fused one unscales by itself, which forbids clipping
+        optimizer = kinds[optim.name](self.network.parameters(), lr=optim.lr, weight_decay=optim.weight_decay, fused=fused or None)
         if self.state.optimizer:
             optimizer.load_state_dict(self.state.optimizer)
         model, optimizer = self.fabric.setup(torch.compile(self.network) if optim.compile else self.network, optimizer)
@@ -321,7 +323,7 @@ class Run:
         return averaged
 
     def _measure(self, source: Source) -> Record:
-        loader = quiet_loader(source, self.inputs, self.config)
+        loader = quiet_loader(source, self.inputs, self.config, self.resident)
         scores = score(self.result_network, self.front_end, loader, self.inputs.task.loss, teachers=self.teachers)
         return figures(scores, self.inputs.task.loss)
 
@@ -395,7 +397,7 @@ class Run:
         result: Record = {"epochs": self.state.epoch, "best_epoch": self.state.best_epoch, "train_seconds": self.state.seconds}
         result |= {f"val_{name}": value for name, value in best.card.metrics.items()}
         if self.inputs.test is not None:
-            loader = quiet_loader(self.inputs.test, self.inputs, self.config)
+            loader = quiet_loader(self.inputs.test, self.inputs, self.config, self.resident)
             scores = score(best.to(self.device), self.front_end, loader, self.inputs.task.loss, teachers=self.teachers)
             result |= {f"test_{name}": value for name, value in figures(scores, self.inputs.task.loss).items()}
         result["checkpoint"] = str(self.folder / BEST_FILE)

@@ -43,7 +43,8 @@ class DataSettings:
 
     `seconds` 0 means the dataset's own clip length. An empty split name leaves that part out; `val` and `test` "auto" take it where
     there is one. `sampling` "balanced" draws `draws` clips an epoch by class frequency, "plain" presents every clip once (or `draws`
-    clips, if not 0), but at least `least_draws`, in as many passes as that takes.
+    clips, if not 0), but at least `least_draws`, in as many passes as that takes. `resident` keeps all decoded clips in the device's
+    memory, where batches are cut (16 bits a sample).
     """
 
     kind: str = "folder"
@@ -60,6 +61,7 @@ class DataSettings:
     least_draws: int = 0
     cache: str = ""
     workers: int = 0
+    resident: bool = False
     max_bad: float = 0.05
     options: dict[str, Any] = field(default_factory=dict)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -75,7 +75,11 @@ def paired_bootstrap(difference: Floats, groups: Sequence[str] | None = None, dr
 
 
 def precision_bootstrap(
-    first: Sequence[Floats], second: Sequence[Floats], positive: npt.NDArray[np.bool_], groups: Sequence[str] | None = None, draws: int = 1000
+    first: Sequence[Floats],
+    second: Sequence[Floats],
+    positive: npt.NDArray[np.bool_],
+    groups: Sequence[str] | None = None,
+    draws: int = 1000,
 ) -> Interval:
     """Return the difference of mAP between networks `first` and `second`, each the logits [N, C] of several seeds, and its interval.
 
@@ -95,12 +99,6 @@ def precision_bootstrap(
         return float(means[0] - means[1])
 
     return _interval(difference(None), np.array([difference(counts) for counts in draws_of(len(positive), groups, draws)]))
-
-
-def over_seeds(measure: Callable[[int], float], seeds: Sequence[int]) -> tuple[float, list[float]]:
-    """Return the mean of a measure over seeds, and its values."""
-    values = [measure(seed) for seed in seeds]
-    return float(np.mean(values)), values
 
 
 def _interval(estimate: float, samples: Floats) -> Interval:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -26,6 +27,29 @@ PAPER = {  # mAP on AudioSet: Table II at the widths of the run, Table V at widt
 }
 PRECISION_DRAWS = 1000
 MILLI = 1e3
+DERAILED = 0.1  # an excess ten times that of the prior: the network's activations have run away on this clip
+
+
+INTRODUCTION = """
+Claims of the paper in miniature, on openly licensed audio, with networks trained from random weights by this code. Networks, data,
+measures and the rule of decision were fixed before the first run; they are the docstring of `benchmarks/replicate.py`.
+"""
+MEASURES = """
+Excess is the binary cross-entropy above the teacher's own entropy, mean over 527 classes, in thousandths (lower is better); mAP is that
+of finding the classes to which the teacher gives more than 0.3; top-1 is the share of clips with the teacher's first class. Mean over
+seeds; in brackets, each seed. A runaway clip, on which the activations of a network explode in evaluation, has an excess above
+{derailed:.0f}. The mean of the teacher's logits alone, which is where every network begins, has an excess of {floor:.2f}.
+"""
+DIFFERENCES = """
+Difference of the excess, in thousandths, with the 95 % interval of a paired bootstrap over clips (and over the packages that they come
+from); ratio of a clip's excess (geometric mean over clips and seeds), less one; difference of mAP. Values below zero, and of mAP above
+zero, speak for the first network.
+"""
+LIMITS = """
+The paper trains on AudioSet's two million clips for 200 epochs, from ImageNet weights, with an ensemble of transformers as the teacher.
+Here a small MN teaches, and each network hears a fraction of that. One learning rate serves all. The figures compare these networks under
+these conditions and no others.
+"""
 
 
 class Results(NamedTuple):
@@ -42,6 +66,7 @@ class Results(NamedTuple):
     weights: dict[str, list[dict[str, npt.NDArray[np.float16]]]]
     seconds: list[float]
     unfinished: list[str]
+    complete: bool  # whether only finished seeds are in it
 
     @property
     def positive(self) -> npt.NDArray[np.bool_]:
@@ -56,6 +81,7 @@ class Contrast(NamedTuple):
     second: str
     excess: Interval
     by_package: Interval | None
+    ratio: Interval  # of the logarithms of the excess
     precision: Interval
     seeds_ahead: int
 
@@ -65,11 +91,11 @@ class Contrast(NamedTuple):
         return self.excess.high < 0
 
 
-def read(folder: Path) -> Results:
-    """Read what `replicate.py run` wrote.
+def read(folder: Path, partial: bool = False) -> Results:
+    """Read what `replicate.py run` wrote: the finished seeds, or if `partial`, all, provided that they came equally far.
 
     Raises:
-        SystemExit: if no seed is finished, or seeds heard other clips.
+        SystemExit: if no seed is finished, or seeds heard other clips or (if `partial`) other numbers of crops.
     """
     plan = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
     names = plan["mark"]["experiments"]
@@ -81,8 +107,10 @@ def read(folder: Path) -> Results:
         record = json.loads(str(arrays["record"]))
         if record["steps"] < record["of"]:
             unfinished.append(f"{path.stem} ({100 * record['steps'] / record['of']:.0f} %)")
-            continue
-        found.setdefault(record["seed"], []).append((record, arrays))
+        if partial or record["steps"] == record["of"]:
+            found.setdefault(record["seed"], []).append((record, arrays))
+    if len({record["steps"] for parts in found.values() for record, _ in parts}) > 1:
+        raise SystemExit(f"The seeds in {folder} came unequally far: {', '.join(unfinished)}. Report the finished ones alone.")
     needed = max((len(parts) for parts in found.values()), default=0)
     seeds = sorted(seed for seed, parts in found.items() if len(parts) == needed)
     if not seeds:
@@ -116,6 +144,7 @@ def read(folder: Path) -> Results:
         weights={arm: weights(arm) for arm in arms},
         seconds=[found[seed][0][0]["seconds"] for seed in seeds],
         unfinished=unfinished,
+        complete=not partial,
     )
 
 
@@ -123,11 +152,13 @@ def contrast(results: Results, first: str, second: str, packages: Sequence[str] 
     """Compare two networks over the held-out clips, each averaged over seeds."""
     per_seed = results.excess[first] - results.excess[second]  # [seeds, N]
     difference = per_seed.mean(axis=0)
+    logarithms = [np.log(results.excess[arm].clip(1e-12)) for arm in (first, second)]
     return Contrast(
         first,
         second,
         paired_bootstrap(difference, None, draws),
         None if packages is None else paired_bootstrap(difference, packages, draws),
+        paired_bootstrap((logarithms[0] - logarithms[1]).mean(axis=0), None, draws),
         precision_bootstrap(results.logits[first], results.logits[second], results.positive, None, min(draws, PRECISION_DRAWS)),
         int((per_seed.mean(axis=1) < 0).sum()),
     )
@@ -141,6 +172,7 @@ def row_of(results: Results, arm: str) -> dict[str, Any]:
         "excess": results.excess[arm].mean(axis=1).tolist(),
         "mAP": [float(np.nanmean(average_precision(said, positive))) for said in results.logits[arm]],
         "top1": [float((said.argmax(axis=1) == top).mean()) for said in results.logits[arm]],
+        "derailed": (results.excess[arm] > DERAILED).sum(axis=1).tolist(),
     }
 
 
@@ -172,9 +204,11 @@ def zero_shot_of(results: Results, arms: Sequence[str], esc10: Path) -> dict[str
     return found
 
 
-def write_report(folder: Path, page: Path, images: Path, corpus: Path | None, esc10: Path | None, draws: int) -> None:
+def write_report(
+    folder: Path, page: Path, images: Path, corpus: Path | None, esc10: Path | None, draws: int, partial: bool = False
+) -> None:
     """Write the page, its pictures, and `figures.json` in the folder of the results."""
-    results = read(folder)
+    results = read(folder, partial)
     packages = packages_of(results.keys, corpus) if corpus else None
     names = [name for name in results.plan["mark"]["experiments"] if set(EXPERIMENTS[name].arms) <= set(results.excess)]
     rows = {arm: row_of(results, arm) for arm in results.excess}
@@ -207,54 +241,45 @@ def text_of(
     width, (train, held_out) = plan["mark"]["width"], plan["clips"]
     changed = [change for change in plan["mark"]["changes"] if change not in CHANGES]
     floor = clip_excess(np.broadcast_to(results.prior, results.teacher.shape), results.teacher).mean()
-    lines = [
-        "# Replication",
-        "",
-        "Claims of the paper in miniature, on openly licensed audio, with networks trained from random weights by this code. Networks, data, measures and the rule of",
-        "decision were fixed before the first run; they are the docstring of `benchmarks/replicate.py`.",
-        "",
-        f"Width {width}; {train:,} clips to train on, {held_out} held out; crops of 2 s; teacher `mn04_as`, online; {plan['presentations']:,} crops in "
-        f"{plan['steps']:,} steps for each network; seeds {', '.join(map(str, seeds))}.",
-        f"{plan['device']}, PyTorch {plan['torch']}, CUDA graphs {'on' if plan['graphs'] else 'off'}; all networks of a seed in one process, "
+    lines = ["# Replication", "", *_paragraph(INTRODUCTION), ""]
+    lines += [
+        f"Width {width}; {train:,} clips to train on, {held_out} held out; crops of 2 s; teacher `mn04_as`, online; "
+        f"{plan['presentations']:,} crops in {plan['steps']:,} steps for each network; seeds {', '.join(map(str, seeds))}.",
+        f"{plan['device']}, PyTorch {plan['torch']}, CUDA graphs {'on' if plan['graphs'] else 'off'}; a seed in one process, "
         f"{max(results.seconds):,.0f} s for a seed, {plan['jobs']} processes at a time.",
-        "",
     ]
+    lines.append("")
     if changed:
         lines += [f"Not as planned: {', '.join(f'`{change}`' for change in changed)}.", ""]
     if results.unfinished:
-        lines += [f"Unfinished and left out: {', '.join(results.unfinished)}.", ""]
-    lines += [
-        "Excess is the binary cross-entropy above the teacher's own entropy, mean over 527 classes, in thousandths (lower is better); mAP is that of finding the classes",
-        "to which the teacher gives more than 0.3; top-1 is the share of clips with the teacher's first class. Mean over seeds; in brackets, each seed.",
-        f"The mean of the teacher's logits alone, which is where every network begins, has an excess of {MILLI * floor:.2f}.",
-        "",
-    ]
+        lines += [
+            f"Unfinished{' and left out' if results.complete else ', measured where they stopped'}: {', '.join(results.unfinished)}.",
+            "",
+        ]
+    lines += [*_paragraph(MEASURES.format(derailed=MILLI * DERAILED, floor=MILLI * floor)), ""]
     failed = []
     for name in names:
         experiment = EXPERIMENTS[name]
-        lines += [f"## {name}. {experiment.claim}", "", *_table(experiment.arms, rows, PAPER.get("V" if name == "B" else width, {}), name), ""]
-        lines += [
-            "Difference of the excess, in thousandths, with the 95 % interval of a paired bootstrap over clips (and over the packages that they come from); difference of",
-            "mAP with its interval over clips. An excess below zero and an mAP above zero speak for the first network.",
-            "",
-            "| | excess | over packages | mAP | seeds ahead | |",
-            "| --- | --- | --- | --- | --- | --- |",
-        ]
+        printed = PAPER["V"] if name == "B" else PAPER.get(width, {})
+        lines += [f"## {name}. {experiment.claim}", "", *_table(experiment.arms, rows, printed, name), "", *_paragraph(DIFFERENCES), ""]
+        lines += ["| | excess | over packages | ratio | mAP | seeds ahead | |", "| --- | --- | --- | --- | --- | --- | --- |"]
         for pair in experiment.contrasts:
             c = contrasts[pair]
             title = f"{ARMS[c.first].title} − {ARMS[c.second].title}"
             wide = _interval(c.by_package, MILLI) if c.by_package else ""
-            lines.append(
-                f"| {title} | {_interval(c.excess, MILLI)} | {wide} | {_interval(c.precision)} | {c.seeds_ahead} of {len(seeds)} | {_verdict(c)} |"
-            )
+            cells = [title, _interval(c.excess, MILLI), wide, _ratio(c.ratio), _interval(c.precision)]
+            lines.append(f"| {' | '.join(cells)} | {c.seeds_ahead} of {len(seeds)} | {_verdict(c)} |")
             if not c.stands:
                 failed.append(f"{title}: {_verdict(c)}")
         decided = [contrasts[pair] for pair in (experiment.contrasts[:1] if name == "A" else experiment.contrasts[:3])]
-        lines += ["", *(_conclusion(c) for c in decided), ""]
+        lines += ["", *(f"- {_conclusion(c)}" for c in decided), ""]
+    command = f"run {' '.join(names)} --corpus CORPUS --teacher mn04_as --out results --width {width}"
+    numbers = f"--seeds {' '.join(map(str, plan['mark']['seeds']))} --presentations {plan['presentations']}"
+    curves = "Excess and mAP on the held-out clips against the crops heard, a line for each network"
     lines += [
         "## Learning curves",
         "",
-        f"![Excess and mAP on the held-out clips against the crops heard, a line for each network]({images}/replication-curves.png)",
+        f"![{curves}]({images}/replication-curves.png)",
         "",
         "## mAP against multiply-adds",
         "",
@@ -264,16 +289,13 @@ def text_of(
         "",
         *([f"- {line}." for line in failed] or ["Every comparison above came out as in the paper."]),
         "",
-        "The paper trains on AudioSet's two million clips for 200 epochs, from ImageNet weights, with an ensemble of transformers as the teacher. Here a small MN teaches, which",
-        "itself is no better than what is compared, and each network hears a fraction of that. One learning rate serves all. Figures compare these networks under these",
-        "conditions and no others.",
+        *_paragraph(LIMITS),
         "",
         "## Commands",
         "",
         "<!-- not run: it takes hours -->",
         "```console",
-        f"$ python benchmarks/replicate.py run {' '.join(names)} --corpus CORPUS --teacher mn04_as --out results --width {width} "
-        f"--seeds {' '.join(map(str, plan['mark']['seeds']))} --presentations {plan['presentations']}",
+        f"$ python benchmarks/replicate.py {command} {numbers}",
         "$ python benchmarks/replicate.py report results --corpus CORPUS --esc10 ESC10",
         "```",
         "",
@@ -333,15 +355,21 @@ def _figure(n: int) -> tuple[Any, Sequence[Axes]]:
     return figure, list(rows)
 
 
+def _paragraph(text: str) -> list[str]:
+    return textwrap.wrap(" ".join(text.split()), 170, break_long_words=False, break_on_hyphens=False)
+
+
 def _table(arms: Sequence[str], rows: dict[str, dict[str, Any]], printed: dict[str, float], name: str) -> list[str]:
     heard = any("zero_shot" in rows[arm] for arm in arms) and EXPERIMENTS[name].zero_shot
     where = "Table V, mAP at width 1" if name == "B" else "Table II, mAP"
-    titles = ["", "width", "multiply-adds", "parameters", "excess", "mAP", "top-1", *(["ESC-10, zero-shot"] if heard else []), where]
+    titles = ["", "width", "multiply-adds", "parameters", "excess", "runaway clips", "mAP", "top-1"]
+    titles += [*(["ESC-10, zero-shot"] if heard else []), where]
     lines = [f"| {' | '.join(titles)} |", f"| {' | '.join(['---'] * len(titles))} |"]
     for arm in arms:
         row = rows[arm]
         cells = [ARMS[arm].title, f"{row['width']:g}", f"{row['macs'] / 1e6:.1f} M", f"{row['parameters'] / 1e6:.2f} M"]
-        cells += [_seeds(row["excess"], MILLI, 3), _seeds(row["mAP"], 1, 3), _seeds(row["top1"], 100, 1, " %")]
+        cells += [_seeds(row["excess"], MILLI, 3), ", ".join(map(str, row["derailed"]))]
+        cells += [_seeds(row["mAP"], 1, 3), _seeds(row["top1"], 100, 1, " %")]
         if heard:
             cells.append(_seeds(row["zero_shot"], 100, 1, " %") if "zero_shot" in row else "")
         cells.append(f"{printed[arm]:.1f}" if arm in printed else "")
@@ -359,6 +387,11 @@ def _interval(interval: Interval, scale: float = 1.0) -> str:
     return f"{estimate:+.3f} [{low:+.3f}, {high:+.3f}]".replace("-", "−")
 
 
+def _ratio(interval: Interval) -> str:
+    estimate, low, high = (100 * float(np.expm1(value)) for value in interval)
+    return f"{estimate:+.1f} % [{low:+.1f}, {high:+.1f}]".replace("-", "−")
+
+
 def _verdict(c: Contrast) -> str:
     if c.stands:
         return "as in the paper"
@@ -372,5 +405,3 @@ def _conclusion(c: Contrast) -> str:
     if c.excess.excludes_zero:
         return f"**The {first} is worse than the {second}**, beyond chance over clips."
     return f"**Not decided**: whether the {first} is better than the {second}, this cannot tell."
-
-

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import csv
 import json
 import math
 import os
@@ -20,8 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dymn.config import ModelConfig
-from dymn.data import Batch, Source, open_source
-from dymn.data.cache import FULL_SCALE, DecodedCache
+from dymn.data import Batch, Resident, Source, open_source
 from dymn.frontend import LogMel
 from dymn.inherit import calibrate
 from dymn.layers import DynamicConv2d
@@ -45,31 +43,23 @@ PATIENCE = 300.0  # seconds, of a process that waits for the others
 
 
 class Crops:
-    """Crops of the decoded clips of a source, whose samples lie on a device as one row of 16-bit numbers."""
+    """Crops of the clips of a source, which lie decoded on the device."""
 
-    def __init__(self, source: Source, samples: int, excluded: set[str], device: torch.device) -> None:
-        decoded = source.decoded
-        assert isinstance(decoded, DecodedCache)
-        kept = [i for i, key in enumerate(source.keys) if key not in excluded and int(source.indices[i]) not in decoded.bad]
+    def __init__(self, source: Source, resident: Resident, samples: int, fill: str) -> None:
+        places = source.indices.tolist()
+        kept = [i for i, place in enumerate(places) if place not in resident.bad]
         self.keys = [source.keys[i] for i in kept]
-        self.samples, self.device = samples, device
-        places = np.asarray(source.indices)[kept]
-        mapped = np.memmap(decoded.folder / "audio.i16", np.int16, mode="c")  # only read; PyTorch wants it writable
-        audio = torch.from_numpy(mapped)
-        self.audio = audio if device.type == "cpu" else audio.to(device)
-        self.starts, self.ends = decoded.starts[places], decoded.ends[places]
-        self.scales = torch.from_numpy(decoded.scales[places] / np.float32(FULL_SCALE)).to(device)
+        self.places = source.indices[kept]
+        self.resident, self.samples, self.fill = resident, samples, fill
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def at(self, clips: npt.NDArray[np.int64], chances: npt.NDArray[np.float64]) -> Tensor:
-        """Return a crop of each clip, [B, samples]; `chances` [B] in [0, 1) place it. Shorter clips are repeated."""
-        lengths = self.ends[clips] - self.starts[clips]
-        offsets = np.floor(chances * (np.maximum(lengths - self.samples, 0) + 1)).astype(np.int64)
-        first, length, offset = (torch.from_numpy(values)[:, None].to(self.device) for values in (self.starts[clips], lengths, offsets))
-        places = first + (offset + torch.arange(self.samples, device=self.device)) % length
-        return self.audio[places].float() * self.scales[torch.from_numpy(clips).to(self.device), None]
+        """Return a crop of each clip, [B, samples]; `chances` [B] in [0, 1) place it."""
+        places = self.places[clips]
+        room = np.maximum(self.resident.lengths[places] - self.samples, 0)
+        return self.resident.waveforms(places, np.floor(chances * (room + 1)).astype(np.int64), self.samples, self.fill)
 
     def batch(self, seed: int, step: int, size: int) -> Tensor:
         """Return the crops of a training step: each clip once before any comes again."""
@@ -165,9 +155,7 @@ class Classroom:
         self.sample = self._sample()
         lesson = torch.cat([self.teachers.teach(part).logits for part in self.sample.split(self.batch_size)])
         self.prior = prior = lesson.mean(dim=0)
-        self.students = {
-            arm: Student(job.variant(arm).config(), self.config, seed, prior, self.device) for arm in job.arms
-        }
+        self.students = {arm: Student(job.variant(arm).config(), self.config, seed, prior, self.device) for arm in job.arms}
         self.quiet = torch.cat([self.front_end(part) for part in held_out.beginnings().split(self.batch_size)])
         self.truth = torch.cat([self.teachers.teach(part).logits for part in self.quiet.split(self.batch_size)])
         self.example: Example | None = None  # what the graphs hear
@@ -284,19 +272,13 @@ def work(job: Job, number: int) -> None:
 
 def open_crops(job: Job, device: torch.device) -> tuple[Crops, Crops]:
     """Return the crops to train on and those held out."""
-    teacher = load_model(job.teacher)
-    rate = teacher.card.front_end.sample_rate
     data = job.config.data
-    path = Path(job.corpus) / "exclude.csv"
-    excluded: set[str] = set()
-    if path.exists():
-        with path.open(newline="", encoding="utf-8") as file:
-            excluded = {row["key"] for row in csv.DictReader(file)}
-    train, held_out = (
-        open_source("shards", job.corpus, split, sample_rate=rate, cache=job.cache) for split in (data.train, data.val)
-    )
-    samples = round(data.seconds * rate)
-    return Crops(train, samples, excluded, device), Crops(held_out, samples, set(), device)
+    rate = load_model(job.teacher).card.front_end.sample_rate
+    options = {"sample_rate": rate, "cache": job.cache, "workers": job.workers}
+    sources = [open_source("shards", job.corpus, split, **options) for split in (data.train, data.val)]
+    resident = Resident(sources[0], device)
+    train, held_out = (Crops(source, resident, round(data.seconds * rate), data.fill) for source in sources)
+    return train, held_out
 
 
 def agree(job: Job, number: int, room: Classroom) -> dict[str, Any]:
@@ -393,7 +375,7 @@ def follow(job: Job, room: Classroom, steps: int) -> None:
 
 
 def write(job: Job, room: Classroom, logits: dict[str, npt.NDArray[np.float32]], steps: int) -> None:
-    """Write what is known of a seed, a file for each experiment; with the weights when it is finished."""
+    """Write what is known of a seed, a file for each experiment, the weights included."""
     truth = room.truth.float().cpu().numpy()
     for name, arms in job.files.items():
         curves = [{**point, "students": {arm: point["students"][arm] for arm in arms}} for point in room.curves]
@@ -403,9 +385,8 @@ def write(job: Job, room: Classroom, logits: dict[str, npt.NDArray[np.float32]],
         for arm in arms:
             arrays[f"logits.{arm}"] = logits[arm].clip(-60_000, 60_000).astype(np.float16)
             arrays[f"excess.{arm}"] = clip_excess(logits[arm], truth).astype(np.float32)
-            if room.steps == steps:
-                state = room.students[arm].network.state_dict()
-                arrays |= {f"weights.{arm}.{key}": value.half().cpu().numpy() for key, value in state.items() if "batches" not in key}
+            state = room.students[arm].network.state_dict()
+            arrays |= {f"weights.{arm}.{key}": value.half().cpu().numpy() for key, value in state.items() if "batches" not in key}
         path = Path(job.out) / f"{name}-seed{room.seed}.npz"
         part = path.with_suffix(".part")
         with part.open("wb") as file:

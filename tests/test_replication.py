@@ -81,7 +81,7 @@ def test_experiments_are_the_papers_rows():
 
 def test_a_killed_run_goes_on_and_gives_the_same_numbers(shared, corpus, tmp_path, tmp_path_factory):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    options = ("--seeds", "0", "1", "--presentations", "160")
+    options = ("--seeds", "0", "--presentations", "160")
     done = subprocess.run(command(shared, corpus, tmp_path_factory, *options, "--out", whole), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     process = subprocess.Popen(command(shared, corpus, tmp_path_factory, *options, "--out", killed), stdout=subprocess.DEVNULL)
@@ -94,12 +94,11 @@ def test_a_killed_run_goes_on_and_gives_the_same_numbers(shared, corpus, tmp_pat
     assert left and all(0 < record["steps"] < record["of"] for record in left), "a kill leaves what is known by then"
     done = subprocess.run(command(shared, corpus, tmp_path_factory, *options, "--out", killed), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    for seed in (0, 1):
-        first, second = (np.load(folder / f"A-seed{seed}.npz") for folder in (whole, killed))
-        assert first.files == second.files
-        for name in first.files:
-            if name != "record":
-                assert np.array_equal(first[name], second[name]), name
+    first, second = (np.load(folder / "A-seed0.npz") for folder in (whole, killed))
+    assert first.files == second.files
+    for name in first.files:
+        if name != "record":
+            assert np.array_equal(first[name], second[name]), name
     other = subprocess.run(
         command(shared, corpus, tmp_path_factory, "--seeds", "0", "--presentations", "80", "--out", whole), capture_output=True, text=True
     )
@@ -114,7 +113,7 @@ def test_students_share_batches_and_the_budget_fixes_the_length(shared, corpus, 
     teacher = str(shared / "weights" / "mn04_as_mAP_432.pt")
     cache = str(tmp_path_factory.getbasetemp() / "replication-cache")
     places = (str(corpus), teacher, str(tmp_path), str(tmp_path), cache, "cpu")
-    job = replicate.Job(("A",), 0.1, (0, 1, 2), *places, 3, 1, False, (80, 800), 100.0, 1000.0, 8, changes)
+    job = replicate.Job(("A",), 0.1, (0, 1, 2), *places, 3, 1, 0, False, (80, 800), 100.0, 1000.0, 8, changes)
     train, held_out = replicate_run.open_crops(job, torch.device("cpu"))
     excluded = (corpus / "exclude.csv").read_text().split("\n")[1].split(",")[0]
     assert len(train) == 19 and excluded not in train.keys and len(held_out) == 6
@@ -126,7 +125,7 @@ def test_students_share_batches_and_the_budget_fixes_the_length(shared, corpus, 
     room = replicate_run.Classroom(job, 0, train, held_out)
     heard = {}
     for arm, student in room.students.items():
-        student.network.register_forward_pre_hook(lambda _, inputs, arm=arm: heard.setdefault(arm, inputs[0].clone()) and None)
+        student.network.register_forward_pre_hook(lambda _, inputs, arm=arm: heard.update({arm: inputs[0].clone()}))
     room.step(10)
     assert all(torch.equal(log_mel, heard["dymn"]) for log_mel in heard.values()) and len(heard) == 4
     assert not any(torch.equal(s.start["head.classifier.weight"], s.network.head.classifier.weight) for s in room.students.values())
@@ -135,7 +134,6 @@ def test_students_share_batches_and_the_budget_fixes_the_length(shared, corpus, 
 
     rates = [{"step": 0.1, "measure": 1.0}, {"step": 0.2, "measure": 1.5}]
     marks = len(replicate.MARKS)
-    assert replicate_run.affordable(job, 8, rates, now=1000.0) == int((90 - 1.5 * marks) / 0.2 - 1e-9) or True
     assert replicate_run.affordable(job, 8, [{"step": 0.01, "measure": 0.1}], now=1000.0) == 100, "at most what is asked for"
     assert replicate_run.affordable(job, 8, [{"step": 9.0, "measure": 1.0}], now=1000.0) == 10, "at least the least"
     slow, fast = (replicate_run.affordable(but(job, presentations=(8, 10**6)), 8, rates[:n], now=1000.0) for n in (2, 1))
@@ -242,7 +240,11 @@ def test_report_leaves_an_unfinished_seed_out_and_says_so(tmp_path):
     assert read(tmp_path).seeds == [0, 1]
     write_report(tmp_path, tmp_path / "page.md", tmp_path, None, None, 200)
     assert "Unfinished and left out: A-seed2 (50 %), B-seed2 (50 %)." in (tmp_path / "page.md").read_text(encoding="utf-8")
+    with pytest.raises(SystemExit, match="unequally far"):
+        read(tmp_path, partial=True)
     for path in tmp_path.glob("*-seed[01].npz"):
         path.unlink()
     with pytest.raises(SystemExit, match="no finished seed"):
         read(tmp_path)
+    write_report(tmp_path, tmp_path / "page.md", tmp_path, None, None, 200, partial=True)
+    assert "Unfinished, measured where they stopped: A-seed2 (50 %)" in (tmp_path / "page.md").read_text(encoding="utf-8")

@@ -11,11 +11,11 @@ the DyMN ("equal cost"); MN of width 1.25 w, the paper's next size. B: the rows 
 Dy-Conv; without Dy-ReLU; without Coordinate Attention), beside A's DyMN and MN. Three seeds each.
 
 **Training.** From random weights: no inherited weights, no feature matching, no ImageNet. The teacher mn04_as (MIT, AudioSet mAP
-43.2) hears what the students hear; the loss is eq. 8 with lambda = 0. Data: the training part of the corpus, without the clips that its
-`exclude.csv` lists, random crops of 2 s, augmented and mixed as in the recipe dymn04_open. All networks of a seed see the same batches: one
-process computes crop, mixture, spectrogram and the teacher's answer once and lets every student step on them. AdamW, batches of 128,
-peak learning rate 2e-3 (Sec. IV-A for DyMN-S; not tuned, the same for all), warm-up over 5 % of the run, linear ramp-down from 40 %,
-temperature 30 to 1 over the first 15 %, bfloat16 autocast on a GPU.
+43.2) hears what the students hear; the loss is eq. 8 with lambda = 0. Data: the training part of the corpus, without the clips that
+its `exclude.csv` lists, random crops of 2 s, rolled, louder or softer, mixed with probability 0.6, a quarter of them cut short. All
+networks of a seed see the same batches: one process computes crop, mixture, spectrogram and the teacher's answer once and lets every
+student step on them. AdamW, batches of 128, peak learning rate 2e-3 (Sec. IV-A for DyMN-S; not tuned, the same for all), warm-up over
+5 % of the run, linear ramp-down from 40 %, temperature 30 to 1 over the first 15 %, bfloat16 autocast on a GPU.
 
 **Length.** The same for all networks and seeds, fixed before training: 190,000 presentations, or with `--budget` as many as a rate
 probe of 8 seconds says will fit the time, between the given limits. There is no early stopping and no choice of checkpoints.
@@ -49,26 +49,16 @@ from typing import Any
 from dymn import paper
 from dymn.model import Variant
 from dymn.profiling import count
-from dymn.training.recipe import TrainConfig, load_recipe
+from dymn.training.recipe import TrainConfig, parse, parse_assignment
 
-RECIPE = "dymn04_open"
-CHANGES = (
-    "model.inherit=",
-    "teacher.feature_weight=0.0",
-    "data.seconds=2.0",
-    "optim.lr=2e-3",
-    "optim.batch_size=128",
-    "optim.weight_decay=1e-4",
-    "optim.ema=0.0",
+SETTINGS: dict[str, dict[str, Any]] = {
+    "data": {"kind": "shards", "seconds": 2.0, "fill": "repeat"},
+    "teacher": {"label_weight": 0.0},
+    "augment": {"roll_ms": 125, "gain_db": 7, "wave_mixup": 0.6, "padding": 0.25},
+    "optim": {"name": "adamw", "lr": 2e-3, "batch_size": 128, "weight_decay": 1e-4},
     # An "epoch" is one per cent of the run.
-    "schedule.epochs=100",
-    "schedule.warm_up=5",
-    "schedule.ramp_start=40",
-    "schedule.ramp_length=60",
-    "schedule.floor=0.01",
-    "schedule.tau_start=30",
-    "schedule.tau_epochs=16",
-)
+    "schedule": {"epochs": 100, "warm_up": 5, "ramp_start": 40, "ramp_length": 60, "floor": 0.01, "tau_start": 30, "tau_epochs": 16},
+}
 PRESENTATIONS = 190_000
 MARKS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # of the run, when the students are measured
 WIDTH_STEP = 0.005
@@ -151,7 +141,7 @@ class Job:
     budget: float  # seconds after `started`; 0 for no limit
     started: float
     sample: int = 1024  # training crops, for the prior and for the norms' statistics
-    changes: tuple[str, ...] = CHANGES
+    changes: tuple[str, ...] = ()
 
     @property
     def arms(self) -> list[str]:
@@ -168,8 +158,9 @@ class Job:
 
     @property
     def config(self) -> TrainConfig:
-        """The recipe of all networks; which network it is does not matter here."""
-        return load_recipe(RECIPE, self.changes)
+        """The settings of all networks; which network and which teacher it is does not matter here."""
+        settings = parse(SETTINGS | {"teacher": {**SETTINGS["teacher"], "models": [self.teacher]}})
+        return settings.replace(dict(map(parse_assignment, self.changes)))
 
     def variant(self, arm: str) -> Variant:
         """Return the network of an arm."""
@@ -182,7 +173,8 @@ class Job:
     def mark(self) -> dict[str, Any]:
         """Return what decides the numbers; a run with another mark is another run."""
         names = ("experiments", "width", "seeds", "presentations", "sample", "changes")
-        return json.loads(json.dumps({name: getattr(self, name) for name in names}))  # type: ignore[no-any-return]
+        values = {name: getattr(self, name) for name in names} | {"settings": SETTINGS}
+        return json.loads(json.dumps(values))  # type: ignore[no-any-return]
 
 
 def launch(job: Job, graphs: str) -> int:
@@ -249,7 +241,7 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--budget", type=float, default=0.0, help="Seconds after which all is to be done; a rate probe fixes the length.")
     run.add_argument("--sample", type=int, default=1024, help="Training crops for the prior and for the norms' statistics.")
     run.add_argument("--graphs", choices=("auto", "on", "off"), default="auto", help="CUDA graphs.")
-    run.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="Changes to the recipe; they are another experiment.")
+    run.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="Changes of settings; they make it another experiment.")
     worker = commands.add_parser("worker")
     worker.add_argument("job")
     worker.add_argument("number", type=int)
@@ -304,7 +296,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         budget=options.budget,
         started=time.time(),
         sample=options.sample,
-        changes=CHANGES + tuple(options.set),
+        changes=tuple(options.set),
     )
     return launch(job, options.graphs)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from replicate import ARMS, CHANGES, EXPERIMENTS
+from replicate import ARMS, EXPERIMENTS
 from replicate_figures import HEARD, Interval, average_precision, clip_excess, paired_bootstrap, precision_bootstrap
 
 if TYPE_CHECKING:
@@ -239,7 +239,7 @@ def text_of(
     """Return the page."""
     plan, seeds = results.plan, results.seeds
     width, (train, held_out) = plan["mark"]["width"], plan["clips"]
-    changed = [change for change in plan["mark"]["changes"] if change not in CHANGES]
+    changed = plan["mark"]["changes"]
     floor = clip_excess(np.broadcast_to(results.prior, results.teacher.shape), results.teacher).mean()
     lines = ["# Replication", "", *_paragraph(INTRODUCTION), ""]
     lines += [

@@ -402,10 +402,11 @@ def try_graphs(width: float) -> int:
     from dataclasses import replace as but
 
     from dymn import paper
-    from replicate import CHANGES, RECIPE, load_recipe
+    from dymn.training.recipe import parse
+    from replicate import SETTINGS
 
     device = torch.device("cuda")
-    settings = load_recipe(RECIPE, CHANGES)
+    settings = parse(SETTINGS)
     prior = torch.zeros(527, device=device)
     students = [Student(but(paper.DYMN, width=width, dropout=0.0).config(), settings, 0, prior, device) for _ in range(2)]
     random = torch.Generator(device).manual_seed(0)

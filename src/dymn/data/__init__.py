@@ -5,7 +5,7 @@ from dymn.data.cache import cached
 from dymn.data.loader import Loader
 from dymn.data.pack import Packed, PackSettings, pack
 from dymn.data.resident import Resident
-from dymn.data.samplers import BalancedSampler, PlainSampler, class_counts, clip_weights
+from dymn.data.samplers import BalancedSampler, PlainSampler, WeightedSampler, class_counts, clip_weights, heard_weights
 from dymn.data.source import Catalog, Source
 from dymn.data.streams import Streamed
 from dymn.data.tasks import TASKS, TaskSpec, open_source, select, task_facts, task_of
@@ -29,11 +29,13 @@ __all__ = [
     "Streamed",
     "TaskSpec",
     "TeacherTable",
+    "WeightedSampler",
     "cached",
     "class_counts",
     "clip_weights",
     "collate",
     "fit",
+    "heard_weights",
     "open_source",
     "pack",
     "select",

@@ -9,8 +9,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
-from dymn.data import BalancedSampler, Loader, PlainSampler, Resident, Source, Streamed, TaskSpec, TeacherTable, open_source, task_of
+from dymn.data import (
+    BalancedSampler,
+    Loader,
+    PlainSampler,
+    Resident,
+    Source,
+    Streamed,
+    TaskSpec,
+    TeacherTable,
+    WeightedSampler,
+    open_source,
+    task_of,
+)
 from dymn.errors import ConfigError
 from dymn.model import MODELS
 from dymn.training.evaluation import evaluation_loader
@@ -80,12 +93,23 @@ def _beside(data: str, name: str) -> Path:
 
 
 def training_loader(
-    inputs: Inputs, config: TrainConfig, rank: int, world: int, pin_memory: bool, resident: Resident | None = None
+    inputs: Inputs,
+    config: TrainConfig,
+    rank: int,
+    world: int,
+    pin_memory: bool,
+    resident: Resident | None = None,
+    weights: npt.NDArray[np.float64] | None = None,
 ) -> Loader:
-    """Return the loader of training batches: each is a part of an accumulated batch, shared by `world` processes."""
+    """Return the loader of training batches: each is a part of an accumulated batch, shared by `world` processes.
+
+    `weights` are those by which clips are drawn, where `data.sampling` asks for some.
+    """
     data, seed = config.data, config.run.seed
     if data.sampling == "balanced":
-        sampler: BalancedSampler | PlainSampler = BalancedSampler(inputs.train, seed, draws=data.draws or 100_000)
+        sampler: BalancedSampler | PlainSampler | WeightedSampler = BalancedSampler(inputs.train, seed, draws=data.draws or 100_000)
+    elif weights is not None:
+        sampler = WeightedSampler(weights, seed, draws=max(data.draws or len(inputs.train), data.least_draws))
     else:
         sampler = PlainSampler(len(inputs.train), seed, draws=max(data.draws or len(inputs.train), data.least_draws))
     batch_size = config.optim.batch_size // config.optim.accumulate

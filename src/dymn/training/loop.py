@@ -19,21 +19,26 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 import dymn
 from dymn import hub
-from dymn.data import Batch, Resident, Source
+from dymn.calibration import fit_affine, fold_affine
+from dymn.data import Batch, Loader, Resident, Source, heard_weights
 from dymn.data.batch import read_bad, write_bad
 from dymn.devices import resolve_device
 from dymn.errors import ConfigError, DataError, MissingExtraError
+from dymn.files import atomic_write
 from dymn.frontend import LogMel
 from dymn.hub import shorten
+from dymn.inherit import measure_norms
+from dymn.losses import probabilities
 from dymn.model import MobileNet
 from dymn.schedules import learning_rate_factor, temperature
 from dymn.training.distributed import united, use_global_norm
-from dymn.training.evaluation import deciding_metric, figures, is_better, score
+from dymn.training.evaluation import Scores, deciding_metric, figures, is_better, score
 from dymn.training.inputs import (
     Inputs,
     differences,
@@ -59,10 +64,11 @@ from dymn.training.start import (
 )
 from dymn.training.state import Part, RunState, load_state, save_state
 from dymn.training.step import Share, Step
-from dymn.training.teachers import OnlineTeachers
+from dymn.training.teachers import OnlineTeachers, same_blocks
 
 SAMPLE_CLIPS = 96  # heard before training: for inherited weights, the teacher's prior and the spread of its embedding
 STATE_FILE, BEST_FILE, LAST_FILE, BAD_FILE = "state.pt", "best.safetensors", "last.safetensors", "bad_clips.csv"
+WEIGHTS_FILE = "draws.npy"  # how often each training clip is drawn
 SLOW = 30.0  # seconds; curves are drawn after each epoch that takes longer, else only at the end
 PATIENCE = datetime.timedelta(hours=12)  # of the processes that wait while one evaluates
 
@@ -101,15 +107,19 @@ class Run:
         self.resident = Resident(self.inputs.train, self.device, config.data.workers) if config.data.resident else None
         self.digests = digests(self.inputs) | model_digests(config)
         self.state = self._begin_or_continue()
+        self._began = time.monotonic() - self.state.clock
         generator = torch.Generator().manual_seed(config.run.seed)
         self.network = starting_model(config.model, pretrained, self.inputs.train.labels, front_end, generator)
         self.front_end = LogMel(front_end).to(self.device)
         self.teachers = self._teachers()
-        self.loader = training_loader(self.inputs, config, *self.share, self.device.type == "cuda", self.resident)
+        self.weights = self._weights()
+        self.loader = self._loader(*self.share)
         self.network.to(self.device)
         feature_scale = self._prepare_weights()
         self.step = Step(config, self.inputs.task.loss, self.front_end, self.teachers, feature_scale, self.share)
         self.ema = self._averaged()
+        if config.teacher.block_weight:
+            self.step.watch_blocks(self.network)
         self.model, self.optimizer = self._set_up()
         self._restore()
         self.trackers = [
@@ -145,13 +155,42 @@ class Run:
     def _teachers(self) -> OnlineTeachers | None:
         if not self.config.teacher.models:
             return None
-        teachers = OnlineTeachers(self.config.teacher.models, self.network, self.device)
+        settings = self.config.teacher
+        teachers = OnlineTeachers(settings.models, self.network, self.device, blocks=settings.block_weight > 0)
+        if teachers.blocks is not None and not same_blocks(teachers.networks[0], self.network):
+            raise ConfigError("teacher.block_weight needs a (first) teacher whose blocks have the student's channels and strides.")
         if self.config.teacher.feature_weight > 0 and teachers.embedding_size != self.network.config.c_last:
             raise ConfigError(
                 f"teacher.feature_weight needs embeddings of one size; the student's has {self.network.config.c_last} values, "
                 f"the teacher's {teachers.embedding_size}."
             )
         return teachers
+
+    def _loader(self, rank: int, world: int) -> Loader:
+        pin_memory = self.device.type == "cuda"
+        return training_loader(self.inputs, self.config, rank, world, pin_memory, self.resident, self.weights)
+
+    def _weights(self) -> npt.NDArray[np.float64] | None:
+        """Return how often clips are drawn, by what the teachers hear in them; kept in the folder, for they listen to all clips for it."""
+        if self.config.data.sampling != "teacher" or self.teachers is None:
+            return None
+        path = self.folder / WEIGHTS_FILE
+        if self.is_main and not path.exists():
+            self.reporter.note(f"The teacher listens to {len(self.inputs.train)} clips, once, for how often each is drawn.")
+            with atomic_write(path) as file:
+                np.save(file, heard_weights(self._heard()))
+        self.fabric.barrier()
+        return cast("npt.NDArray[np.float64]", np.load(path, allow_pickle=False))
+
+    def _heard(self) -> npt.NDArray[np.float32]:
+        """Return the teachers' probabilities for all training clips [N, C]; zeros for bad ones."""
+        source, teachers = self.inputs.train, cast(OnlineTeachers, self.teachers)
+        row = {key: i for i, key in enumerate(source.keys)}
+        heard = np.zeros((len(source), len(source.labels)), dtype=np.float32)
+        for batch in quiet_loader(source, self.inputs, self.config, self.resident).epoch(0):
+            logits = teachers.teach(self.front_end(batch.waveform.to(self.device))).logits
+            heard[[row[key] for key in batch.keys]] = probabilities(logits, self.inputs.task.loss).cpu().numpy()
+        return heard
 
     def _prepare_weights(self) -> float:
         """Give a fresh network its inherited weights or its prior; return the variance of the teacher's embedding."""
@@ -171,7 +210,7 @@ class Run:
 
     def _sample(self) -> Tensor:
         """Return the log-mel of some training clips, the same whatever the number of processes."""
-        clips = training_loader(self.inputs, self.config, 0, 1, False, self.resident).epoch(0)
+        clips = self._loader(0, 1).epoch(0)
         waveforms: list[Tensor] = []
         for batch in clips:
             waveforms.append(batch.waveform)
@@ -222,10 +261,11 @@ class Run:
         """Run all epochs that are left, then measure the test set once."""
         schedule = self.config.schedule
         self.reporter.start(schedule.epochs, self.state.epoch, len(self.loader))
-        for epoch in range(self.state.epoch, schedule.epochs):
-            record = self._epoch(epoch)
+        self._began = time.monotonic() - self.state.clock
+        while (place := self._place()) is not None:
+            record = self._epoch(self.state.epoch, place)
             self.state.history.append(record)
-            self.state.epoch = epoch + 1
+            self.state.epoch += 1
             if self.is_main:
                 self._save(record)
                 for listener in (self.reporter, *self.trackers):
@@ -235,15 +275,25 @@ class Run:
         self.fabric.barrier()
         return result
 
-    def _epoch(self, epoch: int) -> Record:
+    def _place(self) -> float | None:
+        """Return where in the schedule the next epoch begins; None if there is no next one."""
+        schedule, done = self.config.schedule, self.state.epoch
+        if not schedule.seconds:
+            return float(done) if done < schedule.epochs else None
+        clock = time.monotonic() - self._began
+        fits = done == 0 or clock + clock / done <= schedule.seconds
+        place = clock / schedule.seconds * schedule.epochs if fits else None
+        return cast("float | None", self.fabric.broadcast(place))
+
+    def _epoch(self, epoch: int, place: float) -> Record:
         schedule, part = self.config.schedule, self._begun()
         started = time.monotonic() - part.seconds
         lr = self.config.optim.lr * learning_rate_factor(
-            epoch, warm_up=schedule.warm_up, ramp_start=schedule.ramp_start, ramp_length=schedule.ramp_length, floor=schedule.floor
+            place, warm_up=schedule.warm_up, ramp_start=schedule.ramp_start, ramp_length=schedule.ramp_length, floor=schedule.floor
         )
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        self.network.temperature = temperature(epoch, start=schedule.tau_start, end=schedule.tau_end, epochs=schedule.tau_epochs)
+        self.network.temperature = temperature(place, start=schedule.tau_start, end=schedule.tau_end, epochs=schedule.tau_epochs)
         self.network.train()
         for batches in _grouped(enumerate(self.loader.epoch(epoch), start=part.batches), self.config.optim.accumulate):
             if part.steps > 0 and len(batches) < self.config.optim.accumulate:
@@ -266,6 +316,8 @@ class Run:
         loss, clips = self._sums(part.loss, part.clips)
         record: Record = {"epoch": epoch, "lr": lr, "temperature": self.network.temperature, "loss": loss / clips}
         record |= {"clips_per_second": clips / seconds, "seconds": seconds, "bad_clips": len(self.loader.bad)}
+        if self.is_main and self.ema is not None and self.config.optim.norm_clips:
+            self._measure_norms(epoch)
         if self.is_main and self.inputs.val is not None:
             record |= {f"val_{name}": value for name, value in self._measure(self.inputs.val).items() if isinstance(value, (int, float))}
         return record
@@ -327,6 +379,17 @@ class Run:
         scores = score(self.result_network, self.front_end, loader, self.inputs.task.loss, teachers=self.teachers)
         return figures(scores, self.inputs.task.loss)
 
+    def _measure_norms(self, epoch: int) -> None:
+        """Measure the statistics of the averaged network's norms, on what it hears in training."""
+        chance = np.random.default_rng((self.config.run.seed, 2, epoch))
+        clips = dataclasses.replace(self.config.data, workers=0)
+        loader = training_loader(
+            self.inputs, dataclasses.replace(self.config, data=clips), 0, 1, False, resident=self.resident, weights=self.weights
+        )
+        batches = itertools.islice(loader.epoch(epoch), -(-self.config.optim.norm_clips // loader.batches.batch_size))
+        step = Step(self.config, self.inputs.task.loss, self.front_end, None, 1.0, Share())
+        measure_norms(self.result_network, (step.inputs(batch.to(self.device), chance)[0] for batch in batches))
+
     def _save(self, record: Record) -> None:
         """Write what an epoch gave; the state is the last, so that an epoch counts as done only when all else is written."""
         try:
@@ -361,6 +424,7 @@ class Run:
         write_bad(self.folder / BAD_FILE, self.loader.bad)
 
     def _take_state(self) -> None:
+        self.state.clock = time.monotonic() - self._began
         self.state.model = self.network.state_dict()
         self.state.ema = {} if self.ema is None else self.ema.state_dict()
         self.state.optimizer = self.optimizer.state_dict()
@@ -374,7 +438,6 @@ class Run:
 
     def _write_checkpoint(self, name: str, values: Record) -> None:
         network, run = self.result_network, self.config.run
-        found = {key: float(value) for key, value in values.items() if isinstance(value, (int, float)) and math.isfinite(value)}
         provenance = {
             "trained_with": f"dymn {dymn.__version__}",
             "epoch": self.state.epoch,
@@ -387,13 +450,15 @@ class Run:
             exclusive=self.inputs.task.loss == "ce",
             name=run.name or plain_name(self.config.model.name),
             licence=run.licence,
-            metrics=found,
+            metrics=numbers(values),
             provenance=provenance,
         )
         hub.save(network, self.folder / name)
 
     def _finish(self) -> Record:
         best = MobileNet.from_pretrained(self.folder / BEST_FILE)
+        if self.config.teacher.calibrate and self.inputs.val is not None and "calibration" not in best.card.provenance:
+            best = self._calibrated(best.to(self.device), self.inputs.val)
         result: Record = {"epochs": self.state.epoch, "best_epoch": self.state.best_epoch, "train_seconds": self.state.seconds}
         result |= {f"val_{name}": value for name, value in best.card.metrics.items()}
         if self.inputs.test is not None:
@@ -407,9 +472,34 @@ class Run:
             listener.finish(result)
         return result
 
+    def _calibrated(self, model: MobileNet, source: Source) -> MobileNet:
+        """Stretch and shift the logits as fits the teacher on the validation clips best, and write the best checkpoint anew."""
+
+        def scores() -> Scores:
+            loader = quiet_loader(source, self.inputs, self.config, self.resident)
+            return score(model, self.front_end, loader, self.inputs.task.loss, teachers=self.teachers)
+
+        before = scores()
+        if before.teacher is None or self.inputs.task.loss != "bce":
+            return model
+        fitted = fit_affine(before.probabilities, before.teacher)
+        fold_affine(model, fitted)
+        found = {
+            k: float(v) for k, v in figures(scores(), self.inputs.task.loss).items() if isinstance(v, (int, float)) and math.isfinite(v)
+        }
+        provenance = model.card.provenance | {"calibration": fitted._asdict()}
+        model.card = dataclasses.replace(model.card, metrics=found, provenance=provenance)
+        hub.save(model, self.folder / BEST_FILE)
+        return model
+
 
 def _validation(record: Record) -> Record:
     return {key.removeprefix("val_"): value for key, value in record.items() if key.startswith("val_")}
+
+
+def numbers(values: Record) -> dict[str, float]:
+    """Return those of some figures that are finite numbers, as a card holds them."""
+    return {key: float(value) for key, value in values.items() if isinstance(value, (int, float)) and math.isfinite(value)}
 
 
 def versions() -> dict[str, str]:

@@ -42,6 +42,7 @@ class RunState:
     best_epoch: int = -1
     history: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
+    clock: float = 0.0  # seconds since the run began, its measuring and writing included, its pauses not
     fingerprint: str = ""  # of config and data: a run continues only what it began
 
 

@@ -46,14 +46,19 @@ def change_speed(waveform: Tensor, factors: npt.NDArray[np.float64]) -> Tensor:
 
     Cubic interpolation between four samples; a factor of 1 changes nothing.
     """
-    n = waveform.shape[1]
-    factor = torch.from_numpy(factors).to(waveform.device)[:, None]
+    rows = np.flatnonzero(factors != 1.0)
+    if not len(rows):
+        return waveform
+    where = torch.from_numpy(rows).to(waveform.device)
+    chosen, n = waveform[where], waveform.shape[1]
+    factor = torch.from_numpy(factors[rows]).to(waveform.device)[:, None]
     place = torch.arange(n, device=waveform.device, dtype=torch.float64) * factor
     whole = place.floor()
     t = (place - whole).float()
     first = whole.long()
-    a, b, c, d = (waveform.gather(1, (first + i) % n) for i in (-1, 0, 1, 2))
-    return b + t / 2 * (c - a + t * (2 * a - 5 * b + 4 * c - d + t * (3 * (b - c) + d - a)))
+    a, b, c, d = (chosen.gather(1, (first + i) % n) for i in (-1, 0, 1, 2))
+    played = b + t / 2 * (c - a + t * (2 * a - 5 * b + 4 * c - d + t * (3 * (b - c) + d - a)))
+    return waveform.index_copy(0, where, played)
 
 
 def colour(waveform: Tensor, decibels: npt.NDArray[np.float64]) -> Tensor:
@@ -79,13 +84,17 @@ def reverberate(waveform: Tensor, decays: npt.NDArray[np.float64], levels: npt.N
         levels: amplitude of the whole echo beside the sound itself; 0 for no room.
         generator: of the waveform's device; draws the noise.
     """
-    n = waveform.shape[1]
-    length = min(n, int(decays.max()) + 1)
-    decay, level = (torch.from_numpy(values).to(waveform)[:, None] for values in (decays, levels))
-    noise = torch.randn(len(waveform), length, generator=generator, device=waveform.device)
+    rows = np.flatnonzero(levels)
+    if not len(rows):
+        return waveform
+    where = torch.from_numpy(rows).to(waveform.device)
+    chosen, n = waveform[where], waveform.shape[1]
+    length = min(n, int(decays[rows].max()) + 1)
+    decay, level = (torch.from_numpy(values[rows]).to(waveform)[:, None] for values in (decays, levels))
+    noise = torch.randn(len(rows), length, generator=generator, device=waveform.device)
     echo = noise * 10.0 ** (-3.0 * torch.arange(length, device=waveform.device) / decay)
     echo = echo * level / echo.square().sum(dim=1, keepdim=True).sqrt().clamp(min=1e-12)
-    return waveform + torch.fft.irfft(torch.fft.rfft(waveform) * torch.fft.rfft(echo, n=n), n=n)
+    return waveform.index_add(0, where, torch.fft.irfft(torch.fft.rfft(chosen) * torch.fft.rfft(echo, n=n), n=n))
 
 
 def blend_waveforms(waveform: Tensor, partner: Tensor, ratios: npt.NDArray[np.float64]) -> tuple[Tensor, Tensor]:

@@ -188,7 +188,6 @@ class ScheduleSettings:
     """
 
     epochs: int = 80
-    seconds: float = 0.0
     warm_up: float = 10.0
     ramp_start: float = 10.0
     ramp_length: float = 65.0
@@ -196,6 +195,7 @@ class ScheduleSettings:
     tau_start: float = 1.0
     tau_end: float = 1.0
     tau_epochs: int = 1
+    seconds: float = 0.0
 
     def __post_init__(self) -> None:
         check(self.epochs >= 1, f"schedule.epochs is {self.epochs}; it must be at least 1.")

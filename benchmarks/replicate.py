@@ -21,8 +21,9 @@ student step on them. AdamW, batches of 128, peak learning rate 2e-3 (Sec. IV-A 
 probe of 8 seconds says will fit the time, between the given limits. There is no early stopping and no choice of checkpoints.
 
 **Measures**, on the corpus's 405 held-out clips (their first 2 s, shorter ones repeated), after the batch norms' statistics have been
-measured anew on 1,024 training crops: the cross-entropy above the teacher's own entropy ("excess", mean over classes, per clip); mAP
-against the teacher's decisions (p > 0.3); top-1 agreement; and once, at the end, zero-shot accuracy on ESC-10 (A only).
+measured anew on 1,024 examples made as for training: the cross-entropy above the teacher's own entropy ("excess", mean over classes,
+per clip); mAP against the teacher's decisions (p > 0.3); top-1 agreement; and once, at the end, zero-shot accuracy on ESC-10 (A
+only).
 
 **Decision.** Difference of the per-clip excess, averaged over seeds; paired bootstrap over clips, 10,000 draws, 95 % interval. Claim A
 stands if the DyMN is below the MN of equal cost and the interval excludes zero. Claim B stands for a part if the DyMN is below the
@@ -140,7 +141,7 @@ class Job:
     presentations: tuple[int, int]  # at least, at most
     budget: float  # seconds after `started`; 0 for no limit
     started: float
-    sample: int = 1024  # training crops, for the prior and for the norms' statistics
+    sample: int = 1024  # crops for the prior, and examples for the norms' statistics
     changes: tuple[str, ...] = ()
 
     @property

@@ -36,6 +36,7 @@ from replicate import MARKS, Job
 from replicate_figures import HEARD, average_precision, clip_excess
 
 ORDER, PLACE, CHANCE = range(3)  # keep the random numbers of order, crops and augmentation apart
+APART = 10**8  # steps whose examples nobody learns from
 PROBE_SECONDS, WARM_STEPS = 8.0, 3
 MARGIN = 0.9  # of the time that is left after the probe, what is planned for
 SAVED_EVERY = 120.0  # seconds
@@ -152,13 +153,14 @@ class Classroom:
         self.front_end = LogMel(teacher.card.front_end).to(self.device)
         self.teachers = OnlineTeachers([job.teacher], teacher, self.device)
         self.task = Step(self.config, "bce", self.front_end, self.teachers, 1.0, Share())
-        self.sample = self._sample()
-        lesson = torch.cat([self.teachers.teach(part).logits for part in self.sample.split(self.batch_size)])
-        self.prior = prior = lesson.mean(dim=0)
-        self.students = {arm: Student(job.variant(arm).config(), self.config, seed, prior, self.device) for arm in job.arms}
+        n = -(-job.sample // self.batch_size)
+        crops = (self.front_end(train.batch(seed, step, self.batch_size)) for step in range(n))
+        self.prior = torch.cat([self.teachers.teach(log_mel).logits for log_mel in crops]).mean(dim=0)
+        self.example: Example | None = None  # what the graphs hear
         self.quiet = torch.cat([self.front_end(part) for part in held_out.beginnings().split(self.batch_size)])
         self.truth = torch.cat([self.teachers.teach(part).logits for part in self.quiet.split(self.batch_size)])
-        self.example: Example | None = None  # what the graphs hear
+        self.sample = torch.cat([self._example(APART + step).log_mel for step in range(n)])  # for the norms
+        self.students = {arm: Student(job.variant(arm).config(), self.config, seed, self.prior, self.device) for arm in job.arms}
         self.steps = 0
         self.since = 0  # step of the last measurement
         self.curves: list[dict[str, Any]] = []
@@ -174,7 +176,7 @@ class Classroom:
         self.steps += 1
 
     def measure(self) -> dict[str, npt.NDArray[np.float32]]:
-        """Fit the norms to the sample, note all measures; return the students' logits on the held-out clips."""
+        """Measure the norms' statistics on the sample, note all measures; return the students' logits on the held-out clips."""
         truth = self.truth.float().cpu().numpy()
         positive = 1 / (1 + np.exp(-truth)) > HEARD
         logits, record = {}, {}
@@ -224,10 +226,6 @@ class Classroom:
             student.network.load_state_dict(state["students"][arm]["network"])
             student.optimizer.load_state_dict(state["students"][arm]["optimizer"])
             student.loss.copy_(state["students"][arm]["loss"])
-
-    def _sample(self) -> Tensor:
-        crops = [self.train.batch(self.seed, step, self.batch_size) for step in range(-(-self.job.sample // self.batch_size))]
-        return torch.cat([self.front_end(waveform) for waveform in crops])[: self.job.sample]
 
     def _example(self, step: int) -> Example:
         chance = np.random.default_rng((self.seed, CHANCE, step))
@@ -358,8 +356,10 @@ def follow(job: Job, room: Classroom, steps: int) -> None:
         room.load(checkpoint)
     marks = sorted({max(1, round(mark * steps)) for mark in MARKS})
     before, started = room.seconds, time.monotonic()
-    saved = started
+    saved, parent = started, os.getppid()
     while room.steps < steps:
+        if os.getppid() != parent:
+            raise SystemExit("The run was killed.")
         room.step(steps)
         room.seconds = before + time.monotonic() - started
         if room.steps not in marks and time.monotonic() - saved > SAVED_EVERY:

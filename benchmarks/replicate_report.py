@@ -26,6 +26,7 @@ PAPER = {  # mAP on AudioSet: Table II at the widths of the run, Table V at widt
     "V": {"dymn": 47.5, "mn": 45.8, "mn_static": 44.4, "no_dyconv": 47.2, "no_dyrelu": 46.9, "no_ca": 46.9},
 }
 PRECISION_DRAWS = 1000
+CEILING = 20.0  # of the drawn excess, twice the prior's; runaway clips lift early means far above
 MILLI = 1e3
 DERAILED = 0.1  # an excess ten times that of the prior: the network's activations have run away on this clip
 
@@ -287,7 +288,7 @@ def text_of(
         "",
         "## What did not come out as in the paper",
         "",
-        *([f"- {line}." for line in failed] or ["Every comparison above came out as in the paper."]),
+        *([f"- {line}." for line in dict.fromkeys(failed)] or ["Every comparison above came out as in the paper."]),
         "",
         *_paragraph(LIMITS),
         "",
@@ -314,6 +315,7 @@ def draw_curves(results: Results, path: Path) -> None:
             axes.plot(at, values.mean(axis=0), **style)
             axes.fill_between(at, values.min(axis=0), values.max(axis=0), color=COLOURS[arm], alpha=0.12, linewidth=0)
     left.set_yscale("log")
+    left.set_ylim(top=min(left.get_ylim()[1], CEILING))
     left.set_ylabel("Excess cross-entropy (thousandths)")
     right.set_ylabel("mAP against the teacher's decisions")
     for axes in (left, right):

@@ -20,6 +20,7 @@ from dymn.commands.options import (
     Quiet,
     ReportFormat,
     Threads,
+    complete_models,
     hush,
     note,
     seconds_option,
@@ -33,7 +34,9 @@ def evaluate(
     model: Annotated[
         str,
         typer.Argument(
-            metavar="MODEL", help="A model with weights by its name, or a file or folder with one, such as runs/mn04_as/best.safetensors."
+            metavar="MODEL",
+            autocompletion=complete_models,
+            help="The name of a model with weights, or a file or folder with one, such as runs/mn04_as/best.safetensors.",
         ),
     ],
     data: Annotated[Path, typer.Option("--data", "-d", metavar="PATH", help="The data, as for `dymn train`.", rich_help_panel=DATA)],
@@ -74,6 +77,8 @@ def evaluate(
     The model's classes and those of the data are matched by their names; the model may have more.
 
     Classes without a positive clip are left out of the means and named.
+
+    Example: `dymn evaluate runs/mn04_as/best.safetensors --data clips --per-class classes.csv`.
     """
     hush(quiet)
     check_data(data, "--data")

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from dymn.commands.options import Threads, output_option
+from dymn.commands.options import Quiet, Threads, complete_networks, hush, note, output_option
 from dymn.errors import ConfigError
 
 Format = Literal["table", "json", "csv", "markdown"]
@@ -19,6 +19,7 @@ def profile(
         str | None,
         typer.Argument(
             metavar="MODEL|CONFIG",
+            autocompletion=complete_networks,
             help="An architecture or a model with weights by its name (`dymn models` lists them; nothing is downloaded), a checkpoint, "
             "or a JSON or TOML file with settings.",
         ),
@@ -45,10 +46,13 @@ def profile(
         ),
     ] = None,
     threads: Threads = None,
+    quiet: Quiet = False,
 ) -> None:
-    """Tell what a network costs: parameters, multiply-adds, memory, receptive field, time.
+    """Report what a network costs: parameters, multiply-adds, memory, receptive field, time.
 
-    With --table, tell how the paper's rows compare with what we count. JSON and CSV have plain counts, tables have millions.
+    With --table, compare the paper's rows with our counts. JSON and CSV have plain counts, tables have millions.
+
+    Examples: `dymn profile dymn04_open`; `dymn profile --table VII --format markdown`.
     """
     from dymn.commands.output import text_output
     from dymn.plots.trade_off import plot_trade_off
@@ -57,6 +61,7 @@ def profile(
     from dymn.profiling.formats import COMPARISON_FORMATS, PROFILE_FORMATS
     from dymn.system.devices import use_threads
 
+    hush(quiet)
     if model is None and table is None and plot is None:
         raise ConfigError("Say what to profile: a model, or --table NUMBER, or --plot FILE. `dymn profile --help` tells more.")
     if model is not None and table is not None:
@@ -72,4 +77,4 @@ def profile(
             stream.write(text)
     if plot is not None:
         plot_trade_off(plot, model)
-        typer.echo(f"dymn: The picture is in {plot}.", err=True)
+        note(f"{plot} is written.", quiet)

@@ -44,7 +44,7 @@ def load_tagger(
     With the backend "auto", PyTorch is not imported where compiled code does all that is asked for: not on other devices or in another
     precision, not if the command looks inside the network (`looks_inside`), and not the first time that a model is used.
     """
-    if backend == "onnx":
+    if backend == "onnx" or (backend == "auto" and model is not None and model.lower().endswith(".onnx")):
         if precision != "float32":
             raise ConfigError(f"--precision is {precision}; a file for --backend onnx has its own. See `dymn export --precision`.")
         return load_onnx(model, device, threads)

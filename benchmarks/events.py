@@ -85,7 +85,7 @@ def main() -> None:
         tagger = Tagger.from_pretrained(model, threads=options.threads)
         for method in METHODS:
             settings = EventSettings(method)
-            found = [of_classes(frames(tagger, m.waveform, m.sample_rate, settings), classes) for m in recordings]
+            found = [of_classes(frames(tagger.backend, m.waveform, m.sample_rate, settings), classes) for m in recordings]
             results.append({"model": tagger.card.name, "method": method, **scored(recordings, found, settings)})
     if options.json:
         print(json.dumps(results))

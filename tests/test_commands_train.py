@@ -152,6 +152,24 @@ def test_teach_and_distil(desk):
     assert "agreement" in done.stdout
 
 
+def test_a_table_made_from_other_clips_is_named(desk):
+    assert run("teach", "clips", "--models", "same.safetensors", "--out", "short.safetensors", "--seconds", "0.5", "-q").exit_code == 0
+    table = ("--set", "teacher.table=short.safetensors")
+    done = run("train", "--data", "clips", "--model", "other.safetensors", "--out", "warned", *QUICK, *table)
+    assert done.exit_code == 0 and "The teacher heard clips of 0.5 s (fill: pad), and this run has clips of 1 s" in done.stderr
+    alike = ("--set", "data.seconds=0.5", "--set", "data.fill=pad")
+    done = run("train", "--data", "clips", "--model", "other.safetensors", "--out", "alike", *QUICK, *table, *alike)
+    assert done.exit_code == 0 and "The teacher heard" not in done.stderr
+
+
+def test_teach_hears_what_the_model_was_trained_with(desk):
+    done = run("train", "--data", "clips", "--model", "other.safetensors", "--out", "own", *QUICK, "--set", "data.fill=repeat")
+    assert done.exit_code == 0, done.output
+    assert run("teach", "clips", "--models", "own/best.safetensors", "--out", "own.safetensors", "-q").exit_code == 0
+    settings = TeacherTable.open(desk / "own.safetensors").settings
+    assert (settings["seconds"], settings["fill"]) == (1.0, "repeat")
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
@@ -228,7 +246,7 @@ def test_bar_where_someone_sees_it(monkeypatch, capsys):
     for epoch in range(2):
         for _ in range(3):
             table.batch(1.0)
-        table.epoch({"epoch": epoch, "loss": 1.5, "val_accuracy": 0.5, "lr": 1e-3, "clips_per_second": 12.0, "seconds": 61.0})
+        table.epoch({"epoch": epoch + 1, "loss": 1.5, "val_accuracy": 0.5, "lr": 1e-3, "clips_per_second": 12.0, "seconds": 61.0})
     table.finish({})
     assert "50.00 %" in capsys.readouterr().err and table.progress is None
 

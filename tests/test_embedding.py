@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from dymn import Embedder, FeatureExtractor, LogMel, create_model
 from dymn.config import FrontEndConfig, ModelCard
 from dymn.errors import AudioError, ConfigError
-from dymn.inference.layers import parse_layers
 from dymn.models.features import features_of
+from dymn.runtime.layers import parse_layers
 
 RATE = 32_000
 

@@ -6,8 +6,8 @@ import torch
 from dymn import create_model, hear
 from dymn.config import FrontEndConfig, ModelCard
 from dymn.errors import ConfigError, WeightsError
-from dymn.inference.embedding_hooks import LayerAverages
 from dymn.models import pretrained
+from dymn.runtime.layer_averages import LayerAverages
 
 
 @pytest.fixture(scope="module", params=[32_000, 22_050])

@@ -136,7 +136,7 @@ def test_what_cannot_be_fed_is_left_out():
 
 def test_after_a_gap_times_are_true():
     loud, quiet = np.full(RATE, 0.5, np.float32), np.zeros(RATE, np.float32)
-    heard = list(follow(SUMS, [Chunk(loud, 0), Chunk(quiet, 3 * RATE), Chunk(quiet, 0)], RATE, TagSettings(window=0.5)))
+    heard = list(follow(SUMS.backend, [Chunk(loud, 0), Chunk(quiet, 3 * RATE), Chunk(quiet, 0)], RATE, TagSettings(window=0.5)))
     assert [(answer.window.start, answer.dropped) for answer in heard] == [(0.0, 0.0), (4.0, 3.0), (4.5, 3.0), (5.0, 3.0), (5.5, 3.0)]
     assert [answer.window.tags[0].score for answer in heard] == [0.5, 0, 0, 0, 0]
 
@@ -249,7 +249,7 @@ def test_ctrl_c_ends_well(model, pcm):
 def test_the_table_shows_labels_as_they_are(tagger):
     from rich.console import Console
 
-    (answer,) = follow(tagger, [Chunk(np.zeros((RATE, 1), np.float32), 0)], RATE, TagSettings(window=1.0))
+    (answer,) = follow(tagger.backend, [Chunk(np.zeros((RATE, 1), np.float32), 0)], RATE, TagSettings(window=1.0))
     hostile = answer._replace(window=answer.window._replace(tags=[answer.window.tags[0]._replace(label="[red]Dog[/nope]")]), dropped=2.0)
     out = Console(file=io.StringIO(), width=80)
     out.print(listen.LiveTable("[bold]title[/x]", 3).table(hostile))

@@ -98,9 +98,9 @@ def _wrong_use(error: Any) -> int:
 def _ended(error: BaseException, command: str | None = None) -> int:
     """Write what an error means, and return the exit code."""
     message, code = _outcome(error, command)
-    if code == EXIT_BROKEN_PIPE:
+    if isinstance(error, OSError) and not error.filename:
         silence_stdout()
-    else:
+    if code != EXIT_BROKEN_PIPE:
         typer.echo(f"dymn: {message}", err=True)
     return code
 

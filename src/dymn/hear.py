@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from dymn.audio.windows import cut
 from dymn.config import check
-from dymn.inference.embedding_hooks import LayerAverages
+from dymn.runtime.layer_averages import LayerAverages
 
 LAYERS = ("mels", "block4", "block10", "block12", "block14")
 HOP_MS = 50
@@ -50,7 +50,7 @@ def load_model(model_file_path: str = "", layers: str | Sequence[str] = LAYERS) 
 
     Args:
         model_file_path: a file or folder with a model, or the name of a published one; nothing is the one that comes with dymn.
-        layers: what makes the embeddings, see `dymn.inference.layers`.
+        layers: what makes the embeddings, see `dymn.runtime.layers`.
 
     Raises:
         WeightsError: if the model cannot be found or read.

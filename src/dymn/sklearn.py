@@ -36,7 +36,7 @@ class EmbeddingTransformer(TransformerMixin, BaseEstimator):  # type: ignore[mis
 
     Args:
         model: the name of a published model, a file or folder with one, or a network.
-        layers: what the embeddings are made of, see `dymn.inference.layers`.
+        layers: what the embeddings are made of, see `dymn.runtime.layers`.
         sample_rate: of waveforms, in Hz; None is the model's own. Files bring their own.
         window: seconds that the network hears at once; the embedding of a longer recording is the mean of its windows.
         fill: what a recording that is shorter than the window is filled with: "bare" (nothing), "repeat" or "pad".

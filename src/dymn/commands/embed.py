@@ -95,8 +95,8 @@ def embed(
     from dymn.config import to_dict
     from dymn.inference.embedding import EmbedSettings
     from dymn.inference.formats.embeddings import layout
-    from dymn.inference.layers import parse_layers
     from dymn.inference.runs import embeddings
+    from dymn.runtime.layers import parse_layers
 
     hush(quiet)
     settings = EmbedSettings(window, hop, fill)

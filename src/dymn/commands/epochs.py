@@ -60,7 +60,7 @@ class EpochTable(Reporter):
         if not self.columns:
             self.columns = ["loss", *(f"val_{name}" for name in FIGURES if f"val_{name}" in record), "lr", "clips_per_second", "seconds"]
             self._write("  ".join(["epoch".rjust(7), *(title(column).rjust(WIDTH) for column in self.columns)]))
-        number = f"{record['epoch'] + 1}/{self.epochs}".rjust(7)
+        number = f"{record['epoch']}/{self.epochs}".rjust(7)
         self._write("  ".join([number, *(cell(column, record.get(column)).rjust(WIDTH) for column in self.columns)]))
         if self.progress is not None and self.task is not None:
             self.progress.reset(self.task, description=f"epoch {record['epoch'] + 1}")

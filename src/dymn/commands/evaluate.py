@@ -20,6 +20,7 @@ from dymn.commands.options import (
     Quiet,
     ReportFormat,
     Threads,
+    check_ending,
     complete_models,
     hush,
     note,
@@ -81,6 +82,8 @@ def evaluate(
     Example: `dymn evaluate runs/mn04_as/best.safetensors --data clips --per-class classes.csv`.
     """
     hush(quiet)
+    if per_class is not None:
+        check_ending("--per-class", per_class, [".csv"])
     check_data(data, "--data")
     from dymn.commands.progress import counting_bar
     from dymn.evaluation.assess import assess

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -28,12 +27,10 @@ from dymn.commands.options import (
     output_option,
     seconds_option,
 )
-from dymn.errors import AudioError
 
 if TYPE_CHECKING:
     from dymn.commands.runs import Files
-    from dymn.inference.events import EventRecording, EventSettings
-    from dymn.inference.segments import Source
+    from dymn.inference.events import EventRecording
     from dymn.inference.tagger import Tagger
     from dymn.ray import Engine
 
@@ -119,7 +116,7 @@ def events(
     from dymn.commands.recordings import describe
     from dymn.commands.runs import Asked, Form, run
     from dymn.config import to_dict
-    from dymn.inference.events import EventSettings
+    from dymn.inference.events import EventSettings, event_files
     from dymn.inference.formats.events import EVENTS
     from dymn.inference.runs import events as stored
 
@@ -143,30 +140,9 @@ def events(
     )  # fmt: skip
 
     def files(tagger: Tagger, engine: Engine | None) -> Files[EventRecording]:
-        return partial(detected, tagger, settings=settings)
+        find = partial(event_files, tagger.backend) if engine is None else partial(engine.event_files, tagger)
+        return partial(find, settings=settings)
 
     done = run(asked, EVENTS, lambda tagger: Form(EVENTS, stored(), describe(tagger, model, parameters)), files)
     if done.failed:
         raise typer.Exit(1)
-
-
-def detected(
-    tagger: Tagger,
-    sources: Iterable[Source],
-    *,
-    settings: EventSettings,
-    batch_size: int | None = None,
-    workers: int = 0,
-    progress: Callable[[str, float], None] | None = None,
-) -> Iterator[EventRecording]:
-    """Yield the events of recordings; one that cannot be read has an error, and the others go on."""
-    from dymn.inference.events import EventRecording, decide
-    from dymn.inference.frames import frames
-    from dymn.inference.segments import source_name
-
-    for source in sources:
-        try:
-            found = frames(tagger, source, None, settings)
-            yield EventRecording(source_name(source), found.seconds, decide(found, settings))
-        except AudioError as error:
-            yield EventRecording(source_name(source), error=error)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from dymn.commands.options import Quiet, complete_models, hush, output_option
+from dymn.commands.options import Quiet, check_ending, complete_models, hush, output_option
 from dymn.commands.output import say
 from dymn.errors import ConfigError
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 Format = Literal["onnx", "torch", "executorch", "litert"]
 """The names in `dymn.export.FORMATS`."""
+ENDINGS = {"onnx": ".onnx", "torch": ".pt2", "executorch": ".pte", "litert": ".tflite"}
 Input = Literal["waveform", "log-mel"]
 """The names in `dymn.export.INPUTS`."""
 Precision = Literal["fp32", "fp16", "int8"]
@@ -100,6 +101,8 @@ def export(
     from dymn.runtime.onnx_backend import cached_path
     from dymn.weights import load_model
 
+    if output is not None:
+        check_ending("--output", output, [ENDINGS[format]])
     if output is None and format != "onnx":
         raise ConfigError(f"--format {format} needs --output; only ONNX files go to the cache.")
     network = load_model(model)

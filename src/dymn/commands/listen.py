@@ -112,7 +112,7 @@ def listen(
     with ExitStack() as stack:
         try:
             name, sample_rate, chunks = opened(stack, source, rate, encoding, channels, microphone, max_lag, quiet)
-            heard = follow(tagger, chunks, sample_rate, settings)
+            heard = follow(tagger.backend, chunks, sample_rate, settings)
             show = stack.enter_context(display(format == "jsonl", f"{name}: {title}", top_k))
             for answer in noticed(heard, quiet):
                 show(answer)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 from typer.core import TyperCommand
+
+from dymn.errors import ConfigError
 
 WHAT, WINDOWS, DATA, RUN_PANEL = "Results", "Windows", "Data", "Computation"
 
@@ -70,10 +73,22 @@ def complete_recipes(incomplete: str) -> list[str]:
 
 
 def complete_labels(incomplete: str) -> list[str]:
-    """Return the labels of AudioSet that begin with what was typed, in upper or lower case."""
+    """Return the labels of AudioSet that begin with what was typed."""
     from dymn.weights.labels import audioset_labels
 
-    return [label for label in audioset_labels() if label.lower().startswith(incomplete.lower())]
+    return [label for label in audioset_labels() if label.startswith(incomplete)]
+
+
+def check_ending(option: str, path: Path, endings: Iterable[str]) -> None:
+    """Refuse a file to write whose ending is none of those that an option knows.
+
+    Raises:
+        ConfigError: naming those that are allowed.
+    """
+    allowed = list(endings)
+    if path.suffix.lower() not in allowed:
+        shown = ", ".join(ending or "none" for ending in allowed)
+        raise ConfigError(f"The ending of {option} {path} names no format. Allowed: {shown}.")
 
 
 Fill = Literal["repeat", "pad", "bare"]

@@ -106,7 +106,7 @@ def probe(
     from dymn.commands.progress import counting_bar
     from dymn.evaluation.probe import probe as measure
     from dymn.inference.embedding import EmbedSettings
-    from dymn.inference.layers import parse_layers
+    from dymn.runtime.layers import parse_layers
 
     layers = parse_layers(layer or "last")
     settings = EmbedSettings(fill=fill)

@@ -7,11 +7,12 @@ from typing import Annotated, Literal
 
 import typer
 
-from dymn.commands.options import Quiet, Threads, complete_networks, hush, note, output_option
+from dymn.commands.options import Quiet, Threads, check_ending, complete_networks, format_option, hush, note, output_option
 from dymn.errors import ConfigError
 
 Format = Literal["table", "json", "csv", "markdown"]
 """A key of `dymn.profiling.formats.COMPARISON_FORMATS` and `PROFILE_FORMATS`."""
+ENDINGS: dict[str, Format] = {".json": "json", ".csv": "csv", ".md": "markdown", ".txt": "table", "": "table"}
 
 
 def profile(
@@ -36,7 +37,9 @@ def profile(
         float, typer.Option(metavar="SECONDS", help="How long the recording is. The paper's numbers are for 10 seconds.")
     ] = 10.0,
     runs: Annotated[int, typer.Option(min=0, metavar="NUMBER", help="How many times to measure the time; 0 leaves it out.")] = 5,
-    format: Annotated[Format, typer.Option("--format", "-f", help="How to write the answer.")] = "table",
+    format: Annotated[
+        Format | None, format_option("table, json, csv or markdown. The default is by the ending of --output, else table.", None)
+    ] = None,
     output: Annotated[Path | None, output_option("Write to this file.", None)] = None,
     plot: Annotated[
         Path | None,
@@ -62,6 +65,9 @@ def profile(
     from dymn.system.devices import use_threads
 
     hush(quiet)
+    if output is not None and format is None:
+        check_ending("--output", output, ENDINGS)
+    name = format or ENDINGS[output.suffix.lower() if output is not None else ""]
     if model is None and table is None and plot is None:
         raise ConfigError("Say what to profile: a model, or --table NUMBER, or --plot FILE. `dymn profile --help` tells more.")
     if model is not None and table is not None:
@@ -69,9 +75,9 @@ def profile(
     use_threads(threads)
     text = None
     if table is not None:
-        text = COMPARISON_FORMATS[format](compare(table))
+        text = COMPARISON_FORMATS[name](compare(table))
     elif model is not None:
-        text = PROFILE_FORMATS[format](measure(model, input_seconds, runs=runs))
+        text = PROFILE_FORMATS[name](measure(model, input_seconds, runs=runs))
     if text is not None:
         with text_output(output) as stream:
             stream.write(text)

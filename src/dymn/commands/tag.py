@@ -37,7 +37,8 @@ from dymn.errors import ConfigError
 
 if TYPE_CHECKING:
     from dymn.commands.runs import Files
-    from dymn.inference.tagger import Recording, Tagger
+    from dymn.inference.files import Recording
+    from dymn.inference.tagger import Tagger
     from dymn.ray import Engine
 
 Format = Literal["table", "json", "jsonl", "csv", "audacity", "parquet"]

@@ -255,7 +255,7 @@ def summarise(result: dict[str, Any]) -> None:
     """Print the figures of a run, and how to use its checkpoint."""
     from dymn.commands.epochs import FIGURES, duration, figure
 
-    say(f"Trained in {duration(result['train_seconds'])}; the best epoch was number {result['best_epoch'] + 1} of {result['epochs']}.")
+    say(f"Trained in {duration(result['train_seconds'])}; the best epoch was number {result['best_epoch']} of {result['epochs']}.")
     for part, name in (("val", "validation"), ("test", "test")):
         found = [f"{key} {figure(key, result[f'{part}_{key}'])}" for key in FIGURES if f"{part}_{key}" in result]
         if found:

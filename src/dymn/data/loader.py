@@ -47,6 +47,7 @@ class _Presented(IterableDataset[Collated]):
         self.source, self.batches, self.teacher = source, batches, teacher
         self.samples, self.crop, self.fill, self.seed = samples, crop, fill, seed
         self.rows = None if teacher is None else teacher.match(source, partial=partial)
+        self.columns = None if teacher is None else teacher.columns(source.labels)
         self.start = torch.zeros(2, dtype=torch.int64)
         self.length = None if crop != "windows" or samples is None else Length(samples, longest or samples)
 
@@ -60,7 +61,9 @@ class _Presented(IterableDataset[Collated]):
                 yield from batches(share, heard, self._logits, self.batches.batch_size)
                 continue
             items = [self._presented(draw, contents.get(draw.clip)) for draw in share]
-            yield collate([clip for clip, _ in items], teachers=[logits for _, logits in items], fill=self.fill)
+            collated = collate([clip for clip, _ in items], teachers=[logits for _, logits in items], fill=self.fill)
+            places = [draw.clip for draw, (clip, _) in zip(share, items, strict=True) if isinstance(clip, Clip)]
+            yield collated._replace(clips=places)
 
     def _windows(self, length: Length, contents: dict[int, bytes | Exception], draw: Draw) -> Iterator[Heard]:
         for clip, seconds in windows(self.source, draw, length, self.fill, contents.get(draw.clip)):
@@ -78,7 +81,7 @@ class _Presented(IterableDataset[Collated]):
     def _logits(self, draw: Draw) -> Floats | None:
         if self.teacher is None or self.rows is None or self.rows[draw.clip] < 0:
             return None
-        logits: Floats = self.teacher.logits[int(self.rows[draw.clip])].astype(np.float32)
+        logits: Floats = self.teacher.take(int(self.rows[draw.clip]), self.columns).astype(np.float32)
         return logits
 
     def _presented(self, draw: Draw, content: bytes | Exception | None) -> tuple[Clip | BadClip, Floats | None]:
@@ -122,6 +125,7 @@ class Loader:
 
     Attributes:
         bad: reason by key of every bad clip met so far.
+        marks: fingerprint of every clip met so far [N], else 0. A clip that comes again with another one ends the run.
     """
 
     def __init__(
@@ -159,6 +163,7 @@ class Loader:
         longest_samples = None if longest is None else round(longest * source.sample_rate)
         self.source, self.max_bad, self.seed = source, max_bad, seed
         self.bad: dict[str, str] = {}
+        self.marks = np.zeros(len(source), dtype=np.int64)
         self.batches = Batches(sampler, batch_size, rank=rank, world=world, drop_last=drop_last)
         self._presented = _Presented(source, self.batches, teacher, partial_teacher, samples, crop, fill, seed, longest_samples)
         if workers:
@@ -191,13 +196,14 @@ class Loader:
 
         Raises:
             DataError: if more than `max_bad` of the epoch's clips are bad, all clips of a batch are bad while other processes wait,
-                or a clip is not the one that the teacher heard.
+                or a clip is not the one that the teacher heard, or that came before under its name.
         """
         first, self._met = self._first.pop(number, (0, 0))
         self._presented.start.copy_(torch.tensor([number, first]))
         allowed = self.max_bad * len(self.batches.sampler) / self.batches.world
         for done, collated in enumerate(self._loader, start=first + 1):
             self._at = (number, done)
+            self._compare(collated)
             for clip in collated.bad:
                 self._met += 1
                 self._note(clip)
@@ -231,6 +237,15 @@ class Loader:
             raise ConfigError(f"The state is that of a loader with another {' and '.join(differing)}: {state}, and this one has {now}.")
         self._at, self._met = (state["epoch"], state["batch"]), state.get("bad", 0)
         self._first[state["epoch"]] = (state["batch"], self._met)
+
+    def _compare(self, collated: Collated) -> None:
+        for clip, mark in zip(collated.clips, collated.fingerprints, strict=True):
+            if mark and self.marks[clip] not in (0, mark):
+                raise DataError(
+                    f"The audio of {self.source.keys[clip]} is not what this run heard before. Restore the file, or start anew in another "
+                    "folder (--out, run.out)."
+                )
+            self.marks[clip] = mark
 
     def _note(self, clip: BadClip) -> None:
         if clip.fatal:

@@ -48,7 +48,7 @@ def windows(source: Source, draw: Draw, length: Length, how: str, content: bytes
         yield Heard(BadClip(key, (str(error) or type(error).__name__).rstrip(".")))
 
 
-Group = list[tuple[Clip, float, "Floats | None"]]
+Group = list[tuple[int, Clip, float, "Floats | None"]]
 
 
 def batches(
@@ -64,7 +64,7 @@ def batches(
                 bad.append(clip)
                 continue
             group = waiting.setdefault(len(clip.waveform), [])
-            group.append((clip, seconds, row))
+            group.append((draw.clip, clip, seconds, row))
             if len(group) == size:
                 yield _batch(waiting.pop(len(clip.waveform)))
     for group in waiting.values():
@@ -74,5 +74,5 @@ def batches(
 
 
 def _batch(group: Group) -> Collated:
-    clips, seconds, rows = zip(*group, strict=True)
-    return collate(clips, teachers=rows)._replace(weights=seconds)
+    places, clips, seconds, rows = zip(*group, strict=True)
+    return collate(clips, teachers=rows)._replace(clips=places, weights=seconds)

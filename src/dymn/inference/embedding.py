@@ -1,6 +1,6 @@
 """Embeddings: a recording as a vector that tells much of what is in it, for small models on top.
 
-The layers that make an embedding are chosen by the names in `dymn.inference.layers`.
+The layers that make an embedding are chosen by the names in `dymn.runtime.layers`.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ import numpy.typing as npt
 from dymn.audio.windows import check_windows
 from dymn.config import from_dict
 from dymn.errors import DymnError
-from dymn.inference.layers import LAST, is_last
 from dymn.inference.segments import Piece, Source, computed, pieces
 from dymn.runtime.backend import Backend, Floats
+from dymn.runtime.layers import LAST, is_last
 from dymn.system.prefetch import Team
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from dymn.inference.embedding_hooks import LayerAverages
     from dymn.models.mobilenet import MobileNet
+    from dymn.runtime.layer_averages import LayerAverages
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Embedder:
         Args:
             model: a network, which is copied and stays as it is, or a backend. Later changes of the network's weights do not reach the
                 copy; make a new embedder then.
-            layers: names of layers as in `dymn.inference.layers`, in a list or separated by commas.
+            layers: names of layers as in `dymn.runtime.layers`, in a list or separated by commas.
             precision: the number format in which PyTorch computes a network, one of `dymn.system.devices.PRECISIONS`.
 
         Raises:
@@ -102,7 +102,7 @@ class Embedder:
             self.size = self.backend.embedding_size
             self.names = tuple(f"{LAST}_{i}" for i in range(self.size))
             return
-        from dymn.inference.embedding_hooks import LayerAverages
+        from dymn.runtime.layer_averages import LayerAverages
 
         self._averages = LayerAverages(self.backend.network(), layers, self.backend.precision)
         self.layers, self.names, self.size = self._averages.layers, self._averages.names, self._averages.size

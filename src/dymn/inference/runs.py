@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any, Generic
 import numpy as np
 
 from dymn.errors import AudioError, DataError, DymnError
+from dymn.inference.files import Recording
 from dymn.inference.formats.layout import R
 from dymn.inference.journal import Journal, Task, stamp
 from dymn.inference.segments import source_name
 from dymn.inference.selection import Tag, WindowTags
-from dymn.inference.tagger import Recording
 
 if TYPE_CHECKING:
     from dymn.inference.embedding import Embedding

@@ -11,6 +11,10 @@
 
 #include "vectors.h"
 
+#if defined(__AVX2__)
+#include <cpuid.h>
+#endif
+
 #define PANEL 8  /* channels that are packed and computed together */
 #define COLUMNS 3 /* vectors in a row of a register tile */
 #define LONGEST_ATTENTION 64
@@ -691,13 +695,24 @@ ENTRY(enter, job) {
     return 0;
 }
 
+#if defined(__AVX2__)
+/* Whether the CPU has FMA and these bits of CPUID 7, and the system saves these registers. Asked here and not of
+ * __builtin_cpu_supports, which always says no where Zig links. */
+static int cpu_supports(uint32_t features, uint32_t registers) {
+    uint32_t a, b, c, d, saved, above;
+    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_OSXSAVE) || !(c & bit_FMA)) return 0;
+    __asm__ volatile("xgetbv" : "=a"(saved), "=d"(above) : "c"(0));
+    if ((saved & registers) != registers) return 0;
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b & features) == features;
+}
+#endif
+
 /* Whether this build's instructions are those of this CPU. */
 EXPORT int32_t dymn_supported(void) {
 #if defined(__AVX512F__)
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("fma");
+    return cpu_supports(bit_AVX2 | bit_BMI2 | bit_AVX512F | bit_AVX512VL | bit_AVX512BW | bit_AVX512DQ | bit_AVX512CD, 0xe6);
 #elif defined(__AVX2__)
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
+    return cpu_supports(bit_AVX2 | bit_BMI2, 0x06);
 #else
     return 1;
 #endif

@@ -87,7 +87,7 @@ def overview(tagger: Tagger, source: Source, sample_rate: int | None = None, top
             with torch.inference_mode():
                 thinned.append(log_mel_of(torch.as_tensor(block[start : start + size])[None])[0, 0].numpy())
     cutting = from_dict(FrameSettings, settings)
-    frames = frames_of(tagger, source, sample_rate, cutting)
+    frames = frames_of(tagger.backend, source, sample_rate, cutting)
     best = np.argsort(-frames.scores.max(axis=0), kind="stable")[:top_k]
     n = min(MAX_COLUMNS, max(1, round(frames.seconds / 0.05)))
     edges = np.linspace(0, frames.seconds, n + 1)

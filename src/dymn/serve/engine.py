@@ -215,7 +215,7 @@ class Engine:
         return {"layers": list(embedder.layers), "vector": [float(f"{value:.7g}") for value in vector]}
 
     def _embedder(self, question: Question) -> Embedder:
-        from dymn.inference.layers import parse_layers
+        from dymn.runtime.layers import parse_layers
 
         names = ",".join(parse_layers(question.layers))
         key = (question.model or next(iter(self._taggers)), names)

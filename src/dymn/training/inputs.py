@@ -74,6 +74,19 @@ def check_classes(inputs: Inputs, has_teacher: bool) -> list[str]:
     return notes
 
 
+def check_table(inputs: Inputs, fill: str) -> list[str]:
+    """Return in a sentence how the clips that the teacher's table was made from differ from those of the run, if they do."""
+    heard = {} if inputs.table is None else inputs.table.settings
+    mine = {"seconds": float(inputs.seconds), "fill": fill}
+    if all(heard.get(name, value) == value for name, value in mine.items()):
+        return []
+    return [
+        f"The teacher heard clips of {heard.get('seconds', 0):g} s (fill: {heard.get('fill')}), and this run has clips of "
+        f"{inputs.seconds:g} s (fill: {fill}). Its logits may not fit: make the table again with dymn teach --seconds {inputs.seconds:g} "
+        f"--fill {fill}, or set data.seconds and data.fill."
+    ]
+
+
 class BaseModels(NamedTuple):
     """The networks that a run builds on, each of its own, and the SHA-256 of every checkpoint: two files of one name are two models."""
 

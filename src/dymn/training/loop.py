@@ -30,9 +30,10 @@ from dymn.evaluation.teachers import OnlineTeachers
 from dymn.models import pretrained
 from dymn.models.frontend import LogMel
 from dymn.models.mobilenet import MobileNet
-from dymn.training.distributed import launch, united, use_global_norm
+from dymn.training.distributed import highest, launch, united, use_global_norm
 from dymn.training.inputs import (
     check_classes,
+    check_table,
     differences,
     digests,
     fingerprint,
@@ -95,7 +96,7 @@ class Run:
         models = open_models(config)
         front_end = front_end_of(config.model, models.start)
         self.inputs = open_inputs(config, data, front_end.sample_rate)
-        for sentence in check_classes(self.inputs, config.teacher.is_present):
+        for sentence in (*check_classes(self.inputs, config.teacher.is_present), *check_table(self.inputs, config.data.fill)):
             self.reporter.note(sentence)
         self.digests = digests(self.inputs) | models.digests
         self.state = self._begin_or_continue()
@@ -225,6 +226,8 @@ class Run:
         if not self.state.model:
             return
         self.loader.bad |= read_bad(self.folder / BAD_FILE)
+        if "train" in self.state.marks:
+            self.loader.marks[:] = self.state.marks["train"].numpy()
         self.network.load_state_dict(self.state.model)
         if self.ema is not None:
             self.ema.load_state_dict(self.state.ema)
@@ -277,10 +280,10 @@ class Run:
         if part.steps == 0:
             raise DataError("The training data gave no batch. Use more clips, or a smaller optim.batch_size.")
         seconds = max(time.monotonic() - started, 1e-6)
-        self.loader.bad = united(self.loader.bad)
+        self._unite()
         self.state.seconds += seconds
         loss, clips = self._sums(part.loss, part.clips)
-        record: Record = {"epoch": epoch, "lr": lr, "temperature": self.network.temperature, "loss": loss / clips}
+        record: Record = {"epoch": epoch + 1, "lr": lr, "temperature": self.network.temperature, "loss": loss / clips}
         record |= {"clips_per_second": clips / seconds, "seconds": seconds, "bad_clips": len(self.loader.bad)}
         if self.is_main and self.inputs.val is not None:
             record |= {f"val_{name}": value for name, value in self._measure(self.inputs.val).items() if isinstance(value, (int, float))}
@@ -297,8 +300,8 @@ class Run:
         value = float(loss.detach())
         if not math.isfinite(value):
             raise DataError(
-                f"The loss became {value} in epoch {epoch}, batch {number}; {self.folder} keeps what came before. Start anew in another "
-                "folder (run.out) with a lower optim.lr, with optim.clip_norm, or in another optim.precision."
+                f"The loss became {value} in epoch {epoch + 1}, batch {number + 1}; {self.folder} keeps what came before. Start anew in "
+                "another folder (run.out) with a lower optim.lr, with optim.clip_norm, or in another optim.precision."
             )
         return value
 
@@ -311,6 +314,11 @@ class Run:
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:
             self.ema.update_parameters(self.network)
+
+    def _unite(self) -> None:
+        """Bring together what the processes know of their clips."""
+        self.loader.bad = united(self.loader.bad)
+        self.loader.marks = highest(self.loader.marks)
 
     def _sums(self, *values: float) -> list[float]:
         """Return the sums of values over all processes."""
@@ -340,6 +348,9 @@ class Run:
 
     def _measure(self, source: Source) -> Record:
         loader = quiet_loader(source, self.inputs, self.config)
+        if "val" in self.state.marks:
+            loader.marks[:] = self.state.marks["val"].numpy()
+        self.state.marks["val"] = torch.from_numpy(loader.marks)
         scores = score(self.result_network, self.front_end, loader, self.inputs.task.loss, teachers=self.teachers)
         return figures(scores, self.inputs.task.loss)
 
@@ -353,7 +364,7 @@ class Run:
 
     def _save_part(self, part: Part) -> None:
         """Write the state in the middle of an epoch."""
-        self.loader.bad = united(self.loader.bad)
+        self._unite()
         at = self.loader.state_dict()
         loss, clips, bad = self._sums(part.loss, part.clips, at["bad"])
         if not self.is_main:
@@ -377,6 +388,7 @@ class Run:
         write_bad(self.folder / BAD_FILE, self.loader.bad)
 
     def _take_state(self) -> None:
+        self.state.marks["train"] = torch.from_numpy(self.loader.marks)
         self.state.model = self.network.state_dict()
         self.state.ema = {} if self.ema is None else self.ema.state_dict()
         self.state.optimizer = self.optimizer.state_dict()

@@ -11,8 +11,8 @@ from dymn.inference.formats.origin import Origin
 from dymn.inference.formats.text import bar, clock, dash
 
 if TYPE_CHECKING:
+    from dymn.inference.files import Recording
     from dymn.inference.selection import Tag, WindowTags
-    from dymn.inference.tagger import Recording
 
 COLUMNS = (
     Column("file"),

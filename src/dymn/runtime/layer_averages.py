@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from dymn.inference.layers import LAST, MELS, parse_layers
 from dymn.models.features import FeatureExtractor, features_of
 from dymn.models.frontend import LogMel
 from dymn.models.mobilenet import MobileNet
 from dymn.runtime.backend import Floats
+from dymn.runtime.layers import LAST, MELS, parse_layers
 from dymn.system.devices import computing
 
 
@@ -30,7 +30,7 @@ class LayerAverages(nn.Module):
 
         Args:
             model: a network in evaluation mode; its weights are shared, not copied.
-            layers: names of layers as in `dymn.inference.layers`, in a list or separated by commas.
+            layers: names of layers as in `dymn.runtime.layers`, in a list or separated by commas.
             precision: the number format in which `run` computes the network, one of `dymn.system.devices.PRECISIONS`.
 
         Raises:

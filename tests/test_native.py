@@ -22,7 +22,7 @@ from dymn.architectures import MODELS, model_config
 from dymn.errors import ConfigError
 from dymn.native import libraries
 from dymn.native.network import is_known
-from dymn.runtime.compiled import NativeNetwork
+from dymn.runtime.accelerate import NativeNetwork
 from dymn.runtime.torch_backend import TorchBackend
 from test_benchmarks import load as load_benchmark
 from test_efficientat import FIXTURES, load
@@ -166,7 +166,7 @@ def test_weights_are_those_of_the_moment():
 
 @pytest.mark.parametrize(
     "settings",
-    [{"head": "fully_convolutional"}, {"attention": "ta"}, {"context": "own"}, {"n_maps": 3}, {"dynamic_relus": ("expand",)}],
+    [{"attention": "ta"}, {"context": "own"}, {"n_maps": 3}, {"dynamic_relus": ("expand",)}],
 )
 def test_says_which_networks_it_does_not_know(settings):
     model = small(**settings)

@@ -33,7 +33,7 @@ from dymn.commands.shards import shards
 from dymn.commands.tag import tag
 from dymn.commands.teach import ManyModels, teach
 from dymn.commands.train import train
-from dymn.errors import ConfigError, DymnError, missing_extra, resource_error, visible
+from dymn.errors import ConfigError, DymnError, resource_error, visible, without_torch
 from dymn.system.cpus import calm_openmp, keep_freed_memory
 from dymn.system.signals import ended
 
@@ -111,8 +111,6 @@ def _outcome(error: BaseException, command: str | None = None) -> tuple[str, int
         return end.words, end.exit_code
     if isinstance(error, DymnError):
         return str(error), EXIT_WRONG_USE if isinstance(error, ConfigError) else EXIT_FAILED
-    if isinstance(error, ModuleNotFoundError) and (missing := missing_extra(error, f"`dymn {command}`")) is not None:
-        return str(missing), EXIT_FAILED
     if isinstance(error, BrokenPipeError):
         return "", EXIT_BROKEN_PIPE
     if isinstance(error, OSError):
@@ -120,7 +118,7 @@ def _outcome(error: BaseException, command: str | None = None) -> tuple[str, int
             return f"Standard output cannot be written to: {error.strerror}.", EXIT_FAILED
         what = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
         return f"{visible(what)}. Check the path, its permissions, and the free space on the disk.", EXIT_FAILED
-    if (known := resource_error(error)) is not None:
+    if (known := resource_error(error) or without_torch(error, f"`dymn {command}`" if command else "This command")) is not None:
         return str(known), EXIT_FAILED
     what = f"{type(error).__name__}: {visible(str(error))}"
     return f"This is an error in dymn: {what}\nSet DYMN_DEBUG=1 to see where it arose, and please report it.", EXIT_FAILED

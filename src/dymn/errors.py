@@ -45,59 +45,17 @@ class MissingExtraError(DymnError, ImportError):
     """An optional dependency is needed; the message names the extra and the command that installs it here."""
 
     def __init__(self, purpose: str, extra: str) -> None:
-        need = "PyTorch" if extra == "torch" else "an optional dependency"
-        super().__init__(f"{purpose} needs {need}: {install_command(extra)}")
+        from dymn.system.installation import install_command
+
+        needed = "PyTorch" if extra == "torch" else "an optional dependency"
+        super().__init__(f"{purpose} needs {needed}: {install_command(extra)}")
         self.extra = extra
 
 
-_EXTRAS = {
-    "torch": "torch",
-    "av": "av",
-    "lightning": "train",
-    "sklearn": "train",
-    "matplotlib": "plot",
-    "pyarrow": "parquet",
-    "h5py": "hdf5",
-    "onnx": "onnx",
-    "onnxruntime": "onnx",
-    "sounddevice": "mic",
-}
-"""From modules to the extras that install them."""
-
-
-def missing_extra(error: ModuleNotFoundError, purpose: str) -> MissingExtraError | None:
-    """Return the error that names the extra for a module that is not installed; None if no extra has it."""
-    extra = _EXTRAS.get((error.name or "").partition(".")[0])
-    return MissingExtraError(purpose, extra) if extra else None
-
-
-def install_command(extra: str) -> str:
-    """Return the command that adds an extra to this installation: that of pip, uv, or for an isolated tool of pipx or uv.
-
-    An installation from a folder, an archive or a repository is named by its address, since an index may not have it. pip needs no
-    address, as it takes what is installed.
-    """
-    import json
-    import os
-    import sys
-    from importlib import metadata
-
-    wanted = f"dymn[{extra}]"
-    try:
-        url = json.loads(metadata.distribution("dymn").read_text("direct_url.json") or "{}").get("url")
-    except (metadata.PackageNotFoundError, ValueError, OSError):
-        url = None
-    address = f"{wanted} @ {url}" if url else wanted
-    if os.path.exists(os.path.join(sys.prefix, "pipx_metadata.json")):
-        return f"pipx install --force '{address}'"
-    if os.path.exists(os.path.join(sys.prefix, "uv-receipt.toml")):
-        return f"uv tool install --force '{address}'"
-    try:
-        with open(os.path.join(sys.prefix, "pyvenv.cfg"), encoding="utf-8") as file:
-            by_uv = any(line.startswith("uv =") for line in file)
-    except (OSError, UnicodeDecodeError):
-        by_uv = False
-    return f"uv pip install '{address}'" if by_uv else f"pip install '{wanted}'"
+def without_torch(error: BaseException, purpose: str) -> MissingExtraError | None:
+    """Return the error to show where an import failed because PyTorch is not installed; None for any other error."""
+    missing = isinstance(error, ImportError) and (error.name or "").partition(".")[0] == "torch"
+    return MissingExtraError(purpose, "torch") if missing else None
 
 
 _RESOURCES = (

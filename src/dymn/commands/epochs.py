@@ -12,7 +12,7 @@ from dymn.training.report import Record, Reporter
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-FIGURES = ("accuracy", "mAP", "roc_auc", "d_prime", "top1_agreement", "teacher_mAP", "distillation")
+FIGURES = ("accuracy", "mAP", "roc_auc", "d_prime", "f1", "top1_agreement", "teacher_mAP", "distillation")
 SHARES = ("accuracy", "top1_agreement")
 WIDTH = 11
 
@@ -40,7 +40,7 @@ class EpochTable(Reporter):
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("left"), TimeRemainingColumn())
         console = Console(stderr=True)
         self.progress = Progress(*columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False)
-        self.task = self.progress.add_task(f"epoch {epochs_done}", total=steps)
+        self.task = self.progress.add_task(f"epoch {epochs_done + 1}", total=steps)
         self.progress.start()
 
     def note(self, text: str) -> None:

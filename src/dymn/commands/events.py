@@ -136,7 +136,6 @@ def events(
     parameters = to_dict(settings) | dict(zip(("window", "hop"), settings.cutting(), strict=True))
     asked = Asked(
         "events", paths, output, format, model, backend, device, precision, threads, batch_size, workers, ray, fresh, retry_failed, quiet,
-        looks_inside=method != "windows",
     )  # fmt: skip
 
     def files(tagger: Tagger, engine: Engine | None) -> Files[EventRecording]:

@@ -36,7 +36,10 @@ def profile(
     input_seconds: Annotated[
         float, typer.Option(metavar="SECONDS", help="How long the recording is. The paper's numbers are for 10 seconds.")
     ] = 10.0,
-    runs: Annotated[int, typer.Option(min=0, metavar="NUMBER", help="How many times to measure the time; 0 leaves it out.")] = 5,
+    runs: Annotated[
+        int | None,
+        typer.Option(min=0, metavar="NUMBER", help="Number of timed runs; 0 for none.", show_default="5, 0 without PyTorch"),
+    ] = None,
     format: Annotated[
         Format | None, format_option("table, json, csv or markdown. The default is by the ending of --output, else table.", None)
     ] = None,
@@ -62,7 +65,8 @@ def profile(
     from dymn.profiling import compare
     from dymn.profiling import profile as measure
     from dymn.profiling.formats import COMPARISON_FORMATS, PROFILE_FORMATS
-    from dymn.system.devices import use_threads
+    from dymn.system.cpus import check_threads
+    from dymn.system.extras import has_torch
 
     hush(quiet)
     if output is not None and format is None:
@@ -72,11 +76,17 @@ def profile(
         raise ConfigError("Say what to profile: a model, or --table NUMBER, or --plot FILE. `dymn profile --help` tells more.")
     if model is not None and table is not None:
         raise ConfigError("Give a model or --table, not both: a table has networks of its own.")
-    use_threads(threads)
+    check_threads(threads)
+    if runs is None:
+        runs = 5 if has_torch() else 0
     text = None
     if table is not None:
         text = COMPARISON_FORMATS[name](compare(table))
     elif model is not None:
+        if runs:
+            from dymn.system.devices import use_threads
+
+            use_threads(threads)
         text = PROFILE_FORMATS[name](measure(model, input_seconds, runs=runs))
     if text is not None:
         with text_output(output) as stream:

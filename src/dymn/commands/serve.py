@@ -194,7 +194,7 @@ def load_taggers(
     """Load the models and return their taggers by the names under which they are served: those of their cards."""
     taggers: dict[str, Tagger] = {}
     for model in models or [None]:  # type: ignore[list-item]
-        tagger = load_tagger(model, device, threads, quiet, backend, precision, looks_inside=True)
+        tagger = load_tagger(model, device, threads, quiet, backend, precision)
         name = tagger.card.name or Path(model or "").stem or "model"
         if name in taggers:
             note(f"{model} is called {name}, as a model before it; it is left out.", quiet)

@@ -81,7 +81,7 @@ def teach(
     Example: `dymn teach clips --models mn04_as mn10_as --output teacher.safetensors`.
     """
     hush(quiet)
-    check_ending("--output", output, [".safetensors"])
+    check_ending("--output", output, [".safetensors", ""])
     check_data(data, "DATA")
     from dymn.commands.progress import counting_bar
     from dymn.data import open_dataset, select

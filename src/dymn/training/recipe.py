@@ -320,7 +320,7 @@ def unknown_recipe(name: str) -> ConfigError:
     names = recipe_names()
     similar = difflib.get_close_matches(name, names, n=3)
     proposal = f"Did you mean {' or '.join(similar)}?" if similar else f"The recipes of dymn are {', '.join(names)}."
-    return ConfigError(f"There is no recipe or file {name!r}. {proposal}")
+    return ConfigError(f"There is no recipe {name!r}, and no such file. {proposal}")
 
 
 def load_recipe(name_or_path: str | Path, assignments: Sequence[str] = ()) -> TrainConfig:

@@ -3,6 +3,8 @@
 import dataclasses
 import math
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -295,3 +297,11 @@ def test_wrong_settings(assignment, message):
 def test_assignments_are_toml_or_text():
     values = [parse_assignment(f"a.b={value}")[1] for value in ("1e-3", "true", '["x"]', "mn04_as", "a b")]
     assert values == [1e-3, True, ["x"], "mn04_as", "a b"]
+
+
+def test_recipes_are_listed_without_pytorch():
+    code = (
+        "import sys, atexit, dymn.cli\nsys.argv = ['dymn', 'train', '--recipes']\natexit.register(lambda: print('torch' in sys.modules))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code + "dymn.cli.main()"], capture_output=True, text=True)
+    assert "esc50:mn10" in done.stdout and done.stdout.endswith("False\n"), done.stdout + done.stderr

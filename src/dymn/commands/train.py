@@ -117,13 +117,13 @@ def train(
     hush(quiet)
     if data is not None and not recipes:
         check_data(data, "--data")
-    from dymn.system.devices import use_threads
-
     if recipes:
         from dymn.training.recipe import recipe_names
 
         typer.echo("\n".join(recipe_names()))
         return
+    from dymn.system.devices import use_threads
+
     config = configure(
         recipe,
         settings or (),

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from dymn.audio.windows import cut, fill
 from dymn.data.batch import BadClip, Clip, Collated, Floats, collate
 from dymn.data.samplers import Draw
@@ -46,6 +48,11 @@ def windows(source: Source, draw: Draw, length: Length, how: str, content: bytes
             raise AudioError("The file holds no samples.")
     except (AudioError, DataError, OSError) as error:
         yield Heard(BadClip(key, (str(error) or type(error).__name__).rstrip(".")))
+
+
+def spans(n: int, length: Length) -> list[tuple[int, int]]:
+    """Return where the windows of `n` samples begin, and how many samples each has."""
+    return [(start, len(samples)) for start, samples in cut([np.empty(n, np.float32)], length.longest, length.longest)]
 
 
 Group = list[tuple[int, Clip, float, "Floats | None"]]

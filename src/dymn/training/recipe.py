@@ -17,6 +17,7 @@ from dymn.errors import ConfigError
 from dymn.system.toml import loads
 
 AUTO = "auto"
+SAMPLINGS = ("plain", "balanced", "teacher")
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
@@ -42,9 +43,13 @@ class DataSettings:
     """Which dataset (a key of `dymn.data.TASKS`, or "auto"), which parts of it, and how its clips are cut.
 
     `seconds` 0 means the dataset's own clip length. An empty split name leaves that part out; `val` and `test` "auto" take it where
-    there is one. `sampling` "balanced" draws `draws` clips an epoch by class frequency, "plain" presents every clip once (or `draws`
-    clips, if not 0), but at least `least_draws`, in as many passes as that takes. With `whole`, validation and test hear each clip at
-    once, up to a minute, and else in windows of `seconds`; None leaves that to the dataset's protocol (see `TaskSpec`).
+    there is one. `resident` keeps all decoded clips in the device's memory, where batches are cut (16 bits a sample). With `whole`,
+    validation and test hear each clip at once, up to a minute, and else in windows of `seconds`; None leaves that to the dataset's
+    protocol (see `TaskSpec`).
+
+    `sampling` "balanced" draws `draws` clips an epoch by class frequency; "plain" presents every clip once (or `draws` clips, if not 0),
+    but at least `least_draws`, in as many passes as that takes; "teacher" is for data without labels and draws clips by what the
+    online teachers hear in them, a quarter of the draws evenly, the others such that rare classes count as much as common ones.
     """
 
     kind: str = "folder"
@@ -62,11 +67,12 @@ class DataSettings:
     least_draws: int = 0
     cache: str = ""
     workers: int = 0
+    resident: bool = False
     max_bad: float = 0.05
     options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        check(self.sampling in ("plain", "balanced"), f"data.sampling is {self.sampling!r}; allowed: plain, balanced.")
+        check(self.sampling in SAMPLINGS, f"data.sampling is {self.sampling!r}; allowed: {', '.join(SAMPLINGS)}.")
         for name in ("seconds", "draws", "least_draws", "workers", "fold"):
             check(getattr(self, name) >= 0, f"data.{name} is {getattr(self, name)}; it must be at least 0.")
         check(self.val != "test", "data.val is 'test'; the test clips must not choose the checkpoint. Set data.holdout or data.val = ''.")
@@ -81,7 +87,9 @@ class TeacherSettings:
     """Who teaches. Offline (the paper): logits from `table`. Online: `models` hear the same augmented, mixed input.
 
     `label_weight` is lambda of eq. 8. `feature_weight` adds the squared distance between the embeddings of student and (first
-    online) teacher, in units of the teacher's variance. `index` belongs to a published `.npy` table.
+    online) teacher, in units of the teacher's variance, `block_weight` that between the outputs of their blocks, a mean over the blocks.
+    With `calibrate`, the logits of the best checkpoint are stretched and shifted at the end, all classes alike, as fits the teacher's
+    probabilities on the validation clips best. `index` belongs to a published `.npy` table.
     """
 
     table: str = ""
@@ -90,13 +98,17 @@ class TeacherSettings:
     models: tuple[str, ...] = ()
     label_weight: float = 0.1
     feature_weight: float = 0.0
+    block_weight: float = 0.0
+    calibrate: bool = False
 
     def __post_init__(self) -> None:
         check(not (self.table and self.models), "teacher.table and teacher.models are both set; a teacher is offline or online.")
         check(all(isinstance(name, str) for name in self.models), f"teacher.models is {self.models!r}; it must be a list of names.")
         check(0 <= self.label_weight <= 1, f"teacher.label_weight is {self.label_weight}; it must be in [0, 1].")
-        check(self.feature_weight >= 0, f"teacher.feature_weight is {self.feature_weight}; it must be at least 0.")
-        check(self.feature_weight == 0 or bool(self.models), "teacher.feature_weight needs an online teacher (teacher.models).")
+        for name in ("feature_weight", "block_weight"):
+            check(getattr(self, name) >= 0, f"teacher.{name} is {getattr(self, name)}; it must be at least 0.")
+            check(getattr(self, name) == 0 or bool(self.models), f"teacher.{name} needs an online teacher (teacher.models).")
+        check(not self.calibrate or self.is_present, "teacher.calibrate needs a teacher.")
 
     @property
     def is_present(self) -> bool:
@@ -108,8 +120,11 @@ class TeacherSettings:
 class AugmentSettings:
     """Augmentation, each part off at 0. Of the two mixups, `wave_mixup` is a probability, `spec_mixup` the alpha of Beta.
 
-    `padding` is the share of clips that end early, after a quarter of their length or later, and are silent from there: what a
-    network hears of a recording that is shorter than its window and padded with zeros.
+    `padding` is the share of clips that end early, after a tenth of their length or later, and are silent from there: what a
+    network hears of a recording that is shorter than its window and padded with zeros. `shortest`: each batch is cut to a length between
+    this and `data.seconds`, in whole seconds. `speed`: half of the clips are played up to so much faster or slower (0.2: by a factor of
+    1.2). `colour_db`: a random filter, up to so many decibels up or down at each octave. `room` is the share of clips that are put into a
+    room, `blend` that of clips behind which another is put, at most `blend_db` softer or louder.
     """
 
     roll_ms: float = 0.0
@@ -117,22 +132,34 @@ class AugmentSettings:
     wave_mixup: float = 0.0
     wave_alpha: float = 2.0
     padding: float = 0.0
+    shortest: float = 0.0
+    speed: float = 0.0
+    colour_db: float = 0.0
+    room: float = 0.0
+    blend: float = 0.0
+    blend_db: float = 12.0
     spec_mixup: float = 0.0
     jitter: bool = True
     frequency_mask: int = 0
     time_mask: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("roll_ms", "gain_db", "spec_mixup", "frequency_mask", "time_mask"):
+        for name in (
+            *("roll_ms", "gain_db", "spec_mixup", "frequency_mask", "time_mask"),
+            *("shortest", "speed", "colour_db", "blend_db"),
+        ):
             check(getattr(self, name) >= 0, f"augment.{name} is {getattr(self, name)}; it must be at least 0.")
-        for name in ("wave_mixup", "padding"):
+        for name in ("wave_mixup", "padding", "room", "blend"):
             check(0 <= getattr(self, name) <= 1, f"augment.{name} is {getattr(self, name)}; it must be in [0, 1].")
         check(self.wave_alpha > 0, f"augment.wave_alpha is {self.wave_alpha}; it must be above 0.")
 
 
 @dataclass(frozen=True)
 class OptimSettings:
-    """The step. `batch_size` is that of all processes and accumulated parts together; `ema` the decay of averaged weights, 0 for none."""
+    """The step. `batch_size` is that of all processes and accumulated parts together; `ema` the decay of averaged weights, 0 for none.
+
+    With `norm_clips`, the norms' statistics are measured anew on so many training clips before averaged weights are evaluated and saved.
+    """
 
     name: str = "adam"
     lr: float = 1e-3
@@ -141,6 +168,7 @@ class OptimSettings:
     weight_decay: float = 0.0
     clip_norm: float = 0.0
     ema: float = 0.0
+    norm_clips: int = 0
     precision: str = "fp32"
     compile: bool = False
 
@@ -148,7 +176,7 @@ class OptimSettings:
         check(self.name in ("adam", "adamw"), f"optim.name is {self.name!r}; allowed: adam, adamw.")
         check(self.precision in PRECISIONS, f"optim.precision is {self.precision!r}; allowed: {', '.join(PRECISIONS)}.")
         check(self.lr > 0, f"optim.lr is {self.lr}; it must be above 0.")
-        for name in ("weight_decay", "clip_norm"):
+        for name in ("weight_decay", "clip_norm", "norm_clips"):
             check(getattr(self, name) >= 0, f"optim.{name} is {getattr(self, name)}; it must be at least 0.")
         check(0 <= self.ema < 1, f"optim.ema is {self.ema}; it must be in [0, 1).")
         parts = self.accumulate >= 1 and self.batch_size >= 1 and self.batch_size % self.accumulate == 0
@@ -157,7 +185,11 @@ class OptimSettings:
 
 @dataclass(frozen=True)
 class ScheduleSettings:
-    """Epochs, learning rate and temperature (Sec. IV-A.2, IV-A.3); see `dymn.training.schedules`."""
+    """Epochs, learning rate and temperature (Sec. IV-A.2, IV-A.3); see `dymn.training.schedules`.
+
+    With `seconds`, the schedule follows the clock: the run ends after that time, and an epoch's place in the schedule of `epochs` is the
+    share of the time that is over. As many epochs are run as fit; their number, and so the result, is that of the machine.
+    """
 
     epochs: int = 80
     warm_up: float = 10.0
@@ -167,10 +199,11 @@ class ScheduleSettings:
     tau_start: float = 1.0
     tau_end: float = 1.0
     tau_epochs: int = 1
+    seconds: float = 0.0
 
     def __post_init__(self) -> None:
         check(self.epochs >= 1, f"schedule.epochs is {self.epochs}; it must be at least 1.")
-        for name in ("warm_up", "ramp_start", "ramp_length"):
+        for name in ("seconds", "warm_up", "ramp_start", "ramp_length"):
             check(getattr(self, name) >= 0, f"schedule.{name} is {getattr(self, name)}; it must be at least 0.")
         check(0 <= self.floor <= 1, f"schedule.floor is {self.floor}; it must be in [0, 1].")
         check(self.tau_start > 0 and self.tau_end > 0, "schedule.tau_start and schedule.tau_end must be above 0.")
@@ -212,6 +245,11 @@ class TrainConfig:
     optim: OptimSettings = field(default_factory=OptimSettings)
     schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
     run: RunSettings = field(default_factory=RunSettings)
+
+    def __post_init__(self) -> None:
+        by_teacher = self.data.sampling == "teacher"
+        check(not by_teacher or bool(self.teacher.models), "data.sampling is 'teacher', which needs an online teacher (teacher.models).")
+        check(self.teacher.block_weight == 0 or not self.optim.compile, "teacher.block_weight cannot be had with optim.compile.")
 
     NESTED = {
         "model": ModelSettings,

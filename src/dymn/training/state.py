@@ -47,6 +47,7 @@ class RunState:
     history: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
     marks: dict[str, Tensor] = field(default_factory=dict)  # fingerprints of the clips that were heard, by part of the data
+    clock: float = 0.0  # seconds since the run began, its measuring and writing included, its pauses not
     fingerprint: str = ""  # of config and data: a run continues only what it began
 
 

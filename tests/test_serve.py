@@ -257,7 +257,7 @@ def test_a_full_queue_refuses_and_loses_nothing(client, stub):
     with ThreadPoolExecutor(2) as pool:
         accepted = [pool.submit(one.post, "/v1/tag", content=wav(level=level)) for level in (0.25, 0.75)]
         until = time.monotonic() + 10
-        while one.app._app.state.engine._accepted < 2 and time.monotonic() < until:
+        while one.app._app.state.service._accepted < 2 and time.monotonic() < until:
             time.sleep(0.01)
         refused = one.post("/v1/tag", content=wav())
         assert (refused.status_code, code(refused)) == (503, "queue_full")

@@ -47,7 +47,7 @@ RECORDINGS = 64
 ACTOR_SHARE = 0.75
 """How much of a CPU a thread of the network takes in Ray's books; the rest is for the tasks that decode."""
 
-Source = str | Path
+Location = str | Path
 Progress = Callable[[str, float], None]
 
 
@@ -75,7 +75,7 @@ class Engine:
     def tag_files(
         self,
         tagger: Tagger,
-        sources: Iterable[Source],
+        sources: Iterable[Location],
         settings: TagSettings | None = None,
         *,
         batch_size: int | None = None,
@@ -106,7 +106,7 @@ class Engine:
         self,
         tagger: Tagger,
         layers: str | Sequence[str],
-        sources: Iterable[Source],
+        sources: Iterable[Location],
         settings: EmbedSettings | None = None,
         *,
         batch_size: int | None = None,
@@ -118,7 +118,7 @@ class Engine:
         return tagger.embedder(layers).collect(self._computed(tagger, layers, sources, windows, batch_size), progress)
 
     def _computed(
-        self, tagger: Tagger, layers: str | Sequence[str] | None, sources: Iterable[Source], windows: _Windows, batch_size: int | None
+        self, tagger: Tagger, layers: str | Sequence[str] | None, sources: Iterable[Location], windows: _Windows, batch_size: int | None
     ) -> Iterator[tuple[Piece, Rows | None]]:
         """Return what `dymn.inference.segments.computed` yields, computed by Ray."""
         check(batch_size is None or batch_size >= 1, f"batch_size is {batch_size}; it must be at least 1.")
@@ -127,7 +127,7 @@ class Engine:
         network = (copy.deepcopy(tagger.model).cpu(), layers, self.device, self.threads, tagger.backend.precision, batch_size, windows)
         return self._run(found, windows, network, batch_size or CPU_BATCH_SIZE)
 
-    def _run(self, found: list[Source], windows: _Windows, network: tuple[Any, ...], batch: int) -> Iterator[tuple[Piece, Rows | None]]:
+    def _run(self, found: list[Location], windows: _Windows, network: tuple[Any, ...], batch: int) -> Iterator[tuple[Piece, Rows | None]]:
         with _running(self.address) as ray:
             resources = ray.cluster_resources()
             cpus, gpus = resources.get("CPU", 1.0), int(resources.get("GPU", 0)) if self.device in (None, "cuda") else 0
@@ -174,7 +174,7 @@ class _Windows:
     how: str
 
 
-def _chunk(sources: Sequence[Source], begin: int) -> Any:
+def _chunk(sources: Sequence[Location], begin: int) -> Any:
     """Return the table of a task: recordings, and their places in the list of all."""
     arrow, _ = require_parquet()
     paths = arrow.array([os.fsencode(whole(source)) for source in sources], arrow.binary())
@@ -287,7 +287,7 @@ def _first_error(error: Exception) -> str:
     return next((line for line in lines if re.match(r"[\w.]*(Error|Exception): ", line)), lines[0] if lines else type(error).__name__)
 
 
-def find(paths: Iterable[str]) -> tuple[list[Source], list[tuple[str, AudioError]]]:
+def find(paths: Iterable[str]) -> tuple[list[Location], list[tuple[str, AudioError]]]:
     """Return the recordings that paths and URLs name, in their order, within each sorted; and those that name none, and why.
 
     Of URLs, too, a folder gives the recordings below it, and a pattern those that match.
@@ -296,7 +296,7 @@ def find(paths: Iterable[str]) -> tuple[list[Source], list[tuple[str, AudioError
         return discovery.sorted(), discovery.lost
 
 
-def expand(path: str) -> Iterable[Source]:
+def expand(path: str) -> Iterable[Location]:
     """Return the recordings that a path or URL names."""
     return _find_remote(path) if "://" in path else reading.expand(path)
 

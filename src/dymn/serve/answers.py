@@ -9,7 +9,7 @@ import numpy as np
 from dymn.audio.windows import Filled
 from dymn.inference.embedding import Embedder
 from dymn.inference.files import Recording, tagged
-from dymn.inference.segments import Piece, Source, computed, pieces
+from dymn.inference.segments import AudioLike, Piece, computed, pieces
 from dymn.inference.selection import TagSettings
 from dymn.runtime.backend import Backend, Floats, Output
 from dymn.runtime.scores import Scores
@@ -42,7 +42,7 @@ class LayeredBackend(Backend):
 
 
 def tag_and_embed(
-    backend: Backend, source: Source, settings: TagSettings, progress: Callable[[str, float], None] | None = None
+    backend: Backend, source: AudioLike, settings: TagSettings, progress: Callable[[str, float], None] | None = None
 ) -> tuple[Recording, Floats]:
     """Return a recording's tags, and its embedding [D]: the mean of the windows over time, as `dymn embed` computes it.
 

@@ -31,7 +31,7 @@ from dymn.errors import AudioError, ConfigError, DymnError, MissingExtraError
 from dymn.inference.discovery import Discovery, whole
 from dymn.inference.embedding import Embedding, EmbedSettings
 from dymn.inference.events import EventRecording, EventSettings, collect_events
-from dymn.inference.files import Recording, tagged
+from dymn.inference.files import Recording, collect_tags
 from dymn.inference.formats.writers import require_parquet
 from dymn.inference.frames import FrameSettings, chosen_labels, collect_parts, frame_maker
 from dymn.inference.segments import Opened, Piece, Rows, computed, pieces, source_name
@@ -104,7 +104,7 @@ class Engine:
         """
         settings = settings or TagSettings()
         windows = _Windows(tagger.sample_rate, settings.window, settings.hop, settings.fill)
-        return tagged(self._computed(tagger, None, sources, windows, batch_size), tagger.backend, settings, progress)
+        return collect_tags(self._computed(tagger, None, sources, windows, batch_size), tagger.backend, settings, progress)
 
     def embed_files(
         self,

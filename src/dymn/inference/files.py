@@ -76,10 +76,10 @@ def tag_files(
         prepare=backend.features,
         team=Team(workers, batch_size, backend.enter_worker, backend.entered_workers),
     )
-    return tagged(computed(found, lambda features: backend.run(features).probabilities, batch_size), backend, settings, progress)
+    return collect_tags(computed(found, lambda features: backend.run(features).probabilities, batch_size), backend, settings, progress)
 
 
-def tagged(
+def collect_tags(
     scored: Iterable[tuple[Piece, Scores | None]],
     backend: Backend,
     settings: TagSettings,
@@ -90,10 +90,10 @@ def tagged(
     Raises:
         ConfigError: at once, if a setting does not fit the model.
     """
-    return _tagged(scored, backend.sample_rate, Selection(backend.labels, settings), settings.combine, progress)
+    return _collect(scored, backend.sample_rate, Selection(backend.labels, settings), settings.combine, progress)
 
 
-def _tagged(
+def _collect(
     scored: Iterable[tuple[Piece, Scores | None]],
     rate: int,
     selection: Selection,

@@ -8,7 +8,7 @@ import numpy as np
 
 from dymn.audio.windows import Filled
 from dymn.inference.embedding import Embedder
-from dymn.inference.files import Recording, tagged
+from dymn.inference.files import Recording, collect_tags
 from dymn.inference.segments import AudioLike, Piece, computed, pieces
 from dymn.inference.selection import TagSettings
 from dymn.runtime.backend import Backend, Floats, Output
@@ -70,7 +70,7 @@ def tag_and_embed(
                 seconds.append(piece.end - piece.start)
             yield piece, None if row is None else row[0]
 
-    recording = next(tagged(scored(), backend, settings, progress))
+    recording = next(collect_tags(scored(), backend, settings, progress))
     if recording.error is not None:
         raise recording.error
     for window in shorter:  # the last one, if any

@@ -63,7 +63,14 @@ def tag_and_embed(
 
     def scored() -> Iterator[tuple[Piece, Scores | None]]:
         cutting = settings.window, settings.hop, settings.fill
-        found = pieces([source], backend.sample_rate, None, *cutting, prepare=lambda windows, hop: backend.features(noted(windows), hop))
+        found = pieces(
+            [source],
+            backend.sample_rate,
+            None,
+            *cutting,
+            prepare=lambda windows, hop: backend.features(noted(windows), hop),
+            partial=settings.partial,
+        )
         for piece, row in computed(found, lambda features: zip(*backend.run(features), strict=True), backend.batch_size):
             if row is not None:
                 vectors.append(row[1])

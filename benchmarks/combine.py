@@ -15,8 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from dymn import Tagger, audio
-from dymn.selection import COMBINATIONS, TagSettings
+from dymn import Tagger
+from dymn.audio import reading
+from dymn.inference.selection import COMBINATIONS, TagSettings
 
 N_EVENTS = 2
 N_BACKGROUND = 10
@@ -48,7 +49,7 @@ def main() -> None:
         for event in events:
             kinds.insert(int(random.integers(len(kinds) + 1)), event)
         chosen = [random.choice([i for i, (kind, _) in enumerate(clips) if kind == wanted]) for wanted in kinds]
-        waveform = np.concatenate([audio.read(clips[i][1], tagger.sample_rate) for i in chosen])
+        waveform = np.concatenate([reading.read(clips[i][1], tagger.sample_rate) for i in chosen])
         present = np.isin(np.arange(len(names)), kinds)
         for how, precisions in results.items():
             (recording,) = tagger.tag_files([waveform], TagSettings(combine=how), sample_rate=tagger.sample_rate)

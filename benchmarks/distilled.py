@@ -24,13 +24,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from dymn import hub, load_model
-from dymn.calibration import fit_affine, fold_affine
+from dymn import load_model
 from dymn.data import Loader, PlainSampler, Source, open_source
-from dymn.devices import resolve_device
-from dymn.frontend import LogMel
-from dymn.metrics import mean_average_precision
-from dymn.model import MobileNet
+from dymn.evaluation.metrics import mean_average_precision
+from dymn.models import pretrained
+from dymn.models.frontend import LogMel
+from dymn.models.mobilenet import MobileNet
+from dymn.system.devices import resolve_device
+from dymn.training.calibration import fit_affine, fold_affine
 
 Array = npt.NDArray[np.float32]
 HEARD, SURE = 0.3, 0.5
@@ -110,7 +111,7 @@ def main() -> None:
         model = models[0]
         fold_affine(model, fitted)
         model.card.provenance["calibration"] = fitted._asdict()
-        hub.save(model, options.calibrate, dtype=torch.float16)
+        pretrained.save(model, options.calibrate, dtype=torch.float16)
         print(f"{options.calibrate}: slope {fitted.slope:.4f}, offset {fitted.offset:+.4f}\n")
         written = load_model(options.calibrate, device=device).eval()
         names.append(str(options.calibrate))

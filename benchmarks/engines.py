@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from dymn import Tagger, audio
+from dymn import Tagger
+from dymn.audio import reading
 from dymn.ray import Engine, _running
 
 
@@ -46,7 +47,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         if options.folder is None:
             noise(Path(name), options.clips)
-        found = audio.find(options.folder or name)[: options.clips]
+        found = reading.find(options.folder or name)[: options.clips]
         begun = time.perf_counter()
         with _running("local"):
             print(f"Ray starts in {time.perf_counter() - begun:.1f} s", flush=True)

@@ -25,7 +25,8 @@ from typing import Any
 import numpy as np
 
 from dymn import Tagger
-from dymn.events import METHODS, Event, EventSettings, Frames, decide, frames
+from dymn.inference.events import Event, EventSettings, decide
+from dymn.inference.frames import METHODS, Frames, frames
 from mixtures import SECONDS, Mixture, class_indices, mixtures
 
 GRID = 0.02  # seconds; how finely decisions are given to the scorer
@@ -84,7 +85,7 @@ def main() -> None:
         tagger = Tagger.from_pretrained(model, threads=options.threads)
         for method in METHODS:
             settings = EventSettings(method)
-            found = [of_classes(frames(tagger, m.waveform, m.sample_rate, settings), classes) for m in recordings]
+            found = [of_classes(frames(tagger.backend, m.waveform, m.sample_rate, settings), classes) for m in recordings]
             results.append({"model": tagger.card.name, "method": method, **scored(recordings, found, settings)})
     if options.json:
         print(json.dumps(results))

@@ -21,7 +21,7 @@ import torch
 from dymn.commands.export import recordings
 from dymn.export import Plan, build
 from dymn.export.parity import compare, made_sounds
-from dymn.onnx_backend import OnnxBackend
+from dymn.runtime.onnx_backend import OnnxBackend
 from dymn.weights import load_model
 
 ROUNDS = 40
@@ -55,12 +55,12 @@ def main() -> None:
             backends[name] = OnnxBackend(files[name], threads=1)
             opening[name] = time.process_time() - start
             feeds[name] = plan.feed(sound.astype(np.float32), model.card)
-            print(f"{name}: {files[name].stat().st_size / 1e6:.2f} MB; {compare(backends[name].run, model, plan, clips)}", flush=True)
+            print(f"{name}: {files[name].stat().st_size / 1e6:.2f} MB; {compare(backends[name].outputs, model, plan, clips)}", flush=True)
     times: dict[str, list[float]] = {name: [] for name in forms}
     for _ in range(ROUNDS):
         for name, backend in backends.items():
             start = time.process_time()
-            backend.run(feeds[name])
+            backend.outputs(feeds[name])
             times[name].append(time.process_time() - start)
     for name, column in times.items():
         print(f"{name}: {1e3 * statistics.median(column):.2f} ms a clip, opened in {1e3 * opening[name]:.0f} ms")

@@ -16,7 +16,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dymn.frontend import LogMel
+from dymn.models.frontend import LogMel
 from textbook import TextbookLogMel
 
 

@@ -23,10 +23,10 @@ import torch
 from torch import Tensor, nn
 
 from dymn import create_model
-from dymn.fast import compiled
-from dymn.frontend import LogMel
-from dymn.model import MobileNet
+from dymn.models.frontend import LogMel
+from dymn.models.mobilenet import MobileNet
 from dymn.profiling import count
+from dymn.runtime.cuda import compiled
 from lively import clips, lively
 from textbook import textbook_of
 

@@ -26,10 +26,10 @@ import numpy.typing as npt
 import soundfile
 import torch
 
-from dymn.cpus import available_cpus
 from dymn.data import Loader, PackSettings, PlainSampler, Source, Streamed, open_source, pack
 from dymn.data.pack import encode
 from dymn.profiling import count
+from dymn.system.cpus import available_cpus
 
 RATE, SECONDS = 32_000, 10.0
 CODECS = ("wav", "flac", "mp3", "opus")

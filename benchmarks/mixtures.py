@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dymn import audio
+from dymn.audio import reading
 
 SECONDS = 20.0
 FRAME = 0.01  # seconds in which the level of a clip is measured
@@ -101,7 +101,7 @@ def _mixture(name: str, by_class: dict[str, list[Path]], random: np.random.Gener
 
 def _sound(clips: list[Path], random: np.random.Generator, sample_rate: int) -> np.ndarray:
     """Return one stretch of a clip, at most `LONGEST` seconds, faded at its ends, at the level of events."""
-    clip = audio.read(clips[int(random.integers(len(clips)))], sample_rate)
+    clip = reading.read(clips[int(random.integers(len(clips)))], sample_rate)
     stretches = active_stretches(clip, sample_rate)
     first, last = stretches[int(random.integers(len(stretches)))]
     longest = round(random.uniform(1.5, LONGEST) * sample_rate)

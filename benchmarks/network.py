@@ -24,9 +24,10 @@ import torch
 from torch import Tensor
 
 from dymn import create_model
-from dymn.fast import accelerate, fuse
-from dymn.model import MobileNet
+from dymn.models.mobilenet import MobileNet
 from dymn.profiling import count
+from dymn.runtime.accelerate import accelerate
+from dymn.runtime.fused import fuse
 
 sys.path.insert(0, str(Path(__file__).parent))
 from lively import clips, lively
@@ -71,10 +72,10 @@ def trained(network: torch.nn.Module) -> Logits:
 def onnx(model: MobileNet) -> Logits:
     """Return the form for one clip at a time, computed by ONNX Runtime with as many threads as PyTorch uses."""
     from dymn.export import build
-    from dymn.onnx_backend import OnnxBackend
+    from dymn.runtime.onnx_backend import OnnxBackend
 
     backend = OnnxBackend(build(model, input="log-mel", dynamic_time=True), torch.get_num_threads())
-    return lambda log_mel: torch.from_numpy(backend.run(log_mel.numpy())[1])
+    return lambda log_mel: torch.from_numpy(backend.outputs(log_mel.numpy())[1])
 
 
 PATHS: dict[str, tuple[str, Callable[[MobileNet], Logits]]] = {

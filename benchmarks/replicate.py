@@ -47,8 +47,8 @@ from dataclasses import replace as but
 from pathlib import Path
 from typing import Any
 
-from dymn import paper
-from dymn.model import Variant
+from dymn.architectures import Variant
+from dymn.models import paper
 from dymn.profiling import count
 from dymn.training.recipe import TrainConfig, parse, parse_assignment
 

@@ -190,7 +190,7 @@ def zero_shot_of(results: Results, arms: Sequence[str], esc10: Path) -> dict[str
 
     from dymn import Tagger
     from dymn.config import ModelCard
-    from dymn.model import MobileNet
+    from dymn.models.mobilenet import MobileNet
     from dymn.weights.labels import audioset_labels
     from zero_shot import zero_shot
 

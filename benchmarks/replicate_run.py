@@ -20,17 +20,17 @@ from torch.nn import functional
 
 from dymn.config import ModelConfig
 from dymn.data import Batch, Resident, Source, open_source
-from dymn.frontend import LogMel
-from dymn.inherit import calibrate
-from dymn.layers import DynamicConv2d
-from dymn.losses import Targets
-from dymn.model import MobileNet
+from dymn.evaluation.teachers import OnlineTeachers
+from dymn.models.frontend import LogMel
+from dymn.models.inflate import calibrate
+from dymn.models.layers import DynamicConv2d
+from dymn.models.mobilenet import MobileNet
 from dymn.profiling import count
-from dymn.schedules import learning_rate_factor, temperature
+from dymn.training.losses import Targets
 from dymn.training.recipe import TrainConfig
+from dymn.training.schedules import learning_rate_factor, temperature
 from dymn.training.start import set_prior
 from dymn.training.step import Example, Share, Step
-from dymn.training.teachers import OnlineTeachers
 from dymn.weights import load_model
 from replicate import MARKS, Job
 from replicate_figures import HEARD, average_precision, clip_excess
@@ -401,7 +401,7 @@ def try_graphs(width: float) -> int:
         return 1
     from dataclasses import replace as but
 
-    from dymn import paper
+    from dymn.models import paper
     from dymn.training.recipe import parse
     from replicate import SETTINGS
 

@@ -36,14 +36,14 @@ def make(folder: Path, n_files: int, wav: bool, origin: Path | None) -> None:
     """Write recordings of ten seconds: pieces of those in `origin`, or tones and noise that change each half second."""
     import soundfile
 
-    from dymn import audio
+    from dymn.audio import reading
 
     random = np.random.default_rng(0)
-    paths = [] if origin is None else audio.find(origin)
+    paths = [] if origin is None else reading.find(origin)
     for i in range(n_files):
         kind, rate, channels = ("wav", RATE, 1) if wav else KINDS[i % len(KINDS)]
         if paths:
-            samples = np.resize(audio.read(paths[i % len(paths)], rate), SECONDS * rate)
+            samples = np.resize(reading.read(paths[i % len(paths)], rate), SECONDS * rate)
         else:
             steps = np.repeat(random.uniform(0, 0.3, (2, 2 * SECONDS)), rate // 2, axis=1)
             tone = np.sin(np.arange(SECONDS * rate) * random.uniform(0.01, 0.5))

@@ -2,7 +2,7 @@
 
 A dynamic convolution is one grouped convolution with the clips of the batch as groups, for pointwise kernels too. Batch norm is a
 layer of its own. Dy-ReLU stacks its maps along a fifth dimension and takes the maximum over it. Each coefficient has its own
-linear layer. The mel filters are made anew at each call. Weights are those of a `dymn.model.MobileNet`, see `textbook_of`.
+linear layer. The mel filters are made anew at each call. Weights are those of a `dymn.models.mobilenet.MobileNet`, see `textbook_of`.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dymn.audio.mel import LOG_OFFSET, PREEMPHASIS
 from dymn.config import FrontEndConfig
 from dymn.errors import ConfigError
-from dymn.frontend import mel_basis
-from dymn.layers import DynamicConv2d, DynamicReLU
-from dymn.layers.attention import CoordinateAttention
-from dymn.layers.context import Context, ContextGenerator
-from dymn.model import MobileNet, Output
-from dymn.native.log_mel import LOG_OFFSET, PREEMPHASIS
+from dymn.models.frontend import mel_basis
+from dymn.models.layers import DynamicConv2d, DynamicReLU
+from dymn.models.layers.attention import CoordinateAttention
+from dymn.models.layers.context import Context, ContextGenerator
+from dymn.models.mobilenet import MobileNet, Output
 
 
 class TextbookConv(nn.Module):

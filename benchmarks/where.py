@@ -23,9 +23,9 @@ from typing import Any
 import torch
 
 from dymn import create_model, native
-from dymn.fast.native import NativeNetwork
-from dymn.model import MobileNet
+from dymn.models.mobilenet import MobileNet
 from dymn.profiling import count
+from dymn.runtime.accelerate import NativeNetwork
 
 sys.path.insert(0, str(Path(__file__).parent))
 from lively import clips

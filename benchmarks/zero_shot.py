@@ -21,8 +21,8 @@ from pathlib import Path
 import numpy as np
 
 from dymn import Tagger
-from dymn.tagger import TagSettings
-from dymn.windows import FILLS
+from dymn.audio.windows import FILLS
+from dymn.inference.tagger import TagSettings
 
 
 def zero_shot(tagger: Tagger, folder: Path, fill: str, window: float = 10.0) -> dict[str, float]:

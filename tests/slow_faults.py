@@ -13,8 +13,9 @@ import pytest
 import soundfile
 import torch
 
-from dymn import create_model, hub
+from dymn import create_model
 from dymn.config import ModelCard
+from dymn.models import pretrained
 
 RATE = 32_000
 LABELS = ("low", "high")
@@ -43,7 +44,7 @@ def desk(tmp_path_factory):
     folder = tmp_path_factory.mktemp("desk")
     network = create_model("mn01", len(LABELS), generator=torch.Generator().manual_seed(0))
     network.card = ModelCard(name="tiny", labels=LABELS, exclusive=True)
-    hub.save(network, folder / "tiny.safetensors")
+    pretrained.save(network, folder / "tiny.safetensors")
     noise = np.random.default_rng(0).normal(0, 0.1, 300 + RATE).astype(np.float32)
     for i in range(300):
         path = folder / "clips" / LABELS[i % 2] / f"{i}.wav"

@@ -8,14 +8,15 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from dymn import Tagger, create_model, torch_backend
+from dymn import Tagger, create_model
+from dymn.audio.windows import Filled, fill
 from dymn.cli import app
 from dymn.commands.export import recordings
 from dymn.config import ModelCard
 from dymn.errors import ConfigError
-from dymn.fast import compiled
-from dymn.training.assess import Selected
-from dymn.windows import fill
+from dymn.evaluation.assess import Selected
+from dymn.runtime import torch_backend
+from dymn.runtime.cuda import compiled
 from test_benchmarks import load as load_benchmark
 
 LIVELY = load_benchmark("lively")
@@ -52,11 +53,11 @@ def test_half_precision_is_everywhere_but_in_the_front_end(clips):
     entered = []
     half.model.stem.register_forward_pre_hook(lambda module, inputs: entered.append(inputs[0].dtype))
     samples = clips[0, :64_000]
-    log_mel = next(exact.backend.features([torch_backend.Filled(samples, len(samples))], len(samples)))[None]
+    log_mel = next(exact.backend.features([Filled(samples, len(samples))], len(samples)))[None]
     for compute in (
         lambda tagger: tagger.probabilities(samples[None]),
-        lambda tagger: tagger.backend.scores(log_mel),
-        lambda tagger: tagger.backend.frame_scores(log_mel).frames,
+        lambda tagger: tagger.backend.run(log_mel).probabilities,
+        lambda tagger: tagger.backend.frame_run(log_mel).frames,
         lambda tagger: tagger.embedder("last").vectors(samples[None]),
     ):
         expected, got = compute(exact), compute(half)

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from dymn.ahead import ITEMS_AHEAD, Team, ahead
+from dymn.system.prefetch import ITEMS_AHEAD, Team, ahead
 
 
 def threads():

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from dymn.layers import ATTENTIONS, ContextGenerator
-from dymn.layers.attention import hidden_channels
+from dymn.models.layers import ATTENTIONS, ContextGenerator
+from dymn.models.layers.attention import hidden_channels
 
 NAMES = sorted(ATTENTIONS)  # before anything else adds to them
 CHANNELS, BANDS, FRAMES, H = 16, 5, 6, 8

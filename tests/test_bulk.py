@@ -20,30 +20,34 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-import dymn.journal
-from dymn import Tagger, audio
-from dymn.backends import Backend
-from dymn.bulk import Kind, compute, embeddings, results, tags
+import dymn.inference.journal
+from dymn import Tagger
+from dymn.audio import reading
 from dymn.cli import app
 from dymn.config import ModelCard
-from dymn.embedding import Embedding
 from dymn.errors import ConfigError, DataError
-from dymn.formats import Run, csv_rows, write_file
-from dymn.journal import Journal, journal_path
-from dymn.selection import TagSettings
+from dymn.inference.discovery import Discovery
+from dymn.inference.embedding import Embedding
+from dymn.inference.formats.origin import Origin
+from dymn.inference.formats.tags import TAGS
+from dymn.inference.formats.writers import csv_rows, write_file
+from dymn.inference.journal import Journal, journal_path
+from dymn.inference.runs import Kind, compute, embeddings, results, tags
+from dymn.inference.selection import TagSettings
+from stubs import StubBackend
 
 RATE = 8000
-RUN = Run("1", "loudness", "", {"window": 1.0})
+ORIGIN = Origin("1", "loudness", "", {"window": 1.0})
 SETTINGS = {"model": "loudness", "parameters": {"window": 1.0}}
 WINDOWS = TagSettings(window=1.0)
 
 
-class Loudness(Backend):
+class Loudness(StubBackend):
     """Scores that cost nothing and tell recordings apart."""
 
     card = ModelCard(name="loudness", labels=("loud", "quiet"))
 
-    def probabilities(self, waveforms):
+    def scores(self, waveforms):
         loudest = np.abs(waveforms).max(axis=1)
         return np.stack([loudest, 1 - loudest], axis=1).astype(np.float32)
 
@@ -63,6 +67,13 @@ def clips(tmp_path_factory):
     for bad in ("b/bad.wav", "c/worse.wav"):
         (folder / bad).write_text("this is no audio")
     return folder
+
+
+def find(journal, *paths):
+    """List what paths name in a journal, and return the paths that name nothing."""
+    with Discovery(map(str, paths), journal.output) as discovery:
+        journal.find(discovery)
+    return discovery.lost
 
 
 def work(done, *, kill_after=-1, workers=0):
@@ -86,16 +97,16 @@ def go_on(output, folder, done, *, per_window=True, run_settings=SETTINGS, fresh
     """Run to the end, unless killed, and return the rows."""
     kind = tags(per_window)
     with Journal(output, run_settings, fresh=fresh, retry=retry) as journal:
-        journal.find([str(folder)])
+        find(journal, folder)
         compute(journal, kind, work(done, **how))
-        text = "".join(csv_rows(results(journal, kind), RUN))
+        text = "".join(csv_rows(results(journal, kind), TAGS, ORIGIN))
         journal.complete(keep=journal.counts().failed > 0)
     return text
 
 
 def plain(folder):
     """Return the rows of a run without a journal."""
-    return "".join(csv_rows(Tagger(Loudness()).tag_files(audio.find(folder), WINDOWS), RUN))
+    return "".join(csv_rows(Tagger(Loudness()).tag_files(reading.find(folder), WINDOWS), TAGS, ORIGIN))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -116,13 +127,13 @@ def test_killed_anywhere_with_a_torn_end_it_does_the_rest_and_gives_the_same(cli
     """What is on the disk is copied at the moment of death, the end of SQLite's log cut off or spoilt as by a loss of power."""
     before, after = [], []
     with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dymn.journal, "COMMIT_SECONDS", 0.0)
+        patch.setattr(dymn.inference.journal, "COMMIT_SECONDS", 0.0)
         folder = Path(name)
         dead, alive = folder / "dead" / "out.csv", folder / "alive" / "out.csv"
         alive.parent.mkdir()
         n_before = data.draw(st.integers(0, 13), "killed after")
         journal = Journal(dead, SETTINGS)
-        journal.find([str(clips)])
+        find(journal, clips)
         with contextlib.suppress(Killed):
             compute(journal, tags(True), work(before, kill_after=n_before))
         for file in dead.parent.iterdir():
@@ -178,7 +189,7 @@ def test_what_changes_or_vanishes_during_a_run_is_a_failure_and_done_the_next_ti
             yield result
 
     with Journal(output, SETTINGS) as journal:
-        journal.find([str(folder)])
+        find(journal, folder)
         compute(journal, tags(False), lambda paths: spoiling(paths))
         found = {Path(result.name).name: str(result.error or "") for result in results(journal, tags(False))}
     assert list(found) == ["0.wav", "3.wav", "6.wav", "9.wav"]
@@ -225,7 +236,7 @@ def test_two_runs_at_once_are_one_too_many(clips, tmp_path):
     output = tmp_path / "out.csv"
     (tmp_path / "link.csv").symlink_to(output)
     with Journal(output, SETTINGS) as journal:
-        journal.find([str(clips / "a")])
+        find(journal, clips / "a")
         for name in ("out.csv", "link.csv"):
             for fresh in (False, True):
                 with pytest.raises(ConfigError, match="Another run is at work"):
@@ -245,11 +256,11 @@ def test_a_damaged_journal_is_named_and_fresh_removes_it(clips, tmp_path):
 
 def test_a_full_disk_ends_the_run_and_nothing_is_lost(clips, tmp_path, monkeypatch):
     """SQLite itself says that there is no more room, as it does where the system tells it so."""
-    monkeypatch.setattr(dymn.journal, "COMMIT_SECONDS", 0.0)
+    monkeypatch.setattr(dymn.inference.journal, "COMMIT_SECONDS", 0.0)
     output, again, kind = tmp_path / "out.csv", [], tags(False)
     big = Kind(lambda found: kind.pack(found) + b" " * 1500, kind.unpack, kind.failed)
     with Journal(output, SETTINGS) as journal:
-        journal.find([str(clips)])
+        find(journal, clips)
         pages = journal._database.execute("PRAGMA page_count").fetchone()[0]
         journal._database.execute(f"PRAGMA max_page_count = {pages + 3}")
         with pytest.raises(OSError, match="No space left") as caught:
@@ -261,7 +272,7 @@ def test_a_full_disk_ends_the_run_and_nothing_is_lost(clips, tmp_path, monkeypat
 
 def test_a_result_that_is_missing_is_no_output(clips, tmp_path):
     with Journal(tmp_path / "out.csv", SETTINGS) as journal:
-        journal.find([str(clips)])
+        find(journal, clips)
         with pytest.raises(DataError, match="lacks"):
             list(results(journal, tags(False)))
     assert list(tmp_path.iterdir()) == []
@@ -276,17 +287,17 @@ def test_recordings_are_listed_once_in_the_order_of_find(tmp_path, monkeypatch):
     (tmp_path / "b" / "a" / "up").symlink_to(tmp_path, target_is_directory=True)
     (tmp_path / "b" / "loop.wav").symlink_to("loop.wav")
     with Journal(tmp_path / "out.csv", SETTINGS) as journal:
-        lost = journal.find(["b/1.wav", ".", str(tmp_path), "nowhere*", "gone.wav"])
+        lost = find(journal, "b/1.wav", ".", tmp_path, "nowhere*", "gone.wav")
         found = [task.name for task in journal.to_do()]
     assert [name for name, _ in lost] == ["nowhere*"]
-    assert found == [Path("b/1.wav"), *(path for path in audio.find(".") if path != Path("b/1.wav")), Path("gone.wav")]
+    assert found == [Path("b/1.wav"), *(path for path in reading.find(".") if path != Path("b/1.wav")), Path("gone.wav")]
     assert len(found) == 7
 
 
 def test_the_output_is_no_recording(clips, tmp_path):
     shutil.copytree(clips / "a", tmp_path / "in")
     with Journal(tmp_path / "in" / "0.wav", SETTINGS) as journal, pytest.raises(ConfigError, match="one of the recordings"):
-        journal.find([str(tmp_path)])
+        find(journal, tmp_path)
     assert len(list((tmp_path / "in").iterdir())) == 4
 
 
@@ -304,25 +315,26 @@ def test_embeddings_come_back_bit_for_bit():
 def test_parquet_has_the_rows_of_csv(clips):
     parquet = pytest.importorskip("pyarrow.parquet")
     file = io.BytesIO()
-    write_file(RUN, "parquet", Tagger(Loudness()).tag_files(audio.find(clips), WINDOWS), file)
+    write_file(Tagger(Loudness()).tag_files(reading.find(clips), WINDOWS), TAGS, ORIGIN, "parquet", file)
     table = parquet.read_table(io.BytesIO(file.getvalue()))
     rows = list(csv.DictReader(io.StringIO(plain(clips))))
     assert table["file"].to_pylist() == [row["file"] for row in rows]
     assert [score or 0 for score in table["score"].to_pylist()] == pytest.approx([float(row["score"] or 0) for row in rows], abs=1e-6)
     assert [error or "" for error in table["error"].to_pylist()] == [row["error"] for row in rows]
-    assert json.loads(table.schema.metadata[b"dymn"]) == RUN.to_dict()
+    assert json.loads(table.schema.metadata[b"dymn"]) == ORIGIN.to_dict()
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     import torch
 
-    from dymn import create_model, hub
+    from dymn import create_model
+    from dymn.models import pretrained
 
     network = create_model("mn01", num_classes=2, generator=torch.Generator().manual_seed(0))
     network.card = ModelCard(name="tiny", labels=("a", "b"))
     path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
-    hub.save(network, path)
+    pretrained.save(network, path)
     return path
 
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from dymn import create_model
-from dymn.calibration import Affine, fit_affine, fold_affine
 from dymn.errors import ConfigError
+from dymn.training.calibration import Affine, fit_affine, fold_affine
 
 
 def test_the_map_that_was_undone_is_found():

@@ -71,10 +71,11 @@ def test_top_k(network, clip):
     assert answer.keys() == {"score", "label"}
 
 
-def test_the_default_model_is_that_of_tag(network, monkeypatch, clip):
+def test_the_default_model_is_that_of_tag(network, monkeypatch, clip, tmp_path):
     from dymn.weights import default
 
-    monkeypatch.setattr(default, "load_default", lambda: default.Default(network, "because"))
+    network.save_pretrained(tmp_path)
+    monkeypatch.setattr("dymn.classifier.choose_default", lambda: default.Choice(str(tmp_path), "because"))
     assert len(dymn.pipeline()(clip)) == 3
 
 

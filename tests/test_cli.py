@@ -14,10 +14,12 @@ import soundfile
 import torch
 from typer.testing import CliRunner
 
-from dymn import Tagger, __version__, create_model, hub
+from dymn import __version__, create_model
 from dymn.cli import app
 from dymn.config import ModelCard
+from dymn.models import pretrained
 from dymn.weights import default, load_model
+from dymn.weights.checkpoint import open_checkpoint
 from dymn.weights.download import LocalFile, sha256_of
 from dymn.weights.registry import REGISTRY
 
@@ -30,7 +32,7 @@ def model(tmp_path_factory):
     network = create_model("mn01", num_classes=len(LABELS), generator=torch.Generator().manual_seed(0))
     network.card = ModelCard(name="tiny", labels=LABELS)
     path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
-    hub.save(network, path)
+    pretrained.save(network, path)
     return path
 
 
@@ -194,7 +196,7 @@ def test_what_should_not_happen_is_said_without_a_traceback(model, clips, monkey
     def fail(*_, **__):
         raise RuntimeError("the moon is full")
 
-    monkeypatch.setattr("dymn.tagger.Tagger.tag_files", fail)
+    monkeypatch.setattr("dymn.inference.tagger.Tagger.tag_files", fail)
     done = run("tag", clips, "-m", model)
     assert done.exit_code == 1
     assert "RuntimeError: the moon is full" in done.stderr
@@ -208,7 +210,7 @@ def test_an_interrupted_run_leaves_the_old_output(model, clips, tmp_path, monkey
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("dymn.tagger.computed", interrupt)
+    monkeypatch.setattr("dymn.inference.files.computed", interrupt)
     done = run("tag", clips, "-m", model, "-o", output)
     assert done.exit_code == 130
     assert output.read_text() == "old"
@@ -226,7 +228,7 @@ def test_default_model_says_which_and_why(model, clips, tmp_path, monkeypatch):
 
     for module in ("default", "find"):
         monkeypatch.setattr(f"dymn.weights.{module}.fetch_published", fetch)
-    monkeypatch.setattr("dymn.commands.recordings.load_in_torch", lambda name, *_: Tagger(load_model(model)))
+    monkeypatch.setattr("dymn.runtime.opening.open_checkpoint", lambda name, **_: open_checkpoint(model))
     done = run("tag", clips / "clip0.wav")
     assert done.exit_code == 0
     assert "Using dymn04_open" in done.stderr

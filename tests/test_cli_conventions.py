@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from dymn import cli
 from dymn.errors import AudioError, ConfigError, WeightsError
-from dymn.signals import Ended
+from dymn.system.signals import Ended
 
 PAGE = (Path(__file__).parents[1] / "docs" / "cli.md").read_text(encoding="utf-8")
 COMMANDS = sorted(typer.main.get_command(cli.app).commands)
@@ -100,15 +100,17 @@ def completions(line):
 
 
 def test_values_of_options_are_the_keys_of_the_data_they_name():
-    from dymn import embedding_formats, export, formats, pcm, selection, windows
+    from dymn import export
+    from dymn.audio import pcm, windows
     from dymn.data.pack import ENCODINGS
-    from dymn.events import METHODS
-    from dymn.events import formats as event_formats
+    from dymn.inference import selection
+    from dymn.inference.formats import embeddings, events, tags
+    from dymn.inference.frames import METHODS
     from dymn.profiling.formats import COMPARISON_FORMATS, PROFILE_FORMATS
 
     named = {
-        ("tag", "format"): [*formats.FORMATS, *formats.BINARY], ("tag", "fill"): windows.FILLS, ("tag", "combine"): selection.COMBINATIONS,
-        ("embed", "format"): embedding_formats.FORMATS, ("events", "format"): event_formats.FORMATS, ("events", "method"): METHODS,
+        ("tag", "format"): tags.TAGS.formats, ("tag", "fill"): windows.FILLS, ("tag", "combine"): selection.COMBINATIONS,
+        ("embed", "format"): embeddings.FORMATS, ("events", "format"): events.EVENTS.formats, ("events", "method"): METHODS,
         ("listen", "format"): pcm.FORMATS, ("export", "format"): export.FORMATS, ("export", "input"): export.INPUTS,
         ("export", "precision"): export.PRECISIONS, ("shards", "audio"): ENCODINGS,
         ("profile", "format"): COMPARISON_FORMATS.keys() & PROFILE_FORMATS.keys(),

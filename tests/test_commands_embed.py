@@ -13,12 +13,13 @@ import torch
 from typer.testing import CliRunner
 
 import dymn
-from dymn import Embedder, Tagger, create_model, hub
+from dymn import Embedder, Tagger, create_model
 from dymn.cli import app
 from dymn.config import ModelCard
-from dymn.embedding import EmbedSettings
 from dymn.errors import AudioError, ConfigError
-from dymn.fast import accelerate
+from dymn.inference.embedding import EmbedSettings
+from dymn.models import pretrained
+from dymn.runtime.accelerate import accelerate
 
 RATE = 32_000
 
@@ -38,7 +39,7 @@ def embedder(network):
 @pytest.fixture(scope="module")
 def model(network, tmp_path_factory):
     path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
-    hub.save(network, path)
+    pretrained.save(network, path)
     return path
 
 
@@ -179,7 +180,7 @@ def test_an_error_leaves_the_old_output(model, clips, tmp_path, monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("dymn.embedding.computed", interrupt)
+    monkeypatch.setattr("dymn.inference.embedding.computed", interrupt)
     assert run(clips, "-m", model, "-o", output).exit_code == 130
     assert output.read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["all.npy"]

@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dymn import create_model
-from dymn.layers import compiled
-from dymn.layers.attention import weighed
-from dymn.layers.depthwise import depthwise
-from dymn.layers.dyrelu import maximum_of_maps
+from dymn.models.layers.attention import weighed
+from dymn.models.layers.depthwise import depthwise
+from dymn.models.layers.dyrelu import maximum_of_maps
+from dymn.native import ops
 
 quick = settings(deadline=None, max_examples=40)
 SIZES = (st.integers(1, 3), st.integers(1, 4), st.integers(1, 20), st.integers(1, 50), st.integers(1, 3))
@@ -40,7 +40,7 @@ def assert_same(form, naive, tensors, n_threads=1):
         found = values_and_gradients(form, torch.float32, tensors)
     finally:
         torch.set_num_threads(before)
-    if compiled.library() is None:
+    if ops.library() is None:
         bounds = [bound + tensors[0][0, 0].numel() * 2.0**-24 for bound in bounds]
     for one, truth, bound in zip(found, exact, bounds, strict=True):
         assert float((one - truth).abs().max()) <= bound
@@ -48,7 +48,7 @@ def assert_same(form, naive, tensors, n_threads=1):
 
 @pytest.fixture
 def no_compiled_code(monkeypatch):
-    monkeypatch.setattr(compiled, "library", lambda: None)
+    monkeypatch.setattr(ops, "library", lambda: None)
 
 
 @quick
@@ -114,7 +114,7 @@ def test_a_whole_network_has_the_gradients_of_float64(name, monkeypatch):
     with_compiled = gradients(model, log_mel)
     exact = gradients(model.double(), log_mel.double())
     model.float()
-    monkeypatch.setattr(compiled, "library", lambda: None)
+    monkeypatch.setattr(ops, "library", lambda: None)
     without = gradients(model, log_mel)
     scale = max(float(gradient.abs().max()) for gradient in exact)
     for one, other, truth in zip(with_compiled, without, exact, strict=True):
@@ -130,4 +130,4 @@ def test_whoever_counts_operations_sees_them():
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.zeros(1, 1, 64, 64))
     assert counter.get_flop_counts()["Global"][torch.ops.aten.convolution] > 0
-    assert not compiled.is_compiled(torch.zeros(1, dtype=torch.float64))
+    assert not ops.is_compiled(torch.zeros(1, dtype=torch.float64))

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from dymn.layers import CONTEXTS, Context, DynamicConv2d, DynamicReLU
-from dymn.layers.context import OwnContext
+from dymn.models.layers import CONTEXTS, Context, DynamicConv2d, DynamicReLU
+from dymn.models.layers.context import OwnContext
 
 C_IN, H, BANDS, FRAMES = 6, 8, 5, 7
 

@@ -8,9 +8,9 @@ import sys
 import pytest
 import torch
 
-from dymn.cpus import CALM, available_cpus, calm_openmp, keep_freed_memory
-from dymn.devices import use_threads
 from dymn.errors import ConfigError
+from dymn.system.cpus import CALM, available_cpus, calm_openmp, keep_freed_memory
+from dymn.system.devices import use_threads
 
 
 @pytest.mark.parametrize(("text", "expected"), [("150000 100000", 2), ("50000 100000", 1), ("max 100000", None), ("nonsense", None)])
@@ -58,9 +58,9 @@ def test_threads_are_those_asked_for_or_few_enough(monkeypatch):
         assert use_threads() == 3
         monkeypatch.delenv("OMP_NUM_THREADS")
         monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
-        monkeypatch.setattr("dymn.devices.available_cpus", lambda: 2)
+        monkeypatch.setattr("dymn.system.devices.available_cpus", lambda: 2)
         assert use_threads() == 2
-        monkeypatch.setattr("dymn.devices.available_cpus", lambda: 64)
+        monkeypatch.setattr("dymn.system.devices.available_cpus", lambda: 64)
         assert use_threads() == 2
         with pytest.raises(ConfigError, match="threads is 0"):
             use_threads(0)
@@ -103,7 +103,7 @@ def test_freed_memory_is_kept():
     code = (
         "import resource, sys\n"
         "import numpy as np\n"
-        "from dymn.cpus import keep_freed_memory\n"
+        "from dymn.system.cpus import keep_freed_memory\n"
         "kept = keep_freed_memory() if sys.argv[1] == 'keep' else None\n"
         "def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
         "def work(): return [np.ones(2**19, np.float32) for _ in range(2)] and None\n"
@@ -119,5 +119,5 @@ def test_freed_memory_is_kept():
 
 
 def test_without_glibc_nothing_is_done(monkeypatch):
-    monkeypatch.setattr("dymn.cpus.ctypes.CDLL", lambda name: object())
+    monkeypatch.setattr("dymn.system.cpus.ctypes.CDLL", lambda name: object())
     assert not keep_freed_memory()

@@ -86,7 +86,7 @@ def test_collate_leaves_bad_clips_out():
     one, two = (np.full(n, n, dtype=np.float32) for n in (3, 5))
     target, mask = np.array([1, 0], dtype=np.float32), np.array([1, 1], dtype=np.float32)
     clips = [Clip("a", one, target, mask, 7), BadClip("b", "broken"), Clip("c", two, target, mask, 9)]
-    batch, bad, fingerprints = collate(clips, teachers=[None, None, np.array([2, -2], dtype=np.float32)])
+    batch, bad, fingerprints, *_ = collate(clips, teachers=[None, None, np.array([2, -2], dtype=np.float32)])
     assert batch.waveform.tolist() == [[3, 3, 3, 0, 0], [5, 5, 5, 5, 5]] and batch.keys == ["a", "c"] and fingerprints == [7, 9]
     assert batch.has_teacher.tolist() == [False, True] and batch.teacher.tolist() == [[0, 0], [2, -2]]
     assert {tensor.dtype for tensor in (batch.waveform, batch.target, batch.teacher, batch.mask)} == {torch.float32}
@@ -296,13 +296,13 @@ def test_processes_build_a_cache_once(folder, tmp_path):
 
 
 def test_missing_decoder_does_not_stop_other_clips(folder, monkeypatch):
-    from dymn import audio
+    from dymn.audio import reading
 
     def refuse(*_, **__):
         raise AudioError("no decoder for this")
         yield
 
-    monkeypatch.setattr(audio, "stream", refuse)
+    monkeypatch.setattr(reading, "stream", refuse)
     assert open_source("folder", folder)[0] == BadClip("a/00.wav", "no decoder for this")
 
 

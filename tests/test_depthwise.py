@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from dymn.layers import StaticConv2d, compiled
-from dymn.layers.depthwise import depthwise
-from dymn.native import libraries
+from dymn.models.layers import StaticConv2d
+from dymn.models.layers.depthwise import depthwise
+from dymn.native import libraries, ops
 
 quick = settings(deadline=None, max_examples=60)
 
@@ -61,7 +61,7 @@ def test_values_and_gradients(n_clips, n_channels, n_bands, n_frames, k, stride,
 
 
 def test_values_and_gradients_without_compiled_code(monkeypatch):
-    monkeypatch.setattr(compiled, "library", lambda: None)
+    monkeypatch.setattr(ops, "library", lambda: None)
     check((2, 3, 9, 17), 5, 2, 0)
     check((2, 3, 9, 17), 3, 1, 0)
 

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from dymn.devices import available_devices, resolve_device
 from dymn.errors import ConfigError
+from dymn.system.devices import available_devices, resolve_device
 
 
 def test_cpu_is_always_there():

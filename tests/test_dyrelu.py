@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from dymn.layers import Context, DynamicReLU
-from dymn.layers.dyrelu import maximum_of_maps
+from dymn.models.layers import Context, DynamicReLU
+from dymn.models.layers.dyrelu import maximum_of_maps
 
 
 @pytest.mark.parametrize("n_maps", [1, 2, 3])

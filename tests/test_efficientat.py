@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from dymn.architectures import model_config
 from dymn.errors import ConfigError, WeightsError
-from dymn.model import model_config
 from dymn.weights import import_efficientat
 
 FIXTURES = {

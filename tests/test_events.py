@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import tracemalloc
+import types
 from itertools import pairwise
 
 import numpy as np
@@ -13,27 +15,29 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from dymn import Tagger, create_model, hub
-from dymn.backends import Backend, FrameScores
+from dymn import Tagger, create_model
 from dymn.cli import app
 from dymn.config import ModelCard
 from dymn.errors import AudioError, ConfigError
-from dymn.events import EventSettings, Frames, FrameSettings, decide
-from dymn.events.decisions import hysteresis, median_filtered
+from dymn.inference.events import OFF_SHARE, Decider, Event, EventSettings, decide, event_files
+from dymn.inference.frames import Frames, FrameSettings, frame_parts
+from dymn.models import pretrained
+from dymn.runtime.backend import Backend, FrameOutput
+from stubs import StubBackend
 
 RATE = 32_000
 STEP = 10_240
 LABELS = ("Loud", "Quiet")
 
 
-class Loudness(Backend):
+class Loudness(StubBackend):
     """Loud is as probable as the loudest sample of a frame, or of the window; Quiet is the rest."""
 
     def __init__(self):
         self.card = ModelCard(name="loudness", labels=LABELS)
         self.lengths = []
 
-    def probabilities(self, waveforms):
+    def scores(self, waveforms):
         loud = np.abs(np.asarray(waveforms)).max(axis=1)
         return np.stack([loud, 1 - loud], axis=1).astype(np.float32)
 
@@ -41,12 +45,12 @@ class Loudness(Backend):
     def frame_samples(self):
         return STEP
 
-    def frame_scores(self, waveforms, smoothing=1):
+    def frame_run(self, waveforms, smoothing=1):
         self.lengths.append(waveforms.shape[1])
         middles = range(0, waveforms.shape[1], STEP)
         around = [np.abs(waveforms[:, max(0, middle - STEP // 2) : middle + STEP // 2]).max(axis=1) for middle in middles]
         loud = np.stack(around, axis=1)
-        return FrameScores(np.stack([loud, 1 - loud], axis=2).astype(np.float32), self.probabilities(waveforms))
+        return FrameOutput(np.stack([loud, 1 - loud], axis=2).astype(np.float32), *self.run(waveforms))
 
 
 @pytest.fixture
@@ -61,27 +65,59 @@ def burst(seconds, *stretches):
     return samples
 
 
-@settings(deadline=None)
-@given(st.lists(st.floats(0, 1, width=32), max_size=40), st.floats(0.125, 1, width=32), st.floats(0.01, 1))
-def test_hysteresis_is_what_a_loop_finds(values, on, share):
-    off = float(np.float32(on * share))
-    expected, start = [], None
-    for i, value in enumerate([*values, -1.0]):
-        if value >= off and start is None:
-            start = i
-        elif value < off and start is not None:
-            expected += [(start, i)] * (max(values[start:i]) >= on)
-            start = None
-    first, last = hysteresis(np.array(values, np.float32), on, off)
-    assert list(zip(first.tolist(), last.tolist(), strict=True)) == expected
+def slowly(frames, wanted):
+    """Decide frame by frame and stretch by stretch, with all frames at hand."""
+    off = np.float32(OFF_SHARE * wanted.threshold if wanted.off_threshold is None else wanted.off_threshold)
+    half = max(0, round((wanted.median / frames.hop - 1) / 2))
+    found = []
+    for column, label in enumerate(frames.labels):
+        values = np.pad(frames.scores[:, column], half, mode="edge")
+        values = [np.median(values[i : i + 2 * half + 1]) for i in range(len(frames.times))]
+        stretches, start = [], None
+        for i, value in enumerate([*values, np.float32(-1)]):
+            if value >= off and start is None:
+                start = i
+            elif value < off and start is not None:
+                if max(values[start:i]) >= np.float32(wanted.threshold):
+                    stretches.append((frames.edges[start], frames.edges[i], max(values[start:i])))
+                start = None
+        joined = []
+        for begin, end, score in stretches:
+            if joined and begin - joined[-1][1] <= wanted.min_gap + 1e-9:
+                begin, _, before = joined.pop()
+                score = max(before, score)
+            joined.append((begin, end, score))
+        found += [Event(label, b, e, float(score)) for b, e, score in joined if e - b >= wanted.min_duration]
+    return sorted(found, key=lambda event: (event.start, -event.score, event.label))
 
 
-@settings(deadline=None)
-@given(st.lists(st.floats(0, 1, width=32), min_size=1, max_size=30), st.sampled_from([1, 3, 5, 9]))
-def test_the_median_is_that_of_scipy(values, size):
-    scipy = pytest.importorskip("scipy.ndimage")
-    scores = np.array(values, np.float32)
-    np.testing.assert_array_equal(median_filtered(scores, size), scipy.median_filter(scores, size, mode="nearest"))
+@st.composite
+def drawn_frames(draw):
+    n = draw(st.integers(1, 60))
+    levels = st.sampled_from([0.0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9])
+    scores = np.array(draw(st.lists(st.lists(levels, min_size=2, max_size=2), min_size=n, max_size=n)), np.float32)
+    times = np.arange(n) * 0.32 + draw(st.sampled_from([0.0, 0.8]))
+    return Frames(LABELS, times, scores, draw(st.sampled_from([0.01, 0.1, 3.0])) + float(times[-1]))
+
+
+wanted_events = st.builds(
+    EventSettings,
+    threshold=st.sampled_from([0.1, 0.3, 0.5, 1.0]),
+    median=st.sampled_from([0.0, 1.0, 2.0, 30.0]),
+    min_gap=st.sampled_from([0.0, 0.32, 0.64, 2.0]),
+    min_duration=st.sampled_from([0.0, 0.5, 2.0]),
+)
+
+
+@settings(deadline=None, max_examples=200)
+@given(drawn_frames(), wanted_events, st.lists(st.integers(0, 60)))
+def test_frames_in_parts_give_the_events_of_a_slow_decision(frames, wanted, cuts):
+    expected = slowly(frames, wanted)
+    assert decide(frames, wanted) == expected
+    decider = Decider(LABELS, wanted)
+    for times, scores in zip(np.split(frames.times, sorted(cuts)), np.split(frames.scores, sorted(cuts)), strict=True):
+        decider.feed(times, scores)
+    assert decider.finish(frames.seconds) == expected
 
 
 @settings(deadline=None)
@@ -104,6 +140,50 @@ def test_events_keep_their_promises(data):
         assert all(event.end - event.start >= wanted.min_duration for event in mine)
         assert all(later.start - before.end > wanted.min_gap for before, later in pairwise(mine))
         assert all(event.score >= np.float32(wanted.threshold) for event in mine)
+
+
+@pytest.mark.parametrize("method", ["activation", "windows"])
+def test_parts_of_frames_are_the_frames(loudness, method, monkeypatch):
+    sound = np.random.default_rng(0).uniform(-1, 1, RATE * 70).astype(np.float32)
+    wanted = EventSettings(method=method, threshold=0.5, median=1.0, clip=0)
+    frames = loudness.frames(sound, RATE, method=method, clip=0)
+    expected = decide(frames, wanted)
+    for size in (1, 7, 512):
+        monkeypatch.setattr("dymn.inference.frames.PART_FRAMES", size)
+        parts = list(frame_parts(loudness.backend, [sound, "nowhere.wav", sound], wanted, sample_rate=RATE))
+        assert [(part.seconds, part.error is None) for part in parts if part.is_last] == [(70, True), (None, False), (70, True)]
+        mine = parts[: len(parts) // 2]
+        np.testing.assert_array_equal(np.concatenate([part.times for part in mine]), frames.times)
+        np.testing.assert_array_equal(np.concatenate([part.scores for part in mine]), frames.scores)
+        first, failed, last = event_files(loudness.backend, [sound, "nowhere.wav", sound], wanted, sample_rate=RATE, workers=2)
+        assert (first.events, first.seconds, last.events) == (expected, 70, expected)
+        assert isinstance(failed.error, AudioError) and not failed.events
+
+
+@pytest.mark.parametrize("method", ["activation", "windows"])
+def test_a_long_recording_takes_no_more_memory_than_a_short_one(loudness, method):
+    def sound(seconds):
+        rng = np.random.default_rng(0)
+        return (rng.uniform(-1, 1, RATE).astype(np.float32) for _ in range(seconds))
+
+    def peak(seconds, monkeypatch):
+        monkeypatch.setattr("dymn.inference.segments.blocks", lambda source, rate, sample_rate: sound(source))
+        tracemalloc.start()
+        (found,) = event_files(loudness.backend, [seconds], EventSettings(method=method, threshold=0.99))
+        assert found.seconds == seconds
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return most
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        loudness.backend.card = ModelCard(labels=tuple(f"label {i}" for i in range(527)))
+        loudness.backend.lengths = types.SimpleNamespace(append=lambda length: None)
+        loudness.backend.scores = lambda samples: np.zeros((len(samples), 527), np.float32)
+        loudness.backend.frame_run = lambda samples, smoothing: FrameOutput(
+            np.zeros((len(samples), -(-samples.shape[1] // STEP), 527), np.float32), *loudness.backend.run(samples)
+        )
+        short, long = peak(400, monkeypatch), peak(2400, monkeypatch)
+    assert long < 1.1 * short
 
 
 @pytest.mark.parametrize("method", ["activation", "windows"])
@@ -201,7 +281,7 @@ def model(tmp_path_factory):
     network = create_model("mn01", num_classes=2, generator=torch.Generator().manual_seed(0))
     network.card = ModelCard(name="tiny", labels=("Dog", "=Cat, near\u202e"[:10]))
     path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
-    hub.save(network, path)
+    pretrained.save(network, path)
     return path
 
 

@@ -13,14 +13,16 @@ import soundfile
 import torch
 from typer.testing import CliRunner
 
+from dymn.architectures import Variant
 from dymn.cli import app
 from dymn.errors import AudioError, ConfigError
 from dymn.explain import BlockDecisions, explain, is_dynamic
-from dymn.explain.page import page
-from dymn.explain.picture import attention_scale, deviations, frequency_ticks, function_zoom, functions, kernel_zoom, save_picture
-from dymn.frontend import LogMel
-from dymn.layers import Context
-from dymn.model import MobileNet, Variant
+from dymn.models.frontend import LogMel
+from dymn.models.layers import Context
+from dymn.models.mobilenet import MobileNet
+from dymn.plots.explanation import attention_scale, deviations, function_zoom, functions, kernel_zoom, save_picture
+from dymn.plots.explanation_page import page
+from dymn.plots.style import frequency_ticks
 
 RATE = 32_000
 

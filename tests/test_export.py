@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from typer.testing import CliRunner
 
-from dymn import Tagger, create_model, hub
+from dymn import Tagger, create_model
 from dymn.cli import app
 from dymn.config import FrontEndConfig, ModelCard
 from dymn.errors import ConfigError, WeightsError
@@ -28,10 +28,11 @@ from dymn.export.nodes import Nodes
 from dymn.export.parity import compare
 from dymn.export.plan import Plan
 from dymn.export.traced import trace
-from dymn.frontend import LogMel
-from dymn.layers import ATTENTIONS
-from dymn.onnx_backend import OnnxBackend, find_file
-from dymn.paper import TABLES
+from dymn.models import pretrained
+from dymn.models.frontend import LogMel
+from dymn.models.layers import ATTENTIONS
+from dymn.models.paper import TABLES
+from dymn.runtime.onnx_backend import OnnxBackend, find_file
 from test_benchmarks import load as load_benchmark
 
 LIVELY = load_benchmark("lively")
@@ -50,7 +51,7 @@ def small(name="dymn10", exclusive=False, **overrides):
 def assert_same(model, log_mel, tolerance=1e-4, **settings):
     with torch.no_grad():
         expected = model(log_mel)
-    got = OnnxBackend(build(model, input="log-mel", seconds=0.7, **settings), threads=1).run(log_mel.numpy())
+    got = OnnxBackend(build(model, input="log-mel", seconds=0.7, **settings), threads=1).outputs(log_mel.numpy())
     assert abs(got[0] - model.probabilities(expected.logits).numpy()).max() < tolerance
     assert abs(got[1] - expected.logits.numpy()).max() < tolerance
     assert abs(got[2] - expected.embedding.numpy()).max() < 10 * tolerance
@@ -211,7 +212,7 @@ def test_the_front_end_inside_is_ours(n_samples):
     backend = OnnxBackend(build(model, dynamic_time=True, dynamic_batch=True), threads=1)
     with torch.no_grad():
         expected = model(LogMel(FRONT_END)(torch.from_numpy(waveforms))).logits
-    assert abs(backend.run(waveforms)[1] - expected.numpy()).max() < 1e-4
+    assert abs(backend.outputs(waveforms)[1] - expected.numpy()).max() < 1e-4
 
 
 FRONT_ENDS = (
@@ -301,7 +302,7 @@ def test_events_and_embeddings_of_a_file_are_those_of_the_model(exported, tmp_pa
         found, expected = (tagger.embed(recording, **settings) for tagger in (theirs, ours))
         np.testing.assert_allclose(found.windows, expected.windows, atol=1e-3)
         assert found.vector.shape == expected.vector.shape == (theirs.embedder().size,)
-    with pytest.raises(ConfigError, match="last alone"):
+    with pytest.raises(ConfigError, match="no PyTorch network"):
         theirs.embed(recording, layers="mels,last")
     with pytest.raises(ConfigError, match="windows"):
         theirs.frames(recording, method="activation")
@@ -349,11 +350,11 @@ def test_the_packages_that_the_documentation_names_are_enough_to_tag(exported, t
 
 def test_files_of_fixed_length_say_so():
     backend = OnnxBackend(build(small(), seconds=0.5), threads=1)
-    assert backend.probabilities(np.zeros((3, 4000), np.float32)).shape == (3, 4)  # one by one
+    assert backend.run(np.zeros((3, 4000), np.float32)).probabilities.shape == (3, 4)  # one by one
     with pytest.raises(ConfigError, match=r"windows of 0\.5 s, not 1\.000 s.*--dynamic-time"):
-        backend.probabilities(np.zeros((1, 8000), np.float32))
+        backend.run(np.zeros((1, 8000), np.float32))
     with pytest.raises(ConfigError, match="takes log-mel"):
-        OnnxBackend(build(small(), input="log-mel"), threads=1).probabilities(np.zeros((1, 4000), np.float32))
+        OnnxBackend(build(small(), input="log-mel"), threads=1).run(np.zeros((1, 4000), np.float32))
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", bytes(1000)])
@@ -386,7 +387,7 @@ def test_names_of_files(tmp_path, monkeypatch):
 
 def test_from_command_to_tags(tmp_path, monkeypatch):
     monkeypatch.setenv("DYMN_CACHE", str(tmp_path / "cache"))
-    hub.save(small(), tmp_path / "tiny.safetensors")
+    pretrained.save(small(), tmp_path / "tiny.safetensors")
     soundfile.write(tmp_path / "noise.wav", np.random.default_rng(0).normal(0, 0.1, 12_000), 8000)
 
     def run(*words):

@@ -17,7 +17,7 @@ from dymn.export import build, export_model
 from dymn.export.lite_network import LiteNetwork
 from dymn.export.plan import LITE, Plan
 from dymn.export.write import WRITERS
-from dymn.fast import fuse
+from dymn.runtime.fused import fuse
 from test_benchmarks import load as load_benchmark
 
 LIVELY = load_benchmark("lively")

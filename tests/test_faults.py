@@ -22,14 +22,16 @@ import torch
 from typer.testing import CliRunner
 
 import dymn
-from dymn import create_model, hub
+from dymn import create_model
 from dymn.cli import app
 from dymn.commands.output import text_output
 from dymn.config import ModelCard
 from dymn.data import BadClip, Source, open_source
 from dymn.errors import DataError, ResourceError, WeightsError, resource_error
-from dymn.files import atomic_write
-from dymn.journal import Journal, journal_path
+from dymn.inference.discovery import Discovery
+from dymn.inference.journal import Journal, journal_path
+from dymn.models import pretrained
+from dymn.system.files import atomic_write
 from dymn.weights import download
 from dymn.weights.registry import PublishedModel
 
@@ -46,7 +48,7 @@ def desk(tmp_path_factory):
     folder = tmp_path_factory.mktemp("desk")
     network = create_model("mn01", len(LABELS), generator=torch.Generator().manual_seed(0))
     network.card = ModelCard(name="tiny", labels=LABELS, exclusive=True)
-    hub.save(network, folder / "tiny.safetensors")
+    pretrained.save(network, folder / "tiny.safetensors")
     noise = np.random.default_rng(0).normal(0, 0.1, (12, RATE)).astype(np.float32)
     for i, samples in enumerate(noise):
         path = folder / "clips" / LABELS[i % 2] / f"{i}.wav"
@@ -208,22 +210,22 @@ def test_a_bit_that_has_turned_over_in_a_journal_is_seen(tmp_path):
     output, words = tmp_path / "out.csv", b"the result of a recording"
     (tmp_path / "a.wav").write_bytes(b"audio")
     with Journal(output, {}) as journal:
-        journal.find([str(tmp_path / "a.wav")])
+        journal.find(Discovery([str(tmp_path / "a.wav")]))
         (task,) = journal.to_do()
         journal.put(task, 1.0, words, None)
     spoil(journal_path(output), journal_path(output).read_bytes().index(words) + 5)
     with Journal(output, {}) as journal:
         assert journal.counts().done == 1
-        with pytest.raises(DataError, match=r"damaged where .*a\.wav is kept. Start the command again"):
+        with pytest.raises(DataError, match=r"damaged: the result of .*a\.wav\. Start the command again"):
             list(journal.results())
     with Journal(output, {}) as journal:
-        journal.find([str(tmp_path / "a.wav")])
+        journal.find(Discovery([str(tmp_path / "a.wav")]))
         assert len(list(journal.to_do())) == 1, "it is done again"
 
 
 def look_through(output, folder):
     with Journal(output, {}) as journal:
-        journal.find([str(folder)])
+        journal.find(Discovery([str(folder)]))
         journal.counts()
         list(journal.results())
 
@@ -233,7 +235,7 @@ def test_a_journal_of_which_pages_are_lost_is_named_and_can_be_begun_anew(tmp_pa
     for i in range(300):
         (tmp_path / f"{i}.wav").write_bytes(b"audio")
     with Journal(output, {}) as journal:
-        journal.find([str(tmp_path)])
+        journal.find(Discovery([str(tmp_path)]))
         for task in journal.to_do():
             journal.put(task, 1.0, bytes(100), None)
     whole = journal_path(output).read_bytes()
@@ -242,7 +244,7 @@ def test_a_journal_of_which_pages_are_lost_is_named_and_can_be_begun_anew(tmp_pa
         with pytest.raises(DataError, match="--fresh starts over"):
             look_through(output, tmp_path)
         with Journal(output, {}, fresh=True) as journal:
-            journal.find([str(tmp_path)])
+            journal.find(Discovery([str(tmp_path)]))
             assert journal.counts() == (300, 0, 0)
 
 
@@ -258,7 +260,7 @@ def test_a_journal_of_an_older_version_is_refused_and_begun_anew(tmp_path):
         Journal(output, {})
     (tmp_path / "a.wav").write_bytes(b"audio")
     with Journal(output, {}, fresh=True) as journal:
-        journal.find([str(tmp_path / "a.wav")])
+        journal.find(Discovery([str(tmp_path / "a.wav")]))
         journal.put(next(journal.to_do()), 1.0, b"result", None)
         assert [done.result for done in journal.results()] == [b"result"]
 
@@ -284,7 +286,7 @@ import resource, sys
 import numpy as np, torch
 from dymn import Tagger
 from dymn.errors import ResourceError
-from dymn.torch_backend import TorchBackend
+from dymn.runtime.torch_backend import TorchBackend
 from dymn import create_model
 
 torch.set_num_threads(1)

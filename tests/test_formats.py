@@ -1,16 +1,20 @@
 import csv
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from dymn.errors import AudioError
-from dymn.formats import FORMATS, Run, clock, joined
-from dymn.selection import Tag, WindowTags
-from dymn.tagger import Recording
+from dymn.inference.formats.origin import Origin
+from dymn.inference.formats.tags import TAGS, joined
+from dymn.inference.formats.text import clock
+from dymn.inference.formats.writers import TEXT
+from dymn.inference.selection import Tag, WindowTags
+from dymn.inference.tagger import Recording
 
-RUN = Run("1.2.3", "tiny", "abc", {"top_k": 2, "window": 10.0})
+ORIGIN = Origin("1.2.3", "tiny", "abc", {"top_k": 2, "window": 10.0})
 TIMELINE = [
     WindowTags(0.0, 10.0, [Tag("Dog", 0.9, 0.0, 10.0), Tag("Speech, near", 0.25, 0.0, 10.0)]),
     WindowTags(10.0, 20.0, [Tag("Dog", 0.95, 10.0, 20.0)]),
@@ -21,8 +25,7 @@ BAD = Recording("bad.wav", error=AudioError('bad.wav is "no" audio.'))
 
 
 def written(name, recordings=(GOOD, BAD), **changes):
-    run = Run(**{**vars(RUN), **changes})
-    return "".join(FORMATS[name](iter(recordings), run))
+    return "".join(TEXT[name](iter(recordings), TAGS, replace(ORIGIN, **changes)))
 
 
 def test_json_is_one_document_with_its_origin():

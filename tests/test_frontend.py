@@ -8,11 +8,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from dymn.audio.mel import PREEMPHASIS
 from dymn.config import FrontEndConfig
 from dymn.errors import AudioError, ConfigError
-from dymn.frontend import LogMel, mel_basis
+from dymn.models.frontend import LogMel, mel_basis
 from dymn.native import libraries, library
-from dymn.native.log_mel import PREEMPHASIS
 
 FIXTURES = ("default", "hop15", "mels64")
 
@@ -108,7 +108,7 @@ def uncompiled(monkeypatch):
 
     def compute(front_end, waveform, basis=None):
         with monkeypatch.context() as patched:
-            patched.setattr("dymn.frontend.is_compiled", lambda *_: False)
+            patched.setattr("dymn.models.frontend.is_compiled", lambda *_: False)
             return front_end(waveform, basis)
 
     return compute
@@ -133,7 +133,7 @@ def test_compiled_and_not_are_one(uncompiled, n, n_clips, log_n_fft, hop, n_mels
     torch.set_num_threads(n_threads)
     try:
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr("dymn.layers.compiled.library", lambda: libraries()[build])
+            patched.setattr("dymn.native.ops.library", lambda: libraries()[build])
             found = front_end(waveform, basis)
     finally:
         torch.set_num_threads(before)

@@ -10,11 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dymn import create_model
+from dymn.architectures import BLOCK_SETS, HEADS, MODELS
 from dymn.config import BlockConfig, ModelConfig
 from dymn.errors import ConfigError
-from dymn.fast import accelerate, fuse, fused
-from dymn.layers import ATTENTIONS, CONTEXTS
-from dymn.model import BLOCK_SETS, HEADS, MODELS, MobileNet
+from dymn.models.layers import ATTENTIONS, CONTEXTS
+from dymn.models.mobilenet import MobileNet
+from dymn.runtime import fused
+from dymn.runtime.accelerate import accelerate
+from dymn.runtime.fused import fuse
 from test_benchmarks import load as load_benchmark
 from test_efficientat import FIXTURES, load
 

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from dymn import create_model, hear, hub
+from dymn import create_model, hear
 from dymn.config import FrontEndConfig, ModelCard
-from dymn.embedder import Embedder
 from dymn.errors import ConfigError, WeightsError
+from dymn.models import pretrained
+from dymn.runtime.layer_averages import LayerAverages
 
 
 @pytest.fixture(scope="module", params=[32_000, 22_050])
@@ -15,7 +16,7 @@ def model(request, tmp_path_factory):
     front_end = FrontEndConfig(sample_rate=request.param, f_max=10_000.0, f_max_range=1)
     network.card = ModelCard(labels=("a", "b"), front_end=front_end)
     path = tmp_path_factory.mktemp("hear") / "model.safetensors"
-    hub.save(network, path)
+    pretrained.save(network, path)
     return hear.load_model(str(path))
 
 
@@ -105,7 +106,7 @@ def test_without_a_file_it_is_the_model_that_comes_with_dymn(monkeypatch):
         return create_model("mn01", num_classes=2)
 
     monkeypatch.setattr("dymn.weights.load_model", load, raising=False)
-    assert isinstance(hear.load_model(layers="last").embedder, Embedder)
+    assert isinstance(hear.load_model(layers="last").embedder, LayerAverages)
     assert asked == ["dymn04_open"]
 
 

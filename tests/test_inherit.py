@@ -5,8 +5,8 @@ import torch
 
 from dymn import load_model
 from dymn.errors import ConfigError
-from dymn.inherit import calibrate, inherit
-from dymn.model import MobileNet, create_model
+from dymn.models.inflate import calibrate, inherit
+from dymn.models.mobilenet import MobileNet, create_model
 
 MN = {"dynamic_blocks": "none", "attention": "se", "attention_blocks": "se"}
 

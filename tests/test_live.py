@@ -18,28 +18,29 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from dymn import Tagger, create_model, hub
-from dymn.backends import Backend
-from dymn.capture import BLOCK_SECONDS, BoundedQueue, Chunk, devices, microphone
+from dymn import Tagger, create_model
+from dymn.audio.microphone import BLOCK_SECONDS, BoundedQueue, Chunk, devices, microphone
+from dymn.audio.pcm import FORMATS, PcmReader
 from dymn.cli import app
 from dymn.commands import listen
 from dymn.config import ModelCard
 from dymn.errors import AudioError, ConfigError, MissingExtraError
-from dymn.live import follow
-from dymn.pcm import FORMATS, PcmReader
-from dymn.selection import TagSettings
+from dymn.inference.selection import TagSettings
+from dymn.inference.stream import follow
+from dymn.models import pretrained
+from stubs import StubBackend
 
 RATE = 32_000
 LABELS = ("Dog", "Cat")
 
 
-class Sums(Backend):
+class Sums(StubBackend):
     """Answers in which each sample shows."""
 
     def __init__(self):
         self.card = ModelCard(name="sums", labels=LABELS)
 
-    def probabilities(self, waveforms):
+    def scores(self, waveforms):
         total = np.abs(np.asarray(waveforms, np.float64)).mean(axis=1)
         return np.stack([total, np.asarray(waveforms)[:, -1] ** 2], axis=1).astype(np.float32)
 
@@ -52,7 +53,7 @@ def model(tmp_path_factory):
     network = create_model("mn01", num_classes=2, generator=torch.Generator().manual_seed(0))
     network.card = ModelCard(name="tiny", labels=LABELS)
     path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
-    hub.save(network, path)
+    pretrained.save(network, path)
     return path
 
 
@@ -135,7 +136,7 @@ def test_what_cannot_be_fed_is_left_out():
 
 def test_after_a_gap_times_are_true():
     loud, quiet = np.full(RATE, 0.5, np.float32), np.zeros(RATE, np.float32)
-    heard = list(follow(SUMS, [Chunk(loud, 0), Chunk(quiet, 3 * RATE), Chunk(quiet, 0)], RATE, TagSettings(window=0.5)))
+    heard = list(follow(SUMS.backend, [Chunk(loud, 0), Chunk(quiet, 3 * RATE), Chunk(quiet, 0)], RATE, TagSettings(window=0.5)))
     assert [(answer.window.start, answer.dropped) for answer in heard] == [(0.0, 0.0), (4.0, 3.0), (4.5, 3.0), (5.0, 3.0), (5.5, 3.0)]
     assert [answer.window.tags[0].score for answer in heard] == [0.5, 0, 0, 0, 0]
 
@@ -248,7 +249,7 @@ def test_ctrl_c_ends_well(model, pcm):
 def test_the_table_shows_labels_as_they_are(tagger):
     from rich.console import Console
 
-    (answer,) = follow(tagger, [Chunk(np.zeros((RATE, 1), np.float32), 0)], RATE, TagSettings(window=1.0))
+    (answer,) = follow(tagger.backend, [Chunk(np.zeros((RATE, 1), np.float32), 0)], RATE, TagSettings(window=1.0))
     hostile = answer._replace(window=answer.window._replace(tags=[answer.window.tags[0]._replace(label="[red]Dog[/nope]")]), dropped=2.0)
     out = Console(file=io.StringIO(), width=80)
     out.print(listen.LiveTable("[bold]title[/x]", 3).table(hostile))

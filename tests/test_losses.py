@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from dymn.losses import Targets, distillation_loss, label_loss, mix, probabilities, targets_of, teacher_entropy, teacher_loss
+from dymn.training.losses import Targets, distillation_loss, label_loss, mix, probabilities, targets_of, teacher_entropy, teacher_loss
 
 B, C = 5, 7
 LAMBDA = 0.1

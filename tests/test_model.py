@@ -7,10 +7,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dymn.architectures import MODELS, Variant, architectures, model_config
 from dymn.config import ModelConfig, from_dict, round_channels, to_dict
 from dymn.errors import ConfigError
-from dymn.layers import DynamicConv2d
-from dymn.model import MODELS, MobileNet, Variant, architectures, create_model, model_config
+from dymn.models.layers import DynamicConv2d
+from dymn.models.mobilenet import MobileNet, create_model
 
 
 def random_input(*shape, seed=0):
@@ -138,7 +139,7 @@ def test_initialisation_is_that_of_the_paper():
         ({"colour": 1}, "no setting colour"),
         ({"width": 0.0}, "width is 0.0"),
         ({"temperature": 0.0}, "temperature"),
-        ({"dynamic_blocks": "odd"}, "'odd' is no set of blocks"),
+        ({"dynamic_blocks": "odd"}, "'odd' is not a set of blocks"),
         ({"dynamic_blocks": (15,)}, "from 0 to 14"),
         ({"h_min": 64, "h_max": 32}, "h_min"),
         ({"num_classes": 0}, "num_classes"),

@@ -6,8 +6,8 @@ import soundfile
 import torch
 
 from dymn import Tagger
-from dymn.frontend import LogMel
-from dymn.selection import TagSettings
+from dymn.inference.selection import TagSettings
+from dymn.models.frontend import LogMel
 
 TOLERANCE = 1e-5
 RATE = 32000
@@ -98,7 +98,7 @@ def test_the_compiled_front_end_hears_odd_signals_as_pytorch_does(name, monkeypa
     """They round differently, which a logarithm of next to nothing shows most."""
     waveform = torch.from_numpy(SIGNALS[name])[None]
     compiled = LogMel()(waveform)
-    monkeypatch.setattr("dymn.frontend.is_compiled", lambda *tensors: False)
+    monkeypatch.setattr("dymn.models.frontend.is_compiled", lambda *tensors: False)
     plain = LogMel()(waveform)
     assert compiled.isfinite().all()
     assert (compiled - plain).abs().max() < 1e-3

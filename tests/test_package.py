@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from dymn import __version__
-from dymn._toml import tomllib
+from dymn.system.toml import tomllib
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]

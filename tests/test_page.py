@@ -24,11 +24,11 @@ import uvicorn
 from playwright import sync_api as playwright
 from websockets.sync.client import connect
 
-from dymn import audio
+from dymn.audio import reading
+from dymn.inference.tagger import Tagger
 from dymn.serve.app import create_app
 from dymn.serve.assets import find_assets, runs_in_browser
 from dymn.serve.settings import ServeSettings
-from dymn.tagger import Tagger
 
 AUDIO = Path(__file__).parents[1] / "examples" / "audio"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -74,7 +74,7 @@ def address(tagger):
 def microphone(tmp_path_factory):
     """What the browser's microphone hears: a recording, over and over."""
     path = tmp_path_factory.mktemp("microphone") / "heard.wav"
-    samples = audio.read(AUDIO / "dog.ogg", 48_000)
+    samples = reading.read(AUDIO / "dog.ogg", 48_000)
     soundfile.write(path, np.resize(samples, 48_000 * 30), 48_000, subtype="PCM_16")
     return path
 
@@ -147,7 +147,7 @@ def test_a_file_gets_the_tags_of_the_command_and_stays_here(page, address, tagge
 
 @NEEDS_FILES
 def test_a_long_file_has_a_timeline(page, address, tagger, tmp_path):
-    samples = [audio.read(AUDIO / name) for name in sorted(os.listdir(AUDIO)) if name.endswith(".ogg")]
+    samples = [reading.read(AUDIO / name) for name in sorted(os.listdir(AUDIO)) if name.endswith(".ogg")]
     path = tmp_path / "long.wav"
     soundfile.write(path, np.resize(np.concatenate(samples), 32_000 * 34), 32_000)
     ready(page, address).set_input_files("#file", path)
@@ -208,11 +208,11 @@ def test_a_server_that_takes_no_more_is_said_and_asked_again(page, tagger):
 
 def test_sound_that_a_slow_server_does_not_hear_is_said(page, tagger, monkeypatch):
     quick = threading.Event()
-    scores = type(tagger.backend).scores
+    run = type(tagger.backend).run
     with serving(create_app({"dymn04_open": tagger}, ServeSettings())) as address:
         ready(page, address)
         page.check("#on-server")
-        monkeypatch.setattr(type(tagger.backend), "scores", lambda *arguments: quick.wait(60) and scores(*arguments))
+        monkeypatch.setattr(type(tagger.backend), "run", lambda *arguments: quick.wait(60) and run(*arguments))
         page.click("#mic")
         says(page, "#problem", "too slow.*unheard")
         quick.set()

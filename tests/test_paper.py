@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from dymn import paper
+from dymn.architectures import TABLE_I, Variant, context_size, model_config
 from dymn.config import from_dict, round_channels, to_dict
 from dymn.errors import ConfigError
-from dymn.model import TABLE_I, MobileNet, Variant, context_size, model_config
+from dymn.models import paper
+from dymn.models.mobilenet import MobileNet
 from dymn.profiling import compare, count
 from dymn.profiling.formats import comparison_markdown
 from dymn.training.recipe import load_recipe

@@ -11,12 +11,13 @@ import soundfile
 import torch
 from typer.testing import CliRunner
 
-from dymn import Tagger, create_model, hub
+from dymn import Tagger, create_model
 from dymn.cli import app
 from dymn.config import FrontEndConfig, ModelCard
-from dymn.pictures import Overview, overview
-from dymn.pictures.overview import MAX_COLUMNS, MAX_TICKS, Thinned, time_ticks, time_unit
-from dymn.pictures.page import audio_uri, page, save_page
+from dymn.models import pretrained
+from dymn.plots.overview import MAX_COLUMNS, Overview, Thinned, overview
+from dymn.plots.style import MAX_TICKS, time_ticks, time_unit
+from dymn.plots.timeline_page import audio_uri, page, save_page
 
 RATE = 32_000
 HOSTILE = "</script><img src=x onerror=alert(1)>"
@@ -28,7 +29,7 @@ def model(tmp_path_factory):
     network = create_model("mn01", num_classes=len(LABELS), generator=torch.Generator().manual_seed(0))
     network.card = ModelCard(name="tiny", labels=LABELS)
     path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
-    hub.save(network, path)
+    pretrained.save(network, path)
     return path
 
 
@@ -107,7 +108,7 @@ def test_nothing_in_a_picture_overlaps(seen, seconds):
 
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    from dymn.pictures.picture import draw
+    from dymn.plots.timeline import draw
 
     figure = draw(dataclasses.replace(seen, seconds=seconds, name="x" * 300))
     canvas = FigureCanvasAgg(figure)

@@ -10,14 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from dymn import Embedder, create_model, hub
+from dymn import Embedder, create_model
 from dymn.cli import app
 from dymn.config import FrontEndConfig, ModelCard
 from dymn.data import Catalog, open_source
 from dymn.errors import ConfigError, DataError
-from dymn.probe import probe, rounds_of
-from dymn.probe.linear import GRID, Examples
-from dymn.probe.rounds import parts
+from dymn.evaluation.linear import GRID, Examples
+from dymn.evaluation.probe import probe
+from dymn.evaluation.rounds import parts, rounds_of
+from dymn.models import pretrained
 from layouts import write_openmic
 from tiny_runs import FRONT_END, write_clips
 
@@ -27,7 +28,7 @@ def model(tmp_path_factory):
     network = create_model("mn01", num_classes=2, generator=torch.Generator().manual_seed(0))
     network.card = ModelCard(name="tiny", labels=("a", "b"), front_end=FrontEndConfig(**FRONT_END, f_max_range=1))
     path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
-    hub.save(network, path)
+    pretrained.save(network, path)
     return path
 
 

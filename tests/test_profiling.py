@@ -10,12 +10,14 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
-from dymn import paper, profiling
+from dymn import profiling
+from dymn.architectures import Variant, model_config
 from dymn.cli import app
 from dymn.config import FrontEndConfig, to_dict
 from dymn.errors import ConfigError, WeightsError
-from dymn.layers import ATTENTIONS, CONTEXTS
-from dymn.model import MobileNet, Variant, create_model, model_config
+from dymn.models import paper
+from dymn.models.layers import ATTENTIONS, CONTEXTS
+from dymn.models.mobilenet import MobileNet, create_model
 from dymn.profiling import count
 from dymn.profiling.formats import COMPARISON_FORMATS, PROFILE_FORMATS
 

@@ -11,11 +11,12 @@ import pytest
 import soundfile
 from typer.testing import CliRunner
 
-from dymn import Tagger, audio
+from dymn import Tagger
+from dymn.audio import reading
 from dymn.cli import app
 from dymn.errors import ConfigError, MissingExtraError
+from dymn.inference.selection import TagSettings
 from dymn.ray import Engine, _decode, _pieces, _table, _Windows, find
-from dymn.selection import TagSettings
 
 EXAMPLES = Path(__file__).parents[1] / "examples" / "audio"
 with_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed: pip install 'dymn[ray]'")
@@ -120,7 +121,7 @@ def test_an_actor_that_is_killed_changes_no_result(ray, shared, tmp_path):
     bad, long = tmp_path / "bad.wav", tmp_path / "long.wav"
     bad.write_text("no audio")
     soundfile.write(long, 0.1 * np.random.default_rng(0).standard_normal(8000 * 35).astype(np.float32), 8000)
-    sources = [*audio.find(EXAMPLES), bad, long, *audio.find(shared / "esc10")[:40], tmp_path / "gone.wav"]
+    sources = [*reading.find(EXAMPLES), bad, long, *reading.find(shared / "esc10")[:40], tmp_path / "gone.wav"]
     tagger, settings = Tagger.from_pretrained("dymn04_open", "cpu"), TagSettings(hop=2.5)
     shot = []
 

@@ -3,20 +3,24 @@
 import dataclasses
 import math
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 
-from dymn import create_model, hub
+from dymn import create_model
+from dymn.architectures import MODELS
 from dymn.config import ModelCard
 from dymn.data import TASKS
 from dymn.errors import ConfigError
-from dymn.model import MODELS
-from dymn.schedules import learning_rate_factor, temperature
+from dymn.models import pretrained
 from dymn.training import load_recipe, recipe_names, train
 from dymn.training.recipe import parse_assignment
+from dymn.training.schedules import learning_rate_factor, temperature
 from dymn.weights import REGISTRY, audioset_labels
+from dymn.weights import format as weights_format
 from layouts import write_audio, write_audioset, write_corpus, write_esc50, write_fsd50k, write_hdf5, write_openmic, write_tau
 
 NAMES = recipe_names()
@@ -38,7 +42,7 @@ def weights(tmp_path_factory):
             network.temperature = 30.0 if dataset == "ImageNet" else 1.0
             network.card = ModelCard(name=f"{name}_{dataset}", labels=labels)
             paths[dynamic, dataset] = folder / f"{name}_{dataset}.safetensors"
-            hub.save(network, paths[dynamic, dataset])
+            pretrained.save(network, paths[dynamic, dataset])
     return paths
 
 
@@ -136,7 +140,7 @@ def check_run(config, out):
     task = TASKS[config.data.kind]
     assert result["epochs"] == 1 and (out / "best.safetensors").exists()
     record = result["checkpoint"]
-    card = hub.read(record).card
+    card = weights_format.read(record).card
     assert card.exclusive == (task.loss == "ce") and card.provenance["config"]["optim"]["batch_size"] == 2
     if config.data.test:
         assert result["test_clips"] > 0
@@ -293,3 +297,11 @@ def test_wrong_settings(assignment, message):
 def test_assignments_are_toml_or_text():
     values = [parse_assignment(f"a.b={value}")[1] for value in ("1e-3", "true", '["x"]', "mn04_as", "a b")]
     assert values == [1e-3, True, ["x"], "mn04_as", "a b"]
+
+
+def test_recipes_are_listed_without_pytorch():
+    code = (
+        "import sys, atexit, dymn.cli\nsys.argv = ['dymn', 'train', '--recipes']\natexit.register(lambda: print('torch' in sys.modules))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code + "dymn.cli.main()"], capture_output=True, text=True)
+    assert "esc50:mn10" in done.stdout and done.stdout.endswith("False\n"), done.stdout + done.stderr

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from dymn import metrics, paper
+from dymn.evaluation import metrics
+from dymn.models import paper
 from dymn.profiling import count
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"

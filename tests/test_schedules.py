@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dymn.schedules import learning_rate_factor, temperature
+from dymn.training.schedules import learning_rate_factor, temperature
 
 PRE_TRAINING = {"warm_up": 8, "ramp_start": 80, "ramp_length": 95, "floor": 0.01}  # 200 epochs
 FINE_TUNING = {"warm_up": 10, "ramp_start": 10, "ramp_length": 65, "floor": 0.01}  # 80 epochs

@@ -29,22 +29,23 @@ from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 from typer.testing import CliRunner
 
-from dymn.backends import Backend
+from dymn.audio import reading
 from dymn.config import ModelCard
+from dymn.inference.tagger import Tagger
 from dymn.serve.app import create_app
 from dymn.serve.batching import Batcher, Deadline
 from dymn.serve.errors import Refusal
 from dymn.serve.guard import Guard
 from dymn.serve.settings import ServeSettings
 from dymn.serve.uploads import shown_name
-from dymn.tagger import Tagger
+from stubs import StubBackend
 
 ROOT = Path(__file__).parents[1]
 DOG = ROOT / "examples" / "audio" / "dog.ogg"
 TOKEN = "0123456789abcdef-secret"
 
 
-class Stub(Backend):
+class Stub(StubBackend):
     """A network whose answer is the loudness of a window; it waits while `gate` is closed."""
 
     def __init__(self):
@@ -53,7 +54,7 @@ class Stub(Backend):
         self.gate.set()
         self.batches = []
 
-    def probabilities(self, waveforms):
+    def scores(self, waveforms):
         assert self.gate.wait(20)
         self.batches.append(len(waveforms))
         loud = np.abs(np.asarray(waveforms)).max(axis=1).clip(0, 1)
@@ -127,6 +128,29 @@ def test_embeddings_are_those_of_the_library(real):
     assert real.post("/v1/tag?embedding=true&layers=block99", content=DOG.read_bytes()).status_code == 400
 
 
+def test_tags_and_the_embedding_come_from_one_pass(client, stub, monkeypatch):
+    opened = []
+    stream = reading.stream
+    monkeypatch.setattr(reading, "stream", lambda *arguments: opened.append(1) or stream(*arguments))
+    content, service = wav(3.0, 0.5), client()
+    stub.batches.clear()
+    answer = service.post("/v1/tag?embedding=true&layers=last&window=1", content=content).json()
+    assert (answer["embedding"]["vector"], sum(stub.batches), len(opened)) == ([0.5], 3, 1)
+    assert (answer["tags"][0]["label"], answer["tags"][0]["score"]) == ("Loud", 0.5)
+    stub.batches.clear()
+    assert service.post("/v1/tag?embedding=true&layers=last&window=2", content=content).json()["embedding"]["vector"] == [0.5]
+    assert sum(stub.batches) == 3  # two windows, and the second one as it is, before it was filled
+
+
+@pytest.mark.parametrize("query", ["window=3", "window=2&hop=1&fill=pad", "window=10", "window=0.5&hop=0.7"])
+def test_embeddings_are_those_of_dymn_embed_whatever_fills_windows(real, query):
+    asked = dict(part.split("=") for part in query.split("&"))
+    cutting = {name: float(value) for name, value in asked.items() if name != "fill"}
+    expected = Tagger.from_pretrained("dymn04_open", device="cpu").embed(DOG, **cutting).vector
+    vector = real.post(f"/v1/tag?embedding=true&layers=last&{query}", content=DOG.read_bytes()).json()["embedding"]["vector"]
+    np.testing.assert_allclose(vector, expected, atol=1e-5)
+
+
 def test_live_sound_gets_the_tags_of_a_file(real):
     samples, rate = soundfile.read(DOG, dtype="float32", always_2d=True)
     expected = real.post("/v1/tag?window=2&hop=1&timeline=true&top_k=3", content=DOG.read_bytes()).json()["windows"]
@@ -150,10 +174,10 @@ def test_windows_of_several_requests_are_computed_together(stub):
     batcher = Batcher(4, 0.5)
     batcher.start()
     with ThreadPoolExecutor(4) as pool:
-        calls = [pool.submit(batcher, stub.probabilities, np.full((1, 10), i / 10, np.float32), Deadline(10)) for i in range(4)]
-        other = pool.submit(batcher, stub.probabilities, np.full((1, 20), 0.9, np.float32), Deadline(10))
-        assert [call.result()[0, 1] for call in calls] == pytest.approx([0, 0.1, 0.2, 0.3])
-        assert other.result()[0, 1] == pytest.approx(0.9)
+        calls = [pool.submit(batcher, stub.run, np.full((1, 10), i / 10, np.float32), Deadline(10)) for i in range(4)]
+        other = pool.submit(batcher, stub.run, np.full((1, 20), 0.9, np.float32), Deadline(10))
+        assert [call.result().probabilities[0, 1] for call in calls] == pytest.approx([0, 0.1, 0.2, 0.3])
+        assert other.result().probabilities[0, 1] == pytest.approx(0.9)
     batcher.close()
     assert sorted(stub.batches) == [1, 4]  # another length is another batch
 
@@ -166,10 +190,10 @@ def test_a_failing_batch_fails_those_who_wait_for_it_and_no_others(stub):
     batcher.start()
     with pytest.raises(ValueError, match="no"):
         batcher(fails, np.zeros((2, 5), np.float32), Deadline(5))
-    assert len(batcher(stub.probabilities, np.zeros((9, 5), np.float32), Deadline(5))) == 9
+    assert len(batcher(stub.run, np.zeros((9, 5), np.float32), Deadline(5)).probabilities) == 9
     batcher.close()
     with pytest.raises(Refusal, match="shutting down"):
-        batcher(stub.probabilities, np.zeros((1, 5), np.float32), Deadline(5))
+        batcher(stub.run, np.zeros((1, 5), np.float32), Deadline(5))
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from dymn.data.packed import COLUMNS_FILE, INDEX_FILE, WORK_FOLDER
 from dymn.data.stores import tar_members
 from dymn.data.teacher import write_table
 from dymn.errors import ConfigError, DataError, ResourceError
-from dymn.files import atomic_write
+from dymn.system.files import atomic_write
 from dymn.training.recipe import load_recipe
 from dymn.training.resolve import resolve
 from layouts import encoded, write_audio, write_audioset, write_corpus, write_esc50, write_fsd50k, write_openmic
@@ -286,7 +286,7 @@ def test_an_index_of_another_program_is_left_alone(tmp_path):
     (tmp_path / "data" / INDEX_FILE).write_text('{"format": "other"}')
     assert detect(tmp_path / "data").kind == "folder"
     run = ["data.kind=folder", f"data.path={tmp_path / 'data'}", "data.seconds=1"]
-    assert resolve(load_recipe("esc50:mn04", [*run, f"run.out={tmp_path / 'run'}"])).data.kind == "folder"
+    assert resolve(load_recipe("esc50:mn04", [*run, f"run.out={tmp_path / 'run'}"])).config.data.kind == "folder"
 
 
 def test_who_waited_for_the_same_shards_has_them(packed, monkeypatch):

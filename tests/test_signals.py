@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from dymn.signals import Ended, ended
+from dymn.system.signals import Ended, ended
 
 PROGRAM = """
 import sys

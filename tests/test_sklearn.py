@@ -8,9 +8,10 @@ import pytest
 import soundfile
 import torch
 
-from dymn import Embedder, create_model, hub
+from dymn import Embedder, create_model
 from dymn.config import FrontEndConfig, ModelCard
 from dymn.errors import AudioError, ConfigError, WeightsError
+from dymn.models import pretrained
 from tiny_runs import write_clips
 
 pytest.importorskip("sklearn")
@@ -34,7 +35,7 @@ def network():
 @pytest.fixture(scope="module")
 def model(network, tmp_path_factory):
     path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
-    hub.save(network, path)
+    pretrained.save(network, path)
     return str(path)
 
 

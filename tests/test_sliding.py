@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dymn import LogMel
+from dymn.audio.windows import FILLS, cut, fill
 from dymn.config import FrontEndConfig
-from dymn.frontend import ArrayLogMel
-from dymn.sliding import sliding_log_mels
-from dymn.windows import FILLS, cut, fill
+from dymn.models.frontend import ArrayLogMel
+from dymn.runtime.sliding import sliding_log_mels
 
 FRONT_ENDS = (
     LogMel(),

@@ -12,12 +12,14 @@ import soundfile
 import torch
 
 import dymn
-from dymn import Tag, Tagger, audio, create_model
-from dymn.backends import CPU_BATCH_SIZE, Backend
+from dymn import Embedder, Tag, Tagger, create_model
+from dymn.audio import reading
 from dymn.config import ModelCard
 from dymn.errors import AudioError, ConfigError, ResourceError
-from dymn.selection import TagSettings, matching
-from dymn.tagger import Recording
+from dymn.inference.selection import TagSettings, matching
+from dymn.inference.tagger import Recording
+from dymn.runtime.backend import CPU_BATCH_SIZE
+from stubs import StubBackend
 
 RATE = 32_000
 LABELS = ("Dog", "Cat", "Speech, near", "Music")
@@ -30,7 +32,7 @@ def tagger():
     return Tagger(model, "cpu")
 
 
-class Loudness(Backend):
+class Loudness(StubBackend):
     """Scores that can be foreseen: each label is as probable as the loudest sample of a quarter of the values."""
 
     card = ModelCard(name="loudness", labels=LABELS)
@@ -38,7 +40,7 @@ class Loudness(Backend):
     def __init__(self):
         self.batches = []
 
-    def probabilities(self, waveforms):
+    def scores(self, waveforms):
         self.batches.append(waveforms.shape)
         loudest = np.abs(waveforms).max(axis=1)
         return np.stack([loudest, loudest / 2, loudest / 4, 1 - loudest], axis=1).astype(np.float32)
@@ -241,12 +243,12 @@ def test_a_batch_that_does_not_fit_names_the_remedy(tagger, monkeypatch):
         tagger.tag_files([], batch_size=0)
 
 
-class Loudest(Backend):
+class Loudest(StubBackend):
     """Two labels, as probable as the loudest sample and the rest."""
 
     card = ModelCard(name="loudest", labels=("Loud", "Quiet"))
 
-    def probabilities(self, waveforms):
+    def scores(self, waveforms):
         loudest = np.abs(waveforms).max(axis=1)
         return np.stack([loudest, 1 - loudest], axis=1).astype(np.float32)
 
@@ -266,16 +268,17 @@ def test_tagging_with_another_backend_needs_no_torch(tmp_path):
     code = (
         "import sys\n"
         "import numpy as np\n"
-        "from dymn import cli, formats, selection, windows\n"
-        "from dymn.backends import Backend\n"
+        "from dymn import cli\nfrom dymn.audio import windows\nfrom dymn.inference import selection\n"
+        "from dymn.inference.formats import origin, tags, writers\n"
+        "from dymn.runtime.backend import Backend, Output\n"
         "from dymn.config import ModelCard\n"
-        "from dymn.tagger import Tagger\n"
+        "from dymn.inference.tagger import Tagger\n"
         "class Loudest(Backend):\n"
-        "    card = ModelCard(labels=('Loud',))\n"
-        "    def probabilities(self, waveforms): return np.abs(waveforms).max(axis=1, keepdims=True).astype(np.float32)\n"
+        "    card, embedding_size = ModelCard(labels=('Loud',)), 1\n"
+        "    def run(self, windows): return Output(*2 * [np.abs(windows).max(axis=1, keepdims=True).astype(np.float32)])\n"
         f"(recording,) = Tagger(Loudest()).tag_files([{str(path)!r}])\n"
-        "run = formats.Run('0', '', '', {})\n"
-        "print(*formats.json_lines([recording], run), 'torch' in sys.modules)\n"
+        "run = origin.Origin('0', '', '', {})\n"
+        "print(*writers.json_lines([recording], tags.TAGS, run), 'torch' in sys.modules)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert '"label": "Loud", "score": 0.5' in done.stdout
@@ -290,6 +293,75 @@ def test_from_pretrained_reads_front_end_and_labels(tagger, tmp_path):
     assert loaded.tag(clip, RATE) == tagger.tag(clip, RATE)
     with pytest.raises(ConfigError, match="Available here"):
         Tagger.from_pretrained("no_such_model", device="cuda:99")
+
+
+def small_network(seed=0):
+    return create_model("dymn04", width=0.1, num_classes=4, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("kind", [Tagger, Embedder])
+def test_the_callers_network_stays_as_it_is_and_reaches_no_tagger_later(kind):
+    model = small_network().train()
+    model.head.dropout.eval()
+    modes = [module.training for module in model.modules()]
+    clip = np.random.default_rng(0).normal(0, 0.1, (1, RATE)).astype(np.float32)
+    made = kind(model)
+    compute = made.probabilities if kind is Tagger else made.vectors
+    before = compute(clip)
+    assert [module.training for module in model.modules()] == modes
+    state = small_network(1).state_dict()
+    model.load_state_dict(state | {"head.classifier.bias": state["head.classifier.bias"] + 1})
+    np.testing.assert_array_equal(compute(clip), before)
+    again = kind(model)
+    assert not np.array_equal((again.probabilities if kind is Tagger else again.vectors)(clip), before)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e30])
+@pytest.mark.parametrize("make", [np.asarray, torch.from_numpy])
+def test_waveforms_that_are_not_finite_are_refused(tagger, value, make):
+    clips = np.zeros((2, RATE), np.float32)
+    clips[1, 16_000] = value
+    for compute in (
+        tagger.probabilities,
+        tagger.embedder().vectors,
+        tagger.embedder("mels").vectors,
+        tagger.embedder("last,block3").vectors,
+    ):
+        with pytest.raises(AudioError, match="Waveform 1 holds the value"):
+            compute(make(clips))
+        assert np.isfinite(compute(make(clips[:1]))).all()
+        with pytest.raises(AudioError, match=r"must be \[B, N\]"):
+            compute(make(clips[0]))
+
+
+@pytest.mark.parametrize("source", [b"RIFF secret", bytearray(b"RIFF secret"), [0.0, 0.1], None, 3])
+def test_what_is_no_recording_is_named_by_its_type(loudness, source):
+    with pytest.raises(ConfigError, match=f"of type {type(source).__name__} here") as caught:
+        loudness.tag(source)
+    assert "secret" not in str(caught.value)
+    assert ("BytesIO" in str(caught.value)) == isinstance(source, (bytes, bytearray))
+
+
+FORKED = """
+import multiprocessing, sys
+import numpy as np
+import dymn
+made, layers = sys.argv[1:]
+tagger = dymn.Tagger(dymn.create_model("mn01"), "cpu", 2) if made == "network" else dymn.Tagger.from_pretrained("dymn04_open", "cpu", 2)
+clip = np.random.default_rng(0).normal(0, 0.1, 320_000).astype(np.float32)
+def work(i):
+    return tagger.tag(clip, 32_000, top_k=1)[0].score, float(tagger.embed(clip, 32_000, layers).vector[0])
+expected = work(0)
+with multiprocessing.get_context("fork").Pool(2) as pool:
+    found = pool.map_async(work, range(4)).get(60)
+np.testing.assert_allclose(found, [expected] * 4, atol=1e-6)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+@pytest.mark.parametrize("arguments", [("network", "last"), ("network", "mels,block3"), ("published", "last")])
+def test_forked_processes_compute_with_a_tagger_that_was_used_before(arguments):
+    subprocess.run([sys.executable, "-c", FORKED, *arguments], check=True, timeout=120, env=os.environ | {"OMP_NUM_THREADS": "2"})
 
 
 def test_a_failed_recording_can_be_made_by_hand():
@@ -315,7 +387,7 @@ def test_the_published_model_is_reproduced(shared, clip):
         (recording,) = tagger.tag_files([path], TagSettings(fill=how))
         np.testing.assert_allclose(recording.scores, expected, atol=1e-4)
     assert tagger.labels == dymn.audioset_labels()
-    assert recording.seconds == pytest.approx(len(audio.read(path)) / RATE)
+    assert recording.seconds == pytest.approx(len(reading.read(path)) / RATE)
 
 
 def test_decoding_ahead_changes_nothing_but_the_time(tagger, tmp_path):

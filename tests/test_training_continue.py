@@ -1,20 +1,23 @@
 """A run that is killed, interrupted or out of room at any moment continues to the very numbers it would have had (CPU: bitwise)."""
 
+import dataclasses
 import errno
+import functools
 import json
 import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
-from dymn import hub
 from dymn.data import PackSettings, open_source, pack
 from dymn.errors import ConfigError, DataError
 from dymn.training import loop, state, train
 from dymn.training.report import Reporter
 from dymn.training.state import load_state
+from dymn.weights import format as weights_format
 from tiny_runs import run, settings, write_clips
 
 TIMES = {"seconds", "clips_per_second"}  # not the same twice
@@ -57,7 +60,7 @@ def outcome(folder):
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     assert len(log) == ended.epoch
     return {
-        **{name: hub.read(folder / f"{name}.safetensors").state for name in ("best", "last")},
+        **{name: weights_format.read(folder / f"{name}.safetensors").state for name in ("best", "last")},
         "state": [ended.model, ended.ema, ended.optimizer["state"], ended.best, ended.best_epoch],
         "log": [{key: value for key, value in record.items() if key not in TIMES} for record in log],
         "history": [{key: value for key, value in record.items() if key not in TIMES} for record in ended.history],
@@ -68,6 +71,8 @@ def outcome(folder):
 def same(a, b) -> bool:
     if isinstance(a, torch.Tensor):
         return torch.equal(a, b)
+    if isinstance(a, np.ndarray):
+        return np.array_equal(a, b)
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
     if isinstance(a, list):
@@ -96,7 +101,7 @@ KILLER = """
 import json, os, signal, sys
 from pathlib import Path
 import lightning_fabric, sklearn.metrics, torch  # once for all children
-import dymn.files
+import dymn.system.files
 from dymn.training import loop, state, train
 from dymn.training.recipe import parse
 from dymn.training.report import Reporter
@@ -139,7 +144,7 @@ for i, (kind, count) in enumerate(moments):
         if kind == "batch":
             reporter = Countdown(count)
         elif kind == "replace":
-            dymn.files.os.replace = replace_and_count(count)
+            dymn.system.files.os.replace = replace_and_count(count)
         else:
             real, calls = torch.save, iter(range(100))
             torch.save = lambda values, file: real(values, file) if next(calls) < count else half_a_state(values, file)
@@ -310,3 +315,53 @@ def test_a_damaged_state_is_said_to_be_one(clips, tmp_path):
     torch.save({"format": "dymn-run/0"}, path)
     with pytest.raises(DataError, match="not the state of a run"):
         load_state(path)
+
+
+def test_a_flipped_bit_in_the_state_is_noticed_or_changes_nothing(tmp_path):
+    path, rng = tmp_path / "state.pt", np.random.default_rng(0)
+    saved = state.RunState(epoch=2, model={"a": torch.randn(50)}, history=[{"epoch": 1}], best_epoch=1, fingerprint="x")
+    state.save_state(saved, path)
+    content = path.read_bytes()
+    noticed = 0
+    for at in rng.permutation(len(content))[:300]:
+        changed = bytearray(content)
+        changed[at] ^= 1 << int(rng.integers(8))
+        path.write_bytes(changed)
+        try:
+            loaded = load_state(path)
+        except DataError:
+            noticed += 1
+            continue
+        assert torch.equal(loaded.model.pop("a"), saved.model["a"])
+        assert dataclasses.replace(loaded, model={}) == dataclasses.replace(saved, model={})
+    assert noticed > 150
+
+
+def test_a_state_of_epochs_from_zero_is_read(tmp_path):
+    torch.save({"format": "dymn-run/1", "epoch": 2, "best_epoch": 0, "history": [{"epoch": 0}, {"epoch": 1}]}, tmp_path / "state.pt")
+    loaded = load_state(tmp_path / "state.pt")
+    assert loaded.best_epoch == 1 and [record["epoch"] for record in loaded.history] == [1, 2]
+
+
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_a_clip_that_changed_at_the_same_size_is_noticed_when_a_run_continues(tmp_path, part):
+    for name, n in (("train", 8), ("val", 4)):
+        write_clips(tmp_path / "data" / name, n)
+    made = functools.partial(run, tmp_path / "data", tmp_path / "run", data={"holdout": 0.0})
+    with pytest.raises(KeyboardInterrupt):
+        train(made(schedule={"epochs": 3, "warm_up": 0}), StopAfter(1))
+    path = next((tmp_path / "data" / part / "low").iterdir())
+    content = bytearray(path.read_bytes())
+    content[-4:] = b"\0\0\0\x3f"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=f"{part}/low/{path.name} is not what this run heard before"):
+        train(made(schedule={"epochs": 3, "warm_up": 0}))
+
+
+class StopAfter(Reporter):
+    def __init__(self, epochs):
+        self.epochs = epochs
+
+    def epoch(self, record):
+        if record["epoch"] == self.epochs:
+            raise KeyboardInterrupt

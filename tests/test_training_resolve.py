@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import pytest
 
@@ -10,8 +11,11 @@ from dymn.data.detect import detect
 from dymn.errors import ConfigError, DataError
 from dymn.training import TrainConfig, load_recipe
 from dymn.training.inputs import differences
+from dymn.training.loop import Run
+from dymn.training.report import Reporter
 from dymn.training.resolve import plain_name, resolve, with_folder
 from layouts import write_audio, write_audioset, write_corpus, write_esc50, write_fsd50k, write_openmic, write_table, write_tau
+from tiny_runs import run, write_clips
 
 
 @pytest.mark.parametrize(
@@ -62,8 +66,8 @@ def fine_tune(path, *assignments):
 def test_length_of_clips_comes_from_the_clips(tmp_path, longest, seconds):
     write_audio(tmp_path / "a" / "x.wav", seconds=longest, rate=8_000)
     write_audio(tmp_path / "b" / "y.wav", seconds=0.2)
-    assert resolve(fine_tune(tmp_path)).data.seconds == seconds
-    assert resolve(fine_tune(tmp_path, "data.seconds=3")).data.seconds == 3
+    assert resolve(fine_tune(tmp_path)).config.data.seconds == seconds
+    assert resolve(fine_tune(tmp_path, "data.seconds=3")).config.data.seconds == 3
 
 
 def test_a_test_set_is_taken_where_there_is_one(tmp_path):
@@ -72,20 +76,20 @@ def test_a_test_set_is_taken_where_there_is_one(tmp_path):
             write_audio(tmp_path / "split" / split / name / "x.wav")
             write_audio(tmp_path / "plain" / name / f"{split}.wav")
     write_esc50(tmp_path / "esc")
-    assert resolve(fine_tune(tmp_path / "split")).data.test == "test"
-    plain = resolve(fine_tune(tmp_path / "plain")).data
+    assert resolve(fine_tune(tmp_path / "split")).config.data.test == "test"
+    plain = resolve(fine_tune(tmp_path / "plain")).config.data
     assert (plain.val, plain.test) == ("val", "")
     for name in ("a", "b"):
         write_audio(tmp_path / "single" / name / "x.wav")
-    assert resolve(fine_tune(tmp_path / "single")).data.val == ""
-    config = resolve(fine_tune(tmp_path / "esc", "data.fold=2"))
+    assert resolve(fine_tune(tmp_path / "single")).config.data.val == ""
+    config = resolve(fine_tune(tmp_path / "esc", "data.fold=2")).config
     assert (config.data.kind, config.data.test, config.data.fold, config.data.seconds) == ("esc50", "test", 2, 0.0)
 
 
 def test_nothing_open_means_no_change(tmp_path):
     write_esc50(tmp_path)
     config = load_recipe("esc50:mn04", [f'data.path="{tmp_path}"'])
-    assert resolve(config) == config
+    assert resolve(config).config == config
     with pytest.raises(ConfigError, match="--data"):
         resolve(load_recipe("esc50:mn04"))
     with pytest.raises(ConfigError, match="auto, folder"):
@@ -109,3 +113,36 @@ def test_names_what_differs_from_a_run(tmp_path):
     assert differences(tmp_path / "config.json", changed, {"train": "b"}) == ["data digest.train", "optim.lr", "schedule.epochs"]
     assert differences(tmp_path / "config.json", config, {"train": "a"}) == []
     assert differences(tmp_path / "absent.json", config, {}) == []
+
+
+class Notes(Reporter):
+    def __init__(self):
+        self.said = []
+
+    def note(self, text):
+        self.said.append(text)
+
+
+def test_one_class_is_refused(tmp_path):
+    write_clips(tmp_path / "clips", 8)
+    shutil.rmtree(tmp_path / "clips" / "low")
+    with pytest.raises(DataError, match=r"one class, 'high': there is nothing to tell apart"):
+        Run(run(tmp_path / "clips", tmp_path / "run"), Notes())
+    rows = [["path", "label"], *([f"clips/high/{path.name}", "high"] for path in sorted((tmp_path / "clips" / "high").iterdir()))]
+    write_table(tmp_path / "all.csv", rows)
+    with pytest.raises(DataError, match="any network is right"):
+        Run(run(tmp_path / "all.csv", tmp_path / "run", data={"kind": "csv", "holdout": 0.0, "val": ""}), Notes())
+    rows[1][1] = ""
+    write_table(tmp_path / "some.csv", rows)
+    Run(run(tmp_path / "some.csv", tmp_path / "run", data={"kind": "csv", "holdout": 0.0, "val": ""}), Notes())
+
+
+def test_a_class_without_validation_clips_is_named(tmp_path):
+    write_clips(tmp_path / "clips" / "train", 8)
+    write_clips(tmp_path / "clips" / "val", 4)
+    notes = Notes()
+    Run(run(tmp_path / "clips", tmp_path / "run", data={"holdout": 0.0}), notes)
+    assert notes.said == []
+    shutil.rmtree(tmp_path / "clips" / "val" / "low")
+    Run(run(tmp_path / "clips", tmp_path / "other", data={"holdout": 0.0}), notes)
+    assert notes.said == ["No validation clip of 1 of 2 classes: low."]

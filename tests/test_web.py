@@ -10,7 +10,7 @@ import pytest
 
 from dymn.commands.export import recordings
 from dymn.export import Plan, build
-from dymn.onnx_backend import OnnxBackend
+from dymn.runtime.onnx_backend import OnnxBackend
 from dymn.weights import load_model
 
 ROOT = Path(__file__).parents[1]
@@ -39,7 +39,7 @@ def test_the_same_clips_give_the_same_probabilities(node, tmp_path, precision, c
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     got = np.array(json.loads(done.stdout))
-    expected = OnnxBackend(content, threads=1).probabilities(clips)
+    expected = OnnxBackend(content, threads=1).run_waveforms(clips).probabilities
     assert got.shape == expected.shape and expected.max(axis=1).min() > 0.1
     # sums that differ by round-off may fall to different integers
     assert abs(got - expected).max() < (2e-2 if calibrated else 1e-4)

@@ -10,17 +10,16 @@ import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
-import huggingface_hub
 import pytest
 import torch
 
 import dymn.weights
-import dymn.weights.checkpoint as checkpoint
 from dymn.config import FrontEndConfig
 from dymn.errors import ConfigError, WeightsError
-from dymn.model import create_model
+from dymn.models.mobilenet import create_model
 from dymn.weights import REGISTRY, audioset_labels, convert, import_efficientat, load_model
 from dymn.weights.download import is_local
+from dymn.weights.published import import_published
 
 MN04 = "weights/mn04_as_mAP_432.pt"
 
@@ -131,7 +130,7 @@ def test_every_published_network_is_recognised(tmp_path):
         entry = REGISTRY[name]
         state = published_layout(create_model(entry.architecture, **entry.settings))
         torch.save(state, tmp_path / entry.file)
-        model = checkpoint.import_published(tmp_path / entry.file, entry)
+        model = import_published(tmp_path / entry.file, entry)
         assert model.config.num_classes == entry.num_classes
         assert load_model(tmp_path / entry.file).card.name == name
 
@@ -216,35 +215,9 @@ def test_devices(tmp_path):
         load_model(tmp_path, device="abacus")
 
 
-def test_the_hub(tmp_path, monkeypatch):
-    small().save_pretrained(tmp_path / "repo")
-    calls = []
-
-    def fake(repository, file, revision, local_files_only):
-        calls.append((repository, file, revision, local_files_only))
-        return str(tmp_path / "repo" / file)
-
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fake)
-    monkeypatch.setattr(checkpoint, "check_reachable", lambda url: None)
-    assert type(small()).from_pretrained("user/repo@v1").card.name == "small"
-
-    def unreachable(url):
-        raise OSError("no route")
-
-    monkeypatch.setattr(checkpoint, "check_reachable", unreachable)
-    load_model("user/repo")  # from the client's cache
-    assert calls == [("user/repo", "model.safetensors", "v1", False), ("user/repo", "model.safetensors", None, True)]
-
-
-@pytest.mark.parametrize(("offline", "reason"), [(True, "does not answer. Get the file elsewhere"), (False, "cannot be downloaded: 404")])
-def test_the_hub_fails(monkeypatch, offline, reason):
-    def fail(*_, **__):
-        raise OSError("404")
-
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
-    monkeypatch.setattr(checkpoint, "check_reachable", fail if offline else lambda url: None)
-    with pytest.raises(WeightsError, match=f"no file or folder user/repo, and model.safetensors of user/repo.*{reason}"):
-        load_model("user/repo")
+def test_a_device_is_refused_at_once():
+    with pytest.raises(WeightsError, match="/dev/zero is neither a file nor a folder"):
+        load_model("/dev/zero")
 
 
 def test_convert(shared, tmp_path):

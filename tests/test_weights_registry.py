@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from dymn.frontend import LogMel
-from dymn.model import MODELS, model_config
+from dymn.architectures import MODELS, model_config
+from dymn.models.frontend import LogMel
 from dymn.profiling import count
 from dymn.weights import REGISTRY, audioset_labels, list_models, model_rows
 from dymn.weights.registry import unknown_model

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dymn.windows import FILLS, cut, fill
+from dymn.audio.windows import FILLS, cut, fill
 
 
 def samples(n):

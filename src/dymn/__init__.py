@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from dymn.config import FrontEndConfig as FrontEndConfig
     from dymn.config import ModelCard as ModelCard
     from dymn.config import ModelConfig as ModelConfig
-    from dymn.embedder import Embedder as Embedder
-    from dymn.features import FeatureExtractor as FeatureExtractor
-    from dymn.frontend import LogMel as LogMel
-    from dymn.model import MobileNet as MobileNet
-    from dymn.model import Output as Output
-    from dymn.model import create_model as create_model
-    from dymn.tagger import Tag as Tag
-    from dymn.tagger import Tagger as Tagger
+    from dymn.inference.embedding import Embedder as Embedder
+    from dymn.inference.tagger import Tag as Tag
+    from dymn.inference.tagger import Tagger as Tagger
+    from dymn.models.features import FeatureExtractor as FeatureExtractor
+    from dymn.models.frontend import LogMel as LogMel
+    from dymn.models.mobilenet import MobileNet as MobileNet
+    from dymn.models.mobilenet import Output as Output
+    from dymn.models.mobilenet import create_model as create_model
     from dymn.weights import REGISTRY as REGISTRY
     from dymn.weights import audioset_labels as audioset_labels
     from dymn.weights import convert as convert
@@ -30,20 +30,20 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Embedder": "dymn.embedder",
-    "FeatureExtractor": "dymn.features",
+    "Embedder": "dymn.inference.embedding",
+    "FeatureExtractor": "dymn.models.features",
     "FrontEndConfig": "dymn.config",
-    "LogMel": "dymn.frontend",
-    "MobileNet": "dymn.model",
+    "LogMel": "dymn.models.frontend",
+    "MobileNet": "dymn.models.mobilenet",
     "ModelCard": "dymn.config",
     "ModelConfig": "dymn.config",
-    "Output": "dymn.model",
+    "Output": "dymn.models.mobilenet",
     "REGISTRY": "dymn.weights",
-    "Tag": "dymn.tagger",
-    "Tagger": "dymn.tagger",
+    "Tag": "dymn.inference.tagger",
+    "Tagger": "dymn.inference.tagger",
     "audioset_labels": "dymn.weights",
     "convert": "dymn.weights",
-    "create_model": "dymn.model",
+    "create_model": "dymn.models.mobilenet",
     "list_models": "dymn.weights",
     "load_model": "dymn.weights",
     "pipeline": "dymn.classifier",
@@ -53,14 +53,28 @@ __all__ = [*_HOMES, "__version__"]
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
+        return getattr(_module(_HOMES[name], name), name)
     if not name.startswith("_"):
         try:
-            return importlib.import_module(f"dymn.{name}")
+            return _module(f"dymn.{name}", name)
         except ModuleNotFoundError as error:
             if error.name != f"dymn.{name}":
                 raise
     raise AttributeError(f"module 'dymn' has no attribute {name!r}")
+
+
+def _module(home: str, name: str) -> Any:
+    """Import the module that a name of the library comes from.
+
+    Raises:
+        MissingExtraError: if it needs PyTorch, which is not installed.
+    """
+    try:
+        return importlib.import_module(home)
+    except ImportError as error:
+        from dymn.errors import without_torch
+
+        raise without_torch(error, f"dymn.{name}") or error from error
 
 
 def __dir__() -> list[str]:

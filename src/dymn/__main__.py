@@ -2,7 +2,7 @@
 
 import sys
 
-from dymn import signals
+from dymn.system import signals
 
 
 def main() -> None:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 
-from dymn import audio
+from dymn.audio import reading
 from dymn.errors import ConfigError
-from dymn.model import MobileNet
-from dymn.recordings import Source
-from dymn.selection import TagSettings
-from dymn.tagger import Tagger
+from dymn.inference.segments import Source
+from dymn.inference.selection import TagSettings
+from dymn.inference.tagger import Tagger
+from dymn.weights.default import choose_default
+
+if TYPE_CHECKING:
+    from dymn.models.mobilenet import MobileNet
 
 TASK = "audio-classification"
 
@@ -48,13 +51,10 @@ def pipeline(
     if task != TASK:
         raise ConfigError(f"task is {task!r}; allowed: {TASK}.")
     where = device if not isinstance(device, int) else "cpu" if device < 0 else f"cuda:{device}"
-    if isinstance(model, MobileNet):
-        return AudioClassifier(Tagger(model, where), top_k)
     if model is None:
-        from dymn.weights.default import load_default
-
-        return AudioClassifier(Tagger(load_default().model, where), top_k)
-    return AudioClassifier(Tagger.from_pretrained(model, where), top_k)
+        model = choose_default().name
+    tagger = Tagger.from_pretrained(model, where) if isinstance(model, (str, Path)) else Tagger(model, where)
+    return AudioClassifier(tagger, top_k)
 
 
 class AudioClassifier:
@@ -95,13 +95,13 @@ class AudioClassifier:
             return given
         if isinstance(given, (bytes, bytearray)):
             return io.BytesIO(given)
-        if audio.is_array(given):
+        if reading.is_array(given):
             return given
         if isinstance(given, Mapping):
             samples = given.get("raw", given.get("array"))
             if samples is None or given.get("sampling_rate") is None:
                 raise ConfigError(f"A dictionary has {', '.join(map(str, given))}; it must have raw or array, and sampling_rate.")
-            return audio.from_array(
-                samples if audio.is_array(samples) else np.asarray(samples), given["sampling_rate"], self.tagger.sample_rate
+            return reading.from_array(
+                samples if reading.is_array(samples) else np.asarray(samples), given["sampling_rate"], self.tagger.sample_rate
             )
         raise ConfigError(f"A recording is a {type(given).__name__}; a path, bytes, an array or a dictionary with one is needed.")

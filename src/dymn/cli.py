@@ -31,9 +31,9 @@ from dymn.commands.shards import shards
 from dymn.commands.tag import tag
 from dymn.commands.teach import ManyModels, teach
 from dymn.commands.train import train
-from dymn.cpus import calm_openmp, keep_freed_memory
-from dymn.errors import ConfigError, DymnError, resource_error, visible
-from dymn.signals import ended
+from dymn.errors import ConfigError, DymnError, resource_error, visible, without_torch
+from dymn.system.cpus import calm_openmp, keep_freed_memory
+from dymn.system.signals import ended
 
 EXIT_FAILED = 1
 EXIT_WRONG_USE = 2
@@ -85,7 +85,7 @@ def _outcome(error: BaseException) -> tuple[str, int]:
     if isinstance(error, OSError):
         what = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
         return f"{visible(what)}. Check the path, its permissions, and the room on the disk.", EXIT_FAILED
-    if (known := resource_error(error)) is not None:
+    if (known := resource_error(error) or without_torch(error, "This command")) is not None:
         return str(known), EXIT_FAILED
     what = f"{type(error).__name__}: {visible(str(error))}"
     return f"This should not have happened: {what}\nSet DYMN_DEBUG=1 to see where, and please report it.", EXIT_FAILED

@@ -95,7 +95,7 @@ class FrontEndConfig:
 class BlockConfig:
     """One inverted residual block (Fig. 1): channel counts as built, and which of its parts depend on the input.
 
-    `dynamic_convs` and `dynamic_relus` name positions out of `POSITIONS`; `attention` is a key of `dymn.layers.ATTENTIONS`
+    `dynamic_convs` and `dynamic_relus` name positions out of `POSITIONS`; `attention` is a key of `dymn.architectures.ATTENTIONS`
     or None; `context_size` is H. A block whose `c_exp` equals `c_in` has no expansion convolution.
     """
 
@@ -123,6 +123,8 @@ class BlockConfig:
         for name in ("dynamic_convs", "dynamic_relus"):
             unknown = [position for position in getattr(self, name) if position not in self.POSITIONS]
             check(not unknown, f"{name} names {unknown}; allowed: {', '.join(self.POSITIONS)}.")
+        known_size = isinstance(self.context_size, int) and 0 <= self.context_size <= 2**16
+        check(known_size, f"context_size is {self.context_size!r:.40}; it must be a whole number from 0 to 65536.")
         check(
             not self.is_dynamic or self.context_size >= 1,
             f"context_size is {self.context_size}; a block with dynamic parts needs at least 1.",
@@ -159,7 +161,7 @@ class ModelConfig:
             value = getattr(self, name)
             check(isinstance(value, int) and 1 <= value <= 2**20, f"{name} is {value!r}; it must be a whole number from 1 to 2^20.")
         check(0 <= self.dropout < 1, f"dropout is {self.dropout}; it must be in [0, 1).")
-        check(0 < self.temperature < float("inf"), f"temperature is {self.temperature}; it must be above 0 and finite.")
+        check(0 < self.temperature <= 1e30, f"temperature is {self.temperature!r:.40}; it must be above 0 and at most 1e30.")
 
 
 MAX_TEXT = 1_000

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dymn.audio.windows import cut
 from dymn.config import check
-from dymn.embedder import Embedder
-from dymn.windows import cut
+from dymn.runtime.layer_averages import LayerAverages
 
 LAYERS = ("mels", "block4", "block10", "block12", "block14")
 HOP_MS = 50
@@ -33,7 +33,7 @@ class HearModel(nn.Module):
         timestamp_embedding_size: values of an embedding of a moment.
     """
 
-    def __init__(self, embedder: Embedder) -> None:
+    def __init__(self, embedder: LayerAverages) -> None:
         super().__init__()
         self.embedder = embedder
         self.sample_rate = embedder.sample_rate
@@ -50,7 +50,7 @@ def load_model(model_file_path: str = "", layers: str | Sequence[str] = LAYERS) 
 
     Args:
         model_file_path: a file or folder with a model, or the name of a published one; nothing is the one that comes with dymn.
-        layers: what makes the embeddings, see `dymn.embedding`.
+        layers: what makes the embeddings, see `dymn.runtime.layers`.
 
     Raises:
         WeightsError: if the model cannot be found or read.
@@ -58,7 +58,7 @@ def load_model(model_file_path: str = "", layers: str | Sequence[str] = LAYERS) 
     """
     from dymn.weights import load_model as load
 
-    return HearModel(Embedder(load(model_file_path or DEFAULT), layers)).eval()
+    return HearModel(LayerAverages(load(model_file_path or DEFAULT), layers)).eval()
 
 
 @torch.no_grad()

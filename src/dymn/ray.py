@@ -23,18 +23,22 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import numpy as np
 
-from dymn import audio, parquet
-from dymn.backends import CPU_BATCH_SIZE, Filled
+from dymn.audio import reading
+from dymn.audio.sources import reason
+from dymn.audio.windows import Filled, fill
 from dymn.config import check
-from dymn.embedding import Embedding, EmbedSettings
 from dymn.errors import AudioError, ConfigError, DymnError, MissingExtraError
-from dymn.opening import reason
-from dymn.recordings import Opened, Piece, Rows, computed, pieces, samples_of, source_name
-from dymn.tagger import Recording, Tagger, TagSettings
-from dymn.windows import fill
+from dymn.inference.discovery import Discovery, whole
+from dymn.inference.embedding import Embedding, EmbedSettings
+from dymn.inference.files import Recording, tagged
+from dymn.inference.formats.writers import require_parquet
+from dymn.inference.segments import Opened, Piece, Rows, computed, pieces, source_name
+from dymn.inference.selection import TagSettings
+from dymn.inference.tagger import Tagger
+from dymn.runtime.backend import CPU_BATCH_SIZE
 
 if TYPE_CHECKING:
-    from dymn.model import MobileNet
+    from dymn.models.mobilenet import MobileNet
 
 LOCAL = "local"
 """The address that starts Ray on this machine."""
@@ -96,7 +100,7 @@ class Engine:
         """
         settings = settings or TagSettings()
         windows = _Windows(tagger.sample_rate, settings.window, settings.hop, settings.fill)
-        return tagger.collect(self._computed(tagger, None, sources, windows, batch_size), settings, progress)
+        return tagged(self._computed(tagger, None, sources, windows, batch_size), tagger.backend, settings, progress)
 
     def embed_files(
         self,
@@ -116,7 +120,7 @@ class Engine:
     def _computed(
         self, tagger: Tagger, layers: str | Sequence[str] | None, sources: Iterable[Source], windows: _Windows, batch_size: int | None
     ) -> Iterator[tuple[Piece, Rows | None]]:
-        """Return what `dymn.recordings.computed` yields, computed by Ray."""
+        """Return what `dymn.inference.segments.computed` yields, computed by Ray."""
         check(batch_size is None or batch_size >= 1, f"batch_size is {batch_size}; it must be at least 1.")
         found = list(sources)
         check("-" not in map(str, found), "Standard input cannot be read by other processes. Give paths or URLs.")
@@ -155,7 +159,7 @@ class Engine:
             for table in done.iter_batches(batch_size=None, batch_format="pyarrow"):
                 for place, piece in _pieces(table):
                     name = source_name(found[place])
-                    error = piece.error and AudioError(str(piece.error).replace(_whole(found[place]), name))
+                    error = piece.error and AudioError(str(piece.error).replace(whole(found[place]), name))
                     recording = Opened(name, piece.recording.n_samples)
                     yield piece._replace(recording=recording, features=None, error=error), piece.features
 
@@ -172,8 +176,8 @@ class _Windows:
 
 def _chunk(sources: Sequence[Source], begin: int) -> Any:
     """Return the table of a task: recordings, and their places in the list of all."""
-    arrow, _ = parquet.require()
-    paths = arrow.array([os.fsencode(_whole(source)) for source in sources], arrow.binary())
+    arrow, _ = require_parquet()
+    paths = arrow.array([os.fsencode(whole(source)) for source in sources], arrow.binary())
     return arrow.table({"place": list(range(begin, begin + len(sources))), "path": paths})
 
 
@@ -199,9 +203,10 @@ class _Network:
         windows: _Windows,
     ) -> None:
         tagger = Tagger(model, device, threads, precision=precision)
-        self.prepare = tagger.backend.features if layers is None else samples_of
-        self.compute = tagger.backend.scores if layers is None else tagger.embedder(layers).vectors
-        self.batch_size = batch_size or tagger.backend.batch_size
+        backend = tagger.backend
+        self.prepare = backend.features
+        self.compute = (lambda rows: backend.run(rows).probabilities) if layers is None else tagger.embedder(layers).run
+        self.batch_size = batch_size or backend.batch_size
         self.how = windows.how
         self.length, self.step = round(windows.window * windows.rate), round((windows.hop or windows.window) * windows.rate)
 
@@ -224,7 +229,7 @@ class _Network:
 
 def _table(rows: Sequence[tuple[int, Piece, Rows | None]]) -> Any:
     """Return rows, each the place of a recording, a piece of it, and float32 values, as a table of Arrow."""
-    arrow, _ = parquet.require()
+    arrow, _ = require_parquet()
     columns = {
         "place": arrow.array([place for place, _, _ in rows], arrow.int64()),
         "n_samples": arrow.array([piece.recording.n_samples for _, piece, _ in rows], arrow.int64()),
@@ -287,25 +292,17 @@ def find(paths: Iterable[str]) -> tuple[list[Source], list[tuple[str, AudioError
 
     Of URLs, too, a folder gives the recordings below it, and a pattern those that match.
     """
-    found: dict[str, Source] = {}
-    lost = []
-    for path in paths:
-        try:
-            items: Sequence[Source] = _find_remote(path) if "://" in path else audio.find(path)
-        except AudioError as error:
-            lost.append((path, error))
-        else:
-            found |= {_whole(item): item for item in items if _whole(item) not in found}
-    return list(found.values()), lost
+    with Discovery(paths, expand=expand) as discovery:
+        return discovery.sorted(), discovery.lost
 
 
-def _whole(source: Source) -> str:
-    """Return a path from the root on, and a URL as it is."""
-    return source if isinstance(source, str) and "://" in source else os.path.abspath(source)
+def expand(path: str) -> Iterable[Source]:
+    """Return the recordings that a path or URL names."""
+    return _find_remote(path) if "://" in path else reading.expand(path)
 
 
 def _is_recording(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in audio.SUFFIXES and "/." not in name
+    return os.path.splitext(name)[1].lower() in reading.SUFFIXES and "/." not in name
 
 
 def _find_remote(url: str) -> list[str]:
@@ -323,7 +320,7 @@ def _find_remote(url: str) -> list[str]:
         raise AudioError(f"{url} cannot be listed: {reason(error)}. Check it, and the access to it.") from error
     if recordings := sorted(system.unstrip_protocol(name) for name in below if _is_recording(name)):
         return recordings
-    raise AudioError(f"{url} names no recording. Endings looked for: {', '.join(sorted(audio.SUFFIXES))}.")
+    raise AudioError(f"{url} names no recording. Endings looked for: {', '.join(sorted(reading.SUFFIXES))}.")
 
 
 class _Remote:

@@ -18,14 +18,17 @@ import numpy as np
 from hypothesis import strategies as st
 
 import layouts
-from dymn.bulk import results, tags
 from dymn.commands.convert import read_labels
 from dymn.data import PackSettings, TeacherTable, open_source, pack, task_of
 from dymn.data.packed import COLUMNS_FILE, INDEX_FILE
 from dymn.data.pickles import read_index, read_npz
 from dymn.data.teacher import write_table
-from dymn.formats import Run, csv_rows, json_lines
-from dymn.journal import Journal, journal_path
+from dymn.inference.discovery import Discovery
+from dymn.inference.formats.origin import Origin
+from dymn.inference.formats.tags import TAGS
+from dymn.inference.formats.writers import csv_rows, json_lines
+from dymn.inference.journal import Journal, journal_path
+from dymn.inference.runs import results, tags
 from fuzz import inputs
 
 
@@ -208,7 +211,7 @@ def open_table(case: tuple[str, bytes], folder: Path) -> bool:
 
 
 SETTINGS = {"model": "tiny"}
-RUN = Run("1", "tiny", "", {}, per_window=True)
+ORIGIN = Origin("1", "tiny", "", {}, per_window=True)
 RESULT = [[["Dog", 0.5]], [[0.0, 1.0, [["Dog", 0.5]]]]]
 NASTY = ("CREATE TRIGGER t AFTER DELETE ON listed BEGIN UPDATE facts SET value = 'x'; END", "CREATE VIEW v AS SELECT * FROM facts")
 
@@ -223,7 +226,7 @@ def journal_file(folder: Path, change: Callable[[sqlite3.Connection], None] = la
     output = folder / "out.csv"
     journal_path(output).unlink(missing_ok=True)
     with Journal(output, SETTINGS) as journal:
-        journal.find([str(folder / "clips")])
+        journal.find(Discovery([str(folder / "clips")]))
         for task in journal.to_do():
             journal.put(task, 0.1, json.dumps(RESULT).encode(), None)
     database = sqlite3.connect(journal_path(output))
@@ -271,11 +274,11 @@ def open_journal(case: tuple[str, Any], folder: Path) -> bool:
         path.write_bytes(inputs.edited(path.read_bytes(), value))
     packed = tags(per_window=True)
     with Journal(folder / "out.csv", SETTINGS) as journal:
-        journal.find([str(folder / "clips")])
+        journal.find(Discovery([str(folder / "clips")]))
         for task in journal.to_do():
             journal.put(task, 0.1, json.dumps(RESULT).encode(), None)
         found = list(results(journal, packed))
-    "".join(csv_rows(found, RUN)), "".join(json_lines(found, RUN))
+    "".join(csv_rows(found, TAGS, ORIGIN)), "".join(json_lines(found, TAGS, ORIGIN))
     return True
 
 

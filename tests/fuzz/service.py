@@ -17,8 +17,8 @@ import numpy as np
 from hypothesis import strategies as st
 
 from dymn import Tagger
-from dymn.backends import Backend
 from dymn.config import ModelCard
+from dymn.runtime.backend import Backend, Output
 from dymn.serve.app import create_app
 from dymn.serve.settings import ServeSettings
 from fuzz import inputs
@@ -32,10 +32,11 @@ class Loudness(Backend):
     """Scores that cost nothing."""
 
     card = ModelCard(name="loudness", labels=("<b>loud</b>", "quiet", "rain, heavy"))
+    embedding_size = 1
 
-    def probabilities(self, waveforms: Any) -> Any:
-        loud = np.abs(np.asarray(waveforms)).max(axis=1).clip(0, 1)
-        return np.stack([loud, 1 - loud, loud / 2], axis=1).astype(np.float32)
+    def run(self, features: Any) -> Output:
+        loud = np.abs(features).max(axis=1).clip(0, 1)
+        return Output(np.stack([loud, 1 - loud, loud / 2], axis=1).astype(np.float32), loud[:, None].astype(np.float32))
 
 
 class _Server:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from dymn import audio
+from dymn.audio import reading
 from fuzz import inputs
 from fuzz.harness import Target
 
@@ -31,11 +31,11 @@ def hear(case: tuple[str, bytes], folder: Path) -> bool:
     path = folder / f"case.{case[0]}"
     path.write_bytes(case[1])
     heard = 0
-    for block in audio.stream(path, block_seconds=1.0):
+    for block in reading.stream(path, block_seconds=1.0):
         heard += len(block)
-        if heard > LONGEST * audio.SAMPLE_RATE:
+        if heard > LONGEST * reading.SAMPLE_RATE:
             break
-    audio.probe(path)
+    reading.probe(path)
     return True
 
 

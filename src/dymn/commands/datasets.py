@@ -28,7 +28,7 @@ def check_model(name: str) -> None:
 
     if name in REGISTRY or os.path.exists(os.path.expanduser(name)):
         return
-    from dymn.model import MODELS  # which imports PyTorch
+    from dymn.architectures import MODELS
 
     if name in MODELS:
         return

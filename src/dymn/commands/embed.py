@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, BinaryIO, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -31,26 +31,16 @@ from dymn.commands.options import (
     hush,
     output_option,
 )
-from dymn.commands.recordings import (
-    MANY,
-    Failures,
-    check_output,
-    default_workers,
-    describe,
-    find,
-    follower,
-    load_tagger,
-    ray_engine,
-    unreadable,
-)
 
 if TYPE_CHECKING:
-    from dymn.embedding import BaseEmbedder, Embedding, EmbedSettings
-    from dymn.embedding_formats import Columns
-    from dymn.tagger import Tagger
+    from dymn.commands.runs import Files
+    from dymn.inference.embedding import Embedding
+    from dymn.inference.formats.origin import Origin
+    from dymn.inference.tagger import Tagger
+    from dymn.ray import Engine
 
 Format = Literal["npy", "parquet", "csv"]
-"""The keys of `dymn.embedding_formats.FORMATS`."""
+"""The names in `dymn.inference.formats.embeddings.FORMATS`."""
 
 
 def embed(
@@ -99,84 +89,46 @@ def embed(
     Examples: `dymn embed clips -o clips.npy`, `dymn embed clips --layer mels,blocks --per-window --window 1 -o clips.parquet`.
     """
     from functools import partial
-    from itertools import chain
 
-    from dymn.bulk import embeddings
-    from dymn.commands.bulk import Bulk, keeps_journal, report, run_bulk
-    from dymn.commands.output import binary_output
-    from dymn.commands.progress import progress_bar
-    from dymn.embedding import Embedding, EmbedSettings, parse_layers
-    from dymn.embedding_formats import choose
+    from dymn.commands.recordings import describe
+    from dymn.commands.runs import Asked, Form, run
+    from dymn.config import to_dict
+    from dymn.inference.embedding import EmbedSettings
+    from dymn.inference.formats.embeddings import layout
+    from dymn.inference.runs import embeddings
+    from dymn.runtime.layers import parse_layers
 
     hush(quiet)
     settings = EmbedSettings(window, hop, fill)
     layers = parse_layers(layer or "last")
-    name = choose(format, output)
-    engine = ray_engine(ray, workers, threads, device, backend)
-    looks_inside = engine is not None or layers != ("last",)
+    parameters = to_dict(settings) | {"hop": hop or window}
+    asked = Asked(
+        "embed", paths, output, format, model, backend, device, precision, threads, batch_size, workers, ray, fresh, retry_failed, quiet,
+        looks_inside=layers != ("last",),
+    )  # fmt: skip
 
-    def embed_files(tagger: Tagger, embedder: BaseEmbedder, count: int) -> Callable[..., Iterator[Embedding]]:
-        if engine is not None:
-            return partial(engine.embed_files, tagger, layers, settings=settings, batch_size=batch_size)
-        n_threads = default_workers(threads, count) if workers is None else workers
-        return partial(embedder.embed_files, settings=settings, batch_size=batch_size, workers=n_threads)
+    def form(tagger: Tagger | None) -> Form[Embedding]:
+        embedder = tagger.embedder(layers) if tagger else None
+        names, used = (embedder.names, embedder.layers) if embedder else ((), ())
+        origin = replace(describe(tagger, model if tagger else None, parameters, per_window), more={"layers": used})
+        return Form(layout(names), embeddings(per_window, len(names)), origin)
 
-    kept = keeps_journal(output, True, paths, fresh, retry_failed)
-    lost = unreadable(paths) if engine is None else []
-    found, failed = ([], lost) if lost or kept else find(paths, urls=engine is not None)
-    check_output(output, name, found)
-    place = device if engine is None else "cpu"
-    tagger = None if lost else load_tagger(model, place, threads, quiet, backend, precision, looks_inside)
-    embedder = tagger.embedder(layers) if tagger else None
-    made = columns(tagger, embedder, settings, per_window)
-    if kept and tagger and embedder:
-        bulk = Bulk(
-            "embed",
-            embeddings(per_window, embedder.size),
-            embed_files(tagger, embedder, MANY),
-            partial(write_file, made, name, per_window),
-            made.origin | {"backend": backend, "precision": precision},
-        )
-        n_failed = run_bulk(bulk, paths, kept, fresh, retry_failed, quiet)
-        write_origin(made, name, output)
-        if n_failed:
-            raise typer.Exit(1)
-        return
-    bar = progress_bar(len(found), quiet)
-    progress = follower(bar) if bar.visible else None
-    found_ones = embed_files(tagger, embedder, len(found))(found, progress=progress) if tagger and embedder else ()
-    failures = Failures()
-    unnamed = [Embedding(recording.name, error=recording.error) for recording in failed]
-    reported = failures.reported(chain(unnamed, bar.over(found_ones)))
-    with report(kept) as listed, binary_output(output) as file:
-        write_file(made, name, per_window, listed(reported), file)
-    write_origin(made, name, output)
-    if failures.count:
+    def files(tagger: Tagger, engine: Engine | None) -> Files[Embedding]:
+        embed_files = tagger.embedder(layers).embed_files if engine is None else partial(engine.embed_files, tagger, layers)
+        return partial(embed_files, settings=settings)
+
+    done = run(asked, layout(()), form, files)
+    if output is not None and done.format != "parquet":
+        write_origin(done.origin, output)
+    if done.failed:
         raise typer.Exit(1)
 
 
-def write_file(made: Columns, name: str, per_window: bool, found: Iterable[Embedding], file: BinaryIO) -> None:
-    """Write embeddings in a format to an open file."""
-    from dymn.embedding_formats import FORMATS, rows
-
-    FORMATS[name](rows(found, per_window), made, file)
-
-
-def write_origin(made: Columns, name: str, output: Path | None) -> None:
+def write_origin(origin: Origin, output: Path) -> None:
     """Write what made the vectors beside a file whose format has no place for it: clips.npy.json beside clips.npy."""
-    from dymn.files import atomic_write
+    from dymn.system.files import atomic_write
 
-    if output is None or not output.is_file() or name == "parquet":
-        return
-    text = json.dumps(made.origin, indent=2, ensure_ascii=False) + "\n"
-    with atomic_write(output.with_name(f"{output.name}.json")) as file:
-        file.write(text.encode("utf-8", "backslashreplace"))
-
-
-def columns(tagger: Tagger | None, embedder: BaseEmbedder | None, settings: EmbedSettings, per_window: bool) -> Columns:
-    """Return what the values are called, and what made them; without a model, there are none."""
-    from dymn.config import to_dict
-    from dymn.embedding_formats import Columns
-
-    run = describe(tagger, None, to_dict(settings) | {"hop": settings.hop or settings.window}, per_window)
-    return Columns(embedder.names if embedder else (), run.to_dict() | {"layers": embedder.layers if embedder else []})
+    if output.is_file():
+        text = json.dumps(origin.to_dict(), indent=2, ensure_ascii=False) + "\n"
+        with atomic_write(output.with_name(f"{output.name}.json")) as file:
+            file.write(text.encode("utf-8", "backslashreplace"))

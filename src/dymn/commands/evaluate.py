@@ -24,9 +24,10 @@ from dymn.commands.options import (
     note,
     seconds_option,
 )
+from dymn.errors import ConfigError
 
 if TYPE_CHECKING:
-    from dymn.training.assess import Assessment
+    from dymn.evaluation.assess import Assessment
 
 
 def evaluate(
@@ -52,7 +53,8 @@ def evaluate(
         typer.Option("--fold", metavar="NUMBER", min=1, help="Which fold is the test set, for data in folds.", rich_help_panel=DATA),
     ] = None,
     seconds: Annotated[
-        float | None, seconds_option("How much of each clip the model hears. Without it, as much as it was trained with.", DATA)
+        float | None,
+        seconds_option("Length of a window; recordings are heard whole. Without it, the length that the model was trained with.", DATA),
     ] = None,
     workers: ClipWorkers = 0,
     batch_size: ClipBatch = 16,
@@ -60,13 +62,27 @@ def evaluate(
         Path | None,
         typer.Option("--per-class", metavar="FILE", help="Write the figures of each class into this CSV file."),
     ] = None,
+    predictions: Annotated[
+        Path | None,
+        typer.Option("--predictions", metavar="FILE", help="Write the probabilities of each clip into this CSV file."),
+    ] = None,
+    confusion: Annotated[
+        Path | None,
+        typer.Option(
+            "--confusion",
+            metavar="FILE",
+            help="Write how many clips of each class were taken for each class into this CSV file, for classes that exclude each other.",
+        ),
+    ] = None,
     format: ReportFormat = "table",
     device: Device = None,
     precision: Precision = "float32",
     threads: Threads = None,
     quiet: Quiet = False,
 ) -> None:
-    """Measure a model on a dataset: mAP, ROC-AUC and d' for tags, accuracy for classes that exclude each other.
+    """Measure a model on a dataset: mAP, ROC-AUC, d' and F1 for tags, accuracy and F1 for classes that exclude each other.
+
+    Recordings are heard whole, in windows whose probabilities are averaged.
 
     The model's classes and those of the data are matched by their names; the model may have more.
 
@@ -75,9 +91,9 @@ def evaluate(
     hush(quiet)
     check_data(data, "--data")
     from dymn.commands.progress import counting_bar
-    from dymn.devices import use_threads
-    from dymn.metrics import write_per_class
-    from dymn.training.assess import assess
+    from dymn.evaluation.assess import assess, write_predictions
+    from dymn.evaluation.metrics import write_confusion, write_per_class
+    from dymn.system.devices import use_threads
 
     network = load(model, device, quiet)
     use_threads(threads)
@@ -96,6 +112,12 @@ def evaluate(
         )
     if per_class is not None:
         write_per_class(per_class, found.labels, found.per_class)
+    if predictions is not None:
+        write_predictions(predictions, found)
+    if confusion is not None:
+        if found.confusion is None:
+            raise ConfigError(f"--confusion needs classes that exclude each other; the clips of {data} may have several labels.")
+        write_confusion(confusion, found.labels, found.confusion)
     if found.split == "all":
         note(
             "There is no test set, so all clips were taken, also those that the model may have been trained with.", quiet or split == "all"
@@ -110,7 +132,7 @@ def load(name: str, device: str | None, quiet: bool) -> Any:
         ConfigError: if it is neither known nor a path.
     """
     from dymn.commands.progress import download_bar
-    from dymn.devices import resolve_device
+    from dymn.system.devices import resolve_device
     from dymn.weights import load_model
 
     place = resolve_device(device)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -13,31 +11,35 @@ from dymn.commands.options import (
     Backend,
     Device,
     Exclude,
+    Fresh,
     Labels,
     Model,
     Paths,
     Precision,
     Quiet,
+    Ray,
+    RetryFailed,
     Threads,
+    WindowBatch,
+    Workers,
     format_option,
     hush,
     output_option,
     seconds_option,
 )
-from dymn.commands.recordings import Failures, check_output, describe, find, load_tagger, unreadable, write
-from dymn.errors import AudioError
 
 if TYPE_CHECKING:
-    from dymn.events import EventSettings
-    from dymn.events.formats import EventRecording
-    from dymn.tagger import Tagger
+    from dymn.commands.runs import Files
+    from dymn.inference.events import EventRecording
+    from dymn.inference.tagger import Tagger
+    from dymn.ray import Engine
 
 WHEN = "What is an event"
 
-Format = Literal["text", "csv", "json", "audacity", "rttm"]
-"""The keys of `dymn.events.formats.FORMATS`."""
+Format = Literal["text", "csv", "json", "jsonl", "parquet", "audacity", "rttm"]
+"""The formats of `dymn.inference.formats.events.EVENTS`."""
 How = Literal["activation", "windows"]
-"""The keys of `dymn.events.METHODS`."""
+"""The keys of `dymn.inference.frames.METHODS`."""
 
 
 def events(
@@ -48,13 +50,16 @@ def events(
     format: Annotated[
         Format | None,
         format_option(
-            "How to write the events: text, csv, json, audacity (a label track) or rttm. Without it the ending of --output decides "
-            "(.csv, .json, .rttm), and else it is text."
+            "How to write the events: text, csv, json, jsonl, parquet (needs dymn\\[parquet]), audacity (a label track) or rttm. "
+            "The default is by the ending of --output (.csv, .json, .jsonl, .parquet, .rttm), else text."
         ),
     ] = None,
     output: Annotated[
         Path | None,
-        output_option("Write to this file, which appears when it is complete. Audacity labels of several recordings go to a folder."),
+        output_option(
+            "Write to this file, which appears when it is complete. Until then, with json, jsonl, csv and parquet, a journal lies "
+            "beside it, and the same command resumes after an interruption. Audacity labels of several recordings go to a folder."
+        ),
     ] = None,
     method: Annotated[
         How,
@@ -94,6 +99,11 @@ def events(
     device: Device = None,
     precision: Precision = "float32",
     threads: Threads = None,
+    batch_size: WindowBatch = None,
+    workers: Workers = None,
+    ray: Ray = None,
+    fresh: Fresh = False,
+    retry_failed: RetryFailed = False,
     quiet: Quiet = False,
 ) -> None:
     """Tell when each sound in a recording begins and ends.
@@ -102,10 +112,14 @@ def events(
 
     Recordings that cannot be read are named on standard error, and in JSON and CSV. The others are still done, and the exit code is 1.
     """
-    from dymn.commands.progress import progress_bar
+    from functools import partial
+
+    from dymn.commands.recordings import describe
+    from dymn.commands.runs import Asked, Form, run
     from dymn.config import to_dict
-    from dymn.events import EventSettings
-    from dymn.events.formats import FORMATS, SUFFIXES, EventRecording
+    from dymn.inference.events import EventSettings, event_files
+    from dymn.inference.formats.events import EVENTS
+    from dymn.inference.runs import events as stored
 
     hush(quiet)
     settings = EventSettings(
@@ -120,36 +134,14 @@ def events(
         min_gap=min_gap,
         min_duration=min_duration,
     )
-    name = format or SUFFIXES.get(output.suffix.lower() if output else "", "text")
-    lost = unreadable(paths)
-    found, failed = ([], lost) if lost else find(paths)
-    named = found or [recording.name for recording in lost]
-    check_output(output, name, named)
-    tagger = load_tagger(model, device, threads, quiet, backend, precision, looks_inside=method != "windows") if found else None
-    bar = progress_bar(len(found), quiet)
-    missing = (EventRecording(recording.name, error=recording.error) for recording in failed)
-    recordings = chain(missing, bar.over(detected(tagger, map(Path, found), settings, bar.update) if tagger else ()))
-    failures = Failures()
-    run = describe(tagger, model, to_dict(settings) | dict(zip(("window", "hop"), settings.cutting(), strict=True)))
-    write(failures.reported(recordings), run, FORMATS[name], output, separately=name == "audacity" and len(named) > 1)
-    if failures.count:
+    parameters = to_dict(settings) | dict(zip(("window", "hop"), settings.cutting(), strict=True))
+    asked = Asked(
+        "events", paths, output, format, model, backend, device, precision, threads, batch_size, workers, ray, fresh, retry_failed, quiet,
+    )  # fmt: skip
+
+    def files(tagger: Tagger, engine: Engine | None) -> Files[EventRecording]:
+        return partial(event_files, tagger.backend, settings=settings)
+
+    done = run(asked, EVENTS, lambda tagger: Form(EVENTS, stored(), describe(tagger, model, parameters)), files)
+    if done.failed:
         raise typer.Exit(1)
-
-
-def detected(
-    tagger: Tagger, paths: Iterable[Path], settings: EventSettings, progress: Callable[[float, str], None]
-) -> Iterator[EventRecording]:
-    """Yield the events of recordings; one that cannot be read has an error, and the others go on."""
-    from dymn.events import decide, frames
-    from dymn.events.formats import EventRecording
-
-    for i, path in enumerate(paths):
-        progress(i, path.name)
-        try:
-            found = frames(tagger, path, None, settings)
-            yield EventRecording(str(path), found.seconds, decide(found, settings))
-        except AudioError as error:
-            yield EventRecording(str(path), error=error)
-        except OSError as error:
-            reason = AudioError(f"{path}: {error.strerror or error}. Check that the file is there and readable.")
-            yield EventRecording(str(path), error=reason)

@@ -40,7 +40,7 @@ def explain(
     The picture has the spectrogram with the tags' timeline; when and at which frequencies each block listened (Coordinate Attention);
     which kernels its convolutions were mixed of; and the function that its Dy-ReLU became in each channel.
     """
-    from dymn.audio import probe
+    from dymn.audio.reading import probe
 
     hush(quiet)
     outputs = output or [Path(f"{Path(file).stem if file != '-' else 'recording'}-explained.png")]
@@ -50,8 +50,8 @@ def explain(
         probe(file)  # a wrong path is told before PyTorch is loaded
     from dymn.explain import explain as decide
     from dymn.explain import is_dynamic
-    from dymn.explain.page import save_page
-    from dymn.explain.picture import save_picture
+    from dymn.plots.explanation import save_picture
+    from dymn.plots.explanation_page import save_page
 
     network = load_tagger(model, device, threads, quiet).model
     if not is_dynamic(network):

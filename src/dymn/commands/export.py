@@ -86,7 +86,7 @@ def export(
     The file holds the front end, and the labels and licence as metadata. It is written only if its probabilities agree.
     """
     from dymn.export import export_model
-    from dymn.onnx_backend import cached_path
+    from dymn.runtime.onnx_backend import cached_path
     from dymn.weights import load_model
 
     if output is None and format != "onnx":
@@ -114,12 +114,12 @@ def recordings(paths: list[Path], rate: int) -> list[npt.NDArray[np.float32]]:
     """Return the samples [N] of recordings, the first ten minutes of each at most."""
     import numpy as np
 
-    from dymn import audio
+    from dymn.audio import reading
 
     found = []
-    for path in [item for given in paths for item in audio.find(str(given))]:
+    for path in [item for given in paths for item in reading.find(str(given))]:
         blocks: list[npt.NDArray[np.float32]] = []
-        for block in audio.stream(path, rate):
+        for block in reading.stream(path, rate):
             blocks.append(block)
             if sum(map(len, blocks)) > 600 * rate:
                 break

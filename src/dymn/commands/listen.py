@@ -30,16 +30,16 @@ from dymn.commands.recordings import load_tagger
 from dymn.errors import ConfigError
 
 if TYPE_CHECKING:
-    from dymn.capture import BoundedQueue, Chunk
-    from dymn.live import Heard
-    from dymn.pcm import PcmReader
+    from dymn.audio.microphone import BoundedQueue, Chunk
+    from dymn.audio.pcm import PcmReader
+    from dymn.inference.stream import Heard
 
 PIPE, LIVE = "Samples from a pipe", "How to listen"
 READ_BYTES = 65_536
 POLL_SECONDS = 0.2
 MICROPHONE_LAG = 2.0
 Pcm = Literal["s8", "u8", "s16le", "s16be", "s24le", "s32le", "s32be", "f32le", "f32be"]
-"""The names in `dymn.pcm.FORMATS`."""
+"""The names in `dymn.audio.pcm.FORMATS`."""
 
 
 def listen(
@@ -89,9 +89,9 @@ def listen(
     In a terminal there is a table that changes; elsewhere a line for each window. An answer comes when a tenth of a window beyond the
     window has been heard. Ctrl-C ends listening, and the exit code is then 0, as this is the usual way to end.
     """
-    from dymn import capture
-    from dymn.live import follow
-    from dymn.selection import TagSettings
+    from dymn.audio.microphone import devices as microphones
+    from dymn.inference.selection import TagSettings
+    from dymn.inference.stream import follow
 
     hush(quiet)
     if devices:
@@ -99,14 +99,14 @@ def listen(
         return
     check_use(source, rate, microphone)
     if source is None:
-        capture.devices()  # what is missing is said before a model is loaded
+        microphones()  # what is missing is said before a model is loaded
     settings = TagSettings(top_k, threshold, tuple(labels or ()), tuple(exclude or ()), window, hop)
     tagger = load_tagger(model, device, threads, quiet, backend, precision)
     title = f"{tagger.card.name or model}, {window:g} s"
     with ExitStack() as stack:
         try:
             name, sample_rate, chunks = opened(stack, source, rate, format, channels, microphone, max_lag, quiet)
-            heard = follow(tagger, chunks, sample_rate, settings)
+            heard = follow(tagger.backend, chunks, sample_rate, settings)
             show = stack.enter_context(display(as_json, f"{name}: {title}", top_k))
             for answer in noticed(heard, quiet):
                 show(answer)
@@ -142,25 +142,26 @@ def opened(
     quiet: bool,
 ) -> tuple[str, int, Iterator[Chunk]]:
     """Return the name of what is heard, its sample rate, and its sound."""
-    from dymn import capture
-    from dymn.pcm import PcmReader
+    from dymn.audio.microphone import BoundedQueue
+    from dymn.audio.microphone import microphone as open_microphone
+    from dymn.audio.pcm import PcmReader
 
     if source is None:
-        device = stack.enter_context(capture.microphone(microphone, max_lag or MICROPHONE_LAG))
+        device = stack.enter_context(open_microphone(microphone, max_lag or MICROPHONE_LAG))
         note(f"Listening to {device.name} at {device.sample_rate} Hz. Ctrl-C ends.", quiet)
         return device.name, device.sample_rate, queued(device.queue)
     reader = PcmReader(format, channels)
     sample_rate = rate or 0
     if max_lag is None:
         return "standard input", sample_rate, read(sys.stdin.buffer, reader, quiet)
-    queue = capture.BoundedQueue(max(1, round(max_lag * sample_rate)))
+    queue = BoundedQueue(max(1, round(max_lag * sample_rate)))
     threading.Thread(target=pump, args=(sys.stdin.buffer, reader, queue, quiet), daemon=True).start()
     return "standard input", sample_rate, queued(queue)
 
 
 def read(stream: BinaryIO, reader: PcmReader, quiet: bool) -> Iterator[Chunk]:
     """Yield what comes from a pipe, as soon as it comes. While it is being worked on, who writes to the pipe has to wait."""
-    from dymn.capture import Chunk
+    from dymn.audio.microphone import Chunk
 
     read_some = getattr(stream, "read1", stream.read)
     while data := read_some(READ_BYTES):
@@ -219,7 +220,7 @@ def show_json(answer: Heard) -> None:
 
 def show_line(answer: Heard) -> None:
     """Write an answer as a line of text."""
-    from dymn.formats import clock
+    from dymn.inference.formats.text import clock
 
     found = ", ".join(f"{tag.label} {tag.score:.2f}" for tag in answer.window.tags)
     typer.echo(f"{clock(answer.window.start)} – {clock(answer.window.end)}  {found or '–'}")
@@ -252,7 +253,7 @@ class LiveTable:
         from rich.table import Table
         from rich.text import Text
 
-        from dymn.formats import bar, clock
+        from dymn.inference.formats.text import bar, clock
 
         dropped = f"   {answer.dropped:.1f} s dropped" if answer.dropped else ""
         caption = f"{clock(answer.window.end)}{dropped}"
@@ -271,7 +272,7 @@ class LiveTable:
 
 def list_devices() -> None:
     """Write the input devices, one a line; a star marks the one that the system prefers."""
-    from dymn.capture import devices
+    from dymn.audio.microphone import devices
 
     found = devices()
     for info in found:

@@ -50,7 +50,7 @@ def models(
 
 def architecture_rows(pattern: str | None) -> list[Row]:
     """Return a row for each architecture, counted for AudioSet's 527 classes."""
-    from dymn.model import architectures
+    from dymn.architectures import architectures
     from dymn.profiling import count
     from dymn.weights import REGISTRY
     from dymn.weights.registry import STANDARD_FRONT_END
@@ -105,6 +105,6 @@ def place(row: Row) -> str:
 
 def as_csv(rows: Sequence[Row]) -> str:
     """Return rows as CSV with a header."""
-    from dymn.files import csv_text
+    from dymn.system.files import csv_text
 
     return csv_text([list(rows[0]), *([row[name] for name in rows[0]] for row in rows)])

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO, TextIO, cast
 
 from dymn.errors import ConfigError, visible
-from dymn.files import atomic_write, text_in
+from dymn.system.files import atomic_write, text_in
 
 
 @contextmanager

@@ -12,8 +12,8 @@ from dymn.commands.options import note
 from dymn.errors import AudioError, ConfigError
 
 if TYPE_CHECKING:
-    from dymn.selection import TagSettings
-    from dymn.tagger import Tagger
+    from dymn.inference.selection import TagSettings
+    from dymn.inference.tagger import Tagger
 
 ENDINGS = (".png", ".svg", ".pdf", ".html")
 MOST_ROWS = 12
@@ -26,7 +26,7 @@ def check_plot(plot: Path, found: Sequence[str | Path]) -> None:
         ConfigError: the message says what to give instead.
         MissingExtraError: if matplotlib is not installed.
     """
-    from dymn.pictures.picture import require
+    from dymn.plots.style import require
 
     if plot.suffix.lower() != ".html":
         require()
@@ -47,18 +47,17 @@ def check_plot(plot: Path, found: Sequence[str | Path]) -> None:
 def draw(tagger: Tagger, found: Sequence[Path], plot: Path, *, single: bool, settings: TagSettings, quiet: bool) -> int:
     """Draw recordings into a file or, each by itself, into a folder. Returns how many could not be read again, after a message for each."""
     from dymn.commands.output import free_name
-    from dymn.commands.progress import progress_bar
-    from dymn.pictures import overview
-    from dymn.pictures.page import save_page
-    from dymn.pictures.picture import save_picture
+    from dymn.commands.progress import Bar
+    from dymn.plots.overview import overview
+    from dymn.plots.timeline import save_picture
+    from dymn.plots.timeline_page import save_page
 
     rows = min(settings.top_k or MOST_ROWS, MOST_ROWS)
     folder = plot.is_dir() or not single
     used: set[str] = set()
     failed = 0
-    bar = progress_bar(len(found), quiet)
-    for i, source in enumerate(bar.over(found)):
-        bar.update(i, source.name)
+    bar = Bar(len(found), quiet=quiet)
+    for source in bar.over(found):
         path = plot / free_name(f"{source.stem}.png", used) if folder else plot
         try:
             seen = overview(tagger, source, top_k=rows, labels=settings.labels, exclude=settings.exclude)
@@ -69,5 +68,6 @@ def draw(tagger: Tagger, found: Sequence[Path], plot: Path, *, single: bool, set
         except AudioError as error:
             failed += 1
             typer.echo(f"dymn: {error}", err=True)
+        bar.advance(source.name)
     note(f"{plot} is written." if failed < len(found) else f"{plot} is not written.", quiet)
     return failed

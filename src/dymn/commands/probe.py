@@ -32,8 +32,8 @@ from dymn.commands.recordings import load_tagger
 from dymn.errors import ConfigError
 
 if TYPE_CHECKING:
-    from dymn.embedding import BaseEmbedder
-    from dymn.probe import Probed
+    from dymn.evaluation.probe import Probed
+    from dymn.inference.embedding import Embedder
 
 MOST_CONFUSIONS = 3
 PICTURES = (".png", ".pdf", ".svg")
@@ -104,8 +104,9 @@ def probe(
     hush(quiet)
     check_data(data, "DATA")
     from dymn.commands.progress import counting_bar
-    from dymn.embedding import EmbedSettings, parse_layers
-    from dymn.probe import probe as measure
+    from dymn.evaluation.probe import probe as measure
+    from dymn.inference.embedding import EmbedSettings
+    from dymn.runtime.layers import parse_layers
 
     layers = parse_layers(layer or "last")
     settings = EmbedSettings(fill=fill)
@@ -126,7 +127,7 @@ def probe(
             progress=progress,
         )
     if plot is not None:
-        from dymn.probe.plot import plot_confusion
+        from dymn.plots.confusion import plot_confusion
 
         plot_confusion(found, plot)
         note(f"{plot} is written.", quiet)
@@ -134,7 +135,7 @@ def probe(
     typer.echo(as_json(found, embedder, name, data) if format == "json" else as_table(found, embedder, name))
 
 
-def as_table(found: Probed, embedder: BaseEmbedder, model: str) -> str:
+def as_table(found: Probed, embedder: Embedder, model: str) -> str:
     """Return the figures for people."""
     from dymn.commands.epochs import figure
 
@@ -165,7 +166,7 @@ def confusions(found: Probed) -> list[tuple[str, str, int]]:
     return sorted(wrong, key=lambda entry: -entry[2])
 
 
-def as_json(found: Probed, embedder: BaseEmbedder, model: str, data: Path) -> str:
+def as_json(found: Probed, embedder: Embedder, model: str, data: Path) -> str:
     """Return the figures as a JSON object; one that is not defined is null."""
     results = [{"test": r.name, "learned_from": r.train, "tested_on": r.test, "C": r.c} | _finite(r.figures) for r in found.results]
     document = {

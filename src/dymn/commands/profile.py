@@ -34,7 +34,12 @@ def profile(
     input_seconds: Annotated[
         float, typer.Option(metavar="SECONDS", help="How long the recording is. The paper's numbers are for 10 seconds.")
     ] = 10.0,
-    runs: Annotated[int, typer.Option(min=0, metavar="NUMBER", help="How many times to measure the time; 0 leaves it out.")] = 5,
+    runs: Annotated[
+        int | None,
+        typer.Option(
+            min=0, metavar="NUMBER", help="How many times to measure the time; 0 leaves it out.", show_default="5, 0 without PyTorch"
+        ),
+    ] = None,
     format: Annotated[Format, typer.Option("--format", "-f", help="How to write the answer.")] = "table",
     output: Annotated[Path | None, output_option("Write to this file.", None)] = None,
     plot: Annotated[
@@ -51,21 +56,28 @@ def profile(
     With --table, tell how the paper's rows compare with what we count. JSON and CSV have plain counts, tables have millions.
     """
     from dymn.commands.output import text_output
-    from dymn.devices import use_threads
+    from dymn.plots.trade_off import plot_trade_off
     from dymn.profiling import compare
     from dymn.profiling import profile as measure
     from dymn.profiling.formats import COMPARISON_FORMATS, PROFILE_FORMATS
-    from dymn.profiling.plot import plot_trade_off
+    from dymn.system.cpus import check_threads
+    from dymn.system.extras import has_torch
 
     if model is None and table is None and plot is None:
         raise ConfigError("Say what to profile: a model, or --table NUMBER, or --plot FILE. `dymn profile --help` tells more.")
     if model is not None and table is not None:
         raise ConfigError("Give a model or --table, not both: a table has networks of its own.")
-    use_threads(threads)
+    check_threads(threads)
+    if runs is None:
+        runs = 5 if has_torch() else 0
     text = None
     if table is not None:
         text = COMPARISON_FORMATS[format](compare(table))
     elif model is not None:
+        if runs:
+            from dymn.system.devices import use_threads
+
+            use_threads(threads)
         text = PROFILE_FORMATS[format](measure(model, input_seconds, runs=runs))
     if text is not None:
         with text_output(output) as stream:

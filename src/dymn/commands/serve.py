@@ -28,7 +28,7 @@ from dymn.commands.recordings import load_tagger
 from dymn.errors import ConfigError, MissingExtraError
 
 if TYPE_CHECKING:
-    from dymn.tagger import Tagger
+    from dymn.inference.tagger import Tagger
 
 WHO, LIMITS = "Who may use it", "Limits"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -114,8 +114,8 @@ def serve(
         if (error.name or "").startswith("dymn"):
             raise
         raise MissingExtraError("dymn serve", "serve") from error
-    from dymn.cpus import available_cpus
     from dymn.serve.settings import ServeSettings
+    from dymn.system.cpus import available_cpus
 
     hush(quiet)
     local = host in LOOPBACK
@@ -190,7 +190,7 @@ def load_taggers(
     """Load the models and return their taggers by the names under which they are served: those of their cards."""
     taggers: dict[str, Tagger] = {}
     for model in models or [None]:  # type: ignore[list-item]
-        tagger = load_tagger(model, device, threads, quiet, backend, precision, looks_inside=True)
+        tagger = load_tagger(model, device, threads, quiet, backend, precision)
         name = tagger.card.name or Path(model or "").stem or "model"
         if name in taggers:
             note(f"{model} is called {name}, as a model before it; it is left out.", quiet)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import partial
-from itertools import chain
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -35,27 +33,18 @@ from dymn.commands.options import (
     hush,
     output_option,
 )
-from dymn.commands.recordings import (
-    MANY,
-    Failures,
-    check_output,
-    default_workers,
-    describe,
-    find,
-    follower,
-    load_tagger,
-    ray_engine,
-    unreadable,
-    write,
-)
+from dymn.errors import ConfigError
 
 if TYPE_CHECKING:
-    from dymn.tagger import Recording, Tagger
+    from dymn.commands.runs import Files
+    from dymn.inference.files import Recording
+    from dymn.inference.tagger import Tagger
+    from dymn.ray import Engine
 
 Format = Literal["table", "json", "jsonl", "csv", "audacity", "parquet"]
-"""The keys of `dymn.formats.FORMATS` and `BINARY`."""
+"""The formats of `dymn.inference.formats.tags.TAGS`."""
 Combine = Literal["max", "mean"]
-"""The names in `dymn.selection.COMBINATIONS`."""
+"""The names in `dymn.inference.selection.COMBINATIONS`."""
 
 
 def tag(
@@ -131,57 +120,39 @@ def tag(
     Recordings that cannot be read are named on standard error, in JSON, CSV and Parquet, and in a report beside --output. The others are
     still tagged, and the exit code is 1.
     """
-    from dymn.bulk import tags
-    from dymn.commands.bulk import Bulk, keeps_journal, report, run_bulk
-    from dymn.commands.output import binary_output
+    from functools import partial
+
     from dymn.commands.plot import check_plot, draw
-    from dymn.commands.progress import progress_bar
+    from dymn.commands.recordings import describe
+    from dymn.commands.runs import Asked, Form, run
     from dymn.config import to_dict
-    from dymn.formats import BINARY, FORMATS, ROWS, choose, write_file
-    from dymn.recordings import source_name
-    from dymn.tagger import TagSettings
+    from dymn.inference.formats.tags import TAGS
+    from dymn.inference.runs import tags
+    from dymn.inference.segments import source_name
+    from dymn.inference.tagger import TagSettings
 
     hush(quiet)
+    if plot is not None and ray is not None:
+        raise ConfigError("--plot is drawn from recordings on this machine. Give it without --ray.")
     settings = TagSettings(top_k, threshold, tuple(labels or ()), tuple(exclude or ()), window, hop, fill, combine)
-    name = choose(format, output)
-    engine = ray_engine(ray, workers, threads, device, backend, plot)
+    parameters = to_dict(settings) | {"hop": hop or window}
+    asked = Asked(
+        "tag", paths, output, format, model, backend, device, precision, threads, batch_size, workers, ray, fresh, retry_failed, quiet,
+        again=plot is not None,
+    )  # fmt: skip
 
-    def tag_files(tagger: Tagger, count: int) -> Callable[..., Iterator[Recording]]:
-        if engine is not None:
-            return partial(engine.tag_files, tagger, settings=settings, batch_size=batch_size)
-        n_threads = default_workers(threads, count) if workers is None else workers
-        return partial(tagger.tag_files, settings=settings, batch_size=batch_size, workers=n_threads)
+    def files(tagger: Tagger, engine: Engine | None) -> Files[Recording]:
+        tag_files = tagger.tag_files if engine is None else partial(engine.tag_files, tagger)
+        return partial(tag_files, settings=settings)
 
-    kept = keeps_journal(output, name in ROWS and plot is None, paths, fresh, retry_failed)
-    lost = unreadable(paths) if engine is None else []
-    found, failed = ([], lost) if lost or kept else find(paths, urls=engine is not None)
-    named = found or [recording.name for recording in lost]
-    check_output(output, name, named)
-    if plot is not None:
-        check_plot(plot, [Path(path) for path in named])
-    place = device if engine is None else "cpu"
-    tagger = None if lost else load_tagger(model, place, threads, quiet, backend, precision, looks_inside=engine is not None)
-    run = describe(tagger, model, to_dict(settings) | {"hop": hop or window}, per_window)
-    if kept and tagger:
-        origin = run.to_dict() | {"backend": backend, "precision": precision}
-        bulk = Bulk("tag", tags(per_window), tag_files(tagger, MANY), partial(write_file, run, name), origin)
-        if run_bulk(bulk, paths, kept, fresh, retry_failed, quiet):
-            raise typer.Exit(1)
-        return
-    bar = progress_bar(len(found), quiet)
-    recordings = tag_files(tagger, len(found))(found, progress=follower(bar) if bar.visible else None) if tagger else ()
-    failures = Failures()
-    reported = failures.reported(chain(failed, bar.over(recordings)))
-    if kept:
-        with report(kept) as listed, binary_output(kept) as file:
-            write_file(run, name, listed(reported), file)
-    elif name in BINARY:
-        with binary_output(output) as file:
-            write_file(run, name, reported, file)
-    else:
-        write(reported, run, FORMATS[name], output, separately=name == "audacity" and len(named) > 1)
-    if plot is not None and tagger is not None:
-        shown = [Path(path) for path in found if source_name(path) not in failures.names]
-        failures.count += draw(tagger, shown, plot, single=len(found) == 1, settings=settings, quiet=quiet)
-    if failures.count:
+    def check(found: Sequence[Path | str]) -> None:
+        if plot is not None:
+            check_plot(plot, found)
+
+    done = run(asked, TAGS, lambda tagger: Form(TAGS, tags(per_window), describe(tagger, model, parameters, per_window)), files, check)
+    failed = done.failed
+    if plot is not None and done.tagger is not None:
+        shown = [Path(path) for path in done.found if source_name(path) not in done.bad]
+        failed += draw(done.tagger, shown, plot, single=len(done.found) == 1, settings=settings, quiet=quiet)
+    if failed:
         raise typer.Exit(1)

@@ -53,9 +53,16 @@ def teach(
         typer.Option("--split", metavar="NAME", help="Teach only train, val or test; without it, all clips."),
     ] = None,
     seconds: Annotated[
-        float | None, seconds_option("How much of each clip the models hear. Without it, the usual length of such data.")
+        float | None, seconds_option("How much of each clip the models hear. Without it, as much as they were trained with.")
     ] = None,
-    fill: Annotated[str, typer.Option("--fill", metavar="HOW", help="How shorter clips are filled: pad (with zeros) or repeat.")] = "pad",
+    fill: Annotated[
+        str | None,
+        typer.Option(
+            "--fill",
+            metavar="HOW",
+            help="How shorter clips are filled: pad (with zeros) or repeat. Without it, as those that the models were trained with.",
+        ),
+    ] = None,
     max_bad: Annotated[
         float, typer.Option("--max-bad", metavar="FROM 0 TO 1", min=0, max=1, help="Which share of the clips may be unreadable.")
     ] = 0.05,
@@ -74,11 +81,11 @@ def teach(
     hush(quiet)
     check_data(data, "DATA")
     from dymn.commands.progress import counting_bar
-    from dymn.data import open_source, task_of
-    from dymn.data import teach as library_teach
+    from dymn.data import open_dataset, select
     from dymn.data.detect import detect
-    from dymn.devices import resolve_device, use_threads
-    from dymn.weights import load_model
+    from dymn.system.devices import resolve_device, use_threads
+    from dymn.training.teach import Ensemble
+    from dymn.training.teach import teach as library_teach
 
     for name in models:
         check_model(name)
@@ -87,20 +94,20 @@ def teach(
     path = data
     if kind == "auto":
         kind, path = detect(data)
-    card = load_model(models[0]).card
-    options: dict[str, Any] = {"labels": card.labels} if kind == "shards" else {}
-    source = open_source(kind, path, split, sample_rate=card.front_end.sample_rate, **options)
+    ensemble = Ensemble(models, place)
+    options: dict[str, Any] = {"labels": ensemble.labels} if kind == "shards" else {}
+    task, everything = open_dataset(kind, path, sample_rate=ensemble.sample_rate, **options)
+    source = select(everything, split)
     with counting_bar("Teach", quiet) as progress:
         try:
             table = library_teach(
                 source,
-                models,
+                ensemble,
                 out,
-                seconds=seconds or task_of(kind, path).seconds,
+                seconds=seconds or ensemble.learned(fill=fill).seconds or task.seconds,
                 fill=fill,
                 batch_size=batch_size,
                 workers=workers,
-                device=place,
                 max_bad=max_bad,
                 progress=progress,
             )

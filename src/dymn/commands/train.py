@@ -117,13 +117,13 @@ def train(
     hush(quiet)
     if data is not None and not recipes:
         check_data(data, "--data")
-    from dymn.devices import use_threads
-
     if recipes:
         from dymn.training.recipe import recipe_names
 
         typer.echo("\n".join(recipe_names()))
         return
+    from dymn.system.devices import use_threads
+
     config = configure(
         recipe,
         settings or (),
@@ -179,13 +179,14 @@ def model_names(config: TrainConfig) -> list[str]:
 def fetch_models(config: TrainConfig, quiet: bool) -> None:
     """Download, with a bar, what is not in the cache yet."""
     from dymn.commands.progress import download_bar
-    from dymn.weights import REGISTRY, load_model
+    from dymn.weights import REGISTRY
     from dymn.weights.download import is_local
+    from dymn.weights.find import find_weights
 
     for name in model_names(config):
         if name in REGISTRY and not is_local(REGISTRY[name]):
             with download_bar(quiet) as progress:
-                load_model(name, progress=progress)
+                find_weights(name, progress)
 
 
 def parse_fold(text: str) -> int:
@@ -252,9 +253,7 @@ def summarise(result: dict[str, Any]) -> None:
     """Print the figures of a run, and how to use its checkpoint."""
     from dymn.commands.epochs import FIGURES, duration, figure
 
-    typer.echo(
-        f"Trained in {duration(result['train_seconds'])}; the best epoch was number {result['best_epoch'] + 1} of {result['epochs']}."
-    )
+    typer.echo(f"Trained in {duration(result['train_seconds'])}; the best epoch was number {result['best_epoch']} of {result['epochs']}.")
     for part, name in (("val", "validation"), ("test", "test")):
         found = [f"{key} {figure(key, result[f'{part}_{key}'])}" for key in FIGURES if f"{part}_{key}" in result]
         if found:

@@ -8,8 +8,7 @@ from dymn.data.resident import Resident
 from dymn.data.samplers import BalancedSampler, PlainSampler, WeightedSampler, class_counts, clip_weights, heard_weights
 from dymn.data.source import Catalog, Source
 from dymn.data.streams import Streamed
-from dymn.data.tasks import TASKS, TaskSpec, open_source, select, task_facts, task_of
-from dymn.data.teach import Ensemble, spot_check, teach
+from dymn.data.tasks import TASKS, Dataset, TaskSpec, open_dataset, open_source, select, task_facts, task_of
 from dymn.data.teacher import TeacherTable
 
 __all__ = [
@@ -19,7 +18,7 @@ __all__ = [
     "Batch",
     "Catalog",
     "Clip",
-    "Ensemble",
+    "Dataset",
     "Loader",
     "PackSettings",
     "Packed",
@@ -36,11 +35,10 @@ __all__ = [
     "collate",
     "fit",
     "heard_weights",
+    "open_dataset",
     "open_source",
     "pack",
     "select",
-    "spot_check",
     "task_facts",
     "task_of",
-    "teach",
 ]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dymn.errors import ConfigError
-from dymn.files import atomic_write, csv_text, text_in
+from dymn.system.files import atomic_write, csv_text, text_in
 
 Floats = npt.NDArray[np.float32]
 Number = TypeVar("Number", bound=np.generic)
@@ -95,11 +95,17 @@ class Batch(NamedTuple):
 
 
 class Collated(NamedTuple):
-    """A batch of the usable clips (None if there are none) with their fingerprints, and the others."""
+    """A batch of the usable clips (None if there are none) with their fingerprints, and the others.
+
+    `clips` are the positions of the usable clips in their source. Where recordings come as windows, `weights` are the seconds of sound
+    in each, and a batch may hold several windows of one clip.
+    """
 
     batch: Batch | None
     bad: list[BadClip]
     fingerprints: list[int]
+    clips: Sequence[int] = ()
+    weights: Sequence[float] = ()
 
     def pin_memory(self) -> Collated:
         """Return the same in page-locked memory (called by torch's DataLoader)."""

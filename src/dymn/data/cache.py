@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from dymn.data.batch import BadClip, Floats
 from dymn.data.source import Cut, Source
 from dymn.errors import DataError
-from dymn.files import locked
+from dymn.system.files import locked
 
 logger = logging.getLogger(__name__)
 

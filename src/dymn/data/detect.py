@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dymn.data.archives import AUDIOSET_FILES, FSD50K_FILES, OPENMIC_FILES
+from dymn.data.manifest import SUFFIXES
 from dymn.data.packed import is_packed
 from dymn.errors import DataError
 
@@ -40,13 +41,13 @@ def detect(path: str | Path) -> Layout:
     """
     path = Path(os.path.expanduser(path))
     if path.is_file():
-        if path.suffix.lower() == ".csv":
+        if path.suffix.lower() in SUFFIXES:
             return Layout("csv", path)
         if path.suffix.lower() == ".tar":
             return Layout("shards", path)
         if path.name in HDF5_KINDS:
             return Layout(HDF5_KINDS[path.name], path)
-        raise DataError(f"{path} is no dataset that is known by its name. Give a folder, a .csv or a .tar file, or say its kind.")
+        raise DataError(f"{path} is no dataset that is known by its name. Give a folder, a .csv, .tsv or .tar file, or say its kind.")
     if not path.is_dir():
         raise DataError(f"There is no dataset at {path}.")
     if is_packed(path):  # one that is not complete is refused by its reader
@@ -56,7 +57,7 @@ def detect(path: str | Path) -> Layout:
             return Layout(kind, path)
     if any(path.glob("*.tar")) or any(path.glob("shards/*.tar")):
         return Layout("shards", path)
-    manifests = sorted(path.glob("*.csv"))
+    manifests = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and not file.name.startswith("."))
     if len(manifests) > 1:
         raise DataError(f"{path} holds several tables: {', '.join(file.name for file in manifests)}. Give the path of the one to use.")
     return Layout("csv", manifests[0]) if manifests else Layout("folder", path)

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
@@ -18,6 +19,8 @@ from dymn.data.teacher import TeacherTable
 from dymn.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
+
+CROPPED = ("random", "start", "windows")
 
 
 def _as_it_is(collated: Any) -> Any:
@@ -35,7 +38,9 @@ class Loader:
         sampler: the order of an epoch.
         batch_size: clips in a (global) batch. A batch is smaller by its bad clips.
         seconds: length of every clip; None for that of the longest clip in the batch.
-        crop: "random" for a place drawn anew at each presentation, "start" for the beginning.
+        crop: "random" for a place drawn anew at each presentation, "start" for the beginning; "windows" for whole recordings, however
+            long, cut into windows of `longest` seconds (see `dymn.data.windows`), which come in batches of one length.
+        longest: seconds of a window; None for `seconds`.
         fill: "pad" (with zeros) or "repeat", for clips that are shorter.
         seed: of the random crops.
         teacher: logits by clip.
@@ -51,6 +56,7 @@ class Loader:
 
     Attributes:
         bad: reason by key of every bad clip met so far.
+        marks: fingerprint of every clip met so far [N], else 0. A clip that comes again with another one ends the run.
     """
 
     def __init__(
@@ -61,6 +67,7 @@ class Loader:
         *,
         seconds: float | None = None,
         crop: str = "random",
+        longest: float | None = None,
         fill: str = "pad",
         seed: int = 0,
         teacher: TeacherTable | None = None,
@@ -74,8 +81,10 @@ class Loader:
         context: str | None = None,
         resident: Resident | None = None,
     ) -> None:
-        if crop not in ("random", "start") or fill not in FILLS:
-            raise ConfigError(f"crop and fill are {crop!r} and {fill!r}; allowed: random, start, and {', '.join(FILLS)}.")
+        if crop not in CROPPED or fill not in FILLS:
+            raise ConfigError(f"crop and fill are {crop!r} and {fill!r}; allowed: {', '.join(CROPPED)}, and {', '.join(FILLS)}.")
+        if crop == "windows" and (seconds is None or (longest or seconds) < seconds):
+            raise ConfigError(f"seconds and longest are {seconds} and {longest}; windows have a length, and longest is at least seconds.")
         if seconds is not None and not 0 < seconds <= source.max_seconds:
             raise ConfigError(f"seconds is {seconds}; it must be above 0 and at most {source.max_seconds}.")
         if not 0 <= max_bad <= 1 or workers < 0 or seed < 0:
@@ -83,10 +92,14 @@ class Loader:
                 f"max_bad, workers and seed are {max_bad}, {workers} and {seed}; a share in [0, 1] and numbers from 0 are allowed."
             )
         samples = None if seconds is None else round(seconds * source.sample_rate)
+        longest_samples = None if longest is None else round(longest * source.sample_rate)
         self.source, self.max_bad, self.seed = source, max_bad, seed
         self.bad: dict[str, str] = {}
+        self.marks = np.zeros(len(source), dtype=np.int64)
         self.batches = Batches(sampler, batch_size, rank=rank, world=world, drop_last=drop_last)
-        self._presented = Presented(source, self.batches, teacher, partial_teacher, samples, crop, fill, seed)
+        self._presented = Presented(
+            source, self.batches, teacher, partial_teacher, samples, crop=crop, fill=fill, seed=seed, longest=longest_samples
+        )
         workers = 0 if resident is not None else workers
         if workers:
             self._presented.start.share_memory_()  # type: ignore[no-untyped-call]
@@ -123,13 +136,14 @@ class Loader:
 
         Raises:
             DataError: if more than `max_bad` of the epoch's clips are bad, all clips of a batch are bad while other processes wait,
-                or a clip is not the one that the teacher heard.
+                or a clip is not the one that the teacher heard, or that came before under its name.
         """
         first, self._met = self._first.pop(number, (0, 0))
         self._presented.start.copy_(torch.tensor([number, first]))
         allowed = self.max_bad * len(self.batches.sampler) / self.batches.world
         for done, collated in enumerate(self._loader, start=first + 1):
             self._at = (number, done)
+            self._compare(collated)
             for clip in collated.bad:
                 self._met += 1
                 self._note(clip)
@@ -163,6 +177,15 @@ class Loader:
             raise ConfigError(f"The state is that of a loader with another {' and '.join(differing)}: {state}, and this one has {now}.")
         self._at, self._met = (state["epoch"], state["batch"]), state.get("bad", 0)
         self._first[state["epoch"]] = (state["batch"], self._met)
+
+    def _compare(self, collated: Collated) -> None:
+        for clip, mark in zip(collated.clips, collated.fingerprints, strict=True):
+            if mark and self.marks[clip] not in (0, mark):
+                raise DataError(
+                    f"The audio of {self.source.keys[clip]} is not what this run heard before. Restore the file, or start anew in another "
+                    "folder (--out, run.out)."
+                )
+            self.marks[clip] = mark
 
     def _note(self, clip: BadClip) -> None:
         if clip.fatal:

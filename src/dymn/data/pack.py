@@ -30,7 +30,7 @@ from dymn.data.batch import Floats, read_bad, write_bad
 from dymn.data.packed import INDEX_FILE, WORK_FOLDER, Index, read_index, write_index
 from dymn.data.source import Source, decode, fingerprint
 from dymn.errors import AudioError, ConfigError, DataError, resource_error
-from dymn.files import atomic_write, locked
+from dymn.system.files import atomic_write, locked
 from dymn.weights.download import sha256_of
 
 BAD_FILE = "bad_clips.csv"
@@ -106,6 +106,8 @@ def pack(
         OSError: if the folder cannot be written to.
     """
     settings, out = settings or PackSettings(), Path(out)
+    if source.catalog.spans is not None:
+        raise DataError("Clips that are parts of files (columns start and end) cannot be packed. Cut the files into clips first.")
     made = {"source": source.digest, "sample_rate": source.sample_rate, **dataclasses.asdict(settings)}
     out.mkdir(parents=True, exist_ok=True)
     work = out / WORK_FOLDER

@@ -21,7 +21,7 @@ from dymn.data.pickles import read_npz
 from dymn.data.source import SPLITS, Catalog
 from dymn.data.stores import Store, TarStore, inside
 from dymn.errors import DataError
-from dymn.files import atomic_write
+from dymn.system.files import atomic_write, digest_of
 from dymn.weights.download import sha256_of
 
 FORMAT = "dymn-shards/1"
@@ -50,6 +50,8 @@ class Index:
 
 def is_packed(root: Path) -> bool:
     """Return whether a folder holds such shards, or some that are not complete; an index.json may also be another program's."""
+    if (root / INDEX_FILE).is_file() and (root / COLUMNS_FILE).is_file():
+        return True
     try:
         with (root / INDEX_FILE).open("rb") as file:
             return b'"dymn-shards/' in file.read(100)
@@ -93,15 +95,12 @@ def read_packed(root: Path) -> tuple[Catalog, Store]:
     """
     index = read_index(root)
     columns = root / COLUMNS_FILE
-    if _digest(columns) != index.values["columns"].get("sha256"):
-        raise DataError(f"{columns} is not the one that {INDEX_FILE} speaks of. Get both from the same release.")
     paths = [inside(root, shard["name"]) for shard in index.shards]
     for path, shard in zip(paths, index.shards, strict=True):
         found = path.stat().st_size if path.is_file() else -1
         if found != shard["bytes"]:
             raise DataError(f"{path} has {found} bytes, and {INDEX_FILE} says {shard['bytes']}. The copy is incomplete; get it again.")
-    names = tuple(name for name in index.values["columns"]["names"] if isinstance(name, str))
-    arrays = read_npz(columns, names)
+    arrays = _columns(columns, index)
     try:
         places, keys = arrays["places"].astype(np.int64), tuple(arrays["keys"].tobytes().decode().split("\0"))
         if places.shape != (len(keys), 3) or _misplaced(places, index.shards):
@@ -115,11 +114,24 @@ def read_packed(root: Path) -> tuple[Catalog, Store]:
             splits=tuple(splits[number] for number in arrays["splits"].tolist()) if "splits" in arrays else (),
             folds=tuple(arrays["folds"].tolist()) if "folds" in arrays else (),
             packed=arrays["targets"].dtype == np.uint8,
+            task=index.task,
         )
         marks = arrays["marks"].astype(np.int64) if "marks" in arrays else None
     except (KeyError, ValueError, IndexError, TypeError) as error:
         raise DataError(f"{columns} is damaged: {error}. Pack the shards again with dymn shards.") from error
     return catalog, TarStore(paths, places, marks=marks, streams=True)
+
+
+def _columns(path: Path, index: Index) -> dict[str, npt.NDArray[Any]]:
+    """Return the columns that an index names, after comparing their file with its digest."""
+    names = tuple(name for name in index.values["columns"]["names"] if isinstance(name, str))
+    try:
+        with path.open("rb") as file:
+            if digest_of(file) != index.values["columns"].get("sha256"):
+                raise DataError(f"{path} is not the file that {INDEX_FILE} describes. Get both from the same release.")
+            return read_npz(path, names, file)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error}.") from error
 
 
 def write_index(
@@ -150,7 +162,7 @@ def write_index(
         arrays["marks"] = marks
     with atomic_write(root / COLUMNS_FILE) as file:
         np.savez(file, **arrays)
-    columns = {"file": COLUMNS_FILE, "sha256": _digest(root / COLUMNS_FILE), "names": sorted(arrays)}
+    columns = {"file": COLUMNS_FILE, "sha256": sha256_of(root / COLUMNS_FILE), "names": sorted(arrays)}
     with atomic_write(root / INDEX_FILE) as file:
         file.write(json.dumps({"format": FORMAT, **values, "columns": columns}, indent=1, ensure_ascii=False).encode())
 
@@ -170,10 +182,3 @@ def _misplaced(places: npt.NDArray[np.int64], shards: list[dict[str, Any]]) -> b
     limits = np.array([shard["bytes"] for shard in shards], dtype=np.int64)[part]
     ordered = (np.diff(part) > 0) | ((np.diff(part) == 0) & (np.diff(offset) > 0))
     return bool((offset > limits).any() or (size > limits - offset).any() or not ordered.all())
-
-
-def _digest(path: Path) -> str:
-    try:
-        return sha256_of(path)
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error}.") from error

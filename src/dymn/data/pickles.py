@@ -1,72 +1,49 @@
-"""Reading the few pickles of datasets that this field publishes without executing them.
+"""Readers for the few pickles that datasets of this field are published as; nothing in them is executed.
 
-These readers accept plain containers, text and numbers, and for numpy's arrays of objects a stand-in that only keeps the list of
-elements.
+They accept plain containers, text and numbers, and NumPy's arrays of objects as far as these hold text.
 """
 
 from __future__ import annotations
 
 import io
-import pickle
+import math
 import tokenize
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
 from dymn.errors import DataError
-from dymn.pickles import ARCHIVE_FAILURES, FAILURES, Plain
+from dymn.system.unpickling import ARCHIVE_FAILURES, FAILURES, Call, Stateful, load
 
 MAX_BYTES = 512 * 2**20
 MAX_TEXT = 4096
 """The longest text in an array: each of its elements takes as much memory as the longest."""
+MAX_SPREAD = 64
+"""How many times the letters of an array of text may be those in its file."""
 NPY_FAILURES = (*FAILURES, SyntaxError, tokenize.TokenError)
-"""What a damaged or hostile .npy file makes numpy raise, whose header is in the notation of Python."""
+"""The exceptions that a damaged or hostile .npy file, whose header is in the notation of Python, makes NumPy raise."""
 
 
-class _Elements:
-    """Stands in for an array of objects: takes numpy's state tuple and keeps the elements."""
+class _Elements(Stateful):
+    """Stands for an array of objects: takes NumPy's state tuple and keeps the elements."""
 
-    elements: list[Any]
+    elements: list[Any] | None = None
 
-    def __setstate__(self, state: Any) -> None:
-        if not isinstance(state, tuple) or len(state) != 5 or not isinstance(state[4], list):
-            raise pickle.UnpicklingError("it holds something else than a list of elements")
+    def set_state(self, state: Any) -> None:
+        """Keep the last entry of (version, shape, type, order, elements)."""
+        if type(state) is not tuple or len(state) != 5 or type(state[4]) is not list:
+            raise ValueError("it holds something else than a list of elements")
         self.elements = state[4]
 
 
-class _Type:
-    """Stands in for the array's data type, of which nothing is used."""
-
-    def __setstate__(self, state: Any) -> None:
-        pass
-
-
-def _new_elements(*_: Any) -> _Elements:
-    return _Elements()
-
-
-def _new_type(*_: Any) -> _Type:
-    return _Type()
-
-
-class _ObjectArray(Plain):
-    """Additionally builds the stand-ins for numpy's array of objects."""
-
-    ALLOWED = {
-        ("multiarray", "_reconstruct"): _new_elements,
-        ("numpy", "ndarray"): _Elements,
-        ("numpy", "dtype"): _new_type,
-    }
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module in ("numpy.core.multiarray", "numpy._core.multiarray"):
-            module = "multiarray"
-        if (module, name) in self.ALLOWED:
-            return self.ALLOWED[module, name]
-        return super().find_class(module, name)
+_GLOBALS: dict[tuple[str, str], Any] = {
+    **{(f"numpy.{core}.multiarray", "_reconstruct"): Call(lambda *_: _Elements()) for core in ("core", "_core")},
+    ("numpy", "ndarray"): None,  # the type of the array, and its data type, of which nothing is used
+    ("numpy", "dtype"): Call(lambda *_: Stateful()),
+}
 
 
 def read_index(path: Path) -> dict[str, int]:
@@ -78,7 +55,7 @@ def read_index(path: Path) -> dict[str, int]:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise DataError(f"{path} is larger than {MAX_BYTES} bytes; it is no index of clips.")
-        index = Plain(io.BytesIO(path.read_bytes())).load()
+        index = load(path.read_bytes())
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error}.") from error
     except FAILURES as error:
@@ -88,14 +65,16 @@ def read_index(path: Path) -> dict[str, int]:
     return index
 
 
-def read_npz(path: Path, names: tuple[str, ...]) -> dict[str, npt.NDArray[Any]]:
+def read_npz(path: Path, names: tuple[str, ...], file: BinaryIO | None = None) -> dict[str, npt.NDArray[Any]]:
     """Return some arrays of an .npz file; arrays of objects come as arrays of text, without executing their pickles.
+
+    `file` is the opened file, if it is open already.
 
     Raises:
         DataError: if the file cannot be read, an array is missing or too large, or is not what it should be.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(file or path) as archive:
             return {name: _read_member(archive, path, name) for name in names}
     except (OSError, ValueError, *ARCHIVE_FAILURES) as error:
         raise DataError(f"{path} is not a readable .npz file: {error}.") from error
@@ -114,14 +93,19 @@ def _read_member(archive: zipfile.ZipFile, path: Path, name: str) -> npt.NDArray
         read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, _, kind = read_header(content)
         if kind != np.dtype(object):
+            stored_bytes = info.file_size - content.tell()
+            if kind.itemsize == 0 or math.prod(shape) * kind.itemsize != stored_bytes:
+                raise ValueError(f"its {stored_bytes:,} bytes are not the {shape} of {kind} that it announces")
             content.seek(0)
             return np.asarray(np.lib.format.read_array(content, allow_pickle=False))
-        stored = _ObjectArray(content).load()
+        stored = load(content.read(), _GLOBALS)
+        elements = getattr(stored, "elements", None)
     except NPY_FAILURES as error:
         raise DataError(f"{path}: {name} was not executed: it must be an array of text or numbers, but {error}.") from error
-    elements = getattr(stored, "elements", None)
-    if elements is None or len(elements) != int(np.prod(shape)) or not all(map(_is_short_text, elements)):
+    if elements is None or len(elements) != math.prod(shape) or not all(map(_is_short_text, elements)):
         raise DataError(f"{path}: {name} must be an array of text of at most {MAX_TEXT} letters each.")
+    if len(elements) * max(map(len, elements), default=0) > MAX_SPREAD * info.file_size:
+        raise DataError(f"{path}: {name} holds texts of such different lengths that its array would be many times its file.")
     return np.array([item.decode() if isinstance(item, bytes) else item for item in elements], str).reshape(shape)
 
 

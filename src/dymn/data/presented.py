@@ -14,6 +14,7 @@ from dymn.data.samplers import Batches, Draw
 from dymn.data.source import Source
 from dymn.data.streams import read_ahead
 from dymn.data.teacher import TeacherTable
+from dymn.data.windows import Heard, Length, batches, windows
 
 CROPS = 1
 """Keeps the random numbers of crops apart from those of the order, which have 0 in this place."""
@@ -32,36 +33,52 @@ class Presented(IterableDataset[Collated]):
         teacher: TeacherTable | None,
         partial: bool,
         samples: int | None,
+        *,
         crop: str,
         fill: str,
         seed: int,
+        longest: int | None = None,
     ) -> None:
         self.source, self.batches, self.teacher = source, batches, teacher
         self.samples, self.crop, self.fill, self.seed = samples, crop, fill, seed
         self.rows = None if teacher is None else teacher.match(source, partial=partial)
+        self.columns = None if teacher is None else teacher.columns(source.labels)
         self.start = torch.zeros(2, dtype=torch.int64)
+        self.length = None if crop != "windows" or samples is None else Length(samples, longest or samples)
 
     def __iter__(self) -> Iterator[Collated]:
         info = get_worker_info()
         mine, workers = (0, 1) if info is None else (info.id, info.num_workers)
         epoch, first = self.start.tolist()
         for share, contents in read_ahead(self.source, self.batches.shares(epoch, first + mine, workers)):
+            if self.length is not None:
+                heard = functools.partial(self._windows, self.length, contents)
+                yield from batches(share, heard, self._logits, self.batches.batch_size)
+                continue
             items = [self._presented(draw, contents.get(draw.clip)) for draw in share]
-            yield collate([clip for clip, _ in items], teachers=[logits for _, logits in items], fill=self.fill)
+            collated = collate([clip for clip, _ in items], teachers=[logits for _, logits in items], fill=self.fill)
+            places = [draw.clip for draw, (clip, _) in zip(share, items, strict=True) if isinstance(clip, Clip)]
+            yield collated._replace(clips=places)
+
+    def _windows(self, length: Length, contents: dict[int, bytes | Exception], draw: Draw) -> Iterator[Heard]:
+        for clip, seconds in windows(self.source, draw, length, self.fill, contents.get(draw.clip)):
+            yield Heard(self._checked(clip, draw), seconds)
+
+    def _checked(self, clip: Clip | BadClip, draw: Draw) -> Clip | BadClip:
+        return clip if isinstance(clip, BadClip) else self.stranger(draw.clip, clip.fingerprint) or clip
+
+    def _logits(self, draw: Draw) -> Floats | None:
+        if self.teacher is None or self.rows is None or self.rows[draw.clip] < 0:
+            return None
+        logits: Floats = self.teacher.take(int(self.rows[draw.clip]), self.columns).astype(np.float32)
+        return logits
 
     def _presented(self, draw: Draw, content: bytes | Exception | None) -> tuple[Clip | BadClip, Floats | None]:
         cut = None
         if self.samples is not None:
             cut = functools.partial(fit, samples=self.samples, generator=self._chance(draw), fill=self.fill)
-        clip = self.source.clip(draw.clip, cut, content)
-        if isinstance(clip, BadClip):
-            return clip, None
-        logits = None
-        if self.teacher is not None and self.rows is not None and self.rows[draw.clip] >= 0:
-            if (stranger := self.stranger(draw.clip, clip.fingerprint)) is not None:
-                return stranger, None
-            logits = self.teacher.logits[int(self.rows[draw.clip])].astype(np.float32)
-        return clip, logits
+        clip = self._checked(self.source.clip(draw.clip, cut, content), draw)
+        return clip, None if isinstance(clip, BadClip) else self._logits(draw)
 
     def _chance(self, draw: Draw) -> np.random.Generator | None:
         return np.random.default_rng((self.seed, draw.epoch, draw.place, CROPS)) if self.crop == "random" else None

@@ -11,7 +11,7 @@ import numpy as np
 
 from dymn.data.batch import Floats
 from dymn.data.pickles import read_npz
-from dymn.data.source import SPLITS, Catalog
+from dymn.data.source import Catalog
 from dymn.data.stores import FileStore, Store, inside
 from dymn.errors import DataError
 
@@ -24,22 +24,20 @@ SPLIT_NAMES = {
 
 
 def read_folder(root: Path) -> tuple[Catalog, Store]:
-    """One folder per class: `root/CLASS/**/*.wav`, or `root/{train,val,test}/CLASS/…` where the splits are given.
+    """One folder per class: `root/CLASS/**/*.wav`, or `root/SPLIT/CLASS/…`, where the splits are called as in `SPLIT_NAMES`.
 
     Raises:
-        DataError: if there is no folder, no class, or an audio file lies outside the class folders.
+        DataError: if there is no folder, no class, an audio file lies outside the class folders, or other folders lie beside splits.
     """
-    from dymn import audio
+    from dymn.audio import reading
 
     _need_folder(root)
-    names = sorted(child.name for child in root.iterdir() if child.is_dir() and not child.name.startswith("."))
-    if not names:
+    if not any(child.is_dir() and not child.name.startswith(".") for child in root.iterdir()):
         raise DataError(f"{root} holds no folders. Put the clips of each class into a folder with the name of the class.")
-    split = set(names) <= set(SPLITS)
-    paths = [path for path in audio.find([root]) if path.parent != root]
+    paths = [path for path in reading.find([root]) if path.parent != root]
     keys = tuple(path.relative_to(root).as_posix() for path in paths)
-    depth = 1 if split else 0
     parts = [key.split("/") for key in keys]
+    depth = 1 if _are_splits({part[0] for part in parts}, root) else 0
     lost = [key for key, part in zip(keys, parts, strict=True) if len(part) < depth + 2]
     if lost:
         raise DataError(f"{root / lost[0]} does not lie in the folder of a class.")
@@ -49,42 +47,25 @@ def read_folder(root: Path) -> tuple[Catalog, Store]:
         keys=keys,
         labels=labels,
         targets=multi_hot([[name] for name in classes], labels, root),
-        splits=tuple(part[0] for part in parts) if split else (),
+        splits=tuple(split_name(part[0], root) for part in parts) if depth else (),
     ), FileStore(paths)
 
 
-def read_csv(
-    manifest: Path,
-    *,
-    root: str | Path | None = None,
-    labels: Sequence[str] | None = None,
-    separator: str | None = None,
-) -> tuple[Catalog, Store]:
-    """A manifest with the columns path, labels and, if wanted, split and fold.
-
-    Args:
-        manifest: the CSV file. Several labels of a clip are separated by ";" or ",".
-        root: the folder that the paths start from; None for that of the manifest.
-        labels: names of the classes in the wanted order; None for those found, sorted.
-        separator: between labels; None for ";" if any clip has one, else ",".
+def _are_splits(names: set[str], root: Path) -> bool:
+    """Return whether folders are splits rather than classes: all of them, whatever their case; a class may be called train.
 
     Raises:
-        DataError: if a column is missing, a path leads outside `root`, or a class is unknown.
+        DataError: if some are splits and others are not.
     """
-    rows = table(manifest)
-    path_column = _column(rows, ("path", "filename", "file", "fname"), manifest)
-    label_column = _column(rows, ("labels", "label", "category", "class"), manifest)
-    sign = separator or (";" if any(";" in row[label_column] for row in rows) else ",")
-    names = [[name.strip() for name in row[label_column].split(sign) if name.strip()] for row in rows]
-    classes = tuple(labels) if labels is not None else tuple(sorted({name for clip in names for name in clip}))
-    folder = Path(root) if root is not None else manifest.parent
-    return Catalog(
-        keys=tuple(row[path_column] for row in rows),
-        labels=classes,
-        targets=multi_hot(names, classes, manifest),
-        splits=tuple(split_name(row["split"], manifest) for row in rows) if "split" in rows[0] else (),
-        folds=tuple(number(row["fold"], manifest) for row in rows) if "fold" in rows[0] else (),
-    ), FileStore([inside(folder, row[path_column]) for row in rows])
+    known = {name for name in names if name.lower() in SPLIT_NAMES}
+    if known == names:
+        return bool(names)
+    if len({SPLIT_NAMES[name.lower()] for name in known}) > 1:
+        raise DataError(
+            f"{root} holds the splits {', '.join(sorted(known))} and beside them {', '.join(sorted(names - known))}. Move the one or the "
+            "other, or list the clips in a CSV file."
+        )
+    return False
 
 
 def read_esc50(root: Path) -> tuple[Catalog, Store]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,7 +14,18 @@ from dymn.data.cache import FULL_SCALE, quantised
 from dymn.data.presented import Presented
 from dymn.data.samplers import Draw
 from dymn.data.source import Source
+from dymn.data.windows import Length, spans
 from dymn.errors import DataError, resource_error
+
+
+class Crop(NamedTuple):
+    """A part of a clip that is resident."""
+
+    draw: Draw
+    place: int  # of the clip in the whole dataset
+    offset: int  # where it begins, in samples
+    end: int  # what counts as the end of the clip
+    seconds: float = 0.0  # of sound in a window
 
 
 class Resident:
@@ -56,15 +68,15 @@ class Resident:
                 raise
             raise DataError(f"{device} has no room for the decoded clips. Leave data.resident out, or use data.cache alone.") from error
 
-    def waveforms(self, clips: Sequence[int], offsets: Sequence[int], samples: int, fill: str) -> Tensor:
+    def waveforms(self, crops: Sequence[Crop], samples: int, fill: str) -> Tensor:
         """Return [B, samples] float32 of some clips, each from its offset on; what is too short is repeated or followed by zeros."""
-        rows = np.asarray(clips)
-        columns = np.stack([self.starts[rows], np.asarray(offsets), self.lengths[rows]])
-        start, offset, length = torch.from_numpy(columns).to(self.device)[..., None]
+        rows = np.array([crop.place for crop in crops])
+        columns = np.stack([self.starts[rows], np.array([crop.offset for crop in crops]), np.array([crop.end for crop in crops])])
+        start, offset, end = torch.from_numpy(columns).to(self.device)[..., None]
         scale = torch.from_numpy(self.scales[rows] / np.float32(FULL_SCALE)).to(self.device)[:, None]
-        place = offset + torch.arange(samples, device=self.device)
-        waveform = self.audio[start + place % length] * scale
-        return waveform if fill == "repeat" else torch.where(place < length, waveform, 0.0)
+        place = torch.arange(samples, device=self.device)
+        waveform = self.audio[start + offset + place % (end - offset)] * scale
+        return waveform if fill == "repeat" else torch.where(place < end - offset, waveform, 0.0)
 
 
 class ResidentBatches:
@@ -79,39 +91,59 @@ class ResidentBatches:
     def __iter__(self) -> Iterator[Collated]:
         epoch, first = self.presented.start.tolist()
         for share in self.presented.batches.shares(epoch, first):
-            yield self._collated(share)
+            places = self.presented.source.indices[[draw.clip for draw in share]].tolist()
+            drawn = list(zip(share, places, strict=True))
+            bad = [
+                BadClip(self.presented.source.keys[draw.clip], self.resident.bad[place])
+                for draw, place in drawn
+                if place in self.resident.bad
+            ]
+            good = [(draw, place) for draw, place in drawn if place not in self.resident.bad]
+            yield from self._crops(good, bad) if self.presented.length is None else self._windows(good, bad, self.presented.length)
 
-    def _collated(self, share: list[Draw]) -> Collated:
-        source, resident, teacher = self.presented.source, self.resident, self.presented.teacher
-        places = source.indices[[draw.clip for draw in share]]
-        bad = [
-            BadClip(source.keys[draw.clip], resident.bad[place])
-            for draw, place in zip(share, places.tolist(), strict=True)
-            if place in resident.bad
-        ]
-        good = [(draw, place) for draw, place in zip(share, places.tolist(), strict=True) if place not in resident.bad]
-        if not good:
+    def _crops(self, good: list[tuple[Draw, int]], bad: list[BadClip]) -> Iterator[Collated]:
+        lengths = [int(self.resident.lengths[place]) for _, place in good]
+        samples = self.presented.samples or max(lengths, default=0)
+        crops = [Crop(draw, place, self.presented.offset(draw, n, samples), n) for (draw, place), n in zip(good, lengths, strict=True)]
+        yield self._collated(crops, samples, bad)
+
+    def _windows(self, good: list[tuple[Draw, int]], bad: list[BadClip], length: Length) -> Iterator[Collated]:
+        """Yield whole clips as windows, in the batches that `dymn.data.windows.batches` makes."""
+        waiting: dict[int, list[Crop]] = {}
+        for draw, place in good:
+            for start, n in spans(int(self.resident.lengths[place]), length):
+                samples = max(n, length.least)
+                group = waiting.setdefault(samples, [])
+                group.append(Crop(draw, place, start, start + n, n / self.presented.source.sample_rate))
+                if len(group) == self.presented.batches.batch_size:
+                    yield self._collated(waiting.pop(samples), samples, [])
+        for samples, group in waiting.items():
+            yield self._collated(group, samples, [])
+        if bad:
+            yield Collated(None, bad, [])
+
+    def _collated(self, crops: list[Crop], samples: int, bad: list[BadClip]) -> Collated:
+        if not crops:
             return Collated(None, bad, [])
-        clips = [draw.clip for draw, _ in good]
-        lengths = [int(resident.lengths[place]) for _, place in good]
-        samples = self.presented.samples or max(lengths)
-        offsets = [self.presented.offset(draw, n, samples) for (draw, _), n in zip(good, lengths, strict=True)]
+        source, resident, teacher = self.presented.source, self.resident, self.presented.teacher
+        clips = [crop.draw.clip for crop in crops]
         rows = torch.tensor(clips, device=resident.device)
-        logits = np.zeros((len(good), self.targets.shape[1]), dtype=np.float32)
-        known = np.zeros(len(good), dtype=np.bool_)
+        logits = np.zeros((len(crops), self.targets.shape[1]), dtype=np.float32)
+        known = np.zeros(len(crops), dtype=np.bool_)
+        marks = [int(resident.marks[crop.place]) for crop in crops]
         if teacher is not None and self.presented.rows is not None:
             taught = self.presented.rows[clips]
             known = taught >= 0
-            logits[known] = teacher.logits[taught[known]]
-            marks = [int(resident.marks[place]) for _, place in good]
-            strangers = [self.presented.stranger(draw.clip, mark) for (draw, _), mark in zip(good, marks, strict=True)]
-            bad += [stranger for stranger in strangers if stranger is not None]
+            logits[known] = teacher.take(taught[known], self.presented.columns)
+            strangers = [self.presented.stranger(clip, mark) for clip, mark in zip(clips, marks, strict=True)]
+            bad = bad + [stranger for stranger in strangers if stranger is not None]
         batch = Batch(
-            waveform=resident.waveforms([place for _, place in good], offsets, samples, self.presented.fill),
+            waveform=resident.waveforms(crops, samples, self.presented.fill),
             target=self.targets[rows],
             teacher=torch.from_numpy(logits).to(resident.device),
             has_teacher=torch.from_numpy(known).to(resident.device),
             mask=self.masks[rows],
             keys=[source.keys[clip] for clip in clips],
         )
-        return Collated(batch, bad, [int(resident.marks[place]) for _, place in good])
+        weights = () if self.presented.length is None else [crop.seconds for crop in crops]
+        return Collated(batch, bad, marks, clips=clips, weights=weights)

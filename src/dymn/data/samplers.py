@@ -127,10 +127,12 @@ def heard_weights(probabilities: npt.NDArray[np.floating[Any]]) -> npt.NDArray[n
     """
     known = probabilities.any(axis=1)
     heard = np.where(probabilities < AUDIBLE, 0.0, probabilities).astype(np.float64)
+    weights: npt.NDArray[np.float64] = known / known.sum()
     if not heard.any():
-        return known / known.sum()
+        return weights
     rare = heard @ (1.0 / (ENOUGH + heard.sum(axis=0)))
-    return known * (EVEN / known.sum() + (1.0 - EVEN) * rare / rare.sum())
+    weights = known * (EVEN * weights + (1.0 - EVEN) * rare / rare.sum())
+    return weights
 
 
 def class_counts(source: Source, rows: int = 65_536) -> npt.NDArray[np.int64]:

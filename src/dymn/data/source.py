@@ -6,8 +6,10 @@ import dataclasses
 import functools
 import hashlib
 import io
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import logging
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,8 +20,11 @@ from dymn.data.batch import BadClip, Clip, Floats
 from dymn.data.stores import Store
 from dymn.errors import AudioError, DataError
 
+logger = logging.getLogger(__name__)
+
 MAX_SECONDS = 600.0
 
+Span = tuple[float, float]  # start and end in seconds
 Cut = Callable[[npt.NDArray[Any]], npt.NDArray[Any]]
 SPLITS = ("train", "val", "test")
 
@@ -36,6 +41,8 @@ class Catalog:
         splits: "train", "val", "test" or "" for each clip; empty if the dataset has no splits.
         folds: number of the fold of each clip; empty if the dataset has none.
         packed: whether `targets` are packed bits.
+        spans: from where to where in its file each clip goes, in seconds [N, 2] (inf for the end); None if clips are whole files.
+        task: what the data say of their task, by the names of `TASK_FACTS`; most datasets say nothing.
     """
 
     keys: tuple[str, ...]
@@ -45,6 +52,8 @@ class Catalog:
     splits: tuple[str, ...] = ()
     folds: tuple[int, ...] = ()
     packed: bool = False
+    spans: npt.NDArray[np.float64] | None = None
+    task: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         n, classes = len(self.keys), len(self.labels)
@@ -64,6 +73,8 @@ class Catalog:
             raise DataError(f"Masks have shape {list(self.masks.shape)}; it must be {[n, classes]}.")
         if not self.packed and not np.isfinite(self.targets.astype(np.float32)).all():
             raise DataError("The dataset's targets hold values that are not finite.")
+        if self.spans is not None and self.spans.shape != (n, 2):
+            raise DataError(f"Spans have shape {list(self.spans.shape)}; it must be {[n, 2]}.")
         for name in ("splits", "folds"):
             if len(getattr(self, name)) not in (0, n):
                 raise DataError(f"{name} has {len(getattr(self, name))} entries for {n} clips.")
@@ -78,6 +89,7 @@ class Catalog:
             masks=None if self.masks is None else self.masks[rows],
             splits=tuple(self.splits[i] for i in rows) if self.splits else (),
             folds=tuple(self.folds[i] for i in rows) if self.folds else (),
+            spans=None if self.spans is None else self.spans[rows],
         )
 
     def target_rows(self, rows: slice | npt.NDArray[np.int64]) -> Floats:
@@ -129,6 +141,7 @@ class Source(Dataset["Clip | BadClip"]):
         self.catalog = catalog if indices is None else catalog.take(self.indices.tolist())
         self.keys = list(self.catalog.keys)
         self.labels = self.catalog.labels
+        self._long: set[str] = set()  # recordings that were found to be cut
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -160,11 +173,46 @@ class Source(Dataset["Clip | BadClip"]):
             found = self.store.read(place) if content is None else content
             if isinstance(found, Exception):
                 raise found
-            waveform = decode(found, self.sample_rate, self.max_seconds)
-            mark = fingerprint(found) if self.store.marks is None else int(self.store.marks[place])
-            return waveform if cut is None else cut(waveform), mark
+            waveform = decode(found, self.sample_rate, self.max_seconds, self._span(i))
+            if len(waveform) >= int(self.max_seconds * self.sample_rate):
+                self._note_length(self.keys[i])
+            return waveform if cut is None else cut(waveform), self._mark(place, found)
         except (AudioError, DataError, OSError) as error:
             return BadClip(self.keys[i], (str(error) or type(error).__name__).rstrip("."))
+
+    def whole(self, i: int, content: bytes | Exception | None = None) -> tuple[Iterable[Floats], int]:
+        """Return the whole waveform of clip `i`, however long, as blocks [n], and its fingerprint.
+
+        Raises:
+            AudioError, DataError, OSError: if the clip cannot be read; from the blocks, where the damage is.
+        """
+        from dymn.audio import reading
+
+        if self.decoded is not None:
+            read = self.decoded.read(int(self.indices[i]))
+            if isinstance(read, str):
+                raise DataError(read)
+            if len(read[0]) < int(self.max_seconds * self.sample_rate):  # else the end may be missing
+                return [read[0]], read[1]
+        place = int(self.indices[i])
+        found = self.store.read(place) if content is None else content
+        if isinstance(found, Exception):
+            raise found
+        return within(reading.stream(_Named(found), self.sample_rate), self.sample_rate, self._span(i)), self._mark(place, found)
+
+    def _note_length(self, key: str) -> None:
+        if key not in self._long:
+            self._long.add(key)
+            logger.warning("%s is longer than %g s; training hears its beginning only. Cut it into clips.", key, self.max_seconds)
+
+    def _span(self, i: int) -> Span | None:
+        if self.catalog.spans is None:
+            return None
+        start, end = self.catalog.spans[i].tolist()
+        return start, end
+
+    def _mark(self, place: int, content: bytes) -> int:
+        return fingerprint(content) if self.store.marks is None else int(self.store.marks[place])
 
     def read_many(self, indices: Sequence[int]) -> dict[int, bytes | Exception]:
         """Return what the files of some clips hold, for `clip`, or why there is nothing; read in the order in which they lie."""
@@ -216,6 +264,14 @@ class Source(Dataset["Clip | BadClip"]):
             raise DataError(f"No clip of {self.name or 'the dataset'} is left. Check split and fold.")
         return self._same(self.indices[np.asarray(indices, dtype=np.int64)].tolist(), self.decoded)
 
+    def at(self, sample_rate: int) -> Source:
+        """Return the same source, its waveforms at another sample rate in Hz; what was decoded for this one does not count."""
+        if sample_rate == self.sample_rate:
+            return self
+        full = self._same(self.indices.tolist(), None)
+        full.sample_rate = sample_rate
+        return full
+
     def where_all(self) -> Source:
         """Return the source of the whole dataset that this one is a part of."""
         return self._same(None, self.decoded)
@@ -242,18 +298,36 @@ class _Named(io.BytesIO):
     name = "the clip"
 
 
-def decode(content: bytes, sample_rate: int, max_seconds: float = MAX_SECONDS) -> Floats:
-    """Decode an audio file to mono float32 [N]; what is longer than `max_seconds` is cut, without decoding the rest.
+def within(blocks: Iterable[Floats], sample_rate: int, span: Span | None) -> Iterator[Floats]:
+    """Yield what lies within a span of a waveform that comes in blocks [n]; nothing beyond it is asked for.
+
+    Raises:
+        AudioError: if the waveform ends before the span begins.
+    """
+    start, end = (0, math.inf) if span is None else (round(span[0] * sample_rate), span[1] * sample_rate)
+    at = 0
+    for block in blocks:
+        if (last := round(min(end, at + len(block)))) > start:
+            yield block[max(0, start - at) : last - at]
+        at += len(block)
+        if at >= end:
+            return
+    if span is not None and at <= start:
+        raise AudioError(f"The file ends after {at / sample_rate:.2f} s, before the clip begins at {span[0]:g} s.")
+
+
+def decode(content: bytes, sample_rate: int, max_seconds: float = MAX_SECONDS, span: Span | None = None) -> Floats:
+    """Decode an audio file, or a span of it, to mono float32 [N]; what is longer than `max_seconds` is cut, without decoding the rest.
 
     Raises:
         AudioError: if it cannot be decoded or holds no sound.
     """
-    from dymn import audio
+    from dymn.audio import reading
 
     limit = int(max_seconds * sample_rate)
     blocks: list[Floats] = []
     length = 0
-    for block in audio.stream(_Named(content), sample_rate):
+    for block in within(reading.stream(_Named(content), sample_rate), sample_rate, span):
         blocks.append(block)
         length += len(block)
         if length >= limit:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import os
+import stat
 import tarfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -119,6 +120,7 @@ class FileStore(Store):
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths = list(paths)
+        self._sizes: list[int] | None = None
 
     def read(self, i: int) -> bytes:
         """Return the file's content."""
@@ -129,8 +131,10 @@ class FileStore(Store):
         return content
 
     def sizes(self) -> list[int]:
-        """Return file sizes, -1 where there is no file."""
-        return [path.stat().st_size if path.is_file() else -1 for path in self.paths]
+        """Return file sizes, -1 where there is no file. The file system is asked once."""
+        if self._sizes is None:
+            self._sizes = [_size(path) for path in self.paths]
+        return self._sizes
 
     def stamps(self) -> list[str]:
         """Return path, size and time of every file."""
@@ -307,6 +311,14 @@ def damage_told(path: Path) -> Iterator[None]:
 def open_binary(path: Path) -> Any:
     """Open a file for reading bytes."""
     return path.open("rb")
+
+
+def _size(path: Path) -> int:
+    try:
+        status = path.stat()
+    except OSError:
+        return -1
+    return status.st_size if stat.S_ISREG(status.st_mode) else -1
 
 
 def _stamp(path: Path) -> str:

@@ -4,29 +4,37 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from dymn.data.archives import read_audioset_hdf5, read_fsd50k_hdf5, read_openmic_hdf5, read_shards
 from dymn.data.cache import Progress, cached
+from dymn.data.manifest import read_csv
 from dymn.data.packed import read_index, read_packed
-from dymn.data.readers import read_csv, read_esc10, read_esc50, read_folder, read_fsd50k, read_openmic, read_tau
+from dymn.data.readers import read_esc10, read_esc50, read_folder, read_fsd50k, read_openmic, read_tau
 from dymn.data.source import MAX_SECONDS, SPLITS, Catalog, Source
 from dymn.data.stores import Store
 from dymn.errors import ConfigError, DataError
 
 Reader = Callable[..., tuple[Catalog, Store]]
+
+
+def is_length(value: Any) -> bool:
+    """Whether a value is a number of seconds that a clip may have."""
+    return type(value) in (int, float) and 0 < value <= MAX_SECONDS
+
+
 TASK_FACTS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "loss": (lambda value: value in ("bce", "ce"), "bce, ce"),
     "metric": (lambda value: value in ("mAP", "accuracy"), "mAP, accuracy"),
-    "seconds": (lambda value: type(value) in (int, float) and 0 < value <= MAX_SECONDS, f"a number above 0 and at most {MAX_SECONDS:g}"),
+    "seconds": (is_length, f"a number above 0 and at most {MAX_SECONDS:g}"),
     "whole": (lambda value: isinstance(value, bool), "true, false"),
 }
-"""What an index of shards, which may be a stranger's, says of its task: by name, what is allowed, as a test and in words."""
+"""What an index of shards, which may come from anywhere, says of its task: by name, what is allowed, as a test and in words."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +45,7 @@ class TaskSpec:
         reader: reads the published layout: (path, **options) → catalog and store.
         classes: number of classes; None where the data tell.
         loss: "bce" (any number of classes at once) or "ce" (exactly one).
-        metric: what counts: a key of what `dymn.metrics.evaluate` returns.
+        metric: what counts: a key of what `dymn.evaluation.metrics.evaluate` returns.
         seconds: length of a training clip.
         whole: whether evaluation takes whole clips of any length (`seconds` cuts only in training).
     """
@@ -73,26 +81,34 @@ def task_of(kind: str, path: str | Path) -> TaskSpec:
         ConfigError: if the kind is unknown.
         DataError: if it cannot be told.
     """
+    return _spec(kind, path, read_index(Path(path)).task if kind == "packed" else {})
+
+
+def _spec(kind: str, path: str | Path, facts: Mapping[str, Any]) -> TaskSpec:
+    """Return the task of a kind of data, changed by what the data themselves say of it."""
     if kind not in TASKS:
         raise ConfigError(f"kind is {kind!r}; allowed: auto, {', '.join(TASKS)}.")
-    spec = TASKS[kind]
-    if kind != "packed":
-        return spec
-    said = read_index(Path(path)).task
-    known = {name: said[name] for name in TASK_FACTS if name in said}
+    known = {name: facts[name] for name in TASK_FACTS if name in facts}
     for name, value in known.items():
         is_allowed, allowed = TASK_FACTS[name]
         if not is_allowed(value):
             raise DataError(
                 f"{path} holds shards of a task whose {name} is {value!r:.100}; allowed: {allowed}. Pack the data again with dymn shards."
             )
-    return dataclasses.replace(spec, **known)
+    return dataclasses.replace(TASKS[kind], **known)
 
 
 def task_facts(kind: str, path: str | Path) -> dict[str, Any]:
     """Return what the index of packed shards says of the task of a dataset (see `task_of`)."""
     spec = task_of(kind, path)
     return {"kind": kind, **{name: getattr(spec, name) for name in TASK_FACTS}}
+
+
+class Dataset(NamedTuple):
+    """A dataset that is open: its task and all of its clips. `select` takes a split of them."""
+
+    task: TaskSpec
+    source: Source
 
 
 def open_source(
@@ -102,11 +118,6 @@ def open_source(
     *,
     fold: int | None = None,
     holdout: float | None = None,
-    sample_rate: int = 32_000,
-    max_seconds: float = MAX_SECONDS,
-    cache: str | Path | None = None,
-    workers: int = 0,
-    progress: Progress | None = None,
     **options: Any,
 ) -> Source:
     """Open a dataset, or one split of it.
@@ -118,25 +129,49 @@ def open_source(
         fold: for datasets in folds: "test" is this fold, "train" the others.
         holdout: share of the training clips of every class that are "val" where the dataset has no such split; they are chosen by a
             digest of their names, so that the choice never changes. None for 0.2 if there are neither splits nor folds, else 0.
-        sample_rate: of the waveforms, in Hz.
-        max_seconds: longer recordings are cut.
-        cache: folder for decoded clips (see `dymn.data.cache`); None to decode at each access.
-        workers: processes that decode while the cache is built.
-        progress: called with the clips decoded and their total while the cache is built.
-        options: of the reader (`csv`: root, labels, separator; `shards`: labels).
+        options: those of `open_dataset`.
 
     Raises:
         ConfigError: if an argument is not allowed.
         DataError: if the dataset is missing, damaged, or has no such split.
     """
+    return select(open_dataset(kind, path, **options).source, split, fold=fold, holdout=holdout)
+
+
+def open_dataset(
+    kind: str,
+    path: str | Path,
+    *,
+    sample_rate: int = 32_000,
+    max_seconds: float = MAX_SECONDS,
+    cache: str | Path | None = None,
+    workers: int = 0,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Dataset:
+    """Open a dataset with all of its clips.
+
+    Args:
+        kind: a key of `TASKS`.
+        path: where the dataset lies, in its published layout.
+        sample_rate: of the waveforms, in Hz.
+        max_seconds: longer recordings are cut.
+        cache: folder for decoded clips (see `dymn.data.cache`); None to decode at each access.
+        workers: processes that decode while the cache is built.
+        progress: called with the clips decoded and their total while the cache is built.
+        options: of the reader (`csv`: root, labels, separator, ignore; `shards`: labels).
+
+    Raises:
+        ConfigError: if an argument is not allowed.
+        DataError: if the dataset is missing or damaged.
+    """
     if kind not in TASKS:
-        raise ConfigError(f"kind is {kind!r}; allowed: {', '.join(TASKS)}.")
+        raise ConfigError(f"kind is {kind!r}; allowed: auto, {', '.join(TASKS)}.")
     path = Path(path)
     if not path.exists():
         raise DataError(f"There is no dataset at {path}.")
-    spec = TASKS[kind]
     try:
-        catalog, store = spec.reader(path, **options)
+        catalog, store = TASKS[kind].reader(path, **options)
     except TypeError as error:
         if "unexpected keyword argument" not in str(error):
             raise
@@ -144,7 +179,7 @@ def open_source(
     source = Source(catalog, store, name=kind, sample_rate=sample_rate, max_seconds=max_seconds)
     if cache is not None:
         source = cached(source, cache, workers=workers, progress=progress)
-    return select(source, split, fold=fold, holdout=holdout)
+    return Dataset(_spec(kind, path, catalog.task), source)
 
 
 def select(source: Source, split: str | None, *, fold: int | None = None, holdout: float | None = None) -> Source:

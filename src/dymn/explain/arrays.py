@@ -16,13 +16,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from dymn import audio
+from dymn.audio import reading
 from dymn.config import FrontEndConfig, check
 from dymn.errors import AudioError
-from dymn.files import atomic_write
-from dymn.frontend import LogMel
-from dymn.layers import DynamicConv2d, DynamicReLU
-from dymn.model import MobileNet
+from dymn.models.frontend import LogMel
+from dymn.models.layers import DynamicConv2d, DynamicReLU
+from dymn.models.mobilenet import MobileNet
+from dymn.system.files import atomic_write
 
 Array = npt.NDArray[np.float32]
 Source = str | Path | BinaryIO | npt.NDArray[Any] | Tensor
@@ -174,10 +174,10 @@ def _stretch(source: Source, sample_rate: int | None, target_rate: int, start: f
     first, last = round(start * target_rate), round((start + seconds) * target_rate)
     if isinstance(source, (np.ndarray, Tensor)):
         check(sample_rate is not None, "sample_rate is missing; an array does not say how fast it was recorded.")
-        samples = audio.from_array(source, sample_rate or target_rate, target_rate)[first:last]
+        samples = reading.from_array(source, sample_rate or target_rate, target_rate)[first:last]
     else:
         blocks, length = [], 0
-        for block in audio.stream(source, target_rate):
+        for block in reading.stream(source, target_rate):
             blocks.append(block[max(0, first - length) : max(0, last - length)])
             length += len(block)
             if length >= last:

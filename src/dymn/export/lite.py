@@ -21,8 +21,8 @@ from dymn.export.lite_network import LiteNetwork
 from dymn.export.parity import Run
 from dymn.export.plan import METADATA, Plan
 from dymn.export.program import Program
-from dymn.fast import fuse
-from dymn.model import MobileNet
+from dymn.models.mobilenet import MobileNet
+from dymn.runtime.fused import fuse
 
 
 def executorch(model: MobileNet, plan: Plan, calibrate: Sequence[npt.NDArray[np.float32]] = ()) -> bytes:

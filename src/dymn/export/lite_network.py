@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dymn.fast.fused import Coordinates, FusedBlock, FusedNetwork, FusedStage, UnchangedBlock, WholeMap
-from dymn.layers import Context, DynamicReLU
+from dymn.models.layers import Context, DynamicReLU
+from dymn.runtime.fused import Coordinates, FusedBlock, FusedNetwork, FusedStage, UnchangedBlock, WholeMap
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"Relu": functional.relu, "HardSwish": functional.hardswish, "Identity": nn.Identity()}
 

@@ -13,9 +13,9 @@ import torch
 from dymn.errors import MissingExtraError
 from dymn.export.parity import Run
 from dymn.export.plan import METADATA, Plan
-from dymn.fast import fuse
-from dymn.frontend import LogMel
-from dymn.model import MobileNet
+from dymn.models.frontend import LogMel
+from dymn.models.mobilenet import MobileNet
+from dymn.runtime.fused import fuse
 
 
 def build(model: MobileNet, plan: Plan, calibrate: Sequence[npt.NDArray[np.float32]] = ()) -> bytes:
@@ -77,6 +77,6 @@ def open_onnx(content: bytes) -> Run:
     Raises:
         ConfigError: if the package onnxruntime is missing.
     """
-    from dymn.onnx_backend import OnnxBackend
+    from dymn.runtime.onnx_backend import OnnxBackend
 
-    return OnnxBackend(content).run
+    return OnnxBackend(content).outputs

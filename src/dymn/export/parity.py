@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from dymn.evaluation.metrics import mean_average_precision
 from dymn.export.plan import PRECISIONS, Bound, Plan
-from dymn.frontend import LogMel
-from dymn.metrics import mean_average_precision
-from dymn.model import MobileNet
+from dymn.models.frontend import LogMel
+from dymn.models.mobilenet import MobileNet
 
 BEST = 10
 """How many of a clip's classes, PyTorch's best, the mean difference is over; most others are near 0 in any case."""

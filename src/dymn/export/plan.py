@@ -10,10 +10,10 @@ import numpy.typing as npt
 import torch
 
 from dymn import __version__
+from dymn.audio.windows import fill
 from dymn.config import ModelCard, check, to_dict
-from dymn.frontend import LogMel
-from dymn.model import MobileNet
-from dymn.windows import fill
+from dymn.models.frontend import LogMel
+from dymn.models.mobilenet import MobileNet
 
 FORMATS = ("onnx", "torch", "executorch", "litert")
 LITE = ("executorch", "litert")

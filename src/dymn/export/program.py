@@ -17,9 +17,9 @@ from torch.nn import functional
 from dymn.config import check
 from dymn.export.parity import Run
 from dymn.export.plan import METADATA, Plan
-from dymn.frontend import LogMel
-from dymn.layers import Context, DynamicConv2d
-from dymn.model import MobileNet
+from dymn.models.frontend import LogMel
+from dymn.models.layers import Context, DynamicConv2d
+from dymn.models.mobilenet import MobileNet
 
 
 class Program(nn.Module):

@@ -11,7 +11,7 @@ from torch.fx.passes.shape_prop import ShapeProp
 
 from dymn.errors import ConfigError
 from dymn.export.nodes import Nodes
-from dymn.layers import Context
+from dymn.models.layers import Context
 
 
 class ContextNames(NamedTuple):

@@ -15,8 +15,8 @@ from dymn.errors import DymnError
 from dymn.export import lite, onnx, program
 from dymn.export.parity import Parity, Run, compare
 from dymn.export.plan import Plan
-from dymn.files import atomic_write
-from dymn.model import MobileNet
+from dymn.models.mobilenet import MobileNet
+from dymn.system.files import atomic_write
 
 Clips = Sequence[npt.NDArray[np.float32]]
 """Waveforms [N] at the model's sample rate."""

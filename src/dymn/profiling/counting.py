@@ -1,30 +1,26 @@
-"""Parameters and multiply-adds, without weights and without audio.
+"""Parameters and multiply-adds of a network, worked out from its configuration.
 
 The counting rule is that of the paper's tables: multiply-adds of convolutions, linear layers and matrix products (the kernel
-aggregation of dynamic convolutions included) for one spectrogram; nothing else is counted. The network runs once on meta
-tensors, which have shapes and no values, and every matrix operation that comes by is counted where it happens.
+aggregation of dynamic convolutions included) for one spectrogram; nothing else is counted. Neither weights nor audio nor PyTorch are
+needed; only an attention that is not dymn's own runs once, on tensors without values.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache, partial
-from typing import Any
+from functools import lru_cache
+from typing import NamedTuple
 
-import torch
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-
-from dymn.config import ModelConfig, check
-from dymn.layers import DynamicConv2d
-from dymn.model import MobileNet
+from dymn.architectures import ATTENTION_REDUCTION, ATTENTIONS, check_parts, has_context, own_context_size
+from dymn.config import BlockConfig, ModelConfig, check, round_channels
 from dymn.profiling.networks import Network, resolve
 
 KINDS = ("convolution", "aggregation", "context", "attention", "head")
+STEM_TAPS = 9  # of the 3x3 kernel of the stem
+GATE_TAPS = 2 * 7 * 7  # of the 7x7 convolution in TA and CBAM, on a maximum and a mean
 
 
 @dataclass(frozen=True)
@@ -45,11 +41,39 @@ class Count:
         return {kind: sum(part.get(kind, 0) for part in self.parts.values()) for kind in KINDS}
 
 
+class Cost(NamedTuple):
+    """Parameters and multiply-adds of one part."""
+
+    parameters: int
+    macs: int
+
+
+class Map(NamedTuple):
+    """The shape of a feature map."""
+
+    channels: int
+    bands: int
+    frames: int
+
+    def after(self, channels: int, stride: int) -> Map:
+        """Return the shape after a convolution with padding of half its kernel."""
+        return Map(channels, -(-self.bands // stride), -(-self.frames // stride))
+
+    @property
+    def places(self) -> int:
+        """Bands times frames."""
+        return self.bands * self.frames
+
+
 def count(model: Network, n_mels: int = 128, n_frames: int = 1000) -> Count:
     """Count parameters and multiply-adds for one spectrogram of `n_mels` bands and `n_frames` frames (1000 are 10 s).
 
     Raises:
         ConfigError: if a size is below 1; and as `resolve` does.
+
+    Example:
+        >>> count("dymn04").parameters
+        1961239
     """
     check(n_mels >= 1 and n_frames >= 1, f"n_mels, n_frames are {n_mels}, {n_frames}; both must be at least 1.")
     return _count(dataclasses.replace(resolve(model), temperature=1.0), n_mels, n_frames)
@@ -57,86 +81,20 @@ def count(model: Network, n_mels: int = 128, n_frames: int = 1000) -> Count:
 
 @lru_cache(maxsize=256)
 def _count(config: ModelConfig, n_mels: int, n_frames: int) -> Count:
-    network = MobileNet.skeleton(config).eval()  # shapes without values
-    ledger = _Ledger()
-    with torch.no_grad(), _places(network, ledger), ledger:
-        network(torch.empty(1, 1, n_mels, n_frames, device="meta"))
-    parts: dict[str, dict[str, int]] = {place: {} for place in place_names(config)}
-    for (place, kind), macs in ledger.macs.items():
-        parts[place][kind] = macs
-    return Count(sum(p.numel() for p in network.parameters()), sum(ledger.macs.values()), parts)
-
-
-def _convolution(out: Tensor, x: Tensor, weight: Tensor, *_: Any) -> int:
-    return out.numel() * weight[0].numel()
-
-
-def _product(out: Tensor, *operands: Tensor) -> int:
-    return out.numel() * operands[0].shape[-1]
-
-
-def _biased_product(out: Tensor, bias: Tensor, *operands: Tensor) -> int:
-    return _product(out, *operands)
-
-
-_aten = torch.ops.aten
-MULTIPLY_ADDS: dict[Any, Callable[..., int]] = {
-    _aten.convolution.default: _convolution,
-    _aten.mm.default: _product,
-    _aten.bmm.default: _product,
-    _aten.mv.default: _product,
-    _aten.dot.default: lambda out, a, b: a.numel(),
-    _aten.addmm.default: _biased_product,
-    _aten.baddbmm.default: _biased_product,
-}
-
-
-class _Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Books the multiply-adds of every operation under the place and kind that are open while it runs."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.macs: Counter[tuple[str, str]] = Counter()
-        self.open: list[tuple[str, str]] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
-        out = _run(func, args, kwargs or {})
-        if func in MULTIPLY_ADDS:
-            place, kind = self.open[-1]
-            if kind == "dynamic convolution":  # a mixture of K kernels is one flat product, the convolution is not
-                kind = "aggregation" if func is _aten.mm.default else "convolution"
-            self.macs[place, kind] += MULTIPLY_ADDS[func](out, *args)
-        return out
-
-
-_MAX_OUTCOMES = 50_000
-_outcomes: dict[Any, tuple[type, list[tuple[Any, ...]]]] = {}
-
-
-def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Run an operation on meta tensors; when it ran on such shapes before, only make tensors of the shapes that came out.
-
-    PyTorch works out shapes in Python, a quarter of a millisecond an operation; the tables of the paper have 40,000 of them.
-    """
-    if func.is_view or func._schema.is_mutable:
-        return func(*args, **kwargs)
-    key = (func, _key(args), _key(tuple(kwargs.items())))
-    if key not in _outcomes:
-        out = func(*args, **kwargs)
-        tensors = out if isinstance(out, (list, tuple)) else [out]
-        if len(_outcomes) >= _MAX_OUTCOMES or not all(isinstance(tensor, Tensor) for tensor in tensors):
-            return out
-        _outcomes[key] = type(out), [(tensor.shape, tensor.stride(), tensor.dtype) for tensor in tensors]
-        return out
-    kind, shapes = _outcomes[key]
-    tensors = [torch.empty_strided(shape, stride, dtype=dtype, device="meta") for shape, stride, dtype in shapes]
-    return kind(tensors) if issubclass(kind, (list, tuple)) else tensors[0]
-
-
-def _key(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.shape, value.stride(), value.dtype
-    return tuple(_key(item) for item in value) if isinstance(value, (list, tuple)) else value
+    check_parts(config)
+    places = place_names(config)
+    stem = Map(1, n_mels, n_frames).after(config.blocks[0].c_in, 2)
+    costs: dict[str, Mapping[str, Cost]] = {"stem": {"convolution": _convolution(STEM_TAPS, stem)}}
+    x = stem
+    for place, block in zip(places[1:-2], config.blocks, strict=True):
+        costs[place] = _block(block, x)
+        x = x.after(block.c_out, block.stride)
+    last = x.after(config.c_last, 1)
+    costs["last"] = {"convolution": _convolution(x.channels, last)}
+    costs["head"] = {"head": _head(config, last)}
+    parts = {place: {kind: cost.macs for kind, cost in part.items() if cost.macs} for place, part in costs.items()}
+    parameters = sum(cost.parameters for part in costs.values() for cost in part.values())
+    return Count(parameters, sum(macs for part in parts.values() for macs in part.values()), parts)
 
 
 def place_names(config: ModelConfig) -> list[str]:
@@ -144,34 +102,109 @@ def place_names(config: ModelConfig) -> list[str]:
     return ["stem", *(f"block {i}" for i in range(1, len(config.blocks) + 1)), "last", "head"]
 
 
-@contextmanager
-def _places(network: MobileNet, ledger: _Ledger) -> Iterator[None]:
-    """Tell the ledger through hooks which place and kind each module belongs to."""
-    handles = []
+def _convolution(taps: int, out: Map) -> Cost:
+    """Return the cost of a static convolution of `taps` weights per output channel, with its batch norm."""
+    return Cost(taps * out.channels + 2 * out.channels, taps * out.channels * out.places)
 
-    def enter(label: tuple[str, str], *_: Any) -> None:
-        ledger.open.append(label)
 
-    def leave(*_: Any) -> None:
-        ledger.open.pop()
+def _linear(n_in: int, n_out: int, rows: int = 1, bias: bool = True) -> Cost:
+    return Cost(n_in * n_out + bias * n_out, n_in * n_out * rows)
 
-    def label(module: nn.Module, place: str, kind: str) -> None:
-        handles.append(module.register_forward_pre_hook(partial(enter, (place, kind))))
-        handles.append(module.register_forward_hook(leave))
 
-    modules = [network.stem, *network.blocks, network.last, network.head]
-    for place, module in zip(place_names(network.config), modules, strict=True):
-        label(module, place, "head" if place == "head" else "convolution")
-    for place, block in zip(place_names(network.config)[1:-2], network.blocks, strict=True):
-        for name, part in block.named_modules():
-            if name == "attention":
-                label(part, place, "attention")
-            elif name == "context" or (name.endswith((".coefficients", ".squeeze")) and not name.startswith("attention")):
-                label(part, place, "context")
-            elif isinstance(part, DynamicConv2d):
-                label(part, place, "dynamic convolution")
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+def _head(config: ModelConfig, last: Map) -> Cost:
+    if config.head == "fully_convolutional":
+        return _convolution(last.channels, last._replace(channels=config.num_classes))
+    return _total(_linear(config.c_last, config.c_hidden), _linear(config.c_hidden, config.num_classes))
+
+
+def _total(*costs: Cost) -> Cost:
+    return Cost(sum(cost.parameters for cost in costs), sum(cost.macs for cost in costs))
+
+
+def _block(block: BlockConfig, x: Map) -> dict[str, Cost]:
+    """Return the cost of a block on a map `x`, by kind."""
+    expanded, filtered = x.after(block.c_exp, 1), x.after(block.c_exp, block.stride)
+    stages = [("expand", block.c_in, block.c_in, expanded)] if block.c_exp != block.c_in else []
+    stages += [
+        ("depthwise", block.c_exp, block.kernel_size**2, filtered),
+        ("project", block.c_exp, block.c_exp, filtered._replace(channels=block.c_out)),
+    ]
+    found: Counter[str] = Counter()
+    parameters = 0
+
+    def book(kind: str, cost: Cost) -> None:
+        nonlocal parameters
+        parameters += cost.parameters
+        found[kind] += cost.macs
+
+    if has_context(block):
+        twice = block.context == "separate"  # weights of its own for each of the two sequences
+        size = block.context_size
+        book("context", Cost((1 + twice) * (block.c_in * size + 2 * size), (x.bands + x.frames) * block.c_in * size))
+    for position, c_in, taps, out in stages:
+        n_kernels = block.n_kernels if position in block.dynamic_convs else 0
+        kernel = taps * out.channels
+        book("convolution", Cost(max(1, n_kernels) * kernel + 2 * out.channels, kernel * out.places))
+        if n_kernels:
+            book("aggregation", Cost(0, n_kernels * kernel))
+            book("context", _read_off(block, "conv", c_in, n_kernels))
+        if position in block.dynamic_relus:
+            book("context", _read_off(block, "relu", out.channels, 2 * block.n_maps * out.channels))
+    if block.attention is not None:
+        book("attention", _attention(block, filtered))
+    costs = {kind: Cost(0, macs) for kind, macs in found.items()}
+    return costs | {"convolution": Cost(parameters, found["convolution"])}
+
+
+def _read_off(block: BlockConfig, part: str, channels: int, n_values: int) -> Cost:
+    """Return the cost of reading `n_values` coefficients off the context that a dynamic part of a block gets."""
+    if block.context == "own":
+        size = own_context_size(part, channels)
+        return _total(_linear(channels, size), _linear(size, n_values))
+    return _linear(block.context_size * (2 if block.context == "concatenated" else 1), n_values)
+
+
+def _attention(block: BlockConfig, x: Map) -> Cost:
+    """Return the cost of an attention on a map `x`, which the depthwise convolution has given."""
+    known = ATTENTION_COSTS.get(block.attention or "")
+    return _measured(block, x) if known is None else known(x, block.context_size, round_channels(x.channels // ATTENTION_REDUCTION))
+
+
+def _gate(*places: int, norm: int = 0) -> Cost:
+    """Return the cost of 7x7 gates over maps of so many places, with or without batch norm (2 parameters)."""
+    return Cost(len(places) * (GATE_TAPS + norm), GATE_TAPS * sum(places))
+
+
+ATTENTION_COSTS: dict[str, Callable[[Map, int, int], Cost]] = {  # of a map, the size H of the context and the size h of a hidden layer
+    "ca": lambda x, H, h: _total(_linear(H, x.channels, x.bands), _linear(H, x.channels, x.frames)),
+    "ca_frequency": lambda x, H, h: _linear(H, x.channels, x.bands),
+    "ca_time": lambda x, H, h: _linear(H, x.channels, x.frames),
+    "ca_original": lambda x, H, h: _total(
+        _linear(h, x.channels, x.bands), _linear(h, x.channels, x.frames), _linear(x.channels, h, x.bands + x.frames), Cost(2 * h, 0)
+    ),
+    "ta": lambda x, H, h: _gate(x.places, x.channels * x.frames, x.channels * x.bands, norm=2),
+    "srm": lambda x, H, h: Cost(4 * x.channels, 0),
+    "se": lambda x, H, h: _total(_linear(x.channels, h), _linear(h, x.channels)),
+    "grn": lambda x, H, h: Cost(2, 0),
+    "cbam": lambda x, H, h: _total(Cost(2 * x.channels * h, 4 * x.channels * h), _gate(x.places)),
+    "gc": lambda x, H, h: _total(
+        _linear(x.channels, 1, 2 * x.places, bias=False), _linear(x.channels, h), _linear(h, x.channels), Cost(2 * h, 0)
+    ),
+}
+
+
+def _measured(block: BlockConfig, x: Map) -> Cost:
+    """Return the cost of an attention that somebody added to `ATTENTIONS`, as it runs on tensors without values."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from dymn.models.layers import Context
+
+    with torch.device("meta"), torch.no_grad():
+        module = ATTENTIONS[block.attention or ""](block.c_exp, block.context_size, block.stride).eval()
+        n_bands, n_frames = x.bands * block.stride, x.frames * block.stride
+        sizes = ((block.context_size,), (block.context_size, n_bands, 1), (block.context_size, 1, n_frames))
+        context = Context(*(torch.empty(1, *size) for size in sizes))
+        with FlopCounterMode(display=False) as counter:
+            module(torch.empty(1, *x), context)
+    return Cost(sum(parameter.numel() for parameter in module.parameters()), counter.get_total_flops() // 2)

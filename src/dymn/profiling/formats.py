@@ -6,10 +6,10 @@ import json
 from collections.abc import Sequence
 from itertools import groupby
 
-from dymn import paper
-from dymn.files import csv_text
+from dymn.models import paper
 from dymn.profiling.counting import KINDS
 from dymn.profiling.report import MILLION, Comparison, Profile
+from dymn.system.files import csv_text
 
 COLUMNS = ("table", "row", "macs", "paper_macs", "macs_difference", "parameters", "paper_parameters", "parameters_difference", "paper_map")
 HEADINGS = ("Row", "MACs", "paper", "difference", "Parameters", "paper", "difference", "mAP")

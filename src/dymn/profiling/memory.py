@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from dymn.architectures import reads_context
 from dymn.config import BlockConfig, FrontEndConfig, check
-from dymn.layers import ATTENTIONS, CONTEXTS
 from dymn.profiling.counting import place_names
 from dymn.profiling.networks import Network, resolve
 
@@ -76,8 +76,8 @@ def _block_memory(block: BlockConfig, x: Size) -> tuple[int, int]:
     steps = [kept + (expanded.values if has_expansion else x.values * (not kept)) + filtered.values, kept + filtered.values + out.values]
     if has_expansion:
         steps.append(x.values + expanded.values)
-    pools_expanded = block.attention is not None and not getattr(ATTENTIONS[block.attention], "needs_context", False)
-    if block.is_dynamic and not CONTEXTS[block.context].feeds_parts:  # the context of each part is taken from all its channels
+    pools_expanded = block.attention is not None and not reads_context(block.attention)
+    if block.is_dynamic and block.context == "own":  # the context of each part is taken from all its channels
         return max(steps), max(steps)
     one_channel = x.bands * x.frames + filtered.bands * filtered.frames
     if pools_expanded:

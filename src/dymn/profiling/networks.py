@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TypeGuard
+from typing import TYPE_CHECKING, TypeGuard, Union
 
-from dymn._toml import loads
+from dymn.architectures import ALIASES, MODELS, Variant, model_config
 from dymn.config import FrontEndConfig, ModelConfig, check, from_dict
 from dymn.errors import ConfigError
-from dymn.model import ALIASES, MODELS, MobileNet, Variant, model_config
-from dymn.weights.checkpoint import load_model
+from dymn.system.toml import loads
+from dymn.weights.checkpoint import open_checkpoint
 from dymn.weights.registry import REGISTRY
 
+if TYPE_CHECKING:
+    from dymn.models.mobilenet import MobileNet
+
 RECIPE_SETTINGS = ("inherit", "settings", "front_end", "prior")  # of a recipe's [model], beside the name
-Network = str | Path | Variant | ModelConfig | MobileNet
+Network = Union[str, Path, Variant, ModelConfig, "MobileNet"]
 
 
 def resolve(model: Network) -> ModelConfig:
@@ -28,16 +31,16 @@ def resolve(model: Network) -> ModelConfig:
         ConfigError: if a setting is unknown or not allowed, or a config file cannot be read.
         WeightsError: if there is neither an architecture nor a model nor a checkpoint of this name.
     """
-    if isinstance(model, MobileNet):
-        return model.config
     if isinstance(model, ModelConfig):
         return model
     if isinstance(model, Variant):
         return model.config()
+    if not isinstance(model, (str, Path)):
+        return model.config
     if str(model).lower().endswith((".json", ".toml")):
         return _config_from_file(Path(model))
     if is_checkpoint(model):
-        return load_model(model).config
+        return open_checkpoint(model).config
     return _config_by_name(str(model))
 
 
@@ -57,7 +60,7 @@ def _config_by_name(name: str) -> ModelConfig:
     if name in REGISTRY:
         published = REGISTRY[name]
         return model_config(published.architecture, **published.settings)
-    return load_model(name).config if is_checkpoint(name) else model_config(name)
+    return open_checkpoint(name).config if is_checkpoint(name) else model_config(name)
 
 
 def _config_from_file(path: Path) -> ModelConfig:
@@ -79,6 +82,6 @@ def _config_from_file(path: Path) -> ModelConfig:
 
 def front_end_of(model: Network) -> FrontEndConfig:
     """Return the front end that a network or published model was trained with, the standard one if nothing is known of it."""
-    if isinstance(model, MobileNet):
-        return model.card.front_end
-    return REGISTRY[model].front_end if isinstance(model, str) and model in REGISTRY else FrontEndConfig()
+    if isinstance(model, (str, Path, Variant, ModelConfig)):
+        return REGISTRY[model].front_end if isinstance(model, str) and model in REGISTRY else FrontEndConfig()
+    return model.card.front_end

@@ -8,17 +8,18 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
-
-from dymn import paper
-from dymn.config import FrontEndConfig, check
-from dymn.model import MobileNet
+from dymn.architectures import Variant
+from dymn.config import FrontEndConfig, ModelConfig, check
+from dymn.models import paper
 from dymn.profiling.counting import Count, count
 from dymn.profiling.memory import PeakMemory, ReceptiveField, peak_memory, receptive_field
 from dymn.profiling.networks import Network, front_end_of, is_checkpoint, resolve
-from dymn.weights.checkpoint import load_model
+from dymn.weights.checkpoint import open_checkpoint
+
+if TYPE_CHECKING:
+    from dymn.models.mobilenet import MobileNet
 
 MILLION = 1_000_000
 
@@ -107,6 +108,8 @@ def latency(network: MobileNet, n_mels: int = 128, n_frames: int = 1000, runs: i
     Raises:
         ConfigError: if `runs` or a size is below 1.
     """
+    import torch
+
     check(min(n_mels, n_frames, runs) >= 1, f"n_mels, n_frames, runs are {n_mels}, {n_frames}, {runs}; each must be at least 1.")
     training = network.training
     device = next(network.parameters()).device
@@ -168,19 +171,18 @@ def profile(
         model: as in `resolve`.
         input_seconds: length of the recording; the paper's counts are for 10 s.
         front_end: makes the spectrogram; that of a published model, or else the standard one, if None.
-        runs: how many times the latency is measured; 0 leaves it out.
+        runs: how many times PyTorch computes the network to measure its latency; 0 leaves it out, and needs no PyTorch.
 
     Raises:
         ConfigError: if `input_seconds` is not above 0 and at most an hour; and as `resolve` does.
     """
     check(0 < input_seconds <= 3600, f"input_seconds is {input_seconds}; it must be above 0 and at most 3600.")
     name = str(model) if isinstance(model, (str, Path)) else ""
-    model = load_model(model) if is_checkpoint(model) else model
-    config = resolve(model)
-    front_end = front_end or front_end_of(model)
+    stored = open_checkpoint(model) if is_checkpoint(model) else None
+    config = resolve(model) if stored is None else stored.config
+    front_end = front_end or (front_end_of(model) if stored is None else stored.card.front_end)
     n_frames = 1 + max(0, round(input_seconds * front_end.sample_rate) - 1) // front_end.hop_length
     counted = count(config, front_end.n_mels, n_frames)
-    network = model if isinstance(model, MobileNet) else MobileNet(config).initialise(torch.Generator()) if runs else None
     return Profile(
         name=name,
         input_seconds=input_seconds,
@@ -189,6 +191,17 @@ def profile(
         count=counted,
         memory=peak_memory(config, front_end.n_mels, n_frames),
         receptive_field=receptive_field(config, front_end),
-        latency=latency(network, front_end.n_mels, n_frames, runs) if network is not None and runs else None,
+        latency=latency(_network(model, config), front_end.n_mels, n_frames, runs) if runs else None,
         paper=tuple(rows_of(config)),
     )
+
+
+def _network(model: Network, config: ModelConfig) -> MobileNet:
+    """Return the network itself, or one of this configuration with random weights."""
+    if not isinstance(model, (str, Path, Variant, ModelConfig)):
+        return model
+    import torch
+
+    from dymn.models.mobilenet import MobileNet
+
+    return MobileNet(config).initialise(torch.Generator())

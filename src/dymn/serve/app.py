@@ -15,7 +15,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from dymn import __version__
-from dymn.selection import TagSettings
+from dymn.inference.selection import TagSettings
+from dymn.inference.tagger import Tagger
 from dymn.serve.assets import Asset, find_assets, response, runs_in_browser
 from dymn.serve.batching import Deadline
 from dymn.serve.engine import Engine, Question
@@ -25,7 +26,6 @@ from dymn.serve.live import serve_live
 from dymn.serve.metrics import CONTENT_TYPE
 from dymn.serve.settings import ServeSettings
 from dymn.serve.uploads import receive
-from dymn.tagger import Tagger
 
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 _FORM = {"schema": {"type": "object", "required": ["file"], "properties": {"file": {"type": "string", "format": "binary"}}}}

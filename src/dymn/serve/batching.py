@@ -16,11 +16,12 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from dymn.backends import Backend, Filled, Scores
+from dymn.audio.windows import Filled
+from dymn.runtime.backend import Backend, Output
 from dymn.serve.errors import Refusal
 
 Rows: TypeAlias = npt.NDArray[np.float32]
-Compute: TypeAlias = Callable[[Rows], Rows]
+Compute: TypeAlias = Callable[[Rows], Output]
 
 
 class Deadline:
@@ -102,8 +103,8 @@ class Batcher:
         if self._thread.ident is not None:
             self._thread.join()
 
-    def __call__(self, compute: Compute, rows: Rows, deadline: Deadline) -> Rows:
-        """Return compute(rows) [B, ...], computed together with the rows of other callers that have the same function and shape.
+    def __call__(self, compute: Compute, rows: Rows, deadline: Deadline) -> Output:
+        """Return compute(rows), computed together with the rows [B, ...] of other callers that have the same function and shape.
 
         Raises:
             Refusal: if there is no time left.
@@ -120,7 +121,7 @@ class Batcher:
             deadline.check()
         if call.error is not None:
             raise call.error
-        return np.stack(call.results)
+        return Output(*(np.stack(parts) for parts in zip(*call.results, strict=True)))
 
     def _run(self) -> None:
         while (batch := self._gather()) is not None:
@@ -131,7 +132,7 @@ class Batcher:
             try:
                 results = calls[0].compute(np.stack([call.rows[i] for call, i in batch]))
                 self._computed(len(batch), monotonic() - before)
-                for (call, i), result in zip(batch, results, strict=True):
+                for (call, i), *result in zip(batch, *results, strict=True):
                     call.results[i] = result
                     call.left -= 1
             except BaseException as error:  # whatever it is, those who wait must hear of it
@@ -176,29 +177,25 @@ class BatchedBackend(Backend):
 
     def __init__(self, backend: Backend, batcher: Batcher, deadline: Deadline, max_windows: float = math.inf) -> None:
         """Let a request use `backend` until its deadline, for at most `max_windows` windows."""
-        self.card, self.is_cpu = backend.card, backend.is_cpu
+        self.card, self.is_cpu, self.embedding_size = backend.card, backend.is_cpu, backend.embedding_size
         self._backend, self._batcher, self._deadline = backend, batcher, deadline
         self._max_windows, self._windows = max_windows, 0
 
     def features(self, windows: Iterable[Filled], hop: int) -> Iterator[npt.NDArray[np.float32]]:
-        """Yield for each window what `scores` takes."""
+        """Yield the input of `run` for each window."""
         return self._backend.features(self._counted(windows), hop)
 
-    def scores(self, features: npt.NDArray[np.float32]) -> Scores:
-        """Return the probabilities [B, C] of a batch of `features`.
+    def waveform_features(self, waveforms: npt.NDArray[np.generic] | Any) -> npt.NDArray[np.float32]:
+        """Return the input of `run` for waveforms [B, N], which do not count as windows of the request."""
+        return self._backend.waveform_features(waveforms)
+
+    def run(self, features: npt.NDArray[np.float32]) -> Output:
+        """Return probabilities [B, C] and embeddings [B, D] of a batch of `features`.
 
         Raises:
             Refusal: if there is no time left.
         """
-        return self._batcher(self._backend.scores, features, self._deadline)
-
-    def probabilities(self, waveforms: npt.NDArray[np.float32] | Any) -> Scores:
-        """Return the probabilities [B, C] of waveforms [B, N].
-
-        Raises:
-            Refusal: if there is no time left.
-        """
-        return self._batcher(self._backend.probabilities, np.asarray(waveforms), self._deadline)
+        return self._batcher(self._backend.run, features, self._deadline)
 
     def _counted(self, windows: Iterable[Filled]) -> Iterator[Filled]:
         for window in windows:

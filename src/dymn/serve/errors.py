@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dymn.decoding import MissingDecoderError
+from dymn.audio.decoder import MissingDecoderError
 from dymn.errors import AudioError, ConfigError, DymnError, MissingExtraError, resource_error
 
 

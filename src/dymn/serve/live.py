@@ -10,16 +10,15 @@ from typing import Any
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from dymn.audio.pcm import PcmReader
 from dymn.config import check, from_dict
 from dymn.errors import ConfigError
-from dymn.live import Stream
-from dymn.pcm import PcmReader
-from dymn.selection import TagSettings, WindowTags
+from dymn.inference.selection import TagSettings, WindowTags
+from dymn.inference.stream import Stream
 from dymn.serve.batching import Deadline
 from dymn.serve.engine import Engine, Question
 from dymn.serve.errors import Refusal, refusal
 from dymn.serve.guard import is_token
-from dymn.tagger import Tagger
 
 logger = logging.getLogger(__name__)
 
@@ -118,9 +117,9 @@ def _begin(engine: Engine, message: str | bytes, deadline: Deadline) -> _Listene
         check(isinstance(patterns, list) and all(isinstance(p, str) for p in patterns), f"{name} must be a list of texts.")
     settings = from_dict(TagSettings, {"top_k": 10, **asked})
     engine.check(Question(own["model"], settings))
-    tagger = Tagger(engine.live_backend(own["model"], deadline))
+    backend = engine.live_backend(own["model"], deadline)
     reader = PcmReader(own["format"], own["channels"])
-    return _Listener(Stream(tagger, own["sample_rate"], settings), reader, own["sample_rate"])
+    return _Listener(Stream(backend, own["sample_rate"], settings), reader, own["sample_rate"])
 
 
 def _window(window: WindowTags) -> dict[str, Any]:

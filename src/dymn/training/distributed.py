@@ -1,12 +1,51 @@
-"""Batch norm over the global batch, so that two processes compute what one would."""
+"""Several processes that compute what one would: how they start, and batch norm over the global batch."""
 
 from __future__ import annotations
 
-from typing import Any
+import datetime
+import os
+from typing import Any, cast
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
+
+from dymn.errors import ConfigError, MissingExtraError
+from dymn.system.devices import resolve_device
+from dymn.training.recipe import PRECISIONS, TrainConfig
+
+PATIENCE = datetime.timedelta(hours=12)  # of the processes that wait while one evaluates
+
+
+def launch(config: TrainConfig) -> Any:
+    """Return Lightning's Fabric for the device, precision and processes of a run.
+
+    Raises:
+        ConfigError: if the device cannot be used, or not in this precision.
+        MissingExtraError: if Lightning Fabric is not installed.
+    """
+    try:
+        from lightning_fabric import Fabric
+        from lightning_fabric.strategies.ddp import DDPStrategy
+    except ImportError as error:
+        raise MissingExtraError("Training", "train") from error
+    device = resolve_device(config.run.device or None)
+    if config.optim.precision == "fp16" and device.type != "cuda":
+        raise ConfigError(f"optim.precision is fp16, which needs a CUDA device, and the run is on {device.type}. Use bf16 or fp32.")
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    fabric = Fabric(
+        accelerator=device.type,
+        devices=local if world > 1 or device.index is None else [device.index],
+        num_nodes=world // local,
+        strategy=DDPStrategy(timeout=PATIENCE) if world > 1 else "auto",
+        precision=cast(Any, PRECISIONS[config.optim.precision]),
+    )
+    if world > 1:
+        fabric.launch()
+    return fabric
 
 
 class _Sum(torch.autograd.Function):
@@ -66,6 +105,17 @@ def united(values: dict[str, str]) -> dict[str, str]:
     everyone: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(everyone, values)
     return {key: value for mapping in everyone for key, value in mapping.items()}
+
+
+def highest(values: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return the highest of all processes' values [N], place by place."""
+    if not dist.is_initialized():
+        return values
+    tensor = torch.from_numpy(values.copy())
+    if dist.get_backend() == "nccl":
+        tensor = tensor.cuda()
+    dist.all_reduce(tensor, dist.ReduceOp.MAX)
+    return np.asarray(tensor.cpu().numpy())
 
 
 def use_global_norm(module: nn.Module) -> None:

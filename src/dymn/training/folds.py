@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dymn import metrics
-from dymn.data import open_source, task_of
+from dymn.data import Dataset
 from dymn.errors import ConfigError
+from dymn.evaluation import metrics
 from dymn.training.loop import train
 from dymn.training.recipe import TrainConfig
 from dymn.training.report import Record, Reporter, write_json
@@ -31,32 +31,31 @@ def train_folds(config: TrainConfig, reporter: Callable[[int], Reporter] | None 
         ConfigError: if the dataset has no folds.
         DataError, WeightsError: as for `train`.
     """
-    config = resolve(with_folder(config.replace({"data.fold": 0})).replace({"data.test": "test"}))
-    numbers = fold_numbers(config)
-    task, out = task_of(config.data.kind, config.data.path), Path(config.run.out)
+    config, data = resolve(with_folder(config.replace({"data.fold": 0})).replace({"data.test": "test"}))
+    numbers, out = fold_numbers(config, data), Path(config.run.out)
     results = []
     for fold in numbers:
         run = config.replace({"data.fold": fold, "run.out": str(out / f"fold{fold}")})
-        results.append(train(run, reporter(fold) if reporter is not None else None))
+        results.append(train(run, reporter(fold) if reporter is not None else None, data))
     if not all(results):  # of several processes only one is told
         return {}
-    values = metrics.fold_mean(results, f"test_{task.metric}")
-    summary: dict[str, Any] = {"metric": task.metric, "fold_numbers": numbers, **values, "train_seconds": _total(results)}
+    values = metrics.fold_mean(results, f"test_{data.task.metric}")
+    summary: dict[str, Any] = {"metric": data.task.metric, "fold_numbers": numbers, **values, "train_seconds": _total(results)}
     write_json(out / FOLDS_FILE, summary)
     return summary
 
 
-def fold_numbers(config: TrainConfig) -> list[int]:
+def fold_numbers(config: TrainConfig, data: Dataset) -> list[int]:
     """Return the numbers of the folds of a run's dataset.
 
     Raises:
         ConfigError: if it has none.
     """
-    data = config.data
-    folds = sorted(set(open_source(data.kind, data.path, **data.options).catalog.folds))
+    folds = sorted(set(data.source.catalog.folds))
     if not folds:
         raise ConfigError(
-            f"{data.path} ({data.kind}) has no folds. Leave --fold out; only ESC-10, ESC-50 and tables with a column fold have some."
+            f"{config.data.path} ({config.data.kind}) has no folds. Leave --fold out; "
+            "only ESC-10, ESC-50 and tables with a column fold have some."
         )
     return folds
 

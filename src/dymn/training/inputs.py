@@ -1,4 +1,4 @@
-"""The data of a run: its parts, their loaders, the teacher's table, and what all of it is known by."""
+"""What a run builds on: its data, their loaders, the teacher's table, checkpoints, and the digests that identify all of it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from dymn.architectures import MODELS
 from dymn.data import (
     BalancedSampler,
+    Dataset,
     Loader,
     PlainSampler,
     Resident,
@@ -21,14 +23,17 @@ from dymn.data import (
     TaskSpec,
     TeacherTable,
     WeightedSampler,
-    open_source,
-    task_of,
+    cached,
+    class_counts,
+    select,
 )
-from dymn.errors import ConfigError
-from dymn.model import MODELS
-from dymn.training.evaluation import evaluation_loader
+from dymn.errors import ConfigError, DataError
+from dymn.evaluation.score import evaluation_loader
+from dymn.models.mobilenet import MobileNet
 from dymn.training.recipe import TrainConfig
-from dymn.weights import load_model
+from dymn.training.start import check_start
+from dymn.weights import open_checkpoint
+from dymn.weights.format import shorten
 
 
 class Inputs(NamedTuple):
@@ -42,37 +47,86 @@ class Inputs(NamedTuple):
     seconds: float
 
 
-def open_inputs(config: TrainConfig, sample_rate: int) -> Inputs:
-    """Open what the config names.
+def open_inputs(config: TrainConfig, data: Dataset, sample_rate: int) -> Inputs:
+    """Return the splits that the config names of a dataset that is open, and the teacher's table; make the cache if there is none yet.
 
     Raises:
-        ConfigError: if the kind of dataset is unknown, or no path is given.
-        DataError: if a dataset or table is missing, damaged, or has no such split.
+        ConfigError: if no split to train on is named.
+        DataError: if the dataset has no such split, or the table is missing or damaged.
     """
-    data = config.data
-    if not data.path:
-        raise ConfigError("data.path is not set. Say where the dataset lies: --data PATH, or data.path in the recipe.")
-    task = task_of(data.kind, data.path)
+    settings, task = config.data, data.task
+    whole = data.source.at(sample_rate)
+    if settings.cache:
+        whole = cached(whole, settings.cache, workers=settings.workers)
 
     def part(split: str) -> Source | None:
-        if not split:
-            return None
-        return open_source(
-            data.kind,
-            data.path,
-            split,
-            fold=data.fold or None,
-            holdout=data.holdout,
-            sample_rate=sample_rate,
-            cache=data.cache or None,
-            workers=data.workers,
-            **data.options,
-        )
+        return select(whole, split, fold=settings.fold or None, holdout=settings.holdout) if split else None
 
-    train = part(data.train)
+    train = part(settings.train)
     if train is None:
         raise ConfigError("data.train is empty; name the split to train on.")
-    return Inputs(task, train, part(data.val), part(data.test), open_table(config), data.seconds or task.seconds)
+    return Inputs(task, train, part(settings.val), part(settings.test), open_table(config), settings.seconds or task.seconds)
+
+
+def check_classes(inputs: Inputs, has_teacher: bool) -> list[str]:
+    """Return which classes have no clips to learn from, or none to be validated with, in a sentence for each part.
+
+    Raises:
+        DataError: if there is nothing to tell apart, so that any network is right.
+    """
+    counts, n = class_counts(inputs.train), len(inputs.train)
+    if len(counts) == 1 and not has_teacher and (inputs.task.loss == "ce" or int(counts[0]) == n):
+        raise DataError(
+            f"All {n} training clips are of one class, {inputs.train.labels[0]!r}: there is nothing to tell apart, and any network is "
+            "right. Add clips of another class, or in a CSV table clips without a label."
+        )
+    parts = {"training": counts} | ({} if inputs.val is None else {"validation": class_counts(inputs.val)})
+    notes = []
+    for part, found in parts.items():
+        absent = [label for label, count in zip(inputs.train.labels, found, strict=True) if count == 0]
+        if absent and found.any():
+            notes.append(f"No {part} clip of {len(absent)} of {len(found)} classes: {shorten(absent)}.")
+    return notes
+
+
+def check_table(inputs: Inputs, fill: str) -> list[str]:
+    """Return in a sentence how the clips that the teacher's table was made from differ from those of the run, if they do."""
+    heard = {} if inputs.table is None else inputs.table.settings
+    mine = {"seconds": float(inputs.seconds), "fill": fill}
+    if all(heard.get(name, value) == value for name, value in mine.items()):
+        return []
+    return [
+        f"The teacher heard clips of {heard.get('seconds', 0):g} s (fill: {heard.get('fill')}), and this run has clips of "
+        f"{inputs.seconds:g} s (fill: {fill}). Its logits may not fit: make the table again with dymn teach --seconds {inputs.seconds:g} "
+        f"--fill {fill}, or set data.seconds and data.fill."
+    ]
+
+
+class BaseModels(NamedTuple):
+    """The networks that a run builds on, each of its own, and the SHA-256 of every checkpoint: two files of one name are two models."""
+
+    start: MobileNet | None  # None where training starts from an architecture
+    parent: MobileNet | None
+    teachers: tuple[MobileNet, ...]
+    digests: dict[str, str]
+
+
+def open_models(config: TrainConfig) -> BaseModels:
+    """Load the checkpoints of a run, each file once.
+
+    Raises:
+        ConfigError: if settings of an architecture are given with a checkpoint.
+        WeightsError: if one cannot be loaded.
+    """
+    check_start(config.model)
+    names = {"model": config.model.name, "parent": config.model.inherit}
+    names |= {f"teacher {i}": name for i, name in enumerate(config.teacher.models, 1)}
+    used = {role: name for role, name in names.items() if name and (name not in MODELS or role != "model")}
+    checkpoints = {name: open_checkpoint(name) for name in dict.fromkeys(used.values())}
+    networks = {role: MobileNet.from_stored(checkpoints[name]) for role, name in used.items()}
+    digests = {role: checkpoints[name].digest for role, name in used.items()}
+    teachers = tuple(network for role, network in networks.items() if role.startswith("teacher"))
+    return BaseModels(networks.get("model"), networks.get("parent"), teachers, digests)
 
 
 def open_table(config: TrainConfig) -> TeacherTable | None:
@@ -138,17 +192,19 @@ def training_loader(
 def quiet_loader(source: Source, inputs: Inputs, config: TrainConfig, resident: Resident | None = None) -> Loader:
     """Return a loader for evaluation, with the teacher's logits for clips that it knows."""
     known = None if inputs.table is None or not set(inputs.table.keys) & set(source.keys) else inputs.table
+    cut = resident is not None and int(resident.lengths.max()) >= int(source.max_seconds * source.sample_rate)
     return evaluation_loader(
         source,
         inputs.task,
         inputs.seconds,
         config.data.fill,
         min(config.optim.batch_size, 64),
+        config.data.whole,
         teacher=known,
         partial_teacher=True,
         workers=config.data.workers,
         max_bad=config.data.max_bad,
-        resident=resident,
+        resident=None if cut else resident,  # long recordings are resident with their beginning only
     )
 
 
@@ -158,14 +214,6 @@ def digests(inputs: Inputs) -> dict[str, str]:
     if inputs.table is not None:
         found["teacher"] = _digest(inputs.table)
     return found
-
-
-def model_digests(config: TrainConfig) -> dict[str, str]:
-    """Return the SHA-256 of every checkpoint that a run builds on: two files of one name are two models."""
-    names = {"model": config.model.name, "parent": config.model.inherit}
-    names |= {f"teacher {i}": name for i, name in enumerate(config.teacher.models, 1)}
-    used = {role: name for role, name in names.items() if name and name not in MODELS}
-    return {role: str(load_model(name).card.provenance.get("sha256", "")) for role, name in used.items()}
 
 
 def _digest(table: TeacherTable) -> str:
@@ -188,6 +236,8 @@ def portable(config: TrainConfig) -> dict[str, Any]:
     for section, names in (("run", run), ("data", ("path", "cache", "workers", "resident"))):
         for name in names:
             del values[section][name]
+    if values["data"]["whole"] is None:  # so that runs which began before there was this setting continue
+        del values["data"]["whole"]
     for name in ("table", "index"):  # the digest tells which table it is, wherever it lies
         values["teacher"][name] = bool(values["teacher"][name]) or ""
     for name in ("name", "inherit"):

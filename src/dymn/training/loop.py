@@ -8,76 +8,51 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import datetime
 import itertools
 import math
-import os
-import platform
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from torch import Tensor
 
 import dymn
-from dymn import hub
-from dymn.calibration import fit_affine, fold_affine
-from dymn.data import Batch, Loader, Resident, Source, heard_weights
-from dymn.data.batch import read_bad, write_bad
-from dymn.devices import resolve_device
-from dymn.errors import ConfigError, DataError, MissingExtraError
-from dymn.files import atomic_write
-from dymn.frontend import LogMel
-from dymn.hub import shorten
-from dymn.inherit import measure_norms
-from dymn.losses import probabilities
-from dymn.model import MobileNet
-from dymn.schedules import learning_rate_factor, temperature
-from dymn.training.distributed import united, use_global_norm
-from dymn.training.evaluation import Scores, deciding_metric, figures, is_better, score
+from dymn.data import Batch, Dataset, Source
+from dymn.data.batch import write_bad
+from dymn.errors import DataError, MissingExtraError
+from dymn.evaluation.score import Scores, deciding_metric, figures, is_better, score
+from dymn.models import pretrained
+from dymn.models.inflate import measure_norms
+from dymn.models.mobilenet import MobileNet
+from dymn.training.calibration import fit_affine, fold_affine
+from dymn.training.distributed import highest, united
 from dymn.training.inputs import (
-    Inputs,
-    differences,
-    digests,
-    fingerprint,
-    model_digests,
-    open_inputs,
     portable,
     quiet_loader,
     training_loader,
 )
-from dymn.training.recipe import PRECISIONS, TrainConfig
-from dymn.training.report import Record, Reporter, Tracker, plot_curves, write_history, write_json
-from dymn.training.resolve import plain_name, resolve, with_folder
-from dymn.training.start import (
-    front_end_of,
-    has_fresh_head,
-    inherit_weights,
-    pretrained_model,
-    prior_logits,
-    set_prior,
-    starting_model,
-)
-from dymn.training.state import Part, RunState, load_state, save_state
+from dymn.training.prepare import BAD_FILE, BEST_FILE, LAST_FILE, STATE_FILE, Prepared, versions
+from dymn.training.recipe import TrainConfig
+from dymn.training.report import Record, Reporter, plot_curves, write_history, write_json
+from dymn.training.resolve import plain_name
+from dymn.training.schedules import learning_rate_factor, temperature
+from dymn.training.state import Part, save_state
 from dymn.training.step import Share, Step
-from dymn.training.teachers import OnlineTeachers, same_blocks
 
-SAMPLE_CLIPS = 96  # heard before training: for inherited weights, the teacher's prior and the spread of its embedding
-STATE_FILE, BEST_FILE, LAST_FILE, BAD_FILE = "state.pt", "best.safetensors", "last.safetensors", "bad_clips.csv"
-WEIGHTS_FILE = "draws.npy"  # how often each training clip is drawn
 SLOW = 30.0  # seconds; curves are drawn after each epoch that takes longer, else only at the end
-PATIENCE = datetime.timedelta(hours=12)  # of the processes that wait while one evaluates
 
 
-def train(config: TrainConfig, reporter: Reporter | None = None) -> Record:
+def train(config: TrainConfig, reporter: Reporter | None = None, data: Dataset | None = None) -> Record:
     """Train as the config says; return the result, which `result.json` in the run's folder holds too.
 
     A run that was killed continues from its last state, that of an epoch or of every `run.save_steps` steps in it, and gives the numbers
     that it would have given.
+
+    Args:
+        config: the run.
+        reporter: is told how it goes.
+        data: the dataset, where it is open already and the config leaves nothing open (see `dymn.training.resolve`).
 
     Raises:
         ConfigError: if a setting is not allowed, or the folder holds another run.
@@ -85,175 +60,11 @@ def train(config: TrainConfig, reporter: Reporter | None = None) -> Record:
         WeightsError: if a checkpoint cannot be loaded.
     """
     with torch.random.fork_rng(devices=[]):  # dropout draws from the global generator; the caller's numbers shall not depend on it
-        return Run(config, reporter or Reporter()).fit()
+        return Run(config, reporter or Reporter(), data).fit()
 
 
-class Run:
-    """One training run: what it is made of, and how it goes on from epoch to epoch."""
-
-    def __init__(self, config: TrainConfig, reporter: Reporter) -> None:
-        self.config = config = resolve(with_folder(config))
-        self.folder = Path(config.run.out)
-        self.fabric = _fabric(config)
-        self.device = self.fabric.device
-        self.is_main = self.fabric.is_global_zero
-        self.reporter = reporter if self.is_main else Reporter()
-        self.share = Share(self.fabric.global_rank, self.fabric.world_size)
-        if config.run.threads:
-            torch.set_num_threads(config.run.threads)
-        pretrained = pretrained_model(config.model)
-        front_end = front_end_of(config.model, pretrained)
-        self.inputs: Inputs = open_inputs(config, front_end.sample_rate)
-        self.resident = Resident(self.inputs.train, self.device, config.data.workers) if config.data.resident else None
-        self.digests = digests(self.inputs) | model_digests(config)
-        self.state = self._begin_or_continue()
-        self._began = time.monotonic() - self.state.clock
-        generator = torch.Generator().manual_seed(config.run.seed)
-        self.network = starting_model(config.model, pretrained, self.inputs.train.labels, front_end, generator)
-        self.front_end = LogMel(front_end).to(self.device)
-        self.teachers = self._teachers()
-        self.weights = self._weights()
-        self.loader = self._loader(*self.share)
-        self.network.to(self.device)
-        feature_scale = self._prepare_weights()
-        self.step = Step(config, self.inputs.task.loss, self.front_end, self.teachers, feature_scale, self.share)
-        self.ema = self._averaged()
-        if config.teacher.block_weight:
-            self.step.watch_blocks(self.network)
-        self.model, self.optimizer = self._set_up()
-        self._restore()
-        self.trackers = [
-            Tracker(kind, self.folder, dataclasses.asdict(config), config.run.name) for kind in config.run.trackers if self.is_main
-        ]
-
-    # Setting up
-
-    def _begin_or_continue(self) -> RunState:
-        mark = fingerprint(self.config, self.digests)
-        path = self.folder / STATE_FILE
-        if self.is_main:
-            for unfinished in self.folder.glob(".*.part"):  # what a kill in the middle of writing left
-                unfinished.unlink()
-        if path.exists():
-            state = load_state(path)
-            if state.fingerprint != mark:
-                changed = differences(self.folder / "config.json", self.config, self.digests)
-                raise ConfigError(
-                    f"{self.folder} holds a run with other settings or data{f' ({shorten(changed)})' if changed else ''}. "
-                    "Choose another folder (--out, run.out), or remove it to start anew."
-                )
-            within = f" and {state.part['steps']} steps of the next" if state.part else ""
-            self.reporter.note(f"Continuing {self.folder} after epoch {state.epoch}{within}.")
-            return state
-        if self.is_main:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_json(
-                self.folder / "config.json", {"config": dataclasses.asdict(self.config), "data": self.digests, "versions": versions()}
-            )
-        return RunState(fingerprint=mark)
-
-    def _teachers(self) -> OnlineTeachers | None:
-        if not self.config.teacher.models:
-            return None
-        settings = self.config.teacher
-        teachers = OnlineTeachers(settings.models, self.network, self.device, blocks=settings.block_weight > 0)
-        if teachers.blocks is not None and not same_blocks(teachers.networks[0], self.network):
-            raise ConfigError("teacher.block_weight needs a (first) teacher whose blocks have the student's channels and strides.")
-        if self.config.teacher.feature_weight > 0 and teachers.embedding_size != self.network.config.c_last:
-            raise ConfigError(
-                f"teacher.feature_weight needs embeddings of one size; the student's has {self.network.config.c_last} values, "
-                f"the teacher's {teachers.embedding_size}."
-            )
-        return teachers
-
-    def _loader(self, rank: int, world: int) -> Loader:
-        pin_memory = self.device.type == "cuda"
-        return training_loader(self.inputs, self.config, rank, world, pin_memory, self.resident, self.weights)
-
-    def _weights(self) -> npt.NDArray[np.float64] | None:
-        """Return how often clips are drawn, by what the teachers hear in them; kept in the folder, for they listen to all clips for it."""
-        if self.config.data.sampling != "teacher" or self.teachers is None:
-            return None
-        path = self.folder / WEIGHTS_FILE
-        if self.is_main and not path.exists():
-            self.reporter.note(f"The teacher listens to {len(self.inputs.train)} clips, once, for how often each is drawn.")
-            with atomic_write(path) as file:
-                np.save(file, heard_weights(self._heard()))
-        self.fabric.barrier()
-        return cast("npt.NDArray[np.float64]", np.load(path, allow_pickle=False))
-
-    def _heard(self) -> npt.NDArray[np.float32]:
-        """Return the teachers' probabilities for all training clips [N, C]; zeros for bad ones."""
-        source, teachers = self.inputs.train, cast(OnlineTeachers, self.teachers)
-        row = {key: i for i, key in enumerate(source.keys)}
-        heard = np.zeros((len(source), len(source.labels)), dtype=np.float32)
-        for batch in quiet_loader(source, self.inputs, self.config, self.resident).epoch(0):
-            logits = teachers.teach(self.front_end(batch.waveform.to(self.device))).logits
-            heard[[row[key] for key in batch.keys]] = probabilities(logits, self.inputs.task.loss).cpu().numpy()
-        return heard
-
-    def _prepare_weights(self) -> float:
-        """Give a fresh network its inherited weights or its prior; return the variance of the teacher's embedding."""
-        model, settings = self.network, self.config.model
-        log_mel = self._sample() if settings.inherit or self.teachers is not None else torch.empty(0)
-        if settings.inherit:
-            inherit_weights(model, settings, log_mel, torch.Generator().manual_seed(self.config.run.seed))
-        lesson = None if self.teachers is None else self.teachers.teach(log_mel)
-        if settings.prior and has_fresh_head(model):
-            prior = (
-                prior_logits(self.inputs.train, self.inputs.table, self.inputs.task.loss) if lesson is None else lesson.logits.mean(dim=0)
-            )
-            if prior is not None:
-                set_prior(model, prior)
-        spread = 1.0 if lesson is None else float(lesson.embedding.var(dim=0).mean())
-        return spread if spread > 0 else 1.0  # a single clip has none
-
-    def _sample(self) -> Tensor:
-        """Return the log-mel of some training clips, the same whatever the number of processes."""
-        clips = self._loader(0, 1).epoch(0)
-        waveforms: list[Tensor] = []
-        for batch in clips:
-            waveforms.append(batch.waveform)
-            if sum(map(len, waveforms)) >= SAMPLE_CLIPS:
-                break
-        if not waveforms:
-            raise DataError("No training clip could be read.")
-        return torch.cat([self.front_end(waveform.to(self.device)) for waveform in waveforms])[:SAMPLE_CLIPS]
-
-    def _averaged(self) -> torch.optim.swa_utils.AveragedModel | None:
-        if self.config.optim.ema == 0:
-            return None
-        average = torch.optim.swa_utils.get_ema_multi_avg_fn(self.config.optim.ema)  # type: ignore[no-untyped-call]
-        return torch.optim.swa_utils.AveragedModel(self.network, multi_avg_fn=average, use_buffers=True)
-
-    def _set_up(self) -> tuple[Any, Any]:
-        optim = self.config.optim
-        if self.share.world > 1 and self.config.run.sync_norm:
-            use_global_norm(self.network)
-        kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-        fused = self.device.type == "cuda" and optim.precision != "fp16"  # a fused one unscales by itself, which forbids clipping
-        optimizer = kinds[optim.name](self.network.parameters(), lr=optim.lr, weight_decay=optim.weight_decay, fused=fused or None)
-        if self.state.optimizer:
-            optimizer.load_state_dict(self.state.optimizer)
-        model, optimizer = self.fabric.setup(torch.compile(self.network) if optim.compile else self.network, optimizer)
-        return model, optimizer
-
-    def _restore(self) -> None:
-        read = (self.state.epoch, self.state.part.get("steps", 0))
-        if (first := tuple(self.fabric.broadcast(read))) != read:
-            raise DataError(
-                f"This process reads another state than the first one (epoch and step {read}, not {first}). {self.folder} must be one "
-                "folder for all machines; a network file system may need a minute until all of them see the same."
-            )
-        if not self.state.model:
-            return
-        self.loader.bad |= read_bad(self.folder / BAD_FILE)
-        self.network.load_state_dict(self.state.model)
-        if self.ema is not None:
-            self.ema.load_state_dict(self.state.ema)
-        scaler = getattr(self.fabric.strategy.precision, "scaler", None)
-        if scaler is not None and self.state.scaler:
-            scaler.load_state_dict(self.state.scaler)
+class Run(Prepared):
+    """A training run: how it proceeds from epoch to epoch."""
 
     # Training
 
@@ -311,10 +122,10 @@ class Run:
         if part.steps == 0:
             raise DataError("The training data gave no batch. Use more clips, or a smaller optim.batch_size.")
         seconds = max(time.monotonic() - started, 1e-6)
-        self.loader.bad = united(self.loader.bad)
+        self._unite()
         self.state.seconds += seconds
         loss, clips = self._sums(part.loss, part.clips)
-        record: Record = {"epoch": epoch, "lr": lr, "temperature": self.network.temperature, "loss": loss / clips}
+        record: Record = {"epoch": epoch + 1, "lr": lr, "temperature": self.network.temperature, "loss": loss / clips}
         record |= {"clips_per_second": clips / seconds, "seconds": seconds, "bad_clips": len(self.loader.bad)}
         if self.is_main and self.ema is not None and self.config.optim.norm_clips:
             self._measure_norms(epoch)
@@ -333,8 +144,8 @@ class Run:
         value = float(loss.detach())
         if not math.isfinite(value):
             raise DataError(
-                f"The loss became {value} in epoch {epoch}, batch {number}; {self.folder} keeps what came before. Start anew in another "
-                "folder (run.out) with a lower optim.lr, with optim.clip_norm, or in another optim.precision."
+                f"The loss became {value} in epoch {epoch + 1}, batch {number + 1}; {self.folder} keeps what came before. Start anew in "
+                "another folder (run.out) with a lower optim.lr, with optim.clip_norm, or in another optim.precision."
             )
         return value
 
@@ -347,6 +158,11 @@ class Run:
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:
             self.ema.update_parameters(self.network)
+
+    def _unite(self) -> None:
+        """Bring together what the processes know of their clips."""
+        self.loader.bad = united(self.loader.bad)
+        self.loader.marks = highest(self.loader.marks)
 
     def _sums(self, *values: float) -> list[float]:
         """Return the sums of values over all processes."""
@@ -376,6 +192,9 @@ class Run:
 
     def _measure(self, source: Source) -> Record:
         loader = quiet_loader(source, self.inputs, self.config, self.resident)
+        if "val" in self.state.marks:
+            loader.marks[:] = self.state.marks["val"].numpy()
+        self.state.marks["val"] = torch.from_numpy(loader.marks)
         scores = score(self.result_network, self.front_end, loader, self.inputs.task.loss, teachers=self.teachers)
         return figures(scores, self.inputs.task.loss)
 
@@ -400,7 +219,7 @@ class Run:
 
     def _save_part(self, part: Part) -> None:
         """Write the state in the middle of an epoch."""
-        self.loader.bad = united(self.loader.bad)
+        self._unite()
         at = self.loader.state_dict()
         loss, clips, bad = self._sums(part.loss, part.clips, at["bad"])
         if not self.is_main:
@@ -424,6 +243,7 @@ class Run:
         write_bad(self.folder / BAD_FILE, self.loader.bad)
 
     def _take_state(self) -> None:
+        self.state.marks["train"] = torch.from_numpy(self.loader.marks)
         self.state.clock = time.monotonic() - self._began
         self.state.model = self.network.state_dict()
         self.state.ema = {} if self.ema is None else self.ema.state_dict()
@@ -453,7 +273,7 @@ class Run:
             metrics=numbers(values),
             provenance=provenance,
         )
-        hub.save(network, self.folder / name)
+        pretrained.save(network, self.folder / name)
 
     def _finish(self) -> Record:
         best = MobileNet.from_pretrained(self.folder / BEST_FILE)
@@ -484,12 +304,10 @@ class Run:
             return model
         fitted = fit_affine(before.probabilities, before.teacher)
         fold_affine(model, fitted)
-        found = {
-            k: float(v) for k, v in figures(scores(), self.inputs.task.loss).items() if isinstance(v, (int, float)) and math.isfinite(v)
-        }
+        found = numbers(figures(scores(), self.inputs.task.loss))
         provenance = model.card.provenance | {"calibration": fitted._asdict()}
         model.card = dataclasses.replace(model.card, metrics=found, provenance=provenance)
-        hub.save(model, self.folder / BEST_FILE)
+        pretrained.save(model, self.folder / BEST_FILE)
         return model
 
 
@@ -500,34 +318,6 @@ def _validation(record: Record) -> Record:
 def numbers(values: Record) -> dict[str, float]:
     """Return those of some figures that are finite numbers, as a card holds them."""
     return {key: float(value) for key, value in values.items() if isinstance(value, (int, float)) and math.isfinite(value)}
-
-
-def versions() -> dict[str, str]:
-    """Return the versions that a run's numbers may depend on."""
-    return {"dymn": dymn.__version__, "python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
-
-
-def _fabric(config: TrainConfig) -> Any:
-    try:
-        from lightning_fabric import Fabric
-        from lightning_fabric.strategies.ddp import DDPStrategy
-    except ImportError as error:
-        raise MissingExtraError("Training", "train") from error
-    device = resolve_device(config.run.device or None)
-    if config.optim.precision == "fp16" and device.type != "cuda":
-        raise ConfigError(f"optim.precision is fp16, which needs a CUDA device, and the run is on {device.type}. Use bf16 or fp32.")
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    fabric = Fabric(
-        accelerator=device.type,
-        devices=local if world > 1 or device.index is None else [device.index],
-        num_nodes=world // local,
-        strategy=DDPStrategy(timeout=PATIENCE) if world > 1 else "auto",
-        precision=cast(Any, PRECISIONS[config.optim.precision]),
-    )
-    if world > 1:
-        fabric.launch()
-    return fabric
 
 
 def _grouped(batches: Iterator[Any], size: int) -> Iterator[list[Any]]:

@@ -12,9 +12,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from dymn._toml import loads
 from dymn.config import check, from_dict
 from dymn.errors import ConfigError
+from dymn.system.toml import loads
 
 AUTO = "auto"
 SAMPLINGS = ("plain", "balanced", "teacher")
@@ -27,7 +27,7 @@ class ModelSettings:
 
     `name` is an architecture (fresh weights) or anything that `load_model` takes (fine-tuning; the last layer is replaced where
     the classes differ). `inherit` names a static network whose weights a fresh dynamic one starts with. `settings` are those of
-    `dymn.model.Variant`, for an architecture; `front_end` those of `FrontEndConfig`. With `prior`, a fresh last layer's bias
+    `dymn.architectures.Variant`, for an architecture; `front_end` those of `FrontEndConfig`. With `prior`, a fresh last layer's bias
     starts at the prior of the targets.
     """
 
@@ -43,7 +43,9 @@ class DataSettings:
     """Which dataset (a key of `dymn.data.TASKS`, or "auto"), which parts of it, and how its clips are cut.
 
     `seconds` 0 means the dataset's own clip length. An empty split name leaves that part out; `val` and `test` "auto" take it where
-    there is one. `resident` keeps all decoded clips in the device's memory, where batches are cut (16 bits a sample).
+    there is one. `resident` keeps all decoded clips in the device's memory, where batches are cut (16 bits a sample). With `whole`,
+    validation and test hear each clip at once, up to a minute, and else in windows of `seconds`; None leaves that to the dataset's
+    protocol (see `TaskSpec`).
 
     `sampling` "balanced" draws `draws` clips an epoch by class frequency; "plain" presents every clip once (or `draws` clips, if not 0),
     but at least `least_draws`, in as many passes as that takes; "teacher" is for data without labels and draws clips by what the
@@ -59,6 +61,7 @@ class DataSettings:
     holdout: float | None = None
     seconds: float = 0.0
     fill: str = "pad"
+    whole: bool | None = None
     sampling: str = "plain"
     draws: int = 0
     least_draws: int = 0
@@ -76,6 +79,7 @@ class DataSettings:
         check(self.train not in (self.val, self.test), f"data.train is {self.train!r}, which is also a part that is evaluated.")
         share = self.holdout is None or (isinstance(self.holdout, (int, float)) and 0 <= self.holdout < 1)
         check(share, f"data.holdout is {self.holdout!r}; it must be a number in [0, 1).")
+        check(self.whole is None or isinstance(self.whole, bool), f"data.whole is {self.whole!r}; it must be true or false.")
 
 
 @dataclass(frozen=True)
@@ -181,7 +185,7 @@ class OptimSettings:
 
 @dataclass(frozen=True)
 class ScheduleSettings:
-    """Epochs, learning rate and temperature (Sec. IV-A.2, IV-A.3); see `dymn.schedules`.
+    """Epochs, learning rate and temperature (Sec. IV-A.2, IV-A.3); see `dymn.training.schedules`.
 
     With `seconds`, the schedule follows the clock: the run ends after that time, and an epoch's place in the schedule of `epochs` is the
     share of the time that is over. As many epochs are run as fit; their number, and so the result, is that of the machine.

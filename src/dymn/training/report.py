@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dymn.errors import MissingExtraError
-from dymn.files import atomic_write
+from dymn.system.files import atomic_write
 
 Record = dict[str, Any]
 

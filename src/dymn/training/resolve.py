@@ -1,12 +1,12 @@
-"""What a recipe leaves open is settled when the data are known: their kind, whether there is a test set, how long clips are."""
+"""What a recipe leaves open is settled once its data are open: their kind, whether there is a test set, how long clips are."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from dymn.data import BadClip, Source, open_source, select, task_of
+from dymn.data import BadClip, Dataset, Source, open_dataset, select
 from dymn.data.detect import detect
 from dymn.data.packed import is_packed
 from dymn.errors import ConfigError, DataError
@@ -16,8 +16,15 @@ LOOKED_AT = 24  # clips whose length decides
 SHORTEST = 1.0  # seconds
 
 
-def resolve(config: TrainConfig) -> TrainConfig:
-    """Return the run with nothing left open; a config without anything open stays as it is.
+class Resolved(NamedTuple):
+    """A run with nothing left open, and its data."""
+
+    config: TrainConfig
+    data: Dataset
+
+
+def resolve(config: TrainConfig) -> Resolved:
+    """Open the data of a run and settle what its config leaves open; a config with nothing open stays as it is.
 
     `data.kind` "auto" becomes the kind that the files show, and any kind "packed" where shards with an index lie; `data.val` and
     `data.test` "auto" become "val" and "test", or "" where there are no such clips.
@@ -37,19 +44,18 @@ def resolve(config: TrainConfig) -> TrainConfig:
         changes |= {"data.kind": layout.kind, "data.path": str(layout.path)}
     config = config.replace(changes)
     data = config.data
-    task = task_of(data.kind, data.path)
-    needs_length = data.seconds == 0 and task.classes is None
-    parts = [name for name in ("val", "test") if getattr(data, name) == AUTO]
-    if parts or needs_length:
-        whole = open_source(data.kind, data.path, **data.options)
-        changes = {f"data.{name}": name if _has(whole, name, data) else "" for name in parts}
-        if needs_length:
-            step = max(1, len(whole) // LOOKED_AT)
-            clips = [clip for clip in (whole[i] for i in range(0, len(whole), step)) if not isinstance(clip, BadClip)]
-            longest = max((len(clip.waveform) for clip in clips), default=0) / whole.sample_rate
-            changes["data.seconds"] = min(task.seconds, max(SHORTEST, round(longest, 1)))
-        config = config.replace(changes)
-    return config
+    task, whole = opened = open_dataset(data.kind, data.path, **data.options)
+    changes = {f"data.{name}": name if _has(whole, name, data) else "" for name in ("val", "test") if getattr(data, name) == AUTO}
+    if data.seconds == 0 and task.classes is None:
+        changes["data.seconds"] = min(task.seconds, max(SHORTEST, round(_longest(whole), 1)))
+    return Resolved(config.replace(changes), opened)
+
+
+def _longest(whole: Source) -> float:
+    """Return the seconds of the longest of some clips, spread over a dataset."""
+    step = max(1, len(whole) // LOOKED_AT)
+    clips = [clip for clip in (whole[i] for i in range(0, len(whole), step)) if not isinstance(clip, BadClip)]
+    return max((len(clip.waveform) for clip in clips), default=0) / whole.sample_rate
 
 
 def _has(whole: Source, split: str, data: DataSettings) -> bool:

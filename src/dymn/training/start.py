@@ -10,33 +10,31 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dymn.architectures import MODELS
 from dymn.config import FrontEndConfig, from_dict
 from dymn.data import Source, TeacherTable, class_counts
 from dymn.errors import ConfigError
-from dymn.inherit import inherit
-from dymn.model import MODELS, MLPHead, MobileNet, create_model
+from dymn.models.inflate import inherit
+from dymn.models.mobilenet import MLPHead, MobileNet, create_model
 from dymn.training.recipe import ModelSettings
-from dymn.weights import load_model
 
 ROWS = 65_536  # read at a time
 
 
-def pretrained_model(settings: ModelSettings) -> MobileNet | None:
-    """Load the checkpoint that a run starts from; None for an architecture.
+def check_start(settings: ModelSettings) -> None:
+    """Refuse settings of an architecture beside a checkpoint.
 
     Raises:
-        ConfigError: if settings of an architecture are given with a checkpoint.
-        WeightsError: if it cannot be loaded.
+        ConfigError: naming the setting.
     """
     if settings.name in MODELS:
-        return None
+        return
     for name in ("settings", "inherit"):
         if getattr(settings, name):
             raise ConfigError(
                 f"model.{name} is set, but {settings.name} is a network with weights. Remove it, or start from an architecture: "
                 f"{', '.join(MODELS)}."
             )
-    return load_model(settings.name)
 
 
 def front_end_of(settings: ModelSettings, pretrained: MobileNet | None) -> FrontEndConfig:
@@ -70,16 +68,15 @@ def with_classes(model: MobileNet, num_classes: int, generator: torch.Generator)
     return fresh
 
 
-def inherit_weights(model: MobileNet, settings: ModelSettings, log_mel: Tensor, generator: torch.Generator) -> None:
-    """Give a fresh network the weights of `settings.inherit`, measured on a sample of the data [B, 1, F, T].
+def inherit_weights(model: MobileNet, parent: MobileNet, log_mel: Tensor, generator: torch.Generator) -> None:
+    """Give a fresh network the weights of a static one, measured on a sample of the data [B, 1, F, T].
 
     Raises:
-        ConfigError: if that network has another front end or width, or is dynamic.
-        WeightsError: if it cannot be loaded.
+        ConfigError: if the parent has another front end or width, or is dynamic.
     """
-    parent = load_model(settings.inherit)
     if parent.card.front_end != model.card.front_end:
-        raise ConfigError(f"{settings.inherit} has another front end than the run, so that its weights do not fit. Set model.front_end.")
+        name = parent.card.name or "model.inherit"
+        raise ConfigError(f"{name} has another front end than the run, so that its weights do not fit. Set model.front_end.")
     if parent.card.labels != model.card.labels:
         parent = with_classes(parent, model.config.num_classes, generator)
     inherit(model, parent.to(log_mel.device), log_mel, generator)
@@ -106,7 +103,8 @@ def prior_logits(source: Source, table: TeacherTable | None, kind: str) -> Tenso
     if table is not None:
         rows = table.match(source, partial=True)
         rows = np.unique(rows[rows >= 0])
-        parts = [table.logits[rows[start : start + ROWS]].astype(np.float64).sum(axis=0) for start in range(0, len(rows), ROWS)]
+        columns = table.columns(source.labels)
+        parts = [table.take(rows[start : start + ROWS], columns).astype(np.float64).sum(axis=0) for start in range(0, len(rows), ROWS)]
         return torch.from_numpy(np.sum(parts, axis=0) / len(rows)).float()
     counts = class_counts(source)
     if counts.sum() == 0:

@@ -11,7 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dymn.augment import (
+from dymn.data import Batch
+from dymn.evaluation.teachers import BlockOutputs, Lesson, OnlineTeachers
+from dymn.models.frontend import LogMel
+from dymn.models.mobilenet import MobileNet
+from dymn.training.augment import (
     Mixing,
     blend_waveforms,
     change_speed,
@@ -24,12 +28,8 @@ from dymn.augment import (
     roll,
     spec_augment,
 )
-from dymn.data import Batch
-from dymn.frontend import LogMel
-from dymn.losses import Targets, distillation_loss, mix, probabilities, targets_of
-from dymn.model import MobileNet
+from dymn.training.losses import Targets, distillation_loss, mix, probabilities, targets_of
 from dymn.training.recipe import TrainConfig
-from dymn.training.teachers import BlockOutputs, Lesson, OnlineTeachers
 
 SHORTEST = 0.1  # of a clip's length, of clips that are cut short
 POINTS = 9  # octaves of the random filter, from 16 kHz to 62 Hz at 32 kHz
@@ -165,8 +165,8 @@ class Step:
             decibels = chance.uniform(-augment.colour_db, augment.colour_db, (size, POINTS))
             waveform = colour(waveform, self.share.of(decibels, n))
         if augment.room:
-            decays = self.front_end.config.sample_rate * np.exp(chance.uniform(*np.log(DECAY), size))
-            levels = np.where(chance.random(size) < augment.room, np.exp(chance.uniform(*np.log(ECHO), size)), 0.0)
+            decays = self.front_end.config.sample_rate * log_uniform(chance, *DECAY, size)
+            levels = np.where(chance.random(size) < augment.room, log_uniform(chance, *ECHO, size), 0.0)
             noise = torch.Generator(waveform.device).manual_seed(int(chance.integers(2**62)) + self.share.rank)
             waveform = reverberate(waveform, self.share.of(decays, n), self.share.of(levels, n), noise)
         return waveform
@@ -191,6 +191,12 @@ class Step:
             chances = self.share.of(chance.random((self.batch_size, 4)), n)
             log_mel = spec_augment(log_mel, augment.frequency_mask, augment.time_mask, chances)
         return log_mel, targets
+
+
+def log_uniform(chance: np.random.Generator, low: float, high: float, n: int) -> npt.NDArray[np.float64]:
+    """Draw n numbers between two, of which each factor between them is as likely as another."""
+    drawn: npt.NDArray[np.float64] = low * (high / low) ** chance.random(n)
+    return drawn
 
 
 def block_distance(own: Tensor, heard: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
-"""Checkpoints: the registry of published ones, their download, dymn's own format, and the import of EfficientAT's.
+"""Checkpoints as data: the registry of published ones, their download, dymn's own format, and EfficientAT's.
 
-Names are looked up on first use, so that the registry can be read without importing torch.
+Nothing here needs PyTorch but `load_model` and `import_efficientat`, which return networks and are handed on from `dymn.models`.
 """
 
 from __future__ import annotations
@@ -8,19 +8,25 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from dymn.errors import without_torch
+
 if TYPE_CHECKING:
-    from dymn.weights.checkpoint import convert, load_model
-    from dymn.weights.efficientat import import_efficientat
+    from dymn.models.mobilenet import import_efficientat, load_model
+    from dymn.weights.checkpoint import open_checkpoint
+    from dymn.weights.conversion import convert
+    from dymn.weights.format import Stored
     from dymn.weights.labels import audioset_labels
     from dymn.weights.listing import ModelRow, list_models, model_rows
     from dymn.weights.registry import REGISTRY, PublishedModel
 
 _HOMES = {
-    "checkpoint": ("convert", "load_model"),
-    "efficientat": ("import_efficientat",),
-    "labels": ("audioset_labels",),
-    "listing": ("ModelRow", "list_models", "model_rows"),
-    "registry": ("REGISTRY", "PublishedModel"),
+    "dymn.models.mobilenet": ("import_efficientat", "load_model"),
+    "dymn.weights.checkpoint": ("open_checkpoint",),
+    "dymn.weights.conversion": ("convert",),
+    "dymn.weights.format": ("Stored",),
+    "dymn.weights.labels": ("audioset_labels",),
+    "dymn.weights.listing": ("ModelRow", "list_models", "model_rows"),
+    "dymn.weights.registry": ("REGISTRY", "PublishedModel"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -28,16 +34,21 @@ __all__ = [
     "REGISTRY",
     "ModelRow",
     "PublishedModel",
+    "Stored",
     "audioset_labels",
     "convert",
     "import_efficientat",
     "list_models",
     "load_model",
     "model_rows",
+    "open_checkpoint",
 ]
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+    try:
+        return getattr(importlib.import_module(_HOME_OF[name]), name)
+    except ImportError as error:
+        raise without_torch(error, f"dymn.weights.{name}") or error from error

@@ -1,23 +1,22 @@
-"""Import of the state dicts that EfficientAT publishes (MIT licence, github.com/fschmid56/EfficientAT).
+"""The state dicts that EfficientAT publishes (MIT licence, github.com/fschmid56/EfficientAT), in dymn's names.
 
-The files hold names and shapes only. Family, width, K, M, context sizes, classes and head follow from them; kernel sizes and
-activations are those of Table I; temperature and strides leave no trace in a file and are told by the caller.
+A file holds names and arrays only. Family, width, K, M, context sizes, classes and head follow from them; kernel sizes and
+activations are those of Table I; temperature and strides leave no trace in a file and are given by the caller.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-from torch import Tensor
-
+from dymn.architectures import HIDDEN_CHANNELS, STRIDED, TABLE_I, context_size
 from dymn.config import BlockConfig, ModelConfig, round_channels
 from dymn.errors import ConfigError, WeightsError
-from dymn.hub import is_finite, shorten
-from dymn.model import HIDDEN_CHANNELS, STRIDED, TABLE_I, MobileNet, context_size
-from dymn.weights.torch_files import TYPES, read_tensors
+from dymn.weights.format import COUNTER, Array, as_float32, check_finite, shorten
+from dymn.weights.shapes import state_shapes
+from dymn.weights.torch_files import read_tensors
 
 STATISTICS = ("weight", "bias", "running_mean", "running_var")
 
@@ -29,16 +28,20 @@ class Entry(NamedTuple):
     target: str
 
 
-def import_efficientat(
-    path_or_state_dict: str | Path | Mapping[str, Tensor],
-    *,
-    temperature: float = 1.0,
-    strides: Sequence[int] = (2, 2, 2, 2),
-) -> MobileNet:
-    """Build the network that a published state dict belongs to, with its weights, in evaluation mode.
+class Imported(NamedTuple):
+    """A published network: its configuration, and its weights under dymn's names."""
+
+    config: ModelConfig
+    state: dict[str, Array]
+
+
+def read_efficientat(
+    source: str | Path | Mapping[str, Array], *, temperature: float = 1.0, strides: Sequence[int] = (2, 2, 2, 2)
+) -> Imported:
+    """Read a published state dict; return the network that it belongs to, with its weights in float32.
 
     Args:
-        path_or_state_dict: a file saved by `torch.save`, read without executing pickled code, or the mapping itself.
+        source: a file saved by `torch.save`, or a mapping of published names to arrays.
         temperature: of the kernel attention: 1 for AudioSet models, 30 for ImageNet models.
         strides: of blocks 2, 4, 7 and 13; (2, 2, 2, 1) for files named "s2221".
 
@@ -46,68 +49,39 @@ def import_efficientat(
         WeightsError: if the file cannot be read, or does not fit; the message names missing and extra tensors.
         ConfigError: if `temperature` or `strides` are not allowed.
     """
-    if isinstance(path_or_state_dict, (str, Path)):
-        name = str(path_or_state_dict)
-        state = read_state_dict(Path(path_or_state_dict))
-    else:
-        name = "The state dict"
-        state = _checked(dict(path_or_state_dict), name)
+    is_file = isinstance(source, (str, Path))
+    name = str(source) if is_file else "The state dict"
+    stored = read_tensors(Path(source)) if isinstance(source, (str, Path)) else source
+    state = {key: as_float32(values) for key, values in stored.items()}
+    check_finite(state, name)
     if len(strides) != len(STRIDED) or any(stride not in (1, 2) for stride in strides):
         raise ConfigError(f"strides is {tuple(strides)}; it must be {len(STRIDED)} numbers, each 1 or 2.")
     if not temperature > 0:
         raise ConfigError(f"temperature is {temperature}; it must be above 0.")
     try:
         config = _config(state, temperature, dict(zip(STRIDED, strides, strict=True)))
+        entries = list(_entries(state, config))
     except KeyError as error:
         raise WeightsError(f"{name} does not fit an EfficientAT network: missing {error.args[0]}.") from error
     except (IndexError, ValueError, ZeroDivisionError) as error:
         raise WeightsError(f"{name} does not fit an EfficientAT network: {error}") from error
-    model = MobileNet.skeleton(config)
-    entries = list(_entries(state, config))
     expected = {entry.source for entry in entries}
-    present = {key for key in state if not key.endswith("num_batches_tracked")}
+    present = {key for key in state if not key.endswith(COUNTER)}
     missing, extra = sorted(expected - present), sorted(present - expected - _constants(state, config))
     if missing or extra:
         listed = [f"{word} {shorten(names)}" for word, names in (("missing", missing), ("extra", extra)) if names]
         raise WeightsError(f"{name} does not fit an EfficientAT network: {'; '.join(listed)}.")
-    target = model.state_dict()
+    shapes = state_shapes(config)
     values = {}
     for entry in entries:
-        source, place = state[entry.source], target[entry.target]
-        if source.numel() != place.numel():
-            raise WeightsError(f"{name}: {entry.source} has shape {list(source.shape)}, which does not fit {list(place.shape)}.")
-        values[entry.target] = source.reshape(place.shape)
-    return model.fill(values, name).eval()
+        given, shape = state[entry.source], shapes[entry.target]
+        if given.size != math.prod(shape):
+            raise WeightsError(f"{name}: {entry.source} has shape {list(given.shape)}, which does not fit {list(shape)}.")
+        values[entry.target] = given.reshape(shape)
+    return Imported(config, values)
 
 
-def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Read a file saved by `torch.save` without executing pickled code.
-
-    Raises:
-        WeightsError: if the file is missing, is no such file, or holds anything but finite tensors.
-    """
-    return _checked(read_tensors(path), str(path))
-
-
-def _checked(state: object, name: str) -> dict[str, Tensor]:
-    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
-        raise WeightsError(f"{name} is not a state dict: it must map names to tensors and hold nothing else.")
-    for key, tensor in state.items():
-        if not _is_plain(tensor):
-            raise WeightsError(f"{name}: {key} is no plain tensor of numbers ({tensor.dtype}, {tensor.layout}).")
-        if not is_finite(tensor):
-            raise WeightsError(f"{name}: {key} holds values that are not finite. The file is damaged; get it again.")
-    return {key: tensor.float() for key, tensor in state.items()}
-
-
-def _is_plain(tensor: Tensor) -> bool:
-    """Whether a tensor from an untrusted file is dense, of an ordinary type, and no larger than what is stored of it."""
-    if tensor.layout is not torch.strided or tensor.dtype not in TYPES.values() or tensor.is_nested or tensor.is_meta:
-        return False
-    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
-
-
-def _config(state: Mapping[str, Tensor], temperature: float, strides: Mapping[int, int]) -> ModelConfig:
+def _config(state: Mapping[str, Array], temperature: float, strides: Mapping[int, int]) -> ModelConfig:
     if "in_c.0.weight" in state:
         stem, last = "in_c", "out_c"
     elif "features.0.0.weight" in state:
@@ -136,7 +110,7 @@ def _config(state: Mapping[str, Tensor], temperature: float, strides: Mapping[in
     )
 
 
-def _block_config(state: Mapping[str, Tensor], i: int, c_in: int, stride: int, width: float) -> BlockConfig:
+def _block_config(state: Mapping[str, Array], i: int, c_in: int, stride: int, width: float) -> BlockConfig:
     row = TABLE_I[i]
     stages = _stages(state, i)
     dynamic_convs = tuple(p for p, name in stages.items() if f"{name.conv}.residuals.0.weight" in state)
@@ -174,7 +148,7 @@ class StageNames(NamedTuple):
     norm: str
 
 
-def _stages(state: Mapping[str, Tensor], i: int) -> dict[str, StageNames]:
+def _stages(state: Mapping[str, Array], i: int) -> dict[str, StageNames]:
     """Return position → published names of block `i`, without "expand" where the block has none."""
     if f"layers.{i}.depth_norm.weight" in state:
         names = {"expand": "exp", "depthwise": "depth", "project": "proj"}
@@ -191,17 +165,17 @@ def _stages(state: Mapping[str, Tensor], i: int) -> dict[str, StageNames]:
     return {p: StageNames(f"{prefix}.{j}.0", f"{prefix}.{j}.1") for p, j in zip(positions, convs, strict=True)}
 
 
-def _static_prefix(state: Mapping[str, Tensor], i: int) -> str:
+def _static_prefix(state: Mapping[str, Array], i: int) -> str:
     return f"layers.{i}.block" if "in_c.0.weight" in state else f"features.{i + 1}.block"
 
 
-def _squeeze_excitation(state: Mapping[str, Tensor], i: int) -> str | None:
+def _squeeze_excitation(state: Mapping[str, Array], i: int) -> str | None:
     prefix = _static_prefix(state, i)
     names = [f"{prefix}.{j}.conc_se_layers.0" for j in (1, 2)]
     return next((name for name in names if f"{name}.fc1.weight" in state), None)
 
 
-def _entries(state: Mapping[str, Tensor], config: ModelConfig) -> Iterator[Entry]:
+def _entries(state: Mapping[str, Array], config: ModelConfig) -> Iterator[Entry]:
     """Yield every tensor that a network of this config has, under its published name."""
     dymn = "in_c.0.weight" in state
     stem, last = ("in_c", "out_c") if dymn else ("features.0", f"features.{len(TABLE_I) + 1}")
@@ -245,7 +219,7 @@ def _norm(source: str, target: str) -> Iterator[Entry]:
         yield Entry(f"{source}.{name}", f"{target}.{name}")
 
 
-def _constants(state: Mapping[str, Tensor], config: ModelConfig) -> set[str]:
+def _constants(state: Mapping[str, Array], config: ModelConfig) -> set[str]:
     """Return the names of the Dy-ReLU constants in the file, where they have the values that dymn builds in."""
     names = set()
     for i, block in enumerate(config.blocks):

@@ -1,4 +1,4 @@
-"""From a name or a path to a file of weights, without reading it and without PyTorch."""
+"""From a name or a path to a file of weights, without reading it."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import os
 from pathlib import Path
 
 from dymn.errors import WeightsError
-from dymn.weights.download import LocalFile, Progress, fetch, sha256_of
-from dymn.weights.registry import REGISTRY, PublishedModel
+from dymn.weights.download import LocalFile, Progress, sha256_of
+from dymn.weights.format import WEIGHTS_FILE
+from dymn.weights.published import fetch_published
+from dymn.weights.registry import REGISTRY
 
-WEIGHTS_FILE = "model.safetensors"
 SAFETENSORS = ".safetensors"
 
 
@@ -26,21 +27,6 @@ def find_weights(name_or_path: str | Path, progress: Progress | None = None) -> 
     if name and path.is_dir():
         path = file_in(path)
     return LocalFile(path, sha256_of(path)) if path.is_file() else None
-
-
-def fetch_published(published: PublishedModel, progress: Progress | None = None) -> LocalFile:
-    """Return the verified file of a model of the registry, downloaded if need be.
-
-    Raises:
-        WeightsError: if it cannot be downloaded, verified or written.
-    """
-
-    def validate(path: Path) -> None:
-        from dymn.weights.checkpoint import import_published
-
-        import_published(path, published)
-
-    return fetch(published, validate, progress)
 
 
 def file_in(folder: Path) -> Path:

@@ -1,4 +1,4 @@
-"""What models there are, as names and as rows of a table. Nothing here needs torch, except the names of bare architectures."""
+"""What models there are, as names and as rows of a table; nothing here needs PyTorch."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def list_models(pattern: str | None = None, pretrained: bool = False) -> list[st
     """
     names = list(REGISTRY)
     if not pretrained:
-        from dymn.model import architectures
+        from dymn.architectures import architectures
 
         names = [*architectures(), *names]
     return [name for name in names if pattern is None or fnmatch.fnmatchcase(name, pattern)]

@@ -24,7 +24,7 @@ DATASET_TEMPERATURES = {"AudioSet": 1.0, "ImageNet": 30.0}
 class PublishedModel:
     """One model with weights.
 
-    `architecture` is a key of `dymn.model.MODELS`; `file` the name of its file in the cache, or in this package where
+    `architecture` is a key of `dymn.architectures.MODELS`; `file` the name of its file in the cache, or in this package where
     `packaged`; `macs` counts the multiply-adds for 10 s of audio; `mean_ap` is the mAP on AudioSet's evaluation set from 0 to 1,
     None where it is not published; `sha256` and `size` (bytes) are None where they are not known.
     """

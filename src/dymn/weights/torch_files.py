@@ -1,44 +1,41 @@
-"""Files of `torch.save`, read without executing the pickle inside, and without PyTorch's own unpickler.
+"""Files of `torch.save`, read without PyTorch and without executing the pickle inside.
 
-Such a file is a zip archive: `NAME/data.pkl` says which tensors there are, of what shape, and where in `NAME/data/KEY` their
-numbers lie. PyTorch reads it, too (`torch.load(..., weights_only=True)`), but in several of its versions a file could make that
-run code or overwrite memory. Here a pickle can name nothing but tensors, and no tensor reaches beyond the bytes that are there.
+Such a file is a zip archive: `NAME/data.pkl` says which tensors there are, of what shape, and where in `NAME/data/KEY` their numbers lie.
+dymn has this one reader for them, whether PyTorch is installed or not: weights load without it, and the safety of loading does not depend
+on its version (`torch.load(..., weights_only=True)` could be made to run code before PyTorch 2.6). A pickle can name nothing but tensors
+here, and no tensor reaches beyond the bytes that are there.
 """
 
 from __future__ import annotations
 
 import math
-import pickle
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from dymn.errors import WeightsError
-from dymn.pickles import ARCHIVE_FAILURES, FAILURES, Plain
+from dymn.system.unpickling import ARCHIVE_FAILURES, FAILURES, Call, Stateful, load
+from dymn.weights.format import Array, from_bfloat16
 
 MAX_FILE = 2**31
 MAX_PICKLE = 2**26
-TYPES = {
-    "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16,
-    "FloatStorage": torch.float32,
-    "DoubleStorage": torch.float64,
-    "LongStorage": torch.int64,
+MAX_DIMENSIONS = 8
+TYPES: dict[str, np.dtype[Any]] = {
+    "HalfStorage": np.dtype(np.float16),
+    "BFloat16Storage": np.dtype(np.uint16),  # the upper half of a float32
+    "FloatStorage": np.dtype(np.float32),
+    "DoubleStorage": np.dtype(np.float64),
+    "LongStorage": np.dtype(np.int64),
 }
 
 
-class _Type(NamedTuple):
-    dtype: torch.dtype
-
-
 class _Storage(NamedTuple):
-    """Where numbers lie: the name of a member of the archive, and how many of them there are."""
+    """Where numbers lie: the name of a member of the archive, how many of them there are, and of what type."""
 
-    dtype: torch.dtype
+    kind: str  # a key of TYPES
     member: str
     numel: int
 
@@ -52,18 +49,22 @@ class _Strided(NamedTuple):
     stride: tuple[int, ...]
 
 
-class _Mapping(dict[str, Any]):
-    """Stands in for an OrderedDict; attributes, in which modules keep their versions, are left out."""
-
-    def __setstate__(self, state: object) -> None:
-        pass
+class _Mapping(dict[str, Any], Stateful):
+    """Stands for an OrderedDict; its attributes, in which modules keep their versions, are ignored."""
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a state dict by name, as they are stored.
+class _Kind(NamedTuple):
+    """Stands for a type of storage."""
+
+    name: str
+
+
+def read_tensors(path: Path) -> dict[str, Array]:
+    """Return the tensors of a state dict by name, as they are stored; those in bfloat16 come in float32.
 
     Raises:
-        WeightsError: if the file is missing, is no such file, is larger than `MAX_FILE`, or holds anything else than tensors by name.
+        WeightsError: if the file is missing, was not written by `torch.save`, is larger than `MAX_FILE`, or holds anything but tensors
+            by name.
     """
     if not path.is_file():
         raise WeightsError(f"There is no file {path}. Give the path of a checkpoint.")
@@ -79,7 +80,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         ) from error
 
 
-def _tensors(file: BinaryIO) -> Iterator[tuple[str, Tensor]]:
+def _tensors(file: BinaryIO) -> Iterator[tuple[str, Array]]:
     with zipfile.ZipFile(file) as archive:
         members = {info.filename: info for info in archive.infolist()}
         size = file.seek(0, 2)
@@ -92,60 +93,51 @@ def _tensors(file: BinaryIO) -> Iterator[tuple[str, Tensor]]:
         order = f"{folder}byteorder"
         if order in members and archive.read(order) != b"little":
             raise ValueError("its byte order is not little")
-        with archive.open(index) as content:
-            state = _Index(content, folder).load()
+        state = load(archive.read(index), _GLOBALS, lambda pid: _storage(pid, folder))
         if not isinstance(state, dict):
-            raise ValueError("it is no state dict")
-        storages: dict[str, bytearray] = {}
+            raise ValueError("it is not a state dict")
+        storages: dict[str, bytes] = {}
         left = 2 * size  # tensors may share numbers, but not without end
         for name, tensor in state.items():
-            if not isinstance(name, str) or not isinstance(tensor, _Strided):
-                raise ValueError(f"{name!s:.200} is no tensor")
-            left -= math.prod(tensor.shape) * tensor.storage.dtype.itemsize
+            if not isinstance(tensor, _Strided):
+                raise ValueError(f"{name:.200} is not a tensor")
+            left -= math.prod(tensor.shape) * TYPES[tensor.storage.kind].itemsize
             if left < 0:
                 raise ValueError("its tensors hold more than twice what is there")
             member = tensor.storage.member
             if member not in storages:
-                storages[member] = bytearray(archive.read(member))
-            yield name, _tensor(storages[member], tensor)
+                storages[member] = archive.read(member)
+            yield name, _array(storages[member], tensor)
 
 
-def _tensor(content: bytearray, tensor: _Strided) -> Tensor:
-    (dtype, member, numel), offset, shape, stride = tensor
+def _array(content: bytes, tensor: _Strided) -> Array:
+    """Return a tensor as a contiguous array."""
+    (kind, member, numel), offset, shape, stride = tensor
+    dtype = TYPES[kind]
     last = offset + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
     count = math.prod(shape)
     if len(content) != numel * dtype.itemsize or count > numel or (count and last >= numel):
         raise ValueError(f"a tensor of {list(shape)} does not lie in {member}")
-    if not count:
-        return torch.empty(shape, dtype=dtype)
-    return torch.frombuffer(content, dtype=dtype).as_strided(shape, stride, offset)
+    if count:
+        flat = np.frombuffer(content, dtype)[offset:]
+        steps = [step * dtype.itemsize for step in stride]
+        values = np.ascontiguousarray(np.lib.stride_tricks.as_strided(flat, shape, steps, writeable=False)).reshape(shape)
+    else:
+        values = np.empty(shape, dtype)
+    return from_bfloat16(values) if kind == "BFloat16Storage" else values
 
 
-class _Index(Plain):
-    """Builds tensors as `_Strided`, of which nothing has been read."""
-
-    def __init__(self, file: Any, folder: str) -> None:
-        super().__init__(file)
-        self._folder = folder
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module == "torch" and name in TYPES:
-            return _Type(TYPES[name])
-        if (module, name) not in _CALLS:
-            return super().find_class(module, name)
-        return _CALLS[module, name]
-
-    def persistent_load(self, pid: Any) -> _Storage:
-        kind, numbers, key, _, numel = pid
-        if kind != "storage" or not isinstance(numbers, _Type) or not isinstance(key, str) or not _whole(numel):
-            raise pickle.UnpicklingError("it names a storage as PyTorch does not")
-        return _Storage(numbers.dtype, f"{self._folder}data/{key}", numel)
+def _storage(pid: Any, folder: str) -> _Storage:
+    kind, numbers, key, _, numel = pid
+    if kind != "storage" or not isinstance(numbers, _Kind) or type(key) is not str or not _is_size(numel):
+        raise ValueError("it names a storage as PyTorch does not")
+    return _Storage(numbers.name, f"{folder}data/{key}", numel)
 
 
 def _rebuild_tensor(storage: Any, offset: Any, shape: Any, stride: Any, requires_grad: Any, hooks: Any, metadata: Any = None) -> _Strided:
-    whole = isinstance(shape, tuple) and isinstance(stride, tuple) and len(shape) == len(stride) <= 8
-    if not isinstance(storage, _Storage) or not whole or not all(map(_whole, (offset, *shape, *stride))):
-        raise pickle.UnpicklingError("it describes a tensor as PyTorch does not")
+    fits = type(shape) is type(stride) is tuple and len(shape) == len(stride) <= MAX_DIMENSIONS
+    if not isinstance(storage, _Storage) or not fits or not all(map(_is_size, (offset, *shape, *stride))):
+        raise ValueError("it describes a tensor as PyTorch does not")
     return _Strided(storage, offset, shape, stride)
 
 
@@ -153,16 +145,13 @@ def _rebuild_parameter(tensor: Any, requires_grad: Any, hooks: Any) -> Any:
     return tensor
 
 
-def _new_mapping() -> _Mapping:
-    return _Mapping()
-
-
-def _whole(value: object) -> bool:
+def _is_size(value: object) -> bool:
     return type(value) is int and 0 <= value < 2**62
 
 
-_CALLS = {
-    ("collections", "OrderedDict"): _new_mapping,
-    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
-    ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
+_GLOBALS: dict[tuple[str, str], Any] = {
+    **{("torch", name): _Kind(name) for name in TYPES},
+    ("collections", "OrderedDict"): Call(lambda: _Mapping()),
+    ("torch._utils", "_rebuild_tensor_v2"): Call(_rebuild_tensor),
+    ("torch._utils", "_rebuild_parameter"): Call(_rebuild_parameter),
 }

@@ -1,4 +1,4 @@
-// The log-mel spectrogram that the networks hear (dymn.frontend), to be looked at.
+// The log-mel spectrogram that the networks hear (dymn.models.frontend), to be looked at.
 const RATE = 32000, N_FFT = 1024, WIN = 800, HOP = 320, N_MELS = 128, F_MAX = 15000;
 const BINS = N_FFT / 2;
 

@@ -1,4 +1,4 @@
-// Sound as the network wants it: mono at 32 kHz, cut into windows as dymn.windows does it, filled up by repetition.
+// Sound as the network wants it: mono at 32 kHz, cut into windows as dymn.audio.windows does it, filled up by repetition.
 
 export const RATE = 32000;
 export const WINDOW = 10 * RATE;

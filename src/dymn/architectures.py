@@ -1,0 +1,225 @@
+"""Table I as a list of rows, and the named networks built from it; DyMN and MN are two settings of one network (Sec. III).
+
+Everything here is numbers and names: nothing imports PyTorch. `dymn.models.mobilenet` builds the networks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from dymn.config import BlockConfig, ModelConfig, check, round_channels
+from dymn.errors import ConfigError
+
+# What a network can choose by name. The modules that define the classes enter them here; until one of them is imported, the class is None.
+ATTENTIONS: dict[str, Any] = dict.fromkeys(("ca", "ca_frequency", "ca_time", "ca_original", "ta", "srm", "se", "grn", "cbam", "gc"))
+CONTEXTS: dict[str, Any] = dict.fromkeys(("shared", "separate", "concatenated", "own"))
+HEADS: dict[str, Any] = dict.fromkeys(("mlp", "fully_convolutional"))
+ACTIVATIONS = ("relu", "hardswish", "identity")
+OWN_REDUCTIONS = {"conv": 4, "relu": 8}  # of dynamic parts with a context of their own: as in the works that introduced them ([13], [14])
+ATTENTION_REDUCTION = 4  # of the hidden layers in Table VIII, as in MobileNetV3
+NEEDS_CONTEXT = ("ca", "ca_frequency", "ca_time")  # attentions that read the context of the block
+
+
+class Row(NamedTuple):
+    """One inverted residual block of Table I, at width 1."""
+
+    kernel_size: int
+    c_exp: int
+    c_out: int
+    stride: int
+    activation: str
+
+
+STEM_CHANNELS = 16
+TABLE_I = (
+    Row(3, 16, 16, 1, "relu"),
+    Row(3, 64, 24, 2, "relu"),
+    Row(3, 72, 24, 1, "relu"),
+    Row(5, 72, 40, 2, "relu"),
+    Row(5, 120, 40, 1, "relu"),
+    Row(5, 120, 40, 1, "relu"),
+    Row(3, 240, 80, 2, "hardswish"),
+    Row(3, 200, 80, 1, "hardswish"),
+    Row(3, 184, 80, 1, "hardswish"),
+    Row(3, 184, 80, 1, "hardswish"),
+    Row(3, 480, 112, 1, "hardswish"),
+    Row(3, 672, 112, 1, "hardswish"),
+    Row(5, 672, 160, 2, "hardswish"),
+    Row(5, 960, 160, 1, "hardswish"),
+    Row(5, 960, 160, 1, "hardswish"),
+)
+STRIDED = tuple(i for i, row in enumerate(TABLE_I) if row.stride == 2)
+LAST_EXPANSION = 6
+HIDDEN_CHANNELS = 1280
+NO_ATTENTION = "none"
+
+BLOCK_SETS: dict[str, tuple[int, ...]] = {
+    "all": tuple(range(15)),
+    "none": (),
+    "first5": tuple(range(5)),
+    "mid5": tuple(range(5, 10)),
+    "last5": tuple(range(10, 15)),
+    "se": (3, 4, 5, 10, 11, 12, 13, 14),  # where Table I has Squeeze-and-Excitation
+}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """The settings in which the networks of Tables II and V-XIII differ; the defaults are DyMN-M.
+
+    `attention` is a key of `ATTENTIONS`; None, or "none" in a file that cannot hold None, is no attention.
+    `dynamic_blocks` and `attention_blocks` are keys of `BLOCK_SETS` or block indices from 0 to 14; `attention_blocks` None
+    means the dynamic blocks.
+    """
+
+    width: float = 1.0
+    dynamic_blocks: str | tuple[int, ...] = "all"
+    dynamic_convs: tuple[str, ...] = ("expand", "depthwise", "project")
+    dynamic_relus: tuple[str, ...] = ("depthwise",)
+    attention: str | None = "ca"
+    attention_blocks: str | tuple[int, ...] | None = None
+    context: str = "shared"
+    reduction: int = 4
+    h_min: int = 32
+    h_max: int = 128
+    n_kernels: int = 4
+    n_maps: int = 2
+    strides: tuple[int, ...] = (2, 2, 2, 2)
+    head: str = "mlp"
+    dropout: float = 0.2
+    temperature: float = 1.0
+    num_classes: int = 527
+
+    def __post_init__(self) -> None:
+        check(0.05 <= self.width <= 16, f"width is {self.width}; it must be between 0.05 and 16.")
+        known = self.attention in (None, NO_ATTENTION, *ATTENTIONS)
+        check(known, f"attention is {self.attention!r}; allowed: {NO_ATTENTION}, {', '.join(ATTENTIONS)}.")
+        check(self.context in CONTEXTS, f"context is {self.context!r}; allowed: {', '.join(CONTEXTS)}.")
+        check(self.head in HEADS, f"head is {self.head!r}; allowed: {', '.join(HEADS)}.")
+        strides_fit = len(self.strides) == len(STRIDED) and all(stride in (1, 2) for stride in self.strides)
+        check(strides_fit, f"strides is {self.strides}; it must be {len(STRIDED)} numbers, each 1 or 2.")
+        check(self.reduction >= 1, f"reduction is {self.reduction}; it must be at least 1.")
+        check(1 <= self.h_min <= self.h_max, f"h_min, h_max are {self.h_min}, {self.h_max}; 1 <= h_min <= h_max is required.")
+
+    def config(self) -> ModelConfig:
+        """Return the configuration of the network, with every channel count worked out."""
+
+        def scaled(channels: int) -> int:
+            return round_channels(channels * self.width)
+
+        dynamic = _block_indices(self.dynamic_blocks)
+        attentive = dynamic if self.attention_blocks is None else _block_indices(self.attention_blocks)
+        strides = dict(zip(STRIDED, self.strides, strict=True))
+        blocks = []
+        c_in = scaled(STEM_CHANNELS)
+        for i, row in enumerate(TABLE_I):
+            c_exp, c_out = scaled(row.c_exp), scaled(row.c_out)
+            blocks.append(
+                BlockConfig(
+                    c_in=c_in,
+                    c_exp=c_exp,
+                    c_out=c_out,
+                    kernel_size=row.kernel_size,
+                    stride=strides.get(i, 1),
+                    activation=row.activation,
+                    dynamic_convs=self.dynamic_convs if i in dynamic else (),
+                    dynamic_relus=self.dynamic_relus if i in dynamic else (),
+                    attention=self.attention if i in attentive and self.attention != NO_ATTENTION else None,
+                    context=self.context,
+                    context_size=context_size(c_exp, self.width, self.reduction, self.h_min, self.h_max),
+                    n_kernels=self.n_kernels,
+                    n_maps=self.n_maps,
+                )
+            )
+            c_in = c_out
+        return ModelConfig(
+            width=self.width,
+            blocks=tuple(blocks),
+            c_last=LAST_EXPANSION * c_in,
+            c_hidden=scaled(HIDDEN_CHANNELS),
+            num_classes=self.num_classes,
+            head=self.head,
+            dropout=self.dropout,
+            temperature=self.temperature,
+        )
+
+
+def context_size(c_exp: int, width: float, reduction: int = 4, h_min: int = 32, h_max: int = 128) -> int:
+    """Return H, the share of `c_exp` that a block's context has, within bounds that scale with the width (Sec. IV-A.3)."""
+    return min(max(round_channels(c_exp // reduction), round_channels(h_min * width)), round_channels(h_max * width))
+
+
+def reads_context(attention: str | None) -> bool:
+    """Return whether an attention reads the context of its block, rather than the feature map alone."""
+    return attention in NEEDS_CONTEXT or getattr(ATTENTIONS.get(attention or ""), "needs_context", False)
+
+
+def has_context(block: BlockConfig) -> bool:
+    """Return whether a block generates a context (Sec. III-C) for its dynamic parts or its attention."""
+    return (block.is_dynamic and block.context != "own") or reads_context(block.attention)
+
+
+def own_context_size(part: str, channels: int) -> int:
+    """Return the size of the context that a dynamic "conv" or "relu" makes of its own input (context "own", Table XII)."""
+    return round_channels(channels // OWN_REDUCTIONS[part])
+
+
+def check_parts(config: ModelConfig) -> None:
+    """Refuse a network, which may come from a file, that names parts which do not exist.
+
+    Raises:
+        ConfigError: naming what is allowed.
+    """
+    check(config.head in HEADS, f"head is {config.head!r}; allowed: {', '.join(HEADS)}.")
+    for block in config.blocks:
+        known = block.attention is None or block.attention in ATTENTIONS
+        check(known, f"attention is {block.attention!r}; allowed: None, {', '.join(ATTENTIONS)}.")
+        check(block.context in CONTEXTS, f"context is {block.context!r}; allowed: {', '.join(CONTEXTS)}.")
+        check(block.activation in ACTIVATIONS, f"activation is {block.activation!r}; allowed: {', '.join(ACTIVATIONS)}.")
+
+
+def _block_indices(blocks: str | Sequence[int]) -> tuple[int, ...]:
+    if isinstance(blocks, str):
+        check(blocks in BLOCK_SETS, f"{blocks!r} is not a set of blocks; allowed: {', '.join(BLOCK_SETS)}, or indices from 0 to 14.")
+        return BLOCK_SETS[blocks]
+    check(all(0 <= i < len(TABLE_I) for i in blocks), f"block indices are {tuple(blocks)}; each must be from 0 to 14.")
+    return tuple(blocks)
+
+
+MODELS: dict[str, dict[str, Any]] = {
+    **{f"dymn{round(10 * width):02d}": {"width": width} for width in (0.4, 0.6, 1.0, 2.0)},
+    **{f"dymn{round(10 * width):02d}_replace_se": {"width": width, "dynamic_blocks": "se"} for width in (0.4, 1.0)},
+    **{
+        f"mn{round(10 * width):02d}": {"width": width, "dynamic_blocks": "none", "attention": "se", "attention_blocks": "se"}
+        for width in (0.1, 0.2, 0.4, 0.5, 1.0, 2.0, 3.0, 4.0)
+    },
+}
+ALIASES = {"dymn_s": "dymn04", "dymn_m": "dymn10", "dymn_l": "dymn20"}
+
+
+def model_config(name: str, **overrides: Any) -> ModelConfig:
+    """Return the configuration of a named architecture, with the `Variant` settings in `overrides` replaced.
+
+    Raises:
+        ConfigError: if the name or a setting is unknown, or a value is not allowed.
+    """
+    key = ALIASES.get(name.lower().replace("-", "_"), name)
+    if key not in MODELS:
+        raise ConfigError(f"There is no architecture {name!r}. Choose one of: {', '.join(MODELS)}.")
+    settings = MODELS[key] | {k: tuple(v) if isinstance(v, list) else v for k, v in overrides.items()}
+    allowed = [field.name for field in dataclasses.fields(Variant)]
+    unknown = sorted(set(settings) - set(allowed))
+    check(not unknown, f"A model has no setting {', '.join(unknown)}. Allowed: {', '.join(allowed)}.")
+    try:
+        return Variant(**settings).config()
+    except (TypeError, AttributeError, OverflowError) as error:  # a setting of another type, out of a file
+        raise ConfigError(f"No network can be built from {settings}: {error}.") from error
+
+
+def architectures(pattern: str | None = None) -> list[str]:
+    """Return the names of the architectures, those that match a shell-style pattern if one is given."""
+    return [name for name in MODELS if pattern is None or fnmatch.fnmatch(name, pattern)]

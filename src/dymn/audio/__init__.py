@@ -1,0 +1,1 @@
+"""A recording in: sources, containers, decoding, windows."""

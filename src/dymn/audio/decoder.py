@@ -1,0 +1,67 @@
+"""What the decoders have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from dymn.audio.samples import Floats
+from dymn.errors import AudioError
+
+MIN_RATE, MAX_RATE = 1_000, 768_000
+MAX_CHANNELS = 256
+CHUNK_SAMPLES = 2**19
+"""The most samples, of all channels, in a block: 10 s at 48 kHz come in one piece."""
+
+
+class UnknownFormatError(Exception):
+    """A decoder does not know the format of a recording."""
+
+
+class MissingDecoderError(AudioError, ImportError):
+    """A recording needs FFmpeg, and PyAV, which brings it, cannot be imported."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"{name} needs PyAV, which brings FFmpeg, and it cannot be imported ({reason}). Install it with: pip install av")
+
+
+class Block(NamedTuple):
+    """Decoded samples [n, channels], and their rate in Hz."""
+
+    samples: Floats
+    rate: int
+
+
+@dataclass
+class Decoder:
+    """An open decoder.
+
+    Attributes:
+        rate: in Hz, of the first samples.
+        channels: how many.
+        frames: samples per channel that there will be; None if the format does not say.
+        format: the names of container and codec.
+        blocks: the samples.
+        seconds: how long it is by its header, where that is known without `frames`.
+    """
+
+    rate: int
+    channels: int
+    frames: int | None
+    format: str
+    blocks: Iterator[Block]
+    seconds: float | None = None
+
+
+def check_format(name: str, rate: int, channels: int) -> None:
+    """Refuse a sample rate or a number of channels that no recording has.
+
+    Raises:
+        AudioError: naming the value and what is allowed.
+    """
+    remedy = "Its header is damaged, or it is not audio; if it is, convert it with: ffmpeg -i IN -ar 32000 -ac 1 OUT.wav"
+    if not MIN_RATE <= rate <= MAX_RATE:
+        raise AudioError(f"{name} says that its sample rate is {rate} Hz; {MIN_RATE} to {MAX_RATE} Hz is allowed. {remedy}")
+    if not 1 <= channels <= MAX_CHANNELS:
+        raise AudioError(f"{name} says that it has {channels} channels; 1 to {MAX_CHANNELS} is allowed. {remedy}")

@@ -1,0 +1,368 @@
+"""From the content of a recording to mono float32 samples: which decoder reads what, and whether all of it was read.
+
+Who is asked, by the first bytes of the file:
+
+- WAV, RF64, Wave64, AIFF, CAF, AU: uncompressed samples are read here (`pcm_files`); compressed ones by libsndfile, then FFmpeg.
+- FLAC: libsndfile; FFmpeg if the header lies about the length, or where libsndfile gives up.
+- Ogg (Vorbis, Opus, FLAC, Speex): libsndfile, then FFmpeg; each link of a chained file by itself.
+- MPEG audio: FFmpeg, which says nothing on the terminal; its frames are counted first (`mpeg`). Each of joined files by itself.
+- everything else: libsndfile, then FFmpeg.
+
+Everything is read in chunks. Lengths in headers are compared with what is there and never used to reserve memory. A recording
+that ends before its header says is an error, not a short recording: its tags would silently be those of a part.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial as bind
+
+import numpy as np
+
+from dymn.audio import flac, mpeg, ogg, pcm_files
+from dymn.audio.content import Content
+from dymn.audio.decoder import CHUNK_SAMPLES, Block, Decoder, MissingDecoderError, UnknownFormatError, check_format
+from dymn.audio.ffmpeg import open_ffmpeg
+from dymn.audio.libsndfile import open_libsndfile
+from dymn.audio.notes import SLACK_SECONDS, Notes, Report, duration
+from dymn.audio.resampling import Resampler
+from dymn.audio.samples import Levels, check_finite, mean
+from dymn.audio.sources import Source, display, opened, reason
+from dymn.errors import AudioError
+
+_FFMPEG_ONLY = (b"\x1aE\xdf\xa3", b"0&\xb2u", b"FLV", b"#!AMR", b"\0\0\1\xba", b"\x0bw", b"MAC ", b"wvpk", b"TTA1")
+"""The first bytes of Matroska, ASF, FLV, AMR, MPEG, AC-3, Monkey's Audio, WavPack and True Audio; MP4 and ADTS are seen otherwise."""
+_CHUNKED = (b"RIFF", b"RIFX", b"RF64", b"BW64", b"riff", b"FORM", b"caff", b".snd", b"dns.")
+
+
+@dataclass(frozen=True)
+class AudioInfo:
+    """What a recording's header says. `frames` (samples per channel) and `seconds` are None where the format does not say."""
+
+    sample_rate: int
+    channels: int
+    frames: int | None
+    seconds: float | None
+    format: str
+
+
+@dataclass(frozen=True)
+class Recording:
+    """An open recording.
+
+    Attributes:
+        name: for messages.
+        info: its header.
+        chunks: its samples as mono float32 [n], at its own rate.
+        notes: what a user should know about it; complete behind the last chunk.
+    """
+
+    name: str
+    info: AudioInfo
+    chunks: Iterator[np.ndarray]
+    notes: Notes
+
+
+@contextlib.contextmanager
+def recording(source: Source, *, partial: bool = False, notes: Notes | None = None) -> Iterator[Recording]:
+    """Open a recording for reading once; it closes at the end of the `with` block.
+
+    Args:
+        source: a path, "-" for standard input, or a binary file object.
+        partial: whether to read what can be read of a damaged recording; a note then says what is missing.
+        notes: where notes are added; None is a new list.
+
+    Raises:
+        AudioError: if it cannot be opened or is not audio. `chunks` raises it too: for samples that are not finite, and, unless
+            `partial`, for a recording that is damaged or ends more than `SLACK_SECONDS` before its header says.
+        MissingDecoderError: an AudioError, if FFmpeg is needed and PyAV is not installed.
+    """
+    report = Report(display(source), notes, partial)
+    with ExitStack() as stack:
+        content = stack.enter_context(opened(source))
+        try:
+            decoder = _opened(content, report, stack)
+        except OSError as error:
+            raise AudioError(f"{report.name} cannot be read: {reason(error)}. Check the disk or the connection.") from error
+        seconds = decoder.seconds if decoder.frames is None else decoder.frames / decoder.rate
+        info = AudioInfo(decoder.rate, decoder.channels, decoder.frames, seconds, decoder.format)
+        yield Recording(report.name, info, _mono(decoder, report), report.notes)
+
+
+def _mono(decoder: Decoder, report: Report) -> Iterator[np.ndarray]:
+    """Yield the mean over channels [n] at the decoder's rate, and compare their number with what the header says."""
+    levels, place = Levels(), 0.0
+    resampler: Resampler | None = None
+    rate_before = decoder.rate
+    try:
+        for samples, rate in decoder.blocks:
+            if len(samples) == 0:
+                continue
+            mono = mean(samples)
+            levels.add(samples, mono, check_finite(report.name, mono, place, rate))
+            place += len(mono) / rate
+            if rate != rate_before:
+                if resampler is not None:
+                    yield resampler.finish()
+                resampler = None if rate == decoder.rate else Resampler(rate, decoder.rate)
+                rate_before = rate
+            yield mono if resampler is None else resampler.feed(mono)
+    except OSError as error:
+        raise AudioError(f"{report.name} cannot be read: {reason(error)}. Check the disk or the connection.") from error
+    if resampler is not None:
+        yield resampler.finish()
+    levels.tell(report.notes)
+    report.check_length(place, None if decoder.frames is None else decoder.frames / decoder.rate)
+
+
+def _opened(content: Content, report: Report, stack: ExitStack) -> Decoder:
+    base = mpeg.id3_length(content)
+    head = content.at(base, 12)
+    plain = pcm_files.layout(content, base)
+    if plain is not None and plain.coding is not None:
+        return _plain(content, plain, report)
+    found = None if plain is not None or _is_something_else(head) else mpeg.frames(content, base)
+    if found is not None:
+        return _mpeg(content, found, report, stack)
+    if base:
+        content = stack.enter_context(content.part(base, content.size))
+    if plain is not None:
+        _check_share(plain, report)
+    if head[:4] == b"fLaC":
+        return _flac(content, report, stack)
+    if head[:4] == b"OggS":
+        return _ogg(content, report, stack)
+    return _either(content, report, stack)
+
+
+def _is_something_else(head: bytes) -> bool:
+    known = (
+        b"RIFF",
+        b"RIFX",
+        b"RF64",
+        b"BW64",
+        b"riff",
+        b"FORM",
+        b"caff",
+        b".snd",
+        b"dns.",
+        b"fLaC",
+        b"OggS",
+        b"\x47",
+        b"\xff\xf1",
+        b"\xff\xf9",
+    )
+    return head.startswith((*known, *_FFMPEG_ONLY)) or head[4:8] == b"ftyp"
+
+
+def _plain(content: Content, plain: pcm_files.Layout, report: Report) -> Decoder:
+    """Read samples that are stored as they are."""
+    check_format(report.name, plain.rate, plain.channels)
+    frames = plain.length // plain.frame
+    if frames == 0:
+        raise AudioError(f"{report.name} holds no samples. Record or copy it again.")
+    _check_share(plain, report)
+    for note in plain.notes:
+        report.note(note)
+    if plain.ambisonic:
+        report.note(f"it is ambisonic: of its {plain.channels} channels, the first is read, which hears all directions.")
+    return Decoder(plain.rate, plain.channels, frames, plain.name, _plain_blocks(content, plain, frames))
+
+
+def _plain_blocks(content: Content, plain: pcm_files.Layout, frames: int) -> Iterator[Block]:
+    place, step = 0, max(1, CHUNK_SAMPLES // plain.channels)
+    while place < frames:
+        data = content.at(plain.start + place * plain.frame, min(step, frames - place) * plain.frame)
+        whole = len(data) // plain.frame
+        if whole == 0:
+            return
+        samples = pcm_files.decoded(data[: whole * plain.frame], plain.coding or "", plain.channels)
+        yield Block(samples[:, :1] if plain.ambisonic else samples, plain.rate)
+        place += whole
+
+
+def _check_share(plain: pcm_files.Layout, report: Report) -> None:
+    """Compare the samples that are there with those that the header promises."""
+    promised = plain.promised or 0
+    if promised <= plain.length:
+        return
+    seconds = plain.rate * plain.frame
+    if plain.coding is None:
+        if promised > 1.01 * plain.length:
+            report.damage(None, None, f"{plain.length / promised:.0%} of the samples that its header promises are there")
+        return
+    there, missing = plain.length // plain.frame * plain.frame / seconds, (promised - plain.length) / seconds
+    if missing > SLACK_SECONDS:
+        report.damage(there, promised / seconds, "its end is missing")
+    elif promised // plain.frame > plain.length // plain.frame:
+        report.note(f"it ends {missing:.3f} s before its header says.")
+
+
+def _flac(content: Content, report: Report, stack: ExitStack) -> Decoder:
+    info = flac.stream_info(content)
+    there = None if info is None else flac.last_sample(content, info)
+    if info is None or there is None or not 0 < info.total < there:
+        decoder = _either(content, report, stack)
+        if decoder.frames is None and there is not None:
+            decoder.blocks = _counted(decoder.blocks, there / decoder.rate, report)
+        return decoder
+    check_format(report.name, info.rate, info.channels)
+    report.note(f"its header counts {duration(info.total / info.rate)}; the frames count {duration(there / info.rate)}, all read.")
+    decoder = _asked(bind(open_ffmpeg, kind="flac"), content, report, stack)
+    decoder.frames = there
+    return decoder
+
+
+def _counted(blocks: Iterator[Block], seconds: float, report: Report) -> Iterator[Block]:
+    """Yield blocks, and compare their length with what was counted."""
+    there = 0.0
+    for block in blocks:
+        there += len(block.samples) / block.rate
+        yield block
+    if seconds - there > SLACK_SECONDS:
+        report.damage(there, seconds, "its end is missing")
+
+
+def _ogg(content: Content, report: Report, stack: ExitStack) -> Decoder:
+    found = ogg.pages(content)
+    if found is None:
+        return _either(content, report, stack)
+    if found.cut:
+        report.damage(None, None, "its last page is incomplete")
+    elif not found.ended:
+        report.note("no page ends its stream: the file may be cut off.")
+    if found.skipped:
+        report.note(f"{found.skipped} bytes between or behind its pages belong to none of them.")
+    if len(found.links) == 1:
+        return _either(content, report, stack)
+    report.note(f"{len(found.links)} streams follow each other in it; all of them are read.")
+    return _joined(content, [bind(_link, link) for link in found.links], report, stack)
+
+
+def _link(link: ogg.Link, content: Content, report: Report, stack: ExitStack) -> Decoder:
+    return _either(stack.enter_context(content.part(link.start, link.end)), report, stack)
+
+
+def _mpeg(content: Content, found: mpeg.Frames, report: Report, stack: ExitStack) -> Decoder:
+    total = sum(part.samples / part.rate for part in found.parts)
+    used = found.parts[-1].end - found.parts[0].start - found.lost
+    if found.lost:
+        seconds = found.lost / max(1.0, used / total)
+        why = f"{found.lost} bytes between its frames are none"
+        report.damage(None, None, why) if seconds > SLACK_SECONDS else report.note(f"{why}.")
+    if found.cut:
+        report.note("its last frame is incomplete: the file may be cut off.")
+    if len(found.parts) == 1:
+        return _mpeg_part(found.parts[0], content, report, stack, whole=True)
+    report.note(f"{len(found.parts)} MP3 files are joined in it; all of them are read.")
+    return _joined(content, [bind(_mpeg_part, part) for part in found.parts], report, stack)
+
+
+def _mpeg_part(part: mpeg.Part, content: Content, report: Report, stack: ExitStack, whole: bool = False) -> Decoder:
+    """Open one of the files that are joined in an MP3, or the only one."""
+    length = part.length / part.rate
+    if part.claimed is not None and not part.truthful:
+        claimed = (part.claimed * part.samples / part.frames - part.trimmed) / part.rate
+        if claimed > length + SLACK_SECONDS:
+            report.damage(length, claimed, "its end is missing")
+        else:
+            report.note(f"its header counts {duration(claimed)}; the frames count {duration(length)}, all read.")
+    start = part.start if part.truthful else part.first
+    if not whole:
+        content = stack.enter_context(content.part(start, part.end))
+        start = 0
+    try:
+        # A header that lies is passed over, as FFmpeg would trim where it says that the end is.
+        decoder = _asked(bind(open_ffmpeg, kind="mp3", skip=0 if part.truthful else start), content, report, stack)
+    except MissingDecoderError:
+        decoder = _asked(bind(open_libsndfile, go_on=_nothing), content, report, stack)
+        if decoder.frames is None or abs(decoder.frames - part.length) > SLACK_SECONDS * decoder.rate:
+            raise
+    decoder.format = "MP3 MPEG_LAYER_III"
+    decoder.frames = None if part.changes else part.length
+    return decoder
+
+
+def _nothing(done: int) -> Iterator[Block]:
+    raise UnknownFormatError
+
+
+_Open = Callable[[Content, Report, ExitStack], Decoder]
+
+
+def _joined(content: Content, parts: list[_Open], report: Report, stack: ExitStack) -> Decoder:
+    """Open recordings that follow each other in one file; what cannot be opened, but for the first, is reported as damage."""
+    inner = stack.enter_context(ExitStack())
+    first = parts[0](content, report, inner)
+
+    def blocks() -> Iterator[Block]:
+        yield from _complete(first, report)
+        inner.close()
+        for number, part in enumerate(parts[1:], start=2):
+            with ExitStack() as own:
+                try:
+                    decoder = part(content, report, own)
+                except AudioError as error:
+                    report.damage(None, None, f"its part {number} of {len(parts)} cannot be decoded", error)
+                    continue
+                if decoder.rate != first.rate:
+                    report.note(f"its part {number} has a sample rate of {decoder.rate} Hz, and the first {first.rate} Hz.")
+                yield from _complete(decoder, report)
+
+    return Decoder(first.rate, first.channels, None, first.format, blocks())
+
+
+def _complete(decoder: Decoder, report: Report) -> Iterator[Block]:
+    return decoder.blocks if decoder.frames is None else _counted(decoder.blocks, decoder.frames / decoder.rate, report)
+
+
+def _either(content: Content, report: Report, stack: ExitStack) -> Decoder:
+    """Ask libsndfile, and FFmpeg for what it does not know, or where it gives up."""
+    head = content.at(0, 12)
+    ffmpeg_only = head.startswith((b"\xff\xf1", b"\xff\xf9", *_FFMPEG_ONLY)) or head[4:8] == b"ftyp"
+    not_asked = ffmpeg_only or head.startswith((b"\xff", b"\0"))  # libmpg123 would write to the terminal
+
+    def go_on(done: int) -> Iterator[Block]:
+        try:
+            return open_ffmpeg(content, report, stack, skip_samples=done).blocks
+        except (AudioError, OSError) as error:
+            raise UnknownFormatError from error
+
+    try:
+        if not_asked:
+            raise UnknownFormatError("it is not asked")
+        decoder = open_libsndfile(content, report, stack, go_on)
+        if decoder.frames == 0:
+            raise UnknownFormatError("it holds no samples")
+        return decoder
+    except UnknownFormatError as error:
+        not_known = str(error)
+    try:
+        return open_ffmpeg(content, report, stack)
+    except MissingDecoderError:
+        if ffmpeg_only:
+            raise
+        raise AudioError(
+            f"{report.name} is not a recording that libsndfile can read ({not_known}). Check that it is audio; "
+            "more formats can be read after: pip install av"
+        ) from None
+    except UnknownFormatError as error:
+        tried = "" if not_asked else f"libsndfile: {not_known}; "
+        raise AudioError(
+            f"{report.name} is not a recording that can be decoded ({tried}FFmpeg: {error}). Check that it is audio and complete."
+        ) from error
+
+
+def _asked(opener: Callable[..., Decoder], content: Content, report: Report, stack: ExitStack) -> Decoder:
+    """Open a recording with a decoder that is known to fit.
+
+    Raises:
+        AudioError: if it does not fit.
+    """
+    try:
+        return opener(content, report, stack)
+    except UnknownFormatError as error:
+        raise AudioError(f"{report.name} is not a recording that can be decoded ({error}). Check that it is complete.") from error

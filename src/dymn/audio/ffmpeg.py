@@ -1,0 +1,292 @@
+"""Decoding by FFmpeg, through PyAV: frames in the place that their timestamps give them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+
+from dymn.audio.content import Content, Handle
+from dymn.audio.decoder import CHUNK_SAMPLES, Block, Decoder, MissingDecoderError, UnknownFormatError, check_format
+from dymn.audio.notes import SLACK_SECONDS, Report, duration
+from dymn.audio.samples import Floats, to_float32
+from dymn.audio.sources import reason
+from dymn.errors import AudioError
+
+_JITTER_SECONDS = 0.1
+"""Timestamps of containers are rounded, and clocks drift; what is below this is no gap."""
+_MAX_GAP_SECONDS = 12 * 3600.0
+_MAX_LATE_START = 600.0
+_ABSOLUTE = frozenset(("mov", "matroska"))  # their time begins at 0, whenever their sound does
+_TIMED = frozenset(("mov", "matroska", "mpegts", "mpeg", "flv", "asf", "nut", "rm"))
+_EXACT = frozenset(("flac", "ogg"))  # a gap in their timestamps is a part that is missing
+_LISTS = frozenset(("hls", "concat", "dash", "sdp", "rtsp", "imf", "applehttp"))
+_OWN_DECODERS = {"amrnb": "libopencore_amrnb", "amrwb": "libopencore_amrwb"}
+"""Decoders that can do what those that FFmpeg prefers cannot: discontinuous transmission."""
+
+
+def open_ffmpeg(
+    content: Content, report: Report, stack: ExitStack, *, kind: str | None = None, skip: int = 0, skip_samples: int = 0
+) -> Decoder:
+    """Open a recording with FFmpeg.
+
+    Args:
+        content: of the recording.
+        report: what to report to.
+        stack: closes the decoder.
+        kind: FFmpeg's name of the container; None lets it look.
+        skip: how many bytes at the start to pass over.
+        skip_samples: how many decoded samples to pass over.
+
+    Raises:
+        UnknownFormatError: if FFmpeg does not know the format, or finds no sound that it can decode.
+        MissingDecoderError: if PyAV is not installed.
+        AudioError: if the header cannot be right.
+    """
+    try:
+        import av
+    except ImportError as error:
+        raise MissingDecoderError(f"Reading {report.name}", reason(error)) from error
+    options = {"skip_initial_bytes": str(skip)} if skip else {}
+    handle = None
+    source: Any
+    if os.name == "posix" and "fd" in _protocols():
+        content.rewind()
+        # No other protocol is allowed: a playlist must not open other files or addresses.
+        source, options["fd"], options["protocol_whitelist"] = "fd:", str(content.descriptor), "fd"
+    else:
+        source = handle = Handle(content)
+        options["protocol_whitelist"] = "none"
+    try:
+        container = stack.enter_context(av.open(source, format=kind, metadata_errors="ignore", options=options))
+        names = set(container.format.name.split(","))
+        tracks = container.streams.audio if not names & _LISTS else ()
+        track, note = _chosen(tracks) if tracks else (None, "")
+        context = None if track is None else track.codec_context
+        rate, channels = (0, 0) if context is None else (int(context.sample_rate), int(context.channels))
+    except Exception as error:
+        _kept(handle)
+        raise UnknownFormatError(_reason(error)) from error
+    if names & _LISTS:
+        raise UnknownFormatError(f"a playlist ({container.format.name}) holds no sound; give what it lists")
+    if track is None:
+        raise AudioError(f"{report.name} has no audio track. Choose another file.")
+    if context is None:
+        raise UnknownFormatError("the codec of its audio track is not known")
+    check_format(report.name, rate, channels)
+    if note:
+        report.note(note)
+    reader = _Reader(container, track, _decoder(context), report, handle, skip_samples)
+    return Decoder(rate, channels, None, f"{container.format.name} {context.name}", reader.blocks(), reader.promised)
+
+
+def _protocols() -> frozenset[str]:
+    """Return the protocols that are used here and that FFmpeg has: that of descriptors came with version 6."""
+    import av
+
+    return frozenset(("fd",)) if av.library_versions.get("libavformat", (0,))[0] >= 60 else frozenset()
+
+
+def _chosen(tracks: Any) -> tuple[Any, str]:
+    """Return the default one of several tracks, and a note on that."""
+    if len(tracks) == 1:
+        return tracks[0], ""
+    default = [track for track in tracks if int(getattr(track, "disposition", 0) or 0) & 1 and track.codec_context is not None]
+    usable = [track for track in tracks if track.codec_context is not None]
+    track = (default or usable or list(tracks))[0]
+    about = ", ".join(filter(None, (track.language, getattr(track.codec_context, "name", ""))))
+    which = "the default one" if default else "the first"
+    number = list(tracks).index(track) + 1
+    return track, f"it has {len(tracks)} audio tracks; number {number} ({about}), {which}, is read."
+
+
+def _decoder(context: Any) -> Any:
+    """Return what decodes the packets of a track: its own context, or a better one."""
+    import av
+
+    better = _OWN_DECODERS.get(context.name)
+    if better is None or better not in av.codecs_available:
+        return context
+    try:
+        own: Any = av.CodecContext.create(better, "r")
+        own.sample_rate, own.layout = context.sample_rate, context.layout
+        own.open()
+    except Exception:
+        return context
+    return own
+
+
+class _Reader:
+    """Packets to blocks of samples."""
+
+    def __init__(self, container: Any, track: Any, decoder: Any, report: Report, handle: Handle | None, skip_samples: int) -> None:
+        self._container, self._track, self._decoder = container, track, decoder
+        self._report, self._handle, self._skip = report, handle, skip_samples
+        names = set(container.format.name.split(","))
+        self._absolute, self._timed, self._exact = bool(names & _ABSOLUTE), bool(names & _TIMED), bool(names & _EXACT)
+        self._rate = int(decoder.sample_rate or track.codec_context.sample_rate)
+        self._done = 0.0  # seconds that were given out, silence too
+        self._origin: float | None = None  # the timestamp of the first sample, were there no gaps
+        self._zero = 0.0  # the timestamp that counts as 0
+        self._end = container.duration / 1e6 + self._start() if container.duration is not None else None
+        self._lost = 0.0  # seconds that cannot be decoded
+        self._last_lost = False
+        self._gaps = 0.0
+        self.promised = self._promised()
+
+    def _start(self) -> float:
+        return (self._container.start_time or 0) / 1e6
+
+    def _promised(self) -> float | None:
+        """Return when the sound ends by the header, in the formats whose header knows; others only estimate."""
+        if not self._absolute:
+            return None
+        track = self._track
+        if track.duration is not None:
+            return float((track.duration + (track.start_time or 0)) * track.time_base)
+        if self._container.duration is not None and len(self._container.streams) == 1:
+            return float(self._container.duration) / 1e6
+        return None
+
+    def blocks(self) -> Iterator[Block]:
+        """Yield blocks of samples; what their timestamps leave out is silence."""
+        import av
+
+        fifo, held = av.AudioFifo(), 0
+        shape: tuple[Any, ...] = ()
+        for frame in self._frames():
+            for silence in self._gap(frame):
+                if held:
+                    yield self._block(fifo, shape)
+                    held = 0
+                yield silence
+            now = (frame.sample_rate, frame.format.name, frame.layout.name)
+            if held and (now != shape or held >= max(1, CHUNK_SAMPLES // max(1, len(frame.layout.channels)))):
+                yield self._block(fifo, shape)
+                held = 0
+            if now != shape:
+                if shape and now[0] != shape[0]:
+                    where = duration(self._done)
+                    self._report.note(f"its sample rate changes from {shape[0]} to {now[0]} Hz at {where}; all of it is read.")
+                fifo, shape = av.AudioFifo(), now
+            frame.pts = None  # the fifo wants them without gaps
+            fifo.write(frame)
+            held += frame.samples
+            self._done += frame.samples / frame.sample_rate
+        if held:
+            yield self._block(fifo, shape)
+        self._report.check_length(self._done, None if self.promised is None else self.promised - self._zero)
+        if self._last_lost:
+            self._report.damage(self._done, self.promised, "its last packet cannot be decoded")
+        elif self._lost:
+            self._report.note(f"{duration(self._lost)} of it cannot be decoded.")
+
+    def _block(self, fifo: Any, shape: tuple[Any, ...]) -> Block:
+        frame = fifo.read()
+        samples = _samples(frame)
+        skipped = min(self._skip, len(samples))
+        self._skip -= skipped
+        return Block(samples[skipped:], shape[0])
+
+    def _frames(self) -> Iterator[Any]:
+        """Yield decoded frames; a packet that cannot be decoded is reported once more than a moment is lost."""
+        packets = self._container.demux(self._track)
+        while True:
+            try:
+                packet = next(packets, None)
+            except Exception as error:
+                _kept(self._handle)
+                self._lose(None, error)
+                return
+            try:
+                frames = () if packet is None else self._decoder.decode(packet)
+            except EOFError:
+                return
+            except Exception as error:
+                _kept(self._handle)
+                self._lose(packet, error)
+                continue
+            _kept(self._handle)
+            if packet is None:
+                return
+            for frame in frames:
+                self._last_lost = False
+                yield frame
+
+    def _lose(self, packet: Any, error: Exception) -> None:
+        """Report that a packet cannot be decoded, or that none can be read any more (None)."""
+        self._last_lost = True
+        self._lost += 0.02 if packet is None or not packet.duration else float(packet.duration * packet.time_base)
+        if packet is None or self._lost > SLACK_SECONDS:
+            self._report.damage(self._done, self.promised, _reason(error), error)
+
+    def _gap(self, frame: Any) -> Iterator[Block]:
+        """Yield the silence that belongs before a frame by its timestamp."""
+        if frame.time is None or not (self._timed or self._exact):
+            return
+        time = float(frame.time)
+        if self._origin is None:
+            self._origin = self._zero = self._first(time)
+        gap = time - self._origin - self._done
+        if gap < -_JITTER_SECONDS:
+            self._origin += gap  # timestamps begin anew, as in files that were joined
+            return
+        if gap <= _JITTER_SECONDS:
+            return
+        late = self._end is not None and time > self._end + 1
+        if late or self._gaps + gap > _MAX_GAP_SECONDS:
+            self._report.note(f"its timestamps jump by {duration(gap)} at {duration(self._done)}; the gap is not kept.")
+            self._origin += gap
+            return
+        if self._exact:
+            self._report.damage(self._done, self.promised, f"{duration(gap)} are missing there")
+        elif self._done == 0:
+            self._report.note(f"its sound begins at {duration(gap)}; there is silence before.")
+        else:
+            at, to = duration(self._done), duration(self._done + gap)
+            self._report.note(f"its timestamps have a gap from {at} to {to}; silence stands for it.")
+        self._gaps += gap
+        yield from self._silence(gap, frame.sample_rate)
+
+    def _first(self, time: float) -> float:
+        """Return the time that counts as 0, from that of the first frame."""
+        begin = 0.0 if self._absolute else self._start()
+        late = time - begin
+        if self._exact or late <= _JITTER_SECONDS:
+            return time
+        alone = len(self._container.streams) == 1
+        if late > (_MAX_LATE_START if alone else _MAX_GAP_SECONDS):
+            self._report.note(f"its timestamps begin at {duration(late)}; times count from its first sample.")
+            return time
+        return begin
+
+    def _silence(self, seconds: float, rate: int) -> Iterator[Block]:
+        left = round(seconds * rate)
+        self._done += left / rate
+        while left > 0:
+            n = min(left, CHUNK_SAMPLES)
+            yield Block(np.zeros((n, 1), np.float32), rate)
+            left -= n
+
+
+def _kept(handle: Handle | None) -> None:
+    """Raise what was raised in a read within the decoder."""
+    if handle is not None and handle.error is not None:
+        raise handle.error
+
+
+def _samples(frame: Any) -> Floats:
+    """Return a decoded frame as float32 [samples, channels]."""
+    array = frame.to_ndarray()  # planar [channels, samples], packed [1, samples * channels]
+    if array.dtype == np.int64:
+        array = array * 2.0**-63
+    array = to_float32(array)
+    return array.T if frame.format.is_planar else array.reshape(frame.samples, -1)
+
+
+def _reason(error: Exception) -> str:
+    words = (getattr(error, "strerror", None) or "the codec is not known").rstrip(".")
+    return "it uses what FFmpeg cannot decode yet" if "patches welcome" in words else words

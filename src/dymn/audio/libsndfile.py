@@ -1,0 +1,93 @@
+"""Decoding by libsndfile."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+
+from dymn.audio.content import Content, Handle
+from dymn.audio.decoder import CHUNK_SAMPLES, Block, Decoder, UnknownFormatError, check_format
+from dymn.audio.notes import Report
+from dymn.audio.sources import reason
+from dymn.errors import AudioError
+
+_UNKNOWN_FRAMES = 2**62  # libsndfile says 2^63 - 1 when it cannot tell
+
+
+def open_libsndfile(content: Content, report: Report, stack: ExitStack, go_on: Callable[[int], Iterator[Block]]) -> Decoder:
+    """Open a recording with libsndfile.
+
+    Args:
+        content: of the recording.
+        report: what to report to.
+        stack: closes the decoder.
+        go_on: yields the blocks behind so many samples, where libsndfile gives up; it raises `UnknownFormatError` if it cannot.
+
+    Raises:
+        UnknownFormatError: if libsndfile does not know the format.
+        AudioError: if the header cannot be right, or libsndfile is missing.
+    """
+    try:
+        import soundfile
+    except (ImportError, OSError) as error:
+        raise AudioError(f"{report.name} cannot be decoded: libsndfile is not usable ({reason(error)}). Reinstall soundfile.") from error
+    handle = None
+    if os.name == "posix":
+        content.rewind()
+    else:
+        handle = Handle(content)  # a descriptor of another C library means nothing to this one
+    try:
+        sound = soundfile.SoundFile(content.descriptor if handle is None else handle, closefd=False)
+    except Exception as error:
+        _kept(handle)
+        raise UnknownFormatError(_reason(error)) from error
+    stack.callback(sound.close)
+    rate, channels = int(sound.samplerate), int(sound.channels)
+    check_format(report.name, rate, channels)
+    frames = sound.frames if 0 <= sound.frames < _UNKNOWN_FRAMES else None
+    blocks = _blocks(sound, handle, report, frames, go_on)
+    return Decoder(rate, channels, frames, f"{sound.format} {sound.subtype}", blocks)
+
+
+def _blocks(
+    sound: Any, handle: Handle | None, report: Report, frames: int | None, go_on: Callable[[int], Iterator[Block]]
+) -> Iterator[Block]:
+    rate, channels = int(sound.samplerate), int(sound.channels)
+    done = 0
+    sound.seekable = lambda: False  # else soundfile seeks after every read, which a FLAC of unknown length does not survive
+    while True:
+        buffer = np.empty((max(1, CHUNK_SAMPLES // channels), channels), np.float32)
+        failure: Exception | None = None
+        try:
+            block = sound.read(out=buffer)
+        except Exception as error:
+            failure = error
+        _kept(handle)
+        if failure is not None:
+            try:
+                for rest in go_on(done):
+                    yield rest
+                    done += len(rest.samples)
+            except UnknownFormatError:
+                seconds = None if frames is None else frames / rate
+                report.damage(done / rate, seconds, _reason(failure), failure)
+            break
+        if len(block) == 0:
+            break
+        yield Block(block, rate)
+        done += len(block)
+
+
+def _kept(handle: Handle | None) -> None:
+    """Raise what was raised in a read within the decoder."""
+    if handle is not None and handle.error is not None:
+        raise handle.error
+
+
+def _reason(error: Exception) -> str:
+    words = reason(Exception(getattr(error, "error_string", error))).removeprefix("Error : ")
+    return "no MPEG audio found" if "not a regular file" in words else words  # what it says of an MP3 without frames

@@ -1,0 +1,91 @@
+"""What a user should know about a recording that was read: a header that is wrong, a track that was chosen, damage read over."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+
+from dymn.errors import AudioError
+
+logger = logging.getLogger(__name__)
+
+SLACK_SECONDS = 0.25
+"""How much of a recording may be missing without an error: codecs pad and trim, and a note tells of more than rounding."""
+
+
+@dataclass
+class Notes:
+    """The notes on one recording, complete once all of it is read.
+
+    Attributes:
+        lines: sentences without the name of the recording, each once.
+        partial: whether a part of the recording is missing because of damage.
+    """
+
+    lines: list[str] = field(default_factory=list)
+    partial: bool = False
+
+    def add(self, line: str) -> None:
+        """Add a line, unless it is there."""
+        if line not in self.lines:
+            self.lines.append(line)
+
+    def log(self, name: str) -> None:
+        """Write the notes as warnings of the library."""
+        for line in self.lines:
+            logger.warning("%s: %s", name, line)
+
+
+class Report:
+    """What decoders report to: notes are kept, damage is an error unless partial recordings are asked for.
+
+    Attributes:
+        name: of the recording, for messages.
+        notes: those so far.
+        partial: whether damage is read over.
+    """
+
+    def __init__(self, name: str, notes: Notes | None = None, partial: bool = False) -> None:
+        self.name = name
+        self.notes = Notes() if notes is None else notes
+        self.partial = partial
+
+    def note(self, line: str) -> None:
+        """Keep a note."""
+        self.notes.add(line)
+
+    def damage(self, after: float | None, of: float | None, why: str, cause: BaseException | None = None) -> None:
+        """Say that a part is missing: after so many seconds, of so many that there should be.
+
+        Raises:
+            AudioError: unless partial recordings are asked for.
+        """
+        where = ("" if after is None else f" after {duration(after)}") + ("" if of is None else f" of {duration(of)}")
+        if not self.partial:
+            raise AudioError(
+                f"{self.name} is cut off or damaged{where}: {why}. Get a whole copy, read what is left with --partial, or save it "
+                "with: ffmpeg -i IN OUT.wav"
+            ) from cause
+        self.notes.partial = True
+        self.note(f"partial: cut off or damaged{where}: {why}.")
+
+    def check_length(self, there: float, promised: float | None) -> None:
+        """Compare the seconds that were decoded with those that a header promises.
+
+        Raises:
+            AudioError: if more than `SLACK_SECONDS` are missing, unless partial recordings are asked for; and if nothing is there.
+        """
+        if promised is not None and promised - there > SLACK_SECONDS:
+            self.damage(there, promised, "its end is missing")
+        if there == 0:
+            raise AudioError(f"{self.name} holds no samples. Record or copy it again.")
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as text for messages.
+
+    Example:
+        >>> duration(2.5), duration(7200)
+        ('2.50 s', '2.0 h')
+    """
+    return f"{seconds:.2f} s" if seconds < 3600 else f"{seconds / 3600:.1f} h"

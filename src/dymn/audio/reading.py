@@ -1,0 +1,254 @@
+"""Recordings in: any file, stream or array to mono float32 at 32 kHz (Sec. IV-A.1), whole or in blocks.
+
+Channels are averaged first, then resampled by soxr at its HQ setting, as the teachers of the published weights heard their clips.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import stat
+import sys
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dymn.audio.decoder import MissingDecoderError
+from dymn.audio.decoding import AudioInfo, recording
+from dymn.audio.listing import SUFFIXES, expand, find
+from dymn.audio.notes import Notes
+from dymn.audio.resampling import Resampler, resampled, whole_rate
+from dymn.audio.samples import Levels, check_finite, mean, to_float32
+from dymn.audio.sources import Source, display, is_stdin, reason
+from dymn.errors import AudioError, ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from typing_extensions import TypeIs
+
+__all__ = [
+    "MAX_READ_HOURS",
+    "SAMPLE_RATE",
+    "SUFFIXES",
+    "AudioInfo",
+    "MissingDecoderError",
+    "Notes",
+    "Resampler",
+    "Source",
+    "expand",
+    "find",
+    "from_array",
+    "is_array",
+    "probe",
+    "read",
+    "stream",
+]
+
+SAMPLE_RATE = 32_000
+"""The rate that the networks expect, in Hz."""
+MAX_READ_HOURS = 12.0
+"""The longest recording that `read` holds in memory (about 5.5 GB); `stream` has no limit."""
+
+_ARRAY_CHANNELS = 32
+_RESAMPLE_CHUNK = 2**18
+
+
+def probe(source: Source) -> AudioInfo:
+    """Return what the header of a recording says, without decoding it. A file object stands afterwards where it stood.
+
+    Raises:
+        AudioError: as `read`, as far as the header tells; and for what can be read only once: standard input, a FIFO, a file object
+            that cannot be sought in.
+    """
+    position = _position(source)
+    try:
+        with recording(source) as opened:
+            return opened.info
+    finally:
+        if position is not None:
+            source.seek(position)  # type: ignore[union-attr]
+
+
+def _position(source: Any) -> int | None:
+    """Return where a file object stands, None for a path."""
+    is_path = isinstance(source, (str, os.PathLike))
+    if is_stdin(source) or (is_path and _is_fifo(source)):
+        raise AudioError(f"{display(source)} can be read only once, so there is no looking ahead. Read it, or record it to a file.")
+    if is_path or not hasattr(source, "read"):
+        return None
+    try:
+        return int(source.tell())
+    except (AttributeError, OSError, ValueError) as error:
+        raise AudioError(f"{display(source)} cannot be sought in ({reason(error)}), so there is no looking ahead. Read it.") from error
+
+
+def _is_fifo(path: str | os.PathLike[str]) -> bool:
+    try:
+        return stat.S_ISFIFO(os.stat(path).st_mode)
+    except (OSError, ValueError):  # opening it tells what is wrong
+        return False
+
+
+def read(source: Source, sample_rate: int = SAMPLE_RATE, *, partial: bool = False, notes: Notes | None = None) -> np.ndarray:
+    """Return a whole recording as mono float32 [N] at `sample_rate` Hz.
+
+    Args:
+        source: a path, "-" for standard input, or a binary file object, which is read from where it stands.
+        sample_rate: the wanted rate in Hz, a whole number from 1000 to 768000.
+        partial: whether to read what can be read of a damaged recording; silence stands for frames that are lost within it.
+        notes: what is unusual about the recording is added here; None logs it as warnings.
+
+    Raises:
+        AudioError: if the recording is missing, empty, not audio, damaged, shorter than its header says by more than 0.25 s, longer
+            than `MAX_READ_HOURS`, or holds samples that are not finite. A WAV whose header leaves the length open, as programs
+            write it to pipes, is read to its end.
+        MissingDecoderError: an AudioError, if its format needs PyAV, and that is not installed.
+        ConfigError: if `sample_rate` is not allowed.
+    """
+    rate = whole_rate(sample_rate, "sample_rate")
+    blocks: list[np.ndarray] = []
+    length = 0
+    for block in _resampled(source, rate, partial, notes):
+        blocks.append(block)
+        length += len(block)
+        if length > MAX_READ_HOURS * 3600 * rate:
+            raise AudioError(f"{display(source)} is longer than {MAX_READ_HOURS:g} h. Read it in blocks with dymn.audio.reading.stream.")
+    if len(blocks) == 1:
+        return blocks[0]
+    whole = np.empty(length, np.float32)
+    end = length
+    while blocks:  # from the end, so that each block is freed as soon as it is copied
+        block = blocks.pop()
+        whole[end - len(block) : end] = block
+        end -= len(block)
+    return whole
+
+
+def stream(
+    source: Source,
+    sample_rate: int = SAMPLE_RATE,
+    block_seconds: float = 30.0,
+    *,
+    partial: bool = False,
+    notes: Notes | None = None,
+) -> Iterator[np.ndarray]:
+    """Yield a recording as mono float32 blocks [n] at `sample_rate` Hz, in memory that does not grow with its length.
+
+    Every block but the last has round(block_seconds * sample_rate) samples, at least one; the last may be shorter. Joined, the
+    blocks are exactly what `read` returns. The recording is opened with the first block and closed after the last; `partial` and
+    `notes` are those of `read`, and the notes are complete then.
+
+    Raises:
+        AudioError: as `read`, with the first block or where the damage is.
+        ConfigError: at once, if `sample_rate` or `block_seconds` is not allowed.
+    """
+    rate = whole_rate(sample_rate, "sample_rate")
+    if not (isinstance(block_seconds, (int, float)) and 0 < block_seconds < math.inf):
+        raise ConfigError(f"block_seconds is {block_seconds!r}; it must be a finite number above 0.")
+    return _blocks(_resampled(source, rate, partial, notes), max(1, round(block_seconds * rate)))
+
+
+def from_array(array: np.ndarray | Tensor, sample_rate: int, target_rate: int = SAMPLE_RATE, *, notes: Notes | None = None) -> np.ndarray:
+    """Return samples in memory as mono float32 [N] at `target_rate` Hz.
+
+    Args:
+        array: a numpy array or torch tensor [N], [channels, N] or [N, channels]: float with full scale 1, int8, int16, int32 or
+            uint8. In two dimensions the channels are the axis of length 1, else the only one of at most 32; it is an error if
+            both could be.
+        sample_rate: the rate of `array`, in Hz.
+        target_rate: the wanted rate, in Hz.
+        notes: what is unusual about the samples is added here; None logs it as warnings.
+
+    Raises:
+        AudioError: if the array is empty, has another shape or type, or holds values that are not finite.
+        ConfigError: if a rate is not allowed.
+    """
+    source_rate = whole_rate(sample_rate, "sample_rate")
+    rate = whole_rate(target_rate, "target_rate")
+    samples = _channels_last(to_float32(_as_numpy(array)))
+    mono = mean(samples)
+    levels = Levels()
+    levels.add(samples, mono, check_finite("The array", mono, rate=source_rate))
+    kept = Notes() if notes is None else notes
+    levels.tell(kept)
+    if notes is None:
+        kept.log("The array")
+    parts = [mono[start : start + _RESAMPLE_CHUNK] for start in range(0, len(mono), _RESAMPLE_CHUNK)]
+    blocks = list(resampled(parts, source_rate, rate))
+    if not blocks:
+        raise AudioError(f"The array holds {len(mono)} samples at {source_rate} Hz: less than one sample at {rate} Hz. Give more.")
+    return np.concatenate(blocks) if source_rate != rate else np.array(mono)
+
+
+def _resampled(source: Source, rate: int, partial: bool, notes: Notes | None) -> Iterator[np.ndarray]:
+    with recording(source, partial=partial, notes=notes) as opened:
+        empty = True
+        for block in resampled(opened.chunks, opened.info.sample_rate, rate):
+            empty = False
+            yield block
+        if empty:
+            raise AudioError(f"{opened.name} holds less than one sample at {rate} Hz. Record or copy it again.")
+        if notes is None:
+            opened.notes.log(opened.name)
+
+
+def _blocks(chunks: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
+    """Yield chunks of any length as blocks of `size` samples; the last may be shorter."""
+    pending: list[np.ndarray] = []
+    length = 0
+    for chunk in chunks:
+        pending.append(chunk)
+        length += len(chunk)
+        if length >= size:
+            joined = _joined(pending)
+            whole = length // size * size
+            yield from (joined[start : start + size] for start in range(0, whole, size))
+            pending, length = [joined[whole:]], length - whole
+    if length:
+        yield _joined(pending)
+
+
+def _joined(parts: list[np.ndarray]) -> np.ndarray:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def is_array(source: object) -> TypeIs[np.ndarray | Tensor]:
+    """Whether `source` is samples in memory: a numpy array or a torch tensor."""
+    return isinstance(source, np.ndarray) or _is_tensor(source)
+
+
+def _is_tensor(value: object) -> TypeIs[Tensor]:
+    torch = sys.modules.get("torch")  # a tensor exists only where torch is imported
+    return torch is not None and isinstance(value, torch.Tensor)
+
+
+def _as_numpy(array: Any) -> np.ndarray:
+    if _is_tensor(array):
+        import torch
+
+        array = array.detach().cpu()
+        array = (array.float() if array.dtype == torch.bfloat16 else array).numpy()
+    if not isinstance(array, np.ndarray):
+        raise AudioError(
+            f"Samples are {type(array).__name__}; a numpy array or torch tensor is needed. For a file use dymn.audio.reading.read."
+        )
+    return array
+
+
+def _channels_last(samples: np.ndarray) -> np.ndarray:
+    """Return [N] or [channels, N] or [N, channels] as [N, channels]."""
+    shape = list(samples.shape)
+    if samples.size == 0:
+        raise AudioError(f"The array has shape {shape}: it holds no samples. Give at least one.")
+    if samples.ndim == 1:
+        return samples[:, np.newaxis]
+    if samples.ndim != 2:
+        raise AudioError(f"The array has shape {shape}; [N], [channels, N] or [N, channels] is allowed. Pass one recording at a time.")
+    small = [axis for axis in (0, 1) if shape[axis] == 1] or [axis for axis in (0, 1) if shape[axis] <= _ARRAY_CHANNELS]
+    if len(small) != 1 and shape != [1, 1]:
+        raise AudioError(
+            f"The array has shape {shape}: it is not clear which axis holds the channels (at most {_ARRAY_CHANNELS}). "
+            "Average them yourself and pass one dimension."
+        )
+    return samples.T if small[0] == 0 else samples

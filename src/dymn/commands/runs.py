@@ -1,0 +1,332 @@
+"""Discover, compute, write: what the commands over recordings (`tag`, `embed`, `events`) have in common.
+
+The paths are walked once, and each recording is opened once. A run that writes rows to a file keeps a journal and can be resumed;
+another one writes its results as they come.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import stat
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Generic, NamedTuple
+
+import typer
+
+from dymn.commands.options import Computes, Precisions, note
+from dymn.commands.output import binary_output, free_name, text_output
+from dymn.commands.progress import Bar
+from dymn.errors import ConfigError, DymnError
+from dymn.inference.discovery import Discovery
+from dymn.inference.formats.layout import Layout, R
+from dymn.inference.formats.origin import Origin
+from dymn.inference.formats.writers import ROWS, TEXT, choose, write_file
+from dymn.inference.runs import Kind, compute, results
+from dymn.inference.segments import source_name
+
+if TYPE_CHECKING:
+    from dymn.inference.journal import Journal
+    from dymn.inference.tagger import Tagger
+    from dymn.ray import Engine
+
+MANY = 2**31
+"""A number of recordings that is not known, and larger than that of CPUs."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The options that the commands share.
+
+    Attributes:
+        command: the name of the command.
+        paths: as given.
+        output: the file to write, or None for standard output.
+        format: its name, or None.
+        looks_inside: whether the command needs more of the network than probabilities and the last embedding.
+        again: whether recordings are read again after the run, as for pictures; then there is no journal.
+        others: those of the same name in `dymn.commands.options`.
+    """
+
+    command: str
+    paths: Sequence[str]
+    output: Path | None
+    format: str | None
+    model: str | None
+    backend: Computes
+    device: str | None
+    precision: Precisions
+    threads: int | None
+    batch_size: int | None
+    workers: int | None
+    ray: str | None
+    fresh: bool
+    retry_failed: bool
+    quiet: bool
+    looks_inside: bool = False
+    again: bool = False
+
+
+class Form(NamedTuple, Generic[R]):
+    """The form of results.
+
+    Attributes:
+        layout: how they are written.
+        kind: how they are stored in a journal.
+        origin: what made them.
+    """
+
+    layout: Layout[R]
+    kind: Kind[R]
+    origin: Origin
+
+
+Files = Callable[..., Iterator[R]]
+"""`Tagger.tag_files` or its like: from sources, with settings as keywords, to one result each."""
+
+
+class Ended(NamedTuple):
+    """A run that has ended.
+
+    Attributes:
+        failed: the number of recordings that failed.
+        format: the name of the format.
+        origin: what made the results.
+        tagger: that computed, None if no recording could be opened.
+        found: the recordings of a run without a journal.
+        bad: the names of those of them that failed.
+    """
+
+    failed: int
+    format: str
+    origin: Origin
+    tagger: Tagger | None
+    found: Sequence[Path | str] = ()
+    bad: Collection[str] = ()
+
+
+def run(
+    asked: Asked,
+    layout: Layout[R],
+    form_of: Callable[[Tagger | None], Form[R]],
+    files_of: Callable[[Tagger, Engine | None], Files[R]],
+    check: Callable[[Sequence[Path | str]], None] = lambda found: None,
+) -> Ended:
+    """Find recordings, load the model, compute and write.
+
+    Args:
+        asked: the options.
+        layout: of the results, for the choice of the format.
+        form_of: the form of the results of a tagger, or of failures alone.
+        files_of: from the tagger and, with --ray, the engine to the function that computes, with its settings bound.
+        check: refuses recordings before the model is loaded; not called for a run with a journal.
+
+    Raises:
+        ConfigError: if options do not fit each other, the model, or the recordings.
+    """
+    from dymn.commands.recordings import load_tagger, ray_engine
+
+    name = choose(layout, asked.format, asked.output)
+    engine = ray_engine(asked.ray, asked.workers, asked.threads, asked.device, asked.backend)
+    kept = journaled(asked, name)
+    with Discovery(asked.paths, asked.output, *_expand(engine)) as discovery:
+        readable = engine is not None or discovery.any_readable()
+        found = [] if readable and kept else discovery.sorted()
+        check_output(asked.output, name, len(found) or len(discovery.lost))
+        check(found)
+        if not readable:
+            form = form_of(None)
+            bad = stream(asked, form, name, kept, discovery, found, None)
+            return Ended(len(bad), name, form.origin, None, found, bad)
+        device, inside = (asked.device, asked.looks_inside) if engine is None else ("cpu", True)
+        tagger = load_tagger(asked.model, device, asked.threads, asked.quiet, asked.backend, asked.precision, inside)
+        form = form_of(tagger)
+        files = partial(files_of(tagger, engine), batch_size=asked.batch_size)
+        if engine is None:
+            workers = default_workers(asked.threads, len(found) or MANY) if asked.workers is None else asked.workers
+            files = partial(files, workers=workers)
+        if kept:
+            return Ended(resume(asked, form, name, kept, discovery, files), name, form.origin, tagger)
+        bad = stream(asked, form, name, kept, discovery, found, files)
+    return Ended(len(bad), name, form.origin, tagger, found, bad)
+
+
+def _expand(engine: Engine | None) -> tuple[Callable[[str], Iterable[Path | str]], ...]:
+    if engine is None:
+        return ()
+    from dymn.ray import expand
+
+    return (expand,)
+
+
+def stream(
+    asked: Asked,
+    form: Form[R],
+    name: str,
+    kept: Path | None,
+    discovery: Discovery,
+    found: Sequence[Path | str],
+    files: Files[R] | None,
+) -> set[str]:
+    """Compute recordings and write their results as they come; without `files`, write why they cannot be read.
+
+    Returns the names of the recordings that failed.
+    """
+    bar = Bar(len(found), quiet=asked.quiet, lengths=discovery.seconds)
+    computed = () if files is None else bar.over(files(map(discovery.source, found), progress=bar.at))
+    lost = discovery.errors(found) if files is None else discovery.lost
+    bad: set[str] = set()
+
+    def results_told() -> Iterator[R]:
+        for result in chain((form.kind.failed(source_name(path), error) for path, error in lost), computed):
+            if result.error is not None:
+                bad.add(result.name)
+                typer.echo(f"dymn: {result.error}", err=True)
+            yield result
+            bar.advance(result.name)
+
+    with report(kept) as listed:
+        write(listed(results_told()), form, name, asked.output, separately=name == "audacity" and len(found) > 1)
+    return bad
+
+
+def resume(asked: Asked, form: Form[R], name: str, output: Path, discovery: Discovery, files: Files[R]) -> int:
+    """Compute recordings through a journal and write the output, or resume a run that did not end. Returns how many failed."""
+    from dymn.inference.journal import Journal
+    from dymn.system.files import atomic_write
+
+    quiet = asked.quiet
+    settings = form.origin.to_dict() | {"command": asked.command, "backend": asked.backend, "precision": asked.precision}
+    with Journal(output, settings, fresh=asked.fresh, retry=asked.retry_failed) as journal:
+        if journal.was_complete:
+            note(f"The last run has ended, so {journal.path.name} starts anew; --retry-failed would run only what failed.", quiet)
+        journal.find(discovery)
+        for _, error in discovery.lost:
+            typer.echo(f"dymn: {error}", err=True)
+        counts = journal.counts()
+        if counts.done:
+            failed = f" ({counts.failed} of them failed; --retry-failed tries those again)" if counts.failed else ""
+            note(f"{counts.done:,} of {counts.listed:,} recordings are done already{failed}. The others follow.", quiet)
+        try:
+            with Bar(counts.listed, counts.done, quiet, discovery.seconds) as bar:
+                compute(
+                    journal,
+                    form.kind,
+                    lambda paths: files(map(discovery.source, paths), progress=bar.at),
+                    lambda result: _follow(bar, result),
+                )
+        except BaseException:
+            _say_kept(journal, quiet)
+            raise
+        found = chain((form.kind.failed(path, error) for path, error in discovery.lost), results(journal, form.kind))
+        with report(output) as listed, atomic_write(output) as file:
+            write_file(listed(found), form.layout, form.origin, name, file)
+        counts = journal.counts()
+        journal.complete(keep=counts.failed > 0)
+    n_failed = counts.failed + len(discovery.lost)
+    if n_failed:
+        again = "" if not counts.failed else " With --retry-failed the same command tries these again."
+        note(f"{n_failed:,} of {counts.listed + len(discovery.lost):,} recordings failed; {report_path(output)} lists them.{again}", quiet)
+    return n_failed
+
+
+def _follow(bar: Bar, result: R) -> None:
+    bar.advance(result.name)
+    if result.error is not None:
+        bar.say(f"dymn: {result.error}")
+
+
+def _say_kept(journal: Journal, quiet: bool) -> None:
+    with contextlib.suppress(DymnError, OSError):  # the error that ends the run matters more
+        counts = journal.counts()
+        if counts.done:
+            note(f"{counts.done:,} of {counts.listed:,} recordings are kept in {journal.path}; the same command resumes there.", quiet)
+
+
+def journaled(asked: Asked, name: str) -> Path | None:
+    """Return the output of a run that keeps a journal: one that writes rows to a file, from recordings that can be read again.
+
+    Raises:
+        ConfigError: if there will be none, and an option was given that needs one.
+    """
+    output = asked.output
+    can_be_read_again = not any(path == "-" or "://" in path for path in asked.paths)
+    keeps = output is not None and name in ROWS and can_be_read_again and not asked.again
+    if output is not None and output.exists() and not stat.S_ISREG(output.stat().st_mode):
+        keeps = False
+    if (asked.fresh or asked.retry_failed) and not keeps:
+        raise ConfigError(
+            "--fresh and --retry-failed need a journal, which runs keep that write rows of files to a file. See --output, --format."
+        )
+    return output if keeps else None
+
+
+def check_output(output: Path | None, name: str, count: int) -> None:
+    """Refuse, before any work is done, an output that does not fit the number of recordings, or is a folder.
+
+    Raises:
+        ConfigError: the message says what to give instead.
+    """
+    tracks = name == "audacity" and count > 1
+    if tracks and (output is None or (output.exists() and not output.is_dir())):
+        raise ConfigError(f"A label track belongs to one recording, and there are {count}. Give a folder as --output, for one file each.")
+    if output is not None and output.is_dir() and not tracks:
+        raise ConfigError(f"--output {output} is a folder. Give the name of a file to write to.")
+
+
+def default_workers(threads: int | None, recordings: int) -> int:
+    """Return how many threads decode: one a CPU that may be used, and no more than there are recordings or threads asked for."""
+    from dymn.system.cpus import available_cpus
+
+    return max(1, min(available_cpus(), recordings, threads or recordings))
+
+
+def write(found: Iterable[R], form: Form[R], name: str, output: Path | None, separately: bool) -> None:
+    """Write results to a file or standard output, or separately to files in a folder."""
+    if separately and output is not None:
+        used: set[str] = set()
+        for result in found:
+            if result.error is None:
+                path = output / free_name(f"{Path(result.name).stem}.txt", used)
+                with binary_output(path) as file:
+                    write_file([result], form.layout, form.origin, name, file)
+    elif output is None:
+        with text_output(None) as stream:
+            plain = "utf" not in (stream.encoding or "").lower()
+            stream.writelines(TEXT[name](found, form.layout, dataclasses.replace(form.origin, plain=plain)))
+    else:
+        with binary_output(output) as file:
+            write_file(found, form.layout, form.origin, name, file)
+
+
+def report_path(output: Path) -> Path:
+    """Return the path of the report of recordings that failed: beside the output."""
+    return output.with_name(f"{output.name}.failed.jsonl")
+
+
+@contextlib.contextmanager
+def report(output: Path | None) -> Iterator[Callable[[Iterable[R]], Iterator[R]]]:
+    """Give a function that passes results on and lists those that failed in a report beside the output, if there is a file and any did."""
+    from dymn.system.files import atomic_write
+
+    if output is None:
+        yield iter
+        return
+    path = report_path(output)
+    with atomic_write(path) as lines:
+
+        def listed(found: Iterable[R]) -> Iterator[R]:
+            for result in found:
+                if result.error is not None:
+                    line = json.dumps({"file": result.name, "error": str(result.error)}, ensure_ascii=False)
+                    lines.write(line.encode("utf-8", "backslashreplace") + b"\n")
+                yield result
+
+        yield listed
+    if not path.stat().st_size:
+        path.unlink()

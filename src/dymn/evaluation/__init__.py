@@ -1,0 +1,1 @@
+"""Metrics, scores on a dataset, linear probes, online teachers."""

@@ -1,0 +1,189 @@
+"""How good a model is on a dataset: what `dymn evaluate` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from dymn.config import check, from_dict
+from dymn.data import Source, open_dataset, select
+from dymn.data.batch import FILLS
+from dymn.data.detect import detect
+from dymn.data.tasks import is_length
+from dymn.errors import ConfigError
+from dymn.evaluation import metrics
+from dymn.evaluation.score import Scores, evaluation_loader, figures, score
+from dymn.models.frontend import LogMel
+from dymn.models.mobilenet import MobileNet, Output
+from dymn.system.devices import computing
+from dymn.system.files import atomic_write, csv_text, text_in
+
+AUTO = "auto"
+
+
+class Assessment(NamedTuple):
+    """Figures of a model on a dataset, all in all and by class."""
+
+    kind: str  # a key of `TASKS`
+    split: str  # "train", "val", "test", or "all"
+    figures: dict[str, Any]
+    labels: tuple[str, ...]
+    per_class: list[metrics.ClassResult]
+    confusion: npt.NDArray[np.int64] | None  # [C, C], clips by class (rows) and answer; None where clips may have several labels
+    bad: dict[str, str]  # reason by key of the clips that could not be read
+    scores: Scores  # of every clip
+
+
+@dataclass(frozen=True)
+class Learned:
+    """How a model was trained, as far as its card says: seconds of a clip, its filling, whether whole clips were heard, the held-out share.
+
+    Raises:
+        ConfigError: if a value is not allowed; a card may come from anywhere.
+    """
+
+    seconds: float = 0.0
+    fill: str = "pad"
+    whole: bool | None = None
+    holdout: float | None = None
+
+    def __post_init__(self) -> None:
+        check(self.seconds == 0 or is_length(self.seconds), f"The card's data.seconds is {self.seconds!r}; it must be a number of seconds.")
+        check(self.fill in FILLS, f"The card's data.fill is {self.fill!r}; allowed: {', '.join(FILLS)}.")
+        check(self.whole is None or isinstance(self.whole, bool), f"The card's data.whole is {self.whole!r}; it must be true or false.")
+        share = self.holdout is None or (isinstance(self.holdout, (int, float)) and 0 <= self.holdout < 1)
+        check(share, f"The card's data.holdout is {self.holdout!r}; it must be a number in [0, 1).")
+
+
+def assess(
+    model: MobileNet,
+    path: str | Path,
+    *,
+    kind: str = AUTO,
+    split: str | None = None,
+    fold: int | None = None,
+    seconds: float | None = None,
+    fill: str | None = None,
+    whole: bool | None = None,
+    batch_size: int = 16,
+    workers: int = 0,
+    precision: str = "float32",
+    max_bad: float = 0.05,
+    options: Mapping[str, Any] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Assessment:
+    """Let a model hear the clips of a dataset and compare what it says with what is annotated.
+
+    Recordings are heard whole: in windows, whose probabilities are averaged by their length, as `dymn tag` does.
+
+    Args:
+        model: on the device where it is to run. Its classes are matched with those of the data by name; it may have more.
+        path: where the dataset lies.
+        kind: a key of `TASKS`, or "auto" if its files tell.
+        split: "train", "val", "test", or "all". None is "test" where there is such a split or a fold is given, else "all".
+        fold: which fold is "test", for data in folds.
+        seconds: length of a window; None for what the model was trained with, or else the dataset's usual length.
+        fill: "pad" or "repeat", for shorter clips; None for what the model was trained with, or else "pad".
+        whole: whether a clip of up to a minute is one window, however long; None for what the model was trained with, or else what the
+            dataset's protocol says (true for FSD50K).
+        batch_size: clips at a time.
+        workers: processes that decode.
+        precision: how exactly the network is computed, one of `dymn.system.devices.PRECISIONS`.
+        max_bad: share of the clips that may be bad.
+        options: of the dataset's reader.
+        progress: told the clips done and their total.
+
+    Raises:
+        ConfigError: if the model lacks classes of the data, or an argument is not allowed.
+        DataError: if the dataset is missing or damaged, has no such split, or too many clips are bad.
+        ResourceError: if a batch does not fit the device's memory.
+    """
+    learned = learned_from(model)
+    if kind == AUTO:
+        kind, path = detect(path)
+    wanted = dict(options or {})
+    if kind == "shards":
+        wanted.setdefault("labels", model.card.labels)
+    task, everything = open_dataset(kind, path, sample_rate=model.card.front_end.sample_rate, **wanted)
+    if split is None:
+        split = "test" if fold or "test" in everything.catalog.splits else "all"
+    source = everything if split == "all" else select(everything, split, fold=fold, holdout=learned.holdout)
+    device = next(model.parameters()).device
+    heard = cast(MobileNet, Selected(model, columns(model.card.labels, source).to(device), precision))
+    length, at_once = seconds or learned.seconds or task.seconds, learned.whole if whole is None else whole
+    loader = evaluation_loader(source, task, length, fill or learned.fill, batch_size, at_once, workers=workers, max_bad=max_bad)
+    done = 0
+
+    def advance(clips: int) -> None:
+        nonlocal done
+        done += clips
+        if progress is not None:
+            progress(done, len(source))
+
+    scores = score(heard, LogMel(model.card.front_end).to(device), loader, task.loss, progress=advance)
+    by_class = metrics.per_class(scores.probabilities, scores.targets, scores.mask)
+    found, exclusive = figures(scores, task.loss), task.loss == "ce"
+    if "accuracy" in found or "mAP" in found:
+        found["f1"] = metrics.f1(scores.probabilities, scores.targets, scores.mask, "classification" if exclusive else "tagging")
+    confusion = metrics.confusion(scores.probabilities, scores.targets) if exclusive else None
+    return Assessment(kind, split, found, source.labels, by_class, confusion, scores.bad, scores)
+
+
+def write_predictions(path: str | Path, found: Assessment) -> None:
+    """Write a CSV table with a row for each clip: its name, its labels (with ";" between), the likeliest class, all probabilities."""
+    scores = found.scores
+    rows = []
+    for key, said, target, mask in zip(scores.keys, scores.probabilities, scores.targets, scores.mask, strict=True):
+        true = ";".join(label for label, value in zip(found.labels, target * mask, strict=True) if value > 0.5)
+        rows.append((key, true, found.labels[int(said.argmax())], *(f"{value:.6g}" for value in said)))
+    with atomic_write(path) as file, text_in(file) as text:
+        text.write(csv_text([("clip", "labels", "likeliest", *found.labels), *rows]))
+
+
+def learned_from(model: MobileNet) -> Learned:
+    """Return how the clips were cut that a model was trained with, as far as its card says."""
+    config = model.card.provenance.get("config")
+    data = config.get("data") if isinstance(config, dict) else None
+    if not isinstance(data, dict):
+        return Learned()
+    names = ("seconds", "fill", "whole", "holdout")
+    return from_dict(Learned, {name: data[name] for name in names if data.get(name) is not None})
+
+
+def columns(labels: Sequence[str], source: Source) -> Tensor:
+    """Return, for each class of the data, its place among a model's labels [C].
+
+    Raises:
+        ConfigError: if the model lacks any.
+    """
+    place = {label: i for i, label in enumerate(labels)}
+    missing = [label for label in source.labels if label not in place]
+    if missing:
+        raise ConfigError(
+            f"The model lacks {len(missing)} of the {len(source.labels)} classes of the data, such as {missing[0]!r}; its own are "
+            f"{', '.join(labels[:3])} and so on. Evaluate a model that was trained for these classes, or give both the same names."
+        )
+    return torch.tensor([place[label] for label in source.labels])
+
+
+class Selected(nn.Module):
+    """A model of which only some classes are asked, with a precision."""
+
+    def __init__(self, model: MobileNet, chosen: Tensor, precision: str) -> None:
+        super().__init__()
+        self.model = model
+        self.chosen = chosen
+        self.precision = precision
+
+    def forward(self, log_mel: Tensor) -> Output:
+        """Return the logits of the chosen classes [B, C] for [B, 1, F, T]."""
+        with computing(log_mel.device, len(log_mel), self.precision):
+            output = self.model(log_mel)
+        return Output(output.logits[:, self.chosen], output.embedding)

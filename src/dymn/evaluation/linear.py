@@ -1,0 +1,80 @@
+"""A linear model on standardised embeddings: one softmax over classes, or a logistic regression for each label."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from dymn.errors import MissingExtraError
+from dymn.evaluation import metrics
+from dymn.evaluation.rounds import Places
+
+Floats = npt.NDArray[np.floating]
+Scores = npt.NDArray[np.float64]
+
+GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+"""Inverse strengths of the regularisation to choose from, C of scikit-learn."""
+MAX_ITERATIONS = 5000
+
+
+class Examples:
+    """Embeddings [N, D] with targets and masks [N, C]; `exclusive` says that each clip has exactly one class."""
+
+    def __init__(self, vectors: Floats, targets: Floats, masks: Floats, exclusive: bool) -> None:
+        self.vectors, self.targets, self.masks, self.exclusive = vectors.astype(np.float64), targets, masks, exclusive
+
+    def scores(self, train: Places, test: Places, c: float) -> Scores:
+        """Learn from the clips `train` and return the scores [N, C] of the clips `test`; a class that was never heard gets 0.
+
+        Raises:
+            MissingExtraError: if scikit-learn is not installed.
+        """
+        try:
+            from sklearn.preprocessing import StandardScaler
+        except ImportError as error:
+            raise MissingExtraError("Probing", "train") from error
+        scaler = StandardScaler().fit(self.vectors[train])
+        known, asked = scaler.transform(self.vectors[train]), scaler.transform(self.vectors[test])
+        if self.exclusive:
+            return self._softmax(known, self.targets[train].argmax(axis=1), asked, c)
+        return self._logistic(known, self.targets[train] > 0.5, self.masks[train] > 0, asked, c)
+
+    def _softmax(self, known: Scores, classes: npt.NDArray[np.intp], asked: Scores, c: float) -> Scores:
+        from sklearn.linear_model import LogisticRegression
+
+        scores = np.zeros((len(asked), self.targets.shape[1]))
+        heard = np.unique(classes)
+        if len(heard) == 1:
+            scores[:, heard] = 1.0
+        else:
+            scores[:, heard] = LogisticRegression(C=c, max_iter=MAX_ITERATIONS).fit(known, classes).predict_proba(asked)
+        return scores
+
+    def _logistic(
+        self, known: Scores, positive: npt.NDArray[np.bool_], annotated: npt.NDArray[np.bool_], asked: Scores, c: float
+    ) -> Scores:
+        from sklearn.linear_model import LogisticRegression
+
+        scores = np.zeros((len(asked), positive.shape[1]))
+        for label in range(positive.shape[1]):
+            rows = annotated[:, label]
+            if positive[rows, label].any() and not positive[rows, label].all():
+                model = LogisticRegression(C=c, max_iter=MAX_ITERATIONS).fit(known[rows], positive[rows, label])
+                scores[:, label] = model.decision_function(asked)
+        return scores
+
+    def choose(self, inner: Sequence[tuple[Places, Places]], metric: str) -> float:
+        """Return the C of `GRID` with the best mean metric over the pairs; of equals the one that regularises most."""
+        best, best_value = GRID[0], -np.inf
+        for c in GRID:
+            values = [self.evaluate(self.scores(train, test, c), test)[metric] for train, test in inner]
+            if np.mean(values) > best_value:
+                best, best_value = c, float(np.mean(values))
+        return best
+
+    def evaluate(self, scores: Scores, test: Places) -> dict[str, float]:
+        """Return the figures of scores [n, C] of the clips `test`, see `dymn.evaluation.metrics.evaluate`."""
+        kind = "classification" if self.exclusive else "tagging"
+        return metrics.evaluate(scores, self.targets[test], self.masks[test], kind)

@@ -1,0 +1,175 @@
+"""A linear probe from end to end: a dataset to embeddings, embeddings to figures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import numpy.typing as npt
+from torch.utils.data import DataLoader
+
+from dymn.config import check
+from dymn.data import BadClip, Clip, Source, open_source, task_of
+from dymn.data.detect import detect
+from dymn.errors import DataError
+from dymn.evaluation import metrics
+from dymn.evaluation.linear import Examples
+from dymn.evaluation.rounds import rounds_of
+from dymn.inference.embedding import Embedder, EmbedSettings
+from dymn.runtime.backend import Floats
+
+AUTO = "auto"
+
+
+class Result(NamedTuple):
+    """What came of one round: how many clips were learned from and tested on, the chosen C, and its figures."""
+
+    name: str
+    train: int
+    test: int
+    c: float
+    figures: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Probed:
+    """How much a linear model tells from embeddings of a dataset.
+
+    Attributes:
+        kind: a key of `dymn.data.TASKS`.
+        metric: which figure counts, "accuracy" or "mAP".
+        labels: names of the C classes.
+        results: of each fold, or of the test set.
+        mean: of the metric over the results.
+        std: its standard deviation over the results, not of the mean.
+        confusion: clips by class (rows) and answer (columns) [C, C], all tests together; None where clips have several labels.
+        clips: how many there are.
+        size: values of an embedding.
+        bad: reason by key of the clips that could not be read and are left out.
+    """
+
+    kind: str
+    metric: str
+    labels: tuple[str, ...]
+    results: Sequence[Result]
+    mean: float
+    std: float
+    confusion: npt.NDArray[np.int64] | None
+    clips: int
+    size: int
+    bad: Mapping[str, str]
+
+
+def probe(
+    embedder: Embedder,
+    path: str | Path,
+    *,
+    kind: str = AUTO,
+    folds: int = 5,
+    seconds: float | None = None,
+    settings: EmbedSettings | None = None,
+    batch_size: int | None = None,
+    workers: int = 0,
+    max_bad: float = 0.05,
+    options: Mapping[str, Any] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Probed:
+    """Fit a linear model to the embeddings of a dataset and measure it on clips that it has not seen.
+
+    Embeddings are standardised, the strength of the regularisation is chosen within the clips to learn from (see `rounds_of`), never by
+    the test. Clips have one class each where the dataset's task says so ("ce"), and else any number of labels; masked ones do not count.
+
+    Args:
+        embedder: a network and the layers to take.
+        path: where the dataset lies.
+        kind: a key of `TASKS`, or "auto" if its files tell.
+        folds: into how many folds to part data that have neither folds nor splits.
+        seconds: how much of each clip is heard, from its beginning; None for all.
+        settings: how longer clips are cut.
+        batch_size: windows at a time; 4 on a CPU and 32 elsewhere if None.
+        workers: processes that decode.
+        max_bad: share of the clips that may be bad.
+        options: of the dataset's reader.
+        progress: told the clips done and their total.
+
+    Raises:
+        ConfigError: if an argument is not allowed.
+        DataError: if the dataset is missing or damaged, too many clips are bad, or there are too few to learn from.
+        MissingExtraError: if scikit-learn is not installed.
+    """
+    check(seconds is None or seconds > 0, f"seconds is {seconds}; it must be above 0.")
+    if kind == AUTO:
+        kind, path = detect(path)
+    task = task_of(kind, path)
+    source = open_source(kind, path, sample_rate=embedder.sample_rate, **(options or {}))
+    rounds_of(source.catalog, folds)  # what is wrong with the folds is said before anything is computed
+    vectors, kept, bad = embed_source(
+        embedder, source, seconds=seconds, settings=settings, batch_size=batch_size, workers=workers, progress=progress
+    )
+    if len(bad) > max_bad * len(source):
+        listed = "; ".join(f"{key}: {reason}" for key, reason in list(bad.items())[:5])
+        raise DataError(
+            f"{len(bad)} of {len(source)} clips are bad, more than {max_bad:.1%}: {listed}. "
+            "Repair or remove them, or allow a larger share (max_bad)."
+        )
+    source = source.where(kept)
+    examples = Examples(vectors, source.targets, source.masks, exclusive=task.loss == "ce")
+    metric = "accuracy" if examples.exclusive else "mAP"
+    results, answers = [], []
+    for part in rounds_of(source.catalog, folds):
+        c = examples.choose(part.inner, metric)
+        scores = examples.scores(part.train, part.test, c)
+        results.append(Result(part.name, len(part.train), len(part.test), c, examples.evaluate(scores, part.test)))
+        answers.append((scores, examples.targets[part.test]))
+    values = metrics.fold_mean([result.figures for result in results], metric)
+    confusion = None
+    if examples.exclusive:
+        confusion = np.sum([metrics.confusion(scores, targets) for scores, targets in answers], axis=0)
+    return Probed(kind, metric, source.labels, results, values["mean"], values["std"], confusion, len(source), embedder.size, bad)
+
+
+def embed_source(
+    embedder: Embedder,
+    source: Source,
+    *,
+    seconds: float | None = None,
+    settings: EmbedSettings | None = None,
+    batch_size: int | None = None,
+    workers: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[Floats, list[int], dict[str, str]]:
+    """Return the embeddings of the clips that can be read [n, D], their positions, and the reason by key of the others.
+
+    Raises:
+        DataError: if no clip can be read.
+    """
+    samples = None if seconds is None else max(1, round(seconds * source.sample_rate))
+    kept: list[int] = []
+    bad: dict[str, str] = {}
+
+    def waveforms() -> Iterator[Floats]:
+        clips: DataLoader[Clip | BadClip] = DataLoader(source, batch_size=None, num_workers=workers, collate_fn=cast(Any, _as_it_is))
+        for i, clip in enumerate(clips):
+            if isinstance(clip, BadClip):
+                bad[clip.key] = clip.reason
+            else:
+                kept.append(i)
+                yield clip.waveform[:samples]
+
+    vectors = []
+    for found in embedder.embed_files(waveforms(), settings, sample_rate=source.sample_rate, batch_size=batch_size):
+        if found.error is not None:
+            raise found.error
+        vectors.append(found.vector)
+        if progress is not None:
+            progress(kept[len(vectors) - 1] + 1, len(source))
+    if not vectors:
+        raise DataError(f"No clip of {source.name} could be read, such as {next(iter(bad.items()))}.")
+    return np.stack(vectors), kept, bad
+
+
+def _as_it_is(clip: Clip | BadClip) -> Clip | BadClip:
+    return clip

@@ -1,0 +1,82 @@
+"""Online teachers: they hear the same augmented, mixed input as the student (consistent teaching; Beyer et al., 2022)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dymn.errors import ConfigError
+from dymn.models.mobilenet import MobileNet
+from dymn.runtime.accelerate import accelerate
+from dymn.weights import load_model
+
+
+class Lesson(NamedTuple):
+    """What teachers say of a batch."""
+
+    logits: Tensor  # [B, C], the mean over the ensemble
+    embedding: Tensor  # [B, D], of the first teacher
+    maps: list[Tensor]  # what each of its blocks gives, if that was asked for
+
+
+class OnlineTeachers:
+    """An ensemble of models with the student's front end and classes.
+
+    Args:
+        models: the teachers, or what `load_model` takes; they are set to evaluation mode.
+        student: the network that learns from them.
+        device: where they run.
+
+    Raises:
+        ConfigError: if a model's front end or classes are others.
+    """
+
+    def __init__(self, models: Sequence[str | MobileNet], student: MobileNet, device: torch.device, blocks: bool = False) -> None:
+        networks = [(load_model(model) if isinstance(model, str) else model).to(device).eval() for model in models]
+        for model in networks:
+            name = model.card.name or "in memory"
+            if model.card.front_end != student.card.front_end:
+                raise ConfigError(f"The teacher {name} has another front end than the student; both must hear the same log-mel.")
+            if model.card.labels != student.card.labels:
+                raise ConfigError(f"The teacher {name} has other classes than the data. Use a teacher of the same classes.")
+        self.blocks = BlockOutputs(networks[0], training=False) if blocks else None
+        # Faster forms of a network on a CPU have no blocks, which the first teacher is to show.
+        shown = 1 if blocks else 0
+        self.networks = [*networks[:shown], *(accelerate(model) if device.type == "cpu" else model for model in networks[shown:])]
+        self.embedding_size = networks[0].config.c_last  # D of the first teacher
+
+    @torch.no_grad()
+    def teach(self, log_mel: Tensor, dtype: torch.dtype | None = None) -> Lesson:
+        """Listen to [B, 1, F, T], computing in `dtype` where that is enough; None is float32."""
+        with torch.autocast(log_mel.device.type, dtype, enabled=dtype is not None):
+            answers = [network(log_mel) for network in self.networks]
+        logits = torch.stack([answer.logits.float() for answer in answers]).mean(dim=0)
+        return Lesson(logits, answers[0].embedding, [] if self.blocks is None else self.blocks.taken())
+
+
+def same_blocks(teacher: MobileNet, student: MobileNet) -> bool:
+    """Whether the feature maps after each block are of one size in both networks."""
+    one, other = ([(block.c_out, block.stride) for block in model.config.blocks] for model in (teacher, student))
+    return one == other
+
+
+class BlockOutputs:
+    """Keeps what the blocks of a network give, each time that it is called in training mode, or each time in evaluation mode."""
+
+    def __init__(self, model: MobileNet, training: bool) -> None:
+        self._maps: list[Tensor] = []
+        self._training = training
+        for block in model.blocks:
+            block.register_forward_hook(self._keep)
+
+    def _keep(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        if module.training == self._training:
+            self._maps.append(output)
+
+    def taken(self) -> list[Tensor]:
+        """Return the outputs of all blocks since the last time."""
+        maps, self._maps = self._maps, []
+        return maps

@@ -1,0 +1,224 @@
+"""Embeddings: a recording as a vector that tells much of what is in it, for small models on top.
+
+The layers that make an embedding are chosen by the names in `dymn.runtime.layers`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dymn.audio.windows import check_windows
+from dymn.config import from_dict
+from dymn.errors import DymnError
+from dymn.inference.segments import Piece, Source, computed, pieces
+from dymn.runtime.backend import Backend, Floats
+from dymn.runtime.layers import LAST, is_last
+from dymn.system.prefetch import Team
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dymn.models.mobilenet import MobileNet
+    from dymn.runtime.layer_averages import LayerAverages
+
+
+@dataclass(frozen=True)
+class EmbedSettings:
+    """How a recording is cut; the defaults are those of `dymn embed`.
+
+    Attributes:
+        window: seconds that the network hears at once; it was trained on 10.
+        hop: seconds from the start of one window to the next; `window` if None.
+        fill: what a recording or a remainder that is shorter than the window is filled with: "bare" (nothing), "repeat" or "pad" (zeros).
+    """
+
+    window: float = 10.0
+    hop: float | None = None
+    fill: str = "bare"
+
+    def __post_init__(self) -> None:
+        check_windows(self.window, self.hop, self.fill)
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """The embedding of one recording, or the error that kept it from having one.
+
+    Attributes:
+        name: the path as given; "-" for standard input, "" for what has no name.
+        seconds: how long the recording is.
+        vector: of the whole recording [D]: the mean of its windows over time; empty after an error.
+        windows: of each window [W, D].
+        spans: start and end of each window in seconds [W, 2].
+        error: why there is none, or None.
+    """
+
+    name: str
+    seconds: float = 0.0
+    vector: Floats = field(default_factory=lambda: np.empty(0, np.float32), repr=False)
+    windows: Floats = field(default_factory=lambda: np.empty((0, 0), np.float32), repr=False)
+    spans: npt.NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 2)), repr=False)
+    error: DymnError | None = None
+
+
+class Embedder:
+    """Recordings and waveforms to embeddings, whatever computes the network.
+
+    The last layer comes with every backend; other layers need PyTorch.
+
+    Attributes:
+        backend: what computes the network.
+        layers: the names of the layers, in the order of their values.
+        names: one a value, such as "block3_0" or "last_95".
+        size: number of values of an embedding, D.
+
+    Example:
+        >>> embedder = Embedder(dymn.load_model("dymn04_open"), "mels,blocks")  # doctest: +SKIP
+        >>> embedder.embed("street.wav").vector.shape  # doctest: +SKIP
+    """
+
+    def __init__(self, model: MobileNet | Backend, layers: str | Sequence[str] = LAST, precision: str = "float32") -> None:
+        """Choose the layers.
+
+        Args:
+            model: a network, which is copied and stays as it is, or a backend. Later changes of the network's weights do not reach the
+                copy; make a new embedder then.
+            layers: names of layers as in `dymn.runtime.layers`, in a list or separated by commas.
+            precision: the number format in which PyTorch computes a network, one of `dymn.system.devices.PRECISIONS`.
+
+        Raises:
+            ConfigError: if there is no such layer, one is named twice, or the backend gives the last layer alone.
+        """
+        self.backend = model if isinstance(model, Backend) else _torch_backend(model, precision)
+        self._averages: LayerAverages | None = None
+        if is_last(layers):
+            self.layers: tuple[str, ...] = (LAST,)
+            self.size = self.backend.embedding_size
+            self.names = tuple(f"{LAST}_{i}" for i in range(self.size))
+            return
+        from dymn.runtime.layer_averages import LayerAverages
+
+        self._averages = LayerAverages(self.backend.network(), layers, self.backend.precision)
+        self.layers, self.names, self.size = self._averages.layers, self._averages.names, self._averages.size
+
+    @property
+    def sample_rate(self) -> int:
+        """The sample rate of waveforms, in Hz."""
+        return self.backend.sample_rate
+
+    @property
+    def batch_size(self) -> int:
+        """The default number of windows to compute at once."""
+        return self.backend.batch_size
+
+    def run(self, features: Floats) -> Floats:
+        """Return embeddings [B, D] of a batch of the backend's `features`.
+
+        Raises:
+            ResourceError: if the batch does not fit the device's memory.
+        """
+        return self.backend.run(features).embedding if self._averages is None else self._averages.run(features)
+
+    def vectors(self, waveforms: npt.NDArray[np.generic] | Tensor) -> Floats:
+        """Return embeddings [B, D] of waveforms [B, N] at `sample_rate`, in float32.
+
+        Raises:
+            AudioError: if the waveforms are not [B, N], or a sample is not finite.
+            ConfigError: if the backend takes clips of another length.
+            ResourceError: if the batch does not fit the device's memory.
+        """
+        return self.run(self.backend.waveform_features(waveforms))
+
+    def embed(self, source: Source, sample_rate: int | None = None, **settings: Any) -> Embedding:
+        """Return the embedding of a recording and of each of its windows.
+
+        Args:
+            source: a path, "-" for standard input, an open binary file, or an array or tensor [N] or [channels, N].
+            sample_rate: of an array, in Hz; files bring their own.
+            settings: those of `EmbedSettings` by name, such as `window=1.0`.
+
+        Raises:
+            AudioError: if the source cannot be read.
+            ConfigError: if a setting is unknown or not allowed, or `sample_rate` is missing.
+        """
+        found = next(self.embed_files([source], from_dict(EmbedSettings, settings), sample_rate=sample_rate))
+        if found.error is not None:
+            raise found.error
+        return found
+
+    def embed_files(
+        self,
+        sources: Iterable[Source],
+        settings: EmbedSettings | None = None,
+        *,
+        sample_rate: int | None = None,
+        batch_size: int | None = None,
+        workers: int = 0,
+        progress: Callable[[str, float], None] | None = None,
+    ) -> Iterator[Embedding]:
+        """Embed recordings one after the other, windows of one length in common batches; only the embeddings are kept in memory.
+
+        Args:
+            sources: as in `embed`.
+            settings: how to cut.
+            sample_rate: of the arrays among the sources.
+            batch_size: how many windows go through the network at once; 4 on a CPU and 32 elsewhere if None.
+            workers: how many threads decode recordings ahead of the network; 0 is none: everything is done in turn.
+            progress: called with a recording's name and how many seconds of it are done.
+
+        Yields:
+            one `Embedding` a source, in their order. One that cannot be read has an `error`, and the others go on.
+
+        Raises:
+            ConfigError: if there are fewer than 0 workers.
+            ResourceError: if a batch does not fit the device's memory.
+        """
+        settings = settings or EmbedSettings()
+        backend = self.backend
+        batch_size = backend.batch_size if batch_size is None else batch_size
+        found = pieces(
+            sources,
+            self.sample_rate,
+            sample_rate,
+            settings.window,
+            settings.hop,
+            settings.fill,
+            prepare=backend.features,
+            team=Team(workers, batch_size, backend.enter_worker, backend.entered_workers),
+        )
+        return self.collect(computed(found, self.run, batch_size), progress)
+
+    def collect(
+        self, embedded: Iterable[tuple[Piece, Floats | None]], progress: Callable[[str, float], None] | None = None
+    ) -> Iterator[Embedding]:
+        """Yield recordings of their windows with vectors [D], in their order, as `dymn.inference.segments.computed` yields them."""
+        rows: list[Floats] = []
+        spans: list[tuple[float, float]] = []
+        for piece, row in embedded:
+            name = piece.recording.name
+            if row is not None:
+                rows.append(row)
+                spans.append((piece.start, piece.end))
+                if progress is not None:
+                    progress(name, piece.end)
+                continue
+            if piece.error is not None:
+                yield Embedding(name, error=piece.error)
+            else:
+                windows, places = np.stack(rows), np.array(spans)
+                vector = np.average(windows, axis=0, weights=places[:, 1] - places[:, 0]).astype(np.float32)
+                yield Embedding(name, piece.recording.n_samples / self.sample_rate, vector, windows, places)
+            rows, spans = [], []
+
+
+def _torch_backend(model: MobileNet, precision: str) -> Backend:
+    """Return a backend for a copy of a network, on the device where it is."""
+    from dymn.runtime.torch_backend import TorchBackend
+
+    return TorchBackend(copy.deepcopy(model), next(model.parameters()).device, precision=precision)

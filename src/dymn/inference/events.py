@@ -1,0 +1,226 @@
+"""From probabilities frame by frame to events: median filter, two thresholds, shortest gap, shortest event.
+
+All of it works on frames as they come, so that memory does not grow with the length of a recording.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from dymn.config import check
+from dymn.errors import DymnError
+from dymn.inference.frames import FramePart, Frames, FrameSettings, Times, chosen_labels, frame_parts
+from dymn.inference.segments import Source
+from dymn.runtime.backend import Backend
+from dymn.runtime.scores import Scores
+
+OFF_SHARE = 0.3
+"""The lower threshold as a share of the upper one. The defaults here were chosen with `benchmarks/events.py`."""
+GAP_TOLERANCE = 1e-9
+"""In seconds: edges are sums of rounded numbers."""
+
+
+class Event(NamedTuple):
+    """A sound with a beginning and an end, in seconds, and the highest probability of its label between them."""
+
+    label: str
+    start: float
+    end: float
+    score: float
+
+
+@dataclass(frozen=True)
+class EventSettings(FrameSettings):
+    """How to get frames, and how events are found in them.
+
+    Attributes:
+        threshold: an event has a frame with at least this probability.
+        off_threshold: an event lasts while the probability is at least this; None is `OFF_SHARE` of `threshold`.
+        median: seconds over which the median of the probabilities is taken first; up to one frame leaves them as they are.
+        min_gap: events of one label with at most this many seconds between them are joined.
+        min_duration: shorter events are dropped, in seconds.
+    """
+
+    threshold: float = 0.1
+    off_threshold: float | None = None
+    median: float = 0.0
+    min_gap: float = 0.64
+    min_duration: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(0 < self.threshold <= 1, f"threshold is {self.threshold}; it must be above 0, and at most 1.")
+        off = self.off_threshold
+        check(off is None or 0 < off <= self.threshold, f"off_threshold is {off}; it must be above 0, and at most {self.threshold}.")
+        for name in ("median", "min_gap", "min_duration"):
+            value = getattr(self, name)
+            check(0 <= value <= 3600, f"{name} is {value}; it must be from 0 to 3600 seconds.")
+
+
+@dataclass(frozen=True)
+class EventRecording:
+    """The events of one recording, or the error that prevented them.
+
+    Attributes:
+        name: the path as given; "-" for standard input, "" for what has no name.
+        seconds: the length of the recording.
+        events: in the order of their starts.
+        error: why there are none, or None.
+    """
+
+    name: str
+    seconds: float = 0.0
+    events: Sequence[Event] = ()
+    error: DymnError | None = None
+
+
+def event_files(
+    backend: Backend,
+    sources: Iterable[Source],
+    settings: EventSettings | None = None,
+    *,
+    sample_rate: int | None = None,
+    batch_size: int | None = None,
+    workers: int = 0,
+    progress: Callable[[str, float], None] | None = None,
+) -> Iterator[EventRecording]:
+    """Find the events of recordings, one recording after the other; only the events are kept in memory.
+
+    Arguments and errors are those of `dymn.inference.files.tag_files`.
+
+    Yields:
+        one `EventRecording` a source, in their order. One that cannot be read has an `error`, and the others are still done.
+    """
+    settings = settings or EventSettings()
+    parts = frame_parts(
+        backend, sources, settings, sample_rate=sample_rate, batch_size=batch_size, workers=workers, progress=progress
+    )  # fmt: skip
+    return _recordings(parts, chosen_labels(backend, settings), settings)
+
+
+def _recordings(parts: Iterable[FramePart], labels: Sequence[str], settings: EventSettings) -> Iterator[EventRecording]:
+    decider = Decider(labels, settings)
+    for part in parts:
+        if part.error is not None:
+            yield EventRecording(part.name, error=part.error)
+        else:
+            decider.feed(part.times, part.scores)
+            if part.seconds is not None:
+                yield EventRecording(part.name, part.seconds, decider.finish(part.seconds))
+        if part.is_last:
+            decider = Decider(labels, settings)
+
+
+def decide(frames: Frames, settings: EventSettings | None = None) -> list[Event]:
+    """Return the events in frames, in the order of their start, at equal starts the likeliest first."""
+    decider = Decider(frames.labels, settings)
+    decider.feed(frames.times, frames.scores)
+    return decider.finish(frames.seconds)
+
+
+class _Stretch(NamedTuple):
+    """A stretch of one label above the lower threshold: where it begins and ends in seconds, and its highest probability."""
+
+    start: float
+    end: float
+    score: np.float32
+
+
+class Decider:
+    """Decides on the events of one recording whose frames come in parts; how they are cut into parts changes nothing.
+
+    It holds the frames that the median needs, the lasting stretch of each label, and its last event, which a later one may join.
+    """
+
+    def __init__(self, labels: Sequence[str], settings: EventSettings | None = None) -> None:
+        """Prepare for the probabilities of `labels`."""
+        self._settings = s = settings or EventSettings()
+        self._labels = labels
+        self._on = np.float32(s.threshold)
+        self._off = np.float32(OFF_SHARE * s.threshold if s.off_threshold is None else s.off_threshold)
+        self._half: int | None = None  # frames on each side of one that its median takes in; known from the second frame on
+        self._times: Times = np.empty(0)  # of the undecided frames
+        self._scores = np.empty((0, len(labels)), np.float32)  # `_half` frames before the undecided ones, and these
+        self._edge = 0.0  # where the first undecided frame begins
+        self._open: dict[int, _Stretch] = {}  # by column
+        self._last: dict[int, _Stretch] = {}  # by column
+        self._events: list[Event] = []
+
+    def feed(self, times: Times, scores: Scores) -> None:
+        """Add the next frames: their middles [n] in seconds, and probabilities [n, C]."""
+        self._times = np.concatenate([self._times, times])
+        self._scores = np.concatenate([self._scores, scores])
+        if self._half is None:
+            if len(self._times) < 2:
+                return
+            self._half = max(0, round((self._settings.median / float(self._times[1] - self._times[0]) - 1) / 2))
+            self._scores = np.pad(self._scores, ((self._half, 0), (0, 0)), mode="edge")
+        count = len(self._times) - max(1, self._half)  # a frame ends half way to the next one
+        if count > 0:
+            self._decide(count, (self._times[:count] + self._times[1 : count + 1]) / 2)
+
+    def finish(self, seconds: float) -> list[Event]:
+        """Return the events of a recording of so many seconds, in the order of their start, at equal starts the likeliest first."""
+        if count := len(self._times):
+            self._scores = np.pad(self._scores, ((0, self._half or 0), (0, 0)), mode="edge")
+            between, end = (self._times[1:] + self._times[:-1]) / 2, max(seconds, float(self._times[-1]))
+            self._decide(count, np.append(between, end))
+        for column, stretch in self._open.items():
+            self._close(column, stretch._replace(end=self._edge))
+        for column, stretch in self._last.items():
+            self._keep(column, stretch)
+        self._open, self._last = {}, {}
+        return sorted(self._events, key=lambda event: (event.start, -event.score, event.label))
+
+    def _decide(self, count: int, ends: Times) -> None:
+        """Decide on the first `count` undecided frames, which end at `ends`."""
+        size = 2 * (self._half or 0) + 1
+        block = self._scores[: count + size - 1]
+        edges = np.append(self._edge, ends)
+        loud = set(np.flatnonzero(block.max(axis=0) >= self._off).tolist())
+        for column in sorted(loud | self._open.keys()):
+            self._stretches(column, medians(block[:, column], size), edges)
+        self._times, self._scores, self._edge = self._times[count:], self._scores[count:], float(edges[-1])
+
+    def _stretches(self, column: int, scores: Scores, edges: Times) -> None:
+        """Find the stretches of one label in probabilities [n] of frames between `edges` [n + 1]."""
+        opened = self._open.pop(column, None)
+        above = np.append(opened is not None, scores >= self._off)
+        changes = np.flatnonzero(above[1:] != above[:-1]).tolist()
+        bounds = changes if opened is None else [0, *changes]
+        for i in range(0, len(bounds), 2):
+            is_complete = i + 1 < len(bounds)
+            first, last = bounds[i], bounds[i + 1] if is_complete else len(scores)
+            begun = opened if opened is not None and i == 0 else _Stretch(float(edges[first]), 0.0, np.float32(-1))
+            found = _Stretch(begun.start, float(edges[last]), scores[first:last].max(initial=begun.score))
+            if is_complete:
+                self._close(column, found)
+            else:
+                self._open[column] = found
+
+    def _close(self, column: int, stretch: _Stretch) -> None:
+        """Make an event of a complete stretch if it is loud enough, one with the event before it if the gap is short enough."""
+        if stretch.score < self._on:
+            return
+        last = self._last.get(column)
+        if last is not None and stretch.start - last.end <= self._settings.min_gap + GAP_TOLERANCE:
+            stretch = _Stretch(last.start, stretch.end, max(last.score, stretch.score))
+        elif last is not None:
+            self._keep(column, last)
+        self._last[column] = stretch
+
+    def _keep(self, column: int, stretch: _Stretch) -> None:
+        if stretch.end - stretch.start >= self._settings.min_duration:
+            self._events.append(Event(self._labels[column], stretch.start, stretch.end, float(stretch.score)))
+
+
+def medians(scores: Scores, size: int) -> Scores:
+    """Return the medians of `size` consecutive values of [n], [n - size + 1]; `size` is odd."""
+    if size == 1:
+        return scores
+    found: Scores = np.median(np.lib.stride_tricks.sliding_window_view(scores, size), axis=1).astype(np.float32)
+    return found

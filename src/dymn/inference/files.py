@@ -1,0 +1,141 @@
+"""Recordings to tags: audio → windows → log-mel → network → probabilities → labels with a start and an end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from dymn.errors import DymnError
+from dymn.inference.segments import Piece, Source, computed, pieces
+from dymn.inference.selection import Selection, Tag, TagSettings, Timeline, WindowTags
+from dymn.runtime.backend import Backend
+from dymn.runtime.scores import Scores
+from dymn.system.prefetch import Team
+
+
+@dataclass(frozen=True)
+class Recording:
+    """The tags of one recording, or the error that prevented them.
+
+    Attributes:
+        name: the path as given; "-" for standard input, "" for what has no name.
+        seconds: the length of the recording.
+        tags: the labels of the whole recording, best first.
+        timeline: the labels of each window.
+        scores: the probabilities of all labels for the whole recording [C]; empty after an error.
+        error: why there are no tags, or None.
+    """
+
+    name: str
+    seconds: float = 0.0
+    tags: Sequence[Tag] = ()
+    timeline: Sequence[WindowTags] = ()
+    scores: Scores = field(default_factory=lambda: np.empty(0, np.float32), repr=False)
+    error: DymnError | None = None
+
+
+def tag_files(
+    backend: Backend,
+    sources: Iterable[Source],
+    settings: TagSettings | None = None,
+    *,
+    sample_rate: int | None = None,
+    batch_size: int | None = None,
+    workers: int = 0,
+    progress: Callable[[str, float], None] | None = None,
+) -> Iterator[Recording]:
+    """Tag recordings one after the other, their windows in common batches, in memory that does not grow with their length.
+
+    Args:
+        backend: computes the network.
+        sources: paths, "-" for standard input, open binary files, or arrays or tensors [N] or [channels, N].
+        settings: what to tag and how.
+        sample_rate: of the arrays among the sources, in Hz.
+        batch_size: number of windows that go through the network at once; the default is 4 on a CPU and 32 elsewhere.
+        workers: number of threads that decode recordings ahead of the network; with 0 everything happens in the caller's thread.
+        progress: called with a recording's name and the number of seconds of it that are done.
+
+    Yields:
+        one `Recording` a source, in their order. One that cannot be read has an `error`, and the others are still tagged.
+
+    Raises:
+        ConfigError: if a setting does not fit the model.
+        ResourceError: if a batch does not fit the device's memory.
+    """
+    settings = settings or TagSettings()
+    batch_size = backend.batch_size if batch_size is None else batch_size
+    found = pieces(
+        sources,
+        backend.sample_rate,
+        sample_rate,
+        settings.window,
+        settings.hop,
+        settings.fill,
+        prepare=backend.features,
+        team=Team(workers, batch_size, backend.enter_worker, backend.entered_workers),
+    )
+    return tagged(computed(found, lambda features: backend.run(features).probabilities, batch_size), backend, settings, progress)
+
+
+def tagged(
+    scored: Iterable[tuple[Piece, Scores | None]],
+    backend: Backend,
+    settings: TagSettings,
+    progress: Callable[[str, float], None] | None = None,
+) -> Iterator[Recording]:
+    """Return the recordings whose windows and probabilities [C] `dymn.inference.segments.computed` yields, in their order.
+
+    Raises:
+        ConfigError: at once, if a setting does not fit the model.
+    """
+    return _tagged(scored, backend.sample_rate, Selection(backend.labels, settings), settings.combine, progress)
+
+
+def _tagged(
+    scored: Iterable[tuple[Piece, Scores | None]],
+    rate: int,
+    selection: Selection,
+    combine: str,
+    progress: Callable[[str, float], None] | None,
+) -> Iterator[Recording]:
+    work = _Work(selection, combine)
+    for piece, scores in scored:
+        name = piece.recording.name
+        if scores is not None:
+            work.add(piece.start, piece.end, scores)
+            if progress is not None:
+                progress(name, piece.end)
+            continue
+        done, work = work, _Work(selection, combine)
+        if piece.error is not None:
+            yield Recording(name, error=piece.error)
+            continue
+        combined = done.scores()
+        seconds = piece.recording.n_samples / rate
+        best = selection.best(combined)
+        yield Recording(name, seconds, selection.tags(best, combined[best], 0.0, seconds), done.timeline, combined)
+
+
+class _Work:
+    """A recording while its windows come out of the network."""
+
+    def __init__(self, selection: Selection, combine: str) -> None:
+        self.timeline = Timeline(selection)
+        self._combine = combine
+        self._combined = np.zeros(len(selection.labels))
+        self._weight = 0.0
+
+    def add(self, start: float, end: float, scores: Scores) -> None:
+        """Add the probabilities [C] of a window."""
+        self.timeline.append(start, end, scores)
+        if self._combine == "max":
+            np.maximum(self._combined, scores, out=self._combined)
+        else:
+            self._combined += scores * (end - start)
+            self._weight += end - start
+
+    def scores(self) -> Scores:
+        """Return the probabilities of the whole recording [C]."""
+        return (self._combined / (self._weight or 1.0)).astype(np.float32)

@@ -1,0 +1,41 @@
+"""How embeddings are written: in each format the name of the recording and the place stand in the row of the vector."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from dymn.inference.embedding import Embedding
+from dymn.inference.formats.layout import Column, Layout, Row
+
+FORMATS = ("npy", "parquet", "csv")
+ROW_GROUP = 1024
+
+
+def rows(found: Embedding, per_window: bool) -> Iterator[Row]:
+    """Yield a row for a recording, or one for each of its windows."""
+    if not per_window:
+        yield found.name, 0.0, found.seconds, found.vector
+        return
+    for (start, end), vector in zip(found.spans.tolist(), found.windows, strict=True):
+        yield found.name, start, end, vector
+
+
+def layout(names: Sequence[str]) -> Layout[Embedding]:
+    """Return the layout of embeddings whose values have these names; failed recordings have no row.
+
+    NPY holds records with the fields file, start, end and embedding [D], Parquet the same as columns, CSV a column for each value
+    with as many digits as float32 has.
+    """
+    return Layout(
+        columns=(
+            Column("file"),
+            Column("start", "float64", ".6f"),
+            Column("end", "float64", ".6f"),
+            Column("embedding", "vector", ".9g", tuple(names)),
+        ),
+        rows=rows,
+        suffixes={f".{name}": name for name in FORMATS},
+        standard="csv",
+        formats=FORMATS,
+        row_group=ROW_GROUP,
+    )

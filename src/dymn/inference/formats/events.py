@@ -1,0 +1,57 @@
+"""How events are written: what text, JSON, CSV, Parquet, a label track and RTTM say of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from dymn.errors import visible
+from dymn.inference.formats.layout import Layout, Row, Span
+from dymn.inference.formats.origin import Origin
+from dymn.inference.formats.tags import COLUMNS, SUFFIXES
+from dymn.inference.formats.text import clock, dash
+
+if TYPE_CHECKING:
+    from dymn.inference.events import EventRecording
+
+
+def rows(recording: EventRecording, per_window: bool) -> Iterator[Row]:
+    """Yield a row for each event."""
+    for event in recording.events:
+        yield recording.name, event.start, event.end, event.label, event.score, None
+
+
+def fields(recording: EventRecording, per_window: bool) -> dict[str, Any]:
+    """Return the events as JSON types."""
+    events = [
+        {"label": event.label, "start": round(event.start, 3), "end": round(event.end, 3), "score": round(event.score, 6)}
+        for event in recording.events
+    ]
+    return {"events": events}
+
+
+def text(recording: EventRecording, origin: Origin) -> Iterator[str]:
+    """Yield a line for each event."""
+    yield f"{visible(recording.name)}  ({clock(recording.seconds)})\n"
+    for event in recording.events:
+        yield f"  {clock(event.start)} {dash(origin.plain)} {clock(event.end)}  {event.score:.2f}  {event.label}\n"
+    if not recording.events:
+        yield "  No label reaches the threshold.\n"
+    yield "\n"
+
+
+def spans(recording: EventRecording) -> list[Span]:
+    """Return the events as stretches."""
+    return [Span(event.start, event.end, event.label, event.score) for event in recording.events]
+
+
+EVENTS: Layout[EventRecording] = Layout(
+    columns=COLUMNS,
+    rows=rows,
+    suffixes=SUFFIXES | {".rttm": "rttm", ".txt": "text", "": "text"},
+    standard="text",
+    formats=("text", "csv", "json", "jsonl", "parquet", "audacity", "rttm"),
+    fields=fields,
+    text=text,
+    spans=spans,
+)

@@ -1,0 +1,92 @@
+"""How results of one kind look in a file: which columns their rows have, which fields their JSON, which lines their text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
+
+from dymn.errors import DymnError
+from dymn.inference.formats.origin import Origin
+
+
+class Result(Protocol):
+    """The result of one recording."""
+
+    @property
+    def name(self) -> str:
+        """The path as given."""
+
+    @property
+    def seconds(self) -> float:
+        """The length of the recording."""
+
+    @property
+    def error(self) -> DymnError | None:
+        """Why there is no result, or None."""
+
+
+R = TypeVar("R", bound=Result)
+
+Row = tuple[Any, ...]
+"""One value a column; None where there is none."""
+
+
+class Column(NamedTuple):
+    """A column of a table.
+
+    Attributes:
+        name: its name.
+        kind: "text", "float64", "float32", or "vector" of float32.
+        number: the format of a number in CSV, such as ".3f".
+        names: of the values of a vector, which are columns of their own in CSV.
+    """
+
+    name: str
+    kind: Literal["text", "float64", "float32", "vector"] = "text"
+    number: str = ""
+    names: tuple[str, ...] = ()
+
+
+class Span(NamedTuple):
+    """A stretch of a recording, in seconds, with a label and its probability."""
+
+    start: float
+    end: float
+    label: str
+    score: float
+
+
+@dataclass(frozen=True)
+class Layout(Generic[R]):
+    """What results of a kind look like in files; `dymn.inference.formats.writers` has one writer a format for all of them.
+
+    Attributes:
+        columns: of the rows; a failed recording has a row only if the last one is called "error".
+        rows: from a result without an error, and whether windows are asked for, to its rows.
+        suffixes: from the ending of a file, "" if it has none, to the name of a format.
+        standard: the format of standard output.
+        formats: the names of all formats.
+        fields: from the same two to JSON types; an iterator among them becomes a list that is never whole in memory.
+        text: from a result without an error to lines for people.
+        spans: from a result without an error to the stretches of its label track.
+        row_group: how many rows a row group of Parquet has.
+    """
+
+    columns: tuple[Column, ...]
+    rows: Callable[[R, bool], Iterable[Row]]
+    suffixes: Mapping[str, str]
+    standard: str
+    formats: tuple[str, ...]
+    fields: Callable[[R, bool], dict[str, Any]] = lambda result, per_window: {}
+    text: Callable[[R, Origin], Iterable[str]] = lambda result, origin: ()
+    spans: Callable[[R], Iterable[Span]] = lambda result: ()
+    row_group: int = 2**15
+
+    def rows_of(self, results: Iterable[R], origin: Origin) -> Iterator[Row]:
+        """Yield the rows of results, those of failed recordings included if there is a column for their errors."""
+        for result in results:
+            if result.error is None:
+                yield from self.rows(result, origin.per_window)
+            elif self.columns[-1].name == "error":
+                yield (result.name, *(None for _ in self.columns[2:]), str(result.error))

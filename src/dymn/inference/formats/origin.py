@@ -1,0 +1,34 @@
+"""What made a file of results, so that they can be made again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The version of dymn, the model, the SHA-256 of its file, and the settings.
+
+    Attributes:
+        version: of dymn.
+        model: its name.
+        digest: SHA-256 of the model's file.
+        parameters: the settings, as JSON types.
+        per_window: whether results are those of windows instead of, or in JSON beside, those of recordings.
+        plain: whether text for people is ASCII.
+        more: further facts, as JSON types, such as the layers of embeddings.
+    """
+
+    version: str
+    model: str
+    digest: str
+    parameters: dict[str, Any]
+    per_window: bool = False
+    plain: bool = False
+    more: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the origin as JSON types."""
+        parameters = self.parameters | {"per_window": self.per_window}
+        return {"version": self.version, "model": self.model, "digest": self.digest, "parameters": parameters} | self.more

@@ -1,0 +1,26 @@
+"""Times and probabilities as text for people."""
+
+from __future__ import annotations
+
+BAR_LENGTH = 20
+
+
+def clock(seconds: float) -> str:
+    """Return a time such as 5.0 s as text such as 0:05.0, with hours where there are any."""
+    tenths = round(seconds * 10)
+    minutes, rest = divmod(tenths, 600)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest / 10:04.1f}" if hours else f"{minutes}:{rest / 10:04.1f}"
+
+
+def bar(score: float, plain: bool = False) -> str:
+    """Return a probability as a bar of up to 20 letters, in ASCII if `plain`."""
+    if plain:
+        return ("#" * round(score * BAR_LENGTH)).ljust(BAR_LENGTH)
+    whole, eighths = divmod(round(score * BAR_LENGTH * 8), 8)
+    return ("█" * whole + " ▏▎▍▌▋▊▉"[eighths] * (eighths > 0)).ljust(BAR_LENGTH)
+
+
+def dash(plain: bool = False) -> str:
+    """Return what stands between the start and the end of a stretch of time."""
+    return "-" if plain else "–"

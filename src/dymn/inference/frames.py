@@ -1,0 +1,314 @@
+"""The probabilities of labels at points in time, in two ways, piece by piece.
+
+`activation` runs the network over windows as long as those of its training and applies its head to each frame of the last feature map,
+as class activation maps do, instead of to their mean. `windows` runs the whole network over short windows that overlap.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from dymn.config import check
+from dymn.errors import DymnError
+from dymn.inference.segments import Piece, Rows, Source, computed, pieces
+from dymn.inference.selection import Selection, TagSettings
+from dymn.runtime.backend import Backend
+from dymn.runtime.scores import Scores
+from dymn.system.prefetch import Team
+
+Times = npt.NDArray[np.float64]
+
+
+class Method(NamedTuple):
+    """How a method cuts recordings by default, in seconds."""
+
+    window: float
+    hop: float
+
+
+METHODS = {"activation": Method(10.0, 5.0), "windows": Method(1.6, 0.32)}
+"""The methods, with their windows, chosen with `benchmarks/events.py`."""
+
+
+@dataclass(frozen=True)
+class FrameSettings:
+    """How to get frames, and of which labels.
+
+    Attributes:
+        method: "windows" or "activation", see `dymn.inference.frames`.
+        window: seconds that the network hears at once; None is the method's own.
+        hop: seconds from the start of one window to the next; None is the method's own.
+        smoothing: seconds over which the feature map is averaged around each frame ("activation" only).
+        clip: the weight of the window's probability in a frame's, from 0 to 1: the probability of a frame is their weighted geometric
+            mean ("activation" only).
+        labels: patterns such as "Dog" or "*music*" of labels to choose from; none means all.
+        exclude: patterns of labels to leave out.
+    """
+
+    method: str = "windows"
+    window: float | None = None
+    hop: float | None = None
+    smoothing: float = 0.96
+    clip: float = 0.3
+    labels: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check(self.method in METHODS, f"method is {self.method!r}; allowed: {', '.join(METHODS)}.")
+        check(0 <= self.smoothing <= 60, f"smoothing is {self.smoothing}; it must be from 0 to 60 seconds.")
+        check(0 <= self.clip <= 1, f"clip is {self.clip}; it must be from 0 to 1.")
+        tagging = self.tagging()  # checks what it shares with tagging
+        for name in ("labels", "exclude"):
+            object.__setattr__(self, name, getattr(tagging, name))
+        window, hop = self.cutting()
+        check(hop <= window, f"hop is {hop} s and window {window} s; a hop beyond the window would leave stretches unheard.")
+
+    def cutting(self) -> Method:
+        """Return window and hop in seconds."""
+        usual = METHODS[self.method]
+        window = usual.window if self.window is None else self.window
+        return Method(window, min(usual.hop, window) if self.hop is None else self.hop)
+
+    def tagging(self) -> TagSettings:
+        """Return the settings that tag such windows with all chosen labels."""
+        return TagSettings(0, 0.0, self.labels, self.exclude, *self.cutting())
+
+
+@dataclass(frozen=True)
+class Frames:
+    """The probabilities of labels at points in time.
+
+    Attributes:
+        labels: the chosen labels, C of them.
+        times: the middles of the frames in seconds [T].
+        scores: probabilities [T, C].
+        seconds: the length of the recording.
+    """
+
+    labels: tuple[str, ...]
+    times: Times = field(repr=False)
+    scores: Scores = field(repr=False)
+    seconds: float
+
+    @property
+    def edges(self) -> Times:
+        """The borders of the frames [T + 1]: half way between their middles, the first at 0 and the last at the recording's end."""
+        between = (self.times[1:] + self.times[:-1]) / 2
+        return np.concatenate([[0.0], between, [max(self.seconds, self.times[-1])]])
+
+    @property
+    def hop(self) -> float:
+        """Seconds from one frame to the next."""
+        return float(self.times[1] - self.times[0]) if len(self.times) > 1 else self.seconds
+
+
+class FramePart(NamedTuple):
+    """Consecutive frames of a recording; the last part of each recording has its length, or the error that ended it."""
+
+    name: str
+    times: Times  # [n], the middles of the frames in seconds
+    scores: Scores  # [n, C]
+    seconds: float | None = None
+    error: DymnError | None = None
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the recording ends with this part."""
+        return self.seconds is not None or self.error is not None
+
+
+PART_FRAMES = 512
+"""The least number of frames of a part that is not the last: 1 MB of probabilities of 527 labels."""
+
+
+def frames(backend: Backend, source: Source, sample_rate: int | None = None, settings: FrameSettings | None = None) -> Frames:
+    """Return the probabilities of labels at points in time.
+
+    An hour has some 12,000 frames, 24 MB if all 527 labels of AudioSet are asked for; `frame_parts` holds only some of them at a time.
+
+    Args:
+        backend: computes the network.
+        source: as in `dymn.inference.files.tag_files`.
+        sample_rate: of an array, in Hz.
+        settings: how, and which labels.
+
+    Raises:
+        AudioError: if the source cannot be read.
+        ConfigError: if a setting does not fit the model, or `sample_rate` is missing.
+    """
+    settings = settings or FrameSettings()
+    parts = list(frame_parts(backend, [source], settings, sample_rate=sample_rate))
+    last = parts[-1]
+    if last.error is not None:
+        raise last.error
+    times: Times = np.concatenate([part.times for part in parts])
+    scores: Scores = np.concatenate([part.scores for part in parts])
+    return Frames(chosen_labels(backend, settings), times, scores, last.seconds or 0.0)
+
+
+def chosen_labels(backend: Backend, settings: FrameSettings) -> tuple[str, ...]:
+    """Return the labels that are asked for, in the order of a backend's.
+
+    Raises:
+        ConfigError: if a pattern matches no label.
+    """
+    return tuple(backend.labels[i] for i in Selection(backend.labels, settings.tagging()).allowed)
+
+
+def frame_parts(
+    backend: Backend,
+    sources: Iterable[Source],
+    settings: FrameSettings | None = None,
+    *,
+    sample_rate: int | None = None,
+    batch_size: int | None = None,
+    workers: int = 0,
+    progress: Callable[[str, float], None] | None = None,
+) -> Iterator[FramePart]:
+    """Return the frames of recordings in parts, in memory that does not grow with the length of a recording.
+
+    Arguments and errors are those of `dymn.inference.files.tag_files`.
+
+    Yields:
+        parts of some `PART_FRAMES` frames in the order of the recordings and of time; the last part of each recording `is_last`.
+    """
+    settings = settings or FrameSettings()
+    batch_size = backend.batch_size if batch_size is None else batch_size
+    maker = _MAKERS[settings.method](backend, settings)
+    found = pieces(
+        sources,
+        backend.sample_rate,
+        sample_rate,
+        maker.window,
+        maker.hop,
+        maker.fill,
+        prepare=backend.features,
+        team=Team(workers, batch_size, backend.enter_worker, backend.entered_workers),
+    )
+    return _parts(computed(found, maker.compute, batch_size), maker, backend.sample_rate, progress)
+
+
+def _parts(
+    scored: Iterable[tuple[Piece, Rows | None]], maker: _FrameMaker, rate: int, progress: Callable[[str, float], None] | None
+) -> Iterator[FramePart]:
+    times: list[Times] = []
+    scores: list[Scores] = []
+    for piece, row in scored:
+        name, is_last = piece.recording.name, row is None
+        seconds = piece.recording.n_samples / rate if is_last and piece.error is None else None
+        middles, values = maker.finish(seconds) if row is None else maker.add(piece, row)
+        times.append(middles)
+        scores.append(values)
+        if progress is not None and not is_last:
+            progress(name, piece.end)
+        if is_last or sum(map(len, times)) >= PART_FRAMES:
+            yield FramePart(name, np.concatenate(times), np.concatenate(scores), seconds, piece.error)
+            times, scores = [], []
+
+
+class _FrameMaker(ABC):
+    """How windows become frames: how they are cut and computed, and the frames that are complete after each.
+
+    Attributes:
+        window: seconds of a window.
+        hop: seconds from the start of one window to the next.
+        fill: what a shorter window is filled with, a key of `dymn.audio.windows.FILLS`.
+    """
+
+    fill: str
+
+    def __init__(self, backend: Backend, settings: FrameSettings) -> None:
+        self.window, self.hop = settings.cutting()
+        self._backend, self._settings = backend, settings
+        self._chosen = Selection(backend.labels, settings.tagging()).allowed
+
+    @abstractmethod
+    def compute(self, features: Rows) -> Rows:
+        """Return a row [B, ...] for each of a batch of windows."""
+
+    @abstractmethod
+    def add(self, piece: Piece, row: Rows) -> tuple[Times, Scores]:
+        """Return times [n] and probabilities [n, C] of the frames that no later window changes."""
+
+    def finish(self, seconds: float | None) -> tuple[Times, Scores]:
+        """Return the other frames of a recording of so many seconds, or none if it failed (None); forget the recording."""
+        return np.empty(0), np.empty((0, len(self._chosen)), np.float32)
+
+
+class _WindowFrames(_FrameMaker):
+    """One frame a window, in its middle."""
+
+    fill = "repeat"
+
+    def compute(self, features: Rows) -> Rows:
+        """Return probabilities [B, C]."""
+        return self._backend.run(features).probabilities[:, self._chosen]
+
+    def add(self, piece: Piece, row: Rows) -> tuple[Times, Scores]:
+        """Return the frame of a window."""
+        return np.array([(piece.start + piece.end) / 2]), row[None]
+
+
+class _ActivationFrames(_FrameMaker):
+    """The frames of the last feature map. Windows begin at multiples of a frame, so that the frames of overlapping ones coincide.
+
+    They are averaged there; those in the middle of a window count most.
+    """
+
+    fill = "bare"
+
+    def __init__(self, backend: Backend, settings: FrameSettings) -> None:
+        super().__init__(backend, settings)
+        self._frame = backend.frame_samples / backend.sample_rate  # seconds
+        self.window, self.hop = (max(1, round(seconds / self._frame)) * self._frame for seconds in settings.cutting())
+        self._smoothing = max(0, round((settings.smoothing / self._frame - 1) / 2)) * 2 + 1  # odd, to be symmetric around a frame
+        self._reset()
+
+    def _reset(self) -> None:
+        self._first = 0  # index of the first frame in `_total`
+        self._total = np.zeros((0, len(self._chosen)), np.float32)
+        self._weights = np.zeros((0, 1), np.float32)
+
+    def compute(self, features: Rows) -> Rows:
+        """Return probabilities of frames [B, T, C]."""
+        output = self._backend.frame_run(features, self._smoothing)
+        frames, clip, share = output.frames[:, :, self._chosen], output.probabilities[:, None, self._chosen], self._settings.clip
+        return frames if share == 0 else frames ** (1 - share) * clip**share
+
+    def add(self, piece: Piece, row: Rows) -> tuple[Times, Scores]:
+        """Add the frames [T, C] of a window; return those before it, which no later window reaches."""
+        done = self._take(round(piece.start / self._frame) - self._first)
+        length = len(row)
+        missing = ((0, max(0, length - len(self._total))), (0, 0))
+        self._total, self._weights = np.pad(self._total, missing), np.pad(self._weights, missing)
+        ramp = np.minimum(np.arange(1, length + 1), np.arange(length, 0, -1)).astype(np.float32)[:, None]
+        self._total[:length] += row * ramp
+        self._weights[:length] += ramp
+        return done
+
+    def finish(self, seconds: float | None) -> tuple[Times, Scores]:
+        """Return the other frames that begin within the recording."""
+        is_first = self._first == 0
+        times, scores = self._take(len(self._total))
+        self._reset()
+        if seconds is None:
+            return super().finish(seconds)
+        heard = max(int(is_first), int(np.searchsorted(times, seconds)))
+        return times[:heard], scores[:heard]
+
+    def _take(self, count: int) -> tuple[Times, Scores]:
+        # Convolutions of stride s centre frame i on frame i * s of the spectrogram.
+        times: Times = np.arange(self._first, self._first + count, dtype=np.float64) * self._frame
+        scores = self._total[:count] / self._weights[:count]
+        self._total, self._weights = self._total[count:], self._weights[count:]
+        self._first += count
+        return times, scores
+
+
+_MAKERS: dict[str, type[_FrameMaker]] = {"activation": _ActivationFrames, "windows": _WindowFrames}

@@ -1,0 +1,158 @@
+"""Runs over many recordings that can be interrupted at any moment and resumed: each recording is computed once.
+
+Results go to a `Journal` as they come, and from there to the output, which is written when all are there. So the output depends on
+the journal alone, not on how often the run was interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic
+
+import numpy as np
+
+from dymn.errors import AudioError, DataError, DymnError
+from dymn.inference.files import Recording
+from dymn.inference.formats.layout import R
+from dymn.inference.journal import Journal, Task, stamp
+from dymn.inference.segments import source_name
+from dymn.inference.selection import Tag, WindowTags
+
+if TYPE_CHECKING:
+    from dymn.inference.embedding import Embedding
+    from dymn.inference.events import EventRecording
+
+
+@dataclass(frozen=True)
+class Kind(Generic[R]):
+    """How results of a kind are stored in a journal.
+
+    Attributes:
+        pack: from a result to bytes, which hold all of it that is written to the output.
+        unpack: from name, seconds and those bytes to a result that is written in the same way.
+        failed: from name and error to a result.
+    """
+
+    pack: Callable[[R], bytes]
+    unpack: Callable[[str, float, bytes], R]
+    failed: Callable[[str, DymnError], R]
+
+
+def compute(
+    journal: Journal, kind: Kind[R], work: Callable[[Iterator[Path]], Iterator[R]], done: Callable[[R], None] = lambda result: None
+) -> None:
+    """Compute the recordings that a journal lists and has no result of.
+
+    Args:
+        journal: with a list of recordings.
+        kind: of the results.
+        work: yields one result a path, in their order, such as `Tagger.tag_files`.
+        done: called with each result once it is in the journal.
+
+    Raises:
+        BaseException: what `work` raises; all results up to then are kept.
+    """
+    begun: deque[Task] = deque()
+
+    def paths() -> Generator[Path, None, None]:
+        for task in journal.to_do():
+            begun.append(task)
+            yield task.name
+
+    source = paths()
+    with closing(source):
+        for result in work(source):
+            task = begun.popleft()
+            if result.error is None and stamp(task.path) != task.stamp:
+                changed = AudioError(f"{result.name} changed while it was read. Start the command again when it is complete.")
+                result = kind.failed(result.name, changed)
+            if result.error is not None:
+                journal.put(task, 0.0, None, str(result.error))
+            else:
+                journal.put(task, result.seconds, kind.pack(result), None)
+            done(result)
+
+
+def results(journal: Journal, kind: Kind[R]) -> Iterator[R]:
+    """Yield the results of all recordings that a journal lists, in their order.
+
+    Raises:
+        DataError: if one is missing, damaged, or not what a run stores.
+    """
+    for done in journal.results():
+        name = source_name(done.name)
+        if done.result is None:
+            yield kind.failed(name, AudioError(done.error or ""))
+            continue
+        try:
+            unpacked = kind.unpack(name, done.seconds, done.result)
+        except (ValueError, TypeError, LookupError, OverflowError, RecursionError) as error:
+            raise DataError(f"{journal.path} is damaged: the result of {name} is not valid. --fresh starts over.") from error
+        yield unpacked
+
+
+def tags(per_window: bool) -> Kind[Recording]:
+    """Return how tags are stored: those of recordings, and with `per_window` those of their windows."""
+
+    def pack(found: Recording) -> bytes:
+        whole = [(tag.label, tag.score) for tag in found.tags]
+        windows = found.timeline if per_window else ()
+        parts = [(window.start, window.end, [(tag.label, tag.score) for tag in window.tags]) for window in windows]
+        return _packed([whole, parts])
+
+    def unpack(name: str, seconds: float, packed: bytes) -> Recording:
+        whole, parts = json.loads(packed.decode("utf-8", "surrogatepass"), parse_constant=_refuse)
+        timeline = [WindowTags(float(start), float(end), _tags(pairs, float(start), float(end))) for start, end, pairs in parts]
+        return Recording(name, seconds, _tags(whole, 0.0, seconds), timeline)
+
+    return Kind(pack, unpack, lambda name, error: Recording(name, error=error))
+
+
+def _tags(pairs: Iterable[tuple[str, float]], start: float, end: float) -> list[Tag]:
+    return [Tag(str(label), float(score), start, end) for label, score in pairs]
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not a score")
+
+
+def events() -> Kind[EventRecording]:
+    """Return how events are stored."""
+    from dymn.inference.events import Event, EventRecording
+
+    def unpack(name: str, seconds: float, packed: bytes) -> EventRecording:
+        found = json.loads(packed.decode("utf-8", "surrogatepass"), parse_constant=_refuse)
+        events = [Event(str(label), float(start), float(end), float(score)) for label, start, end, score in found]
+        return EventRecording(name, seconds, events)
+
+    return Kind(lambda found: _packed(list(found.events)), unpack, lambda name, error: EventRecording(name, error=error))
+
+
+def _packed(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
+
+
+def embeddings(per_window: bool, size: int) -> Kind[Embedding]:
+    """Return how embeddings of `size` values are stored: those of recordings, or with `per_window` those of their windows."""
+    from dymn.inference.embedding import Embedding
+
+    kind = np.dtype([("span", "<f8", (2,)), ("vector", "<f4", (size,))])
+
+    def pack(found: Embedding) -> bytes:
+        rows = np.empty(len(found.windows) if per_window else 1, kind)
+        rows["span"] = found.spans if per_window else (0.0, found.seconds)
+        rows["vector"] = found.windows if per_window else found.vector
+        return rows.tobytes()
+
+    def unpack(name: str, seconds: float, packed: bytes) -> Embedding:
+        rows = np.frombuffer(packed, kind)
+        if per_window:
+            return Embedding(name, seconds, windows=rows["vector"], spans=rows["span"])
+        return Embedding(name, seconds, rows["vector"][0])
+
+    return Kind(pack, unpack, lambda name, error: Embedding(name, error=error))

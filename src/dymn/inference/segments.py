@@ -1,0 +1,168 @@
+"""Recordings as windows, and windows through a network in common batches: what tags and embeddings have in common."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeAlias, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from dymn.audio import reading
+from dymn.audio.windows import Filled, Samples, cut, fill
+from dymn.config import check
+from dymn.errors import AudioError, ConfigError, DymnError
+from dymn.system.prefetch import Team, ahead
+
+if TYPE_CHECKING:
+    import torch
+
+Source: TypeAlias = "str | Path | BinaryIO | npt.NDArray[Any] | torch.Tensor"
+Rows: TypeAlias = npt.NDArray[np.float32]
+R = TypeVar("R")
+
+
+@dataclass
+class Opened:
+    """A recording while its windows are on their way: its name as given, and how many samples have been read of it."""
+
+    name: str
+    n_samples: int = 0
+
+
+class Piece(NamedTuple):
+    """What is computed with of a window, with its place in seconds; or the end of the recording (no features), or its failure."""
+
+    recording: Opened
+    start: float = 0.0
+    end: float = 0.0
+    features: Rows | None = None
+    error: DymnError | None = None
+
+
+def blocks(source: Source, rate: int, sample_rate: int | None = None) -> Iterable[Samples]:
+    """Return a source as blocks [n] of mono samples at `rate` Hz.
+
+    Args:
+        source: a path, "-" for standard input, an open binary file, or an array or tensor [N] or [channels, N].
+        rate: wanted, in Hz.
+        sample_rate: of an array, in Hz; files bring their own.
+
+    Raises:
+        AudioError: if the source cannot be read; of a file, with the first block or where the damage is.
+        ConfigError: if `sample_rate` is missing, or the source is of another type.
+    """
+    if reading.is_array(source):
+        if sample_rate is None:
+            raise ConfigError("An array has no sample rate of its own. Give sample_rate in Hz.")
+        return [reading.from_array(source, sample_rate, rate)]
+    given: object = source
+    if not isinstance(given, (str, os.PathLike)) and not hasattr(given, "read"):
+        remedy = " Give io.BytesIO of it." if isinstance(given, (bytes, bytearray, memoryview)) else ""
+        kind = type(given).__name__
+        raise ConfigError(f"A recording is a path, an open binary file, or an array or tensor; it is of type {kind} here.{remedy}")
+    return reading.stream(source, rate)
+
+
+Prepare: TypeAlias = Callable[[Iterable[Filled], int], Iterator[Rows]]
+"""From the windows of a recording, which begin so many samples apart, to what is computed with of each."""
+
+
+def samples_of(windows: Iterable[Filled], hop: int) -> Iterator[Rows]:
+    """Take the samples of windows as they are."""
+    return (window.samples for window in windows)
+
+
+def pieces(
+    sources: Iterable[Source],
+    rate: int,
+    sample_rate: int | None,
+    window: float,
+    hop: float | None,
+    how: str,
+    *,
+    prepare: Prepare = samples_of,
+    team: Team | None = None,
+) -> Iterator[Piece]:
+    """Cut recordings into windows, one after the other, reading no more than is asked for; an error ends only its own recording.
+
+    Args:
+        sources: as in `blocks`.
+        rate: of the windows, in Hz.
+        sample_rate: of the arrays among the sources.
+        window: seconds of a window.
+        hop: seconds from the start of one window to the next; `window` if None.
+        how: what a shorter recording or remainder is filled up with, a key of `dymn.audio.windows.FILLS`.
+        prepare: makes of the windows of a recording what is computed with.
+        team: the threads that do all this ahead of their reader; None does it when it is asked for.
+    """
+    length, step = round(window * rate), round((hop or window) * rate)
+
+    def work(source: Source) -> Generator[Piece, None, None]:
+        recording = Opened(source_name(source))
+        places: deque[tuple[float, float]] = deque()
+
+        def windows() -> Iterator[Filled]:
+            for start, samples in cut(_counted(blocks(source, rate, sample_rate), recording), length, step):
+                places.append((start / rate, (start + len(samples)) / rate))
+                yield Filled(fill(samples, length, how), len(samples))
+
+        error: DymnError | None = None
+        try:
+            for features in prepare(windows(), step):
+                yield Piece(recording, *places.popleft(), features)
+            if recording.n_samples == 0:
+                raise AudioError(f"{recording.name or 'The array'} has no samples. Give a recording that is not empty.")
+        except DymnError as failure:
+            error = failure
+        except OSError as failure:
+            error = AudioError(f"{recording.name}: {failure.strerror or failure}. Check that the file is there and readable.")
+        yield Piece(recording, error=error)
+
+    return ahead(work, sources, team or Team())
+
+
+def computed(found: Iterable[Piece], compute: Callable[[Rows], Iterable[R]], batch_size: int) -> Iterator[tuple[Piece, R | None]]:
+    """Yield pieces in their order, windows with their row of what `compute` makes of a batch of features [B, ...] of one shape.
+
+    Raises:
+        ConfigError: at once, if the batch size is below 1.
+    """
+    check(batch_size >= 1, f"batch_size is {batch_size}; it must be at least 1.")
+    return _computed(found, compute, batch_size)
+
+
+def _computed(found: Iterable[Piece], compute: Callable[[Rows], Iterable[R]], batch_size: int) -> Iterator[tuple[Piece, R | None]]:
+    batch: list[Piece] = []
+    shapes: list[tuple[int, ...]] = []
+    for piece in found:
+        if piece.features is not None:
+            if len(shapes) == batch_size or (shapes and shapes[0] != piece.features.shape):
+                yield from _run(batch, compute)
+                batch, shapes = [], []
+            shapes.append(piece.features.shape)
+        batch.append(piece)
+    yield from _run(batch, compute)
+
+
+def _run(batch: list[Piece], compute: Callable[[Rows], Iterable[R]]) -> Iterator[tuple[Piece, R | None]]:
+    features = [piece.features for piece in batch if piece.features is not None]
+    rows = iter(compute(np.stack(features)) if features else ())
+    for piece in batch:
+        yield piece, (None if piece.features is None else next(rows))
+
+
+def _counted(found: Iterable[Samples], recording: Opened) -> Iterator[Samples]:
+    for block in found:
+        recording.n_samples += len(block)
+        yield block
+
+
+def source_name(source: Source) -> str:
+    """Return a source's name as printable text, also where a file's name is no valid text."""
+    name = source if isinstance(source, (str, os.PathLike)) else getattr(source, "name", "")
+    return os.fsencode(name).decode("utf-8", "replace") if isinstance(name, (str, os.PathLike)) else str(name)

@@ -1,0 +1,161 @@
+"""Which labels of a window or a recording are given: names and patterns, thresholds, the best few."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from dymn.audio.windows import check_windows
+from dymn.config import check
+from dymn.errors import ConfigError
+from dymn.runtime.scores import Scores
+
+COMBINATIONS = ("max", "mean")
+
+
+class Tag(NamedTuple):
+    """A label, its probability, and the stretch of the recording in seconds that it is about."""
+
+    label: str
+    score: float
+    start: float
+    end: float
+
+
+@dataclass(frozen=True)
+class TagSettings:
+    """What to tag and how; the defaults are those of `dymn tag`.
+
+    Attributes:
+        top_k: how many labels to give at most, best first; 0 is all of them.
+        threshold: the least probability of a label to be given.
+        labels: patterns such as "Dog" or "*music*" of labels to choose from; none means all. Upper and lower case are the same.
+        exclude: patterns of labels to leave out.
+        window: seconds that the network hears at once; it was trained on 10.
+        hop: seconds from the start of one window to the next; `window` if None.
+        fill: what a recording or a remainder that is shorter than the window is filled with: "repeat", "pad" (zeros) or "bare" (not).
+        combine: how the windows make the answer for a recording: a label's "max" (is it anywhere?) or its "mean" over time.
+    """
+
+    top_k: int = 10
+    threshold: float = 0.0
+    labels: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    window: float = 10.0
+    hop: float | None = None
+    fill: str = "repeat"
+    combine: str = "max"
+
+    def __post_init__(self) -> None:
+        check(isinstance(self.top_k, int) and self.top_k >= 0, f"top_k is {self.top_k!r}; it must be a whole number, 0 for all labels.")
+        check(0 <= self.threshold <= 1, f"threshold is {self.threshold}; it must be from 0 to 1.")
+        check_windows(self.window, self.hop, self.fill)
+        check(self.combine in COMBINATIONS, f"combine is {self.combine!r}; allowed: {', '.join(COMBINATIONS)}.")
+        for name in ("labels", "exclude"):
+            value = getattr(self, name)
+            check(not isinstance(value, str), f"{name} is the text {value!r}; it must be a list of patterns.")
+            object.__setattr__(self, name, tuple(value))
+
+
+class Selection:
+    """Which of a model's labels are asked for, and which of those a vector of probabilities gives."""
+
+    def __init__(self, labels: Sequence[str], settings: TagSettings) -> None:
+        """Look up the patterns of `settings` among `labels`.
+
+        Raises:
+            ConfigError: if a pattern matches no label, or nothing is left to choose from.
+        """
+        chosen = matching(labels, settings.labels) if settings.labels else set(range(len(labels)))
+        chosen -= matching(labels, settings.exclude)
+        check(bool(chosen), f"No label is left: all that labels={settings.labels} allow are excluded by exclude={settings.exclude}.")
+        self.labels = labels
+        self.threshold = settings.threshold
+        self.allowed = np.array(sorted(chosen))
+        self.count = min(settings.top_k or len(chosen), len(chosen))
+
+    def best(self, scores: Scores) -> npt.NDArray[np.intp]:
+        """Return the indices of the labels that probabilities [C] give, best first."""
+        order = np.argsort(-scores[self.allowed], kind="stable")[: self.count]
+        best = self.allowed[order]
+        chosen: npt.NDArray[np.intp] = best[scores[best] >= self.threshold]
+        return chosen
+
+    def tags(self, indices: npt.NDArray[np.intp], scores: npt.NDArray[np.floating[Any]], start: float, end: float) -> list[Tag]:
+        """Return labels and their probabilities as tags of a stretch."""
+        return [Tag(self.labels[i], float(score), start, end) for i, score in zip(indices, scores, strict=True)]
+
+
+def matching(labels: Sequence[str], patterns: Sequence[str]) -> set[int]:
+    """Return the indices of the labels that any of the patterns names, upper and lower case being the same.
+
+    A pattern is a label, or a shell-style pattern, or several of them with commas between; labels may hold commas themselves.
+
+    Raises:
+        ConfigError: if a pattern names no label; the message names similar ones.
+    """
+    found: set[int] = set()
+    for pattern in patterns:
+        whole = _matches(labels, pattern)
+        for part in [pattern] if whole else [text.strip() for text in pattern.split(",")]:
+            matches = _matches(labels, part)
+            if not matches:
+                close = difflib.get_close_matches(part, labels, n=3, cutoff=0.5) or [x for x in labels if part.lower() in x.lower()][:3]
+                hint = f"Did you mean: {'; '.join(close)}?" if close else "`dymn tag --help` tells how patterns work."
+                raise ConfigError(f"The model has no label {part!r}. {hint}")
+            found |= matches
+    return found
+
+
+def _matches(labels: Sequence[str], pattern: str) -> set[int]:
+    wanted = pattern.strip().lower()
+    exact = {i for i, label in enumerate(labels) if label.lower() == wanted}
+    return exact or {i for i, label in enumerate(labels) if fnmatch.fnmatchcase(label.lower(), wanted)}
+
+
+class WindowTags(NamedTuple):
+    """A stretch of a recording in seconds, and its tags, best first."""
+
+    start: float
+    end: float
+    tags: list[Tag]
+
+
+class Timeline(Sequence[WindowTags]):
+    """The tags of each window of a recording, kept small: a day of windows takes a few megabytes."""
+
+    def __init__(self, selection: Selection) -> None:
+        self._selection = selection
+        self._spans: list[tuple[float, float]] = []
+        self._indices: list[npt.NDArray[np.int16 | np.int32]] = []
+        self._scores: list[Scores] = []
+        self._small = np.int16 if len(selection.labels) < 2**15 else np.int32
+
+    def append(self, start: float, end: float, scores: Scores) -> None:
+        """Add a window with probabilities [C]."""
+        best = self._selection.best(scores)
+        self._spans.append((start, end))
+        self._indices.append(best.astype(self._small))
+        self._scores.append(scores[best])
+
+    def matrix(self) -> tuple[npt.NDArray[np.float64], Scores]:
+        """Return start and end of each window [W, 2], and probabilities [W, C]; those that were not kept are 0."""
+        scores = np.zeros((len(self), len(self._selection.labels)), np.float32)
+        for row, indices, values in zip(scores, self._indices, self._scores, strict=True):
+            row[indices] = values
+        return np.array(self._spans, np.float64).reshape(-1, 2), scores
+
+    def __len__(self) -> int:
+        return len(self._spans)
+
+    def __getitem__(self, i: Any) -> Any:
+        if isinstance(i, slice):
+            return [self[j] for j in range(*i.indices(len(self)))]
+        start, end = self._spans[i]
+        return WindowTags(start, end, self._selection.tags(self._indices[i].astype(np.intp), self._scores[i], start, end))

@@ -1,0 +1,149 @@
+"""Tags of sound that arrives in chunks, equal to those of a file with the same sound."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from dymn.audio.resampling import Resampler
+from dymn.audio.samples import to_float32, to_mono
+from dymn.audio.windows import Cutter, Filled, Window, fill
+from dymn.config import check
+from dymn.errors import AudioError
+from dymn.inference.selection import Selection, TagSettings, WindowTags
+from dymn.runtime.backend import Backend
+
+if TYPE_CHECKING:
+    from dymn.audio.microphone import Chunk
+
+
+class Heard(NamedTuple):
+    """The tags of a window, and the seconds of sound that have been dropped so far."""
+
+    window: WindowTags
+    dropped: float
+
+
+def follow(backend: Backend, chunks: Iterable[Chunk], sample_rate: int, settings: TagSettings | None = None) -> Iterator[Heard]:
+    """Yield the tags of each window of live sound. Where sound was dropped, a fresh window begins, at its true time.
+
+    Args:
+        backend: computes the network.
+        chunks: samples, and the number of frames that were dropped before them.
+        sample_rate: of the samples, in Hz.
+        settings: what to tag and how.
+
+    Raises:
+        AudioError: for samples that are not finite, and whatever `chunks` raises.
+    """
+    stream = Stream(backend, sample_rate, settings)
+    lost = 0
+    for samples, dropped in chunks:
+        if dropped:
+            lost += dropped
+            stream = Stream(backend, sample_rate, settings, stream.seconds + dropped / sample_rate)
+        for window in stream.feed(samples):
+            yield Heard(window, lost / sample_rate)
+    for window in stream.finish():
+        yield Heard(window, lost / sample_rate)
+
+
+class Stream:
+    """Takes chunks of samples and gives the tags of each window as soon as it is complete.
+
+    A window is complete when a tenth of its length beyond it has been fed, because a shorter remainder at the end belongs to it. How
+    the sound is cut into chunks changes no bit of the answers; `Tagger.timeline`, which computes several windows at once, gives the
+    same to about 1e-6.
+
+    Example:
+        >>> stream = tagger.stream(sample_rate=16_000, window=2, hop=0.5)  # doctest: +SKIP
+        >>> for chunk in chunks:  # doctest: +SKIP
+        ...     for window in stream.feed(chunk):
+        ...         print(window.start, window.end, window.tags)
+        >>> stream.finish()  # doctest: +SKIP
+    """
+
+    def __init__(self, backend: Backend, sample_rate: int, settings: TagSettings | None = None, begin: float = 0.0) -> None:
+        """Prepare a stream.
+
+        Args:
+            backend: computes the network.
+            sample_rate: of what will be fed, in Hz.
+            settings: what to tag and how; `combine` has no effect.
+            begin: the time in seconds of the first sample.
+
+        Raises:
+            ConfigError: if the sample rate is not allowed, or a label is unknown.
+        """
+        self._settings = settings or TagSettings()
+        self._backend = backend
+        self._rate, self._begin = sample_rate, begin
+        self._selection = Selection(backend.labels, self._settings)
+        self._resampler = Resampler(sample_rate, backend.sample_rate)
+        self._length = round(self._settings.window * backend.sample_rate)
+        hop = round((self._settings.hop or self._settings.window) * backend.sample_rate)
+        self._cutter = Cutter(self._length, hop)
+        self._window: Filled | None = None
+        self._features = backend.features(self._windows(), hop)  # shared frames are computed once, as for files
+        self._fed = 0
+        self._channels = 0
+        self._finished = False
+
+    @property
+    def seconds(self) -> float:
+        """The time in seconds at the end of what has been fed."""
+        return self._begin + self._fed / self._rate
+
+    def feed(self, chunk: npt.NDArray[Any]) -> list[WindowTags]:
+        """Take a chunk and return the tags of the windows that are complete with it, in the order of time.
+
+        Args:
+            chunk: samples [n] or [n, channels], n of any size, 0 too: float with full scale 1, int8, int16, int32 or uint8.
+
+        Raises:
+            AudioError: if the chunk has another shape or type, another number of channels than those before, or values that are
+                not finite. The chunk is ignored then, and the stream can be fed further.
+            ConfigError: if the stream is finished.
+        """
+        check(not self._finished, "The stream is finished. Start another one with Tagger.stream.")
+        mono = self._mono(np.asarray(chunk))
+        self._fed += len(mono)
+        return self._answers(self._cutter.feed(self._resampler.feed(mono)))
+
+    def finish(self) -> list[WindowTags]:
+        """Return the tags of the remaining windows; nothing can be fed afterwards."""
+        if self._finished:
+            return []
+        self._finished = True
+        return self._answers(self._cutter.feed(self._resampler.finish())) + self._answers(self._cutter.finish())
+
+    def _mono(self, chunk: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        if chunk.ndim not in (1, 2) or (chunk.ndim == 2 and chunk.shape[1] == 0):
+            raise AudioError(f"The chunk has shape {list(chunk.shape)}; [n] or [n, channels] is allowed.")
+        samples = to_float32(chunk if chunk.ndim == 2 else chunk[:, None])
+        channels = samples.shape[1]
+        if channels != (self._channels or channels):
+            raise AudioError(f"The chunk has {channels} channels, and those before had {self._channels}. Start another stream for it.")
+        mono = to_mono("The stream", samples, self.seconds, self._rate)
+        self._channels = channels
+        return mono
+
+    def _answers(self, windows: Iterable[Window]) -> list[WindowTags]:
+        """Compute windows one at a time, because the size of a batch changes the last bits."""
+        answers = []
+        rate = self._backend.sample_rate
+        for start, samples in windows:
+            self._window = Filled(fill(samples, self._length, self._settings.fill), len(samples))
+            scores = self._backend.run(next(self._features)[None]).probabilities[0]
+            best = self._selection.best(scores)
+            span = self._begin + start / rate, self._begin + (start + len(samples)) / rate
+            answers.append(WindowTags(*span, self._selection.tags(best, scores[best], *span)))
+        return answers
+
+    def _windows(self) -> Iterator[Filled]:
+        """Yield the current window each time."""
+        while self._window is not None:
+            yield self._window

@@ -1,0 +1,1 @@
+"""The paper: layers, blocks, Table I, the front end."""

@@ -1,0 +1,80 @@
+"""The inverted residual block, static or dynamic (Secs. III-A and III-B, Fig. 1)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from dymn.architectures import OWN_REDUCTIONS
+from dymn.config import BlockConfig, check
+from dymn.models.layers import ATTENTIONS, CONTEXTS, Context, DynamicConv2d, DynamicReLU, StaticActivation, StaticConv2d
+from dymn.models.layers.context import BatchNorm2d
+
+
+class Stage(nn.Module):
+    """Convolution, batch norm and activation at one of the three positions of a block, each dynamic or static."""
+
+    def __init__(self, block: BlockConfig, position: str, geometry: tuple[int, int, int, int, int], activation: str) -> None:
+        super().__init__()
+        c_in, c_out = geometry[:2]  # of (c_in, c_out, kernel_size, stride, groups)
+        feed = CONTEXTS[block.context].feed
+
+        def dynamic_conv(size: int) -> nn.Module:
+            return DynamicConv2d(*geometry, context_size=size, n_kernels=block.n_kernels)
+
+        def dynamic_relu(size: int) -> nn.Module:
+            return DynamicReLU(c_out, context_size=size, n_maps=block.n_maps)
+
+        self.conv: nn.Module = StaticConv2d(*geometry)
+        if position in block.dynamic_convs:
+            self.conv = feed(dynamic_conv, c_in, block.context_size, OWN_REDUCTIONS["conv"])
+        self.norm = BatchNorm2d(c_out)
+        self.activation: nn.Module = StaticActivation(activation)
+        if position in block.dynamic_relus:
+            self.activation = feed(dynamic_relu, c_out, block.context_size, OWN_REDUCTIONS["relu"])
+
+    def forward(self, x: Tensor, context: Context | None) -> Tensor:
+        """Map [B, C_in, F, T] to [B, C_out, F', T']."""
+        return self.activation(self.norm(self.conv(x, context)), context)  # type: ignore[no-any-return]
+
+
+class Skip(nn.Module):
+    """Stands where a block has no expansion or no attention."""
+
+    def forward(self, x: Tensor, context: Context | None) -> Tensor:
+        """Return x."""
+        return x
+
+
+class NoContext(nn.Module):
+    """Stands where nothing in a block asks for a context."""
+
+    def forward(self, x: Tensor) -> None:
+        """Return None."""
+
+
+class InvertedResidual(nn.Module):
+    """Expand, filter each channel, weigh, project; add the input where shapes agree."""
+
+    def __init__(self, config: BlockConfig) -> None:
+        super().__init__()
+        c = config
+        check(c.attention is None or c.attention in ATTENTIONS, f"attention is {c.attention!r}; allowed: None, {', '.join(ATTENTIONS)}.")
+        check(c.context in CONTEXTS, f"context is {c.context!r}; allowed: {', '.join(CONTEXTS)}.")
+        attention = ATTENTIONS[c.attention](c.c_exp, c.context_size, c.stride) if c.attention else Skip()
+        generator = CONTEXTS[c.context]
+        needs_context = (c.is_dynamic and generator.feeds_parts) or getattr(attention, "needs_context", False)
+        self.context = generator(c.c_in, c.context_size) if needs_context else NoContext()
+        self.expand = Stage(c, "expand", (c.c_in, c.c_exp, 1, 1, 1), c.activation) if c.c_exp != c.c_in else Skip()
+        self.depthwise = Stage(c, "depthwise", (c.c_exp, c.c_exp, c.kernel_size, c.stride, c.c_exp), c.activation)
+        self.attention = attention
+        self.project = Stage(c, "project", (c.c_exp, c.c_out, 1, 1, 1), "identity")
+        self.has_residual = c.stride == 1 and c.c_in == c.c_out
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [B, C_in, F, T] to [B, C_out, F', T']."""
+        context = self.context(x)
+        out: Tensor = self.expand(x, context)
+        out = self.depthwise(out, context)
+        out = self.attention(out, context)
+        out = self.project(out, context)
+        return x + out if self.has_residual else out

@@ -1,0 +1,54 @@
+"""Dynamic convolution (Sec. III-D, eqs. 1, 2 and 5), and its static counterpart with the same signature."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from dymn.models.layers.context import Context
+from dymn.models.layers.depthwise import can_compile, depthwise
+
+
+class StaticConv2d(nn.Conv2d):
+    """A plain convolution that ignores the context."""
+
+    def __init__(self, c_in: int, c_out: int, kernel_size: int, stride: int = 1, groups: int = 1) -> None:
+        super().__init__(c_in, c_out, kernel_size, stride, padding=kernel_size // 2, groups=groups, bias=False)
+
+    def forward(self, x: Tensor, context: Context | None = None) -> Tensor:  # noqa: D102
+        if self.groups == len(self.weight) and can_compile(x, self.weight[:, 0], self.stride[0]):
+            return depthwise(x, self.weight[:, 0].expand(len(x), -1, -1, -1), self.stride[0])
+        return super().forward(x)
+
+
+class DynamicConv2d(nn.Module):
+    """A convolution whose kernel is a mixture of K kernels, weighted for each clip by its context.
+
+    The weights of the mixture are softmax((W h + b) / temperature); the convolution has no bias. It is either pointwise
+    (kernel size 1, one group) or depthwise (as many groups as channels), the two kinds that a block consists of.
+    """
+
+    def __init__(
+        self, c_in: int, c_out: int, kernel_size: int, stride: int = 1, groups: int = 1, *, context_size: int, n_kernels: int
+    ) -> None:
+        super().__init__()
+        self.kernel_size = kernel_size
+        self.stride = stride
+        self.groups = groups
+        self.temperature = 1.0
+        self.weight = nn.Parameter(torch.empty(n_kernels, c_out, c_in // groups, kernel_size, kernel_size))
+        self.coefficients = nn.Linear(context_size, n_kernels)
+
+    def kernel_attention(self, context: Context) -> Tensor:
+        """Return the mixture weights [B, K] of eq. 2."""
+        return torch.softmax(self.coefficients(context.vector) / self.temperature, dim=1)
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        """Convolve [B, C_in, F, T] with one kernel for each clip; return [B, C_out, F', T']."""
+        attention = self.kernel_attention(context)
+        n_clips, _, n_bands, n_frames = x.shape
+        kernel = (attention @ self.weight.flatten(1)).view(n_clips, *self.weight.shape[1:])  # [B, C_out, C_in / groups, k, k]
+        if self.groups == 1:
+            product = torch.bmm(kernel.flatten(2), x.flatten(2))  # [B, C_out, F * T]: one matrix product a clip
+            return product.view(n_clips, -1, n_bands, n_frames)
+        return depthwise(x, kernel.squeeze(2), self.stride)

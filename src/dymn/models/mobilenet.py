@@ -1,0 +1,233 @@
+"""The network of Table I; DyMN and MN are two settings of it (Sec. III)."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d
+
+from dymn.architectures import HEADS, model_config
+from dymn.config import ModelCard, ModelConfig, check
+from dymn.errors import ConfigError, WeightsError
+from dymn.models.blocks import InvertedResidual
+from dymn.models.layers import DynamicConv2d
+from dymn.models.layers.context import BatchNorm2d
+from dymn.models.pretrained import Pretrained, as_array
+from dymn.system.devices import resolve_device
+from dymn.weights.checkpoint import open_checkpoint
+from dymn.weights.download import Progress
+from dymn.weights.efficientat import read_efficientat
+from dymn.weights.format import Array, Stored
+from dymn.weights.labels import numbered_labels
+
+PLAIN_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64)
+
+
+class Output(NamedTuple):
+    """What a network says of a batch of clips."""
+
+    logits: Tensor  # [B, C]
+    embedding: Tensor  # [B, D], the averaged output of the last convolution
+
+
+class MLPHead(nn.Module):
+    """Two linear layers on the averaged feature map (Table I)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(config.c_last, config.c_hidden)
+        self.activation = nn.Hardswish()
+        self.dropout = nn.Dropout(config.dropout)
+        self.classifier = nn.Linear(config.c_hidden, config.num_classes)
+
+    def forward(self, features: Tensor, embedding: Tensor) -> Tensor:
+        """Return logits [B, classes] from the embedding [B, D]."""
+        return self.classifier(self.dropout(self.activation(self.hidden(embedding))))  # type: ignore[no-any-return]
+
+    def frames(self, features: Tensor) -> Tensor:
+        """Return logits [B, T, classes]: of each frame of the feature map [B, D, F, T] as if it were the whole clip."""
+        return self.forward(features, features.mean(dim=2).transpose(1, 2))
+
+
+class FullyConvolutionalHead(nn.Module):
+    """Class scores at each place of the last feature map, then their mean, as in some published MobileNets."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.classifier = nn.Conv2d(config.c_last, config.num_classes, kernel_size=1, bias=False)
+        self.norm = nn.BatchNorm2d(config.num_classes)
+
+    def forward(self, features: Tensor, embedding: Tensor) -> Tensor:
+        """Return logits [B, classes] from the last feature map [B, D, F, T]."""
+        return self.norm(self.classifier(features)).mean(dim=(2, 3))  # type: ignore[no-any-return]
+
+    def frames(self, features: Tensor) -> Tensor:
+        """Return logits [B, T, classes], whose mean over T is that of the clip."""
+        return self.norm(self.classifier(features)).mean(dim=2).transpose(1, 2)  # type: ignore[no-any-return]
+
+
+HEADS.update(mlp=MLPHead, fully_convolutional=FullyConvolutionalHead)
+
+
+class ConvNormAct(nn.Sequential):
+    """Static convolution, batch norm, hard swish: the first and the last convolution of Table I."""
+
+    def __init__(self, c_in: int, c_out: int, kernel_size: int, stride: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(c_in, c_out, kernel_size, stride, padding=kernel_size // 2, bias=False)
+        self.norm = BatchNorm2d(c_out)
+        self.activation = nn.Hardswish()
+
+
+class MobileNet(Pretrained):
+    """The network of Table I. Which of its blocks are dynamic is the config's word; `forward` is the same for all."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        check(config.head in HEADS, f"head is {config.head!r}; allowed: {', '.join(HEADS)}.")
+        self.config = config
+        self.stem = ConvNormAct(1, config.blocks[0].c_in, kernel_size=3, stride=2)
+        self.blocks = nn.Sequential(*(InvertedResidual(block) for block in config.blocks))
+        self.last = ConvNormAct(config.blocks[-1].c_out, config.c_last, kernel_size=1, stride=1)
+        self.head = HEADS[config.head](config)
+        self.temperature = config.temperature
+
+    def features(self, log_mel: Tensor) -> Tensor:
+        """Return the last feature map [B, D, F', T'] of log-mel spectrograms [B, 1, F, T]."""
+        return self.last(self.blocks(self.stem(log_mel)))  # type: ignore[no-any-return]
+
+    def forward(self, log_mel: Tensor) -> Output:
+        """Return logits and embedding of log-mel spectrograms [B, 1, n_mels, frames], any size from one frame up.
+
+        Raises:
+            ConfigError: if the input is not of four dimensions with one channel.
+        """
+        if log_mel.ndim != 4 or log_mel.shape[1] != 1:
+            raise ConfigError(f"log_mel has shape {list(log_mel.shape)}; it must be [B, 1, n_mels, frames].")
+        features = self.features(log_mel)
+        embedding = features.mean(dim=(2, 3))
+        return Output(self.head(features, embedding), embedding)
+
+    def frame_logits(self, features: Tensor, smoothing: int = 1) -> Tensor:
+        """Return logits [B, T', C] of each frame of the last feature map [B, D, F', T'], averaged over `smoothing` frames first (odd)."""
+        if smoothing > 1:
+            features = avg_pool2d(features, (1, smoothing), stride=1, padding=(0, smoothing // 2), count_include_pad=False)
+        return self.head.frames(features)  # type: ignore[no-any-return]
+
+    @property
+    def time_stride(self) -> int:
+        """How many frames of the spectrogram lie between two of the last feature map."""
+        return 2 * math.prod(block.stride for block in self.config.blocks)
+
+    def feature_maps(self, log_mel: Tensor) -> list[Tensor]:
+        """Return the output of each block, a list of [B, C, F', T']."""
+        maps = [self.stem(log_mel)]
+        for block in self.blocks:
+            maps.append(block(maps[-1]))
+        return maps[1:]
+
+    @property
+    def temperature(self) -> float:
+        """The temperature of the kernel attention (eq. 2). Setting it reaches every block and the config."""
+        return self.config.temperature
+
+    @temperature.setter
+    def temperature(self, value: float) -> None:
+        self.config = dataclasses.replace(self.config, temperature=float(value))
+        for module in self.modules():
+            if isinstance(module, DynamicConv2d):
+                module.temperature = float(value)
+
+    def initialise(self, generator: torch.Generator | None = None) -> MobileNet:
+        """Draw fresh weights: convolutions Kaiming normal (fan out, each kernel by itself), linear layers N(0, 0.01)."""
+        for module in self.modules():
+            if isinstance(module, DynamicConv2d):
+                for kernel in module.weight.data:
+                    nn.init.kaiming_normal_(kernel, mode="fan_out", generator=generator)
+            elif isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", generator=generator)
+            elif isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=0.01, generator=generator)
+            if isinstance(module, (nn.Conv2d, nn.Linear)) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+        return self
+
+
+def create_model(name: str, num_classes: int = 527, *, generator: torch.Generator | None = None, **overrides: Any) -> MobileNet:
+    """Build a freshly initialised network, such as `create_model("dymn10", num_classes=50, n_kernels=2)`.
+
+    Args:
+        name: an architecture, see `architectures`; "dymn_s", "dymn_m" and "dymn_l" are the paper's sizes.
+        num_classes: how many classes the head scores.
+        generator: the source of the random weights; the global generator if None.
+        overrides: settings of `Variant`, by name.
+
+    Raises:
+        ConfigError: if the name or a setting is unknown, or a value is not allowed.
+    """
+    return MobileNet(model_config(name, num_classes=num_classes, **overrides)).initialise(generator)
+
+
+def load_model(name_or_path: str | Path, *, device: str | torch.device | None = "cpu", progress: Progress | None = None) -> MobileNet:
+    """Load a model with its weights, in evaluation mode; `.card` holds front end, labels, metrics and the file's SHA-256.
+
+    Args:
+        name_or_path: the name of a model with weights (see `dymn.list_models(pretrained=True)`), a `.safetensors` file of dymn,
+            a folder with one, a state dict that EfficientAT published (`.pt`), or "user/repo" or "user/repo@revision" on the
+            Hugging Face Hub. A name in the registry comes first, then what is on this machine.
+        device: where the model goes, such as "cpu" or "cuda:0"; the first CUDA device if there is one, for None.
+        progress: called during a download with the bytes done, and the bytes in all or None.
+
+    Raises:
+        WeightsError: if there is no such model, or it cannot be downloaded, read or fitted to its network.
+        ConfigError: if the device cannot be used.
+
+    Example:
+        >>> dymn.load_model("dymn04_open").card.labels[0]
+        'Speech'
+    """
+    place = resolve_device(device)
+    return MobileNet.from_stored(open_checkpoint(name_or_path, progress=progress)).to(place)
+
+
+def import_efficientat(
+    path_or_state_dict: str | Path | Mapping[str, Tensor],
+    *,
+    temperature: float = 1.0,
+    strides: Sequence[int] = (2, 2, 2, 2),
+) -> MobileNet:
+    """Build the network that a published state dict belongs to, with its weights, in evaluation mode.
+
+    Args:
+        path_or_state_dict: a file saved by `torch.save`, read without executing pickled code, or the mapping itself.
+        temperature: of the kernel attention: 1 for AudioSet models, 30 for ImageNet models.
+        strides: of blocks 2, 4, 7 and 13; (2, 2, 2, 1) for files named "s2221".
+
+    Raises:
+        WeightsError: if the file cannot be read, or does not fit; the message names missing and extra tensors.
+        ConfigError: if `temperature` or `strides` are not allowed.
+    """
+    source = path_or_state_dict if isinstance(path_or_state_dict, (str, Path)) else _arrays(path_or_state_dict)
+    config, state = read_efficientat(source, temperature=temperature, strides=strides)
+    return MobileNet.from_stored(Stored(config, ModelCard(labels=numbered_labels(config.num_classes)), state))
+
+
+def _arrays(state: object) -> dict[str, Array]:
+    """Return a mapping of names to tensors as arrays.
+
+    Raises:
+        WeightsError: if it holds anything but plain tensors: dense, of an ordinary type, and no larger than the memory behind them.
+    """
+    if not isinstance(state, Mapping) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
+        raise WeightsError("The state dict must map names to tensors and hold nothing else.")
+    for name, tensor in state.items():
+        plain = tensor.layout is torch.strided and tensor.dtype in PLAIN_TYPES and not (tensor.is_nested or tensor.is_meta)
+        if not plain or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise WeightsError(f"The state dict: {name} is not a plain tensor of numbers ({tensor.dtype}, {tensor.layout}).")
+    return {name: as_array(tensor) for name, tensor in state.items()}

@@ -1,0 +1,341 @@
+"""Tables II-XIII of the paper as data: how each row is built, and what the paper prints for it.
+
+F. Schmid, K. Koutini, G. Widmer, "Dynamic Convolutional Neural Networks as Efficient Pre-Trained Audio Models", IEEE/ACM TASLP
+2024. Multiply-adds and parameters are in millions as printed, mAP on AudioSet and accuracies in per cent. A number that our text
+of the paper lacks is None. `dymn.profiling.compare` sets our own counts beside these.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from dataclasses import replace as but
+from typing import Any
+
+from dymn.architectures import Variant
+from dymn.config import check
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a table about AudioSet: a network, how it was trained where that differs, and the printed numbers."""
+
+    name: str
+    macs: int | None  # millions
+    parameters: float | None  # millions
+    map: float | None
+    variant: Variant
+    distilled: bool = True
+    imagenet: bool = False
+    temperature: float | None = None  # of the kernel attention during training; None is 30 falling to 1
+
+    @property
+    def architecture(self) -> str:
+        """The name of the network that the row starts from: `create_model(row.architecture, **row.settings)` builds it."""
+        return f"{'mn' if self.variant.dynamic_blocks == 'none' else 'dymn'}{round(10 * self.variant.width):02d}"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings of `Variant` in which the row differs from its `architecture`; "none" stands for no attention."""
+        base = dataclasses.asdict(MN if self.variant.dynamic_blocks == "none" else DYMN)
+        own = dataclasses.asdict(self.variant)
+        different = {name: value for name, value in own.items() if value != base[name] and name != "width"}
+        return {name: "none" if value is None else value for name, value in different.items()}
+
+    @property
+    def recipe(self) -> str:
+        """The recipe that trains the row, together with `assignments`: `dymn train RECIPE --set ... --data FOLDER`."""
+        if self.distilled and self.imagenet:
+            return f"audioset_kd:{self.architecture}"
+        family = self.architecture[:-2]
+        return f"audioset_ablation:{family}_{'kd' if self.distilled else 'no_kd'}_{'pt' if self.imagenet else 'no_pt'}"
+
+    @property
+    def assignments(self) -> tuple[str, ...]:
+        """What the row changes in its `recipe`, such as "model.settings.n_kernels=2"."""
+        changes = {f"model.settings.{name}": value for name, value in self.settings.items()}
+        if self.temperature is not None:
+            changes |= {"schedule.tau_start": self.temperature, "schedule.tau_end": self.temperature}
+        return tuple(f"{name}={json.dumps(value)}" for name, value in changes.items())
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the paper: its number, what it is about, and its rows in the printed order."""
+
+    number: str
+    title: str
+    rows: tuple[Row, ...]
+
+    def __getitem__(self, name: str) -> Row:
+        """Return the row of this name.
+
+        Raises:
+            ConfigError: if the table has no such row.
+        """
+        rows = {row.name: row for row in self.rows}
+        check(name in rows, f"Table {self.number} has no row {name!r}. Its rows: {', '.join(rows)}.")
+        return rows[name]
+
+
+@dataclass(frozen=True)
+class DownstreamRow:
+    """One row of Table III: mAP on OpenMIC and FSD50K, accuracy on ESC-50 and TAU Urban Acoustic Scenes 2020 Mobile."""
+
+    name: str
+    openmic: float
+    esc50: float
+    fsd50k: float
+    dcase20: float
+    variant: Variant | None = None  # None for the work of others
+
+
+DYMN = Variant()
+MN = Variant(dynamic_blocks="none", attention="se", attention_blocks="se")
+MN_STATIC = but(MN, attention=None)
+ALL_BLOCKS = but(MN, attention_blocks="all")
+
+
+def _proposed(imagenet: bool = False, name: str = "Proposed DyMN") -> Row:
+    return Row(name, 582, 10.55, 47.7 if imagenet else 47.5, DYMN, imagenet=imagenet)
+
+
+TABLE_II = Table(
+    "II",
+    "MobileNets and DyMNs by width",
+    (
+        Row("MN (α = 0.4)", 111, 0.98, 43.0, but(MN, width=0.4), imagenet=True),
+        Row("MN (α = 0.5)", 160, 1.43, 44.2, but(MN, width=0.5), imagenet=True),
+        Row("DyMN-S", 117, 1.96, 45.0, but(DYMN, width=0.4), imagenet=True),
+        Row("MN (α = 1.0)", 541, 4.88, 47.0, MN, imagenet=True),
+        _proposed(imagenet=True, name="DyMN-M"),
+        Row("MN (α = 2.0)", 2060, 17.91, 47.8, but(MN, width=2.0), imagenet=True),
+        Row("MN (α = 3.0)", 4550, 39.09, 48.2, but(MN, width=3.0), imagenet=True),
+        Row("MN (α = 4.0)", 8030, 68.43, 48.3, but(MN, width=4.0), imagenet=True),
+        Row("DyMN-L", 2220, 39.97, 49.0, but(DYMN, width=2.0), imagenet=True),
+    ),
+)
+
+TABLE_III = (
+    DownstreamRow("Baseline", 79.5, 76.9, 43.4, 54.1),
+    DownstreamRow("SOTA", 84.3, 98.1, 69.7, 76.6),
+    DownstreamRow("SOTA CNN", 83.1, 96.7, 58.6, 73.7),
+    DownstreamRow("PaSST-S", 84.3, 96.8, 65.3, 75.6),
+    DownstreamRow("MN (α = 0.4)", 82.0, 93.2, 59.7, 69.5, but(MN, width=0.4)),
+    DownstreamRow("DyMN-S", 83.6, 96.4, 61.9, 72.9, but(DYMN, width=0.4)),
+    DownstreamRow("MN (α = 1.0)", 83.8, 96.4, 65.1, 72.1, MN),
+    DownstreamRow("DyMN-M", 84.4, 96.4, 64.2, 73.6, DYMN),
+    DownstreamRow("MN (α = 2.0)", 84.7, 96.9, 65.4, 73.2, but(MN, width=2.0)),
+    DownstreamRow("DyMN-L", 85.5, 97.4, 65.5, 75.7, but(DYMN, width=2.0)),
+    DownstreamRow("MN (α = 3.0)", 84.8, 96.8, 65.6, 73.5, but(MN, width=3.0)),
+)
+
+TABLE_IV = Table(
+    "IV",
+    "Knowledge distillation (KD) and ImageNet pre-training (PT)",
+    (
+        Row("DyMN, KD, PT", 582, 10.55, 47.7, DYMN, distilled=True, imagenet=True),
+        Row("MN, KD, PT", 541, 4.88, 47.0, MN, distilled=True, imagenet=True),
+        Row("DyMN, KD", 582, 10.55, 47.5, DYMN, distilled=True, imagenet=False),
+        Row("MN, KD", 541, 4.88, 45.8, MN, distilled=True, imagenet=False),
+        Row("DyMN, PT", 582, 10.55, 43.2, DYMN, distilled=False, imagenet=True),
+        Row("MN, PT", 541, 4.88, 44.1, MN, distilled=False, imagenet=True),
+        Row("DyMN", 582, 10.55, 43.0, DYMN, distilled=False, imagenet=False),
+        Row("MN", 541, 4.88, 42.4, MN, distilled=False, imagenet=False),
+    ),
+)
+
+TABLE_V = Table(
+    "V",
+    "Dy-Conv, Dy-ReLU and Coordinate Attention in the dynamic block",
+    (
+        _proposed(),
+        Row("MN Baseline", 541, 4.88, 45.8, MN),
+        Row("MN Static (no SE)", 540, 3.36, 44.4, MN_STATIC),
+        Row("- Dy-Conv", 577, 6.69, 47.2, but(DYMN, dynamic_convs=())),
+        Row("- Dy-ReLU", 580, 8.40, 46.9, but(DYMN, dynamic_relus=())),
+        Row("- CA", 554, 9.47, 46.9, but(DYMN, attention=None)),
+        Row("- Dy-Conv, Dy-ReLU", 574, 4.54, 46.7, but(DYMN, dynamic_convs=(), dynamic_relus=())),
+        Row("- Dy-Conv, CA", 548, 5.62, 46.6, but(DYMN, dynamic_convs=(), attention=None)),
+        Row("- Dy-ReLU, CA", 551, 7.32, 46.1, but(DYMN, dynamic_relus=(), attention=None)),
+    ),
+)
+
+TABLE_VI = Table(
+    "VI",
+    "Which blocks are dynamic",
+    (
+        _proposed(),
+        Row("MN Baseline", 541, 4.88, 45.8, MN),
+        Row("First 5 blocks dynamic", 543, 3.52, 46.2, but(DYMN, dynamic_blocks="first5")),
+        Row("Mid 5 blocks dynamic", 545, 4.09, 46.3, but(DYMN, dynamic_blocks="mid5")),
+        Row("Last 5 blocks dynamic", 572, 9.67, 46.9, but(DYMN, dynamic_blocks="last5")),
+        Row("Replace SE", 574, 9.83, 47.1, but(DYMN, dynamic_blocks="se")),
+    ),
+)
+
+TABLE_VII = Table(
+    "VII",
+    "Positions of Dy-Conv and Dy-ReLU in the dynamic block",
+    (
+        _proposed(),
+        Row("Dy-Conv Pos. 2", 577, 6.97, 47.1, but(DYMN, dynamic_convs=("depthwise",))),
+        Row("Dy-ReLU Pos. 1", 582, 10.55, 47.2, but(DYMN, dynamic_relus=("expand",))),
+        Row("Dy-ReLU Pos. 2 + 1", 584, 12.70, 47.4, but(DYMN, dynamic_relus=("depthwise", "expand"))),
+        Row("Dy-ReLU Pos. 2 + 3", 582, 11.0, 47.2, but(DYMN, dynamic_relus=("depthwise", "project"))),
+    ),
+)
+
+TABLE_VIII = Table(
+    "VIII",
+    "MobileNetV3 with an attention mechanism in all fifteen blocks",
+    (
+        Row("MN Static", 540, 3.36, 44.4, MN_STATIC),
+        Row("MN w. CA", 615, 5.78, 46.7, but(ALL_BLOCKS, attention="ca_original")),
+        Row("MN w. TA", 577, 3.37, 46.1, but(ALL_BLOCKS, attention="ta")),
+        Row("MN w. SRM", 540, 3.38, 45.9, but(ALL_BLOCKS, attention="srm")),
+        Row("MN w. SE", 541, 4.97, 45.8, but(ALL_BLOCKS, attention="se")),
+        Row("MN w. GRN", 540, 3.36, 45.3, but(ALL_BLOCKS, attention="grn")),
+        Row("MN w. CBAM", 548, 4.96, 44.6, but(ALL_BLOCKS, attention="cbam")),
+        Row("MN w. GC", 548, 4.98, 44.2, but(ALL_BLOCKS, attention="gc")),
+    ),
+)
+
+TABLE_IX = Table(
+    "IX",
+    "Channel-frequency and channel-time weights of Coordinate Attention (the body of the table is missing in our text)",
+    (
+        Row("channel-frequency and channel-time", None, None, None, DYMN),
+        Row("channel-frequency", None, None, None, but(DYMN, attention="ca_frequency")),
+        Row("channel-time", None, None, None, but(DYMN, attention="ca_time")),
+    ),
+)
+
+TABLE_X = Table(
+    "X",
+    "Number of kernels K and temperature τ of Dy-Conv",
+    (
+        Row("K = 2", 579, 7.98, 47.3, but(DYMN, n_kernels=2)),
+        _proposed(name="K = 4"),
+        Row("K = 6", 584, 13.12, 47.5, but(DYMN, n_kernels=6)),
+        _proposed(name="τ annealing"),
+        Row("τ = 1", 582, 10.55, 47.4, but(DYMN, temperature=1.0), temperature=1.0),
+        Row("τ = 10", 582, 10.55, 47.4, but(DYMN, temperature=10.0), temperature=10.0),
+        Row("τ = 30", 582, 10.55, 47.4, but(DYMN, temperature=30.0), temperature=30.0),
+    ),
+)
+
+TABLE_XI = Table(
+    "XI",
+    "Number of linear maps M of Dy-ReLU",
+    (
+        Row("M = 1", 581, 9.47, 47.2, but(DYMN, n_maps=1)),
+        _proposed(name="M = 2"),
+        Row("M = 3", 583, 11.62, 47.4, but(DYMN, n_maps=3)),
+    ),
+)
+
+TABLE_XII = Table(
+    "XII",
+    "Context generation",
+    (
+        _proposed(),
+        Row("no shared context", 583, 12.09, 47.3, but(DYMN, context="own")),
+        Row("no shared seq. parameters", 582, 10.65, 47.4, but(DYMN, context="separate")),
+        Row("concat pooled seq.", 584, 12.69, 47.4, but(DYMN, context="concatenated")),
+    ),
+)
+
+TABLE_XIII = Table(
+    "XIII",
+    "Size of the context H",
+    (
+        _proposed(name="r = 4"),
+        Row("r = 8", 573, 9.85, 47.4, but(DYMN, reduction=8)),
+        Row("r = 16", 562, 8.69, 47.3, but(DYMN, reduction=16)),
+        Row("H_min = 16", 581, 10.53, 47.4, but(DYMN, h_min=16)),
+        _proposed(name="H_min = 32"),
+        Row("H_min = 64", 587, 10.7, 47.4, but(DYMN, h_min=64)),
+        Row("H_max = 64", 568, 9.09, 47.2, but(DYMN, h_max=64)),
+        _proposed(name="H_max = 128"),
+        Row("H_max = 256", 595, 12.21, 47.5, but(DYMN, h_max=256)),
+    ),
+)
+
+TABLES: dict[str, Table] = {
+    table.number: table
+    for table in (
+        TABLE_II,
+        TABLE_IV,
+        TABLE_V,
+        TABLE_VI,
+        TABLE_VII,
+        TABLE_VIII,
+        TABLE_IX,
+        TABLE_X,
+        TABLE_XI,
+        TABLE_XII,
+        TABLE_XIII,
+    )
+}
+
+
+def table(number: str) -> Table:
+    """Return a table by its Roman number, in either case.
+
+    Raises:
+        ConfigError: if there is no such table, or (Table III) it is not about cost.
+    """
+    key = number.upper()
+    check(key in TABLES, f"There is no table {number!r} with multiply-adds and parameters. Choose one of: {', '.join(TABLES)}.")
+    return TABLES[key]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One way to read a row whose details the paper leaves open, with what it comes to (millions)."""
+
+    table: str
+    row: str
+    text: str
+    macs: float
+    parameters: float
+    kept: bool = False
+
+
+READINGS: tuple[Reading, ...] = (
+    Reading(
+        "VIII",
+        "MN w. CA",
+        "hidden size c/4 rounded to a multiple of 8, first layer with bias, as published by [15]",
+        615.49,
+        5.7757,
+        kept=True,
+    ),
+    Reading("VIII", "MN w. CA", "the same without that bias", 615.49, 5.7745),
+    Reading("VIII", "MN w. CA", "hidden size c/4, not rounded", 614.73, 5.7675),
+    Reading("VIII", "MN w. CA", "hidden size max(8, c/32), the default of [15]", 550.14, 3.6848),
+    Reading("VIII", "MN w. CA", "hidden size H of the dynamic blocks (r = 4, 32 to 128)", 595.75, 4.9752),
+    Reading("VIII", "MN w. GRN", "one scale and one shift a block ('only two learnable parameters', Sec. II-B)", 539.57, 3.3646, kept=True),
+    Reading("VIII", "MN w. GRN", "one scale and one shift a channel (as published by [50])", 539.57, 3.3746),
+    Reading("VIII", "MN w. CBAM", "hidden size c/4 rounded, perceptron without biases (the equations of [21])", 548.39, 4.9642, kept=True),
+    Reading("VIII", "MN w. CBAM", "the same with biases", 548.39, 4.9705),
+    Reading("VIII", "MN w. CBAM", "hidden size c/16, the default of [21]", 545.99, 3.7633),
+    Reading("VIII", "MN w. GC", "hidden size c/4 rounded, layer norm, as [24] with its ratio at 1/4", 548.26, 4.9766, kept=True),
+    Reading("VIII", "MN w. GC", "hidden size c/16, the default of [24]", 547.06, 3.7728),
+    Reading(
+        "XII",
+        "no shared context",
+        "mean of a part's own input, hidden size c/4 (Dy-Conv, [13]), c/8 (Dy-ReLU, [14]), rounded",
+        583.21,
+        12.0855,
+        kept=True,
+    ),
+    Reading("XII", "no shared context", "the same, not rounded", 583.15, 12.0301),
+    Reading("XII", "no shared context", "hidden size c/4 rounded for both", 585.16, 14.0442),
+    Reading("XII", "no shared context", "hidden size c/8 rounded for both", 582.41, 11.2833),
+    Reading("XII", "no shared context", "hidden size H of the block for both", 583.37, 12.2491),
+    Reading("XII", "no shared context", "hidden size by the rule of H from a part's own input channels", 583.31, 12.1846),
+    Reading("XII", "no shared context", "each of the four parts has its own mean and linear layer on the block input", 582.07, 10.9463),
+)

@@ -1,0 +1,170 @@
+"""Networks that can be saved and rebuilt with their configuration and card, in the style of the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dymn.config import ModelCard, ModelConfig
+from dymn.errors import ConfigError, MissingExtraError, WeightsError
+from dymn.weights.checkpoint import open_checkpoint
+from dymn.weights.format import STORAGE_TYPES, Array, Stored, check_finite, save_folder
+from dymn.weights.format import save as save_stored
+from dymn.weights.labels import numbered_labels
+from dymn.weights.shapes import compare_shapes
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class Pretrained(nn.Module):
+    """A network that knows its configuration and card."""
+
+    config: ModelConfig
+
+    @property
+    def card(self) -> ModelCard:
+        """Front end, labels, licence, metrics and provenance; labels are class_0, class_1 ... unless set."""
+        card = self.__dict__.get("_card")
+        return card if card is not None else ModelCard(labels=numbered_labels(self.config.num_classes))
+
+    @card.setter
+    def card(self, card: ModelCard) -> None:
+        if len(card.labels) != self.config.num_classes:
+            raise ConfigError(
+                f"The card has {len(card.labels)} labels for a network of {self.config.num_classes} classes; give one for each."
+            )
+        self.__dict__["_card"] = card
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Return the probabilities of classes [..., C]: a sigmoid of each logit, or a softmax where the card says `exclusive`."""
+        return torch.softmax(logits, dim=-1) if self.card.exclusive else torch.sigmoid(logits)
+
+    @classmethod
+    def skeleton(cls, config: ModelConfig) -> Self:
+        """Build the network without memory for its weights (on PyTorch's meta device), which `fill` provides.
+
+        Raises:
+            ConfigError: if the config names parts that do not exist, or sizes that no tensor can have.
+        """
+        try:
+            with torch.device("meta"):
+                return cls(config)
+        except (KeyError, TypeError, RuntimeError, OverflowError) as error:
+            raise ConfigError(f"No network can be built from this config: {type(error).__name__} {error}.") from error
+
+    def fill(self, state: Mapping[str, Tensor], source: str = "The state dict") -> Self:
+        """Take copies of the weights in `state`, in float32, in place of those of a `skeleton`.
+
+        Raises:
+            WeightsError: if tensors are missing, extra, of the wrong shape or type, or not finite; the message names them.
+        """
+        expected = self.state_dict()
+        given, wanted = ({name: tensor.shape for name, tensor in tensors.items()} for tensors in (state, expected))
+        compare_shapes(given, wanted, source)
+        values = {}
+        for name, tensor in expected.items():
+            value = state.get(name, torch.zeros((), dtype=torch.int64))
+            if value.is_floating_point() != tensor.is_floating_point():
+                raise WeightsError(f"{source}: {name} is of type {value.dtype}; {tensor.dtype} is needed.")
+            values[name] = value.to(tensor.dtype, copy=True)
+        check_finite({name: value.numpy() for name, value in values.items() if name in state}, source)
+        self.load_state_dict(values, assign=True)
+        return self
+
+    @classmethod
+    def from_stored(cls, stored: Stored) -> Self:
+        """Build a network with the configuration, weights and card of a checkpoint, in evaluation mode on the CPU.
+
+        Raises:
+            WeightsError: if the weights do not fit the configuration.
+            ConfigError: if the configuration names parts that do not exist.
+
+        Example:
+            >>> model = MobileNet.from_stored(dymn.weights.open_checkpoint("dymn04_open"))
+        """
+        model = cls.skeleton(stored.config)
+        state = {name: torch.from_numpy(np.array(values)) for name, values in stored.state.items()}  # copies, which can be written to
+        model.fill(state, stored.card.name or "The checkpoint")
+        model.card = stored.card
+        return model.eval()
+
+    def stored(self) -> Stored:
+        """Return configuration, card and weights as NumPy arrays, on the CPU; float32 weights share memory with the network there."""
+        return Stored(self.config, self.card, {name: as_array(tensor) for name, tensor in self.state_dict().items()})
+
+    def save_pretrained(self, directory: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
+        """Write a folder for the Hub: `model.safetensors`, and `README.md` and `config.json` for people to read.
+
+        Args:
+            directory: the folder, which is created if need be.
+            dtype: the type in which matrices and kernels are stored; float16 halves the file. Loading gives float32 again.
+
+        Raises:
+            WeightsError: if weights are not finite, or the folder cannot be written to.
+        """
+        save_folder(self.stored(), Path(directory), _name_of(dtype))
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str | Path, *, device: str | torch.device | None = "cpu") -> Self:
+        """Load a model by the name in the registry, by a path, or from the Hub ("user/repo"), like `dymn.load_model`.
+
+        Raises:
+            WeightsError: if there is no such model, or it cannot be downloaded or does not fit.
+        """
+        from dymn.system.devices import resolve_device
+
+        place = resolve_device(device)
+        return cls.from_stored(open_checkpoint(name_or_path)).to(place)
+
+    def push_to_hub(self, repository: str, *, private: bool = False, token: str | None = None, dtype: torch.dtype = torch.float32) -> str:
+        """Upload the folder that `save_pretrained` writes to "user/repo" on the Hub; return the address of the commit.
+
+        Raises:
+            MissingExtraError: if huggingface_hub is not installed.
+            WeightsError: if the Hub refuses it or cannot be reached.
+        """
+        try:
+            from huggingface_hub import HfApi
+        except ImportError as error:
+            raise MissingExtraError("Uploading to the Hub", "hub") from error
+
+        api = HfApi(token=token)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, dtype=dtype)
+            try:
+                api.create_repo(repository, private=private, exist_ok=True)
+                return str(api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Upload with dymn"))
+            except Exception as error:  # the client's errors have no common base over its versions
+                raise WeightsError(f"{repository} cannot be uploaded to the Hub: {error}. Log in with `hf auth login`.") from error
+
+
+def save(model: Pretrained, path: str | Path, *, dtype: torch.dtype = torch.float32) -> str:
+    """Write a model as one `.safetensors` file, all or nothing; return the file's SHA-256.
+
+    Tensors of two and more dimensions are stored as `dtype`, where their values fit; all others as float32.
+
+    Raises:
+        ConfigError: if `dtype` is not float32, float16 or bfloat16.
+        WeightsError: if weights are not finite, or the file cannot be written.
+    """
+    return save_stored(model.stored(), path, _name_of(dtype))
+
+
+def as_array(tensor: Tensor) -> Array:
+    """Return a tensor as an array; numbers in bfloat16, which NumPy lacks, come in float32."""
+    values = tensor.detach().cpu()
+    return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
+
+
+def _name_of(dtype: torch.dtype) -> str:
+    name = str(dtype).removeprefix("torch.")
+    if name not in STORAGE_TYPES:
+        raise ConfigError(f"dtype is {dtype}; weights are stored as one of {', '.join(f'torch.{name}' for name in STORAGE_TYPES)}.")
+    return name

@@ -1,0 +1,1 @@
+"""A network computed fast: one folded form and the backends that run it."""

@@ -1,0 +1,200 @@
+"""What computes a network: features of windows in, probabilities and embeddings out.
+
+A backend knows nothing of tags, events or layers. It does two things, which may run in different threads: `features` prepares one
+window at a time, and `run` computes the network for a batch of windows. Nothing here imports PyTorch.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from dymn.audio.samples import to_float32, to_mono
+from dymn.audio.windows import Filled
+from dymn.config import FrontEndConfig, ModelCard
+from dymn.errors import AudioError, ConfigError, WeightsError
+from dymn.runtime.scores import Scores
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dymn.models.mobilenet import MobileNet
+
+Floats = npt.NDArray[np.float32]
+
+CPU_BATCH_SIZE, BATCH_SIZE = 4, 32
+"""The default number of windows that are computed at once, on a CPU and elsewhere."""
+
+
+class Output(NamedTuple):
+    """What a network computes of a batch of windows."""
+
+    probabilities: Scores  # [B, C]
+    embedding: Floats  # [B, D], the averaged last feature map
+
+
+class FrameOutput(NamedTuple):
+    """What a network computes of a batch of windows and of their frames, in one pass."""
+
+    frames: Scores  # [B, T, C], probabilities of each frame of the last feature map
+    probabilities: Scores  # [B, C]
+    embedding: Floats  # [B, D]
+
+
+O = TypeVar("O", Output, FrameOutput)  # noqa: E741
+
+
+class Backend(ABC):
+    """A network with its front end, ready to compute.
+
+    Attributes:
+        card: labels in the order of the probabilities, the front end's configuration, name, licence, digest.
+        embedding_size: number of values of an embedding, D.
+        is_cpu: whether the network is computed on the CPU.
+        precision: the number format of the network's arithmetic, such as "float32".
+    """
+
+    card: ModelCard
+    embedding_size: int
+    is_cpu: bool = True
+    precision: str = "float32"
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names of the C classes, in the order of the probabilities."""
+        return self.card.labels
+
+    @property
+    def front_end(self) -> FrontEndConfig:
+        """How waveforms become log-mel spectrograms."""
+        return self.card.front_end
+
+    @property
+    def sample_rate(self) -> int:
+        """The sample rate of the windows, in Hz."""
+        return self.card.front_end.sample_rate
+
+    @property
+    def batch_size(self) -> int:
+        """The default number of windows to compute at once."""
+        return CPU_BATCH_SIZE if self.is_cpu else BATCH_SIZE
+
+    def features(self, windows: Iterable[Filled], hop: int) -> Iterator[Floats]:
+        """Yield the input of `run` for each window of one recording: by default its samples [N].
+
+        Called in decoding threads, each of which has called `enter_worker`. Whatever a single window needs before the network, such
+        as its spectrogram, belongs here.
+
+        Args:
+            windows: of one recording, in the order of time.
+            hop: from the start of one window to the next, in samples; windows that overlap may share frames.
+        """
+        return (window.samples for window in windows)
+
+    @abstractmethod
+    def run(self, features: Floats) -> Output:
+        """Return probabilities [B, C] and embeddings [B, D] of a batch of `features`, [B, ...].
+
+        Raises:
+            ResourceError: if the batch does not fit the device's memory.
+            WeightsError: if the network gives values that are not finite.
+        """
+
+    def run_waveforms(self, waveforms: npt.NDArray[np.generic] | Tensor) -> Output:
+        """Return probabilities [B, C] and embeddings [B, D] of waveforms [B, N] at `sample_rate`, each a window of its own.
+
+        Raises:
+            AudioError: if the waveforms are not [B, N], or a sample is not finite.
+            ResourceError: if the batch does not fit the device's memory.
+        """
+        return self.run(self.waveform_features(waveforms))
+
+    def waveform_features(self, waveforms: npt.NDArray[np.generic] | Tensor) -> Floats:
+        """Return the `features` [B, ...] of waveforms [B, N] at `sample_rate`, each a window of its own.
+
+        Raises:
+            AudioError: if the waveforms are not [B, N], or a sample is not finite.
+        """
+        samples = checked_waveforms(waveforms)
+        length = samples.shape[1]
+        return np.stack([next(self.features([Filled(window, length)], length)) for window in samples])
+
+    @property
+    def frame_samples(self) -> int:
+        """The number of samples between two frames of `frame_run`.
+
+        Raises:
+            ConfigError: if this backend computes whole windows only.
+        """
+        raise self._no_frames()
+
+    def frame_run(self, features: Floats, smoothing: int = 1) -> FrameOutput:
+        """Return what `run` does and the probabilities of each frame of the last feature map, in one pass.
+
+        Frame i is centred on sample i * `frame_samples`.
+
+        Args:
+            features: of a batch of windows, [B, ...].
+            smoothing: number of frames, odd, over which the feature map is averaged first.
+
+        Raises:
+            ConfigError: if this backend computes whole windows only.
+            ResourceError: if the batch does not fit the device's memory.
+            WeightsError: if the network gives values that are not finite.
+        """
+        raise self._no_frames()
+
+    def network(self) -> MobileNet:
+        """Return the network as a PyTorch module in evaluation mode, for what needs to look inside it.
+
+        Raises:
+            ConfigError: if there is none.
+            MissingExtraError: if PyTorch is not installed.
+        """
+        kind = type(self).__name__
+        raise ConfigError(f"{kind} has no PyTorch network, which layers other than last need. Load the model with backend torch.")
+
+    def enter_worker(self) -> None:  # noqa: B027
+        """Called once in each decoding thread before anything else."""
+
+    def entered_workers(self) -> None:  # noqa: B027
+        """Called in the thread that runs the network, after all decoding threads have called `enter_worker`."""
+
+    def checked(self, output: O) -> O:
+        """Return an output as it is; every `run` ends with it.
+
+        Raises:
+            WeightsError: if a value is not finite or the probabilities do not fit the labels: the weights are damaged.
+        """
+        fits = output.probabilities.shape[-1:] == (len(self.labels),)
+        if not fits or not all(values.dtype == np.float32 and np.isfinite(values).all() for values in output):
+            scores = output.probabilities
+            raise WeightsError(
+                f"The model {self.card.name or 'without a name'} gives {scores.dtype} {list(scores.shape)} that are not all finite "
+                f"probabilities of its {len(self.labels)} labels. Its weights are damaged; get them again."
+            )
+        return output
+
+    def _no_frames(self) -> ConfigError:
+        kind = type(self).__name__
+        return ConfigError(f"{kind} computes whole windows only. Use the method windows, or load the model with backend torch.")
+
+
+def checked_waveforms(waveforms: npt.NDArray[np.generic] | Tensor) -> Floats:
+    """Return an array or tensor of waveforms [B, N] as float32 samples with full scale 1.
+
+    Raises:
+        AudioError: if the shape is another one, or a sample is not finite.
+    """
+    if not isinstance(waveforms, np.ndarray):
+        waveforms = waveforms.detach().float().cpu().numpy()
+    if waveforms.ndim != 2 or 0 in waveforms.shape:
+        raise AudioError(f"The waveform has shape {list(waveforms.shape)}; it must be [B, N] with at least one sample.")
+    samples: Floats = to_float32(waveforms)
+    for i, window in enumerate(samples):
+        to_mono(f"Waveform {i}", window[:, None])
+    return samples

@@ -1,0 +1,120 @@
+"""The network and its front end in compiled code, from a checkpoint's arrays; PyTorch is not imported."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dymn.audio.windows import Filled
+from dymn.config import check
+from dymn.errors import ResourceError
+from dymn.native import libraries
+from dymn.native.log_mel import array_log_mel
+from dymn.native.network import CompiledNetwork, is_known
+from dymn.runtime.backend import Backend, Floats, FrameOutput, Output
+from dymn.runtime.compiled import compile_network
+from dymn.runtime.fold import fold
+from dymn.runtime.scores import Scores, probabilities
+from dymn.runtime.sliding import SlidingLogMel
+from dymn.system.cpus import default_threads
+from dymn.system.extras import require_torch
+from dymn.weights.format import Stored
+
+if TYPE_CHECKING:
+    from dymn.models.mobilenet import MobileNet
+
+
+def can_compile(stored: Stored) -> bool:
+    """Return whether this machine has compiled code that knows the network of a checkpoint."""
+    return bool(libraries()) and is_known(stored.config)
+
+
+class CompiledBackend(Backend):
+    """A network in compiled code: probabilities, embeddings of the last layer and frame scores, on the CPU in float32."""
+
+    def __init__(self, stored: Stored, threads: int | None = None, *, build: str | None = None) -> None:
+        """Fold and pack a network.
+
+        Args:
+            stored: a checkpoint for which `can_compile` holds.
+            threads: number of CPU threads that compute the network; None is one for each CPU that may be used.
+            build: a key of `dymn.native.libraries`; None is the fastest.
+
+        Raises:
+            ConfigError: if `threads` is not allowed, or there is no compiled code for this machine or network.
+        """
+        check(bool(libraries()), "There is no compiled code for this CPU. Use the backend torch or onnx.")
+        self.card, self.embedding_size = stored.card, stored.config.c_last
+        self._stored, self._threads = stored, default_threads(threads)
+        self._model: MobileNet | None = None
+        with np.errstate(over="ignore", invalid="ignore"):
+            self._network: CompiledNetwork = compile_network(fold(stored.config, stored.state), build)
+        self._front_end = array_log_mel(stored.card.front_end)
+
+    def features(self, windows: Iterable[Filled], hop: int) -> Iterator[Floats]:
+        """Yield log-mel spectrograms [1, F, T], no frame computed twice."""
+        sliding = SlidingLogMel(self._front_end, hop)
+        return (sliding(window.samples, window.n_samples) for window in windows)
+
+    def run(self, features: Floats) -> Output:
+        """Return probabilities [B, C] and embeddings [B, D] of a batch of `features` [B, 1, F, T].
+
+        Raises:
+            ResourceError: if the batch does not fit the memory.
+        """
+        try:
+            embedding = self._network.embed(features, self._threads)
+        except MemoryError as error:
+            raise _no_room(len(features)) from error
+        return self.checked(Output(self._probabilities(embedding), embedding))
+
+    @property
+    def frame_samples(self) -> int:
+        """The number of samples between two frames of the last feature map: 10,240 for the published networks, 0.32 s."""
+        return self._network.time_stride * self.front_end.hop_length
+
+    def frame_run(self, features: Floats, smoothing: int = 1) -> FrameOutput:
+        """Return probabilities of frames [B, T, C] and of windows [B, C], and embeddings [B, D]; see `Backend.frame_run`.
+
+        Raises:
+            ResourceError: if the batch does not fit the memory.
+        """
+        try:
+            embedding, maps = self._network.embed_frames(features, self._threads)  # [B, D], [B, D, T]
+            smooth = moving_average(maps, smoothing).swapaxes(1, 2)  # [B, T, D]
+            frames = self._probabilities(smooth.reshape(-1, self.embedding_size)).reshape(*smooth.shape[:2], -1)
+        except MemoryError as error:
+            raise _no_room(len(features)) from error
+        return self.checked(FrameOutput(frames, self._probabilities(embedding), embedding))
+
+    def network(self) -> MobileNet:
+        """Return the network as a PyTorch module in evaluation mode.
+
+        Raises:
+            MissingExtraError: if PyTorch is not installed.
+        """
+        if self._model is None:
+            require_torch("Looking inside a network")
+            from dymn.models.mobilenet import MobileNet
+
+            self._model = MobileNet.from_stored(self._stored)
+        return self._model
+
+    def _probabilities(self, embedding: Floats) -> Scores:
+        return probabilities(self._network.logits(embedding), self.card.exclusive)
+
+
+def moving_average(maps: Floats, width: int) -> Floats:
+    """Return the mean over `width` frames, an odd number, around each frame of [B, D, T]; at the ends over those that there are."""
+    if width <= 1:
+        return maps
+    n_frames = maps.shape[2]
+    places = np.arange(n_frames)
+    near = (np.abs(places[:, None] - places) <= width // 2).astype(np.float32)  # [T, T]
+    return np.asarray(maps @ near / near.sum(axis=0), np.float32)
+
+
+def _no_room(n_windows: int) -> ResourceError:
+    return ResourceError(f"There is no room for {n_windows} windows at once. Give a smaller batch size.")

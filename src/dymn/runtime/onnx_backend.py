@@ -1,0 +1,145 @@
+"""The network of a tagger as an ONNX file, computed by ONNX Runtime; PyTorch is not imported."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dymn.config import ModelCard, check, from_dict
+from dymn.errors import ConfigError, MissingExtraError, WeightsError
+from dymn.runtime.backend import Backend, Floats, Output
+from dymn.system.cpus import default_threads
+from dymn.weights.download import cache_folder
+
+MAX_METADATA = 2**20
+SHIPPED = "dymn04_open"  # the model that comes with dymn
+
+
+def cached_path(name: str) -> Path:
+    """Return where `dymn export` leaves the file of a model if it is not told where."""
+    safe = re.sub(r"[^\w.-]", "_", name)
+    return cache_folder() / "onnx" / f"{safe}.onnx"
+
+
+def find_file(model: str | Path) -> Path:
+    """Return the ONNX file that a path or the name of a model means.
+
+    Raises:
+        WeightsError: if there is none.
+    """
+    path = Path(model)
+    if path.suffix == ".onnx" and path.is_file():
+        return path
+    cached = cached_path(str(model))
+    if path.suffix == ".onnx" or not cached.is_file():
+        remedy = "Check the path." if path.suffix == ".onnx" else f"Write it with: dymn export {model}"
+        raise WeightsError(f"There is no ONNX file {path if path.suffix == '.onnx' else cached}. {remedy}")
+    return cached
+
+
+class OnnxBackend(Backend):
+    """A file written by `dymn export`, which takes waveforms or log-mel spectrograms.
+
+    Attributes:
+        input: "waveform" or "log-mel".
+        seconds: how long a clip is, or None where any length goes.
+        embedding_size: how many values an embedding has.
+    """
+
+    def __init__(self, source: str | Path | bytes, threads: int | None = None) -> None:
+        """Open a file, or its content.
+
+        Args:
+            source: a path, or the bytes of a file.
+            threads: how many CPU threads ONNX Runtime uses; one for each CPU that may be used if None.
+
+        Raises:
+            MissingExtraError: if onnxruntime is not installed.
+            ConfigError: if `threads` is below 1.
+            WeightsError: if there is no such file, or it was not written by `dymn export`.
+        """
+        n_threads = default_threads(threads)
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise MissingExtraError("Running ONNX files", "onnx") from error
+        name = "The file" if isinstance(source, bytes) else str(source)
+        if not isinstance(source, bytes) and not Path(source).is_file():
+            raise WeightsError(f"There is no file {name}. Write one with: dymn export MODEL -o FILE.onnx")
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = n_threads
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # threads that wait sleep
+        try:
+            content = source if isinstance(source, bytes) else str(source)
+            # Without its fallback, which prints what is in the file and tries the same again.
+            self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"], enable_fallback=0)
+            text = self._session.get_modelmeta().custom_metadata_map.get("dymn", "")
+            self._input = self._session.get_inputs()[0]
+            self._one_by_one = not isinstance(self._input.shape[0], str)
+            self.embedding_size = next(int(output.shape[1]) for output in self._session.get_outputs() if output.name == "embedding")
+        except Exception as error:  # it raises many kinds
+            raise WeightsError(f"{name} cannot be opened by ONNX Runtime: {str(error)[:300]}") from error
+        try:
+            check(0 < len(text) <= MAX_METADATA, "it has no description")
+            described: dict[str, Any] = json.loads(text)
+            card = from_dict(ModelCard, described["card"])
+            self.card = dataclasses.replace(card, provenance=card.provenance | {"sha256": _digest(source)})
+            self.input = str(described["input"])
+            self.seconds: float | None = None if described["seconds"] is None else float(described["seconds"])
+            check(self.input in ("waveform", "log-mel"), f"its input is {self.input!r:.80}")
+            check(self.seconds is None or 0 < self.seconds <= 3600, "its length makes no sense")
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+            raise WeightsError(f"{name} was not written by dymn export: {error}.") from error
+
+    def run(self, features: Floats) -> Output:
+        """Return probabilities [B, C] and embeddings [B, D] of a batch of windows [B, N] at `sample_rate`.
+
+        Raises:
+            ConfigError: if the file takes clips of another length, or log-mel spectrograms.
+            WeightsError: if the file gives something else than probabilities of its labels.
+        """
+        probabilities, _, embedding = self.outputs(self._fitting(features))
+        return Output(probabilities, embedding)
+
+    def outputs(self, values: Floats) -> tuple[Floats, Floats, Floats]:
+        """Return probabilities [B, C], logits [B, C] and embedding [B, D] of the file's own input: [B, N] or [B, 1, F, T].
+
+        Raises:
+            ConfigError: if the shape is not what the file takes.
+            WeightsError: if the file gives something else than probabilities of its labels.
+        """
+        batches = [values[i : i + 1] for i in range(len(values))] if self._one_by_one else [values]
+        try:
+            found = [self._session.run(["probabilities", "logits", "embedding"], {self._input.name: batch}) for batch in batches]
+            probabilities, logits, embedding = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        except Exception as error:  # ONNX Runtime raises many kinds
+            raise ConfigError(f"This file takes {self._input.shape}, not {list(values.shape)}: {str(error)[:200]}") from error
+        self.checked(Output(probabilities, embedding))
+        return probabilities, logits, embedding
+
+    def _fitting(self, samples: Floats) -> Floats:
+        """Return windows [B, N] as the file takes them."""
+        check(self.input == "waveform", "This file takes log-mel spectrograms. Export one with --input waveform for recordings.")
+        if self.seconds is not None:
+            wanted = round(self.seconds * self.sample_rate)
+            if samples.shape[1] != wanted:
+                given = samples.shape[1] / self.sample_rate
+                raise ConfigError(f"This file takes windows of {self.seconds} s, not {given:.3f} s. Export one with --dynamic-time.")
+        shortest = self.front_end.n_fft // 2 + 2
+        return np.pad(samples, ((0, 0), (0, max(0, shortest - samples.shape[1]))))
+
+
+def _digest(source: str | Path | bytes) -> str:
+    if isinstance(source, bytes):
+        return hashlib.sha256(source).hexdigest()
+    with open(source, "rb") as file:
+        return (
+            hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else hashlib.sha256(file.read()).hexdigest()
+        )

@@ -1,0 +1,93 @@
+"""Log-mel spectrograms of windows that overlap, no frame computed twice.
+
+Away from its ends, the spectrogram of a window is a slice of that of the recording: a frame depends on nothing but the samples
+below its transform's window. At the ends (frames 0, 1 and the last, with the usual settings) the transform's reflection is heard,
+and after a filled window's last sample the filling; those frames are computed anew for each window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from dymn.audio.windows import Samples, cut, fill
+from dymn.config import FrontEndConfig
+
+Floats = npt.NDArray[np.float32]
+
+
+class FrontEnd(Protocol):
+    """Log-mel spectrograms of arrays, frame by frame: `dymn.native.log_mel.CompiledLogMel`, or `dymn.models.frontend.ArrayLogMel`."""
+
+    config: FrontEndConfig
+
+    def frames(self, samples: Floats) -> Floats:
+        """Return the pre-emphasised samples of each frame, [N] to [T, n_fft]."""
+
+    def columns(self, frames: Floats) -> Floats:
+        """Return the log-mel spectrogram [n_mels, n] of samples [n, n_fft] that `frames` gave."""
+
+
+class HeardWindow(NamedTuple):
+    """A stretch of a recording: its first sample, how many it has before any filling, and its log-mel spectrogram [1, F, T]."""
+
+    start: int
+    n_samples: int
+    log_mel: Floats
+
+
+class SlidingLogMel:
+    """The front end for the windows of one recording, given one after the other in their order; on the CPU.
+
+    What two windows share is taken from the one before if their distance is a multiple of `hop_length`, for only then their frames
+    have the same places. With another distance, or none of them shared, each window is computed by itself. Results are those of
+    the front end bit for bit where it is compiled, and else within 1e-6: the order of a sum in mel bands differs.
+    """
+
+    def __init__(self, front_end: FrontEnd, hop: int) -> None:
+        """Say how far apart in samples the windows begin."""
+        c = front_end.config
+        self._front_end = front_end
+        before = c.n_fft // 2 - (c.n_fft - c.win_length) // 2  # samples that a frame hears before its middle
+        self._after = c.win_length - before
+        self._first = -(-before // c.hop_length)  # the first frame that hears nothing before the window
+        self._shift = hop // c.hop_length if hop % c.hop_length == 0 else None
+        self._previous = np.empty((c.n_mels, 0), np.float32)
+        self._shared_end = 0
+
+    def __call__(self, samples: Samples, n_samples: int) -> Floats:
+        """Return the log-mel spectrogram [1, F, T] of the next window [N], whose first `n_samples` are the recording's."""
+        frames = self._front_end.frames(samples)  # [T, n_fft]
+        if self._shift is None:
+            return self._front_end.columns(frames)[None]
+        # Sample t of the pre-emphasised window needs sample t + 1 of the recording.
+        last = (n_samples - 1 - self._after) // self._front_end.config.hop_length
+        shared_end = max(0, min(len(frames), last + 1))
+        start = self._first
+        end = max(start, min(shared_end, self._shared_end - self._shift))
+        known = self._previous[:, start + self._shift : end + self._shift]
+        if known.shape[1]:
+            fresh = self._front_end.columns(np.concatenate([frames[:start], frames[end:]]))
+            whole = np.concatenate([fresh[:, :start], known, fresh[:, start:]], axis=1)
+        else:
+            whole = self._front_end.columns(frames)
+        self._previous, self._shared_end = whole, shared_end
+        return whole[None]
+
+
+def sliding_log_mels(front_end: FrontEnd, blocks: Iterable[Samples], length: int, hop: int, how: str = "repeat") -> Iterator[HeardWindow]:
+    """Yield the log-mel spectrograms of the windows of a recording that comes in blocks [n] of samples.
+
+    Args:
+        front_end: what computes spectrograms.
+        blocks: the recording, as `dymn.audio.reading.stream` gives it.
+        length: of a window, in samples.
+        hop: from the start of one window to the next, in samples; a multiple of `hop_length` lets windows share frames.
+        how: what the last window is filled with if it is shorter, a key of `dymn.audio.windows.FILLS`.
+    """
+    sliding = SlidingLogMel(front_end, hop)
+    for start, samples in cut(blocks, length, hop):
+        yield HeardWindow(start, len(samples), sliding(fill(samples, length, how), len(samples)))

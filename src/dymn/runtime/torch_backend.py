@@ -1,0 +1,132 @@
+"""The network of a tagger, computed by PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dymn.audio.windows import Filled
+from dymn.config import check
+from dymn.models.frontend import ArrayLogMel, LogMel
+from dymn.models.mobilenet import MobileNet, Output
+from dymn.runtime.accelerate import accelerate
+from dymn.runtime.backend import Backend, Floats, FrameOutput
+from dymn.runtime.backend import Output as BackendOutput
+from dymn.runtime.cuda import compiled
+from dymn.runtime.scores import Scores, probabilities
+from dymn.runtime.sliding import SlidingLogMel
+from dymn.system.devices import PRECISIONS, compute_alone_after_fork, computing, resolve_device, use_threads
+
+
+class TorchBackend(Backend):
+    """A `MobileNet` in evaluation mode on a device, after its front end."""
+
+    def __init__(
+        self,
+        model: MobileNet,
+        device: str | torch.device | None = None,
+        threads: int | None = None,
+        *,
+        precision: str = "float32",
+        compile: bool = False,
+    ) -> None:
+        """Move the model to a device, in evaluation mode.
+
+        Args:
+            model: a network whose card names front end and labels.
+            device: such as "cpu" or "cuda:0"; None is the first CUDA device, or else the CPU.
+            threads: how many CPU threads PyTorch uses in this process from now on; None leaves it as it is.
+            precision: one of `PRECISIONS`; other than float32, autocast computes the network, and the front end in float32 all the same.
+            compile: whether `torch.compile` makes kernels for the probabilities of each size of batch, which takes its time at first.
+
+        Raises:
+            ConfigError: if there is no such device or precision, or `threads` is below 1.
+        """
+        check(precision in PRECISIONS, f"precision is {precision!r}; allowed: {', '.join(PRECISIONS)}.")
+        self.precision, self.compile = precision, compile
+        self.device = resolve_device(device)
+        if threads is not None:
+            use_threads(threads)
+        compute_alone_after_fork()
+        self.model = model.to(self.device).eval()
+        self.card = model.card
+        self.embedding_size = model.config.c_last
+        self.is_cpu = self.device.type == "cpu"
+        self._log_mel = LogMel(self.card.front_end).to(self.device)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy or a pickle holds: not the fast form of the network, which is made again at first use."""
+        return {name: value for name, value in vars(self).items() if name != "_network"}
+
+    @cached_property
+    def _network(self) -> Callable[[Tensor], Output]:
+        """Log-mel spectrograms [B, 1, F, T] to logits: on a CPU the fastest form there, of the weights as they are at first use."""
+        if self.compile:
+            return compiled(self.model)
+        return accelerate(self.model) if self.is_cpu and self.precision == "float32" else self.model
+
+    def features(self, windows: Iterable[Filled], hop: int) -> Iterator[Floats]:
+        """Yield log-mel spectrograms [1, F, T] on a CPU, no frame computed twice; elsewhere samples, for a front end on the device."""
+        if not self.is_cpu:
+            return super().features(windows, hop)
+        sliding = SlidingLogMel(ArrayLogMel(self._log_mel), hop)
+        return (sliding(window.samples, window.n_samples) for window in windows)
+
+    @torch.inference_mode()
+    def run(self, features: Floats) -> BackendOutput:
+        """Return probabilities [B, C] and embeddings [B, D] of a batch of `features`.
+
+        Raises:
+            ConfigError: if the network is to be compiled and cannot be.
+            ResourceError: if the batch does not fit the device's memory.
+        """
+        with computing(self.device, len(features), self.precision):
+            found = self._network(self._log_mels(features))
+            return self.checked(BackendOutput(self._probabilities(found.logits), _array(found.embedding)))
+
+    def enter_worker(self) -> None:
+        """Compute spectrograms with one thread: there are as many decoders as there should be threads."""
+        torch.set_num_threads(1)
+
+    def entered_workers(self) -> None:
+        """Give threads to come the number of this one again: PyTorch keeps one for each thread, and the last one set for new ones."""
+        torch.set_num_threads(torch.get_num_threads())
+
+    @property
+    def frame_samples(self) -> int:
+        """How many samples lie between two frames of the last feature map: 10,240 for the published networks, 0.32 s."""
+        return self.model.time_stride * self.front_end.hop_length
+
+    @torch.inference_mode()
+    def frame_run(self, features: Floats, smoothing: int = 1) -> FrameOutput:
+        """Return probabilities of frames [B, T, C] and of windows [B, C], and embeddings [B, D]; see `Backend.frame_run`.
+
+        Raises:
+            ResourceError: if the batch does not fit the device's memory.
+        """
+        with computing(self.device, len(features), self.precision):
+            maps = self.model.features(self._log_mels(features))
+            embedding = maps.mean(dim=(2, 3))
+            logits = self.model.frame_logits(maps, smoothing), self.model.head(maps, embedding)
+            frames, clip = map(self._probabilities, logits)
+            return self.checked(FrameOutput(frames, clip, _array(embedding)))
+
+    def network(self) -> MobileNet:
+        """Return the network."""
+        return self.model
+
+    def _log_mels(self, features: Floats) -> Tensor:
+        """Return log-mel spectrograms [B, 1, F, T] on the device: on a CPU the features themselves."""
+        given = torch.as_tensor(features, device=self.device)
+        return given if self.is_cpu else self._log_mel(given)
+
+    def _probabilities(self, logits: Tensor) -> Scores:
+        return probabilities(_array(logits), self.card.exclusive)
+
+
+def _array(values: Tensor) -> Floats:
+    return values.float().cpu().numpy()

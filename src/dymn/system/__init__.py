@@ -1,0 +1,1 @@
+"""Files, signals, processors, devices: nothing about sound."""

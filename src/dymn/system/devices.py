@@ -1,0 +1,87 @@
+"""Which device a network runs on, and with how many threads."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+import torch
+
+from dymn.errors import ConfigError, ResourceError, resource_error
+from dymn.system.cpus import THREAD_VARIABLES, available_cpus, check_threads
+
+PRECISIONS: dict[str, torch.dtype | None] = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+"""How exactly a network is computed, and what autocast takes for it."""
+
+
+def available_devices() -> list[str]:
+    """Return the names of the devices of this machine, "cpu" first."""
+    names = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    return [*names, "mps"] if torch.backends.mps.is_available() else names
+
+
+def resolve_device(name: str | torch.device | None = None) -> torch.device:
+    """Return the device called `name`: "cpu", "cuda", "cuda:1", "mps"; None is the first CUDA device, or else the CPU.
+
+    Raises:
+        ConfigError: if there is no such device here; the message names those that there are.
+    """
+    available = available_devices()
+    if name is None:
+        return torch.device("cuda:0" if "cuda:0" in available else "cpu")
+    try:
+        device = torch.device(name)
+    except (RuntimeError, TypeError) as error:
+        raise ConfigError(f"There is no device {str(name)!r}. Available here: {', '.join(available)}.") from error
+    wanted = f"cuda:{device.index or 0}" if device.type == "cuda" else device.type
+    if wanted not in available or (device.type != "cuda" and device.index):
+        raise ConfigError(f"The device {str(name)!r} is not available. Available here: {', '.join(available)}.")
+    return device
+
+
+def use_threads(threads: int | None = None) -> int:
+    """Compute with so many CPU threads in this process from now on, and return how many that is.
+
+    None is PyTorch's own number, but no more than the CPUs that this process may use: PyTorch does not see a container's quota.
+    What the environment says (OMP_NUM_THREADS, MKL_NUM_THREADS) stays.
+
+    Raises:
+        ConfigError: if `threads` is below 1.
+    """
+    check_threads(threads)
+    if threads is None and not any(name in os.environ for name in THREAD_VARIABLES):
+        threads = min(torch.get_num_threads(), available_cpus())
+    if threads is not None and threads != torch.get_num_threads():
+        torch.set_num_threads(threads)
+    return torch.get_num_threads()
+
+
+@functools.cache
+def compute_alone_after_fork() -> None:
+    """Make processes that are forked from this one compute with one PyTorch thread; call it any number of times.
+
+    A forked process has none of its parent's OpenMP threads, and GNU's OpenMP waits for them for ever.
+    """
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
+
+
+@contextmanager
+def computing(device: torch.device, n_windows: int, precision: str = "float32") -> Iterator[None]:
+    """Compute with one of `PRECISIONS`, float32 being the full one on any device, and say what to do where memory runs out.
+
+    Raises:
+        ResourceError: if so many windows at once do not fit the memory.
+    """
+    try:
+        dtype = PRECISIONS[precision]
+        cast = nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+        with cast, torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=False):
+            yield
+    except (RuntimeError, MemoryError) as error:
+        known = resource_error(error)
+        if known is None:
+            raise
+        raise ResourceError(f"{device} has no room for {n_windows} windows at once. Give a smaller batch size ({known}).") from error

@@ -1,0 +1,102 @@
+"""Files that are either the old one or the new one, never half of one."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import hashlib
+import io
+import os
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, TextIO
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextmanager
+def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
+    """Open a temporary file beside `path` (its name is `file.name`); put it in place of `path` when the block ends without an error.
+
+    Missing folders are made. What was there before stays until the new content is complete and on the disk; a link keeps
+    pointing where it points, and the file that it names is replaced.
+
+    Raises:
+        OSError: if the folder cannot be written to, or the disk is full. Its file name is `path`, not that of the temporary file.
+    """
+    target = Path(os.path.realpath(path))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    try:
+        os.close(handle)
+        with open(name, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        _give_usual_mode(name)
+        os.replace(name, target)
+    except BaseException as error:
+        Path(name).unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            if error.errno in _NO_ROOM:
+                error.filename = str(path)
+            elif error.errno is None:  # numpy's, for less written than there was
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        raise
+
+
+def digest_of(file: BinaryIO) -> str:
+    """Return the SHA-256 of what is left in an open file, in hexadecimal digits, and seek back to where it was."""
+    start, digest = file.tell(), hashlib.sha256()
+    while chunk := file.read(2**20):
+        digest.update(chunk)
+    file.seek(start)
+    return digest.hexdigest()
+
+
+@contextmanager
+def text_in(file: BinaryIO) -> Iterator[TextIO]:
+    """Write text to a binary file as UTF-8; the file stays open."""
+    text = io.TextIOWrapper(file, encoding="utf-8", errors="backslashreplace", newline="")
+    yield text
+    text.flush()
+    text.detach()
+
+
+def csv_text(rows: Iterable[Iterable[object]]) -> str:
+    """Return rows as CSV, each with a line feed at its end; a value with a line feed or a carriage return is quoted."""
+    lines: list[str] = []
+    # The writer quotes the letters of its line terminator and no others, and calls `write` once a row.
+    csv.writer(_Lines(lines), lineterminator="\r\n").writerows(rows)
+    return "".join(f"{line[:-2]}\n" for line in lines)
+
+
+class _Lines:
+    """A file for the CSV writer that appends each row to a list."""
+
+    def __init__(self, lines: list[str]) -> None:
+        self.write = lines.append
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock that ends with the process, waiting for it if need be; where the platform has no such locks, do without."""
+    with path.open("wb") as file:
+        if sys.platform != "win32":
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _give_usual_mode(name: str) -> None:
+    """Undo the private mode of a temporary file: give it the mode that a newly made file has."""
+    mask = os.umask(0)
+    os.umask(mask)
+    os.chmod(name, 0o666 & ~mask)

@@ -1,0 +1,94 @@
+"""The training loss (Sec. IV-B, eq. 8): labels and teacher, weighed, for clips that may be mixtures.
+
+All targets are linear in the mixing, so a mixture's targets are the mixed targets. What a clip lacks (a teacher's logits, an
+annotation) has weight zero and stays so as a part of a mixture.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from dymn.evaluation.score import probabilities as probabilities
+
+
+class Targets(NamedTuple):
+    """What the network should say of B clips."""
+
+    labels: Tensor  # [B, C], annotation times mask
+    mask: Tensor  # [B, C], 1 where annotated
+    teacher: Tensor  # [B, C], the teacher's probabilities, 0 for a clip without
+    teacher_share: Tensor  # [B], how much of the clip the teacher has heard: 0 or 1, between for a mixture
+
+    def mixed(self, partner: Tensor, share: Tensor) -> Targets:
+        """Mix each clip [B] with another: `share` [B] of itself, the rest of clip number `partner` [B]. Masks are united."""
+        return Targets(
+            mix(self.labels, partner, share),
+            torch.maximum(self.mask, self.mask[partner]),
+            mix(self.teacher, partner, share),
+            mix(self.teacher_share, partner, share),
+        )
+
+
+def mix(values: Tensor, partner: Tensor, share: Tensor) -> Tensor:
+    """Return share x + (1 - share) x[partner] along the first axis of `values` [B, ...]."""
+    weight = share.view(-1, *[1] * (values.ndim - 1))
+    return weight * values + (1.0 - weight) * values[partner]
+
+
+def targets_of(labels: Tensor, mask: Tensor, teacher_logits: Tensor, has_teacher: Tensor, kind: str = "bce") -> Targets:
+    """Make targets of a batch as it comes from the data.
+
+    Args:
+        labels: [B, C].
+        mask: [B, C], 1 where annotated.
+        teacher_logits: [B, C].
+        has_teacher: [B], bool.
+        kind: "bce" (independent classes) or "ce" (exactly one class).
+    """
+    share = has_teacher.float()
+    return Targets(labels * mask, mask, probabilities(teacher_logits, kind) * share[:, None], share)
+
+
+def label_loss(logits: Tensor, targets: Targets, kind: str) -> Tensor:
+    """Return the mean loss against the labels: over annotated classes ("bce"), or over clips that have a label ("ce")."""
+    if kind == "bce":
+        loss = functional.binary_cross_entropy_with_logits(logits, targets.labels, reduction="none")
+        return (loss * targets.mask).sum() / targets.mask.sum().clamp(min=1.0)
+    labelled = targets.labels.sum(dim=1)
+    loss = -(targets.labels * functional.log_softmax(logits, dim=1)).sum(dim=1)
+    return loss.sum() / labelled.sum().clamp(min=1.0)
+
+
+def teacher_loss(logits: Tensor, targets: Targets, kind: str) -> Tensor:
+    """Return the cross-entropy against the teacher, a mean over all clips ("bce": and classes), zero for those without one."""
+    if kind == "bce":
+        # share * softplus(z) - teacher * z is the binary cross-entropy, scaled by the share that has a teacher.
+        return (targets.teacher_share[:, None] * functional.softplus(logits) - targets.teacher * logits).mean()
+    return -(targets.teacher * functional.log_softmax(logits, dim=1)).sum(dim=1).mean()
+
+
+def teacher_entropy(targets: Targets, kind: str = "bce") -> Tensor:
+    """Return the least value that `teacher_loss` can take: the teacher's own entropy."""
+    share = targets.teacher_share[:, None]
+    p = (targets.teacher / share.clamp(min=1e-12)).clamp(max=1.0)
+    if kind == "bce":
+        return (functional.binary_cross_entropy(p, p, reduction="none") * share).mean()
+    entropy: Tensor = torch.special.entr(p)
+    return (entropy * share).sum(dim=1).mean()
+
+
+def distillation_loss(logits: Tensor, targets: Targets, *, label_weight: float, kind: str = "bce") -> Tensor:
+    """Return eq. 8: label_weight times the label loss plus the rest times the teacher loss.
+
+    Clips without teacher logits count with their labels only.
+    """
+    loss = torch.zeros((), device=logits.device)
+    if label_weight > 0:
+        loss = loss + label_weight * label_loss(logits, targets, kind)
+    if label_weight < 1:
+        loss = loss + (1.0 - label_weight) * teacher_loss(logits, targets, kind)
+    return loss

@@ -1,0 +1,334 @@
+"""Making a table of teacher logits: one model, or the mean of the logits of an ensemble, over a whole dataset (Sec. IV-A)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from dymn.data.loader import Loader
+from dymn.data.samplers import PlainSampler
+from dymn.data.source import Source
+from dymn.data.teacher import TeacherTable, write_table
+from dymn.errors import ConfigError, DataError
+from dymn.evaluation.assess import Learned, learned_from
+from dymn.models.frontend import LogMel
+from dymn.system.files import atomic_write
+
+if TYPE_CHECKING:
+    from dymn.models.mobilenet import MobileNet
+
+logger = logging.getLogger(__name__)
+
+Progress = Callable[[int, int], None]
+USUAL = 10.0  # seconds that published models were trained with
+
+
+class Teacher(NamedTuple):
+    """A model with the front end that it expects."""
+
+    name: str
+    digest: str
+    front_end: LogMel
+    model: MobileNet
+
+
+class Ensemble:
+    """The mean of the logits of one or more models; each sees its own spectrogram of the same waveforms."""
+
+    def __init__(self, models: Sequence[str | Path | MobileNet], device: str | torch.device = "cpu") -> None:
+        """Load the models.
+
+        Args:
+            models: names, paths, or networks in memory (which are set to evaluation mode).
+            device: where they run.
+
+        Raises:
+            ConfigError: if there are none, or their classes or sample rates differ.
+        """
+        if not models:
+            raise ConfigError("A teacher needs at least one model.")
+        self.device = torch.device(device)
+        self.teachers = [_load(model, self.device) for model in models]
+        first = self.teachers[0].model.card
+        self.labels, self.sample_rate = tuple(first.labels), first.front_end.sample_rate
+        for teacher in self.teachers[1:]:
+            card = teacher.model.card
+            if tuple(card.labels) != self.labels or card.front_end.sample_rate != self.sample_rate:
+                raise ConfigError(
+                    f"{teacher.name} and {self.teachers[0].name} differ in classes or sample rate; an ensemble needs the same."
+                )
+
+    @property
+    def models(self) -> tuple[dict[str, str], ...]:
+        """Name and digest of every model."""
+        return tuple({"name": teacher.name, "sha256": teacher.digest} for teacher in self.teachers)
+
+    def learned(self, seconds: float | None = None, fill: str | None = None) -> Learned:
+        """Return with what clips the models were trained, where `seconds` and `fill` do not say otherwise; 0 s if their cards do not say.
+
+        Raises:
+            ConfigError: if they were trained with different ones.
+        """
+        cards = [learned_from(teacher.model) for teacher in self.teachers]
+        lengths = {seconds} if seconds else {card.seconds for card in cards}
+        fills = {fill} if fill else {card.fill for card in cards}
+        if len(lengths) > 1 or len(fills) > 1:
+            told = ", ".join(
+                f"{teacher.name} {f'{card.seconds:g} s' if card.seconds else 'unknown'} ({card.fill})"
+                for teacher, card in zip(self.teachers, cards, strict=True)
+            )
+            raise ConfigError(f"The models were trained with different clips: {told}. Say what they are to hear: --seconds and --fill.")
+        return Learned(lengths.pop(), fills.pop())
+
+    @torch.inference_mode()
+    def __call__(self, waveform: Tensor) -> Tensor:
+        """Return the mean logits [B, C] of waveforms [B, N]."""
+        waveform = waveform.to(self.device)
+        return torch.stack([teacher.model(teacher.front_end(waveform)).logits for teacher in self.teachers]).mean(0)
+
+
+def teach(
+    source: Source,
+    models: Sequence[str | Path | MobileNet] | Ensemble,
+    out: str | Path,
+    *,
+    seconds: float | None = None,
+    fill: str | None = None,
+    batch_size: int = 16,
+    workers: int = 0,
+    device: str | torch.device = "cpu",
+    max_bad: float = 0.05,
+    progress: Progress | None = None,
+) -> TeacherTable:
+    """Write the logits of all clips of a source to `out` and return them as a table.
+
+    Clips are cut at the end or filled to `seconds`. Work is kept in a folder beside `out` while it lasts; called again after an
+    interruption with the same data, models and settings, it continues where it was. Bad clips are left out and listed in the log.
+
+    Args:
+        source: the clips; take the whole dataset, or at least all that is trained on.
+        models: names, paths, networks in memory, or an ensemble.
+        out: the .safetensors file.
+        seconds: length of what the models hear; None for what they were trained with, 10 if their cards do not say.
+        fill: "pad" (with zeros) or "repeat", for shorter clips; None for what the models were trained with, "pad" if their cards do not
+            say.
+        batch_size: clips at a time.
+        workers: processes that decode.
+        device: where the models run.
+        max_bad: share of the clips that may be bad.
+        progress: called with the clips done and their total.
+
+    Raises:
+        ConfigError: if models do not go together or with the data's sample rate, or were trained with clips of different lengths or
+            fillings and these are not given.
+        DataError: if too many clips are bad, or none is left.
+        OSError: if `out` cannot be written.
+    """
+    out = Path(out)
+    ensemble = models if isinstance(models, Ensemble) else Ensemble(models, device)
+    if ensemble.sample_rate != source.sample_rate:
+        raise ConfigError(f"The models expect {ensemble.sample_rate} Hz, the data are read at {source.sample_rate} Hz.")
+    learned = ensemble.learned(seconds, fill)
+    seconds, fill = learned.seconds or USUAL, learned.fill
+    settings: dict[str, Any] = {"seconds": seconds, "fill": fill, "sample_rate": source.sample_rate}
+    identity = json.dumps([source.digest, ensemble.models, ensemble.labels, settings])
+    out.parent.mkdir(parents=True, exist_ok=True)
+    part = _Part(out.with_name(f"{out.name}.part"), hashlib.sha256(identity.encode()).hexdigest(), len(ensemble.labels))
+    n = len(source)
+    if part.done < n:
+        rest = source.where(range(part.done, n)) if part.done else source
+        loader = Loader(
+            rest,
+            PlainSampler(len(rest), shuffle=False),
+            batch_size,
+            seconds=seconds,
+            crop="start",
+            fill=fill,
+            workers=workers,
+            max_bad=1.0,
+        )
+        for collated in loader.collated(0):
+            keys, logits = [], np.zeros((0, len(ensemble.labels)), dtype=np.float16)
+            if collated.batch is not None:
+                keys, logits = collated.batch.keys, _half(ensemble(collated.batch.waveform))
+            part.add(keys, logits, collated.fingerprints, {clip.key: clip.reason for clip in collated.bad})
+            if len(part.bad) > max_bad * n:
+                listed = "; ".join(f"{key}: {reason}" for key, reason in list(part.bad.items())[:5])
+                raise DataError(f"{len(part.bad)} of {n} clips are bad, more than {max_bad:.1%}: {listed}. Repair them, or raise max_bad.")
+            if progress is not None:
+                progress(part.done, n)
+    kept, table, fingerprints = part.content()
+    if not kept:
+        raise DataError("No clip could be read, so there is nothing to teach.")
+    made = write_table(
+        out,
+        kept,
+        ensemble.labels,
+        table,
+        fingerprints,
+        models=ensemble.models,
+        source_digest=source.digest,
+        settings={**settings, "left_out": sorted(part.bad)},
+    )
+    del table
+    part.remove()
+    return made
+
+
+def spot_check(
+    table: TeacherTable,
+    source: Source,
+    models: Sequence[str | Path | MobileNet],
+    *,
+    clips: int = 8,
+    seconds: float | None = None,
+    tolerance: float = 0.1,
+    seed: int = 0,
+) -> float:
+    """Compute some rows of a table again and return the largest difference of a logit.
+
+    For published tables, which carry no fingerprints: this is what tells whether rows and clips belong together.
+
+    Raises:
+        DataError: if a row differs by more than `tolerance`, or a drawn clip is bad.
+    """
+    ensemble = Ensemble(models)
+    rows = table.match(source, partial=True)
+    known = np.flatnonzero(rows >= 0)
+    drawn = np.random.default_rng(seed).permutation(known)[:clips]
+    columns = table.columns(ensemble.labels)
+    seconds, fill = seconds or table.settings.get("seconds", USUAL), table.settings.get("fill", "pad")
+    part, sampler = source.where(drawn.tolist()), PlainSampler(len(drawn), shuffle=False)
+    loader = Loader(part, sampler, 1, seconds=seconds, crop="start", fill=fill, max_bad=0.0)
+    worst = 0.0
+    for i, batch in zip(drawn, loader.epoch(0), strict=True):
+        logits = ensemble(batch.waveform)[0].float().cpu().numpy()
+        difference = float(np.abs(table.take(int(rows[i]), columns).astype(np.float32) - logits).max())
+        if difference > tolerance:
+            raise DataError(
+                f"{table.path} has other logits for {batch.keys[0]!r} than the model gives (up to {difference:.2f} apart). "
+                "Its rows do not belong to these clips, or it was made by another model or from other audio."
+            )
+        worst = max(worst, difference)
+    return worst
+
+
+def state_digest(model: torch.nn.Module) -> str:
+    """Return the SHA-256 of a model's tensors, by name."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name}\0{tensor.dtype}\0{list(tensor.shape)}\0".encode())
+        digest.update(
+            tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if tensor.ndim else str(tensor.item()).encode()
+        )
+    return digest.hexdigest()
+
+
+class _Part:
+    """A table in the making: appended to, and consistent whenever the process is killed."""
+
+    def __init__(self, folder: Path, identity: str, classes: int) -> None:
+        self.folder, self.identity, self.classes = folder, identity, classes
+        self.done, self.keys, self.bad = 0, list[str](), dict[str, str]()
+        state = self._state()
+        if state is None:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            for name in ("logits", "fingerprints", "keys"):
+                (folder / name).touch()
+            return
+        for name, size in self._sizes(state).items():
+            os.truncate(folder / name, size)
+        self.keys = [json.loads(line) for line in (folder / "keys").read_text(encoding="utf-8").splitlines()]
+        self.done, self.bad = state["done"], state["bad"]
+        logger.info("Going on after %d clips that are done already.", self.done)
+
+    def _state(self) -> dict[str, Any] | None:
+        try:
+            state: dict[str, Any] = json.loads((self.folder / "state.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        if state["identity"] != self.identity:
+            logger.warning("%s belongs to other data, models or settings; starting anew.", self.folder)
+            return None
+        if any((self.folder / name).stat().st_size < size for name, size in self._sizes(state).items()):
+            logger.warning("%s is incomplete; starting anew.", self.folder)
+            return None
+        return state
+
+    def _sizes(self, state: dict[str, Any]) -> dict[str, int]:
+        kept = int(state["kept"])
+        return {"logits": kept * self.classes * 2, "fingerprints": kept * 8, "keys": int(state["key_bytes"])}
+
+    def add(self, keys: Sequence[str], logits: npt.NDArray[np.float16], fingerprints: Sequence[int], bad: dict[str, str]) -> None:
+        """Append the results of one batch; after this returns they survive a kill.
+
+        Raises:
+            DataError: if the disk is full; what was added before stays.
+        """
+        try:
+            self._append(keys, logits, fingerprints, bad)
+        except OSError as error:
+            raise DataError(f"{self.folder} cannot be written: {error}. Make room, and the same command continues where it was.") from error
+
+    def _append(self, keys: Sequence[str], logits: npt.NDArray[np.float16], fingerprints: Sequence[int], bad: dict[str, str]) -> None:
+        for name, content in (
+            ("logits", logits.tobytes()),
+            ("fingerprints", np.array(fingerprints, dtype=np.int64).tobytes()),
+            ("keys", "".join(json.dumps(key) + "\n" for key in keys).encode()),
+        ):
+            with (self.folder / name).open("ab") as file:
+                file.write(content)
+        self.keys += keys
+        self.bad.update(bad)
+        self.done += len(keys) + len(bad)
+        state = {
+            "identity": self.identity,
+            "done": self.done,
+            "kept": len(self.keys),
+            "key_bytes": (self.folder / "keys").stat().st_size,
+            "bad": self.bad,
+        }
+        with atomic_write(self.folder / "state.json") as file:
+            file.write(json.dumps(state).encode())
+
+    def content(self) -> tuple[list[str], npt.NDArray[np.generic], npt.NDArray[np.int64]]:
+        """Return names, logits (memory-mapped) and fingerprints."""
+        if not self.keys:
+            return [], np.zeros((0, self.classes), dtype=np.float16), np.zeros(0, dtype=np.int64)
+        logits = np.memmap(self.folder / "logits", np.float16, mode="r", shape=(len(self.keys), self.classes))
+        return self.keys, logits, np.fromfile(self.folder / "fingerprints", dtype=np.int64)
+
+    def remove(self) -> None:
+        """Delete the folder."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _load(model: str | Path | MobileNet, device: torch.device) -> Teacher:
+    from dymn.weights import load_model
+
+    network = load_model(model, device=device) if isinstance(model, (str, Path)) else model.to(device).eval()
+    return Teacher(
+        network.card.name or (Path(model).name if isinstance(model, (str, Path)) else "in memory"),
+        state_digest(network),
+        LogMel(network.card.front_end).to(device),
+        network,
+    )
+
+
+def _half(logits: Tensor) -> npt.NDArray[np.float16]:
+    half: npt.NDArray[np.float16] = logits.to(torch.float16).cpu().numpy()
+    if not np.isfinite(half).all():
+        raise DataError("Logits of the teacher are not finite in float16. Check the model.")
+    return half

@@ -1,0 +1,66 @@
+"""From any checkpoint to dymn's own format, in NumPy."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from dymn.config import FrontEndConfig
+from dymn.errors import ConfigError
+from dymn.weights.checkpoint import open_checkpoint, open_state_dict
+from dymn.weights.download import Progress
+from dymn.weights.find import SAFETENSORS
+from dymn.weights.format import save, save_folder
+
+
+def convert(
+    source: str | Path,
+    destination: str | Path,
+    *,
+    name: str | None = None,
+    labels: Sequence[str] | None = None,
+    licence: str | None = None,
+    front_end: FrontEndConfig | None = None,
+    temperature: float | None = None,
+    strides: Sequence[int] | None = None,
+    half: bool = False,
+    progress: Progress | None = None,
+) -> str:
+    """Write a checkpoint that `open_checkpoint` reads in dymn's own format; return the SHA-256 of the weights file.
+
+    Args:
+        source: see `open_checkpoint`.
+        destination: a `.safetensors` file, or a folder to be filled for the Hub.
+        name, labels, licence, front_end: replace those of the card.
+        temperature: of the kernel attention in a published state dict that the registry does not know.
+        strides: of blocks 2, 4, 7 and 13 in such a file.
+        half: store matrices and kernels in half precision.
+        progress: called during a download with the bytes done, and the bytes in all or None.
+
+    Raises:
+        WeightsError: if the source cannot be loaded or the destination not be written.
+        ConfigError: if a setting does not fit, or the destination is neither a file of this kind nor a folder.
+    """
+    path = Path(destination)
+    if path.suffix not in ("", SAFETENSORS) and not path.is_dir():
+        raise ConfigError(f"{destination} is neither a {SAFETENSORS} file nor a folder. Write to {path.with_suffix(SAFETENSORS)} instead.")
+    known = strides is None and temperature is None
+    if not known and not Path(source).is_file():
+        raise ConfigError(f"{source} is not a file. Temperature and strides are settings of a state dict in a file; leave them out.")
+    stored = open_checkpoint(source, progress=progress) if known else open_state_dict(Path(source), strides, temperature)
+    card = stored.card
+    replaced = dataclasses.replace(
+        card,
+        name=card.name if name is None else name,
+        labels=card.labels if labels is None else tuple(labels),
+        licence=card.licence if licence is None else licence,
+        front_end=front_end or card.front_end,
+    )
+    n_labels, n_classes = len(replaced.labels), stored.config.num_classes
+    if n_labels != n_classes:
+        raise ConfigError(f"The card has {n_labels} labels for a network of {n_classes} classes; give one for each.")
+    dtype = "float16" if half else "float32"
+    if path.suffix == SAFETENSORS and not path.is_dir():
+        return save(stored._replace(card=replaced), path, dtype)
+    return save_folder(stored._replace(card=replaced), path, dtype)

@@ -1,0 +1,292 @@
+"""dymn's own checkpoint format: NumPy arrays with all that rebuilds the model they belong to.
+
+A checkpoint is one `.safetensors` file. Its metadata holds, as JSON, the configuration of the network with its temperature, and the
+card (front end, labels, licence, metrics, provenance). Files are untrusted input: sizes are bounded, every setting is checked, and no
+array is used before its name and shape fit the configuration.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from dymn.config import ModelCard, ModelConfig, from_dict, to_dict
+from dymn.errors import ConfigError, WeightsError
+from dymn.system.files import atomic_write
+
+Array = npt.NDArray[Any]
+
+FORMAT = 1
+WEIGHTS_FILE = "model.safetensors"
+MAX_HEADER = 2**22  # bytes of names, shapes and metadata; a DyMN with AudioSet's labels needs a fiftieth
+MAX_FILE = 2**31
+MAX_BLOCKS = 256
+STORAGE_TYPES = ("float32", "float16", "bfloat16")
+DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16, "I64": np.int64}
+COUNTER = "num_batches_tracked"  # of batch norm; nothing depends on it, and published files may lack it
+
+
+class Stored(NamedTuple):
+    """The content of a checkpoint.
+
+    `state` maps names of parameters and buffers to arrays, float32 for all but integers; `digest` is the SHA-256 of the file.
+    """
+
+    config: ModelConfig
+    card: ModelCard
+    state: Mapping[str, Array]
+    digest: str = ""
+
+
+def save(stored: Stored, path: str | Path, dtype: str = "float32") -> str:
+    """Write a checkpoint as one `.safetensors` file, all or nothing; return the file's SHA-256.
+
+    Arrays of two and more dimensions are stored as `dtype` where their values fit; all others as float32.
+
+    Raises:
+        ConfigError: if `dtype` is not one of `STORAGE_TYPES`.
+        WeightsError: if weights are not finite, or the file cannot be written.
+    """
+    if dtype not in STORAGE_TYPES:
+        raise ConfigError(f"dtype is {dtype}; weights are stored as one of {', '.join(STORAGE_TYPES)}.")
+    entries = {}
+    for name, values in stored.state.items():
+        if not is_finite(values):
+            raise WeightsError(f"{path} is not written: {name} holds values that are not finite. The training has diverged.")
+        kind, content = _reduced(values, dtype if values.ndim >= 2 else "float32")
+        entries[name] = kind, content
+    written = serialise(entries, {"dymn": json.dumps(description(stored), allow_nan=False)})
+    write(Path(path), written)
+    return hashlib.sha256(written).hexdigest()
+
+
+def _reduced(values: Array, dtype: str) -> tuple[str, Array]:
+    """Return a key of `DTYPES`, and values [...] as that type: the one wanted where they fit it, else as they are."""
+    if not np.issubdtype(values.dtype, np.floating):
+        return "I64", values.astype(np.int64)
+    if dtype == "float16":
+        with np.errstate(over="ignore"):
+            half = values.astype(np.float16)
+        if is_finite(half):
+            return "F16", half
+    if values.dtype == np.float64:
+        return "F64", values
+    single = np.ascontiguousarray(values, np.float32)
+    if dtype == "bfloat16":
+        bits = single.view(np.uint32)
+        rounded = ((bits + (0x7FFF + (bits >> 16 & 1))) >> 16).astype(np.uint16)  # to nearest, ties to even
+        if is_finite(from_bfloat16(rounded)):
+            return "BF16", rounded
+    return "F32", single
+
+
+def serialise(arrays: Mapping[str, tuple[str, Array]], metadata: Mapping[str, str]) -> bytes:
+    """Return arrays, each with a key of `DTYPES`, as the bytes of a `.safetensors` file: wide types first, as the format advises."""
+    names = sorted(arrays, key=lambda name: (-arrays[name][1].itemsize, name))
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    parts, end = [], 0
+    for name in names:
+        kind, values = arrays[name]
+        parts.append(np.ascontiguousarray(values).tobytes())
+        start, end = end, end + len(parts[-1])
+        header[name] = {"dtype": kind, "shape": list(values.shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return b"".join([len(text).to_bytes(8, "little"), text, *parts])
+
+
+def from_bfloat16(bits: Array) -> npt.NDArray[np.float32]:
+    """Return numbers in bfloat16, given as 16-bit integers, in float32: the upper half of its bits."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def read(path: str | Path) -> Stored:
+    """Read a `.safetensors` file that `save` wrote, without trusting it. Arrays come in float32, whatever they are stored as.
+
+    Raises:
+        WeightsError: if the file is missing, damaged, too large, was not written by dymn, or has settings that are not allowed.
+    """
+    content = _content(Path(path))
+    size = int.from_bytes(content[:8], "little")
+    if not 2 <= size <= min(MAX_HEADER, len(content) - 8):
+        raise WeightsError(f"{path} is not a .safetensors file, or is cut short: its header cannot be {size:,} bytes long.")
+    header = _json(content[8 : 8 + size], str(path))
+    metadata = header.get("__metadata__")
+    if not isinstance(metadata, dict) or not isinstance(metadata.get("dymn"), str):
+        raise WeightsError(f"{path} was not written by dymn: it does not describe its network. Convert the original with `dymn convert`.")
+    described = _json(metadata["dymn"], str(path))
+    if described.get("format") != FORMAT:
+        raise WeightsError(f"{path} has format {described.get('format')!r}; this version reads {FORMAT}. Install a newer dymn.")
+    try:
+        config = from_dict(ModelConfig, described.get("config", {}))
+        card = from_dict(ModelCard, described.get("card", {}))
+    except ConfigError as error:
+        raise WeightsError(f"{path} describes a network that cannot be: {error}") from error
+    if len(config.blocks) > MAX_BLOCKS:
+        raise WeightsError(f"{path} describes a network of {len(config.blocks)} blocks; at most {MAX_BLOCKS} are built from a file.")
+    if len(card.labels) != config.num_classes:
+        raise WeightsError(f"{path} has {len(card.labels)} labels for {config.num_classes} classes. The file is damaged; get it again.")
+    try:
+        state = _arrays({name: entry for name, entry in header.items() if name != "__metadata__"}, memoryview(content)[8 + size :])
+    except (ValueError, KeyError, TypeError) as error:
+        raise WeightsError(f"{path} is damaged: {error}. Get it again.") from error
+    return Stored(config, card, state, hashlib.sha256(content).hexdigest())
+
+
+def _arrays(entries: Mapping[str, Any], content: memoryview) -> dict[str, Array]:
+    """Return the arrays that the header of a file describes, which must lie in its content one after the other and without gaps."""
+    found, end = {}, 0
+    for name, entry in sorted(entries.items(), key=lambda item: item[1]["data_offsets"]):
+        kind, shape, (start, stop) = entry["dtype"], entry["shape"], entry["data_offsets"]
+        if kind not in DTYPES or len(shape) > 8 or not all(type(n) is int and 0 <= n <= MAX_FILE for n in (*shape, start, stop)):
+            raise ValueError(f"{name:.100} is {kind!s:.20} {shape!s:.100}; allowed are the types {', '.join(DTYPES)} and up to 8 sizes")
+        values = np.frombuffer(content[start:stop], DTYPES[kind])
+        if start != end or stop > len(content) or values.size != math.prod(shape):
+            raise ValueError(f"{name:.100} {shape} does not lie in the bytes {start} to {stop}")
+        end = stop
+        values = values.reshape(shape)
+        found[name] = from_bfloat16(values) if kind == "BF16" else values if kind == "I64" else as_float32(values)
+    if end != len(content):
+        raise ValueError(f"{len(content) - end:,} bytes after its last array belong to none")
+    return found
+
+
+def as_float32(values: Array) -> Array:
+    """Return numbers in float32; what does not fit becomes infinite, which no reader accepts."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return values.astype(np.float32, copy=False)
+
+
+def check_finite(state: Mapping[str, Array], source: str) -> None:
+    """Refuse weights that hold infinities or NaN.
+
+    Raises:
+        WeightsError: naming the first array that does.
+    """
+    for name, values in state.items():
+        if not is_finite(values):
+            raise WeightsError(f"{source}: {name} holds values that are not finite. The file is damaged; get it again.")
+
+
+def description(stored: Stored) -> dict[str, Any]:
+    """Return what the metadata says of a model. The digest of the file that the weights came from becomes their ancestor's."""
+    provenance = dict(stored.card.provenance)
+    if "sha256" in provenance:
+        provenance["source_sha256"] = provenance.pop("sha256")
+    card = dataclasses.replace(stored.card, provenance=provenance)
+    return {"format": FORMAT, "config": to_dict(stored.config), "card": to_dict(card)}
+
+
+def save_folder(stored: Stored, folder: Path, dtype: str = "float32") -> str:
+    """Write a folder for the Hub: `model.safetensors`, and `README.md` and `config.json` for people to read; return the digest.
+
+    Raises:
+        ConfigError, WeightsError: as `save` does.
+    """
+    digest = save(stored, folder / WEIGHTS_FILE, dtype)
+    write(folder / "config.json", json.dumps(description(stored), indent=2, ensure_ascii=False).encode())
+    write(folder / "README.md", readme(stored, digest).encode())
+    return digest
+
+
+def readme(stored: Stored, digest: str) -> str:
+    """Return the model card in Markdown, with the header that the Hub reads."""
+    config, card = stored.config, stored.card
+    parameters = sum(values.size for name, values in stored.state.items() if not name.endswith((COUNTER, "running_mean", "running_var")))
+    front_end = card.front_end
+    hop = 1000 * front_end.hop_length / front_end.sample_rate
+    classes = ", ".join(card.labels[:5]) + (" …" if len(card.labels) > 5 else "")
+    facts = {"sha256": digest, **card.metrics, **{k: v for k, v in card.provenance.items() if k != "sha256"}}
+    rows = [f"| {_cell(key)} | {_cell(value)} |" for key, value in facts.items()]
+    return "\n".join(
+        [
+            "---",
+            "library_name: dymn",
+            f"license: {json.dumps(card.licence.lower() or 'unknown')}",
+            "pipeline_tag: audio-classification",
+            "tags: [audio, audio-tagging, dymn]",
+            "---",
+            "",
+            f"# {card.name or 'dymn model'}",
+            "",
+            f"{parameters:,} parameters, width {config.width:g}, head {config.head}, kernel attention temperature {config.temperature:g}.",
+            f"Input: mono audio at {front_end.sample_rate:,} Hz, {front_end.n_mels} mel bands, one frame each {hop:g} ms.",
+            f"{config.num_classes} classes: {classes}",
+            "",
+            "```python",
+            "import dymn",
+            "",
+            'tagger = dymn.Tagger.from_pretrained("PATH")  # this folder, or its name on the Hub',
+            'tags = tagger.tag("recording.wav")',
+            "```",
+            "",
+            "| | |",
+            "|---|---|",
+            *rows,
+            "",
+        ]
+    )
+
+
+def is_finite(values: Array) -> bool:
+    """Return whether all values are finite. A finite sum, which is quick, proves it; else each value is looked at."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(np.isfinite(values.sum(dtype=None if values.dtype != np.float16 else np.float32))) or bool(np.isfinite(values).all())
+
+
+def shorten(names: Iterable[str], limit: int = 8) -> str:
+    """Join names with commas; beyond `limit`, say only how many more there are."""
+    listed = list(names)
+    rest = f" and {len(listed) - limit} more" if len(listed) > limit else ""
+    return ", ".join(listed[:limit]) + rest
+
+
+def _cell(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def _content(path: Path) -> bytes:
+    if not path.is_file():
+        raise WeightsError(f"There is no file {path}. Give the path of a checkpoint.")
+    try:
+        size = path.stat().st_size
+        if size > MAX_FILE:
+            raise WeightsError(f"{path} has {size:,} bytes; a checkpoint has at most {MAX_FILE:,}.")
+        return path.read_bytes()
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read: {error.strerror or error}.") from error
+
+
+def _json(text: str | bytes, name: str) -> dict[str, Any]:
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is not a number")
+
+    try:
+        value = json.loads(text, parse_constant=refuse)
+    except (ValueError, RecursionError) as error:
+        raise WeightsError(f"{name} is damaged: its header is not JSON ({error}). Get it again.") from error
+    if not isinstance(value, dict):
+        raise WeightsError(f"{name} is damaged: its header is not a JSON object. Get it again.")
+    return value
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write a file, all or nothing.
+
+    Raises:
+        WeightsError: if it cannot be written.
+    """
+    try:
+        with atomic_write(path) as file:
+            file.write(content)
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be written: {error.strerror or error}. Choose another place.") from error

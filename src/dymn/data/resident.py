@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -16,6 +17,8 @@ from dymn.data.samplers import Draw
 from dymn.data.source import Source
 from dymn.data.windows import Length, spans
 from dymn.errors import DataError, resource_error
+
+Positions = npt.NDArray[np.int64]
 
 
 class Crop(NamedTuple):
@@ -68,10 +71,17 @@ class Resident:
                 raise
             raise DataError(f"{device} has no room for the decoded clips. Leave data.resident out, or use data.cache alone.") from error
 
-    def waveforms(self, crops: Sequence[Crop], samples: int, fill: str) -> Tensor:
-        """Return [B, samples] float32 of some clips, each from its offset on; what is too short is repeated or followed by zeros."""
-        rows = np.array([crop.place for crop in crops])
-        columns = np.stack([self.starts[rows], np.array([crop.offset for crop in crops]), np.array([crop.end for crop in crops])])
+    def waveforms(self, rows: Positions, offsets: Positions, ends: Positions, samples: int, fill: str) -> Tensor:
+        """Return parts of clips as waveforms [B, samples] in float32.
+
+        Args:
+            rows: the clips' positions in the dataset [B].
+            offsets: where each part begins in its clip, in samples [B].
+            ends: where each clip ends, in samples [B].
+            samples: the length of every waveform.
+            fill: what follows the end of a clip: "repeat" its part, or zeros.
+        """
+        columns = np.stack([self.starts[rows], offsets, ends])
         start, offset, end = torch.from_numpy(columns).to(self.device)[..., None]
         scale = torch.from_numpy(self.scales[rows] / np.float32(FULL_SCALE)).to(self.device)[:, None]
         place = torch.arange(samples, device=self.device)
@@ -131,6 +141,7 @@ class ResidentBatches:
         logits = np.zeros((len(crops), self.targets.shape[1]), dtype=np.float32)
         known = np.zeros(len(crops), dtype=np.bool_)
         marks = [int(resident.marks[crop.place]) for crop in crops]
+        places, offsets, ends = np.array([(crop.place, crop.offset, crop.end) for crop in crops]).T
         if teacher is not None and self.presented.rows is not None:
             taught = self.presented.rows[clips]
             known = taught >= 0
@@ -138,7 +149,7 @@ class ResidentBatches:
             strangers = [self.presented.stranger(clip, mark) for clip, mark in zip(clips, marks, strict=True)]
             bad = bad + [stranger for stranger in strangers if stranger is not None]
         batch = Batch(
-            waveform=resident.waveforms(crops, samples, self.presented.fill),
+            waveform=resident.waveforms(*np.array([(crop.place, crop.offset, crop.end) for crop in crops]).T, samples, self.presented.fill),
             target=self.targets[rows],
             teacher=torch.from_numpy(logits).to(resident.device),
             has_teacher=torch.from_numpy(known).to(resident.device),

@@ -59,9 +59,8 @@ class Crops:
     def at(self, clips: npt.NDArray[np.int64], chances: npt.NDArray[np.float64]) -> Tensor:
         """Return a crop of each clip, [B, samples]; `chances` [B] in [0, 1) place it."""
         places = self.places[clips]
-        lengths = self.resident.lengths[places]
-        offsets = np.floor(chances * (np.maximum(lengths - self.samples, 0) + 1)).astype(np.int64)
-        return self.resident.waveforms(places, offsets, lengths, self.samples, self.fill)
+        room = np.maximum(self.resident.lengths[places] - self.samples, 0)
+        return self.resident.waveforms(places.tolist(), np.floor(chances * (room + 1)).astype(np.int64).tolist(), self.samples, self.fill)
 
     def batch(self, seed: int, step: int, size: int) -> Tensor:
         """Return the crops of a training step: each clip once before any comes again."""

@@ -42,11 +42,13 @@ class ResourceError(DymnError):
 
 
 class MissingExtraError(DymnError, ImportError):
-    """An optional dependency is needed; the message names the extra that installs it."""
+    """An optional dependency is needed; the message names the extra and the command that installs it here."""
 
     def __init__(self, purpose: str, extra: str) -> None:
+        from dymn.system.installation import install_command
+
         needed = "PyTorch" if extra == "torch" else "an optional dependency"
-        super().__init__(f"{purpose} needs {needed}. Install it with: pip install 'dymn[{extra}]'")
+        super().__init__(f"{purpose} needs {needed}: {install_command(extra)}")
         self.extra = extra
 
 

@@ -18,6 +18,7 @@ from dymn.commands.options import (
     Hop,
     Layers,
     Model,
+    Partial,
     Paths,
     Precision,
     Quiet,
@@ -54,20 +55,21 @@ def embed(
     format: Annotated[
         Format | None,
         format_option(
-            "How to write: npy (records with the fields file, start, end, embedding), parquet (the same as columns; needs "
-            "dymn\\[parquet]) or csv (a column for each value). Without it the ending of --output decides; csv goes to standard output."
+            "npy (records with the fields file, start, end, embedding), parquet (the same as columns; needs dymn\\[parquet]) or csv "
+            "(a column for each value). The default is by the ending of --output; standard output gets csv."
         ),
     ] = None,
     output: Annotated[
         Path | None,
         output_option(
-            "Write to this file, which appears when it is complete. Until then a journal lies beside it, and the same command goes on "
-            "after any interruption. Beside npy and csv, FILE.json tells what made them: the model, its digest, layers, settings."
+            "Write to this file, which appears when it is complete. Until then a journal lies beside it, and the same command resumes "
+            "after an interruption. Beside npy and csv, FILE.json names what made them: the model, its digest, layers, settings."
         ),
     ] = None,
     window: Window = 10.0,
     hop: Hop = None,
     fill: Filling = "bare",
+    partial: Partial = False,
     backend: Backend = "auto",
     device: Device = None,
     precision: Precision = "float32",
@@ -81,14 +83,14 @@ def embed(
 ) -> None:
     """Turn recordings into vectors, for small models, search and clustering.
 
-    Each recording gets one row with its name, or one for each window with --per-window. `dymn probe` tells how far a linear model gets.
+    Each recording gets one row with its name, or one for each window with --per-window. `dymn probe` fits a linear model to them.
 
     Recordings that cannot be read are named on standard error and in a report beside --output, and have no row. The others are still
     embedded, and the exit code is 1.
 
-    Examples: `dymn embed clips -o clips.npy`, `dymn embed clips --layer mels,blocks --per-window --window 1 -o clips.parquet`.
+    Examples: `dymn embed clips -o clips.npy`; `dymn embed clips --layer mels,blocks --per-window --window 1 -o clips.parquet`.
     """
-    from functools import partial
+    import functools
 
     from dymn.commands.recordings import describe
     from dymn.commands.runs import Asked, Form, run
@@ -99,7 +101,7 @@ def embed(
     from dymn.runtime.layers import parse_layers
 
     hush(quiet)
-    settings = EmbedSettings(window, hop, fill)
+    settings = EmbedSettings(window, hop, fill, partial)
     layers = parse_layers(layer or "last")
     parameters = to_dict(settings) | {"hop": hop or window}
     asked = Asked(
@@ -114,8 +116,8 @@ def embed(
         return Form(layout(names), embeddings(per_window, len(names)), origin)
 
     def files(tagger: Tagger, engine: Engine | None) -> Files[Embedding]:
-        embed_files = tagger.embedder(layers).embed_files if engine is None else partial(engine.embed_files, tagger, layers)
-        return partial(embed_files, settings=settings)
+        embed_files = tagger.embedder(layers).embed_files if engine is None else functools.partial(engine.embed_files, tagger, layers)
+        return functools.partial(embed_files, settings=settings)
 
     done = run(asked, layout(()), form, files)
     if output is not None and done.format != "parquet":

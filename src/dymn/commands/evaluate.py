@@ -20,6 +20,8 @@ from dymn.commands.options import (
     Quiet,
     ReportFormat,
     Threads,
+    check_ending,
+    complete_models,
     hush,
     note,
     seconds_option,
@@ -34,7 +36,9 @@ def evaluate(
     model: Annotated[
         str,
         typer.Argument(
-            metavar="MODEL", help="A model with weights by its name, or a file or folder with one, such as runs/mn04_as/best.safetensors."
+            metavar="MODEL",
+            autocompletion=complete_models,
+            help="The name of a model with weights, or a file or folder with one, such as runs/mn04_as/best.safetensors.",
         ),
     ],
     data: Annotated[Path, typer.Option("--data", "-d", metavar="PATH", help="The data, as for `dymn train`.", rich_help_panel=DATA)],
@@ -87,8 +91,12 @@ def evaluate(
     The model's classes and those of the data are matched by their names; the model may have more.
 
     Classes without a positive clip are left out of the means and named.
+
+    Example: `dymn evaluate runs/mn04_as/best.safetensors --data clips --per-class classes.csv`.
     """
     hush(quiet)
+    if per_class is not None:
+        check_ending("--per-class", per_class, [".csv"])
     check_data(data, "--data")
     from dymn.commands.progress import counting_bar
     from dymn.evaluation.assess import assess, write_predictions

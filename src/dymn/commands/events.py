@@ -14,6 +14,7 @@ from dymn.commands.options import (
     Fresh,
     Labels,
     Model,
+    Partial,
     Paths,
     Precision,
     Quiet,
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from dymn.inference.tagger import Tagger
     from dymn.ray import Engine
 
-WHEN = "What is an event"
+WHEN = "Events"
 
 Format = Literal["text", "csv", "json", "jsonl", "parquet", "audacity", "rttm"]
 """The formats of `dymn.inference.formats.events.EVENTS`."""
@@ -64,8 +65,8 @@ def events(
     method: Annotated[
         How,
         typer.Option(
-            help="How to find out what is when: short windows that overlap (windows), or the last feature map of long windows frame by "
-            "frame (activation), which is quicker, finds less, and needs a model that PyTorch computes.",
+            help="Score short overlapping windows (windows), or the frames of the last feature map of long windows (activation), which is "
+            "faster and finds less.",
             rich_help_panel=WHEN,
         ),
     ] = "windows",
@@ -80,21 +81,18 @@ def events(
         typer.Option(
             metavar="FROM 0 TO 1",
             max=1,
-            help="An event lasts while its probability is at least this. Without it, 0.3 of --threshold.",
+            help="An event lasts while its probability is at least this. The default is 0.3 of --threshold.",
             rich_help_panel=WHEN,
         ),
     ] = None,
-    median: Annotated[float, seconds_option("Smooth the probabilities by their median over so long.", WHEN, least=0, most=None)] = 0.0,
-    min_gap: Annotated[
-        float, seconds_option("Join events of one label with at most so much between them.", WHEN, least=0, most=None)
-    ] = 0.64,
-    min_duration: Annotated[float, seconds_option("Drop events that are shorter.", WHEN, least=0, most=None)] = 0.0,
-    window: Annotated[
-        float | None, seconds_option("How much the network hears at once. Without it, what is best for the method.", WHEN)
-    ] = None,
+    median: Annotated[float, seconds_option("Length of a median filter over the probabilities.", WHEN, least=0, most=None)] = 0.0,
+    min_gap: Annotated[float, seconds_option("Join events of one label that are at most so far apart.", WHEN, least=0, most=None)] = 0.64,
+    min_duration: Annotated[float, seconds_option("Drop shorter events.", WHEN, least=0, most=None)] = 0.0,
+    window: Annotated[float | None, seconds_option("Length of a window. The default depends on the method.", WHEN)] = None,
     hop: Annotated[
-        float | None, seconds_option("From the start of one window to the next. Without it, what is best for the method.", WHEN)
+        float | None, seconds_option("From the start of one window to the next. The default depends on the method.", WHEN)
     ] = None,
+    partial: Partial = False,
     backend: Backend = "auto",
     device: Device = None,
     precision: Precision = "float32",
@@ -106,13 +104,16 @@ def events(
     retry_failed: RetryFailed = False,
     quiet: Quiet = False,
 ) -> None:
-    """Tell when each sound in a recording begins and ends.
+    """Report when each sound in a recording begins and ends.
 
     An event begins and ends where the probability of its label passes --off-threshold, and reaches --threshold in between.
 
-    Recordings that cannot be read are named on standard error, and in JSON and CSV. The others are still done, and the exit code is 1.
+    Recordings that cannot be read are named on standard error, in JSON, CSV and Parquet, and in a report beside --output. The others are
+    still processed, and the exit code is 1.
+
+    Examples: `dymn events street.wav --threshold 0.3`; `dymn events clips --labels "Dog,Speech" --output events.csv`.
     """
-    from functools import partial
+    import functools
 
     from dymn.commands.recordings import describe
     from dymn.commands.runs import Asked, Form, run
@@ -133,6 +134,7 @@ def events(
         median=median,
         min_gap=min_gap,
         min_duration=min_duration,
+        partial=partial,
     )
     parameters = to_dict(settings) | dict(zip(("window", "hop"), settings.cutting(), strict=True))
     asked = Asked(
@@ -140,7 +142,8 @@ def events(
     )  # fmt: skip
 
     def files(tagger: Tagger, engine: Engine | None) -> Files[EventRecording]:
-        return partial(event_files, tagger.backend, settings=settings)
+        find = functools.partial(event_files, tagger.backend) if engine is None else functools.partial(engine.event_files, tagger)
+        return functools.partial(find, settings=settings)
 
     done = run(asked, EVENTS, lambda tagger: Form(EVENTS, stored(), describe(tagger, model, parameters)), files)
     if done.failed:

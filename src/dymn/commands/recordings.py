@@ -47,7 +47,7 @@ def load_tagger(
         ConfigError: if there is no such device or model, or the backend cannot compute the model.
         MissingExtraError: if PyTorch is needed and not installed.
     """
-    if backend == "onnx":
+    if backend == "onnx" or (backend == "auto" and model is not None and model.lower().endswith(".onnx")):
         if precision != "float32":
             raise ConfigError(f"--precision is {precision}; a file for --backend onnx has its own. See `dymn export --precision`.")
         return load_onnx(model, device, threads)

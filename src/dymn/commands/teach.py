@@ -6,17 +6,17 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
 
 from dymn.commands.datasets import check_data, check_model
-from dymn.commands.options import ClipBatch, ClipWorkers, Device, Kind, Quiet, Threads, hush, note, seconds_option
+from dymn.commands.options import ClipBatch, ClipWorkers, Command, Device, Kind, Quiet, Threads, check_ending, hush, note, seconds_option
+from dymn.commands.output import say
 
 
-class ManyModels(TyperCommand):
+class ManyModels(Command):
     """A command whose --models takes all words up to the next option."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Give each of these words a --models of its own, which is how the parser below wants it."""
+        """Give each of these words a --models of its own, as typer's parser expects."""
         return super().parse_args(ctx, spread(args, "--models"))
 
 
@@ -46,7 +46,7 @@ def teach(
             help="One model, or several of the same classes: then the mean of their logits is taken. Give DATA first.",
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The table to write, a .safetensors file.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The table to write, a .safetensors file.")],
     kind: Kind = "auto",
     split: Annotated[
         str | None,
@@ -74,11 +74,14 @@ def teach(
 ) -> None:
     """Write the logits of a teacher for all clips of a dataset, to distil from with `--set teacher.table=FILE`.
 
-    They are kept under the names of the clips, with digests of clips and models, so that a table is never used with other data.
+    They are stored under the names of the clips, with digests of clips and models, so that a table is never used with other data.
 
-    When interrupted, the same command continues where it was.
+    When interrupted, the same command resumes the run.
+
+    Example: `dymn teach clips --models mn04_as mn10_as --output teacher.safetensors`.
     """
     hush(quiet)
+    check_ending("--output", output, [".safetensors", ""])
     check_data(data, "DATA")
     from dymn.commands.progress import counting_bar
     from dymn.data import open_dataset, select
@@ -103,7 +106,7 @@ def teach(
             table = library_teach(
                 source,
                 ensemble,
-                out,
+                output,
                 seconds=seconds or ensemble.learned(fill=fill).seconds or task.seconds,
                 fill=fill,
                 batch_size=batch_size,
@@ -117,4 +120,4 @@ def teach(
     left_out = table.settings.get("left_out", [])
     if left_out:
         note(f"{len(left_out)} clips cannot be read and are left out, such as {left_out[0]}.", quiet)
-    typer.echo(f"{out}  {len(table)} clips, {table.classes} classes")
+    say(f"{output}  {len(table)} clips, {table.classes} classes")

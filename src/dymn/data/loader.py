@@ -183,7 +183,7 @@ class Loader:
             if mark and self.marks[clip] not in (0, mark):
                 raise DataError(
                     f"The audio of {self.source.keys[clip]} is not what this run heard before. Restore the file, or start anew in another "
-                    "folder (--out, run.out)."
+                    "folder (--output, run.out)."
                 )
             self.marks[clip] = mark
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -17,8 +16,6 @@ from dymn.data.samplers import Draw
 from dymn.data.source import Source
 from dymn.data.windows import Length, spans
 from dymn.errors import DataError, resource_error
-
-Positions = npt.NDArray[np.int64]
 
 
 class Crop(NamedTuple):
@@ -71,17 +68,18 @@ class Resident:
                 raise
             raise DataError(f"{device} has no room for the decoded clips. Leave data.resident out, or use data.cache alone.") from error
 
-    def waveforms(self, rows: Positions, offsets: Positions, ends: Positions, samples: int, fill: str) -> Tensor:
-        """Return parts of clips as waveforms [B, samples] in float32.
+    def waveforms(self, clips: Sequence[int], offsets: Sequence[int], samples: int, fill: str, ends: Sequence[int] | None = None) -> Tensor:
+        """Return [B, samples] float32 of some clips, each from its offset to its end; what is too short is repeated or followed by zeros.
 
         Args:
-            rows: the clips' positions in the dataset [B].
-            offsets: where each part begins in its clip, in samples [B].
-            ends: where each clip ends, in samples [B].
-            samples: the length of every waveform.
-            fill: what follows the end of a clip: "repeat" its part, or zeros.
+            clips: B positions in the whole dataset.
+            offsets: where each begins, in samples.
+            samples: of each.
+            fill: "pad" or "repeat", for those that are shorter.
+            ends: where each ends; None for the ends of the clips.
         """
-        columns = np.stack([self.starts[rows], offsets, ends])
+        rows = np.asarray(clips)
+        columns = np.stack([self.starts[rows], np.asarray(offsets), self.lengths[rows] if ends is None else np.asarray(ends)])
         start, offset, end = torch.from_numpy(columns).to(self.device)[..., None]
         scale = torch.from_numpy(self.scales[rows] / np.float32(FULL_SCALE)).to(self.device)[:, None]
         place = torch.arange(samples, device=self.device)
@@ -141,7 +139,6 @@ class ResidentBatches:
         logits = np.zeros((len(crops), self.targets.shape[1]), dtype=np.float32)
         known = np.zeros(len(crops), dtype=np.bool_)
         marks = [int(resident.marks[crop.place]) for crop in crops]
-        places, offsets, ends = np.array([(crop.place, crop.offset, crop.end) for crop in crops]).T
         if teacher is not None and self.presented.rows is not None:
             taught = self.presented.rows[clips]
             known = taught >= 0
@@ -149,7 +146,13 @@ class ResidentBatches:
             strangers = [self.presented.stranger(clip, mark) for clip, mark in zip(clips, marks, strict=True)]
             bad = bad + [stranger for stranger in strangers if stranger is not None]
         batch = Batch(
-            waveform=resident.waveforms(*np.array([(crop.place, crop.offset, crop.end) for crop in crops]).T, samples, self.presented.fill),
+            waveform=resident.waveforms(
+                [crop.place for crop in crops],
+                [crop.offset for crop in crops],
+                samples,
+                self.presented.fill,
+                [crop.end for crop in crops],
+            ),
             target=self.targets[rows],
             teacher=torch.from_numpy(logits).to(resident.device),
             has_teacher=torch.from_numpy(known).to(resident.device),

@@ -70,12 +70,16 @@ class EventRecording:
         seconds: the length of the recording.
         events: in the order of their starts.
         error: why there are none, or None.
+        notes: what is unusual about the recording, such as a wrong header; they are logged as warnings, too.
+        partial: whether a part is missing because of damage; only with the setting `partial`.
     """
 
     name: str
     seconds: float = 0.0
     events: Sequence[Event] = ()
     error: DymnError | None = None
+    notes: tuple[str, ...] = ()
+    partial: bool = False
 
 
 def event_files(
@@ -99,10 +103,11 @@ def event_files(
     parts = frame_parts(
         backend, sources, settings, sample_rate=sample_rate, batch_size=batch_size, workers=workers, progress=progress
     )  # fmt: skip
-    return _recordings(parts, chosen_labels(backend, settings), settings)
+    return collect_events(parts, chosen_labels(backend, settings), settings)
 
 
-def _recordings(parts: Iterable[FramePart], labels: Sequence[str], settings: EventSettings) -> Iterator[EventRecording]:
+def collect_events(parts: Iterable[FramePart], labels: Sequence[str], settings: EventSettings) -> Iterator[EventRecording]:
+    """Yield the events of recordings, from their frames in parts."""
     decider = Decider(labels, settings)
     for part in parts:
         if part.error is not None:
@@ -110,7 +115,8 @@ def _recordings(parts: Iterable[FramePart], labels: Sequence[str], settings: Eve
         else:
             decider.feed(part.times, part.scores)
             if part.seconds is not None:
-                yield EventRecording(part.name, part.seconds, decider.finish(part.seconds))
+                events = decider.finish(part.seconds)
+                yield EventRecording(part.name, part.seconds, events, notes=part.notes, partial=part.partial)
         if part.is_last:
             decider = Decider(labels, settings)
 

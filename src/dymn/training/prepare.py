@@ -125,7 +125,7 @@ class Prepared:
                 changed = differences(self.folder / "config.json", self.config, self.digests)
                 raise ConfigError(
                     f"{self.folder} holds a run with other settings or data{f' ({shorten(changed)})' if changed else ''}. "
-                    "Choose another folder (--out, run.out), or remove it to start anew."
+                    "Choose another folder (--output, run.out), or remove it to start anew."
                 )
             within = f" and {state.part['steps']} steps of the next" if state.part else ""
             self.reporter.note(f"Continuing {self.folder} after epoch {state.epoch}{within}.")

@@ -6,6 +6,7 @@ A recipe file may hold variants: tables under `[variants.NAME]` that replace sin
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -352,6 +353,14 @@ def recipe_names() -> list[str]:
     return names
 
 
+def unknown_recipe(name: str) -> ConfigError:
+    """Return the error for a name that is neither a file nor a recipe of dymn; it proposes similar names."""
+    names = recipe_names()
+    similar = difflib.get_close_matches(name, names, n=3)
+    proposal = f"Did you mean {' or '.join(similar)}?" if similar else f"The recipes of dymn are {', '.join(names)}."
+    return ConfigError(f"There is no recipe {name!r}, and no such file. {proposal}")
+
+
 def load_recipe(name_or_path: str | Path, assignments: Sequence[str] = ()) -> TrainConfig:
     """Read a recipe and change single settings of it.
 
@@ -369,7 +378,8 @@ def load_recipe(name_or_path: str | Path, assignments: Sequence[str] = ()) -> Tr
         path = Path(base)
         if not path.is_file():
             packaged = resources.files("dymn.recipes").joinpath(f"{base}.toml")
-            check(packaged.is_file(), f"There is no recipe {text!r}: no such file, and dymn brings {', '.join(recipe_names())}.")
+            if not packaged.is_file():
+                raise unknown_recipe(text)
             return _from_text(packaged.read_text(encoding="utf-8"), text, variant, assignments)
     try:
         return _from_text(path.read_text(encoding="utf-8"), text, variant, assignments)

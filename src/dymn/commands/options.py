@@ -230,6 +230,15 @@ Precision = Annotated[
         rich_help_panel=RUN_PANEL,
     ),
 ]
+Partial = Annotated[
+    bool,
+    typer.Option(
+        "--partial",
+        help="Read what can be read of damaged recordings, up to the damage and behind it, instead of refusing them. They are marked in "
+        "JSON, CSV and Parquet.",
+        rich_help_panel=RUN_PANEL,
+    ),
+]
 Threads = Annotated[
     int | None,
     typer.Option(

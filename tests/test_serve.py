@@ -131,7 +131,7 @@ def test_embeddings_are_those_of_the_library(real):
 def test_tags_and_the_embedding_come_from_one_pass(client, stub, monkeypatch):
     opened = []
     stream = reading.stream
-    monkeypatch.setattr(reading, "stream", lambda *arguments: opened.append(1) or stream(*arguments))
+    monkeypatch.setattr(reading, "stream", lambda *arguments, **options: opened.append(1) or stream(*arguments, **options))
     content, service = wav(3.0, 0.5), client()
     stub.batches.clear()
     answer = service.post("/v1/tag?embedding=true&layers=last&window=1", content=content).json()

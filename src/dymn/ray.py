@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 import numpy as np
 
 from dymn.audio import reading
+from dymn.audio.notes import Notes
 from dymn.audio.sources import reason
 from dymn.audio.windows import Filled, fill
 from dymn.config import check
@@ -103,7 +104,7 @@ class Engine:
             DymnError: if Ray ends the run.
         """
         settings = settings or TagSettings()
-        windows = _Windows(tagger.sample_rate, settings.window, settings.hop, settings.fill)
+        windows = _Windows(tagger.sample_rate, settings.window, settings.hop, settings.fill, settings.partial)
         return tagged(self._computed(tagger, None, sources, windows, batch_size), tagger.backend, settings, progress)
 
     def embed_files(
@@ -118,7 +119,7 @@ class Engine:
     ) -> Iterator[Embedding]:
         """Embed recordings as `tagger.embedder(layers).embed_files` does; arguments and errors are those of `tag_files`."""
         settings = settings or EmbedSettings()
-        windows = _Windows(tagger.sample_rate, settings.window, settings.hop, settings.fill)
+        windows = _Windows(tagger.sample_rate, settings.window, settings.hop, settings.fill, settings.partial)
         return tagger.embedder(layers).collect(self._computed(tagger, layers, sources, windows, batch_size), progress)
 
     def event_files(
@@ -133,7 +134,7 @@ class Engine:
         """Find events as `dymn.inference.events.event_files` does; arguments and errors are those of `tag_files`."""
         settings = settings or EventSettings()
         maker, labels = frame_maker(tagger.backend, settings), chosen_labels(tagger.backend, settings)
-        windows = _Windows(tagger.sample_rate, maker.window, maker.hop, maker.fill)
+        windows = _Windows(tagger.sample_rate, maker.window, maker.hop, maker.fill, settings.partial)
         shape = (-1, len(labels)) if settings.method == "activation" else (-1,)  # rows come flat
         computed = self._computed(tagger, settings, sources, windows, batch_size)
         rows = ((piece, None if row is None else row.reshape(shape)) for piece, row in computed)
@@ -182,7 +183,7 @@ class Engine:
                 for place, piece in _pieces(table):
                     name = source_name(found[place])
                     error = piece.error and AudioError(str(piece.error).replace(whole(found[place]), name))
-                    recording = Opened(name, piece.recording.n_samples)
+                    recording = Opened(name, piece.recording.n_samples, piece.recording.notes)
                     yield piece._replace(recording=recording, features=None, error=error), piece.features
 
 
@@ -194,6 +195,7 @@ class _Windows:
     window: float
     hop: float | None
     how: str
+    partial: bool = False
 
 
 def _chunk(sources: Sequence[Source], begin: int) -> Any:
@@ -207,7 +209,7 @@ def _decode(table: Any, windows: _Windows) -> Iterator[Any]:
     """Yield recordings as rows: their windows as they are before they are filled up, and their ends."""
     for place, path in zip(table["place"].to_pylist(), map(os.fsdecode, table["path"].to_pylist()), strict=True):
         source = cast(BinaryIO, _Remote(path)) if "://" in path else path
-        for piece in pieces([source], windows.rate, None, windows.window, windows.hop, "bare"):
+        for piece in pieces([source], windows.rate, None, windows.window, windows.hop, "bare", partial=windows.partial):
             yield _table([(place, piece, piece.features)])
 
 
@@ -262,6 +264,8 @@ def _table(rows: Sequence[tuple[int, Piece, Rows | None]]) -> Any:
         "start": arrow.array([piece.start for _, piece, _ in rows], arrow.float64()),
         "end": arrow.array([piece.end for _, piece, _ in rows], arrow.float64()),
         "values": arrow.array([None if values is None else values.tobytes() for _, _, values in rows], arrow.binary()),
+        "notes": arrow.array([list(piece.recording.notes.lines) for _, piece, _ in rows], arrow.list_(arrow.string())),
+        "partial": arrow.array([piece.recording.notes.partial for _, piece, _ in rows], arrow.bool_()),
         "error": arrow.array([None if piece.error is None else str(piece.error) for _, piece, _ in rows], arrow.string()),
     }
     return arrow.table(columns)
@@ -272,7 +276,8 @@ def _pieces(table: Any) -> Iterator[tuple[int, Piece]]:
     for row in table.to_pylist():
         values = None if row["values"] is None else np.frombuffer(bytearray(row["values"]), np.float32)
         error = None if row["error"] is None else AudioError(row["error"])
-        yield row["place"], Piece(Opened("", row["n_samples"]), row["start"], row["end"], values, error)
+        opened = Opened("", row["n_samples"], Notes(row["notes"], row["partial"]))
+        yield row["place"], Piece(opened, row["start"], row["end"], values, error)
 
 
 @contextmanager

@@ -36,11 +36,13 @@ class EmbedSettings:
         window: seconds that the network hears at once; it was trained on 10.
         hop: seconds from the start of one window to the next; `window` if None.
         fill: what a recording or a remainder that is shorter than the window is filled with: "bare" (nothing), "repeat" or "pad" (zeros).
+        partial: whether to read what can be read of a damaged recording, instead of an error.
     """
 
     window: float = 10.0
     hop: float | None = None
     fill: str = "bare"
+    partial: bool = False
 
     def __post_init__(self) -> None:
         check_windows(self.window, self.hop, self.fill)
@@ -57,6 +59,8 @@ class Embedding:
         windows: of each window [W, D].
         spans: start and end of each window in seconds [W, 2].
         error: why there is none, or None.
+        notes: what is unusual about the recording, such as a header that is wrong; the library logs it as warnings, too.
+        partial: whether a part is missing because of damage; only with the setting `partial`.
     """
 
     name: str
@@ -65,6 +69,8 @@ class Embedding:
     windows: Floats = field(default_factory=lambda: np.empty((0, 0), np.float32), repr=False)
     spans: npt.NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 2)), repr=False)
     error: DymnError | None = None
+    notes: tuple[str, ...] = ()
+    partial: bool = False
 
 
 class Embedder:
@@ -191,6 +197,7 @@ class Embedder:
             settings.fill,
             prepare=backend.features,
             team=Team(workers, batch_size, backend.enter_worker, backend.entered_workers),
+            partial=settings.partial,
         )
         return self.collect(computed(found, self.run, batch_size), progress)
 
@@ -213,7 +220,9 @@ class Embedder:
             else:
                 windows, places = np.stack(rows), np.array(spans)
                 vector = np.average(windows, axis=0, weights=places[:, 1] - places[:, 0]).astype(np.float32)
-                yield Embedding(name, piece.recording.n_samples / self.sample_rate, vector, windows, places)
+                opened = piece.recording
+                seconds, notes = opened.n_samples / self.sample_rate, tuple(opened.notes.lines)
+                yield Embedding(name, seconds, vector, windows, places, notes=notes, partial=opened.notes.partial)
             rows, spans = [], []
 
 

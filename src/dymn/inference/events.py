@@ -70,12 +70,16 @@ class EventRecording:
         seconds: the length of the recording.
         events: in the order of their starts.
         error: why there are none, or None.
+        notes: what is unusual about the recording, such as a wrong header; they are logged as warnings, too.
+        partial: whether a part is missing because of damage; only with the setting `partial`.
     """
 
     name: str
     seconds: float = 0.0
     events: Sequence[Event] = ()
     error: DymnError | None = None
+    notes: tuple[str, ...] = ()
+    partial: bool = False
 
 
 def event_files(
@@ -111,7 +115,8 @@ def collect_events(parts: Iterable[FramePart], labels: Sequence[str], settings: 
         else:
             decider.feed(part.times, part.scores)
             if part.seconds is not None:
-                yield EventRecording(part.name, part.seconds, decider.finish(part.seconds))
+                events = decider.finish(part.seconds)
+                yield EventRecording(part.name, part.seconds, events, notes=part.notes, partial=part.partial)
         if part.is_last:
             decider = Decider(labels, settings)
 

@@ -26,6 +26,8 @@ class Recording:
         timeline: the labels of each window.
         scores: the probabilities of all labels for the whole recording [C]; empty after an error.
         error: why there are no tags, or None.
+        notes: what is unusual about the recording, such as a wrong header; they are logged as warnings, too.
+        partial: whether a part is missing because of damage; only with the setting `partial`.
     """
 
     name: str
@@ -34,6 +36,8 @@ class Recording:
     timeline: Sequence[WindowTags] = ()
     scores: Scores = field(default_factory=lambda: np.empty(0, np.float32), repr=False)
     error: DymnError | None = None
+    notes: tuple[str, ...] = ()
+    partial: bool = False
 
 
 def tag_files(
@@ -75,6 +79,7 @@ def tag_files(
         settings.fill,
         prepare=backend.features,
         team=Team(workers, batch_size, backend.enter_worker, backend.entered_workers),
+        partial=settings.partial,
     )
     return tagged(computed(found, lambda features: backend.run(features).probabilities, batch_size), backend, settings, progress)
 
@@ -115,7 +120,8 @@ def _tagged(
         combined = done.scores()
         seconds = piece.recording.n_samples / rate
         best = selection.best(combined)
-        yield Recording(name, seconds, selection.tags(best, combined[best], 0.0, seconds), done.timeline, combined)
+        tags, notes = selection.tags(best, combined[best], 0.0, seconds), piece.recording.notes
+        yield Recording(name, seconds, tags, done.timeline, combined, notes=tuple(notes.lines), partial=notes.partial)
 
 
 class _Work:

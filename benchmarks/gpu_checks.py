@@ -24,7 +24,8 @@ import numpy as np
 import soundfile
 import torch
 
-from dymn import Tagger, audio
+from dymn import Tagger
+from dymn.audio import reading
 from dymn.data import Loader, PlainSampler, Resident, open_source
 from dymn.system.devices import COMPUTE_PRECISIONS
 
@@ -37,7 +38,7 @@ Check = Callable[[str, Path], dict[str, Any]]
 
 def waveforms() -> np.ndarray:
     """Return the examples, repeated to ten seconds [B, N]."""
-    return np.stack([np.resize(audio.read(path, RATE), RATE * SECONDS) for path in sorted(EXAMPLES.glob("*.ogg"))])
+    return np.stack([np.resize(reading.read(path, RATE), RATE * SECONDS) for path in sorted(EXAMPLES.glob("*.ogg"))])
 
 
 def precision(device: str, folder: Path) -> dict[str, Any]:

@@ -134,7 +134,7 @@ class Engine:
         """Find events as `dymn.inference.events.event_files` does; arguments and errors are those of `tag_files`."""
         settings = settings or EventSettings()
         maker, labels = frame_maker(tagger.backend, settings), chosen_labels(tagger.backend, settings)
-        windows = _Windows(tagger.sample_rate, maker.window, maker.hop, maker.fill)
+        windows = _Windows(tagger.sample_rate, maker.window, maker.hop, maker.fill, settings.partial)
         shape = (-1, len(labels)) if settings.method == "activation" else (-1,)  # rows come flat
         computed = self._computed(tagger, settings, sources, windows, batch_size)
         rows = ((piece, None if row is None else row.reshape(shape)) for piece, row in computed)

@@ -1,16 +1,18 @@
 # Sets up .venv and runs things in it. Needs make and Python 3.10 or newer, nothing else.
 #
-#   make demo     tag the recordings in examples/audio
-#   make test     check style and types, run the tests, build the wheel and try it in an empty environment
-#   make page     put the runtime and a model for the browser into the package (needs npm): make page MODEL=NAME
-#   make wheels   build wheels with compiled code for Linux, macOS and Windows
-#   make docs     build the documentation into site/
-#   make nodes    train on two machines, one of which dies (Linux; as root also in network namespaces)
-#   make fuzz     feed every way in with hostile input: make fuzz CASES=40000 SEED=1
-#   make faults   provoke the faults of docs/faults.md that take minutes
-#   make audit    compare what is installed with known vulnerabilities (needs the network)
-#   make bench    measure zero-shot accuracy, memory on twelve hours, speed: make bench ESC10=FOLDER MODEL=NAME
-#   make clean    remove what the above made, .venv included
+#   make demo       install dymn without PyTorch and tag the recordings in examples/audio
+#   make test       install everything, check style and types, run the tests, build the wheel and try it without PyTorch
+#   make page       put the runtime and a model for the browser into the package (needs npm): make page MODEL=NAME
+#   make wheels     build wheels with compiled code for Linux, macOS and Windows
+#   make platforms  run the wheels on ARM and in Debian 13 (needs Linux, root, mmdebstrap and qemu-user-static)
+#   make docs       build the documentation into site/
+#   make nodes      train on two machines, one of which dies (Linux; as root also in network namespaces)
+#   make fuzz       feed hostile input to every entry point: make fuzz CASES=40000 SEED=1
+#   make faults     provoke the faults of docs/faults.md that take minutes
+#   make audit      compare the installed packages with known vulnerabilities (needs the network)
+#   make bench      measure the speed of networks, front end and tagging
+#   make measure    measure zero-shot accuracy, memory on twelve hours, speed: make measure ESC10=FOLDER MODEL=NAME
+#   make clean      remove everything that the above made, .venv included
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -24,9 +26,9 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
 BIN := $(VENV)/bin
-INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
+INSTALL := $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt
 
-.PHONY: help demo test lint types tests nodes package wheels docs fuzz faults audit bench measure clean
+.PHONY: help demo test lint types tests nodes package page wheels platforms docs fuzz faults audit bench measure clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -49,14 +51,15 @@ tests: $(VENV)/.dev
 nodes: $(VENV)/.dev
 	OMP_NUM_THREADS=1 DYMN_TEST_NODES=1 $(BIN)/python -m pytest tests/test_training_elastic.py
 
-# The wheel and the sdist, and the wheel in an environment that holds nothing else.
+# The wheel and the sdist, and the wheel without PyTorch: commands, and the numbers that PyTorch gives.
 package: $(VENV)/.dev
 	rm -rf dist $(TRIAL)
 	$(BIN)/python -m build --no-isolation --outdir dist
+	$(BIN)/python platforms/parity.py write $(TRIAL)/numbers
 	$(PYTHON) -m venv $(TRIAL)
 	$(TRIAL)/bin/python -m pip install --quiet --constraint constraints.txt dist/*.whl
-	$(TRIAL)/bin/dymn --version
-	cd $(TRIAL) && bin/dymn tag $(CURDIR)/examples/audio/dog.ogg --model dymn04_open --top-k 3
+	cd $(TRIAL) && $(CURDIR)/platforms/commands.sh bin $(CURDIR)/examples/audio
+	cd $(TRIAL) && bin/python $(CURDIR)/platforms/parity.py check numbers
 	rm -rf $(TRIAL)
 
 # What `dymn serve` needs to run a network in the browser; wheels that are built afterwards hold it.
@@ -69,6 +72,12 @@ wheels: $(VENV)/.dev
 	for platform in manylinux2014_x86_64 manylinux2014_aarch64 macosx_11_0_x86_64 macosx_11_0_arm64 win_amd64; do \
 		DYMN_WHEEL_FOR=$$platform $(BIN)/python -m build --no-isolation --wheel --outdir dist || exit 1; \
 	done
+
+# The wheels for ARM and for Debian 13 with its Python 3.13, run in root folders of Debian below build/platforms.
+platforms: $(VENV)/.dev
+	$(INSTALL) ziglang
+	$(BIN)/python platforms/check.py arm64
+	$(BIN)/python platforms/check.py trixie
 
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict

@@ -1,7 +1,7 @@
-"""Compiles the C files of `src/dymn/native` when dymn is built; without a C compiler dymn is pure Python and computes with PyTorch alone.
+"""Compiles the C files of `src/dymn/native` when dymn is built; without a C compiler, dymn computes with ONNX Runtime or PyTorch.
 
-Without further settings the compiler is $CC or cc, and the library is for this machine. With DYMN_WHEEL_FOR set to one of the
-platforms below, the compiler is that of the package ziglang, which compiles for all of them anywhere (`make wheels`).
+By default the compiler is $CC or cc, and the libraries are for this machine. With DYMN_WHEEL_FOR set to one of the platforms
+below, the compiler is that of the package ziglang, which compiles for all of them on any machine (`make wheels`).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import platform
 import subprocess
 import sys
 import sysconfig
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -47,19 +48,25 @@ class NativeBuildHook(BuildHookInterface[Any]):
         for old in target.glob("_native*"):
             old.unlink()
         compilers = cross_compilers(WHEELS[wanted]) if wanted else compilers_here()
+        sources = [str(path) for path in sorted(here.glob("*.c"))]
+        commands = [[*compiler, *FLAGS, "-o", str(target / name), *sources] for name, compiler in compilers.items()]
         try:
-            for name, compiler in compilers.items():
-                sources = [str(path) for path in sorted(here.glob("*.c"))]
-                subprocess.run([*compiler, *FLAGS, "-o", str(target / name), *sources], check=True, capture_output=True, timeout=1800)
+            with ThreadPoolExecutor() as pool:
+                list(pool.map(compile_library, commands))
         except (OSError, subprocess.SubprocessError) as error:
             if wanted:
                 raise
-            self.app.display_warning(f"dymn is built without compiled code, which makes it slower on CPUs: {error}")
+            self.app.display_warning(f"dymn is built without compiled code, and so needs ONNX Runtime or PyTorch: {error}")
             return
         build_data["pure_python"] = False
         build_data["tag"] = f"py3-none-{platform_tag}"
         if version != "editable":
             build_data["force_include"] |= {str(target / name): f"dymn/native/{name}" for name in compilers}
+
+
+def compile_library(command: list[str]) -> None:
+    """Run a compiler, or raise."""
+    subprocess.run(command, check=True, capture_output=True, timeout=1800)
 
 
 def compilers_here() -> dict[str, list[str]]:
@@ -73,6 +80,6 @@ def cross_compilers(target: str) -> dict[str, list[str]]:
     """Return the commands that make each library for another platform."""
     suffix = ".dll" if "windows" in target else ".dylib" if "macos" in target else ".so"
     builds = CROSS_X86_BUILDS if target.startswith("x86_64") else {"_native": []}
-    if "windows" in target:  # the compiler did not come to an end with AVX-512 for this system
+    if "windows" in target:  # the compiler does not finish with AVX-512 for this system
         builds = {name: flags for name, flags in builds.items() if name != "_native_v4"}
     return {name + suffix: [sys.executable, "-m", "ziglang", "cc", "-target", target, *flags] for name, flags in builds.items()}

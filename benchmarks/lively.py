@@ -11,9 +11,9 @@ import math
 import torch
 from torch import Tensor, nn
 
+from dymn.audio.mel import LOG_OFFSET, LOG_SCALE, LOG_SHIFT
 from dymn.models.layers import DynamicConv2d
 from dymn.models.mobilenet import MobileNet
-from dymn.native.log_mel import LOG_OFFSET, LOG_SCALE, LOG_SHIFT
 
 SILENCE = (math.log(LOG_OFFSET) + LOG_SHIFT) * LOG_SCALE
 SPREAD = 0.12  # standard deviation of a logit over the clips

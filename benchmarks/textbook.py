@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dymn.audio.mel import LOG_OFFSET, PREEMPHASIS
 from dymn.config import FrontEndConfig
 from dymn.errors import ConfigError
 from dymn.models.frontend import mel_basis
@@ -18,7 +19,6 @@ from dymn.models.layers import DynamicConv2d, DynamicReLU
 from dymn.models.layers.attention import CoordinateAttention
 from dymn.models.layers.context import Context, ContextGenerator
 from dymn.models.mobilenet import MobileNet, Output
-from dymn.native.log_mel import LOG_OFFSET, PREEMPHASIS
 
 
 class TextbookConv(nn.Module):

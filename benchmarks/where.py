@@ -25,7 +25,7 @@ import torch
 from dymn import create_model, native
 from dymn.models.mobilenet import MobileNet
 from dymn.profiling import count
-from dymn.runtime.compiled import NativeNetwork
+from dymn.runtime.accelerate import NativeNetwork
 
 sys.path.insert(0, str(Path(__file__).parent))
 from lively import clips

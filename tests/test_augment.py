@@ -1,13 +1,25 @@
 """Augmentation: what each part does, what it leaves as it is, and that the same chance gives the same result."""
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dymn.config import FrontEndConfig
 from dymn.models.frontend import LogMel, mel_basis
-from dymn.training.augment import cut_short, draw_mixing, gain, mix_waveforms, roll, spec_augment
+from dymn.training.augment import (
+    blend_waveforms,
+    change_speed,
+    colour,
+    cut_short,
+    draw_mixing,
+    gain,
+    mix_waveforms,
+    reverberate,
+    roll,
+    spec_augment,
+)
 from dymn.training.losses import mix
 from dymn.training.step import Share
 
@@ -143,3 +155,43 @@ def test_every_process_takes_its_part_of_what_is_drawn(world, per_process, bad, 
     if world == 1:
         whole = shares[0].of_mixing(mixing, size, torch.device("cpu"))
         assert torch.equal(whole.partner, mixing.partner) and torch.equal(whole.share, mixing.share)
+
+
+def test_another_speed_is_another_pitch_and_one_is_none():
+    seconds = torch.arange(8000.0, dtype=torch.float64) / 8000
+    x = torch.sin(2 * torch.pi * 400 * seconds).float().repeat(3, 1)
+    played = change_speed(x, np.array([1.0, 1.25, 0.8]))
+    assert torch.equal(played[0], x[0])
+    assert torch.fft.rfft(played).abs().argmax(dim=1).tolist() == [400, 500, 320]
+    expected = torch.sin(2 * torch.pi * 400 * (seconds * 1.25)).float()
+    torch.testing.assert_close(played[1, 10:6000], expected[10:6000], atol=2e-3, rtol=0)
+
+
+def test_a_filter_changes_octaves_as_it_says():
+    rate, n = 8000, 8000
+    tones = torch.stack([torch.sin(2 * torch.pi * f * torch.arange(n) / rate) for f in (2000, 1000, 500)])
+    decibels = np.tile([0.0, 6.0, -12.0, 3.0], (3, 1))
+    level = colour(tones, decibels).square().mean(dim=1) / tones.square().mean(dim=1)
+    torch.testing.assert_close(10 * level.log10(), torch.tensor([6.0, -12.0, 3.0]), atol=0.01, rtol=0)
+    torch.testing.assert_close(colour(tones, np.zeros((3, 4))), tones, atol=1e-5, rtol=0)
+
+
+def test_a_room_follows_each_sound_and_decays():
+    x = torch.zeros(2, 4000)
+    x[:, 100] = 1.0
+    heard = reverberate(x, np.array([1000.0, 1000.0]), np.array([0.5, 0.0]), torch.Generator().manual_seed(0))
+    torch.testing.assert_close(heard[1], x[1], atol=1e-6, rtol=0)
+    echo = heard[0] - x[0]
+    assert float(echo.square().sum()) == pytest.approx(0.25, rel=1e-3)
+    assert echo[100:350].square().sum() > 20 * echo[600:850].square().sum() and echo[1200:].abs().max() < 1e-3
+
+
+def test_blended_clips_keep_their_level_and_have_the_ratio_that_was_drawn():
+    x = waveforms(3, 1000) * torch.tensor([[0.1], [1.0], [0.0]])
+    blended, share = blend_waveforms(x, torch.tensor([1, 0, 1]), np.array([6.0, np.inf, 0.0]))
+    assert torch.equal(blended[1], x[1]) and share[1] == 1
+    level = x.square().mean(dim=1).sqrt()
+    other = x[1] / level[1] * level[0] * 10 ** (-6 / 20)
+    torch.testing.assert_close(blended[0], (x[0] + other) / (1 + 10 ** (-12 / 20)) ** 0.5, atol=1e-5, rtol=1e-4)
+    assert float(share[0]) == pytest.approx(1 / (1 + 10 ** (-6 / 20)), rel=1e-5)
+    assert blended.isfinite().all() and blended[2].abs().max() < 0.01

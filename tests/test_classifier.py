@@ -75,7 +75,7 @@ def test_the_default_model_is_that_of_tag(network, monkeypatch, clip, tmp_path):
     from dymn.weights import default
 
     network.save_pretrained(tmp_path)
-    monkeypatch.setattr(default, "choose_default", lambda: default.Choice(str(tmp_path), "because"))
+    monkeypatch.setattr("dymn.classifier.choose_default", lambda: default.Choice(str(tmp_path), "because"))
     assert len(dymn.pipeline()(clip)) == 3
 
 

@@ -14,11 +14,12 @@ import soundfile
 import torch
 from typer.testing import CliRunner
 
-from dymn import Tagger, __version__, create_model
+from dymn import __version__, create_model
 from dymn.cli import app
 from dymn.config import ModelCard
 from dymn.models import pretrained
 from dymn.weights import default, load_model
+from dymn.weights.checkpoint import open_checkpoint
 from dymn.weights.download import LocalFile, sha256_of
 from dymn.weights.registry import REGISTRY
 
@@ -209,7 +210,7 @@ def test_an_interrupted_run_leaves_the_old_output(model, clips, tmp_path, monkey
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("dymn.inference.tagger.computed", interrupt)
+    monkeypatch.setattr("dymn.inference.files.computed", interrupt)
     done = run("tag", clips, "-m", model, "-o", output)
     assert done.exit_code == 130
     assert output.read_text() == "old"
@@ -227,7 +228,7 @@ def test_default_model_says_which_and_why(model, clips, tmp_path, monkeypatch):
 
     for module in ("default", "find"):
         monkeypatch.setattr(f"dymn.weights.{module}.fetch_published", fetch)
-    monkeypatch.setattr("dymn.commands.recordings.load_in_torch", lambda name, *_: Tagger(load_model(model)))
+    monkeypatch.setattr("dymn.runtime.opening.open_checkpoint", lambda name, **_: open_checkpoint(model))
     done = run("tag", clips / "clip0.wav")
     assert done.exit_code == 0
     assert "Using dymn04_open" in done.stderr

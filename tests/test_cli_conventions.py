@@ -1,6 +1,7 @@
 """What docs/cli.md promises of every command: help, exit codes, completion."""
 
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -11,9 +12,11 @@ import typer
 from typer.testing import CliRunner
 
 from dymn import cli
-from dymn.errors import AudioError, ConfigError, WeightsError
+from dymn.commands import options
+from dymn.errors import AudioError, ConfigError, MissingExtraError, WeightsError
 from dymn.system.signals import Ended
 
+EXAMPLES = Path(__file__).parents[1] / "examples" / "audio"
 PAGE = (Path(__file__).parents[1] / "docs" / "cli.md").read_text(encoding="utf-8")
 COMMANDS = sorted(typer.main.get_command(cli.app).commands)
 
@@ -111,7 +114,7 @@ def test_values_of_options_are_the_keys_of_the_data_they_name():
     named = {
         ("tag", "format"): tags.TAGS.formats, ("tag", "fill"): windows.FILLS, ("tag", "combine"): selection.COMBINATIONS,
         ("embed", "format"): embeddings.FORMATS, ("events", "format"): events.EVENTS.formats, ("events", "method"): METHODS,
-        ("listen", "format"): pcm.FORMATS, ("export", "format"): export.FORMATS, ("export", "input"): export.INPUTS,
+        ("listen", "encoding"): pcm.FORMATS, ("export", "format"): export.FORMATS, ("export", "input"): export.INPUTS,
         ("export", "precision"): export.PRECISIONS, ("shards", "audio"): ENCODINGS,
         ("profile", "format"): COMPARISON_FORMATS.keys() & PROFILE_FORMATS.keys(),
     }  # fmt: skip
@@ -123,6 +126,146 @@ def test_commands_options_and_values_are_completed():
     assert {"embed", "evaluate", "events", "explain"} <= set(completions("dymn e"))
     assert completions("dymn embed --lay") == ["--layer"]
     assert completions("dymn embed --fill r") == ["repeat"]
+
+
+def test_names_of_models_recipes_and_labels_are_completed():
+    assert {"dymn04_as", "dymn04_open"} <= set(completions("dymn tag x.wav --model dymn04"))
+    assert "mn04" in completions("dymn train --model mn0") and "mn04" not in completions("dymn tag x.wav --model mn0")
+    assert "fine_tune" in completions("dymn train fine")
+    assert {"Dog", "Door"} <= set(completions("dymn tag x.wav --labels Do"))
+
+
+def words_of(example):
+    """Return the words of the last command of an example, which may be a pipe."""
+    return shlex.split(example.rpartition("| ")[2])
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_examples_that_its_parser_accepts_and_quiet(command, tmp_path, monkeypatch):
+    group = typer.main.get_command(cli.app)
+    found = group.commands[command]
+    assert {"--quiet", "-q"} <= {spelling for parameter in found.params for spelling in parameter.opts}
+    examples = re.findall(r"`((?:\S+ [^`]*\| )?dymn [^`]+)`", re.split(r"Examples?:", " ".join(found.help.split()))[-1])
+    assert examples and all(words_of(example)[:2] == ["dymn", command] for example in examples)
+    for example in examples:
+        with found.make_context(command, words_of(example)[2:]):
+            pass
+
+
+def test_older_spellings_are_accepted_and_not_shown():
+    older = options.OLDER["listen"]
+    assert list(options.respelled(["-", "--json", "--format=s16le", "--rate", "1"], older)) == (
+        ["-", "--format", "jsonl", "--encoding", "s16le", "--rate", "1"]
+    )
+    assert list(options.respelled(["--format", "text", "--", "--json"], older)) == ["--format", "text", "--", "--json"]
+    group = typer.main.get_command(cli.app)
+    for command, spellings in options.OLDER.items():
+        shown = {spelling for parameter in group.commands[command].params for spelling in parameter.opts}
+        for words, present in spellings.items():
+            assert present[0] in shown and (len(words) > 1 or words[0] not in shown)
+            with group.commands[command].make_context(
+                command, [*words, *(["x"] if present == ("--output",) else [])], resilient_parsing=True
+            ):
+                pass
+
+
+def test_wrong_use_names_the_remedy():
+    refused = run("tag", "x.wav", "--colour")
+    assert refused.stderr.startswith("dymn: No such option: --colour.") and "tag --help" in refused.stderr
+    refused = run("train", "fine_tun", "--data", ".")
+    assert refused.exit_code == 2 and "Did you mean fine_tune" in refused.stderr
+
+
+WRITERS = {
+    "tag": ["tag", "SOUND", "-m", "dymn04_open", "-o"], "events": ["events", "SOUND", "-m", "dymn04_open", "-o"],
+    "embed": ["embed", "SOUND", "-m", "dymn04_open", "-o"], "tag --plot": ["tag", "SOUND", "-m", "dymn04_open", "--plot"],
+    "explain": ["explain", "SOUND", "-m", "dymn04_open", "-o"], "export": ["export", "dymn04_open", "-o"],
+    "convert": ["convert", "dymn04_open"], "profile": ["profile", "mn04", "-o"], "profile --plot": ["profile", "mn04", "--plot"],
+    "probe --plot": ["probe", "FOLDER", "-m", "dymn04_open", "--plot"], "teach": ["teach", "FOLDER", "--models", "dymn04_open", "-o"],
+    "evaluate --per-class": ["evaluate", "dymn04_open", "--data", "FOLDER", "--per-class"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("words", WRITERS.values(), ids=WRITERS)
+def test_an_output_whose_ending_names_no_format_is_refused(words, tmp_path):
+    replaced = {"SOUND": str(EXAMPLES / "dog.ogg"), "FOLDER": str(EXAMPLES)}
+    refused = run(*(replaced.get(word, word) for word in words), tmp_path / "x.xlsx")
+    assert refused.exit_code == 2 and "x.xlsx" in refused.stderr and re.search(r"\.\w+", refused.stderr.replace("x.xlsx", "")), (
+        refused.stderr
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+STREAMS = {
+    ">&-": "closed", ">/dev/full": "full",
+}  # fmt: skip
+ANSWERS = {
+    "tag": "tag SOUND -m dymn04_open", "events": "events SOUND -m dymn04_open", "embed": "embed SOUND -m dymn04_open",
+    "models": "models --pretrained", "help": "--help", "help of a command": "tag --help", "version": "--version",
+    "recipes": "train --recipes", "listen": "listen - --rate 16000 -m dymn04_open < /dev/zero",
+}  # fmt: skip
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+@pytest.mark.parametrize("stream", STREAMS, ids=STREAMS.values())
+@pytest.mark.parametrize("words", ANSWERS.values(), ids=ANSWERS)
+def test_standard_output_that_cannot_be_written_is_an_error_without_traceback(words, stream):
+    line = f"{shlex.quote(sys.executable)} -m dymn {words.replace('SOUND', str(EXAMPLES / 'dog.ogg'))} {stream}"
+    done = subprocess.run(line, shell=True, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1, done.stderr
+    assert re.fullmatch(r"dymn: Standard output cannot be written to: .*\.\n", done.stderr)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+@pytest.mark.parametrize("stream", STREAMS, ids=STREAMS.values())
+@pytest.mark.parametrize("words", ["tag SOUND -m dymn04_open -o out.csv -q", "convert dymn04_open out.safetensors"], ids=["tag", "convert"])
+def test_a_complete_file_counts_whatever_became_of_standard_output(words, stream, tmp_path):
+    line = f"{shlex.quote(sys.executable)} -m dymn {words.replace('SOUND', str(EXAMPLES / 'dog.ogg'))} {stream}"
+    done = subprocess.run(line, shell=True, capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [path.suffix for path in tmp_path.iterdir()] in ([".csv"], [".safetensors"])
+
+
+def test_closed_standard_error_costs_only_the_messages(tmp_path):
+    line = f"{shlex.quote(sys.executable)} -m dymn tag missing.wav -o out.csv 2>&- >&- <&-"
+    assert subprocess.run(line, shell=True, timeout=60, cwd=tmp_path).returncode == 1
+    assert "missing.wav" in (tmp_path / "out.csv").read_text()
+
+
+@pytest.mark.parametrize(
+    ("marker", "command"),
+    [
+        ("", "pip install 'dymn[plot]'"), ("pipx_metadata.json", "pipx install --force 'dymn[plot]"),
+        ("uv-receipt.toml", "uv tool install --force 'dymn[plot]"), ("pyvenv.cfg", "uv pip install 'dymn[plot]"),
+    ],
+)  # fmt: skip
+def test_a_missing_extra_is_installed_as_dymn_was(marker, command, tmp_path, monkeypatch):
+    if marker:
+        (tmp_path / marker).write_text("uv = 0.9\n")
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    assert command in str(MissingExtraError("Drawing", "plot"))
+    assert "needs PyTorch: " in str(MissingExtraError("`dymn train`", "torch"))
+
+
+@pytest.mark.parametrize("words", ["train --data clips", "probe clips -m mn04_as", "explain dog.ogg -m dymn04_open", "export dymn04_open"])
+def test_without_pytorch_commands_that_need_it_name_the_extra(words, tmp_path):
+    (tmp_path / "clips" / "dog").mkdir(parents=True)
+    (tmp_path / "dog.ogg").write_bytes((EXAMPLES / "dog.ogg").read_bytes())
+    (tmp_path / "clips" / "dog" / "dog.ogg").write_bytes((EXAMPLES / "dog.ogg").read_bytes())
+    code = "import sys\nsys.modules['torch'] = None\nfrom dymn.cli import main\nmain()"
+    done = subprocess.run([sys.executable, "-c", code, *words.split()], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1, done.stderr
+    assert re.search(r"^dymn: .* needs PyTorch: .*'dymn\[torch\]", done.stderr.splitlines()[-1]), done.stderr
+
+
+def test_light_commands_import_nothing_heavy():
+    for words in (["train", "--recipes"], ["--help"], ["models", "--pretrained"]):
+        code = "import sys\nfrom dymn.cli import main\ntry: main()\nfinally: print(sorted(sys.modules), file=sys.stderr)"
+        done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0
+        loaded = set(re.findall(r"'([^']+)'", done.stderr))
+        heavy = {"torch", "soundfile", "av", "lightning", *(["numpy"] if words[0] != "models" else [])}
+        assert not loaded & heavy, words
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -115,7 +115,9 @@ def test_table_of_several_labels(desk):
     assert "mAP" in done.stdout and not load_model(desk / "tabled" / "best.safetensors").card.exclusive
     judged = run("evaluate", "tabled/best.safetensors", "--data", "table.csv")
     assert judged.exit_code == 0 and "all clips were taken" in judged.stderr
-    assert [line.split()[0] for line in judged.stdout.splitlines()] == ["data", "clips", "mAP", "roc_auc", "d_prime"]
+    assert [line.split()[0] for line in judged.stdout.splitlines()] == ["data", "clips", "mAP", "roc_auc", "d_prime", "f1"]
+    refused = run("evaluate", "tabled/best.safetensors", "--data", "table.csv", "--confusion", "none.csv")
+    assert refused.exit_code == 2 and "--confusion needs classes that exclude each other" in refused.stderr
 
 
 def test_all_folds(desk, tmp_path):
@@ -152,6 +154,24 @@ def test_teach_and_distil(desk):
     assert "agreement" in done.stdout
 
 
+def test_a_table_made_from_other_clips_is_named(desk):
+    assert run("teach", "clips", "--models", "same.safetensors", "--out", "short.safetensors", "--seconds", "0.5", "-q").exit_code == 0
+    table = ("--set", "teacher.table=short.safetensors")
+    done = run("train", "--data", "clips", "--model", "other.safetensors", "--out", "warned", *QUICK, *table)
+    assert done.exit_code == 0 and "The teacher heard clips of 0.5 s (fill: pad), and this run has clips of 1 s" in done.stderr
+    alike = ("--set", "data.seconds=0.5", "--set", "data.fill=pad")
+    done = run("train", "--data", "clips", "--model", "other.safetensors", "--out", "alike", *QUICK, *table, *alike)
+    assert done.exit_code == 0 and "The teacher heard" not in done.stderr
+
+
+def test_teach_hears_what_the_model_was_trained_with(desk):
+    done = run("train", "--data", "clips", "--model", "other.safetensors", "--out", "own", *QUICK, "--set", "data.fill=repeat")
+    assert done.exit_code == 0, done.output
+    assert run("teach", "clips", "--models", "own/best.safetensors", "--out", "own.safetensors", "-q").exit_code == 0
+    settings = TeacherTable.open(desk / "own.safetensors").settings
+    assert (settings["seconds"], settings["fill"]) == (1.0, "repeat")
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
@@ -163,6 +183,23 @@ def test_teach_and_distil(desk):
 )
 def test_spread(words, expected):
     assert spread(words.split(), "--models") == expected.split()
+
+
+def test_evaluation_of_each_clip(desk):
+    outputs = ("--predictions", "clips.csv", "--confusion", "confusion.csv")
+    done = run("evaluate", "same.safetensors", "--data", "clips", "--format", "json", *outputs)
+    assert done.exit_code == 0, done.output
+    with (desk / "clips.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["clip"] for row in rows] == [f"{name}/{clip}.wav" for name in CLASSES for clip in range(6)]
+    assert all(row["labels"] == row["clip"].split("/")[0] for row in rows)
+    assert all(float(row["knock"]) + float(row["whistle"]) == pytest.approx(1, abs=1e-5) for row in rows)
+    assert all(float(row[row["likeliest"]]) >= 0.5 for row in rows)
+    with (desk / "confusion.csv").open(newline="") as file:
+        counts = [[int(row[name]) for name in CLASSES] for row in csv.DictReader(file)]
+    right = sum(row["labels"] == row["likeliest"] for row in rows)
+    assert counts[0][0] + counts[1][1] == right and sum(map(sum, counts)) == 12
+    assert json.loads(done.stdout)["accuracy"] == pytest.approx(right / 12) and 0 <= json.loads(done.stdout)["f1"] <= 1
 
 
 def test_evaluate_matches_classes_by_name(desk):
@@ -228,7 +265,7 @@ def test_bar_where_someone_sees_it(monkeypatch, capsys):
     for epoch in range(2):
         for _ in range(3):
             table.batch(1.0)
-        table.epoch({"epoch": epoch, "loss": 1.5, "val_accuracy": 0.5, "lr": 1e-3, "clips_per_second": 12.0, "seconds": 61.0})
+        table.epoch({"epoch": epoch + 1, "loss": 1.5, "val_accuracy": 0.5, "lr": 1e-3, "clips_per_second": 12.0, "seconds": 61.0})
     table.finish({})
     assert "50.00 %" in capsys.readouterr().err and table.progress is None
 

@@ -1,7 +1,8 @@
-"""Tagging and embedding in compiled code alone: PyTorch's numbers without PyTorch, and packed files that need not be trusted."""
+"""Tagging, events and embeddings in compiled code: PyTorch's numbers without PyTorch, for every published head and stride."""
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 
@@ -10,22 +11,31 @@ import pytest
 import soundfile
 import torch
 
-from dymn import LogMel, Tagger
-from dymn.commands import recordings
+from dymn import LogMel, Tagger, create_model
+from dymn.architectures import Variant
+from dymn.audio.mel import mel_basis
 from dymn.config import FrontEndConfig, ModelCard
-from dymn.errors import ConfigError
+from dymn.errors import ConfigError, MissingExtraError
+from dymn.models import pretrained
+from dymn.models.mobilenet import MobileNet
 from dymn.native import libraries
-from dymn.native.log_mel import CompiledLogMel, Constants
-from dymn.native.network import CompiledNetwork, Packed
+from dymn.native.log_mel import ArrayLogMel, CompiledLogMel
+from dymn.native.network import CompiledNetwork, Packed, is_known
 from dymn.runtime.compiled import pack
-from dymn.runtime.compiled_backend import CompiledBackend, keep_packed, open_packed, packed_path
-from dymn.weights import load_model
-from dymn.weights.find import find_weights
+from dymn.runtime.compiled_backend import CompiledBackend, moving_average
+from dymn.runtime.fold import fold
+from dymn.runtime.onnx_backend import OnnxBackend
+from dymn.runtime.opening import open_backend
+from dymn.runtime.torch_backend import TorchBackend
+from dymn.weights import REGISTRY, open_checkpoint
 from test_benchmarks import load as load_benchmark
 
 LIVELY = load_benchmark("lively")
 
 pytestmark = pytest.mark.skipif(not libraries(), reason="no compiled code here: dymn was built without a C compiler, or DYMN_NATIVE is 0")
+
+PUBLISHED = {(model.architecture, model.head, model.strides): model for model in REGISTRY.values() if model.dataset == "AudioSet"}
+NARROW = {key: model for key, model in PUBLISHED.items() if key[0] in ("dymn10", "dymn10_replace_se", "mn10")}
 
 
 def sounds(n, seed=0):
@@ -33,34 +43,58 @@ def sounds(n, seed=0):
     return (np.repeat(10.0 ** random.integers(-3, 0, n // 100 + 1), 100)[:n] * random.normal(size=n)).astype(np.float32)
 
 
-@pytest.fixture(scope="module", params=["dymn04", "mn04"])
+def small(architecture, width=0.1, **settings):
+    """A narrow network whose decisions differ from input to input."""
+    model = create_model(architecture, 9, width=width, generator=torch.Generator().manual_seed(0), **settings)
+    model = LIVELY.lively(model, LIVELY.clips(6, 128, 50))
+    model.card = ModelCard(labels=tuple(f"sound {i}" for i in range(9)), exclusive=architecture.startswith("mn"))
+    return model
+
+
+@pytest.fixture(scope="module", params=NARROW, ids=lambda key: "-".join(map(str, (*key[:2], *key[2]))))
 def saved(request, tmp_path_factory):
-    """A file of weights, and the network in it."""
-    from dymn import create_model
-
-    model = LIVELY.lively(create_model(request.param, 9, width=0.1, generator=torch.Generator().manual_seed(0)), LIVELY.clips(6, 128, 50))
-    model.card = ModelCard(labels=tuple(f"sound {i}" for i in range(9)), exclusive=request.param == "mn04")
+    """A narrow network of a published kind with its head and strides, in a file."""
+    published = NARROW[request.param]
+    model = small(published.architecture, head=published.head, strides=published.strides)
     path = tmp_path_factory.mktemp("weights") / "small.safetensors"
-    from dymn.models import pretrained
-
     pretrained.save(model, path)
     return path
 
 
-@pytest.fixture
-def packed(saved, tmp_path, monkeypatch):
-    """The weights, packed in a cache of their own."""
-    monkeypatch.setenv("DYMN_CACHE", str(tmp_path / "cache"))
-    weights = find_weights(saved)
-    keep_packed(load_model(saved), weights)
-    return weights
+def test_every_published_network_is_known():
+    for model in REGISTRY.values():
+        config = dataclasses.replace(create_config(model), num_classes=model.num_classes)
+        assert is_known(config), model.name
 
 
-def test_the_numbers_are_those_of_pytorch(packed):
-    compiled, usual = Tagger(open_packed(packed, 2)), Tagger(load_model(packed.path), "cpu")
-    assert compiled.card == usual.card and isinstance(compiled.backend, CompiledBackend)
+def create_config(published):
+    from dymn.architectures import model_config
+
+    return model_config(published.architecture, **published.settings)
+
+
+@pytest.mark.parametrize("build", libraries())
+def test_the_numbers_are_those_of_pytorch(saved, build):
+    stored = open_checkpoint(saved)
+    compiled, usual = CompiledBackend(stored, 2, build=build), TorchBackend(MobileNet.from_stored(stored), "cpu")
+    usual.__dict__["_network"] = usual.model  # the plain network, not its fast form
     waveforms = np.stack([sounds(32_000 * 3, i) for i in range(3)])
-    assert np.abs(compiled.probabilities(waveforms) - usual.probabilities(waveforms)).max() < 2e-6
+    features = compiled.waveform_features(waveforms)
+    assert np.abs(features - usual.waveform_features(waveforms)).max() < 1e-5
+    one, other = compiled.run(features), usual.run(features)
+    assert np.abs(one.probabilities - other.probabilities).max() < 2e-6
+    assert np.abs(one.embedding - other.embedding).max() < 1e-5 * np.abs(other.embedding).max()
+    for smoothing in (1, 3, 7):
+        mine, theirs = compiled.frame_run(features, smoothing), usual.frame_run(features, smoothing)
+        assert mine.frames.shape == theirs.frames.shape
+        assert np.abs(mine.frames - theirs.frames).max() < 2e-6
+        assert np.array_equal(mine.probabilities, one.probabilities) and np.array_equal(mine.embedding, one.embedding)
+    assert compiled.frame_samples == usual.frame_samples
+
+
+def test_timelines_and_embeddings_are_those_of_pytorch(saved):
+    compiled, usual = Tagger(open_backend(saved, device="cpu")), Tagger(open_backend(saved, backend="torch", device="cpu"))
+    assert compiled.card == usual.card and isinstance(compiled.backend, CompiledBackend) and isinstance(usual.backend, TorchBackend)
     for sound, settings in ((sounds(50), {}), (sounds(32_000 * 7), {"window": 2.0, "hop": 0.5})):
         found, expected = (tagger.timeline(sound, 32_000, 0, **settings) for tagger in (compiled, usual))
         assert [(tag.start, tag.end) for tag in found] == [(tag.start, tag.end) for tag in expected]
@@ -68,85 +102,195 @@ def test_the_numbers_are_those_of_pytorch(packed):
         assert max(abs(scores[0][key] - scores[1][key]) for key in scores[1]) < 2e-6
     one, other = (tagger.embed(sounds(90_000), 32_000, window=1.0).windows for tagger in (compiled, usual))
     assert np.abs(one - other).max() < 1e-5 * np.abs(other).max()
+    one, other = (tagger.embed(sounds(90_000), 32_000, layers="mels,block3").vector for tagger in (compiled, usual))
+    assert np.abs(one - other).max() < 1e-5 * np.abs(other).max()
 
 
-def test_other_layers_and_frames_are_refused(packed):
-    tagger = Tagger(open_packed(packed))
-    with pytest.raises(ConfigError, match="no PyTorch network, which layers other than last need"):
-        tagger.embedder("mels")
-    with pytest.raises(ConfigError, match="whole windows only"):
-        tagger.frames(sounds(9000), 32_000, method="activation")
-    with pytest.raises(ConfigError, match="threads is 0"):
-        open_packed(packed, 0)
+def test_a_mean_over_frames_that_are_there():
+    maps = np.arange(10, dtype=np.float32).reshape(1, 2, 5)
+    assert moving_average(maps, 3).tolist() == [[[0.5, 1, 2, 3, 3.5], [5.5, 6, 7, 8, 8.5]]]
+    assert moving_average(maps, 99).tolist() == [[[2] * 5, [7] * 5]]
 
 
 @pytest.mark.parametrize("n_samples", [1, 511, 514, 32_000, 40_123])
-def test_the_front_end_alone(n_samples):
-    front_end = LogMel(FrontEndConfig(n_mels=40))
-    compiled, samples = CompiledLogMel(front_end.config, front_end.constants()), sounds(n_samples)
+@pytest.mark.parametrize("kind", [CompiledLogMel, ArrayLogMel])
+@pytest.mark.parametrize(
+    "settings", [{"n_mels": 40}, {"hop_length": 160}, {"sample_rate": 16_000, "n_fft": 512, "win_length": 400, "f_max": 8000.0}]
+)
+def test_the_front_end_alone(n_samples, kind, settings):
+    front_end = LogMel(**settings)
+    mine, samples = kind(front_end.config), sounds(n_samples)
     expected = front_end(torch.from_numpy(samples)[None])[0].numpy()
-    assert compiled(samples).shape == expected.shape
-    assert np.abs(compiled(samples, 3) - expected).max() < 1e-5
-    assert LogMel(FrontEndConfig(n_fft=1000)).constants() is None
+    assert mine(samples).shape == expected.shape
+    assert np.abs(mine(samples, 3) - expected).max() < (1e-5 if kind is CompiledLogMel else 5e-5)  # where it is quiet
 
 
-@pytest.mark.parametrize("command", ["tag", "embed", "listen"])
-def test_the_second_run_imports_no_torch(packed, tmp_path, command):
-    soundfile.write(tmp_path / "noise.wav", sounds(32_000), 32_000)
-    given = ["-", "--rate", "32000"] if command == "listen" else ["noise.wav"]
+def test_a_transform_of_another_length():
+    config = FrontEndConfig(n_fft=1000)
+    with pytest.raises(ConfigError, match="n_fft is 1000; compiled code transforms powers of two"):
+        CompiledLogMel(config)
+    stored = small("mn04").stored()
+    stored = stored._replace(card=dataclasses.replace(stored.card, front_end=config))
+    waveforms = np.stack([sounds(40_000)])
+    one, other = (open_backend(stored, backend=kind, device="cpu").run_waveforms(waveforms) for kind in ("compiled", "torch"))
+    assert np.abs(one.probabilities - other.probabilities).max() < 2e-6
+
+
+def test_mel_filters_are_computed_in_float32():
+    """Against the same arithmetic by PyTorch, whose logarithm is another one in the last bit."""
+    c = FrontEndConfig()
+    bins = 1127 * torch.log(1 + torch.arange(512) * (c.sample_rate / c.n_fft) / 700)
+    low, high = (1127 * np.log(1 + f / 700) for f in (c.f_min, c.f_max))
+    centres = low + (torch.arange(c.n_mels)[:, None] + 1.0) * ((high - low) / (c.n_mels + 1))
+    spacing = (high - low) / (c.n_mels + 1)
+    expected = (1 - (bins - centres).abs() / spacing).clamp(min=0)
+    assert np.abs(mel_basis(c, c.f_min, c.f_max)[:, :512] - expected.numpy()).max() < 1e-4
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    """The same network as dymn's own file, as a folder and as a published state dict, and another one in half precision."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    model = small("dymn04")
+    pretrained.save(model, folder / "own.safetensors")
+    model.save_pretrained(folder / "folder")
+    pretrained.save(small("mn04"), folder / "half.safetensors", dtype=torch.bfloat16)
+    return folder
+
+
+WITHOUT_TORCH = "import sys\nsys.modules['torch'] = None\nfrom dymn.cli import main\nsys.argv = ['dymn', *{words!r}]\nmain()"
+
+
+def without_torch(words, folder, **options):
+    """Run a command where PyTorch cannot be imported."""
+    done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH.format(words=words)], capture_output=True, cwd=folder, **options)
+    return done.returncode, done.stdout.decode(), done.stderr.decode()
+
+
+@pytest.mark.parametrize("model", ["own.safetensors", "folder", "half.safetensors"])
+@pytest.mark.parametrize(
+    "words",
+    [["tag"], ["tag", "--window", "1"], ["embed"], ["events", "--threshold", "0.01"], ["events", "--method", "windows"], ["listen"]],
+)
+def test_commands_need_no_pytorch(checkpoints, tmp_path, monkeypatch, model, words):
+    monkeypatch.setenv("DYMN_CACHE", str(tmp_path / "cache"))
+    soundfile.write(tmp_path / "noise.wav", sounds(70_000), 32_000)
+    given = ["-", "--rate", "32000"] if words[0] == "listen" else ["noise.wav"]
+    code, out, err = without_torch([*words, "--model", str(checkpoints / model), *given], tmp_path, input=bytes(640_000))
+    assert code == 0, err
+    assert "sound" in out or words[0] in ("events", "embed")
+    assert not (tmp_path / "cache" / "compiled").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["models"],
+        ["models", "mn*", "--format", "json"],
+        ["profile", "dymn04_as", "--runs", "0"],
+        ["profile", "dymn04"],
+        ["profile", "own.safetensors", "--format", "json"],
+        ["profile", "--table", "all", "--format", "json"],
+        ["convert", "own.safetensors", "converted", "--half"],
+        ["tag", "--help"],
+    ],
+    ids=" ".join,
+)
+def test_commands_without_recordings_need_no_pytorch(checkpoints, tmp_path, words):
+    shutil.copy(checkpoints / "own.safetensors", tmp_path)
+    code, out, err = without_torch(words, tmp_path)
+    assert code == 0, err
+    if "json" in words:
+        json.loads(out)
+
+
+def test_a_published_file_needs_no_pytorch(shared, tmp_path):
+    soundfile.write(tmp_path / "noise.wav", sounds(70_000), 32_000)
+    path = str(shared / "weights/mn04_as_mAP_432.pt")
+    code, out, err = without_torch(["tag", "--model", path, "--format", "json", "--top-k", "0", "noise.wav"], tmp_path)
+    assert code == 0, err
+    code, _, err = without_torch(["convert", path, "mn04.safetensors"], tmp_path)
+    assert code == 0, err
+    found = json.loads(out)
+    tags = found["recordings"][0]["tags"] if isinstance(found, dict) else found[0]["tags"]
+    expected = {tag.label: tag.score for tag in Tagger.from_pretrained(path, "cpu").tag(sounds(70_000), 32_000, top_k=0)}
+    assert max(abs(tag["score"] - expected[tag["label"]]) for tag in tags) < 1e-4  # the file holds 16 bits a sample
+
+
+@pytest.mark.parametrize("words", [["train", "--help"], ["tag", "--backend", "torch", "x.wav"], ["embed", "--layer", "blocks", "x.wav"]])
+def test_what_needs_pytorch_says_so(checkpoints, tmp_path, words):
+    soundfile.write(tmp_path / "x.wav", sounds(9000), 32_000)
+    code, _, err = without_torch(words if "--help" in words else [*words, "--model", str(checkpoints / "own.safetensors")], tmp_path)
+    if "--help" in words:
+        assert code == 0, err
+    else:
+        assert code != 0 and "pip install 'dymn[torch]'" in err and "Traceback" not in err
+
+
+def test_names_of_the_library_say_what_to_install(tmp_path):
     code = (
-        "import sys\nsys.modules['torch'] = None\nfrom dymn.cli import main\n"
-        f"sys.argv = ['dymn', {command!r}, '--model', {str(packed.path)!r}, '--device', 'cpu', *{given!r}]\nmain()"
+        "import sys; sys.modules['torch'] = None\nimport dymn\nfrom dymn.errors import MissingExtraError\n"
+        "tagger = dymn.Tagger.from_pretrained('dymn04_open')\n"
+        "for name in ('create_model', 'LogMel', 'load_model', 'MobileNet'):\n"
+        "    try: getattr(dymn, name)\n"
+        "    except MissingExtraError as error: assert name in str(error) and 'dymn[torch]' in str(error), error\n"
+        "    else: raise AssertionError(name)\n"
+        "try: dymn.weights.import_efficientat\nexcept MissingExtraError: pass\nelse: raise AssertionError\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, cwd=tmp_path, input=bytes(640_000))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
-def damage(path, content):
-    path.write_bytes(content[: len(content) // 2])
+def test_which_backend_opens_what(tmp_path, monkeypatch):
+    exotic, plain = small("dymn04", attention="ta").stored(), small("dymn04").stored()
+    assert isinstance(open_backend(plain, device="cpu"), CompiledBackend)
+    assert isinstance(open_backend(exotic, device="cpu"), TorchBackend)
+    assert isinstance(open_backend(plain, device="cpu", backend="torch"), TorchBackend)
+    with pytest.raises(ConfigError, match=r"has parts that compiled code does not know\. Install PyTorch with: pip install"):
+        open_backend(exotic, backend="compiled")
+    for wrong in ({"backend": "abacus"}, {"device": "cuda:7"}, {"threads": 0}, {"backend": "onnx", "precision": "float16"}):
+        with pytest.raises(ConfigError):
+            open_backend(plain, **wrong)
+    with pytest.raises(ConfigError, match=r"float32\. Choose the backend torch"):
+        open_backend(plain, backend="compiled", precision="bfloat16")
+    monkeypatch.setattr("dymn.runtime.opening.has_torch", lambda: False)
+    monkeypatch.setattr("dymn.system.extras.has_torch", lambda: False)
+    monkeypatch.setenv("DYMN_CACHE", str(tmp_path))
+    with pytest.raises(ConfigError, match=r"pip install 'dymn\[torch\]'; or export it to ONNX"):
+        open_backend(exotic, device="cpu")
+    with pytest.raises(MissingExtraError, match=r"dymn\[torch\]"):
+        open_backend(plain, backend="torch")
+    with pytest.raises(MissingExtraError, match=r"Looking inside a network needs .*dymn\[torch\]"):
+        open_backend(plain).network()
 
 
-def change_a_number(path, content):
-    path.write_bytes(content[:-5] + bytes([content[-5] ^ 1]) + content[-4:])
+def test_an_exported_file_takes_over_without_pytorch(tmp_path, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    from dymn.export import build
+    from dymn.runtime.onnx_backend import cached_path
+
+    monkeypatch.setenv("DYMN_CACHE", str(tmp_path))
+    model = small("dymn04", attention="ta")
+    model.card = dataclasses.replace(model.card, name="exotic")
+    path = cached_path("exotic")
+    path.parent.mkdir(parents=True)
+    path.write_bytes(build(model))
+    monkeypatch.setattr("dymn.runtime.opening.has_torch", lambda: False)
+    assert isinstance(open_backend(model.stored(), device="cpu"), OnnxBackend)
+    assert isinstance(open_backend(path), OnnxBackend)
 
 
-def of_another_version(path, content):
-    path.write_bytes(content.replace(b'\\"version\\": \\"', b'\\"version\\": \\"9', 1))
-
-
-def of_other_weights(path, content):
-    path.write_bytes(content.replace(b'\\"weights\\": \\"', b'\\"weights\\": \\"0', 1))
-
-
-def of_another_label(path, content):
-    path.write_bytes(content.replace(b"sound 3", b"sound 4", 1))
-
-
-def with_a_list_for_a_description(path, content):
-    size = int.from_bytes(content[:8], "little")
-    header = json.loads(content[8 : 8 + size])
-    header["__metadata__"]["dymn"] = "[]"
-    changed = json.dumps(header).encode()
-    path.write_bytes(len(changed).to_bytes(8, "little") + changed + content[8 + size :])
-
-
-CHANGES = [damage, change_a_number, of_another_version, of_other_weights, of_another_label, with_a_list_for_a_description]
-
-
-@pytest.mark.parametrize("change", CHANGES)
-def test_a_file_that_is_not_sound_is_made_again(packed, change, monkeypatch):
-    path = packed_path(packed)
-    content = path.read_bytes()
-    change(path, content)
-    assert path.read_bytes() != content and open_packed(packed) is None
-    tagger = recordings.load_tagger(str(packed.path), "cpu", None, True, "auto")
-    assert not isinstance(tagger.backend, CompiledBackend) and open_packed(packed).card == load_model(packed.path).card
-    assert isinstance(recordings.load_tagger(str(packed.path), "cpu", None, True, "auto").backend, CompiledBackend)
-    assert not isinstance(recordings.load_tagger(str(packed.path), "cpu", None, True, "auto", looks_inside=True).backend, CompiledBackend)
+def test_a_gpu_is_left_to_pytorch(monkeypatch):
+    stored = small("dymn04").stored()
+    monkeypatch.setattr("dymn.runtime.opening.may_have_gpu", lambda: True)
+    assert isinstance(open_backend(stored), TorchBackend)
+    monkeypatch.setattr("dymn.runtime.opening.may_have_gpu", lambda: False)
+    assert isinstance(open_backend(stored), CompiledBackend)
 
 
 def test_arrays_of_other_sizes_never_reach_the_compiled_code(saved):
-    whole = pack(load_model(saved))
+    stored = open_checkpoint(saved)
+    whole = pack(fold(stored.config, stored.state))
     CompiledNetwork(whole)
     for name in whole.arrays:
         for arrays in ({**whole.arrays, name: whole.arrays[name].ravel()[:-1]}, {k: v for k, v in whole.arrays.items() if k != name}):
@@ -154,70 +298,48 @@ def test_arrays_of_other_sizes_never_reach_the_compiled_code(saved):
                 CompiledNetwork(Packed(whole.config, arrays))
     with pytest.raises(ConfigError, match="do not fit"):
         CompiledNetwork(Packed(dataclasses.replace(whole.config, num_classes=10), whole.arrays))
-    front_end = LogMel()
-    for beyond in (-1, 600):
-        constants = front_end.constants()
-        constants.ranges[3, 0] = beyond
-        with pytest.raises(ConfigError, match="do not fit"):
-            CompiledLogMel(front_end.config, constants)
-        constants.ranges[3, 0] = 0
 
 
-def refuse(*_):
-    raise RuntimeError("Could not determine home directory.")
-
-
-@pytest.mark.parametrize("cache", ["a file", "no home"])
-def test_a_cache_that_cannot_be_used_costs_nothing_but_time(saved, tmp_path, monkeypatch, cache):
-    long = tmp_path / f"{'w' * 235}.safetensors"
-    long.write_bytes(saved.read_bytes())
-    if cache == "a file":
-        (tmp_path / "file").touch()
-        monkeypatch.setenv("DYMN_CACHE", str(tmp_path / "file"))
-    else:
-        monkeypatch.setattr("dymn.runtime.compiled_backend.cache_folder", refuse)
-    for path in (saved, saved, long):
-        assert recordings.load_tagger(str(path), "cpu", None, True, "auto").labels[0] == "sound 0"
-
-
-def test_a_name_as_long_as_names_can_be_is_packed_too(saved, tmp_path, monkeypatch):
-    monkeypatch.setenv("DYMN_CACHE", str(tmp_path / "cache"))
-    long = tmp_path / f"{'w' * 235}.safetensors"
-    long.write_bytes(saved.read_bytes())
-    recordings.load_tagger(str(long), "cpu", None, True, "auto")
-    assert isinstance(recordings.load_tagger(str(long), "cpu", None, True, "auto").backend, CompiledBackend)
-
-
-def test_numbers_that_the_compiled_code_would_misread(saved, packed):
-    backend, log_mel = open_packed(packed, 2), np.zeros((1, 1, 128, 40), np.float32)
-    network = CompiledNetwork(pack(load_model(saved)))
+def test_numbers_that_the_compiled_code_would_misread(saved):
+    stored, log_mel = open_checkpoint(saved), np.zeros((1, 1, 128, 40), np.float32)
+    network = CompiledNetwork(pack(fold(stored.config, stored.state)))
     assert np.array_equal(network.embed(log_mel, 2**32), network.embed(log_mel, -1))
     with pytest.raises(ConfigError, match=r"must be \[B, "):
         network.logits(np.zeros((1, 5_000_000), np.float32))
     with pytest.raises(ConfigError, match="threads is 4294967296; it must be at least 1, and at most"):
-        open_packed(packed, 2**32)
-    small = FrontEndConfig(sample_rate=8000, n_fft=16, win_length=16, hop_length=8, n_mels=4, f_max=4000.0)
-    zeros = Constants(np.zeros(16), np.zeros((16, 2)), np.zeros((4, 9)), np.zeros((4, 2), np.int32))
-    with pytest.raises(ConfigError, match="do not fit"):
-        CompiledLogMel(small, zeros)
+        CompiledBackend(stored, 2**32)
     with pytest.raises(ConfigError, match="A backend computes as it was made"):
-        Tagger(backend, precision="float16")
+        Tagger(CompiledBackend(stored, 1), precision="float16")
 
 
-def test_another_device_is_left_to_pytorch(packed, monkeypatch):
-    monkeypatch.setattr("dymn.system.cpus.may_have_gpu", lambda: True)
-    assert not isinstance(recordings.load_tagger(str(packed.path), None, None, True, "auto").backend, CompiledBackend)
-    monkeypatch.setattr("dymn.system.cpus.may_have_gpu", lambda: False)
-    assert isinstance(recordings.load_tagger(str(packed.path), None, None, True, "auto").backend, CompiledBackend)
+@pytest.mark.parametrize("shape", [(1, 1), (3, 2), (40, 33), (128, 101)])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_frames_of_any_size(shape, threads):
+    model = small("dymn04", strides=(2, 1, 2, 2)).eval()
+    network = CompiledNetwork(pack(fold(model.config, model.stored().state)))
+    log_mel = torch.randn(2, 1, *shape, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        maps = model.features(log_mel)
+    embedding, frames = network.embed_frames(log_mel.numpy(), threads)
+    assert np.abs(frames - maps.mean(dim=2).numpy()).max() < 1e-5 * maps.abs().max()
+    assert np.array_equal(embedding, network.embed(log_mel.numpy(), threads))
 
 
-def test_networks_without_compiled_code_have_no_packed_form(tmp_path, monkeypatch):
-    from dymn import create_model
-    from dymn.models import pretrained
-
-    monkeypatch.setenv("DYMN_CACHE", str(tmp_path / "cache"))
-    pretrained.save(create_model("dymn04", 3, width=0.1, attention="ta"), tmp_path / "other.safetensors")
-    weights = find_weights(tmp_path / "other.safetensors")
-    keep_packed(load_model(weights.path), weights)
-    assert not packed_path(weights).exists() and open_packed(weights) is None
-    assert json.dumps(find_weights("nowhere.safetensors")) == "null"
+def test_folding_divides_the_temperature_in_and_drops_single_kernels():
+    for settings in (
+        {"temperature": 10.0},
+        {"n_kernels": 1},
+        {"dynamic_convs": ("depthwise",)},
+        {"dynamic_relus": ()},
+        {"attention": None},
+    ):
+        model = small("dymn04", **settings).eval()
+        folded = fold(model.config, model.stored().state)
+        log_mel = torch.randn(2, 1, 64, 60, generator=torch.Generator().manual_seed(3))
+        network = CompiledNetwork(pack(folded))
+        with torch.no_grad():
+            expected = model(log_mel)
+        assert (
+            np.abs(network.logits(network.embed(log_mel.numpy(), 1)) - expected.logits.numpy()).max() < 2e-5 * expected.logits.abs().max()
+        )
+    assert Variant(width=0.1, n_kernels=1).config().blocks[3].n_kernels == 1

@@ -18,6 +18,7 @@ from dymn.data import (
     Clip,
     Loader,
     PlainSampler,
+    Resident,
     Source,
     class_counts,
     clip_weights,
@@ -30,6 +31,8 @@ from dymn.data.cache import DecodedCache, cached
 from dymn.data.samplers import Batches
 from dymn.data.stores import Store
 from dymn.errors import AudioError, ConfigError, DataError
+from tiny_runs import RATE as CLIP_RATE
+from tiny_runs import write_clips
 
 RATE = 32_000
 
@@ -83,7 +86,7 @@ def test_collate_leaves_bad_clips_out():
     one, two = (np.full(n, n, dtype=np.float32) for n in (3, 5))
     target, mask = np.array([1, 0], dtype=np.float32), np.array([1, 1], dtype=np.float32)
     clips = [Clip("a", one, target, mask, 7), BadClip("b", "broken"), Clip("c", two, target, mask, 9)]
-    batch, bad, fingerprints, _ = collate(clips, teachers=[None, None, np.array([2, -2], dtype=np.float32)])
+    batch, bad, fingerprints, *_ = collate(clips, teachers=[None, None, np.array([2, -2], dtype=np.float32)])
     assert batch.waveform.tolist() == [[3, 3, 3, 0, 0], [5, 5, 5, 5, 5]] and batch.keys == ["a", "c"] and fingerprints == [7, 9]
     assert batch.has_teacher.tolist() == [False, True] and batch.teacher.tolist() == [[0, 0], [2, -2]]
     assert {tensor.dtype for tensor in (batch.waveform, batch.target, batch.teacher, batch.mask)} == {torch.float32}
@@ -301,3 +304,25 @@ def test_missing_decoder_does_not_stop_other_clips(folder, monkeypatch):
 
     monkeypatch.setattr(reading, "stream", refuse)
     assert open_source("folder", folder)[0] == BadClip("a/00.wav", "no decoder for this")
+
+
+@pytest.mark.parametrize("fill", ["pad", "repeat"])
+@pytest.mark.parametrize("seconds", [0.3, 0.7, None])
+def test_batches_of_resident_clips_are_those_that_are_decoded(tmp_path, fill, seconds):
+    write_clips(tmp_path / "clips", 7, bad=1)
+    for split, crop in (("train", "random"), ("val", "start")):
+        source = open_source("folder", tmp_path / "clips", split, holdout=0.3, sample_rate=CLIP_RATE)
+        resident = Resident(source, torch.device("cpu"))
+        loaders = [
+            Loader(source, PlainSampler(len(source), seed=3), 4, seconds=seconds, crop=crop, fill=fill, seed=5, max_bad=1, resident=where)
+            for where in (None, resident)
+        ]
+        for epoch in (0, 1):
+            decoded, cut = (list(loader.epoch(epoch)) for loader in loaders)
+            assert len(decoded) == len(cut) > 0
+            for one, other in zip(decoded, cut, strict=True):
+                assert one.keys == other.keys
+                torch.testing.assert_close(one.waveform, other.waveform, atol=2**-15, rtol=0)
+                for a, b in zip(one[1:5], other[1:5], strict=True):
+                    assert torch.equal(a, b)
+        assert loaders[0].bad == loaders[1].bad

@@ -277,6 +277,18 @@ def test_shards_with_labels_and_without_index(tmp_path):
     assert source.keys == ["b/1", "b/2"] and source.targets.tolist() == [[1, 1], [0, 0]] and source.masks.tolist() == [[1, 1], [0, 0]]
 
 
+def test_several_folders_of_shards_without_what_they_exclude(tmp_path):
+    write_corpus(tmp_path / "a")
+    write_shard(tmp_path / "b" / "more.tar", {"more.flac": encoded(300, "FLAC")})
+    (tmp_path / "notes").mkdir()
+    with pytest.raises(DataError, match="Give all of them one"):
+        open_source("shards", tmp_path)
+    (tmp_path / "b" / "index.csv").write_text("key,shard,split\nmore,more.tar,train\n")
+    (tmp_path / "a" / "exclude.csv").write_text("key,reason\n000001,in a benchmark\n")
+    assert open_source("shards", tmp_path, "train").keys == ["000000", "000002", "000003", "000005", "more"]
+    good(open_source("shards", tmp_path)[-1])
+
+
 def test_shards_that_do_not_fit_their_index(tmp_path):
     write_corpus(tmp_path)
     lines = (tmp_path / "index.csv").read_text().splitlines()
@@ -302,7 +314,7 @@ def test_damaged_shards(tmp_path):
 def test_kd_corpus(shared):
     source = open_source("shards", shared / "kd_corpus")
     train, val = select(source, "train"), select(source, "val")
-    assert (len(train), len(val)) == (7440, 406)
+    assert (len(train), len(val)) == (7418, 405)  # without those that exclude.csv lists
     clip = good(val[0])
     assert clip.key == val.keys[0] and 0 < len(clip.waveform) <= 10 * RATE + 64
 

@@ -1,6 +1,8 @@
 """Tables of teacher logits: made, resumed, imported, and never paired with the wrong clip."""
 
+import copy
 import csv
+import dataclasses
 import json
 import pickle
 from pathlib import Path
@@ -10,12 +12,15 @@ import pytest
 import soundfile
 import torch
 
-from dymn.data import Loader, PlainSampler, TeacherTable, open_source
+from dymn.data import Catalog, Loader, PlainSampler, Source, TeacherTable, open_source
 from dymn.data.pickles import read_index
+from dymn.data.stores import FileStore
 from dymn.data.teacher import write_table
 from dymn.errors import ConfigError, DataError
 from dymn.models.mobilenet import create_model
+from dymn.training.start import prior_logits
 from dymn.training.teach import spot_check, teach
+from dymn.weights import audioset_labels
 
 RATE = 32_000
 LABELS = ["class_0", "class_1", "class_2"]
@@ -146,8 +151,10 @@ def test_foreign_tables_are_refused(manifest, models, tmp_path):
     other.write_text("path,label\n./0.wav,class_0\n")
     with pytest.raises(DataError, match="belongs to other data"):
         first_batch(open_source("csv", other, labels=LABELS), table, partial_teacher=True)
+    reversed_labels = first_batch(open_source("csv", manifest, labels=LABELS[::-1]), table)
+    assert torch.equal(reversed_labels.teacher.flip(1), first_batch(source, table).teacher)
     with pytest.raises(DataError, match="same classes"):
-        first_batch(open_source("csv", manifest, labels=LABELS[::-1]), table)
+        first_batch(open_source("csv", manifest, labels=[*LABELS, "more"]), table)
     for i, name in enumerate(reversed(range(N))):  # the same names for other sounds
         (manifest.parent / f"{i}.wav").rename(manifest.parent / f"old{name}.wav")
     for i in range(N):
@@ -203,8 +210,63 @@ def test_other_safetensors_are_refused(tmp_path):
     assert not (tmp_path / "u.safetensors").exists()
 
 
+def test_columns_of_a_published_table_are_matched_by_name(tmp_path, manifest):
+    source, rows = source_of(manifest), np.arange(N * 3, dtype=np.float32).reshape(N, 3)
+    np.save(tmp_path / "logits.npy", rows)
+    (tmp_path / "index.csv").write_text("\n".join(["key", *source.keys]))
+    unnamed = TeacherTable.published(tmp_path / "logits.npy", tmp_path / "index.csv")
+    with pytest.raises(DataError, match=r"does not say which classes its 3 columns are.*logits\.labels\.txt"):
+        unnamed.match(source)
+    order = [2, 0, 1]
+    named = TeacherTable.published(tmp_path / "logits.npy", tmp_path / "index.csv", [LABELS[i] for i in order])
+    (tmp_path / "logits.labels.txt").write_text("".join(f"{LABELS[i]}\n" for i in order))
+    beside = TeacherTable.published(tmp_path / "logits.npy", tmp_path / "index.csv")
+    for table in (named, beside):
+        assert first_batch(source, table).teacher.tolist() == rows[:, np.argsort(order)].tolist()
+        assert prior_logits(source, table, "bce").tolist() == pytest.approx(rows.mean(axis=0)[np.argsort(order)].tolist())
+    foreign = TeacherTable.published(tmp_path / "logits.npy", tmp_path / "index.csv", ["class_0", "class_1", "dog"])
+    with pytest.raises(DataError, match="model of the same classes"):
+        foreign.match(source)
+
+
+def test_527_columns_are_those_of_audioset(tmp_path):
+    labels = audioset_labels()
+    for name in ("a", "b"):
+        soundfile.write(tmp_path / f"{name}.wav", np.zeros(RATE // 10), RATE)
+    alphabetic = sorted(labels)
+    catalog = Catalog(("a.wav", "b.wav"), tuple(alphabetic), np.eye(2, 527, dtype=np.float32))
+    source = Source(catalog, FileStore([tmp_path / "a.wav", tmp_path / "b.wav"]))
+    np.save(tmp_path / "logits.npy", np.tile(np.arange(527, dtype=np.float32), (2, 1)))
+    (tmp_path / "index.csv").write_text("key\na.wav\nb.wav\n")
+    table = TeacherTable.published(tmp_path / "logits.npy", tmp_path / "index.csv")
+    taught = first_batch(source, table).teacher[0]
+    assert [labels[int(value)] for value in taught] == alphabetic and taught[alphabetic.index("Speech")] == 0
+
+
+def trained_with(network, **data):
+    network = copy.deepcopy(network)
+    network.card = dataclasses.replace(network.card, provenance={"config": {"data": data}})
+    return network
+
+
+def test_a_teacher_hears_what_it_was_trained_with(manifest, models, tmp_path):
+    source = source_of(manifest)
+    learned = [trained_with(model, seconds=0.25, fill="repeat") for model in models]
+    made = teach(source, learned[:1], tmp_path / "own.safetensors")
+    assert (made.settings["seconds"], made.settings["fill"]) == (0.25, "repeat")
+    told = teach(source, learned[:1], tmp_path / "told.safetensors", seconds=0.5, fill="pad")
+    assert (told.settings["seconds"], told.settings["fill"]) == (0.5, "pad") and (told.logits != made.logits).any()
+    unknown = teach(source, models[:1], tmp_path / "unknown.safetensors")
+    assert (unknown.settings["seconds"], unknown.settings["fill"]) == (10.0, "pad")
+    both = [learned[0], trained_with(models[1], seconds=0.5, fill="repeat")]
+    with pytest.raises(ConfigError, match=r"0\.25 s \(repeat\).*0\.5 s \(repeat\).*--seconds"):
+        teach(source, both, tmp_path / "both.safetensors")
+    assert teach(source, both, tmp_path / "both.safetensors", seconds=0.25).settings["seconds"] == 0.25
+
+
 def test_published_tables(manifest, models, tmp_path):
     source = source_of(manifest)
+    (tmp_path / "logits.labels.txt").write_text("\n".join(LABELS))
     made = run(source, models[:1], tmp_path / "t.safetensors")
     order = [3, 0, 5, 1, 4, 2]
     np.save(tmp_path / "logits.npy", made.logits[order].astype(np.float32))

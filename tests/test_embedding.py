@@ -10,6 +10,7 @@ from dymn import Embedder, FeatureExtractor, LogMel, create_model
 from dymn.config import FrontEndConfig, ModelCard
 from dymn.errors import AudioError, ConfigError
 from dymn.models.features import features_of
+from dymn.models.frontend import ArrayLogMel
 from dymn.runtime.layers import parse_layers
 
 RATE = 32_000
@@ -114,3 +115,22 @@ def test_the_order_of_layers_is_the_order_of_values(network, noise, chosen, n):
     whole = Embedder(network, chosen[:n]).vectors(noise[:, :600])
     parts = [Embedder(network, name).vectors(noise[:, :600]) for name in chosen[:n]]
     np.testing.assert_allclose(whole, np.concatenate(parts, axis=1), atol=1e-5)  # the last layer alone is compiled code
+
+
+@pytest.mark.parametrize("layers", ["last", "mels,block4"])
+def test_windows_that_overlap_share_spectrograms(network, monkeypatch, layers):
+    clip = 0.1 * np.random.default_rng(0).standard_normal(4 * RATE).astype(np.float32)
+    computed = []
+
+    def count(front_end, frames):
+        computed.append(len(frames))
+        return columns(front_end, frames)
+
+    columns = ArrayLogMel.columns
+    monkeypatch.setattr(ArrayLogMel, "columns", count)
+    embedder = Embedder(network, layers)
+    found = embedder.embed(clip, RATE, window=1.0, hop=0.25)
+    shared, computed[:] = sum(computed), []
+    expected = np.concatenate([embedder.vectors(clip[None, start : start + RATE]) for start in range(0, 3 * RATE + 1, RATE // 4)])
+    assert np.abs(found.windows - expected).max() < 1e-4 * np.abs(expected).max()
+    assert shared < sum(computed) / 2

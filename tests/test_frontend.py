@@ -8,11 +8,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from dymn.audio.mel import PREEMPHASIS
 from dymn.config import FrontEndConfig
 from dymn.errors import AudioError, ConfigError
 from dymn.models.frontend import LogMel, mel_basis
 from dymn.native import libraries, library
-from dymn.native.log_mel import PREEMPHASIS
 
 FIXTURES = ("default", "hop15", "mels64")
 

@@ -4,10 +4,21 @@ import math
 
 import numpy as np
 import pytest
-from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.metrics import average_precision_score, confusion_matrix, f1_score, roc_auc_score
 
 from dymn.errors import ConfigError, DataError
-from dymn.evaluation.metrics import accuracy, d_prime, evaluate, fold_mean, mean_average_precision, per_class, roc_auc, write_per_class
+from dymn.evaluation.metrics import (
+    accuracy,
+    confusion,
+    d_prime,
+    evaluate,
+    f1,
+    fold_mean,
+    mean_average_precision,
+    per_class,
+    roc_auc,
+    write_per_class,
+)
 
 
 def draw(n=60, classes=5, seed=0):
@@ -96,3 +107,18 @@ def test_refusals():
         evaluate(np.where(scores > 0, np.nan, scores), targets)
     with pytest.raises(DataError, match="nothing can be measured"):
         evaluate(scores, np.zeros_like(targets))
+
+
+def test_f1_and_confusion_are_those_of_scikit_learn():
+    scores, targets = draw()
+    said = (scores >= 0.5).astype(int)
+    assert f1(scores, targets) == pytest.approx(f1_score(targets, said, average="macro", zero_division=0))
+    classes = np.random.default_rng(1).integers(0, 5, 60)
+    exclusive, answers = np.eye(5)[classes], scores.argmax(axis=1)
+    assert f1(scores, exclusive, kind="classification") == pytest.approx(f1_score(classes, answers, average="macro"))
+    assert (confusion(scores, exclusive) == confusion_matrix(classes, answers)).all()
+    mask = (np.random.default_rng(2).random(targets.shape) < 0.7).astype(int)
+    expected = [f1_score(targets[mask[:, c] > 0, c], said[mask[:, c] > 0, c]) for c in range(5)]
+    assert f1(scores, targets, mask) == pytest.approx(np.mean(expected))
+    with pytest.raises(DataError, match="No class"):
+        f1(scores, np.zeros_like(targets))

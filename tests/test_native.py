@@ -4,9 +4,12 @@ import copy
 import dataclasses
 import os
 import pickle
+import platform
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,7 +22,7 @@ from dymn.architectures import MODELS, model_config
 from dymn.errors import ConfigError
 from dymn.native import libraries
 from dymn.native.network import is_known
-from dymn.runtime.compiled import NativeNetwork
+from dymn.runtime.accelerate import NativeNetwork
 from dymn.runtime.torch_backend import TorchBackend
 from test_benchmarks import load as load_benchmark
 from test_efficientat import FIXTURES, load
@@ -50,6 +53,14 @@ def assert_same(model, log_mel, build=None):
         assert got.shape == wanted.shape
         rounding = float((wanted - truth).abs().max()) + 1e-6 * float(truth.abs().max())
         assert float((got - truth).abs().max()) < 6 * rounding
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists() or platform.machine() != "x86_64", reason="Linux on x86 lists its instructions")
+def test_every_build_that_this_cpu_can_run_is_offered():
+    flags = set(re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.M).group(1).split())
+    v3 = {"avx2", "fma", "bmi2"}
+    needed = {"_native_v4": v3 | {"avx512f", "avx512vl", "avx512bw", "avx512dq", "avx512cd"}, "_native_v3": v3, "_native": set()}
+    assert list(libraries()) == [name for name, wanted in needed.items() if wanted <= flags]
 
 
 @pytest.mark.parametrize("build", libraries())
@@ -155,7 +166,7 @@ def test_weights_are_those_of_the_moment():
 
 @pytest.mark.parametrize(
     "settings",
-    [{"head": "fully_convolutional"}, {"attention": "ta"}, {"context": "own"}, {"n_maps": 3}, {"dynamic_relus": ("expand",)}],
+    [{"attention": "ta"}, {"context": "own"}, {"n_maps": 3}, {"dynamic_relus": ("expand",)}],
 )
 def test_says_which_networks_it_does_not_know(settings):
     model = small(**settings)

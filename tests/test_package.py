@@ -12,6 +12,7 @@ import pytest
 
 from dymn import __version__
 from dymn.system.toml import tomllib
+from test_benchmarks import load as load_benchmark
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -43,7 +44,8 @@ def test_sdist_builds_tests_and_demonstrates_itself(dist):
     (sdist,) = dist.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    wanted = ("pyproject.toml", "README.md", "LICENSE", "Makefile", "constraints.txt", "src/dymn/py.typed", "tests/test_package.py")
+    wanted = ("pyproject.toml", "README.md", "LICENSE", "Makefile", "Dockerfile", "constraints.txt", "platforms/check.py")
+    wanted += ("src/dymn/py.typed", "tests/test_package.py")
     assert set(wanted) <= names
     assert not [name for name in names if Path(name).suffix in {".so", ".dylib", ".dll"}]  # what was compiled here is for wheels
     assert {f"examples/audio/{path.name}" for path in (ROOT / "examples" / "audio").iterdir()} <= names
@@ -71,6 +73,43 @@ def test_the_extra_all_brings_every_extra():
     (everything,) = extras["all"]
     named = set(re.fullmatch(r"dymn\[(.*)\]", everything).group(1).split(","))
     assert named == set(extras) - {"all", "dev", "docs", "executorch", "litert"}  # two gigabytes, and older versions of others
+
+
+def test_pytorch_is_an_extra_on_which_others_build():
+    extras = PROJECT["optional-dependencies"]
+    core = requirements(PROJECT["dependencies"])
+    assert not {"torch", "huggingface-hub", "lightning-fabric", "scikit-learn", "matplotlib"} & set(core)
+    assert {"numpy", "soundfile", "soxr", "av", "safetensors", "typer", "rich"} <= set(core)
+    assert [name for name, lines in extras.items() if "torch" in requirements(lines)] == ["torch"]
+    assert "torch" in re.fullmatch(r"dymn\[(.*)\]", extras["train"][0]).group(1).split(",")
+
+
+def test_extras_that_errors_name_exist():
+    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "src").rglob("*.py"))
+    named = set(re.findall(r"MissingExtraError\([^()]*, \"(\w+)\"\)", sources))
+    assert named and named <= set(PROJECT["optional-dependencies"])
+
+
+def test_wheels_and_the_release_know_the_same_platforms():
+    build = (ROOT / "hatch_build.py").read_text(encoding="utf-8")
+    platforms = re.findall(r'^    "(\w+)": "[\w.-]+",$', build, re.M)
+    made = re.search(r"for platform in (.*); do", (ROOT / "Makefile").read_text(encoding="utf-8")).group(1).split()
+    assert made == platforms and len(platforms) == 5
+
+
+def test_an_installation_is_measured_by_packages(tmp_path):
+    measure = load_benchmark("install_size").measure
+    for name, files in (("numpy", {"numpy/a.py": 10, "numpy/b.so": 300}), ("av", {"av/c.so": 5000})):
+        record = []
+        for file, size in files.items():
+            (tmp_path / file).parent.mkdir(exist_ok=True)
+            (tmp_path / file).write_bytes(b"x" * size)
+            record.append(f"{file},,")
+        info = tmp_path / f"{name}-1.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Name: {name}\nVersion: 1\n")
+        (info / "RECORD").write_text("\n".join(record))
+    assert measure(tmp_path) == {"av": 5000, "numpy": 310}
 
 
 def test_constraints_pin_what_the_project_names():

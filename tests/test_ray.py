@@ -143,7 +143,7 @@ def test_an_actor_that_is_killed_changes_no_result(ray, shared, tmp_path):
 def test_the_commands_write_the_files_that_they_write_without_ray(ray, tmp_path):
     pytest.importorskip("pyarrow")
     (tmp_path / "bad.wav").write_text("no audio")
-    for command, ending in (("tag", "parquet"), ("embed", "parquet")):
+    for command, ending in (("tag", "parquet"), ("embed", "parquet"), ("events", "parquet")):
         asked = [command, EXAMPLES, tmp_path / "bad.wav", "-m", "dymn04_open", "--batch-size", "1", "--window", "4"]
         plain, output = tmp_path / f"plain.{ending}", tmp_path / f"ray.{ending}"
         assert run(*asked, "-o", plain).exit_code == 1

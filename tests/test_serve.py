@@ -29,6 +29,7 @@ from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 from typer.testing import CliRunner
 
+from dymn.audio import reading
 from dymn.config import ModelCard
 from dymn.inference.tagger import Tagger
 from dymn.serve.app import create_app
@@ -125,6 +126,29 @@ def test_embeddings_are_those_of_the_library(real):
     assert answer["layers"] == ["last", "mels"]
     np.testing.assert_allclose(answer["vector"], expected.vector, rtol=1e-4, atol=1e-5)
     assert real.post("/v1/tag?embedding=true&layers=block99", content=DOG.read_bytes()).status_code == 400
+
+
+def test_tags_and_the_embedding_come_from_one_pass(client, stub, monkeypatch):
+    opened = []
+    stream = reading.stream
+    monkeypatch.setattr(reading, "stream", lambda *arguments: opened.append(1) or stream(*arguments))
+    content, service = wav(3.0, 0.5), client()
+    stub.batches.clear()
+    answer = service.post("/v1/tag?embedding=true&layers=last&window=1", content=content).json()
+    assert (answer["embedding"]["vector"], sum(stub.batches), len(opened)) == ([0.5], 3, 1)
+    assert (answer["tags"][0]["label"], answer["tags"][0]["score"]) == ("Loud", 0.5)
+    stub.batches.clear()
+    assert service.post("/v1/tag?embedding=true&layers=last&window=2", content=content).json()["embedding"]["vector"] == [0.5]
+    assert sum(stub.batches) == 3  # two windows, and the second one as it is, before it was filled
+
+
+@pytest.mark.parametrize("query", ["window=3", "window=2&hop=1&fill=pad", "window=10", "window=0.5&hop=0.7"])
+def test_embeddings_are_those_of_dymn_embed_whatever_fills_windows(real, query):
+    asked = dict(part.split("=") for part in query.split("&"))
+    cutting = {name: float(value) for name, value in asked.items() if name != "fill"}
+    expected = Tagger.from_pretrained("dymn04_open", device="cpu").embed(DOG, **cutting).vector
+    vector = real.post(f"/v1/tag?embedding=true&layers=last&{query}", content=DOG.read_bytes()).json()["embedding"]["vector"]
+    np.testing.assert_allclose(vector, expected, atol=1e-5)
 
 
 def test_live_sound_gets_the_tags_of_a_file(real):

@@ -12,7 +12,7 @@ import soundfile
 import torch
 
 import dymn
-from dymn import Tag, Tagger, create_model
+from dymn import Embedder, Tag, Tagger, create_model
 from dymn.audio import reading
 from dymn.config import ModelCard
 from dymn.errors import AudioError, ConfigError, ResourceError
@@ -293,6 +293,75 @@ def test_from_pretrained_reads_front_end_and_labels(tagger, tmp_path):
     assert loaded.tag(clip, RATE) == tagger.tag(clip, RATE)
     with pytest.raises(ConfigError, match="Available here"):
         Tagger.from_pretrained("no_such_model", device="cuda:99")
+
+
+def small_network(seed=0):
+    return create_model("dymn04", width=0.1, num_classes=4, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("kind", [Tagger, Embedder])
+def test_the_callers_network_stays_as_it_is_and_reaches_no_tagger_later(kind):
+    model = small_network().train()
+    model.head.dropout.eval()
+    modes = [module.training for module in model.modules()]
+    clip = np.random.default_rng(0).normal(0, 0.1, (1, RATE)).astype(np.float32)
+    made = kind(model)
+    compute = made.probabilities if kind is Tagger else made.vectors
+    before = compute(clip)
+    assert [module.training for module in model.modules()] == modes
+    state = small_network(1).state_dict()
+    model.load_state_dict(state | {"head.classifier.bias": state["head.classifier.bias"] + 1})
+    np.testing.assert_array_equal(compute(clip), before)
+    again = kind(model)
+    assert not np.array_equal((again.probabilities if kind is Tagger else again.vectors)(clip), before)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e30])
+@pytest.mark.parametrize("make", [np.asarray, torch.from_numpy])
+def test_waveforms_that_are_not_finite_are_refused(tagger, value, make):
+    clips = np.zeros((2, RATE), np.float32)
+    clips[1, 16_000] = value
+    for compute in (
+        tagger.probabilities,
+        tagger.embedder().vectors,
+        tagger.embedder("mels").vectors,
+        tagger.embedder("last,block3").vectors,
+    ):
+        with pytest.raises(AudioError, match="Waveform 1 holds the value"):
+            compute(make(clips))
+        assert np.isfinite(compute(make(clips[:1]))).all()
+        with pytest.raises(AudioError, match=r"must be \[B, N\]"):
+            compute(make(clips[0]))
+
+
+@pytest.mark.parametrize("source", [b"RIFF secret", bytearray(b"RIFF secret"), [0.0, 0.1], None, 3])
+def test_what_is_no_recording_is_named_by_its_type(loudness, source):
+    with pytest.raises(ConfigError, match=f"of type {type(source).__name__} here") as caught:
+        loudness.tag(source)
+    assert "secret" not in str(caught.value)
+    assert ("BytesIO" in str(caught.value)) == isinstance(source, (bytes, bytearray))
+
+
+FORKED = """
+import multiprocessing, sys
+import numpy as np
+import dymn
+made, layers = sys.argv[1:]
+tagger = dymn.Tagger(dymn.create_model("mn01"), "cpu", 2) if made == "network" else dymn.Tagger.from_pretrained("dymn04_open", "cpu", 2)
+clip = np.random.default_rng(0).normal(0, 0.1, 320_000).astype(np.float32)
+def work(i):
+    return tagger.tag(clip, 32_000, top_k=1)[0].score, float(tagger.embed(clip, 32_000, layers).vector[0])
+expected = work(0)
+with multiprocessing.get_context("fork").Pool(2) as pool:
+    found = pool.map_async(work, range(4)).get(60)
+np.testing.assert_allclose(found, [expected] * 4, atol=1e-6)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+@pytest.mark.parametrize("arguments", [("network", "last"), ("network", "mels,block3"), ("published", "last")])
+def test_forked_processes_compute_with_a_tagger_that_was_used_before(arguments):
+    subprocess.run([sys.executable, "-c", FORKED, *arguments], check=True, timeout=120, env=os.environ | {"OMP_NUM_THREADS": "2"})
 
 
 def test_a_failed_recording_can_be_made_by_hand():

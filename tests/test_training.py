@@ -203,7 +203,7 @@ def test_an_online_teacher_is_followed(clips, tmp_path, teacher):
 def test_the_student_hears_what_the_teacher_hears(clips, tmp_path, teacher, monkeypatch):
     made = Run(run(clips, tmp_path, teacher={"models": [teacher]}, augment={"spec_mixup": 0.3}, schedule=ONE_EPOCH), Reporter())
     heard, real = [], made.teachers.teach
-    monkeypatch.setattr(made.teachers, "teach", lambda log_mel: (heard.append(log_mel), real(log_mel))[1])
+    monkeypatch.setattr(made.teachers, "teach", lambda log_mel, dtype: (heard.append(log_mel), real(log_mel, dtype))[1])
     hook = made.network.register_forward_pre_hook(lambda module, inputs: heard.append(inputs[0]))
     made.network.train()
     batch = next(iter(made.loader.epoch(0)))
@@ -305,7 +305,7 @@ def test_what_a_run_leaves(clips, tmp_path):
     assert json.loads((folder / "result.json").read_text()) == result
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
     log = log_of(folder)
-    assert [record["epoch"] for record in log] == [0, 1]
+    assert [record["epoch"] for record in log] == [1, 2]
     assert {"loss", "lr", "temperature", "seconds", "clips_per_second", "bad_clips", "val_accuracy"} <= set(log[0])
     written = json.loads((folder / "config.json").read_text())
     assert written["config"]["optim"]["batch_size"] == 4 and set(written["data"]) == {"train", "val"}
@@ -317,7 +317,7 @@ def test_what_a_run_leaves(clips, tmp_path):
         assert card.provenance["config"]["schedule"]["epochs"] == 2 and card.provenance["data"] == written["data"]
         assert card.provenance["versions"]["torch"] == torch.__version__ and str(tmp_path) not in json.dumps(card.provenance)
     best = load_model(folder / "best.safetensors").card
-    assert best.provenance["epoch"] == result["best_epoch"] + 1
+    assert best.provenance["epoch"] == result["best_epoch"]
     assert best.metrics["accuracy"] == result["val_accuracy"] == max(record["val_accuracy"] for record in log)
     tags = Tagger(model).tag(str(next((clips / "low").iterdir())), top_k=2)
     assert {tag.label for tag in tags} == set(LABELS)
@@ -341,7 +341,7 @@ def test_the_test_set_is_measured_once_at_the_end(tmp_path, monkeypatch):
 
 def test_without_validation_the_last_epoch_is_the_best(clips, tmp_path):
     result = train(run(clips, tmp_path, data={"val": "", "holdout": 0.0}))
-    assert result["best_epoch"] == 1 and not any(key.startswith("val_") for key in result)
+    assert result["best_epoch"] == 2 and not any(key.startswith("val_") for key in result)
     best, last = (load_model(tmp_path / f"{name}.safetensors").state_dict() for name in ("best", "last"))
     assert all(torch.equal(best[name], last[name]) for name in best)
 
@@ -407,7 +407,7 @@ def test_a_loss_that_is_no_number_ends_the_run(clips, tmp_path, monkeypatch):
         return real(self, *arguments) * (math.nan if len(calls) == 4 else 1.0)
 
     monkeypatch.setattr(Step, "__call__", step)
-    with pytest.raises(DataError, match=r"loss became nan in epoch 1, batch 1.*lower optim\.lr"):
+    with pytest.raises(DataError, match=r"loss became nan in epoch 2, batch 2.*lower optim\.lr"):
         train(run(clips, tmp_path))
     assert load_state(tmp_path / "state.pt").epoch == 1
 
@@ -465,8 +465,8 @@ def test_weights_and_biases(clips, tmp_path, monkeypatch):
         train(run(clips, tmp_path, run={"trackers": ["wandb"], "name": "tones"}))
     assert begun[0]["id"] == begun[1]["id"] and begun[0]["resume"] == "allow"
     assert (begun[0]["project"], begun[0]["name"], begun[0]["config"]["optim"]["batch_size"]) == ("dymn", "tones", 4)
-    assert [step for step, _ in logged] == [0, 1, 2, 2] and ended == [1, 1]
-    assert logged[0][1]["loss"] > 0 and logged[2][1]["best_epoch"] in (0, 1)
+    assert [step for step, _ in logged] == [1, 2, 2, 2] and ended == [1, 1]
+    assert logged[0][1]["loss"] > 0 and logged[2][1]["best_epoch"] in (1, 2)
 
 
 @pytest.mark.parametrize(("tracker", "module"), [("wandb", "wandb"), ("tensorboard", "torch.utils.tensorboard")])

@@ -1,6 +1,8 @@
 """A run that is killed, interrupted or out of room at any moment continues to the very numbers it would have had (CPU: bitwise)."""
 
+import dataclasses
 import errno
+import functools
 import json
 import os
 import subprocess
@@ -313,3 +315,53 @@ def test_a_damaged_state_is_said_to_be_one(clips, tmp_path):
     torch.save({"format": "dymn-run/0"}, path)
     with pytest.raises(DataError, match="not the state of a run"):
         load_state(path)
+
+
+def test_a_flipped_bit_in_the_state_is_noticed_or_changes_nothing(tmp_path):
+    path, rng = tmp_path / "state.pt", np.random.default_rng(0)
+    saved = state.RunState(epoch=2, model={"a": torch.randn(50)}, history=[{"epoch": 1}], best_epoch=1, fingerprint="x")
+    state.save_state(saved, path)
+    content = path.read_bytes()
+    noticed = 0
+    for at in rng.permutation(len(content))[:300]:
+        changed = bytearray(content)
+        changed[at] ^= 1 << int(rng.integers(8))
+        path.write_bytes(changed)
+        try:
+            loaded = load_state(path)
+        except DataError:
+            noticed += 1
+            continue
+        assert torch.equal(loaded.model.pop("a"), saved.model["a"])
+        assert dataclasses.replace(loaded, model={}) == dataclasses.replace(saved, model={})
+    assert noticed > 150
+
+
+def test_a_state_of_epochs_from_zero_is_read(tmp_path):
+    torch.save({"format": "dymn-run/1", "epoch": 2, "best_epoch": 0, "history": [{"epoch": 0}, {"epoch": 1}]}, tmp_path / "state.pt")
+    loaded = load_state(tmp_path / "state.pt")
+    assert loaded.best_epoch == 1 and [record["epoch"] for record in loaded.history] == [1, 2]
+
+
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_a_clip_that_changed_at_the_same_size_is_noticed_when_a_run_continues(tmp_path, part):
+    for name, n in (("train", 8), ("val", 4)):
+        write_clips(tmp_path / "data" / name, n)
+    made = functools.partial(run, tmp_path / "data", tmp_path / "run", data={"holdout": 0.0})
+    with pytest.raises(KeyboardInterrupt):
+        train(made(schedule={"epochs": 3, "warm_up": 0}), StopAfter(1))
+    path = next((tmp_path / "data" / part / "low").iterdir())
+    content = bytearray(path.read_bytes())
+    content[-4:] = b"\0\0\0\x3f"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=f"{part}/low/{path.name} is not what this run heard before"):
+        train(made(schedule={"epochs": 3, "warm_up": 0}))
+
+
+class StopAfter(Reporter):
+    def __init__(self, epochs):
+        self.epochs = epochs
+
+    def epoch(self, record):
+        if record["epoch"] == self.epochs:
+            raise KeyboardInterrupt

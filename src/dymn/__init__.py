@@ -53,14 +53,28 @@ __all__ = [*_HOMES, "__version__"]
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
+        return getattr(_module(_HOMES[name], name), name)
     if not name.startswith("_"):
         try:
-            return importlib.import_module(f"dymn.{name}")
+            return _module(f"dymn.{name}", name)
         except ModuleNotFoundError as error:
             if error.name != f"dymn.{name}":
                 raise
     raise AttributeError(f"module 'dymn' has no attribute {name!r}")
+
+
+def _module(home: str, name: str) -> Any:
+    """Import the module that a name of the library comes from.
+
+    Raises:
+        MissingExtraError: if it needs PyTorch, which is not installed.
+    """
+    try:
+        return importlib.import_module(home)
+    except ImportError as error:
+        from dymn.errors import without_torch
+
+        raise without_torch(error, f"dymn.{name}") or error from error
 
 
 def __dir__() -> list[str]:

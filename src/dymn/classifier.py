@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 
@@ -14,7 +14,10 @@ from dymn.errors import ConfigError
 from dymn.inference.segments import Source
 from dymn.inference.selection import TagSettings
 from dymn.inference.tagger import Tagger
-from dymn.models.mobilenet import MobileNet
+from dymn.weights.default import choose_default
+
+if TYPE_CHECKING:
+    from dymn.models.mobilenet import MobileNet
 
 TASK = "audio-classification"
 
@@ -48,13 +51,10 @@ def pipeline(
     if task != TASK:
         raise ConfigError(f"task is {task!r}; allowed: {TASK}.")
     where = device if not isinstance(device, int) else "cpu" if device < 0 else f"cuda:{device}"
-    if isinstance(model, MobileNet):
-        return AudioClassifier(Tagger(model, where), top_k)
     if model is None:
-        from dymn.weights.default import choose_default
-
         model = choose_default().name
-    return AudioClassifier(Tagger.from_pretrained(model, where), top_k)
+    tagger = Tagger.from_pretrained(model, where) if isinstance(model, (str, Path)) else Tagger(model, where)
+    return AudioClassifier(tagger, top_k)
 
 
 class AudioClassifier:

@@ -1,7 +1,7 @@
 """The command `dymn`: it parses, calls one library function, and formats the answer.
 
-A command is a function in `dymn.commands`, made known by one line at the end of this file. Commands import what is heavy when
-they run, so that `dymn --help` is quick.
+A command is a function in `dymn.commands`, in the list at the end of this file. Commands import heavy modules when they run, so that
+`dymn --help` is fast.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from dymn.commands.explain import explain
 from dymn.commands.export import export
 from dymn.commands.listen import listen
 from dymn.commands.models import models
+from dymn.commands.options import Command
+from dymn.commands.output import STDOUT_ERRORS, open_closed_streams, silence_stdout
 from dymn.commands.probe import probe
 from dymn.commands.profile import profile
 from dymn.commands.serve import serve
@@ -31,7 +33,7 @@ from dymn.commands.shards import shards
 from dymn.commands.tag import tag
 from dymn.commands.teach import ManyModels, teach
 from dymn.commands.train import train
-from dymn.errors import ConfigError, DymnError, resource_error, visible
+from dymn.errors import ConfigError, DymnError, resource_error, visible, without_torch
 from dymn.system.cpus import calm_openmp, keep_freed_memory
 from dymn.system.signals import ended
 
@@ -40,13 +42,14 @@ EXIT_WRONG_USE = 2
 EXIT_BROKEN_PIPE = 141
 
 EPILOG = (
-    "Exit codes: 0 when all went well; 1 when something failed, such as one of several files (the others are still done); "
-    "2 for wrong use; 130 when interrupted, 143 when terminated. Set DYMN_DEBUG=1 to see where in the program an error arose."
+    "Exit codes: 0 for success; 1 if something failed, such as one of several files (the others are still processed); "
+    "2 for wrong use; 130 when interrupted, 143 when terminated. DYMN_DEBUG=1 shows the traceback of an error. "
+    "Example: `dymn tag street.wav --model dymn04_open`."
 )
 
 
 class Visible(logging.Formatter):
-    """Writes what is logged, in which there may be names that strangers chose, so that a terminal takes nothing for a command."""
+    """Escapes control characters in log messages, which may hold names from files that others wrote."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return a record as text."""
@@ -56,6 +59,16 @@ class Visible(logging.Formatter):
 class Boundary(TyperGroup):
     """Where errors end: a message on standard error and an exit code, never a traceback."""
 
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """Run the command line and exit; wrong use, too, is a message that begins with `dymn:`."""
+        if not extra.get("standalone_mode", True) or os.environ.get("DYMN_DEBUG"):
+            return super().main(*args, **extra)
+        try:
+            code = super().main(*args, **extra | {"standalone_mode": False})
+        except Exception as error:
+            code = _wrong_use(error) if hasattr(error, "show") else _ended(error)
+        sys.exit(code or 0)
+
     def invoke(self, ctx: Any) -> Any:
         """Run a command and turn what it raises into an exit code."""
         if os.environ.get("DYMN_DEBUG"):
@@ -63,19 +76,37 @@ class Boundary(TyperGroup):
         try:
             return super().invoke(ctx)
         except (KeyboardInterrupt, Exception) as error:
-            if isinstance(error, (typer.Exit, typer.Abort)) or hasattr(error, "show"):  # typer's own ways to end, and wrong use
+            if isinstance(error, (typer.Exit, typer.Abort)) or hasattr(error, "show"):  # typer's own, and wrong use
                 raise
-            message, code = _outcome(error)
-            if code == EXIT_BROKEN_PIPE:
-                _silence_stdout()
-            else:
-                typer.echo(f"dymn: {message}", err=True)
-        # Not within `except`: with the error goes what its traceback holds, such as threads that Python could not end while they compute.
+            code = _ended(error, ctx.invoked_subcommand)
+        # Not within `except`: with the error goes what its traceback holds, such as threads that Python cannot end while they compute.
         raise typer.Exit(code)
 
 
-def _outcome(error: BaseException) -> tuple[str, int]:
-    """Return what to say of an error, and the exit code."""
+def _wrong_use(error: Any) -> int:
+    """Write the message of one of typer's errors, and return its exit code."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        error.show()
+    else:
+        context = getattr(error, "ctx", None)
+        hint = f" See `{context.command_path} --help`." if context is not None else ""
+        message = visible(error.format_message()).strip()
+        typer.echo(f"dymn: {message}{'' if message.endswith(('.', '?')) else '.'}{hint}", err=True)
+    return int(getattr(error, "exit_code", EXIT_FAILED))
+
+
+def _ended(error: BaseException, command: str | None = None) -> int:
+    """Write what an error means, and return the exit code."""
+    message, code = _outcome(error, command)
+    if isinstance(error, OSError) and not error.filename:
+        silence_stdout()
+    if code != EXIT_BROKEN_PIPE:
+        typer.echo(f"dymn: {message}", err=True)
+    return code
+
+
+def _outcome(error: BaseException, command: str | None = None) -> tuple[str, int]:
+    """Return the message of an error, and the exit code."""
     if (end := ended(error)) is not None:
         return end.words, end.exit_code
     if isinstance(error, DymnError):
@@ -83,17 +114,14 @@ def _outcome(error: BaseException) -> tuple[str, int]:
     if isinstance(error, BrokenPipeError):
         return "", EXIT_BROKEN_PIPE
     if isinstance(error, OSError):
+        if not error.filename and error.errno in STDOUT_ERRORS:
+            return f"Standard output cannot be written to: {error.strerror}.", EXIT_FAILED
         what = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
-        return f"{visible(what)}. Check the path, its permissions, and the room on the disk.", EXIT_FAILED
-    if (known := resource_error(error)) is not None:
+        return f"{visible(what)}. Check the path, its permissions, and the free space on the disk.", EXIT_FAILED
+    if (known := resource_error(error) or without_torch(error, f"`dymn {command}`" if command else "This command")) is not None:
         return str(known), EXIT_FAILED
     what = f"{type(error).__name__}: {visible(str(error))}"
-    return f"This should not have happened: {what}\nSet DYMN_DEBUG=1 to see where, and please report it.", EXIT_FAILED
-
-
-def _silence_stdout() -> None:
-    """Send what is still to be written nowhere, because nobody reads it any more."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return f"This is an error in dymn: {what}\nSet DYMN_DEBUG=1 to see where it arose, and please report it.", EXIT_FAILED
 
 
 app = typer.Typer(
@@ -114,7 +142,7 @@ def _print_version(asked: bool) -> None:
 @app.callback()
 def dymn(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and leave.", show_default=False)
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.", show_default=False)
     ] = False,
 ) -> None:
     """Tag sounds with efficient pre-trained networks (DyMN and MobileNet)."""
@@ -123,38 +151,34 @@ def dymn(
         handler.setFormatter(Visible("dymn: %(message)s"))
 
 
-app.command()(tag)
-app.command()(events)
-app.command()(listen)
-app.command()(embed)
-app.command()(models)
-app.command()(convert)
-app.command()(export)
-app.command()(profile)
-app.command()(train)
-app.command()(evaluate)
-app.command(cls=ManyModels)(teach)
-app.command()(shards)
-app.command()(probe)
-app.command()(explain)
-app.command()(serve)
+for function in (tag, events, listen, embed, models, convert, export, profile, train, evaluate, teach, shards, probe, explain, serve):
+    app.command(cls=ManyModels if function is teach else Command)(function)
 
 
 def main() -> None:
     """Run the command line."""
     calm_openmp()
     keep_freed_memory()
+    open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace", line_buffering=True)
     try:
         app()
-    finally:
-        try:
-            sys.stdout.flush()
-        except BrokenPipeError:
-            _silence_stdout()
-        except OSError as error:
-            _silence_stdout()
-            typer.echo(f"dymn: Standard output cannot be written to: {error.strerror}.", err=True)
-            sys.exit(EXIT_FAILED)
+    except SystemExit as end:
+        if (code := flush_stdout()) and not end.code:
+            sys.exit(code)
+        raise
+
+
+def flush_stdout() -> int:
+    """Flush standard output, and return the exit code that follows."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        silence_stdout()
+    except OSError as error:
+        silence_stdout()
+        typer.echo(f"dymn: Standard output cannot be written to: {error.strerror}.", err=True)
+        return EXIT_FAILED
+    return 0

@@ -42,11 +42,20 @@ class ResourceError(DymnError):
 
 
 class MissingExtraError(DymnError, ImportError):
-    """An optional dependency is needed; the message names the extra that installs it."""
+    """An optional dependency is needed; the message names the extra and the command that installs it here."""
 
     def __init__(self, purpose: str, extra: str) -> None:
-        super().__init__(f"{purpose} needs an optional dependency. Install it with: pip install 'dymn[{extra}]'")
+        from dymn.system.installation import install_command
+
+        needed = "PyTorch" if extra == "torch" else "an optional dependency"
+        super().__init__(f"{purpose} needs {needed}: {install_command(extra)}")
         self.extra = extra
+
+
+def without_torch(error: BaseException, purpose: str) -> MissingExtraError | None:
+    """Return the error to show where an import failed because PyTorch is not installed; None for any other error."""
+    missing = isinstance(error, ImportError) and (error.name or "").partition(".")[0] == "torch"
+    return MissingExtraError(purpose, "torch") if missing else None
 
 
 _RESOURCES = (

@@ -1,8 +1,8 @@
-"""Many recordings on Ray Data, on this machine or on a cluster: what `Tagger.tag_files` and `embed_files` do, in many processes.
+"""Many recordings on Ray Data, on this machine or on a cluster: tags, embeddings and events, computed by many processes.
 
 Tasks decode recordings and cut them into windows, actors hold the network and compute it, and in the caller's process the windows of
-a recording become its result. What waits in between lies in Ray's object store. The work of a process that died is done again. Which
-windows go through the network together is decided by the list of recordings alone, so results do not depend on who did what.
+a recording become its result. Data wait in Ray's object store in between. The work of a process that died is done again. The list of
+recordings alone decides which windows go through the network together, so results do not depend on which process computed them.
 """
 
 from __future__ import annotations
@@ -30,8 +30,10 @@ from dymn.config import check
 from dymn.errors import AudioError, ConfigError, DymnError, MissingExtraError
 from dymn.inference.discovery import Discovery, whole
 from dymn.inference.embedding import Embedding, EmbedSettings
+from dymn.inference.events import EventRecording, EventSettings, collect_events
 from dymn.inference.files import Recording, tagged
 from dymn.inference.formats.writers import require_parquet
+from dymn.inference.frames import FrameSettings, chosen_labels, collect_parts, frame_maker
 from dymn.inference.segments import Opened, Piece, Rows, computed, pieces, source_name
 from dymn.inference.selection import TagSettings
 from dymn.inference.tagger import Tagger
@@ -47,6 +49,8 @@ RECORDINGS = 64
 ACTOR_SHARE = 0.75
 """How much of a CPU a thread of the network takes in Ray's books; the rest is for the tasks that decode."""
 
+Wanted = str | Sequence[str] | FrameSettings | None
+"""What is computed of windows: the layers of an embedding, frames, or probabilities (None)."""
 Source = str | Path
 Progress = Callable[[str, float], None]
 
@@ -117,14 +121,32 @@ class Engine:
         windows = _Windows(tagger.sample_rate, settings.window, settings.hop, settings.fill)
         return tagger.embedder(layers).collect(self._computed(tagger, layers, sources, windows, batch_size), progress)
 
+    def event_files(
+        self,
+        tagger: Tagger,
+        sources: Iterable[Source],
+        settings: EventSettings | None = None,
+        *,
+        batch_size: int | None = None,
+        progress: Progress | None = None,
+    ) -> Iterator[EventRecording]:
+        """Find events as `dymn.inference.events.event_files` does; arguments and errors are those of `tag_files`."""
+        settings = settings or EventSettings()
+        maker, labels = frame_maker(tagger.backend, settings), chosen_labels(tagger.backend, settings)
+        windows = _Windows(tagger.sample_rate, maker.window, maker.hop, maker.fill)
+        shape = (-1, len(labels)) if settings.method == "activation" else (-1,)  # rows come flat
+        computed = self._computed(tagger, settings, sources, windows, batch_size)
+        rows = ((piece, None if row is None else row.reshape(shape)) for piece, row in computed)
+        return collect_events(collect_parts(rows, maker, tagger.sample_rate, progress), labels, settings)
+
     def _computed(
-        self, tagger: Tagger, layers: str | Sequence[str] | None, sources: Iterable[Source], windows: _Windows, batch_size: int | None
+        self, tagger: Tagger, wanted: Wanted, sources: Iterable[Source], windows: _Windows, batch_size: int | None
     ) -> Iterator[tuple[Piece, Rows | None]]:
         """Return what `dymn.inference.segments.computed` yields, computed by Ray."""
         check(batch_size is None or batch_size >= 1, f"batch_size is {batch_size}; it must be at least 1.")
         found = list(sources)
         check("-" not in map(str, found), "Standard input cannot be read by other processes. Give paths or URLs.")
-        network = (copy.deepcopy(tagger.model).cpu(), layers, self.device, self.threads, tagger.backend.precision, batch_size, windows)
+        network = (copy.deepcopy(tagger.model).cpu(), wanted, self.device, self.threads, tagger.backend.precision, batch_size, windows)
         return self._run(found, windows, network, batch_size or CPU_BATCH_SIZE)
 
     def _run(self, found: list[Source], windows: _Windows, network: tuple[Any, ...], batch: int) -> Iterator[tuple[Piece, Rows | None]]:
@@ -195,7 +217,7 @@ class _Network:
     def __init__(
         self,
         model: MobileNet,
-        layers: str | Sequence[str] | None,
+        wanted: Wanted,
         device: str | None,
         threads: int,
         precision: str,
@@ -205,7 +227,11 @@ class _Network:
         tagger = Tagger(model, device, threads, precision=precision)
         backend = tagger.backend
         self.prepare = backend.features
-        self.compute = (lambda rows: backend.run(rows).probabilities) if layers is None else tagger.embedder(layers).run
+        self.compute: Callable[[Rows], Iterable[Rows]] = lambda rows: backend.run(rows).probabilities
+        if isinstance(wanted, FrameSettings):
+            self.compute = frame_maker(backend, wanted).compute
+        elif wanted is not None:
+            self.compute = tagger.embedder(wanted).run
         self.batch_size = batch_size or backend.batch_size
         self.how = windows.how
         self.length, self.step = round(windows.window * windows.rate), round((windows.hop or windows.window) * windows.rate)

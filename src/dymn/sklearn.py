@@ -11,7 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from dymn.errors import ConfigError, MissingExtraError
+from dymn.inference.embedding import Embedder, EmbedSettings
 from dymn.inference.segments import source_name
+from dymn.runtime.opening import open_backend
 
 try:
     from sklearn.base import BaseEstimator, TransformerMixin
@@ -22,7 +24,6 @@ except ImportError as error:
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from dymn.inference.embedding import Embedder
     from dymn.models.mobilenet import MobileNet
 
 __all__ = ["EmbeddingTransformer"]
@@ -75,8 +76,6 @@ class EmbeddingTransformer(TransformerMixin, BaseEstimator):  # type: ignore[mis
             WeightsError: if the model cannot be found or read.
             ValueError: if X is neither a list of recordings nor an array of finite numbers.
         """
-        from dymn.inference.embedding import EmbedSettings
-
         EmbedSettings(window=self.window, fill=self.fill)
         self._recordings(X, reset=True)
         self._embedder_ = self._load()
@@ -90,8 +89,6 @@ class EmbeddingTransformer(TransformerMixin, BaseEstimator):  # type: ignore[mis
             AudioError: if a recording cannot be read.
             ValueError: if X is neither a list of recordings nor an array of finite numbers.
         """
-        from dymn.inference.embedding import EmbedSettings
-
         check_is_fitted(self, "feature_names_")
         recordings = self._recordings(X, reset=False)
         embedder = self.__dict__.get("_embedder_")
@@ -126,15 +123,11 @@ class EmbeddingTransformer(TransformerMixin, BaseEstimator):  # type: ignore[mis
         return list(validate_data(self, X, dtype=np.float32, reset=reset))
 
     def _load(self) -> Embedder:
-        from dymn.inference.embedding import Embedder
-        from dymn.models.mobilenet import MobileNet
-        from dymn.system.devices import resolve_device
-        from dymn.weights import load_model
+        if isinstance(self.model, (str, Path)):
+            return Embedder(open_backend(self.model, device=self.device), self.layers)
+        from dymn.runtime.torch_backend import TorchBackend
 
-        device = resolve_device(self.device)
-        if isinstance(self.model, MobileNet):
-            return Embedder(copy.deepcopy(self.model).to(device), self.layers)  # scikit-learn wants parameters left as they are
-        return Embedder(load_model(self.model, device=device), self.layers)
+        return Embedder(TorchBackend(copy.deepcopy(self.model), self.device), self.layers)  # scikit-learn leaves parameters as they are
 
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = super().__getstate__()

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from dymn.commands.options import Quiet, hush
+from dymn.commands.output import say
 from dymn.errors import ConfigError
 from dymn.system.files import read_bounded
 
@@ -44,15 +46,19 @@ def convert(
         ),
     ] = None,
     half: Annotated[bool, typer.Option("--half", help="Store the weights in half precision, which halves the file.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Write a published checkpoint in dymn's own format, which holds all that is needed to use it.
 
-    The file rebuilds network, front end and labels by itself. No code from the checkpoint is executed.
+    The file alone rebuilds network, front end and labels. No code from the checkpoint is executed.
+
+    Example: `dymn convert mn04_as_mAP_432.pt mn04_as.safetensors`.
     """
+    hush(quiet)
     from dymn.commands.progress import download_bar
     from dymn.weights import convert as library_convert
 
-    with download_bar() as progress:
+    with download_bar(quiet) as progress:
         digest = library_convert(
             source,
             destination,
@@ -62,7 +68,7 @@ def convert(
             half=half,
             progress=progress,
         )
-    typer.echo(f"{destination}  sha256 {digest}")
+    say(f"{destination}  sha256 {digest}")
 
 
 def parse_strides(text: str) -> tuple[int, ...]:

@@ -54,15 +54,15 @@ def embed(
     format: Annotated[
         Format | None,
         format_option(
-            "How to write: npy (records with the fields file, start, end, embedding), parquet (the same as columns; needs "
-            "dymn\\[parquet]) or csv (a column for each value). Without it the ending of --output decides; csv goes to standard output."
+            "npy (records with the fields file, start, end, embedding), parquet (the same as columns; needs dymn\\[parquet]) or csv "
+            "(a column for each value). The default is by the ending of --output; standard output gets csv."
         ),
     ] = None,
     output: Annotated[
         Path | None,
         output_option(
-            "Write to this file, which appears when it is complete. Until then a journal lies beside it, and the same command goes on "
-            "after any interruption. Beside npy and csv, FILE.json tells what made them: the model, its digest, layers, settings."
+            "Write to this file, which appears when it is complete. Until then a journal lies beside it, and the same command resumes "
+            "after an interruption. Beside npy and csv, FILE.json names what made them: the model, its digest, layers, settings."
         ),
     ] = None,
     window: Window = 10.0,
@@ -81,12 +81,12 @@ def embed(
 ) -> None:
     """Turn recordings into vectors, for small models, search and clustering.
 
-    Each recording gets one row with its name, or one for each window with --per-window. `dymn probe` tells how far a linear model gets.
+    Each recording gets one row with its name, or one for each window with --per-window. `dymn probe` fits a linear model to them.
 
     Recordings that cannot be read are named on standard error and in a report beside --output, and have no row. The others are still
     embedded, and the exit code is 1.
 
-    Examples: `dymn embed clips -o clips.npy`, `dymn embed clips --layer mels,blocks --per-window --window 1 -o clips.parquet`.
+    Examples: `dymn embed clips -o clips.npy`; `dymn embed clips --layer mels,blocks --per-window --window 1 -o clips.parquet`.
     """
     from functools import partial
 

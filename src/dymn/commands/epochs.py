@@ -12,7 +12,7 @@ from dymn.training.report import Record, Reporter
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-FIGURES = ("accuracy", "mAP", "roc_auc", "d_prime", "top1_agreement", "teacher_mAP", "distillation")
+FIGURES = ("accuracy", "mAP", "roc_auc", "d_prime", "f1", "top1_agreement", "teacher_mAP", "distillation")
 SHARES = ("accuracy", "top1_agreement")
 WIDTH = 11
 
@@ -40,7 +40,7 @@ class EpochTable(Reporter):
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("left"), TimeRemainingColumn())
         console = Console(stderr=True)
         self.progress = Progress(*columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False)
-        self.task = self.progress.add_task(f"epoch {epochs_done}", total=steps)
+        self.task = self.progress.add_task(f"epoch {epochs_done + 1}", total=steps)
         self.progress.start()
 
     def note(self, text: str) -> None:
@@ -60,7 +60,7 @@ class EpochTable(Reporter):
         if not self.columns:
             self.columns = ["loss", *(f"val_{name}" for name in FIGURES if f"val_{name}" in record), "lr", "clips_per_second", "seconds"]
             self._write("  ".join(["epoch".rjust(7), *(title(column).rjust(WIDTH) for column in self.columns)]))
-        number = f"{record['epoch'] + 1}/{self.epochs}".rjust(7)
+        number = f"{record['epoch']}/{self.epochs}".rjust(7)
         self._write("  ".join([number, *(cell(column, record.get(column)).rjust(WIDTH) for column in self.columns)]))
         if self.progress is not None and self.task is not None:
             self.progress.reset(self.task, description=f"epoch {record['epoch'] + 1}")

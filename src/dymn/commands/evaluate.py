@@ -20,10 +20,13 @@ from dymn.commands.options import (
     Quiet,
     ReportFormat,
     Threads,
+    check_ending,
+    complete_models,
     hush,
     note,
     seconds_option,
 )
+from dymn.errors import ConfigError
 
 if TYPE_CHECKING:
     from dymn.evaluation.assess import Assessment
@@ -33,7 +36,9 @@ def evaluate(
     model: Annotated[
         str,
         typer.Argument(
-            metavar="MODEL", help="A model with weights by its name, or a file or folder with one, such as runs/mn04_as/best.safetensors."
+            metavar="MODEL",
+            autocompletion=complete_models,
+            help="The name of a model with weights, or a file or folder with one, such as runs/mn04_as/best.safetensors.",
         ),
     ],
     data: Annotated[Path, typer.Option("--data", "-d", metavar="PATH", help="The data, as for `dymn train`.", rich_help_panel=DATA)],
@@ -61,25 +66,41 @@ def evaluate(
         Path | None,
         typer.Option("--per-class", metavar="FILE", help="Write the figures of each class into this CSV file."),
     ] = None,
+    predictions: Annotated[
+        Path | None,
+        typer.Option("--predictions", metavar="FILE", help="Write the probabilities of each clip into this CSV file."),
+    ] = None,
+    confusion: Annotated[
+        Path | None,
+        typer.Option(
+            "--confusion",
+            metavar="FILE",
+            help="Write how many clips of each class were taken for each class into this CSV file, for classes that exclude each other.",
+        ),
+    ] = None,
     format: ReportFormat = "table",
     device: Device = None,
     precision: Precision = "float32",
     threads: Threads = None,
     quiet: Quiet = False,
 ) -> None:
-    """Measure a model on a dataset: mAP, ROC-AUC and d' for tags, accuracy for classes that exclude each other.
+    """Measure a model on a dataset: mAP, ROC-AUC, d' and F1 for tags, accuracy and F1 for classes that exclude each other.
 
     Recordings are heard whole, in windows whose probabilities are averaged.
 
     The model's classes and those of the data are matched by their names; the model may have more.
 
     Classes without a positive clip are left out of the means and named.
+
+    Example: `dymn evaluate runs/mn04_as/best.safetensors --data clips --per-class classes.csv`.
     """
     hush(quiet)
+    if per_class is not None:
+        check_ending("--per-class", per_class, [".csv"])
     check_data(data, "--data")
     from dymn.commands.progress import counting_bar
-    from dymn.evaluation.assess import assess
-    from dymn.evaluation.metrics import write_per_class
+    from dymn.evaluation.assess import assess, write_predictions
+    from dymn.evaluation.metrics import write_confusion, write_per_class
     from dymn.system.devices import use_threads
 
     network = load(model, device, quiet)
@@ -99,6 +120,12 @@ def evaluate(
         )
     if per_class is not None:
         write_per_class(per_class, found.labels, found.per_class)
+    if predictions is not None:
+        write_predictions(predictions, found)
+    if confusion is not None:
+        if found.confusion is None:
+            raise ConfigError(f"--confusion needs classes that exclude each other; the clips of {data} may have several labels.")
+        write_confusion(confusion, found.labels, found.confusion)
     if found.split == "all":
         note(
             "There is no test set, so all clips were taken, also those that the model may have been trained with.", quiet or split == "all"

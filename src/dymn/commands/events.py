@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from dymn.inference.tagger import Tagger
     from dymn.ray import Engine
 
-WHEN = "What is an event"
+WHEN = "Events"
 
 Format = Literal["text", "csv", "json", "jsonl", "parquet", "audacity", "rttm"]
 """The formats of `dymn.inference.formats.events.EVENTS`."""
@@ -64,8 +64,8 @@ def events(
     method: Annotated[
         How,
         typer.Option(
-            help="How to find out what is when: short windows that overlap (windows), or the last feature map of long windows frame by "
-            "frame (activation), which is quicker, finds less, and needs a model that PyTorch computes.",
+            help="Score short overlapping windows (windows), or the frames of the last feature map of long windows (activation), which is "
+            "faster and finds less.",
             rich_help_panel=WHEN,
         ),
     ] = "windows",
@@ -80,20 +80,16 @@ def events(
         typer.Option(
             metavar="FROM 0 TO 1",
             max=1,
-            help="An event lasts while its probability is at least this. Without it, 0.3 of --threshold.",
+            help="An event lasts while its probability is at least this. The default is 0.3 of --threshold.",
             rich_help_panel=WHEN,
         ),
     ] = None,
-    median: Annotated[float, seconds_option("Smooth the probabilities by their median over so long.", WHEN, least=0, most=None)] = 0.0,
-    min_gap: Annotated[
-        float, seconds_option("Join events of one label with at most so much between them.", WHEN, least=0, most=None)
-    ] = 0.64,
-    min_duration: Annotated[float, seconds_option("Drop events that are shorter.", WHEN, least=0, most=None)] = 0.0,
-    window: Annotated[
-        float | None, seconds_option("How much the network hears at once. Without it, what is best for the method.", WHEN)
-    ] = None,
+    median: Annotated[float, seconds_option("Length of a median filter over the probabilities.", WHEN, least=0, most=None)] = 0.0,
+    min_gap: Annotated[float, seconds_option("Join events of one label that are at most so far apart.", WHEN, least=0, most=None)] = 0.64,
+    min_duration: Annotated[float, seconds_option("Drop shorter events.", WHEN, least=0, most=None)] = 0.0,
+    window: Annotated[float | None, seconds_option("Length of a window. The default depends on the method.", WHEN)] = None,
     hop: Annotated[
-        float | None, seconds_option("From the start of one window to the next. Without it, what is best for the method.", WHEN)
+        float | None, seconds_option("From the start of one window to the next. The default depends on the method.", WHEN)
     ] = None,
     backend: Backend = "auto",
     device: Device = None,
@@ -106,11 +102,14 @@ def events(
     retry_failed: RetryFailed = False,
     quiet: Quiet = False,
 ) -> None:
-    """Tell when each sound in a recording begins and ends.
+    """Report when each sound in a recording begins and ends.
 
     An event begins and ends where the probability of its label passes --off-threshold, and reaches --threshold in between.
 
-    Recordings that cannot be read are named on standard error, and in JSON and CSV. The others are still done, and the exit code is 1.
+    Recordings that cannot be read are named on standard error, in JSON, CSV and Parquet, and in a report beside --output. The others are
+    still processed, and the exit code is 1.
+
+    Examples: `dymn events street.wav --threshold 0.3`; `dymn events clips --labels "Dog,Speech" --output events.csv`.
     """
     from functools import partial
 
@@ -137,11 +136,11 @@ def events(
     parameters = to_dict(settings) | dict(zip(("window", "hop"), settings.cutting(), strict=True))
     asked = Asked(
         "events", paths, output, format, model, backend, device, precision, threads, batch_size, workers, ray, fresh, retry_failed, quiet,
-        looks_inside=method != "windows",
     )  # fmt: skip
 
     def files(tagger: Tagger, engine: Engine | None) -> Files[EventRecording]:
-        return partial(event_files, tagger.backend, settings=settings)
+        find = partial(event_files, tagger.backend) if engine is None else partial(engine.event_files, tagger)
+        return partial(find, settings=settings)
 
     done = run(asked, EVENTS, lambda tagger: Form(EVENTS, stored(), describe(tagger, model, parameters)), files)
     if done.failed:

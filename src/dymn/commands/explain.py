@@ -39,6 +39,8 @@ def explain(
 
     The picture has the spectrogram with the tags' timeline; when and at which frequencies each block listened (Coordinate Attention);
     which kernels its convolutions were mixed of; and the function that its Dy-ReLU became in each channel.
+
+    Example: `dymn explain street.wav --model dymn04_open --output street.html`.
     """
     from dymn.audio.reading import probe
 

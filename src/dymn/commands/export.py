@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from dymn.commands.options import output_option
+from dymn.commands.options import Quiet, check_ending, complete_models, hush, output_option
+from dymn.commands.output import say
 from dymn.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 Format = Literal["onnx", "torch", "executorch", "litert"]
 """The names in `dymn.export.FORMATS`."""
+ENDINGS = {"onnx": ".onnx", "torch": ".pt2", "executorch": ".pte", "litert": ".tflite"}
 Input = Literal["waveform", "log-mel"]
 """The names in `dymn.export.INPUTS`."""
 Precision = Literal["fp32", "fp16", "int8"]
@@ -23,7 +25,12 @@ Precision = Literal["fp32", "fp16", "int8"]
 
 
 def export(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model with weights by its name, or a file or folder with one.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", autocompletion=complete_models, help="The name of a model with weights, or a file or folder with one."
+        ),
+    ],
     output: Annotated[
         Path | None,
         output_option(
@@ -80,15 +87,22 @@ def export(
             "mean of each clip's ten best classes (0.03).",
         ),
     ] = None,
+    quiet: Quiet = False,
 ) -> None:
     """Write a model as a file that runs without dymn, once its numbers agree with PyTorch's.
 
     The file holds the front end, and the labels and licence as metadata. It is written only if its probabilities agree.
+
+    Examples: `dymn export dymn04_open --output dymn04_open.onnx`;
+    `dymn export dymn04_open --format torch --output dymn04_open.pt2`.
     """
+    hush(quiet)
     from dymn.export import export_model
     from dymn.runtime.onnx_backend import cached_path
     from dymn.weights import load_model
 
+    if output is not None:
+        check_ending("--output", output, [ENDINGS[format]])
     if output is None and format != "onnx":
         raise ConfigError(f"--format {format} needs --output; only ONNX files go to the cache.")
     network = load_model(model)
@@ -107,7 +121,7 @@ def export(
         dynamic_batch=dynamic_batch,
         seconds=seconds,
     )
-    typer.echo(f"{written.path}  {written.size / 1e6:.1f} MB; {written.parity}")
+    say(f"{written.path}  {written.size / 1e6:.1f} MB; {written.parity}")
 
 
 def recordings(paths: list[Path], rate: int) -> list[npt.NDArray[np.float32]]:

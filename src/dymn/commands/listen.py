@@ -22,6 +22,7 @@ from dymn.commands.options import (
     Quiet,
     Threads,
     Threshold,
+    format_option,
     hush,
     note,
     seconds_option,
@@ -34,7 +35,8 @@ if TYPE_CHECKING:
     from dymn.audio.pcm import PcmReader
     from dymn.inference.stream import Heard
 
-PIPE, LIVE = "Samples from a pipe", "How to listen"
+PIPE, LIVE = "Samples from a pipe", "Listening"
+Format = Literal["text", "jsonl"]
 READ_BYTES = 65_536
 POLL_SECONDS = 0.2
 MICROPHONE_LAG = 2.0
@@ -54,7 +56,9 @@ def listen(
     threshold: Threshold = 0.1,
     labels: Labels = None,
     exclude: Exclude = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Write a line of JSON for each window.", rich_help_panel=WHAT)] = False,
+    format: Annotated[
+        Format, format_option("text (in a terminal a table that changes), or jsonl: a line of JSON for each window.")
+    ] = "text",
     window: Annotated[float, seconds_option("How much the network hears at once.", LIVE)] = 2.0,
     hop: Annotated[float, seconds_option("How often there is an answer.", LIVE)] = 0.5,
     max_lag: Annotated[
@@ -72,8 +76,8 @@ def listen(
     ] = None,
     devices: Annotated[bool, typer.Option("--devices", help="List the microphones and leave.", rich_help_panel=LIVE)] = False,
     rate: Annotated[int | None, typer.Option(metavar="HZ", help="The sample rate of standard input.", rich_help_panel=PIPE)] = None,
-    format: Annotated[
-        Pcm, typer.Option(help="How a sample of standard input is written, in FFmpeg's names.", rich_help_panel=PIPE)
+    encoding: Annotated[
+        Pcm, typer.Option(help="The encoding of the samples on standard input, in FFmpeg's names.", rich_help_panel=PIPE)
     ] = "s16le",
     channels: Annotated[
         int, typer.Option(min=1, max=256, metavar="NUMBER", help="How many channels standard input has.", rich_help_panel=PIPE)
@@ -88,6 +92,8 @@ def listen(
 
     In a terminal there is a table that changes; elsewhere a line for each window. An answer comes when a tenth of a window beyond the
     window has been heard. Ctrl-C ends listening, and the exit code is then 0, as this is the usual way to end.
+
+    Examples: `dymn listen`; `ffmpeg -i URL -f s16le -ac 1 -ar 32000 - | dymn listen - --rate 32000 --format jsonl`.
     """
     from dymn.audio.microphone import devices as microphones
     from dymn.inference.selection import TagSettings
@@ -105,9 +111,9 @@ def listen(
     title = f"{tagger.card.name or model}, {window:g} s"
     with ExitStack() as stack:
         try:
-            name, sample_rate, chunks = opened(stack, source, rate, format, channels, microphone, max_lag, quiet)
+            name, sample_rate, chunks = opened(stack, source, rate, encoding, channels, microphone, max_lag, quiet)
             heard = follow(tagger.backend, chunks, sample_rate, settings)
-            show = stack.enter_context(display(as_json, f"{name}: {title}", top_k))
+            show = stack.enter_context(display(format == "jsonl", f"{name}: {title}", top_k))
             for answer in noticed(heard, quiet):
                 show(answer)
         except KeyboardInterrupt:
@@ -167,7 +173,7 @@ def read(stream: BinaryIO, reader: PcmReader, quiet: bool) -> Iterator[Chunk]:
     while data := read_some(READ_BYTES):
         yield Chunk(reader.feed(data), 0)
     if reader.rest:
-        note(f"Standard input ends within a sample; the last {reader.rest} bytes are left out. Check --format and --channels.", quiet)
+        note(f"Standard input ends within a sample; the last {reader.rest} bytes are left out. Check --encoding and --channels.", quiet)
 
 
 def pump(stream: BinaryIO, reader: PcmReader, queue: BoundedQueue, quiet: bool) -> None:

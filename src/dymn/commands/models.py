@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from dymn.commands.options import format_option
+from dymn.commands.options import Quiet, complete_networks, format_option, hush
 from dymn.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -22,17 +22,23 @@ Format = Literal["table", "json", "csv"]
 def models(
     pattern: Annotated[
         str | None,
-        typer.Argument(help='A pattern such as "dymn*" that names must match. Without it, all are listed.'),
+        typer.Argument(
+            autocompletion=complete_networks, help='A pattern such as "dymn*" that names must match. Without it, all are listed.'
+        ),
     ] = None,
     pretrained: Annotated[bool, typer.Option("--pretrained", help="List only models with weights, not bare architectures.")] = False,
-    format: Annotated[Format, format_option("How to write the list: table, json or csv.", None)] = "table",
+    format: Annotated[Format, format_option("table, json or csv.", None)] = "table",
+    quiet: Quiet = False,
 ) -> None:
     """List the models with weights, and the architectures that have none until they are trained.
 
     Parameters and multiply-adds (MACs) are in millions in the table, plain numbers elsewhere; multiply-adds are
     those for 10 seconds of audio.
     The mAP is that on AudioSet's evaluation set, as published, from 0 to 1.
+
+    Examples: `dymn models`; `dymn models "dymn*" --pretrained --format csv`.
     """
+    hush(quiet)
     from dymn.weights import model_rows
 
     rows: list[Row] = [{"weights": True, **row._asdict()} for row in model_rows(pattern)]

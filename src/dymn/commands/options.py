@@ -1,13 +1,94 @@
-"""Options that several commands share, and notes to the user."""
+"""Options that several commands share, older spellings of some, completion of their values, and notes to the user."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+from typer.core import TyperCommand
 
-WHAT, WINDOWS, DATA, RUN_PANEL = "What to tell", "Windows", "Data", "How to run"
+from dymn.errors import ConfigError
+
+WHAT, WINDOWS, DATA, RUN_PANEL = "Results", "Windows", "Data", "Computation"
+
+PCM = ("s8", "u8", "s16le", "s16be", "s24le", "s32le", "s32be", "f32le", "f32be")
+OLDER: dict[str, dict[tuple[str, ...], tuple[str, ...]]] = {
+    "train": {("--out",): ("--output",)},
+    "teach": {("--out",): ("--output",)},
+    "listen": {("--json",): ("--format", "jsonl")} | {("--format", name): ("--encoding", name) for name in PCM},
+}
+"""By command, older spellings of options, which are accepted but not shown, and their present ones."""
+
+
+class Command(TyperCommand):
+    """A command that also accepts the older spellings of its options."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the words of the command line."""
+        return super().parse_args(ctx, list(respelled(args, OLDER.get(self.name or "", {}))))
+
+
+def respelled(words: list[str], older: dict[tuple[str, ...], tuple[str, ...]]) -> Iterator[str]:
+    """Yield words with older spellings of options replaced, also in the form `--option=value`, up to a `--`."""
+    names = {spelling[0] for spelling in older}
+    rest = list(words)
+    while rest:
+        if rest[0] == "--":
+            yield from rest
+            return
+        name, has_value, value = rest[0].partition("=")
+        if name in names and has_value:
+            rest[:1] = [name, value]
+        for spelling, present in older.items():
+            if tuple(rest[: len(spelling)]) == spelling:
+                yield from present
+                del rest[: len(spelling)]
+                break
+        else:
+            yield rest.pop(0)
+
+
+def complete_models(incomplete: str) -> list[str]:
+    """Return the names of models with weights that begin with what was typed."""
+    from dymn.weights.registry import REGISTRY
+
+    return [name for name in REGISTRY if name.startswith(incomplete)]
+
+
+def complete_networks(incomplete: str) -> list[str]:
+    """Return the names of models with weights and of architectures that begin with what was typed."""
+    from dymn.architectures import architectures
+
+    return [*complete_models(incomplete), *(name for name in architectures() if name.startswith(incomplete))]
+
+
+def complete_recipes(incomplete: str) -> list[str]:
+    """Return the names of recipes that begin with what was typed."""
+    from dymn.training.recipe import recipe_names
+
+    return [name for name in recipe_names() if name.startswith(incomplete)]
+
+
+def complete_labels(incomplete: str) -> list[str]:
+    """Return the labels of AudioSet that begin with what was typed."""
+    from dymn.weights.labels import audioset_labels
+
+    return [label for label in audioset_labels() if label.startswith(incomplete)]
+
+
+def check_ending(option: str, path: Path, endings: Iterable[str]) -> None:
+    """Refuse a file to write whose ending is none of those that an option knows.
+
+    Raises:
+        ConfigError: naming those that are allowed.
+    """
+    allowed = list(endings)
+    if path.suffix.lower() not in allowed:
+        shown = ", ".join(ending or "none" for ending in allowed)
+        raise ConfigError(f"The ending of {option} {path} names no format. Allowed: {shown}.")
 
 
 Fill = Literal["repeat", "pad", "bare"]
@@ -33,7 +114,7 @@ def output_option(help: str, panel: str | None = WHAT) -> Any:
 
 Paths = Annotated[
     list[str],
-    typer.Argument(metavar="PATH", help="Recordings, folders (searched with all folders in them), or globs; - is standard input."),
+    typer.Argument(metavar="PATH", help="Recordings, folders (searched recursively) or patterns; - is standard input."),
 ]
 Model = Annotated[
     str | None,
@@ -41,21 +122,28 @@ Model = Annotated[
         "--model",
         "-m",
         metavar="NAME|FILE",
-        help="A model with weights by its name (`dymn models` lists them), or a file or folder with one. Without it, dymn10_as is used if "
-        "it is in the cache or can be fetched, and else dymn04_open, which comes with dymn.",
+        autocompletion=complete_models,
+        help="The name of a model with weights (`dymn models` lists them), or a file or folder with one. The default is dymn10_as if "
+        "it is in the cache or can be downloaded, else dymn04_open, which comes with dymn.",
     ),
 ]
 Labels = Annotated[
     list[str] | None,
     typer.Option(
         metavar="PATTERN",
-        help='Choose only from these labels, such as "Dog" or "*music*". May be given several times, or with commas between.',
+        autocompletion=complete_labels,
+        help='Choose only from these labels, such as "Dog" or "*music*". Repeat the option, or separate patterns by commas.',
         rich_help_panel=WHAT,
     ),
 ]
 Exclude = Annotated[
     list[str] | None,
-    typer.Option(metavar="PATTERN", help="Leave these labels out; patterns are as for --labels.", rich_help_panel=WHAT),
+    typer.Option(
+        metavar="PATTERN",
+        autocompletion=complete_labels,
+        help="Leave these labels out; patterns as for --labels.",
+        rich_help_panel=WHAT,
+    ),
 ]
 Threshold = Annotated[
     float,
@@ -75,22 +163,22 @@ Layers = Annotated[
         "--layer",
         "-l",
         metavar="LAYER",
-        help="What embeddings are made of: last (the averaged last feature map), block0 to block14, blocks (all of them), blocks10-14 "
-        "(some), mels (averages of the mel bands). May be given several times, or with commas between; the parts are concatenated. "
-        "Without it, last.",
+        help="The layers that embeddings are made of: last (the averaged last feature map; the default), block0 to block14, blocks (all "
+        "of them), blocks10-14 (some), mels (averages of the mel bands). Repeat the option, or separate names by commas; the parts are "
+        "concatenated.",
         rich_help_panel=WHAT,
     ),
 ]
-Window = Annotated[float, seconds_option("How much the network hears at once. It was trained on 10 seconds.", WINDOWS)]
+Window = Annotated[float, seconds_option("Length of a window. The networks were trained on 10 seconds.", WINDOWS)]
 Hop = Annotated[
     float | None,
-    seconds_option("From the start of one window to the next. Without it, windows follow each other without overlap.", WINDOWS),
+    seconds_option("From the start of one window to the next. By default windows do not overlap.", WINDOWS),
 ]
 Filling = Annotated[
     Fill,
     typer.Option(
-        help="What a recording, or the rest at its end, that is shorter than the window is filled up with: itself again (repeat), zeros "
-        "(pad), or nothing (bare).",
+        help="How a recording, or the rest at its end, that is shorter than the window is filled: repeated (repeat), with zeros (pad), "
+        "or not (bare).",
         rich_help_panel=WINDOWS,
     ),
 ]
@@ -100,30 +188,28 @@ WindowBatch = Annotated[
         "--batch-size",
         min=1,
         metavar="NUMBER",
-        help="How many windows to compute at once. Without it, 4 on a CPU and 32 elsewhere.",
+        help="Number of windows computed at once. The default is 4 on a CPU, 32 elsewhere.",
         rich_help_panel=RUN_PANEL,
     ),
 ]
 Kind = Annotated[
     str,
-    typer.Option(
-        "--kind", metavar="KIND", help="What the data are, as for `dymn train`; auto lets their files tell.", rich_help_panel=DATA
-    ),
+    typer.Option("--kind", metavar="KIND", help="The kind of the data, as for `dymn train`; auto detects it.", rich_help_panel=DATA),
 ]
 ClipWorkers = Annotated[
-    int, typer.Option("--workers", metavar="NUMBER", min=0, help="How many processes decode.", rich_help_panel=RUN_PANEL)
+    int, typer.Option("--workers", metavar="NUMBER", min=0, help="Number of processes that decode.", rich_help_panel=RUN_PANEL)
 ]
 ClipBatch = Annotated[
-    int, typer.Option("--batch-size", metavar="NUMBER", min=1, help="How many clips at a time.", rich_help_panel=RUN_PANEL)
+    int, typer.Option("--batch-size", metavar="NUMBER", min=1, help="Number of clips computed at once.", rich_help_panel=RUN_PANEL)
 ]
-ReportFormat = Annotated[Report, format_option("How to write the answer: table or json.", None)]
+ReportFormat = Annotated[Report, format_option("table or json.", None)]
 Backend = Annotated[
     Computes,
     typer.Option(
         "--backend",
-        help="What computes the network. auto is compiled code, which starts at once, where it has been made ready (the first run with a "
-        "model does that) and does all that is asked for on this machine's CPU, and PyTorch (torch) elsewhere. ONNX Runtime (onnx) takes a "
-        "file that `dymn export --dynamic-time` wrote, or the name of a model that was exported without --output.",
+        help="What computes the network: compiled code (auto, on a CPU), PyTorch (torch; also what auto takes elsewhere), or ONNX Runtime "
+        "(onnx), for a file that `dymn export --dynamic-time` wrote or the name of a model that was exported without --output. "
+        "auto recognises .onnx files.",
         rich_help_panel=RUN_PANEL,
     ),
 ]
@@ -132,7 +218,7 @@ Device = Annotated[
     typer.Option(
         "--device",
         metavar="NAME",
-        help="Where to compute, such as cpu, cuda, cuda:1 or mps. Without it, the first CUDA device if there is one, else the CPU.",
+        help="The device to compute on, such as cpu, cuda, cuda:1 or mps. The default is the first CUDA device, else the CPU.",
         rich_help_panel=RUN_PANEL,
     ),
 ]
@@ -140,7 +226,7 @@ Precision = Annotated[
     Precisions,
     typer.Option(
         "--precision",
-        help="How exactly PyTorch computes the network: the two of 16 bits are for GPUs, quicker there, and change the numbers a little.",
+        help="The number format of PyTorch's arithmetic. Those of 16 bits are for GPUs: faster, and slightly less exact.",
         rich_help_panel=RUN_PANEL,
     ),
 ]
@@ -150,13 +236,13 @@ Threads = Annotated[
         "--threads",
         metavar="NUMBER",
         min=1,
-        help="How many CPU threads to compute with. Without it, one for each CPU that may be used, or what OMP_NUM_THREADS says.",
+        help="Number of CPU threads. The default is OMP_NUM_THREADS, else the number of available CPUs.",
         rich_help_panel=RUN_PANEL,
     ),
 ]
 Quiet = Annotated[
     bool,
-    typer.Option("--quiet", "-q", help="Write no progress bar and no notes, only errors.", rich_help_panel=RUN_PANEL),
+    typer.Option("--quiet", "-q", help="Show no progress bar and no notes, only errors.", rich_help_panel=RUN_PANEL),
 ]
 Workers = Annotated[
     int | None,
@@ -164,8 +250,8 @@ Workers = Annotated[
         "--workers",
         min=0,
         metavar="NUMBER",
-        help="How many threads decode recordings while the network computes; 0 does one after the other. Without it, as many as "
-        "there are CPUs, but no more than --threads.",
+        help="Number of threads that decode recordings while the network computes; 0 decodes and computes in turn. The default is the "
+        "number of CPUs, at most --threads.",
         rich_help_panel=RUN_PANEL,
     ),
 ]
@@ -174,27 +260,27 @@ Ray = Annotated[
     typer.Option(
         "--ray",
         metavar="ADDRESS",
-        help="Do it with Ray (needs dymn\\[ray]): local starts it on this machine, auto and HOST:PORT find a cluster. Paths may then be "
-        "URLs such as s3://bucket/clips, and --workers says how many processes hold the network, each with --threads, 1 without it.",
+        help="Compute with Ray (needs dymn\\[ray]): local starts it here, auto and HOST:PORT connect to a cluster. Paths may then "
+        "be URLs such as s3://bucket/clips. --workers is the number of processes with a network, each of which has --threads (default 1).",
         rich_help_panel=RUN_PANEL,
     ),
 ]
 Fresh = Annotated[
     bool,
-    typer.Option("--fresh", help="Start over where the same command would go on with a run that did not end.", rich_help_panel=RUN_PANEL),
+    typer.Option("--fresh", help="Start over instead of resuming an unfinished run.", rich_help_panel=RUN_PANEL),
 ]
 RetryFailed = Annotated[
     bool,
     typer.Option(
         "--retry-failed",
-        help="Try the recordings again that failed in the run before; those that were done then stay done.",
+        help="Compute only the recordings again that failed in the last run.",
         rich_help_panel=RUN_PANEL,
     ),
 ]
 
 
 def hush(quiet: bool) -> None:
-    """Keep warnings of the library off standard error, if `quiet`."""
+    """Suppress warnings of the library if `quiet`."""
     if quiet:
         logging.getLogger("dymn").setLevel(logging.ERROR)
 

@@ -1,22 +1,57 @@
-"""Where a command writes: standard output, or a file that appears only when it is complete."""
+"""Where a command writes: standard output, or a file that appears when it is complete."""
 
 from __future__ import annotations
 
 import errno
+import os
 import stat
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, TextIO, cast
+
+import typer
 
 from dymn.errors import ConfigError, visible
 from dymn.system.files import atomic_write, text_in
 
+STDOUT_ERRORS = (errno.EBADF, errno.ENOSPC, errno.EIO)
+"""What writing to a standard output raises that is closed, full or broken; no error of a file that comes without its name."""
+
+
+def open_closed_streams() -> None:
+    """Open those of standard input, output and error that the caller closed, so that no other file gets their numbers.
+
+    Reading gives nothing, writing to standard output is an error, and messages are dropped.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_WRONLY if name == "stderr" else os.O_RDONLY)  # takes the lowest free number
+            if name != "stdin":
+                setattr(sys, name, open(number, "w", encoding="utf-8", closefd=False))  # noqa: SIM115
+
+
+def silence_stdout() -> None:
+    """Drop what is still to be written to standard output."""
+    with suppress(OSError):  # a stream without a descriptor, as in tests, has nothing to drop
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def say(text: str) -> None:
+    """Write a line about a complete output to standard output; if that is not possible, the output counts nevertheless."""
+    try:
+        typer.echo(text)
+        sys.stdout.flush()
+    except OSError:
+        silence_stdout()
+
 
 @contextmanager
 def binary_output(path: Path | None) -> Iterator[BinaryIO]:
-    """Open standard output (None), a file that is replaced at once at the end, or a device or pipe, which is written to directly.
+    """Open standard output (None), a file that is replaced when the block ends, or a device or pipe, which is written to directly.
 
     Raises:
         ConfigError: if `path` is a folder.
@@ -42,7 +77,7 @@ def binary_output(path: Path | None) -> Iterator[BinaryIO]:
 
 @contextmanager
 def text_output(path: Path | None) -> Iterator[TextIO]:
-    """Open the same for text: UTF-8, or standard output as it is; what a terminal could take for a command goes there as an escape."""
+    """Open the same for text: files in UTF-8, standard output in its own encoding; a terminal gets control characters escaped."""
     if path is None:
         yield cast(TextIO, _Terminal(sys.stdout)) if sys.stdout.isatty() else sys.stdout
         sys.stdout.flush()
@@ -52,7 +87,7 @@ def text_output(path: Path | None) -> Iterator[TextIO]:
 
 
 class _Terminal:
-    """A terminal as a stream of text, in which names of files and labels cannot be taken for commands."""
+    """A terminal as a stream of text that escapes control characters in names of files and labels."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -67,7 +102,7 @@ class _Terminal:
 
 
 def free_name(name: str, used: set[str]) -> str:
-    """Return a file name, with a number in it if it is in `used` already, and add it there."""
+    """Return a file name, with a number if it is in `used` already, and add it there."""
     path = Path(name)
     number = 1
     while name.casefold() in used:

@@ -91,7 +91,7 @@ def probe(
     batch_size: WindowBatch = None,
     quiet: Quiet = False,
 ) -> None:
-    """Measure how much a linear model tells from a network's embeddings of a dataset; the network itself is not trained.
+    """Measure how well a linear model classifies a dataset by a network's embeddings; the network itself is not trained.
 
     The embeddings are standardised, and a logistic regression is fitted to them: one over all classes where each clip has one, or else one
     for each label. It is tested on each fold of the data, or on their test set. How strongly it is regularised is chosen by

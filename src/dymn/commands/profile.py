@@ -7,11 +7,12 @@ from typing import Annotated, Literal
 
 import typer
 
-from dymn.commands.options import Threads, output_option
+from dymn.commands.options import Quiet, Threads, check_ending, complete_networks, format_option, hush, note, output_option
 from dymn.errors import ConfigError
 
 Format = Literal["table", "json", "csv", "markdown"]
 """A key of `dymn.profiling.formats.COMPARISON_FORMATS` and `PROFILE_FORMATS`."""
+ENDINGS: dict[str, Format] = {".json": "json", ".csv": "csv", ".md": "markdown", ".txt": "table", "": "table"}
 
 
 def profile(
@@ -19,6 +20,7 @@ def profile(
         str | None,
         typer.Argument(
             metavar="MODEL|CONFIG",
+            autocompletion=complete_networks,
             help="An architecture or a model with weights by its name (`dymn models` lists them; nothing is downloaded), a checkpoint, "
             "or a JSON or TOML file with settings.",
         ),
@@ -34,8 +36,13 @@ def profile(
     input_seconds: Annotated[
         float, typer.Option(metavar="SECONDS", help="How long the recording is. The paper's numbers are for 10 seconds.")
     ] = 10.0,
-    runs: Annotated[int, typer.Option(min=0, metavar="NUMBER", help="How many times to measure the time; 0 leaves it out.")] = 5,
-    format: Annotated[Format, typer.Option("--format", "-f", help="How to write the answer.")] = "table",
+    runs: Annotated[
+        int | None,
+        typer.Option(min=0, metavar="NUMBER", help="Number of timed runs; 0 for none.", show_default="5, 0 without PyTorch"),
+    ] = None,
+    format: Annotated[
+        Format | None, format_option("table, json, csv or markdown. The default is by the ending of --output, else table.", None)
+    ] = None,
     output: Annotated[Path | None, output_option("Write to this file.", None)] = None,
     plot: Annotated[
         Path | None,
@@ -45,31 +52,45 @@ def profile(
         ),
     ] = None,
     threads: Threads = None,
+    quiet: Quiet = False,
 ) -> None:
-    """Tell what a network costs: parameters, multiply-adds, memory, receptive field, time.
+    """Report what a network costs: parameters, multiply-adds, memory, receptive field, time.
 
-    With --table, tell how the paper's rows compare with what we count. JSON and CSV have plain counts, tables have millions.
+    With --table, compare the paper's rows with our counts. JSON and CSV have plain counts, tables have millions.
+
+    Examples: `dymn profile dymn04_open`; `dymn profile --table VII --format markdown`.
     """
     from dymn.commands.output import text_output
     from dymn.plots.trade_off import plot_trade_off
     from dymn.profiling import compare
     from dymn.profiling import profile as measure
     from dymn.profiling.formats import COMPARISON_FORMATS, PROFILE_FORMATS
-    from dymn.system.devices import use_threads
+    from dymn.system.cpus import check_threads
+    from dymn.system.extras import has_torch
 
+    hush(quiet)
+    if output is not None and format is None:
+        check_ending("--output", output, ENDINGS)
+    name = format or ENDINGS[output.suffix.lower() if output is not None else ""]
     if model is None and table is None and plot is None:
         raise ConfigError("Say what to profile: a model, or --table NUMBER, or --plot FILE. `dymn profile --help` tells more.")
     if model is not None and table is not None:
         raise ConfigError("Give a model or --table, not both: a table has networks of its own.")
-    use_threads(threads)
+    check_threads(threads)
+    if runs is None:
+        runs = 5 if has_torch() else 0
     text = None
     if table is not None:
-        text = COMPARISON_FORMATS[format](compare(table))
+        text = COMPARISON_FORMATS[name](compare(table))
     elif model is not None:
-        text = PROFILE_FORMATS[format](measure(model, input_seconds, runs=runs))
+        if runs:
+            from dymn.system.devices import use_threads
+
+            use_threads(threads)
+        text = PROFILE_FORMATS[name](measure(model, input_seconds, runs=runs))
     if text is not None:
         with text_output(output) as stream:
             stream.write(text)
     if plot is not None:
         plot_trade_off(plot, model)
-        typer.echo(f"dymn: The picture is in {plot}.", err=True)
+        note(f"{plot} is written.", quiet)

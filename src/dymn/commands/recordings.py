@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from dymn.inference.formats.origin import Origin
     from dymn.inference.tagger import Tagger
     from dymn.ray import Engine
-    from dymn.weights.download import Progress
 
 
 def ray_engine(address: str | None, workers: int | None, threads: int | None, device: str | None, backend: Computes) -> Engine | None:
@@ -41,52 +40,35 @@ def load_tagger(
 ) -> Tagger:
     """Load the model that was named, or the default one, and say which that is.
 
-    With the backend "auto", PyTorch is not imported where compiled code does all that is asked for: not on other devices or in another
-    precision, not if the command looks inside the network (`looks_inside`), and not the first time that a model is used.
+    With the backend "auto", PyTorch is imported only where compiled code cannot do what is asked for; `looks_inside` says that the
+    command needs the network itself.
+
+    Raises:
+        ConfigError: if there is no such device or model, or the backend cannot compute the model.
+        MissingExtraError: if PyTorch is needed and not installed.
     """
-    if backend == "onnx":
+    if backend == "onnx" or (backend == "auto" and model is not None and model.lower().endswith(".onnx")):
         if precision != "float32":
             raise ConfigError(f"--precision is {precision}; a file for --backend onnx has its own. See `dymn export --precision`.")
         return load_onnx(model, device, threads)
     from dymn.commands.progress import download_bar
     from dymn.inference.tagger import Tagger
-    from dymn.runtime.compiled_backend import keep_packed, open_packed
-    from dymn.system.cpus import may_have_gpu
+    from dymn.runtime.opening import open_backend
+    from dymn.weights import REGISTRY
     from dymn.weights.default import choose_default
-    from dymn.weights.find import find_weights
 
-    on_cpu = device == "cpu" or (device is None and not may_have_gpu())
-    packs = backend == "auto" and on_cpu and precision == "float32" and not looks_inside
+    kind = "torch" if looks_inside else backend
     with download_bar(quiet) as progress:
         named, reason = (model, "") if model is not None else choose_default(progress)
-        weights = find_weights(named, progress) if packs else None
-        packed = None if weights is None else open_packed(weights, threads)
-        tagger = Tagger(packed) if packed is not None else load_in_torch(named, device, threads, precision, progress)
+        try:
+            found = open_backend(named, backend=kind, device=device, threads=threads, precision=precision, progress=progress)
+        except WeightsError as error:
+            if named in REGISTRY or "/" in named or Path(named).exists():
+                raise
+            raise ConfigError(str(error)) from error  # a name that is wrong is a wrong setting
     if reason:
         note(reason, quiet)
-    if weights is not None and packed is None:
-        keep_packed(tagger.model, weights)
-    return tagger
-
-
-def load_in_torch(model: str, device: str | None, threads: int | None, precision: Precisions, progress: Progress | None) -> Tagger:
-    """Load a model in PyTorch, to be computed on a device.
-
-    Raises:
-        ConfigError: if there is no such device, or the name is no model's.
-    """
-    from dymn.inference.tagger import Tagger
-    from dymn.system.devices import resolve_device, use_threads
-    from dymn.weights import REGISTRY, load_model
-
-    resolve_device(device)
-    use_threads(threads)
-    if model in REGISTRY or "/" in model or Path(model).exists():
-        return Tagger(load_model(model, progress=progress), device, precision=precision)
-    try:
-        return Tagger(load_model(model, progress=progress), device, precision=precision)
-    except WeightsError as error:
-        raise ConfigError(str(error)) from error
+    return Tagger(found)
 
 
 def load_onnx(model: str | None, device: str | None, threads: int | None) -> Tagger:

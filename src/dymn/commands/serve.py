@@ -20,6 +20,7 @@ from dymn.commands.options import (
     Quiet,
     Threads,
     WindowBatch,
+    complete_models,
     hush,
     note,
     seconds_option,
@@ -42,7 +43,8 @@ def serve(
             "--model",
             "-m",
             metavar="NAME|FILE",
-            help="A model as in `dymn tag`. May be given several times; the first is the default one.",
+            autocompletion=complete_models,
+            help="A model as in `dymn tag`. Repeat the option for others; the first is the default one.",
         ),
     ] = None,
     host: Annotated[
@@ -105,6 +107,8 @@ def serve(
     The page at / tags files and the microphone in the browser itself. Programs send recordings to /v1/tag; /openapi.json describes it.
 
     Listens on this machine only, unless --host says otherwise. Ctrl+C or SIGTERM ends it after the accepted requests are answered.
+
+    Examples: `dymn serve --model dymn04_open`; `dymn serve --host 0.0.0.0 --allow-host sounds.example.org --token-file token.txt`.
     """
     try:
         import prometheus_client  # noqa: F401
@@ -202,7 +206,7 @@ def load_taggers(
     """Load the models and return their taggers by the names under which they are served: those of their cards."""
     taggers: dict[str, Tagger] = {}
     for model in models or [None]:  # type: ignore[list-item]
-        tagger = load_tagger(model, device, threads, quiet, backend, precision, looks_inside=True)
+        tagger = load_tagger(model, device, threads, quiet, backend, precision)
         name = tagger.card.name or Path(model or "").stem or "model"
         if name in taggers:
             note(f"{model} is called {name}, as a model before it; it is left out.", quiet)

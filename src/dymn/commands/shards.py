@@ -9,6 +9,7 @@ import typer
 
 from dymn.commands.datasets import check_data
 from dymn.commands.options import ClipWorkers, Kind, Quiet, hush, note
+from dymn.commands.output import say
 
 Audio = Literal["keep", "flac", "wav", "opus"]
 """The keys of `dymn.data.pack.ENCODINGS`."""
@@ -35,7 +36,9 @@ def shards(
 
     `dymn train --data OUT` then reads shards from front to back. Splits, folds and labels are kept; each split has its own shards.
 
-    When interrupted, the same command continues where it was. Clips that cannot be decoded are left out and listed in OUT/bad_clips.csv.
+    When interrupted, the same command resumes the run. Clips that cannot be decoded are left out and listed in OUT/bad_clips.csv.
+
+    Example: `dymn shards clips shards --audio flac --workers 2`.
     """
     hush(quiet)
     check_data(data, "DATA")
@@ -56,7 +59,7 @@ def shards(
             note("The same command continues where it was.", quiet)
             raise
     values = packed.index.values
-    typer.echo(f"{out}  {len(packed.index.shards)} shards, {values['clips']} clips, {values['hours']:.2f} hours, {values['bytes']} bytes")
+    say(f"{out}  {len(packed.index.shards)} shards, {values['clips']} clips, {values['hours']:.2f} hours, {values['bytes']} bytes")
     if packed.bad:
         key, reason = next(iter(packed.bad.items()))
         note(f"{len(packed.bad)} of {len(source)} clips are left out, such as {key}: {reason}. {out / BAD_FILE} lists them.")

@@ -57,7 +57,7 @@ def tag(
             "-k",
             metavar="NUMBER",
             min=0,
-            help="Give at most this many labels, best first; 0 gives all of them.",
+            help="Give at most this many labels, best first; 0 gives all.",
             rich_help_panel=WHAT,
         ),
     ] = 10,
@@ -66,29 +66,28 @@ def tag(
     exclude: Exclude = None,
     per_window: Annotated[
         bool,
-        typer.Option("--per-window", help="Tell the labels of each window, with its start and end.", rich_help_panel=WHAT),
+        typer.Option("--per-window", help="Give the labels of each window, with its start and end.", rich_help_panel=WHAT),
     ] = False,
     format: Annotated[
         Format | None,
         format_option(
-            "How to write the answer: table, json, jsonl, csv, parquet (needs dymn\\[parquet]) or audacity. Without it the ending "
-            "of --output decides (.json, .jsonl, .csv, .parquet), and else it is a table. The format audacity is a label track of the "
-            "windows; give a --threshold with it."
+            "table, json, jsonl, csv, parquet (needs dymn\\[parquet]) or audacity (a label track of the windows; give a --threshold "
+            "with it). The default is by the ending of --output (.json, .jsonl, .csv, .parquet, .txt), else table."
         ),
     ] = None,
     output: Annotated[
         Path | None,
         output_option(
             "Write to this file, which appears when it is complete. Until then, with json, jsonl, csv and parquet, a journal lies "
-            "beside it, and the same command goes on after any interruption. Audacity labels of several recordings go to a folder."
+            "beside it, and the same command resumes after an interruption. Audacity labels of several recordings go to a folder."
         ),
     ] = None,
     plot: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE|FOLDER",
-            help="Draw the spectrogram and when its labels are there: a picture (.png, .svg, .pdf), or a page with the sound (.html). For "
-            "several recordings a folder, which gets a .png for each.",
+            help="Draw the spectrogram with a timeline of labels: a picture (.png, .svg, .pdf), or a page with the sound (.html). For "
+            "several recordings give a folder, for a .png of each.",
             rich_help_panel=WHAT,
         ),
     ] = None,
@@ -98,7 +97,7 @@ def tag(
     combine: Annotated[
         Combine,
         typer.Option(
-            help="How windows make the answer for a recording: each label's highest probability (is it anywhere?), or its mean over time.",
+            help="How windows are combined for the whole recording: each label's highest probability, or its mean over time.",
             rich_help_panel=WINDOWS,
         ),
     ] = "max",
@@ -113,12 +112,15 @@ def tag(
     retry_failed: RetryFailed = False,
     quiet: Quiet = False,
 ) -> None:
-    """Tell which sounds are in recordings.
+    """Report which sounds are in recordings.
 
-    Each recording gets its most probable labels. One of more than ten seconds is cut into windows; --per-window tells what is when.
+    Each recording gets its most probable labels. Recordings longer than ten seconds are cut into windows; --per-window reports those.
 
     Recordings that cannot be read are named on standard error, in JSON, CSV and Parquet, and in a report beside --output. The others are
     still tagged, and the exit code is 1.
+
+    Examples: `dymn tag street.wav`; `dymn tag clips --model dymn04_open --output tags.csv`;
+    `dymn tag street.wav --per-window --window 2 --hop 1 --top-k 2`.
     """
     from functools import partial
 

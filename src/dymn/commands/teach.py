@@ -6,17 +6,17 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
 
 from dymn.commands.datasets import check_data, check_model
-from dymn.commands.options import ClipBatch, ClipWorkers, Device, Kind, Quiet, Threads, hush, note, seconds_option
+from dymn.commands.options import ClipBatch, ClipWorkers, Command, Device, Kind, Quiet, Threads, check_ending, hush, note, seconds_option
+from dymn.commands.output import say
 
 
-class ManyModels(TyperCommand):
+class ManyModels(Command):
     """A command whose --models takes all words up to the next option."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Give each of these words a --models of its own, which is how the parser below wants it."""
+        """Give each of these words a --models of its own, as typer's parser expects."""
         return super().parse_args(ctx, spread(args, "--models"))
 
 
@@ -46,16 +46,23 @@ def teach(
             help="One model, or several of the same classes: then the mean of their logits is taken. Give DATA first.",
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The table to write, a .safetensors file.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The table to write, a .safetensors file.")],
     kind: Kind = "auto",
     split: Annotated[
         str | None,
         typer.Option("--split", metavar="NAME", help="Teach only train, val or test; without it, all clips."),
     ] = None,
     seconds: Annotated[
-        float | None, seconds_option("How much of each clip the models hear. Without it, the usual length of such data.")
+        float | None, seconds_option("How much of each clip the models hear. Without it, as much as they were trained with.")
     ] = None,
-    fill: Annotated[str, typer.Option("--fill", metavar="HOW", help="How shorter clips are filled: pad (with zeros) or repeat.")] = "pad",
+    fill: Annotated[
+        str | None,
+        typer.Option(
+            "--fill",
+            metavar="HOW",
+            help="How shorter clips are filled: pad (with zeros) or repeat. Without it, as those that the models were trained with.",
+        ),
+    ] = None,
     max_bad: Annotated[
         float, typer.Option("--max-bad", metavar="FROM 0 TO 1", min=0, max=1, help="Which share of the clips may be unreadable.")
     ] = 0.05,
@@ -67,18 +74,21 @@ def teach(
 ) -> None:
     """Write the logits of a teacher for all clips of a dataset, to distil from with `--set teacher.table=FILE`.
 
-    They are kept under the names of the clips, with digests of clips and models, so that a table is never used with other data.
+    They are stored under the names of the clips, with digests of clips and models, so that a table is never used with other data.
 
-    When interrupted, the same command continues where it was.
+    When interrupted, the same command resumes the run.
+
+    Example: `dymn teach clips --models mn04_as mn10_as --output teacher.safetensors`.
     """
     hush(quiet)
+    check_ending("--output", output, [".safetensors", ""])
     check_data(data, "DATA")
     from dymn.commands.progress import counting_bar
-    from dymn.data import open_source, task_of
+    from dymn.data import open_dataset, select
     from dymn.data.detect import detect
     from dymn.system.devices import resolve_device, use_threads
+    from dymn.training.teach import Ensemble
     from dymn.training.teach import teach as library_teach
-    from dymn.weights import load_model
 
     for name in models:
         check_model(name)
@@ -87,20 +97,20 @@ def teach(
     path = data
     if kind == "auto":
         kind, path = detect(data)
-    card = load_model(models[0]).card
-    options: dict[str, Any] = {"labels": card.labels} if kind == "shards" else {}
-    source = open_source(kind, path, split, sample_rate=card.front_end.sample_rate, **options)
+    ensemble = Ensemble(models, place)
+    options: dict[str, Any] = {"labels": ensemble.labels} if kind == "shards" else {}
+    task, everything = open_dataset(kind, path, sample_rate=ensemble.sample_rate, **options)
+    source = select(everything, split)
     with counting_bar("Teach", quiet) as progress:
         try:
             table = library_teach(
                 source,
-                models,
-                out,
-                seconds=seconds or task_of(kind, path).seconds,
+                ensemble,
+                output,
+                seconds=seconds or ensemble.learned(fill=fill).seconds or task.seconds,
                 fill=fill,
                 batch_size=batch_size,
                 workers=workers,
-                device=place,
                 max_bad=max_bad,
                 progress=progress,
             )
@@ -110,4 +120,4 @@ def teach(
     left_out = table.settings.get("left_out", [])
     if left_out:
         note(f"{len(left_out)} clips cannot be read and are left out, such as {left_out[0]}.", quiet)
-    typer.echo(f"{out}  {len(table)} clips, {table.classes} classes")
+    say(f"{output}  {len(table)} clips, {table.classes} classes")

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dymn.commands.datasets import check_data, check_model
-from dymn.commands.options import RUN_PANEL, Device, Quiet, Threads, hush, note
+from dymn.commands.options import RUN_PANEL, Device, Quiet, Threads, complete_networks, complete_recipes, hush, note
+from dymn.commands.output import say
 from dymn.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from dymn.commands.epochs import EpochTable
     from dymn.training import TrainConfig
 
-WHAT, HOW = "What to learn", "How to learn"
+WHAT, HOW = "Task", "Training"
 ALL = "all"
 
 
@@ -26,7 +27,8 @@ def train(
         str,
         typer.Argument(
             metavar="RECIPE",
-            help="A recipe of dymn by its name, such as fine_tune, esc50:mn10 or audioset_kd:dymn04, or a TOML file. "
+            autocompletion=complete_recipes,
+            help="The name of a recipe, such as fine_tune, esc50:mn10 or audioset_kd:dymn04, or a TOML file. "
             "--recipes lists those that come with dymn.",
         ),
     ] = "fine_tune",
@@ -45,8 +47,8 @@ def train(
         typer.Option(
             "--kind",
             metavar="KIND",
-            help="What the data are: auto (their files tell), or folder, csv, shards, esc50, esc10, fsd50k, openmic, tau, audioset_hdf5 "
-            "and others. Without it, what the recipe says.",
+            help="The kind of the data: auto (detected), or folder, csv, shards, esc50, esc10, fsd50k, openmic, tau, audioset_hdf5 "
+            "and others. The default is the recipe's.",
             rich_help_panel=WHAT,
         ),
     ] = None,
@@ -56,18 +58,19 @@ def train(
             "--model",
             "-m",
             metavar="NAME|FILE",
-            help="What to start from: a model with weights, a file or folder with one, or an architecture such as mn04, whose "
-            "weights are drawn. `dymn models` lists them. Without it, what the recipe says.",
+            autocompletion=complete_networks,
+            help="The network to start from: a model with weights, a file or folder with one, or an architecture such as mn04 with "
+            "random weights. `dymn models` lists them. The default is the recipe's.",
             rich_help_panel=WHAT,
         ),
     ] = None,
-    out: Annotated[
+    output: Annotated[
         Path | None,
         typer.Option(
-            "--out",
+            "--output",
             "-o",
             metavar="FOLDER",
-            help="Where results go. A run that is found there continues. Without it, runs/NAME.",
+            help="The folder for results. An unfinished run in it is resumed. The default is runs/NAME.",
             rich_help_panel=WHAT,
         ),
     ] = None,
@@ -76,7 +79,7 @@ def train(
         typer.Option(
             "--fold",
             metavar="NUMBER|all",
-            help="Which fold is the test set, for data in folds; all trains once for each and gives the mean.",
+            help="The fold that is the test set, for data in folds; all trains once for each fold and gives the mean.",
             rich_help_panel=HOW,
         ),
     ] = None,
@@ -87,7 +90,7 @@ def train(
             "-e",
             metavar="NUMBER",
             min=1,
-            help="How many epochs; the recipe's schedule is stretched or shortened to them.",
+            help="Number of epochs; the recipe's schedule is scaled to it.",
             rich_help_panel=HOW,
         ),
     ] = None,
@@ -97,7 +100,7 @@ def train(
             "--set",
             "-s",
             metavar="KEY=VALUE",
-            help="Change one setting of the recipe, such as optim.lr=1e-4. May be given several times.",
+            help="Change one setting of the recipe, such as optim.lr=1e-4. Repeat the option for others.",
             rich_help_panel=HOW,
         ),
     ] = None,
@@ -105,25 +108,24 @@ def train(
     threads: Threads = None,
     quiet: Quiet = False,
     recipes: Annotated[
-        bool, typer.Option("--recipes", help="List the recipes that come with dymn, and leave.", rich_help_panel=RUN_PANEL)
+        bool, typer.Option("--recipes", help="List the recipes that come with dymn, and exit.", rich_help_panel=RUN_PANEL)
     ] = False,
 ) -> None:
     """Train a network: fine-tune one on your own clips, or run any recipe of the paper.
 
-    `dymn train --data FOLDER --model mn04_as` is enough for a folder that holds one folder of clips for each class.
+    An interrupted run is resumed by the same command, and ends with the numbers that it would have had.
 
-    A run that was interrupted or killed continues when the same command is given again, and ends with the numbers it would have had.
+    Examples: `dymn train --data FOLDER --model mn04_as` for a folder that holds one folder of clips for each class;
+    `dymn train esc50:mn10 --data ESC-50 --fold all`; `dymn train --recipes`.
     """
     hush(quiet)
-    if data is not None and not recipes:
+    if recipes:
+        typer.echo("\n".join(complete_recipes("")))
+        return
+    if data is not None:
         check_data(data, "--data")
     from dymn.system.devices import use_threads
 
-    if recipes:
-        from dymn.training.recipe import recipe_names
-
-        typer.echo("\n".join(recipe_names()))
-        return
     config = configure(
         recipe,
         settings or (),
@@ -132,7 +134,7 @@ def train(
             "data.path": None if data is None else str(data),
             "data.kind": kind,
             "model.name": model,
-            "run.out": None if out is None else str(out),
+            "run.out": None if output is None else str(output),
             "run.device": device,
             "run.threads": threads,
         },
@@ -253,12 +255,10 @@ def summarise(result: dict[str, Any]) -> None:
     """Print the figures of a run, and how to use its checkpoint."""
     from dymn.commands.epochs import FIGURES, duration, figure
 
-    typer.echo(
-        f"Trained in {duration(result['train_seconds'])}; the best epoch was number {result['best_epoch'] + 1} of {result['epochs']}."
-    )
+    say(f"Trained in {duration(result['train_seconds'])}; the best epoch was number {result['best_epoch']} of {result['epochs']}.")
     for part, name in (("val", "validation"), ("test", "test")):
         found = [f"{key} {figure(key, result[f'{part}_{key}'])}" for key in FIGURES if f"{part}_{key}" in result]
         if found:
-            typer.echo(f"On the {name} clips: {', '.join(found)}.")
-    typer.echo(f"Checkpoint: {result['checkpoint']}")
-    typer.echo(f"Tag with it: dymn tag RECORDING --model {result['checkpoint']}")
+            say(f"On the {name} clips: {', '.join(found)}.")
+    say(f"Checkpoint: {result['checkpoint']}")
+    say(f"Tag with it: dymn tag RECORDING --model {result['checkpoint']}")

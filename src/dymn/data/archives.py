@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -48,7 +48,9 @@ def read_shards(root: Path, *, labels: Sequence[str] | None = None) -> tuple[Cat
 
     The shards lie in `root` or `root/shards`, or `root` is one of them. An `index.csv` (key, shard, split) in `root`, if there is
     one, gives order and splits and must agree with the archives. The list "labels" in a clip's JSON annotates it; a clip without
-    one is not annotated (its mask is 0).
+    one is not annotated (its mask is 0). Clips whose keys an `exclude.csv` (key) in `root` lists are left out.
+
+    Several such folders may lie in `root`; they are read as one dataset, in the order of their names.
 
     Args:
         root: folder or tar file.
@@ -57,19 +59,52 @@ def read_shards(root: Path, *, labels: Sequence[str] | None = None) -> tuple[Cat
     Raises:
         DataError: if there are no shards, a shard is damaged, or index and shards disagree.
     """
-    shards = [root] if root.is_file() else sorted(root.glob("*.tar")) or sorted((root / "shards").glob("*.tar"))
-    if not shards:
+    corpora = [root] if _shards(root) else sorted({path.parent for pattern in ("*/*.tar", "*/shards") for path in root.glob(pattern)})
+    read = [_read_corpus(corpus) for corpus in corpora if _shards(corpus)]
+    if not read:
         raise DataError(f"{root} holds no .tar files, nor does {root / 'shards'}.")
-    found: list[tuple[str, str, Member, Member | None]] = []
-    for shard in shards:
+    found = [entry for entries, _ in read for entry in entries]
+    with_splits = [bool(splits) for _, splits in read]
+    if any(with_splits) != all(with_splits):
+        raise DataError(f"Some folders in {root} have an index.csv with splits and others have none. Give all of them one.")
+    classes = tuple(labels) if labels is not None else _audioset_labels()
+    files: Opened[Any] = Opened(open_binary)
+    names = [_json_labels(entry.annotation, files) for entry in found]
+    annotated = np.array([clip is not None for clip in names], dtype=np.uint8)
+    return Catalog(
+        keys=tuple(entry.key for entry in found),
+        labels=classes,
+        targets=multi_hot([clip or () for clip in names], classes, root),
+        masks=None if annotated.all() else np.repeat(annotated[:, None], len(classes), axis=1),
+        splits=tuple(split for _, splits in read for split in splits),
+    ), tar_store([entry.audio for entry in found])
+
+
+class _Entry(NamedTuple):
+    """A clip in shards."""
+
+    key: str
+    shard: str
+    audio: Member
+    annotation: Member | None
+
+
+def _shards(root: Path) -> list[Path]:
+    return [root] if root.is_file() else sorted(root.glob("*.tar")) or sorted((root / "shards").glob("*.tar"))
+
+
+def _read_corpus(root: Path) -> tuple[list[_Entry], list[str]]:
+    """Return the clips of a folder of shards (or of one), and their splits as far as an index tells."""
+    found: list[_Entry] = []
+    for shard in _shards(root):
         members = tar_members(shard)
         for name, member in members.items():
             path = PurePosixPath(name)
             if path.suffix.lower() in AUDIO_SUFFIXES:
                 key = path.with_suffix("").as_posix()
-                found.append((key, shard.name, member, members.get(f"{key}.json")))
-    index = root / "index.csv"
-    splits: tuple[str, ...] = ()
+                found.append(_Entry(key, shard.name, member, members.get(f"{key}.json")))
+    index, excluded = root / "index.csv", root / "exclude.csv"
+    splits: list[str] = []
     if index.is_file():
         rows = table(index)
         listed, stored = [(row.get("key", ""), row.get("shard", "")) for row in rows], [entry[:2] for entry in found]
@@ -79,18 +114,12 @@ def read_shards(root: Path, *, labels: Sequence[str] | None = None) -> tuple[Cat
                 f"{index} lists {len(listed)} clips and the shards hold {len(stored)}; they differ from row {first} on. "
                 "Get both from the same release."
             )
-        splits = tuple(split_name(row["split"], index) for row in rows) if "split" in rows[0] else ()
-    classes = tuple(labels) if labels is not None else _audioset_labels()
-    files: Opened[Any] = Opened(open_binary)
-    names = [_json_labels(member, files) for _, _, _, member in found]
-    annotated = np.array([clip is not None for clip in names], dtype=np.uint8)
-    return Catalog(
-        keys=tuple(entry[0] for entry in found),
-        labels=classes,
-        targets=multi_hot([clip or () for clip in names], classes, root),
-        masks=None if annotated.all() else np.repeat(annotated[:, None], len(classes), axis=1),
-        splits=splits,
-    ), tar_store([entry[2] for entry in found])
+        splits = [split_name(row["split"], index) for row in rows] if "split" in rows[0] else []
+    if excluded.is_file():
+        left_out = {row.get("key", "") for row in table(excluded)}
+        kept = [i for i, entry in enumerate(found) if entry.key not in left_out]
+        found, splits = [found[i] for i in kept], [splits[i] for i in kept] if splits else []
+    return found, splits
 
 
 def _json_labels(member: Member | None, files: Opened[Any]) -> list[str] | None:

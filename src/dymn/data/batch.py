@@ -97,12 +97,14 @@ class Batch(NamedTuple):
 class Collated(NamedTuple):
     """A batch of the usable clips (None if there are none) with their fingerprints, and the others.
 
-    Where recordings come as windows, `weights` are the seconds of sound in each, and a batch may hold several windows of one clip.
+    `clips` are the positions of the usable clips in their source. Where recordings come as windows, `weights` are the seconds of sound
+    in each, and a batch may hold several windows of one clip.
     """
 
     batch: Batch | None
     bad: list[BadClip]
     fingerprints: list[int]
+    clips: Sequence[int] = ()
     weights: Sequence[float] = ()
 
     def pin_memory(self) -> Collated:

@@ -13,7 +13,7 @@ import os
 import shutil
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,16 @@ class DecodedCache:
 
     def read(self, i: int, cut: Cut | None = None) -> tuple[Floats, int] | str:
         """Return waveform [N], passed through `cut`, and fingerprint of a clip, or why it could not be decoded."""
+        found = self.quantised(i)
+        if isinstance(found, str):
+            return found
+        samples, scale, mark = found
+        if cut is not None:
+            samples = cut(samples)
+        return samples * np.float32(scale / FULL_SCALE), mark
+
+    def quantised(self, i: int) -> tuple[PCM, float, int] | str:
+        """Return 16-bit samples [N], the value of a full-scale one, and the fingerprint of a clip, or why it could not be decoded."""
         if i in self.bad:
             return self.bad[i]
         if self._audio is None:
@@ -65,9 +75,7 @@ class DecodedCache:
         samples = self._audio[self.starts[i] : self.ends[i]]
         if zlib.crc32(samples.data) != self.crcs[i]:
             return f"the cache is damaged; delete {self.folder}, and it is made again"
-        if cut is not None:
-            samples = cut(samples)
-        return samples * np.float32(self.scales[i] / FULL_SCALE), int(self.marks[i])
+        return samples, float(self.scales[i]), int(self.marks[i])
 
 
 def cached(source: Source, directory: str | Path, *, workers: int = 0, progress: Progress | None = None) -> Source:
@@ -102,7 +110,9 @@ def _name(source: Source) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
 
-class _Quantised(Dataset["tuple[PCM, float, int] | str"]):
+class Quantised(Dataset["tuple[PCM, float, int] | str"]):
+    """The clips of a source in 16 bits: samples, the value of a full-scale one and fingerprint, or why there is none."""
+
     def __init__(self, source: Source) -> None:
         self.source = source
 
@@ -110,6 +120,8 @@ class _Quantised(Dataset["tuple[PCM, float, int] | str"]):
         return len(self.source)
 
     def __getitem__(self, i: int) -> tuple[PCM, float, int] | str:
+        if isinstance(self.source.decoded, DecodedCache):
+            return self.source.decoded.quantised(int(self.source.indices[i]))
         read = self.source.read(i)
         if isinstance(read, BadClip):
             return read.reason
@@ -130,6 +142,12 @@ def _build(source: Source, folder: Path, workers: int, progress: Progress | None
     os.replace(part, folder)
 
 
+def quantised(source: Source, workers: int = 0) -> Iterator[tuple[PCM, float, int] | str]:
+    """Yield the clips of a source as `Quantised` gives them, decoded by so many processes."""
+    loader = DataLoader(Quantised(source), batch_size=8, num_workers=workers, collate_fn=list, generator=torch.Generator())
+    return (item for batch in loader for item in batch)
+
+
 def _fill(source: Source, folder: Path, workers: int, progress: Progress | None) -> None:
     n = len(source)
     logger.info("Decoding %d clips into %s, once for all epochs.", n, folder)
@@ -137,9 +155,8 @@ def _fill(source: Source, folder: Path, workers: int, progress: Progress | None)
     scales = np.ones(n, dtype=np.float32)
     bad: dict[int, str] = {}
     end = 0
-    loader = DataLoader(_Quantised(source), batch_size=8, num_workers=workers, collate_fn=list, generator=torch.Generator())
     with (folder / "audio.i16").open("wb") as file:
-        for i, item in enumerate(item for batch in loader for item in batch):
+        for i, item in enumerate(quantised(source, workers)):
             starts[i] = end
             if isinstance(item, str):
                 bad[i] = item

@@ -2,92 +2,25 @@
 
 from __future__ import annotations
 
-import functools
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader
 
-from dymn.data.batch import FILLS, BadClip, Batch, Clip, Collated, Floats, collate, fit
-from dymn.data.samplers import Batches, Draw, Sampler
+from dymn.data.batch import FILLS, BadClip, Batch, Collated
+from dymn.data.presented import Presented
+from dymn.data.resident import Resident, ResidentBatches
+from dymn.data.samplers import Batches, Sampler
 from dymn.data.source import Source
-from dymn.data.streams import read_ahead
 from dymn.data.teacher import TeacherTable
-from dymn.data.windows import Heard, Length, batches, windows
 from dymn.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
 
 CROPPED = ("random", "start", "windows")
-CROPS = 1
-"""Keeps the random numbers of crops apart from those of the order, which have 0 in this place."""
-
-
-class _Presented(IterableDataset[Collated]):
-    """The batches of an epoch, with crops and the teacher's logits: what a worker process makes, every so-manieth of them.
-
-    `start` holds the epoch and its first batch; workers see what the main process writes there.
-    """
-
-    def __init__(
-        self,
-        source: Source,
-        batches: Batches,
-        teacher: TeacherTable | None,
-        partial: bool,
-        samples: int | None,
-        crop: str,
-        fill: str,
-        seed: int,
-        longest: int | None,
-    ) -> None:
-        self.source, self.batches, self.teacher = source, batches, teacher
-        self.samples, self.crop, self.fill, self.seed = samples, crop, fill, seed
-        self.rows = None if teacher is None else teacher.match(source, partial=partial)
-        self.start = torch.zeros(2, dtype=torch.int64)
-        self.length = None if crop != "windows" or samples is None else Length(samples, longest or samples)
-
-    def __iter__(self) -> Iterator[Collated]:
-        info = get_worker_info()
-        mine, workers = (0, 1) if info is None else (info.id, info.num_workers)
-        epoch, first = self.start.tolist()
-        for share, contents in read_ahead(self.source, self.batches.shares(epoch, first + mine, workers)):
-            if self.length is not None:
-                heard = functools.partial(self._windows, self.length, contents)
-                yield from batches(share, heard, self._logits, self.batches.batch_size)
-                continue
-            items = [self._presented(draw, contents.get(draw.clip)) for draw in share]
-            yield collate([clip for clip, _ in items], teachers=[logits for _, logits in items], fill=self.fill)
-
-    def _windows(self, length: Length, contents: dict[int, bytes | Exception], draw: Draw) -> Iterator[Heard]:
-        for clip, seconds in windows(self.source, draw, length, self.fill, contents.get(draw.clip)):
-            yield Heard(self._checked(clip, draw), seconds)
-
-    def _checked(self, clip: Clip | BadClip, draw: Draw) -> Clip | BadClip:
-        """Return the clip, or a fatal one if it is not what the teacher heard."""
-        if isinstance(clip, BadClip) or self.teacher is None or self.rows is None or self.rows[draw.clip] < 0:
-            return clip
-        known = int(self.teacher.fingerprints[self.rows[draw.clip]])
-        if known and clip.fingerprint and known != clip.fingerprint:
-            return BadClip(clip.key, "its audio is not what the teacher's logits were made from", fatal=True)
-        return clip
-
-    def _logits(self, draw: Draw) -> Floats | None:
-        if self.teacher is None or self.rows is None or self.rows[draw.clip] < 0:
-            return None
-        logits: Floats = self.teacher.logits[int(self.rows[draw.clip])].astype(np.float32)
-        return logits
-
-    def _presented(self, draw: Draw, content: bytes | Exception | None) -> tuple[Clip | BadClip, Floats | None]:
-        cut = None
-        if self.samples is not None:
-            generator = np.random.default_rng((self.seed, draw.epoch, draw.place, CROPS)) if self.crop == "random" else None
-            cut = functools.partial(fit, samples=self.samples, generator=generator, fill=self.fill)
-        clip = self._checked(self.source.clip(draw.clip, cut, content), draw)
-        return clip, None if isinstance(clip, BadClip) else self._logits(draw)
 
 
 def _as_it_is(collated: Any) -> Any:
@@ -119,9 +52,11 @@ class Loader:
         max_bad: share of an epoch's clips that may be bad.
         pin_memory: whether batches are copied to page-locked memory.
         context: how workers start ("fork", "spawn", "forkserver"); None for the platform's default.
+        resident: the dataset's decoded audio on a device, of which batches are made there; then there are no workers.
 
     Attributes:
         bad: reason by key of every bad clip met so far.
+        marks: fingerprint of every clip met so far [N], else 0. A clip that comes again with another one ends the run.
     """
 
     def __init__(
@@ -144,6 +79,7 @@ class Loader:
         max_bad: float = 0.05,
         pin_memory: bool = False,
         context: str | None = None,
+        resident: Resident | None = None,
     ) -> None:
         if crop not in CROPPED or fill not in FILLS:
             raise ConfigError(f"crop and fill are {crop!r} and {fill!r}; allowed: {', '.join(CROPPED)}, and {', '.join(FILLS)}.")
@@ -159,14 +95,23 @@ class Loader:
         longest_samples = None if longest is None else round(longest * source.sample_rate)
         self.source, self.max_bad, self.seed = source, max_bad, seed
         self.bad: dict[str, str] = {}
+        self.marks = np.zeros(len(source), dtype=np.int64)
         self.batches = Batches(sampler, batch_size, rank=rank, world=world, drop_last=drop_last)
-        self._presented = _Presented(source, self.batches, teacher, partial_teacher, samples, crop, fill, seed, longest_samples)
+        self._presented = Presented(
+            source, self.batches, teacher, partial_teacher, samples, crop=crop, fill=fill, seed=seed, longest=longest_samples
+        )
+        workers = 0 if resident is not None else workers
         if workers:
             self._presented.start.share_memory_()  # type: ignore[no-untyped-call]
         self._at = (0, 0)  # epoch, and how many of its batches were handed out
         self._met = 0  # bad clips in those batches
         self._first: dict[int, tuple[int, int]] = {}  # by epoch, where it does not begin at 0: batch, and bad clips in those before
-        self._loader: DataLoader[Collated] = DataLoader(
+        self._loader: Iterable[Collated] = (
+            self._decoding(workers, pin_memory, context) if resident is None else ResidentBatches(self._presented, resident)
+        )
+
+    def _decoding(self, workers: int, pin_memory: bool, context: str | None) -> DataLoader[Collated]:
+        return DataLoader(
             self._presented,
             batch_size=None,
             collate_fn=_as_it_is,
@@ -174,7 +119,7 @@ class Loader:
             persistent_workers=workers > 0,
             pin_memory=pin_memory,
             multiprocessing_context=context if workers else None,
-            generator=torch.Generator().manual_seed(seed),
+            generator=torch.Generator().manual_seed(self.seed),
         )
 
     def __len__(self) -> int:
@@ -191,13 +136,14 @@ class Loader:
 
         Raises:
             DataError: if more than `max_bad` of the epoch's clips are bad, all clips of a batch are bad while other processes wait,
-                or a clip is not the one that the teacher heard.
+                or a clip is not the one that the teacher heard, or that came before under its name.
         """
         first, self._met = self._first.pop(number, (0, 0))
         self._presented.start.copy_(torch.tensor([number, first]))
         allowed = self.max_bad * len(self.batches.sampler) / self.batches.world
         for done, collated in enumerate(self._loader, start=first + 1):
             self._at = (number, done)
+            self._compare(collated)
             for clip in collated.bad:
                 self._met += 1
                 self._note(clip)
@@ -231,6 +177,15 @@ class Loader:
             raise ConfigError(f"The state is that of a loader with another {' and '.join(differing)}: {state}, and this one has {now}.")
         self._at, self._met = (state["epoch"], state["batch"]), state.get("bad", 0)
         self._first[state["epoch"]] = (state["batch"], self._met)
+
+    def _compare(self, collated: Collated) -> None:
+        for clip, mark in zip(collated.clips, collated.fingerprints, strict=True):
+            if mark and self.marks[clip] not in (0, mark):
+                raise DataError(
+                    f"The audio of {self.source.keys[clip]} is not what this run heard before. Restore the file, or start anew in another "
+                    "folder (--output, run.out)."
+                )
+            self.marks[clip] = mark
 
     def _note(self, clip: BadClip) -> None:
         if clip.fatal:

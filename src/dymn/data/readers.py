@@ -218,7 +218,7 @@ def csv_rows(path: Path, delimiter: str = ",") -> list[list[str]]:
         with open_regular(path) as file:
             if (size := os.fstat(file.fileno()).st_size) > MAX_TABLE:
                 raise DataError(f"{path} has {size:,} bytes; a table has at most {MAX_TABLE:,}. Split it.")
-            rows = []
+            rows: list[list[str]] = []
             for row in csv.reader(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""), delimiter=delimiter):
                 if len(row) > MAX_COLUMNS:
                     raise DataError(f"{path}, row {len(rows) + 1}: {len(row):,} values; a table has at most {MAX_COLUMNS:,} columns.")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,9 @@ from dymn.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
 
+AUDIBLE = 0.1  # least probability of a class that a teacher hears
+EVEN = 0.25  # of the draws, for which all clips are alike
+ENOUGH = 3.0  # clips of a class, from which on it is as frequent as any other among the draws
 Order = npt.NDArray[np.int64]
 
 
@@ -90,6 +93,46 @@ class BalancedSampler:
         scores = self._log_weights + generator.gumbel(size=len(self._log_weights))
         chosen = np.argpartition(-scores, self.draws - 1)[: self.draws]
         return chosen[np.argsort(-scores[chosen], kind="stable")].astype(np.int64)
+
+
+class WeightedSampler:
+    """Each clip as often as its weight says: an epoch is `draws` presentations, a clip's share of them rounded up or down by chance."""
+
+    def __init__(self, weights: npt.NDArray[np.float64], seed: int = 0, *, draws: int) -> None:
+        if draws < 1 or seed < 0:
+            raise ConfigError(f"draws and seed are {draws} and {seed}; draws must be at least 1, seed at least 0.")
+        if weights.ndim != 1 or not np.isfinite(weights).all() or (weights < 0).any() or not weights.any():
+            raise DataError("Weights of clips must be finite, at least 0, and not all 0.")
+        self.seed, self.draws = seed, draws
+        self._ends = np.cumsum(weights / weights.sum() * draws)
+        self._last = int(np.flatnonzero(weights)[-1])
+
+    def __len__(self) -> int:
+        return self.draws
+
+    def order(self, epoch: int) -> Order:
+        """Return the positions of the presentations, shuffled."""
+        generator = np.random.default_rng((self.seed, epoch, 0, 0))
+        points = generator.random() + np.arange(self.draws)
+        order = np.minimum(np.searchsorted(self._ends, points, side="right"), self._last)
+        return generator.permutation(order).astype(np.int64)
+
+
+def heard_weights(probabilities: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:
+    """Return sampling weights [N] of clips in which a teacher hears classes with `probabilities` [N, C], all zeros where it heard nothing.
+
+    The share `EVEN` of a weight is the same for all clips, the rest the sum over classes of the probability over the corpus's sum of
+    it: a class counts as often as another, but for those of which the corpus has hardly anything (less than about `ENOUGH` clips).
+    Probabilities below `AUDIBLE` count as none: there are so many of them that they would drown the others.
+    """
+    known = probabilities.any(axis=1)
+    heard = np.where(probabilities < AUDIBLE, 0.0, probabilities).astype(np.float64)
+    weights: npt.NDArray[np.float64] = known / known.sum()
+    if not heard.any():
+        return weights
+    rare = heard @ (1.0 / (ENOUGH + heard.sum(axis=0)))
+    weights = known * (EVEN * weights + (1.0 - EVEN) * rare / rare.sum())
+    return weights
 
 
 def class_counts(source: Source, rows: int = 65_536) -> npt.NDArray[np.int64]:

@@ -24,7 +24,8 @@ from dymn.data.pickles import NPY_FAILURES, read_header, read_index
 from dymn.data.readers import number, table
 from dymn.data.source import Source
 from dymn.errors import DataError
-from dymn.system.files import atomic_write, open_regular
+from dymn.system.files import atomic_write, open_regular, read_bounded
+from dymn.weights.labels import audioset_labels
 
 FORMAT = "dymn-teacher/1"
 MAX_HEADER = 2**26
@@ -116,7 +117,8 @@ class TeacherTable:
             logits: the array; float16 or float32, memory-mapped.
             index: a .pkl (dict name → row, read without executing it) or a .csv with a column key and one row for each of the array's,
                 in its order, or with a column row.
-            labels: names of the columns, where known.
+            labels: names of the columns. If not given, they are read from NAME.labels.txt beside NAME.npy, one a line; without such a
+                file, 527 columns are AudioSet's classes in their published order.
 
         Raises:
             DataError: if a file is missing or not of this form, or the two do not belong together.
@@ -136,7 +138,38 @@ class TeacherTable:
             raise DataError(f"{index} must name every one of the {shape[0]} rows of {path} once; it names {len(rows)}.")
         keys = tuple(sorted(rows, key=rows.__getitem__))
         unknown = np.zeros(len(keys), dtype=np.int64)
-        return cls(path, keys, tuple(labels), unknown, offset, kind.str, shape[1])
+        beside = path.with_suffix(".labels.txt")
+        names = tuple(labels) or (_lines(beside) if beside.is_file() else ())
+        if not names and shape[1] == len(audioset_labels()):
+            names = audioset_labels()
+        return cls(path, keys, names, unknown, offset, kind.str, shape[1])
+
+    def columns(self, labels: Sequence[str]) -> Integers | None:
+        """Return the column of each of these classes [C], by their names; None where the columns are in this order.
+
+        Raises:
+            DataError: if the table has other classes, or does not say which they are.
+        """
+        if not self.labels:
+            raise DataError(
+                f"{self.path} does not say which classes its {self.classes} columns are. Write their names, one a line, into "
+                f"{self.path.with_suffix('.labels.txt').name} beside it."
+            )
+        if self.labels == tuple(labels):
+            return None
+        place = {label: i for i, label in enumerate(self.labels)}
+        missing = [label for label in labels if label not in place]
+        if missing or len(labels) != self.classes:
+            raise DataError(
+                f"{self.path} has logits of {self.classes} classes ({', '.join(self.labels[:3])} …), the data have {len(labels)} "
+                f"({', '.join(labels[:3])} …). Teach these data with a model of the same classes."
+            )
+        return np.array([place[label] for label in labels], dtype=np.int64)
+
+    def take(self, rows: int | Integers, columns: Integers | None) -> npt.NDArray[np.generic]:
+        """Return some rows of the logits [..., C], with the columns that `columns` gave."""
+        logits = self.logits[rows]
+        return logits if columns is None else logits[..., columns]
 
     def match(self, source: Source, *, partial: bool = False) -> Integers:
         """Return for every clip of a source its row in the table, -1 where there is none.
@@ -144,11 +177,7 @@ class TeacherTable:
         Raises:
             DataError: if the classes differ, no clip is in the table, or some are not and `partial` is False.
         """
-        if self.classes != len(source.labels) or (self.labels and self.labels != source.labels):
-            raise DataError(
-                f"{self.path} has logits of {self.classes} classes ({', '.join(self.labels[:3])} …), the data have {len(source.labels)} "
-                f"({', '.join(source.labels[:3])} …). Teach these data with a model of the same classes."
-            )
+        self.columns(source.labels)
         row = {key: i for i, key in enumerate(self.keys)}
         rows = np.array([row.get(key, -1) for key in source.keys], dtype=np.int64)
         found = int((rows >= 0).sum())
@@ -292,6 +321,14 @@ def _split_keys(blob: npt.NDArray[np.generic], ends: npt.NDArray[np.generic]) ->
     if any(a > b for a, b in zip(starts, stops, strict=True)) or (stops and stops[-1] != len(data)):
         raise ValueError("the names do not fit together")
     return tuple(data[a:b].decode() for a, b in zip(starts, stops, strict=True))
+
+
+def _lines(path: Path) -> tuple[str, ...]:
+    try:
+        text = read_bounded(path, MAX_HEADER).decode("utf-8-sig")
+        return tuple(line.strip() for line in text.splitlines() if line.strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read: {error}.") from error
 
 
 def _index_csv(path: Path) -> dict[str, int]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from dymn.audio.windows import cut, fill
 from dymn.data.batch import BadClip, Clip, Collated, Floats, collate
 from dymn.data.samplers import Draw
@@ -48,7 +50,12 @@ def windows(source: Source, draw: Draw, length: Length, how: str, content: bytes
         yield Heard(BadClip(key, (str(error) or type(error).__name__).rstrip(".")))
 
 
-Group = list[tuple[Clip, float, "Floats | None"]]
+def spans(n: int, length: Length) -> list[tuple[int, int]]:
+    """Return where the windows of `n` samples begin, and how many samples each has."""
+    return [(start, len(samples)) for start, samples in cut([np.empty(n, np.float32)], length.longest, length.longest)]
+
+
+Group = list[tuple[int, Clip, float, "Floats | None"]]
 
 
 def batches(
@@ -64,7 +71,7 @@ def batches(
                 bad.append(clip)
                 continue
             group = waiting.setdefault(len(clip.waveform), [])
-            group.append((clip, seconds, row))
+            group.append((draw.clip, clip, seconds, row))
             if len(group) == size:
                 yield _batch(waiting.pop(len(clip.waveform)))
     for group in waiting.values():
@@ -74,5 +81,5 @@ def batches(
 
 
 def _batch(group: Group) -> Collated:
-    clips, seconds, rows = zip(*group, strict=True)
-    return collate(clips, teachers=rows)._replace(weights=seconds)
+    places, clips, seconds, rows = zip(*group, strict=True)
+    return collate(clips, teachers=rows)._replace(clips=places, weights=seconds)

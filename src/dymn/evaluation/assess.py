@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -21,6 +23,7 @@ from dymn.evaluation.score import Scores, evaluation_loader, figures, score
 from dymn.models.frontend import LogMel
 from dymn.models.mobilenet import MobileNet, Output
 from dymn.system.devices import computing
+from dymn.system.files import atomic_write, csv_text, text_in
 
 AUTO = "auto"
 
@@ -33,6 +36,7 @@ class Assessment(NamedTuple):
     figures: dict[str, Any]
     labels: tuple[str, ...]
     per_class: list[metrics.ClassResult]
+    confusion: npt.NDArray[np.int64] | None  # [C, C], clips by class (rows) and answer; None where clips may have several labels
     bad: dict[str, str]  # reason by key of the clips that could not be read
     scores: Scores  # of every clip
 
@@ -125,7 +129,22 @@ def assess(
 
     scores = score(heard, LogMel(model.card.front_end).to(device), loader, task.loss, progress=advance)
     by_class = metrics.per_class(scores.probabilities, scores.targets, scores.mask)
-    return Assessment(kind, split, figures(scores, task.loss), source.labels, by_class, scores.bad, scores)
+    found, exclusive = figures(scores, task.loss), task.loss == "ce"
+    if "accuracy" in found or "mAP" in found:
+        found["f1"] = metrics.f1(scores.probabilities, scores.targets, scores.mask, "classification" if exclusive else "tagging")
+    confusion = metrics.confusion(scores.probabilities, scores.targets) if exclusive else None
+    return Assessment(kind, split, found, source.labels, by_class, confusion, scores.bad, scores)
+
+
+def write_predictions(path: str | Path, found: Assessment) -> None:
+    """Write a CSV table with a row for each clip: its name, its labels (with ";" between), the likeliest class, all probabilities."""
+    scores = found.scores
+    rows = []
+    for key, said, target, mask in zip(scores.keys, scores.probabilities, scores.targets, scores.mask, strict=True):
+        true = ";".join(label for label, value in zip(found.labels, target * mask, strict=True) if value > 0.5)
+        rows.append((key, true, found.labels[int(said.argmax())], *(f"{value:.6g}" for value in said)))
+    with atomic_write(path) as file, text_in(file) as text:
+        text.write(csv_text([("clip", "labels", "likeliest", *found.labels), *rows]))
 
 
 def learned_from(model: MobileNet) -> Learned:

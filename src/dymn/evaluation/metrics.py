@@ -97,6 +97,43 @@ def accuracy(scores: Array, targets: Array) -> float:
     return float((scores.argmax(axis=1) == targets.argmax(axis=1)).mean())
 
 
+def f1(scores: Array, targets: Array, mask: Array | None = None, kind: str = "tagging", threshold: float = 0.5) -> float:
+    """Return the mean over classes of the harmonic mean of precision and recall; classes without positives are left out.
+
+    Args:
+        scores: probabilities [N, C].
+        targets: [N, C].
+        mask: [N, C], 1 where annotated; None if all is.
+        kind: "tagging" (a class is said from `threshold` on) or "classification" (the class with the highest score is said).
+        threshold: for "tagging".
+
+    Raises:
+        DataError: if shapes do not fit, scores are not finite, or no class has a positive clip.
+    """
+    score, target, annotated = _checked(scores, targets, mask)
+    said = score >= threshold
+    if kind == "classification":
+        said = np.arange(score.shape[1]) == score.argmax(axis=1)[:, None]
+    true = (target > 0.5) & annotated
+    hits, positives, answers = (np.sum(rows, axis=0) for rows in (said & true, true, said & annotated))
+    known = positives > 0
+    if not known.any():
+        raise DataError("No class has a positive clip, so that nothing can be measured.")
+    return float((2 * hits / np.maximum(positives + answers, 1))[known].mean())
+
+
+def confusion(scores: Array, targets: Array) -> npt.NDArray[np.int64]:
+    """Return how many clips of each class (rows) were taken for each class (columns) [C, C].
+
+    Raises:
+        DataError: if shapes do not fit or scores are not finite.
+    """
+    score, target, _ = _checked(scores, targets, None)
+    counts = np.zeros((score.shape[1], score.shape[1]), dtype=np.int64)
+    np.add.at(counts, (target.argmax(axis=1), score.argmax(axis=1)), 1)
+    return counts
+
+
 def divergence(said: Array, taught: Array, kind: str) -> float:
     """Return the mean Kullback-Leibler divergence of probabilities from a teacher's, in nats: the loss above the teacher's entropy.
 
@@ -138,6 +175,13 @@ def per_class(scores: Array, targets: Array, mask: Array | None = None) -> list[
         area = float(roc_auc_score(positive, score)) if 0 < n < total else math.nan
         results.append(ClassResult(precision, area, n, total))
     return results
+
+
+def write_confusion(path: str | Path, labels: Sequence[str], counts: npt.NDArray[np.int64]) -> None:
+    """Write a confusion matrix as CSV: a row for each class, a column for each answer."""
+    rows = [(label, *row) for label, row in zip(labels, counts.tolist(), strict=True)]
+    with atomic_write(path) as file, text_in(file) as text:
+        text.write(csv_text([("class", *labels), *rows]))
 
 
 def write_per_class(path: str | Path, labels: Sequence[str], results: Sequence[ClassResult]) -> None:

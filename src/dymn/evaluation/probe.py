@@ -123,13 +123,11 @@ def probe(
         c = examples.choose(part.inner, metric)
         scores = examples.scores(part.train, part.test, c)
         results.append(Result(part.name, len(part.train), len(part.test), c, examples.evaluate(scores, part.test)))
-        answers.append((examples.targets[part.test].argmax(axis=1), scores.argmax(axis=1)))
+        answers.append((scores, examples.targets[part.test]))
     values = metrics.fold_mean([result.figures for result in results], metric)
     confusion = None
     if examples.exclusive:
-        confusion = np.zeros((len(source.labels), len(source.labels)), dtype=np.int64)
-        for truth, answer in answers:
-            np.add.at(confusion, (truth, answer), 1)
+        confusion = np.sum([metrics.confusion(scores, targets) for scores, targets in answers], axis=0)
     return Probed(kind, metric, source.labels, results, values["mean"], values["std"], confusion, len(source), embedder.size, bad)
 
 

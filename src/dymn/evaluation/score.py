@@ -20,6 +20,7 @@ from dymn.models.mobilenet import MobileNet
 
 Array = npt.NDArray[np.float32]
 HEARD = 0.3  # a class counts as heard by the teacher from this probability on
+SURE = 0.5  # a class is certain to the teacher above this probability
 LOWER_IS_BETTER = ("distillation",)
 
 
@@ -129,6 +130,7 @@ def score(
         before = len(found.seconds)
         log_mel = front_end(batch.waveform.to(device))
         said = probabilities(model(log_mel).logits.cpu().double(), kind)
+        batch = batch._replace(waveform=batch.waveform[:, :0]).to("cpu")
         if teachers is not None:
             heard = teachers.teach(log_mel).logits.float().cpu()
             batch = batch._replace(teacher=heard, has_teacher=torch.ones(len(heard), dtype=torch.bool))
@@ -142,7 +144,8 @@ def figures(scores: Scores, kind: str) -> dict[str, Any]:
     """Return the task's figures, and how far model and teacher agree where there is a teacher.
 
     Without labels (or without any positive one) the figures are all against the teacher: `distillation` (lower is better),
-    `top1_agreement`, and `teacher_mAP`, the mAP of finding the classes to which the teacher gives at least `HEARD`.
+    `top1_agreement`, `confidence`, the mean ratio of probabilities where the teacher's is above `SURE`, and `teacher_mAP`, the mAP of
+    finding the classes to which the teacher gives at least `HEARD`.
     """
     found: dict[str, Any] = {"clips": len(scores.keys), "bad_clips": len(scores.bad)}
     if ((scores.targets > 0.5) & (scores.mask > 0)).any():
@@ -153,6 +156,9 @@ def figures(scores: Scores, kind: str) -> dict[str, Any]:
     if scores.teacher is not None:
         found["distillation"] = scores.distillation
         found["top1_agreement"] = float((scores.probabilities.argmax(axis=1) == scores.teacher.argmax(axis=1)).mean())
+        sure = scores.teacher > SURE
+        if sure.any():
+            found["confidence"] = float((scores.probabilities[sure] / scores.teacher[sure]).mean())
         heard = (scores.teacher >= HEARD).astype(np.float32)
         if heard.any():
             found["teacher_mAP"] = metrics.mean_average_precision(scores.probabilities, heard)

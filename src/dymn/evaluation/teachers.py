@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dymn.errors import ConfigError
 from dymn.models.mobilenet import MobileNet
@@ -19,6 +19,7 @@ class Lesson(NamedTuple):
 
     logits: Tensor  # [B, C], the mean over the ensemble
     embedding: Tensor  # [B, D], of the first teacher
+    maps: list[Tensor]  # what each of its blocks gives, if that was asked for
 
 
 class OnlineTeachers:
@@ -33,7 +34,7 @@ class OnlineTeachers:
         ConfigError: if a model's front end or classes are others.
     """
 
-    def __init__(self, models: Sequence[str | MobileNet], student: MobileNet, device: torch.device) -> None:
+    def __init__(self, models: Sequence[str | MobileNet], student: MobileNet, device: torch.device, blocks: bool = False) -> None:
         networks = [(load_model(model) if isinstance(model, str) else model).to(device).eval() for model in models]
         for model in networks:
             name = model.card.name or "in memory"
@@ -41,11 +42,41 @@ class OnlineTeachers:
                 raise ConfigError(f"The teacher {name} has another front end than the student; both must hear the same log-mel.")
             if model.card.labels != student.card.labels:
                 raise ConfigError(f"The teacher {name} has other classes than the data. Use a teacher of the same classes.")
-        self.networks = [accelerate(model) if device.type == "cpu" else model for model in networks]
+        self.blocks = BlockOutputs(networks[0], training=False) if blocks else None
+        # Faster forms of a network on a CPU have no blocks, which the first teacher is to show.
+        shown = 1 if blocks else 0
+        self.networks = [*networks[:shown], *(accelerate(model) if device.type == "cpu" else model for model in networks[shown:])]
         self.embedding_size = networks[0].config.c_last  # D of the first teacher
 
     @torch.no_grad()
-    def teach(self, log_mel: Tensor) -> Lesson:
-        """Listen to [B, 1, F, T]."""
-        answers = [network(log_mel) for network in self.networks]
-        return Lesson(torch.stack([answer.logits for answer in answers]).mean(dim=0), answers[0].embedding)
+    def teach(self, log_mel: Tensor, dtype: torch.dtype | None = None) -> Lesson:
+        """Listen to [B, 1, F, T], computing in `dtype` where that is enough; None is float32."""
+        with torch.autocast(log_mel.device.type, dtype, enabled=dtype is not None):
+            answers = [network(log_mel) for network in self.networks]
+        logits = torch.stack([answer.logits.float() for answer in answers]).mean(dim=0)
+        return Lesson(logits, answers[0].embedding, [] if self.blocks is None else self.blocks.taken())
+
+
+def same_blocks(teacher: MobileNet, student: MobileNet) -> bool:
+    """Whether the feature maps after each block are of one size in both networks."""
+    one, other = ([(block.c_out, block.stride) for block in model.config.blocks] for model in (teacher, student))
+    return one == other
+
+
+class BlockOutputs:
+    """Keeps what the blocks of a network give, each time that it is called in training mode, or each time in evaluation mode."""
+
+    def __init__(self, model: MobileNet, training: bool) -> None:
+        self._maps: list[Tensor] = []
+        self._training = training
+        for block in model.blocks:
+            block.register_forward_hook(self._keep)
+
+    def _keep(self, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        if module.training == self._training:
+            self._maps.append(output)
+
+    def taken(self) -> list[Tensor]:
+        """Return the outputs of all blocks since the last time."""
+        maps, self._maps = self._maps, []
+        return maps

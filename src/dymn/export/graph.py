@@ -15,14 +15,13 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from dymn.audio.mel import LOG_OFFSET, LOG_SCALE, LOG_SHIFT, PREEMPHASIS, mel_basis
 from dymn.config import FrontEndConfig
 from dymn.export.nodes import Nodes
 from dymn.export.traced import ContextNames, constant, trace
-from dymn.models.frontend import mel_basis
 from dymn.models.layers import Context, DynamicReLU
 from dymn.models.layers.attention import OriginalCoordinateAttention
 from dymn.models.layers.context import OwnContext
-from dymn.native.log_mel import LOG_OFFSET, LOG_SCALE, LOG_SHIFT, PREEMPHASIS
 from dymn.runtime.fused import (
     BlockParts,
     Coordinates,
@@ -52,7 +51,7 @@ def front_end(nodes: Nodes, waveform: str, config: FrontEndConfig) -> str:
     earlier = nodes.op("Slice", signal, nodes.constant(np.array([0])), nodes.constant(np.array([-1])), axis)
     emphasised = nodes.op("Sub", later, nodes.op("Mul", earlier, nodes.constant(np.array([PREEMPHASIS]))))
     padded = nodes.op("Pad", emphasised, nodes.constant(np.array([0, 0, reach, 0, 0, reach])), mode="reflect")
-    basis = mel_basis(c, c.f_min, c.f_max).numpy()
+    basis = mel_basis(c, c.f_min, c.f_max)
     powers, bins = _powers(nodes, padded, c, np.flatnonzero(basis.any(axis=0)))
     filters = np.where(bins >= 0, basis[:, bins], 0)
     mel = nodes.op("MatMul", nodes.constant(filters, exact=True), powers)

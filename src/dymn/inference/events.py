@@ -99,10 +99,11 @@ def event_files(
     parts = frame_parts(
         backend, sources, settings, sample_rate=sample_rate, batch_size=batch_size, workers=workers, progress=progress
     )  # fmt: skip
-    return _recordings(parts, chosen_labels(backend, settings), settings)
+    return collect_events(parts, chosen_labels(backend, settings), settings)
 
 
-def _recordings(parts: Iterable[FramePart], labels: Sequence[str], settings: EventSettings) -> Iterator[EventRecording]:
+def collect_events(parts: Iterable[FramePart], labels: Sequence[str], settings: EventSettings) -> Iterator[EventRecording]:
+    """Yield the events of recordings, from their frames in parts."""
     decider = Decider(labels, settings)
     for part in parts:
         if part.error is not None:

@@ -180,7 +180,7 @@ def frame_parts(
     """
     settings = settings or FrameSettings()
     batch_size = backend.batch_size if batch_size is None else batch_size
-    maker = _MAKERS[settings.method](backend, settings)
+    maker = frame_maker(backend, settings)
     found = pieces(
         sources,
         backend.sample_rate,
@@ -191,12 +191,13 @@ def frame_parts(
         prepare=backend.features,
         team=Team(workers, batch_size, backend.enter_worker, backend.entered_workers),
     )
-    return _parts(computed(found, maker.compute, batch_size), maker, backend.sample_rate, progress)
+    return collect_parts(computed(found, maker.compute, batch_size), maker, backend.sample_rate, progress)
 
 
-def _parts(
-    scored: Iterable[tuple[Piece, Rows | None]], maker: _FrameMaker, rate: int, progress: Callable[[str, float], None] | None
+def collect_parts(
+    scored: Iterable[tuple[Piece, Rows | None]], maker: FrameMaker, rate: int, progress: Callable[[str, float], None] | None
 ) -> Iterator[FramePart]:
+    """Yield the frames of recordings in parts, from their windows with what `maker.compute` made of them, in their order."""
     times: list[Times] = []
     scores: list[Scores] = []
     for piece, row in scored:
@@ -212,7 +213,16 @@ def _parts(
             times, scores = [], []
 
 
-class _FrameMaker(ABC):
+def frame_maker(backend: Backend, settings: FrameSettings) -> FrameMaker:
+    """Return what makes frames of windows.
+
+    Raises:
+        ConfigError: if a pattern matches no label, or the backend cannot score frames and the method needs it.
+    """
+    return _MAKERS[settings.method](backend, settings)
+
+
+class FrameMaker(ABC):
     """How windows become frames: how they are cut and computed, and the frames that are complete after each.
 
     Attributes:
@@ -241,7 +251,7 @@ class _FrameMaker(ABC):
         return np.empty(0), np.empty((0, len(self._chosen)), np.float32)
 
 
-class _WindowFrames(_FrameMaker):
+class _WindowFrames(FrameMaker):
     """One frame a window, in its middle."""
 
     fill = "repeat"
@@ -255,7 +265,7 @@ class _WindowFrames(_FrameMaker):
         return np.array([(piece.start + piece.end) / 2]), row[None]
 
 
-class _ActivationFrames(_FrameMaker):
+class _ActivationFrames(FrameMaker):
     """The frames of the last feature map. Windows begin at multiples of a frame, so that the frames of overlapping ones coincide.
 
     They are averaged there; those in the middle of a window count most.
@@ -311,4 +321,4 @@ class _ActivationFrames(_FrameMaker):
         return times, scores
 
 
-_MAKERS: dict[str, type[_FrameMaker]] = {"activation": _ActivationFrames, "windows": _WindowFrames}
+_MAKERS: dict[str, type[FrameMaker]] = {"activation": _ActivationFrames, "windows": _WindowFrames}

@@ -54,12 +54,17 @@ def blocks(source: Source, rate: int, sample_rate: int | None = None) -> Iterabl
 
     Raises:
         AudioError: if the source cannot be read; of a file, with the first block or where the damage is.
-        ConfigError: if `sample_rate` is missing.
+        ConfigError: if `sample_rate` is missing, or the source is of another type.
     """
     if reading.is_array(source):
         if sample_rate is None:
             raise ConfigError("An array has no sample rate of its own. Give sample_rate in Hz.")
         return [reading.from_array(source, sample_rate, rate)]
+    given: object = source
+    if not isinstance(given, (str, os.PathLike)) and not hasattr(given, "read"):
+        remedy = " Give io.BytesIO of it." if isinstance(given, (bytes, bytearray, memoryview)) else ""
+        kind = type(given).__name__
+        raise ConfigError(f"A recording is a path, an open binary file, or an array or tensor; it is of type {kind} here.{remedy}")
     return reading.stream(source, rate)
 
 

@@ -76,17 +76,21 @@ class Tagger:
     ) -> Tagger:
         """Load a published model by its name (see `dymn models`), or a model file or folder, and return its tagger.
 
-        `options` are `precision` and `compile`.
+        Args:
+            name_or_path: as in `dymn.weights.open_checkpoint`, or an .onnx file.
+            device: where PyTorch computes, such as "cpu" or "cuda:0"; None is the first CUDA device, or else the CPU. On the CPU compiled
+                code computes where it knows the network, and PyTorch is not imported.
+            threads: number of CPU threads; one for each CPU that may be used if None.
+            options: `precision`, `compile` and `backend`, see `dymn.runtime.opening.open_backend`.
 
         Raises:
             WeightsError: if the model cannot be found, downloaded or read.
-            ConfigError: if there is no such device or precision, or `threads` is below 1.
+            ConfigError: if there is no such device, precision or backend, or `threads` is below 1.
+            MissingExtraError: if PyTorch is needed and not installed.
         """
-        from dymn.system.devices import resolve_device
-        from dymn.weights import load_model
+        from dymn.runtime.opening import open_backend
 
-        resolve_device(device)  # before anything is downloaded
-        return cls(_torch_backend(load_model(name_or_path), device, threads, **options))
+        return cls(open_backend(name_or_path, device=device, threads=threads, **options))
 
     @classmethod
     def from_onnx(cls, path: str | Path, threads: int | None = None) -> Tagger:

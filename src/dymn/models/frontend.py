@@ -2,50 +2,23 @@
 
 from __future__ import annotations
 
-import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dymn.config import FrontEndConfig
+from dymn.audio import mel
+from dymn.audio.mel import LOG_OFFSET, LOG_SCALE, LOG_SHIFT, PREEMPHASIS, Floats, constants, filter_ranges, is_compilable
+from dymn.config import FrontEndConfig, from_dict, to_dict
 from dymn.errors import AudioError, ConfigError
-from dymn.native.log_mel import LOG_OFFSET, LOG_SCALE, LOG_SHIFT, PREEMPHASIS, SHORTEST, Constants, Floats, Spectrogram
+from dymn.native.log_mel import Spectrogram
 from dymn.native.ops import call, is_compiled
 
 
 def mel_basis(config: FrontEndConfig, f_min: float, f_max: float) -> Tensor:
-    """Return triangular mel filters [n_mels, n_fft / 2 + 1]: linear on the mel axis 1127 ln(1 + f / 700), peak 1.
-
-    The column of the Nyquist bin is zero. Computed in float32, as for the published weights: in quiet bands the logarithm
-    shows the difference to float64.
-    """
-    low, high = (1127.0 * math.log(1.0 + frequency / 700.0) for frequency in (f_min, f_max))
-    spacing = (high - low) / (config.n_mels + 1)
-    index = torch.arange(config.n_mels).unsqueeze(1)
-    left, centre, right = (low + (index + offset) * spacing for offset in (0.0, 1.0, 2.0))  # each [n_mels, 1]
-    frequencies = torch.arange(config.n_fft // 2) * (config.sample_rate / config.n_fft)
-    bins = 1127.0 * torch.log(1.0 + frequencies / 700.0)
-    triangles = torch.minimum((bins - left) / (centre - left), (right - bins) / (right - centre)).clamp(min=0)
-    return functional.pad(triangles, (0, 1))
-
-
-def turns(n_fft: int) -> Tensor | None:
-    """Return the cosine and sine of -2 pi i / n_fft, [n_fft, 2], for a Fourier transform that is compiled; None for other lengths."""
-    if n_fft < SHORTEST or n_fft & (n_fft - 1):
-        return None
-    angles = torch.arange(n_fft, dtype=torch.float64) * (-2 * math.pi / n_fft)
-    return torch.stack([angles.cos(), angles.sin()], dim=1).float()
-
-
-def ranges(basis: Tensor) -> Tensor:
-    """Return where each filter of a mel basis is not zero, [n_mels, 2]; most of the basis is zeros, which are not multiplied then."""
-    n_bins = basis.shape[1]
-    used = basis != 0
-    bins = torch.arange(n_bins)
-    start = torch.where(used, bins, n_bins).amin(dim=1)
-    end = torch.where(used, bins + 1, 0).amax(dim=1)
-    return torch.stack([torch.minimum(start, end), end], dim=1).int()
+    """Return triangular mel filters [n_mels, n_fft / 2 + 1]; see `dymn.audio.mel.mel_basis`."""
+    return torch.from_numpy(mel.mel_basis(config, f_min, f_max))
 
 
 class LogMel(nn.Module):
@@ -57,15 +30,28 @@ class LogMel(nn.Module):
     window: Tensor
     basis: Tensor
 
-    def __init__(self, config: FrontEndConfig | None = None) -> None:
+    def __init__(self, config: FrontEndConfig | None = None, **settings: Any) -> None:
+        """Prepare the transform.
+
+        Args:
+            config: the front end of the published models if None.
+            settings: fields of `FrontEndConfig` that replace those of `config`.
+
+        Raises:
+            ConfigError: if a setting is unknown or not allowed.
+
+        Example:
+            >>> LogMel(n_mels=64, hop_length=160)(torch.zeros(1, 32_000)).shape
+            torch.Size([1, 1, 64, 200])
+        """
         super().__init__()
-        self.config = config or FrontEndConfig()
-        window = torch.hann_window(self.config.win_length, periodic=False)
+        self.config = from_dict(FrontEndConfig, {**to_dict(config or FrontEndConfig()), **settings})
+        window, twiddles, basis, ranges = map(torch.from_numpy, constants(self.config))
         self.register_buffer("window", window, persistent=False)
-        self.register_buffer("basis", mel_basis(self.config, self.config.f_min, self.config.f_max), persistent=False)
+        self.register_buffer("basis", basis, persistent=False)
         # For the compiled code, and so on the CPU, where they stay.
-        self._turns = turns(self.config.n_fft)
-        self._ranges = ranges(self.basis)
+        self._twiddles = twiddles if is_compilable(self.config) else None
+        self._ranges = ranges
 
     def jittered_basis(self, generator: torch.Generator) -> Tensor:
         """Draw f_min and f_max as in training and return the mel basis between them [n_mels, n_fft / 2 + 1].
@@ -109,34 +95,28 @@ class LogMel(nn.Module):
         """Return the log-mel spectrogram [n_mels, n] of samples [n, n_fft] that `frames` gave, each frame by itself."""
         return self._log_mel(frames.unsqueeze(0), None)[0, 0]
 
-    def constants(self) -> Constants | None:
-        """Return what `dymn.native.log_mel.CompiledLogMel` computes with; None if this transform has a length that is not compiled."""
-        if self._turns is None:
-            return None
-        arrays = (self._padded_window(), self._turns, self.basis, self._ranges)
-        return Constants(*(values.cpu().contiguous().numpy() for values in arrays))
-
     def _log_mel(self, frames: Tensor, basis: Tensor | None) -> Tensor:
         """Return [B, 1, n_mels, frames] of [B, frames, n_fft]."""
         filters = self.basis if basis is None else basis
         needs_gradient = torch.is_grad_enabled() and frames.requires_grad
-        if self._turns is not None and not needs_gradient and is_compiled(frames, self.window, filters):
-            return self._compiled(frames, self._turns, filters.contiguous(), self._ranges if basis is None else ranges(basis))
-        spectrum = torch.fft.rfft(frames * self._padded_window())
+        if self._twiddles is not None and not needs_gradient and is_compiled(frames, self.window, filters):
+            ranges = self._ranges if basis is None else torch.from_numpy(filter_ranges(basis.numpy()))
+            return self._compiled(frames, self._twiddles, filters.contiguous(), ranges)
+        spectrum = torch.fft.rfft(frames * self.window)
         power = spectrum.real.square() + spectrum.imag.square()  # [B, frames, bins]
-        mel: Tensor = filters @ power.transpose(1, 2)
-        return mel.add_(LOG_OFFSET).log_().add_(LOG_SHIFT).mul_(LOG_SCALE).unsqueeze(1)
+        bands: Tensor = filters @ power.transpose(1, 2)
+        return bands.add_(LOG_OFFSET).log_().add_(LOG_SHIFT).mul_(LOG_SCALE).unsqueeze(1)
 
-    def _compiled(self, frames: Tensor, turned: Tensor, basis: Tensor, stretches: Tensor) -> Tensor:
+    def _compiled(self, frames: Tensor, twiddles: Tensor, basis: Tensor, ranges: Tensor) -> Tensor:
         frames = frames if frames.stride(2) == 1 else frames.contiguous()
         n_clips, n_frames, n_fft = frames.shape
         out = frames.new_empty(n_clips, 1, len(basis), n_frames)
         values: dict[str, Tensor | float | None] = {
             "frames": frames,
-            "window": self._padded_window(),
-            "turns": turned,
+            "window": self.window,
+            "twiddles": twiddles,
             "basis": basis,
-            "ranges": stretches,
+            "ranges": ranges,
             "out": out,
             "clips": n_clips,
             "clip_stride": frames.stride(0),
@@ -150,11 +130,6 @@ class LogMel(nn.Module):
         }
         call("dymn_log_mel", Spectrogram, values, memory="dymn_log_mel_memory")
         return out
-
-    def _padded_window(self) -> Tensor:
-        """Return the window [n_fft] with zeros on both sides."""
-        missing = self.config.n_fft - self.config.win_length
-        return functional.pad(self.window, (missing // 2, missing - missing // 2))
 
     def n_frames(self, n_samples: int) -> int:
         """Return how many frames `n_samples` samples give."""

@@ -10,7 +10,7 @@ hard swish, training finds the rest.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 import torch
@@ -72,6 +72,12 @@ def inherit(student: MobileNet, parent: MobileNet, log_mel: Tensor, generator: t
 @torch.no_grad()
 def calibrate(model: MobileNet, log_mel: Tensor, batch_size: int = 32) -> None:
     """Set the statistics of all batch norms to the mean over batches of log-mel spectrograms [B, 1, F, T]."""
+    measure_norms(model, (log_mel[start : start + batch_size] for start in range(0, len(log_mel), batch_size)))
+
+
+@torch.no_grad()
+def measure_norms(model: MobileNet, batches: Iterable[Tensor]) -> None:
+    """Set the statistics of all batch norms to the mean over batches [B, 1, F, T]."""
     was_training = model.training
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
@@ -79,8 +85,8 @@ def calibrate(model: MobileNet, log_mel: Tensor, batch_size: int = 32) -> None:
         norm.reset_running_stats()
         norm.momentum = None
     model.train()
-    for start in range(0, len(log_mel), batch_size):
-        model(log_mel[start : start + batch_size])
+    for batch in batches:
+        model(batch)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     model.train(was_training)

@@ -31,7 +31,7 @@ def libraries() -> dict[str, ctypes.CDLL]:
         for path in Path(__file__).parent.glob(f"{name}.*"):
             try:
                 build = ctypes.CDLL(str(path))
-                if build.dymn_layout() != LAYOUT or not build.dymn_supported():
+                if build.dymn_layout() != LAYOUT or not build.dymn_supported() or not build.dymn_run:
                     continue
                 for counts_floats in (build.dymn_workspace, build.dymn_depthwise_memory, build.dymn_log_mel_memory):
                     counts_floats.restype = ctypes.c_int64

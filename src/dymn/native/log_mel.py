@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import ctypes
-from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from dymn.audio.mel import LOG_OFFSET, LOG_SCALE, LOG_SHIFT, PREEMPHASIS, SHORTEST, Constants, Floats, constants, is_compilable
 from dymn.config import FrontEndConfig, check
 from dymn.native import library, within_bounds
 
-Floats = npt.NDArray[np.float32]
-
-SHORTEST = 32  # Fourier transform, which has as many samples as a power of two
-PREEMPHASIS = 0.97
-LOG_OFFSET, LOG_SHIFT, LOG_SCALE = 1e-5, 4.5, 0.2
-_POINTERS = ("frames", "window", "turns", "basis", "ranges", "out", "memory")
+_POINTERS = ("frames", "window", "twiddles", "basis", "ranges", "out", "memory")
 _INTEGERS = ("clips", "clip_stride", "n_frames", "frame_stride", "n_fft", "n_mels")
 _FLOATS = ("offset", "shift", "scale")
 
@@ -31,34 +25,12 @@ class Spectrogram(ctypes.Structure):
     ]
 
 
-class Constants(NamedTuple):
-    """What the transform multiplies with, as `dymn.LogMel.constants` gives it."""
+class ArrayLogMel:
+    """The front end for arrays of samples, computed by NumPy: where there is no compiled code, or none for this length of transform."""
 
-    window: Floats  # [n_fft], zeros on both sides
-    turns: Floats  # [n_fft, 2]: cosine and sine of -2 pi i / n_fft
-    basis: Floats  # [n_mels, n_fft / 2 + 1]
-    ranges: npt.NDArray[np.int32]  # [n_mels, 2]: where a filter is not zero
-
-
-class CompiledLogMel:
-    """The front end of `dymn.LogMel` for arrays, its numbers but for the rounding of the pre-emphasis."""
-
-    def __init__(self, config: FrontEndConfig, constants: Constants) -> None:
-        """Take the constants, which the compiled code trusts.
-
-        Raises:
-            ConfigError: if there is no compiled code for this CPU, or a constant is of another shape than the config says.
-        """
-        self._library = library()
-        check(self._library is not None, "There is no compiled code for this CPU. Take dymn.LogMel.")
-        n_bins = config.n_fft // 2 + 1
-        shapes = ((config.n_fft,), (config.n_fft, 2), (config.n_mels, n_bins), (config.n_mels, 2))
-        fits = [values.shape for values in constants] == [*shapes] and config.n_fft >= SHORTEST and config.n_fft & (config.n_fft - 1) == 0
-        start, end = constants.ranges.T if fits else (np.ones(1), np.zeros(1))
-        check(fits and bool(((start >= 0) & (start <= end) & (end <= n_bins)).all()), "The constants do not fit the front end's config.")
+    def __init__(self, config: FrontEndConfig) -> None:
         self.config = config
-        window, turns, basis = (np.ascontiguousarray(values, np.float32) for values in constants[:3])
-        self._constants = Constants(window, turns, basis, np.ascontiguousarray(constants.ranges, np.int32))
+        self._constants = constants(config)
 
     def __call__(self, samples: Floats, n_threads: int = 1) -> Floats:
         """Return the log-mel spectrogram [1, n_mels, frames] of samples [N] at `config.sample_rate`."""
@@ -71,6 +43,28 @@ class CompiledLogMel:
         emphasised = (samples[1:] - np.float64(np.float32(PREEMPHASIS)) * samples[:-1]).astype(np.float32)
         reflected = np.pad(emphasised, c.n_fft // 2, mode="reflect")
         return np.lib.stride_tricks.sliding_window_view(reflected, c.n_fft)[:: c.hop_length]
+
+    def columns(self, frames: Floats, n_threads: int = 1) -> Floats:
+        """Return the log-mel spectrogram [n_mels, n] of samples [n, n_fft] that `frames` gave, each frame by itself."""
+        spectrum = np.fft.rfft(frames * self._constants.window).astype(np.complex64)
+        power = spectrum.real**2 + spectrum.imag**2
+        mel = self._constants.basis @ power.T
+        return np.asarray((np.log(mel + np.float32(LOG_OFFSET)) + np.float32(LOG_SHIFT)) * np.float32(LOG_SCALE), np.float32)
+
+
+class CompiledLogMel(ArrayLogMel):
+    """The front end of `dymn.LogMel` for arrays in compiled code: its numbers but for the rounding of the pre-emphasis."""
+
+    def __init__(self, config: FrontEndConfig) -> None:
+        """Prepare the constants.
+
+        Raises:
+            ConfigError: if there is no compiled code for this CPU, or for this length of transform.
+        """
+        super().__init__(config)
+        self._library = library()
+        check(self._library is not None, "There is no compiled code for this CPU. Use ArrayLogMel or dymn.LogMel.")
+        check(is_compilable(config), f"n_fft is {config.n_fft}; compiled code transforms powers of two from {SHORTEST} on.")
 
     def columns(self, frames: Floats, n_threads: int = 1) -> Floats:
         """Return the log-mel spectrogram [n_mels, n] of samples [n, n_fft] that `frames` gave, each frame by itself."""
@@ -96,3 +90,8 @@ class CompiledLogMel:
         arguments.memory = memory.ctypes.data
         build.dymn_log_mel(ctypes.byref(arguments), within_bounds(n_threads))
         return out
+
+
+def array_log_mel(config: FrontEndConfig) -> ArrayLogMel:
+    """Return the fastest front end for arrays that this machine has."""
+    return CompiledLogMel(config) if library() is not None and is_compilable(config) else ArrayLogMel(config)

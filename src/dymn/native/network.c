@@ -11,6 +11,10 @@
 
 #include "vectors.h"
 
+#if defined(__AVX2__)
+#include <cpuid.h>
+#endif
+
 #define PANEL 8  /* channels that are packed and computed together */
 #define COLUMNS 3 /* vectors in a row of a register tile */
 #define LONGEST_ATTENTION 64
@@ -575,12 +579,16 @@ static void stem(const Network *net, const float *log_mel, int n_bands, int n_fr
     meet(team);
 }
 
-/* The last convolution and its mean over all places: the embedding. */
-static void embed(const Network *net, int c_in, Shape in, Workspace *w, Team *team, int rank, float *embedding) {
+/* The last convolution and its mean over all places, the embedding; and its means over the bands of each frame, [c_last][T], unless
+ * `frames` is 0.
+ */
+static void embed(const Network *net, int c_in, Shape in, Workspace *w, Team *team, int rank, float *embedding, float *frames) {
     int n = in.n_bands * in.n_frames, panels = net->c_last / PANEL;
     float *rows = w->scratch[rank];
     for (int p = first_of(panels, rank, team->size); p < first_of(panels, rank + 1, team->size); p++) {
         vec sums[PANEL] = {0};
+        float *means = frames ? frames + (int64_t)p * PANEL * in.n_frames : 0;
+        if (means) memset(means, 0, sizeof(float) * PANEL * (size_t)in.n_frames);
         for (int column = 0; column < n; column += COLUMNS * LANES) {
             int width = smaller(COLUMNS * LANES, n - column);
             panel(HARDSWISH, net->last_weight + (int64_t)p * PANEL * c_in, c_in, w->x + column, in.stride, width, net->last_bias + p * PANEL,
@@ -588,14 +596,18 @@ static void embed(const Network *net, int c_in, Shape in, Workspace *w, Team *te
             for (int i = 0; i < PANEL; i++)
                 for (int j = 0; j < width; j += LANES)
                     sums[i] += masked(load(rows + i * COLUMNS * LANES + j), lanes_below(width - j));
+            for (int i = 0; means && i < PANEL; i++)
+                for (int j = 0, t = column % in.n_frames; j < width; j++, t = t + 1 == in.n_frames ? 0 : t + 1)
+                    means[(int64_t)i * in.n_frames + t] += rows[i * COLUMNS * LANES + j];
         }
         for (int i = 0; i < PANEL; i++) embedding[p * PANEL + i] = total(sums[i]) / n;
+        for (int64_t i = 0; means && i < (int64_t)PANEL * in.n_frames; i++) means[i] /= in.n_bands;
     }
     meet(team);
 }
 
 static void run_clip(const Network *net, const float *log_mel, int n_bands, int n_frames, Workspace *w, Team *team, int rank,
-                     float *embedding) {
+                     float *embedding, float *frames) {
     Shape shape = halved(shape_of(n_bands, n_frames), 2);
     Workspace mine = *w; /* so that each thread swaps the maps for itself */
     BEGIN(IN_STEM);
@@ -608,7 +620,7 @@ static void run_clip(const Network *net, const float *log_mel, int n_bands, int 
         mine.y = x;
     }
     BEGIN(IN_LAST);
-    embed(net, net->blocks[net->n_blocks - 1].c_out, shape, &mine, team, rank, embedding);
+    embed(net, net->blocks[net->n_blocks - 1].c_out, shape, &mine, team, rank, embedding, frames);
     END(IN_LAST);
 }
 
@@ -667,7 +679,8 @@ static Workspace lay_out(const Network *net, int n_bands, int n_frames, int size
 typedef struct {
     const Network *net;
     const float *log_mel;
-    float *embedding;
+    float *embedding, *frames;
+    int64_t frames_size; /* of a clip */
     int n_clips, n_bands, n_frames, rank;
     Workspace workspace;
     Team *team;     /* works on one clip after the other, or has one member, */
@@ -682,7 +695,7 @@ static void work(Job *job) {
         if (job->next_clip) i = __atomic_fetch_add(job->next_clip, 1, __ATOMIC_RELAXED);
         if (i >= job->n_clips) return;
         run_clip(job->net, job->log_mel + i * clip, job->n_bands, job->n_frames, &job->workspace, team, job->rank,
-                 job->embedding + (int64_t)i * job->net->c_last);
+                 job->embedding + (int64_t)i * job->net->c_last, job->frames ? job->frames + i * job->frames_size : 0);
     }
 }
 
@@ -691,13 +704,24 @@ ENTRY(enter, job) {
     return 0;
 }
 
+#if defined(__AVX2__)
+/* Whether the CPU has FMA and these bits of CPUID 7, and the system saves these registers. Asked here and not of
+ * __builtin_cpu_supports, which always says no where Zig links. */
+static int cpu_supports(uint32_t features, uint32_t registers) {
+    uint32_t a, b, c, d, saved, above;
+    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_OSXSAVE) || !(c & bit_FMA)) return 0;
+    __asm__ volatile("xgetbv" : "=a"(saved), "=d"(above) : "c"(0));
+    if ((saved & registers) != registers) return 0;
+    return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b & features) == features;
+}
+#endif
+
 /* Whether this build's instructions are those of this CPU. */
 EXPORT int32_t dymn_supported(void) {
 #if defined(__AVX512F__)
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("fma");
+    return cpu_supports(bit_AVX2 | bit_BMI2 | bit_AVX512F | bit_AVX512VL | bit_AVX512BW | bit_AVX512DQ | bit_AVX512CD, 0xe6);
 #elif defined(__AVX2__)
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
+    return cpu_supports(bit_AVX2 | bit_BMI2, 0x06);
 #else
     return 1;
 #endif
@@ -713,25 +737,35 @@ EXPORT int64_t dymn_workspace(const Network *net, int32_t n_clips, int32_t n_ban
     return n_threads * lay_out(net, n_bands, n_frames, 1, 0, 0).size;
 }
 
-/* Embeddings [n_clips][c_last] of log-mel spectrograms [n_clips][n_bands][n_frames]. */
-EXPORT void dymn_embed(const Network *net, const float *log_mel, int32_t n_clips, int32_t n_bands, int32_t n_frames, int32_t n_threads,
-                       float *workspace, float *embedding) {
+/* Embeddings [n_clips][c_last] of log-mel spectrograms [n_clips][n_bands][n_frames]; unless `frames` is 0, also the last feature map
+ * averaged over its bands, [n_clips][c_last][T'] with T' as many frames as the strides leave.
+ */
+EXPORT void dymn_run(const Network *net, const float *log_mel, int32_t n_clips, int32_t n_bands, int32_t n_frames, int32_t n_threads,
+                     float *workspace, float *embedding, float *frames) {
     n_threads = smaller(n_threads, MOST_THREADS);
     int together = n_clips < n_threads, next_clip = 0, started = 1;
     Team team = {0}, alone = {.size = 1};
     float *scratch[MOST_THREADS];
     Thread threads[MOST_THREADS];
     Job jobs[MOST_THREADS];
+    Shape last = halved(shape_of(n_bands, n_frames), 2);
+    for (int i = 0; i < net->n_blocks; i++) last = halved(last, net->blocks[i].stride);
+    int64_t frames_size = (int64_t)net->c_last * last.n_frames;
     Workspace shared = lay_out(net, n_bands, n_frames, together ? n_threads : 1, workspace, scratch);
     for (int i = 0; i < n_threads; i++) {
         Workspace w = together ? shared : lay_out(net, n_bands, n_frames, 1, workspace + i * shared.size, &scratch[i]);
-        Job job = {net, log_mel, embedding, n_clips, n_bands, n_frames, together ? i : 0, w, together ? &team : &alone, together ? 0 : &next_clip};
+        Job job = {net, log_mel, embedding, frames, frames_size, n_clips, n_bands, n_frames, together ? i : 0, w, together ? &team : &alone, together ? 0 : &next_clip};
         jobs[i] = job;
     }
     while (started < n_threads && start_thread(&threads[started], enter, &jobs[started])) started++; /* fewer threads do the same work */
     __atomic_store_n(&team.size, started, __ATOMIC_RELEASE);
     work(&jobs[0]);
     for (int i = 1; i < started; i++) join_thread(threads[i]);
+}
+
+EXPORT void dymn_embed(const Network *net, const float *log_mel, int32_t n_clips, int32_t n_bands, int32_t n_frames, int32_t n_threads,
+                       float *workspace, float *embedding) {
+    dymn_run(net, log_mel, n_clips, n_bands, n_frames, n_threads, workspace, embedding, 0);
 }
 
 /* Sixteen outputs of a linear layer for `n` rows: weights [n_in][16]. */

@@ -1,11 +1,12 @@
-"""A network that runs in compiled code, see `network.c`: packed arrays and numbers, and no PyTorch.
+"""A network that runs in compiled code, see `network.c`: packed arrays and numbers, without PyTorch.
 
-`dymn.runtime.compiled.pack` makes them of a `MobileNet`.
+`dymn.runtime.compiled.pack` makes them of the folded form of a network.
 """
 
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -50,8 +51,8 @@ class Packed(NamedTuple):
 
 
 def is_known(config: ModelConfig) -> bool:
-    """Return whether the compiled code has all parts of a network: those of DyMN and MN as published do."""
-    return config.head == "mlp" and config.c_last % PANEL == 0 and all(_is_known(block) for block in config.blocks)
+    """Return whether the compiled code has all parts of a network: it has those of all published ones."""
+    return config.head in ("mlp", "fully_convolutional") and config.c_last % PANEL == 0 and all(_is_known(block) for block in config.blocks)
 
 
 def _is_known(block: BlockConfig) -> bool:
@@ -94,10 +95,20 @@ def numbers(block: BlockConfig, squeeze_size: int) -> dict[str, int]:
     }
 
 
+def head_layers(config: ModelConfig) -> dict[str, tuple[int, int]]:
+    """Return the linear layers from embedding to logits, how many inputs and outputs each has.
+
+    A fully convolutional head is one: the mean of linear scores over all places is the score of the mean.
+    """
+    if config.head == "mlp":
+        return {"hidden": (config.c_last, config.c_hidden), "classifier": (config.c_hidden, config.num_classes)}
+    return {"classifier": (config.c_last, config.num_classes)}
+
+
 def sizes(config: ModelConfig, c_stem: int, squeeze_sizes: Mapping[int, int]) -> dict[str, int]:
     """Return how many numbers each array of a network has; a block's are called `blocks.I.PART.weight` and `.bias`."""
     found = {"stem": (9 * c_stem, c_stem), "last": (config.blocks[-1].c_out * config.c_last, config.c_last)}
-    for name, n_in, n_out in (("hidden", config.c_last, config.c_hidden), ("classifier", config.c_hidden, config.num_classes)):
+    for name, (n_in, n_out) in head_layers(config).items():
         found[name] = (n_in * _whole_lines(n_out), n_out)
     for i, block in enumerate(config.blocks):
         b = numbers(block, squeeze_sizes.get(i, 0))
@@ -138,7 +149,7 @@ class CompiledNetwork:
         builds = libraries()
         name = build or next(iter(builds), "")
         check(name in builds, f"There is no compiled code {name!r} for this CPU; there is: {', '.join(builds) or 'none'}.")
-        check(is_known(packed.config), "This network has parts that the compiled code does not know. Take dymn.fast.accelerate.")
+        check(is_known(packed.config), "This network has parts that the compiled code does not know. Use dymn.runtime.accelerate.")
         self.config = config = packed.config
         self._library = builds[name]
         self._memory: list[Floats] = []
@@ -162,12 +173,30 @@ class CompiledNetwork:
             blocks=ctypes.cast(self._blocks, ctypes.POINTER(_Block)),
         )
 
+    @property
+    def time_stride(self) -> int:
+        """The number of frames of the spectrogram between two of the last feature map."""
+        return 2 * math.prod(block.stride for block in self.config.blocks)
+
     def embed(self, log_mel: Floats, n_threads: int) -> Floats:
         """Return the embedding [B, D] of log-mel spectrograms [B, 1, n_mels, frames].
 
         Raises:
             ConfigError: if the input has another shape, or is too long for one pass.
         """
+        return self._run(log_mel, n_threads, None)
+
+    def embed_frames(self, log_mel: Floats, n_threads: int) -> tuple[Floats, Floats]:
+        """Return the embedding [B, D] and the last feature map averaged over its bands [B, D, T'].
+
+        Raises:
+            ConfigError: if the input has another shape, or is too long for one pass.
+        """
+        n_frames = -(-log_mel.shape[-1] // self.time_stride)
+        frames = np.empty((len(log_mel), self.config.c_last, n_frames), np.float32)
+        return self._run(log_mel, n_threads, frames), frames
+
+    def _run(self, log_mel: Floats, n_threads: int, frames: Floats | None) -> Floats:
         if log_mel.ndim != 4 or log_mel.shape[1] != 1 or 0 in log_mel.shape[2:]:
             check(False, f"log_mel has shape {list(log_mel.shape)}; it must be [B, 1, n_mels, frames], none of the last two 0.")
         n_clips, _, n_bands, n_frames = log_mel.shape
@@ -182,19 +211,23 @@ class CompiledNetwork:
             memory = np.zeros(0, np.float32)
         if memory.size < needed:
             memory = np.zeros(needed, np.float32)
-        network, given, room, found = ctypes.byref(self._network), *(ctypes.c_void_p(array.ctypes.data) for array in (x, memory, out))
-        self._library.dymn_embed(network, given, *counts, room, found)
+        given, room, found = (ctypes.c_void_p(array.ctypes.data) for array in (x, memory, out))
+        by_frame = ctypes.c_void_p(None if frames is None else frames.ctypes.data)
+        self._library.dymn_run(ctypes.byref(self._network), given, *counts, room, found, by_frame)
         self._memory.append(memory)
         return out
 
     def logits(self, embedding: Floats) -> Floats:
         """Return the logits [B, C] of embeddings [B, D]."""
-        return self._affine("classifier", self._affine("hidden", embedding, "hardswish"), "identity")
+        *hidden, last = head_layers(self.config)
+        for name in hidden:
+            embedding = self._affine(name, embedding, "hardswish")
+        return self._affine(last, embedding, "identity")
 
     def _affine(self, name: str, x: Floats, activation: str) -> Floats:
         """Return a linear layer of rows [B, n_in] with its activation, [B, n_out]."""
         weight, bias = (self._kept[f"{name}.{kind}"] for kind in ("weight", "bias"))
-        n_in, n_out = {"hidden": (self.config.c_last, self.config.c_hidden)}.get(name, (self.config.c_hidden, self.config.num_classes))
+        n_in, n_out = head_layers(self.config)[name]
         check(x.ndim == 2 and x.shape[1] == n_in, f"The rows have shape {list(x.shape)}; they must be [B, {n_in}].")
         rows = np.ascontiguousarray(x, np.float32)
         out = np.empty((len(rows), _whole_lines(n_out)), np.float32)
@@ -212,6 +245,7 @@ def _whole_lines(n: int) -> int:
 
 
 def _with_slack(values: Floats) -> Floats:
-    kept = np.zeros(values.size + SLACK, np.float32)
-    kept[: values.size] = values.reshape(-1)
+    kept = np.empty(values.size + SLACK, np.float32)
+    kept[: values.size].reshape(values.shape)[...] = values  # one copy, of packed views too
+    kept[values.size :] = 0
     return kept

@@ -10,8 +10,9 @@ from torch import Tensor
 from dymn.models.mobilenet import MobileNet, Output
 from dymn.native import libraries
 from dymn.native.network import is_known
-from dymn.runtime.compiled import NativeNetwork
+from dymn.runtime.compiled import compile_network
 from dymn.runtime.cuda import compiled
+from dymn.runtime.fold import fold
 from dymn.runtime.fused import FusedNetwork, fuse
 
 __all__ = ["FusedNetwork", "NativeNetwork", "accelerate", "compiled", "fuse"]
@@ -27,3 +28,31 @@ def accelerate(model: MobileNet) -> Callable[[Tensor], Output]:
     if kinds == {torch.float32} and libraries() and is_known(model.config):
         return NativeNetwork(model)
     return fuse(model) if kinds in ({torch.float32}, {torch.float64}) else model
+
+
+class NativeNetwork:
+    """A network in compiled code: log-mel spectrograms [B, 1, F, T] on the CPU to logits and embedding, without gradients.
+
+    It keeps a copy of the weights as they were, and the memory of its last call. It may be called from several threads at once.
+    """
+
+    def __init__(self, model: MobileNet, build: str | None = None) -> None:
+        """Fold and pack the weights of a network.
+
+        Args:
+            model: a network for which `dymn.native.network.is_known` holds.
+            build: a key of `dymn.native.libraries`; None is the fastest.
+
+        Raises:
+            ConfigError: if there is no such build, or the network has parts that the compiled code does not know.
+        """
+        self.compiled = compile_network(fold(model.config, model.stored().state), build)
+
+    def __call__(self, log_mel: Tensor) -> Output:
+        """Return logits [B, C] and embedding [B, D], computed by as many threads as PyTorch uses."""
+        embedding = self.embed(log_mel)
+        return Output(torch.from_numpy(self.compiled.logits(embedding.numpy())), embedding)
+
+    def embed(self, log_mel: Tensor) -> Tensor:
+        """Return the embedding [B, D]."""
+        return torch.from_numpy(self.compiled.embed(log_mel.detach().to("cpu", torch.float32).numpy(), torch.get_num_threads()))

@@ -1,62 +1,57 @@
-"""The network of a tagger in compiled code alone; PyTorch, whose import takes seconds, is not imported.
-
-It needs the packed form of a network, which PyTorch makes once and leaves in the cache, in `compiled` there. The file belongs to one
-file of weights, by its digest, and to one version of dymn. One that is damaged or of another version is as good as none.
-"""
+"""The network and its front end in compiled code, from a checkpoint's arrays; PyTorch is not imported."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import logging
-from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
-from dymn import __version__
 from dymn.audio.windows import Filled
-from dymn.config import ModelCard, ModelConfig, check, from_dict, to_dict
-from dymn.errors import DymnError, ResourceError
-from dymn.native import LAYOUT, libraries
-from dymn.native.log_mel import CompiledLogMel, Constants
-from dymn.native.network import CompiledNetwork, Packed, is_known
-from dymn.runtime.backend import Backend, Floats, Output
-from dymn.runtime.scores import probabilities
+from dymn.config import check
+from dymn.errors import ResourceError
+from dymn.native import libraries
+from dymn.native.log_mel import array_log_mel
+from dymn.native.network import CompiledNetwork, is_known
+from dymn.runtime.backend import Backend, Floats, FrameOutput, Output
+from dymn.runtime.compiled import compile_network
+from dymn.runtime.fold import fold
+from dymn.runtime.scores import Scores, probabilities
 from dymn.runtime.sliding import SlidingLogMel
 from dymn.system.cpus import default_threads
-from dymn.system.files import atomic_write
-from dymn.weights.download import LocalFile, cache_folder
+from dymn.system.extras import require_torch
+from dymn.weights.format import Stored
 
 if TYPE_CHECKING:
     from dymn.models.mobilenet import MobileNet
 
-logger = logging.getLogger(__name__)
 
-FRONT_END = "front_end."
+def can_compile(stored: Stored) -> bool:
+    """Return whether this machine has compiled code that knows the network of a checkpoint."""
+    return bool(libraries()) and is_known(stored.config)
 
 
 class CompiledBackend(Backend):
-    """A network and its front end in compiled code: waveforms to probabilities and to embeddings of the last layer."""
+    """A network in compiled code: probabilities, embeddings of the last layer and frame scores, on the CPU in float32."""
 
-    def __init__(self, card: ModelCard, front_end: CompiledLogMel, network: CompiledNetwork, threads: int | None = None) -> None:
-        """Take what `open_packed` found.
+    def __init__(self, stored: Stored, threads: int | None = None, *, build: str | None = None) -> None:
+        """Fold and pack a network.
 
         Args:
-            card: labels, and the front end's configuration.
-            front_end: the front end.
-            network: the network.
-            threads: how many CPU threads compute the network; None is one for each CPU that may be used.
+            stored: a checkpoint for which `can_compile` holds.
+            threads: number of CPU threads that compute the network; None is one for each CPU that may be used.
+            build: a key of `dymn.native.libraries`; None is the fastest.
 
         Raises:
-            ConfigError: if `threads` is below 1.
+            ConfigError: if `threads` is not allowed, or there is no compiled code for this machine or network.
         """
-        self.card = card
-        self.embedding_size = network.config.c_last
-        self._front_end, self._network = front_end, network
-        self._threads = default_threads(threads)
+        check(bool(libraries()), "There is no compiled code for this CPU. Use the backend torch or onnx.")
+        self.card, self.embedding_size = stored.card, stored.config.c_last
+        self._stored, self._threads = stored, default_threads(threads)
+        self._model: MobileNet | None = None
+        with np.errstate(over="ignore", invalid="ignore"):
+            self._network: CompiledNetwork = compile_network(fold(stored.config, stored.state), build)
+        self._front_end = array_log_mel(stored.card.front_end)
 
     def features(self, windows: Iterable[Filled], hop: int) -> Iterator[Floats]:
         """Yield log-mel spectrograms [1, F, T], no frame computed twice."""
@@ -64,7 +59,7 @@ class CompiledBackend(Backend):
         return (sliding(window.samples, window.n_samples) for window in windows)
 
     def run(self, features: Floats) -> Output:
-        """Return probabilities [B, C] and embeddings [B, D] of a batch of `features`.
+        """Return probabilities [B, C] and embeddings [B, D] of a batch of `features` [B, 1, F, T].
 
         Raises:
             ResourceError: if the batch does not fit the memory.
@@ -72,73 +67,54 @@ class CompiledBackend(Backend):
         try:
             embedding = self._network.embed(features, self._threads)
         except MemoryError as error:
-            raise ResourceError(f"There is no room for {len(features)} windows at once. Give a smaller batch size.") from error
-        return self.checked(Output(probabilities(self._network.logits(embedding), self.card.exclusive), embedding))
+            raise _no_room(len(features)) from error
+        return self.checked(Output(self._probabilities(embedding), embedding))
+
+    @property
+    def frame_samples(self) -> int:
+        """The number of samples between two frames of the last feature map: 10,240 for the published networks, 0.32 s."""
+        return self._network.time_stride * self.front_end.hop_length
+
+    def frame_run(self, features: Floats, smoothing: int = 1) -> FrameOutput:
+        """Return probabilities of frames [B, T, C] and of windows [B, C], and embeddings [B, D]; see `Backend.frame_run`.
+
+        Raises:
+            ResourceError: if the batch does not fit the memory.
+        """
+        try:
+            embedding, maps = self._network.embed_frames(features, self._threads)  # [B, D], [B, D, T]
+            smooth = moving_average(maps, smoothing).swapaxes(1, 2)  # [B, T, D]
+            frames = self._probabilities(smooth.reshape(-1, self.embedding_size)).reshape(*smooth.shape[:2], -1)
+        except MemoryError as error:
+            raise _no_room(len(features)) from error
+        return self.checked(FrameOutput(frames, self._probabilities(embedding), embedding))
+
+    def network(self) -> MobileNet:
+        """Return the network as a PyTorch module in evaluation mode.
+
+        Raises:
+            MissingExtraError: if PyTorch is not installed.
+        """
+        if self._model is None:
+            require_torch("Looking inside a network")
+            from dymn.models.mobilenet import MobileNet
+
+            self._model = MobileNet.from_stored(self._stored)
+        return self._model
+
+    def _probabilities(self, embedding: Floats) -> Scores:
+        return probabilities(self._network.logits(embedding), self.card.exclusive)
 
 
-def packed_path(weights: LocalFile) -> Path:
-    """Return where the packed form of a file of weights is, or belongs."""
-    return cache_folder() / "compiled" / f"{weights.path.stem[:48]}-{weights.digest[:16]}.safetensors"
+def moving_average(maps: Floats, width: int) -> Floats:
+    """Return the mean over `width` frames, an odd number, around each frame of [B, D, T]; at the ends over those that there are."""
+    if width <= 1:
+        return maps
+    n_frames = maps.shape[2]
+    places = np.arange(n_frames)
+    near = (np.abs(places[:, None] - places) <= width // 2).astype(np.float32)  # [T, T]
+    return np.asarray(maps @ near / near.sum(axis=0), np.float32)
 
 
-def keep_packed(model: MobileNet, weights: LocalFile) -> None:
-    """Write the packed form of a network to the cache, if there is compiled code for it; a cache that cannot be written to is none."""
-    from dymn.models.frontend import LogMel
-    from dymn.runtime.compiled import pack
-
-    constants = LogMel(model.card.front_end).constants()
-    if not libraries() or not is_known(model.config) or constants is None or model.card.provenance.get("sha256") != weights.digest:
-        return
-    from safetensors.numpy import save
-
-    network = pack(model)
-    arrays = dict(network.arrays) | {FRONT_END + name: values for name, values in constants._asdict().items()}
-    facts = _made_of(weights) | {"config": to_dict(network.config), "card": to_dict(model.card)}
-    text = json.dumps(facts)
-    try:
-        with atomic_write(packed_path(weights)) as file:
-            file.write(save(arrays, {"dymn": text, "checksum": _checksum(text, arrays)}))
-    except (OSError, RuntimeError, MemoryError) as error:
-        logger.debug("The packed form of %s is not kept: %s", weights.path, error)
-
-
-def open_packed(weights: LocalFile, threads: int | None = None) -> CompiledBackend | None:
-    """Return the backend of a file of weights if its packed form is in the cache and sound, and there is compiled code here.
-
-    Raises:
-        ConfigError: if `threads` is not allowed.
-    """
-    n_threads = default_threads(threads)
-    if not libraries():
-        return None
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(packed_path(weights), framework="numpy") as file:
-            metadata = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
-        text = metadata["dymn"]
-        check(metadata["checksum"] == _checksum(text, arrays), "it is damaged.")
-        facts = json.loads(text)
-        check(_made_of(weights).items() <= facts.items(), "it is of another version, or of other weights.")
-        config, card = from_dict(ModelConfig, facts["config"]), from_dict(ModelCard, facts["card"])
-        constants = Constants(*(arrays.pop(FRONT_END + name) for name in Constants._fields))
-        return CompiledBackend(card, CompiledLogMel(card.front_end, constants), CompiledNetwork(Packed(config, arrays)), n_threads)
-    except FileNotFoundError:
-        pass
-    except (OSError, SafetensorError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, DymnError) as error:
-        logger.debug("The packed form of %s is made again: %s", weights.path, error)
-    return None
-
-
-def _made_of(weights: LocalFile) -> dict[str, Any]:
-    """Return what a packed form must say of itself."""
-    return {"version": __version__, "layout": LAYOUT, "weights": weights.digest}
-
-
-def _checksum(text: str, arrays: Mapping[str, npt.NDArray[Any]]) -> str:
-    checksum = hashlib.sha256(text.encode())
-    for name in sorted(arrays):
-        checksum.update(f"{name} {arrays[name].dtype} {arrays[name].shape}\n".encode())
-        checksum.update(np.ascontiguousarray(arrays[name]).data)
-    return checksum.hexdigest()
+def _no_room(n_windows: int) -> ResourceError:
+    return ResourceError(f"There is no room for {n_windows} windows at once. Give a smaller batch size.")

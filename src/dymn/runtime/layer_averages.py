@@ -12,7 +12,7 @@ from dymn.models.frontend import LogMel
 from dymn.models.mobilenet import MobileNet
 from dymn.runtime.backend import Floats
 from dymn.runtime.layers import LAST, MELS, parse_layers
-from dymn.system.devices import computing
+from dymn.system.devices import compute_alone_after_fork, computing
 
 
 class LayerAverages(nn.Module):
@@ -37,6 +37,7 @@ class LayerAverages(nn.Module):
             ConfigError: if there is no such layer, or one is named twice.
         """
         super().__init__()
+        compute_alone_after_fork()
         self.precision = precision
         known = {feature.name: (i, feature.channels) for i, feature in enumerate(features_of(model))}
         self.layers = parse_layers(layers, len(model.config.blocks))

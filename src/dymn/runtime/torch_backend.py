@@ -19,7 +19,7 @@ from dymn.runtime.backend import Output as BackendOutput
 from dymn.runtime.cuda import compiled
 from dymn.runtime.scores import Scores, probabilities
 from dymn.runtime.sliding import SlidingLogMel
-from dymn.system.devices import PRECISIONS, computing, resolve_device, use_threads
+from dymn.system.devices import PRECISIONS, compute_alone_after_fork, computing, resolve_device, use_threads
 
 
 class TorchBackend(Backend):
@@ -51,6 +51,7 @@ class TorchBackend(Backend):
         self.device = resolve_device(device)
         if threads is not None:
             use_threads(threads)
+        compute_alone_after_fork()
         self.model = model.to(self.device).eval()
         self.card = model.card
         self.embedding_size = model.config.c_last

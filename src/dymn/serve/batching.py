@@ -185,6 +185,10 @@ class BatchedBackend(Backend):
         """Yield the input of `run` for each window."""
         return self._backend.features(self._counted(windows), hop)
 
+    def waveform_features(self, waveforms: npt.NDArray[np.generic] | Any) -> npt.NDArray[np.float32]:
+        """Return the input of `run` for waveforms [B, N], which do not count as windows of the request."""
+        return self._backend.waveform_features(waveforms)
+
     def run(self, features: npt.NDArray[np.float32]) -> Output:
         """Return probabilities [B, C] and embeddings [B, D] of a batch of `features`.
 

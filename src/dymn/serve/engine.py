@@ -20,13 +20,14 @@ from dymn import __version__
 from dymn.audio import reading
 from dymn.config import to_dict
 from dymn.errors import AudioError
+from dymn.inference.files import tag_files
 from dymn.inference.formats.origin import Origin
 from dymn.inference.formats.tags import TAGS
 from dymn.inference.formats.writers import json_lines
-from dymn.inference.segments import computed, pieces
-from dymn.inference.selection import TagSettings
-from dymn.inference.tagger import Tagger
+from dymn.inference.selection import Selection, TagSettings
 from dymn.runtime.backend import Backend
+from dymn.runtime.layers import LAST, parse_layers
+from dymn.serve.answers import LayeredBackend, tag_and_embed
 from dymn.serve.batching import BatchedBackend, Batcher, Deadline
 from dymn.serve.errors import Refusal, refusal
 from dymn.serve.metrics import Metrics
@@ -34,7 +35,7 @@ from dymn.serve.settings import ServeSettings
 from dymn.serve.uploads import Arrival, Upload
 
 if TYPE_CHECKING:
-    from dymn.inference.embedding import Embedder
+    from dymn.inference.tagger import Tagger
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -42,6 +43,8 @@ T = TypeVar("T")
 MAX_PATTERNS = 4000
 MAX_GREETING = 64
 """The most live connections that may wait with their first message; beyond, the one that has waited longest is closed."""
+MAX_LAYERED = 8
+"""How many choices of layers are kept ready; clients choose them."""
 
 
 @dataclass(frozen=True)
@@ -81,9 +84,8 @@ class Engine:
         self.metrics = Metrics()
         self.ready = False
         self._backends: dict[str, Backend] = {name: tagger.backend for name, tagger in taggers.items()}
-        self._taggers = dict(taggers)
-        self._embedders: dict[tuple[str, str], Embedder] = {}
-        self._embedders_lock = threading.Lock()
+        self._with_layers: dict[tuple[str, tuple[str, ...]], Backend] = {}
+        self._layered_lock = threading.Lock()
         first = next(iter(self._backends.values()))
         self._batcher = Batcher(self.settings.batch_size or first.batch_size, self.settings.batch_wait, self.metrics.computed)
         self._workers = ThreadPoolExecutor(self.settings.workers, "dymn-request")
@@ -177,11 +179,7 @@ class Engine:
         try:
             with upload:
                 deadline.check()
-                answer = self._tags(upload, question, deadline)
-                if question.layers:
-                    upload.seek(0)
-                    answer["embedding"] = self._embedding(upload, question, deadline)
-                return answer
+                return self._computed(upload, question, deadline)
         except Exception as error:
             known = refusal(error)
             if known.status == 500:
@@ -190,12 +188,18 @@ class Engine:
         finally:
             self._usual_seconds += 0.1 * (monotonic() - before - self._usual_seconds)
 
-    def _tags(self, upload: Upload, question: Question, deadline: Deadline) -> dict[str, Any]:
-        backend = self.backend(question.model)
+    def _computed(self, upload: Upload, question: Question, deadline: Deadline) -> dict[str, Any]:
         self._check_length(upload)
-        batched = BatchedBackend(backend, self._batcher, deadline, self.settings.max_windows)
-        found = Tagger(batched).tag_files([upload], question.settings, progress=lambda name, seconds: self._check_seconds(seconds))
-        recording = next(found)
+        layers = parse_layers(question.layers) if question.layers else ()
+        backend = BatchedBackend(self._layered(question.model, layers), self._batcher, deadline, self.settings.max_windows)
+
+        def progress(name: str, seconds: float) -> None:
+            self._check_seconds(seconds)
+
+        if layers:
+            recording, vector = tag_and_embed(backend, upload, question.settings, progress)
+        else:
+            recording = next(tag_files(backend, [upload], question.settings, progress=progress))
         if recording.error is not None:
             raise recording.error
         self._check_seconds(recording.seconds)
@@ -204,36 +208,21 @@ class Engine:
         parameters = to_dict(question.settings) | {"hop": question.settings.hop or question.settings.window}
         origin = Origin(__version__, card.name or question.model, str(card.provenance.get("sha256", "")), parameters, question.timeline)
         answer: dict[str, Any] = json.loads("".join(json_lines([recording], TAGS, origin)))
+        if layers:
+            answer["embedding"] = {"layers": list(layers), "vector": [float(f"{value:.7g}") for value in vector]}
         return answer
 
-    def _embedding(self, upload: Upload, question: Question, deadline: Deadline) -> dict[str, Any]:
-        """Return the embedding that `dymn embed` gives with the same window, hop and layers."""
-        embedder = self._embedder(question)
-        settings = question.settings
-        prepare = embedder.backend.features
-        found = pieces([upload], embedder.sample_rate, None, settings.window, settings.hop, "bare", prepare=prepare)
-        rows, seconds = [], []
-        for piece, row in computed(found, embedder.run, 4):
-            if piece.error is not None:
-                raise piece.error
-            if row is not None:
-                rows.append(row)
-                seconds.append(piece.end - piece.start)
-                self._check_seconds(piece.end)
-        vector = np.average(np.stack(rows), axis=0, weights=seconds).astype(np.float32)
-        return {"layers": list(embedder.layers), "vector": [float(f"{value:.7g}") for value in vector]}
-
-    def _embedder(self, question: Question) -> Embedder:
-        from dymn.runtime.layers import parse_layers
-
-        names = ",".join(parse_layers(question.layers))
-        key = (question.model or next(iter(self._taggers)), names)
-        with self._embedders_lock:
-            if key not in self._embedders:
-                if len(self._embedders) >= 8:  # strangers choose the layers
-                    self._embedders.pop(next(iter(self._embedders)))
-                self._embedders[key] = self._taggers[key[0]].embedder(names)
-            return self._embedders[key]
+    def _layered(self, model: str, layers: tuple[str, ...]) -> Backend:
+        """Return a model whose embeddings are those of some layers."""
+        backend = self.backend(model)
+        if layers in ((), (LAST,)):
+            return backend
+        with self._layered_lock:
+            if (model, layers) not in self._with_layers:
+                if len(self._with_layers) >= MAX_LAYERED:
+                    self._with_layers.pop(next(iter(self._with_layers)))
+                self._with_layers[model, layers] = LayeredBackend(backend, layers)
+            return self._with_layers[model, layers]
 
     def backend(self, name: str) -> Backend:
         """Return a model by its name, the default one for "".
@@ -254,15 +243,13 @@ class Engine:
             Refusal: if the model is not served, the windows are too long, or the patterns too many.
             ConfigError: if a label or layer is unknown.
         """
-        from dymn.inference.selection import Selection
-
         for name in ("labels", "exclude"):  # each pattern is compared with each label
             letters = sum(len(pattern) + 1 for pattern in getattr(question.settings, name))
             if letters > MAX_PATTERNS:
                 raise Refusal(400, "setting", f"The patterns in {name} have {letters} letters; this server allows at most {MAX_PATTERNS}.")
         Selection(self.backend(question.model).labels, question.settings)
         if question.layers:
-            self._embedder(question)
+            self._layered(question.model, parse_layers(question.layers))
         for name, value in (("window", question.settings.window), ("hop", question.settings.hop or 0)):
             if value > self.settings.max_window:
                 raise Refusal(400, "setting", f"{name} is {value:g}; this server allows at most {self.settings.max_window:g} s.")

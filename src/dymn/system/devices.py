@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -55,6 +56,16 @@ def use_threads(threads: int | None = None) -> int:
     if threads is not None and threads != torch.get_num_threads():
         torch.set_num_threads(threads)
     return torch.get_num_threads()
+
+
+@functools.cache
+def compute_alone_after_fork() -> None:
+    """Make processes that are forked from this one compute with one PyTorch thread; call it any number of times.
+
+    A forked process has none of its parent's OpenMP threads, and GNU's OpenMP waits for them for ever.
+    """
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 
 @contextmanager

@@ -1,6 +1,21 @@
-"""Training: one loop for pre-training, distillation and fine-tuning, driven by data."""
+"""Training: one loop for pre-training, distillation and fine-tuning, driven by data.
 
-from dymn.training.loop import train
+Recipes need no PyTorch; `train` is imported when it is asked for.
+"""
+
+from typing import TYPE_CHECKING, Any
+
 from dymn.training.recipe import TrainConfig, load_recipe, recipe_names
 
+if TYPE_CHECKING:
+    from dymn.training.loop import train
+
 __all__ = ["TrainConfig", "load_recipe", "recipe_names", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "train":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from dymn.training.loop import train
+
+    return train

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from dymn.training.losses import mix
 
+SILENCE = 1e-3  # of full scale: what is softer is not made louder to be heard in a mixture
+
 
 class Mixing(NamedTuple):
     """Which clip each clip is mixed with, and how much of itself it keeps."""
@@ -28,13 +30,85 @@ def draw_mixing(n: int, alpha: float, generator: np.random.Generator, probabilit
 
 def roll(waveform: Tensor, shifts: npt.NDArray[np.int64]) -> Tensor:
     """Shift each waveform of [B, N] in time by a number of samples, around its end."""
-    return torch.stack([row.roll(int(shift)) for row, shift in zip(waveform, shifts, strict=True)])
+    n = waveform.shape[1]
+    place = torch.arange(n, device=waveform.device) - torch.from_numpy(shifts % n).to(waveform.device)[:, None]
+    return waveform.gather(1, place % n)
 
 
 def gain(waveform: Tensor, decibels: npt.NDArray[np.float64]) -> Tensor:
     """Change the level of each waveform of [B, N]."""
     factor = torch.from_numpy(10.0 ** (decibels / 20.0)).to(waveform)
     return waveform * factor[:, None]
+
+
+def change_speed(waveform: Tensor, factors: npt.NDArray[np.float64]) -> Tensor:
+    """Play each waveform of [B, N] faster (above 1) or slower, pitch included; what lies beyond its end is its beginning.
+
+    Cubic interpolation between four samples; a factor of 1 changes nothing.
+    """
+    rows = np.flatnonzero(factors != 1.0)
+    if not len(rows):
+        return waveform
+    where = torch.from_numpy(rows).to(waveform.device)
+    chosen, n = waveform[where], waveform.shape[1]
+    factor = torch.from_numpy(factors[rows]).to(waveform.device)[:, None]
+    place = torch.arange(n, device=waveform.device, dtype=torch.float64) * factor
+    whole = place.floor()
+    t = (place - whole).float()
+    first = whole.long()
+    a, b, c, d = (chosen.gather(1, (first + i) % n) for i in (-1, 0, 1, 2))
+    played = b + t / 2 * (c - a + t * (2 * a - 5 * b + 4 * c - d + t * (3 * (b - c) + d - a)))
+    return waveform.index_copy(0, where, played)
+
+
+def colour(waveform: Tensor, decibels: npt.NDArray[np.float64]) -> Tensor:
+    """Filter each waveform of [B, N] by a gain in decibels [B, K] at K frequencies, an octave apart from half the sample rate downwards.
+
+    The gain is linear between them along the octaves, and the phase stays.
+    """
+    n, k = waveform.shape[1], decibels.shape[1]
+    bins = torch.arange(n // 2 + 1, device=waveform.device, dtype=torch.float32)
+    octave = torch.log2((n / 2) / bins.clamp(min=1.0)).clamp(0.0, k - 1.0)
+    low = octave.floor().long().clamp(max=max(k - 2, 0))
+    points = torch.from_numpy(decibels).to(waveform)
+    curve = torch.lerp(points[:, low], points[:, (low + 1).clamp(max=k - 1)], octave - low)
+    filtered: Tensor = torch.fft.irfft(torch.fft.rfft(waveform) * 10.0 ** (curve / 20.0), n=n)
+    return filtered
+
+
+def reverberate(waveform: Tensor, decays: npt.NDArray[np.float64], levels: npt.NDArray[np.float64], generator: torch.Generator) -> Tensor:
+    """Put each waveform of [B, N] into a room: decaying noise follows every sample, around the end.
+
+    Args:
+        waveform: [B, N].
+        decays: samples in which the echo of each room falls by 60 dB.
+        levels: amplitude of the whole echo beside the sound itself; 0 for no room.
+        generator: of the waveform's device; draws the noise.
+    """
+    rows = np.flatnonzero(levels)
+    if not len(rows):
+        return waveform
+    where = torch.from_numpy(rows).to(waveform.device)
+    chosen, n = waveform[where], waveform.shape[1]
+    length = min(n, int(decays[rows].max()) + 1)
+    decay, level = (torch.from_numpy(values[rows]).to(waveform)[:, None] for values in (decays, levels))
+    noise = torch.randn(len(rows), length, generator=generator, device=waveform.device)
+    echo = noise * 10.0 ** (-3.0 * torch.arange(length, device=waveform.device) / decay)
+    echo = echo * level / echo.square().sum(dim=1, keepdim=True).sqrt().clamp(min=1e-12)
+    return waveform.index_add(0, where, torch.fft.irfft(torch.fft.rfft(chosen) * torch.fft.rfft(echo, n=n), n=n))
+
+
+def blend_waveforms(waveform: Tensor, partner: Tensor, ratios: npt.NDArray[np.float64]) -> tuple[Tensor, Tensor]:
+    """Put another clip behind each of [B, N], so many decibels [B] softer than it (infinite: none).
+
+    The level of a clip stays. Returned is also which share [B] of the amplitude is its own.
+    """
+    g = 10.0 ** (torch.from_numpy(ratios).to(waveform.device) / 20.0)
+    inverse = (1.0 / g).float()[:, None]
+    level = waveform.square().mean(dim=1, keepdim=True).sqrt().clamp(min=SILENCE)
+    other = (waveform / level)[partner]
+    mixed = (waveform + other * level * inverse) / (1.0 + inverse.square()).sqrt()
+    return mixed, 1.0 / (1.0 + inverse[:, 0])
 
 
 def mix_waveforms(waveform: Tensor, mixing: Mixing) -> Tensor:

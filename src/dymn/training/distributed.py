@@ -6,6 +6,8 @@ import datetime
 import os
 from typing import Any, cast
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
@@ -103,6 +105,17 @@ def united(values: dict[str, str]) -> dict[str, str]:
     everyone: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(everyone, values)
     return {key: value for mapping in everyone for key, value in mapping.items()}
+
+
+def highest(values: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return the highest of all processes' values [N], place by place."""
+    if not dist.is_initialized():
+        return values
+    tensor = torch.from_numpy(values.copy())
+    if dist.get_backend() == "nccl":
+        tensor = tensor.cuda()
+    dist.all_reduce(tensor, dist.ReduceOp.MAX)
+    return np.asarray(tensor.cpu().numpy())
 
 
 def use_global_norm(module: nn.Module) -> None:

@@ -9,9 +9,24 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from dymn.architectures import MODELS
-from dymn.data import BalancedSampler, Dataset, Loader, PlainSampler, Source, Streamed, TaskSpec, TeacherTable, cached, class_counts, select
+from dymn.data import (
+    BalancedSampler,
+    Dataset,
+    Loader,
+    PlainSampler,
+    Resident,
+    Source,
+    Streamed,
+    TaskSpec,
+    TeacherTable,
+    WeightedSampler,
+    cached,
+    class_counts,
+    select,
+)
 from dymn.errors import ConfigError, DataError
 from dymn.evaluation.score import evaluation_loader
 from dymn.models.mobilenet import MobileNet
@@ -77,6 +92,19 @@ def check_classes(inputs: Inputs, has_teacher: bool) -> list[str]:
     return notes
 
 
+def check_table(inputs: Inputs, fill: str) -> list[str]:
+    """Return in a sentence how the clips that the teacher's table was made from differ from those of the run, if they do."""
+    heard = {} if inputs.table is None else inputs.table.settings
+    mine = {"seconds": float(inputs.seconds), "fill": fill}
+    if all(heard.get(name, value) == value for name, value in mine.items()):
+        return []
+    return [
+        f"The teacher heard clips of {heard.get('seconds', 0):g} s (fill: {heard.get('fill')}), and this run has clips of "
+        f"{inputs.seconds:g} s (fill: {fill}). Its logits may not fit: make the table again with dymn teach --seconds {inputs.seconds:g} "
+        f"--fill {fill}, or set data.seconds and data.fill."
+    ]
+
+
 class BaseModels(NamedTuple):
     """The networks that a run builds on, each of its own, and the SHA-256 of every checkpoint: two files of one name are two models."""
 
@@ -121,11 +149,24 @@ def _beside(data: str, name: str) -> Path:
     return folder / name if not Path(name).exists() and (folder / name).exists() else Path(name)
 
 
-def training_loader(inputs: Inputs, config: TrainConfig, rank: int, world: int, pin_memory: bool) -> Loader:
-    """Return the loader of training batches: each is a part of an accumulated batch, shared by `world` processes."""
+def training_loader(
+    inputs: Inputs,
+    config: TrainConfig,
+    rank: int,
+    world: int,
+    pin_memory: bool,
+    resident: Resident | None = None,
+    weights: npt.NDArray[np.float64] | None = None,
+) -> Loader:
+    """Return the loader of training batches: each is a part of an accumulated batch, shared by `world` processes.
+
+    `weights` are those by which clips are drawn, where `data.sampling` asks for some.
+    """
     data, seed = config.data, config.run.seed
     if data.sampling == "balanced":
-        sampler: BalancedSampler | PlainSampler = BalancedSampler(inputs.train, seed, draws=data.draws or 100_000)
+        sampler: BalancedSampler | PlainSampler | WeightedSampler = BalancedSampler(inputs.train, seed, draws=data.draws or 100_000)
+    elif weights is not None:
+        sampler = WeightedSampler(weights, seed, draws=max(data.draws or len(inputs.train), data.least_draws))
     else:
         sampler = PlainSampler(len(inputs.train), seed, draws=max(data.draws or len(inputs.train), data.least_draws))
     batch_size = config.optim.batch_size // config.optim.accumulate
@@ -147,12 +188,14 @@ def training_loader(inputs: Inputs, config: TrainConfig, rank: int, world: int, 
         drop_last=len(sampler) >= batch_size,
         max_bad=data.max_bad,
         pin_memory=pin_memory,
+        resident=resident,
     )
 
 
-def quiet_loader(source: Source, inputs: Inputs, config: TrainConfig) -> Loader:
+def quiet_loader(source: Source, inputs: Inputs, config: TrainConfig, resident: Resident | None = None) -> Loader:
     """Return a loader for evaluation, with the teacher's logits for clips that it knows."""
     known = None if inputs.table is None or not set(inputs.table.keys) & set(source.keys) else inputs.table
+    cut = resident is not None and int(resident.lengths.max()) >= int(source.max_seconds * source.sample_rate)
     return evaluation_loader(
         source,
         inputs.task,
@@ -164,6 +207,7 @@ def quiet_loader(source: Source, inputs: Inputs, config: TrainConfig) -> Loader:
         partial_teacher=True,
         workers=config.data.workers,
         max_bad=config.data.max_bad,
+        resident=None if cut else resident,  # long recordings are resident with their beginning only
     )
 
 
@@ -192,7 +236,7 @@ def portable(config: TrainConfig) -> dict[str, Any]:
     """Return the settings that decide a run's numbers, without names of places and machines (a checkpoint's card shows them)."""
     values: dict[str, Any] = dataclasses.asdict(config)
     run = ("out", "device", "threads", "trackers", "name", "licence", "save_steps")
-    for section, names in (("run", run), ("data", ("path", "cache", "workers"))):
+    for section, names in (("run", run), ("data", ("path", "cache", "workers", "resident"))):
         for name in names:
             del values[section][name]
     if values["data"]["whole"] is None:  # so that runs which began before there was this setting continue

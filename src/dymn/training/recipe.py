@@ -6,6 +6,7 @@ A recipe file may hold variants: tables under `[variants.NAME]` that replace sin
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -18,7 +19,8 @@ from dymn.system.files import read_bounded
 from dymn.system.toml import loads
 
 AUTO = "auto"
-MAX_RECIPE = 2**20
+MAX_RECIPE = 2**20  # bytes
+SAMPLINGS = ("plain", "balanced", "teacher")
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
@@ -44,9 +46,13 @@ class DataSettings:
     """Which dataset (a key of `dymn.data.TASKS`, or "auto"), which parts of it, and how its clips are cut.
 
     `seconds` 0 means the dataset's own clip length. An empty split name leaves that part out; `val` and `test` "auto" take it where
-    there is one. `sampling` "balanced" draws `draws` clips an epoch by class frequency, "plain" presents every clip once (or `draws`
-    clips, if not 0), but at least `least_draws`, in as many passes as that takes. With `whole`, validation and test hear each clip at
-    once, up to a minute, and else in windows of `seconds`; None leaves that to the dataset's protocol (see `TaskSpec`).
+    there is one. `resident` keeps all decoded clips in the device's memory, where batches are cut (16 bits a sample). With `whole`,
+    validation and test hear each clip at once, up to a minute, and else in windows of `seconds`; None leaves that to the dataset's
+    protocol (see `TaskSpec`).
+
+    `sampling` "balanced" draws `draws` clips an epoch by class frequency; "plain" presents every clip once (or `draws` clips, if not 0),
+    but at least `least_draws`, in as many passes as that takes; "teacher" is for data without labels and draws clips by what the
+    online teachers hear in them, a quarter of the draws evenly, the others such that rare classes count as much as common ones.
     """
 
     kind: str = "folder"
@@ -64,11 +70,12 @@ class DataSettings:
     least_draws: int = 0
     cache: str = ""
     workers: int = 0
+    resident: bool = False
     max_bad: float = 0.05
     options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        check(self.sampling in ("plain", "balanced"), f"data.sampling is {self.sampling!r}; allowed: plain, balanced.")
+        check(self.sampling in SAMPLINGS, f"data.sampling is {self.sampling!r}; allowed: {', '.join(SAMPLINGS)}.")
         check_number("data.seconds", self.seconds, 0, 3600)
         check_number("data.max_bad", self.max_bad, 0, 1)
         for name, high in {"draws": 2**40, "least_draws": 2**40, "workers": 1024, "fold": 2**31}.items():
@@ -86,7 +93,9 @@ class TeacherSettings:
     """Who teaches. Offline (the paper): logits from `table`. Online: `models` hear the same augmented, mixed input.
 
     `label_weight` is lambda of eq. 8. `feature_weight` adds the squared distance between the embeddings of student and (first
-    online) teacher, in units of the teacher's variance. `index` belongs to a published `.npy` table.
+    online) teacher, in units of the teacher's variance, `block_weight` that between the outputs of their blocks, a mean over the blocks.
+    With `calibrate`, the logits of the best checkpoint are stretched and shifted at the end, all classes alike, as fits the teacher's
+    probabilities on the validation clips best. `index` belongs to a published `.npy` table.
     """
 
     table: str = ""
@@ -95,13 +104,17 @@ class TeacherSettings:
     models: tuple[str, ...] = ()
     label_weight: float = 0.1
     feature_weight: float = 0.0
+    block_weight: float = 0.0
+    calibrate: bool = False
 
     def __post_init__(self) -> None:
         check(not (self.table and self.models), "teacher.table and teacher.models are both set; a teacher is offline or online.")
         check(all(isinstance(name, str) for name in self.models), f"teacher.models is {shown(self.models)}; it must be a list of names.")
         check_number("teacher.label_weight", self.label_weight, 0, 1)
-        check_number("teacher.feature_weight", self.feature_weight, 0, 1e6)
-        check(self.feature_weight == 0 or bool(self.models), "teacher.feature_weight needs an online teacher (teacher.models).")
+        for name in ("feature_weight", "block_weight"):
+            check_number(f"teacher.{name}", getattr(self, name), 0, 1e6)
+            check(getattr(self, name) == 0 or bool(self.models), f"teacher.{name} needs an online teacher (teacher.models).")
+        check(not self.calibrate or self.is_present, "teacher.calibrate needs a teacher.")
 
     @property
     def is_present(self) -> bool:
@@ -113,8 +126,11 @@ class TeacherSettings:
 class AugmentSettings:
     """Augmentation, each part off at 0. Of the two mixups, `wave_mixup` is a probability, `spec_mixup` the alpha of Beta.
 
-    `padding` is the share of clips that end early, after a quarter of their length or later, and are silent from there: what a
-    network hears of a recording that is shorter than its window and padded with zeros.
+    `padding` is the share of clips that end early, after a tenth of their length or later, and are silent from there: what a
+    network hears of a recording that is shorter than its window and padded with zeros. `shortest`: each batch is cut to a length between
+    this and `data.seconds`, in whole seconds. `speed`: half of the clips are played up to so much faster or slower (0.2: by a factor of
+    1.2). `colour_db`: a random filter, up to so many decibels up or down at each octave. `room` is the share of clips that are put into a
+    room, `blend` that of clips behind which another is put, at most `blend_db` softer or louder.
     """
 
     roll_ms: float = 0.0
@@ -122,13 +138,21 @@ class AugmentSettings:
     wave_mixup: float = 0.0
     wave_alpha: float = 2.0
     padding: float = 0.0
+    shortest: float = 0.0
+    speed: float = 0.0
+    colour_db: float = 0.0
+    room: float = 0.0
+    blend: float = 0.0
+    blend_db: float = 12.0
     spec_mixup: float = 0.0
     jitter: bool = True
     frequency_mask: int = 0
     time_mask: int = 0
 
     def __post_init__(self) -> None:
-        for name, high in {"roll_ms": 3_600_000, "gain_db": 120, "spec_mixup": 1000, "wave_mixup": 1, "padding": 1}.items():
+        limits = {"roll_ms": 3_600_000, "shortest": 3600, "speed": 10, "spec_mixup": 1000}
+        limits |= dict.fromkeys(("gain_db", "colour_db", "blend_db"), 120) | dict.fromkeys(("wave_mixup", "padding", "room", "blend"), 1)
+        for name, high in limits.items():
             check_number(f"augment.{name}", getattr(self, name), 0, high)
         for name in ("frequency_mask", "time_mask"):
             check_number(f"augment.{name}", getattr(self, name), 0, 2**20, whole=True)
@@ -137,7 +161,10 @@ class AugmentSettings:
 
 @dataclass(frozen=True)
 class OptimSettings:
-    """The step. `batch_size` is that of all processes and accumulated parts together; `ema` the decay of averaged weights, 0 for none."""
+    """The step. `batch_size` is that of all processes and accumulated parts together; `ema` the decay of averaged weights, 0 for none.
+
+    With `norm_clips`, the norms' statistics are measured anew on so many training clips before averaged weights are evaluated and saved.
+    """
 
     name: str = "adam"
     lr: float = 1e-3
@@ -146,6 +173,7 @@ class OptimSettings:
     weight_decay: float = 0.0
     clip_norm: float = 0.0
     ema: float = 0.0
+    norm_clips: int = 0
     precision: str = "fp32"
     compile: bool = False
 
@@ -156,15 +184,19 @@ class OptimSettings:
         for name, highest in {"weight_decay": 1000, "clip_norm": 1e6, "ema": 1}.items():
             check_number(f"optim.{name}", getattr(self, name), 0, highest)
         check(self.ema < 1, "optim.ema is 1; it must be below 1.")
-        for name in ("batch_size", "accumulate"):
-            check_number(f"optim.{name}", getattr(self, name), 1, 2**20, whole=True)
+        for name, least in {"batch_size": 1, "accumulate": 1, "norm_clips": 0}.items():
+            check_number(f"optim.{name}", getattr(self, name), least, 2**20, whole=True)
         parts = self.batch_size % self.accumulate == 0
         check(parts, f"optim.batch_size is {self.batch_size}; it must be a multiple of optim.accumulate ({self.accumulate}).")
 
 
 @dataclass(frozen=True)
 class ScheduleSettings:
-    """Epochs, learning rate and temperature (Sec. IV-A.2, IV-A.3); see `dymn.training.schedules`."""
+    """Epochs, learning rate and temperature (Sec. IV-A.2, IV-A.3); see `dymn.training.schedules`.
+
+    With `seconds`, the schedule follows the clock: the run ends after that time, and an epoch's place in the schedule of `epochs` is the
+    share of the time that is over. As many epochs are run as fit; their number, and so the result, is that of the machine.
+    """
 
     epochs: int = 80
     warm_up: float = 10.0
@@ -174,11 +206,12 @@ class ScheduleSettings:
     tau_start: float = 1.0
     tau_end: float = 1.0
     tau_epochs: int = 1
+    seconds: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("epochs", "tau_epochs"):
             check_number(f"schedule.{name}", getattr(self, name), 1, 10**6, whole=True)
-        for name, high in {"warm_up": 1e6, "ramp_start": 1e6, "ramp_length": 1e6, "floor": 1}.items():
+        for name, high in {"warm_up": 1e6, "ramp_start": 1e6, "ramp_length": 1e6, "floor": 1, "seconds": 1e9}.items():
             check_number(f"schedule.{name}", getattr(self, name), 0, high)
         for name in ("tau_start", "tau_end"):
             check_number(f"schedule.{name}", getattr(self, name), 1e-6, 1e6)
@@ -220,6 +253,11 @@ class TrainConfig:
     optim: OptimSettings = field(default_factory=OptimSettings)
     schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
     run: RunSettings = field(default_factory=RunSettings)
+
+    def __post_init__(self) -> None:
+        by_teacher = self.data.sampling == "teacher"
+        check(not by_teacher or bool(self.teacher.models), "data.sampling is 'teacher', which needs an online teacher (teacher.models).")
+        check(self.teacher.block_weight == 0 or not self.optim.compile, "teacher.block_weight cannot be had with optim.compile.")
 
     NESTED = {
         "model": ModelSettings,
@@ -322,6 +360,14 @@ def recipe_names() -> list[str]:
     return names
 
 
+def unknown_recipe(name: str) -> ConfigError:
+    """Return the error for a name that is neither a file nor a recipe of dymn; it proposes similar names."""
+    names = recipe_names()
+    similar = difflib.get_close_matches(name, names, n=3)
+    proposal = f"Did you mean {' or '.join(similar)}?" if similar else f"The recipes of dymn are {', '.join(names)}."
+    return ConfigError(f"There is no recipe {name!r}, and no such file. {proposal}")
+
+
 def load_recipe(name_or_path: str | Path, assignments: Sequence[str] = ()) -> TrainConfig:
     """Read a recipe and change single settings of it.
 
@@ -339,7 +385,8 @@ def load_recipe(name_or_path: str | Path, assignments: Sequence[str] = ()) -> Tr
         path = Path(base)
         if not path.is_file():
             packaged = resources.files("dymn.recipes").joinpath(f"{base}.toml")
-            check(packaged.is_file(), f"There is no recipe {text!r}: no such file, and dymn brings {', '.join(recipe_names())}.")
+            if not packaged.is_file():
+                raise unknown_recipe(text)
             return _from_text(packaged.read_text(encoding="utf-8"), text, variant, assignments)
     try:
         return _from_text(read_bounded(path, MAX_RECIPE).decode("utf-8"), text, variant, assignments)

@@ -103,7 +103,8 @@ def prior_logits(source: Source, table: TeacherTable | None, kind: str) -> Tenso
     if table is not None:
         rows = table.match(source, partial=True)
         rows = np.unique(rows[rows >= 0])
-        parts = [table.logits[rows[start : start + ROWS]].astype(np.float64).sum(axis=0) for start in range(0, len(rows), ROWS)]
+        columns = table.columns(source.labels)
+        parts = [table.take(rows[start : start + ROWS], columns).astype(np.float64).sum(axis=0) for start in range(0, len(rows), ROWS)]
         return torch.from_numpy(np.sum(parts, axis=0) / len(rows)).float()
     counts = class_counts(source)
     if counts.sum() == 0:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import pickle
-from dataclasses import dataclass, field
+import struct
+import zipfile
+import zlib
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,8 @@ from torch import Tensor
 from dymn.errors import DataError
 from dymn.system.files import atomic_write
 
-FORMAT = "dymn-run/1"
+FORMAT, FROM_ZERO = "dymn-run/2", "dymn-run/1"  # the first counted epochs from 0
+UNREADABLE = (pickle.UnpicklingError, zipfile.BadZipFile, zlib.error, struct.error)
 
 
 @dataclass
@@ -39,9 +43,11 @@ class RunState:
     optimizer: dict[str, Any] = field(default_factory=dict)
     scaler: dict[str, Any] = field(default_factory=dict)
     best: float | None = None
-    best_epoch: int = -1
+    best_epoch: int = 0  # counted from 1, as in the history; 0 for none yet
     history: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
+    marks: dict[str, Tensor] = field(default_factory=dict)  # fingerprints of the clips that were heard, by part of the data
+    clock: float = 0.0  # seconds since the run began, its measuring and writing included, its pauses not
     fingerprint: str = ""  # of config and data: a run continues only what it began
 
 
@@ -60,18 +66,29 @@ def save_state(state: RunState, path: Path) -> None:
         ) from error
 
 
+def _from_one(state: RunState) -> RunState:
+    """Return the state of a run that began when epochs were counted from 0."""
+    history = [record | {"epoch": record["epoch"] + 1} for record in state.history]
+    return replace(state, history=history, best_epoch=state.best_epoch + 1)
+
+
 def load_state(path: Path) -> RunState:
-    """Read a run's state without executing pickled code.
+    """Read a run's state without executing pickled code, after comparing it with the checksums that it holds.
 
     Raises:
         DataError: if the file is no such state, or is damaged.
     """
     try:
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip() is not None:  # PyTorch itself compares none of them
+                raise ValueError("checksum")
         values = torch.load(path, map_location="cpu", weights_only=True)
-        if values.pop("format") != FORMAT:
+        version = values.pop("format")
+        if version not in (FORMAT, FROM_ZERO):
             raise KeyError("format")
-        return RunState(**values)
+        state = RunState(**values)
+        return state if version == FORMAT else _from_one(state)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error}.") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, AttributeError, ValueError) as error:
+    except (*UNREADABLE, RuntimeError, EOFError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise DataError(f"{path} is not the state of a run, or is damaged ({type(error).__name__}). Remove it to start anew.") from error

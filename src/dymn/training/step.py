@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -11,13 +12,29 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dymn.data import Batch
-from dymn.evaluation.teachers import OnlineTeachers
+from dymn.evaluation.teachers import BlockOutputs, OnlineTeachers
 from dymn.models.frontend import LogMel
-from dymn.training.augment import Mixing, cut_short, draw_mixing, gain, mix_waveforms, roll, spec_augment
+from dymn.models.mobilenet import MobileNet
+from dymn.training.augment import (
+    Mixing,
+    blend_waveforms,
+    change_speed,
+    colour,
+    cut_short,
+    draw_mixing,
+    gain,
+    mix_waveforms,
+    reverberate,
+    roll,
+    spec_augment,
+)
 from dymn.training.losses import Targets, distillation_loss, mix, probabilities, targets_of
 from dymn.training.recipe import TrainConfig
 
-SHORTEST = 0.25  # of a clip's length, of clips that are cut short
+SHORTEST = 0.1  # of a clip's length, of clips that are cut short
+POINTS = 9  # octaves of the random filter, from 16 kHz to 62 Hz at 32 kHz
+DECAY = (0.1, 1.0)  # seconds, of rooms
+ECHO = (0.1, 1.0)  # amplitude
 
 Values = TypeVar("Values", npt.NDArray[Any], Tensor)
 
@@ -53,6 +70,10 @@ class Step:
         self.feature_scale = feature_scale
         self.share = share
         self.batch_size = config.optim.batch_size // config.optim.accumulate
+        # Half of float32's width is enough for a teacher, in the type of the finer mantissa: what it says is not summed up over steps.
+        on_gpu = front_end.basis.device.type == "cuda" and config.optim.precision != "fp32"
+        self.teacher_dtype = torch.float16 if on_gpu else None
+        self.blocks: BlockOutputs | None = None
 
     def __call__(self, model: nn.Module, batch: Batch, chance: np.random.Generator) -> Tensor:
         """Return the loss of a batch, a scalar.
@@ -63,11 +84,10 @@ class Step:
             chance: the same in every process. As much is drawn as the whole batch needs, whatever this process's share of it, so that
                 what is drawn for a clip does not depend on how many processes there are (but for its partner in a mixture).
         """
-        waveform, targets = self._waveforms(batch, chance)
-        log_mel, targets = self._spectrograms(waveform, targets, chance)
+        log_mel, targets = self.inputs(batch, chance)
         lesson = None
         if self.teachers is not None:
-            lesson = self.teachers.teach(log_mel)
+            lesson = self.teachers.teach(log_mel, self.teacher_dtype)
             heard = probabilities(lesson.logits.float(), self.kind)
             targets = targets._replace(teacher=heard, teacher_share=torch.ones_like(targets.teacher_share))
         output = model(log_mel)
@@ -75,7 +95,18 @@ class Step:
         if lesson is not None and self.teacher.feature_weight > 0:
             distance = functional.mse_loss(output.embedding.float(), lesson.embedding.float())
             loss = loss + self.teacher.feature_weight * distance / self.feature_scale
+        if lesson is not None and self.blocks is not None:
+            distances = [block_distance(own, heard) for own, heard in zip(self.blocks.taken(), lesson.maps, strict=True)]
+            loss = loss + self.teacher.block_weight * torch.stack(distances).mean()
         return loss
+
+    def watch_blocks(self, network: MobileNet) -> None:
+        """Compare what the blocks of the student give with the teacher's from now on."""
+        self.blocks = BlockOutputs(network, training=True)
+
+    def inputs(self, batch: Batch, chance: np.random.Generator) -> tuple[Tensor, Targets]:
+        """Return the augmented spectrograms [B, 1, F, T] of a batch and what the network should say of them."""
+        return self._spectrograms(*self._waveforms(batch, chance), chance)
 
     def _waveforms(self, batch: Batch, chance: np.random.Generator) -> tuple[Tensor, Targets]:
         augment, n = self.augment, len(batch.waveform)
@@ -83,11 +114,16 @@ class Step:
         shifts = chance.integers(-furthest, furthest + 1, self.batch_size)
         decibels = chance.uniform(-augment.gain_db, augment.gain_db, self.batch_size)
         waveform = batch.waveform
+        if augment.shortest:
+            waveform = self._shortened(waveform, chance)
         if furthest:
             waveform = roll(waveform, self.share.of(shifts, n))
+        waveform = self._varied(waveform, chance)
         if augment.gain_db:
             waveform = gain(waveform, self.share.of(decibels, n))
         targets = targets_of(batch.target, batch.mask, batch.teacher, batch.has_teacher, self.kind)
+        if augment.blend:
+            waveform, targets = self._blended(waveform, targets, chance)
         if augment.wave_mixup:
             drawn = draw_mixing(self.batch_size, augment.wave_alpha, chance, augment.wave_mixup)
             mixing = self.share.of_mixing(drawn, n, waveform.device)
@@ -96,6 +132,38 @@ class Step:
             is_short, share = chance.random(self.batch_size) < augment.padding, chance.uniform(SHORTEST, 1.0, self.batch_size)
             waveform = cut_short(waveform, self.share.of(np.where(is_short, share, 1.0), n))
         return waveform, targets
+
+    def _shortened(self, waveform: Tensor, chance: np.random.Generator) -> Tensor:
+        rate = self.front_end.config.sample_rate
+        longest = waveform.shape[1] // rate
+        seconds = int(chance.integers(min(math.ceil(self.augment.shortest), longest), longest + 1)) if longest else 0
+        return waveform[:, : seconds * rate] if seconds else waveform
+
+    def _varied(self, waveform: Tensor, chance: np.random.Generator) -> Tensor:
+        """Return the waveforms at another speed, through filters and in rooms."""
+        augment, n, size = self.augment, len(waveform), self.batch_size
+        if augment.speed:
+            octaves = np.log2(1 + augment.speed)
+            factors = np.where(chance.random(size) < 0.5, 2.0 ** chance.uniform(-octaves, octaves, size), 1.0)
+            waveform = change_speed(waveform, self.share.of(factors, n))
+        if augment.colour_db:
+            decibels = chance.uniform(-augment.colour_db, augment.colour_db, (size, POINTS))
+            waveform = colour(waveform, self.share.of(decibels, n))
+        if augment.room:
+            decays = self.front_end.config.sample_rate * log_uniform(chance, *DECAY, size)
+            levels = np.where(chance.random(size) < augment.room, log_uniform(chance, *ECHO, size), 0.0)
+            noise = torch.Generator(waveform.device).manual_seed(int(chance.integers(2**62)) + self.share.rank)
+            waveform = reverberate(waveform, self.share.of(decays, n), self.share.of(levels, n), noise)
+        return waveform
+
+    def _blended(self, waveform: Tensor, targets: Targets, chance: np.random.Generator) -> tuple[Tensor, Targets]:
+        augment, n = self.augment, len(waveform)
+        drawn = draw_mixing(self.batch_size, 1.0, chance)
+        partner = self.share.of_mixing(drawn, n, waveform.device).partner
+        softer = chance.uniform(-augment.blend_db, augment.blend_db, self.batch_size)
+        ratios = np.where(chance.random(self.batch_size) < augment.blend, softer, np.inf)
+        waveform, share = blend_waveforms(waveform, partner, self.share.of(ratios, n))
+        return waveform, targets.mixed(partner, share)
 
     def _spectrograms(self, waveform: Tensor, targets: Targets, chance: np.random.Generator) -> tuple[Tensor, Targets]:
         augment, n = self.augment, len(waveform)
@@ -108,3 +176,15 @@ class Step:
             chances = self.share.of(chance.random((self.batch_size, 4)), n)
             log_mel = spec_augment(log_mel, augment.frequency_mask, augment.time_mask, chances)
         return log_mel, targets
+
+
+def log_uniform(chance: np.random.Generator, low: float, high: float, n: int) -> npt.NDArray[np.float64]:
+    """Draw n numbers between two, of which each factor between them is as likely as another."""
+    drawn: npt.NDArray[np.float64] = low * (high / low) ** chance.random(n)
+    return drawn
+
+
+def block_distance(own: Tensor, heard: Tensor) -> Tensor:
+    """Return the mean squared difference of two feature maps, in units of the variance of `heard`."""
+    heard = heard.float()
+    return functional.mse_loss(own.float(), heard) / heard.var().clamp(min=1e-12)

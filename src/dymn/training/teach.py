@@ -21,6 +21,7 @@ from dymn.data.samplers import PlainSampler
 from dymn.data.source import Source
 from dymn.data.teacher import TeacherTable, write_table
 from dymn.errors import ConfigError, DataError
+from dymn.evaluation.assess import Learned, learned_from
 from dymn.models.frontend import LogMel
 from dymn.system.files import atomic_write
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
+USUAL = 10.0  # seconds that published models were trained with
 
 
 class Teacher(NamedTuple):
@@ -72,6 +74,23 @@ class Ensemble:
         """Name and digest of every model."""
         return tuple({"name": teacher.name, "sha256": teacher.digest} for teacher in self.teachers)
 
+    def learned(self, seconds: float | None = None, fill: str | None = None) -> Learned:
+        """Return with what clips the models were trained, where `seconds` and `fill` do not say otherwise; 0 s if their cards do not say.
+
+        Raises:
+            ConfigError: if they were trained with different ones.
+        """
+        cards = [learned_from(teacher.model) for teacher in self.teachers]
+        lengths = {seconds} if seconds else {card.seconds for card in cards}
+        fills = {fill} if fill else {card.fill for card in cards}
+        if len(lengths) > 1 or len(fills) > 1:
+            told = ", ".join(
+                f"{teacher.name} {f'{card.seconds:g} s' if card.seconds else 'unknown'} ({card.fill})"
+                for teacher, card in zip(self.teachers, cards, strict=True)
+            )
+            raise ConfigError(f"The models were trained with different clips: {told}. Say what they are to hear: --seconds and --fill.")
+        return Learned(lengths.pop(), fills.pop())
+
     @torch.inference_mode()
     def __call__(self, waveform: Tensor) -> Tensor:
         """Return the mean logits [B, C] of waveforms [B, N]."""
@@ -81,11 +100,11 @@ class Ensemble:
 
 def teach(
     source: Source,
-    models: Sequence[str | Path | MobileNet],
+    models: Sequence[str | Path | MobileNet] | Ensemble,
     out: str | Path,
     *,
-    seconds: float = 10.0,
-    fill: str = "pad",
+    seconds: float | None = None,
+    fill: str | None = None,
     batch_size: int = 16,
     workers: int = 0,
     device: str | torch.device = "cpu",
@@ -95,14 +114,15 @@ def teach(
     """Write the logits of all clips of a source to `out` and return them as a table.
 
     Clips are cut at the end or filled to `seconds`. Work is kept in a folder beside `out` while it lasts; called again after an
-    interruption with the same data, models and settings, it goes on where it was. Bad clips are left out and listed in the log.
+    interruption with the same data, models and settings, it continues where it was. Bad clips are left out and listed in the log.
 
     Args:
         source: the clips; take the whole dataset, or at least all that is trained on.
-        models: names, paths, or networks in memory.
+        models: names, paths, networks in memory, or an ensemble.
         out: the .safetensors file.
-        seconds: length of what the models hear.
-        fill: "pad" (with zeros) or "repeat", for shorter clips.
+        seconds: length of what the models hear; None for what they were trained with, 10 if their cards do not say.
+        fill: "pad" (with zeros) or "repeat", for shorter clips; None for what the models were trained with, "pad" if their cards do not
+            say.
         batch_size: clips at a time.
         workers: processes that decode.
         device: where the models run.
@@ -110,14 +130,17 @@ def teach(
         progress: called with the clips done and their total.
 
     Raises:
-        ConfigError: if models do not go together or with the data's sample rate.
+        ConfigError: if models do not go together or with the data's sample rate, or were trained with clips of different lengths or
+            fillings and these are not given.
         DataError: if too many clips are bad, or none is left.
         OSError: if `out` cannot be written.
     """
     out = Path(out)
-    ensemble = Ensemble(models, device)
+    ensemble = models if isinstance(models, Ensemble) else Ensemble(models, device)
     if ensemble.sample_rate != source.sample_rate:
         raise ConfigError(f"The models expect {ensemble.sample_rate} Hz, the data are read at {source.sample_rate} Hz.")
+    learned = ensemble.learned(seconds, fill)
+    seconds, fill = learned.seconds or USUAL, learned.fill
     settings: dict[str, Any] = {"seconds": seconds, "fill": fill, "sample_rate": source.sample_rate}
     identity = json.dumps([source.digest, ensemble.models, ensemble.labels, settings])
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -169,7 +192,7 @@ def spot_check(
     models: Sequence[str | Path | MobileNet],
     *,
     clips: int = 8,
-    seconds: float = 10.0,
+    seconds: float | None = None,
     tolerance: float = 0.1,
     seed: int = 0,
 ) -> float:
@@ -184,10 +207,14 @@ def spot_check(
     rows = table.match(source, partial=True)
     known = np.flatnonzero(rows >= 0)
     drawn = np.random.default_rng(seed).permutation(known)[:clips]
-    loader = Loader(source.where(drawn.tolist()), PlainSampler(len(drawn), shuffle=False), 1, seconds=seconds, crop="start", max_bad=0.0)
+    columns = table.columns(ensemble.labels)
+    seconds, fill = seconds or table.settings.get("seconds", USUAL), table.settings.get("fill", "pad")
+    part, sampler = source.where(drawn.tolist()), PlainSampler(len(drawn), shuffle=False)
+    loader = Loader(part, sampler, 1, seconds=seconds, crop="start", fill=fill, max_bad=0.0)
     worst = 0.0
     for i, batch in zip(drawn, loader.epoch(0), strict=True):
-        difference = float(np.abs(table.logits[rows[i]].astype(np.float32) - ensemble(batch.waveform)[0].float().cpu().numpy()).max())
+        logits = ensemble(batch.waveform)[0].float().cpu().numpy()
+        difference = float(np.abs(table.take(int(rows[i]), columns).astype(np.float32) - logits).max())
         if difference > tolerance:
             raise DataError(
                 f"{table.path} has other logits for {batch.keys[0]!r} than the model gives (up to {difference:.2f} apart). "

@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from dymn.errors import without_torch
+
 if TYPE_CHECKING:
     from dymn.models.mobilenet import import_efficientat, load_model
     from dymn.weights.checkpoint import open_checkpoint
@@ -46,4 +48,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOME_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOME_OF[name]), name)
+    try:
+        return getattr(importlib.import_module(_HOME_OF[name]), name)
+    except ImportError as error:
+        raise without_torch(error, f"dymn.weights.{name}") or error from error

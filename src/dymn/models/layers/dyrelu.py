@@ -100,6 +100,8 @@ class _MaximumOfTwo(torch.autograd.Function):
         rows = x.reshape(-1, x.shape[3], 1)  # [B * C * F, T, 1]
 
         def sums(values: Tensor) -> tuple[Tensor, Tensor]:  # row by row, which rounds less than one sum of F * T terms
+            if x.device.type != "cpu":  # which has no fast product of so many short rows, but sums that round little
+                return (values * x).sum(dim=(2, 3)), values.sum(dim=(2, 3))
             products = values.reshape(-1, 1, x.shape[3]) @ rows
             return products.view(x.shape[:3]).sum(dim=2), values.sum(dim=(2, 3))
 

@@ -1,0 +1,135 @@
+"""How much of its teacher a distilled network has, on the validation clips of the corpora that it learned from.
+
+    python benchmarks/distilled.py CORPORA --model runs/dymn04_open/best.safetensors dymn04_open
+    python benchmarks/distilled.py CORPORA --model runs/x/last.safetensors --calibrate dymn04_open.safetensors
+
+For each filling of short clips: `excess` is the binary cross-entropy above the teacher's own entropy, `ratio` the mean of
+p_student / p_teacher where the teacher is above 0.5, `first` how often both have the same first label, `mAP` that of finding the classes
+to which the teacher gives more than 0.3, `found` the share of those that the student gives more than 0.3 too. The ratio is also split by
+the number of clips of a corpus's training part in which the teacher hears the class, where its logits lie beside the index.
+
+`--calibrate FILE` fits slope and offset of the logits to the teacher on these clips, both fillings together, and writes the network with
+them, in half precision.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from dymn.metrics import mean_average_precision
+
+from dymn import hub, load_model
+from dymn.data import Loader, PlainSampler, Source, open_source
+from dymn.models.frontend import LogMel
+from dymn.models.mobilenet import MobileNet
+from dymn.system.devices import resolve_device
+from dymn.training.calibration import fit_affine, fold_affine
+
+Array = npt.NDArray[np.float32]
+HEARD, SURE = 0.3, 0.5
+GROUPS = ((0, 1), (1, 5), (5, 15), (15, 50), (50, 1_000_000))
+FILLS = ("repeat", "pad")
+
+
+@torch.inference_mode()
+def listen(models: list[MobileNet], source: Source, fill: str, seconds: float, device: torch.device) -> list[Array]:
+    """Return the probabilities [N, C] of all clips, for each model."""
+    loader = Loader(source, PlainSampler(len(source), shuffle=False), 16, seconds=seconds, crop="start", fill=fill)
+    front_end = LogMel(models[0].card.front_end).to(device)
+    said: list[list[Array]] = [[] for _ in models]
+    for batch in loader.epoch(0):
+        log_mel = front_end(batch.waveform.to(device))
+        for rows, model in zip(said, models, strict=True):
+            rows.append(model(log_mel).logits.float().sigmoid().cpu().numpy())
+    return [np.concatenate(rows) for rows in said]
+
+
+def clips_by_class(path: Path) -> npt.NDArray[np.int64] | None:
+    """Return in how many training clips of all corpora in `path` the teacher hears each class [C]; None where its logits are not there."""
+    total: npt.NDArray[np.int64] | None = None
+    for table in sorted([*path.glob("teacher_logits_*.npy"), *path.glob("*/teacher_logits_*.npy")]):
+        with (table.parent / "index.csv").open(newline="", encoding="utf-8") as file:
+            training = np.array([row["split"] == "train" for row in csv.DictReader(file)])
+        heard = np.load(table)[training].astype(np.float32) > np.log(HEARD / (1 - HEARD))
+        total = heard.sum(axis=0) + (0 if total is None else total)
+    return total
+
+
+def excess(student: Array, teacher: Array) -> float:
+    """Return the mean binary cross-entropy of a student above the teacher's own entropy."""
+    p, q = (np.clip(values.astype(np.float64), 1e-12, 1 - 1e-12) for values in (student, teacher))
+    return float((q * np.log(q / p) + (1 - q) * np.log((1 - q) / (1 - p))).mean())
+
+
+def compare(student: Array, teacher: Array, counts: npt.NDArray[np.int64] | None) -> dict[str, Any]:
+    """Return the figures of a student beside its teacher."""
+    sure, heard = teacher > SURE, teacher > HEARD
+    ratio = student / np.maximum(teacher, 1e-12)
+    found: dict[str, Any] = {
+        "excess": excess(student, teacher),
+        "ratio": float(ratio[sure].mean()),
+        "first": float((student.argmax(axis=1) == teacher.argmax(axis=1)).mean()),
+        "mAP": float(mean_average_precision(student, heard.astype(np.float32))),
+        "found": float((student > HEARD)[heard].mean()),
+    }
+    for low, high in GROUPS if counts is not None else ():
+        group = sure & ((counts >= low) & (counts < high))[None]
+        name = f"ratio {low}" + ("" if high == low + 1 else "+" if high > 1000 else f"-{high - 1}")
+        found[name] = float(ratio[group].mean()) if group.any() else None
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("corpora", type=Path)
+    parser.add_argument("--model", nargs="+", default=["dymn04_open"])
+    parser.add_argument("--teacher", default="mn04_as")
+    parser.add_argument("--split", default="val")
+    parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--cache", help="Folder of decoded clips.")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--calibrate", metavar="FILE", type=Path, help="Write the (first) model, calibrated, in half precision.")
+    parser.add_argument("--json", type=Path, help="Write the figures to this file too.")
+    options = parser.parse_args()
+    device = resolve_device(options.device)
+    models = [load_model(name, device=device).eval() for name in options.model]
+    teacher = load_model(options.teacher, device=device).eval()
+    source = open_source("shards", options.corpora, options.split, cache=options.cache)
+    counts = clips_by_class(options.corpora)
+    heard = {fill: listen([teacher, *models], source, fill, options.seconds, device) for fill in FILLS}
+    names = list(options.model)
+    if options.calibrate is not None:
+        fitted = fit_affine(*(np.concatenate([heard[fill][i] for fill in FILLS]) for i in (1, 0)))
+        model = models[0]
+        fold_affine(model, fitted)
+        model.card.provenance["calibration"] = fitted._asdict()
+        hub.save(model, options.calibrate, dtype=torch.float16)
+        print(f"{options.calibrate}: slope {fitted.slope:.4f}, offset {fitted.offset:+.4f}\n")
+        written = load_model(options.calibrate, device=device).eval()
+        names.append(str(options.calibrate))
+        for fill in FILLS:
+            heard[fill] += listen([written], source, fill, options.seconds, device)
+    rows = []
+    for i, name in enumerate(names, start=1):
+        for fill in FILLS:
+            rows.append({"model": name, "fill": fill} | compare(heard[fill][i], heard[fill][0], counts))
+    print(f"{len(source)} clips, {options.seconds:g} s each\n")
+    print("| " + " | ".join(rows[0]) + " |\n" + "| --- " * len(rows[0]) + "|")
+    for row in rows:
+        cells = [
+            "" if v is None else f"{v:.5f}" if k == "excess" else f"{v:.3f}" if isinstance(v, float) else str(v) for k, v in row.items()
+        ]
+        print("| " + " | ".join(cells) + " |")
+    if options.json is not None:
+        options.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

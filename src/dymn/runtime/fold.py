@@ -1,0 +1,152 @@
+"""The one folded form of a network for inference, in NumPy: what compiled code, the fused PyTorch form and ONNX are built from.
+
+Batch norms become part of the kernels before them, each of the K scaled, and leave a bias that no attention weighs. All that a block
+reads off its context vector is one linear layer. The temperature of the kernel attention (eq. 2) is divided into it, and a dynamic
+convolution of a single kernel has no attention left. The coefficients of Dy-ReLU are ordered [2 M, C], not [C, 2 M].
+
+Arrays are called PART.weight and PART.bias, those of a block `blocks.I.PART`. Parts of the network: stem [C, 1, 3, 3], last [D, C],
+hidden [H, D] with the head "mlp", classifier [classes, H or D]. Parts of a block:
+
+- expand, project [K, C_out, C_in] and depthwise [K, C, k, k];
+- context [H, C], and time_context where the two sequences have weights of their own;
+- coefficient [n, H], rows as `coefficients` lists them; with the context "own", squeeze and coefficient of each of them, such as
+  `blocks.I.expand.kernels.squeeze.weight`;
+- frequency, time [C, H] of Coordinate Attention; squeeze, excite of Squeeze-and-Excitation; any other attention as it is in the
+  checkpoint, as `blocks.I.attention.NAME`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from dymn.architectures import NEEDS_CONTEXT, has_context
+from dymn.config import BlockConfig, ModelConfig
+
+Array = npt.NDArray[np.floating]
+Part = tuple[Array, Array]  # weight and bias
+
+EPSILON = 1e-3  # of batch norm, as in MobileNetV3 ...
+HEAD_EPSILON = 1e-5  # ... but in the fully convolutional head
+
+
+class Folded(NamedTuple):
+    """A network with its norms in its kernels."""
+
+    config: ModelConfig
+    arrays: Mapping[str, Array]
+
+
+class Coefficients(NamedTuple):
+    """What a block reads off its context for one of its parts."""
+
+    position: str  # one of BlockConfig.POSITIONS
+    kind: str  # "kernels": K logits of eq. 2; "maps": 2 M values of Dy-ReLU for each channel (eq. 3)
+    size: int
+
+
+def positions(block: BlockConfig) -> tuple[str, ...]:
+    """Return the positions of the convolutions that a block has."""
+    return BlockConfig.POSITIONS if block.c_exp != block.c_in else BlockConfig.POSITIONS[1:]
+
+
+def coefficients(block: BlockConfig) -> list[Coefficients]:
+    """Return what a block reads off its context, in the order of the rows of `coefficient`: kernel attentions, then maps."""
+    found = positions(block)
+    kernels = [
+        Coefficients(position, "kernels", block.n_kernels) for position in found if position in block.dynamic_convs and block.n_kernels > 1
+    ]
+    channels = {"expand": block.c_exp, "depthwise": block.c_exp, "project": block.c_out}
+    maps = [Coefficients(p, "maps", 2 * block.n_maps * channels[p]) for p in found if p in block.dynamic_relus]
+    return kernels + maps
+
+
+def fold(config: ModelConfig, state: Mapping[str, Array]) -> Folded:
+    """Fold a network, whose weights fit its configuration, in the precision of its weights.
+
+    Example:
+        >>> stored = dymn.weights.open_checkpoint("dymn04_open")
+        >>> fold(stored.config, stored.state).arrays["blocks.1.expand.weight"].shape  # [K, C_out, C_in]
+        (4, 24, 8)
+    """
+    parts = {"stem": _convolution(state, "stem.conv", "stem.norm")}
+    weight, bias = _convolution(state, "last.conv", "last.norm")
+    parts["last"] = _matrix(weight), bias
+    if config.head == "mlp":
+        parts |= {name: _layer(state, f"head.{name}") for name in ("hidden", "classifier")}
+    else:
+        weight, bias = _convolution(state, "head.classifier", "head.norm", HEAD_EPSILON)
+        parts["classifier"] = _matrix(weight), bias
+    arrays = _named(parts)
+    for i, block in enumerate(config.blocks):
+        arrays |= _block(state, f"blocks.{i}.", block, config.temperature)
+    return Folded(config, arrays)
+
+
+def _block(state: Mapping[str, Array], name: str, block: BlockConfig, temperature: float) -> dict[str, Array]:
+    parts: dict[str, Part] = {}
+    own = ".part" if block.context == "own" else ""
+    for position in positions(block):
+        conv = f"{name}{position}.conv{own if position in block.dynamic_convs else ''}"
+        kernels, bias = _convolution(state, conv, f"{name}{position}.norm")
+        kernels = kernels if position in block.dynamic_convs else kernels[None]  # [K, C_out, C_in / groups, k, k]
+        parts[position] = (kernels[:, :, 0] if position == "depthwise" else kernels[..., 0, 0]), bias
+    heads: dict[str, Part] = {}
+    for position, kind, _ in coefficients(block):
+        part = f"{name}{position}.{'conv' if kind == 'kernels' else 'activation'}"
+        weight, bias = _layer(state, f"{part}{own}.coefficients")
+        if kind == "kernels":
+            heads[f"{position}.{kind}"] = weight / weight.dtype.type(temperature), bias / bias.dtype.type(temperature)
+        else:
+            weight = weight.reshape(-1, 2 * block.n_maps, weight.shape[1]).swapaxes(0, 1).reshape(weight.shape)
+            heads[f"{position}.{kind}"] = weight, bias.reshape(-1, 2 * block.n_maps).T.reshape(-1)
+        if own:
+            parts[f"{position}.{kind}.squeeze"] = _layer(state, f"{part}.squeeze")
+    if own:
+        parts |= {f"{key}.coefficient": head for key, head in heads.items()}
+    elif heads:
+        weights, biases = zip(*heads.values(), strict=True)
+        parts["coefficient"] = np.concatenate(weights), np.concatenate(biases)
+    if has_context(block):
+        weight, bias = _convolution(state, f"{name}context.conv", f"{name}context.norm")
+        parts["context"] = _matrix(weight), bias
+        if block.context == "separate":
+            weight, bias = _convolution(state, f"{name}context.time_conv", f"{name}context.time_norm")
+            parts["time_context"] = _matrix(weight), bias
+    if block.attention in NEEDS_CONTEXT:
+        for axis in ("frequency", "time"):
+            if f"{name}attention.{axis}.weight" in state:
+                weight, bias = _layer(state, f"{name}attention.{axis}")
+                parts[axis] = _matrix(weight), bias
+    elif block.attention == "se":
+        parts |= {layer: _layer(state, f"{name}attention.{layer}") for layer in ("squeeze", "excite")}
+    found = _named({f"{name}{part}": both for part, both in parts.items()})
+    if block.attention is not None and block.attention not in (*NEEDS_CONTEXT, "se"):
+        found |= {key: values for key, values in state.items() if key.startswith(f"{name}attention.")}
+    return found
+
+
+def _convolution(state: Mapping[str, Array], conv: str, norm: str, epsilon: float = EPSILON) -> Part:
+    """Return kernels [..., C_out, C_in, k, k] scaled for the batch norm after them, and the bias [C_out] that is left of the norm."""
+    weight = state[f"{conv}.weight"]
+    scale = state[f"{norm}.weight"].astype(np.float64) / np.sqrt(state[f"{norm}.running_var"].astype(np.float64) + epsilon)
+    bias = state[f"{norm}.bias"].astype(np.float64) - state[f"{norm}.running_mean"].astype(np.float64) * scale
+    if f"{conv}.bias" in state:
+        bias += state[f"{conv}.bias"] * scale
+    return weight * scale.astype(weight.dtype)[:, None, None, None], bias.astype(weight.dtype)
+
+
+def _layer(state: Mapping[str, Array], name: str) -> Part:
+    return state[f"{name}.weight"], state[f"{name}.bias"]
+
+
+def _matrix(weight: Array) -> Array:
+    """View pointwise kernels [C_out, C_in, 1, 1] as a matrix."""
+    return weight[:, :, 0, 0]
+
+
+def _named(parts: Mapping[str, Part]) -> dict[str, Array]:
+    return {f"{name}.{kind}": values for name, both in parts.items() for kind, values in zip(("weight", "bias"), both, strict=True)}

@@ -1,0 +1,106 @@
+"""From a name or a path to a backend: compiled code where it can, PyTorch or ONNX Runtime where it must or was chosen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from dymn.config import check
+from dymn.errors import ConfigError
+from dymn.native import libraries
+from dymn.runtime.backend import Backend
+from dymn.runtime.compiled_backend import CompiledBackend, can_compile
+from dymn.runtime.onnx_backend import OnnxBackend, cached_path, find_file
+from dymn.system.cpus import check_threads, may_have_gpu
+from dymn.system.extras import has_torch, require_torch
+from dymn.weights.checkpoint import open_checkpoint
+from dymn.weights.download import Progress
+from dymn.weights.format import Stored
+
+if TYPE_CHECKING:
+    import torch
+
+Choice = Literal["auto", "compiled", "torch", "onnx"]
+CHOICES = ("auto", "compiled", "torch", "onnx")
+ONNX = ".onnx"
+
+
+def open_backend(
+    source: str | Path | Stored,
+    *,
+    backend: str = "auto",
+    device: str | torch.device | None = None,
+    threads: int | None = None,
+    precision: str = "float32",
+    compile: bool = False,
+    progress: Progress | None = None,
+) -> Backend:
+    """Open a model for inference.
+
+    Args:
+        source: a name, path or folder as in `dymn.weights.open_checkpoint`, an opened checkpoint, or an .onnx file of `dymn export`.
+        backend: "compiled" (CPU, without PyTorch), "torch", "onnx", or "auto": compiled code on a CPU, and PyTorch on a GPU, in another
+            precision, or for a network that compiled code does not know.
+        device: where PyTorch computes, such as "cpu" or "cuda:0"; None is the first CUDA device, or else the CPU.
+        threads: number of CPU threads; one for each CPU that may be used if None.
+        precision: "float32", or for GPUs "bfloat16" or "float16".
+        compile: whether `torch.compile` makes kernels for the network.
+        progress: called during a download with the bytes done, and the bytes in all or None.
+
+    Raises:
+        WeightsError: if the model cannot be found, downloaded or read.
+        ConfigError: if a setting is not allowed, or the backend cannot compute the model here.
+        MissingExtraError: if the backend is not installed.
+
+    Example:
+        >>> backend = open_backend("dymn04_open")
+        >>> backend.run_waveforms(np.zeros((1, 32_000), np.float32)).probabilities.shape
+        (1, 527)
+    """
+    check(backend in CHOICES, f"backend is {backend!r}; allowed: {', '.join(CHOICES)}.")
+    check_threads(threads)
+    is_onnx = not isinstance(source, Stored) and str(source).lower().endswith(ONNX)
+    plain = precision == "float32" and not compile
+    if backend == "onnx" or (backend == "auto" and is_onnx):
+        check(device is None or str(device) == "cpu", f"device is {str(device)!r}; ONNX Runtime computes on the cpu here.")
+        check(plain, f"precision is {precision}; an ONNX file has its own. See `dymn export --precision`.")
+        check(not isinstance(source, Stored), "ONNX Runtime opens files, not checkpoints in memory. Export one with `dymn export`.")
+        return OnnxBackend(find_file(str(source)), threads)
+    if backend == "torch":
+        require_torch("The backend torch")
+    on_cpu = str(device) == "cpu" or (device is None and not (may_have_gpu() and has_torch()))
+    compiles = backend == "compiled" or (backend == "auto" and on_cpu and plain)
+    if backend == "compiled":
+        check(device is None or str(device) == "cpu", f"device is {str(device)!r}; compiled code computes on the cpu.")
+        check(plain, f"precision is {precision}; compiled code computes in float32. Choose the backend torch.")
+    if not compiles:
+        require_torch("Computing on another device than the CPU, in another precision or with torch.compile")
+        _check_device(device)  # before anything is downloaded
+    stored = source if isinstance(source, Stored) else open_checkpoint(source, progress=progress)
+    if compiles and can_compile(stored):
+        return CompiledBackend(stored, threads)
+    if backend != "compiled" and has_torch():
+        return _in_torch(stored, device, threads, precision, compile)
+    exported = cached_path(stored.card.name)
+    if backend == "auto" and exported.is_file():
+        return OnnxBackend(exported, threads)
+    lacks = "has parts that compiled code does not know" if libraries() else "needs compiled code, which there is none of for this CPU"
+    raise ConfigError(
+        f"The network {stored.card.name or str(source)} {lacks}. Install PyTorch with: pip install 'dymn[torch]'; or export it to ONNX "
+        "where PyTorch is, and give the .onnx file here (pip install 'dymn[onnx]')."
+    )
+
+
+def _check_device(device: str | torch.device | None) -> None:
+    from dymn.system.devices import resolve_device
+
+    resolve_device(device)
+
+
+def _in_torch(stored: Stored, device: str | torch.device | None, threads: int | None, precision: str, compile: bool) -> Backend:
+    from dymn.models.mobilenet import MobileNet
+    from dymn.runtime.torch_backend import TorchBackend
+    from dymn.system.devices import use_threads
+
+    use_threads(threads)
+    return TorchBackend(MobileNet.from_stored(stored), device, precision=precision, compile=compile)

@@ -1,0 +1,248 @@
+"""What a run needs before its first epoch."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+import dymn
+from dymn.config import FrontEndConfig
+from dymn.data import Dataset, Loader, Resident, heard_weights
+from dymn.data.batch import read_bad
+from dymn.errors import ConfigError, DataError
+from dymn.evaluation.score import probabilities
+from dymn.evaluation.teachers import OnlineTeachers, same_blocks
+from dymn.models.frontend import LogMel
+from dymn.models.mobilenet import MobileNet
+from dymn.system.files import atomic_write
+from dymn.training.distributed import launch, use_global_norm
+from dymn.training.inputs import (
+    check_classes,
+    check_table,
+    differences,
+    digests,
+    fingerprint,
+    open_inputs,
+    open_models,
+    quiet_loader,
+    training_loader,
+)
+from dymn.training.recipe import TrainConfig
+from dymn.training.report import Reporter, Tracker, write_json
+from dymn.training.resolve import resolve, with_folder
+from dymn.training.start import (
+    front_end_of,
+    has_fresh_head,
+    inherit_weights,
+    prior_logits,
+    set_prior,
+    starting_model,
+)
+from dymn.training.state import RunState, load_state
+from dymn.training.step import Share, Step
+from dymn.weights.format import shorten
+
+SAMPLE_CLIPS = 96  # heard before training: for inherited weights, the teacher's prior and the spread of its embedding
+STATE_FILE, BEST_FILE, LAST_FILE, BAD_FILE = "state.pt", "best.safetensors", "last.safetensors", "bad_clips.csv"
+WEIGHTS_FILE = "draws.npy"  # how often each training clip is drawn
+
+
+class Prepared:
+    """A training run before its first epoch: data, teachers, network, optimiser, and the state of before where it continues."""
+
+    def __init__(self, config: TrainConfig, reporter: Reporter, data: Dataset | None = None) -> None:
+        config = with_folder(config)
+        config, data = resolve(config) if data is None else (config, data)
+        self.config, self.folder = config, Path(config.run.out)
+        self.fabric, self.share = self._processes()
+        self.reporter = reporter if self.is_main else Reporter()
+        models = open_models(config)
+        front_end = front_end_of(config.model, models.start)
+        self.inputs = open_inputs(config, data, front_end.sample_rate)
+        for sentence in (*check_classes(self.inputs, config.teacher.is_present), *check_table(self.inputs, config.data.fill)):
+            self.reporter.note(sentence)
+        self.resident = Resident(self.inputs.train, self.device, config.data.workers) if config.data.resident else None
+        self.digests = digests(self.inputs) | models.digests
+        self.state = self._begin_or_continue()
+        self._began = time.monotonic() - self.state.clock
+        self.network = self._network(models.start, front_end)
+        self.front_end = LogMel(front_end).to(self.device)
+        self.teachers = self._teachers(models.teachers)
+        self.weights = self._weights()
+        self.loader = self._loader(self.share.rank, self.share.world)
+        feature_scale = self._prepare_weights(models.parent)
+        self.step = Step(config, self.inputs.task.loss, self.front_end, self.teachers, feature_scale, self.share)
+        self.ema = self._averaged()
+        if config.teacher.block_weight:
+            self.step.watch_blocks(self.network)
+        self.model, self.optimizer = self._set_up()
+        self._restore()
+        self.trackers = [
+            Tracker(kind, self.folder, dataclasses.asdict(config), config.run.name) for kind in config.run.trackers if self.is_main
+        ]
+
+    # Setting up
+
+    def _processes(self) -> tuple[Any, Share]:
+        """Find the device, and this process's place among those that train together."""
+        if self.config.run.threads:
+            torch.set_num_threads(self.config.run.threads)
+        fabric = launch(self.config)
+        return fabric, Share(fabric.global_rank, fabric.world_size)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return cast(torch.device, self.fabric.device)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that evaluates and writes."""
+        return self.share.rank == 0
+
+    def _network(self, start: MobileNet | None, front_end: FrontEndConfig) -> MobileNet:
+        generator = torch.Generator().manual_seed(self.config.run.seed)
+        return starting_model(self.config.model, start, self.inputs.train.labels, front_end, generator).to(self.device)
+
+    def _begin_or_continue(self) -> RunState:
+        mark = fingerprint(self.config, self.digests)
+        path = self.folder / STATE_FILE
+        if self.is_main:
+            for unfinished in self.folder.glob(".*.part"):  # what a kill in the middle of writing left
+                unfinished.unlink()
+        if path.exists():
+            state = load_state(path)
+            if state.fingerprint != mark:
+                changed = differences(self.folder / "config.json", self.config, self.digests)
+                raise ConfigError(
+                    f"{self.folder} holds a run with other settings or data{f' ({shorten(changed)})' if changed else ''}. "
+                    "Choose another folder (--output, run.out), or remove it to start anew."
+                )
+            within = f" and {state.part['steps']} steps of the next" if state.part else ""
+            self.reporter.note(f"Continuing {self.folder} after epoch {state.epoch}{within}.")
+            return state
+        if self.is_main:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_json(
+                self.folder / "config.json", {"config": dataclasses.asdict(self.config), "data": self.digests, "versions": versions()}
+            )
+        return RunState(fingerprint=mark)
+
+    def _teachers(self, models: Sequence[MobileNet]) -> OnlineTeachers | None:
+        if not models:
+            return None
+        blocks = self.config.teacher.block_weight > 0
+        teachers = OnlineTeachers(models, self.network, self.device, blocks=blocks)
+        if blocks and not same_blocks(models[0], self.network):
+            raise ConfigError("teacher.block_weight needs a (first) teacher whose blocks have the student's channels and strides.")
+        if self.config.teacher.feature_weight > 0 and teachers.embedding_size != self.network.config.c_last:
+            raise ConfigError(
+                f"teacher.feature_weight needs embeddings of one size; the student's has {self.network.config.c_last} values, "
+                f"the teacher's {teachers.embedding_size}."
+            )
+        return teachers
+
+    def _loader(self, rank: int, world: int) -> Loader:
+        pin_memory = self.device.type == "cuda"
+        return training_loader(self.inputs, self.config, rank, world, pin_memory, self.resident, self.weights)
+
+    def _weights(self) -> npt.NDArray[np.float64] | None:
+        """Return how often clips are drawn, by what the teachers hear in them; kept in the folder, for they listen to all clips for it."""
+        if self.config.data.sampling != "teacher" or self.teachers is None:
+            return None
+        path = self.folder / WEIGHTS_FILE
+        if self.is_main and not path.exists():
+            self.reporter.note(f"The teacher listens to {len(self.inputs.train)} clips, once, for how often each is drawn.")
+            with atomic_write(path) as file:
+                np.save(file, heard_weights(self._heard()))
+        self.fabric.barrier()
+        return cast("npt.NDArray[np.float64]", np.load(path, allow_pickle=False))
+
+    def _heard(self) -> npt.NDArray[np.float32]:
+        """Return the teachers' probabilities for all training clips [N, C]; zeros for bad ones."""
+        source, teachers = self.inputs.train, cast(OnlineTeachers, self.teachers)
+        row = {key: i for i, key in enumerate(source.keys)}
+        heard = np.zeros((len(source), len(source.labels)), dtype=np.float32)
+        for batch in quiet_loader(source, self.inputs, self.config, self.resident).epoch(0):
+            logits = teachers.teach(self.front_end(batch.waveform.to(self.device))).logits
+            np.maximum.at(heard, [row[key] for key in batch.keys], probabilities(logits, self.inputs.task.loss).cpu().numpy())
+        return heard
+
+    def _prepare_weights(self, parent: MobileNet | None) -> float:
+        """Give a fresh network its inherited weights or its prior; return the variance of the teacher's embedding."""
+        model, settings = self.network, self.config.model
+        log_mel = self._sample() if parent is not None or self.teachers is not None else torch.empty(0)
+        if parent is not None:
+            inherit_weights(model, parent, log_mel, torch.Generator().manual_seed(self.config.run.seed))
+        lesson = None if self.teachers is None else self.teachers.teach(log_mel)
+        if settings.prior and has_fresh_head(model):
+            prior = (
+                prior_logits(self.inputs.train, self.inputs.table, self.inputs.task.loss) if lesson is None else lesson.logits.mean(dim=0)
+            )
+            if prior is not None:
+                set_prior(model, prior)
+        spread = 1.0 if lesson is None else float(lesson.embedding.var(dim=0).mean())
+        return spread if spread > 0 else 1.0  # a single clip has none
+
+    def _sample(self) -> Tensor:
+        """Return the log-mel of some training clips, the same whatever the number of processes."""
+        clips = self._loader(0, 1).epoch(0)
+        waveforms: list[Tensor] = []
+        for batch in clips:
+            waveforms.append(batch.waveform)
+            if sum(map(len, waveforms)) >= SAMPLE_CLIPS:
+                break
+        if not waveforms:
+            raise DataError("No training clip could be read.")
+        return torch.cat([self.front_end(waveform.to(self.device)) for waveform in waveforms])[:SAMPLE_CLIPS]
+
+    def _averaged(self) -> torch.optim.swa_utils.AveragedModel | None:
+        if self.config.optim.ema == 0:
+            return None
+        average = torch.optim.swa_utils.get_ema_multi_avg_fn(self.config.optim.ema)  # type: ignore[no-untyped-call]
+        return torch.optim.swa_utils.AveragedModel(self.network, multi_avg_fn=average, use_buffers=True)
+
+    def _set_up(self) -> tuple[Any, Any]:
+        optim = self.config.optim
+        if self.share.world > 1 and self.config.run.sync_norm:
+            use_global_norm(self.network)
+        kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+        fused = self.device.type == "cuda" and optim.precision != "fp16"  # a fused one unscales by itself, which forbids clipping
+        optimizer = kinds[optim.name](self.network.parameters(), lr=optim.lr, weight_decay=optim.weight_decay, fused=fused or None)
+        if self.state.optimizer:
+            optimizer.load_state_dict(self.state.optimizer)
+        model, optimizer = self.fabric.setup(torch.compile(self.network) if optim.compile else self.network, optimizer)
+        return model, optimizer
+
+    def _restore(self) -> None:
+        read = (self.state.epoch, self.state.part.get("steps", 0))
+        if (first := tuple(self.fabric.broadcast(read))) != read:
+            raise DataError(
+                f"This process reads another state than the first one (epoch and step {read}, not {first}). {self.folder} must be one "
+                "folder for all machines; a network file system may need a minute until all of them see the same."
+            )
+        if not self.state.model:
+            return
+        self.loader.bad |= read_bad(self.folder / BAD_FILE)
+        if "train" in self.state.marks:
+            self.loader.marks[:] = self.state.marks["train"].numpy()
+        self.network.load_state_dict(self.state.model)
+        if self.ema is not None:
+            self.ema.load_state_dict(self.state.ema)
+        scaler = getattr(self.fabric.strategy.precision, "scaler", None)
+        if scaler is not None and self.state.scaler:
+            scaler.load_state_dict(self.state.scaler)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a run's numbers may depend on."""
+    return {"dymn": dymn.__version__, "python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}

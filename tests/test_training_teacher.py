@@ -1,0 +1,155 @@
+"""What an online teacher makes possible: draws by what it hears, blocks compared, calibrated logits; and runs that follow the clock."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from dymn import create_model, load_model
+from dymn.config import FrontEndConfig, ModelCard
+from dymn.data import WeightedSampler, heard_weights
+from dymn.errors import ConfigError, DataError
+from dymn.training import loop, train
+from dymn.training.loop import Run
+from dymn.training.report import Reporter
+from tiny_runs import FRONT_END, run, write_clips
+
+EVERYTHING = {
+    "data": {"kind": "csv", "sampling": "teacher", "draws": 12, "resident": True},
+    "augment": {
+        "jitter": True,
+        "roll_ms": 20,
+        "gain_db": 3,
+        "speed": 0.2,
+        "colour_db": 6,
+        "room": 0.5,
+        "blend": 0.5,
+        "wave_mixup": 0.3,
+        "padding": 0.3,
+    },
+    "optim": {"name": "adamw", "batch_size": 4, "ema": 0.5, "norm_clips": 8},
+}
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    """Clips of two classes, as a table: each may have both."""
+    folder = write_clips(tmp_path_factory.mktemp("clips") / "data", 14)
+    table = folder / "clips.csv"
+    with table.open("w", newline="") as file:
+        paths = sorted(folder.rglob("*.wav"))
+        rows = [(path.relative_to(folder), path.parent.name, "val" if i % 4 == 0 else "train") for i, path in enumerate(paths)]
+        csv.writer(file).writerows([("path", "labels", "split"), *rows])
+    return table
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    model = create_model(
+        "mn04", 2, width=0.1, generator=torch.Generator().manual_seed(1), dynamic_blocks="none", attention="se", attention_blocks="se"
+    )
+    model.card = ModelCard(name="teacher", front_end=FrontEndConfig(**FRONT_END), labels=("high", "low"))
+    path = tmp_path_factory.mktemp("teacher")
+    model.save_pretrained(path)
+    return str(path)
+
+
+@pytest.fixture(autouse=True)
+def _no_curves(monkeypatch):
+    monkeypatch.setattr(loop, "plot_curves", lambda *arguments: None)
+
+
+def taught(clips, out, parent, /, **sections):
+    settings = {name: EVERYTHING.get(name, {}) | sections.get(name, {}) for name in {**EVERYTHING, **sections}}
+    lesson = {"models": [parent], "label_weight": 0.0, "feature_weight": 0.1, "block_weight": 0.1, "calibrate": True}
+    settings["model"] = {"inherit": parent} | sections.get("model", {})
+    settings["teacher"] = lesson | sections.get("teacher", {})
+    return run(clips, out, **settings)
+
+
+def log_of(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def test_a_teacher_that_is_heard_in_every_way(clips, tmp_path, teacher):
+    result = train(taught(clips, tmp_path, teacher))
+    assert {"val_distillation", "val_top1_agreement"} <= set(result)
+    weights = np.load(tmp_path / "draws.npy")
+    assert len(weights) == 10 and weights.sum() == pytest.approx(1.0)
+    best, last = (load_model(tmp_path / f"{name}.safetensors") for name in ("best", "last"))
+    assert set(best.card.provenance["calibration"]) == {"slope", "offset"} and "calibration" not in last.card.provenance
+    assert best.card.metrics["distillation"] <= min(record["val_distillation"] for record in log_of(tmp_path)) + 1e-6
+
+
+def test_such_a_run_goes_on_as_if_it_had_not_been_ended(clips, tmp_path, teacher):
+    train(taught(clips, tmp_path / "whole", teacher))
+
+    class Ends(Reporter):
+        def epoch(self, record):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(taught(clips, tmp_path / "ended", teacher), Ends())
+    train(taught(clips, tmp_path / "ended", teacher))
+    one, other = (load_model(tmp_path / name / "last.safetensors").state_dict() for name in ("whole", "ended"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_blocks_are_compared(clips, tmp_path, teacher):
+    batch = chance = None
+    losses = []
+    for weight in (0.0, 1.0):
+        made = Run(taught(clips, tmp_path / str(weight), teacher, teacher={"block_weight": weight}), Reporter())
+        batch = batch or next(made.loader.epoch(0))
+        chance = np.random.default_rng(0)
+        torch.manual_seed(0)
+        losses.append(float(made.step(made.model.train(), batch, chance).detach()))
+    assert losses[1] > losses[0] + 0.01
+
+
+def test_a_run_follows_the_clock(clips, tmp_path, teacher, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
+
+    class Slow(Reporter):
+        def batch(self, loss):
+            now[0] += 1.0
+
+    schedule = {"seconds": 20.0, "epochs": 10, "warm_up": 0, "ramp_start": 0, "ramp_length": 10, "floor": 0.0}
+    train(taught(clips, tmp_path, teacher, schedule=schedule, optim={"lr": 1.0e-3}), Slow())
+    log = log_of(tmp_path)
+    assert len(log) == 6  # of three batches each; a seventh would end after 21 seconds
+    assert [record["lr"] for record in log] == pytest.approx([1e-3 * (1 - 0.15 * epoch) for epoch in range(6)])
+
+
+def test_what_cannot_be_had(clips, tmp_path, teacher):
+    with pytest.raises(ConfigError, match="needs an online teacher"):
+        run(clips, tmp_path, data={"sampling": "teacher"})
+    with pytest.raises(ConfigError, match=r"teacher.block_weight needs an online teacher"):
+        run(clips, tmp_path, teacher={"block_weight": 1.0})
+    wide = taught(clips, tmp_path, teacher, model={"inherit": "", "settings": {"width": 0.2}}, teacher={"feature_weight": 0.0})
+    with pytest.raises(ConfigError, match="blocks have the student's channels"):
+        Run(wide, Reporter())
+
+
+def test_weighted_draws():
+    weights = np.array([0.0, 1.0, 3.0, 0.5, 0.0])
+    sampler = WeightedSampler(weights, seed=1, draws=90)
+    counts = np.bincount(sampler.order(0), minlength=5)
+    assert abs(counts - 20 * weights).max() < 1 and counts.sum() == len(sampler) == 90
+    assert (sampler.order(0) == WeightedSampler(weights, seed=1, draws=90).order(0)).all()
+    assert (sampler.order(1) != sampler.order(0)).any()
+    with pytest.raises(DataError, match="not all 0"):
+        WeightedSampler(np.zeros(3), draws=5)
+
+
+def test_rare_classes_that_a_teacher_hears_weigh_more():
+    heard = np.zeros((102, 3))
+    heard[:100, 0], heard[100, 1] = 0.9, 0.9
+    heard[:, 2] = 0.01  # not heard
+    weights = heard_weights(heard)
+    assert weights.sum() == pytest.approx(1.0) and weights[100] > 10 * weights[0] and 0 < weights[101] < weights[0]
+    heard[0] = 0.0  # could not be read
+    assert heard_weights(heard)[0] == 0

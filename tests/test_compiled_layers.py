@@ -9,7 +9,9 @@ from dymn import create_model
 from dymn.models.layers.attention import weighed
 from dymn.models.layers.depthwise import depthwise
 from dymn.models.layers.dyrelu import maximum_of_maps
+from dymn.models.layers.operation import Operation
 from dymn.native import ops
+from test_benchmarks import load as load_benchmark
 
 quick = settings(deadline=None, max_examples=40)
 SIZES = (st.integers(1, 3), st.integers(1, 4), st.integers(1, 20), st.integers(1, 50), st.integers(1, 3))
@@ -131,3 +133,47 @@ def test_whoever_counts_operations_sees_them():
         model(torch.zeros(1, 1, 64, 64))
     assert counter.get_flop_counts()["Global"][torch.ops.aten.convolution] > 0
     assert not ops.is_compiled(torch.zeros(1, dtype=torch.float64))
+
+
+def second_derivative(model, log_mel, vector):
+    """The product of the Hessian of a loss with a vector, for the input of a network."""
+    x = log_mel.clone().requires_grad_()
+    loss = model(x).logits.square().sum()
+    (first,) = torch.autograd.grad(loss, x, create_graph=True)
+    return torch.autograd.grad((first * vector).sum(), x)[0]
+
+
+@pytest.mark.parametrize("name", ["dymn04", "mn04"])
+def test_second_derivatives_are_right(name):
+    lively = load_benchmark("lively")
+    model = lively.lively(create_model(name, 5, width=0.1, generator=torch.Generator().manual_seed(0)), lively.clips(4, 32, 40)).eval()
+    vector = torch.randn(2, 1, 32, 40, generator=torch.Generator().manual_seed(1))
+    log_mel = lively.clips(2, 32, 40) + 0.1 * vector.flip(0)
+    exact = second_derivative(model.double(), log_mel.double(), vector.double())
+    found = second_derivative(model.float(), log_mel, vector)
+    assert (found - exact).abs().max() < 1e-4 * exact.abs().max()
+
+
+def test_functional_gradients():
+    model = create_model("dymn04", 5, width=0.1, generator=torch.Generator().manual_seed(0)).eval()
+    log_mel = torch.randn(2, 1, 32, 40, generator=torch.Generator().manual_seed(1))
+    found = torch.func.grad(lambda x: model(x).logits.square().sum())(log_mel)
+    x = log_mel.clone().requires_grad_()
+    model(x).logits.square().sum().backward()
+    assert torch.allclose(found, x.grad, rtol=1e-4, atol=1e-6 * float(x.grad.abs().max()))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_maps_in_any_layout(layout):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 4, 9, 11, generator=generator).to(memory_format=layout)
+    kernel, slopes = torch.randn(2, 4, 3, 3, generator=generator), torch.randn(2, 4, 2, generator=generator)
+    weights = torch.rand(2, 4, 9, 1, generator=generator), torch.rand(2, 4, 1, 11, generator=generator)
+    for operation, arguments in ((depthwise, (kernel, 2)), (maximum_of_maps, (slopes, -slopes)), (weighed, weights)):
+        assert torch.allclose(operation(x, *arguments), operation.equation(x.contiguous(), *arguments), atol=1e-5)
+
+
+def test_an_installed_form_is_used_where_it_fits():
+    double = Operation(lambda x: 2 * x)
+    double.install(lambda x: len(x) > 1, lambda x: torch.zeros_like(x))
+    assert double(torch.ones(1)).tolist() == [2] and double(torch.ones(2)).tolist() == [0, 0]

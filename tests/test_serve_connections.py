@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from websockets.sync.client import connect
 
 from dymn.inference.tagger import Tagger
-from dymn.serve import connections, engine, uploads
+from dymn.serve import connections, service, uploads
 from dymn.serve.app import create_app
 from dymn.serve.connections import BoundedConnection
 from dymn.serve.guard import is_address, is_token
@@ -46,7 +46,7 @@ def serving(app):
             thread.join(30)
 
 
-def service(**settings):
+def tagging(**settings):
     return create_app({"stub": Tagger(Stub())}, ServeSettings(**settings), page=False)
 
 
@@ -80,7 +80,7 @@ def health(port):
 @pytest.mark.parametrize("sent", [b"", b"GET /health HTTP/1.1\r\nHost: loc", b"GET /health HTTP/1.1\r\nHost: x\r\n\r\nGET /hea"])
 def test_a_head_that_does_not_come_has_a_deadline(monkeypatch, sent):
     monkeypatch.setattr(connections, "HEAD_SECONDS", 0.5)
-    with serving(service()) as port, dial(port) as connection:
+    with serving(tagging()) as port, dial(port) as connection:
         connection.sendall(sent)
         if sent.count(b"GET") == 2:
             assert status(connection) == 200
@@ -90,7 +90,7 @@ def test_a_head_that_does_not_come_has_a_deadline(monkeypatch, sent):
 
 def test_half_sent_heads_do_not_take_all_places(monkeypatch):
     monkeypatch.setattr(connections, "MAX_WAITING", 3)
-    with serving(service()) as port, contextlib.ExitStack() as stack:
+    with serving(tagging()) as port, contextlib.ExitStack() as stack:
         held = [stack.enter_context(dial(port)) for _ in range(8)]
         for connection in held:
             connection.sendall(b"GET /health HTTP/1.1\r\n")
@@ -100,7 +100,7 @@ def test_half_sent_heads_do_not_take_all_places(monkeypatch):
 
 def test_slow_bodies_do_not_take_all_places(monkeypatch):
     monkeypatch.setattr(uploads, "SLOW_SECONDS", 0.1)
-    with serving(service(workers=1, queue=1)) as port, contextlib.ExitStack() as stack:
+    with serving(tagging(workers=1, queue=1)) as port, contextlib.ExitStack() as stack:
         held = [stack.enter_context(dial(port)) for _ in range(2)]
         for connection in held:
             connection.sendall(b"POST /v1/tag HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\nRIFF")
@@ -115,15 +115,15 @@ def test_slow_bodies_do_not_take_all_places(monkeypatch):
 
 
 def test_quick_bodies_keep_their_places():
-    app = service(workers=1, queue=0)
-    with TestClient(app) as one, one.app._app.state.engine.admitted() as arrival:
+    app = tagging(workers=1, queue=0)
+    with TestClient(app) as one, one.app._app.state.service.admitted() as arrival:
         assert not arrival.is_slow
         assert code(one.post("/v1/tag", content=wav())) == "queue_full"
 
 
 @pytest.mark.parametrize("head", [b"POST /v1/tag?top_k=x", b"POST /nowhere", b"GET /health", b"POST /v1/tag"])
 def test_an_endless_body_is_not_read_for_ever(head):
-    with serving(service(max_bytes=2**20, receive_timeout=2)) as port, dial(port) as connection:
+    with serving(tagging(max_bytes=2**20, receive_timeout=2)) as port, dial(port) as connection:
         connection.sendall(head + b" HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
         chunk, sent, begun = b"10000\r\n" + bytes(2**16) + b"\r\n", 0, time.monotonic()
         with contextlib.suppress(ConnectionError):
@@ -148,7 +148,7 @@ def test_an_answer_that_is_not_read_gives_its_place_back(monkeypatch):
 
 
 def test_silent_live_connections_take_no_place():
-    with serving(service(live=1, token=TOKEN)) as port, contextlib.ExitStack() as stack:
+    with serving(tagging(live=1, token=TOKEN)) as port, contextlib.ExitStack() as stack:
         address = f"ws://127.0.0.1:{port}/v1/live"
         for _ in range(8):
             stack.enter_context(connect(address, open_timeout=10))
@@ -161,8 +161,8 @@ def test_silent_live_connections_take_no_place():
 
 
 def test_of_too_many_silent_live_connections_the_oldest_is_closed(monkeypatch):
-    monkeypatch.setattr(engine, "MAX_GREETING", 2)
-    with serving(service()) as port, contextlib.ExitStack() as stack:
+    monkeypatch.setattr(service, "MAX_GREETING", 2)
+    with serving(tagging()) as port, contextlib.ExitStack() as stack:
         first, *_ = [stack.enter_context(connect(f"ws://127.0.0.1:{port}/v1/live")) for _ in range(3)]
         assert json.loads(first.recv(timeout=10))["error"]["code"] == "live_full"
 
@@ -173,7 +173,7 @@ def test_tokens_of_any_letters_are_compared():
 
 @pytest.mark.parametrize(("query", "says"), [("topk=3", "Did you mean top_k?"), ("x=1", "Known: model")])
 def test_parameters_that_are_not_known_are_refused(query, says):
-    with TestClient(service()) as one:
+    with TestClient(tagging()) as one:
         answer = one.post(f"/v1/tag?{query}", content=wav())
         assert answer.status_code == 422 and code(answer) == "query" and says in answer.json()["error"]["message"]
         assert one.get("/v1/models?all=1").status_code == 422
@@ -183,7 +183,7 @@ def test_names_of_others_are_refused_where_any_address_is_listened_on(monkeypatc
     from dymn.commands.serve import host_names
 
     names = tuple(name.lower() for name in host_names("0.0.0.0", []))
-    with TestClient(service(allowed_hosts=names, allow_addresses=True)) as one:
+    with TestClient(tagging(allowed_hosts=names, allow_addresses=True)) as one:
         for host, expected in (("evil.example", 421), ("192.168.1.5:8000", 200), ("[fe80::1]:8000", 200), ("localhost", 200)):
             assert one.get("/health", headers={"host": host}).status_code == expected
         assert one.get("/health", headers={"host": socket.gethostname()}).status_code == 200
@@ -207,7 +207,7 @@ def test_the_command_refuses_names_of_others(monkeypatch):
 
 def test_nothing_that_failed_is_left_unseen(caplog):
     """asyncio logs the error of a task that nobody asked for."""
-    with caplog.at_level(logging.ERROR, "asyncio"), serving(service(workers=1, max_seconds=0.5)) as port:
+    with caplog.at_level(logging.ERROR, "asyncio"), serving(tagging(workers=1, max_seconds=0.5)) as port:
         for body in (wav(2), b"nonsense"):
             for _ in range(3):
                 with dial(port) as connection:

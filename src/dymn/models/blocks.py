@@ -7,7 +7,15 @@ from torch import Tensor, nn
 from dymn.architectures import OWN_REDUCTIONS
 from dymn.config import BlockConfig, check
 from dymn.models.layers import ATTENTIONS, CONTEXTS, Context, DynamicConv2d, DynamicReLU, StaticActivation, StaticConv2d
+from dymn.models.layers.attention import weighed
 from dymn.models.layers.context import BatchNorm2d
+from dymn.models.layers.depthwise import depthwise
+from dymn.models.layers.dyrelu import maximum_of_maps
+from dymn.native import gradients
+
+depthwise.install(gradients.fits_depthwise, gradients.depthwise)
+maximum_of_maps.install(gradients.fits_maximum, gradients.maximum)
+weighed.install(gradients.fits_weighed, gradients.weighed)
 
 
 class Stage(nn.Module):

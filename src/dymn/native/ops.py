@@ -1,4 +1,4 @@
-"""How a layer calls code compiled for CPUs (`dymn/native`): when it can, and with which tensors."""
+"""Operations of PyTorch in code compiled for CPUs (`dymn/native`): when it can be called, and with which tensors."""
 
 from __future__ import annotations
 
@@ -12,16 +12,23 @@ from torch import Tensor
 from dymn.native import library
 
 
-def is_compiled(*tensors: Tensor) -> bool:
-    """Return whether there is compiled code for these tensors here: float32, on the CPU, with nobody looking on."""
+def is_plain() -> bool:
+    """Return whether operations are computed as they come, with nothing that traces, transforms or counts them."""
     return (
         not torch.compiler.is_compiling()  # first: a compiler that looks further would find what it cannot trace
+        and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+        and not torch._C._are_functorch_transforms_active()
+        and torch._C._len_torch_dispatch_stack() == 0
+    )
+
+
+def is_compiled(*tensors: Tensor) -> bool:
+    """Return whether there is compiled code for these tensors here: float32, on the CPU, outside of autocast."""
+    return (
+        is_plain()
         and library() is not None
         and all(tensor.device.type == "cpu" and tensor.dtype == torch.float32 for tensor in tensors)
         and not torch.is_autocast_enabled("cpu")
-        and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-        and not torch._C._are_functorch_transforms_active()
-        and torch._C._len_torch_dispatch_stack() == 0  # who counts or fakes operations of PyTorch must see them
     )
 
 

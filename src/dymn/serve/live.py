@@ -16,9 +16,9 @@ from dymn.errors import ConfigError
 from dymn.inference.selection import TagSettings, WindowTags
 from dymn.inference.stream import Stream
 from dymn.serve.batching import Deadline
-from dymn.serve.engine import Engine, Question
 from dymn.serve.errors import Refusal, refusal
 from dymn.serve.guard import is_token
+from dymn.serve.service import Question, Service
 
 logger = logging.getLogger(__name__)
 
@@ -32,20 +32,20 @@ _NORMAL, _POLICY, _INTERNAL, _LATER = 1000, 1008, 1011, 1013
 _CLOSES = {401: _POLICY, 500: _INTERNAL, 503: _LATER}
 
 
-async def serve_live(socket: WebSocket, engine: Engine) -> None:
+async def serve_live(socket: WebSocket, service: Service) -> None:
     """Answer one connection.
 
     Its first message is JSON: `sample_rate`, `format` (as in `dymn listen`), `channels`, `model`, `token`, and settings of
     `TagSettings`. Binary messages with samples follow; the text "end" ends them. Answers are JSON, one for each window.
     """
     await socket.accept()
-    deadline = Deadline(engine.settings.timeout)
-    seconds = engine.settings.receive_timeout
+    deadline = Deadline(service.settings.timeout)
+    seconds = service.settings.receive_timeout
     try:
-        asked = _settings(engine, await engine.greeting(_receive(socket, min(seconds, GREETING_SECONDS))))
-        async with engine.connected() as threads:
+        asked = _settings(service, await service.greeting(_receive(socket, min(seconds, GREETING_SECONDS))))
+        async with service.connected() as threads:
             loop = asyncio.get_running_loop()
-            listener = _begin(engine, asked, deadline)
+            listener = _begin(service, asked, deadline)
             await _send(socket, {"ready": True}, seconds)
             done = False
             while not done:
@@ -54,9 +54,9 @@ async def serve_live(socket: WebSocket, engine: Engine) -> None:
                 deadline.restart()
                 for window in await loop.run_in_executor(threads, listener.hear, None if done else message):
                     await _send(socket, _window(window), seconds)
-                if listener.stream.seconds > engine.settings.live_seconds:
+                if listener.stream.seconds > service.settings.live_seconds:
                     raise Refusal(
-                        413, "too_long", f"After {engine.settings.live_seconds:g} s of sound a connection ends. Open another one."
+                        413, "too_long", f"After {service.settings.live_seconds:g} s of sound a connection ends. Open another one."
                     )
             await _send(socket, {"done": True, "seconds": round(listener.stream.seconds, 6)}, seconds)
         await asyncio.wait_for(socket.close(_NORMAL), seconds)
@@ -66,7 +66,7 @@ async def serve_live(socket: WebSocket, engine: Engine) -> None:
         known = refusal(error)
         if known.status == 500:
             logger.exception("A live connection failed.")
-        engine.metrics.refused.labels(known.code).inc()
+        service.metrics.refused.labels(known.code).inc()
         with suppress(Exception):  # it may be gone
             await _send(socket, known.to_dict(), _LAST_SECONDS)
             await asyncio.wait_for(socket.close(_CLOSES.get(known.status, _POLICY), known.code), _LAST_SECONDS)
@@ -117,7 +117,7 @@ class _Asked(NamedTuple):
     settings: dict[str, Any]
 
 
-def _settings(engine: Engine, message: str | bytes) -> _Asked:
+def _settings(service: Service, message: str | bytes) -> _Asked:
     """Return the first message of a connection, once its token is seen to be right."""
     try:
         asked = json.loads(message)
@@ -128,20 +128,20 @@ def _settings(engine: Engine, message: str | bytes) -> _Asked:
     for name, default in _OWN.items():
         kind = "text" if isinstance(default, str) else "whole number"
         check(type(own[name]) is type(default), f"{name} is {shown(own[name])}; it must be a {kind}.")
-    if not is_token(own["token"], engine.settings.token):
+    if not is_token(own["token"], service.settings.token):
         raise Refusal(401, "token", "This server wants a token. Send it as `token` in the first message.")
     return _Asked(own, asked)
 
 
-def _begin(engine: Engine, asked: _Asked, deadline: Deadline) -> _Listener:
+def _begin(service: Service, asked: _Asked, deadline: Deadline) -> _Listener:
     """Return what the first message of a connection asks for."""
     own = asked.own
     for name in ("labels", "exclude"):
         patterns = asked.settings.get(name, [])
         check(isinstance(patterns, list) and all(isinstance(p, str) for p in patterns), f"{name} must be a list of texts.")
     settings = from_dict(TagSettings, {"top_k": 10, **asked.settings})
-    engine.check(Question(own["model"], settings))
-    backend = engine.live_backend(own["model"], deadline)
+    service.check(Question(own["model"], settings))
+    backend = service.live_backend(own["model"], deadline)
     reader = PcmReader(own["format"], own["channels"])
     return _Listener(Stream(backend, own["sample_rate"], settings), reader, own["sample_rate"])
 

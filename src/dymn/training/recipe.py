@@ -21,7 +21,7 @@ from dymn.system.toml import loads
 AUTO = "auto"
 MAX_RECIPE = 2**20  # bytes
 SAMPLINGS = ("plain", "balanced", "teacher")
-PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+TRAINING_PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ class OptimSettings:
 
     def __post_init__(self) -> None:
         check(self.name in ("adam", "adamw"), f"optim.name is {self.name!r}; allowed: adam, adamw.")
-        check(self.precision in PRECISIONS, f"optim.precision is {self.precision!r}; allowed: {', '.join(PRECISIONS)}.")
+        check(self.precision in TRAINING_PRECISIONS, f"optim.precision is {self.precision!r}; allowed: {', '.join(TRAINING_PRECISIONS)}.")
         check_number("optim.lr", self.lr, 1e-12, 1000)
         for name, highest in {"weight_decay": 1000, "clip_norm": 1e6, "ema": 1}.items():
             check_number(f"optim.{name}", getattr(self, name), 0, highest)

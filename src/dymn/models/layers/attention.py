@@ -7,19 +7,14 @@ introduced a mechanism leaves sizes to the user, they are those that meet the co
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from dymn.architectures import ATTENTION_REDUCTION, ATTENTIONS
 from dymn.config import round_channels
 from dymn.models.layers.context import BatchNorm2d, Context, ContextGenerator
-from dymn.native.ops import call, is_compiled, structure
-
-_GATES = structure(("x", "gradient", "frequency", "time", "out", "dx", "dfrequency", "dtime"), ("maps", "n_bands", "n_frames"))
+from dymn.models.layers.operation import Operation
 
 
 def hidden_channels(channels: int) -> int:
@@ -61,38 +56,10 @@ class CoordinateAttention(nn.Module):
         return weighed(x, *self.maps(context))
 
 
+@Operation
 def weighed(x: Tensor, frequency: Tensor, time: Tensor) -> Tensor:
     """Multiply [B, C, F, T] by weights [B, C, F, 1] and [B, C, 1, T]."""
-    fits = frequency.shape == (*x.shape[:3], 1) and time.shape == (*x.shape[:2], 1, x.shape[3])
-    if fits and is_compiled(x, frequency, time):
-        return _Weighed.apply(x, frequency, time)  # type: ignore[no-any-return, no-untyped-call]
     return x * frequency * time
-
-
-class _Weighed(torch.autograd.Function):
-    """Both weights at once in compiled code, which reads the feature map once for all gradients."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, frequency: Tensor, time: Tensor) -> Tensor:
-        x, frequency, time = x.contiguous(), frequency.contiguous(), time.contiguous()
-        out = torch.empty_like(x)
-        ctx.save_for_backward(x, frequency, time)
-        _weigh(x, frequency, time, out=out)
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, frequency, time = ctx.saved_tensors
-        dx = torch.empty_like(x) if ctx.needs_input_grad[0] else None
-        dfrequency, dtime = torch.empty_like(frequency), torch.empty_like(time)
-        _weigh(x, frequency, time, gradient=gradient.contiguous(), dx=dx, dfrequency=dfrequency, dtime=dtime)
-        return dx, dfrequency, dtime
-
-
-def _weigh(x: Tensor, frequency: Tensor, time: Tensor, **results: Tensor | None) -> None:
-    sizes = {"maps": x.shape[0] * x.shape[1], "n_bands": x.shape[2], "n_frames": x.shape[3]}
-    call("dymn_weigh", _GATES, {"x": x, "frequency": frequency, "time": time, **results, **sizes})
 
 
 class ChannelFrequencyAttention(nn.Module):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from dymn.models.layers.context import Context
-from dymn.models.layers.depthwise import can_compile, depthwise
+from dymn.models.layers.depthwise import depthwise
 
 
 class StaticConv2d(nn.Conv2d):
@@ -16,8 +16,8 @@ class StaticConv2d(nn.Conv2d):
         super().__init__(c_in, c_out, kernel_size, stride, padding=kernel_size // 2, groups=groups, bias=False)
 
     def forward(self, x: Tensor, context: Context | None = None) -> Tensor:  # noqa: D102
-        if self.groups == len(self.weight) and can_compile(x, self.weight[:, 0], self.stride[0]):
-            return depthwise(x, self.weight[:, 0].expand(len(x), -1, -1, -1), self.stride[0])
+        if self.groups == len(self.weight) and (form := depthwise.form(x, self.weight[:, 0], self.stride[0])):
+            return form(x, self.weight[:, 0].expand(len(x), -1, -1, -1), self.stride[0])
         return super().forward(x)
 
 

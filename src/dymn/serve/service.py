@@ -64,7 +64,7 @@ class Question:
     layers: str = ""
 
 
-class Engine:
+class Service:
     """Models, the threads that use them, and the queue before those.
 
     Attributes:

@@ -19,6 +19,7 @@ from dymn.system.toml import loads
 
 AUTO = "auto"
 SAMPLINGS = ("plain", "balanced", "teacher")
+CLASS_WEIGHTS = ("none", "balanced")
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
@@ -159,7 +160,12 @@ class AugmentSettings:
 class OptimSettings:
     """The step. `batch_size` is that of all processes and accumulated parts together; `ema` the decay of averaged weights, 0 for none.
 
-    With `norm_clips`, the norms' statistics are measured anew on so many training clips before averaged weights are evaluated and saved.
+    With `norm_clips`, the norms' statistics are measured anew on so many training clips before weights are evaluated and saved;
+    `norm_momentum` is how much of a batch goes into the running ones (0: the network's own).
+
+    `freeze` blocks from the input on do not learn, nor does what lies before them; with all blocks only the head learns. The learning
+    rate is `lr` for the head and `layer_decay` times as high for each block before the next. `label_smoothing` moves labels towards
+    "nothing is known"; with `class_weights` "balanced" the labels of rare classes count as much as those of common ones.
     """
 
     name: str = "adam"
@@ -170,6 +176,11 @@ class OptimSettings:
     clip_norm: float = 0.0
     ema: float = 0.0
     norm_clips: int = 0
+    norm_momentum: float = 0.0
+    freeze: int = 0
+    layer_decay: float = 1.0
+    label_smoothing: float = 0.0
+    class_weights: str = "none"
     precision: str = "fp32"
     compile: bool = False
 
@@ -177,7 +188,12 @@ class OptimSettings:
         check(self.name in ("adam", "adamw"), f"optim.name is {self.name!r}; allowed: adam, adamw.")
         check(self.precision in PRECISIONS, f"optim.precision is {self.precision!r}; allowed: {', '.join(PRECISIONS)}.")
         check(self.lr > 0, f"optim.lr is {self.lr}; it must be above 0.")
-        for name in ("weight_decay", "clip_norm", "norm_clips"):
+        check(0 < self.layer_decay <= 1, f"optim.layer_decay is {self.layer_decay}; it must be above 0 and at most 1.")
+        for name in ("norm_momentum", "label_smoothing"):
+            check(0 <= getattr(self, name) < 1, f"optim.{name} is {getattr(self, name)}; it must be in [0, 1).")
+        check(self.class_weights in CLASS_WEIGHTS, f"optim.class_weights is {self.class_weights!r}; allowed: {', '.join(CLASS_WEIGHTS)}.")
+        check(not (self.freeze and self.norm_clips), "optim.norm_clips would measure the norms that optim.freeze keeps. Set one of them.")
+        for name in ("weight_decay", "clip_norm", "norm_clips", "freeze"):
             check(getattr(self, name) >= 0, f"optim.{name} is {getattr(self, name)}; it must be at least 0.")
         check(0 <= self.ema < 1, f"optim.ema is {self.ema}; it must be in [0, 1).")
         parts = self.accumulate >= 1 and self.batch_size >= 1 and self.batch_size % self.accumulate == 0

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from dymn.ray import Engine
 
 Format = Literal["npy", "parquet", "csv"]
-"""The names in `dymn.inference.formats.embeddings.FORMATS`."""
+"""The names in `dymn.inference.formats.embeddings.EMBEDDING_FORMATS`."""
 
 
 def embed(

@@ -133,7 +133,7 @@ def tag(
     from dymn.inference.formats.tags import TAGS
     from dymn.inference.runs import tags
     from dymn.inference.segments import source_name
-    from dymn.inference.tagger import TagSettings
+    from dymn.inference.selection import TagSettings
 
     hush(quiet)
     if plot is not None and ray is not None:

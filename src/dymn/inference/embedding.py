@@ -16,7 +16,7 @@ import numpy.typing as npt
 from dymn.audio.windows import check_windows
 from dymn.config import from_dict
 from dymn.errors import DymnError
-from dymn.inference.segments import Piece, Source, computed, pieces
+from dymn.inference.segments import AudioLike, Piece, computed, pieces
 from dymn.runtime.backend import Backend, Floats
 from dymn.runtime.layers import LAST, is_last
 from dymn.system.prefetch import Team
@@ -96,7 +96,7 @@ class Embedder:
             model: a network, which is copied and stays as it is, or a backend. Later changes of the network's weights do not reach the
                 copy; make a new embedder then.
             layers: names of layers as in `dymn.runtime.layers`, in a list or separated by commas.
-            precision: the number format in which PyTorch computes a network, one of `dymn.system.devices.PRECISIONS`.
+            precision: the number format in which PyTorch computes a network, one of `dymn.system.devices.COMPUTE_PRECISIONS`.
 
         Raises:
             ConfigError: if there is no such layer, one is named twice, or the backend gives the last layer alone.
@@ -141,7 +141,7 @@ class Embedder:
         """
         return self.run(self.backend.waveform_features(waveforms))
 
-    def embed(self, source: Source, sample_rate: int | None = None, **settings: Any) -> Embedding:
+    def embed(self, source: AudioLike, sample_rate: int | None = None, **settings: Any) -> Embedding:
         """Return the embedding of a recording and of each of its windows.
 
         Args:
@@ -160,7 +160,7 @@ class Embedder:
 
     def embed_files(
         self,
-        sources: Iterable[Source],
+        sources: Iterable[AudioLike],
         settings: EmbedSettings | None = None,
         *,
         sample_rate: int | None = None,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from dymn.errors import DymnError
-from dymn.inference.segments import Piece, Source, computed, pieces
+from dymn.inference.segments import AudioLike, Piece, computed, pieces
 from dymn.inference.selection import Selection, Tag, TagSettings, Timeline, WindowTags
 from dymn.runtime.backend import Backend
 from dymn.runtime.scores import Scores
@@ -42,7 +42,7 @@ class Recording:
 
 def tag_files(
     backend: Backend,
-    sources: Iterable[Source],
+    sources: Iterable[AudioLike],
     settings: TagSettings | None = None,
     *,
     sample_rate: int | None = None,
@@ -81,10 +81,10 @@ def tag_files(
         team=Team(workers, batch_size, backend.enter_worker, backend.entered_workers),
         partial=settings.partial,
     )
-    return tagged(computed(found, lambda features: backend.run(features).probabilities, batch_size), backend, settings, progress)
+    return collect_tags(computed(found, lambda features: backend.run(features).probabilities, batch_size), backend, settings, progress)
 
 
-def tagged(
+def collect_tags(
     scored: Iterable[tuple[Piece, Scores | None]],
     backend: Backend,
     settings: TagSettings,
@@ -95,10 +95,10 @@ def tagged(
     Raises:
         ConfigError: at once, if a setting does not fit the model.
     """
-    return _tagged(scored, backend.sample_rate, Selection(backend.labels, settings), settings.combine, progress)
+    return _collect(scored, backend.sample_rate, Selection(backend.labels, settings), settings.combine, progress)
 
 
-def _tagged(
+def _collect(
     scored: Iterable[tuple[Piece, Scores | None]],
     rate: int,
     selection: Selection,

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from dymn.audio.notes import Notes
 from dymn.config import check
 from dymn.errors import DymnError
-from dymn.inference.segments import Piece, Rows, Source, computed, pieces
+from dymn.inference.segments import AudioLike, Piece, Rows, computed, pieces
 from dymn.inference.selection import Selection, TagSettings
 from dymn.runtime.backend import Backend
 from dymn.runtime.scores import Scores
@@ -136,7 +136,7 @@ PART_FRAMES = 512
 """The least number of frames of a part that is not the last: 1 MB of probabilities of 527 labels."""
 
 
-def frames(backend: Backend, source: Source, sample_rate: int | None = None, settings: FrameSettings | None = None) -> Frames:
+def frames(backend: Backend, source: AudioLike, sample_rate: int | None = None, settings: FrameSettings | None = None) -> Frames:
     """Return the probabilities of labels at points in time.
 
     An hour has some 12,000 frames, 24 MB if all 527 labels of AudioSet are asked for; `frame_parts` holds only some of them at a time.
@@ -172,7 +172,7 @@ def chosen_labels(backend: Backend, settings: FrameSettings) -> tuple[str, ...]:
 
 def frame_parts(
     backend: Backend,
-    sources: Iterable[Source],
+    sources: Iterable[AudioLike],
     settings: FrameSettings | None = None,
     *,
     sample_rate: int | None = None,

@@ -22,7 +22,7 @@ from dymn.system.prefetch import Team, ahead
 if TYPE_CHECKING:
     import torch
 
-Source: TypeAlias = "str | Path | BinaryIO | npt.NDArray[Any] | torch.Tensor"
+AudioLike: TypeAlias = "str | Path | BinaryIO | npt.NDArray[Any] | torch.Tensor"
 Rows: TypeAlias = npt.NDArray[np.float32]
 R = TypeVar("R")
 
@@ -47,7 +47,7 @@ class Piece(NamedTuple):
 
 
 def blocks(
-    source: Source, rate: int, sample_rate: int | None = None, *, partial: bool = False, notes: Notes | None = None
+    source: AudioLike, rate: int, sample_rate: int | None = None, *, partial: bool = False, notes: Notes | None = None
 ) -> Iterable[Samples]:
     """Return a source as blocks [n] of mono samples at `rate` Hz.
 
@@ -84,7 +84,7 @@ def samples_of(windows: Iterable[Filled], hop: int) -> Iterator[Rows]:
 
 
 def pieces(
-    sources: Iterable[Source],
+    sources: Iterable[AudioLike],
     rate: int,
     sample_rate: int | None,
     window: float,
@@ -110,7 +110,7 @@ def pieces(
     """
     length, step = round(window * rate), round((hop or window) * rate)
 
-    def work(source: Source) -> Generator[Piece, None, None]:
+    def work(source: AudioLike) -> Generator[Piece, None, None]:
         recording = Opened(source_name(source))
         places: deque[tuple[float, float]] = deque()
 
@@ -172,7 +172,7 @@ def _counted(found: Iterable[Samples], recording: Opened) -> Iterator[Samples]:
         yield block
 
 
-def source_name(source: Source) -> str:
+def source_name(source: AudioLike) -> str:
     """Return a source's name as printable text, also where a file's name is no valid text."""
     name = source if isinstance(source, (str, os.PathLike)) else getattr(source, "name", "")
     return os.fsencode(name).decode("utf-8", "replace") if isinstance(name, (str, os.PathLike)) else str(name)

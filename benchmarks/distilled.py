@@ -23,10 +23,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from dymn.metrics import mean_average_precision
 
-from dymn import hub, load_model
+from dymn import load_model
 from dymn.data import Loader, PlainSampler, Source, open_source
+from dymn.evaluation.metrics import mean_average_precision
+from dymn.models import pretrained
 from dymn.models.frontend import LogMel
 from dymn.models.mobilenet import MobileNet
 from dymn.system.devices import resolve_device
@@ -110,7 +111,7 @@ def main() -> None:
         model = models[0]
         fold_affine(model, fitted)
         model.card.provenance["calibration"] = fitted._asdict()
-        hub.save(model, options.calibrate, dtype=torch.float16)
+        pretrained.save(model, options.calibrate, dtype=torch.float16)
         print(f"{options.calibrate}: slope {fitted.slope:.4f}, offset {fitted.offset:+.4f}\n")
         written = load_model(options.calibrate, device=device).eval()
         names.append(str(options.calibrate))

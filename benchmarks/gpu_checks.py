@@ -24,9 +24,10 @@ import numpy as np
 import soundfile
 import torch
 
-from dymn import Tagger, audio
+from dymn import Tagger
+from dymn.audio import reading
 from dymn.data import Loader, PlainSampler, Resident, open_source
-from dymn.system.devices import PRECISIONS
+from dymn.system.devices import COMPUTE_PRECISIONS
 
 EXAMPLES = Path(__file__).parents[1] / "examples" / "audio"
 MODEL = "dymn04_open"
@@ -37,7 +38,7 @@ Check = Callable[[str, Path], dict[str, Any]]
 
 def waveforms() -> np.ndarray:
     """Return the examples, repeated to ten seconds [B, N]."""
-    return np.stack([np.resize(audio.read(path, RATE), RATE * SECONDS) for path in sorted(EXAMPLES.glob("*.ogg"))])
+    return np.stack([np.resize(reading.read(path, RATE), RATE * SECONDS) for path in sorted(EXAMPLES.glob("*.ogg"))])
 
 
 def precision(device: str, folder: Path) -> dict[str, Any]:
@@ -45,7 +46,7 @@ def precision(device: str, folder: Path) -> dict[str, Any]:
     sound = waveforms()
     exact = Tagger.from_pretrained(MODEL, "cpu").probabilities(sound)
     found = {"clips": len(sound)}
-    for name in PRECISIONS:
+    for name in COMPUTE_PRECISIONS:
         got = Tagger.from_pretrained(MODEL, device, precision=name).probabilities(sound)
         changed = int((got.argmax(axis=1) != exact.argmax(axis=1)).sum())
         found[name] = {"difference": float(abs(got - exact).max()), "best_class_changed": changed}

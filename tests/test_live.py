@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from dymn import Tagger, create_model
 from dymn.audio.microphone import BLOCK_SECONDS, BoundedQueue, Chunk, devices, microphone
-from dymn.audio.pcm import FORMATS, PcmReader
+from dymn.audio.pcm import PCM_FORMATS, PcmReader
 from dymn.cli import app
 from dymn.commands import listen
 from dymn.config import ModelCard
@@ -159,7 +159,7 @@ def test_the_queue_is_bounded_and_counts():
 
 
 @settings(deadline=None)
-@given(st.sampled_from(FORMATS), st.integers(1, 3), st.binary(max_size=200), st.lists(st.integers(0, 200), max_size=8))
+@given(st.sampled_from(PCM_FORMATS), st.integers(1, 3), st.binary(max_size=200), st.lists(st.integers(0, 200), max_size=8))
 def test_pcm_in_pieces(format, channels, data, cuts):
     whole = PcmReader(format, channels)
     expected = whole.feed(data)
@@ -387,3 +387,30 @@ def test_queued_waits_and_ends():
     queue = BoundedQueue(10)
     threading.Thread(target=lambda: (time.sleep(0.3), queue.put(np.zeros((1, 1))), queue.close())).start()
     assert len(list(listen.queued(queue))) == 1
+
+
+@pytest.mark.parametrize("kind", ["WAV", "FLAC", "Ogg", "MP3", "MP4", "AIFF"])
+@pytest.mark.parametrize("step", [3, 1000, 100_000])
+def test_encoded_sound_is_no_raw_samples(kind, step):
+    samples = np.random.default_rng(0).normal(0, 0.1, 32_000).astype(np.float32)
+    options = {"Ogg": ("OGG", "VORBIS"), "MP3": ("MP3", "MPEG_LAYER_III")}.get(kind, (kind, "PCM_16"))
+    data = b"\0\0\0\x20ftypisom" + bytes(8000)
+    if kind != "MP4":
+        soundfile.write(file := io.BytesIO(), samples, 32_000, format=options[0], subtype=options[1])
+        data = file.getvalue()
+    reader = PcmReader("s16le", 1)
+    pieces = (data[start : start + step] for start in range(0, len(data), step))
+    with pytest.raises(AudioError, match=f"they begin like {kind}"):
+        list(map(reader.feed, pieces))
+
+
+def test_raw_samples_are_no_encoded_sound(caplog):
+    generator = np.random.default_rng(0)
+    for _ in range(300):
+        PcmReader("s16le", 1).feed(generator.integers(-32768, 32768, 4000, np.int16).tobytes())
+        PcmReader("f32le", 1).feed(generator.normal(0, 0.1, 4000).astype(np.float32).tobytes())
+    for value in (0, -1, -1025, 0x47):
+        PcmReader("s16le", 1).feed(np.full(4000, value, np.int16).tobytes())
+    assert not caplog.records
+    PcmReader("f32le", 1).feed(np.full(4000, 20_000, np.float32).tobytes())
+    assert "full scale is 1" in caplog.text

@@ -131,7 +131,7 @@ def test_embeddings_are_those_of_the_library(real):
 def test_tags_and_the_embedding_come_from_one_pass(client, stub, monkeypatch):
     opened = []
     stream = reading.stream
-    monkeypatch.setattr(reading, "stream", lambda *arguments: opened.append(1) or stream(*arguments))
+    monkeypatch.setattr(reading, "stream", lambda *arguments, **options: opened.append(1) or stream(*arguments, **options))
     content, service = wav(3.0, 0.5), client()
     stub.batches.clear()
     answer = service.post("/v1/tag?embedding=true&layers=last&window=1", content=content).json()
@@ -257,7 +257,7 @@ def test_a_full_queue_refuses_and_loses_nothing(client, stub):
     with ThreadPoolExecutor(2) as pool:
         accepted = [pool.submit(one.post, "/v1/tag", content=wav(level=level)) for level in (0.25, 0.75)]
         until = time.monotonic() + 10
-        while one.app._app.state.engine._accepted < 2 and time.monotonic() < until:
+        while one.app._app.state.service._accepted < 2 and time.monotonic() < until:
             time.sleep(0.01)
         refused = one.post("/v1/tag", content=wav())
         assert (refused.status_code, code(refused)) == (503, "queue_full")

@@ -203,7 +203,7 @@ def test_an_online_teacher_is_followed(clips, tmp_path, teacher):
 def test_the_student_hears_what_the_teacher_hears(clips, tmp_path, teacher, monkeypatch):
     made = Run(run(clips, tmp_path, teacher={"models": [teacher]}, augment={"spec_mixup": 0.3}, schedule=ONE_EPOCH), Reporter())
     heard, real = [], made.teachers.teach
-    monkeypatch.setattr(made.teachers, "teach", lambda log_mel, dtype: (heard.append(log_mel), real(log_mel, dtype))[1])
+    monkeypatch.setattr(made.teachers, "teach", lambda log_mel, *more: (heard.append(log_mel), real(log_mel, *more))[1])
     hook = made.network.register_forward_pre_hook(lambda module, inputs: heard.append(inputs[0]))
     made.network.train()
     batch = next(iter(made.loader.epoch(0)))

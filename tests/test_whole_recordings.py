@@ -8,7 +8,7 @@ from torch import nn
 
 from dymn import Tagger, create_model
 from dymn.config import FrontEndConfig, ModelCard, from_dict
-from dymn.data import TASKS, Loader, PlainSampler, cached, open_source
+from dymn.data import TASKS, Loader, PlainSampler, Resident, cached, open_source
 from dymn.data.source import Source
 from dymn.errors import ConfigError
 from dymn.evaluation.assess import assess
@@ -138,3 +138,15 @@ def test_divergence_is_the_loss_above_the_entropy():
     both = taught * np.log(taught / said) + (1 - taught) * np.log((1 - taught) / (1 - said))
     assert divergence(said, taught, "bce") == pytest.approx(both.mean())
     assert divergence(taught, taught, "bce") == 0.0 and divergence(np.eye(2), np.eye(2), "ce") == 0.0
+
+
+@pytest.mark.parametrize("fill", ["pad", "repeat"])
+def test_resident_recordings_are_heard_as_others(tmp_path, fill):
+    source = cached(open_source("folder", write_late(tmp_path / "data"), sample_rate=RATE), tmp_path / "cache")
+    options = {"fill": fill, "seconds": 0.6, "crop": "windows"}
+    plain = Loader(source, PlainSampler(4, shuffle=False), 3, **options)
+    there = Loader(source, PlainSampler(4, shuffle=False), 3, **options, resident=Resident(source, torch.device("cpu")))
+    for one, other in zip(plain.collated(0), there.collated(0), strict=True):
+        assert torch.equal(one.batch.waveform, other.batch.waveform) and one.batch.keys == other.batch.keys
+        assert list(one.clips) == list(other.clips) and list(one.weights) == list(other.weights)
+        assert one.fingerprints == other.fingerprints

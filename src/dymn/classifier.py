@@ -11,7 +11,7 @@ import numpy as np
 
 from dymn.audio import reading
 from dymn.errors import ConfigError
-from dymn.inference.segments import Source
+from dymn.inference.segments import AudioLike
 from dymn.inference.selection import TagSettings
 from dymn.inference.tagger import Tagger
 from dymn.weights.default import choose_default
@@ -87,7 +87,7 @@ class AudioClassifier:
             answers.append([Answer(score=tag.score, label=tag.label) for tag in recording.tags])
         return answers if many else answers[0]
 
-    def _source(self, given: Any) -> Source:
+    def _source(self, given: Any) -> AudioLike:
         """Return a recording as the tagger takes it; arrays with a rate become arrays at that of the model."""
         if isinstance(given, (str, Path)):
             if str(given).startswith(("http://", "https://")):

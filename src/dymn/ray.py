@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 import numpy as np
 
 from dymn.audio import reading
+from dymn.audio.notes import Notes
 from dymn.audio.sources import reason
 from dymn.audio.windows import Filled, fill
 from dymn.config import check
@@ -31,7 +32,7 @@ from dymn.errors import AudioError, ConfigError, DymnError, MissingExtraError
 from dymn.inference.discovery import Discovery, whole
 from dymn.inference.embedding import Embedding, EmbedSettings
 from dymn.inference.events import EventRecording, EventSettings, collect_events
-from dymn.inference.files import Recording, tagged
+from dymn.inference.files import Recording, collect_tags
 from dymn.inference.formats.writers import require_parquet
 from dymn.inference.frames import FrameSettings, chosen_labels, collect_parts, frame_maker
 from dymn.inference.segments import Opened, Piece, Rows, computed, pieces, source_name
@@ -51,7 +52,7 @@ ACTOR_SHARE = 0.75
 
 Wanted = str | Sequence[str] | FrameSettings | None
 """What is computed of windows: the layers of an embedding, frames, or probabilities (None)."""
-Source = str | Path
+Location = str | Path
 Progress = Callable[[str, float], None]
 
 
@@ -79,7 +80,7 @@ class Engine:
     def tag_files(
         self,
         tagger: Tagger,
-        sources: Iterable[Source],
+        sources: Iterable[Location],
         settings: TagSettings | None = None,
         *,
         batch_size: int | None = None,
@@ -103,14 +104,14 @@ class Engine:
             DymnError: if Ray ends the run.
         """
         settings = settings or TagSettings()
-        windows = _Windows(tagger.sample_rate, settings.window, settings.hop, settings.fill)
-        return tagged(self._computed(tagger, None, sources, windows, batch_size), tagger.backend, settings, progress)
+        windows = _Windows(tagger.sample_rate, settings.window, settings.hop, settings.fill, settings.partial)
+        return collect_tags(self._computed(tagger, None, sources, windows, batch_size), tagger.backend, settings, progress)
 
     def embed_files(
         self,
         tagger: Tagger,
         layers: str | Sequence[str],
-        sources: Iterable[Source],
+        sources: Iterable[Location],
         settings: EmbedSettings | None = None,
         *,
         batch_size: int | None = None,
@@ -118,13 +119,13 @@ class Engine:
     ) -> Iterator[Embedding]:
         """Embed recordings as `tagger.embedder(layers).embed_files` does; arguments and errors are those of `tag_files`."""
         settings = settings or EmbedSettings()
-        windows = _Windows(tagger.sample_rate, settings.window, settings.hop, settings.fill)
+        windows = _Windows(tagger.sample_rate, settings.window, settings.hop, settings.fill, settings.partial)
         return tagger.embedder(layers).collect(self._computed(tagger, layers, sources, windows, batch_size), progress)
 
     def event_files(
         self,
         tagger: Tagger,
-        sources: Iterable[Source],
+        sources: Iterable[Location],
         settings: EventSettings | None = None,
         *,
         batch_size: int | None = None,
@@ -133,14 +134,14 @@ class Engine:
         """Find events as `dymn.inference.events.event_files` does; arguments and errors are those of `tag_files`."""
         settings = settings or EventSettings()
         maker, labels = frame_maker(tagger.backend, settings), chosen_labels(tagger.backend, settings)
-        windows = _Windows(tagger.sample_rate, maker.window, maker.hop, maker.fill)
+        windows = _Windows(tagger.sample_rate, maker.window, maker.hop, maker.fill, settings.partial)
         shape = (-1, len(labels)) if settings.method == "activation" else (-1,)  # rows come flat
         computed = self._computed(tagger, settings, sources, windows, batch_size)
         rows = ((piece, None if row is None else row.reshape(shape)) for piece, row in computed)
         return collect_events(collect_parts(rows, maker, tagger.sample_rate, progress), labels, settings)
 
     def _computed(
-        self, tagger: Tagger, wanted: Wanted, sources: Iterable[Source], windows: _Windows, batch_size: int | None
+        self, tagger: Tagger, wanted: Wanted, sources: Iterable[Location], windows: _Windows, batch_size: int | None
     ) -> Iterator[tuple[Piece, Rows | None]]:
         """Return what `dymn.inference.segments.computed` yields, computed by Ray."""
         check(batch_size is None or batch_size >= 1, f"batch_size is {batch_size}; it must be at least 1.")
@@ -149,7 +150,7 @@ class Engine:
         network = (copy.deepcopy(tagger.model).cpu(), wanted, self.device, self.threads, tagger.backend.precision, batch_size, windows)
         return self._run(found, windows, network, batch_size or CPU_BATCH_SIZE)
 
-    def _run(self, found: list[Source], windows: _Windows, network: tuple[Any, ...], batch: int) -> Iterator[tuple[Piece, Rows | None]]:
+    def _run(self, found: list[Location], windows: _Windows, network: tuple[Any, ...], batch: int) -> Iterator[tuple[Piece, Rows | None]]:
         with _running(self.address) as ray:
             resources = ray.cluster_resources()
             cpus, gpus = resources.get("CPU", 1.0), int(resources.get("GPU", 0)) if self.device in (None, "cuda") else 0
@@ -182,7 +183,7 @@ class Engine:
                 for place, piece in _pieces(table):
                     name = source_name(found[place])
                     error = piece.error and AudioError(str(piece.error).replace(whole(found[place]), name))
-                    recording = Opened(name, piece.recording.n_samples)
+                    recording = Opened(name, piece.recording.n_samples, piece.recording.notes)
                     yield piece._replace(recording=recording, features=None, error=error), piece.features
 
 
@@ -194,9 +195,10 @@ class _Windows:
     window: float
     hop: float | None
     how: str
+    partial: bool = False
 
 
-def _chunk(sources: Sequence[Source], begin: int) -> Any:
+def _chunk(sources: Sequence[Location], begin: int) -> Any:
     """Return the table of a task: recordings, and their places in the list of all."""
     arrow, _ = require_parquet()
     paths = arrow.array([os.fsencode(whole(source)) for source in sources], arrow.binary())
@@ -207,7 +209,7 @@ def _decode(table: Any, windows: _Windows) -> Iterator[Any]:
     """Yield recordings as rows: their windows as they are before they are filled up, and their ends."""
     for place, path in zip(table["place"].to_pylist(), map(os.fsdecode, table["path"].to_pylist()), strict=True):
         source = cast(BinaryIO, _Remote(path)) if "://" in path else path
-        for piece in pieces([source], windows.rate, None, windows.window, windows.hop, "bare"):
+        for piece in pieces([source], windows.rate, None, windows.window, windows.hop, "bare", partial=windows.partial):
             yield _table([(place, piece, piece.features)])
 
 
@@ -262,6 +264,8 @@ def _table(rows: Sequence[tuple[int, Piece, Rows | None]]) -> Any:
         "start": arrow.array([piece.start for _, piece, _ in rows], arrow.float64()),
         "end": arrow.array([piece.end for _, piece, _ in rows], arrow.float64()),
         "values": arrow.array([None if values is None else values.tobytes() for _, _, values in rows], arrow.binary()),
+        "notes": arrow.array([list(piece.recording.notes.lines) for _, piece, _ in rows], arrow.list_(arrow.string())),
+        "partial": arrow.array([piece.recording.notes.partial for _, piece, _ in rows], arrow.bool_()),
         "error": arrow.array([None if piece.error is None else str(piece.error) for _, piece, _ in rows], arrow.string()),
     }
     return arrow.table(columns)
@@ -272,7 +276,8 @@ def _pieces(table: Any) -> Iterator[tuple[int, Piece]]:
     for row in table.to_pylist():
         values = None if row["values"] is None else np.frombuffer(bytearray(row["values"]), np.float32)
         error = None if row["error"] is None else AudioError(row["error"])
-        yield row["place"], Piece(Opened("", row["n_samples"]), row["start"], row["end"], values, error)
+        opened = Opened("", row["n_samples"], Notes(row["notes"], row["partial"]))
+        yield row["place"], Piece(opened, row["start"], row["end"], values, error)
 
 
 @contextmanager
@@ -313,7 +318,7 @@ def _first_error(error: Exception) -> str:
     return next((line for line in lines if re.match(r"[\w.]*(Error|Exception): ", line)), lines[0] if lines else type(error).__name__)
 
 
-def find(paths: Iterable[str]) -> tuple[list[Source], list[tuple[str, AudioError]]]:
+def find(paths: Iterable[str]) -> tuple[list[Location], list[tuple[str, AudioError]]]:
     """Return the recordings that paths and URLs name, in their order, within each sorted; and those that name none, and why.
 
     Of URLs, too, a folder gives the recordings below it, and a pattern those that match.
@@ -322,7 +327,7 @@ def find(paths: Iterable[str]) -> tuple[list[Source], list[tuple[str, AudioError
         return discovery.sorted(), discovery.lost
 
 
-def expand(path: str) -> Iterable[Source]:
+def expand(path: str) -> Iterable[Location]:
     """Return the recordings that a path or URL names."""
     return _find_remote(path) if "://" in path else reading.expand(path)
 

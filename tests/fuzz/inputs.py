@@ -80,7 +80,20 @@ def recordings() -> dict[str, bytes]:
         "opus": encoded("OGG", "OPUS", rate=48_000),
         "mp3": encoded("MP3", "MPEG_LAYER_III"),
     }
-    more = {"mp4": ("mp4", "aac"), "webm": ("webm", "libopus"), "mkv": ("matroska", "flac"), "adts": ("adts", "aac")}
+    found |= {
+        "caf16": encoded("CAF", "PCM_16"),
+        "chained": found["vorbis"] + found["opus"],
+        "joined": found["mp3"] + b"TAG" + bytes(125) + found["mp3"],
+    }
+    more = {
+        "mp4": ("mp4", "aac"),
+        "webm": ("webm", "libopus"),
+        "mkv": ("matroska", "flac"),
+        "adts": ("adts", "aac"),
+        "ts": ("mpegts", "aac"),
+        "flv": ("flv", "aac"),
+        "avi": ("avi", "pcm_s16le"),
+    }
     return found | {name: with_ffmpeg(container, codec, 48_000) for name, (container, codec) in more.items()}
 
 

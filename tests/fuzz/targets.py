@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dymn.audio import reading
+from dymn.errors import AudioError
 from fuzz import inputs
 from fuzz.harness import Target
 
@@ -30,13 +31,18 @@ def audio_target() -> Target:
 def hear(case: tuple[str, bytes], folder: Path) -> bool:
     path = folder / f"case.{case[0]}"
     path.write_bytes(case[1])
-    heard = 0
-    for block in reading.stream(path, block_seconds=1.0):
-        heard += len(block)
-        if heard > LONGEST * reading.SAMPLE_RATE:
-            break
+    whole = True
+    for partial in (False, True):
+        heard = 0
+        try:
+            for block in reading.stream(path, block_seconds=1.0, partial=partial, notes=reading.Notes()):
+                heard += len(block)
+                if heard > LONGEST * reading.SAMPLE_RATE:
+                    break
+        except AudioError:
+            whole = False
     reading.probe(path)
-    return True
+    return whole
 
 
 def of(module: str, name: str) -> Callable[[], Target]:

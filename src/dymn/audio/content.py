@@ -137,6 +137,11 @@ class Spool:
         while len(view):  # a file without buffer may take a part
             view = view[self._file.write(view) :]
 
+    @property
+    def descriptor(self) -> int:
+        """The descriptor of the file, for encoders that write to it themselves."""
+        return self._file.fileno()
+
     def content(self) -> Content:
         """Return what was written."""
         return Content(self._file.fileno())

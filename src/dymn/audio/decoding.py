@@ -30,7 +30,7 @@ from dymn.audio.libsndfile import open_libsndfile
 from dymn.audio.notes import SLACK_SECONDS, Notes, Report, duration
 from dymn.audio.resampling import Resampler
 from dymn.audio.samples import Levels, check_finite, mean
-from dymn.audio.sources import Source, display, opened, reason
+from dymn.audio.sources import FileLike, display, opened, reason
 from dymn.errors import AudioError
 
 _FFMPEG_ONLY = (b"\x1aE\xdf\xa3", b"0&\xb2u", b"FLV", b"#!AMR", b"\0\0\1\xba", b"\x0bw", b"MAC ", b"wvpk", b"TTA1")
@@ -50,7 +50,7 @@ class AudioInfo:
 
 
 @dataclass(frozen=True)
-class Recording:
+class Decoding:
     """An open recording.
 
     Attributes:
@@ -67,7 +67,7 @@ class Recording:
 
 
 @contextlib.contextmanager
-def recording(source: Source, *, partial: bool = False, notes: Notes | None = None) -> Iterator[Recording]:
+def recording(source: FileLike, *, partial: bool = False, notes: Notes | None = None) -> Iterator[Decoding]:
     """Open a recording for reading once; it closes at the end of the `with` block.
 
     Args:
@@ -89,7 +89,7 @@ def recording(source: Source, *, partial: bool = False, notes: Notes | None = No
             raise AudioError(f"{report.name} cannot be read: {reason(error)}. Check the disk or the connection.") from error
         seconds = decoder.seconds if decoder.frames is None else decoder.frames / decoder.rate
         info = AudioInfo(decoder.rate, decoder.channels, decoder.frames, seconds, decoder.format)
-        yield Recording(report.name, info, _mono(decoder, report), report.notes)
+        yield Decoding(report.name, info, _mono(decoder, report), report.notes)
 
 
 def _mono(decoder: Decoder, report: Report) -> Iterator[np.ndarray]:
@@ -120,13 +120,17 @@ def _mono(decoder: Decoder, report: Report) -> Iterator[np.ndarray]:
 
 def _opened(content: Content, report: Report, stack: ExitStack) -> Decoder:
     base = mpeg.id3_length(content)
+    base = base if base < content.size else 0  # a tag that lies about its length
     head = content.at(base, 12)
     plain = pcm_files.layout(content, base)
     if plain is not None and plain.coding is not None:
+        if pcm_files.is_disguised(content, plain):
+            report.note("its samples are an encoded stream (DTS or AC-3), which is decoded.")
+            return _asked(open_ffmpeg, content, report, stack)
         return _plain(content, plain, report)
     found = None if plain is not None or _is_something_else(head) else mpeg.frames(content, base)
     if found is not None:
-        return _mpeg(content, found, report, stack)
+        return _mpeg(content, base, found, report, stack)
     if base:
         content = stack.enter_context(content.part(base, content.size))
     if plain is not None:
@@ -211,7 +215,7 @@ def _flac(content: Content, report: Report, stack: ExitStack) -> Decoder:
         return decoder
     check_format(report.name, info.rate, info.channels)
     report.note(f"its header counts {duration(info.total / info.rate)}; the frames count {duration(there / info.rate)}, all read.")
-    decoder = _asked(bind(open_ffmpeg, kind="flac"), content, report, stack)
+    decoder = _asked(bind(open_ffmpeg, kind="flac", counted=True), content, report, stack)
     decoder.frames = there
     return decoder
 
@@ -237,6 +241,9 @@ def _ogg(content: Content, report: Report, stack: ExitStack) -> Decoder:
     if found.skipped:
         report.note(f"{found.skipped} bytes between or behind its pages belong to none of them.")
     if len(found.links) == 1:
+        if found.lost and not found.cut:  # FFmpeg keeps the place of what follows the lost pages
+            with contextlib.suppress(MissingDecoderError):
+                return _asked(open_ffmpeg, content, report, stack)
         return _either(content, report, stack)
     report.note(f"{len(found.links)} streams follow each other in it; all of them are read.")
     return _joined(content, [bind(_link, link) for link in found.links], report, stack)
@@ -246,9 +253,9 @@ def _link(link: ogg.Link, content: Content, report: Report, stack: ExitStack) ->
     return _either(stack.enter_context(content.part(link.start, link.end)), report, stack)
 
 
-def _mpeg(content: Content, found: mpeg.Frames, report: Report, stack: ExitStack) -> Decoder:
+def _mpeg(content: Content, base: int, found: mpeg.Frames, report: Report, stack: ExitStack) -> Decoder:
     total = sum(part.samples / part.rate for part in found.parts)
-    used = found.parts[-1].end - found.parts[0].start - found.lost
+    used = sum(part.end - part.start for part in found.parts) - found.lost
     if found.lost:
         seconds = found.lost / max(1.0, used / total)
         why = f"{found.lost} bytes between its frames are none"
@@ -256,16 +263,18 @@ def _mpeg(content: Content, found: mpeg.Frames, report: Report, stack: ExitStack
     if found.cut:
         report.note("its last frame is incomplete: the file may be cut off.")
     if len(found.parts) == 1:
-        return _mpeg_part(found.parts[0], content, report, stack, whole=True)
+        tail = content.at(found.parts[0].end, 129)
+        clean = not found.cut and found.parts[0].start == base and (not tail or (tail[:3] == b"TAG" and len(tail) == 128))
+        return _mpeg_part(found.parts[0], content, report, stack, whole=clean)
     report.note(f"{len(found.parts)} MP3 files are joined in it; all of them are read.")
     return _joined(content, [bind(_mpeg_part, part) for part in found.parts], report, stack)
 
 
 def _mpeg_part(part: mpeg.Part, content: Content, report: Report, stack: ExitStack, whole: bool = False) -> Decoder:
-    """Open one of the files that are joined in an MP3, or the only one."""
+    """Open one of the files that are joined in an MP3, or the only one; `whole` if nothing is around it that is not sound."""
     length = part.length / part.rate
     if part.claimed is not None and not part.truthful:
-        claimed = (part.claimed * part.samples / part.frames - part.trimmed) / part.rate
+        claimed = max(0.0, part.claimed * part.samples / part.frames - part.trimmed) / part.rate
         if claimed > length + SLACK_SECONDS:
             report.damage(length, claimed, "its end is missing")
         else:
@@ -276,7 +285,9 @@ def _mpeg_part(part: mpeg.Part, content: Content, report: Report, stack: ExitSta
         start = 0
     try:
         # A header that lies is passed over, as FFmpeg would trim where it says that the end is.
-        decoder = _asked(bind(open_ffmpeg, kind="mp3", skip=0 if part.truthful else start), content, report, stack)
+        decoder = _asked(
+            bind(open_ffmpeg, kind="mp3", skip=0 if part.truthful else start, counted=not part.changes), content, report, stack
+        )
     except MissingDecoderError:
         decoder = _asked(bind(open_libsndfile, go_on=_nothing), content, report, stack)
         if decoder.frames is None or abs(decoder.frames - part.length) > SLACK_SECONDS * decoder.rate:
@@ -327,7 +338,7 @@ def _either(content: Content, report: Report, stack: ExitStack) -> Decoder:
 
     def go_on(done: int) -> Iterator[Block]:
         try:
-            return open_ffmpeg(content, report, stack, skip_samples=done).blocks
+            return open_ffmpeg(content, report, stack, skip_samples=done, counted=decoder.frames is not None).blocks
         except (AudioError, OSError) as error:
             raise UnknownFormatError from error
 
@@ -340,8 +351,9 @@ def _either(content: Content, report: Report, stack: ExitStack) -> Decoder:
         return decoder
     except UnknownFormatError as error:
         not_known = str(error)
+    kind = "gsm" if report.name.lower().endswith(".gsm") else None  # which has no bytes to be known by
     try:
-        return open_ffmpeg(content, report, stack)
+        return open_ffmpeg(content, report, stack, kind=kind)
     except MissingDecoderError:
         if ffmpeg_only:
             raise

@@ -20,6 +20,8 @@ _JITTER_SECONDS = 0.1
 """Timestamps of containers are rounded, and clocks drift; what is below this is no gap."""
 _MAX_GAP_SECONDS = 12 * 3600.0
 _MAX_LATE_START = 600.0
+_MAX_JUMP_SECONDS = 600.0
+"""Streams that were joined jump by any time; a longer gap is kept only where a file has one timeline."""
 _ABSOLUTE = frozenset(("mov", "matroska"))  # their time begins at 0, whenever their sound does
 _TIMED = frozenset(("mov", "matroska", "mpegts", "mpeg", "flv", "asf", "nut", "rm"))
 _EXACT = frozenset(("flac", "ogg"))  # a gap in their timestamps is a part that is missing
@@ -29,7 +31,14 @@ _OWN_DECODERS = {"amrnb": "libopencore_amrnb", "amrwb": "libopencore_amrwb"}
 
 
 def open_ffmpeg(
-    content: Content, report: Report, stack: ExitStack, *, kind: str | None = None, skip: int = 0, skip_samples: int = 0
+    content: Content,
+    report: Report,
+    stack: ExitStack,
+    *,
+    kind: str | None = None,
+    skip: int = 0,
+    skip_samples: int = 0,
+    counted: bool = False,
 ) -> Decoder:
     """Open a recording with FFmpeg.
 
@@ -40,6 +49,7 @@ def open_ffmpeg(
         kind: FFmpeg's name of the container; None lets it look.
         skip: how many bytes at the start to pass over.
         skip_samples: how many decoded samples to pass over.
+        counted: whether the caller knows how many samples there should be, and compares.
 
     Raises:
         UnknownFormatError: if FFmpeg does not know the format, or finds no sound that it can decode.
@@ -79,7 +89,7 @@ def open_ffmpeg(
     check_format(report.name, rate, channels)
     if note:
         report.note(note)
-    reader = _Reader(container, track, _decoder(context), report, handle, skip_samples)
+    reader = _Reader(container, track, _decoder(context), report, handle, skip_samples, counted)
     return Decoder(rate, channels, None, f"{container.format.name} {context.name}", reader.blocks(), reader.promised)
 
 
@@ -122,9 +132,18 @@ def _decoder(context: Any) -> Any:
 class _Reader:
     """Packets to blocks of samples."""
 
-    def __init__(self, container: Any, track: Any, decoder: Any, report: Report, handle: Handle | None, skip_samples: int) -> None:
+    def __init__(
+        self,
+        container: Any,
+        track: Any,
+        decoder: Any,
+        report: Report,
+        handle: Handle | None,
+        skip_samples: int,
+        counted: bool,
+    ) -> None:
         self._container, self._track, self._decoder = container, track, decoder
-        self._report, self._handle, self._skip = report, handle, skip_samples
+        self._report, self._handle, self._skip, self._counted = report, handle, skip_samples, counted
         names = set(container.format.name.split(","))
         self._absolute, self._timed, self._exact = bool(names & _ABSOLUTE), bool(names & _TIMED), bool(names & _EXACT)
         self._rate = int(decoder.sample_rate or track.codec_context.sample_rate)
@@ -179,8 +198,12 @@ class _Reader:
         if held:
             yield self._block(fifo, shape)
         self._report.check_length(self._done, None if self.promised is None else self.promised - self._zero)
+        if self.promised is not None and self._zero + self._done > self.promised + 1:
+            counted, there = duration(self.promised - self._zero), duration(self._done)
+            self._report.note(f"its header counts {counted}; its packets go on to {there}, all read.")
         if self._last_lost:
-            self._report.damage(self._done, self.promised, "its last packet cannot be decoded")
+            if not self._counted:
+                self._report.damage(self._done, self.promised, "its last packet cannot be decoded")
         elif self._lost:
             self._report.note(f"{duration(self._lost)} of it cannot be decoded.")
 
@@ -237,6 +260,7 @@ class _Reader:
         if gap <= _JITTER_SECONDS:
             return
         late = self._end is not None and time > self._end + 1
+        late = late or (gap > _MAX_JUMP_SECONDS and not self._absolute)
         if late or self._gaps + gap > _MAX_GAP_SECONDS:
             self._report.note(f"its timestamps jump by {duration(gap)} at {duration(self._done)}; the gap is not kept.")
             self._origin += gap

@@ -1,7 +1,7 @@
-"""Sound as it happens: a bounded queue between who records and who computes, and the microphone in front of it.
+"""Live sound: the microphone, and a bounded queue between recording and computing.
 
-Who computes may fall behind. Then what waits would grow, and with it the delay; so the queue holds a few seconds, and what
-does not fit is dropped, counted, and told with the next chunk.
+Computing may be slower than recording. So that the delay does not grow, the queue holds a few seconds; what does not fit is
+dropped, and the next chunk says how much.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from dymn.config import check
 from dymn.errors import AudioError, ConfigError, MissingExtraError
 
 BLOCK_SECONDS = 0.05
-"""How much a device is asked to record at a time."""
+"""The length of the blocks that a device records."""
 
 
 class Chunk(NamedTuple):
-    """Samples [n, channels], and how many frames were dropped before them."""
+    """Samples [n, channels], and the number of frames that were dropped before them."""
 
     samples: npt.NDArray[Any]
     dropped: int
 
 
 class BoundedQueue:
-    """Chunks of sound on their way from one thread to another, at most `limit` frames of them."""
+    """A queue of chunks between two threads that holds at most `limit` frames."""
 
     def __init__(self, limit: int) -> None:
         check(limit >= 1, f"limit is {limit}; it must be at least one frame.")
@@ -54,18 +54,18 @@ class BoundedQueue:
             return True
 
     def lose(self, frames: int) -> None:
-        """Count frames that were lost before they came here."""
+        """Count frames that were lost before the queue."""
         with self._ready:
             self._dropped += frames
 
     def close(self, error: Exception | None = None) -> None:
-        """Say that nothing more will come, because of an error or not."""
+        """Mark the end of the sound, with the error that ended it, if any."""
         with self._ready:
             self._closed, self._error = True, error
             self._ready.notify_all()
 
     def get(self, timeout: float | None = None) -> Chunk | None:
-        """Return the next chunk; wait for it up to `timeout` seconds, or for ever. None if there is none yet.
+        """Return the next chunk, waiting up to `timeout` seconds for it, or without limit; None after the timeout.
 
         Raises:
             EOFError: if the queue is closed and empty.
@@ -86,7 +86,7 @@ class BoundedQueue:
 
 
 class Microphone(NamedTuple):
-    """A device that is recording: its name, its sample rate in Hz, and where its sound goes."""
+    """A device that is recording: its name, its sample rate in Hz, and the queue of its sound."""
 
     name: str
     sample_rate: int
@@ -98,12 +98,12 @@ def microphone(device: str | int | None = None, max_lag: float = 2.0) -> Iterato
     """Record from an input device, in mono and at its own sample rate, until the block ends.
 
     Args:
-        device: its number or a part of its name, see `devices`; None is what the system prefers.
-        max_lag: how many seconds of sound may wait.
+        device: its number or a part of its name, see `devices`; None is the default of the system.
+        max_lag: the most seconds of sound in the queue.
 
     Raises:
         MissingExtraError: if sounddevice is not installed.
-        AudioError: if PortAudio is missing, or the device cannot be opened; the message says what to do.
+        AudioError: if PortAudio is missing, or the device cannot be opened; the message has the remedy.
         ConfigError: if there is no such device.
     """
     sounddevice = _sounddevice()
@@ -144,7 +144,7 @@ def microphone(device: str | int | None = None, max_lag: float = 2.0) -> Iterato
 
 
 def devices() -> list[dict[str, Any]]:
-    """Return the input devices: index, name, default_samplerate, max_input_channels, and whether the system prefers it (default).
+    """Return the input devices: index, name, default_samplerate, max_input_channels, and whether it is the default of the system (default).
 
     Raises:
         MissingExtraError: if sounddevice is not installed.
@@ -163,7 +163,7 @@ def _sounddevice() -> Any:
         raise MissingExtraError("Listening to a microphone", "mic") from error
     except OSError as error:  # the wheel for Linux comes without PortAudio
         raise AudioError(
-            "The library PortAudio, which reaches microphones, is not there. On Debian and Ubuntu: apt install libportaudio2. "
+            "The library PortAudio, which microphones need, is not installed. On Debian and Ubuntu: apt install libportaudio2. "
             "Without it, pipe raw samples in: arecord -f S16_LE -r 16000 -c 1 -t raw | dymn listen - --rate 16000"
         ) from error
     return sounddevice
@@ -180,7 +180,7 @@ def _input_device(sounddevice: Any, device: str | int | None) -> dict[str, Any]:
         info = dict(sounddevice.query_devices(wanted, "input"))
     except (ValueError, sounddevice.PortAudioError) as error:
         names = "; ".join(f"{info['index']} {info['name']}" for info in devices())
-        raise ConfigError(f"There is no input device {device!r} ({_reason(error)}). These are there: {names}.") from error
+        raise ConfigError(f"There is no input device {device!r} ({_reason(error)}). Available: {names}.") from error
     return info
 
 

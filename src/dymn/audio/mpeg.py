@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from dymn.audio.content import Content
 
 _READ = 2**20
-_LOOK = 2**16  # how far behind a tag the first frame may be
-_LOOK_BARE = 2**12  # the same without a tag: a stream that was cut begins within a frame
+_LOOK = 2**16  # how far from the start, or behind a tag, the first frame may be
 _LOST = 2**20  # how far from one frame the next may be
 _MOST_LOST = 2**24
 _SYNC = re.compile(rb"\xff[\xe2-\xff]")
@@ -57,7 +56,7 @@ class Part:
 
     Attributes:
         start: where it starts, in bytes, at the header of Xing if it has one.
-        end: where the next one starts.
+        end: where its last whole frame ends.
         rate: in Hz, of its first frame.
         channels: of its first frame.
         claimed: how many frames its header says there are; None without a header.
@@ -116,7 +115,7 @@ def id3_length(content: Content, base: int = 0) -> int:
 
 def frames(content: Content, base: int = 0) -> Frames | None:
     """Count the frames of a file behind `base`; None if no three of them follow each other near its start."""
-    start = _next(content, base, _LOOK if base else _LOOK_BARE)
+    start = _next(content, base, _LOOK)
     if start is None:
         return None
     found = Frames([Part(start)])
@@ -146,7 +145,6 @@ def frames(content: Content, base: int = 0) -> Frames | None:
             tag = _tag(content.at(position, length))
             if tag is not None or (part.frames == 0 and part.rate == 0):
                 if part.frames:
-                    part.end = position
                     part = Part(position)
                     found.parts.append(part)
                 part.rate, part.channels = rate, 1 if buffer[offset + 3] >> 6 == 3 else 2
@@ -160,9 +158,21 @@ def frames(content: Content, base: int = 0) -> Frames | None:
         part.samples += samples
         part.changes = part.changes or rate != part.rate
         position += length
-    found.parts[-1].end = content.size
+        part.end = position
     found.parts = [part for part in found.parts if part.frames]
     return found if found.parts else None
+
+
+def follow_each_other(head: bytes, count: int = 3) -> bool:
+    """Whether bytes begin with so many whole frames."""
+    place = 0
+    for _ in range(count):
+        frame = head[place : place + 3]
+        known = _FRAMES.get(frame[1] << 8 | frame[2]) if len(frame) == 3 and frame[0] == 0xFF else None
+        if known is None:
+            return False
+        place += known[0]
+    return place <= len(head)
 
 
 def _next(content: Content, position: int, reach: int) -> int | None:

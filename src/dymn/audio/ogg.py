@@ -13,6 +13,7 @@ _LONGEST = _HEADER + 255 + 255 * 255
 _READ = 2**20
 _BEGINS, _ENDS = 2, 4
 MAX_LINKS = 10_000
+_MOST_STREAMS = 1_000
 
 
 class Link(NamedTuple):
@@ -31,18 +32,22 @@ class Pages:
         cut: whether the last page is incomplete.
         ended: whether a page says that the stream ends, in the last link.
         skipped: how many bytes between and behind the pages belong to none.
+        lost: whether the numbers of the pages have a gap.
     """
 
     links: tuple[Link, ...]
     cut: bool
     ended: bool
     skipped: int
+    lost: bool
 
 
 class _Page(NamedTuple):
     start: int
     end: int
     flags: int
+    stream: bytes
+    number: int
     skipped: int
     """Bytes between the page before and this one."""
 
@@ -52,9 +57,14 @@ def pages(content: Content, base: int = 0) -> Pages | None:
     if content.at(base, 5) != b"OggS\0":
         return None
     starts: list[int] = [base]
-    begins, ended, skipped, end = True, False, 0, base
+    begins, ended, lost, skipped, end = True, False, False, 0, base
+    numbers: dict[bytes, int] = {}
     for page in _walk(content, base):
         skipped += page.skipped
+        if page.flags & _BEGINS and len(numbers) > _MOST_STREAMS:
+            numbers.clear()
+        lost = lost or (not page.flags & _BEGINS and page.number != numbers.get(page.stream, page.number - 1) + 1)
+        numbers[page.stream] = page.number
         first = bool(page.flags & _BEGINS)
         if first and not begins and len(starts) < MAX_LINKS:
             starts.append(page.start)
@@ -65,7 +75,7 @@ def pages(content: Content, base: int = 0) -> Pages | None:
     cut = end > content.size
     skipped += max(0, content.size - end)
     links = tuple(Link(*pair) for pair in zip(starts, [*starts[1:], content.size], strict=True))
-    return Pages(links, cut, ended and not cut, skipped)
+    return Pages(links, cut, ended and not cut, skipped, lost)
 
 
 def _walk(content: Content, position: int) -> Iterator[_Page]:
@@ -85,5 +95,6 @@ def _walk(content: Content, position: int) -> Iterator[_Page]:
         count = buffer[offset + 26] if len(buffer) > offset + 26 else 255
         table = buffer[offset + _HEADER : offset + _HEADER + count]
         end = position + _HEADER + count + (sum(table) if len(table) == count else content.size)
-        yield _Page(position, end, buffer[offset + 5] if len(buffer) > offset + 5 else 0, skipped)
+        header = buffer[offset : offset + _HEADER].ljust(_HEADER, b"\0")
+        yield _Page(position, end, header[5], header[14:18], int.from_bytes(header[18:22], "little"), skipped)
         position, skipped = end, 0

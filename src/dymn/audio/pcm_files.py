@@ -25,6 +25,7 @@ _KNOWN = frozenset(
 ) | frozenset((b"PAD ", b"id3 ", b"ID3 ", b"FLLR", b"minf", b"elm1", b"regn", b"umid", b"DGDA", b"ds64", b"axml", b"chna", b"plst"))
 _GUID_TAIL = bytes.fromhex("000000001000800000aa00389b71")
 _AMBISONIC_TAIL = bytes.fromhex("00002107d3118644c8c1ca000000")
+_SYNCS = tuple(map(bytes.fromhex, ("ff1f00e8", "1fffe800", "fe7f0180", "7ffe8001", "72f81f4e")))
 _RIFF_CODES = {1: "pcm", 3: "float", 6: "alaw", 7: "ulaw"}
 _AU_CODES = {1: "ulaw", 2: "s8", 3: ">i2", 4: ">i3", 5: ">i4", 6: ">f4", 7: ">f8", 27: "alaw"}
 _AIFC_CODES = {
@@ -171,7 +172,7 @@ def _described(content: Content, container: _Layout, base: int, found: dict[byte
     order = container.header[0]
     start, length = data.start, data.length
     long_size = struct.unpack("<Q", found[b"ds64"][8:16])[0] if len(found.get(b"ds64", b"")) >= 16 else 0
-    if container.name == "RF64" and (length == _WRAP - 1 or length == 0) and long_size:
+    if container.name == "RF64" and length in (0, _WRAP - 1):
         length = long_size
     try:
         if container.name == "AIFF":
@@ -190,9 +191,7 @@ def _described(content: Content, container: _Layout, base: int, found: dict[byte
     plain = Layout(container.name, coding, rate, channels, frame, start, content.size - start, length, ambisonic)
     if start >= content.size:
         return replace(plain, length=0, promised=0 if _means_unknown(length) else length)
-    if container.name in ("WAV", "RF64", "AIFF", "W64"):
-        return _bounded(content, container, base, plain)
-    return _as_promised(plain)
+    return _bounded(content, container, base, plain)
 
 
 def _wave(fields: bytes, order: str) -> tuple[str | None, int, int, int, bool]:
@@ -247,17 +246,16 @@ def _au(content: Content, head: bytes, base: int) -> Layout:
     coding = coding.replace(">", order) if coding else None
     start = base + offset
     frame = channels * (_width(coding) if coding else 0)
-    return _as_promised(Layout("AU", coding, rate, channels, frame, start, max(0, content.size - start), promised))
+    return _bounded(content, None, base, Layout("AU", coding, rate, channels, frame, start, max(0, content.size - start), promised))
 
 
-def _as_promised(plain: Layout) -> Layout:
-    """Return a layout whose header is believed, unless it leaves the length open."""
-    if plain.promised is None or _means_unknown(plain.promised):
-        return replace(plain, promised=None)
-    return replace(plain, length=min(plain.length, plain.promised))
+def is_disguised(content: Content, plain: Layout) -> bool:
+    """Whether 16-bit samples are the bytes of DTS or AC-3 (IEC 61937), as on some discs: they would be heard as noise."""
+    head = content.at(plain.start, 8192) if plain.coding == "<i2" and plain.channels == 2 else b""
+    return any(sync in head for sync in _SYNCS)
 
 
-def _bounded(content: Content, container: _Layout, base: int, plain: Layout) -> Layout:
+def _bounded(content: Content, container: _Layout | None, base: int, plain: Layout) -> Layout:
     """Return a layout with the length that the samples have, from what the header says and what follows in the file."""
     promised, there = plain.promised or 0, plain.length
     if _means_unknown(promised):
@@ -275,39 +273,43 @@ def _bounded(content: Content, container: _Layout, base: int, plain: Layout) -> 
             notes=("its header says that it holds no samples, as after a loss of power; it is read to its end.",),
         )
     wraps = (there - promised) // _WRAP
-    if wraps and container.header in ("<4sI", ">4sI"):
+    if wraps and (container is None or "I" in container.header):
         length = promised + wraps * _WRAP
         length = length if _chunks_follow(content, container, plain.start, length) else there
         note = f"its header wraps at 4 GiB; {duration(length / max(1, seconds))} are read, not {duration(promised / max(1, seconds))}."
         return replace(plain, length=length, promised=None, notes=(note,))
     tail = there - promised
-    if _outer_end(content, container, base) > end + 64 or _goes_on(content, plain, promised):
+    if (container is not None and _outer_end(content, container, base) > end + 64) or _goes_on(content, plain, promised):
         note = f"its header counts {duration(promised / max(1, seconds))}; the samples go on to {duration(there / max(1, seconds))}."
         return replace(plain, promised=None, notes=(note,))
     notes = (f"{tail} bytes behind its samples are not sound and are left out.",) if tail > SLACK_SECONDS * seconds else ()
     return replace(plain, length=promised, notes=notes)
 
 
-def _chunks_follow(content: Content, container: _Layout, start: int, length: int) -> bool:
+def _chunks_follow(content: Content, container: _Layout | None, start: int, length: int) -> bool:
     """Whether chunks fill the file behind `length` bytes of samples, but for a few bytes; also with nothing there."""
+    if container is None:
+        return start + length == content.size
     return any(_fill(content, container, start + end) for end in {length + -length % container.align, length})
 
 
 def _fill(content: Content, container: _Layout, position: int) -> bool:
     rest = content.size - position
-    if rest <= 8 and not any(content.at(position, 8)):
+    if (rest <= 8 and not any(content.at(position, 8))) or (rest <= 129 and content.at(content.size - 128, 3) == b"TAG"):
         return True
     for chunk in _chunks(content, container, position):
         rest = content.size - chunk.start - chunk.length
         if rest < 0 or not all(0x20 <= byte < 0x7F for byte in chunk.kind[:4]):
             return False
-        if rest <= 8 or (rest <= 136 and content.at(content.size - 128, 3) == b"TAG"):
+        if rest <= 8 or (rest <= 129 and content.at(content.size - 128, 3) == b"TAG"):
             return True
     return False
 
 
 def _outer_end(content: Content, container: _Layout, base: int) -> int:
     """Return where the file ends by its outermost header, 0 if it does not say or lies beyond the file."""
+    if container.name == "CAF":
+        return 0
     if container.name == "W64":
         size = struct.unpack("<Q", content.at(base + 16, 8).ljust(8, b"\0"))[0]
     else:

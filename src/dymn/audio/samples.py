@@ -19,6 +19,7 @@ INTEGER_PEAK = 64.0
 MIX_GAP_DB = 18.0
 """A mix that is this far below the loudest channel is noted. One live channel of eight is at 18.06 dB; of six, as in films, at 15.6 dB."""
 
+_FULL_SCALES = (2**7, 2**15, 2**23, 2**31)
 _SILENCE = 1e-9  # mean power, -90 dB
 _NEAR = 0.06  # of the power of all channels
 
@@ -112,8 +113,8 @@ class Levels:
         """Add notes on what is unusual."""
         if self._peak > INTEGER_PEAK:
             notes.add(
-                f"samples reach {self._peak:.0f}, and full scale is 1: they look like integers that are stored as floats. Divide them by "
-                f"{2 ** max(7, int(np.ceil(np.log2(self._peak)))):.0f}."
+                f"samples reach {self._peak:.0f}, and full scale is 1: they look like integers that are stored as floats. "
+                f"Divide them by {next((full for full in _FULL_SCALES if self._peak <= full), _FULL_SCALES[-1])}."
             )
         loudest = float(self._channels.max()) if len(self._channels) else 0.0
         if self._frames and np.isfinite(loudest) and loudest > _SILENCE * self._frames:

@@ -1,7 +1,7 @@
-"""How a recording is cut into windows, and how what is shorter than a window is filled up.
+"""How a recording is cut into windows, and how a shorter recording is filled up.
 
 The networks were trained on clips of 10 s (Sec. IV-A.1). A longer recording is cut; a shorter one is repeated, padded with
-zeros, or taken as it is. Repetition scores best with the published weights, see `benchmarks/zero_shot.py`.
+zeros, or left as it is. Repetition scores best with the published weights, see `benchmarks/zero_shot.py`.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ class Filled(NamedTuple):
 
 
 class Cutter:
-    """Cuts samples that come bit by bit into windows of `length` samples that begin every `hop` samples.
+    """Cuts samples that come in blocks into windows of `length` samples that begin every `hop` samples.
 
-    Holds no more than a block and a window at a time. The last window has what is left: between a tenth of `length` and
-    `length` samples, or up to a tenth more than `length`; so a window is only known once a tenth beyond it is there. A recording
-    that is shorter than that is one window. With a hop above the length, what lies between the windows is passed over.
+    Holds no more than a block and a window at a time. The last window holds the rest: between a tenth of `length` and `length`
+    samples, or up to a tenth more than `length`; so a window is complete only once a tenth beyond it has come. A shorter
+    recording is one window. With a hop above the length, samples between the windows are skipped.
     """
 
     def __init__(self, length: int, hop: int) -> None:
@@ -50,7 +50,7 @@ class Cutter:
         self._to_skip = 0
 
     def feed(self, block: Samples) -> Iterator[Window]:
-        """Take samples [n] and yield the windows that are complete with them; take all of these before more is fed."""
+        """Take samples [n] and yield the windows that are complete with them; consume all of them before the next call."""
         skipped = min(self._to_skip, len(block))
         self._to_skip -= skipped
         self._buffer = np.concatenate([self._buffer, block[skipped:]]) if len(self._buffer) else block[skipped:]
@@ -63,7 +63,7 @@ class Cutter:
         self._buffer = self._buffer[begin:]
 
     def finish(self) -> Iterator[Window]:
-        """Yield the last window, if there is anything left."""
+        """Yield the last window, if samples are left."""
         if len(self._buffer) > self._joined or (self._start == 0 and len(self._buffer) > 0):
             yield Window(self._start, self._buffer)
         self._buffer = np.empty(0, np.float32)
@@ -101,7 +101,7 @@ def fill(samples: Samples, length: int, how: str) -> Samples:
 
 
 def check_windows(window: float, hop: float | None, how: str) -> None:
-    """Refuse windows that recordings cannot be cut into, in seconds, and fillings that there are not.
+    """Check the settings of windows, in seconds, and of the filling.
 
     Raises:
         ConfigError: naming the setting and what is allowed.

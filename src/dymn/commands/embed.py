@@ -18,6 +18,7 @@ from dymn.commands.options import (
     Hop,
     Layers,
     Model,
+    Partial,
     Paths,
     Precision,
     Quiet,
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from dymn.ray import Engine
 
 Format = Literal["npy", "parquet", "csv"]
-"""The names in `dymn.inference.formats.embeddings.FORMATS`."""
+"""The names in `dymn.inference.formats.embeddings.EMBEDDING_FORMATS`."""
 
 
 def embed(
@@ -68,6 +69,7 @@ def embed(
     window: Window = 10.0,
     hop: Hop = None,
     fill: Filling = "bare",
+    partial: Partial = False,
     backend: Backend = "auto",
     device: Device = None,
     precision: Precision = "float32",
@@ -88,7 +90,7 @@ def embed(
 
     Examples: `dymn embed clips -o clips.npy`; `dymn embed clips --layer mels,blocks --per-window --window 1 -o clips.parquet`.
     """
-    from functools import partial
+    import functools
 
     from dymn.commands.recordings import describe
     from dymn.commands.runs import Asked, Form, run
@@ -99,7 +101,7 @@ def embed(
     from dymn.runtime.layers import parse_layers
 
     hush(quiet)
-    settings = EmbedSettings(window, hop, fill)
+    settings = EmbedSettings(window, hop, fill, partial)
     layers = parse_layers(layer or "last")
     parameters = to_dict(settings) | {"hop": hop or window}
     asked = Asked(
@@ -114,8 +116,8 @@ def embed(
         return Form(layout(names), embeddings(per_window, len(names)), origin)
 
     def files(tagger: Tagger, engine: Engine | None) -> Files[Embedding]:
-        embed_files = tagger.embedder(layers).embed_files if engine is None else partial(engine.embed_files, tagger, layers)
-        return partial(embed_files, settings=settings)
+        embed_files = tagger.embedder(layers).embed_files if engine is None else functools.partial(engine.embed_files, tagger, layers)
+        return functools.partial(embed_files, settings=settings)
 
     done = run(asked, layout(()), form, files)
     if output is not None and done.format != "parquet":

@@ -14,6 +14,7 @@ from dymn.commands.options import (
     Fresh,
     Labels,
     Model,
+    Partial,
     Paths,
     Precision,
     Quiet,
@@ -91,6 +92,7 @@ def events(
     hop: Annotated[
         float | None, seconds_option("From the start of one window to the next. The default depends on the method.", WHEN)
     ] = None,
+    partial: Partial = False,
     backend: Backend = "auto",
     device: Device = None,
     precision: Precision = "float32",
@@ -111,7 +113,7 @@ def events(
 
     Examples: `dymn events street.wav --threshold 0.3`; `dymn events clips --labels "Dog,Speech" --output events.csv`.
     """
-    from functools import partial
+    import functools
 
     from dymn.commands.recordings import describe
     from dymn.commands.runs import Asked, Form, run
@@ -132,6 +134,7 @@ def events(
         median=median,
         min_gap=min_gap,
         min_duration=min_duration,
+        partial=partial,
     )
     parameters = to_dict(settings) | dict(zip(("window", "hop"), settings.cutting(), strict=True))
     asked = Asked(
@@ -139,8 +142,8 @@ def events(
     )  # fmt: skip
 
     def files(tagger: Tagger, engine: Engine | None) -> Files[EventRecording]:
-        find = partial(event_files, tagger.backend) if engine is None else partial(engine.event_files, tagger)
-        return partial(find, settings=settings)
+        find = functools.partial(event_files, tagger.backend) if engine is None else functools.partial(engine.event_files, tagger)
+        return functools.partial(find, settings=settings)
 
     done = run(asked, EVENTS, lambda tagger: Form(EVENTS, stored(), describe(tagger, model, parameters)), files)
     if done.failed:

@@ -92,7 +92,7 @@ def check_ending(option: str, path: Path, endings: Iterable[str]) -> None:
 
 
 Fill = Literal["repeat", "pad", "bare"]
-Computes = Literal["auto", "torch", "onnx"]
+Computes = Literal["auto", "compiled", "torch", "onnx"]
 Precisions = Literal["float32", "bfloat16", "float16"]
 Report = Literal["table", "json"]
 
@@ -207,9 +207,9 @@ Backend = Annotated[
     Computes,
     typer.Option(
         "--backend",
-        help="What computes the network: compiled code (auto, on a CPU), PyTorch (torch; also what auto takes elsewhere), or ONNX Runtime "
-        "(onnx), for a file that `dymn export --dynamic-time` wrote or the name of a model that was exported without --output. "
-        "auto recognises .onnx files.",
+        help="What computes the network: code compiled for CPUs (compiled), PyTorch (torch), or ONNX Runtime (onnx), for a file that "
+        "`dymn export --dynamic-time` wrote or the name of a model that was exported without --output. auto chooses compiled on a CPU, "
+        "onnx for .onnx files, else torch.",
         rich_help_panel=RUN_PANEL,
     ),
 ]
@@ -227,6 +227,15 @@ Precision = Annotated[
     typer.Option(
         "--precision",
         help="The number format of PyTorch's arithmetic. Those of 16 bits are for GPUs: faster, and slightly less exact.",
+        rich_help_panel=RUN_PANEL,
+    ),
+]
+Partial = Annotated[
+    bool,
+    typer.Option(
+        "--partial",
+        help="Read what can be read of damaged recordings, up to the damage and behind it, instead of refusing them. They are marked in "
+        "JSON, CSV and Parquet.",
         rich_help_panel=RUN_PANEL,
     ),
 ]

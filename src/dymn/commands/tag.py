@@ -19,6 +19,7 @@ from dymn.commands.options import (
     Hop,
     Labels,
     Model,
+    Partial,
     Paths,
     Precision,
     Quiet,
@@ -101,6 +102,7 @@ def tag(
             rich_help_panel=WINDOWS,
         ),
     ] = "max",
+    partial: Partial = False,
     backend: Backend = "auto",
     device: Device = None,
     precision: Precision = "float32",
@@ -122,7 +124,7 @@ def tag(
     Examples: `dymn tag street.wav`; `dymn tag clips --model dymn04_open --output tags.csv`;
     `dymn tag street.wav --per-window --window 2 --hop 1 --top-k 2`.
     """
-    from functools import partial
+    import functools
 
     from dymn.commands.plot import check_plot, draw
     from dymn.commands.recordings import describe
@@ -131,12 +133,12 @@ def tag(
     from dymn.inference.formats.tags import TAGS
     from dymn.inference.runs import tags
     from dymn.inference.segments import source_name
-    from dymn.inference.tagger import TagSettings
+    from dymn.inference.selection import TagSettings
 
     hush(quiet)
     if plot is not None and ray is not None:
         raise ConfigError("--plot is drawn from recordings on this machine. Give it without --ray.")
-    settings = TagSettings(top_k, threshold, tuple(labels or ()), tuple(exclude or ()), window, hop, fill, combine)
+    settings = TagSettings(top_k, threshold, tuple(labels or ()), tuple(exclude or ()), window, hop, fill, combine, partial)
     parameters = to_dict(settings) | {"hop": hop or window}
     asked = Asked(
         "tag", paths, output, format, model, backend, device, precision, threads, batch_size, workers, ray, fresh, retry_failed, quiet,
@@ -144,8 +146,8 @@ def tag(
     )  # fmt: skip
 
     def files(tagger: Tagger, engine: Engine | None) -> Files[Recording]:
-        tag_files = tagger.tag_files if engine is None else partial(engine.tag_files, tagger)
-        return partial(tag_files, settings=settings)
+        tag_files = tagger.tag_files if engine is None else functools.partial(engine.tag_files, tagger)
+        return functools.partial(tag_files, settings=settings)
 
     def check(found: Sequence[Path | str]) -> None:
         if plot is not None:

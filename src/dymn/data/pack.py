@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import os
 import re
 import shutil
 import tarfile
@@ -26,6 +27,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 import dymn
+from dymn.audio.content import spool
 from dymn.data.batch import Floats, read_bad, write_bad
 from dymn.data.packed import INDEX_FILE, WORK_FOLDER, Index, read_index, write_index
 from dymn.data.source import Source, decode, fingerprint
@@ -250,7 +252,6 @@ def encode(waveform: Floats, sample_rate: int, encoding: str) -> bytes:
     Raises:
         AudioError: if the encoder does not take it.
     """
-    file = io.BytesIO()
     if encoding == "opus":
         samples: npt.NDArray[Any] = np.clip(soxr.resample(waveform, sample_rate, OPUS_RATE), -1, 1)
         sample_rate = OPUS_RATE
@@ -258,12 +259,18 @@ def encode(waveform: Floats, sample_rate: int, encoding: str) -> bytes:
         samples = np.clip(np.rint(waveform * 32_768.0), -32_768, 32_767).astype(np.int16)
     form, subtype = ENCODINGS[encoding]
     try:
-        soundfile.write(file, samples, sample_rate, format=form, subtype=subtype)
+        with spool() as file:  # libsndfile writes to its descriptor itself: a signal is not lost in a callback of Python
+            if os.name != "posix":
+                memory = io.BytesIO()
+                soundfile.write(memory, samples, sample_rate, format=form, subtype=subtype)
+                return memory.getvalue()
+            soundfile.write(file.descriptor, samples, sample_rate, format=form, subtype=subtype, closefd=False)
+            content = file.content()
+            return content.at(0, content.size)
     except soundfile.LibsndfileError as error:
         raise AudioError(
             f"It cannot be written as {encoding} at {sample_rate} Hz ({error.error_string}). Choose another encoding."
         ) from error
-    return file.getvalue()
 
 
 def described(source: Source, i: int) -> dict[str, Any]:

@@ -68,10 +68,18 @@ class Resident:
                 raise
             raise DataError(f"{device} has no room for the decoded clips. Leave data.resident out, or use data.cache alone.") from error
 
-    def waveforms(self, crops: Sequence[Crop], samples: int, fill: str) -> Tensor:
-        """Return [B, samples] float32 of some clips, each from its offset on; what is too short is repeated or followed by zeros."""
-        rows = np.array([crop.place for crop in crops])
-        columns = np.stack([self.starts[rows], np.array([crop.offset for crop in crops]), np.array([crop.end for crop in crops])])
+    def waveforms(self, clips: Sequence[int], offsets: Sequence[int], samples: int, fill: str, ends: Sequence[int] | None = None) -> Tensor:
+        """Return [B, samples] float32 of some clips, each from its offset to its end; what is too short is repeated or followed by zeros.
+
+        Args:
+            clips: B positions in the whole dataset.
+            offsets: where each begins, in samples.
+            samples: of each.
+            fill: "pad" or "repeat", for those that are shorter.
+            ends: where each ends; None for the ends of the clips.
+        """
+        rows = np.asarray(clips)
+        columns = np.stack([self.starts[rows], np.asarray(offsets), self.lengths[rows] if ends is None else np.asarray(ends)])
         start, offset, end = torch.from_numpy(columns).to(self.device)[..., None]
         scale = torch.from_numpy(self.scales[rows] / np.float32(FULL_SCALE)).to(self.device)[:, None]
         place = torch.arange(samples, device=self.device)
@@ -138,7 +146,13 @@ class ResidentBatches:
             strangers = [self.presented.stranger(clip, mark) for clip, mark in zip(clips, marks, strict=True)]
             bad = bad + [stranger for stranger in strangers if stranger is not None]
         batch = Batch(
-            waveform=resident.waveforms(crops, samples, self.presented.fill),
+            waveform=resident.waveforms(
+                [crop.place for crop in crops],
+                [crop.offset for crop in crops],
+                samples,
+                self.presented.fill,
+                [crop.end for crop in crops],
+            ),
             target=self.targets[rows],
             teacher=torch.from_numpy(logits).to(resident.device),
             has_teacher=torch.from_numpy(known).to(resident.device),

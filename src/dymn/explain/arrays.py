@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from dymn.audio import reading
 from dymn.config import FrontEndConfig, check
 from dymn.errors import AudioError
+from dymn.inference.segments import AudioLike
 from dymn.models.frontend import LogMel
 from dymn.models.layers import DynamicConv2d, DynamicReLU
 from dymn.models.mobilenet import MobileNet
 from dymn.system.files import atomic_write
 
 Array = npt.NDArray[np.float32]
-Source = str | Path | BinaryIO | npt.NDArray[Any] | Tensor
 POSITIONS = ("expand", "depthwise", "project")
 MAX_SECONDS = 60.0
 
@@ -107,7 +107,7 @@ class Explanation:
 
 def explain(
     model: MobileNet,
-    source: Source,
+    source: AudioLike,
     sample_rate: int | None = None,
     *,
     top_k: int = 6,
@@ -170,7 +170,7 @@ def explain(
     )
 
 
-def _stretch(source: Source, sample_rate: int | None, target_rate: int, start: float, seconds: float) -> Array:
+def _stretch(source: AudioLike, sample_rate: int | None, target_rate: int, start: float, seconds: float) -> Array:
     first, last = round(start * target_rate), round((start + seconds) * target_rate)
     if isinstance(source, (np.ndarray, Tensor)):
         check(sample_rate is not None, "sample_rate is missing; an array does not say how fast it was recorded.")
@@ -188,7 +188,7 @@ def _stretch(source: Source, sample_rate: int | None, target_rate: int, start: f
     return samples
 
 
-def _name(source: Source) -> str:
+def _name(source: AudioLike) -> str:
     if isinstance(source, (str, Path)):
         return "standard input" if str(source) == "-" else Path(source).name
     return str(getattr(source, "name", "recording"))

@@ -12,7 +12,7 @@ from dymn.audio import reading
 from dymn.errors import AudioError, ConfigError
 
 if TYPE_CHECKING:
-    from dymn.inference.segments import Source
+    from dymn.inference.segments import AudioLike
 
 
 class Listed(NamedTuple):
@@ -119,9 +119,9 @@ class Discovery:
             self._held[key] = handle
         return True
 
-    def source(self, path: Path | str) -> Source:
+    def source(self, path: Path | str) -> AudioLike:
         """Return what to read a recording from: its path, or once the file that is open already."""
-        return cast("Source", self._held.pop(whole(path), path))
+        return cast("AudioLike", self._held.pop(whole(path), path))
 
     def errors(self, found: Iterable[Path | str]) -> list[tuple[str, AudioError]]:
         """Return which of the recordings are known to be unreadable, after the paths that name none, and why."""

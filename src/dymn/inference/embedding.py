@@ -16,7 +16,7 @@ import numpy.typing as npt
 from dymn.audio.windows import check_windows
 from dymn.config import from_dict
 from dymn.errors import DymnError
-from dymn.inference.segments import Piece, Source, computed, pieces
+from dymn.inference.segments import AudioLike, Piece, computed, pieces
 from dymn.runtime.backend import Backend, Floats
 from dymn.runtime.layers import LAST, is_last
 from dymn.system.prefetch import Team
@@ -36,11 +36,13 @@ class EmbedSettings:
         window: seconds that the network hears at once; it was trained on 10.
         hop: seconds from the start of one window to the next; `window` if None.
         fill: what a recording or a remainder that is shorter than the window is filled with: "bare" (nothing), "repeat" or "pad" (zeros).
+        partial: whether to read what can be read of a damaged recording, instead of an error.
     """
 
     window: float = 10.0
     hop: float | None = None
     fill: str = "bare"
+    partial: bool = False
 
     def __post_init__(self) -> None:
         check_windows(self.window, self.hop, self.fill)
@@ -57,6 +59,8 @@ class Embedding:
         windows: of each window [W, D].
         spans: start and end of each window in seconds [W, 2].
         error: why there is none, or None.
+        notes: what is unusual about the recording, such as a header that is wrong; the library logs it as warnings, too.
+        partial: whether a part is missing because of damage; only with the setting `partial`.
     """
 
     name: str
@@ -65,6 +69,8 @@ class Embedding:
     windows: Floats = field(default_factory=lambda: np.empty((0, 0), np.float32), repr=False)
     spans: npt.NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 2)), repr=False)
     error: DymnError | None = None
+    notes: tuple[str, ...] = ()
+    partial: bool = False
 
 
 class Embedder:
@@ -90,7 +96,7 @@ class Embedder:
             model: a network, which is copied and stays as it is, or a backend. Later changes of the network's weights do not reach the
                 copy; make a new embedder then.
             layers: names of layers as in `dymn.runtime.layers`, in a list or separated by commas.
-            precision: the number format in which PyTorch computes a network, one of `dymn.system.devices.PRECISIONS`.
+            precision: the number format in which PyTorch computes a network, one of `dymn.system.devices.COMPUTE_PRECISIONS`.
 
         Raises:
             ConfigError: if there is no such layer, one is named twice, or the backend gives the last layer alone.
@@ -135,7 +141,7 @@ class Embedder:
         """
         return self.run(self.backend.waveform_features(waveforms))
 
-    def embed(self, source: Source, sample_rate: int | None = None, **settings: Any) -> Embedding:
+    def embed(self, source: AudioLike, sample_rate: int | None = None, **settings: Any) -> Embedding:
         """Return the embedding of a recording and of each of its windows.
 
         Args:
@@ -154,7 +160,7 @@ class Embedder:
 
     def embed_files(
         self,
-        sources: Iterable[Source],
+        sources: Iterable[AudioLike],
         settings: EmbedSettings | None = None,
         *,
         sample_rate: int | None = None,
@@ -191,6 +197,7 @@ class Embedder:
             settings.fill,
             prepare=backend.features,
             team=Team(workers, batch_size, backend.enter_worker, backend.entered_workers),
+            partial=settings.partial,
         )
         return self.collect(computed(found, self.run, batch_size), progress)
 
@@ -213,7 +220,9 @@ class Embedder:
             else:
                 windows, places = np.stack(rows), np.array(spans)
                 vector = np.average(windows, axis=0, weights=places[:, 1] - places[:, 0]).astype(np.float32)
-                yield Embedding(name, piece.recording.n_samples / self.sample_rate, vector, windows, places)
+                opened = piece.recording
+                seconds, notes = opened.n_samples / self.sample_rate, tuple(opened.notes.lines)
+                yield Embedding(name, seconds, vector, windows, places, notes=notes, partial=opened.notes.partial)
             rows, spans = [], []
 
 

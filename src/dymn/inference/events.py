@@ -14,7 +14,7 @@ import numpy as np
 from dymn.config import check
 from dymn.errors import DymnError
 from dymn.inference.frames import FramePart, Frames, FrameSettings, Times, chosen_labels, frame_parts
-from dymn.inference.segments import Source
+from dymn.inference.segments import AudioLike
 from dymn.runtime.backend import Backend
 from dymn.runtime.scores import Scores
 
@@ -70,17 +70,21 @@ class EventRecording:
         seconds: the length of the recording.
         events: in the order of their starts.
         error: why there are none, or None.
+        notes: what is unusual about the recording, such as a wrong header; they are logged as warnings, too.
+        partial: whether a part is missing because of damage; only with the setting `partial`.
     """
 
     name: str
     seconds: float = 0.0
     events: Sequence[Event] = ()
     error: DymnError | None = None
+    notes: tuple[str, ...] = ()
+    partial: bool = False
 
 
 def event_files(
     backend: Backend,
-    sources: Iterable[Source],
+    sources: Iterable[AudioLike],
     settings: EventSettings | None = None,
     *,
     sample_rate: int | None = None,
@@ -111,7 +115,8 @@ def collect_events(parts: Iterable[FramePart], labels: Sequence[str], settings: 
         else:
             decider.feed(part.times, part.scores)
             if part.seconds is not None:
-                yield EventRecording(part.name, part.seconds, decider.finish(part.seconds))
+                events = decider.finish(part.seconds)
+                yield EventRecording(part.name, part.seconds, events, notes=part.notes, partial=part.partial)
         if part.is_last:
             decider = Decider(labels, settings)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from dymn.errors import DymnError
-from dymn.inference.segments import Piece, Source, computed, pieces
+from dymn.inference.segments import AudioLike, Piece, computed, pieces
 from dymn.inference.selection import Selection, Tag, TagSettings, Timeline, WindowTags
 from dymn.runtime.backend import Backend
 from dymn.runtime.scores import Scores
@@ -26,6 +26,8 @@ class Recording:
         timeline: the labels of each window.
         scores: the probabilities of all labels for the whole recording [C]; empty after an error.
         error: why there are no tags, or None.
+        notes: what is unusual about the recording, such as a wrong header; they are logged as warnings, too.
+        partial: whether a part is missing because of damage; only with the setting `partial`.
     """
 
     name: str
@@ -34,11 +36,13 @@ class Recording:
     timeline: Sequence[WindowTags] = ()
     scores: Scores = field(default_factory=lambda: np.empty(0, np.float32), repr=False)
     error: DymnError | None = None
+    notes: tuple[str, ...] = ()
+    partial: bool = False
 
 
 def tag_files(
     backend: Backend,
-    sources: Iterable[Source],
+    sources: Iterable[AudioLike],
     settings: TagSettings | None = None,
     *,
     sample_rate: int | None = None,
@@ -75,11 +79,12 @@ def tag_files(
         settings.fill,
         prepare=backend.features,
         team=Team(workers, batch_size, backend.enter_worker, backend.entered_workers),
+        partial=settings.partial,
     )
-    return tagged(computed(found, lambda features: backend.run(features).probabilities, batch_size), backend, settings, progress)
+    return collect_tags(computed(found, lambda features: backend.run(features).probabilities, batch_size), backend, settings, progress)
 
 
-def tagged(
+def collect_tags(
     scored: Iterable[tuple[Piece, Scores | None]],
     backend: Backend,
     settings: TagSettings,
@@ -90,10 +95,10 @@ def tagged(
     Raises:
         ConfigError: at once, if a setting does not fit the model.
     """
-    return _tagged(scored, backend.sample_rate, Selection(backend.labels, settings), settings.combine, progress)
+    return _collect(scored, backend.sample_rate, Selection(backend.labels, settings), settings.combine, progress)
 
 
-def _tagged(
+def _collect(
     scored: Iterable[tuple[Piece, Scores | None]],
     rate: int,
     selection: Selection,
@@ -115,7 +120,8 @@ def _tagged(
         combined = done.scores()
         seconds = piece.recording.n_samples / rate
         best = selection.best(combined)
-        yield Recording(name, seconds, selection.tags(best, combined[best], 0.0, seconds), done.timeline, combined)
+        tags, notes = selection.tags(best, combined[best], 0.0, seconds), piece.recording.notes
+        yield Recording(name, seconds, tags, done.timeline, combined, notes=tuple(notes.lines), partial=notes.partial)
 
 
 class _Work:

@@ -14,9 +14,10 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from dymn.audio.notes import Notes
 from dymn.config import check
 from dymn.errors import DymnError
-from dymn.inference.segments import Piece, Rows, Source, computed, pieces
+from dymn.inference.segments import AudioLike, Piece, Rows, computed, pieces
 from dymn.inference.selection import Selection, TagSettings
 from dymn.runtime.backend import Backend
 from dymn.runtime.scores import Scores
@@ -49,6 +50,7 @@ class FrameSettings:
             mean ("activation" only).
         labels: patterns such as "Dog" or "*music*" of labels to choose from; none means all.
         exclude: patterns of labels to leave out.
+        partial: whether to read what can be read of a damaged recording, instead of an error.
     """
 
     method: str = "windows"
@@ -58,6 +60,7 @@ class FrameSettings:
     clip: float = 0.3
     labels: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    partial: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         check(self.method in METHODS, f"method is {self.method!r}; allowed: {', '.join(METHODS)}.")
@@ -77,7 +80,7 @@ class FrameSettings:
 
     def tagging(self) -> TagSettings:
         """Return the settings that tag such windows with all chosen labels."""
-        return TagSettings(0, 0.0, self.labels, self.exclude, *self.cutting())
+        return TagSettings(0, 0.0, self.labels, self.exclude, *self.cutting(), partial=self.partial)
 
 
 @dataclass(frozen=True)
@@ -89,12 +92,16 @@ class Frames:
         times: the middles of the frames in seconds [T].
         scores: probabilities [T, C].
         seconds: the length of the recording.
+        notes: what is unusual about the recording, such as a wrong header; they are logged as warnings, too.
+        partial: whether a part is missing because of damage; only with the setting `partial`.
     """
 
     labels: tuple[str, ...]
     times: Times = field(repr=False)
     scores: Scores = field(repr=False)
     seconds: float
+    notes: tuple[str, ...] = ()
+    partial: bool = False
 
     @property
     def edges(self) -> Times:
@@ -109,13 +116,15 @@ class Frames:
 
 
 class FramePart(NamedTuple):
-    """Consecutive frames of a recording; the last part of each recording has its length, or the error that ended it."""
+    """Consecutive frames of a recording; the last part of each recording has its length and notes, or the error that ended it."""
 
     name: str
     times: Times  # [n], the middles of the frames in seconds
     scores: Scores  # [n, C]
     seconds: float | None = None
     error: DymnError | None = None
+    notes: tuple[str, ...] = ()
+    partial: bool = False
 
     @property
     def is_last(self) -> bool:
@@ -127,7 +136,7 @@ PART_FRAMES = 512
 """The least number of frames of a part that is not the last: 1 MB of probabilities of 527 labels."""
 
 
-def frames(backend: Backend, source: Source, sample_rate: int | None = None, settings: FrameSettings | None = None) -> Frames:
+def frames(backend: Backend, source: AudioLike, sample_rate: int | None = None, settings: FrameSettings | None = None) -> Frames:
     """Return the probabilities of labels at points in time.
 
     An hour has some 12,000 frames, 24 MB if all 527 labels of AudioSet are asked for; `frame_parts` holds only some of them at a time.
@@ -149,7 +158,7 @@ def frames(backend: Backend, source: Source, sample_rate: int | None = None, set
         raise last.error
     times: Times = np.concatenate([part.times for part in parts])
     scores: Scores = np.concatenate([part.scores for part in parts])
-    return Frames(chosen_labels(backend, settings), times, scores, last.seconds or 0.0)
+    return Frames(chosen_labels(backend, settings), times, scores, last.seconds or 0.0, last.notes, last.partial)
 
 
 def chosen_labels(backend: Backend, settings: FrameSettings) -> tuple[str, ...]:
@@ -163,7 +172,7 @@ def chosen_labels(backend: Backend, settings: FrameSettings) -> tuple[str, ...]:
 
 def frame_parts(
     backend: Backend,
-    sources: Iterable[Source],
+    sources: Iterable[AudioLike],
     settings: FrameSettings | None = None,
     *,
     sample_rate: int | None = None,
@@ -190,6 +199,7 @@ def frame_parts(
         maker.fill,
         prepare=backend.features,
         team=Team(workers, batch_size, backend.enter_worker, backend.entered_workers),
+        partial=settings.partial,
     )
     return collect_parts(computed(found, maker.compute, batch_size), maker, backend.sample_rate, progress)
 
@@ -209,7 +219,9 @@ def collect_parts(
         if progress is not None and not is_last:
             progress(name, piece.end)
         if is_last or sum(map(len, times)) >= PART_FRAMES:
-            yield FramePart(name, np.concatenate(times), np.concatenate(scores), seconds, piece.error)
+            notes = piece.recording.notes if seconds is not None else Notes()
+            told = tuple(notes.lines), notes.partial
+            yield FramePart(name, np.concatenate(times), np.concatenate(scores), seconds, piece.error, *told)
             times, scores = [], []
 
 

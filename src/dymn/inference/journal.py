@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 from dymn.errors import ConfigError, DataError
 from dymn.inference.discovery import Listed, identity
 
-FORMAT = 2
+FORMAT = 3
 COMMIT_SECONDS = 1.0
 """The most work, besides what is in flight, that is lost when the power fails or the process is killed."""
 MAX_RESULT = 2**29
@@ -243,7 +243,7 @@ class Journal:
         """Remove all damaged records, and return the error that tells about them."""
         damaged = [(name, path) for name, *record, path in self._database.execute(query) if path and not _is_sound(*record)]
         self._database.executemany("DELETE FROM done WHERE path = ?", [(path,) for _, path in damaged])
-        first, others = os.fsdecode(damaged[0][0]), f" and of {len(damaged) - 1} others" if len(damaged) > 1 else ""
+        first, others = os.fsdecode(damaged[0][0]), f" and of {len(damaged) - 1} other(s)" if len(damaged) > 1 else ""
         return DataError(f"{self.path} is damaged: the result of {first}{others}. Start the command again to compute what is missing.")
 
     def complete(self, keep: bool) -> None:

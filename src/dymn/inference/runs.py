@@ -103,12 +103,13 @@ def tags(per_window: bool) -> Kind[Recording]:
         whole = [(tag.label, tag.score) for tag in found.tags]
         windows = found.timeline if per_window else ()
         parts = [(window.start, window.end, [(tag.label, tag.score) for tag in window.tags]) for window in windows]
-        return _packed([whole, parts])
+        return _packed([whole, parts, found.notes, found.partial])
 
     def unpack(name: str, seconds: float, packed: bytes) -> Recording:
-        whole, parts = json.loads(packed.decode("utf-8", "surrogatepass"), parse_constant=_refuse)
+        whole, parts, notes, partial = json.loads(packed.decode("utf-8", "surrogatepass"), parse_constant=_refuse)
         timeline = [WindowTags(float(start), float(end), _tags(pairs, float(start), float(end))) for start, end, pairs in parts]
-        return Recording(name, seconds, _tags(whole, 0.0, seconds), timeline)
+        tags = _tags(whole, 0.0, seconds)
+        return Recording(name, seconds, tags, timeline, notes=tuple(map(str, notes)), partial=bool(partial))
 
     return Kind(pack, unpack, lambda name, error: Recording(name, error=error))
 
@@ -126,11 +127,14 @@ def events() -> Kind[EventRecording]:
     from dymn.inference.events import Event, EventRecording
 
     def unpack(name: str, seconds: float, packed: bytes) -> EventRecording:
-        found = json.loads(packed.decode("utf-8", "surrogatepass"), parse_constant=_refuse)
+        found, notes, partial = json.loads(packed.decode("utf-8", "surrogatepass"), parse_constant=_refuse)
         events = [Event(str(label), float(start), float(end), float(score)) for label, start, end, score in found]
-        return EventRecording(name, seconds, events)
+        return EventRecording(name, seconds, events, notes=tuple(map(str, notes)), partial=bool(partial))
 
-    return Kind(lambda found: _packed(list(found.events)), unpack, lambda name, error: EventRecording(name, error=error))
+    def pack(found: EventRecording) -> bytes:
+        return _packed([list(found.events), found.notes, found.partial])
+
+    return Kind(pack, unpack, lambda name, error: EventRecording(name, error=error))
 
 
 def _packed(value: Any) -> bytes:

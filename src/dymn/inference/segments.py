@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeAlias, TypeVar
 
@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dymn.audio import reading
+from dymn.audio.notes import Notes
 from dymn.audio.windows import Filled, Samples, cut, fill
 from dymn.config import check
 from dymn.errors import AudioError, ConfigError, DymnError
@@ -21,17 +22,18 @@ from dymn.system.prefetch import Team, ahead
 if TYPE_CHECKING:
     import torch
 
-Source: TypeAlias = "str | Path | BinaryIO | npt.NDArray[Any] | torch.Tensor"
+AudioLike: TypeAlias = "str | Path | BinaryIO | npt.NDArray[Any] | torch.Tensor"
 Rows: TypeAlias = npt.NDArray[np.float32]
 R = TypeVar("R")
 
 
 @dataclass
 class Opened:
-    """A recording while its windows are on their way: its name as given, and how many samples have been read of it."""
+    """A recording while it is read: its name as given, the number of samples read so far, and the notes on it."""
 
     name: str
     n_samples: int = 0
+    notes: Notes = field(default_factory=Notes)
 
 
 class Piece(NamedTuple):
@@ -44,13 +46,17 @@ class Piece(NamedTuple):
     error: DymnError | None = None
 
 
-def blocks(source: Source, rate: int, sample_rate: int | None = None) -> Iterable[Samples]:
+def blocks(
+    source: AudioLike, rate: int, sample_rate: int | None = None, *, partial: bool = False, notes: Notes | None = None
+) -> Iterable[Samples]:
     """Return a source as blocks [n] of mono samples at `rate` Hz.
 
     Args:
         source: a path, "-" for standard input, an open binary file, or an array or tensor [N] or [channels, N].
         rate: wanted, in Hz.
         sample_rate: of an array, in Hz; files bring their own.
+        partial: whether to read what can be read of a damaged recording.
+        notes: what is unusual about the recording is added here; None logs it.
 
     Raises:
         AudioError: if the source cannot be read; of a file, with the first block or where the damage is.
@@ -59,13 +65,13 @@ def blocks(source: Source, rate: int, sample_rate: int | None = None) -> Iterabl
     if reading.is_array(source):
         if sample_rate is None:
             raise ConfigError("An array has no sample rate of its own. Give sample_rate in Hz.")
-        return [reading.from_array(source, sample_rate, rate)]
+        return [reading.from_array(source, sample_rate, rate, notes=notes)]
     given: object = source
     if not isinstance(given, (str, os.PathLike)) and not hasattr(given, "read"):
         remedy = " Give io.BytesIO of it." if isinstance(given, (bytes, bytearray, memoryview)) else ""
         kind = type(given).__name__
         raise ConfigError(f"A recording is a path, an open binary file, or an array or tensor; it is of type {kind} here.{remedy}")
-    return reading.stream(source, rate)
+    return reading.stream(source, rate, partial=partial, notes=notes)
 
 
 Prepare: TypeAlias = Callable[[Iterable[Filled], int], Iterator[Rows]]
@@ -78,7 +84,7 @@ def samples_of(windows: Iterable[Filled], hop: int) -> Iterator[Rows]:
 
 
 def pieces(
-    sources: Iterable[Source],
+    sources: Iterable[AudioLike],
     rate: int,
     sample_rate: int | None,
     window: float,
@@ -87,6 +93,7 @@ def pieces(
     *,
     prepare: Prepare = samples_of,
     team: Team | None = None,
+    partial: bool = False,
 ) -> Iterator[Piece]:
     """Cut recordings into windows, one after the other, reading no more than is asked for; an error ends only its own recording.
 
@@ -99,15 +106,17 @@ def pieces(
         how: what a shorter recording or remainder is filled up with, a key of `dymn.audio.windows.FILLS`.
         prepare: makes of the windows of a recording what is computed with.
         team: the threads that do all this ahead of their reader; None does it when it is asked for.
+        partial: whether to read what can be read of damaged recordings.
     """
     length, step = round(window * rate), round((hop or window) * rate)
 
-    def work(source: Source) -> Generator[Piece, None, None]:
+    def work(source: AudioLike) -> Generator[Piece, None, None]:
         recording = Opened(source_name(source))
         places: deque[tuple[float, float]] = deque()
 
         def windows() -> Iterator[Filled]:
-            for start, samples in cut(_counted(blocks(source, rate, sample_rate), recording), length, step):
+            found = blocks(source, rate, sample_rate, partial=partial, notes=recording.notes)
+            for start, samples in cut(_counted(found, recording), length, step):
                 places.append((start / rate, (start + len(samples)) / rate))
                 yield Filled(fill(samples, length, how), len(samples))
 
@@ -117,6 +126,7 @@ def pieces(
                 yield Piece(recording, *places.popleft(), features)
             if recording.n_samples == 0:
                 raise AudioError(f"{recording.name or 'The array'} has no samples. Give a recording that is not empty.")
+            recording.notes.log(recording.name or "The array")
         except DymnError as failure:
             error = failure
         except OSError as failure:
@@ -162,7 +172,7 @@ def _counted(found: Iterable[Samples], recording: Opened) -> Iterator[Samples]:
         yield block
 
 
-def source_name(source: Source) -> str:
+def source_name(source: AudioLike) -> str:
     """Return a source's name as printable text, also where a file's name is no valid text."""
     name = source if isinstance(source, (str, os.PathLike)) else getattr(source, "name", "")
     return os.fsencode(name).decode("utf-8", "replace") if isinstance(name, (str, os.PathLike)) else str(name)

@@ -41,6 +41,7 @@ class TagSettings:
         hop: seconds from the start of one window to the next; `window` if None.
         fill: what a recording or a remainder that is shorter than the window is filled with: "repeat", "pad" (zeros) or "bare" (not).
         combine: how the windows make the answer for a recording: a label's "max" (is it anywhere?) or its "mean" over time.
+        partial: whether to read what can be read of a damaged recording, instead of an error.
     """
 
     top_k: int = 10
@@ -51,6 +52,7 @@ class TagSettings:
     hop: float | None = None
     fill: str = "repeat"
     combine: str = "max"
+    partial: bool = False
 
     def __post_init__(self) -> None:
         check(isinstance(self.top_k, int) and self.top_k >= 0, f"top_k is {self.top_k!r}; it must be a whole number, 0 for all labels.")

@@ -19,11 +19,11 @@ from dymn.inference.selection import TagSettings
 from dymn.inference.tagger import Tagger
 from dymn.serve.assets import Asset, find_assets, response, runs_in_browser
 from dymn.serve.batching import Deadline
-from dymn.serve.engine import Engine, Question
 from dymn.serve.errors import Refusal, refusal
 from dymn.serve.guard import Guard
 from dymn.serve.live import serve_live
 from dymn.serve.metrics import CONTENT_TYPE
+from dymn.serve.service import Question, Service
 from dymn.serve.settings import ServeSettings
 from dymn.serve.uploads import receive
 
@@ -57,27 +57,27 @@ def create_app(taggers: Mapping[str, Tagger], settings: ServeSettings | None = N
         settings: the limits.
         page: whether to serve the page at /.
     """
-    engine = Engine(taggers, settings)
+    service = Service(taggers, settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        await asyncio.to_thread(engine.start)
+        await asyncio.to_thread(service.start)
         try:
             yield
         finally:
-            await asyncio.to_thread(engine.close)
+            await asyncio.to_thread(service.close)
 
     app = FastAPI(title="dymn", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan, redirect_slashes=False)
-    app.state.engine = engine
+    app.state.service = service
     _add_errors(app)
-    _add_tagging(app, engine)
-    _add_state(app, engine)
+    _add_tagging(app, service)
+    _add_state(app, service)
     if page:
         _add_page(app, find_assets())
-    return Guard(app, engine.settings)
+    return Guard(app, service.settings)
 
 
-def _add_tagging(app: FastAPI, engine: Engine) -> None:
+def _add_tagging(app: FastAPI, service: Service) -> None:
     @app.post("/v1/tag", openapi_extra=_BODY, responses=_REFUSALS, tags=["tags"])
     async def tag(
         request: Request,
@@ -98,27 +98,27 @@ def _add_tagging(app: FastAPI, engine: Engine) -> None:
         chosen = TagSettings(top_k, threshold, tuple(labels or ()), tuple(exclude or ()), window, hop, fill, combine)
         question = Question(model, chosen, timeline, layers if embedding else "")
         before = monotonic()
-        with engine.admitted():
-            engine.check(question)
-            upload = await receive(request, engine.settings.max_bytes, engine.settings.receive_timeout)
-            answer = await _while_wanted(request, engine, upload, question)
-        engine.metrics.seconds.observe(monotonic() - before)
-        engine.metrics.answers.labels("200").inc()
+        with service.admitted():
+            service.check(question)
+            upload = await receive(request, service.settings.max_bytes, service.settings.receive_timeout)
+            answer = await _while_wanted(request, service, upload, question)
+        service.metrics.seconds.observe(monotonic() - before)
+        service.metrics.answers.labels("200").inc()
         return answer
 
     @app.websocket("/v1/live")
     async def live(socket: WebSocket) -> None:
-        await serve_live(socket, engine)
+        await serve_live(socket, service)
 
 
-async def _while_wanted(request: Request, engine: Engine, upload: Any, question: Question) -> dict[str, Any]:
+async def _while_wanted(request: Request, service: Service, upload: Any, question: Question) -> dict[str, Any]:
     """Work on an answer as long as the one who asked is there."""
 
     async def gone() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
 
-    work = asyncio.ensure_future(engine.answer(upload, question, Deadline(engine.settings.timeout)))
+    work = asyncio.ensure_future(service.answer(upload, question, Deadline(service.settings.timeout)))
     left = asyncio.ensure_future(gone())
     try:
         await asyncio.wait({work, left}, return_when=asyncio.FIRST_COMPLETED)
@@ -130,13 +130,13 @@ async def _while_wanted(request: Request, engine: Engine, upload: Any, question:
         work.cancel()
 
 
-def _add_state(app: FastAPI, engine: Engine) -> None:
+def _add_state(app: FastAPI, service: Service) -> None:
     @app.get("/v1/models", tags=["models"])
     async def models() -> dict[str, Any]:
         """List the models that are served, and the limits."""
-        s = engine.settings
+        s = service.settings
         limits = {"max_bytes": s.max_bytes, "max_seconds": s.max_seconds, "max_window": s.max_window, "timeout": s.timeout}
-        return {"version": __version__, "models": engine.models, "limits": limits}
+        return {"version": __version__, "models": service.models, "limits": limits}
 
     @app.get("/health", tags=["state"])
     async def health() -> dict[str, str]:
@@ -146,12 +146,12 @@ def _add_state(app: FastAPI, engine: Engine) -> None:
     @app.get("/ready", tags=["state"], responses={503: {"description": "Starting or shutting down."}})
     async def ready() -> JSONResponse:
         """Tell whether requests are answered: the models are loaded, and the server is not shutting down."""
-        return JSONResponse({"status": "ready" if engine.ready else "not ready"}, 200 if engine.ready else 503)
+        return JSONResponse({"status": "ready" if service.ready else "not ready"}, 200 if service.ready else 503)
 
     @app.get("/metrics", tags=["state"], response_class=PlainTextResponse)
     async def metrics() -> Response:
         """Give counters for Prometheus."""
-        return Response(engine.metrics.text(), media_type=CONTENT_TYPE)
+        return Response(service.metrics.text(), media_type=CONTENT_TYPE)
 
 
 def _add_page(app: FastAPI, assets: dict[str, Asset]) -> None:
@@ -174,10 +174,10 @@ def _add_errors(app: FastAPI) -> None:
     # Coroutines, for other functions are called in threads, and without memory there may be no new one.
     async def answer(request: Request, error: Exception) -> JSONResponse:
         known = refusal(error)
-        engine: Engine = request.app.state.engine
+        service: Service = request.app.state.service
         if request.url.path == "/v1/tag":
-            engine.metrics.answers.labels(str(known.status)).inc()
-            engine.metrics.refused.labels(known.code).inc()
+            service.metrics.answers.labels(str(known.status)).inc()
+            service.metrics.refused.labels(known.code).inc()
         return JSONResponse(known.to_dict(), known.status, known.headers)
 
     async def settings(request: Request, error: Exception) -> JSONResponse:

@@ -16,9 +16,9 @@ from dymn.errors import ConfigError
 from dymn.inference.selection import TagSettings, WindowTags
 from dymn.inference.stream import Stream
 from dymn.serve.batching import Deadline
-from dymn.serve.engine import Engine, Question
 from dymn.serve.errors import Refusal, refusal
 from dymn.serve.guard import is_token
+from dymn.serve.service import Question, Service
 
 logger = logging.getLogger(__name__)
 
@@ -29,29 +29,29 @@ _NORMAL, _POLICY, _INTERNAL, _LATER = 1000, 1008, 1011, 1013
 _CLOSES = {401: _POLICY, 500: _INTERNAL, 503: _LATER}
 
 
-async def serve_live(socket: WebSocket, engine: Engine) -> None:
+async def serve_live(socket: WebSocket, service: Service) -> None:
     """Answer one connection.
 
     Its first message is JSON: `sample_rate`, `format` (as in `dymn listen`), `channels`, `model`, `token`, and settings of
     `TagSettings`. Binary messages with samples follow; the text "end" ends them. Answers are JSON, one for each window.
     """
     await socket.accept()
-    deadline = Deadline(engine.settings.timeout)
+    deadline = Deadline(service.settings.timeout)
     try:
-        async with engine.connected() as threads:
+        async with service.connected() as threads:
             loop = asyncio.get_running_loop()
-            listener = _begin(engine, await _receive(socket, engine), deadline)
+            listener = _begin(service, await _receive(socket, service), deadline)
             await socket.send_json({"ready": True})
             done = False
             while not done:
-                message = await _receive(socket, engine)
+                message = await _receive(socket, service)
                 done = message == _END
                 deadline.restart()
                 for window in await loop.run_in_executor(threads, listener.hear, None if done else message):
                     await socket.send_json(_window(window))
-                if listener.stream.seconds > engine.settings.live_seconds:
+                if listener.stream.seconds > service.settings.live_seconds:
                     raise Refusal(
-                        413, "too_long", f"After {engine.settings.live_seconds:g} s of sound a connection ends. Open another one."
+                        413, "too_long", f"After {service.settings.live_seconds:g} s of sound a connection ends. Open another one."
                     )
             await socket.send_json({"done": True, "seconds": round(listener.stream.seconds, 6)})
             await socket.close(_NORMAL)
@@ -61,7 +61,7 @@ async def serve_live(socket: WebSocket, engine: Engine) -> None:
         known = refusal(error)
         if known.status == 500:
             logger.exception("A live connection failed.")
-        engine.metrics.refused.labels(known.code).inc()
+        service.metrics.refused.labels(known.code).inc()
         with suppress(Exception):  # it may be gone
             await socket.send_json(known.to_dict())
             await socket.close(_CLOSES.get(known.status, _POLICY), known.code)
@@ -69,8 +69,8 @@ async def serve_live(socket: WebSocket, engine: Engine) -> None:
         deadline.cancel()
 
 
-async def _receive(socket: WebSocket, engine: Engine) -> str | bytes:
-    seconds = engine.settings.receive_timeout
+async def _receive(socket: WebSocket, service: Service) -> str | bytes:
+    seconds = service.settings.receive_timeout
     try:
         message = await asyncio.wait_for(socket.receive(), seconds)
     except (asyncio.TimeoutError, TimeoutError) as error:
@@ -99,7 +99,7 @@ class _Listener:
         return self.stream.feed(samples)
 
 
-def _begin(engine: Engine, message: str | bytes, deadline: Deadline) -> _Listener:
+def _begin(service: Service, message: str | bytes, deadline: Deadline) -> _Listener:
     """Return what the first message of a connection asks for."""
     try:
         asked = json.loads(message)
@@ -110,14 +110,14 @@ def _begin(engine: Engine, message: str | bytes, deadline: Deadline) -> _Listene
     for name, default in _OWN.items():
         kind = "text" if isinstance(default, str) else "whole number"
         check(type(own[name]) is type(default), f"{name} is {own[name]!r}; it must be a {kind}.")
-    if not is_token(own["token"], engine.settings.token):
+    if not is_token(own["token"], service.settings.token):
         raise Refusal(401, "token", "This server wants a token. Send it as `token` in the first message.")
     for name in ("labels", "exclude"):
         patterns = asked.get(name, [])
         check(isinstance(patterns, list) and all(isinstance(p, str) for p in patterns), f"{name} must be a list of texts.")
     settings = from_dict(TagSettings, {"top_k": 10, **asked})
-    engine.check(Question(own["model"], settings))
-    backend = engine.live_backend(own["model"], deadline)
+    service.check(Question(own["model"], settings))
+    backend = service.live_backend(own["model"], deadline)
     reader = PcmReader(own["format"], own["channels"])
     return _Listener(Stream(backend, own["sample_rate"], settings), reader, own["sample_rate"])
 

@@ -19,7 +19,7 @@ from dymn.system.toml import loads
 
 AUTO = "auto"
 SAMPLINGS = ("plain", "balanced", "teacher")
-PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+TRAINING_PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ class OptimSettings:
 
     def __post_init__(self) -> None:
         check(self.name in ("adam", "adamw"), f"optim.name is {self.name!r}; allowed: adam, adamw.")
-        check(self.precision in PRECISIONS, f"optim.precision is {self.precision!r}; allowed: {', '.join(PRECISIONS)}.")
+        check(self.precision in TRAINING_PRECISIONS, f"optim.precision is {self.precision!r}; allowed: {', '.join(TRAINING_PRECISIONS)}.")
         check(self.lr > 0, f"optim.lr is {self.lr}; it must be above 0.")
         for name in ("weight_decay", "clip_norm", "norm_clips"):
             check(getattr(self, name) >= 0, f"optim.{name} is {getattr(self, name)}; it must be at least 0.")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dymn.data import Batch
-from dymn.evaluation.teachers import BlockOutputs, OnlineTeachers
+from dymn.evaluation.teachers import BlockOutputs, Lesson, OnlineTeachers
 from dymn.models.frontend import LogMel
 from dymn.models.mobilenet import MobileNet
 from dymn.training.augment import (
@@ -55,6 +55,14 @@ class Share(NamedTuple):
         return Mixing(order.argsort().argsort().to(device), self.of(mixing.share, n).to(device))
 
 
+class Example(NamedTuple):
+    """What a network hears of a batch, and what it should say: augmented, mixed, and taught by the online teachers, if there are any."""
+
+    log_mel: Tensor  # [B, 1, F, T]
+    targets: Targets
+    lesson: Lesson | None
+
+
 class Step:
     """Turns batches into losses. All chance comes from the generator given at each call."""
 
@@ -76,22 +84,29 @@ class Step:
         self.blocks: BlockOutputs | None = None
 
     def __call__(self, model: nn.Module, batch: Batch, chance: np.random.Generator) -> Tensor:
-        """Return the loss of a batch, a scalar.
+        """Return the loss of a batch, a scalar; see `prepare` for the batch and the generator, `loss` for the model."""
+        return self.loss(model, self.prepare(batch, chance))
+
+    def prepare(self, batch: Batch, chance: np.random.Generator) -> Example:
+        """Augment a batch, compute its spectrograms and ask the teachers.
 
         Args:
-            model: called with log-mel [B, 1, F, T].
             batch: on the device of the model.
             chance: the same in every process. As much is drawn as the whole batch needs, whatever this process's share of it, so that
                 what is drawn for a clip does not depend on how many processes there are (but for its partner in a mixture).
         """
         log_mel, targets = self.inputs(batch, chance)
-        lesson = None
-        if self.teachers is not None:
-            lesson = self.teachers.teach(log_mel, self.teacher_dtype)
-            heard = probabilities(lesson.logits.float(), self.kind)
-            targets = targets._replace(teacher=heard, teacher_share=torch.ones_like(targets.teacher_share))
-        output = model(log_mel)
-        loss = distillation_loss(output.logits.float(), targets, label_weight=self.label_weight, kind=self.kind)
+        if self.teachers is None:
+            return Example(log_mel, targets, None)
+        lesson = self.teachers.teach(log_mel, self.teacher_dtype)
+        heard = probabilities(lesson.logits.float(), self.kind)
+        return Example(log_mel, targets._replace(teacher=heard, teacher_share=torch.ones_like(targets.teacher_share)), lesson)
+
+    def loss(self, model: nn.Module, example: Example) -> Tensor:
+        """Return the loss of a model that is called with log-mel [B, 1, F, T], a scalar."""
+        lesson = example.lesson
+        output = model(example.log_mel)
+        loss = distillation_loss(output.logits.float(), example.targets, label_weight=self.label_weight, kind=self.kind)
         if lesson is not None and self.teacher.feature_weight > 0:
             distance = functional.mse_loss(output.embedding.float(), lesson.embedding.float())
             loss = loss + self.teacher.feature_weight * distance / self.feature_scale

@@ -25,10 +25,18 @@ class Result(Protocol):
     def error(self) -> DymnError | None:
         """Why there is no result, or None."""
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is unusual about the recording."""
+
+    @property
+    def partial(self) -> bool:
+        """Whether a part of the recording is missing because of damage."""
+
 
 R = TypeVar("R", bound=Result)
 
-Row = tuple[Any, ...]
+Cells = tuple[Any, ...]
 """One value a column; None where there is none."""
 
 
@@ -62,7 +70,7 @@ class Layout(Generic[R]):
     """What results of a kind look like in files; `dymn.inference.formats.writers` has one writer a format for all of them.
 
     Attributes:
-        columns: of the rows; a failed recording has a row only if the last one is called "error".
+        columns: of the rows; a failed recording has a row only if the last one is called "error". Rows of damaged ones have it, too.
         rows: from a result without an error, and whether windows are asked for, to its rows.
         suffixes: from the ending of a file, "" if it has none, to the name of a format.
         standard: the format of standard output.
@@ -74,7 +82,7 @@ class Layout(Generic[R]):
     """
 
     columns: tuple[Column, ...]
-    rows: Callable[[R, bool], Iterable[Row]]
+    rows: Callable[[R, bool], Iterable[Cells]]
     suffixes: Mapping[str, str]
     standard: str
     formats: tuple[str, ...]
@@ -83,10 +91,12 @@ class Layout(Generic[R]):
     spans: Callable[[R], Iterable[Span]] = lambda result: ()
     row_group: int = 2**15
 
-    def rows_of(self, results: Iterable[R], origin: Origin) -> Iterator[Row]:
+    def rows_of(self, results: Iterable[R], origin: Origin) -> Iterator[Cells]:
         """Yield the rows of results, those of failed recordings included if there is a column for their errors."""
         for result in results:
             if result.error is None:
-                yield from self.rows(result, origin.per_window)
+                rows = self.rows(result, origin.per_window)
+                damage = " ".join(result.notes) if result.partial and self.columns[-1].name == "error" else None
+                yield from rows if damage is None else ((*row[:-1], damage) for row in rows)
             elif self.columns[-1].name == "error":
                 yield (result.name, *(None for _ in self.columns[2:]), str(result.error))

@@ -166,7 +166,9 @@ def require_parquet() -> tuple[Any, Any]:
 def _fields(result: R, layout: Layout[R], origin: Origin) -> dict[str, Any]:
     if result.error is not None:
         return {"file": result.name, "error": str(result.error)}
-    about = {"file": result.name, "seconds": round(result.seconds, 6)}
+    about: dict[str, Any] = {"file": result.name, "seconds": round(result.seconds, 6)}
+    about |= {"partial": True} if result.partial else {}
+    about |= {"notes": list(result.notes)} if result.notes else {}
     return about | layout.fields(result, origin.per_window)
 
 

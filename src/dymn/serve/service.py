@@ -61,7 +61,7 @@ class Question:
     layers: str = ""
 
 
-class Engine:
+class Service:
     """Models, the threads that use them, and the queue before those.
 
     Attributes:

@@ -1,0 +1,409 @@
+"""The page of `replicate.py`: tables with intervals, learning curves, mAP against multiply-adds, from the result files."""
+
+from __future__ import annotations
+
+import csv
+import json
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from replicate import ARMS, EXPERIMENTS
+from replicate_figures import HEARD, Interval, average_precision, clip_excess, paired_bootstrap, precision_bootstrap
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+INK, FAINT, BLUE, RED, GREY = "#222222", "#d9d9d9", "#0072B2", "#D55E00", "#8a8a8a"
+COLOURS = {"dymn": RED, "mn": "#56B4E9", "mn_equal": BLUE, "mn_wider": "#004466", "mn_static": "#CC79A7"}
+COLOURS |= {"no_dyconv": "#009E73", "no_dyrelu": "#E69F00", "no_ca": "#8a8a8a"}
+PAPER = {  # mAP on AudioSet: Table II at the widths of the run, Table V at width 1
+    0.4: {"dymn": 45.0, "mn": 43.0, "mn_wider": 44.2},
+    "V": {"dymn": 47.5, "mn": 45.8, "mn_static": 44.4, "no_dyconv": 47.2, "no_dyrelu": 46.9, "no_ca": 46.9},
+}
+PRECISION_DRAWS = 1000
+CEILING = 20.0  # of the drawn excess, twice the prior's; runaway clips lift early means far above
+MILLI = 1e3
+DERAILED = 0.1  # an excess ten times that of the prior: the network's activations have run away on this clip
+
+
+INTRODUCTION = """
+Claims of the paper in miniature, on openly licensed audio, with networks trained from random weights by this code. Networks, data,
+measures and the rule of decision were fixed before the first run; they are the docstring of `benchmarks/replicate.py`.
+"""
+MEASURES = """
+Excess is the binary cross-entropy above the teacher's own entropy, mean over 527 classes, in thousandths (lower is better); mAP is that
+of finding the classes to which the teacher gives more than 0.3; top-1 is the share of clips with the teacher's first class. Mean over
+seeds; in brackets, each seed. A runaway clip, on which the activations of a network explode in evaluation, has an excess above
+{derailed:.0f}. The mean of the teacher's logits alone, which is where every network begins, has an excess of {floor:.2f}.
+"""
+DIFFERENCES = """
+Difference of the excess, in thousandths, with the 95 % interval of a paired bootstrap over clips (and over the packages that they come
+from); ratio of a clip's excess (geometric mean over clips and seeds), less one; difference of mAP. Values below zero, and of mAP above
+zero, speak for the first network.
+"""
+LIMITS = """
+The paper trains on AudioSet's two million clips for 200 epochs, from ImageNet weights, with an ensemble of transformers as the teacher.
+Here a small MN teaches, and each network hears a fraction of that. One learning rate serves all. The figures compare these networks under
+these conditions and no others.
+"""
+
+
+class Results(NamedTuple):
+    """What the finished seeds of a run left: arrays by network and seed."""
+
+    plan: dict[str, Any]
+    seeds: list[int]
+    keys: list[str]
+    teacher: npt.NDArray[np.float32]  # logits [N, C]
+    prior: npt.NDArray[np.float32]  # logits [C]
+    logits: dict[str, list[npt.NDArray[np.float32]]]  # by network, then seed, each [N, C]
+    excess: dict[str, npt.NDArray[np.float64]]  # by network, [seeds, N]
+    curves: dict[str, list[list[dict[str, float]]]]  # by network, then seed
+    weights: dict[str, list[dict[str, npt.NDArray[np.float16]]]]
+    seconds: list[float]
+    unfinished: list[str]
+    complete: bool  # whether only finished seeds are in it
+
+    @property
+    def positive(self) -> npt.NDArray[np.bool_]:
+        """What the teacher hears [N, C]."""
+        return 1 / (1 + np.exp(-self.teacher)) > HEARD
+
+
+class Contrast(NamedTuple):
+    """How much better the first network is than the second; an excess is better when it is lower."""
+
+    first: str
+    second: str
+    excess: Interval
+    by_package: Interval | None
+    ratio: Interval  # of the logarithms of the excess
+    precision: Interval
+    seeds_ahead: int
+
+    @property
+    def stands(self) -> bool:
+        """Whether the first network's excess is lower, beyond chance."""
+        return self.excess.high < 0
+
+
+def read(folder: Path, partial: bool = False) -> Results:
+    """Read what `replicate.py run` wrote: the finished seeds, or if `partial`, all, provided that they came equally far.
+
+    Raises:
+        SystemExit: if no seed is finished, or seeds heard other clips or (if `partial`) other numbers of crops.
+    """
+    plan = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
+    names = plan["mark"]["experiments"]
+    found: dict[int, list[Any]] = {}
+    unfinished = []
+    for path in sorted(folder.glob("*-seed*.npz")):
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        record = json.loads(str(arrays["record"]))
+        if record["steps"] < record["of"]:
+            unfinished.append(f"{path.stem} ({100 * record['steps'] / record['of']:.0f} %)")
+        if partial or record["steps"] == record["of"]:
+            found.setdefault(record["seed"], []).append((record, arrays))
+    if len({record["steps"] for parts in found.values() for record, _ in parts}) > 1:
+        raise SystemExit(f"The seeds in {folder} came unequally far: {', '.join(unfinished)}. Report the finished ones alone.")
+    needed = max((len(parts) for parts in found.values()), default=0)
+    seeds = sorted(seed for seed, parts in found.items() if len(parts) == needed)
+    if not seeds:
+        raise SystemExit(f"{folder} holds no finished seed of {', '.join(names)}; unfinished: {', '.join(unfinished) or 'none'}.")
+    parts = [part for seed in seeds for part in found[seed]]
+    first = parts[0][1]
+    if any(list(arrays["keys"]) != list(first["keys"]) for _, arrays in parts):
+        raise SystemExit(f"The result files in {folder} are of different held-out clips.")
+    arms = [arm for record, _ in found[seeds[0]] for arm in record["arms"]]
+
+    def collected(kind: str, arm: str) -> list[Any]:
+        return [arrays[f"{kind}.{arm}"] for record, arrays in parts if arm in record["arms"]]
+
+    def weights(arm: str) -> list[dict[str, Any]]:
+        start = f"weights.{arm}."
+        rows = ({name.removeprefix(start): a[name] for name in a if name.startswith(start)} for r, a in parts if arm in r["arms"])
+        return [row for row in rows if row]
+
+    return Results(
+        plan=plan,
+        seeds=seeds,
+        keys=[str(key) for key in first["keys"]],
+        teacher=first["teacher"].astype(np.float32),
+        prior=first["prior"],
+        logits={arm: [values.astype(np.float32) for values in collected("logits", arm)] for arm in arms},
+        excess={arm: np.stack(collected("excess", arm)).astype(np.float64) for arm in arms},
+        curves={
+            arm: [[{"presentations": p["presentations"], **p["students"][arm]} for p in r["curves"]] for r, _ in parts if arm in r["arms"]]
+            for arm in arms
+        },
+        weights={arm: weights(arm) for arm in arms},
+        seconds=[found[seed][0][0]["seconds"] for seed in seeds],
+        unfinished=unfinished,
+        complete=not partial,
+    )
+
+
+def contrast(results: Results, first: str, second: str, packages: Sequence[str] | None, draws: int) -> Contrast:
+    """Compare two networks over the held-out clips, each averaged over seeds."""
+    per_seed = results.excess[first] - results.excess[second]  # [seeds, N]
+    difference = per_seed.mean(axis=0)
+    logarithms = [np.log(results.excess[arm].clip(1e-12)) for arm in (first, second)]
+    return Contrast(
+        first,
+        second,
+        paired_bootstrap(difference, None, draws),
+        None if packages is None else paired_bootstrap(difference, packages, draws),
+        paired_bootstrap((logarithms[0] - logarithms[1]).mean(axis=0), None, draws),
+        precision_bootstrap(results.logits[first], results.logits[second], results.positive, None, min(draws, PRECISION_DRAWS)),
+        int((per_seed.mean(axis=1) < 0).sum()),
+    )
+
+
+def row_of(results: Results, arm: str) -> dict[str, Any]:
+    """Return the measures of a network, each a list over seeds."""
+    positive, top = results.positive, results.teacher.argmax(axis=1)
+    return {
+        **results.plan["networks"][arm],
+        "excess": results.excess[arm].mean(axis=1).tolist(),
+        "mAP": [float(np.nanmean(average_precision(said, positive))) for said in results.logits[arm]],
+        "top1": [float((said.argmax(axis=1) == top).mean()) for said in results.logits[arm]],
+        "derailed": (results.excess[arm] > DERAILED).sum(axis=1).tolist(),
+    }
+
+
+def packages_of(keys: Sequence[str], corpus: Path) -> list[str]:
+    """Return the package that each clip comes from, by the corpus's `index.csv`."""
+    with (corpus / "index.csv").open(newline="", encoding="utf-8") as file:
+        sources = {row["key"]: row["source"] for row in csv.DictReader(file)}
+    return [sources[key] for key in keys]
+
+
+def zero_shot_of(results: Results, arms: Sequence[str], esc10: Path) -> dict[str, list[float]]:
+    """Return the zero-shot accuracy on ESC-10 of the networks' final weights, by seed; clips repeated to 10 s, as `dymn tag` does."""
+    import torch
+
+    from dymn import Tagger
+    from dymn.config import ModelCard
+    from dymn.models.mobilenet import MobileNet
+    from dymn.weights.labels import audioset_labels
+    from zero_shot import zero_shot
+
+    found: dict[str, list[float]] = {}
+    for arm in arms:
+        found[arm] = []
+        for state in results.weights[arm]:
+            config = ARMS[arm].variant(results.plan["mark"]["width"]).config()
+            network = MobileNet.skeleton(config).fill({name: torch.from_numpy(value) for name, value in state.items()}).eval()
+            network.card = ModelCard(name=arm, labels=tuple(audioset_labels()))
+            found[arm].append(float(np.mean(list(zero_shot(Tagger(network, "cpu", 1), esc10, "repeat").values()))))
+    return found
+
+
+def write_report(
+    folder: Path, page: Path, images: Path, corpus: Path | None, esc10: Path | None, draws: int, partial: bool = False
+) -> None:
+    """Write the page, its pictures, and `figures.json` in the folder of the results."""
+    results = read(folder, partial)
+    packages = packages_of(results.keys, corpus) if corpus else None
+    names = [name for name in results.plan["mark"]["experiments"] if set(EXPERIMENTS[name].arms) <= set(results.excess)]
+    rows = {arm: row_of(results, arm) for arm in results.excess}
+    pairs = dict.fromkeys(pair for name in names for pair in EXPERIMENTS[name].contrasts)
+    contrasts = {pair: contrast(results, *pair, packages, draws) for pair in pairs}
+    stored = folder / "zero_shot.json"
+    heard: dict[str, list[float]] = json.loads(stored.read_text(encoding="utf-8")) if stored.exists() else {}
+    arms = [arm for name in names if EXPERIMENTS[name].zero_shot for arm in EXPERIMENTS[name].arms]
+    if esc10 and not heard:
+        heard = zero_shot_of(results, arms, esc10)
+        stored.write_text(json.dumps(heard, indent=1), encoding="utf-8")
+    for arm, accuracies in heard.items():
+        rows[arm]["zero_shot"] = accuracies
+    figures = {"plan": results.plan, "seeds": results.seeds, "seconds": results.seconds, "networks": rows}
+    figures["contrasts"] = [{**c._asdict(), "stands": c.stands} for c in contrasts.values()]
+    (folder / "figures.json").write_text(json.dumps(figures, indent=1), encoding="utf-8")
+    images.mkdir(parents=True, exist_ok=True)
+    draw_curves(results, images / "replication-curves.png")
+    draw_trade_off(rows, images / "replication-macs.png")
+    place = images.relative_to(page.parent) if images.is_relative_to(page.parent) else images
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text(text_of(results, names, rows, contrasts, place.as_posix()), encoding="utf-8")
+
+
+def text_of(
+    results: Results, names: Sequence[str], rows: dict[str, dict[str, Any]], contrasts: dict[tuple[str, str], Contrast], images: str
+) -> str:
+    """Return the page."""
+    plan, seeds = results.plan, results.seeds
+    width, (train, held_out) = plan["mark"]["width"], plan["clips"]
+    changed = plan["mark"]["changes"]
+    floor = clip_excess(np.broadcast_to(results.prior, results.teacher.shape), results.teacher).mean()
+    lines = ["# Replication", "", *_paragraph(INTRODUCTION), ""]
+    lines += [
+        f"Width {width}; {train:,} clips to train on, {held_out} held out; crops of 2 s; teacher `mn04_as`, online; "
+        f"{plan['presentations']:,} crops in {plan['steps']:,} steps for each network; seeds {', '.join(map(str, seeds))}.",
+        f"{plan['device']}, PyTorch {plan['torch']}, CUDA graphs {'on' if plan['graphs'] else 'off'}; a seed in one process, "
+        f"{max(results.seconds):,.0f} s for a seed, {plan['jobs']} processes at a time.",
+    ]
+    lines.append("")
+    if changed:
+        lines += [f"Not as planned: {', '.join(f'`{change}`' for change in changed)}.", ""]
+    if results.unfinished:
+        lines += [
+            f"Unfinished{' and left out' if results.complete else ', measured where they stopped'}: {', '.join(results.unfinished)}.",
+            "",
+        ]
+    lines += [*_paragraph(MEASURES.format(derailed=MILLI * DERAILED, floor=MILLI * floor)), ""]
+    failed = []
+    for name in names:
+        experiment = EXPERIMENTS[name]
+        printed = PAPER["V"] if name == "B" else PAPER.get(width, {})
+        lines += [f"## {name}. {experiment.claim}", "", *_table(experiment.arms, rows, printed, name), "", *_paragraph(DIFFERENCES), ""]
+        lines += ["| | excess | over packages | ratio | mAP | seeds ahead | |", "| --- | --- | --- | --- | --- | --- | --- |"]
+        for pair in experiment.contrasts:
+            c = contrasts[pair]
+            title = f"{ARMS[c.first].title} − {ARMS[c.second].title}"
+            wide = _interval(c.by_package, MILLI) if c.by_package else ""
+            cells = [title, _interval(c.excess, MILLI), wide, _ratio(c.ratio), _interval(c.precision)]
+            lines.append(f"| {' | '.join(cells)} | {c.seeds_ahead} of {len(seeds)} | {_verdict(c)} |")
+            if not c.stands:
+                failed.append(f"{title}: {_verdict(c)}")
+        decided = [contrasts[pair] for pair in (experiment.contrasts[:1] if name == "A" else experiment.contrasts[:3])]
+        lines += ["", *(f"- {_conclusion(c)}" for c in decided), ""]
+    command = f"run {' '.join(names)} --corpus CORPUS --teacher mn04_as --out results --width {width}"
+    numbers = f"--seeds {' '.join(map(str, plan['mark']['seeds']))} --presentations {plan['presentations']}"
+    curves = "Excess and mAP on the held-out clips against the crops heard, a line for each network"
+    lines += [
+        "## Learning curves",
+        "",
+        f"![{curves}]({images}/replication-curves.png)",
+        "",
+        "## mAP against multiply-adds",
+        "",
+        f"![mAP against multiply-adds, each seed a dot]({images}/replication-macs.png)",
+        "",
+        "## What did not come out as in the paper",
+        "",
+        *([f"- {line}." for line in dict.fromkeys(failed)] or ["Every comparison above came out as in the paper."]),
+        "",
+        *_paragraph(LIMITS),
+        "",
+        "## Commands",
+        "",
+        "<!-- not run: it takes hours -->",
+        "```console",
+        f"$ python benchmarks/replicate.py {command} {numbers}",
+        "$ python benchmarks/replicate.py report results --corpus CORPUS --esc10 ESC10",
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def draw_curves(results: Results, path: Path) -> None:
+    """Draw excess and mAP on the held-out clips against the crops heard: the mean over seeds, and their range."""
+    figure, (left, right) = _figure(2)
+    for arm, seeds in results.curves.items():
+        at = [point["presentations"] for point in seeds[0]]
+        style = {"color": COLOURS[arm], "label": ARMS[arm].title, "linewidth": 2.2 if arm == "dymn" else 1.5}
+        for axes, name, scale in ((left, "excess", MILLI), (right, "mAP", 1.0)):
+            values = scale * np.array([[point[name] for point in curve] for curve in seeds])
+            axes.plot(at, values.mean(axis=0), **style)
+            axes.fill_between(at, values.min(axis=0), values.max(axis=0), color=COLOURS[arm], alpha=0.12, linewidth=0)
+    left.set_yscale("log")
+    left.set_ylim(top=min(left.get_ylim()[1], CEILING))
+    left.set_ylabel("Excess cross-entropy (thousandths)")
+    right.set_ylabel("mAP against the teacher's decisions")
+    for axes in (left, right):
+        axes.set_xlabel("Crops heard")
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    right.legend(loc="lower right", frameon=False, fontsize=9)
+    figure.savefig(path, dpi=120)
+
+
+def draw_trade_off(rows: dict[str, dict[str, Any]], path: Path) -> None:
+    """Draw mAP against multiply-adds as in Fig. 4, each seed a dot."""
+    figure, (axes,) = _figure(1)
+    line = [arm for arm in ("mn", "mn_equal", "mn_wider") if arm in rows]
+    points = {arm: (rows[arm]["macs"] / 1e6, float(np.mean(rows[arm]["mAP"]))) for arm in rows}
+    if line:
+        axes.plot(*zip(*(points[arm] for arm in line), strict=True), color=BLUE, marker="o", markersize=7, label="MN, by width")
+    for arm, (x, y) in points.items():
+        seeds = rows[arm]["mAP"]
+        colour = BLUE if arm in line else RED if arm == "dymn" else GREY
+        axes.plot([x] * len(seeds), seeds, linestyle="none", marker=".", color=colour, alpha=0.6)
+        if arm not in line:
+            axes.plot(x, y, linestyle="none", marker="*" if arm == "dymn" else "D", markersize=15 if arm == "dymn" else 5, color=colour)
+        axes.annotate(ARMS[arm].title, (x, y), (8, 0), textcoords="offset points", va="center", color=colour, fontsize=9)
+    axes.margins(x=0.25)
+    axes.set_xlabel("Multiply-adds for 10 s (millions)")
+    axes.set_ylabel("mAP against the teacher's decisions")
+    figure.savefig(path, dpi=120)
+
+
+def _figure(n: int) -> tuple[Any, Sequence[Axes]]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.2 * n if n > 1 else 8, 4.4), layout="constrained", facecolor="white")
+    rows = figure.subplots(1, n, squeeze=False)[0]
+    for axes in rows:
+        axes.grid(True, color=FAINT, linewidth=0.7)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure, list(rows)
+
+
+def _paragraph(text: str) -> list[str]:
+    return textwrap.wrap(" ".join(text.split()), 170, break_long_words=False, break_on_hyphens=False)
+
+
+def _table(arms: Sequence[str], rows: dict[str, dict[str, Any]], printed: dict[str, float], name: str) -> list[str]:
+    heard = any("zero_shot" in rows[arm] for arm in arms) and EXPERIMENTS[name].zero_shot
+    where = "Table V, mAP at width 1" if name == "B" else "Table II, mAP"
+    titles = ["", "width", "multiply-adds", "parameters", "excess", "runaway clips", "mAP", "top-1"]
+    titles += [*(["ESC-10, zero-shot"] if heard else []), where]
+    lines = [f"| {' | '.join(titles)} |", f"| {' | '.join(['---'] * len(titles))} |"]
+    for arm in arms:
+        row = rows[arm]
+        cells = [ARMS[arm].title, f"{row['width']:g}", f"{row['macs'] / 1e6:.1f} M", f"{row['parameters'] / 1e6:.2f} M"]
+        cells += [_seeds(row["excess"], MILLI, 3), ", ".join(map(str, row["derailed"]))]
+        cells += [_seeds(row["mAP"], 1, 3), _seeds(row["top1"], 100, 1, " %")]
+        if heard:
+            cells.append(_seeds(row["zero_shot"], 100, 1, " %") if "zero_shot" in row else "")
+        cells.append(f"{printed[arm]:.1f}" if arm in printed else "")
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _seeds(values: Sequence[float], scale: float, digits: int, unit: str = "") -> str:
+    each = ", ".join(f"{scale * value:.{digits}f}" for value in values)
+    return f"{scale * float(np.mean(values)):.{digits}f}{unit} ({each})"
+
+
+def _interval(interval: Interval, scale: float = 1.0) -> str:
+    estimate, low, high = (scale * value for value in interval)
+    return f"{estimate:+.3f} [{low:+.3f}, {high:+.3f}]".replace("-", "−")
+
+
+def _ratio(interval: Interval) -> str:
+    estimate, low, high = (100 * float(np.expm1(value)) for value in interval)
+    return f"{estimate:+.1f} % [{low:+.1f}, {high:+.1f}]".replace("-", "−")
+
+
+def _verdict(c: Contrast) -> str:
+    if c.stands:
+        return "as in the paper"
+    return "the reverse" if c.excess.excludes_zero else "not decided"
+
+
+def _conclusion(c: Contrast) -> str:
+    first, second = ARMS[c.first].title, ARMS[c.second].title
+    if c.stands:
+        return f"**The {first} is better than the {second}**, beyond chance over clips."
+    if c.excess.excludes_zero:
+        return f"**The {first} is worse than the {second}**, beyond chance over clips."
+    return f"**Not decided**: whether the {first} is better than the {second}, this cannot tell."

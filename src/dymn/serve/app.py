@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import difflib
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from time import monotonic
 from typing import Annotated, Any, Literal
 
-from fastapi import FastAPI, Query, Request, Response, WebSocket
+from fastapi import Depends, FastAPI, Query, Request, Response, WebSocket
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.exceptions import HTTPException
@@ -43,7 +44,7 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
         408: "The body took too long to arrive.",
         413: "The body or the recording is too long.",
         415: "The format needs a decoder that is not installed.",
-        422: "The recording cannot be decoded.",
+        422: "The recording cannot be decoded, or a parameter of the query is unknown.",
         503: "The queue is full, or the answer took too long; Retry-After says when to come again.",
     }.items()
 }
@@ -78,7 +79,7 @@ def create_app(taggers: Mapping[str, Tagger], settings: ServeSettings | None = N
 
 
 def _add_tagging(app: FastAPI, service: Service) -> None:
-    @app.post("/v1/tag", openapi_extra=_BODY, responses=_REFUSALS, tags=["tags"])
+    @app.post("/v1/tag", openapi_extra=_BODY, responses=_REFUSALS, tags=["tags"], dependencies=[Depends(_check_query)])
     async def tag(
         request: Request,
         model: Annotated[str, Query(description="A name from /v1/models; without it, the default one.")] = "",
@@ -98,9 +99,9 @@ def _add_tagging(app: FastAPI, service: Service) -> None:
         chosen = TagSettings(top_k, threshold, tuple(labels or ()), tuple(exclude or ()), window, hop, fill, combine)
         question = Question(model, chosen, timeline, layers if embedding else "")
         before = monotonic()
-        with service.admitted():
+        with service.admitted() as arrival:
             service.check(question)
-            upload = await receive(request, service.settings.max_bytes, service.settings.receive_timeout)
+            upload = await receive(request, service.settings.max_bytes, service.settings.receive_timeout, arrival)
             answer = await _while_wanted(request, service, upload, question)
         service.metrics.seconds.observe(monotonic() - before)
         service.metrics.answers.labels("200").inc()
@@ -109,6 +110,16 @@ def _add_tagging(app: FastAPI, service: Service) -> None:
     @app.websocket("/v1/live")
     async def live(socket: WebSocket) -> None:
         await serve_live(socket, service)
+
+
+async def _check_query(request: Request) -> None:
+    """Refuse parameters that a route does not have, which a program would take for followed."""
+    known = [parameter.alias for parameter in request.scope["route"].dependant.query_params]
+    for name in request.query_params:
+        if name not in known:
+            similar = difflib.get_close_matches(name, known, n=1)
+            remedy = f"Did you mean {similar[0]}?" if similar else f"Known: {', '.join(known) or 'none'}."
+            raise Refusal(422, "query", f"There is no parameter {name[:100]!r}. {remedy}")
 
 
 async def _while_wanted(request: Request, service: Service, upload: Any, question: Question) -> dict[str, Any]:
@@ -128,10 +139,11 @@ async def _while_wanted(request: Request, service: Service, upload: Any, questio
     finally:
         left.cancel()
         work.cancel()
+        await asyncio.gather(left, work, return_exceptions=True)  # else their errors would be logged as never seen
 
 
 def _add_state(app: FastAPI, service: Service) -> None:
-    @app.get("/v1/models", tags=["models"])
+    @app.get("/v1/models", tags=["models"], dependencies=[Depends(_check_query)], responses={422: _REFUSALS[422]})
     async def models() -> dict[str, Any]:
         """List the models that are served, and the limits."""
         s = service.settings

@@ -27,7 +27,7 @@ import torch
 from dymn import Tagger
 from dymn.audio import reading
 from dymn.data import Loader, PlainSampler, Resident, open_source
-from dymn.system.devices import PRECISIONS
+from dymn.system.devices import COMPUTE_PRECISIONS
 
 EXAMPLES = Path(__file__).parents[1] / "examples" / "audio"
 MODEL = "dymn04_open"
@@ -46,7 +46,7 @@ def precision(device: str, folder: Path) -> dict[str, Any]:
     sound = waveforms()
     exact = Tagger.from_pretrained(MODEL, "cpu").probabilities(sound)
     found = {"clips": len(sound)}
-    for name in PRECISIONS:
+    for name in COMPUTE_PRECISIONS:
         got = Tagger.from_pretrained(MODEL, device, precision=name).probabilities(sound)
         changed = int((got.argmax(axis=1) != exact.argmax(axis=1)).sum())
         found[name] = {"difference": float(abs(got - exact).max()), "best_class_changed": changed}

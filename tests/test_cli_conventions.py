@@ -113,8 +113,8 @@ def test_values_of_options_are_the_keys_of_the_data_they_name():
 
     named = {
         ("tag", "format"): tags.TAGS.formats, ("tag", "fill"): windows.FILLS, ("tag", "combine"): selection.COMBINATIONS,
-        ("embed", "format"): embeddings.FORMATS, ("events", "format"): events.EVENTS.formats, ("events", "method"): METHODS,
-        ("listen", "encoding"): pcm.FORMATS, ("export", "format"): export.FORMATS, ("export", "input"): export.INPUTS,
+        ("embed", "format"): embeddings.EMBEDDING_FORMATS, ("events", "format"): events.EVENTS.formats, ("events", "method"): METHODS,
+        ("listen", "encoding"): pcm.PCM_FORMATS, ("export", "format"): export.FORMATS, ("export", "input"): export.INPUTS,
         ("export", "precision"): export.PRECISIONS, ("shards", "audio"): ENCODINGS,
         ("profile", "format"): COMPARISON_FORMATS.keys() & PROFILE_FORMATS.keys(),
     }  # fmt: skip

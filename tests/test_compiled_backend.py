@@ -20,7 +20,7 @@ from dymn.models import pretrained
 from dymn.models.mobilenet import MobileNet
 from dymn.native import libraries
 from dymn.native.log_mel import ArrayLogMel, CompiledLogMel
-from dymn.native.network import CompiledNetwork, Packed, is_known
+from dymn.native.network import CompiledNetwork, PackedNetwork, is_known
 from dymn.runtime.compiled import pack
 from dymn.runtime.compiled_backend import CompiledBackend, moving_average
 from dymn.runtime.fold import fold
@@ -295,9 +295,9 @@ def test_arrays_of_other_sizes_never_reach_the_compiled_code(saved):
     for name in whole.arrays:
         for arrays in ({**whole.arrays, name: whole.arrays[name].ravel()[:-1]}, {k: v for k, v in whole.arrays.items() if k != name}):
             with pytest.raises(ConfigError, match=r"do not fit|channels"):
-                CompiledNetwork(Packed(whole.config, arrays))
+                CompiledNetwork(PackedNetwork(whole.config, arrays))
     with pytest.raises(ConfigError, match="do not fit"):
-        CompiledNetwork(Packed(dataclasses.replace(whole.config, num_classes=10), whole.arrays))
+        CompiledNetwork(PackedNetwork(dataclasses.replace(whole.config, num_classes=10), whole.arrays))
 
 
 def test_numbers_that_the_compiled_code_would_misread(saved):

@@ -307,7 +307,7 @@ def test_pickles_are_not_executed(tmp_path):
     with pytest.raises(DataError, match="was not executed"):
         read_index(tmp_path / "index.pkl")
     np.save(tmp_path / "logits.npy", np.array([Exploit(tmp_path / "executed")]), allow_pickle=True)
-    with pytest.raises(DataError, match="not a readable"):
+    with pytest.raises(DataError, match=r"must be an \.npy file of logits"):
         TeacherTable.published(tmp_path / "logits.npy", tmp_path / "index.pkl")
     for content in (b"", b"\x80\x04junk", b"cposix\nsystem\n(S'x'\ntR."):
         (tmp_path / "index.pkl").write_bytes(content)

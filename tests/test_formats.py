@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from dymn.errors import AudioError
+from dymn.inference.files import Recording
 from dymn.inference.formats.origin import Origin
 from dymn.inference.formats.tags import TAGS, joined
 from dymn.inference.formats.text import clock
 from dymn.inference.formats.writers import TEXT
 from dymn.inference.selection import Tag, WindowTags
-from dymn.inference.tagger import Recording
 
 ORIGIN = Origin("1.2.3", "tiny", "abc", {"top_k": 2, "window": 10.0})
 TIMELINE = [

@@ -17,7 +17,7 @@ from dymn.data import TASKS
 from dymn.errors import ConfigError
 from dymn.models import pretrained
 from dymn.training import load_recipe, recipe_names, train
-from dymn.training.recipe import parse_assignment
+from dymn.training.recipe import TrainConfig, parse_assignment
 from dymn.training.schedules import learning_rate_factor, temperature
 from dymn.weights import REGISTRY, audioset_labels
 from dymn.weights import format as weights_format
@@ -257,7 +257,7 @@ def test_a_recipe_of_ones_own(tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("fine_tuna", "dymn brings"),
+        ("fine_tuna", "Did you mean fine_tune"),
         ("esc50", "mn04, mn10"),
         ("esc50:mn99", "mn04, mn10"),
         ("fine_tune:big", "it has none"),
@@ -275,18 +275,18 @@ def test_unknown_recipes_and_variants(name, message):
         ("optim.lrr=1", r"\[optim\] has no setting lrr"),
         ("optimiser.lr=1", r"no section \[optimiser\]"),
         ("optim.lr=fast", "must be of type float"),
-        ("optim.lr=-1", "above 0"),
+        ("optim.lr=-1", "from 1e-12 to 1000"),
         ("optim.batch_size=2.5", "must be of type int"),
         ("data.holdout=half", "holdout"),
-        ("data.fold=-1", "at least 0"),
+        ("data.fold=-1", "from 0 to"),
         ("lr=1", "names no setting"),
         ("optim.lr", "is no assignment"),
         ("teacher.models=mn04_as", "must be of type tuple"),
         ("teacher.models=[3]", "a list of names"),
-        ("optim.weight_decay=-1", "at least 0"),
-        ("schedule.warm_up=-1", "at least 0"),
-        ("run.seed=-1", "at least 0"),
-        ("run.threads=-1", "at least 0"),
+        ("optim.weight_decay=-1", "from 0 to"),
+        ("schedule.warm_up=-1", "from 0 to"),
+        ("run.seed=-1", "from 0 to"),
+        ("run.threads=-1", "from 0 to"),
     ],
 )
 def test_wrong_settings(assignment, message):
@@ -297,6 +297,21 @@ def test_wrong_settings(assignment, message):
 def test_assignments_are_toml_or_text():
     values = [parse_assignment(f"a.b={value}")[1] for value in ("1e-3", "true", '["x"]', "mn04_as", "a b")]
     assert values == [1e-3, True, ["x"], "mn04_as", "a b"]
+
+
+NUMBERS = [
+    f"{section}.{name}"
+    for section, kind in TrainConfig.NESTED.items()
+    for name, default in vars(kind()).items()
+    if isinstance(default, (int, float)) and not isinstance(default, bool)
+]
+
+
+@pytest.mark.parametrize("name", [*NUMBERS, "data.holdout"])
+def test_numbers_that_no_run_could_use_are_refused_by_name(name):
+    for value in ("1e300", "1" + "0" * 40, "0x" + "f" * 5000, "inf", "nan", "-1e300", "true", "''", "[]"):
+        with pytest.raises(ConfigError, match=name):
+            load_recipe("fine_tune", [f"{name}={value}"])
 
 
 def test_recipes_are_listed_without_pytorch():

@@ -1,5 +1,7 @@
 """What `tag`, `embed` and `events` have in common: a tree is walked once, a recording opened once, and runs are resumed."""
 
+import csv
+import io
 import json
 import os
 import re
@@ -15,6 +17,9 @@ import soundfile
 from typer.testing import CliRunner
 
 from dymn.cli import app
+from dymn.errors import DataError
+from dymn.inference.discovery import Discovery
+from dymn.inference.journal import Journal, journal_path
 
 EXAMPLES = Path(__file__).parents[1] / "examples" / "audio"
 COUNTED = """
@@ -51,6 +56,76 @@ def run(*arguments):
     return CliRunner().invoke(app, list(map(str, arguments)))
 
 
+NAMES = ("carriage\rreturn.wav", "line\nfeed.wav", 'a "quote", and a comma.wav')
+
+
+@pytest.mark.skipif(os.name != "posix", reason="other systems have no such names")
+@pytest.mark.parametrize("to", ["file", "stdout"])
+@pytest.mark.parametrize("command", ["tag", "embed", "events"])
+def test_names_with_line_ends_stay_whole_in_csv(command, to, tmp_path):
+    for name in NAMES:
+        soundfile.write(tmp_path / name, np.full(16_000, 0.1), 16_000)
+    (tmp_path / "bad\r.wav").write_text("no audio")
+    out = tmp_path / "out.csv"
+    done = run(command, tmp_path, "-m", "dymn04_open", *(["-o", out] if to == "file" else ["-f", "csv"]), "--workers", "0")
+    assert done.exit_code == 1
+    text = out.read_bytes().decode() if to == "file" else done.stdout_bytes.decode()
+    rows = list(csv.reader(io.StringIO(text, newline=""), strict=True))
+    assert len({len(row) for row in rows}) == 1
+    bad = ["bad\r.wav"] if command != "embed" else []
+    assert {Path(row[0]).name for row in rows[1:]} <= {*NAMES, *bad} and len(rows) > len(bad) + 1
+
+
+def test_events_agree_in_all_formats(clips, tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    asked = ["events", clips, "-m", "dymn04_open", "--threshold", "0.05", "--workers", "2"]
+    outputs = {ending: tmp_path / f"events.{ending}" for ending in ("csv", "json", "jsonl", "parquet")}
+    for output in outputs.values():
+        done = run(*asked, "-o", output)
+        assert done.exit_code == 1 and "1 of 5 recordings failed" in done.stderr, done.output
+        assert not output.with_name(f"{output.name}.journal").is_dir()
+    rows = list(csv.DictReader(outputs["csv"].open(newline="", encoding="utf-8")))
+    table = parquet.read_table(outputs["parquet"]).to_pylist()
+    assert [(row["file"], row["label"] or "", row["error"] or "") for row in table] == [(r["file"], r["label"], r["error"]) for r in rows]
+    assert len(rows) > 5
+    document = json.loads(outputs["json"].read_text())
+    lines = [json.loads(line) for line in outputs["jsonl"].read_text().splitlines()]
+    origin = {key: value for key, value in document.items() if key != "recordings"}
+    assert lines == [recording | origin for recording in document["recordings"]]
+    flat = [(r["file"], e["label"]) for r in document["recordings"] for e in r.get("events", [])]
+    assert flat == [(row["file"], row["label"]) for row in rows if row["label"]]
+
+
+def test_onnx_files_are_recognised_by_their_ending(tmp_path):
+    refused = run("tag", EXAMPLES / "dog.ogg", "-m", tmp_path / "none.onnx")
+    assert refused.exit_code == 2 and "no ONNX file" in refused.stderr
+
+
+def test_a_journal_that_cannot_be_created_names_the_output():
+    if not Path("/proc/self").exists():
+        pytest.skip("there is no /proc")
+    refused = run("tag", EXAMPLES / "dog.ogg", "-m", "dymn04_open", "-o", "/proc/x.csv")
+    assert refused.exit_code == 1 and refused.stderr.startswith("dymn: /proc/x.csv: ") and "journal" not in refused.stderr
+
+
+def test_all_damaged_results_of_a_journal_are_removed_at_once(clips, tmp_path):
+    output = tmp_path / "out.csv"
+    with Journal(output, {}) as journal, Discovery([str(clips)]) as discovery:
+        journal.find(discovery)
+        for task in journal.to_do():
+            journal.put(task, 1.0, f"result of {task.name.name}".encode(), None)
+    path = journal_path(output)
+    content = path.read_bytes()
+    for name in (b"a.wav", b"f.wav"):
+        content = content.replace(b"result of " + name, b"Result of " + name)
+    path.write_bytes(content)
+    with Journal(output, {}) as journal, pytest.raises(DataError, match=r"and of 1 other\(s\)"):
+        list(journal.results())
+    with Journal(output, {}) as journal, Discovery([str(clips)]) as discovery:
+        journal.find(discovery)
+        assert [task.name.name for task in journal.to_do()] == ["a.wav", "f.wav"]
+
+
 @pytest.mark.parametrize("rows", [False, True], ids=["stream", "journal"])
 @pytest.mark.parametrize("command", ["tag", "embed", "events"])
 def test_a_tree_is_walked_once_and_each_recording_opened_once(command, rows, clips, tmp_path):
@@ -77,3 +152,18 @@ def test_no_library_opens_a_recording_again(command, clips, tmp_path):
         pytest.skip("strace may not trace here")
     opened = Counter(path for path in re.findall(r'open\w*\([^"]*"([^"]+)"', log.read_text()) if path.startswith(str(clips)))
     assert {path: opened[str(path)] for path in clips.rglob("*.*")} == dict.fromkeys(clips.rglob("*.*"), 1)
+
+
+@pytest.mark.parametrize("rows", [False, True], ids=["stream", "journal"])
+@pytest.mark.parametrize("command", ["tag", "embed", "events"])
+def test_a_damaged_recording_alone_is_read_as_far_as_it_can_be(command, rows, clips, tmp_path):
+    cut, output = tmp_path / "cut.wav", tmp_path / "out.csv"
+    cut.write_bytes((clips / "a.wav").read_bytes()[:16_044])  # half a second of one
+    asked = [command, cut, "-m", "dymn04_open", *(["-o", output] if rows else ["-f", "csv"])]
+    refused = run(*asked)
+    assert refused.exit_code == 1 and "cut off" in refused.stderr
+    done = run(*asked, "--partial", *(["--fresh"] if rows else []))
+    assert done.exit_code == 0, done.output
+    text = output.read_text() if rows else done.stdout
+    found = list(csv.DictReader(io.StringIO(text)))
+    assert found and max(float(row["end"]) for row in found) == pytest.approx(0.5, abs=0.01)

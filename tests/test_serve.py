@@ -257,7 +257,7 @@ def test_a_full_queue_refuses_and_loses_nothing(client, stub):
     with ThreadPoolExecutor(2) as pool:
         accepted = [pool.submit(one.post, "/v1/tag", content=wav(level=level)) for level in (0.25, 0.75)]
         until = time.monotonic() + 10
-        while one.app._app.state.engine._accepted < 2 and time.monotonic() < until:
+        while len(one.app._app.state.service._accepted) < 2 and time.monotonic() < until:
             time.sleep(0.01)
         refused = one.post("/v1/tag", content=wav())
         assert (refused.status_code, code(refused)) == (503, "queue_full")
@@ -360,6 +360,7 @@ def test_the_limits_of_live_connections(client):
         live.send_json({"window": 1})
         live.receive_json()
         with one.websocket_connect("/v1/live") as second:
+            second.send_json({"window": 1})
             assert second.receive_json()["error"]["code"] == "live_full"
         assert live.receive_json()["error"]["code"] == "slow"
     for data, word in ((bytes(64_000 * 11), "setting"), (bytes(64_000 * 4), "too_long")):
@@ -495,7 +496,11 @@ def test_a_refused_sender_is_heard_out_within_bounds(sender, monkeypatch):
     async def send(message):
         happened.append(message["type"])
 
-    headers = [(b"host", b"localhost"), *([(b"expect", b"100-continue")] if sender.startswith("waits") else [])]
+    headers = [
+        (b"host", b"localhost"),
+        (b"transfer-encoding", b"chunked"),
+        *([(b"expect", b"100-continue")] if sender.startswith("waits") else []),
+    ]
     scope = {"type": "http", "method": "POST", "path": "/health", "headers": headers}
     settings = dataclasses.replace(ServeSettings(), max_bytes=10_000)
     asyncio.run(Guard(refuses, settings)(scope, receive, send))

@@ -20,7 +20,7 @@ from dymn.cli import app
 from dymn.data import TASKS, BadClip, PackSettings, Source, TeacherTable, open_source, pack, task_facts, task_of
 from dymn.data.detect import detect
 from dymn.data.packed import COLUMNS_FILE, INDEX_FILE, WORK_FOLDER
-from dymn.data.stores import tar_members
+from dymn.data.tar import tar_members
 from dymn.data.teacher import write_table
 from dymn.errors import ConfigError, DataError, ResourceError
 from dymn.system.files import atomic_write

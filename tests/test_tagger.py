@@ -16,8 +16,8 @@ from dymn import Embedder, Tag, Tagger, create_model
 from dymn.audio import reading
 from dymn.config import ModelCard
 from dymn.errors import AudioError, ConfigError, ResourceError
+from dymn.inference.files import Recording
 from dymn.inference.selection import TagSettings, matching
-from dymn.inference.tagger import Recording
 from dymn.runtime.backend import CPU_BATCH_SIZE
 from stubs import StubBackend
 

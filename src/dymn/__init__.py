@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from dymn.config import ModelCard as ModelCard
     from dymn.config import ModelConfig as ModelConfig
     from dymn.inference.embedding import Embedder as Embedder
-    from dymn.inference.tagger import Tag as Tag
+    from dymn.inference.selection import Tag as Tag
     from dymn.inference.tagger import Tagger as Tagger
     from dymn.models.features import FeatureExtractor as FeatureExtractor
     from dymn.models.frontend import LogMel as LogMel
@@ -39,7 +39,7 @@ _HOMES = {
     "ModelConfig": "dymn.config",
     "Output": "dymn.models.mobilenet",
     "REGISTRY": "dymn.weights",
-    "Tag": "dymn.inference.tagger",
+    "Tag": "dymn.inference.selection",
     "Tagger": "dymn.inference.tagger",
     "audioset_labels": "dymn.weights",
     "convert": "dymn.weights",

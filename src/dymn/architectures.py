@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from dymn.config import BlockConfig, ModelConfig, check, round_channels
+from dymn.config import BlockConfig, ModelConfig, check, check_number, round_channels, shown
 from dymn.errors import ConfigError
 
 # What a network can choose by name. The modules that define the classes enter them here; until one of them is imported, the class is None.
@@ -95,15 +95,16 @@ class Variant:
     num_classes: int = 527
 
     def __post_init__(self) -> None:
-        check(0.05 <= self.width <= 16, f"width is {self.width}; it must be between 0.05 and 16.")
+        check_number("width", self.width, 0.05, 16)
         known = self.attention in (None, NO_ATTENTION, *ATTENTIONS)
         check(known, f"attention is {self.attention!r}; allowed: {NO_ATTENTION}, {', '.join(ATTENTIONS)}.")
         check(self.context in CONTEXTS, f"context is {self.context!r}; allowed: {', '.join(CONTEXTS)}.")
         check(self.head in HEADS, f"head is {self.head!r}; allowed: {', '.join(HEADS)}.")
         strides_fit = len(self.strides) == len(STRIDED) and all(stride in (1, 2) for stride in self.strides)
         check(strides_fit, f"strides is {self.strides}; it must be {len(STRIDED)} numbers, each 1 or 2.")
-        check(self.reduction >= 1, f"reduction is {self.reduction}; it must be at least 1.")
-        check(1 <= self.h_min <= self.h_max, f"h_min, h_max are {self.h_min}, {self.h_max}; 1 <= h_min <= h_max is required.")
+        for name in ("reduction", "h_min", "h_max"):
+            check_number(name, getattr(self, name), 1, 2**16, whole=True)
+        check(self.h_min <= self.h_max, f"h_min, h_max are {self.h_min}, {self.h_max}; h_min <= h_max is required.")
 
     def config(self) -> ModelConfig:
         """Return the configuration of the network, with every channel count worked out."""
@@ -217,7 +218,7 @@ def model_config(name: str, **overrides: Any) -> ModelConfig:
     try:
         return Variant(**settings).config()
     except (TypeError, AttributeError, OverflowError) as error:  # a setting of another type, out of a file
-        raise ConfigError(f"No network can be built from {settings}: {error}.") from error
+        raise ConfigError(f"No network can be built from {shown(settings, 300)}: {error}.") from error
 
 
 def architectures(pattern: str | None = None) -> list[str]:

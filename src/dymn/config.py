@@ -52,6 +52,22 @@ def check(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
+def check_number(name: str, value: object, low: float, high: float, *, whole: bool = False) -> None:
+    """Raise a `ConfigError` unless `value` is a number from `low` to `high`; True and False are none."""
+    number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+    kind = "whole number" if whole else "number"
+    check(number and low <= value <= high, f"{name} is {shown(value)}; it must be a {kind} from {low:.12g} to {high:.12g}.")  # type: ignore[operator]
+
+
+def shown(value: object, limit: int = 80) -> str:
+    """Return a value for a message, shortened."""
+    try:
+        text = repr(value)
+    except ValueError:  # a number of more digits than Python writes
+        text = "a number of thousands of digits"
+    return text if len(text) <= limit else text[:limit] + "…"
+
+
 def round_channels(channels: float) -> int:
     """Round to a multiple of 8: at least 8 and never below 90 % of the value (as in MobileNetV3)."""
     rounded = max(8, int(channels + 4) // 8 * 8)
@@ -77,14 +93,14 @@ class FrontEndConfig:
     f_max_range: int = 2_000
 
     def __post_init__(self) -> None:
-        for name in ("sample_rate", "n_fft", "win_length", "hop_length", "n_mels", "f_min_range", "f_max_range"):
-            value = getattr(self, name)
-            check(isinstance(value, int) and value >= 1, f"{name} is {value!r}; it must be a whole number of at least 1.")
+        limits = {"sample_rate": 768_000, "n_fft": 2**16, "win_length": 2**16, "hop_length": 2**20, "n_mels": 1024}
+        for name, high in (limits | {"f_min_range": 2**20, "f_max_range": 2**20}).items():
+            check_number(name, getattr(self, name), 1, high, whole=True)
         check(self.win_length <= self.n_fft, f"win_length is {self.win_length}; it must not exceed n_fft ({self.n_fft}).")
-        check(self.n_fft % 2 == 0 and self.n_fft <= 2**16, f"n_fft is {self.n_fft}; it must be even and at most 65536.")
-        check(self.sample_rate <= 768_000, f"sample_rate is {self.sample_rate} Hz; it must be at most 768000.")
-        check(self.n_mels <= 1024, f"n_mels is {self.n_mels}; it must be at most 1024.")
+        check(self.n_fft % 2 == 0, f"n_fft is {self.n_fft}; it must be even.")
         nyquist = self.sample_rate / 2
+        for name in ("f_min", "f_max"):
+            check_number(name, getattr(self, name), 0, nyquist)
         check(
             0 <= self.f_min < self.f_max <= nyquist,
             f"f_min, f_max are {self.f_min}, {self.f_max} Hz; 0 <= f_min < f_max <= {nyquist} Hz is required.",
@@ -117,14 +133,12 @@ class BlockConfig:
 
     def __post_init__(self) -> None:
         for name in ("c_in", "c_exp", "c_out", "kernel_size", "stride", "n_kernels", "n_maps"):
-            value = getattr(self, name)
-            check(isinstance(value, int) and 1 <= value <= 2**16, f"{name} is {value!r}; it must be a whole number from 1 to 65536.")
+            check_number(name, getattr(self, name), 1, 2**16, whole=True)
         check(self.kernel_size % 2 == 1, f"kernel_size is {self.kernel_size}; it must be odd.")
         for name in ("dynamic_convs", "dynamic_relus"):
             unknown = [position for position in getattr(self, name) if position not in self.POSITIONS]
-            check(not unknown, f"{name} names {unknown}; allowed: {', '.join(self.POSITIONS)}.")
-        known_size = isinstance(self.context_size, int) and 0 <= self.context_size <= 2**16
-        check(known_size, f"context_size is {self.context_size!r:.40}; it must be a whole number from 0 to 65536.")
+            check(not unknown, f"{name} names {shown(unknown)}; allowed: {', '.join(self.POSITIONS)}.")
+        check_number("context_size", self.context_size, 0, 2**16, whole=True)
         check(
             not self.is_dynamic or self.context_size >= 1,
             f"context_size is {self.context_size}; a block with dynamic parts needs at least 1.",
@@ -153,15 +167,17 @@ class ModelConfig:
     NESTED = {"blocks": BlockConfig}
 
     def __post_init__(self) -> None:
+        check(isinstance(self.blocks, tuple), f"blocks is {shown(self.blocks)}; it must be a list of blocks.")
         check(len(self.blocks) >= 1, "blocks is empty; a network has at least one block.")
-        check(all(isinstance(block, BlockConfig) for block in self.blocks), f"blocks is {self.blocks!r:.100}; it must be a list of blocks.")
+        check(all(isinstance(block, BlockConfig) for block in self.blocks), f"blocks is {shown(self.blocks)}; it must be a list of blocks.")
         for before, after in zip(self.blocks, self.blocks[1:], strict=False):
             check(before.c_out == after.c_in, f"a block with {before.c_out} outputs is followed by one with {after.c_in} inputs.")
         for name in ("c_last", "c_hidden", "num_classes"):
-            value = getattr(self, name)
-            check(isinstance(value, int) and 1 <= value <= 2**20, f"{name} is {value!r}; it must be a whole number from 1 to 2^20.")
-        check(0 <= self.dropout < 1, f"dropout is {self.dropout}; it must be in [0, 1).")
-        check(0 < self.temperature <= 1e30, f"temperature is {self.temperature!r:.40}; it must be above 0 and at most 1e30.")
+            check_number(name, getattr(self, name), 1, 2**20, whole=True)
+        check_number("width", self.width, 0, 1000)
+        check_number("dropout", self.dropout, 0, 1)
+        check(self.dropout < 1, "dropout is 1; it must be below 1.")
+        check_number("temperature", self.temperature, 1e-30, 1e30)
 
 
 MAX_TEXT = 1_000
@@ -189,17 +205,17 @@ class ModelCard:
     NESTED = {"front_end": FrontEndConfig}
 
     def __post_init__(self) -> None:
-        check(isinstance(self.exclusive, bool), f"exclusive is {_shown(self.exclusive)}; it must be true or false.")
-        check(isinstance(self.front_end, FrontEndConfig), f"front_end is {_shown(self.front_end)}; it must be a FrontEndConfig.")
-        check(isinstance(self.labels, tuple), f"labels is {_shown(self.labels)}; it must be a list of texts.")
+        check(isinstance(self.exclusive, bool), f"exclusive is {shown(self.exclusive)}; it must be true or false.")
+        check(isinstance(self.front_end, FrontEndConfig), f"front_end is {shown(self.front_end)}; it must be a FrontEndConfig.")
+        check(isinstance(self.labels, tuple), f"labels is {shown(self.labels)}; it must be a list of texts.")
         for text in (self.name, self.licence, *self.labels):
             plain = isinstance(text, str) and len(text) <= MAX_TEXT and text.isprintable()
-            check(plain, f"{_shown(text)} is no name, licence or label; it must be printable text of up to {MAX_TEXT} characters.")
+            check(plain, f"{shown(text)} is no name, licence or label; it must be printable text of up to {MAX_TEXT} characters.")
         repeated = [label for label, times in Counter(self.labels).items() if times > 1]
-        check(not repeated, f"labels names {', '.join(map(_shown, repeated[:3]))} more than once; each class needs its own label.")
+        check(not repeated, f"labels names {', '.join(map(shown, repeated[:3]))} more than once; each class needs its own label.")
         for title in ("metrics", "provenance"):
             entries = getattr(self, title)
-            check(isinstance(entries, dict), f"{title} is {_shown(entries)}; it must be a mapping.")
+            check(isinstance(entries, dict), f"{title} is {shown(entries)}; it must be a mapping.")
             check(all(isinstance(key, str) for key in entries), f"{title} must map texts to values.")
             try:
                 size = len(json.dumps(entries, allow_nan=False))
@@ -208,9 +224,4 @@ class ModelCard:
             check(size <= MAX_JSON, f"{title} takes {size} characters of JSON; at most {MAX_JSON} are allowed.")
         for key, value in self.metrics.items():
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            check(number, f"metrics has {_shown(key)} = {_shown(value)}; it must be a number.")
-
-
-def _shown(value: object, limit: int = 80) -> str:
-    text = repr(value)
-    return text if len(text) <= limit else text[:limit] + "…"
+            check(number, f"metrics has {shown(key)} = {shown(value)}; it must be a number.")

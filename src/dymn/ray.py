@@ -32,7 +32,7 @@ from dymn.errors import AudioError, ConfigError, DymnError, MissingExtraError
 from dymn.inference.discovery import Discovery, whole
 from dymn.inference.embedding import Embedding, EmbedSettings
 from dymn.inference.events import EventRecording, EventSettings, collect_events
-from dymn.inference.files import Recording, tagged
+from dymn.inference.files import Recording, collect_tags
 from dymn.inference.formats.writers import require_parquet
 from dymn.inference.frames import FrameSettings, chosen_labels, collect_parts, frame_maker
 from dymn.inference.segments import Opened, Piece, Rows, computed, pieces, source_name
@@ -52,7 +52,7 @@ ACTOR_SHARE = 0.75
 
 Wanted = str | Sequence[str] | FrameSettings | None
 """What is computed of windows: the layers of an embedding, frames, or probabilities (None)."""
-Source = str | Path
+Location = str | Path
 Progress = Callable[[str, float], None]
 
 
@@ -80,7 +80,7 @@ class Engine:
     def tag_files(
         self,
         tagger: Tagger,
-        sources: Iterable[Source],
+        sources: Iterable[Location],
         settings: TagSettings | None = None,
         *,
         batch_size: int | None = None,
@@ -105,13 +105,13 @@ class Engine:
         """
         settings = settings or TagSettings()
         windows = _Windows(tagger.sample_rate, settings.window, settings.hop, settings.fill, settings.partial)
-        return tagged(self._computed(tagger, None, sources, windows, batch_size), tagger.backend, settings, progress)
+        return collect_tags(self._computed(tagger, None, sources, windows, batch_size), tagger.backend, settings, progress)
 
     def embed_files(
         self,
         tagger: Tagger,
         layers: str | Sequence[str],
-        sources: Iterable[Source],
+        sources: Iterable[Location],
         settings: EmbedSettings | None = None,
         *,
         batch_size: int | None = None,
@@ -125,7 +125,7 @@ class Engine:
     def event_files(
         self,
         tagger: Tagger,
-        sources: Iterable[Source],
+        sources: Iterable[Location],
         settings: EventSettings | None = None,
         *,
         batch_size: int | None = None,
@@ -141,7 +141,7 @@ class Engine:
         return collect_events(collect_parts(rows, maker, tagger.sample_rate, progress), labels, settings)
 
     def _computed(
-        self, tagger: Tagger, wanted: Wanted, sources: Iterable[Source], windows: _Windows, batch_size: int | None
+        self, tagger: Tagger, wanted: Wanted, sources: Iterable[Location], windows: _Windows, batch_size: int | None
     ) -> Iterator[tuple[Piece, Rows | None]]:
         """Return what `dymn.inference.segments.computed` yields, computed by Ray."""
         check(batch_size is None or batch_size >= 1, f"batch_size is {batch_size}; it must be at least 1.")
@@ -150,7 +150,7 @@ class Engine:
         network = (copy.deepcopy(tagger.model).cpu(), wanted, self.device, self.threads, tagger.backend.precision, batch_size, windows)
         return self._run(found, windows, network, batch_size or CPU_BATCH_SIZE)
 
-    def _run(self, found: list[Source], windows: _Windows, network: tuple[Any, ...], batch: int) -> Iterator[tuple[Piece, Rows | None]]:
+    def _run(self, found: list[Location], windows: _Windows, network: tuple[Any, ...], batch: int) -> Iterator[tuple[Piece, Rows | None]]:
         with _running(self.address) as ray:
             resources = ray.cluster_resources()
             cpus, gpus = resources.get("CPU", 1.0), int(resources.get("GPU", 0)) if self.device in (None, "cuda") else 0
@@ -198,7 +198,7 @@ class _Windows:
     partial: bool = False
 
 
-def _chunk(sources: Sequence[Source], begin: int) -> Any:
+def _chunk(sources: Sequence[Location], begin: int) -> Any:
     """Return the table of a task: recordings, and their places in the list of all."""
     arrow, _ = require_parquet()
     paths = arrow.array([os.fsencode(whole(source)) for source in sources], arrow.binary())
@@ -318,7 +318,7 @@ def _first_error(error: Exception) -> str:
     return next((line for line in lines if re.match(r"[\w.]*(Error|Exception): ", line)), lines[0] if lines else type(error).__name__)
 
 
-def find(paths: Iterable[str]) -> tuple[list[Source], list[tuple[str, AudioError]]]:
+def find(paths: Iterable[str]) -> tuple[list[Location], list[tuple[str, AudioError]]]:
     """Return the recordings that paths and URLs name, in their order, within each sorted; and those that name none, and why.
 
     Of URLs, too, a folder gives the recordings below it, and a pattern those that match.
@@ -327,7 +327,7 @@ def find(paths: Iterable[str]) -> tuple[list[Source], list[tuple[str, AudioError
         return discovery.sorted(), discovery.lost
 
 
-def expand(path: str) -> Iterable[Source]:
+def expand(path: str) -> Iterable[Location]:
     """Return the recordings that a path or URL names."""
     return _find_remote(path) if "://" in path else reading.expand(path)
 

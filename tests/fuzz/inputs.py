@@ -86,8 +86,13 @@ def recordings() -> dict[str, bytes]:
         "joined": found["mp3"] + b"TAG" + bytes(125) + found["mp3"],
     }
     more = {
-        "mp4": ("mp4", "aac"), "webm": ("webm", "libopus"), "mkv": ("matroska", "flac"), "adts": ("adts", "aac"),
-        "ts": ("mpegts", "aac"), "flv": ("flv", "aac"), "avi": ("avi", "pcm_s16le"),
+        "mp4": ("mp4", "aac"),
+        "webm": ("webm", "libopus"),
+        "mkv": ("matroska", "flac"),
+        "adts": ("adts", "aac"),
+        "ts": ("mpegts", "aac"),
+        "flv": ("flv", "aac"),
+        "avi": ("avi", "pcm_s16le"),
     }
     return found | {name: with_ffmpeg(container, codec, 48_000) for name, (container, codec) in more.items()}
 

@@ -30,7 +30,7 @@ from dymn.audio.libsndfile import open_libsndfile
 from dymn.audio.notes import SLACK_SECONDS, Notes, Report, duration
 from dymn.audio.resampling import Resampler
 from dymn.audio.samples import Levels, check_finite, mean
-from dymn.audio.sources import Source, display, opened, reason
+from dymn.audio.sources import FileLike, display, opened, reason
 from dymn.errors import AudioError
 
 _FFMPEG_ONLY = (b"\x1aE\xdf\xa3", b"0&\xb2u", b"FLV", b"#!AMR", b"\0\0\1\xba", b"\x0bw", b"MAC ", b"wvpk", b"TTA1")
@@ -50,7 +50,7 @@ class AudioInfo:
 
 
 @dataclass(frozen=True)
-class Recording:
+class Decoding:
     """An open recording.
 
     Attributes:
@@ -67,7 +67,7 @@ class Recording:
 
 
 @contextlib.contextmanager
-def recording(source: Source, *, partial: bool = False, notes: Notes | None = None) -> Iterator[Recording]:
+def recording(source: FileLike, *, partial: bool = False, notes: Notes | None = None) -> Iterator[Decoding]:
     """Open a recording for reading once; it closes at the end of the `with` block.
 
     Args:
@@ -89,7 +89,7 @@ def recording(source: Source, *, partial: bool = False, notes: Notes | None = No
             raise AudioError(f"{report.name} cannot be read: {reason(error)}. Check the disk or the connection.") from error
         seconds = decoder.seconds if decoder.frames is None else decoder.frames / decoder.rate
         info = AudioInfo(decoder.rate, decoder.channels, decoder.frames, seconds, decoder.format)
-        yield Recording(report.name, info, _mono(decoder, report), report.notes)
+        yield Decoding(report.name, info, _mono(decoder, report), report.notes)
 
 
 def _mono(decoder: Decoder, report: Report) -> Iterator[np.ndarray]:

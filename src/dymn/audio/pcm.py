@@ -26,7 +26,7 @@ _TYPES = {
     "f32le": "<f4",
     "f32be": ">f4",
 }
-FORMATS = tuple(_TYPES)
+PCM_FORMATS = tuple(_TYPES)
 """The names of sample formats, which are those of FFmpeg."""
 _FILES = {
     "WAV": (b"RIFF", b"RF64", b"RIFX"),
@@ -54,7 +54,7 @@ class PcmReader:
         Raises:
             ConfigError: if the format is unknown, or there are no channels.
         """
-        check(format in _TYPES, f"The sample format is {format!r}; allowed: {', '.join(FORMATS)}.")
+        check(format in _TYPES, f"The sample format is {format!r}; allowed: {', '.join(PCM_FORMATS)}.")
         check(1 <= channels <= 256, f"channels is {channels}; it must be from 1 to 256.")
         self._type, self._channels = _TYPES[format], channels
         self._frame = int(self._type[-1]) * channels

@@ -20,7 +20,7 @@ from dymn.audio.listing import SUFFIXES, expand, find
 from dymn.audio.notes import Notes
 from dymn.audio.resampling import Resampler, resampled, whole_rate
 from dymn.audio.samples import Levels, check_finite, mean, to_float32
-from dymn.audio.sources import Source, display, is_stdin, reason
+from dymn.audio.sources import FileLike, display, is_stdin, reason
 from dymn.errors import AudioError, ConfigError
 
 if TYPE_CHECKING:
@@ -32,10 +32,10 @@ __all__ = [
     "SAMPLE_RATE",
     "SUFFIXES",
     "AudioInfo",
+    "FileLike",
     "MissingDecoderError",
     "Notes",
     "Resampler",
-    "Source",
     "expand",
     "find",
     "from_array",
@@ -54,7 +54,7 @@ _ARRAY_CHANNELS = 32
 _RESAMPLE_CHUNK = 2**18
 
 
-def probe(source: Source) -> AudioInfo:
+def probe(source: FileLike) -> AudioInfo:
     """Return what the header of a recording says, without decoding it. A file object stands afterwards where it stood.
 
     Raises:
@@ -90,7 +90,7 @@ def _is_fifo(path: str | os.PathLike[str]) -> bool:
         return False
 
 
-def read(source: Source, sample_rate: int = SAMPLE_RATE, *, partial: bool = False, notes: Notes | None = None) -> np.ndarray:
+def read(source: FileLike, sample_rate: int = SAMPLE_RATE, *, partial: bool = False, notes: Notes | None = None) -> np.ndarray:
     """Return a whole recording as mono float32 [N] at `sample_rate` Hz.
 
     Args:
@@ -126,7 +126,7 @@ def read(source: Source, sample_rate: int = SAMPLE_RATE, *, partial: bool = Fals
 
 
 def stream(
-    source: Source,
+    source: FileLike,
     sample_rate: int = SAMPLE_RATE,
     block_seconds: float = 30.0,
     *,
@@ -181,7 +181,7 @@ def from_array(array: np.ndarray | Tensor, sample_rate: int, target_rate: int = 
     return np.concatenate(blocks) if source_rate != rate else np.array(mono)
 
 
-def _resampled(source: Source, rate: int, partial: bool, notes: Notes | None) -> Iterator[np.ndarray]:
+def _resampled(source: FileLike, rate: int, partial: bool, notes: Notes | None) -> Iterator[np.ndarray]:
     with recording(source, partial=partial, notes=notes) as opened:
         empty = True
         for block in resampled(opened.chunks, opened.info.sample_rate, rate):

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, TypeAlias
 from dymn.audio.content import SPOOL_MEMORY, Content, spool
 from dymn.errors import AudioError, visible
 
-Source: TypeAlias = "str | os.PathLike[str] | BinaryIO"
+FileLike: TypeAlias = "str | os.PathLike[str] | BinaryIO"
 """A path, "-" for standard input, or a binary file object (read from where it stands)."""
 
 SPOOL_LIMIT = 8 * 2**30
@@ -51,7 +51,7 @@ def is_stdin(source: object) -> bool:
 
 
 @contextlib.contextmanager
-def opened(source: Source) -> Iterator[Content]:
+def opened(source: FileLike) -> Iterator[Content]:
     """Open `source` and return its bytes; a file object of the caller is read from where it stands.
 
     What this function opens is closed at the end of the block. A file object of the caller stays open, and its position does

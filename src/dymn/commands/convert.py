@@ -10,6 +10,9 @@ import typer
 from dymn.commands.options import Quiet, hush
 from dymn.commands.output import say
 from dymn.errors import ConfigError
+from dymn.system.files import read_bounded
+
+MAX_LABELS = 2**24  # bytes of a list of labels
 
 
 def convert(
@@ -87,7 +90,7 @@ def read_labels(path: Path) -> list[str]:
         ConfigError: if the file cannot be read as text.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = read_bounded(path, MAX_LABELS).decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--labels {path} cannot be read: {error}. Give a text file with a label a line.") from error
     return [line.strip() for line in lines if line.strip()]

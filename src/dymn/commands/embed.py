@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from dymn.ray import Engine
 
 Format = Literal["npy", "parquet", "csv"]
-"""The names in `dymn.inference.formats.embeddings.FORMATS`."""
+"""The names in `dymn.inference.formats.embeddings.EMBEDDING_FORMATS`."""
 
 
 def embed(
@@ -106,7 +106,7 @@ def embed(
     parameters = to_dict(settings) | {"hop": hop or window}
     asked = Asked(
         "embed", paths, output, format, model, backend, device, precision, threads, batch_size, workers, ray, fresh, retry_failed, quiet,
-        looks_inside=layers != ("last",),
+        looks_inside=layers != ("last",), partial=partial,
     )  # fmt: skip
 
     def form(tagger: Tagger | None) -> Form[Embedding]:

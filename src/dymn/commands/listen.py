@@ -41,7 +41,7 @@ READ_BYTES = 65_536
 POLL_SECONDS = 0.2
 MICROPHONE_LAG = 2.0
 Pcm = Literal["s8", "u8", "s16le", "s16be", "s24le", "s32le", "s32be", "f32le", "f32be"]
-"""The names in `dymn.audio.pcm.FORMATS`."""
+"""The names in `dymn.audio.pcm.PCM_FORMATS`."""
 
 
 def listen(

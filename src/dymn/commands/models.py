@@ -13,7 +13,7 @@ from dymn.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-Row = dict[str, Any]
+ModelFacts = dict[str, Any]
 COLUMNS = {"name": "model", "parameters": "parameters", "macs": "MACs", "mean_ap": "mAP", "classes": "classes", "front_end": "input"}
 Format = Literal["table", "json", "csv"]
 """How the list is written."""
@@ -41,7 +41,7 @@ def models(
     hush(quiet)
     from dymn.weights import model_rows
 
-    rows: list[Row] = [{"weights": True, **row._asdict()} for row in model_rows(pattern)]
+    rows: list[ModelFacts] = [{"weights": True, **row._asdict()} for row in model_rows(pattern)]
     if not pretrained:
         rows += architecture_rows(pattern)
     if not rows:
@@ -54,7 +54,7 @@ def models(
         typer.echo(as_csv(rows), nl=False)
 
 
-def architecture_rows(pattern: str | None) -> list[Row]:
+def architecture_rows(pattern: str | None) -> list[ModelFacts]:
     """Return a row for each architecture, counted for AudioSet's 527 classes."""
     from dymn.architectures import architectures
     from dymn.profiling import count
@@ -76,7 +76,7 @@ def architecture_rows(pattern: str | None) -> list[Row]:
     return rows
 
 
-def as_table(rows: Sequence[Row]) -> str:
+def as_table(rows: Sequence[ModelFacts]) -> str:
     """Return rows as a table for people, models with weights first."""
     header = [*COLUMNS.values(), "weights"]
     lines = [header, *([cell(row, column) for column in COLUMNS] + [place(row)] for row in rows)]
@@ -90,7 +90,7 @@ def as_table(rows: Sequence[Row]) -> str:
     )
 
 
-def cell(row: Row, column: str) -> str:
+def cell(row: ModelFacts, column: str) -> str:
     """Return what the table shows of one value."""
     value = row[column]
     if value is None:
@@ -100,7 +100,7 @@ def cell(row: Row, column: str) -> str:
     return f"{value:.3f}" if column == "mean_ap" else str(value)
 
 
-def place(row: Row) -> str:
+def place(row: ModelFacts) -> str:
     """Return where the weights of a model are."""
     if not row["weights"]:
         return "none: to be trained"
@@ -109,7 +109,7 @@ def place(row: Row) -> str:
     return "in the cache" if row["cached"] else "to be fetched"
 
 
-def as_csv(rows: Sequence[Row]) -> str:
+def as_csv(rows: Sequence[ModelFacts]) -> str:
     """Return rows as CSV with a header."""
     from dymn.system.files import csv_text
 

@@ -92,7 +92,7 @@ def check_ending(option: str, path: Path, endings: Iterable[str]) -> None:
 
 
 Fill = Literal["repeat", "pad", "bare"]
-Computes = Literal["auto", "torch", "onnx"]
+Computes = Literal["auto", "compiled", "torch", "onnx"]
 Precisions = Literal["float32", "bfloat16", "float16"]
 Report = Literal["table", "json"]
 
@@ -207,9 +207,9 @@ Backend = Annotated[
     Computes,
     typer.Option(
         "--backend",
-        help="What computes the network: compiled code (auto, on a CPU), PyTorch (torch; also what auto takes elsewhere), or ONNX Runtime "
-        "(onnx), for a file that `dymn export --dynamic-time` wrote or the name of a model that was exported without --output. "
-        "auto recognises .onnx files.",
+        help="What computes the network: code compiled for CPUs (compiled), PyTorch (torch), or ONNX Runtime (onnx), for a file that "
+        "`dymn export --dynamic-time` wrote or the name of a model that was exported without --output. auto chooses compiled on a CPU, "
+        "onnx for .onnx files, else torch.",
         rich_help_panel=RUN_PANEL,
     ),
 ]

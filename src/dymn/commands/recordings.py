@@ -38,50 +38,41 @@ def load_tagger(
     precision: Precisions = "float32",
     looks_inside: bool = False,
 ) -> Tagger:
-    """Load the model that was named, or the default one, and say which that is.
+    """Open the model that was named, or the default one, and say which that is.
 
-    With the backend "auto", PyTorch is imported only where compiled code cannot do what is asked for; `looks_inside` says that the
-    command needs the network itself.
+    Args:
+        model: a name, a file or a folder; None for the default model.
+        device: where to compute, or None.
+        threads: number of CPU threads, or None.
+        quiet: whether to say nothing.
+        backend: as in `dymn.runtime.opening.open_backend`.
+        precision: of PyTorch's arithmetic.
+        looks_inside: whether the command needs PyTorch's network itself, if the backend is chosen automatically.
 
     Raises:
         ConfigError: if there is no such device or model, or the backend cannot compute the model.
-        MissingExtraError: if PyTorch is needed and not installed.
+        MissingExtraError: if the backend is not installed.
     """
-    if backend == "onnx" or (backend == "auto" and model is not None and model.lower().endswith(".onnx")):
-        if precision != "float32":
-            raise ConfigError(f"--precision is {precision}; a file for --backend onnx has its own. See `dymn export --precision`.")
-        return load_onnx(model, device, threads)
     from dymn.commands.progress import download_bar
     from dymn.inference.tagger import Tagger
-    from dymn.runtime.opening import open_backend
+    from dymn.runtime.onnx_backend import SHIPPED
+    from dymn.runtime.opening import ONNX, open_backend
     from dymn.weights import REGISTRY
     from dymn.weights.default import choose_default
 
-    kind = "torch" if looks_inside else backend
     with download_bar(quiet) as progress:
-        named, reason = (model, "") if model is not None else choose_default(progress)
+        named, reason = (model or SHIPPED, "") if model is not None or backend == "onnx" else choose_default(progress)
+        is_onnx = backend == "onnx" or (backend == "auto" and named.lower().endswith(ONNX))
+        kind = "torch" if looks_inside and backend == "auto" and not is_onnx else backend
         try:
             found = open_backend(named, backend=kind, device=device, threads=threads, precision=precision, progress=progress)
         except WeightsError as error:
-            if named in REGISTRY or "/" in named or Path(named).exists():
+            if not is_onnx and (named in REGISTRY or "/" in named or Path(named).exists()):
                 raise
-            raise ConfigError(str(error)) from error  # a name that is wrong is a wrong setting
+            raise ConfigError(str(error)) from error  # a wrong name is a wrong setting
     if reason:
         note(reason, quiet)
     return Tagger(found)
-
-
-def load_onnx(model: str | None, device: str | None, threads: int | None) -> Tagger:
-    """Open an exported model for ONNX Runtime, without PyTorch."""
-    from dymn.inference.tagger import Tagger
-    from dymn.runtime.onnx_backend import SHIPPED
-
-    if device not in (None, "cpu"):
-        raise ConfigError(f"--device is {device!r}; with --backend onnx only cpu is possible.")
-    try:
-        return Tagger.from_onnx(model or SHIPPED, threads)
-    except WeightsError as error:
-        raise ConfigError(str(error)) from error
 
 
 def describe(tagger: Tagger | None, model: str | None, parameters: dict[str, Any], per_window: bool = False) -> Origin:

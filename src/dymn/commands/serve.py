@@ -60,7 +60,8 @@ def serve(
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="A name by which the server may be called, such as sounds.example.org. May be given several times.",
+            help="A name by which the server may be called, such as sounds.example.org; others are refused. May be given several times. "
+            "Without it, the names of this machine and IP addresses.",
             rich_help_panel=WHO,
         ),
     ] = None,
@@ -114,6 +115,7 @@ def serve(
         import uvicorn
 
         from dymn.serve.app import create_app
+        from dymn.serve.connections import BoundedConnection
     except ImportError as error:
         if (error.name or "").startswith("dymn"):
             raise
@@ -132,7 +134,8 @@ def serve(
         max_bytes=round(max_size * 2**20),
         max_seconds=max_seconds,
         timeout=timeout,
-        allowed_hosts=tuple(name.lower() for name in (*(("127.0.0.1", "localhost", "[::1]") if local else ()), *(allow_host or ()))),
+        allowed_hosts=tuple(name.lower() for name in host_names(host, allow_host or [])),
+        allow_addresses=not local and not allow_host,
         token=read_token(token_file),
     )
     if not local:
@@ -146,6 +149,7 @@ def serve(
         access_log=False,
         server_header=False,
         proxy_headers=False,
+        http=BoundedConnection,
         ws_max_size=2**20,
         ws_per_message_deflate=False,
         limit_concurrency=1000,
@@ -156,6 +160,14 @@ def serve(
     shown = f"[{host}]" if ":" in host else host
     typer.echo(f"Listening on http://{shown}:{listener.getsockname()[1]} (Ctrl+C ends it)")
     uvicorn.Server(config).run(sockets=[listener])
+
+
+def host_names(host: str, allowed: list[str]) -> list[str]:
+    """Return the names by which the server may be called: those that are allowed, and those of this machine where it is needed."""
+    if host in LOOPBACK:
+        return ["127.0.0.1", "localhost", "[::1]", *allowed]
+    own = socket.gethostname()
+    return allowed or ["localhost", own, f"{own}.local", host]
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -133,7 +133,7 @@ def tag(
     from dymn.inference.formats.tags import TAGS
     from dymn.inference.runs import tags
     from dymn.inference.segments import source_name
-    from dymn.inference.tagger import TagSettings
+    from dymn.inference.selection import TagSettings
 
     hush(quiet)
     if plot is not None and ray is not None:
@@ -142,7 +142,7 @@ def tag(
     parameters = to_dict(settings) | {"hop": hop or window}
     asked = Asked(
         "tag", paths, output, format, model, backend, device, precision, threads, batch_size, workers, ray, fresh, retry_failed, quiet,
-        again=plot is not None,
+        again=plot is not None, partial=partial,
     )  # fmt: skip
 
     def files(tagger: Tagger, engine: Engine | None) -> Files[Recording]:

@@ -16,16 +16,15 @@ from dymn.data.source import Catalog
 from dymn.data.stores import (
     MAX_BYTES,
     Hdf5Store,
-    Member,
     Opened,
     Store,
     damage_told,
     open_binary,
     open_hdf5,
     read_member,
-    tar_members,
     tar_store,
 )
+from dymn.data.tar import Member, tar_members
 from dymn.errors import DataError
 
 AUDIO_SUFFIXES = (".opus", ".ogg", ".flac", ".wav", ".mp3")

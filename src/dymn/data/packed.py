@@ -21,7 +21,7 @@ from dymn.data.pickles import read_npz
 from dymn.data.source import SPLITS, Catalog
 from dymn.data.stores import Store, TarStore, inside
 from dymn.errors import DataError
-from dymn.system.files import atomic_write, digest_of
+from dymn.system.files import atomic_write, digest_of, open_regular, read_bounded
 from dymn.weights.download import sha256_of
 
 FORMAT = "dymn-shards/1"
@@ -53,7 +53,7 @@ def is_packed(root: Path) -> bool:
     if (root / INDEX_FILE).is_file() and (root / COLUMNS_FILE).is_file():
         return True
     try:
-        with (root / INDEX_FILE).open("rb") as file:
+        with open_regular(root / INDEX_FILE) as file:
             return b'"dymn-shards/' in file.read(100)
     except OSError:
         return (root / WORK_FOLDER).exists()
@@ -69,9 +69,7 @@ def read_index(root: Path) -> Index:
     if not path.is_file() and (root / WORK_FOLDER).exists():
         raise DataError(f"{root} is not complete. Give the command dymn shards that made it again; it goes on where it was.")
     try:
-        if path.stat().st_size > MAX_INDEX:
-            raise ValueError(f"more than {MAX_INDEX} bytes")
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(read_bounded(path, MAX_INDEX))
         if values["format"] != FORMAT:
             raise ValueError(f"its format is {values['format']!r}, not {FORMAT}")
         labels, task, columns = values["labels"], values["task"], values["columns"]
@@ -126,7 +124,7 @@ def _columns(path: Path, index: Index) -> dict[str, npt.NDArray[Any]]:
     """Return the columns that an index names, after comparing their file with its digest."""
     names = tuple(name for name in index.values["columns"]["names"] if isinstance(name, str))
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             if digest_of(file) != index.values["columns"].get("sha256"):
                 raise DataError(f"{path} is not the file that {INDEX_FILE} describes. Get both from the same release.")
             return read_npz(path, names, file)

@@ -5,17 +5,18 @@ They accept plain containers, text and numbers, and NumPy's arrays of objects as
 
 from __future__ import annotations
 
-import io
 import math
 import tokenize
 import zipfile
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
 from dymn.errors import DataError
+from dymn.system.files import open_regular, read_bounded
 from dymn.system.unpickling import ARCHIVE_FAILURES, FAILURES, Call, Stateful, load
 
 MAX_BYTES = 512 * 2**20
@@ -53,9 +54,7 @@ def read_index(path: Path) -> dict[str, int]:
         DataError: if the file is missing or holds anything else.
     """
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise DataError(f"{path} is larger than {MAX_BYTES} bytes; it is no index of clips.")
-        index = load(path.read_bytes())
+        index = load(read_bounded(path, MAX_BYTES))
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error}.") from error
     except FAILURES as error:
@@ -74,10 +73,21 @@ def read_npz(path: Path, names: tuple[str, ...], file: BinaryIO | None = None) -
         DataError: if the file cannot be read, an array is missing or too large, or is not what it should be.
     """
     try:
-        with zipfile.ZipFile(file or path) as archive:
+        with nullcontext(file) if file is not None else open_regular(path) as content, zipfile.ZipFile(content) as archive:
             return {name: _read_member(archive, path, name) for name in names}
     except (OSError, ValueError, *ARCHIVE_FAILURES) as error:
         raise DataError(f"{path} is not a readable .npz file: {error}.") from error
+
+
+def read_header(content: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Return shape, order (True for Fortran's) and type of an .npy file, and stand where its values begin.
+
+    Raises:
+        one of `NPY_FAILURES`: if it is none.
+    """
+    version = np.lib.format.read_magic(content)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    return read(content)
 
 
 def _read_member(archive: zipfile.ZipFile, path: Path, name: str) -> npt.NDArray[Any]:
@@ -87,18 +97,18 @@ def _read_member(archive: zipfile.ZipFile, path: Path, name: str) -> npt.NDArray
         raise DataError(f"{path} has no array {name!r}; it holds {', '.join(archive.namelist())}.") from error
     if info.file_size > MAX_BYTES:
         raise DataError(f"{path}: {name} has {info.file_size} bytes; at most {MAX_BYTES} are allowed.")
-    content = io.BytesIO(archive.read(info))
     try:
-        version = np.lib.format.read_magic(content)
-        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, kind = read_header(content)
-        if kind != np.dtype(object):
-            stored_bytes = info.file_size - content.tell()
-            if kind.itemsize == 0 or math.prod(shape) * kind.itemsize != stored_bytes:
-                raise ValueError(f"its {stored_bytes:,} bytes are not the {shape} of {kind} that it announces")
-            content.seek(0)
-            return np.asarray(np.lib.format.read_array(content, allow_pickle=False))
-        stored = load(content.read(), _GLOBALS)
+        with archive.open(info) as content:
+            shape, _, kind = read_header(content)
+            if kind != np.dtype(object):
+                stored_bytes = info.file_size - content.tell()
+                if kind.itemsize == 0 or kind.hasobject or math.prod(shape) * kind.itemsize != stored_bytes:
+                    raise ValueError(f"its {stored_bytes:,} bytes are not the {shape} of {kind} that it announces")
+                content.seek(0)
+                array = np.asarray(np.lib.format.read_array(content, allow_pickle=False))
+                content.read(1)  # at the end, zipfile compares the checksum
+                return array
+            stored = load(content.read(), _GLOBALS)
         elements = getattr(stored, "elements", None)
     except NPY_FAILURES as error:
         raise DataError(f"{path}: {name} was not executed: it must be an array of text or numbers, but {error}.") from error

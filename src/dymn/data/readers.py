@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -14,7 +16,12 @@ from dymn.data.pickles import read_npz
 from dymn.data.source import Catalog
 from dymn.data.stores import FileStore, Store, inside
 from dymn.errors import DataError
+from dymn.system.files import open_regular, read_bounded
 
+MAX_TABLE = 2**28
+"""The most bytes of a table; one of AudioSet's two million clips takes a third of it."""
+MAX_COLUMNS = 2**12
+MAX_JSON = 2**20
 SPLIT_NAMES = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
@@ -135,7 +142,7 @@ def read_openmic(root: Path) -> tuple[Catalog, Store]:
     arrays = read_npz(archive, ("Y_true", "Y_mask", "sample_key"))
     keys = tuple(str(key) for key in arrays["sample_key"])
     try:
-        class_map = json.loads((root / "class-map.json").read_text(encoding="utf-8"))
+        class_map = json.loads(read_bounded(root / "class-map.json", MAX_JSON))
         labels = tuple(sorted(class_map, key=class_map.__getitem__))
         numbers = sorted(class_map.values())
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
@@ -205,11 +212,18 @@ def csv_rows(path: Path, delimiter: str = ",") -> list[list[str]]:
     """Return the rows of a CSV file without interpreting a header.
 
     Raises:
-        DataError: if the file cannot be read.
+        DataError: if the file cannot be read, is larger than `MAX_TABLE`, or has more than `MAX_COLUMNS` columns.
     """
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            return list(csv.reader(file, delimiter=delimiter))
+        with open_regular(path) as file:
+            if (size := os.fstat(file.fileno()).st_size) > MAX_TABLE:
+                raise DataError(f"{path} has {size:,} bytes; a table has at most {MAX_TABLE:,}. Split it.")
+            rows: list[list[str]] = []
+            for row in csv.reader(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""), delimiter=delimiter):
+                if len(row) > MAX_COLUMNS:
+                    raise DataError(f"{path}, row {len(rows) + 1}: {len(row):,} values; a table has at most {MAX_COLUMNS:,} columns.")
+                rows.append(row)
+            return rows
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} cannot be read as a table: {error}.") from error
 
@@ -248,9 +262,12 @@ def number(text: str, where: Path) -> int:
         DataError: if it is none.
     """
     try:
-        return int(text)
+        value = int(text)
     except ValueError as error:
-        raise DataError(f"{where}: {text!r} is not a whole number.") from error
+        raise DataError(f"{where}: {text!r:.80} is not a whole number.") from error
+    if abs(value) >= 2**31:
+        raise DataError(f"{where}: {text!r:.80} is out of range; numbers of 32 bits are allowed.")
+    return value
 
 
 def _column(rows: list[dict[str, str]], names: Sequence[str], where: Path) -> str:

@@ -10,17 +10,18 @@ import bisect
 import itertools
 import os
 import stat
-import tarfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from dymn.data.tar import Member
 from dymn.errors import DataError, DymnError, MissingExtraError
+from dymn.system.files import open_regular
 
 MAX_BYTES = 512 * 2**20
 MAX_OPEN = 128
@@ -124,7 +125,7 @@ class FileStore(Store):
 
     def read(self, i: int) -> bytes:
         """Return the file's content."""
-        with self.paths[i].open("rb") as file:
+        with open_regular(self.paths[i]) as file:
             content = file.read(MAX_BYTES + 1)
         if len(content) > MAX_BYTES:
             raise DataError(f"{self.paths[i]} is larger than {MAX_BYTES} bytes. Cut it into clips first.")
@@ -139,14 +140,6 @@ class FileStore(Store):
     def stamps(self) -> list[str]:
         """Return path, size and time of every file."""
         return [_stamp(path) for path in self.paths]
-
-
-class Member(NamedTuple):
-    """One member of a tar file: where its bytes lie."""
-
-    path: Path
-    offset: int
-    size: int
 
 
 class TarStore(Store):
@@ -225,31 +218,6 @@ def read_member(member: Member, files: Opened[Any]) -> bytes:
     return content
 
 
-def tar_members(path: Path) -> dict[str, Member]:
-    """Return the regular files of a tar archive by name, in the archive's order.
-
-    Raises:
-        DataError: if the archive cannot be read, is compressed, or names a file twice.
-    """
-    members: dict[str, Member] = {}
-    try:
-        with tarfile.open(path, mode="r:") as archive:
-            for info in archive:
-                if info.size < 0:  # else reading would go back, and never end
-                    raise DataError(f"{path} holds {info.name!r} without a size; write the archive anew.")
-                if not info.isreg():
-                    continue
-                name = info.name.removeprefix("./")
-                if name in members:
-                    raise DataError(f"{path} holds {name!r} twice.")
-                if info.issparse():
-                    raise DataError(f"{path} holds {name!r} as a sparse file; write the archive anew.")
-                members[name] = Member(path, info.offset_data, info.size)
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise DataError(f"{path} is not an uncompressed tar archive, or is damaged: {error}.") from error
-    return members
-
-
 class Hdf5Store(Store):
     """Rows of a variable-length uint8 dataset in HDF5 files, one encoded file a row."""
 
@@ -310,7 +278,7 @@ def damage_told(path: Path) -> Iterator[None]:
 
 def open_binary(path: Path) -> Any:
     """Open a file for reading bytes."""
-    return path.open("rb")
+    return open_regular(path)
 
 
 def _size(path: Path) -> int:

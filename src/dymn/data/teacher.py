@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,11 +20,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dymn.data.pickles import NPY_FAILURES, read_index
+from dymn.data.pickles import NPY_FAILURES, read_header, read_index
 from dymn.data.readers import number, table
 from dymn.data.source import Source
 from dymn.errors import DataError
-from dymn.system.files import atomic_write
+from dymn.system.files import atomic_write, open_regular, read_bounded
 from dymn.weights.labels import audioset_labels
 
 FORMAT = "dymn-teacher/1"
@@ -91,21 +92,22 @@ class TeacherTable:
         if metadata.get("format") != FORMAT:
             raise DataError(f"{path} is not a table of teacher logits of format {FORMAT}. Make one with dymn teach.")
         try:
-            labels = tuple(json.loads(metadata["labels"]))
-            models = tuple(json.loads(metadata["models"]))
-            settings = json.loads(metadata["settings"])
+            labels, models, settings = (json.loads(metadata[name]) for name in ("labels", "models", "settings"))
+            if not (_all_of(labels, str) and _all_of(models, dict) and isinstance(settings, dict)):
+                raise ValueError("labels, models or settings are not what they should be")
             arrays = {name: _mapped(path, *places[name]) for name in ("keys", "key_ends", "fingerprints", "logits")}
             dtype, shape, offset = places["logits"]
             keys = _split_keys(arrays["keys"], arrays["key_ends"])
-        except (KeyError, ValueError, TypeError, OSError) as error:
-            raise DataError(f"{path} is damaged: {error!r}. Make it again with dymn teach.") from error
+        except (KeyError, ValueError, TypeError, OSError, RecursionError) as error:
+            raise DataError(f"{path} is damaged: {error!r:.300}. Make it again with dymn teach.") from error
         if arrays["fingerprints"].shape != (len(keys),) or len(shape) != 2 or shape[0] != len(keys):
             raise DataError(f"{path} is damaged: {len(keys)} names, {arrays['fingerprints'].shape} fingerprints, {shape} logits.")
         if content_digest(metadata["labels"], arrays) != metadata.get("sha256"):
             raise DataError(f"{path} is not what was written: its rows were changed, shuffled or damaged. Make it again with dymn teach.")
         return cls(
-            path, keys, labels, np.asarray(arrays["fingerprints"]), offset, dtype, shape[1], models, metadata.get("source", ""), settings
-        )
+            path, keys, tuple(labels), np.asarray(arrays["fingerprints"]), offset, dtype, shape[1], tuple(models),
+            str(metadata.get("source", "")), settings,
+        )  # fmt: skip
 
     @classmethod
     def published(cls, logits: str | Path, index: str | Path, labels: Sequence[str] = ()) -> TeacherTable:
@@ -123,21 +125,24 @@ class TeacherTable:
         """
         path, index = Path(logits), Path(index)
         try:
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
+            with open_regular(path) as file:
+                shape, is_fortran, kind = read_header(file)
+                offset, size = file.tell(), file.seek(0, 2)
         except (OSError, *NPY_FAILURES) as error:
             raise DataError(f"{path} is not a readable .npy file of numbers: {error}.") from error
-        if not isinstance(array, np.memmap) or array.ndim != 2 or array.dtype.kind != "f" or not array.flags.c_contiguous:
-            raise DataError(f"{path} must be an .npy file of logits [clips, classes].")
+        n_bytes = math.prod(shape) * kind.itemsize
+        if kind.kind != "f" or kind.itemsize > 8 or len(shape) != 2 or min(shape) < 1 or is_fortran or size - offset < n_bytes:
+            raise DataError(f"{path} must be an .npy file of logits [clips, classes]; it holds {kind!s:.40} {shape!s:.80}.")
         rows = _index_csv(index) if index.suffix == ".csv" else read_index(index)
-        if sorted(rows.values()) != list(range(len(array))):
-            raise DataError(f"{index} must name every one of the {len(array)} rows of {path} once; it names {len(rows)}.")
+        if len(rows) != shape[0] or sorted(rows.values()) != list(range(shape[0])):
+            raise DataError(f"{index} must name every one of the {shape[0]} rows of {path} once; it names {len(rows)}.")
         keys = tuple(sorted(rows, key=rows.__getitem__))
         unknown = np.zeros(len(keys), dtype=np.int64)
         beside = path.with_suffix(".labels.txt")
         names = tuple(labels) or (_lines(beside) if beside.is_file() else ())
-        if not names and array.shape[1] == len(audioset_labels()):
+        if not names and shape[1] == len(audioset_labels()):
             names = audioset_labels()
-        return cls(path, keys, names, unknown, int(array.offset), array.dtype.str, array.shape[1])
+        return cls(path, keys, names, unknown, offset, kind.str, shape[1])
 
     def columns(self, labels: Sequence[str]) -> Integers | None:
         """Return the column of each of these classes [C], by their names; None where the columns are in this order.
@@ -278,8 +283,8 @@ def _chunks(name: str, array: npt.NDArray[np.generic]) -> Any:
 def _layout(path: Path) -> tuple[dict[str, str], dict[str, tuple[str, tuple[int, ...], int]]]:
     """Return metadata, and dtype, shape and place of every tensor of a .safetensors file."""
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
             (length,) = struct.unpack("<Q", file.read(8))
             if length > min(MAX_HEADER, size - 8):
                 raise ValueError(f"a header of {length} bytes in a file of {size}")
@@ -288,9 +293,11 @@ def _layout(path: Path) -> tuple[dict[str, str], dict[str, tuple[str, tuple[int,
         for name, entry in header.items():
             if name == "__metadata__":
                 continue
-            dtype, shape, (start, stop) = DTYPES[entry["dtype"]], tuple(int(n) for n in entry["shape"]), entry["data_offsets"]
+            dtype, shape, (start, stop) = DTYPES[entry["dtype"]], tuple(entry["shape"]), entry["data_offsets"]
+            if len(shape) > 2 or not all(type(n) is int and 0 <= n <= size for n in (*shape, start, stop)):
+                raise ValueError(f"{name:.80} has shape {shape!s:.80} at {start!s:.40} to {stop!s:.40}")
             expected = math.prod(shape) * np.dtype(dtype).itemsize
-            if min(shape, default=0) < 0 or start < 0 or stop - start != expected or 8 + length + stop > size:
+            if stop - start != expected or 8 + length + stop > size:
                 raise ValueError(f"{name} lies at {start} to {stop} of {size} bytes")
             places[name] = (dtype, shape, 8 + length + start)
         return dict(header["__metadata__"]), places
@@ -298,6 +305,10 @@ def _layout(path: Path) -> tuple[dict[str, str], dict[str, tuple[str, tuple[int,
         raise DataError(f"{path} cannot be read: {error}. Make a table with dymn teach.") from error
     except (ValueError, KeyError, TypeError, AttributeError, struct.error, RecursionError) as error:
         raise DataError(f"{path} is not a table of teacher logits, or is incomplete: {error}. Make one with dymn teach.") from error
+
+
+def _all_of(values: object, kind: type) -> bool:
+    return isinstance(values, list) and all(isinstance(value, kind) for value in values)
 
 
 def _mapped(path: Path, dtype: str, shape: tuple[int, ...], offset: int) -> npt.NDArray[np.generic]:
@@ -314,7 +325,8 @@ def _split_keys(blob: npt.NDArray[np.generic], ends: npt.NDArray[np.generic]) ->
 
 def _lines(path: Path) -> tuple[str, ...]:
     try:
-        return tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip())
+        text = read_bounded(path, MAX_HEADER).decode("utf-8-sig")
+        return tuple(line.strip() for line in text.splitlines() if line.strip())
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read: {error}.") from error
 

@@ -95,7 +95,7 @@ def assess(
             dataset's protocol says (true for FSD50K).
         batch_size: clips at a time.
         workers: processes that decode.
-        precision: how exactly the network is computed, one of `dymn.system.devices.PRECISIONS`.
+        precision: how exactly the network is computed, one of `dymn.system.devices.COMPUTE_PRECISIONS`.
         max_bad: share of the clips that may be bad.
         options: of the dataset's reader.
         progress: told the clips done and their total.

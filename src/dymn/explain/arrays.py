@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,20 +19,20 @@ from torch import Tensor, nn
 from dymn.audio import reading
 from dymn.config import FrontEndConfig, check
 from dymn.errors import AudioError
+from dymn.inference.segments import AudioLike
 from dymn.models.frontend import LogMel
 from dymn.models.layers import DynamicConv2d, DynamicReLU
 from dymn.models.mobilenet import MobileNet
 from dymn.system.files import atomic_write
 
 Array = npt.NDArray[np.float32]
-Source = str | Path | BinaryIO | npt.NDArray[Any] | Tensor
 POSITIONS = ("expand", "depthwise", "project")
 MAX_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
 class BlockDecisions:
-    """What one block decided; a mapping has the positions that are dynamic, of "expand", "depthwise" and "project".
+    """The decisions of one block; a mapping has the positions that are dynamic, of "expand", "depthwise" and "project".
 
     Attributes:
         number: of the block, from 1.
@@ -53,7 +53,7 @@ class BlockDecisions:
 
 @dataclass(frozen=True)
 class Explanation:
-    """One recording, what the network says of it, and what its blocks decided.
+    """One recording, its probabilities, and the decisions of the blocks.
 
     Attributes:
         name: of the recording.
@@ -107,7 +107,7 @@ class Explanation:
 
 def explain(
     model: MobileNet,
-    source: Source,
+    source: AudioLike,
     sample_rate: int | None = None,
     *,
     top_k: int = 6,
@@ -121,13 +121,13 @@ def explain(
     The decisions are made once for the whole stretch. The timeline is made of short windows that overlap, each a run of its own.
 
     Args:
-        model: in whatever mode; it is run in evaluation mode and left as it was.
+        model: it is run in evaluation mode, and its mode is restored afterwards.
         source: a path, "-" for standard input, an open binary file, or an array or tensor [N] or [channels, N].
         sample_rate: of an array, in Hz.
-        top_k: how many labels to keep.
-        start: of the stretch, in seconds.
-        seconds: how long the stretch is at most; the network was trained on 10.
-        window: seconds that each value of the timeline hears; windows at the ends are cut off there.
+        top_k: number of labels to keep.
+        start: the beginning of the stretch, in seconds.
+        seconds: the largest length of the stretch; the network was trained on 10.
+        window: seconds around each value of the timeline; windows are cut off at the ends.
         hop: seconds from one value of the timeline to the next.
 
     Raises:
@@ -170,10 +170,10 @@ def explain(
     )
 
 
-def _stretch(source: Source, sample_rate: int | None, target_rate: int, start: float, seconds: float) -> Array:
+def _stretch(source: AudioLike, sample_rate: int | None, target_rate: int, start: float, seconds: float) -> Array:
     first, last = round(start * target_rate), round((start + seconds) * target_rate)
     if isinstance(source, (np.ndarray, Tensor)):
-        check(sample_rate is not None, "sample_rate is missing; an array does not say how fast it was recorded.")
+        check(sample_rate is not None, "sample_rate is missing; an array has no sample rate of its own. Give it in Hz.")
         samples = reading.from_array(source, sample_rate or target_rate, target_rate)[first:last]
     else:
         blocks, length = [], 0
@@ -188,7 +188,7 @@ def _stretch(source: Source, sample_rate: int | None, target_rate: int, start: f
     return samples
 
 
-def _name(source: Source) -> str:
+def _name(source: AudioLike) -> str:
     if isinstance(source, (str, Path)):
         return "standard input" if str(source) == "-" else Path(source).name
     return str(getattr(source, "name", "recording"))

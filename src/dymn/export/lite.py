@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from dymn.errors import MissingExtraError
 from dymn.export.lite_network import LiteNetwork
-from dymn.export.parity import Run
+from dymn.export.parity import FileRunner
 from dymn.export.plan import METADATA, Plan
 from dymn.export.program import Program
 from dymn.models.mobilenet import MobileNet
@@ -83,7 +83,7 @@ def _described(network: nn.Module, model: MobileNet, plan: Plan, lower: Callable
     return file.getvalue()
 
 
-def open_executorch(content: bytes) -> Run:
+def open_executorch(content: bytes) -> FileRunner:
     """Return what runs a `.pte` file."""
     from executorch.runtime import Runtime
 
@@ -95,7 +95,7 @@ def open_executorch(content: bytes) -> Run:
     return run
 
 
-def open_litert(content: bytes) -> Run:
+def open_litert(content: bytes) -> FileRunner:
     """Return what runs a `.tflite` file."""
     from ai_edge_litert.interpreter import Interpreter
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from dymn.errors import MissingExtraError
-from dymn.export.parity import Run
+from dymn.export.parity import FileRunner
 from dymn.export.plan import METADATA, Plan
 from dymn.models.frontend import LogMel
 from dymn.models.mobilenet import MobileNet
@@ -71,7 +71,7 @@ def build(model: MobileNet, plan: Plan, calibrate: Sequence[npt.NDArray[np.float
     return bytes(built.SerializeToString())
 
 
-def open_onnx(content: bytes) -> Run:
+def open_onnx(content: bytes) -> FileRunner:
     """Return what runs a file.
 
     Raises:

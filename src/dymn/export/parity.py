@@ -19,7 +19,7 @@ BEST = 10
 PRESENT = 3
 """How many of them count as present for the mAP."""
 
-Run = Callable[[npt.NDArray[np.float32]], tuple[npt.NDArray[np.float32], ...]]
+FileRunner = Callable[[npt.NDArray[np.float32]], tuple[npt.NDArray[np.float32], ...]]
 """A file that was opened: what it takes to probabilities [B, C], logits [B, C] and embedding [B, D]."""
 
 
@@ -65,7 +65,9 @@ class Parity:
         )
 
 
-def compare(run: Run, model: MobileNet, plan: Plan, clips: Sequence[npt.NDArray[np.float32]], tolerance: float | None = None) -> Parity:
+def compare(
+    run: FileRunner, model: MobileNet, plan: Plan, clips: Sequence[npt.NDArray[np.float32]], tolerance: float | None = None
+) -> Parity:
     """Compare a file's numbers with those of PyTorch.
 
     Args:

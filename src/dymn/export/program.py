@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dymn.config import check
-from dymn.export.parity import Run
+from dymn.export.parity import FileRunner
 from dymn.export.plan import METADATA, Plan
 from dymn.models.frontend import LogMel
 from dymn.models.layers import Context, DynamicConv2d
@@ -83,7 +83,7 @@ def build(model: MobileNet, plan: Plan, calibrate: Sequence[npt.NDArray[np.float
     return file.getvalue()
 
 
-def open_program(content: bytes) -> Run:
+def open_program(content: bytes) -> FileRunner:
     """Return what runs a file."""
     module: Any = torch.export.load(io.BytesIO(content)).module()
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from dymn.config import check
 from dymn.errors import DymnError
 from dymn.export import lite, onnx, program
-from dymn.export.parity import Parity, Run, compare
+from dymn.export.parity import FileRunner, Parity, compare
 from dymn.export.plan import Plan
 from dymn.models.mobilenet import MobileNet
 from dymn.system.files import atomic_write
@@ -26,7 +26,7 @@ class Writer(NamedTuple):
     """How a format is made, and how what was made is run."""
 
     build: Callable[[MobileNet, Plan, Clips], bytes]
-    open: Callable[[bytes], Run]
+    open: Callable[[bytes], FileRunner]
 
 
 WRITERS = {

@@ -16,10 +16,9 @@ import numpy.typing as npt
 from dymn.audio.windows import check_windows
 from dymn.config import from_dict
 from dymn.errors import DymnError
-from dymn.inference.segments import Piece, Source, computed, pieces
+from dymn.inference.segments import AudioLike, Piece, run_windows
 from dymn.runtime.backend import Backend, Floats
 from dymn.runtime.layers import LAST, is_last
-from dymn.system.prefetch import Team
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -96,7 +95,7 @@ class Embedder:
             model: a network, which is copied and stays as it is, or a backend. Later changes of the network's weights do not reach the
                 copy; make a new embedder then.
             layers: names of layers as in `dymn.runtime.layers`, in a list or separated by commas.
-            precision: the number format in which PyTorch computes a network, one of `dymn.system.devices.PRECISIONS`.
+            precision: the number format in which PyTorch computes a network, one of `dymn.system.devices.COMPUTE_PRECISIONS`.
 
         Raises:
             ConfigError: if there is no such layer, one is named twice, or the backend gives the last layer alone.
@@ -141,7 +140,7 @@ class Embedder:
         """
         return self.run(self.backend.waveform_features(waveforms))
 
-    def embed(self, source: Source, sample_rate: int | None = None, **settings: Any) -> Embedding:
+    def embed(self, source: AudioLike, sample_rate: int | None = None, **settings: Any) -> Embedding:
         """Return the embedding of a recording and of each of its windows.
 
         Args:
@@ -160,7 +159,7 @@ class Embedder:
 
     def embed_files(
         self,
-        sources: Iterable[Source],
+        sources: Iterable[AudioLike],
         settings: EmbedSettings | None = None,
         *,
         sample_rate: int | None = None,
@@ -173,33 +172,21 @@ class Embedder:
         Args:
             sources: as in `embed`.
             settings: how to cut.
-            sample_rate: of the arrays among the sources.
-            batch_size: how many windows go through the network at once; 4 on a CPU and 32 elsewhere if None.
-            workers: how many threads decode recordings ahead of the network; 0 is none: everything is done in turn.
-            progress: called with a recording's name and how many seconds of it are done.
+            sample_rate: of the arrays among the sources, in Hz.
+            batch_size: number of windows that go through the network at once; the default is 4 on a CPU and 32 elsewhere.
+            workers: number of threads that decode recordings ahead of the network; with 0 everything happens in the caller's thread.
+            progress: called with a recording's name and the number of seconds of it that are done.
 
         Yields:
-            one `Embedding` a source, in their order. One that cannot be read has an `error`, and the others go on.
+            one `Embedding` a source, in their order. One that cannot be read has an `error`, and the others are still embedded.
 
         Raises:
             ConfigError: if there are fewer than 0 workers.
             ResourceError: if a batch does not fit the device's memory.
         """
         settings = settings or EmbedSettings()
-        backend = self.backend
-        batch_size = backend.batch_size if batch_size is None else batch_size
-        found = pieces(
-            sources,
-            self.sample_rate,
-            sample_rate,
-            settings.window,
-            settings.hop,
-            settings.fill,
-            prepare=backend.features,
-            team=Team(workers, batch_size, backend.enter_worker, backend.entered_workers),
-            partial=settings.partial,
-        )
-        return self.collect(computed(found, self.run, batch_size), progress)
+        embedded = run_windows(self.backend, sources, settings, self.run, sample_rate=sample_rate, batch_size=batch_size, workers=workers)
+        return self.collect(embedded, progress)
 
     def collect(
         self, embedded: Iterable[tuple[Piece, Floats | None]], progress: Callable[[str, float], None] | None = None

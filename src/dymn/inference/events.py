@@ -14,7 +14,7 @@ import numpy as np
 from dymn.config import check
 from dymn.errors import DymnError
 from dymn.inference.frames import FramePart, Frames, FrameSettings, Times, chosen_labels, frame_parts
-from dymn.inference.segments import Source
+from dymn.inference.segments import AudioLike
 from dymn.runtime.backend import Backend
 from dymn.runtime.scores import Scores
 
@@ -84,7 +84,7 @@ class EventRecording:
 
 def event_files(
     backend: Backend,
-    sources: Iterable[Source],
+    sources: Iterable[AudioLike],
     settings: EventSettings | None = None,
     *,
     sample_rate: int | None = None,

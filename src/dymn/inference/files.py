@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from dymn.errors import DymnError
-from dymn.inference.segments import Piece, Source, computed, pieces
+from dymn.inference.segments import AudioLike, Piece, run_windows
 from dymn.inference.selection import Selection, Tag, TagSettings, Timeline, WindowTags
 from dymn.runtime.backend import Backend
 from dymn.runtime.scores import Scores
-from dymn.system.prefetch import Team
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class Recording:
 
 def tag_files(
     backend: Backend,
-    sources: Iterable[Source],
+    sources: Iterable[AudioLike],
     settings: TagSettings | None = None,
     *,
     sample_rate: int | None = None,
@@ -69,22 +68,19 @@ def tag_files(
         ResourceError: if a batch does not fit the device's memory.
     """
     settings = settings or TagSettings()
-    batch_size = backend.batch_size if batch_size is None else batch_size
-    found = pieces(
+    scored = run_windows(
+        backend,
         sources,
-        backend.sample_rate,
-        sample_rate,
-        settings.window,
-        settings.hop,
-        settings.fill,
-        prepare=backend.features,
-        team=Team(workers, batch_size, backend.enter_worker, backend.entered_workers),
-        partial=settings.partial,
+        settings,
+        lambda features: backend.run(features).probabilities,
+        sample_rate=sample_rate,
+        batch_size=batch_size,
+        workers=workers,
     )
-    return tagged(computed(found, lambda features: backend.run(features).probabilities, batch_size), backend, settings, progress)
+    return collect_tags(scored, backend, settings, progress)
 
 
-def tagged(
+def collect_tags(
     scored: Iterable[tuple[Piece, Scores | None]],
     backend: Backend,
     settings: TagSettings,
@@ -95,10 +91,10 @@ def tagged(
     Raises:
         ConfigError: at once, if a setting does not fit the model.
     """
-    return _tagged(scored, backend.sample_rate, Selection(backend.labels, settings), settings.combine, progress)
+    return _collect(scored, backend.sample_rate, Selection(backend.labels, settings), settings.combine, progress)
 
 
-def _tagged(
+def _collect(
     scored: Iterable[tuple[Piece, Scores | None]],
     rate: int,
     selection: Selection,

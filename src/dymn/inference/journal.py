@@ -243,7 +243,7 @@ class Journal:
         """Remove all damaged records, and return the error that tells about them."""
         damaged = [(name, path) for name, *record, path in self._database.execute(query) if path and not _is_sound(*record)]
         self._database.executemany("DELETE FROM done WHERE path = ?", [(path,) for _, path in damaged])
-        first, others = os.fsdecode(damaged[0][0]), f" and of {len(damaged) - 1} others" if len(damaged) > 1 else ""
+        first, others = os.fsdecode(damaged[0][0]), f" and of {len(damaged) - 1} other(s)" if len(damaged) > 1 else ""
         return DataError(f"{self.path} is damaged: the result of {first}{others}. Start the command again to compute what is missing.")
 
     def complete(self, keep: bool) -> None:

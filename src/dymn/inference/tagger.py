@@ -16,7 +16,7 @@ from dymn.inference.embedding import Embedder, Embedding
 from dymn.inference.events import Event, EventSettings, decide
 from dymn.inference.files import Recording, tag_files
 from dymn.inference.frames import Frames, FrameSettings, frames
-from dymn.inference.segments import Source
+from dymn.inference.segments import AudioLike
 from dymn.inference.selection import Tag, TagSettings
 from dymn.inference.stream import Stream
 from dymn.runtime.backend import Backend
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     import torch
 
     from dymn.models.mobilenet import MobileNet
-
-__all__ = ["Recording", "Source", "Tag", "TagSettings", "Tagger"]
 
 
 class Tagger:
@@ -151,7 +149,7 @@ class Tagger:
         """
         return self.backend.run_waveforms(waveforms).probabilities
 
-    def tag(self, source: Source, sample_rate: int | None = None, top_k: int = 10, **settings: Any) -> list[Tag]:
+    def tag(self, source: AudioLike, sample_rate: int | None = None, top_k: int = 10, **settings: Any) -> list[Tag]:
         """Return the labels of a whole recording, best first, each with 0 and the recording's length as start and end.
 
         Args:
@@ -166,11 +164,11 @@ class Tagger:
         """
         return list(self._recording(source, sample_rate, top_k, settings).tags)
 
-    def timeline(self, source: Source, sample_rate: int | None = None, top_k: int = 10, **settings: Any) -> list[Tag]:
+    def timeline(self, source: AudioLike, sample_rate: int | None = None, top_k: int = 10, **settings: Any) -> list[Tag]:
         """Return the labels of each window of a recording, in the order of time; arguments and errors are those of `tag`."""
         return [tag for window in self._recording(source, sample_rate, top_k, settings).timeline for tag in window.tags]
 
-    def embed(self, source: Source, sample_rate: int | None = None, layers: str | Sequence[str] = "last", **settings: Any) -> Embedding:
+    def embed(self, source: AudioLike, sample_rate: int | None = None, layers: str | Sequence[str] = "last", **settings: Any) -> Embedding:
         """Return the embedding of a recording, `vector` [D], and of each of its windows, `windows` [W, D].
 
         Args:
@@ -194,7 +192,7 @@ class Tagger:
         """
         return Embedder(self.backend, layers)
 
-    def frames(self, source: Source, sample_rate: int | None = None, **settings: Any) -> Frames:
+    def frames(self, source: AudioLike, sample_rate: int | None = None, **settings: Any) -> Frames:
         """Return the probabilities of labels at points in time [T, C], a third of a second apart.
 
         Args:
@@ -208,7 +206,7 @@ class Tagger:
         """
         return frames(self.backend, source, sample_rate, from_dict(FrameSettings, settings))
 
-    def events(self, source: Source, sample_rate: int | None = None, **settings: Any) -> list[Event]:
+    def events(self, source: AudioLike, sample_rate: int | None = None, **settings: Any) -> list[Event]:
         """Return the sounds of a recording with beginning and end, in the order of time.
 
         Args:
@@ -238,7 +236,7 @@ class Tagger:
 
     def tag_files(
         self,
-        sources: Iterable[Source],
+        sources: Iterable[AudioLike],
         settings: TagSettings | None = None,
         *,
         sample_rate: int | None = None,
@@ -251,7 +249,7 @@ class Tagger:
             self.backend, sources, settings, sample_rate=sample_rate, batch_size=batch_size, workers=workers, progress=progress
         )
 
-    def _recording(self, source: Source, sample_rate: int | None, top_k: int, settings: dict[str, Any]) -> Recording:
+    def _recording(self, source: AudioLike, sample_rate: int | None, top_k: int, settings: dict[str, Any]) -> Recording:
         checked = from_dict(TagSettings, {"top_k": top_k, **settings})
         recording = next(self.tag_files([source], checked, sample_rate=sample_rate))
         if recording.error is not None:

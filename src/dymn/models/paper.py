@@ -18,7 +18,7 @@ from dymn.config import check
 
 
 @dataclass(frozen=True)
-class Row:
+class PaperRow:
     """One row of a table about AudioSet: a network, how it was trained where that differs, and the printed numbers."""
 
     name: str
@@ -66,9 +66,9 @@ class Table:
 
     number: str
     title: str
-    rows: tuple[Row, ...]
+    rows: tuple[PaperRow, ...]
 
-    def __getitem__(self, name: str) -> Row:
+    def __getitem__(self, name: str) -> PaperRow:
         """Return the row of this name.
 
         Raises:
@@ -97,23 +97,23 @@ MN_STATIC = but(MN, attention=None)
 ALL_BLOCKS = but(MN, attention_blocks="all")
 
 
-def _proposed(imagenet: bool = False, name: str = "Proposed DyMN") -> Row:
-    return Row(name, 582, 10.55, 47.7 if imagenet else 47.5, DYMN, imagenet=imagenet)
+def _proposed(imagenet: bool = False, name: str = "Proposed DyMN") -> PaperRow:
+    return PaperRow(name, 582, 10.55, 47.7 if imagenet else 47.5, DYMN, imagenet=imagenet)
 
 
 TABLE_II = Table(
     "II",
     "MobileNets and DyMNs by width",
     (
-        Row("MN (α = 0.4)", 111, 0.98, 43.0, but(MN, width=0.4), imagenet=True),
-        Row("MN (α = 0.5)", 160, 1.43, 44.2, but(MN, width=0.5), imagenet=True),
-        Row("DyMN-S", 117, 1.96, 45.0, but(DYMN, width=0.4), imagenet=True),
-        Row("MN (α = 1.0)", 541, 4.88, 47.0, MN, imagenet=True),
+        PaperRow("MN (α = 0.4)", 111, 0.98, 43.0, but(MN, width=0.4), imagenet=True),
+        PaperRow("MN (α = 0.5)", 160, 1.43, 44.2, but(MN, width=0.5), imagenet=True),
+        PaperRow("DyMN-S", 117, 1.96, 45.0, but(DYMN, width=0.4), imagenet=True),
+        PaperRow("MN (α = 1.0)", 541, 4.88, 47.0, MN, imagenet=True),
         _proposed(imagenet=True, name="DyMN-M"),
-        Row("MN (α = 2.0)", 2060, 17.91, 47.8, but(MN, width=2.0), imagenet=True),
-        Row("MN (α = 3.0)", 4550, 39.09, 48.2, but(MN, width=3.0), imagenet=True),
-        Row("MN (α = 4.0)", 8030, 68.43, 48.3, but(MN, width=4.0), imagenet=True),
-        Row("DyMN-L", 2220, 39.97, 49.0, but(DYMN, width=2.0), imagenet=True),
+        PaperRow("MN (α = 2.0)", 2060, 17.91, 47.8, but(MN, width=2.0), imagenet=True),
+        PaperRow("MN (α = 3.0)", 4550, 39.09, 48.2, but(MN, width=3.0), imagenet=True),
+        PaperRow("MN (α = 4.0)", 8030, 68.43, 48.3, but(MN, width=4.0), imagenet=True),
+        PaperRow("DyMN-L", 2220, 39.97, 49.0, but(DYMN, width=2.0), imagenet=True),
     ),
 )
 
@@ -135,14 +135,14 @@ TABLE_IV = Table(
     "IV",
     "Knowledge distillation (KD) and ImageNet pre-training (PT)",
     (
-        Row("DyMN, KD, PT", 582, 10.55, 47.7, DYMN, distilled=True, imagenet=True),
-        Row("MN, KD, PT", 541, 4.88, 47.0, MN, distilled=True, imagenet=True),
-        Row("DyMN, KD", 582, 10.55, 47.5, DYMN, distilled=True, imagenet=False),
-        Row("MN, KD", 541, 4.88, 45.8, MN, distilled=True, imagenet=False),
-        Row("DyMN, PT", 582, 10.55, 43.2, DYMN, distilled=False, imagenet=True),
-        Row("MN, PT", 541, 4.88, 44.1, MN, distilled=False, imagenet=True),
-        Row("DyMN", 582, 10.55, 43.0, DYMN, distilled=False, imagenet=False),
-        Row("MN", 541, 4.88, 42.4, MN, distilled=False, imagenet=False),
+        PaperRow("DyMN, KD, PT", 582, 10.55, 47.7, DYMN, distilled=True, imagenet=True),
+        PaperRow("MN, KD, PT", 541, 4.88, 47.0, MN, distilled=True, imagenet=True),
+        PaperRow("DyMN, KD", 582, 10.55, 47.5, DYMN, distilled=True, imagenet=False),
+        PaperRow("MN, KD", 541, 4.88, 45.8, MN, distilled=True, imagenet=False),
+        PaperRow("DyMN, PT", 582, 10.55, 43.2, DYMN, distilled=False, imagenet=True),
+        PaperRow("MN, PT", 541, 4.88, 44.1, MN, distilled=False, imagenet=True),
+        PaperRow("DyMN", 582, 10.55, 43.0, DYMN, distilled=False, imagenet=False),
+        PaperRow("MN", 541, 4.88, 42.4, MN, distilled=False, imagenet=False),
     ),
 )
 
@@ -151,14 +151,14 @@ TABLE_V = Table(
     "Dy-Conv, Dy-ReLU and Coordinate Attention in the dynamic block",
     (
         _proposed(),
-        Row("MN Baseline", 541, 4.88, 45.8, MN),
-        Row("MN Static (no SE)", 540, 3.36, 44.4, MN_STATIC),
-        Row("- Dy-Conv", 577, 6.69, 47.2, but(DYMN, dynamic_convs=())),
-        Row("- Dy-ReLU", 580, 8.40, 46.9, but(DYMN, dynamic_relus=())),
-        Row("- CA", 554, 9.47, 46.9, but(DYMN, attention=None)),
-        Row("- Dy-Conv, Dy-ReLU", 574, 4.54, 46.7, but(DYMN, dynamic_convs=(), dynamic_relus=())),
-        Row("- Dy-Conv, CA", 548, 5.62, 46.6, but(DYMN, dynamic_convs=(), attention=None)),
-        Row("- Dy-ReLU, CA", 551, 7.32, 46.1, but(DYMN, dynamic_relus=(), attention=None)),
+        PaperRow("MN Baseline", 541, 4.88, 45.8, MN),
+        PaperRow("MN Static (no SE)", 540, 3.36, 44.4, MN_STATIC),
+        PaperRow("- Dy-Conv", 577, 6.69, 47.2, but(DYMN, dynamic_convs=())),
+        PaperRow("- Dy-ReLU", 580, 8.40, 46.9, but(DYMN, dynamic_relus=())),
+        PaperRow("- CA", 554, 9.47, 46.9, but(DYMN, attention=None)),
+        PaperRow("- Dy-Conv, Dy-ReLU", 574, 4.54, 46.7, but(DYMN, dynamic_convs=(), dynamic_relus=())),
+        PaperRow("- Dy-Conv, CA", 548, 5.62, 46.6, but(DYMN, dynamic_convs=(), attention=None)),
+        PaperRow("- Dy-ReLU, CA", 551, 7.32, 46.1, but(DYMN, dynamic_relus=(), attention=None)),
     ),
 )
 
@@ -167,11 +167,11 @@ TABLE_VI = Table(
     "Which blocks are dynamic",
     (
         _proposed(),
-        Row("MN Baseline", 541, 4.88, 45.8, MN),
-        Row("First 5 blocks dynamic", 543, 3.52, 46.2, but(DYMN, dynamic_blocks="first5")),
-        Row("Mid 5 blocks dynamic", 545, 4.09, 46.3, but(DYMN, dynamic_blocks="mid5")),
-        Row("Last 5 blocks dynamic", 572, 9.67, 46.9, but(DYMN, dynamic_blocks="last5")),
-        Row("Replace SE", 574, 9.83, 47.1, but(DYMN, dynamic_blocks="se")),
+        PaperRow("MN Baseline", 541, 4.88, 45.8, MN),
+        PaperRow("First 5 blocks dynamic", 543, 3.52, 46.2, but(DYMN, dynamic_blocks="first5")),
+        PaperRow("Mid 5 blocks dynamic", 545, 4.09, 46.3, but(DYMN, dynamic_blocks="mid5")),
+        PaperRow("Last 5 blocks dynamic", 572, 9.67, 46.9, but(DYMN, dynamic_blocks="last5")),
+        PaperRow("Replace SE", 574, 9.83, 47.1, but(DYMN, dynamic_blocks="se")),
     ),
 )
 
@@ -180,10 +180,10 @@ TABLE_VII = Table(
     "Positions of Dy-Conv and Dy-ReLU in the dynamic block",
     (
         _proposed(),
-        Row("Dy-Conv Pos. 2", 577, 6.97, 47.1, but(DYMN, dynamic_convs=("depthwise",))),
-        Row("Dy-ReLU Pos. 1", 582, 10.55, 47.2, but(DYMN, dynamic_relus=("expand",))),
-        Row("Dy-ReLU Pos. 2 + 1", 584, 12.70, 47.4, but(DYMN, dynamic_relus=("depthwise", "expand"))),
-        Row("Dy-ReLU Pos. 2 + 3", 582, 11.0, 47.2, but(DYMN, dynamic_relus=("depthwise", "project"))),
+        PaperRow("Dy-Conv Pos. 2", 577, 6.97, 47.1, but(DYMN, dynamic_convs=("depthwise",))),
+        PaperRow("Dy-ReLU Pos. 1", 582, 10.55, 47.2, but(DYMN, dynamic_relus=("expand",))),
+        PaperRow("Dy-ReLU Pos. 2 + 1", 584, 12.70, 47.4, but(DYMN, dynamic_relus=("depthwise", "expand"))),
+        PaperRow("Dy-ReLU Pos. 2 + 3", 582, 11.0, 47.2, but(DYMN, dynamic_relus=("depthwise", "project"))),
     ),
 )
 
@@ -191,14 +191,14 @@ TABLE_VIII = Table(
     "VIII",
     "MobileNetV3 with an attention mechanism in all fifteen blocks",
     (
-        Row("MN Static", 540, 3.36, 44.4, MN_STATIC),
-        Row("MN w. CA", 615, 5.78, 46.7, but(ALL_BLOCKS, attention="ca_original")),
-        Row("MN w. TA", 577, 3.37, 46.1, but(ALL_BLOCKS, attention="ta")),
-        Row("MN w. SRM", 540, 3.38, 45.9, but(ALL_BLOCKS, attention="srm")),
-        Row("MN w. SE", 541, 4.97, 45.8, but(ALL_BLOCKS, attention="se")),
-        Row("MN w. GRN", 540, 3.36, 45.3, but(ALL_BLOCKS, attention="grn")),
-        Row("MN w. CBAM", 548, 4.96, 44.6, but(ALL_BLOCKS, attention="cbam")),
-        Row("MN w. GC", 548, 4.98, 44.2, but(ALL_BLOCKS, attention="gc")),
+        PaperRow("MN Static", 540, 3.36, 44.4, MN_STATIC),
+        PaperRow("MN w. CA", 615, 5.78, 46.7, but(ALL_BLOCKS, attention="ca_original")),
+        PaperRow("MN w. TA", 577, 3.37, 46.1, but(ALL_BLOCKS, attention="ta")),
+        PaperRow("MN w. SRM", 540, 3.38, 45.9, but(ALL_BLOCKS, attention="srm")),
+        PaperRow("MN w. SE", 541, 4.97, 45.8, but(ALL_BLOCKS, attention="se")),
+        PaperRow("MN w. GRN", 540, 3.36, 45.3, but(ALL_BLOCKS, attention="grn")),
+        PaperRow("MN w. CBAM", 548, 4.96, 44.6, but(ALL_BLOCKS, attention="cbam")),
+        PaperRow("MN w. GC", 548, 4.98, 44.2, but(ALL_BLOCKS, attention="gc")),
     ),
 )
 
@@ -206,9 +206,9 @@ TABLE_IX = Table(
     "IX",
     "Channel-frequency and channel-time weights of Coordinate Attention (the body of the table is missing in our text)",
     (
-        Row("channel-frequency and channel-time", None, None, None, DYMN),
-        Row("channel-frequency", None, None, None, but(DYMN, attention="ca_frequency")),
-        Row("channel-time", None, None, None, but(DYMN, attention="ca_time")),
+        PaperRow("channel-frequency and channel-time", None, None, None, DYMN),
+        PaperRow("channel-frequency", None, None, None, but(DYMN, attention="ca_frequency")),
+        PaperRow("channel-time", None, None, None, but(DYMN, attention="ca_time")),
     ),
 )
 
@@ -216,13 +216,13 @@ TABLE_X = Table(
     "X",
     "Number of kernels K and temperature τ of Dy-Conv",
     (
-        Row("K = 2", 579, 7.98, 47.3, but(DYMN, n_kernels=2)),
+        PaperRow("K = 2", 579, 7.98, 47.3, but(DYMN, n_kernels=2)),
         _proposed(name="K = 4"),
-        Row("K = 6", 584, 13.12, 47.5, but(DYMN, n_kernels=6)),
+        PaperRow("K = 6", 584, 13.12, 47.5, but(DYMN, n_kernels=6)),
         _proposed(name="τ annealing"),
-        Row("τ = 1", 582, 10.55, 47.4, but(DYMN, temperature=1.0), temperature=1.0),
-        Row("τ = 10", 582, 10.55, 47.4, but(DYMN, temperature=10.0), temperature=10.0),
-        Row("τ = 30", 582, 10.55, 47.4, but(DYMN, temperature=30.0), temperature=30.0),
+        PaperRow("τ = 1", 582, 10.55, 47.4, but(DYMN, temperature=1.0), temperature=1.0),
+        PaperRow("τ = 10", 582, 10.55, 47.4, but(DYMN, temperature=10.0), temperature=10.0),
+        PaperRow("τ = 30", 582, 10.55, 47.4, but(DYMN, temperature=30.0), temperature=30.0),
     ),
 )
 
@@ -230,9 +230,9 @@ TABLE_XI = Table(
     "XI",
     "Number of linear maps M of Dy-ReLU",
     (
-        Row("M = 1", 581, 9.47, 47.2, but(DYMN, n_maps=1)),
+        PaperRow("M = 1", 581, 9.47, 47.2, but(DYMN, n_maps=1)),
         _proposed(name="M = 2"),
-        Row("M = 3", 583, 11.62, 47.4, but(DYMN, n_maps=3)),
+        PaperRow("M = 3", 583, 11.62, 47.4, but(DYMN, n_maps=3)),
     ),
 )
 
@@ -241,9 +241,9 @@ TABLE_XII = Table(
     "Context generation",
     (
         _proposed(),
-        Row("no shared context", 583, 12.09, 47.3, but(DYMN, context="own")),
-        Row("no shared seq. parameters", 582, 10.65, 47.4, but(DYMN, context="separate")),
-        Row("concat pooled seq.", 584, 12.69, 47.4, but(DYMN, context="concatenated")),
+        PaperRow("no shared context", 583, 12.09, 47.3, but(DYMN, context="own")),
+        PaperRow("no shared seq. parameters", 582, 10.65, 47.4, but(DYMN, context="separate")),
+        PaperRow("concat pooled seq.", 584, 12.69, 47.4, but(DYMN, context="concatenated")),
     ),
 )
 
@@ -252,14 +252,14 @@ TABLE_XIII = Table(
     "Size of the context H",
     (
         _proposed(name="r = 4"),
-        Row("r = 8", 573, 9.85, 47.4, but(DYMN, reduction=8)),
-        Row("r = 16", 562, 8.69, 47.3, but(DYMN, reduction=16)),
-        Row("H_min = 16", 581, 10.53, 47.4, but(DYMN, h_min=16)),
+        PaperRow("r = 8", 573, 9.85, 47.4, but(DYMN, reduction=8)),
+        PaperRow("r = 16", 562, 8.69, 47.3, but(DYMN, reduction=16)),
+        PaperRow("H_min = 16", 581, 10.53, 47.4, but(DYMN, h_min=16)),
         _proposed(name="H_min = 32"),
-        Row("H_min = 64", 587, 10.7, 47.4, but(DYMN, h_min=64)),
-        Row("H_max = 64", 568, 9.09, 47.2, but(DYMN, h_max=64)),
+        PaperRow("H_min = 64", 587, 10.7, 47.4, but(DYMN, h_min=64)),
+        PaperRow("H_max = 64", 568, 9.09, 47.2, but(DYMN, h_max=64)),
         _proposed(name="H_max = 128"),
-        Row("H_max = 256", 595, 12.21, 47.5, but(DYMN, h_max=256)),
+        PaperRow("H_max = 256", 595, 12.21, 47.5, but(DYMN, h_max=256)),
     ),
 )
 

@@ -43,7 +43,7 @@ class _Network(ctypes.Structure):
     ]
 
 
-class Packed(NamedTuple):
+class PackedNetwork(NamedTuple):
     """A network as the compiled code takes it: norms folded into kernels, kernels in panels of eight channels."""
 
     config: ModelConfig
@@ -136,7 +136,7 @@ class CompiledNetwork:
     It keeps a copy of the weights, and the memory of its last call. It may be called from several threads at once.
     """
 
-    def __init__(self, packed: Packed, build: str | None = None) -> None:
+    def __init__(self, packed: PackedNetwork, build: str | None = None) -> None:
         """Take a network.
 
         Args:

@@ -14,7 +14,7 @@ from dymn.inference.segments import blocks, source_name
 from dymn.plots.style import Array
 
 if TYPE_CHECKING:
-    from dymn.inference.segments import Source
+    from dymn.inference.segments import AudioLike
     from dymn.inference.tagger import Tagger
 
 MAX_COLUMNS = 1600
@@ -57,7 +57,7 @@ class Overview:
         return highest
 
 
-def overview(tagger: Tagger, source: Source, sample_rate: int | None = None, top_k: int = 8, **settings: Any) -> Overview:
+def overview(tagger: Tagger, source: AudioLike, sample_rate: int | None = None, top_k: int = 8, **settings: Any) -> Overview:
     """Look at a recording. It is read twice, in blocks.
 
     Args:

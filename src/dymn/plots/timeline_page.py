@@ -14,7 +14,7 @@ from dymn.plots.style import time_ticks, time_unit
 from dymn.system.files import atomic_write
 
 if TYPE_CHECKING:
-    from dymn.inference.segments import Source
+    from dymn.inference.segments import AudioLike
 
 MAX_AUDIO = 24 * 2**20
 """The most bytes of sound in a page; a recording that takes more has a page without a player."""
@@ -31,7 +31,7 @@ PLAYED = {
 """The recordings that browsers play as they are; the others are put in as 16-bit WAV."""
 
 
-def save_page(seen: Overview, source: Source, path: str | Path, max_audio: int = MAX_AUDIO) -> None:
+def save_page(seen: Overview, source: AudioLike, path: str | Path, max_audio: int = MAX_AUDIO) -> None:
     """Write a recording as one HTML file, with its sound in it if that takes at most `max_audio` bytes.
 
     Args:
@@ -65,7 +65,7 @@ def page(seen: Overview, audio: str) -> str:
     return render("timeline", data)
 
 
-def audio_uri(seen: Overview, source: Source, max_audio: int) -> str:
+def audio_uri(seen: Overview, source: AudioLike, max_audio: int) -> str:
     """Return a recording as a data URI: the file itself if browsers play it, else 16-bit WAV; empty if it is too large."""
     path = Path(source) if isinstance(source, (str, Path)) else None
     if path is not None and path.suffix.lower() in PLAYED and path.stat().st_size <= max_audio:

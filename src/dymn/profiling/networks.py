@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeGuard, Union
 from dymn.architectures import ALIASES, MODELS, Variant, model_config
 from dymn.config import FrontEndConfig, ModelConfig, check, from_dict
 from dymn.errors import ConfigError
+from dymn.system.files import read_bounded
 from dymn.system.toml import loads
 from dymn.weights.checkpoint import open_checkpoint
 from dymn.weights.registry import REGISTRY
@@ -16,6 +17,7 @@ from dymn.weights.registry import REGISTRY
 if TYPE_CHECKING:
     from dymn.models.mobilenet import MobileNet
 
+MAX_CONFIG = 2**22  # bytes
 RECIPE_SETTINGS = ("inherit", "settings", "front_end", "prior")  # of a recipe's [model], beside the name
 Network = Union[str, Path, Variant, ModelConfig, "MobileNet"]
 
@@ -65,7 +67,7 @@ def _config_by_name(name: str) -> ModelConfig:
 
 def _config_from_file(path: Path) -> ModelConfig:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_bounded(path, MAX_CONFIG).decode("utf-8")
         values = json.loads(text) if path.suffix.lower() == ".json" else loads(text)
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} cannot be read as a config: {error}.") from error

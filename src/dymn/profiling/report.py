@@ -69,7 +69,7 @@ def compare(tables: str | Sequence[str] = "all") -> list[Comparison]:
     return [_compared(table.number, row) for table in wanted for row in table.rows]
 
 
-def _compared(number: str, row: paper.Row) -> Comparison:
+def _compared(number: str, row: paper.PaperRow) -> Comparison:
     counted = count(row.variant)
     return Comparison(
         table=number,

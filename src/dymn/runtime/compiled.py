@@ -7,7 +7,7 @@ from collections.abc import Container
 import numpy as np
 
 from dymn.config import check
-from dymn.native.network import LINE, PANEL, CompiledNetwork, Floats, Packed, head_layers, is_known
+from dymn.native.network import LINE, PANEL, CompiledNetwork, Floats, PackedNetwork, head_layers, is_known
 from dymn.runtime.fold import Array, Folded
 
 
@@ -24,7 +24,7 @@ def compile_network(folded: Folded, build: str | None = None) -> CompiledNetwork
     return CompiledNetwork(pack(folded), build)
 
 
-def pack(folded: Folded) -> Packed:
+def pack(folded: Folded) -> PackedNetwork:
     """Return a network as the compiled code takes it: views of the folded arrays where that is enough.
 
     Raises:
@@ -33,7 +33,7 @@ def pack(folded: Folded) -> Packed:
     config, arrays = folded
     check(is_known(config), "This network has parts that the compiled code does not know. Use dymn.runtime.accelerate.")
     layers = head_layers(config)
-    return Packed(config, {name: _packed(name, array, layers) for name, array in arrays.items()})
+    return PackedNetwork(config, {name: _packed(name, array, layers) for name, array in arrays.items()})
 
 
 def _packed(name: str, values: Array, head: Container[str]) -> Floats:

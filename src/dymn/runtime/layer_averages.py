@@ -31,7 +31,7 @@ class LayerAverages(nn.Module):
         Args:
             model: a network in evaluation mode; its weights are shared, not copied.
             layers: names of layers as in `dymn.runtime.layers`, in a list or separated by commas.
-            precision: the number format in which `run` computes the network, one of `dymn.system.devices.PRECISIONS`.
+            precision: the number format in which `run` computes the network, one of `dymn.system.devices.COMPUTE_PRECISIONS`.
 
         Raises:
             ConfigError: if there is no such layer, or one is named twice.

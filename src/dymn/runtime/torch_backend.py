@@ -1,4 +1,4 @@
-"""The network of a tagger, computed by PyTorch."""
+"""A network computed by PyTorch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dymn.runtime.backend import Output as BackendOutput
 from dymn.runtime.cuda import compiled
 from dymn.runtime.scores import Scores, probabilities
 from dymn.runtime.sliding import SlidingLogMel
-from dymn.system.devices import PRECISIONS, compute_alone_after_fork, computing, resolve_device, use_threads
+from dymn.system.devices import COMPUTE_PRECISIONS, compute_alone_after_fork, computing, resolve_device, use_threads
 
 
 class TorchBackend(Backend):
@@ -37,16 +37,17 @@ class TorchBackend(Backend):
         """Move the model to a device, in evaluation mode.
 
         Args:
-            model: a network whose card names front end and labels.
+            model: a network whose card names front end and labels; it is used as it is and not copied.
             device: such as "cpu" or "cuda:0"; None is the first CUDA device, or else the CPU.
-            threads: how many CPU threads PyTorch uses in this process from now on; None leaves it as it is.
-            precision: one of `PRECISIONS`; other than float32, autocast computes the network, and the front end in float32 all the same.
-            compile: whether `torch.compile` makes kernels for the probabilities of each size of batch, which takes its time at first.
+            threads: number of CPU threads that PyTorch uses in this process from now on; None does not change it.
+            precision: one of `COMPUTE_PRECISIONS`: with bfloat16 and float16 autocast computes the network; the front end is always
+                computed in float32.
+            compile: whether `torch.compile` makes kernels for `run`, anew for each size of batch; the first batches are slow.
 
         Raises:
             ConfigError: if there is no such device or precision, or `threads` is below 1.
         """
-        check(precision in PRECISIONS, f"precision is {precision!r}; allowed: {', '.join(PRECISIONS)}.")
+        check(precision in COMPUTE_PRECISIONS, f"precision is {precision!r}; allowed: {', '.join(COMPUTE_PRECISIONS)}.")
         self.precision, self.compile = precision, compile
         self.device = resolve_device(device)
         if threads is not None:
@@ -59,12 +60,12 @@ class TorchBackend(Backend):
         self._log_mel = LogMel(self.card.front_end).to(self.device)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what a copy or a pickle holds: not the fast form of the network, which is made again at first use."""
+        """Return what a copy or a pickle holds: all but the fast form of the network, which is built again at first use."""
         return {name: value for name, value in vars(self).items() if name != "_network"}
 
     @cached_property
     def _network(self) -> Callable[[Tensor], Output]:
-        """Log-mel spectrograms [B, 1, F, T] to logits: on a CPU the fastest form there, of the weights as they are at first use."""
+        """Log-mel spectrograms [B, 1, F, T] to logits: on a CPU the fastest form, with the weights as they are at first use."""
         if self.compile:
             return compiled(self.model)
         return accelerate(self.model) if self.is_cpu and self.precision == "float32" else self.model
@@ -89,16 +90,16 @@ class TorchBackend(Backend):
             return self.checked(BackendOutput(self._probabilities(found.logits), _array(found.embedding)))
 
     def enter_worker(self) -> None:
-        """Compute spectrograms with one thread: there are as many decoders as there should be threads."""
+        """Compute spectrograms with one thread: each decoder is a thread already."""
         torch.set_num_threads(1)
 
     def entered_workers(self) -> None:
-        """Give threads to come the number of this one again: PyTorch keeps one for each thread, and the last one set for new ones."""
+        """Set this thread's number of threads again, as PyTorch gives new threads the number that was set last."""
         torch.set_num_threads(torch.get_num_threads())
 
     @property
     def frame_samples(self) -> int:
-        """How many samples lie between two frames of the last feature map: 10,240 for the published networks, 0.32 s."""
+        """The number of samples between two frames of the last feature map: 10,240 for the published networks, 0.32 s."""
         return self.model.time_stride * self.front_end.hop_length
 
     @torch.inference_mode()

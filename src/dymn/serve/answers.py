@@ -8,8 +8,8 @@ import numpy as np
 
 from dymn.audio.windows import Filled
 from dymn.inference.embedding import Embedder
-from dymn.inference.files import Recording, tagged
-from dymn.inference.segments import Piece, Source, computed, pieces
+from dymn.inference.files import Recording, collect_tags
+from dymn.inference.segments import AudioLike, Piece, run_windows
 from dymn.inference.selection import TagSettings
 from dymn.runtime.backend import Backend, Floats, Output
 from dymn.runtime.scores import Scores
@@ -42,7 +42,7 @@ class LayeredBackend(Backend):
 
 
 def tag_and_embed(
-    backend: Backend, source: Source, settings: TagSettings, progress: Callable[[str, float], None] | None = None
+    backend: Backend, source: AudioLike, settings: TagSettings, progress: Callable[[str, float], None] | None = None
 ) -> tuple[Recording, Floats]:
     """Return a recording's tags, and its embedding [D]: the mean of the windows over time, as `dymn embed` computes it.
 
@@ -62,15 +62,20 @@ def tag_and_embed(
             yield window
 
     def scored() -> Iterator[tuple[Piece, Scores | None]]:
-        cutting = settings.window, settings.hop, settings.fill
-        found = pieces([source], backend.sample_rate, None, *cutting, prepare=lambda windows, hop: backend.features(noted(windows), hop))
-        for piece, row in computed(found, lambda features: zip(*backend.run(features), strict=True), backend.batch_size):
+        rows = run_windows(
+            backend,
+            [source],
+            settings,
+            lambda features: zip(*backend.run(features), strict=True),
+            prepare=lambda windows, hop: backend.features(noted(windows), hop),
+        )
+        for piece, row in rows:
             if row is not None:
                 vectors.append(row[1])
                 seconds.append(piece.end - piece.start)
             yield piece, None if row is None else row[0]
 
-    recording = next(tagged(scored(), backend, settings, progress))
+    recording = next(collect_tags(scored(), backend, settings, progress))
     if recording.error is not None:
         raise recording.error
     for window in shorter:  # the last one, if any

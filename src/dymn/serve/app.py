@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import difflib
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from time import monotonic
 from typing import Annotated, Any, Literal
 
-from fastapi import FastAPI, Query, Request, Response, WebSocket
+from fastapi import Depends, FastAPI, Query, Request, Response, WebSocket
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.exceptions import HTTPException
@@ -19,11 +20,11 @@ from dymn.inference.selection import TagSettings
 from dymn.inference.tagger import Tagger
 from dymn.serve.assets import Asset, find_assets, response, runs_in_browser
 from dymn.serve.batching import Deadline
-from dymn.serve.engine import Engine, Question
 from dymn.serve.errors import Refusal, refusal
 from dymn.serve.guard import Guard
 from dymn.serve.live import serve_live
 from dymn.serve.metrics import CONTENT_TYPE
+from dymn.serve.service import Question, Service
 from dymn.serve.settings import ServeSettings
 from dymn.serve.uploads import receive
 
@@ -43,7 +44,7 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
         408: "The body took too long to arrive.",
         413: "The body or the recording is too long.",
         415: "The format needs a decoder that is not installed.",
-        422: "The recording cannot be decoded.",
+        422: "The recording cannot be decoded, or a parameter of the query is unknown.",
         503: "The queue is full, or the answer took too long; Retry-After says when to come again.",
     }.items()
 }
@@ -57,28 +58,28 @@ def create_app(taggers: Mapping[str, Tagger], settings: ServeSettings | None = N
         settings: the limits.
         page: whether to serve the page at /.
     """
-    engine = Engine(taggers, settings)
+    service = Service(taggers, settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        await asyncio.to_thread(engine.start)
+        await asyncio.to_thread(service.start)
         try:
             yield
         finally:
-            await asyncio.to_thread(engine.close)
+            await asyncio.to_thread(service.close)
 
     app = FastAPI(title="dymn", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan, redirect_slashes=False)
-    app.state.engine = engine
+    app.state.service = service
     _add_errors(app)
-    _add_tagging(app, engine)
-    _add_state(app, engine)
+    _add_tagging(app, service)
+    _add_state(app, service)
     if page:
         _add_page(app, find_assets())
-    return Guard(app, engine.settings)
+    return Guard(app, service.settings)
 
 
-def _add_tagging(app: FastAPI, engine: Engine) -> None:
-    @app.post("/v1/tag", openapi_extra=_BODY, responses=_REFUSALS, tags=["tags"])
+def _add_tagging(app: FastAPI, service: Service) -> None:
+    @app.post("/v1/tag", openapi_extra=_BODY, responses=_REFUSALS, tags=["tags"], dependencies=[Depends(_check_query)])
     async def tag(
         request: Request,
         model: Annotated[str, Query(description="A name from /v1/models; without it, the default one.")] = "",
@@ -98,27 +99,37 @@ def _add_tagging(app: FastAPI, engine: Engine) -> None:
         chosen = TagSettings(top_k, threshold, tuple(labels or ()), tuple(exclude or ()), window, hop, fill, combine)
         question = Question(model, chosen, timeline, layers if embedding else "")
         before = monotonic()
-        with engine.admitted():
-            engine.check(question)
-            upload = await receive(request, engine.settings.max_bytes, engine.settings.receive_timeout)
-            answer = await _while_wanted(request, engine, upload, question)
-        engine.metrics.seconds.observe(monotonic() - before)
-        engine.metrics.answers.labels("200").inc()
+        with service.admitted() as arrival:
+            service.check(question)
+            upload = await receive(request, service.settings.max_bytes, service.settings.receive_timeout, arrival)
+            answer = await _while_wanted(request, service, upload, question)
+        service.metrics.seconds.observe(monotonic() - before)
+        service.metrics.answers.labels("200").inc()
         return answer
 
     @app.websocket("/v1/live")
     async def live(socket: WebSocket) -> None:
-        await serve_live(socket, engine)
+        await serve_live(socket, service)
 
 
-async def _while_wanted(request: Request, engine: Engine, upload: Any, question: Question) -> dict[str, Any]:
+async def _check_query(request: Request) -> None:
+    """Refuse parameters that a route does not have, which a program would take for followed."""
+    known = [parameter.alias for parameter in request.scope["route"].dependant.query_params]
+    for name in request.query_params:
+        if name not in known:
+            similar = difflib.get_close_matches(name, known, n=1)
+            remedy = f"Did you mean {similar[0]}?" if similar else f"Known: {', '.join(known) or 'none'}."
+            raise Refusal(422, "query", f"There is no parameter {name[:100]!r}. {remedy}")
+
+
+async def _while_wanted(request: Request, service: Service, upload: Any, question: Question) -> dict[str, Any]:
     """Work on an answer as long as the one who asked is there."""
 
     async def gone() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
 
-    work = asyncio.ensure_future(engine.answer(upload, question, Deadline(engine.settings.timeout)))
+    work = asyncio.ensure_future(service.answer(upload, question, Deadline(service.settings.timeout)))
     left = asyncio.ensure_future(gone())
     try:
         await asyncio.wait({work, left}, return_when=asyncio.FIRST_COMPLETED)
@@ -128,15 +139,16 @@ async def _while_wanted(request: Request, engine: Engine, upload: Any, question:
     finally:
         left.cancel()
         work.cancel()
+        await asyncio.gather(left, work, return_exceptions=True)  # else their errors would be logged as never seen
 
 
-def _add_state(app: FastAPI, engine: Engine) -> None:
-    @app.get("/v1/models", tags=["models"])
+def _add_state(app: FastAPI, service: Service) -> None:
+    @app.get("/v1/models", tags=["models"], dependencies=[Depends(_check_query)], responses={422: _REFUSALS[422]})
     async def models() -> dict[str, Any]:
         """List the models that are served, and the limits."""
-        s = engine.settings
+        s = service.settings
         limits = {"max_bytes": s.max_bytes, "max_seconds": s.max_seconds, "max_window": s.max_window, "timeout": s.timeout}
-        return {"version": __version__, "models": engine.models, "limits": limits}
+        return {"version": __version__, "models": service.models, "limits": limits}
 
     @app.get("/health", tags=["state"])
     async def health() -> dict[str, str]:
@@ -146,12 +158,12 @@ def _add_state(app: FastAPI, engine: Engine) -> None:
     @app.get("/ready", tags=["state"], responses={503: {"description": "Starting or shutting down."}})
     async def ready() -> JSONResponse:
         """Tell whether requests are answered: the models are loaded, and the server is not shutting down."""
-        return JSONResponse({"status": "ready" if engine.ready else "not ready"}, 200 if engine.ready else 503)
+        return JSONResponse({"status": "ready" if service.ready else "not ready"}, 200 if service.ready else 503)
 
     @app.get("/metrics", tags=["state"], response_class=PlainTextResponse)
     async def metrics() -> Response:
         """Give counters for Prometheus."""
-        return Response(engine.metrics.text(), media_type=CONTENT_TYPE)
+        return Response(service.metrics.text(), media_type=CONTENT_TYPE)
 
 
 def _add_page(app: FastAPI, assets: dict[str, Asset]) -> None:
@@ -174,10 +186,10 @@ def _add_errors(app: FastAPI) -> None:
     # Coroutines, for other functions are called in threads, and without memory there may be no new one.
     async def answer(request: Request, error: Exception) -> JSONResponse:
         known = refusal(error)
-        engine: Engine = request.app.state.engine
+        service: Service = request.app.state.service
         if request.url.path == "/v1/tag":
-            engine.metrics.answers.labels(str(known.status)).inc()
-            engine.metrics.refused.labels(known.code).inc()
+            service.metrics.answers.labels(str(known.status)).inc()
+            service.metrics.refused.labels(known.code).inc()
         return JSONResponse(known.to_dict(), known.status, known.headers)
 
     async def settings(request: Request, error: Exception) -> JSONResponse:

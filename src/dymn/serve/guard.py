@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hmac
+import ipaddress
 from typing import TYPE_CHECKING
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -57,13 +58,15 @@ class Guard:
             await self._app(scope, receive, send)
             return
 
-        body = _Body(receive)
+        body = _Body(receive, Headers(scope=scope))
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                if message["status"] >= 400 and "expect" not in Headers(scope=scope):
-                    await body.read_on(self._settings.max_bytes)
                 headers = MutableHeaders(scope=message)
+                if message["status"] >= 400:
+                    await body.read_on(self._settings.max_bytes)
+                if not body.is_over:
+                    headers["Connection"] = "close"  # else the server would read the rest, however long it is
                 for name, value in HEADERS.items():
                     headers.setdefault(name, value)
                 headers.setdefault("Cache-Control", "no-store")
@@ -82,10 +85,10 @@ class Guard:
         headers = Headers(scope=scope)
         host = headers.get("host", "")
         allowed = self._settings.allowed_hosts
-        if allowed and host_name(host) not in allowed:
-            return Refusal(
-                421, "host", f"This server is called {' or '.join(allowed)}, not by another name. Start it with --allow-host NAME."
-            )
+        name = host_name(host)
+        if allowed and name not in allowed and not (self._settings.allow_addresses and is_address(name)):
+            names = " or ".join((*allowed, *(("its IP address",) if self._settings.allow_addresses else ())))
+            return Refusal(421, "host", f"This server is called {names}, not by another name. Start it with --allow-host NAME.")
         origin = headers.get("origin")
         if origin is not None and origin.partition("://")[2].lower() != host.lower():
             return Refusal(403, "origin", "Pages of other sites may not use this server. Open its own page, or call it from a program.")
@@ -99,16 +102,21 @@ class Guard:
 
 
 class _Body:
-    """The body of a request on its way to the application."""
+    """The body of a request on its way to the application.
 
-    def __init__(self, receive: Receive) -> None:
+    Attributes:
+        is_over: whether all of it has been read.
+    """
+
+    def __init__(self, receive: Receive, headers: Headers) -> None:
         self._receive = receive
-        self._is_over = False
+        self._is_announced = "expect" in headers  # then the client waits for a word before it sends
+        self.is_over = "transfer-encoding" not in headers and headers.get("content-length", "0") == "0"
 
     async def receive(self) -> Message:
         """Return the next message."""
         message = await self._receive()
-        self._is_over = not message.get("more_body", False)
+        self.is_over = not message.get("more_body", False)
         return message
 
     async def read_on(self, most: int) -> None:
@@ -119,16 +127,27 @@ class _Body:
 
         async def rest() -> None:
             received = 0
-            while not self._is_over and received <= most:
+            while not self.is_over and received <= most:
                 received += len((await self.receive()).get("body", b""))
 
+        if self._is_announced:
+            return
         with contextlib.suppress(asyncio.TimeoutError, TimeoutError):
             await asyncio.wait_for(rest(), READ_ON_SECONDS)
 
 
 def is_token(given: str, token: str) -> bool:
     """Whether a caller has shown the token, compared in constant time; always if there is none."""
-    return not token or hmac.compare_digest(given.strip().encode(), token.encode())
+    return not token or hmac.compare_digest(given.strip().encode("utf-8", "surrogatepass"), token.encode())
+
+
+def is_address(name: str) -> bool:
+    """Whether the name in a Host header is an IP address, which no page of others can be called by."""
+    try:
+        ipaddress.ip_address(name.removeprefix("[").removesuffix("]"))
+    except ValueError:
+        return False
+    return True
 
 
 def host_name(host: str) -> str:

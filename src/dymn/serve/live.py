@@ -6,71 +6,82 @@ import asyncio
 import json
 import logging
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from dymn.audio.pcm import PcmReader
-from dymn.config import check, from_dict
+from dymn.config import check, from_dict, shown
 from dymn.errors import ConfigError
 from dymn.inference.selection import TagSettings, WindowTags
 from dymn.inference.stream import Stream
 from dymn.serve.batching import Deadline
-from dymn.serve.engine import Engine, Question
 from dymn.serve.errors import Refusal, refusal
 from dymn.serve.guard import is_token
+from dymn.serve.service import Question, Service
 
 logger = logging.getLogger(__name__)
 
 MAX_CHUNK_SECONDS = 10.0
+GREETING_SECONDS = 10.0
+"""Time limit for the first message."""
+_LAST_SECONDS = 2.0
 _END = "end"
 _OWN = {"sample_rate": 32_000, "format": "s16le", "channels": 1, "model": "", "token": ""}
 _NORMAL, _POLICY, _INTERNAL, _LATER = 1000, 1008, 1011, 1013
 _CLOSES = {401: _POLICY, 500: _INTERNAL, 503: _LATER}
 
 
-async def serve_live(socket: WebSocket, engine: Engine) -> None:
+async def serve_live(socket: WebSocket, service: Service) -> None:
     """Answer one connection.
 
     Its first message is JSON: `sample_rate`, `format` (as in `dymn listen`), `channels`, `model`, `token`, and settings of
     `TagSettings`. Binary messages with samples follow; the text "end" ends them. Answers are JSON, one for each window.
     """
     await socket.accept()
-    deadline = Deadline(engine.settings.timeout)
+    deadline = Deadline(service.settings.timeout)
+    seconds = service.settings.receive_timeout
     try:
-        async with engine.connected() as threads:
+        asked = _settings(service, await service.greeting(_receive(socket, min(seconds, GREETING_SECONDS))))
+        async with service.connected() as threads:
             loop = asyncio.get_running_loop()
-            listener = _begin(engine, await _receive(socket, engine), deadline)
-            await socket.send_json({"ready": True})
+            listener = _begin(service, asked, deadline)
+            await _send(socket, {"ready": True}, seconds)
             done = False
             while not done:
-                message = await _receive(socket, engine)
+                message = await _receive(socket, seconds)
                 done = message == _END
                 deadline.restart()
                 for window in await loop.run_in_executor(threads, listener.hear, None if done else message):
-                    await socket.send_json(_window(window))
-                if listener.stream.seconds > engine.settings.live_seconds:
+                    await _send(socket, _window(window), seconds)
+                if listener.stream.seconds > service.settings.live_seconds:
                     raise Refusal(
-                        413, "too_long", f"After {engine.settings.live_seconds:g} s of sound a connection ends. Open another one."
+                        413, "too_long", f"After {service.settings.live_seconds:g} s of sound a connection ends. Open another one."
                     )
-            await socket.send_json({"done": True, "seconds": round(listener.stream.seconds, 6)})
-            await socket.close(_NORMAL)
+            await _send(socket, {"done": True, "seconds": round(listener.stream.seconds, 6)}, seconds)
+        await asyncio.wait_for(socket.close(_NORMAL), seconds)
     except WebSocketDisconnect:
         pass
     except Exception as error:
         known = refusal(error)
         if known.status == 500:
             logger.exception("A live connection failed.")
-        engine.metrics.refused.labels(known.code).inc()
+        service.metrics.refused.labels(known.code).inc()
         with suppress(Exception):  # it may be gone
-            await socket.send_json(known.to_dict())
-            await socket.close(_CLOSES.get(known.status, _POLICY), known.code)
+            await _send(socket, known.to_dict(), _LAST_SECONDS)
+            await asyncio.wait_for(socket.close(_CLOSES.get(known.status, _POLICY), known.code), _LAST_SECONDS)
     finally:
         deadline.cancel()
 
 
-async def _receive(socket: WebSocket, engine: Engine) -> str | bytes:
-    seconds = engine.settings.receive_timeout
+async def _send(socket: WebSocket, value: dict[str, Any], seconds: float) -> None:
+    try:
+        await asyncio.wait_for(socket.send_json(value), seconds)
+    except (asyncio.TimeoutError, TimeoutError) as error:
+        raise Refusal(408, "slow", f"An answer was not read within {seconds:g} s.") from error
+
+
+async def _receive(socket: WebSocket, seconds: float) -> str | bytes:
     try:
         message = await asyncio.wait_for(socket.receive(), seconds)
     except (asyncio.TimeoutError, TimeoutError) as error:
@@ -99,8 +110,15 @@ class _Listener:
         return self.stream.feed(samples)
 
 
-def _begin(engine: Engine, message: str | bytes, deadline: Deadline) -> _Listener:
-    """Return what the first message of a connection asks for."""
+class _Asked(NamedTuple):
+    """The first message of a connection: what the sound is like, and the settings of its tags."""
+
+    own: dict[str, Any]
+    settings: dict[str, Any]
+
+
+def _settings(service: Service, message: str | bytes) -> _Asked:
+    """Return the first message of a connection, once its token is seen to be right."""
     try:
         asked = json.loads(message)
     except (ValueError, RecursionError) as error:
@@ -109,15 +127,21 @@ def _begin(engine: Engine, message: str | bytes, deadline: Deadline) -> _Listene
     own: dict[str, Any] = {name: asked.pop(name, default) for name, default in _OWN.items()}
     for name, default in _OWN.items():
         kind = "text" if isinstance(default, str) else "whole number"
-        check(type(own[name]) is type(default), f"{name} is {own[name]!r}; it must be a {kind}.")
-    if not is_token(own["token"], engine.settings.token):
+        check(type(own[name]) is type(default), f"{name} is {shown(own[name])}; it must be a {kind}.")
+    if not is_token(own["token"], service.settings.token):
         raise Refusal(401, "token", "This server wants a token. Send it as `token` in the first message.")
+    return _Asked(own, asked)
+
+
+def _begin(service: Service, asked: _Asked, deadline: Deadline) -> _Listener:
+    """Return what the first message of a connection asks for."""
+    own = asked.own
     for name in ("labels", "exclude"):
-        patterns = asked.get(name, [])
+        patterns = asked.settings.get(name, [])
         check(isinstance(patterns, list) and all(isinstance(p, str) for p in patterns), f"{name} must be a list of texts.")
-    settings = from_dict(TagSettings, {"top_k": 10, **asked})
-    engine.check(Question(own["model"], settings))
-    backend = engine.live_backend(own["model"], deadline)
+    settings = from_dict(TagSettings, {"top_k": 10, **asked.settings})
+    service.check(Question(own["model"], settings))
+    backend = service.live_backend(own["model"], deadline)
     reader = PcmReader(own["format"], own["channels"])
     return _Listener(Stream(backend, own["sample_rate"], settings), reader, own["sample_rate"])
 

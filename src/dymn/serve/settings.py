@@ -26,6 +26,7 @@ class ServeSettings:
         timeout: how long a request may take after its body has arrived, in seconds.
         allowed_hosts: names by which the service may be called; any if empty. Keeps other people's pages from reaching it by a name
             of theirs.
+        allow_addresses: whether it may be called by any IP address, too.
         token: what a caller has to show; nothing if empty.
     """
 
@@ -42,6 +43,7 @@ class ServeSettings:
     receive_timeout: float = 30.0
     timeout: float = 60.0
     allowed_hosts: tuple[str, ...] = ()
+    allow_addresses: bool = False
     token: str = ""
 
     def __post_init__(self) -> None:

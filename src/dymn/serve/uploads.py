@@ -6,7 +6,9 @@ import asyncio
 import io
 import shutil
 import tempfile
+from collections.abc import Coroutine
 from pathlib import PurePosixPath, PureWindowsPath
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from starlette.concurrency import run_in_threadpool
@@ -20,6 +22,9 @@ from dymn.serve.errors import Refusal
 if TYPE_CHECKING:
     from starlette.types import Message
 
+SLOW_SECONDS = 2.0
+SLOW_SPEED = 16 * 2**10
+"""Bytes per second below which a body, after `SLOW_SECONDS`, loses its place to the next request if all are taken."""
 _MAX_NAME = 200
 
 
@@ -42,19 +47,63 @@ def shown_name(name: str | None) -> str:
     return visible(last)[:_MAX_NAME] or "upload"
 
 
-async def receive(request: Request, max_bytes: int, seconds: float) -> Upload:
+class Arrival:
+    """A request on its way, with what of its body has arrived."""
+
+    def __init__(self) -> None:
+        self.received = 0
+        self.given_up = False
+        self._begun = monotonic()
+        self._reading: asyncio.Future[Any] | None = None
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether its body keeps a place without need: it still arrives, and at less than `SLOW_SPEED`."""
+        return self._reading is not None and monotonic() - self._begun > SLOW_SECONDS and self.speed < SLOW_SPEED
+
+    @property
+    def speed(self) -> float:
+        """Bytes per second so far."""
+        return self.received / max(1e-3, monotonic() - self._begun)
+
+    def give_up(self) -> None:
+        """Stop reading it, since others need its place."""
+        self.given_up = True
+        if self._reading is not None:
+            self._reading.cancel()
+
+    async def read(self, body: Coroutine[Any, Any, Upload], seconds: float) -> Upload:
+        """Return what `body` gives within a time limit.
+
+        Raises:
+            TimeoutError: if it takes longer.
+            Refusal: if it was given up.
+        """
+        self._reading = asyncio.ensure_future(body)
+        try:
+            return await asyncio.wait_for(self._reading, seconds)
+        except asyncio.CancelledError:
+            if self.given_up:
+                raise Refusal(408, "slow", "The body arrived slowly, and others need its place. Try again later.", 5) from None
+            raise
+        finally:
+            self._reading = None
+
+
+async def receive(request: Request, max_bytes: int, seconds: float, arrival: Arrival | None = None) -> Upload:
     """Return the recording that a request brings, which stands at its start; the caller closes it.
 
     Raises:
         Refusal: if it is longer than `max_bytes`, takes longer than `seconds` to arrive, is empty, or is no form with a file.
     """
+    arrival = arrival or Arrival()
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > max_bytes:
         raise _too_large(max_bytes)
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     read = _form if kind == "multipart/form-data" else _raw
     try:
-        upload = await asyncio.wait_for(read(_Limited(request, max_bytes)), seconds)
+        upload = await arrival.read(read(_Limited(request, max_bytes, arrival)), seconds)
     except (asyncio.TimeoutError, TimeoutError) as error:
         raise Refusal(408, "slow", f"The body did not arrive within {seconds:g} s. Send a shorter or compressed recording.") from error
     except ClientDisconnect as error:
@@ -77,14 +126,11 @@ def _too_large(max_bytes: int) -> Refusal:
 class _Limited(Request):
     """A request that stops being read when it gets too long, whatever its header says."""
 
-    def __init__(self, request: Request, max_bytes: int) -> None:
-        received = 0
-
+    def __init__(self, request: Request, max_bytes: int, arrival: Arrival) -> None:
         async def receive() -> Message:
-            nonlocal received
             message = await request.receive()
-            received += len(message.get("body", b""))
-            if received > max_bytes:
+            arrival.received += len(message.get("body", b""))
+            if arrival.received > max_bytes:
                 raise _too_large(max_bytes)
             return message
 

@@ -12,7 +12,7 @@ import torch
 from dymn.errors import ConfigError, ResourceError, resource_error
 from dymn.system.cpus import THREAD_VARIABLES, available_cpus, check_threads
 
-PRECISIONS: dict[str, torch.dtype | None] = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+COMPUTE_PRECISIONS: dict[str, torch.dtype | None] = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """How exactly a network is computed, and what autocast takes for it."""
 
 
@@ -70,13 +70,13 @@ def compute_alone_after_fork() -> None:
 
 @contextmanager
 def computing(device: torch.device, n_windows: int, precision: str = "float32") -> Iterator[None]:
-    """Compute with one of `PRECISIONS`, float32 being the full one on any device, and say what to do where memory runs out.
+    """Compute with one of `COMPUTE_PRECISIONS`, float32 being the full one on any device, and say what to do where memory runs out.
 
     Raises:
         ResourceError: if so many windows at once do not fit the memory.
     """
     try:
-        dtype = PRECISIONS[precision]
+        dtype = COMPUTE_PRECISIONS[precision]
         cast = nullcontext() if dtype is None else torch.autocast(device.type, dtype)
         with cast, torch.backends.cudnn.flags(enabled=True, benchmark=False, allow_tf32=False):
             yield

@@ -18,6 +18,7 @@ from dymn.errors import ConfigError
 S = TypeVar("S")
 T = TypeVar("T")
 
+MAX_WORKERS = 1024
 ITEMS_AHEAD = 4
 """How many results of one source wait at most; a long source then waits for its reader."""
 _POLL_SECONDS = 0.1
@@ -69,11 +70,11 @@ def ahead(work: Callable[[S], Generator[T, None, None]], sources: Iterable[S], t
         team: the threads.
 
     Raises:
-        ConfigError: at once, if there are fewer than 0 threads.
+        ConfigError: at once, if there are fewer than 0 threads, or more than `MAX_WORKERS`.
         BaseException: what `work` raised, where its results end.
     """
-    if team.workers < 0:
-        raise ConfigError(f"workers is {team.workers}; it must be 0 or more.")
+    if not 0 <= team.workers <= MAX_WORKERS:
+        raise ConfigError(f"workers is {team.workers}; it must be from 0 to {MAX_WORKERS}.")
     return _ahead(work, sources, team)
 
 

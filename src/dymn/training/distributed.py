@@ -14,7 +14,7 @@ from torch import distributed as dist
 
 from dymn.errors import ConfigError, MissingExtraError
 from dymn.system.devices import resolve_device
-from dymn.training.recipe import PRECISIONS, TrainConfig
+from dymn.training.recipe import TRAINING_PRECISIONS, TrainConfig
 
 PATIENCE = datetime.timedelta(hours=12)  # of the processes that wait while one evaluates
 
@@ -41,7 +41,7 @@ def launch(config: TrainConfig) -> Any:
         devices=local if world > 1 or device.index is None else [device.index],
         num_nodes=world // local,
         strategy=DDPStrategy(timeout=PATIENCE) if world > 1 else "auto",
-        precision=cast(Any, PRECISIONS[config.optim.precision]),
+        precision=cast(Any, TRAINING_PRECISIONS[config.optim.precision]),
     )
     if world > 1:
         fabric.launch()

@@ -30,10 +30,13 @@ from dymn.data import (
 from dymn.errors import ConfigError, DataError
 from dymn.evaluation.score import evaluation_loader
 from dymn.models.mobilenet import MobileNet
+from dymn.system.files import read_bounded
 from dymn.training.recipe import TrainConfig
 from dymn.training.start import check_start
 from dymn.weights import open_checkpoint
 from dymn.weights.format import shorten
+
+MAX_CONFIG = 2**24  # bytes of a run's config.json
 
 
 class Inputs(NamedTuple):
@@ -249,7 +252,7 @@ def portable(config: TrainConfig) -> dict[str, Any]:
 def differences(path: Path, config: TrainConfig, data_digests: dict[str, str]) -> list[str]:
     """Return the names of the settings and data in which a run differs from the one that a `config.json` describes."""
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored = json.loads(read_bounded(path, MAX_CONFIG))
         before = _flat({**stored["config"], "data digest": stored["data"]})
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return []

@@ -13,13 +13,16 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from dymn.config import check, from_dict
+from dymn.config import check, check_number, from_dict, shown
 from dymn.errors import ConfigError
+from dymn.system.files import read_bounded
 from dymn.system.toml import loads
 
 AUTO = "auto"
+MAX_RECIPE = 2**20  # bytes
 SAMPLINGS = ("plain", "balanced", "teacher")
-PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+CLASS_WEIGHTS = ("none", "balanced")
+TRAINING_PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
 @dataclass(frozen=True)
@@ -74,13 +77,16 @@ class DataSettings:
 
     def __post_init__(self) -> None:
         check(self.sampling in SAMPLINGS, f"data.sampling is {self.sampling!r}; allowed: {', '.join(SAMPLINGS)}.")
-        for name in ("seconds", "draws", "least_draws", "workers", "fold"):
-            check(getattr(self, name) >= 0, f"data.{name} is {getattr(self, name)}; it must be at least 0.")
+        check_number("data.seconds", self.seconds, 0, 3600)
+        check_number("data.max_bad", self.max_bad, 0, 1)
+        for name, high in {"draws": 2**40, "least_draws": 2**40, "workers": 1024, "fold": 2**31}.items():
+            check_number(f"data.{name}", getattr(self, name), 0, high, whole=True)
         check(self.val != "test", "data.val is 'test'; the test clips must not choose the checkpoint. Set data.holdout or data.val = ''.")
         check(self.train not in (self.val, self.test), f"data.train is {self.train!r}, which is also a part that is evaluated.")
-        share = self.holdout is None or (isinstance(self.holdout, (int, float)) and 0 <= self.holdout < 1)
-        check(share, f"data.holdout is {self.holdout!r}; it must be a number in [0, 1).")
-        check(self.whole is None or isinstance(self.whole, bool), f"data.whole is {self.whole!r}; it must be true or false.")
+        if self.holdout is not None:
+            check_number("data.holdout", self.holdout, 0, 1)
+        check(self.holdout != 1, "data.holdout is 1; it must be below 1.")
+        check(self.whole is None or isinstance(self.whole, bool), f"data.whole is {shown(self.whole)}; it must be true or false.")
 
 
 @dataclass(frozen=True)
@@ -104,10 +110,10 @@ class TeacherSettings:
 
     def __post_init__(self) -> None:
         check(not (self.table and self.models), "teacher.table and teacher.models are both set; a teacher is offline or online.")
-        check(all(isinstance(name, str) for name in self.models), f"teacher.models is {self.models!r}; it must be a list of names.")
-        check(0 <= self.label_weight <= 1, f"teacher.label_weight is {self.label_weight}; it must be in [0, 1].")
+        check(all(isinstance(name, str) for name in self.models), f"teacher.models is {shown(self.models)}; it must be a list of names.")
+        check_number("teacher.label_weight", self.label_weight, 0, 1)
         for name in ("feature_weight", "block_weight"):
-            check(getattr(self, name) >= 0, f"teacher.{name} is {getattr(self, name)}; it must be at least 0.")
+            check_number(f"teacher.{name}", getattr(self, name), 0, 1e6)
             check(getattr(self, name) == 0 or bool(self.models), f"teacher.{name} needs an online teacher (teacher.models).")
         check(not self.calibrate or self.is_present, "teacher.calibrate needs a teacher.")
 
@@ -145,21 +151,25 @@ class AugmentSettings:
     time_mask: int = 0
 
     def __post_init__(self) -> None:
-        for name in (
-            *("roll_ms", "gain_db", "spec_mixup", "frequency_mask", "time_mask"),
-            *("shortest", "speed", "colour_db", "blend_db"),
-        ):
-            check(getattr(self, name) >= 0, f"augment.{name} is {getattr(self, name)}; it must be at least 0.")
-        for name in ("wave_mixup", "padding", "room", "blend"):
-            check(0 <= getattr(self, name) <= 1, f"augment.{name} is {getattr(self, name)}; it must be in [0, 1].")
-        check(self.wave_alpha > 0, f"augment.wave_alpha is {self.wave_alpha}; it must be above 0.")
+        limits = {"roll_ms": 3_600_000, "shortest": 3600, "speed": 10, "spec_mixup": 1000}
+        limits |= dict.fromkeys(("gain_db", "colour_db", "blend_db"), 120) | dict.fromkeys(("wave_mixup", "padding", "room", "blend"), 1)
+        for name, high in limits.items():
+            check_number(f"augment.{name}", getattr(self, name), 0, high)
+        for name in ("frequency_mask", "time_mask"):
+            check_number(f"augment.{name}", getattr(self, name), 0, 2**20, whole=True)
+        check_number("augment.wave_alpha", self.wave_alpha, 1e-3, 1000)
 
 
 @dataclass(frozen=True)
 class OptimSettings:
     """The step. `batch_size` is that of all processes and accumulated parts together; `ema` the decay of averaged weights, 0 for none.
 
-    With `norm_clips`, the norms' statistics are measured anew on so many training clips before averaged weights are evaluated and saved.
+    With `norm_clips`, the norms' statistics are measured anew on so many training clips before weights are evaluated and saved;
+    `norm_momentum` is how much of a batch goes into the running ones (0: the network's own).
+
+    `freeze` blocks from the input on do not learn, nor does what lies before them; with all blocks only the head learns. The learning
+    rate is `lr` for the head and `layer_decay` times as high for each block before the next. `label_smoothing` moves labels towards
+    "nothing is known"; with `class_weights` "balanced" the labels of rare classes count as much as those of common ones.
     """
 
     name: str = "adam"
@@ -170,17 +180,28 @@ class OptimSettings:
     clip_norm: float = 0.0
     ema: float = 0.0
     norm_clips: int = 0
+    norm_momentum: float = 0.0
+    freeze: int = 0
+    layer_decay: float = 1.0
+    label_smoothing: float = 0.0
+    class_weights: str = "none"
     precision: str = "fp32"
     compile: bool = False
 
     def __post_init__(self) -> None:
         check(self.name in ("adam", "adamw"), f"optim.name is {self.name!r}; allowed: adam, adamw.")
-        check(self.precision in PRECISIONS, f"optim.precision is {self.precision!r}; allowed: {', '.join(PRECISIONS)}.")
-        check(self.lr > 0, f"optim.lr is {self.lr}; it must be above 0.")
-        for name in ("weight_decay", "clip_norm", "norm_clips"):
-            check(getattr(self, name) >= 0, f"optim.{name} is {getattr(self, name)}; it must be at least 0.")
-        check(0 <= self.ema < 1, f"optim.ema is {self.ema}; it must be in [0, 1).")
-        parts = self.accumulate >= 1 and self.batch_size >= 1 and self.batch_size % self.accumulate == 0
+        check(self.precision in TRAINING_PRECISIONS, f"optim.precision is {self.precision!r}; allowed: {', '.join(TRAINING_PRECISIONS)}.")
+        check(self.class_weights in CLASS_WEIGHTS, f"optim.class_weights is {self.class_weights!r}; allowed: {', '.join(CLASS_WEIGHTS)}.")
+        check_number("optim.lr", self.lr, 1e-12, 1000)
+        check_number("optim.layer_decay", self.layer_decay, 1e-6, 1)
+        for name, highest in {"weight_decay": 1000, "clip_norm": 1e6, "ema": 1, "norm_momentum": 1, "label_smoothing": 1}.items():
+            check_number(f"optim.{name}", getattr(self, name), 0, highest)
+        for name in ("ema", "label_smoothing"):
+            check(getattr(self, name) < 1, f"optim.{name} is 1; it must be below 1.")
+        for name, least in {"batch_size": 1, "accumulate": 1, "norm_clips": 0, "freeze": 0}.items():
+            check_number(f"optim.{name}", getattr(self, name), least, 2**20, whole=True)
+        check(not (self.freeze and self.norm_clips), "optim.norm_clips would measure the norms that optim.freeze keeps. Set one of them.")
+        parts = self.batch_size % self.accumulate == 0
         check(parts, f"optim.batch_size is {self.batch_size}; it must be a multiple of optim.accumulate ({self.accumulate}).")
 
 
@@ -203,11 +224,12 @@ class ScheduleSettings:
     seconds: float = 0.0
 
     def __post_init__(self) -> None:
-        check(self.epochs >= 1, f"schedule.epochs is {self.epochs}; it must be at least 1.")
-        for name in ("seconds", "warm_up", "ramp_start", "ramp_length"):
-            check(getattr(self, name) >= 0, f"schedule.{name} is {getattr(self, name)}; it must be at least 0.")
-        check(0 <= self.floor <= 1, f"schedule.floor is {self.floor}; it must be in [0, 1].")
-        check(self.tau_start > 0 and self.tau_end > 0, "schedule.tau_start and schedule.tau_end must be above 0.")
+        for name in ("epochs", "tau_epochs"):
+            check_number(f"schedule.{name}", getattr(self, name), 1, 10**6, whole=True)
+        for name, high in {"warm_up": 1e6, "ramp_start": 1e6, "ramp_length": 1e6, "floor": 1, "seconds": 1e9}.items():
+            check_number(f"schedule.{name}", getattr(self, name), 0, high)
+        for name in ("tau_start", "tau_end"):
+            check_number(f"schedule.{name}", getattr(self, name), 1e-6, 1e6)
 
 
 @dataclass(frozen=True)
@@ -229,10 +251,10 @@ class RunSettings:
     save_steps: int = 1000
 
     def __post_init__(self) -> None:
-        for name in ("seed", "threads", "save_steps"):
-            check(getattr(self, name) >= 0, f"run.{name} is {getattr(self, name)}; it must be at least 0.")
-        unknown = sorted(set(self.trackers) - {"tensorboard", "wandb"})
-        check(not unknown, f"run.trackers names {unknown}; allowed: tensorboard, wandb.")
+        for name, high in {"seed": 2**63 - 1, "threads": 1024, "save_steps": 2**40}.items():
+            check_number(f"run.{name}", getattr(self, name), 0, high, whole=True)
+        unknown = [name for name in self.trackers if name not in ("tensorboard", "wandb")]
+        check(not unknown, f"run.trackers names {shown(unknown)}; allowed: tensorboard, wandb.")
 
 
 @dataclass(frozen=True)
@@ -292,7 +314,7 @@ def parse(values: Mapping[str, Any]) -> TrainConfig:
     for section, settings in values.items():
         kind = TrainConfig.NESTED.get(section)
         check(kind is not None, f"A recipe has no section [{section}]. Allowed: {', '.join(TrainConfig.NESTED)}.")
-        check(isinstance(settings, Mapping), f"[{section}] must be a table of settings, not {settings!r}.")
+        check(isinstance(settings, Mapping), f"[{section}] must be a table of settings, not {shown(settings)}.")
         defaults = kind()  # type: ignore[misc]
         for name, value in settings.items():
             check(hasattr(defaults, name), f"[{section}] has no setting {name}. Allowed: {', '.join(vars(defaults))}.")
@@ -311,7 +333,7 @@ def _check_type(name: str, value: Any, default: Any) -> None:
         tuple: isinstance(value, (list, tuple)),
         dict: isinstance(value, Mapping),
     }[type(default)]
-    check(fits, f"{name} is {value!r}; it must be of type {type(default).__name__}, such as {default!r}.")
+    check(fits, f"{name} is {shown(value)}; it must be of type {type(default).__name__}, such as {default!r}.")
 
 
 def _merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -382,7 +404,7 @@ def load_recipe(name_or_path: str | Path, assignments: Sequence[str] = ()) -> Tr
                 raise unknown_recipe(text)
             return _from_text(packaged.read_text(encoding="utf-8"), text, variant, assignments)
     try:
-        return _from_text(path.read_text(encoding="utf-8"), text, variant, assignments)
+        return _from_text(read_bounded(path, MAX_RECIPE).decode("utf-8"), text, variant, assignments)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}.") from error
 

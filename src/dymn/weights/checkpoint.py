@@ -15,7 +15,7 @@ from dymn.errors import ConfigError, WeightsError
 from dymn.weights.download import Progress, sha256_of
 from dymn.weights.efficientat import Imported, read_efficientat
 from dymn.weights.find import SAFETENSORS, file_in
-from dymn.weights.format import Stored, check_finite, read
+from dymn.weights.format import MAX_FILE, Stored, check_finite, read
 from dymn.weights.hub import fetch_hub
 from dymn.weights.labels import labels_for, numbered_labels
 from dymn.weights.published import fetch_published, import_published, published_card
@@ -80,7 +80,7 @@ def open_state_dict(path: Path, strides: Sequence[int] | None = None, temperatur
         WeightsError: if it cannot be read, or does not fit a network.
         ConfigError: if `temperature` or `strides` are not allowed.
     """
-    digest = sha256_of(path)
+    digest = sha256_of(path, MAX_FILE)
     if strides is None and temperature is None:
         for published in REGISTRY.values():
             if published.sha256 == digest or (published.sha256 is None and published.file == path.name):

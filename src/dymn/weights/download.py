@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dymn.errors import WeightsError
-from dymn.system.files import atomic_write
+from dymn.system.files import atomic_write, open_regular
 from dymn.weights.registry import PublishedModel
 from dymn.weights.transfer import Progress as Progress
 from dymn.weights.transfer import Remote, transfer
@@ -54,15 +54,18 @@ def is_local(model: PublishedModel) -> bool:
     return path.is_file() and (model.size is None or path.stat().st_size == model.size)
 
 
-def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file in hexadecimal digits.
+def sha256_of(path: Path, most: int | None = None) -> str:
+    """Return the SHA-256 of a file, of at most `most` bytes if that is given, in hexadecimal digits.
 
     Raises:
-        WeightsError: if the file cannot be read.
+        WeightsError: if the file cannot be read, is not a regular one, or is larger.
     """
     digest = hashlib.sha256()
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if most is not None and size > most:
+                raise WeightsError(f"{path} has {size:,} bytes; a checkpoint has at most {most:,}.")
             while chunk := file.read(2**20):
                 digest.update(chunk)
     except OSError as error:

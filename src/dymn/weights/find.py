@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dymn.errors import WeightsError
 from dymn.weights.download import LocalFile, Progress, sha256_of
-from dymn.weights.format import WEIGHTS_FILE
+from dymn.weights.format import MAX_FILE, WEIGHTS_FILE
 from dymn.weights.published import fetch_published
 from dymn.weights.registry import REGISTRY
 
@@ -26,7 +26,7 @@ def find_weights(name_or_path: str | Path, progress: Progress | None = None) -> 
     path = Path(os.path.expanduser(name))
     if name and path.is_dir():
         path = file_in(path)
-    return LocalFile(path, sha256_of(path)) if path.is_file() else None
+    return LocalFile(path, sha256_of(path, MAX_FILE)) if path.is_file() else None
 
 
 def file_in(folder: Path) -> Path:

@@ -83,7 +83,7 @@ def _hop(milliseconds: int) -> FrontEndConfig:
 
 OPEN_SHA256 = "348481391dddc076de453a7e68a4622b3d16c21aec8502de296ced70ee1677a9"
 MN04_SHA256 = "899a8c6217063f6941793102a2780b3dd788ab11fce468d9cf5f0577c453321c"
-MODELS = (
+PUBLISHED = (
     PublishedModel(
         "dymn04_open", "dymn04", "dymn04_open.safetensors", 1_961_239, 117_432_704, sha256=OPEN_SHA256, size=4_083_372, packaged=True
     ),
@@ -135,7 +135,7 @@ MODELS = (
     _imagenet("mn30", 40_903_160, 4_556_696_640),
     _imagenet("mn40", 70_849_536, 8_030_033_664),
 )  # fmt: skip
-REGISTRY: dict[str, PublishedModel] = {model.name: model for model in MODELS}
+REGISTRY: dict[str, PublishedModel] = {model.name: model for model in PUBLISHED}
 
 
 def unknown_model(name: str) -> WeightsError:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from dymn.inference.embedding import Embedding
-from dymn.inference.formats.layout import Column, Layout, Row
+from dymn.inference.formats.layout import Cells, Column, Layout
 
-FORMATS = ("npy", "parquet", "csv")
+EMBEDDING_FORMATS = ("npy", "parquet", "csv")
 ROW_GROUP = 1024
 
 
-def rows(found: Embedding, per_window: bool) -> Iterator[Row]:
+def rows(found: Embedding, per_window: bool) -> Iterator[Cells]:
     """Yield a row for a recording, or one for each of its windows."""
     if not per_window:
         yield found.name, 0.0, found.seconds, found.vector
@@ -34,8 +34,8 @@ def layout(names: Sequence[str]) -> Layout[Embedding]:
             Column("embedding", "vector", ".9g", tuple(names)),
         ),
         rows=rows,
-        suffixes={f".{name}": name for name in FORMATS},
+        suffixes={f".{name}": name for name in EMBEDDING_FORMATS},
         standard="csv",
-        formats=FORMATS,
+        formats=EMBEDDING_FORMATS,
         row_group=ROW_GROUP,
     )

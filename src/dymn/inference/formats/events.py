@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from dymn.errors import visible
-from dymn.inference.formats.layout import Layout, Row, Span
+from dymn.inference.formats.layout import Cells, Layout, Span
 from dymn.inference.formats.origin import Origin
 from dymn.inference.formats.tags import COLUMNS, SUFFIXES
 from dymn.inference.formats.text import clock, dash
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from dymn.inference.events import EventRecording
 
 
-def rows(recording: EventRecording, per_window: bool) -> Iterator[Row]:
+def rows(recording: EventRecording, per_window: bool) -> Iterator[Cells]:
     """Yield a row for each event."""
     for event in recording.events:
         yield recording.name, event.start, event.end, event.label, event.score, None

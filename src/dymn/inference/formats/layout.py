@@ -36,7 +36,7 @@ class Result(Protocol):
 
 R = TypeVar("R", bound=Result)
 
-Row = tuple[Any, ...]
+Cells = tuple[Any, ...]
 """One value a column; None where there is none."""
 
 
@@ -82,7 +82,7 @@ class Layout(Generic[R]):
     """
 
     columns: tuple[Column, ...]
-    rows: Callable[[R, bool], Iterable[Row]]
+    rows: Callable[[R, bool], Iterable[Cells]]
     suffixes: Mapping[str, str]
     standard: str
     formats: tuple[str, ...]
@@ -91,7 +91,7 @@ class Layout(Generic[R]):
     spans: Callable[[R], Iterable[Span]] = lambda result: ()
     row_group: int = 2**15
 
-    def rows_of(self, results: Iterable[R], origin: Origin) -> Iterator[Row]:
+    def rows_of(self, results: Iterable[R], origin: Origin) -> Iterator[Cells]:
         """Yield the rows of results, those of failed recordings included if there is a column for their errors."""
         for result in results:
             if result.error is None:

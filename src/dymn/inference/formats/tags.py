@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dymn.errors import visible
-from dymn.inference.formats.layout import Column, Layout, Row, Span
+from dymn.inference.formats.layout import Cells, Column, Layout, Span
 from dymn.inference.formats.origin import Origin
 from dymn.inference.formats.text import bar, clock, dash
 
@@ -31,7 +31,7 @@ SUFFIXES = {
 }
 
 
-def rows(recording: Recording, per_window: bool) -> Iterator[Row]:
+def rows(recording: Recording, per_window: bool) -> Iterator[Cells]:
     """Yield a row for each label of a recording, or of each of its windows."""
     parts = (window.tags for window in recording.timeline) if per_window else iter([recording.tags])
     for tags in parts:

@@ -7,12 +7,12 @@ import json
 import logging
 import math
 import threading
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -32,14 +32,17 @@ from dymn.serve.batching import BatchedBackend, Batcher, Deadline
 from dymn.serve.errors import Refusal, refusal
 from dymn.serve.metrics import Metrics
 from dymn.serve.settings import ServeSettings
+from dymn.serve.uploads import Arrival, Upload
 
 if TYPE_CHECKING:
     from dymn.inference.tagger import Tagger
-    from dymn.serve.uploads import Upload
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 MAX_PATTERNS = 4000
+MAX_GREETING = 64
+"""The most live connections that may wait with their first message; beyond, the one that has waited longest is closed."""
 MAX_LAYERED = 8
 """How many choices of layers are kept ready; clients choose them."""
 
@@ -61,7 +64,7 @@ class Question:
     layers: str = ""
 
 
-class Engine:
+class Service:
     """Models, the threads that use them, and the queue before those.
 
     Attributes:
@@ -87,7 +90,8 @@ class Engine:
         self._batcher = Batcher(self.settings.batch_size or first.batch_size, self.settings.batch_wait, self.metrics.computed)
         self._workers = ThreadPoolExecutor(self.settings.workers, "dymn-request")
         self._live = ThreadPoolExecutor(max(1, self.settings.live), "dymn-live", first.enter_worker)
-        self._accepted = 0
+        self._accepted: set[Arrival] = set()
+        self._greeting: dict[asyncio.Future[Any], None] = {}
         self._connected = 0
         self._usual_seconds = 1.0
 
@@ -127,23 +131,28 @@ class Engine:
         self._batcher.close()
 
     @contextmanager
-    def admitted(self) -> Iterator[None]:
-        """Let a request in, from its first byte to its answer.
+    def admitted(self) -> Iterator[Arrival]:
+        """Let a request in, from its first byte to its answer. Where all places are taken, the slowest body loses its own.
 
         Raises:
             Refusal: if too many are in.
         """
         room = self.settings.workers + self.settings.queue
-        if self._accepted >= room:
-            wait = min(60, math.ceil(self._usual_seconds * self._accepted / self.settings.workers))
+        if len(self._accepted) >= room and (slow := [arrival for arrival in self._accepted if arrival.is_slow]):
+            slowest = min(slow, key=lambda arrival: arrival.speed)
+            slowest.give_up()
+            self._accepted.discard(slowest)
+        if len(self._accepted) >= room:
+            wait = min(60, math.ceil(self._usual_seconds * room / self.settings.workers))
             raise Refusal(503, "queue_full", f"{room} requests are being worked on, and more are not taken. Try again in {wait} s.", wait)
-        self._accepted += 1
-        self.metrics.accepted.set(self._accepted)
+        arrival = Arrival()
+        self._accepted.add(arrival)
+        self.metrics.accepted.set(len(self._accepted))
         try:
-            yield
+            yield arrival
         finally:
-            self._accepted -= 1
-            self.metrics.accepted.set(self._accepted)
+            self._accepted.discard(arrival)
+            self.metrics.accepted.set(len(self._accepted))
 
     async def answer(self, upload: Upload, question: Question, deadline: Deadline) -> dict[str, Any]:
         """Return what is asked about a recording, as JSON types. When this is cancelled, so is the work.
@@ -255,6 +264,27 @@ class Engine:
     def _check_seconds(self, seconds: float) -> None:
         if seconds > self.settings.max_seconds:
             raise Refusal(413, "too_long", f"The recording is longer than {self.settings.max_seconds:g} s. Send it in parts.")
+
+    async def greeting(self, message: Coroutine[Any, Any, T]) -> T:
+        """Return the first message of a live connection, which has no place until then.
+
+        Raises:
+            Refusal: if it does not come, and others wait.
+        """
+        waiting = asyncio.ensure_future(message)
+        self._greeting[waiting] = None
+        if len(self._greeting) > MAX_GREETING:
+            next(iter(self._greeting)).cancel()
+        try:
+            return await waiting
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if waiting.cancelled() and not (task is not None and getattr(task, "cancelling", int)()):
+                raise Refusal(503, "live_full", "Too many connections wait. Send the settings at once.", 5) from None
+            raise
+        finally:
+            waiting.cancel()
+            self._greeting.pop(waiting, None)
 
     @asynccontextmanager
     async def connected(self) -> AsyncIterator[ThreadPoolExecutor]:

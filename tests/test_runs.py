@@ -152,3 +152,18 @@ def test_no_library_opens_a_recording_again(command, clips, tmp_path):
         pytest.skip("strace may not trace here")
     opened = Counter(path for path in re.findall(r'open\w*\([^"]*"([^"]+)"', log.read_text()) if path.startswith(str(clips)))
     assert {path: opened[str(path)] for path in clips.rglob("*.*")} == dict.fromkeys(clips.rglob("*.*"), 1)
+
+
+@pytest.mark.parametrize("rows", [False, True], ids=["stream", "journal"])
+@pytest.mark.parametrize("command", ["tag", "embed", "events"])
+def test_a_damaged_recording_alone_is_read_as_far_as_it_can_be(command, rows, clips, tmp_path):
+    cut, output = tmp_path / "cut.wav", tmp_path / "out.csv"
+    cut.write_bytes((clips / "a.wav").read_bytes()[:16_044])  # half a second of one
+    asked = [command, cut, "-m", "dymn04_open", *(["-o", output] if rows else ["-f", "csv"])]
+    refused = run(*asked)
+    assert refused.exit_code == 1 and "cut off" in refused.stderr
+    done = run(*asked, "--partial", *(["--fresh"] if rows else []))
+    assert done.exit_code == 0, done.output
+    text = output.read_text() if rows else done.stdout
+    found = list(csv.DictReader(io.StringIO(text)))
+    assert found and max(float(row["end"]) for row in found) == pytest.approx(0.5, abs=0.01)

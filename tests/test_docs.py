@@ -4,6 +4,7 @@ A fenced block marked `console` or `python` is run, in the order of its page, in
 files. One that cannot be (it downloads, or takes long) has `<!-- not run: WHY -->` on the line before it.
 """
 
+import pkgutil
 import re
 import shlex
 import shutil
@@ -19,6 +20,8 @@ SET_UP = {"pip", "pipx", "uv", "git", "apt"}  # they change the machine
 
 FENCE = re.compile(r"^```(\w+)[^\n]*\n(.*?)^```$", re.M | re.S)
 EXCUSE = re.compile(r"<!-- not run: \S.* -->\n$")
+NAME = re.compile(r"`(dymn(?:\.[A-Za-z_]\w*)+)(?=[`(\[])")
+TEST = re.compile(r"`(test_\w+)(?:\.py)?`")
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)|src=\"([^\"]+)\"|!\[[^\]]*\]\(([^)\s]+)\)")
 
 
@@ -114,3 +117,34 @@ def test_blocks_have_a_language():
         fences = re.findall(r"^```(.*)$", page.read_text(encoding="utf-8"), re.M)
         assert all(fences[::2]), f"{page.name}: say what a block is in, `text` if nothing else"
         assert not any(fences[1::2]), page.name
+
+
+@pytest.mark.parametrize("folder", ["pages", "src", "benchmarks", "tests"])
+def test_names_in_backticks_exist(folder):
+    pages = [*PAGES, ROOT / "SECURITY.md"]
+    files = pages if folder == "pages" else sorted((ROOT / folder).rglob("*.py"))
+    texts = {path: path.read_text(encoding="utf-8") for path in files}
+    changelog = ROOT / "CHANGELOG.md"
+    texts |= {changelog: unreleased(changelog.read_text(encoding="utf-8"))} if folder == "pages" else {}
+    dead = [f"{path.relative_to(ROOT)}: {name}" for path, text in texts.items() for name in set(NAME.findall(text)) if not resolves(name)]
+    assert not dead
+
+
+def unreleased(changelog: str) -> str:
+    """Return the part of the changelog that is not part of a release yet; names in older parts are those of their time."""
+    return re.split(r"^## \[\d", changelog, maxsplit=1, flags=re.M)[0]
+
+
+def resolves(name: str) -> bool:
+    try:
+        pkgutil.resolve_name(name)
+    except (AttributeError, ModuleNotFoundError):
+        return False
+    return True
+
+
+def test_tests_named_in_the_documentation_exist():
+    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("*.py"))
+    known = set(re.findall(r"def (test_\w+)", sources)) | {path.stem for path in (ROOT / "tests").glob("*.py")}
+    for page in PAGES:
+        assert not set(TEST.findall(page.read_text(encoding="utf-8"))) - known, page.name

@@ -74,7 +74,8 @@ class Asked:
     partial: bool = False
 
 
-class Form(NamedTuple, Generic[R]):
+@dataclass(frozen=True)
+class Form(Generic[R]):
     """The form of results.
 
     Attributes:

@@ -362,3 +362,24 @@ def test_numbers_of_published_files(shared, name, build):
     embedding = network.embed(stored["log_mel"], 1)
     assert np.abs(network.logits(embedding) - stored["logits"]).max() < 1e-5
     assert np.abs(embedding - stored["embedding"]).max() < 1e-5
+
+
+def test_the_server_needs_no_pytorch(checkpoints, tmp_path):
+    pytest.importorskip("fastapi")
+    pytest.importorskip("httpx")
+    soundfile.write(tmp_path / "noise.wav", sounds(70_000), 32_000)
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from starlette.testclient import TestClient\n"
+        "from dymn.commands.serve import load_taggers\nfrom dymn.serve.app import create_app\n"
+        f"app = create_app(load_taggers([{str(checkpoints / 'own.safetensors')!r}], None, None, True, 'auto', 'float32'))\n"
+        "with TestClient(app) as client:\n"
+        "    content = open('noise.wav', 'rb').read()\n"
+        "    answer = client.post('/v1/tag?embedding=true', content=content)\n"
+        "    assert answer.status_code == 200, answer.text\n"
+        "    assert len(answer.json()['embedding']['vector']) == 96, answer.text\n"
+        "    deeper = client.post('/v1/tag?embedding=true&layers=mels', content=content)\n"
+        "    assert deeper.status_code in (400, 501) and 'dymn[torch]' in deeper.text, (deeper.status_code, deeper.text)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr

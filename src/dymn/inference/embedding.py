@@ -107,9 +107,10 @@ class Embedder:
             self.size = self.backend.embedding_size
             self.names = tuple(f"{LAST}_{i}" for i in range(self.size))
             return
+        network = self.backend.network()  # first: it says what to install where there is no PyTorch
         from dymn.runtime.layer_averages import LayerAverages
 
-        self._averages = LayerAverages(self.backend.network(), layers, self.backend.precision)
+        self._averages = LayerAverages(network, layers, self.backend.precision)
         self.layers, self.names, self.size = self._averages.layers, self._averages.names, self._averages.size
 
     @property

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
@@ -43,6 +45,7 @@ class Presented(IterableDataset[Collated]):
         self.samples, self.crop, self.fill, self.seed = samples, crop, fill, seed
         self.rows = None if teacher is None else teacher.match(source, partial=partial)
         self.columns = None if teacher is None else teacher.columns(source.labels)
+        self._longer = 0  # clips of a batch that are cut by more than a tenth
         self.start = torch.zeros(2, dtype=torch.int64)
         self.length = None if crop != "windows" or samples is None else Length(samples, longest or samples)
 
@@ -55,10 +58,11 @@ class Presented(IterableDataset[Collated]):
                 heard = functools.partial(self._windows, self.length, contents)
                 yield from batches(share, heard, self._logits, self.batches.batch_size)
                 continue
+            self._longer = 0
             items = [self._presented(draw, contents.get(draw.clip)) for draw in share]
             collated = collate([clip for clip, _ in items], teachers=[logits for _, logits in items], fill=self.fill)
             places = [draw.clip for draw, (clip, _) in zip(share, items, strict=True) if isinstance(clip, Clip)]
-            yield collated._replace(clips=places)
+            yield collated._replace(clips=places, cut=self._longer)
 
     def _windows(self, length: Length, contents: dict[int, bytes | Exception], draw: Draw) -> Iterator[Heard]:
         for clip, seconds in windows(self.source, draw, length, self.fill, contents.get(draw.clip)):
@@ -74,11 +78,13 @@ class Presented(IterableDataset[Collated]):
         return logits
 
     def _presented(self, draw: Draw, content: bytes | Exception | None) -> tuple[Clip | BadClip, Floats | None]:
-        cut = None
-        if self.samples is not None:
-            cut = functools.partial(fit, samples=self.samples, generator=self._chance(draw), fill=self.fill)
+        cut = None if self.samples is None else functools.partial(self._fitted, draw, self.samples)
         clip = self._checked(self.source.clip(draw.clip, cut, content), draw)
         return clip, None if isinstance(clip, BadClip) else self._logits(draw)
+
+    def _fitted(self, draw: Draw, samples: int, waveform: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        self._longer += self.crop == "start" and 10 * len(waveform) > 11 * samples
+        return fit(waveform, samples, self._chance(draw), self.fill)
 
     def _chance(self, draw: Draw) -> np.random.Generator | None:
         return np.random.default_rng((self.seed, draw.epoch, draw.place, CROPS)) if self.crop == "random" else None

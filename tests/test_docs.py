@@ -20,7 +20,7 @@ SET_UP = {"pip", "pipx", "uv", "git", "apt"}  # they change the machine
 
 FENCE = re.compile(r"^```(\w+)[^\n]*\n(.*?)^```$", re.M | re.S)
 EXCUSE = re.compile(r"<!-- not run: \S.* -->\n$")
-NAME = re.compile(r"`(dymn(?:\.[A-Za-z_]\w*)+)(?=[`(\[])")
+NAME = re.compile(r"(?:`|^::: )(dymn(?:\.[A-Za-z_]\w*)+)(?=[`(\[\n])", re.M)
 TEST = re.compile(r"`(test_\w+)(?:\.py)?`")
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)|src=\"([^\"]+)\"|!\[[^\]]*\]\(([^)\s]+)\)")
 
@@ -120,7 +120,7 @@ def test_blocks_have_a_language():
 
 
 @pytest.mark.parametrize("folder", ["pages", "src", "benchmarks", "tests"])
-def test_names_in_backticks_exist(folder):
+def test_names_of_the_library_exist(folder):
     pages = [*PAGES, ROOT / "SECURITY.md"]
     files = pages if folder == "pages" else sorted((ROOT / folder).rglob("*.py"))
     texts = {path: path.read_text(encoding="utf-8") for path in files}

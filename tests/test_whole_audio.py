@@ -638,3 +638,10 @@ def test_sound_behind_much_that_is_none(kind):
     except AudioError as error:
         assert "bytes between its frames are none" in str(error)  # noqa: PT017
     assert time.process_time() - begin < 5
+
+
+def test_more_channels_than_ffmpeg_converts():
+    data = bytearray(encoded("CAF"))
+    data[47] = 65  # the channels in its description; its packets do not fit them any more
+    with pytest.raises(AudioError):
+        heard(bytes(data))

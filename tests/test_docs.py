@@ -20,7 +20,7 @@ SET_UP = {"pip", "pipx", "uv", "git", "apt"}  # they change the machine
 
 FENCE = re.compile(r"^```(\w+)[^\n]*\n(.*?)^```$", re.M | re.S)
 EXCUSE = re.compile(r"<!-- not run: \S.* -->\n$")
-NAME = re.compile(r"`(dymn(?:\.[A-Za-z_]\w*)+)(?=[`(\[])")
+NAME = re.compile(r"(?:`|^::: )(dymn(?:\.[A-Za-z_]\w*)+)(?=[`(\[\n])", re.M)
 TEST = re.compile(r"`(test_\w+)(?:\.py)?`")
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)|src=\"([^\"]+)\"|!\[[^\]]*\]\(([^)\s]+)\)")
 
@@ -64,8 +64,23 @@ def desk(tmp_path_factory):
         path.parent.mkdir(parents=True, exist_ok=True)
         soundfile.write(path, 0.1 * random.standard_normal(8000), 32_000)
     soundfile.write(folder / "street.wav", 0.1 * random.standard_normal((44_100, 2)), 44_100, subtype="PCM_24")
+    write_parquet(folder / "audioset" / "data" / "bal_train-00000.parquet", sorted((ROOT / "examples" / "audio").glob("*.ogg")))
     create_model("mn01", num_classes=2).save_pretrained(folder / "my_model")
     return folder
+
+
+def write_parquet(path: Path, recordings: list[Path]) -> None:
+    """Write recordings in the columns of AudioSet on the Hugging Face Hub."""
+    import pyarrow
+    import pyarrow.parquet
+
+    path.parent.mkdir(parents=True)
+    labels = [["Animal", "Dog"], ["Music"]]
+    rows = [
+        {"video_id": place.stem, "audio": {"bytes": place.read_bytes(), "path": place.name}, "labels": [], "human_labels": labels[i % 2]}
+        for i, place in enumerate(recordings)
+    ]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
 
 
 @pytest.fixture
@@ -120,7 +135,7 @@ def test_blocks_have_a_language():
 
 
 @pytest.mark.parametrize("folder", ["pages", "src", "benchmarks", "tests"])
-def test_names_in_backticks_exist(folder):
+def test_names_of_the_library_exist(folder):
     pages = [*PAGES, ROOT / "SECURITY.md"]
     files = pages if folder == "pages" else sorted((ROOT / folder).rglob("*.py"))
     texts = {path: path.read_text(encoding="utf-8") for path in files}

@@ -421,9 +421,9 @@ def test_files_are_those_of_safetensors(model, tmp_path):
 
 @pytest.mark.parametrize("change", [{"head": {}}, {"head": ["mlp"]}, {"blocks": {"activation": {}}}, {"blocks": {"attention": []}}])
 def test_parts_that_are_no_names(model, tmp_path, change):
-    description = weights_format.description(model.stored())
-    inner = change.pop("blocks", {})
-    description["config"] |= change
+    description = json.loads(json.dumps(weights_format.description(model.stored())))
+    inner = change.get("blocks", {})
+    description["config"] |= {name: value for name, value in change.items() if name != "blocks"}
     description["config"]["blocks"][3] |= inner
     content = serialise(model.state_dict(), {"dymn": json.dumps(description)})
     (tmp_path / "a.safetensors").write_bytes(content)

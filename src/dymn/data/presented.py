@@ -23,7 +23,7 @@ CROPS = 1
 
 
 class Presented(IterableDataset[Collated]):
-    """The batches of an epoch, with crops and the teacher's logits: what a worker process makes, every so-manieth of them.
+    """The batches of an epoch, with crops and the teacher's logits: each worker process makes every n-th of them.
 
     `start` holds the epoch and its first batch; workers see what the main process writes there.
     """
@@ -69,7 +69,7 @@ class Presented(IterableDataset[Collated]):
             yield Heard(self._checked(clip, draw), seconds)
 
     def _checked(self, clip: Clip | BadClip, draw: Draw) -> Clip | BadClip:
-        return clip if isinstance(clip, BadClip) else self.stranger(draw.clip, clip.fingerprint) or clip
+        return clip if isinstance(clip, BadClip) else self.mismatch(draw.clip, clip.fingerprint) or clip
 
     def _logits(self, draw: Draw) -> Floats | None:
         if self.teacher is None or self.rows is None or self.rows[draw.clip] < 0:
@@ -94,7 +94,7 @@ class Presented(IterableDataset[Collated]):
         generator = self._chance(draw) if n > samples else None
         return 0 if generator is None else int(generator.integers(0, n - samples + 1))
 
-    def stranger(self, clip: int, mark: int) -> BadClip | None:
+    def mismatch(self, clip: int, mark: int) -> BadClip | None:
         """Return why a clip with this fingerprint is not the one that the teacher heard; None if it may be."""
         if self.teacher is None or self.rows is None or self.rows[clip] < 0:
             return None

@@ -52,7 +52,7 @@ def train(config: TrainConfig, reporter: Reporter | None = None, data: Dataset |
 
     Args:
         config: the run.
-        reporter: is told how it goes.
+        reporter: receives the progress.
         data: the dataset, where it is open already and the config leaves nothing open (see `dymn.training.resolve`).
 
     Raises:

@@ -59,7 +59,7 @@ WEIGHTS_FILE = "draws.npy"  # how often each training clip is drawn
 
 
 class Prepared:
-    """A training run before its first epoch: data, teachers, network, optimiser, and the state of before where it continues."""
+    """A training run before its first epoch: data, teachers, network, optimiser, and the saved state of a run that continues."""
 
     def __init__(self, config: TrainConfig, reporter: Reporter, data: Dataset | None = None) -> None:
         config = with_folder(config)

@@ -91,7 +91,7 @@ class DataSettings:
 
 @dataclass(frozen=True)
 class TeacherSettings:
-    """Who teaches. Offline (the paper): logits from `table`. Online: `models` hear the same augmented, mixed input.
+    """The teacher. Offline (the paper): logits from `table`. Online: `models` hear the same augmented, mixed input.
 
     `label_weight` is lambda of eq. 8. `feature_weight` adds the squared distance between the embeddings of student and (first
     online) teacher, in units of the teacher's variance, `block_weight` that between the outputs of their blocks, a mean over the blocks.
@@ -119,7 +119,7 @@ class TeacherSettings:
 
     @property
     def is_present(self) -> bool:
-        """Whether anyone teaches."""
+        """Whether there is a teacher."""
         return bool(self.table or self.models)
 
 

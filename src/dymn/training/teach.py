@@ -88,7 +88,7 @@ class Ensemble:
                 f"{teacher.name} {f'{card.seconds:g} s' if card.seconds else 'unknown'} ({card.fill})"
                 for teacher, card in zip(self.teachers, cards, strict=True)
             )
-            raise ConfigError(f"The models were trained with different clips: {told}. Say what they are to hear: --seconds and --fill.")
+            raise ConfigError(f"The models were trained with different clips: {told}. Set --seconds and --fill.")
         return Learned(lengths.pop(), fills.pop())
 
     @torch.inference_mode()

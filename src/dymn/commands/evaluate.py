@@ -128,7 +128,8 @@ def evaluate(
         write_confusion(confusion, found.labels, found.confusion)
     if found.split == "all":
         note(
-            "There is no test set, so all clips were taken, also those that the model may have been trained with.", quiet or split == "all"
+            "There is no test set, so all clips were evaluated, including those that the model may have been trained on.",
+            quiet or split == "all",
         )
     typer.echo(as_json(found, model, data) if format == "json" else as_table(found))
 

@@ -209,6 +209,6 @@ def load_taggers(
         tagger = load_tagger(model, device, threads, quiet, backend, precision)
         name = tagger.card.name or Path(model or "").stem or "model"
         if name in taggers:
-            note(f"{model} is called {name}, as a model before it; it is left out.", quiet)
+            note(f"{model} is called {name}, like an earlier model, and is left out.", quiet)
         taggers.setdefault(name, tagger)
     return taggers

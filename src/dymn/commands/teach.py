@@ -115,7 +115,7 @@ def teach(
                 progress=progress,
             )
         except KeyboardInterrupt:
-            note("The same command continues where it was.", quiet)
+            note("The same command resumes the run.", quiet)
             raise
     left_out = table.settings.get("left_out", [])
     if left_out:
@@ -123,6 +123,7 @@ def teach(
     if longer := table.settings.get("longer", 0):
         length = table.settings["seconds"]
         note(
-            f"{longer} clips are longer than {length:g} s; their logits are those of the beginning. --seconds lets models hear more.", quiet
+            f"{longer} clips are longer than {length:g} s; their logits are those of the beginnings. Use more of each with --seconds.",
+            quiet,
         )
     say(f"{output}  {len(table)} clips, {table.classes} classes")

@@ -34,7 +34,7 @@ def profile(
         ),
     ] = None,
     input_seconds: Annotated[
-        float, typer.Option(metavar="SECONDS", help="How long the recording is. The paper's numbers are for 10 seconds.")
+        float, typer.Option(metavar="SECONDS", help="Length of the recording. The paper's numbers are for 10 seconds.")
     ] = 10.0,
     runs: Annotated[
         int | None,

@@ -113,7 +113,7 @@ def train(
 ) -> None:
     """Train a network: fine-tune one on your own clips, or run any recipe of the paper.
 
-    An interrupted run is resumed by the same command, and ends with the numbers that it would have had.
+    An interrupted run is resumed by the same command, with the same result.
 
     Examples: `dymn train --data FOLDER --model mn04_as` for a folder that holds one folder of clips for each class;
     `dymn train esc50:mn10 --data ESC-50 --fold all`; `dymn train --recipes`.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
+import io
 import json
 import re
 from pathlib import Path
@@ -15,10 +15,10 @@ from dymn.config import ModelCard, check, from_dict
 from dymn.errors import ConfigError, MissingExtraError, WeightsError
 from dymn.runtime.backend import Backend, Floats, Output
 from dymn.system.cpus import default_threads
+from dymn.system.files import digest_of
 from dymn.weights.download import cache_folder
 
 MAX_METADATA = 2**20
-SHIPPED = "dymn04_open"  # the model that comes with dymn
 
 
 def cached_path(name: str) -> Path:
@@ -50,6 +50,7 @@ class OnnxBackend(Backend):
         input: "waveform" or "log-mel".
         seconds: the length of a clip, or None if any length is allowed.
         embedding_size: number of values of an embedding.
+        exported_from: SHA-256 of the checkpoint that was exported; empty if that was none.
     """
 
     def __init__(self, source: str | Path | bytes, threads: int | None = None) -> None:
@@ -90,6 +91,7 @@ class OnnxBackend(Backend):
             check(0 < len(text) <= MAX_METADATA, "it has no description")
             described: dict[str, Any] = json.loads(text)
             card = from_dict(ModelCard, described["card"])
+            self.exported_from = str(card.provenance.get("sha256", ""))
             self.card = dataclasses.replace(card, provenance=card.provenance | {"sha256": _digest(source)})
             self.input = str(described["input"])
             self.seconds: float | None = None if described["seconds"] is None else float(described["seconds"])
@@ -137,9 +139,5 @@ class OnnxBackend(Backend):
 
 
 def _digest(source: str | Path | bytes) -> str:
-    if isinstance(source, bytes):
-        return hashlib.sha256(source).hexdigest()
-    with open(source, "rb") as file:
-        return (
-            hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else hashlib.sha256(file.read()).hexdigest()
-        )
+    with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
+        return digest_of(file)

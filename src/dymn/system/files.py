@@ -76,9 +76,9 @@ def read_bounded(path: str | Path, most: int) -> bytes:
         OSError: if the file cannot be read, is not a regular one, or is larger.
     """
     with open_regular(path) as file:
-        vast = os.fstat(file.fileno()).st_size > most
-        content = b"" if vast else file.read(most + 1)
-    if vast or len(content) > most:
+        size = os.fstat(file.fileno()).st_size
+        content = file.read(size + 1) if size <= most else b""  # reading reserves what it is asked for
+    if max(size, len(content)) > most:
         raise OSError(errno.EFBIG, f"it has more than {most:,} bytes", str(path))
     return content
 

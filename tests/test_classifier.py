@@ -1,5 +1,8 @@
 """`dymn.pipeline`: every kind of input that programs written for transformers give."""
 
+import io
+import types
+
 import numpy as np
 import pytest
 import soundfile
@@ -91,3 +94,20 @@ def test_what_it_is_not(classifier, network, tmp_path):
             classifier(wrong)
     with pytest.raises(AudioError, match=r"nothing\.wav"):
         classifier([np.zeros(1000, np.float32), str(tmp_path / "nothing.wav")])
+
+
+class Decoder:
+    """Stands in for torchcodec's AudioDecoder."""
+
+    def get_all_samples(self):
+        return types.SimpleNamespace(data=torch.full((2, 16_000), 0.1), sample_rate=16_000)
+
+
+def test_open_files_decoders_and_iterators(classifier, clip):
+    expected = classifier(str(clip))
+    assert classifier(io.BytesIO(clip.read_bytes())) == expected
+    answers = classifier(iter([str(clip), Decoder()]))
+    assert next(answers) == expected
+    assert next(answers) == classifier({"raw": np.full(16_000, 0.1, np.float32), "sampling_rate": 16_000})
+    assert len(classifier(str(clip), top_k=1)) == 1
+    assert len(classifier(str(clip), top_k=None)) == len(classifier.tagger.labels)

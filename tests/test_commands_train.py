@@ -168,6 +168,8 @@ def test_teach_hears_what_the_model_was_trained_with(desk):
     done = run("train", "--data", "clips", "--model", "other.safetensors", "--out", "own", *QUICK, "--set", "data.fill=repeat")
     assert done.exit_code == 0, done.output
     assert run("teach", "clips", "--models", "own/best.safetensors", "--out", "own.safetensors", "-q").exit_code == 0
+    short = run("teach", "clips", "--models", "own/best.safetensors", "--out", "short_own.safetensors", "--seconds", "0.1")
+    assert "12 clips are longer than 0.1 s; their logits are those of the beginning" in short.stderr
     settings = TeacherTable.open(desk / "own.safetensors").settings
     assert (settings["seconds"], settings["fill"]) == (1.0, "repeat")
 

@@ -28,6 +28,7 @@ from dymn.runtime.onnx_backend import OnnxBackend
 from dymn.runtime.opening import open_backend
 from dymn.runtime.torch_backend import TorchBackend
 from dymn.weights import REGISTRY, open_checkpoint
+from dymn.weights.efficientat import read_efficientat
 from test_benchmarks import load as load_benchmark
 
 LIVELY = load_benchmark("lively")
@@ -343,3 +344,42 @@ def test_folding_divides_the_temperature_in_and_drops_single_kernels():
             np.abs(network.logits(network.embed(log_mel.numpy(), 1)) - expected.logits.numpy()).max() < 2e-5 * expected.logits.abs().max()
         )
     assert Variant(width=0.1, n_kernels=1).config().blocks[3].n_kernels == 1
+
+
+FIXTURES = ("dymn_w01", "dymn_w01_50cls_s2221", "mn_w01", "mn_w01_fully_convolutional")
+
+
+@pytest.mark.parametrize("build", libraries())
+@pytest.mark.parametrize("name", FIXTURES)
+def test_numbers_of_published_files(shared, name, build):
+    """From a state dict in the published layout to the logits that its authors' code gives, in NumPy and compiled code."""
+    folder = shared / "fixtures" / name
+    built = json.loads((folder / "config.json").read_text())
+    strides = tuple(built.get("strides", (2, 2, 2, 2)))
+    imported = read_efficientat(folder / "state_dict.pt", strides=strides)
+    network = CompiledNetwork(pack(fold(*imported)), build)
+    stored = np.load(folder / "io.npz")
+    embedding = network.embed(stored["log_mel"], 1)
+    assert np.abs(network.logits(embedding) - stored["logits"]).max() < 1e-5
+    assert np.abs(embedding - stored["embedding"]).max() < 1e-5
+
+
+def test_the_server_needs_no_pytorch(checkpoints, tmp_path):
+    pytest.importorskip("fastapi")
+    pytest.importorskip("httpx")
+    soundfile.write(tmp_path / "noise.wav", sounds(70_000), 32_000)
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from starlette.testclient import TestClient\n"
+        "from dymn.commands.serve import load_taggers\nfrom dymn.serve.app import create_app\n"
+        f"app = create_app(load_taggers([{str(checkpoints / 'own.safetensors')!r}], None, None, True, 'auto', 'float32'))\n"
+        "with TestClient(app) as client:\n"
+        "    content = open('noise.wav', 'rb').read()\n"
+        "    answer = client.post('/v1/tag?embedding=true', content=content)\n"
+        "    assert answer.status_code == 200, answer.text\n"
+        "    assert len(answer.json()['embedding']['vector']) == 96, answer.text\n"
+        "    deeper = client.post('/v1/tag?embedding=true&layers=mels', content=content)\n"
+        "    assert deeper.status_code in (400, 501) and 'dymn[torch]' in deeper.text, (deeper.status_code, deeper.text)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr

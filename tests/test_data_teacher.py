@@ -256,6 +256,7 @@ def test_a_teacher_hears_what_it_was_trained_with(manifest, models, tmp_path):
     assert (made.settings["seconds"], made.settings["fill"]) == (0.25, "repeat")
     told = teach(source, learned[:1], tmp_path / "told.safetensors", seconds=0.5, fill="pad")
     assert (told.settings["seconds"], told.settings["fill"]) == (0.5, "pad") and (told.logits != made.logits).any()
+    assert (made.settings["longer"], told.settings["longer"]) == (N, 0)  # clips of half a second
     unknown = teach(source, models[:1], tmp_path / "unknown.safetensors")
     assert (unknown.settings["seconds"], unknown.settings["fill"]) == (10.0, "pad")
     both = [learned[0], trained_with(models[1], seconds=0.5, fill="repeat")]

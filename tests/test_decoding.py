@@ -447,7 +447,7 @@ def test_ffmpeg_formats(tmp_path, name, codec):
 def test_without_pyav_it_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
     path = tmp_path / "clip.m4a"
-    path.write_bytes(b"\0\0\0\x1cftypM4A " + bytes(50))
+    path.write_bytes(b"\0\0\0\x10ftypM4A \0\0\0\0" + b"\0\0\0\x08moov")
     for source in (path, io.BytesIO(path.read_bytes())):
         with pytest.raises(MissingDecoderError, match="pip install av") as error:
             reading.read(source)

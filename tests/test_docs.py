@@ -4,6 +4,7 @@ A fenced block marked `console` or `python` is run, in the order of its page, in
 files. One that cannot be (it downloads, or takes long) has `<!-- not run: WHY -->` on the line before it.
 """
 
+import pkgutil
 import re
 import shlex
 import shutil
@@ -19,6 +20,8 @@ SET_UP = {"pip", "pipx", "uv", "git", "apt"}  # they change the machine
 
 FENCE = re.compile(r"^```(\w+)[^\n]*\n(.*?)^```$", re.M | re.S)
 EXCUSE = re.compile(r"<!-- not run: \S.* -->\n$")
+NAME = re.compile(r"(?:`|^::: )(dymn(?:\.[A-Za-z_]\w*)+)(?=[`(\[\n])", re.M)
+TEST = re.compile(r"`(test_\w+)(?:\.py)?`")
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)|src=\"([^\"]+)\"|!\[[^\]]*\]\(([^)\s]+)\)")
 
 
@@ -61,8 +64,23 @@ def desk(tmp_path_factory):
         path.parent.mkdir(parents=True, exist_ok=True)
         soundfile.write(path, 0.1 * random.standard_normal(8000), 32_000)
     soundfile.write(folder / "street.wav", 0.1 * random.standard_normal((44_100, 2)), 44_100, subtype="PCM_24")
+    write_parquet(folder / "audioset" / "data" / "bal_train-00000.parquet", sorted((ROOT / "examples" / "audio").glob("*.ogg")))
     create_model("mn01", num_classes=2).save_pretrained(folder / "my_model")
     return folder
+
+
+def write_parquet(path: Path, recordings: list[Path]) -> None:
+    """Write recordings in the columns of AudioSet on the Hugging Face Hub."""
+    import pyarrow
+    import pyarrow.parquet
+
+    path.parent.mkdir(parents=True)
+    labels = [["Animal", "Dog"], ["Music"]]
+    rows = [
+        {"video_id": place.stem, "audio": {"bytes": place.read_bytes(), "path": place.name}, "labels": [], "human_labels": labels[i % 2]}
+        for i, place in enumerate(recordings)
+    ]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
 
 
 @pytest.fixture
@@ -114,3 +132,34 @@ def test_blocks_have_a_language():
         fences = re.findall(r"^```(.*)$", page.read_text(encoding="utf-8"), re.M)
         assert all(fences[::2]), f"{page.name}: say what a block is in, `text` if nothing else"
         assert not any(fences[1::2]), page.name
+
+
+@pytest.mark.parametrize("folder", ["pages", "src", "benchmarks", "tests"])
+def test_names_of_the_library_exist(folder):
+    pages = [*PAGES, ROOT / "SECURITY.md"]
+    files = pages if folder == "pages" else sorted((ROOT / folder).rglob("*.py"))
+    texts = {path: path.read_text(encoding="utf-8") for path in files}
+    changelog = ROOT / "CHANGELOG.md"
+    texts |= {changelog: unreleased(changelog.read_text(encoding="utf-8"))} if folder == "pages" else {}
+    dead = [f"{path.relative_to(ROOT)}: {name}" for path, text in texts.items() for name in set(NAME.findall(text)) if not resolves(name)]
+    assert not dead
+
+
+def unreleased(changelog: str) -> str:
+    """Return the part of the changelog that is not part of a release yet; names in older parts are those of their time."""
+    return re.split(r"^## \[\d", changelog, maxsplit=1, flags=re.M)[0]
+
+
+def resolves(name: str) -> bool:
+    try:
+        pkgutil.resolve_name(name)
+    except (AttributeError, ModuleNotFoundError):
+        return False
+    return True
+
+
+def test_tests_named_in_the_documentation_exist():
+    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("*.py"))
+    known = set(re.findall(r"def (test_\w+)", sources)) | {path.stem for path in (ROOT / "tests").glob("*.py")}
+    for page in PAGES:
+        assert not set(TEST.findall(page.read_text(encoding="utf-8"))) - known, page.name

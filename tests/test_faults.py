@@ -294,7 +294,7 @@ tagger = Tagger(create_model("dymn04", 2), device="cpu")
 samples = np.zeros((1, 32000), np.float32)
 tagger.probabilities(samples)
 pages = int(open("/proc/self/statm").read().split()[0])
-resource.setrlimit(resource.RLIMIT_AS, (pages * 4096 + 200 * 2**20,) * 2)
+resource.setrlimit(resource.RLIMIT_AS, (pages * 4096 + 60 * 2**20,) * 2)
 for compute in (tagger.probabilities, tagger.embedder("last").vectors):
     try:
         compute(torch.zeros(1, 32000).expand(2000, 32000))

@@ -360,3 +360,60 @@ def test_a_skeleton_of_nonsense():
 def test_finite_values_whose_sum_is_not_are_finite():
     assert is_finite(np.full(4, 3e38, np.float32)) and is_finite(np.zeros((), np.int64))
     assert not is_finite(np.array([np.inf, -np.inf])) and not is_finite(np.array([np.nan])) and is_finite(np.full(999, 6e4, np.float16))
+
+
+def described(arrays, content=bytes(16)):
+    """A file with these entries in its header, and this content."""
+    metadata = {"dymn": json.dumps({"format": 1, "config": to_dict(model_config("mn01", num_classes=1)), "card": {"labels": ["a"]}})}
+    header = json.dumps({"__metadata__": metadata, **arrays}).encode()
+    return len(header).to_bytes(8, "little") + header + content
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"dtype": "F32", "shape": [4], "data_offsets": [0, True]},
+        {"dtype": "F32", "shape": [True, 4], "data_offsets": [0, 16]},
+        {"dtype": "F32", "shape": [4], "data_offsets": [0, 8]},
+        {"dtype": "F32", "shape": [4], "data_offsets": [4, 20]},
+        {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]},
+        {"dtype": "F32", "shape": [-4], "data_offsets": [0, 16]},
+        {"dtype": "F32", "shape": [4.0], "data_offsets": [0, 16]},
+        {"dtype": "F32", "shape": [2**40, 0], "data_offsets": [0, 0]},
+        {"dtype": "F32", "shape": [4], "data_offsets": [-16, 16]},
+        {"dtype": "F32", "shape": [1] * 9 + [4], "data_offsets": [0, 16]},
+        {"dtype": "X9", "shape": [4], "data_offsets": [0, 16]},
+        {"dtype": "F32", "shape": 4, "data_offsets": [0, 16]},
+        {"dtype": "F32", "shape": [4], "data_offsets": [0]},
+        {"dtype": "F32", "shape": [4], "data_offsets": {"a": 1}},
+        {"dtype": ["F32"], "shape": [4], "data_offsets": [0, 16]},
+        {"shape": [4], "data_offsets": [0, 16]},
+        [1, 2],
+        None,
+    ],
+    ids=str,
+)
+def test_arrays_that_do_not_lie_where_the_header_says(tmp_path, entry):
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(described({"a": entry}))
+    with pytest.raises(WeightsError, match="is damaged"):
+        weights_format.read(path)
+    path.write_bytes(described({"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}))
+    assert weights_format.read(path).state["a"].tolist() == [0, 0, 0, 0]
+
+
+def test_files_are_those_of_safetensors(model, tmp_path):
+    """What the reference implementation reads, and the other way round."""
+    from safetensors.torch import load_file, save_file
+
+    pretrained.save(model, tmp_path / "a.safetensors", dtype=torch.bfloat16)
+    theirs = load_file(tmp_path / "a.safetensors")
+    state = model.state_dict()
+    assert theirs.keys() == state.keys()
+    for name, tensor in theirs.items():
+        assert torch.equal(tensor, state[name].to(torch.bfloat16) if state[name].ndim >= 2 else state[name])
+    save_file(theirs, tmp_path / "b.safetensors", {"dymn": json.dumps(weights_format.description(model.stored()))})
+    mine = weights_format.read(tmp_path / "b.safetensors").state
+    assert all(
+        np.array_equal(values, theirs[name].float() if values.dtype == np.float32 else theirs[name]) for name, values in mine.items()
+    )

@@ -6,8 +6,10 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -152,3 +154,49 @@ def test_no_library_opens_a_recording_again(command, clips, tmp_path):
         pytest.skip("strace may not trace here")
     opened = Counter(path for path in re.findall(r'open\w*\([^"]*"([^"]+)"', log.read_text()) if path.startswith(str(clips)))
     assert {path: opened[str(path)] for path in clips.rglob("*.*")} == dict.fromkeys(clips.rglob("*.*"), 1)
+
+
+@pytest.mark.parametrize("rows", [False, True], ids=["stream", "journal"])
+@pytest.mark.parametrize("command", ["tag", "embed", "events"])
+def test_a_damaged_recording_alone_is_read_as_far_as_it_can_be(command, rows, clips, tmp_path):
+    cut, output = tmp_path / "cut.wav", tmp_path / "out.csv"
+    cut.write_bytes((clips / "a.wav").read_bytes()[:16_044])  # half a second of one
+    asked = [command, cut, "-m", "dymn04_open", *(["-o", output] if rows else ["-f", "csv"])]
+    refused = run(*asked)
+    assert refused.exit_code == 1 and "cut off" in refused.stderr
+    done = run(*asked, "--partial", *(["--fresh"] if rows else []))
+    assert done.exit_code == 0, done.output
+    text = output.read_text() if rows else done.stdout
+    found = list(csv.DictReader(io.StringIO(text)))
+    assert found and max(float(row["end"]) for row in found) == pytest.approx(0.5, abs=0.01)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends signals")
+@pytest.mark.parametrize("workers", ["0", "2"])
+@pytest.mark.parametrize("command", ["tag", "embed", "events"])
+def test_runs_that_signals_interrupt_again_and_again_end_as_straight_ones(command, workers, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    random = np.random.default_rng(int(workers))
+    for i in range(40):
+        sound = random.normal(0, 0.1, 32_000)
+        soundfile.write(folder / f"{i}.{'mp3' if i % 2 else 'flac'}", sound, 32_000)
+    asked = [command, folder, "-m", "dymn04_open", "--batch-size", "1", "--workers", workers, "--quiet"]
+    straight, broken = tmp_path / "straight.csv", tmp_path / "broken.csv"
+    assert run(*asked, "-o", straight).exit_code == 0
+    log = Path(f"{journal_path(broken)}-wal")  # SQLite's, while the journal is open
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):
+        words = [sys.executable, "-m", "dymn", *map(str, asked), "-o", str(broken)]
+        with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as running:
+            while not log.exists() and running.poll() is None:
+                time.sleep(0.005)
+            time.sleep(random.uniform(0, 0.15))
+            running.send_signal(number)
+            _, errors = running.communicate(timeout=60)
+        if running.returncode == 0:
+            break
+        assert running.returncode == 128 + number and "Traceback" not in errors, errors
+    done = run(*asked, "-o", broken)
+    assert done.exit_code == 0 and done.stderr == ""
+    assert broken.read_bytes() == straight.read_bytes()
+    assert not broken.with_name("broken.csv.failed.jsonl").exists()

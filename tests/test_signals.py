@@ -38,7 +38,11 @@ MOMENTS = {
         "        last[0](*last[1:])\nsys.last = Last()",
         {0},
     ),
-    "in a copy of the process": ("\nif not (pid := os.fork()):\n    hit()\n    os._exit(9)\nsys.exit(os.waitpid(pid, 0)[1])", {0}),
+    "in a copy of the process": (
+        "\nif not (pid := os.fork()):\n    hit()\n    os._exit(9)\nsys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))",
+        {0},
+    ),
+    "dropped just before the end": ("\ntry:\n    hit()\nexcept BaseException:\n    pass\natexit.register(time.sleep, 1.5)", {0}),
 }
 
 

@@ -100,3 +100,16 @@ def test_settings_are_checked_when_fitted(model, clips):
         EmbeddingTransformer(model).fit(str(clips[0]))
     with pytest.raises(AudioError, match=r"nothing\.wav"):
         EmbeddingTransformer(model).fit(clips).transform(["nothing.wav"])
+
+
+def test_a_series_is_taken_like_a_list(tmp_path):
+    pandas = pytest.importorskip("pandas")
+    paths = [tmp_path / f"{i}.wav" for i in range(2)]
+    for i, path in enumerate(paths):
+        soundfile.write(path, 0.1 * np.random.default_rng(i).standard_normal(8_000), 8_000)
+    transformer = EmbeddingTransformer().fit(paths)
+    expected = transformer.transform(paths)
+    np.testing.assert_array_equal(transformer.transform(pandas.Series(map(str, paths), index=[7, 3])), expected)
+    waveforms = [0.1 * np.random.default_rng(i).standard_normal(8_000 + i) for i in range(2)]
+    found = transformer.transform(pandas.Series(waveforms))
+    np.testing.assert_array_equal(found, transformer.transform(waveforms))

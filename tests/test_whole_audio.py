@@ -564,3 +564,63 @@ def test_notes_in_python(tmp_path):
     embedding, frames = tagger.embed(path, partial=True), tagger.frames(path, partial=True)
     assert found.partial and embedding.partial and frames.partial
     assert found.notes == embedding.notes == frames.notes and len(found.notes) == 1
+
+
+def packed(samples: np.ndarray, layout: str, rate: int):
+    frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples).reshape(1, -1), format="flt", layout=layout)
+    frame.sample_rate, frame.pts = rate, 0
+    return frame
+
+
+@pytest.mark.parametrize(("kind", "codec"), [("mp4", "aac"), ("matroska", "libopus"), ("matroska", "wavpack"), ("matroska", "flac")])
+@pytest.mark.parametrize(("channels", "layout"), [(6, "5.1"), (8, "7.1"), (16, "hexadecagonal")])
+def test_many_channels(kind, codec, channels, layout):
+    """PyAV counts the planes of a frame wrongly from eight on."""
+    one = sound(2.0, 48_000)
+    target = io.BytesIO()
+    with av.open(target, "w", format=kind) as container:
+        try:
+            track = container.add_stream(codec, rate=48_000, layout=layout)
+            track.codec_context.open()
+        except (av.error.FFmpegError, ValueError):
+            pytest.skip("the codec has not so many channels")
+        context = track.codec_context
+        options = {"rate": 48_000, "frame_size": context.frame_size or 1024}
+        resampler = av.AudioResampler(format=context.format, layout=context.layout, **options)
+        frame = packed(np.repeat(one, channels, axis=1), layout, 48_000)
+        for part in [*resampler.resample(frame), *resampler.resample(None)]:
+            container.mux(track.encode(part))
+        container.mux(track.encode(None))
+    samples = reading.read(io.BytesIO(target.getvalue()), 48_000)
+    assert len(samples) / 48_000 == pytest.approx(2.0, abs=0.05)
+    assert reading.probe(io.BytesIO(target.getvalue())).channels == channels
+    if codec in ("flac", "wavpack"):
+        np.testing.assert_allclose(samples[: len(one)], one[:, 0], atol=0.01)
+
+
+STREAMS = {"adts": ("aac", 48_000), "ac3": ("ac3", 48_000), "eac3": ("eac3", 48_000), "amr": ("libopencore_amrnb", 8_000)}
+VIDEOS = {"mp4": ("aac", 48_000), "flv": ("aac", 44_100), "avi": ("libmp3lame", 48_000), "ts": ("aac", 48_000), "mkv": ("libopus", 48_000)}
+
+
+@pytest.mark.parametrize("kind", [*STREAMS, *VIDEOS])
+def test_cuts_holes_tails_and_joins(kind):
+    codec, rate = (STREAMS | VIDEOS)[kind]
+    data = muxed(kind, codec, sound(6.0, rate), rate)
+    whole = seconds(data)
+    assert whole == pytest.approx(6.0, abs=0.05) and not heard(data)[1].lines
+    assert seconds(data + bytes(5000)) == pytest.approx(whole, abs=0.05)
+    assert seconds(data + data) == pytest.approx(2 * whole, abs=0.1)
+    cut = data[: len(data) * 6 // 10 - 3]
+    with pytest.raises(AudioError, match=r"cut off or damaged|no index"):
+        heard(cut)
+    if kind != "mp4":  # its index is at the end
+        samples, notes = heard(cut, partial=True)
+        assert notes.partial and len(samples) / RATE == pytest.approx(3.6, abs=0.4)
+    middle, lost = len(data) // 2, len(data) // 6
+    hole = data[:middle] + np.random.default_rng(0).bytes(lost) + data[middle + lost :]
+    try:
+        samples, notes = heard(hole)
+        assert "a gap from" in " ".join(notes.lines) and len(samples) / RATE == pytest.approx(whole, abs=0.2)
+    except AudioError as error:
+        assert "cut off or damaged" in str(error)  # noqa: PT017
+    assert heard(hole, partial=True)[1].lines

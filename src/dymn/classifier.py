@@ -1,16 +1,17 @@
-"""Tags as transformers gives them: what `pipeline("audio-classification")` takes and returns, for programs written for it."""
+"""Tags in the form of transformers: what `pipeline("audio-classification")` takes and returns, for programs written for it."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 import numpy as np
 
 from dymn.audio import reading
 from dymn.errors import ConfigError
+from dymn.inference.files import tag_files
 from dymn.inference.segments import AudioLike
 from dymn.inference.selection import TagSettings
 from dymn.inference.tagger import Tagger
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from dymn.models.mobilenet import MobileNet
 
 TASK = "audio-classification"
+OWN = -1  # the classifier's own `top_k`
 
 
 class Answer(TypedDict):
@@ -41,7 +43,7 @@ def pipeline(
     Args:
         task: "audio-classification"; there is no other.
         model: the name of a published model, a file or folder with one, or a network; None is the default of `dymn tag`.
-        top_k: how many labels to give at most; None is all of them.
+        top_k: the largest number of labels to return; None is all of them.
         device: such as "cpu" or "cuda:0"; 0 is the first CUDA device, -1 the CPU; None is the first CUDA device, or else the CPU.
 
     Raises:
@@ -58,34 +60,40 @@ def pipeline(
 
 
 class AudioClassifier:
-    """Calls a tagger with whatever names a recording."""
+    """Tags whatever transformers takes as a recording."""
 
     def __init__(self, tagger: Tagger, top_k: int | None = 5) -> None:
         self.tagger = tagger
         self.top_k = top_k
 
-    def __call__(self, inputs: Any, top_k: int | None = None, batch_size: int | None = None) -> Any:
+    def __call__(self, inputs: Any, top_k: int | None = OWN, batch_size: int | None = None) -> Any:
         """Return the labels of a recording, best first, as [{"score", "label"}]; a list of these for a list of recordings.
 
         Args:
-            inputs: a path; the bytes of a file; an array [N] at the model's sample rate; {"raw" or "array": an array, "sampling_rate": its
-                rate in Hz}; or a list of these.
-            top_k: how many labels at most, instead of the classifier's own.
-            batch_size: how many windows go through the network at once.
+            inputs: a path; the bytes of a file; an open binary file; an array [N] at the model's sample rate; {"raw" or "array": an array,
+                "sampling_rate": its rate in Hz}; an `AudioDecoder` of torchcodec; a list of these; or an iterator over these, for which
+                the answers are an iterator, too.
+            top_k: the largest number of labels, instead of the classifier's own; None is all of them.
+            batch_size: number of windows that go through the network at once.
 
         Raises:
             AudioError: if a recording cannot be read.
             ConfigError: if it is of another kind.
         """
-        many = isinstance(inputs, (list, tuple))
-        settings = TagSettings(top_k=top_k or self.top_k or 0)
-        answers: list[list[Answer]] = []
-        sources = map(self._source, inputs if many else [inputs])
-        for recording in self.tagger.tag_files(sources, settings, sample_rate=self.tagger.sample_rate, batch_size=batch_size):
+        settings = TagSettings(top_k=(self.top_k if top_k == OWN else top_k) or 0)
+        if isinstance(inputs, (list, tuple)):
+            return list(self._answers(inputs, settings, batch_size))
+        if isinstance(inputs, Iterator) and not hasattr(inputs, "read"):  # an open file iterates over lines
+            return self._answers(inputs, settings, batch_size)
+        return next(self._answers([inputs], settings, batch_size))
+
+    def _answers(self, inputs: Iterable[Any], settings: TagSettings, batch_size: int | None) -> Iterator[list[Answer]]:
+        sources = map(self._source, inputs)
+        backend = self.tagger.backend
+        for recording in tag_files(backend, sources, settings, sample_rate=backend.sample_rate, batch_size=batch_size):
             if recording.error is not None:
                 raise recording.error
-            answers.append([Answer(score=tag.score, label=tag.label) for tag in recording.tags])
-        return answers if many else answers[0]
+            yield [{"score": tag.score, "label": tag.label} for tag in recording.tags]
 
     def _source(self, given: Any) -> AudioLike:
         """Return a recording as the tagger takes it; arrays with a rate become arrays at that of the model."""
@@ -95,8 +103,11 @@ class AudioClassifier:
             return given
         if isinstance(given, (bytes, bytearray)):
             return io.BytesIO(given)
-        if reading.is_array(given):
-            return given
+        if reading.is_array(given) or hasattr(given, "read"):
+            return cast(AudioLike, given)
+        if hasattr(given, "get_all_samples"):  # torchcodec.decoders.AudioDecoder
+            samples = given.get_all_samples()
+            return reading.from_array(samples.data, samples.sample_rate, self.tagger.sample_rate)
         if isinstance(given, Mapping):
             samples = given.get("raw", given.get("array"))
             if samples is None or given.get("sampling_rate") is None:
@@ -104,4 +115,5 @@ class AudioClassifier:
             return reading.from_array(
                 samples if reading.is_array(samples) else np.asarray(samples), given["sampling_rate"], self.tagger.sample_rate
             )
-        raise ConfigError(f"A recording is a {type(given).__name__}; a path, bytes, an array or a dictionary with one is needed.")
+        kinds = "a path, bytes, an open file, an array, a dictionary with one or an AudioDecoder"
+        raise ConfigError(f"A recording is a {type(given).__name__}; {kinds} is needed.")

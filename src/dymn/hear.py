@@ -27,7 +27,7 @@ DEFAULT = "dymn04_open"
 
 
 class HearModel(nn.Module):
-    """A network as the benchmark wants it.
+    """A network with the attributes that the benchmark expects.
 
     Attributes:
         sample_rate: of the audio, in Hz.
@@ -51,8 +51,8 @@ def load_model(model_file_path: str = "", layers: str | Sequence[str] = LAYERS) 
     """Return a network, on the CPU, in evaluation mode.
 
     Args:
-        model_file_path: a file or folder with a model, or the name of a published one; nothing is the one that comes with dymn.
-        layers: what makes the embeddings, see `dymn.runtime.layers`.
+        model_file_path: a file or folder with a model, or the name of a published one; the default comes with dymn.
+        layers: the layers that make the embeddings, see `dymn.runtime.layers`.
 
     Raises:
         WeightsError: if the model cannot be found or read.
@@ -67,7 +67,7 @@ def load_model(model_file_path: str = "", layers: str | Sequence[str] = LAYERS) 
 def get_scene_embeddings(audio: Tensor, model: HearModel) -> Tensor:
     """Return embeddings [n_sounds, D] of whole clips [n_sounds, n_samples], full scale being 1, on the model's device, without gradients.
 
-    What is longer than ten seconds is cut into windows of that length, whose embeddings are averaged over time.
+    Clips of more than ten seconds are cut into windows of that length, whose embeddings are averaged over time.
 
     Raises:
         ConfigError: if the audio is not of two dimensions, or there is none.

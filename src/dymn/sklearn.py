@@ -32,16 +32,16 @@ __all__ = ["EmbeddingTransformer"]
 class EmbeddingTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     """Turns recordings into embeddings: a list of paths or of waveforms, or an array [n, N] of waveforms, into an array [n, D].
 
-    Nothing is learned in `fit`; it looks for the model. A pickle holds the model's name or path, not its weights, unless `model` is a
+    `fit` learns nothing; it loads the model. A pickle holds the model's name or path, not its weights, unless `model` is a
     network itself.
 
     Args:
         model: the name of a published model, a file or folder with one, or a network.
-        layers: what the embeddings are made of, see `dymn.runtime.layers`.
+        layers: the layers that make the embeddings, see `dymn.runtime.layers`.
         sample_rate: of waveforms, in Hz; None is the model's own. Files bring their own.
         window: seconds that the network hears at once; the embedding of a longer recording is the mean of its windows.
         fill: what a recording that is shorter than the window is filled with: "bare" (nothing), "repeat" or "pad".
-        batch_size: how many windows go through the network at once; 4 on a CPU and 32 elsewhere if None.
+        batch_size: number of windows that go through the network at once; the default is 4 on a CPU and 32 elsewhere.
         device: such as "cpu" or "cuda:0"; None is the first CUDA device, or else the CPU.
 
     Example:
@@ -69,7 +69,7 @@ class EmbeddingTransformer(TransformerMixin, BaseEstimator):  # type: ignore[mis
         self.device = device
 
     def fit(self, X: Any, y: Any = None) -> Self:
-        """Look for the model, and check X as `transform` does.
+        """Load the model, and check X as `transform` does.
 
         Raises:
             ConfigError: if a setting is not allowed.
@@ -112,6 +112,8 @@ class EmbeddingTransformer(TransformerMixin, BaseEstimator):  # type: ignore[mis
         """Return the recordings in X, each a path or a waveform."""
         if isinstance(X, (str, Path)):
             raise ConfigError(f"X is the single path {source_name(X)!r}; give a list of paths.")
+        if hasattr(X, "to_numpy") and np.ndim(X) == 1:  # a Series of pandas or polars
+            X = list(X)
         listed = isinstance(X, (list, tuple)) or getattr(X, "dtype", None) == np.dtype(object) or _is_text(X)
         items = list(X) if listed else []
         paths = [item for item in items if isinstance(item, (str, Path))]

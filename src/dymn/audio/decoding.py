@@ -6,6 +6,7 @@ Who is asked, by the first bytes of the file:
 - FLAC: libsndfile; FFmpeg if the header lies about the length, or where libsndfile gives up.
 - Ogg (Vorbis, Opus, FLAC, Speex): libsndfile, then FFmpeg; each link of a chained file by itself.
 - MPEG audio: FFmpeg, which says nothing on the terminal; its frames are counted first (`mpeg`). Each of joined files by itself.
+- ADTS AAC, AC-3, AMR: FFmpeg; their frames are counted first (`elementary`). MP4: FFmpeg, each of joined files by itself.
 - everything else: libsndfile, then FFmpeg.
 
 Everything is read in chunks. Lengths in headers are compared with what is there and never used to reserve memory. A recording
@@ -22,7 +23,7 @@ from functools import partial as bind
 
 import numpy as np
 
-from dymn.audio import flac, mpeg, ogg, pcm_files
+from dymn.audio import elementary, flac, mpeg, ogg, pcm_files
 from dymn.audio.content import Content
 from dymn.audio.decoder import CHUNK_SAMPLES, Block, Decoder, MissingDecoderError, UnknownFormatError, check_format
 from dymn.audio.ffmpeg import open_ffmpeg
@@ -33,6 +34,7 @@ from dymn.audio.samples import Levels, check_finite, mean
 from dymn.audio.sources import FileLike, display, opened, reason
 from dymn.errors import AudioError
 
+_WHOLE_SHARE = 0.995
 _FFMPEG_ONLY = (b"\x1aE\xdf\xa3", b"0&\xb2u", b"FLV", b"#!AMR", b"\0\0\1\xba", b"\x0bw", b"MAC ", b"wvpk", b"TTA1")
 """The first bytes of Matroska, ASF, FLV, AMR, MPEG, AC-3, Monkey's Audio, WavPack and True Audio; MP4 and ADTS are seen otherwise."""
 _CHUNKED = (b"RIFF", b"RIFX", b"RF64", b"BW64", b"riff", b"FORM", b"caff", b".snd", b"dns.")
@@ -139,7 +141,56 @@ def _opened(content: Content, report: Report, stack: ExitStack) -> Decoder:
         return _flac(content, report, stack)
     if head[:4] == b"OggS":
         return _ogg(content, report, stack)
+    stream, boxes = elementary.frames(content), elementary.boxes(content)
+    if stream is not None:
+        return _elementary(content, stream, report, stack)
+    if boxes is not None:
+        return _mp4(content, boxes, report, stack)
+    flv_starts = elementary.flv_starts(content)
+    if flv_starts:
+        return _files(content, flv_starts, report, stack)
+    share = elementary.share_there(content)
+    if share < _WHOLE_SHARE:
+        report.damage(None, None, f"{share:.0%} of the bytes that its header promises are there")
     return _either(content, report, stack)
+
+
+def _elementary(content: Content, found: elementary.Frames, report: Report, stack: ExitStack) -> Decoder:
+    """Open a stream of frames; what is between and behind them is not given to the decoder's guesses."""
+    _check_lost(found.lost, (found.end - found.start - found.lost) / max(found.seconds, 0.01), report)
+    if found.cut:
+        report.damage(found.seconds, None, "its last frame is incomplete")
+    if found.end < content.size:
+        content = stack.enter_context(content.part(found.start, found.end))
+    return _asked(bind(open_ffmpeg, kind=None), content, report, stack)
+
+
+def _check_lost(lost: int, bytes_per_second: float, report: Report) -> None:
+    """Report bytes between frames that belong to none: damage if there are many, else a note."""
+    if lost:
+        why = f"{lost} bytes between its frames are none"
+        if lost / bytes_per_second > SLACK_SECONDS:
+            report.damage(None, None, why)
+        else:
+            report.note(f"{why}.")
+
+
+def _mp4(content: Content, boxes: elementary.Boxes, report: Report, stack: ExitStack) -> Decoder:
+    if not boxes.has_index:
+        raise AudioError(
+            f"{report.name} is not complete: it has no index (moov), as when a recording was not finished, or its end is missing. "
+            "Get a whole copy, or repair it with a tool that knows the recorder."
+        )
+    return _files(content, boxes.starts, report, stack)
+
+
+def _files(content: Content, starts: tuple[int, ...], report: Report, stack: ExitStack) -> Decoder:
+    """Open files that follow each other in one; FFmpeg reads the first of them only."""
+    if len(starts) == 1:
+        return _asked(open_ffmpeg, content, report, stack)
+    report.note(f"{len(starts)} files follow each other in it; all of them are read.")
+    links = [ogg.Link(*pair) for pair in zip(starts, [*starts[1:], content.size], strict=True)]
+    return _joined(content, [bind(_link, link) for link in links], report, stack)
 
 
 def _is_something_else(head: bytes) -> bool:
@@ -256,10 +307,7 @@ def _link(link: ogg.Link, content: Content, report: Report, stack: ExitStack) ->
 def _mpeg(content: Content, base: int, found: mpeg.Frames, report: Report, stack: ExitStack) -> Decoder:
     total = sum(part.samples / part.rate for part in found.parts)
     used = sum(part.end - part.start for part in found.parts) - found.lost
-    if found.lost:
-        seconds = found.lost / max(1.0, used / total)
-        why = f"{found.lost} bytes between its frames are none"
-        report.damage(None, None, why) if seconds > SLACK_SECONDS else report.note(f"{why}.")
+    _check_lost(found.lost, max(1.0, used / total), report)
     if found.cut:
         report.note("its last frame is incomplete: the file may be cut off.")
     if len(found.parts) == 1:

@@ -18,6 +18,10 @@ from dymn.errors import AudioError
 
 _JITTER_SECONDS = 0.1
 """Timestamps of containers are rounded, and clocks drift; what is below this is no gap."""
+_MOST_PLANES = 8
+_MOST_TRIES = 100
+_LOOSE_SECONDS = 1.0
+"""How much less than FLV says there may be: its length is that of the picture."""
 _MAX_GAP_SECONDS = 12 * 3600.0
 _MAX_LATE_START = 600.0
 _MAX_JUMP_SECONDS = 600.0
@@ -161,9 +165,13 @@ class _Reader:
 
     def _promised(self) -> float | None:
         """Return when the sound ends by the header, in the formats whose header knows; others only estimate."""
+        track = self._track
+        if "avi" in self._container.format.name.split(",") and track.frames and track.time_base:
+            return float(track.frames * track.time_base)
+        if "flv" in self._container.format.name.split(",") and self._container.duration is not None:
+            return float(self._container.duration) / 1e6
         if not self._absolute:
             return None
-        track = self._track
         if track.duration is not None:
             return float((track.duration + (track.start_time or 0)) * track.time_base)
         if self._container.duration is not None and len(self._container.streams) == 1:
@@ -191,13 +199,17 @@ class _Reader:
                     where = duration(self._done)
                     self._report.note(f"its sample rate changes from {shape[0]} to {now[0]} Hz at {where}; all of it is read.")
                 fifo, shape = av.AudioFifo(), now
+            self._done += frame.samples / frame.sample_rate
+            if len(frame.layout.channels) >= _MOST_PLANES:
+                yield Block(self._skipped(_packed(frame)), frame.sample_rate)
+                continue
             frame.pts = None  # the fifo wants them without gaps
             fifo.write(frame)
             held += frame.samples
-            self._done += frame.samples / frame.sample_rate
         if held:
             yield self._block(fifo, shape)
-        self._report.check_length(self._done, None if self.promised is None else self.promised - self._zero)
+        slack = _LOOSE_SECONDS if "flv" in self._container.format.name.split(",") else SLACK_SECONDS
+        self._report.check_length(self._done, None if self.promised is None else self.promised - self._zero, slack)
         if self.promised is not None and self._zero + self._done > self.promised + 1:
             counted, there = duration(self.promised - self._zero), duration(self._done)
             self._report.note(f"its header counts {counted}; its packets go on to {there}, all read.")
@@ -208,18 +220,27 @@ class _Reader:
             self._report.note(f"{duration(self._lost)} of it cannot be decoded.")
 
     def _block(self, fifo: Any, shape: tuple[Any, ...]) -> Block:
-        frame = fifo.read()
-        samples = _samples(frame)
+        return Block(self._skipped(_samples(fifo.read())), shape[0])
+
+    def _skipped(self, samples: Floats) -> Floats:
+        """Leave out the samples that are to be passed over."""
         skipped = min(self._skip, len(samples))
         self._skip -= skipped
-        return Block(samples[skipped:], shape[0])
+        return samples[skipped:]
 
     def _frames(self) -> Iterator[Any]:
         """Yield decoded frames; a packet that cannot be decoded is reported once more than a moment is lost."""
         packets = self._container.demux(self._track)
+        tries = 0
         while True:
             try:
                 packet = next(packets, None)
+            except BlockingIOError:  # MPEG-TS looks for its next packet, at the end too
+                tries += 1
+                if tries > _MOST_TRIES:
+                    return
+                packets = self._container.demux(self._track)
+                continue
             except Exception as error:
                 _kept(self._handle)
                 self._lose(None, error)
@@ -300,6 +321,16 @@ def _kept(handle: Handle | None) -> None:
     """Raise what was raised in a read within the decoder."""
     if handle is not None and handle.error is not None:
         raise handle.error
+
+
+def _packed(frame: Any) -> Floats:
+    """Return a frame of many channels as float32 [samples, channels]; PyAV would read planes beyond the last one."""
+    import av
+
+    frame.pts = None
+    resampler = av.AudioResampler(format="flt", layout=frame.layout, rate=frame.sample_rate)
+    parts = [part.to_ndarray().reshape(part.samples, -1) for part in [*resampler.resample(frame), *resampler.resample(None)]]
+    return np.concatenate(parts) if parts else np.zeros((0, len(frame.layout.channels)), np.float32)
 
 
 def _samples(frame: Any) -> Floats:

@@ -69,13 +69,13 @@ class Report:
         self.notes.partial = True
         self.note(f"partial: cut off or damaged{where}: {why}.")
 
-    def check_length(self, there: float, promised: float | None) -> None:
+    def check_length(self, there: float, promised: float | None, slack: float = SLACK_SECONDS) -> None:
         """Compare the seconds that were decoded with those that a header promises.
 
         Raises:
-            AudioError: if more than `SLACK_SECONDS` are missing, unless partial recordings are asked for; and if nothing is there.
+            AudioError: if more than `slack` seconds are missing, unless partial recordings are asked for; and if nothing is there.
         """
-        if promised is not None and promised - there > SLACK_SECONDS:
+        if promised is not None and promised - there > slack:
             self.damage(there, promised, "its end is missing")
         if there == 0:
             raise AudioError(f"{self.name} holds no samples. Record or copy it again.")

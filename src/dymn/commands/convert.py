@@ -27,7 +27,7 @@ def convert(
         float | None,
         typer.Option(
             help="The temperature of the kernel attention, which a state dict lacks: 1 for AudioSet models, 30 for ImageNet models. "
-            "Without it, that of the published model, or 1.",
+            "The default is that of the published model, or 1.",
         ),
     ] = None,
     strides: Annotated[
@@ -35,14 +35,14 @@ def convert(
         typer.Option(
             metavar="S,S,S,S",
             help="The strides of blocks 2, 4, 7 and 13, which a state dict lacks, such as 2,2,2,1. "
-            "Without it, those of the published model, or 2,2,2,2.",
+            "The default is those of the published model, or 2,2,2,2.",
         ),
     ] = None,
     labels: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="The labels in the order of the logits: a text file with one a line. Without it, AudioSet's where there are 527 classes.",
+            help="The labels in the order of the logits: a text file with one a line. The default is AudioSet's for 527 classes.",
         ),
     ] = None,
     half: Annotated[bool, typer.Option("--half", help="Store the weights in half precision, which halves the file.")] = False,

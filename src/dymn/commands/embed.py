@@ -106,7 +106,7 @@ def embed(
     parameters = to_dict(settings) | {"hop": hop or window}
     asked = Asked(
         "embed", paths, output, format, model, backend, device, precision, threads, batch_size, workers, ray, fresh, retry_failed, quiet,
-        looks_inside=layers != ("last",),
+        looks_inside=layers != ("last",), partial=partial,
     )  # fmt: skip
 
     def form(tagger: Tagger | None) -> Form[Embedding]:

@@ -18,7 +18,7 @@ WIDTH = 11
 
 
 class EpochTable(Reporter):
-    """Writes to standard error; the bar is there only where someone sees it."""
+    """Writes to standard error; shows a bar on terminals only."""
 
     def __init__(self, quiet: bool = False, title: str = "") -> None:
         self.quiet = quiet

@@ -139,6 +139,7 @@ def events(
     parameters = to_dict(settings) | dict(zip(("window", "hop"), settings.cutting(), strict=True))
     asked = Asked(
         "events", paths, output, format, model, backend, device, precision, threads, batch_size, workers, ray, fresh, retry_failed, quiet,
+        partial=partial,
     )  # fmt: skip
 
     def files(tagger: Tagger, engine: Engine | None) -> Files[EventRecording]:

@@ -23,14 +23,14 @@ def explain(
             "--output",
             "-o",
             metavar="FILE",
-            help="Where to write; may be given several times. A picture (.png, .pdf, .svg), a page with the sound and each block to "
-            "look into (.html), or the arrays (.npz). Without it, a .png beside where you are.",
+            help="The file to write; repeat the option for others. A picture (.png, .pdf, .svg), a page with the sound and each block "
+            "(.html), or the arrays (.npz). The default is a .png in the current folder.",
         ),
     ] = None,
-    start: Annotated[float, typer.Option(metavar="SECONDS", help="Where the stretch to explain begins.")] = 0.0,
-    seconds: Annotated[float, typer.Option(metavar="SECONDS", help="How long the stretch is at most.")] = 10.0,
-    window: Annotated[float, typer.Option(metavar="SECONDS", help="How much each point of the tags' timeline hears.")] = 2.0,
-    top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, metavar="NUMBER", help="How many labels to show.")] = 6,
+    start: Annotated[float, typer.Option(metavar="SECONDS", help="Start of the part to explain.")] = 0.0,
+    seconds: Annotated[float, typer.Option(metavar="SECONDS", help="Greatest length of the part.")] = 10.0,
+    window: Annotated[float, typer.Option(metavar="SECONDS", help="Length of a window of the timeline.")] = 2.0,
+    top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, metavar="NUMBER", help="Number of labels to show.")] = 6,
     device: Device = None,
     threads: Threads = None,
     quiet: Quiet = False,
@@ -49,7 +49,7 @@ def explain(
     for path in outputs:
         check_output(path, file)
     if file != "-" and not Path(file).is_fifo():
-        probe(file)  # a wrong path is told before PyTorch is loaded
+        probe(file)  # a wrong path is an error before PyTorch is loaded
     from dymn.explain import explain as decide
     from dymn.explain import is_dynamic
     from dymn.plots.explanation import save_picture
@@ -76,7 +76,7 @@ def check_output(path: Path, recording: str) -> None:
         ConfigError: the message says what to give instead.
     """
     if path.suffix.lower() not in ENDINGS:
-        raise ConfigError(f"--output {path} has an ending that is not known. Give one of: {', '.join(ENDINGS)}.")
+        raise ConfigError(f"--output {path} has an ending that names no format. Allowed: {', '.join(ENDINGS)}.")
     if path.is_dir():
         raise ConfigError(f"--output {path} is a folder. Give the name of a file to write to.")
     if path.exists() and Path(recording).exists() and path.samefile(recording):

@@ -34,7 +34,7 @@ def export(
     output: Annotated[
         Path | None,
         output_option(
-            "The file to write. Without it, an ONNX file goes to the cache, where `dymn tag --backend onnx` finds it by the name of "
+            "The file to write. By default an ONNX file goes to the cache, where `dymn tag --backend onnx` finds it by the name of "
             "the model.",
             None,
         ),
@@ -48,13 +48,11 @@ def export(
         ),
     ] = "onnx",
     input: Annotated[
-        Input, typer.Option("--input", help="What goes in: samples, the front end being part of the file, or log-mel spectrograms.")
+        Input, typer.Option("--input", help="The input: samples (the front end is part of the file), or log-mel spectrograms.")
     ] = "waveform",
     precision: Annotated[
         Precision,
-        typer.Option(
-            "--precision", help="How the network's weights are stored. It computes in fp32 all the same, except where --calibrate says."
-        ),
+        typer.Option("--precision", help="How the weights are stored. Arithmetic is in fp32, except with --calibrate."),
     ] = "fp32",
     calibrate: Annotated[
         list[Path] | None,

@@ -47,7 +47,7 @@ Pcm = Literal["s8", "u8", "s16le", "s16be", "s24le", "s32le", "s32be", "f32le", 
 def listen(
     source: Annotated[
         str | None,
-        typer.Argument(metavar="[-]", help="- for raw samples on standard input. Without it, the microphone."),
+        typer.Argument(metavar="[-]", help="- for raw samples on standard input. The default is the microphone."),
     ] = None,
     model: Model = None,
     top_k: Annotated[
@@ -59,28 +59,28 @@ def listen(
     format: Annotated[
         Format, format_option("text (in a terminal a table that changes), or jsonl: a line of JSON for each window.")
     ] = "text",
-    window: Annotated[float, seconds_option("How much the network hears at once.", LIVE)] = 2.0,
-    hop: Annotated[float, seconds_option("How often there is an answer.", LIVE)] = 0.5,
+    window: Annotated[float, seconds_option("Length of a window.", LIVE)] = 2.0,
+    hop: Annotated[float, seconds_option("From the start of one window to the next.", LIVE)] = 0.5,
     max_lag: Annotated[
         float | None,
         seconds_option(
-            "How much sound may wait for a slow machine; what does not fit is dropped and counted. Without it, 2 for the "
-            "microphone; a pipe is made to wait, and nothing of it is dropped.",
+            "The most sound that waits on a slow machine; more is dropped and counted. The default is 2 for a microphone; a pipe waits, "
+            "and nothing is dropped.",
             LIVE,
             least=0.1,
         ),
     ] = None,
     microphone: Annotated[
         str | None,
-        typer.Option(metavar="NAME|NUMBER", help="Which microphone; --devices lists them.", rich_help_panel=LIVE),
+        typer.Option(metavar="NAME|NUMBER", help="The microphone; --devices lists them.", rich_help_panel=LIVE),
     ] = None,
-    devices: Annotated[bool, typer.Option("--devices", help="List the microphones and leave.", rich_help_panel=LIVE)] = False,
+    devices: Annotated[bool, typer.Option("--devices", help="List the microphones and exit.", rich_help_panel=LIVE)] = False,
     rate: Annotated[int | None, typer.Option(metavar="HZ", help="The sample rate of standard input.", rich_help_panel=PIPE)] = None,
     encoding: Annotated[
         Pcm, typer.Option(help="The encoding of the samples on standard input, in FFmpeg's names.", rich_help_panel=PIPE)
     ] = "s16le",
     channels: Annotated[
-        int, typer.Option(min=1, max=256, metavar="NUMBER", help="How many channels standard input has.", rich_help_panel=PIPE)
+        int, typer.Option(min=1, max=256, metavar="NUMBER", help="Number of channels of standard input.", rich_help_panel=PIPE)
     ] = 1,
     backend: Backend = "auto",
     device: Device = None,
@@ -88,10 +88,10 @@ def listen(
     threads: Threads = None,
     quiet: Quiet = False,
 ) -> None:
-    """Tell which sounds there are, as they happen: from a microphone, or raw samples on standard input.
+    """Report sounds as they happen: from a microphone, or raw samples on standard input.
 
-    In a terminal there is a table that changes; elsewhere a line for each window. An answer comes when a tenth of a window beyond the
-    window has been heard. Ctrl-C ends listening, and the exit code is then 0, as this is the usual way to end.
+    A terminal shows a table that is updated; elsewhere each window is a line. A window is reported when another tenth of a window has
+    arrived. Ctrl-C ends listening; the exit code is then 0, as this is the usual way to end.
 
     Examples: `dymn listen`; `ffmpeg -i URL -f s16le -ac 1 -ar 32000 - | dymn listen - --rate 32000 --format jsonl`.
     """

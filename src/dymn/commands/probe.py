@@ -52,14 +52,12 @@ def probe(
     layer: Layers = None,
     seconds: Annotated[
         float | None,
-        seconds_option(
-            "How much of each clip is heard, from its beginning. Without it, all; the embedding of more than ten seconds is a mean.", WHAT
-        ),
+        seconds_option("Use only the beginning of each clip, of this length. The embedding of more than ten seconds is a mean.", WHAT),
     ] = None,
     fill: Annotated[
         Fill,
         typer.Option(
-            help="What clips of less than ten seconds are filled up with: nothing (bare), themselves again (repeat), or zeros (pad).",
+            help="How clips of less than ten seconds are filled: not (bare), repeated (repeat), or with zeros (pad).",
             rich_help_panel=WHAT,
         ),
     ] = "bare",
@@ -71,7 +69,7 @@ def probe(
             metavar="NUMBER",
             min=2,
             max=1000,
-            help="Into how many equal folds to part data that have neither folds nor a test set of their own.",
+            help="Number of equal folds for data that have neither folds nor a test set of their own.",
             rich_help_panel=DATA,
         ),
     ] = 5,
@@ -80,7 +78,7 @@ def probe(
         typer.Option(
             "--plot",
             metavar="FILE",
-            help="Draw which classes are taken for which (.png, .pdf or .svg), where each clip has one class.",
+            help="Draw the confusion matrix (.png, .pdf or .svg), where each clip has one class.",
         ),
     ] = None,
     format: ReportFormat = "table",

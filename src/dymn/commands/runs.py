@@ -50,6 +50,7 @@ class Asked:
         format: its name, or None.
         looks_inside: whether the command needs more of the network than probabilities and the last embedding.
         again: whether recordings are read again after the run, as for pictures; then there is no journal.
+        partial: whether damaged recordings are read as far as they can be.
         others: those of the same name in `dymn.commands.options`.
     """
 
@@ -70,9 +71,11 @@ class Asked:
     quiet: bool
     looks_inside: bool = False
     again: bool = False
+    partial: bool = False
 
 
-class Form(NamedTuple, Generic[R]):
+@dataclass(frozen=True)
+class Form(Generic[R]):
     """The form of results.
 
     Attributes:
@@ -134,7 +137,7 @@ def run(
     name = choose(layout, asked.format, asked.output)
     engine = ray_engine(asked.ray, asked.workers, asked.threads, asked.device, asked.backend)
     kept = journaled(asked, name)
-    with Discovery(asked.paths, asked.output, *_expand(engine)) as discovery:
+    with Discovery(asked.paths, asked.output, _expand(engine), asked.partial) as discovery:
         readable = engine is not None or discovery.any_readable()
         found = [] if readable and kept else discovery.sorted()
         check_output(asked.output, name, len(found) or len(discovery.lost))
@@ -156,12 +159,14 @@ def run(
     return Ended(len(bad), name, form.origin, tagger, found, bad)
 
 
-def _expand(engine: Engine | None) -> tuple[Callable[[str], Iterable[Path | str]], ...]:
+def _expand(engine: Engine | None) -> Callable[[str], Iterable[Path | str]]:
     if engine is None:
-        return ()
-    from dymn.ray import expand
+        from dymn.audio.listing import expand
 
-    return (expand,)
+        return expand
+    from dymn.ray import expand as expand_urls
+
+    return expand_urls
 
 
 def stream(

@@ -51,7 +51,7 @@ def serve(
         str,
         typer.Option(
             metavar="ADDRESS",
-            help="Where to listen. Other machines reach only another address than this one, such as 0.0.0.0.",
+            help="The address to listen on. For other machines give another one, such as 0.0.0.0.",
             rich_help_panel=WHO,
         ),
     ] = "127.0.0.1",
@@ -76,7 +76,7 @@ def serve(
     page: Annotated[bool, typer.Option("--page/--no-page", help="Serve the page at / too.", rich_help_panel=WHO)] = True,
     queue: Annotated[
         int,
-        typer.Option(min=0, metavar="NUMBER", help="How many requests may wait; more are refused with 503.", rich_help_panel=LIMITS),
+        typer.Option(min=0, metavar="NUMBER", help="Number of requests that may wait; more are refused with 503.", rich_help_panel=LIMITS),
     ] = 16,
     live: Annotated[int, typer.Option(min=0, metavar="NUMBER", help="How many live connections there may be.", rich_help_panel=LIMITS)] = 4,
     max_size: Annotated[float, typer.Option(min=0.001, metavar="MIB", help="The longest body of a request.", rich_help_panel=LIMITS)] = 64,
@@ -102,7 +102,7 @@ def serve(
     threads: Threads = None,
     quiet: Quiet = False,
 ) -> None:
-    """Serve a page and an HTTP service that tell which sounds are in recordings.
+    """Serve a page and an HTTP service that report which sounds are in recordings.
 
     The page at / tags files and the microphone in the browser itself. Programs send recordings to /v1/tag; /openapi.json describes it.
 

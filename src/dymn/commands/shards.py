@@ -20,19 +20,19 @@ def shards(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder for the shards.")],
     kind: Kind = "auto",
     audio: Annotated[
-        Audio, typer.Option("--audio", metavar="HOW", help="Keep the audio as it is, or encode it anew: keep, flac, wav or opus; mono.")
+        Audio, typer.Option("--audio", metavar="HOW", help="keep the audio as it is, or encode it as flac, wav or opus, in mono.")
     ] = "keep",
-    size: Annotated[float, typer.Option("--size", metavar="MEGABYTES", min=0.001, help="About how large a shard is.")] = 256.0,
+    size: Annotated[float, typer.Option("--size", metavar="MEGABYTES", min=0.001, help="Approximate size of a shard.")] = 256.0,
     clips: Annotated[
         int | None,
-        typer.Option("--clips", metavar="NUMBER", min=1, help="How many clips a shard holds, whatever its size."),
+        typer.Option("--clips", metavar="NUMBER", min=1, help="Number of clips of a shard, whatever its size."),
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", metavar="NUMBER", min=0, help="Draws the order of the clips.")] = 0,
-    shuffle: Annotated[bool, typer.Option("--shuffle/--in-order", help="Mix the clips over all shards, or keep their order.")] = True,
+    seed: Annotated[int, typer.Option("--seed", metavar="NUMBER", min=0, help="Seed of the order of the clips.")] = 0,
+    shuffle: Annotated[bool, typer.Option("--shuffle/--in-order", help="Shuffle the clips over all shards, or keep their order.")] = True,
     workers: ClipWorkers = 0,
     quiet: Quiet = False,
 ) -> None:
-    """Pack a dataset into WebDataset shards (tar files) with an index, for training on more clips than a file system likes.
+    """Pack a dataset into WebDataset shards (tar files) with an index, for training on many clips.
 
     `dymn train --data OUT` then reads shards from front to back. Splits, folds and labels are kept; each split has its own shards.
 

@@ -142,7 +142,7 @@ def tag(
     parameters = to_dict(settings) | {"hop": hop or window}
     asked = Asked(
         "tag", paths, output, format, model, backend, device, precision, threads, batch_size, workers, ray, fresh, retry_failed, quiet,
-        again=plot is not None,
+        again=plot is not None, partial=partial,
     )  # fmt: skip
 
     def files(tagger: Tagger, engine: Engine | None) -> Files[Recording]:

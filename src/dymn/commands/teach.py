@@ -120,4 +120,9 @@ def teach(
     left_out = table.settings.get("left_out", [])
     if left_out:
         note(f"{len(left_out)} clips cannot be read and are left out, such as {left_out[0]}.", quiet)
+    if longer := table.settings.get("longer", 0):
+        length = table.settings["seconds"]
+        note(
+            f"{longer} clips are longer than {length:g} s; their logits are those of the beginning. --seconds lets models hear more.", quiet
+        )
     say(f"{output}  {len(table)} clips, {table.classes} classes")

@@ -18,10 +18,10 @@ from dymn.data.stores import (
     Hdf5Store,
     Opened,
     Store,
-    damage_told,
     open_binary,
     open_hdf5,
     read_member,
+    reading_hdf5,
     tar_store,
 )
 from dymn.data.tar import Member, tar_members
@@ -202,7 +202,7 @@ def _columns(
     splits: list[str] = []
     values: list[npt.NDArray[Any]] = []
     for path, split in files.items():
-        with damage_told(path), open_hdf5(path) as file:
+        with reading_hdf5(path), open_hdf5(path) as file:
             missing = [name for name in HDF5_COLUMNS if not _plain(file, name)]
             if missing:
                 raise DataError(f"{path} has no dataset {', '.join(missing)} of its own; it holds {', '.join(file)}.")

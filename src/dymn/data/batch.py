@@ -97,7 +97,8 @@ class Batch(NamedTuple):
 class Collated(NamedTuple):
     """A batch of the usable clips (None if there are none) with their fingerprints, and the others.
 
-    `clips` are the positions of the usable clips in their source. Where recordings come as windows, `weights` are the seconds of sound
+    `clips` are the positions of the usable clips in their source, `cut` says how many of them lost more than a tenth of a batch's length
+    at their end. Where recordings come as windows, `weights` are the seconds of sound
     in each, and a batch may hold several windows of one clip.
     """
 
@@ -105,6 +106,7 @@ class Collated(NamedTuple):
     bad: list[BadClip]
     fingerprints: list[int]
     clips: Sequence[int] = ()
+    cut: int = 0
     weights: Sequence[float] = ()
 
     def pin_memory(self) -> Collated:

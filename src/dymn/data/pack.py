@@ -91,7 +91,7 @@ def pack(
     """Pack all clips of a source into shards; each split has shards of its own.
 
     Every clip is decoded once, so that those that cannot be are left out and listed in bad_clips.csv. Called again after an
-    interruption it goes on; called again when all is done it does nothing.
+    interruption it continues; called again when all is done it does nothing.
 
     Args:
         source: the whole dataset.
@@ -104,7 +104,7 @@ def pack(
     Raises:
         ConfigError: if the folder holds other things, or shards of other data or settings.
         DataError: if no clip can be read.
-        ResourceError: if memory runs out, or a process died; called again it goes on.
+        ResourceError: if memory runs out, or a process died; called again it continues.
         OSError: if the folder cannot be written to.
     """
     settings, out = settings or PackSettings(), Path(out)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
@@ -21,7 +23,7 @@ CROPS = 1
 
 
 class Presented(IterableDataset[Collated]):
-    """The batches of an epoch, with crops and the teacher's logits: what a worker process makes, every so-manieth of them.
+    """The batches of an epoch, with crops and the teacher's logits: each worker process makes every n-th of them.
 
     `start` holds the epoch and its first batch; workers see what the main process writes there.
     """
@@ -43,6 +45,7 @@ class Presented(IterableDataset[Collated]):
         self.samples, self.crop, self.fill, self.seed = samples, crop, fill, seed
         self.rows = None if teacher is None else teacher.match(source, partial=partial)
         self.columns = None if teacher is None else teacher.columns(source.labels)
+        self._longer = 0  # clips of a batch that are cut by more than a tenth
         self.start = torch.zeros(2, dtype=torch.int64)
         self.length = None if crop != "windows" or samples is None else Length(samples, longest or samples)
 
@@ -55,17 +58,18 @@ class Presented(IterableDataset[Collated]):
                 heard = functools.partial(self._windows, self.length, contents)
                 yield from batches(share, heard, self._logits, self.batches.batch_size)
                 continue
+            self._longer = 0
             items = [self._presented(draw, contents.get(draw.clip)) for draw in share]
             collated = collate([clip for clip, _ in items], teachers=[logits for _, logits in items], fill=self.fill)
             places = [draw.clip for draw, (clip, _) in zip(share, items, strict=True) if isinstance(clip, Clip)]
-            yield collated._replace(clips=places)
+            yield collated._replace(clips=places, cut=self._longer)
 
     def _windows(self, length: Length, contents: dict[int, bytes | Exception], draw: Draw) -> Iterator[Heard]:
         for clip, seconds in windows(self.source, draw, length, self.fill, contents.get(draw.clip)):
             yield Heard(self._checked(clip, draw), seconds)
 
     def _checked(self, clip: Clip | BadClip, draw: Draw) -> Clip | BadClip:
-        return clip if isinstance(clip, BadClip) else self.stranger(draw.clip, clip.fingerprint) or clip
+        return clip if isinstance(clip, BadClip) else self.mismatch(draw.clip, clip.fingerprint) or clip
 
     def _logits(self, draw: Draw) -> Floats | None:
         if self.teacher is None or self.rows is None or self.rows[draw.clip] < 0:
@@ -74,11 +78,13 @@ class Presented(IterableDataset[Collated]):
         return logits
 
     def _presented(self, draw: Draw, content: bytes | Exception | None) -> tuple[Clip | BadClip, Floats | None]:
-        cut = None
-        if self.samples is not None:
-            cut = functools.partial(fit, samples=self.samples, generator=self._chance(draw), fill=self.fill)
+        cut = None if self.samples is None else functools.partial(self._fitted, draw, self.samples)
         clip = self._checked(self.source.clip(draw.clip, cut, content), draw)
         return clip, None if isinstance(clip, BadClip) else self._logits(draw)
+
+    def _fitted(self, draw: Draw, samples: int, waveform: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        self._longer += self.crop == "start" and 10 * len(waveform) > 11 * samples
+        return fit(waveform, samples, self._chance(draw), self.fill)
 
     def _chance(self, draw: Draw) -> np.random.Generator | None:
         return np.random.default_rng((self.seed, draw.epoch, draw.place, CROPS)) if self.crop == "random" else None
@@ -88,7 +94,7 @@ class Presented(IterableDataset[Collated]):
         generator = self._chance(draw) if n > samples else None
         return 0 if generator is None else int(generator.integers(0, n - samples + 1))
 
-    def stranger(self, clip: int, mark: int) -> BadClip | None:
+    def mismatch(self, clip: int, mark: int) -> BadClip | None:
         """Return why a clip with this fingerprint is not the one that the teacher heard; None if it may be."""
         if self.teacher is None or self.rows is None or self.rows[clip] < 0:
             return None

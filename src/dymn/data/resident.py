@@ -143,8 +143,8 @@ class ResidentBatches:
             taught = self.presented.rows[clips]
             known = taught >= 0
             logits[known] = teacher.take(taught[known], self.presented.columns)
-            strangers = [self.presented.stranger(clip, mark) for clip, mark in zip(clips, marks, strict=True)]
-            bad = bad + [stranger for stranger in strangers if stranger is not None]
+            foreign = [self.presented.mismatch(clip, mark) for clip, mark in zip(clips, marks, strict=True)]
+            bad = bad + [mismatch for mismatch in foreign if mismatch is not None]
         batch = Batch(
             waveform=resident.waveforms(
                 [crop.place for crop in crops],

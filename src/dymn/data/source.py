@@ -115,7 +115,7 @@ class Decoded(Protocol):
 
 
 class Source(Dataset["Clip | BadClip"]):
-    """A map-style dataset of clips, decoded and resampled when they are asked for (in the worker process that asks).
+    """A map-style dataset of clips, decoded and resampled on access, in the process that accesses them.
 
     A clip that cannot be decoded comes as `BadClip` with the reason.
     """

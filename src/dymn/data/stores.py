@@ -229,7 +229,7 @@ class Hdf5Store(Store):
         part = bisect.bisect_right(self.ends, i)
         path, rows = self.files[part]
         row = i - self.ends[part] + rows
-        with damage_told(path):
+        with reading_hdf5(path):
             content = self._files[path][self.dataset][row]
         if getattr(content, "dtype", None) != np.uint8 or content.nbytes > MAX_BYTES:
             raise DataError(f"Row {row} of {path} must be an array of at most {MAX_BYTES} bytes.")
@@ -262,7 +262,7 @@ def open_hdf5(path: Path) -> Any:
 
 
 @contextmanager
-def damage_told(path: Path) -> Iterator[None]:
+def reading_hdf5(path: Path) -> Iterator[None]:
     """Turn what h5py raises over a damaged file, which is of many kinds, into a `DataError`."""
     try:
         yield

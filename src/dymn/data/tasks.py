@@ -79,7 +79,7 @@ def task_of(kind: str, path: str | Path) -> TaskSpec:
 
     Raises:
         ConfigError: if the kind is unknown.
-        DataError: if it cannot be told.
+        DataError: if the data do not say what their task is.
     """
     return _spec(kind, path, read_index(Path(path)).task if kind == "packed" else {})
 

@@ -98,7 +98,7 @@ def assess(
         precision: how exactly the network is computed, one of `dymn.system.devices.COMPUTE_PRECISIONS`.
         max_bad: share of the clips that may be bad.
         options: of the dataset's reader.
-        progress: told the clips done and their total.
+        progress: called with the clips done and their total.
 
     Raises:
         ConfigError: if the model lacks classes of the data, or an argument is not allowed.
@@ -174,7 +174,7 @@ def columns(labels: Sequence[str], source: Source) -> Tensor:
 
 
 class Selected(nn.Module):
-    """A model of which only some classes are asked, with a precision."""
+    """A model restricted to some of its classes, computed in a precision."""
 
     def __init__(self, model: MobileNet, chosen: Tensor, precision: str) -> None:
         super().__init__()

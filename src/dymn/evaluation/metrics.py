@@ -104,7 +104,7 @@ def f1(scores: Array, targets: Array, mask: Array | None = None, kind: str = "ta
         scores: probabilities [N, C].
         targets: [N, C].
         mask: [N, C], 1 where annotated; None if all is.
-        kind: "tagging" (a class is said from `threshold` on) or "classification" (the class with the highest score is said).
+        kind: "tagging" (scores from `threshold` on are positive) or "classification" (the highest score is the answer).
         threshold: for "tagging".
 
     Raises:

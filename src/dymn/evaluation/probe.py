@@ -93,7 +93,7 @@ def probe(
         workers: processes that decode.
         max_bad: share of the clips that may be bad.
         options: of the dataset's reader.
-        progress: told the clips done and their total.
+        progress: called with the clips done and their total.
 
     Raises:
         ConfigError: if an argument is not allowed.
@@ -105,7 +105,7 @@ def probe(
         kind, path = detect(path)
     task = task_of(kind, path)
     source = open_source(kind, path, sample_rate=embedder.sample_rate, **(options or {}))
-    rounds_of(source.catalog, folds)  # what is wrong with the folds is said before anything is computed
+    rounds_of(source.catalog, folds)  # folds are checked before anything is computed
     vectors, kept, bad = embed_source(
         embedder, source, seconds=seconds, settings=settings, batch_size=batch_size, workers=workers, progress=progress
     )

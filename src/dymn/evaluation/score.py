@@ -114,8 +114,8 @@ def score(
         front_end: without jitter.
         loader: recordings in order (see `evaluation_loader`); its teacher logits are compared with where it has some.
         kind: "bce" or "ce".
-        teachers: are asked instead, if given.
-        progress: told the number of recordings that are new in each batch.
+        teachers: online teachers to use instead, if given.
+        progress: called with the number of new recordings in each batch.
 
     Raises:
         DataError: if too many clips are bad, or none is left.

@@ -32,7 +32,7 @@ MAX_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class BlockDecisions:
-    """What one block decided; a mapping has the positions that are dynamic, of "expand", "depthwise" and "project".
+    """The decisions of one block; a mapping has the positions that are dynamic, of "expand", "depthwise" and "project".
 
     Attributes:
         number: of the block, from 1.
@@ -53,7 +53,7 @@ class BlockDecisions:
 
 @dataclass(frozen=True)
 class Explanation:
-    """One recording, what the network says of it, and what its blocks decided.
+    """One recording, its probabilities, and the decisions of the blocks.
 
     Attributes:
         name: of the recording.
@@ -121,13 +121,13 @@ def explain(
     The decisions are made once for the whole stretch. The timeline is made of short windows that overlap, each a run of its own.
 
     Args:
-        model: in whatever mode; it is run in evaluation mode and left as it was.
+        model: it is run in evaluation mode, and its mode is restored afterwards.
         source: a path, "-" for standard input, an open binary file, or an array or tensor [N] or [channels, N].
         sample_rate: of an array, in Hz.
-        top_k: how many labels to keep.
-        start: of the stretch, in seconds.
-        seconds: how long the stretch is at most; the network was trained on 10.
-        window: seconds that each value of the timeline hears; windows at the ends are cut off there.
+        top_k: number of labels to keep.
+        start: the beginning of the stretch, in seconds.
+        seconds: the largest length of the stretch; the network was trained on 10.
+        window: seconds around each value of the timeline; windows are cut off at the ends.
         hop: seconds from one value of the timeline to the next.
 
     Raises:
@@ -173,7 +173,7 @@ def explain(
 def _stretch(source: AudioLike, sample_rate: int | None, target_rate: int, start: float, seconds: float) -> Array:
     first, last = round(start * target_rate), round((start + seconds) * target_rate)
     if isinstance(source, (np.ndarray, Tensor)):
-        check(sample_rate is not None, "sample_rate is missing; an array does not say how fast it was recorded.")
+        check(sample_rate is not None, "sample_rate is missing; an array has no sample rate of its own. Give it in Hz.")
         samples = reading.from_array(source, sample_rate or target_rate, target_rate)[first:last]
     else:
         blocks, length = [], 0

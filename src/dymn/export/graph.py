@@ -21,20 +21,9 @@ from dymn.export.nodes import Nodes
 from dymn.export.traced import ContextNames, constant, trace
 from dymn.models.layers import Context, DynamicReLU
 from dymn.models.layers.attention import OriginalCoordinateAttention
-from dymn.models.layers.context import OwnContext
-from dymn.runtime.fused import (
-    BlockParts,
-    Coordinates,
-    FusedBlock,
-    FusedNetwork,
-    FusedStage,
-    Summary,
-    UnchangedBlock,
-    WholeMap,
-    heads_of,
-    stages_of,
-)
+from dymn.runtime.fused import BlockParts, Coordinates, FusedNetwork, FusedStage, Parts, Summary, WholeMap
 
+ACTIVATIONS = {"relu": "Relu", "hardswish": "HardSwish"}
 TINY = 1e-30
 
 
@@ -147,24 +136,33 @@ def pointwise(nodes: Nodes, x: str, layer: Any) -> str:
     return str(nodes.op("Conv", x, constant(nodes, layer.weight[..., None, None]), constant(nodes, layer.bias)))
 
 
+def folded_original(source: OriginalCoordinateAttention) -> Parts:
+    """Return the weights of Coordinate Attention as introduced, with the batch norm of its context in them."""
+    conv, norm = source.context.conv, source.context.norm
+    scale = norm.weight / torch.sqrt(cast(torch.Tensor, norm.running_var) + norm.eps)
+    bias = (cast(torch.Tensor, conv.bias) - cast(torch.Tensor, norm.running_mean)) * scale + norm.bias
+    parts = {"context.weight": conv.weight.flatten(1) * scale[:, None], "context.bias": bias}
+    for name in ("frequency", "time"):
+        gate = getattr(source, name)
+        parts |= {f"{name}.weight": gate.weight.flatten(1), f"{name}.bias": gate.bias}
+    return Parts({name: tensor.detach() for name, tensor in parts.items()})
+
+
 class _Block:
     """One block while it is added."""
 
     def __init__(self, nodes: Nodes, block: nn.Module, n_bands: int, free_batch: bool) -> None:
         self.nodes, self.n_bands, self.free_batch = nodes, n_bands, free_batch
         self.heads: list[str] = []  # what has been read off the shared context and not been used
-        self.own: list[tuple[nn.Linear, nn.Linear]] = []  # the layers of the parts that each look for themselves
-        if isinstance(block, UnchangedBlock):
-            stages = stages_of(block.block)
-            squeezes = [part.squeeze for stage in stages for part in (stage.conv, stage.activation) if isinstance(part, OwnContext)]
-            self.own = list(zip(squeezes, [head for stage in stages for head in heads_of(stage)], strict=True))
-        self.block = BlockParts(block.block) if isinstance(block, UnchangedBlock) else cast(FusedBlock, block)
+        self.block = cast(BlockParts, block)
+        own = [cast(nn.Sequential, layers) for stage in self.block.stages for layers in cast(FusedStage, stage).own.values()]
+        self.own = [(cast(nn.Linear, layers[0]), cast(nn.Linear, layers[2])) for layers in own]  # of parts that each look for themselves
 
     def add(self, x: str) -> str:
         """Add the block on [B, C_in, F, T]; return [B, C_out, F', T']."""
         nodes, block = self.nodes, self.block
         context = None if block.context is None else self._context(x, block.context)
-        if isinstance(block, FusedBlock) and block.heads is not None and context is not None:
+        if block.heads is not None and context is not None:
             read = linear(nodes, context.vector, block.heads)
             sizes = block.sizes
             many = len(sizes) > 1
@@ -210,7 +208,8 @@ class _Block:
     def _whole(self, x: str, source: nn.Module, context: ContextNames | None, channels: int) -> str:
         """Add an attention that looks at the whole map."""
         if isinstance(source, OriginalCoordinateAttention):
-            return self._weighed(x, Coordinates(source), self._context(x, Summary(source.context)))
+            parts = folded_original(source)
+            return self._weighed(x, Coordinates(parts, stride=1), self._context(x, Summary(parts)))
         place, size = torch.zeros(1, channels, 1, 1), 0 if self.block.context is None else self.block.context.frequency.out_features
         point = torch.zeros(1, size, 1, 1)
         example = None if context is None else Context(point[..., 0, 0], point, point)
@@ -240,7 +239,7 @@ class _Block:
             maps = self._maps(y, stage.n_maps)
             values = [nodes.op("Add", nodes.op("Mul", y, self._place(slope)), self._place(intercept)) for slope, intercept in maps]
             return str(nodes.op("Max", *values)) if len(values) > 1 else str(values[0])
-        return str(y) if stage.activation_name == "Identity" else str(nodes.op(stage.activation_name, y))
+        return str(y) if stage.activation_name == "identity" else str(nodes.op(ACTIVATIONS[stage.activation_name], y))
 
     def _mixed(self, x: str, kernels: Any, mixture: str, geometry: dict[str, Any], bias: Any) -> str:
         nodes = self.nodes

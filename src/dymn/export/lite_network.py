@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dymn.models.layers import Context, DynamicReLU
-from dymn.runtime.fused import Coordinates, FusedBlock, FusedNetwork, FusedStage, UnchangedBlock, WholeMap
+from dymn.runtime.fused import BlockParts, Coordinates, FusedNetwork, FusedStage, WholeMap
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"Relu": functional.relu, "HardSwish": functional.hardswish, "Identity": nn.Identity()}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": functional.relu, "hardswish": functional.hardswish, "identity": nn.Identity()}
 
 
 class LiteNetwork(nn.Module):
@@ -28,7 +28,7 @@ class LiteNetwork(nn.Module):
         super().__init__()
         self.exclusive = source.card.exclusive
         self.stem = source.stem
-        self.blocks = nn.Sequential(*(block.block if isinstance(block, UnchangedBlock) else LiteBlock(block) for block in source.blocks))
+        self.blocks = nn.Sequential(*(LiteBlock(block) for block in source.blocks))
         self.last = pointwise(source.last)
         self.head = source.head
 
@@ -45,7 +45,7 @@ class LiteBlock(nn.Module):
 
     def __init__(self, source: nn.Module) -> None:
         super().__init__()
-        block = cast(FusedBlock, source)
+        block = cast(BlockParts, source)
         self.sizes, self.stride, self.has_residual = block.sizes, block.stride, block.has_residual
         self.concatenates = block.context is not None and block.context.concatenated
         self.heads = None if block.heads is None else pointwise(block.heads)
@@ -97,6 +97,9 @@ class LiteStage(nn.Module):
         self.n_maps, self.activation = stage.n_maps, ACTIVATIONS.get(stage.activation_name, nn.Identity())
         self.dynamic, self.mixes_kernels = stage.dynamic, stage.dynamic and not kernel_size
         kernels = stage.kernels if kernel_size else stage.kernels.transpose(1, 2)[..., None, None]  # [K, C_out, C_in / groups, k, k]
+        self.own = nn.ModuleDict(
+            {kind: nn.Sequential(pointwise(layers[0]), nn.ReLU(), pointwise(layers[2])) for kind, layers in _layers(stage)}
+        )
         self.shape = kernels.shape[1:3]
         if self.mixes_kernels:
             self.register_buffer("kernels", kernels.flatten(1).t().contiguous())  # [C_out C_in, K]
@@ -109,7 +112,7 @@ class LiteStage(nn.Module):
         if not self.dynamic:
             y = self.convs[0](x)
         else:
-            mixture = torch.softmax(next(read).flatten(1), dim=1)  # [1, K]
+            mixture = torch.softmax(self._read("kernels", x, read).flatten(1), dim=1)  # [1, K]
             if self.mixes_kernels:
                 kernel = functional.linear(mixture, self.kernels).view(1, *self.shape)
                 y = torch.bmm(kernel, x.flatten(2)).view(1, self.shape[0], *x.shape[2:]) + self.bias
@@ -118,9 +121,13 @@ class LiteStage(nn.Module):
                 y = reduce(torch.add, (conv(x) * share for conv, share in zip(self.convs, shares, strict=True)))
         return self._activated(y, read) if self.n_maps else self.activation(y)
 
+    def _read(self, kind: str, x: Tensor, read: Iterator[Tensor]) -> Tensor:
+        """Return coefficients [1, n, 1, 1], read off the context of the block, or off x by a part that looks for itself."""
+        return self.own[kind](x.mean(dim=(2, 3), keepdim=True)) if kind in self.own else next(read)
+
     def _activated(self, y: Tensor, read: Iterator[Tensor]) -> Tensor:
         """Return the maximum of the maps."""
-        values = 2 * torch.sigmoid(next(read)) - 1
+        values = 2 * torch.sigmoid(self._read("maps", y, read)) - 1
         theta = list(pieces(values, [y.shape[1]] * (2 * self.n_maps)))
         slopes = [slope * DynamicReLU.SLOPE_RANGE for slope in theta[: self.n_maps]]
         intercepts = [intercept * DynamicReLU.INTERCEPT_RANGE for intercept in theta[self.n_maps :]]
@@ -129,6 +136,10 @@ class LiteStage(nn.Module):
         for other in others:
             out = torch.maximum(out, other)
         return out
+
+
+def _layers(stage: FusedStage) -> list[tuple[str, nn.Sequential]]:
+    return [(kind, cast(nn.Sequential, layers)) for kind, layers in stage.own.items()]
 
 
 def pieces(x: Tensor, sizes: list[int]) -> Iterator[Tensor]:

@@ -47,6 +47,7 @@ class Discovery:
         paths: Iterable[str],
         output: Path | None = None,
         expand: Callable[[str], Iterable[Path | str]] = reading.expand,
+        partial: bool = False,
     ) -> None:
         """Prepare to walk.
 
@@ -54,7 +55,9 @@ class Discovery:
             paths: files, folders, patterns, or "-" for standard input, as in `dymn.audio.reading.find`.
             output: a file that none of them may be.
             expand: from one of the paths to the recordings that it names.
+            partial: whether damaged recordings are read as far as they can be; then any file that opens counts as readable.
         """
+        self._partial = partial
         self._expand = expand
         self.lost: list[tuple[str, AudioError]] = []
         self.seconds: dict[str, float] = {}
@@ -109,7 +112,8 @@ class Discovery:
         except (OSError, ValueError):
             handle = None  # the decoder says what is wrong, in its words
         try:
-            self.seconds[os.fspath(path)] = reading.probe(path if handle is None else handle).seconds or 0.0
+            if handle is None or not self._partial:
+                self.seconds[os.fspath(path)] = reading.probe(path if handle is None else handle).seconds or 0.0
         except AudioError as error:
             self._held[key] = Unreadable(path, error)
             if handle is not None:

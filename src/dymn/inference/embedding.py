@@ -16,10 +16,9 @@ import numpy.typing as npt
 from dymn.audio.windows import check_windows
 from dymn.config import from_dict
 from dymn.errors import DymnError
-from dymn.inference.segments import AudioLike, Piece, computed, pieces
+from dymn.inference.segments import AudioLike, Piece, run_windows
 from dymn.runtime.backend import Backend, Floats
 from dymn.runtime.layers import LAST, is_last
-from dymn.system.prefetch import Team
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -108,9 +107,10 @@ class Embedder:
             self.size = self.backend.embedding_size
             self.names = tuple(f"{LAST}_{i}" for i in range(self.size))
             return
+        network = self.backend.network()  # first: it says what to install where there is no PyTorch
         from dymn.runtime.layer_averages import LayerAverages
 
-        self._averages = LayerAverages(self.backend.network(), layers, self.backend.precision)
+        self._averages = LayerAverages(network, layers, self.backend.precision)
         self.layers, self.names, self.size = self._averages.layers, self._averages.names, self._averages.size
 
     @property
@@ -173,33 +173,21 @@ class Embedder:
         Args:
             sources: as in `embed`.
             settings: how to cut.
-            sample_rate: of the arrays among the sources.
-            batch_size: how many windows go through the network at once; 4 on a CPU and 32 elsewhere if None.
-            workers: how many threads decode recordings ahead of the network; 0 is none: everything is done in turn.
-            progress: called with a recording's name and how many seconds of it are done.
+            sample_rate: of the arrays among the sources, in Hz.
+            batch_size: number of windows that go through the network at once; the default is 4 on a CPU and 32 elsewhere.
+            workers: number of threads that decode recordings ahead of the network; with 0 everything happens in the caller's thread.
+            progress: called with a recording's name and the number of seconds of it that are done.
 
         Yields:
-            one `Embedding` a source, in their order. One that cannot be read has an `error`, and the others go on.
+            one `Embedding` a source, in their order. One that cannot be read has an `error`, and the others are still embedded.
 
         Raises:
             ConfigError: if there are fewer than 0 workers.
             ResourceError: if a batch does not fit the device's memory.
         """
         settings = settings or EmbedSettings()
-        backend = self.backend
-        batch_size = backend.batch_size if batch_size is None else batch_size
-        found = pieces(
-            sources,
-            self.sample_rate,
-            sample_rate,
-            settings.window,
-            settings.hop,
-            settings.fill,
-            prepare=backend.features,
-            team=Team(workers, batch_size, backend.enter_worker, backend.entered_workers),
-            partial=settings.partial,
-        )
-        return self.collect(computed(found, self.run, batch_size), progress)
+        embedded = run_windows(self.backend, sources, settings, self.run, sample_rate=sample_rate, batch_size=batch_size, workers=workers)
+        return self.collect(embedded, progress)
 
     def collect(
         self, embedded: Iterable[tuple[Piece, Floats | None]], progress: Callable[[str, float], None] | None = None

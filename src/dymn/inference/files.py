@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from dymn.errors import DymnError
-from dymn.inference.segments import AudioLike, Piece, computed, pieces
+from dymn.inference.segments import AudioLike, Piece, run_windows
 from dymn.inference.selection import Selection, Tag, TagSettings, Timeline, WindowTags
 from dymn.runtime.backend import Backend
 from dymn.runtime.scores import Scores
-from dymn.system.prefetch import Team
 
 
 @dataclass(frozen=True)
@@ -69,19 +68,16 @@ def tag_files(
         ResourceError: if a batch does not fit the device's memory.
     """
     settings = settings or TagSettings()
-    batch_size = backend.batch_size if batch_size is None else batch_size
-    found = pieces(
+    scored = run_windows(
+        backend,
         sources,
-        backend.sample_rate,
-        sample_rate,
-        settings.window,
-        settings.hop,
-        settings.fill,
-        prepare=backend.features,
-        team=Team(workers, batch_size, backend.enter_worker, backend.entered_workers),
-        partial=settings.partial,
+        settings,
+        lambda features: backend.run(features).probabilities,
+        sample_rate=sample_rate,
+        batch_size=batch_size,
+        workers=workers,
     )
-    return collect_tags(computed(found, lambda features: backend.run(features).probabilities, batch_size), backend, settings, progress)
+    return collect_tags(scored, backend, settings, progress)
 
 
 def collect_tags(

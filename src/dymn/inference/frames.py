@@ -17,11 +17,10 @@ import numpy.typing as npt
 from dymn.audio.notes import Notes
 from dymn.config import check
 from dymn.errors import DymnError
-from dymn.inference.segments import AudioLike, Piece, Rows, computed, pieces
+from dymn.inference.segments import AudioLike, Piece, Rows, run_windows
 from dymn.inference.selection import Selection, TagSettings
 from dymn.runtime.backend import Backend
 from dymn.runtime.scores import Scores
-from dymn.system.prefetch import Team
 
 Times = npt.NDArray[np.float64]
 
@@ -188,20 +187,9 @@ def frame_parts(
         parts of some `PART_FRAMES` frames in the order of the recordings and of time; the last part of each recording `is_last`.
     """
     settings = settings or FrameSettings()
-    batch_size = backend.batch_size if batch_size is None else batch_size
     maker = frame_maker(backend, settings)
-    found = pieces(
-        sources,
-        backend.sample_rate,
-        sample_rate,
-        maker.window,
-        maker.hop,
-        maker.fill,
-        prepare=backend.features,
-        team=Team(workers, batch_size, backend.enter_worker, backend.entered_workers),
-        partial=settings.partial,
-    )
-    return collect_parts(computed(found, maker.compute, batch_size), maker, backend.sample_rate, progress)
+    scored = run_windows(backend, sources, maker, maker.compute, sample_rate=sample_rate, batch_size=batch_size, workers=workers)
+    return collect_parts(scored, maker, backend.sample_rate, progress)
 
 
 def collect_parts(
@@ -241,12 +229,14 @@ class FrameMaker(ABC):
         window: seconds of a window.
         hop: seconds from the start of one window to the next.
         fill: what a shorter window is filled with, a key of `dymn.audio.windows.FILLS`.
+        partial: whether to read what can be read of damaged recordings.
     """
 
     fill: str
 
     def __init__(self, backend: Backend, settings: FrameSettings) -> None:
         self.window, self.hop = settings.cutting()
+        self.partial = settings.partial
         self._backend, self._settings = backend, settings
         self._chosen = Selection(backend.labels, settings.tagging()).allowed
 

@@ -1,4 +1,4 @@
-"""Recordings as windows, and windows through a network in common batches: what tags and embeddings have in common."""
+"""Recordings as windows, and windows through a network in common batches: what tags, embeddings and frames have in common."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ from dymn.audio.notes import Notes
 from dymn.audio.windows import Filled, Samples, cut, fill
 from dymn.config import check
 from dymn.errors import AudioError, ConfigError, DymnError
+from dymn.runtime.backend import Backend
 from dymn.system.prefetch import Team, ahead
 
 if TYPE_CHECKING:
@@ -75,11 +76,11 @@ def blocks(
 
 
 Prepare: TypeAlias = Callable[[Iterable[Filled], int], Iterator[Rows]]
-"""From the windows of a recording, which begin so many samples apart, to what is computed with of each."""
+"""From the windows of a recording, and the samples from the start of one to the next, to their features."""
 
 
 def samples_of(windows: Iterable[Filled], hop: int) -> Iterator[Rows]:
-    """Take the samples of windows as they are."""
+    """Yield the samples of windows as they are."""
     return (window.samples for window in windows)
 
 
@@ -95,7 +96,7 @@ def pieces(
     team: Team | None = None,
     partial: bool = False,
 ) -> Iterator[Piece]:
-    """Cut recordings into windows, one after the other, reading no more than is asked for; an error ends only its own recording.
+    """Cut recordings into windows, one after the other, no further than the caller iterates; an error ends only its own recording.
 
     Args:
         sources: as in `blocks`.
@@ -104,8 +105,8 @@ def pieces(
         window: seconds of a window.
         hop: seconds from the start of one window to the next; `window` if None.
         how: what a shorter recording or remainder is filled up with, a key of `dymn.audio.windows.FILLS`.
-        prepare: makes of the windows of a recording what is computed with.
-        team: the threads that do all this ahead of their reader; None does it when it is asked for.
+        prepare: makes the features of windows.
+        team: threads that work ahead of the caller; None works in the caller's thread.
         partial: whether to read what can be read of damaged recordings.
     """
     length, step = round(window * rate), round((hop or window) * rate)
@@ -134,6 +135,70 @@ def pieces(
         yield Piece(recording, error=error)
 
     return ahead(work, sources, team or Team())
+
+
+class Cutting(Protocol):
+    """How recordings are cut into windows, such as `TagSettings`."""
+
+    @property
+    def window(self) -> float:
+        """Seconds of a window."""
+
+    @property
+    def hop(self) -> float | None:
+        """Seconds from the start of one window to the next; `window` if None."""
+
+    @property
+    def fill(self) -> str:
+        """What a shorter recording or remainder is filled with, a key of `dymn.audio.windows.FILLS`."""
+
+    @property
+    def partial(self) -> bool:
+        """Whether to read what can be read of damaged recordings."""
+
+
+def run_windows(
+    backend: Backend,
+    sources: Iterable[AudioLike],
+    cutting: Cutting,
+    compute: Callable[[Rows], Iterable[R]],
+    *,
+    sample_rate: int | None = None,
+    batch_size: int | None = None,
+    workers: int = 0,
+    prepare: Prepare | None = None,
+) -> Iterator[tuple[Piece, R | None]]:
+    """Cut recordings into windows and run them through a backend: what tags, embeddings and frames have in common.
+
+    Args:
+        backend: prepares the features of windows.
+        sources: as in `blocks`.
+        cutting: window, hop and filling.
+        compute: returns a row for each of a batch of features [B, ...].
+        sample_rate: of the arrays among the sources, in Hz.
+        batch_size: number of windows that are computed at once; None is the backend's own.
+        workers: number of threads that decode recordings ahead of the network.
+        prepare: instead of the backend's `features`.
+
+    Yields:
+        pieces in the order of the recordings and of time, each window with its row.
+
+    Raises:
+        ConfigError: at once, if the batch size is below 1 or the number of workers below 0.
+    """
+    batch_size = backend.batch_size if batch_size is None else batch_size
+    found = pieces(
+        sources,
+        backend.sample_rate,
+        sample_rate,
+        cutting.window,
+        cutting.hop,
+        cutting.fill,
+        prepare=prepare or backend.features,
+        team=Team(workers, batch_size, backend.enter_worker, backend.entered_workers),
+        partial=cutting.partial,
+    )
+    return computed(found, compute, batch_size)
 
 
 def computed(found: Iterable[Piece], compute: Callable[[Rows], Iterable[R]], batch_size: int) -> Iterator[tuple[Piece, R | None]]:

@@ -1,4 +1,4 @@
-"""Which labels of a window or a recording are given: names and patterns, thresholds, the best few."""
+"""The labels that a window or a recording gets: names and patterns, thresholds, the best few."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ COMBINATIONS = ("max", "mean")
 
 
 class Tag(NamedTuple):
-    """A label, its probability, and the stretch of the recording in seconds that it is about."""
+    """A label, its probability, and the stretch of the recording that it describes, in seconds."""
 
     label: str
     score: float
@@ -33,8 +33,8 @@ class TagSettings:
     """What to tag and how; the defaults are those of `dymn tag`.
 
     Attributes:
-        top_k: how many labels to give at most, best first; 0 is all of them.
-        threshold: the least probability of a label to be given.
+        top_k: the largest number of labels, best first; 0 is all of them.
+        threshold: labels with a lower probability are left out.
         labels: patterns such as "Dog" or "*music*" of labels to choose from; none means all. Upper and lower case are the same.
         exclude: patterns of labels to leave out.
         window: seconds that the network hears at once; it was trained on 10.
@@ -66,7 +66,7 @@ class TagSettings:
 
 
 class Selection:
-    """Which of a model's labels are asked for, and which of those a vector of probabilities gives."""
+    """The chosen labels of a model, and the best of them for a vector of probabilities."""
 
     def __init__(self, labels: Sequence[str], settings: TagSettings) -> None:
         """Look up the patterns of `settings` among `labels`.
@@ -83,7 +83,7 @@ class Selection:
         self.count = min(settings.top_k or len(chosen), len(chosen))
 
     def best(self, scores: Scores) -> npt.NDArray[np.intp]:
-        """Return the indices of the labels that probabilities [C] give, best first."""
+        """Return the indices of the best of the chosen labels for probabilities [C], best first."""
         order = np.argsort(-scores[self.allowed], kind="stable")[: self.count]
         best = self.allowed[order]
         chosen: npt.NDArray[np.intp] = best[scores[best] >= self.threshold]

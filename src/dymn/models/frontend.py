@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dymn.audio import mel
-from dymn.audio.mel import LOG_OFFSET, LOG_SCALE, LOG_SHIFT, PREEMPHASIS, Floats, constants, filter_ranges, is_compilable
+from dymn.audio.mel import LOG_OFFSET, LOG_SCALE, LOG_SHIFT, PREEMPHASIS, constants, filter_ranges, is_compilable
 from dymn.config import FrontEndConfig, from_dict, to_dict
 from dymn.errors import AudioError, ConfigError
 from dymn.native.log_mel import Spectrogram
@@ -134,21 +134,3 @@ class LogMel(nn.Module):
     def n_frames(self, n_samples: int) -> int:
         """Return how many frames `n_samples` samples give."""
         return 1 + (max(n_samples, self.config.n_fft // 2 + 2) - 1) // self.config.hop_length
-
-
-class ArrayLogMel:
-    """A `LogMel` on the CPU for arrays of samples, as `dymn.runtime.sliding` wants it."""
-
-    def __init__(self, log_mel: LogMel) -> None:
-        self.config = log_mel.config
-        self._log_mel = log_mel
-
-    @torch.inference_mode()
-    def frames(self, samples: Floats) -> Floats:
-        """Return the pre-emphasised samples of each frame, [N] to [frames, n_fft]; see `LogMel.frames`."""
-        return self._log_mel.frames(torch.from_numpy(samples)[None])[0].numpy()
-
-    @torch.inference_mode()
-    def columns(self, frames: Floats) -> Floats:
-        """Return the log-mel spectrogram [n_mels, n] of samples [n, n_fft]; see `LogMel.columns`."""
-        return self._log_mel.columns(torch.from_numpy(frames)).numpy()

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -144,6 +144,34 @@ class MobileNet(Pretrained):
             if isinstance(module, DynamicConv2d):
                 module.temperature = float(value)
 
+    def reset_classifier(self, classes: int | Sequence[str], *, generator: torch.Generator | None = None) -> MobileNet:
+        """Replace the last layer by a fresh one for other classes, in configuration and card too; return the network.
+
+        The card's metrics and provenance, which were those of other weights, go.
+
+        Args:
+            classes: names of the classes, or how many there are (class_0, class_1 ...).
+            generator: the source of the random weights; the global generator if None.
+
+        Raises:
+            ConfigError: if there are no classes.
+
+        Example:
+            >>> model = dymn.load_model("dymn04_open").reset_classifier(["dog", "cat"])
+            >>> model.card.labels
+            ('dog', 'cat')
+        """
+        labels = numbered_labels(classes) if isinstance(classes, int) else tuple(classes)
+        check(len(labels) > 0, "A network needs at least one class.")
+        fresh = MobileNet(dataclasses.replace(self.config, num_classes=len(labels))).initialise(generator)
+        fresh.to(next(self.parameters()).device)
+        self.config, self.head.classifier = fresh.config, fresh.head.classifier
+        if isinstance(self.head, FullyConvolutionalHead):
+            self.head.norm = cast(FullyConvolutionalHead, fresh.head).norm
+        self.head.train(self.training)
+        self.card = dataclasses.replace(self.card, labels=labels, metrics={}, provenance={})
+        return self
+
     def initialise(self, generator: torch.Generator | None = None) -> MobileNet:
         """Draw fresh weights: convolutions Kaiming normal (fan out, each kernel by itself), linear layers N(0, 0.01)."""
         for module in self.modules():
@@ -174,26 +202,43 @@ def create_model(name: str, num_classes: int = 527, *, generator: torch.Generato
     return MobileNet(model_config(name, num_classes=num_classes, **overrides)).initialise(generator)
 
 
-def load_model(name_or_path: str | Path, *, device: str | torch.device | None = "cpu", progress: Progress | None = None) -> MobileNet:
+def load_model(
+    name_or_path: str | Path,
+    *,
+    num_classes: int | None = None,
+    labels: Sequence[str] | None = None,
+    device: str | torch.device | None = "cpu",
+    progress: Progress | None = None,
+) -> MobileNet:
     """Load a model with its weights, in evaluation mode; `.card` holds front end, labels, metrics and the file's SHA-256.
 
     Args:
         name_or_path: the name of a model with weights (see `dymn.list_models(pretrained=True)`), a `.safetensors` file of dymn,
             a folder with one, a state dict that EfficientAT published (`.pt`), or "user/repo" or "user/repo@revision" on the
             Hugging Face Hub. A name in the registry comes first, then what is on this machine.
+        num_classes: of another task than the model was trained for: the last layer is a fresh one (see `MobileNet.reset_classifier`).
+        labels: names of these classes.
         device: where the model goes, such as "cpu" or "cuda:0"; the first CUDA device if there is one, for None.
         progress: called during a download with the bytes done, and the bytes in all or None.
 
     Raises:
         WeightsError: if there is no such model, or it cannot be downloaded, read or fitted to its network.
-        ConfigError: if the device cannot be used.
+        ConfigError: if the device cannot be used, or the numbers of classes and labels differ.
 
     Example:
         >>> dymn.load_model("dymn04_open").card.labels[0]
         'Speech'
     """
     place = resolve_device(device)
-    return MobileNet.from_stored(open_checkpoint(name_or_path, progress=progress)).to(place)
+    if labels is not None:
+        check(
+            num_classes in (None, len(labels)), f"num_classes is {num_classes}, and there are {len(labels)} labels. Leave num_classes out."
+        )
+    model = MobileNet.from_stored(open_checkpoint(name_or_path, progress=progress))
+    wanted: int | Sequence[str] | None = num_classes if labels is None else tuple(labels)
+    if wanted not in (None, model.config.num_classes, model.card.labels):
+        model.reset_classifier(wanted)
+    return model.to(place)
 
 
 def import_efficientat(

@@ -17,7 +17,7 @@ from dymn.weights.checkpoint import open_checkpoint
 from dymn.weights.format import STORAGE_TYPES, Array, Stored, check_finite, save_folder
 from dymn.weights.format import save as save_stored
 from dymn.weights.labels import numbered_labels
-from dymn.weights.shapes import compare_shapes
+from dymn.weights.shapes import check_state, compare_shapes
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -107,9 +107,9 @@ class Pretrained(nn.Module):
             dtype: the type in which matrices and kernels are stored; float16 halves the file. Loading gives float32 again.
 
         Raises:
-            WeightsError: if weights are not finite, or the folder cannot be written to.
+            WeightsError: if weights are not finite or do not fit the configuration, or the folder cannot be written to.
         """
-        save_folder(self.stored(), Path(directory), _name_of(dtype))
+        save_folder(_checked(self), Path(directory), _name_of(dtype))
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path, *, device: str | torch.device | None = "cpu") -> Self:
@@ -152,9 +152,21 @@ def save(model: Pretrained, path: str | Path, *, dtype: torch.dtype = torch.floa
 
     Raises:
         ConfigError: if `dtype` is not float32, float16 or bfloat16.
-        WeightsError: if weights are not finite, or the file cannot be written.
+        WeightsError: if weights are not finite or do not fit the configuration, or the file cannot be written.
     """
-    return save_stored(model.stored(), path, _name_of(dtype))
+    return save_stored(_checked(model), path, _name_of(dtype))
+
+
+def _checked(model: Pretrained) -> Stored:
+    """Return what is to be saved, after comparing weights and configuration, which a layer that was replaced leaves apart."""
+    stored = model.stored()
+    try:
+        check_state(stored.state, stored.config, "The network")
+    except WeightsError as error:
+        raise WeightsError(
+            f"{error} Where the last layer is to be another, model.reset_classifier(labels) replaces it, in configuration and card too."
+        ) from error
+    return stored
 
 
 def as_array(tensor: Tensor) -> Array:

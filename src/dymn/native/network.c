@@ -763,11 +763,6 @@ EXPORT void dymn_run(const Network *net, const float *log_mel, int32_t n_clips, 
     for (int i = 1; i < started; i++) join_thread(threads[i]);
 }
 
-EXPORT void dymn_embed(const Network *net, const float *log_mel, int32_t n_clips, int32_t n_bands, int32_t n_frames, int32_t n_threads,
-                       float *workspace, float *embedding) {
-    dymn_run(net, log_mel, n_clips, n_bands, n_frames, n_threads, workspace, embedding, 0);
-}
-
 /* Sixteen outputs of a linear layer for `n` rows: weights [n_in][16]. */
 INLINE void affine_panel(int n, const float *x, const float *weight, const float *bias, int n_in, int activation, float *out, int width) {
     enum { VECTORS = 16 / LANES };

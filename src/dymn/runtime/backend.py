@@ -16,7 +16,7 @@ import numpy.typing as npt
 from dymn.audio.samples import to_float32, to_mono
 from dymn.audio.windows import Filled
 from dymn.config import FrontEndConfig, ModelCard
-from dymn.errors import AudioError, ConfigError, WeightsError
+from dymn.errors import AudioError, ConfigError, ResourceError, WeightsError, resource_error
 from dymn.runtime.scores import Scores
 
 if TYPE_CHECKING:
@@ -118,10 +118,16 @@ class Backend(ABC):
 
         Raises:
             AudioError: if the waveforms are not [B, N], or a sample is not finite.
+            ResourceError: if the batch does not fit the memory.
         """
         samples = checked_waveforms(waveforms)
         length = samples.shape[1]
-        return np.stack([next(self.features([Filled(window, length)], length)) for window in samples])
+        try:
+            return np.stack([next(self.features([Filled(window, length)], length)) for window in samples])
+        except (MemoryError, RuntimeError) as error:
+            if resource_error(error) is None:
+                raise
+            raise ResourceError(f"There is no room for {len(samples)} windows at once. Give a smaller batch size.") from error
 
     @property
     def frame_samples(self) -> int:

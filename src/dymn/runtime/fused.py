@@ -2,8 +2,7 @@
 
 The numbers are those of `dymn.models.mobilenet.MobileNet` to round-off; what differs is the order of the work:
 
-- Batch norm is part of the kernels before it: each of the K is scaled, and what is left is a bias that no attention weighs.
-- All that a block reads off its context vector (kernel attentions, the maps of Dy-ReLU) is one linear layer.
+- It is built from the folded form (`dymn.runtime.fold`): norms in kernels, all that a block reads off its context in one layer.
 - Maps lie as [F, T, C], channels last. A pointwise convolution is then one matrix product, with the bias in it; a depthwise one needs
   no change of layout; and coefficients of channels and frames are added and multiplied along contiguous memory.
 - Of the two maps of Dy-ReLU, the steeper one is part of the depthwise kernel, which is this clip's anyway.
@@ -14,28 +13,22 @@ The numbers are those of `dymn.models.mobilenet.MobileNet` to round-off; what di
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dymn.config import ModelCard, ModelConfig
+from dymn.architectures import NEEDS_CONTEXT
+from dymn.config import BlockConfig, ModelCard, ModelConfig
 from dymn.errors import ConfigError
-from dymn.models.blocks import InvertedResidual, Skip, Stage
-from dymn.models.layers import Context, ContextGenerator, DynamicConv2d, DynamicReLU, StaticActivation
-from dymn.models.layers.attention import (
-    ChannelFrequencyAttention,
-    ChannelTimeAttention,
-    CoordinateAttention,
-    OriginalCoordinateAttention,
-    strided,
-)
-from dymn.models.layers.context import ConcatenatedContextGenerator, OwnContext, SeparateContextGenerator
-from dymn.models.mobilenet import FullyConvolutionalHead, MobileNet, Output
+from dymn.models.layers import ATTENTIONS, Context, DynamicReLU
+from dymn.models.layers.attention import strided
+from dymn.models.mobilenet import MobileNet, Output
+from dymn.runtime.fold import Folded, coefficients, fold, positions
 
 TILE = 2**20  # bytes of an expanded map that are worked on at a time: about what a core's cache holds
 MIN_PLACES = 4096  # ... and how many places (bands times frames) they are at least: a smaller product spends its time on its weights
@@ -54,24 +47,31 @@ def fuse(model: MobileNet) -> FusedNetwork:
     if kinds not in ({torch.float32}, {torch.float64}):
         found = ", ".join(sorted(map(str, kinds)))
         raise ConfigError(f"The weights are {found}; fuse takes float32 and float64. Call .float() first.")
-    with torch.no_grad():
-        return FusedNetwork(model).eval().requires_grad_(False)
+    form = FusedNetwork(fold(model.config, model.stored().state), model.card).eval().requires_grad_(False)
+    return form.to(next(model.parameters()).device)
 
 
 class FusedNetwork(nn.Module):
-    """The network that `fuse` returns, log-mel spectrograms [B, 1, F, T] to logits and embedding.
+    """A network from log-mel spectrograms [B, 1, F, T] to logits and embedding.
 
     It computes in the precision of its weights, inside autocast too. It is made for CPUs; elsewhere it is right, and slow.
     """
 
-    def __init__(self, model: MobileNet) -> None:
+    def __init__(self, folded: Folded, card: ModelCard) -> None:
         super().__init__()
-        self.config: ModelConfig = model.config
-        self.card: ModelCard = model.card
-        self.stem = _folded(model.stem.conv, model.stem.norm)
-        self.blocks = nn.ModuleList(_block(cast(InvertedResidual, block)) for block in model.blocks)
-        self.last = _pointwise(model.last.conv, model.last.norm)
-        self.head: nn.Module = _head(model.head)
+        parts = Parts({name: torch.from_numpy(np.array(values)) for name, values in folded.arrays.items()})
+        self.config: ModelConfig = folded.config
+        self.card = card
+        weight = parts["stem.weight"]
+        self.stem = nn.Conv2d(1, len(weight), 3, stride=2, padding=1)
+        self.stem.weight = nn.Parameter(weight.contiguous(memory_format=torch.channels_last))
+        self.stem.bias = nn.Parameter(parts["stem.bias"])
+        blocks = [(block, parts.below(f"blocks.{i}.")) for i, block in enumerate(folded.config.blocks)]
+        self.blocks = nn.ModuleList(OwnBlock(*both) if both[0].context == "own" else FusedBlock(*both) for both in blocks)
+        self.last = parts.layer("last")
+        self.head: nn.Module = parts.layer("classifier")  # of a mean of linear class scores, which is the class scores of the mean
+        if folded.config.head == "mlp":
+            self.head = nn.Sequential(parts.layer("hidden"), nn.Hardswish(), self.head)
 
     @torch.inference_mode()
     def forward(self, log_mel: Tensor) -> Output:
@@ -104,40 +104,45 @@ class FusedNetwork(nn.Module):
         return functional.hardswish(self.last(x.flatten(0, 1)), inplace=True).mean(dim=0)
 
 
-def _head(head: nn.Module) -> nn.Module:
-    """Return what maps embeddings [B, D] to logits; a mean of linear class scores is the class scores of the mean."""
-    if isinstance(head, FullyConvolutionalHead):
-        return _linear(*_fold(head.classifier.weight.flatten(1), head.norm))
-    parts: Any = head
-    return nn.Sequential(copy.deepcopy(parts.hidden), nn.Hardswish(), copy.deepcopy(parts.classifier))
+class Parts(dict[str, Tensor]):
+    """Folded weights by name."""
+
+    def below(self, prefix: str) -> Parts:
+        """Return those whose name begins so, without that."""
+        return Parts({name.removeprefix(prefix): tensor for name, tensor in self.items() if name.startswith(prefix)})
+
+    def layer(self, name: str) -> nn.Linear:
+        """Return a linear layer, which is also a pointwise convolution on channels that lie last."""
+        return _linear(self[f"{name}.weight"], self[f"{name}.bias"])
 
 
 class BlockParts(nn.Module):
-    """What a block consists of, whoever computes it."""
+    """The parts of a block, whoever computes it."""
 
-    def __init__(self, block: InvertedResidual) -> None:
+    def __init__(self, config: BlockConfig, parts: Parts) -> None:
         super().__init__()
-        self.context = Summary(block.context) if isinstance(block.context, ContextGenerator) else None
-        self.stages = nn.ModuleList(FusedStage(stage) for stage in stages_of(block))
-        depthwise: Any = without_context(block.depthwise.conv)
-        sizes = (depthwise.kernel_size, depthwise.stride)
-        self.kernel_size, self.stride = (int(size if isinstance(size, int) else size[0]) for size in sizes)
+        self.context = Summary(parts, config.context == "concatenated") if "context.weight" in parts else None
+        self.stages = nn.ModuleList(FusedStage(config, position, parts) for position in positions(config))
+        self.kernel_size, self.stride = config.kernel_size, config.stride
         self.attention: Coordinates | WholeMap | None = None
-        if isinstance(block.attention, ALONG_AXES) and not isinstance(block.attention, OriginalCoordinateAttention):
-            self.attention = Coordinates(block.attention)
-        elif not isinstance(block.attention, Skip):
-            self.attention = WholeMap(block.attention)
-        self.has_residual = block.has_residual
+        if config.attention in NEEDS_CONTEXT:
+            self.attention = Coordinates(parts, config.stride)
+        elif config.attention is not None:
+            self.attention = WholeMap(config, parts)
+        self.has_residual = config.stride == 1 and config.c_in == config.c_out
+        self.heads: nn.Linear | None = None
+        self.sizes: list[int] = []
+        if "coefficient.weight" in parts:  # in the order in which the stages ask for them
+            listed = coefficients(config)
+            order = sorted(range(len(listed)), key=lambda i: (BlockConfig.POSITIONS.index(listed[i].position), listed[i].kind))
+            sizes = [part.size for part in listed]
+            weights, biases = (torch.split(parts[f"coefficient.{kind}"], sizes) for kind in ("weight", "bias"))
+            self.heads = _linear(torch.cat([weights[i] for i in order]), torch.cat([biases[i] for i in order]))
+            self.sizes = [sizes[i] for i in order]
 
 
 class FusedBlock(BlockParts):
     """An inverted residual block from [F, T, C_in] to [F', T', C_out]."""
-
-    def __init__(self, block: InvertedResidual) -> None:
-        super().__init__(block)
-        heads = [head for stage in stages_of(block) for head in heads_of(stage)]
-        self.sizes = [len(head.weight) for head in heads]
-        self.heads = _linear(torch.cat([head.weight for head in heads]), torch.cat([head.bias for head in heads])) if heads else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [F, T, C_in] to [F', T', C_out]."""
@@ -196,31 +201,25 @@ class FusedBlock(BlockParts):
             yield slice(first, last), rows[:needed]
 
 
-class UnchangedBlock(nn.Module):
-    """A block as it is, for one whose dynamic parts each look for themselves."""
-
-    def __init__(self, block: InvertedResidual) -> None:
-        super().__init__()
-        self.block = copy.deepcopy(block)
+class OwnBlock(BlockParts):
+    """A block whose dynamic parts each summarise the whole map that they get (context "own", Table XII)."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [F, T, C_in] to [F', T', C_out]."""
-        return _channels_last(self.block(_channels_first(x)))
-
-
-def stages_of(block: InvertedResidual) -> list[Stage]:
-    """Return the stages that a block has."""
-    return [stage for stage in (block.expand, block.depthwise, block.project) if isinstance(stage, Stage)]
-
-
-def without_context(part: nn.Module) -> nn.Module:
-    """Return a part of a stage without the context of its own that it may have."""
-    return part.part if isinstance(part, OwnContext) else part
-
-
-def _block(block: InvertedResidual) -> nn.Module:
-    own = any(isinstance(module, OwnContext) for module in block.modules())
-    return UnchangedBlock(block) if own else FusedBlock(block)
+        context = None if self.context is None else self.context(x)
+        y = x
+        for module in self.stages:
+            stage = cast(FusedStage, module)
+            kernel, reach = stage.kernel(stage.read("kernels", y)), self.kernel_size // 2
+            if stage.position == "depthwise":
+                y = functional.conv2d(_channels_first(y), kernel, stage.bias, self.stride, reach, groups=y.shape[2])
+                y = _channels_last(y)
+            else:
+                y = torch.addmm(stage.bias, y.flatten(0, 1), kernel).view(*y.shape[:2], -1)
+            y = stage.activation(stage.read("maps", y))(y)
+            if stage.position == "depthwise" and self.attention is not None:
+                y = self.attention.of_clip(context)(y, slice(0, len(y)))
+        return x + y if self.has_residual else y
 
 
 class _ClipContext(NamedTuple):
@@ -234,13 +233,11 @@ class _ClipContext(NamedTuple):
 class Summary(nn.Module):
     """The Context Generation Module with batch norm in its weights."""
 
-    def __init__(self, source: ContextGenerator) -> None:
+    def __init__(self, parts: Parts, concatenated: bool = False) -> None:
         super().__init__()
-        self.frequency = _pointwise(source.conv, source.norm)
-        self.time = self.frequency
-        if isinstance(source, SeparateContextGenerator):
-            self.time = _pointwise(source.time_conv, source.time_norm)
-        self.concatenated = isinstance(source, ConcatenatedContextGenerator)
+        self.frequency = parts.layer("context")
+        self.time = parts.layer("time_context") if "time_context.weight" in parts else self.frequency
+        self.concatenated = concatenated
 
     def forward(self, x: Tensor) -> _ClipContext:
         """Summarise [F, T, C]."""
@@ -260,48 +257,61 @@ class _ClipStage(NamedTuple):
 
 
 class FusedStage(nn.Module):
-    """The K kernels of a stage, scaled for its batch norm, and its activation."""
+    """The K kernels of a stage and its activation."""
 
     kernels: Tensor
     bias: Tensor
 
-    def __init__(self, stage: Stage) -> None:
+    def __init__(self, config: BlockConfig, position: str, parts: Parts) -> None:
         super().__init__()
-        conv: Any = without_context(stage.conv)
-        self.dynamic = isinstance(conv, DynamicConv2d)
-        weight = conv.weight if self.dynamic else conv.weight[None]  # [K, C_out, C_in / groups, k, k]
-        kernels, bias = _fold(weight.transpose(0, 1), stage.norm)
-        kernels = kernels.transpose(0, 1)
-        if conv.groups == 1:
-            kernels = kernels.flatten(2).transpose(1, 2)  # [K, C_in, C_out]
-        self.register_buffer("kernels", kernels.contiguous())
-        self.register_buffer("bias", bias)
-        self.static: Callable[[Tensor], Tensor] | None = None
-        self.n_maps = 0
-        self.activation_name = ""
-        activation = without_context(stage.activation)
-        if isinstance(activation, DynamicReLU):
-            self.n_maps = activation.n_maps
-        else:
-            kind = type(cast(StaticActivation, activation).activation)
-            self.static, self.activation_name = IN_PLACE[kind], ACTIVATION_NAMES[kind]
+        kernels = parts[f"{position}.weight"]  # [K, C_out, C_in] or [K, C, k, k]
+        kernels = kernels[:, :, None] if position == "depthwise" else kernels.transpose(1, 2)
+        self.register_buffer("kernels", kernels.contiguous())  # [K, C, 1, k, k] or [K, C_in, C_out]
+        self.register_buffer("bias", parts[f"{position}.bias"])
+        self.position, self.dynamic = position, len(kernels) > 1
+        self.n_maps = config.n_maps if position in config.dynamic_relus else 0
+        self.activation_name = "identity" if position == "project" else config.activation
+        names = [kind for kind in ("kernels", "maps") if f"{position}.{kind}.squeeze.weight" in parts]
+        self.own = nn.ModuleDict(  # layers that read coefficients off the stage's own input or output
+            {
+                kind: nn.Sequential(parts.layer(f"{position}.{kind}.squeeze"), nn.ReLU(), parts.layer(f"{position}.{kind}.coefficient"))
+                for kind in names
+            }
+        )
+
+    def read(self, kind: str, x: Tensor) -> Tensor | None:
+        """Return the coefficients that the stage reads off the mean of a map [F, T, C], None without any."""
+        return self.own[kind](x.mean(dim=(0, 1))) if kind in self.own else None
+
+    def kernel(self, logits: Tensor | None) -> Tensor:
+        """Return the kernel of a clip [C_in, C_out] or [C, 1, k, k], mixed by kernel attention."""
+        kernel = self.kernels[0]
+        return kernel if logits is None else (torch.softmax(logits, dim=0) @ self.kernels.flatten(1)).view(kernel.shape)
+
+    def activation(self, coefficients: Tensor | None) -> Callable[[Tensor], Tensor]:
+        """Return the activation of a clip, which may work in place."""
+        if coefficients is None:
+            return IN_PLACE[self.activation_name]
+        slopes, intercepts = self._maps(coefficients)
+        return lambda y: torch.stack([torch.addcmul(b, y, a) for a, b in zip(slopes, intercepts, strict=True)]).amax(dim=0)
 
     def of_clip(self, read: Iterator[Tensor]) -> _ClipStage:
-        """Return the stage of a clip; `read` gives what the block reads off the context, in the order of `heads_of`."""
-        kernel = self.kernels[0]
-        if self.dynamic:
-            kernel = (torch.softmax(next(read), dim=0) @ self.kernels.flatten(1)).view(kernel.shape)
-        if self.static is not None:
-            return _ClipStage(kernel, self.bias, self.static)
-        theta = torch.sigmoid(next(read)).view(2 * self.n_maps, -1)  # [2 M, C]
-        return _with_maps(kernel, self.bias, *torch.split(theta, self.n_maps))
+        """Return the stage of a clip; `read` gives the coefficients that the block reads off its context, in the order of the stages."""
+        kernel = self.kernel(next(read) if self.dynamic else None)
+        if not self.n_maps:
+            return _ClipStage(kernel, self.bias, IN_PLACE[self.activation_name])
+        return _with_maps(kernel, self.bias, *self._maps(next(read)))
+
+    def _maps(self, coefficients: Tensor) -> tuple[Tensor, Tensor]:
+        """Return slopes and intercepts, each [M, C]."""
+        slopes, intercepts = torch.split(torch.sigmoid(coefficients).view(2 * self.n_maps, -1), self.n_maps)
+        slopes = slopes * (2 * DynamicReLU.SLOPE_RANGE) - DynamicReLU.SLOPE_RANGE
+        slopes[0] += 1
+        return slopes, intercepts * (2 * DynamicReLU.INTERCEPT_RANGE) - DynamicReLU.INTERCEPT_RANGE
 
 
 def _with_maps(kernel: Tensor, bias: Tensor, slopes: Tensor, intercepts: Tensor) -> _ClipStage:
     """Return a stage with the maximum of M maps as its activation."""
-    slopes = slopes * (2 * DynamicReLU.SLOPE_RANGE) - DynamicReLU.SLOPE_RANGE
-    slopes[0] += 1
-    intercepts = intercepts * (2 * DynamicReLU.INTERCEPT_RANGE) - DynamicReLU.INTERCEPT_RANGE
     order = slopes.abs().argsort(dim=0, descending=True)
     slopes, intercepts = slopes.gather(0, order), intercepts.gather(0, order)
     steepest, first = slopes[0], intercepts[0]
@@ -320,38 +330,21 @@ def _with_maps(kernel: Tensor, bias: Tensor, slopes: Tensor, intercepts: Tensor)
     return _ClipStage(kernel * (steepest if kernel.ndim == 2 else steepest[:, None, None, None]), bias * steepest + first, activate)
 
 
-def heads_of(stage: Stage) -> list[nn.Linear]:
-    """Return the linear layers that a stage has on the context, in the order in which `FusedStage.of_clip` asks for their outputs."""
-    heads = []
-    conv, activation = without_context(stage.conv), without_context(stage.activation)
-    if isinstance(conv, DynamicConv2d):
-        heads.append(_linear(conv.coefficients.weight / conv.temperature, conv.coefficients.bias / conv.temperature))
-    if isinstance(activation, DynamicReLU):
-        coefficients, values = activation.coefficients, 2 * activation.n_maps
-        weight = (
-            coefficients.weight.view(-1, values, coefficients.in_features).transpose(0, 1).flatten(0, 1)
-        )  # from [C, 2 M] to [2 M, C] rows
-        heads.append(_linear(weight, coefficients.bias.view(-1, values).t().flatten()))
-    return heads
-
-
-ALONG_AXES = (CoordinateAttention, ChannelFrequencyAttention, ChannelTimeAttention)
-IN_PLACE: dict[type[nn.Module], Callable[[Tensor], Tensor]] = {
-    nn.ReLU: torch.relu_,
-    nn.Hardswish: partial(functional.hardswish, inplace=True),
-    nn.Identity: nn.Identity(),
+IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": torch.relu_,
+    "hardswish": partial(functional.hardswish, inplace=True),
+    "identity": nn.Identity(),
 }
-ACTIVATION_NAMES: dict[type[nn.Module], str] = {nn.ReLU: "Relu", nn.Hardswish: "HardSwish", nn.Identity: "Identity"}  # as ONNX has them
 Weigh = Callable[[Tensor, slice], Tensor]
 
 
 class Coordinates(nn.Module):
     """Coordinate Attention in full or along one axis, in place on any bands of a map."""
 
-    def __init__(self, source: nn.Module) -> None:
+    def __init__(self, parts: Parts, stride: int) -> None:
         super().__init__()
-        self.stride = cast(int, source.stride)
-        self.axes = nn.ModuleDict({name: _pointwise(getattr(source, name)) for name in ("frequency", "time") if hasattr(source, name)})
+        self.stride = stride
+        self.axes = nn.ModuleDict({name: parts.layer(name) for name in ("frequency", "time") if f"{name}.weight" in parts})
 
     def of_clip(self, context: _ClipContext | None) -> Weigh:
         """Return what weighs [rows, T, C], which is the given bands of the clip's map."""
@@ -370,9 +363,12 @@ class Coordinates(nn.Module):
 class WholeMap(nn.Module):
     """An attention as it is, which looks at the whole map."""
 
-    def __init__(self, source: nn.Module) -> None:
+    def __init__(self, config: BlockConfig, parts: Parts) -> None:
         super().__init__()
-        self.source = copy.deepcopy(source)
+        self.source: nn.Module = ATTENTIONS[config.attention or ""](config.c_exp, config.context_size, config.stride)
+        state = parts.below("attention.") or parts  # Squeeze-and-Excitation is folded like all that is published
+        own = self.source.state_dict()
+        self.source.load_state_dict({name: state[name] for name in own if name in state}, strict=True, assign=True)
 
     def of_clip(self, context: _ClipContext | None) -> Weigh:
         """Return what weighs the clip's map [F, T, C]."""
@@ -398,36 +394,8 @@ def _channels_last(x: Tensor) -> Tensor:
     return x.squeeze(0).permute(1, 2, 0).contiguous()
 
 
-def _fold(weight: Tensor, norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """Return a weight [C_out, ...] without bias scaled for the batch norm after it, and the bias [C_out] that is left of the norm."""
-    norm = cast(nn.BatchNorm2d, norm)
-    mean, variance = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
-    scale = norm.weight.double() / torch.sqrt(variance.double() + norm.eps)
-    scaled = weight.double() * scale.view(-1, *[1] * (weight.ndim - 1))
-    return scaled.to(weight.dtype), (norm.bias.double() - mean.double() * scale).to(weight.dtype)
-
-
-def _folded(conv: nn.Conv2d, norm: nn.Module) -> nn.Conv2d:
-    """Return a convolution without bias and the batch norm after it as one convolution, for maps with the channels last."""
-    folded = nn.Conv2d(conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding)  # type: ignore[arg-type]
-    weight, bias = _fold(conv.weight, norm)
-    folded.weight = nn.Parameter(weight.contiguous(memory_format=torch.channels_last))
-    folded.bias = nn.Parameter(bias)
-    return folded
-
-
 def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
     """Return a linear layer of these weights, copied."""
     layer = nn.Linear(weight.shape[1], weight.shape[0])
     layer.weight, layer.bias = nn.Parameter(weight.clone()), nn.Parameter(bias.clone())
     return layer
-
-
-def _pointwise(conv: nn.Conv2d, norm: nn.Module | None = None) -> nn.Linear:
-    """Return a pointwise convolution, with the batch norm after it if there is one, as a linear layer on channels that lie last."""
-    weight = conv.weight.flatten(1)
-    bias = weight.new_zeros(len(weight)) if conv.bias is None else conv.bias
-    if norm is not None:
-        weight, shift = _fold(weight, norm)
-        bias = _fold(bias, norm)[0] + shift
-    return _linear(weight, bias)

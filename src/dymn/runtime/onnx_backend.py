@@ -1,4 +1,4 @@
-"""The network of a tagger as an ONNX file, computed by ONNX Runtime; PyTorch is not imported."""
+"""A network in an ONNX file, computed by ONNX Runtime; PyTorch is not imported."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ SHIPPED = "dymn04_open"  # the model that comes with dymn
 
 
 def cached_path(name: str) -> Path:
-    """Return where `dymn export` leaves the file of a model if it is not told where."""
+    """Return where `dymn export` writes the file of a model by default."""
     safe = re.sub(r"[^\w.-]", "_", name)
     return cache_folder() / "onnx" / f"{safe}.onnx"
 
 
 def find_file(model: str | Path) -> Path:
-    """Return the ONNX file that a path or the name of a model means.
+    """Return the ONNX file of a path or of a model's name.
 
     Raises:
         WeightsError: if there is none.
@@ -49,8 +49,8 @@ class OnnxBackend(Backend):
 
     Attributes:
         input: "waveform" or "log-mel".
-        seconds: how long a clip is, or None where any length goes.
-        embedding_size: how many values an embedding has.
+        seconds: the length of a clip, or None if any length is allowed.
+        embedding_size: number of values of an embedding.
     """
 
     def __init__(self, source: str | Path | bytes, threads: int | None = None) -> None:
@@ -58,7 +58,7 @@ class OnnxBackend(Backend):
 
         Args:
             source: a path, or the bytes of a file.
-            threads: how many CPU threads ONNX Runtime uses; one for each CPU that may be used if None.
+            threads: number of CPU threads of ONNX Runtime; None is one for each CPU that may be used.
 
         Raises:
             MissingExtraError: if onnxruntime is not installed.

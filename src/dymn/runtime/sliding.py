@@ -20,7 +20,7 @@ Floats = npt.NDArray[np.float32]
 
 
 class FrontEnd(Protocol):
-    """Log-mel spectrograms of arrays, frame by frame: `dymn.native.log_mel.CompiledLogMel`, or `dymn.models.frontend.ArrayLogMel`."""
+    """Log-mel spectrograms of arrays, frame by frame, such as those of `dymn.native.log_mel`."""
 
     config: FrontEndConfig
 

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from dymn.audio.windows import Filled
 from dymn.config import check
-from dymn.models.frontend import ArrayLogMel, LogMel
+from dymn.models.frontend import LogMel
 from dymn.models.mobilenet import MobileNet, Output
+from dymn.native.log_mel import array_log_mel
 from dymn.runtime.accelerate import accelerate
 from dymn.runtime.backend import Backend, Floats, FrameOutput
 from dymn.runtime.backend import Output as BackendOutput
@@ -74,7 +75,7 @@ class TorchBackend(Backend):
         """Yield log-mel spectrograms [1, F, T] on a CPU, no frame computed twice; elsewhere samples, for a front end on the device."""
         if not self.is_cpu:
             return super().features(windows, hop)
-        sliding = SlidingLogMel(ArrayLogMel(self._log_mel), hop)
+        sliding = SlidingLogMel(array_log_mel(self.front_end), hop)
         return (sliding(window.samples, window.n_samples) for window in windows)
 
     @torch.inference_mode()

@@ -9,7 +9,7 @@ import numpy as np
 from dymn.audio.windows import Filled
 from dymn.inference.embedding import Embedder
 from dymn.inference.files import Recording, collect_tags
-from dymn.inference.segments import AudioLike, Piece, computed, pieces
+from dymn.inference.segments import AudioLike, Piece, run_windows
 from dymn.inference.selection import TagSettings
 from dymn.runtime.backend import Backend, Floats, Output
 from dymn.runtime.scores import Scores
@@ -62,16 +62,14 @@ def tag_and_embed(
             yield window
 
     def scored() -> Iterator[tuple[Piece, Scores | None]]:
-        cutting = settings.window, settings.hop, settings.fill
-        found = pieces(
+        rows = run_windows(
+            backend,
             [source],
-            backend.sample_rate,
-            None,
-            *cutting,
+            settings,
+            lambda features: zip(*backend.run(features), strict=True),
             prepare=lambda windows, hop: backend.features(noted(windows), hop),
-            partial=settings.partial,
         )
-        for piece, row in computed(found, lambda features: zip(*backend.run(features), strict=True), backend.batch_size):
+        for piece, row in rows:
             if row is not None:
                 vectors.append(row[1])
                 seconds.append(piece.end - piece.start)

@@ -1,7 +1,7 @@
 """Ctrl-C and SIGTERM, from the first moment of a command to its last.
 
-They are an exception while the command works, so that it clears away what it began; end it at once while it ends; and change nothing
-any more while Python takes itself down, when all is done that was asked for.
+While the command works they raise an exception, so that it cleans up; while it ends they end it at once; during the shutdown of the
+interpreter, when all work is done, they are ignored.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ _heard: list[int] = []
 
 
 class Ended(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM has come.
+    """Ctrl-C or SIGTERM has arrived.
 
-    A class of its own, for Python ends a program by SIGINT in which a `KeyboardInterrupt` of that very class has passed through an
-    `exec` of text, as the definition of each dataclass is one, whoever caught it later.
+    A subclass, because CPython kills the program by SIGINT at its end once a plain `KeyboardInterrupt` has passed through an `exec` of
+    text (each definition of a dataclass is one), even if it was caught later.
     """
 
     def __init__(self, number: int = signal.SIGINT) -> None:
@@ -35,25 +35,25 @@ class Ended(KeyboardInterrupt):
 
 
 def watch() -> None:
-    """Have the signals raise `Ended` in the main thread from now on, but for those that the caller's parent ignores."""
+    """Let the signals raise `Ended` in the main thread from now on, except those that the parent process has set to be ignored."""
     process = os.getpid()
 
     def end(number: int, frame: FrameType | None) -> None:
         if os.getpid() != process:
-            os._exit(0)  # a copy of it that reads data; a death would be an error of its own
+            os._exit(0)  # in a forked reader of data, whose failure would be reported as another error
         _heard.append(number)
         _hear(_leave, signal.SIGINT)
-        _hear(signal.SIG_IGN, signal.SIGTERM)  # a second one, as some send, would interrupt the clearing away
+        _hear(signal.SIG_IGN, signal.SIGTERM)  # a second one would interrupt the cleaning up
         if hasattr(signal, "SIGCHLD"):
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # it may have reached the readers, too, of whose deaths PyTorch makes errors
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch raises an error when readers end, which the signal may have reached
         raise _kept(Ended(number))
 
     _hear(end)
-    atexit.register(_hear, signal.SIG_IGN)  # what is registered first is done last
+    atexit.register(_hear, signal.SIG_IGN)  # registered first, called last
 
 
 def finish() -> None:
-    """Have the signals end the process at once: nothing is left to be cleared away."""
+    """Let the signals end the process at once: nothing is left to clean up."""
     _hear(_leave)
     if hasattr(signal, "setitimer"):
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -78,7 +78,7 @@ def leave(code: str | int | None) -> NoReturn:
 
 
 def ended(error: BaseException) -> Ended | None:
-    """Return the signal that an error arose from: any error that follows one does, whatever others made of it on the way."""
+    """Return the signal that caused an error: any error after a signal counts, since libraries convert or replace `Ended`."""
     if isinstance(error, KeyboardInterrupt):
         return error if isinstance(error, Ended) else Ended()
     if isinstance(error, SystemExit) and not error.code:
@@ -87,7 +87,7 @@ def ended(error: BaseException) -> Ended | None:
 
 
 def _kept(error: Ended) -> Ended:
-    """Return the error, which is raised anew a second later if it is gone by then: some libraries drop errors, whatever they are."""
+    """Return the error; a second later a new one is raised if it no longer exists, since some libraries drop exceptions of any kind."""
     found, number = weakref.ref(error), error.number
 
     def look(*_: object) -> None:

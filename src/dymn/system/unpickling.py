@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 MAX_CONTAINERS = 2**18  # lists, tuples, dicts and objects of one pickle
 MAX_NUMBER = 16  # bytes of a whole number
 MAX_LINE = 1024  # bytes of a number or a name that is written as text
-FAILURES = (ValueError, TypeError, LookupError, OverflowError, MemoryError, RecursionError, struct.error)
+FAILURES = (ValueError, TypeError, LookupError, OverflowError, struct.error)
 """The exceptions that a damaged or hostile pickle makes `load` raise."""
 ARCHIVE_FAILURES = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError)
 """What a damaged or hostile archive makes zipfile raise; a RuntimeError where it needs a password or a packing that zipfile lacks."""

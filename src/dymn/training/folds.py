@@ -25,7 +25,7 @@ def train_folds(config: TrainConfig, reporter: Callable[[int], Reporter] | None 
 
     Args:
         config: its `data.fold` is not looked at.
-        reporter: makes who is told of a fold's run.
+        reporter: returns the reporter of a fold's run.
 
     Raises:
         ConfigError: if the dataset has no folds.
@@ -37,7 +37,7 @@ def train_folds(config: TrainConfig, reporter: Callable[[int], Reporter] | None 
     for fold in numbers:
         run = config.replace({"data.fold": fold, "run.out": str(out / f"fold{fold}")})
         results.append(train(run, reporter(fold) if reporter is not None else None, data))
-    if not all(results):  # of several processes only one is told
+    if not all(results):  # of several processes only the first has a result
         return {}
     values = metrics.fold_mean(results, f"test_{data.task.metric}")
     summary: dict[str, Any] = {"metric": data.task.metric, "fold_numbers": numbers, **values, "train_seconds": _total(results)}

@@ -257,7 +257,7 @@ def differences(path: Path, config: TrainConfig, data_digests: dict[str, str]) -
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return []
     now = _flat(json.loads(json.dumps({**portable(config), "data digest": data_digests})))
-    places = ("model.name", "model.inherit", "teacher.table", "teacher.index", "teacher.models")  # told apart by their digests
+    places = ("model.name", "model.inherit", "teacher.table", "teacher.index", "teacher.models")  # compared by their digests
     return sorted(name for name in now if now[name] != before.get(name) and name not in places)
 
 

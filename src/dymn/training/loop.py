@@ -32,6 +32,7 @@ from dymn.training.inputs import (
     quiet_loader,
     training_loader,
 )
+from dymn.training.parts import freeze
 from dymn.training.prepare import BAD_FILE, BEST_FILE, LAST_FILE, STATE_FILE, Prepared, versions
 from dymn.training.recipe import TrainConfig
 from dymn.training.report import Record, Reporter, plot_curves, write_history, write_json
@@ -51,7 +52,7 @@ def train(config: TrainConfig, reporter: Reporter | None = None, data: Dataset |
 
     Args:
         config: the run.
-        reporter: is told how it goes.
+        reporter: receives the progress.
         data: the dataset, where it is open already and the config leaves nothing open (see `dymn.training.resolve`).
 
     Raises:
@@ -103,9 +104,10 @@ class Run(Prepared):
             place, warm_up=schedule.warm_up, ramp_start=schedule.ramp_start, ramp_length=schedule.ramp_length, floor=schedule.floor
         )
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("share", 1.0)
         self.network.temperature = temperature(place, start=schedule.tau_start, end=schedule.tau_end, epochs=schedule.tau_epochs)
         self.network.train()
+        freeze(self.network, self.config.optim.freeze)
         for batches in _grouped(enumerate(self.loader.epoch(epoch), start=part.batches), self.config.optim.accumulate):
             if part.steps > 0 and len(batches) < self.config.optim.accumulate:
                 break  # as an incomplete batch is left out
@@ -127,7 +129,7 @@ class Run(Prepared):
         loss, clips = self._sums(part.loss, part.clips)
         record: Record = {"epoch": epoch + 1, "lr": lr, "temperature": self.network.temperature, "loss": loss / clips}
         record |= {"clips_per_second": clips / seconds, "seconds": seconds, "bad_clips": len(self.loader.bad)}
-        if self.is_main and self.ema is not None and self.config.optim.norm_clips:
+        if self.is_main and self.config.optim.norm_clips:
             self._measure_norms(epoch)
         if self.is_main and self.inputs.val is not None:
             record |= {f"val_{name}": value for name, value in self._measure(self.inputs.val).items() if isinstance(value, (int, float))}
@@ -199,7 +201,7 @@ class Run(Prepared):
         return figures(scores, self.inputs.task.loss)
 
     def _measure_norms(self, epoch: int) -> None:
-        """Measure the statistics of the averaged network's norms, on what it hears in training."""
+        """Measure the statistics of the norms of the network that is evaluated, on what it hears in training."""
         chance = np.random.default_rng((self.config.run.seed, 2, epoch))
         clips = dataclasses.replace(self.config.data, workers=0)
         loader = training_loader(

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -53,14 +55,32 @@ def targets_of(labels: Tensor, mask: Tensor, teacher_logits: Tensor, has_teacher
     return Targets(labels * mask, mask, probabilities(teacher_logits, kind) * share[:, None], share)
 
 
-def label_loss(logits: Tensor, targets: Targets, kind: str) -> Tensor:
-    """Return the mean loss against the labels: over annotated classes ("bce"), or over clips that have a label ("ce")."""
+def label_loss(logits: Tensor, targets: Targets, kind: str, smoothing: float = 0.0, weights: Tensor | None = None) -> Tensor:
+    """Return the mean loss against the labels: over annotated classes ("bce"), or over clips that have a label ("ce").
+
+    Args:
+        logits: [B, C].
+        targets: of the clips.
+        kind: "bce" or "ce".
+        smoothing: the share of a label that is given away: to the opposite ("bce", half of it) or to all classes alike ("ce").
+        weights: what each class counts in the mean [C]; None for all alike.
+    """
+    labels = targets.labels
     if kind == "bce":
-        loss = functional.binary_cross_entropy_with_logits(logits, targets.labels, reduction="none")
-        return (loss * targets.mask).sum() / targets.mask.sum().clamp(min=1.0)
-    labelled = targets.labels.sum(dim=1)
-    loss = -(targets.labels * functional.log_softmax(logits, dim=1)).sum(dim=1)
-    return loss.sum() / labelled.sum().clamp(min=1.0)
+        loss = functional.binary_cross_entropy_with_logits(logits, labels * (1.0 - smoothing) + 0.5 * smoothing, reduction="none")
+        counts = targets.mask if weights is None else targets.mask * weights
+        return (loss * counts).sum() / counts.sum().clamp(min=1e-12 if weights is not None else 1.0)
+    counts = labels if weights is None else labels * weights
+    total = counts.sum(dim=1, keepdim=True)
+    smoothed = counts * (1.0 - smoothing) + smoothing * total / labels.shape[1]
+    loss = -(smoothed * functional.log_softmax(logits, dim=1)).sum(dim=1)
+    return loss.sum() / total.sum().clamp(min=1e-12 if weights is not None else 1.0)
+
+
+def balanced_weights(counts: npt.NDArray[np.int64]) -> Tensor:
+    """Return for each class [C] the reciprocal of its number of clips, 1 on average; a class without clips counts as one with a clip."""
+    weights = 1.0 / np.maximum(counts, 1)
+    return torch.from_numpy(weights / weights.mean()).float()
 
 
 def teacher_loss(logits: Tensor, targets: Targets, kind: str) -> Tensor:
@@ -81,14 +101,22 @@ def teacher_entropy(targets: Targets, kind: str = "bce") -> Tensor:
     return (entropy * share).sum(dim=1).mean()
 
 
-def distillation_loss(logits: Tensor, targets: Targets, *, label_weight: float, kind: str = "bce") -> Tensor:
+def distillation_loss(
+    logits: Tensor,
+    targets: Targets,
+    *,
+    label_weight: float,
+    kind: str = "bce",
+    smoothing: float = 0.0,
+    weights: Tensor | None = None,
+) -> Tensor:
     """Return eq. 8: label_weight times the label loss plus the rest times the teacher loss.
 
-    Clips without teacher logits count with their labels only.
+    Clips without teacher logits count with their labels only. `smoothing` and `weights` are those of `label_loss`.
     """
     loss = torch.zeros((), device=logits.device)
     if label_weight > 0:
-        loss = loss + label_weight * label_loss(logits, targets, kind)
+        loss = loss + label_weight * label_loss(logits, targets, kind, smoothing, weights)
     if label_weight < 1:
         loss = loss + (1.0 - label_weight) * teacher_loss(logits, targets, kind)
     return loss

@@ -16,7 +16,7 @@ from torch import Tensor
 
 import dymn
 from dymn.config import FrontEndConfig
-from dymn.data import Dataset, Loader, Resident, heard_weights
+from dymn.data import Dataset, Loader, Resident, class_counts, heard_weights
 from dymn.data.batch import read_bad
 from dymn.errors import ConfigError, DataError
 from dymn.evaluation.score import probabilities
@@ -36,6 +36,8 @@ from dymn.training.inputs import (
     quiet_loader,
     training_loader,
 )
+from dymn.training.losses import balanced_weights
+from dymn.training.parts import freeze, parameter_groups, set_momentum
 from dymn.training.recipe import TrainConfig
 from dymn.training.report import Reporter, Tracker, write_json
 from dymn.training.resolve import resolve, with_folder
@@ -57,7 +59,7 @@ WEIGHTS_FILE = "draws.npy"  # how often each training clip is drawn
 
 
 class Prepared:
-    """A training run before its first epoch: data, teachers, network, optimiser, and the state of before where it continues."""
+    """A training run before its first epoch: data, teachers, network, optimiser, and the saved state of a run that continues."""
 
     def __init__(self, config: TrainConfig, reporter: Reporter, data: Dataset | None = None) -> None:
         config = with_folder(config)
@@ -80,7 +82,7 @@ class Prepared:
         self.weights = self._weights()
         self.loader = self._loader(self.share.rank, self.share.world)
         feature_scale = self._prepare_weights(models.parent)
-        self.step = Step(config, self.inputs.task.loss, self.front_end, self.teachers, feature_scale, self.share)
+        self.step = Step(config, self.inputs.task.loss, self.front_end, self.teachers, feature_scale, self.share, self._class_weights())
         self.ema = self._averaged()
         if config.teacher.block_weight:
             self.step.watch_blocks(self.network)
@@ -205,6 +207,10 @@ class Prepared:
             raise DataError("No training clip could be read.")
         return torch.cat([self.front_end(waveform.to(self.device)) for waveform in waveforms])[:SAMPLE_CLIPS]
 
+    def _class_weights(self) -> Tensor | None:
+        balanced = self.config.optim.class_weights == "balanced"
+        return balanced_weights(class_counts(self.inputs.train)).to(self.device) if balanced else None
+
     def _averaged(self) -> torch.optim.swa_utils.AveragedModel | None:
         if self.config.optim.ema == 0:
             return None
@@ -215,9 +221,14 @@ class Prepared:
         optim = self.config.optim
         if self.share.world > 1 and self.config.run.sync_norm:
             use_global_norm(self.network)
+        if optim.norm_momentum:
+            set_momentum(self.network, optim.norm_momentum)
+        freeze(self.network, optim.freeze)
+        plain = optim.freeze == 0 and optim.layer_decay == 1.0
+        parameters: Any = self.network.parameters() if plain else parameter_groups(self.network, optim.layer_decay)
         kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
         fused = self.device.type == "cuda" and optim.precision != "fp16"  # a fused one unscales by itself, which forbids clipping
-        optimizer = kinds[optim.name](self.network.parameters(), lr=optim.lr, weight_decay=optim.weight_decay, fused=fused or None)
+        optimizer = kinds[optim.name](parameters, lr=optim.lr, weight_decay=optim.weight_decay, fused=fused or None)
         if self.state.optimizer:
             optimizer.load_state_dict(self.state.optimizer)
         model, optimizer = self.fabric.setup(torch.compile(self.network) if optim.compile else self.network, optimizer)

@@ -21,6 +21,7 @@ from dymn.system.toml import loads
 AUTO = "auto"
 MAX_RECIPE = 2**20  # bytes
 SAMPLINGS = ("plain", "balanced", "teacher")
+CLASS_WEIGHTS = ("none", "balanced")
 TRAINING_PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
@@ -90,7 +91,7 @@ class DataSettings:
 
 @dataclass(frozen=True)
 class TeacherSettings:
-    """Who teaches. Offline (the paper): logits from `table`. Online: `models` hear the same augmented, mixed input.
+    """The teacher. Offline (the paper): logits from `table`. Online: `models` hear the same augmented, mixed input.
 
     `label_weight` is lambda of eq. 8. `feature_weight` adds the squared distance between the embeddings of student and (first
     online) teacher, in units of the teacher's variance, `block_weight` that between the outputs of their blocks, a mean over the blocks.
@@ -118,7 +119,7 @@ class TeacherSettings:
 
     @property
     def is_present(self) -> bool:
-        """Whether anyone teaches."""
+        """Whether there is a teacher."""
         return bool(self.table or self.models)
 
 
@@ -163,7 +164,12 @@ class AugmentSettings:
 class OptimSettings:
     """The step. `batch_size` is that of all processes and accumulated parts together; `ema` the decay of averaged weights, 0 for none.
 
-    With `norm_clips`, the norms' statistics are measured anew on so many training clips before averaged weights are evaluated and saved.
+    With `norm_clips`, the norms' statistics are measured anew on so many training clips before weights are evaluated and saved;
+    `norm_momentum` is how much of a batch goes into the running ones (0: the network's own).
+
+    `freeze` blocks from the input on do not learn, nor does what lies before them; with all blocks only the head learns. The learning
+    rate is `lr` for the head and `layer_decay` times as high for each block before the next. `label_smoothing` moves labels towards
+    "nothing is known"; with `class_weights` "balanced" the labels of rare classes count as much as those of common ones.
     """
 
     name: str = "adam"
@@ -174,18 +180,27 @@ class OptimSettings:
     clip_norm: float = 0.0
     ema: float = 0.0
     norm_clips: int = 0
+    norm_momentum: float = 0.0
+    freeze: int = 0
+    layer_decay: float = 1.0
+    label_smoothing: float = 0.0
+    class_weights: str = "none"
     precision: str = "fp32"
     compile: bool = False
 
     def __post_init__(self) -> None:
         check(self.name in ("adam", "adamw"), f"optim.name is {self.name!r}; allowed: adam, adamw.")
         check(self.precision in TRAINING_PRECISIONS, f"optim.precision is {self.precision!r}; allowed: {', '.join(TRAINING_PRECISIONS)}.")
+        check(self.class_weights in CLASS_WEIGHTS, f"optim.class_weights is {self.class_weights!r}; allowed: {', '.join(CLASS_WEIGHTS)}.")
         check_number("optim.lr", self.lr, 1e-12, 1000)
-        for name, highest in {"weight_decay": 1000, "clip_norm": 1e6, "ema": 1}.items():
+        check_number("optim.layer_decay", self.layer_decay, 1e-6, 1)
+        for name, highest in {"weight_decay": 1000, "clip_norm": 1e6, "ema": 1, "norm_momentum": 1, "label_smoothing": 1}.items():
             check_number(f"optim.{name}", getattr(self, name), 0, highest)
-        check(self.ema < 1, "optim.ema is 1; it must be below 1.")
-        for name, least in {"batch_size": 1, "accumulate": 1, "norm_clips": 0}.items():
+        for name in ("ema", "label_smoothing"):
+            check(getattr(self, name) < 1, f"optim.{name} is 1; it must be below 1.")
+        for name, least in {"batch_size": 1, "accumulate": 1, "norm_clips": 0, "freeze": 0}.items():
             check_number(f"optim.{name}", getattr(self, name), least, 2**20, whole=True)
+        check(not (self.freeze and self.norm_clips), "optim.norm_clips would measure the norms that optim.freeze keeps. Set one of them.")
         parts = self.batch_size % self.accumulate == 0
         check(parts, f"optim.batch_size is {self.batch_size}; it must be a multiple of optim.accumulate ({self.accumulate}).")
 

@@ -15,7 +15,7 @@ Record = dict[str, Any]
 
 
 class Reporter:
-    """Is told how a run goes; this one keeps silent. The command line overrides what it wants to show."""
+    """Receives the progress of a run and does nothing with it; subclasses override what they show."""
 
     def start(self, epochs: int, epochs_done: int, steps: int) -> None:
         """Training begins: how many epochs there are, how many are done, and how many batches each has."""

@@ -33,7 +33,7 @@ def resolve(config: TrainConfig) -> Resolved:
 
     Raises:
         ConfigError: if no data are named.
-        DataError: if there are none, or their kind cannot be told.
+        DataError: if there are none, or their kind cannot be determined.
     """
     data = config.data
     if not data.path:

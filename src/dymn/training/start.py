@@ -54,18 +54,9 @@ def starting_model(
     if pretrained is None:
         model = create_model(settings.name, len(labels), generator=generator, **settings.settings)
     else:
-        model = pretrained if pretrained.card.labels == tuple(labels) else with_classes(pretrained, len(labels), generator)
+        model = pretrained if pretrained.card.labels == tuple(labels) else pretrained.reset_classifier(labels, generator=generator)
     model.card = dataclasses.replace(model.card, labels=tuple(labels), front_end=front_end, metrics={}, provenance={})
     return model
-
-
-def with_classes(model: MobileNet, num_classes: int, generator: torch.Generator) -> MobileNet:
-    """Return a network with the same weights, but a fresh last layer for other classes."""
-    fresh = MobileNet(dataclasses.replace(model.config, num_classes=num_classes)).initialise(generator)
-    kept = {name: value for name, value in model.state_dict().items() if not name.startswith(("head.classifier.", "head.norm."))}
-    fresh.load_state_dict(kept, strict=False)
-    fresh.card = dataclasses.replace(model.card, labels=tuple(f"class_{i}" for i in range(num_classes)))
-    return fresh
 
 
 def inherit_weights(model: MobileNet, parent: MobileNet, log_mel: Tensor, generator: torch.Generator) -> None:
@@ -78,7 +69,7 @@ def inherit_weights(model: MobileNet, parent: MobileNet, log_mel: Tensor, genera
         name = parent.card.name or "model.inherit"
         raise ConfigError(f"{name} has another front end than the run, so that its weights do not fit. Set model.front_end.")
     if parent.card.labels != model.card.labels:
-        parent = with_classes(parent, model.config.num_classes, generator)
+        parent.reset_classifier(model.card.labels, generator=generator)
     inherit(model, parent.to(log_mel.device), log_mel, generator)
 
 

@@ -55,14 +55,14 @@ def save_state(state: RunState, path: Path) -> None:
     """Write a run's state.
 
     Raises:
-        DataError: if the disk is full or the folder cannot be written to; the file of before stays.
+        DataError: if the disk is full or the folder cannot be written to; the previous file stays.
     """
     try:
         with atomic_write(path) as file:
             torch.save({"format": FORMAT, **vars(state)}, file)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         raise DataError(
-            f"{path} cannot be written: {error}. The state of before is untouched: make room, and the run continues from it."
+            f"{path} cannot be written: {error}. The previous state is untouched: make room, and the run continues from it."
         ) from error
 
 

@@ -67,12 +67,20 @@ class Step:
     """Turns batches into losses. All chance comes from the generator given at each call."""
 
     def __init__(
-        self, config: TrainConfig, kind: str, front_end: LogMel, teachers: OnlineTeachers | None, feature_scale: float, share: Share
+        self,
+        config: TrainConfig,
+        kind: str,
+        front_end: LogMel,
+        teachers: OnlineTeachers | None,
+        feature_scale: float,
+        share: Share,
+        class_weights: Tensor | None = None,
     ) -> None:
         self.augment = config.augment
         self.teacher = config.teacher
         self.label_weight = config.teacher.label_weight if config.teacher.is_present else 1.0
         self.kind = kind
+        self.smoothing, self.class_weights = config.optim.label_smoothing, class_weights
         self.front_end = front_end
         self.teachers = teachers
         self.feature_scale = feature_scale
@@ -106,7 +114,14 @@ class Step:
         """Return the loss of a model that is called with log-mel [B, 1, F, T], a scalar."""
         lesson = example.lesson
         output = model(example.log_mel)
-        loss = distillation_loss(output.logits.float(), example.targets, label_weight=self.label_weight, kind=self.kind)
+        loss = distillation_loss(
+            output.logits.float(),
+            example.targets,
+            label_weight=self.label_weight,
+            kind=self.kind,
+            smoothing=self.smoothing,
+            weights=self.class_weights,
+        )
         if lesson is not None and self.teacher.feature_weight > 0:
             distance = functional.mse_loss(output.embedding.float(), lesson.embedding.float())
             loss = loss + self.teacher.feature_weight * distance / self.feature_scale

@@ -88,7 +88,7 @@ class Ensemble:
                 f"{teacher.name} {f'{card.seconds:g} s' if card.seconds else 'unknown'} ({card.fill})"
                 for teacher, card in zip(self.teachers, cards, strict=True)
             )
-            raise ConfigError(f"The models were trained with different clips: {told}. Say what they are to hear: --seconds and --fill.")
+            raise ConfigError(f"The models were trained with different clips: {told}. Set --seconds and --fill.")
         return Learned(lengths.pop(), fills.pop())
 
     @torch.inference_mode()
@@ -162,7 +162,7 @@ def teach(
             keys, logits = [], np.zeros((0, len(ensemble.labels)), dtype=np.float16)
             if collated.batch is not None:
                 keys, logits = collated.batch.keys, _half(ensemble(collated.batch.waveform))
-            part.add(keys, logits, collated.fingerprints, {clip.key: clip.reason for clip in collated.bad})
+            part.add(keys, logits, collated.fingerprints, {clip.key: clip.reason for clip in collated.bad}, collated.cut)
             if len(part.bad) > max_bad * n:
                 listed = "; ".join(f"{key}: {reason}" for key, reason in list(part.bad.items())[:5])
                 raise DataError(f"{len(part.bad)} of {n} clips are bad, more than {max_bad:.1%}: {listed}. Repair them, or raise max_bad.")
@@ -179,7 +179,7 @@ def teach(
         fingerprints,
         models=ensemble.models,
         source_digest=source.digest,
-        settings={**settings, "left_out": sorted(part.bad)},
+        settings={**settings, "left_out": sorted(part.bad), "longer": part.longer},
     )
     del table
     part.remove()
@@ -240,7 +240,7 @@ class _Part:
 
     def __init__(self, folder: Path, identity: str, classes: int) -> None:
         self.folder, self.identity, self.classes = folder, identity, classes
-        self.done, self.keys, self.bad = 0, list[str](), dict[str, str]()
+        self.done, self.keys, self.bad, self.longer = 0, list[str](), dict[str, str](), 0
         state = self._state()
         if state is None:
             shutil.rmtree(folder, ignore_errors=True)
@@ -251,8 +251,8 @@ class _Part:
         for name, size in self._sizes(state).items():
             os.truncate(folder / name, size)
         self.keys = [json.loads(line) for line in (folder / "keys").read_text(encoding="utf-8").splitlines()]
-        self.done, self.bad = state["done"], state["bad"]
-        logger.info("Going on after %d clips that are done already.", self.done)
+        self.done, self.bad, self.longer = state["done"], state["bad"], int(state.get("longer", 0))
+        logger.info("Continuing after %d clips.", self.done)
 
     def _state(self) -> dict[str, Any] | None:
         try:
@@ -271,12 +271,20 @@ class _Part:
         kept = int(state["kept"])
         return {"logits": kept * self.classes * 2, "fingerprints": kept * 8, "keys": int(state["key_bytes"])}
 
-    def add(self, keys: Sequence[str], logits: npt.NDArray[np.float16], fingerprints: Sequence[int], bad: dict[str, str]) -> None:
+    def add(
+        self,
+        keys: Sequence[str],
+        logits: npt.NDArray[np.float16],
+        fingerprints: Sequence[int],
+        bad: dict[str, str],
+        longer: int,
+    ) -> None:
         """Append the results of one batch; after this returns they survive a kill.
 
         Raises:
             DataError: if the disk is full; what was added before stays.
         """
+        self.longer += longer
         try:
             self._append(keys, logits, fingerprints, bad)
         except OSError as error:
@@ -299,6 +307,7 @@ class _Part:
             "kept": len(self.keys),
             "key_bytes": (self.folder / "keys").stat().st_size,
             "bad": self.bad,
+            "longer": self.longer,
         }
         with atomic_write(self.folder / "state.json") as file:
             file.write(json.dumps(state).encode())

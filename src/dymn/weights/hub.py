@@ -16,12 +16,12 @@ from pathlib import Path
 from dymn.errors import WeightsError
 from dymn.system.files import atomic_write
 from dymn.weights.download import LocalFile, remove_stale_parts, sha256_of
+from dymn.weights.format import MAX_FILE
+from dymn.weights.format import WEIGHTS_FILE as FILE
 from dymn.weights.transfer import Progress, RefusedError, Remote, headers_of, reason_of, transfer
 
 logger = logging.getLogger(__name__)
 
-FILE = "model.safetensors"
-MAX_FILE = 2**31
 COMMIT = re.compile(r"[0-9a-f]{40}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 BLOB = re.compile(r"[0-9a-f]{40,64}")

@@ -1,0 +1,192 @@
+"""Streams of frames without a container (ADTS AAC, AC-3, AMR), and the outer ends of AVI, ASF and MP4 files.
+
+FFmpeg looks for the next frame behind damage and says nothing of what it passed over; so frames are counted by their headers.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from dymn.audio.content import Content
+
+_READ = 2**20
+_MOST_LOST = 2**24
+_MOST_BOXES = 100_000
+_AC3_KBPS = (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512, 576, 640)
+_AC3_RATES = (48_000, 44_100, 32_000)
+_AMR_NB = (13, 14, 16, 18, 20, 21, 27, 32, 6, 1, 1, 1, 1, 1, 1, 1)
+_AMR_WB = (18, 24, 33, 37, 41, 47, 51, 59, 61, 6, 1, 1, 1, 1, 1, 1)
+_ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
+
+
+@dataclass(frozen=True)
+class Frames:
+    """What the frames of a stream tell.
+
+    Attributes:
+        kind: FFmpeg's name of the format.
+        start: where the first frame starts, or the header before it.
+        end: where the last whole frame ends.
+        count: how many there are.
+        seconds: how long they are together.
+        lost: how many bytes between frames belong to none.
+        cut: whether the last frame is incomplete.
+    """
+
+    kind: str
+    start: int
+    end: int
+    count: int
+    seconds: float
+    lost: int
+    cut: bool
+
+
+def _adts(head: bytes) -> tuple[int, float]:
+    if head[0] != 0xFF or head[1] & 0xF6 != 0xF0:
+        return 0, 0.0
+    rate = (96_000, 88_200, 64_000, 48_000, 44_100, 32_000, 24_000, 22_050, 16_000, 12_000, 11_025, 8_000, 7_350)
+    index, length = head[2] >> 2 & 15, (head[3] & 3) << 11 | head[4] << 3 | head[5] >> 5
+    return (length, 1024 * ((head[6] & 3) + 1) / rate[index]) if index < len(rate) and length > 7 else (0, 0.0)
+
+
+def _ac3(head: bytes) -> tuple[int, float]:
+    if head[:2] != b"\x0bw":
+        return 0, 0.0
+    code, version = head[4] >> 6, head[5] >> 3
+    if version > 10:  # E-AC-3; its dependent frames add channels and no time
+        length, dependent = 2 * ((head[2] & 7) << 8 | head[3]) + 2, head[2] >> 6 == 1
+        blocks = 6 if code == 3 else (1, 2, 3, 6)[head[4] >> 4 & 3]
+        rate = _AC3_RATES[code] if code < 3 else (24_000, 22_050, 16_000, 48_000)[head[4] >> 4 & 3]
+        return length, 0.0 if dependent else 256 * blocks / rate
+    size = head[4] & 63
+    if code == 3 or size >= 2 * len(_AC3_KBPS):
+        return 0, 0.0
+    words = _AC3_KBPS[size >> 1] * 96_000 // _AC3_RATES[code] + (size & 1 if code == 1 else 0)
+    return 2 * words, 1536 / _AC3_RATES[code]
+
+
+def _amr(lengths: tuple[int, ...]) -> Callable[[bytes], tuple[int, float]]:
+    return lambda head: (0, 0.0) if head[0] & 0x83 else (lengths[head[0] >> 3 & 15], 0.02)
+
+
+def frames(content: Content, base: int = 0) -> Frames | None:
+    """Count the frames of an ADTS, AC-3 or AMR stream; None if it is none of them."""
+    head = content.at(base, 9)
+    if head == b"#!AMR-WB\n":
+        return _walk(content, "amr", base, base + 9, _amr(_AMR_WB), 1)
+    if head[:6] == b"#!AMR\n":
+        return _walk(content, "amr", base, base + 6, _amr(_AMR_NB), 1)
+    if head[:2] in (b"\xff\xf1", b"\xff\xf9", b"\xff\xf0", b"\xff\xf8"):
+        return _walk(content, "aac", base, base, _adts, 7)
+    if head[:2] == b"\x0bw" and len(head) == 9:
+        return _walk(content, "eac3" if head[5] >> 3 > 10 else "ac3", base, base, _ac3, 6)
+    return None
+
+
+def _walk(
+    content: Content, kind: str, start: int, position: int, length_of: Callable[[bytes], tuple[int, float]], need: int
+) -> Frames | None:
+    buffer, at, count, seconds, lost, end, cut = b"", position, 0, 0.0, 0, position, False
+    skipped = 0
+    while True:
+        offset = position - at
+        if not buffer or (offset and offset + 16 > len(buffer)):
+            buffer, at, offset = content.at(position, _READ), position, 0
+        head = buffer[offset : offset + need]
+        if len(head) < need:
+            break
+        if kind == "amr" and head[0] == 0 and not any(content.at(position, 64)):
+            break  # zeros would pass for frames
+        length, lasts = length_of(head)
+        follows = content.size - position <= length or (length and _begins(content, buffer, offset + length, at, length_of, need))
+        if not length or not (follows or not skipped):
+            skipped += 1
+            position += 1
+            if skipped > _MOST_LOST:
+                break
+            continue
+        if position + length > content.size:
+            cut = True
+            break
+        lost, skipped = lost + skipped, 0
+        count, seconds, position = count + 1, seconds + lasts, position + length
+        end = position
+    return Frames(kind, start, end, count, seconds, lost, cut) if count >= 3 else None
+
+
+def _begins(content: Content, buffer: bytes, offset: int, at: int, length_of: Callable[[bytes], tuple[int, float]], need: int) -> bool:
+    head = buffer[offset : offset + need]
+    head = head if len(head) == need else content.at(at + offset, need)
+    return len(head) == need and length_of(head)[0] > 0
+
+
+def share_there(content: Content) -> float:
+    """Return which share of an AVI or ASF file is there, by the length in its header; 1 for other formats."""
+    head = content.at(0, 12)
+    promised = 0
+    if head[:4] == b"RIFF" and head[8:] == b"AVI ":
+        promised = struct.unpack("<I", head[4:8])[0] + 8
+        promised = 0 if promised > 0xFFFF_0000 else promised
+    elif head[:4] == b"0&\xb2u":
+        begin = content.at(0, 8192)
+        place = begin.find(_ASF_PROPERTIES)
+        if 0 <= place <= len(begin) - 48:
+            promised = struct.unpack("<Q", begin[place + 40 : place + 48])[0]
+    return min(1.0, content.size / promised) if promised else 1.0
+
+
+def flv_starts(content: Content) -> tuple[int, ...]:
+    """Return where FLV files begin that follow each other; () if the first does not begin at 0."""
+    if content.at(0, 4) != b"FLV\1":
+        return ()
+    starts, position = [0], 1
+    while block := content.at(position, _READ + 9):
+        place = block.find(b"FLV\1")
+        while 0 <= place < _READ:
+            if block[place + 5 : place + 9] == b"\0\0\0\x09":
+                starts.append(position + place)
+            place = block.find(b"FLV\1", place + 1)
+        position += _READ
+    return tuple(starts[:_MOST_BOXES])
+
+
+@dataclass(frozen=True)
+class Boxes:
+    """The outermost boxes of an MP4 file.
+
+    Attributes:
+        starts: where files begin that follow each other in it.
+        has_index: whether there is an index (moov) or a fragment (moof).
+        cut: whether the last box is incomplete.
+    """
+
+    starts: tuple[int, ...]
+    has_index: bool
+    cut: bool
+
+
+def boxes(content: Content) -> Boxes | None:
+    """Return what the outermost boxes of an MP4 file tell; None if it is none."""
+    if content.at(4, 4) != b"ftyp":
+        return None
+    starts, position, indexes, index_here = [0], 0, 0, 0
+    for _ in range(_MOST_BOXES):
+        head = content.at(position, 16)
+        if len(head) < 8:
+            break
+        length, kind = struct.unpack(">I4s", head[:8])
+        if length == 1 and len(head) == 16:
+            length = struct.unpack(">Q", head[8:])[0]
+        length = content.size - position if length == 0 else length
+        if length < 8 or not all(0x20 <= byte < 0x7F for byte in kind):
+            break
+        if kind == b"ftyp" and index_here and position:
+            starts.append(position)
+            index_here = 0
+        if kind in (b"moov", b"moof"):
+            indexes, index_here = indexes + 1, index_here + 1
+        position += length
+    return Boxes(tuple(starts), indexes > 0, position > content.size)

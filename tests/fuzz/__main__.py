@@ -38,6 +38,8 @@ def main() -> int:
             print("\n".join([f"{name:<14} failed with {ended.returncode}:", *lines[-60:]]), flush=True)
             continue
         found = json.loads(ended.stdout.splitlines()[-1])
+        if WAYS[name].takes and found["cases"] >= 100 and not found["taken"]:
+            failed.append(f"{name} (no case was taken: are they out of date?)")
         total += found["cases"]
         counts = f"{found['cases']:>8}{found['taken']:>8}{found['cases'] - found['taken']:>9}{found['seconds']:>8.0f}"
         row = f"{counts}{found['slowest']:>9.2f}{found['largest']:>10.0f}{found['megabytes']:>8.0f}"

@@ -216,6 +216,17 @@ def test_standard_output_that_cannot_be_written_is_an_error_without_traceback(wo
     assert re.fullmatch(r"dymn: Standard output cannot be written to: .*\.\n", done.stderr)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes are those of POSIX")
+@pytest.mark.parametrize("words", [word for word in ANSWERS.values() if "/dev/zero" not in word])
+def test_a_reader_that_has_ended_is_141_without_a_message(words):
+    line = [sys.executable, "-m", "dymn", *words.replace("SOUND", str(EXAMPLES / "dog.ogg")).split()]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        running.stdout.close()
+        errors = running.stderr.read()
+        running.wait(60)
+    assert (running.returncode, errors) == (141, "")
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
 @pytest.mark.parametrize("stream", STREAMS, ids=STREAMS.values())
 @pytest.mark.parametrize("words", ["tag SOUND -m dymn04_open -o out.csv -q", "convert dymn04_open out.safetensors"], ids=["tag", "convert"])

@@ -330,9 +330,11 @@ def test_bad_clips_say_why(tmp_path):
     assert isinstance(source[source.keys.index("a/good.wav")], BadClip)
 
 
-def test_long_recordings_are_cut(tmp_path):
+def test_long_recordings_are_cut_and_named_once(tmp_path, caplog):
     write_audio(tmp_path / "a" / "long.wav", seconds=2)
-    assert len(good(open_source("folder", tmp_path, max_seconds=0.5)[0]).waveform) == RATE // 2
+    source = open_source("folder", tmp_path, max_seconds=0.5)
+    assert [len(good(source[0]).waveform) for _ in range(2)] == [RATE // 2] * 2
+    assert caplog.messages == ["a/long.wav is longer than 0.5 s; only its beginning is used. Cut it into clips."]
 
 
 def test_digest_tells_datasets_apart(tmp_path):

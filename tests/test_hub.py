@@ -417,3 +417,15 @@ def test_files_are_those_of_safetensors(model, tmp_path):
     assert all(
         np.array_equal(values, theirs[name].float() if values.dtype == np.float32 else theirs[name]) for name, values in mine.items()
     )
+
+
+@pytest.mark.parametrize("change", [{"head": {}}, {"head": ["mlp"]}, {"blocks": {"activation": {}}}, {"blocks": {"attention": []}}])
+def test_parts_that_are_no_names(model, tmp_path, change):
+    description = json.loads(json.dumps(weights_format.description(model.stored())))
+    inner = change.get("blocks", {})
+    description["config"] |= {name: value for name, value in change.items() if name != "blocks"}
+    description["config"]["blocks"][3] |= inner
+    content = serialise(model.state_dict(), {"dymn": json.dumps(description)})
+    (tmp_path / "a.safetensors").write_bytes(content)
+    with pytest.raises(WeightsError, match="network that cannot be"):
+        load_model(tmp_path / "a.safetensors")

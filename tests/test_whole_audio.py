@@ -6,6 +6,7 @@ import json
 import os
 import re
 import struct
+import time
 from fractions import Fraction
 
 import numpy as np
@@ -536,7 +537,6 @@ def test_notes_and_damage_in_the_output_of_commands(tmp_path, caplog, command):
     for kept in (False, True):  # through a journal or not
         output = ["-o", tmp_path / "out.json"] if kept else []
         asked = [command, tmp_path, "-m", "dymn04_open", "--format", "json", *output]
-        caplog.clear()
         refused = dymn(*asked)
         assert refused.exit_code == 1 and "cut.flac is cut off or damaged" in refused.stderr
         assert caplog.text.count("lies.flac: its header counts 6.00 s; the frames count 12.00 s") == 1
@@ -624,3 +624,24 @@ def test_cuts_holes_tails_and_joins(kind):
     except AudioError as error:
         assert "cut off or damaged" in str(error)  # noqa: PT017
     assert heard(hole, partial=True)[1].lines
+
+
+@pytest.mark.parametrize("kind", ["mp3", "adts", "ac3"])
+def test_sound_behind_much_that_is_none(kind):
+    """It is not looked for without end, and what is left out is said."""
+    part = mp3(sound(3.0, 44_100)) if kind == "mp3" else muxed(kind, STREAMS[kind][0], sound(3.0, 48_000), 48_000)
+    data = part + np.random.default_rng(0).bytes(4_000_000) + part
+    begin = time.process_time()
+    try:
+        samples, notes = heard(data)
+        assert "bytes behind its last frame" in " ".join(notes.lines) and len(samples) / RATE == pytest.approx(3.0, abs=0.1)
+    except AudioError as error:
+        assert "bytes between its frames are none" in str(error)  # noqa: PT017
+    assert time.process_time() - begin < 5
+
+
+def test_more_channels_than_ffmpeg_converts():
+    data = bytearray(encoded("CAF"))
+    data[47] = 65  # the channels in its description; its packets do not fit them any more
+    with pytest.raises(AudioError):
+        heard(bytes(data))

@@ -166,6 +166,8 @@ def main() -> None:
     try:
         app()
     except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):  # how typer and rich end
+            sys.exit(EXIT_BROKEN_PIPE)
         if (code := flush_stdout()) and not end.code:
             sys.exit(code)
         raise
@@ -177,6 +179,7 @@ def flush_stdout() -> int:
         sys.stdout.flush()
     except BrokenPipeError:
         silence_stdout()
+        return EXIT_BROKEN_PIPE
     except OSError as error:
         silence_stdout()
         typer.echo(f"dymn: Standard output cannot be written to: {error.strerror}.", err=True)

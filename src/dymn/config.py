@@ -134,6 +134,8 @@ class BlockConfig:
     def __post_init__(self) -> None:
         for name in ("c_in", "c_exp", "c_out", "kernel_size", "stride", "n_kernels", "n_maps"):
             check_number(name, getattr(self, name), 1, 2**16, whole=True)
+        names = (self.activation, self.context, *(() if self.attention is None else (self.attention,)))
+        check(all(isinstance(name, str) for name in names), f"activation, context, attention are {names!r:.100}; they must be names.")
         check(self.kernel_size % 2 == 1, f"kernel_size is {self.kernel_size}; it must be odd.")
         for name in ("activation", "context", *(("attention",) if self.attention is not None else ())):
             check(isinstance(getattr(self, name), str), f"{name} is {shown(getattr(self, name))}; it must be a name.")
@@ -179,6 +181,7 @@ class ModelConfig:
         check(isinstance(self.head, str), f"head is {shown(self.head)}; it must be a name.")
         check_number("width", self.width, 0, 1000)
         check_number("dropout", self.dropout, 0, 1)
+        check(isinstance(self.head, str), f"head is {self.head!r:.40}; it must be a name.")
         check(self.dropout < 1, "dropout is 1; it must be below 1.")
         check_number("temperature", self.temperature, 1e-30, 1e30)
 

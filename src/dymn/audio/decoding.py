@@ -35,6 +35,7 @@ from dymn.audio.sources import FileLike, display, opened, reason
 from dymn.errors import AudioError
 
 _WHOLE_SHARE = 0.995
+_MOST_TAIL = 8192
 _FFMPEG_ONLY = (b"\x1aE\xdf\xa3", b"0&\xb2u", b"FLV", b"#!AMR", b"\0\0\1\xba", b"\x0bw", b"MAC ", b"wvpk", b"TTA1")
 """The first bytes of Matroska, ASF, FLV, AMR, MPEG, AC-3, Monkey's Audio, WavPack and True Audio; MP4 and ADTS are seen otherwise."""
 _CHUNKED = (b"RIFF", b"RIFX", b"RF64", b"BW64", b"riff", b"FORM", b"caff", b".snd", b"dns.")
@@ -160,9 +161,17 @@ def _elementary(content: Content, found: elementary.Frames, report: Report, stac
     _check_lost(found.lost, (found.end - found.start - found.lost) / max(found.seconds, 0.01), report)
     if found.cut:
         report.damage(found.seconds, None, "its last frame is incomplete")
+    _check_tail(content, found.end, report)
     if found.end < content.size:
         content = stack.enter_context(content.part(found.start, found.end))
     return _asked(bind(open_ffmpeg, kind=None), content, report, stack)
+
+
+def _check_tail(content: Content, end: int, report: Report) -> None:
+    """Note what is behind the last frame, unless it is little, a tag or padding."""
+    tail = content.size - end
+    if tail > _MOST_TAIL and any(content.at(end, _MOST_TAIL)):
+        report.note(f"{tail} bytes behind its last frame are no frames and are left out.")
 
 
 def _check_lost(lost: int, bytes_per_second: float, report: Report) -> None:
@@ -310,6 +319,7 @@ def _mpeg(content: Content, base: int, found: mpeg.Frames, report: Report, stack
     _check_lost(found.lost, max(1.0, used / total), report)
     if found.cut:
         report.note("its last frame is incomplete: the file may be cut off.")
+    _check_tail(content, found.end, report)
     if len(found.parts) == 1:
         tail = content.at(found.parts[0].end, 129)
         clean = not found.cut and found.parts[0].start == base and (not tail or (tail[:3] == b"TAG" and len(tail) == 128))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from dymn.audio.content import Content
 
 _READ = 2**20
-_MOST_LOST = 2**24
+_MOST_LOST = 2**21  # bytes in one gap
 _MOST_BOXES = 100_000
 _AC3_KBPS = (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512, 576, 640)
 _AC3_RATES = (48_000, 44_100, 32_000)
@@ -76,18 +76,18 @@ def frames(content: Content, base: int = 0) -> Frames | None:
     """Count the frames of an ADTS, AC-3 or AMR stream; None if it is none of them."""
     head = content.at(base, 9)
     if head == b"#!AMR-WB\n":
-        return _walk(content, "amr", base, base + 9, _amr(_AMR_WB), 1)
+        return _walk(content, "amr", base, base + 9, _amr(_AMR_WB), 1, b"")
     if head[:6] == b"#!AMR\n":
-        return _walk(content, "amr", base, base + 6, _amr(_AMR_NB), 1)
+        return _walk(content, "amr", base, base + 6, _amr(_AMR_NB), 1, b"")
     if head[:2] in (b"\xff\xf1", b"\xff\xf9", b"\xff\xf0", b"\xff\xf8"):
-        return _walk(content, "aac", base, base, _adts, 7)
+        return _walk(content, "aac", base, base, _adts, 7, b"\xff")
     if head[:2] == b"\x0bw" and len(head) == 9:
-        return _walk(content, "eac3" if head[5] >> 3 > 10 else "ac3", base, base, _ac3, 6)
+        return _walk(content, "eac3" if head[5] >> 3 > 10 else "ac3", base, base, _ac3, 6, b"\x0bw")
     return None
 
 
 def _walk(
-    content: Content, kind: str, start: int, position: int, length_of: Callable[[bytes], tuple[int, float]], need: int
+    content: Content, kind: str, start: int, position: int, length_of: Callable[[bytes], tuple[int, float]], need: int, sync: bytes
 ) -> Frames | None:
     buffer, at, count, seconds, lost, end, cut = b"", position, 0, 0.0, 0, position, False
     skipped = 0
@@ -103,9 +103,10 @@ def _walk(
         length, lasts = length_of(head)
         follows = content.size - position <= length or (length and _begins(content, buffer, offset + length, at, length_of, need))
         if not length or not (follows or not skipped):
-            skipped += 1
-            position += 1
-            if skipped > _MOST_LOST:
+            step = _step(buffer, offset, sync)
+            skipped += step
+            position += step
+            if skipped > (_MOST_LOST if sync else _READ >> 4):
                 break
             continue
         if position + length > content.size:
@@ -115,6 +116,14 @@ def _walk(
         count, seconds, position = count + 1, seconds + lasts, position + length
         end = position
     return Frames(kind, start, end, count, seconds, lost, cut) if count >= 3 else None
+
+
+def _step(buffer: bytes, offset: int, sync: bytes) -> int:
+    """Return how far the next place is where a frame may begin, or the end of the buffer."""
+    if not sync:
+        return 1
+    place = buffer.find(sync, offset + 1)
+    return place - offset if place >= 0 else max(1, len(buffer) - offset - len(sync))
 
 
 def _begins(content: Content, buffer: bytes, offset: int, at: int, length_of: Callable[[bytes], tuple[int, float]], need: int) -> bool:

@@ -201,10 +201,14 @@ class _Reader:
                 fifo, shape = av.AudioFifo(), now
             self._done += frame.samples / frame.sample_rate
             if len(frame.layout.channels) >= _MOST_PLANES:
-                yield Block(self._skipped(_packed(frame)), frame.sample_rate)
+                yield Block(self._skipped(_packed(frame, self._report.name)), frame.sample_rate)
                 continue
             frame.pts = None  # the fifo wants them without gaps
-            fifo.write(frame)
+            try:
+                fifo.write(frame)
+            except Exception as error:  # a frame that does not fit those before it
+                self._report.damage(self._done, self.promised, _reason(error), error)
+                continue
             held += frame.samples
         if held:
             yield self._block(fifo, shape)
@@ -323,14 +327,21 @@ def _kept(handle: Handle | None) -> None:
         raise handle.error
 
 
-def _packed(frame: Any) -> Floats:
+def _packed(frame: Any, name: str) -> Floats:
     """Return a frame of many channels as float32 [samples, channels]; PyAV would read planes beyond the last one."""
     import av
 
     frame.pts = None
+    channels = len(frame.layout.channels)
     resampler = av.AudioResampler(format="flt", layout=frame.layout, rate=frame.sample_rate)
-    parts = [part.to_ndarray().reshape(part.samples, -1) for part in [*resampler.resample(frame), *resampler.resample(None)]]
-    return np.concatenate(parts) if parts else np.zeros((0, len(frame.layout.channels)), np.float32)
+    try:
+        packed = [*resampler.resample(frame), *resampler.resample(None)]
+    except Exception as error:  # more than 64 channels, for example
+        raise AudioError(
+            f"{name} has {channels} channels, which FFmpeg cannot convert ({_reason(error)}). Save it with fewer channels."
+        ) from error
+    parts = [part.to_ndarray().reshape(part.samples, -1) for part in packed]
+    return np.concatenate(parts) if parts else np.zeros((0, channels), np.float32)
 
 
 def _samples(frame: Any) -> Floats:

@@ -97,11 +97,13 @@ class Frames:
         parts: one after the other.
         lost: how many bytes between frames belong to none, and to no tag.
         cut: whether the last frame is incomplete.
+        end: where the last frame, or the tag behind it, ends.
     """
 
     parts: list[Part]
     lost: int = 0
     cut: bool = False
+    end: int = 0
 
 
 def id3_length(content: Content, base: int = 0) -> int:
@@ -159,6 +161,7 @@ def frames(content: Content, base: int = 0) -> Frames | None:
         part.changes = part.changes or rate != part.rate
         position += length
         part.end = position
+    found.end = content.size if found.cut else position
     found.parts = [part for part in found.parts if part.frames]
     return found if found.parts else None
 

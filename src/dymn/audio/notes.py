@@ -9,6 +9,9 @@ from dymn.errors import AudioError
 
 logger = logging.getLogger(__name__)
 
+_MOST_LOGGED = 10_000
+_logged: set[tuple[str, str]] = set()
+
 SLACK_SECONDS = 0.25
 """How much of a recording may be missing without an error: codecs pad and trim, and a note tells of more than rounding."""
 
@@ -31,9 +34,13 @@ class Notes:
             self.lines.append(line)
 
     def log(self, name: str) -> None:
-        """Write the notes as warnings of the library."""
+        """Log the notes as warnings: each once in a process, however often the recording is read."""
         for line in self.lines:
-            logger.warning("%s: %s", name, line)
+            if (name, line) not in _logged:
+                if len(_logged) >= _MOST_LOGGED:
+                    _logged.clear()
+                _logged.add((name, line))
+                logger.warning("%s: %s", name, line)
 
 
 class Report:

@@ -203,7 +203,7 @@ class Source(Dataset["Clip | BadClip"]):
     def _note_length(self, key: str) -> None:
         if key not in self._long:
             self._long.add(key)
-            logger.warning("%s is longer than %g s; training hears its beginning only. Cut it into clips.", key, self.max_seconds)
+            logger.warning("%s is longer than %g s; only its beginning is used. Cut it into clips.", key, self.max_seconds)
 
     def _span(self, i: int) -> Span | None:
         if self.catalog.spans is None:

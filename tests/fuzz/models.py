@@ -173,12 +173,12 @@ def onnx_model(outputs: tuple[str, ...] = ("probabilities", "logits", "embedding
     return onnx.helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
 
 
-def with_metadata(text: str, external: bool = False) -> bytes:
+def with_metadata(text: str, external: bool = False, outputs: tuple[str, ...] = ("probabilities", "logits", "embedding")) -> bytes:
     """Return a model with a description, and, if that is wanted, a tensor whose numbers lie in another file."""
     import onnx
 
     model = onnx.ModelProto()
-    model.CopyFrom(onnx_model())
+    model.CopyFrom(onnx_model(outputs))
     if external:
         tensor = model.graph.initializer.add(name="w", data_type=1, dims=[4], data_location=onnx.TensorProto.EXTERNAL)
         for key, value in (("location", "/etc/passwd"), ("offset", "0"), ("length", "16")):
@@ -192,7 +192,10 @@ def onnx_cases() -> st.SearchStrategy[bytes]:
     texts = st.one_of(inputs.changed(DESCRIPTION).map(json.dumps), st.sampled_from((inputs.deep(100_000), "", "null", "[" * 50)))
     by_byte = inputs.variants({"onnx": with_metadata(json.dumps(DESCRIPTION))}).map(lambda case: case[1])
     elsewhere = inputs.variants({"external": with_metadata(json.dumps(DESCRIPTION), external=True)}).map(lambda case: case[1])
-    return st.one_of(by_byte, texts.map(with_metadata), elsewhere)
+    right = st.sampled_from((("probabilities", "logits", "embedding"), ("probabilities", "embedding"))).map(
+        lambda outputs: with_metadata(json.dumps(DESCRIPTION), outputs=outputs)
+    )
+    return st.one_of(by_byte, texts.map(with_metadata), elsewhere, right)
 
 
 def load_onnx(content: bytes, folder: Path) -> bool:

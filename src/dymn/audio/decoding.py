@@ -37,13 +37,19 @@ from dymn.errors import AudioError
 _WHOLE_SHARE = 0.995
 _MOST_TAIL = 8192
 _FFMPEG_ONLY = (b"\x1aE\xdf\xa3", b"0&\xb2u", b"FLV", b"#!AMR", b"\0\0\1\xba", b"\x0bw", b"MAC ", b"wvpk", b"TTA1")
-"""The first bytes of Matroska, ASF, FLV, AMR, MPEG, AC-3, Monkey's Audio, WavPack and True Audio; MP4 and ADTS are seen otherwise."""
+"""The first bytes of Matroska, ASF, FLV, AMR, MPEG, AC-3, Monkey's Audio, WavPack and True Audio.
+
+MP4 and ADTS are recognised in `_is_something_else`.
+"""
 _CHUNKED = (b"RIFF", b"RIFX", b"RF64", b"BW64", b"riff", b"FORM", b"caff", b".snd", b"dns.")
 
 
 @dataclass(frozen=True)
 class AudioInfo:
-    """What a recording's header says. `frames` (samples per channel) and `seconds` are None where the format does not say."""
+    """What a recording's header says.
+
+    `frames` (samples per channel) and `seconds` are None where the format does not say.
+    """
 
     sample_rate: int
     channels: int
@@ -329,7 +335,10 @@ def _mpeg(content: Content, base: int, found: mpeg.Frames, report: Report, stack
 
 
 def _mpeg_part(part: mpeg.Part, content: Content, report: Report, stack: ExitStack, whole: bool = False) -> Decoder:
-    """Open one of the files that are joined in an MP3, or the only one; `whole` if nothing is around it that is not sound."""
+    """Open one of the files that are joined in an MP3, or the only one.
+
+    `whole` if nothing is around it that is not sound.
+    """
     length = part.length / part.rate
     if part.claimed is not None and not part.truthful:
         claimed = max(0.0, part.claimed * part.samples / part.frames - part.trimmed) / part.rate
@@ -363,7 +372,10 @@ _Open = Callable[[Content, Report, ExitStack], Decoder]
 
 
 def _joined(content: Content, parts: list[_Open], report: Report, stack: ExitStack) -> Decoder:
-    """Open recordings that follow each other in one file; what cannot be opened, but for the first, is reported as damage."""
+    """Open recordings that follow each other in one file.
+
+    What cannot be opened, but for the first, is reported as damage.
+    """
     inner = stack.enter_context(ExitStack())
     first = parts[0](content, report, inner)
 

@@ -12,7 +12,10 @@ _LEAST, _MOST = 2**16, 2**21  # bytes at the end in which the last two frames ar
 
 
 class StreamInfo(NamedTuple):
-    """The first block of a stream: the sizes of its blocks and frames, its sample rate, and its length (0 if it is not known)."""
+    """The first block of a stream.
+
+    The sizes of its blocks and frames, its sample rate, and its length (0 if it is not known).
+    """
 
     most_samples: int
     most_bytes: int

@@ -25,7 +25,10 @@ SUFFIXES = frozenset(
 )
 """The file name endings, in lower case, that count as recordings when a directory is searched."""
 SKIPPED_SUFFIXES = frozenset((".ts", ".raw", ".pcm", ".vob", ".dts", ".ra", ".rm", ".shn", ".tak", ".mpc", ".dsf", ".mid", ".midi"))
-"""Endings of files that may be recordings, and are left out of a directory with a warning: read them by their own paths."""
+"""Endings of files that may be recordings, and are left out of a directory with a warning.
+
+Read them by their own paths.
+"""
 
 
 def find(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> list[Path]:

@@ -179,7 +179,10 @@ def follow_each_other(head: bytes, count: int = 3) -> bool:
 
 
 def _next(content: Content, position: int, reach: int) -> int | None:
-    """Return where the next frame begins that two more follow, or the end of the file; None if there is none within reach."""
+    """Return where the next frame begins that two more follow, or the end of the file.
+
+    None if there is none within reach.
+    """
     data = content.at(position, reach + 4)
     for match in _SYNC.finditer(data):
         head, place = data[match.start() : match.start() + 3], position + match.start()
@@ -217,7 +220,10 @@ def _tagged(buffer: bytes, offset: int) -> bool:
 
 
 def _tag(frame: bytes) -> tuple[int | None, int] | None:
-    """Return how many frames a header of Xing or VBRI in a frame claims, and how many samples it trims; None without one."""
+    """Return how many frames a header of Xing or VBRI in a frame claims, and how many samples it trims.
+
+    None without one.
+    """
     for place in (36, 21, 13, 38, 23, 15):  # behind the side information, with and without a checksum
         if frame[place : place + 4] in (b"Xing", b"Info"):
             flags = int.from_bytes(frame[place + 4 : place + 8], "big")

@@ -1,4 +1,7 @@
-"""What a user should know about a recording that was read: a header that is wrong, a track that was chosen, damage read over."""
+"""What a user should know about a recording that was read.
+
+A wrong header, the choice of a track, skipped damage.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,10 @@ _MOST_LOGGED = 10_000
 _logged: set[tuple[str, str]] = set()
 
 SLACK_SECONDS = 0.25
-"""How much of a recording may be missing without an error: codecs pad and trim, and a note tells of more than rounding."""
+"""How much of a recording may be missing without an error.
+
+Codecs pad and trim, and a note reports more than rounding.
+"""
 
 
 @dataclass
@@ -49,7 +55,7 @@ class Report:
     Attributes:
         name: of the recording, for messages.
         notes: those so far.
-        partial: whether damage is read over.
+        partial: whether damage is skipped instead of being an error.
     """
 
     def __init__(self, name: str, notes: Notes | None = None, partial: bool = False) -> None:

@@ -46,7 +46,10 @@ _HEAD = 4096
 
 
 class PcmReader:
-    """Turns bytes that come in pieces of any size into samples; an incomplete sample is kept until the rest of it comes."""
+    """Turns bytes that come in pieces of any size into samples.
+
+    An incomplete sample is kept until the rest of it comes.
+    """
 
     def __init__(self, format: str, channels: int) -> None:
         """Prepare to read samples of a format and a number of channels.

@@ -101,7 +101,10 @@ class _Chunk(NamedTuple):
 
 @dataclass(frozen=True)
 class _Layout:
-    """How a container lays out its chunks: where the first starts, its header (name, length), what of it the length counts."""
+    """How a container lays out its chunks.
+
+    Where the first starts, its header (name, length), what of it the length counts.
+    """
 
     name: str
     start: int
@@ -123,7 +126,10 @@ _CONTAINERS = {
 
 
 def layout(content: Content, base: int = 0) -> Layout | None:
-    """Return how the samples of a file are laid out that begins at `base`; None if it is no such file, or has no samples."""
+    """Return how the samples of a file are laid out that begins at `base`.
+
+    None if it is no such file, or has no samples.
+    """
     head = content.at(base, 40)
     if head[:4] in (b".snd", b"dns.") and len(head) >= 24:
         return _au(content, head, base)
@@ -250,7 +256,10 @@ def _au(content: Content, head: bytes, base: int) -> Layout:
 
 
 def is_disguised(content: Content, plain: Layout) -> bool:
-    """Whether 16-bit samples are the bytes of DTS or AC-3 (IEC 61937), as on some discs: they would be heard as noise."""
+    """Whether 16-bit samples are the bytes of DTS or AC-3 (IEC 61937), as on some discs.
+
+    They would be heard as noise.
+    """
     head = content.at(plain.start, 8192) if plain.coding == "<i2" and plain.channels == 2 else b""
     return any(sync in head for sync in _SYNCS)
 

@@ -28,7 +28,10 @@ class Resampler:
             self._stream = soxr.ResampleStream(*rates, 1, dtype="float32", quality="HQ")
 
     def feed(self, chunk: np.ndarray) -> np.ndarray:
-        """Take float32 samples [n] and return those [m] at the new rate that are ready; the filter delays a few milliseconds."""
+        """Take float32 samples [n] and return those [m] at the new rate that are ready.
+
+        The filter delays a few milliseconds.
+        """
         if self._stream is None or len(chunk) == 0:
             return chunk
         block: np.ndarray = self._stream.resample_chunk(np.ascontiguousarray(chunk))

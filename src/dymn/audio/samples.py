@@ -17,7 +17,10 @@ MAX_PEAK = 1e10
 INTEGER_PEAK = 64.0
 """A float recording with a larger peak was not scaled to 1: even an editor's overs stay far below."""
 MIX_GAP_DB = 18.0
-"""A mix that is this far below the loudest channel is noted. One live channel of eight is at 18.06 dB; of six, as in films, at 15.6 dB."""
+"""A mix that is this far below the loudest channel is noted.
+
+One live channel of eight is at 18.06 dB; of six, as in films, at 15.6 dB.
+"""
 
 _FULL_SCALES = (2**7, 2**15, 2**23, 2**31)
 _SILENCE = 1e-9  # mean power, -90 dB

@@ -128,7 +128,10 @@ def _from_object(name: str, stream: Any, stack: contextlib.ExitStack) -> Content
 
 
 def _shared(name: str, descriptor: int, stack: contextlib.ExitStack) -> Content:
-    """Read a file of the caller through a descriptor of our own, as the caller may close theirs; put its position back."""
+    """Read a file of the caller through a descriptor of our own, as the caller may close theirs.
+
+    Put its position back.
+    """
     place = os.lseek(descriptor, 0, os.SEEK_CUR)  # the position is common to both
     own = os.dup(descriptor)
     stack.callback(os.close, own)

@@ -17,7 +17,10 @@ from dymn.config import check
 Samples = npt.NDArray[np.float32]
 
 JOINED_SHARE = 10
-"""A remainder of up to a tenth of a window joins the window before it: 10.03 s are one window, not one of 10 s and one of 30 ms."""
+"""A remainder of up to a tenth of a window joins the window before it.
+
+10.03 s are one window, not one of 10 s and one of 30 ms.
+"""
 
 
 class Window(NamedTuple):
@@ -50,7 +53,10 @@ class Cutter:
         self._to_skip = 0
 
     def feed(self, block: Samples) -> Iterator[Window]:
-        """Take samples [n] and yield the windows that are complete with them; consume all of them before the next call."""
+        """Take samples [n] and yield the windows that are complete with them.
+
+        Consume all of them before the next call.
+        """
         skipped = min(self._to_skip, len(block))
         self._to_skip -= skipped
         self._buffer = np.concatenate([self._buffer, block[skipped:]]) if len(self._buffer) else block[skipped:]

@@ -19,7 +19,6 @@ from dymn.system.cpus import default_threads
 from dymn.weights.download import cache_folder
 
 MAX_METADATA = 2**20
-SHIPPED = "dymn04_open"  # the model that comes with dymn
 
 
 def cached_path(name: str) -> Path:
@@ -51,6 +50,7 @@ class OnnxBackend(Backend):
         input: "waveform" or "log-mel".
         seconds: the length of a clip, or None if any length is allowed.
         embedding_size: number of values of an embedding.
+        exported_from: SHA-256 of the checkpoint that was exported; empty if that was none.
     """
 
     def __init__(self, source: str | Path | bytes, threads: int | None = None) -> None:
@@ -92,6 +92,7 @@ class OnnxBackend(Backend):
             check(0 < len(text) <= MAX_METADATA, "it has no description")
             described: dict[str, Any] = json.loads(text)
             card = from_dict(ModelCard, described["card"])
+            self.exported_from = str(card.provenance.get("sha256", ""))
             self.card = dataclasses.replace(card, provenance=card.provenance | {"sha256": hashlib.sha256(content).hexdigest()})
             self.input = str(described["input"])
             self.seconds: float | None = None if described["seconds"] is None else float(described["seconds"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import io
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -14,8 +14,8 @@ import numpy as np
 from dymn.config import ModelCard, check, from_dict
 from dymn.errors import ConfigError, MissingExtraError, WeightsError
 from dymn.runtime.backend import Backend, Floats, Output
+from dymn.runtime.onnx_files import check_onnx, read_onnx
 from dymn.system.cpus import default_threads
-from dymn.system.files import digest_of
 from dymn.weights.download import cache_folder
 
 MAX_METADATA = 2**20
@@ -77,8 +77,9 @@ class OnnxBackend(Backend):
         options.log_severity_level = 3
         options.intra_op_num_threads = n_threads
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # threads that wait sleep
+        content = source if isinstance(source, bytes) else read_onnx(Path(source))
+        check_onnx(content, name)
         try:
-            content = source if isinstance(source, bytes) else str(source)
             # Without its fallback, which prints what is in the file and tries the same again.
             self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"], enable_fallback=0)
             text = self._session.get_modelmeta().custom_metadata_map.get("dymn", "")
@@ -92,11 +93,11 @@ class OnnxBackend(Backend):
             described: dict[str, Any] = json.loads(text)
             card = from_dict(ModelCard, described["card"])
             self.exported_from = str(card.provenance.get("sha256", ""))
-            self.card = dataclasses.replace(card, provenance=card.provenance | {"sha256": _digest(source)})
+            self.card = dataclasses.replace(card, provenance=card.provenance | {"sha256": hashlib.sha256(content).hexdigest()})
             self.input = str(described["input"])
             self.seconds: float | None = None if described["seconds"] is None else float(described["seconds"])
             check(self.input in ("waveform", "log-mel"), f"its input is {self.input!r:.80}")
-            check(self.seconds is None or 0 < self.seconds <= 3600, "its length makes no sense")
+            check(self.seconds is None or 0 < self.seconds <= 3600, "its length is not valid")
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise WeightsError(f"{name} was not written by dymn export: {error}.") from error
 
@@ -136,8 +137,3 @@ class OnnxBackend(Backend):
                 raise ConfigError(f"This file takes windows of {self.seconds} s, not {given:.3f} s. Export one with --dynamic-time.")
         shortest = self.front_end.n_fft // 2 + 2
         return np.pad(samples, ((0, 0), (0, max(0, shortest - samples.shape[1]))))
-
-
-def _digest(source: str | Path | bytes) -> str:
-    with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
-        return digest_of(file)

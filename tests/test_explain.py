@@ -34,7 +34,7 @@ def network(**settings):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
-    labels = ("Dog", "</script><b>Bad & $label$</b>", *(f"Class {i}" for i in range(10)))
+    labels = ("Dog", "</script><b>Bad & $label$</b>", *(f"Class {i}" for i in range(10)))[: model.config.num_classes]
     model.card = dataclasses.replace(model.card, name="tiny", labels=labels)
     return model
 
@@ -202,6 +202,15 @@ def test_wrong_settings_are_refused(model, waveform, setting):
 def test_a_very_short_recording_is_explained(model):
     explanation = explain(model, np.zeros(10, np.float32), RATE, top_k=1)
     assert explanation.timeline.shape == (1, 1)
+
+
+def test_command_shows_all_labels_of_a_model_with_few(waveform, tmp_path):
+    network(num_classes=2).save_pretrained(tmp_path / "two")
+    soundfile.write(tmp_path / "tone.wav", waveform, RATE)
+    words = ["explain", str(tmp_path / "tone.wav"), "--model", str(tmp_path / "two"), "-o", str(tmp_path / "out.npz")]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "out.npz").exists()
 
 
 def test_command_writes_picture_page_and_arrays(model, waveform, tmp_path):

@@ -58,6 +58,7 @@ def explain(
     network = load_tagger(model, device, threads, quiet).model
     if not is_dynamic(network):
         note(f"{network.card.name or 'The model'} is static: there is the spectrogram and the timeline to show, and no decisions.", quiet)
+    top_k = min(top_k, network.config.num_classes)
     explanation = decide(network, file, top_k=top_k, start=start, seconds=seconds, window=window)
     for path in outputs:
         if path.suffix.lower() == ".html":

@@ -1,5 +1,7 @@
 """Results in order, bounded, and an end to every thread."""
 
+import subprocess
+import sys
 import threading
 import time
 
@@ -101,3 +103,28 @@ def test_threads_say_that_they_begin_before_the_caller_goes_on():
     team = Team(3, enter=lambda: calls.append("worker"), entered=lambda: calls.append("caller"))
     list(ahead(lambda i: (x for x in [i]), [1], team))
     assert calls == ["worker"] * 3 + ["caller"]
+
+
+BUSY = """
+import torch
+from dymn.system.prefetch import Team, ahead
+torch.set_num_threads(1)
+
+def work(n):
+    x = torch.randn(64, 64)
+    while True:
+        for _ in range(1000):
+            torch.matmul(x, x)
+        yield 1
+
+found = ahead(work, range(4), Team(2))
+next(found)
+{}
+"""
+
+
+@pytest.mark.parametrize(("last", "code"), [("", 0), ("from dymn.system.signals import leave; leave(3)", 3)])
+def test_threads_within_pytorch_do_not_abort_the_end(last, code):
+    """Python stops daemon threads when it ends; within C++, this aborts the process."""
+    done = subprocess.run([sys.executable, "-c", BUSY.format(last)], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (code, "")

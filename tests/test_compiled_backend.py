@@ -260,6 +260,9 @@ def test_which_backend_opens_what(tmp_path, monkeypatch):
     for wrong in ({"backend": "abacus"}, {"device": "cuda:7"}, {"threads": 0}, {"backend": "onnx", "precision": "float16"}):
         with pytest.raises(ConfigError):
             open_backend(plain, **wrong)
+    for wrong in ({"backend": "onnx"}, {"backend": "compiled"}):
+        with pytest.raises(ConfigError, match=r"torch\.compile .* Leave compile out"):
+            open_backend(plain, compile=True, **wrong)
     with pytest.raises(ConfigError, match=r"float32\. Choose the backend torch"):
         open_backend(plain, backend="compiled", precision="bfloat16")
     monkeypatch.setattr("dymn.runtime.opening.has_torch", lambda: False)
@@ -281,12 +284,18 @@ def test_an_exported_file_takes_over_without_pytorch(tmp_path, monkeypatch):
     monkeypatch.setenv("DYMN_CACHE", str(tmp_path))
     model = small("dymn04", attention="ta")
     model.card = dataclasses.replace(model.card, name="exotic")
-    path = cached_path("exotic")
+    checkpoint, path = tmp_path / "exotic.safetensors", cached_path("exotic")
+    pretrained.save(model, checkpoint)
     path.parent.mkdir(parents=True)
-    path.write_bytes(build(model))
+    path.write_bytes(build(MobileNet.from_pretrained(checkpoint)))
     monkeypatch.setattr("dymn.runtime.opening.has_torch", lambda: False)
-    assert isinstance(open_backend(model.stored(), device="cpu"), OnnxBackend)
+    assert isinstance(open_backend(checkpoint, device="cpu"), OnnxBackend)
     assert isinstance(open_backend(path), OnnxBackend)
+    with torch.no_grad():  # another checkpoint of the same name
+        model.head.classifier.bias += 1
+    pretrained.save(model, checkpoint)
+    with pytest.raises(ConfigError, match="export it to ONNX"):
+        open_backend(checkpoint, device="cpu")
 
 
 def test_a_gpu_is_left_to_pytorch(monkeypatch):

@@ -119,6 +119,16 @@ def test_links_lead_somewhere(page):
     local = [target.partition("#")[0] for target in targets if not re.match(r"[a-z]+:", target)]
     missing = [target for target in local if target and not (page.parent / target).exists()]
     assert not missing
+    places = [target.partition("#") for target in targets if re.match(r"[^:]*#", target)]
+    dead = [f"{name}#{anchor}" for name, _, anchor in places if anchor not in anchors(page.parent / name if name else page)]
+    assert not dead
+
+
+def anchors(page: Path) -> set[str]:
+    """Return the names of a page's headings in its address, as MkDocs and GitHub make them."""
+    headings = re.findall(r"^#+ (.*)$", FENCE.sub("", page.read_text(encoding="utf-8")), re.M)
+    plain = (re.sub(r"[^\w\s-]", "", heading.replace("`", "")).strip().lower() for heading in headings)
+    return {re.sub(r"\s+", "-", heading) for heading in plain}
 
 
 def test_every_excuse_excuses_something():

@@ -1,5 +1,6 @@
 """ONNX files: the network's numbers for every form and variant that can be written, and none written that disagrees."""
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -406,6 +407,11 @@ def test_from_command_to_tags(tmp_path, monkeypatch):
     integers = ("--precision", "int8", "--seconds", "1", "--calibrate", tmp_path / "noise.wav")
     done = run("export", tmp_path / "tiny.safetensors", *integers, "-o", tmp_path / "int8.onnx")
     assert done.exit_code == 0 and "on 1 clips" in done.stdout and "the best class is the same on 100.0 %" in done.stdout, done.output
+    model = small()
+    model.card = dataclasses.replace(model.card, name="mn10_as")  # fine-tuned from it, and not it
+    pretrained.save(model, tmp_path / "mine.safetensors")
+    mistaken = run("export", tmp_path / "mine.safetensors", "--seconds", "1")
+    assert mistaken.exit_code == 2 and "the published model mn10_as" in mistaken.output and "--output" in mistaken.output
     nowhere = run("export", tmp_path / "tiny.safetensors", "--format", "torch")
     assert nowhere.exit_code == 2 and "needs --output" in nowhere.output
 

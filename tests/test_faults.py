@@ -32,7 +32,7 @@ from dymn.inference.discovery import Discovery
 from dymn.inference.journal import Journal, journal_path
 from dymn.models import pretrained
 from dymn.system.files import atomic_write
-from dymn.weights import download
+from dymn.weights import download, transfer
 from dymn.weights.registry import PublishedModel
 
 RATE = 32_000
@@ -149,7 +149,7 @@ def test_a_full_disk_under_a_download(disk, monkeypatch):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     monkeypatch.setenv("DYMN_CACHE", str(disk / "cache"))
     content = bytes(SIZE // 2)
-    monkeypatch.setattr(download, "_receive", lambda model, state, file: (content[i : i + 2**16] for i in range(0, len(content), 2**16)))
+    monkeypatch.setattr(transfer, "_receive", lambda remote, state, file: (content[i : i + 2**16] for i in range(0, len(content), 2**16)))
     model = PublishedModel("x", "mn01", "x.pt", 1, 1, sha256=hashlib.sha256(content).hexdigest(), size=len(content))
     fill(disk, SIZE // 4)
     with pytest.raises(WeightsError, match=r"x cannot be stored as .*x\.pt: No space left.*Free some space or set DYMN_CACHE"):

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from dymn import Tagger, create_model
 from dymn.audio.microphone import BLOCK_SECONDS, BoundedQueue, Chunk, devices, microphone
-from dymn.audio.pcm import PCM_FORMATS, PcmReader
+from dymn.audio.pcm import PCM_FORMATS, PcmReader, encoded_kind
 from dymn.cli import app
 from dymn.commands import listen
 from dymn.config import ModelCard
@@ -161,6 +161,7 @@ def test_the_queue_is_bounded_and_counts():
 @settings(deadline=None)
 @given(st.sampled_from(PCM_FORMATS), st.integers(1, 3), st.binary(max_size=200), st.lists(st.integers(0, 200), max_size=8))
 def test_pcm_in_pieces(format, channels, data, cuts):
+    assume(not encoded_kind(data))  # such bytes are refused by name
     whole = PcmReader(format, channels)
     expected = whole.feed(data)
     reader = PcmReader(format, channels)

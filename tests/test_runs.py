@@ -143,6 +143,19 @@ def test_a_tree_is_walked_once_and_each_recording_opened_once(command, rows, cli
     assert {name: walked.get(name) for name in folders} == dict.fromkeys(folders, 1)
 
 
+def test_a_recording_that_is_replaced_while_the_model_loads_is_the_new_one(tmp_path):
+    path, other = tmp_path / "a.wav", tmp_path / "b.wav"
+    for name, seconds in ((path, 1), (other, 2)):
+        soundfile.write(name, np.zeros(seconds * 16_000), 16_000)
+    with Discovery([str(path)]) as discovery:
+        assert discovery.any_readable()
+        os.replace(other, path)
+        assert discovery.source(path) == path
+    with Discovery([str(path)]) as discovery:
+        assert discovery.any_readable()
+        assert discovery.source(path).name == str(path) and discovery.source(path) == path
+
+
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
 @pytest.mark.parametrize("command", ["tag", "embed", "events"])
 def test_no_library_opens_a_recording_again(command, clips, tmp_path):

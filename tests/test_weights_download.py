@@ -369,3 +369,38 @@ def test_a_packaged_model_that_is_damaged():
     assert download.fetch(entry, never).path == download.local_path(entry)
     with pytest.raises(WeightsError, match=r"audioset_labels.csv is damaged: .* Install dymn again"):
         download.fetch(dataclasses.replace(entry, sha256=DIGEST), never)
+
+
+@pytest.mark.parametrize("name", ["model_x", "model_x.pt", "elsewhere/model_x.pt"])
+def test_digests_can_be_pinned(server, cache, tmp_path, monkeypatch, name):
+    cache.mkdir()
+    (cache / "SHA256SUMS").write_text(f"# from a colleague\n{DIGEST.upper()}  {name}\n")
+    entry = unknown(server, "good")
+    assert download.known_digest(entry).origin == "pinned"
+    assert download.fetch(entry, never).digest == DIGEST
+    assert files(cache) == ["SHA256SUMS", "model_x.pt"]
+    (tmp_path / "pins").write_text(f"{'0' * 64} *{name}\n")
+    monkeypatch.setenv("DYMN_SHA256SUMS", str(tmp_path / "pins"))
+    with pytest.raises(WeightsError, match=f"has the SHA-256 {DIGEST}, not the one pinned in .*pins, 0000"):
+        download.fetch(entry, never)
+    with pytest.raises(WeightsError, match=f"pins has the SHA-256 0000.* for model_x, and dymn knows {DIGEST}"):
+        download.fetch(known(server, "good"), never)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"), [("model_x.pt\n", "line 1: 'model_x.pt' is not a SHA-256"), (None, "cannot be read: No such file")]
+)
+def test_pins_that_are_none_are_refused(server, cache, tmp_path, monkeypatch, text, says):
+    if text is not None:
+        (tmp_path / "pins").write_text(text)
+    monkeypatch.setenv("DYMN_SHA256SUMS", str(tmp_path / "pins"))
+    with pytest.raises(WeightsError, match=says):
+        download.fetch(unknown(server, "good"), never)
+
+
+def test_how_digests_are_known(server, cache):
+    entry = unknown(server, "good")
+    assert download.known_digest(entry).origin == "none"
+    download.fetch(entry, accept_content)
+    assert download.known_digest(entry).origin == "recorded"
+    assert download.known_digest(known(server, "good")).origin == "published"

@@ -5,8 +5,10 @@ import subprocess
 import sys
 
 import pytest
+from typer.testing import CliRunner
 
 from dymn.architectures import MODELS, model_config
+from dymn.cli import app
 from dymn.models.frontend import LogMel
 from dymn.profiling import count
 from dymn.weights import REGISTRY, audioset_labels, list_models, model_rows
@@ -55,6 +57,20 @@ def test_cached_column(tmp_path, monkeypatch):
     assert not model_rows("mn10_as")[0].cached
     (tmp_path / "mn10_as_mAP_471.pt").write_bytes(b"x")
     assert model_rows("mn10_as")[0].cached
+
+
+def test_the_list_says_what_is_unverified(tmp_path, monkeypatch):
+    monkeypatch.setenv("DYMN_CACHE", str(tmp_path))
+
+    def place(name):
+        return CliRunner().invoke(app, ["models", name, "--pretrained"]).output.splitlines()[1]
+
+    assert place("mn10_as").endswith("to be fetched, unverified (first use)")
+    assert place("mn04_as").endswith("to be fetched") and place("dymn04_open").endswith("comes with dymn")
+    (tmp_path / "mn10_as_mAP_471.pt.sha256").write_text("0" * 64)
+    assert place("mn10_as").endswith("to be fetched, as first fetched")
+    (tmp_path / "SHA256SUMS").write_text(f"{'0' * 64}  mn10_as\n")
+    assert place("mn10_as").endswith("to be fetched, pinned")
 
 
 def test_labels():

@@ -1,7 +1,5 @@
 """`python -m dymn` is the command `dymn`."""
 
-import sys
-
 from dymn.system import signals
 
 
@@ -13,11 +11,15 @@ def main() -> None:
 
         run()
     except BaseException as error:
-        if (ended := signals.ended(error)) is None:
+        ended = signals.ended(error)
+        if ended is None and not isinstance(error, SystemExit):
             raise
-        sys.exit(ended.exit_code)
+        code = ended.exit_code if ended is not None else error.code if isinstance(error, SystemExit) else None
+    else:
+        code = 0
     finally:
         signals.finish()
+    signals.leave(code)
 
 
 if __name__ == "__main__":

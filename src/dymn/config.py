@@ -137,6 +137,8 @@ class BlockConfig:
         names = (self.activation, self.context, *(() if self.attention is None else (self.attention,)))
         check(all(isinstance(name, str) for name in names), f"activation, context, attention are {names!r:.100}; they must be names.")
         check(self.kernel_size % 2 == 1, f"kernel_size is {self.kernel_size}; it must be odd.")
+        for name in ("activation", "context", *(("attention",) if self.attention is not None else ())):
+            check(isinstance(getattr(self, name), str), f"{name} is {shown(getattr(self, name))}; it must be a name.")
         for name in ("dynamic_convs", "dynamic_relus"):
             unknown = [position for position in getattr(self, name) if position not in self.POSITIONS]
             check(not unknown, f"{name} names {shown(unknown)}; allowed: {', '.join(self.POSITIONS)}.")
@@ -176,6 +178,7 @@ class ModelConfig:
             check(before.c_out == after.c_in, f"a block with {before.c_out} outputs is followed by one with {after.c_in} inputs.")
         for name in ("c_last", "c_hidden", "num_classes"):
             check_number(name, getattr(self, name), 1, 2**20, whole=True)
+        check(isinstance(self.head, str), f"head is {shown(self.head)}; it must be a name.")
         check_number("width", self.width, 0, 1000)
         check_number("dropout", self.dropout, 0, 1)
         check(isinstance(self.head, str), f"head is {self.head!r:.40}; it must be a name.")

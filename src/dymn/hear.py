@@ -12,8 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dymn.audio.samples import MAX_PEAK
 from dymn.audio.windows import cut
 from dymn.config import check
+from dymn.errors import AudioError
 from dymn.runtime.layer_averages import LayerAverages
 
 LAYERS = ("mels", "block4", "block10", "block12", "block14")
@@ -69,6 +71,7 @@ def get_scene_embeddings(audio: Tensor, model: HearModel) -> Tensor:
 
     Raises:
         ConfigError: if the audio is not of two dimensions, or there is none.
+        AudioError: if a sample is not finite.
     """
     audio = _checked(audio, model)
     length = SCENE_SECONDS * model.sample_rate
@@ -92,6 +95,7 @@ def get_timestamp_embeddings(audio: Tensor, model: HearModel) -> tuple[Tensor, T
 
     Raises:
         ConfigError: if the audio is not of two dimensions, or there is none.
+        AudioError: if a sample is not finite.
     """
     audio = _checked(audio, model)
     rate, n_samples = model.sample_rate, audio.shape[1]
@@ -111,4 +115,10 @@ def _checked(audio: Tensor, model: HearModel) -> Tensor:
     """Return the audio on the model's device in float32."""
     right = audio.ndim == 2 and audio.shape[0] >= 1 and audio.shape[1] >= 1
     check(right, f"audio has shape {list(audio.shape)}; it must be [n_sounds, n_samples] with at least one of each.")
-    return audio.to(model.embedder.log_mel.basis.device, torch.float32)
+    samples = audio.to(model.embedder.log_mel.basis.device, torch.float32)
+    if not bool((samples.abs() <= MAX_PEAK).all()):  # false for NaN too
+        raise AudioError(
+            "The audio holds values that are NaN, infinite or far beyond full scale, which is 1. Replace them, for example with "
+            "torch.nan_to_num, or scale the samples."
+        )
+    return samples

@@ -26,7 +26,8 @@ def main() -> int:
     names = options.targets or list(WAYS)
     whole = sum(WAYS[name].share for name in names)
     failed, total, begun = [], 0, time.monotonic()
-    print(f"{'way in':<14}{'cases':>8}{'taken':>8}{'refused':>9}{'CPU s':>8}{'slowest':>9}{'MiB more':>10}")
+    print("slowest case in CPU seconds, largest case and what was kept in MiB")
+    print(f"{'way in':<14}{'cases':>8}{'taken':>8}{'refused':>9}{'CPU s':>8}{'slowest':>9}{'largest':>10}{'kept':>8}")
     for name in names:
         cases = max(1, round(options.cases * WAYS[name].share / whole))
         words = [sys.executable, "-X", "faulthandler", "-m", "fuzz", name, "--alone", "--cases", str(cases), "--seed", str(options.seed)]
@@ -37,11 +38,11 @@ def main() -> int:
             print("\n".join([f"{name:<14} failed with {ended.returncode}:", *lines[-60:]]), flush=True)
             continue
         found = json.loads(ended.stdout.splitlines()[-1])
+        if WAYS[name].takes and found["cases"] >= 100 and not found["taken"]:
+            failed.append(f"{name} (no case was taken: are they out of date?)")
         total += found["cases"]
-        refused = found["cases"] - found["taken"]
-        row = (
-            f"{found['cases']:>8}{found['taken']:>8}{refused:>9}{found['seconds']:>8.0f}{found['slowest']:>9.2f}{found['megabytes']:>10.0f}"
-        )
+        counts = f"{found['cases']:>8}{found['taken']:>8}{found['cases'] - found['taken']:>9}{found['seconds']:>8.0f}"
+        row = f"{counts}{found['slowest']:>9.2f}{found['largest']:>10.0f}{found['megabytes']:>8.0f}"
         print(f"{name:<14}{row}  {', '.join(f'{kind} {n}' for kind, n in found['refused'].items())}", flush=True)
     print(
         f"{total:,} cases with seed {options.seed} in {time.monotonic() - begun:.0f} s; {f'failed: {failed}' if failed else 'none failed'}"
@@ -58,7 +59,7 @@ def alone(name: str, cases: int, seed: int) -> int:
         os.chdir(folder)
         run(target, 20, seed, Path(folder))  # what is loaded once is there before the limit
         limit_memory()
-        outcome = run(target, cases, seed, Path(folder), limit_time=True)
+        outcome = run(target, cases, seed, Path(folder), limits=True)
     print(json.dumps({**vars(outcome), "cases": outcome.cases}))
     return 0
 

@@ -111,6 +111,17 @@ def _columns(draw: Any, content: bytes) -> bytes:
     return file.getvalue()
 
 
+@st.composite
+def _headers(draw: Any, content: bytes) -> bytes:
+    """Draw an archive that is whole, in which a column has another header."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as before, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as after:
+        changed = draw(st.sampled_from(before.namelist()))
+        for name in before.namelist():
+            after.writestr(name, draw(inputs.npy()) if name == changed else before.read(name))
+    return file.getvalue()
+
+
 def dataset_cases() -> st.SearchStrategy[tuple[str, str, bytes]]:
     found: list[st.SearchStrategy[tuple[str, str, bytes]]] = []
     for kind in LAYOUTS:
@@ -121,8 +132,10 @@ def dataset_cases() -> st.SearchStrategy[tuple[str, str, bytes]]:
                 drawn = st.one_of(drawn, _table(content))
             elif name.endswith(".json"):
                 drawn = st.one_of(drawn, inputs.changed(json.loads(content)).map(inputs.dumped), st.just(inputs.deep(100_000).encode()))
-            elif name.endswith(COLUMNS_FILE):
-                drawn = st.one_of(drawn, _columns(content))
+            elif name.endswith(".npz"):
+                drawn = st.one_of(drawn, _columns(content), _headers(content))
+            elif name.endswith(".tar"):
+                drawn = st.one_of(drawn, inputs.tars(), inputs.tars().map(lambda headers, content=content: headers.rstrip(b"\0") + content))
             found.append(st.tuples(st.just(kind), st.just(name), drawn))
     return st.one_of(found)
 
@@ -171,6 +184,7 @@ def pickle_cases() -> st.SearchStrategy[tuple[str, bytes]]:
         inputs.pickles().map(lambda pickled: ("pkl", pickled)),
         inputs.variants({"array": content}).map(lambda case: packed(case[1])),
         inputs.pickles().map(lambda pickled: packed(content[:at] + pickled)),
+        inputs.npy().map(packed),
     )
 
 
@@ -197,7 +211,10 @@ def teacher_cases() -> st.SearchStrategy[tuple[str, bytes]]:
         lambda lines: "\n".join(lines).encode("utf-8", "surrogatepass")
     )
     tables = st.one_of(inputs.variants({"table": content}).map(lambda case: case[1]), header.map(packed))
-    return st.one_of(tables.map(lambda case: ("safetensors", case)), labels.map(lambda case: ("txt", case)))
+    published = st.one_of(inputs.npy(), inputs.npy(np.zeros((2, 2), np.float16).tobytes()))
+    return st.one_of(
+        tables.map(lambda case: ("safetensors", case)), labels.map(lambda case: ("txt", case)), published.map(lambda case: ("npy", case))
+    )
 
 
 def open_table(case: tuple[str, bytes], folder: Path) -> bool:
@@ -205,6 +222,9 @@ def open_table(case: tuple[str, bytes], folder: Path) -> bool:
     path.write_bytes(case[1])
     if path.suffix == ".txt":
         read_labels(path)
+    elif path.suffix == ".npy":
+        (folder / "index.csv").write_text("key,row\na,0\nb,1\n")
+        TeacherTable.published(path, folder / "index.csv", ("Dog", "Rain")).logits.sum()
     else:
         TeacherTable.open(path)
     return True
@@ -212,7 +232,7 @@ def open_table(case: tuple[str, bytes], folder: Path) -> bool:
 
 SETTINGS = {"model": "tiny"}
 ORIGIN = Origin("1", "tiny", "", {}, per_window=True)
-RESULT = [[["Dog", 0.5]], [[0.0, 1.0, [["Dog", 0.5]]]]]
+RESULT = [[["Dog", 0.5]], [[0.0, 1.0, [["Dog", 0.5]]]], [], False]
 NASTY = ("CREATE TRIGGER t AFTER DELETE ON listed BEGIN UPDATE facts SET value = 'x'; END", "CREATE VIEW v AS SELECT * FROM facts")
 
 

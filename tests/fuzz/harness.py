@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import resource
 import sys
@@ -9,7 +10,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,14 @@ from typing import Any
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from dymn.errors import DymnError
+from dymn.errors import DymnError, ResourceError
 
-CASE_SECONDS = 20
-"""CPU time that a case may take; what takes longer ends its process. Pauses of a busy machine do not count."""
+CASE_SECONDS = 5
+"""CPU time that a case may take; pauses of a busy machine do not count. What takes four times as long ends its process."""
+CASE_WAIT = 300
+"""Seconds after which a case that does nothing ends its process."""
+CASE_MEMORY = 256
+"""MiB that a case may take in addition to what the process has before it."""
 MEMORY = 2 * 2**30
 """How much a process may take in addition to what it has at its start."""
 _BEGINS = ("subprocess.", "os.system", "os.exec", "os.posix_spawn", "os.fork", "os.spawn", "socket.connect", "socket.bind")
@@ -110,6 +115,7 @@ class Outcome:
     refused: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
     slowest: float = 0.0
+    largest: float = 0.0
     megabytes: float = 0.0
 
     @property
@@ -120,12 +126,12 @@ class Outcome:
 _watch: Watch | None = None
 
 
-def run(target: Target, cases: int, number: int, folder: Path, limit_time: bool = False) -> Outcome:
+def run(target: Target, cases: int, number: int, folder: Path, limits: bool = False) -> Outcome:
     """Run cases of a target; the first that fails is made smaller and raised."""
     global _watch
     _watch = _watch or Watch()
     watch, outcome = _watch, Outcome()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    memory = memory_now()
     begun = time.process_time()
 
     @seed(number)
@@ -135,25 +141,63 @@ def run(target: Target, cases: int, number: int, folder: Path, limit_time: bool 
     )  # fmt: skip
     @given(target.cases)
     def check(case: Any) -> None:
-        if limit_time:
-            resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time()) + CASE_SECONDS, resource.RLIM_INFINITY))
-        before = time.process_time()
+        if limits:
+            resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time()) + 4 * CASE_SECONDS, resource.RLIM_INFINITY))
+            faulthandler.dump_traceback_later(CASE_WAIT, exit=True)
+        before, held = time.process_time(), forget_peak()
         try:
             with watch.over(folder):
                 taken = target.take(case, folder)
             outcome.taken += taken
             outcome.refused["refused"] += not taken
         except DymnError as error:
+            if isinstance(error, ResourceError) or any(isinstance(cause, MemoryError) for cause in causes(error)):
+                raise Forbidden(f"it asked for memory without end: {error}") from error
             if not str(error).replace("\n", "").isprintable():
                 raise Forbidden(f"a message holds what a terminal takes for commands: {str(error)!r}") from error
             outcome.refused[type(error).__name__] += 1
-        outcome.slowest = max(outcome.slowest, time.process_time() - before)
+        seconds, more = time.process_time() - before, peak_memory() - held
+        outcome.slowest, outcome.largest = max(outcome.slowest, seconds), max(outcome.largest, more)
+        if limits and (seconds > CASE_SECONDS or more > CASE_MEMORY):
+            raise Forbidden(f"it took {seconds:.1f} s and {more:.0f} MiB; at most {CASE_SECONDS} s and {CASE_MEMORY} MiB are allowed")
 
     with target.around():
         check()
     outcome.seconds = time.process_time() - begun
-    outcome.megabytes = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak) / 1024
+    outcome.megabytes = memory_now() - memory
+    faulthandler.cancel_dump_traceback_later()
     return outcome
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error and those that it came from."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:  # they may go round in circles
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def memory_now() -> float:
+    """Return how many MiB of memory this process takes."""
+    return _status("VmRSS")
+
+
+def peak_memory() -> float:
+    """Return the most that it has taken since `forget_peak`."""
+    return _status("VmHWM")
+
+
+def forget_peak() -> float:
+    """Begin to look for the most memory anew, and return how much there is now."""
+    with suppress(OSError):  # some systems do not allow it; the peak is then that of all cases so far
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    return memory_now()
+
+
+def _status(name: str) -> float:
+    text = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    return int(text.partition(f"{name}:")[2].split()[0]) / 1024
 
 
 def limit_memory() -> None:

@@ -173,6 +173,63 @@ def mended_tar(content: bytes) -> bytes:
     return bytes(data)
 
 
+_KINDS = (b"0", b"0", b"\0", b"1", b"5", b"7", b"L", b"K", b"x", b"x", b"g", b"S", b"X", b"Z")
+_RECORDS = (
+    *(
+        b"",
+        b"9 path=a\n",
+        b"15 path=a.opus\n",
+        b"13 size=1000\n",
+        b"29 size=99999999999999999999\n",
+        b"11 size=-1\n",
+        b"22 GNU.sparse.major=1\n",
+    ),
+    *(b"9" * 4000 + b" ", b"0 \n", b"5 =\n\n", b"20 hdrcharset=BINARY\n", b"1" * 60_000, b"8 a=b\nx\n" * 900, b"\xff" * 40),
+)
+
+
+@st.composite
+def tars(draw: Any) -> bytes:
+    """Draw a tar file of headers of all kinds, with sizes that are right or vast, and records of pax."""
+    parts = []
+    for _ in range(draw(st.integers(1, 5))):
+        kind, content = draw(st.sampled_from(_KINDS)), draw(st.sampled_from(_RECORDS)) * draw(st.sampled_from((1, 1, 1, 20)))
+        header = bytearray(512)
+        header[:100] = draw(st.sampled_from((b"a.opus", b"a.json", b"../a.opus", b"/etc/passwd", b"\xff", b""))).ljust(100, b"\0")
+        size = draw(st.one_of(st.just(len(content)), st.just(len(content)), st.sampled_from(EXTREMES)))
+        header[124:136] = b"%011o\0" % size if size < 8**11 else b"\x80" + size.to_bytes(11, "big")
+        header[156:157], header[257:265] = kind, draw(st.sampled_from((b"ustar\00000", b"ustar  \0", bytes(8))))
+        header[148:156] = b" " * 8
+        header[148:156] = b"%06o\0 " % sum(header)
+        parts += [bytes(header), content, bytes(-len(content) % 512)]
+    return b"".join(parts) + bytes(draw(st.sampled_from((0, 512, 1024))))
+
+
+@st.composite
+def npy(draw: Any, content: bytes = b"") -> bytes:
+    """Draw an .npy file whose header announces something else than what follows it."""
+    kinds = (
+        "'<U0'",
+        "'<U4'",
+        "'|S0'",
+        "'|V0'",
+        "'<f4'",
+        "'<f2'",
+        "'|u1'",
+        "'|O'",
+        "[]",
+        "[('a', '|O')]",
+        "'<U536870911'",
+        "('<f4', (99999,))",
+    )
+    sizes = st.sampled_from((*EXTREMES, -1, 10**30, "True", "1.5"))
+    shape = "".join(f"{size}, " for size in draw(st.lists(sizes, max_size=3)))
+    order, kind = draw(st.sampled_from(("True", "False"))), draw(st.sampled_from(kinds))
+    text = f"{{'descr': {kind}, 'fortran_order': {order}, 'shape': ({shape}), }}".encode()
+    text = draw(st.sampled_from((text, text, text, b"(" * 9000, b"-" * 9000 + b"1", b"[" * 900 + b"]" * 900)))
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text) + 1) + text + b"\n" + (content or draw(st.binary(max_size=64)))
+
+
 def variants(files: Mapping[str, bytes], mend: Callable[[bytes], bytes] | None = None) -> st.SearchStrategy[tuple[str, bytes]]:
     """Return edited files with the names of what they were."""
 
@@ -245,6 +302,8 @@ _ARGUMENTS = [
     *(b"G" + b"\x7f" * 8, b"I" + b"9" * 5000 + b"\n", b"Vtext\n", b"S'a'\n", b"X\x02\x00\x00\x00id", b"X\x07\x00\x00\x00storage"),
     *(b"cos\nsystem\n", b"ios\nsystem\n", b"cbuiltins\neval\n", b"ccollections\nOrderedDict\n", b"ctorch\nFloatStorage\n"),
     *(b"ctorch._utils\n_rebuild_tensor_v2\n", b"cnumpy\nndarray\n", b"cnumpy\ndtype\n", b"cnumpy.core.multiarray\n_reconstruct\n"),
+    *(b"\x96" + (2**32).to_bytes(8, "little"), b"\x96" + (1).to_bytes(8, "little") + b"a", b"\x97", b"\x98"),
+    *(b"\x8a\x08" + (2**61 - 1).to_bytes(8, "little") + b"K\x01s", b"\x8e" + (2**33).to_bytes(8, "little"), b"(" * 2000),
     *(b"X\x03\x00\x00\x00cpu", b"X\x01\x00\x00\x000"),
 ]
 

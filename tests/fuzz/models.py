@@ -21,7 +21,7 @@ from dymn.config import BlockConfig, FrontEndConfig, ModelCard, ModelConfig
 from dymn.models import pretrained
 from dymn.models.mobilenet import MobileNet
 from dymn.profiling.networks import resolve
-from dymn.training.recipe import load_recipe
+from dymn.training.recipe import TrainConfig, load_recipe
 from dymn.weights import import_efficientat, load_model
 from dymn.weights.torch_files import read_tensors
 from fuzz import inputs
@@ -173,11 +173,16 @@ def onnx_model(outputs: tuple[str, ...] = ("probabilities", "logits", "embedding
     return onnx.helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
 
 
-def with_metadata(text: str) -> bytes:
+def with_metadata(text: str, external: bool = False, outputs: tuple[str, ...] = ("probabilities", "logits", "embedding")) -> bytes:
+    """Return a model with a description, and, if that is wanted, a tensor whose numbers lie in another file."""
     import onnx
 
     model = onnx.ModelProto()
-    model.CopyFrom(onnx_model())
+    model.CopyFrom(onnx_model(outputs))
+    if external:
+        tensor = model.graph.initializer.add(name="w", data_type=1, dims=[4], data_location=onnx.TensorProto.EXTERNAL)
+        for key, value in (("location", "/etc/passwd"), ("offset", "0"), ("length", "16")):
+            tensor.external_data.add(key=key, value=value)
     onnx.helper.set_model_props(model, {"dymn": text})
     content: bytes = model.SerializeToString()
     return content
@@ -186,7 +191,11 @@ def with_metadata(text: str) -> bytes:
 def onnx_cases() -> st.SearchStrategy[bytes]:
     texts = st.one_of(inputs.changed(DESCRIPTION).map(json.dumps), st.sampled_from((inputs.deep(100_000), "", "null", "[" * 50)))
     by_byte = inputs.variants({"onnx": with_metadata(json.dumps(DESCRIPTION))}).map(lambda case: case[1])
-    return st.one_of(by_byte, texts.map(with_metadata))
+    elsewhere = inputs.variants({"external": with_metadata(json.dumps(DESCRIPTION), external=True)}).map(lambda case: case[1])
+    right = st.sampled_from((("probabilities", "logits", "embedding"), ("probabilities", "embedding"))).map(
+        lambda outputs: with_metadata(json.dumps(DESCRIPTION), outputs=outputs)
+    )
+    return st.one_of(by_byte, texts.map(with_metadata), elsewhere, right)
 
 
 def load_onnx(content: bytes, folder: Path) -> bool:
@@ -200,20 +209,12 @@ def recipe_cases() -> st.SearchStrategy[tuple[str, bytes, list[str]]]:
     recipes = Path(__file__).parents[2] / "src" / "dymn" / "recipes"
     files = {path.name: path.read_bytes() for path in recipes.glob("*.toml")}
     files |= {"network.json": json.dumps({"model": {"name": "dymn10", "width": 0.5, "strides": [2, 2, 2, 1]}}).encode()}
-    value = st.one_of(inputs.scalars.map(json.dumps), st.sampled_from(("1e400", "2026-01-01", "[[]]", "{a={b=1}}", "inf", "nan")))
-    keys = st.sampled_from(
-        (
-            "model.name",
-            "model.settings.width",
-            "data.path",
-            "data.options.labels",
-            "optim.lr",
-            "optim.batch_size",
-            "schedule.epochs",
-            "x",
-            "a.b.c",
-        )
+    value = st.one_of(
+        inputs.scalars.map(json.dumps),
+        st.sampled_from(("1e400", "1e300", "0x" + "f" * 5000, "2026-01-01", "[[]]", "{a={b=1}}", "inf", "nan")),
     )
+    settings = [f"{section}.{name}" for section, kind in TrainConfig.NESTED.items() for name in vars(kind())]
+    keys = st.sampled_from((*settings, "model.settings.width", "model.settings.h_max", "data.options.labels", "x", "a.b.c"))
     assignment = st.builds(lambda key, text: f"{key}={text}", keys, value)
     config = inputs.changed({"model": {"width": 1.0, "strides": [2, 2, 2, 2], "dynamic_blocks": [1, 2], "attention": "ca", "n_kernels": 4}})
     return st.one_of(

@@ -17,11 +17,15 @@ LONGEST = 120.0
 
 
 class Way(NamedTuple):
-    """A way in: what makes its target, how many of a thousand cases it gets, and the package that it cannot do without."""
+    """A way in: what makes its target, how many of a thousand cases it gets, and the package that it cannot do without.
+
+    `takes` says that some of a hundred cases are taken; if none is, what they are made of is out of date.
+    """
 
     make: Callable[[], Target]
     share: int
     needs: str = "dymn"
+    takes: bool = True
 
 
 def audio_target() -> Target:
@@ -59,7 +63,7 @@ WAYS = {
     "audio": Way(audio_target, 250, "av"),
     "safetensors": Way(of("models", "safetensors"), 150),
     "torch": Way(of("models", "torch"), 100),
-    "state-dict": Way(of("models", "state-dict"), 20),
+    "state-dict": Way(of("models", "state-dict"), 20, takes=False),
     "onnx": Way(of("models", "onnx"), 50, "onnxruntime"),
     "recipes": Way(of("models", "recipes"), 60),
     "datasets": Way(of("datasets", "datasets"), 150, "h5py"),

@@ -209,23 +209,8 @@ def _files(content: Content, starts: tuple[int, ...], report: Report, stack: Exi
 
 
 def _is_something_else(head: bytes) -> bool:
-    known = (
-        b"RIFF",
-        b"RIFX",
-        b"RF64",
-        b"BW64",
-        b"riff",
-        b"FORM",
-        b"caff",
-        b".snd",
-        b"dns.",
-        b"fLaC",
-        b"OggS",
-        b"\x47",
-        b"\xff\xf1",
-        b"\xff\xf9",
-    )
-    return head.startswith((*known, *_FFMPEG_ONLY)) or head[4:8] == b"ftyp"
+    known = (*_CHUNKED, b"fLaC", b"OggS", b"\x47", b"\xff\xf1", b"\xff\xf9", *_FFMPEG_ONLY)
+    return head.startswith(known) or head[4:8] == b"ftyp"
 
 
 def _plain(content: Content, plain: pcm_files.Layout, report: Report) -> Decoder:

@@ -97,7 +97,7 @@ def export(
     hush(quiet)
     from dymn.export import export_model
     from dymn.runtime.onnx_backend import cached_path
-    from dymn.weights import load_model
+    from dymn.weights import REGISTRY, load_model
 
     if output is not None:
         check_ending("--output", output, [ENDINGS[format]])
@@ -105,6 +105,8 @@ def export(
         raise ConfigError(f"--format {format} needs --output; only ONNX files go to the cache.")
     network = load_model(model)
     name = network.card.name or Path(model).stem
+    if output is None and name in REGISTRY and model != name:
+        raise ConfigError(f"{model} has the name of the published model {name}, for which its file would be taken. Give --output.")
     rate = network.card.front_end.sample_rate
     written = export_model(
         network,

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 ModelFacts = dict[str, Any]
 COLUMNS = {"name": "model", "parameters": "parameters", "macs": "MACs", "mean_ap": "mAP", "classes": "classes", "front_end": "input"}
+DIGESTS = {"published": "", "pinned": ", pinned", "recorded": ", as first fetched", "none": ", unverified (first use)"}
+"""What the table says of a file by how its digest is known."""
 Format = Literal["table", "json", "csv"]
 """How the list is written."""
 
@@ -71,7 +73,7 @@ def architecture_rows(pattern: str | None) -> list[ModelFacts]:
         size = known.get(name) or count(name)
         rows.append(
             {"weights": False, "name": name, "parameters": size.parameters, "macs": size.macs, "mean_ap": None, "classes": "any"}
-            | {"front_end": "any", "licence": "", "cached": False, "url": ""}
+            | {"front_end": "any", "licence": "", "cached": False, "digest": "", "url": ""}
         )
     return rows
 
@@ -106,7 +108,7 @@ def place(row: ModelFacts) -> str:
         return "none: to be trained"
     if not row["url"]:
         return "comes with dymn" if row["cached"] else "not in this installation"
-    return "in the cache" if row["cached"] else "to be fetched"
+    return f"{'in the cache' if row['cached'] else 'to be fetched'}{DIGESTS[row['digest']]}"
 
 
 def as_csv(rows: Sequence[ModelFacts]) -> str:

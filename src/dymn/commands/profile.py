@@ -38,7 +38,7 @@ def profile(
     ] = 10.0,
     runs: Annotated[
         int | None,
-        typer.Option(min=0, metavar="NUMBER", help="Number of timed runs; 0 for none.", show_default="5, 0 without PyTorch"),
+        typer.Option(min=0, max=10_000, metavar="NUMBER", help="Number of timed runs; 0 for none.", show_default="5, 0 without PyTorch"),
     ] = None,
     format: Annotated[
         Format | None, format_option("table, json, csv or markdown. The default is by the ending of --output, else table.", None)

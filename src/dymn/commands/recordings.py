@@ -55,10 +55,9 @@ def load_tagger(
     """
     from dymn.commands.progress import download_bar
     from dymn.inference.tagger import Tagger
-    from dymn.runtime.onnx_backend import SHIPPED
     from dymn.runtime.opening import ONNX, open_backend
     from dymn.weights import REGISTRY
-    from dymn.weights.default import choose_default
+    from dymn.weights.default import SHIPPED, choose_default
 
     with download_bar(quiet) as progress:
         named, reason = (model or SHIPPED, "") if model is not None or backend == "onnx" else choose_default(progress)

@@ -182,7 +182,7 @@ def stream(
 
     Returns the names of the recordings that failed.
     """
-    bar = Bar(len(found), quiet=asked.quiet, lengths=discovery.seconds)
+    bar = Bar(len(found) + len(discovery.lost), quiet=asked.quiet, lengths=discovery.seconds)
     computed = () if files is None else bar.over(files(map(discovery.source, found), progress=bar.at))
     lost = discovery.errors(found) if files is None else discovery.lost
     bad: set[str] = set()

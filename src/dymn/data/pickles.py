@@ -5,6 +5,7 @@ They accept plain containers, text and numbers, and NumPy's arrays of objects as
 
 from __future__ import annotations
 
+import io
 import math
 import tokenize
 import zipfile
@@ -22,6 +23,9 @@ from dymn.system.unpickling import ARCHIVE_FAILURES, FAILURES, Call, Stateful, l
 MAX_BYTES = 512 * 2**20
 MAX_TEXT = 4096
 """The longest text in an array: each of its elements takes as much memory as the longest."""
+MAX_HEADER = 2**12  # bytes of the header of an .npy file
+MAX_NESTING = 64
+_NESTING = (b"(", b"[", b"{", b"-", b"+", b"~", b"not")  # what an expression of Python can be nested by
 MAX_SPREAD = 64
 """How many times the letters of an array of text may be those in its file."""
 NPY_FAILURES = (*FAILURES, SyntaxError, tokenize.TokenError)
@@ -85,9 +89,17 @@ def read_header(content: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any
     Raises:
         one of `NPY_FAILURES`: if it is none.
     """
-    version = np.lib.format.read_magic(content)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    return read(content)
+    major, _ = np.lib.format.read_magic(content)
+    width = 2 if major == 1 else 4
+    length = content.read(width)
+    size = int.from_bytes(length, "little")
+    text = content.read(min(size, MAX_HEADER))
+    if len(length) < width or len(text) < size:
+        raise ValueError(f"its header has {size:,} bytes, or ends too early")
+    if sum(text.count(sign) for sign in _NESTING) > MAX_NESTING:  # Python's parser is not made for strangers
+        raise ValueError("its header is nested more deeply than any type is")
+    read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
+    return read(io.BytesIO(length + text))
 
 
 def _read_member(archive: zipfile.ZipFile, path: Path, name: str) -> npt.NDArray[Any]:

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from dymn.data.tar import Member
 from dymn.errors import DataError, DymnError, MissingExtraError
-from dymn.system.files import open_regular
+from dymn.system.files import open_regular, read_bounded
 
 MAX_BYTES = 512 * 2**20
 MAX_OPEN = 128
@@ -125,11 +125,7 @@ class FileStore(Store):
 
     def read(self, i: int) -> bytes:
         """Return the file's content."""
-        with open_regular(self.paths[i]) as file:
-            content = file.read(MAX_BYTES + 1)
-        if len(content) > MAX_BYTES:
-            raise DataError(f"{self.paths[i]} is larger than {MAX_BYTES} bytes. Cut it into clips first.")
-        return content
+        return read_bounded(self.paths[i], MAX_BYTES)
 
     def sizes(self) -> list[int]:
         """Return file sizes, -1 where there is no file. The file system is asked once."""

@@ -135,7 +135,7 @@ def _size(field: bytes, name: str, path: Path) -> int:
 
 def _number(text: str, name: str) -> int:
     if not (text.isascii() and text.isdecimal() and len(text) < 20):
-        raise ValueError(f"the size of {name!r} is {text:.40!r}")
+        raise ValueError(f"the size of {name!r} is {text!r:.40}")
     return int(text)
 
 

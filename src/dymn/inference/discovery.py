@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
@@ -124,8 +125,12 @@ class Discovery:
         return True
 
     def source(self, path: Path | str) -> AudioLike:
-        """Return what to read a recording from: its path, or once the file that is open already."""
-        return cast("AudioLike", self._held.pop(whole(path), path))
+        """Return what to read a recording from: its path, or once the file that is open already, unless another one has its path now."""
+        held = self._held.pop(whole(path), path)
+        if isinstance(held, io.IOBase) and not _is_at(held, path):
+            held.close()
+            held = path
+        return cast("AudioLike", held)
 
     def errors(self, found: Iterable[Path | str]) -> list[tuple[str, AudioError]]:
         """Return which of the recordings are known to be unreadable, after the paths that name none, and why."""
@@ -147,6 +152,11 @@ def whole(path: Path | str) -> str:
     """Return a path from the root on; "-" and addresses as they are."""
     name = os.fspath(path)
     return name if name == "-" or "://" in name else os.path.abspath(name)
+
+
+def _is_at(file: io.IOBase, path: Path | str) -> bool:
+    status = os.fstat(file.fileno())
+    return identity(path) == (status.st_dev, status.st_ino)
 
 
 def identity(path: Path | str) -> tuple[int, int] | None:

@@ -14,11 +14,11 @@ import numpy as np
 from dymn.config import ModelCard, check, from_dict
 from dymn.errors import ConfigError, MissingExtraError, WeightsError
 from dymn.runtime.backend import Backend, Floats, Output
+from dymn.runtime.onnx_files import check_onnx, read_onnx
 from dymn.system.cpus import default_threads
 from dymn.weights.download import cache_folder
 
 MAX_METADATA = 2**20
-SHIPPED = "dymn04_open"  # the model that comes with dymn
 
 
 def cached_path(name: str) -> Path:
@@ -50,6 +50,7 @@ class OnnxBackend(Backend):
         input: "waveform" or "log-mel".
         seconds: the length of a clip, or None if any length is allowed.
         embedding_size: number of values of an embedding.
+        exported_from: SHA-256 of the checkpoint that was exported; empty if that was none.
     """
 
     def __init__(self, source: str | Path | bytes, threads: int | None = None) -> None:
@@ -76,8 +77,9 @@ class OnnxBackend(Backend):
         options.log_severity_level = 3
         options.intra_op_num_threads = n_threads
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # threads that wait sleep
+        content = source if isinstance(source, bytes) else read_onnx(Path(source))
+        check_onnx(content, name)
         try:
-            content = source if isinstance(source, bytes) else str(source)
             # Without its fallback, which prints what is in the file and tries the same again.
             self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"], enable_fallback=0)
             text = self._session.get_modelmeta().custom_metadata_map.get("dymn", "")
@@ -90,7 +92,8 @@ class OnnxBackend(Backend):
             check(0 < len(text) <= MAX_METADATA, "it has no description")
             described: dict[str, Any] = json.loads(text)
             card = from_dict(ModelCard, described["card"])
-            self.card = dataclasses.replace(card, provenance=card.provenance | {"sha256": _digest(source)})
+            self.exported_from = str(card.provenance.get("sha256", ""))
+            self.card = dataclasses.replace(card, provenance=card.provenance | {"sha256": hashlib.sha256(content).hexdigest()})
             self.input = str(described["input"])
             self.seconds: float | None = None if described["seconds"] is None else float(described["seconds"])
             check(self.input in ("waveform", "log-mel"), f"its input is {self.input!r:.80}")
@@ -134,12 +137,3 @@ class OnnxBackend(Backend):
                 raise ConfigError(f"This file takes windows of {self.seconds} s, not {given:.3f} s. Export one with --dynamic-time.")
         shortest = self.front_end.n_fft // 2 + 2
         return np.pad(samples, ((0, 0), (0, max(0, shortest - samples.shape[1]))))
-
-
-def _digest(source: str | Path | bytes) -> str:
-    if isinstance(source, bytes):
-        return hashlib.sha256(source).hexdigest()
-    with open(source, "rb") as file:
-        return (
-            hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else hashlib.sha256(file.read()).hexdigest()
-        )

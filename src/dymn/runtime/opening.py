@@ -63,6 +63,7 @@ def open_backend(
     plain = precision == "float32" and not compile
     if backend == "onnx" or (backend == "auto" and is_onnx):
         check(device is None or str(device) == "cpu", f"device is {str(device)!r}; ONNX Runtime computes on the cpu here.")
+        check(not compile, "torch.compile has no effect on ONNX files. Leave compile out, or choose the backend torch.")
         check(plain, f"precision is {precision}; an ONNX file has its own. See `dymn export --precision`.")
         check(not isinstance(source, Stored), "ONNX Runtime opens files, not checkpoints in memory. Export one with `dymn export`.")
         return OnnxBackend(find_file(str(source)), threads)
@@ -72,6 +73,7 @@ def open_backend(
     compiles = backend == "compiled" or (backend == "auto" and on_cpu and plain)
     if backend == "compiled":
         check(device is None or str(device) == "cpu", f"device is {str(device)!r}; compiled code computes on the cpu.")
+        check(not compile, "torch.compile is for PyTorch; compiled code needs none. Leave compile out, or choose the backend torch.")
         check(plain, f"precision is {precision}; compiled code computes in float32. Choose the backend torch.")
     if not compiles:
         require_torch("Computing on another device than the CPU, in another precision or with torch.compile")
@@ -81,14 +83,23 @@ def open_backend(
         return CompiledBackend(stored, threads)
     if backend != "compiled" and has_torch():
         return _in_torch(stored, device, threads, precision, compile)
-    exported = cached_path(stored.card.name)
-    if backend == "auto" and exported.is_file():
-        return OnnxBackend(exported, threads)
+    exported = _exported(stored, threads) if backend == "auto" else None
+    if exported is not None:
+        return exported
     lacks = "has parts that compiled code does not know" if libraries() else "needs compiled code, which there is none of for this CPU"
     raise ConfigError(
         f"The network {stored.card.name or str(source)} {lacks}. Install PyTorch with: pip install 'dymn[torch]'; or export it to ONNX "
         "where PyTorch is, and give the .onnx file here (pip install 'dymn[onnx]')."
     )
+
+
+def _exported(stored: Stored, threads: int | None) -> OnnxBackend | None:
+    """Return the ONNX file in the cache that was exported from a checkpoint; other checkpoints may have the same name."""
+    path = cached_path(stored.card.name)
+    if not path.is_file():
+        return None
+    backend = OnnxBackend(path, threads)
+    return backend if stored.digest and backend.exported_from == stored.digest else None
 
 
 def _check_device(device: str | torch.device | None) -> None:

@@ -76,8 +76,9 @@ def read_bounded(path: str | Path, most: int) -> bytes:
         OSError: if the file cannot be read, is not a regular one, or is larger.
     """
     with open_regular(path) as file:
-        content = file.read(most + 1)
-    if len(content) > most:
+        size = os.fstat(file.fileno()).st_size
+        content = file.read(size + 1) if size <= most else b""  # reading reserves what it is asked for
+    if max(size, len(content)) > most:
         raise OSError(errno.EFBIG, f"it has more than {most:,} bytes", str(path))
     return content
 

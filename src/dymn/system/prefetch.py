@@ -5,7 +5,10 @@ Decoding and resampling are C code that leaves Python's lock to others, so threa
 
 from __future__ import annotations
 
+import atexit
+import itertools
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, suppress
@@ -23,6 +26,19 @@ ITEMS_AHEAD = 4
 """How many results of one source wait at most; a long source then waits for its reader."""
 _POLL_SECONDS = 0.1
 _CLOSE_SECONDS = 2.0
+_EXIT_SECONDS = 10.0
+_running: dict[threading.Event, list[threading.Thread]] = {}
+"""The threads that work, by what stops them."""
+
+
+@atexit.register
+def _stop_all() -> None:
+    """Let threads end before Python does: it would abort the process if it stopped one within a library in C++."""
+    for stop in _running:
+        stop.set()
+    end = time.monotonic() + _EXIT_SECONDS
+    for thread in itertools.chain.from_iterable(_running.values()):
+        thread.join(max(0.0, end - time.monotonic()))
 
 
 class _End:
@@ -96,6 +112,7 @@ def _ahead(work: Callable[[S], Generator[T, None, None]], sources: Iterable[S], 
     threads = [threading.Thread(target=run, name=f"dymn-decode-{i}", daemon=True) for i in range(team.workers)]
     for thread in threads:
         thread.start()
+    _running[stop] = threads
     try:
         ready.wait()
         team.entered()
@@ -109,6 +126,8 @@ def _ahead(work: Callable[[S], Generator[T, None, None]], sources: Iterable[S], 
             jobs.put(None)
         for thread in threads:
             thread.join(_CLOSE_SECONDS)
+        if not any(thread.is_alive() for thread in threads):
+            del _running[stop]
 
 
 def _run(work: Callable[[S], Generator[T, None, None]], job: _Job[S, T], stop: threading.Event) -> None:

@@ -9,8 +9,12 @@ from __future__ import annotations
 import atexit
 import os
 import signal
+import sys
+import threading
 import weakref
+from contextlib import suppress
 from types import FrameType
+from typing import NoReturn
 
 AGAIN_SECONDS = 1.0
 _heard: list[int] = []
@@ -53,6 +57,24 @@ def finish() -> None:
     _hear(_leave)
     if hasattr(signal, "setitimer"):
         signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def leave(code: str | int | None) -> NoReturn:
+    """End the process with an exit code, as `sys.exit` does.
+
+    Python stops daemon threads wherever they are, such as those that decode, when it takes itself down. A thread within a C++ library,
+    as PyTorch is one, aborts the process then (before Python 3.14), and one that holds the lock of a stream does, too. Where such threads
+    still run, all that Python does at its end is done except that.
+    """
+    own = threading.current_thread()
+    if not isinstance(code, str) and any(thread.daemon for thread in threading.enumerate() if thread is not own):
+        with suppress(Exception):
+            atexit._run_exitfuncs()
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(Exception):
+                stream.flush()
+        os._exit(code or 0)
+    sys.exit(code)
 
 
 def ended(error: BaseException) -> Ended | None:

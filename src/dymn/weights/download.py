@@ -1,7 +1,7 @@
 """Verified downloads of the registry's models into a user cache.
 
-A file in the cache has passed one of two checks: its SHA-256 is the one in the registry; or, where the registry has none, it was
-imported, held exactly the expected network, and its SHA-256 was recorded beside it, to be enforced from then on. Each process
+A file in the cache has passed one of two checks: its SHA-256 is the one in the registry, or pinned by the user; or, where there is none,
+it was imported, held exactly the expected network, and its SHA-256 was recorded beside it, to be enforced from then on. Each process
 writes a file of its own and moves it into place once it is complete and verified, so several may download the same model.
 """
 
@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 from dymn.errors import WeightsError
 from dymn.system.files import atomic_write, open_regular
+from dymn.weights.digests import Expected, expected_digest
 from dymn.weights.registry import PublishedModel
 from dymn.weights.transfer import Progress as Progress
 from dymn.weights.transfer import Remote, transfer
@@ -46,6 +47,20 @@ def cache_folder() -> Path:
 def local_path(model: PublishedModel) -> Path:
     """Return the path of a model's file in this package or in the cache, whether it exists or not."""
     return (Path(__file__).parent if model.packaged else cache_folder()) / model.file
+
+
+def record_path(model: PublishedModel) -> Path:
+    """Return where the SHA-256 of a model's file is recorded when it is first verified."""
+    return local_path(model).with_name(f"{model.file}.sha256")
+
+
+def known_digest(model: PublishedModel) -> Expected:
+    """Return the digest that the file of a model must have, and where that is from.
+
+    Raises:
+        WeightsError: if a file with digests cannot be read.
+    """
+    return expected_digest((model.name, model.file), model.sha256, record_path(model))
 
 
 def is_local(model: PublishedModel) -> bool:
@@ -130,20 +145,18 @@ def _verify(path: Path, model: PublishedModel, validate: Callable[[Path], object
     if model.size is not None and size != model.size:
         raise WeightsError(f"{model.file} has {size:,} bytes instead of {model.size:,}.")
     digest = sha256_of(path)
-    record = local_path(model).with_name(f"{model.file}.sha256")
-    expected, origin = model.sha256, "published"
-    if expected is None and record.is_file():
-        expected, origin = record.read_text(encoding="ascii", errors="replace")[:64], f"recorded in {record} when it was first verified"
-    if expected is None:
+    expected = known_digest(model)
+    record = record_path(model)
+    if expected.origin == "none":
         try:
             validate(path)
         except WeightsError as error:
             raise WeightsError(str(error).replace(str(path), model.file)) from error
         with atomic_write(record) as file:
             file.write(f"{digest}  {model.file}\n".encode("ascii"))
-    elif digest != expected:
-        remedy = "" if model.sha256 else f" If you trust the new file, remove {record}."
-        raise WeightsError(f"{model.file} has the SHA-256 {digest}, not the one {origin}, {expected}.{remedy}")
+    elif digest != expected.digest:
+        remedy = f" If you trust the new file, remove {record}." if expected.origin == "recorded" else ""
+        raise WeightsError(f"{model.file} has the SHA-256 {digest}, not the one {expected.place}, {expected.digest}.{remedy}")
     return digest
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 from typing import NamedTuple
 
-from dymn.weights.download import is_local
+from dymn.weights.download import is_local, known_digest
 from dymn.weights.registry import REGISTRY, PublishedModel
 
 
@@ -20,6 +20,7 @@ class ModelRow(NamedTuple):
     front_end: str  # such as "128 mels, hop 10 ms"
     licence: str
     cached: bool  # whether the file is on this machine
+    digest: str  # how the file's SHA-256 is known: published, pinned, recorded (at the first download), or none
     url: str  # empty for a model that comes with dymn
 
 
@@ -54,5 +55,6 @@ def _row(model: PublishedModel) -> ModelRow:
         front_end=f"{front_end.n_mels} mels, hop {1000 * front_end.hop_length / front_end.sample_rate:g} ms",
         licence=model.licence,
         cached=is_local(model),
+        digest=known_digest(model).origin,
         url=model.url,
     )

@@ -240,7 +240,7 @@ def test_two_runs_at_once_are_one_too_many(clips, tmp_path):
         find(journal, clips / "a")
         for name in ("out.csv", "link.csv"):
             for fresh in (False, True):
-                with pytest.raises(ConfigError, match="Another run is at work"):
+                with pytest.raises(ConfigError, match="Another run is writing"):
                     Journal(tmp_path / name, SETTINGS, fresh=fresh)
         compute(journal, tags(False), work([]))
     with Journal(output, SETTINGS) as journal:

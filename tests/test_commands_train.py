@@ -101,7 +101,7 @@ def test_interrupted_run_continues(desk, monkeypatch):
         patch.setattr(EpochTable, "batch", interrupt)
         stopped = run(*[word for word in command if word != "--quiet"], "parts")
     assert stopped.exit_code == 130, stopped.output
-    assert "Interrupted" in stopped.stderr and "The same command continues" in stopped.stderr
+    assert "Interrupted" in stopped.stderr and "The same command resumes" in stopped.stderr
     assert len(losses(desk / "parts")) == 1
     finished = run(*command, "parts")
     assert finished.exit_code == 0 and finished.stderr == ""
@@ -114,7 +114,7 @@ def test_table_of_several_labels(desk):
     assert done.exit_code == 0, done.output
     assert "mAP" in done.stdout and not load_model(desk / "tabled" / "best.safetensors").card.exclusive
     judged = run("evaluate", "tabled/best.safetensors", "--data", "table.csv")
-    assert judged.exit_code == 0 and "all clips were taken" in judged.stderr
+    assert judged.exit_code == 0 and "all clips were evaluated" in judged.stderr
     assert [line.split()[0] for line in judged.stdout.splitlines()] == ["data", "clips", "mAP", "roc_auc", "d_prime", "f1"]
     refused = run("evaluate", "tabled/best.safetensors", "--data", "table.csv", "--confusion", "none.csv")
     assert refused.exit_code == 2 and "--confusion needs classes that exclude each other" in refused.stderr
@@ -169,7 +169,7 @@ def test_teach_hears_what_the_model_was_trained_with(desk):
     assert done.exit_code == 0, done.output
     assert run("teach", "clips", "--models", "own/best.safetensors", "--out", "own.safetensors", "-q").exit_code == 0
     short = run("teach", "clips", "--models", "own/best.safetensors", "--out", "short_own.safetensors", "--seconds", "0.1")
-    assert "12 clips are longer than 0.1 s; their logits are those of the beginning" in short.stderr
+    assert "12 clips are longer than 0.1 s; their logits are those of the beginnings" in short.stderr
     settings = TeacherTable.open(desk / "own.safetensors").settings
     assert (settings["seconds"], settings["fill"]) == (1.0, "repeat")
 

@@ -255,7 +255,7 @@ def test_which_backend_opens_what(tmp_path, monkeypatch):
     assert isinstance(open_backend(plain, device="cpu"), CompiledBackend)
     assert isinstance(open_backend(exotic, device="cpu"), TorchBackend)
     assert isinstance(open_backend(plain, device="cpu", backend="torch"), TorchBackend)
-    with pytest.raises(ConfigError, match=r"has parts that compiled code does not know\. Install PyTorch with: pip install"):
+    with pytest.raises(ConfigError, match=r"has parts that compiled code does not support\. Install PyTorch with: pip install"):
         open_backend(exotic, backend="compiled")
     for wrong in ({"backend": "abacus"}, {"device": "cuda:7"}, {"threads": 0}, {"backend": "onnx", "precision": "float16"}):
         with pytest.raises(ConfigError):
@@ -326,7 +326,7 @@ def test_numbers_that_the_compiled_code_would_misread(saved):
         network.logits(np.zeros((1, 5_000_000), np.float32))
     with pytest.raises(ConfigError, match="threads is 4294967296; it must be at least 1, and at most"):
         CompiledBackend(stored, 2**32)
-    with pytest.raises(ConfigError, match="A backend computes as it was made"):
+    with pytest.raises(ConfigError, match="The precision of a backend is fixed"):
         Tagger(CompiledBackend(stored, 1), precision="float16")
 
 

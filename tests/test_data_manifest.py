@@ -118,7 +118,7 @@ def test_absolute_paths(tmp_path):
     inner, outer = write_audio(tmp_path / "data" / "in.wav"), write_audio(tmp_path / "elsewhere" / "out.wav")
     source = manifest(tmp_path / "data", [["path", "label"], [inner, "x"], [outer, "y"]])
     assert source.keys == ["in.wav", outer.as_posix()] and all(isinstance(source[i], Clip) for i in range(2))
-    with pytest.raises(DataError, match="no recording by its name"):
+    with pytest.raises(DataError, match="the ending of a recording"):
         manifest(tmp_path / "data", [["path", "label"], ["/etc/passwd", "x"]])
 
 

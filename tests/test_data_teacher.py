@@ -121,7 +121,7 @@ def test_teach_starts_anew_for_another_model(manifest, models, tmp_path, caplog)
     with pytest.raises(KeyboardInterrupt):
         run(source, models[:1], out, progress=kill)
     table = run(source, models[1:], out)
-    assert "starting anew" in caplog.text and (table.logits == run(source, models[1:], tmp_path / "x.safetensors").logits).all()
+    assert "starting over" in caplog.text and (table.logits == run(source, models[1:], tmp_path / "x.safetensors").logits).all()
 
 
 def test_bad_clips_are_left_out(manifest, models, tmp_path):

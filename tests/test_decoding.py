@@ -300,7 +300,7 @@ def test_a_file_object_stays_where_it_stands(tmp_path):
 def test_streams_are_not_probed():
     with pytest.raises(AudioError, match="standard input can be read only once"):
         reading.probe("-")
-    with pytest.raises(AudioError, match="no looking ahead"):
+    with pytest.raises(AudioError, match="cannot be probed"):
         reading.probe(Broken(b""))
 
 

@@ -171,7 +171,7 @@ def test_weights_are_those_of_the_moment():
 def test_says_which_networks_it_does_not_know(settings):
     model = small(**settings)
     assert not is_known(model.config)
-    with pytest.raises(ConfigError, match="does not know"):
+    with pytest.raises(ConfigError, match="does not support"):
         NativeNetwork(model)
 
 

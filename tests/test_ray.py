@@ -164,4 +164,4 @@ def test_an_address_without_ray_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", lambda *given, **how: (_ for _ in ()).throw(ConnectionError("nobody is there")))
     refused = run("tag", EXAMPLES, "-m", "dymn04_open", "--ray", "10.0.0.1:6379")
-    assert refused.exit_code == 2 and "There is no Ray" in refused.stderr and "nobody is there" in refused.stderr
+    assert refused.exit_code == 2 and "Cannot connect to Ray" in refused.stderr and "nobody is there" in refused.stderr

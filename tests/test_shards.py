@@ -177,7 +177,7 @@ def test_a_killed_run_goes_on_and_the_result_is_the_same(tmp_path):
         process.start()
         process.join(60)
         assert process.exitcode == -signal.SIGKILL
-        with pytest.raises(DataError, match="not complete"):
+        with pytest.raises(DataError, match="is incomplete"):
             open_source(*detect(out))
     before = {path: path.stat().st_mtime_ns for path in out.glob("*.tar")}
     assert before

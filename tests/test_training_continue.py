@@ -256,7 +256,7 @@ def test_a_full_disk_leaves_the_state_of_before(clips, tmp_path, uninterrupted, 
     with monkeypatch.context() as patch:
         patch.setattr(state.torch, "save", save)
         patch.setattr(loop, "write_history", write_history)
-        with pytest.raises(DataError, match=r"cannot be written.*[Mm]ake room, and the run continues"):
+        with pytest.raises(DataError, match=r"cannot be written.*[Ff]ree some space and run the command again"):
             train(config(clips, tmp_path / "run"))
     assert load_state(tmp_path / "run" / "state.pt").epoch == 1 and not list((tmp_path / "run").glob(".*.part"))
     if target == "state":
@@ -354,7 +354,7 @@ def test_a_clip_that_changed_at_the_same_size_is_noticed_when_a_run_continues(tm
     content = bytearray(path.read_bytes())
     content[-4:] = b"\0\0\0\x3f"
     path.write_bytes(content)
-    with pytest.raises(DataError, match=f"{part}/low/{path.name} is not what this run heard before"):
+    with pytest.raises(DataError, match=f"{part}/low/{path.name} has changed since this run read it"):
         train(made(schedule={"epochs": 3, "warm_up": 0}))
 
 

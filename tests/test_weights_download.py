@@ -221,7 +221,7 @@ BROKEN_SERVERS = [
     ("missing", "HTTP Error 404"),
     ("downgrades", "http://example.invalid/weights.pt is refused: weights are downloaded over https only"),
     ("to_a_file", "file:///etc/passwd' is not allowed|file:///etc/passwd is refused"),
-    ("babbles", "the server's answer makes no sense"),
+    ("babbles", "the server's answer is not valid"),
 ]
 
 

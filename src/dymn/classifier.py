@@ -99,7 +99,7 @@ class AudioClassifier:
         """Return a recording as the tagger takes it; arrays with a rate become arrays at that of the model."""
         if isinstance(given, (str, Path)):
             if str(given).startswith(("http://", "https://")):
-                raise ConfigError(f"{given} is an address. Download the recording and give its path or its bytes.")
+                raise ConfigError(f"{given} is a URL. Download the recording and give its path or its bytes.")
             return given
         if isinstance(given, (bytes, bytearray)):
             return io.BytesIO(given)

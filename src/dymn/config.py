@@ -216,7 +216,7 @@ class ModelCard:
         check(isinstance(self.labels, tuple), f"labels is {shown(self.labels)}; it must be a list of texts.")
         for text in (self.name, self.licence, *self.labels):
             plain = isinstance(text, str) and len(text) <= MAX_TEXT and text.isprintable()
-            check(plain, f"{shown(text)} is no name, licence or label; it must be printable text of up to {MAX_TEXT} characters.")
+            check(plain, f"{shown(text)} is not a valid name, licence or label; it must be printable text of up to {MAX_TEXT} characters.")
         repeated = [label for label, times in Counter(self.labels).items() if times > 1]
         check(not repeated, f"labels names {', '.join(map(shown, repeated[:3]))} more than once; each class needs its own label.")
         for title in ("metrics", "provenance"):

@@ -302,7 +302,7 @@ def _running(address: str) -> Iterator[Any]:
         try:
             ray.init(address, logging_level=logging.ERROR, log_to_driver=False, **local)
         except (ConnectionError, ValueError, RuntimeError) as error:
-            raise ConfigError(f"There is no Ray to work with at {address!r}: {reason(error)}. Start one, or give {LOCAL!r}.") from error
+            raise ConfigError(f"Cannot connect to Ray at {address!r}: {reason(error)}. Start one, or give {LOCAL!r}.") from error
     try:
         yield ray
     except ray.exceptions.RayError as error:

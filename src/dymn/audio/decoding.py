@@ -223,7 +223,7 @@ def _plain(content: Content, plain: pcm_files.Layout, report: Report) -> Decoder
     for note in plain.notes:
         report.note(note)
     if plain.ambisonic:
-        report.note(f"it is ambisonic: of its {plain.channels} channels, the first is read, which hears all directions.")
+        report.note(f"it is ambisonic: of its {plain.channels} channels, the first, which is omnidirectional, is read.")
     return Decoder(plain.rate, plain.channels, frames, plain.name, _plain_blocks(content, plain, frames))
 
 
@@ -290,7 +290,7 @@ def _ogg(content: Content, report: Report, stack: ExitStack) -> Decoder:
     elif not found.ended:
         report.note("no page ends its stream: the file may be cut off.")
     if found.skipped:
-        report.note(f"{found.skipped} bytes between or behind its pages belong to none of them.")
+        report.note(f"{found.skipped} bytes between or after its pages are ignored.")
     if len(found.links) == 1:
         if found.lost and not found.cut:  # FFmpeg keeps the place of what follows the lost pages
             with contextlib.suppress(MissingDecoderError):

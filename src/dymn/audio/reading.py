@@ -74,13 +74,13 @@ def _position(source: Any) -> int | None:
     """Return where a file object stands, None for a path."""
     is_path = isinstance(source, (str, os.PathLike))
     if is_stdin(source) or (is_path and _is_fifo(source)):
-        raise AudioError(f"{display(source)} can be read only once, so there is no looking ahead. Read it, or record it to a file.")
+        raise AudioError(f"{display(source)} can be read only once, so it cannot be probed. Read it, or record it to a file.")
     if is_path or not hasattr(source, "read"):
         return None
     try:
         return int(source.tell())
     except (AttributeError, OSError, ValueError) as error:
-        raise AudioError(f"{display(source)} cannot be sought in ({reason(error)}), so there is no looking ahead. Read it.") from error
+        raise AudioError(f"{display(source)} is not seekable ({reason(error)}), so it cannot be probed. Read it.") from error
 
 
 def _is_fifo(path: str | os.PathLike[str]) -> bool:

@@ -48,17 +48,17 @@ def evaluate(
         typer.Option(
             "--split",
             metavar="NAME",
-            help="Which clips: test, val, train or all. Without it, test where there are such clips, else all.",
+            help="The split: test, val, train or all. The default is test if there are such clips, else all.",
             rich_help_panel=DATA,
         ),
     ] = None,
     fold: Annotated[
         int | None,
-        typer.Option("--fold", metavar="NUMBER", min=1, help="Which fold is the test set, for data in folds.", rich_help_panel=DATA),
+        typer.Option("--fold", metavar="NUMBER", min=1, help="The fold that is the test set, for data in folds.", rich_help_panel=DATA),
     ] = None,
     seconds: Annotated[
         float | None,
-        seconds_option("Length of a window; recordings are heard whole. Without it, the length that the model was trained with.", DATA),
+        seconds_option("Length of a window. The default is the length that the model was trained with.", DATA),
     ] = None,
     workers: ClipWorkers = 0,
     batch_size: ClipBatch = 16,
@@ -75,7 +75,7 @@ def evaluate(
         typer.Option(
             "--confusion",
             metavar="FILE",
-            help="Write how many clips of each class were taken for each class into this CSV file, for classes that exclude each other.",
+            help="Write the confusion matrix into this CSV file, for exclusive classes.",
         ),
     ] = None,
     format: ReportFormat = "table",
@@ -84,9 +84,9 @@ def evaluate(
     threads: Threads = None,
     quiet: Quiet = False,
 ) -> None:
-    """Measure a model on a dataset: mAP, ROC-AUC, d' and F1 for tags, accuracy and F1 for classes that exclude each other.
+    """Measure a model on a dataset: mAP, ROC-AUC, d' and F1 for tags, accuracy and F1 for exclusive classes.
 
-    Recordings are heard whole, in windows whose probabilities are averaged.
+    Whole recordings are evaluated, in windows whose probabilities are averaged.
 
     The model's classes and those of the data are matched by their names; the model may have more.
 
@@ -128,7 +128,8 @@ def evaluate(
         write_confusion(confusion, found.labels, found.confusion)
     if found.split == "all":
         note(
-            "There is no test set, so all clips were taken, also those that the model may have been trained with.", quiet or split == "all"
+            "There is no test set, so all clips were evaluated, including those that the model may have been trained on.",
+            quiet or split == "all",
         )
     typer.echo(as_json(found, model, data) if format == "json" else as_table(found))
 

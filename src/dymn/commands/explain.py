@@ -57,7 +57,9 @@ def explain(
 
     network = load_tagger(model, device, threads, quiet).model
     if not is_dynamic(network):
-        note(f"{network.card.name or 'The model'} is static: there is the spectrogram and the timeline to show, and no decisions.", quiet)
+        note(
+            f"{network.card.name or 'The model'} is static and makes no decisions: only the spectrogram and the timeline are shown.", quiet
+        )
     top_k = min(top_k, network.config.num_classes)
     explanation = decide(network, file, top_k=top_k, start=start, seconds=seconds, window=window)
     for path in outputs:

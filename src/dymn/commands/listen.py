@@ -128,11 +128,11 @@ def check_use(source: str | None, rate: int | None, microphone: str | None) -> N
         ConfigError: the message says what to give instead.
     """
     if source not in (None, "-"):
-        raise ConfigError(f"dymn listen hears the microphone, or raw samples on standard input (-), not {source!r}. For files: dymn tag")
+        raise ConfigError(f"dymn listen reads the microphone, or raw samples on standard input (-), not {source!r}. For files: dymn tag")
     if source == "-" and rate is None:
-        raise ConfigError("Raw samples do not say how many a second there are. Give --rate, such as --rate 16000.")
+        raise ConfigError("Raw samples carry no sample rate. Give --rate, such as --rate 16000.")
     if source == "-" and microphone is not None:
-        raise ConfigError("Either standard input (-) or --microphone can be heard, not both. Leave one out.")
+        raise ConfigError("Either standard input (-) or --microphone can be read, not both. Leave one out.")
     if source is None and rate is not None:
         raise ConfigError("--rate is for samples on standard input. Give - as well, or leave --rate out: a microphone has its own.")
 

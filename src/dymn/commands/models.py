@@ -32,10 +32,10 @@ def models(
     format: Annotated[Format, format_option("table, json or csv.", None)] = "table",
     quiet: Quiet = False,
 ) -> None:
-    """List the models with weights, and the architectures that have none until they are trained.
+    """List the models with weights and the architectures without.
 
     Parameters and multiply-adds (MACs) are in millions in the table, plain numbers elsewhere; multiply-adds are
-    those for 10 seconds of audio.
+    for 10 seconds of audio.
     The mAP is that on AudioSet's evaluation set, as published, from 0 to 1.
 
     Examples: `dymn models`; `dymn models "dymn*" --pretrained --format csv`.

@@ -31,7 +31,7 @@ def check_plot(plot: Path, found: Sequence[str | Path]) -> None:
     if plot.suffix.lower() != ".html":
         require()
     if any(str(path) == "-" for path in found):
-        raise ConfigError("Standard input can be read only once, and --plot looks twice. Write it to a file first.")
+        raise ConfigError("Standard input can be read only once, and --plot reads twice. Write it to a file first.")
     if len(found) > 1:
         if plot.suffix.lower() in ENDINGS or (plot.exists() and not plot.is_dir()):
             raise ConfigError(f"There are {len(found)} recordings, and --plot {plot} is one file. Give a folder, for a picture of each.")

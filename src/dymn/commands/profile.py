@@ -34,7 +34,7 @@ def profile(
         ),
     ] = None,
     input_seconds: Annotated[
-        float, typer.Option(metavar="SECONDS", help="How long the recording is. The paper's numbers are for 10 seconds.")
+        float, typer.Option(metavar="SECONDS", help="Length of the recording. The paper's numbers are for 10 seconds.")
     ] = 10.0,
     runs: Annotated[
         int | None,
@@ -73,7 +73,7 @@ def profile(
         check_ending("--output", output, ENDINGS)
     name = format or ENDINGS[output.suffix.lower() if output is not None else ""]
     if model is None and table is None and plot is None:
-        raise ConfigError("Say what to profile: a model, or --table NUMBER, or --plot FILE. `dymn profile --help` tells more.")
+        raise ConfigError("Give a model, --table NUMBER, or --plot FILE. See `dymn profile --help`.")
     if model is not None and table is not None:
         raise ConfigError("Give a model or --table, not both: a table has networks of its own.")
     check_threads(threads)

@@ -209,7 +209,7 @@ def resume(asked: Asked, form: Form[R], name: str, output: Path, discovery: Disc
     settings = form.origin.to_dict() | {"command": asked.command, "backend": asked.backend, "precision": asked.precision}
     with Journal(output, settings, fresh=asked.fresh, retry=asked.retry_failed) as journal:
         if journal.was_complete:
-            note(f"The last run has ended, so {journal.path.name} starts anew; --retry-failed would run only what failed.", quiet)
+            note(f"The last run has ended, so {journal.path.name} starts over; --retry-failed would run only what failed.", quiet)
         journal.find(discovery)
         for _, error in discovery.lost:
             typer.echo(f"dymn: {error}", err=True)
@@ -266,7 +266,7 @@ def journaled(asked: Asked, name: str) -> Path | None:
         keeps = False
     if (asked.fresh or asked.retry_failed) and not keeps:
         raise ConfigError(
-            "--fresh and --retry-failed need a journal, which runs keep that write rows of files to a file. See --output, --format."
+            "--fresh and --retry-failed need a journal, which only runs that write rows to a file keep. See --output, --format."
         )
     return output if keeps else None
 

@@ -78,7 +78,7 @@ def serve(
         int,
         typer.Option(min=0, metavar="NUMBER", help="Number of requests that may wait; more are refused with 503.", rich_help_panel=LIMITS),
     ] = 16,
-    live: Annotated[int, typer.Option(min=0, metavar="NUMBER", help="How many live connections there may be.", rich_help_panel=LIMITS)] = 4,
+    live: Annotated[int, typer.Option(min=0, metavar="NUMBER", help="Greatest number of live connections.", rich_help_panel=LIMITS)] = 4,
     max_size: Annotated[float, typer.Option(min=0.001, metavar="MIB", help="The longest body of a request.", rich_help_panel=LIMITS)] = 64,
     max_seconds: Annotated[float, seconds_option("The longest recording.", LIMITS, least=0.1, most=None)] = 600,
     timeout: Annotated[float, seconds_option("How long a request may take once it has arrived.", LIMITS, least=0.1, most=None)] = 60,
@@ -87,7 +87,7 @@ def serve(
         typer.Option(
             min=1,
             metavar="NUMBER",
-            help="How many requests to decode at once. Without it, one more than there are CPUs.",
+            help="Number of requests to decode at once. The default is one more than the number of CPUs.",
             rich_help_panel=RUN_PANEL,
         ),
     ] = None,
@@ -209,6 +209,6 @@ def load_taggers(
         tagger = load_tagger(model, device, threads, quiet, backend, precision)
         name = tagger.card.name or Path(model or "").stem or "model"
         if name in taggers:
-            note(f"{model} is called {name}, as a model before it; it is left out.", quiet)
+            note(f"{model} is called {name}, like an earlier model, and is left out.", quiet)
         taggers.setdefault(name, tagger)
     return taggers

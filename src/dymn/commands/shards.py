@@ -56,7 +56,7 @@ def shards(
         try:
             packed = pack(source, out, settings, task=task_facts(kind, path), workers=workers, progress=progress)
         except KeyboardInterrupt:
-            note("The same command continues where it was.", quiet)
+            note("The same command resumes the run.", quiet)
             raise
     values = packed.index.values
     say(f"{out}  {len(packed.index.shards)} shards, {values['clips']} clips, {values['hours']:.2f} hours, {values['bytes']} bytes")

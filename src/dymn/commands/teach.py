@@ -50,21 +50,21 @@ def teach(
     kind: Kind = "auto",
     split: Annotated[
         str | None,
-        typer.Option("--split", metavar="NAME", help="Teach only train, val or test; without it, all clips."),
+        typer.Option("--split", metavar="NAME", help="Only the clips of this split: train, val or test. The default is all clips."),
     ] = None,
     seconds: Annotated[
-        float | None, seconds_option("How much of each clip the models hear. Without it, as much as they were trained with.")
+        float | None, seconds_option("Length of the clips that the models receive. The default is the length that they were trained with.")
     ] = None,
     fill: Annotated[
         str | None,
         typer.Option(
             "--fill",
             metavar="HOW",
-            help="How shorter clips are filled: pad (with zeros) or repeat. Without it, as those that the models were trained with.",
+            help="How shorter clips are filled: pad (with zeros) or repeat. The default is what the models were trained with.",
         ),
     ] = None,
     max_bad: Annotated[
-        float, typer.Option("--max-bad", metavar="FROM 0 TO 1", min=0, max=1, help="Which share of the clips may be unreadable.")
+        float, typer.Option("--max-bad", metavar="FROM 0 TO 1", min=0, max=1, help="Share of the clips that may be unreadable.")
     ] = 0.05,
     workers: ClipWorkers = 0,
     batch_size: ClipBatch = 16,
@@ -115,7 +115,7 @@ def teach(
                 progress=progress,
             )
         except KeyboardInterrupt:
-            note("The same command continues where it was.", quiet)
+            note("The same command resumes the run.", quiet)
             raise
     left_out = table.settings.get("left_out", [])
     if left_out:
@@ -123,6 +123,7 @@ def teach(
     if longer := table.settings.get("longer", 0):
         length = table.settings["seconds"]
         note(
-            f"{longer} clips are longer than {length:g} s; their logits are those of the beginning. --seconds lets models hear more.", quiet
+            f"{longer} clips are longer than {length:g} s; their logits are those of the beginnings. Use more of each with --seconds.",
+            quiet,
         )
     say(f"{output}  {len(table)} clips, {table.classes} classes")

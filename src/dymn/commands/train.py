@@ -113,7 +113,7 @@ def train(
 ) -> None:
     """Train a network: fine-tune one on your own clips, or run any recipe of the paper.
 
-    An interrupted run is resumed by the same command, and ends with the numbers that it would have had.
+    An interrupted run is resumed by the same command, with the same result.
 
     Examples: `dymn train --data FOLDER --model mn04_as` for a folder that holds one folder of clips for each class;
     `dymn train esc50:mn10 --data ESC-50 --fold all`; `dymn train --recipes`.
@@ -167,7 +167,7 @@ def check_inputs(config: TrainConfig) -> None:
     """
     path = config.data.path
     if not path:
-        raise ConfigError("There are no data to train on. Say where they lie: --data PATH.")
+        raise ConfigError("There are no data to train on. Give their path: --data PATH.")
     check_data(Path(path), "--data")
     for name in model_names(config):
         check_model(name)
@@ -227,7 +227,7 @@ def train_all_folds(config: TrainConfig, quiet: bool) -> None:
     try:
         result = train_folds(config, reporter)
     except KeyboardInterrupt:
-        note("The same command continues where it was.", quiet)
+        note("The same command resumes the run.", quiet)
         raise
     finally:
         for table in tables:
@@ -245,7 +245,7 @@ def watched(work: Callable[[], dict[str, Any]], table: EpochTable, quiet: bool) 
         return work()
     except KeyboardInterrupt:
         table.close()
-        note("The same command continues the run where it was last saved.", quiet)
+        note("The same command resumes the run from its last saved state.", quiet)
         raise
     finally:
         table.close()
@@ -255,7 +255,7 @@ def summarise(result: dict[str, Any]) -> None:
     """Print the figures of a run, and how to use its checkpoint."""
     from dymn.commands.epochs import FIGURES, duration, figure
 
-    say(f"Trained in {duration(result['train_seconds'])}; the best epoch was number {result['best_epoch']} of {result['epochs']}.")
+    say(f"Trained in {duration(result['train_seconds'])}; the best epoch was {result['best_epoch']} of {result['epochs']}.")
     for part, name in (("val", "validation"), ("test", "test")):
         found = [f"{key} {figure(key, result[f'{part}_{key}'])}" for key in FIGURES if f"{part}_{key}" in result]
         if found:

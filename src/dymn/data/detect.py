@@ -47,7 +47,9 @@ def detect(path: str | Path) -> Layout:
             return Layout("shards", path)
         if path.name in HDF5_KINDS:
             return Layout(HDF5_KINDS[path.name], path)
-        raise DataError(f"{path} is no dataset that is known by its name. Give a folder, a .csv, .tsv or .tar file, or say its kind.")
+        raise DataError(
+            f"{path} is not a dataset whose kind can be told by its name. Give a folder, a .csv, .tsv or .tar file, or say its kind."
+        )
     if not path.is_dir():
         raise DataError(f"There is no dataset at {path}.")
     if is_packed(path):  # one that is not complete is refused by its reader

@@ -182,7 +182,7 @@ class Loader:
         for clip, mark in zip(collated.clips, collated.fingerprints, strict=True):
             if mark and self.marks[clip] not in (0, mark):
                 raise DataError(
-                    f"The audio of {self.source.keys[clip]} is not what this run heard before. Restore the file, or start anew in another "
+                    f"The audio of {self.source.keys[clip]} has changed since this run read it. Restore the file, or start over in another "
                     "folder (--output, run.out)."
                 )
             self.marks[clip] = mark

@@ -170,7 +170,7 @@ def _file(path: str, folder: Path) -> tuple[str, Path]:
     if file.is_relative_to(home):
         return file.relative_to(home).as_posix(), file
     if file.suffix.lower() not in AUDIO_SUFFIXES:
-        raise DataError(f"{path!r} lies outside the folder {folder} and is no recording by its name.")
+        raise DataError(f"{path!r} lies outside the folder {folder} and does not have the ending of a recording.")
     return file.as_posix(), file
 
 

@@ -67,7 +67,7 @@ def read_index(root: Path) -> Index:
     """
     path = root / INDEX_FILE
     if not path.is_file() and (root / WORK_FOLDER).exists():
-        raise DataError(f"{root} is not complete. Run the same dymn shards command again; it continues where it was.")
+        raise DataError(f"{root} is incomplete. Run the same dymn shards command again; it resumes.")
     try:
         values = json.loads(read_bounded(path, MAX_INDEX))
         if values["format"] != FORMAT:

@@ -74,7 +74,7 @@ class BalancedSampler:
         weights = clip_weights(source)
         labelled = int((weights > 0).sum())
         if labelled == 0:
-            raise DataError("No clip has a label, so that classes cannot be balanced. Use plain sampling.")
+            raise DataError("No clip has a label, so classes cannot be balanced. Use plain sampling.")
         if labelled < draws:
             logger.info("An epoch is %d clips: so many have labels, fewer than the %d draws asked for.", labelled, draws)
         self.draws = min(draws, labelled)

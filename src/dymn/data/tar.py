@@ -69,7 +69,7 @@ class _Reader:
                 records |= _records(self.text(header, MAX_RECORDS))
                 continue
             if header.kind == b"S" or any(key.startswith("GNU.sparse") for key in records):
-                raise DataError(f"{self.path} holds {header.name!r} as a sparse file; write the archive anew.")
+                raise DataError(f"{self.path} holds {header.name!r} as a sparse file; create the archive again.")
             name = records.get("path", header.name)
             size = _number(records["size"], name) if "size" in records else header.size
             offset = self.skip(0 if header.kind in _WITHOUT_CONTENT else size, name)
@@ -129,7 +129,7 @@ def _size(field: bytes, name: str, path: Path) -> int:
     """Return a size in octal digits, or, where it is larger than these can say, as binary number."""
     size = int.from_bytes(field[1:], "big") if field[0] == 0x80 else -1 if field[0] == 0xFF else _octal(field)
     if size < 0:
-        raise DataError(f"{path} holds {name!r} without a size; write the archive anew.")
+        raise DataError(f"{path} holds {name!r} without a size; create the archive again.")
     return size
 
 

@@ -213,7 +213,7 @@ def _parts(source: Source, fold: int | None) -> list[str]:
     if catalog.splits:
         return list(catalog.splits)
     if catalog.folds:
-        raise ConfigError(f"{source.name} comes in folds {sorted(set(catalog.folds))}. Say which of them is the test set: fold=… (--fold)")
+        raise ConfigError(f"{source.name} has the folds {sorted(set(catalog.folds))}. Choose the test set: fold=… (--fold).")
     return ["train"] * len(source)
 
 

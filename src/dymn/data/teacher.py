@@ -103,7 +103,7 @@ class TeacherTable:
         if arrays["fingerprints"].shape != (len(keys),) or len(shape) != 2 or shape[0] != len(keys):
             raise DataError(f"{path} is damaged: {len(keys)} names, {arrays['fingerprints'].shape} fingerprints, {shape} logits.")
         if content_digest(metadata["labels"], arrays) != metadata.get("sha256"):
-            raise DataError(f"{path} is not what was written: its rows were changed, shuffled or damaged. Make it again with dymn teach.")
+            raise DataError(f"{path} is damaged: its rows were changed or shuffled. Make it again with dymn teach.")
         return cls(
             path, keys, tuple(labels), np.asarray(arrays["fingerprints"]), offset, dtype, shape[1], tuple(models),
             str(metadata.get("source", "")), settings,

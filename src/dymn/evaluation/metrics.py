@@ -118,7 +118,7 @@ def f1(scores: Array, targets: Array, mask: Array | None = None, kind: str = "ta
     hits, positives, answers = (np.sum(rows, axis=0) for rows in (said & true, true, said & annotated))
     known = positives > 0
     if not known.any():
-        raise DataError("No class has a positive clip, so that nothing can be measured.")
+        raise DataError("No class has a positive clip, so nothing can be measured.")
     return float((2 * hits / np.maximum(positives + answers, 1))[known].mean())
 
 
@@ -215,7 +215,7 @@ def fold_mean(results: Sequence[dict[str, Any]], metric: str) -> dict[str, Any]:
 def _mean(values: Sequence[float]) -> float:
     known = [value for value in values if not math.isnan(value)]
     if not known:
-        raise DataError("No class has both positive and negative clips, so that nothing can be measured.")
+        raise DataError("No class has both positive and negative clips, so nothing can be measured.")
     return float(np.mean(known))
 
 

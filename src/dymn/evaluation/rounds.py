@@ -48,7 +48,7 @@ def rounds_of(catalog: Catalog, folds: int = 5) -> list[Round]:
     numbers = np.array(catalog.folds) if catalog.folds else parts(_strata(catalog), folds)
     names = sorted(set(numbers.tolist()))
     if len(names) < 2:
-        raise DataError(f"All {n} clips are in one fold, so that there is nothing to learn from. Give data with two folds or more.")
+        raise DataError(f"All {n} clips are in one fold, so there are no clips to train on. Give data with two folds or more.")
     found = []
     for number in names:
         test, train = np.flatnonzero(numbers == number), np.flatnonzero(numbers != number)
@@ -92,7 +92,7 @@ def parts(strata: npt.NDArray[np.int64], n: int) -> npt.NDArray[np.int64]:
         DataError: if there are fewer clips than parts.
     """
     if len(strata) < n:
-        raise DataError(f"{len(strata)} clips cannot be parted into {n} folds. Give more clips or fewer folds.")
+        raise DataError(f"{len(strata)} clips cannot be divided into {n} folds. Give more clips or fewer folds.")
     order = np.random.default_rng(0).permutation(len(strata))
     order = order[np.argsort(strata[order], kind="stable")]
     numbers = np.empty(len(strata), dtype=np.int64)

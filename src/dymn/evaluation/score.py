@@ -81,7 +81,7 @@ class _Recordings:
         """
         heard = [key for key in keys if key in self.said and key not in bad]
         if not heard:
-            raise DataError("No clip could be read, so that nothing can be evaluated.")
+            raise DataError("No clip could be read, so nothing can be evaluated.")
         said = torch.stack([self.said[key] / self.seconds[key] for key in heard])
         known = [i for i, key in enumerate(heard) if key in self.taught]
         taught = torch.stack([self.taught[heard[i]] / self.seconds[heard[i]] for i in known]) if known else None

@@ -184,7 +184,7 @@ def _stretch(source: AudioLike, sample_rate: int | None, target_rate: int, start
                 break
         samples = np.concatenate(blocks) if blocks else np.empty(0, np.float32)
     if len(samples) == 0:
-        raise AudioError(f"{_name(source)} has nothing {start:g} s after its beginning. Give an earlier start, or a longer recording.")
+        raise AudioError(f"{_name(source)} ends before {start:g} s. Give an earlier start, or a longer recording.")
     return samples
 
 

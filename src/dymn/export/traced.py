@@ -60,7 +60,7 @@ def trace(nodes: Nodes, module: nn.Module, inputs: tuple[str, ContextNames | Non
                 step = STEPS.get(kind)
             if step is None:
                 known = sorted([*STEPS, *(base.__name__ for base in LAYERS)])
-                raise ConfigError(f"{name} uses {kind}, which dymn cannot export to ONNX. It can: {', '.join(known)}.")
+                raise ConfigError(f"{name} uses {kind}, which dymn cannot export to ONNX. Supported: {', '.join(known)}.")
             if kind == "transpose":
                 options = {"rank": len(node.args[0].meta["tensor_meta"].shape)}
             try:
@@ -134,7 +134,7 @@ def item(nodes: Nodes, x: Any, index: Any) -> Any:
         elif isinstance(place, int):
             x = nodes.op("Gather", x, nodes.constant(np.array(place)), axis=axis)
         elif place != slice(None):
-            raise ConfigError(f"The index {place} cannot be exported to ONNX. It can: numbers, None, and : alone.")
+            raise ConfigError(f"The index {place} cannot be exported to ONNX. Supported: numbers, None, and : alone.")
         axis += not isinstance(place, int)
     return x
 

@@ -69,7 +69,7 @@ class FrameSettings:
         for name in ("labels", "exclude"):
             object.__setattr__(self, name, getattr(tagging, name))
         window, hop = self.cutting()
-        check(hop <= window, f"hop is {hop} s and window {window} s; a hop beyond the window would leave stretches unheard.")
+        check(hop <= window, f"hop is {hop} s and window {window} s; a hop longer than the window would skip parts of the recording.")
 
     def cutting(self) -> Method:
         """Return window and hop in seconds."""

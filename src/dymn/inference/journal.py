@@ -280,7 +280,7 @@ class Journal:
             text = str(error)
             if "locked" in text:
                 raise ConfigError(
-                    f"Another run is at work on {self.output}: it has {self.path} open. Wait for its end, or give another --output."
+                    f"Another run is writing {self.output}: it has {self.path} open. Wait until it ends, or give another --output."
                 ) from error
             if "full" in text:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path)) from error

@@ -63,7 +63,9 @@ class Tagger:
         """
         if isinstance(model, Backend):
             if precision != "float32" or compile:
-                raise ConfigError("A backend computes as it was made. Give precision and compile to the backend, not to its tagger.")
+                raise ConfigError(
+                    "The precision of a backend is fixed when it is opened. Give precision and compile to the backend, not to its tagger."
+                )
             self.backend = model
         else:
             self.backend = _torch_backend(copy.deepcopy(model), device, threads, precision=precision, compile=compile)

@@ -149,7 +149,7 @@ class CompiledNetwork:
         builds = libraries()
         name = build or next(iter(builds), "")
         check(name in builds, f"There is no compiled code {name!r} for this CPU; there is: {', '.join(builds) or 'none'}.")
-        check(is_known(packed.config), "This network has parts that the compiled code does not know. Use dymn.runtime.accelerate.")
+        check(is_known(packed.config), "This network has parts that the compiled code does not support. Use dymn.runtime.accelerate.")
         self.config = config = packed.config
         self._library = builds[name]
         self._memory: list[Floats] = []

@@ -97,7 +97,7 @@ class OnnxBackend(Backend):
             self.input = str(described["input"])
             self.seconds: float | None = None if described["seconds"] is None else float(described["seconds"])
             check(self.input in ("waveform", "log-mel"), f"its input is {self.input!r:.80}")
-            check(self.seconds is None or 0 < self.seconds <= 3600, "its length makes no sense")
+            check(self.seconds is None or 0 < self.seconds <= 3600, "its length is not valid")
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise WeightsError(f"{name} was not written by dymn export: {error}.") from error
 

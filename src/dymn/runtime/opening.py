@@ -86,10 +86,10 @@ def open_backend(
     exported = _exported(stored, threads) if backend == "auto" else None
     if exported is not None:
         return exported
-    lacks = "has parts that compiled code does not know" if libraries() else "needs compiled code, which there is none of for this CPU"
+    lacks = "has parts that compiled code does not support" if libraries() else "needs compiled code, and there is none for this CPU"
     raise ConfigError(
         f"The network {stored.card.name or str(source)} {lacks}. Install PyTorch with: pip install 'dymn[torch]'; or export it to ONNX "
-        "where PyTorch is, and give the .onnx file here (pip install 'dymn[onnx]')."
+        "on a machine with PyTorch, and give the .onnx file here (pip install 'dymn[onnx]')."
     )
 
 

@@ -206,7 +206,7 @@ def _add_errors(app: FastAPI) -> None:
         )
 
     async def gone(request: Request, error: Exception) -> JSONResponse:
-        return await answer(request, Refusal(499, "gone", "The sender went away."))
+        return await answer(request, Refusal(499, "gone", "The client disconnected."))
 
     from dymn.errors import DymnError
 

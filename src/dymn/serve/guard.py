@@ -98,7 +98,7 @@ class Guard:
         scheme, _, token = headers.get("authorization", "").partition(" ")
         if is_token(token if scheme.lower() == "bearer" else "", self._settings.token):
             return None
-        return Refusal(401, "token", "This server wants a token. Send the header `Authorization: Bearer TOKEN`.")
+        return Refusal(401, "token", "This server requires a token. Send the header `Authorization: Bearer TOKEN`.")
 
 
 class _Body:

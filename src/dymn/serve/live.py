@@ -129,7 +129,7 @@ def _settings(service: Service, message: str | bytes) -> _Asked:
         kind = "text" if isinstance(default, str) else "whole number"
         check(type(own[name]) is type(default), f"{name} is {shown(own[name])}; it must be a {kind}.")
     if not is_token(own["token"], service.settings.token):
-        raise Refusal(401, "token", "This server wants a token. Send it as `token` in the first message.")
+        raise Refusal(401, "token", "This server requires a token. Send it as `token` in the first message.")
     return _Asked(own, asked)
 
 

@@ -144,7 +144,7 @@ class Service:
             self._accepted.discard(slowest)
         if len(self._accepted) >= room:
             wait = min(60, math.ceil(self._usual_seconds * room / self.settings.workers))
-            raise Refusal(503, "queue_full", f"{room} requests are being worked on, and more are not taken. Try again in {wait} s.", wait)
+            raise Refusal(503, "queue_full", f"{room} requests are in progress, and the queue is full. Try again in {wait} s.", wait)
         arrival = Arrival()
         self._accepted.add(arrival)
         self.metrics.accepted.set(len(self._accepted))

@@ -84,7 +84,7 @@ class Arrival:
             return await asyncio.wait_for(self._reading, seconds)
         except asyncio.CancelledError:
             if self.given_up:
-                raise Refusal(408, "slow", "The body arrived slowly, and others need its place. Try again later.", 5) from None
+                raise Refusal(408, "slow", "The body arrived too slowly while others were waiting. Try again later.", 5) from None
             raise
         finally:
             self._reading = None
@@ -107,7 +107,7 @@ async def receive(request: Request, max_bytes: int, seconds: float, arrival: Arr
     except (asyncio.TimeoutError, TimeoutError) as error:
         raise Refusal(408, "slow", f"The body did not arrive within {seconds:g} s. Send a shorter or compressed recording.") from error
     except ClientDisconnect as error:
-        raise Refusal(499, "gone", "The sender went away.") from error
+        raise Refusal(499, "gone", "The client disconnected.") from error
     except HTTPException as error:
         raise Refusal(400, "form", f"The form cannot be read: {error.detail} Send one file in the field `file`.") from error
     if upload.seek(0, io.SEEK_END) == 0:

@@ -146,7 +146,7 @@ class Run(Prepared):
         value = float(loss.detach())
         if not math.isfinite(value):
             raise DataError(
-                f"The loss became {value} in epoch {epoch + 1}, batch {number + 1}; {self.folder} keeps what came before. Start anew in "
+                f"The loss became {value} in epoch {epoch + 1}, batch {number + 1}; {self.folder} keeps what came before. Start over in "
                 "another folder (run.out) with a lower optim.lr, with optim.clip_norm, or in another optim.precision."
             )
         return value
@@ -216,7 +216,7 @@ class Run(Prepared):
         try:
             self._write_epoch(record)
         except OSError as error:
-            raise DataError(f"{self.folder} cannot be written to: {error}. Make room, and the run continues from its state.") from error
+            raise DataError(f"{self.folder} cannot be written to: {error}. Free some space and run the command again to resume.") from error
         save_state(self.state, self.folder / STATE_FILE)
 
     def _save_part(self, part: Part) -> None:

@@ -127,7 +127,7 @@ class Prepared:
                 changed = differences(self.folder / "config.json", self.config, self.digests)
                 raise ConfigError(
                     f"{self.folder} holds a run with other settings or data{f' ({shorten(changed)})' if changed else ''}. "
-                    "Choose another folder (--output, run.out), or remove it to start anew."
+                    "Choose another folder (--output, run.out), or remove it to start over."
                 )
             within = f" and {state.part['steps']} steps of the next" if state.part else ""
             self.reporter.note(f"Continuing {self.folder} after epoch {state.epoch}{within}.")
@@ -163,7 +163,7 @@ class Prepared:
             return None
         path = self.folder / WEIGHTS_FILE
         if self.is_main and not path.exists():
-            self.reporter.note(f"The teacher listens to {len(self.inputs.train)} clips, once, for how often each is drawn.")
+            self.reporter.note(f"The teacher scores {len(self.inputs.train)} clips once, to decide how often each is drawn.")
             with atomic_write(path) as file:
                 np.save(file, heard_weights(self._heard()))
         self.fabric.barrier()

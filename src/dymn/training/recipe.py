@@ -272,7 +272,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         by_teacher = self.data.sampling == "teacher"
         check(not by_teacher or bool(self.teacher.models), "data.sampling is 'teacher', which needs an online teacher (teacher.models).")
-        check(self.teacher.block_weight == 0 or not self.optim.compile, "teacher.block_weight cannot be had with optim.compile.")
+        check(self.teacher.block_weight == 0 or not self.optim.compile, "teacher.block_weight cannot be combined with optim.compile.")
 
     NESTED = {
         "model": ModelSettings,

@@ -67,7 +67,7 @@ def inherit_weights(model: MobileNet, parent: MobileNet, log_mel: Tensor, genera
     """
     if parent.card.front_end != model.card.front_end:
         name = parent.card.name or "model.inherit"
-        raise ConfigError(f"{name} has another front end than the run, so that its weights do not fit. Set model.front_end.")
+        raise ConfigError(f"{name} has another front end than the run, so its weights do not fit. Set model.front_end.")
     if parent.card.labels != model.card.labels:
         parent.reset_classifier(model.card.labels, generator=generator)
     inherit(model, parent.to(log_mel.device), log_mel, generator)

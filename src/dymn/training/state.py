@@ -62,7 +62,7 @@ def save_state(state: RunState, path: Path) -> None:
             torch.save({"format": FORMAT, **vars(state)}, file)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         raise DataError(
-            f"{path} cannot be written: {error}. The previous state is untouched: make room, and the run continues from it."
+            f"{path} cannot be written: {error}. The previous state is intact: free some space and run the command again to resume."
         ) from error
 
 
@@ -91,4 +91,4 @@ def load_state(path: Path) -> RunState:
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error}.") from error
     except (*UNREADABLE, RuntimeError, EOFError, KeyError, TypeError, AttributeError, ValueError) as error:
-        raise DataError(f"{path} is not the state of a run, or is damaged ({type(error).__name__}). Remove it to start anew.") from error
+        raise DataError(f"{path} is not the state of a run, or is damaged ({type(error).__name__}). Remove it to start over.") from error

@@ -260,10 +260,10 @@ class _Part:
         except (OSError, ValueError):
             return None
         if state["identity"] != self.identity:
-            logger.warning("%s belongs to other data, models or settings; starting anew.", self.folder)
+            logger.warning("%s belongs to other data, models or settings; starting over.", self.folder)
             return None
         if any((self.folder / name).stat().st_size < size for name, size in self._sizes(state).items()):
-            logger.warning("%s is incomplete; starting anew.", self.folder)
+            logger.warning("%s is incomplete; starting over.", self.folder)
             return None
         return state
 
@@ -288,7 +288,7 @@ class _Part:
         try:
             self._append(keys, logits, fingerprints, bad)
         except OSError as error:
-            raise DataError(f"{self.folder} cannot be written: {error}. Make room, and the same command continues where it was.") from error
+            raise DataError(f"{self.folder} cannot be written: {error}. Free some space; the same command resumes.") from error
 
     def _append(self, keys: Sequence[str], logits: npt.NDArray[np.float16], fingerprints: Sequence[int], bad: dict[str, str]) -> None:
         for name, content in (

@@ -31,7 +31,9 @@ def choose_default(progress: Progress | None = None) -> Choice:
         fetch_published(REGISTRY[PREFERRED], progress)
     except WeightsError as error:
         if not is_local(REGISTRY[SHIPPED]):
-            raise WeightsError(f"No model is named, and the usual one cannot be had. Name another one with --model. {error}") from error
+            raise WeightsError(
+                f"No model is given, and the default one cannot be loaded. Choose another one with --model. {error}"
+            ) from error
         reason = f"Using {SHIPPED}, which comes with dymn, because {PREFERRED}, which is better, is not in the cache and cannot be fetched."
         return Choice(SHIPPED, reason)
     return Choice(PREFERRED, f"Using {PREFERRED}, which {where}, because no model was named.")

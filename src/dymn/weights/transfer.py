@@ -244,7 +244,7 @@ def _answer(request: urllib.request.Request, redirects: type[_SafeRedirects]) ->
     except queue.Empty:
         raise TimeoutError(f"no answer within {ANSWER_SECONDS:g} s") from None
     if isinstance(answer, http.client.HTTPException) and not isinstance(answer, OSError):
-        raise ConnectionError(f"the server's answer makes no sense: {answer!r}") from answer
+        raise ConnectionError(f"the server's answer is not valid: {answer!r}") from answer
     if isinstance(answer, Exception):
         raise answer
     return answer

@@ -258,15 +258,27 @@ def test_a_missing_extra_is_installed_as_dymn_was(marker, command, tmp_path, mon
     assert "needs PyTorch: " in str(MissingExtraError("`dymn train`", "torch"))
 
 
-@pytest.mark.parametrize("words", ["train --data clips", "probe clips -m mn04_as", "explain dog.ogg -m dymn04_open", "export dymn04_open"])
-def test_without_pytorch_commands_that_need_it_name_the_extra(words, tmp_path):
+@pytest.mark.parametrize(
+    ("words", "extras"),
+    [
+        ("train --data clips", "train"), ("probe clips -m mn04_as", "train"),
+        ("explain dog.ogg -m dymn04_open", "torch,plot"), ("export dymn04_open", "torch,onnx"),
+    ],
+)  # fmt: skip
+def test_without_pytorch_commands_that_need_it_name_all_extras_at_once(words, extras, tmp_path):
     (tmp_path / "clips" / "dog").mkdir(parents=True)
     (tmp_path / "dog.ogg").write_bytes((EXAMPLES / "dog.ogg").read_bytes())
     (tmp_path / "clips" / "dog" / "dog.ogg").write_bytes((EXAMPLES / "dog.ogg").read_bytes())
     code = "import sys\nsys.modules['torch'] = None\nfrom dymn.cli import main\nmain()"
     done = subprocess.run([sys.executable, "-c", code, *words.split()], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1, done.stderr
-    assert re.search(r"^dymn: .* needs PyTorch: .*'dymn\[torch\]", done.stderr.splitlines()[-1]), done.stderr
+    assert re.search(rf"^dymn: .* needs .*: .*'dymn\[{extras}\]", done.stderr.splitlines()[-1]), done.stderr
+
+
+def test_wrong_choices_are_named_in_our_words():
+    done = subprocess.run([sys.executable, "-m", "dymn", "tag", "x.wav", "--format", "yaml"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "'yaml' is not one of 'table'" in done.stderr and "Value error" not in done.stderr
 
 
 def test_light_commands_import_nothing_heavy():

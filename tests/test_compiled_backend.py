@@ -218,6 +218,14 @@ def test_a_published_file_needs_no_pytorch(shared, tmp_path):
     assert max(abs(tag["score"] - expected[tag["label"]]) for tag in tags) < 1e-4  # the file holds 16 bits a sample
 
 
+@pytest.mark.parametrize("plot", ["noise.png", "noise.html"])
+def test_plots_of_recordings_need_no_pytorch(checkpoints, tmp_path, plot):
+    soundfile.write(tmp_path / "noise.wav", sounds(400_000), 32_000)
+    code, _, err = without_torch(["tag", "--model", str(checkpoints / "own.safetensors"), "noise.wav", "--plot", plot], tmp_path)
+    assert code == 0, err
+    assert (tmp_path / plot).stat().st_size > 10_000
+
+
 @pytest.mark.parametrize("words", [["train", "--help"], ["tag", "--backend", "torch", "x.wav"], ["embed", "--layer", "blocks", "x.wav"]])
 def test_what_needs_pytorch_says_so(checkpoints, tmp_path, words):
     soundfile.write(tmp_path / "x.wav", sounds(9000), 32_000)

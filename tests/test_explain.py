@@ -34,7 +34,7 @@ def network(**settings):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
-    labels = ("Dog", "</script><b>Bad & $label$</b>", *(f"Class {i}" for i in range(10)))
+    labels = ("Dog", "</script><b>Bad & $label$</b>", *(f"Class {i}" for i in range(10)))[: model.config.num_classes]
     model.card = dataclasses.replace(model.card, name="tiny", labels=labels)
     return model
 
@@ -189,7 +189,7 @@ def test_a_stretch_of_a_file_is_taken(model, waveform, tmp_path):
     explanation = explain(model, path, start=1.0, seconds=1.5, top_k=1, hop=1.0)
     assert np.array_equal(explanation.waveform, waveform[RATE : int(2.5 * RATE)])
     assert (explanation.name, explanation.seconds) == ("$tone_{1}.wav", 1.5)
-    with pytest.raises(AudioError, match="3 s after"):
+    with pytest.raises(AudioError, match="ends before 3 s"):
         explain(model, path, start=3.0)
 
 
@@ -202,6 +202,15 @@ def test_wrong_settings_are_refused(model, waveform, setting):
 def test_a_very_short_recording_is_explained(model):
     explanation = explain(model, np.zeros(10, np.float32), RATE, top_k=1)
     assert explanation.timeline.shape == (1, 1)
+
+
+def test_command_shows_all_labels_of_a_model_with_few(waveform, tmp_path):
+    network(num_classes=2).save_pretrained(tmp_path / "two")
+    soundfile.write(tmp_path / "tone.wav", waveform, RATE)
+    words = ["explain", str(tmp_path / "tone.wav"), "--model", str(tmp_path / "two"), "-o", str(tmp_path / "out.npz")]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "out.npz").exists()
 
 
 def test_command_writes_picture_page_and_arrays(model, waveform, tmp_path):

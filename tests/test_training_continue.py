@@ -15,7 +15,7 @@ import torch
 from dymn.data import PackSettings, open_source, pack
 from dymn.errors import ConfigError, DataError
 from dymn.training import loop, state, train
-from dymn.training.report import Reporter
+from dymn.training.report import Reporter, plot_curves
 from dymn.training.state import load_state
 from dymn.weights import format as weights_format
 from tiny_runs import run, settings, write_clips
@@ -365,3 +365,12 @@ class StopAfter(Reporter):
     def epoch(self, record):
         if record["epoch"] == self.epochs:
             raise KeyboardInterrupt
+
+
+def test_curves_count_whole_epochs(tmp_path, monkeypatch):
+    figure = pytest.importorskip("matplotlib.figure").Figure
+    drawn, save = [], figure.savefig
+    monkeypatch.setattr(figure, "savefig", lambda self, *given, **options: (drawn.append(self), save(self, *given, **options)))
+    plot_curves(tmp_path / "curves.png", [{"epoch": 1, "loss": 1.0}, {"epoch": 2, "loss": 0.5}], "accuracy")
+    ticks = drawn[0].axes[0].get_xticks()
+    assert len(ticks) >= 2 and all(tick == round(tick) for tick in ticks)

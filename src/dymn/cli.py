@@ -40,6 +40,8 @@ from dymn.system.signals import ended
 EXIT_FAILED = 1
 EXIT_WRONG_USE = 2
 EXIT_BROKEN_PIPE = 141
+EXTRAS = {**dict.fromkeys(("train", "evaluate", "probe", "teach"), "train"), "export": "torch,onnx", "explain": "torch,plot"}
+"""The extras of commands that need more than PyTorch, so that one installation is enough."""
 
 EPILOG = (
     "Exit codes: 0 for success; 1 if something failed, such as one of several files (the others are still processed); "
@@ -90,7 +92,7 @@ def _wrong_use(error: Any) -> int:
     else:
         context = getattr(error, "ctx", None)
         hint = f" See `{context.command_path} --help`." if context is not None else ""
-        message = visible(error.format_message()).strip()
+        message = visible(error.format_message()).strip().replace("Value error, ", "", 1)  # pydantic's words
         typer.echo(f"dymn: {message}{'' if message.endswith(('.', '?')) else '.'}{hint}", err=True)
     return int(getattr(error, "exit_code", EXIT_FAILED))
 
@@ -118,7 +120,8 @@ def _outcome(error: BaseException, command: str | None = None) -> tuple[str, int
             return f"Standard output cannot be written to: {error.strerror}.", EXIT_FAILED
         what = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
         return f"{visible(what)}. Check the path, its permissions, and the free space on the disk.", EXIT_FAILED
-    if (known := resource_error(error) or without_torch(error, f"`dymn {command}`" if command else "This command")) is not None:
+    purpose = f"`dymn {command}`" if command else "This command"
+    if (known := resource_error(error) or without_torch(error, purpose, EXTRAS.get(command or "", "torch"))) is not None:
         return str(known), EXIT_FAILED
     what = f"{type(error).__name__}: {visible(str(error))}"
     return f"This is an error in dymn: {what}\nSet DYMN_DEBUG=1 to see where it arose, and please report it.", EXIT_FAILED

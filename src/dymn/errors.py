@@ -47,15 +47,18 @@ class MissingExtraError(DymnError, ImportError):
     def __init__(self, purpose: str, extra: str) -> None:
         from dymn.system.installation import install_command
 
-        needed = "PyTorch" if extra == "torch" else "an optional dependency"
+        needed = "PyTorch" if "torch" in extra.split(",") else "an optional dependency"
         super().__init__(f"{purpose} needs {needed}: {install_command(extra)}")
         self.extra = extra
 
 
-def without_torch(error: BaseException, purpose: str) -> MissingExtraError | None:
-    """Return the error to show where an import failed because PyTorch is not installed; None for any other error."""
+def without_torch(error: BaseException, purpose: str, extra: str = "torch") -> MissingExtraError | None:
+    """Return the error to show where an import failed because PyTorch is not installed; None for any other error.
+
+    `extra` names the extras that the purpose needs, separated by commas, where PyTorch is not enough.
+    """
     missing = isinstance(error, ImportError) and (error.name or "").partition(".")[0] == "torch"
-    return MissingExtraError(purpose, "torch") if missing else None
+    return MissingExtraError(purpose, extra) if missing else None
 
 
 _RESOURCES = (

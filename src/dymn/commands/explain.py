@@ -60,6 +60,7 @@ def explain(
         note(
             f"{network.card.name or 'The model'} is static and makes no decisions: only the spectrogram and the timeline are shown.", quiet
         )
+    top_k = min(top_k, network.config.num_classes)
     explanation = decide(network, file, top_k=top_k, start=start, seconds=seconds, window=window)
     for path in outputs:
         if path.suffix.lower() == ".html":

@@ -71,21 +71,18 @@ def overview(tagger: Tagger, source: AudioLike, sample_rate: int | None = None, 
         AudioError: if the source cannot be read.
         ConfigError: if a setting is not allowed, or `sample_rate` is missing.
     """
-    import torch
-
     from dymn.inference.frames import FrameSettings
     from dymn.inference.frames import frames as frames_of
-    from dymn.models.frontend import LogMel
+    from dymn.native.log_mel import array_log_mel
 
     check(top_k >= 1, f"top_k is {top_k}; it must be at least 1.")
     front_end = tagger.card.front_end
-    log_mel_of = LogMel(front_end)
+    log_mel_of = array_log_mel(front_end)
     thinned = Thinned(MAX_COLUMNS)
     size = round(BLOCK_SECONDS * tagger.sample_rate)
     for block in blocks(source, tagger.sample_rate, sample_rate):
         for start in range(0, len(block), size):
-            with torch.inference_mode():
-                thinned.append(log_mel_of(torch.as_tensor(block[start : start + size])[None])[0, 0].numpy())
+            thinned.append(log_mel_of(block[start : start + size])[0])
     cutting = from_dict(FrameSettings, settings)
     frames = frames_of(tagger.backend, source, sample_rate, cutting)
     best = np.argsort(-frames.scores.max(axis=0), kind="stable")[:top_k]

@@ -101,6 +101,7 @@ def plot_curves(path: Path, history: list[Record], metric: str) -> None:
     """
     try:
         from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
     except ImportError as error:
         raise MissingExtraError("Drawing curves", "plot") from error
     epochs = [record["epoch"] for record in history]
@@ -112,6 +113,7 @@ def plot_curves(path: Path, history: list[Record], metric: str) -> None:
         points = [(epoch, record[key]) for epoch, record in zip(epochs, history, strict=True) if key in record]
         axes.plot(*zip(*points, strict=True), color="#0072B2", marker="o" if len(points) < 30 else "", markersize=3)
         axes.set(xlabel="epoch", title=title)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
     with atomic_write(path) as file:
         figure.savefig(file, format="png", dpi=120)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 import struct
 import zipfile
@@ -59,7 +60,10 @@ def save_state(state: RunState, path: Path) -> None:
     """
     try:
         with atomic_write(path) as file:
-            torch.save({"format": FORMAT, **vars(state)}, file)
+            # In memory first: a signal in the middle of writing closes the file, and PyTorch's writer would abort the process.
+            content = io.BytesIO()
+            torch.save({"format": FORMAT, **vars(state)}, content)
+            file.write(content.getbuffer())
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         raise DataError(
             f"{path} cannot be written: {error}. The previous state is intact: free some space and run the command again to resume."

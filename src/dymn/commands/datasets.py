@@ -32,5 +32,6 @@ def check_model(name: str) -> None:
 
     if name in MODELS:
         return
-    if "/" not in name or Path(name).suffix in (".safetensors", ".pt", ".pth"):  # else it may be on the Hugging Face Hub
+    # else it may be on the Hugging Face Hub
+    if "/" not in name or Path(name).suffix in (".safetensors", ".pt", ".pth"):
         raise ConfigError(str(unknown_model(name)))

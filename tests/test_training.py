@@ -394,7 +394,7 @@ def test_a_bad_clip_is_skipped_counted_and_listed(tmp_path):
     assert [record["bad_clips"] for record in log_of(tmp_path / "run")] == [1, 1]
     rows = (tmp_path / "run" / "bad_clips.csv").read_text().splitlines()
     assert rows[0] == "key,reason" and rows[1].startswith("low/bad0.wav,") and len(rows) == 2
-    with pytest.raises(DataError, match=r"1 bad clips in epoch 0, more than 5\.0%"):
+    with pytest.raises(DataError, match=r"1 bad clips in epoch 1, more than 5\.0%"):
         train(run(tmp_path / "data", tmp_path / "strict", data=where))
     assert not (tmp_path / "strict" / "state.pt").exists()
 

@@ -14,7 +14,7 @@ def visible(text: str, keep: str = "") -> str:
 class DymnError(Exception):
     """Base of all errors that dymn raises on purpose.
 
-    A message may hold what a stranger wrote into a file, so it reads as `visible` makes it.
+    A message may hold text from an untrusted file, so control characters are escaped (see `visible`).
     """
 
     def __str__(self) -> str:

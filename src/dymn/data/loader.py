@@ -150,7 +150,7 @@ class Loader:
             if self._met > allowed:
                 listed = "; ".join(f"{key}: {reason}" for key, reason in list(self.bad.items())[:5])
                 raise DataError(
-                    f"{self._met} bad clips in epoch {number}, more than {self.max_bad:.1%} of its {len(self.batches.sampler)} clips: "
+                    f"{self._met} bad clips in epoch {number + 1}, more than {self.max_bad:.1%} of its {len(self.batches.sampler)} clips: "
                     f"{listed}. Repair or remove them, or allow a larger share (max_bad)."
                 )
             if collated.batch is None and self.batches.world > 1:

@@ -71,7 +71,7 @@ def _is_known(block: BlockConfig) -> bool:
 
 
 def numbers(block: BlockConfig, squeeze_size: int) -> dict[str, int]:
-    """Return what the compiled code is told of a block."""
+    """Return the numbers that describe a block to the compiled code."""
 
     def n_kernels(position: str) -> int:
         return block.n_kernels if position in block.dynamic_convs else 1

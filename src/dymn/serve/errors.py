@@ -41,7 +41,7 @@ _KINDS: tuple[tuple[type[DymnError], int, str], ...] = (
 
 
 def refusal(error: Exception) -> Refusal:
-    """Return an error as a refusal; what nobody thought of is an internal error that tells a stranger nothing."""
+    """Return an error as a refusal; any unexpected error is an internal error without details."""
     if isinstance(error, Refusal):
         return error
     if resource_error(error) is not None:

@@ -293,6 +293,29 @@ def test_wrong_choices_are_named_in_our_words():
     assert "'yaml' is not one of 'table'" in done.stderr and "Value error" not in done.stderr
 
 
+def dymn_command(*words, **options):
+    return subprocess.run([sys.executable, "-m", "dymn", *map(str, words)], capture_output=True, timeout=60, **options)
+
+
+@pytest.mark.parametrize("command", ["tag", "embed"])
+def test_a_hop_beyond_the_window_is_noted(command):
+    words = [command, EXAMPLES / "dog.ogg", "--model", "dymn04_open", "--window", "2", "--hop"]
+    done, usual = dymn_command(*words, "3"), dymn_command(*words, "2")
+    assert done.returncode == usual.returncode == 0
+    assert b"1 s between windows are not analysed" in done.stderr and not usual.stderr
+
+
+def test_an_empty_pipe_is_an_error():
+    for more in ([], ["--max-lag", "1"]):
+        done = dymn_command("listen", "-", "--rate", "16000", "--model", "dymn04_open", *more, input=b"")
+        assert done.returncode == 1 and b"ended before it sent anything" in done.stderr
+
+
+def test_an_ending_of_another_format_of_export_names_the_format(tmp_path):
+    done = dymn_command("export", "dymn04_open", "--output", tmp_path / "x.pt2")
+    assert done.returncode == 2 and b"--format torch" in done.stderr and b".onnx" in done.stderr
+
+
 def test_light_commands_import_nothing_heavy():
     for words in (["train", "--recipes"], ["--help"], ["models", "--pretrained"]):
         code = (

@@ -80,9 +80,7 @@ def opened(source: FileLike) -> Iterator[Content]:
 
 def _from_path(name: str, path: str | bytes, stack: contextlib.ExitStack) -> Content:
     if os.path.isdir(path):
-        raise AudioError(
-            f"{name} is a directory. Give a file; dymn.audio.reading.find lists the recordings of a directory."
-        )
+        raise AudioError(f"{name} is a directory. Give one of the files in it.")
     try:
         # Without O_NONBLOCK, opening a FIFO would wait for its writer for ever. Regular files ignore the flag.
         flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)

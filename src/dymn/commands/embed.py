@@ -30,6 +30,7 @@ from dymn.commands.options import (
     Workers,
     format_option,
     hush,
+    note_gaps,
     output_option,
 )
 
@@ -104,6 +105,7 @@ def embed(
     from dymn.runtime.layers import parse_layers
 
     hush(quiet)
+    note_gaps(window, hop, quiet)
     settings = EmbedSettings(window, hop, fill, partial)
     layers = parse_layers(layer or "last")
     parameters = to_dict(settings) | {"hop": hop or window}

@@ -109,6 +109,13 @@ def export(
     from dymn.weights import REGISTRY, load_model
 
     if output is not None:
+        other = next(
+            (name for name, ending in ENDINGS.items() if ending == output.suffix.lower() and name != format), None
+        )
+        if other is not None:
+            raise ConfigError(
+                f"--output {output} ends as --format {other} does. Give that, or a name that ends in {ENDINGS[format]}."
+            )
         check_ending("--output", output, [ENDINGS[format]])
     if output is None and format != "onnx":
         raise ConfigError(f"--format {format} needs --output; only ONNX files go to the cache.")

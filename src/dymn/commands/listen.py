@@ -25,10 +25,11 @@ from dymn.commands.options import (
     format_option,
     hush,
     note,
+    note_gaps,
     seconds_option,
 )
 from dymn.commands.recordings import load_tagger
-from dymn.errors import ConfigError
+from dymn.errors import AudioError, ConfigError
 
 if TYPE_CHECKING:
     from dymn.audio.microphone import BoundedQueue, Chunk
@@ -117,6 +118,7 @@ def listen(
     check_use(source, rate, microphone)
     if source is None:
         microphones()  # what is missing is said before a model is loaded
+    note_gaps(window, hop, quiet)
     settings = TagSettings(top_k, threshold, tuple(labels or ()), tuple(exclude or ()), window, hop)
     tagger = load_tagger(model, device, threads, quiet, backend, precision)
     title = f"{tagger.card.name or model}, {window:g} s"
@@ -182,15 +184,20 @@ def opened(
 
 
 def read(stream: BinaryIO, reader: PcmReader, quiet: bool) -> Iterator[Chunk]:
-    """Yield what comes from a pipe, as soon as it comes.
+    """Yield what comes from a pipe as soon as it arrives. The writer to the pipe blocks while a chunk is processed.
 
-    While it is being worked on, who writes to the pipe has to wait.
+    Raises:
+        AudioError: if the pipe ends before anything has arrived.
     """
     from dymn.audio.microphone import Chunk
 
     read_some = getattr(stream, "read1", stream.read)
+    received = 0
     while data := read_some(READ_BYTES):
+        received += len(data)
         yield Chunk(reader.feed(data), 0)
+    if not received:
+        raise AudioError("Standard input ended before it sent anything. Check what writes to it.")
     if reader.rest:
         note(
             f"Standard input ends within a sample; the last {reader.rest} bytes are left out. Check --encoding and "

@@ -91,6 +91,15 @@ def check_ending(option: str, path: Path, endings: Iterable[str]) -> None:
         raise ConfigError(f"The ending of {option} {path} names no format. Allowed: {shown}.")
 
 
+def note_gaps(window: float, hop: float | None, quiet: bool) -> None:
+    """Write a note where windows leave stretches of a recording out."""
+    if hop is not None and hop > window:
+        note(
+            f"--hop {hop:g} is longer than --window {window:g}: {hop - window:g} s between windows are not analysed.",
+            quiet,
+        )
+
+
 Fill = Literal["repeat", "pad", "bare"]
 Computes = Literal["auto", "compiled", "torch", "onnx"]
 Precisions = Literal["float32", "bfloat16", "float16"]

@@ -32,6 +32,7 @@ from dymn.commands.options import (
     Workers,
     format_option,
     hush,
+    note_gaps,
     output_option,
 )
 from dymn.errors import ConfigError
@@ -143,6 +144,7 @@ def tag(
     hush(quiet)
     if plot is not None and ray is not None:
         raise ConfigError("--plot is drawn from recordings on this machine. Give it without --ray.")
+    note_gaps(window, hop, quiet)
     settings = TagSettings(
         top_k, threshold, tuple(labels or ()), tuple(exclude or ()), window, hop, fill, combine, partial
     )

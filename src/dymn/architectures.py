@@ -156,7 +156,7 @@ class Variant:
 
 
 def context_size(c_exp: int, width: float, reduction: int = 4, h_min: int = 32, h_max: int = 128) -> int:
-    """Return H, the share of `c_exp` that a block's context has, within bounds that scale with the width (Sec. IV-A.3)."""
+    """Return H, a block's context size: a share of `c_exp` within bounds that scale with the width (Sec. IV-A.3)."""
     return min(max(round_channels(c_exp // reduction), round_channels(h_min * width)), round_channels(h_max * width))
 
 
@@ -171,7 +171,7 @@ def has_context(block: BlockConfig) -> bool:
 
 
 def own_context_size(part: str, channels: int) -> int:
-    """Return the size of the context that a dynamic "conv" or "relu" makes of its own input (context "own", Table XII)."""
+    """Return the context size of a dynamic "conv" or "relu" with a context of its own (context "own", Table XII)."""
     return round_channels(channels // OWN_REDUCTIONS[part])
 
 

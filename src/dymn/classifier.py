@@ -1,6 +1,6 @@
 """Tags in the form of transformers.
 
-What `pipeline("audio-classification")` takes and returns, for programs written for it.
+They match what `pipeline("audio-classification")` takes and returns, for programs written for it.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class AudioClassifier:
     def __call__(self, inputs: Any, top_k: int | None = OWN, batch_size: int | None = None) -> Any:
         """Return the labels of a recording, best first, as [{"score", "label"}].
 
-        A list of these for a list of recordings.
+        For a list of recordings, return a list of these.
 
         Args:
             inputs: a path; the bytes of a file; an open binary file; an array [N] at the model's sample rate; {"raw" or

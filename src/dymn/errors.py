@@ -6,9 +6,7 @@ traceback.
 
 
 def visible(text: str, keep: str = "") -> str:
-    """Return text in which every letter that a terminal could take for a command, but those to `keep`, is written as an
-    escape.
-    """
+    """Return text with each character that a terminal could interpret as a command escaped, except those in `keep`."""
     if text.isprintable():
         return text
     return "".join(letter if letter.isprintable() or letter in keep else ascii(letter)[1:-1] for letter in text)
@@ -78,9 +76,9 @@ _RESOURCES = (
 
 
 def resource_error(error: BaseException) -> ResourceError | None:
-    """Return what an error of another library says of memory and processes, with the remedy.
+    """Return what another library's error says about memory and processes, with the remedy.
 
-    None if that is not what it is about.
+    Return None if the error is about something else.
     """
     if isinstance(error, ResourceError):
         return error

@@ -66,10 +66,10 @@ def load_model(model_file_path: str = "", layers: str | Sequence[str] = LAYERS) 
 
 @torch.no_grad()
 def get_scene_embeddings(audio: Tensor, model: HearModel) -> Tensor:
-    """Return embeddings [n_sounds, D] of whole clips [n_sounds, n_samples], full scale being 1, on the model's device,
-    without gradients.
+    """Return embeddings [n_sounds, D] of whole clips [n_sounds, n_samples] with full scale 1.
 
-    Clips of more than ten seconds are cut into windows of that length, whose embeddings are averaged over time.
+    They are on the model's device, without gradients. Clips of more than ten seconds are cut into windows of that
+    length, whose embeddings are averaged over time.
 
     Raises:
         ConfigError: if the audio is not of two dimensions, or there is none.
@@ -88,10 +88,10 @@ def get_scene_embeddings(audio: Tensor, model: HearModel) -> Tensor:
 
 @torch.no_grad()
 def get_timestamp_embeddings(audio: Tensor, model: HearModel) -> tuple[Tensor, Tensor]:
-    """Return embeddings of every 50 ms of clips [n_sounds, n_samples], and their times, on the model's device, without
-    gradients.
+    """Return embeddings of every 50 ms of clips [n_sounds, n_samples], and their times.
 
-    Each is that of the 160 ms around its time, with zeros before the beginning and after the end of the clip.
+    Both are on the model's device, without gradients. Each is that of the 160 ms around its time, with zeros before the
+    beginning and after the end of the clip.
 
     Returns:
         embeddings [n_sounds, n_timestamps, D], and times in ms [n_sounds, n_timestamps], the first 0, the last at or

@@ -355,7 +355,7 @@ def _first_error(error: Exception) -> str:
 def find(paths: Iterable[str]) -> tuple[list[Location], list[tuple[str, AudioError]]]:
     """Return the recordings that paths and URLs name, in their order, within each sorted.
 
-    And those that name none, and why.
+    The paths that name none come with the reason.
 
     Of URLs, too, a folder gives the recordings below it, and a pattern those that match.
     """
@@ -391,7 +391,7 @@ def _find_remote(url: str) -> list[str]:
 
 
 class _Remote:
-    """What fsspec opens, with the least that a file object needs.
+    """A file that fsspec opens, with the minimum of a file object's methods.
 
     It is opened where it is read, so that errors arise there.
     """

@@ -16,7 +16,7 @@ CHUNK_SAMPLES = 2**19
 
 
 class UnknownFormatError(Exception):
-    """A decoder does not know the format of a recording."""
+    """A decoder does not support the format of a recording."""
 
 
 class MissingDecoderError(AudioError, ImportError):

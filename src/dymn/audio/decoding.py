@@ -405,7 +405,7 @@ def _complete(decoder: Decoder, report: Report) -> Iterator[Block]:
 
 
 def _either(content: Content, report: Report, stack: ExitStack) -> Decoder:
-    """Ask libsndfile, and FFmpeg for what it does not know, or where it gives up."""
+    """Use libsndfile, and FFmpeg for formats that libsndfile does not support, or where it gives up."""
     head = content.at(0, 12)
     ffmpeg_only = head.startswith((b"\xff\xf1", b"\xff\xf9", *_FFMPEG_ONLY)) or head[4:8] == b"ftyp"
     not_asked = ffmpeg_only or head.startswith((b"\xff", b"\0"))  # libmpg123 would write to the terminal

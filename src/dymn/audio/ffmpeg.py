@@ -56,7 +56,7 @@ def open_ffmpeg(
         counted: whether the caller knows how many samples there should be, and compares.
 
     Raises:
-        UnknownFormatError: if FFmpeg does not know the format, or finds no sound that it can decode.
+        UnknownFormatError: if FFmpeg does not support the format, or finds no sound that it can decode.
         MissingDecoderError: if PyAV is not installed.
         AudioError: if the header cannot be right.
     """

@@ -31,7 +31,7 @@ def open_libsndfile(
             cannot.
 
     Raises:
-        UnknownFormatError: if libsndfile does not know the format.
+        UnknownFormatError: if libsndfile does not support the format.
         AudioError: if the header cannot be right, or libsndfile is missing.
     """
     try:

@@ -1,6 +1,6 @@
 """The constants of the log-mel spectrogram (Sec. IV-A.1), as the published weights expect it.
 
-Window, mel filters, logarithm.
+They cover the window, the mel filters and the logarithm.
 
 They are computed in NumPy in one place, so that every backend multiplies with the same numbers.
 """
@@ -79,7 +79,7 @@ def twiddles(n_fft: int) -> Floats:
 def filter_ranges(basis: Floats) -> npt.NDArray[np.int32]:
     """Return where each filter of a mel basis is not zero, [n_mels, 2].
 
-    Most of the basis is zeros, which are not multiplied then.
+    Most of the basis is zeros, whose multiplication is thus saved.
     """
     n_bins = basis.shape[1]
     used, bins = basis != 0, np.arange(n_bins)

@@ -147,7 +147,7 @@ def microphone(device: str | int | None = None, max_lag: float = 2.0) -> Iterato
 def devices() -> list[dict[str, Any]]:
     """Return the input devices.
 
-    Index, name, default_samplerate, max_input_channels, and whether it is the default of the system (default).
+    Each has index, name, default_samplerate, max_input_channels, and whether it is the default of the system (default).
 
     Raises:
         MissingExtraError: if sounddevice is not installed.

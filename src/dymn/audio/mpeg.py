@@ -204,9 +204,7 @@ def _next(content: Content, position: int, reach: int) -> int | None:
 
 
 def _behind(content: Content, position: int) -> tuple[int, int, bool] | None:
-    """Return where frames go on behind something else, how many bytes of that are no tag, and whether a tag begins a
-    new part.
-    """
+    """Return where frames resume after other data, how many of its bytes are no tag, and if a tag starts a new part."""
     head = content.at(position, 32)
     if head[:3] == b"TAG":
         return position + 128, 0, True

@@ -325,13 +325,15 @@ def _bounded(content: Content, container: _Layout | None, base: int, plain: Layo
     if wraps and (container is None or "I" in container.header):
         length = promised + wraps * _WRAP
         length = length if _chunks_follow(content, container, plain.start, length) else there
-        note = f"its header wraps at 4 GiB; {duration(length / max(1, seconds))} are read, not {duration(promised / max(1, seconds))}."
+        present, counted = duration(length / max(1, seconds)), duration(promised / max(1, seconds))
+        note = f"its header wraps at 4 GiB; {present} are read, not {counted}."
         return replace(plain, length=length, promised=None, notes=(note,))
     tail = there - promised
     if (container is not None and _outer_end(content, container, base) > end + 64) or _goes_on(
         content, plain, promised
     ):
-        note = f"its header counts {duration(promised / max(1, seconds))}; the samples go on to {duration(there / max(1, seconds))}."
+        present, counted = duration(there / max(1, seconds)), duration(promised / max(1, seconds))
+        note = f"its header counts {counted}; the samples go on to {present}."
         return replace(plain, promised=None, notes=(note,))
     notes = (
         (f"{tail} bytes behind its samples are not sound and are left out.",) if tail > SLACK_SECONDS * seconds else ()

@@ -1,4 +1,4 @@
 """The commands of `dymn`, one module each.
 
-Options and help texts, one call into the library, the printing of its answer.
+Each has options and help texts, one call into the library, and the printing of its result.
 """

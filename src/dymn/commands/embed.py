@@ -56,8 +56,9 @@ def embed(
     format: Annotated[
         Format | None,
         format_option(
-            "npy (records with the fields file, start, end, embedding), parquet (the same as columns; needs dymn\\[parquet]) or csv "
-            "(a column for each value). The default is by the ending of --output; standard output gets csv."
+            "npy (records with the fields file, start, end, embedding), parquet (the same as columns; needs "
+            "dymn\\[parquet]) or csv (a column for each value). The default is by the ending of --output; "
+            "standard output gets csv."
         ),
     ] = None,
     output: Annotated[
@@ -110,8 +111,8 @@ def embed(
     layers = parse_layers(layer or "last")
     parameters = to_dict(settings) | {"hop": hop or window}
     asked = Asked(
-        "embed", paths, output, format, model, backend, device, precision, threads, batch_size, workers, ray, fresh, retry_failed, quiet,
-        looks_inside=layers != ("last",), partial=partial,
+        "embed", paths, output, format, model, backend, device, precision, threads, batch_size, workers,
+        ray, fresh, retry_failed, quiet, looks_inside=layers != ("last",), partial=partial,
     )  # fmt: skip
 
     def form(tagger: Tagger | None) -> Form[Embedding]:

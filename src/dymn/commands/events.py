@@ -51,8 +51,9 @@ def events(
     format: Annotated[
         Format | None,
         format_option(
-            "How to write the events: text, csv, json, jsonl, parquet (needs dymn\\[parquet]), audacity (a label track) or rttm. "
-            "The default is by the ending of --output (.csv, .json, .jsonl, .parquet, .rttm), else text."
+            "How to write the events: text, csv, json, jsonl, parquet (needs dymn\\[parquet]), audacity (a label "
+            "track) or rttm. The default is by the ending of --output (.csv, .json, .jsonl, .parquet, .rttm), "
+            "else text."
         ),
     ] = None,
     output: Annotated[
@@ -152,8 +153,8 @@ def events(
     )
     parameters = to_dict(settings) | dict(zip(("window", "hop"), settings.cutting(), strict=True))
     asked = Asked(
-        "events", paths, output, format, model, backend, device, precision, threads, batch_size, workers, ray, fresh, retry_failed, quiet,
-        partial=partial,
+        "events", paths, output, format, model, backend, device, precision, threads, batch_size, workers,
+        ray, fresh, retry_failed, quiet, partial=partial,
     )  # fmt: skip
 
     def files(tagger: Tagger, engine: Engine | None) -> Files[EventRecording]:

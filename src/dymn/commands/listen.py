@@ -184,7 +184,9 @@ def opened(
 
 
 def read(stream: BinaryIO, reader: PcmReader, quiet: bool) -> Iterator[Chunk]:
-    """Yield what comes from a pipe as soon as it arrives. The writer to the pipe blocks while a chunk is processed.
+    """Yield chunks from a pipe as soon as they arrive.
+
+    The writer to the pipe blocks while a chunk is processed.
 
     Raises:
         AudioError: if the pipe ends before anything has arrived.
@@ -207,7 +209,7 @@ def read(stream: BinaryIO, reader: PcmReader, quiet: bool) -> Iterator[Chunk]:
 
 
 def pump(stream: BinaryIO, reader: PcmReader, queue: BoundedQueue, quiet: bool) -> None:
-    """Move what comes from a pipe to a queue, which drops what does not fit."""
+    """Move chunks from a pipe to a queue, which drops those that do not fit."""
     try:
         for chunk in read(stream, reader, quiet):
             queue.put(chunk.samples)
@@ -243,9 +245,9 @@ def noticed(heard: Iterable[Heard], quiet: bool) -> Iterator[Heard]:
 
 
 def display(as_json: bool, title: str, top_k: int) -> AbstractContextManager[Any]:
-    """Return a context that gives a function, which shows an answer.
+    """Return a context that gives a function which shows a result.
 
-    As JSON, as a line, or in a table that stays in its place.
+    It shows JSON, a line, or a table that is updated in place.
     """
     if as_json:
         return nullcontext(show_json)

@@ -292,9 +292,9 @@ Ray = Annotated[
     typer.Option(
         "--ray",
         metavar="ADDRESS",
-        help="Compute with Ray (needs dymn\\[ray]): local starts it here, auto and HOST:PORT connect to a cluster. Paths may then "
-        "be URLs such as s3://bucket/clips. --workers is the number of processes with a network, each of which has "
-        "--threads (default 1).",
+        help="Compute with Ray (needs dymn\\[ray]): local starts it here, auto and HOST:PORT connect to a cluster. "
+        "Paths may then be URLs such as s3://bucket/clips. --workers is the number of processes with a network, "
+        "each of which has --threads (default 1).",
         rich_help_panel=RUN_PANEL,
     ),
 ]

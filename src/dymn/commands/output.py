@@ -56,8 +56,9 @@ def say(text: str) -> None:
 
 @contextmanager
 def binary_output(path: Path | None) -> Iterator[BinaryIO]:
-    """Open standard output (None), a file that is replaced when the block ends, or a device or pipe, which is written
-    to directly.
+    """Open standard output (None), a file that is replaced when the block ends, or a device or pipe.
+
+    A device or pipe is written to directly.
 
     Raises:
         ConfigError: if `path` is a folder.

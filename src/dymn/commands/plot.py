@@ -53,7 +53,7 @@ def check_plot(plot: Path, found: Sequence[str | Path]) -> None:
 def draw(tagger: Tagger, found: Sequence[Path], plot: Path, *, single: bool, settings: TagSettings, quiet: bool) -> int:
     """Draw recordings into a file or, each by itself, into a folder.
 
-    Returns how many could not be read again, after a message for each.
+    Return how many could not be read again, after a message for each.
     """
     from dymn.commands.output import free_name
     from dymn.commands.progress import Bar

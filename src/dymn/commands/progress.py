@@ -43,9 +43,9 @@ def display(quiet: bool, *columns: str) -> Progress | None:
 
 @contextmanager
 def _shown(progress: Progress | None) -> Iterator[Callable[[int, int | None], None] | None]:
-    """Give a function that shows how much of how much is done, for the first time when it is called.
+    """Give a function that shows progress, as an amount of a total, from its first call on.
 
-    None without a display.
+    Without a display, give None.
     """
     if progress is None:
         yield None
@@ -65,13 +65,13 @@ def _shown(progress: Progress | None) -> Iterator[Callable[[int, int | None], No
 def download_bar(quiet: bool = False) -> Any:
     """Give, in a `with`, a function that shows how many bytes of a download have arrived.
 
-    None where nobody would see it.
+    This is None where nobody would see it.
     """
     return _shown(display(quiet, "Download", "BarColumn", "DownloadColumn", "TransferSpeedColumn"))
 
 
 def counting_bar(text: str, quiet: bool = False) -> Any:
-    """Give, in a `with`, a function that shows how many items of how many are done; None where nobody would see it."""
+    """Give, in a `with`, a function that shows how many items of all are done, or None if nobody would see it."""
     return _shown(display(quiet, text, "BarColumn", "MofNCompleteColumn", "left", "TimeRemainingColumn"))
 
 
@@ -120,9 +120,9 @@ class Bar:
 
     @property
     def at(self) -> Callable[[str, float], None] | None:
-        """To be called with the name of a recording and the seconds of it that are done.
+        """A callback for the name of a recording and the seconds of it that are done.
 
-        None where nobody would see it.
+        This is None where nobody would see it.
         """
         return None if self._progress is None else self._at
 

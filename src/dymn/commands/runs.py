@@ -203,7 +203,7 @@ def stream(
 def resume(asked: Asked, form: Form[R], name: str, output: Path, discovery: Discovery, files: Files[R]) -> int:
     """Compute recordings through a journal and write the output, or resume a run that did not end.
 
-    Returns how many failed.
+    Return how many failed.
     """
     from dymn.inference.journal import Journal
     from dymn.system.files import atomic_write
@@ -275,7 +275,7 @@ def _say_kept(journal: Journal, quiet: bool) -> None:
 def journaled(asked: Asked, name: str) -> Path | None:
     """Return the output of a run that keeps a journal.
 
-    One that writes rows to a file, from recordings that can be read again.
+    Such a run writes rows to a file, from recordings that can be read again.
 
     Raises:
         ConfigError: if there will be none, and an option was given that needs one.
@@ -312,7 +312,7 @@ def check_output(output: Path | None, name: str, count: int) -> None:
 def default_workers(threads: int | None, recordings: int) -> int:
     """Return how many threads decode.
 
-    One a CPU that may be used, and no more than there are recordings or threads asked for.
+    This is one per usable CPU, but no more than the recordings or the requested threads.
     """
     from dymn.system.cpus import available_cpus
 
@@ -344,8 +344,9 @@ def report_path(output: Path) -> Path:
 
 @contextlib.contextmanager
 def report(output: Path | None) -> Iterator[Callable[[Iterable[R]], Iterator[R]]]:
-    """Give a function that passes results on and lists those that failed in a report beside the output, if there is a
-    file and any did.
+    """Yield a function that passes results on and collects the failed ones for a report.
+
+    The report is written beside the output, if the output is a file and any result failed.
     """
     from dymn.system.files import atomic_write
 

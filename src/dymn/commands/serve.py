@@ -189,9 +189,9 @@ def serve(
 
 
 def host_names(host: str, allowed: list[str]) -> list[str]:
-    """Return the names by which the server may be called.
+    """Return the host names under which the server may be reached.
 
-    Those that are allowed, and those of this machine where it is needed.
+    These are the allowed ones and, where needed, those of this machine.
     """
     if host in LOOPBACK:
         return ["127.0.0.1", "localhost", "[::1]", *allowed]

@@ -75,8 +75,9 @@ def tag(
     format: Annotated[
         Format | None,
         format_option(
-            "table, json, jsonl, csv, parquet (needs dymn\\[parquet]) or audacity (a label track of the windows; give a --threshold "
-            "with it). The default is by the ending of --output (.json, .jsonl, .csv, .parquet, .txt), else table."
+            "table, json, jsonl, csv, parquet (needs dymn\\[parquet]) or audacity (a label track of the windows; "
+            "give a --threshold with it). The default is by the ending of --output (.json, .jsonl, .csv, .parquet, "
+            ".txt), else table."
         ),
     ] = None,
     output: Annotated[
@@ -150,8 +151,8 @@ def tag(
     )
     parameters = to_dict(settings) | {"hop": hop or window}
     asked = Asked(
-        "tag", paths, output, format, model, backend, device, precision, threads, batch_size, workers, ray, fresh, retry_failed, quiet,
-        again=plot is not None, partial=partial,
+        "tag", paths, output, format, model, backend, device, precision, threads, batch_size, workers,
+        ray, fresh, retry_failed, quiet, again=plot is not None, partial=partial,
     )  # fmt: skip
 
     def files(tagger: Tagger, engine: Engine | None) -> Files[Recording]:

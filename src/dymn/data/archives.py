@@ -183,7 +183,7 @@ def read_fsd50k_hdf5(root: Path) -> tuple[Catalog, Store]:
 def read_openmic_hdf5(root: Path) -> tuple[Catalog, Store]:
     """OpenMIC-2018: openmic_{train,test}.csv_mp3.hdf in `root`, or one such file.
 
-    20 probabilities and 20 masks a clip.
+    Each clip has 20 probabilities and 20 masks.
     """
     files = _files(root, OPENMIC_FILES)
     keys, rows, splits, values = _columns(files)
@@ -275,7 +275,7 @@ def _plain(file: Any, name: str) -> bool:
 def _bounded(dataset: Any, whole: bool) -> bool:
     """Whether reading a dataset, or one of its rows, takes bounded memory.
 
-    Its size is a claim, and a chunk unpacks to a thousandfold.
+    Its size is only claimed, and a chunk may unpack to a thousand times its size.
     """
     chunk = math.prod(dataset.chunks or (0,)) * dataset.dtype.itemsize
     return chunk <= MAX_BYTES and not (whole and dataset.size * dataset.dtype.itemsize > MAX_BYTES)

@@ -1,9 +1,8 @@
-"""Decoded clips on disk: 16-bit samples, memory-mapped, because decoding Opus or MP3 anew for each epoch costs more
-than a small network.
+"""Decoded clips on disk, as 16-bit samples that are memory-mapped.
 
-A cache is a folder named after the digest of the dataset with the times of its files, the sample rate and the longest
-clip: a file that is written again makes a new one. It appears when it is complete, and processes that need it at the
-same time build it once.
+Decoding Opus or MP3 anew for each epoch costs more than a small network does. A cache is a folder named after the
+digest of the dataset with the times of its files, the sample rate and the longest clip: a file that is written again
+makes a new one. It appears when it is complete, and processes that need it at the same time build it once.
 """
 
 from __future__ import annotations
@@ -73,9 +72,7 @@ class DecodedCache:
         return samples * np.float32(scale / FULL_SCALE), mark
 
     def quantised(self, i: int) -> tuple[PCM, float, int] | str:
-        """Return 16-bit samples [N], the value of a full-scale one, and the fingerprint of a clip, or why it could not
-        be decoded.
-        """
+        """Return a clip's 16-bit samples [N], their full-scale value and its fingerprint, or why decoding failed."""
         if i in self.bad:
             return self.bad[i]
         if self._audio is None:
@@ -123,7 +120,7 @@ def _name(source: Source) -> str:
 class Quantised(Dataset["tuple[PCM, float, int] | str"]):
     """The clips of a source in 16 bits.
 
-    Samples, the value of a full-scale one and fingerprint, or why there is none.
+    Each has samples, their full-scale value and a fingerprint, or the reason why there is none.
     """
 
     def __init__(self, source: Source) -> None:

@@ -34,9 +34,9 @@ class Layout(NamedTuple):
 
 
 def detect(path: str | Path) -> Layout:
-    """Tell by its files what kind of dataset lies at `path`.
+    """Detect from its files what kind of dataset lies at `path`.
 
-    A published one, a manifest, shards, or else a folder per class.
+    It is a published one, a manifest, shards, or else a folder per class.
 
     Raises:
         DataError: if there is nothing, or it could be several things.

@@ -180,8 +180,9 @@ class Loader:
             yield collated
 
     def state_dict(self) -> dict[str, int]:
-        """Return where the loader is (the epoch, its batches that were handed out, their bad clips), and what its order
-        depends on.
+        """Return the loader's position and what its order depends on.
+
+        The position is the epoch, the number of its batches handed out, and their bad clips.
         """
         epoch, batch = self._at
         size, draws = self.batches.batch_size, len(self.batches.sampler)

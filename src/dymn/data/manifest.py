@@ -108,7 +108,7 @@ def read_csv(
 
 
 def _table(path: Path) -> tuple[list[str], list[list[str]]]:
-    """Return header and rows of a table, by the delimiter with which its header has the columns that a manifest needs."""
+    """Return a table's header and rows, using the delimiter that gives the header the columns a manifest needs."""
     for delimiter in DELIMITERS:
         header, *rows = csv_rows(path, delimiter) or [[]]
         if _place(header, PATH_COLUMNS) is not None and _place(header, LABEL_COLUMNS) is not None:

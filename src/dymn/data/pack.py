@@ -1,8 +1,8 @@
-"""Packing a dataset into tar shards, so that training reads few large files from front to back (layout:
-`dymn.data.packed`).
+"""Packing a dataset into tar shards, so that training reads few large files sequentially.
 
-Which clips a shard holds is settled before any is read, by the seed and by their number. Each shard is then the work of
-one process, and of no other; a run that was killed makes those that are missing, and the result is the same.
+The layout is described in `dymn.data.packed`. Which clips a shard holds is settled before any is read, by the seed and
+by their number. Each shard is then the work of one process, and of no other; a run that was killed makes those that are
+missing, and the result is the same.
 """
 
 from __future__ import annotations
@@ -337,9 +337,9 @@ def _clips_of(megabytes: float, source: Source, encoding: str) -> int:
 
 
 def _suffix(content: bytes, key: str) -> str:
-    """Return by which suffix others know the audio.
+    """Return the suffix by which other programs know the audio.
 
-    Names in a shard never come from the data but for a few plain letters.
+    Apart from a few plain letters, names in a shard never come from the data.
     """
     if content.startswith(b"OggS") and b"OpusHead" in content[:64]:
         return "opus"

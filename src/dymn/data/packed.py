@@ -1,6 +1,6 @@
 """Shards that `dymn shards` packs.
 
-Tar files (WebDataset) with an index, from which they open at once, however many clips there are.
+They are tar files (WebDataset) with an index, so that they open at once with any number of clips.
 
 A folder of them holds
 

@@ -31,8 +31,7 @@ SPLIT_NAMES = {
 
 
 def read_folder(root: Path) -> tuple[Catalog, Store]:
-    """One folder per class: `root/CLASS/**/*.wav`, or `root/SPLIT/CLASS/…`, where the splits are called as in
-    `SPLIT_NAMES`.
+    """One folder per class: `root/CLASS/**/*.wav`, or `root/SPLIT/CLASS/…` with splits named as in `SPLIT_NAMES`.
 
     Raises:
         DataError: if there is no folder, no class, an audio file lies outside the class folders, or other folders lie
@@ -142,10 +141,10 @@ def read_fsd50k(root: Path) -> tuple[Catalog, Store]:
 
 
 def read_openmic(root: Path) -> tuple[Catalog, Store]:
-    """OpenMIC-2018: `openmic-2018.npz`, `class-map.json`, `partitions/split01_{train,test}.csv` and
-    `audio/KEY[:3]/KEY.ogg`.
+    """OpenMIC-2018 as Ogg files.
 
-    A probability above 0.5 is positive; classes without annotation are masked.
+    The files are `openmic-2018.npz`, `class-map.json`, `partitions/split01_{train,test}.csv` and
+    `audio/KEY[:3]/KEY.ogg`. A probability above 0.5 is positive; classes without annotation are masked.
     """
     archive = root / "openmic-2018.npz"
     arrays = read_npz(archive, ("Y_true", "Y_mask", "sample_key"))
@@ -180,7 +179,7 @@ def read_openmic(root: Path) -> tuple[Catalog, Store]:
 def read_tau(root: Path) -> tuple[Catalog, Store]:
     """TAU Urban Acoustic Scenes 2020 Mobile (DCASE20), development.
 
-    `meta.csv`, `evaluation_setup/fold1_{train,evaluate}.csv`, `audio/`.
+    Its files are `meta.csv`, `evaluation_setup/fold1_{train,evaluate}.csv` and `audio/`.
 
     Clips that the setup leaves out have no split.
     """

@@ -44,7 +44,7 @@ class Sampler(Protocol):
 class PlainSampler:
     """Every clip once an epoch, shuffled or in order.
 
-    With `draws`, that many presentations in as many passes as it takes.
+    With `draws`, an epoch is that many presentations, in as many passes as it takes.
     """
 
     def __init__(self, n: int, seed: int = 0, *, shuffle: bool = True, draws: int | None = None) -> None:
@@ -129,13 +129,12 @@ class WeightedSampler:
 
 
 def heard_weights(probabilities: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:
-    """Return sampling weights [N] of clips in which a teacher hears classes with `probabilities` [N, C], all zeros
-    where it heard nothing.
+    """Return sampling weights [N] of clips in which a teacher hears classes with `probabilities` [N, C].
 
-    The share `EVEN` of a weight is the same for all clips, the rest the sum over classes of the probability over the
-    corpus's sum of it: a class counts as often as another, but for those of which the corpus has hardly anything (less
-    than about `ENOUGH` clips). Probabilities below `AUDIBLE` count as none: there are so many of them that they would
-    drown the others.
+    Where the teacher heard nothing, the probabilities are all zeros. The share `EVEN` of a weight is the same for all
+    clips, the rest the sum over classes of the probability over the corpus's sum of it: a class counts as often as
+    another, but for those of which the corpus has hardly anything (less than about `ENOUGH` clips). Probabilities below
+    `AUDIBLE` count as none: there are so many of them that they would drown the others.
     """
     known = probabilities.any(axis=1)
     heard = np.where(probabilities < AUDIBLE, 0.0, probabilities).astype(np.float64)

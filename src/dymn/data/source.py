@@ -158,10 +158,10 @@ class Source(Dataset["Clip | BadClip"]):
         return self.clip(range(len(self))[i])
 
     def clip(self, i: int, cut: Cut | None = None, content: bytes | Exception | None = None) -> Clip | BadClip:
-        """Return clip `i`, its waveform passed through `cut` (which takes 16-bit samples as well, where they are
-        decoded already).
+        """Return clip `i` with `cut` applied to its waveform.
 
-        `content` is what its store gave, if that was asked before.
+        `cut` must accept 16-bit samples too, which it gets from clips that are decoded already. `content` is what its
+        store gave, if that was asked before.
         """
         read = self.read(i, cut, content)
         if isinstance(read, BadClip):
@@ -228,9 +228,9 @@ class Source(Dataset["Clip | BadClip"]):
         return fingerprint(content) if self.store.marks is None else int(self.store.marks[place])
 
     def read_many(self, indices: Sequence[int]) -> dict[int, bytes | Exception]:
-        """Return what the files of some clips hold, for `clip`, or why there is nothing.
+        """Return the contents of the files of some clips, for `clip`, or why there is none.
 
-        Read in the order in which they lie.
+        The files are read in the order in which they lie.
         """
         place = {int(self.indices[i]): i for i in indices}
         return {place[where]: content for where, content in self.store.read_many(list(place))}
@@ -283,7 +283,7 @@ class Source(Dataset["Clip | BadClip"]):
     def at(self, sample_rate: int) -> Source:
         """Return the same source, its waveforms at another sample rate in Hz.
 
-        What was decoded for this one does not count.
+        Clips already decoded for this source are not reused.
         """
         if sample_rate == self.sample_rate:
             return self
@@ -338,7 +338,7 @@ def within(blocks: Iterable[Floats], sample_rate: int, span: Span | None) -> Ite
 def decode(content: bytes, sample_rate: int, max_seconds: float = MAX_SECONDS, span: Span | None = None) -> Floats:
     """Decode an audio file, or a span of it, to mono float32 [N].
 
-    What is longer than `max_seconds` is cut, without decoding the rest.
+    Audio longer than `max_seconds` is cut, without decoding the rest.
 
     Raises:
         AudioError: if it cannot be decoded or holds no sound.

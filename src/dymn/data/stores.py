@@ -60,9 +60,7 @@ class Store(ABC):
         """
 
     def read_many(self, indices: Sequence[int]) -> Iterator[tuple[int, bytes | Exception]]:
-        """Yield positions and contents of some clips, or why there is none, in the order in which they are quickest to
-        read.
-        """
+        """Yield positions and contents of some clips, or why there is none, in the order that is quickest to read."""
         for i in indices:
             try:
                 yield i, self.read(i)
@@ -71,7 +69,7 @@ class Store(ABC):
 
     @abstractmethod
     def sizes(self) -> list[int]:
-        """Return the size of every clip in bytes, as far as it is known without reading (-1 where missing or unknown)."""
+        """Return the size of every clip in bytes, or -1 where it is missing or unknown without reading."""
 
     @abstractmethod
     def stamps(self) -> list[str]:
@@ -157,7 +155,7 @@ class TarStore(Store):
         marks: npt.NDArray[np.int64] | None = None,
         streams: bool = False,
     ) -> None:
-        """Take the archives, and for each clip the number of its archive, the offset and the size of its bytes [N, 3]."""
+        """Take the archives, and each clip's archive number, and the offset and size of its bytes, as [N, 3]."""
         self.paths, self.places, self.marks = list(paths), places, marks
         self.parts = places[:, 0] if streams else None
         self._files = Opened(open_binary)
@@ -170,7 +168,7 @@ class TarStore(Store):
     def read_many(self, indices: Sequence[int]) -> Iterator[tuple[int, bytes | Exception]]:
         """Yield the contents of the clips from front to back, or why there is none.
 
-        Neighbours come from the disk in one piece.
+        Adjacent clips are read from disk in one piece.
         """
         for run in self._runs(sorted(set(indices))):
             part, start, _ = self.places[run[0]].tolist()

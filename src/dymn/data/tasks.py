@@ -226,7 +226,7 @@ def _parts(source: Source, fold: int | None) -> list[str]:
 def _held_out(source: Source, candidates: list[int], share: float) -> set[int]:
     """Return a share of the candidates of every class (the first class of a clip counts).
 
-    Those whose names' digests come first.
+    The clips whose names have the first digests are chosen.
 
     Every class keeps at least one clip; what rounding leaves over in one class is made up for in the next.
     """

@@ -46,7 +46,7 @@ class Assessment(NamedTuple):
 class Learned:
     """How a model was trained, as far as its card says.
 
-    Seconds of a clip, its filling, whether whole clips were heard, the held-out share.
+    This covers the seconds of a clip, its filling, whether whole clips were heard, and the held-out share.
 
     Raises:
         ConfigError: if a value is not allowed; a card may come from anywhere.
@@ -154,7 +154,7 @@ def assess(
 def write_predictions(path: str | Path, found: Assessment) -> None:
     """Write a CSV table with a row for each clip.
 
-    Its name, its labels (with ";" between), the likeliest class, all probabilities.
+    A row has the name, the labels (separated by ";"), the likeliest class and all probabilities.
     """
     scores = found.scores
     rows = []

@@ -22,7 +22,7 @@ KINDS = ("tagging", "classification")
 
 
 class ClassResult(NamedTuple):
-    """What is known of one class.
+    """The figures of one class.
 
     A figure is NaN where it is not defined (no positives; for ROC-AUC also no negatives).
     """
@@ -147,7 +147,7 @@ def confusion(scores: Array, targets: Array) -> npt.NDArray[np.int64]:
 def divergence(said: Array, taught: Array, kind: str) -> float:
     """Return the mean Kullback-Leibler divergence of probabilities from a teacher's, in nats.
 
-    The loss above the teacher's entropy.
+    It is the loss above the teacher's entropy.
 
     Args:
         said: the model's probabilities [N, C].

@@ -178,7 +178,7 @@ def figures(scores: Scores, kind: str) -> dict[str, Any]:
 def deciding_metric(found: dict[str, Any], task: TaskSpec) -> str:
     """Return which figure chooses the checkpoint.
 
-    The task's, or the distance to the teacher for clips without labels.
+    It is the task's, or the distance to the teacher for clips without labels.
     """
     return task.metric if task.metric in found else "distillation"
 

@@ -1,4 +1,4 @@
-"""Online teachers: they hear the same augmented, mixed input as the student (consistent teaching; Beyer et al., 2022)."""
+"""Online teachers: they hear the student's augmented, mixed input (consistent teaching; Beyer et al., 2022)."""
 
 from __future__ import annotations
 
@@ -73,9 +73,7 @@ def same_blocks(teacher: MobileNet, student: MobileNet) -> bool:
 
 
 class BlockOutputs:
-    """Keeps what the blocks of a network give, each time that it is called in training mode, or each time in evaluation
-    mode.
-    """
+    """Keeps the outputs of a network's blocks, from each call in training mode or each in evaluation mode."""
 
     def __init__(self, model: MobileNet, training: bool) -> None:
         self._maps: list[Tensor] = []

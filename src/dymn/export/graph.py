@@ -215,9 +215,7 @@ class _Block:
         return ContextNames(nodes.op("Flatten", vector), frequency, time)
 
     def _read(self, x: str) -> str:
-        """Return the next coefficients [B, n] of the block, read off its context, or off x by a part that looks for
-        itself.
-        """
+        """Return the block's next coefficients [B, n], from its context, or from x for parts that have their own."""
         if not self.own:
             return self.heads.pop(0)
         squeeze, head = self.own.pop(0)
@@ -314,9 +312,7 @@ class _Block:
         return list(zip(found[:n_maps], found[n_maps:], strict=True))
 
     def _two_maps(self, x: str, kernel: str, bias: str, maps: list[tuple[str, str]], geometry: dict[str, Any]) -> str:
-        """Add a convolution with the maximum of two maps after it, the steeper of which is part of the kernel, as in
-        the fused form.
-        """
+        """Add a convolution and the maximum of two maps, the steeper folded into the kernel as in the fused form."""
         nodes = self.nodes
         (slope0, intercept0), (slope1, intercept1) = ((nodes.reshape(a, -1), nodes.reshape(b, -1)) for a, b in maps)
         slope0 = nodes.op("Add", slope0, nodes.constant([TINY]))  # not below 0 before, so nothing divides by 0

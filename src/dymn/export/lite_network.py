@@ -137,9 +137,7 @@ class LiteStage(nn.Module):
         return self._activated(y, read) if self.n_maps else self.activation(y)
 
     def _read(self, kind: str, x: Tensor, read: Iterator[Tensor]) -> Tensor:
-        """Return coefficients [1, n, 1, 1], read off the context of the block, or off x by a part that looks for
-        itself.
-        """
+        """Return coefficients [1, n, 1, 1], from the block's context, or from x for parts that have their own."""
         return self.own[kind](x.mean(dim=(2, 3), keepdim=True)) if kind in self.own else next(read)
 
     def _activated(self, y: Tensor, read: Iterator[Tensor]) -> Tensor:

@@ -1,6 +1,6 @@
-"""Which recordings a run is about.
+"""The recordings of a run.
 
-The trees that paths name are walked once, and what is opened to look is not opened again.
+The trees that paths name are walked once, and a file opened for inspection is not opened again.
 """
 
 from __future__ import annotations
@@ -131,9 +131,9 @@ class Discovery:
         return True
 
     def source(self, path: Path | str) -> AudioLike:
-        """Return what to read a recording from.
+        """Return the source to read a recording from.
 
-        Its path, or once the file that is open already, unless another one has its path now.
+        This is its path, or the first time the file that is already open, unless another file now has its path.
         """
         held = self._held.pop(whole(path), path)
         if isinstance(held, io.IOBase) and not _is_at(held, path):

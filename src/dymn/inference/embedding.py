@@ -204,9 +204,7 @@ class Embedder:
     def collect(
         self, embedded: Iterable[tuple[Piece, Floats | None]], progress: Callable[[str, float], None] | None = None
     ) -> Iterator[Embedding]:
-        """Yield recordings of their windows with vectors [D], in their order, as `dymn.inference.segments.computed`
-        yields them.
-        """
+        """Yield recordings, in order, from windows and vectors [D] that `dymn.inference.segments.computed` yields."""
         rows: list[Floats] = []
         spans: list[tuple[float, float]] = []
         for piece, row in embedded:

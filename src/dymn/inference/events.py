@@ -138,7 +138,7 @@ def decide(frames: Frames, settings: EventSettings | None = None) -> list[Event]
 class _Stretch(NamedTuple):
     """A stretch of one label above the lower threshold.
 
-    Where it begins and ends in seconds, and its highest probability.
+    It has a start and an end in seconds, and its highest probability.
     """
 
     start: float
@@ -162,7 +162,7 @@ class Decider:
         # frames on each side of one that its median takes in; known from the second frame on
         self._half: int | None = None
         self._times: Times = np.empty(0)  # of the undecided frames
-        self._scores = np.empty((0, len(labels)), np.float32)  # `_half` frames before the undecided ones, and these
+        self._scores = np.empty((0, len(labels)), np.float32)  # `_half` frames before the undecided frames, then those
         self._edge = 0.0  # where the first undecided frame begins
         self._open: dict[int, _Stretch] = {}  # by column
         self._last: dict[int, _Stretch] = {}  # by column
@@ -182,9 +182,7 @@ class Decider:
             self._decide(count, (self._times[:count] + self._times[1 : count + 1]) / 2)
 
     def finish(self, seconds: float) -> list[Event]:
-        """Return the events of a recording of so many seconds, in the order of their start, at equal starts the
-        likeliest first.
-        """
+        """Return the events of a recording of `seconds` by start time; of equal starts, the likeliest comes first."""
         if count := len(self._times):
             self._scores = np.pad(self._scores, ((0, self._half or 0), (0, 0)), mode="edge")
             between, end = (self._times[1:] + self._times[:-1]) / 2, max(seconds, float(self._times[-1]))
@@ -223,9 +221,7 @@ class Decider:
                 self._open[column] = found
 
     def _close(self, column: int, stretch: _Stretch) -> None:
-        """Make an event of a complete stretch if it is loud enough, one with the event before it if the gap is short
-        enough.
-        """
+        """Make a complete stretch an event if it is loud enough; merge it with the previous one if the gap is short."""
         if stretch.score < self._on:
             return
         last = self._last.get(column)

@@ -49,8 +49,9 @@ def tag_files(
     workers: int = 0,
     progress: Callable[[str, float], None] | None = None,
 ) -> Iterator[Recording]:
-    """Tag recordings one after the other, their windows in common batches, in memory that does not grow with their
-    length.
+    """Tag recordings one after the other, with their windows in common batches.
+
+    Memory does not grow with the length of the recordings.
 
     Args:
         backend: computes the network.
@@ -89,8 +90,7 @@ def collect_tags(
     settings: TagSettings,
     progress: Callable[[str, float], None] | None = None,
 ) -> Iterator[Recording]:
-    """Return the recordings whose windows and probabilities [C] `dymn.inference.segments.computed` yields, in their
-    order.
+    """Return recordings, in order, from windows and probabilities [C] that `dymn.inference.segments.computed` yields.
 
     Raises:
         ConfigError: at once, if a setting does not fit the model.

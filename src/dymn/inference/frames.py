@@ -110,7 +110,7 @@ class Frames:
     def edges(self) -> Times:
         """The borders of the frames [T + 1].
 
-        Half way between their middles, the first at 0 and the last at the recording's end.
+        They lie half way between the middles, the first at 0 and the last at the recording's end.
         """
         between = (self.times[1:] + self.times[:-1]) / 2
         return np.concatenate([[0.0], between, [max(self.seconds, self.times[-1])]])
@@ -214,9 +214,7 @@ def collect_parts(
     rate: int,
     progress: Callable[[str, float], None] | None,
 ) -> Iterator[FramePart]:
-    """Yield the frames of recordings in parts, from their windows with what `maker.compute` made of them, in their
-    order.
-    """
+    """Yield the frames of recordings in parts, in order, from windows and what `maker.compute` returned for them."""
     times: list[Times] = []
     scores: list[Scores] = []
     for piece, row in scored:
@@ -270,9 +268,9 @@ class FrameMaker(ABC):
         """Return times [n] and probabilities [n, C] of the frames that no later window changes."""
 
     def finish(self, seconds: float | None) -> tuple[Times, Scores]:
-        """Return the other frames of a recording of so many seconds, or none if it failed (None).
+        """Return the remaining frames of a recording of `seconds`, or none if it failed (None).
 
-        Forget the recording.
+        The recording is then forgotten.
         """
         return np.empty(0), np.empty((0, len(self._chosen)), np.float32)
 

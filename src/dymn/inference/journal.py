@@ -1,10 +1,10 @@
-"""The journal of a long run, kept beside its output so that the run can be resumed after any end, a loss of power
-included.
+"""The journal of a long run, kept beside its output so that the run can be resumed.
 
-A journal is an SQLite database. A record is stored as a whole or not at all, a torn or damaged one is detected by its
-checksum, and an end at any moment leaves the state of the last commit. It holds the settings, the list of recordings in
-the order of the output, and for each finished one its size, its time of modification and its result. A recording is
-computed again only if size or time have changed. While a run has its journal open, no other run can open it.
+It can be resumed after any end, including a loss of power. A journal is an SQLite database. A record is stored as a whole or not at all, a torn or
+damaged one is detected by its checksum, and an end at any moment leaves the state of the last commit. It holds the
+settings, the list of recordings in the order of the output, and for each finished one its size, its time of
+modification and its result. A recording is computed again only if size or time have changed. While a run has its
+journal open, no other run can open it.
 """
 
 from __future__ import annotations
@@ -34,8 +34,10 @@ PAGE = 256
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT);
-CREATE TABLE IF NOT EXISTS listed (place BLOB PRIMARY KEY, name BLOB, path BLOB UNIQUE, size INTEGER, changed INTEGER) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS done (path BLOB PRIMARY KEY, size INTEGER, changed INTEGER, seconds REAL, result BLOB, error TEXT, crc INTEGER);
+CREATE TABLE IF NOT EXISTS listed (place BLOB PRIMARY KEY, name BLOB, path BLOB UNIQUE, size INTEGER, \
+changed INTEGER) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS done (path BLOB PRIMARY KEY, size INTEGER, changed INTEGER, seconds REAL, result BLOB, \
+error TEXT, crc INTEGER);
 """
 _VALID = "done.path = listed.path AND done.size = listed.size AND done.changed = listed.changed"
 
@@ -43,7 +45,7 @@ _VALID = "done.path = listed.path AND done.size = listed.size AND done.changed =
 class Stamp(NamedTuple):
     """Size in bytes and time of modification in nanoseconds, by which a change of a file is seen.
 
-    -1 and 0 if there is no file.
+    They are -1 and 0 if there is no file.
     """
 
     size: int
@@ -226,7 +228,8 @@ class Journal:
     def put(self, task: Task, seconds: float, result: bytes | None, error: str | None) -> None:
         """Store the result of a recording; it is on the disk within `COMMIT_SECONDS` if more follow."""
         if result is not None and len(result) > MAX_RESULT:
-            error = f"{task.name} has a result of {len(result) / 2**20:.0f} MiB, too much for a journal. Run it without --output."
+            size = f"{len(result) / 2**20:.0f} MiB"
+            error = f"{task.name} has a result of {size}, too much for a journal. Run it without --output."
             result = None
         with self._telling():
             row = (task.path, *task.stamp, seconds, result, error, _crc(seconds, result, error))
@@ -267,9 +270,9 @@ class Journal:
         )
 
     def complete(self, keep: bool) -> None:
-        """Record that the output is written.
+        """Record that the output is complete.
 
-        Remove the journal, or keep it so that failed recordings can be tried again.
+        The journal is removed, or kept so that failed recordings can be tried again.
         """
         with self._telling():
             self._write_facts(complete=True)

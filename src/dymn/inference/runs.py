@@ -153,7 +153,7 @@ def _packed(value: Any) -> bytes:
 def embeddings(per_window: bool, size: int) -> Kind[Embedding]:
     """Return how embeddings of `size` values are stored.
 
-    Those of recordings, or with `per_window` those of their windows.
+    They are those of recordings, or with `per_window` those of their windows.
     """
     from dymn.inference.embedding import Embedding
 

@@ -1,6 +1,6 @@
 """Recordings as windows, and windows through a network in common batches.
 
-What tags, embeddings and frames have in common.
+Tags, embeddings and frames share this code.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ class Opened:
 
 
 class Piece(NamedTuple):
-    """What is computed with of a window, with its place in seconds.
+    """A window's input for computation, with its place in seconds.
 
-    Or the end of the recording (no features), or its failure.
+    It may also be the end of the recording (no features) or its failure.
     """
 
     recording: Opened
@@ -216,8 +216,9 @@ def run_windows(
 def computed(
     found: Iterable[Piece], compute: Callable[[Rows], Iterable[R]], batch_size: int
 ) -> Iterator[tuple[Piece, R | None]]:
-    """Yield pieces in their order, windows with their row of what `compute` makes of a batch of features [B, ...] of
-    one shape.
+    """Yield pieces in order, each window with its row of the result of `compute`.
+
+    `compute` receives batches of features [B, ...] of one shape.
 
     Raises:
         ConfigError: at once, if the batch size is below 1.

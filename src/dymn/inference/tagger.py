@@ -245,8 +245,7 @@ class Tagger:
         return decide(frames(self.backend, source, sample_rate, checked), checked)
 
     def stream(self, sample_rate: int, top_k: int = 10, **settings: Any) -> Stream:
-        """Return a stream: it takes chunks of samples of any size and gives the tags of each window when it is
-        complete.
+        """Return a stream, which takes chunks of any size and gives the tags of each window once it is complete.
 
         Args:
             sample_rate: of what will be fed, in Hz.

@@ -15,9 +15,7 @@ STEM_STRIDE = 2
 
 
 class Feature(NamedTuple):
-    """A feature map: its layer's name, its channels, and how many frames and mel bands of the input one of its places
-    stands for.
-    """
+    """A feature map: its layer's name, its channels, and the input's frames and mel bands that one position covers."""
 
     name: str
     channels: int
@@ -75,8 +73,9 @@ class FeatureExtractor(nn.Module):
         self.layers = nn.ModuleList(layers)
 
     def forward(self, log_mel: Tensor) -> list[Tensor]:
-        """Return the maps, each [B, channels, ceil(F / stride), ceil(T / stride)], of log-mel spectrograms [B, 1, F,
-        T].
+        """Return the feature maps of log-mel spectrograms [B, 1, F, T].
+
+        Each map is [B, channels, ceil(F / stride), ceil(T / stride)].
 
         Raises:
             ConfigError: if the input is not of four dimensions with one channel.

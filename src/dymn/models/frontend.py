@@ -85,10 +85,10 @@ class LogMel(nn.Module):
             return self._log_mel(self.frames(waveform.float()), basis)
 
     def frames(self, waveform: Tensor) -> Tensor:
-        """Return the pre-emphasised samples of each frame, [B, N] to [B, frames, n_fft], as a view that repeats what
-        frames share.
+        """Return the pre-emphasised samples of each frame, [B, N] to [B, frames, n_fft].
 
-        The middle of frame t is sample t * hop_length; what lies beyond the ends is their reflection.
+        The result is a view in which overlapping frames share their samples. The middle of frame t is sample
+        t * hop_length; what lies beyond the ends is their reflection.
         """
         c = self.config
         missing = c.n_fft // 2 + 2 - waveform.shape[1]

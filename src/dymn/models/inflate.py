@@ -94,9 +94,7 @@ def measure_norms(model: MobileNet, batches: Iterable[Tensor]) -> None:
 
 
 def _mean_excitation(parent: MobileNet, log_mel: Tensor) -> list[Tensor]:
-    """Return, for each block, the mean over clips of the weights [c_exp] that its Squeeze-and-Excitation gives (1
-    without).
-    """
+    """Return each block's Squeeze-and-Excitation weights [c_exp], averaged over clips (1 for blocks without)."""
     means = [torch.ones(block.c_exp, device=log_mel.device) for block in parent.config.blocks]
 
     def recorder(i: int) -> Callable[[SqueezeExcitation, tuple[Tensor], Tensor], None]:

@@ -115,8 +115,9 @@ class MobileNet(Pretrained):
         return Output(self.head(features, embedding), embedding)
 
     def frame_logits(self, features: Tensor, smoothing: int = 1) -> Tensor:
-        """Return logits [B, T', C] of each frame of the last feature map [B, D, F', T'], averaged over `smoothing`
-        frames first (odd).
+        """Return logits [B, T', C] of each frame of the last feature map [B, D, F', T'].
+
+        The frames are averaged over `smoothing` (odd) frames first.
         """
         if smoothing > 1:
             features = avg_pool2d(
@@ -177,7 +178,7 @@ class MobileNet(Pretrained):
         return self
 
     def initialise(self, generator: torch.Generator | None = None) -> MobileNet:
-        """Draw fresh weights: convolutions Kaiming normal (fan out, each kernel by itself), linear layers N(0, 0.01)."""
+        """Draw fresh weights: convolutions Kaiming normal (fan out, per kernel), linear layers N(0, 0.01)."""
         for module in self.modules():
             if isinstance(module, DynamicConv2d):
                 for kernel in module.weight.data:

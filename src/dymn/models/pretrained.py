@@ -46,7 +46,7 @@ class Pretrained(nn.Module):
     def probabilities(self, logits: Tensor) -> Tensor:
         """Return the probabilities of classes [..., C].
 
-        A sigmoid of each logit, or a softmax where the card says `exclusive`.
+        They are a sigmoid of each logit, or a softmax where the card says `exclusive`.
         """
         return torch.softmax(logits, dim=-1) if self.card.exclusive else torch.sigmoid(logits)
 
@@ -172,8 +172,9 @@ def save(model: Pretrained, path: str | Path, *, dtype: torch.dtype = torch.floa
 
 
 def _checked(model: Pretrained) -> Stored:
-    """Return what is to be saved, after comparing weights and configuration, which a layer that was replaced leaves
-    apart.
+    """Return what to save, after checking that the weights and the configuration agree.
+
+    They differ when a layer has been replaced.
     """
     stored = model.stored()
     try:

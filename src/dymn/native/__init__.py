@@ -28,7 +28,7 @@ def within_bounds(n_threads: int) -> int:
 def libraries() -> dict[str, ctypes.CDLL]:
     """Return the builds of the compiled code that run on this CPU, by name, the fastest first.
 
-    None where it is switched off.
+    There are none where it is switched off.
     """
     found: dict[str, ctypes.CDLL] = {}
     if os.environ.get(SWITCH) == "0":

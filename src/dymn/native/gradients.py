@@ -51,9 +51,7 @@ def fits_depthwise(x: Tensor, kernel: Tensor, stride: int) -> bool:
 
 
 def depthwise(x: Tensor, kernel: Tensor, stride: int) -> Tensor:
-    """Filter each channel of each clip of [B, C, F, T] with a kernel of [B, C, k, k], half a kernel of zeros around
-    each map.
-    """
+    """Filter each channel of each clip of [B, C, F, T] with a kernel of [B, C, k, k], zero-padded by k // 2."""
     return _Depthwise.apply(x, kernel, stride)  # type: ignore[no-any-return, no-untyped-call]
 
 

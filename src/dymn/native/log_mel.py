@@ -38,7 +38,7 @@ class Spectrogram(ctypes.Structure):
 class ArrayLogMel:
     """The front end for arrays of samples, computed by NumPy.
 
-    Where there is no compiled code, or none for this length of transform.
+    It is used where there is no compiled code, or none for this length of transform.
     """
 
     def __init__(self, config: FrontEndConfig) -> None:
@@ -50,8 +50,9 @@ class ArrayLogMel:
         return self.columns(self.frames(samples), n_threads)[None]
 
     def frames(self, samples: Floats) -> Floats:
-        """Return the pre-emphasised samples of each frame, [N] to [frames, n_fft], as a view that repeats what frames
-        share.
+        """Return the pre-emphasised samples of each frame, [N] to [frames, n_fft].
+
+        The result is a view in which overlapping frames share their samples.
         """
         c = self.config
         samples = np.pad(samples, (0, max(0, c.n_fft // 2 + 2 - len(samples))))
@@ -72,7 +73,7 @@ class ArrayLogMel:
 class CompiledLogMel(ArrayLogMel):
     """The front end of `dymn.LogMel` for arrays in compiled code.
 
-    Its numbers but for the rounding of the pre-emphasis.
+    Its results are the same except for the rounding of the pre-emphasis.
     """
 
     def __init__(self, config: FrontEndConfig) -> None:

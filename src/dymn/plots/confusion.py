@@ -12,8 +12,9 @@ MOST_NUMBERED = 30
 
 
 def plot_confusion(found: Probed, path: str | Path) -> None:
-    """Draw the confusion matrix, its rows being the classes and its colours their shares, into a file, its ending being
-    PNG, PDF or SVG.
+    """Draw the confusion matrix into a PNG, PDF or SVG file, chosen by its ending.
+
+    The rows are the true classes, and the colours their shares.
 
     Raises:
         ConfigError: if clips have several labels, or matplotlib cannot write such a file.

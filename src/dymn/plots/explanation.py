@@ -87,7 +87,7 @@ def _title(figure: Figure, explanation: Explanation) -> None:
 
 
 def likeliest(explanation: Explanation, n: int = 3) -> list[tuple[str, float]]:
-    """Return the labels with the highest probability for the whole stretch, and these."""
+    """Return the labels with the highest probability for the whole stretch, and these probabilities."""
     return [
         (explanation.labels[i], float(explanation.scores[i]))
         for i in np.argsort(-explanation.scores, kind="stable")[:n]
@@ -278,8 +278,7 @@ def _functions(figure: Figure, explanation: Explanation) -> None:
 
 
 def deviations(attention: list[Array | None], length: int) -> Array | None:
-    """Return how far each block's attention, averaged over its channels, is from its mean along the axis [blocks,
-    length].
+    """Return how far each block's attention, averaged over channels, is from its mean along the axis [blocks, length].
 
     Blocks without attention get zeros; the answer is None if no block has any.
     """
@@ -296,7 +295,7 @@ def deviations(attention: list[Array | None], length: int) -> Array | None:
 def attention_scale(explanation: Explanation) -> float:
     """Return the deviation that gets the strongest colour, the same in both directions and for both axes.
 
-    0 if there is none.
+    It is 0 if there is none.
     """
     found = [
         np.abs(rows).ravel()
@@ -317,9 +316,7 @@ def functions(block: BlockDecisions, position: str, x: Array) -> Array:
 
 
 def kernel_zoom(explanation: Explanation) -> int:
-    """Return by how much the differences from equal shares of the kernels can be enlarged so that all of them still
-    fit.
-    """
+    """Return the largest factor for the differences from equal kernel shares with which all of them still fit."""
     shares = [values for block in explanation.blocks for values in block.kernels.values()]
     least = min((float((len(values) * (values - 1 / len(values))).min()) for values in shares), default=-1.0)
     return next((zoom for zoom in ZOOMS if zoom * least > -0.9), 1)

@@ -1,6 +1,6 @@
 """The decisions of a dynamic network as one HTML page that needs nothing else.
 
-With the sound, and with each block to look into.
+It includes the sound and the details of each block.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """mAP against multiply-adds and against parameters (Figs. 4 and 5).
 
-The published results at the costs that we count.
+They show the published results at the costs that we count.
 """
 
 from __future__ import annotations

@@ -46,8 +46,9 @@ def comparison_json(rows: Sequence[Comparison]) -> str:
 
 
 def comparison_markdown(rows: Sequence[Comparison]) -> str:
-    """Return rows of the paper as a page of Markdown, in millions, with the readings tried for rows that leave a detail
-    open.
+    """Return rows of the paper as a page of Markdown, in millions.
+
+    Rows that leave a detail open are listed with the readings tried.
     """
     lines = [
         "# The paper's tables, counted",

@@ -97,7 +97,7 @@ def _block_memory(block: BlockConfig, x: Size) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class ReceptiveField:
-    """What one value of the last feature map can see through the convolutions.
+    """The receptive field of one value of the last feature map through the convolutions.
 
     A context sees the whole clip besides.
     """

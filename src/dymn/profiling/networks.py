@@ -48,9 +48,7 @@ def resolve(model: Network) -> ModelConfig:
 
 
 def is_checkpoint(model: Network) -> TypeGuard[str | Path]:
-    """Return whether a network is named that only its weights can tell of, and not a config, a published model or an
-    architecture.
-    """
+    """Return whether only weights can tell the network's shape: no config, published model or architecture is named."""
     if not isinstance(model, (str, Path)):
         return False
     name = str(model)
@@ -89,9 +87,7 @@ def _config_from_file(path: Path) -> ModelConfig:
 
 
 def front_end_of(model: Network) -> FrontEndConfig:
-    """Return the front end that a network or published model was trained with, the standard one if nothing is known of
-    it.
-    """
+    """Return the front end that a network or published model was trained with, or the standard one if unknown."""
     if isinstance(model, (str, Path, Variant, ModelConfig)):
         return REGISTRY[model].front_end if isinstance(model, str) and model in REGISTRY else FrontEndConfig()
     return model.card.front_end

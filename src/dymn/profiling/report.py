@@ -1,6 +1,4 @@
-"""All costs of a network in one place, its speed on this machine, and the counts of the paper's rows beside the printed
-ones.
-"""
+"""All costs of a network, its speed on this machine, and the counts of the paper's rows beside the printed ones."""
 
 from __future__ import annotations
 
@@ -105,8 +103,9 @@ class Latency(NamedTuple):
 
 
 def latency(network: MobileNet, n_mels: int = 128, n_frames: int = 1000, runs: int = 5) -> Latency:
-    """Measure one spectrogram of zeros at a time, after one run to warm up, on the device and with the threads as they
-    are.
+    """Measure one spectrogram of zeros at a time, after one warm-up run.
+
+    The device and the number of threads are left as they are.
 
     Raises:
         ConfigError: if `runs` or a size is below 1.

@@ -47,7 +47,7 @@ class NativeNetwork:
             build: a key of `dymn.native.libraries`; None is the fastest.
 
         Raises:
-            ConfigError: if there is no such build, or the network has parts that the compiled code does not know.
+            ConfigError: if there is no such build, or the network has parts that the compiled code lacks.
         """
         self.compiled = compile_network(fold(model.config, model.stored().state), build)
 

@@ -105,8 +105,7 @@ class Backend(ABC):
         """
 
     def run_waveforms(self, waveforms: npt.NDArray[np.generic] | Tensor) -> Output:
-        """Return probabilities [B, C] and embeddings [B, D] of waveforms [B, N] at `sample_rate`, each a window of its
-        own.
+        """Return probabilities [B, C] and embeddings [B, D] of windows given as waveforms [B, N] at `sample_rate`.
 
         Raises:
             AudioError: if the waveforms are not [B, N], or a sample is not finite.

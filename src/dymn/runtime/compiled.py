@@ -19,7 +19,7 @@ def compile_network(folded: Folded, build: str | None = None) -> CompiledNetwork
         build: a key of `dymn.native.libraries`; None is the fastest.
 
     Raises:
-        ConfigError: if there is no such build, or the network has parts that the compiled code does not know.
+        ConfigError: if there is no such build, or the compiled code does not support parts of the network.
     """
     return CompiledNetwork(pack(folded), build)
 
@@ -28,7 +28,7 @@ def pack(folded: Folded) -> PackedNetwork:
     """Return a network as the compiled code takes it: views of the folded arrays where that is enough.
 
     Raises:
-        ConfigError: if it has parts that the compiled code does not know.
+        ConfigError: if it has parts that the compiled code does not support.
     """
     config, arrays = folded
     check(

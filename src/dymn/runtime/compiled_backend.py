@@ -34,7 +34,7 @@ def can_compile(stored: Stored) -> bool:
 class CompiledBackend(Backend):
     """A network in compiled code.
 
-    Probabilities, embeddings of the last layer and frame scores, on the CPU in float32.
+    It computes probabilities, embeddings of the last layer and frame scores, on the CPU in float32.
     """
 
     def __init__(self, stored: Stored, threads: int | None = None, *, build: str | None = None) -> None:
@@ -77,7 +77,7 @@ class CompiledBackend(Backend):
     def frame_samples(self) -> int:
         """The number of samples between two frames of the last feature map.
 
-        10,240 for the published networks, 0.32 s.
+        It is 10,240 for the published networks, 0.32 s.
         """
         return self._network.time_stride * self.front_end.hop_length
 
@@ -117,7 +117,7 @@ class CompiledBackend(Backend):
 def moving_average(maps: Floats, width: int) -> Floats:
     """Return the mean over `width` frames, an odd number, around each frame of [B, D, T].
 
-    At the ends over those that there are.
+    At the ends, it is the mean over the frames that exist.
     """
     if width <= 1:
         return maps

@@ -57,9 +57,9 @@ def positions(block: BlockConfig) -> tuple[str, ...]:
 
 
 def coefficients(block: BlockConfig) -> list[Coefficients]:
-    """Return what a block reads off its context, in the order of the rows of `coefficient`.
+    """Return what a block computes from its context, in the order of the rows of `coefficient`.
 
-    Kernel attentions, then maps.
+    These are kernel attentions, then maps.
     """
     found = positions(block)
     kernels = [
@@ -138,9 +138,7 @@ def _block(state: Mapping[str, Array], name: str, block: BlockConfig, temperatur
 
 
 def _convolution(state: Mapping[str, Array], conv: str, norm: str, epsilon: float = EPSILON) -> Part:
-    """Return kernels [..., C_out, C_in, k, k] scaled for the batch norm after them, and the bias [C_out] that is left
-    of the norm.
-    """
+    """Return kernels [..., C_out, C_in, k, k] scaled by the batch norm after them, and the remaining bias [C_out]."""
     weight = state[f"{conv}.weight"]
     scale = state[f"{norm}.weight"].astype(np.float64) / np.sqrt(
         state[f"{norm}.running_var"].astype(np.float64) + epsilon

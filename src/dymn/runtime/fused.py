@@ -102,7 +102,7 @@ class FusedNetwork(nn.Module):
     def probabilities(self, logits: Tensor) -> Tensor:
         """Return the probabilities of classes [B, C].
 
-        A sigmoid of each logit, or a softmax where the card says `exclusive`.
+        They are a sigmoid of each logit, or a softmax where the card says `exclusive`.
         """
         return torch.softmax(logits, dim=1) if self.card.exclusive else torch.sigmoid(logits)
 
@@ -192,9 +192,7 @@ class FusedBlock(BlockParts):
         return out
 
     def _tiles(self, x: Tensor, expand: _ClipStage | None, n_bands: int) -> Iterator[tuple[slice, Tensor]]:
-        """Yield bands of the output with what the depthwise convolution reads for them [rows, T, C_exp], zeros at the
-        edges included.
-        """
+        """Yield bands of the output with the depthwise convolution's input for them [rows, T, C_exp], zero-padded."""
         # `kept` rows are read by the next tile too
         reach, kept = self.kernel_size // 2, max(0, self.kernel_size - self.stride)
         channels = x.shape[2] if expand is None else expand.kernel.shape[1]

@@ -1,6 +1,6 @@
 """Averages of any feature maps of a network, computed by PyTorch.
 
-Imported only where layers other than the last are wanted.
+The module is imported only where layers other than the last are wanted.
 """
 
 from __future__ import annotations
@@ -71,9 +71,9 @@ class LayerAverages(nn.Module):
 
     @torch.inference_mode()
     def run(self, features: Floats) -> Floats:
-        """Return embeddings [B, D] of what `Backend.features` gives.
+        """Return embeddings [B, D] of the features that `Backend.features` gives.
 
-        Log-mel spectrograms [B, 1, F, T], or samples [B, N].
+        These are log-mel spectrograms [B, 1, F, T] or samples [B, N].
 
         Raises:
             ResourceError: if the batch does not fit the device's memory.

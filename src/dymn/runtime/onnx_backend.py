@@ -120,7 +120,7 @@ class OnnxBackend(Backend):
     def outputs(self, values: Floats) -> tuple[Floats, Floats, Floats]:
         """Return probabilities [B, C], logits [B, C] and embedding [B, D] of the file's own input.
 
-        [B, N] or [B, 1, F, T].
+        The input is [B, N] or [B, 1, F, T].
 
         Raises:
             ConfigError: if the shape is not what the file takes.

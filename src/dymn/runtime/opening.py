@@ -1,6 +1,6 @@
-"""From a name or a path to a backend.
+"""Opening a backend from a name or a path.
 
-Compiled code where it can, PyTorch or ONNX Runtime where it must or was chosen.
+It is compiled code where possible, else PyTorch or ONNX Runtime, which can also be chosen.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def open_backend(
         source: a name, path or folder as in `dymn.weights.open_checkpoint`, an opened checkpoint, or an .onnx file of
             `dymn export`.
         backend: "compiled" (CPU, without PyTorch), "torch", "onnx", or "auto": compiled code on a CPU, and PyTorch on a
-            GPU, in another precision, or for a network that compiled code does not know.
+            GPU, in another precision, or for a network that compiled code does not support.
         device: where PyTorch computes, such as "cpu" or "cuda:0"; None is the first CUDA device, or else the CPU.
         threads: number of CPU threads; one for each CPU that may be used if None.
         precision: "float32", or for GPUs "bfloat16" or "float16".

@@ -12,7 +12,7 @@ Scores = npt.NDArray[np.float32]
 def probabilities(logits: Scores, exclusive: bool) -> Scores:
     """Return the probabilities of classes [..., C].
 
-    A sigmoid of each logit, or a softmax if the classes exclude each other.
+    They are a sigmoid of each logit, or a softmax if the classes exclude each other.
 
     Logits that are not finite give probabilities that are not finite; `Backend.checked` reports them.
     """

@@ -35,7 +35,7 @@ class FrontEnd(Protocol):
 class HeardWindow(NamedTuple):
     """A stretch of a recording.
 
-    Its first sample, how many it has before any filling, and its log-mel spectrogram [1, F, T].
+    It has its first sample, its number of samples before any filling, and its log-mel spectrogram [1, F, T].
     """
 
     start: int
@@ -64,7 +64,7 @@ class SlidingLogMel:
         self._shared_end = 0
 
     def __call__(self, samples: Samples, n_samples: int) -> Floats:
-        """Return the log-mel spectrogram [1, F, T] of the next window [N], whose first `n_samples` are the recording's."""
+        """Return the log-mel spectrogram [1, F, T] of the next window [N]; its first `n_samples` are recorded ones."""
         frames = self._front_end.frames(samples)  # [T, n_fft]
         if self._shift is None:
             return self._front_end.columns(frames)[None]

@@ -62,9 +62,9 @@ class TorchBackend(Backend):
         self._log_mel = LogMel(self.card.front_end).to(self.device)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what a copy or a pickle holds.
+        """Return the state of a copy or a pickle.
 
-        All but the fast form of the network, which is built again at first use.
+        The fast form of the network is left out; it is built again at first use.
         """
         return {name: value for name, value in vars(self).items() if name != "_network"}
 
@@ -72,7 +72,7 @@ class TorchBackend(Backend):
     def _network(self) -> Callable[[Tensor], Output]:
         """Log-mel spectrograms [B, 1, F, T] to logits.
 
-        On a CPU the fastest form, with the weights as they are at first use.
+        On a CPU this is the fastest form, with the weights as they are at first use.
         """
         if self.compile:
             return compiled(self.model)
@@ -81,7 +81,7 @@ class TorchBackend(Backend):
     def features(self, windows: Iterable[Filled], hop: int) -> Iterator[Floats]:
         """Yield log-mel spectrograms [1, F, T] on a CPU, no frame computed twice.
 
-        Elsewhere samples, for a front end on the device.
+        On other devices, yield samples for a front end on the device.
         """
         if not self.is_cpu:
             return super().features(windows, hop)
@@ -112,7 +112,7 @@ class TorchBackend(Backend):
     def frame_samples(self) -> int:
         """The number of samples between two frames of the last feature map.
 
-        10,240 for the published networks, 0.32 s.
+        It is 10,240 for the published networks, 0.32 s.
         """
         return self.model.time_stride * self.front_end.hop_length
 

@@ -112,8 +112,7 @@ class Batcher:
             self._thread.join()
 
     def __call__(self, compute: Compute, rows: Rows, deadline: Deadline) -> Output:
-        """Return compute(rows), computed together with the rows [B, ...] of other callers that have the same function
-        and shape.
+        """Return compute(rows), batched with rows [B, ...] of other callers with the same function and shape.
 
         Raises:
             Refusal: if there is no time left.
@@ -184,7 +183,7 @@ class Batcher:
 class BatchedBackend(Backend):
     """A model as one request sees it.
 
-    Spectrograms in the request's own thread, the network in the one that computes for all.
+    Spectrograms are computed in the request's own thread, the network in the one shared by all.
     """
 
     def __init__(self, backend: Backend, batcher: Batcher, deadline: Deadline, max_windows: float = math.inf) -> None:

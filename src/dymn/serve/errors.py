@@ -1,6 +1,6 @@
-"""What the service says when it does not do what it was asked for.
+"""The service's answer to a request that it refuses or fails to serve.
 
-A status, a word for programs, a sentence with the remedy.
+It has a status, a word for programs, and a sentence with the remedy.
 """
 
 from __future__ import annotations

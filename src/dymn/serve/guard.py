@@ -1,6 +1,6 @@
 """What every request passes first and every answer last.
 
-Names of hosts, origins, the token, and headers for browsers.
+It checks host names, origins and the token, and sets headers for browsers.
 """
 
 from __future__ import annotations

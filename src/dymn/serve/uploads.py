@@ -31,7 +31,7 @@ _MAX_NAME = 200
 class Upload(io.BufferedRandom):
     """A temporary file that is gone when it is closed, with the name that the sender gave it.
 
-    A text, never a path that is opened.
+    The name is text, never a path that is opened.
     """
 
     def __init__(self, title: str) -> None:

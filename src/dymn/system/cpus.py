@@ -26,9 +26,9 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 def calm_openmp(environment: MutableMapping[str, str] | None = None) -> None:
-    """Let OpenMP threads sleep while they wait, unless the environment says how they should.
+    """Let OpenMP threads sleep while they wait, unless the environment sets their policy.
 
-    Before PyTorch is imported.
+    Call this before PyTorch is imported.
     """
     environment = os.environ if environment is None else environment
     if not any(name in environment for name in _SPIN_VARIABLES):
@@ -53,7 +53,7 @@ def keep_freed_memory() -> bool:
 def available_cpus(cgroup: Path = _CGROUP) -> int:
     """Return how many CPUs this process may use.
 
-    Those that it may run on, and no more than a container's quota pays for.
+    These are the CPUs that it may run on, but no more than a container's quota allows.
     """
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(allowed, math.ceil(_quota(cgroup))))
@@ -75,7 +75,7 @@ def check_threads(threads: int | None) -> None:
 def default_threads(threads: int | None = None) -> int:
     """Return how many threads to compute with.
 
-    `threads`, or else what the environment says, or one for each CPU that may be used.
+    This is `threads`, or else the environment's setting, or one for each usable CPU.
 
     Raises:
         ConfigError: if `threads` is not allowed.
@@ -88,9 +88,7 @@ def default_threads(threads: int | None = None) -> int:
 
 
 def _quota(cgroup: Path) -> float:
-    """Return how many CPUs' time the control group of a container (version 2 or 1) may use, infinity if nothing is
-    said.
-    """
+    """Return how many CPUs' time a container's control group (version 2 or 1) allows, infinity if there is no limit."""
     try:
         quota, period = (cgroup / "cpu.max").read_text(encoding="ascii").split()
     except (OSError, ValueError):

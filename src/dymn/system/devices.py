@@ -74,8 +74,9 @@ def compute_alone_after_fork() -> None:
 
 @contextmanager
 def computing(device: torch.device, n_windows: int, precision: str = "float32") -> Iterator[None]:
-    """Compute with one of `COMPUTE_PRECISIONS`, float32 being the full one on any device, and say what to do where
-    memory runs out.
+    """Compute with one of `COMPUTE_PRECISIONS`, and suggest a remedy where memory runs out.
+
+    float32 is full precision on any device.
 
     Raises:
         ResourceError: if so many windows at once do not fit the memory.

@@ -1,6 +1,6 @@
 """Files that are either the old one or the new one, never half of one.
 
-And reading of files in bounded time and memory.
+The module also reads files in bounded time and memory.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
     """Open a temporary file beside `path` (its name is `file.name`).
 
-    Put it in place of `path` when the block ends without an error.
+    It replaces `path` when the block ends without an error.
 
     Missing folders are made. What was there before stays until the new content is complete and on the disk; a link
     keeps pointing where it points, and the file that it names is replaced.
@@ -126,7 +126,7 @@ class _Lines:
 def locked(path: Path) -> Iterator[None]:
     """Hold a lock that ends with the process, waiting for it if need be.
 
-    Where the platform has no such locks, do without.
+    On platforms without such locks, nothing is locked.
     """
     with path.open("wb") as file:
         if sys.platform != "win32":

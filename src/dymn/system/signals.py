@@ -35,9 +35,7 @@ class Ended(KeyboardInterrupt):
 
 
 def watch() -> None:
-    """Let the signals raise `Ended` in the main thread from now on, except those that the parent process has set to be
-    ignored.
-    """
+    """Make the signals raise `Ended` in the main thread from now on, unless the parent process had them ignored."""
     process = os.getpid()
 
     def end(number: int, frame: FrameType | None) -> None:
@@ -93,8 +91,9 @@ def ended(error: BaseException) -> Ended | None:
 
 
 def _kept(error: Ended) -> Ended:
-    """Return the error; a second later a new one is raised if it no longer exists, since some libraries drop exceptions
-    of any kind.
+    """Return the error, which is raised anew a second later if it no longer exists.
+
+    Some libraries drop exceptions of any kind.
     """
     found, number = weakref.ref(error), error.number
 

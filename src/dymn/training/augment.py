@@ -47,7 +47,7 @@ def gain(waveform: Tensor, decibels: npt.NDArray[np.float64]) -> Tensor:
 def change_speed(waveform: Tensor, factors: npt.NDArray[np.float64]) -> Tensor:
     """Play each waveform of [B, N] faster (above 1) or slower, pitch included.
 
-    What lies beyond its end is its beginning.
+    Beyond its end, the waveform repeats from its beginning.
 
     Cubic interpolation between four samples; a factor of 1 changes nothing.
     """
@@ -67,10 +67,10 @@ def change_speed(waveform: Tensor, factors: npt.NDArray[np.float64]) -> Tensor:
 
 
 def colour(waveform: Tensor, decibels: npt.NDArray[np.float64]) -> Tensor:
-    """Filter each waveform of [B, N] by a gain in decibels [B, K] at K frequencies, an octave apart from half the
-    sample rate downwards.
+    """Filter each waveform of [B, N] by gains in decibels [B, K] at K frequencies.
 
-    The gain is linear between them along the octaves, and the phase stays.
+    The frequencies are an octave apart, from half the sample rate downwards. The gain is linear between them along the
+    octaves, and the phase stays.
     """
     n, k = waveform.shape[1], decibels.shape[1]
     bins = torch.arange(n // 2 + 1, device=waveform.device, dtype=torch.float32)
@@ -127,20 +127,17 @@ def mix_waveforms(waveform: Tensor, mixing: Mixing) -> Tensor:
 
 
 def cut_short(waveform: Tensor, shares: npt.NDArray[np.float64]) -> Tensor:
-    """Silence each waveform of [B, N] after a share of its samples, as zero padding does to a clip shorter than its
-    window.
-    """
+    """Silence each waveform of [B, N] after a share of its samples, like the zero padding of a short clip."""
     n = waveform.shape[1]
     kept = torch.from_numpy(np.ceil(shares * n)).to(waveform.device)[:, None]
     return torch.where(torch.arange(n, device=waveform.device) < kept, waveform, 0.0)
 
 
 def spec_augment(log_mel: Tensor, frequency_mask: int, time_mask: int, chances: npt.NDArray[np.float64]) -> Tensor:
-    """Silence one stripe of bands and one of frames of each clip of [B, 1, F, T], each at most as wide as the given
-    number ([74]).
+    """Silence one stripe of bands and one of frames of each clip of [B, 1, F, T] ([74]).
 
-    Stripes get the clip's mean. `chances` [B, 4], uniform in [0, 1), decide on width and place in frequency, then in
-    time.
+    Each stripe is at most as wide as the given number. Stripes get the clip's mean. `chances` [B, 4], uniform in
+    [0, 1), decide on width and place in frequency, then in time.
     """
     n_bands, n_frames = log_mel.shape[2:]
     bands = _stripes(n_bands, frequency_mask, chances[:, :2]).to(log_mel.device)[:, None, :, None]

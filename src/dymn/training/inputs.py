@@ -1,6 +1,4 @@
-"""What a run builds on: its data, their loaders, the teacher's table, checkpoints, and the digests that identify all of
-it.
-"""
+"""A run's inputs: its data, their loaders, the teacher's table, checkpoints, and the digests that identify them."""
 
 from __future__ import annotations
 
@@ -55,7 +53,7 @@ class Inputs(NamedTuple):
 def open_inputs(config: TrainConfig, data: Dataset, sample_rate: int) -> Inputs:
     """Return the splits that the config names of a dataset that is open, and the teacher's table.
 
-    Make the cache if there is none yet.
+    The cache is made if there is none yet.
 
     Raises:
         ConfigError: if no split to train on is named.
@@ -99,9 +97,7 @@ def check_classes(inputs: Inputs, has_teacher: bool) -> list[str]:
 
 
 def check_table(inputs: Inputs, fill: str) -> list[str]:
-    """Return in a sentence how the clips that the teacher's table was made from differ from those of the run, if they
-    do.
-    """
+    """Return a sentence on how the clips of the teacher's table differ from those of the run, if they do."""
     heard = {} if inputs.table is None else inputs.table.settings
     mine = {"seconds": float(inputs.seconds), "fill": fill}
     if all(heard.get(name, value) == value for name, value in mine.items()):
@@ -251,8 +247,9 @@ def fingerprint(config: TrainConfig, data_digests: dict[str, str]) -> str:
 
 
 def portable(config: TrainConfig) -> dict[str, Any]:
-    """Return the settings that decide a run's numbers, without names of places and machines (a checkpoint's card shows
-    them).
+    """Return the settings that decide a run's numbers, without names of places and machines.
+
+    A checkpoint's card shows these settings.
     """
     values: dict[str, Any] = dataclasses.asdict(config)
     run = ("out", "device", "threads", "trackers", "name", "licence", "save_steps")

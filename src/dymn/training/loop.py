@@ -240,7 +240,7 @@ class Run(Prepared):
         measure_norms(self.result_network, (step.inputs(batch.to(self.device), chance)[0] for batch in batches))
 
     def _save(self, record: Record) -> None:
-        """Write what an epoch gave.
+        """Write the results of an epoch.
 
         The state is the last, so that an epoch counts as done only when all else is written.
         """
@@ -332,9 +332,7 @@ class Run(Prepared):
         return result
 
     def _calibrated(self, model: MobileNet, source: Source) -> MobileNet:
-        """Stretch and shift the logits as fits the teacher on the validation clips best, and write the best checkpoint
-        anew.
-        """
+        """Scale and shift the logits to fit the teacher best on the validation clips; rewrite the best checkpoint."""
 
         def scores() -> Scores:
             loader = quiet_loader(source, self.inputs, self.config, self.resident)

@@ -95,8 +95,9 @@ def balanced_weights(counts: npt.NDArray[np.int64]) -> Tensor:
 
 
 def teacher_loss(logits: Tensor, targets: Targets, kind: str) -> Tensor:
-    """Return the cross-entropy against the teacher, a mean over all clips ("bce": and classes), zero for those without
-    one.
+    """Return the cross-entropy against the teacher, averaged over all clips ("bce": and classes).
+
+    Clips without a teacher count as zero.
     """
     if kind == "bce":
         # share * softplus(z) - teacher * z is the binary cross-entropy, scaled by the share that has a teacher.

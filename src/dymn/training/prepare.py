@@ -61,7 +61,7 @@ WEIGHTS_FILE = "draws.npy"  # how often each training clip is drawn
 class Prepared:
     """A training run before its first epoch.
 
-    Data, teachers, network, optimiser, and the saved state of a run that continues.
+    It has data, teachers, network, optimiser, and the saved state of a run that is resumed.
     """
 
     def __init__(self, config: TrainConfig, reporter: Reporter, data: Dataset | None = None) -> None:
@@ -180,7 +180,7 @@ class Prepared:
     def _weights(self) -> npt.NDArray[np.float64] | None:
         """Return how often clips are drawn, by what the teachers hear in them.
 
-        Kept in the folder, for they listen to all clips for it.
+        The result is kept in the folder, since the teachers hear all clips for it.
         """
         if self.config.data.sampling != "teacher" or self.teachers is None:
             return None

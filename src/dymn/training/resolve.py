@@ -1,6 +1,6 @@
 """What a recipe leaves open is settled once its data are open.
 
-Their kind, whether there is a test set, how long clips are.
+These are their kind, whether there is a test set, and how long clips are.
 """
 
 from __future__ import annotations

@@ -88,7 +88,7 @@ def has_fresh_head(model: MobileNet) -> bool:
 
 @torch.no_grad()
 def set_prior(model: MobileNet, logits: Tensor) -> None:
-    """Set the last layer's bias to logits [C], so that training does not begin with learning how rare the classes are."""
+    """Set the last layer's bias to logits [C], so that training need not start by learning class frequencies."""
     _last_bias(model).copy_(logits)
 
 
@@ -100,7 +100,7 @@ def _last_bias(model: MobileNet) -> Tensor:
 def prior_logits(source: Source, table: TeacherTable | None, kind: str) -> Tensor | None:
     """Return the mean teacher logit of each class [C], or the logit ("ce": the log) of its frequency.
 
-    None without labels.
+    Return None without labels.
     """
     if table is not None:
         rows = table.match(source, partial=True)

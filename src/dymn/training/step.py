@@ -52,16 +52,16 @@ class Share(NamedTuple):
     def of_mixing(self, mixing: Mixing, n: int, device: torch.device) -> Mixing:
         """Return the mixing of this process's `n` clips among themselves.
 
-        The clips of the others are not here to be mixed with.
+        The clips of other processes are not available for mixing.
         """
         order = self.of(mixing.partner, n)
         return Mixing(order.argsort().argsort().to(device), self.of(mixing.share, n).to(device))
 
 
 class Example(NamedTuple):
-    """What a network hears of a batch, and what it should say.
+    """A network's input and targets for a batch.
 
-    Augmented, mixed, and taught by the online teachers, if there are any.
+    The batch is augmented, mixed, and taught by the online teachers, if there are any.
     """
 
     log_mel: Tensor  # [B, 1, F, T]

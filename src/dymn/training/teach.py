@@ -1,6 +1,6 @@
 """Making a table of teacher logits.
 
-One model, or the mean of the logits of an ensemble, over a whole dataset (Sec. IV-A).
+It holds the logits of one model, or an ensemble's mean, over a whole dataset (Sec. IV-A).
 """
 
 from __future__ import annotations
@@ -79,9 +79,9 @@ class Ensemble:
         return tuple({"name": teacher.name, "sha256": teacher.digest} for teacher in self.teachers)
 
     def learned(self, seconds: float | None = None, fill: str | None = None) -> Learned:
-        """Return with what clips the models were trained, where `seconds` and `fill` do not say otherwise.
+        """Return the clips that the models were trained with, unless `seconds` and `fill` override them.
 
-        0 s if their cards do not say.
+        The length is 0 s if their cards do not name it.
 
         Raises:
             ConfigError: if they were trained with different ones.

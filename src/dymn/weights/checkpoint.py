@@ -81,7 +81,7 @@ def open_checkpoint(source: str | Path, *, progress: Progress | None = None) -> 
 def open_state_dict(path: Path, strides: Sequence[int] | None = None, temperature: float | None = None) -> Stored:
     """Open an EfficientAT file.
 
-    What it does not say comes from the registry, if it is known there and neither setting is given.
+    Missing facts come from the registry, if it is known there and neither setting is given.
 
     Raises:
         WeightsError: if it cannot be read, or does not fit a network.

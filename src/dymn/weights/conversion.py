@@ -33,7 +33,7 @@ def convert(
         source: see `open_checkpoint`.
         destination: a `.safetensors` file, or a folder to be filled for the Hub.
         name, labels, licence, front_end: replace those of the card.
-        temperature: of the kernel attention in a published state dict that the registry does not know.
+        temperature: of the kernel attention in a published state dict that is not in the registry.
         strides: of blocks 2, 4, 7 and 13 in such a file.
         half: store matrices and kernels in half precision.
         progress: called during a download with the bytes done, and the bytes in all or None.

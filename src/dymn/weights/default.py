@@ -36,6 +36,9 @@ def choose_default(progress: Progress | None = None) -> Choice:
             raise WeightsError(
                 f"No model is given, and the default one cannot be loaded. Choose another one with --model. {error}"
             ) from error
-        reason = f"Using {SHIPPED}, which comes with dymn, because {PREFERRED}, which is better, is not in the cache and cannot be fetched."
+        reason = (
+            f"Using {SHIPPED}, which comes with dymn, because {PREFERRED}, which is better, "
+            "is not in the cache and cannot be fetched."
+        )
         return Choice(SHIPPED, reason)
     return Choice(PREFERRED, f"Using {PREFERRED}, which {where}, because no model was named.")

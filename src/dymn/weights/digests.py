@@ -25,7 +25,7 @@ LINE = re.compile(r"([0-9a-fA-F]{64}) [ *](\S.*)")
 class Expected(NamedTuple):
     """The digest that a file must have, "" where none is known, and where that is from.
 
-    A kind, and a place for messages.
+    The source has a kind, and a place for messages.
     """
 
     digest: str

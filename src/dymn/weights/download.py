@@ -139,7 +139,10 @@ def fetch(model: PublishedModel, validate: Callable[[Path], object], progress: P
 
 def _by_hand(model: PublishedModel) -> str:
     place = local_path(model)
-    return f"Without a network, download {model.file} from {model.url} on another machine and place it as {place}, or give the path of a file."
+    return (
+        f"Without a network, download {model.file} from {model.url} on another machine "
+        f"and place it as {place}, or give the path of a file."
+    )
 
 
 def _verify(path: Path, model: PublishedModel, validate: Callable[[Path], object]) -> str:

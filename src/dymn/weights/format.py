@@ -94,7 +94,7 @@ def _reduced(values: Array, dtype: str) -> tuple[str, Array]:
 def serialise(arrays: Mapping[str, tuple[str, Array]], metadata: Mapping[str, str]) -> bytes:
     """Return arrays, each with a key of `DTYPES`, as the bytes of a `.safetensors` file.
 
-    Wide types first, as the format advises.
+    Wide types come first, as the format advises.
     """
     names = sorted(arrays, key=lambda name: (-arrays[name][1].itemsize, name))
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
@@ -164,9 +164,7 @@ def read(path: str | Path) -> Stored:
 
 
 def _arrays(entries: Mapping[str, Any], content: memoryview) -> dict[str, Array]:
-    """Return the arrays that the header of a file describes, which must lie in its content one after the other and
-    without gaps.
-    """
+    """Return the arrays that a file's header describes, which must be contiguous in its content."""
     found, end = {}, 0
     for name, entry in sorted(entries.items(), key=lambda item: item[1]["data_offsets"]):
         kind, shape, (start, stop) = entry["dtype"], entry["shape"], entry["data_offsets"]
@@ -208,7 +206,7 @@ def check_finite(state: Mapping[str, Array], source: str) -> None:
 
 
 def description(stored: Stored) -> dict[str, Any]:
-    """Return what the metadata says of a model.
+    """Return what the metadata says about a model.
 
     The digest of the file that the weights came from becomes their ancestor's.
     """

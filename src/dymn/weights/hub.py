@@ -56,7 +56,7 @@ class Repository:
 def fetch_hub(name: str, progress: Progress | None = None) -> LocalFile:
     """Return the verified weights of "user/repo" or "user/repo@revision".
 
-    Download them if the cache has an older version or none.
+    They are downloaded if the cache has an older version or none.
 
     Without a network, or with HF_HUB_OFFLINE=1, the version in the cache is used.
 
@@ -183,7 +183,10 @@ def _verified(path: Path) -> LocalFile:
 
 def _refusal(repository: Repository, error: RefusedError) -> str:
     if error.status in (401, 403):
-        return f"{error}. The repository does not exist or is private; for a private one, set HF_TOKEN or run `hf auth login`."
+        return (
+            f"{error}. The repository does not exist or is private; "
+            "for a private one, set HF_TOKEN or run `hf auth login`."
+        )
     return f"{error}. There is no such repository, revision ({repository.revision}) or file."
 
 

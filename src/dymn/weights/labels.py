@@ -9,7 +9,7 @@ from importlib import resources
 
 @functools.cache
 def audioset_labels() -> tuple[str, ...]:
-    """Return the display names of AudioSet's 527 classes, in the order of the logits (ontology by Google, CC BY 4.0)."""
+    """Return the display names of AudioSet's 527 classes, in logit order (ontology by Google, CC BY 4.0)."""
     text = (resources.files("dymn.weights") / "audioset_labels.csv").read_text(encoding="utf-8")
     return tuple(row["display_name"] for row in csv.DictReader(text.splitlines()))
 
@@ -17,7 +17,7 @@ def audioset_labels() -> tuple[str, ...]:
 def labels_for(num_classes: int) -> tuple[str, ...]:
     """Return the names of the classes of a network that comes without them.
 
-    AudioSet's if there are 527, else class_0, class_1 ...
+    They are AudioSet's if there are 527, else class_0, class_1 ...
     """
     return audioset_labels() if num_classes == len(audioset_labels()) else numbered_labels(num_classes)
 

@@ -40,7 +40,7 @@ def list_models(pattern: str | None = None, pretrained: bool = False) -> list[st
 
 
 def model_rows(pattern: str | None = None) -> list[ModelRow]:
-    """Return a row for each model with weights whose name matches a shell-style pattern, for all of them if it is None."""
+    """Return a row for each model with weights whose name matches a shell-style pattern (None: all of them)."""
     return [_row(REGISTRY[name]) for name in list_models(pattern, pretrained=True)]
 
 

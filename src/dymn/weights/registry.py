@@ -67,59 +67,65 @@ class PublishedModel:
         return self.size or 5 * self.parameters + 2**20
 
 
-def _published(
+def _model(
     name: str, architecture: str, file: str, parameters: int, macs: int, mean_ap: float | None = None, **more: Any
 ) -> PublishedModel:
     return PublishedModel(name, architecture, file, parameters, macs, mean_ap, url=RELEASE + file, **more)
 
 
 def _imagenet(architecture: str, parameters: int, macs: int) -> PublishedModel:
-    return _published(f"{architecture}_im", architecture, f"{architecture}_im.pt", parameters, macs, dataset="ImageNet")
+    return _model(f"{architecture}_im", architecture, f"{architecture}_im.pt", parameters, macs, dataset="ImageNet")
 
 
 def _hop(milliseconds: int) -> FrontEndConfig:
     return FrontEndConfig(hop_length=32 * milliseconds)
 
 
+def _mels(number: int) -> FrontEndConfig:
+    return FrontEndConfig(n_mels=number)
+
+
 OPEN_SHA256 = "348481391dddc076de453a7e68a4622b3d16c21aec8502de296ced70ee1677a9"
 MN04_SHA256 = "899a8c6217063f6941793102a2780b3dd788ab11fce468d9cf5f0577c453321c"
 PUBLISHED = (
     PublishedModel(
-        "dymn04_open", "dymn04", "dymn04_open.safetensors", 1_961_239, 117_432_704, sha256=OPEN_SHA256, size=4_083_372, packaged=True
+        "dymn04_open", "dymn04", "dymn04_open.safetensors", 1_961_239, 117_432_704,
+        sha256=OPEN_SHA256, size=4_083_372, packaged=True,
     ),
-    _published("dymn04_as", "dymn04", "dymn04_as.pt", 1_961_239, 117_432_704, 0.450),
-    _published("dymn10_as", "dymn10", "dymn10_as.pt", 10_548_479, 581_672_832, 0.477),
-    _published("dymn20_as", "dymn20", "dymn20_as_mAP_493.pt", 39_966_143, 2_220_951_552, 0.493),
-    _published("dymn20_as_1", "dymn20", "dymn20_as.pt", 39_966_143, 2_220_951_552),
-    _published("dymn20_as_2", "dymn20", "dymn20_as_mAP_489.pt", 39_966_143, 2_220_951_552, 0.489),
-    _published("dymn20_as_3", "dymn20", "dymn20_as_mAP_490.pt", 39_966_143, 2_220_951_552, 0.490),
-    _published("dymn04_replace_se_as", "dymn04_replace_se", "dymn04_replace_se_as.pt", 1_829_287, 115_995_520),
-    _published("dymn10_replace_se_as", "dymn10_replace_se", "dymn10_replace_se_as.pt", 9_833_935, 574_425_664),
-    _published("mn01_as", "mn01", "mn01_as_mAP_298.pt", 123_783, 18_146_304, 0.298),
-    _published("mn02_as", "mn02", "mn02_as_mAP_378.pt", 324_695, 40_316_544, 0.378),
-    _published("mn04_as", "mn04", "mn04_as_mAP_432.pt", 983_599, 110_643_072, 0.432, sha256=MN04_SHA256, size=4_066_513),
-    _published("mn05_as", "mn05", "mn05_as_mAP_443.pt", 1_431_239, 159_964_672, 0.443),
-    _published("mn10_as", "mn10", "mn10_as_mAP_471.pt", 4_876_831, 541_078_208, 0.471),
-    _published("mn20_as", "mn20", "mn20_as_mAP_478.pt", 17_909_287, 2_059_375_488, 0.478),
-    _published("mn30_as", "mn30", "mn30_as_mAP_482.pt", 39_086_367, 4_554_880_320, 0.482),
-    _published("mn40_as", "mn40", "mn40_as_mAP_484.pt", 68_427_303, 8_027_611_904, 0.484),
-    _published("mn40_as_ext", "mn40", "mn40_as_ext_mAP_487.pt", 68_427_303, 8_027_611_904, 0.487),
-    _published("mn40_as_no_im_pre", "mn40", "mn40_as_no_im_pre_mAP_483.pt", 68_427_303, 8_027_611_904, 0.483),
-    _published("mn10_as_hop_5", "mn10", "mn10_as_hop_5_mAP_475.pt", 4_876_831, 1_071_419_200, 0.475, front_end=_hop(5)),
-    _published("mn10_as_hop_15", "mn10", "mn10_as_hop_15_mAP_463.pt", 4_876_831, 361_174_656, 0.463, front_end=_hop(15)),
-    _published("mn10_as_hop_20", "mn10", "mn10_as_hop_20_mAP_456.pt", 4_876_831, 274_342_912, 0.456, front_end=_hop(20)),
-    _published("mn10_as_hop_25", "mn10", "mn10_as_hop_25_mAP_447.pt", 4_876_831, 218_516_800, 0.447, front_end=_hop(25)),
-    _published("mn10_as_mels_40", "mn10", "mn10_as_mels_40_mAP_453.pt", 4_876_831, 208_038_048, 0.453, front_end=FrontEndConfig(n_mels=40)),
-    _published("mn10_as_mels_64", "mn10", "mn10_as_mels_64_mAP_461.pt", 4_876_831, 272_244_384, 0.461, front_end=FrontEndConfig(n_mels=64)),
-    _published(
-        "mn10_as_mels_256", "mn10", "mn10_as_mels_256_mAP_474.pt", 4_876_831, 1_078_745_856, 0.474, front_end=FrontEndConfig(n_mels=256)
+    _model("dymn04_as", "dymn04", "dymn04_as.pt", 1_961_239, 117_432_704, 0.450),
+    _model("dymn10_as", "dymn10", "dymn10_as.pt", 10_548_479, 581_672_832, 0.477),
+    _model("dymn20_as", "dymn20", "dymn20_as_mAP_493.pt", 39_966_143, 2_220_951_552, 0.493),
+    _model("dymn20_as_1", "dymn20", "dymn20_as.pt", 39_966_143, 2_220_951_552),
+    _model("dymn20_as_2", "dymn20", "dymn20_as_mAP_489.pt", 39_966_143, 2_220_951_552, 0.489),
+    _model("dymn20_as_3", "dymn20", "dymn20_as_mAP_490.pt", 39_966_143, 2_220_951_552, 0.490),
+    _model("dymn04_replace_se_as", "dymn04_replace_se", "dymn04_replace_se_as.pt", 1_829_287, 115_995_520),
+    _model("dymn10_replace_se_as", "dymn10_replace_se", "dymn10_replace_se_as.pt", 9_833_935, 574_425_664),
+    _model("mn01_as", "mn01", "mn01_as_mAP_298.pt", 123_783, 18_146_304, 0.298),
+    _model("mn02_as", "mn02", "mn02_as_mAP_378.pt", 324_695, 40_316_544, 0.378),
+    _model("mn04_as", "mn04", "mn04_as_mAP_432.pt", 983_599, 110_643_072, 0.432, sha256=MN04_SHA256, size=4_066_513),
+    _model("mn05_as", "mn05", "mn05_as_mAP_443.pt", 1_431_239, 159_964_672, 0.443),
+    _model("mn10_as", "mn10", "mn10_as_mAP_471.pt", 4_876_831, 541_078_208, 0.471),
+    _model("mn20_as", "mn20", "mn20_as_mAP_478.pt", 17_909_287, 2_059_375_488, 0.478),
+    _model("mn30_as", "mn30", "mn30_as_mAP_482.pt", 39_086_367, 4_554_880_320, 0.482),
+    _model("mn40_as", "mn40", "mn40_as_mAP_484.pt", 68_427_303, 8_027_611_904, 0.484),
+    _model("mn40_as_ext", "mn40", "mn40_as_ext_mAP_487.pt", 68_427_303, 8_027_611_904, 0.487),
+    _model("mn40_as_no_im_pre", "mn40", "mn40_as_no_im_pre_mAP_483.pt", 68_427_303, 8_027_611_904, 0.483),
+    _model("mn10_as_hop_5", "mn10", "mn10_as_hop_5_mAP_475.pt", 4_876_831, 1_071_419_200, 0.475, front_end=_hop(5)),
+    _model("mn10_as_hop_15", "mn10", "mn10_as_hop_15_mAP_463.pt", 4_876_831, 361_174_656, 0.463, front_end=_hop(15)),
+    _model("mn10_as_hop_20", "mn10", "mn10_as_hop_20_mAP_456.pt", 4_876_831, 274_342_912, 0.456, front_end=_hop(20)),
+    _model("mn10_as_hop_25", "mn10", "mn10_as_hop_25_mAP_447.pt", 4_876_831, 218_516_800, 0.447, front_end=_hop(25)),
+    _model("mn10_as_mels_40", "mn10", "mn10_as_mels_40_mAP_453.pt", 4_876_831, 208_038_048, 0.453, front_end=_mels(40)),
+    _model("mn10_as_mels_64", "mn10", "mn10_as_mels_64_mAP_461.pt", 4_876_831, 272_244_384, 0.461, front_end=_mels(64)),
+    _model(
+        "mn10_as_mels_256", "mn10", "mn10_as_mels_256_mAP_474.pt", 4_876_831, 1_078_745_856, 0.474,
+        front_end=_mels(256),
     ),
-    _published("mn10_as_fc", "mn10", "mn10_as_fc_mAP_465.pt", 3_478_638, 603_932_608, 0.465, head="fully_convolutional"),
-    _published(
+    _model("mn10_as_fc", "mn10", "mn10_as_fc_mAP_465.pt", 3_478_638, 603_932_608, 0.465, head="fully_convolutional"),
+    _model(
         "mn10_as_fc_s2221", "mn10", "mn10_as_fc_s2221_mAP_466.pt", 3_478_638, 1_147_718_848, 0.466,
         head="fully_convolutional", strides=(2, 2, 2, 1),
     ),
-    _published(
+    _model(
         "mn10_as_fc_s2211", "mn10", "mn10_as_fc_s2211_mAP_466.pt", 3_478_638, 3_978_019_200, 0.466,
         head="fully_convolutional", strides=(2, 2, 1, 1),
     ),

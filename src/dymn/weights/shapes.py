@@ -14,8 +14,9 @@ Shapes = Iterator[tuple[str, Shape]]
 
 
 def state_shapes(config: ModelConfig) -> dict[str, Shape]:
-    """Return the shape of each array in the state of a network by its name, without those of attentions that are not
-    dymn's own.
+    """Return the shape of each array in the state of a network by its name.
+
+    Attentions that are not dymn's own are left out.
 
     Raises:
         ConfigError: if the configuration names parts that do not exist.

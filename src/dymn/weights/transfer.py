@@ -63,7 +63,7 @@ class RefusedError(WeightsError):
 def transfer(remote: Remote, file: BinaryIO, progress: Progress | None = None) -> None:
     """Write a remote file to an empty local one.
 
-    A connection that breaks is resumed as long as each one brings more bytes.
+    A broken connection is resumed as long as each attempt brings more bytes.
 
     Raises:
         WeightsError: if the server does not answer in time, is too slow, refuses, or sends more or fewer bytes than

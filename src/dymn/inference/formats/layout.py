@@ -1,6 +1,6 @@
 """How results of one kind look in a file.
 
-Which columns their rows have, which fields their JSON, which lines their text.
+It names the columns of their rows, the fields of their JSON and the lines of their text.
 """
 
 from __future__ import annotations

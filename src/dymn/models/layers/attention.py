@@ -23,9 +23,7 @@ def hidden_channels(channels: int) -> int:
 
 
 def strided(sequence: Tensor, stride: int, axis: int) -> Tensor:
-    """Pool a sequence [B, H, F, 1] (axis 0) or [B, H, 1, T] (axis 1) as a depthwise convolution of this stride shortens
-    it.
-    """
+    """Pool [B, H, F, 1] (axis 0) or [B, H, 1, T] (axis 1) to its length after a depthwise convolution of `stride`."""
     if stride == 1:
         return sequence
     window, step, padding = ((3, 1), (stride, 1), (1, 0)) if axis == 0 else ((1, 3), (1, stride), (0, 1))
@@ -181,9 +179,7 @@ class GlobalResponseNorm(nn.Module):
 
 
 class TripletAttention(nn.Module):
-    """TA: weights for each pair of axes from the maximum and the mean along the third, the three results averaged
-    ([23]).
-    """
+    """TA: weights per pair of axes, from the maximum and mean along the third; the three results are averaged ([23])."""
 
     needs_context = False
     AXES = (1, 2, 3)  # the axis that is pooled away: channels, frequency, time

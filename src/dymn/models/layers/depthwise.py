@@ -13,9 +13,7 @@ from dymn.models.layers.operation import Operation
 
 @Operation
 def depthwise(x: Tensor, kernel: Tensor, stride: int) -> Tensor:
-    """Filter each channel of each clip of [B, C, F, T] with a kernel of [B, C, k, k], half a kernel of zeros around
-    each map.
-    """
+    """Filter each channel of each clip of [B, C, F, T] with a kernel of [B, C, k, k], zero-padded by k // 2."""
     n_clips, n_channels, n_bands, n_frames = x.shape
     merged = x.reshape(1, n_clips * n_channels, n_bands, n_frames)
     k = kernel.shape[-1]

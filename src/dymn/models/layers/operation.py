@@ -1,6 +1,4 @@
-"""Operations of the layers for which other code, such as compiled code for CPUs, can be installed that gives the same
-numbers faster.
-"""
+"""Layer operations that faster code with the same results can replace, such as compiled code for CPUs."""
 
 from __future__ import annotations
 

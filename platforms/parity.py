@@ -111,7 +111,8 @@ def check(folder: Path) -> int:
             }
             errors = {key: float(np.abs(found[key] - expected[key]).max()) for key in bounds}
             listed = ", ".join(f"{key} {error:.1e}" for key, error in errors.items())
-            print(f"{build:10}  {path.stem:18}  {listed}  ({seconds:.1f} s)", flush=True)
+            line = f"{build:10}  {path.stem:18}  {listed}  ({seconds:.1f} s)"
+            print(line, flush=True)
             wrong += [line] if any(errors[key] > bound for key, bound in bounds.items()) else []
     assert "torch" not in sys.modules, "PyTorch was imported"
     print(*(f"WRONG: {line}" for line in wrong), sep="\n", end="\n" if wrong else "")

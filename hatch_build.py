@@ -1,7 +1,10 @@
-"""Compiles the C files of `src/dymn/native` when dymn is built; without a C compiler, dymn computes with ONNX Runtime or PyTorch.
+"""Compiles the C files of `src/dymn/native` when dymn is built.
 
-By default the compiler is $CC or cc, and the libraries are for this machine. With DYMN_WHEEL_FOR set to one of the platforms
-below, the compiler is that of the package ziglang, which compiles for all of them on any machine (`make wheels`).
+Without a C compiler, dymn computes with ONNX Runtime or PyTorch.
+
+By default the compiler is $CC or cc, and the libraries are for this machine. With DYMN_WHEEL_FOR set to one of the
+platforms below, the compiler is that of the package ziglang, which compiles for all of them on any machine (`make
+wheels`).
 """
 
 from __future__ import annotations
@@ -34,7 +37,10 @@ WHEELS = {  # platform tag of a wheel: the compiler's name of the target
 
 
 class NativeBuildHook(BuildHookInterface[Any]):
-    """Adds the compiled libraries to a wheel, and the platform to its name; an editable installation has them beside their sources."""
+    """Adds the compiled libraries to a wheel, and the platform to its name.
+
+    An editable installation has them beside their sources.
+    """
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Compile; called by hatchling before it collects the files."""
@@ -56,7 +62,9 @@ class NativeBuildHook(BuildHookInterface[Any]):
         except (OSError, subprocess.SubprocessError) as error:
             if wanted:
                 raise
-            self.app.display_warning(f"dymn is built without compiled code, and so needs ONNX Runtime or PyTorch: {error}")
+            self.app.display_warning(
+                f"dymn is built without compiled code, and so needs ONNX Runtime or PyTorch: {error}"
+            )
             return
         build_data["pure_python"] = False
         build_data["tag"] = f"py3-none-{platform_tag}"
@@ -82,4 +90,7 @@ def cross_compilers(target: str) -> dict[str, list[str]]:
     builds = CROSS_X86_BUILDS if target.startswith("x86_64") else {"_native": []}
     if "windows" in target:  # the compiler does not finish with AVX-512 for this system
         builds = {name: flags for name, flags in builds.items() if name != "_native_v4"}
-    return {name + suffix: [sys.executable, "-m", "ziglang", "cc", "-target", target, *flags] for name, flags in builds.items()}
+    return {
+        name + suffix: [sys.executable, "-m", "ziglang", "cc", "-target", target, *flags]
+        for name, flags in builds.items()
+    }

@@ -1,11 +1,14 @@
-"""Memory and rate of `dymn tag` over many short clips, with a journal and bad files among the clips; and the same killed half way.
+"""Memory and rate of `dymn tag` over many short clips, with a journal and bad files among the clips.
+
+And the same killed half way.
 
     python benchmarks/bulk.py --folder FOLDER --clips 20000
     python benchmarks/bulk.py --folder FOLDER --clips 20000 --kill
 
-The first makes the clips (each another sound, 64 kB) unless they are there, and prints resident memory and rate over the run. The
-second kills the command with SIGKILL when half the time of the first is over, starts it again, and fails unless each recording was
-done once and the output is that of the first. Needs Linux, which tells a process's memory in /proc.
+The first makes the clips (each another sound, 64 kB) unless they are there, and prints resident memory and rate over
+the run. The second kills the command with SIGKILL when half the time of the first is over, starts it again, and fails
+unless each recording was done once and the output is that of the first. Needs Linux, which tells a process's memory in
+/proc.
 """
 
 import argparse
@@ -112,7 +115,10 @@ def killed(folder: Path, clips: int, model: str) -> list[str]:
         wrong.append("recordings are missing, or there twice, or in another order")
     unlike = sum(a != b for a, b in zip(first["label"], second["label"], strict=True))
     worst = max(abs((a or 0) - (b or 0)) for a, b in zip(first["score"], second["score"], strict=True))
-    print(f"{len(second['file'])} rows of {len(names)} recordings; labels that differ {unlike}, scores at most {worst:.1e} apart")
+    print(
+        f"{len(second['file'])} rows of {len(names)} recordings; labels that differ {unlike}, scores at most "
+        f"{worst:.1e} apart"
+    )
     return [*wrong, *(["the result is another"] if unlike or worst > TOLERANCE else [])]
 
 

@@ -2,8 +2,9 @@
 
     python benchmarks/combine.py ESC10 --model mn04_as
 
-Builds recordings of a minute from clips of ESC-10 (see `zero_shot.py`): ten of one class, and one of each of two others somewhere
-between them. Prints how well the scores of the ten classes find the three, as the mean average precision over recordings.
+Builds recordings of a minute from clips of ESC-10 (see `zero_shot.py`): ten of one class, and one of each of two others
+somewhere between them. Prints how well the scores of the ten classes find the three, as the mean average precision over
+recordings.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ def main() -> None:
     classes = json.loads((options.folder / "audioset_map.json").read_text(encoding="utf-8"))["classes"]
     names = list(classes)
     with (options.folder / "meta" / "esc10.csv").open(encoding="utf-8", newline="") as file:
-        clips = [(names.index(row["category"]), options.folder / "audio" / row["filename"]) for row in csv.DictReader(file)]
+        clips = [
+            (names.index(row["category"]), options.folder / "audio" / row["filename"]) for row in csv.DictReader(file)
+        ]
     tagger = Tagger.from_pretrained(options.model, threads=options.threads)
     random = np.random.default_rng(0)
     results: dict[str, list[float]] = {how: [] for how in COMBINATIONS}

@@ -3,13 +3,14 @@
     python benchmarks/distilled.py CORPORA --model runs/dymn04_open/best.safetensors dymn04_open
     python benchmarks/distilled.py CORPORA --model runs/x/last.safetensors --calibrate dymn04_open.safetensors
 
-For each filling of short clips: `excess` is the binary cross-entropy above the teacher's own entropy, `ratio` the mean of
-p_student / p_teacher where the teacher is above 0.5, `first` how often both have the same first label, `mAP` that of finding the classes
-to which the teacher gives more than 0.3, `found` the share of those that the student gives more than 0.3 too. The ratio is also split by
-the number of clips of a corpus's training part in which the teacher hears the class, where its logits lie beside the index.
+For each filling of short clips: `excess` is the binary cross-entropy above the teacher's own entropy, `ratio` the mean
+of p_student / p_teacher where the teacher is above 0.5, `first` how often both have the same first label, `mAP` that of
+finding the classes to which the teacher gives more than 0.3, `found` the share of those that the student gives more
+than 0.3 too. The ratio is also split by the number of clips of a corpus's training part in which the teacher hears the
+class, where its logits lie beside the index.
 
-`--calibrate FILE` fits slope and offset of the logits to the teacher on these clips, both fillings together, and writes the network with
-them, in half precision.
+`--calibrate FILE` fits slope and offset of the logits to the teacher on these clips, both fillings together, and writes
+the network with them, in half precision.
 """
 
 from __future__ import annotations
@@ -53,7 +54,10 @@ def listen(models: list[MobileNet], source: Source, fill: str, seconds: float, d
 
 
 def clips_by_class(path: Path) -> npt.NDArray[np.int64] | None:
-    """Return in how many training clips of all corpora in `path` the teacher hears each class [C]; None where its logits are not there."""
+    """Return in how many training clips of all corpora in `path` the teacher hears each class [C].
+
+    None where its logits are not there.
+    """
     total: npt.NDArray[np.int64] | None = None
     for table in sorted([*path.glob("teacher_logits_*.npy"), *path.glob("*/teacher_logits_*.npy")]):
         with (table.parent / "index.csv").open(newline="", encoding="utf-8") as file:
@@ -96,7 +100,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--cache", help="Folder of decoded clips.")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--calibrate", metavar="FILE", type=Path, help="Write the (first) model, calibrated, in half precision.")
+    parser.add_argument(
+        "--calibrate", metavar="FILE", type=Path, help="Write the (first) model, calibrated, in half precision."
+    )
     parser.add_argument("--json", type=Path, help="Write the figures to this file too.")
     options = parser.parse_args()
     device = resolve_device(options.device)
@@ -125,7 +131,8 @@ def main() -> None:
     print("| " + " | ".join(rows[0]) + " |\n" + "| --- " * len(rows[0]) + "|")
     for row in rows:
         cells = [
-            "" if v is None else f"{v:.5f}" if k == "excess" else f"{v:.3f}" if isinstance(v, float) else str(v) for k, v in row.items()
+            "" if v is None else f"{v:.5f}" if k == "excess" else f"{v:.3f}" if isinstance(v, float) else str(v)
+            for k, v in row.items()
         ]
         print("| " + " | ".join(cells) + " |")
     if options.json is not None:

@@ -1,9 +1,10 @@
-"""Seconds of the local command's way and of Ray with more and more actors for the same clips, and of them those before the first result.
+"""Seconds of the local command's way and of Ray with more and more actors for the same clips, and of them those before
+the first result.
 
     python benchmarks/engines.py --clips 400 --actors 1 2 [FOLDER]
 
-tags the clips of a folder, or noise of five seconds, with `dymn04_open`; each way so often, one after the other in turn, and prints
-the medians.
+tags the clips of a folder, or noise of five seconds, with `dymn04_open`; each way so often, one after the other in
+turn, and prints the medians.
 """
 
 import argparse
@@ -27,7 +28,10 @@ def noise(folder: Path, clips: int) -> None:
 
 
 def timed(results) -> tuple[float, float]:  # noqa: ANN001
-    """Return seconds to the first result and to the last; Ray gives results in bursts, so a rate between them would say nothing."""
+    """Return seconds to the first result and to the last.
+
+    Ray gives results in bursts, so a rate between them would say nothing.
+    """
     begun = time.perf_counter()
     next(results)
     first = time.perf_counter() - begun
@@ -59,7 +63,9 @@ def main() -> None:
                     measured[way].append(timed(begin()))
     for way, rounds in measured.items():
         first, last = (statistics.median(column) for column in zip(*rounds, strict=True))
-        print(f"{way:20} {last:6.1f} s, {len(found) / last:6.1f} recordings/s, the first after {first:5.1f} s", flush=True)
+        print(
+            f"{way:20} {last:6.1f} s, {len(found) / last:6.1f} recordings/s, the first after {first:5.1f} s", flush=True
+        )
 
 
 if __name__ == "__main__":

@@ -2,16 +2,16 @@
 
     python benchmarks/events.py ESC10 --model mn04_as --model dymn04_open
 
-ESC10 is a folder as for `zero_shot.py`; the recordings are those of `mixtures.py`, from the clips of folds 4 and 5. The settings of
-`dymn events` were chosen on recordings from folds 1 to 3 (`--folds 1 2 3 --seed 1`). Nothing is trained.
+ESC10 is a folder as for `zero_shot.py`; the recordings are those of `mixtures.py`, from the clips of folds 4 and 5. The
+settings of `dymn events` were chosen on recordings from folds 1 to 3 (`--folds 1 2 3 --seed 1`). Nothing is trained.
 
 The scores are those of sed_scores_eval, which is installed by itself, as it needs old companions:
 
     pip install sed_scores_eval "pandas<3" "setuptools<81"
 
-PSDS is from probabilities at all thresholds: dtc = gtc = 0.5, up to 500 false alarms an hour, the mean over classes. The F1 are from
-events at the standard threshold: of events with beginning and end within 0.5 s (or half of the length for the end), and of seconds;
-means over classes.
+PSDS is from probabilities at all thresholds: dtc = gtc = 0.5, up to 500 false alarms an hour, the mean over classes.
+The F1 are from events at the standard threshold: of events with beginning and end within 0.5 s (or half of the length
+for the end), and of seconds; means over classes.
 """
 
 from __future__ import annotations
@@ -71,7 +71,9 @@ def scored(recordings: list[Mixture], found: list[Frames], settings: EventSettin
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="The folder of ESC-10.")
-    parser.add_argument("--model", action="append", required=True, help="A model with AudioSet's labels, by name or file.")
+    parser.add_argument(
+        "--model", action="append", required=True, help="A model with AudioSet's labels, by name or file."
+    )
     parser.add_argument("--folds", nargs="+", type=int, default=[4, 5], help="The folds whose clips are used.")
     parser.add_argument("--seed", type=int, default=2, help="Where recordings are made from.")
     parser.add_argument("--recordings", type=int, default=50, help="How many recordings of 20 s to make.")
@@ -85,7 +87,9 @@ def main() -> None:
         tagger = Tagger.from_pretrained(model, threads=options.threads)
         for method in METHODS:
             settings = EventSettings(method)
-            found = [of_classes(frames(tagger.backend, m.waveform, m.sample_rate, settings), classes) for m in recordings]
+            found = [
+                of_classes(frames(tagger.backend, m.waveform, m.sample_rate, settings), classes) for m in recordings
+            ]
             results.append({"model": tagger.card.name, "method": method, **scored(recordings, found, settings)})
     if options.json:
         print(json.dumps(results))

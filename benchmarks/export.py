@@ -2,8 +2,8 @@
 
     python benchmarks/export.py --model mn04_as --calibrate FOLDER --clips FOLDER
 
-The files take turns, round after round; times are medians of CPU time of one thread for a clip of ten seconds, samples to
-probabilities. `--keep FOLDER` keeps the files, for `benchmarks/zero_shot.py --backend onnx`.
+The files take turns, round after round; times are medians of CPU time of one thread for a clip of ten seconds, samples
+to probabilities. `--keep FOLDER` keeps the files, for `benchmarks/zero_shot.py --backend onnx`.
 """
 
 from __future__ import annotations
@@ -55,7 +55,11 @@ def main() -> None:
             backends[name] = OnnxBackend(files[name], threads=1)
             opening[name] = time.process_time() - start
             feeds[name] = plan.feed(sound.astype(np.float32), model.card)
-            print(f"{name}: {files[name].stat().st_size / 1e6:.2f} MB; {compare(backends[name].outputs, model, plan, clips)}", flush=True)
+            print(
+                f"{name}: {files[name].stat().st_size / 1e6:.2f} MB; "
+                f"{compare(backends[name].outputs, model, plan, clips)}",
+                flush=True,
+            )
     times: dict[str, list[float]] = {name: [] for name in forms}
     for _ in range(ROUNDS):
         for name, backend in backends.items():

@@ -2,7 +2,8 @@
 
     python benchmarks/front_end.py --batch 1 --threads 1 --json
 
-The two take turns on the same clips of noise, and medians are compared. `max_abs_error` is the largest difference of log-mel values.
+The two take turns on the same clips of noise, and medians are compared. `max_abs_error` is the largest difference of
+log-mel values.
 """
 
 from __future__ import annotations
@@ -59,7 +60,10 @@ def main() -> None:
     if options.json:
         print(json.dumps(found))
         return
-    print(f"{found['textbook_ms']:.2f} ms a clip in textbook form, {found['dymn_ms']:.2f} ms in dymn: {found['ratio']:.2f} times as fast")
+    print(
+        f"{found['textbook_ms']:.2f} ms a clip in textbook form, {found['dymn_ms']:.2f} ms in dymn: "
+        f"{found['ratio']:.2f} times as fast"
+    )
     print(f"largest difference {found['max_abs_error']:.1e}")
 
 

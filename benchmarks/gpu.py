@@ -3,9 +3,9 @@
     python benchmarks/gpu.py --batch 64
     python benchmarks/gpu.py --device cpu --widths 0.4 --batch 2 --frames 200 --seconds 1   # a trial without a GPU
 
-Forms take turns, round after round; figures are medians. The roofline of a form is the shorter of two times: its multiply-adds at
-the rate of a large matrix product in the same precision, and the bytes of its feature maps, each written once and read once, at the
-rate of a copy. `difference` is that of logits from the textbook form's in fp32.
+Forms take turns, round after round; figures are medians. The roofline of a form is the shorter of two times: its
+multiply-adds at the rate of a large matrix product in the same precision, and the bytes of its feature maps, each
+written once and read once, at the rate of a copy. `difference` is that of logits from the textbook form's in fp32.
 """
 
 from __future__ import annotations
@@ -84,7 +84,9 @@ def forms(model: MobileNet, log_mel: Tensor, mode: str, cast: Any, compiles: boo
     return found
 
 
-def roofline(model: MobileNet, batch: int, frames: int, device: torch.device, dtype: torch.dtype, passes: int) -> dict[str, float]:
+def roofline(
+    model: MobileNet, batch: int, frames: int, device: torch.device, dtype: torch.dtype, passes: int
+) -> dict[str, float]:
     """Return the measured peaks of a device and the clips per second that they allow."""
     clock = timer(device)
     size = 4096 if device.type == "cuda" else 512
@@ -105,7 +107,11 @@ def roofline(model: MobileNet, batch: int, frames: int, device: torch.device, dt
         hook.remove()
     by_macs = flops / (2 * passes * count(model.config, n_frames=frames).macs)
     by_bytes = bandwidth / (2 * passes * sum(sizes) * a.element_size())
-    return {"peak_tflops": flops / 1e12, "bandwidth_gb_s": bandwidth / 1e9, "roofline_clips_per_second": min(by_macs, by_bytes)}
+    return {
+        "peak_tflops": flops / 1e12,
+        "bandwidth_gb_s": bandwidth / 1e9,
+        "roofline_clips_per_second": min(by_macs, by_bytes),
+    }
 
 
 def front_end(batch: int, frames: int, device: torch.device, seconds: float) -> float:
@@ -140,7 +146,9 @@ def measure(width: float, options: argparse.Namespace, device: torch.device) -> 
         while time.perf_counter() < end or len(times["textbook"]) < 3:
             for form, call in calls.items():
                 times[form].append(clock(call))
-        limits = roofline(model, options.batch, options.frames, device, dtype or torch.float32, 1 if mode == "inference" else 3)
+        limits = roofline(
+            model, options.batch, options.frames, device, dtype or torch.float32, 1 if mode == "inference" else 3
+        )
         medians = {form: statistics.median(values) for form, values in times.items()}
         for form, median in medians.items():
             rate = options.batch / median
@@ -174,7 +182,11 @@ def main() -> None:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     head = {"device": name, "torch": torch.__version__, "batch": options.batch}
     head["front_end_clips_per_second"] = front_end(options.batch, options.frames, device, options.seconds)
-    print(json.dumps(head) if options.json else ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in head.items()) + "\n")
+    print(
+        json.dumps(head)
+        if options.json
+        else ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in head.items()) + "\n"
+    )
     for i, row in enumerate(itertools.chain.from_iterable(measure(width, options, device) for width in options.widths)):
         if options.json:
             print(json.dumps(row), flush=True)
@@ -183,7 +195,10 @@ def main() -> None:
             print("| " + " | ".join(key.replace("_", " ") for key in row) + " |\n" + "| --- " * len(row) + "|")
         print(
             "| "
-            + " | ".join("" if value is None else f"{value:.1e}" if key == "difference" else f"{value}" for key, value in row.items())
+            + " | ".join(
+                "" if value is None else f"{value:.1e}" if key == "difference" else f"{value}"
+                for key, value in row.items()
+            )
             + " |"
         )
 

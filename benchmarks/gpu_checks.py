@@ -70,7 +70,10 @@ def frames(device: str, folder: Path) -> dict[str, Any]:
     """Compare frames' probabilities and embeddings with those of the CPU."""
     sound = waveforms()
     one, other = (Tagger.from_pretrained(MODEL, name) for name in ("cpu", device))
-    difference = max(abs(one.embedder("last").vectors(clip[None]) - other.embedder("last").vectors(clip[None])).max() for clip in sound)
+    difference = max(
+        abs(one.embedder("last").vectors(clip[None]) - other.embedder("last").vectors(clip[None])).max()
+        for clip in sound
+    )
     return {"embedding_difference": float(difference)}
 
 
@@ -109,19 +112,30 @@ def train(device: str, folder: Path, precision: str, *settings: str) -> dict[str
     data = write_clips(folder / "clips")
     told = ["train", "--data", str(data), "--model", MODEL, "--device", device, "--epochs", "2", "--quiet"]
     told += ["--set", f"optim.precision={precision}", "--set", "data.least_draws=64", "--set", "optim.batch_size=8"]
-    told += ["--set", "run.save_steps=2", "--set", "data.seconds=2.0", *(part for setting in settings for part in ("--set", setting))]
+    told += [
+        "--set",
+        "run.save_steps=2",
+        "--set",
+        "data.seconds=2.0",
+        *(part for setting in settings for part in ("--set", setting)),
+    ]
     start = time.perf_counter()
     dymn(*told, "--out", str(folder / "whole"))
     seconds = time.perf_counter() - start
     killed = subprocess.Popen(
-        [sys.executable, "-m", "dymn", *told, "--out", str(folder / "killed")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [sys.executable, "-m", "dymn", *told, "--out", str(folder / "killed")],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     while not (folder / "killed" / "state.pt").exists() and killed.poll() is None:
         time.sleep(0.02)
     killed.send_signal(signal.SIGKILL)
     killed.wait()
     dymn(*told, "--out", str(folder / "killed"))
-    logs = [[json.loads(line) for line in (folder / name / "log.jsonl").read_text().splitlines()] for name in ("whole", "killed")]
+    logs = [
+        [json.loads(line) for line in (folder / name / "log.jsonl").read_text().splitlines()]
+        for name in ("whole", "killed")
+    ]
     return {
         "seconds": round(seconds, 2),
         "killed_by": killed.returncode,
@@ -144,7 +158,9 @@ def write_clips(folder: Path) -> Path:
 
 def dymn(*arguments: str) -> str:
     """Run a command of dymn and return what it prints."""
-    done = subprocess.run([sys.executable, "-m", "dymn", *arguments], capture_output=True, text=True, timeout=LIMIT, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "dymn", *arguments], capture_output=True, text=True, timeout=LIMIT, check=False
+    )
     if done.returncode:
         raise RuntimeError(f"dymn {' '.join(arguments[:2])} ended with {done.returncode}: {done.stderr[-800:]}")
     return done.stdout
@@ -156,7 +172,9 @@ CHECKS: dict[str, Check] = {
     "resident": resident,
     "commands": commands,
     "train_fp32": lambda device, folder: train(device, folder, "fp32"),
-    "train_bf16": lambda device, folder: train(device, folder, "bf16", "data.resident=true", "optim.ema=0.9", "optim.norm_clips=16"),
+    "train_bf16": lambda device, folder: train(
+        device, folder, "bf16", "data.resident=true", "optim.ema=0.9", "optim.norm_clips=16"
+    ),
     "train_fp16": lambda device, folder: train(device, folder, "fp16", "optim.clip_norm=1.0"),
     "compiled": compiled,
 }

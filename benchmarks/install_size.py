@@ -1,10 +1,12 @@
-"""Measures how large an installation of dymn is: a fresh environment, the wheel of this checkout, no extras, no pip and no setuptools.
+"""Measures how large an installation of dymn is.
+
+A fresh environment, the wheel of this checkout, no extras, no pip and no setuptools.
 
     python benchmarks/install_size.py
     python benchmarks/install_size.py --extra torch --json
 
-Needs the network, or a pip that is set up to find packages elsewhere. Ends with 1 if an installation without extras exceeds
-`MAX_MB`. Compiled Python files, which pip writes, are counted; a megabyte is a million bytes.
+Needs the network, or a pip that is set up to find packages elsewhere. Ends with 1 if an installation without extras
+exceeds `MAX_MB`. Compiled Python files, which pip writes, are counted; a megabyte is a million bytes.
 """
 
 from __future__ import annotations
@@ -24,13 +26,18 @@ LARGEST = 12
 
 def build_wheel(folder: Path) -> Path:
     """Build the wheel of this checkout into a folder and return its path."""
-    subprocess.run([sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(folder), str(ROOT)], check=True)
+    subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(folder), str(ROOT)], check=True
+    )
     (wheel,) = folder.glob("dymn-*.whl")
     return wheel
 
 
 def install(wheel: Path, extras: list[str], environment: Path) -> Path:
-    """Install a wheel and its dependencies into a new environment without pip; return the environment's site-packages."""
+    """Install a wheel and its dependencies into a new environment without pip.
+
+    Return the environment's site-packages.
+    """
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(environment)], check=True)
     python = environment / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
     wanted = f"{wheel}[{','.join(extras)}]" if extras else str(wheel)
@@ -69,7 +76,10 @@ def main() -> int:
     else:
         for name, size in list(packages.items())[:LARGEST]:
             print(f"{size / 1e6:8.1f} MB  {name}")
-        print(f"{sum(list(packages.values())[LARGEST:]) / 1e6:8.1f} MB  {max(len(packages) - LARGEST, 0)} smaller packages")
+        print(
+            f"{sum(list(packages.values())[LARGEST:]) / 1e6:8.1f} MB  {max(len(packages) - LARGEST, 0)} smaller "
+            "packages"
+        )
         for name, size in totals.items():
             print(f"{size / 1e6:8.1f} MB  {name}" + ("" if given.extra else f" (at most {MAX_MB[name]:g})"))
     return int(not given.extra and any(size / 1e6 > MAX_MB[name] for name, size in totals.items()))

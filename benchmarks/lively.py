@@ -1,7 +1,7 @@
 """Networks whose outputs depend on the clip, without training: what equality and speed are measured on.
 
-A freshly drawn network is no good for that. Its linear layers are so small that all logits are 1e-20 and every dynamic part does the
-same for every clip; forms of it that are wrong would agree.
+A freshly drawn network is no good for that. Its linear layers are so small that all logits are 1e-20 and every dynamic
+part does the same for every clip; forms of it that are wrong would agree.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ SPREAD = 0.12  # standard deviation of a logit over the clips
 
 
 def lively(model: MobileNet, log_mel: Tensor, seed: int = 0) -> MobileNet:
-    """Draw larger weights, fit the norms to clips [B, 1, F, T], and scale the logits so that they spread over the clips by `SPREAD`.
+    """Draw larger weights, fit the norms to clips [B, 1, F, T], and scale the logits so that they spread over the clips
+    by `SPREAD`.
 
-    Like a trained network, and unlike one of large random weights, it does not multiply differences from layer to layer: what forms of
-    it differ by is round-off. Returns the same network, in evaluation mode.
+    Like a trained network, and unlike one of large random weights, it does not multiply differences from layer to
+    layer: what forms of it differ by is round-off. Returns the same network, in evaluation mode.
     """
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
@@ -36,7 +37,8 @@ def lively(model: MobileNet, log_mel: Tensor, seed: int = 0) -> MobileNet:
             module.bias.data.normal_(0, 0.2, generator=generator)
         elif isinstance(module, nn.Linear):
             module.weight.data.normal_(0, module.in_features**-0.5, generator=generator)
-        elif isinstance(module, DynamicConv2d):  # kernels of a kind: a clip that is sure of one of them is not louder for it
+        # kernels of a kind: a clip that is sure of one of them is not louder for it
+        elif isinstance(module, DynamicConv2d):
             first = module.weight.data[:1].clone()
             module.weight.data.mul_(0.4).add_(0.9 * first)
     for block in model.blocks:
@@ -58,7 +60,10 @@ def lively(model: MobileNet, log_mel: Tensor, seed: int = 0) -> MobileNet:
 
 
 def _fit(norm: nn.BatchNorm2d, inputs: tuple[Tensor]) -> None:
-    """Set the statistics of a norm to those of what is about to enter it; channels that are nearly still are not blown up."""
+    """Set the statistics of a norm to those of what is about to enter it.
+
+    Channels that are nearly still are not blown up.
+    """
     variance, mean = torch.var_mean(inputs[0], dim=(0, 2, 3), correction=0)
     norm.running_mean.copy_(mean)
     norm.running_var.copy_(variance.clamp(min=max(1e-2, 0.3 * float(variance.mean()))))
@@ -79,10 +84,12 @@ def _spread(model: MobileNet, log_mel: Tensor) -> None:
 
 
 def clips(n_clips: int, n_mels: int = 128, n_frames: int = 1000, seed: int = 0) -> Tensor:
-    """Return log-mel-like inputs [B, 1, n_mels, n_frames]: each clip has its own loudness, spectral tilt, and events in time.
+    """Return log-mel-like inputs [B, 1, n_mels, n_frames].
 
-    As with the front end, nothing is below what silence gives. Without that floor a clip of 32 lay half below it, and a network fitted to
-    all of them was three times as loud for it inside, with three times the round-off.
+    Each clip has its own loudness, spectral tilt, and events in time.
+
+    As with the front end, nothing is below what silence gives. Without that floor a clip of 32 lay half below it, and a
+    network fitted to all of them was three times as loud for it inside, with three times the round-off.
     """
     generator = torch.Generator().manual_seed(seed)
 

@@ -1,11 +1,14 @@
-"""What training data cost: bytes and clips a second by codec, from a folder and from shards, beside what a GPU would take.
+"""What training data cost.
+
+Bytes and clips a second by codec, from a folder and from shards, beside what a GPU would take.
 
     python benchmarks/loader.py --corpus ../shared/kd_corpus
 
-Ten-second clips are made from those of a corpus in tar shards, encoded, and loaded for training (decoded, resampled to 32 kHz, collated)
-by one process, from one file a clip and from shards in turns; figures are medians of rounds, with files in the page cache, and for a
-second of processor time. Then what is read without decoding, from the disk (the cache is told to forget), and clips a second by the clock
-for each number of worker processes, once all are at work. The last table is arithmetic, not measured.
+Ten-second clips are made from those of a corpus in tar shards, encoded, and loaded for training (decoded, resampled to
+32 kHz, collated) by one process, from one file a clip and from shards in turns; figures are medians of rounds, with
+files in the page cache, and for a second of processor time. Then what is read without decoding, from the disk (the
+cache is told to forget), and clips a second by the clock for each number of worker processes, once all are at work. The
+last table is arithmetic, not measured.
 """
 
 from __future__ import annotations
@@ -75,7 +78,10 @@ def make(corpus: Path, folder: Path, n: int) -> dict[str, dict[str, Source]]:
 
 
 def rate(source: Source, epoch: int) -> float:
-    """Return clips a second of a core in an epoch, as training loads them: by processor time, so that others may be at work as well."""
+    """Return clips a second of a core in an epoch, as training loads them.
+
+    By processor time, so that others may be at work as well.
+    """
     sampler = PlainSampler(len(source))
     order = sampler if source.parts is None else Streamed(sampler, source.parts, 32)
     loader = Loader(source, order, 32, seconds=SECONDS)
@@ -85,7 +91,9 @@ def rate(source: Source, epoch: int) -> float:
 
 
 def rate_of_workers(source: Source, epoch: int, workers: int) -> float:
-    """Return clips a second by the clock while so many processes load them, 0 being this one, from when none is still starting."""
+    """Return clips a second by the clock while so many processes load them, 0 being this one, from when none is still
+    starting.
+    """
     loader = Loader(source, Streamed(PlainSampler(len(source)), source.parts, 32), 32, seconds=SECONDS, workers=workers)
     batches = loader.epoch(epoch)
     for _ in range(2 * max(1, workers)):  # what they had ready when the first came
@@ -139,7 +147,10 @@ def scaling(sources: dict[str, dict[str, Source]], rounds: int, workers: tuple[i
     found: dict[tuple[str, int], list[float]] = {}
     for epoch, codec, n in itertools.product(range(rounds), CODECS, workers):
         found.setdefault((codec, n), []).append(rate_of_workers(sources[codec]["shards"], epoch, n))
-    return [{"codec": codec, "workers": n, "clips/s": round(statistics.median(values), 1)} for (codec, n), values in found.items()]
+    return [
+        {"codec": codec, "workers": n, "clips/s": round(statistics.median(values), 1)}
+        for (codec, n), values in found.items()
+    ]
 
 
 def appetite(clips_per_core: float) -> list[dict[str, object]]:
@@ -176,7 +187,9 @@ def main() -> None:
             rows = scaling(sources, options.rounds, tuple(sorted({0, 1, 2, available_cpus()})))
         elif options.rounds:
             rows = measure(sources, options.rounds)
-            rows += appetite(next(float(str(row["clips/s"])) for row in rows if (row["codec"], row["from"]) == ("flac", "shards")))
+            rows += appetite(
+                next(float(str(row["clips/s"])) for row in rows if (row["codec"], row["from"]) == ("flac", "shards"))
+            )
         else:
             rows = []
     for row in rows:

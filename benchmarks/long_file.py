@@ -2,8 +2,9 @@
 
     python benchmarks/long_file.py --model mn04_as --hours 12
 
-Writes a WAV file of 44.1 kHz, 16 bit, mono to a temporary folder: a second of noise each minute, and silence that takes no room on
-a disk that can leave holes in files. Then runs `dymn tag --per-window` on it and prints its peak resident memory.
+Writes a WAV file of 44.1 kHz, 16 bit, mono to a temporary folder: a second of noise each minute, and silence that takes
+no room on a disk that can leave holes in files. Then runs `dymn tag --per-window` on it and prints its peak resident
+memory.
 """
 
 from __future__ import annotations
@@ -28,8 +29,26 @@ def write_sparse_wav(path: Path, seconds: int) -> None:
     """Write a WAV file with a second of noise at the start of each minute and holes between."""
     size = seconds * RATE * BYTES
     if size > 2**32 - 44:
-        raise SystemExit(f"A WAV file holds at most {(2**32 - 44) / RATE / BYTES / 3600:.1f} hours; {seconds / 3600:.1f} were asked for.")
-    header = struct.pack("<4sI4s4sIHHIIHH4sI", b"RIFF", 36 + size, b"WAVE", b"fmt ", 16, 1, 1, RATE, RATE * BYTES, BYTES, 16, b"data", size)
+        raise SystemExit(
+            f"A WAV file holds at most {(2**32 - 44) / RATE / BYTES / 3600:.1f} hours; {seconds / 3600:.1f} were asked "
+            "for."
+        )
+    header = struct.pack(
+        "<4sI4s4sIHHIIHH4sI",
+        b"RIFF",
+        36 + size,
+        b"WAVE",
+        b"fmt ",
+        16,
+        1,
+        1,
+        RATE,
+        RATE * BYTES,
+        BYTES,
+        16,
+        b"data",
+        size,
+    )
     noise = (np.random.default_rng(0).standard_normal(RATE) * 3000).astype("<i2").tobytes()
     with path.open("wb") as file:
         file.write(header)
@@ -49,7 +68,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         recording, answer = Path(folder, "long.wav"), Path(folder, "long.jsonl")
         write_sparse_wav(recording, round(3600 * options.hours))
-        command = [sys.executable, "-m", "dymn", "tag", str(recording), "--model", options.model, "--per-window", "--output", str(answer)]
+        command = [
+            sys.executable,
+            "-m",
+            "dymn",
+            "tag",
+            str(recording),
+            "--model",
+            options.model,
+            "--per-window",
+            "--output",
+            str(answer),
+        ]
         command += ["--threads", str(options.threads)] if options.threads else []
         command += ["--batch-size", str(options.batch_size)] if options.batch_size else []
         started = time.perf_counter()
@@ -57,7 +87,10 @@ def main() -> None:
         seconds = time.perf_counter() - started
         windows = len(json.loads(answer.read_text(encoding="utf-8"))["windows"])
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / (2**20 if sys.platform != "darwin" else 2**30)
-    print(f"{options.hours:g} h, {windows} windows: {seconds:.0f} s ({3600 * options.hours / seconds:.0f} times real time)")
+    print(
+        f"{options.hours:g} h, {windows} windows: {seconds:.0f} s ({3600 * options.hours / seconds:.0f} times real "
+        "time)"
+    )
     print(f"peak resident memory {peak:.2f} GiB")
 
 

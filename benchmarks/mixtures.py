@@ -96,7 +96,9 @@ def _mixture(name: str, by_class: dict[str, list[Path]], random: np.random.Gener
         waveform[first : first + len(sound)] += sound
         events.append(Truth(label, start, end))
     noise = coloured_noise(n, random) * EVENT_RMS * 10 ** (-random.uniform(*NOISE_DB) / 20)
-    return Mixture(name, (waveform + noise).astype(np.float32), sample_rate, tuple(sorted(events, key=lambda event: event.start)))
+    return Mixture(
+        name, (waveform + noise).astype(np.float32), sample_rate, tuple(sorted(events, key=lambda event: event.start))
+    )
 
 
 def _sound(clips: list[Path], random: np.random.Generator, sample_rate: int) -> np.ndarray:

@@ -1,11 +1,13 @@
-"""The table of models in the README: parameters, multiply-adds, mAP, size, and the time of ten seconds of audio on one thread.
+"""The table of models in the README.
+
+Parameters, multiply-adds, mAP, size, and the time of ten seconds of audio on one thread.
 
     python benchmarks/models.py
     python benchmarks/models.py --names dymn04_as mn04_as --seconds 5 --json
 
-Times are those of the compiled network on a log-mel spectrogram, and of the compiled front end, with random weights: the weights do not
-change how long a network takes. Networks take turns, round after round; figures are medians. Nothing is downloaded, and PyTorch is not
-needed.
+Times are those of the compiled network on a log-mel spectrogram, and of the compiled front end, with random weights:
+the weights do not change how long a network takes. Networks take turns, round after round; figures are medians. Nothing
+is downloaded, and PyTorch is not needed.
 """
 
 from __future__ import annotations
@@ -38,7 +40,10 @@ def network(name: str) -> CompiledNetwork:
     published, rng = REGISTRY[name], np.random.default_rng(0)
     config = model_config(published.architecture, **published.settings)
     shapes = {key: shape for key, shape in state_shapes(config).items() if not key.endswith(COUNTER)}
-    state = {key: rng.uniform(0.5, 1.0, shape).astype(np.float32) / max(np.prod(shape[1:], dtype=int), 1) for key, shape in shapes.items()}
+    state = {
+        key: rng.uniform(0.5, 1.0, shape).astype(np.float32) / max(np.prod(shape[1:], dtype=int), 1)
+        for key, shape in shapes.items()
+    }
     return compile_network(fold(config, state))
 
 

@@ -3,9 +3,10 @@
     python benchmarks/network.py --width 0.4 --batch 1 --threads 1 --path fastest --json
     python benchmarks/network.py --table
 
-Both forms take the same clips in turn, round after round, until the time is up; the ratio is that of their medians. The network is
-one whose outputs depend on the clip (`lively.py`), and the largest difference of the logits is printed beside the ratio. The share
-of the peak is twice the multiply-adds of the paper's count over the time, beside what a product of large matrices reaches here.
+Both forms take the same clips in turn, round after round, until the time is up; the ratio is that of their medians. The
+network is one whose outputs depend on the clip (`lively.py`), and the largest difference of the logits is printed
+beside the ratio. The share of the peak is twice the multiply-adds of the paper's count over the time, beside what a
+product of large matrices reaches here.
 """
 
 from __future__ import annotations
@@ -53,7 +54,9 @@ def logits_of(network: Callable[[Tensor], Any]) -> Logits:
 
 
 def trained(network: torch.nn.Module) -> Logits:
-    """Return a form that also computes the gradients of all weights, in training mode without dropout, which draws at random."""
+    """Return a form that also computes the gradients of all weights, in training mode without dropout, which draws at
+    random.
+    """
     target = torch.full((1, CLASSES), 0.1)
 
     def step(log_mel: Tensor) -> Tensor:
@@ -120,7 +123,9 @@ def peak_gflops(clock: Callable[[], float], size: int = 1536) -> float:
     return 2 * size**3 / min(times) / 1e9
 
 
-def measure(width: float, batch: int, threads: int, path: str, seconds: float, clock: str = "wall", frames: int = 1000) -> dict[str, Any]:
+def measure(
+    width: float, batch: int, threads: int, path: str, seconds: float, clock: str = "wall", frames: int = 1000
+) -> dict[str, Any]:
     """Measure one form against the textbook form.
 
     Raises:
@@ -180,17 +185,26 @@ def table(seconds: float, clock: str) -> Iterator[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--width", type=float, default=0.4, help="The width of the network: 0.4, 1.0 and 2.0 are DyMN-S, M and L.")
+    parser.add_argument(
+        "--width", type=float, default=0.4, help="The width of the network: 0.4, 1.0 and 2.0 are DyMN-S, M and L."
+    )
     parser.add_argument("--batch", type=int, default=1, help="How many clips of 10 s at once.")
     parser.add_argument("--threads", type=int, default=1, help="How many CPU threads.")
     parser.add_argument("--path", choices=PATHS, default="fastest", help="Which form to measure.")
-    parser.add_argument("--seconds", type=float, default=15.0, help="How long to measure; three rounds are made in any case.")
+    parser.add_argument(
+        "--seconds", type=float, default=15.0, help="How long to measure; three rounds are made in any case."
+    )
     parser.add_argument("--frames", type=int, default=1000, help="Frames of a clip; 1000 are 10 s.")
     parser.add_argument(
-        "--clock", choices=CLOCKS, default="wall", help="Time on the wall, or time of the CPU, which a busy machine blurs less."
+        "--clock",
+        choices=CLOCKS,
+        default="wall",
+        help="Time on the wall, or time of the CPU, which a busy machine blurs less.",
     )
     parser.add_argument("--json", action="store_true", help="Print one line of JSON.")
-    parser.add_argument("--table", action="store_true", help="Measure all goals and print a table as Markdown; takes long.")
+    parser.add_argument(
+        "--table", action="store_true", help="Measure all goals and print a table as Markdown; takes long."
+    )
     options = parser.parse_args()
     if min(options.batch, options.threads, options.frames) < 1:
         parser.error("--batch, --threads and --frames are at least 1.")
@@ -199,7 +213,9 @@ def main() -> None:
         for line in table(options.seconds, options.clock):
             print(line, flush=True)
         return
-    found = measure(options.width, options.batch, options.threads, options.path, options.seconds, options.clock, options.frames)
+    found = measure(
+        options.width, options.batch, options.threads, options.path, options.seconds, options.clock, options.frames
+    )
     if options.json:
         print(json.dumps(found))
         return

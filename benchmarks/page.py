@@ -28,7 +28,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=int, default=120, help="length of the recording (%(default)s)")
     parser.add_argument("--runs", type=int, default=5, help="(%(default)s)")
-    parser.add_argument("--chromium", default=shutil.which("chromium") or shutil.which("google-chrome"), help="(%(default)s)")
+    parser.add_argument(
+        "--chromium", default=shutil.which("chromium") or shutil.which("google-chrome"), help="(%(default)s)"
+    )
     given = parser.parse_args()
     served = [sys.executable, "-m", "dymn", "serve", "--model", "dymn04_open", "--port", "0", "--quiet"]
     with tempfile.TemporaryDirectory() as folder, subprocess.Popen(served, stdout=subprocess.PIPE, text=True) as server:
@@ -38,13 +40,18 @@ def main() -> None:
             assert server.stdout is not None
             address = server.stdout.readline().split()[2]
             with sync_playwright() as steered:
-                browser = steered.chromium.launch(executable_path=given.chromium, args=["--no-sandbox"] if os.geteuid() == 0 else [])
+                browser = steered.chromium.launch(
+                    executable_path=given.chromium, args=["--no-sandbox"] if os.geteuid() == 0 else []
+                )
                 times = measure(browser, address, recording, given.runs)
                 browser.close()
         finally:
             server.terminate()
     median = statistics.median(times)
-    print(f"{given.seconds} s of sound took {median:.2f} s, the median of {len(times)} ({min(times):.2f} to {max(times):.2f})")
+    print(
+        f"{given.seconds} s of sound took {median:.2f} s, the median of {len(times)} ({min(times):.2f} to "
+        f"{max(times):.2f})"
+    )
 
 
 def measure(browser: Browser, address: str, recording: Path, runs: int) -> list[float]:

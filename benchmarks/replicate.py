@@ -1,35 +1,41 @@
-"""Two claims of the paper in miniature: a DyMN beats MNs of equal cost (A, Table II), and each of its parts helps (B, Table V).
+"""Two claims of the paper in miniature.
+
+A DyMN beats MNs of equal cost (A, Table II), and each of its parts helps (B, Table V).
 
     python benchmarks/replicate.py run A B --corpus CORPUS --teacher mn04_as --out results --width 0.2
-    python benchmarks/replicate.py run A B --corpus CORPUS --teacher mn04_as --out results --width 0.4 --device cuda --budget 560
-    python benchmarks/replicate.py report results --corpus CORPUS --esc10 ESC10 --page docs/replication.md
+    python benchmarks/replicate.py run A B --corpus CORPUS --teacher mn04_as --out results --width 0.4 --device cuda
+    --budget 560 python benchmarks/replicate.py report results --corpus CORPUS --esc10 ESC10 --page docs/replication.md
 
 The plan was written before the first run and is not changed afterwards.
 
-**Networks.** A: DyMN of width w; MN of width w; the narrowest MN, in steps of 0.005, that costs at least as many multiply-adds as
-the DyMN ("equal cost"); MN of width 1.25 w, the paper's next size. B: the rows of Table V that lack one part (static MN; without
-Dy-Conv; without Dy-ReLU; without Coordinate Attention), beside A's DyMN and MN. Three seeds each.
+**Networks.** A: DyMN of width w; MN of width w; the narrowest MN, in steps of 0.005, that costs at least as many
+multiply-adds as the DyMN ("equal cost"); MN of width 1.25 w, the paper's next size. B: the rows of Table V that lack
+one part (static MN; without Dy-Conv; without Dy-ReLU; without Coordinate Attention), beside A's DyMN and MN. Three
+seeds each.
 
-**Training.** From random weights: no inherited weights, no feature matching, no ImageNet. The teacher mn04_as (MIT, AudioSet mAP
-43.2) hears what the students hear; the loss is eq. 8 with lambda = 0. Data: the training part of the corpus, without the clips that
-its `exclude.csv` lists, random crops of 2 s, rolled, louder or softer, mixed with probability 0.6, a quarter of them cut short. All
-networks of a seed see the same batches: one process computes crop, mixture, spectrogram and the teacher's answer once and lets every
-student step on them. AdamW, batches of 128, peak learning rate 2e-3 (Sec. IV-A for DyMN-S; not tuned, the same for all), warm-up over
-5 % of the run, linear ramp-down from 40 %, temperature 30 to 1 over the first 15 %, bfloat16 autocast on a GPU.
+**Training.** From random weights: no inherited weights, no feature matching, no ImageNet. The teacher mn04_as (MIT,
+AudioSet mAP 43.2) hears what the students hear; the loss is eq. 8 with lambda = 0. Data: the training part of the
+corpus, without the clips that its `exclude.csv` lists, random crops of 2 s, rolled, louder or softer, mixed with
+probability 0.6, a quarter of them cut short. All networks of a seed see the same batches: one process computes crop,
+mixture, spectrogram and the teacher's answer once and lets every student step on them. AdamW, batches of 128, peak
+learning rate 2e-3 (Sec. IV-A for DyMN-S; not tuned, the same for all), warm-up over 5 % of the run, linear ramp-down
+from 40 %, temperature 30 to 1 over the first 15 %, bfloat16 autocast on a GPU.
 
-**Length.** The same for all networks and seeds, fixed before training: 190,000 presentations, or with `--budget` as many as a rate
-probe of 8 seconds says will fit the time, between the given limits. There is no early stopping and no choice of checkpoints.
+**Length.** The same for all networks and seeds, fixed before training: 190,000 presentations, or with `--budget` as
+many as a rate probe of 8 seconds says will fit the time, between the given limits. There is no early stopping and no
+choice of checkpoints.
 
-**Measures**, on the corpus's 405 held-out clips (their first 2 s, shorter ones repeated), after the batch norms' statistics have been
-measured anew on 1,024 examples made as for training: the cross-entropy above the teacher's own entropy ("excess", mean over classes,
-per clip); mAP against the teacher's decisions (p > 0.3); top-1 agreement; and once, at the end, zero-shot accuracy on ESC-10 (A
-only).
+**Measures**, on the corpus's 405 held-out clips (their first 2 s, shorter ones repeated), after the batch norms'
+statistics have been measured anew on 1,024 examples made as for training: the cross-entropy above the teacher's own
+entropy ("excess", mean over classes, per clip); mAP against the teacher's decisions (p > 0.3); top-1 agreement; and
+once, at the end, zero-shot accuracy on ESC-10 (A only).
 
-**Decision.** Difference of the per-clip excess, averaged over seeds; paired bootstrap over clips, 10,000 draws, 95 % interval. Claim A
-stands if the DyMN is below the MN of equal cost and the interval excludes zero. Claim B stands for a part if the DyMN is below the
-network without it and the interval excludes zero. Reported beside it: a bootstrap over the packages that the clips come from, which is
-wider; the ratio of the excess of a clip (geometric mean), because a pilot on 7,680 crops showed that a DyMN's activations can run away
-on single tonal clips early in training, of which a mean would then consist; how many clips that are; mAP. All seeds are reported.
+**Decision.** Difference of the per-clip excess, averaged over seeds; paired bootstrap over clips, 10,000 draws, 95 %
+interval. Claim A stands if the DyMN is below the MN of equal cost and the interval excludes zero. Claim B stands for a
+part if the DyMN is below the network without it and the interval excludes zero. Reported beside it: a bootstrap over
+the packages that the clips come from, which is wider; the ratio of the excess of a clip (geometric mean), because a
+pilot on 7,680 crops showed that a DyMN's activations can run away on single tonal clips early in training, of which a
+mean would then consist; how many clips that are; mAP. All seeds are reported.
 """
 
 from __future__ import annotations
@@ -58,7 +64,15 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "augment": {"roll_ms": 125, "gain_db": 7, "wave_mixup": 0.6, "padding": 0.25},
     "optim": {"name": "adamw", "lr": 2e-3, "batch_size": 128, "weight_decay": 1e-4},
     # An "epoch" is one per cent of the run.
-    "schedule": {"epochs": 100, "warm_up": 5, "ramp_start": 40, "ramp_length": 60, "floor": 0.01, "tau_start": 30, "tau_epochs": 16},
+    "schedule": {
+        "epochs": 100,
+        "warm_up": 5,
+        "ramp_start": 40,
+        "ramp_length": 60,
+        "floor": 0.01,
+        "tau_start": 30,
+        "tau_epochs": 16,
+    },
 }
 PRESENTATIONS = 190_000
 MARKS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # of the run, when the students are measured
@@ -75,7 +89,10 @@ class Arm:
 
 @dataclass(frozen=True)
 class Experiment:
-    """A claim, the networks that it is about, and the comparisons that decide it: the first is to be better than the second."""
+    """A claim, the networks that it is about, and the comparisons that decide it.
+
+    The first is to be better than the second.
+    """
 
     claim: str
     arms: tuple[str, ...]
@@ -179,7 +196,10 @@ class Job:
 
 
 def launch(job: Job, graphs: str) -> int:
-    """Run the job's processes to their end; return the exit status. If one fails, the others go on unless they wait for it."""
+    """Run the job's processes to their end; return the exit status.
+
+    If one fails, the others go on unless they wait for it.
+    """
     job = but(job, graphs=job.device.startswith("cuda") and (graphs == "on" or (graphs == "auto" and graphs_work(job))))
     for folder in (job.out, job.state):
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -234,15 +254,37 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--width", type=float, default=0.2, help="The width of the DyMN.")
     run.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     run.add_argument("--device", default="cpu")
-    run.add_argument("--jobs", type=int, help="Processes at a time, each with seeds of its own (default: one per seed).")
+    run.add_argument(
+        "--jobs", type=int, help="Processes at a time, each with seeds of its own (default: one per seed)."
+    )
     run.add_argument("--threads", type=int, default=1, help="CPU threads of each process.")
     run.add_argument("--workers", type=int, default=0, help="Processes that decode the corpus into the cache.")
-    run.add_argument("--presentations", type=int, default=PRESENTATIONS, help="Crops that each network hears; with --budget, at most.")
-    run.add_argument("--least", type=int, default=0, help="With --budget: hear at least so many crops, even if time runs out.")
-    run.add_argument("--budget", type=float, default=0.0, help="Seconds after which all is to be done; a rate probe fixes the length.")
-    run.add_argument("--sample", type=int, default=1024, help="Training crops for the prior and for the norms' statistics.")
+    run.add_argument(
+        "--presentations",
+        type=int,
+        default=PRESENTATIONS,
+        help="Crops that each network hears; with --budget, at most.",
+    )
+    run.add_argument(
+        "--least", type=int, default=0, help="With --budget: hear at least so many crops, even if time runs out."
+    )
+    run.add_argument(
+        "--budget",
+        type=float,
+        default=0.0,
+        help="Seconds after which all is to be done; a rate probe fixes the length.",
+    )
+    run.add_argument(
+        "--sample", type=int, default=1024, help="Training crops for the prior and for the norms' statistics."
+    )
     run.add_argument("--graphs", choices=("auto", "on", "off"), default="auto", help="CUDA graphs.")
-    run.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="Changes of settings; they make it another experiment.")
+    run.add_argument(
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="Changes of settings; they make it another experiment.",
+    )
     worker = commands.add_parser("worker")
     worker.add_argument("job")
     worker.add_argument("number", type=int)
@@ -254,7 +296,9 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument("--esc10", type=Path, help="The folder of ESC-10, for zero-shot accuracy.")
     report.add_argument("--page", type=Path, default=Path("docs/replication.md"))
     report.add_argument("--images", type=Path, help="The folder of pictures (default: images beside the page).")
-    report.add_argument("--unfinished", action="store_true", help="Take seeds that were stopped, if all came equally far.")
+    report.add_argument(
+        "--unfinished", action="store_true", help="Take seeds that were stopped, if all came equally far."
+    )
     report.add_argument("--draws", type=int, default=10_000, help="Draws of the bootstrap.")
     return main
 
@@ -275,7 +319,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from replicate_report import write_report
 
         images = options.images or options.page.parent / "images"
-        write_report(options.out, options.page, images, options.corpus, options.esc10, options.draws, options.unfinished)
+        write_report(
+            options.out, options.page, images, options.corpus, options.esc10, options.draws, options.unfinished
+        )
         return 0
     state = options.state or str(Path(options.out) / "state")
     most = options.presentations

@@ -1,4 +1,7 @@
-"""What `replicate.py` measures and how sure it is: NumPy alone, so that a machine without anything else can compute it."""
+"""What `replicate.py` measures and how sure it is.
+
+NumPy alone, so that a machine without anything else can compute it.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,9 @@ class Interval(NamedTuple):
 
 
 def clip_excess(logits: Floats, teacher: Floats) -> npt.NDArray[np.float64]:
-    """Return, for each clip, the cross-entropy of a network against its teacher above the teacher's own entropy [N], from logits [N, C]."""
+    """Return, for each clip, the cross-entropy of a network against its teacher above the teacher's own entropy [N],
+    from logits [N, C].
+    """
     z, t = logits.astype(np.float64), teacher.astype(np.float64)
     p = 1 / (1 + np.exp(-t))
     # log(1 + exp(z)) - p z is the cross-entropy; with z = t, the entropy.
@@ -35,7 +40,9 @@ def clip_excess(logits: Floats, teacher: Floats) -> npt.NDArray[np.float64]:
     return excess
 
 
-def average_precision(scores: Floats, positive: npt.NDArray[np.bool_], counts: Floats | None = None) -> npt.NDArray[np.float64]:
+def average_precision(
+    scores: Floats, positive: npt.NDArray[np.bool_], counts: Floats | None = None
+) -> npt.NDArray[np.float64]:
     """Return the average precision of each class [C], NaN without positives.
 
     Args:
@@ -47,7 +54,9 @@ def average_precision(scores: Floats, positive: npt.NDArray[np.bool_], counts: F
     return ranked_precision(order, np.take_along_axis(positive, order, axis=0), counts)
 
 
-def ranked_precision(order: npt.NDArray[np.int64], hits: npt.NDArray[np.bool_], counts: Floats | None = None) -> npt.NDArray[np.float64]:
+def ranked_precision(
+    order: npt.NDArray[np.int64], hits: npt.NDArray[np.bool_], counts: Floats | None = None
+) -> npt.NDArray[np.float64]:
     """Return what `average_precision` does, of the clips' order [N, C] and of which are positive in that order [N, C]."""
     weights = np.ones(order.shape) if counts is None else counts[order]
     found = np.cumsum(weights * hits, axis=0)
@@ -58,7 +67,10 @@ def ranked_precision(order: npt.NDArray[np.int64], hits: npt.NDArray[np.bool_], 
 
 
 def draws_of(n: int, groups: Sequence[str] | None, draws: int, seed: int = 0) -> npt.NDArray[np.float64]:
-    """Return how often each of `n` clips is in each bootstrap sample [draws, n]: clips are drawn, or whole groups of them."""
+    """Return how often each of `n` clips is in each bootstrap sample [draws, n].
+
+    Clips are drawn, or whole groups of them.
+    """
     rng = np.random.default_rng(seed)
     if groups is None:
         return rng.multinomial(n, np.full(n, 1 / n), size=draws).astype(np.float64)
@@ -81,7 +93,8 @@ def precision_bootstrap(
     groups: Sequence[str] | None = None,
     draws: int = 1000,
 ) -> Interval:
-    """Return the difference of mAP between networks `first` and `second`, each the logits [N, C] of several seeds, and its interval.
+    """Return the difference of mAP between networks `first` and `second`, each the logits [N, C] of several seeds, and
+    its interval.
 
     Classes without positives in a sample are left out of it.
     """
@@ -98,7 +111,9 @@ def precision_bootstrap(
         means = [np.mean([np.nanmean(ranked_precision(order, hits, counts)) for order, hits in side]) for side in sides]
         return float(means[0] - means[1])
 
-    return _interval(difference(None), np.array([difference(counts) for counts in draws_of(len(positive), groups, draws)]))
+    return _interval(
+        difference(None), np.array([difference(counts) for counts in draws_of(len(positive), groups, draws)])
+    )
 
 
 def _interval(estimate: float, samples: Floats) -> Interval:

@@ -1,4 +1,7 @@
-"""The page of `replicate.py`: tables with intervals, learning curves, mAP against multiply-adds, from the result files."""
+"""The page of `replicate.py`.
+
+Tables with intervals, learning curves, mAP against multiply-adds, from the result files.
+"""
 
 from __future__ import annotations
 
@@ -93,7 +96,9 @@ class Contrast(NamedTuple):
 
 
 def read(folder: Path, partial: bool = False) -> Results:
-    """Read what `replicate.py run` wrote: the finished seeds, or if `partial`, all, provided that they came equally far.
+    """Read what `replicate.py run` wrote.
+
+    The finished seeds, or if `partial`, all, provided that they came equally far.
 
     Raises:
         SystemExit: if no seed is finished, or seeds heard other clips or (if `partial`) other numbers of crops.
@@ -111,11 +116,15 @@ def read(folder: Path, partial: bool = False) -> Results:
         if partial or record["steps"] == record["of"]:
             found.setdefault(record["seed"], []).append((record, arrays))
     if len({record["steps"] for parts in found.values() for record, _ in parts}) > 1:
-        raise SystemExit(f"The seeds in {folder} came unequally far: {', '.join(unfinished)}. Report the finished ones alone.")
+        raise SystemExit(
+            f"The seeds in {folder} came unequally far: {', '.join(unfinished)}. Report the finished ones alone."
+        )
     needed = max((len(parts) for parts in found.values()), default=0)
     seeds = sorted(seed for seed, parts in found.items() if len(parts) == needed)
     if not seeds:
-        raise SystemExit(f"{folder} holds no finished seed of {', '.join(names)}; unfinished: {', '.join(unfinished) or 'none'}.")
+        raise SystemExit(
+            f"{folder} holds no finished seed of {', '.join(names)}; unfinished: {', '.join(unfinished) or 'none'}."
+        )
     parts = [part for seed in seeds for part in found[seed]]
     first = parts[0][1]
     if any(list(arrays["keys"]) != list(first["keys"]) for _, arrays in parts):
@@ -127,7 +136,11 @@ def read(folder: Path, partial: bool = False) -> Results:
 
     def weights(arm: str) -> list[dict[str, Any]]:
         start = f"weights.{arm}."
-        rows = ({name.removeprefix(start): a[name] for name in a if name.startswith(start)} for r, a in parts if arm in r["arms"])
+        rows = (
+            {name.removeprefix(start): a[name] for name in a if name.startswith(start)}
+            for r, a in parts
+            if arm in r["arms"]
+        )
         return [row for row in rows if row]
 
     return Results(
@@ -139,7 +152,11 @@ def read(folder: Path, partial: bool = False) -> Results:
         logits={arm: [values.astype(np.float32) for values in collected("logits", arm)] for arm in arms},
         excess={arm: np.stack(collected("excess", arm)).astype(np.float64) for arm in arms},
         curves={
-            arm: [[{"presentations": p["presentations"], **p["students"][arm]} for p in r["curves"]] for r, _ in parts if arm in r["arms"]]
+            arm: [
+                [{"presentations": p["presentations"], **p["students"][arm]} for p in r["curves"]]
+                for r, _ in parts
+                if arm in r["arms"]
+            ]
             for arm in arms
         },
         weights={arm: weights(arm) for arm in arms},
@@ -160,7 +177,9 @@ def contrast(results: Results, first: str, second: str, packages: Sequence[str] 
         paired_bootstrap(difference, None, draws),
         None if packages is None else paired_bootstrap(difference, packages, draws),
         paired_bootstrap((logarithms[0] - logarithms[1]).mean(axis=0), None, draws),
-        precision_bootstrap(results.logits[first], results.logits[second], results.positive, None, min(draws, PRECISION_DRAWS)),
+        precision_bootstrap(
+            results.logits[first], results.logits[second], results.positive, None, min(draws, PRECISION_DRAWS)
+        ),
         int((per_seed.mean(axis=1) < 0).sum()),
     )
 
@@ -185,7 +204,10 @@ def packages_of(keys: Sequence[str], corpus: Path) -> list[str]:
 
 
 def zero_shot_of(results: Results, arms: Sequence[str], esc10: Path) -> dict[str, list[float]]:
-    """Return the zero-shot accuracy on ESC-10 of the networks' final weights, by seed; clips repeated to 10 s, as `dymn tag` does."""
+    """Return the zero-shot accuracy on ESC-10 of the networks' final weights, by seed.
+
+    Clips repeated to 10 s, as `dymn tag` does.
+    """
     import torch
 
     from dymn import Tagger
@@ -199,7 +221,9 @@ def zero_shot_of(results: Results, arms: Sequence[str], esc10: Path) -> dict[str
         found[arm] = []
         for state in results.weights[arm]:
             config = ARMS[arm].variant(results.plan["mark"]["width"]).config()
-            network = MobileNet.skeleton(config).fill({name: torch.from_numpy(value) for name, value in state.items()}).eval()
+            network = (
+                MobileNet.skeleton(config).fill({name: torch.from_numpy(value) for name, value in state.items()}).eval()
+            )
             network.card = ModelCard(name=arm, labels=tuple(audioset_labels()))
             found[arm].append(float(np.mean(list(zero_shot(Tagger(network, "cpu", 1), esc10, "repeat").values()))))
     return found
@@ -235,7 +259,11 @@ def write_report(
 
 
 def text_of(
-    results: Results, names: Sequence[str], rows: dict[str, dict[str, Any]], contrasts: dict[tuple[str, str], Contrast], images: str
+    results: Results,
+    names: Sequence[str],
+    rows: dict[str, dict[str, Any]],
+    contrasts: dict[tuple[str, str], Contrast],
+    images: str,
 ) -> str:
     """Return the page."""
     plan, seeds = results.plan, results.seeds
@@ -245,16 +273,18 @@ def text_of(
     lines = ["# Replication", "", *_paragraph(INTRODUCTION), ""]
     lines += [
         f"Width {width}; {train:,} clips to train on, {held_out} held out; crops of 2 s; teacher `mn04_as`, online; "
-        f"{plan['presentations']:,} crops in {plan['steps']:,} steps for each network; seeds {', '.join(map(str, seeds))}.",
-        f"{plan['device']}, PyTorch {plan['torch']}, CUDA graphs {'on' if plan['graphs'] else 'off'}; a seed in one process, "
-        f"{max(results.seconds):,.0f} s for a seed, {plan['jobs']} processes at a time.",
+        f"{plan['presentations']:,} crops in {plan['steps']:,} steps for each network; seeds "
+        f"{', '.join(map(str, seeds))}.",
+        f"{plan['device']}, PyTorch {plan['torch']}, CUDA graphs {'on' if plan['graphs'] else 'off'}; a seed in one "
+        f"process, {max(results.seconds):,.0f} s for a seed, {plan['jobs']} processes at a time.",
     ]
     lines.append("")
     if changed:
         lines += [f"Not as planned: {', '.join(f'`{change}`' for change in changed)}.", ""]
     if results.unfinished:
         lines += [
-            f"Unfinished{' and left out' if results.complete else ', measured where they stopped'}: {', '.join(results.unfinished)}.",
+            f"Unfinished{' and left out' if results.complete else ', measured where they stopped'}: "
+            f"{', '.join(results.unfinished)}.",
             "",
         ]
     lines += [*_paragraph(MEASURES.format(derailed=MILLI * DERAILED, floor=MILLI * floor)), ""]
@@ -262,8 +292,18 @@ def text_of(
     for name in names:
         experiment = EXPERIMENTS[name]
         printed = PAPER["V"] if name == "B" else PAPER.get(width, {})
-        lines += [f"## {name}. {experiment.claim}", "", *_table(experiment.arms, rows, printed, name), "", *_paragraph(DIFFERENCES), ""]
-        lines += ["| | excess | over packages | ratio | mAP | seeds ahead | |", "| --- | --- | --- | --- | --- | --- | --- |"]
+        lines += [
+            f"## {name}. {experiment.claim}",
+            "",
+            *_table(experiment.arms, rows, printed, name),
+            "",
+            *_paragraph(DIFFERENCES),
+            "",
+        ]
+        lines += [
+            "| | excess | over packages | ratio | mAP | seeds ahead | |",
+            "| --- | --- | --- | --- | --- | --- | --- |",
+        ]
         for pair in experiment.contrasts:
             c = contrasts[pair]
             title = f"{ARMS[c.first].title} − {ARMS[c.second].title}"
@@ -331,14 +371,29 @@ def draw_trade_off(rows: dict[str, dict[str, Any]], path: Path) -> None:
     line = [arm for arm in ("mn", "mn_equal", "mn_wider") if arm in rows]
     points = {arm: (rows[arm]["macs"] / 1e6, float(np.mean(rows[arm]["mAP"]))) for arm in rows}
     if line:
-        axes.plot(*zip(*(points[arm] for arm in line), strict=True), color=BLUE, marker="o", markersize=7, label="MN, by width")
+        axes.plot(
+            *zip(*(points[arm] for arm in line), strict=True),
+            color=BLUE,
+            marker="o",
+            markersize=7,
+            label="MN, by width",
+        )
     for arm, (x, y) in points.items():
         seeds = rows[arm]["mAP"]
         colour = BLUE if arm in line else RED if arm == "dymn" else GREY
         axes.plot([x] * len(seeds), seeds, linestyle="none", marker=".", color=colour, alpha=0.6)
         if arm not in line:
-            axes.plot(x, y, linestyle="none", marker="*" if arm == "dymn" else "D", markersize=15 if arm == "dymn" else 5, color=colour)
-        axes.annotate(ARMS[arm].title, (x, y), (8, 0), textcoords="offset points", va="center", color=colour, fontsize=9)
+            axes.plot(
+                x,
+                y,
+                linestyle="none",
+                marker="*" if arm == "dymn" else "D",
+                markersize=15 if arm == "dymn" else 5,
+                color=colour,
+            )
+        axes.annotate(
+            ARMS[arm].title, (x, y), (8, 0), textcoords="offset points", va="center", color=colour, fontsize=9
+        )
     axes.margins(x=0.25)
     axes.set_xlabel("Multiply-adds for 10 s (millions)")
     axes.set_ylabel("mAP against the teacher's decisions")

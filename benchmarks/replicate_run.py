@@ -60,12 +60,17 @@ class Crops:
         """Return a crop of each clip, [B, samples]; `chances` [B] in [0, 1) place it."""
         places = self.places[clips]
         room = np.maximum(self.resident.lengths[places] - self.samples, 0)
-        return self.resident.waveforms(places.tolist(), np.floor(chances * (room + 1)).astype(np.int64).tolist(), self.samples, self.fill)
+        return self.resident.waveforms(
+            places.tolist(), np.floor(chances * (room + 1)).astype(np.int64).tolist(), self.samples, self.fill
+        )
 
     def batch(self, seed: int, step: int, size: int) -> Tensor:
         """Return the crops of a training step: each clip once before any comes again."""
         places = np.arange(step * size, (step + 1) * size)
-        rounds = {int(r): np.random.default_rng((seed, ORDER, int(r))).permutation(len(self)) for r in np.unique(places // len(self))}
+        rounds = {
+            int(r): np.random.default_rng((seed, ORDER, int(r))).permutation(len(self))
+            for r in np.unique(places // len(self))
+        }
         clips = np.array([rounds[int(place // len(self))][place % len(self)] for place in places])
         return self.at(clips, np.random.default_rng((seed, PLACE, step)).random(size))
 
@@ -75,9 +80,13 @@ class Crops:
 
 
 class Student:
-    """A network that learns: its step on an example that all students share, launched as one CUDA graph where that works."""
+    """A network that learns: its step on an example that all students share, launched as one CUDA graph where that
+    works.
+    """
 
-    def __init__(self, config: ModelConfig, settings: TrainConfig, seed: int, prior: Tensor, device: torch.device) -> None:
+    def __init__(
+        self, config: ModelConfig, settings: TrainConfig, seed: int, prior: Tensor, device: torch.device
+    ) -> None:
         self.network = MobileNet(config).initialise(torch.Generator().manual_seed(seed)).to(device).train()
         set_prior(self.network, prior)
         self.optim, self.schedule, self.device = settings.optim, settings.schedule, device
@@ -117,7 +126,11 @@ class Student:
         at = self.schedule.epochs * progress
         schedule = self.schedule
         lr = self.optim.lr * learning_rate_factor(
-            at, warm_up=schedule.warm_up, ramp_start=schedule.ramp_start, ramp_length=schedule.ramp_length, floor=schedule.floor
+            at,
+            warm_up=schedule.warm_up,
+            ramp_start=schedule.ramp_start,
+            ramp_length=schedule.ramp_length,
+            floor=schedule.floor,
         )
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -138,7 +151,9 @@ class Student:
 
     def _optimizer(self) -> torch.optim.Optimizer:
         fused = self.device.type == "cuda"
-        return torch.optim.AdamW(self.network.parameters(), lr=self.optim.lr, weight_decay=self.optim.weight_decay, fused=fused)
+        return torch.optim.AdamW(
+            self.network.parameters(), lr=self.optim.lr, weight_decay=self.optim.weight_decay, fused=fused
+        )
 
 
 class Classroom:
@@ -160,7 +175,9 @@ class Classroom:
         self.quiet = torch.cat([self.front_end(part) for part in held_out.beginnings().split(self.batch_size)])
         self.truth = torch.cat([self.teachers.teach(part).logits for part in self.quiet.split(self.batch_size)])
         self.sample = torch.cat([self._example(APART + step).log_mel for step in range(n)])  # for the norms
-        self.students = {arm: Student(job.variant(arm).config(), self.config, seed, self.prior, self.device) for arm in job.arms}
+        self.students = {
+            arm: Student(job.variant(arm).config(), self.config, seed, self.prior, self.device) for arm in job.arms
+        }
         self.steps = 0
         self.since = 0  # step of the last measurement
         self.curves: list[dict[str, Any]] = []
@@ -176,7 +193,10 @@ class Classroom:
         self.steps += 1
 
     def measure(self) -> dict[str, npt.NDArray[np.float32]]:
-        """Measure the norms' statistics on the sample, note all measures; return the students' logits on the held-out clips."""
+        """Measure the norms' statistics on the sample, note all measures.
+
+        Return the students' logits on the held-out clips.
+        """
         truth = self.truth.float().cpu().numpy()
         positive = 1 / (1 + np.exp(-truth)) > HEARD
         logits, record = {}, {}
@@ -185,12 +205,20 @@ class Classroom:
             calibrate(network, self.sample, self.batch_size)
             network.eval()
             with torch.no_grad():
-                said = torch.cat([network(part).logits for part in self.quiet.split(self.batch_size)]).float().cpu().numpy()
+                said = (
+                    torch.cat([network(part).logits for part in self.quiet.split(self.batch_size)])
+                    .float()
+                    .cpu()
+                    .numpy()
+                )
             network.train()
             logits[arm] = said
             loss = float(student.loss) / max(1, self.steps - self.since)
             if not (math.isfinite(loss) and np.isfinite(said).all()):
-                raise SystemExit(f"The loss of {arm}, seed {self.seed}, became {loss} by step {self.steps}. Nothing after that counts.")
+                raise SystemExit(
+                    f"The loss of {arm}, seed {self.seed}, became {loss} by step {self.steps}. Nothing after that "
+                    "counts."
+                )
             record[arm] = {
                 "loss": loss,
                 "excess": float(clip_excess(said, truth).mean()),
@@ -199,7 +227,9 @@ class Classroom:
             }
             student.loss.zero_()
         self.since = self.steps
-        self.curves.append({"presentations": self.steps * self.batch_size, "seconds": round(self.seconds, 1), "students": record})
+        self.curves.append(
+            {"presentations": self.steps * self.batch_size, "seconds": round(self.seconds, 1), "students": record}
+        )
         return logits
 
     def reset(self) -> None:
@@ -211,17 +241,32 @@ class Classroom:
     def save(self, path: Path) -> None:
         """Write all that is needed to go on from here."""
         students = {
-            arm: {"network": student.network.state_dict(), "optimizer": student.optimizer.state_dict(), "loss": student.loss}
+            arm: {
+                "network": student.network.state_dict(),
+                "optimizer": student.optimizer.state_dict(),
+                "loss": student.loss,
+            }
             for arm, student in self.students.items()
         }
         part = path.with_suffix(".part")
-        torch.save({"steps": self.steps, "since": self.since, "curves": self.curves, "seconds": self.seconds, "students": students}, part)
+        torch.save(
+            {
+                "steps": self.steps,
+                "since": self.since,
+                "curves": self.curves,
+                "seconds": self.seconds,
+                "students": students,
+            },
+            part,
+        )
         os.replace(part, path)
 
     def load(self, path: Path) -> None:
         """Go on from what `save` wrote."""
         state = torch.load(path, map_location=self.device, weights_only=True)
-        self.steps, self.since, self.curves, self.seconds = (state[name] for name in ("steps", "since", "curves", "seconds"))
+        self.steps, self.since, self.curves, self.seconds = (
+            state[name] for name in ("steps", "since", "curves", "seconds")
+        )
         for arm, student in self.students.items():
             student.network.load_state_dict(state["students"][arm]["network"])
             student.optimizer.load_state_dict(state["students"][arm]["optimizer"])
@@ -285,7 +330,9 @@ def agree(job: Job, number: int, room: Classroom) -> dict[str, Any]:
     if path.exists():
         plan: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if plan["mark"] != job.mark():
-            raise SystemExit(f"{job.out} holds another run: {plan['mark']}, not {job.mark()}. Choose another folder, or remove it.")
+            raise SystemExit(
+                f"{job.out} holds another run: {plan['mark']}, not {job.mark()}. Choose another folder, or remove it."
+            )
         return plan
     state = Path(job.state)
     steps = job.presentations[1] // room.batch_size
@@ -309,13 +356,20 @@ def agree(job: Job, number: int, room: Classroom) -> dict[str, Any]:
             "torch": torch.__version__,
             "clips": [len(room.train), len(room.held_out)],
             "networks": {
-                arm: {"macs": (cost := count(job.variant(arm))).macs, "parameters": cost.parameters, "width": job.variant(arm).width}
+                arm: {
+                    "macs": (cost := count(job.variant(arm))).macs,
+                    "parameters": cost.parameters,
+                    "width": job.variant(arm).width,
+                }
                 for arm in job.arms
             },
         }
         _signal(path, plan)
     (plan,) = _await(path.parent, "plan", 1, ".json")
-    print(f"process {number}: {plan['presentations']} presentations, CUDA graphs {'on' if job.graphs else 'off'}", flush=True)
+    print(
+        f"process {number}: {plan['presentations']} presentations, CUDA graphs {'on' if job.graphs else 'off'}",
+        flush=True,
+    )
     return plan
 
 
@@ -350,7 +404,10 @@ def probe(room: Classroom) -> dict[str, float]:
 
 
 def follow(job: Job, room: Classroom, steps: int) -> None:
-    """Train the students of a seed for so many steps, from where an earlier process was killed; write what is known as it comes."""
+    """Train the students of a seed for so many steps, from where an earlier process was killed.
+
+    Write what is known as it comes.
+    """
     checkpoint = Path(job.state) / f"seed-{room.seed}.pt"
     if checkpoint.exists():
         room.load(checkpoint)
@@ -370,8 +427,12 @@ def follow(job: Job, room: Classroom, steps: int) -> None:
             write(job, room, logits, steps)
             room.save(checkpoint)
             saved = time.monotonic()
-            last = ", ".join(f"{arm} {1e3 * values['excess']:.3f}" for arm, values in room.curves[-1]["students"].items())
-            print(f"seed {room.seed}, {room.curves[-1]['presentations']} crops, {room.seconds:.0f} s: {last}", flush=True)
+            last = ", ".join(
+                f"{arm} {1e3 * values['excess']:.3f}" for arm, values in room.curves[-1]["students"].items()
+            )
+            print(
+                f"seed {room.seed}, {room.curves[-1]['presentations']} crops, {room.seconds:.0f} s: {last}", flush=True
+            )
 
 
 def write(job: Job, room: Classroom, logits: dict[str, npt.NDArray[np.float32]], steps: int) -> None:
@@ -379,14 +440,25 @@ def write(job: Job, room: Classroom, logits: dict[str, npt.NDArray[np.float32]],
     truth = room.truth.float().cpu().numpy()
     for name, arms in job.files.items():
         curves = [{**point, "students": {arm: point["students"][arm] for arm in arms}} for point in room.curves]
-        record = {"seed": room.seed, "arms": arms, "steps": room.steps, "of": steps, "seconds": room.seconds, "curves": curves}
+        record = {
+            "seed": room.seed,
+            "arms": arms,
+            "steps": room.steps,
+            "of": steps,
+            "seconds": room.seconds,
+            "curves": curves,
+        }
         arrays: dict[str, Any] = {"record": np.array(json.dumps(record)), "keys": np.array(room.held_out.keys)}
         arrays |= {"teacher": truth.astype(np.float16), "prior": room.prior.cpu().numpy()}
         for arm in arms:
             arrays[f"logits.{arm}"] = logits[arm].clip(-60_000, 60_000).astype(np.float16)
             arrays[f"excess.{arm}"] = clip_excess(logits[arm], truth).astype(np.float32)
             state = room.students[arm].network.state_dict()
-            arrays |= {f"weights.{arm}.{key}": value.half().cpu().numpy() for key, value in state.items() if "batches" not in key}
+            arrays |= {
+                f"weights.{arm}.{key}": value.half().cpu().numpy()
+                for key, value in state.items()
+                if "batches" not in key
+            }
         path = Path(job.out) / f"{name}-seed{room.seed}.npz"
         part = path.with_suffix(".part")
         with part.open("wb") as file:
@@ -408,12 +480,16 @@ def try_graphs(width: float) -> int:
     device = torch.device("cuda")
     settings = parse(SETTINGS)
     prior = torch.zeros(527, device=device)
-    students = [Student(but(paper.DYMN, width=width, dropout=0.0).config(), settings, 0, prior, device) for _ in range(2)]
+    students = [
+        Student(but(paper.DYMN, width=width, dropout=0.0).config(), settings, 0, prior, device) for _ in range(2)
+    ]
     random = torch.Generator(device).manual_seed(0)
 
     class Loss:
         def loss(self, network: MobileNet, example: Example) -> Tensor:
-            return functional.binary_cross_entropy_with_logits(network(example.log_mel).logits.float(), example.targets.teacher)
+            return functional.binary_cross_entropy_with_logits(
+                network(example.log_mel).logits.float(), example.targets.teacher
+            )
 
     def example() -> Example:
         log_mel = torch.randn(16, 1, 128, 200, device=device, generator=random)

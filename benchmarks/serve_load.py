@@ -2,11 +2,11 @@
 
     python benchmarks/serve_load.py --seconds 20
 
-Starts the service on a free port of this machine with a short queue. First one request after the other, which shows the usual
-latency; then, for some seconds, ten times as many callers at once as there is room for, each of which asks again at once, while
-another asks for /health and /ready; then one after the other again. Fails unless each request was either answered in full or refused
-with 503 and a Retry-After, /health and /ready always answered with 200, and the service counts the answers that arrived. Its memory is
-printed after each quarter of the overload (Linux).
+Starts the service on a free port of this machine with a short queue. First one request after the other, which shows the
+usual latency; then, for some seconds, ten times as many callers at once as there is room for, each of which asks again
+at once, while another asks for /health and /ready; then one after the other again. Fails unless each request was either
+answered in full or refused with 503 and a Retry-After, /health and /ready always answered with 200, and the service
+counts the answers that arrived. Its memory is printed after each quarter of the overload (Linux).
 """
 
 from __future__ import annotations
@@ -40,7 +40,10 @@ async def request(port: int, line: str, body: bytes = b"") -> Answer:
     """Send a request over a connection of its own, without a library whose own load would be measured."""
     start = time.monotonic()
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(f"{line} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode() + body)
+    writer.write(
+        f"{line} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode()
+        + body
+    )
     content = await asyncio.wait_for(reader.read(), 120)
     writer.close()
     head, _, rest = content.partition(b"\r\n\r\n")
@@ -100,7 +103,9 @@ async def measure(port: int, seconds: float, callers: int, pid: int) -> list[str
     await asyncio.gather(watch(), weigh(), *(caller() for _ in range(callers)))
     after = [(await ask()).seconds for _ in range(10)]
     metrics = (await request(port, "GET /metrics")).body.decode()
-    counted = Counter({status: int(float(n)) for status, n in re.findall(r'dymn_answers_total\{status="(\d+)"\} (\S+)', metrics)})
+    counted = Counter(
+        {status: int(float(n)) for status, n in re.findall(r'dymn_answers_total\{status="(\d+)"\} (\S+)', metrics)}
+    )
     arrived = 1 + len(before) + len(times["answers"]) + len(after)
     if counted["200"] != arrived:
         wrong.append(f"{arrived} answers arrived, and the service counts {counted['200']}")
@@ -125,7 +130,10 @@ def resident(pid: int) -> float:
 def show(name: str, seconds: list[float]) -> None:
     if seconds:
         middle, most, longest = (1000 * sorted(seconds)[round(share * (len(seconds) - 1))] for share in (0.5, 0.99, 1))
-        print(f"{name:20s} {len(seconds):6d}   median {middle:6.0f} ms   99 % within {most:6.0f} ms   longest {longest:6.0f} ms")
+        print(
+            f"{name:20s} {len(seconds):6d}   median {middle:6.0f} ms   99 % within {most:6.0f} ms   longest "
+            f"{longest:6.0f} ms"
+        )
 
 
 def main() -> None:
@@ -135,7 +143,9 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=10, help="how many times as many callers as there is room for")
     options = parser.parse_args()
     words = [sys.executable, "-m", "dymn", "serve", "--port", "0", "-m", options.model, "--quiet"]
-    server = subprocess.Popen([*words, "--workers", str(WORKERS), "--queue", str(QUEUE)], stdout=subprocess.PIPE, text=True)
+    server = subprocess.Popen(
+        [*words, "--workers", str(WORKERS), "--queue", str(QUEUE)], stdout=subprocess.PIPE, text=True
+    )
     assert server.stdout is not None
     try:
         port = int(server.stdout.readline().split()[2].rpartition(":")[2])

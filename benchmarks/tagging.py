@@ -1,15 +1,18 @@
-"""`dymn tag` over a folder against a straightforward script: librosa reads a file, front end and network take it, one after the other.
+"""`dymn tag` over a folder against a straightforward script.
+
+Librosa reads a file, front end and network take it, one after the other.
 
     python benchmarks/tagging.py --model dymn04_open --files 500 --workers 2 --json
     python benchmarks/tagging.py --model dymn04_open --wav
 
-Makes recordings of ten seconds in a temporary folder (WAV, FLAC, Ogg and MP3 of several rates, mono and stereo; with --wav only 16-bit
-mono WAV at the network's rate), from those in --from or synthetic ones. The two take turns, each a process of its own, start and all.
-The script has front end and network in textbook form (`benchmarks/textbook.py`), or with --plain those of dymn as PyTorch modules.
+Makes recordings of ten seconds in a temporary folder (WAV, FLAC, Ogg and MP3 of several rates, mono and stereo; with
+--wav only 16-bit mono WAV at the network's rate), from those in --from or synthetic ones. The two take turns, each a
+process of its own, start and all. The script has front end and network in textbook form (`benchmarks/textbook.py`), or
+with --plain those of dymn as PyTorch modules.
 
-`ratio` is that of the medians of the times, `times_real_time_per_core` seconds of sound over seconds times cores, `per_cpu_second` over
-the processor time that was used, and `without_start` the same without the start, which is what one file costs. `max_abs_error` is the
-largest difference of a probability between the two.
+`ratio` is that of the medians of the times, `times_real_time_per_core` seconds of sound over seconds times cores,
+`per_cpu_second` over the processor time that was used, and `without_start` the same without the start, which is what
+one file costs. `max_abs_error` is the largest difference of a probability between the two.
 """
 
 from __future__ import annotations
@@ -69,7 +72,10 @@ def script(folder: str, model: str, threads: int, plain: bool) -> None:
             waveform = np.resize(waveform, SECONDS * RATE)
             scores = torch.sigmoid(form(front_end(torch.from_numpy(waveform)[None])).logits)[0]
             best = scores.topk(10)
-            tags = [{"label": labels[i], "score": float(score)} for score, i in zip(best.values, best.indices.tolist(), strict=True)]
+            tags = [
+                {"label": labels[i], "score": float(score)}
+                for score, i in zip(best.values, best.indices.tolist(), strict=True)
+            ]
             print(json.dumps({"file": str(path), "tags": tags}))
 
 
@@ -114,7 +120,10 @@ def compare(options: argparse.Namespace) -> dict[str, object]:
                 taken[name].append(run(command, Path(temporary, name)))
         error = difference(Path(temporary, "script"), Path(temporary, "dymn"))
     times, cpu = ({name: statistics.median(values[i] for values in taken[name]) for name in taken} for i in (0, 1))
-    sound, cores = options.files * SECONDS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    sound, cores = (
+        options.files * SECONDS,
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+    )
     cores = min(cores, max(options.threads, options.workers))
     return {
         "ratio": round(times["script"] / times["dymn"], 2),
@@ -138,7 +147,12 @@ def main() -> None:
     parser.add_argument("--model", default="dymn04_open", help="A DyMN with weights, by name or file.")
     parser.add_argument("--files", type=int, default=500, help="How many recordings of ten seconds.")
     parser.add_argument("--wav", action="store_true", help="Only 16-bit mono WAV at the network's rate.")
-    parser.add_argument("--from", dest="origin", type=Path, help="A folder with recordings to make them of; without it they are synthetic.")
+    parser.add_argument(
+        "--from",
+        dest="origin",
+        type=Path,
+        help="A folder with recordings to make them of; without it they are synthetic.",
+    )
     parser.add_argument("--plain", action="store_true", help="Let the script have dymn's own front end and network.")
     parser.add_argument("--workers", type=int, default=2, help="How many threads of dymn decode.")
     parser.add_argument("--threads", type=int, default=2, help="How many threads compute, in both.")

@@ -1,8 +1,10 @@
-"""DyMN in textbook form: the baseline of the speed benchmarks, written as its equations are printed and as most code writes them.
+"""DyMN in textbook form: the baseline of the speed benchmarks, written as its equations are printed and as most code
+writes them.
 
-A dynamic convolution is one grouped convolution with the clips of the batch as groups, for pointwise kernels too. Batch norm is a
-layer of its own. Dy-ReLU stacks its maps along a fifth dimension and takes the maximum over it. Each coefficient has its own
-linear layer. The mel filters are made anew at each call. Weights are those of a `dymn.models.mobilenet.MobileNet`, see `textbook_of`.
+A dynamic convolution is one grouped convolution with the clips of the batch as groups, for pointwise kernels too. Batch
+norm is a layer of its own. Dy-ReLU stacks its maps along a fifth dimension and takes the maximum over it. Each
+coefficient has its own linear layer. The mel filters are made anew at each call. Weights are those of a
+`dymn.models.mobilenet.MobileNet`, see `textbook_of`.
 """
 
 from __future__ import annotations
@@ -63,7 +65,9 @@ class TextbookBlock(nn.Module):
             stage = getattr(source, position)
             if hasattr(stage, "conv"):
                 conv = TextbookConv(stage.conv) if isinstance(stage.conv, DynamicConv2d) else stage.conv
-                activation = TextbookReLU(stage.activation) if isinstance(stage.activation, DynamicReLU) else stage.activation
+                activation = (
+                    TextbookReLU(stage.activation) if isinstance(stage.activation, DynamicReLU) else stage.activation
+                )
                 setattr(self, position, nn.ModuleList([conv, stage.norm, activation]))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -103,7 +107,10 @@ def textbook_of(model: MobileNet) -> Textbook:
     """
     for block in model.blocks:
         if not isinstance(block.attention, CoordinateAttention) or type(block.context) is not ContextGenerator:
-            raise ConfigError("The textbook form is that of DyMN as published: Coordinate Attention and a shared context in every block.")
+            raise ConfigError(
+                "The textbook form is that of DyMN as published: Coordinate Attention and a shared context in every "
+                "block."
+            )
     return Textbook(model)
 
 
@@ -120,7 +127,9 @@ class TextbookLogMel(nn.Module):
         c = self.config
         emphasis = torch.tensor([[[-PREEMPHASIS, 1.0]]], device=waveform.device)
         emphasised = functional.conv1d(waveform.unsqueeze(1), emphasis).squeeze(1)
-        spectrum = torch.stft(emphasised, c.n_fft, c.hop_length, c.win_length, self.window, center=True, return_complex=True)
+        spectrum = torch.stft(
+            emphasised, c.n_fft, c.hop_length, c.win_length, self.window, center=True, return_complex=True
+        )
         power = (torch.view_as_real(spectrum) ** 2).sum(dim=-1)
         basis = mel_basis(c, c.f_min, c.f_max).to(waveform.device)
         return ((torch.log(basis @ power + LOG_OFFSET) + 4.5) / 5.0).unsqueeze(1)

@@ -1,9 +1,11 @@
-"""Where the compiled network spends its time, by part, and what each part reaches of the measured peak: multiply-adds in registers.
+"""Where the compiled network spends its time, by part, and what each part reaches of the measured peak.
+
+Multiply-adds in registers.
 
     python benchmarks/where.py --widths 0.4 1.0 2.0 --plot where.png
 
-Compiles `dymn/native` once more with clocks around each part (they cost a few per cent) and needs a C compiler. One clip of ten seconds,
-one thread, medians over runs.
+Compiles `dymn/native` once more with clocks around each part (they cost a few per cent) and needs a C compiler. One
+clip of ten seconds, one thread, medians over runs.
 """
 
 from __future__ import annotations
@@ -79,7 +81,9 @@ def measure(build: ctypes.CDLL, width: float, runs: int, n_frames: int = 1000) -
         totals.append(time.perf_counter() - start)
         build.dymn_spent(spent)
         rows.append(list(spent))
-    milliseconds = {part: 1e3 * statistics.median(column) for part, column in zip(PARTS, zip(*rows[3:], strict=True), strict=True)}
+    milliseconds = {
+        part: 1e3 * statistics.median(column) for part, column in zip(PARTS, zip(*rows[3:], strict=True), strict=True)
+    }
     peak, macs = max(build.dymn_peak() for _ in range(5)), macs_by_part(model, n_frames)
     return {
         "width": width,

@@ -3,9 +3,9 @@
     python benchmarks/zero_shot.py ESC10 --model mn04_as
     python benchmarks/zero_shot.py ESC10 --model mn04_as.int8.onnx --backend onnx --fill repeat
 
-ESC10 is a folder with `meta/esc10.csv` (filename, category), `audio/`, and `audioset_map.json`, which maps each of the ten classes
-to indices of AudioSet labels. The score of a class is the highest probability among its labels, the prediction the best of the
-ten classes. The audio goes the way of `dymn tag`.
+ESC10 is a folder with `meta/esc10.csv` (filename, category), `audio/`, and `audioset_map.json`, which maps each of the
+ten classes to indices of AudioSet labels. The score of a class is the highest probability among its labels, the
+prediction the best of the ten classes. The audio goes the way of `dymn tag`.
 """
 
 from __future__ import annotations
@@ -47,7 +47,12 @@ def main() -> None:
     parser.add_argument("--model", required=True, help="A model with weights, by name or file.")
     parser.add_argument("--fill", nargs="+", choices=FILLS, default=list(FILLS), help="The ways of filling to measure.")
     parser.add_argument("--window", type=float, default=10.0, help="Seconds that the network hears at once.")
-    parser.add_argument("--backend", choices=("torch", "onnx"), default="torch", help="What computes; onnx takes a file of `dymn export`.")
+    parser.add_argument(
+        "--backend",
+        choices=("torch", "onnx"),
+        default="torch",
+        help="What computes; onnx takes a file of `dymn export`.",
+    )
     parser.add_argument("--device", help="Where PyTorch computes.")
     parser.add_argument("--threads", type=int, help="How many CPU threads to use.")
     parser.add_argument("--json", action="store_true", help="Print JSON instead of a table.")
@@ -59,7 +64,11 @@ def main() -> None:
         started = time.perf_counter()
         per_class = zero_shot(tagger, options.folder, fill, options.window)
         seconds = time.perf_counter() - started
-        results[fill] = {"accuracy": float(np.mean(list(per_class.values()))), "per_class": per_class, "seconds": round(seconds, 1)}
+        results[fill] = {
+            "accuracy": float(np.mean(list(per_class.values()))),
+            "per_class": per_class,
+            "seconds": round(seconds, 1),
+        }
     if options.json:
         print(json.dumps(results, indent=1))
         return

@@ -1,10 +1,12 @@
 """Runs dymn's wheel on other platforms, each in a root folder of Debian: `make platforms`.
 
     python platforms/check.py arm64     ARM, emulated by qemu: parity with PyTorch's numbers, and `dymn tag`
-    python platforms/check.py trixie    Debian 13 with its Python 3.13 and PyTorch 2.6: parity, `dymn tag`, and the core of the tests
+    python platforms/check.py trixie    Debian 13 with its Python 3.13 and PyTorch 2.6: parity, `dymn tag`, and the core
+    of the tests
 
-Needs Linux, root (for chroot), mmdebstrap, and qemu-user-static for ARM; where one is missing, the check is skipped with the reason.
-The wheel is built here by ziglang. Nothing is installed outside build/platforms; a root folder that exists is used again.
+Needs Linux, root (for chroot), mmdebstrap, and qemu-user-static for ARM; where one is missing, the check is skipped
+with the reason. The wheel is built here by ziglang. Nothing is installed outside build/platforms; a root folder that
+exists is used again.
 """
 
 from __future__ import annotations
@@ -24,9 +26,9 @@ BUILD = ROOT / "build" / "platforms"
 MIRROR = "http://deb.debian.org/debian"
 SUITE, PYTHON, GLIBC = "trixie", "3.13", 41
 CORE_TESTS = (
-    "accelerator attention audio bulk cli cli_conventions compiled_backend compiled_layers context cpus decoding depthwise "
-    "dyrelu efficientat embedding events formats frontend fused hub live losses model native numerics paper profiling sliding streams "
-    "tagger weights_checkpoint weights_download weights_hub weights_registry windows"
+    "accelerator attention audio bulk cli cli_conventions compiled_backend compiled_layers context cpus decoding "
+    "depthwise dyrelu efficientat embedding events formats frontend fused hub live losses model native numerics paper "
+    "profiling sliding streams tagger weights_checkpoint weights_download weights_hub weights_registry windows"
 )
 
 
@@ -65,7 +67,11 @@ def reason_to_skip(wanted: Platform) -> str | None:
         return "it needs an x86-64 processor"
     tools = ["mmdebstrap"] + ([] if wanted.machine == platform.machine() else [f"qemu-{wanted.machine}-static"])
     missing = [tool for tool in tools if shutil.which(tool) is None]
-    return f"{' and '.join(missing)} not found; on Debian and Ubuntu: apt install mmdebstrap qemu-user-static" if missing else None
+    return (
+        f"{' and '.join(missing)} not found; on Debian and Ubuntu: apt install mmdebstrap qemu-user-static"
+        if missing
+        else None
+    )
 
 
 def make_root(wanted: Platform, root: Path) -> None:
@@ -74,7 +80,9 @@ def make_root(wanted: Platform, root: Path) -> None:
         partial = root.with_suffix(".partial")
         shutil.rmtree(partial, ignore_errors=True)
         options = ["--quiet", "--mode=root", f"--variant={wanted.variant}", f"--architectures={wanted.architecture}"]
-        subprocess.run(["mmdebstrap", *options, f"--include={','.join(wanted.packages)}", SUITE, str(partial), MIRROR], check=True)
+        subprocess.run(
+            ["mmdebstrap", *options, f"--include={','.join(wanted.packages)}", SUITE, str(partial), MIRROR], check=True
+        )
         partial.rename(root)
     if wanted.machine != platform.machine():
         shutil.copy(str(shutil.which(f"qemu-{wanted.machine}-static")), root / "usr" / "bin")
@@ -92,7 +100,9 @@ def build_wheel(wanted: Platform) -> Path:
 
 
 def install(wanted: Platform, root: Path, wheel: Path) -> None:
-    """Install the wheel, its dependencies and the requirements of the tests into /opt/site of a root folder, with this machine's pip."""
+    """Install the wheel, its dependencies and the requirements of the tests into /opt/site of a root folder, with this
+    machine's pip.
+    """
     site = root / "opt" / "site"
     shutil.rmtree(site, ignore_errors=True)
     fits = ["--constraint", str(ROOT / "constraints.txt")]
@@ -107,7 +117,13 @@ def run(wanted: Platform, root: Path, *command: str) -> None:
     emulator = [] if wanted.machine == platform.machine() else [f"/usr/bin/qemu-{wanted.machine}-static"]
     mounts = 'mount -t proc proc "$0/proc"; mount --rbind /dev "$0/dev"; exec chroot "$0" "$@"'
     inside = ["unshare", "--mount", "sh", "-c", mounts, str(root), *emulator, "/usr/bin/python3", *command]
-    environment = {"PATH": "/usr/sbin:/usr/bin", "HOME": "/root", "PYTHONPATH": "/opt/site", "OMP_NUM_THREADS": "1", "LC_ALL": "C.UTF-8"}
+    environment = {
+        "PATH": "/usr/sbin:/usr/bin",
+        "HOME": "/root",
+        "PYTHONPATH": "/opt/site",
+        "OMP_NUM_THREADS": "1",
+        "LC_ALL": "C.UTF-8",
+    }
     print("$ python3", *command, flush=True)
     start = time.perf_counter()
     subprocess.run(inside, check=True, env=environment)
@@ -118,7 +134,9 @@ def write_fixtures(folder: Path) -> None:
     """Write networks and PyTorch's numbers, on this machine."""
     shutil.rmtree(folder, ignore_errors=True)
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, str(ROOT / "platforms" / "parity.py"), "write", str(folder)], check=True, env=environment)
+    subprocess.run(
+        [sys.executable, str(ROOT / "platforms" / "parity.py"), "write", str(folder)], check=True, env=environment
+    )
 
 
 def copy_work(work: Path) -> None:

@@ -66,7 +66,12 @@ def write(folder: Path) -> None:
             log_mel = LogMel(model.card.front_end)(torch.from_numpy(waveforms()))
             logits, embedding = model(log_mel)
             probabilities = logits.softmax(-1) if model.card.exclusive else logits.sigmoid()
-        np.savez(path.with_suffix(".npz"), log_mel=log_mel.numpy(), probabilities=probabilities.numpy(), embedding=embedding.numpy())
+        np.savez(
+            path.with_suffix(".npz"),
+            log_mel=log_mel.numpy(),
+            probabilities=probabilities.numpy(),
+            embedding=embedding.numpy(),
+        )
 
 
 def numbers(backend: Any, sounds: npt.NDArray[np.float32]) -> dict[str, npt.NDArray[np.float32]]:
@@ -77,14 +82,19 @@ def numbers(backend: Any, sounds: npt.NDArray[np.float32]) -> dict[str, npt.NDAr
 
 
 def check(folder: Path) -> int:
-    """Compare every network of a folder with PyTorch's numbers, and the builds with the processor; return the number of failures."""
+    """Compare every network of a folder with PyTorch's numbers, and the builds with the processor.
+
+    Return the number of failures.
+    """
     assert "torch" not in sys.modules
     from dymn import native
     from dymn.runtime.opening import open_backend
 
     builds = list(native.libraries())
     print(f"{platform.machine()}, Python {platform.python_version()}, compiled code: {', '.join(builds) or 'none'}")
-    wrong = [f"{build} is not used, though this processor has its instructions" for build in missing_builds(set(builds))]
+    wrong = [
+        f"{build} is not used, though this processor has its instructions" for build in missing_builds(set(builds))
+    ]
     wrong += [] if builds else ["there is no compiled code"]
     for build in builds:
         native.BUILDS = (build,)
@@ -94,7 +104,11 @@ def check(folder: Path) -> int:
             found = numbers(open_backend(path.with_suffix(".safetensors"), backend="compiled"), waveforms())
             seconds = time.perf_counter() - start
             expected = np.load(path)
-            bounds = {"log_mel": LOG_MEL, "probabilities": PROBABILITY, "embedding": EMBEDDING * np.abs(expected["embedding"]).max()}
+            bounds = {
+                "log_mel": LOG_MEL,
+                "probabilities": PROBABILITY,
+                "embedding": EMBEDDING * np.abs(expected["embedding"]).max(),
+            }
             errors = {key: float(np.abs(found[key] - expected[key]).max()) for key in bounds}
             line = f"{build:10}  {path.stem:18}  {', '.join(f'{key} {error:.1e}' for key, error in errors.items())}  ({seconds:.1f} s)"
             print(line, flush=True)

@@ -53,7 +53,11 @@ def write_fsd50k(root: Path) -> None:
     """Two classes; one clip each to train on, to validate, to test."""
     truth = root / "FSD50K.ground_truth"
     write_table(truth / "vocabulary.csv", [[0, "Bark", "/m/1"], [1, "Rain", "/m/2"]])
-    dev = [["fname", "labels", "mids", "split"], ["64760", "Rain,Bark", "/m/2,/m/1", "train"], ["16399", "Rain", "/m/2", "val"]]
+    dev = [
+        ["fname", "labels", "mids", "split"],
+        ["64760", "Rain,Bark", "/m/2,/m/1", "train"],
+        ["16399", "Rain", "/m/2", "val"],
+    ]
     write_table(truth / "dev.csv", dev)
     write_table(truth / "eval.csv", [["fname", "labels", "mids"], ["37199", "Bark", "/m/1"]])
     for part, name in (("dev", "64760"), ("dev", "16399"), ("eval", "37199")):
@@ -80,13 +84,16 @@ def write_openmic(root: Path, keys: object = None) -> None:
 def write_tau(root: Path) -> None:
     """Two scenes; one clip to train on, one to test, one in neither list."""
     files = [
-        f"audio/{scene}-{city}-0-{i}-{device}.wav" for i, (scene, city, device) in enumerate([("bus", "lyon", "a"), ("park", "wien", "b")])
+        f"audio/{scene}-{city}-0-{i}-{device}.wav"
+        for i, (scene, city, device) in enumerate([("bus", "lyon", "a"), ("park", "wien", "b")])
     ]
     files.append("audio/park-wien-9-9-s1.wav")
     rows = [[file, file.split("/")[1].split("-")[0], "lyon-0", "a"] for file in files]
     write_table(root / "meta.csv", [["filename", "scene_label", "identifier", "source_label"], *rows], "\t")
     write_table(root / "evaluation_setup" / "fold1_train.csv", [["filename", "scene_label"], [files[0], "bus"]], "\t")
-    write_table(root / "evaluation_setup" / "fold1_evaluate.csv", [["filename", "scene_label"], [files[1], "park"]], "\t")
+    write_table(
+        root / "evaluation_setup" / "fold1_evaluate.csv", [["filename", "scene_label"], [files[1], "park"]], "\t"
+    )
     for file in files:
         write_audio(root / file, rate=44_100)
 

@@ -19,7 +19,18 @@ from dymn.models import pretrained
 
 RATE = 32_000
 LABELS = ("low", "high")
-TRAIN = ["-s", "data.least_draws=0", "-s", "optim.batch_size=4", "-s", "data.seconds=1", "-s", "data.workers=2", "--device", "cpu"]
+TRAIN = [
+    "-s",
+    "data.least_draws=0",
+    "-s",
+    "optim.batch_size=4",
+    "-s",
+    "data.seconds=1",
+    "-s",
+    "data.workers=2",
+    "--device",
+    "cpu",
+]
 COMMANDS = {
     "tag": ["tag", "CLIPS", "-m", "dymn04_open", "-o", "OUT/tags.csv"],
     "events": ["events", "CLIPS", "-m", "dymn04_open", "-o", "OUT/events.csv"],
@@ -93,13 +104,21 @@ def test_a_signal_ends_a_command_quickly_without_a_traceback_or_half_a_file(comm
         running.kill()
     text = errors.decode()
     early = {-number} if after < 0.5 else set()  # Python itself is not there yet
-    late = {-number} if running.returncode == -number and not list(tmp_path.glob("*.journal")) and any(tmp_path.iterdir()) else set()
+    late = (
+        {-number}
+        if running.returncode == -number and not list(tmp_path.glob("*.journal")) and any(tmp_path.iterdir())
+        else set()
+    )
     assert running.returncode in ENDED[number] | early | late | SERVED, text
     assert "Traceback" not in text and "should not have happened" not in text, text
     assert left == []
     assert running.returncode != 0 or command == "serve" or any(tmp_path.iterdir()) or command == "listen"
     if running.returncode in ENDED[number]:
-        assert not [path for path in tmp_path.rglob("*") if path.suffix in (".csv", ".npy", ".png", ".onnx", ".html") and path.is_file()]
+        assert not [
+            path
+            for path in tmp_path.rglob("*")
+            if path.suffix in (".csv", ".npy", ".png", ".onnx", ".html") and path.is_file()
+        ]
     assert not list(tmp_path.rglob(".*.part"))
 
 

@@ -74,7 +74,9 @@ def test_full_precision_is_the_same_as_without_a_word(clips):
     )
 
 
-@pytest.mark.parametrize(("name", "precision", "batches", "sizes"), [("mn10", "float32", (3, 4, 1, 3), 2), ("dymn10", "bfloat16", (3,), 1)])
+@pytest.mark.parametrize(
+    ("name", "precision", "batches", "sizes"), [("mn10", "float32", (3, 4, 1, 3), 2), ("dymn10", "bfloat16", (3,), 1)]
+)
 def test_a_compiled_network_is_one_graph_for_each_power_of_two(name, precision, batches, sizes):
     torch.compiler.reset()
     graphs = []
@@ -109,7 +111,9 @@ def test_a_network_with_channels_last_keeps_them(clips):
     last = Tagger(small("mn10").to(memory_format=torch.channels_last), "cpu", precision="bfloat16")
     kept = []
     for module in (last.model.stem, *last.model.blocks):
-        module.register_forward_hook(lambda module, inputs, output: kept.append(output.is_contiguous(memory_format=torch.channels_last)))
+        module.register_forward_hook(
+            lambda module, inputs, output: kept.append(output.is_contiguous(memory_format=torch.channels_last))
+        )
     np.testing.assert_allclose(last.probabilities(samples), expected, atol=0.01)
     assert len(kept) == 16 and all(kept)
 
@@ -125,7 +129,18 @@ def test_precisions_that_there_are_not():
 def test_commands_compute_as_they_are_told(command, tmp_path):
     outputs = [tmp_path / f"{precision}.csv" for precision in ("float32", "bfloat16")]
     for output in outputs:
-        told = [command, str(EXAMPLES / "dog.ogg"), "-m", "dymn04_open", "--device", "cpu", "--precision", output.stem, "-o", str(output)]
+        told = [
+            command,
+            str(EXAMPLES / "dog.ogg"),
+            "-m",
+            "dymn04_open",
+            "--device",
+            "cpu",
+            "--precision",
+            output.stem,
+            "-o",
+            str(output),
+        ]
         assert CliRunner().invoke(app, told).exit_code == 0
     one, other = (output.read_text() for output in outputs)
     assert one != other and len(one.splitlines()) == len(other.splitlines())

@@ -1,4 +1,7 @@
-"""The picture in docs/architecture.md, kept true: no circle of imports, who never imports whom, what importing costs."""
+"""The picture in docs/architecture.md, kept true.
+
+No circle of imports, who never imports whom, what importing costs.
+"""
 
 import ast
 import re
@@ -14,7 +17,8 @@ MOST_ENTRIES = 32  # at the top of src/dymn
 
 # Modules (with all below them) that never import PyTorch at module level, whatever they do inside a function.
 NO_TORCH = ("config", "architectures", "weights", "audio", "native", "runtime.fold", "runtime.backend", "inference")
-# The modules of `native` that hand compiled code to PyTorch, as its operations and their gradients; importing the others imports neither.
+# The modules of `native` that hand compiled code to PyTorch, as its operations and their gradients; importing the
+# others imports neither.
 FOR_TORCH = {"native.gradients", "native.ops"}
 # (importer, imported): no module at or below the first imports one at or below the second, lazily or otherwise.
 NEVER = (
@@ -37,7 +41,10 @@ MODULES = {module_name(path): path for path in sorted(SRC.rglob("*.py"))}
 
 
 def imports(source: str, module: str, modules: set[str]) -> set[str]:
-    """Return the modules of dymn that a module imports anywhere: at the top, inside functions, and for type checkers only."""
+    """Return the modules of dymn that a module imports anywhere.
+
+    At the top, inside functions, and for type checkers only.
+    """
     found: set[str] = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom):
@@ -53,7 +60,9 @@ def imports(source: str, module: str, modules: set[str]) -> set[str]:
 
 
 def circles(graph: dict[str, set[str]]) -> set[frozenset[str]]:
-    """Return the sets of modules that import each other in a circle (strongly connected components, by Tarjan's algorithm)."""
+    """Return the sets of modules that import each other in a circle (strongly connected components, by Tarjan's
+    algorithm).
+    """
     index: dict[str, int] = {}
     low: dict[str, int] = {}
     stack: list[str] = []
@@ -123,7 +132,9 @@ def test_a_circle_is_found_wherever_it_is_written():
 
 @pytest.mark.parametrize(("importer", "imported"), NEVER)
 def test_never(importer, imported):
-    broken = {(name, other) for name in GRAPH if within(name, importer) for other in GRAPH[name] if within(other, imported)}
+    broken = {
+        (name, other) for name in GRAPH if within(name, importer) for other in GRAPH[name] if within(other, imported)
+    }
     assert not broken
 
 
@@ -138,7 +149,9 @@ def test_top_of_the_package():
 
 
 def test_modules_that_import_no_pytorch():
-    names = [f"dymn.{name}" for name in MODULES if any(within(name, room) for room in NO_TORCH) and name not in FOR_TORCH]
+    names = [
+        f"dymn.{name}" for name in MODULES if any(within(name, room) for room in NO_TORCH) and name not in FOR_TORCH
+    ]
     code = f"import sys, importlib\nfor name in {names}:\n    importlib.import_module(name)\n    assert 'torch' not in sys.modules, name"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr.strip().splitlines()[-1]
@@ -154,7 +167,9 @@ def test_length(module):
 def test_no_prints(module):
     if module.partition(".")[0] in ("commands", "cli"):
         return
-    calls = (node for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))) if isinstance(node, ast.Call))
+    calls = (
+        node for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))) if isinstance(node, ast.Call)
+    )
     assert not [call.lineno for call in calls if isinstance(call.func, ast.Name) and call.func.id == "print"]
 
 
@@ -197,7 +212,8 @@ def test_importing_everything_prints_nothing_and_opens_nothing():
     code = (
         "import sys, importlib, threading\n"
         "opened = []\n"
-        "sys.addaudithook(lambda event, a: opened.append(a[0]) if event == 'open' and a[2] & 3 else None)\n"  # 3: not only for reading
+        # 3: not only for reading
+        "sys.addaudithook(lambda event, a: opened.append(a[0]) if event == 'open' and a[2] & 3 else None)\n"
         f"for name in {names}: importlib.import_module(name)\n"
         "print(opened)"
     )

@@ -12,8 +12,14 @@ from dymn.weights.shapes import state_shapes
 VARIANTS = {
     **{name: model_config(name) for name in MODELS},
     **{f"attention_{name}": Variant(width=0.3, attention=name).config() for name in ATTENTIONS},
-    **{f"static_{name}": Variant(width=0.3, dynamic_blocks="none", attention=name, attention_blocks="all").config() for name in ATTENTIONS},
-    **{f"context_{name}": Variant(width=0.3, context=name, dynamic_relus=("expand", "project")).config() for name in CONTEXTS},
+    **{
+        f"static_{name}": Variant(width=0.3, dynamic_blocks="none", attention=name, attention_blocks="all").config()
+        for name in ATTENTIONS
+    },
+    **{
+        f"context_{name}": Variant(width=0.3, context=name, dynamic_relus=("expand", "project")).config()
+        for name in CONTEXTS
+    },
     **{f"head_{name}": Variant(width=0.3, head=name, n_kernels=2, n_maps=3).config() for name in HEADS},
     "own_without_attention": Variant(width=0.3, context="own", attention=None).config(),
 }

@@ -79,7 +79,9 @@ def srm(x, w, context):
         mean = x[c].sum() / x[c].size
         deviation = math.sqrt(((x[c] - mean) ** 2).sum() / x[c].size + 1e-5)
         z = w["style"][c, 0] * mean + w["style"][c, 1] * deviation
-        z = (z - w["norm.running_mean"][c]) / math.sqrt(w["norm.running_var"][c] + 1e-3) * w["norm.weight"][c] + w["norm.bias"][c]
+        z = (z - w["norm.running_mean"][c]) / math.sqrt(w["norm.running_var"][c] + 1e-3) * w["norm.weight"][c] + w[
+            "norm.bias"
+        ][c]
         out[c] = x[c] / (1 + math.exp(-z))
     return out
 
@@ -87,13 +89,17 @@ def srm(x, w, context):
 def grn(x, w, context):
     norms = [math.sqrt((plane**2).sum()) for plane in x]
     mean = sum(norms) / len(norms)
-    return np.stack([w["scale"] * plane * n / (mean + 1e-6) + w["shift"] + plane for plane, n in zip(x, norms, strict=True)])
+    return np.stack(
+        [w["scale"] * plane * n / (mean + 1e-6) + w["shift"] + plane for plane, n in zip(x, norms, strict=True)]
+    )
 
 
 def ta(x, w, context):
     total = x * pooled_gate(x, w, "gates.0", True)  # pooled over channels: weights of (frequency, time)
-    total = total + x * pooled_gate(x.transpose(1, 0, 2), w, "gates.1", True)[:, None, :]  # over frequency: (channel, time)
-    return (total + x * pooled_gate(x.transpose(2, 1, 0), w, "gates.2", True).T[:, :, None]) / 3  # over time: (frequency, channel)
+    # over frequency: (channel, time)
+    total = total + x * pooled_gate(x.transpose(1, 0, 2), w, "gates.1", True)[:, None, :]
+    # over time: (frequency, channel)
+    return (total + x * pooled_gate(x.transpose(2, 1, 0), w, "gates.2", True).T[:, :, None]) / 3
 
 
 def cbam(x, w, context):
@@ -160,7 +166,11 @@ def test_follows_its_definition(name):
     module = built(name)
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(2, CHANNELS, BANDS, FRAMES, generator=generator, dtype=torch.float64)
-    context = ContextGenerator(4, H).double().eval()(torch.randn(2, 4, BANDS, FRAMES, generator=generator, dtype=torch.float64))
+    context = (
+        ContextGenerator(4, H)
+        .double()
+        .eval()(torch.randn(2, 4, BANDS, FRAMES, generator=generator, dtype=torch.float64))
+    )
     with torch.no_grad():
         out = module(x, context).numpy()
         sequences = zip(context.frequency[..., 0].numpy(), context.time[:, :, 0].numpy(), strict=True)

@@ -64,7 +64,9 @@ def test_formats_equal_resampling_of_the_whole_file(tmp_path, name):
     assert subtype in info.format
 
 
-@pytest.mark.parametrize("rate", [1_000, 8_000, 11_025, 16_000, 22_050, 32_000, 44_100, 48_000, 96_000, 192_000, 44_101, 768_000])
+@pytest.mark.parametrize(
+    "rate", [1_000, 8_000, 11_025, 16_000, 22_050, 32_000, 44_100, 48_000, 96_000, 192_000, 44_101, 768_000]
+)
 def test_rates(tmp_path, rate):
     path = write(tmp_path / "clip.wav", tones(rate, 0.5, 1), rate, subtype="FLOAT")
     expected = soxr.resample(tones(rate, 0.5, 1)[:, 0], rate, 32_000, quality="HQ")
@@ -81,7 +83,8 @@ def test_channels_are_averaged(tmp_path, channels):
 
 @pytest.fixture(scope="module")
 def long_clip(tmp_path_factory) -> Path:
-    return write(tmp_path_factory.mktemp("long") / "clip.flac", tones(44_100, 9.0), 44_100, "FLAC")  # several chunks of decoding
+    # several chunks of decoding
+    return write(tmp_path_factory.mktemp("long") / "clip.flac", tones(44_100, 9.0), 44_100, "FLAC")
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -107,7 +110,10 @@ def test_blocks_of_one_sample(tmp_path):
 
 @settings(max_examples=30, deadline=None)
 @given(
-    length=st.integers(1, 3000), channels=st.integers(1, 4), rate=st.sampled_from([8_000, 32_000, 48_000, 50_001]), seed=st.integers(0, 99)
+    length=st.integers(1, 3000),
+    channels=st.integers(1, 4),
+    rate=st.sampled_from([8_000, 32_000, 48_000, 50_001]),
+    seed=st.integers(0, 99),
 )
 def test_files_and_arrays_agree(tmp_path_factory, length, channels, rate, seed):
     samples = np.random.default_rng(seed).uniform(-1, 1, (length, channels)).astype(np.float32)
@@ -127,7 +133,9 @@ def test_esc10(shared):
     assert len(paths) == 400
     for path in paths[::80]:
         decoded, rate = soundfile.read(path, dtype="float32", always_2d=True)
-        np.testing.assert_allclose(reading.read(path), soxr.resample(decoded.mean(axis=1), rate, 32_000, quality="HQ"), atol=1e-6)
+        np.testing.assert_allclose(
+            reading.read(path), soxr.resample(decoded.mean(axis=1), rate, 32_000, quality="HQ"), atol=1e-6
+        )
 
 
 # Sources
@@ -207,7 +215,19 @@ def test_fifo(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["ünï çødé 音.wav", "-x.wav", "--help", " spaced .wav", "take[1].wav", "*.wav", "a?b.wav", "no_ending", "x.raw", "%s{}.mp3"]
+    "name",
+    [
+        "ünï çødé 音.wav",
+        "-x.wav",
+        "--help",
+        " spaced .wav",
+        "take[1].wav",
+        "*.wav",
+        "a?b.wav",
+        "no_ending",
+        "x.raw",
+        "%s{}.mp3",
+    ],
 )
 def test_odd_names(tmp_path, monkeypatch, name):
     write(tmp_path / name, tones(32_000, 0.1), 32_000)
@@ -306,12 +326,16 @@ def test_from_array_layouts():
     [("int8", 32, -64), ("int16", 8192, -16384), (">i2", 8192, -16384), ("int32", 2**29, -(2**30)), ("uint8", 160, 64)],
 )
 def test_from_array_integers(dtype, quarter, half):
-    np.testing.assert_array_equal(reading.from_array(np.array([quarter, half], dtype), 32_000), np.float32([0.25, -0.5]))
+    np.testing.assert_array_equal(
+        reading.from_array(np.array([quarter, half], dtype), 32_000), np.float32([0.25, -0.5])
+    )
 
 
 def test_from_array_equals_resampling_at_once():
     mono = tones(44_100, 20.0, 1)[:, 0]
-    np.testing.assert_allclose(reading.from_array(mono, 44_100), soxr.resample(mono, 44_100, 32_000, quality="HQ"), atol=1e-6)
+    np.testing.assert_allclose(
+        reading.from_array(mono, 44_100), soxr.resample(mono, 44_100, 32_000, quality="HQ"), atol=1e-6
+    )
 
 
 @pytest.mark.parametrize(

@@ -108,7 +108,11 @@ def test_spec_augment_covers_one_stripe_in_each_direction_with_the_mean():
 
 
 @quick
-@given(frequency=st.integers(0, 40), time=st.integers(0, 60), chances=st.lists(st.floats(0, 0.999999), min_size=4, max_size=4))
+@given(
+    frequency=st.integers(0, 40),
+    time=st.integers(0, 60),
+    chances=st.lists(st.floats(0, 0.999999), min_size=4, max_size=4),
+)
 def test_spec_augment_within_any_size(frequency, time, chances):
     x = torch.arange(12 * 20.0).view(1, 1, 12, 20)
     masked = spec_augment(x, frequency, time, np.array([chances]))
@@ -132,15 +136,22 @@ def test_jitter_moves_the_filters_within_its_range():
     front_end = LogMel(FrontEndConfig())
     first, again, other = (front_end.jittered_basis(torch.Generator().manual_seed(seed)) for seed in (0, 0, 1))
     assert torch.equal(first, again) and not torch.equal(first, other) and first.shape == front_end.basis.shape
-    tops = [int(front_end.jittered_basis(torch.Generator().manual_seed(seed)).any(dim=0).nonzero().max()) for seed in range(40)]
-    lowest, highest = (int(mel_basis(front_end.config, 0.0, f_max).any(dim=0).nonzero().max()) for f_max in (14_001.0, 16_000.0))
+    tops = [
+        int(front_end.jittered_basis(torch.Generator().manual_seed(seed)).any(dim=0).nonzero().max())
+        for seed in range(40)
+    ]
+    lowest, highest = (
+        int(mel_basis(front_end.config, 0.0, f_max).any(dim=0).nonzero().max()) for f_max in (14_001.0, 16_000.0)
+    )
     assert lowest <= min(tops) < max(tops) <= highest
     still = LogMel(FrontEndConfig(f_min_range=1, f_max_range=1))
     assert torch.equal(still.jittered_basis(torch.Generator().manual_seed(3)), still.basis)
 
 
 @quick
-@given(world=st.sampled_from([1, 2, 3, 4]), per_process=st.integers(1, 6), bad=st.integers(0, 2), seed=st.integers(0, 99))
+@given(
+    world=st.sampled_from([1, 2, 3, 4]), per_process=st.integers(1, 6), bad=st.integers(0, 2), seed=st.integers(0, 99)
+)
 def test_every_process_takes_its_part_of_what_is_drawn(world, per_process, bad, seed):
     """All that is drawn for a batch is used once; clips are mixed with those of the same process."""
     size = world * per_process
@@ -151,7 +162,9 @@ def test_every_process_takes_its_part_of_what_is_drawn(world, per_process, bad, 
     n = max(1, per_process - bad)
     for share in shares:
         part = share.of_mixing(mixing, n, torch.device("cpu"))
-        assert sorted(part.partner.tolist()) == list(range(n)) and torch.equal(part.share, mixing.share[share.rank :: world][:n])
+        assert sorted(part.partner.tolist()) == list(range(n)) and torch.equal(
+            part.share, mixing.share[share.rank :: world][:n]
+        )
     if world == 1:
         whole = shares[0].of_mixing(mixing, size, torch.device("cpu"))
         assert torch.equal(whole.partner, mixing.partner) and torch.equal(whole.share, mixing.share)

@@ -78,12 +78,26 @@ def test_forms_agree_where_speed_is_measured(path):
         found = load("network").measure(width=0.1, batch=2, threads=1, path=path, seconds=0, frames=100)
     finally:
         torch.set_num_threads(threads)
-    assert found["max_abs_error"] < (1e-3 if path == "train" else 1e-5) < 0.1 < found["spread"]  # norms of two clips magnify round-off
+    # norms of two clips magnify round-off
+    assert found["max_abs_error"] < (1e-3 if path == "train" else 1e-5) < 0.1 < found["spread"]
     assert found["ratio"] > 0 and found["rounds"] == 3 and 0 < found["fraction_of_peak"] < 1
 
 
 def test_the_benchmark_for_gpus_runs_from_end_to_end_without_one():
-    sizes = ["--widths", "0.1", "--batch", "2", "--frames", "100", "--seconds", "0", "--precisions", "fp32", "bf16", "--no-compile"]
+    sizes = [
+        "--widths",
+        "0.1",
+        "--batch",
+        "2",
+        "--frames",
+        "100",
+        "--seconds",
+        "0",
+        "--precisions",
+        "fp32",
+        "bf16",
+        "--no-compile",
+    ]
     command = [sys.executable, FOLDER / "gpu.py", *sizes]
     done = subprocess.run([*command, "--device", "cpu"], capture_output=True, text=True, check=True)
     head, _, names, _, *rows = done.stdout.splitlines()
@@ -161,5 +175,7 @@ def test_events_are_where_the_truth_says(shared, monkeypatch):
             inside[round(event.start * 32_000) : round(event.end * 32_000)] = True
         power = mixture.waveform.astype(np.float64) ** 2
         assert power[inside].mean() > 20 * power[~inside].mean()
-    rows = load("events").drawn([*map(load("events").Event, ("dog", "rain"), (0.0, 1.0), (0.5, 20.0), (1.0, 1.0))], ("rain", "dog"))
+    rows = load("events").drawn(
+        [*map(load("events").Event, ("dog", "rain"), (0.0, 1.0), (0.5, 20.0), (1.0, 1.0))], ("rain", "dog")
+    )
     assert rows.sum(axis=0).tolist() == [950, 25]

@@ -1,4 +1,7 @@
-"""Files that never end, are vast, or say of themselves what is not so: each reader refuses them, at once and in little memory."""
+"""Files that never end, are vast, or say of themselves what is not so.
+
+Each reader refuses them, at once and in little memory.
+"""
 
 import io
 import os
@@ -124,7 +127,9 @@ def test_names_of_archives_are_those_of_the_standard_library(tmp_path):
     names = ["a.opus", "./b.opus", "x" * 90 + "/" + "y" * 90 + ".opus", "z" * 300 + ".opus", "ü.opus", "s/"]
     for form in (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
         path = tmp_path / f"{form}.tar"
-        with tarfile.open(path, "w", format=form, pax_headers={"comment": "global"} if form == tarfile.PAX_FORMAT else None) as archive:
+        with tarfile.open(
+            path, "w", format=form, pax_headers={"comment": "global"} if form == tarfile.PAX_FORMAT else None
+        ) as archive:
             for i, name in enumerate(names):
                 if form == tarfile.USTAR_FORMAT and len(name) > 250:
                     continue

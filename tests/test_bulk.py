@@ -125,7 +125,9 @@ def test_a_journal_goes_when_nothing_failed(clips, tmp_path):
 @given(data=st.data())
 @settings(max_examples=12, deadline=None)
 def test_killed_anywhere_with_a_torn_end_it_does_the_rest_and_gives_the_same(clips, data):
-    """What is on the disk is copied at the moment of death, the end of SQLite's log cut off or spoilt as by a loss of power."""
+    """What is on the disk is copied at the moment of death, the end of SQLite's log cut off or spoilt as by a loss of
+    power.
+    """
     before, after = [], []
     with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
         patch.setattr(dymn.inference.journal, "COMMIT_SECONDS", 0.0)
@@ -291,13 +293,20 @@ def test_recordings_are_listed_once_in_the_order_of_find(tmp_path, monkeypatch):
         lost = find(journal, "b/1.wav", ".", tmp_path, "nowhere*", "gone.wav")
         found = [task.name for task in journal.to_do()]
     assert [name for name, _ in lost] == ["nowhere*"]
-    assert found == [Path("b/1.wav"), *(path for path in reading.find(".") if path != Path("b/1.wav")), Path("gone.wav")]
+    assert found == [
+        Path("b/1.wav"),
+        *(path for path in reading.find(".") if path != Path("b/1.wav")),
+        Path("gone.wav"),
+    ]
     assert len(found) == 7
 
 
 def test_the_output_is_no_recording(clips, tmp_path):
     shutil.copytree(clips / "a", tmp_path / "in")
-    with Journal(tmp_path / "in" / "0.wav", SETTINGS) as journal, pytest.raises(ConfigError, match="one of the recordings"):
+    with (
+        Journal(tmp_path / "in" / "0.wav", SETTINGS) as journal,
+        pytest.raises(ConfigError, match="one of the recordings"),
+    ):
         find(journal, tmp_path)
     assert len(list((tmp_path / "in").iterdir())) == 4
 
@@ -320,7 +329,9 @@ def test_parquet_has_the_rows_of_csv(clips):
     table = parquet.read_table(io.BytesIO(file.getvalue()))
     rows = list(csv.DictReader(io.StringIO(plain(clips))))
     assert table["file"].to_pylist() == [row["file"] for row in rows]
-    assert [score or 0 for score in table["score"].to_pylist()] == pytest.approx([float(row["score"] or 0) for row in rows], abs=1e-6)
+    assert [score or 0 for score in table["score"].to_pylist()] == pytest.approx(
+        [float(row["score"] or 0) for row in rows], abs=1e-6
+    )
     assert [error or "" for error in table["error"].to_pylist()] == [row["error"] for row in rows]
     assert json.loads(table.schema.metadata[b"dymn"]) == ORIGIN.to_dict()
 
@@ -402,7 +413,19 @@ def test_a_process_that_is_ended_by_a_signal_is_gone_on_with(number, code, model
     folder.mkdir()
     for i in range(300):
         soundfile.write(folder / f"{i}.wav", np.full(8000, i / 400, np.float32), RATE)
-    command = [sys.executable, "-m", "dymn", "tag", str(folder), "-m", str(model), "-o", str(output), "--batch-size", "1"]
+    command = [
+        sys.executable,
+        "-m",
+        "dymn",
+        "tag",
+        str(folder),
+        "-m",
+        str(model),
+        "-o",
+        str(output),
+        "--batch-size",
+        "1",
+    ]
     with subprocess.Popen(command, stderr=subprocess.PIPE) as running:
         while not journal_path(output).exists() and running.poll() is None:
             time.sleep(0.01)

@@ -56,7 +56,9 @@ def test_every_kind_of_input_gives_the_same(classifier, clip):
     for given in inputs:
         found = classifier(given)
         assert [answer["label"] for answer in found] == [answer["label"] for answer in expected]
-        assert [answer["score"] for answer in found] == pytest.approx([answer["score"] for answer in expected], abs=1e-4)
+        assert [answer["score"] for answer in found] == pytest.approx(
+            [answer["score"] for answer in expected], abs=1e-4
+        )
     together = classifier(inputs, top_k=1)
     assert [[answer["label"] for answer in found] for found in together] == [[expected[0]["label"]]] * len(inputs)
 
@@ -64,7 +66,9 @@ def test_every_kind_of_input_gives_the_same(classifier, clip):
 def test_rates_of_dictionaries_count(classifier, clip):
     samples = soundfile.read(clip, dtype="float32")[0]
     slow = classifier({"raw": samples, "sampling_rate": RATE // 2})
-    assert [answer["score"] for answer in slow] != pytest.approx([answer["score"] for answer in classifier(clip)], abs=1e-3)
+    assert [answer["score"] for answer in slow] != pytest.approx(
+        [answer["score"] for answer in classifier(clip)], abs=1e-3
+    )
 
 
 def test_top_k(network, clip):

@@ -70,7 +70,12 @@ def test_version_and_help():
 def test_what_cannot_be_read_alone_is_written_as_among_others(model, clips, tmp_path):
     bad, missing = tmp_path / "bad.wav", tmp_path / "missing.wav"
     for name in ("alone.csv", "both.csv"):
-        assert run("tag", missing, bad, *([clips] if name == "both.csv" else []), "-m", model, "-o", tmp_path / name).exit_code == 1
+        assert (
+            run(
+                "tag", missing, bad, *([clips] if name == "both.csv" else []), "-m", model, "-o", tmp_path / name
+            ).exit_code
+            == 1
+        )
     alone, both = ((tmp_path / name).read_text().splitlines() for name in ("alone.csv", "both.csv"))
     assert alone == both[:3] and len(both) > 3
     alone, both = ((tmp_path / f"{name}.csv.failed.jsonl").read_text() for name in ("alone", "both"))
@@ -98,12 +103,19 @@ def test_tag_prints_a_table(model, clips):
 
 
 def test_tag_json_carries_its_origin(model, clips):
-    document = json.loads(run("tag", clips / "clip0.wav", "-m", model, "-f", "json", "--labels", "dog,c*", "--hop", 5).stdout)
+    document = json.loads(
+        run("tag", clips / "clip0.wav", "-m", model, "-f", "json", "--labels", "dog,c*", "--hop", 5).stdout
+    )
     assert document["version"] == __version__
     assert document["model"] == "tiny"
     assert document["digest"] == load_model(model).card.provenance["sha256"]
     parameters = document["parameters"]
-    assert (parameters["window"], parameters["hop"], parameters["labels"], parameters["fill"]) == (10.0, 5.0, ["dog,c*"], "repeat")
+    assert (parameters["window"], parameters["hop"], parameters["labels"], parameters["fill"]) == (
+        10.0,
+        5.0,
+        ["dog,c*"],
+        "repeat",
+    )
     (recording,) = document["recordings"]
     assert {tag["label"] for tag in recording["tags"]} == {"Dog", "Cat"}
 
@@ -115,7 +127,11 @@ def test_tag_writes_files_in_the_format_of_their_ending(model, clips, tmp_path):
         assert done.exit_code == 0, done.output
         assert done.stdout == ""
     assert len(json.loads(outputs["json"].read_text(encoding="utf-8"))["recordings"]) == 3
-    assert [len(json.loads(line)["windows"]) for line in outputs["jsonl"].read_text(encoding="utf-8").splitlines()] == [1, 1, 1]
+    assert [len(json.loads(line)["windows"]) for line in outputs["jsonl"].read_text(encoding="utf-8").splitlines()] == [
+        1,
+        1,
+        1,
+    ]
     assert len(list(csv.DictReader(outputs["csv"].open(encoding="utf-8")))) == 12
     assert "clip2.wav" in outputs["txt"].read_text(encoding="utf-8")
     assert [path.name for path in (tmp_path / "new").iterdir() if path.name.startswith(".")] == []
@@ -132,12 +148,19 @@ def test_audacity_labels(model, clips, tmp_path):
     (clips / "below").mkdir()
     soundfile.write(clips / "below" / "clip0.wav", np.zeros(RATE), RATE)
     assert run("tag", clips, "-m", model, "-f", "audacity", "-o", tmp_path / "tracks").exit_code == 0
-    assert sorted(path.name for path in (tmp_path / "tracks").iterdir()) == ["clip0-2.txt", "clip0.txt", "clip1.txt", "clip2.txt"]
+    assert sorted(path.name for path in (tmp_path / "tracks").iterdir()) == [
+        "clip0-2.txt",
+        "clip0.txt",
+        "clip1.txt",
+        "clip2.txt",
+    ]
 
 
 def test_failures_leave_the_others_and_give_exit_code_1(model, clips, tmp_path):
     (tmp_path / "nothing").mkdir()
-    done = run("tag", tmp_path / "nothing", tmp_path / "bad.wav", clips, tmp_path / "missing.wav", "-m", model, "-f", "json")
+    done = run(
+        "tag", tmp_path / "nothing", tmp_path / "bad.wav", clips, tmp_path / "missing.wav", "-m", model, "-f", "json"
+    )
     assert done.exit_code == 1
     recordings = json.loads(done.stdout)["recordings"]
     assert [("error" in recording) for recording in recordings] == [True, True, False, False, False, True]
@@ -187,7 +210,17 @@ def test_label_tracks_of_recordings_that_cannot_be_read(model, tmp_path, command
         (tmp_path / name).write_text("no audio")
     (tmp_path / "labels").mkdir()
     for output in ("labels", "fresh"):
-        done = run(command, tmp_path / "one.wav", tmp_path / "two.wav", "-m", model, "--format", "audacity", "-o", tmp_path / output)
+        done = run(
+            command,
+            tmp_path / "one.wav",
+            tmp_path / "two.wav",
+            "-m",
+            model,
+            "--format",
+            "audacity",
+            "-o",
+            tmp_path / output,
+        )
         assert done.exit_code == 1 and "one.wav" in done.stderr and "two.wav" in done.stderr, done.stderr
     assert not (tmp_path / "fresh").is_file()
 

@@ -87,8 +87,12 @@ UNREADABLE = {
 def test_wrong_paths_are_told_before_pytorch_is_loaded(words, tmp_path):
     (tmp_path / "text.wav").write_text("this is no audio")
     (tmp_path / "empty.wav").touch()
-    code = "import sys\nfrom dymn.cli import main\ntry: main()\nfinally: sys.exit(9) if 'torch' in sys.modules else None"
-    done = subprocess.run([sys.executable, "-c", code, *words], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    code = (
+        "import sys\nfrom dymn.cli import main\ntry: main()\nfinally: sys.exit(9) if 'torch' in sys.modules else None"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
     assert done.returncode in (1, 2), done.stderr
     wrong = [word for word in words if word.startswith(("missing", "text", "empty"))]
     assert all(word in line for word, line in zip(wrong, done.stderr.splitlines(), strict=True))
@@ -190,9 +194,11 @@ WRITERS = {
 def test_an_output_whose_ending_names_no_format_is_refused(words, tmp_path):
     replaced = {"SOUND": str(EXAMPLES / "dog.ogg"), "FOLDER": str(EXAMPLES)}
     refused = run(*(replaced.get(word, word) for word in words), tmp_path / "x.xlsx")
-    assert refused.exit_code == 2 and "x.xlsx" in refused.stderr and re.search(r"\.\w+", refused.stderr.replace("x.xlsx", "")), (
-        refused.stderr
-    )
+    assert (
+        refused.exit_code == 2
+        and "x.xlsx" in refused.stderr
+        and re.search(r"\.\w+", refused.stderr.replace("x.xlsx", ""))
+    ), refused.stderr
     assert list(tmp_path.iterdir()) == []
 
 
@@ -229,7 +235,9 @@ def test_a_reader_that_has_ended_is_141_without_a_message(words):
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
 @pytest.mark.parametrize("stream", STREAMS, ids=STREAMS.values())
-@pytest.mark.parametrize("words", ["tag SOUND -m dymn04_open -o out.csv -q", "convert dymn04_open out.safetensors"], ids=["tag", "convert"])
+@pytest.mark.parametrize(
+    "words", ["tag SOUND -m dymn04_open -o out.csv -q", "convert dymn04_open out.safetensors"], ids=["tag", "convert"]
+)
 def test_a_complete_file_counts_whatever_became_of_standard_output(words, stream, tmp_path):
     line = f"{shlex.quote(sys.executable)} -m dymn {words.replace('SOUND', str(EXAMPLES / 'dog.ogg'))} {stream}"
     done = subprocess.run(line, shell=True, capture_output=True, text=True, timeout=60, cwd=tmp_path)
@@ -270,13 +278,17 @@ def test_without_pytorch_commands_that_need_it_name_all_extras_at_once(words, ex
     (tmp_path / "dog.ogg").write_bytes((EXAMPLES / "dog.ogg").read_bytes())
     (tmp_path / "clips" / "dog" / "dog.ogg").write_bytes((EXAMPLES / "dog.ogg").read_bytes())
     code = "import sys\nsys.modules['torch'] = None\nfrom dymn.cli import main\nmain()"
-    done = subprocess.run([sys.executable, "-c", code, *words.split()], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words.split()], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 1, done.stderr
     assert re.search(rf"^dymn: .* needs .*: .*'dymn\[{extras}\]", done.stderr.splitlines()[-1]), done.stderr
 
 
 def test_wrong_choices_are_named_in_our_words():
-    done = subprocess.run([sys.executable, "-m", "dymn", "tag", "x.wav", "--format", "yaml"], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-m", "dymn", "tag", "x.wav", "--format", "yaml"], capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 2
     assert "'yaml' is not one of 'table'" in done.stderr and "Value error" not in done.stderr
 
@@ -313,7 +325,9 @@ def test_an_ending_of_another_format_of_export_names_the_format(tmp_path):
 
 def test_light_commands_import_nothing_heavy():
     for words in (["train", "--recipes"], ["--help"], ["models", "--pretrained"]):
-        code = "import sys\nfrom dymn.cli import main\ntry: main()\nfinally: print(sorted(sys.modules), file=sys.stderr)"
+        code = (
+            "import sys\nfrom dymn.cli import main\ntry: main()\nfinally: print(sorted(sys.modules), file=sys.stderr)"
+        )
         done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=60)
         assert done.returncode == 0
         loaded = set(re.findall(r"'([^']+)'", done.stderr))

@@ -49,7 +49,12 @@ def clips(tmp_path_factory):
     folder = tmp_path_factory.mktemp("clips")
     random = np.random.default_rng(0)
     for name, seconds in (("a", 0.5), ("b", 1), ("c", 2.5)):
-        soundfile.write(folder / f"{name}.wav", random.normal(0, 0.1, round(RATE * seconds)).astype(np.float32), RATE, subtype="FLOAT")
+        soundfile.write(
+            folder / f"{name}.wav",
+            random.normal(0, 0.1, round(RATE * seconds)).astype(np.float32),
+            RATE,
+            subtype="FLOAT",
+        )
     (folder / "bad.wav").write_text("this is no audio")
     return folder
 
@@ -76,7 +81,9 @@ def test_short_recordings_stay_as_they_are_unless_filled(embedder):
     clip = noise(0.5)
     np.testing.assert_array_equal(embedder.embed(clip, RATE).vector, embedder.vectors(clip[None])[0])
     padded = np.pad(clip, (0, RATE // 2))
-    np.testing.assert_array_equal(embedder.embed(clip, RATE, window=1.0, fill="pad").vector, embedder.vectors(padded[None])[0])
+    np.testing.assert_array_equal(
+        embedder.embed(clip, RATE, window=1.0, fill="pad").vector, embedder.vectors(padded[None])[0]
+    )
 
 
 def test_the_last_layer_is_what_the_network_calls_its_embedding(network):
@@ -84,7 +91,9 @@ def test_the_last_layer_is_what_the_network_calls_its_embedding(network):
     with torch.inference_mode():
         expected = accelerate(network.eval())(dymn.LogMel()(torch.from_numpy(clip[None]))).embedding[0]
     np.testing.assert_array_equal(Tagger(network, "cpu").embed(clip, RATE).vector, expected.numpy())
-    assert Tagger(network, "cpu").embed(clip, RATE, layers="blocks").vector.shape == (sum(b.c_out for b in network.config.blocks),)
+    assert Tagger(network, "cpu").embed(clip, RATE, layers="blocks").vector.shape == (
+        sum(b.c_out for b in network.config.blocks),
+    )
 
 
 def test_a_batch_gives_what_each_gives_alone_and_a_bad_one_leaves_the_others(embedder, clips):
@@ -121,7 +130,9 @@ def read(path):
     if path.suffix == ".parquet":
         parquet = pytest.importorskip("pyarrow.parquet")
         columns = parquet.read_table(path).to_pydict()
-        return list(zip(columns["file"], columns["start"], columns["end"], map(np.float32, columns["embedding"]), strict=True))
+        return list(
+            zip(columns["file"], columns["start"], columns["end"], map(np.float32, columns["embedding"]), strict=True)
+        )
     rows = list(csv.reader(path.open(encoding="utf-8")))[1:]
     return [(row[0], float(row[1]), float(row[2]), np.float32(row[3:])) for row in rows]
 
@@ -129,15 +140,23 @@ def read(path):
 @pytest.mark.parametrize("ending", ["npy", "csv", "parquet"])
 def test_every_format_keeps_names_and_values_together(embedder, model, clips, tmp_path, ending):
     output = tmp_path / "new" / f"all.{ending}"
-    done = run(clips / "a.wav", clips / "bad.wav", clips / "c.wav", "-m", model, "-l", "mels", "-l", "last", "-o", output)
+    done = run(
+        clips / "a.wav", clips / "bad.wav", clips / "c.wav", "-m", model, "-l", "mels", "-l", "last", "-o", output
+    )
     assert done.exit_code == 1
     assert "bad.wav" in done.stderr and "Traceback" not in done.stderr
     rows = read(output)
-    assert [(row[0], row[1], row[2]) for row in rows] == [(str(clips / "a.wav"), 0, 0.5), (str(clips / "c.wav"), 0, 2.5)]
+    assert [(row[0], row[1], row[2]) for row in rows] == [
+        (str(clips / "a.wav"), 0, 0.5),
+        (str(clips / "c.wav"), 0, 2.5),
+    ]
     for row in rows:
         np.testing.assert_allclose(row[3], embedder.embed(row[0]).vector, atol=1e-6)
     windows = tmp_path / f"windows.{ending}"
-    assert run(clips / "c.wav", "-m", model, "--per-window", "--window", 1, "--hop", 0.5, "-o", windows, "-q").exit_code == 0
+    assert (
+        run(clips / "c.wav", "-m", model, "--per-window", "--window", 1, "--hop", 0.5, "-o", windows, "-q").exit_code
+        == 0
+    )
     assert [(row[1], row[2]) for row in read(windows)] == [(0, 1), (0.5, 1.5), (1, 2), (1.5, 2.5)]
     beside = [] if ending == "parquet" else [f"windows.{ending}.json"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["new", f"windows.{ending}", *beside]
@@ -195,7 +214,9 @@ def test_an_error_leaves_the_old_output(model, clips, tmp_path, monkeypatch):
 )  # fmt: skip
 def test_wrong_use_gives_exit_code_2(model, clips, arguments):
     before = (clips / "a.wav").read_bytes()
-    done = run(clips / "a.wav", "-m", model, *[argument.replace("CLIP", str(clips / "a.wav")) for argument in arguments])
+    done = run(
+        clips / "a.wav", "-m", model, *[argument.replace("CLIP", str(clips / "a.wav")) for argument in arguments]
+    )
     assert done.exit_code == 2, done.output
     assert done.stdout == "" and done.stderr and "Traceback" not in done.stderr
     assert (clips / "a.wav").read_bytes() == before
@@ -210,6 +231,8 @@ def test_without_pyarrow_the_extra_is_named(model, clips, tmp_path, monkeypatch)
 
 def test_csv_goes_through_a_pipe(model, clips):
     command = [sys.executable, "-m", "dymn", "embed", "-", "-m", model, "-l", "mels"]
-    done = subprocess.run(list(map(str, command)), input=(clips / "a.wav").read_bytes(), capture_output=True, timeout=100)
+    done = subprocess.run(
+        list(map(str, command)), input=(clips / "a.wav").read_bytes(), capture_output=True, timeout=100
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[1].startswith(b"-,0.000000,0.500000,")

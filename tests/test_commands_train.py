@@ -70,7 +70,9 @@ def test_train_then_tag_then_evaluate_then_train_again(desk):
     scores = [tag["score"] for tag in json.loads(tagged.stdout)["recordings"][0]["tags"]]
     assert len(scores) == 2 and sum(scores) == pytest.approx(1, abs=1e-4)
 
-    judged = run("evaluate", checkpoint, "--data", "clips", "--split", "val", "--format", "json", "--per-class", "classes.csv")
+    judged = run(
+        "evaluate", checkpoint, "--data", "clips", "--split", "val", "--format", "json", "--per-class", "classes.csv"
+    )
     assert judged.exit_code == 0, judged.output
     found, result = json.loads(judged.stdout), json.loads((folder / "result.json").read_text())
     assert found["accuracy"] == result["val_accuracy"] and found["clips"] == 2 and found["split"] == "val"
@@ -110,23 +112,59 @@ def test_interrupted_run_continues(desk, monkeypatch):
 
 
 def test_table_of_several_labels(desk):
-    done = run("train", "--data", "table.csv", "--model", "other.safetensors", "--out", "tabled", *QUICK, "--set", "data.holdout=0.5")
+    done = run(
+        "train",
+        "--data",
+        "table.csv",
+        "--model",
+        "other.safetensors",
+        "--out",
+        "tabled",
+        *QUICK,
+        "--set",
+        "data.holdout=0.5",
+    )
     assert done.exit_code == 0, done.output
     assert "mAP" in done.stdout and not load_model(desk / "tabled" / "best.safetensors").card.exclusive
     judged = run("evaluate", "tabled/best.safetensors", "--data", "table.csv")
     assert judged.exit_code == 0 and "all clips were evaluated" in judged.stderr
-    assert [line.split()[0] for line in judged.stdout.splitlines()] == ["data", "clips", "mAP", "roc_auc", "d_prime", "f1"]
+    assert [line.split()[0] for line in judged.stdout.splitlines()] == [
+        "data",
+        "clips",
+        "mAP",
+        "roc_auc",
+        "d_prime",
+        "f1",
+    ]
     refused = run("evaluate", "tabled/best.safetensors", "--data", "table.csv", "--confusion", "none.csv")
     assert refused.exit_code == 2 and "--confusion needs classes that exclude each other" in refused.stderr
 
 
 def test_all_folds(desk, tmp_path):
     write_esc50(tmp_path / "esc")
-    done = run("train", "esc10", "--data", tmp_path / "esc", "--model", "other.safetensors", "--fold", "all", "--out", "folds", *QUICK)
+    done = run(
+        "train",
+        "esc10",
+        "--data",
+        tmp_path / "esc",
+        "--model",
+        "other.safetensors",
+        "--fold",
+        "all",
+        "--out",
+        "folds",
+        *QUICK,
+    )
     assert done.exit_code == 0, done.output
     summary = json.loads((desk / "folds" / "folds.json").read_text())
-    results = [json.loads((desk / "folds" / f"fold{n}" / "result.json").read_text())["test_accuracy"] for n in range(1, 6)]
-    assert summary["folds"] == results and summary["mean"] == pytest.approx(sum(results) / 5) and summary["metric"] == "accuracy"
+    results = [
+        json.loads((desk / "folds" / f"fold{n}" / "result.json").read_text())["test_accuracy"] for n in range(1, 6)
+    ]
+    assert (
+        summary["folds"] == results
+        and summary["mean"] == pytest.approx(sum(results) / 5)
+        and summary["metric"] == "accuracy"
+    )
     assert [line.split()[0] for line in done.stdout.splitlines()] == ["fold"] * 5 + ["mean"]
     settings = [json.loads((desk / "folds" / f"fold{n}" / "config.json").read_text())["config"] for n in (1, 5)]
     assert [config["data"].pop("fold") for config in settings] == [1, 5]
@@ -135,12 +173,33 @@ def test_all_folds(desk, tmp_path):
     assert settings[0] == settings[1]
     unsaid = run("train", "esc10", "--data", tmp_path / "esc", "--model", "other.safetensors", "--out", "unsaid")
     assert unsaid.exit_code == 2 and "--fold" in unsaid.stderr
-    judged = run("evaluate", "folds/fold2/best.safetensors", "--data", tmp_path / "esc", "--kind", "esc10", "--fold", "2", "-f", "json")
+    judged = run(
+        "evaluate",
+        "folds/fold2/best.safetensors",
+        "--data",
+        tmp_path / "esc",
+        "--kind",
+        "esc10",
+        "--fold",
+        "2",
+        "-f",
+        "json",
+    )
     assert json.loads(judged.stdout)["accuracy"] == results[1]
 
 
 def test_teach_and_distil(desk):
-    taught = run("teach", "clips", "--models", "same.safetensors", "same.safetensors", "--out", "table.safetensors", "--seconds", "1")
+    taught = run(
+        "teach",
+        "clips",
+        "--models",
+        "same.safetensors",
+        "same.safetensors",
+        "--out",
+        "table.safetensors",
+        "--seconds",
+        "1",
+    )
     assert taught.exit_code == 0, taught.output
     assert taught.stdout == "table.safetensors  12 clips, 2 classes\n"
     table = TeacherTable.open(desk / "table.safetensors")
@@ -148,27 +207,48 @@ def test_teach_and_distil(desk):
     one = run("teach", "clips", "--out=one.safetensors", "--models", "same.safetensors", "--seconds", "1", "--quiet")
     assert one.exit_code == 0 and (TeacherTable.open(desk / "one.safetensors").logits == table.logits).all()
     done = run(
-        "train", "--data", "clips", "--model", "other.safetensors", "--out", "pupil", *QUICK, "--set", "teacher.table=one.safetensors"
+        "train",
+        "--data",
+        "clips",
+        "--model",
+        "other.safetensors",
+        "--out",
+        "pupil",
+        *QUICK,
+        "--set",
+        "teacher.table=one.safetensors",
     )
     assert done.exit_code == 0, done.output
     assert "agreement" in done.stdout
 
 
 def test_a_table_made_from_other_clips_is_named(desk):
-    assert run("teach", "clips", "--models", "same.safetensors", "--out", "short.safetensors", "--seconds", "0.5", "-q").exit_code == 0
+    assert (
+        run(
+            "teach", "clips", "--models", "same.safetensors", "--out", "short.safetensors", "--seconds", "0.5", "-q"
+        ).exit_code
+        == 0
+    )
     table = ("--set", "teacher.table=short.safetensors")
     done = run("train", "--data", "clips", "--model", "other.safetensors", "--out", "warned", *QUICK, *table)
-    assert done.exit_code == 0 and "The teacher heard clips of 0.5 s (fill: pad), and this run has clips of 1 s" in done.stderr
+    assert (
+        done.exit_code == 0
+        and "The teacher heard clips of 0.5 s (fill: pad), and this run has clips of 1 s" in done.stderr
+    )
     alike = ("--set", "data.seconds=0.5", "--set", "data.fill=pad")
     done = run("train", "--data", "clips", "--model", "other.safetensors", "--out", "alike", *QUICK, *table, *alike)
     assert done.exit_code == 0 and "The teacher heard" not in done.stderr
 
 
 def test_teach_hears_what_the_model_was_trained_with(desk):
-    done = run("train", "--data", "clips", "--model", "other.safetensors", "--out", "own", *QUICK, "--set", "data.fill=repeat")
+    done = run(
+        "train", "--data", "clips", "--model", "other.safetensors", "--out", "own", *QUICK, "--set", "data.fill=repeat"
+    )
     assert done.exit_code == 0, done.output
     assert run("teach", "clips", "--models", "own/best.safetensors", "--out", "own.safetensors", "-q").exit_code == 0
-    short = run("teach", "clips", "--models", "own/best.safetensors", "--out", "short_own.safetensors", "--seconds", "0.1")
+    short = run(
+        "teach", "clips", "--models", "own/best.safetensors", "--out", "short_own.safetensors", "--seconds", "0.1"
+    )
     assert "12 clips are longer than 0.1 s; their logits are those of the beginnings" in short.stderr
     settings = TeacherTable.open(desk / "own.safetensors").settings
     assert (settings["seconds"], settings["fill"]) == (1.0, "repeat")
@@ -214,7 +294,10 @@ def test_evaluate_matches_classes_by_name(desk):
     narrow.load_state_dict(state)
     narrow.card = ModelCard(name="sorted", labels=CLASSES, exclusive=True)
     pretrained.save(narrow, desk / "sorted.safetensors")
-    answers = [json.loads(run("evaluate", f"{name}.safetensors", "-d", "clips", "-f", "json").stdout) for name in ("wider", "sorted")]
+    answers = [
+        json.loads(run("evaluate", f"{name}.safetensors", "-d", "clips", "-f", "json").stdout)
+        for name in ("wider", "sorted")
+    ]
     assert [answer.pop("model") for answer in answers] == ["wider.safetensors", "sorted.safetensors"]
     assert answers[0] == answers[1] and answers[0]["clips"] == 12
     lacking = run("evaluate", "other.safetensors", "--data", "clips")
@@ -267,7 +350,16 @@ def test_bar_where_someone_sees_it(monkeypatch, capsys):
     for epoch in range(2):
         for _ in range(3):
             table.batch(1.0)
-        table.epoch({"epoch": epoch + 1, "loss": 1.5, "val_accuracy": 0.5, "lr": 1e-3, "clips_per_second": 12.0, "seconds": 61.0})
+        table.epoch(
+            {
+                "epoch": epoch + 1,
+                "loss": 1.5,
+                "val_accuracy": 0.5,
+                "lr": 1e-3,
+                "clips_per_second": 12.0,
+                "seconds": 61.0,
+            }
+        )
     table.finish({})
     assert "50.00 %" in capsys.readouterr().err and table.progress is None
 

@@ -1,4 +1,7 @@
-"""Tagging, events and embeddings in compiled code: PyTorch's numbers without PyTorch, for every published head and stride."""
+"""Tagging, events and embeddings in compiled code.
+
+PyTorch's numbers without PyTorch, for every published head and stride.
+"""
 
 import dataclasses
 import json
@@ -33,9 +36,13 @@ from test_benchmarks import load as load_benchmark
 
 LIVELY = load_benchmark("lively")
 
-pytestmark = pytest.mark.skipif(not libraries(), reason="no compiled code here: dymn was built without a C compiler, or DYMN_NATIVE is 0")
+pytestmark = pytest.mark.skipif(
+    not libraries(), reason="no compiled code here: dymn was built without a C compiler, or DYMN_NATIVE is 0"
+)
 
-PUBLISHED = {(model.architecture, model.head, model.strides): model for model in REGISTRY.values() if model.dataset == "AudioSet"}
+PUBLISHED = {
+    (model.architecture, model.head, model.strides): model for model in REGISTRY.values() if model.dataset == "AudioSet"
+}
 NARROW = {key: model for key, model in PUBLISHED.items() if key[0] in ("dymn10", "dymn10_replace_se", "mn10")}
 
 
@@ -94,8 +101,15 @@ def test_the_numbers_are_those_of_pytorch(saved, build):
 
 
 def test_timelines_and_embeddings_are_those_of_pytorch(saved):
-    compiled, usual = Tagger(open_backend(saved, device="cpu")), Tagger(open_backend(saved, backend="torch", device="cpu"))
-    assert compiled.card == usual.card and isinstance(compiled.backend, CompiledBackend) and isinstance(usual.backend, TorchBackend)
+    compiled, usual = (
+        Tagger(open_backend(saved, device="cpu")),
+        Tagger(open_backend(saved, backend="torch", device="cpu")),
+    )
+    assert (
+        compiled.card == usual.card
+        and isinstance(compiled.backend, CompiledBackend)
+        and isinstance(usual.backend, TorchBackend)
+    )
     for sound, settings in ((sounds(50), {}), (sounds(32_000 * 7), {"window": 2.0, "hop": 0.5})):
         found, expected = (tagger.timeline(sound, 32_000, 0, **settings) for tagger in (compiled, usual))
         assert [(tag.start, tag.end) for tag in found] == [(tag.start, tag.end) for tag in expected]
@@ -116,7 +130,8 @@ def test_a_mean_over_frames_that_are_there():
 @pytest.mark.parametrize("n_samples", [1, 511, 514, 32_000, 40_123])
 @pytest.mark.parametrize("kind", [CompiledLogMel, ArrayLogMel])
 @pytest.mark.parametrize(
-    "settings", [{"n_mels": 40}, {"hop_length": 160}, {"sample_rate": 16_000, "n_fft": 512, "win_length": 400, "f_max": 8000.0}]
+    "settings",
+    [{"n_mels": 40}, {"hop_length": 160}, {"sample_rate": 16_000, "n_fft": 512, "win_length": 400, "f_max": 8000.0}],
 )
 def test_the_front_end_alone(n_samples, kind, settings):
     front_end = LogMel(**settings)
@@ -133,7 +148,9 @@ def test_a_transform_of_another_length():
     stored = small("mn04").stored()
     stored = stored._replace(card=dataclasses.replace(stored.card, front_end=config))
     waveforms = np.stack([sounds(40_000)])
-    one, other = (open_backend(stored, backend=kind, device="cpu").run_waveforms(waveforms) for kind in ("compiled", "torch"))
+    one, other = (
+        open_backend(stored, backend=kind, device="cpu").run_waveforms(waveforms) for kind in ("compiled", "torch")
+    )
     assert np.abs(one.probabilities - other.probabilities).max() < 2e-6
 
 
@@ -150,7 +167,9 @@ def test_mel_filters_are_computed_in_float32():
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory):
-    """The same network as dymn's own file, as a folder and as a published state dict, and another one in half precision."""
+    """The same network as dymn's own file, as a folder and as a published state dict, and another one in half
+    precision.
+    """
     folder = tmp_path_factory.mktemp("checkpoints")
     model = small("dymn04")
     pretrained.save(model, folder / "own.safetensors")
@@ -159,25 +178,38 @@ def checkpoints(tmp_path_factory):
     return folder
 
 
-WITHOUT_TORCH = "import sys\nsys.modules['torch'] = None\nfrom dymn.cli import main\nsys.argv = ['dymn', *{words!r}]\nmain()"
+WITHOUT_TORCH = (
+    "import sys\nsys.modules['torch'] = None\nfrom dymn.cli import main\nsys.argv = ['dymn', *{words!r}]\nmain()"
+)
 
 
 def without_torch(words, folder, **options):
     """Run a command where PyTorch cannot be imported."""
-    done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH.format(words=words)], capture_output=True, cwd=folder, **options)
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH.format(words=words)], capture_output=True, cwd=folder, **options
+    )
     return done.returncode, done.stdout.decode(), done.stderr.decode()
 
 
 @pytest.mark.parametrize("model", ["own.safetensors", "folder", "half.safetensors"])
 @pytest.mark.parametrize(
     "words",
-    [["tag"], ["tag", "--window", "1"], ["embed"], ["events", "--threshold", "0.01"], ["events", "--method", "windows"], ["listen"]],
+    [
+        ["tag"],
+        ["tag", "--window", "1"],
+        ["embed"],
+        ["events", "--threshold", "0.01"],
+        ["events", "--method", "windows"],
+        ["listen"],
+    ],
 )
 def test_commands_need_no_pytorch(checkpoints, tmp_path, monkeypatch, model, words):
     monkeypatch.setenv("DYMN_CACHE", str(tmp_path / "cache"))
     soundfile.write(tmp_path / "noise.wav", sounds(70_000), 32_000)
     given = ["-", "--rate", "32000"] if words[0] == "listen" else ["noise.wav"]
-    code, out, err = without_torch([*words, "--model", str(checkpoints / model), *given], tmp_path, input=bytes(640_000))
+    code, out, err = without_torch(
+        [*words, "--model", str(checkpoints / model), *given], tmp_path, input=bytes(640_000)
+    )
     assert code == 0, err
     assert "sound" in out or words[0] in ("events", "embed")
     assert not (tmp_path / "cache" / "compiled").exists()
@@ -214,22 +246,30 @@ def test_a_published_file_needs_no_pytorch(shared, tmp_path):
     assert code == 0, err
     found = json.loads(out)
     tags = found["recordings"][0]["tags"] if isinstance(found, dict) else found[0]["tags"]
-    expected = {tag.label: tag.score for tag in Tagger.from_pretrained(path, "cpu").tag(sounds(70_000), 32_000, top_k=0)}
+    expected = {
+        tag.label: tag.score for tag in Tagger.from_pretrained(path, "cpu").tag(sounds(70_000), 32_000, top_k=0)
+    }
     assert max(abs(tag["score"] - expected[tag["label"]]) for tag in tags) < 1e-4  # the file holds 16 bits a sample
 
 
 @pytest.mark.parametrize("plot", ["noise.png", "noise.html"])
 def test_plots_of_recordings_need_no_pytorch(checkpoints, tmp_path, plot):
     soundfile.write(tmp_path / "noise.wav", sounds(400_000), 32_000)
-    code, _, err = without_torch(["tag", "--model", str(checkpoints / "own.safetensors"), "noise.wav", "--plot", plot], tmp_path)
+    code, _, err = without_torch(
+        ["tag", "--model", str(checkpoints / "own.safetensors"), "noise.wav", "--plot", plot], tmp_path
+    )
     assert code == 0, err
     assert (tmp_path / plot).stat().st_size > 10_000
 
 
-@pytest.mark.parametrize("words", [["train", "--help"], ["tag", "--backend", "torch", "x.wav"], ["embed", "--layer", "blocks", "x.wav"]])
+@pytest.mark.parametrize(
+    "words", [["train", "--help"], ["tag", "--backend", "torch", "x.wav"], ["embed", "--layer", "blocks", "x.wav"]]
+)
 def test_what_needs_pytorch_says_so(checkpoints, tmp_path, words):
     soundfile.write(tmp_path / "x.wav", sounds(9000), 32_000)
-    code, _, err = without_torch(words if "--help" in words else [*words, "--model", str(checkpoints / "own.safetensors")], tmp_path)
+    code, _, err = without_torch(
+        words if "--help" in words else [*words, "--model", str(checkpoints / "own.safetensors")], tmp_path
+    )
     if "--help" in words:
         assert code == 0, err
     else:
@@ -255,9 +295,16 @@ def test_which_backend_opens_what(tmp_path, monkeypatch):
     assert isinstance(open_backend(plain, device="cpu"), CompiledBackend)
     assert isinstance(open_backend(exotic, device="cpu"), TorchBackend)
     assert isinstance(open_backend(plain, device="cpu", backend="torch"), TorchBackend)
-    with pytest.raises(ConfigError, match=r"has parts that compiled code does not support\. Install PyTorch with: pip install"):
+    with pytest.raises(
+        ConfigError, match=r"has parts that compiled code does not support\. Install PyTorch with: pip install"
+    ):
         open_backend(exotic, backend="compiled")
-    for wrong in ({"backend": "abacus"}, {"device": "cuda:7"}, {"threads": 0}, {"backend": "onnx", "precision": "float16"}):
+    for wrong in (
+        {"backend": "abacus"},
+        {"device": "cuda:7"},
+        {"threads": 0},
+        {"backend": "onnx", "precision": "float16"},
+    ):
         with pytest.raises(ConfigError):
             open_backend(plain, **wrong)
     for wrong in ({"backend": "onnx"}, {"backend": "compiled"}):
@@ -311,7 +358,10 @@ def test_arrays_of_other_sizes_never_reach_the_compiled_code(saved):
     whole = pack(fold(stored.config, stored.state))
     CompiledNetwork(whole)
     for name in whole.arrays:
-        for arrays in ({**whole.arrays, name: whole.arrays[name].ravel()[:-1]}, {k: v for k, v in whole.arrays.items() if k != name}):
+        for arrays in (
+            {**whole.arrays, name: whole.arrays[name].ravel()[:-1]},
+            {k: v for k, v in whole.arrays.items() if k != name},
+        ):
             with pytest.raises(ConfigError, match=r"do not fit|channels"):
                 CompiledNetwork(PackedNetwork(whole.config, arrays))
     with pytest.raises(ConfigError, match="do not fit"):
@@ -358,7 +408,8 @@ def test_folding_divides_the_temperature_in_and_drops_single_kernels():
         with torch.no_grad():
             expected = model(log_mel)
         assert (
-            np.abs(network.logits(network.embed(log_mel.numpy(), 1)) - expected.logits.numpy()).max() < 2e-5 * expected.logits.abs().max()
+            np.abs(network.logits(network.embed(log_mel.numpy(), 1)) - expected.logits.numpy()).max()
+            < 2e-5 * expected.logits.abs().max()
         )
     assert Variant(width=0.1, n_kernels=1).config().blocks[3].n_kernels == 1
 

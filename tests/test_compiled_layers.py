@@ -1,4 +1,7 @@
-"""Dy-ReLU and Coordinate Attention, compiled and not: values and gradients against autograd in float64; whole networks too."""
+"""Dy-ReLU and Coordinate Attention, compiled and not: values and gradients against autograd in float64.
+
+Whole networks too.
+"""
 
 import pytest
 import torch
@@ -146,7 +149,9 @@ def second_derivative(model, log_mel, vector):
 @pytest.mark.parametrize("name", ["dymn04", "mn04"])
 def test_second_derivatives_are_right(name):
     lively = load_benchmark("lively")
-    model = lively.lively(create_model(name, 5, width=0.1, generator=torch.Generator().manual_seed(0)), lively.clips(4, 32, 40)).eval()
+    model = lively.lively(
+        create_model(name, 5, width=0.1, generator=torch.Generator().manual_seed(0)), lively.clips(4, 32, 40)
+    ).eval()
     vector = torch.randn(2, 1, 32, 40, generator=torch.Generator().manual_seed(1))
     log_mel = lively.clips(2, 32, 40) + 0.1 * vector.flip(0)
     exact = second_derivative(model.double(), log_mel.double(), vector.double())

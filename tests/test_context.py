@@ -34,7 +34,10 @@ def test_shared_context_is_the_mean_over_all_bands_and_frames(x):
 def test_separate_context_has_weights_for_each_sequence(x):
     module = CONTEXTS["separate"](C_IN, H).eval()
     context = module(x)
-    frequency, time = embedded(x.mean(3), module.conv, module.norm), embedded(x.mean(2), module.time_conv, module.time_norm)
+    frequency, time = (
+        embedded(x.mean(3), module.conv, module.norm),
+        embedded(x.mean(2), module.time_conv, module.time_norm),
+    )
     assert torch.allclose(context.frequency[..., 0], frequency, atol=1e-6)
     assert torch.allclose(context.time[:, :, 0], time, atol=1e-6)
     assert torch.allclose(context.vector, torch.cat([frequency, time], 2).mean(2), atol=1e-6)

@@ -13,7 +13,9 @@ from dymn.system.cpus import CALM, available_cpus, calm_openmp, keep_freed_memor
 from dymn.system.devices import use_threads
 
 
-@pytest.mark.parametrize(("text", "expected"), [("150000 100000", 2), ("50000 100000", 1), ("max 100000", None), ("nonsense", None)])
+@pytest.mark.parametrize(
+    ("text", "expected"), [("150000 100000", 2), ("50000 100000", 1), ("max 100000", None), ("nonsense", None)]
+)
 def test_a_container_s_quota_counts(tmp_path, text, expected):
     (tmp_path / "cpu.max").write_text(text)
     everything = available_cpus(tmp_path / "nowhere")
@@ -90,7 +92,9 @@ def test_profile_honours_threads():
 
     before = torch.get_num_threads()
     try:
-        done = CliRunner().invoke(app, ["profile", "mn01", "--runs", "1", "--input-seconds", "1", "--threads", "3", "--format", "json"])
+        done = CliRunner().invoke(
+            app, ["profile", "mn01", "--runs", "1", "--input-seconds", "1", "--threads", "3", "--format", "json"]
+        )
         assert done.exit_code == 0, done.output
         assert json.loads(done.stdout)["latency"]["threads"] == 3
     finally:
@@ -112,7 +116,10 @@ def test_freed_memory_is_kept():
         "for _ in range(50): work()\n"
         "print(faults() - before, kept)\n"
     )
-    runs = [subprocess.run([sys.executable, "-c", code, how], capture_output=True, text=True, check=True) for how in ("keep", "not")]
+    runs = [
+        subprocess.run([sys.executable, "-c", code, how], capture_output=True, text=True, check=True)
+        for how in ("keep", "not")
+    ]
     (kept, answer), (usual, _) = (run.stdout.split() for run in runs)
     assert answer == "True"
     assert int(kept) < int(usual) / 10

@@ -72,7 +72,15 @@ def folder(tmp_path):
 def test_fit():
     ramp = np.arange(10, dtype=np.float32)
     assert fit(ramp, 4).tolist() == [0, 1, 2, 3]
-    assert fit(ramp[:3], 5).tolist() == [0, 1, 2, 0, 0] and fit(ramp[:3], 7, fill="repeat").tolist() == [0, 1, 2, 0, 1, 2, 0]
+    assert fit(ramp[:3], 5).tolist() == [0, 1, 2, 0, 0] and fit(ramp[:3], 7, fill="repeat").tolist() == [
+        0,
+        1,
+        2,
+        0,
+        1,
+        2,
+        0,
+    ]
     assert fit(ramp, 10) is ramp
     starts = {int(fit(ramp, 8, np.random.default_rng(seed))[0]) for seed in range(40)}
     assert starts == {0, 1, 2}
@@ -87,7 +95,11 @@ def test_collate_leaves_bad_clips_out():
     target, mask = np.array([1, 0], dtype=np.float32), np.array([1, 1], dtype=np.float32)
     clips = [Clip("a", one, target, mask, 7), BadClip("b", "broken"), Clip("c", two, target, mask, 9)]
     batch, bad, fingerprints, *_ = collate(clips, teachers=[None, None, np.array([2, -2], dtype=np.float32)])
-    assert batch.waveform.tolist() == [[3, 3, 3, 0, 0], [5, 5, 5, 5, 5]] and batch.keys == ["a", "c"] and fingerprints == [7, 9]
+    assert (
+        batch.waveform.tolist() == [[3, 3, 3, 0, 0], [5, 5, 5, 5, 5]]
+        and batch.keys == ["a", "c"]
+        and fingerprints == [7, 9]
+    )
     assert batch.has_teacher.tolist() == [False, True] and batch.teacher.tolist() == [[0, 0], [2, -2]]
     assert {tensor.dtype for tensor in (batch.waveform, batch.target, batch.teacher, batch.mask)} == {torch.float32}
     assert bad == [BadClip("b", "broken")] and batch.to("cpu").keys == ["a", "c"]
@@ -97,7 +109,10 @@ def test_collate_leaves_bad_clips_out():
 
 def test_plain_sampler():
     sampler = PlainSampler(10, seed=3)
-    assert sorted(sampler.order(0)) == list(range(10)) and sampler.order(0).tolist() == PlainSampler(10, seed=3).order(0).tolist()
+    assert (
+        sorted(sampler.order(0)) == list(range(10))
+        and sampler.order(0).tolist() == PlainSampler(10, seed=3).order(0).tolist()
+    )
     assert sampler.order(0).tolist() != sampler.order(1).tolist() != PlainSampler(10, seed=4).order(1).tolist()
     assert PlainSampler(4, shuffle=False).order(5).tolist() == [0, 1, 2, 3]
     many = PlainSampler(4, seed=1, draws=10).order(0)
@@ -229,7 +244,9 @@ def test_a_batch_without_good_clips(folder):
         list(Loader(source, PlainSampler(12, shuffle=False), 2, rank=0, world=2, max_bad=0.5).epoch(0))
 
 
-@pytest.mark.parametrize("options", [{"crop": "end"}, {"fill": "mirror"}, {"seconds": 0}, {"max_bad": 2}, {"workers": -1}])
+@pytest.mark.parametrize(
+    "options", [{"crop": "end"}, {"fill": "mirror"}, {"seconds": 0}, {"max_bad": 2}, {"workers": -1}]
+)
 def test_loader_refuses(folder, options):
     with pytest.raises(ConfigError):
         Loader(open_source("folder", folder), PlainSampler(12), 4, **options)
@@ -246,20 +263,26 @@ def test_cache_gives_the_same_clips(folder, tmp_path):
         if isinstance(expected, BadClip):
             assert found == expected
         else:
-            assert np.abs(expected.waveform - found.waveform).max() <= 0.51 / 32_767 and found.waveform.dtype == np.float32
+            assert (
+                np.abs(expected.waveform - found.waveform).max() <= 0.51 / 32_767 and found.waveform.dtype == np.float32
+            )
             assert found[2:] == (pytest.approx(expected.target), pytest.approx(expected.mask), expected.fingerprint)
     for path in sorted(folder.rglob("*.wav")):
         os.utime(path, ns=(os.stat(path).st_atime_ns, os.stat(path).st_mtime_ns))
     again = open_source("folder", folder, "val", cache=tmp_path / "cache")
     clip = again[0]
-    assert not isinstance(clip, BadClip) and clip.key == again.keys[0] and len(list((tmp_path / "cache").glob("*/"))) == 1
+    assert (
+        not isinstance(clip, BadClip) and clip.key == again.keys[0] and len(list((tmp_path / "cache").glob("*/"))) == 1
+    )
     copy = pickle.loads(pickle.dumps(source))[3]
     assert isinstance(copy, Clip) and (copy.waveform == source[3].waveform).all()
 
 
 def test_cache_keeps_peaks_above_one(tmp_path):
     (tmp_path / "data" / "a").mkdir(parents=True)
-    soundfile.write(tmp_path / "data" / "a" / "x.wav", np.array([0.5, -1.5, 1.0], dtype=np.float32), RATE, subtype="FLOAT")
+    soundfile.write(
+        tmp_path / "data" / "a" / "x.wav", np.array([0.5, -1.5, 1.0], dtype=np.float32), RATE, subtype="FLOAT"
+    )
     clip = open_source("folder", tmp_path / "data", cache=tmp_path / "cache")[0]
     assert isinstance(clip, Clip) and clip.waveform.tolist() == pytest.approx([0.5, -1.5, 1.0], abs=1e-4)
 
@@ -285,7 +308,8 @@ def test_a_damaged_cache_is_refused(folder, tmp_path):
 @pytest.mark.skipif(sys.platform == "win32", reason="no fork")
 def test_processes_build_a_cache_once(folder, tmp_path):
     runs = [
-        get_context("fork").Process(target=open_source, args=("folder", folder), kwargs={"cache": tmp_path / "cache"}) for _ in range(3)
+        get_context("fork").Process(target=open_source, args=("folder", folder), kwargs={"cache": tmp_path / "cache"})
+        for _ in range(3)
     ]
     for run in runs:
         run.start()
@@ -314,7 +338,17 @@ def test_batches_of_resident_clips_are_those_that_are_decoded(tmp_path, fill, se
         source = open_source("folder", tmp_path / "clips", split, holdout=0.3, sample_rate=CLIP_RATE)
         resident = Resident(source, torch.device("cpu"))
         loaders = [
-            Loader(source, PlainSampler(len(source), seed=3), 4, seconds=seconds, crop=crop, fill=fill, seed=5, max_bad=1, resident=where)
+            Loader(
+                source,
+                PlainSampler(len(source), seed=3),
+                4,
+                seconds=seconds,
+                crop=crop,
+                fill=fill,
+                seed=5,
+                max_bad=1,
+                resident=where,
+            )
             for where in (None, resident)
         ]
         for epoch in (0, 1):

@@ -23,7 +23,9 @@ def manifest(folder, rows, delimiter=",", name="list.csv", **options):
     return open_source("csv", folder / name, **options)
 
 
-@pytest.mark.parametrize("column", ["path", "filename", "file_name", "filepath", "Path", "File Name", "fname", "audio_path"])
+@pytest.mark.parametrize(
+    "column", ["path", "filename", "file_name", "filepath", "Path", "File Name", "fname", "audio_path"]
+)
 @pytest.mark.parametrize("label", ["label", "Labels", "category", "Class", "tags"])
 def test_columns_by_their_usual_names(folder, column, label):
     source = manifest(folder, [["id", label, column], [1, "dog", "a.wav"], [2, "cat", "b.wav"]])
@@ -45,7 +47,9 @@ def test_byte_order_mark_and_line_ends_of_windows(folder):
 
 def test_a_label_that_contains_a_comma_stays_one_label(folder):
     speech = "Child speech, kid speaking"
-    source = manifest(folder, [["path", "labels"], ["a.wav", speech], ["b.wav", f"{speech},Music"], ["c.wav", "Music,Dog"]])
+    source = manifest(
+        folder, [["path", "labels"], ["a.wav", speech], ["b.wav", f"{speech},Music"], ["c.wav", "Music,Dog"]]
+    )
     assert source.labels == (speech, "Dog", "Music") and source.targets.tolist() == [[1, 0, 0], [1, 0, 1], [0, 1, 1]]
     own = [["path", "label"], ["a.wav", "knock, on wood"], ["b.wav", "wind"], ["c.wav", ""]]
     with pytest.raises(DataError, match="one label or 2"):
@@ -88,7 +92,12 @@ def test_parts_of_recordings(tmp_path):
     rate = RATE
     sound = np.concatenate([np.full(rate, 0.1), np.full(rate, 0.2), np.full(rate // 2, 0.3)]).astype(np.float32)
     soundfile.write(tmp_path / "long.wav", sound, rate, subtype="FLOAT")
-    rows = [["path", "start", "end", "label"], ["long.wav", 0, 1, "x"], ["long.wav", 1, 2, "y"], ["long.wav", 2, "", "x"]]
+    rows = [
+        ["path", "start", "end", "label"],
+        ["long.wav", 0, 1, "x"],
+        ["long.wav", 1, 2, "y"],
+        ["long.wav", 2, "", "x"],
+    ]
     source = manifest(tmp_path, rows)
     assert source.keys == ["long.wav#0-1", "long.wav#1-2", "long.wav#2-"]
     for read in (source, cached(source, tmp_path / "cache")):
@@ -101,7 +110,12 @@ def test_parts_of_recordings(tmp_path):
     assert len(beyond[1].waveform) == rate
     ((key, reason),) = heard(beyond).items()
     assert key == "long.wav#7-9" and "before the clip begins" in reason
-    for wrong, message in (([2, 1], "must come after"), (["x", 1], "time in seconds"), ([-1, 1], "from 0 on"), (["nan", 1], "seconds")):
+    for wrong, message in (
+        ([2, 1], "must come after"),
+        (["x", 1], "time in seconds"),
+        ([-1, 1], "from 0 on"),
+        (["nan", 1], "seconds"),
+    ):
         with pytest.raises(DataError, match=message):
             manifest(tmp_path, [rows[0], ["long.wav", *wrong, "x"]])
     with pytest.raises(DataError, match="cannot be packed"):
@@ -136,7 +150,14 @@ def test_what_is_missing_is_said(folder, rows, message):
 
 
 @pytest.mark.parametrize(
-    "names", [("training", "validation"), ("train", "valid", "test"), ("Train", "Val", "Test"), ("TRAIN", "dev", "eval"), ("Training",)]
+    "names",
+    [
+        ("training", "validation"),
+        ("train", "valid", "test"),
+        ("Train", "Val", "Test"),
+        ("TRAIN", "dev", "eval"),
+        ("Training",),
+    ],
 )
 def test_folders_of_splits_by_their_usual_names(tmp_path, names):
     for name in names:
@@ -145,7 +166,11 @@ def test_folders_of_splits_by_their_usual_names(tmp_path, names):
             write_audio(tmp_path / name / label / "x.wav")
     (tmp_path / "notes").mkdir()
     source = open_source("folder", tmp_path)
-    assert source.labels == ("a", "b") and set(source.catalog.splits) <= {"train", "val", "test"} and "train" in source.catalog.splits
+    assert (
+        source.labels == ("a", "b")
+        and set(source.catalog.splits) <= {"train", "val", "test"}
+        and "train" in source.catalog.splits
+    )
     assert len(set(source.catalog.splits)) == len(names)
 
 

@@ -43,7 +43,9 @@ def test_folder_per_class(tmp_path):
     clip = good(source[source.keys.index("dog/3.wav")])
     assert clip.target.tolist() == [0, 1, 0] and len(clip.waveform) == pytest.approx(0.2 * RATE, abs=2)
     train, val = open_source("folder", tmp_path, "train"), open_source("folder", tmp_path, "val")
-    assert val.targets.sum(0).tolist() == [1, 1, 1] and not set(train.keys) & set(val.keys) and len(train) + len(val) == 15
+    assert (
+        val.targets.sum(0).tolist() == [1, 1, 1] and not set(train.keys) & set(val.keys) and len(train) + len(val) == 15
+    )
     assert open_source("folder", tmp_path, "val").keys == val.keys
     with pytest.raises(DataError, match="no clips for 'test'"):
         open_source("folder", tmp_path, "test")
@@ -85,7 +87,11 @@ def test_csv_manifest(tmp_path, sign):
     for name in "abcd":
         write_audio(tmp_path / "clips" / f"{name}.wav")
     rows = [["path", "labels", "split", "fold"]]
-    rows += [["clips/a.wav", f"rain{sign}wind", "train", 1], ["clips/b.wav", "wind", "valid", 2], ["clips/c.wav", "", "eval", 1]]
+    rows += [
+        ["clips/a.wav", f"rain{sign}wind", "train", 1],
+        ["clips/b.wav", "wind", "valid", 2],
+        ["clips/c.wav", "", "eval", 1],
+    ]
     write_table(tmp_path / "list.csv", rows)
     source = open_source("csv", tmp_path / "list.csv")
     assert source.labels == ("rain", "wind") and source.targets.tolist() == [[1, 1], [0, 1], [0, 0]]
@@ -96,7 +102,8 @@ def test_csv_manifest(tmp_path, sign):
 
 
 @pytest.mark.parametrize(
-    "name", ["../secret.wav", "/etc/passwd", "a/../../secret.wav", "C:\\secret.wav", "..\\secret.wav", "link/secret.wav"]
+    "name",
+    ["../secret.wav", "/etc/passwd", "a/../../secret.wav", "C:\\secret.wav", "..\\secret.wav", "link/secret.wav"],
 )
 def test_csv_paths_stay_inside(tmp_path, name):
     write_audio(tmp_path / "secret.wav")
@@ -150,7 +157,11 @@ def test_esc10_as_shared(shared):
 
 def test_fsd50k(tmp_path):
     write_fsd50k(tmp_path)
-    assert [open_source("fsd50k", tmp_path, split).keys for split in ("train", "val", "test")] == [["64760"], ["16399"], ["37199"]]
+    assert [open_source("fsd50k", tmp_path, split).keys for split in ("train", "val", "test")] == [
+        ["64760"],
+        ["16399"],
+        ["37199"],
+    ]
     assert open_source("fsd50k", tmp_path).targets.tolist() == [[1, 1], [0, 1], [1, 0]]
     good(open_source("fsd50k", tmp_path)[2])
 
@@ -252,7 +263,9 @@ def test_hdf5_reads_no_other_files(tmp_path):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no fork")
 def test_hdf5_files_are_opened_again_after_a_fork(tmp_path):
-    write_hdf5(tmp_path / "eval_segments_mp3.hdf", [f"Y{i:011d}.mp3" for i in range(4)], np.zeros((4, 66), dtype=np.uint8))
+    write_hdf5(
+        tmp_path / "eval_segments_mp3.hdf", [f"Y{i:011d}.mp3" for i in range(4)], np.zeros((4, 66), dtype=np.uint8)
+    )
     source = open_source("audioset_hdf5", tmp_path)
     expected = [good(source[i]).waveform for i in range(4)]
     loader = Loader(source, PlainSampler(4, shuffle=False), 1, workers=2, context="fork")
@@ -271,10 +284,18 @@ def test_shards(tmp_path):
 
 
 def test_shards_with_labels_and_without_index(tmp_path):
-    members = {"b/1.flac": encoded(300, "FLAC"), "b/1.json": b'{"labels": ["Speech", "Music"]}', "b/2.flac": encoded(400, "FLAC")}
+    members = {
+        "b/1.flac": encoded(300, "FLAC"),
+        "b/1.json": b'{"labels": ["Speech", "Music"]}',
+        "b/2.flac": encoded(400, "FLAC"),
+    }
     write_shard(tmp_path / "x.tar", members)
     source = open_source("shards", tmp_path / "x.tar", labels=["Music", "Speech"])
-    assert source.keys == ["b/1", "b/2"] and source.targets.tolist() == [[1, 1], [0, 0]] and source.masks.tolist() == [[1, 1], [0, 0]]
+    assert (
+        source.keys == ["b/1", "b/2"]
+        and source.targets.tolist() == [[1, 1], [0, 0]]
+        and source.masks.tolist() == [[1, 1], [0, 0]]
+    )
 
 
 def test_several_folders_of_shards_without_what_they_exclude(tmp_path):
@@ -340,7 +361,9 @@ def test_long_recordings_are_cut_and_named_once(tmp_path, caplog):
 def test_digest_tells_datasets_apart(tmp_path):
     write_esc50(tmp_path)
     first = open_source("esc50", tmp_path)
-    assert first.digest == open_source("esc50", tmp_path).digest != open_source("esc50", tmp_path, "test", fold=1).digest
+    assert (
+        first.digest == open_source("esc50", tmp_path).digest != open_source("esc50", tmp_path, "test", fold=1).digest
+    )
     stamp = first.stamp()
     write_audio(tmp_path / "audio" / first.keys[0], seconds=0.3)
     again = open_source("esc50", tmp_path)

@@ -65,7 +65,11 @@ def run(source, models, out, **options):
 
 
 def first_batch(source, table, **options):
-    return next(Loader(source, PlainSampler(len(source), shuffle=False), len(source), seconds=0.3, teacher=table, **options).epoch(0))
+    return next(
+        Loader(
+            source, PlainSampler(len(source), shuffle=False), len(source), seconds=0.3, teacher=table, **options
+        ).epoch(0)
+    )
 
 
 def test_teach_stores_the_mean_of_the_logits(manifest, models, tmp_path):
@@ -73,13 +77,17 @@ def test_teach_stores_the_mean_of_the_logits(manifest, models, tmp_path):
     table = run(source, models, tmp_path / "t.safetensors", progress=lambda done, total: seen.append((done, total)))
     assert table.keys == tuple(source.keys) and table.labels == tuple(LABELS) and seen == [(2, 6), (4, 6), (6, 6)]
     assert table.logits.dtype == np.float16 and isinstance(table.logits, np.memmap)
-    single = [run(source, [model], tmp_path / f"{i}.safetensors").logits.astype(np.float64) for i, model in enumerate(models)]
+    single = [
+        run(source, [model], tmp_path / f"{i}.safetensors").logits.astype(np.float64) for i, model in enumerate(models)
+    ]
     assert np.abs(single[0] - single[1]).max() > 0.01
     assert np.asarray(table.logits, dtype=np.float64) == pytest.approx(np.mean(single, axis=0), rel=2e-3, abs=0.01)
     assert table.source_digest == source.digest and len({model["sha256"] for model in table.models}) == 2
     assert not list(tmp_path.glob("*.part"))
     batch = first_batch(source, table)
-    assert batch.has_teacher.all() and batch.teacher.numpy() == pytest.approx(np.asarray(table.logits, dtype=np.float32))
+    assert batch.has_teacher.all() and batch.teacher.numpy() == pytest.approx(
+        np.asarray(table.logits, dtype=np.float32)
+    )
 
 
 def test_rows_are_found_by_name(manifest, models, tmp_path):
@@ -121,7 +129,10 @@ def test_teach_starts_anew_for_another_model(manifest, models, tmp_path, caplog)
     with pytest.raises(KeyboardInterrupt):
         run(source, models[:1], out, progress=kill)
     table = run(source, models[1:], out)
-    assert "starting over" in caplog.text and (table.logits == run(source, models[1:], tmp_path / "x.safetensors").logits).all()
+    assert (
+        "starting over" in caplog.text
+        and (table.logits == run(source, models[1:], tmp_path / "x.safetensors").logits).all()
+    )
 
 
 def test_bad_clips_are_left_out(manifest, models, tmp_path):
@@ -141,7 +152,11 @@ def test_partial_tables_are_used_only_when_allowed(manifest, models, tmp_path):
     with pytest.raises(DataError, match="allow a partial table"):
         first_batch(source, table)
     batch = first_batch(source, table, partial_teacher=True)
-    assert batch.has_teacher.tolist() == [True, False, False, True, False, False] and batch.teacher[1].tolist() == [0, 0, 0]
+    assert batch.has_teacher.tolist() == [True, False, False, True, False, False] and batch.teacher[1].tolist() == [
+        0,
+        0,
+        0,
+    ]
 
 
 def test_foreign_tables_are_refused(manifest, models, tmp_path):
@@ -223,7 +238,9 @@ def test_columns_of_a_published_table_are_matched_by_name(tmp_path, manifest):
     beside = TeacherTable.published(tmp_path / "logits.npy", tmp_path / "index.csv")
     for table in (named, beside):
         assert first_batch(source, table).teacher.tolist() == rows[:, np.argsort(order)].tolist()
-        assert prior_logits(source, table, "bce").tolist() == pytest.approx(rows.mean(axis=0)[np.argsort(order)].tolist())
+        assert prior_logits(source, table, "bce").tolist() == pytest.approx(
+            rows.mean(axis=0)[np.argsort(order)].tolist()
+        )
     foreign = TeacherTable.published(tmp_path / "logits.npy", tmp_path / "index.csv", ["class_0", "class_1", "dog"])
     with pytest.raises(DataError, match="model of the same classes"):
         foreign.match(source)

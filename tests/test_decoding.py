@@ -31,7 +31,9 @@ def noise(frames: int = 44_100, channels: int = 2) -> np.ndarray:
     return np.random.default_rng(0).normal(0, 0.1, (frames, channels)).astype(np.float32)
 
 
-def encoded(kind: str, subtype: str = "PCM_16", samples: np.ndarray | None = None, rate: int = 44_100, **options) -> bytes:
+def encoded(
+    kind: str, subtype: str = "PCM_16", samples: np.ndarray | None = None, rate: int = 44_100, **options
+) -> bytes:
     target = io.BytesIO()
     soundfile.write(target, noise() if samples is None else samples, rate, format=kind, subtype=subtype, **options)
     return target.getvalue()
@@ -42,7 +44,20 @@ def wav(rate=44_100, channels=1, bits=16, size=None, data=bytes(88_200), kind=1)
     byte_rate, frame = (rate * channels * bits // 8) & 0xFFFF_FFFF, (channels * bits // 8) & 0xFFFF
     size = len(data) if size is None else size
     header = struct.pack(
-        "<4sI4s4sIHHIIHH4sI", b"RIFF", 0xFFFF_FFFF, b"WAVE", b"fmt ", 16, kind, channels, rate, byte_rate, frame, bits, b"data", size
+        "<4sI4s4sIHHIIHH4sI",
+        b"RIFF",
+        0xFFFF_FFFF,
+        b"WAVE",
+        b"fmt ",
+        16,
+        kind,
+        channels,
+        rate,
+        byte_rate,
+        frame,
+        bits,
+        b"data",
+        size,
     )
     return header + data
 
@@ -120,7 +135,10 @@ def test_bad_recordings(tmp_path, monkeypatch, capfd, name, with_ffmpeg):
     text = str(error.value)
     assert str(path) in text and "\n" not in text
     assert not any(word in text for word in MESSAGE_WORDS)
-    assert any(remedy in text for remedy in ("Check", "Copy", "copy", "ffmpeg -i", "Record", "Repair", "pip install", "Replace"))
+    assert any(
+        remedy in text
+        for remedy in ("Check", "Copy", "copy", "ffmpeg -i", "Record", "Repair", "pip install", "Replace")
+    )
     with pytest.raises(AudioError):
         list(reading.stream(path, block_seconds=0.1))
     with pytest.raises(AudioError):
@@ -137,7 +155,9 @@ def test_any_damage_is_an_audio_error(tmp_path, kind):
     before = peak_memory()
     for _ in range(40):
         data = bytearray(whole[: generator.integers(1, len(whole) + 1)])
-        for position in generator.integers(0, min(len(data), generator.choice([64, len(data)])), generator.integers(0, 6)):
+        for position in generator.integers(
+            0, min(len(data), generator.choice([64, len(data)])), generator.integers(0, 6)
+        ):
             data[position] = generator.choice([0, 0x7F, 0xFF, generator.integers(256)])
         try:
             samples = reading.read(io.BytesIO(bytes(data)))
@@ -249,7 +269,12 @@ class Broken(io.RawIOBase):
 
 @pytest.mark.parametrize(
     ("answer", "message"),
-    [(OSError(5, "Input/output error"), "Input/output error"), (RuntimeError("boom"), "boom"), ("text", "text"), (None, "NoneType")],
+    [
+        (OSError(5, "Input/output error"), "Input/output error"),
+        (RuntimeError("boom"), "boom"),
+        ("text", "text"),
+        (None, "NoneType"),
+    ],
 )
 def test_streams_that_fail(answer, message):
     with pytest.raises(AudioError, match=f"Broken object.*{message}"):
@@ -406,7 +431,9 @@ def with_av(path: Path, codec: str, rate: int = 48_000, seconds: float = 2.0, so
         wave = 0.3 * np.sin(2 * np.pi * 440 * np.arange(int(rate * seconds)) / rate).astype(np.float32)
         frame = av.AudioFrame.from_ndarray(np.stack([wave, wave]), format="fltp", layout="stereo")
         frame.sample_rate, frame.pts = rate, 0
-        resampler = av.AudioResampler(format=track.format, layout="stereo", rate=rate, frame_size=track.frame_size or 1024)
+        resampler = av.AudioResampler(
+            format=track.format, layout="stereo", rate=rate, frame_size=track.frame_size or 1024
+        )
         for part in resampler.resample(frame) + resampler.resample(None):
             container.mux(track.encode(part))
         container.mux(track.encode(None))
@@ -487,7 +514,11 @@ def test_playlists_open_nothing(tmp_path):
             for kind in ("WAV", "WAVEX", "RF64", "W64", "CAF")
             for subtype in ("PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE")
         ],
-        *[(kind, subtype) for kind in ("AIFF", "AU") for subtype in ("PCM_16", "PCM_24", "PCM_32", "PCM_S8", "FLOAT", "DOUBLE")],
+        *[
+            (kind, subtype)
+            for kind in ("AIFF", "AU")
+            for subtype in ("PCM_16", "PCM_24", "PCM_32", "PCM_S8", "FLOAT", "DOUBLE")
+        ],
         *[(kind, subtype) for kind in ("WAV", "AIFF", "AU", "CAF") for subtype in ("ALAW", "ULAW")],
         ("WAV", "PCM_U8"),
         ("CAF", "PCM_S8"),

@@ -21,7 +21,9 @@ quick = settings(deadline=None, max_examples=60)
 def reference(x, kernel, stride):
     maps = x.shape[0] * x.shape[1]
     k = kernel.shape[-1]
-    out = functional.conv2d(x.reshape(1, maps, *x.shape[2:]), kernel.reshape(maps, 1, k, k), stride=stride, padding=k // 2, groups=maps)
+    out = functional.conv2d(
+        x.reshape(1, maps, *x.shape[2:]), kernel.reshape(maps, 1, k, k), stride=stride, padding=k // 2, groups=maps
+    )
     return out.view(*x.shape[:2], *out.shape[2:])
 
 
@@ -89,7 +91,9 @@ def test_a_static_convolution_is_the_one_of_pytorch(stride):
     expected = functional.conv2d(x, conv.weight, stride=stride, padding=2, groups=6)
     assert torch.allclose(out, expected, atol=1e-5)
     weights = torch.randn_like(out)
-    for one, other in zip(*(torch.autograd.grad((y * weights).sum(), (x, conv.weight)) for y in (out, expected)), strict=True):
+    for one, other in zip(
+        *(torch.autograd.grad((y * weights).sum(), (x, conv.weight)) for y in (out, expected)), strict=True
+    ):
         assert torch.allclose(one, other, atol=1e-4)
 
 

@@ -1,7 +1,7 @@
 """What the README and the documentation say is run: their commands, their Python, their links.
 
-A fenced block marked `console` or `python` is run, in the order of its page, in a folder with small stand-ins for the reader's own
-files. One that cannot be (it downloads, or takes long) has `<!-- not run: WHY -->` on the line before it.
+A fenced block marked `console` or `python` is run, in the order of its page, in a folder with small stand-ins for the
+reader's own files. One that cannot be (it downloads, or takes long) has `<!-- not run: WHY -->` on the line before it.
 """
 
 import pkgutil
@@ -64,7 +64,9 @@ def desk(tmp_path_factory):
         path.parent.mkdir(parents=True, exist_ok=True)
         soundfile.write(path, 0.1 * random.standard_normal(8000), 32_000)
     soundfile.write(folder / "street.wav", 0.1 * random.standard_normal((44_100, 2)), 44_100, subtype="PCM_24")
-    write_parquet(folder / "audioset" / "data" / "bal_train-00000.parquet", sorted((ROOT / "examples" / "audio").glob("*.ogg")))
+    write_parquet(
+        folder / "audioset" / "data" / "bal_train-00000.parquet", sorted((ROOT / "examples" / "audio").glob("*.ogg"))
+    )
     create_model("mn01", num_classes=2).save_pretrained(folder / "my_model")
     return folder
 
@@ -77,7 +79,12 @@ def write_parquet(path: Path, recordings: list[Path]) -> None:
     path.parent.mkdir(parents=True)
     labels = [["Animal", "Dog"], ["Music"]]
     rows = [
-        {"video_id": place.stem, "audio": {"bytes": place.read_bytes(), "path": place.name}, "labels": [], "human_labels": labels[i % 2]}
+        {
+            "video_id": place.stem,
+            "audio": {"bytes": place.read_bytes(), "path": place.name},
+            "labels": [],
+            "human_labels": labels[i % 2],
+        }
         for i, place in enumerate(recordings)
     ]
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
@@ -107,7 +114,9 @@ def test_blocks_run(page, at_desk):
             if words[0] == "make":
                 assert set(words[1:]) <= make_targets(), f"{page.name}, line {block.line}"
             elif words[0] not in SET_UP:
-                assert words[0] == "dymn", f"{page.name}, line {block.line}: {words[0]} is not run here; say why it need not be"
+                assert words[0] == "dymn", (
+                    f"{page.name}, line {block.line}: {words[0]} is not run here; say why it need not be"
+                )
                 result = CliRunner().invoke(app, words[1:])
                 assert result.exit_code == 0, f"{page.name}, line {block.line}: {shlex.join(words)}\n{result.output}"
 
@@ -120,7 +129,9 @@ def test_links_lead_somewhere(page):
     missing = [target for target in local if target and not (page.parent / target).exists()]
     assert not missing
     places = [target.partition("#") for target in targets if re.match(r"[^:]*#", target)]
-    dead = [f"{name}#{anchor}" for name, _, anchor in places if anchor not in anchors(page.parent / name if name else page)]
+    dead = [
+        f"{name}#{anchor}" for name, _, anchor in places if anchor not in anchors(page.parent / name if name else page)
+    ]
     assert not dead
 
 
@@ -134,7 +145,9 @@ def anchors(page: Path) -> set[str]:
 def test_every_excuse_excuses_something():
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
-        assert text.count("<!-- not run:") == sum(bool(EXCUSE.search(text[: match.start()])) for match in FENCE.finditer(text)), page.name
+        assert text.count("<!-- not run:") == sum(
+            bool(EXCUSE.search(text[: match.start()])) for match in FENCE.finditer(text)
+        ), page.name
 
 
 def test_blocks_have_a_language():
@@ -151,12 +164,20 @@ def test_names_of_the_library_exist(folder):
     texts = {path: path.read_text(encoding="utf-8") for path in files}
     changelog = ROOT / "CHANGELOG.md"
     texts |= {changelog: unreleased(changelog.read_text(encoding="utf-8"))} if folder == "pages" else {}
-    dead = [f"{path.relative_to(ROOT)}: {name}" for path, text in texts.items() for name in set(NAME.findall(text)) if not resolves(name)]
+    dead = [
+        f"{path.relative_to(ROOT)}: {name}"
+        for path, text in texts.items()
+        for name in set(NAME.findall(text))
+        if not resolves(name)
+    ]
     assert not dead
 
 
 def unreleased(changelog: str) -> str:
-    """Return the part of the changelog that is not part of a release yet; names in older parts are those of their time."""
+    """Return the part of the changelog that is not part of a release yet.
+
+    Names in older parts are those of their time.
+    """
     return re.split(r"^## \[\d", changelog, maxsplit=1, flags=re.M)[0]
 
 

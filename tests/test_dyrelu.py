@@ -11,7 +11,9 @@ from dymn.models.layers.dyrelu import maximum_of_maps
 def test_gradient_is_that_of_the_definition(n_maps):
     generator = torch.Generator().manual_seed(n_maps)
     x = torch.randn(2, 3, 4, 5, dtype=torch.float64, generator=generator, requires_grad=True)
-    slopes, intercepts = (torch.randn(2, 3, n_maps, dtype=torch.float64, generator=generator, requires_grad=True) for _ in range(2))
+    slopes, intercepts = (
+        torch.randn(2, 3, n_maps, dtype=torch.float64, generator=generator, requires_grad=True) for _ in range(2)
+    )
     assert torch.autograd.gradcheck(maximum_of_maps, (x, slopes, intercepts))
     naive = (x.unsqueeze(-1) * slopes[:, :, None, None] + intercepts[:, :, None, None]).amax(dim=-1)
     assert torch.allclose(maximum_of_maps(x, slopes, intercepts), naive)

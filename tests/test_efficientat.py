@@ -25,7 +25,9 @@ def load(shared, name):
     folder = shared / "fixtures" / name
     built = json.loads((folder / "config.json").read_text())
     path = folder / "state_dict.pt"
-    return import_efficientat(path, temperature=built["attention_temperature"], strides=built.get("strides", (2, 2, 2, 2)))
+    return import_efficientat(
+        path, temperature=built["attention_temperature"], strides=built.get("strides", (2, 2, 2, 2))
+    )
 
 
 def state(shared, name="dymn_w01"):
@@ -58,7 +60,9 @@ def test_finds_a_static_convolution_in_a_dynamic_block(shared):
             norm = tensors[f"layers.{i}.{position.removesuffix('_conv')}_norm.weight"]
             kernel = value[0, 0, 0]
             size = {"exp_conv": 1, "proj_conv": 1}.get(position)
-            shape = (len(norm), -1, size, size) if size else (len(norm), 1, *[round((len(kernel) / len(norm)) ** 0.5)] * 2)
+            shape = (
+                (len(norm), -1, size, size) if size else (len(norm), 1, *[round((len(kernel) / len(norm)) ** 0.5)] * 2)
+            )
             tensors[f"{name}.module.weight"] = kernel.reshape(shape)
     model = import_efficientat(tensors)
     assert model.config == model_config("dymn10", width=0.1, dynamic_convs=())
@@ -73,7 +77,8 @@ def test_missing_and_extra_tensors_are_named(shared):
 
 
 @pytest.mark.parametrize(
-    "key", ["in_c.0.weight", "layers.5.depth_norm.weight", "classifier.5.weight", "layers.0.context_gen.joint_conv.weight"]
+    "key",
+    ["in_c.0.weight", "layers.5.depth_norm.weight", "classifier.5.weight", "layers.0.context_gen.joint_conv.weight"],
 )
 def test_files_that_lack_what_tells_the_network_are_refused(shared, key):
     tensors = state(shared)
@@ -82,7 +87,9 @@ def test_files_that_lack_what_tells_the_network_are_refused(shared, key):
         import_efficientat(tensors)
 
 
-@pytest.mark.parametrize(("key", "shape"), [("layers.4.exp_norm.bias", (3,)), ("layers.4.depth_conv.weight", (1, 2, 4, 100))])
+@pytest.mark.parametrize(
+    ("key", "shape"), [("layers.4.exp_norm.bias", (3,)), ("layers.4.depth_conv.weight", (1, 2, 4, 100))]
+)
 def test_other_shapes_are_refused(shared, key, shape):
     tensors = state(shared)
     tensors[key] = torch.zeros(shape)

@@ -72,7 +72,10 @@ def test_an_embedding_is_the_averages_of_what_was_named(network, noise):
     log_mel = LogMel()(noise)
     with torch.inference_mode():
         maps = network.feature_maps(log_mel)
-        expected = torch.cat([network(log_mel).embedding, maps[9].mean(dim=(2, 3)), log_mel.mean(dim=(1, 3)), maps[2].mean(dim=(2, 3))], 1)
+        expected = torch.cat(
+            [network(log_mel).embedding, maps[9].mean(dim=(2, 3)), log_mel.mean(dim=(1, 3)), maps[2].mean(dim=(2, 3))],
+            1,
+        )
     embedder = Embedder(network, ["last", "block9, MELS", "block2"])
     found = embedder.vectors(noise.numpy())
     np.testing.assert_array_equal(found, expected.numpy())
@@ -88,7 +91,9 @@ def test_mels_alone_need_no_network(network, noise):
 
 def test_the_front_end_is_that_of_the_card(network):
     other = create_model("mn01", num_classes=2)
-    other.card = ModelCard(labels=("a", "b"), front_end=FrontEndConfig(sample_rate=16_000, f_max=7000.0, f_max_range=1, n_mels=64))
+    other.card = ModelCard(
+        labels=("a", "b"), front_end=FrontEndConfig(sample_rate=16_000, f_max=7000.0, f_max_range=1, n_mels=64)
+    )
     embedder = Embedder(other, "mels,last")
     assert (embedder.sample_rate, embedder.size) == (16_000, 64 + other.config.c_last)
     with pytest.raises(AudioError, match="waveform"):
@@ -132,6 +137,8 @@ def test_windows_that_overlap_share_spectrograms(network, monkeypatch, layers):
     embedder = Embedder(network, layers)
     found = embedder.embed(clip, RATE, window=1.0, hop=0.25)
     shared, computed[:] = sum(computed), []
-    expected = np.concatenate([embedder.vectors(clip[None, start : start + RATE]) for start in range(0, 3 * RATE + 1, RATE // 4)])
+    expected = np.concatenate(
+        [embedder.vectors(clip[None, start : start + RATE]) for start in range(0, 3 * RATE + 1, RATE // 4)]
+    )
     assert np.abs(found.windows - expected).max() < 1e-4 * np.abs(expected).max()
     assert shared < sum(computed) / 2

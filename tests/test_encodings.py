@@ -24,7 +24,9 @@ LOSSLESS, LOSSY, TELEPHONE = 0.002, 0.1, 0.35
 class Encoding:
     """How the sound is encoded: by libsndfile or FFmpeg, at a rate, with a tolerance of its score."""
 
-    def __init__(self, kind: str, codec: str, rate: int = RATE, tolerance: float = LOSSLESS, channels: int = 1, **options) -> None:
+    def __init__(
+        self, kind: str, codec: str, rate: int = RATE, tolerance: float = LOSSLESS, channels: int = 1, **options
+    ) -> None:
         self.kind, self.codec, self.rate, self.tolerance = kind, codec, rate, tolerance
         self.channels, self.options = channels, options
 
@@ -35,7 +37,9 @@ class Encoding:
 
     def with_libsndfile(self, samples: np.ndarray) -> bytes:
         target = io.BytesIO()
-        with soundfile.SoundFile(target, "w", self.rate, self.channels, format=self.kind, subtype=self.codec, **self.options) as file:
+        with soundfile.SoundFile(
+            target, "w", self.rate, self.channels, format=self.kind, subtype=self.codec, **self.options
+        ) as file:
             for start in range(0, len(samples), 4096):
                 file.write(samples[start : start + 4096])
         return target.getvalue()
@@ -43,8 +47,12 @@ class Encoding:
     def with_ffmpeg(self, samples: np.ndarray) -> bytes:
         target = io.BytesIO()
         with av.open(target, "w", format=self.kind) as container:
-            track = container.add_stream(self.codec, rate=self.rate, layout="stereo" if self.channels == 2 else "mono", **self.options)
-            frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples.T), format="fltp", layout=track.codec_context.layout.name)
+            track = container.add_stream(
+                self.codec, rate=self.rate, layout="stereo" if self.channels == 2 else "mono", **self.options
+            )
+            frame = av.AudioFrame.from_ndarray(
+                np.ascontiguousarray(samples.T), format="fltp", layout=track.codec_context.layout.name
+            )
             frame.sample_rate, frame.pts, frame.time_base = self.rate, 0, Fraction(1, self.rate)
             sizes = {"frame_size": track.codec_context.frame_size or 1024}
             context = track.codec_context

@@ -48,7 +48,9 @@ class Loudness(StubBackend):
     def frame_run(self, waveforms, smoothing=1):
         self.lengths.append(waveforms.shape[1])
         middles = range(0, waveforms.shape[1], STEP)
-        around = [np.abs(waveforms[:, max(0, middle - STEP // 2) : middle + STEP // 2]).max(axis=1) for middle in middles]
+        around = [
+            np.abs(waveforms[:, max(0, middle - STEP // 2) : middle + STEP // 2]).max(axis=1) for middle in middles
+        ]
         loud = np.stack(around, axis=1)
         return FrameOutput(np.stack([loud, 1 - loud], axis=2).astype(np.float32), *self.run(waveforms))
 
@@ -124,7 +126,10 @@ def test_frames_in_parts_give_the_events_of_a_slow_decision(frames, wanted, cuts
 @given(st.data())
 def test_events_keep_their_promises(data):
     n = data.draw(st.integers(1, 40))
-    scores = np.array(data.draw(st.lists(st.lists(st.floats(0, 1, width=32), min_size=2, max_size=2), min_size=n, max_size=n)), np.float32)
+    scores = np.array(
+        data.draw(st.lists(st.lists(st.floats(0, 1, width=32), min_size=2, max_size=2), min_size=n, max_size=n)),
+        np.float32,
+    )
     wanted = EventSettings(
         threshold=data.draw(st.floats(0.05, 1)),
         median=data.draw(st.sampled_from([0.0, 1.0, 2.0])),
@@ -151,11 +156,17 @@ def test_parts_of_frames_are_the_frames(loudness, method, monkeypatch):
     for size in (1, 7, 512):
         monkeypatch.setattr("dymn.inference.frames.PART_FRAMES", size)
         parts = list(frame_parts(loudness.backend, [sound, "nowhere.wav", sound], wanted, sample_rate=RATE))
-        assert [(part.seconds, part.error is None) for part in parts if part.is_last] == [(70, True), (None, False), (70, True)]
+        assert [(part.seconds, part.error is None) for part in parts if part.is_last] == [
+            (70, True),
+            (None, False),
+            (70, True),
+        ]
         mine = parts[: len(parts) // 2]
         np.testing.assert_array_equal(np.concatenate([part.times for part in mine]), frames.times)
         np.testing.assert_array_equal(np.concatenate([part.scores for part in mine]), frames.scores)
-        first, failed, last = event_files(loudness.backend, [sound, "nowhere.wav", sound], wanted, sample_rate=RATE, workers=2)
+        first, failed, last = event_files(
+            loudness.backend, [sound, "nowhere.wav", sound], wanted, sample_rate=RATE, workers=2
+        )
         assert (first.events, first.seconds, last.events) == (expected, 70, expected)
         assert isinstance(failed.error, AudioError) and not failed.events
 
@@ -167,7 +178,9 @@ def test_a_long_recording_takes_no_more_memory_than_a_short_one(loudness, method
         return (rng.uniform(-1, 1, RATE).astype(np.float32) for _ in range(seconds))
 
     def peak(seconds, monkeypatch):
-        monkeypatch.setattr("dymn.inference.segments.blocks", lambda source, rate, sample_rate, **options: sound(source))
+        monkeypatch.setattr(
+            "dymn.inference.segments.blocks", lambda source, rate, sample_rate, **options: sound(source)
+        )
         tracemalloc.start()
         (found,) = event_files(loudness.backend, [seconds], EventSettings(method=method, threshold=0.99))
         assert found.seconds == seconds
@@ -190,7 +203,8 @@ def test_a_long_recording_takes_no_more_memory_than_a_short_one(loudness, method
 def test_a_sound_is_found_where_it_is(loudness, method):
     sound = burst(33, (3, 5), (17.2, 21.9))
     events = loudness.events(sound, RATE, labels=["Loud"], method=method, threshold=0.5, clip=0)
-    tolerance = 0.32 if method == "activation" else 0.8 + 0.16  # half a window: the loudest sample anywhere in it counts
+    # half a window: the loudest sample anywhere in it counts
+    tolerance = 0.32 if method == "activation" else 0.8 + 0.16
     assert [event.label for event in events] == ["Loud", "Loud"]
     for event, (start, end) in zip(events, [(3, 5), (17.2, 21.9)], strict=True):
         assert (event.start, event.end) == (pytest.approx(start, abs=tolerance), pytest.approx(end, abs=tolerance))
@@ -210,18 +224,22 @@ def test_frames_cover_the_recording(loudness, method, seconds):
 
 
 def test_frames_of_overlapping_windows_fall_together(loudness):
-    sound = np.random.default_rng(0).uniform(-1, 1, RATE * 30).astype(np.float32) * np.linspace(0, 1, RATE * 30, dtype=np.float32)
+    sound = np.random.default_rng(0).uniform(-1, 1, RATE * 30).astype(np.float32) * np.linspace(
+        0, 1, RATE * 30, dtype=np.float32
+    )
     whole = loudness.frames(sound, RATE, method="activation", clip=0, window=40.0, hop=40.0)
     parts = loudness.frames(sound, RATE, method="activation", clip=0, window=10.0, hop=5.0)
     np.testing.assert_array_equal(whole.times, parts.times)
-    np.testing.assert_allclose(parts.scores, whole.scores, atol=0.02)  # a window's first frame hears half of what it hears elsewhere
+    # a window's first frame hears half of what it hears elsewhere
+    np.testing.assert_allclose(parts.scores, whole.scores, atol=0.02)
     assert max(loudness.backend.lengths) >= RATE * 30
 
 
 def test_the_clip_counts_as_much_as_asked(loudness):
     sound = burst(9, (0, 4))
     alone, both, clip = (
-        loudness.frames(sound, RATE, method="activation", labels=["Loud"], clip=weight).scores[:, 0] for weight in (0, 0.5, 1)
+        loudness.frames(sound, RATE, method="activation", labels=["Loud"], clip=weight).scores[:, 0]
+        for weight in (0, 0.5, 1)
     )
     np.testing.assert_allclose(clip, 0.9, rtol=1e-6)
     np.testing.assert_allclose(both, np.sqrt(alone * np.float32(0.9)), rtol=1e-6)
@@ -297,12 +315,15 @@ def run(*arguments):
 
 
 def test_the_command_in_every_format(model, clip, tmp_path):
-    arguments = ["events", clip, "--model", model, "--threshold", 0.3, "--off-threshold", 0.01]  # tiny's probabilities are about a half
+    # tiny's probabilities are about a half
+    arguments = ["events", clip, "--model", model, "--threshold", 0.3, "--off-threshold", 0.01]
     tagger = Tagger.from_pretrained(model, "cpu")
     expected = tagger.events(clip, threshold=0.3, off_threshold=0.01)
     assert len(expected) == 2
     rows = list(csv.DictReader(io.StringIO(run(*arguments, "--format", "csv").stdout)))
-    assert [(row["label"], float(row["start"]), float(row["end"])) for row in rows] == [(e.label, e.start, e.end) for e in expected]
+    assert [(row["label"], float(row["start"]), float(row["end"])) for row in rows] == [
+        (e.label, e.start, e.end) for e in expected
+    ]
     document = json.loads(run(*arguments, "--format", "json").stdout)
     assert document["parameters"]["threshold"] == 0.3
     assert document["parameters"]["window"] == 1.6

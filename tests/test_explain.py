@@ -83,7 +83,8 @@ def test_scores_and_timeline_are_probabilities_of_runs(model, waveform, explanat
     assert np.allclose(explanation.scores, scores(waveform)[place], atol=1e-6)
     assert explanation.timeline.shape == (12, 12)
     assert explanation.times[0] == pytest.approx(0.125)
-    assert np.allclose(explanation.timeline[0], scores(waveform[:20_000])[place], atol=1e-5)  # 0.625 s: cut off at the start
+    # 0.625 s: cut off at the start
+    assert np.allclose(explanation.timeline[0], scores(waveform[:20_000])[place], atol=1e-5)
     assert np.allclose(explanation.timeline[5], scores(waveform[44_000 - 16_000 : 44_000 + 16_000])[place], atol=1e-5)
     assert list(explanation.timeline.max(0)) == sorted(explanation.timeline.max(0), reverse=True)
 
@@ -101,7 +102,10 @@ def test_nothing_is_left_behind(waveform):
     ("settings", "kinds"),
     [
         ({"context": "own"}, {"kernels", "slopes", "frequency", "time"}),
-        ({"context": "concatenated", "dynamic_relus": ("expand", "project")}, {"kernels", "slopes", "frequency", "time"}),
+        (
+            {"context": "concatenated", "dynamic_relus": ("expand", "project")},
+            {"kernels", "slopes", "frequency", "time"},
+        ),
         ({"attention": "ca_time", "dynamic_convs": ()}, {"slopes", "time"}),
         ({"attention": "ca_frequency", "dynamic_relus": ()}, {"kernels", "frequency"}),
         ({"attention": "ca_original", "attention_blocks": "all", "dynamic_blocks": "none"}, {"frequency", "time"}),
@@ -113,7 +117,9 @@ def test_every_kind_of_network_is_explained(settings, kinds, waveform, tmp_path)
     model = network(**settings)
     explanation = explain(model, waveform, RATE, top_k=2, hop=1.0)
     found = {kind for block in explanation.blocks for kind in ("kernels", "slopes") if getattr(block, kind)}
-    found |= {axis for block in explanation.blocks for axis in ("frequency", "time") if getattr(block, axis) is not None}
+    found |= {
+        axis for block in explanation.blocks for axis in ("frequency", "time") if getattr(block, axis) is not None
+    }
     assert found == kinds
     assert is_dynamic(model) == bool(kinds)
     assert "{{" not in page(explanation)
@@ -193,7 +199,9 @@ def test_a_stretch_of_a_file_is_taken(model, waveform, tmp_path):
         explain(model, path, start=3.0)
 
 
-@pytest.mark.parametrize("setting", [{"top_k": 0}, {"start": -1}, {"seconds": 0}, {"window": 0}, {"hop": 0}, {"seconds": 1e9}])
+@pytest.mark.parametrize(
+    "setting", [{"top_k": 0}, {"start": -1}, {"seconds": 0}, {"window": 0}, {"hop": 0}, {"seconds": 1e9}]
+)
 def test_wrong_settings_are_refused(model, waveform, setting):
     with pytest.raises(ConfigError, match=next(iter(setting))):
         explain(model, waveform, RATE, **setting)
@@ -219,7 +227,9 @@ def test_command_writes_picture_page_and_arrays(model, waveform, tmp_path):
     soundfile.write(tmp_path / "tone.wav", waveform, RATE)
 
     def run(*arguments):
-        return CliRunner().invoke(app, ["explain", str(tmp_path / "tone.wav"), "--model", str(tmp_path / "tiny"), *arguments])
+        return CliRunner().invoke(
+            app, ["explain", str(tmp_path / "tone.wav"), "--model", str(tmp_path / "tiny"), *arguments]
+        )
 
     outputs = [tmp_path / f"out.{ending}" for ending in ("png", "html", "npz")]
     result = run(*(text for path in outputs for text in ("-o", str(path))))

@@ -62,7 +62,10 @@ SIZES = {"temperature", "reduction", "h_min", "h_max", "n_kernels"}  # settings 
 VARIANTS = [
     json.loads(text)
     for text in {
-        json.dumps({"name": f"{row.architecture[:-2]}10"} | {name: row.settings[name] for name in row.settings if name not in SIZES}): None
+        json.dumps(
+            {"name": f"{row.architecture[:-2]}10"}
+            | {name: row.settings[name] for name in row.settings if name not in SIZES}
+        ): None
         for table in TABLES.values()
         for row in table.rows
     }
@@ -78,7 +81,8 @@ OTHERS = [
 @pytest.mark.parametrize("overrides", [*VARIANTS, *OTHERS], ids=str)
 def test_every_form_gives_the_numbers_of_the_network(overrides):
     model = small(**overrides)
-    for dynamic_batch in (False, True) if "dymn" in overrides.get("name", "dymn") else (True,):  # static networks have one graph
+    # static networks have one graph
+    for dynamic_batch in (False, True) if "dymn" in overrides.get("name", "dymn") else (True,):
         assert_same(model, LOG_MEL, dynamic_batch=dynamic_batch)
 
 
@@ -113,7 +117,8 @@ def test_attentions_of_others_are_traced(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("attention", "said"), [(Deciding, "Deciding cannot be exported"), (Unknown, "Unknown uses erfinv.*Supported: .*bmm")]
+    ("attention", "said"),
+    [(Deciding, "Deciding cannot be exported"), (Unknown, "Unknown uses erfinv.*Supported: .*bmm")],
 )
 def test_attentions_that_cannot_be_exported_say_why(attention, said, monkeypatch):
     monkeypatch.setitem(ATTENTIONS, "other", attention)
@@ -134,7 +139,12 @@ def test_nothing_in_a_file_is_idle(dynamic_batch):
 def test_any_length_where_time_is_free(n_frames):
     model = small()
     for dynamic_batch in (False, True):
-        assert_same(model, LIVELY.clips(2, N_MELS, max(n_frames, 2))[..., :n_frames], dynamic_time=True, dynamic_batch=dynamic_batch)
+        assert_same(
+            model,
+            LIVELY.clips(2, N_MELS, max(n_frames, 2))[..., :n_frames],
+            dynamic_time=True,
+            dynamic_batch=dynamic_batch,
+        )
 
 
 def test_lower_precision_is_smaller_and_near():
@@ -153,7 +163,11 @@ def test_calibration_puts_static_pointwise_convolutions_into_integers():
     graph = onnx.load_from_string(build(model, seconds=0.7, precision="int8", calibrate=CLIPS)).graph
     made = {name: node for node in graph.node for name in node.output}
     sizes = {tensor.name: tensor for tensor in graph.initializer}
-    integer = [node for node in graph.node if node.op_type == "Conv" and made.get(node.input[1], node).op_type == "DequantizeLinear"]
+    integer = [
+        node
+        for node in graph.node
+        if node.op_type == "Conv" and made.get(node.input[1], node).op_type == "DequantizeLinear"
+    ]
     assert integer and all(made[node.input[0]].op_type == "DequantizeLinear" for node in integer)
     for node in integer:
         kernel, scale, _ = (sizes[name] for name in made[node.input[1]].input)
@@ -169,7 +183,10 @@ def test_agreement_of_integers_is_measured_and_bounded(tmp_path):
     parity = exported.parity
     assert (parity.clips, parity.bound.measure) == (8, "mean") and parity.bound.agreement > 0
     assert 0 < parity.mean <= parity.largest < 0.1 and 0 < parity.mean_average_precision <= 1
-    with pytest.raises(writing.ExportError, match=r"no.onnx was not written: on 8 clips.*best class is the same on.*leave calibration out"):
+    with pytest.raises(
+        writing.ExportError,
+        match=r"no.onnx was not written: on 8 clips.*best class is the same on.*leave calibration out",
+    ):
         export_model(model, tmp_path / "no.onnx", seconds=0.7, precision="int8", calibrate=CLIPS, tolerance=0)
     assert [item.name for item in tmp_path.iterdir()] == ["tiny.onnx"]
 
@@ -183,7 +200,13 @@ def test_a_file_that_prefers_other_classes_does_not_hold():
     good = compare(lambda clip: (torch.sigmoid(logits := next(answers)).numpy(), logits.numpy()), model, plan, CLIPS)
     assert good.holds and (good.agreement, good.mean_average_precision) == (1, 1) and good.largest < 1e-6
     answers = iter(right)
-    bad = compare(lambda clip: (torch.sigmoid(-(logits := next(answers))).numpy(), -logits.numpy()), model, plan, CLIPS, tolerance=1.0)
+    bad = compare(
+        lambda clip: (torch.sigmoid(-(logits := next(answers))).numpy(), -logits.numpy()),
+        model,
+        plan,
+        CLIPS,
+        tolerance=1.0,
+    )
     assert bad.mean < 1 and bad.agreement == 0 and not bad.holds
 
 
@@ -229,7 +252,9 @@ FRONT_ENDS = (
 def test_front_ends_of_any_measures(config):
     nodes = Nodes()
     log_mel = front_end(nodes, "waveform", config)
-    graph = nodes.model({"waveform": ["batch", "samples"]}, {"log_mel": (log_mel, ["batch", 1, config.n_mels, "frames"])}, "")
+    graph = nodes.model(
+        {"waveform": ["batch", "samples"]}, {"log_mel": (log_mel, ["batch", 1, config.n_mels, "frames"])}, ""
+    )
     session = onnxruntime.InferenceSession(graph.SerializeToString())
     for n_samples in (config.n_fft // 2 + 2, 5000, 33_333):
         waveforms = np.random.default_rng(n_samples).standard_normal((2, n_samples)).astype(np.float32)
@@ -287,7 +312,9 @@ def exported(tmp_path_factory):
 def test_a_tagger_of_a_file_gives_the_tags_of_the_model(exported, tmp_path):
     recording = tmp_path / "noise.wav"
     soundfile.write(recording, np.random.default_rng(0).normal(0, 0.1, 40_000), 8000)
-    expected, got = (tagger.tag(recording) for tagger in (Tagger(small(), "cpu"), Tagger.from_onnx(exported, threads=1)))
+    expected, got = (
+        tagger.tag(recording) for tagger in (Tagger(small(), "cpu"), Tagger.from_onnx(exported, threads=1))
+    )
     assert [tag.label for tag in got] == [tag.label for tag in expected]
     assert [tag.score for tag in got] == pytest.approx([tag.score for tag in expected], abs=1e-4)
 
@@ -324,22 +351,26 @@ def test_onnx_imports_no_torch(exported, tmp_path, command):
 
 def others_than(names):
     """Return the modules of installed packages that are neither among these nor required by them."""
-    wanted, kept = list(names), {"dymn", "pip"}
+    wanted, kept = list(names), {"pip"}
     while wanted:
         name = canonicalize_name(wanted.pop())
         if name not in kept:
             kept.add(name)
             requirements = (Requirement(text) for text in metadata.requires(name) or [])
             wanted += [item.name for item in requirements if item.marker is None or item.marker.evaluate({"extra": ""})]
-    return [module for module, homes in metadata.packages_distributions().items() if not kept & set(map(canonicalize_name, homes))]
+    return [
+        module
+        for module, homes in metadata.packages_distributions().items()
+        if not kept & set(map(canonicalize_name, homes))
+    ]
 
 
 def test_the_packages_that_the_documentation_names_are_enough_to_tag(exported, tmp_path):
     soundfile.write(tmp_path / "noise.wav", np.zeros(8000), 8000)
     page = (Path(__file__).parents[1] / "docs" / "export.md").read_text(encoding="utf-8")
-    named = re.search(r"^\$ pip install (onnxruntime .*)$", page, re.M)[1].split()
+    named = re.search(r"^\$ pip install (dymn onnxruntime)$", page, re.M)[1].split()
     absent = others_than(named)
-    assert {"torch", "onnx", "safetensors", "huggingface_hub"} <= set(absent)
+    assert {"torch", "onnx", "huggingface_hub"} <= set(absent)
     code = (
         f"import sys\nsys.modules.update(dict.fromkeys({absent}))\nfrom dymn.cli import main\n"
         f"sys.argv = ['dymn', 'tag', '--backend', 'onnx', '--model', {str(exported)!r}, '--threads', '1', 'noise.wav']\nmain()"
@@ -367,7 +398,16 @@ def test_other_files_are_refused(tmp_path, content):
 
 
 @pytest.mark.parametrize(
-    "text", [None, "", "{", "[]", '{"card": 1}', '{"card": {}, "input": "smell", "seconds": null}', '{"card": {}, "input": "waveform"}']
+    "text",
+    [
+        None,
+        "",
+        "{",
+        "[]",
+        '{"card": 1}',
+        '{"card": {}, "input": "smell", "seconds": null}',
+        '{"card": {}, "input": "waveform"}',
+    ],
 )
 def test_other_descriptions_are_refused(exported, text):
     graph = onnx.load(exported)
@@ -406,12 +446,16 @@ def test_from_command_to_tags(tmp_path, monkeypatch):
     assert refused.exit_code == 1 and "was not written" in refused.output and not (tmp_path / "no.onnx").exists()
     integers = ("--precision", "int8", "--seconds", "1", "--calibrate", tmp_path / "noise.wav")
     done = run("export", tmp_path / "tiny.safetensors", *integers, "-o", tmp_path / "int8.onnx")
-    assert done.exit_code == 0 and "on 1 clips" in done.stdout and "the best class is the same on 100.0 %" in done.stdout, done.output
+    assert (
+        done.exit_code == 0 and "on 1 clips" in done.stdout and "the best class is the same on 100.0 %" in done.stdout
+    ), done.output
     model = small()
     model.card = dataclasses.replace(model.card, name="mn10_as")  # fine-tuned from it, and not it
     pretrained.save(model, tmp_path / "mine.safetensors")
     mistaken = run("export", tmp_path / "mine.safetensors", "--seconds", "1")
-    assert mistaken.exit_code == 2 and "the published model mn10_as" in mistaken.output and "--output" in mistaken.output
+    assert (
+        mistaken.exit_code == 2 and "the published model mn10_as" in mistaken.output and "--output" in mistaken.output
+    )
     nowhere = run("export", tmp_path / "tiny.safetensors", "--format", "torch")
     assert nowhere.exit_code == 2 and "needs --output" in nowhere.output
 

@@ -1,4 +1,6 @@
-"""Faults that are provoked: a disk that is full, files that are spoilt, no memory, a dead process, a clock that goes back.
+"""Faults that are provoked.
+
+A disk that is full, files that are spoilt, no memory, a dead process, a clock that goes back.
 
 docs/faults.md is the table of them. Those that take minutes are in slow_faults.py.
 """
@@ -37,7 +39,18 @@ from dymn.weights.registry import PublishedModel
 
 RATE = 32_000
 LABELS = ("low", "high")
-QUICK = ["--epochs", "1", "-s", "data.least_draws=0", "-s", "optim.batch_size=4", "-s", "data.seconds=1", "--device", "cpu"]
+QUICK = [
+    "--epochs",
+    "1",
+    "-s",
+    "data.least_draws=0",
+    "-s",
+    "optim.batch_size=4",
+    "-s",
+    "data.seconds=1",
+    "--device",
+    "cpu",
+]
 SIZE = 2**20
 """Bytes of the disk that is full."""
 
@@ -108,7 +121,12 @@ def test_on_a_full_disk_every_command_says_so_and_what_was_there_stays(name, des
     if out.suffix:
         out.write_bytes(b"old")
     fill(disk, 0)
-    words = {"CLIPS": desk / "clips", "CLIP": desk / "clips" / "low" / "0.wav", "MODEL": desk / "tiny.safetensors", "OUT": out}
+    words = {
+        "CLIPS": desk / "clips",
+        "CLIP": desk / "clips" / "low" / "0.wav",
+        "MODEL": desk / "tiny.safetensors",
+        "OUT": out,
+    }
     done = run(*(words.get(word, word) for word in WRITERS[name]))
     assert done.exit_code == 1, done.output
     assert re.search("No space left|[Ff]ree some space|[Mm]ake room|cannot be written", done.stderr), done.stderr
@@ -126,7 +144,9 @@ def test_with_room_again_the_same_command_goes_on(desk, disk):
     words = ["tag", desk / "clips", "-m", desk / "tiny.safetensors", "--per-window", "--window", "0.05", "-o", out]
     fill(disk, 60_000)
     full = run(*words)
-    assert full.exit_code == 1 and not out.exists() and f"{out}" in full.stderr and "No space left" in full.stderr, full.output
+    assert full.exit_code == 1 and not out.exists() and f"{out}" in full.stderr and "No space left" in full.stderr, (
+        full.output
+    )
     (disk / "filler").unlink()
     del full  # its traceback holds the journal, as no process does that has ended
     gc.collect()
@@ -149,17 +169,24 @@ def test_a_full_disk_under_a_download(disk, monkeypatch):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     monkeypatch.setenv("DYMN_CACHE", str(disk / "cache"))
     content = bytes(SIZE // 2)
-    monkeypatch.setattr(transfer, "_receive", lambda remote, state, file: (content[i : i + 2**16] for i in range(0, len(content), 2**16)))
+    monkeypatch.setattr(
+        transfer,
+        "_receive",
+        lambda remote, state, file: (content[i : i + 2**16] for i in range(0, len(content), 2**16)),
+    )
     model = PublishedModel("x", "mn01", "x.pt", 1, 1, sha256=hashlib.sha256(content).hexdigest(), size=len(content))
     fill(disk, SIZE // 4)
-    with pytest.raises(WeightsError, match=r"x cannot be stored as .*x\.pt: No space left.*Free some space or set DYMN_CACHE"):
+    with pytest.raises(
+        WeightsError, match=r"x cannot be stored as .*x\.pt: No space left.*Free some space or set DYMN_CACHE"
+    ):
         download.fetch(model, lambda path: None)
     assert list((disk / "cache").iterdir()) == []
     (disk / "filler").unlink()
     assert download.fetch(model, lambda path: None).path.read_bytes() == content
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's thread, which prints it
+# TensorBoard's thread, which prints it
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_full_disk_under_a_tracker(desk, disk):
     pytest.importorskip("tensorboard")
     for path in disk.iterdir():
@@ -169,9 +196,22 @@ def test_a_full_disk_under_a_tracker(desk, disk):
     folder.mkdir()
     (folder / "tensorboard").symlink_to(disk / "logs")
     fill(disk, 0)
-    words = ["train", "--data", desk / "clips", "-m", "mn01", "-o", folder, *QUICK, "-s", 'run.trackers=["tensorboard"]']
+    words = [
+        "train",
+        "--data",
+        desk / "clips",
+        "-m",
+        "mn01",
+        "-o",
+        folder,
+        *QUICK,
+        "-s",
+        'run.trackers=["tensorboard"]',
+    ]
     full = run(*words)
-    assert full.exit_code == 1 and "No space left" in full.stderr and "should not have happened" not in full.stderr, full.output
+    assert full.exit_code == 1 and "No space left" in full.stderr and "should not have happened" not in full.stderr, (
+        full.output
+    )
     (disk / "filler").unlink()
     done = run(*words)
     assert done.exit_code == 0, done.output
@@ -252,8 +292,8 @@ def test_a_journal_of_an_older_version_is_refused_and_begun_anew(tmp_path):
     output = tmp_path / "out.csv"
     with sqlite3.connect(journal_path(output)) as database:
         database.executescript(
-            "CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT); INSERT INTO facts VALUES ('format', '1');"
-            "CREATE TABLE done (path BLOB PRIMARY KEY, size INTEGER, changed INTEGER, seconds REAL, result BLOB, error TEXT);"
+            "CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT); INSERT INTO facts VALUES ('format', '1');CREATE "
+            "TABLE done (path BLOB PRIMARY KEY, size INTEGER, changed INTEGER, seconds REAL, result BLOB, error TEXT);"
         )
     database.close()
     with pytest.raises(DataError, match=r"other tables.*--fresh"):
@@ -308,7 +348,9 @@ assert np.isfinite(tagger.probabilities(samples)).all()
 
 @pytest.mark.skipif(sys.platform != "linux", reason="bounds a process's memory as Linux does")
 def test_no_memory_is_an_error_with_a_remedy_and_the_process_goes_on():
-    done = subprocess.run([sys.executable, "-c", WITHOUT_MEMORY], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_MEMORY], capture_output=True, text=True, timeout=120, check=False
+    )
     assert done.returncode == 0, done.stderr[-2000:]
 
 
@@ -344,7 +386,9 @@ with TestClient(create_app({"one": Tagger.from_pretrained("dymn04_open", device=
 @pytest.mark.skipif(sys.platform != "linux", reason="bounds a process's memory as Linux does")
 def test_a_server_without_memory_for_a_request_says_so_and_answers_the_next():
     pytest.importorskip("fastapi")
-    done = subprocess.run([sys.executable, "-c", SERVER_WITHOUT_MEMORY], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", SERVER_WITHOUT_MEMORY], capture_output=True, text=True, timeout=120, check=False
+    )
     assert done.returncode == 0, done.stderr[-2000:]
 
 
@@ -354,7 +398,9 @@ def test_what_others_say_of_memory_and_dead_processes():
         (dead, "fewer workers"),
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB"), "smaller batch"),
         (
-            RuntimeError("[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"),
+            RuntimeError(
+                "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"
+            ),
             "smaller batch",
         ),
         (RuntimeError("can't start new thread"), "fewer workers"),
@@ -362,7 +408,10 @@ def test_what_others_say_of_memory_and_dead_processes():
     ):
         found = resource_error(error)
         assert isinstance(found, ResourceError) and words in str(found)
-    assert resource_error(RuntimeError("shapes do not fit")) is None and resource_error(ValueError("out of memory")) is None
+    assert (
+        resource_error(RuntimeError("shapes do not fit")) is None
+        and resource_error(ValueError("out of memory")) is None
+    )
 
 
 class Deadly:
@@ -390,7 +439,20 @@ class Deadly:
     "words",
     [
         ["train", "--data", "CLIPS", "-m", "mn01", "-o", "OUT", *QUICK, "-s", "data.workers=2"],
-        ["train", "--data", "CLIPS", "-m", "mn01", "-o", "OUT", *QUICK, "-s", "data.workers=2", "-s", "data.cache=CACHE"],
+        [
+            "train",
+            "--data",
+            "CLIPS",
+            "-m",
+            "mn01",
+            "-o",
+            "OUT",
+            *QUICK,
+            "-s",
+            "data.workers=2",
+            "-s",
+            "data.cache=CACHE",
+        ],
         ["teach", "CLIPS", "--models", "MODEL", "-o", "OUT", "--workers", "2"],
         ["evaluate", "MODEL", "--data", "CLIPS", "--workers", "2"],
         ["probe", "CLIPS", "-m", "MODEL", "--workers", "2", "--folds", "2"],
@@ -399,8 +461,15 @@ class Deadly:
 )
 def test_a_reading_process_that_is_killed_ends_the_command_with_a_remedy(words, desk, tmp_path, monkeypatch):
     real = Source.__init__
-    monkeypatch.setattr(Source, "__init__", lambda self, catalog, store, **more: real(self, catalog, Deadly(store), **more))
-    names = {"CLIPS": desk / "clips", "MODEL": desk / "tiny.safetensors", "OUT": tmp_path / "out", "CACHE": tmp_path / "cache"}
+    monkeypatch.setattr(
+        Source, "__init__", lambda self, catalog, store, **more: real(self, catalog, Deadly(store), **more)
+    )
+    names = {
+        "CLIPS": desk / "clips",
+        "MODEL": desk / "tiny.safetensors",
+        "OUT": tmp_path / "out",
+        "CACHE": tmp_path / "cache",
+    }
     for name, path in names.items():
         words = [str(word).replace(name, str(path)) for word in words]
     begun = time.monotonic()
@@ -410,9 +479,14 @@ def test_a_reading_process_that_is_killed_ends_the_command_with_a_remedy(words, 
 
 
 def test_a_clock_that_goes_back_changes_nothing(desk, tmp_path, monkeypatch):
-    """Durations are taken from a clock that only goes on; the time of day is asked for in one place, to remove what is a day old."""
+    """Durations are taken from a clock that only goes on.
+
+    The time of day is asked for in one place, to remove what is a day old.
+    """
     asked = [
-        path.name for path in Path(dymn.__file__).parent.rglob("*.py") if re.search(r"time\.time\(|datetime\.now", path.read_text("utf-8"))
+        path.name
+        for path in Path(dymn.__file__).parent.rglob("*.py")
+        if re.search(r"time\.time\(|datetime\.now", path.read_text("utf-8"))
     ]
     assert asked == ["download.py"]
     clock = iter(range(2_000_000_000, 0, -100_000))

@@ -20,7 +20,13 @@ TIMELINE = [
     WindowTags(10.0, 20.0, [Tag("Dog", 0.95, 10.0, 20.0)]),
     WindowTags(20.0, 25.0, []),
 ]
-GOOD = Recording("a/ü.wav", 25.0, [Tag("Dog", 0.95, 0.0, 25.0), Tag("Speech, near", 0.25, 0.0, 25.0)], TIMELINE, np.zeros(2, np.float32))
+GOOD = Recording(
+    "a/ü.wav",
+    25.0,
+    [Tag("Dog", 0.95, 0.0, 25.0), Tag("Speech, near", 0.25, 0.0, 25.0)],
+    TIMELINE,
+    np.zeros(2, np.float32),
+)
 BAD = Recording("bad.wav", error=AudioError('bad.wav is "no" audio.'))
 
 
@@ -30,7 +36,11 @@ def written(name, recordings=(GOOD, BAD), **changes):
 
 def test_json_is_one_document_with_its_origin():
     document = json.loads(written("json"))
-    assert {key: document[key] for key in ("version", "model", "digest")} == {"version": "1.2.3", "model": "tiny", "digest": "abc"}
+    assert {key: document[key] for key in ("version", "model", "digest")} == {
+        "version": "1.2.3",
+        "model": "tiny",
+        "digest": "abc",
+    }
     assert document["parameters"] == {"top_k": 2, "window": 10.0, "per_window": False}
     good, bad = document["recordings"]
     assert good == {
@@ -47,7 +57,11 @@ def test_json_is_one_document_with_its_origin():
 
 def test_json_has_the_windows_when_asked():
     good = json.loads(written("json", per_window=True))["recordings"][0]
-    assert [(window["start"], window["end"], len(window["tags"])) for window in good["windows"]] == [(0, 10, 2), (10, 20, 1), (20, 25, 0)]
+    assert [(window["start"], window["end"], len(window["tags"])) for window in good["windows"]] == [
+        (0, 10, 2),
+        (10, 20, 1),
+        (20, 25, 0),
+    ]
     assert good["windows"][0]["tags"][0] == {"label": "Dog", "score": 0.9}
 
 
@@ -67,7 +81,12 @@ def test_csv_has_a_row_a_label():
         ("bad.wav", "", "", "", "", 'bad.wav is "no" audio.'),
     ]
     rows = list(csv.DictReader(io.StringIO(written("csv", per_window=True))))
-    assert [(row["label"], row["start"]) for row in rows] == [("Dog", "0.000"), ("Speech, near", "0.000"), ("Dog", "10.000"), ("", "")]
+    assert [(row["label"], row["start"]) for row in rows] == [
+        ("Dog", "0.000"),
+        ("Speech, near", "0.000"),
+        ("Dog", "10.000"),
+        ("", ""),
+    ]
 
 
 def test_audacity_labels_join_windows_that_touch():
@@ -88,7 +107,11 @@ def test_table():
     )  # fmt: skip
     timeline = written("table", per_window=True).splitlines()
     assert timeline[1] == "  0.950  ███████████████████   Dog"
-    assert timeline[3:6] == ["  0:00.0 – 0:10.0  Dog 0.90, Speech, near 0.25", "  0:10.0 – 0:20.0  Dog 0.95", "  0:20.0 – 0:25.0  –"]
+    assert timeline[3:6] == [
+        "  0:00.0 – 0:10.0  Dog 0.90, Speech, near 0.25",
+        "  0:10.0 – 0:20.0  Dog 0.95",
+        "  0:20.0 – 0:25.0  –",
+    ]
 
 
 def test_table_of_nothing_says_so_and_shows_no_control_characters():
@@ -99,7 +122,14 @@ def test_table_of_nothing_says_so_and_shows_no_control_characters():
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0, "0:00.0"), (5.04, "0:05.0"), (59.96, "1:00.0"), (65.5, "1:05.5"), (3725.25, "1:02:05.2"), (43200, "12:00:00.0")],
+    [
+        (0, "0:00.0"),
+        (5.04, "0:05.0"),
+        (59.96, "1:00.0"),
+        (65.5, "1:05.5"),
+        (3725.25, "1:02:05.2"),
+        (43200, "12:00:00.0"),
+    ],
 )
 def test_clock(seconds, text):
     assert clock(seconds) == text

@@ -20,7 +20,9 @@ FIXTURES = ("default", "hop15", "mels64")
 def fixture(shared, name):
     stored = np.load(shared / "fixtures" / "mel" / f"{name}.npz")
     given_as = json.loads(str(stored["config"]))
-    config = FrontEndConfig(n_mels=given_as["n_mels"], win_length=given_as["win_length"], hop_length=given_as["hopsize"])
+    config = FrontEndConfig(
+        n_mels=given_as["n_mels"], win_length=given_as["win_length"], hop_length=given_as["hopsize"]
+    )
     return config, torch.from_numpy(stored["waveform"]), torch.from_numpy(stored["log_mel"])
 
 
@@ -28,8 +30,9 @@ def fixture(shared, name):
 def test_equals_the_published_front_end(shared, name):
     """Within 1e-4 but for a few values in near-silent bands of loud frames.
 
-    There the rounding of a float32 Fourier transform shows, which differs between processors. The stored values themselves are
-    up to 1.7e-4 away from a transform in float64 (see the next test), and ours may be as far on the other side.
+    There the rounding of a float32 Fourier transform shows, which differs between processors. The stored values
+    themselves are up to 1.7e-4 away from a transform in float64 (see the next test), and ours may be as far on the
+    other side.
     """
     config, waveform, expected = fixture(shared, name)
     error = (LogMel(config)(waveform[None])[0, 0] - expected).abs()
@@ -43,10 +46,14 @@ def test_is_as_near_to_exact_arithmetic_as_the_published_front_end(shared, name)
     config, waveform, expected = fixture(shared, name)
     emphasised = waveform[None, 1:] - PREEMPHASIS * waveform[None, :-1]
     window = torch.hann_window(config.win_length, periodic=False)
-    spectrum = torch.stft(emphasised.double(), config.n_fft, config.hop_length, config.win_length, window.double(), return_complex=True)
+    spectrum = torch.stft(
+        emphasised.double(), config.n_fft, config.hop_length, config.win_length, window.double(), return_complex=True
+    )
     power = spectrum.abs().square()
     exact = (torch.log(mel_basis(config, config.f_min, config.f_max).double() @ power + 1e-5) + 4.5) / 5
-    ours, published = ((values.double() - exact[0]).abs() for values in (LogMel(config)(waveform[None])[0, 0], expected))
+    ours, published = (
+        (values.double() - exact[0]).abs() for values in (LogMel(config)(waveform[None])[0, 0], expected)
+    )
     assert published.max() < 2e-4 and ours.max() < 2e-4
     assert ours.mean() < 1.5 * published.mean()
 
@@ -95,7 +102,8 @@ def test_other_shapes_are_refused(shape):
 
 
 @pytest.mark.parametrize(
-    ("setting", "value"), [("n_mels", 0), ("win_length", 2048), ("f_max", 20_000.0), ("hop_length", 1.5), ("n_fft", 1023), ("f_min", 1.6e4)]
+    ("setting", "value"),
+    [("n_mels", 0), ("win_length", 2048), ("f_max", 20_000.0), ("hop_length", 1.5), ("n_fft", 1023), ("f_min", 1.6e4)],
 )
 def test_settings_that_cannot_be_are_refused(setting, value):
     with pytest.raises(ConfigError, match=setting):
@@ -125,7 +133,9 @@ needs_compiled = pytest.mark.skipif(library() is None, reason="there is no compi
 )  # fmt: skip
 def test_compiled_and_not_are_one(uncompiled, n, n_clips, log_n_fft, hop, n_mels, n_threads, jitter, build):
     n_fft = 2**log_n_fft
-    front_end = LogMel(FrontEndConfig(n_fft=n_fft, win_length=n_fft - n_fft // 5, hop_length=hop + n // 200, n_mels=n_mels))
+    front_end = LogMel(
+        FrontEndConfig(n_fft=n_fft, win_length=n_fft - n_fft // 5, hop_length=hop + n // 200, n_mels=n_mels)
+    )
     generator = torch.Generator().manual_seed(n)
     waveform = torch.randn(n_clips, n, generator=generator)
     basis = front_end.jittered_basis(generator) if jitter else None

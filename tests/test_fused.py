@@ -101,7 +101,12 @@ def test_every_other_setting_and_any_size(size, tile, **overrides):
 def test_other_geometries_in_tiles(kernel_size, stride, monkeypatch):
     monkeypatch.setattr(fused, "TILE", 1)
     monkeypatch.setattr(fused, "MIN_PLACES", 1)
-    settings_of_all = {"dynamic_convs": BlockConfig.POSITIONS, "dynamic_relus": ("depthwise",), "attention": "ca", "context_size": 8}
+    settings_of_all = {
+        "dynamic_convs": BlockConfig.POSITIONS,
+        "dynamic_relus": ("depthwise",),
+        "attention": "ca",
+        "context_size": 8,
+    }
     first = BlockConfig(8, 8, 8, kernel_size, stride, "relu", **settings_of_all)  # no expansion
     second = BlockConfig(8, 24, 8, kernel_size, stride, "hardswish", **settings_of_all)
     config = ModelConfig(width=1.0, blocks=(first, second), c_last=16, c_hidden=16, num_classes=5)

@@ -1,4 +1,6 @@
-"""The HEAR API: the checks of the public validator (hearvalidator), which imports TensorFlow and so does not run here, and our own."""
+"""The HEAR API: the checks of the public validator (hearvalidator), which imports TensorFlow and so does not run here,
+and our own.
+"""
 
 import pytest
 import torch
@@ -58,7 +60,9 @@ def test_a_timestamp_hears_what_is_around_it(model):
     window, centre = round(0.16 * model.sample_rate), round(0.75 * model.sample_rate)
     around = audio[:, centre - window // 2 : centre - window // 2 + window]
     with torch.no_grad():
-        torch.testing.assert_close(embeddings[:, timestamps[0].tolist().index(750.0)], model(around), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            embeddings[:, timestamps[0].tolist().index(750.0)], model(around), atol=1e-5, rtol=1e-5
+        )
     changed = audio.clone()
     changed[:, int(1.2 * model.sample_rate) :] = 0
     unlike = (hear.get_timestamp_embeddings(changed, model)[0] - embeddings).abs().amax(dim=(0, 2)) > 1e-4

@@ -62,7 +62,9 @@ def test_no_tensor_reaches_beyond_what_is_there(tmp_path):
 
 
 def test_an_archive_of_weights_that_unpacks_to_more_is_refused(tmp_path):
-    path = torch_file(tmp_path, lambda name, content: bytes(2**26) if name.endswith("/0") else content, zipfile.ZIP_DEFLATED)
+    path = torch_file(
+        tmp_path, lambda name, content: bytes(2**26) if name.endswith("/0") else content, zipfile.ZIP_DEFLATED
+    )
     assert path.stat().st_size < 2**17
     with pytest.raises(WeightsError, match="unpacks to more than it is"):
         read_tensors(path)
@@ -70,7 +72,9 @@ def test_an_archive_of_weights_that_unpacks_to_more_is_refused(tmp_path):
 
 @pytest.mark.parametrize(("method", "head"), [(zipfile.ZIP_DEFLATED, 0), (zipfile.ZIP_LZMA, 9)])
 def test_an_archive_of_weights_whose_members_do_not_unpack_is_refused(tmp_path, method, head):
-    path = torch_file(tmp_path, lambda name, content: bytes(range(256)) if name.endswith("data.pkl") else content, method)
+    path = torch_file(
+        tmp_path, lambda name, content: bytes(range(256)) if name.endswith("data.pkl") else content, method
+    )
     content = bytearray(path.read_bytes())
     at = content.index(b"data.pkl") + len("data.pkl") + head
     content[at : at + 20] = b"\xff" * 20
@@ -151,7 +155,9 @@ def test_tables_of_hdf5_that_claim_to_be_vast_are_refused(tmp_path, rows, chunks
         open_source("audioset_hdf5", tmp_path)
 
 
-@pytest.mark.parametrize("text", ["#EXTM3U\n/etc/passwd\n", "ffconcat version 1.0\nfile /etc/passwd\n", "[playlist]\nFile1=/etc/passwd\n"])
+@pytest.mark.parametrize(
+    "text", ["#EXTM3U\n/etc/passwd\n", "ffconcat version 1.0\nfile /etc/passwd\n", "[playlist]\nFile1=/etc/passwd\n"]
+)
 def test_playlists_open_nothing(tmp_path, text):
     path = tmp_path / "list.m4a"
     path.write_text(text)

@@ -34,7 +34,9 @@ CARD = ModelCard(
 
 @pytest.fixture(scope="module")
 def model():
-    model = create_model("dymn04", num_classes=3, width=0.1, temperature=7.0, generator=torch.Generator().manual_seed(0)).eval()
+    model = create_model(
+        "dymn04", num_classes=3, width=0.1, temperature=7.0, generator=torch.Generator().manual_seed(0)
+    ).eval()
     model.card = CARD
     return model
 
@@ -44,7 +46,9 @@ def without_digest(card):
 
 
 def same_weights(a, b):
-    return a.state_dict().keys() == b.state_dict().keys() and all(torch.equal(v, b.state_dict()[k]) for k, v in a.state_dict().items())
+    return a.state_dict().keys() == b.state_dict().keys() and all(
+        torch.equal(v, b.state_dict()[k]) for k, v in a.state_dict().items()
+    )
 
 
 def test_round_trip(model, tmp_path):
@@ -61,7 +65,10 @@ def test_round_trip(model, tmp_path):
 def test_the_digest_of_the_source_is_kept(model, tmp_path):
     first = pretrained.save(model, tmp_path / "a.safetensors")
     second = pretrained.save(load_model(tmp_path / "a.safetensors"), tmp_path / "b.safetensors")
-    assert load_model(tmp_path / "b.safetensors").card.provenance == CARD.provenance | {"source_sha256": first, "sha256": second}
+    assert load_model(tmp_path / "b.safetensors").card.provenance == CARD.provenance | {
+        "source_sha256": first,
+        "sha256": second,
+    }
 
 
 def test_the_same_model_gives_the_same_file(model, tmp_path):
@@ -105,7 +112,9 @@ def test_each_family_is_rebuilt(name, head, tmp_path):
 def test_a_filled_skeleton_leaves_nothing_out(attention):
     model = create_model("dymn04", num_classes=4, width=0.1, attention=attention)
     filled = MobileNet.skeleton(model.config).fill(model.state_dict())
-    assert not any(tensor.is_meta for module in filled.modules() for tensor in [*module.parameters(), *module.buffers()])
+    assert not any(
+        tensor.is_meta for module in filled.modules() for tensor in [*module.parameters(), *module.buffers()]
+    )
     x = torch.randn(1, 1, 32, 20)
     torch.testing.assert_close(filled.eval()(x), model.eval()(x))
 
@@ -130,7 +139,9 @@ def test_folder(model, tmp_path):
     assert sorted(p.name for p in (tmp_path / "folder").iterdir()) == ["README.md", "config.json", "model.safetensors"]
     loaded = MobileNet.from_pretrained(tmp_path / "folder")
     assert loaded.config == model.config and without_digest(loaded.card) == CARD
-    assert json.loads((tmp_path / "folder" / "config.json").read_text())["config"] == json.loads(json.dumps(to_dict(model.config)))
+    assert json.loads((tmp_path / "folder" / "config.json").read_text())["config"] == json.loads(
+        json.dumps(to_dict(model.config))
+    )
 
 
 def test_the_readme_is_a_card_of_the_hub(model, tmp_path):
@@ -242,7 +253,10 @@ GIANT_CONFIG = {"c_last": 2**20, "c_hidden": 2**20}
         (with_config(blocks=[5]), "network that cannot be"),
         (with_config(blocks=5), "network that cannot be"),
         (with_config(head="python"), "head is 'python'"),
-        (with_config(**GIANT_CONFIG), r"wrong shape last.conv.weight \[96, 16, 1, 1\] instead of \[1048576, 16, 1, 1\]"),
+        (
+            with_config(**GIANT_CONFIG),
+            r"wrong shape last.conv.weight \[96, 16, 1, 1\] instead of \[1048576, 16, 1, 1\]",
+        ),
         (with_config(num_classes=2**20), "3 labels for 1048576 classes"),
         (with_block(activation="eval"), "network that cannot be.*'eval'"),
         (with_block(activation=["relu"]), "network that cannot be"),
@@ -280,7 +294,9 @@ def test_descriptions_that_are_not_allowed(model, tmp_path, describe, reason):
 def test_too_many_blocks(model, tmp_path):
     block = to_dict(model.config)["blocks"][2]
     path = tmp_path / "a.safetensors"
-    path.write_bytes(serialise({}, {"dymn": json.dumps(with_config(blocks=[block | {"c_out": block["c_in"]}] * 2000)(model))}))
+    path.write_bytes(
+        serialise({}, {"dymn": json.dumps(with_config(blocks=[block | {"c_out": block["c_in"]}] * 2000)(model))})
+    )
     with pytest.raises(WeightsError, match="2000 blocks; at most 256"):
         load_model(path)
 
@@ -290,10 +306,16 @@ def test_too_many_blocks(model, tmp_path):
     [
         (lambda state: state.pop("stem.conv.weight"), "missing stem.conv.weight"),
         (lambda state: state.update(extra=torch.zeros(2)), "extra extra"),
-        (lambda state: state.update({"head.hidden.bias": torch.zeros(3)}), r"wrong shape head.hidden.bias \[3\] instead of"),
+        (
+            lambda state: state.update({"head.hidden.bias": torch.zeros(3)}),
+            r"wrong shape head.hidden.bias \[3\] instead of",
+        ),
         (lambda state: state["stem.conv.weight"].fill_(torch.inf), "stem.conv.weight holds values that are not finite"),
         (lambda state: state.update({"stem.norm.bias": torch.zeros(8, dtype=torch.int32)}), "stem.norm.bias is I32"),
-        (lambda state: state.update({"stem.norm.bias": torch.full((8,), 1e300, dtype=torch.float64)}), "stem.norm.bias holds values"),
+        (
+            lambda state: state.update({"stem.norm.bias": torch.full((8,), 1e300, dtype=torch.float64)}),
+            "stem.norm.bias holds values",
+        ),
         (lambda state: state.clear(), "missing stem.conv.weight, .* more"),
     ],
 )
@@ -359,12 +381,20 @@ def test_a_skeleton_of_nonsense():
 
 def test_finite_values_whose_sum_is_not_are_finite():
     assert is_finite(np.full(4, 3e38, np.float32)) and is_finite(np.zeros((), np.int64))
-    assert not is_finite(np.array([np.inf, -np.inf])) and not is_finite(np.array([np.nan])) and is_finite(np.full(999, 6e4, np.float16))
+    assert (
+        not is_finite(np.array([np.inf, -np.inf]))
+        and not is_finite(np.array([np.nan]))
+        and is_finite(np.full(999, 6e4, np.float16))
+    )
 
 
 def described(arrays, content=bytes(16)):
     """A file with these entries in its header, and this content."""
-    metadata = {"dymn": json.dumps({"format": 1, "config": to_dict(model_config("mn01", num_classes=1)), "card": {"labels": ["a"]}})}
+    metadata = {
+        "dymn": json.dumps(
+            {"format": 1, "config": to_dict(model_config("mn01", num_classes=1)), "card": {"labels": ["a"]}}
+        )
+    }
     header = json.dumps({"__metadata__": metadata, **arrays}).encode()
     return len(header).to_bytes(8, "little") + header + content
 
@@ -415,11 +445,14 @@ def test_files_are_those_of_safetensors(model, tmp_path):
     save_file(theirs, tmp_path / "b.safetensors", {"dymn": json.dumps(weights_format.description(model.stored()))})
     mine = weights_format.read(tmp_path / "b.safetensors").state
     assert all(
-        np.array_equal(values, theirs[name].float() if values.dtype == np.float32 else theirs[name]) for name, values in mine.items()
+        np.array_equal(values, theirs[name].float() if values.dtype == np.float32 else theirs[name])
+        for name, values in mine.items()
     )
 
 
-@pytest.mark.parametrize("change", [{"head": {}}, {"head": ["mlp"]}, {"blocks": {"activation": {}}}, {"blocks": {"attention": []}}])
+@pytest.mark.parametrize(
+    "change", [{"head": {}}, {"head": ["mlp"]}, {"blocks": {"activation": {}}}, {"blocks": {"attention": []}}]
+)
 def test_parts_that_are_no_names(model, tmp_path, change):
     description = json.loads(json.dumps(weights_format.description(model.stored())))
     inner = change.get("blocks", {})

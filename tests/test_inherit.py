@@ -55,13 +55,16 @@ def test_is_much_nearer_than_a_fresh_network(parent, context):
     calibrate(fresh, x)
     inherited = inherit(student(context=context), parent, x, generator(4))
     # A parent of random weights is chaotic: what differs a little at first differs much after fifteen blocks.
-    assert likeness(inherited, parent, x, 0) > 0.9 and likeness(inherited, parent, x, 4) > 0.8 > 0.3 > likeness(fresh, parent, x, 4)
+    assert likeness(inherited, parent, x, 0) > 0.9 and likeness(inherited, parent, x, 4) > 0.8 > 0.3 > likeness(
+        fresh, parent, x, 4
+    )
 
 
 def test_takes_over_what_the_two_share(parent):
     before = {name: value.clone() for name, value in parent.state_dict().items()}
     inherited = inherit(student(), parent, log_mels(), generator(4))
-    assert all(torch.equal(value, before[name]) for name, value in parent.state_dict().items())  # the parent stays as it is
+    # the parent stays as it is
+    assert all(torch.equal(value, before[name]) for name, value in parent.state_dict().items())
     assert torch.equal(inherited.head.classifier.weight, parent.head.classifier.weight)
     assert torch.equal(inherited.stem.conv.weight, parent.stem.conv.weight)
     assert all(norm.momentum == 0.01 for norm in inherited.modules() if isinstance(norm, torch.nn.BatchNorm2d))
@@ -70,11 +73,15 @@ def test_takes_over_what_the_two_share(parent):
     assert 0.3 * kernel.std() < (kernels - kernel).std() < 0.6 * kernel.std()
     torch.testing.assert_close(kernels.mean(dim=0), kernel)  # so that a uniform kernel attention changes nothing
     again = inherit(student(), parent, log_mels(), generator(4))
-    assert all(torch.equal(a, b) for a, b in zip(inherited.state_dict().values(), again.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(inherited.state_dict().values(), again.state_dict().values(), strict=True)
+    )
 
 
 def test_a_partly_dynamic_network(parent):
-    inherited = inherit(student(dynamic_blocks="last5", dynamic_convs=("depthwise",), attention=None), parent, log_mels(), generator(4))
+    inherited = inherit(
+        student(dynamic_blocks="last5", dynamic_convs=("depthwise",), attention=None), parent, log_mels(), generator(4)
+    )
     assert torch.equal(inherited.blocks[3].depthwise.conv.weight, parent.blocks[3].depthwise.conv.weight)
     assert inherited.blocks[12].depthwise.conv.weight.ndim == 5
 

@@ -1,4 +1,7 @@
-"""Signals at random moments: no healthy recording looks damaged, and what is resumed equals what was never interrupted."""
+"""Signals at random moments.
+
+No healthy recording looks damaged, and what is resumed equals what was never interrupted.
+"""
 
 import io
 import random
@@ -28,14 +31,18 @@ def clips(tmp_path_factory):
     folder = tmp_path_factory.mktemp("clips")
     t = np.arange(20 * RATE) / RATE
     for i in range(2):
-        samples = (0.3 * np.sin(2 * np.pi * (300 + 100 * i) * t) + np.random.default_rng(i).normal(0, 0.05, len(t))).astype(np.float32)
+        samples = (
+            0.3 * np.sin(2 * np.pi * (300 + 100 * i) * t) + np.random.default_rng(i).normal(0, 0.05, len(t))
+        ).astype(np.float32)
         for ending, options in {
             "wav": {},
             "flac": {},
             "mp3": {"format": "MP3", "subtype": "MPEG_LAYER_III"},
             "ogg": {"format": "OGG", "subtype": "OPUS"},
         }.items():
-            with soundfile.SoundFile(folder / f"{i}.{ending}", "w", 48_000 if ending == "ogg" else RATE, 1, **options) as file:
+            with soundfile.SoundFile(
+                folder / f"{i}.{ending}", "w", 48_000 if ending == "ogg" else RATE, 1, **options
+            ) as file:
                 for start in range(0, len(samples), 4096):
                     file.write(samples[start : start + 4096])
     return folder

@@ -102,7 +102,9 @@ def test_a_stream_says_what_a_file_gets(tagger, tmp_path, window, hop):
     wanted = TagSettings(top_k=0, window=window, hop=hop)
     (recording,) = tagger.tag_files([path], wanted)
     answers = fed(tagger.stream(rate, top_k=0, window=window, hop=hop), samples, range(0, len(samples), 1234))
-    assert [(window.start, window.end) for window in answers] == [(window.start, window.end) for window in recording.timeline]
+    assert [(window.start, window.end) for window in answers] == [
+        (window.start, window.end) for window in recording.timeline
+    ]
     for answer, expected in zip(answers, recording.timeline, strict=True):
         live, file = ({tag.label: tag.score for tag in window.tags} for window in (answer, expected))
         assert live == pytest.approx(file, abs=1e-6)
@@ -110,7 +112,9 @@ def test_a_stream_says_what_a_file_gets(tagger, tmp_path, window, hop):
 
 def test_answers_come_as_soon_as_they_can():
     stream = SUMS.stream(RATE, window=1.0, hop=0.5)
-    came = [(round(i * 0.1 + 0.1, 1), window.end) for i in range(30) for window in stream.feed(np.zeros(3200, np.float32))]
+    came = [
+        (round(i * 0.1 + 0.1, 1), window.end) for i in range(30) for window in stream.feed(np.zeros(3200, np.float32))
+    ]
     assert [end for _, end in came] == [1.0, 1.5, 2.0, 2.5]
     assert all(now - end <= 0.21 for now, end in came)
 
@@ -118,7 +122,12 @@ def test_answers_come_as_soon_as_they_can():
 def test_what_cannot_be_fed_is_left_out():
     stream = SUMS.stream(RATE, window=0.5)
     stream.feed(np.zeros((100, 2), np.float32))
-    for wrong in (np.full((10, 2), np.nan, np.float32), np.zeros((4, 3), np.float32), np.zeros((2, 2, 2)), np.zeros((4, 2), "c8")):
+    for wrong in (
+        np.full((10, 2), np.nan, np.float32),
+        np.zeros((4, 3), np.float32),
+        np.zeros((2, 2, 2)),
+        np.zeros((4, 2), "c8"),
+    ):
         with pytest.raises(AudioError):
             stream.feed(wrong)
     stream.feed(np.zeros((0, 2), np.int16))
@@ -136,8 +145,16 @@ def test_what_cannot_be_fed_is_left_out():
 
 def test_after_a_gap_times_are_true():
     loud, quiet = np.full(RATE, 0.5, np.float32), np.zeros(RATE, np.float32)
-    heard = list(follow(SUMS.backend, [Chunk(loud, 0), Chunk(quiet, 3 * RATE), Chunk(quiet, 0)], RATE, TagSettings(window=0.5)))
-    assert [(answer.window.start, answer.dropped) for answer in heard] == [(0.0, 0.0), (4.0, 3.0), (4.5, 3.0), (5.0, 3.0), (5.5, 3.0)]
+    heard = list(
+        follow(SUMS.backend, [Chunk(loud, 0), Chunk(quiet, 3 * RATE), Chunk(quiet, 0)], RATE, TagSettings(window=0.5))
+    )
+    assert [(answer.window.start, answer.dropped) for answer in heard] == [
+        (0.0, 0.0),
+        (4.0, 3.0),
+        (4.5, 3.0),
+        (5.0, 3.0),
+        (5.5, 3.0),
+    ]
     assert [answer.window.tags[0].score for answer in heard] == [0.5, 0, 0, 0, 0]
 
 
@@ -159,7 +176,9 @@ def test_the_queue_is_bounded_and_counts():
 
 
 @settings(deadline=None)
-@given(st.sampled_from(PCM_FORMATS), st.integers(1, 3), st.binary(max_size=200), st.lists(st.integers(0, 200), max_size=8))
+@given(
+    st.sampled_from(PCM_FORMATS), st.integers(1, 3), st.binary(max_size=200), st.lists(st.integers(0, 200), max_size=8)
+)
 def test_pcm_in_pieces(format, channels, data, cuts):
     assume(not encoded_kind(data))  # such bytes are refused by name
     whole = PcmReader(format, channels)
@@ -168,11 +187,18 @@ def test_pcm_in_pieces(format, channels, data, cuts):
     edges = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
     parts = [reader.feed(data[a:b]) for a, b in pairwise(edges)]
     np.testing.assert_array_equal(np.concatenate(parts), expected)
-    assert reader.rest == whole.rest == len(data) % (channels * max(1, int(format.strip("abcdefghijklmnopqrstuvwxyz")) // 8))
+    assert (
+        reader.rest
+        == whole.rest
+        == len(data) % (channels * max(1, int(format.strip("abcdefghijklmnopqrstuvwxyz")) // 8))
+    )
 
 
 def test_pcm_values():
-    assert PcmReader("s24le", 1).feed(b"\x01\x00\x80\xff\xff\x7f").tolist() == [[(-(2**23) + 1) * 256], [(2**23 - 1) * 256]]
+    assert PcmReader("s24le", 1).feed(b"\x01\x00\x80\xff\xff\x7f").tolist() == [
+        [(-(2**23) + 1) * 256],
+        [(2**23 - 1) * 256],
+    ]
     assert PcmReader("s16be", 2).feed(b"\x01\x02\xff\xfe").tolist() == [[258, -2]]
     assert PcmReader("f32le", 1).feed(np.array([0.25], "<f4").tobytes()).tolist() == [[0.25]]
     with pytest.raises(ConfigError, match="s16le"):
@@ -199,9 +225,13 @@ def test_samples_on_standard_input(model, tagger, pcm):
     answers = [json.loads(line) for line in done.stdout.splitlines()]
     samples = np.frombuffer(pcm, "<i2")
     (recording,) = tagger.tag_files([samples], TagSettings(window=2.0, hop=0.5), sample_rate=16_000)
-    assert [(answer["start"], answer["end"], answer["dropped"]) for answer in answers] == [(*w[:2], 0) for w in recording.timeline]
+    assert [(answer["start"], answer["end"], answer["dropped"]) for answer in answers] == [
+        (*w[:2], 0) for w in recording.timeline
+    ]
     for answer, expected in zip(answers, recording.timeline, strict=True):
-        assert {tag["label"]: tag["score"] for tag in answer["tags"]} == pytest.approx({t.label: t.score for t in expected.tags}, abs=2e-6)
+        assert {tag["label"]: tag["score"] for tag in answer["tags"]} == pytest.approx(
+            {t.label: t.score for t in expected.tags}, abs=2e-6
+        )
     text = run("-", "--rate", 16_000, "--model", model, input=pcm + b"\x00")
     assert len(text.stdout.splitlines()) == len(answers)
     assert "within a sample" in text.stderr
@@ -251,7 +281,9 @@ def test_the_table_shows_labels_as_they_are(tagger):
     from rich.console import Console
 
     (answer,) = follow(tagger.backend, [Chunk(np.zeros((RATE, 1), np.float32), 0)], RATE, TagSettings(window=1.0))
-    hostile = answer._replace(window=answer.window._replace(tags=[answer.window.tags[0]._replace(label="[red]Dog[/nope]")]), dropped=2.0)
+    hostile = answer._replace(
+        window=answer.window._replace(tags=[answer.window.tags[0]._replace(label="[red]Dog[/nope]")]), dropped=2.0
+    )
     out = Console(file=io.StringIO(), width=80)
     out.print(listen.LiveTable("[bold]title[/x]", 3).table(hostile))
     text = out.file.getvalue()
@@ -305,7 +337,9 @@ def sounddevice(monkeypatch):
 
     default = types.SimpleNamespace(device=[1, 0])
     kind = type("Stream", (FakeStream,), {})
-    module = types.SimpleNamespace(PortAudioError=PortAudioError, query_devices=query_devices, default=default, InputStream=kind)
+    module = types.SimpleNamespace(
+        PortAudioError=PortAudioError, query_devices=query_devices, default=default, InputStream=kind
+    )
     module.found = found
     monkeypatch.setitem(sys.modules, "sounddevice", module)
     return module

@@ -1,10 +1,22 @@
-"""Eq. 8 against a hand calculation in NumPy (float64): values, gradients, mixtures, missing teachers and annotations."""
+"""Eq. 8 against a hand calculation in NumPy (float64).
+
+Values, gradients, mixtures, missing teachers and annotations.
+"""
 
 import numpy as np
 import pytest
 import torch
 
-from dymn.training.losses import Targets, distillation_loss, label_loss, mix, probabilities, targets_of, teacher_entropy, teacher_loss
+from dymn.training.losses import (
+    Targets,
+    distillation_loss,
+    label_loss,
+    mix,
+    probabilities,
+    targets_of,
+    teacher_entropy,
+    teacher_loss,
+)
 
 B, C = 5, 7
 LAMBDA = 0.1
@@ -48,7 +60,9 @@ def test_equation_8(case):
     z, y, zt = case
     p, t = sigmoid(z), sigmoid(zt)
     value, gradient = value_and_gradient(z, targets(y, zt), label_weight=LAMBDA)
-    assert value == pytest.approx(LAMBDA * cross_entropy(p, y).mean() + (1 - LAMBDA) * cross_entropy(p, t).mean(), rel=1e-12)
+    assert value == pytest.approx(
+        LAMBDA * cross_entropy(p, y).mean() + (1 - LAMBDA) * cross_entropy(p, t).mean(), rel=1e-12
+    )
     np.testing.assert_allclose(gradient, (LAMBDA * (p - y) + (1 - LAMBDA) * (p - t)) / (B * C), rtol=1e-10)
 
 
@@ -66,7 +80,9 @@ def test_equation_8_for_exclusive_classes(case):
 def test_lambda_at_its_ends_leaves_one_part(case, weight, part):
     z, y, zt = case
     made = targets(y, zt)
-    assert float(distillation_loss(torch.from_numpy(z), made, label_weight=weight)) == float(part(torch.from_numpy(z), made, "bce"))
+    assert float(distillation_loss(torch.from_numpy(z), made, label_weight=weight)) == float(
+        part(torch.from_numpy(z), made, "bce")
+    )
 
 
 @pytest.mark.parametrize("kind", ["bce", "ce"])
@@ -74,12 +90,19 @@ def test_a_clip_without_teacher_counts_its_labels_only(case, kind):
     z, y, zt = case
     y = np.eye(C)[[0, 3, 3, 6, 1]] if kind == "ce" else y
     known = np.array([True, False, True, True, False])
-    value, gradient = value_and_gradient(z, targets(y, zt, has_teacher=known, kind=kind), label_weight=LAMBDA, kind=kind)
+    value, gradient = value_and_gradient(
+        z, targets(y, zt, has_teacher=known, kind=kind), label_weight=LAMBDA, kind=kind
+    )
     p, t = (sigmoid(z), sigmoid(zt)) if kind == "bce" else (softmax(z), softmax(zt))
     n = B * C if kind == "bce" else B
-    np.testing.assert_allclose(gradient, (LAMBDA * (p - y) + (1 - LAMBDA) * (p - t) * known[:, None]) / n, rtol=1e-10, atol=1e-18)
+    np.testing.assert_allclose(
+        gradient, (LAMBDA * (p - y) + (1 - LAMBDA) * (p - t) * known[:, None]) / n, rtol=1e-10, atol=1e-18
+    )
     other = np.where(known[:, None], zt, 50.0)
-    assert value_and_gradient(z, targets(y, other, has_teacher=known, kind=kind), label_weight=LAMBDA, kind=kind)[0] == value
+    assert (
+        value_and_gradient(z, targets(y, other, has_teacher=known, kind=kind), label_weight=LAMBDA, kind=kind)[0]
+        == value
+    )
 
 
 @pytest.mark.parametrize("kind", ["bce", "ce"])
@@ -111,7 +134,9 @@ def test_mixing_masked_clips_keeps_annotated_targets_and_unites_masks():
     """OpenMIC: what is not annotated says nothing, also as a part of a mixture."""
     y = np.array([[0.9, 0.8, 0.0], [1.0, 0.6, 0.4]])
     mask = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
-    made = targets(y, np.zeros_like(y), mask=mask).mixed(torch.tensor([1, 1]), torch.tensor([0.75, 0.5], dtype=torch.float64))
+    made = targets(y, np.zeros_like(y), mask=mask).mixed(
+        torch.tensor([1, 1]), torch.tensor([0.75, 0.5], dtype=torch.float64)
+    )
     assert made.labels.numpy() == pytest.approx(np.array([[0.675, 0.15, 0.0], [0.0, 0.6, 0.0]]))
     assert made.mask.tolist() == [[1, 1, 0], [0, 1, 0]]
 
@@ -145,7 +170,8 @@ def test_mixing_is_linear(case):
     for clip in range(B):
         row = slice(clip, clip + 1)
         parts = [
-            distillation_loss(logits[row], Targets(*(values[row] for values in part)), label_weight=LAMBDA) for part in (made, other, mixed)
+            distillation_loss(logits[row], Targets(*(values[row] for values in part)), label_weight=LAMBDA)
+            for part in (made, other, mixed)
         ]
         assert float(parts[2]) == pytest.approx(float(share[clip] * parts[0] + (1 - share[clip]) * parts[1]), rel=1e-10)
 
@@ -172,7 +198,9 @@ def test_teacher_entropy_is_the_least_teacher_loss(case, kind):
 
 def test_extreme_logits_stay_finite():
     z = torch.tensor([[300.0, -300.0]], requires_grad=True)
-    made = targets_of(torch.tensor([[0.0, 1.0]]), torch.ones(1, 2), torch.tensor([[-300.0, 300.0]]), torch.tensor([True]))
+    made = targets_of(
+        torch.tensor([[0.0, 1.0]]), torch.ones(1, 2), torch.tensor([[-300.0, 300.0]]), torch.tensor([True])
+    )
     loss = distillation_loss(z, made, label_weight=0.5)
     loss.backward()
     assert loss.item() == pytest.approx(300) and torch.isfinite(z.grad).all()

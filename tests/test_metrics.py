@@ -38,7 +38,11 @@ def test_macro_means_are_those_of_scikit_learn():
     half = scores.astype(np.float16).astype(np.float64)
     assert result["mAP"] == pytest.approx(average_precision_score(targets, half, average="macro"))
     assert result["roc_auc"] == pytest.approx(roc_auc_score(targets, half, average="macro"))
-    assert result["d_prime"] == pytest.approx(d_prime(result["roc_auc"])) and result["classes"] == 5 and result["clips"] == 60
+    assert (
+        result["d_prime"] == pytest.approx(d_prime(result["roc_auc"]))
+        and result["classes"] == 5
+        and result["clips"] == 60
+    )
 
 
 def test_classes_without_positives_are_left_out_and_said():
@@ -46,7 +50,9 @@ def test_classes_without_positives_are_left_out_and_said():
     targets[:, [1, 3]] = 0
     result = evaluate(scores, targets)
     assert result["without_positives"] == [1, 3] and result["classes"] == 3
-    assert result["mAP"] == pytest.approx(average_precision_score(targets[:, [0, 2, 4]], scores[:, [0, 2, 4]], average="macro"))
+    assert result["mAP"] == pytest.approx(
+        average_precision_score(targets[:, [0, 2, 4]], scores[:, [0, 2, 4]], average="macro")
+    )
 
 
 def test_masked_entries_do_not_count():
@@ -54,7 +60,11 @@ def test_masked_entries_do_not_count():
     mask = (np.random.default_rng(1).random(scores.shape) < 0.6).astype(np.uint8)
     expected = [average_precision_score(targets[mask[:, c] > 0, c], scores[mask[:, c] > 0, c]) for c in range(5)]
     weighted = [average_precision_score(targets[:, c], scores[:, c], sample_weight=mask[:, c]) for c in range(5)]
-    assert mean_average_precision(scores, targets, mask) == pytest.approx(np.mean(expected)) == pytest.approx(np.mean(weighted))
+    assert (
+        mean_average_precision(scores, targets, mask)
+        == pytest.approx(np.mean(expected))
+        == pytest.approx(np.mean(weighted))
+    )
     changed = np.where(mask > 0, scores, 100.0)
     assert evaluate(changed, targets, mask) == evaluate(scores, targets, mask)
 

@@ -88,7 +88,9 @@ def test_temperature_reaches_every_convolution_and_the_config():
 
 def test_high_temperature_is_near_uniform_attention():
     model = small(temperature=1e6)
-    attention = [m.kernel_attention(model.blocks[0].context(random_input(2, 8, 5, 5))) for m in [model.blocks[0].depthwise.conv]]
+    attention = [
+        m.kernel_attention(model.blocks[0].context(random_input(2, 8, 5, 5))) for m in [model.blocks[0].depthwise.conv]
+    ]
     assert torch.allclose(attention[0], torch.full_like(attention[0], 0.25), atol=1e-5)
 
 
@@ -111,7 +113,12 @@ def test_configs_survive_json(**settings_given):
 @given(st.floats(0.1, 10_000))
 def test_rounded_channels(channels):
     rounded = round_channels(channels)
-    assert rounded % 8 == 0 and rounded >= 8 and rounded >= 0.9 * channels and (rounded <= 8 or abs(rounded - channels) <= 8)
+    assert (
+        rounded % 8 == 0
+        and rounded >= 8
+        and rounded >= 0.9 * channels
+        and (rounded <= 8 or abs(rounded - channels) <= 8)
+    )
 
 
 def test_same_generator_same_weights():

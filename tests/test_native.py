@@ -1,4 +1,6 @@
-"""Compiled code: the network's own numbers, for each set of instructions, any size, any number of threads, any neighbour in the batch."""
+"""Compiled code: the network's own numbers, for each set of instructions, any size, any number of threads, any
+neighbour in the batch.
+"""
 
 import copy
 import dataclasses
@@ -30,7 +32,9 @@ from test_efficientat import FIXTURES, load
 LIVELY = load_benchmark("lively")
 clips = LIVELY.clips
 
-pytestmark = pytest.mark.skipif(not libraries(), reason="no compiled code here: dymn was built without a C compiler, or DYMN_NATIVE is 0")
+pytestmark = pytest.mark.skipif(
+    not libraries(), reason="no compiled code here: dymn was built without a C compiler, or DYMN_NATIVE is 0"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +50,10 @@ def small(name="dymn10", **overrides):
 
 
 def assert_same(model, log_mel, build=None):
-    """The compiled code must not round worse than PyTorch: both are held against float64, whose errors show what it amplifies."""
+    """The compiled code must not round worse than PyTorch.
+
+    Both are held against float64, whose errors show what it amplifies.
+    """
     with torch.no_grad():
         exact, expected = copy.deepcopy(model).double()(log_mel.double()), model(log_mel)
     for got, wanted, truth in zip(NativeNetwork(model, build)(log_mel), expected, exact, strict=True):
@@ -55,11 +62,17 @@ def assert_same(model, log_mel, build=None):
         assert float((got - truth).abs().max()) < 6 * rounding
 
 
-@pytest.mark.skipif(not Path("/proc/cpuinfo").exists() or platform.machine() != "x86_64", reason="Linux on x86 lists its instructions")
+@pytest.mark.skipif(
+    not Path("/proc/cpuinfo").exists() or platform.machine() != "x86_64", reason="Linux on x86 lists its instructions"
+)
 def test_every_build_that_this_cpu_can_run_is_offered():
     flags = set(re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.M).group(1).split())
     v3 = {"avx2", "fma", "bmi2"}
-    needed = {"_native_v4": v3 | {"avx512f", "avx512vl", "avx512bw", "avx512dq", "avx512cd"}, "_native_v3": v3, "_native": set()}
+    needed = {
+        "_native_v4": v3 | {"avx512f", "avx512vl", "avx512bw", "avx512dq", "avx512cd"},
+        "_native_v3": v3,
+        "_native": set(),
+    }
     assert list(libraries()) == [name for name, wanted in needed.items() if wanted <= flags]
 
 
@@ -70,13 +83,16 @@ def test_each_build_gives_the_numbers_of_the_network(build, name):
     log_mel = clips(2, 128, 317, seed=3)
     assert_same(model, log_mel, build)
     with torch.no_grad():
-        assert float(model(clips(4, 128, 100)).logits.std(dim=0).min()) > 0.1  # so that a form which is blind to the clip would fail
+        # so that a form which is blind to the clip would fail
+        assert float(model(clips(4, 128, 100)).logits.std(dim=0).min()) > 0.1
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_architecture(name):
     assert is_known(model_config(name))
-    assert_same(small(name, **({"width": 0.1} if MODELS[name]["width"] != 0.4 else {"width": 0.4})), clips(2, 64, 50, seed=1))
+    assert_same(
+        small(name, **({"width": 0.1} if MODELS[name]["width"] != 0.4 else {"width": 0.4})), clips(2, 64, 50, seed=1)
+    )
 
 
 @pytest.mark.parametrize(
@@ -121,7 +137,8 @@ MODEL = small()
 def test_any_size_and_any_number_of_threads(n_clips, n_mels, n_frames, n_threads):
     log_mel = clips(n_clips, n_mels, max(n_frames, 2), seed=n_frames)[..., :n_frames]
     with torch.no_grad():
-        assume(float(MODEL(log_mel).embedding.max()) < 1e3)  # random weights amplify some inputs, and their round-off, beyond all measure
+        # random weights amplify some inputs, and their round-off, beyond all measure
+        assume(float(MODEL(log_mel).embedding.max()) < 1e3)
     torch.set_num_threads(n_threads)
     assert_same(MODEL, log_mel)
 
@@ -152,7 +169,10 @@ def test_calls_from_several_threads_at_once():
     inputs = [clips(1, 40, 50 + i, seed=i) for i in range(24)]
     expected = [network(x).logits for x in inputs]
     with ThreadPoolExecutor(6) as pool:
-        assert all(torch.equal(one, other) for one, other in zip(pool.map(lambda x: network(x).logits, inputs), expected, strict=True))
+        assert all(
+            torch.equal(one, other)
+            for one, other in zip(pool.map(lambda x: network(x).logits, inputs), expected, strict=True)
+        )
 
 
 def test_weights_are_those_of_the_moment():
@@ -161,7 +181,9 @@ def test_weights_are_those_of_the_moment():
     before = network(log_mel).logits
     with torch.no_grad():
         model.stem.conv.weight.mul_(2)
-    assert torch.equal(network(log_mel).logits, before) and not torch.allclose(NativeNetwork(model)(log_mel).logits, before)
+    assert torch.equal(network(log_mel).logits, before) and not torch.allclose(
+        NativeNetwork(model)(log_mel).logits, before
+    )
 
 
 @pytest.mark.parametrize(
@@ -175,12 +197,19 @@ def test_says_which_networks_it_does_not_know(settings):
         NativeNetwork(model)
 
 
-@pytest.mark.parametrize("change", [{"c_exp": 20}, {"attention": "ca", "context_size": 12}, {"attention": "ca", "context_size": 0}])
+@pytest.mark.parametrize(
+    "change", [{"c_exp": 20}, {"attention": "ca", "context_size": 12}, {"attention": "ca", "context_size": 0}]
+)
 def test_a_file_that_names_odd_sizes_gets_no_compiled_code(change):
-    """Compiled code takes eight channels at a time; a config comes from a file, which nobody need have made with this package."""
+    """Compiled code takes eight channels at a time.
+
+    A config comes from a file, which nobody need have made with this package.
+    """
     config = model_config("mn10", width=0.1)
     block = dataclasses.replace(config.blocks[5], attention=None)
-    config = dataclasses.replace(config, blocks=(*config.blocks[:5], dataclasses.replace(block, **change), *config.blocks[6:]))
+    config = dataclasses.replace(
+        config, blocks=(*config.blocks[:5], dataclasses.replace(block, **change), *config.blocks[6:])
+    )
     assert not is_known(config)
     assert is_known(dataclasses.replace(config, blocks=(*config.blocks[:5], block, *config.blocks[6:])))
     assert not is_known(dataclasses.replace(model_config("mn10"), c_last=100))

@@ -39,7 +39,9 @@ ENTRIES = {
     "hear times": lambda tagger, model, x: hear.get_timestamp_embeddings(torch.from_numpy(x), hear.load_model()),
     "scikit-learn": lambda tagger, model, x: transformed(x),
     "scikit-learn, of many lengths": lambda tagger, model, x: transformed([x[0], x[1][:100]]),
-    "pipeline": lambda tagger, model, x: dymn.pipeline("audio-classification", model, device="cpu")({"raw": x[1], "sampling_rate": RATE}),
+    "pipeline": lambda tagger, model, x: dymn.pipeline("audio-classification", model, device="cpu")(
+        {"raw": x[1], "sampling_rate": RATE}
+    ),
 }
 
 

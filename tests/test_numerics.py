@@ -1,4 +1,7 @@
-"""Odd signals and odd company: what a recording is told must not depend on neighbours, threads or chunks, and be finite in any case."""
+"""Odd signals and odd company.
+
+What a recording is told must not depend on neighbours, threads or chunks, and be finite in any case.
+"""
 
 import numpy as np
 import pytest
@@ -67,7 +70,10 @@ def test_neither_batch_nor_neighbours_nor_threads_matter(tagger):
             torch.set_num_threads(threads)
             assert np.abs(tagger.probabilities(clips) - alone).max() < TOLERANCE
             assert np.abs(tagger.probabilities(clips[::-1].copy())[::-1] - alone).max() < TOLERANCE
-            assert np.abs(np.concatenate([tagger.probabilities(clips[i : i + 3]) for i in (0, 3, 6)]) - alone).max() < TOLERANCE
+            assert (
+                np.abs(np.concatenate([tagger.probabilities(clips[i : i + 3]) for i in (0, 3, 6)]) - alone).max()
+                < TOLERANCE
+            )
     finally:
         torch.set_num_threads(before)
 

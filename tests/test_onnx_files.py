@@ -24,7 +24,9 @@ def external(name="w"):
 
 def graph(nodes=(), initializers=(), sparse=()):
     wave = helper.make_tensor_value_info("x", TensorProto.FLOAT, [4])
-    made = helper.make_graph(list(nodes) or [helper.make_node("Identity", ["x"], ["y"])], "g", [wave], [], list(initializers))
+    made = helper.make_graph(
+        list(nodes) or [helper.make_node("Identity", ["x"], ["y"])], "g", [wave], [], list(initializers)
+    )
     made.sparse_initializer.extend(sparse)
     return made
 
@@ -52,9 +54,13 @@ HOLDERS = {
     "a constant": lambda: model(graph([constant(external())])),
     "a branch": lambda: model(graph([branch(graph(initializers=[external()]))])),
     "a branch of a branch": lambda: model(graph([branch(graph([branch(graph([constant(external())]))]))])),
-    "a sparse tensor": lambda: model(graph(sparse=[onnx.SparseTensorProto(values=external(), indices=external("i"), dims=[4])])),
+    "a sparse tensor": lambda: model(
+        graph(sparse=[onnx.SparseTensorProto(values=external(), indices=external("i"), dims=[4])])
+    ),
     "a function": lambda: model(graph(), functions=[function(constant(external()))]),
-    "a second graph, which protobuf adds to the first": lambda: model(graph()) + model(graph(initializers=[external()])),
+    "a second graph, which protobuf adds to the first": lambda: (
+        model(graph()) + model(graph(initializers=[external()]))
+    ),
     "a place without the word for it": lambda: model(graph(initializers=[_unsaid()])),
 }
 
@@ -81,7 +87,10 @@ def test_onnxruntime_is_not_asked(tmp_path, monkeypatch):
 
 def test_numbers_of_its_own_are_allowed():
     own = numpy_helper.from_array(np.ones(4, np.float32), "w")
-    check_onnx(model(graph([constant(own), branch(graph([constant(own)]))], [own]), functions=[function(constant(own))]), "x.onnx")
+    check_onnx(
+        model(graph([constant(own), branch(graph([constant(own)]))], [own]), functions=[function(constant(own))]),
+        "x.onnx",
+    )
 
 
 @pytest.mark.parametrize(

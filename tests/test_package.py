@@ -17,7 +17,9 @@ from test_benchmarks import load as load_benchmark
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 SUFFIXES = {".py", ".typed", ".safetensors", ".csv", ".toml", ".html", ".css", ".js"}
-FILES = {path.relative_to(ROOT / "src").as_posix() for path in (ROOT / "src" / "dymn").rglob("*") if path.suffix in SUFFIXES}
+FILES = {
+    path.relative_to(ROOT / "src").as_posix() for path in (ROOT / "src" / "dymn").rglob("*") if path.suffix in SUFFIXES
+}
 
 
 @pytest.fixture(scope="module")
@@ -44,10 +46,19 @@ def test_sdist_builds_tests_and_demonstrates_itself(dist):
     (sdist,) = dist.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    wanted = ("pyproject.toml", "README.md", "LICENSE", "Makefile", "Dockerfile", "constraints.txt", "platforms/check.py")
+    wanted = (
+        "pyproject.toml",
+        "README.md",
+        "LICENSE",
+        "Makefile",
+        "Dockerfile",
+        "constraints.txt",
+        "platforms/check.py",
+    )
     wanted += ("src/dymn/py.typed", "tests/test_package.py")
     assert set(wanted) <= names
-    assert not [name for name in names if Path(name).suffix in {".so", ".dylib", ".dll"}]  # what was compiled here is for wheels
+    # what was compiled here is for wheels
+    assert not [name for name in names if Path(name).suffix in {".so", ".dylib", ".dll"}]
     assert {f"examples/audio/{path.name}" for path in (ROOT / "examples" / "audio").iterdir()} <= names
 
 
@@ -55,7 +66,18 @@ def test_wheel_works_in_another_environment(dist, tmp_path):
     """Without the dependencies, which it borrows from this environment; `make package` installs them too."""
     (wheel,) = dist.glob("*.whl")
     target = tmp_path / "site"
-    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(target), str(wheel)]
+    install = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-index",
+        "--target",
+        str(target),
+        str(wheel),
+    ]
     subprocess.run(install, check=True, capture_output=True)
     code = f"import sys; sys.path.insert(0, {str(target)!r}); import dymn.cli; assert {str(target)!r} in dymn.__file__; dymn.cli.main()"
     done = subprocess.run([sys.executable, "-I", "-c", code, "--version"], capture_output=True, text=True, cwd=tmp_path)
@@ -65,14 +87,19 @@ def test_wheel_works_in_another_environment(dist, tmp_path):
 
 
 def requirements(lines):
-    return [re.match(r"[A-Za-z0-9._-]+", line).group().lower().replace("_", "-") for line in lines if not line.startswith("dymn[")]
+    return [
+        re.match(r"[A-Za-z0-9._-]+", line).group().lower().replace("_", "-")
+        for line in lines
+        if not line.startswith("dymn[")
+    ]
 
 
 def test_the_extra_all_brings_every_extra():
     extras = PROJECT["optional-dependencies"]
     (everything,) = extras["all"]
     named = set(re.fullmatch(r"dymn\[(.*)\]", everything).group(1).split(","))
-    assert named == set(extras) - {"all", "dev", "docs", "executorch", "litert"}  # two gigabytes, and older versions of others
+    # two gigabytes, and older versions of others
+    assert named == set(extras) - {"all", "dev", "docs", "executorch", "litert"}
 
 
 def test_pytorch_is_an_extra_on_which_others_build():
@@ -115,7 +142,9 @@ def test_an_installation_is_measured_by_packages(tmp_path):
 def test_constraints_pin_what_the_project_names():
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pins = [
-        re.fullmatch(r"([a-z0-9-]+)==([^;]+)(; python_version (?:<|>=) \"3\.11\")?", line) for line in lines if not line.startswith("#")
+        re.fullmatch(r"([a-z0-9-]+)==([^;]+)(; python_version (?:<|>=) \"3\.11\")?", line)
+        for line in lines
+        if not line.startswith("#")
     ]
     assert all(pins), "each line is a comment or `name==version`, with a marker for Python 3.10 at most"
     pinned = {pin.group(1) for pin in pins}
@@ -129,4 +158,8 @@ def test_constraints_pin_what_the_project_names():
 def test_versions_agree():
     assert version("dymn") == __version__
     assert f"version: {__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
-    assert re.search(r"^## \[(Unreleased|" + re.escape(__version__) + r")\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.M)
+    assert re.search(
+        r"^## \[(Unreleased|" + re.escape(__version__) + r")\]",
+        (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"),
+        re.M,
+    )

@@ -1,4 +1,5 @@
-"""The page in a browser: a file or the microphone through the network in the browser, the answer that of the command line.
+"""The page in a browser: a file or the microphone through the network in the browser, the answer that of the command
+line.
 
 Needs Chromium, the package playwright to steer it, and the files that `make page` installs.
 """
@@ -33,12 +34,19 @@ from dymn.serve.settings import ServeSettings
 AUDIO = Path(__file__).parents[1] / "examples" / "audio"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 NEEDS_CHROMIUM = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium here")
-NEEDS_FILES = pytest.mark.skipif(not runs_in_browser(find_assets()), reason="`make page` has not installed the page's files")
+NEEDS_FILES = pytest.mark.skipif(
+    not runs_in_browser(find_assets()), reason="`make page` has not installed the page's files"
+)
 PICTURES = os.environ.get("DYMN_PAGE_PICTURES")
 """A folder for pictures of the page, to be looked at."""
 FLAGS = [
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
-    *("--disable-component-update", "--disable-sync", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"),
+    *(
+        "--disable-component-update",
+        "--disable-sync",
+        "--use-fake-device-for-media-stream",
+        "--use-fake-ui-for-media-stream",
+    ),
 ]
 TOKEN = "0123456789abcdef-secret"
 pytestmark = NEEDS_CHROMIUM
@@ -83,7 +91,10 @@ def microphone(tmp_path_factory):
 def browser(tmp_path_factory, microphone):
     with playwright.sync_playwright() as steered:
         one = steered.chromium.launch(
-            executable_path=CHROMIUM, headless=True, args=[*FLAGS, f"--use-file-for-fake-audio-capture={microphone}"], timeout=120_000
+            executable_path=CHROMIUM,
+            headless=True,
+            args=[*FLAGS, f"--use-file-for-fake-audio-capture={microphone}"],
+            timeout=120_000,
         )
         yield one
         one.close()
@@ -116,7 +127,11 @@ def picture(page, name):
 
 def tags(page):
     return dict(
-        zip(page.locator("#tags .label").all_inner_texts(), map(float, page.locator("#tags .score").all_inner_texts()), strict=True)
+        zip(
+            page.locator("#tags .label").all_inner_texts(),
+            map(float, page.locator("#tags .score").all_inner_texts()),
+            strict=True,
+        )
     )
 
 
@@ -186,7 +201,8 @@ def test_the_server_listens_too(page, address, tagger):
     says(page, "#status", "^Hearing")
     page.click("#mic")
     assert page.wrong == []
-    first = [sent for sent in frames if isinstance(sent, bytes)][:6]  # a second stands for those before it, which nobody heard
+    # a second stands for those before it, which nobody heard
+    first = [sent for sent in frames if isinstance(sent, bytes)][:6]
     assert len(first) == 6 and len(set(first)) == 1
 
 
@@ -279,7 +295,12 @@ def test_it_fits_and_can_be_used_with_keys(browser, address, width, scheme):
     context = browser.new_context(viewport={"width": width, "height": 760}, color_scheme=scheme)
     context.set_default_timeout(120_000)
     page = ready(context.new_page(), address)
-    assert keys(page, 4) == ["in-browser" if page.locator("#in-browser").is_enabled() else "on-server", "file", "mic", "A"]
+    assert keys(page, 4) == [
+        "in-browser" if page.locator("#in-browser").is_enabled() else "on-server",
+        "file",
+        "mic",
+        "A",
+    ]
     page.set_input_files("#file", AUDIO / "dog.ogg")
     done(page)
     page.wait_for_timeout(400)
@@ -302,7 +323,9 @@ def keys(page, count):
     for _ in range(count):
         page.keyboard.press("Tab")
         reached.append(page.evaluate("document.activeElement.id || document.activeElement.tagName"))
-        shown = "document.activeElement.id === 'file' ? document.activeElement.nextElementSibling : document.activeElement"
+        shown = (
+            "document.activeElement.id === 'file' ? document.activeElement.nextElementSibling : document.activeElement"
+        )
         assert page.evaluate(f"getComputedStyle({shown}).outlineStyle") != "none", reached
     return reached
 

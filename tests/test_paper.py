@@ -28,18 +28,39 @@ def compared():
 def test_counts_come_out_as_printed(compared, number, row):
     ours = compared[number, row.name]
     if row.macs is None:
-        assert (ours.paper_macs, ours.paper_parameters, ours.paper_map, ours.macs_difference) == (None, None, None, None)
+        assert (ours.paper_macs, ours.paper_parameters, ours.paper_map, ours.macs_difference) == (
+            None,
+            None,
+            None,
+            None,
+        )
         return
     digits = -1 if row.macs in (2060, 2220, 4550, 8030) else 0  # these four are printed to 10 M
     assert round(ours.macs / 1e6, digits) == row.macs
     printed = 1 if row.parameters == 10.7 else 2
     assert round(ours.parameters / 1e6, printed) == row.parameters
-    assert (ours.paper_macs, ours.paper_parameters, ours.paper_map) == (row.macs * 10**6, round(row.parameters * 10**6), row.map)
+    assert (ours.paper_macs, ours.paper_parameters, ours.paper_map) == (
+        row.macs * 10**6,
+        round(row.parameters * 10**6),
+        row.map,
+    )
 
 
 def test_tables_are_complete():
     sizes = {number: len(table.rows) for number, table in paper.TABLES.items()}
-    assert sizes == {"II": 9, "IV": 8, "V": 9, "VI": 6, "VII": 5, "VIII": 8, "IX": 3, "X": 7, "XI": 3, "XII": 4, "XIII": 9}
+    assert sizes == {
+        "II": 9,
+        "IV": 8,
+        "V": 9,
+        "VI": 6,
+        "VII": 5,
+        "VIII": 8,
+        "IX": 3,
+        "X": 7,
+        "XI": 3,
+        "XII": 4,
+        "XIII": 9,
+    }
     assert len(paper.TABLE_III) == 11
     for table in paper.TABLES.values():
         assert len({row.name for row in table.rows}) == len(table.rows)
@@ -113,7 +134,8 @@ def narrowed(variant):
     return dataclasses.replace(variant, width=NARROW, num_classes=3, dropout=0.0).config()
 
 
-CONFIGS = {narrowed(row.variant): f"{number}: {row.name}" for number, row in reversed(ROWS)}  # some are the same at this width
+# some are the same at this width
+CONFIGS = {narrowed(row.variant): f"{number}: {row.name}" for number, row in reversed(ROWS)}
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +154,8 @@ def test_every_variant_trains(config, batch):
 
     with torch.no_grad():
         for parameter in network.parameters():
-            parameter += 0.01 * torch.randn(parameter.shape, generator=generator)  # away from zeros that are there only at first
+            # away from zeros that are there only at first
+            parameter += 0.01 * torch.randn(parameter.shape, generator=generator)
     network.eval()  # in training, a batch norm hides a bias before it
     loss_of(network(log_mel).logits, target).backward()
     unreached = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]

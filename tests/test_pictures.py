@@ -68,7 +68,8 @@ def test_what_is_seen_is_what_is_there(tagger, clip):
     assert seen.labels == tuple(frames.labels[i] for i in best)
     np.testing.assert_array_equal(seen.peaks, frames.scores.max(axis=0)[best])
     assert seen.scores.shape == (3, 60)
-    assert set(np.unique(seen.scores[0])) == set(np.unique(frames.scores[:, best[0]]))  # thinned or not, no value is lost or made up
+    # thinned or not, no value is lost or made up
+    assert set(np.unique(seen.scores[0])) == set(np.unique(frames.scores[:, best[0]]))
     assert overview(tagger, clip, labels=["Dog"]).labels == ("Dog",)
 
 
@@ -83,14 +84,21 @@ def test_what_is_long_is_thinned():
     each = -(-50_001 // result.shape[1])
     size = 2 ** int(np.ceil(np.log2(each)))
     whole = 50_001 // size
-    np.testing.assert_allclose(result[:, :whole], columns[:, : whole * size].reshape(3, whole, size).mean(axis=2), atol=1e-5)
+    np.testing.assert_allclose(
+        result[:, :whole], columns[:, : whole * size].reshape(3, whole, size).mean(axis=2), atol=1e-5
+    )
     np.testing.assert_allclose(result[:, -1], columns[:, whole * size :].mean(axis=1), atol=1e-5)
     assert MAX_COLUMNS < 10_000
 
 
 @pytest.mark.parametrize(
     ("seconds", "last", "unit"),
-    [(0.7, "0.7", "seconds"), (7.1, "7", "seconds"), (75, "1:10", "minutes and seconds"), (43_200, "12:00", "hours and minutes")],
+    [
+        (0.7, "0.7", "seconds"),
+        (7.1, "7", "seconds"),
+        (75, "1:10", "minutes and seconds"),
+        (43_200, "12:00", "hours and minutes"),
+    ],
 )
 def test_times_are_round_and_few(seconds, last, unit):
     ticks = time_ticks(seconds)
@@ -120,7 +128,9 @@ def test_nothing_in_a_picture_overlaps(seen, seconds):
     inside = figure.bbox
     for i, (name, box) in enumerate(boxes):
         assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= inside.x1 and box.y1 <= inside.y1, name
-        assert not [other for other, there in boxes[i + 1 :] if box.shrunk(0.98, 0.9).overlaps(there.shrunk(0.98, 0.9))], name
+        assert not [
+            other for other, there in boxes[i + 1 :] if box.shrunk(0.98, 0.9).overlaps(there.shrunk(0.98, 0.9))
+        ], name
 
 
 class Parts(HTMLParser):

@@ -187,7 +187,9 @@ def test_labels_of_all_kinds(model, tmp_path):
     clips = write_clips(tmp_path / "clips", 16)
     rows = ["path,labels,split"]
     for i, path in enumerate(sorted(clips.rglob("*.wav"))):
-        rows.append(f"{path.relative_to(tmp_path)},{path.parent.name}{';odd' if i % 2 else ''},{'test' if i % 4 == 3 else 'train'}")
+        rows.append(
+            f"{path.relative_to(tmp_path)},{path.parent.name}{';odd' if i % 2 else ''},{'test' if i % 4 == 3 else 'train'}"
+        )
     (tmp_path / "all.csv").write_text("\n".join(rows))
     document = json.loads(run(tmp_path / "all.csv", "-m", model, "-l", "mels", "-f", "json").stdout)
     assert document["metric"] == "mAP" and document["confusion"] is None
@@ -215,14 +217,22 @@ def test_longer_clips_can_be_cut(model, tmp_path):
         (tmp_path / name).mkdir(exist_ok=True)
         soundfile.write(tmp_path / name / f"{i}.wav", samples.astype(np.float32), rate, subtype="FLOAT")
     accuracy = [
-        json.loads(run(tmp_path, "-m", model, "-l", "mels", "-f", "json", *cut).stdout)["mean"] for cut in ([], ["--seconds", "0.09"])
+        json.loads(run(tmp_path, "-m", model, "-l", "mels", "-f", "json", *cut).stdout)["mean"]
+        for cut in ([], ["--seconds", "0.09"])
     ]
     assert accuracy[0] == 1.0 and accuracy[1] < 0.9
 
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--layer", "first"], ["--plot", "x.txt"], ["--folds", "1"], ["--kind", "moon"], ["--seconds", "0"], ["-m", "no_such_model"]],
+    [
+        ["--layer", "first"],
+        ["--plot", "x.txt"],
+        ["--folds", "1"],
+        ["--kind", "moon"],
+        ["--seconds", "0"],
+        ["-m", "no_such_model"],
+    ],
 )
 def test_wrong_use_gives_exit_code_2(model, clips, arguments):
     done = run(clips, "-m", model, *arguments)

@@ -1,4 +1,6 @@
-"""Counts against other counters and by hand, memory and receptive field against what networks do, the formats, the command."""
+"""Counts against other counters and by hand, memory and receptive field against what networks do, the formats, the
+command.
+"""
 
 import csv
 import dataclasses
@@ -25,7 +27,10 @@ SMALL = (32, 100)
 VARIANTS = {
     "dymn04": Variant(width=0.4),
     "dymn03_k2_m3": Variant(width=0.3, n_kernels=2, n_maps=3),
-    **{f"mn_{name}": Variant(width=0.3, dynamic_blocks="none", attention=name, attention_blocks="all") for name in ATTENTIONS},
+    **{
+        f"mn_{name}": Variant(width=0.3, dynamic_blocks="none", attention=name, attention_blocks="all")
+        for name in ATTENTIONS
+    },
     **{f"context_{name}": Variant(width=0.3, context=name) for name in CONTEXTS},
     "fully_convolutional": Variant(width=0.3, head="fully_convolutional", num_classes=10),
 }
@@ -94,13 +99,19 @@ def test_models_are_found_in_files(tmp_path):
     (tmp_path / "settings.toml").write_text('[model]\nname = "dymn04"\nattention = "se"\nnum_classes = 5\n')
     assert profiling.resolve(tmp_path / "whole.json") == config
     assert profiling.resolve(str(tmp_path / "settings.toml")) == model_config("dymn04", attention="se", num_classes=5)
-    (tmp_path / "recipe.toml").write_text('[model]\nname = "dymn04"\ninherit = "mn04_as"\nsettings = {n_kernels = 2}\n[optim]\nlr = 1e-3\n')
+    (tmp_path / "recipe.toml").write_text(
+        '[model]\nname = "dymn04"\ninherit = "mn04_as"\nsettings = {n_kernels = 2}\n[optim]\nlr = 1e-3\n'
+    )
     assert profiling.resolve(tmp_path / "recipe.toml") == model_config("dymn04", n_kernels=2)
     (tmp_path / "plain.toml").write_text('model.name = "mn04_as"\n')
     assert profiling.resolve(tmp_path / "plain.toml") == model_config("mn04")
     network = create_model("dymn04", num_classes=5)
     network.save_pretrained(tmp_path / "folder")
-    assert profiling.resolve(str(tmp_path / "folder")) == profiling.resolve(tmp_path / "folder" / "config.json") == network.config
+    assert (
+        profiling.resolve(str(tmp_path / "folder"))
+        == profiling.resolve(tmp_path / "folder" / "config.json")
+        == network.config
+    )
 
 
 @pytest.mark.parametrize("text", ["[1, 2]", "{", '{"model": 3}', '{"colour": "red"}'])
@@ -192,7 +203,9 @@ def test_profile_has_everything_and_turns_into_json():
 
 
 def test_profile_follows_the_front_end_and_leaves_out_time():
-    profile = profiling.profile("mn10_as_mels_64", input_seconds=5, front_end=FrontEndConfig(n_mels=64, hop_length=640), runs=0)
+    profile = profiling.profile(
+        "mn10_as_mels_64", input_seconds=5, front_end=FrontEndConfig(n_mels=64, hop_length=640), runs=0
+    )
     assert (profile.n_mels, profile.n_frames, profile.latency) == (64, 250, None)
     assert profiling.profile("mn10_as_mels_40", runs=0).n_mels == 40
 
@@ -238,7 +251,9 @@ def test_command_profiles_a_model_and_a_table():
     assert [row["paper_map"] for row in json.loads(result.stdout)] == [47.2, 47.5, 47.4]
 
 
-@pytest.mark.parametrize("arguments", [(), ("mn04", "--table", "II"), ("--table", "XX"), ("dymn04", "--input-seconds", "-1")])
+@pytest.mark.parametrize(
+    "arguments", [(), ("mn04", "--table", "II"), ("--table", "XX"), ("dymn04", "--input-seconds", "-1")]
+)
 def test_command_refuses_wrong_use(arguments):
     result = run(*arguments)
     assert result.exit_code == 2

@@ -19,7 +19,9 @@ from dymn.inference.selection import TagSettings
 from dymn.ray import Engine, _decode, _pieces, _table, _Windows, find
 
 EXAMPLES = Path(__file__).parents[1] / "examples" / "audio"
-with_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed: pip install 'dymn[ray]'")
+with_ray = pytest.mark.skipif(
+    importlib.util.find_spec("ray") is None, reason="ray is not installed: pip install 'dymn[ray]'"
+)
 
 
 def run(*arguments):
@@ -28,7 +30,9 @@ def run(*arguments):
 
 def chunk(*paths):
     pyarrow = pytest.importorskip("pyarrow")
-    return pyarrow.table({"place": list(range(len(paths))), "path": pyarrow.array(map(os.fsencode, paths), pyarrow.binary())})
+    return pyarrow.table(
+        {"place": list(range(len(paths))), "path": pyarrow.array(map(os.fsencode, paths), pyarrow.binary())}
+    )
 
 
 @pytest.fixture
@@ -49,7 +53,15 @@ def remote():
 def test_paths_and_urls_are_found_each_once_in_their_order(remote, tmp_path):
     (tmp_path / "x.wav").write_bytes(b"")
     urls = ["memory:///ray/a/1.wav", "memory:///ray/a/b/2.WAV"]
-    asked = [f"{remote}/a", str(tmp_path), f"{remote}/a/*.wav", f"{remote}/c", f"{remote}/none*", "nosuch://x/y", str(tmp_path / "x.wav")]
+    asked = [
+        f"{remote}/a",
+        str(tmp_path),
+        f"{remote}/a/*.wav",
+        f"{remote}/c",
+        f"{remote}/none*",
+        "nosuch://x/y",
+        str(tmp_path / "x.wav"),
+    ]
     found, lost = find(asked)
     assert found == [*urls, tmp_path / "x.wav", f"{remote}/c"]
     assert [path for path, _ in lost] == [f"{remote}/none*", "nosuch://x/y"]
@@ -60,7 +72,10 @@ def test_urls_are_decoded_and_bad_ones_say_why(remote, tmp_path):
     urls = [f"{remote}/a/1.wav", f"{remote}/a/b/2.WAV", f"{remote}/gone.wav", "nosuch://x/y.wav"]
     tables = list(_decode(chunk(*urls), _Windows(32_000, 0.25, None, "repeat")))
     rows = [row for table in tables for row in _pieces(table)]
-    assert [(place, piece.start, piece.end) for place, piece in rows if piece.features is not None] == [(0, 0.0, 0.25), (0, 0.25, 0.5)]
+    assert [(place, piece.start, piece.end) for place, piece in rows if piece.features is not None] == [
+        (0, 0.0, 0.25),
+        (0, 0.25, 0.5),
+    ]
     assert all((piece.features == 0.5).all() for _, piece in rows if piece.features is not None)
     ends = [piece for _, piece in rows if piece.features is None]
     assert [piece.recording.n_samples for piece in ends] == [16_000, 0, 0, 0]
@@ -100,7 +115,8 @@ def ray():
         pytest.skip("ray is not installed: pip install 'dymn[ray]'")
     from dymn.ray import _running
 
-    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's own is 15: on a machine with other work tests would wait for it
+    # Ray's own is 15: on a machine with other work tests would wait for it
+    os.environ.setdefault("RAY_worker_niceness", "0")
     with _running("local") as module:
         yield module
 
@@ -115,7 +131,9 @@ def test_all_servers_are_on_loopback_and_nothing_is_reported(ray):
 
 @with_ray
 def test_an_actor_that_is_killed_changes_no_result(ray, shared, tmp_path):
-    """Recordings that need decoding, two actors, one of them shot at the first result, files that are none, one of many windows."""
+    """Recordings that need decoding, two actors, one of them shot at the first result, files that are none, one of many
+    windows.
+    """
     import ray._private.state as state
 
     bad, long = tmp_path / "bad.wav", tmp_path / "long.wav"

@@ -1,4 +1,7 @@
-"""Every recipe and every variant: what it sets, and that it trains, on a tiny dataset in its official layout with a narrow network."""
+"""Every recipe and every variant.
+
+What it sets, and that it trains, on a tiny dataset in its official layout with a narrow network.
+"""
 
 import dataclasses
 import math
@@ -21,7 +24,16 @@ from dymn.training.recipe import TrainConfig, parse_assignment
 from dymn.training.schedules import learning_rate_factor, temperature
 from dymn.weights import REGISTRY, audioset_labels
 from dymn.weights import format as weights_format
-from layouts import write_audio, write_audioset, write_corpus, write_esc50, write_fsd50k, write_hdf5, write_openmic, write_tau
+from layouts import (
+    write_audio,
+    write_audioset,
+    write_corpus,
+    write_esc50,
+    write_fsd50k,
+    write_hdf5,
+    write_openmic,
+    write_tau,
+)
 
 NAMES = recipe_names()
 NARROW = {False: ("mn01", {}), True: ("dymn04", {"width": 0.1})}
@@ -37,7 +49,10 @@ def weights(tmp_path_factory):
     folder = tmp_path_factory.mktemp("weights")
     paths = {}
     for dynamic, (name, settings) in NARROW.items():
-        for dataset, labels in (("AudioSet", audioset_labels()), ("ImageNet", tuple(f"class {i}" for i in range(1000)))):
+        for dataset, labels in (
+            ("AudioSet", audioset_labels()),
+            ("ImageNet", tuple(f"class {i}" for i in range(1000))),
+        ):
             network = create_model(name, len(labels), generator=torch.Generator().manual_seed(1), **settings)
             network.temperature = 30.0 if dataset == "ImageNet" else 1.0
             network.card = ModelCard(name=f"{name}_{dataset}", labels=labels)
@@ -155,14 +170,18 @@ def check_run(config, out):
 def test_every_recipe_trains(name, datasets, weights, tmp_path, no_curves):
     config = load_recipe(name)
     kind = "folder" if config.data.kind == "auto" else config.data.kind
-    config = config.replace({"data.kind": kind} | {f"data.{part}": "" for part in ("val", "test") if getattr(config.data, part) == "auto"})
+    config = config.replace(
+        {"data.kind": kind} | {f"data.{part}": "" for part in ("val", "test") if getattr(config.data, part) == "auto"}
+    )
     config = tiny(config, datasets(kind), weights, tmp_path / "run")
     result = check_run(config, tmp_path / "run")
     if name == "dymn04_open":
         assert math.isfinite(result["val_distillation"])
 
 
-@pytest.mark.parametrize(("name", "kind"), [("fsd50k:mn04", "fsd50k_hdf5"), ("openmic:dymn04", "openmic_hdf5"), ("esc50:mn04", "esc10")])
+@pytest.mark.parametrize(
+    ("name", "kind"), [("fsd50k:mn04", "fsd50k_hdf5"), ("openmic:dymn04", "openmic_hdf5"), ("esc50:mn04", "esc10")]
+)
 def test_recipes_take_other_layouts(name, kind, datasets, weights, tmp_path, no_curves):
     config = tiny(load_recipe(name, [f'data.kind="{kind}"']), datasets(kind), weights, tmp_path / "run")
     check_run(config, tmp_path / "run")
@@ -178,8 +197,13 @@ BATCHES = {"esc50": (128, 64), "fsd50k": (64, 32), "openmic": (64, 32), "dcase20
 
 def test_every_run_of_the_paper_is_there():
     wanted = {f"{task}:{model}" for task in RATES for model in TABLE_III}
-    wanted |= {f"audioset_kd:{model}" for model in ("mn04", "mn05", "mn10", "mn20", "mn30", "mn40", "dymn04", "dymn10", "dymn20")}
-    wanted |= {f"audioset_ablation:{a}_{k}_{p}" for a in ("dymn", "mn") for k in ("kd", "no_kd") for p in ("pt", "no_pt")}
+    wanted |= {
+        f"audioset_kd:{model}"
+        for model in ("mn04", "mn05", "mn10", "mn20", "mn30", "mn40", "dymn04", "dymn10", "dymn20")
+    }
+    wanted |= {
+        f"audioset_ablation:{a}_{k}_{p}" for a in ("dymn", "mn") for k in ("kd", "no_kd") for p in ("pt", "no_pt")
+    }
     assert set(NAMES) == wanted | {"fine_tune", "esc10", "dymn04_open"}
 
 
@@ -191,7 +215,13 @@ def test_fine_tuning_as_in_section_v_b(task, model):
     assert run.optim.batch_size == BATCHES[task][is_dynamic(model)]
     assert (run.optim.name, run.optim.weight_decay, run.schedule.epochs) == ("adam", 0.0, 80)
     augment = run.augment
-    assert (augment.roll_ms, augment.gain_db, augment.wave_mixup, augment.spec_mixup, augment.jitter) == (125, 7, 0.5, 0.3, True)
+    assert (augment.roll_ms, augment.gain_db, augment.wave_mixup, augment.spec_mixup, augment.jitter) == (
+        125,
+        7,
+        0.5,
+        0.3,
+        True,
+    )
     assert augment.frequency_mask == augment.time_mask == 0 and not run.teacher.is_present
     assert run.schedule.tau_start == run.schedule.tau_end == 1
     assert run.data.test == "test" and run.data.val == ("val" if task == "fsd50k" else "")
@@ -201,7 +231,9 @@ def test_fine_tuning_as_in_section_v_b(task, model):
 
 def rate_factor(run, epoch):
     schedule = dataclasses.asdict(run.schedule)
-    return learning_rate_factor(epoch, **{name: schedule[name] for name in ("warm_up", "ramp_start", "ramp_length", "floor")})
+    return learning_rate_factor(
+        epoch, **{name: schedule[name] for name in ("warm_up", "ramp_start", "ramp_length", "floor")}
+    )
 
 
 @pytest.mark.parametrize("model", ["mn04", "mn05", "mn10", "mn20", "mn30", "mn40", "dymn04", "dymn10", "dymn20"])
@@ -216,7 +248,10 @@ def test_distillation_as_in_section_iv(model):
     assert run.schedule.epochs == 200
     factors = [rate_factor(run, epoch) for epoch in (8, 80, 175, 199)]
     assert factors == pytest.approx([1, 1, 0.01, 0.01])
-    taus = [temperature(e, start=run.schedule.tau_start, end=run.schedule.tau_end, epochs=run.schedule.tau_epochs) for e in (0, 1, 29, 199)]
+    taus = [
+        temperature(e, start=run.schedule.tau_start, end=run.schedule.tau_end, epochs=run.schedule.tau_epochs)
+        for e in (0, 1, 29, 199)
+    ]
     assert taus == ([30, 29, 1, 1] if is_dynamic(model) else [1, 1, 1, 1])
 
 
@@ -224,12 +259,23 @@ def test_distillation_as_in_section_iv(model):
 @pytest.mark.parametrize("start", ["pt", "no_pt"])
 def test_ablation_as_in_section_vi_a(architecture, start):
     short = architecture.removesuffix("10")
-    plain, taught = load_recipe(f"audioset_ablation:{short}_no_kd_{start}"), load_recipe(f"audioset_ablation:{short}_kd_{start}")
+    plain, taught = (
+        load_recipe(f"audioset_ablation:{short}_no_kd_{start}"),
+        load_recipe(f"audioset_ablation:{short}_kd_{start}"),
+    )
     assert taught.model.name == plain.model.name == (f"{architecture}_im" if start == "pt" else architecture)
-    assert dataclasses.replace(taught, model=None) == dataclasses.replace(load_recipe(f"audioset_kd:{architecture}"), model=None)
+    assert dataclasses.replace(taught, model=None) == dataclasses.replace(
+        load_recipe(f"audioset_kd:{architecture}"), model=None
+    )
     assert not plain.teacher.is_present and plain.optim.lr == 5e-4
     augment = plain.augment
-    assert (augment.roll_ms, augment.gain_db, augment.wave_mixup, augment.frequency_mask, augment.time_mask) == (125, 7, 0.5, 48, 192)
+    assert (augment.roll_ms, augment.gain_db, augment.wave_mixup, augment.frequency_mask, augment.time_mask) == (
+        125,
+        7,
+        0.5,
+        48,
+        192,
+    )
     for section in ("data", "schedule"):
         assert getattr(plain, section) == getattr(taught, section)
 
@@ -249,7 +295,13 @@ def test_a_recipe_of_ones_own(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text('[optim]\nlr = 1e-3\n[variants.big.model]\nname = "mn40"\n[variants.big.optim]\nlr = 1e-4\n')
     big = load_recipe(f"{path}:big", ["optim.name=adamw", "run.seed=3", 'model.settings={"n_kernels"=2}'])
-    assert (big.model.name, big.optim.lr, big.optim.name, big.run.seed, big.model.settings) == ("mn40", 1e-4, "adamw", 3, {"n_kernels": 2})
+    assert (big.model.name, big.optim.lr, big.optim.name, big.run.seed, big.model.settings) == (
+        "mn40",
+        1e-4,
+        "adamw",
+        3,
+        {"n_kernels": 2},
+    )
     with pytest.raises(ConfigError, match="it has big"):
         load_recipe(path)
 
@@ -315,8 +367,6 @@ def test_numbers_that_no_run_could_use_are_refused_by_name(name):
 
 
 def test_recipes_are_listed_without_pytorch():
-    code = (
-        "import sys, atexit, dymn.cli\nsys.argv = ['dymn', 'train', '--recipes']\natexit.register(lambda: print('torch' in sys.modules))\n"
-    )
+    code = "import sys, atexit, dymn.cli\nsys.argv = ['dymn', 'train', '--recipes']\natexit.register(lambda: print('torch' in sys.modules))\n"
     done = subprocess.run([sys.executable, "-c", code + "dymn.cli.main()"], capture_output=True, text=True)
     assert "esc50:mn10" in done.stdout and done.stdout.endswith("False\n"), done.stdout + done.stderr

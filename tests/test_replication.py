@@ -1,4 +1,7 @@
-"""The replication harness: that pairs are pairs, that a killed run goes on, and that the statistics say what they should."""
+"""The replication harness.
+
+That pairs are pairs, that a killed run goes on, and that the statistics say what they should.
+"""
 
 import csv
 import json
@@ -58,8 +61,29 @@ def corpus(shared, tmp_path_factory):
 def command(shared, corpus, tmp_path_factory, *more):
     teacher = shared / "weights" / "mn04_as_mAP_432.pt"
     cache = tmp_path_factory.getbasetemp() / "replication-cache"
-    words = ["run", "A", "--corpus", corpus, "--teacher", teacher, "--cache", cache, "--width", "0.1", "--sample", "8", *more]
-    return [sys.executable, str(FOLDER / "replicate.py"), *map(str, words), "--set", "optim.batch_size=8", "data.seconds=0.5"]
+    words = [
+        "run",
+        "A",
+        "--corpus",
+        corpus,
+        "--teacher",
+        teacher,
+        "--cache",
+        cache,
+        "--width",
+        "0.1",
+        "--sample",
+        "8",
+        *more,
+    ]
+    return [
+        sys.executable,
+        str(FOLDER / "replicate.py"),
+        *map(str, words),
+        "--set",
+        "optim.batch_size=8",
+        "data.seconds=0.5",
+    ]
 
 
 def test_equal_cost_is_the_narrowest_that_costs_as_much():
@@ -83,9 +107,13 @@ def test_experiments_are_the_papers_rows():
 def test_a_killed_run_goes_on_and_gives_the_same_numbers(shared, corpus, tmp_path, tmp_path_factory):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     options = ("--seeds", "0", "--presentations", "160")
-    done = subprocess.run(command(shared, corpus, tmp_path_factory, *options, "--out", whole), capture_output=True, text=True)
+    done = subprocess.run(
+        command(shared, corpus, tmp_path_factory, *options, "--out", whole), capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
-    process = subprocess.Popen(command(shared, corpus, tmp_path_factory, *options, "--out", killed), stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command(shared, corpus, tmp_path_factory, *options, "--out", killed), stdout=subprocess.DEVNULL
+    )
     until = time.monotonic() + 60
     while not list(killed.glob("A-seed*.npz")) and time.monotonic() < until:
         time.sleep(0.05)
@@ -93,7 +121,9 @@ def test_a_killed_run_goes_on_and_gives_the_same_numbers(shared, corpus, tmp_pat
     process.wait()
     left = [json.loads(str(np.load(path)["record"])) for path in killed.glob("A-seed*.npz")]
     assert left and all(0 < record["steps"] < record["of"] for record in left), "a kill leaves what is known by then"
-    done = subprocess.run(command(shared, corpus, tmp_path_factory, *options, "--out", killed), capture_output=True, text=True)
+    done = subprocess.run(
+        command(shared, corpus, tmp_path_factory, *options, "--out", killed), capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     first, second = (np.load(folder / "A-seed0.npz") for folder in (whole, killed))
     assert first.files == second.files
@@ -101,12 +131,16 @@ def test_a_killed_run_goes_on_and_gives_the_same_numbers(shared, corpus, tmp_pat
         if name != "record":
             assert np.array_equal(first[name], second[name]), name
     other = subprocess.run(
-        command(shared, corpus, tmp_path_factory, "--seeds", "0", "--presentations", "80", "--out", whole), capture_output=True, text=True
+        command(shared, corpus, tmp_path_factory, "--seeds", "0", "--presentations", "80", "--out", whole),
+        capture_output=True,
+        text=True,
     )
     assert other.returncode != 0 and "another run" in other.stderr
 
 
-def test_students_share_batches_and_the_budget_fixes_the_length(shared, corpus, tmp_path, tmp_path_factory, monkeypatch):
+def test_students_share_batches_and_the_budget_fixes_the_length(
+    shared, corpus, tmp_path, tmp_path_factory, monkeypatch
+):
     import replicate
     import replicate_run
 
@@ -129,15 +163,23 @@ def test_students_share_batches_and_the_budget_fixes_the_length(shared, corpus, 
         student.network.register_forward_pre_hook(lambda _, inputs, arm=arm: heard.update({arm: inputs[0].clone()}))
     room.step(10)
     assert all(torch.equal(log_mel, heard["dymn"]) for log_mel in heard.values()) and len(heard) == 4
-    assert not any(torch.equal(s.start["head.classifier.weight"], s.network.head.classifier.weight) for s in room.students.values())
+    assert not any(
+        torch.equal(s.start["head.classifier.weight"], s.network.head.classifier.weight) for s in room.students.values()
+    )
     room.reset()
-    assert all(torch.equal(s.start["head.classifier.weight"], s.network.head.classifier.weight) for s in room.students.values())
+    assert all(
+        torch.equal(s.start["head.classifier.weight"], s.network.head.classifier.weight) for s in room.students.values()
+    )
 
     rates = [{"step": 0.1, "measure": 1.0}, {"step": 0.2, "measure": 1.5}]
     marks = len(replicate.MARKS)
-    assert replicate_run.affordable(job, 8, [{"step": 0.01, "measure": 0.1}], now=1000.0) == 100, "at most what is asked for"
+    assert replicate_run.affordable(job, 8, [{"step": 0.01, "measure": 0.1}], now=1000.0) == 100, (
+        "at most what is asked for"
+    )
     assert replicate_run.affordable(job, 8, [{"step": 9.0, "measure": 1.0}], now=1000.0) == 10, "at least the least"
-    slow, fast = (replicate_run.affordable(but(job, presentations=(8, 10**6)), 8, rates[:n], now=1000.0) for n in (2, 1))
+    slow, fast = (
+        replicate_run.affordable(but(job, presentations=(8, 10**6)), 8, rates[:n], now=1000.0) for n in (2, 1)
+    )
     assert slow == int((90 - 1.5 * marks) / 0.2) < fast, "the slowest process decides"
 
 
@@ -161,8 +203,13 @@ def test_average_precision_is_scikit_learns_with_repeated_clips():
     positive[:, 5] = False
     counts = rng.multinomial(40, np.full(40, 1 / 40)).astype(float)
     repeated = np.repeat(np.arange(40), counts.astype(int))
-    for found, rows in ((average_precision(scores, positive), np.arange(40)), (average_precision(scores, positive, counts), repeated)):
-        expected = [result.average_precision for result in metrics.per_class(scores[rows], positive[rows].astype(float))]
+    for found, rows in (
+        (average_precision(scores, positive), np.arange(40)),
+        (average_precision(scores, positive, counts), repeated),
+    ):
+        expected = [
+            result.average_precision for result in metrics.per_class(scores[rows], positive[rows].astype(float))
+        ]
         assert found == pytest.approx(expected, nan_ok=True)
 
 
@@ -183,7 +230,10 @@ def test_paired_bootstrap_covers_and_groups_widen():
 
 
 def synthetic(folder, gaps, n=80, seeds=(0, 1, 2)):
-    """Write results as `run` does: each network's logits are the teacher's plus noise of a size that decides how good it is."""
+    """Write results as `run` does.
+
+    Each network's logits are the teacher's plus noise of a size that decides how good it is.
+    """
     from replicate import ARMS, EXPERIMENTS
     from replicate_figures import clip_excess
 
@@ -193,12 +243,28 @@ def synthetic(folder, gaps, n=80, seeds=(0, 1, 2)):
     arms = list(dict.fromkeys(arm for name in "AB" for arm in EXPERIMENTS[name].arms))
     networks = {arm: {"macs": 10**8 + 10**6 * i, "parameters": 10**6, "width": 0.4} for i, arm in enumerate(arms)}
     mark = {"experiments": ["A", "B"], "width": 0.4, "seeds": list(seeds), "changes": []}
-    plan = {"mark": mark, "steps": 10, "presentations": 1280, "graphs": False, "jobs": 3, "device": "CPU", "torch": "2", "clips": [100, n]}
+    plan = {
+        "mark": mark,
+        "steps": 10,
+        "presentations": 1280,
+        "graphs": False,
+        "jobs": 3,
+        "device": "CPU",
+        "torch": "2",
+        "clips": [100, n],
+    }
     (folder / "plan.json").write_text(json.dumps({**plan, "networks": networks}), encoding="utf-8")
     for seed in seeds:
-        for name, own in (("A", EXPERIMENTS["A"].arms), ("B", tuple(arm for arm in arms if arm not in EXPERIMENTS["A"].arms))):
+        for name, own in (
+            ("A", EXPERIMENTS["A"].arms),
+            ("B", tuple(arm for arm in arms if arm not in EXPERIMENTS["A"].arms)),
+        ):
             curves = []
-            arrays = {"keys": np.array([f"{i:06d}" for i in range(n)]), "teacher": teacher, "prior": teacher.mean(axis=0)}
+            arrays = {
+                "keys": np.array([f"{i:06d}" for i in range(n)]),
+                "teacher": teacher,
+                "prior": teacher.mean(axis=0),
+            }
             for arm in own:
                 said = teacher + gaps.get(arm, 1.0) * (noise + 0.3 * rng.normal(size=noise.shape))
                 arrays[f"logits.{arm}"], arrays[f"excess.{arm}"] = said, clip_excess(said, teacher)
@@ -215,10 +281,15 @@ def test_report_decides_what_the_data_say(tmp_path):
     from replicate_report import contrast, read, write_report
 
     # The DyMN is better than MNs, worse than without Dy-Conv, and as good as without attention.
-    synthetic(tmp_path, {"dymn": 1.0, "mn_equal": 1.2, "mn": 1.3, "mn_wider": 1.2, "no_dyconv": 0.8, "no_dyrelu": 1.3, "no_ca": 1.0})
+    synthetic(
+        tmp_path,
+        {"dymn": 1.0, "mn_equal": 1.2, "mn": 1.3, "mn_wider": 1.2, "no_dyconv": 0.8, "no_dyrelu": 1.3, "no_ca": 1.0},
+    )
     results = read(tmp_path)
     stands = {arm: contrast(results, "dymn", arm, None, 1000) for arm in ("mn_equal", "no_dyconv", "no_ca")}
-    assert stands["mn_equal"].stands and stands["mn_equal"].seeds_ahead == 3 and stands["mn_equal"].precision.estimate > 0
+    assert (
+        stands["mn_equal"].stands and stands["mn_equal"].seeds_ahead == 3 and stands["mn_equal"].precision.estimate > 0
+    )
     assert stands["no_dyconv"].excess.low > 0 and not stands["no_dyconv"].stands
     assert not stands["no_ca"].excess.excludes_zero
     page = tmp_path / "docs" / "replication.md"
@@ -240,7 +311,9 @@ def test_report_leaves_an_unfinished_seed_out_and_says_so(tmp_path):
     synthetic(tmp_path, {"unfinished": 1.0})
     assert read(tmp_path).seeds == [0, 1]
     write_report(tmp_path, tmp_path / "page.md", tmp_path, None, None, 200)
-    assert "Unfinished and left out: A-seed2 (50 %), B-seed2 (50 %)." in (tmp_path / "page.md").read_text(encoding="utf-8")
+    assert "Unfinished and left out: A-seed2 (50 %), B-seed2 (50 %)." in (tmp_path / "page.md").read_text(
+        encoding="utf-8"
+    )
     with pytest.raises(SystemExit, match="unequally far"):
         read(tmp_path, partial=True)
     for path in tmp_path.glob("*-seed[01].npz"):
@@ -248,4 +321,6 @@ def test_report_leaves_an_unfinished_seed_out_and_says_so(tmp_path):
     with pytest.raises(SystemExit, match="no finished seed"):
         read(tmp_path)
     write_report(tmp_path, tmp_path / "page.md", tmp_path, None, None, 200, partial=True)
-    assert "Unfinished, measured where they stopped: A-seed2 (50 %)" in (tmp_path / "page.md").read_text(encoding="utf-8")
+    assert "Unfinished, measured where they stopped: A-seed2 (50 %)" in (tmp_path / "page.md").read_text(
+        encoding="utf-8"
+    )

@@ -23,10 +23,14 @@ def network(request):
 def test_the_last_layer_alone_is_fresh(network, tmp_path):
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     again = network.reset_classifier(LABELS, generator=torch.Generator().manual_seed(1))
-    assert again is network and network.config.num_classes == 3 and network.card.labels == LABELS and not network.training
+    assert (
+        again is network and network.config.num_classes == 3 and network.card.labels == LABELS and not network.training
+    )
     assert network.card.metrics == {} and network.card.provenance == {} and network.card.licence == "MIT"
     after = network.state_dict()
-    changed = {name for name in before if before[name].shape != after[name].shape or not torch.equal(before[name], after[name])}
+    changed = {
+        name for name in before if before[name].shape != after[name].shape or not torch.equal(before[name], after[name])
+    }
     assert changed and all(name.startswith(("head.classifier", "head.norm")) for name in changed)
     network.save_pretrained(tmp_path / "folder")
     loaded = load_model(tmp_path / "folder")
@@ -56,6 +60,8 @@ def test_load_model_for_other_classes(network, tmp_path):
     kept = [load_model(path, num_classes=5), load_model(path, labels=network.card.labels)]
     for model in kept:
         assert model.card.metrics == {"mAP": 0.5}
-        assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), network.state_dict().values(), strict=True))
+        assert all(
+            torch.equal(a, b) for a, b in zip(model.state_dict().values(), network.state_dict().values(), strict=True)
+        )
     with pytest.raises(ConfigError, match="num_classes is 4, and there are 3 labels"):
         load_model(path, num_classes=4, labels=LABELS)

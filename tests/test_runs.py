@@ -1,4 +1,7 @@
-"""What `tag`, `embed` and `events` have in common: a tree is walked once, a recording opened once, and runs are resumed."""
+"""What `tag`, `embed` and `events` have in common.
+
+A tree is walked once, a recording opened once, and runs are resumed.
+"""
 
 import csv
 import io
@@ -69,7 +72,9 @@ def test_names_with_line_ends_stay_whole_in_csv(command, to, tmp_path):
         soundfile.write(tmp_path / name, np.full(16_000, 0.1), 16_000)
     (tmp_path / "bad\r.wav").write_text("no audio")
     out = tmp_path / "out.csv"
-    done = run(command, tmp_path, "-m", "dymn04_open", *(["-o", out] if to == "file" else ["-f", "csv"]), "--workers", "0")
+    done = run(
+        command, tmp_path, "-m", "dymn04_open", *(["-o", out] if to == "file" else ["-f", "csv"]), "--workers", "0"
+    )
     assert done.exit_code == 1
     text = out.read_bytes().decode() if to == "file" else done.stdout_bytes.decode()
     rows = list(csv.reader(io.StringIO(text, newline=""), strict=True))
@@ -88,7 +93,9 @@ def test_events_agree_in_all_formats(clips, tmp_path):
         assert not output.with_name(f"{output.name}.journal").is_dir()
     rows = list(csv.DictReader(outputs["csv"].open(newline="", encoding="utf-8")))
     table = parquet.read_table(outputs["parquet"]).to_pylist()
-    assert [(row["file"], row["label"] or "", row["error"] or "") for row in table] == [(r["file"], r["label"], r["error"]) for r in rows]
+    assert [(row["file"], row["label"] or "", row["error"] or "") for row in table] == [
+        (r["file"], r["label"], r["error"]) for r in rows
+    ]
     assert len(rows) > 5
     document = json.loads(outputs["json"].read_text())
     lines = [json.loads(line) for line in outputs["jsonl"].read_text().splitlines()]
@@ -107,7 +114,9 @@ def test_a_journal_that_cannot_be_created_names_the_output():
     if not Path("/proc/self").exists():
         pytest.skip("there is no /proc")
     refused = run("tag", EXAMPLES / "dog.ogg", "-m", "dymn04_open", "-o", "/proc/x.csv")
-    assert refused.exit_code == 1 and refused.stderr.startswith("dymn: /proc/x.csv: ") and "journal" not in refused.stderr
+    assert (
+        refused.exit_code == 1 and refused.stderr.startswith("dymn: /proc/x.csv: ") and "journal" not in refused.stderr
+    )
 
 
 def test_all_damaged_results_of_a_journal_are_removed_at_once(clips, tmp_path):
@@ -133,7 +142,9 @@ def test_all_damaged_results_of_a_journal_are_removed_at_once(clips, tmp_path):
 def test_a_tree_is_walked_once_and_each_recording_opened_once(command, rows, clips, tmp_path):
     counts, output = tmp_path / "counts", ["-o", tmp_path / "out.csv"] if rows else ["-f", "csv"]
     words = [sys.executable, "-c", COUNTED, command, clips, "-m", "dymn04_open", *output]
-    done = subprocess.run(list(map(str, words)), capture_output=True, text=True, env={**os.environ, "COUNTS": str(counts)}, timeout=100)
+    done = subprocess.run(
+        list(map(str, words)), capture_output=True, text=True, env={**os.environ, "COUNTS": str(counts)}, timeout=100
+    )
     assert done.returncode == 1 and "bad.wav" in done.stderr, done.stderr
     opened, walked = json.loads(counts.read_text())
     files = [str(path) for path in clips.rglob("*.*")]
@@ -165,7 +176,9 @@ def test_no_library_opens_a_recording_again(command, clips, tmp_path):
     done = subprocess.run(list(map(str, words)), capture_output=True, text=True, timeout=100)
     if "ptrace" in done.stderr:
         pytest.skip("strace may not trace here")
-    opened = Counter(path for path in re.findall(r'open\w*\([^"]*"([^"]+)"', log.read_text()) if path.startswith(str(clips)))
+    opened = Counter(
+        path for path in re.findall(r'open\w*\([^"]*"([^"]+)"', log.read_text()) if path.startswith(str(clips))
+    )
     assert {path: opened[str(path)] for path in clips.rglob("*.*")} == dict.fromkeys(clips.rglob("*.*"), 1)
 
 

@@ -94,7 +94,9 @@ def code(response):
 
 @pytest.fixture(scope="module")
 def real():
-    with TestClient(create_app({"dymn04_open": Tagger.from_pretrained("dymn04_open", device="cpu")}, ServeSettings(workers=3))) as one:
+    with TestClient(
+        create_app({"dymn04_open": Tagger.from_pretrained("dymn04_open", device="cpu")}, ServeSettings(workers=3))
+    ) as one:
         yield one
 
 
@@ -107,7 +109,9 @@ def command(*words):
 
 
 def test_answers_are_those_of_the_command(real):
-    said = json.loads(command("tag", str(DOG), "-m", "dymn04_open", "-f", "json", "--window", "2", "--per-window", "--quiet"))
+    said = json.loads(
+        command("tag", str(DOG), "-m", "dymn04_open", "-f", "json", "--window", "2", "--per-window", "--quiet")
+    )
     expected = said["recordings"][0]
     query = "/v1/tag?window=2&timeline=true"
     with ThreadPoolExecutor(3) as pool:  # together, so that windows of several requests share batches
@@ -117,7 +121,9 @@ def test_answers_are_those_of_the_command(real):
         assert answer["seconds"] == expected["seconds"]
         for mine, theirs in zip([answer, *answer["windows"]], [expected, *expected["windows"]], strict=True):
             assert [tag["label"] for tag in mine["tags"]] == [tag["label"] for tag in theirs["tags"]]
-            np.testing.assert_allclose([t["score"] for t in mine["tags"]], [t["score"] for t in theirs["tags"]], atol=3e-6)
+            np.testing.assert_allclose(
+                [t["score"] for t in mine["tags"]], [t["score"] for t in theirs["tags"]], atol=3e-6
+            )
 
 
 def test_embeddings_are_those_of_the_library(real):
@@ -131,14 +137,18 @@ def test_embeddings_are_those_of_the_library(real):
 def test_tags_and_the_embedding_come_from_one_pass(client, stub, monkeypatch):
     opened = []
     stream = reading.stream
-    monkeypatch.setattr(reading, "stream", lambda *arguments, **options: opened.append(1) or stream(*arguments, **options))
+    monkeypatch.setattr(
+        reading, "stream", lambda *arguments, **options: opened.append(1) or stream(*arguments, **options)
+    )
     content, service = wav(3.0, 0.5), client()
     stub.batches.clear()
     answer = service.post("/v1/tag?embedding=true&layers=last&window=1", content=content).json()
     assert (answer["embedding"]["vector"], sum(stub.batches), len(opened)) == ([0.5], 3, 1)
     assert (answer["tags"][0]["label"], answer["tags"][0]["score"]) == ("Loud", 0.5)
     stub.batches.clear()
-    assert service.post("/v1/tag?embedding=true&layers=last&window=2", content=content).json()["embedding"]["vector"] == [0.5]
+    assert service.post("/v1/tag?embedding=true&layers=last&window=2", content=content).json()["embedding"][
+        "vector"
+    ] == [0.5]
     assert sum(stub.batches) == 3  # two windows, and the second one as it is, before it was filled
 
 
@@ -147,7 +157,9 @@ def test_embeddings_are_those_of_dymn_embed_whatever_fills_windows(real, query):
     asked = dict(part.split("=") for part in query.split("&"))
     cutting = {name: float(value) for name, value in asked.items() if name != "fill"}
     expected = Tagger.from_pretrained("dymn04_open", device="cpu").embed(DOG, **cutting).vector
-    vector = real.post(f"/v1/tag?embedding=true&layers=last&{query}", content=DOG.read_bytes()).json()["embedding"]["vector"]
+    vector = real.post(f"/v1/tag?embedding=true&layers=last&{query}", content=DOG.read_bytes()).json()["embedding"][
+        "vector"
+    ]
     np.testing.assert_allclose(vector, expected, atol=1e-5)
 
 
@@ -156,7 +168,16 @@ def test_live_sound_gets_the_tags_of_a_file(real):
     expected = real.post("/v1/tag?window=2&hop=1&timeline=true&top_k=3", content=DOG.read_bytes()).json()["windows"]
     data = samples.tobytes()
     with real.websocket_connect("/v1/live") as live:
-        live.send_json({"sample_rate": rate, "format": "f32le", "channels": samples.shape[1], "window": 2.0, "hop": 1.0, "top_k": 3})
+        live.send_json(
+            {
+                "sample_rate": rate,
+                "format": "f32le",
+                "channels": samples.shape[1],
+                "window": 2.0,
+                "hop": 1.0,
+                "top_k": 3,
+            }
+        )
         assert live.receive_json() == {"ready": True}
         for start in range(0, len(data), 50_001):
             live.send_bytes(data[start : start + 50_001])
@@ -281,7 +302,12 @@ def test_a_request_that_takes_too_long_is_given_up(client, stub):
 
 def test_the_token(client):
     one = client(token=TOKEN)
-    for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": f"Basic {TOKEN}"}, {"Authorization": "Bearer \xff\xfe"}):
+    for headers in (
+        {},
+        {"Authorization": "Bearer wrong"},
+        {"Authorization": f"Basic {TOKEN}"},
+        {"Authorization": "Bearer \xff\xfe"},
+    ):
         for method, path in (("POST", "/v1/tag"), ("GET", "/v1/models"), ("GET", "/metrics"), ("GET", "/nothing")):
             response = one.request(method, path, headers={k: v.encode("latin-1") for k, v in headers.items()})
             assert (response.status_code, response.headers["www-authenticate"]) == (401, "Bearer")
@@ -298,7 +324,10 @@ def test_the_token(client):
 def test_other_sites_and_names_are_kept_out(client):
     one = client(allowed_hosts=("127.0.0.1", "[::1]"))
     assert code(one.get("/", headers={"Host": "evil.example"})) == "host"
-    assert code(one.post("/v1/tag", content=wav(), headers={"Host": "127.0.0.1:8000", "Origin": "http://evil.example"})) == "origin"
+    assert (
+        code(one.post("/v1/tag", content=wav(), headers={"Host": "127.0.0.1:8000", "Origin": "http://evil.example"}))
+        == "origin"
+    )
     assert one.get("/health", headers={"Host": "[::1]:8000"}).status_code == 200
     own = {"Host": "127.0.0.1:8000", "Origin": "http://127.0.0.1:8000"}
     assert one.post("/v1/tag", content=wav(), headers=own).status_code == 200
@@ -310,7 +339,10 @@ def test_headers_for_browsers(client):
     one = client()
     for path in ("/", "/page/app.js", "/v1/models", "/nothing", "/openapi.json"):
         headers = one.get(path).headers
-        assert "default-src 'none'" in headers["content-security-policy"] and "unsafe-inline" not in headers["content-security-policy"]
+        assert (
+            "default-src 'none'" in headers["content-security-policy"]
+            and "unsafe-inline" not in headers["content-security-policy"]
+        )
         assert headers["x-content-type-options"] == "nosniff"
     assert "access-control-allow-origin" not in headers
     text = one.get("/").text + one.get("/openapi.json").text
@@ -318,7 +350,14 @@ def test_headers_for_browsers(client):
 
 
 @pytest.mark.parametrize(
-    "path", ["/page/../app.py", "/page/%2e%2e/app.py", "/page//etc/passwd", "/page/..%5capp.py", "/page/vendor/..%2f..%2fapp.py"]
+    "path",
+    [
+        "/page/../app.py",
+        "/page/%2e%2e/app.py",
+        "/page//etc/passwd",
+        "/page/..%5capp.py",
+        "/page/vendor/..%2f..%2fapp.py",
+    ],
 )
 def test_no_path_leads_out_of_the_page(client, path):
     response = client().get(path)
@@ -374,7 +413,14 @@ def test_the_limits_of_live_connections(client):
 
 
 def test_settings_that_make_no_sense():
-    for wrong in ({"workers": 0}, {"queue": -1}, {"timeout": 0}, {"batch_size": 0}, {"token": "short"}, {"token": "ä" * 20}):
+    for wrong in (
+        {"workers": 0},
+        {"queue": -1},
+        {"timeout": 0},
+        {"batch_size": 0},
+        {"token": "short"},
+        {"token": "ä" * 20},
+    ):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             ServeSettings(**wrong)
 
@@ -408,7 +454,8 @@ def test_accepted_requests_are_answered_when_the_server_is_told_to_end():
     try:
         wait_until_ready(address)
         with ThreadPoolExecutor(3) as pool:
-            query = f"{address}/v1/tag?window=1&hop=0.05"  # many windows: all three are still at work when the signal comes
+            # many windows: all three are still at work when the signal comes
+            query = f"{address}/v1/tag?window=1&hop=0.05"
             asked = [pool.submit(httpx.post, query, content=DOG.read_bytes(), timeout=60) for _ in range(3)]
             while "dymn_accepted_requests 3.0" not in httpx.get(f"{address}/metrics").text:
                 assert not any(a.done() for a in asked)
@@ -466,7 +513,9 @@ def test_the_examples_of_the_documentation_work():
         assert len(lines) >= 4
         for line in lines:
             words = [word.replace("http://127.0.0.1:8000", address) for word in shlex.split(line)]
-            done = subprocess.run([*words, "--silent", "--globoff"], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
+            done = subprocess.run(
+                [*words, "--silent", "--globoff"], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
+            )
             assert json.loads(done.stdout)["tags"][0]["label"] in ("Animal", "Dog"), done.stdout
         snippet = next(code for code in re.findall(r"```python\n(.*?)```", text, re.S) if "websockets" in code)
         said = []

@@ -33,7 +33,9 @@ TOKEN = "0123456789abcdef-secret"
 def serving(app):
     """Serve an application as the command does, and give the port."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        settings = uvicorn.Config(app, http=BoundedConnection, log_level="critical", ws_max_size=2**20, timeout_graceful_shutdown=1)
+        settings = uvicorn.Config(
+            app, http=BoundedConnection, log_level="critical", ws_max_size=2**20, timeout_graceful_shutdown=1
+        )
         server = uvicorn.Server(settings)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
@@ -77,7 +79,9 @@ def health(port):
         return status(connection)
 
 
-@pytest.mark.parametrize("sent", [b"", b"GET /health HTTP/1.1\r\nHost: loc", b"GET /health HTTP/1.1\r\nHost: x\r\n\r\nGET /hea"])
+@pytest.mark.parametrize(
+    "sent", [b"", b"GET /health HTTP/1.1\r\nHost: loc", b"GET /health HTTP/1.1\r\nHost: x\r\n\r\nGET /hea"]
+)
 def test_a_head_that_does_not_come_has_a_deadline(monkeypatch, sent):
     monkeypatch.setattr(connections, "HEAD_SECONDS", 0.5)
     with serving(tagging()) as port, dial(port) as connection:
@@ -184,7 +188,12 @@ def test_names_of_others_are_refused_where_any_address_is_listened_on(monkeypatc
 
     names = tuple(name.lower() for name in host_names("0.0.0.0", []))
     with TestClient(tagging(allowed_hosts=names, allow_addresses=True)) as one:
-        for host, expected in (("evil.example", 421), ("192.168.1.5:8000", 200), ("[fe80::1]:8000", 200), ("localhost", 200)):
+        for host, expected in (
+            ("evil.example", 421),
+            ("192.168.1.5:8000", 200),
+            ("[fe80::1]:8000", 200),
+            ("localhost", 200),
+        ):
             assert one.get("/health", headers={"host": host}).status_code == expected
         assert one.get("/health", headers={"host": socket.gethostname()}).status_code == 200
     assert host_names("0.0.0.0", ["a.example"]) == ["a.example"]
@@ -198,7 +207,9 @@ def test_the_command_refuses_names_of_others(monkeypatch):
 
     seen = []
     monkeypatch.setattr(serve, "load_taggers", lambda *_: {"stub": Tagger(Stub())})
-    monkeypatch.setattr(uvicorn.Server, "run", lambda self, sockets: seen.append((self.config, [one.close() for one in sockets])))
+    monkeypatch.setattr(
+        uvicorn.Server, "run", lambda self, sockets: seen.append((self.config, [one.close() for one in sockets]))
+    )
     monkeypatch.setattr(serve.signal, "signal", lambda *_: None)
     assert CliRunner().invoke(app, ["serve", "--host", "0.0.0.0", "--port", "0"]).exit_code == 0
     settings = seen[0][0].app._settings
@@ -211,7 +222,9 @@ def test_nothing_that_failed_is_left_unseen(caplog):
         for body in (wav(2), b"nonsense"):
             for _ in range(3):
                 with dial(port) as connection:
-                    connection.sendall(b"POST /v1/tag HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+                    connection.sendall(
+                        b"POST /v1/tag HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+                    )
         time.sleep(0.5)
         gc.collect()
     gc.collect()

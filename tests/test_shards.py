@@ -40,7 +40,10 @@ def write_odd(root: Path) -> None:
     names = ["ü/日本 語.v2.wav", "a..b.wav", f"{'x' * 150}.wav"]
     for name in names:
         write_audio(root / name)
-    write_csv(root / "clips.csv", [["path", "labels", "fold"], *([name, "a;b" if i else "", i % 2] for i, name in enumerate(names))])
+    write_csv(
+        root / "clips.csv",
+        [["path", "labels", "fold"], *([name, "a;b" if i else "", i % 2] for i, name in enumerate(names))],
+    )
 
 
 LAYOUTS = {
@@ -87,10 +90,15 @@ def test_what_is_packed_comes_out_as_it_went_in(kind, tmp_path):
     assert_same(source, packed)
     task = task_of("packed", tmp_path / "out")
     assert dataclasses.replace(task, reader=TASKS[kind].reader, classes=TASKS[kind].classes) == TASKS[kind]
-    assert sum(shard["clips"] for shard in made.index.shards) == len(source) and max(s["clips"] for s in made.index.shards) <= 3
+    assert (
+        sum(shard["clips"] for shard in made.index.shards) == len(source)
+        and max(s["clips"] for s in made.index.shards) <= 3
+    )
     for shard in made.index.shards:  # a tar file that others read: names that are safe, audio and JSON side by side
         names = list(tar_members(tmp_path / "out" / shard["name"]))
-        assert len(names) == 2 * shard["clips"] and all(name.replace(".", "").isalnum() and name.isascii() for name in names)
+        assert len(names) == 2 * shard["clips"] and all(
+            name.replace(".", "").isalnum() and name.isascii() for name in names
+        )
         with tarfile.open(tmp_path / "out" / shard["name"]) as archive:
             about = [json.load(archive.extractfile(name)) for name in names if name.endswith(".json")]
         assert {clip["key"] for clip in about} <= set(source.keys)
@@ -116,7 +124,9 @@ def test_audio_is_encoded_anew_and_the_teacher_still_knows_it(tmp_path):
     write_folder(tmp_path / "data")
     source = open_source("folder", tmp_path / "data")
     marks = np.array([clip.fingerprint for clip in source], dtype=np.int64)
-    write_table(tmp_path / "t.safetensors", source.keys, source.labels, np.zeros((len(source), 2), dtype=np.float16), marks)
+    write_table(
+        tmp_path / "t.safetensors", source.keys, source.labels, np.zeros((len(source), 2), dtype=np.float16), marks
+    )
     for encoding in ("flac", "wav"):
         pack(source, tmp_path / encoding, PackSettings(encoding, clips=4))
         packed = open_source("packed", tmp_path / encoding)
@@ -136,7 +146,9 @@ def test_opus(tmp_path):
     pack(source, tmp_path / "out", PackSettings("opus"))
     for key, (clip, *_) in clips_of(open_source("packed", tmp_path / "out")).items():
         original = source[source.keys.index(key)].waveform
-        assert abs(len(clip.waveform) - len(original)) <= 640 and clip.waveform.std() == pytest.approx(original.std(), rel=0.1)
+        assert abs(len(clip.waveform) - len(original)) <= 640 and clip.waveform.std() == pytest.approx(
+            original.std(), rel=0.1
+        )
 
 
 def test_size_decides_how_many(tmp_path):
@@ -183,7 +195,9 @@ def test_a_killed_run_goes_on_and_the_result_is_the_same(tmp_path):
     assert before
     again = pack(source, out, PackSettings(clips=4))
     assert again.bad == whole.bad and contents(out) == contents(tmp_path / "whole")
-    assert all(path.stat().st_mtime_ns == changed for path, changed in before.items()), "complete shards are not made again"
+    assert all(path.stat().st_mtime_ns == changed for path, changed in before.items()), (
+        "complete shards are not made again"
+    )
     assert_same(open_source("packed", tmp_path / "whole"), open_source("packed", out))
     started = time.time_ns()
     pack(source, out, PackSettings(clips=4))
@@ -294,7 +308,9 @@ def test_who_waited_for_the_same_shards_has_them(packed, monkeypatch):
         shutil.rmtree(packed / WORK_FOLDER)
 
     monkeypatch.setattr(sys.modules["dymn.data.pack"], "_same", first_one_ends)
-    assert pack(open_source("folder", packed.parent / "data"), packed, PackSettings(clips=4)).index.values["clips"] == 10
+    assert (
+        pack(open_source("folder", packed.parent / "data"), packed, PackSettings(clips=4)).index.values["clips"] == 10
+    )
 
 
 @pytest.mark.parametrize(
@@ -304,7 +320,10 @@ def test_who_waited_for_the_same_shards_has_them(packed, monkeypatch):
         lambda v: v.update(labels="ab"),
         lambda v: v.update(task=[]),
         lambda v: v["task"].update(loss="__import__"),
-        *(lambda v, wrong=wrong: v["task"].update(seconds=wrong) for wrong in ("long", float("nan"), -1, 0, 1e9, True, None)),
+        *(
+            lambda v, wrong=wrong: v["task"].update(seconds=wrong)
+            for wrong in ("long", float("nan"), -1, 0, 1e9, True, None)
+        ),
         lambda v: v["task"].update(whole=0.5),
         lambda v: v["shards"][0].update(clips=float("inf")),
         lambda v: v.update(columns=[]),

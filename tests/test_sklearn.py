@@ -27,7 +27,9 @@ RATE = 8_000
 @pytest.fixture(scope="module")
 def network():
     network = create_model("mn01", num_classes=2, generator=torch.Generator().manual_seed(0))
-    front_end = FrontEndConfig(sample_rate=RATE, n_fft=64, win_length=64, hop_length=32, n_mels=16, f_max=3500.0, f_max_range=1)
+    front_end = FrontEndConfig(
+        sample_rate=RATE, n_fft=64, win_length=64, hop_length=32, n_mels=16, f_max=3500.0, f_max_range=1
+    )
     network.card = ModelCard(labels=("a", "b"), front_end=front_end)
     return network
 
@@ -77,11 +79,19 @@ def test_recordings_of_every_kind_are_the_same(network, model, clips, tmp_path):
     expected = np.concatenate([Embedder(network, "last").vectors(waveform[None]) for waveform in waveforms])
     for kind in (str, None):
         transformer = EmbeddingTransformer(network if kind is None else model)
-        for given in (waveforms, paths, [str(path) for path in paths], np.array(list(map(str, paths))), [waveforms[0], paths[1]]):
+        for given in (
+            waveforms,
+            paths,
+            [str(path) for path in paths],
+            np.array(list(map(str, paths))),
+            [waveforms[0], paths[1]],
+        ):
             np.testing.assert_allclose(transformer.fit_transform(given), expected, atol=1e-5)
     whole = np.stack([waveform[:800] for waveform in waveforms])
     assert EmbeddingTransformer(model).fit_transform(whole).dtype == np.float32
-    np.testing.assert_array_equal(EmbeddingTransformer(model).fit_transform(whole), EmbeddingTransformer(model).fit_transform(list(whole)))
+    np.testing.assert_array_equal(
+        EmbeddingTransformer(model).fit_transform(whole), EmbeddingTransformer(model).fit_transform(list(whole))
+    )
 
 
 def test_waveforms_of_another_rate_are_resampled(model):

@@ -36,7 +36,9 @@ def recording(n, seed):
     """A tone with noise, loud and soft by turns: quiet bands of loud frames show every rounding."""
     random = np.random.default_rng(seed)
     loudness = np.repeat(10.0 ** random.integers(-5, 1, n // 500 + 1), 500)[:n]
-    return (loudness * (np.sin(np.arange(n) * random.uniform(0.01, 1)) + 0.01 * random.normal(size=n))).astype(np.float32)
+    return (loudness * (np.sin(np.arange(n) * random.uniform(0.01, 1)) + 0.01 * random.normal(size=n))).astype(
+        np.float32
+    )
 
 
 def in_blocks(samples, size):
@@ -55,7 +57,9 @@ def test_equal_to_the_direct_path(which, n, length, frames, off, size, how, seed
     hop = hop // front_end.config.hop_length * front_end.config.hop_length + off
     windows = list(cut(in_blocks(samples, size), length, hop))
     heard = list(sliding_log_mels(front_end, in_blocks(samples, size), length, hop, how))
-    assert [(window.start, window.n_samples) for window in heard] == [(window.start, len(window.samples)) for window in windows]
+    assert [(window.start, window.n_samples) for window in heard] == [
+        (window.start, len(window.samples)) for window in windows
+    ]
     for window, expected in zip(heard, windows, strict=True):
         direct = front_end(fill(expected.samples, length, how))
         assert window.log_mel.shape == direct.shape

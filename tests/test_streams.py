@@ -9,7 +9,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dymn.data import BalancedSampler, Catalog, Loader, PackSettings, PlainSampler, Source, Streamed, open_source, pack, streams
+from dymn.data import (
+    BalancedSampler,
+    Catalog,
+    Loader,
+    PackSettings,
+    PlainSampler,
+    Source,
+    Streamed,
+    open_source,
+    pack,
+    streams,
+)
 from dymn.data.samplers import Batches
 from dymn.data.stores import TarStore
 from dymn.errors import ConfigError
@@ -23,7 +34,9 @@ def parts_of(shards):
 
 
 def shares_of(sampler, batch, world, workers, drop_last, epoch, first=0):
-    """Return what each worker of each process is to present, in the order in which torch's loader takes from workers in turn."""
+    """Return what each worker of each process is to present, in the order in which torch's loader takes from workers in
+    turn.
+    """
     every = []
     for rank in range(world):
         batches = Batches(sampler, batch, rank=rank, world=world, drop_last=drop_last)
@@ -44,11 +57,17 @@ def test_each_clip_once_and_from_any_batch(shards, per_rank, world, workers, dro
     every = shares_of(sampler, batch, world, workers, drop_last, epoch)
     drawn = [draw for shares in every for share in shares for draw in share]
     whole = len(base) // batch * batch if drop_last else len(base)
-    assert sorted(draw.place for draw in drawn) == list(range(whole)), "each place of the epoch once, in one process and worker"
+    assert sorted(draw.place for draw in drawn) == list(range(whole)), (
+        "each place of the epoch once, in one process and worker"
+    )
     if not drop_last:
-        assert sorted(draw.clip for draw in drawn) == sorted(base.order(epoch).tolist()), "the clips of the sampler, as often as there"
+        assert sorted(draw.clip for draw in drawn) == sorted(base.order(epoch).tolist()), (
+            "the clips of the sampler, as often as there"
+        )
     if whole == len(base) // batch * batch:
-        assert {len(shares) for shares in every} == {whole // batch} and {sum(map(len, s)) for s in every} == {whole // world}
+        assert {len(shares) for shares in every} == {whole // batch} and {sum(map(len, s)) for s in every} == {
+            whole // world
+        }
     assert every == shares_of(sampler, batch, world, 1, drop_last, epoch), "whatever the number of workers"
     first, again = data.draw(st.integers(0, len(every[0]))), data.draw(st.integers(1, 5))
     assert [s[first:] for s in every] == shares_of(sampler, batch, world, again, drop_last, epoch, first)
@@ -61,7 +80,9 @@ def test_one_process_or_four_give_the_same_batches(shards, batch, seed):
     (one,) = shares_of(sampler, batch, 1, 2, False, 1)
     four = shares_of(sampler, batch, 4, 3, False, 1)
     for number, share in enumerate(one):
-        assert sorted(share) == sorted(draw for shares in four for draw in (shares[number] if number < len(shares) else ()))
+        assert sorted(share) == sorted(
+            draw for shares in four for draw in (shares[number] if number < len(shares) else ())
+        )
 
 
 def pieces(clips):
@@ -75,7 +96,11 @@ def test_processes_and_workers_read_stretches_of_their_own():
     assert sampler.order(0).tolist() != sampler.order(1).tolist()
     for world, workers in ((1, 1), (1, 8), (4, 2), (16, 8)):
         lanes = [
-            [draw.clip for share in Batches(sampler, 64, rank=rank, world=world).shares(0, worker, workers) for draw in share]
+            [
+                draw.clip
+                for share in Batches(sampler, 64, rank=rank, world=world).shares(0, worker, workers)
+                for draw in share
+            ]
             for rank in range(world)
             for worker in range(workers)
         ]
@@ -127,7 +152,10 @@ def test_an_epoch_goes_on_where_it_was(packed, workers, monkeypatch):
     monkeypatch.setattr(streams, "AHEAD", 50_000)  # a few clips
     whole = loader_of(packed)
     expected = [presented(whole, epoch) for epoch in range(3)]
-    assert all(sorted(key for keys, _ in epoch for key in keys) == sorted(packed.keys) for epoch in expected) and len(packed) == 38
+    assert (
+        all(sorted(key for keys, _ in epoch for key in keys) == sorted(packed.keys) for epoch in expected)
+        and len(packed) == 38
+    )
     begun = loader_of(packed, workers=workers)
     assert_equal(presented(begun, 0), expected[0])
     assert_equal([(b.keys, b.waveform) for b in itertools.islice(begun.epoch(1), 3)], expected[1][:3])
@@ -157,7 +185,9 @@ def test_neighbours_are_read_at_once(packed, monkeypatch):
     assert len(dict(packed.store.read_many([3, 4, 4, 20]))) == 3 and len(reads) == 3
     packed.store.paths[0].unlink()
     elsewhere = pickle.loads(pickle.dumps(packed))
-    assert {type(found) for i, found in elsewhere.store.read_many(range(38)) if packed.parts[i] == 0} == {FileNotFoundError}
+    assert {type(found) for i, found in elsewhere.store.read_many(range(38)) if packed.parts[i] == 0} == {
+        FileNotFoundError
+    }
     assert sum(len(collated.bad) for collated in loader_of(elsewhere, max_bad=0.5).collated(0)) == 6
 
 

@@ -69,7 +69,9 @@ def test_windows_combine_to_the_maximum_or_to_the_mean_over_time(loudness):
     mean = {tag.label: tag.score for tag in loudness.tag(*recording, combine="mean")}
     assert mean == pytest.approx({"Dog": 0.5, "Cat": 0.25, "Speech, near": 0.125, "Music": 0.5})
     longer = np.concatenate([steps(0.2), steps(0.8, seconds=2)])
-    assert loudness.tag(longer, RATE, labels=["Dog"], combine="mean")[0].score == pytest.approx((0.2 * 10 + 0.8 * 2) / 12)
+    assert loudness.tag(longer, RATE, labels=["Dog"], combine="mean")[0].score == pytest.approx(
+        (0.2 * 10 + 0.8 * 2) / 12
+    )
 
 
 def test_a_timeline_has_the_places_of_the_windows(loudness):
@@ -361,7 +363,9 @@ np.testing.assert_allclose(found, [expected] * 4, atol=1e-6)
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 @pytest.mark.parametrize("arguments", [("network", "last"), ("network", "mels,block3"), ("published", "last")])
 def test_forked_processes_compute_with_a_tagger_that_was_used_before(arguments):
-    subprocess.run([sys.executable, "-c", FORKED, *arguments], check=True, timeout=120, env=os.environ | {"OMP_NUM_THREADS": "2"})
+    subprocess.run(
+        [sys.executable, "-c", FORKED, *arguments], check=True, timeout=120, env=os.environ | {"OMP_NUM_THREADS": "2"}
+    )
 
 
 def test_a_failed_recording_can_be_made_by_hand():
@@ -391,10 +395,15 @@ def test_the_published_model_is_reproduced(shared, clip):
 
 
 def test_decoding_ahead_changes_nothing_but_the_time(tagger, tmp_path):
-    """Files of all lengths, some of them bad, one long: the same answers in the same order, and this thread's number of threads stays."""
+    """Files of all lengths, some of them bad, one long.
+
+    The same answers in the same order, and this thread's number of threads stays.
+    """
     random = np.random.default_rng(0)
     paths = []
-    for i, (seconds, rate) in enumerate([(1, 32_000), (35, 32_000), (0, 0), (12, 44_100), (3, 8_000), (0, 0), (4, 48_000), (2, 32_000)]):
+    for i, (seconds, rate) in enumerate(
+        [(1, 32_000), (35, 32_000), (0, 0), (12, 44_100), (3, 8_000), (0, 0), (4, 48_000), (2, 32_000)]
+    ):
         paths.append(tmp_path / f"{i}.wav")
         if rate:
             soundfile.write(paths[-1], random.normal(0, 0.1, (seconds * rate, 1 + i % 2)), rate)
@@ -410,7 +419,16 @@ def test_decoding_ahead_changes_nothing_but_the_time(tagger, tmp_path):
         assert str(one.error) == str(other.error)
         np.testing.assert_allclose(one.scores, other.scores, atol=1e-6)
         assert [window[:2] for window in one.timeline] == [window[:2] for window in other.timeline]
-    assert [recording.error is not None for recording in together] == [False, False, True, False, False, True, False, False]
+    assert [recording.error is not None for recording in together] == [
+        False,
+        False,
+        True,
+        False,
+        False,
+        True,
+        False,
+        False,
+    ]
     with pytest.raises(ConfigError, match="workers is -1"):
         tagger.tag_files(paths, workers=-1)
 
@@ -432,7 +450,19 @@ def test_an_interrupt_ends_the_command_at_once(tmp_path):
         soundfile.write(path, np.zeros(RATE * (600 if path != paths[0] else 1)), RATE)
     answers = tmp_path / "out"
     with answers.open("wb") as out:
-        command = [sys.executable, "-m", "dymn", "tag", *map(str, paths), "-m", "dymn04_open", "--format", "jsonl", "--workers", "2"]
+        command = [
+            sys.executable,
+            "-m",
+            "dymn",
+            "tag",
+            *map(str, paths),
+            "-m",
+            "dymn04_open",
+            "--format",
+            "jsonl",
+            "--workers",
+            "2",
+        ]
         running = subprocess.Popen([*command, "--window", "1", "--hop", "0.05"], stdout=out, stderr=subprocess.PIPE)
         while answers.stat().st_size == 0 and running.poll() is None:
             time.sleep(0.1)

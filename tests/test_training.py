@@ -49,7 +49,13 @@ def _no_curves(request, monkeypatch):
 def teacher(tmp_path_factory):
     """A static network of the same width, front end and classes, which says "high" rather than "low"."""
     model = create_model(
-        "mn04", 2, width=0.1, generator=torch.Generator().manual_seed(1), dynamic_blocks="none", attention="se", attention_blocks="se"
+        "mn04",
+        2,
+        width=0.1,
+        generator=torch.Generator().manual_seed(1),
+        dynamic_blocks="none",
+        attention="se",
+        attention_blocks="se",
     )
     set_prior(model, torch.tensor([1.0, -2.0]))
     model.card = ModelCard(name="teacher", front_end=FrontEndConfig(**FRONT_END), labels=LABELS)
@@ -82,14 +88,22 @@ class Watching(Reporter):
 def test_a_handful_of_clips_is_learned_by_heart(clips, tmp_path):
     everything = {"holdout": 0.0, "val": ""}
     train(
-        run(clips, tmp_path, data=everything, optim={"lr": 1e-2, "batch_size": 14}, schedule={"epochs": 9, "warm_up": 1, "ramp_start": 6})
+        run(
+            clips,
+            tmp_path,
+            data=everything,
+            optim={"lr": 1e-2, "batch_size": 14},
+            schedule={"epochs": 9, "warm_up": 1, "ramp_start": 6},
+        )
     )
     log = log_of(tmp_path)
     assert log[0]["loss"] > 0.6 and log[-1]["loss"] < 0.05
 
 
 @pytest.mark.parametrize(
-    "optim", [{"name": "adam"}, {"name": "adamw", "weight_decay": 0.1}, {"precision": "bf16"}, {"clip_norm": 0.5}], ids=str
+    "optim",
+    [{"name": "adam"}, {"name": "adamw", "weight_decay": 0.1}, {"precision": "bf16"}, {"clip_norm": 0.5}],
+    ids=str,
 )
 def test_optimisers_and_precisions(clips, tmp_path, optim):
     train(run(clips, tmp_path, optim=optim, schedule=ONE_EPOCH))
@@ -111,7 +125,9 @@ def test_schedules_reach_optimizer_and_network(clips, tmp_path):
     schedule = {"epochs": 3, "warm_up": 2, "ramp_start": 1, "ramp_length": 2, "tau_start": 30, "tau_epochs": 3}
     made = Run(run(clips, tmp_path, optim={"lr": 1e-3, "batch_size": 10}, schedule=schedule), Reporter())
     seen = []
-    made.reporter = Watching(lambda: seen.append((made.optimizer.param_groups[0]["lr"], made.network.blocks[14].project.conv.temperature)))
+    made.reporter = Watching(
+        lambda: seen.append((made.optimizer.param_groups[0]["lr"], made.network.blocks[14].project.conv.temperature))
+    )
     made.fit()
     rise = [math.exp(-5 * 0.75**2), math.exp(-5 * 0.25)]
     assert np.array(seen) == pytest.approx(np.array([(1e-3 * rise[0], 30), (1e-3 * rise[1], 15.5), (1e-3 * 0.505, 1)]))
@@ -124,9 +140,14 @@ def test_accumulated_parts_give_the_step_of_the_whole_batch(clips, tmp_path, mon
     states = []
     for accumulate in (1, 2):
         made = Run(
-            run(clips, tmp_path / str(accumulate), optim={"batch_size": 4, "accumulate": accumulate}, schedule=ONE_EPOCH), Reporter()
+            run(
+                clips, tmp_path / str(accumulate), optim={"batch_size": 4, "accumulate": accumulate}, schedule=ONE_EPOCH
+            ),
+            Reporter(),
         )
-        monkeypatch.setattr(made.network, "train", lambda mode=True, net=made.network: torch.nn.Module.train(net, False))
+        monkeypatch.setattr(
+            made.network, "train", lambda mode=True, net=made.network: torch.nn.Module.train(net, False)
+        )
         steps = []
         monkeypatch.setattr(made, "_update", lambda update=made._update, steps=steps: (steps.append(1), update()))
         made.fit()
@@ -137,7 +158,9 @@ def test_accumulated_parts_give_the_step_of_the_whole_batch(clips, tmp_path, mon
 
 
 def test_averaged_weights(clips, tmp_path):
-    made = Run(run(clips, tmp_path / "ema", optim={"ema": 0.75}, schedule={"tau_start": 30, "tau_epochs": 2}), Reporter())
+    made = Run(
+        run(clips, tmp_path / "ema", optim={"ema": 0.75}, schedule={"tau_start": 30, "tau_epochs": 2}), Reporter()
+    )
     trail = []
     made.reporter = Watching(lambda: trail.append(made.network.head.classifier.weight.detach().clone()))
     made.fit()
@@ -183,7 +206,15 @@ def test_clips_that_the_teacher_has_not_heard(clips, tmp_path):
     path = table(tmp_path / "t.safetensors", source.where(range(5)), np.zeros((5, 2)))
     with pytest.raises(DataError, match="is missing"):
         train(run(clips, tmp_path / "strict", teacher={"table": path}))
-    train(run(clips, tmp_path / "partial", teacher={"table": path, "partial": True}, schedule=ONE_EPOCH, augment={"spec_mixup": 0.3}))
+    train(
+        run(
+            clips,
+            tmp_path / "partial",
+            teacher={"table": path, "partial": True},
+            schedule=ONE_EPOCH,
+            augment={"spec_mixup": 0.3},
+        )
+    )
     assert math.isfinite(log_of(tmp_path / "partial")[0]["loss"])
 
 
@@ -191,7 +222,9 @@ def test_an_online_teacher_is_followed(clips, tmp_path, teacher):
     """It hears the same augmented, mixed input; the student's bias begins at its prior, its embedding is a target."""
     models = {"models": [teacher], "label_weight": 0.0, "feature_weight": 0.1}
     augment = {"roll_ms": 20, "gain_db": 3, "wave_mixup": 0.5, "padding": 0.5, "spec_mixup": 0.3, "jitter": True}
-    config = run(clips, tmp_path, teacher=models, augment=augment, schedule={"epochs": 2, "warm_up": 0}, optim={"lr": 3e-3})
+    config = run(
+        clips, tmp_path, teacher=models, augment=augment, schedule={"epochs": 2, "warm_up": 0}, optim={"lr": 3e-3}
+    )
     made = Run(config, Reporter())
     assert last_bias(made.network).tolist() == pytest.approx([1.0, -2.0], abs=0.3)
     assert made.step.feature_scale > 0
@@ -201,7 +234,9 @@ def test_an_online_teacher_is_followed(clips, tmp_path, teacher):
 
 
 def test_the_student_hears_what_the_teacher_hears(clips, tmp_path, teacher, monkeypatch):
-    made = Run(run(clips, tmp_path, teacher={"models": [teacher]}, augment={"spec_mixup": 0.3}, schedule=ONE_EPOCH), Reporter())
+    made = Run(
+        run(clips, tmp_path, teacher={"models": [teacher]}, augment={"spec_mixup": 0.3}, schedule=ONE_EPOCH), Reporter()
+    )
     heard, real = [], made.teachers.teach
     monkeypatch.setattr(made.teachers, "teach", lambda log_mel, *more: (heard.append(log_mel), real(log_mel, *more))[1])
     hook = made.network.register_forward_pre_hook(lambda module, inputs: heard.append(inputs[0]))
@@ -216,13 +251,19 @@ def test_the_student_hears_what_the_teacher_hears(clips, tmp_path, teacher, monk
     ("change", "message"),
     [
         ({"model": {"front_end": FRONT_END | {"n_mels": 40}}}, "another front end"),
-        ({"model": {"settings": NETWORK | {"width": 0.3}}, "teacher": {"feature_weight": 0.1}}, "embeddings of one size"),
+        (
+            {"model": {"settings": NETWORK | {"width": 0.3}}, "teacher": {"feature_weight": 0.1}},
+            "embeddings of one size",
+        ),
         ({"teacher": {"table": "somewhere"}}, "both set"),
     ],
 )
 def test_teachers_that_do_not_fit(clips, tmp_path, teacher, change, message):
     with pytest.raises(ConfigError, match=message):
-        Run(run(clips, tmp_path, **(change | {"teacher": {"models": [teacher]} | change.get("teacher", {})})), Reporter())
+        Run(
+            run(clips, tmp_path, **(change | {"teacher": {"models": [teacher]} | change.get("teacher", {})})),
+            Reporter(),
+        )
 
 
 def test_a_teacher_of_other_classes(tmp_path, teacher):
@@ -266,7 +307,9 @@ def test_prior_of_annotated_labels_only():
 
 def test_a_fresh_last_layer_begins_at_the_prior(clips, tmp_path, teacher):
     fresh = Run(run(clips, tmp_path / "a"), Reporter()).network
-    assert last_bias(fresh).tolist() == pytest.approx(prior_logits(open_source("folder", clips, "train", holdout=0.3), None, "ce").tolist())
+    assert last_bias(fresh).tolist() == pytest.approx(
+        prior_logits(open_source("folder", clips, "train", holdout=0.3), None, "ce").tolist()
+    )
     assert not last_bias(Run(run(clips, tmp_path / "b", model={"prior": False}), Reporter()).network).any()
     kept = Run(run(clips, tmp_path / "c", model={"name": teacher, "settings": {}, "front_end": {}}), Reporter()).network
     assert last_bias(kept).tolist() == [1.0, -2.0] and not has_fresh_head(kept)
@@ -275,7 +318,9 @@ def test_a_fresh_last_layer_begins_at_the_prior(clips, tmp_path, teacher):
 def test_other_classes_replace_the_last_layer_alone(tmp_path, teacher):
     write_clips(tmp_path / "data", 10)
     (tmp_path / "data" / "low").rename(tmp_path / "data" / "bass")
-    made = Run(run(tmp_path / "data", tmp_path / "run", model={"name": teacher, "settings": {}, "front_end": {}}), Reporter())
+    made = Run(
+        run(tmp_path / "data", tmp_path / "run", model={"name": teacher, "settings": {}, "front_end": {}}), Reporter()
+    )
     old = load_model(teacher)
     assert made.network.card.labels == ("bass", "high") and not has_fresh_head(made.network)  # it has its prior
     assert torch.equal(made.network.head.hidden.weight, old.head.hidden.weight)
@@ -315,7 +360,9 @@ def test_what_a_run_leaves(clips, tmp_path):
         card = model.card
         assert (card.name, card.licence, card.labels, card.front_end.sample_rate) == ("tones", "CC0", LABELS, 8_000)
         assert card.provenance["config"]["schedule"]["epochs"] == 2 and card.provenance["data"] == written["data"]
-        assert card.provenance["versions"]["torch"] == torch.__version__ and str(tmp_path) not in json.dumps(card.provenance)
+        assert card.provenance["versions"]["torch"] == torch.__version__ and str(tmp_path) not in json.dumps(
+            card.provenance
+        )
     best = load_model(folder / "best.safetensors").card
     assert best.provenance["epoch"] == result["best_epoch"]
     assert best.metrics["accuracy"] == result["val_accuracy"] == max(record["val_accuracy"] for record in log)
@@ -329,7 +376,9 @@ def test_the_test_set_is_measured_once_at_the_end(tmp_path, monkeypatch):
     made = Run(run(tmp_path / "data", tmp_path / "run", data={"test": "test", "holdout": 0.0}), Reporter())
     heard, real = [], loop.quiet_loader
     monkeypatch.setattr(
-        loop, "quiet_loader", lambda source, *rest: (heard.append((made.state.epoch, source.keys[0][:4])), real(source, *rest))[1]
+        loop,
+        "quiet_loader",
+        lambda source, *rest: (heard.append((made.state.epoch, source.keys[0][:4])), real(source, *rest))[1],
     )
     result = made.fit()
     assert heard == [(0, "val/"), (1, "val/"), (2, "test")]
@@ -355,7 +404,13 @@ def scores(targets, mask=None, teacher=None):
     targets = np.asarray(targets, dtype=np.float32)
     said = np.random.default_rng(0).random(targets.shape).astype(np.float32)
     return Scores(
-        list(map(str, range(len(targets)))), said, targets, np.ones_like(targets) if mask is None else np.asarray(mask), teacher, 0.1, {}
+        list(map(str, range(len(targets)))),
+        said,
+        targets,
+        np.ones_like(targets) if mask is None else np.asarray(mask),
+        teacher,
+        0.1,
+        {},
     )
 
 
@@ -372,7 +427,12 @@ def test_classes_missing_in_validation():
 
 
 def test_which_figure_is_better():
-    assert is_better("mAP", 0.5, 0.4) and is_better("mAP", 0.4, 0.4) and not is_better("mAP", 0.3, 0.4) and is_better("mAP", 0.1, None)
+    assert (
+        is_better("mAP", 0.5, 0.4)
+        and is_better("mAP", 0.4, 0.4)
+        and not is_better("mAP", 0.3, 0.4)
+        and is_better("mAP", 0.1, None)
+    )
     assert is_better("distillation", 0.3, 0.4) and not is_better("distillation", 0.5, 0.4)
     assert is_better("mAP", 0.1, float("nan")) and not is_better("mAP", float("nan"), 0.1)
 
@@ -420,7 +480,12 @@ def test_diverged_weights_are_not_saved(clips, tmp_path, monkeypatch):
 
 def test_fewer_clips_than_a_batch(clips, tmp_path):
     assert (
-        train(run(clips, tmp_path, optim={"batch_size": 64}, schedule=ONE_EPOCH, augment={"spec_mixup": 0.3, "gain_db": 3}))["epochs"] == 1
+        train(
+            run(
+                clips, tmp_path, optim={"batch_size": 64}, schedule=ONE_EPOCH, augment={"spec_mixup": 0.3, "gain_db": 3}
+            )
+        )["epochs"]
+        == 1
     )
 
 
@@ -458,7 +523,9 @@ def test_tensorboard(clips, tmp_path):
 def test_weights_and_biases(clips, tmp_path, monkeypatch):
     """Against a stand-in for the client, which needs an account: a run that continues is the same run there."""
     begun, logged, ended = [], [], []
-    writer = types.SimpleNamespace(log=lambda values, step: logged.append((step, values)), finish=lambda: ended.append(1))
+    writer = types.SimpleNamespace(
+        log=lambda values, step: logged.append((step, values)), finish=lambda: ended.append(1)
+    )
     fake = types.ModuleType("wandb")
     fake.init = lambda **settings: (begun.append(settings), writer)[1]
     monkeypatch.setitem(sys.modules, "wandb", fake)

@@ -1,4 +1,6 @@
-"""A run that is killed, interrupted or out of room at any moment continues to the very numbers it would have had (CPU: bitwise)."""
+"""A run that is killed, interrupted or out of room at any moment continues to the very numbers it would have had (CPU:
+bitwise).
+"""
 
 import dataclasses
 import errno
@@ -166,7 +168,9 @@ def test_killed_at_many_moments(clips, tmp_path, uninterrupted):
     (tmp_path / "killer.py").write_text(KILLER)
     arguments = [str(tmp_path / "killer.py"), str(tmp_path / "config.json"), json.dumps(MOMENTS), str(tmp_path)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(
+        [sys.executable, *arguments], env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
     assert done.returncode == 0, done.stderr[-4000:]
     for kind, count in MOMENTS:
         folder = tmp_path / f"{kind}{count}"
@@ -338,7 +342,10 @@ def test_a_flipped_bit_in_the_state_is_noticed_or_changes_nothing(tmp_path):
 
 
 def test_a_state_of_epochs_from_zero_is_read(tmp_path):
-    torch.save({"format": "dymn-run/1", "epoch": 2, "best_epoch": 0, "history": [{"epoch": 0}, {"epoch": 1}]}, tmp_path / "state.pt")
+    torch.save(
+        {"format": "dymn-run/1", "epoch": 2, "best_epoch": 0, "history": [{"epoch": 0}, {"epoch": 1}]},
+        tmp_path / "state.pt",
+    )
     loaded = load_state(tmp_path / "state.pt")
     assert loaded.best_epoch == 1 and [record["epoch"] for record in loaded.history] == [1, 2]
 
@@ -370,7 +377,9 @@ class StopAfter(Reporter):
 def test_curves_count_whole_epochs(tmp_path, monkeypatch):
     figure = pytest.importorskip("matplotlib.figure").Figure
     drawn, save = [], figure.savefig
-    monkeypatch.setattr(figure, "savefig", lambda self, *given, **options: (drawn.append(self), save(self, *given, **options)))
+    monkeypatch.setattr(
+        figure, "savefig", lambda self, *given, **options: (drawn.append(self), save(self, *given, **options))
+    )
     plot_curves(tmp_path / "curves.png", [{"epoch": 1, "loss": 1.0}, {"epoch": 2, "loss": 0.5}], "accuracy")
     ticks = drawn[0].axes[0].get_xticks()
     assert len(ticks) >= 2 and all(tick == round(tick) for tick in ticks)

@@ -47,13 +47,17 @@ def compare(usual, ours, batches):
         for norm, values in ((usual, one), (ours, two)):
             (norm(values) * weights).sum().backward()
         torch.testing.assert_close(two.grad, one.grad, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close([p.grad for p in ours.parameters()], [p.grad for p in usual.parameters()], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        [p.grad for p in ours.parameters()], [p.grad for p in usual.parameters()], atol=1e-4, rtol=1e-4
+    )
     torch.testing.assert_close(dict(ours.named_buffers()), dict(usual.named_buffers()))
     torch.testing.assert_close(ours.eval()(x), usual.eval()(x))
 
 
 def test_replaces_every_norm_and_keeps_values():
-    model = nn.Sequential(nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2, eps=1e-3, momentum=0.01)), nn.BatchNorm2d(2).eval())
+    model = nn.Sequential(
+        nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2, eps=1e-3, momentum=0.01)), nn.BatchNorm2d(2).eval()
+    )
     nn.init.uniform_(model[0][1].running_mean)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     use_global_norm(model)
@@ -105,12 +109,15 @@ def two_processes(tmp_path_factory):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}"]
     program = [str(folder / name) for name in ("program.py", "config.json", "norm")]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run([*launcher, *program], env=environment, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(
+        [*launcher, *program], env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
     assert done.returncode == 0, done.stderr[-4000:]
     return folder
 
 
-# What is drawn by clip is the same for one process and two. Partners of a mixup are not (each process mixes its own clips), nor is dropout.
+# What is drawn by clip is the same for one process and two. Partners of a mixup are not (each process mixes its own
+# clips), nor is dropout.
 SAME = {
     "model": {"settings": NETWORK | {"dropout": 0.0}},
     "augment": {"roll_ms": 20, "gain_db": 6, "jitter": True, "frequency_mask": 4, "time_mask": 6},
@@ -123,7 +130,10 @@ def test_a_run_of_two_processes_gives_the_result_of_one(two_processes):
 
     train(run(two_processes / "data", two_processes / "one", **SAME))
     one, two = (weights_format.read(two_processes / name / "last.safetensors").state for name in ("one", "two"))
-    logs = [[json.loads(line) for line in (two_processes / name / "log.jsonl").read_text().splitlines()] for name in ("one", "two")]
+    logs = [
+        [json.loads(line) for line in (two_processes / name / "log.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    ]
     assert one.keys() == two.keys()
     for name, value in one.items():
         np.testing.assert_allclose(two[name], value, atol=2e-3, rtol=2e-2, err_msg=name)
@@ -133,7 +143,9 @@ def test_a_run_of_two_processes_gives_the_result_of_one(two_processes):
 
 def test_norm_of_the_joined_batch_and_bad_clips_of_both(two_processes):
     parts = [torch.load(two_processes / f"norm.{rank}", weights_only=True) for rank in range(2)]
-    x = (torch.randn(6, 3, 5, 4, generator=torch.Generator().manual_seed(0)) + torch.arange(6.0).view(6, 1, 1, 1)).requires_grad_()
+    x = (
+        torch.randn(6, 3, 5, 4, generator=torch.Generator().manual_seed(0)) + torch.arange(6.0).view(6, 1, 1, 1)
+    ).requires_grad_()
     weights = torch.randn(6, 3, 5, 4, generator=torch.Generator().manual_seed(1))
     norm = nn.BatchNorm2d(3)
     out = norm(x)
@@ -152,5 +164,12 @@ def test_a_batch_that_cannot_be_shared_is_refused():
 
     with pytest.raises(ConfigError, match="multiple of world"):
         Batches(PlainSampler(10), 5, rank=0, world=2)
-    whole = [clip for rank in range(2) for batch in Batches(PlainSampler(10), 4, rank=rank, world=2).shares(0) for clip in batch]
-    assert sorted(draw.clip for draw in whole) == list(range(10)) and np.all(np.diff([draw.epoch for draw in whole]) == 0)
+    whole = [
+        clip
+        for rank in range(2)
+        for batch in Batches(PlainSampler(10), 4, rank=rank, world=2).shares(0)
+        for clip in batch
+    ]
+    assert sorted(draw.clip for draw in whole) == list(range(10)) and np.all(
+        np.diff([draw.epoch for draw in whole]) == 0
+    )

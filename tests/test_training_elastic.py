@@ -1,7 +1,10 @@
-"""Two machines train together, one of them dies in the middle of an epoch and comes back: nothing of the result changes.
+"""Two machines train together, one of them dies in the middle of an epoch and comes back.
 
-Both are launchers (torchrun) on this machine, once on loopback, and once (as root) each in a network namespace of its own, where the
-cable is pulled before the machine dies, so that nobody tells the other. It takes a minute: `make nodes` runs it, not `make test`.
+Nothing of the result changes.
+
+Both are launchers (torchrun) on this machine, once on loopback, and once (as root) each in a network namespace of its
+own, where the cable is pulled before the machine dies, so that nobody tells the other. It takes a minute: `make nodes`
+runs it, not `make test`.
 """
 
 import contextlib
@@ -22,7 +25,9 @@ from dymn.data import PackSettings, open_source, pack
 from dymn.training.state import load_state
 from tiny_runs import NETWORK, settings, write_clips
 
-pytestmark = pytest.mark.skipif(not os.environ.get("DYMN_TEST_NODES") or sys.platform != "linux", reason="runs with `make nodes`, on Linux")
+pytestmark = pytest.mark.skipif(
+    not os.environ.get("DYMN_TEST_NODES") or sys.platform != "linux", reason="runs with `make nodes`, on Linux"
+)
 PATIENCE = 240  # seconds
 TIMES = {"seconds", "clips_per_second"}
 
@@ -77,7 +82,20 @@ class Namespaces(Network):
         self.names = [f"dymn{os.getpid()}n{machine}" for machine in range(2)]
         for name in self.names:
             ip("netns", "add", name)
-        ip("link", "add", "cable0", "netns", self.names[0], "type", "veth", "peer", "name", "cable1", "netns", self.names[1])
+        ip(
+            "link",
+            "add",
+            "cable0",
+            "netns",
+            self.names[0],
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "cable1",
+            "netns",
+            self.names[1],
+        )
         for machine, name in enumerate(self.names):
             ip("-n", name, "addr", "add", f"{self.addresses[machine]}/24", "dev", f"cable{machine}")
             for link in ("lo", f"cable{machine}"):
@@ -135,7 +153,9 @@ class Machines:
     def wait_for(self, path: Path) -> None:
         until = time.monotonic() + PATIENCE
         while not path.exists():
-            assert time.monotonic() < until and all(process.poll() is None for process in self.running.values()), self.logs()
+            assert time.monotonic() < until and all(process.poll() is None for process in self.running.values()), (
+                self.logs()
+            )
             time.sleep(0.02)
 
     def wait(self) -> None:
@@ -158,7 +178,12 @@ def descendants(pid: int) -> list[int]:
 
 def prepare(folder: Path, shards: Path) -> Path:
     folder.mkdir()
-    sections = {"model": {"settings": NETWORK}, "schedule": {"epochs": 3}, "run": {"save_steps": 1}, "data": {"kind": "packed"}}
+    sections = {
+        "model": {"settings": NETWORK},
+        "schedule": {"epochs": 3},
+        "run": {"save_steps": 1},
+        "data": {"kind": "packed"},
+    }
     (folder / "config.json").write_text(json.dumps(settings(shards, folder / "run", **sections)))
     (folder / "program.py").write_text(PROGRAM)
     return folder
@@ -200,7 +225,9 @@ def test_a_machine_dies_and_comes_back(network, uninterrupted):
             place.cut(True)
             machines.kill(1)
             state = load_state(folder / "run" / "state.pt")
-            assert state.epoch == 1 and state.part["steps"] == 1, "one step of the second epoch is saved, the second is lost"
+            assert state.epoch == 1 and state.part["steps"] == 1, (
+                "one step of the second epoch is saved, the second is lost"
+            )
             (folder / "go").touch()
             place.cut(False)
             machines.start(1)

@@ -58,7 +58,11 @@ def test_packed_shards_are_opened_once(clips, tmp_path):
     pack(open_source("folder", clips), tmp_path / "packed", PackSettings(clips=100))
     with opens() as counted:
         train(
-            run(tmp_path / "packed", tmp_path / "run", data={"kind": "auto", "holdout": 0.3, "val": "auto", "test": "auto", "seconds": 0.0})
+            run(
+                tmp_path / "packed",
+                tmp_path / "run",
+                data={"kind": "auto", "holdout": 0.3, "val": "auto", "test": "auto", "seconds": 0.0},
+            )
         )
     found = {Path(path).name: n for path, n in counted.items() if path.startswith(str(tmp_path / "packed"))}
     shard = next(name for name in found if name.endswith(".tar"))
@@ -67,7 +71,10 @@ def test_packed_shards_are_opened_once(clips, tmp_path):
 
 def test_a_manifest_is_read_once_and_a_folder_walked_once(clips, tmp_path):
     rows = [["path", "label", "fold"]]
-    rows += [[str(path.relative_to(clips)), path.parent.name, 1 + i // 2 % 2] for i, path in enumerate(sorted(clips.rglob("*.wav")))]
+    rows += [
+        [str(path.relative_to(clips)), path.parent.name, 1 + i // 2 % 2]
+        for i, path in enumerate(sorted(clips.rglob("*.wav")))
+    ]
     write_table(tmp_path / "clips.csv", rows)
     data = {"kind": "csv", "options": {"root": str(clips)}, "holdout": 0.0, "val": "", "fold": 1, "test": "test"}
     with opens() as counted:
@@ -85,7 +92,14 @@ def test_a_manifest_is_read_once_and_a_folder_walked_once(clips, tmp_path):
 def test_a_checkpoint_is_loaded_once_whatever_it_is_used_for(clips, checkpoint, tmp_path):
     model = {"name": str(checkpoint), "settings": {}, "front_end": {}}
     with opens() as counted:
-        train(run(clips, tmp_path, model=model, teacher={"models": (str(checkpoint), str(checkpoint)), "feature_weight": 0.5}))
+        train(
+            run(
+                clips,
+                tmp_path,
+                model=model,
+                teacher={"models": (str(checkpoint), str(checkpoint)), "feature_weight": 0.5},
+            )
+        )
     assert counted[str(checkpoint)] == 1, counted[str(checkpoint)]
 
 

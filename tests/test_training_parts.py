@@ -78,7 +78,9 @@ def test_label_loss_is_that_of_pytorch(kind):
     made = Targets(labels, torch.ones_like(labels), torch.zeros_like(labels), torch.zeros(6).double())
     if kind == "ce":
         assert torch.allclose(label_loss(z, made, kind, 0.1), functional.cross_entropy(z, classes, label_smoothing=0.1))
-        assert torch.allclose(label_loss(z, made, kind, weights=weights), functional.cross_entropy(z, classes, weight=weights))
+        assert torch.allclose(
+            label_loss(z, made, kind, weights=weights), functional.cross_entropy(z, classes, weight=weights)
+        )
     else:
         smooth = labels * 0.9 + 0.05
         assert torch.allclose(label_loss(z, made, kind, 0.1), functional.binary_cross_entropy_with_logits(z, smooth))
@@ -88,13 +90,19 @@ def test_label_loss_is_that_of_pytorch(kind):
 
 def test_balanced_weights_are_the_reciprocals_of_the_counts(clips, start, tmp_path):
     weights = balanced_weights(np.array([1, 2, 4, 0]))
-    assert (weights / weights[0]).tolist() == pytest.approx([1, 0.5, 0.25, 1]) and float(weights.mean()) == pytest.approx(1)
-    made = Run(run(clips, tmp_path, model=start, optim={"class_weights": "balanced", "label_smoothing": 0.1}), Reporter())
+    assert (weights / weights[0]).tolist() == pytest.approx([1, 0.5, 0.25, 1]) and float(
+        weights.mean()
+    ) == pytest.approx(1)
+    made = Run(
+        run(clips, tmp_path, model=start, optim={"class_weights": "balanced", "label_smoothing": 0.1}), Reporter()
+    )
     assert made.step.class_weights.tolist() == pytest.approx([1, 1]) and made.step.smoothing == 0.1
     made.fit()
 
 
-@pytest.mark.parametrize("wrong", [{"layer_decay": 0.0}, {"label_smoothing": 1.0}, {"class_weights": "rare"}, {"freeze": -1}])
+@pytest.mark.parametrize(
+    "wrong", [{"layer_decay": 0.0}, {"label_smoothing": 1.0}, {"class_weights": "rare"}, {"freeze": -1}]
+)
 def test_wrong_settings(clips, tmp_path, wrong):
     with pytest.raises(ConfigError, match=f"optim.{next(iter(wrong))} is"):
         run(clips, tmp_path, optim=wrong)

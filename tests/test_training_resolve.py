@@ -14,7 +14,16 @@ from dymn.training.inputs import differences
 from dymn.training.loop import Run
 from dymn.training.report import Reporter
 from dymn.training.resolve import plain_name, resolve, with_folder
-from layouts import write_audio, write_audioset, write_corpus, write_esc50, write_fsd50k, write_openmic, write_table, write_tau
+from layouts import (
+    write_audio,
+    write_audioset,
+    write_corpus,
+    write_esc50,
+    write_fsd50k,
+    write_openmic,
+    write_table,
+    write_tau,
+)
 from tiny_runs import run, write_clips
 
 
@@ -46,7 +55,9 @@ def test_folders_tables_and_archives(tmp_path):
     write_audio(tmp_path / "data" / "a" / "x.wav")
     assert detect(tmp_path / "data") == ("folder", tmp_path / "data")
     write_table(tmp_path / "data" / "list.csv", [["path", "label"], ["a/x.wav", "a"]])
-    assert detect(tmp_path / "data") == detect(tmp_path / "data" / "list.csv") == ("csv", tmp_path / "data" / "list.csv")
+    assert (
+        detect(tmp_path / "data") == detect(tmp_path / "data" / "list.csv") == ("csv", tmp_path / "data" / "list.csv")
+    )
     write_table(tmp_path / "data" / "more.csv", [["path"]])
     with pytest.raises(DataError, match=r"list\.csv, more\.csv"):
         detect(tmp_path / "data")
@@ -110,7 +121,11 @@ def test_names_what_differs_from_a_run(tmp_path):
     stored = {"config": dataclasses.asdict(config), "data": {"train": "a"}, "versions": {}}
     (tmp_path / "config.json").write_text(json.dumps(stored))
     changed = config.replace({"schedule.epochs": 3, "optim.lr": 0.5, "run.out": "elsewhere", "data.path": "there"})
-    assert differences(tmp_path / "config.json", changed, {"train": "b"}) == ["data digest.train", "optim.lr", "schedule.epochs"]
+    assert differences(tmp_path / "config.json", changed, {"train": "b"}) == [
+        "data digest.train",
+        "optim.lr",
+        "schedule.epochs",
+    ]
     assert differences(tmp_path / "config.json", config, {"train": "a"}) == []
     assert differences(tmp_path / "absent.json", config, {}) == []
 
@@ -128,7 +143,10 @@ def test_one_class_is_refused(tmp_path):
     shutil.rmtree(tmp_path / "clips" / "low")
     with pytest.raises(DataError, match=r"one class, 'high': there is nothing to tell apart"):
         Run(run(tmp_path / "clips", tmp_path / "run"), Notes())
-    rows = [["path", "label"], *([f"clips/high/{path.name}", "high"] for path in sorted((tmp_path / "clips" / "high").iterdir()))]
+    rows = [
+        ["path", "label"],
+        *([f"clips/high/{path.name}", "high"] for path in sorted((tmp_path / "clips" / "high").iterdir())),
+    ]
     write_table(tmp_path / "all.csv", rows)
     with pytest.raises(DataError, match="any network is right"):
         Run(run(tmp_path / "all.csv", tmp_path / "run", data={"kind": "csv", "holdout": 0.0, "val": ""}), Notes())

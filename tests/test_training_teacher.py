@@ -1,4 +1,7 @@
-"""What an online teacher makes possible: draws by what it hears, blocks compared, calibrated logits; and runs that follow the clock."""
+"""What an online teacher makes possible: draws by what it hears, blocks compared, calibrated logits.
+
+And runs that follow the clock.
+"""
 
 import csv
 import json
@@ -40,7 +43,10 @@ def clips(tmp_path_factory):
     table = folder / "clips.csv"
     with table.open("w", newline="") as file:
         paths = sorted(folder.rglob("*.wav"))
-        rows = [(path.relative_to(folder), path.parent.name, "val" if i % 4 == 0 else "train") for i, path in enumerate(paths)]
+        rows = [
+            (path.relative_to(folder), path.parent.name, "val" if i % 4 == 0 else "train")
+            for i, path in enumerate(paths)
+        ]
         csv.writer(file).writerows([("path", "labels", "split"), *rows])
     return table
 
@@ -48,7 +54,13 @@ def clips(tmp_path_factory):
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory):
     model = create_model(
-        "mn04", 2, width=0.1, generator=torch.Generator().manual_seed(1), dynamic_blocks="none", attention="se", attention_blocks="se"
+        "mn04",
+        2,
+        width=0.1,
+        generator=torch.Generator().manual_seed(1),
+        dynamic_blocks="none",
+        attention="se",
+        attention_blocks="se",
     )
     model.card = ModelCard(name="teacher", front_end=FrontEndConfig(**FRONT_END), labels=("high", "low"))
     path = tmp_path_factory.mktemp("teacher")
@@ -129,7 +141,9 @@ def test_what_cannot_be_had(clips, tmp_path, teacher):
         run(clips, tmp_path, data={"sampling": "teacher"})
     with pytest.raises(ConfigError, match=r"teacher.block_weight needs an online teacher"):
         run(clips, tmp_path, teacher={"block_weight": 1.0})
-    wide = taught(clips, tmp_path, teacher, model={"inherit": "", "settings": {"width": 0.2}}, teacher={"feature_weight": 0.0})
+    wide = taught(
+        clips, tmp_path, teacher, model={"inherit": "", "settings": {"width": 0.2}}, teacher={"feature_weight": 0.0}
+    )
     with pytest.raises(ConfigError, match="blocks have the student's channels"):
         Run(wide, Reporter())
 

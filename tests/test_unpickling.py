@@ -1,4 +1,7 @@
-"""Pickles of untrusted files: what data need is read as Python reads it; all else is refused at once, whatever it would do."""
+"""Pickles of untrusted files: what data need is read as Python reads it.
+
+All else is refused at once, whatever it would do.
+"""
 
 import pickle
 import struct
@@ -104,7 +107,13 @@ def test_functions_cannot_be_changed_by_a_file(tmp_path):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64])
 def test_tensors_of_each_type_and_layout(tmp_path, dtype):
     whole = (torch.arange(-60, 60).reshape(4, 5, 6) / 7).to(dtype)
-    tensors = {"whole": whole, "turned": whole.transpose(0, 2), "part": whole[1:, ::2], "one": whole.sum(), "none": whole[:0]}
+    tensors = {
+        "whole": whole,
+        "turned": whole.transpose(0, 2),
+        "part": whole[1:, ::2],
+        "one": whole.sum(),
+        "none": whole[:0],
+    }
     torch.save(tensors, tmp_path / "a.pt")
     found = read_tensors(tmp_path / "a.pt")
     assert found.keys() == tensors.keys()
@@ -143,10 +152,20 @@ def npy(descr, shape, content=b""):
         npy(
             "|O",
             (10_000,),
-            b"cnumpy.core.multiarray\n_reconstruct\n)R(K\x01NNN]X\x00\x10\x00\x00" + b"a" * 4096 + b"q\x00a" + b"h\x00a" * 9999 + b"tb.",
+            b"cnumpy.core.multiarray\n_reconstruct\n)R(K\x01NNN]X\x00\x10\x00\x00"
+            + b"a" * 4096
+            + b"q\x00a"
+            + b"h\x00a" * 9999
+            + b"tb.",
         ),
     ],
-    ids=["letters of no size", "more than there is", "less than there is", "a huge bytearray", "one long text many times"],
+    ids=[
+        "letters of no size",
+        "more than there is",
+        "less than there is",
+        "a huge bytearray",
+        "one long text many times",
+    ],
 )
 def test_arrays_that_claim_more_than_they_are(tmp_path, content):
     path = npz(tmp_path / "a.npz", x=content)

@@ -26,7 +26,9 @@ def node():
     return found
 
 
-@pytest.mark.parametrize(("precision", "calibrated"), [("fp32", False), ("fp16", False), ("int8", False), ("int8", True)])
+@pytest.mark.parametrize(
+    ("precision", "calibrated"), [("fp32", False), ("fp16", False), ("int8", False), ("int8", True)]
+)
 def test_the_same_clips_give_the_same_probabilities(node, tmp_path, precision, calibrated):
     model = load_model("dymn04_open")
     plan = Plan(precision=precision, seconds=5.0)
@@ -35,7 +37,13 @@ def test_the_same_clips_give_the_same_probabilities(node, tmp_path, precision, c
     content = build(model, precision=precision, seconds=5.0, calibrate=found if calibrated else ())
     (tmp_path / "model.onnx").write_bytes(content)
     clips.tofile(tmp_path / "clips")
-    command = [node, str(ROOT / "web" / "check.mjs"), str(tmp_path / "model.onnx"), str(tmp_path / "clips"), str(clips.shape[1])]
+    command = [
+        node,
+        str(ROOT / "web" / "check.mjs"),
+        str(tmp_path / "model.onnx"),
+        str(tmp_path / "clips"),
+        str(clips.shape[1]),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     got = np.array(json.loads(done.stdout))

@@ -46,7 +46,9 @@ def release(tmp_path, monkeypatch, shared):
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
     for name, model in REGISTRY.items():
         if not model.packaged:
-            monkeypatch.setitem(REGISTRY, name, dataclasses.replace(model, url=f"http://127.0.0.1:{server.server_port}/{model.file}"))
+            monkeypatch.setitem(
+                REGISTRY, name, dataclasses.replace(model, url=f"http://127.0.0.1:{server.server_port}/{model.file}")
+            )
     yield folder
     server.shutdown()
     server.server_close()
@@ -61,9 +63,16 @@ def small(name="small", num_classes=3):
 def test_a_published_file_by_path_knows_its_card(shared):
     model = load_model(shared / MN04)
     card = model.card
-    assert (card.name, card.licence, card.metrics, card.front_end) == ("mn04_as", "MIT", {"mAP": 0.432}, FrontEndConfig())
+    assert (card.name, card.licence, card.metrics, card.front_end) == (
+        "mn04_as",
+        "MIT",
+        {"mAP": 0.432},
+        FrontEndConfig(),
+    )
     assert card.labels == audioset_labels() and not model.training
-    assert card.provenance["sha256"] == REGISTRY["mn04_as"].sha256 and card.provenance["source"] == REGISTRY["mn04_as"].url
+    assert (
+        card.provenance["sha256"] == REGISTRY["mn04_as"].sha256 and card.provenance["source"] == REGISTRY["mn04_as"].url
+    )
 
 
 def test_a_renamed_published_file_is_known_by_its_digest(shared, tmp_path):
@@ -72,7 +81,9 @@ def test_a_renamed_published_file_is_known_by_its_digest(shared, tmp_path):
 
 
 def test_the_file_name_tells_the_front_end(shared, tmp_path, monkeypatch):
-    entry = dataclasses.replace(REGISTRY["mn01_as"], name="mn01_as_hop_15", file="mn01_hop.pt", front_end=FrontEndConfig(hop_length=480))
+    entry = dataclasses.replace(
+        REGISTRY["mn01_as"], name="mn01_as_hop_15", file="mn01_hop.pt", front_end=FrontEndConfig(hop_length=480)
+    )
     monkeypatch.setitem(REGISTRY, entry.name, entry)
     shutil.copy(shared / "fixtures/mn_w01/state_dict.pt", tmp_path / "mn01_hop.pt")
     assert load_model(tmp_path / "mn01_hop.pt").card.front_end.hop_length == 480
@@ -143,11 +154,15 @@ def published_layout(model):
     for key in state:
         parts = key.split(".")
         if parts[0] in ("stem", "last"):
-            place = {"stem": "in_c" if dynamic else "features.0", "last": "out_c" if dynamic else "features.16"}[parts[0]]
+            place = {"stem": "in_c" if dynamic else "features.0", "last": "out_c" if dynamic else "features.16"}[
+                parts[0]
+            ]
             names[key] = f"{place}.{ {'conv': 0, 'norm': 1}[parts[1]] }.{parts[2]}"
         elif parts[0] == "head":
             mlp = {"hidden": 2, "classifier": 5}
-            names[key] = f"classifier.{(mlp if model.config.head == 'mlp' else {'classifier': 0, 'norm': 1})[parts[1]]}.{parts[2]}"
+            names[key] = (
+                f"classifier.{(mlp if model.config.head == 'mlp' else {'classifier': 0, 'norm': 1})[parts[1]]}.{parts[2]}"
+            )
         else:
             names[key] = block_name(model.config.blocks[int(parts[1])], int(parts[1]), parts[2:], dynamic)
     return {names[key]: reshaped(names[key], value) for key, value in state.items()}
@@ -223,7 +238,11 @@ def test_a_device_is_refused_at_once():
 def test_convert(shared, tmp_path):
     digest = convert(shared / MN04, tmp_path / "mn04.safetensors")
     original, converted = import_efficientat(shared / MN04), load_model(tmp_path / "mn04.safetensors")
-    assert digest == hashlib.sha256((tmp_path / "mn04.safetensors").read_bytes()).hexdigest() == converted.card.provenance["sha256"]
+    assert (
+        digest
+        == hashlib.sha256((tmp_path / "mn04.safetensors").read_bytes()).hexdigest()
+        == converted.card.provenance["sha256"]
+    )
     assert converted.card.name == "mn04_as" and converted.card.provenance["source_sha256"] == REGISTRY["mn04_as"].sha256
     x = torch.randn(2, 1, 128, 100, generator=torch.Generator().manual_seed(0))
     assert torch.equal(original(x).logits, converted(x).logits)
@@ -268,7 +287,9 @@ def test_pickled_code_is_not_executed(tmp_path):
 
 def test_looking_up_names_imports_nothing_slow():
     script = "import sys, dymn.weights; dymn.weights.REGISTRY; print('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "False\n"
+    assert (
+        subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "False\n"
+    )
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = dymn.weights.nothing
 

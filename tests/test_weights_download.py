@@ -100,7 +100,9 @@ class Handler(BaseHTTPRequestHandler):
         asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
         start = int(asked[1]) if asked and self.headers.get("If-Range") == '"v1"' else 0
         if start:
-            self.head(len(CONTENT) - start, 206, ETag='"v1"', Content_Range=f"bytes {start}-{len(CONTENT) - 1}/{len(CONTENT)}")
+            self.head(
+                len(CONTENT) - start, 206, ETag='"v1"', Content_Range=f"bytes {start}-{len(CONTENT) - 1}/{len(CONTENT)}"
+            )
         else:
             self.head(ETag='"v1"')
         self.wfile.write(CONTENT[start : start + 100_000])
@@ -169,7 +171,9 @@ def lose_patience(monkeypatch):
 
 
 def known(server, page, **changes):
-    entry = PublishedModel("model_x", "mn01", "model_x.pt", 60_000, 1, url=server.url + page, sha256=DIGEST, size=len(CONTENT))
+    entry = PublishedModel(
+        "model_x", "mn01", "model_x.pt", 60_000, 1, url=server.url + page, sha256=DIGEST, size=len(CONTENT)
+    )
     return dataclasses.replace(entry, **changes)
 
 
@@ -275,7 +279,9 @@ def test_a_name_lookup_that_hangs_is_cut_short(monkeypatch):
     released = threading.Event()
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: released.wait(30))
     with pytest.raises(WeightsError, match=r"no answer within 0\.5 s"):
-        download.fetch(PublishedModel("model_x", "mn01", "model_x.pt", 1, 1, url="https://example.invalid/model_x.pt"), never)
+        download.fetch(
+            PublishedModel("model_x", "mn01", "model_x.pt", 1, 1, url="https://example.invalid/model_x.pt"), never
+        )
     released.set()
 
 
@@ -340,9 +346,13 @@ def test_what_killed_processes_left_is_removed(server, cache):
 def test_two_processes_at_once(server, cache):
     script = (
         "import sys; from dymn.weights.download import fetch; from dymn.weights.registry import PublishedModel\n"
-        "print(fetch(PublishedModel('model_x', 'mn01', 'model_x.pt', 60_000, 1, url=sys.argv[1]), lambda path: None).digest)"
+        "print(fetch(PublishedModel('model_x', 'mn01', 'model_x.pt', 60_000, 1, url=sys.argv[1]), lambda path: "
+        "None).digest)"
     )
-    runs = [subprocess.Popen([sys.executable, "-c", script, server.url + "drips"], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    runs = [
+        subprocess.Popen([sys.executable, "-c", script, server.url + "drips"], stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
     assert [run.communicate(timeout=120)[0].strip() for run in runs] == [DIGEST, DIGEST]
     assert files(cache) == ["model_x.pt", "model_x.pt.sha256"]
 
@@ -388,7 +398,8 @@ def test_digests_can_be_pinned(server, cache, tmp_path, monkeypatch, name):
 
 
 @pytest.mark.parametrize(
-    ("text", "says"), [("model_x.pt\n", "line 1: 'model_x.pt' is not a SHA-256"), (None, "cannot be read: No such file")]
+    ("text", "says"),
+    [("model_x.pt\n", "line 1: 'model_x.pt' is not a SHA-256"), (None, "cannot be read: No such file")],
 )
 def test_pins_that_are_none_are_refused(server, cache, tmp_path, monkeypatch, text, says):
     if text is not None:

@@ -1,4 +1,7 @@
-"""Published state dicts that are not what they should be: each is refused with a sentence, none is executed or blown up."""
+"""Published state dicts that are not what they should be.
+
+Each is refused with a sentence, none is executed or blown up.
+"""
 
 import pytest
 import torch

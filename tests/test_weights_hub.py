@@ -1,4 +1,7 @@
-"""Weights from the Hugging Face Hub, against a server on this machine that answers as the Hub does; the client reads the same cache."""
+"""Weights from the Hugging Face Hub, against a server on this machine that answers as the Hub does.
+
+The client reads the same cache.
+"""
 
 import hashlib
 import os
@@ -45,7 +48,11 @@ class Handler(BaseHTTPRequestHandler):
         commit = {"main": self.server.head, "release%2Fv1": FIRST}.get(revision, revision)
         if commit not in CONTENT or repository == "nothing":
             return self.reply(404)
-        headers = {"X-Repo-Commit": commit, "X-Linked-Etag": f'"{DIGEST[commit]}"', "X-Linked-Size": str(len(CONTENT[commit]))}
+        headers = {
+            "X-Repo-Commit": commit,
+            "X-Linked-Etag": f'"{DIGEST[commit]}"',
+            "X-Linked-Size": str(len(CONTENT[commit])),
+        }
         if repository == "small":  # stored by Git itself, without a redirect
             return self.reply(200, CONTENT[commit], **{"X-Repo-Commit": commit, "ETag": f'"{commit[::-1]}"'})
         return self.reply(302, Location=f"http://localhost:{self.server.server_port}/cdn/{commit}", **headers)
@@ -85,7 +92,8 @@ def test_the_newest_version_is_downloaded_once(server):
     for _ in range(2):
         file = fetch_hub("user/repo", lambda done, total: calls.append((done, total)))
         assert file.digest == DIGEST[FIRST] and file.path.read_bytes() == CONTENT[FIRST]
-    assert [method for method, *_ in server.requests] == ["HEAD", "GET", "GET", "HEAD"]  # the redirect is the second GET
+    # the redirect is the second GET
+    assert [method for method, *_ in server.requests] == ["HEAD", "GET", "GET", "HEAD"]
     assert calls[-1] == (50_000, 50_000)
     server.head = SECOND
     assert fetch_hub("user/repo").digest == DIGEST[SECOND]
@@ -115,7 +123,9 @@ def test_without_the_hub_the_version_in_the_cache_is_used(server, monkeypatch, r
         "offline": "HF_HUB_OFFLINE is set",
         "broken": "503.*Try again later",
     }
-    with pytest.raises(WeightsError, match=f"no file or folder user/other, and model.safetensors of user/other.*{remedy[reason]}"):
+    with pytest.raises(
+        WeightsError, match=f"no file or folder user/other, and model.safetensors of user/other.*{remedy[reason]}"
+    ):
         fetch_hub("user/other")
 
 
@@ -125,7 +135,9 @@ def test_the_cache_is_that_of_the_client(server, monkeypatch, tmp_path):
     cache = tmp_path / "hf" / "hub"
     assert huggingface_hub.try_to_load_from_cache("user/repo", hub.FILE, cache_dir=cache) == str(path)
     (repository,) = huggingface_hub.scan_cache_dir(cache).repos
-    assert repository.repo_id == "user/repo" and {ref for revision in repository.revisions for ref in revision.refs} == {"main"}
+    assert repository.repo_id == "user/repo" and {
+        ref for revision in repository.revisions for ref in revision.refs
+    } == {"main"}
     monkeypatch.setenv("HF_HUB_CACHE", str(cache))
     no_server(monkeypatch)
     assert fetch_hub("user/repo").path == path

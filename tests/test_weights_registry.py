@@ -33,7 +33,10 @@ def test_entries_are_sound():
     assert len(set(files)) == len(files) == len(REGISTRY)
     for name, model in REGISTRY.items():
         assert model.name == name and model.architecture in MODELS and model.licence == "MIT"
-        assert model.packaged or model.url == f"https://github.com/fschmid56/EfficientAT/releases/download/v0.0.1/{model.file}"
+        assert (
+            model.packaged
+            or model.url == f"https://github.com/fschmid56/EfficientAT/releases/download/v0.0.1/{model.file}"
+        )
         assert (model.num_classes, model.temperature) == ((1000, 30) if name.endswith("_im") else (527, 1))
         if "mAP" in model.file:
             assert f"mAP_{1000 * model.mean_ap:.0f}" in model.file

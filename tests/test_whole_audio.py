@@ -33,7 +33,9 @@ def sound(seconds: float = 3.0, rate: int = RATE, channels: int = 1, seed: int =
     return (tone[:, None] + noise).astype(np.float32)
 
 
-def encoded(kind: str, subtype: str = "PCM_16", samples: np.ndarray | None = None, rate: int = RATE, **options) -> bytes:
+def encoded(
+    kind: str, subtype: str = "PCM_16", samples: np.ndarray | None = None, rate: int = RATE, **options
+) -> bytes:
     target = io.BytesIO()
     samples = sound(rate=rate) if samples is None else samples
     with soundfile.SoundFile(target, "w", rate, samples.shape[1], format=kind, subtype=subtype, **options) as file:
@@ -51,11 +53,27 @@ def seconds(data: bytes, **options) -> float:
     return len(heard(data, **options)[0]) / RATE
 
 
-def riff(samples: bytes, *, code: int = 1, bits: int = 16, size: int | None = None, outer: int | None = None, tail: bytes = b"") -> bytes:
+def riff(
+    samples: bytes,
+    *,
+    code: int = 1,
+    bits: int = 16,
+    size: int | None = None,
+    outer: int | None = None,
+    tail: bytes = b"",
+) -> bytes:
     """A WAV of one channel with any sizes in its header."""
     fmt = struct.pack("<HHIIHH", code, 1, RATE, RATE * bits // 8, bits // 8, bits)
     size = len(samples) if size is None else size
-    body = b"WAVEfmt " + struct.pack("<I", len(fmt)) + fmt + b"data" + struct.pack("<I", size & 0xFFFF_FFFF) + samples + tail
+    body = (
+        b"WAVEfmt "
+        + struct.pack("<I", len(fmt))
+        + fmt
+        + b"data"
+        + struct.pack("<I", size & 0xFFFF_FFFF)
+        + samples
+        + tail
+    )
     return b"RIFF" + struct.pack("<I", len(body) if outer is None else outer) + body
 
 
@@ -80,7 +98,21 @@ FACT = b"LIST\x04\x00\x00\x00abcd"
         (riff(PCM).replace(b"data", b"LIST\x03\0\0\0abcdata", 1), ""),
         (riff(PCM).replace(b"data", b"LIST\x03\0\0\0abc\0data", 1), ""),
     ],
-    ids=["size0", "sizes0", "outer36", "half", "halves", "open", "chunk", "id3v1", "odd", "garbage", "id3v2", "no pad", "pad"],
+    ids=[
+        "size0",
+        "sizes0",
+        "outer36",
+        "half",
+        "halves",
+        "open",
+        "chunk",
+        "id3v1",
+        "odd",
+        "garbage",
+        "id3v2",
+        "no pad",
+        "pad",
+    ],
 )
 def test_wav_headers(data, note):
     samples, notes = heard(data)
@@ -229,7 +261,10 @@ def test_chained_ogg(subtype):
 
 
 def test_chained_ogg_of_several_kinds():
-    parts = [encoded("OGG", "VORBIS", sound(2.0, 44_100), 44_100), encoded("OGG", "OPUS", sound(2.0, 48_000, 2), 48_000)]
+    parts = [
+        encoded("OGG", "VORBIS", sound(2.0, 44_100), 44_100),
+        encoded("OGG", "OPUS", sound(2.0, 48_000, 2), 48_000),
+    ]
     samples, notes = heard(b"".join(parts))
     assert len(samples) / RATE == pytest.approx(4.0, abs=0.02)
     assert any("48000 Hz" in line for line in notes.lines)
@@ -367,7 +402,9 @@ class Frames:
             frame.sample_rate = self.rate
             frame.pts = round(begin * self.rate) + start
             frame.time_base = Fraction(1, self.rate)
-            resampler = av.AudioResampler(format=track.codec_context.format, layout=track.codec_context.layout, rate=self.rate)
+            resampler = av.AudioResampler(
+                format=track.codec_context.format, layout=track.codec_context.layout, rate=self.rate
+            )
             for ready in resampler.resample(frame):
                 ready.pts, ready.time_base = frame.pts, frame.time_base
                 container.mux(track.encode(ready))
@@ -375,7 +412,9 @@ class Frames:
         container.mux(track.encode(None))
 
 
-def muxed(kind: str, codec: str, samples: np.ndarray, rate: int = 48_000, *, video: bool = False, tracks: int = 1, **options) -> bytes:
+def muxed(
+    kind: str, codec: str, samples: np.ndarray, rate: int = 48_000, *, video: bool = False, tracks: int = 1, **options
+) -> bytes:
     target = io.BytesIO()
     target.name = f"x.{kind}"
     with av.open(target, "w", format={"mkv": "matroska", "ts": "mpegts", "m4a": "ipod"}.get(kind, kind)) as container:
@@ -383,7 +422,10 @@ def muxed(kind: str, codec: str, samples: np.ndarray, rate: int = 48_000, *, vid
             picture = container.add_stream("flv1" if kind == "flv" else "mpeg4", rate=10)
             picture.width = picture.height = 32
             picture.pix_fmt = "yuv420p"
-        sounds = [container.add_stream(codec, rate=rate, layout="mono" if samples.shape[1] == 1 else "stereo") for _ in range(tracks)]
+        sounds = [
+            container.add_stream(codec, rate=rate, layout="mono" if samples.shape[1] == 1 else "stereo")
+            for _ in range(tracks)
+        ]
         if tracks > 1:
             for track in sounds:
                 track.disposition = av.stream.Disposition.default if track is sounds[-1] else 0
@@ -409,7 +451,10 @@ def test_video_keeps_its_place_in_time(kind, codec):
     assert len(plain) / RATE == pytest.approx(7.0, abs=0.1)
     late, notes = heard(muxed(kind, codec, samples, rate, video=kind != "webm", begin=2.5))
     assert len(late) / RATE == pytest.approx(9.5, abs=0.15), notes.lines
-    assert re.search(r"its sound begins at 2\.[45]", " ".join(notes.lines)) and np.abs(late[: int(2.4 * RATE)]).max() < 1e-3
+    assert (
+        re.search(r"its sound begins at 2\.[45]", " ".join(notes.lines))
+        and np.abs(late[: int(2.4 * RATE)]).max() < 1e-3
+    )
     assert late[int(2.6 * RATE) : 3 * RATE].std() > 0.1
     gap, notes = heard(muxed(kind, codec, samples, rate, video=kind != "webm", skip=(2.0, 4.0)))
     assert len(gap) / RATE == pytest.approx(7.0, abs=0.15), notes.lines
@@ -437,7 +482,9 @@ def test_aac_with_a_bad_frame_and_another_rate():
     samples, notes = heard(bytes(bad))
     assert len(samples) / RATE == pytest.approx(4.0, abs=0.1)
     samples, notes = heard(data + adts(3.0, 22_050, 1))
-    assert len(samples) / RATE == pytest.approx(7.0, abs=0.2) and any("changes from 44100 to 22050" in line for line in notes.lines)
+    assert len(samples) / RATE == pytest.approx(7.0, abs=0.2) and any(
+        "changes from 44100 to 22050" in line for line in notes.lines
+    )
 
 
 def test_amr_with_pauses():
@@ -547,7 +594,9 @@ def test_notes_and_damage_in_the_output_of_commands(tmp_path, caplog, command):
         assert found["cut.flac"]["partial"] and found["cut.flac"]["notes"][0].startswith("partial: ")
         assert "partial" not in found["lies.flac"] and "the frames count 12.00 s" in found["lies.flac"]["notes"][0]
         assert found["lies.flac"]["seconds"] == pytest.approx(12.0)
-    rows = list(csv.DictReader(io.StringIO(dymn(command, tmp_path, "-m", "dymn04_open", "--format", "csv", "--partial").stdout)))
+    rows = list(
+        csv.DictReader(io.StringIO(dymn(command, tmp_path, "-m", "dymn04_open", "--format", "csv", "--partial").stdout))
+    )
     assert {row["error"].startswith("partial: ") for row in rows if row["file"].endswith("cut.flac")} == {True}
     assert {row["error"] for row in rows if row["file"].endswith("lies.flac")} == {""}
 
@@ -572,7 +621,9 @@ def packed(samples: np.ndarray, layout: str, rate: int):
     return frame
 
 
-@pytest.mark.parametrize(("kind", "codec"), [("mp4", "aac"), ("matroska", "libopus"), ("matroska", "wavpack"), ("matroska", "flac")])
+@pytest.mark.parametrize(
+    ("kind", "codec"), [("mp4", "aac"), ("matroska", "libopus"), ("matroska", "wavpack"), ("matroska", "flac")]
+)
 @pytest.mark.parametrize(("channels", "layout"), [(6, "5.1"), (8, "7.1"), (16, "hexadecagonal")])
 def test_many_channels(kind, codec, channels, layout):
     """PyAV counts the planes of a frame wrongly from eight on."""
@@ -598,8 +649,19 @@ def test_many_channels(kind, codec, channels, layout):
         np.testing.assert_allclose(samples[: len(one)], one[:, 0], atol=0.01)
 
 
-STREAMS = {"adts": ("aac", 48_000), "ac3": ("ac3", 48_000), "eac3": ("eac3", 48_000), "amr": ("libopencore_amrnb", 8_000)}
-VIDEOS = {"mp4": ("aac", 48_000), "flv": ("aac", 44_100), "avi": ("libmp3lame", 48_000), "ts": ("aac", 48_000), "mkv": ("libopus", 48_000)}
+STREAMS = {
+    "adts": ("aac", 48_000),
+    "ac3": ("ac3", 48_000),
+    "eac3": ("eac3", 48_000),
+    "amr": ("libopencore_amrnb", 8_000),
+}
+VIDEOS = {
+    "mp4": ("aac", 48_000),
+    "flv": ("aac", 44_100),
+    "avi": ("libmp3lame", 48_000),
+    "ts": ("aac", 48_000),
+    "mkv": ("libopus", 48_000),
+}
 
 
 @pytest.mark.parametrize("kind", [*STREAMS, *VIDEOS])
@@ -634,7 +696,9 @@ def test_sound_behind_much_that_is_none(kind):
     begin = time.process_time()
     try:
         samples, notes = heard(data)
-        assert "bytes behind its last frame" in " ".join(notes.lines) and len(samples) / RATE == pytest.approx(3.0, abs=0.1)
+        assert "bytes behind its last frame" in " ".join(notes.lines) and len(samples) / RATE == pytest.approx(
+            3.0, abs=0.1
+        )
     except AudioError as error:
         assert "bytes between its frames are none" in str(error)  # noqa: PT017
     assert time.process_time() - begin < 5

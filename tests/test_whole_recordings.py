@@ -30,7 +30,9 @@ def write_late(folder, n=4, quiet=2.0):
     rng = np.random.default_rng(0)
     for i in range(n):
         tone = 0.3 * np.sin(2 * np.pi * (300 if i % 2 else 1800) * np.arange(RATE // 2) / RATE)
-        sound = np.concatenate([np.zeros(int(quiet * RATE)), tone]) + 1e-4 * rng.standard_normal(int((quiet + 0.5) * RATE))
+        sound = np.concatenate([np.zeros(int(quiet * RATE)), tone]) + 1e-4 * rng.standard_normal(
+            int((quiet + 0.5) * RATE)
+        )
         path = folder / LABELS[i % 2] / f"{i}.wav"
         path.parent.mkdir(parents=True, exist_ok=True)
         soundfile.write(path, sound.astype(np.float32), RATE, subtype="FLOAT")
@@ -56,7 +58,8 @@ def test_a_sound_that_comes_late_is_heard(tmp_path):
     found = judged(source)
     assert found.keys == source.keys and (found.probabilities.argmax(1) == found.targets.argmax(1)).all()
     assert found.probabilities.max(axis=1) == pytest.approx(found.probabilities.max(axis=1)[0], abs=0.2)
-    assert np.abs(found.probabilities - 0.5).max() < 0.15  # four of five windows are quiet: a mean, not the loudest window
+    # four of five windows are quiet: a mean, not the loudest window
+    assert np.abs(found.probabilities - 0.5).max() < 0.15
     assert np.array_equal(judged(source, workers=2).probabilities, found.probabilities)
 
 
@@ -75,7 +78,9 @@ def test_evaluation_says_what_tagging_says(tmp_path):
     for i, seconds in enumerate((0.2, 0.5, 0.54, 0.9, 1.3, 2.0)):
         path = tmp_path / LABELS[i % 2] / f"{i}.wav"
         path.parent.mkdir(exist_ok=True)
-        soundfile.write(path, 0.1 * np.random.default_rng(i).standard_normal(int(seconds * RATE)), RATE, subtype="FLOAT")
+        soundfile.write(
+            path, 0.1 * np.random.default_rng(i).standard_normal(int(seconds * RATE)), RATE, subtype="FLOAT"
+        )
     found, tagger = assess(network, tmp_path, seconds=0.5), Tagger(network)
     for key, said in zip(found.scores.keys, found.scores.probabilities, strict=True):
         tags = {tag.label: tag.score for tag in tagger.tag(tmp_path / key, top_k=2, window=0.5, fill="pad")}
@@ -118,13 +123,22 @@ def test_damage_in_the_middle_makes_a_clip_bad(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Source, "whole", damaged)
     found = judged(source, max_bad=0.5)
-    assert found.bad == {source.keys[1]: "the disk is gone"} and source.keys[1] not in found.keys and len(found.keys) == 3
+    assert (
+        found.bad == {source.keys[1]: "the disk is gone"} and source.keys[1] not in found.keys and len(found.keys) == 3
+    )
 
 
 def test_validation_of_a_run_hears_all(tmp_path):
     for part in ("train", "val"):
         write_late(tmp_path / "data" / part, 8, quiet=0.0 if part == "train" else 1.0)
-    result = train(run(tmp_path / "data", tmp_path / "run", data={"holdout": 0.0, "whole": False}, schedule={"epochs": 1, "warm_up": 0}))
+    result = train(
+        run(
+            tmp_path / "data",
+            tmp_path / "run",
+            data={"holdout": 0.0, "whole": False},
+            schedule={"epochs": 1, "warm_up": 0},
+        )
+    )
     assert result["val_clips"] == 8
     found = assess(load_model(tmp_path / "run" / "best.safetensors"), tmp_path / "data", split="val")
     assert found.figures["accuracy"] == result["val_accuracy"]

@@ -3,8 +3,8 @@
     make page
     make page MODEL=mn04_as
 
-The runtime comes from its npm package, in the version and with the digest of package-lock.json. Nothing of this is kept in the
-repository; wheels that are built afterwards hold it. Without it the page uses the server's model.
+The runtime comes from its npm package, in the version and with the digest of package-lock.json. Nothing of this is kept
+in the repository; wheels that are built afterwards hold it. Without it the page uses the server's model.
 """
 
 from __future__ import annotations
@@ -27,8 +27,13 @@ def main(model_name: str = "dymn04_open") -> None:
     target = FOLDER / VENDOR
     npm = shutil.which("npm")
     if npm is None:
-        raise SystemExit("The page's runtime comes from an npm package, and there is no npm here. On Debian and Ubuntu: apt install npm")
-    subprocess.run([npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel", "error"], cwd=HERE, check=True)
+        raise SystemExit(
+            "The page's runtime comes from an npm package, and there is no npm here. On Debian and Ubuntu: apt install "
+            "npm"
+        )
+    subprocess.run(
+        [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel", "error"], cwd=HERE, check=True
+    )
     package = HERE / "node_modules" / "onnxruntime-web"
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir()
@@ -44,11 +49,18 @@ def main(model_name: str = "dymn04_open") -> None:
 
     written = export_model(model, target / "model.onnx", dynamic_time=True, precision="fp16")
     card = model.card
-    facts = {"name": card.name, "labels": card.labels, "sample_rate": card.front_end.sample_rate, "licence": card.licence}
+    facts = {
+        "name": card.name,
+        "labels": card.labels,
+        "sample_rate": card.front_end.sample_rate,
+        "licence": card.licence,
+    }
     facts |= {"input": "waveform", "output": "probabilities", "digest": str(card.provenance.get("sha256", ""))}
     (target / "model.json").write_text(json.dumps(facts, ensure_ascii=False), encoding="utf-8")
     size = sum(path.stat().st_size for path in target.iterdir())
-    print(f"The page's files are in {target}: {size / 1e6:.1f} MB, of which the model takes {written.size / 1e6:.1f} MB.")
+    print(
+        f"The page's files are in {target}: {size / 1e6:.1f} MB, of which the model takes {written.size / 1e6:.1f} MB."
+    )
 
 
 if __name__ == "__main__":

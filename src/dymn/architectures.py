@@ -1,4 +1,6 @@
-"""Table I as a list of rows, and the named networks built from it; DyMN and MN are two settings of one network (Sec. III).
+"""Table I as a list of rows, and the named networks built from it.
+
+DyMN and MN are two settings of one network (Sec. III).
 
 Everything here is numbers and names: nothing imports PyTorch. `dymn.models.mobilenet` builds the networks.
 """
@@ -14,12 +16,16 @@ from typing import Any, NamedTuple
 from dymn.config import BlockConfig, ModelConfig, check, check_number, round_channels, shown
 from dymn.errors import ConfigError
 
-# What a network can choose by name. The modules that define the classes enter them here; until one of them is imported, the class is None.
-ATTENTIONS: dict[str, Any] = dict.fromkeys(("ca", "ca_frequency", "ca_time", "ca_original", "ta", "srm", "se", "grn", "cbam", "gc"))
+# What a network can choose by name. The modules that define the classes enter them here; until one of them is imported,
+# the class is None.
+ATTENTIONS: dict[str, Any] = dict.fromkeys(
+    ("ca", "ca_frequency", "ca_time", "ca_original", "ta", "srm", "se", "grn", "cbam", "gc")
+)
 CONTEXTS: dict[str, Any] = dict.fromkeys(("shared", "separate", "concatenated", "own"))
 HEADS: dict[str, Any] = dict.fromkeys(("mlp", "fully_convolutional"))
 ACTIVATIONS = ("relu", "hardswish", "identity")
-OWN_REDUCTIONS = {"conv": 4, "relu": 8}  # of dynamic parts with a context of their own: as in the works that introduced them ([13], [14])
+# of dynamic parts with a context of their own: as in the works that introduced them ([13], [14])
+OWN_REDUCTIONS = {"conv": 4, "relu": 8}
 ATTENTION_REDUCTION = 4  # of the hidden layers in Table VIII, as in MobileNetV3
 NEEDS_CONTEXT = ("ca", "ca_frequency", "ca_time")  # attentions that read the context of the block
 
@@ -72,8 +78,8 @@ class Variant:
     """The settings in which the networks of Tables II and V-XIII differ; the defaults are DyMN-M.
 
     `attention` is a key of `ATTENTIONS`; None, or "none" in a file that cannot hold None, is no attention.
-    `dynamic_blocks` and `attention_blocks` are keys of `BLOCK_SETS` or block indices from 0 to 14; `attention_blocks` None
-    means the dynamic blocks.
+    `dynamic_blocks` and `attention_blocks` are keys of `BLOCK_SETS` or block indices from 0 to 14; `attention_blocks`
+    None means the dynamic blocks.
     """
 
     width: float = 1.0
@@ -180,12 +186,17 @@ def check_parts(config: ModelConfig) -> None:
         known = block.attention is None or block.attention in ATTENTIONS
         check(known, f"attention is {block.attention!r}; allowed: None, {', '.join(ATTENTIONS)}.")
         check(block.context in CONTEXTS, f"context is {block.context!r}; allowed: {', '.join(CONTEXTS)}.")
-        check(block.activation in ACTIVATIONS, f"activation is {block.activation!r}; allowed: {', '.join(ACTIVATIONS)}.")
+        check(
+            block.activation in ACTIVATIONS, f"activation is {block.activation!r}; allowed: {', '.join(ACTIVATIONS)}."
+        )
 
 
 def _block_indices(blocks: str | Sequence[int]) -> tuple[int, ...]:
     if isinstance(blocks, str):
-        check(blocks in BLOCK_SETS, f"{blocks!r} is not a set of blocks; allowed: {', '.join(BLOCK_SETS)}, or indices from 0 to 14.")
+        check(
+            blocks in BLOCK_SETS,
+            f"{blocks!r} is not a set of blocks; allowed: {', '.join(BLOCK_SETS)}, or indices from 0 to 14.",
+        )
         return BLOCK_SETS[blocks]
     check(all(0 <= i < len(TABLE_I) for i in blocks), f"block indices are {tuple(blocks)}; each must be from 0 to 14.")
     return tuple(blocks)
@@ -195,7 +206,12 @@ MODELS: dict[str, dict[str, Any]] = {
     **{f"dymn{round(10 * width):02d}": {"width": width} for width in (0.4, 0.6, 1.0, 2.0)},
     **{f"dymn{round(10 * width):02d}_replace_se": {"width": width, "dynamic_blocks": "se"} for width in (0.4, 1.0)},
     **{
-        f"mn{round(10 * width):02d}": {"width": width, "dynamic_blocks": "none", "attention": "se", "attention_blocks": "se"}
+        f"mn{round(10 * width):02d}": {
+            "width": width,
+            "dynamic_blocks": "none",
+            "attention": "se",
+            "attention_blocks": "se",
+        }
         for width in (0.1, 0.2, 0.4, 0.5, 1.0, 2.0, 3.0, 4.0)
     },
 }

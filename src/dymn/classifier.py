@@ -1,4 +1,7 @@
-"""Tags in the form of transformers: what `pipeline("audio-classification")` takes and returns, for programs written for it."""
+"""Tags in the form of transformers.
+
+What `pipeline("audio-classification")` takes and returns, for programs written for it.
+"""
 
 from __future__ import annotations
 
@@ -42,9 +45,11 @@ def pipeline(
 
     Args:
         task: "audio-classification"; there is no other.
-        model: the name of a published model, a file or folder with one, or a network; None is the default of `dymn tag`.
+        model: the name of a published model, a file or folder with one, or a network; None is the default of `dymn
+            tag`.
         top_k: the largest number of labels to return; None is all of them.
-        device: such as "cpu" or "cuda:0"; 0 is the first CUDA device, -1 the CPU; None is the first CUDA device, or else the CPU.
+        device: such as "cpu" or "cuda:0"; 0 is the first CUDA device, -1 the CPU; None is the first CUDA device, or
+            else the CPU.
 
     Raises:
         ConfigError: if there is no such task or device.
@@ -67,12 +72,14 @@ class AudioClassifier:
         self.top_k = top_k
 
     def __call__(self, inputs: Any, top_k: int | None = OWN, batch_size: int | None = None) -> Any:
-        """Return the labels of a recording, best first, as [{"score", "label"}]; a list of these for a list of recordings.
+        """Return the labels of a recording, best first, as [{"score", "label"}].
+
+        A list of these for a list of recordings.
 
         Args:
-            inputs: a path; the bytes of a file; an open binary file; an array [N] at the model's sample rate; {"raw" or "array": an array,
-                "sampling_rate": its rate in Hz}; an `AudioDecoder` of torchcodec; a list of these; or an iterator over these, for which
-                the answers are an iterator, too.
+            inputs: a path; the bytes of a file; an open binary file; an array [N] at the model's sample rate; {"raw" or
+                "array": an array, "sampling_rate": its rate in Hz}; an `AudioDecoder` of torchcodec; a list of these;
+                or an iterator over these, for which the answers are an iterator, too.
             top_k: the largest number of labels, instead of the classifier's own; None is all of them.
             batch_size: number of windows that go through the network at once.
 
@@ -111,9 +118,13 @@ class AudioClassifier:
         if isinstance(given, Mapping):
             samples = given.get("raw", given.get("array"))
             if samples is None or given.get("sampling_rate") is None:
-                raise ConfigError(f"A dictionary has {', '.join(map(str, given))}; it must have raw or array, and sampling_rate.")
+                raise ConfigError(
+                    f"A dictionary has {', '.join(map(str, given))}; it must have raw or array, and sampling_rate."
+                )
             return reading.from_array(
-                samples if reading.is_array(samples) else np.asarray(samples), given["sampling_rate"], self.tagger.sample_rate
+                samples if reading.is_array(samples) else np.asarray(samples),
+                given["sampling_rate"],
+                self.tagger.sample_rate,
             )
         kinds = "a path, bytes, an open file, an array, a dictionary with one or an AudioDecoder"
         raise ConfigError(f"A recording is a {type(given).__name__}; {kinds} is needed.")

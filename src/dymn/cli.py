@@ -1,7 +1,7 @@
 """The command `dymn`: it parses, calls one library function, and formats the answer.
 
-A command is a function in `dymn.commands`, in the list at the end of this file. Commands import heavy modules when they run, so that
-`dymn --help` is fast.
+A command is a function in `dymn.commands`, in the list at the end of this file. Commands import heavy modules when they
+run, so that `dymn --help` is fast.
 """
 
 from __future__ import annotations
@@ -40,7 +40,11 @@ from dymn.system.signals import ended
 EXIT_FAILED = 1
 EXIT_WRONG_USE = 2
 EXIT_BROKEN_PIPE = 141
-EXTRAS = {**dict.fromkeys(("train", "evaluate", "probe", "teach"), "train"), "export": "torch,onnx", "explain": "torch,plot"}
+EXTRAS = {
+    **dict.fromkeys(("train", "evaluate", "probe", "teach"), "train"),
+    "export": "torch,onnx",
+    "explain": "torch,plot",
+}
 """The extras of commands that need more than PyTorch, so that one installation is enough."""
 
 EPILOG = (
@@ -81,7 +85,8 @@ class Boundary(TyperGroup):
             if isinstance(error, (typer.Exit, typer.Abort)) or hasattr(error, "show"):  # typer's own, and wrong use
                 raise
             code = _ended(error, ctx.invoked_subcommand)
-        # Not within `except`: with the error goes what its traceback holds, such as threads that Python cannot end while they compute.
+        # Not within `except`: with the error goes what its traceback holds, such as threads that Python cannot end
+        # while they compute.
         raise typer.Exit(code)
 
 
@@ -121,10 +126,15 @@ def _outcome(error: BaseException, command: str | None = None) -> tuple[str, int
         what = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
         return f"{visible(what)}. Check the path, its permissions, and the free space on the disk.", EXIT_FAILED
     purpose = f"`dymn {command}`" if command else "This command"
-    if (known := resource_error(error) or without_torch(error, purpose, EXTRAS.get(command or "", "torch"))) is not None:
+    if (
+        known := resource_error(error) or without_torch(error, purpose, EXTRAS.get(command or "", "torch"))
+    ) is not None:
         return str(known), EXIT_FAILED
     what = f"{type(error).__name__}: {visible(str(error))}"
-    return f"This is an error in dymn: {what}\nSet DYMN_DEBUG=1 to see where it arose, and please report it.", EXIT_FAILED
+    return (
+        f"This is an error in dymn: {what}\nSet DYMN_DEBUG=1 to see where it arose, and please report it.",
+        EXIT_FAILED,
+    )
 
 
 app = typer.Typer(
@@ -145,7 +155,10 @@ def _print_version(asked: bool) -> None:
 @app.callback()
 def dymn(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.", show_default=False)
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit.", show_default=False
+        ),
     ] = False,
 ) -> None:
     """Tag sounds with efficient pre-trained networks (DyMN and MobileNet)."""
@@ -154,7 +167,23 @@ def dymn(
         handler.setFormatter(Visible("dymn: %(message)s"))
 
 
-for function in (tag, events, listen, embed, models, convert, export, profile, train, evaluate, teach, shards, probe, explain, serve):
+for function in (
+    tag,
+    events,
+    listen,
+    embed,
+    models,
+    convert,
+    export,
+    profile,
+    train,
+    evaluate,
+    teach,
+    shards,
+    probe,
+    explain,
+    serve,
+):
     app.command(cls=ManyModels if function is teach else Command)(function)
 
 

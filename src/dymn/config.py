@@ -56,7 +56,8 @@ def check_number(name: str, value: object, low: float, high: float, *, whole: bo
     """Raise a `ConfigError` unless `value` is a number from `low` to `high`; True and False are none."""
     number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
     kind = "whole number" if whole else "number"
-    check(number and low <= value <= high, f"{name} is {shown(value)}; it must be a {kind} from {low:.12g} to {high:.12g}.")  # type: ignore[operator]
+    fits = number and low <= float(value) <= high  # type: ignore[arg-type]
+    check(fits, f"{name} is {shown(value)}; it must be a {kind} from {low:.12g} to {high:.12g}.")
 
 
 def shown(value: object, limit: int = 80) -> str:
@@ -96,7 +97,9 @@ class FrontEndConfig:
         limits = {"sample_rate": 768_000, "n_fft": 2**16, "win_length": 2**16, "hop_length": 2**20, "n_mels": 1024}
         for name, high in (limits | {"f_min_range": 2**20, "f_max_range": 2**20}).items():
             check_number(name, getattr(self, name), 1, high, whole=True)
-        check(self.win_length <= self.n_fft, f"win_length is {self.win_length}; it must not exceed n_fft ({self.n_fft}).")
+        check(
+            self.win_length <= self.n_fft, f"win_length is {self.win_length}; it must not exceed n_fft ({self.n_fft})."
+        )
         check(self.n_fft % 2 == 0, f"n_fft is {self.n_fft}; it must be even.")
         nyquist = self.sample_rate / 2
         for name in ("f_min", "f_max"):
@@ -111,8 +114,9 @@ class FrontEndConfig:
 class BlockConfig:
     """One inverted residual block (Fig. 1): channel counts as built, and which of its parts depend on the input.
 
-    `dynamic_convs` and `dynamic_relus` name positions out of `POSITIONS`; `attention` is a key of `dymn.architectures.ATTENTIONS`
-    or None; `context_size` is H. A block whose `c_exp` equals `c_in` has no expansion convolution.
+    `dynamic_convs` and `dynamic_relus` name positions out of `POSITIONS`; `attention` is a key of
+    `dymn.architectures.ATTENTIONS` or None; `context_size` is H. A block whose `c_exp` equals `c_in` has no expansion
+    convolution.
     """
 
     c_in: int
@@ -135,7 +139,10 @@ class BlockConfig:
         for name in ("c_in", "c_exp", "c_out", "kernel_size", "stride", "n_kernels", "n_maps"):
             check_number(name, getattr(self, name), 1, 2**16, whole=True)
         names = (self.activation, self.context, *(() if self.attention is None else (self.attention,)))
-        check(all(isinstance(name, str) for name in names), f"activation, context, attention are {names!r:.100}; they must be names.")
+        check(
+            all(isinstance(name, str) for name in names),
+            f"activation, context, attention are {names!r:.100}; they must be names.",
+        )
         check(self.kernel_size % 2 == 1, f"kernel_size is {self.kernel_size}; it must be odd.")
         for name in ("activation", "context", *(("attention",) if self.attention is not None else ())):
             check(isinstance(getattr(self, name), str), f"{name} is {shown(getattr(self, name))}; it must be a name.")
@@ -173,9 +180,15 @@ class ModelConfig:
     def __post_init__(self) -> None:
         check(isinstance(self.blocks, tuple), f"blocks is {shown(self.blocks)}; it must be a list of blocks.")
         check(len(self.blocks) >= 1, "blocks is empty; a network has at least one block.")
-        check(all(isinstance(block, BlockConfig) for block in self.blocks), f"blocks is {shown(self.blocks)}; it must be a list of blocks.")
+        check(
+            all(isinstance(block, BlockConfig) for block in self.blocks),
+            f"blocks is {shown(self.blocks)}; it must be a list of blocks.",
+        )
         for before, after in zip(self.blocks, self.blocks[1:], strict=False):
-            check(before.c_out == after.c_in, f"a block with {before.c_out} outputs is followed by one with {after.c_in} inputs.")
+            check(
+                before.c_out == after.c_in,
+                f"a block with {before.c_out} outputs is followed by one with {after.c_in} inputs.",
+            )
         for name in ("c_last", "c_hidden", "num_classes"):
             check_number(name, getattr(self, name), 1, 2**20, whole=True)
         check(isinstance(self.head, str), f"head is {shown(self.head)}; it must be a name.")
@@ -192,12 +205,15 @@ MAX_JSON = 2**16
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What travels with weights beside the network's own config: front end, labels, licence, metrics, and where they come from.
+    """What travels with weights beside the network's own config.
 
-    `labels` names the classes in the order of the logits. `metrics` maps names to finite numbers ("mAP": 0.432), `provenance`
-    names to plain JSON values. A card may come from an untrusted file: names, licences and labels are printable and at most
-    1,000 characters long, each of the two mappings is at most 64 KiB of JSON. `exclusive` says that a clip has exactly one of the
-    classes, so that probabilities are a softmax of the logits, not a sigmoid of each.
+    Front end, labels, licence, metrics, and where they come from.
+
+    `labels` names the classes in the order of the logits. `metrics` maps names to finite numbers ("mAP": 0.432),
+    `provenance` names to plain JSON values. A card may come from an untrusted file: names, licences and labels are
+    printable and at most 1,000 characters long, each of the two mappings is at most 64 KiB of JSON. `exclusive` says
+    that a clip has exactly one of the classes, so that probabilities are a softmax of the logits, not a sigmoid of
+    each.
     """
 
     name: str = ""
@@ -212,13 +228,23 @@ class ModelCard:
 
     def __post_init__(self) -> None:
         check(isinstance(self.exclusive, bool), f"exclusive is {shown(self.exclusive)}; it must be true or false.")
-        check(isinstance(self.front_end, FrontEndConfig), f"front_end is {shown(self.front_end)}; it must be a FrontEndConfig.")
+        check(
+            isinstance(self.front_end, FrontEndConfig),
+            f"front_end is {shown(self.front_end)}; it must be a FrontEndConfig.",
+        )
         check(isinstance(self.labels, tuple), f"labels is {shown(self.labels)}; it must be a list of texts.")
         for text in (self.name, self.licence, *self.labels):
             plain = isinstance(text, str) and len(text) <= MAX_TEXT and text.isprintable()
-            check(plain, f"{shown(text)} is not a valid name, licence or label; it must be printable text of up to {MAX_TEXT} characters.")
+            check(
+                plain,
+                f"{shown(text)} is not a valid name, licence or label; it must be printable text of up to {MAX_TEXT} "
+                "characters.",
+            )
         repeated = [label for label, times in Counter(self.labels).items() if times > 1]
-        check(not repeated, f"labels names {', '.join(map(shown, repeated[:3]))} more than once; each class needs its own label.")
+        check(
+            not repeated,
+            f"labels names {', '.join(map(shown, repeated[:3]))} more than once; each class needs its own label.",
+        )
         for title in ("metrics", "provenance"):
             entries = getattr(self, title)
             check(isinstance(entries, dict), f"{title} is {shown(entries)}; it must be a mapping.")

@@ -1,11 +1,14 @@
 """The errors that dymn raises on purpose.
 
-Every message names the offending value, what is allowed, and the remedy. The command line prints the message without a traceback.
+Every message names the offending value, what is allowed, and the remedy. The command line prints the message without a
+traceback.
 """
 
 
 def visible(text: str, keep: str = "") -> str:
-    """Return text in which every letter that a terminal could take for a command, but those to `keep`, is written as an escape."""
+    """Return text in which every letter that a terminal could take for a command, but those to `keep`, is written as an
+    escape.
+    """
     if text.isprintable():
         return text
     return "".join(letter if letter.isprintable() or letter in keep else ascii(letter)[1:-1] for letter in text)
@@ -64,7 +67,8 @@ def without_torch(error: BaseException, purpose: str, extra: str = "torch") -> M
 _RESOURCES = (
     (
         "DataLoader worker",
-        "A process that reads the data has ended, as it does when memory runs out. Give fewer workers, or a smaller batch",
+        "A process that reads the data has ended, as it does when memory runs out. Give fewer workers, or a smaller "
+        "batch",
     ),
     ("out of memory", "The device has no room for a batch. Give a smaller batch, or a shorter window"),
     ("can't start new thread", "The system gives no more threads. Give fewer workers"),
@@ -74,7 +78,10 @@ _RESOURCES = (
 
 
 def resource_error(error: BaseException) -> ResourceError | None:
-    """Return what an error of another library says of memory and processes, with the remedy; None if that is not what it is about."""
+    """Return what an error of another library says of memory and processes, with the remedy.
+
+    None if that is not what it is about.
+    """
     if isinstance(error, ResourceError):
         return error
     if isinstance(error, MemoryError):

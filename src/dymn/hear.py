@@ -1,7 +1,8 @@
 """The common API of the HEAR benchmark (Holistic Evaluation of Audio Representations): `hear-validator dymn.hear`.
 
-Embeddings are by default those that the authors of the networks chose for it: averages of the mel bands and of four blocks of the
-middle and the end (F. Schmid, K. Koutini, G. Widmer: Low-complexity audio embedding extractors, EUSIPCO 2023).
+Embeddings are by default those that the authors of the networks chose for it: averages of the mel bands and of four
+blocks of the middle and the end (F. Schmid, K. Koutini, G. Widmer: Low-complexity audio embedding extractors, EUSIPCO
+2023).
 """
 
 from __future__ import annotations
@@ -65,7 +66,8 @@ def load_model(model_file_path: str = "", layers: str | Sequence[str] = LAYERS) 
 
 @torch.no_grad()
 def get_scene_embeddings(audio: Tensor, model: HearModel) -> Tensor:
-    """Return embeddings [n_sounds, D] of whole clips [n_sounds, n_samples], full scale being 1, on the model's device, without gradients.
+    """Return embeddings [n_sounds, D] of whole clips [n_sounds, n_samples], full scale being 1, on the model's device,
+    without gradients.
 
     Clips of more than ten seconds are cut into windows of that length, whose embeddings are averaged over time.
 
@@ -86,12 +88,14 @@ def get_scene_embeddings(audio: Tensor, model: HearModel) -> Tensor:
 
 @torch.no_grad()
 def get_timestamp_embeddings(audio: Tensor, model: HearModel) -> tuple[Tensor, Tensor]:
-    """Return embeddings of every 50 ms of clips [n_sounds, n_samples], and their times, on the model's device, without gradients.
+    """Return embeddings of every 50 ms of clips [n_sounds, n_samples], and their times, on the model's device, without
+    gradients.
 
     Each is that of the 160 ms around its time, with zeros before the beginning and after the end of the clip.
 
     Returns:
-        embeddings [n_sounds, n_timestamps, D], and times in ms [n_sounds, n_timestamps], the first 0, the last at or before the end.
+        embeddings [n_sounds, n_timestamps, D], and times in ms [n_sounds, n_timestamps], the first 0, the last at or
+        before the end.
 
     Raises:
         ConfigError: if the audio is not of two dimensions, or there is none.
@@ -106,7 +110,13 @@ def get_timestamp_embeddings(audio: Tensor, model: HearModel) -> tuple[Tensor, T
     pairs = [(sound, centre) for sound in range(len(audio)) for centre in centres]
     parts = []
     for first in range(0, len(pairs), BATCH_SIZE):
-        parts.append(model(torch.stack([padded[sound, start : start + window] for sound, start in pairs[first : first + BATCH_SIZE]])))
+        parts.append(
+            model(
+                torch.stack(
+                    [padded[sound, start : start + window] for sound, start in pairs[first : first + BATCH_SIZE]]
+                )
+            )
+        )
     embeddings = torch.cat(parts).reshape(len(audio), len(times), -1)  # [n_sounds * n_timestamps, D]: sound by sound
     return embeddings, times.float().expand(len(audio), -1).to(audio.device)
 
@@ -118,7 +128,7 @@ def _checked(audio: Tensor, model: HearModel) -> Tensor:
     samples = audio.to(model.embedder.log_mel.basis.device, torch.float32)
     if not bool((samples.abs() <= MAX_PEAK).all()):  # false for NaN too
         raise AudioError(
-            "The audio holds values that are NaN, infinite or far beyond full scale, which is 1. Replace them, for example with "
-            "torch.nan_to_num, or scale the samples."
+            "The audio holds values that are NaN, infinite or far beyond full scale, which is 1. Replace them, for "
+            "example with torch.nan_to_num, or scale the samples."
         )
     return samples

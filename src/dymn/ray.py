@@ -1,8 +1,11 @@
-"""Many recordings on Ray Data, on this machine or on a cluster: tags, embeddings and events, computed by many processes.
+"""Many recordings on Ray Data, on this machine or on a cluster.
 
-Tasks decode recordings and cut them into windows, actors hold the network and compute it, and in the caller's process the windows of
-a recording become its result. Data wait in Ray's object store in between. The work of a process that died is done again. The list of
-recordings alone decides which windows go through the network together, so results do not depend on which process computed them.
+Tags, embeddings and events, computed by many processes.
+
+Tasks decode recordings and cut them into windows, actors hold the network and compute it, and in the caller's process
+the windows of a recording become its result. Data wait in Ray's object store in between. The work of a process that
+died is done again. The list of recordings alone decides which windows go through the network together, so results do
+not depend on which process computed them.
 """
 
 from __future__ import annotations
@@ -61,9 +64,10 @@ class Engine:
     """Ray, and how it is to be used.
 
     Attributes:
-        address: of a cluster, such as "auto" or "10.0.0.1:6379"; "local" starts Ray on this machine, for one run and for loopback
-            connections alone. Where Ray is running in this process already, that is used.
-        workers: how many actors compute; if None one for each GPU, or where there is none, for each CPU or `threads` of them.
+        address: of a cluster, such as "auto" or "10.0.0.1:6379"; "local" starts Ray on this machine, for one run and
+            for loopback connections alone. Where Ray is running in this process already, that is used.
+        workers: how many actors compute; if None one for each GPU, or where there is none, for each CPU or `threads` of
+            them.
         threads: how many CPU threads an actor computes with.
         device: where actors compute; None is the GPU that Ray gives them, or else the CPU.
     """
@@ -105,7 +109,9 @@ class Engine:
         """
         settings = settings or TagSettings()
         windows = _Windows(tagger.sample_rate, settings.window, settings.hop, settings.fill, settings.partial)
-        return collect_tags(self._computed(tagger, None, sources, windows, batch_size), tagger.backend, settings, progress)
+        return collect_tags(
+            self._computed(tagger, None, sources, windows, batch_size), tagger.backend, settings, progress
+        )
 
     def embed_files(
         self,
@@ -117,7 +123,10 @@ class Engine:
         batch_size: int | None = None,
         progress: Progress | None = None,
     ) -> Iterator[Embedding]:
-        """Embed recordings as `tagger.embedder(layers).embed_files` does; arguments and errors are those of `tag_files`."""
+        """Embed recordings as `tagger.embedder(layers).embed_files` does.
+
+        Arguments and errors are those of `tag_files`.
+        """
         settings = settings or EmbedSettings()
         windows = _Windows(tagger.sample_rate, settings.window, settings.hop, settings.fill, settings.partial)
         return tagger.embedder(layers).collect(self._computed(tagger, layers, sources, windows, batch_size), progress)
@@ -147,10 +156,20 @@ class Engine:
         check(batch_size is None or batch_size >= 1, f"batch_size is {batch_size}; it must be at least 1.")
         found = list(sources)
         check("-" not in map(str, found), "Standard input cannot be read by other processes. Give paths or URLs.")
-        network = (copy.deepcopy(tagger.model).cpu(), wanted, self.device, self.threads, tagger.backend.precision, batch_size, windows)
+        network = (
+            copy.deepcopy(tagger.model).cpu(),
+            wanted,
+            self.device,
+            self.threads,
+            tagger.backend.precision,
+            batch_size,
+            windows,
+        )
         return self._run(found, windows, network, batch_size or CPU_BATCH_SIZE)
 
-    def _run(self, found: list[Location], windows: _Windows, network: tuple[Any, ...], batch: int) -> Iterator[tuple[Piece, Rows | None]]:
+    def _run(
+        self, found: list[Location], windows: _Windows, network: tuple[Any, ...], batch: int
+    ) -> Iterator[tuple[Piece, Rows | None]]:
         with _running(self.address) as ray:
             resources = ray.cluster_resources()
             cpus, gpus = resources.get("CPU", 1.0), int(resources.get("GPU", 0)) if self.device in (None, "cuda") else 0
@@ -236,7 +255,10 @@ class _Network:
             self.compute = tagger.embedder(wanted).run
         self.batch_size = batch_size or backend.batch_size
         self.how = windows.how
-        self.length, self.step = round(windows.window * windows.rate), round((windows.hop or windows.window) * windows.rate)
+        self.length, self.step = (
+            round(windows.window * windows.rate),
+            round((windows.hop or windows.window) * windows.rate),
+        )
 
     def __call__(self, table: Any) -> Any:
         places, found = itertools.tee(self._prepared(table))
@@ -245,12 +267,17 @@ class _Network:
 
     def _prepared(self, table: Any) -> Iterator[tuple[int, Piece]]:
         """Yield rows as pieces; windows that follow each other in a recording share what they overlap in."""
-        for (place, is_window), some in itertools.groupby(_pieces(table), lambda row: (row[0], row[1].features is not None)):
+        for (place, is_window), some in itertools.groupby(
+            _pieces(table), lambda row: (row[0], row[1].features is not None)
+        ):
             found = [piece for _, piece in some]
             if is_window:
                 samples = [piece.features for piece in found if piece.features is not None]
                 filled = (Filled(fill(one, self.length, self.how), len(one)) for one in samples)
-                found = [piece._replace(features=row) for piece, row in zip(found, self.prepare(filled, self.step), strict=True)]
+                found = [
+                    piece._replace(features=row)
+                    for piece, row in zip(found, self.prepare(filled, self.step), strict=True)
+                ]
             for piece in found:
                 yield place, piece
 
@@ -266,7 +293,9 @@ def _table(rows: Sequence[tuple[int, Piece, Rows | None]]) -> Any:
         "values": arrow.array([None if values is None else values.tobytes() for _, _, values in rows], arrow.binary()),
         "notes": arrow.array([list(piece.recording.notes.lines) for _, piece, _ in rows], arrow.list_(arrow.string())),
         "partial": arrow.array([piece.recording.notes.partial for _, piece, _ in rows], arrow.bool_()),
-        "error": arrow.array([None if piece.error is None else str(piece.error) for _, piece, _ in rows], arrow.string()),
+        "error": arrow.array(
+            [None if piece.error is None else str(piece.error) for _, piece, _ in rows], arrow.string()
+        ),
     }
     return arrow.table(columns)
 
@@ -284,8 +313,8 @@ def _pieces(table: Any) -> Iterator[tuple[int, Piece]]:
 def _running(address: str) -> Iterator[Any]:
     """Give the module ray with Ray running; end it after that if it was begun here.
 
-    Ray reports how it is used to its makers unless told otherwise, and listens to the network on Linux; its environment says that it
-    shall not, unless the user's does.
+    Ray reports how it is used to its makers unless told otherwise, and listens to the network on Linux; its environment
+    says that it shall not, unless the user's does.
     """
     if address == LOCAL:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -302,7 +331,9 @@ def _running(address: str) -> Iterator[Any]:
         try:
             ray.init(address, logging_level=logging.ERROR, log_to_driver=False, **local)
         except (ConnectionError, ValueError, RuntimeError) as error:
-            raise ConfigError(f"Cannot connect to Ray at {address!r}: {reason(error)}. Start one, or give {LOCAL!r}.") from error
+            raise ConfigError(
+                f"Cannot connect to Ray at {address!r}: {reason(error)}. Start one, or give {LOCAL!r}."
+            ) from error
     try:
         yield ray
     except ray.exceptions.RayError as error:
@@ -315,11 +346,16 @@ def _running(address: str) -> Iterator[Any]:
 def _first_error(error: Exception) -> str:
     """Return what happened in a worker: the first error in the text that Ray brings, which has whole traces."""
     lines = re.sub(r"\x1b\[\d+m", "", str(error)).splitlines()
-    return next((line for line in lines if re.match(r"[\w.]*(Error|Exception): ", line)), lines[0] if lines else type(error).__name__)
+    return next(
+        (line for line in lines if re.match(r"[\w.]*(Error|Exception): ", line)),
+        lines[0] if lines else type(error).__name__,
+    )
 
 
 def find(paths: Iterable[str]) -> tuple[list[Location], list[tuple[str, AudioError]]]:
-    """Return the recordings that paths and URLs name, in their order, within each sorted; and those that name none, and why.
+    """Return the recordings that paths and URLs name, in their order, within each sorted.
+
+    And those that name none, and why.
 
     Of URLs, too, a folder gives the recordings below it, and a pattern those that match.
     """
@@ -355,7 +391,10 @@ def _find_remote(url: str) -> list[str]:
 
 
 class _Remote:
-    """What fsspec opens, with the least that a file object needs: it is opened where it is read, so that errors arise there."""
+    """What fsspec opens, with the least that a file object needs.
+
+    It is opened where it is read, so that errors arise there.
+    """
 
     def __init__(self, url: str) -> None:
         self.name = url

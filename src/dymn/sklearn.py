@@ -30,10 +30,12 @@ __all__ = ["EmbeddingTransformer"]
 
 
 class EmbeddingTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
-    """Turns recordings into embeddings: a list of paths or of waveforms, or an array [n, N] of waveforms, into an array [n, D].
+    """Turns recordings into embeddings.
 
-    `fit` learns nothing; it loads the model. A pickle holds the model's name or path, not its weights, unless `model` is a
-    network itself.
+    A list of paths or of waveforms, or an array [n, N] of waveforms, into an array [n, D].
+
+    `fit` learns nothing; it loads the model. A pickle holds the model's name or path, not its weights, unless `model`
+    is a network itself.
 
     Args:
         model: the name of a published model, a file or folder with one, or a network.
@@ -129,7 +131,8 @@ class EmbeddingTransformer(TransformerMixin, BaseEstimator):  # type: ignore[mis
             return Embedder(open_backend(self.model, device=self.device), self.layers)
         from dymn.runtime.torch_backend import TorchBackend
 
-        return Embedder(TorchBackend(copy.deepcopy(self.model), self.device), self.layers)  # scikit-learn leaves parameters as they are
+        # scikit-learn leaves parameters as they are
+        return Embedder(TorchBackend(copy.deepcopy(self.model), self.device), self.layers)
 
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = super().__getstate__()

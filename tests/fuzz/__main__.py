@@ -1,4 +1,7 @@
-"""`python -m fuzz --cases 40000 --seed 1 [TARGET ...]`: run cases, print a table, and end with 1 if one of them failed."""
+"""`python -m fuzz --cases 40000 --seed 1 [TARGET ...]`.
+
+Run cases, print a table, and end with 1 if one of them failed.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,9 @@ def main() -> int:
     parser.add_argument("targets", nargs="*", help="Ways in; all without it.")
     parser.add_argument("--cases", type=int, default=40_000, help="How many cases in all.")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--alone", action="store_true", help="Run one target in this process, with all cases; print JSON.")
+    parser.add_argument(
+        "--alone", action="store_true", help="Run one target in this process, with all cases; print JSON."
+    )
     options = parser.parse_args()
     if options.alone:
         return alone(options.targets[0], options.cases, options.seed)
@@ -30,7 +35,19 @@ def main() -> int:
     print(f"{'way in':<14}{'cases':>8}{'taken':>8}{'refused':>9}{'CPU s':>8}{'slowest':>9}{'largest':>10}{'kept':>8}")
     for name in names:
         cases = max(1, round(options.cases * WAYS[name].share / whole))
-        words = [sys.executable, "-X", "faulthandler", "-m", "fuzz", name, "--alone", "--cases", str(cases), "--seed", str(options.seed)]
+        words = [
+            sys.executable,
+            "-X",
+            "faulthandler",
+            "-m",
+            "fuzz",
+            name,
+            "--alone",
+            "--cases",
+            str(cases),
+            "--seed",
+            str(options.seed),
+        ]
         ended = subprocess.run(words, capture_output=True, text=True, errors="replace")
         if ended.returncode:
             failed.append(name)
@@ -45,7 +62,8 @@ def main() -> int:
         row = f"{counts}{found['slowest']:>9.2f}{found['largest']:>10.0f}{found['megabytes']:>8.0f}"
         print(f"{name:<14}{row}  {', '.join(f'{kind} {n}' for kind, n in found['refused'].items())}", flush=True)
     print(
-        f"{total:,} cases with seed {options.seed} in {time.monotonic() - begun:.0f} s; {f'failed: {failed}' if failed else 'none failed'}"
+        f"{total:,} cases with seed {options.seed} in {time.monotonic() - begun:.0f} s; "
+        f"{f'failed: {failed}' if failed else 'none failed'}"
     )
     return 1 if failed else 0
 

@@ -131,11 +131,19 @@ def dataset_cases() -> st.SearchStrategy[tuple[str, str, bytes]]:
             if name.endswith(".csv"):
                 drawn = st.one_of(drawn, _table(content))
             elif name.endswith(".json"):
-                drawn = st.one_of(drawn, inputs.changed(json.loads(content)).map(inputs.dumped), st.just(inputs.deep(100_000).encode()))
+                drawn = st.one_of(
+                    drawn,
+                    inputs.changed(json.loads(content)).map(inputs.dumped),
+                    st.just(inputs.deep(100_000).encode()),
+                )
             elif name.endswith(".npz"):
                 drawn = st.one_of(drawn, _columns(content), _headers(content))
             elif name.endswith(".tar"):
-                drawn = st.one_of(drawn, inputs.tars(), inputs.tars().map(lambda headers, content=content: headers.rstrip(b"\0") + content))
+                drawn = st.one_of(
+                    drawn,
+                    inputs.tars(),
+                    inputs.tars().map(lambda headers, content=content: headers.rstrip(b"\0") + content),
+                )
             found.append(st.tuples(st.just(kind), st.just(name), drawn))
     return st.one_of(found)
 
@@ -213,7 +221,9 @@ def teacher_cases() -> st.SearchStrategy[tuple[str, bytes]]:
     tables = st.one_of(inputs.variants({"table": content}).map(lambda case: case[1]), header.map(packed))
     published = st.one_of(inputs.npy(), inputs.npy(np.zeros((2, 2), np.float16).tobytes()))
     return st.one_of(
-        tables.map(lambda case: ("safetensors", case)), labels.map(lambda case: ("txt", case)), published.map(lambda case: ("npy", case))
+        tables.map(lambda case: ("safetensors", case)),
+        labels.map(lambda case: ("txt", case)),
+        published.map(lambda case: ("npy", case)),
     )
 
 
@@ -233,7 +243,10 @@ def open_table(case: tuple[str, bytes], folder: Path) -> bool:
 SETTINGS = {"model": "tiny"}
 ORIGIN = Origin("1", "tiny", "", {}, per_window=True)
 RESULT = [[["Dog", 0.5]], [[0.0, 1.0, [["Dog", 0.5]]]], [], False]
-NASTY = ("CREATE TRIGGER t AFTER DELETE ON listed BEGIN UPDATE facts SET value = 'x'; END", "CREATE VIEW v AS SELECT * FROM facts")
+NASTY = (
+    "CREATE TRIGGER t AFTER DELETE ON listed BEGIN UPDATE facts SET value = 'x'; END",
+    "CREATE VIEW v AS SELECT * FROM facts",
+)
 
 
 @functools.cache
@@ -261,16 +274,37 @@ def journal_file(folder: Path, change: Callable[[sqlite3.Connection], None] = la
 def journal_cases() -> st.SearchStrategy[tuple[str, Any]]:
     value = st.one_of(
         st.sampled_from(
-            (None, 1, -(2**63), 1e308, float("inf"), "", "x", "\x1b[2J", b"", b"\xff", b"[]", b"null", b'{"a": NaN}', "[" * 2000)
+            (
+                None,
+                1,
+                -(2**63),
+                1e308,
+                float("inf"),
+                "",
+                "x",
+                "\x1b[2J",
+                b"",
+                b"\xff",
+                b"[]",
+                b"null",
+                b'{"a": NaN}',
+                "[" * 2000,
+            )
         ),
         inputs.changed(RESULT).map(inputs.dumped),
-        inputs.values.map(json.dumps).map(lambda text: text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")),
+        inputs.values.map(json.dumps).map(
+            lambda text: text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
+        ),
     )
-    column = st.sampled_from(("facts.value", "done.result", "done.seconds", "done.error", "listed.name", "done.size", "facts.name"))
+    column = st.sampled_from(
+        ("facts.value", "done.result", "done.seconds", "done.error", "listed.name", "done.size", "facts.name")
+    )
     return st.one_of(
         st.tuples(st.just("cell"), st.tuples(column, value)),
         st.tuples(st.just("bytes"), inputs.edits),
-        st.tuples(st.just("statement"), st.sampled_from((*NASTY, "DROP TABLE done", "ALTER TABLE done DROP COLUMN error"))),
+        st.tuples(
+            st.just("statement"), st.sampled_from((*NASTY, "DROP TABLE done", "ALTER TABLE done DROP COLUMN error"))
+        ),
     )
 
 

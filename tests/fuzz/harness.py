@@ -21,20 +21,42 @@ from hypothesis import strategies as st
 from dymn.errors import DymnError, ResourceError
 
 CASE_SECONDS = 5
-"""CPU time that a case may take; pauses of a busy machine do not count. What takes four times as long ends its process."""
+"""CPU time that a case may take; pauses of a busy machine do not count. What takes four times as long ends its process.
+"""
 CASE_WAIT = 300
 """Seconds after which a case that does nothing ends its process."""
 CASE_MEMORY = 256
 """MiB that a case may take in addition to what the process has before it."""
 MEMORY = 2 * 2**30
 """How much a process may take in addition to what it has at its start."""
-_BEGINS = ("subprocess.", "os.system", "os.exec", "os.posix_spawn", "os.fork", "os.spawn", "socket.connect", "socket.bind")
-_CHANGES = {"os.remove": 1, "os.rename": 2, "os.mkdir": 1, "os.rmdir": 1, "os.link": 2, "os.symlink": 2, "os.chmod": 1, "os.truncate": 1}
+_BEGINS = (
+    "subprocess.",
+    "os.system",
+    "os.exec",
+    "os.posix_spawn",
+    "os.fork",
+    "os.spawn",
+    "socket.connect",
+    "socket.bind",
+)
+_CHANGES = {
+    "os.remove": 1,
+    "os.rename": 2,
+    "os.mkdir": 1,
+    "os.rmdir": 1,
+    "os.link": 2,
+    "os.symlink": 2,
+    "os.chmod": 1,
+    "os.truncate": 1,
+}
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
 class Forbidden(BaseException):
-    """A case did what no input may make dymn do; not an `Exception`, so that nothing takes it for an error of the input."""
+    """A case did what no input may make dymn do.
+
+    Not an `Exception`, so that nothing takes it for an error of the input.
+    """
 
 
 class Watch:
@@ -142,7 +164,9 @@ def run(target: Target, cases: int, number: int, folder: Path, limits: bool = Fa
     @given(target.cases)
     def check(case: Any) -> None:
         if limits:
-            resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time()) + 4 * CASE_SECONDS, resource.RLIM_INFINITY))
+            resource.setrlimit(
+                resource.RLIMIT_CPU, (int(time.process_time()) + 4 * CASE_SECONDS, resource.RLIM_INFINITY)
+            )
             faulthandler.dump_traceback_later(CASE_WAIT, exit=True)
         before, held = time.process_time(), forget_peak()
         try:
@@ -159,7 +183,10 @@ def run(target: Target, cases: int, number: int, folder: Path, limits: bool = Fa
         seconds, more = time.process_time() - before, peak_memory() - held
         outcome.slowest, outcome.largest = max(outcome.slowest, seconds), max(outcome.largest, more)
         if limits and (seconds > CASE_SECONDS or more > CASE_MEMORY):
-            raise Forbidden(f"it took {seconds:.1f} s and {more:.0f} MiB; at most {CASE_SECONDS} s and {CASE_MEMORY} MiB are allowed")
+            raise Forbidden(
+                f"it took {seconds:.1f} s and {more:.0f} MiB; at most {CASE_SECONDS} s and {CASE_MEMORY} MiB are "
+                "allowed"
+            )
 
     with target.around():
         check()

@@ -14,9 +14,37 @@ import numpy as np
 import soundfile
 from hypothesis import strategies as st
 
-EXTREMES = (0, 1, 2, 127, 128, 255, 2**15 - 1, 2**16 - 1, 2**24 - 1, 2**31 - 1, 2**31, 2**32 - 1, 2**62, 2**63 - 1, 2**64 - 1)
+EXTREMES = (
+    0,
+    1,
+    2,
+    127,
+    128,
+    255,
+    2**15 - 1,
+    2**16 - 1,
+    2**24 - 1,
+    2**31 - 1,
+    2**31,
+    2**32 - 1,
+    2**62,
+    2**63 - 1,
+    2**64 - 1,
+)
 HOSTILE_TEXTS = (
-    *("", "-", ".", "..", "../../etc/passwd", "/etc/passwd", "C:\\x", "a\0b", "\x1b]0;owned\x07", "\x9b31m", "\u202egnp.exe"),
+    *(
+        "",
+        "-",
+        ".",
+        "..",
+        "../../etc/passwd",
+        "/etc/passwd",
+        "C:\\x",
+        "a\0b",
+        "\x1b]0;owned\x07",
+        "\x9b31m",
+        "\u202egnp.exe",
+    ),
     *(
         "<script>alert(1)</script>",
         "</script>",
@@ -42,7 +70,9 @@ def sound(seconds: float = 0.3, rate: int = 16_000, channels: int = 1) -> np.nda
     return tone.astype(np.float32)
 
 
-def encoded(kind: str, subtype: str | None = None, rate: int = 16_000, channels: int = 1, seconds: float = 0.3) -> bytes:
+def encoded(
+    kind: str, subtype: str | None = None, rate: int = 16_000, channels: int = 1, seconds: float = 0.3
+) -> bytes:
     file = io.BytesIO()
     soundfile.write(file, sound(seconds, rate, channels), rate, format=kind, subtype=subtype)
     return file.getvalue()
@@ -184,7 +214,15 @@ _RECORDS = (
         b"11 size=-1\n",
         b"22 GNU.sparse.major=1\n",
     ),
-    *(b"9" * 4000 + b" ", b"0 \n", b"5 =\n\n", b"20 hdrcharset=BINARY\n", b"1" * 60_000, b"8 a=b\nx\n" * 900, b"\xff" * 40),
+    *(
+        b"9" * 4000 + b" ",
+        b"0 \n",
+        b"5 =\n\n",
+        b"20 hdrcharset=BINARY\n",
+        b"1" * 60_000,
+        b"8 a=b\nx\n" * 900,
+        b"\xff" * 40,
+    ),
 )
 
 
@@ -193,9 +231,14 @@ def tars(draw: Any) -> bytes:
     """Draw a tar file of headers of all kinds, with sizes that are right or vast, and records of pax."""
     parts = []
     for _ in range(draw(st.integers(1, 5))):
-        kind, content = draw(st.sampled_from(_KINDS)), draw(st.sampled_from(_RECORDS)) * draw(st.sampled_from((1, 1, 1, 20)))
+        kind, content = (
+            draw(st.sampled_from(_KINDS)),
+            draw(st.sampled_from(_RECORDS)) * draw(st.sampled_from((1, 1, 1, 20))),
+        )
         header = bytearray(512)
-        header[:100] = draw(st.sampled_from((b"a.opus", b"a.json", b"../a.opus", b"/etc/passwd", b"\xff", b""))).ljust(100, b"\0")
+        header[:100] = draw(st.sampled_from((b"a.opus", b"a.json", b"../a.opus", b"/etc/passwd", b"\xff", b""))).ljust(
+            100, b"\0"
+        )
         size = draw(st.one_of(st.just(len(content)), st.just(len(content)), st.sampled_from(EXTREMES)))
         header[124:136] = b"%011o\0" % size if size < 8**11 else b"\x80" + size.to_bytes(11, "big")
         header[156:157], header[257:265] = kind, draw(st.sampled_from((b"ustar\00000", b"ustar  \0", bytes(8))))
@@ -227,10 +270,18 @@ def npy(draw: Any, content: bytes = b"") -> bytes:
     order, kind = draw(st.sampled_from(("True", "False"))), draw(st.sampled_from(kinds))
     text = f"{{'descr': {kind}, 'fortran_order': {order}, 'shape': ({shape}), }}".encode()
     text = draw(st.sampled_from((text, text, text, b"(" * 9000, b"-" * 9000 + b"1", b"[" * 900 + b"]" * 900)))
-    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text) + 1) + text + b"\n" + (content or draw(st.binary(max_size=64)))
+    return (
+        b"\x93NUMPY\x01\x00"
+        + struct.pack("<H", len(text) + 1)
+        + text
+        + b"\n"
+        + (content or draw(st.binary(max_size=64)))
+    )
 
 
-def variants(files: Mapping[str, bytes], mend: Callable[[bytes], bytes] | None = None) -> st.SearchStrategy[tuple[str, bytes]]:
+def variants(
+    files: Mapping[str, bytes], mend: Callable[[bytes], bytes] | None = None
+) -> st.SearchStrategy[tuple[str, bytes]]:
     """Return edited files with the names of what they were."""
 
     def make(name: str, changes: list[Edit], mended: bool) -> tuple[str, bytes]:
@@ -250,7 +301,9 @@ scalars = st.one_of(
     texts,
 )
 values = st.recursive(
-    scalars, lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(texts, inner, max_size=4)), max_leaves=8
+    scalars,
+    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(texts, inner, max_size=4)),
+    max_leaves=8,
 )
 
 
@@ -296,18 +349,66 @@ def deflated(n: int) -> bytes:
 
 _OPCODES = [bytes([code]) for code in b"(.012)NKJMR}]aedsuqrhjlt\x85\x86\x87\x88\x89\x8f\x90\x91\x92\x93\x94QbioF"]
 _ARGUMENTS = [
-    *(b"\x80\x02", b"\x80\x04", b"K\x01", b"K\xff", b"M\xff\xff", b"J\xff\xff\xff\x7f", b"X\x01\x00\x00\x00a", b"X\xff\xff\xff\xffa"),
-    *(b"\x8c\x01b", b"\x8d" + b"\xff" * 7 + b"\x7f", b"\x8e" + b"\xff" * 7 + b"\x7f", b"\x8a\x08" + b"\xff" * 8, b"\x8b\xff\xff\xff\x7f"),
-    *(b"q\x01", b"h\x01", b"j\x01\x00\x00\x00", b"r\xff\xff\xff\x7f", b"P1\n", b"\x95" + b"\xff" * 8, b"2\x86" * 40, b"\x82\x01"),
-    *(b"G" + b"\x7f" * 8, b"I" + b"9" * 5000 + b"\n", b"Vtext\n", b"S'a'\n", b"X\x02\x00\x00\x00id", b"X\x07\x00\x00\x00storage"),
-    *(b"cos\nsystem\n", b"ios\nsystem\n", b"cbuiltins\neval\n", b"ccollections\nOrderedDict\n", b"ctorch\nFloatStorage\n"),
-    *(b"ctorch._utils\n_rebuild_tensor_v2\n", b"cnumpy\nndarray\n", b"cnumpy\ndtype\n", b"cnumpy.core.multiarray\n_reconstruct\n"),
+    *(
+        b"\x80\x02",
+        b"\x80\x04",
+        b"K\x01",
+        b"K\xff",
+        b"M\xff\xff",
+        b"J\xff\xff\xff\x7f",
+        b"X\x01\x00\x00\x00a",
+        b"X\xff\xff\xff\xffa",
+    ),
+    *(
+        b"\x8c\x01b",
+        b"\x8d" + b"\xff" * 7 + b"\x7f",
+        b"\x8e" + b"\xff" * 7 + b"\x7f",
+        b"\x8a\x08" + b"\xff" * 8,
+        b"\x8b\xff\xff\xff\x7f",
+    ),
+    *(
+        b"q\x01",
+        b"h\x01",
+        b"j\x01\x00\x00\x00",
+        b"r\xff\xff\xff\x7f",
+        b"P1\n",
+        b"\x95" + b"\xff" * 8,
+        b"2\x86" * 40,
+        b"\x82\x01",
+    ),
+    *(
+        b"G" + b"\x7f" * 8,
+        b"I" + b"9" * 5000 + b"\n",
+        b"Vtext\n",
+        b"S'a'\n",
+        b"X\x02\x00\x00\x00id",
+        b"X\x07\x00\x00\x00storage",
+    ),
+    *(
+        b"cos\nsystem\n",
+        b"ios\nsystem\n",
+        b"cbuiltins\neval\n",
+        b"ccollections\nOrderedDict\n",
+        b"ctorch\nFloatStorage\n",
+    ),
+    *(
+        b"ctorch._utils\n_rebuild_tensor_v2\n",
+        b"cnumpy\nndarray\n",
+        b"cnumpy\ndtype\n",
+        b"cnumpy.core.multiarray\n_reconstruct\n",
+    ),
     *(b"\x96" + (2**32).to_bytes(8, "little"), b"\x96" + (1).to_bytes(8, "little") + b"a", b"\x97", b"\x98"),
-    *(b"\x8a\x08" + (2**61 - 1).to_bytes(8, "little") + b"K\x01s", b"\x8e" + (2**33).to_bytes(8, "little"), b"(" * 2000),
+    *(
+        b"\x8a\x08" + (2**61 - 1).to_bytes(8, "little") + b"K\x01s",
+        b"\x8e" + (2**33).to_bytes(8, "little"),
+        b"(" * 2000,
+    ),
     *(b"X\x03\x00\x00\x00cpu", b"X\x01\x00\x00\x000"),
 ]
 
 
 def pickles() -> st.SearchStrategy[bytes]:
     """Return pickles of instructions as they come, many of which no writer would put together."""
-    return st.lists(st.sampled_from(_OPCODES + _ARGUMENTS), min_size=1, max_size=14).map(lambda parts: b"".join(parts) + b".")
+    return st.lists(st.sampled_from(_OPCODES + _ARGUMENTS), min_size=1, max_size=14).map(
+        lambda parts: b"".join(parts) + b"."
+    )

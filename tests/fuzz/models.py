@@ -73,7 +73,9 @@ def safetensors_cases() -> st.SearchStrategy[bytes]:
         by_byte,
         inputs.changed(header).map(lambda value: packed(value, data)),
         inputs.changed(description).map(described),
-        st.sampled_from((inputs.deep(100_000), inputs.deep(900), '{"format": 1e999}', '{"format": NaN}')).map(described),
+        st.sampled_from((inputs.deep(100_000), inputs.deep(900), '{"format": 1e999}', '{"format": NaN}')).map(
+            described
+        ),
     )
 
 
@@ -90,7 +92,11 @@ def load(content: bytes, folder: Path) -> bool:
 def state_dict() -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
     tensors = {f"layers.{i}.weight": torch.randn(3, 4, generator=generator) for i in range(3)}
-    return tensors | {"half": torch.ones(2, dtype=torch.float16), "counter": torch.tensor(5), "part": torch.arange(9.0)[::2]}
+    return tensors | {
+        "half": torch.ones(2, dtype=torch.float16),
+        "counter": torch.tensor(5),
+        "part": torch.arange(9.0)[::2],
+    }
 
 
 @functools.cache
@@ -105,7 +111,9 @@ def torch_files() -> dict[str, bytes]:
 
 
 def torch_cases() -> st.SearchStrategy[bytes]:
-    """Return edited files: any byte, or those of one member of the archive, or its pickle made of instructions as they come."""
+    """Return edited files: any byte, or those of one member of the archive, or its pickle made of instructions as they
+    come.
+    """
     with zipfile.ZipFile(io.BytesIO(torch_files()["zip"])) as archive:
         members = {info.filename: archive.read(info) for info in archive.infolist()}
     name = next(name for name in members if name.endswith("data.pkl"))
@@ -136,7 +144,9 @@ def published_cases() -> st.SearchStrategy[dict[str, Tensor]]:
     """Return a published state dict in which some tensors have another shape, or are missing or new."""
     state = {name: torch.tensor(values) for name, values in read_tensors(PUBLISHED).items()}
     shape = st.lists(st.sampled_from((0, 1, 2, 3, 5, 16)), max_size=5)
-    change = st.tuples(st.sampled_from(sorted(state)), st.sampled_from(("shape", "shape", "drop", "rename")), shape, inputs.texts)
+    change = st.tuples(
+        st.sampled_from(sorted(state)), st.sampled_from(("shape", "shape", "drop", "rename")), shape, inputs.texts
+    )
 
     def make(changes: list[Any]) -> dict[str, Tensor]:
         case = dict(state)
@@ -165,7 +175,10 @@ def onnx_model(outputs: tuple[str, ...] = ("probabilities", "logits", "embedding
     from onnx import TensorProto, helper
 
     wave = helper.make_tensor_value_info("waveform", TensorProto.FLOAT, ["batch", "samples"])
-    nodes = [helper.make_node("Abs", ["waveform"], ["size"]), helper.make_node("ReduceMean", ["size"], ["loud"], axes=[1], keepdims=1)]
+    nodes = [
+        helper.make_node("Abs", ["waveform"], ["size"]),
+        helper.make_node("ReduceMean", ["size"], ["loud"], axes=[1], keepdims=1),
+    ]
     nodes += [helper.make_node("Neg", ["loud"], ["quiet"])]
     nodes += [helper.make_node("Concat", ["loud", "quiet"], [name], axis=1) for name in outputs]
     infos = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 2]) for name in outputs]
@@ -173,7 +186,9 @@ def onnx_model(outputs: tuple[str, ...] = ("probabilities", "logits", "embedding
     return onnx.helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
 
 
-def with_metadata(text: str, external: bool = False, outputs: tuple[str, ...] = ("probabilities", "logits", "embedding")) -> bytes:
+def with_metadata(
+    text: str, external: bool = False, outputs: tuple[str, ...] = ("probabilities", "logits", "embedding")
+) -> bytes:
     """Return a model with a description, and, if that is wanted, a tensor whose numbers lie in another file."""
     import onnx
 
@@ -189,9 +204,13 @@ def with_metadata(text: str, external: bool = False, outputs: tuple[str, ...] = 
 
 
 def onnx_cases() -> st.SearchStrategy[bytes]:
-    texts = st.one_of(inputs.changed(DESCRIPTION).map(json.dumps), st.sampled_from((inputs.deep(100_000), "", "null", "[" * 50)))
+    texts = st.one_of(
+        inputs.changed(DESCRIPTION).map(json.dumps), st.sampled_from((inputs.deep(100_000), "", "null", "[" * 50))
+    )
     by_byte = inputs.variants({"onnx": with_metadata(json.dumps(DESCRIPTION))}).map(lambda case: case[1])
-    elsewhere = inputs.variants({"external": with_metadata(json.dumps(DESCRIPTION), external=True)}).map(lambda case: case[1])
+    elsewhere = inputs.variants({"external": with_metadata(json.dumps(DESCRIPTION), external=True)}).map(
+        lambda case: case[1]
+    )
     right = st.sampled_from((("probabilities", "logits", "embedding"), ("probabilities", "embedding"))).map(
         lambda outputs: with_metadata(json.dumps(DESCRIPTION), outputs=outputs)
     )
@@ -214,9 +233,13 @@ def recipe_cases() -> st.SearchStrategy[tuple[str, bytes, list[str]]]:
         st.sampled_from(("1e400", "1e300", "0x" + "f" * 5000, "2026-01-01", "[[]]", "{a={b=1}}", "inf", "nan")),
     )
     settings = [f"{section}.{name}" for section, kind in TrainConfig.NESTED.items() for name in vars(kind())]
-    keys = st.sampled_from((*settings, "model.settings.width", "model.settings.h_max", "data.options.labels", "x", "a.b.c"))
+    keys = st.sampled_from(
+        (*settings, "model.settings.width", "model.settings.h_max", "data.options.labels", "x", "a.b.c")
+    )
     assignment = st.builds(lambda key, text: f"{key}={text}", keys, value)
-    config = inputs.changed({"model": {"width": 1.0, "strides": [2, 2, 2, 2], "dynamic_blocks": [1, 2], "attention": "ca", "n_kernels": 4}})
+    config = inputs.changed(
+        {"model": {"width": 1.0, "strides": [2, 2, 2, 2], "dynamic_blocks": [1, 2], "attention": "ca", "n_kernels": 4}}
+    )
     return st.one_of(
         st.tuples(inputs.variants(files), st.lists(assignment, max_size=2)).map(lambda case: (*case[0], case[1])),
         st.tuples(st.sampled_from(sorted(files.items())), st.lists(assignment, min_size=1, max_size=2)).map(

@@ -23,7 +23,10 @@ class MissingDecoderError(AudioError, ImportError):
     """A recording needs FFmpeg, and PyAV, which brings it, cannot be imported."""
 
     def __init__(self, name: str, reason: str) -> None:
-        super().__init__(f"{name} needs PyAV, which brings FFmpeg, and it cannot be imported ({reason}). Install it with: pip install av")
+        super().__init__(
+            f"{name} needs PyAV, which brings FFmpeg, and it cannot be imported ({reason}). Install it with: pip "
+            "install av"
+        )
 
 
 class Block(NamedTuple):
@@ -60,8 +63,12 @@ def check_format(name: str, rate: int, channels: int) -> None:
     Raises:
         AudioError: naming the value and what is allowed.
     """
-    remedy = "Its header is damaged, or it is not audio; if it is, convert it with: ffmpeg -i IN -ar 32000 -ac 1 OUT.wav"
+    remedy = (
+        "Its header is damaged, or it is not audio; if it is, convert it with: ffmpeg -i IN -ar 32000 -ac 1 OUT.wav"
+    )
     if not MIN_RATE <= rate <= MAX_RATE:
-        raise AudioError(f"{name} says that its sample rate is {rate} Hz; {MIN_RATE} to {MAX_RATE} Hz is allowed. {remedy}")
+        raise AudioError(
+            f"{name} says that its sample rate is {rate} Hz; {MIN_RATE} to {MAX_RATE} Hz is allowed. {remedy}"
+        )
     if not 1 <= channels <= MAX_CHANNELS:
         raise AudioError(f"{name} says that it has {channels} channels; 1 to {MAX_CHANNELS} is allowed. {remedy}")

@@ -2,15 +2,19 @@
 
 Who is asked, by the first bytes of the file:
 
-- WAV, RF64, Wave64, AIFF, CAF, AU: uncompressed samples are read here (`pcm_files`); compressed ones by libsndfile, then FFmpeg.
+- WAV, RF64, Wave64, AIFF, CAF, AU: uncompressed samples are read here (`pcm_files`); compressed ones by libsndfile,
+  then FFmpeg.
 - FLAC: libsndfile; FFmpeg if the header lies about the length, or where libsndfile gives up.
 - Ogg (Vorbis, Opus, FLAC, Speex): libsndfile, then FFmpeg; each link of a chained file by itself.
-- MPEG audio: FFmpeg, which says nothing on the terminal; its frames are counted first (`mpeg`). Each of joined files by itself.
-- ADTS AAC, AC-3, AMR: FFmpeg; their frames are counted first (`elementary`). MP4: FFmpeg, each of joined files by itself.
+- MPEG audio: FFmpeg, which says nothing on the terminal; its frames are counted first (`mpeg`). Each of joined files by
+  itself.
+- ADTS AAC, AC-3, AMR: FFmpeg; their frames are counted first (`elementary`). MP4: FFmpeg, each of joined files by
+  itself.
 - everything else: libsndfile, then FFmpeg.
 
-Everything is read in chunks. Lengths in headers are compared with what is there and never used to reserve memory. A recording
-that ends before its header says is an error, not a short recording: its tags would silently be those of a part.
+Everything is read in chunks. Lengths in headers are compared with what is there and never used to reserve memory. A
+recording that ends before its header says is an error, not a short recording: its tags would silently be those of a
+part.
 """
 
 from __future__ import annotations
@@ -85,8 +89,9 @@ def recording(source: FileLike, *, partial: bool = False, notes: Notes | None = 
         notes: where notes are added; None is a new list.
 
     Raises:
-        AudioError: if it cannot be opened or is not audio. `chunks` raises it too: for samples that are not finite, and, unless
-            `partial`, for a recording that is damaged or ends more than `SLACK_SECONDS` before its header says.
+        AudioError: if it cannot be opened or is not audio. `chunks` raises it too: for samples that are not finite,
+            and, unless `partial`, for a recording that is damaged or ends more than `SLACK_SECONDS` before its header
+            says.
         MissingDecoderError: an AudioError, if FFmpeg is needed and PyAV is not installed.
     """
     report = Report(display(source), notes, partial)
@@ -95,7 +100,9 @@ def recording(source: FileLike, *, partial: bool = False, notes: Notes | None = 
         try:
             decoder = _opened(content, report, stack)
         except OSError as error:
-            raise AudioError(f"{report.name} cannot be read: {reason(error)}. Check the disk or the connection.") from error
+            raise AudioError(
+                f"{report.name} cannot be read: {reason(error)}. Check the disk or the connection."
+            ) from error
         seconds = decoder.seconds if decoder.frames is None else decoder.frames / decoder.rate
         info = AudioInfo(decoder.rate, decoder.channels, decoder.frames, seconds, decoder.format)
         yield Decoding(report.name, info, _mono(decoder, report), report.notes)
@@ -193,8 +200,8 @@ def _check_lost(lost: int, bytes_per_second: float, report: Report) -> None:
 def _mp4(content: Content, boxes: elementary.Boxes, report: Report, stack: ExitStack) -> Decoder:
     if not boxes.has_index:
         raise AudioError(
-            f"{report.name} is not complete: it has no index (moov), as when a recording was not finished, or its end is missing. "
-            "Get a whole copy, or repair it with a tool that knows the recorder."
+            f"{report.name} is not complete: it has no index (moov), as when a recording was not finished, or its end "
+            "is missing. Get a whole copy, or repair it with a tool that knows the recorder."
         )
     return _files(content, boxes.starts, report, stack)
 
@@ -247,7 +254,9 @@ def _check_share(plain: pcm_files.Layout, report: Report) -> None:
     seconds = plain.rate * plain.frame
     if plain.coding is None:
         if promised > 1.01 * plain.length:
-            report.damage(None, None, f"{plain.length / promised:.0%} of the samples that its header promises are there")
+            report.damage(
+                None, None, f"{plain.length / promised:.0%} of the samples that its header promises are there"
+            )
         return
     there, missing = plain.length // plain.frame * plain.frame / seconds, (promised - plain.length) / seconds
     if missing > SLACK_SECONDS:
@@ -265,7 +274,10 @@ def _flac(content: Content, report: Report, stack: ExitStack) -> Decoder:
             decoder.blocks = _counted(decoder.blocks, there / decoder.rate, report)
         return decoder
     check_format(report.name, info.rate, info.channels)
-    report.note(f"its header counts {duration(info.total / info.rate)}; the frames count {duration(there / info.rate)}, all read.")
+    report.note(
+        f"its header counts {duration(info.total / info.rate)}; the frames count {duration(there / info.rate)}, all "
+        "read."
+    )
     decoder = _asked(bind(open_ffmpeg, kind="flac", counted=True), content, report, stack)
     decoder.frames = there
     return decoder
@@ -313,7 +325,9 @@ def _mpeg(content: Content, base: int, found: mpeg.Frames, report: Report, stack
     _check_tail(content, found.end, report)
     if len(found.parts) == 1:
         tail = content.at(found.parts[0].end, 129)
-        clean = not found.cut and found.parts[0].start == base and (not tail or (tail[:3] == b"TAG" and len(tail) == 128))
+        clean = (
+            not found.cut and found.parts[0].start == base and (not tail or (tail[:3] == b"TAG" and len(tail) == 128))
+        )
         return _mpeg_part(found.parts[0], content, report, stack, whole=clean)
     report.note(f"{len(found.parts)} MP3 files are joined in it; all of them are read.")
     return _joined(content, [bind(_mpeg_part, part) for part in found.parts], report, stack)
@@ -338,7 +352,10 @@ def _mpeg_part(part: mpeg.Part, content: Content, report: Report, stack: ExitSta
     try:
         # A header that lies is passed over, as FFmpeg would trim where it says that the end is.
         decoder = _asked(
-            bind(open_ffmpeg, kind="mp3", skip=0 if part.truthful else start, counted=not part.changes), content, report, stack
+            bind(open_ffmpeg, kind="mp3", skip=0 if part.truthful else start, counted=not part.changes),
+            content,
+            report,
+            stack,
         )
     except MissingDecoderError:
         decoder = _asked(bind(open_libsndfile, go_on=_nothing), content, report, stack)
@@ -375,7 +392,9 @@ def _joined(content: Content, parts: list[_Open], report: Report, stack: ExitSta
                     report.damage(None, None, f"its part {number} of {len(parts)} cannot be decoded", error)
                     continue
                 if decoder.rate != first.rate:
-                    report.note(f"its part {number} has a sample rate of {decoder.rate} Hz, and the first {first.rate} Hz.")
+                    report.note(
+                        f"its part {number} has a sample rate of {decoder.rate} Hz, and the first {first.rate} Hz."
+                    )
                 yield from _complete(decoder, report)
 
     return Decoder(first.rate, first.channels, None, first.format, blocks())
@@ -419,7 +438,8 @@ def _either(content: Content, report: Report, stack: ExitStack) -> Decoder:
     except UnknownFormatError as error:
         tried = "" if not_asked else f"libsndfile: {not_known}; "
         raise AudioError(
-            f"{report.name} is not a recording that can be decoded ({tried}FFmpeg: {error}). Check that it is audio and complete."
+            f"{report.name} is not a recording that can be decoded ({tried}FFmpeg: {error}). Check that it is audio "
+            "and complete."
         ) from error
 
 
@@ -432,4 +452,6 @@ def _asked(opener: Callable[..., Decoder], content: Content, report: Report, sta
     try:
         return opener(content, report, stack)
     except UnknownFormatError as error:
-        raise AudioError(f"{report.name} is not a recording that can be decoded ({error}). Check that it is complete.") from error
+        raise AudioError(
+            f"{report.name} is not a recording that can be decoded ({error}). Check that it is complete."
+        ) from error

@@ -1,6 +1,7 @@
 """Streams of frames without a container (ADTS AAC, AC-3, AMR), and the outer ends of AVI, ASF and MP4 files.
 
-FFmpeg looks for the next frame behind damage and says nothing of what it passed over; so frames are counted by their headers.
+FFmpeg looks for the next frame behind damage and says nothing of what it passed over; so frames are counted by their
+headers.
 """
 
 from __future__ import annotations
@@ -87,7 +88,13 @@ def frames(content: Content, base: int = 0) -> Frames | None:
 
 
 def _walk(
-    content: Content, kind: str, start: int, position: int, length_of: Callable[[bytes], tuple[int, float]], need: int, sync: bytes
+    content: Content,
+    kind: str,
+    start: int,
+    position: int,
+    length_of: Callable[[bytes], tuple[int, float]],
+    need: int,
+    sync: bytes,
 ) -> Frames | None:
     buffer, at, count, seconds, lost, end, cut = b"", position, 0, 0.0, 0, position, False
     skipped = 0
@@ -101,7 +108,9 @@ def _walk(
         if kind == "amr" and head[0] == 0 and not any(content.at(position, 64)):
             break  # zeros would pass for frames
         length, lasts = length_of(head)
-        follows = content.size - position <= length or (length and _begins(content, buffer, offset + length, at, length_of, need))
+        follows = content.size - position <= length or (
+            length and _begins(content, buffer, offset + length, at, length_of, need)
+        )
         if not length or not (follows or not skipped):
             step = _step(buffer, offset, sync)
             skipped += step
@@ -126,7 +135,9 @@ def _step(buffer: bytes, offset: int, sync: bytes) -> int:
     return place - offset if place >= 0 else max(1, len(buffer) - offset - len(sync))
 
 
-def _begins(content: Content, buffer: bytes, offset: int, at: int, length_of: Callable[[bytes], tuple[int, float]], need: int) -> bool:
+def _begins(
+    content: Content, buffer: bytes, offset: int, at: int, length_of: Callable[[bytes], tuple[int, float]], need: int
+) -> bool:
     head = buffer[offset : offset + need]
     head = head if len(head) == need else content.at(at + offset, need)
     return len(head) == need and length_of(head)[0] > 0

@@ -108,7 +108,9 @@ def _chosen(tracks: Any) -> tuple[Any, str]:
     """Return the default one of several tracks, and a note on that."""
     if len(tracks) == 1:
         return tracks[0], ""
-    default = [track for track in tracks if int(getattr(track, "disposition", 0) or 0) & 1 and track.codec_context is not None]
+    default = [
+        track for track in tracks if int(getattr(track, "disposition", 0) or 0) & 1 and track.codec_context is not None
+    ]
     usable = [track for track in tracks if track.codec_context is not None]
     track = (default or usable or list(tracks))[0]
     about = ", ".join(filter(None, (track.language, getattr(track.codec_context, "name", ""))))
@@ -197,7 +199,9 @@ class _Reader:
             if now != shape:
                 if shape and now[0] != shape[0]:
                     where = duration(self._done)
-                    self._report.note(f"its sample rate changes from {shape[0]} to {now[0]} Hz at {where}; all of it is read.")
+                    self._report.note(
+                        f"its sample rate changes from {shape[0]} to {now[0]} Hz at {where}; all of it is read."
+                    )
                 fifo, shape = av.AudioFifo(), now
             self._done += frame.samples / frame.sample_rate
             if len(frame.layout.channels) >= _MOST_PLANES:
@@ -338,7 +342,8 @@ def _packed(frame: Any, name: str) -> Floats:
         packed = [*resampler.resample(frame), *resampler.resample(None)]
     except Exception as error:  # more than 64 channels, for example
         raise AudioError(
-            f"{name} has {channels} channels, which FFmpeg cannot convert ({_reason(error)}). Save it with fewer channels."
+            f"{name} has {channels} channels, which FFmpeg cannot convert ({_reason(error)}). Save it with fewer "
+            "channels."
         ) from error
     parts = [part.to_ndarray().reshape(part.samples, -1) for part in packed]
     return np.concatenate(parts) if parts else np.zeros((0, channels), np.float32)

@@ -49,7 +49,9 @@ def last_sample(content: Content, info: StreamInfo) -> int | None:
     """Return how many samples the stream has by the header of its last frame; None if its end cannot be made out."""
     size = min(_MOST, max(_LEAST, 4 * info.most_bytes))
     tail = content.at(max(0, content.size - size), size)
-    found = [frame for match in _SYNC.finditer(tail) if (frame := _frame(tail[match.start() : match.start() + 16], info))]
+    found = [
+        frame for match in _SYNC.finditer(tail) if (frame := _frame(tail[match.start() : match.start() + 16], info))
+    ]
     ends = {frame.start + frame.samples for frame in found} | {0}
     for frame in reversed(found):
         if frame.start in ends:

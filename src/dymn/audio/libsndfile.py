@@ -18,14 +18,17 @@ from dymn.errors import AudioError
 _UNKNOWN_FRAMES = 2**62  # libsndfile says 2^63 - 1 when it cannot tell
 
 
-def open_libsndfile(content: Content, report: Report, stack: ExitStack, go_on: Callable[[int], Iterator[Block]]) -> Decoder:
+def open_libsndfile(
+    content: Content, report: Report, stack: ExitStack, go_on: Callable[[int], Iterator[Block]]
+) -> Decoder:
     """Open a recording with libsndfile.
 
     Args:
         content: of the recording.
         report: what to report to.
         stack: closes the decoder.
-        go_on: yields the blocks behind so many samples, where libsndfile gives up; it raises `UnknownFormatError` if it cannot.
+        go_on: yields the blocks behind so many samples, where libsndfile gives up; it raises `UnknownFormatError` if it
+            cannot.
 
     Raises:
         UnknownFormatError: if libsndfile does not know the format.
@@ -34,7 +37,9 @@ def open_libsndfile(content: Content, report: Report, stack: ExitStack, go_on: C
     try:
         import soundfile
     except (ImportError, OSError) as error:
-        raise AudioError(f"{report.name} cannot be decoded: libsndfile is not usable ({reason(error)}). Reinstall soundfile.") from error
+        raise AudioError(
+            f"{report.name} cannot be decoded: libsndfile is not usable ({reason(error)}). Reinstall soundfile."
+        ) from error
     handle = None
     if os.name == "posix":
         content.rewind()
@@ -58,7 +63,8 @@ def _blocks(
 ) -> Iterator[Block]:
     rate, channels = int(sound.samplerate), int(sound.channels)
     done = 0
-    sound.seekable = lambda: False  # else soundfile seeks after every read, which a FLAC of unknown length does not survive
+    # else soundfile seeks after every read, which a FLAC of unknown length does not survive
+    sound.seekable = lambda: False
     while True:
         buffer = np.empty((max(1, CHUNK_SAMPLES // channels), channels), np.float32)
         failure: Exception | None = None

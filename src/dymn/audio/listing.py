@@ -24,7 +24,9 @@ SUFFIXES = frozenset(
     for ending in group.split()
 )
 """The file name endings, in lower case, that count as recordings when a directory is searched."""
-SKIPPED_SUFFIXES = frozenset((".ts", ".raw", ".pcm", ".vob", ".dts", ".ra", ".rm", ".shn", ".tak", ".mpc", ".dsf", ".mid", ".midi"))
+SKIPPED_SUFFIXES = frozenset(
+    (".ts", ".raw", ".pcm", ".vob", ".dts", ".ra", ".rm", ".shn", ".tak", ".mpc", ".dsf", ".mid", ".midi")
+)
 """Endings of files that may be recordings, and are left out of a directory with a warning.
 
 Read them by their own paths.
@@ -34,10 +36,10 @@ Read them by their own paths.
 def find(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> list[Path]:
     """Return the recordings that paths name: sorted, each once.
 
-    A path to a file is kept, whatever its ending. A directory gives the files below it whose ending is in `SUFFIXES`, without
-    hidden ones; links are followed. A pattern (`*`, `?`, `[...]`, `**`) gives the files that match, and those below directories
-    that match. "-", standard input, is kept as Path("-"); a file of that name is "./-". A plain path that does not exist is kept
-    too: reading it raises the error, and the other recordings are not lost.
+    A path to a file is kept, whatever its ending. A directory gives the files below it whose ending is in `SUFFIXES`,
+    without hidden ones; links are followed. A pattern (`*`, `?`, `[...]`, `**`) gives the files that match, and those
+    below directories that match. "-", standard input, is kept as Path("-"); a file of that name is "./-". A plain path
+    that does not exist is kept too: reading it raises the error, and the other recordings are not lost.
 
     Raises:
         AudioError: if a directory or a pattern gives no recording.
@@ -64,8 +66,8 @@ def expand(path: str | os.PathLike[str]) -> Iterator[Path]:
     if os.path.isdir(path):
         if not (yield from _counted(_walk(path))):
             raise AudioError(
-                f"The directory {display(path)} holds no recording. Looked for files ending in {', '.join(sorted(SUFFIXES))}; "
-                "give a file with another ending by its own path."
+                f"The directory {display(path)} holds no recording. Looked for files ending in "
+                f"{', '.join(sorted(SUFFIXES))}; give a file with another ending by its own path."
             )
         return
     if os.path.lexists(path) or not glob.has_magic(path):
@@ -81,7 +83,9 @@ def expand(path: str | os.PathLike[str]) -> Iterator[Path]:
             yield Path(match)
     if not found:
         seen = f"matches {matches} paths, none of them a recording" if matches else "matches nothing"
-        raise AudioError(f"The pattern {display(path)} {seen}. Check it; endings looked for: {', '.join(sorted(SUFFIXES))}.")
+        raise AudioError(
+            f"The pattern {display(path)} {seen}. Check it; endings looked for: {', '.join(sorted(SUFFIXES))}."
+        )
 
 
 def _counted(paths: Iterable[Path]) -> Generator[Path, None, int]:
@@ -95,7 +99,8 @@ def _counted(paths: Iterable[Path]) -> Generator[Path, None, int]:
 def _walk(directory: str) -> Iterator[Path]:
     """Yield the recordings below a directory; a directory that is linked into itself is entered once.
 
-    Directories are entered in the order of their names, so that of two links to one directory the same one counts each time.
+    Directories are entered in the order of their names, so that of two links to one directory the same one counts each
+    time.
     """
     skipped: Counter[str] = Counter()
     entered: set[tuple[int, int]] = set()
@@ -121,7 +126,9 @@ def _walk(directory: str) -> Iterator[Path]:
         waiting += sorted(below, reverse=True)
     if skipped:
         counts = ", ".join(f"{count} {ending}" for ending, count in sorted(skipped.items()))
-        logger.warning("The directory %s: files left out: %s. Give their paths to read them.", display(directory), counts)
+        logger.warning(
+            "The directory %s: files left out: %s. Give their paths to read them.", display(directory), counts
+        )
 
 
 def _is_directory(entry: os.DirEntry[str]) -> bool:

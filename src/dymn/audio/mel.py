@@ -1,4 +1,6 @@
-"""The constants of the log-mel spectrogram (Sec. IV-A.1), as the published weights expect it: window, mel filters, logarithm.
+"""The constants of the log-mel spectrogram (Sec. IV-A.1), as the published weights expect it.
+
+Window, mel filters, logarithm.
 
 They are computed in NumPy in one place, so that every backend multiplies with the same numbers.
 """
@@ -45,15 +47,19 @@ def is_compilable(config: FrontEndConfig) -> bool:
 def mel_basis(config: FrontEndConfig, f_min: float, f_max: float) -> Floats:
     """Return triangular mel filters [n_mels, n_fft / 2 + 1]: linear on the mel axis 1127 ln(1 + f / 700), peak 1.
 
-    The column of the Nyquist bin is zero. Computed in float32, as for the published weights: in quiet bands the logarithm
-    shows the difference to float64.
+    The column of the Nyquist bin is zero. Computed in float32, as for the published weights: in quiet bands the
+    logarithm shows the difference to float64.
     """
     low, high = (1127.0 * math.log(1.0 + frequency / 700.0) for frequency in (f_min, f_max))
     spacing = np.float32((high - low) / (config.n_mels + 1))
     index = np.arange(config.n_mels, dtype=np.float32)[:, None]
-    left, centre, right = (np.float32(low) + (index + np.float32(offset)) * spacing for offset in (0, 1, 2))  # each [n_mels, 1]
-    ratios = 1 + np.arange(config.n_fft // 2, dtype=np.float32) * np.float32(config.sample_rate / config.n_fft) / np.float32(700)
-    bins = np.float32(1127) * np.log(ratios.astype(np.float64)).astype(np.float32)  # rounded once: the same on every machine
+    # each [n_mels, 1]
+    left, centre, right = (np.float32(low) + (index + np.float32(offset)) * spacing for offset in (0, 1, 2))
+    ratios = 1 + np.arange(config.n_fft // 2, dtype=np.float32) * np.float32(
+        config.sample_rate / config.n_fft
+    ) / np.float32(700)
+    # rounded once: the same on every machine
+    bins = np.float32(1127) * np.log(ratios.astype(np.float64)).astype(np.float32)
     triangles = np.minimum((bins - left) / (centre - left), (right - bins) / (right - centre)).clip(min=0)
     return np.pad(triangles, ((0, 0), (0, 1)))
 
@@ -71,7 +77,10 @@ def twiddles(n_fft: int) -> Floats:
 
 
 def filter_ranges(basis: Floats) -> npt.NDArray[np.int32]:
-    """Return where each filter of a mel basis is not zero, [n_mels, 2]; most of the basis is zeros, which are not multiplied then."""
+    """Return where each filter of a mel basis is not zero, [n_mels, 2].
+
+    Most of the basis is zeros, which are not multiplied then.
+    """
     n_bins = basis.shape[1]
     used, bins = basis != 0, np.arange(n_bins)
     end = np.where(used, bins + 1, 0).max(axis=1)

@@ -1,7 +1,7 @@
 """Live sound: the microphone, and a bounded queue between recording and computing.
 
-Computing may be slower than recording. So that the delay does not grow, the queue holds a few seconds; what does not fit is
-dropped, and the next chunk says how much.
+Computing may be slower than recording. So that the delay does not grow, the queue holds a few seconds; what does not
+fit is dropped, and the next chunk says how much.
 """
 
 from __future__ import annotations
@@ -132,8 +132,9 @@ def microphone(device: str | int | None = None, max_lag: float = 2.0) -> Iterato
         stream.start()
     except sounddevice.PortAudioError as error:
         raise AudioError(
-            f"The microphone {info['name']} cannot be opened ({_reason(error)}). Another program may be using it, or this one may not "
-            "be allowed to: close the other one, allow it in the system's settings, or give another --device; --devices lists them."
+            f"The microphone {info['name']} cannot be opened ({_reason(error)}). Another program may be using it, or "
+            "this one may not be allowed to: close the other one, allow it in the system's settings, or give another "
+            "--device; --devices lists them."
         ) from error
     try:
         yield Microphone(str(info["name"]), rate, queue)
@@ -144,7 +145,9 @@ def microphone(device: str | int | None = None, max_lag: float = 2.0) -> Iterato
 
 
 def devices() -> list[dict[str, Any]]:
-    """Return the input devices: index, name, default_samplerate, max_input_channels, and whether it is the default of the system (default).
+    """Return the input devices.
+
+    Index, name, default_samplerate, max_input_channels, and whether it is the default of the system (default).
 
     Raises:
         MissingExtraError: if sounddevice is not installed.
@@ -163,8 +166,9 @@ def _sounddevice() -> Any:
         raise MissingExtraError("Listening to a microphone", "mic") from error
     except OSError as error:  # the wheel for Linux comes without PortAudio
         raise AudioError(
-            "The library PortAudio, which microphones need, is not installed. On Debian and Ubuntu: apt install libportaudio2. "
-            "Without it, pipe raw samples in: arecord -f S16_LE -r 16000 -c 1 -t raw | dymn listen - --rate 16000"
+            "The library PortAudio, which microphones need, is not installed. On Debian and Ubuntu: apt install "
+            "libportaudio2. Without it, pipe raw samples in: arecord -f S16_LE -r 16000 -c 1 -t raw | dymn listen - "
+            "--rate 16000"
         ) from error
     return sounddevice
 

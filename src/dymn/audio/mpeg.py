@@ -1,7 +1,7 @@
 """The frames of an MPEG audio file (MP3): how many there are, what its headers say of that, and what lies between them.
 
-A header of Xing, or LAME's, may be absent, or tell of another file: joined files keep that of their first part. So frames are
-counted, by their headers alone, which takes about a hundredth of the time to decode them.
+A header of Xing, or LAME's, may be absent, or tell of another file: joined files keep that of their first part. So
+frames are counted, by their headers alone, which takes about a hundredth of the time to decode them.
 """
 
 from __future__ import annotations
@@ -43,7 +43,11 @@ def _frames() -> dict[int, tuple[int, int, int]]:
             kbps = (_V1 if version == 3 else _V2)[layer][bits - 1]
             samples = 384 if layer == 3 else 1152 if layer == 2 or version == 3 else 576
             slot = 4 if layer == 3 else 1
-            table[second << 8 | third] = ((samples // 8 * 1000 * kbps // hertz // slot + padding) * slot, samples, hertz)
+            table[second << 8 | third] = (
+                (samples // 8 * 1000 * kbps // hertz // slot + padding) * slot,
+                samples,
+                hertz,
+            )
     return table
 
 
@@ -200,7 +204,9 @@ def _next(content: Content, position: int, reach: int) -> int | None:
 
 
 def _behind(content: Content, position: int) -> tuple[int, int, bool] | None:
-    """Return where frames go on behind something else, how many bytes of that are no tag, and whether a tag begins a new part."""
+    """Return where frames go on behind something else, how many bytes of that are no tag, and whether a tag begins a
+    new part.
+    """
     head = content.at(position, 32)
     if head[:3] == b"TAG":
         return position + 128, 0, True
@@ -216,7 +222,11 @@ def _behind(content: Content, position: int) -> tuple[int, int, bool] | None:
 
 def _tagged(buffer: bytes, offset: int) -> bool:
     """Whether one of the places holds a header where Xing's may be; its absence is seen at once."""
-    return buffer[offset + 4 : offset + 13] == bytes(9) or buffer[offset + 36 : offset + 40] in (b"Xing", b"Info", b"VBRI")
+    return buffer[offset + 4 : offset + 13] == bytes(9) or buffer[offset + 36 : offset + 40] in (
+        b"Xing",
+        b"Info",
+        b"VBRI",
+    )
 
 
 def _tag(frame: bytes) -> tuple[int | None, int] | None:

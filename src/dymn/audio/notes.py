@@ -76,8 +76,8 @@ class Report:
         where = ("" if after is None else f" after {duration(after)}") + ("" if of is None else f" of {duration(of)}")
         if not self.partial:
             raise AudioError(
-                f"{self.name} is cut off or damaged{where}: {why}. Get a whole copy, read what is left with --partial, or save it "
-                "with: ffmpeg -i IN OUT.wav"
+                f"{self.name} is cut off or damaged{where}: {why}. Get a whole copy, read what is left with --partial, "
+                "or save it with: ffmpeg -i IN OUT.wav"
             ) from cause
         self.notes.partial = True
         self.note(f"partial: cut off or damaged{where}: {why}.")
@@ -86,7 +86,8 @@ class Report:
         """Compare the seconds that were decoded with those that a header promises.
 
         Raises:
-            AudioError: if more than `slack` seconds are missing, unless partial recordings are asked for; and if nothing is there.
+            AudioError: if more than `slack` seconds are missing, unless partial recordings are asked for; and if
+                nothing is there.
         """
         if promised is not None and promised - there > slack:
             self.damage(there, promised, "its end is missing")

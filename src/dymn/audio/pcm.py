@@ -95,9 +95,16 @@ class PcmReader:
             return samples.view("<i4").reshape(n, self._channels)
         array = np.frombuffer(whole, self._type).reshape(n, self._channels)
         array = array.astype(array.dtype.newbyteorder("="), copy=False)
-        if array.dtype.kind == "f" and array.size and not self._warned and INTEGER_PEAK < np.abs(array).max() < MAX_PEAK:
+        if (
+            array.dtype.kind == "f"
+            and array.size
+            and not self._warned
+            and INTEGER_PEAK < np.abs(array).max() < MAX_PEAK
+        ):
             self._warned = True
-            logger.warning("Samples reach %.0f, and full scale is 1. If they are integers, give their format.", np.abs(array).max())
+            logger.warning(
+                "Samples reach %.0f, and full scale is 1. If they are integers, give their format.", np.abs(array).max()
+            )
         return array
 
 

@@ -1,7 +1,10 @@
-"""WAV, RF64, Wave64, AIFF, CAF and AU files: where their samples are, how they are stored, and what the headers get wrong.
+"""WAV, RF64, Wave64, AIFF, CAF and AU files.
 
-Uncompressed samples are read straight from the file, whatever its header says of their number: power losses leave lengths of
-zero, lengths of 32 bits wrap at 4 GiB, and editors forget pad bytes. Compressed ones are left to the decoders.
+Where their samples are, how they are stored, and what the headers get wrong.
+
+Uncompressed samples are read straight from the file, whatever its header says of their number: power losses leave
+lengths of zero, lengths of 32 bits wrap at 4 GiB, and editors forget pad bytes. Compressed ones are left to the
+decoders.
 """
 
 from __future__ import annotations
@@ -21,8 +24,38 @@ from dymn.audio.samples import Floats, to_float32
 _MAX_CHUNKS = 10_000
 _WRAP = 2**32
 _KNOWN = frozenset(
-    (b"data", b"fmt ", b"LIST", b"list", b"fact", b"bext", b"iXML", b"cue ", b"smpl", b"inst", b"PEAK", b"JUNK", b"junk")
-) | frozenset((b"PAD ", b"id3 ", b"ID3 ", b"FLLR", b"minf", b"elm1", b"regn", b"umid", b"DGDA", b"ds64", b"axml", b"chna", b"plst"))
+    (
+        b"data",
+        b"fmt ",
+        b"LIST",
+        b"list",
+        b"fact",
+        b"bext",
+        b"iXML",
+        b"cue ",
+        b"smpl",
+        b"inst",
+        b"PEAK",
+        b"JUNK",
+        b"junk",
+    )
+) | frozenset(
+    (
+        b"PAD ",
+        b"id3 ",
+        b"ID3 ",
+        b"FLLR",
+        b"minf",
+        b"elm1",
+        b"regn",
+        b"umid",
+        b"DGDA",
+        b"ds64",
+        b"axml",
+        b"chna",
+        b"plst",
+    )
+)
 _GUID_TAIL = bytes.fromhex("000000001000800000aa00389b71")
 _AMBISONIC_TAIL = bytes.fromhex("00002107d3118644c8c1ca000000")
 _SYNCS = tuple(map(bytes.fromhex, ("ff1f00e8", "1fffe800", "fe7f0180", "7ffe8001", "72f81f4e")))
@@ -65,7 +98,8 @@ class Layout:
 
     Attributes:
         container: its name, such as "WAV".
-        coding: how a sample is stored: a key of `_NAMES`, with the byte order before those of several bytes; None if a decoder is needed.
+        coding: how a sample is stored: a key of `_NAMES`, with the byte order before those of several bytes; None if a
+            decoder is needed.
         rate: in Hz.
         channels: how many; of ambisonics too.
         frame: bytes of a sample of all channels.
@@ -156,7 +190,9 @@ def _chunks(content: Content, container: _Layout, position: int) -> Iterator[_Ch
         yield chunk
         position = chunk.start + chunk.length
         padded = position + -chunk.length % container.align
-        position = position if container.align == 2 and padded != position and _forgot_pad(content, position) else padded
+        position = (
+            position if container.align == 2 and padded != position and _forgot_pad(content, position) else padded
+        )
 
 
 def _chunk(content: Content, container: _Layout, position: int) -> _Chunk | None:
@@ -173,7 +209,9 @@ def _forgot_pad(content: Content, position: int) -> bool:
     return head[:4] in _KNOWN and head[1:5] not in _KNOWN
 
 
-def _described(content: Content, container: _Layout, base: int, found: dict[bytes, bytes], data: _Chunk) -> Layout | None:
+def _described(
+    content: Content, container: _Layout, base: int, found: dict[bytes, bytes], data: _Chunk
+) -> Layout | None:
     """Return the layout of a file with chunks, from those that describe it and the one that holds the samples."""
     order = container.header[0]
     start, length = data.start, data.length
@@ -252,7 +290,9 @@ def _au(content: Content, head: bytes, base: int) -> Layout:
     coding = coding.replace(">", order) if coding else None
     start = base + offset
     frame = channels * (_width(coding) if coding else 0)
-    return _bounded(content, None, base, Layout("AU", coding, rate, channels, frame, start, max(0, content.size - start), promised))
+    return _bounded(
+        content, None, base, Layout("AU", coding, rate, channels, frame, start, max(0, content.size - start), promised)
+    )
 
 
 def is_disguised(content: Content, plain: Layout) -> bool:
@@ -288,10 +328,14 @@ def _bounded(content: Content, container: _Layout | None, base: int, plain: Layo
         note = f"its header wraps at 4 GiB; {duration(length / max(1, seconds))} are read, not {duration(promised / max(1, seconds))}."
         return replace(plain, length=length, promised=None, notes=(note,))
     tail = there - promised
-    if (container is not None and _outer_end(content, container, base) > end + 64) or _goes_on(content, plain, promised):
+    if (container is not None and _outer_end(content, container, base) > end + 64) or _goes_on(
+        content, plain, promised
+    ):
         note = f"its header counts {duration(promised / max(1, seconds))}; the samples go on to {duration(there / max(1, seconds))}."
         return replace(plain, promised=None, notes=(note,))
-    notes = (f"{tail} bytes behind its samples are not sound and are left out.",) if tail > SLACK_SECONDS * seconds else ()
+    notes = (
+        (f"{tail} bytes behind its samples are not sound and are left out.",) if tail > SLACK_SECONDS * seconds else ()
+    )
     return replace(plain, length=promised, notes=notes)
 
 
@@ -304,7 +348,9 @@ def _chunks_follow(content: Content, container: _Layout | None, start: int, leng
 
 def _fill(content: Content, container: _Layout, position: int) -> bool:
     rest = content.size - position
-    if (rest <= 8 and not any(content.at(position, 8))) or (rest <= 129 and content.at(content.size - 128, 3) == b"TAG"):
+    if (rest <= 8 and not any(content.at(position, 8))) or (
+        rest <= 129 and content.at(content.size - 128, 3) == b"TAG"
+    ):
         return True
     for chunk in _chunks(content, container, position):
         rest = content.size - chunk.start - chunk.length

@@ -1,6 +1,7 @@
 """Recordings in: any file, stream or array to mono float32 at 32 kHz (Sec. IV-A.1), whole or in blocks.
 
-Channels are averaged first, then resampled by soxr at its HQ setting, as the teachers of the published weights heard their clips.
+Channels are averaged first, then resampled by soxr at its HQ setting, as the teachers of the published weights heard
+their clips.
 """
 
 from __future__ import annotations
@@ -58,8 +59,8 @@ def probe(source: FileLike) -> AudioInfo:
     """Return what the header of a recording says, without decoding it. A file object stands afterwards where it stood.
 
     Raises:
-        AudioError: as `read`, as far as the header tells; and for what can be read only once: standard input, a FIFO, a file object
-            that cannot be sought in.
+        AudioError: as `read`, as far as the header tells; and for what can be read only once: standard input, a FIFO, a
+            file object that cannot be sought in.
     """
     position = _position(source)
     try:
@@ -74,13 +75,17 @@ def _position(source: Any) -> int | None:
     """Return where a file object stands, None for a path."""
     is_path = isinstance(source, (str, os.PathLike))
     if is_stdin(source) or (is_path and _is_fifo(source)):
-        raise AudioError(f"{display(source)} can be read only once, so it cannot be probed. Read it, or record it to a file.")
+        raise AudioError(
+            f"{display(source)} can be read only once, so it cannot be probed. Read it, or record it to a file."
+        )
     if is_path or not hasattr(source, "read"):
         return None
     try:
         return int(source.tell())
     except (AttributeError, OSError, ValueError) as error:
-        raise AudioError(f"{display(source)} is not seekable ({reason(error)}), so it cannot be probed. Read it.") from error
+        raise AudioError(
+            f"{display(source)} is not seekable ({reason(error)}), so it cannot be probed. Read it."
+        ) from error
 
 
 def _is_fifo(path: str | os.PathLike[str]) -> bool:
@@ -90,19 +95,22 @@ def _is_fifo(path: str | os.PathLike[str]) -> bool:
         return False
 
 
-def read(source: FileLike, sample_rate: int = SAMPLE_RATE, *, partial: bool = False, notes: Notes | None = None) -> np.ndarray:
+def read(
+    source: FileLike, sample_rate: int = SAMPLE_RATE, *, partial: bool = False, notes: Notes | None = None
+) -> np.ndarray:
     """Return a whole recording as mono float32 [N] at `sample_rate` Hz.
 
     Args:
         source: a path, "-" for standard input, or a binary file object, which is read from where it stands.
         sample_rate: the wanted rate in Hz, a whole number from 1000 to 768000.
-        partial: whether to read what can be read of a damaged recording; silence stands for frames that are lost within it.
+        partial: whether to read what can be read of a damaged recording; silence stands for frames that are lost within
+            it.
         notes: what is unusual about the recording is added here; None logs it as warnings.
 
     Raises:
-        AudioError: if the recording is missing, empty, not audio, damaged, shorter than its header says by more than 0.25 s, longer
-            than `MAX_READ_HOURS`, or holds samples that are not finite. A WAV whose header leaves the length open, as programs
-            write it to pipes, is read to its end.
+        AudioError: if the recording is missing, empty, not audio, damaged, shorter than its header says by more than
+            0.25 s, longer than `MAX_READ_HOURS`, or holds samples that are not finite. A WAV whose header leaves the
+            length open, as programs write it to pipes, is read to its end.
         MissingDecoderError: an AudioError, if its format needs PyAV, and that is not installed.
         ConfigError: if `sample_rate` is not allowed.
     """
@@ -113,7 +121,10 @@ def read(source: FileLike, sample_rate: int = SAMPLE_RATE, *, partial: bool = Fa
         blocks.append(block)
         length += len(block)
         if length > MAX_READ_HOURS * 3600 * rate:
-            raise AudioError(f"{display(source)} is longer than {MAX_READ_HOURS:g} h. Read it in blocks with dymn.audio.reading.stream.")
+            raise AudioError(
+                f"{display(source)} is longer than {MAX_READ_HOURS:g} h. Read it in blocks with "
+                "dymn.audio.reading.stream."
+            )
     if len(blocks) == 1:
         return blocks[0]
     whole = np.empty(length, np.float32)
@@ -135,9 +146,9 @@ def stream(
 ) -> Iterator[np.ndarray]:
     """Yield a recording as mono float32 blocks [n] at `sample_rate` Hz, in memory that does not grow with its length.
 
-    Every block but the last has round(block_seconds * sample_rate) samples, at least one; the last may be shorter. Joined, the
-    blocks are exactly what `read` returns. The recording is opened with the first block and closed after the last; `partial` and
-    `notes` are those of `read`, and the notes are complete then.
+    Every block but the last has round(block_seconds * sample_rate) samples, at least one; the last may be shorter.
+    Joined, the blocks are exactly what `read` returns. The recording is opened with the first block and closed after
+    the last; `partial` and `notes` are those of `read`, and the notes are complete then.
 
     Raises:
         AudioError: as `read`, with the first block or where the damage is.
@@ -149,13 +160,15 @@ def stream(
     return _blocks(_resampled(source, rate, partial, notes), max(1, round(block_seconds * rate)))
 
 
-def from_array(array: np.ndarray | Tensor, sample_rate: int, target_rate: int = SAMPLE_RATE, *, notes: Notes | None = None) -> np.ndarray:
+def from_array(
+    array: np.ndarray | Tensor, sample_rate: int, target_rate: int = SAMPLE_RATE, *, notes: Notes | None = None
+) -> np.ndarray:
     """Return samples in memory as mono float32 [N] at `target_rate` Hz.
 
     Args:
-        array: a numpy array or torch tensor [N], [channels, N] or [N, channels]: float with full scale 1, int8, int16, int32 or
-            uint8. In two dimensions the channels are the axis of length 1, else the only one of at most 32; it is an error if
-            both could be.
+        array: a numpy array or torch tensor [N], [channels, N] or [N, channels]: float with full scale 1, int8, int16,
+            int32 or uint8. In two dimensions the channels are the axis of length 1, else the only one of at most 32; it
+            is an error if both could be.
         sample_rate: the rate of `array`, in Hz.
         target_rate: the wanted rate, in Hz.
         notes: what is unusual about the samples is added here; None logs it as warnings.
@@ -177,7 +190,9 @@ def from_array(array: np.ndarray | Tensor, sample_rate: int, target_rate: int = 
     parts = [mono[start : start + _RESAMPLE_CHUNK] for start in range(0, len(mono), _RESAMPLE_CHUNK)]
     blocks = list(resampled(parts, source_rate, rate))
     if not blocks:
-        raise AudioError(f"The array holds {len(mono)} samples at {source_rate} Hz: less than one sample at {rate} Hz. Give more.")
+        raise AudioError(
+            f"The array holds {len(mono)} samples at {source_rate} Hz: less than one sample at {rate} Hz. Give more."
+        )
     return np.concatenate(blocks) if source_rate != rate else np.array(mono)
 
 
@@ -231,7 +246,8 @@ def _as_numpy(array: Any) -> np.ndarray:
         array = (array.float() if array.dtype == torch.bfloat16 else array).numpy()
     if not isinstance(array, np.ndarray):
         raise AudioError(
-            f"Samples are {type(array).__name__}; a numpy array or torch tensor is needed. For a file use dymn.audio.reading.read."
+            f"Samples are {type(array).__name__}; a numpy array or torch tensor is needed. For a file use "
+            "dymn.audio.reading.read."
         )
     return array
 
@@ -244,7 +260,10 @@ def _channels_last(samples: np.ndarray) -> np.ndarray:
     if samples.ndim == 1:
         return samples[:, np.newaxis]
     if samples.ndim != 2:
-        raise AudioError(f"The array has shape {shape}; [N], [channels, N] or [N, channels] is allowed. Pass one recording at a time.")
+        raise AudioError(
+            f"The array has shape {shape}; [N], [channels, N] or [N, channels] is allowed. Pass one recording at a "
+            "time."
+        )
     small = [axis for axis in (0, 1) if shape[axis] == 1] or [axis for axis in (0, 1) if shape[axis] <= _ARRAY_CHANNELS]
     if len(small) != 1 and shape != [1, 1]:
         raise AudioError(

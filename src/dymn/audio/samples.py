@@ -40,7 +40,10 @@ def to_float32(array: npt.NDArray[Any]) -> Floats:
             return (array.astype(np.float32) - np.float32(128)) / np.float32(128)
         if array.dtype.kind == "i" and array.dtype.itemsize <= 4:
             return array.astype(np.float32) * np.float32(2.0 ** (1 - 8 * array.dtype.itemsize))
-    raise AudioError(f"Samples have type {array.dtype}; allowed: float16, float32, float64, int8, int16, int32, uint8. Convert them first.")
+    raise AudioError(
+        f"Samples have type {array.dtype}; allowed: float16, float32, float64, int8, int16, int32, uint8. Convert them "
+        "first."
+    )
 
 
 def to_mono(name: str, samples: Floats, start: float = 0.0, rate: int | None = None) -> Floats:
@@ -116,8 +119,9 @@ class Levels:
         """Add notes on what is unusual."""
         if self._peak > INTEGER_PEAK:
             notes.add(
-                f"samples reach {self._peak:.0f}, and full scale is 1: they look like integers that are stored as floats. "
-                f"Divide them by {next((full for full in _FULL_SCALES if self._peak <= full), _FULL_SCALES[-1])}."
+                f"samples reach {self._peak:.0f}, and full scale is 1: they look like integers that are stored as "
+                "floats. Divide them by "
+                f"{next((full for full in _FULL_SCALES if self._peak <= full), _FULL_SCALES[-1])}."
             )
         loudest = float(self._channels.max()) if len(self._channels) else 0.0
         if self._frames and np.isfinite(loudest) and loudest > _SILENCE * self._frames:

@@ -54,11 +54,13 @@ def is_stdin(source: object) -> bool:
 def opened(source: FileLike) -> Iterator[Content]:
     """Open `source` and return its bytes; a file object of the caller is read from where it stands.
 
-    What this function opens is closed at the end of the block. A file object of the caller stays open, and its position does
-    not change if it is a regular file at its start. A pipe or FIFO that sends nothing for `IDLE_SECONDS` is an error.
+    What this function opens is closed at the end of the block. A file object of the caller stays open, and its position
+    does not change if it is a regular file at its start. A pipe or FIFO that sends nothing for `IDLE_SECONDS` is an
+    error.
 
     Raises:
-        AudioError: if there is nothing to read, or reading is not possible; the message names the source and the remedy.
+        AudioError: if there is nothing to read, or reading is not possible; the message names the source and the
+            remedy.
     """
     name = display(source)
     with contextlib.ExitStack() as stack:
@@ -70,8 +72,8 @@ def opened(source: FileLike) -> Iterator[Content]:
             content = _from_object(name, source, stack)
         else:
             raise AudioError(
-                f"A recording cannot be read from {type(source).__name__}. Give a path, '-' or a binary file object; for samples "
-                "in memory use dymn.audio.reading.from_array(array, sample_rate)."
+                f"A recording cannot be read from {type(source).__name__}. Give a path, '-' or a binary file object; "
+                "for samples in memory use dymn.audio.reading.from_array(array, sample_rate)."
             )
         yield content
 
@@ -86,9 +88,13 @@ def _from_path(name: str, path: str | bytes, stack: contextlib.ExitStack) -> Con
     except FileNotFoundError as error:
         hint = " Addresses are not read: download the file first." if _ADDRESS.match(name) else ""
         here = display(Path.cwd())
-        raise AudioError(f"The file {name} does not exist. Check the path; relative ones start at {here}.{hint}") from error
+        raise AudioError(
+            f"The file {name} does not exist. Check the path; relative ones start at {here}.{hint}"
+        ) from error
     except PermissionError as error:
-        raise AudioError(f"The file {name} may not be read: permission denied. Allow it with chmod or choose another file.") from error
+        raise AudioError(
+            f"The file {name} may not be read: permission denied. Allow it with chmod or choose another file."
+        ) from error
     except (OSError, ValueError) as error:
         raise AudioError(f"The file {name} cannot be opened: {reason(error)}. Check the path.") from error
     stack.callback(os.close, descriptor)
@@ -106,12 +112,15 @@ def _from_stdin(stack: contextlib.ExitStack) -> Content:
     if stream is None or getattr(stream, "closed", False):
         raise AudioError("Standard input is closed. Pipe a recording into it, or give a path instead of '-'.")
     if sys.stdin.isatty():
-        raise AudioError("Nothing is piped into standard input. Use: dymn tag - < recording.wav, or give a path instead of '-'.")
+        raise AudioError(
+            "Nothing is piped into standard input. Use: dymn tag - < recording.wav, or give a path instead of '-'."
+        )
     return _from_object(name, stream, stack)
 
 
 def _from_object(name: str, stream: Any, stack: contextlib.ExitStack) -> Content:
-    on_disk = isinstance(getattr(stream, "raw", stream), io.FileIO)  # GzipFile and others have the fileno of another file
+    # GzipFile and others have the fileno of another file
+    on_disk = isinstance(getattr(stream, "raw", stream), io.FileIO)
     try:
         if not stream.readable():
             raise AudioError(f"{name} is not open for reading. Open it in binary mode ('rb').")
@@ -120,7 +129,9 @@ def _from_object(name: str, stream: Any, stack: contextlib.ExitStack) -> Content
     except AttributeError:
         pass  # a minimal file object: reading tells
     except (OSError, ValueError) as error:
-        raise AudioError(f"{name} cannot be read: {reason(error)}. Give an open, readable binary file object.") from error
+        raise AudioError(
+            f"{name} cannot be read: {reason(error)}. Give an open, readable binary file object."
+        ) from error
     if on_disk and os.name == "posix":
         read = stream.read1 if hasattr(stream, "read1") else stream.read
         return _spooled(name, lambda: _when_ready(name, stream.fileno(), lambda: read(_CHUNK)), stack)
@@ -151,7 +162,9 @@ def _when_ready(name: str, descriptor: int, read: Callable[[], Any]) -> Any:
     poll = select.poll()
     poll.register(descriptor, select.POLLIN | select.POLLHUP)
     if not poll.poll(IDLE_SECONDS * 1000):
-        raise AudioError(f"{name} sent nothing for {IDLE_SECONDS:g} s. Start what writes to it first, or record to a file.")
+        raise AudioError(
+            f"{name} sent nothing for {IDLE_SECONDS:g} s. Start what writes to it first, or record to a file."
+        )
     return read()
 
 
@@ -165,7 +178,9 @@ def _spooled(name: str, read: Callable[[], Any], stack: contextlib.ExitStack) ->
         except AudioError:
             raise
         except Exception as error:
-            raise AudioError(f"{name} cannot be read: {reason(error)}. Give an open, readable binary stream.") from error
+            raise AudioError(
+                f"{name} cannot be read: {reason(error)}. Give an open, readable binary stream."
+            ) from error
         if not isinstance(chunk, (bytes, bytearray, memoryview)):
             kind = "text" if isinstance(chunk, str) else type(chunk).__name__
             raise AudioError(f"{name} gave {kind} instead of bytes. Open it in binary mode ('rb') and blocking.")
@@ -177,7 +192,9 @@ def _spooled(name: str, read: Callable[[], Any], stack: contextlib.ExitStack) ->
             copy.write(chunk)
         except OSError as error:
             where = tempfile.gettempdir()
-            raise AudioError(f"{name} cannot be buffered in {where}: {reason(error)}. Free space or set TMPDIR.") from error
+            raise AudioError(
+                f"{name} cannot be buffered in {where}: {reason(error)}. Free space or set TMPDIR."
+            ) from error
     if copy.size == 0:
         raise AudioError(f"{name} ended before it sent anything. Check what writes to it.")
     return copy.content()

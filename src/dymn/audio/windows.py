@@ -1,7 +1,7 @@
 """How a recording is cut into windows, and how a shorter recording is filled up.
 
-The networks were trained on clips of 10 s (Sec. IV-A.1). A longer recording is cut; a shorter one is repeated, padded with
-zeros, or left as it is. Repetition scores best with the published weights, see `benchmarks/zero_shot.py`.
+The networks were trained on clips of 10 s (Sec. IV-A.1). A longer recording is cut; a shorter one is repeated, padded
+with zeros, or left as it is. Repetition scores best with the published weights, see `benchmarks/zero_shot.py`.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ class Filled(NamedTuple):
 class Cutter:
     """Cuts samples that come in blocks into windows of `length` samples that begin every `hop` samples.
 
-    Holds no more than a block and a window at a time. The last window holds the rest: between a tenth of `length` and `length`
-    samples, or up to a tenth more than `length`; so a window is complete only once a tenth beyond it has come. A shorter
-    recording is one window. With a hop above the length, samples between the windows are skipped.
+    Holds no more than a block and a window at a time. The last window holds the rest: between a tenth of `length` and
+    `length` samples, or up to a tenth more than `length`; so a window is complete only once a tenth beyond it has come.
+    A shorter recording is one window. With a hop above the length, samples between the windows are skipped.
     """
 
     def __init__(self, length: int, hop: int) -> None:

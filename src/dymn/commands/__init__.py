@@ -1,1 +1,4 @@
-"""The commands of `dymn`, one module each: options and help texts, one call into the library, the printing of its answer."""
+"""The commands of `dymn`, one module each.
+
+Options and help texts, one call into the library, the printing of its answer.
+"""

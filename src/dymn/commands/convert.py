@@ -19,15 +19,18 @@ def convert(
     source: Annotated[
         str,
         typer.Argument(
-            metavar="IN", help="A state dict published by EfficientAT (.pt), or anything else that --model of `dymn tag` takes."
+            metavar="IN",
+            help="A state dict published by EfficientAT (.pt), or anything else that --model of `dymn tag` takes.",
         ),
     ],
-    destination: Annotated[Path, typer.Argument(metavar="OUT", help="A .safetensors file to write, or a folder in the style of the Hub.")],
+    destination: Annotated[
+        Path, typer.Argument(metavar="OUT", help="A .safetensors file to write, or a folder in the style of the Hub.")
+    ],
     temperature: Annotated[
         float | None,
         typer.Option(
-            help="The temperature of the kernel attention, which a state dict lacks: 1 for AudioSet models, 30 for ImageNet models. "
-            "The default is that of the published model, or 1.",
+            help="The temperature of the kernel attention, which a state dict lacks: 1 for AudioSet models, 30 for "
+            "ImageNet models. The default is that of the published model, or 1.",
         ),
     ] = None,
     strides: Annotated[
@@ -42,10 +45,13 @@ def convert(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="The labels in the order of the logits: a text file with one a line. The default is AudioSet's for 527 classes.",
+            help="The labels in the order of the logits: a text file with one a line. The default is AudioSet's for "
+            "527 classes.",
         ),
     ] = None,
-    half: Annotated[bool, typer.Option("--half", help="Store the weights in half precision, which halves the file.")] = False,
+    half: Annotated[
+        bool, typer.Option("--half", help="Store the weights in half precision, which halves the file.")
+    ] = False,
     quiet: Quiet = False,
 ) -> None:
     """Write a published checkpoint in dymn's own format, which holds all that is needed to use it.

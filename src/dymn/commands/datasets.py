@@ -32,5 +32,6 @@ def check_model(name: str) -> None:
 
     if name in MODELS:
         return
-    if "/" not in name or Path(name).suffix in WEIGHTS_ENDINGS:  # else it may be on the Hugging Face Hub
+    # else it may be on the Hugging Face Hub
+    if "/" not in name or Path(name).suffix in WEIGHTS_ENDINGS:
         raise ConfigError(str(unknown_model(name)))

@@ -63,8 +63,9 @@ def embed(
     output: Annotated[
         Path | None,
         output_option(
-            "Write to this file, which appears when it is complete. Until then a journal lies beside it, and the same command resumes "
-            "after an interruption. Beside npy and csv, FILE.json names what made them: the model, its digest, layers, settings."
+            "Write to this file, which appears when it is complete. Until then a journal lies beside it, and the same "
+            "command resumes after an interruption. Beside npy and csv, FILE.json names what made them: the model, "
+            "its digest, layers, settings."
         ),
     ] = None,
     window: Window = 10.0,
@@ -84,12 +85,14 @@ def embed(
 ) -> None:
     """Turn recordings into vectors, for small models, search and clustering.
 
-    Each recording gets one row with its name, or one for each window with --per-window. `dymn probe` fits a linear model to them.
+    Each recording gets one row with its name, or one for each window with --per-window. `dymn probe` fits a linear
+    model to them.
 
-    Recordings that cannot be read are named on standard error and in a report beside --output, and have no row. The others are still
-    embedded, and the exit code is 1.
+    Recordings that cannot be read are named on standard error and in a report beside --output, and have no row. The
+    others are still embedded, and the exit code is 1.
 
-    Examples: `dymn embed clips -o clips.npy`; `dymn embed clips --layer mels,blocks --per-window --window 1 -o clips.parquet`.
+    Examples: `dymn embed clips -o clips.npy`; `dymn embed clips --layer mels,blocks --per-window --window 1 -o
+    clips.parquet`.
     """
     import functools
 
@@ -118,7 +121,11 @@ def embed(
         return Form(layout(names), embeddings(per_window, len(names)), origin)
 
     def files(tagger: Tagger, engine: Engine | None) -> Files[Embedding]:
-        embed_files = tagger.embedder(layers).embed_files if engine is None else functools.partial(engine.embed_files, tagger, layers)
+        embed_files = (
+            tagger.embedder(layers).embed_files
+            if engine is None
+            else functools.partial(engine.embed_files, tagger, layers)
+        )
         return functools.partial(embed_files, settings=settings)
 
     done = run(asked, layout(()), form, files)

@@ -37,9 +37,17 @@ class EpochTable(Reporter):
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("left"), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
         console = Console(stderr=True)
-        self.progress = Progress(*columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False)
+        self.progress = Progress(
+            *columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False
+        )
         self.task = self.progress.add_task(f"epoch {epochs_done + 1}", total=steps)
         self.progress.start()
 
@@ -58,7 +66,13 @@ class EpochTable(Reporter):
         if self.quiet:
             return
         if not self.columns:
-            self.columns = ["loss", *(f"val_{name}" for name in FIGURES if f"val_{name}" in record), "lr", "clips_per_second", "seconds"]
+            self.columns = [
+                "loss",
+                *(f"val_{name}" for name in FIGURES if f"val_{name}" in record),
+                "lr",
+                "clips_per_second",
+                "seconds",
+            ]
             self._write("  ".join(["epoch".rjust(7), *(title(column).rjust(WIDTH) for column in self.columns)]))
         number = f"{record['epoch']}/{self.epochs}".rjust(7)
         self._write("  ".join([number, *(cell(column, record.get(column)).rjust(WIDTH) for column in self.columns)]))
@@ -84,7 +98,9 @@ class EpochTable(Reporter):
 
 def title(column: str) -> str:
     """Return what a column is called in the table."""
-    return {"clips_per_second": "clips/s", "seconds": "time", "lr": "rate"}.get(column, column.replace("_", " ").replace("top1 ", ""))
+    return {"clips_per_second": "clips/s", "seconds": "time", "lr": "rate"}.get(
+        column, column.replace("_", " ").replace("top1 ", "")
+    )
 
 
 def cell(column: str, value: Any) -> str:

@@ -38,10 +38,13 @@ def evaluate(
         typer.Argument(
             metavar="MODEL",
             autocompletion=complete_models,
-            help="The name of a model with weights, or a file or folder with one, such as runs/mn04_as/best.safetensors.",
+            help="The name of a model with weights, or a file or folder with one, such as "
+            "runs/mn04_as/best.safetensors.",
         ),
     ],
-    data: Annotated[Path, typer.Option("--data", "-d", metavar="PATH", help="The data, as for `dymn train`.", rich_help_panel=DATA)],
+    data: Annotated[
+        Path, typer.Option("--data", "-d", metavar="PATH", help="The data, as for `dymn train`.", rich_help_panel=DATA)
+    ],
     kind: Kind = "auto",
     split: Annotated[
         str | None,
@@ -54,7 +57,13 @@ def evaluate(
     ] = None,
     fold: Annotated[
         int | None,
-        typer.Option("--fold", metavar="NUMBER", min=1, help="The fold that is the test set, for data in folds.", rich_help_panel=DATA),
+        typer.Option(
+            "--fold",
+            metavar="NUMBER",
+            min=1,
+            help="The fold that is the test set, for data in folds.",
+            rich_help_panel=DATA,
+        ),
     ] = None,
     seconds: Annotated[
         float | None,
@@ -124,11 +133,14 @@ def evaluate(
         write_predictions(predictions, found)
     if confusion is not None:
         if found.confusion is None:
-            raise ConfigError(f"--confusion needs classes that exclude each other; the clips of {data} may have several labels.")
+            raise ConfigError(
+                f"--confusion needs classes that exclude each other; the clips of {data} may have several labels."
+            )
         write_confusion(confusion, found.labels, found.confusion)
     if found.split == "all":
         note(
-            "There is no test set, so all clips were evaluated, including those that the model may have been trained on.",
+            "There is no test set, so all clips were evaluated, including those that the model may have been trained "
+            "on.",
             quiet or split == "all",
         )
     typer.echo(as_json(found, model, data) if format == "json" else as_table(found))
@@ -154,7 +166,10 @@ def as_table(found: Assessment) -> str:
     """Return the figures for people."""
     from dymn.commands.epochs import FIGURES, figure
 
-    rows = [("data", found.kind if found.split == "all" else f"{found.kind}, {found.split}"), ("clips", str(found.figures["clips"]))]
+    rows = [
+        ("data", found.kind if found.split == "all" else f"{found.kind}, {found.split}"),
+        ("clips", str(found.figures["clips"])),
+    ]
     if found.bad:
         rows.append(("left out", f"{len(found.bad)} clips that cannot be read, such as {next(iter(found.bad))}"))
     rows += [(name, figure(name, found.figures[name])) for name in FIGURES if name in found.figures]
@@ -168,7 +183,10 @@ def as_table(found: Assessment) -> str:
 
 def as_json(found: Assessment, model: str, data: Path) -> str:
     """Return the figures as a JSON object; one that is not defined is null."""
-    values = {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in found.figures.items()}
+    values = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in found.figures.items()
+    }
     if "without_positives" in values:
         values["without_positives"] = [found.labels[i] for i in found.figures["without_positives"]]
     about = {"model": model, "data": str(data), "kind": found.kind, "split": found.split}

@@ -58,22 +58,28 @@ def events(
     output: Annotated[
         Path | None,
         output_option(
-            "Write to this file, which appears when it is complete. Until then, with json, jsonl, csv and parquet, a journal lies "
-            "beside it, and the same command resumes after an interruption. Audacity labels of several recordings go to a folder."
+            "Write to this file, which appears when it is complete. Until then, with json, jsonl, csv and parquet, a "
+            "journal lies beside it, and the same command resumes after an interruption. Audacity labels of several "
+            "recordings go to a folder."
         ),
     ] = None,
     method: Annotated[
         How,
         typer.Option(
-            help="Score short overlapping windows (windows), or the frames of the last feature map of long windows (activation), which is "
-            "faster and finds less.",
+            help="Score short overlapping windows (windows), or the frames of the last feature map of long windows "
+            "(activation), which is faster and finds less.",
             rich_help_panel=WHEN,
         ),
     ] = "windows",
     threshold: Annotated[
         float,
         typer.Option(
-            "--threshold", "-t", metavar="FROM 0 TO 1", max=1, help="An event reaches at least this probability.", rich_help_panel=WHEN
+            "--threshold",
+            "-t",
+            metavar="FROM 0 TO 1",
+            max=1,
+            help="An event reaches at least this probability.",
+            rich_help_panel=WHEN,
         ),
     ] = 0.1,
     off_threshold: Annotated[
@@ -85,12 +91,19 @@ def events(
             rich_help_panel=WHEN,
         ),
     ] = None,
-    median: Annotated[float, seconds_option("Length of a median filter over the probabilities.", WHEN, least=0, most=None)] = 0.0,
-    min_gap: Annotated[float, seconds_option("Join events of one label that are at most so far apart.", WHEN, least=0, most=None)] = 0.64,
+    median: Annotated[
+        float, seconds_option("Length of a median filter over the probabilities.", WHEN, least=0, most=None)
+    ] = 0.0,
+    min_gap: Annotated[
+        float, seconds_option("Join events of one label that are at most so far apart.", WHEN, least=0, most=None)
+    ] = 0.64,
     min_duration: Annotated[float, seconds_option("Drop shorter events.", WHEN, least=0, most=None)] = 0.0,
-    window: Annotated[float | None, seconds_option("Length of a window. The default depends on the method.", WHEN)] = None,
+    window: Annotated[
+        float | None, seconds_option("Length of a window. The default depends on the method.", WHEN)
+    ] = None,
     hop: Annotated[
-        float | None, seconds_option("From the start of one window to the next. The default depends on the method.", WHEN)
+        float | None,
+        seconds_option("From the start of one window to the next. The default depends on the method.", WHEN),
     ] = None,
     partial: Partial = False,
     backend: Backend = "auto",
@@ -106,10 +119,11 @@ def events(
 ) -> None:
     """Report when each sound in a recording begins and ends.
 
-    An event begins and ends where the probability of its label passes --off-threshold, and reaches --threshold in between.
+    An event begins and ends where the probability of its label passes --off-threshold, and reaches --threshold in
+    between.
 
-    Recordings that cannot be read are named on standard error, in JSON, CSV and Parquet, and in a report beside --output. The others are
-    still processed, and the exit code is 1.
+    Recordings that cannot be read are named on standard error, in JSON, CSV and Parquet, and in a report beside
+    --output. The others are still processed, and the exit code is 1.
 
     Examples: `dymn events street.wav --threshold 0.3`; `dymn events clips --labels "Dog,Speech" --output events.csv`.
     """
@@ -143,7 +157,11 @@ def events(
     )  # fmt: skip
 
     def files(tagger: Tagger, engine: Engine | None) -> Files[EventRecording]:
-        find = functools.partial(event_files, tagger.backend) if engine is None else functools.partial(engine.event_files, tagger)
+        find = (
+            functools.partial(event_files, tagger.backend)
+            if engine is None
+            else functools.partial(engine.event_files, tagger)
+        )
         return functools.partial(find, settings=settings)
 
     done = run(asked, EVENTS, lambda tagger: Form(EVENTS, stored(), describe(tagger, model, parameters)), files)

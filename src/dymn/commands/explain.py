@@ -23,8 +23,8 @@ def explain(
             "--output",
             "-o",
             metavar="FILE",
-            help="The file to write; repeat the option for others. A picture (.png, .pdf, .svg), a page with the sound and each block "
-            "(.html), or the arrays (.npz). The default is a .png in the current folder.",
+            help="The file to write; repeat the option for others. A picture (.png, .pdf, .svg), a page with the "
+            "sound and each block (.html), or the arrays (.npz). The default is a .png in the current folder.",
         ),
     ] = None,
     start: Annotated[float, typer.Option(metavar="SECONDS", help="Start of the part to explain.")] = 0.0,
@@ -37,8 +37,9 @@ def explain(
 ) -> None:
     """Show what a dynamic network decided about a recording.
 
-    The picture has the spectrogram with the tags' timeline; when and at which frequencies each block listened (Coordinate Attention);
-    which kernels its convolutions were mixed of; and the function that its Dy-ReLU became in each channel.
+    The picture has the spectrogram with the tags' timeline; when and at which frequencies each block listened
+    (Coordinate Attention); which kernels its convolutions were mixed of; and the function that its Dy-ReLU became in
+    each channel.
 
     Example: `dymn explain street.wav --model dymn04_open --output street.html`.
     """
@@ -58,7 +59,9 @@ def explain(
     network = load_tagger(model, device, threads, quiet).model
     if not is_dynamic(network):
         note(
-            f"{network.card.name or 'The model'} is static and makes no decisions: only the spectrogram and the timeline are shown.", quiet
+            f"{network.card.name or 'The model'} is static and makes no decisions: only the spectrogram and the "
+            "timeline are shown.",
+            quiet,
         )
     top_k = min(top_k, network.config.num_classes)
     explanation = decide(network, file, top_k=top_k, start=start, seconds=seconds, window=window)

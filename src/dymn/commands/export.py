@@ -28,14 +28,16 @@ def export(
     model: Annotated[
         str,
         typer.Argument(
-            metavar="MODEL", autocompletion=complete_models, help="The name of a model with weights, or a file or folder with one."
+            metavar="MODEL",
+            autocompletion=complete_models,
+            help="The name of a model with weights, or a file or folder with one.",
         ),
     ],
     output: Annotated[
         Path | None,
         output_option(
-            "The file to write. By default an ONNX file goes to the cache, where `dymn tag --backend onnx` finds it by the name of "
-            "the model.",
+            "The file to write. By default an ONNX file goes to the cache, where `dymn tag --backend onnx` finds it "
+            "by the name of the model.",
             None,
         ),
     ] = None,
@@ -43,12 +45,16 @@ def export(
         Format,
         typer.Option(
             "--format",
-            help="The kind of file: for ONNX Runtime, a program of torch.export (.pt2) for PyTorch, or with --input log-mel for ExecuTorch "
+            help="The kind of file: for ONNX Runtime, a program of torch.export (.pt2) for PyTorch, or with --input "
+            "log-mel for ExecuTorch "
             "(.pte, needs dymn\\[executorch]) or LiteRT (.tflite, needs dymn\\[litert]).",
         ),
     ] = "onnx",
     input: Annotated[
-        Input, typer.Option("--input", help="The input: samples (the front end is part of the file), or log-mel spectrograms.")
+        Input,
+        typer.Option(
+            "--input", help="The input: samples (the front end is part of the file), or log-mel spectrograms."
+        ),
     ] = "waveform",
     precision: Annotated[
         Precision,
@@ -59,30 +65,33 @@ def export(
         typer.Option(
             "--calibrate",
             metavar="PATH",
-            help="Recordings, or folders of them, like those to be tagged. With --precision int8, the static convolutions where it pays "
-            "are computed in integers, in the ranges that are found on these.",
+            help="Recordings, or folders of them, like those to be tagged. With --precision int8, the static "
+            "convolutions where it pays are computed in integers, in the ranges that are found on these.",
         ),
     ] = None,
     dynamic_time: Annotated[bool, typer.Option("--dynamic-time", help="Take clips of any length.")] = False,
     dynamic_batch: Annotated[
-        bool, typer.Option("--dynamic-batch", help="Take any number of clips at once; for one clip such a file is slower.")
+        bool,
+        typer.Option("--dynamic-batch", help="Take any number of clips at once; for one clip such a file is slower."),
     ] = False,
-    seconds: Annotated[float, typer.Option(min=0.05, max=600, help="How long a clip is, without --dynamic-time.")] = 10.0,
+    seconds: Annotated[
+        float, typer.Option(min=0.05, max=600, help="How long a clip is, without --dynamic-time.")
+    ] = 10.0,
     clips: Annotated[
         list[Path] | None,
         typer.Option(
             "--clips",
             metavar="PATH",
-            help="Recordings, or folders of them, to compare the file with PyTorch on, beside a few made sounds. Without it, those of "
-            "--calibrate.",
+            help="Recordings, or folders of them, to compare the file with PyTorch on, beside a few made sounds. "
+            "Without it, those of --calibrate.",
         ),
     ] = None,
     tolerance: Annotated[
         float | None,
         typer.Option(
             min=0,
-            help="By how much a probability may differ from PyTorch's: at most (without it 0.0001, and 0.02 for fp16), and for int8 in the "
-            "mean of each clip's ten best classes (0.03).",
+            help="By how much a probability may differ from PyTorch's: at most (without it 0.0001, and 0.02 for "
+            "fp16), and for int8 in the mean of each clip's ten best classes (0.03).",
         ),
     ] = None,
     quiet: Quiet = False,
@@ -100,16 +109,22 @@ def export(
     from dymn.weights import REGISTRY, load_model
 
     if output is not None:
-        other = next((name for name, ending in ENDINGS.items() if ending == output.suffix.lower() and name != format), None)
+        other = next(
+            (name for name, ending in ENDINGS.items() if ending == output.suffix.lower() and name != format), None
+        )
         if other is not None:
-            raise ConfigError(f"--output {output} ends as --format {other} does. Give that, or a name that ends in {ENDINGS[format]}.")
+            raise ConfigError(
+                f"--output {output} ends as --format {other} does. Give that, or a name that ends in {ENDINGS[format]}."
+            )
         check_ending("--output", output, [ENDINGS[format]])
     if output is None and format != "onnx":
         raise ConfigError(f"--format {format} needs --output; only ONNX files go to the cache.")
     network = load_model(model)
     name = network.card.name or Path(model).stem
     if output is None and name in REGISTRY and model != name:
-        raise ConfigError(f"{model} has the name of the published model {name}, for which its file would be taken. Give --output.")
+        raise ConfigError(
+            f"{model} has the name of the published model {name}, for which its file would be taken. Give --output."
+        )
     rate = network.card.front_end.sample_rate
     written = export_model(
         network,

@@ -52,7 +52,10 @@ def listen(
     ] = None,
     model: Model = None,
     top_k: Annotated[
-        int, typer.Option("--top-k", "-k", metavar="NUMBER", min=1, help="Give at most this many labels.", rich_help_panel=WHAT)
+        int,
+        typer.Option(
+            "--top-k", "-k", metavar="NUMBER", min=1, help="Give at most this many labels.", rich_help_panel=WHAT
+        ),
     ] = 5,
     threshold: Threshold = 0.1,
     labels: Labels = None,
@@ -65,8 +68,8 @@ def listen(
     max_lag: Annotated[
         float | None,
         seconds_option(
-            "The most sound that waits on a slow machine; more is dropped and counted. The default is 2 for a microphone; a pipe waits, "
-            "and nothing is dropped.",
+            "The most sound that waits on a slow machine; more is dropped and counted. The default is 2 for a "
+            "microphone; a pipe waits, and nothing is dropped.",
             LIVE,
             least=0.1,
         ),
@@ -75,13 +78,21 @@ def listen(
         str | None,
         typer.Option(metavar="NAME|NUMBER", help="The microphone; --devices lists them.", rich_help_panel=LIVE),
     ] = None,
-    devices: Annotated[bool, typer.Option("--devices", help="List the microphones and exit.", rich_help_panel=LIVE)] = False,
-    rate: Annotated[int | None, typer.Option(metavar="HZ", help="The sample rate of standard input.", rich_help_panel=PIPE)] = None,
+    devices: Annotated[
+        bool, typer.Option("--devices", help="List the microphones and exit.", rich_help_panel=LIVE)
+    ] = False,
+    rate: Annotated[
+        int | None, typer.Option(metavar="HZ", help="The sample rate of standard input.", rich_help_panel=PIPE)
+    ] = None,
     encoding: Annotated[
-        Pcm, typer.Option(help="The encoding of the samples on standard input, in FFmpeg's names.", rich_help_panel=PIPE)
+        Pcm,
+        typer.Option(help="The encoding of the samples on standard input, in FFmpeg's names.", rich_help_panel=PIPE),
     ] = "s16le",
     channels: Annotated[
-        int, typer.Option(min=1, max=256, metavar="NUMBER", help="Number of channels of standard input.", rich_help_panel=PIPE)
+        int,
+        typer.Option(
+            min=1, max=256, metavar="NUMBER", help="Number of channels of standard input.", rich_help_panel=PIPE
+        ),
     ] = 1,
     backend: Backend = "auto",
     device: Device = None,
@@ -91,8 +102,8 @@ def listen(
 ) -> None:
     """Report sounds as they happen: from a microphone, or raw samples on standard input.
 
-    A terminal shows a table that is updated; elsewhere each window is a line. A window is reported when another tenth of a window has
-    arrived. Ctrl-C ends listening; the exit code is then 0, as this is the usual way to end.
+    A terminal shows a table that is updated; elsewhere each window is a line. A window is reported when another tenth
+    of a window has arrived. Ctrl-C ends listening; the exit code is then 0, as this is the usual way to end.
 
     Examples: `dymn listen`; `ffmpeg -i URL -f s16le -ac 1 -ar 32000 - | dymn listen - --rate 32000 --format jsonl`.
     """
@@ -130,13 +141,18 @@ def check_use(source: str | None, rate: int | None, microphone: str | None) -> N
         ConfigError: the message says what to give instead.
     """
     if source not in (None, "-"):
-        raise ConfigError(f"dymn listen reads the microphone, or raw samples on standard input (-), not {source!r}. For files: dymn tag")
+        raise ConfigError(
+            f"dymn listen reads the microphone, or raw samples on standard input (-), not {source!r}. For files: dymn "
+            "tag"
+        )
     if source == "-" and rate is None:
         raise ConfigError("Raw samples carry no sample rate. Give --rate, such as --rate 16000.")
     if source == "-" and microphone is not None:
         raise ConfigError("Either standard input (-) or --microphone can be read, not both. Leave one out.")
     if source is None and rate is not None:
-        raise ConfigError("--rate is for samples on standard input. Give - as well, or leave --rate out: a microphone has its own.")
+        raise ConfigError(
+            "--rate is for samples on standard input. Give - as well, or leave --rate out: a microphone has its own."
+        )
 
 
 def opened(
@@ -183,7 +199,11 @@ def read(stream: BinaryIO, reader: PcmReader, quiet: bool) -> Iterator[Chunk]:
     if not received:
         raise AudioError("Standard input ended before it sent anything. Check what writes to it.")
     if reader.rest:
-        note(f"Standard input ends within a sample; the last {reader.rest} bytes are left out. Check --encoding and --channels.", quiet)
+        note(
+            f"Standard input ends within a sample; the last {reader.rest} bytes are left out. Check --encoding and "
+            "--channels.",
+            quiet,
+        )
 
 
 def pump(stream: BinaryIO, reader: PcmReader, queue: BoundedQueue, quiet: bool) -> None:
@@ -214,12 +234,19 @@ def noticed(heard: Iterable[Heard], quiet: bool) -> Iterator[Heard]:
     for answer in heard:
         if answer.dropped > dropped:
             dropped = answer.dropped
-            note(f"This machine is too slow: {dropped:.1f} s of sound dropped so far. Give a longer --hop or a smaller --model.", quiet)
+            note(
+                f"This machine is too slow: {dropped:.1f} s of sound dropped so far. Give a longer --hop or a smaller "
+                "--model.",
+                quiet,
+            )
         yield answer
 
 
 def display(as_json: bool, title: str, top_k: int) -> AbstractContextManager[Any]:
-    """Return a context that gives a function, which shows an answer: as JSON, as a line, or in a table that stays in its place."""
+    """Return a context that gives a function, which shows an answer.
+
+    As JSON, as a line, or in a table that stays in its place.
+    """
     if as_json:
         return nullcontext(show_json)
     if not sys.stdout.isatty():
@@ -231,7 +258,9 @@ def show_json(answer: Heard) -> None:
     """Write an answer as a line of JSON."""
     tags = [{"label": tag.label, "score": round(tag.score, 6)} for tag in answer.window.tags]
     start, end = (round(seconds, 3) for seconds in answer.window[:2])
-    typer.echo(json.dumps({"start": start, "end": end, "tags": tags, "dropped": round(answer.dropped, 3)}, ensure_ascii=False))
+    typer.echo(
+        json.dumps({"start": start, "end": end, "tags": tags, "dropped": round(answer.dropped, 3)}, ensure_ascii=False)
+    )
 
 
 def show_line(answer: Heard) -> None:
@@ -274,7 +303,12 @@ class LiveTable:
         dropped = f"   {answer.dropped:.1f} s dropped" if answer.dropped else ""
         caption = f"{clock(answer.window.end)}{dropped}"
         table = Table(
-            title=Text(self._title), caption=Text(caption), title_justify="left", caption_justify="left", box=SIMPLE, min_width=60
+            title=Text(self._title),
+            caption=Text(caption),
+            title_justify="left",
+            caption_justify="left",
+            box=SIMPLE,
+            min_width=60,
         )
         table.add_column("score", justify="right", width=5)
         table.add_column("", width=20, style="cyan")

@@ -14,7 +14,14 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 ModelFacts = dict[str, Any]
-COLUMNS = {"name": "model", "parameters": "parameters", "macs": "MACs", "mean_ap": "mAP", "classes": "classes", "front_end": "input"}
+COLUMNS = {
+    "name": "model",
+    "parameters": "parameters",
+    "macs": "MACs",
+    "mean_ap": "mAP",
+    "classes": "classes",
+    "front_end": "input",
+}
 DIGESTS = {"published": "", "pinned": ", pinned", "recorded": ", as first fetched", "none": ", unverified (first use)"}
 """What the table says of a file by how its digest is known."""
 Format = Literal["table", "json", "csv"]
@@ -25,10 +32,13 @@ def models(
     pattern: Annotated[
         str | None,
         typer.Argument(
-            autocompletion=complete_networks, help='A pattern such as "dymn*" that names must match. Without it, all are listed.'
+            autocompletion=complete_networks,
+            help='A pattern such as "dymn*" that names must match. Without it, all are listed.',
         ),
     ] = None,
-    pretrained: Annotated[bool, typer.Option("--pretrained", help="List only models with weights, not bare architectures.")] = False,
+    pretrained: Annotated[
+        bool, typer.Option("--pretrained", help="List only models with weights, not bare architectures.")
+    ] = False,
     format: Annotated[Format, format_option("table, json or csv.", None)] = "table",
     quiet: Quiet = False,
 ) -> None:
@@ -72,7 +82,14 @@ def architecture_rows(pattern: str | None) -> list[ModelFacts]:
     for name in architectures(pattern):
         size = known.get(name) or count(name)
         rows.append(
-            {"weights": False, "name": name, "parameters": size.parameters, "macs": size.macs, "mean_ap": None, "classes": "any"}
+            {
+                "weights": False,
+                "name": name,
+                "parameters": size.parameters,
+                "macs": size.macs,
+                "mean_ap": None,
+                "classes": "any",
+            }
             | {"front_end": "any", "licence": "", "cached": False, "digest": "", "url": ""}
         )
     return rows
@@ -86,7 +103,8 @@ def as_table(rows: Sequence[ModelFacts]) -> str:
     numeric = {"parameters", "MACs", "mAP"}
     return "\n".join(
         "  ".join(
-            text.rjust(width) if title in numeric else text.ljust(width) for text, width, title in zip(line, widths, header, strict=True)
+            text.rjust(width) if title in numeric else text.ljust(width)
+            for text, width, title in zip(line, widths, header, strict=True)
         ).rstrip()
         for line in lines
     )

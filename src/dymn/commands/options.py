@@ -94,7 +94,10 @@ def check_ending(option: str, path: Path, endings: Iterable[str]) -> None:
 def note_gaps(window: float, hop: float | None, quiet: bool) -> None:
     """Write a note where windows leave stretches of a recording out."""
     if hop is not None and hop > window:
-        note(f"--hop {hop:g} is longer than --window {window:g}: {hop - window:g} s between windows are not analysed.", quiet)
+        note(
+            f"--hop {hop:g} is longer than --window {window:g}: {hop - window:g} s between windows are not analysed.",
+            quiet,
+        )
 
 
 Fill = Literal["repeat", "pad", "bare"]
@@ -129,8 +132,8 @@ Model = Annotated[
         "-m",
         metavar="NAME|FILE",
         autocompletion=complete_models,
-        help="The name of a model with weights (`dymn models` lists them), or a file or folder with one. The default is dymn10_as if "
-        "it is in the cache or can be downloaded, else dymn04_open, which comes with dymn.",
+        help="The name of a model with weights (`dymn models` lists them), or a file or folder with one. The default "
+        "is dymn10_as if it is in the cache or can be downloaded, else dymn04_open, which comes with dymn.",
     ),
 ]
 Labels = Annotated[
@@ -138,7 +141,8 @@ Labels = Annotated[
     typer.Option(
         metavar="PATTERN",
         autocompletion=complete_labels,
-        help='Choose only from these labels, such as "Dog" or "*music*". Repeat the option, or separate patterns by commas.',
+        help='Choose only from these labels, such as "Dog" or "*music*". Repeat the option, or separate patterns by '
+        "commas.",
         rich_help_panel=WHAT,
     ),
 ]
@@ -169,9 +173,9 @@ Layers = Annotated[
         "--layer",
         "-l",
         metavar="LAYER",
-        help="The layers that embeddings are made of: last (the averaged last feature map; the default), block0 to block14, blocks (all "
-        "of them), blocks10-14 (some), mels (averages of the mel bands). Repeat the option, or separate names by commas; the parts are "
-        "concatenated.",
+        help="The layers that embeddings are made of: last (the averaged last feature map; the default), block0 to "
+        "block14, blocks (all of them), blocks10-14 (some), mels (averages of the mel bands). Repeat the option, or "
+        "separate names by commas; the parts are concatenated.",
         rich_help_panel=WHAT,
     ),
 ]
@@ -183,8 +187,8 @@ Hop = Annotated[
 Filling = Annotated[
     Fill,
     typer.Option(
-        help="How a recording, or the rest at its end, that is shorter than the window is filled: repeated (repeat), with zeros (pad), "
-        "or not (bare).",
+        help="How a recording, or the rest at its end, that is shorter than the window is filled: repeated (repeat), "
+        "with zeros (pad), or not (bare).",
         rich_help_panel=WINDOWS,
     ),
 ]
@@ -200,22 +204,33 @@ WindowBatch = Annotated[
 ]
 Kind = Annotated[
     str,
-    typer.Option("--kind", metavar="KIND", help="The kind of the data, as for `dymn train`; auto detects it.", rich_help_panel=DATA),
+    typer.Option(
+        "--kind",
+        metavar="KIND",
+        help="The kind of the data, as for `dymn train`; auto detects it.",
+        rich_help_panel=DATA,
+    ),
 ]
 ClipWorkers = Annotated[
-    int, typer.Option("--workers", metavar="NUMBER", min=0, help="Number of processes that decode.", rich_help_panel=RUN_PANEL)
+    int,
+    typer.Option(
+        "--workers", metavar="NUMBER", min=0, help="Number of processes that decode.", rich_help_panel=RUN_PANEL
+    ),
 ]
 ClipBatch = Annotated[
-    int, typer.Option("--batch-size", metavar="NUMBER", min=1, help="Number of clips computed at once.", rich_help_panel=RUN_PANEL)
+    int,
+    typer.Option(
+        "--batch-size", metavar="NUMBER", min=1, help="Number of clips computed at once.", rich_help_panel=RUN_PANEL
+    ),
 ]
 ReportFormat = Annotated[Report, format_option("table or json.", None)]
 Backend = Annotated[
     Computes,
     typer.Option(
         "--backend",
-        help="What computes the network: code compiled for CPUs (compiled), PyTorch (torch), or ONNX Runtime (onnx), for a file that "
-        "`dymn export --dynamic-time` wrote or the name of a model that was exported without --output. auto chooses compiled on a CPU, "
-        "onnx for .onnx files, else torch.",
+        help="What computes the network: code compiled for CPUs (compiled), PyTorch (torch), or ONNX Runtime (onnx), "
+        "for a file that `dymn export --dynamic-time` wrote or the name of a model that was exported without "
+        "--output. auto chooses compiled on a CPU, onnx for .onnx files, else torch.",
         rich_help_panel=RUN_PANEL,
     ),
 ]
@@ -224,7 +239,8 @@ Device = Annotated[
     typer.Option(
         "--device",
         metavar="NAME",
-        help="The device to compute on, such as cpu, cuda, cuda:1 or mps. The default is the first CUDA device, else the CPU.",
+        help="The device to compute on, such as cpu, cuda, cuda:1 or mps. The default is the first CUDA device, else "
+        "the CPU.",
         rich_help_panel=RUN_PANEL,
     ),
 ]
@@ -232,7 +248,8 @@ Precision = Annotated[
     Precisions,
     typer.Option(
         "--precision",
-        help="The number format of PyTorch's arithmetic. Those of 16 bits are for GPUs: faster, and slightly less exact.",
+        help="The number format of PyTorch's arithmetic. Those of 16 bits are for GPUs: faster, and slightly less "
+        "exact.",
         rich_help_panel=RUN_PANEL,
     ),
 ]
@@ -240,8 +257,8 @@ Partial = Annotated[
     bool,
     typer.Option(
         "--partial",
-        help="Read what can be read of damaged recordings, up to the damage and behind it, instead of refusing them. They are marked in "
-        "JSON, CSV and Parquet.",
+        help="Read what can be read of damaged recordings, up to the damage and behind it, instead of refusing them. "
+        "They are marked in JSON, CSV and Parquet.",
         rich_help_panel=RUN_PANEL,
     ),
 ]
@@ -265,8 +282,8 @@ Workers = Annotated[
         "--workers",
         min=0,
         metavar="NUMBER",
-        help="Number of threads that decode recordings while the network computes; 0 decodes and computes in turn. The default is the "
-        "number of CPUs, at most --threads.",
+        help="Number of threads that decode recordings while the network computes; 0 decodes and computes in turn. "
+        "The default is the number of CPUs, at most --threads.",
         rich_help_panel=RUN_PANEL,
     ),
 ]
@@ -276,7 +293,8 @@ Ray = Annotated[
         "--ray",
         metavar="ADDRESS",
         help="Compute with Ray (needs dymn\\[ray]): local starts it here, auto and HOST:PORT connect to a cluster. Paths may then "
-        "be URLs such as s3://bucket/clips. --workers is the number of processes with a network, each of which has --threads (default 1).",
+        "be URLs such as s3://bucket/clips. --workers is the number of processes with a network, each of which has "
+        "--threads (default 1).",
         rich_help_panel=RUN_PANEL,
     ),
 ]

@@ -17,7 +17,9 @@ from dymn.errors import ConfigError, visible
 from dymn.system.files import atomic_write, text_in
 
 STDOUT_ERRORS = (errno.EBADF, errno.ENOSPC, errno.EIO)
-"""What writing to a standard output raises that is closed, full or broken; no error of a file that comes without its name."""
+"""What writing to a standard output raises that is closed, full or broken; no error of a file that comes without its
+name.
+"""
 
 
 def open_closed_streams() -> None:
@@ -41,7 +43,10 @@ def silence_stdout() -> None:
 
 
 def say(text: str) -> None:
-    """Write a line about a complete output to standard output; if that is not possible, the output counts nevertheless."""
+    """Write a line about a complete output to standard output.
+
+    If that is not possible, the output counts nevertheless.
+    """
     try:
         typer.echo(text)
         sys.stdout.flush()
@@ -51,7 +56,8 @@ def say(text: str) -> None:
 
 @contextmanager
 def binary_output(path: Path | None) -> Iterator[BinaryIO]:
-    """Open standard output (None), a file that is replaced when the block ends, or a device or pipe, which is written to directly.
+    """Open standard output (None), a file that is replaced when the block ends, or a device or pipe, which is written
+    to directly.
 
     Raises:
         ConfigError: if `path` is a folder.
@@ -77,7 +83,10 @@ def binary_output(path: Path | None) -> Iterator[BinaryIO]:
 
 @contextmanager
 def text_output(path: Path | None) -> Iterator[TextIO]:
-    """Open the same for text: files in UTF-8, standard output in its own encoding; a terminal gets control characters escaped."""
+    """Open the same for text: files in UTF-8, standard output in its own encoding.
+
+    A terminal gets control characters escaped.
+    """
     if path is None:
         yield cast(TextIO, _Terminal(sys.stdout)) if sys.stdout.isatty() else sys.stdout
         sys.stdout.flush()

@@ -34,18 +34,27 @@ def check_plot(plot: Path, found: Sequence[str | Path]) -> None:
         raise ConfigError("Standard input can be read only once, and --plot reads twice. Write it to a file first.")
     if len(found) > 1:
         if plot.suffix.lower() in ENDINGS or (plot.exists() and not plot.is_dir()):
-            raise ConfigError(f"There are {len(found)} recordings, and --plot {plot} is one file. Give a folder, for a picture of each.")
+            raise ConfigError(
+                f"There are {len(found)} recordings, and --plot {plot} is one file. Give a folder, for a picture of "
+                "each."
+            )
         return
     if plot.is_dir():
         return
     if plot.suffix.lower() not in ENDINGS:
-        raise ConfigError(f"--plot {plot} has an ending that is not known. Give one of: {', '.join(ENDINGS)}, or a folder that exists.")
+        raise ConfigError(
+            f"--plot {plot} has an ending that is not known. Give one of: {', '.join(ENDINGS)}, or a folder that "
+            "exists."
+        )
     if plot.exists() and any(path.exists() and path.samefile(plot) for path in map(Path, found)):
         raise ConfigError(f"--plot {plot} is one of the recordings. Give another file to write to.")
 
 
 def draw(tagger: Tagger, found: Sequence[Path], plot: Path, *, single: bool, settings: TagSettings, quiet: bool) -> int:
-    """Draw recordings into a file or, each by itself, into a folder. Returns how many could not be read again, after a message for each."""
+    """Draw recordings into a file or, each by itself, into a folder.
+
+    Returns how many could not be read again, after a message for each.
+    """
     from dymn.commands.output import free_name
     from dymn.commands.progress import Bar
     from dymn.plots.overview import overview

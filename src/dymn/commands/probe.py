@@ -44,15 +44,18 @@ def probe(
         Path,
         typer.Argument(
             metavar="DATA",
-            help="The data, as for `dymn train`: a folder with one folder of clips for each class, a CSV table, tar shards, or a dataset "
-            "as it is published.",
+            help="The data, as for `dymn train`: a folder with one folder of clips for each class, a CSV table, tar "
+            "shards, or a dataset as it is published.",
         ),
     ],
     model: Model = None,
     layer: Layers = None,
     seconds: Annotated[
         float | None,
-        seconds_option("Use only the beginning of each clip, of this length. The embedding of more than ten seconds is a mean.", WHAT),
+        seconds_option(
+            "Use only the beginning of each clip, of this length. The embedding of more than ten seconds is a mean.",
+            WHAT,
+        ),
     ] = None,
     fill: Annotated[
         Fill,
@@ -89,11 +92,13 @@ def probe(
     batch_size: WindowBatch = None,
     quiet: Quiet = False,
 ) -> None:
-    """Measure how well a linear model classifies a dataset by a network's embeddings; the network itself is not trained.
+    """Measure how well a linear model classifies a dataset by a network's embeddings.
 
-    The embeddings are standardised, and a logistic regression is fitted to them: one over all classes where each clip has one, or else one
-    for each label. It is tested on each fold of the data, or on their test set. How strongly it is regularised is chosen by
-    cross-validation among the clips that it learns from, never by the test.
+    The network itself is not trained.
+
+    The embeddings are standardised, and a logistic regression is fitted to them: one over all classes where each clip
+    has one, or else one for each label. It is tested on each fold of the data, or on their test set. How strongly it is
+    regularised is chosen by cross-validation among the clips that it learns from, never by the test.
 
     Clips that cannot be read are named and left out; more than one in twenty is an error, and the exit code is 1.
 
@@ -144,14 +149,19 @@ def as_table(found: Probed, embedder: Embedder, model: str) -> str:
     if found.bad:
         about.append(("left out", f"{len(found.bad)} clips that cannot be read, such as {next(iter(found.bad))}"))
     rows = [("test", "learned from", "tested on", "C", found.metric)]
-    rows += [(r.name, str(r.train), str(r.test), f"{r.c:g}", figure(found.metric, r.figures[found.metric])) for r in found.results]
+    rows += [
+        (r.name, str(r.train), str(r.test), f"{r.c:g}", figure(found.metric, r.figures[found.metric]))
+        for r in found.results
+    ]
     if len(found.results) > 1:
         spread = f"{figure(found.metric, found.mean)} ± {figure(found.metric, found.std)}"
         rows.append(("mean", "", "", "", spread.replace(" % ±", " ±")))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     wrong = [f"{truth} taken for {answer}: {count}" for truth, answer, count in confusions(found)[:MOST_CONFUSIONS]]
-    return "\n".join([*(f"{name.ljust(9)}  {value}" for name, value in about), "", *lines, *([""] if wrong else []), *wrong])
+    return "\n".join(
+        [*(f"{name.ljust(9)}  {value}" for name, value in about), "", *lines, *([""] if wrong else []), *wrong]
+    )
 
 
 def confusions(found: Probed) -> list[tuple[str, str, int]]:
@@ -166,7 +176,10 @@ def confusions(found: Probed) -> list[tuple[str, str, int]]:
 
 def as_json(found: Probed, embedder: Embedder, model: str, data: Path) -> str:
     """Return the figures as a JSON object; one that is not defined is null."""
-    results = [{"test": r.name, "learned_from": r.train, "tested_on": r.test, "C": r.c} | _finite(r.figures) for r in found.results]
+    results = [
+        {"test": r.name, "learned_from": r.train, "tested_on": r.test, "C": r.c} | _finite(r.figures)
+        for r in found.results
+    ]
     document = {
         "data": str(data),
         "kind": found.kind,
@@ -186,4 +199,7 @@ def as_json(found: Probed, embedder: Embedder, model: str, data: Path) -> str:
 
 
 def _finite(figures: dict[str, Any]) -> dict[str, Any]:
-    return {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in figures.items()}
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in figures.items()
+    }

@@ -7,7 +7,16 @@ from typing import Annotated, Literal
 
 import typer
 
-from dymn.commands.options import Quiet, Threads, check_ending, complete_networks, format_option, hush, note, output_option
+from dymn.commands.options import (
+    Quiet,
+    Threads,
+    check_ending,
+    complete_networks,
+    format_option,
+    hush,
+    note,
+    output_option,
+)
 from dymn.errors import ConfigError
 
 Format = Literal["table", "json", "csv", "markdown"]
@@ -21,8 +30,8 @@ def profile(
         typer.Argument(
             metavar="MODEL|CONFIG",
             autocompletion=complete_networks,
-            help="An architecture or a model with weights by its name (`dymn models` lists them; nothing is downloaded), a checkpoint, "
-            "or a JSON or TOML file with settings.",
+            help="An architecture or a model with weights by its name (`dymn models` lists them; nothing is "
+            "downloaded), a checkpoint, or a JSON or TOML file with settings.",
         ),
     ] = None,
     table: Annotated[
@@ -30,7 +39,8 @@ def profile(
         typer.Option(
             "--table",
             metavar="NUMBER",
-            help="Count every row of this table of the paper, such as VII, and set the printed numbers beside it; all for all tables.",
+            help="Count every row of this table of the paper, such as VII, and set the printed numbers beside it; all "
+            "for all tables.",
         ),
     ] = None,
     input_seconds: Annotated[
@@ -38,17 +48,25 @@ def profile(
     ] = 10.0,
     runs: Annotated[
         int | None,
-        typer.Option(min=0, max=10_000, metavar="NUMBER", help="Number of timed runs; 0 for none.", show_default="5, 0 without PyTorch"),
+        typer.Option(
+            min=0,
+            max=10_000,
+            metavar="NUMBER",
+            help="Number of timed runs; 0 for none.",
+            show_default="5, 0 without PyTorch",
+        ),
     ] = None,
     format: Annotated[
-        Format | None, format_option("table, json, csv or markdown. The default is by the ending of --output, else table.", None)
+        Format | None,
+        format_option("table, json, csv or markdown. The default is by the ending of --output, else table.", None),
     ] = None,
     output: Annotated[Path | None, output_option("Write to this file.", None)] = None,
     plot: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Draw mAP against multiply-adds and against parameters (the paper's Figs. 4 and 5) into this file (.png, .pdf, .svg).",
+            help="Draw mAP against multiply-adds and against parameters (the paper's Figs. 4 and 5) into this file "
+            "(.png, .pdf, .svg).",
         ),
     ] = None,
     threads: Threads = None,

@@ -33,14 +33,20 @@ def display(quiet: bool, *columns: str) -> Progress | None:
     from rich.console import Console
 
     made: list[Any] = [
-        getattr(progress, column)() if column.endswith("Column") else progress.TextColumn(column, markup=False) for column in columns
+        getattr(progress, column)() if column.endswith("Column") else progress.TextColumn(column, markup=False)
+        for column in columns
     ]
-    return progress.Progress(*made, console=Console(stderr=True), transient=True, redirect_stdout=False, redirect_stderr=False)
+    return progress.Progress(
+        *made, console=Console(stderr=True), transient=True, redirect_stdout=False, redirect_stderr=False
+    )
 
 
 @contextmanager
 def _shown(progress: Progress | None) -> Iterator[Callable[[int, int | None], None] | None]:
-    """Give a function that shows how much of how much is done, for the first time when it is called; None without a display."""
+    """Give a function that shows how much of how much is done, for the first time when it is called.
+
+    None without a display.
+    """
     if progress is None:
         yield None
         return
@@ -57,7 +63,10 @@ def _shown(progress: Progress | None) -> Iterator[Callable[[int, int | None], No
 
 
 def download_bar(quiet: bool = False) -> Any:
-    """Give, in a `with`, a function that shows how many bytes of a download have arrived; None where nobody would see it."""
+    """Give, in a `with`, a function that shows how many bytes of a download have arrived.
+
+    None where nobody would see it.
+    """
     return _shown(display(quiet, "Download", "BarColumn", "DownloadColumn", "TransferSpeedColumn"))
 
 
@@ -74,7 +83,9 @@ class Bar:
 
     LINE_SECONDS = 60.0
 
-    def __init__(self, total: int, done: int = 0, quiet: bool = False, lengths: Mapping[str, float] | None = None) -> None:
+    def __init__(
+        self, total: int, done: int = 0, quiet: bool = False, lengths: Mapping[str, float] | None = None
+    ) -> None:
         """Prepare the bar.
 
         Args:
@@ -86,7 +97,13 @@ class Bar:
         self._total, self._done, self._first = total, done, done
         self._quiet, self._lengths = quiet, lengths or {}
         self._progress = display(
-            quiet, "{task.description}", "BarColumn", "{task.fields[count]}", "TimeElapsedColumn", "left", "TimeRemainingColumn"
+            quiet,
+            "{task.description}",
+            "BarColumn",
+            "{task.fields[count]}",
+            "TimeElapsedColumn",
+            "left",
+            "TimeRemainingColumn",
         )
         if self._progress is not None:
             self._task = self._progress.add_task("", total=total, completed=done, count=f"{done}/{total}")
@@ -103,7 +120,10 @@ class Bar:
 
     @property
     def at(self) -> Callable[[str, float], None] | None:
-        """To be called with the name of a recording and the seconds of it that are done; None where nobody would see it."""
+        """To be called with the name of a recording and the seconds of it that are done.
+
+        None where nobody would see it.
+        """
         return None if self._progress is None else self._at
 
     def _at(self, name: str, seconds: float) -> None:
@@ -123,7 +143,10 @@ class Bar:
         elif not self._quiet and now - self._said >= self.LINE_SECONDS:
             self._said = now
             share, left = self._done / max(1, self._total), round((self._total - self._done) / rate)
-            self.say(f"dymn: {self._done:,} of {self._total:,} ({share:.1%}), {rate:.1f} a second, {timedelta(seconds=left)} left")
+            self.say(
+                f"dymn: {self._done:,} of {self._total:,} ({share:.1%}), {rate:.1f} a second, "
+                f"{timedelta(seconds=left)} left"
+            )
 
     def over(self, items: Iterable[T]) -> Iterator[T]:
         """Yield the items; the bar is on the screen only while the next one is awaited, so that they can be printed."""

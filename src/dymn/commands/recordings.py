@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from dymn.ray import Engine
 
 
-def ray_engine(address: str | None, workers: int | None, threads: int | None, device: str | None, backend: Computes) -> Engine | None:
+def ray_engine(
+    address: str | None, workers: int | None, threads: int | None, device: str | None, backend: Computes
+) -> Engine | None:
     """Return what computes on Ray at an address, None without one.
 
     Raises:
@@ -64,7 +66,9 @@ def load_tagger(
         is_onnx = backend == "onnx" or (backend == "auto" and named.lower().endswith(ONNX))
         kind = "torch" if looks_inside and backend == "auto" and not is_onnx else backend
         try:
-            found = open_backend(named, backend=kind, device=device, threads=threads, precision=precision, progress=progress)
+            found = open_backend(
+                named, backend=kind, device=device, threads=threads, precision=precision, progress=progress
+            )
         except WeightsError as error:
             if not is_onnx and (named in REGISTRY or "/" in named or Path(named).exists()):
                 raise

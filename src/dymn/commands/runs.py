@@ -1,7 +1,7 @@
 """Discover, compute, write: what the commands over recordings (`tag`, `embed`, `events`) have in common.
 
-The paths are walked once, and each recording is opened once. A run that writes rows to a file keeps a journal and can be resumed;
-another one writes its results as they come.
+The paths are walked once, and each recording is opened once. A run that writes rows to a file keeps a journal and can
+be resumed; another one writes its results as they come.
 """
 
 from __future__ import annotations
@@ -201,15 +201,26 @@ def stream(
 
 
 def resume(asked: Asked, form: Form[R], name: str, output: Path, discovery: Discovery, files: Files[R]) -> int:
-    """Compute recordings through a journal and write the output, or resume a run that did not end. Returns how many failed."""
+    """Compute recordings through a journal and write the output, or resume a run that did not end.
+
+    Returns how many failed.
+    """
     from dymn.inference.journal import Journal
     from dymn.system.files import atomic_write
 
     quiet = asked.quiet
-    settings = form.origin.to_dict() | {"command": asked.command, "backend": asked.backend, "precision": asked.precision}
+    settings = form.origin.to_dict() | {
+        "command": asked.command,
+        "backend": asked.backend,
+        "precision": asked.precision,
+    }
     with Journal(output, settings, fresh=asked.fresh, retry=asked.retry_failed) as journal:
         if journal.was_complete:
-            note(f"The last run has ended, so {journal.path.name} starts over; --retry-failed would run only what failed.", quiet)
+            note(
+                f"The last run has ended, so {journal.path.name} starts over; --retry-failed would run only what "
+                "failed.",
+                quiet,
+            )
         journal.find(discovery)
         for _, error in discovery.lost:
             typer.echo(f"dymn: {error}", err=True)
@@ -236,7 +247,11 @@ def resume(asked: Asked, form: Form[R], name: str, output: Path, discovery: Disc
     n_failed = counts.failed + len(discovery.lost)
     if n_failed:
         again = "" if not counts.failed else " With --retry-failed the same command tries these again."
-        note(f"{n_failed:,} of {counts.listed + len(discovery.lost):,} recordings failed; {report_path(output)} lists them.{again}", quiet)
+        note(
+            f"{n_failed:,} of {counts.listed + len(discovery.lost):,} recordings failed; {report_path(output)} lists "
+            f"them.{again}",
+            quiet,
+        )
     return n_failed
 
 
@@ -250,11 +265,17 @@ def _say_kept(journal: Journal, quiet: bool) -> None:
     with contextlib.suppress(DymnError, OSError):  # the error that ends the run matters more
         counts = journal.counts()
         if counts.done:
-            note(f"{counts.done:,} of {counts.listed:,} recordings are kept in {journal.path}; the same command resumes there.", quiet)
+            note(
+                f"{counts.done:,} of {counts.listed:,} recordings are kept in {journal.path}; the same command resumes "
+                "there.",
+                quiet,
+            )
 
 
 def journaled(asked: Asked, name: str) -> Path | None:
-    """Return the output of a run that keeps a journal: one that writes rows to a file, from recordings that can be read again.
+    """Return the output of a run that keeps a journal.
+
+    One that writes rows to a file, from recordings that can be read again.
 
     Raises:
         ConfigError: if there will be none, and an option was given that needs one.
@@ -266,7 +287,8 @@ def journaled(asked: Asked, name: str) -> Path | None:
         keeps = False
     if (asked.fresh or asked.retry_failed) and not keeps:
         raise ConfigError(
-            "--fresh and --retry-failed need a journal, which only runs that write rows to a file keep. See --output, --format."
+            "--fresh and --retry-failed need a journal, which only runs that write rows to a file keep. See --output, "
+            "--format."
         )
     return output if keeps else None
 
@@ -279,13 +301,19 @@ def check_output(output: Path | None, name: str, count: int) -> None:
     """
     tracks = name == "audacity" and count > 1
     if tracks and (output is None or (output.exists() and not output.is_dir())):
-        raise ConfigError(f"A label track belongs to one recording, and there are {count}. Give a folder as --output, for one file each.")
+        raise ConfigError(
+            f"A label track belongs to one recording, and there are {count}. Give a folder as --output, for one file "
+            "each."
+        )
     if output is not None and output.is_dir() and not tracks:
         raise ConfigError(f"--output {output} is a folder. Give the name of a file to write to.")
 
 
 def default_workers(threads: int | None, recordings: int) -> int:
-    """Return how many threads decode: one a CPU that may be used, and no more than there are recordings or threads asked for."""
+    """Return how many threads decode.
+
+    One a CPU that may be used, and no more than there are recordings or threads asked for.
+    """
     from dymn.system.cpus import available_cpus
 
     return max(1, min(available_cpus(), recordings, threads or recordings))
@@ -316,7 +344,9 @@ def report_path(output: Path) -> Path:
 
 @contextlib.contextmanager
 def report(output: Path | None) -> Iterator[Callable[[Iterable[R]], Iterator[R]]]:
-    """Give a function that passes results on and lists those that failed in a report beside the output, if there is a file and any did."""
+    """Give a function that passes results on and lists those that failed in a report beside the output, if there is a
+    file and any did.
+    """
     from dymn.system.files import atomic_write
 
     if output is None:

@@ -55,13 +55,15 @@ def serve(
             rich_help_panel=WHO,
         ),
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, metavar="NUMBER", help="0 takes a free one.", rich_help_panel=WHO)] = 8000,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, metavar="NUMBER", help="0 takes a free one.", rich_help_panel=WHO)
+    ] = 8000,
     allow_host: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="A name by which the server may be called, such as sounds.example.org; others are refused. May be given several times. "
-            "Without it, the names of this machine and IP addresses.",
+            help="A name by which the server may be called, such as sounds.example.org; others are refused. May be "
+            "given several times. Without it, the names of this machine and IP addresses.",
             rich_help_panel=WHO,
         ),
     ] = None,
@@ -73,15 +75,28 @@ def serve(
             rich_help_panel=WHO,
         ),
     ] = None,
-    page: Annotated[bool, typer.Option("--page/--no-page", help="Serve the page at / too.", rich_help_panel=WHO)] = True,
+    page: Annotated[
+        bool, typer.Option("--page/--no-page", help="Serve the page at / too.", rich_help_panel=WHO)
+    ] = True,
     queue: Annotated[
         int,
-        typer.Option(min=0, metavar="NUMBER", help="Number of requests that may wait; more are refused with 503.", rich_help_panel=LIMITS),
+        typer.Option(
+            min=0,
+            metavar="NUMBER",
+            help="Number of requests that may wait; more are refused with 503.",
+            rich_help_panel=LIMITS,
+        ),
     ] = 16,
-    live: Annotated[int, typer.Option(min=0, metavar="NUMBER", help="Greatest number of live connections.", rich_help_panel=LIMITS)] = 4,
-    max_size: Annotated[float, typer.Option(min=0.001, metavar="MIB", help="The longest body of a request.", rich_help_panel=LIMITS)] = 64,
+    live: Annotated[
+        int, typer.Option(min=0, metavar="NUMBER", help="Greatest number of live connections.", rich_help_panel=LIMITS)
+    ] = 4,
+    max_size: Annotated[
+        float, typer.Option(min=0.001, metavar="MIB", help="The longest body of a request.", rich_help_panel=LIMITS)
+    ] = 64,
     max_seconds: Annotated[float, seconds_option("The longest recording.", LIMITS, least=0.1, most=None)] = 600,
-    timeout: Annotated[float, seconds_option("How long a request may take once it has arrived.", LIMITS, least=0.1, most=None)] = 60,
+    timeout: Annotated[
+        float, seconds_option("How long a request may take once it has arrived.", LIMITS, least=0.1, most=None)
+    ] = 60,
     workers: Annotated[
         int | None,
         typer.Option(
@@ -94,7 +109,13 @@ def serve(
     batch_size: WindowBatch = None,
     batch_wait: Annotated[
         float,
-        typer.Option(min=0, max=1000, metavar="MS", help="How long a window waits for those of other requests.", rich_help_panel=RUN_PANEL),
+        typer.Option(
+            min=0,
+            max=1000,
+            metavar="MS",
+            help="How long a window waits for those of other requests.",
+            rich_help_panel=RUN_PANEL,
+        ),
     ] = 5,
     backend: Backend = "auto",
     device: Device = None,
@@ -104,11 +125,14 @@ def serve(
 ) -> None:
     """Serve a page and an HTTP service that report which sounds are in recordings.
 
-    The page at / tags files and the microphone in the browser itself. Programs send recordings to /v1/tag; /openapi.json describes it.
+    The page at / tags files and the microphone in the browser itself. Programs send recordings to /v1/tag;
+    /openapi.json describes it.
 
-    Listens on this machine only, unless --host says otherwise. Ctrl+C or SIGTERM ends it after the accepted requests are answered.
+    Listens on this machine only, unless --host says otherwise. Ctrl+C or SIGTERM ends it after the accepted requests
+    are answered.
 
-    Examples: `dymn serve --model dymn04_open`; `dymn serve --host 0.0.0.0 --allow-host sounds.example.org --token-file token.txt`.
+    Examples: `dymn serve --model dymn04_open`; `dymn serve --host 0.0.0.0 --allow-host sounds.example.org --token-file
+    token.txt`.
     """
     try:
         import prometheus_client  # noqa: F401
@@ -140,7 +164,9 @@ def serve(
     )
     if not local:
         protection = "" if settings.token else f" It asks for no token: set {TOKEN_VARIABLE}."
-        typer.echo(f"dymn: Listening on {host}, which other machines may reach, without encryption.{protection}", err=True)
+        typer.echo(
+            f"dymn: Listening on {host}, which other machines may reach, without encryption.{protection}", err=True
+        )
     listener = bind(host, port)
     app = create_app(load_taggers(model or [], device, threads, quiet, backend, precision), settings, page)
     config = uvicorn.Config(
@@ -163,7 +189,10 @@ def serve(
 
 
 def host_names(host: str, allowed: list[str]) -> list[str]:
-    """Return the names by which the server may be called: those that are allowed, and those of this machine where it is needed."""
+    """Return the names by which the server may be called.
+
+    Those that are allowed, and those of this machine where it is needed.
+    """
     if host in LOOPBACK:
         return ["127.0.0.1", "localhost", "[::1]", *allowed]
     own = socket.gethostname()

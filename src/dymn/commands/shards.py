@@ -20,23 +20,32 @@ def shards(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder for the shards.")],
     kind: Kind = "auto",
     audio: Annotated[
-        Audio, typer.Option("--audio", metavar="HOW", help="keep the audio as it is, or encode it as flac, wav or opus, in mono.")
+        Audio,
+        typer.Option(
+            "--audio", metavar="HOW", help="keep the audio as it is, or encode it as flac, wav or opus, in mono."
+        ),
     ] = "keep",
-    size: Annotated[float, typer.Option("--size", metavar="MEGABYTES", min=0.001, help="Approximate size of a shard.")] = 256.0,
+    size: Annotated[
+        float, typer.Option("--size", metavar="MEGABYTES", min=0.001, help="Approximate size of a shard.")
+    ] = 256.0,
     clips: Annotated[
         int | None,
         typer.Option("--clips", metavar="NUMBER", min=1, help="Number of clips of a shard, whatever its size."),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", metavar="NUMBER", min=0, help="Seed of the order of the clips.")] = 0,
-    shuffle: Annotated[bool, typer.Option("--shuffle/--in-order", help="Shuffle the clips over all shards, or keep their order.")] = True,
+    shuffle: Annotated[
+        bool, typer.Option("--shuffle/--in-order", help="Shuffle the clips over all shards, or keep their order.")
+    ] = True,
     workers: ClipWorkers = 0,
     quiet: Quiet = False,
 ) -> None:
     """Pack a dataset into WebDataset shards (tar files) with an index, for training on many clips.
 
-    `dymn train --data OUT` then reads shards from front to back. Splits, folds and labels are kept; each split has its own shards.
+    `dymn train --data OUT` then reads shards from front to back. Splits, folds and labels are kept; each split has its
+    own shards.
 
-    When interrupted, the same command resumes the run. Clips that cannot be decoded are left out and listed in OUT/bad_clips.csv.
+    When interrupted, the same command resumes the run. Clips that cannot be decoded are left out and listed in
+    OUT/bad_clips.csv.
 
     Example: `dymn shards clips shards --audio flac --workers 2`.
     """
@@ -59,8 +68,14 @@ def shards(
             note("The same command resumes the run.", quiet)
             raise
     values = packed.index.values
-    say(f"{out}  {len(packed.index.shards)} shards, {values['clips']} clips, {values['hours']:.2f} hours, {values['bytes']} bytes")
+    say(
+        f"{out}  {len(packed.index.shards)} shards, {values['clips']} clips, {values['hours']:.2f} hours, "
+        f"{values['bytes']} bytes"
+    )
     if packed.bad:
         key, reason = next(iter(packed.bad.items()))
-        note(f"{len(packed.bad)} of {len(source)} clips are left out, such as {key}: {reason}. {out / BAD_FILE} lists them.")
+        note(
+            f"{len(packed.bad)} of {len(source)} clips are left out, such as {key}: {reason}. {out / BAD_FILE} lists "
+            "them."
+        )
         raise typer.Exit(1)

@@ -68,7 +68,9 @@ def tag(
     exclude: Exclude = None,
     per_window: Annotated[
         bool,
-        typer.Option("--per-window", help="Give the labels of each window, with its start and end.", rich_help_panel=WHAT),
+        typer.Option(
+            "--per-window", help="Give the labels of each window, with its start and end.", rich_help_panel=WHAT
+        ),
     ] = False,
     format: Annotated[
         Format | None,
@@ -80,16 +82,17 @@ def tag(
     output: Annotated[
         Path | None,
         output_option(
-            "Write to this file, which appears when it is complete. Until then, with json, jsonl, csv and parquet, a journal lies "
-            "beside it, and the same command resumes after an interruption. Audacity labels of several recordings go to a folder."
+            "Write to this file, which appears when it is complete. Until then, with json, jsonl, csv and parquet, a "
+            "journal lies beside it, and the same command resumes after an interruption. Audacity labels of several "
+            "recordings go to a folder."
         ),
     ] = None,
     plot: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE|FOLDER",
-            help="Draw the spectrogram with a timeline of labels: a picture (.png, .svg, .pdf), or a page with the sound (.html). For "
-            "several recordings give a folder, for a .png of each.",
+            help="Draw the spectrogram with a timeline of labels: a picture (.png, .svg, .pdf), or a page with the "
+            "sound (.html). For several recordings give a folder, for a .png of each.",
             rich_help_panel=WHAT,
         ),
     ] = None,
@@ -99,7 +102,8 @@ def tag(
     combine: Annotated[
         Combine,
         typer.Option(
-            help="How windows are combined for the whole recording: each label's highest probability, or its mean over time.",
+            help="How windows are combined for the whole recording: each label's highest probability, or its mean over "
+            "time.",
             rich_help_panel=WINDOWS,
         ),
     ] = "max",
@@ -117,10 +121,11 @@ def tag(
 ) -> None:
     """Report which sounds are in recordings.
 
-    Each recording gets its most probable labels. Recordings longer than ten seconds are cut into windows; --per-window reports those.
+    Each recording gets its most probable labels. Recordings longer than ten seconds are cut into windows; --per-window
+    reports those.
 
-    Recordings that cannot be read are named on standard error, in JSON, CSV and Parquet, and in a report beside --output. The others are
-    still tagged, and the exit code is 1.
+    Recordings that cannot be read are named on standard error, in JSON, CSV and Parquet, and in a report beside
+    --output. The others are still tagged, and the exit code is 1.
 
     Examples: `dymn tag street.wav`; `dymn tag clips --model dymn04_open --output tags.csv`;
     `dymn tag street.wav --per-window --window 2 --hop 1 --top-k 2`.
@@ -140,7 +145,9 @@ def tag(
     if plot is not None and ray is not None:
         raise ConfigError("--plot is drawn from recordings on this machine. Give it without --ray.")
     note_gaps(window, hop, quiet)
-    settings = TagSettings(top_k, threshold, tuple(labels or ()), tuple(exclude or ()), window, hop, fill, combine, partial)
+    settings = TagSettings(
+        top_k, threshold, tuple(labels or ()), tuple(exclude or ()), window, hop, fill, combine, partial
+    )
     parameters = to_dict(settings) | {"hop": hop or window}
     asked = Asked(
         "tag", paths, output, format, model, backend, device, precision, threads, batch_size, workers, ray, fresh, retry_failed, quiet,
@@ -155,7 +162,13 @@ def tag(
         if plot is not None:
             check_plot(plot, found)
 
-    done = run(asked, TAGS, lambda tagger: Form(TAGS, tags(per_window), describe(tagger, model, parameters, per_window)), files, check)
+    done = run(
+        asked,
+        TAGS,
+        lambda tagger: Form(TAGS, tags(per_window), describe(tagger, model, parameters, per_window)),
+        files,
+        check,
+    )
     failed = done.failed
     if plot is not None and done.tagger is not None:
         shown = [Path(path) for path in done.found if source_name(path) not in done.bad]

@@ -8,7 +8,19 @@ from typing import Annotated, Any
 import typer
 
 from dymn.commands.datasets import check_data, check_model
-from dymn.commands.options import ClipBatch, ClipWorkers, Command, Device, Kind, Quiet, Threads, check_ending, hush, note, seconds_option
+from dymn.commands.options import (
+    ClipBatch,
+    ClipWorkers,
+    Command,
+    Device,
+    Kind,
+    Quiet,
+    Threads,
+    check_ending,
+    hush,
+    note,
+    seconds_option,
+)
 from dymn.commands.output import say
 
 
@@ -46,25 +58,38 @@ def teach(
             help="One model, or several of the same classes: then the mean of their logits is taken. Give DATA first.",
         ),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The table to write, a .safetensors file.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE", help="The table to write, a .safetensors file.")
+    ],
     kind: Kind = "auto",
     split: Annotated[
         str | None,
-        typer.Option("--split", metavar="NAME", help="Only the clips of this split: train, val or test. The default is all clips."),
+        typer.Option(
+            "--split",
+            metavar="NAME",
+            help="Only the clips of this split: train, val or test. The default is all clips.",
+        ),
     ] = None,
     seconds: Annotated[
-        float | None, seconds_option("Length of the clips that the models receive. The default is the length that they were trained with.")
+        float | None,
+        seconds_option(
+            "Length of the clips that the models receive. The default is the length that they were trained with."
+        ),
     ] = None,
     fill: Annotated[
         str | None,
         typer.Option(
             "--fill",
             metavar="HOW",
-            help="How shorter clips are filled: pad (with zeros) or repeat. The default is what the models were trained with.",
+            help="How shorter clips are filled: pad (with zeros) or repeat. The default is what the models were "
+            "trained with.",
         ),
     ] = None,
     max_bad: Annotated[
-        float, typer.Option("--max-bad", metavar="FROM 0 TO 1", min=0, max=1, help="Share of the clips that may be unreadable.")
+        float,
+        typer.Option(
+            "--max-bad", metavar="FROM 0 TO 1", min=0, max=1, help="Share of the clips that may be unreadable."
+        ),
     ] = 0.05,
     workers: ClipWorkers = 0,
     batch_size: ClipBatch = 16,
@@ -74,7 +99,8 @@ def teach(
 ) -> None:
     """Write the logits of a teacher for all clips of a dataset, to distil from with `--set teacher.table=FILE`.
 
-    They are stored under the names of the clips, with digests of clips and models, so that a table is never used with other data.
+    They are stored under the names of the clips, with digests of clips and models, so that a table is never used with
+    other data.
 
     When interrupted, the same command resumes the run.
 
@@ -123,7 +149,8 @@ def teach(
     if longer := table.settings.get("longer", 0):
         length = table.settings["seconds"]
         note(
-            f"{longer} clips are longer than {length:g} s; their logits are those of the beginnings. Use more of each with --seconds.",
+            f"{longer} clips are longer than {length:g} s; their logits are those of the beginnings. Use more of each "
+            "with --seconds.",
             quiet,
         )
     say(f"{output}  {len(table)} clips, {table.classes} classes")

@@ -38,7 +38,8 @@ def train(
             "--data",
             "-d",
             metavar="PATH",
-            help="The data: a folder with one folder of clips for each class, a CSV table, tar shards, or a dataset as it is published.",
+            help="The data: a folder with one folder of clips for each class, a CSV table, tar shards, or a dataset as "
+            "it is published.",
             rich_help_panel=WHAT,
         ),
     ] = None,
@@ -47,8 +48,8 @@ def train(
         typer.Option(
             "--kind",
             metavar="KIND",
-            help="The kind of the data: auto (detected), or folder, csv, shards, esc50, esc10, fsd50k, openmic, tau, audioset_hdf5 "
-            "and others. The default is the recipe's.",
+            help="The kind of the data: auto (detected), or folder, csv, shards, esc50, esc10, fsd50k, openmic, tau, "
+            "audioset_hdf5 and others. The default is the recipe's.",
             rich_help_panel=WHAT,
         ),
     ] = None,
@@ -59,8 +60,8 @@ def train(
             "-m",
             metavar="NAME|FILE",
             autocompletion=complete_networks,
-            help="The network to start from: a model with weights, a file or folder with one, or an architecture such as mn04 with "
-            "random weights. `dymn models` lists them. The default is the recipe's.",
+            help="The network to start from: a model with weights, a file or folder with one, or an architecture "
+            "such as mn04 with random weights. `dymn models` lists them. The default is the recipe's.",
             rich_help_panel=WHAT,
         ),
     ] = None,
@@ -108,7 +109,8 @@ def train(
     threads: Threads = None,
     quiet: Quiet = False,
     recipes: Annotated[
-        bool, typer.Option("--recipes", help="List the recipes that come with dymn, and exit.", rich_help_panel=RUN_PANEL)
+        bool,
+        typer.Option("--recipes", help="List the recipes that come with dymn, and exit.", rich_help_panel=RUN_PANEL),
     ] = False,
 ) -> None:
     """Train a network: fine-tune one on your own clips, or run any recipe of the paper.
@@ -255,7 +257,10 @@ def summarise(result: dict[str, Any]) -> None:
     """Print the figures of a run, and how to use its checkpoint."""
     from dymn.commands.epochs import FIGURES, duration, figure
 
-    say(f"Trained in {duration(result['train_seconds'])}; the best epoch was {result['best_epoch']} of {result['epochs']}.")
+    say(
+        f"Trained in {duration(result['train_seconds'])}; the best epoch was {result['best_epoch']} of "
+        f"{result['epochs']}."
+    )
     for part, name in (("val", "validation"), ("test", "test")):
         found = [f"{key} {figure(key, result[f'{part}_{key}'])}" for key in FIGURES if f"{part}_{key}" in result]
         if found:

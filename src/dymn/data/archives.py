@@ -30,7 +30,19 @@ from dymn.errors import DataError
 AUDIO_SUFFIXES = (".opus", ".ogg", ".flac", ".wav", ".mp3")
 MAX_JSON = 2**20
 OPENMIC_CLASSES = (
-    *("accordion", "banjo", "bass", "cello", "clarinet", "cymbals", "drums", "flute", "guitar", "mallet_percussion", "mandolin"),
+    *(
+        "accordion",
+        "banjo",
+        "bass",
+        "cello",
+        "clarinet",
+        "cymbals",
+        "drums",
+        "flute",
+        "guitar",
+        "mallet_percussion",
+        "mandolin",
+    ),
     *("organ", "piano", "saxophone", "synthesizer", "trombone", "trumpet", "ukulele", "violin", "voice"),
 )
 HDF5_COLUMNS = ("audio_name", "mp3", "target")
@@ -46,9 +58,10 @@ OPENMIC_FILES = {"openmic_train.csv_mp3.hdf": "train", "openmic_test.csv_mp3.hdf
 def read_shards(root: Path, *, labels: Sequence[str] | None = None) -> tuple[Catalog, Store]:
     """WebDataset shards: members KEY.opus (or another audio format) with KEY.json beside it.
 
-    The shards lie in `root` or `root/shards`, or `root` is one of them. An `index.csv` (key, shard, split) in `root`, if there is
-    one, gives order and splits and must agree with the archives. The list "labels" in a clip's JSON annotates it; a clip without
-    one is not annotated (its mask is 0). Clips whose keys an `exclude.csv` (key) in `root` lists are left out.
+    The shards lie in `root` or `root/shards`, or `root` is one of them. An `index.csv` (key, shard, split) in `root`,
+    if there is one, gives order and splits and must agree with the archives. The list "labels" in a clip's JSON
+    annotates it; a clip without one is not annotated (its mask is 0). Clips whose keys an `exclude.csv` (key) in `root`
+    lists are left out.
 
     Several such folders may lie in `root`; they are read as one dataset, in the order of their names.
 
@@ -59,14 +72,20 @@ def read_shards(root: Path, *, labels: Sequence[str] | None = None) -> tuple[Cat
     Raises:
         DataError: if there are no shards, a shard is damaged, or index and shards disagree.
     """
-    corpora = [root] if _shards(root) else sorted({path.parent for pattern in ("*/*.tar", "*/shards") for path in root.glob(pattern)})
+    corpora = (
+        [root]
+        if _shards(root)
+        else sorted({path.parent for pattern in ("*/*.tar", "*/shards") for path in root.glob(pattern)})
+    )
     read = [_read_corpus(corpus) for corpus in corpora if _shards(corpus)]
     if not read:
         raise DataError(f"{root} holds no .tar files, nor does {root / 'shards'}.")
     found = [entry for entries, _ in read for entry in entries]
     with_splits = [bool(splits) for _, splits in read]
     if any(with_splits) != all(with_splits):
-        raise DataError(f"Some folders in {root} have an index.csv with splits and others have none. Give all of them one.")
+        raise DataError(
+            f"Some folders in {root} have an index.csv with splits and others have none. Give all of them one."
+        )
     classes = tuple(labels) if labels is not None else _audioset_labels()
     files: Opened[Any] = Opened(open_binary)
     names = [_json_labels(entry.annotation, files) for entry in found]
@@ -109,10 +128,13 @@ def _read_corpus(root: Path) -> tuple[list[_Entry], list[str]]:
         rows = table(index)
         listed, stored = [(row.get("key", ""), row.get("shard", "")) for row in rows], [entry[:2] for entry in found]
         if listed != stored:
-            first = next((i for i, (a, b) in enumerate(zip(listed, stored, strict=False)) if a != b), min(len(listed), len(stored)))
+            first = next(
+                (i for i, (a, b) in enumerate(zip(listed, stored, strict=False)) if a != b),
+                min(len(listed), len(stored)),
+            )
             raise DataError(
-                f"{index} lists {len(listed)} clips and the shards hold {len(stored)}; they differ from row {first} on. "
-                "Get both from the same release."
+                f"{index} lists {len(listed)} clips and the shards hold {len(stored)}; they differ from row {first} "
+                "on. Get both from the same release."
             )
         splits = [split_name(row["split"], index) for row in rows] if "split" in rows[0] else []
     if excluded.is_file():
@@ -137,7 +159,10 @@ def _json_labels(member: Member | None, files: Opened[Any]) -> list[str] | None:
 
 
 def read_audioset_hdf5(root: Path) -> tuple[Catalog, Store]:
-    """AudioSet: {balanced_train,unbalanced_train,eval}_segments_mp3.hdf in `root`, or one such file. Keys are YouTube ids."""
+    """AudioSet: {balanced_train,unbalanced_train,eval}_segments_mp3.hdf in `root`, or one such file.
+
+    Keys are YouTube ids.
+    """
     labels = _audioset_labels()
     return _packed(root, AUDIOSET_FILES, labels, prefix="Y")
 
@@ -156,7 +181,10 @@ def read_fsd50k_hdf5(root: Path) -> tuple[Catalog, Store]:
 
 
 def read_openmic_hdf5(root: Path) -> tuple[Catalog, Store]:
-    """OpenMIC-2018: openmic_{train,test}.csv_mp3.hdf in `root`, or one such file: 20 probabilities and 20 masks a clip."""
+    """OpenMIC-2018: openmic_{train,test}.csv_mp3.hdf in `root`, or one such file.
+
+    20 probabilities and 20 masks a clip.
+    """
     files = _files(root, OPENMIC_FILES)
     keys, rows, splits, values = _columns(files)
     classes = len(OPENMIC_CLASSES)
@@ -181,13 +209,18 @@ def _packed(root: Path, names: Mapping[str, str], labels: tuple[str, ...], prefi
     for path, value in zip(files, values, strict=True):
         if value.dtype != np.uint8 or value.ndim != 2 or value.shape[1] != columns:
             raise DataError(
-                f"{path}: target is {value.dtype} {list(value.shape)}; {columns} columns of uint8 belong to {len(labels)} classes."
+                f"{path}: target is {value.dtype} {list(value.shape)}; {columns} columns of uint8 belong to "
+                f"{len(labels)} classes."
             )
     return Catalog(keys, labels, np.concatenate(values), splits=splits, packed=True), Hdf5Store(rows, "mp3")
 
 
 def _files(root: Path, names: Mapping[str, str]) -> dict[Path, str]:
-    files = {root: names.get(root.name, "")} if root.is_file() else {root / n: split for n, split in names.items() if (root / n).is_file()}
+    files = (
+        {root: names.get(root.name, "")}
+        if root.is_file()
+        else {root / n: split for n, split in names.items() if (root / n).is_file()}
+    )
     if not files:
         raise DataError(f"{root} holds none of {', '.join(names)}.")
     return files
@@ -208,11 +241,15 @@ def _columns(
                 raise DataError(f"{path} has no dataset {', '.join(missing)} of its own; it holds {', '.join(file)}.")
             vast = [name for name in HDF5_COLUMNS if not _bounded(file[name], whole=name != "mp3")]
             if vast:
-                raise DataError(f"{path}: {', '.join(vast)} would take more than {MAX_BYTES:,} bytes of memory. Split the file.")
+                raise DataError(
+                    f"{path}: {', '.join(vast)} would take more than {MAX_BYTES:,} bytes of memory. Split the file."
+                )
             names = [PurePosixPath(_text(name)).stem.removeprefix(prefix) for name in file["audio_name"][:]]
             value = np.asarray(file["target"][:])
             if not len(names) == len(value) == len(file["mp3"]):
-                raise DataError(f"{path}: audio_name, mp3 and target have {len(names)}, {len(file['mp3'])} and {len(value)} rows.")
+                raise DataError(
+                    f"{path}: audio_name, mp3 and target have {len(names)}, {len(file['mp3'])} and {len(value)} rows."
+                )
         keys += names
         rows.append((path, len(names)))
         splits += [split] * len(names)
@@ -221,17 +258,25 @@ def _columns(
 
 
 def _plain(file: Any, name: str) -> bool:
-    """Whether a name is a dataset with rows that lies in this very file: a link or an external block could name any file of the machine."""
+    """Whether a name is a dataset with rows that lies in this very file.
+
+    A link or an external block could name any file of the machine.
+    """
     import h5py
 
     if not isinstance(file.get(name, getlink=True), h5py.HardLink):
         return False
     dataset = file[name]
-    return isinstance(dataset, h5py.Dataset) and dataset.ndim > 0 and dataset.external is None and not dataset.is_virtual
+    return (
+        isinstance(dataset, h5py.Dataset) and dataset.ndim > 0 and dataset.external is None and not dataset.is_virtual
+    )
 
 
 def _bounded(dataset: Any, whole: bool) -> bool:
-    """Whether reading a dataset, or one of its rows, takes bounded memory: its size is a claim, and a chunk unpacks to a thousandfold."""
+    """Whether reading a dataset, or one of its rows, takes bounded memory.
+
+    Its size is a claim, and a chunk unpacks to a thousandfold.
+    """
     chunk = math.prod(dataset.chunks or (0,)) * dataset.dtype.itemsize
     return chunk <= MAX_BYTES and not (whole and dataset.size * dataset.dtype.itemsize > MAX_BYTES)
 

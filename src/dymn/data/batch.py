@@ -97,8 +97,8 @@ class Batch(NamedTuple):
 class Collated(NamedTuple):
     """A batch of the usable clips (None if there are none) with their fingerprints, and the others.
 
-    `clips` are the positions of the usable clips in their source, `cut` says how many of them lost more than a tenth of a batch's length
-    at their end. Where recordings come as windows, `weights` are the seconds of sound
+    `clips` are the positions of the usable clips in their source, `cut` says how many of them lost more than a tenth of
+    a batch's length at their end. Where recordings come as windows, `weights` are the seconds of sound
     in each, and a batch may hold several windows of one clip.
     """
 
@@ -119,8 +119,8 @@ def fit(
 ) -> npt.NDArray[Number]:
     """Cut or extend a waveform [N] of any type to [samples].
 
-    A longer one is cut at a place drawn from `generator`, or after its first `samples` if there is none. A shorter one is
-    extended at the end, with zeros or by repeating itself.
+    A longer one is cut at a place drawn from `generator`, or after its first `samples` if there is none. A shorter one
+    is extended at the end, with zeros or by repeating itself.
 
     Raises:
         ConfigError: if `samples` or `fill` is not allowed.

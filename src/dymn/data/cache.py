@@ -1,7 +1,9 @@
-"""Decoded clips on disk: 16-bit samples, memory-mapped, because decoding Opus or MP3 anew for each epoch costs more than a small network.
+"""Decoded clips on disk: 16-bit samples, memory-mapped, because decoding Opus or MP3 anew for each epoch costs more
+than a small network.
 
-A cache is a folder named after the digest of the dataset with the times of its files, the sample rate and the longest clip: a file
-that is written again makes a new one. It appears when it is complete, and processes that need it at the same time build it once.
+A cache is a folder named after the digest of the dataset with the times of its files, the sample rate and the longest
+clip: a file that is written again makes a new one. It appears when it is complete, and processes that need it at the
+same time build it once.
 """
 
 from __future__ import annotations
@@ -48,9 +50,13 @@ class DecodedCache:
             self.bad: dict[int, str] = {int(i): reason for i, reason in meta["bad"].items()}
             samples = (folder / "audio.i16").stat().st_size // 2
         except (OSError, ValueError, KeyError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            raise DataError(f"The cache {folder} is damaged: {error!r}. Delete the folder; it is made again.") from error
+            raise DataError(
+                f"The cache {folder} is damaged: {error!r}. Delete the folder; it is made again."
+            ) from error
         if meta.get("format") != FORMAT or samples != (int(self.ends.max()) if len(self.ends) else 0):
-            raise DataError(f"The cache {folder} is incomplete or of another format. Delete the folder; it is made again.")
+            raise DataError(
+                f"The cache {folder} is incomplete or of another format. Delete the folder; it is made again."
+            )
         self._audio: PCM | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -67,7 +73,9 @@ class DecodedCache:
         return samples * np.float32(scale / FULL_SCALE), mark
 
     def quantised(self, i: int) -> tuple[PCM, float, int] | str:
-        """Return 16-bit samples [N], the value of a full-scale one, and the fingerprint of a clip, or why it could not be decoded."""
+        """Return 16-bit samples [N], the value of a full-scale one, and the fingerprint of a clip, or why it could not
+        be decoded.
+        """
         if i in self.bad:
             return self.bad[i]
         if self._audio is None:
@@ -101,7 +109,9 @@ def cached(source: Source, directory: str | Path, *, workers: int = 0, progress:
                 if not folder.is_dir():
                     _build(source.where_all(), folder, workers, progress)
     except OSError as error:
-        raise DataError(f"The cache {folder} cannot be made: {error}. Name another folder, or do without a cache.") from error
+        raise DataError(
+            f"The cache {folder} cannot be made: {error}. Name another folder, or do without a cache."
+        ) from error
     return source.with_decoded(DecodedCache(folder))
 
 
@@ -111,7 +121,10 @@ def _name(source: Source) -> str:
 
 
 class Quantised(Dataset["tuple[PCM, float, int] | str"]):
-    """The clips of a source in 16 bits: samples, the value of a full-scale one and fingerprint, or why there is none."""
+    """The clips of a source in 16 bits.
+
+    Samples, the value of a full-scale one and fingerprint, or why there is none.
+    """
 
     def __init__(self, source: Source) -> None:
         self.source = source
@@ -144,7 +157,9 @@ def _build(source: Source, folder: Path, workers: int, progress: Progress | None
 
 def quantised(source: Source, workers: int = 0) -> Iterator[tuple[PCM, float, int] | str]:
     """Yield the clips of a source as `Quantised` gives them, decoded by so many processes."""
-    loader = DataLoader(Quantised(source), batch_size=8, num_workers=workers, collate_fn=list, generator=torch.Generator())
+    loader = DataLoader(
+        Quantised(source), batch_size=8, num_workers=workers, collate_fn=list, generator=torch.Generator()
+    )
     return (item for batch in loader for item in batch)
 
 

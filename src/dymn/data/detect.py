@@ -34,7 +34,9 @@ class Layout(NamedTuple):
 
 
 def detect(path: str | Path) -> Layout:
-    """Tell by its files what kind of dataset lies at `path`: a published one, a manifest, shards, or else a folder per class.
+    """Tell by its files what kind of dataset lies at `path`.
+
+    A published one, a manifest, shards, or else a folder per class.
 
     Raises:
         DataError: if there is nothing, or it could be several things.
@@ -48,7 +50,8 @@ def detect(path: str | Path) -> Layout:
         if path.name in HDF5_KINDS:
             return Layout(HDF5_KINDS[path.name], path)
         raise DataError(
-            f"{path} is not a dataset whose kind can be told by its name. Give a folder, a .csv, .tsv or .tar file, or say its kind."
+            f"{path} is not a dataset whose kind can be told by its name. Give a folder, a .csv, .tsv or .tar file, or "
+            "say its kind."
         )
     if not path.is_dir():
         raise DataError(f"There is no dataset at {path}.")
@@ -59,7 +62,12 @@ def detect(path: str | Path) -> Layout:
             return Layout(kind, path)
     if any(path.glob("*.tar")) or any(path.glob("shards/*.tar")):
         return Layout("shards", path)
-    manifests = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and not file.name.startswith("."))
+    manifests = sorted(
+        file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")
+    )
     if len(manifests) > 1:
-        raise DataError(f"{path} holds several tables: {', '.join(file.name for file in manifests)}. Give the path of the one to use.")
+        raise DataError(
+            f"{path} holds several tables: {', '.join(file.name for file in manifests)}. Give the path of the one to "
+            "use."
+        )
     return Layout("csv", manifests[0]) if manifests else Layout("folder", path)

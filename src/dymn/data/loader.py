@@ -30,16 +30,17 @@ def _as_it_is(collated: Any) -> Any:
 class Loader:
     """Iterates over the batches of an epoch.
 
-    What an epoch holds depends on the sampler's seed, `seed` and the epoch's number, not on workers or processes. With several
-    processes, `batch_size` is that of all together and each gets its share of every batch.
+    What an epoch holds depends on the sampler's seed, `seed` and the epoch's number, not on workers or processes. With
+    several processes, `batch_size` is that of all together and each gets its share of every batch.
 
     Args:
         source: the clips.
         sampler: the order of an epoch.
         batch_size: clips in a (global) batch. A batch is smaller by its bad clips.
         seconds: length of every clip; None for that of the longest clip in the batch.
-        crop: "random" for a place drawn anew at each presentation, "start" for the beginning; "windows" for whole recordings, however
-            long, cut into windows of `longest` seconds (see `dymn.data.windows`), which come in batches of one length.
+        crop: "random" for a place drawn anew at each presentation, "start" for the beginning; "windows" for whole
+            recordings, however long, cut into windows of `longest` seconds (see `dymn.data.windows`), which come in
+            batches of one length.
         longest: seconds of a window; None for `seconds`.
         fill: "pad" (with zeros) or "repeat", for clips that are shorter.
         seed: of the random crops.
@@ -82,14 +83,20 @@ class Loader:
         resident: Resident | None = None,
     ) -> None:
         if crop not in CROPPED or fill not in FILLS:
-            raise ConfigError(f"crop and fill are {crop!r} and {fill!r}; allowed: {', '.join(CROPPED)}, and {', '.join(FILLS)}.")
+            raise ConfigError(
+                f"crop and fill are {crop!r} and {fill!r}; allowed: {', '.join(CROPPED)}, and {', '.join(FILLS)}."
+            )
         if crop == "windows" and (seconds is None or (longest or seconds) < seconds):
-            raise ConfigError(f"seconds and longest are {seconds} and {longest}; windows have a length, and longest is at least seconds.")
+            raise ConfigError(
+                f"seconds and longest are {seconds} and {longest}; windows have a length, and longest is at least "
+                "seconds."
+            )
         if seconds is not None and not 0 < seconds <= source.max_seconds:
             raise ConfigError(f"seconds is {seconds}; it must be above 0 and at most {source.max_seconds}.")
         if not 0 <= max_bad <= 1 or workers < 0 or seed < 0:
             raise ConfigError(
-                f"max_bad, workers and seed are {max_bad}, {workers} and {seed}; a share in [0, 1] and numbers from 0 are allowed."
+                f"max_bad, workers and seed are {max_bad}, {workers} and {seed}; a share in [0, 1] and numbers from 0 "
+                "are allowed."
             )
         samples = None if seconds is None else round(seconds * source.sample_rate)
         longest_samples = None if longest is None else round(longest * source.sample_rate)
@@ -98,16 +105,27 @@ class Loader:
         self.marks = np.zeros(len(source), dtype=np.int64)
         self.batches = Batches(sampler, batch_size, rank=rank, world=world, drop_last=drop_last)
         self._presented = Presented(
-            source, self.batches, teacher, partial_teacher, samples, crop=crop, fill=fill, seed=seed, longest=longest_samples
+            source,
+            self.batches,
+            teacher,
+            partial_teacher,
+            samples,
+            crop=crop,
+            fill=fill,
+            seed=seed,
+            longest=longest_samples,
         )
         workers = 0 if resident is not None else workers
         if workers:
             self._presented.start.share_memory_()  # type: ignore[no-untyped-call]
         self._at = (0, 0)  # epoch, and how many of its batches were handed out
         self._met = 0  # bad clips in those batches
-        self._first: dict[int, tuple[int, int]] = {}  # by epoch, where it does not begin at 0: batch, and bad clips in those before
+        # by epoch, where it does not begin at 0: batch, and bad clips in those before
+        self._first: dict[int, tuple[int, int]] = {}
         self._loader: Iterable[Collated] = (
-            self._decoding(workers, pin_memory, context) if resident is None else ResidentBatches(self._presented, resident)
+            self._decoding(workers, pin_memory, context)
+            if resident is None
+            else ResidentBatches(self._presented, resident)
         )
 
     def _decoding(self, workers: int, pin_memory: bool, context: str | None) -> DataLoader[Collated]:
@@ -135,8 +153,8 @@ class Loader:
         """Yield the batches of an epoch with their bad clips.
 
         Raises:
-            DataError: if more than `max_bad` of the epoch's clips are bad, all clips of a batch are bad while other processes wait,
-                or a clip is not the one that the teacher heard, or that came before under its name.
+            DataError: if more than `max_bad` of the epoch's clips are bad, all clips of a batch are bad while other
+                processes wait, or a clip is not the one that the teacher heard, or that came before under its name.
         """
         first, self._met = self._first.pop(number, (0, 0))
         self._presented.start.copy_(torch.tensor([number, first]))
@@ -150,15 +168,21 @@ class Loader:
             if self._met > allowed:
                 listed = "; ".join(f"{key}: {reason}" for key, reason in list(self.bad.items())[:5])
                 raise DataError(
-                    f"{self._met} bad clips in epoch {number + 1}, more than {self.max_bad:.1%} of its {len(self.batches.sampler)} clips: "
-                    f"{listed}. Repair or remove them, or allow a larger share (max_bad)."
+                    f"{self._met} bad clips in epoch {number + 1}, more than {self.max_bad:.1%} of its "
+                    f"{len(self.batches.sampler)} clips: {listed}. Repair or remove them, or allow a larger share "
+                    "(max_bad)."
                 )
             if collated.batch is None and self.batches.world > 1:
-                raise DataError(f"All clips of a batch are bad: {', '.join(clip.key for clip in collated.bad)}. Repair or remove them.")
+                raise DataError(
+                    f"All clips of a batch are bad: {', '.join(clip.key for clip in collated.bad)}. Repair or remove "
+                    "them."
+                )
             yield collated
 
     def state_dict(self) -> dict[str, int]:
-        """Return where the loader is (the epoch, its batches that were handed out, their bad clips), and what its order depends on."""
+        """Return where the loader is (the epoch, its batches that were handed out, their bad clips), and what its order
+        depends on.
+        """
         epoch, batch = self._at
         size, draws = self.batches.batch_size, len(self.batches.sampler)
         return {"epoch": epoch, "batch": batch, "bad": self._met, "seed": self.seed, "draws": draws, "batch_size": size}
@@ -174,7 +198,10 @@ class Loader:
         now = self.state_dict()
         differing = [name for name in ("seed", "draws", "batch_size") if state.get(name) != now[name]]
         if differing:
-            raise ConfigError(f"The state is that of a loader with another {' and '.join(differing)}: {state}, and this one has {now}.")
+            raise ConfigError(
+                f"The state is that of a loader with another {' and '.join(differing)}: {state}, and this one has "
+                f"{now}."
+            )
         self._at, self._met = (state["epoch"], state["batch"]), state.get("bad", 0)
         self._first[state["epoch"]] = (state["batch"], self._met)
 
@@ -182,8 +209,8 @@ class Loader:
         for clip, mark in zip(collated.clips, collated.fingerprints, strict=True):
             if mark and self.marks[clip] not in (0, mark):
                 raise DataError(
-                    f"The audio of {self.source.keys[clip]} has changed since this run read it. Restore the file, or start over in another "
-                    "folder (--output, run.out)."
+                    f"The audio of {self.source.keys[clip]} has changed since this run read it. Restore the file, or "
+                    "start over in another folder (--output, run.out)."
                 )
             self.marks[clip] = mark
 

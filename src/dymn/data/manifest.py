@@ -1,7 +1,7 @@
 """Manifests: a table with a row for each clip, or for each label of a clip, as people and programs write them.
 
-Columns are found by their names, whatever their case; columns of other names are not looked at. A column that would change what is
-learned, and that dymn does not use, is refused by its name.
+Columns are found by their names, whatever their case; columns of other names are not looked at. A column that would
+change what is learned, and that dymn does not use, is refused by its name.
 """
 
 from __future__ import annotations
@@ -69,20 +69,21 @@ def read_csv(
 ) -> tuple[Catalog, Store]:
     """A manifest: a table with the columns path and labels and, if wanted, split, fold, start and end.
 
-    Values are separated by commas, semicolons or tabs. A clip with several labels has them in one row, or a row for each. A label
-    with a probability, `dog:0.7`, is a soft label. With `start` and `end`, in seconds, a clip is that part of its file.
+    Values are separated by commas, semicolons or tabs. A clip with several labels has them in one row, or a row for
+    each. A label with a probability, `dog:0.7`, is a soft label. With `start` and `end`, in seconds, a clip is that
+    part of its file.
 
     Args:
         manifest: the CSV file, in UTF-8.
         root: the folder that relative paths start from; None for that of the manifest.
         labels: names of the classes in the wanted order; None for those found, sorted.
-        separator: between the labels of a row; None for ";" if any row has one. Else it is ",", but a comma within a known label,
-            such as AudioSet's "Child speech, kid speaking", belongs to it.
+        separator: between the labels of a row; None for ";" if any row has one. Else it is ",", but a comma within a
+            known label, such as AudioSet's "Child speech, kid speaking", belongs to it.
         ignore: columns that are not looked at, though they could change what is learned.
 
     Raises:
-        DataError: if a column is missing, or is not used; a relative path leads outside `root`; a class is unknown; or a table can be
-            read in two ways.
+        DataError: if a column is missing, or is not used; a relative path leads outside `root`; a class is unknown; or
+            a table can be read in two ways.
     """
     header, rows = _table(manifest)
     columns = _columns(header, manifest, ignore)
@@ -122,7 +123,8 @@ def _table(path: Path) -> tuple[list[str], list[list[str]]]:
     for line, row in numbered:
         if len(row) != len(header):
             raise DataError(
-                f"{path}, row {line}: {len(row)} values where the header has {len(header)}. Put a value that holds {delimiter!r} in quotes."
+                f"{path}, row {line}: {len(row)} values where the header has {len(header)}. Put a value that holds "
+                f"{delimiter!r} in quotes."
             )
     return header, [row for _, row in numbered]
 
@@ -142,18 +144,25 @@ def _columns(header: Sequence[str], where: Path, ignore: Sequence[str]) -> Colum
     seen = ["" if _plain(name) in ignored else name for name in header]
     for name in seen:
         if _plain(name) in REFUSED:
-            raise DataError(f"{where} has a column {name!r}. {REFUSED[_plain(name)]}. Remove it, or set data.options.ignore=['{name}'].")
+            raise DataError(
+                f"{where} has a column {name!r}. {REFUSED[_plain(name)]}. Remove it, or set "
+                f"data.options.ignore=['{name}']."
+            )
     path, label = _place(header, PATH_COLUMNS), _place(header, LABEL_COLUMNS)
     assert path is not None and label is not None  # as `_table` has seen
     split, fold = _place(seen, ("split", "subset", "partition")), _place(seen, ("fold",))
     return Columns(path, label, split, fold, _place(seen, START_COLUMNS), _place(seen, END_COLUMNS))
 
 
-def _entry(row: Sequence[str], path: str, targets: dict[str, float], columns: Columns, folder: Path, where: Path) -> Entry:
+def _entry(
+    row: Sequence[str], path: str, targets: dict[str, float], columns: Columns, folder: Path, where: Path
+) -> Entry:
     start = _seconds(row, columns.start, 0.0, where)
     end = _seconds(row, columns.end, math.inf, where)
     if not start < end:
-        raise DataError(f"{where}: {path!r} is to be heard from {start:g} to {end:g} s; the end must come after the start.")
+        raise DataError(
+            f"{where}: {path!r} is to be heard from {start:g} to {end:g} s; the end must come after the start."
+        )
     key, file = _file(path, folder)
     if (start, end) != (0.0, math.inf):
         key = f"{key}#{start:g}-{end:g}" if end < math.inf else f"{key}#{start:g}-"
@@ -163,7 +172,10 @@ def _entry(row: Sequence[str], path: str, targets: dict[str, float], columns: Co
 
 
 def _file(path: str, folder: Path) -> tuple[str, Path]:
-    """Return the name of a clip and its file. An absolute path is taken as it is; a relative one leads nowhere outside the folder."""
+    """Return the name of a clip and its file.
+
+    An absolute path is taken as it is; a relative one leads nowhere outside the folder.
+    """
     if not os.path.isabs(path):
         return path, inside(folder, path)
     file, home = Path(os.path.normpath(path)), Path(os.path.abspath(folder))
@@ -189,13 +201,17 @@ def _seconds(row: Sequence[str], column: int | None, default: float, where: Path
 def _joined(first: Entry, more: Entry, where: Path) -> Entry:
     """Return a clip with the labels of two rows."""
     if set(more.targets) <= set(first.targets):
-        raise DataError(f"{where} names {first.key!r} twice; every clip needs a name of its own, or each row another label.")
+        raise DataError(
+            f"{where} names {first.key!r} twice; every clip needs a name of its own, or each row another label."
+        )
     if (first.split, first.fold) != (more.split, more.fold):
         raise DataError(f"{where} has {first.key!r} in two splits or folds.")
     return first._replace(targets=first.targets | more.targets)
 
 
-def _separated(cells: Sequence[str], separator: str | None, labels: Sequence[str] | None, where: Path) -> list[list[str]]:
+def _separated(
+    cells: Sequence[str], separator: str | None, labels: Sequence[str] | None, where: Path
+) -> list[list[str]]:
     """Return the labels of each row (see `read_csv`, separator)."""
     if separator is not None or any(";" in cell for cell in cells):
         return [_split(cell, separator or ";") for cell in cells]
@@ -205,8 +221,8 @@ def _separated(cells: Sequence[str], separator: str | None, labels: Sequence[str
     for cell, names in found.items():
         if ", " in cell and len(names) > 1 and not known.issuperset(names) and all(used[name] == 1 for name in names):
             raise DataError(
-                f"{where} has the label {cell!r}, which could be one label or {len(names)}. Separate labels by ';', or say what separates "
-                "them: data.options.separator=';' where it is one label, ',' where not."
+                f"{where} has the label {cell!r}, which could be one label or {len(names)}. Separate labels by ';', or "
+                "say what separates them: data.options.separator=';' where it is one label, ',' where not."
             )
     return [found[cell] for cell in cells]
 
@@ -216,7 +232,10 @@ def _split(cell: str, separator: str) -> list[str]:
 
 
 def _known(cell: str, known: set[str]) -> list[str]:
-    """Return the labels between the commas of a row, the longest known ones first: "Child speech, kid speaking" is one of AudioSet's."""
+    """Return the labels between the commas of a row, the longest known ones first.
+
+    "Child speech, kid speaking" is one of AudioSet's.
+    """
     parts, names = cell.split(","), list[str]()
     while parts:
         length = next((n for n in range(len(parts), 1, -1) if ",".join(parts[:n]).strip() in known), 1)
@@ -228,14 +247,19 @@ def _known(cell: str, known: set[str]) -> list[str]:
 def _soft(rows: Sequence[list[str]], labels: Sequence[str] | None, where: Path) -> list[dict[str, float]]:
     """Return the target of each label of each row: that which it brings, `dog:0.7`, or 1."""
     found = {name: None if name in (labels or ()) else SOFT.fullmatch(name) for row in rows for name in row}
-    soft, hard = (next((name for name, match in found.items() if (match is not None) is wanted), None) for wanted in (True, False))
+    soft, hard = (
+        next((name for name, match in found.items() if (match is not None) is wanted), None) for wanted in (True, False)
+    )
     if soft is None:
         return [dict.fromkeys(row, 1.0) for row in rows]
     if hard is not None:
         raise DataError(
-            f"{where} has labels with a probability, such as {soft!r}, and labels without, such as {hard!r}. Give all of them one."
+            f"{where} has labels with a probability, such as {soft!r}, and labels without, such as {hard!r}. Give all "
+            "of them one."
         )
-    values = {name: (match["name"].strip(), float(match["value"])) for name, match in found.items() if match is not None}
+    values = {
+        name: (match["name"].strip(), float(match["value"])) for name, match in found.items() if match is not None
+    }
     above = next((name for name, (_, value) in values.items() if value > 1), None)
     if above is not None:
         raise DataError(f"{where}: {above!r} has a probability above 1.")

@@ -1,7 +1,8 @@
-"""Packing a dataset into tar shards, so that training reads few large files from front to back (layout: `dymn.data.packed`).
+"""Packing a dataset into tar shards, so that training reads few large files from front to back (layout:
+`dymn.data.packed`).
 
-Which clips a shard holds is settled before any is read, by the seed and by their number. Each shard is then the work of one process,
-and of no other; a run that was killed makes those that are missing, and the result is the same.
+Which clips a shard holds is settled before any is read, by the seed and by their number. Each shard is then the work of
+one process, and of no other; a run that was killed makes those that are missing, and the result is the same.
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ class PackSettings:
     """How shards are made; the same settings and the same data give the same shards.
 
     Attributes:
-        encoding: "keep" for the audio as it is, or a key of `ENCODINGS`: 16 bits at the source's sample rate (opus: 48 kHz).
+        encoding: "keep" for the audio as it is, or a key of `ENCODINGS`: 16 bits at the source's sample rate (opus: 48
+            kHz).
         clips: how many clips a shard holds; 0 for as many as make about `megabytes`.
         megabytes: size of a shard.
         seed: of the order of the clips; None to keep them in order.
@@ -66,8 +68,8 @@ class PackSettings:
             raise ConfigError(f"encoding is {self.encoding!r}; allowed: {', '.join(ENCODINGS)}.")
         if self.clips < 0 or not self.megabytes > 0 or (self.seed is not None and self.seed < 0):
             raise ConfigError(
-                f"clips, megabytes and seed are {self.clips}, {self.megabytes} and {self.seed}; clips and seed must be at least 0, "
-                "megabytes above 0."
+                f"clips, megabytes and seed are {self.clips}, {self.megabytes} and {self.seed}; clips and seed must be "
+                "at least 0, megabytes above 0."
             )
 
 
@@ -90,8 +92,8 @@ def pack(
 ) -> Packed:
     """Pack all clips of a source into shards; each split has shards of its own.
 
-    Every clip is decoded once, so that those that cannot be are left out and listed in bad_clips.csv. Called again after an
-    interruption it continues; called again when all is done it does nothing.
+    Every clip is decoded once, so that those that cannot be are left out and listed in bad_clips.csv. Called again
+    after an interruption it continues; called again when all is done it does nothing.
 
     Args:
         source: the whole dataset.
@@ -109,7 +111,9 @@ def pack(
     """
     settings, out = settings or PackSettings(), Path(out)
     if source.catalog.spans is not None:
-        raise DataError("Clips that are parts of files (columns start and end) cannot be packed. Cut the files into clips first.")
+        raise DataError(
+            "Clips that are parts of files (columns start and end) cannot be packed. Cut the files into clips first."
+        )
     made = {"source": source.digest, "sample_rate": source.sample_rate, **dataclasses.asdict(settings)}
     out.mkdir(parents=True, exist_ok=True)
     work = out / WORK_FOLDER
@@ -127,10 +131,17 @@ def pack(
 
 
 def _make(
-    source: Source, out: Path, settings: PackSettings, made: dict[str, Any], task: dict[str, Any], workers: int, progress: Progress | None
+    source: Source,
+    out: Path,
+    settings: PackSettings,
+    made: dict[str, Any],
+    task: dict[str, Any],
+    workers: int,
+    progress: Progress | None,
 ) -> Index:
     plan_file = out / WORK_FOLDER / PLAN_FILE
-    for unfinished in (*out.glob(".*.part"), *plan_file.parent.glob(".*.part")):  # what a kill in the middle of writing left
+    # what a kill in the middle of writing left
+    for unfinished in (*out.glob(".*.part"), *plan_file.parent.glob(".*.part")):
         unfinished.unlink()
     if plan_file.exists():
         begun = json.loads(plan_file.read_text(encoding="utf-8"))
@@ -161,9 +172,13 @@ def _write_index(shards: _Shards, made: dict[str, Any], task: dict[str, Any]) ->
     reports = [json.loads(shards.report(number).read_text(encoding="utf-8")) for number in range(len(shards))]
     bad = {source.keys[i]: reason for report in reports for i, reason in report["bad"]}
     whole = [report for report in reports if report["clips"]]
-    rows = np.array([[part, *row] for part, report in enumerate(whole) for row in report["clips"]], dtype=np.int64).reshape(-1, 6)
+    rows = np.array(
+        [[part, *row] for part, report in enumerate(whole) for row in report["clips"]], dtype=np.int64
+    ).reshape(-1, 6)
     if not len(rows):
-        raise DataError(f"No clip of {source.name or 'the dataset'} can be read, such as {next(iter(bad.items()), '')}.")
+        raise DataError(
+            f"No clip of {source.name or 'the dataset'} can be read, such as {next(iter(bad.items()), '')}."
+        )
     write_bad(out / BAD_FILE, bad)
     catalog = source.catalog.take(rows[:, 1].tolist())
     values = {
@@ -176,7 +191,10 @@ def _write_index(shards: _Shards, made: dict[str, Any], task: dict[str, Any]) ->
         "bad": len(bad),
         "made": made,
         "provenance": {"dymn": dymn.__version__, "data": source.name},
-        "shards": [{"clips": len(report["clips"]), **{name: report[name] for name in ("name", "bytes", "sha256")}} for report in whole],
+        "shards": [
+            {"clips": len(report["clips"]), **{name: report[name] for name in ("name", "bytes", "sha256")}}
+            for report in whole
+        ],
     }
     write_index(out, catalog, rows[:, [0, 2, 3]], rows[:, 4] if made["encoding"] != "keep" else None, values)
     return read_index(out)
@@ -225,7 +243,9 @@ class _Shards(Dataset["int | OSError"]):
             path.unlink()
         digest = sha256_of(path) if clips else ""
         size = path.stat().st_size if clips else 0
-        _write_json(self.report(number), {"name": path.name, "bytes": size, "sha256": digest, "clips": clips, "bad": bad})
+        _write_json(
+            self.report(number), {"name": path.name, "bytes": size, "sha256": digest, "clips": clips, "bad": bad}
+        )
 
     def encoded(self, i: int) -> tuple[bytes, str, int, int]:
         """Return a clip's bytes, their suffix, the fingerprint of what they were made from, and the number of samples.
@@ -259,7 +279,8 @@ def encode(waveform: Floats, sample_rate: int, encoding: str) -> bytes:
         samples = np.clip(np.rint(waveform * 32_768.0), -32_768, 32_767).astype(np.int16)
     form, subtype = ENCODINGS[encoding]
     try:
-        with spool() as file:  # libsndfile writes to its descriptor itself: a signal is not lost in a callback of Python
+        # libsndfile writes to its descriptor itself: a signal is not lost in a callback of Python
+        with spool() as file:
             if os.name != "posix":
                 memory = io.BytesIO()
                 soundfile.write(memory, samples, sample_rate, format=form, subtype=subtype)
@@ -316,7 +337,10 @@ def _clips_of(megabytes: float, source: Source, encoding: str) -> int:
 
 
 def _suffix(content: bytes, key: str) -> str:
-    """Return by which suffix others know the audio; names in a shard never come from the data but for a few plain letters."""
+    """Return by which suffix others know the audio.
+
+    Names in a shard never come from the data but for a few plain letters.
+    """
     if content.startswith(b"OggS") and b"OpusHead" in content[:64]:
         return "opus"
     for beginning, suffix in BEGINNINGS.items():
@@ -334,7 +358,9 @@ def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
 
 def _same(out: Path, before: Any, now: dict[str, Any]) -> None:
     before = before if isinstance(before, dict) else {}
-    differing = [f"{name} was {before.get(name)}, now {value}" for name, value in now.items() if before.get(name) != value]
+    differing = [
+        f"{name} was {before.get(name)}, now {value}" for name, value in now.items() if before.get(name) != value
+    ]
     if differing:
         raise ConfigError(f"{out} holds shards of other data or settings: {'; '.join(differing)}. Give another folder.")
 

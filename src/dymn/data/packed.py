@@ -1,10 +1,14 @@
-"""Shards that `dymn shards` packs: tar files (WebDataset) with an index, from which they open at once, however many clips there are.
+"""Shards that `dymn shards` packs.
+
+Tar files (WebDataset) with an index, from which they open at once, however many clips there are.
 
 A folder of them holds
 
 - NAME-000000.tar and so on: for each clip its audio, and beside it a JSON object with its name, labels, split and fold;
-- clips.npz: the same of all clips as columns, and where in which shard each lies, in the order in which shards are read;
-- index.json: the shards with clips, bytes and SHA-256, classes, kind of task, and where all came from. It is written last.
+- clips.npz: the same of all clips as columns, and where in which shard each lies, in the order in which shards are
+  read;
+- index.json: the shards with clips, bytes and SHA-256, classes, kind of task, and where all came from. It is written
+  last.
 """
 
 from __future__ import annotations
@@ -49,7 +53,10 @@ class Index:
 
 
 def is_packed(root: Path) -> bool:
-    """Return whether a folder holds such shards, or some that are not complete; an index.json may also be another program's."""
+    """Return whether a folder holds such shards, or some that are not complete.
+
+    An index.json may also be another program's.
+    """
     if (root / INDEX_FILE).is_file() and (root / COLUMNS_FILE).is_file():
         return True
     try:
@@ -74,14 +81,21 @@ def read_index(root: Path) -> Index:
             raise ValueError(f"its format is {values['format']!r}, not {FORMAT}")
         labels, task, columns = values["labels"], values["task"], values["columns"]
         shards = [
-            {**shard, "clips": int(shard["clips"]), "bytes": int(shard["bytes"]), "name": str(shard["name"])} for shard in values["shards"]
+            {**shard, "clips": int(shard["clips"]), "bytes": int(shard["bytes"]), "name": str(shard["name"])}
+            for shard in values["shards"]
         ]
-        if not isinstance(task, dict) or not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+        if (
+            not isinstance(task, dict)
+            or not isinstance(labels, list)
+            or not all(isinstance(label, str) for label in labels)
+        ):
             raise ValueError("labels must be a list of names, and task an object")
         if not isinstance(columns, dict) or not isinstance(columns["names"], list):
             raise ValueError("columns must be an object with a list of names")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise DataError(f"{path} is not a readable index of shards: {error!r}. Pack them again with dymn shards.") from error
+        raise DataError(
+            f"{path} is not a readable index of shards: {error!r}. Pack them again with dymn shards."
+        ) from error
     return Index(root, tuple(labels), task, shards, values)
 
 
@@ -97,7 +111,10 @@ def read_packed(root: Path) -> tuple[Catalog, Store]:
     for path, shard in zip(paths, index.shards, strict=True):
         found = path.stat().st_size if path.is_file() else -1
         if found != shard["bytes"]:
-            raise DataError(f"{path} has {found} bytes, and {INDEX_FILE} says {shard['bytes']}. The copy is incomplete; get it again.")
+            raise DataError(
+                f"{path} has {found} bytes, and {INDEX_FILE} says {shard['bytes']}. The copy is incomplete; get it "
+                "again."
+            )
     arrays = _columns(columns, index)
     try:
         places, keys = arrays["places"].astype(np.int64), tuple(arrays["keys"].tobytes().decode().split("\0"))
@@ -133,7 +150,11 @@ def _columns(path: Path, index: Index) -> dict[str, npt.NDArray[Any]]:
 
 
 def write_index(
-    root: Path, catalog: Catalog, places: npt.NDArray[np.int64], marks: npt.NDArray[np.int64] | None, values: dict[str, Any]
+    root: Path,
+    catalog: Catalog,
+    places: npt.NDArray[np.int64],
+    marks: npt.NDArray[np.int64] | None,
+    values: dict[str, Any],
 ) -> None:
     """Write clips.npz, then index.json.
 

@@ -62,7 +62,9 @@ def read_index(path: Path) -> dict[str, int]:
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error}.") from error
     except FAILURES as error:
-        raise DataError(f"{path} was not executed: it must be a pickled dict of names to row numbers, but {error}.") from error
+        raise DataError(
+            f"{path} was not executed: it must be a pickled dict of names to row numbers, but {error}."
+        ) from error
     if not isinstance(index, dict) or not all(isinstance(k, str) and type(v) is int for k, v in index.items()):
         raise DataError(f"{path} must hold a dict of names to row numbers.")
     return index
@@ -77,7 +79,10 @@ def read_npz(path: Path, names: tuple[str, ...], file: BinaryIO | None = None) -
         DataError: if the file cannot be read, an array is missing or too large, or is not what it should be.
     """
     try:
-        with nullcontext(file) if file is not None else open_regular(path) as content, zipfile.ZipFile(content) as archive:
+        with (
+            nullcontext(file) if file is not None else open_regular(path) as content,
+            zipfile.ZipFile(content) as archive,
+        ):
             return {name: _read_member(archive, path, name) for name in names}
     except (OSError, ValueError, *ARCHIVE_FAILURES) as error:
         raise DataError(f"{path} is not a readable .npz file: {error}.") from error
@@ -123,11 +128,15 @@ def _read_member(archive: zipfile.ZipFile, path: Path, name: str) -> npt.NDArray
             stored = load(content.read(), _GLOBALS)
         elements = getattr(stored, "elements", None)
     except NPY_FAILURES as error:
-        raise DataError(f"{path}: {name} was not executed: it must be an array of text or numbers, but {error}.") from error
+        raise DataError(
+            f"{path}: {name} was not executed: it must be an array of text or numbers, but {error}."
+        ) from error
     if elements is None or len(elements) != math.prod(shape) or not all(map(_is_short_text, elements)):
         raise DataError(f"{path}: {name} must be an array of text of at most {MAX_TEXT} letters each.")
     if len(elements) * max(map(len, elements), default=0) > MAX_SPREAD * info.file_size:
-        raise DataError(f"{path}: {name} holds texts of such different lengths that its array would be many times its file.")
+        raise DataError(
+            f"{path}: {name} holds texts of such different lengths that its array would be many times its file."
+        )
     return np.array([item.decode() if isinstance(item, bytes) else item for item in elements], str).reshape(shape)
 
 

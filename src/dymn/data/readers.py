@@ -31,16 +31,20 @@ SPLIT_NAMES = {
 
 
 def read_folder(root: Path) -> tuple[Catalog, Store]:
-    """One folder per class: `root/CLASS/**/*.wav`, or `root/SPLIT/CLASS/…`, where the splits are called as in `SPLIT_NAMES`.
+    """One folder per class: `root/CLASS/**/*.wav`, or `root/SPLIT/CLASS/…`, where the splits are called as in
+    `SPLIT_NAMES`.
 
     Raises:
-        DataError: if there is no folder, no class, an audio file lies outside the class folders, or other folders lie beside splits.
+        DataError: if there is no folder, no class, an audio file lies outside the class folders, or other folders lie
+            beside splits.
     """
     from dymn.audio import reading
 
     _need_folder(root)
     if not any(child.is_dir() and not child.name.startswith(".") for child in root.iterdir()):
-        raise DataError(f"{root} holds no folders. Put the clips of each class into a folder with the name of the class.")
+        raise DataError(
+            f"{root} holds no folders. Put the clips of each class into a folder with the name of the class."
+        )
     paths = [path for path in reading.find([root]) if path.parent != root]
     keys = tuple(path.relative_to(root).as_posix() for path in paths)
     parts = [key.split("/") for key in keys]
@@ -59,7 +63,9 @@ def read_folder(root: Path) -> tuple[Catalog, Store]:
 
 
 def _are_splits(names: set[str], root: Path) -> bool:
-    """Return whether folders are splits rather than classes: all of them, whatever their case; a class may be called train.
+    """Return whether folders are splits rather than classes: all of them, whatever their case.
+
+    A class may be called train.
 
     Raises:
         DataError: if some are splits and others are not.
@@ -69,8 +75,8 @@ def _are_splits(names: set[str], root: Path) -> bool:
         return bool(names)
     if len({SPLIT_NAMES[name.lower()] for name in known}) > 1:
         raise DataError(
-            f"{root} holds the splits {', '.join(sorted(known))} and beside them {', '.join(sorted(names - known))}. Move the one or the "
-            "other, or list the clips in a CSV file."
+            f"{root} holds the splits {', '.join(sorted(known))} and beside them {', '.join(sorted(names - known))}. "
+            "Move the one or the other, or list the clips in a CSV file."
         )
     return False
 
@@ -128,13 +134,16 @@ def read_fsd50k(root: Path) -> tuple[Catalog, Store]:
             splits.append(split_name(row["split"], listing) if part == "dev" else "test")
             paths.append(inside(folder, f"{row['fname']}.wav"))
     if not keys:
-        raise DataError(f"{root} holds neither FSD50K.dev_audio nor FSD50K.eval_audio with its list in FSD50K.ground_truth.")
+        raise DataError(
+            f"{root} holds neither FSD50K.dev_audio nor FSD50K.eval_audio with its list in FSD50K.ground_truth."
+        )
     targets = multi_hot(names, vocabulary, truth)
     return Catalog(tuple(keys), tuple(vocabulary), targets, splits=tuple(splits)), FileStore(paths)
 
 
 def read_openmic(root: Path) -> tuple[Catalog, Store]:
-    """OpenMIC-2018: `openmic-2018.npz`, `class-map.json`, `partitions/split01_{train,test}.csv` and `audio/KEY[:3]/KEY.ogg`.
+    """OpenMIC-2018: `openmic-2018.npz`, `class-map.json`, `partitions/split01_{train,test}.csv` and
+    `audio/KEY[:3]/KEY.ogg`.
 
     A probability above 0.5 is positive; classes without annotation are masked.
     """
@@ -169,7 +178,9 @@ def read_openmic(root: Path) -> tuple[Catalog, Store]:
 
 
 def read_tau(root: Path) -> tuple[Catalog, Store]:
-    """TAU Urban Acoustic Scenes 2020 Mobile (DCASE20), development: `meta.csv`, `evaluation_setup/fold1_{train,evaluate}.csv`, `audio/`.
+    """TAU Urban Acoustic Scenes 2020 Mobile (DCASE20), development.
+
+    `meta.csv`, `evaluation_setup/fold1_{train,evaluate}.csv`, `audio/`.
 
     Clips that the setup leaves out have no split.
     """
@@ -221,7 +232,10 @@ def csv_rows(path: Path, delimiter: str = ",") -> list[list[str]]:
             rows: list[list[str]] = []
             for row in csv.reader(io.TextIOWrapper(file, encoding="utf-8-sig", newline=""), delimiter=delimiter):
                 if len(row) > MAX_COLUMNS:
-                    raise DataError(f"{path}, row {len(rows) + 1}: {len(row):,} values; a table has at most {MAX_COLUMNS:,} columns.")
+                    raise DataError(
+                        f"{path}, row {len(rows) + 1}: {len(row):,} values; a table has at most {MAX_COLUMNS:,} "
+                        "columns."
+                    )
                 rows.append(row)
             return rows
     except (OSError, UnicodeDecodeError, csv.Error) as error:

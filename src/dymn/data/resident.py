@@ -1,4 +1,7 @@
-"""Decoded clips in the memory of the device that computes: batches are cut there by index, nothing is decoded or copied in between."""
+"""Decoded clips in the memory of the device that computes.
+
+Batches are cut there by index, nothing is decoded or copied in between.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,8 @@ class Crop(NamedTuple):
 class Resident:
     """The audio of a whole dataset in 16 bits on a device, by position in its catalog.
 
-    At 32 kHz an hour takes 230 MB. Samples are those of the decoded cache, if the source has one; else they are decoded now.
+    At 32 kHz an hour takes 230 MB. Samples are those of the decoded cache, if the source has one; else they are decoded
+    now.
 
     Args:
         source: any split of the dataset.
@@ -66,10 +70,16 @@ class Resident:
         except (RuntimeError, MemoryError) as error:
             if resource_error(error) is None:
                 raise
-            raise DataError(f"{device} has no room for the decoded clips. Leave data.resident out, or use data.cache alone.") from error
+            raise DataError(
+                f"{device} has no room for the decoded clips. Leave data.resident out, or use data.cache alone."
+            ) from error
 
-    def waveforms(self, clips: Sequence[int], offsets: Sequence[int], samples: int, fill: str, ends: Sequence[int] | None = None) -> Tensor:
-        """Return [B, samples] float32 of some clips, each from its offset to its end; what is too short is repeated or followed by zeros.
+    def waveforms(
+        self, clips: Sequence[int], offsets: Sequence[int], samples: int, fill: str, ends: Sequence[int] | None = None
+    ) -> Tensor:
+        """Return [B, samples] float32 of some clips, each from its offset to its end.
+
+        What is too short is repeated or followed by zeros.
 
         Args:
             clips: B positions in the whole dataset.
@@ -79,7 +89,9 @@ class Resident:
             ends: where each ends; None for the ends of the clips.
         """
         rows = np.asarray(clips)
-        columns = np.stack([self.starts[rows], np.asarray(offsets), self.lengths[rows] if ends is None else np.asarray(ends)])
+        columns = np.stack(
+            [self.starts[rows], np.asarray(offsets), self.lengths[rows] if ends is None else np.asarray(ends)]
+        )
         start, offset, end = torch.from_numpy(columns).to(self.device)[..., None]
         scale = torch.from_numpy(self.scales[rows] / np.float32(FULL_SCALE)).to(self.device)[:, None]
         place = torch.arange(samples, device=self.device)
@@ -107,12 +119,19 @@ class ResidentBatches:
                 if place in self.resident.bad
             ]
             good = [(draw, place) for draw, place in drawn if place not in self.resident.bad]
-            yield from self._crops(good, bad) if self.presented.length is None else self._windows(good, bad, self.presented.length)
+            yield from (
+                self._crops(good, bad)
+                if self.presented.length is None
+                else self._windows(good, bad, self.presented.length)
+            )
 
     def _crops(self, good: list[tuple[Draw, int]], bad: list[BadClip]) -> Iterator[Collated]:
         lengths = [int(self.resident.lengths[place]) for _, place in good]
         samples = self.presented.samples or max(lengths, default=0)
-        crops = [Crop(draw, place, self.presented.offset(draw, n, samples), n) for (draw, place), n in zip(good, lengths, strict=True)]
+        crops = [
+            Crop(draw, place, self.presented.offset(draw, n, samples), n)
+            for (draw, place), n in zip(good, lengths, strict=True)
+        ]
         yield self._collated(crops, samples, bad)
 
     def _windows(self, good: list[tuple[Draw, int]], bad: list[BadClip], length: Length) -> Iterator[Collated]:

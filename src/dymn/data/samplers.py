@@ -42,11 +42,16 @@ class Sampler(Protocol):
 
 
 class PlainSampler:
-    """Every clip once an epoch, shuffled or in order; with `draws`, that many presentations in as many passes as it takes."""
+    """Every clip once an epoch, shuffled or in order.
+
+    With `draws`, that many presentations in as many passes as it takes.
+    """
 
     def __init__(self, n: int, seed: int = 0, *, shuffle: bool = True, draws: int | None = None) -> None:
         if n < 1 or (draws is not None and draws < 1) or seed < 0:
-            raise ConfigError(f"n, draws and seed are {n}, {draws} and {seed}; n and draws must be at least 1, seed at least 0.")
+            raise ConfigError(
+                f"n, draws and seed are {n}, {draws} and {seed}; n and draws must be at least 1, seed at least 0."
+            )
         self.n, self.seed, self.shuffle = n, seed, shuffle
         self.draws = draws if draws is not None else n
 
@@ -76,7 +81,9 @@ class BalancedSampler:
         if labelled == 0:
             raise DataError("No clip has a label, so classes cannot be balanced. Use plain sampling.")
         if labelled < draws:
-            logger.info("An epoch is %d clips: so many have labels, fewer than the %d draws asked for.", labelled, draws)
+            logger.info(
+                "An epoch is %d clips: so many have labels, fewer than the %d draws asked for.", labelled, draws
+            )
         self.draws = min(draws, labelled)
         with np.errstate(divide="ignore"):
             self._log_weights = np.log(weights)
@@ -96,7 +103,10 @@ class BalancedSampler:
 
 
 class WeightedSampler:
-    """Each clip as often as its weight says: an epoch is `draws` presentations, a clip's share of them rounded up or down by chance."""
+    """Each clip as often as its weight says.
+
+    An epoch is `draws` presentations, a clip's share of them rounded up or down by chance.
+    """
 
     def __init__(self, weights: npt.NDArray[np.float64], seed: int = 0, *, draws: int) -> None:
         if draws < 1 or seed < 0:
@@ -119,11 +129,13 @@ class WeightedSampler:
 
 
 def heard_weights(probabilities: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:
-    """Return sampling weights [N] of clips in which a teacher hears classes with `probabilities` [N, C], all zeros where it heard nothing.
+    """Return sampling weights [N] of clips in which a teacher hears classes with `probabilities` [N, C], all zeros
+    where it heard nothing.
 
-    The share `EVEN` of a weight is the same for all clips, the rest the sum over classes of the probability over the corpus's sum of
-    it: a class counts as often as another, but for those of which the corpus has hardly anything (less than about `ENOUGH` clips).
-    Probabilities below `AUDIBLE` count as none: there are so many of them that they would drown the others.
+    The share `EVEN` of a weight is the same for all clips, the rest the sum over classes of the probability over the
+    corpus's sum of it: a class counts as often as another, but for those of which the corpus has hardly anything (less
+    than about `ENOUGH` clips). Probabilities below `AUDIBLE` count as none: there are so many of them that they would
+    drown the others.
     """
     known = probabilities.any(axis=1)
     heard = np.where(probabilities < AUDIBLE, 0.0, probabilities).astype(np.float64)
@@ -163,13 +175,21 @@ class Batches:
         drop_last: whether an incomplete last batch is left out.
     """
 
-    def __init__(self, sampler: Sampler, batch_size: int, *, rank: int = 0, world: int = 1, drop_last: bool = False) -> None:
+    def __init__(
+        self, sampler: Sampler, batch_size: int, *, rank: int = 0, world: int = 1, drop_last: bool = False
+    ) -> None:
         if batch_size < 1 or world < 1 or not 0 <= rank < world or batch_size % world:
             raise ConfigError(
                 f"batch_size, rank and world are {batch_size}, {rank} and {world}; "
                 "the batch must be a multiple of world, and rank must be below it."
             )
-        self.sampler, self.batch_size, self.rank, self.world, self.drop_last = sampler, batch_size, rank, world, drop_last
+        self.sampler, self.batch_size, self.rank, self.world, self.drop_last = (
+            sampler,
+            batch_size,
+            rank,
+            world,
+            drop_last,
+        )
 
     def __len__(self) -> int:
         whole, rest = divmod(len(self.sampler), self.batch_size)

@@ -41,7 +41,8 @@ class Catalog:
         splits: "train", "val", "test" or "" for each clip; empty if the dataset has no splits.
         folds: number of the fold of each clip; empty if the dataset has none.
         packed: whether `targets` are packed bits.
-        spans: from where to where in its file each clip goes, in seconds [N, 2] (inf for the end); None if clips are whole files.
+        spans: from where to where in its file each clip goes, in seconds [N, 2] (inf for the end); None if clips are
+            whole files.
         task: what the data say of their task, by the names of `TASK_FACTS`; most datasets say nothing.
     """
 
@@ -60,7 +61,9 @@ class Catalog:
         if n == 0:
             raise DataError("The dataset holds no clips. Check its path and the split.")
         if len(set(self.keys)) != n:
-            raise DataError(f"The dataset names {_first_duplicate(self.keys)!r} twice; every clip needs a name of its own.")
+            raise DataError(
+                f"The dataset names {_first_duplicate(self.keys)!r} twice; every clip needs a name of its own."
+            )
         if classes == 0 or len(set(self.labels)) != classes:
             raise DataError("The dataset needs at least one class, and every class a name of its own.")
         strange = [name for name in (*self.keys, *self.labels) if not name.isascii() and not _is_text(name)]
@@ -68,7 +71,10 @@ class Catalog:
             raise DataError(f"{strange[0]!r} is a name in another encoding than UTF-8. Rename the file or folder.")
         columns = (classes + 7) // 8 if self.packed else classes
         if self.targets.shape != (n, columns):
-            raise DataError(f"Targets have shape {list(self.targets.shape)}; {[n, columns]} belongs to {n} clips and {classes} classes.")
+            raise DataError(
+                f"Targets have shape {list(self.targets.shape)}; {[n, columns]} belongs to {n} clips and {classes} "
+                "classes."
+            )
         if self.masks is not None and self.masks.shape != (n, classes):
             raise DataError(f"Masks have shape {list(self.masks.shape)}; it must be {[n, classes]}.")
         if not self.packed and not np.isfinite(self.targets.astype(np.float32)).all():
@@ -152,7 +158,8 @@ class Source(Dataset["Clip | BadClip"]):
         return self.clip(range(len(self))[i])
 
     def clip(self, i: int, cut: Cut | None = None, content: bytes | Exception | None = None) -> Clip | BadClip:
-        """Return clip `i`, its waveform passed through `cut` (which takes 16-bit samples as well, where they are decoded already).
+        """Return clip `i`, its waveform passed through `cut` (which takes 16-bit samples as well, where they are
+        decoded already).
 
         `content` is what its store gave, if that was asked before.
         """
@@ -163,7 +170,9 @@ class Source(Dataset["Clip | BadClip"]):
         row = slice(i, i + 1)
         return Clip(self.keys[i], waveform, self.catalog.target_rows(row)[0], self.catalog.mask_rows(row)[0], mark)
 
-    def read(self, i: int, cut: Cut | None = None, content: bytes | Exception | None = None) -> tuple[Floats, int] | BadClip:
+    def read(
+        self, i: int, cut: Cut | None = None, content: bytes | Exception | None = None
+    ) -> tuple[Floats, int] | BadClip:
         """Return waveform [N] and fingerprint of clip `i`, or why there is none (arguments as for `clip`)."""
         if self.decoded is not None:
             read = self.decoded.read(int(self.indices[i]), cut)
@@ -198,12 +207,16 @@ class Source(Dataset["Clip | BadClip"]):
         found = self.store.read(place) if content is None else content
         if isinstance(found, Exception):
             raise found
-        return within(reading.stream(_Named(found), self.sample_rate), self.sample_rate, self._span(i)), self._mark(place, found)
+        return within(reading.stream(_Named(found), self.sample_rate), self.sample_rate, self._span(i)), self._mark(
+            place, found
+        )
 
     def _note_length(self, key: str) -> None:
         if key not in self._long:
             self._long.add(key)
-            logger.warning("%s is longer than %g s; only its beginning is used. Cut it into clips.", key, self.max_seconds)
+            logger.warning(
+                "%s is longer than %g s; only its beginning is used. Cut it into clips.", key, self.max_seconds
+            )
 
     def _span(self, i: int) -> Span | None:
         if self.catalog.spans is None:
@@ -215,7 +228,10 @@ class Source(Dataset["Clip | BadClip"]):
         return fingerprint(content) if self.store.marks is None else int(self.store.marks[place])
 
     def read_many(self, indices: Sequence[int]) -> dict[int, bytes | Exception]:
-        """Return what the files of some clips hold, for `clip`, or why there is nothing; read in the order in which they lie."""
+        """Return what the files of some clips hold, for `clip`, or why there is nothing.
+
+        Read in the order in which they lie.
+        """
         place = {int(self.indices[i]): i for i in indices}
         return {place[where]: content for where, content in self.store.read_many(list(place))}
 
@@ -265,7 +281,10 @@ class Source(Dataset["Clip | BadClip"]):
         return self._same(self.indices[np.asarray(indices, dtype=np.int64)].tolist(), self.decoded)
 
     def at(self, sample_rate: int) -> Source:
-        """Return the same source, its waveforms at another sample rate in Hz; what was decoded for this one does not count."""
+        """Return the same source, its waveforms at another sample rate in Hz.
+
+        What was decoded for this one does not count.
+        """
         if sample_rate == self.sample_rate:
             return self
         full = self._same(self.indices.tolist(), None)
@@ -317,7 +336,9 @@ def within(blocks: Iterable[Floats], sample_rate: int, span: Span | None) -> Ite
 
 
 def decode(content: bytes, sample_rate: int, max_seconds: float = MAX_SECONDS, span: Span | None = None) -> Floats:
-    """Decode an audio file, or a span of it, to mono float32 [N]; what is longer than `max_seconds` is cut, without decoding the rest.
+    """Decode an audio file, or a span of it, to mono float32 [N].
+
+    What is longer than `max_seconds` is cut, without decoding the rest.
 
     Raises:
         AudioError: if it cannot be decoded or holds no sound.

@@ -1,7 +1,7 @@
 """Where the encoded bytes of clips lie: single files, members of tar shards, rows of HDF5 files.
 
-A store opens its files on first use in each process, so that it can be sent to worker processes and survives a fork. Names that
-come from a manifest or an archive never lead outside the dataset, and sizes are bounded.
+A store opens its files on first use in each process, so that it can be sent to worker processes and survives a fork.
+Names that come from a manifest or an archive never lead outside the dataset, and sizes are bounded.
 """
 
 from __future__ import annotations
@@ -60,7 +60,9 @@ class Store(ABC):
         """
 
     def read_many(self, indices: Sequence[int]) -> Iterator[tuple[int, bytes | Exception]]:
-        """Yield positions and contents of some clips, or why there is none, in the order in which they are quickest to read."""
+        """Yield positions and contents of some clips, or why there is none, in the order in which they are quickest to
+        read.
+        """
         for i in indices:
             try:
                 yield i, self.read(i)
@@ -108,7 +110,10 @@ def inside(root: Path, name: str) -> Path:
     """
     relative = PurePosixPath(name.replace("\\", "/"))
     if not name or "\0" in name or relative.is_absolute() or ".." in relative.parts or Path(name).is_absolute():
-        raise DataError(f"{name!r} is not a path inside {root}. Write paths relative to that folder, or name another folder as root.")
+        raise DataError(
+            f"{name!r} is not a path inside {root}. Write paths relative to that folder, or name another folder as "
+            "root."
+        )
     path = root / relative
     resolved = path.resolve()
     if not resolved.is_relative_to(root.resolve()):
@@ -145,7 +150,12 @@ class TarStore(Store):
     """
 
     def __init__(
-        self, paths: Sequence[Path], places: npt.NDArray[np.int64], *, marks: npt.NDArray[np.int64] | None = None, streams: bool = False
+        self,
+        paths: Sequence[Path],
+        places: npt.NDArray[np.int64],
+        *,
+        marks: npt.NDArray[np.int64] | None = None,
+        streams: bool = False,
     ) -> None:
         """Take the archives, and for each clip the number of its archive, the offset and the size of its bytes [N, 3]."""
         self.paths, self.places, self.marks = list(paths), places, marks
@@ -158,7 +168,10 @@ class TarStore(Store):
         return read_member(Member(self.paths[part], offset, size), self._files)
 
     def read_many(self, indices: Sequence[int]) -> Iterator[tuple[int, bytes | Exception]]:
-        """Yield the contents of the clips from front to back, or why there is none; neighbours come from the disk in one piece."""
+        """Yield the contents of the clips from front to back, or why there is none.
+
+        Neighbours come from the disk in one piece.
+        """
         for run in self._runs(sorted(set(indices))):
             part, start, _ = self.places[run[0]].tolist()
             end = int(self.places[run[-1], 1:].sum())
@@ -178,7 +191,11 @@ class TarStore(Store):
             part, offset, size = self.places[i].tolist()
             if run:
                 first, last = self.places[run[0]].tolist(), self.places[run[-1]].tolist()
-                if part != last[0] or not 0 <= offset - last[1] - last[2] <= MAX_GAP or offset + size - first[1] > MAX_PIECE:
+                if (
+                    part != last[0]
+                    or not 0 <= offset - last[1] - last[2] <= MAX_GAP
+                    or offset + size - first[1] > MAX_PIECE
+                ):
                     yield run
                     run = []
             run.append(i)
@@ -210,7 +227,9 @@ def read_member(member: Member, files: Opened[Any]) -> bytes:
     file.seek(member.offset)
     content: bytes = file.read(member.size)
     if len(content) != member.size:
-        raise DataError(f"{member.path} ends before byte {member.offset + member.size}. The file is incomplete; get it again.")
+        raise DataError(
+            f"{member.path} ends before byte {member.offset + member.size}. The file is incomplete; get it again."
+        )
     return content
 
 

@@ -1,9 +1,9 @@
 """An epoch in an order in which shards are read from front to back, by every process and worker its own part of them.
 
-The shards are drawn into a row, anew in each epoch, and the row is cut into equal stretches. A batch takes its clips from many
-stretches at once, a process and a worker only from their own. What a stretch gives next is drawn from its next `BLOCK` clips.
-All of it is a permutation that (seed, epoch) decide, before anything is read: every clip comes as often as in the order that is
-rearranged, whatever the number of processes and workers, and a position is a number.
+The shards are drawn into a row, anew in each epoch, and the row is cut into equal stretches. A batch takes its clips
+from many stretches at once, a process and a worker only from their own. What a stretch gives next is drawn from its
+next `BLOCK` clips. All of it is a permutation that (seed, epoch) decide, before anything is read: every clip comes as
+often as in the order that is rearranged, whatever the number of processes and workers, and a position is a number.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ Contents = dict[int, "bytes | Exception"]
 class Streamed:
     """The clips of a sampler, rearranged.
 
-    Processes read stretches of their own where their number divides both the batch and `STRETCHES`; workers, where theirs divides
-    `GROUPS`. Else they read parts of the same ones; what an epoch holds does not change.
+    Processes read stretches of their own where their number divides both the batch and `STRETCHES`; workers, where
+    theirs divides `GROUPS`. Else they read parts of the same ones; what an epoch holds does not change.
 
     Args:
         sampler: says which clips an epoch has.
@@ -53,11 +53,16 @@ class Streamed:
         return len(self.sampler)
 
     def order(self, epoch: int) -> Order:
-        """Return the positions of the clips to present in this epoch; each pass over the data is rearranged by itself."""
+        """Return the positions of the clips to present in this epoch.
+
+        Each pass over the data is rearranged by itself.
+        """
         generator = np.random.default_rng((self.seed, epoch, 0, LINE))
         order = self.sampler.order(epoch)
         passes = range(0, len(order), len(self.parts))
-        return np.concatenate([self._rearranged(order[first : first + len(self.parts)], first, generator) for first in passes])
+        return np.concatenate(
+            [self._rearranged(order[first : first + len(self.parts)], first, generator) for first in passes]
+        )
 
     def _rearranged(self, chosen: Order, first: int, generator: np.random.Generator) -> Order:
         turn = generator.permutation(int(self.parts.max()) + 1)

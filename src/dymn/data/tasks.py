@@ -34,7 +34,9 @@ TASK_FACTS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "seconds": (is_length, f"a number above 0 and at most {MAX_SECONDS:g}"),
     "whole": (lambda value: isinstance(value, bool), "true, false"),
 }
-"""What an index of shards, which may come from anywhere, says of its task: by name, what is allowed, as a test and in words."""
+"""What an index of shards, which may come from anywhere, says of its task: by name, what is allowed, as a test and in
+words.
+"""
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,8 @@ def _spec(kind: str, path: str | Path, facts: Mapping[str, Any]) -> TaskSpec:
         is_allowed, allowed = TASK_FACTS[name]
         if not is_allowed(value):
             raise DataError(
-                f"{path} holds shards of a task whose {name} is {value!r:.100}; allowed: {allowed}. Pack the data again with dymn shards."
+                f"{path} holds shards of a task whose {name} is {value!r:.100}; allowed: {allowed}. Pack the data "
+                "again with dymn shards."
             )
     return dataclasses.replace(TASKS[kind], **known)
 
@@ -127,8 +130,9 @@ def open_source(
         path: where the dataset lies, in its published layout.
         split: "train", "val" or "test"; None for all clips.
         fold: for datasets in folds: "test" is this fold, "train" the others.
-        holdout: share of the training clips of every class that are "val" where the dataset has no such split; they are chosen by a
-            digest of their names, so that the choice never changes. None for 0.2 if there are neither splits nor folds, else 0.
+        holdout: share of the training clips of every class that are "val" where the dataset has no such split; they are
+            chosen by a digest of their names, so that the choice never changes. None for 0.2 if there are neither
+            splits nor folds, else 0.
         options: those of `open_dataset`.
 
     Raises:
@@ -213,12 +217,16 @@ def _parts(source: Source, fold: int | None) -> list[str]:
     if catalog.splits:
         return list(catalog.splits)
     if catalog.folds:
-        raise ConfigError(f"{source.name} has the folds {sorted(set(catalog.folds))}. Choose the test set: fold=… (--fold).")
+        raise ConfigError(
+            f"{source.name} has the folds {sorted(set(catalog.folds))}. Choose the test set: fold=… (--fold)."
+        )
     return ["train"] * len(source)
 
 
 def _held_out(source: Source, candidates: list[int], share: float) -> set[int]:
-    """Return a share of the candidates of every class (the first class of a clip counts): those whose names' digests come first.
+    """Return a share of the candidates of every class (the first class of a clip counts).
+
+    Those whose names' digests come first.
 
     Every class keeps at least one clip; what rounding leaves over in one class is made up for in the next.
     """

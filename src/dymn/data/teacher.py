@@ -1,8 +1,9 @@
 """Logits of a teacher, made once for all epochs of a distillation (Sec. IV-A), and never paired with the wrong clip.
 
-A table is one .safetensors file: `logits` [N, C] float16, `keys` (UTF-8, end to end) with `key_ends` [N], and `fingerprints` [N] of
-the encoded audio that each row was made from. Its metadata names classes, models and dataset with their digests, and holds the
-digest of the content. Logits are looked up by the clip's name, never by position; the fingerprint is compared whenever a clip is read.
+A table is one .safetensors file: `logits` [N, C] float16, `keys` (UTF-8, end to end) with `key_ends` [N], and
+`fingerprints` [N] of the encoded audio that each row was made from. Its metadata names classes, models and dataset with
+their digests, and holds the digest of the content. Logits are looked up by the clip's name, never by position; the
+fingerprint is compared whenever a clip is read.
 """
 
 from __future__ import annotations
@@ -77,7 +78,9 @@ class TeacherTable:
     def logits(self) -> npt.NDArray[np.generic]:
         """The logits [N, C], memory-mapped."""
         if self._logits is None:
-            self._logits = np.memmap(self.path, self.dtype, mode="r", offset=self.offset, shape=(len(self.keys), self.classes))
+            self._logits = np.memmap(
+                self.path, self.dtype, mode="r", offset=self.offset, shape=(len(self.keys), self.classes)
+            )
         return self._logits
 
     @classmethod
@@ -101,7 +104,9 @@ class TeacherTable:
         except (KeyError, ValueError, TypeError, OSError, RecursionError) as error:
             raise DataError(f"{path} is damaged: {error!r:.300}. Make it again with dymn teach.") from error
         if arrays["fingerprints"].shape != (len(keys),) or len(shape) != 2 or shape[0] != len(keys):
-            raise DataError(f"{path} is damaged: {len(keys)} names, {arrays['fingerprints'].shape} fingerprints, {shape} logits.")
+            raise DataError(
+                f"{path} is damaged: {len(keys)} names, {arrays['fingerprints'].shape} fingerprints, {shape} logits."
+            )
         if content_digest(metadata["labels"], arrays) != metadata.get("sha256"):
             raise DataError(f"{path} is damaged: its rows were changed or shuffled. Make it again with dymn teach.")
         return cls(
@@ -115,10 +120,10 @@ class TeacherTable:
 
         Args:
             logits: the array; float16 or float32, memory-mapped.
-            index: a .pkl (dict name → row, read without executing it) or a .csv with a column key and one row for each of the array's,
-                in its order, or with a column row.
-            labels: names of the columns. If not given, they are read from NAME.labels.txt beside NAME.npy, one a line; without such a
-                file, 527 columns are AudioSet's classes in their published order.
+            index: a .pkl (dict name → row, read without executing it) or a .csv with a column key and one row for each
+                of the array's, in its order, or with a column row.
+            labels: names of the columns. If not given, they are read from NAME.labels.txt beside NAME.npy, one a line;
+                without such a file, 527 columns are AudioSet's classes in their published order.
 
         Raises:
             DataError: if a file is missing or not of this form, or the two do not belong together.
@@ -131,8 +136,17 @@ class TeacherTable:
         except (OSError, *NPY_FAILURES) as error:
             raise DataError(f"{path} is not a readable .npy file of numbers: {error}.") from error
         n_bytes = math.prod(shape) * kind.itemsize
-        if kind.kind != "f" or kind.itemsize > 8 or len(shape) != 2 or min(shape) < 1 or is_fortran or size - offset < n_bytes:
-            raise DataError(f"{path} must be an .npy file of logits [clips, classes]; it holds {kind!s:.40} {shape!s:.80}.")
+        if (
+            kind.kind != "f"
+            or kind.itemsize > 8
+            or len(shape) != 2
+            or min(shape) < 1
+            or is_fortran
+            or size - offset < n_bytes
+        ):
+            raise DataError(
+                f"{path} must be an .npy file of logits [clips, classes]; it holds {kind!s:.40} {shape!s:.80}."
+            )
         rows = _index_csv(index) if index.suffix == ".csv" else read_index(index)
         if len(rows) != shape[0] or sorted(rows.values()) != list(range(shape[0])):
             raise DataError(f"{index} must name every one of the {shape[0]} rows of {path} once; it names {len(rows)}.")
@@ -152,8 +166,8 @@ class TeacherTable:
         """
         if not self.labels:
             raise DataError(
-                f"{self.path} does not say which classes its {self.classes} columns are. Write their names, one a line, into "
-                f"{self.path.with_suffix('.labels.txt').name} beside it."
+                f"{self.path} does not say which classes its {self.classes} columns are. Write their names, one a "
+                f"line, into {self.path.with_suffix('.labels.txt').name} beside it."
             )
         if self.labels == tuple(labels):
             return None
@@ -161,8 +175,8 @@ class TeacherTable:
         missing = [label for label in labels if label not in place]
         if missing or len(labels) != self.classes:
             raise DataError(
-                f"{self.path} has logits of {self.classes} classes ({', '.join(self.labels[:3])} …), the data have {len(labels)} "
-                f"({', '.join(labels[:3])} …). Teach these data with a model of the same classes."
+                f"{self.path} has logits of {self.classes} classes ({', '.join(self.labels[:3])} …), the data have "
+                f"{len(labels)} ({', '.join(labels[:3])} …). Teach these data with a model of the same classes."
             )
         return np.array([place[label] for label in labels], dtype=np.int64)
 
@@ -182,7 +196,9 @@ class TeacherTable:
         rows = np.array([row.get(key, -1) for key in source.keys], dtype=np.int64)
         found = int((rows >= 0).sum())
         if found == 0:
-            raise DataError(f"{self.path} holds none of the {len(rows)} clips, e.g. {source.keys[0]!r}. It belongs to other data.")
+            raise DataError(
+                f"{self.path} holds none of the {len(rows)} clips, e.g. {source.keys[0]!r}. It belongs to other data."
+            )
         if found < len(rows) and not partial:
             missing = source.keys[int(np.argmin(rows))]
             raise DataError(
@@ -221,7 +237,8 @@ def write_table(
     """
     if logits.shape != (len(keys), len(labels)) or fingerprints.shape != (len(keys),):
         raise DataError(
-            f"{len(keys)} names, {len(labels)} classes, logits {list(logits.shape)}, fingerprints {list(fingerprints.shape)} differ."
+            f"{len(keys)} names, {len(labels)} classes, logits {list(logits.shape)}, fingerprints "
+            f"{list(fingerprints.shape)} differ."
         )
     encoded = [key.encode() for key in keys]
     arrays: dict[str, npt.NDArray[np.generic]] = {
@@ -304,7 +321,9 @@ def _layout(path: Path) -> tuple[dict[str, str], dict[str, tuple[str, tuple[int,
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error}. Make a table with dymn teach.") from error
     except (ValueError, KeyError, TypeError, AttributeError, struct.error, RecursionError) as error:
-        raise DataError(f"{path} is not a table of teacher logits, or is incomplete: {error}. Make one with dymn teach.") from error
+        raise DataError(
+            f"{path} is not a table of teacher logits, or is incomplete: {error}. Make one with dymn teach."
+        ) from error
 
 
 def _all_of(values: object, kind: type) -> bool:

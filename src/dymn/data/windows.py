@@ -14,7 +14,8 @@ from dymn.data.source import Source
 from dymn.errors import AudioError, DataError
 
 WHOLE = 60.0
-"""Seconds that a network hears at once where clips are to be heard whole (FSD50K: at most 30 s); longer ones are cut."""
+"""Seconds that a network hears at once where clips are to be heard whole (FSD50K: at most 30 s); longer ones are cut.
+"""
 
 
 class Length(NamedTuple):
@@ -43,7 +44,9 @@ def windows(source: Source, draw: Draw, length: Length, how: str, content: bytes
         blocks, mark = source.whole(draw.clip, content)
         for _, samples in cut(blocks, length.longest, length.longest):
             n += 1
-            yield Heard(Clip(key, fill(samples, length.least, how), target, mask, mark), len(samples) / source.sample_rate)
+            yield Heard(
+                Clip(key, fill(samples, length.least, how), target, mask, mark), len(samples) / source.sample_rate
+            )
         if n == 0:
             raise AudioError("The file holds no samples.")
     except (AudioError, DataError, OSError) as error:
@@ -61,7 +64,10 @@ Group = list[tuple[int, Clip, float, "Floats | None"]]
 def batches(
     share: Sequence[Draw], heard: Callable[[Draw], Iterator[Heard]], logits: Callable[[Draw], Floats | None], size: int
 ) -> Iterator[Collated]:
-    """Yield the windows of some clips in batches of one length, of at most `size` windows; they depend on these clips alone."""
+    """Yield the windows of some clips in batches of one length, of at most `size` windows.
+
+    They depend on these clips alone.
+    """
     waiting: dict[int, Group] = {}
     bad: list[BadClip] = []
     for draw in share:

@@ -36,14 +36,17 @@ class Assessment(NamedTuple):
     figures: dict[str, Any]
     labels: tuple[str, ...]
     per_class: list[metrics.ClassResult]
-    confusion: npt.NDArray[np.int64] | None  # [C, C], clips by class (rows) and answer; None where clips may have several labels
+    # [C, C], clips by class (rows) and answer; None where clips may have several labels
+    confusion: npt.NDArray[np.int64] | None
     bad: dict[str, str]  # reason by key of the clips that could not be read
     scores: Scores  # of every clip
 
 
 @dataclass(frozen=True)
 class Learned:
-    """How a model was trained, as far as its card says: seconds of a clip, its filling, whether whole clips were heard, the held-out share.
+    """How a model was trained, as far as its card says.
+
+    Seconds of a clip, its filling, whether whole clips were heard, the held-out share.
 
     Raises:
         ConfigError: if a value is not allowed; a card may come from anywhere.
@@ -55,9 +58,15 @@ class Learned:
     holdout: float | None = None
 
     def __post_init__(self) -> None:
-        check(self.seconds == 0 or is_length(self.seconds), f"The card's data.seconds is {self.seconds!r}; it must be a number of seconds.")
+        check(
+            self.seconds == 0 or is_length(self.seconds),
+            f"The card's data.seconds is {self.seconds!r}; it must be a number of seconds.",
+        )
         check(self.fill in FILLS, f"The card's data.fill is {self.fill!r}; allowed: {', '.join(FILLS)}.")
-        check(self.whole is None or isinstance(self.whole, bool), f"The card's data.whole is {self.whole!r}; it must be true or false.")
+        check(
+            self.whole is None or isinstance(self.whole, bool),
+            f"The card's data.whole is {self.whole!r}; it must be true or false.",
+        )
         share = self.holdout is None or (isinstance(self.holdout, (int, float)) and 0 <= self.holdout < 1)
         check(share, f"The card's data.holdout is {self.holdout!r}; it must be a number in [0, 1).")
 
@@ -84,15 +93,17 @@ def assess(
     Recordings are heard whole: in windows, whose probabilities are averaged by their length, as `dymn tag` does.
 
     Args:
-        model: on the device where it is to run. Its classes are matched with those of the data by name; it may have more.
+        model: on the device where it is to run. Its classes are matched with those of the data by name; it may have
+            more.
         path: where the dataset lies.
         kind: a key of `TASKS`, or "auto" if its files tell.
-        split: "train", "val", "test", or "all". None is "test" where there is such a split or a fold is given, else "all".
+        split: "train", "val", "test", or "all". None is "test" where there is such a split or a fold is given, else
+            "all".
         fold: which fold is "test", for data in folds.
         seconds: length of a window; None for what the model was trained with, or else the dataset's usual length.
         fill: "pad" or "repeat", for shorter clips; None for what the model was trained with, or else "pad".
-        whole: whether a clip of up to a minute is one window, however long; None for what the model was trained with, or else what the
-            dataset's protocol says (true for FSD50K).
+        whole: whether a clip of up to a minute is one window, however long; None for what the model was trained with,
+            or else what the dataset's protocol says (true for FSD50K).
         batch_size: clips at a time.
         workers: processes that decode.
         precision: how exactly the network is computed, one of `dymn.system.devices.COMPUTE_PRECISIONS`.
@@ -118,7 +129,9 @@ def assess(
     device = next(model.parameters()).device
     heard = cast(MobileNet, Selected(model, columns(model.card.labels, source).to(device), precision))
     length, at_once = seconds or learned.seconds or task.seconds, learned.whole if whole is None else whole
-    loader = evaluation_loader(source, task, length, fill or learned.fill, batch_size, at_once, workers=workers, max_bad=max_bad)
+    loader = evaluation_loader(
+        source, task, length, fill or learned.fill, batch_size, at_once, workers=workers, max_bad=max_bad
+    )
     done = 0
 
     def advance(clips: int) -> None:
@@ -131,13 +144,18 @@ def assess(
     by_class = metrics.per_class(scores.probabilities, scores.targets, scores.mask)
     found, exclusive = figures(scores, task.loss), task.loss == "ce"
     if "accuracy" in found or "mAP" in found:
-        found["f1"] = metrics.f1(scores.probabilities, scores.targets, scores.mask, "classification" if exclusive else "tagging")
+        found["f1"] = metrics.f1(
+            scores.probabilities, scores.targets, scores.mask, "classification" if exclusive else "tagging"
+        )
     confusion = metrics.confusion(scores.probabilities, scores.targets) if exclusive else None
     return Assessment(kind, split, found, source.labels, by_class, confusion, scores.bad, scores)
 
 
 def write_predictions(path: str | Path, found: Assessment) -> None:
-    """Write a CSV table with a row for each clip: its name, its labels (with ";" between), the likeliest class, all probabilities."""
+    """Write a CSV table with a row for each clip.
+
+    Its name, its labels (with ";" between), the likeliest class, all probabilities.
+    """
     scores = found.scores
     rows = []
     for key, said, target, mask in zip(scores.keys, scores.probabilities, scores.targets, scores.mask, strict=True):
@@ -167,8 +185,9 @@ def columns(labels: Sequence[str], source: Source) -> Tensor:
     missing = [label for label in source.labels if label not in place]
     if missing:
         raise ConfigError(
-            f"The model lacks {len(missing)} of the {len(source.labels)} classes of the data, such as {missing[0]!r}; its own are "
-            f"{', '.join(labels[:3])} and so on. Evaluate a model that was trained for these classes, or give both the same names."
+            f"The model lacks {len(missing)} of the {len(source.labels)} classes of the data, such as {missing[0]!r}; "
+            f"its own are {', '.join(labels[:3])} and so on. Evaluate a model that was trained for these classes, or "
+            "give both the same names."
         )
     return torch.tensor([place[label] for label in source.labels])
 

@@ -26,7 +26,9 @@ class Examples:
         self.vectors, self.targets, self.masks, self.exclusive = vectors.astype(np.float64), targets, masks, exclusive
 
     def scores(self, train: Places, test: Places, c: float) -> Scores:
-        """Learn from the clips `train` and return the scores [N, C] of the clips `test`; a class that was never heard gets 0.
+        """Learn from the clips `train` and return the scores [N, C] of the clips `test`.
+
+        A class that was never heard gets 0.
 
         Raises:
             MissingExtraError: if scikit-learn is not installed.

@@ -22,7 +22,10 @@ KINDS = ("tagging", "classification")
 
 
 class ClassResult(NamedTuple):
-    """What is known of one class. A figure is NaN where it is not defined (no positives; for ROC-AUC also no negatives)."""
+    """What is known of one class.
+
+    A figure is NaN where it is not defined (no positives; for ROC-AUC also no negatives).
+    """
 
     average_precision: float
     roc_auc: float
@@ -40,8 +43,8 @@ def evaluate(scores: Array, targets: Array, mask: Array | None = None, kind: str
         kind: "tagging" (any number of classes at once) or "classification" (exactly one).
 
     Returns:
-        For "tagging": mAP, roc_auc, d_prime (of the mean ROC-AUC), classes (how many count), without_positives (positions of
-        the classes that are left out). For "classification": accuracy. Always: clips.
+        For "tagging": mAP, roc_auc, d_prime (of the mean ROC-AUC), classes (how many count), without_positives
+        (positions of the classes that are left out). For "classification": accuracy. Always: clips.
 
     Raises:
         ConfigError: if `kind` is not allowed.
@@ -74,7 +77,10 @@ def mean_average_precision(scores: Array, targets: Array, mask: Array | None = N
 
 
 def roc_auc(scores: Array, targets: Array, mask: Array | None = None) -> float:
-    """Return the mean over classes of the area under the ROC curve; classes without positives or negatives are left out."""
+    """Return the mean over classes of the area under the ROC curve.
+
+    Classes without positives or negatives are left out.
+    """
     return _mean([result.roc_auc for result in per_class(scores, targets, mask)])
 
 
@@ -97,8 +103,12 @@ def accuracy(scores: Array, targets: Array) -> float:
     return float((scores.argmax(axis=1) == targets.argmax(axis=1)).mean())
 
 
-def f1(scores: Array, targets: Array, mask: Array | None = None, kind: str = "tagging", threshold: float = 0.5) -> float:
-    """Return the mean over classes of the harmonic mean of precision and recall; classes without positives are left out.
+def f1(
+    scores: Array, targets: Array, mask: Array | None = None, kind: str = "tagging", threshold: float = 0.5
+) -> float:
+    """Return the mean over classes of the harmonic mean of precision and recall.
+
+    Classes without positives are left out.
 
     Args:
         scores: probabilities [N, C].
@@ -135,7 +145,9 @@ def confusion(scores: Array, targets: Array) -> npt.NDArray[np.int64]:
 
 
 def divergence(said: Array, taught: Array, kind: str) -> float:
-    """Return the mean Kullback-Leibler divergence of probabilities from a teacher's, in nats: the loss above the teacher's entropy.
+    """Return the mean Kullback-Leibler divergence of probabilities from a teacher's, in nats.
+
+    The loss above the teacher's entropy.
 
     Args:
         said: the model's probabilities [N, C].
@@ -225,7 +237,10 @@ def _checked(
     score, target = np.asarray(scores, dtype=np.float64), np.asarray(targets, dtype=np.float64)
     annotated = np.ones(score.shape, dtype=bool) if mask is None else np.asarray(mask, dtype=np.float64) > 0
     if score.ndim != 2 or score.shape != target.shape or score.shape != annotated.shape or not score.size:
-        raise DataError(f"Scores {list(score.shape)}, targets {list(target.shape)} and mask {list(annotated.shape)} must all be [N, C].")
+        raise DataError(
+            f"Scores {list(score.shape)}, targets {list(target.shape)} and mask {list(annotated.shape)} must all be "
+            "[N, C]."
+        )
     if not np.isfinite(score).all():
         raise DataError("Some scores are not finite. The model has diverged, or its input is damaged.")
     return score, target, annotated

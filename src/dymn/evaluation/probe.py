@@ -45,7 +45,8 @@ class Probed:
         results: of each fold, or of the test set.
         mean: of the metric over the results.
         std: its standard deviation over the results, not of the mean.
-        confusion: clips by class (rows) and answer (columns) [C, C], all tests together; None where clips have several labels.
+        confusion: clips by class (rows) and answer (columns) [C, C], all tests together; None where clips have several
+            labels.
         clips: how many there are.
         size: values of an embedding.
         bad: reason by key of the clips that could not be read and are left out.
@@ -79,8 +80,9 @@ def probe(
 ) -> Probed:
     """Fit a linear model to the embeddings of a dataset and measure it on clips that it has not seen.
 
-    Embeddings are standardised, the strength of the regularisation is chosen within the clips to learn from (see `rounds_of`), never by
-    the test. Clips have one class each where the dataset's task says so ("ce"), and else any number of labels; masked ones do not count.
+    Embeddings are standardised, the strength of the regularisation is chosen within the clips to learn from (see
+    `rounds_of`), never by the test. Clips have one class each where the dataset's task says so ("ce"), and else any
+    number of labels; masked ones do not count.
 
     Args:
         embedder: a network and the layers to take.
@@ -128,7 +130,9 @@ def probe(
     confusion = None
     if examples.exclusive:
         confusion = np.sum([metrics.confusion(scores, targets) for scores, targets in answers], axis=0)
-    return Probed(kind, metric, source.labels, results, values["mean"], values["std"], confusion, len(source), embedder.size, bad)
+    return Probed(
+        kind, metric, source.labels, results, values["mean"], values["std"], confusion, len(source), embedder.size, bad
+    )
 
 
 def embed_source(
@@ -151,7 +155,9 @@ def embed_source(
     bad: dict[str, str] = {}
 
     def waveforms() -> Iterator[Floats]:
-        clips: DataLoader[Clip | BadClip] = DataLoader(source, batch_size=None, num_workers=workers, collate_fn=cast(Any, _as_it_is))
+        clips: DataLoader[Clip | BadClip] = DataLoader(
+            source, batch_size=None, num_workers=workers, collate_fn=cast(Any, _as_it_is)
+        )
         for i, clip in enumerate(clips):
             if isinstance(clip, BadClip):
                 bad[clip.key] = clip.reason

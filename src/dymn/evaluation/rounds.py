@@ -32,10 +32,12 @@ class Round(NamedTuple):
 
 
 def rounds_of(catalog: Catalog, folds: int = 5) -> list[Round]:
-    """Return the rounds of a dataset: one for each of its folds; or one for its test set; or else one for each of `folds` equal parts.
+    """Return the rounds of a dataset: one for each of its folds; or one for its test set.
 
-    Settings are compared by leaving out one of the other folds after the other, on the validation set if there is one, or else by
-    cross-validation within the training set. Parts are drawn by class, always alike.
+    Or else one for each of `folds` equal parts.
+
+    Settings are compared by leaving out one of the other folds after the other, on the validation set if there is one,
+    or else by cross-validation within the training set. Parts are drawn by class, always alike.
 
     Raises:
         ConfigError: if `folds` is below 2.
@@ -48,7 +50,9 @@ def rounds_of(catalog: Catalog, folds: int = 5) -> list[Round]:
     numbers = np.array(catalog.folds) if catalog.folds else parts(_strata(catalog), folds)
     names = sorted(set(numbers.tolist()))
     if len(names) < 2:
-        raise DataError(f"All {n} clips are in one fold, so there are no clips to train on. Give data with two folds or more.")
+        raise DataError(
+            f"All {n} clips are in one fold, so there are no clips to train on. Give data with two folds or more."
+        )
     found = []
     for number in names:
         test, train = np.flatnonzero(numbers == number), np.flatnonzero(numbers != number)
@@ -64,7 +68,9 @@ def _round_of_splits(splits: npt.NDArray[np.str_], catalog: Catalog) -> Round:
     test, train = np.flatnonzero(splits == name), np.flatnonzero((splits == "train") | (validated & (splits == "val")))
     if len(test) == 0 or len(train) == 0:
         present = ", ".join(sorted(set(splits.tolist()) - {""}))
-        raise DataError(f"The data have only the split {present or 'none'}; clips to train on and clips to test on are needed.")
+        raise DataError(
+            f"The data have only the split {present or 'none'}; clips to train on and clips to test on are needed."
+        )
     inner = [(train[splits[train] == "train"], train[splits[train] == "val"])] if validated else _inner(train, catalog)
     return Round(name, train, test, inner)
 
@@ -76,7 +82,9 @@ def _inner(train: Places, catalog: Catalog) -> list[tuple[Places, Places]]:
 
 def _strata(catalog: Catalog) -> npt.NDArray[np.int64]:
     """Return the first class of each clip [N]; the number of classes for one that has none."""
-    strata: Any = np.array([_first(catalog.target_rows(slice(i, i + 1))[0]) for i in range(len(catalog.keys))], dtype=np.int64)
+    strata: Any = np.array(
+        [_first(catalog.target_rows(slice(i, i + 1))[0]) for i in range(len(catalog.keys))], dtype=np.int64
+    )
     return strata  # type: ignore[no-any-return]
 
 

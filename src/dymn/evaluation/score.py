@@ -37,12 +37,18 @@ class Scores(NamedTuple):
 
 
 def evaluation_loader(
-    source: Source, task: TaskSpec, seconds: float, fill: str, batch_size: int, whole: bool | None = None, **options: Any
+    source: Source,
+    task: TaskSpec,
+    seconds: float,
+    fill: str,
+    batch_size: int,
+    whole: bool | None = None,
+    **options: Any,
 ) -> Loader:
     """Return a loader of whole recordings in order, cut into windows of `seconds`.
 
-    With `whole` (None: where the task asks for that), clips are heard at once, up to `WHOLE` seconds; only what is shorter than `seconds`
-    is filled up.
+    With `whole` (None: where the task asks for that), clips are heard at once, up to `WHOLE` seconds; only what is
+    shorter than `seconds` is filled up.
     """
     at_once = task.whole if whole is None else whole
     longest = max(seconds, WHOLE) if at_once else seconds
@@ -85,14 +91,18 @@ class _Recordings:
         said = torch.stack([self.said[key] / self.seconds[key] for key in heard])
         known = [i for i, key in enumerate(heard) if key in self.taught]
         taught = torch.stack([self.taught[heard[i]] / self.seconds[heard[i]] for i in known]) if known else None
-        targets, mask = (torch.stack(column).numpy() for column in zip(*(self.annotation[key] for key in heard), strict=True))
+        targets, mask = (
+            torch.stack(column).numpy() for column in zip(*(self.annotation[key] for key in heard), strict=True)
+        )
         return Scores(
             keys=heard,
             probabilities=said.float().numpy(),
             targets=targets,
             mask=mask,
             teacher=taught.float().numpy() if taught is not None and len(known) == len(heard) else None,
-            distillation=float(metrics.divergence(said[known].numpy(), taught.numpy(), kind)) if taught is not None else float("nan"),
+            distillation=float(metrics.divergence(said[known].numpy(), taught.numpy(), kind))
+            if taught is not None
+            else float("nan"),
             bad=bad,
         )
 
@@ -143,9 +153,9 @@ def score(
 def figures(scores: Scores, kind: str) -> dict[str, Any]:
     """Return the task's figures, and how far model and teacher agree where there is a teacher.
 
-    Without labels (or without any positive one) the figures are all against the teacher: `distillation` (lower is better),
-    `top1_agreement`, `confidence`, the mean ratio of probabilities where the teacher's is above `SURE`, and `teacher_mAP`, the mAP of
-    finding the classes to which the teacher gives at least `HEARD`.
+    Without labels (or without any positive one) the figures are all against the teacher: `distillation` (lower is
+    better), `top1_agreement`, `confidence`, the mean ratio of probabilities where the teacher's is above `SURE`, and
+    `teacher_mAP`, the mAP of finding the classes to which the teacher gives at least `HEARD`.
     """
     found: dict[str, Any] = {"clips": len(scores.keys), "bad_clips": len(scores.bad)}
     if ((scores.targets > 0.5) & (scores.mask > 0)).any():
@@ -166,12 +176,18 @@ def figures(scores: Scores, kind: str) -> dict[str, Any]:
 
 
 def deciding_metric(found: dict[str, Any], task: TaskSpec) -> str:
-    """Return which figure chooses the checkpoint: the task's, or the distance to the teacher for clips without labels."""
+    """Return which figure chooses the checkpoint.
+
+    The task's, or the distance to the teacher for clips without labels.
+    """
     return task.metric if task.metric in found else "distillation"
 
 
 def is_better(metric: str, value: float, best: float | None) -> bool:
-    """Whether a figure is at least as good as the best so far: of equal epochs, the one that has learned longer counts."""
+    """Whether a figure is at least as good as the best so far.
+
+    Of equal epochs, the one that has learned longer counts.
+    """
     if best is None or best != best:
         return True
     return value <= best if metric in LOWER_IS_BETTER else value >= best

@@ -34,18 +34,27 @@ class OnlineTeachers:
         ConfigError: if a model's front end or classes are others.
     """
 
-    def __init__(self, models: Sequence[str | MobileNet], student: MobileNet, device: torch.device, blocks: bool = False) -> None:
+    def __init__(
+        self, models: Sequence[str | MobileNet], student: MobileNet, device: torch.device, blocks: bool = False
+    ) -> None:
         networks = [(load_model(model) if isinstance(model, str) else model).to(device).eval() for model in models]
         for model in networks:
             name = model.card.name or "in memory"
             if model.card.front_end != student.card.front_end:
-                raise ConfigError(f"The teacher {name} has another front end than the student; both must hear the same log-mel.")
+                raise ConfigError(
+                    f"The teacher {name} has another front end than the student; both must hear the same log-mel."
+                )
             if model.card.labels != student.card.labels:
-                raise ConfigError(f"The teacher {name} has other classes than the data. Use a teacher of the same classes.")
+                raise ConfigError(
+                    f"The teacher {name} has other classes than the data. Use a teacher of the same classes."
+                )
         self.blocks = BlockOutputs(networks[0], training=False) if blocks else None
         # Faster forms of a network on a CPU have no blocks, which the first teacher is to show.
         shown = 1 if blocks else 0
-        self.networks = [*networks[:shown], *(accelerate(model) if device.type == "cpu" else model for model in networks[shown:])]
+        self.networks = [
+            *networks[:shown],
+            *(accelerate(model) if device.type == "cpu" else model for model in networks[shown:]),
+        ]
         self.embedding_size = networks[0].config.c_last  # D of the first teacher
 
     @torch.no_grad()
@@ -64,7 +73,9 @@ def same_blocks(teacher: MobileNet, student: MobileNet) -> bool:
 
 
 class BlockOutputs:
-    """Keeps what the blocks of a network give, each time that it is called in training mode, or each time in evaluation mode."""
+    """Keeps what the blocks of a network give, each time that it is called in training mode, or each time in evaluation
+    mode.
+    """
 
     def __init__(self, model: MobileNet, training: bool) -> None:
         self._maps: list[Tensor] = []

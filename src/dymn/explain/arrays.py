@@ -95,7 +95,11 @@ class Explanation:
             prefix = f"block{block.number:02d}"
             for kind in ("kernels", "slopes", "intercepts"):
                 arrays |= {f"{prefix}.{kind}.{position}": values for position, values in getattr(block, kind).items()}
-            arrays |= {f"{prefix}.{axis}": getattr(block, axis) for axis in ("frequency", "time") if getattr(block, axis) is not None}
+            arrays |= {
+                f"{prefix}.{axis}": getattr(block, axis)
+                for axis in ("frequency", "time")
+                if getattr(block, axis) is not None
+            }
         return arrays
 
     def save(self, path: str | Path) -> None:
@@ -118,7 +122,8 @@ def explain(
 ) -> Explanation:
     """Run a network over a stretch of one recording and keep what its dynamic parts decided.
 
-    The decisions are made once for the whole stretch. The timeline is made of short windows that overlap, each a run of its own.
+    The decisions are made once for the whole stretch. The timeline is made of short windows that overlap, each a run of
+    its own.
 
     Args:
         model: it is run in evaluation mode, and its mode is restored afterwards.
@@ -194,7 +199,9 @@ def _name(source: AudioLike) -> str:
     return str(getattr(source, "name", "recording"))
 
 
-def _timeline(model: MobileNet, log_mel_of: LogMel, waveform: Array, sample_rate: int, window: float, hop: float) -> tuple[Array, Array]:
+def _timeline(
+    model: MobileNet, log_mel_of: LogMel, waveform: Array, sample_rate: int, window: float, hop: float
+) -> tuple[Array, Array]:
     """Return the middles [W] of overlapping windows and the probabilities of all labels in them [W, C]."""
     half = round(window * sample_rate / 2)
     step = max(1, round(hop * sample_rate))
@@ -254,4 +261,6 @@ def _array(values: Tensor) -> Array:
 
 def is_dynamic(model: nn.Module) -> bool:
     """Return whether any part of a network makes decisions that can be shown."""
-    return any(isinstance(module, (DynamicConv2d, DynamicReLU)) or hasattr(module, "coordinates") for module in model.modules())
+    return any(
+        isinstance(module, (DynamicConv2d, DynamicReLU)) or hasattr(module, "coordinates") for module in model.modules()
+    )

@@ -1,8 +1,8 @@
 """A network and its front end as operations of ONNX, from the weights of the fused form.
 
-There are two forms of the dynamic parts. For one clip a mixed kernel is the weight of a convolution. For a free number of clips a
-dynamic pointwise convolution is a product of matrices, and a dynamic depthwise one, for which ONNX has no word, is one convolution
-with all K kernels whose outputs are mixed.
+There are two forms of the dynamic parts. For one clip a mixed kernel is the weight of a convolution. For a free number
+of clips a dynamic pointwise convolution is a product of matrices, and a dynamic depthwise one, for which ONNX has no
+word, is one convolution with all K kernels whose outputs are mixed.
 """
 
 from __future__ import annotations
@@ -45,16 +45,22 @@ def front_end(nodes: Nodes, waveform: str, config: FrontEndConfig) -> str:
     filters = np.where(bins >= 0, basis[:, bins], 0)
     mel = nodes.op("MatMul", nodes.constant(filters, exact=True), powers)
     log = nodes.op("Log", nodes.op("Add", mel, nodes.constant(np.array([LOG_OFFSET]))))
-    scaled = nodes.op("Add", nodes.op("Mul", log, nodes.constant(np.array([LOG_SCALE]))), nodes.constant(np.array([LOG_SHIFT * LOG_SCALE])))
+    scaled = nodes.op(
+        "Add",
+        nodes.op("Mul", log, nodes.constant(np.array([LOG_SCALE]))),
+        nodes.constant(np.array([LOG_SHIFT * LOG_SCALE])),
+    )
     return str(nodes.op("Unsqueeze", scaled, nodes.constant(np.array([1]))))
 
 
-def _powers(nodes: Nodes, signal: str, config: FrontEndConfig, wanted: npt.NDArray[np.int64]) -> tuple[str, npt.NDArray[np.int64]]:
+def _powers(
+    nodes: Nodes, signal: str, config: FrontEndConfig, wanted: npt.NDArray[np.int64]
+) -> tuple[str, npt.NDArray[np.int64]]:
     """Add the power spectra [B, rows, frames] of signals [B, 1, N].
 
-    In two steps, as a fast transform begins: sample n = p + P q is the q-th in row p of P. The first step transforms each row, the second
-    sums the rows' P results for each bin. Rows are few enough that frames begin at whole ones. As products of matrices this is as quick
-    as operations can be that run everywhere.
+    In two steps, as a fast transform begins: sample n = p + P q is the q-th in row p of P. The first step transforms
+    each row, the second sums the rows' P results for each bin. Rows are few enough that frames begin at whole ones. As
+    products of matrices this is as quick as operations can be that run everywhere.
 
     Returns:
         the name of the spectra, and the bin of each row, -1 for rows of zeros.
@@ -69,7 +75,8 @@ def _powers(nodes: Nodes, signal: str, config: FrontEndConfig, wanted: npt.NDArr
     window = np.zeros(taps * n_rows)
     window[: c.win_length] = torch.hann_window(c.win_length, periodic=False, dtype=torch.float64).numpy()
     turns = np.exp(-2j * np.pi * np.arange(classes)[:, None] * np.arange(taps) / length)
-    first = np.stack([turns.real, turns.imag], axis=1) * window.reshape(taps, n_rows).T[:, None, None]  # [P, classes, 2, taps]
+    # [P, classes, 2, taps]
+    first = np.stack([turns.real, turns.imag], axis=1) * window.reshape(taps, n_rows).T[:, None, None]
 
     members = [[k for k in wanted if k % length in (j, length - j)] for j in range(classes)]
     most = max(map(len, members))
@@ -110,7 +117,14 @@ def network(nodes: Nodes, log_mel: str, source: FusedNetwork, n_mels: int, free_
     """
     stem = source.stem
     pads = [int(p) for p in stem.padding]
-    x = nodes.op("Conv", log_mel, constant(nodes, stem.weight), constant(nodes, stem.bias), strides=list(stem.stride), pads=pads * 2)
+    x = nodes.op(
+        "Conv",
+        log_mel,
+        constant(nodes, stem.weight),
+        constant(nodes, stem.bias),
+        strides=list(stem.stride),
+        pads=pads * 2,
+    )
     x = nodes.op("HardSwish", x)
     n_bands = (n_mels - 1) // 2 + 1
     for block in source.blocks:
@@ -155,8 +169,13 @@ class _Block:
         self.nodes, self.n_bands, self.free_batch = nodes, n_bands, free_batch
         self.heads: list[str] = []  # what has been read off the shared context and not been used
         self.block = cast(BlockParts, block)
-        own = [cast(nn.Sequential, layers) for stage in self.block.stages for layers in cast(FusedStage, stage).own.values()]
-        self.own = [(cast(nn.Linear, layers[0]), cast(nn.Linear, layers[2])) for layers in own]  # of parts that each look for themselves
+        own = [
+            cast(nn.Sequential, layers)
+            for stage in self.block.stages
+            for layers in cast(FusedStage, stage).own.values()
+        ]
+        # of parts that each look for themselves
+        self.own = [(cast(nn.Linear, layers[0]), cast(nn.Linear, layers[2])) for layers in own]
 
     def add(self, x: str) -> str:
         """Add the block on [B, C_in, F, T]; return [B, C_out, F', T']."""
@@ -166,7 +185,11 @@ class _Block:
             read = linear(nodes, context.vector, block.heads)
             sizes = block.sizes
             many = len(sizes) > 1
-            self.heads = nodes.op("Split", read, nodes.constant(np.array(sizes)), axis=1, n_outputs=len(sizes)) if many else [read]
+            self.heads = (
+                nodes.op("Split", read, nodes.constant(np.array(sizes)), axis=1, n_outputs=len(sizes))
+                if many
+                else [read]
+            )
         *expand, depthwise, project = (cast(FusedStage, stage) for stage in block.stages)
         y = self._stage(x, expand[0]) if expand else x
         y = self._stage(y, depthwise, (block.kernel_size, block.stride))
@@ -180,8 +203,10 @@ class _Block:
     def _context(self, x: str, summary: Summary) -> ContextNames:
         """Return the names of a context."""
         nodes = self.nodes
-        frequency = nodes.op("HardSwish", pointwise(nodes, nodes.op("ReduceMean", x, axes=[3]), summary.frequency))  # [B, H, F, 1]
-        time = nodes.op("HardSwish", pointwise(nodes, nodes.op("ReduceMean", x, axes=[2]), summary.time))  # [B, H, 1, T]
+        # [B, H, F, 1]
+        frequency = nodes.op("HardSwish", pointwise(nodes, nodes.op("ReduceMean", x, axes=[3]), summary.frequency))
+        # [B, H, 1, T]
+        time = nodes.op("HardSwish", pointwise(nodes, nodes.op("ReduceMean", x, axes=[2]), summary.time))
         if summary.concatenated:
             vector = nodes.op("Concat", *(nodes.op("GlobalAveragePool", part) for part in (frequency, time)), axis=1)
         else:
@@ -190,7 +215,9 @@ class _Block:
         return ContextNames(nodes.op("Flatten", vector), frequency, time)
 
     def _read(self, x: str) -> str:
-        """Return the next coefficients [B, n] of the block, read off its context, or off x by a part that looks for itself."""
+        """Return the next coefficients [B, n] of the block, read off its context, or off x by a part that looks for
+        itself.
+        """
         if not self.own:
             return self.heads.pop(0)
         squeeze, head = self.own.pop(0)
@@ -201,7 +228,9 @@ class _Block:
         """Add Coordinate Attention in full or along one axis."""
         for name in ("time", "frequency"):
             if name in attention.axes:
-                weights = pointwise(self.nodes, self._pooled(getattr(context, name), name, attention.stride), attention.axes[name])
+                weights = pointwise(
+                    self.nodes, self._pooled(getattr(context, name), name, attention.stride), attention.axes[name]
+                )
                 x = self.nodes.op("Mul", x, self.nodes.op("Sigmoid", weights))
         return x
 
@@ -210,7 +239,10 @@ class _Block:
         if isinstance(source, OriginalCoordinateAttention):
             parts = folded_original(source)
             return self._weighed(x, Coordinates(parts, stride=1), self._context(x, Summary(parts)))
-        place, size = torch.zeros(1, channels, 1, 1), 0 if self.block.context is None else self.block.context.frequency.out_features
+        place, size = (
+            torch.zeros(1, channels, 1, 1),
+            0 if self.block.context is None else self.block.context.frequency.out_features,
+        )
         point = torch.zeros(1, size, 1, 1)
         example = None if context is None else Context(point[..., 0, 0], point, point)
         return trace(self.nodes, source, (x, context), (place, example))
@@ -223,13 +255,21 @@ class _Block:
         else:
             self.n_bands = (self.n_bands - 1) // depthwise[1] + 1
         size, stride = depthwise or (1, 1)
-        geometry: dict[str, Any] = {"strides": [stride] * 2, "pads": [size // 2] * 4, "group": 1 if depthwise is None else kernels.shape[1]}
+        geometry: dict[str, Any] = {
+            "strides": [stride] * 2,
+            "pads": [size // 2] * 4,
+            "group": 1 if depthwise is None else kernels.shape[1],
+        }
         bias = stage.bias.detach().cpu().numpy()
         mixture = nodes.op("Softmax", self._read(x), axis=1) if stage.dynamic else ""  # [B, K]
         if self.free_batch and stage.dynamic:
             y = self._mixed(x, kernels, mixture, geometry, bias)
         else:
-            kernel = nodes.reshape(self._mix(mixture, kernels), *kernels.shape[1:]) if stage.dynamic else nodes.constant(kernels[0])
+            kernel = (
+                nodes.reshape(self._mix(mixture, kernels), *kernels.shape[1:])
+                if stage.dynamic
+                else nodes.constant(kernels[0])
+            )
             if stage.n_maps == 2 and not self.free_batch and not self.own:  # the maps are known before the convolution
                 return self._two_maps(x, kernel, nodes.constant(bias), self._maps(x, 2), geometry)
             y = nodes.op("Conv", x, kernel, nodes.constant(bias), **geometry)
@@ -237,7 +277,10 @@ class _Block:
                 nodes.on_maps.append(y)
         if stage.n_maps:
             maps = self._maps(y, stage.n_maps)
-            values = [nodes.op("Add", nodes.op("Mul", y, self._place(slope)), self._place(intercept)) for slope, intercept in maps]
+            values = [
+                nodes.op("Add", nodes.op("Mul", y, self._place(slope)), self._place(intercept))
+                for slope, intercept in maps
+            ]
             return str(nodes.op("Max", *values)) if len(values) > 1 else str(values[0])
         return str(y) if stage.activation_name == "identity" else str(nodes.op(ACTIVATIONS[stage.activation_name], y))
 
@@ -271,7 +314,9 @@ class _Block:
         return list(zip(found[:n_maps], found[n_maps:], strict=True))
 
     def _two_maps(self, x: str, kernel: str, bias: str, maps: list[tuple[str, str]], geometry: dict[str, Any]) -> str:
-        """Add a convolution with the maximum of two maps after it, the steeper of which is part of the kernel, as in the fused form."""
+        """Add a convolution with the maximum of two maps after it, the steeper of which is part of the kernel, as in
+        the fused form.
+        """
         nodes = self.nodes
         (slope0, intercept0), (slope1, intercept1) = ((nodes.reshape(a, -1), nodes.reshape(b, -1)) for a, b in maps)
         slope0 = nodes.op("Add", slope0, nodes.constant([TINY]))  # not below 0 before, so nothing divides by 0

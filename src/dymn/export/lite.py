@@ -28,8 +28,8 @@ from dymn.runtime.fused import fuse
 def executorch(model: MobileNet, plan: Plan, calibrate: Sequence[npt.NDArray[np.float32]] = ()) -> bytes:
     """Return a model as the content of a `.pte` file for ExecuTorch.
 
-    Its method `forward` takes log-mel spectrograms [1, 1, n_mels, frames] and gives probabilities [1, C], logits [1, C] and embedding
-    [1, D]. The end of the file is a zip archive with `Plan.describe` as dymn.json.
+    Its method `forward` takes log-mel spectrograms [1, 1, n_mels, frames] and gives probabilities [1, C], logits [1, C]
+    and embedding [1, D]. The end of the file is a zip archive with `Plan.describe` as dymn.json.
 
     Args:
         model: the network, its card with it.
@@ -53,7 +53,8 @@ def executorch(model: MobileNet, plan: Plan, calibrate: Sequence[npt.NDArray[np.
 
 
 def litert(model: MobileNet, plan: Plan, calibrate: Sequence[npt.NDArray[np.float32]] = ()) -> bytes:
-    """Return a model as the content of a `.tflite` file for LiteRT, with inputs, outputs and description like those of `executorch`.
+    """Return a model as the content of a `.tflite` file for LiteRT, with inputs, outputs and description like those of
+    `executorch`.
 
     Raises:
         MissingExtraError: if the package litert-torch is missing.
@@ -106,6 +107,8 @@ def open_litert(content: bytes) -> FileRunner:
     def run(values: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], ...]:
         interpreter.set_tensor(given["index"], values)
         interpreter.invoke()
-        return tuple(interpreter.get_tensor(output["index"]) for output in sorted(outputs, key=lambda output: output["name"]))
+        return tuple(
+            interpreter.get_tensor(output["index"]) for output in sorted(outputs, key=lambda output: output["name"])
+        )
 
     return run

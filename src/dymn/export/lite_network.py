@@ -1,8 +1,9 @@
 """A network on one clip of fixed length in operations that runtimes of small devices have kernels for.
 
-It is built from the weights of the fused form. A mixed pointwise kernel is a product of matrices; of a mixed depthwise one, such
-runtimes take only constant kernels, so that the results of all K are mixed. Everything has four dimensions where it can, and nothing is
-written in place: what XNNPACK cannot take over breaks the network into parts, each of which costs seconds when it is lowered.
+It is built from the weights of the fused form. A mixed pointwise kernel is a product of matrices; of a mixed depthwise
+one, such runtimes take only constant kernels, so that the results of all K are mixed. Everything has four dimensions
+where it can, and nothing is written in place: what XNNPACK cannot take over breaks the network into parts, each of
+which costs seconds when it is lowered.
 """
 
 from __future__ import annotations
@@ -18,7 +19,11 @@ from torch.nn import functional
 from dymn.models.layers import Context, DynamicReLU
 from dymn.runtime.fused import BlockParts, Coordinates, FusedNetwork, FusedStage, WholeMap
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": functional.relu, "hardswish": functional.hardswish, "identity": nn.Identity()}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": functional.relu,
+    "hardswish": functional.hardswish,
+    "identity": nn.Identity(),
+}
 
 
 class LiteNetwork(nn.Module):
@@ -53,9 +58,15 @@ class LiteBlock(nn.Module):
         self.expand = LiteStage(expand[0]) if expand else None
         self.depthwise = LiteStage(depthwise, block.kernel_size, block.stride)
         self.project = LiteStage(project)
-        self.summary = None if block.context is None else nn.ModuleList([pointwise(block.context.frequency), pointwise(block.context.time)])
+        self.summary = (
+            None
+            if block.context is None
+            else nn.ModuleList([pointwise(block.context.frequency), pointwise(block.context.time)])
+        )
         self.weights = nn.ModuleDict(
-            {name: pointwise(layer) for name, layer in block.attention.axes.items()} if isinstance(block.attention, Coordinates) else {}
+            {name: pointwise(layer) for name, layer in block.attention.axes.items()}
+            if isinstance(block.attention, Coordinates)
+            else {}
         )
         self.attention = block.attention.source if isinstance(block.attention, WholeMap) else None
 
@@ -96,9 +107,13 @@ class LiteStage(nn.Module):
         stage = cast(FusedStage, source)
         self.n_maps, self.activation = stage.n_maps, ACTIVATIONS.get(stage.activation_name, nn.Identity())
         self.dynamic, self.mixes_kernels = stage.dynamic, stage.dynamic and not kernel_size
-        kernels = stage.kernels if kernel_size else stage.kernels.transpose(1, 2)[..., None, None]  # [K, C_out, C_in / groups, k, k]
+        # [K, C_out, C_in / groups, k, k]
+        kernels = stage.kernels if kernel_size else stage.kernels.transpose(1, 2)[..., None, None]
         self.own = nn.ModuleDict(
-            {kind: nn.Sequential(pointwise(layers[0]), nn.ReLU(), pointwise(layers[2])) for kind, layers in _layers(stage)}
+            {
+                kind: nn.Sequential(pointwise(layers[0]), nn.ReLU(), pointwise(layers[2]))
+                for kind, layers in _layers(stage)
+            }
         )
         self.shape = kernels.shape[1:3]
         if self.mixes_kernels:
@@ -122,7 +137,9 @@ class LiteStage(nn.Module):
         return self._activated(y, read) if self.n_maps else self.activation(y)
 
     def _read(self, kind: str, x: Tensor, read: Iterator[Tensor]) -> Tensor:
-        """Return coefficients [1, n, 1, 1], read off the context of the block, or off x by a part that looks for itself."""
+        """Return coefficients [1, n, 1, 1], read off the context of the block, or off x by a part that looks for
+        itself.
+        """
         return self.own[kind](x.mean(dim=(2, 3), keepdim=True)) if kind in self.own else next(read)
 
     def _activated(self, y: Tensor, read: Iterator[Tensor]) -> Tensor:

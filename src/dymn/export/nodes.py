@@ -45,7 +45,9 @@ class Nodes:
         """Reshape: 0 keeps a dimension, -1 is what is left."""
         return str(self.op("Reshape", x, self.constant(np.array(shape))))
 
-    def model(self, inputs: dict[str, list[Any]], outputs: dict[str, tuple[str, list[Any]]], doc: str) -> onnx.ModelProto:
+    def model(
+        self, inputs: dict[str, list[Any]], outputs: dict[str, tuple[str, list[Any]]], doc: str
+    ) -> onnx.ModelProto:
         """Return the graph as a model.
 
         Args:
@@ -53,7 +55,10 @@ class Nodes:
             outputs: for each output the name in the graph, and its shape.
             doc: what the graph is.
         """
-        nodes = [*self.nodes, *(helper.make_node("Identity", [name], [public]) for public, (name, _) in outputs.items())]
+        nodes = [
+            *self.nodes,
+            *(helper.make_node("Identity", [name], [public]) for public, (name, _) in outputs.items()),
+        ]
         graph = helper.make_graph(
             nodes,
             "dymn",
@@ -62,5 +67,9 @@ class Nodes:
             self.constants,
         )
         return helper.make_model(
-            graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="dymn", doc_string=doc
+            graph,
+            opset_imports=[helper.make_opsetid("", OPSET)],
+            ir_version=IR_VERSION,
+            producer_name="dymn",
+            doc_string=doc,
         )

@@ -21,13 +21,14 @@ from dymn.runtime.fused import fuse
 def build(model: MobileNet, plan: Plan, calibrate: Sequence[npt.NDArray[np.float32]] = ()) -> bytes:
     """Return a model as ONNX (opset 17).
 
-    Its input is `waveform` [B, N] or `log_mel` [B, 1, n_mels, frames]; its outputs are `probabilities` [B, C], `logits` [B, C] and
-    `embedding` [B, D]. Labels, front end, licence and temperature are JSON in its metadata, under "dymn".
+    Its input is `waveform` [B, N] or `log_mel` [B, 1, n_mels, frames]; its outputs are `probabilities` [B, C], `logits`
+    [B, C] and `embedding` [B, D]. Labels, front end, licence and temperature are JSON in its metadata, under "dymn".
 
     Args:
         model: the network, its card with it.
         plan: what the file is to be.
-        calibrate: waveforms [N]; with int8, convolutions that pay are computed in integers in the ranges that are found on these.
+        calibrate: waveforms [N]; with int8, convolutions that pay are computed in integers in the ranges that are found
+            on these.
 
     Raises:
         ConfigError: if the network has a part that cannot be exported.
@@ -52,7 +53,9 @@ def build(model: MobileNet, plan: Plan, calibrate: Sequence[npt.NDArray[np.float
         inputs = {"log_mel": [batch, 1, card.front_end.n_mels, "frames" if plan.dynamic_time else frames]}
         log_mel = "log_mel"
     with torch.no_grad():
-        logits, embedding = graph.network(nodes, log_mel, fuse(model.float()), card.front_end.n_mels, plan.dynamic_batch)
+        logits, embedding = graph.network(
+            nodes, log_mel, fuse(model.float()), card.front_end.n_mels, plan.dynamic_batch
+        )
     probabilities = nodes.op("Softmax", logits, axis=1) if card.exclusive else nodes.op("Sigmoid", logits)
     outputs = {
         "probabilities": (probabilities, [batch, len(card.labels)]),

@@ -33,7 +33,8 @@ class Parity:
         mean: the mean difference of the probabilities of each clip's ten best classes.
         logit: the largest difference of a logit.
         agreement: the share of clips whose best class is the same.
-        mean_average_precision: mean over clips of the average precision with which the file ranks PyTorch's three best classes first.
+        mean_average_precision: mean over clips of the average precision with which the file ranks PyTorch's three best
+            classes first.
         bound: what was allowed.
     """
 
@@ -48,7 +49,9 @@ class Parity:
     @property
     def holds(self) -> bool:
         """Whether the file keeps to the bound."""
-        return bool(getattr(self, self.bound.measure) <= self.bound.tolerance) and self.agreement >= self.bound.agreement
+        return (
+            bool(getattr(self, self.bound.measure) <= self.bound.tolerance) and self.agreement >= self.bound.agreement
+        )
 
     def __str__(self) -> str:
         """Say it in a line."""
@@ -58,15 +61,19 @@ class Parity:
                 f"({self.bound.tolerance:.1e} allowed), logits by {self.logit:.1e}"
             )
         return (
-            f"on {self.clips} clips, the probabilities of the {BEST} best classes differ from PyTorch's by {self.mean:.4f} in the mean "
-            f"({self.bound.tolerance:.4g} allowed) and {self.largest:.2f} at most, the best class is the same on "
-            f"{100 * self.agreement:.1f} % ({100 * self.bound.agreement:.0f} % wanted), and the mAP is "
-            f"{self.mean_average_precision:.3f} with PyTorch's {PRESENT} best as the truth"
+            f"on {self.clips} clips, the probabilities of the {BEST} best classes differ from PyTorch's by "
+            f"{self.mean:.4f} in the mean ({self.bound.tolerance:.4g} allowed) and {self.largest:.2f} at most, the "
+            f"best class is the same on {100 * self.agreement:.1f} % ({100 * self.bound.agreement:.0f} % wanted), and "
+            f"the mAP is {self.mean_average_precision:.3f} with PyTorch's {PRESENT} best as the truth"
         )
 
 
 def compare(
-    run: FileRunner, model: MobileNet, plan: Plan, clips: Sequence[npt.NDArray[np.float32]], tolerance: float | None = None
+    run: FileRunner,
+    model: MobileNet,
+    plan: Plan,
+    clips: Sequence[npt.NDArray[np.float32]],
+    tolerance: float | None = None,
 ) -> Parity:
     """Compare a file's numbers with those of PyTorch.
 
@@ -74,8 +81,9 @@ def compare(
         run: the file.
         model: the network, its card with it.
         plan: what the file is.
-        clips: waveforms [N] at the model's sample rate, each cut or repeated to the file's length. A few made sounds are compared on
-            too; for int8, whose errors have no bound on sounds that are unlike any recording, only if there are no clips.
+        clips: waveforms [N] at the model's sample rate, each cut or repeated to the file's length. A few made sounds
+            are compared on too; for int8, whose errors have no bound on sounds that are unlike any recording, only if
+            there are no clips.
         tolerance: in place of that of `PRECISIONS`.
     """
     card, bound = model.card, PRECISIONS[plan.precision]

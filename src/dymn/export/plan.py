@@ -38,7 +38,11 @@ class Bound:
     agreement: float
 
 
-PRECISIONS = {"fp32": Bound("largest", 1e-4, 0.0), "fp16": Bound("largest", 2e-2, 0.0), "int8": Bound("mean", 0.03, 0.8)}
+PRECISIONS = {
+    "fp32": Bound("largest", 1e-4, 0.0),
+    "fp16": Bound("largest", 2e-2, 0.0),
+    "int8": Bound("mean", 0.03, 0.8),
+}
 
 
 @dataclass(frozen=True)
@@ -48,8 +52,8 @@ class Plan:
     Attributes:
         format: one of `FORMATS`.
         input: what goes in, one of `INPUTS`.
-        precision: "fp16" and "int8" store the network's weights in 16 and 8 bits; they compute in float32 all the same, but for the
-            convolutions that calibration puts into integers.
+        precision: "fp16" and "int8" store the network's weights in 16 and 8 bits; they compute in float32 all the same,
+            but for the convolutions that calibration puts into integers.
         dynamic_time: whether clips may be of any length; they are of `seconds` otherwise.
         dynamic_batch: whether the number of clips is free; it is 1 otherwise, which is faster for one clip.
         seconds: how long a clip is.
@@ -66,12 +70,13 @@ class Plan:
         for name, allowed in (("format", FORMATS), ("input", INPUTS), ("precision", tuple(PRECISIONS))):
             check(getattr(self, name) in allowed, f"{name} is {getattr(self, name)!r}; allowed: {', '.join(allowed)}.")
         check(
-            self.format == "onnx" or self.precision == "fp32", f"precision is {self.precision!r}; the format {self.format} has only fp32."
+            self.format == "onnx" or self.precision == "fp32",
+            f"precision is {self.precision!r}; the format {self.format} has only fp32.",
         )
         check(
             self.format not in LITE or (self.input == "log-mel" and not self.dynamic_time and not self.dynamic_batch),
-            f"The format {self.format} takes one clip of fixed length, as a log-mel spectrogram. Give --input log-mel, and neither "
-            "--dynamic-time nor --dynamic-batch.",
+            f"The format {self.format} takes one clip of fixed length, as a log-mel spectrogram. Give --input "
+            "log-mel, and neither --dynamic-time nor --dynamic-batch.",
         )
 
     def n_samples(self, card: ModelCard) -> int:
@@ -85,7 +90,9 @@ class Plan:
         check(n_samples >= least, f"seconds is {self.seconds}; it must be at least {least / rate:.3f}.")
         return n_samples
 
-    def clip(self, waveform: npt.NDArray[np.float32], card: ModelCard, n_samples: int | None = None) -> npt.NDArray[np.float32]:
+    def clip(
+        self, waveform: npt.NDArray[np.float32], card: ModelCard, n_samples: int | None = None
+    ) -> npt.NDArray[np.float32]:
         """Return samples [1, N] of a recording [N], cut or repeated to the length of a clip, or to `n_samples`."""
         length = n_samples or self.n_samples(card)
         return fill(np.asarray(waveform[:length], np.float32), length, "repeat")[None]

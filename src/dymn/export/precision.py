@@ -20,13 +20,19 @@ from dymn.export.nodes import EXACT
 SMALL = 256
 """Constants of fewer values stay in float32."""
 FEW = 16
-"""Kernels with fewer weights for each output, as depthwise ones, are stored in fp16 instead of int8, whose scale would not pay."""
+"""Kernels with fewer weights for each output, as depthwise ones, are stored in fp16 instead of int8, whose scale would
+not pay.
+"""
 WORTHWHILE = 1024
-"""Pointwise convolutions of fewer weights are not computed in integers: they are the sensitive first ones, and no faster."""
+"""Pointwise convolutions of fewer weights are not computed in integers: they are the sensitive first ones, and no
+faster.
+"""
 
 
 def narrow(model: onnx.ModelProto, precision: str) -> None:
-    """Store the large constants of a graph in "fp16" or "int8", in place; they are widened to float32 when the file is loaded.
+    """Store the large constants of a graph in "fp16" or "int8", in place.
+
+    They are widened to float32 when the file is loaded.
 
     The front end's constants, biases and scales stay as they are. In int8 the weights of one output share a scale.
     """
@@ -34,10 +40,16 @@ def narrow(model: onnx.ModelProto, precision: str) -> None:
     widened, kept = [], []
     for tensor in graph.initializer:
         values = numpy_helper.to_array(tensor)
-        if tensor.data_type != TensorProto.FLOAT or values.size < SMALL or values.ndim < 2 or tensor.name.startswith(EXACT):
+        if (
+            tensor.data_type != TensorProto.FLOAT
+            or values.size < SMALL
+            or values.ndim < 2
+            or tensor.name.startswith(EXACT)
+        ):
             kept.append(tensor)
             continue
-        per_output = math.prod(values.shape[-3:]) if values.ndim > 3 else values.shape[-1]  # [..., C_out, C_in, k, k] or [C_out, C_in]
+        # [..., C_out, C_in, k, k] or [C_out, C_in]
+        per_output = math.prod(values.shape[-3:]) if values.ndim > 3 else values.shape[-1]
         if precision == "fp16" or per_output < FEW:
             kept.append(numpy_helper.from_array(values.astype(np.float16), f"{tensor.name}_fp16"))
             widened.append(helper.make_node("Cast", [kept[-1].name], [tensor.name], to=TensorProto.FLOAT))
@@ -46,8 +58,11 @@ def narrow(model: onnx.ModelProto, precision: str) -> None:
         scales = np.maximum(abs(outputs).max(axis=1, keepdims=True), 1e-30) / 127
         stored = {"int8": np.rint(outputs / scales).astype(np.int8), "scales": scales, "shape": np.array(values.shape)}
         kept += [numpy_helper.from_array(array, f"{tensor.name}_{part}") for part, array in stored.items()]
-        narrow, wide, scaled, scale, shape = (f"{tensor.name}_{part}" for part in ("int8", "float", "scaled", "scales", "shape"))
-        widened += [  # operations on constants alone, which a runtime does once; DequantizeLinear it would do for each clip
+        narrow, wide, scaled, scale, shape = (
+            f"{tensor.name}_{part}" for part in ("int8", "float", "scaled", "scales", "shape")
+        )
+        # operations on constants alone, which a runtime does once; DequantizeLinear it would do for each clip
+        widened += [
             helper.make_node("Cast", [narrow], [wide], to=TensorProto.FLOAT),
             helper.make_node("Mul", [wide, scale], [scaled]),
             helper.make_node("Reshape", [scaled, shape], [tensor.name]),
@@ -58,8 +73,12 @@ def narrow(model: onnx.ModelProto, precision: str) -> None:
     graph.node.extend(nodes)
 
 
-def compute_in_integers(model: onnx.ModelProto, convolutions: Sequence[str], clips: Sequence[npt.NDArray[np.float32]]) -> onnx.ModelProto:
-    """Return a graph with convolutions that take and give 8 bits: kernels with a scale for each channel, maps with one each.
+def compute_in_integers(
+    model: onnx.ModelProto, convolutions: Sequence[str], clips: Sequence[npt.NDArray[np.float32]]
+) -> onnx.ModelProto:
+    """Return a graph with convolutions that take and give 8 bits.
+
+    Kernels with a scale for each channel, maps with one each.
 
     Args:
         model: the graph in float32.

@@ -42,7 +42,10 @@ class Program(nn.Module):
 
 
 class EveryKernel(nn.Module):
-    """A dynamic depthwise convolution that mixes the outputs of all K kernels; with clips as groups, their number could not be free."""
+    """A dynamic depthwise convolution that mixes the outputs of all K kernels.
+
+    With clips as groups, their number could not be free.
+    """
 
     def __init__(self, source: DynamicConv2d) -> None:
         super().__init__()
@@ -52,7 +55,9 @@ class EveryKernel(nn.Module):
         """Convolve [B, C, F, T] with one kernel for each clip; return [B, C, F', T']."""
         source = self.source
         kernels = source.weight.transpose(0, 1).flatten(0, 1)  # [C K, 1, k, k]
-        every = functional.conv2d(x, kernels, stride=source.stride, padding=source.kernel_size // 2, groups=source.groups)
+        every = functional.conv2d(
+            x, kernels, stride=source.stride, padding=source.kernel_size // 2, groups=source.groups
+        )
         every = every.view(x.shape[0], source.groups, -1, *every.shape[2:])  # [B, C, K, F', T']
         return (every * source.kernel_attention(context)[:, None, :, None, None]).sum(dim=2)
 
@@ -60,7 +65,8 @@ class EveryKernel(nn.Module):
 def build(model: MobileNet, plan: Plan, calibrate: Sequence[npt.NDArray[np.float32]] = ()) -> bytes:
     """Return a model as the content of a `.pt2` file.
 
-    It takes what `Plan.feed` gives, and returns probabilities, logits and embedding. The extra file "dymn" holds `Plan.describe`.
+    It takes what `Plan.feed` gives, and returns probabilities, logits and embedding. The extra file "dymn" holds
+    `Plan.describe`.
 
     Args:
         model: the network, its card with it.
@@ -70,14 +76,19 @@ def build(model: MobileNet, plan: Plan, calibrate: Sequence[npt.NDArray[np.float
     Raises:
         ConfigError: if PyTorch is too old to leave a dimension open.
     """
-    check(hasattr(torch.export.Dim, "DYNAMIC"), f"Exporting to this format needs PyTorch 2.6 or newer; this is {torch.__version__}.")
+    check(
+        hasattr(torch.export.Dim, "DYNAMIC"),
+        f"Exporting to this format needs PyTorch 2.6 or newer; this is {torch.__version__}.",
+    )
     free: Any = torch.export.Dim
     n_clips = 2 if plan.dynamic_batch else 1  # one would be taken for a constant
     example = torch.from_numpy(plan.feed(np.zeros((n_clips, plan.n_samples(model.card)), np.float32), model.card))
     along = {0: plan.dynamic_batch, example.ndim - 1: plan.dynamic_time}
     dimensions = {axis: free.DYNAMIC if is_free else free.STATIC for axis, is_free in along.items()}
     with torch.no_grad():
-        exported = torch.export.export(Program(model, plan).eval(), (example,), dynamic_shapes=(dimensions,), strict=False)
+        exported = torch.export.export(
+            Program(model, plan).eval(), (example,), dynamic_shapes=(dimensions,), strict=False
+        )
     file = io.BytesIO()
     torch.export.save(exported, file, extra_files={METADATA: json.dumps(plan.describe(model))})
     return file.getvalue()

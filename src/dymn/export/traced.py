@@ -1,4 +1,7 @@
-"""Any attention mechanism as operations of ONNX: its `forward`, a straight line, is traced and put into ONNX step by step."""
+"""Any attention mechanism as operations of ONNX.
+
+Its `forward`, a straight line, is traced and put into ONNX step by step.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,9 @@ class ContextNames(NamedTuple):
     time: str
 
 
-def trace(nodes: Nodes, module: nn.Module, inputs: tuple[str, ContextNames | None], example: tuple[Tensor, Context | None]) -> str:
+def trace(
+    nodes: Nodes, module: nn.Module, inputs: tuple[str, ContextNames | None], example: tuple[Tensor, Context | None]
+) -> str:
     """Add what `module` makes of a feature map [B, C, F, T] and a context; return the name of the result.
 
     Args:
@@ -32,14 +37,17 @@ def trace(nodes: Nodes, module: nn.Module, inputs: tuple[str, ContextNames | Non
         example: tensors of the same dimensions, with which the module can be called.
 
     Raises:
-        ConfigError: if the module decides by the values or shapes that it is given, or does what has no entry in `STEPS` and `LAYERS`.
+        ConfigError: if the module decides by the values or shapes that it is given, or does what has no entry in
+            `STEPS` and `LAYERS`.
     """
     name = type(module).__name__
     try:
         traced = fx.GraphModule(module, Tracer().trace(module))
         ShapeProp(traced).propagate(*example)
     except (fx.proxy.TraceError, TypeError, RuntimeError) as error:
-        raise ConfigError(f"{name} cannot be exported to ONNX, since it cannot be traced: {str(error)[:200]}") from error
+        raise ConfigError(
+            f"{name} cannot be exported to ONNX, since it cannot be traced: {str(error)[:200]}"
+        ) from error
     found: dict[fx.Node, Any] = {}
     given = iter(inputs)
     for node in traced.graph.nodes:
@@ -53,20 +61,27 @@ def trace(nodes: Nodes, module: nn.Module, inputs: tuple[str, ContextNames | Non
                 return str(args[0])
             if node.op == "call_module":
                 layer = traced.get_submodule(node.target)
-                kind, step = type(layer).__name__, next((step for base, step in LAYERS.items() if isinstance(layer, base)), None)
+                kind, step = (
+                    type(layer).__name__,
+                    next((step for base, step in LAYERS.items() if isinstance(layer, base)), None),
+                )
                 args = (layer, *args)
             else:
                 kind = node.target if isinstance(node.target, str) else node.target.__name__
                 step = STEPS.get(kind)
             if step is None:
                 known = sorted([*STEPS, *(base.__name__ for base in LAYERS)])
-                raise ConfigError(f"{name} uses {kind}, which dymn cannot export to ONNX. Supported: {', '.join(known)}.")
+                raise ConfigError(
+                    f"{name} uses {kind}, which dymn cannot export to ONNX. Supported: {', '.join(known)}."
+                )
             if kind == "transpose":
                 options = {"rank": len(node.args[0].meta["tensor_meta"].shape)}
             try:
                 found[node] = step(nodes, *args, **options)
             except TypeError as error:
-                raise ConfigError(f"{name} uses {kind} with arguments that dymn cannot export to ONNX: {error}.") from error
+                raise ConfigError(
+                    f"{name} uses {kind} with arguments that dymn cannot export to ONNX: {error}."
+                ) from error
     raise AssertionError("a traced graph ends with its output")
 
 
@@ -107,7 +122,9 @@ def reduction(kind: str) -> Callable[..., str]:
 
 def joined(nodes: Nodes, parts: Sequence[str], dim: int = 0) -> str:
     """Lay tensors together along a new axis."""
-    return str(nodes.op("Concat", *(nodes.op("Unsqueeze", part, nodes.constant(np.array([dim]))) for part in parts), axis=dim))
+    return str(
+        nodes.op("Concat", *(nodes.op("Unsqueeze", part, nodes.constant(np.array([dim]))) for part in parts), axis=dim)
+    )
 
 
 def var_mean(nodes: Nodes, x: str, dim: Sequence[int], correction: int) -> tuple[str, str]:
@@ -157,7 +174,12 @@ def convolution(nodes: Nodes, layer: Any, x: str) -> str:
     if isinstance(layer.padding, str) or layer.padding_mode != "zeros":
         raise ConfigError("A convolution can be exported to ONNX only if its padding is a number of zeros.")
     weights = [constant(nodes, tensor) for tensor in (layer.weight, layer.bias) if tensor is not None]
-    sizes = {"strides": list(layer.stride), "pads": list(layer.padding) * 2, "dilations": list(layer.dilation), "group": layer.groups}
+    sizes = {
+        "strides": list(layer.stride),
+        "pads": list(layer.padding) * 2,
+        "dilations": list(layer.dilation),
+        "group": layer.groups,
+    }
     return str(nodes.op("Conv", x, *weights, **sizes))
 
 

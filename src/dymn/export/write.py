@@ -55,11 +55,13 @@ def build(model: MobileNet, *, calibrate: Clips = (), **settings: Any) -> bytes:
 
     Args:
         model: the network, its card with it.
-        calibrate: clips; with int8, convolutions that pay are computed in integers in the ranges that are found on these.
+        calibrate: clips; with int8, convolutions that pay are computed in integers in the ranges that are found on
+            these.
         settings: those of `Plan`.
 
     Raises:
-        ConfigError: if a setting is not allowed, the network has a part that cannot be exported, or there is calibration without int8.
+        ConfigError: if a setting is not allowed, the network has a part that cannot be exported, or there is
+            calibration without int8.
         MissingExtraError: if a package is missing.
     """
     plan = Plan(**settings)
@@ -68,7 +70,13 @@ def build(model: MobileNet, *, calibrate: Clips = (), **settings: Any) -> bytes:
 
 
 def export_model(
-    model: MobileNet, path: str | Path, clips: Clips = (), tolerance: float | None = None, *, calibrate: Clips = (), **settings: Any
+    model: MobileNet,
+    path: str | Path,
+    clips: Clips = (),
+    tolerance: float | None = None,
+    *,
+    calibrate: Clips = (),
+    **settings: Any,
 ) -> Exported:
     """Write a model as a file, unless the file gives other numbers than PyTorch does with the model.
 

@@ -1,4 +1,7 @@
-"""Which recordings a run is about: the trees that paths name are walked once, and what is opened to look is not opened again."""
+"""Which recordings a run is about.
+
+The trees that paths name are walked once, and what is opened to look is not opened again.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +59,8 @@ class Discovery:
             paths: files, folders, patterns, or "-" for standard input, as in `dymn.audio.reading.find`.
             output: a file that none of them may be.
             expand: from one of the paths to the recordings that it names.
-            partial: whether damaged recordings are read as far as they can be; then any file that opens counts as readable.
+            partial: whether damaged recordings are read as far as they can be; then any file that opens counts as
+                readable.
         """
         self._partial = partial
         self._expand = expand
@@ -93,7 +97,9 @@ class Discovery:
         return list(found.values())
 
     def any_readable(self) -> bool:
-        """Whether any recording can be opened. Those that cannot are remembered, and the first that can stays open for its reader.
+        """Whether any recording can be opened.
+
+        Those that cannot are remembered, and the first that can stays open for its reader.
 
         So a wrong path is reported before a model is loaded. What can be read only once is taken to be good.
         """
@@ -125,7 +131,10 @@ class Discovery:
         return True
 
     def source(self, path: Path | str) -> AudioLike:
-        """Return what to read a recording from: its path, or once the file that is open already, unless another one has its path now."""
+        """Return what to read a recording from.
+
+        Its path, or once the file that is open already, unless another one has its path now.
+        """
         held = self._held.pop(whole(path), path)
         if isinstance(held, io.IOBase) and not _is_at(held, path):
             held.close()
@@ -142,7 +151,9 @@ class Discovery:
             try:
                 for item in self._expand(path):
                     if self._identity is not None and identity(item) == self._identity:
-                        raise ConfigError(f"--output {self._output} is one of the recordings. Give another file to write to.")
+                        raise ConfigError(
+                            f"--output {self._output} is one of the recordings. Give another file to write to."
+                        )
                     yield Listed(number, item)
             except AudioError as error:
                 self.lost.append((path, error))

@@ -34,7 +34,8 @@ class EmbedSettings:
     Attributes:
         window: seconds that the network hears at once; it was trained on 10.
         hop: seconds from the start of one window to the next; `window` if None.
-        fill: what a recording or a remainder that is shorter than the window is filled with: "bare" (nothing), "repeat" or "pad" (zeros).
+        fill: what a recording or a remainder that is shorter than the window is filled with: "bare" (nothing), "repeat"
+            or "pad" (zeros).
         partial: whether to read what can be read of a damaged recording, instead of an error.
     """
 
@@ -58,7 +59,8 @@ class Embedding:
         windows: of each window [W, D].
         spans: start and end of each window in seconds [W, 2].
         error: why there is none, or None.
-        notes: what is unusual about the recording, such as a header that is wrong; the library logs it as warnings, too.
+        notes: what is unusual about the recording, such as a header that is wrong; the library logs it as warnings,
+            too.
         partial: whether a part is missing because of damage; only with the setting `partial`.
     """
 
@@ -88,14 +90,17 @@ class Embedder:
         >>> embedder.embed("street.wav").vector.shape  # doctest: +SKIP
     """
 
-    def __init__(self, model: MobileNet | Backend, layers: str | Sequence[str] = LAST, precision: str = "float32") -> None:
+    def __init__(
+        self, model: MobileNet | Backend, layers: str | Sequence[str] = LAST, precision: str = "float32"
+    ) -> None:
         """Choose the layers.
 
         Args:
-            model: a network, which is copied and stays as it is, or a backend. Later changes of the network's weights do not reach the
-                copy; make a new embedder then.
+            model: a network, which is copied and stays as it is, or a backend. Later changes of the network's weights
+                do not reach the copy; make a new embedder then.
             layers: names of layers as in `dymn.runtime.layers`, in a list or separated by commas.
-            precision: the number format in which PyTorch computes a network, one of `dymn.system.devices.COMPUTE_PRECISIONS`.
+            precision: the number format in which PyTorch computes a network, one of
+                `dymn.system.devices.COMPUTE_PRECISIONS`.
 
         Raises:
             ConfigError: if there is no such layer, one is named twice, or the backend gives the last layer alone.
@@ -168,31 +173,40 @@ class Embedder:
         workers: int = 0,
         progress: Callable[[str, float], None] | None = None,
     ) -> Iterator[Embedding]:
-        """Embed recordings one after the other, windows of one length in common batches; only the embeddings are kept in memory.
+        """Embed recordings one after the other, windows of one length in common batches.
+
+        Only the embeddings are kept in memory.
 
         Args:
             sources: as in `embed`.
             settings: how to cut.
             sample_rate: of the arrays among the sources, in Hz.
-            batch_size: number of windows that go through the network at once; the default is 4 on a CPU and 32 elsewhere.
-            workers: number of threads that decode recordings ahead of the network; with 0 everything happens in the caller's thread.
+            batch_size: number of windows that go through the network at once; the default is 4 on a CPU and 32
+                elsewhere.
+            workers: number of threads that decode recordings ahead of the network; with 0 everything happens in the
+                caller's thread.
             progress: called with a recording's name and the number of seconds of it that are done.
 
         Yields:
-            one `Embedding` a source, in their order. One that cannot be read has an `error`, and the others are still embedded.
+            one `Embedding` a source, in their order. One that cannot be read has an `error`, and the others are still
+            embedded.
 
         Raises:
             ConfigError: if there are fewer than 0 workers.
             ResourceError: if a batch does not fit the device's memory.
         """
         settings = settings or EmbedSettings()
-        embedded = run_windows(self.backend, sources, settings, self.run, sample_rate=sample_rate, batch_size=batch_size, workers=workers)
+        embedded = run_windows(
+            self.backend, sources, settings, self.run, sample_rate=sample_rate, batch_size=batch_size, workers=workers
+        )
         return self.collect(embedded, progress)
 
     def collect(
         self, embedded: Iterable[tuple[Piece, Floats | None]], progress: Callable[[str, float], None] | None = None
     ) -> Iterator[Embedding]:
-        """Yield recordings of their windows with vectors [D], in their order, as `dymn.inference.segments.computed` yields them."""
+        """Yield recordings of their windows with vectors [D], in their order, as `dymn.inference.segments.computed`
+        yields them.
+        """
         rows: list[Floats] = []
         spans: list[tuple[float, float]] = []
         for piece, row in embedded:

@@ -40,7 +40,8 @@ class EventSettings(FrameSettings):
     Attributes:
         threshold: an event has a frame with at least this probability.
         off_threshold: an event lasts while the probability is at least this; None is `OFF_SHARE` of `threshold`.
-        median: seconds over which the median of the probabilities is taken first; up to one frame leaves them as they are.
+        median: seconds over which the median of the probabilities is taken first; up to one frame leaves them as they
+            are.
         min_gap: events of one label with at most this many seconds between them are joined.
         min_duration: shorter events are dropped, in seconds.
     """
@@ -55,7 +56,10 @@ class EventSettings(FrameSettings):
         super().__post_init__()
         check(0 < self.threshold <= 1, f"threshold is {self.threshold}; it must be above 0, and at most 1.")
         off = self.off_threshold
-        check(off is None or 0 < off <= self.threshold, f"off_threshold is {off}; it must be above 0, and at most {self.threshold}.")
+        check(
+            off is None or 0 < off <= self.threshold,
+            f"off_threshold is {off}; it must be above 0, and at most {self.threshold}.",
+        )
         for name in ("median", "min_gap", "min_duration"):
             value = getattr(self, name)
             check(0 <= value <= 3600, f"{name} is {value}; it must be from 0 to 3600 seconds.")
@@ -97,7 +101,8 @@ def event_files(
     Arguments and errors are those of `dymn.inference.files.tag_files`.
 
     Yields:
-        one `EventRecording` a source, in their order. One that cannot be read has an `error`, and the others are still done.
+        one `EventRecording` a source, in their order. One that cannot be read has an `error`, and the others are still
+        done.
     """
     settings = settings or EventSettings()
     parts = frame_parts(
@@ -106,7 +111,9 @@ def event_files(
     return collect_events(parts, chosen_labels(backend, settings), settings)
 
 
-def collect_events(parts: Iterable[FramePart], labels: Sequence[str], settings: EventSettings) -> Iterator[EventRecording]:
+def collect_events(
+    parts: Iterable[FramePart], labels: Sequence[str], settings: EventSettings
+) -> Iterator[EventRecording]:
     """Yield the events of recordings, from their frames in parts."""
     decider = Decider(labels, settings)
     for part in parts:
@@ -129,7 +136,10 @@ def decide(frames: Frames, settings: EventSettings | None = None) -> list[Event]
 
 
 class _Stretch(NamedTuple):
-    """A stretch of one label above the lower threshold: where it begins and ends in seconds, and its highest probability."""
+    """A stretch of one label above the lower threshold.
+
+    Where it begins and ends in seconds, and its highest probability.
+    """
 
     start: float
     end: float
@@ -139,7 +149,8 @@ class _Stretch(NamedTuple):
 class Decider:
     """Decides on the events of one recording whose frames come in parts; how they are cut into parts changes nothing.
 
-    It holds the frames that the median needs, the lasting stretch of each label, and its last event, which a later one may join.
+    It holds the frames that the median needs, the lasting stretch of each label, and its last event, which a later one
+    may join.
     """
 
     def __init__(self, labels: Sequence[str], settings: EventSettings | None = None) -> None:
@@ -148,7 +159,8 @@ class Decider:
         self._labels = labels
         self._on = np.float32(s.threshold)
         self._off = np.float32(OFF_SHARE * s.threshold if s.off_threshold is None else s.off_threshold)
-        self._half: int | None = None  # frames on each side of one that its median takes in; known from the second frame on
+        # frames on each side of one that its median takes in; known from the second frame on
+        self._half: int | None = None
         self._times: Times = np.empty(0)  # of the undecided frames
         self._scores = np.empty((0, len(labels)), np.float32)  # `_half` frames before the undecided ones, and these
         self._edge = 0.0  # where the first undecided frame begins
@@ -170,7 +182,9 @@ class Decider:
             self._decide(count, (self._times[:count] + self._times[1 : count + 1]) / 2)
 
     def finish(self, seconds: float) -> list[Event]:
-        """Return the events of a recording of so many seconds, in the order of their start, at equal starts the likeliest first."""
+        """Return the events of a recording of so many seconds, in the order of their start, at equal starts the
+        likeliest first.
+        """
         if count := len(self._times):
             self._scores = np.pad(self._scores, ((0, self._half or 0), (0, 0)), mode="edge")
             between, end = (self._times[1:] + self._times[:-1]) / 2, max(seconds, float(self._times[-1]))
@@ -209,7 +223,9 @@ class Decider:
                 self._open[column] = found
 
     def _close(self, column: int, stretch: _Stretch) -> None:
-        """Make an event of a complete stretch if it is loud enough, one with the event before it if the gap is short enough."""
+        """Make an event of a complete stretch if it is loud enough, one with the event before it if the gap is short
+        enough.
+        """
         if stretch.score < self._on:
             return
         last = self._last.get(column)

@@ -49,7 +49,8 @@ def tag_files(
     workers: int = 0,
     progress: Callable[[str, float], None] | None = None,
 ) -> Iterator[Recording]:
-    """Tag recordings one after the other, their windows in common batches, in memory that does not grow with their length.
+    """Tag recordings one after the other, their windows in common batches, in memory that does not grow with their
+    length.
 
     Args:
         backend: computes the network.
@@ -57,11 +58,13 @@ def tag_files(
         settings: what to tag and how.
         sample_rate: of the arrays among the sources, in Hz.
         batch_size: number of windows that go through the network at once; the default is 4 on a CPU and 32 elsewhere.
-        workers: number of threads that decode recordings ahead of the network; with 0 everything happens in the caller's thread.
+        workers: number of threads that decode recordings ahead of the network; with 0 everything happens in the
+            caller's thread.
         progress: called with a recording's name and the number of seconds of it that are done.
 
     Yields:
-        one `Recording` a source, in their order. One that cannot be read has an `error`, and the others are still tagged.
+        one `Recording` a source, in their order. One that cannot be read has an `error`, and the others are still
+        tagged.
 
     Raises:
         ConfigError: if a setting does not fit the model.
@@ -86,7 +89,8 @@ def collect_tags(
     settings: TagSettings,
     progress: Callable[[str, float], None] | None = None,
 ) -> Iterator[Recording]:
-    """Return the recordings whose windows and probabilities [C] `dymn.inference.segments.computed` yields, in their order.
+    """Return the recordings whose windows and probabilities [C] `dymn.inference.segments.computed` yields, in their
+    order.
 
     Raises:
         ConfigError: at once, if a setting does not fit the model.

@@ -1,7 +1,8 @@
 """The probabilities of labels at points in time, in two ways, piece by piece.
 
-`activation` runs the network over windows as long as those of its training and applies its head to each frame of the last feature map,
-as class activation maps do, instead of to their mean. `windows` runs the whole network over short windows that overlap.
+`activation` runs the network over windows as long as those of its training and applies its head to each frame of the
+last feature map, as class activation maps do, instead of to their mean. `windows` runs the whole network over short
+windows that overlap.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ class FrameSettings:
         window: seconds that the network hears at once; None is the method's own.
         hop: seconds from the start of one window to the next; None is the method's own.
         smoothing: seconds over which the feature map is averaged around each frame ("activation" only).
-        clip: the weight of the window's probability in a frame's, from 0 to 1: the probability of a frame is their weighted geometric
-            mean ("activation" only).
+        clip: the weight of the window's probability in a frame's, from 0 to 1: the probability of a frame is their
+            weighted geometric mean ("activation" only).
         labels: patterns such as "Dog" or "*music*" of labels to choose from; none means all.
         exclude: patterns of labels to leave out.
         partial: whether to read what can be read of a damaged recording, instead of an error.
@@ -69,7 +70,10 @@ class FrameSettings:
         for name in ("labels", "exclude"):
             object.__setattr__(self, name, getattr(tagging, name))
         window, hop = self.cutting()
-        check(hop <= window, f"hop is {hop} s and window {window} s; a hop longer than the window would skip parts of the recording.")
+        check(
+            hop <= window,
+            f"hop is {hop} s and window {window} s; a hop longer than the window would skip parts of the recording.",
+        )
 
     def cutting(self) -> Method:
         """Return window and hop in seconds."""
@@ -104,7 +108,10 @@ class Frames:
 
     @property
     def edges(self) -> Times:
-        """The borders of the frames [T + 1]: half way between their middles, the first at 0 and the last at the recording's end."""
+        """The borders of the frames [T + 1].
+
+        Half way between their middles, the first at 0 and the last at the recording's end.
+        """
         between = (self.times[1:] + self.times[:-1]) / 2
         return np.concatenate([[0.0], between, [max(self.seconds, self.times[-1])]])
 
@@ -115,7 +122,10 @@ class Frames:
 
 
 class FramePart(NamedTuple):
-    """Consecutive frames of a recording; the last part of each recording has its length and notes, or the error that ended it."""
+    """Consecutive frames of a recording.
+
+    The last part of each recording has its length and notes, or the error that ended it.
+    """
 
     name: str
     times: Times  # [n], the middles of the frames in seconds
@@ -135,10 +145,13 @@ PART_FRAMES = 512
 """The least number of frames of a part that is not the last: 1 MB of probabilities of 527 labels."""
 
 
-def frames(backend: Backend, source: AudioLike, sample_rate: int | None = None, settings: FrameSettings | None = None) -> Frames:
+def frames(
+    backend: Backend, source: AudioLike, sample_rate: int | None = None, settings: FrameSettings | None = None
+) -> Frames:
     """Return the probabilities of labels at points in time.
 
-    An hour has some 12,000 frames, 24 MB if all 527 labels of AudioSet are asked for; `frame_parts` holds only some of them at a time.
+    An hour has some 12,000 frames, 24 MB if all 527 labels of AudioSet are asked for; `frame_parts` holds only some of
+    them at a time.
 
     Args:
         backend: computes the network.
@@ -184,18 +197,26 @@ def frame_parts(
     Arguments and errors are those of `dymn.inference.files.tag_files`.
 
     Yields:
-        parts of some `PART_FRAMES` frames in the order of the recordings and of time; the last part of each recording `is_last`.
+        parts of some `PART_FRAMES` frames in the order of the recordings and of time; the last part of each recording
+        `is_last`.
     """
     settings = settings or FrameSettings()
     maker = frame_maker(backend, settings)
-    scored = run_windows(backend, sources, maker, maker.compute, sample_rate=sample_rate, batch_size=batch_size, workers=workers)
+    scored = run_windows(
+        backend, sources, maker, maker.compute, sample_rate=sample_rate, batch_size=batch_size, workers=workers
+    )
     return collect_parts(scored, maker, backend.sample_rate, progress)
 
 
 def collect_parts(
-    scored: Iterable[tuple[Piece, Rows | None]], maker: FrameMaker, rate: int, progress: Callable[[str, float], None] | None
+    scored: Iterable[tuple[Piece, Rows | None]],
+    maker: FrameMaker,
+    rate: int,
+    progress: Callable[[str, float], None] | None,
 ) -> Iterator[FramePart]:
-    """Yield the frames of recordings in parts, from their windows with what `maker.compute` made of them, in their order."""
+    """Yield the frames of recordings in parts, from their windows with what `maker.compute` made of them, in their
+    order.
+    """
     times: list[Times] = []
     scores: list[Scores] = []
     for piece, row in scored:
@@ -249,7 +270,10 @@ class FrameMaker(ABC):
         """Return times [n] and probabilities [n, C] of the frames that no later window changes."""
 
     def finish(self, seconds: float | None) -> tuple[Times, Scores]:
-        """Return the other frames of a recording of so many seconds, or none if it failed (None); forget the recording."""
+        """Return the other frames of a recording of so many seconds, or none if it failed (None).
+
+        Forget the recording.
+        """
         return np.empty(0), np.empty((0, len(self._chosen)), np.float32)
 
 
@@ -268,7 +292,9 @@ class _WindowFrames(FrameMaker):
 
 
 class _ActivationFrames(FrameMaker):
-    """The frames of the last feature map. Windows begin at multiples of a frame, so that the frames of overlapping ones coincide.
+    """The frames of the last feature map.
+
+    Windows begin at multiples of a frame, so that the frames of overlapping ones coincide.
 
     They are averaged there; those in the middle of a window count most.
     """
@@ -279,7 +305,8 @@ class _ActivationFrames(FrameMaker):
         super().__init__(backend, settings)
         self._frame = backend.frame_samples / backend.sample_rate  # seconds
         self.window, self.hop = (max(1, round(seconds / self._frame)) * self._frame for seconds in settings.cutting())
-        self._smoothing = max(0, round((settings.smoothing / self._frame - 1) / 2)) * 2 + 1  # odd, to be symmetric around a frame
+        # odd, to be symmetric around a frame
+        self._smoothing = max(0, round((settings.smoothing / self._frame - 1) / 2)) * 2 + 1
         self._reset()
 
     def _reset(self) -> None:
@@ -290,7 +317,11 @@ class _ActivationFrames(FrameMaker):
     def compute(self, features: Rows) -> Rows:
         """Return probabilities of frames [B, T, C]."""
         output = self._backend.frame_run(features, self._smoothing)
-        frames, clip, share = output.frames[:, :, self._chosen], output.probabilities[:, None, self._chosen], self._settings.clip
+        frames, clip, share = (
+            output.frames[:, :, self._chosen],
+            output.probabilities[:, None, self._chosen],
+            self._settings.clip,
+        )
         return frames if share == 0 else frames ** (1 - share) * clip**share
 
     def add(self, piece: Piece, row: Rows) -> tuple[Times, Scores]:

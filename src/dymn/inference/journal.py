@@ -1,9 +1,10 @@
-"""The journal of a long run, kept beside its output so that the run can be resumed after any end, a loss of power included.
+"""The journal of a long run, kept beside its output so that the run can be resumed after any end, a loss of power
+included.
 
-A journal is an SQLite database. A record is stored as a whole or not at all, a torn or damaged one is detected by its checksum, and
-an end at any moment leaves the state of the last commit. It holds the settings, the list of recordings in the order of the output,
-and for each finished one its size, its time of modification and its result. A recording is computed again only if size or time have
-changed. While a run has its journal open, no other run can open it.
+A journal is an SQLite database. A record is stored as a whole or not at all, a torn or damaged one is detected by its
+checksum, and an end at any moment leaves the state of the last commit. It holds the settings, the list of recordings in
+the order of the output, and for each finished one its size, its time of modification and its result. A recording is
+computed again only if size or time have changed. While a run has its journal open, no other run can open it.
 """
 
 from __future__ import annotations
@@ -40,7 +41,10 @@ _VALID = "done.path = listed.path AND done.size = listed.size AND done.changed =
 
 
 class Stamp(NamedTuple):
-    """Size in bytes and time of modification in nanoseconds, by which a change of a file is seen; -1 and 0 if there is no file."""
+    """Size in bytes and time of modification in nanoseconds, by which a change of a file is seen.
+
+    -1 and 0 if there is no file.
+    """
 
     size: int
     changed: int
@@ -94,7 +98,8 @@ class Journal:
 
         Args:
             output: the file that the run writes.
-            settings: all that results depend on besides the recordings, as JSON types. An unfinished run is resumed if they are equal.
+            settings: all that results depend on besides the recordings, as JSON types. An unfinished run is resumed if
+                they are equal.
             fresh: drop all earlier results.
             retry: drop earlier failures; this also resumes a run that ended with failures.
 
@@ -123,7 +128,9 @@ class Journal:
         while True:
             self._database = sqlite3.connect(self.path, timeout=0, isolation_level=None)
             try:
-                self._database.executescript("PRAGMA locking_mode = EXCLUSIVE; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;")
+                self._database.executescript(
+                    "PRAGMA locking_mode = EXCLUSIVE; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;"
+                )
                 before = identity(self.path)
                 self._database.execute("BEGIN EXCLUSIVE")
                 if before is not None and before == identity(self.path):
@@ -184,7 +191,10 @@ class Journal:
         self._committed = time.monotonic()
 
     def find(self, paths: Iterable[Listed]) -> None:
-        """List recordings, each once: in the order of the paths that named them, within each sorted by the parts of their names."""
+        """List recordings, each once.
+
+        In the order of the paths that named them, within each sorted by the parts of their names.
+        """
         with self._telling():
             self._database.execute("DELETE FROM listed")
             self._database.executemany("INSERT OR IGNORE INTO listed VALUES (?, ?, ?, ?, ?)", map(_row, paths))
@@ -194,7 +204,9 @@ class Journal:
         """Count the listed, the finished and the failed recordings."""
         with self._telling():
             (listed,) = self._database.execute("SELECT count(*) FROM listed").fetchone()
-            row = self._database.execute(f"SELECT count(*), count(done.error) FROM listed JOIN done ON {_VALID}").fetchone()
+            row = self._database.execute(
+                f"SELECT count(*), count(done.error) FROM listed JOIN done ON {_VALID}"
+            ).fetchone()
         return Counts(listed, *row)
 
     def to_do(self) -> Iterator[Task]:
@@ -228,9 +240,12 @@ class Journal:
         """Yield the results of all listed recordings, in their order.
 
         Raises:
-            DataError: if one is missing or damaged. All damaged ones are removed, so that the next run computes them again.
+            DataError: if one is missing or damaged. All damaged ones are removed, so that the next run computes them
+                again.
         """
-        query = f"SELECT name, seconds, result, error, crc, done.path FROM listed LEFT JOIN done ON {_VALID} ORDER BY place"
+        query = (
+            f"SELECT name, seconds, result, error, crc, done.path FROM listed LEFT JOIN done ON {_VALID} ORDER BY place"
+        )
         with self._telling():
             for name, *record, path in self._database.execute(query):
                 if path is None:
@@ -241,13 +256,21 @@ class Journal:
 
     def _remove_damaged(self, query: str) -> DataError:
         """Remove all damaged records, and return the error that tells about them."""
-        damaged = [(name, path) for name, *record, path in self._database.execute(query) if path and not _is_sound(*record)]
+        damaged = [
+            (name, path) for name, *record, path in self._database.execute(query) if path and not _is_sound(*record)
+        ]
         self._database.executemany("DELETE FROM done WHERE path = ?", [(path,) for _, path in damaged])
         first, others = os.fsdecode(damaged[0][0]), f" and of {len(damaged) - 1} other(s)" if len(damaged) > 1 else ""
-        return DataError(f"{self.path} is damaged: the result of {first}{others}. Start the command again to compute what is missing.")
+        return DataError(
+            f"{self.path} is damaged: the result of {first}{others}. Start the command again to compute what is "
+            "missing."
+        )
 
     def complete(self, keep: bool) -> None:
-        """Record that the output is written: remove the journal, or keep it so that failed recordings can be tried again."""
+        """Record that the output is written.
+
+        Remove the journal, or keep it so that failed recordings can be tried again.
+        """
         with self._telling():
             self._write_facts(complete=True)
             self.commit()
@@ -280,7 +303,8 @@ class Journal:
             text = str(error)
             if "locked" in text:
                 raise ConfigError(
-                    f"Another run is writing {self.output}: it has {self.path} open. Wait until it ends, or give another --output."
+                    f"Another run is writing {self.output}: it has {self.path} open. Wait until it ends, or give "
+                    "another --output."
                 ) from error
             if "full" in text:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path)) from error
@@ -295,7 +319,10 @@ class Journal:
 
 
 def _row(listed: Listed) -> tuple[bytes, bytes, bytes, int, int]:
-    """Return a row of the table of recordings; places are in the order of the parts of paths, as those of `pathlib` are."""
+    """Return a row of the table of recordings.
+
+    Places are in the order of the parts of paths, as those of `pathlib` are.
+    """
     given = Path(listed.path)
     name, path = os.fsencode(given), os.fsencode(given.absolute())
     place = struct.pack(">I", listed.number) + b"\0".join(map(os.fsencode, given.parts))
@@ -325,4 +352,6 @@ def _differences(before: Any, now: Any, name: str = "") -> list[str]:
         inner = f"{name}." if name else ""
         found = [_differences(before.get(key), now.get(key), f"{inner}{key}") for key in {**before, **now}]
         return [difference for some in found for difference in some]
-    return [] if before == now else [f"{name.removeprefix('parameters.')} was {json.dumps(before)}, now {json.dumps(now)}"]
+    return (
+        [] if before == now else [f"{name.removeprefix('parameters.')} was {json.dumps(before)}, now {json.dumps(now)}"]
+    )

@@ -1,7 +1,7 @@
 """Runs over many recordings that can be interrupted at any moment and resumed: each recording is computed once.
 
-Results go to a `Journal` as they come, and from there to the output, which is written when all are there. So the output depends on
-the journal alone, not on how often the run was interrupted.
+Results go to a `Journal` as they come, and from there to the output, which is written when all are there. So the output
+depends on the journal alone, not on how often the run was interrupted.
 """
 
 from __future__ import annotations
@@ -44,7 +44,10 @@ class Kind(Generic[R]):
 
 
 def compute(
-    journal: Journal, kind: Kind[R], work: Callable[[Iterator[Path]], Iterator[R]], done: Callable[[R], None] = lambda result: None
+    journal: Journal,
+    kind: Kind[R],
+    work: Callable[[Iterator[Path]], Iterator[R]],
+    done: Callable[[R], None] = lambda result: None,
 ) -> None:
     """Compute the recordings that a journal lists and has no result of.
 
@@ -69,7 +72,9 @@ def compute(
         for result in work(source):
             task = begun.popleft()
             if result.error is None and stamp(task.path) != task.stamp:
-                changed = AudioError(f"{result.name} changed while it was read. Start the command again when it is complete.")
+                changed = AudioError(
+                    f"{result.name} changed while it was read. Start the command again when it is complete."
+                )
                 result = kind.failed(result.name, changed)
             if result.error is not None:
                 journal.put(task, 0.0, None, str(result.error))
@@ -92,7 +97,9 @@ def results(journal: Journal, kind: Kind[R]) -> Iterator[R]:
         try:
             unpacked = kind.unpack(name, done.seconds, done.result)
         except (ValueError, TypeError, LookupError, OverflowError, RecursionError) as error:
-            raise DataError(f"{journal.path} is damaged: the result of {name} is not valid. --fresh starts over.") from error
+            raise DataError(
+                f"{journal.path} is damaged: the result of {name} is not valid. --fresh starts over."
+            ) from error
         yield unpacked
 
 
@@ -107,7 +114,9 @@ def tags(per_window: bool) -> Kind[Recording]:
 
     def unpack(name: str, seconds: float, packed: bytes) -> Recording:
         whole, parts, notes, partial = json.loads(packed.decode("utf-8", "surrogatepass"), parse_constant=_refuse)
-        timeline = [WindowTags(float(start), float(end), _tags(pairs, float(start), float(end))) for start, end, pairs in parts]
+        timeline = [
+            WindowTags(float(start), float(end), _tags(pairs, float(start), float(end))) for start, end, pairs in parts
+        ]
         tags = _tags(whole, 0.0, seconds)
         return Recording(name, seconds, tags, timeline, notes=tuple(map(str, notes)), partial=bool(partial))
 
@@ -142,7 +151,10 @@ def _packed(value: Any) -> bytes:
 
 
 def embeddings(per_window: bool, size: int) -> Kind[Embedding]:
-    """Return how embeddings of `size` values are stored: those of recordings, or with `per_window` those of their windows."""
+    """Return how embeddings of `size` values are stored.
+
+    Those of recordings, or with `per_window` those of their windows.
+    """
     from dymn.inference.embedding import Embedding
 
     kind = np.dtype([("span", "<f8", (2,)), ("vector", "<f4", (size,))])

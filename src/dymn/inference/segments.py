@@ -1,4 +1,7 @@
-"""Recordings as windows, and windows through a network in common batches: what tags, embeddings and frames have in common."""
+"""Recordings as windows, and windows through a network in common batches.
+
+What tags, embeddings and frames have in common.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +41,10 @@ class Opened:
 
 
 class Piece(NamedTuple):
-    """What is computed with of a window, with its place in seconds; or the end of the recording (no features), or its failure."""
+    """What is computed with of a window, with its place in seconds.
+
+    Or the end of the recording (no features), or its failure.
+    """
 
     recording: Opened
     start: float = 0.0
@@ -71,7 +77,9 @@ def blocks(
     if not isinstance(given, (str, os.PathLike)) and not hasattr(given, "read"):
         remedy = " Give io.BytesIO of it." if isinstance(given, (bytes, bytearray, memoryview)) else ""
         kind = type(given).__name__
-        raise ConfigError(f"A recording is a path, an open binary file, or an array or tensor; it is of type {kind} here.{remedy}")
+        raise ConfigError(
+            f"A recording is a path, an open binary file, or an array or tensor; it is of type {kind} here.{remedy}"
+        )
     return reading.stream(source, rate, partial=partial, notes=notes)
 
 
@@ -96,7 +104,9 @@ def pieces(
     team: Team | None = None,
     partial: bool = False,
 ) -> Iterator[Piece]:
-    """Cut recordings into windows, one after the other, no further than the caller iterates; an error ends only its own recording.
+    """Cut recordings into windows, one after the other, no further than the caller iterates.
+
+    An error ends only its own recording.
 
     Args:
         sources: as in `blocks`.
@@ -131,7 +141,9 @@ def pieces(
         except DymnError as failure:
             error = failure
         except OSError as failure:
-            error = AudioError(f"{recording.name}: {failure.strerror or failure}. Check that the file is there and readable.")
+            error = AudioError(
+                f"{recording.name}: {failure.strerror or failure}. Check that the file is there and readable."
+            )
         yield Piece(recording, error=error)
 
     return ahead(work, sources, team or Team())
@@ -201,8 +213,11 @@ def run_windows(
     return computed(found, compute, batch_size)
 
 
-def computed(found: Iterable[Piece], compute: Callable[[Rows], Iterable[R]], batch_size: int) -> Iterator[tuple[Piece, R | None]]:
-    """Yield pieces in their order, windows with their row of what `compute` makes of a batch of features [B, ...] of one shape.
+def computed(
+    found: Iterable[Piece], compute: Callable[[Rows], Iterable[R]], batch_size: int
+) -> Iterator[tuple[Piece, R | None]]:
+    """Yield pieces in their order, windows with their row of what `compute` makes of a batch of features [B, ...] of
+    one shape.
 
     Raises:
         ConfigError: at once, if the batch size is below 1.
@@ -211,7 +226,9 @@ def computed(found: Iterable[Piece], compute: Callable[[Rows], Iterable[R]], bat
     return _computed(found, compute, batch_size)
 
 
-def _computed(found: Iterable[Piece], compute: Callable[[Rows], Iterable[R]], batch_size: int) -> Iterator[tuple[Piece, R | None]]:
+def _computed(
+    found: Iterable[Piece], compute: Callable[[Rows], Iterable[R]], batch_size: int
+) -> Iterator[tuple[Piece, R | None]]:
     batch: list[Piece] = []
     shapes: list[tuple[int, ...]] = []
     for piece in found:

@@ -35,12 +35,15 @@ class TagSettings:
     Attributes:
         top_k: the largest number of labels, best first; 0 is all of them.
         threshold: labels with a lower probability are left out.
-        labels: patterns such as "Dog" or "*music*" of labels to choose from; none means all. Upper and lower case are the same.
+        labels: patterns such as "Dog" or "*music*" of labels to choose from; none means all. Upper and lower case are
+            the same.
         exclude: patterns of labels to leave out.
         window: seconds that the network hears at once; it was trained on 10.
         hop: seconds from the start of one window to the next; `window` if None.
-        fill: what a recording or a remainder that is shorter than the window is filled with: "repeat", "pad" (zeros) or "bare" (not).
-        combine: how the windows make the answer for a recording: a label's "max" (is it anywhere?) or its "mean" over time.
+        fill: what a recording or a remainder that is shorter than the window is filled with: "repeat", "pad" (zeros) or
+            "bare" (not).
+        combine: how the windows make the answer for a recording: a label's "max" (is it anywhere?) or its "mean" over
+            time.
         partial: whether to read what can be read of a damaged recording, instead of an error.
     """
 
@@ -55,7 +58,10 @@ class TagSettings:
     partial: bool = False
 
     def __post_init__(self) -> None:
-        check(isinstance(self.top_k, int) and self.top_k >= 0, f"top_k is {self.top_k!r}; it must be a whole number, 0 for all labels.")
+        check(
+            isinstance(self.top_k, int) and self.top_k >= 0,
+            f"top_k is {self.top_k!r}; it must be a whole number, 0 for all labels.",
+        )
         check(0 <= self.threshold <= 1, f"threshold is {self.threshold}; it must be from 0 to 1.")
         check_windows(self.window, self.hop, self.fill)
         check(self.combine in COMBINATIONS, f"combine is {self.combine!r}; allowed: {', '.join(COMBINATIONS)}.")
@@ -76,7 +82,10 @@ class Selection:
         """
         chosen = matching(labels, settings.labels) if settings.labels else set(range(len(labels)))
         chosen -= matching(labels, settings.exclude)
-        check(bool(chosen), f"No label is left: all that labels={settings.labels} allow are excluded by exclude={settings.exclude}.")
+        check(
+            bool(chosen),
+            f"No label is left: all that labels={settings.labels} allow are excluded by exclude={settings.exclude}.",
+        )
         self.labels = labels
         self.threshold = settings.threshold
         self.allowed = np.array(sorted(chosen))
@@ -89,7 +98,9 @@ class Selection:
         chosen: npt.NDArray[np.intp] = best[scores[best] >= self.threshold]
         return chosen
 
-    def tags(self, indices: npt.NDArray[np.intp], scores: npt.NDArray[np.floating[Any]], start: float, end: float) -> list[Tag]:
+    def tags(
+        self, indices: npt.NDArray[np.intp], scores: npt.NDArray[np.floating[Any]], start: float, end: float
+    ) -> list[Tag]:
         """Return labels and their probabilities as tags of a stretch."""
         return [Tag(self.labels[i], float(score), start, end) for i, score in zip(indices, scores, strict=True)]
 
@@ -97,7 +108,8 @@ class Selection:
 def matching(labels: Sequence[str], patterns: Sequence[str]) -> set[int]:
     """Return the indices of the labels that any of the patterns names, upper and lower case being the same.
 
-    A pattern is a label, or a shell-style pattern, or several of them with commas between; labels may hold commas themselves.
+    A pattern is a label, or a shell-style pattern, or several of them with commas between; labels may hold commas
+    themselves.
 
     Raises:
         ConfigError: if a pattern names no label; the message names similar ones.
@@ -108,7 +120,10 @@ def matching(labels: Sequence[str], patterns: Sequence[str]) -> set[int]:
         for part in [pattern] if whole else [text.strip() for text in pattern.split(",")]:
             matches = _matches(labels, part)
             if not matches:
-                close = difflib.get_close_matches(part, labels, n=3, cutoff=0.5) or [x for x in labels if part.lower() in x.lower()][:3]
+                close = (
+                    difflib.get_close_matches(part, labels, n=3, cutoff=0.5)
+                    or [x for x in labels if part.lower() in x.lower()][:3]
+                )
                 hint = f"Did you mean: {'; '.join(close)}?" if close else "`dymn tag --help` tells how patterns work."
                 raise ConfigError(f"The model has no label {part!r}. {hint}")
             found |= matches
@@ -160,4 +175,6 @@ class Timeline(Sequence[WindowTags]):
         if isinstance(i, slice):
             return [self[j] for j in range(*i.indices(len(self)))]
         start, end = self._spans[i]
-        return WindowTags(start, end, self._selection.tags(self._indices[i].astype(np.intp), self._scores[i], start, end))
+        return WindowTags(
+            start, end, self._selection.tags(self._indices[i].astype(np.intp), self._scores[i], start, end)
+        )

@@ -27,7 +27,9 @@ class Heard(NamedTuple):
     dropped: float
 
 
-def follow(backend: Backend, chunks: Iterable[Chunk], sample_rate: int, settings: TagSettings | None = None) -> Iterator[Heard]:
+def follow(
+    backend: Backend, chunks: Iterable[Chunk], sample_rate: int, settings: TagSettings | None = None
+) -> Iterator[Heard]:
     """Yield the tags of each window of live sound. Where sound was dropped, a fresh window begins, at its true time.
 
     Args:
@@ -54,9 +56,9 @@ def follow(backend: Backend, chunks: Iterable[Chunk], sample_rate: int, settings
 class Stream:
     """Takes chunks of samples and gives the tags of each window as soon as it is complete.
 
-    A window is complete when a tenth of its length beyond it has been fed, because a shorter remainder at the end belongs to it. How
-    the sound is cut into chunks changes no bit of the answers; `Tagger.timeline`, which computes several windows at once, gives the
-    same to about 1e-6.
+    A window is complete when a tenth of its length beyond it has been fed, because a shorter remainder at the end
+    belongs to it. How the sound is cut into chunks changes no bit of the answers; `Tagger.timeline`, which computes
+    several windows at once, gives the same to about 1e-6.
 
     Example:
         >>> stream = tagger.stream(sample_rate=16_000, window=2, hop=0.5)  # doctest: +SKIP
@@ -66,7 +68,9 @@ class Stream:
         >>> stream.finish()  # doctest: +SKIP
     """
 
-    def __init__(self, backend: Backend, sample_rate: int, settings: TagSettings | None = None, begin: float = 0.0) -> None:
+    def __init__(
+        self, backend: Backend, sample_rate: int, settings: TagSettings | None = None, begin: float = 0.0
+    ) -> None:
         """Prepare a stream.
 
         Args:
@@ -101,11 +105,12 @@ class Stream:
         """Take a chunk and return the tags of the windows that are complete with it, in the order of time.
 
         Args:
-            chunk: samples [n] or [n, channels], n of any size, 0 too: float with full scale 1, int8, int16, int32 or uint8.
+            chunk: samples [n] or [n, channels], n of any size, 0 too: float with full scale 1, int8, int16, int32 or
+                uint8.
 
         Raises:
-            AudioError: if the chunk has another shape or type, another number of channels than those before, or values that are
-                not finite. The chunk is ignored then, and the stream can be fed further.
+            AudioError: if the chunk has another shape or type, another number of channels than those before, or values
+                that are not finite. The chunk is ignored then, and the stream can be fed further.
             ConfigError: if the stream is finished.
         """
         check(not self._finished, "The stream is finished. Start another one with Tagger.stream.")
@@ -126,7 +131,10 @@ class Stream:
         samples = to_float32(chunk if chunk.ndim == 2 else chunk[:, None])
         channels = samples.shape[1]
         if channels != (self._channels or channels):
-            raise AudioError(f"The chunk has {channels} channels, and those before had {self._channels}. Start another stream for it.")
+            raise AudioError(
+                f"The chunk has {channels} channels, and those before had {self._channels}. Start another stream for "
+                "it."
+            )
         mono = to_mono("The stream", samples, self.seconds, self._rate)
         self._channels = channels
         return mono

@@ -51,20 +51,26 @@ class Tagger:
         """Make a network ready to tag.
 
         Args:
-            model: a network whose card names front end and labels, or a backend. A network is copied and stays as it is: weights that
-                change later, with `load_state_dict` or in training, do not reach the copy. Make a new tagger then.
-            device: where PyTorch computes a network, such as "cpu" or "cuda:0"; None is the first CUDA device, or else the CPU.
+            model: a network whose card names front end and labels, or a backend. A network is copied and stays as it
+                is: weights that change later, with `load_state_dict` or in training, do not reach the copy. Make a new
+                    tagger then.
+            device: where PyTorch computes a network, such as "cpu" or "cuda:0"; None is the first CUDA device, or else
+                the CPU.
             threads: number of CPU threads that PyTorch uses in this process from now on; None does not change it.
-            precision: "float32", or for GPUs "bfloat16" or "float16", which change the numbers: autocast computes the network.
-            compile: whether `torch.compile` makes kernels for the probabilities, with CUDA graphs on a GPU; the first batches are slow.
+            precision: "float32", or for GPUs "bfloat16" or "float16", which change the numbers: autocast computes the
+                network.
+            compile: whether `torch.compile` makes kernels for the probabilities, with CUDA graphs on a GPU; the first
+                batches are slow.
 
         Raises:
-            ConfigError: if there is no such device or precision, `threads` is below 1, or a backend comes with precision or compile.
+            ConfigError: if there is no such device or precision, `threads` is below 1, or a backend comes with
+                precision or compile.
         """
         if isinstance(model, Backend):
             if precision != "float32" or compile:
                 raise ConfigError(
-                    "The precision of a backend is fixed when it is opened. Give precision and compile to the backend, not to its tagger."
+                    "The precision of a backend is fixed when it is opened. Give precision and compile to the backend, "
+                    "not to its tagger."
                 )
             self.backend = model
         else:
@@ -72,14 +78,18 @@ class Tagger:
 
     @classmethod
     def from_pretrained(
-        cls, name_or_path: str | Path, device: str | torch.device | None = None, threads: int | None = None, **options: Any
+        cls,
+        name_or_path: str | Path,
+        device: str | torch.device | None = None,
+        threads: int | None = None,
+        **options: Any,
     ) -> Tagger:
         """Load a published model by its name (see `dymn models`), or a model file or folder, and return its tagger.
 
         Args:
             name_or_path: as in `dymn.weights.open_checkpoint`, or an .onnx file.
-            device: where PyTorch computes, such as "cpu" or "cuda:0"; None is the first CUDA device, or else the CPU. On the CPU compiled
-                code computes where it knows the network, and PyTorch is not imported.
+            device: where PyTorch computes, such as "cpu" or "cuda:0"; None is the first CUDA device, or else the CPU.
+                On the CPU compiled code computes where it knows the network, and PyTorch is not imported.
             threads: number of CPU threads; one for each CPU that may be used if None.
             options: `precision`, `compile` and `backend`, see `dymn.runtime.opening.open_backend`.
 
@@ -126,7 +136,9 @@ class Tagger:
 
     @property
     def model(self) -> MobileNet:
-        """The tagger's own PyTorch network, in evaluation mode; weights that are changed in it need not reach what computes.
+        """The tagger's own PyTorch network, in evaluation mode.
+
+        Weights that are changed in it need not reach what computes.
 
         Raises:
             ConfigError: if there is none.
@@ -166,11 +178,18 @@ class Tagger:
         """
         return list(self._recording(source, sample_rate, top_k, settings).tags)
 
-    def timeline(self, source: AudioLike, sample_rate: int | None = None, top_k: int = 10, **settings: Any) -> list[Tag]:
-        """Return the labels of each window of a recording, in the order of time; arguments and errors are those of `tag`."""
+    def timeline(
+        self, source: AudioLike, sample_rate: int | None = None, top_k: int = 10, **settings: Any
+    ) -> list[Tag]:
+        """Return the labels of each window of a recording, in the order of time.
+
+        Arguments and errors are those of `tag`.
+        """
         return [tag for window in self._recording(source, sample_rate, top_k, settings).timeline for tag in window.tags]
 
-    def embed(self, source: AudioLike, sample_rate: int | None = None, layers: str | Sequence[str] = "last", **settings: Any) -> Embedding:
+    def embed(
+        self, source: AudioLike, sample_rate: int | None = None, layers: str | Sequence[str] = "last", **settings: Any
+    ) -> Embedding:
         """Return the embedding of a recording, `vector` [D], and of each of its windows, `windows` [W, D].
 
         Args:
@@ -181,8 +200,8 @@ class Tagger:
 
         Raises:
             AudioError: if the source cannot be read.
-            ConfigError: if a setting is unknown or not allowed, there is no such layer (ONNX files give only "last"), or
-                `sample_rate` is missing.
+            ConfigError: if a setting is unknown or not allowed, there is no such layer (ONNX files give only "last"),
+                or `sample_rate` is missing.
         """
         return self.embedder(layers).embed(source, sample_rate, **settings)
 
@@ -200,7 +219,8 @@ class Tagger:
         Args:
             source: as in `tag`.
             sample_rate: of an array, in Hz; files bring their own.
-            settings: those of `dymn.inference.frames.FrameSettings` by name, such as `labels=["Dog"]` or `method="windows"`.
+            settings: those of `dymn.inference.frames.FrameSettings` by name, such as `labels=["Dog"]` or
+                `method="windows"`.
 
         Raises:
             AudioError: if the source cannot be read.
@@ -214,7 +234,8 @@ class Tagger:
         Args:
             source: as in `tag`.
             sample_rate: of an array, in Hz; files bring their own.
-            settings: those of `dymn.inference.events.EventSettings` by name, such as `labels=["Dog"]` or `threshold=0.5`.
+            settings: those of `dymn.inference.events.EventSettings` by name, such as `labels=["Dog"]` or
+                `threshold=0.5`.
 
         Raises:
             AudioError: if the source cannot be read.
@@ -224,7 +245,8 @@ class Tagger:
         return decide(frames(self.backend, source, sample_rate, checked), checked)
 
     def stream(self, sample_rate: int, top_k: int = 10, **settings: Any) -> Stream:
-        """Return a stream: it takes chunks of samples of any size and gives the tags of each window when it is complete.
+        """Return a stream: it takes chunks of samples of any size and gives the tags of each window when it is
+        complete.
 
         Args:
             sample_rate: of what will be fed, in Hz.
@@ -248,7 +270,13 @@ class Tagger:
     ) -> Iterator[Recording]:
         """Tag recordings one after the other, their windows in common batches; see `dymn.inference.files.tag_files`."""
         return tag_files(
-            self.backend, sources, settings, sample_rate=sample_rate, batch_size=batch_size, workers=workers, progress=progress
+            self.backend,
+            sources,
+            settings,
+            sample_rate=sample_rate,
+            batch_size=batch_size,
+            workers=workers,
+            progress=progress,
         )
 
     def _recording(self, source: AudioLike, sample_rate: int | None, top_k: int, settings: dict[str, Any]) -> Recording:

@@ -21,7 +21,9 @@ weighed.install(gradients.fits_weighed, gradients.weighed)
 class Stage(nn.Module):
     """Convolution, batch norm and activation at one of the three positions of a block, each dynamic or static."""
 
-    def __init__(self, block: BlockConfig, position: str, geometry: tuple[int, int, int, int, int], activation: str) -> None:
+    def __init__(
+        self, block: BlockConfig, position: str, geometry: tuple[int, int, int, int, int], activation: str
+    ) -> None:
         super().__init__()
         c_in, c_out = geometry[:2]  # of (c_in, c_out, kernel_size, stride, groups)
         feed = CONTEXTS[block.context].feed
@@ -66,7 +68,10 @@ class InvertedResidual(nn.Module):
     def __init__(self, config: BlockConfig) -> None:
         super().__init__()
         c = config
-        check(c.attention is None or c.attention in ATTENTIONS, f"attention is {c.attention!r}; allowed: None, {', '.join(ATTENTIONS)}.")
+        check(
+            c.attention is None or c.attention in ATTENTIONS,
+            f"attention is {c.attention!r}; allowed: None, {', '.join(ATTENTIONS)}.",
+        )
         check(c.context in CONTEXTS, f"context is {c.context!r}; allowed: {', '.join(CONTEXTS)}.")
         attention = ATTENTIONS[c.attention](c.c_exp, c.context_size, c.stride) if c.attention else Skip()
         generator = CONTEXTS[c.context]

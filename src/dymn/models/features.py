@@ -15,7 +15,9 @@ STEM_STRIDE = 2
 
 
 class Feature(NamedTuple):
-    """A feature map: its layer's name, its channels, and how many frames and mel bands of the input one of its places stands for."""
+    """A feature map: its layer's name, its channels, and how many frames and mel bands of the input one of its places
+    stands for.
+    """
 
     name: str
     channels: int
@@ -33,7 +35,9 @@ def features_of(model: MobileNet) -> tuple[Feature, ...]:
 
 
 class FeatureExtractor(nn.Module):
-    """The convolutions of a network without its head, as far as they are needed; they are shared with the network, not copied.
+    """The convolutions of a network without its head, as far as they are needed.
+
+    They are shared with the network, not copied.
 
     Attributes:
         features: name, channels and stride of each map, in the order in which `forward` returns them.
@@ -49,8 +53,8 @@ class FeatureExtractor(nn.Module):
 
         Args:
             model: any network; what is trained through the extractor is trained in it.
-            out_indices: which maps, in this order: 0 to 14 are the blocks, 15 is the last convolution; negative ones count from the end.
-                None is the last block of every stride, five maps for the networks of Table I.
+            out_indices: which maps, in this order: 0 to 14 are the blocks, 15 is the last convolution; negative ones
+                count from the end. None is the last block of every stride, five maps for the networks of Table I.
 
         Raises:
             ConfigError: if there is no such map.
@@ -60,7 +64,10 @@ class FeatureExtractor(nn.Module):
         wanted = _last_of_each_stride(known) if out_indices is None else list(out_indices)
         check(bool(wanted), "out_indices is empty; name at least one feature map.")
         allowed = range(-len(known), len(known))
-        check(all(i in allowed for i in wanted), f"out_indices is {wanted}; each must be from {allowed[0]} to {allowed[-1]}.")
+        check(
+            all(i in allowed for i in wanted),
+            f"out_indices is {wanted}; each must be from {allowed[0]} to {allowed[-1]}.",
+        )
         self.out_indices = [i % len(known) for i in wanted]
         self.features = tuple(known[i] for i in self.out_indices)
         layers = [*model.blocks, model.last][: max(self.out_indices) + 1]
@@ -68,7 +75,8 @@ class FeatureExtractor(nn.Module):
         self.layers = nn.ModuleList(layers)
 
     def forward(self, log_mel: Tensor) -> list[Tensor]:
-        """Return the maps, each [B, channels, ceil(F / stride), ceil(T / stride)], of log-mel spectrograms [B, 1, F, T].
+        """Return the maps, each [B, channels, ceil(F / stride), ceil(T / stride)], of log-mel spectrograms [B, 1, F,
+        T].
 
         Raises:
             ConfigError: if the input is not of four dimensions with one channel.

@@ -63,7 +63,10 @@ class LogMel(nn.Module):
         up, down = (int(torch.randint(n, (), generator=generator)) for n in (c.f_min_range, c.f_max_range))
         f_max = min(c.f_max + 1000 - down, c.sample_rate / 2) if c.f_max_range > 1 else c.f_max
         if c.f_min + up >= f_max:
-            raise ConfigError(f"The jitter of f_min and f_max drew {c.f_min + up} and {f_max} Hz. Set smaller f_min_range and f_max_range.")
+            raise ConfigError(
+                f"The jitter of f_min and f_max drew {c.f_min + up} and {f_max} Hz. Set smaller f_min_range and "
+                "f_max_range."
+            )
         return mel_basis(c, c.f_min + up, f_max).to(self.basis.device)
 
     def forward(self, waveform: Tensor, basis: Tensor | None = None) -> Tensor:
@@ -75,12 +78,15 @@ class LogMel(nn.Module):
             AudioError: if the waveform is not [B, N] with N of at least 1.
         """
         if waveform.ndim != 2 or waveform.shape[1] < 1:
-            raise AudioError(f"The waveform has shape {list(waveform.shape)}; it must be [B, N] with at least one sample.")
+            raise AudioError(
+                f"The waveform has shape {list(waveform.shape)}; it must be [B, N] with at least one sample."
+            )
         with torch.autocast(waveform.device.type, enabled=False):
             return self._log_mel(self.frames(waveform.float()), basis)
 
     def frames(self, waveform: Tensor) -> Tensor:
-        """Return the pre-emphasised samples of each frame, [B, N] to [B, frames, n_fft], as a view that repeats what frames share.
+        """Return the pre-emphasised samples of each frame, [B, N] to [B, frames, n_fft], as a view that repeats what
+        frames share.
 
         The middle of frame t is sample t * hop_length; what lies beyond the ends is their reflection.
         """

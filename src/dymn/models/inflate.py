@@ -1,10 +1,10 @@
 """Start a dynamic network from a static one of the same width, which it is about to learn from.
 
-MN and DyMN share Table I, so each of the K kernels can begin as the static kernel, disturbed so that the K can part, their mean
-the static kernel still: a uniform kernel attention changes nothing. Norms, first and last convolution and head are taken over.
-Squeeze-and-Excitation has no place in a dynamic block: its mean weights are folded into the project kernels. Coordinate Attention
-begins nearly open, at `GATE`, which the project kernels make up for. The Dy-ReLU begins as a ReLU; where the static network has a
-hard swish, training finds the rest.
+MN and DyMN share Table I, so each of the K kernels can begin as the static kernel, disturbed so that the K can part,
+their mean the static kernel still: a uniform kernel attention changes nothing. Norms, first and last convolution and
+head are taken over. Squeeze-and-Excitation has no place in a dynamic block: its mean weights are folded into the
+project kernels. Coordinate Attention begins nearly open, at `GATE`, which the project kernels make up for. The Dy-ReLU
+begins as a ReLU; where the static network has a hard swish, training finds the rest.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ def inherit(student: MobileNet, parent: MobileNet, log_mel: Tensor, generator: t
     Args:
         student: any network of Table I.
         parent: an MN of the same width, head and number of classes, on the same device.
-        log_mel: [B, 1, F, T], for the mean weights of Squeeze-and-Excitation and for the norms' statistics; 64 clips do.
+        log_mel: [B, 1, F, T], for the mean weights of Squeeze-and-Excitation and for the norms' statistics; 64 clips
+            do.
         generator: of the CPU; disturbs the kernels.
 
     Raises:
@@ -93,7 +94,9 @@ def measure_norms(model: MobileNet, batches: Iterable[Tensor]) -> None:
 
 
 def _mean_excitation(parent: MobileNet, log_mel: Tensor) -> list[Tensor]:
-    """Return, for each block, the mean over clips of the weights [c_exp] that its Squeeze-and-Excitation gives (1 without)."""
+    """Return, for each block, the mean over clips of the weights [c_exp] that its Squeeze-and-Excitation gives (1
+    without).
+    """
     means = [torch.ones(block.c_exp, device=log_mel.device) for block in parent.config.blocks]
 
     def recorder(i: int) -> Callable[[SqueezeExcitation, tuple[Tensor], Tensor], None]:
@@ -118,8 +121,8 @@ def _check(student: MobileNet, parent: MobileNet) -> None:
     heads = [(model.config.head, model.config.num_classes, model.config.c_hidden) for model in (student, parent)]
     if channels[0] != channels[1] or heads[0] != heads[1]:
         raise ConfigError(
-            f"Weights are inherited between networks of the same width, head and classes; these are {student.config.width} {heads[0]} "
-            f"and {parent.config.width} {heads[1]}."
+            "Weights are inherited between networks of the same width, head and classes; these are "
+            f"{student.config.width} {heads[0]} and {parent.config.width} {heads[1]}."
         )
     if any(block.is_dynamic for block in parent.config.blocks):
         raise ConfigError("The parent has dynamic blocks; weights are inherited from a static network (an MN).")

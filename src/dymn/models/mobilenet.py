@@ -115,9 +115,13 @@ class MobileNet(Pretrained):
         return Output(self.head(features, embedding), embedding)
 
     def frame_logits(self, features: Tensor, smoothing: int = 1) -> Tensor:
-        """Return logits [B, T', C] of each frame of the last feature map [B, D, F', T'], averaged over `smoothing` frames first (odd)."""
+        """Return logits [B, T', C] of each frame of the last feature map [B, D, F', T'], averaged over `smoothing`
+        frames first (odd).
+        """
         if smoothing > 1:
-            features = avg_pool2d(features, (1, smoothing), stride=1, padding=(0, smoothing // 2), count_include_pad=False)
+            features = avg_pool2d(
+                features, (1, smoothing), stride=1, padding=(0, smoothing // 2), count_include_pad=False
+            )
         return self.head.frames(features)  # type: ignore[no-any-return]
 
     @property
@@ -187,7 +191,9 @@ class MobileNet(Pretrained):
         return self
 
 
-def create_model(name: str, num_classes: int = 527, *, generator: torch.Generator | None = None, **overrides: Any) -> MobileNet:
+def create_model(
+    name: str, num_classes: int = 527, *, generator: torch.Generator | None = None, **overrides: Any
+) -> MobileNet:
     """Build a freshly initialised network, such as `create_model("dymn10", num_classes=50, n_kernels=2)`.
 
     Args:
@@ -210,13 +216,17 @@ def load_model(
     device: str | torch.device | None = "cpu",
     progress: Progress | None = None,
 ) -> MobileNet:
-    """Load a model with its weights, in evaluation mode; `.card` holds front end, labels, metrics and the file's SHA-256.
+    """Load a model with its weights, in evaluation mode.
+
+    `.card` holds front end, labels, metrics and the file's SHA-256.
 
     Args:
-        name_or_path: the name of a model with weights (see `dymn.list_models(pretrained=True)`), a `.safetensors` file of dymn,
-            a folder with one, a state dict that EfficientAT published (`.pt`), or "user/repo" or "user/repo@revision" on the
-            Hugging Face Hub. A name in the registry comes first, then what is on this machine.
-        num_classes: of another task than the model was trained for: the last layer is a fresh one (see `MobileNet.reset_classifier`).
+        name_or_path: the name of a model with weights (see `dymn.list_models(pretrained=True)`), a `.safetensors` file
+            of dymn, a folder with one, a state dict that EfficientAT published (`.pt`), or "user/repo" or
+            "user/repo@revision" on the Hugging Face Hub. A name in the registry comes first, then what is on this
+            machine.
+        num_classes: of another task than the model was trained for: the last layer is a fresh one (see
+            `MobileNet.reset_classifier`).
         labels: names of these classes.
         device: where the model goes, such as "cpu" or "cuda:0"; the first CUDA device if there is one, for None.
         progress: called during a download with the bytes done, and the bytes in all or None.
@@ -232,7 +242,8 @@ def load_model(
     place = resolve_device(device)
     if labels is not None:
         check(
-            num_classes in (None, len(labels)), f"num_classes is {num_classes}, and there are {len(labels)} labels. Leave num_classes out."
+            num_classes in (None, len(labels)),
+            f"num_classes is {num_classes}, and there are {len(labels)} labels. Leave num_classes out.",
         )
     model = MobileNet.from_stored(open_checkpoint(name_or_path, progress=progress))
     wanted: int | Sequence[str] | None = num_classes if labels is None else tuple(labels)
@@ -267,12 +278,19 @@ def _arrays(state: object) -> dict[str, Array]:
     """Return a mapping of names to tensors as arrays.
 
     Raises:
-        WeightsError: if it holds anything but plain tensors: dense, of an ordinary type, and no larger than the memory behind them.
+        WeightsError: if it holds anything but plain tensors: dense, of an ordinary type, and no larger than the memory
+            behind them.
     """
-    if not isinstance(state, Mapping) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
+    if not isinstance(state, Mapping) or not all(
+        isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()
+    ):
         raise WeightsError("The state dict must map names to tensors and hold nothing else.")
     for name, tensor in state.items():
-        plain = tensor.layout is torch.strided and tensor.dtype in PLAIN_TYPES and not (tensor.is_nested or tensor.is_meta)
+        plain = (
+            tensor.layout is torch.strided and tensor.dtype in PLAIN_TYPES and not (tensor.is_nested or tensor.is_meta)
+        )
         if not plain or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-            raise WeightsError(f"The state dict: {name} is not a plain tensor of numbers ({tensor.dtype}, {tensor.layout}).")
+            raise WeightsError(
+                f"The state dict: {name} is not a plain tensor of numbers ({tensor.dtype}, {tensor.layout})."
+            )
     return {name: as_array(tensor) for name, tensor in state.items()}

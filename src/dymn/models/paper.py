@@ -1,7 +1,9 @@
 """Tables II-XIII of the paper as data: how each row is built, and what the paper prints for it.
 
-F. Schmid, K. Koutini, G. Widmer, "Dynamic Convolutional Neural Networks as Efficient Pre-Trained Audio Models", IEEE/ACM TASLP
-2024. Multiply-adds and parameters are in millions as printed, mAP on AudioSet and accuracies in per cent. A number that our text
+F. Schmid, K. Koutini, G. Widmer, "Dynamic Convolutional Neural Networks as Efficient Pre-Trained Audio Models",
+IEEE/ACM TASLP
+2024. Multiply-adds and parameters are in millions as printed, mAP on AudioSet and accuracies in per cent. A number that
+      our text
 of the paper lacks is None. `dymn.profiling.compare` sets our own counts beside these.
 """
 
@@ -32,12 +34,18 @@ class PaperRow:
 
     @property
     def architecture(self) -> str:
-        """The name of the network that the row starts from: `create_model(row.architecture, **row.settings)` builds it."""
+        """The name of the network that the row starts from.
+
+        `create_model(row.architecture, **row.settings)` builds it.
+        """
         return f"{'mn' if self.variant.dynamic_blocks == 'none' else 'dymn'}{round(10 * self.variant.width):02d}"
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The settings of `Variant` in which the row differs from its `architecture`; "none" stands for no attention."""
+        """The settings of `Variant` in which the row differs from its `architecture`.
+
+        "none" stands for no attention.
+        """
         base = dataclasses.asdict(MN if self.variant.dynamic_blocks == "none" else DYMN)
         own = dataclasses.asdict(self.variant)
         different = {name: value for name, value in own.items() if value != base[name] and name != "width"}
@@ -288,7 +296,10 @@ def table(number: str) -> Table:
         ConfigError: if there is no such table, or (Table III) it is not about cost.
     """
     key = number.upper()
-    check(key in TABLES, f"There is no table {number!r} with multiply-adds and parameters. Choose one of: {', '.join(TABLES)}.")
+    check(
+        key in TABLES,
+        f"There is no table {number!r} with multiply-adds and parameters. Choose one of: {', '.join(TABLES)}.",
+    )
     return TABLES[key]
 
 
@@ -317,12 +328,33 @@ READINGS: tuple[Reading, ...] = (
     Reading("VIII", "MN w. CA", "hidden size c/4, not rounded", 614.73, 5.7675),
     Reading("VIII", "MN w. CA", "hidden size max(8, c/32), the default of [15]", 550.14, 3.6848),
     Reading("VIII", "MN w. CA", "hidden size H of the dynamic blocks (r = 4, 32 to 128)", 595.75, 4.9752),
-    Reading("VIII", "MN w. GRN", "one scale and one shift a block ('only two learnable parameters', Sec. II-B)", 539.57, 3.3646, kept=True),
+    Reading(
+        "VIII",
+        "MN w. GRN",
+        "one scale and one shift a block ('only two learnable parameters', Sec. II-B)",
+        539.57,
+        3.3646,
+        kept=True,
+    ),
     Reading("VIII", "MN w. GRN", "one scale and one shift a channel (as published by [50])", 539.57, 3.3746),
-    Reading("VIII", "MN w. CBAM", "hidden size c/4 rounded, perceptron without biases (the equations of [21])", 548.39, 4.9642, kept=True),
+    Reading(
+        "VIII",
+        "MN w. CBAM",
+        "hidden size c/4 rounded, perceptron without biases (the equations of [21])",
+        548.39,
+        4.9642,
+        kept=True,
+    ),
     Reading("VIII", "MN w. CBAM", "the same with biases", 548.39, 4.9705),
     Reading("VIII", "MN w. CBAM", "hidden size c/16, the default of [21]", 545.99, 3.7633),
-    Reading("VIII", "MN w. GC", "hidden size c/4 rounded, layer norm, as [24] with its ratio at 1/4", 548.26, 4.9766, kept=True),
+    Reading(
+        "VIII",
+        "MN w. GC",
+        "hidden size c/4 rounded, layer norm, as [24] with its ratio at 1/4",
+        548.26,
+        4.9766,
+        kept=True,
+    ),
     Reading("VIII", "MN w. GC", "hidden size c/16, the default of [24]", 547.06, 3.7728),
     Reading(
         "XII",
@@ -336,6 +368,14 @@ READINGS: tuple[Reading, ...] = (
     Reading("XII", "no shared context", "hidden size c/4 rounded for both", 585.16, 14.0442),
     Reading("XII", "no shared context", "hidden size c/8 rounded for both", 582.41, 11.2833),
     Reading("XII", "no shared context", "hidden size H of the block for both", 583.37, 12.2491),
-    Reading("XII", "no shared context", "hidden size by the rule of H from a part's own input channels", 583.31, 12.1846),
-    Reading("XII", "no shared context", "each of the four parts has its own mean and linear layer on the block input", 582.07, 10.9463),
+    Reading(
+        "XII", "no shared context", "hidden size by the rule of H from a part's own input channels", 583.31, 12.1846
+    ),
+    Reading(
+        "XII",
+        "no shared context",
+        "each of the four parts has its own mean and linear layer on the block input",
+        582.07,
+        10.9463,
+    ),
 )

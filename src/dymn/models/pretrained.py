@@ -38,12 +38,16 @@ class Pretrained(nn.Module):
     def card(self, card: ModelCard) -> None:
         if len(card.labels) != self.config.num_classes:
             raise ConfigError(
-                f"The card has {len(card.labels)} labels for a network of {self.config.num_classes} classes; give one for each."
+                f"The card has {len(card.labels)} labels for a network of {self.config.num_classes} classes; give one "
+                "for each."
             )
         self.__dict__["_card"] = card
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """Return the probabilities of classes [..., C]: a sigmoid of each logit, or a softmax where the card says `exclusive`."""
+        """Return the probabilities of classes [..., C].
+
+        A sigmoid of each logit, or a softmax where the card says `exclusive`.
+        """
         return torch.softmax(logits, dim=-1) if self.card.exclusive else torch.sigmoid(logits)
 
     @classmethod
@@ -63,7 +67,8 @@ class Pretrained(nn.Module):
         """Take copies of the weights in `state`, in float32, in place of those of a `skeleton`.
 
         Raises:
-            WeightsError: if tensors are missing, extra, of the wrong shape or type, or not finite; the message names them.
+            WeightsError: if tensors are missing, extra, of the wrong shape or type, or not finite; the message names
+                them.
         """
         expected = self.state_dict()
         given, wanted = ({name: tensor.shape for name, tensor in tensors.items()} for tensors in (state, expected))
@@ -90,13 +95,17 @@ class Pretrained(nn.Module):
             >>> model = MobileNet.from_stored(dymn.weights.open_checkpoint("dymn04_open"))
         """
         model = cls.skeleton(stored.config)
-        state = {name: torch.from_numpy(np.array(values)) for name, values in stored.state.items()}  # copies, which can be written to
+        # copies, which can be written to
+        state = {name: torch.from_numpy(np.array(values)) for name, values in stored.state.items()}
         model.fill(state, stored.card.name or "The checkpoint")
         model.card = stored.card
         return model.eval()
 
     def stored(self) -> Stored:
-        """Return configuration, card and weights as NumPy arrays, on the CPU; float32 weights share memory with the network there."""
+        """Return configuration, card and weights as NumPy arrays, on the CPU.
+
+        Float32 weights share memory with the network there.
+        """
         return Stored(self.config, self.card, {name: as_array(tensor) for name, tensor in self.state_dict().items()})
 
     def save_pretrained(self, directory: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
@@ -104,7 +113,8 @@ class Pretrained(nn.Module):
 
         Args:
             directory: the folder, which is created if need be.
-            dtype: the type in which matrices and kernels are stored; float16 halves the file. Loading gives float32 again.
+            dtype: the type in which matrices and kernels are stored; float16 halves the file. Loading gives float32
+                again.
 
         Raises:
             WeightsError: if weights are not finite or do not fit the configuration, or the folder cannot be written to.
@@ -123,7 +133,9 @@ class Pretrained(nn.Module):
         place = resolve_device(device)
         return cls.from_stored(open_checkpoint(name_or_path)).to(place)
 
-    def push_to_hub(self, repository: str, *, private: bool = False, token: str | None = None, dtype: torch.dtype = torch.float32) -> str:
+    def push_to_hub(
+        self, repository: str, *, private: bool = False, token: str | None = None, dtype: torch.dtype = torch.float32
+    ) -> str:
         """Upload the folder that `save_pretrained` writes to "user/repo" on the Hub; return the address of the commit.
 
         Raises:
@@ -142,7 +154,9 @@ class Pretrained(nn.Module):
                 api.create_repo(repository, private=private, exist_ok=True)
                 return str(api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Upload with dymn"))
             except Exception as error:  # the client's errors have no common base over its versions
-                raise WeightsError(f"{repository} cannot be uploaded to the Hub: {error}. Log in with `hf auth login`.") from error
+                raise WeightsError(
+                    f"{repository} cannot be uploaded to the Hub: {error}. Log in with `hf auth login`."
+                ) from error
 
 
 def save(model: Pretrained, path: str | Path, *, dtype: torch.dtype = torch.float32) -> str:
@@ -158,13 +172,16 @@ def save(model: Pretrained, path: str | Path, *, dtype: torch.dtype = torch.floa
 
 
 def _checked(model: Pretrained) -> Stored:
-    """Return what is to be saved, after comparing weights and configuration, which a layer that was replaced leaves apart."""
+    """Return what is to be saved, after comparing weights and configuration, which a layer that was replaced leaves
+    apart.
+    """
     stored = model.stored()
     try:
         check_state(stored.state, stored.config, "The network")
     except WeightsError as error:
         raise WeightsError(
-            f"{error} Where the last layer is to be another, model.reset_classifier(labels) replaces it, in configuration and card too."
+            f"{error} Where the last layer is to be another, model.reset_classifier(labels) replaces it, in "
+            "configuration and card too."
         ) from error
     return stored
 
@@ -178,5 +195,7 @@ def as_array(tensor: Tensor) -> Array:
 def _name_of(dtype: torch.dtype) -> str:
     name = str(dtype).removeprefix("torch.")
     if name not in STORAGE_TYPES:
-        raise ConfigError(f"dtype is {dtype}; weights are stored as one of {', '.join(f'torch.{name}' for name in STORAGE_TYPES)}.")
+        raise ConfigError(
+            f"dtype is {dtype}; weights are stored as one of {', '.join(f'torch.{name}' for name in STORAGE_TYPES)}."
+        )
     return name

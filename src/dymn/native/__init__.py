@@ -1,6 +1,9 @@
-"""Code compiled for the CPU: finds the library that was made from the C files beside this one when dymn was built (`hatch_build.py`).
+"""Code compiled for the CPU.
 
-There is one build for each set of vector instructions. Where none fits, or there is none, whoever asks here computes with PyTorch.
+Finds the library that was made from the C files beside this one when dymn was built (`hatch_build.py`).
+
+There is one build for each set of vector instructions. Where none fits, or there is none, whoever asks here computes
+with PyTorch.
 """
 
 from __future__ import annotations
@@ -23,7 +26,10 @@ def within_bounds(n_threads: int) -> int:
 
 @functools.cache
 def libraries() -> dict[str, ctypes.CDLL]:
-    """Return the builds of the compiled code that run on this CPU, by name, the fastest first; none where it is switched off."""
+    """Return the builds of the compiled code that run on this CPU, by name, the fastest first.
+
+    None where it is switched off.
+    """
     found: dict[str, ctypes.CDLL] = {}
     if os.environ.get(SWITCH) == "0":
         return found

@@ -1,7 +1,8 @@
 """Compiled forms of three operations of the layers, with their gradients, for training and evaluation on CPUs.
 
-PyTorch takes a third of a training step for the gradient of a depthwise convolution with kernels of each clip's own, and reads the
-feature map several times for those of Dy-ReLU and Coordinate Attention. Second derivatives are left to autograd and the equations.
+PyTorch takes a third of a training step for the gradient of a depthwise convolution with kernels of each clip's own,
+and reads the feature map several times for those of Dy-ReLU and Coordinate Attention. Second derivatives are left to
+autograd and the equations.
 """
 
 from __future__ import annotations
@@ -15,17 +16,23 @@ from torch import Tensor
 from dymn.native.ops import call, is_compiled, is_plain, structure
 
 _CONVOLUTION = structure(
-    ("x", "weight", "gradient", "out", "dx", "dweight", "memory"), ("maps", "n_bands", "n_frames", "kernel_size", "stride")
+    ("x", "weight", "gradient", "out", "dx", "dweight", "memory"),
+    ("maps", "n_bands", "n_frames", "kernel_size", "stride"),
 )
 _MAXIMUM = structure(("x", "gradient", "slope", "intercept", "out", "dx", "dslope", "dintercept"), ("maps", "n"))
-_WEIGHTS = structure(("x", "gradient", "frequency", "time", "out", "dx", "dfrequency", "dtime"), ("maps", "n_bands", "n_frames"))
+_WEIGHTS = structure(
+    ("x", "gradient", "frequency", "time", "out", "dx", "dfrequency", "dtime"), ("maps", "n_bands", "n_frames")
+)
 
 Gradients = tuple["Tensor | None", ...]
 
 
-def _through_equation(equation: Callable[..., Tensor], inputs: tuple[Tensor, ...], gradient: Tensor, needed: tuple[bool, ...]) -> Gradients:
+def _through_equation(
+    equation: Callable[..., Tensor], inputs: tuple[Tensor, ...], gradient: Tensor, needed: tuple[bool, ...]
+) -> Gradients:
     """Return gradients that can be differentiated again, None where none is needed."""
-    inputs = tuple(tensor.view_as(tensor) for tensor in inputs)  # so that no input depends on another: a kernel is read off the map
+    # so that no input depends on another: a kernel is read off the map
+    inputs = tuple(tensor.view_as(tensor) for tensor in inputs)
     wanted = [tensor for tensor, is_needed in zip(inputs, needed, strict=True) if is_needed]
     found = iter(torch.autograd.grad(equation(*inputs), wanted, gradient, create_graph=True))
     return tuple(next(found) if is_needed else None for is_needed in needed)
@@ -34,12 +41,19 @@ def _through_equation(equation: Callable[..., Tensor], inputs: tuple[Tensor, ...
 def fits_depthwise(x: Tensor, kernel: Tensor, stride: int) -> bool:
     """Return whether there is compiled code for a map [B, C, F, T] and kernels [..., C, k, k]."""
     k = kernel.shape[-1]
-    fits = x.ndim == 4 and kernel.shape[-3:] == (x.shape[1], k, k) and min(x.shape[1:]) > 0 and kernel.shape[:-3] in ((), (len(x),))
+    fits = (
+        x.ndim == 4
+        and kernel.shape[-3:] == (x.shape[1], k, k)
+        and min(x.shape[1:]) > 0
+        and kernel.shape[:-3] in ((), (len(x),))
+    )
     return fits and k in (3, 5) and stride in (1, 2) and is_compiled(x, kernel)
 
 
 def depthwise(x: Tensor, kernel: Tensor, stride: int) -> Tensor:
-    """Filter each channel of each clip of [B, C, F, T] with a kernel of [B, C, k, k], half a kernel of zeros around each map."""
+    """Filter each channel of each clip of [B, C, F, T] with a kernel of [B, C, k, k], half a kernel of zeros around
+    each map.
+    """
     return _Depthwise.apply(x, kernel, stride)  # type: ignore[no-any-return, no-untyped-call]
 
 
@@ -58,9 +72,12 @@ class _Depthwise(torch.autograd.Function):
         x, kernel = ctx.saved_tensors
         if torch.is_grad_enabled():
             needed = tuple(ctx.needs_input_grad[:2])
-            return *_through_equation(lambda x, kernel: _convolve(x, kernel, ctx.stride), (x, kernel), gradient, needed), None
+            return *_through_equation(
+                lambda x, kernel: _convolve(x, kernel, ctx.stride), (x, kernel), gradient, needed
+            ), None
         dx, dkernel = (
-            tensor.new_empty(tensor.shape) if wanted else None for tensor, wanted in zip((x, kernel), ctx.needs_input_grad, strict=False)
+            tensor.new_empty(tensor.shape) if wanted else None
+            for tensor, wanted in zip((x, kernel), ctx.needs_input_grad, strict=False)
         )
         _filter(x, kernel, ctx.stride, gradient=gradient.contiguous(), dx=dx, dweight=dkernel)
         return dx, dkernel, None
@@ -76,7 +93,13 @@ def _convolve(x: Tensor, kernel: Tensor, stride: int) -> Tensor:
 
 def _filter(x: Tensor, kernel: Tensor, stride: int, **results: Tensor | None) -> None:
     n_clips, n_channels, n_bands, n_frames = x.shape
-    sizes = {"maps": n_clips * n_channels, "n_bands": n_bands, "n_frames": n_frames, "kernel_size": kernel.shape[-1], "stride": stride}
+    sizes = {
+        "maps": n_clips * n_channels,
+        "n_bands": n_bands,
+        "n_frames": n_frames,
+        "kernel_size": kernel.shape[-1],
+        "stride": stride,
+    }
     given = {"x": x.contiguous(), "weight": kernel.contiguous()}
     call("dymn_depthwise", _CONVOLUTION, {**given, **results, **sizes}, memory="dymn_depthwise_memory")
 
@@ -115,7 +138,9 @@ class _MaximumOfTwo(torch.autograd.Function):
         if is_compiled(x, slopes, intercepts, gradient):
             dx = x.new_empty(x.shape) if ctx.needs_input_grad[0] else None
             dslope, dintercept = slopes.new_empty(slopes.shape), intercepts.new_empty(intercepts.shape)
-            _maximise(x, slopes, intercepts, gradient=gradient.contiguous(), dx=dx, dslope=dslope, dintercept=dintercept)
+            _maximise(
+                x, slopes, intercepts, gradient=gradient.contiguous(), dx=dx, dslope=dslope, dintercept=dintercept
+            )
             return dx, dslope, dintercept
         (a0, a1), (b0, b1) = (values[..., None, None].unbind(2) for values in (slopes, intercepts))
         first = gradient * (torch.addcmul(b0 - b1, x, a0 - a1) > 0)  # where the first map is above the second

@@ -6,7 +6,17 @@ import ctypes
 
 import numpy as np
 
-from dymn.audio.mel import LOG_OFFSET, LOG_SCALE, LOG_SHIFT, PREEMPHASIS, SHORTEST, Constants, Floats, constants, is_compilable
+from dymn.audio.mel import (
+    LOG_OFFSET,
+    LOG_SCALE,
+    LOG_SHIFT,
+    PREEMPHASIS,
+    SHORTEST,
+    Constants,
+    Floats,
+    constants,
+    is_compilable,
+)
 from dymn.config import FrontEndConfig, check
 from dymn.native import library, within_bounds
 
@@ -26,7 +36,10 @@ class Spectrogram(ctypes.Structure):
 
 
 class ArrayLogMel:
-    """The front end for arrays of samples, computed by NumPy: where there is no compiled code, or none for this length of transform."""
+    """The front end for arrays of samples, computed by NumPy.
+
+    Where there is no compiled code, or none for this length of transform.
+    """
 
     def __init__(self, config: FrontEndConfig) -> None:
         self.config = config
@@ -37,7 +50,9 @@ class ArrayLogMel:
         return self.columns(self.frames(samples), n_threads)[None]
 
     def frames(self, samples: Floats) -> Floats:
-        """Return the pre-emphasised samples of each frame, [N] to [frames, n_fft], as a view that repeats what frames share."""
+        """Return the pre-emphasised samples of each frame, [N] to [frames, n_fft], as a view that repeats what frames
+        share.
+        """
         c = self.config
         samples = np.pad(samples, (0, max(0, c.n_fft // 2 + 2 - len(samples))))
         emphasised = (samples[1:] - np.float64(np.float32(PREEMPHASIS)) * samples[:-1]).astype(np.float32)
@@ -49,11 +64,16 @@ class ArrayLogMel:
         spectrum = np.fft.rfft(frames * self._constants.window).astype(np.complex64)
         power = spectrum.real**2 + spectrum.imag**2
         mel = self._constants.basis @ power.T
-        return np.asarray((np.log(mel + np.float32(LOG_OFFSET)) + np.float32(LOG_SHIFT)) * np.float32(LOG_SCALE), np.float32)
+        return np.asarray(
+            (np.log(mel + np.float32(LOG_OFFSET)) + np.float32(LOG_SHIFT)) * np.float32(LOG_SCALE), np.float32
+        )
 
 
 class CompiledLogMel(ArrayLogMel):
-    """The front end of `dymn.LogMel` for arrays in compiled code: its numbers but for the rounding of the pre-emphasis."""
+    """The front end of `dymn.LogMel` for arrays in compiled code.
+
+    Its numbers but for the rounding of the pre-emphasis.
+    """
 
     def __init__(self, config: FrontEndConfig) -> None:
         """Prepare the constants.
@@ -64,7 +84,10 @@ class CompiledLogMel(ArrayLogMel):
         super().__init__(config)
         self._library = library()
         check(self._library is not None, "There is no compiled code for this CPU. Use ArrayLogMel or dymn.LogMel.")
-        check(is_compilable(config), f"n_fft is {config.n_fft}; compiled code transforms powers of two from {SHORTEST} on.")
+        check(
+            is_compilable(config),
+            f"n_fft is {config.n_fft}; compiled code transforms powers of two from {SHORTEST} on.",
+        )
 
     def columns(self, frames: Floats, n_threads: int = 1) -> Floats:
         """Return the log-mel spectrogram [n_mels, n] of samples [n, n_fft] that `frames` gave, each frame by itself."""

@@ -25,7 +25,18 @@ SLACK = 64
 MOST_KERNELS = 64
 MOST_PLACES = 2**29  # of a spectrogram: twelve hours of 128 bands; the compiled code counts them in 32 bits
 _POINTERS = ("context", "coefficient", "expand", "depthwise", "project", "frequency", "time", "squeeze", "excite")
-_NUMBERS = ("c_in", "c_exp", "c_out", "kernel_size", "stride", "activation", "context_size", "n_expand", "n_depthwise", "n_project")
+_NUMBERS = (
+    "c_in",
+    "c_exp",
+    "c_out",
+    "kernel_size",
+    "stride",
+    "activation",
+    "context_size",
+    "n_expand",
+    "n_depthwise",
+    "n_project",
+)
 _FLAGS = ("dynamic_relu", "coordinate_attention", "squeeze_size", "has_residual")
 
 
@@ -52,7 +63,11 @@ class PackedNetwork(NamedTuple):
 
 def is_known(config: ModelConfig) -> bool:
     """Return whether the compiled code has all parts of a network: it has those of all published ones."""
-    return config.head in ("mlp", "fully_convolutional") and config.c_last % PANEL == 0 and all(_is_known(block) for block in config.blocks)
+    return (
+        config.head in ("mlp", "fully_convolutional")
+        and config.c_last % PANEL == 0
+        and all(_is_known(block) for block in config.blocks)
+    )
 
 
 def _is_known(block: BlockConfig) -> bool:
@@ -60,7 +75,10 @@ def _is_known(block: BlockConfig) -> bool:
     return (
         block.c_exp % PANEL == block.c_out % PANEL == 0
         and block.attention in (None, "ca", "se")
-        and (not has_context or (block.context == "shared" and block.context_size > 0 and block.context_size % PANEL == 0))
+        and (
+            not has_context
+            or (block.context == "shared" and block.context_size > 0 and block.context_size % PANEL == 0)
+        )
         and (block.n_maps == 2 or not block.dynamic_relus)
         and set(block.dynamic_relus) <= {"depthwise"}
         and block.n_kernels <= MOST_KERNELS
@@ -127,7 +145,11 @@ def sizes(config: ModelConfig, c_stem: int, squeeze_sizes: Mapping[int, int]) ->
             "excite": (squeezed, b["c_exp"]),
         }
         found |= {f"blocks.{i}.{part}": both for part, both in parts.items() if both[0]}
-    return {f"{name}.{kind}": size for name, both in found.items() for kind, size in zip(("weight", "bias"), both, strict=True)}
+    return {
+        f"{name}.{kind}": size
+        for name, both in found.items()
+        for kind, size in zip(("weight", "bias"), both, strict=True)
+    }
 
 
 class CompiledNetwork:
@@ -144,20 +166,32 @@ class CompiledNetwork:
             build: a key of `dymn.native.libraries`; None is the fastest.
 
         Raises:
-            ConfigError: if there is no such build, it does not know the network, or an array is missing or of another size.
+            ConfigError: if there is no such build, it does not know the network, or an array is missing or of another
+                size.
         """
         builds = libraries()
         name = build or next(iter(builds), "")
-        check(name in builds, f"There is no compiled code {name!r} for this CPU; there is: {', '.join(builds) or 'none'}.")
-        check(is_known(packed.config), "This network has parts that the compiled code does not support. Use dymn.runtime.accelerate.")
+        check(
+            name in builds, f"There is no compiled code {name!r} for this CPU; there is: {', '.join(builds) or 'none'}."
+        )
+        check(
+            is_known(packed.config),
+            "This network has parts that the compiled code does not support. Use dymn.runtime.accelerate.",
+        )
         self.config = config = packed.config
         self._library = builds[name]
         self._memory: list[Floats] = []
         given = {key: values.size for key, values in packed.arrays.items()}
         c_stem = given.get("stem.bias", 0)
         squeeze_sizes = {i: given.get(f"blocks.{i}.squeeze.bias", 0) for i in range(len(config.blocks))}
-        check(c_stem == config.blocks[0].c_in, f"The stem has {c_stem} channels, the first block takes {config.blocks[0].c_in}.")
-        check(given == sizes(config, c_stem, squeeze_sizes), "The arrays do not fit the network that the config describes.")
+        check(
+            c_stem == config.blocks[0].c_in,
+            f"The stem has {c_stem} channels, the first block takes {config.blocks[0].c_in}.",
+        )
+        check(
+            given == sizes(config, c_stem, squeeze_sizes),
+            "The arrays do not fit the network that the config describes.",
+        )
         self._kept = {key: _with_slack(values) for key, values in packed.arrays.items()}
         self._blocks = (_Block * len(config.blocks))(
             *(
@@ -198,9 +232,15 @@ class CompiledNetwork:
 
     def _run(self, log_mel: Floats, n_threads: int, frames: Floats | None) -> Floats:
         if log_mel.ndim != 4 or log_mel.shape[1] != 1 or 0 in log_mel.shape[2:]:
-            check(False, f"log_mel has shape {list(log_mel.shape)}; it must be [B, 1, n_mels, frames], none of the last two 0.")
+            check(
+                False,
+                f"log_mel has shape {list(log_mel.shape)}; it must be [B, 1, n_mels, frames], none of the last two 0.",
+            )
         n_clips, _, n_bands, n_frames = log_mel.shape
-        check(n_bands * n_frames < MOST_PLACES, f"A spectrogram of {n_frames} frames is too long for one pass. Give it in windows.")
+        check(
+            n_bands * n_frames < MOST_PLACES,
+            f"A spectrogram of {n_frames} frames is too long for one pass. Give it in windows.",
+        )
         x = np.ascontiguousarray(log_mel, np.float32)
         out = np.empty((n_clips, self.config.c_last), np.float32)
         counts = (n_clips, n_bands, n_frames, within_bounds(n_threads))
@@ -231,7 +271,9 @@ class CompiledNetwork:
         check(x.ndim == 2 and x.shape[1] == n_in, f"The rows have shape {list(x.shape)}; they must be [B, {n_in}].")
         rows = np.ascontiguousarray(x, np.float32)
         out = np.empty((len(rows), _whole_lines(n_out)), np.float32)
-        given, found = ([ctypes.c_void_p(array.ctypes.data) for array in arrays] for arrays in ((rows, weight, bias), (out,)))
+        given, found = (
+            [ctypes.c_void_p(array.ctypes.data) for array in arrays] for arrays in ((rows, weight, bias), (out,))
+        )
         self._library.dymn_affine(*given, *rows.shape, n_out, ACTIVATIONS[activation], *found)
         return out[:, :n_out]
 

@@ -34,11 +34,15 @@ def is_compiled(*tensors: Tensor) -> bool:
 
 def structure(pointers: tuple[str, ...], integers: tuple[str, ...]) -> type[ctypes.Structure]:
     """Return the class of a C structure of pointers, then integers."""
-    fields = [(name, kind) for kind, names in ((ctypes.c_void_p, pointers), (ctypes.c_int32, integers)) for name in names]
+    fields = [
+        (name, kind) for kind, names in ((ctypes.c_void_p, pointers), (ctypes.c_int32, integers)) for name in names
+    ]
     return type("Structure", (ctypes.Structure,), {"_fields_": fields})
 
 
-def call(function: str, kind: type[ctypes.Structure], values: Mapping[str, Tensor | float | None], memory: str = "") -> None:
+def call(
+    function: str, kind: type[ctypes.Structure], values: Mapping[str, Tensor | float | None], memory: str = ""
+) -> None:
     """Call a function of the compiled code with a structure of tensors, None where nothing is wanted, and numbers.
 
     `memory` names the function that tells how many floats of memory the call needs, if it needs any.
@@ -48,6 +52,8 @@ def call(function: str, kind: type[ctypes.Structure], values: Mapping[str, Tenso
     arguments = kind(**fields)
     n_threads = torch.get_num_threads()
     if memory:
-        room = torch.empty(getattr(build, memory)(ctypes.byref(arguments), n_threads), dtype=torch.float32, device="cpu")
+        room = torch.empty(
+            getattr(build, memory)(ctypes.byref(arguments), n_threads), dtype=torch.float32, device="cpu"
+        )
         arguments.memory = room.data_ptr()
     getattr(build, function)(ctypes.byref(arguments), n_threads)

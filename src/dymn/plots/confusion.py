@@ -12,7 +12,8 @@ MOST_NUMBERED = 30
 
 
 def plot_confusion(found: Probed, path: str | Path) -> None:
-    """Draw the confusion matrix, its rows being the classes and its colours their shares, into a file, its ending being PNG, PDF or SVG.
+    """Draw the confusion matrix, its rows being the classes and its colours their shares, into a file, its ending being
+    PNG, PDF or SVG.
 
     Raises:
         ConfigError: if clips have several labels, or matplotlib cannot write such a file.
@@ -39,5 +40,7 @@ def plot_confusion(found: Probed, path: str | Path) -> None:
                     axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=colour, fontsize=9)
     axes.spines[:].set_color(FAINT)
     figure.colorbar(image, ax=axes, shrink=0.8, label="share of the class")
-    axes.set_title(f"{found.mean:.2%} of {int(counts.sum())} clips, by a linear model", fontsize=11, loc="left", color=INK)
+    axes.set_title(
+        f"{found.mean:.2%} of {int(counts.sum())} clips, by a linear model", fontsize=11, loc="left", color=INK
+    )
     save_figure(figure, path, dpi=160)

@@ -1,8 +1,9 @@
 """The decisions of a dynamic network as one picture, laid along the axes of the spectrogram.
 
-In the middle the log-mel spectrogram; under it, on the same time axis, the tags and the channel-time attention of every block;
-beside it, on the same frequency axis, the channel-frequency attention; then the kernels that each convolution was mixed of; at
-the bottom the function that the Dy-ReLU became in each channel. Colours are safe for colour-blind eyes.
+In the middle the log-mel spectrogram; under it, on the same time axis, the tags and the channel-time attention of every
+block; beside it, on the same frequency axis, the channel-frequency attention; then the kernels that each convolution
+was mixed of; at the bottom the function that the Dy-ReLU became in each channel. Colours are safe for colour-blind
+eyes.
 """
 
 from __future__ import annotations
@@ -62,7 +63,9 @@ def draw(explanation: Explanation) -> Figure:
     """
     figure = new_figure(16, 10)
     ratios = {"height_ratios": (5.6, 2.3, 3.2), "width_ratios": (10, 3, 4.2)}
-    grid = figure.add_gridspec(3, 3, left=0.168, right=0.978, top=0.872, bottom=0.268, hspace=0.27, wspace=0.1, **ratios)
+    grid = figure.add_gridspec(
+        3, 3, left=0.168, right=0.978, top=0.872, bottom=0.268, hspace=0.27, wspace=0.1, **ratios
+    )
     _title(figure, explanation)
     _spectrogram(figure.add_subplot(grid[0, 0]), explanation)
     _tags(figure.add_subplot(grid[1, 0]), explanation)
@@ -75,7 +78,9 @@ def draw(explanation: Explanation) -> Figure:
 
 
 def _title(figure: Figure, explanation: Explanation) -> None:
-    figure.text(0.022, 0.955, explanation.name, fontsize=21, fontweight="bold", color=INK, va="center", parse_math=False)
+    figure.text(
+        0.022, 0.955, explanation.name, fontsize=21, fontweight="bold", color=INK, va="center", parse_math=False
+    )
     found = ",  ".join(f"{label} {score:.2f}" for label, score in likeliest(explanation))
     text = f"{found}      {explanation.model}, {explanation.seconds:.1f} s"
     figure.text(0.022, 0.918, text, fontsize=13, color=SOFT, va="center", parse_math=False)
@@ -83,7 +88,10 @@ def _title(figure: Figure, explanation: Explanation) -> None:
 
 def likeliest(explanation: Explanation, n: int = 3) -> list[tuple[str, float]]:
     """Return the labels with the highest probability for the whole stretch, and these."""
-    return [(explanation.labels[i], float(explanation.scores[i])) for i in np.argsort(-explanation.scores, kind="stable")[:n]]
+    return [
+        (explanation.labels[i], float(explanation.scores[i]))
+        for i in np.argsort(-explanation.scores, kind="stable")[:n]
+    ]
 
 
 def _spectrogram(axes: Axes, explanation: Explanation) -> None:
@@ -99,7 +107,9 @@ def _tags(axes: Axes, explanation: Explanation) -> None:
     for i, label in enumerate(explanation.labels):
         base = k - 1 - i
         values = np.concatenate([explanation.timeline[:1, i], explanation.timeline[:, i], explanation.timeline[-1:, i]])
-        axes.fill_between(edges, base, base + 0.88 * values / max(peaks.max(), 1e-6), color=FIRST_MAP, linewidth=0, alpha=0.85)
+        axes.fill_between(
+            edges, base, base + 0.88 * values / max(peaks.max(), 1e-6), color=FIRST_MAP, linewidth=0, alpha=0.85
+        )
         axes.axhline(base, color=FAINT, linewidth=0.8)
         place: dict[str, Any] = {"textcoords": "offset points", "ha": "right", "va": "center"}
         text = f"{shortened(label, MAX_LABEL)}  {peaks[i]:.2f}"
@@ -143,7 +153,16 @@ def _frequency_attention(axes: Axes, explanation: Explanation) -> None:
     n = len(rows)
     scale = attention_scale(explanation)
     extent = (0.5, n + 0.5, 0, n_mels)
-    axes.imshow(rows.T, origin="lower", aspect="auto", cmap=DEVIATION, vmin=-scale, vmax=scale, extent=extent, interpolation="nearest")
+    axes.imshow(
+        rows.T,
+        origin="lower",
+        aspect="auto",
+        cmap=DEVIATION,
+        vmin=-scale,
+        vmax=scale,
+        extent=extent,
+        interpolation="nearest",
+    )
     axes.vlines(np.arange(1.5, n), 0, n_mels, color="white", linewidth=0.8)
     axes.set_xticks(_block_ticks(n))
     axes.set_xlabel("block", fontsize=11, color=SOFT)
@@ -173,7 +192,15 @@ def _legend(axes: Axes, explanation: Explanation) -> None:
         axes.fill_between([left + 0.01, left + 1 / n_kernels - 0.01], 0.085, 0.155, color=colour, linewidth=0)
         axes.text(left + 0.5 / n_kernels, 0.06, f"{k + 1}", ha="center", va="top", fontsize=10, color=SOFT)
     if n_kernels:
-        axes.text(0.5, 0.18, "kernels" + enlargement(kernel_zoom(explanation)), ha="center", va="bottom", fontsize=11, color=INK)
+        axes.text(
+            0.5,
+            0.18,
+            "kernels" + enlargement(kernel_zoom(explanation)),
+            ha="center",
+            va="bottom",
+            fontsize=11,
+            color=INK,
+        )
 
 
 def _kernels(figure: Figure, grid: GridSpec, explanation: Explanation) -> None:
@@ -203,7 +230,15 @@ def _mixture(axes: Axes, block: BlockDecisions, position: str, zoom: int) -> Non
     shares = 1 / len(shares) + zoom * (shares - 1 / len(shares))
     left = np.concatenate([[0], np.cumsum(shares)[:-1]])
     colours = [KERNEL_COLOURS[k % len(KERNEL_COLOURS)] for k in range(len(shares))]
-    axes.barh(np.full(len(shares), block.number), shares, left=left, height=0.76, color=colours, edgecolor="white", linewidth=0.6)
+    axes.barh(
+        np.full(len(shares), block.number),
+        shares,
+        left=left,
+        height=0.76,
+        color=colours,
+        edgecolor="white",
+        linewidth=0.6,
+    )
 
 
 def _functions(figure: Figure, explanation: Explanation) -> None:
@@ -225,7 +260,9 @@ def _functions(figure: Figure, explanation: Explanation) -> None:
         axes.set_yticks([])
         axes.spines[:].set_color(FAINT)
         zoom = function_zoom(block)
-        axes.set_xlabel(("block " if i == 0 else "") + f"{block.number}" + f"  ×{zoom}" * (zoom > 1), fontsize=10.5, color=SOFT)
+        axes.set_xlabel(
+            ("block " if i == 0 else "") + f"{block.number}" + f"  ×{zoom}" * (zoom > 1), fontsize=10.5, color=SOFT
+        )
         axes.axhline(0, color=FAINT, linewidth=0.8, zorder=0)
         axes.axvline(0, color=FAINT, linewidth=0.8, zorder=0)
         for position in block.slopes:
@@ -241,7 +278,8 @@ def _functions(figure: Figure, explanation: Explanation) -> None:
 
 
 def deviations(attention: list[Array | None], length: int) -> Array | None:
-    """Return how far each block's attention, averaged over its channels, is from its mean along the axis [blocks, length].
+    """Return how far each block's attention, averaged over its channels, is from its mean along the axis [blocks,
+    length].
 
     Blocks without attention get zeros; the answer is None if no block has any.
     """
@@ -256,7 +294,10 @@ def deviations(attention: list[Array | None], length: int) -> Array | None:
 
 
 def attention_scale(explanation: Explanation) -> float:
-    """Return the deviation that gets the strongest colour, the same in both directions and for both axes; 0 if there is none."""
+    """Return the deviation that gets the strongest colour, the same in both directions and for both axes.
+
+    0 if there is none.
+    """
     found = [
         np.abs(rows).ravel()
         for rows in (
@@ -276,7 +317,9 @@ def functions(block: BlockDecisions, position: str, x: Array) -> Array:
 
 
 def kernel_zoom(explanation: Explanation) -> int:
-    """Return by how much the differences from equal shares of the kernels can be enlarged so that all of them still fit."""
+    """Return by how much the differences from equal shares of the kernels can be enlarged so that all of them still
+    fit.
+    """
     shares = [values for block in explanation.blocks for values in block.kernels.values()]
     least = min((float((len(values) * (values - 1 / len(values))).min()) for values in shares), default=-1.0)
     return next((zoom for zoom in ZOOMS if zoom * least > -0.9), 1)
@@ -287,7 +330,9 @@ def function_zoom(block: BlockDecisions) -> int:
     if not block.slopes:
         return 1
     x = np.array([-2, 0, 2], np.float32)
-    differences = np.concatenate([np.abs(functions(block, position, x) - np.maximum(x, 0)).ravel() for position in block.slopes])
+    differences = np.concatenate(
+        [np.abs(functions(block, position, x) - np.maximum(x, 0)).ravel() for position in block.slopes]
+    )
     largest = float(np.percentile(differences, 98))
     return next((zoom for zoom in ZOOMS if zoom * largest < 1), 1)
 

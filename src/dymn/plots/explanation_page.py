@@ -1,4 +1,7 @@
-"""The decisions of a dynamic network as one HTML page that needs nothing else: with the sound, and with each block to look into."""
+"""The decisions of a dynamic network as one HTML page that needs nothing else.
+
+With the sound, and with each block to look into.
+"""
 
 from __future__ import annotations
 

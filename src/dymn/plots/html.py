@@ -29,7 +29,11 @@ def render(name: str, data: Mapping[str, Any]) -> str:
     """
     text = json.dumps(data, ensure_ascii=True, separators=(",", ":"))
     page = _part(BASE)
-    for place, value in (("style", _part(f"{name}.css")), ("body", _part(f"{name}.html")), ("script", _part(f"{name}.js"))):
+    for place, value in (
+        ("style", _part(f"{name}.css")),
+        ("body", _part(f"{name}.html")),
+        ("script", _part(f"{name}.js")),
+    ):
         page = page.replace(f"{{{{{place}}}}}", value)
     return page.replace("{{data}}", text.replace("<", "\\u003c"))  # no name or label can end the script element
 
@@ -51,7 +55,11 @@ def spectrogram(log_mel: Array, front_end: FrontEndConfig) -> dict[str, Any]:
 def matrix(values: npt.NDArray[Any]) -> dict[str, Any]:
     """Return values in [0, 1] of shape [rows, columns] in 255 steps, encoded for a page."""
     steps = np.round(np.clip(values, 0, 1) * 255).astype(np.uint8)
-    return {"rows": steps.shape[0], "columns": steps.shape[1], "data": base64.b64encode(steps.tobytes()).decode("ascii")}
+    return {
+        "rows": steps.shape[0],
+        "columns": steps.shape[1],
+        "data": base64.b64encode(steps.tobytes()).decode("ascii"),
+    }
 
 
 def data_uri(kind: str, data: bytes) -> str:

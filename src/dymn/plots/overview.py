@@ -57,7 +57,9 @@ class Overview:
         return highest
 
 
-def overview(tagger: Tagger, source: AudioLike, sample_rate: int | None = None, top_k: int = 8, **settings: Any) -> Overview:
+def overview(
+    tagger: Tagger, source: AudioLike, sample_rate: int | None = None, top_k: int = 8, **settings: Any
+) -> Overview:
     """Look at a recording. It is read twice, in blocks.
 
     Args:
@@ -90,12 +92,20 @@ def overview(tagger: Tagger, source: AudioLike, sample_rate: int | None = None, 
     edges = np.linspace(0, frames.seconds, n + 1)
     first = np.clip(np.searchsorted(frames.edges, edges[:-1], side="right") - 1, 0, len(frames.times) - 1)
     last = np.clip(np.searchsorted(frames.edges, edges[1:], side="left"), first + 1, len(frames.times))
-    columns = [frames.scores[a:b, best].max(axis=0) for a, b in zip(first, last, strict=True)]  # the highest: nothing short is lost
+    # the highest: nothing short is lost
+    columns = [frames.scores[a:b, best].max(axis=0) for a, b in zip(first, last, strict=True)]
     labels = tuple(frames.labels[i] for i in best)
     name = Path(source_name(source)).name or "recording"
     scores = np.stack(columns, axis=1).astype(np.float32)
     return Overview(
-        name, tagger.card.name or "network", frames.seconds, front_end, thinned.columns(), labels, scores, cutting.cutting().window
+        name,
+        tagger.card.name or "network",
+        frames.seconds,
+        front_end,
+        thinned.columns(),
+        labels,
+        scores,
+        cutting.cutting().window,
     )
 
 

@@ -1,6 +1,7 @@
 """What all plots share: palette, axes of time and frequency, and the writing of a figure to a file.
 
-Colours are those of Okabe and Ito and matplotlib's perceptually uniform maps, which colour-blind readers can tell apart.
+Colours are those of Okabe and Ito and matplotlib's perceptually uniform maps, which colour-blind readers can tell
+apart.
 """
 
 from __future__ import annotations

@@ -74,7 +74,9 @@ def _spectrogram(axes: Axes, seen: Overview) -> None:
 def _labels(axes: Axes, seen: Overview) -> Any:
     k = len(seen.labels)
     extent = (0, seen.seconds, k, 0)
-    image = axes.imshow(seen.scores, aspect="auto", cmap=PROBABILITY, vmin=0, vmax=1, extent=extent, interpolation="nearest")
+    image = axes.imshow(
+        seen.scores, aspect="auto", cmap=PROBABILITY, vmin=0, vmax=1, extent=extent, interpolation="nearest"
+    )
     axes.hlines(np.arange(1, k), 0, seen.seconds, color="white", linewidth=2)
     axes.set_yticks(np.arange(k) + 0.5, [""] * k)
     place: dict[str, Any] = {"textcoords": "offset points", "ha": "right", "va": "center", "fontsize": 12}

@@ -66,7 +66,10 @@ def page(seen: Overview, audio: str) -> str:
 
 
 def audio_uri(seen: Overview, source: AudioLike, max_audio: int) -> str:
-    """Return a recording as a data URI: the file itself if browsers play it, else 16-bit WAV; empty if it is too large."""
+    """Return a recording as a data URI: the file itself if browsers play it, else 16-bit WAV.
+
+    Empty if it is too large.
+    """
     path = Path(source) if isinstance(source, (str, Path)) else None
     if path is not None and path.suffix.lower() in PLAYED and path.stat().st_size <= max_audio:
         return data_uri(PLAYED[path.suffix.lower()], path.read_bytes())

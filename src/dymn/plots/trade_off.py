@@ -1,4 +1,7 @@
-"""mAP against multiply-adds and against parameters (Figs. 4 and 5): the published results at the costs that we count."""
+"""mAP against multiply-adds and against parameters (Figs. 4 and 5).
+
+The published results at the costs that we count.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +65,10 @@ def _draw(figure: Figure, model: Network | None) -> None:
     marked: dict[str, Network] = {"DyMN (α = 0.6)": dataclasses.replace(paper.DYMN, width=0.6)}
     if model is not None:
         marked[str(model) if isinstance(model, (str, Path)) else "this network"] = model
-    for axes, quantity, title in ((left, "macs", "Multiply-adds for 10 s (millions)"), (right, "parameters", "Parameters (millions)")):
+    for axes, quantity, title in (
+        (left, "macs", "Multiply-adds for 10 s (millions)"),
+        (right, "parameters", "Parameters (millions)"),
+    ):
         for family in FAMILIES:
             _draw_family(axes, family, quantity)
         for name, network in marked.items():
@@ -87,8 +93,21 @@ def _draw_family(axes: Axes, family: Family, quantity: str) -> None:
     ours = [getattr(count(row.variant), quantity) / MILLION for row in rows]
     printed: list[Any] = [getattr(row, quantity) for row in rows]
     scores: list[Any] = [row.map for row in rows]
-    axes.plot(ours, scores, color=family.colour, marker=family.marker, markersize=family.size, linewidth=1.6, label=family.name)
-    ring: dict[str, Any] = {"marker": "o", "markersize": family.size + 5, "markerfacecolor": "none", "markeredgewidth": 0.8}
+    axes.plot(
+        ours,
+        scores,
+        color=family.colour,
+        marker=family.marker,
+        markersize=family.size,
+        linewidth=1.6,
+        label=family.name,
+    )
+    ring: dict[str, Any] = {
+        "marker": "o",
+        "markersize": family.size + 5,
+        "markerfacecolor": "none",
+        "markeredgewidth": 0.8,
+    }
     axes.plot(printed, scores, linestyle="none", color=INK, **ring)
     for row, x, y in zip(rows, ours, scores, strict=True):
         label = row.name if family.above else row.name.removeprefix("MN (α = ").removesuffix(")")
@@ -98,4 +117,6 @@ def _draw_family(axes: Axes, family: Family, quantity: str) -> None:
 
 def _draw_mark(axes: Axes, name: str, x: float) -> None:
     axes.axvline(x, ymax=0.09, color=INK, linewidth=1.2)
-    axes.annotate(f"{name}\n{x:,.3g} M", (x, 42.25), (5, 0), textcoords="offset points", color=INK, fontsize=9.5, va="bottom")
+    axes.annotate(
+        f"{name}\n{x:,.3g} M", (x, 42.25), (5, 0), textcoords="offset points", color=INK, fontsize=9.5, va="bottom"
+    )

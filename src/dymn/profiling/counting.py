@@ -1,8 +1,8 @@
 """Parameters and multiply-adds of a network, worked out from its configuration.
 
-The counting rule is that of the paper's tables: multiply-adds of convolutions, linear layers and matrix products (the kernel
-aggregation of dynamic convolutions included) for one spectrogram; nothing else is counted. Neither weights nor audio nor PyTorch are
-needed; only an attention that is not dymn's own runs once, on tensors without values.
+The counting rule is that of the paper's tables: multiply-adds of convolutions, linear layers and matrix products (the
+kernel aggregation of dynamic convolutions included) for one spectrogram; nothing else is counted. Neither weights nor
+audio nor PyTorch are needed; only an attention that is not dymn's own runs once, on tensors without values.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ GATE_TAPS = 2 * 7 * 7  # of the 7x7 convolution in TA and CBAM, on a maximum and
 class Count:
     """Parameters and multiply-adds of a network for one spectrogram.
 
-    `parts` maps the places of Table I ("stem", "block 1" ... "block 15", "last", "head") to the multiply-adds of each of
-    `KINDS`; "context" holds the context generation and the linear layers that turn it into coefficients.
+    `parts` maps the places of Table I ("stem", "block 1" ... "block 15", "last", "head") to the multiply-adds of each
+    of `KINDS`; "context" holds the context generation and the linear layers that turn it into coefficients.
     """
 
     parameters: int
@@ -167,7 +167,11 @@ def _read_off(block: BlockConfig, part: str, channels: int, n_values: int) -> Co
 def _attention(block: BlockConfig, x: Map) -> Cost:
     """Return the cost of an attention on a map `x`, which the depthwise convolution has given."""
     known = ATTENTION_COSTS.get(block.attention or "")
-    return _measured(block, x) if known is None else known(x, block.context_size, round_channels(x.channels // ATTENTION_REDUCTION))
+    return (
+        _measured(block, x)
+        if known is None
+        else known(x, block.context_size, round_channels(x.channels // ATTENTION_REDUCTION))
+    )
 
 
 def _gate(*places: int, norm: int = 0) -> Cost:
@@ -175,12 +179,16 @@ def _gate(*places: int, norm: int = 0) -> Cost:
     return Cost(len(places) * (GATE_TAPS + norm), GATE_TAPS * sum(places))
 
 
-ATTENTION_COSTS: dict[str, Callable[[Map, int, int], Cost]] = {  # of a map, the size H of the context and the size h of a hidden layer
+# of a map, the size H of the context and the size h of a hidden layer
+ATTENTION_COSTS: dict[str, Callable[[Map, int, int], Cost]] = {
     "ca": lambda x, H, h: _total(_linear(H, x.channels, x.bands), _linear(H, x.channels, x.frames)),
     "ca_frequency": lambda x, H, h: _linear(H, x.channels, x.bands),
     "ca_time": lambda x, H, h: _linear(H, x.channels, x.frames),
     "ca_original": lambda x, H, h: _total(
-        _linear(h, x.channels, x.bands), _linear(h, x.channels, x.frames), _linear(x.channels, h, x.bands + x.frames), Cost(2 * h, 0)
+        _linear(h, x.channels, x.bands),
+        _linear(h, x.channels, x.frames),
+        _linear(x.channels, h, x.bands + x.frames),
+        Cost(2 * h, 0),
     ),
     "ta": lambda x, H, h: _gate(x.places, x.channels * x.frames, x.channels * x.bands, norm=2),
     "srm": lambda x, H, h: Cost(4 * x.channels, 0),

@@ -11,7 +11,17 @@ from dymn.profiling.counting import KINDS
 from dymn.profiling.report import MILLION, Comparison, Profile
 from dymn.system.files import csv_text
 
-COLUMNS = ("table", "row", "macs", "paper_macs", "macs_difference", "parameters", "paper_parameters", "parameters_difference", "paper_map")
+COLUMNS = (
+    "table",
+    "row",
+    "macs",
+    "paper_macs",
+    "macs_difference",
+    "parameters",
+    "paper_parameters",
+    "parameters_difference",
+    "paper_map",
+)
 HEADINGS = ("Row", "MACs", "paper", "difference", "Parameters", "paper", "difference", "mAP")
 
 
@@ -36,17 +46,26 @@ def comparison_json(rows: Sequence[Comparison]) -> str:
 
 
 def comparison_markdown(rows: Sequence[Comparison]) -> str:
-    """Return rows of the paper as a page of Markdown, in millions, with the readings tried for rows that leave a detail open."""
+    """Return rows of the paper as a page of Markdown, in millions, with the readings tried for rows that leave a detail
+    open.
+    """
     lines = [
         "# The paper's tables, counted",
         "",
-        "Multiply-adds (MACs) and parameters in millions: ours, the paper's, and the difference, for 128 bands and 1000 frames (10 s).",
-        "Counted are the multiply-adds of convolutions, linear layers and matrix products, the aggregation of dynamic kernels included.",
+        "Multiply-adds (MACs) and parameters in millions: ours, the paper's, and the difference, for 128 bands and "
+        "1000 frames (10 s).",
+        "Counted are the multiply-adds of convolutions, linear layers and matrix products, the aggregation of dynamic "
+        "kernels included.",
         "mAP is the paper's. Made with `dymn profile --table all --format markdown`.",
         "",
     ]
     for number, group in groupby(rows, key=lambda row: row.table):
-        lines += [f"## Table {number}. {paper.TABLES[number].title}", "", _piped(HEADINGS), _piped(["---", *["---:"] * 7])]
+        lines += [
+            f"## Table {number}. {paper.TABLES[number].title}",
+            "",
+            _piped(HEADINGS),
+            _piped(["---", *["---:"] * 7]),
+        ]
         lines += [_piped(_cells(row)) for row in group]
         lines.append("")
     named = {row.table for row in rows}
@@ -55,7 +74,8 @@ def comparison_markdown(rows: Sequence[Comparison]) -> str:
         lines += [
             "## Readings",
             "",
-            "Where the paper leaves a detail of a row open, these readings were counted. The one in bold is what `dymn` builds.",
+            "Where the paper leaves a detail of a row open, these readings were counted. The one in bold is what "
+            "`dymn` builds.",
             "",
             _piped(["Table", "Row", "Reading", "MACs", "Parameters"]),
             _piped(["---", "---", "---", "---:", "---:"]),
@@ -88,8 +108,8 @@ def profile_table(profile: Profile) -> str:
     for row in profile.paper[:1]:
         name, macs, paper_macs, difference, parameters, paper_parameters, parameters_difference, _ = _cells(row)
         lines.append(
-            f"  paper            Table {row.table}, {name}: {paper_macs} M multiply-adds (10 s: {macs} M, {difference}), "
-            f"{paper_parameters} M parameters ({parameters} M, {parameters_difference})"
+            f"  paper            Table {row.table}, {name}: {paper_macs} M multiply-adds (10 s: {macs} M, "
+            f"{difference}), {paper_parameters} M parameters ({parameters} M, {parameters_difference})"
         )
     lines += ["", "Multiply-adds in millions:", *_aligned([("", *KINDS), *places, total]), ""]
     return "\n".join(lines)
@@ -111,7 +131,12 @@ def profile_markdown(profile: Profile) -> str:
     return f"```text\n{profile_table(profile)}```\n"
 
 
-COMPARISON_FORMATS = {"table": comparison_table, "json": comparison_json, "csv": comparison_csv, "markdown": comparison_markdown}
+COMPARISON_FORMATS = {
+    "table": comparison_table,
+    "json": comparison_json,
+    "csv": comparison_csv,
+    "markdown": comparison_markdown,
+}
 PROFILE_FORMATS = {"table": profile_table, "json": profile_json, "csv": profile_csv, "markdown": profile_markdown}
 
 
@@ -133,7 +158,10 @@ def _cells(row: Comparison) -> list[str]:
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    return ["  ".join([row[0].ljust(widths[0]), *(cell.rjust(n) for cell, n in zip(row[1:], widths[1:], strict=True))]) for row in rows]
+    return [
+        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(n) for cell, n in zip(row[1:], widths[1:], strict=True))])
+        for row in rows
+    ]
 
 
 def _piped(cells: Sequence[str]) -> str:

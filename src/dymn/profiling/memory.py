@@ -34,9 +34,10 @@ class Size(NamedTuple):
 class PeakMemory:
     """Bytes of feature maps that must be held at once for one spectrogram, at the place where most are.
 
-    `plain` holds input and output of one layer, and the block input where it is added at the end; batch norm and activation
-    work in place. `in_place` uses what MobileNets allow at inference: a block's expanded channels are filtered and projected
-    a few at a time, so that they are never held together, as long as nothing in the block must see all of them first.
+    `plain` holds input and output of one layer, and the block input where it is added at the end; batch norm and
+    activation work in place. `in_place` uses what MobileNets allow at inference: a block's expanded channels are
+    filtered and projected a few at a time, so that they are never held together, as long as nothing in the block must
+    see all of them first.
     """
 
     plain: int
@@ -45,13 +46,18 @@ class PeakMemory:
     in_place_place: str
 
 
-def peak_memory(model: Network, n_mels: int = 128, n_frames: int = 1000, bytes_per_value: int = BYTES_PER_VALUE) -> PeakMemory:
+def peak_memory(
+    model: Network, n_mels: int = 128, n_frames: int = 1000, bytes_per_value: int = BYTES_PER_VALUE
+) -> PeakMemory:
     """Work out the peak of activation memory for one spectrogram [1, n_mels, n_frames].
 
     Raises:
         ConfigError: if a size is below 1; and as `resolve` does.
     """
-    check(min(n_mels, n_frames, bytes_per_value) >= 1, f"n_mels, n_frames are {n_mels}, {n_frames}; both must be at least 1.")
+    check(
+        min(n_mels, n_frames, bytes_per_value) >= 1,
+        f"n_mels, n_frames are {n_mels}, {n_frames}; both must be at least 1.",
+    )
     config = resolve(model)
     places = place_names(config)
     spectrogram = Size(1, n_mels, n_frames)
@@ -62,7 +68,8 @@ def peak_memory(model: Network, n_mels: int = 128, n_frames: int = 1000, bytes_p
         size = size.after(block.c_out, block.stride)
     last = size.after(config.c_last, 1)
     plain["last"] = size.values + last.values
-    in_place["last"] = size.values + config.c_last if config.head == "mlp" else plain["last"]  # each channel is averaged at once
+    # each channel is averaged at once
+    in_place["last"] = size.values + config.c_last if config.head == "mlp" else plain["last"]
     worst, tricked = max(plain, key=plain.__getitem__), max(in_place, key=in_place.__getitem__)
     return PeakMemory(plain[worst] * bytes_per_value, worst, in_place[tricked] * bytes_per_value, tricked)
 
@@ -73,7 +80,10 @@ def _block_memory(block: BlockConfig, x: Size) -> tuple[int, int]:
     out = x.after(block.c_out, block.stride)
     kept = x.values if block.stride == 1 and block.c_in == block.c_out else 0  # the input waits for the addition
     has_expansion = block.c_exp != block.c_in
-    steps = [kept + (expanded.values if has_expansion else x.values * (not kept)) + filtered.values, kept + filtered.values + out.values]
+    steps = [
+        kept + (expanded.values if has_expansion else x.values * (not kept)) + filtered.values,
+        kept + filtered.values + out.values,
+    ]
     if has_expansion:
         steps.append(x.values + expanded.values)
     pools_expanded = block.attention is not None and not reads_context(block.attention)
@@ -87,7 +97,10 @@ def _block_memory(block: BlockConfig, x: Size) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class ReceptiveField:
-    """What one value of the last feature map can see through the convolutions; a context sees the whole clip besides."""
+    """What one value of the last feature map can see through the convolutions.
+
+    A context sees the whole clip besides.
+    """
 
     bands: int
     frames: int

@@ -26,8 +26,9 @@ def resolve(model: Network) -> ModelConfig:
     """Return the configuration of a network, a variant, an architecture or model by its name, or a file.
 
     Args:
-        model: a string is the name of an architecture or of a published model (nothing is downloaded), a checkpoint, or a JSON
-            or TOML file: a recipe, `Variant` settings, or a whole `ModelConfig`, the latter two alone or under "model".
+        model: a string is the name of an architecture or of a published model (nothing is downloaded), a checkpoint, or
+            a JSON or TOML file: a recipe, `Variant` settings, or a whole `ModelConfig`, the latter two alone or under
+            "model".
 
     Raises:
         ConfigError: if a setting is unknown or not allowed, or a config file cannot be read.
@@ -47,11 +48,15 @@ def resolve(model: Network) -> ModelConfig:
 
 
 def is_checkpoint(model: Network) -> TypeGuard[str | Path]:
-    """Return whether a network is named that only its weights can tell of, and not a config, a published model or an architecture."""
+    """Return whether a network is named that only its weights can tell of, and not a config, a published model or an
+    architecture.
+    """
     if not isinstance(model, (str, Path)):
         return False
     name = str(model)
-    return not (name.lower().endswith((".json", ".toml")) or name in REGISTRY or name in MODELS or _alias(name) in ALIASES)
+    return not (
+        name.lower().endswith((".json", ".toml")) or name in REGISTRY or name in MODELS or _alias(name) in ALIASES
+    )
 
 
 def _alias(name: str) -> str:
@@ -72,7 +77,8 @@ def _config_from_file(path: Path) -> ModelConfig:
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} cannot be read as a config: {error}.") from error
     check(isinstance(values, dict), f"{path} holds no settings by name.")
-    settings = values.get("model", values.get("config", values))  # of a recipe, or of the folder that save_pretrained writes
+    # of a recipe, or of the folder that save_pretrained writes
+    settings = values.get("model", values.get("config", values))
     check(isinstance(settings, dict), f"model in {path} must be settings by name.")
     if "blocks" in settings:
         return from_dict(ModelConfig, settings)
@@ -83,7 +89,9 @@ def _config_from_file(path: Path) -> ModelConfig:
 
 
 def front_end_of(model: Network) -> FrontEndConfig:
-    """Return the front end that a network or published model was trained with, the standard one if nothing is known of it."""
+    """Return the front end that a network or published model was trained with, the standard one if nothing is known of
+    it.
+    """
     if isinstance(model, (str, Path, Variant, ModelConfig)):
         return REGISTRY[model].front_end if isinstance(model, str) and model in REGISTRY else FrontEndConfig()
     return model.card.front_end

@@ -1,4 +1,6 @@
-"""All costs of a network in one place, its speed on this machine, and the counts of the paper's rows beside the printed ones."""
+"""All costs of a network in one place, its speed on this machine, and the counts of the paper's rows beside the printed
+ones.
+"""
 
 from __future__ import annotations
 
@@ -103,14 +105,18 @@ class Latency(NamedTuple):
 
 
 def latency(network: MobileNet, n_mels: int = 128, n_frames: int = 1000, runs: int = 5) -> Latency:
-    """Measure one spectrogram of zeros at a time, after one run to warm up, on the device and with the threads as they are.
+    """Measure one spectrogram of zeros at a time, after one run to warm up, on the device and with the threads as they
+    are.
 
     Raises:
         ConfigError: if `runs` or a size is below 1.
     """
     import torch
 
-    check(min(n_mels, n_frames, runs) >= 1, f"n_mels, n_frames, runs are {n_mels}, {n_frames}, {runs}; each must be at least 1.")
+    check(
+        min(n_mels, n_frames, runs) >= 1,
+        f"n_mels, n_frames, runs are {n_mels}, {n_frames}, {runs}; each must be at least 1.",
+    )
     training = network.training
     device = next(network.parameters()).device
     log_mel = torch.zeros(1, 1, n_mels, n_frames, device=device)

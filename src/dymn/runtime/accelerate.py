@@ -21,8 +21,8 @@ __all__ = ["FusedNetwork", "NativeNetwork", "accelerate", "compiled", "fuse"]
 def accelerate(model: MobileNet) -> Callable[[Tensor], Output]:
     """Return the fastest form of a network for evaluation on this machine's CPU: compiled code, or else the fused form.
 
-    It takes log-mel spectrograms [B, 1, n_mels, frames] and has copies of the weights as they are now. Of weights in half precision
-    there is no faster form; the model itself is returned then.
+    It takes log-mel spectrograms [B, 1, n_mels, frames] and has copies of the weights as they are now. Of weights in
+    half precision there is no faster form; the model itself is returned then.
     """
     kinds = {tensor.dtype for tensor in model.parameters()}
     if kinds == {torch.float32} and libraries() and is_known(model.config):
@@ -31,9 +31,12 @@ def accelerate(model: MobileNet) -> Callable[[Tensor], Output]:
 
 
 class NativeNetwork:
-    """A network in compiled code: log-mel spectrograms [B, 1, F, T] on the CPU to logits and embedding, without gradients.
+    """A network in compiled code.
 
-    It keeps a copy of the weights as they were, and the memory of its last call. It may be called from several threads at once.
+    Log-mel spectrograms [B, 1, F, T] on the CPU to logits and embedding, without gradients.
+
+    It keeps a copy of the weights as they were, and the memory of its last call. It may be called from several threads
+    at once.
     """
 
     def __init__(self, model: MobileNet, build: str | None = None) -> None:
@@ -55,4 +58,6 @@ class NativeNetwork:
 
     def embed(self, log_mel: Tensor) -> Tensor:
         """Return the embedding [B, D]."""
-        return torch.from_numpy(self.compiled.embed(log_mel.detach().to("cpu", torch.float32).numpy(), torch.get_num_threads()))
+        return torch.from_numpy(
+            self.compiled.embed(log_mel.detach().to("cpu", torch.float32).numpy(), torch.get_num_threads())
+        )

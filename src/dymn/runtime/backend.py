@@ -1,7 +1,7 @@
 """What computes a network: features of windows in, probabilities and embeddings out.
 
-A backend knows nothing of tags, events or layers. It does two things, which may run in different threads: `features` prepares one
-window at a time, and `run` computes the network for a batch of windows. Nothing here imports PyTorch.
+A backend knows nothing of tags, events or layers. It does two things, which may run in different threads: `features`
+prepares one window at a time, and `run` computes the network for a batch of windows. Nothing here imports PyTorch.
 """
 
 from __future__ import annotations
@@ -86,8 +86,8 @@ class Backend(ABC):
     def features(self, windows: Iterable[Filled], hop: int) -> Iterator[Floats]:
         """Yield the input of `run` for each window of one recording: by default its samples [N].
 
-        Called in decoding threads, each of which has called `enter_worker`. Whatever a single window needs before the network, such
-        as its spectrogram, belongs here.
+        Called in decoding threads, each of which has called `enter_worker`. Whatever a single window needs before the
+        network, such as its spectrogram, belongs here.
 
         Args:
             windows: of one recording, in the order of time.
@@ -105,7 +105,8 @@ class Backend(ABC):
         """
 
     def run_waveforms(self, waveforms: npt.NDArray[np.generic] | Tensor) -> Output:
-        """Return probabilities [B, C] and embeddings [B, D] of waveforms [B, N] at `sample_rate`, each a window of its own.
+        """Return probabilities [B, C] and embeddings [B, D] of waveforms [B, N] at `sample_rate`, each a window of its
+        own.
 
         Raises:
             AudioError: if the waveforms are not [B, N], or a sample is not finite.
@@ -127,7 +128,9 @@ class Backend(ABC):
         except (MemoryError, RuntimeError) as error:
             if resource_error(error) is None:
                 raise
-            raise ResourceError(f"There is no room for {len(samples)} windows at once. Give a smaller batch size.") from error
+            raise ResourceError(
+                f"There is no room for {len(samples)} windows at once. Give a smaller batch size."
+            ) from error
 
     @property
     def frame_samples(self) -> int:
@@ -162,7 +165,9 @@ class Backend(ABC):
             MissingExtraError: if PyTorch is not installed.
         """
         kind = type(self).__name__
-        raise ConfigError(f"{kind} has no PyTorch network, which layers other than last need. Load the model with backend torch.")
+        raise ConfigError(
+            f"{kind} has no PyTorch network, which layers other than last need. Load the model with backend torch."
+        )
 
     def enter_worker(self) -> None:  # noqa: B027
         """Called once in each decoding thread before anything else."""
@@ -180,14 +185,17 @@ class Backend(ABC):
         if not fits or not all(values.dtype == np.float32 and np.isfinite(values).all() for values in output):
             scores = output.probabilities
             raise WeightsError(
-                f"The model {self.card.name or 'without a name'} gives {scores.dtype} {list(scores.shape)} that are not all finite "
-                f"probabilities of its {len(self.labels)} labels. Its weights are damaged; get them again."
+                f"The model {self.card.name or 'without a name'} gives {scores.dtype} {list(scores.shape)} that are "
+                f"not all finite probabilities of its {len(self.labels)} labels. Its weights are damaged; get them "
+                "again."
             )
         return output
 
     def _no_frames(self) -> ConfigError:
         kind = type(self).__name__
-        return ConfigError(f"{kind} computes whole windows only. Use the method windows, or load the model with backend torch.")
+        return ConfigError(
+            f"{kind} computes whole windows only. Use the method windows, or load the model with backend torch."
+        )
 
 
 def checked_waveforms(waveforms: npt.NDArray[np.generic] | Tensor) -> Floats:

@@ -31,7 +31,9 @@ def pack(folded: Folded) -> PackedNetwork:
         ConfigError: if it has parts that the compiled code does not know.
     """
     config, arrays = folded
-    check(is_known(config), "This network has parts that the compiled code does not support. Use dymn.runtime.accelerate.")
+    check(
+        is_known(config), "This network has parts that the compiled code does not support. Use dymn.runtime.accelerate."
+    )
     layers = head_layers(config)
     return PackedNetwork(config, {name: _packed(name, array, layers) for name, array in arrays.items()})
 

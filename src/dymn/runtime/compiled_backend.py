@@ -32,7 +32,10 @@ def can_compile(stored: Stored) -> bool:
 
 
 class CompiledBackend(Backend):
-    """A network in compiled code: probabilities, embeddings of the last layer and frame scores, on the CPU in float32."""
+    """A network in compiled code.
+
+    Probabilities, embeddings of the last layer and frame scores, on the CPU in float32.
+    """
 
     def __init__(self, stored: Stored, threads: int | None = None, *, build: str | None = None) -> None:
         """Fold and pack a network.
@@ -72,11 +75,16 @@ class CompiledBackend(Backend):
 
     @property
     def frame_samples(self) -> int:
-        """The number of samples between two frames of the last feature map: 10,240 for the published networks, 0.32 s."""
+        """The number of samples between two frames of the last feature map.
+
+        10,240 for the published networks, 0.32 s.
+        """
         return self._network.time_stride * self.front_end.hop_length
 
     def frame_run(self, features: Floats, smoothing: int = 1) -> FrameOutput:
-        """Return probabilities of frames [B, T, C] and of windows [B, C], and embeddings [B, D]; see `Backend.frame_run`.
+        """Return probabilities of frames [B, T, C] and of windows [B, C], and embeddings [B, D].
+
+        See `Backend.frame_run`.
 
         Raises:
             ResourceError: if the batch does not fit the memory.
@@ -107,7 +115,10 @@ class CompiledBackend(Backend):
 
 
 def moving_average(maps: Floats, width: int) -> Floats:
-    """Return the mean over `width` frames, an odd number, around each frame of [B, D, T]; at the ends over those that there are."""
+    """Return the mean over `width` frames, an odd number, around each frame of [B, D, T].
+
+    At the ends over those that there are.
+    """
     if width <= 1:
         return maps
     n_frames = maps.shape[2]

@@ -1,4 +1,7 @@
-"""A network for evaluation on a GPU: compiled for batches of few sizes, so that there are few CUDA graphs to record and keep."""
+"""A network for evaluation on a GPU.
+
+Compiled for batches of few sizes, so that there are few CUDA graphs to record and keep.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +17,16 @@ from dymn.models.mobilenet import MobileNet, Output
 
 
 def compiled(model: MobileNet, **options: Any) -> Callable[[Tensor], Output]:
-    """Return a network as `torch.compile` makes it, from log-mel spectrograms [B, 1, n_mels, frames] to logits and embedding.
+    """Return a network as `torch.compile` makes it, from log-mel spectrograms [B, 1, n_mels, frames] to logits and
+    embedding.
 
-    Batches are filled up with clips of zeros to the next power of two, since each size is compiled for itself; so is each number of
-    frames. What is returned is good until the next call.
+    Batches are filled up with clips of zeros to the next power of two, since each size is compiled for itself; so is
+    each number of frames. What is returned is good until the next call.
 
     Args:
         model: a network in evaluation mode; it keeps its weights, and shares them.
-        options: those of `torch.compile`; without any, kernels for few launches, as CUDA graphs where the device has them.
+        options: those of `torch.compile`; without any, kernels for few launches, as CUDA graphs where the device has
+            them.
 
     Raises:
         ConfigError: at a call, if the network cannot be compiled here.

@@ -1,18 +1,21 @@
-"""The one folded form of a network for inference, in NumPy: what compiled code, the fused PyTorch form and ONNX are built from.
+"""The one folded form of a network for inference, in NumPy.
 
-Batch norms become part of the kernels before them, each of the K scaled, and leave a bias that no attention weighs. All that a block
-reads off its context vector is one linear layer. The temperature of the kernel attention (eq. 2) is divided into it, and a dynamic
-convolution of a single kernel has no attention left. The coefficients of Dy-ReLU are ordered [2 M, C], not [C, 2 M].
+What compiled code, the fused PyTorch form and ONNX are built from.
 
-Arrays are called PART.weight and PART.bias, those of a block `blocks.I.PART`. Parts of the network: stem [C, 1, 3, 3], last [D, C],
-hidden [H, D] with the head "mlp", classifier [classes, H or D]. Parts of a block:
+Batch norms become part of the kernels before them, each of the K scaled, and leave a bias that no attention weighs. All
+that a block reads off its context vector is one linear layer. The temperature of the kernel attention (eq. 2) is
+divided into it, and a dynamic convolution of a single kernel has no attention left. The coefficients of Dy-ReLU are
+ordered [2 M, C], not [C, 2 M].
+
+Arrays are called PART.weight and PART.bias, those of a block `blocks.I.PART`. Parts of the network: stem [C, 1, 3, 3],
+last [D, C], hidden [H, D] with the head "mlp", classifier [classes, H or D]. Parts of a block:
 
 - expand, project [K, C_out, C_in] and depthwise [K, C, k, k];
 - context [H, C], and time_context where the two sequences have weights of their own;
-- coefficient [n, H], rows as `coefficients` lists them; with the context "own", squeeze and coefficient of each of them, such as
-  `blocks.I.expand.kernels.squeeze.weight`;
-- frequency, time [C, H] of Coordinate Attention; squeeze, excite of Squeeze-and-Excitation; any other attention as it is in the
-  checkpoint, as `blocks.I.attention.NAME`.
+- coefficient [n, H], rows as `coefficients` lists them; with the context "own", squeeze and coefficient of each of
+  them, such as `blocks.I.expand.kernels.squeeze.weight`;
+- frequency, time [C, H] of Coordinate Attention; squeeze, excite of Squeeze-and-Excitation; any other attention as it
+  is in the checkpoint, as `blocks.I.attention.NAME`.
 """
 
 from __future__ import annotations
@@ -54,10 +57,15 @@ def positions(block: BlockConfig) -> tuple[str, ...]:
 
 
 def coefficients(block: BlockConfig) -> list[Coefficients]:
-    """Return what a block reads off its context, in the order of the rows of `coefficient`: kernel attentions, then maps."""
+    """Return what a block reads off its context, in the order of the rows of `coefficient`.
+
+    Kernel attentions, then maps.
+    """
     found = positions(block)
     kernels = [
-        Coefficients(position, "kernels", block.n_kernels) for position in found if position in block.dynamic_convs and block.n_kernels > 1
+        Coefficients(position, "kernels", block.n_kernels)
+        for position in found
+        if position in block.dynamic_convs and block.n_kernels > 1
     ]
     channels = {"expand": block.c_exp, "depthwise": block.c_exp, "project": block.c_out}
     maps = [Coefficients(p, "maps", 2 * block.n_maps * channels[p]) for p in found if p in block.dynamic_relus]
@@ -130,9 +138,13 @@ def _block(state: Mapping[str, Array], name: str, block: BlockConfig, temperatur
 
 
 def _convolution(state: Mapping[str, Array], conv: str, norm: str, epsilon: float = EPSILON) -> Part:
-    """Return kernels [..., C_out, C_in, k, k] scaled for the batch norm after them, and the bias [C_out] that is left of the norm."""
+    """Return kernels [..., C_out, C_in, k, k] scaled for the batch norm after them, and the bias [C_out] that is left
+    of the norm.
+    """
     weight = state[f"{conv}.weight"]
-    scale = state[f"{norm}.weight"].astype(np.float64) / np.sqrt(state[f"{norm}.running_var"].astype(np.float64) + epsilon)
+    scale = state[f"{norm}.weight"].astype(np.float64) / np.sqrt(
+        state[f"{norm}.running_var"].astype(np.float64) + epsilon
+    )
     bias = state[f"{norm}.bias"].astype(np.float64) - state[f"{norm}.running_mean"].astype(np.float64) * scale
     if f"{conv}.bias" in state:
         bias += state[f"{conv}.bias"] * scale
@@ -149,4 +161,8 @@ def _matrix(weight: Array) -> Array:
 
 
 def _named(parts: Mapping[str, Part]) -> dict[str, Array]:
-    return {f"{name}.{kind}": values for name, both in parts.items() for kind, values in zip(("weight", "bias"), both, strict=True)}
+    return {
+        f"{name}.{kind}": values
+        for name, both in parts.items()
+        for kind, values in zip(("weight", "bias"), both, strict=True)
+    }

@@ -2,12 +2,15 @@
 
 The numbers are those of `dymn.models.mobilenet.MobileNet` to round-off; what differs is the order of the work:
 
-- It is built from the folded form (`dymn.runtime.fold`): norms in kernels, all that a block reads off its context in one layer.
-- Maps lie as [F, T, C], channels last. A pointwise convolution is then one matrix product, with the bias in it; a depthwise one needs
-  no change of layout; and coefficients of channels and frames are added and multiplied along contiguous memory.
+- It is built from the folded form (`dymn.runtime.fold`): norms in kernels, all that a block reads off its context in
+  one layer.
+- Maps lie as [F, T, C], channels last. A pointwise convolution is then one matrix product, with the bias in it; a
+  depthwise one needs no change of layout; and coefficients of channels and frames are added and multiplied along
+  contiguous memory.
 - Of the two maps of Dy-ReLU, the steeper one is part of the depthwise kernel, which is this clip's anyway.
-- Everything from the expansion to the projection depends on a few bands at a time once the context is known. It is done in tiles of
-  bands that stay in the cache; the expanded map is never written as a whole. An attention that looks at the whole map forbids that.
+- Everything from the expansion to the projection depends on a few bands at a time once the context is known. It is done
+  in tiles of bands that stay in the cache; the expanded map is never written as a whole. An attention that looks at the
+  whole map forbids that.
 - Clips go through a block one by one: they share no kernel, and one clip's maps are in the cache.
 """
 
@@ -31,14 +34,15 @@ from dymn.models.mobilenet import MobileNet, Output
 from dymn.runtime.fold import Folded, coefficients, fold, positions
 
 TILE = 2**20  # bytes of an expanded map that are worked on at a time: about what a core's cache holds
-MIN_PLACES = 4096  # ... and how many places (bands times frames) they are at least: a smaller product spends its time on its weights
+# ... and how many places (bands times frames) they are at least: a smaller product spends its time on its weights
+MIN_PLACES = 4096
 
 
 def fuse(model: MobileNet) -> FusedNetwork:
     """Return a network for evaluation with copies of the weights of `model`, at its temperature.
 
-    Later changes of `model` do not reach it. Every variant of Table I can be fused: a part that has no faster form here is taken
-    as it is.
+    Later changes of `model` do not reach it. Every variant of Table I can be fused: a part that has no faster form here
+    is taken as it is.
 
     Raises:
         ConfigError: if the weights are neither float32 nor float64.
@@ -54,7 +58,8 @@ def fuse(model: MobileNet) -> FusedNetwork:
 class FusedNetwork(nn.Module):
     """A network from log-mel spectrograms [B, 1, F, T] to logits and embedding.
 
-    It computes in the precision of its weights, inside autocast too. It is made for CPUs; elsewhere it is right, and slow.
+    It computes in the precision of its weights, inside autocast too. It is made for CPUs; elsewhere it is right, and
+    slow.
     """
 
     def __init__(self, folded: Folded, card: ModelCard) -> None:
@@ -67,9 +72,12 @@ class FusedNetwork(nn.Module):
         self.stem.weight = nn.Parameter(weight.contiguous(memory_format=torch.channels_last))
         self.stem.bias = nn.Parameter(parts["stem.bias"])
         blocks = [(block, parts.below(f"blocks.{i}.")) for i, block in enumerate(folded.config.blocks)]
-        self.blocks = nn.ModuleList(OwnBlock(*both) if both[0].context == "own" else FusedBlock(*both) for both in blocks)
+        self.blocks = nn.ModuleList(
+            OwnBlock(*both) if both[0].context == "own" else FusedBlock(*both) for both in blocks
+        )
         self.last = parts.layer("last")
-        self.head: nn.Module = parts.layer("classifier")  # of a mean of linear class scores, which is the class scores of the mean
+        # of a mean of linear class scores, which is the class scores of the mean
+        self.head: nn.Module = parts.layer("classifier")
         if folded.config.head == "mlp":
             self.head = nn.Sequential(parts.layer("hidden"), nn.Hardswish(), self.head)
 
@@ -86,17 +94,23 @@ class FusedNetwork(nn.Module):
             maps = [self._begin(clip) for clip in log_mel.to(self.stem.weight.dtype).unsqueeze(1)]
             for block in self.blocks:  # all clips through one block: its kernels stay in the cache
                 maps = [block(x) for x in maps]
-            embedding = torch.stack([self._end(x) for x in maps]) if maps else self.stem.weight.new_empty(0, self.config.c_last)
+            embedding = (
+                torch.stack([self._end(x) for x in maps]) if maps else self.stem.weight.new_empty(0, self.config.c_last)
+            )
             return Output(self.head(embedding), embedding)
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """Return the probabilities of classes [B, C]: a sigmoid of each logit, or a softmax where the card says `exclusive`."""
+        """Return the probabilities of classes [B, C].
+
+        A sigmoid of each logit, or a softmax where the card says `exclusive`.
+        """
         return torch.softmax(logits, dim=1) if self.card.exclusive else torch.sigmoid(logits)
 
     def _begin(self, clip: Tensor) -> Tensor:
         """Map [1, 1, n_mels, frames] to [F, T, C]."""
         n_bands, n_frames = clip.shape[2:]
-        clip = clip.contiguous().as_strided(clip.shape, (n_bands * n_frames, 1, n_frames, 1))  # one channel, said to be the last axis
+        # one channel, said to be the last axis
+        clip = clip.contiguous().as_strided(clip.shape, (n_bands * n_frames, 1, n_frames, 1))
         return functional.hardswish(_channels_last(self.stem(clip)), inplace=True)
 
     def _end(self, x: Tensor) -> Tensor:
@@ -134,7 +148,9 @@ class BlockParts(nn.Module):
         self.sizes: list[int] = []
         if "coefficient.weight" in parts:  # in the order in which the stages ask for them
             listed = coefficients(config)
-            order = sorted(range(len(listed)), key=lambda i: (BlockConfig.POSITIONS.index(listed[i].position), listed[i].kind))
+            order = sorted(
+                range(len(listed)), key=lambda i: (BlockConfig.POSITIONS.index(listed[i].position), listed[i].kind)
+            )
             sizes = [part.size for part in listed]
             weights, biases = (torch.split(parts[f"coefficient.{kind}"], sizes) for kind in ("weight", "bias"))
             self.heads = _linear(torch.cat([weights[i] for i in order]), torch.cat([biases[i] for i in order]))
@@ -147,7 +163,9 @@ class FusedBlock(BlockParts):
     def forward(self, x: Tensor) -> Tensor:
         """Map [F, T, C_in] to [F', T', C_out]."""
         context: _ClipContext | None = None if self.context is None else self.context(x)
-        read = iter(() if self.heads is None or context is None else torch.split(self.heads(context.vector), self.sizes))
+        read = iter(
+            () if self.heads is None or context is None else torch.split(self.heads(context.vector), self.sizes)
+        )
         *expand, depthwise, project = [cast(FusedStage, stage).of_clip(read) for stage in self.stages]
         weigh = None if self.attention is None else self.attention.of_clip(context)
         n_bands, n_frames = ((size - 1) // self.stride + 1 for size in x.shape[:2])
@@ -174,8 +192,11 @@ class FusedBlock(BlockParts):
         return out
 
     def _tiles(self, x: Tensor, expand: _ClipStage | None, n_bands: int) -> Iterator[tuple[slice, Tensor]]:
-        """Yield bands of the output with what the depthwise convolution reads for them [rows, T, C_exp], zeros at the edges included."""
-        reach, kept = self.kernel_size // 2, max(0, self.kernel_size - self.stride)  # `kept` rows are read by the next tile too
+        """Yield bands of the output with what the depthwise convolution reads for them [rows, T, C_exp], zeros at the
+        edges included.
+        """
+        # `kept` rows are read by the next tile too
+        reach, kept = self.kernel_size // 2, max(0, self.kernel_size - self.stride)
         channels = x.shape[2] if expand is None else expand.kernel.shape[1]
         whole = isinstance(self.attention, WholeMap)
         places = max(TILE // (4 * channels), MIN_PLACES)
@@ -274,7 +295,9 @@ class FusedStage(nn.Module):
         names = [kind for kind in ("kernels", "maps") if f"{position}.{kind}.squeeze.weight" in parts]
         self.own = nn.ModuleDict(  # layers that read coefficients off the stage's own input or output
             {
-                kind: nn.Sequential(parts.layer(f"{position}.{kind}.squeeze"), nn.ReLU(), parts.layer(f"{position}.{kind}.coefficient"))
+                kind: nn.Sequential(
+                    parts.layer(f"{position}.{kind}.squeeze"), nn.ReLU(), parts.layer(f"{position}.{kind}.coefficient")
+                )
                 for kind in names
             }
         )
@@ -293,10 +316,15 @@ class FusedStage(nn.Module):
         if coefficients is None:
             return IN_PLACE[self.activation_name]
         slopes, intercepts = self._maps(coefficients)
-        return lambda y: torch.stack([torch.addcmul(b, y, a) for a, b in zip(slopes, intercepts, strict=True)]).amax(dim=0)
+        return lambda y: torch.stack([torch.addcmul(b, y, a) for a, b in zip(slopes, intercepts, strict=True)]).amax(
+            dim=0
+        )
 
     def of_clip(self, read: Iterator[Tensor]) -> _ClipStage:
-        """Return the stage of a clip; `read` gives the coefficients that the block reads off its context, in the order of the stages."""
+        """Return the stage of a clip.
+
+        `read` gives the coefficients that the block reads off its context, in the order of the stages.
+        """
         kernel = self.kernel(next(read) if self.dynamic else None)
         if not self.n_maps:
             return _ClipStage(kernel, self.bias, IN_PLACE[self.activation_name])
@@ -315,7 +343,8 @@ def _with_maps(kernel: Tensor, bias: Tensor, slopes: Tensor, intercepts: Tensor)
     order = slopes.abs().argsort(dim=0, descending=True)
     slopes, intercepts = slopes.gather(0, order), intercepts.gather(0, order)
     steepest, first = slopes[0], intercepts[0]
-    # with y the steepest map of the convolution, map m is ratio y + shift; no ratio is above 1, so nothing is lost to round-off
+    # with y the steepest map of the convolution, map m is ratio y + shift; no ratio is above 1, so nothing is lost to
+    # round-off
     ratios = torch.where(steepest == 0, 0, slopes[1:] / steepest)
     shifts = intercepts[1:] - ratios * first
 
@@ -327,7 +356,9 @@ def _with_maps(kernel: Tensor, bias: Tensor, slopes: Tensor, intercepts: Tensor)
             torch.maximum(y, values, out=y)
         return y
 
-    return _ClipStage(kernel * (steepest if kernel.ndim == 2 else steepest[:, None, None, None]), bias * steepest + first, activate)
+    return _ClipStage(
+        kernel * (steepest if kernel.ndim == 2 else steepest[:, None, None, None]), bias * steepest + first, activate
+    )
 
 
 IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
@@ -344,11 +375,16 @@ class Coordinates(nn.Module):
     def __init__(self, parts: Parts, stride: int) -> None:
         super().__init__()
         self.stride = stride
-        self.axes = nn.ModuleDict({name: parts.layer(name) for name in ("frequency", "time") if f"{name}.weight" in parts})
+        self.axes = nn.ModuleDict(
+            {name: parts.layer(name) for name in ("frequency", "time") if f"{name}.weight" in parts}
+        )
 
     def of_clip(self, context: _ClipContext | None) -> Weigh:
         """Return what weighs [rows, T, C], which is the given bands of the clip's map."""
-        weights = {name: torch.sigmoid(layer(_pooled(getattr(context, name), self.stride))) for name, layer in self.axes.items()}
+        weights = {
+            name: torch.sigmoid(layer(_pooled(getattr(context, name), self.stride)))
+            for name, layer in self.axes.items()
+        }
 
         def weigh(rows: Tensor, bands: slice) -> Tensor:
             if "time" in weights:

@@ -1,4 +1,7 @@
-"""Averages of any feature maps of a network, computed by PyTorch; imported only where layers other than the last are wanted."""
+"""Averages of any feature maps of a network, computed by PyTorch.
+
+Imported only where layers other than the last are wanted.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,9 @@ from dymn.system.devices import compute_alone_after_fork, computing
 
 
 class LayerAverages(nn.Module):
-    """Waveforms to embeddings: front end, the network as far as it is needed, averages, concatenation. Its gradients are PyTorch's.
+    """Waveforms to embeddings: front end, the network as far as it is needed, averages, concatenation.
+
+    Its gradients are PyTorch's.
 
     Attributes:
         layers: the names of the layers, in the order of their values.
@@ -31,7 +36,8 @@ class LayerAverages(nn.Module):
         Args:
             model: a network in evaluation mode; its weights are shared, not copied.
             layers: names of layers as in `dymn.runtime.layers`, in a list or separated by commas.
-            precision: the number format in which `run` computes the network, one of `dymn.system.devices.COMPUTE_PRECISIONS`.
+            precision: the number format in which `run` computes the network, one of
+                `dymn.system.devices.COMPUTE_PRECISIONS`.
 
         Raises:
             ConfigError: if there is no such layer, or one is named twice.
@@ -65,7 +71,9 @@ class LayerAverages(nn.Module):
 
     @torch.inference_mode()
     def run(self, features: Floats) -> Floats:
-        """Return embeddings [B, D] of what `Backend.features` gives: log-mel spectrograms [B, 1, F, T], or samples [B, N].
+        """Return embeddings [B, D] of what `Backend.features` gives.
+
+        Log-mel spectrograms [B, 1, F, T], or samples [B, N].
 
         Raises:
             ResourceError: if the batch does not fit the device's memory.

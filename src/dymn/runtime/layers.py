@@ -1,8 +1,8 @@
 """Names of layers whose averages make an embedding.
 
-What a network has learned lies in the averages of its feature maps. The last one suits tasks that are close to tagging; blocks in the
-middle and the averages of the mel bands suit speech and music better (F. Schmid, K. Koutini, G. Widmer: Low-complexity audio embedding
-extractors, EUSIPCO 2023). Layers are named:
+What a network has learned lies in the averages of its feature maps. The last one suits tasks that are close to tagging;
+blocks in the middle and the averages of the mel bands suit speech and music better (F. Schmid, K. Koutini, G. Widmer:
+Low-complexity audio embedding extractors, EUSIPCO 2023). Layers are named:
 
 - "last": the averaged last feature map, which is also the input of the classifier of `MobileNet`;
 - "block0" to "block14": the averaged output of a block, "blocks" of all blocks, "blocks10-14" of some;
@@ -28,7 +28,9 @@ def is_last(layers: str | Sequence[str]) -> bool:
 
 
 def parse_layers(layers: str | Sequence[str], n_blocks: int = 15) -> tuple[str, ...]:
-    """Return the names of single layers that `layers` names, in its order: "mels,blocks0-2" is mels, block0, block1, block2.
+    """Return the names of single layers that `layers` names, in its order.
+
+    "mels,blocks0-2" is mels, block0, block1, block2.
 
     Args:
         layers: names as above, in a list or with commas between.
@@ -56,7 +58,7 @@ def _expand(name: str, n_blocks: int) -> list[str]:
     first, last = (int(one[1]), int(one[1])) if one else (int(some[1]), int(some[2])) if some else (1, 0)
     if not first <= last < n_blocks:
         raise ConfigError(
-            f"There is no layer {name!r}. Allowed: {LAST}, {MELS}, {BLOCKS}, block0 to block{n_blocks - 1}, and ranges such as "
-            f"blocks{max(0, n_blocks - 5)}-{n_blocks - 1}."
+            f"There is no layer {name!r}. Allowed: {LAST}, {MELS}, {BLOCKS}, block0 to block{n_blocks - 1}, and ranges "
+            f"such as blocks{max(0, n_blocks - 5)}-{n_blocks - 1}."
         )
     return [f"block{i}" for i in range(first, last + 1)]

@@ -81,11 +81,15 @@ class OnnxBackend(Backend):
         check_onnx(content, name)
         try:
             # Without its fallback, which prints what is in the file and tries the same again.
-            self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"], enable_fallback=0)
+            self._session = onnxruntime.InferenceSession(
+                content, options, providers=["CPUExecutionProvider"], enable_fallback=0
+            )
             text = self._session.get_modelmeta().custom_metadata_map.get("dymn", "")
             self._input = self._session.get_inputs()[0]
             self._one_by_one = not isinstance(self._input.shape[0], str)
-            self.embedding_size = next(int(output.shape[1]) for output in self._session.get_outputs() if output.name == "embedding")
+            self.embedding_size = next(
+                int(output.shape[1]) for output in self._session.get_outputs() if output.name == "embedding"
+            )
         except Exception as error:  # it raises many kinds
             raise WeightsError(f"{name} cannot be opened by ONNX Runtime: {str(error)[:300]}") from error
         try:
@@ -93,7 +97,9 @@ class OnnxBackend(Backend):
             described: dict[str, Any] = json.loads(text)
             card = from_dict(ModelCard, described["card"])
             self.exported_from = str(card.provenance.get("sha256", ""))
-            self.card = dataclasses.replace(card, provenance=card.provenance | {"sha256": hashlib.sha256(content).hexdigest()})
+            self.card = dataclasses.replace(
+                card, provenance=card.provenance | {"sha256": hashlib.sha256(content).hexdigest()}
+            )
             self.input = str(described["input"])
             self.seconds: float | None = None if described["seconds"] is None else float(described["seconds"])
             check(self.input in ("waveform", "log-mel"), f"its input is {self.input!r:.80}")
@@ -112,7 +118,9 @@ class OnnxBackend(Backend):
         return Output(probabilities, embedding)
 
     def outputs(self, values: Floats) -> tuple[Floats, Floats, Floats]:
-        """Return probabilities [B, C], logits [B, C] and embedding [B, D] of the file's own input: [B, N] or [B, 1, F, T].
+        """Return probabilities [B, C], logits [B, C] and embedding [B, D] of the file's own input.
+
+        [B, N] or [B, 1, F, T].
 
         Raises:
             ConfigError: if the shape is not what the file takes.
@@ -120,20 +128,30 @@ class OnnxBackend(Backend):
         """
         batches = [values[i : i + 1] for i in range(len(values))] if self._one_by_one else [values]
         try:
-            found = [self._session.run(["probabilities", "logits", "embedding"], {self._input.name: batch}) for batch in batches]
+            found = [
+                self._session.run(["probabilities", "logits", "embedding"], {self._input.name: batch})
+                for batch in batches
+            ]
             probabilities, logits, embedding = (np.concatenate(parts) for parts in zip(*found, strict=True))
         except Exception as error:  # ONNX Runtime raises many kinds
-            raise ConfigError(f"This file takes {self._input.shape}, not {list(values.shape)}: {str(error)[:200]}") from error
+            raise ConfigError(
+                f"This file takes {self._input.shape}, not {list(values.shape)}: {str(error)[:200]}"
+            ) from error
         self.checked(Output(probabilities, embedding))
         return probabilities, logits, embedding
 
     def _fitting(self, samples: Floats) -> Floats:
         """Return windows [B, N] as the file takes them."""
-        check(self.input == "waveform", "This file takes log-mel spectrograms. Export one with --input waveform for recordings.")
+        check(
+            self.input == "waveform",
+            "This file takes log-mel spectrograms. Export one with --input waveform for recordings.",
+        )
         if self.seconds is not None:
             wanted = round(self.seconds * self.sample_rate)
             if samples.shape[1] != wanted:
                 given = samples.shape[1] / self.sample_rate
-                raise ConfigError(f"This file takes windows of {self.seconds} s, not {given:.3f} s. Export one with --dynamic-time.")
+                raise ConfigError(
+                    f"This file takes windows of {self.seconds} s, not {given:.3f} s. Export one with --dynamic-time."
+                )
         shortest = self.front_end.n_fft // 2 + 2
         return np.pad(samples, ((0, 0), (0, max(0, shortest - samples.shape[1]))))

@@ -1,8 +1,8 @@
 """A look at an ONNX file before ONNX Runtime sees it: whether it is one, and holds all its numbers itself.
 
-A tensor of an ONNX file may name another file and a place in it. What a runtime allows there depends on its version, so dymn refuses it.
-The file is a message of protobuf (onnx.proto of ONNX): fields, each a tag with number and kind, then a value, whose length comes first
-unless the kind says it.
+A tensor of an ONNX file may name another file and a place in it. What a runtime allows there depends on its version, so
+dymn refuses it. The file is a message of protobuf (onnx.proto of ONNX): fields, each a tag with number and kind, then a
+value, whose length comes first unless the kind says it.
 """
 
 from __future__ import annotations
@@ -59,7 +59,9 @@ def check_onnx(content: bytes, name: str) -> None:
         if not look.has_graph:
             raise ValueError("it has no graph")
     except ValueError as error:
-        raise WeightsError(f"{name} is not an ONNX file that dymn opens: {error}. Write one with dymn export.") from error
+        raise WeightsError(
+            f"{name} is not an ONNX file that dymn opens: {error}. Write one with dymn export."
+        ) from error
 
 
 class _Look:

@@ -1,4 +1,7 @@
-"""From a name or a path to a backend: compiled code where it can, PyTorch or ONNX Runtime where it must or was chosen."""
+"""From a name or a path to a backend.
+
+Compiled code where it can, PyTorch or ONNX Runtime where it must or was chosen.
+"""
 
 from __future__ import annotations
 
@@ -38,9 +41,10 @@ def open_backend(
     """Open a model for inference.
 
     Args:
-        source: a name, path or folder as in `dymn.weights.open_checkpoint`, an opened checkpoint, or an .onnx file of `dymn export`.
-        backend: "compiled" (CPU, without PyTorch), "torch", "onnx", or "auto": compiled code on a CPU, and PyTorch on a GPU, in another
-            precision, or for a network that compiled code does not know.
+        source: a name, path or folder as in `dymn.weights.open_checkpoint`, an opened checkpoint, or an .onnx file of
+            `dymn export`.
+        backend: "compiled" (CPU, without PyTorch), "torch", "onnx", or "auto": compiled code on a CPU, and PyTorch on a
+            GPU, in another precision, or for a network that compiled code does not know.
         device: where PyTorch computes, such as "cpu" or "cuda:0"; None is the first CUDA device, or else the CPU.
         threads: number of CPU threads; one for each CPU that may be used if None.
         precision: "float32", or for GPUs "bfloat16" or "float16".
@@ -62,10 +66,15 @@ def open_backend(
     is_onnx = not isinstance(source, Stored) and str(source).lower().endswith(ONNX)
     plain = precision == "float32" and not compile
     if backend == "onnx" or (backend == "auto" and is_onnx):
-        check(device is None or str(device) == "cpu", f"device is {str(device)!r}; ONNX Runtime computes on the cpu here.")
+        check(
+            device is None or str(device) == "cpu", f"device is {str(device)!r}; ONNX Runtime computes on the cpu here."
+        )
         check(not compile, "torch.compile has no effect on ONNX files. Leave compile out, or choose the backend torch.")
         check(plain, f"precision is {precision}; an ONNX file has its own. See `dymn export --precision`.")
-        check(not isinstance(source, Stored), "ONNX Runtime opens files, not checkpoints in memory. Export one with `dymn export`.")
+        check(
+            not isinstance(source, Stored),
+            "ONNX Runtime opens files, not checkpoints in memory. Export one with `dymn export`.",
+        )
         return OnnxBackend(find_file(str(source)), threads)
     if backend == "torch":
         require_torch("The backend torch")
@@ -73,7 +82,10 @@ def open_backend(
     compiles = backend == "compiled" or (backend == "auto" and on_cpu and plain)
     if backend == "compiled":
         check(device is None or str(device) == "cpu", f"device is {str(device)!r}; compiled code computes on the cpu.")
-        check(not compile, "torch.compile is for PyTorch; compiled code needs none. Leave compile out, or choose the backend torch.")
+        check(
+            not compile,
+            "torch.compile is for PyTorch; compiled code needs none. Leave compile out, or choose the backend torch.",
+        )
         check(plain, f"precision is {precision}; compiled code computes in float32. Choose the backend torch.")
     if not compiles:
         require_torch("Computing on another device than the CPU, in another precision or with torch.compile")
@@ -86,15 +98,22 @@ def open_backend(
     exported = _exported(stored, threads) if backend == "auto" else None
     if exported is not None:
         return exported
-    lacks = "has parts that compiled code does not support" if libraries() else "needs compiled code, and there is none for this CPU"
+    lacks = (
+        "has parts that compiled code does not support"
+        if libraries()
+        else "needs compiled code, and there is none for this CPU"
+    )
     raise ConfigError(
-        f"The network {stored.card.name or str(source)} {lacks}. Install PyTorch with: pip install 'dymn[torch]'; or export it to ONNX "
-        "on a machine with PyTorch, and give the .onnx file here (pip install 'dymn[onnx]')."
+        f"The network {stored.card.name or str(source)} {lacks}. Install PyTorch with: pip install 'dymn[torch]'; or "
+        "export it to ONNX on a machine with PyTorch, and give the .onnx file here (pip install 'dymn[onnx]')."
     )
 
 
 def _exported(stored: Stored, threads: int | None) -> OnnxBackend | None:
-    """Return the ONNX file in the cache that was exported from a checkpoint; other checkpoints may have the same name."""
+    """Return the ONNX file in the cache that was exported from a checkpoint.
+
+    Other checkpoints may have the same name.
+    """
     path = cached_path(stored.card.name)
     if not path.is_file():
         return None
@@ -108,7 +127,9 @@ def _check_device(device: str | torch.device | None) -> None:
     resolve_device(device)
 
 
-def _in_torch(stored: Stored, device: str | torch.device | None, threads: int | None, precision: str, compile: bool) -> Backend:
+def _in_torch(
+    stored: Stored, device: str | torch.device | None, threads: int | None, precision: str, compile: bool
+) -> Backend:
     from dymn.models.mobilenet import MobileNet
     from dymn.runtime.torch_backend import TorchBackend
     from dymn.system.devices import use_threads

@@ -10,7 +10,9 @@ Scores = npt.NDArray[np.float32]
 
 
 def probabilities(logits: Scores, exclusive: bool) -> Scores:
-    """Return the probabilities of classes [..., C]: a sigmoid of each logit, or a softmax if the classes exclude each other.
+    """Return the probabilities of classes [..., C].
+
+    A sigmoid of each logit, or a softmax if the classes exclude each other.
 
     Logits that are not finite give probabilities that are not finite; `Backend.checked` reports them.
     """

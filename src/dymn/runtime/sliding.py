@@ -1,8 +1,9 @@
 """Log-mel spectrograms of windows that overlap, no frame computed twice.
 
-Away from its ends, the spectrogram of a window is a slice of that of the recording: a frame depends on nothing but the samples
-below its transform's window. At the ends (frames 0, 1 and the last, with the usual settings) the transform's reflection is heard,
-and after a filled window's last sample the filling; those frames are computed anew for each window.
+Away from its ends, the spectrogram of a window is a slice of that of the recording: a frame depends on nothing but the
+samples below its transform's window. At the ends (frames 0, 1 and the last, with the usual settings) the transform's
+reflection is heard, and after a filled window's last sample the filling; those frames are computed anew for each
+window.
 """
 
 from __future__ import annotations
@@ -32,7 +33,10 @@ class FrontEnd(Protocol):
 
 
 class HeardWindow(NamedTuple):
-    """A stretch of a recording: its first sample, how many it has before any filling, and its log-mel spectrogram [1, F, T]."""
+    """A stretch of a recording.
+
+    Its first sample, how many it has before any filling, and its log-mel spectrogram [1, F, T].
+    """
 
     start: int
     n_samples: int
@@ -42,9 +46,10 @@ class HeardWindow(NamedTuple):
 class SlidingLogMel:
     """The front end for the windows of one recording, given one after the other in their order; on the CPU.
 
-    What two windows share is taken from the one before if their distance is a multiple of `hop_length`, for only then their frames
-    have the same places. With another distance, or none of them shared, each window is computed by itself. Results are those of
-    the front end bit for bit where it is compiled, and else within 1e-6: the order of a sum in mel bands differs.
+    What two windows share is taken from the one before if their distance is a multiple of `hop_length`, for only then
+    their frames have the same places. With another distance, or none of them shared, each window is computed by itself.
+    Results are those of the front end bit for bit where it is compiled, and else within 1e-6: the order of a sum in mel
+    bands differs.
     """
 
     def __init__(self, front_end: FrontEnd, hop: int) -> None:
@@ -78,7 +83,9 @@ class SlidingLogMel:
         return whole[None]
 
 
-def sliding_log_mels(front_end: FrontEnd, blocks: Iterable[Samples], length: int, hop: int, how: str = "repeat") -> Iterator[HeardWindow]:
+def sliding_log_mels(
+    front_end: FrontEnd, blocks: Iterable[Samples], length: int, hop: int, how: str = "repeat"
+) -> Iterator[HeardWindow]:
     """Yield the log-mel spectrograms of the windows of a recording that comes in blocks [n] of samples.
 
     Args:

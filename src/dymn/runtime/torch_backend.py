@@ -41,9 +41,10 @@ class TorchBackend(Backend):
             model: a network whose card names front end and labels; it is used as it is and not copied.
             device: such as "cpu" or "cuda:0"; None is the first CUDA device, or else the CPU.
             threads: number of CPU threads that PyTorch uses in this process from now on; None does not change it.
-            precision: one of `COMPUTE_PRECISIONS`: with bfloat16 and float16 autocast computes the network; the front end is always
-                computed in float32.
-            compile: whether `torch.compile` makes kernels for `run`, anew for each size of batch; the first batches are slow.
+            precision: one of `COMPUTE_PRECISIONS`: with bfloat16 and float16 autocast computes the network; the front
+                end is always computed in float32.
+            compile: whether `torch.compile` makes kernels for `run`, anew for each size of batch; the first batches are
+                slow.
 
         Raises:
             ConfigError: if there is no such device or precision, or `threads` is below 1.
@@ -61,18 +62,27 @@ class TorchBackend(Backend):
         self._log_mel = LogMel(self.card.front_end).to(self.device)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what a copy or a pickle holds: all but the fast form of the network, which is built again at first use."""
+        """Return what a copy or a pickle holds.
+
+        All but the fast form of the network, which is built again at first use.
+        """
         return {name: value for name, value in vars(self).items() if name != "_network"}
 
     @cached_property
     def _network(self) -> Callable[[Tensor], Output]:
-        """Log-mel spectrograms [B, 1, F, T] to logits: on a CPU the fastest form, with the weights as they are at first use."""
+        """Log-mel spectrograms [B, 1, F, T] to logits.
+
+        On a CPU the fastest form, with the weights as they are at first use.
+        """
         if self.compile:
             return compiled(self.model)
         return accelerate(self.model) if self.is_cpu and self.precision == "float32" else self.model
 
     def features(self, windows: Iterable[Filled], hop: int) -> Iterator[Floats]:
-        """Yield log-mel spectrograms [1, F, T] on a CPU, no frame computed twice; elsewhere samples, for a front end on the device."""
+        """Yield log-mel spectrograms [1, F, T] on a CPU, no frame computed twice.
+
+        Elsewhere samples, for a front end on the device.
+        """
         if not self.is_cpu:
             return super().features(windows, hop)
         sliding = SlidingLogMel(array_log_mel(self.front_end), hop)
@@ -100,12 +110,17 @@ class TorchBackend(Backend):
 
     @property
     def frame_samples(self) -> int:
-        """The number of samples between two frames of the last feature map: 10,240 for the published networks, 0.32 s."""
+        """The number of samples between two frames of the last feature map.
+
+        10,240 for the published networks, 0.32 s.
+        """
         return self.model.time_stride * self.front_end.hop_length
 
     @torch.inference_mode()
     def frame_run(self, features: Floats, smoothing: int = 1) -> FrameOutput:
-        """Return probabilities of frames [B, T, C] and of windows [B, C], and embeddings [B, D]; see `Backend.frame_run`.
+        """Return probabilities of frames [B, T, C] and of windows [B, C], and embeddings [B, D].
+
+        See `Backend.frame_run`.
 
         Raises:
             ResourceError: if the batch does not fit the device's memory.

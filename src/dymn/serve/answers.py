@@ -1,4 +1,7 @@
-"""From a recording and a question to tags and an embedding: the recording is decoded once and its windows computed once."""
+"""From a recording and a question to tags and an embedding.
+
+The recording is decoded once and its windows computed once.
+"""
 
 from __future__ import annotations
 

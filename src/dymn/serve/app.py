@@ -29,11 +29,17 @@ from dymn.serve.settings import ServeSettings
 from dymn.serve.uploads import receive
 
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
-_FORM = {"schema": {"type": "object", "required": ["file"], "properties": {"file": {"type": "string", "format": "binary"}}}}
-_BODY = {"requestBody": {"required": True, "content": {"application/octet-stream": _BINARY, "multipart/form-data": _FORM}}}
+_FORM = {
+    "schema": {"type": "object", "required": ["file"], "properties": {"file": {"type": "string", "format": "binary"}}}
+}
+_BODY = {
+    "requestBody": {"required": True, "content": {"application/octet-stream": _BINARY, "multipart/form-data": _FORM}}
+}
 _ERROR = {
     "type": "object",
-    "properties": {"error": {"type": "object", "properties": {"code": {"type": "string"}, "message": {"type": "string"}}}},
+    "properties": {
+        "error": {"type": "object", "properties": {"code": {"type": "string"}, "message": {"type": "string"}}}
+    },
 }
 _REFUSALS: dict[int | str, dict[str, Any]] = {
     status: {"description": text, "content": {"application/json": {"schema": _ERROR}}}
@@ -68,7 +74,9 @@ def create_app(taggers: Mapping[str, Tagger], settings: ServeSettings | None = N
         finally:
             await asyncio.to_thread(service.close)
 
-    app = FastAPI(title="dymn", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan, redirect_slashes=False)
+    app = FastAPI(
+        title="dymn", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan, redirect_slashes=False
+    )
     app.state.service = service
     _add_errors(app)
     _add_tagging(app, service)
@@ -89,8 +97,12 @@ def _add_tagging(app: FastAPI, service: Service) -> None:
         exclude: Annotated[list[str] | None, Query(description="Not these labels.")] = None,
         window: Annotated[float, Query(description="Seconds that the network hears at once.")] = 10.0,
         hop: Annotated[float | None, Query(description="Seconds from one window to the next.")] = None,
-        fill: Annotated[Literal["repeat", "pad", "bare"], Query(description="What a short recording is filled up with.")] = "repeat",
-        combine: Annotated[Literal["max", "mean"], Query(description="How windows make the answer for the recording.")] = "max",
+        fill: Annotated[
+            Literal["repeat", "pad", "bare"], Query(description="What a short recording is filled up with.")
+        ] = "repeat",
+        combine: Annotated[
+            Literal["max", "mean"], Query(description="How windows make the answer for the recording.")
+        ] = "max",
         timeline: Annotated[bool, Query(description="Tell the tags of each window, too.")] = False,
         embedding: Annotated[bool, Query(description="Give an embedding, too, as `dymn embed` does.")] = False,
         layers: Annotated[str, Query(description="What the embedding is made of.", max_length=200)] = "last",
@@ -147,7 +159,12 @@ def _add_state(app: FastAPI, service: Service) -> None:
     async def models() -> dict[str, Any]:
         """List the models that are served, and the limits."""
         s = service.settings
-        limits = {"max_bytes": s.max_bytes, "max_seconds": s.max_seconds, "max_window": s.max_window, "timeout": s.timeout}
+        limits = {
+            "max_bytes": s.max_bytes,
+            "max_seconds": s.max_seconds,
+            "max_window": s.max_window,
+            "timeout": s.timeout,
+        }
         return {"version": __version__, "models": service.models, "limits": limits}
 
     @app.get("/health", tags=["state"])
@@ -196,13 +213,18 @@ def _add_errors(app: FastAPI) -> None:
         assert isinstance(error, RequestValidationError)
         first = error.errors()[0]
         where = ".".join(str(part) for part in first.get("loc", ())[1:])
-        return await answer(request, Refusal(400, "setting", f"{where}: {first.get('msg', 'not allowed')}. /openapi.json says what is."))
+        return await answer(
+            request, Refusal(400, "setting", f"{where}: {first.get('msg', 'not allowed')}. /openapi.json says what is.")
+        )
 
     async def http(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
         known = {404: "There is no such address.", 405: "The address takes another method."}
         return await answer(
-            request, Refusal(error.status_code, "http", f"{known.get(error.status_code, error.detail)} /openapi.json lists all.")
+            request,
+            Refusal(
+                error.status_code, "http", f"{known.get(error.status_code, error.detail)} /openapi.json lists all."
+            ),
         )
 
     async def gone(request: Request, error: Exception) -> JSONResponse:
@@ -210,6 +232,11 @@ def _add_errors(app: FastAPI) -> None:
 
     from dymn.errors import DymnError
 
-    for kind, handler in ((DymnError, answer), (RequestValidationError, settings), (HTTPException, http), (ClientDisconnect, gone)):
+    for kind, handler in (
+        (DymnError, answer),
+        (RequestValidationError, settings),
+        (HTTPException, http),
+        (ClientDisconnect, gone),
+    ):
         app.add_exception_handler(kind, handler)
     app.add_exception_handler(Exception, answer)

@@ -1,4 +1,7 @@
-"""The files of the page, by name. Only what is in the folder when the service starts is served, so no name leads out of it."""
+"""The files of the page, by name.
+
+Only what is in the folder when the service starts is served, so no name leads out of it.
+"""
 
 from __future__ import annotations
 

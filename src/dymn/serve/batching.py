@@ -1,6 +1,7 @@
 """Windows of many requests through the network together: one thread computes, all others bring rows and wait.
 
-What waits is bounded without a bound here: each of the threads that bring rows brings one batch and waits for its answer.
+What waits is bounded without a bound here: each of the threads that bring rows brings one batch and waits for its
+answer.
 """
 
 from __future__ import annotations
@@ -51,7 +52,12 @@ class Deadline:
             Refusal: if there is none left.
         """
         if not self.left:
-            raise Refusal(503, "timeout", f"The answer took more than {self._seconds:g} s. Send a shorter recording, or try later.", 1)
+            raise Refusal(
+                503,
+                "timeout",
+                f"The answer took more than {self._seconds:g} s. Send a shorter recording, or try later.",
+                1,
+            )
 
 
 @dataclass(eq=False)
@@ -77,7 +83,9 @@ class _Call:
 class Batcher:
     """A thread that computes. `compute` may be called from any number of others."""
 
-    def __init__(self, batch_size: int, wait: float, computed: Callable[[int, float], None] = lambda windows, seconds: None) -> None:
+    def __init__(
+        self, batch_size: int, wait: float, computed: Callable[[int, float], None] = lambda windows, seconds: None
+    ) -> None:
         """Prepare; `start` begins.
 
         Args:
@@ -104,7 +112,8 @@ class Batcher:
             self._thread.join()
 
     def __call__(self, compute: Compute, rows: Rows, deadline: Deadline) -> Output:
-        """Return compute(rows), computed together with the rows [B, ...] of other callers that have the same function and shape.
+        """Return compute(rows), computed together with the rows [B, ...] of other callers that have the same function
+        and shape.
 
         Raises:
             Refusal: if there is no time left.
@@ -173,7 +182,10 @@ class Batcher:
 
 
 class BatchedBackend(Backend):
-    """A model as one request sees it: spectrograms in the request's own thread, the network in the one that computes for all."""
+    """A model as one request sees it.
+
+    Spectrograms in the request's own thread, the network in the one that computes for all.
+    """
 
     def __init__(self, backend: Backend, batcher: Batcher, deadline: Deadline, max_windows: float = math.inf) -> None:
         """Let a request use `backend` until its deadline, for at most `max_windows` windows."""
@@ -202,5 +214,9 @@ class BatchedBackend(Backend):
             self._deadline.check()
             self._windows += 1
             if self._windows > self._max_windows:
-                raise Refusal(413, "too_many_windows", f"The recording has more than {self._max_windows} windows. Ask for a longer hop.")
+                raise Refusal(
+                    413,
+                    "too_many_windows",
+                    f"The recording has more than {self._max_windows} windows. Ask for a longer hop.",
+                )
             yield window

@@ -30,7 +30,11 @@ class BoundedConnection(H11Protocol):
     waiting: ClassVar[dict[BoundedConnection, asyncio.TimerHandle]] = {}
 
     def __init__(
-        self, config: Config, server_state: ServerState, app_state: dict[str, Any], _loop: asyncio.AbstractEventLoop | None = None
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self._unread: asyncio.TimerHandle | None = None

@@ -1,4 +1,7 @@
-"""What the service says when it does not do what it was asked for: a status, a word for programs, a sentence with the remedy."""
+"""What the service says when it does not do what it was asked for.
+
+A status, a word for programs, a sentence with the remedy.
+"""
 
 from __future__ import annotations
 
@@ -45,8 +48,12 @@ def refusal(error: Exception) -> Refusal:
     if isinstance(error, Refusal):
         return error
     if resource_error(error) is not None:
-        return Refusal(503, "memory", "The server has no memory for this. Send a shorter recording or window, or try later.", 5)
+        return Refusal(
+            503, "memory", "The server has no memory for this. Send a shorter recording or window, or try later.", 5
+        )
     for kind, status, code in _KINDS:
         if isinstance(error, kind):
             return Refusal(status, code, str(error))
-    return Refusal(500, "internal", "Something went wrong in the server; its log tells what. Another recording may work.")
+    return Refusal(
+        500, "internal", "Something went wrong in the server; its log tells what. Another recording may work."
+    )

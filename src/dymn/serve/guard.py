@@ -1,4 +1,7 @@
-"""What every request passes first and every answer last: names of hosts, origins, the token, and headers for browsers."""
+"""What every request passes first and every answer last.
+
+Names of hosts, origins, the token, and headers for browsers.
+"""
 
 from __future__ import annotations
 
@@ -76,7 +79,9 @@ class Guard:
         if problem is None:
             await self._app(scope, body.receive, send_with_headers)
         elif scope["type"] == "http":
-            await JSONResponse(problem.to_dict(), problem.status, problem.headers)(scope, body.receive, send_with_headers)
+            await JSONResponse(problem.to_dict(), problem.status, problem.headers)(
+                scope, body.receive, send_with_headers
+            )
         else:
             await receive()
             await send({"type": "websocket.close", "code": 1008, "reason": problem.code})
@@ -88,10 +93,16 @@ class Guard:
         name = host_name(host)
         if allowed and name not in allowed and not (self._settings.allow_addresses and is_address(name)):
             names = " or ".join((*allowed, *(("its IP address",) if self._settings.allow_addresses else ())))
-            return Refusal(421, "host", f"This server is called {names}, not by another name. Start it with --allow-host NAME.")
+            return Refusal(
+                421, "host", f"This server is called {names}, not by another name. Start it with --allow-host NAME."
+            )
         origin = headers.get("origin")
         if origin is not None and origin.partition("://")[2].lower() != host.lower():
-            return Refusal(403, "origin", "Pages of other sites may not use this server. Open its own page, or call it from a program.")
+            return Refusal(
+                403,
+                "origin",
+                "Pages of other sites may not use this server. Open its own page, or call it from a program.",
+            )
         path = scope["path"]
         if scope["type"] == "websocket" or path in OPEN or path.startswith(PAGE):
             return None  # a live connection shows its token in its first message: browsers cannot send it as a header
@@ -122,7 +133,8 @@ class _Body:
     async def read_on(self, most: int) -> None:
         """Read and forget what a refused sender is still sending, within bounds.
 
-        The server closes the connection behind the answer, and closing one with unread bytes resets it: the sender may lose the answer.
+        The server closes the connection behind the answer, and closing one with unread bytes resets it: the sender may
+        lose the answer.
         """
 
         async def rest() -> None:

@@ -35,8 +35,9 @@ _CLOSES = {401: _POLICY, 500: _INTERNAL, 503: _LATER}
 async def serve_live(socket: WebSocket, service: Service) -> None:
     """Answer one connection.
 
-    Its first message is JSON: `sample_rate`, `format` (as in `dymn listen`), `channels`, `model`, `token`, and settings of
-    `TagSettings`. Binary messages with samples follow; the text "end" ends them. Answers are JSON, one for each window.
+    Its first message is JSON: `sample_rate`, `format` (as in `dymn listen`), `channels`, `model`, `token`, and settings
+    of `TagSettings`. Binary messages with samples follow; the text "end" ends them. Answers are JSON, one for each
+    window.
     """
     await socket.accept()
     deadline = Deadline(service.settings.timeout)
@@ -56,7 +57,9 @@ async def serve_live(socket: WebSocket, service: Service) -> None:
                     await _send(socket, _window(window), seconds)
                 if listener.stream.seconds > service.settings.live_seconds:
                     raise Refusal(
-                        413, "too_long", f"After {service.settings.live_seconds:g} s of sound a connection ends. Open another one."
+                        413,
+                        "too_long",
+                        f"After {service.settings.live_seconds:g} s of sound a connection ends. Open another one.",
                     )
             await _send(socket, {"done": True, "seconds": round(listener.stream.seconds, 6)}, seconds)
         await asyncio.wait_for(socket.close(_NORMAL), seconds)
@@ -85,7 +88,9 @@ async def _receive(socket: WebSocket, seconds: float) -> str | bytes:
     try:
         message = await asyncio.wait_for(socket.receive(), seconds)
     except (asyncio.TimeoutError, TimeoutError) as error:
-        raise Refusal(408, "slow", f"Nothing arrived for {seconds:g} s. Send silence too, or close the connection.") from error
+        raise Refusal(
+            408, "slow", f"Nothing arrived for {seconds:g} s. Send silence too, or close the connection."
+        ) from error
     if message["type"] == "websocket.disconnect":
         raise WebSocketDisconnect(message.get("code", _NORMAL))
     text, data = message.get("text"), message.get("bytes")
@@ -106,7 +111,10 @@ class _Listener:
             raise ConfigError(f'After the first message, samples come as binary messages; the only text is "{_END}".')
         samples = self._reader.feed(message)
         seconds = len(samples) / self._sample_rate
-        check(seconds <= MAX_CHUNK_SECONDS, f"A message holds {seconds:.1f} s of sound; at most {MAX_CHUNK_SECONDS:g} s are allowed.")
+        check(
+            seconds <= MAX_CHUNK_SECONDS,
+            f"A message holds {seconds:.1f} s of sound; at most {MAX_CHUNK_SECONDS:g} s are allowed.",
+        )
         return self.stream.feed(samples)
 
 
@@ -123,7 +131,10 @@ def _settings(service: Service, message: str | bytes) -> _Asked:
         asked = json.loads(message)
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"The first message must be JSON with the settings, and it is not: {error}.") from error
-    check(isinstance(asked, dict), 'The first message must be a JSON object with the settings, such as {"sample_rate": 48000}.')
+    check(
+        isinstance(asked, dict),
+        'The first message must be a JSON object with the settings, such as {"sample_rate": 48000}.',
+    )
     own: dict[str, Any] = {name: asked.pop(name, default) for name, default in _OWN.items()}
     for name, default in _OWN.items():
         kind = "text" if isinstance(default, str) else "whole number"
@@ -138,7 +149,9 @@ def _begin(service: Service, asked: _Asked, deadline: Deadline) -> _Listener:
     own = asked.own
     for name in ("labels", "exclude"):
         patterns = asked.settings.get(name, [])
-        check(isinstance(patterns, list) and all(isinstance(p, str) for p in patterns), f"{name} must be a list of texts.")
+        check(
+            isinstance(patterns, list) and all(isinstance(p, str) for p in patterns), f"{name} must be a list of texts."
+        )
     settings = from_dict(TagSettings, {"top_k": 10, **asked.settings})
     service.check(Question(own["model"], settings))
     backend = service.live_backend(own["model"], deadline)

@@ -18,12 +18,20 @@ class Metrics:
         self._registry = CollectorRegistry()
         r = self._registry
         self.answers = Counter("dymn_answers", "Answers to requests for tags, by status.", ["status"], registry=r)
-        self.refused = Counter("dymn_refused", "Requests and live connections that were refused, by reason.", ["code"], registry=r)
-        self.seconds = Histogram("dymn_request_seconds", "From the arrival of a request to its answer.", buckets=_SECONDS, registry=r)
-        self.accepted = Gauge("dymn_accepted_requests", "Requests that are being received, waiting or worked on.", registry=r)
+        self.refused = Counter(
+            "dymn_refused", "Requests and live connections that were refused, by reason.", ["code"], registry=r
+        )
+        self.seconds = Histogram(
+            "dymn_request_seconds", "From the arrival of a request to its answer.", buckets=_SECONDS, registry=r
+        )
+        self.accepted = Gauge(
+            "dymn_accepted_requests", "Requests that are being received, waiting or worked on.", registry=r
+        )
         self.live = Gauge("dymn_live_connections", "Live connections.", registry=r)
         self.batches = Histogram("dymn_batch_windows", "Windows computed at once.", buckets=_WINDOWS, registry=r)
-        self.compute = Histogram("dymn_batch_seconds", "Time that the network took for a batch.", buckets=_SECONDS, registry=r)
+        self.compute = Histogram(
+            "dymn_batch_seconds", "Time that the network took for a batch.", buckets=_SECONDS, registry=r
+        )
         self.audio = Counter("dymn_audio_seconds", "Length of the recordings that were tagged.", registry=r)
         Gauge("dymn_info", "The version that runs.", ["version"], registry=r).labels(__version__).set(1)
 

@@ -42,7 +42,8 @@ T = TypeVar("T")
 
 MAX_PATTERNS = 4000
 MAX_GREETING = 64
-"""The most live connections that may wait with their first message; beyond, the one that has waited longest is closed."""
+"""The most live connections that may wait with their first message; beyond, the one that has waited longest is closed.
+"""
 MAX_LAYERED = 8
 """How many choices of layers are kept ready; clients choose them."""
 
@@ -87,7 +88,9 @@ class Service:
         self._with_layers: dict[tuple[str, tuple[str, ...]], Backend] = {}
         self._layered_lock = threading.Lock()
         first = next(iter(self._backends.values()))
-        self._batcher = Batcher(self.settings.batch_size or first.batch_size, self.settings.batch_wait, self.metrics.computed)
+        self._batcher = Batcher(
+            self.settings.batch_size or first.batch_size, self.settings.batch_wait, self.metrics.computed
+        )
         self._workers = ThreadPoolExecutor(self.settings.workers, "dymn-request")
         self._live = ThreadPoolExecutor(max(1, self.settings.live), "dymn-live", first.enter_worker)
         self._accepted: set[Arrival] = set()
@@ -100,7 +103,11 @@ class Service:
         """What is served, the default one first."""
         return [
             {"name": name, "default": i == 0, "labels": len(backend.labels), "sample_rate": backend.sample_rate}
-            | {"licence": backend.card.licence, "metrics": backend.card.metrics, "digest": str(backend.card.provenance.get("sha256", ""))}
+            | {
+                "licence": backend.card.licence,
+                "metrics": backend.card.metrics,
+                "digest": str(backend.card.provenance.get("sha256", "")),
+            }
             for i, (name, backend) in enumerate(self._backends.items())
         ]
 
@@ -132,7 +139,9 @@ class Service:
 
     @contextmanager
     def admitted(self) -> Iterator[Arrival]:
-        """Let a request in, from its first byte to its answer. Where all places are taken, the slowest body loses its own.
+        """Let a request in, from its first byte to its answer.
+
+        Where all places are taken, the slowest body loses its own.
 
         Raises:
             Refusal: if too many are in.
@@ -144,7 +153,12 @@ class Service:
             self._accepted.discard(slowest)
         if len(self._accepted) >= room:
             wait = min(60, math.ceil(self._usual_seconds * room / self.settings.workers))
-            raise Refusal(503, "queue_full", f"{room} requests are in progress, and the queue is full. Try again in {wait} s.", wait)
+            raise Refusal(
+                503,
+                "queue_full",
+                f"{room} requests are in progress, and the queue is full. Try again in {wait} s.",
+                wait,
+            )
         arrival = Arrival()
         self._accepted.add(arrival)
         self.metrics.accepted.set(len(self._accepted))
@@ -191,7 +205,9 @@ class Service:
     def _computed(self, upload: Upload, question: Question, deadline: Deadline) -> dict[str, Any]:
         self._check_length(upload)
         layers = parse_layers(question.layers) if question.layers else ()
-        backend = BatchedBackend(self._layered(question.model, layers), self._batcher, deadline, self.settings.max_windows)
+        backend = BatchedBackend(
+            self._layered(question.model, layers), self._batcher, deadline, self.settings.max_windows
+        )
 
         def progress(name: str, seconds: float) -> None:
             self._check_seconds(seconds)
@@ -206,7 +222,13 @@ class Service:
         self.metrics.audio.inc(recording.seconds)
         card = backend.card
         parameters = to_dict(question.settings) | {"hop": question.settings.hop or question.settings.window}
-        origin = Origin(__version__, card.name or question.model, str(card.provenance.get("sha256", "")), parameters, question.timeline)
+        origin = Origin(
+            __version__,
+            card.name or question.model,
+            str(card.provenance.get("sha256", "")),
+            parameters,
+            question.timeline,
+        )
         answer: dict[str, Any] = json.loads("".join(json_lines([recording], TAGS, origin)))
         if layers:
             answer["embedding"] = {"layers": list(layers), "vector": [float(f"{value:.7g}") for value in vector]}
@@ -233,7 +255,9 @@ class Service:
         if not name:
             return next(iter(self._backends.values()))
         if name not in self._backends:
-            raise Refusal(404, "model", f"The model {name[:100]!r} is not served here. Served: {', '.join(self._backends)}.")
+            raise Refusal(
+                404, "model", f"The model {name[:100]!r} is not served here. Served: {', '.join(self._backends)}."
+            )
         return self._backends[name]
 
     def check(self, question: Question) -> None:
@@ -246,13 +270,19 @@ class Service:
         for name in ("labels", "exclude"):  # each pattern is compared with each label
             letters = sum(len(pattern) + 1 for pattern in getattr(question.settings, name))
             if letters > MAX_PATTERNS:
-                raise Refusal(400, "setting", f"The patterns in {name} have {letters} letters; this server allows at most {MAX_PATTERNS}.")
+                raise Refusal(
+                    400,
+                    "setting",
+                    f"The patterns in {name} have {letters} letters; this server allows at most {MAX_PATTERNS}.",
+                )
         Selection(self.backend(question.model).labels, question.settings)
         if question.layers:
             self._layered(question.model, parse_layers(question.layers))
         for name, value in (("window", question.settings.window), ("hop", question.settings.hop or 0)):
             if value > self.settings.max_window:
-                raise Refusal(400, "setting", f"{name} is {value:g}; this server allows at most {self.settings.max_window:g} s.")
+                raise Refusal(
+                    400, "setting", f"{name} is {value:g}; this server allows at most {self.settings.max_window:g} s."
+                )
 
     def _check_length(self, upload: Upload) -> None:
         """Refuse a recording whose header says that it is too long, before it is decoded."""
@@ -263,7 +293,9 @@ class Service:
 
     def _check_seconds(self, seconds: float) -> None:
         if seconds > self.settings.max_seconds:
-            raise Refusal(413, "too_long", f"The recording is longer than {self.settings.max_seconds:g} s. Send it in parts.")
+            raise Refusal(
+                413, "too_long", f"The recording is longer than {self.settings.max_seconds:g} s. Send it in parts."
+            )
 
     async def greeting(self, message: Coroutine[Any, Any, T]) -> T:
         """Return the first message of a live connection, which has no place until then.
@@ -294,7 +326,9 @@ class Service:
             Refusal: if there are too many.
         """
         if self._connected >= self.settings.live:
-            raise Refusal(503, "live_full", f"All places for live sound ({self.settings.live}) are taken. Try again later.", 10)
+            raise Refusal(
+                503, "live_full", f"All places for live sound ({self.settings.live}) are taken. Try again later.", 10
+            )
         self._connected += 1
         self.metrics.live.set(self._connected)
         try:

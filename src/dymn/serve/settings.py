@@ -24,8 +24,8 @@ class ServeSettings:
         max_windows: the most windows of one recording.
         receive_timeout: how long a body may take to arrive, in seconds, and how long a live connection may be silent.
         timeout: how long a request may take after its body has arrived, in seconds.
-        allowed_hosts: names by which the service may be called; any if empty. Keeps other people's pages from reaching it by a name
-            of theirs.
+        allowed_hosts: names by which the service may be called; any if empty. Keeps other people's pages from reaching
+            it by a name of theirs.
         allow_addresses: whether it may be called by any IP address, too.
         token: what a caller has to show; nothing if empty.
     """
@@ -53,8 +53,11 @@ class ServeSettings:
             check(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}; it must be 0 or more.")
         for name in ("max_seconds", "live_seconds", "max_window", "receive_timeout", "timeout"):
             check(getattr(self, name) > 0, f"{name} is {getattr(self, name)}; it must be above 0 seconds.")
-        check(self.batch_size is None or self.batch_size >= 1, f"batch_size is {self.batch_size}; it must be at least 1.")
         check(
-            not self.token or (self.token.isascii() and self.token.isprintable() and " " not in self.token and len(self.token) >= 16),
+            self.batch_size is None or self.batch_size >= 1, f"batch_size is {self.batch_size}; it must be at least 1."
+        )
+        check(
+            not self.token
+            or (self.token.isascii() and self.token.isprintable() and " " not in self.token and len(self.token) >= 16),
             "The token must be 16 or more ASCII characters without spaces. `openssl rand -hex 32` makes a good one.",
         )

@@ -29,7 +29,10 @@ _MAX_NAME = 200
 
 
 class Upload(io.BufferedRandom):
-    """A temporary file that is gone when it is closed, with the name that the sender gave it: a text, never a path that is opened."""
+    """A temporary file that is gone when it is closed, with the name that the sender gave it.
+
+    A text, never a path that is opened.
+    """
 
     def __init__(self, title: str) -> None:
         super().__init__(tempfile.TemporaryFile(buffering=0))  # noqa: SIM115 (closed with this one)
@@ -84,7 +87,9 @@ class Arrival:
             return await asyncio.wait_for(self._reading, seconds)
         except asyncio.CancelledError:
             if self.given_up:
-                raise Refusal(408, "slow", "The body arrived too slowly while others were waiting. Try again later.", 5) from None
+                raise Refusal(
+                    408, "slow", "The body arrived too slowly while others were waiting. Try again later.", 5
+                ) from None
             raise
         finally:
             self._reading = None
@@ -94,7 +99,8 @@ async def receive(request: Request, max_bytes: int, seconds: float, arrival: Arr
     """Return the recording that a request brings, which stands at its start; the caller closes it.
 
     Raises:
-        Refusal: if it is longer than `max_bytes`, takes longer than `seconds` to arrive, is empty, or is no form with a file.
+        Refusal: if it is longer than `max_bytes`, takes longer than `seconds` to arrive, is empty, or is no form with a
+            file.
     """
     arrival = arrival or Arrival()
     declared = request.headers.get("content-length", "")
@@ -105,21 +111,29 @@ async def receive(request: Request, max_bytes: int, seconds: float, arrival: Arr
     try:
         upload = await arrival.read(read(_Limited(request, max_bytes, arrival)), seconds)
     except (asyncio.TimeoutError, TimeoutError) as error:
-        raise Refusal(408, "slow", f"The body did not arrive within {seconds:g} s. Send a shorter or compressed recording.") from error
+        raise Refusal(
+            408, "slow", f"The body did not arrive within {seconds:g} s. Send a shorter or compressed recording."
+        ) from error
     except ClientDisconnect as error:
         raise Refusal(499, "gone", "The client disconnected.") from error
     except HTTPException as error:
-        raise Refusal(400, "form", f"The form cannot be read: {error.detail} Send one file in the field `file`.") from error
+        raise Refusal(
+            400, "form", f"The form cannot be read: {error.detail} Send one file in the field `file`."
+        ) from error
     if upload.seek(0, io.SEEK_END) == 0:
         upload.close()
-        raise Refusal(400, "empty", "The body is empty. Send a recording as the body, or as the field `file` of a form.")
+        raise Refusal(
+            400, "empty", "The body is empty. Send a recording as the body, or as the field `file` of a form."
+        )
     upload.seek(0)
     return upload
 
 
 def _too_large(max_bytes: int) -> Refusal:
     return Refusal(
-        413, "too_large", f"The body is longer than {max_bytes / 2**20:g} MiB. Cut the recording, or compress it, as FLAC or Opus."
+        413,
+        "too_large",
+        f"The body is longer than {max_bytes / 2**20:g} MiB. Cut the recording, or compress it, as FLAC or Opus.",
     )
 
 

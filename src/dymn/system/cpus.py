@@ -1,7 +1,8 @@
 """How much of the machine is ours, and threads that do not burn what is not.
 
-PyTorch's threads wait for their next piece of work by spinning. On a machine with other work that takes the time from those that
-are waited for: with as many threads as there are CPUs, tagging becomes several times slower. See docs/speed.md.
+PyTorch's threads wait for their next piece of work by spinning. On a machine with other work that takes the time from
+those that are waited for: with as many threads as there are CPUs, tagging becomes several times slower. See
+docs/speed.md.
 """
 
 from __future__ import annotations
@@ -25,17 +26,22 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 def calm_openmp(environment: MutableMapping[str, str] | None = None) -> None:
-    """Let OpenMP threads sleep while they wait, unless the environment says how they should; before PyTorch is imported."""
+    """Let OpenMP threads sleep while they wait, unless the environment says how they should.
+
+    Before PyTorch is imported.
+    """
     environment = os.environ if environment is None else environment
     if not any(name in environment for name in _SPIN_VARIABLES):
         environment.update(CALM)
 
 
 def keep_freed_memory() -> bool:
-    """Let glibc keep the memory of large arrays for the next ones; return whether it does. Of no effect with another C library.
+    """Let glibc keep the memory of large arrays for the next ones; return whether it does.
 
-    Otherwise it goes back to the system each time, and new arrays cost an interrupt for each 4 kB of them. Up to 128 MB that are
-    free stay with the process.
+    Of no effect with another C library.
+
+    Otherwise it goes back to the system each time, and new arrays cost an interrupt for each 4 kB of them. Up to 128 MB
+    that are free stay with the process.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -45,14 +51,19 @@ def keep_freed_memory() -> bool:
 
 
 def available_cpus(cgroup: Path = _CGROUP) -> int:
-    """Return how many CPUs this process may use: those that it may run on, and no more than a container's quota pays for."""
+    """Return how many CPUs this process may use.
+
+    Those that it may run on, and no more than a container's quota pays for.
+    """
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(allowed, math.ceil(_quota(cgroup))))
 
 
 def may_have_gpu() -> bool:
     """Return whether PyTorch may find a CUDA or ROCm device here; quick, and on Windows not known."""
-    return sys.platform == "win32" or any(Path("/dev", name).exists() for name in ("nvidiactl", "nvhost-gpu", "kfd", "dxg"))
+    return sys.platform == "win32" or any(
+        Path("/dev", name).exists() for name in ("nvidiactl", "nvhost-gpu", "kfd", "dxg")
+    )
 
 
 def check_threads(threads: int | None) -> None:
@@ -62,23 +73,32 @@ def check_threads(threads: int | None) -> None:
 
 
 def default_threads(threads: int | None = None) -> int:
-    """Return how many threads to compute with: `threads`, or else what the environment says, or one for each CPU that may be used.
+    """Return how many threads to compute with.
+
+    `threads`, or else what the environment says, or one for each CPU that may be used.
 
     Raises:
         ConfigError: if `threads` is not allowed.
     """
     check_threads(threads)
     wanted = (os.environ.get(name, "") for name in THREAD_VARIABLES)
-    return threads or next((min(int(text), MOST_THREADS) for text in wanted if text.isdecimal() and int(text)), available_cpus())
+    return threads or next(
+        (min(int(text), MOST_THREADS) for text in wanted if text.isdecimal() and int(text)), available_cpus()
+    )
 
 
 def _quota(cgroup: Path) -> float:
-    """Return how many CPUs' time the control group of a container (version 2 or 1) may use, infinity if nothing is said."""
+    """Return how many CPUs' time the control group of a container (version 2 or 1) may use, infinity if nothing is
+    said.
+    """
     try:
         quota, period = (cgroup / "cpu.max").read_text(encoding="ascii").split()
     except (OSError, ValueError):
         try:
-            quota, period = ((cgroup / "cpu" / f"cpu.cfs_{name}_us").read_text(encoding="ascii").strip() for name in ("quota", "period"))
+            quota, period = (
+                (cgroup / "cpu" / f"cpu.cfs_{name}_us").read_text(encoding="ascii").strip()
+                for name in ("quota", "period")
+            )
         except (OSError, ValueError):
             return float(2**20)
     if not (quota.isdigit() and period.isdigit() and int(period) > 0):  # "max", "-1"

@@ -12,7 +12,11 @@ import torch
 from dymn.errors import ConfigError, ResourceError, resource_error
 from dymn.system.cpus import THREAD_VARIABLES, available_cpus, check_threads
 
-COMPUTE_PRECISIONS: dict[str, torch.dtype | None] = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+COMPUTE_PRECISIONS: dict[str, torch.dtype | None] = {
+    "float32": None,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
 """How exactly a network is computed, and what autocast takes for it."""
 
 
@@ -44,8 +48,8 @@ def resolve_device(name: str | torch.device | None = None) -> torch.device:
 def use_threads(threads: int | None = None) -> int:
     """Compute with so many CPU threads in this process from now on, and return how many that is.
 
-    None is PyTorch's own number, but no more than the CPUs that this process may use: PyTorch does not see a container's quota.
-    What the environment says (OMP_NUM_THREADS, MKL_NUM_THREADS) stays.
+    None is PyTorch's own number, but no more than the CPUs that this process may use: PyTorch does not see a
+    container's quota. What the environment says (OMP_NUM_THREADS, MKL_NUM_THREADS) stays.
 
     Raises:
         ConfigError: if `threads` is below 1.
@@ -70,7 +74,8 @@ def compute_alone_after_fork() -> None:
 
 @contextmanager
 def computing(device: torch.device, n_windows: int, precision: str = "float32") -> Iterator[None]:
-    """Compute with one of `COMPUTE_PRECISIONS`, float32 being the full one on any device, and say what to do where memory runs out.
+    """Compute with one of `COMPUTE_PRECISIONS`, float32 being the full one on any device, and say what to do where
+    memory runs out.
 
     Raises:
         ResourceError: if so many windows at once do not fit the memory.
@@ -84,4 +89,6 @@ def computing(device: torch.device, n_windows: int, precision: str = "float32") 
         known = resource_error(error)
         if known is None:
             raise
-        raise ResourceError(f"{device} has no room for {n_windows} windows at once. Give a smaller batch size ({known}).") from error
+        raise ResourceError(
+            f"{device} has no room for {n_windows} windows at once. Give a smaller batch size ({known})."
+        ) from error

@@ -1,4 +1,7 @@
-"""Files that are either the old one or the new one, never half of one; and reading of files in bounded time and memory."""
+"""Files that are either the old one or the new one, never half of one.
+
+And reading of files in bounded time and memory.
+"""
 
 from __future__ import annotations
 
@@ -20,13 +23,16 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
-    """Open a temporary file beside `path` (its name is `file.name`); put it in place of `path` when the block ends without an error.
+    """Open a temporary file beside `path` (its name is `file.name`).
 
-    Missing folders are made. What was there before stays until the new content is complete and on the disk; a link keeps
-    pointing where it points, and the file that it names is replaced.
+    Put it in place of `path` when the block ends without an error.
+
+    Missing folders are made. What was there before stays until the new content is complete and on the disk; a link
+    keeps pointing where it points, and the file that it names is replaced.
 
     Raises:
-        OSError: if the folder cannot be written to, or the disk is full. Its file name is `path`, not that of the temporary file.
+        OSError: if the folder cannot be written to, or the disk is full. Its file name is `path`, not that of the
+            temporary file.
     """
     target = Path(os.path.realpath(path))
     try:
@@ -118,7 +124,10 @@ class _Lines:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold a lock that ends with the process, waiting for it if need be; where the platform has no such locks, do without."""
+    """Hold a lock that ends with the process, waiting for it if need be.
+
+    Where the platform has no such locks, do without.
+    """
     with path.open("wb") as file:
         if sys.platform != "win32":
             import fcntl

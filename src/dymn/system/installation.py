@@ -9,10 +9,12 @@ from importlib import metadata
 
 
 def install_command(extra: str) -> str:
-    """Return the command that adds an extra to this installation: that of pip, uv, or for an isolated tool of pipx or uv.
+    """Return the command that adds an extra to this installation.
 
-    An installation from a folder, an archive or a repository is named by its address, since an index may not have it. pip needs no
-    address, as it takes what is installed.
+    That of pip, uv, or for an isolated tool of pipx or uv.
+
+    An installation from a folder, an archive or a repository is named by its address, since an index may not have it.
+    pip needs no address, as it takes what is installed.
     """
     wanted = f"dymn[{extra}]"
     try:

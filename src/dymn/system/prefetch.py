@@ -1,6 +1,7 @@
 """Work on several sources at once, the results in their order and in bounded memory.
 
-Decoding and resampling are C code that leaves Python's lock to others, so threads are enough: no process to start, nothing to copy.
+Decoding and resampling are C code that leaves Python's lock to others, so threads are enough: no process to start,
+nothing to copy.
 """
 
 from __future__ import annotations
@@ -77,8 +78,8 @@ class Team(NamedTuple):
 def ahead(work: Callable[[S], Generator[T, None, None]], sources: Iterable[S], team: Team) -> Iterator[T]:
     """Yield all that `work(source)` yields, source after source, while threads work on the sources to come.
 
-    Sources are taken in the caller's thread. When the iterator is closed or fails, threads end at their next result; none of them
-    keeps the program from ending.
+    Sources are taken in the caller's thread. When the iterator is closed or fails, threads end at their next result;
+    none of them keeps the program from ending.
 
     Args:
         work: a generator of a source's results; run in one of the threads.

@@ -1,7 +1,7 @@
 """Ctrl-C and SIGTERM, from the first moment of a command to its last.
 
-While the command works they raise an exception, so that it cleans up; while it ends they end it at once; during the shutdown of the
-interpreter, when all work is done, they are ignored.
+While the command works they raise an exception, so that it cleans up; while it ends they end it at once; during the
+shutdown of the interpreter, when all work is done, they are ignored.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ _heard: list[int] = []
 class Ended(KeyboardInterrupt):
     """Ctrl-C or SIGTERM has arrived.
 
-    A subclass, because CPython kills the program by SIGINT at its end once a plain `KeyboardInterrupt` has passed through an `exec` of
-    text (each definition of a dataclass is one), even if it was caught later.
+    A subclass, because CPython kills the program by SIGINT at its end once a plain `KeyboardInterrupt` has passed
+    through an `exec` of text (each definition of a dataclass is one), even if it was caught later.
     """
 
     def __init__(self, number: int = signal.SIGINT) -> None:
@@ -35,7 +35,9 @@ class Ended(KeyboardInterrupt):
 
 
 def watch() -> None:
-    """Let the signals raise `Ended` in the main thread from now on, except those that the parent process has set to be ignored."""
+    """Let the signals raise `Ended` in the main thread from now on, except those that the parent process has set to be
+    ignored.
+    """
     process = os.getpid()
 
     def end(number: int, frame: FrameType | None) -> None:
@@ -45,7 +47,8 @@ def watch() -> None:
         _hear(_leave, signal.SIGINT)
         _hear(signal.SIG_IGN, signal.SIGTERM)  # a second one would interrupt the cleaning up
         if hasattr(signal, "SIGCHLD"):
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch raises an error when readers end, which the signal may have reached
+            # PyTorch raises an error when readers end, which the signal may have reached
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         raise _kept(Ended(number))
 
     _hear(end)
@@ -62,9 +65,9 @@ def finish() -> None:
 def leave(code: str | int | None) -> NoReturn:
     """End the process with an exit code, as `sys.exit` does.
 
-    Python stops daemon threads wherever they are, such as those that decode, when it takes itself down. A thread within a C++ library,
-    as PyTorch is one, aborts the process then (before Python 3.14), and one that holds the lock of a stream does, too. Where such threads
-    still run, all that Python does at its end is done except that.
+    Python stops daemon threads wherever they are, such as those that decode, when it takes itself down. A thread within
+    a C++ library, as PyTorch is one, aborts the process then (before Python 3.14), and one that holds the lock of a
+    stream does, too. Where such threads still run, all that Python does at its end is done except that.
     """
     own = threading.current_thread()
     if not isinstance(code, str) and any(thread.daemon for thread in threading.enumerate() if thread is not own):
@@ -78,7 +81,10 @@ def leave(code: str | int | None) -> NoReturn:
 
 
 def ended(error: BaseException) -> Ended | None:
-    """Return the signal that caused an error: any error after a signal counts, since libraries convert or replace `Ended`."""
+    """Return the signal that caused an error.
+
+    Any error after a signal counts, since libraries convert or replace `Ended`.
+    """
     if isinstance(error, KeyboardInterrupt):
         return error if isinstance(error, Ended) else Ended()
     if isinstance(error, SystemExit) and not error.code:
@@ -87,7 +93,9 @@ def ended(error: BaseException) -> Ended | None:
 
 
 def _kept(error: Ended) -> Ended:
-    """Return the error; a second later a new one is raised if it no longer exists, since some libraries drop exceptions of any kind."""
+    """Return the error; a second later a new one is raised if it no longer exists, since some libraries drop exceptions
+    of any kind.
+    """
     found, number = weakref.ref(error), error.number
 
     def look(*_: object) -> None:

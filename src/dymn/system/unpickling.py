@@ -1,9 +1,9 @@
 """A reader of pickles for untrusted files: it builds data and executes nothing.
 
-Python's own unpickler can call any function, change any object, and reserve as much memory as a file asks for. This one knows the
-operations that data need, each with its bounds, and refuses all others. It reads from bytes in memory, so that no length can exceed what
-is there; numbers are at most 128 bits long; keys of dicts are text, whose hashes nobody can choose; and the number of containers is
-bounded, since an empty one takes sixty times the byte that makes it.
+Python's own unpickler can call any function, change any object, and reserve as much memory as a file asks for. This one
+knows the operations that data need, each with its bounds, and refuses all others. It reads from bytes in memory, so
+that no length can exceed what is there; numbers are at most 128 bits long; keys of dicts are text, whose hashes nobody
+can choose; and the number of containers is bounded, since an empty one takes sixty times the byte that makes it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ MAX_LINE = 1024  # bytes of a number or a name that is written as text
 FAILURES = (ValueError, TypeError, LookupError, OverflowError, struct.error)
 """The exceptions that a damaged or hostile pickle makes `load` raise."""
 ARCHIVE_FAILURES = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError)
-"""What a damaged or hostile archive makes zipfile raise; a RuntimeError where it needs a password or a packing that zipfile lacks."""
+"""What a damaged or hostile archive makes zipfile raise; a RuntimeError where it needs a password or a packing that
+zipfile lacks.
+"""
 
 
 class Call(NamedTuple):
@@ -42,7 +44,10 @@ _MARK = object()
 
 
 def load(
-    content: bytes, allowed: Globals | None = None, persistent: Callable[[Any], Any] | None = None, max_containers: int = MAX_CONTAINERS
+    content: bytes,
+    allowed: Globals | None = None,
+    persistent: Callable[[Any], Any] | None = None,
+    max_containers: int = MAX_CONTAINERS,
 ) -> Any:
     """Return what a pickle holds: None, bool, int, float, str, bytes, and lists, tuples and dicts of these.
 
@@ -61,7 +66,9 @@ def load(
 class _Machine:
     """The stack, the memo, and the place in a pickle."""
 
-    def __init__(self, content: bytes, allowed: Globals, persistent: Callable[[Any], Any] | None, max_containers: int) -> None:
+    def __init__(
+        self, content: bytes, allowed: Globals, persistent: Callable[[Any], Any] | None, max_containers: int
+    ) -> None:
         self.content, self.at = content, 0
         self.allowed, self.persistent, self.left = allowed, persistent, max_containers
         self.stack: list[Any] = []
@@ -153,7 +160,11 @@ class _Machine:
     def find(self, module: Any, name: Any) -> None:
         """Put what a name stands for on the stack."""
         if not (type(module) is type(name) is str) or (module, name) not in self.allowed:
-            raise ValueError(f"it asks for {module!s:.100}.{name!s:.100}" if type(module) is type(name) is str else "it asks for no name")
+            raise ValueError(
+                f"it asks for {module!s:.100}.{name!s:.100}"
+                if type(module) is type(name) is str
+                else "it asks for no name"
+            )
         self.stack.append(self.allowed[module, name])
 
     def call(self) -> None:

@@ -1,4 +1,7 @@
-"""Augmentation of waveforms and spectrograms (Secs. IV-A.1 and V-B, VI-A). All chance comes from the generator that is given."""
+"""Augmentation of waveforms and spectrograms (Secs. IV-A.1 and V-B, VI-A).
+
+All chance comes from the generator that is given.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,9 @@ def gain(waveform: Tensor, decibels: npt.NDArray[np.float64]) -> Tensor:
 
 
 def change_speed(waveform: Tensor, factors: npt.NDArray[np.float64]) -> Tensor:
-    """Play each waveform of [B, N] faster (above 1) or slower, pitch included; what lies beyond its end is its beginning.
+    """Play each waveform of [B, N] faster (above 1) or slower, pitch included.
+
+    What lies beyond its end is its beginning.
 
     Cubic interpolation between four samples; a factor of 1 changes nothing.
     """
@@ -62,7 +67,8 @@ def change_speed(waveform: Tensor, factors: npt.NDArray[np.float64]) -> Tensor:
 
 
 def colour(waveform: Tensor, decibels: npt.NDArray[np.float64]) -> Tensor:
-    """Filter each waveform of [B, N] by a gain in decibels [B, K] at K frequencies, an octave apart from half the sample rate downwards.
+    """Filter each waveform of [B, N] by a gain in decibels [B, K] at K frequencies, an octave apart from half the
+    sample rate downwards.
 
     The gain is linear between them along the octaves, and the phase stays.
     """
@@ -76,7 +82,9 @@ def colour(waveform: Tensor, decibels: npt.NDArray[np.float64]) -> Tensor:
     return filtered
 
 
-def reverberate(waveform: Tensor, decays: npt.NDArray[np.float64], levels: npt.NDArray[np.float64], generator: torch.Generator) -> Tensor:
+def reverberate(
+    waveform: Tensor, decays: npt.NDArray[np.float64], levels: npt.NDArray[np.float64], generator: torch.Generator
+) -> Tensor:
     """Put each waveform of [B, N] into a room: decaying noise follows every sample, around the end.
 
     Args:
@@ -119,16 +127,20 @@ def mix_waveforms(waveform: Tensor, mixing: Mixing) -> Tensor:
 
 
 def cut_short(waveform: Tensor, shares: npt.NDArray[np.float64]) -> Tensor:
-    """Silence each waveform of [B, N] after a share of its samples, as zero padding does to a clip shorter than its window."""
+    """Silence each waveform of [B, N] after a share of its samples, as zero padding does to a clip shorter than its
+    window.
+    """
     n = waveform.shape[1]
     kept = torch.from_numpy(np.ceil(shares * n)).to(waveform.device)[:, None]
     return torch.where(torch.arange(n, device=waveform.device) < kept, waveform, 0.0)
 
 
 def spec_augment(log_mel: Tensor, frequency_mask: int, time_mask: int, chances: npt.NDArray[np.float64]) -> Tensor:
-    """Silence one stripe of bands and one of frames of each clip of [B, 1, F, T], each at most as wide as the given number ([74]).
+    """Silence one stripe of bands and one of frames of each clip of [B, 1, F, T], each at most as wide as the given
+    number ([74]).
 
-    Stripes get the clip's mean. `chances` [B, 4], uniform in [0, 1), decide on width and place in frequency, then in time.
+    Stripes get the clip's mean. `chances` [B, 4], uniform in [0, 1), decide on width and place in frequency, then in
+    time.
     """
     n_bands, n_frames = log_mel.shape[2:]
     bands = _stripes(n_bands, frequency_mask, chances[:, :2]).to(log_mel.device)[:, None, :, None]

@@ -25,7 +25,9 @@ class Affine(NamedTuple):
 
 
 def fit_affine(student: npt.NDArray[np.float32], teacher: npt.NDArray[np.float32]) -> Affine:
-    """Return the map of a student's logits that has the least binary cross-entropy against a teacher, from probabilities [N, C] of both."""
+    """Return the map of a student's logits that has the least binary cross-entropy against a teacher, from
+    probabilities [N, C] of both.
+    """
     p = torch.from_numpy(student.astype(np.float64)).clamp(LOWEST, 1 - LOWEST).flatten()
     q = torch.from_numpy(teacher.astype(np.float64)).flatten()
     z = torch.stack([p.logit(), torch.ones_like(p)])  # [2, N C]

@@ -18,10 +18,12 @@ FOLDS_FILE = "folds.json"
 
 
 def train_folds(config: TrainConfig, reporter: Callable[[int], Reporter] | None = None) -> Record:
-    """Train once for each fold, into OUT/fold1 and so on; return the task's figure by fold and its mean, as in OUT/folds.json.
+    """Train once for each fold, into OUT/fold1 and so on.
 
-    Nothing is chosen by fold: every run has the same settings. Folds that are done are not trained again. Of several processes only
-    the first returns more than an empty mapping.
+    Return the task's figure by fold and its mean, as in OUT/folds.json.
+
+    Nothing is chosen by fold: every run has the same settings. Folds that are done are not trained again. Of several
+    processes only the first returns more than an empty mapping.
 
     Args:
         config: its `data.fold` is not looked at.
@@ -40,7 +42,12 @@ def train_folds(config: TrainConfig, reporter: Callable[[int], Reporter] | None 
     if not all(results):  # of several processes only the first has a result
         return {}
     values = metrics.fold_mean(results, f"test_{data.task.metric}")
-    summary: dict[str, Any] = {"metric": data.task.metric, "fold_numbers": numbers, **values, "train_seconds": _total(results)}
+    summary: dict[str, Any] = {
+        "metric": data.task.metric,
+        "fold_numbers": numbers,
+        **values,
+        "train_seconds": _total(results),
+    }
     write_json(out / FOLDS_FILE, summary)
     return summary
 

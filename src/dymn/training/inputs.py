@@ -1,4 +1,6 @@
-"""What a run builds on: its data, their loaders, the teacher's table, checkpoints, and the digests that identify all of it."""
+"""What a run builds on: its data, their loaders, the teacher's table, checkpoints, and the digests that identify all of
+it.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,9 @@ class Inputs(NamedTuple):
 
 
 def open_inputs(config: TrainConfig, data: Dataset, sample_rate: int) -> Inputs:
-    """Return the splits that the config names of a dataset that is open, and the teacher's table; make the cache if there is none yet.
+    """Return the splits that the config names of a dataset that is open, and the teacher's table.
+
+    Make the cache if there is none yet.
 
     Raises:
         ConfigError: if no split to train on is named.
@@ -68,7 +72,9 @@ def open_inputs(config: TrainConfig, data: Dataset, sample_rate: int) -> Inputs:
     train = part(settings.train)
     if train is None:
         raise ConfigError("data.train is empty; name the split to train on.")
-    return Inputs(task, train, part(settings.val), part(settings.test), open_table(config), settings.seconds or task.seconds)
+    return Inputs(
+        task, train, part(settings.val), part(settings.test), open_table(config), settings.seconds or task.seconds
+    )
 
 
 def check_classes(inputs: Inputs, has_teacher: bool) -> list[str]:
@@ -80,8 +86,8 @@ def check_classes(inputs: Inputs, has_teacher: bool) -> list[str]:
     counts, n = class_counts(inputs.train), len(inputs.train)
     if len(counts) == 1 and not has_teacher and (inputs.task.loss == "ce" or int(counts[0]) == n):
         raise DataError(
-            f"All {n} training clips are of one class, {inputs.train.labels[0]!r}: there is nothing to tell apart, and any network is "
-            "right. Add clips of another class, or in a CSV table clips without a label."
+            f"All {n} training clips are of one class, {inputs.train.labels[0]!r}: there is nothing to tell apart, and "
+            "any network is right. Add clips of another class, or in a CSV table clips without a label."
         )
     parts = {"training": counts} | ({} if inputs.val is None else {"validation": class_counts(inputs.val)})
     notes = []
@@ -93,20 +99,25 @@ def check_classes(inputs: Inputs, has_teacher: bool) -> list[str]:
 
 
 def check_table(inputs: Inputs, fill: str) -> list[str]:
-    """Return in a sentence how the clips that the teacher's table was made from differ from those of the run, if they do."""
+    """Return in a sentence how the clips that the teacher's table was made from differ from those of the run, if they
+    do.
+    """
     heard = {} if inputs.table is None else inputs.table.settings
     mine = {"seconds": float(inputs.seconds), "fill": fill}
     if all(heard.get(name, value) == value for name, value in mine.items()):
         return []
     return [
-        f"The teacher heard clips of {heard.get('seconds', 0):g} s (fill: {heard.get('fill')}), and this run has clips of "
-        f"{inputs.seconds:g} s (fill: {fill}). Its logits may not fit: make the table again with dymn teach --seconds {inputs.seconds:g} "
-        f"--fill {fill}, or set data.seconds and data.fill."
+        f"The teacher heard clips of {heard.get('seconds', 0):g} s (fill: {heard.get('fill')}), and this run has clips "
+        f"of {inputs.seconds:g} s (fill: {fill}). Its logits may not fit: make the table again with dymn teach "
+        f"--seconds {inputs.seconds:g} --fill {fill}, or set data.seconds and data.fill."
     ]
 
 
 class BaseModels(NamedTuple):
-    """The networks that a run builds on, each of its own, and the SHA-256 of every checkpoint: two files of one name are two models."""
+    """The networks that a run builds on, each of its own, and the SHA-256 of every checkpoint.
+
+    Two files of one name are two models.
+    """
 
     start: MobileNet | None  # None where training starts from an architecture
     parent: MobileNet | None
@@ -133,7 +144,10 @@ def open_models(config: TrainConfig) -> BaseModels:
 
 
 def open_table(config: TrainConfig) -> TeacherTable | None:
-    """Open the table of an offline teacher, if there is one; its files lie where their names say, or else beside the data."""
+    """Open the table of an offline teacher, if there is one.
+
+    Its files lie where their names say, or else beside the data.
+    """
     teacher = config.teacher
     if not teacher.table:
         return None
@@ -164,14 +178,18 @@ def training_loader(
     """
     data, seed = config.data, config.run.seed
     if data.sampling == "balanced":
-        sampler: BalancedSampler | PlainSampler | WeightedSampler = BalancedSampler(inputs.train, seed, draws=data.draws or 100_000)
+        sampler: BalancedSampler | PlainSampler | WeightedSampler = BalancedSampler(
+            inputs.train, seed, draws=data.draws or 100_000
+        )
     elif weights is not None:
         sampler = WeightedSampler(weights, seed, draws=max(data.draws or len(inputs.train), data.least_draws))
     else:
         sampler = PlainSampler(len(inputs.train), seed, draws=max(data.draws or len(inputs.train), data.least_draws))
     batch_size = config.optim.batch_size // config.optim.accumulate
     if batch_size % world:
-        raise ConfigError(f"A batch of {batch_size} clips cannot be shared by {world} processes. Set optim.batch_size to a multiple.")
+        raise ConfigError(
+            f"A batch of {batch_size} clips cannot be shared by {world} processes. Set optim.batch_size to a multiple."
+        )
     parts = inputs.train.parts
     return Loader(
         inputs.train,
@@ -233,7 +251,9 @@ def fingerprint(config: TrainConfig, data_digests: dict[str, str]) -> str:
 
 
 def portable(config: TrainConfig) -> dict[str, Any]:
-    """Return the settings that decide a run's numbers, without names of places and machines (a checkpoint's card shows them)."""
+    """Return the settings that decide a run's numbers, without names of places and machines (a checkpoint's card shows
+    them).
+    """
     values: dict[str, Any] = dataclasses.asdict(config)
     run = ("out", "device", "threads", "trackers", "name", "licence", "save_steps")
     for section, names in (("run", run), ("data", ("path", "cache", "workers", "resident"))):
@@ -257,7 +277,8 @@ def differences(path: Path, config: TrainConfig, data_digests: dict[str, str]) -
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return []
     now = _flat(json.loads(json.dumps({**portable(config), "data digest": data_digests})))
-    places = ("model.name", "model.inherit", "teacher.table", "teacher.index", "teacher.models")  # compared by their digests
+    # compared by their digests
+    places = ("model.name", "model.inherit", "teacher.table", "teacher.index", "teacher.models")
     return sorted(name for name in now if now[name] != before.get(name) and name not in places)
 
 

@@ -1,7 +1,8 @@
 """The one loop: pre-training, distillation and fine-tuning differ by their config alone (Secs. IV and V-B).
 
-Lightning Fabric carries the loop to several processes, devices and precisions: it leaves the loop's code as it is, where a trainer
-class would own it, and keeps no global state, so that several runs (folds) can follow each other in one process.
+Lightning Fabric carries the loop to several processes, devices and precisions: it leaves the loop's code as it is,
+where a trainer class would own it, and keeps no global state, so that several runs (folds) can follow each other in one
+process.
 """
 
 from __future__ import annotations
@@ -47,8 +48,8 @@ SLOW = 30.0  # seconds; curves are drawn after each epoch that takes longer, els
 def train(config: TrainConfig, reporter: Reporter | None = None, data: Dataset | None = None) -> Record:
     """Train as the config says; return the result, which `result.json` in the run's folder holds too.
 
-    A run that was killed continues from its last state, that of an epoch or of every `run.save_steps` steps in it, and gives the numbers
-    that it would have given.
+    A run that was killed continues from its last state, that of an epoch or of every `run.save_steps` steps in it, and
+    gives the numbers that it would have given.
 
     Args:
         config: the run.
@@ -60,7 +61,8 @@ def train(config: TrainConfig, reporter: Reporter | None = None, data: Dataset |
         DataError: if data or teacher are not what they should be, or too many clips are bad.
         WeightsError: if a checkpoint cannot be loaded.
     """
-    with torch.random.fork_rng(devices=[]):  # dropout draws from the global generator; the caller's numbers shall not depend on it
+    # dropout draws from the global generator; the caller's numbers shall not depend on it
+    with torch.random.fork_rng(devices=[]):
         return Run(config, reporter or Reporter(), data).fit()
 
 
@@ -101,24 +103,35 @@ class Run(Prepared):
         schedule, part = self.config.schedule, self._begun()
         started = time.monotonic() - part.seconds
         lr = self.config.optim.lr * learning_rate_factor(
-            place, warm_up=schedule.warm_up, ramp_start=schedule.ramp_start, ramp_length=schedule.ramp_length, floor=schedule.floor
+            place,
+            warm_up=schedule.warm_up,
+            ramp_start=schedule.ramp_start,
+            ramp_length=schedule.ramp_length,
+            floor=schedule.floor,
         )
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group.get("share", 1.0)
-        self.network.temperature = temperature(place, start=schedule.tau_start, end=schedule.tau_end, epochs=schedule.tau_epochs)
+        self.network.temperature = temperature(
+            place, start=schedule.tau_start, end=schedule.tau_end, epochs=schedule.tau_epochs
+        )
         self.network.train()
         freeze(self.network, self.config.optim.freeze)
         for batches in _grouped(enumerate(self.loader.epoch(epoch), start=part.batches), self.config.optim.accumulate):
             if part.steps > 0 and len(batches) < self.config.optim.accumulate:
                 break  # as an incomplete batch is left out
             losses = [
-                self._backward(batch, epoch, number, i == len(batches) - 1, len(batches)) for i, (number, batch) in enumerate(batches)
+                self._backward(batch, epoch, number, i == len(batches) - 1, len(batches))
+                for i, (number, batch) in enumerate(batches)
             ]
             self._update()
             for (_, batch), loss in zip(batches, losses, strict=True):
                 part.loss, part.clips = part.loss + loss * len(batch.keys), part.clips + len(batch.keys)
                 self.reporter.batch(loss)
-            part.steps, part.batches, part.seconds = part.steps + 1, part.batches + len(batches), time.monotonic() - started
+            part.steps, part.batches, part.seconds = (
+                part.steps + 1,
+                part.batches + len(batches),
+                time.monotonic() - started,
+            )
             if self.config.run.save_steps and part.steps % self.config.run.save_steps == 0:
                 self._save_part(part)
         if part.steps == 0:
@@ -132,7 +145,11 @@ class Run(Prepared):
         if self.is_main and self.config.optim.norm_clips:
             self._measure_norms(epoch)
         if self.is_main and self.inputs.val is not None:
-            record |= {f"val_{name}": value for name, value in self._measure(self.inputs.val).items() if isinstance(value, (int, float))}
+            record |= {
+                f"val_{name}": value
+                for name, value in self._measure(self.inputs.val).items()
+                if isinstance(value, (int, float))
+            }
         return record
 
     def _backward(self, batch: Batch, epoch: int, number: int, is_last: bool, parts: int) -> float:
@@ -146,8 +163,9 @@ class Run(Prepared):
         value = float(loss.detach())
         if not math.isfinite(value):
             raise DataError(
-                f"The loss became {value} in epoch {epoch + 1}, batch {number + 1}; {self.folder} keeps what came before. Start over in "
-                "another folder (run.out) with a lower optim.lr, with optim.clip_norm, or in another optim.precision."
+                f"The loss became {value} in epoch {epoch + 1}, batch {number + 1}; {self.folder} keeps what came "
+                "before. Start over in another folder (run.out) with a lower optim.lr, with optim.clip_norm, or in "
+                "another optim.precision."
             )
         return value
 
@@ -170,16 +188,20 @@ class Run(Prepared):
         """Return the sums of values over all processes."""
         if self.share.world == 1:
             return list(values)
-        return cast(list[float], self.fabric.all_reduce(torch.tensor(values, dtype=torch.float64), reduce_op="sum").tolist())
+        return cast(
+            list[float], self.fabric.all_reduce(torch.tensor(values, dtype=torch.float64), reduce_op="sum").tolist()
+        )
 
     def _begun(self) -> Part:
         """Return what was done of the epoch before the run was ended, and have the loader go on there."""
         part = Part(**self.state.part)
         self.state.part = {}
         if part.loader:
-            bad = len(range(self.share.rank, part.loader.get("bad", 0), self.share.world))  # its share of those of all processes
+            # its share of those of all processes
+            bad = len(range(self.share.rank, part.loader.get("bad", 0), self.share.world))
             self.loader.load_state_dict(part.loader | {"bad": bad})
-        return part if self.is_main else dataclasses.replace(part, loss=0.0, clips=0)  # the sums are those of all processes
+        # the sums are those of all processes
+        return part if self.is_main else dataclasses.replace(part, loss=0.0, clips=0)
 
     # Measuring and saving
 
@@ -205,18 +227,29 @@ class Run(Prepared):
         chance = np.random.default_rng((self.config.run.seed, 2, epoch))
         clips = dataclasses.replace(self.config.data, workers=0)
         loader = training_loader(
-            self.inputs, dataclasses.replace(self.config, data=clips), 0, 1, False, resident=self.resident, weights=self.weights
+            self.inputs,
+            dataclasses.replace(self.config, data=clips),
+            0,
+            1,
+            False,
+            resident=self.resident,
+            weights=self.weights,
         )
         batches = itertools.islice(loader.epoch(epoch), -(-self.config.optim.norm_clips // loader.batches.batch_size))
         step = Step(self.config, self.inputs.task.loss, self.front_end, None, 1.0, Share())
         measure_norms(self.result_network, (step.inputs(batch.to(self.device), chance)[0] for batch in batches))
 
     def _save(self, record: Record) -> None:
-        """Write what an epoch gave; the state is the last, so that an epoch counts as done only when all else is written."""
+        """Write what an epoch gave.
+
+        The state is the last, so that an epoch counts as done only when all else is written.
+        """
         try:
             self._write_epoch(record)
         except OSError as error:
-            raise DataError(f"{self.folder} cannot be written to: {error}. Free some space and run the command again to resume.") from error
+            raise DataError(
+                f"{self.folder} cannot be written to: {error}. Free some space and run the command again to resume."
+            ) from error
         save_state(self.state, self.folder / STATE_FILE)
 
     def _save_part(self, part: Part) -> None:
@@ -281,7 +314,11 @@ class Run(Prepared):
         best = MobileNet.from_pretrained(self.folder / BEST_FILE)
         if self.config.teacher.calibrate and self.inputs.val is not None and "calibration" not in best.card.provenance:
             best = self._calibrated(best.to(self.device), self.inputs.val)
-        result: Record = {"epochs": self.state.epoch, "best_epoch": self.state.best_epoch, "train_seconds": self.state.seconds}
+        result: Record = {
+            "epochs": self.state.epoch,
+            "best_epoch": self.state.best_epoch,
+            "train_seconds": self.state.seconds,
+        }
         result |= {f"val_{name}": value for name, value in best.card.metrics.items()}
         if self.inputs.test is not None:
             loader = quiet_loader(self.inputs.test, self.inputs, self.config, self.resident)
@@ -295,7 +332,9 @@ class Run(Prepared):
         return result
 
     def _calibrated(self, model: MobileNet, source: Source) -> MobileNet:
-        """Stretch and shift the logits as fits the teacher on the validation clips best, and write the best checkpoint anew."""
+        """Stretch and shift the logits as fits the teacher on the validation clips best, and write the best checkpoint
+        anew.
+        """
 
         def scores() -> Scores:
             loader = quiet_loader(source, self.inputs, self.config, self.resident)
@@ -319,7 +358,9 @@ def _validation(record: Record) -> Record:
 
 def numbers(values: Record) -> dict[str, float]:
     """Return those of some figures that are finite numbers, as a card holds them."""
-    return {key: float(value) for key, value in values.items() if isinstance(value, (int, float)) and math.isfinite(value)}
+    return {
+        key: float(value) for key, value in values.items() if isinstance(value, (int, float)) and math.isfinite(value)
+    }
 
 
 def _grouped(batches: Iterator[Any], size: int) -> Iterator[list[Any]]:

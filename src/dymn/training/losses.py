@@ -1,7 +1,7 @@
 """The training loss (Sec. IV-B, eq. 8): labels and teacher, weighed, for clips that may be mixtures.
 
-All targets are linear in the mixing, so a mixture's targets are the mixed targets. What a clip lacks (a teacher's logits, an
-annotation) has weight zero and stays so as a part of a mixture.
+All targets are linear in the mixing, so a mixture's targets are the mixed targets. What a clip lacks (a teacher's
+logits, an annotation) has weight zero and stays so as a part of a mixture.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ class Targets(NamedTuple):
     teacher_share: Tensor  # [B], how much of the clip the teacher has heard: 0 or 1, between for a mixture
 
     def mixed(self, partner: Tensor, share: Tensor) -> Targets:
-        """Mix each clip [B] with another: `share` [B] of itself, the rest of clip number `partner` [B]. Masks are united."""
+        """Mix each clip [B] with another: `share` [B] of itself, the rest of clip number `partner` [B].
+
+        Masks are united.
+        """
         return Targets(
             mix(self.labels, partner, share),
             torch.maximum(self.mask, self.mask[partner]),
@@ -55,19 +58,24 @@ def targets_of(labels: Tensor, mask: Tensor, teacher_logits: Tensor, has_teacher
     return Targets(labels * mask, mask, probabilities(teacher_logits, kind) * share[:, None], share)
 
 
-def label_loss(logits: Tensor, targets: Targets, kind: str, smoothing: float = 0.0, weights: Tensor | None = None) -> Tensor:
+def label_loss(
+    logits: Tensor, targets: Targets, kind: str, smoothing: float = 0.0, weights: Tensor | None = None
+) -> Tensor:
     """Return the mean loss against the labels: over annotated classes ("bce"), or over clips that have a label ("ce").
 
     Args:
         logits: [B, C].
         targets: of the clips.
         kind: "bce" or "ce".
-        smoothing: the share of a label that is given away: to the opposite ("bce", half of it) or to all classes alike ("ce").
+        smoothing: the share of a label that is given away: to the opposite ("bce", half of it) or to all classes alike
+            ("ce").
         weights: what each class counts in the mean [C]; None for all alike.
     """
     labels = targets.labels
     if kind == "bce":
-        loss = functional.binary_cross_entropy_with_logits(logits, labels * (1.0 - smoothing) + 0.5 * smoothing, reduction="none")
+        loss = functional.binary_cross_entropy_with_logits(
+            logits, labels * (1.0 - smoothing) + 0.5 * smoothing, reduction="none"
+        )
         counts = targets.mask if weights is None else targets.mask * weights
         return (loss * counts).sum() / counts.sum().clamp(min=1e-12 if weights is not None else 1.0)
     counts = labels if weights is None else labels * weights
@@ -78,13 +86,18 @@ def label_loss(logits: Tensor, targets: Targets, kind: str, smoothing: float = 0
 
 
 def balanced_weights(counts: npt.NDArray[np.int64]) -> Tensor:
-    """Return for each class [C] the reciprocal of its number of clips, 1 on average; a class without clips counts as one with a clip."""
+    """Return for each class [C] the reciprocal of its number of clips, 1 on average.
+
+    A class without clips counts as one with a clip.
+    """
     weights = 1.0 / np.maximum(counts, 1)
     return torch.from_numpy(weights / weights.mean()).float()
 
 
 def teacher_loss(logits: Tensor, targets: Targets, kind: str) -> Tensor:
-    """Return the cross-entropy against the teacher, a mean over all clips ("bce": and classes), zero for those without one."""
+    """Return the cross-entropy against the teacher, a mean over all clips ("bce": and classes), zero for those without
+    one.
+    """
     if kind == "bce":
         # share * softplus(z) - teacher * z is the binary cross-entropy, scaled by the share that has a teacher.
         return (targets.teacher_share[:, None] * functional.softplus(logits) - targets.teacher * logits).mean()

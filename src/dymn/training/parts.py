@@ -15,7 +15,10 @@ def parts(model: MobileNet) -> list[nn.Module]:
 
 
 def frozen(model: MobileNet, blocks: int) -> list[nn.Module]:
-    """Return the parts that do not learn: the stem and the first `blocks` blocks; with all blocks, the last convolution too."""
+    """Return the parts that do not learn: the stem and the first `blocks` blocks.
+
+    With all blocks, the last convolution too.
+    """
     if blocks == 0:
         return []
     return parts(model)[:-1] if blocks >= len(model.blocks) else parts(model)[: blocks + 1]
@@ -30,7 +33,8 @@ def freeze(model: MobileNet, blocks: int) -> None:
 def parameter_groups(model: MobileNet, layer_decay: float) -> list[dict[str, Any]]:
     """Return an optimiser's groups of the parameters that learn.
 
-    `share` is the part of the learning rate that a group has: 1 for the head and `layer_decay` times as much for each part before it.
+    `share` is the part of the learning rate that a group has: 1 for the head and `layer_decay` times as much for each
+    part before it.
     """
     groups = []
     for distance, part in enumerate(reversed(parts(model))):

@@ -59,7 +59,10 @@ WEIGHTS_FILE = "draws.npy"  # how often each training clip is drawn
 
 
 class Prepared:
-    """A training run before its first epoch: data, teachers, network, optimiser, and the saved state of a run that continues."""
+    """A training run before its first epoch.
+
+    Data, teachers, network, optimiser, and the saved state of a run that continues.
+    """
 
     def __init__(self, config: TrainConfig, reporter: Reporter, data: Dataset | None = None) -> None:
         config = with_folder(config)
@@ -70,7 +73,10 @@ class Prepared:
         models = open_models(config)
         front_end = front_end_of(config.model, models.start)
         self.inputs = open_inputs(config, data, front_end.sample_rate)
-        for sentence in (*check_classes(self.inputs, config.teacher.is_present), *check_table(self.inputs, config.data.fill)):
+        for sentence in (
+            *check_classes(self.inputs, config.teacher.is_present),
+            *check_table(self.inputs, config.data.fill),
+        ):
             self.reporter.note(sentence)
         self.resident = Resident(self.inputs.train, self.device, config.data.workers) if config.data.resident else None
         self.digests = digests(self.inputs) | models.digests
@@ -82,14 +88,24 @@ class Prepared:
         self.weights = self._weights()
         self.loader = self._loader(self.share.rank, self.share.world)
         feature_scale = self._prepare_weights(models.parent)
-        self.step = Step(config, self.inputs.task.loss, self.front_end, self.teachers, feature_scale, self.share, self._class_weights())
+        self.step = Step(
+            config,
+            self.inputs.task.loss,
+            self.front_end,
+            self.teachers,
+            feature_scale,
+            self.share,
+            self._class_weights(),
+        )
         self.ema = self._averaged()
         if config.teacher.block_weight:
             self.step.watch_blocks(self.network)
         self.model, self.optimizer = self._set_up()
         self._restore()
         self.trackers = [
-            Tracker(kind, self.folder, dataclasses.asdict(config), config.run.name) for kind in config.run.trackers if self.is_main
+            Tracker(kind, self.folder, dataclasses.asdict(config), config.run.name)
+            for kind in config.run.trackers
+            if self.is_main
         ]
 
     # Setting up
@@ -126,8 +142,9 @@ class Prepared:
             if state.fingerprint != mark:
                 changed = differences(self.folder / "config.json", self.config, self.digests)
                 raise ConfigError(
-                    f"{self.folder} holds a run with other settings or data{f' ({shorten(changed)})' if changed else ''}. "
-                    "Choose another folder (--output, run.out), or remove it to start over."
+                    f"{self.folder} holds a run with other settings or "
+                    f"data{f' ({shorten(changed)})' if changed else ''}. Choose another folder (--output, run.out), or "
+                    "remove it to start over."
                 )
             within = f" and {state.part['steps']} steps of the next" if state.part else ""
             self.reporter.note(f"Continuing {self.folder} after epoch {state.epoch}{within}.")
@@ -135,7 +152,8 @@ class Prepared:
         if self.is_main:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_json(
-                self.folder / "config.json", {"config": dataclasses.asdict(self.config), "data": self.digests, "versions": versions()}
+                self.folder / "config.json",
+                {"config": dataclasses.asdict(self.config), "data": self.digests, "versions": versions()},
             )
         return RunState(fingerprint=mark)
 
@@ -145,11 +163,13 @@ class Prepared:
         blocks = self.config.teacher.block_weight > 0
         teachers = OnlineTeachers(models, self.network, self.device, blocks=blocks)
         if blocks and not same_blocks(models[0], self.network):
-            raise ConfigError("teacher.block_weight needs a (first) teacher whose blocks have the student's channels and strides.")
+            raise ConfigError(
+                "teacher.block_weight needs a (first) teacher whose blocks have the student's channels and strides."
+            )
         if self.config.teacher.feature_weight > 0 and teachers.embedding_size != self.network.config.c_last:
             raise ConfigError(
-                f"teacher.feature_weight needs embeddings of one size; the student's has {self.network.config.c_last} values, "
-                f"the teacher's {teachers.embedding_size}."
+                f"teacher.feature_weight needs embeddings of one size; the student's has {self.network.config.c_last} "
+                f"values, the teacher's {teachers.embedding_size}."
             )
         return teachers
 
@@ -158,12 +178,17 @@ class Prepared:
         return training_loader(self.inputs, self.config, rank, world, pin_memory, self.resident, self.weights)
 
     def _weights(self) -> npt.NDArray[np.float64] | None:
-        """Return how often clips are drawn, by what the teachers hear in them; kept in the folder, for they listen to all clips for it."""
+        """Return how often clips are drawn, by what the teachers hear in them.
+
+        Kept in the folder, for they listen to all clips for it.
+        """
         if self.config.data.sampling != "teacher" or self.teachers is None:
             return None
         path = self.folder / WEIGHTS_FILE
         if self.is_main and not path.exists():
-            self.reporter.note(f"The teacher scores {len(self.inputs.train)} clips once, to decide how often each is drawn.")
+            self.reporter.note(
+                f"The teacher scores {len(self.inputs.train)} clips once, to decide how often each is drawn."
+            )
             with atomic_write(path) as file:
                 np.save(file, heard_weights(self._heard()))
         self.fabric.barrier()
@@ -176,7 +201,9 @@ class Prepared:
         heard = np.zeros((len(source), len(source.labels)), dtype=np.float32)
         for batch in quiet_loader(source, self.inputs, self.config, self.resident).epoch(0):
             logits = teachers.teach(self.front_end(batch.waveform.to(self.device))).logits
-            np.maximum.at(heard, [row[key] for key in batch.keys], probabilities(logits, self.inputs.task.loss).cpu().numpy())
+            np.maximum.at(
+                heard, [row[key] for key in batch.keys], probabilities(logits, self.inputs.task.loss).cpu().numpy()
+            )
         return heard
 
     def _prepare_weights(self, parent: MobileNet | None) -> float:
@@ -188,7 +215,9 @@ class Prepared:
         lesson = None if self.teachers is None else self.teachers.teach(log_mel)
         if settings.prior and has_fresh_head(model):
             prior = (
-                prior_logits(self.inputs.train, self.inputs.table, self.inputs.task.loss) if lesson is None else lesson.logits.mean(dim=0)
+                prior_logits(self.inputs.train, self.inputs.table, self.inputs.task.loss)
+                if lesson is None
+                else lesson.logits.mean(dim=0)
             )
             if prior is not None:
                 set_prior(model, prior)
@@ -227,7 +256,8 @@ class Prepared:
         plain = optim.freeze == 0 and optim.layer_decay == 1.0
         parameters: Any = self.network.parameters() if plain else parameter_groups(self.network, optim.layer_decay)
         kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-        fused = self.device.type == "cuda" and optim.precision != "fp16"  # a fused one unscales by itself, which forbids clipping
+        # a fused one unscales by itself, which forbids clipping
+        fused = self.device.type == "cuda" and optim.precision != "fp16"
         optimizer = kinds[optim.name](parameters, lr=optim.lr, weight_decay=optim.weight_decay, fused=fused or None)
         if self.state.optimizer:
             optimizer.load_state_dict(self.state.optimizer)
@@ -238,8 +268,9 @@ class Prepared:
         read = (self.state.epoch, self.state.part.get("steps", 0))
         if (first := tuple(self.fabric.broadcast(read))) != read:
             raise DataError(
-                f"This process reads another state than the first one (epoch and step {read}, not {first}). {self.folder} must be one "
-                "folder for all machines; a network file system may need a minute until all of them see the same."
+                f"This process reads another state than the first one (epoch and step {read}, not {first}). "
+                f"{self.folder} must be one folder for all machines; a network file system may need a minute until all "
+                "of them see the same."
             )
         if not self.state.model:
             return
@@ -256,4 +287,9 @@ class Prepared:
 
 def versions() -> dict[str, str]:
     """Return the versions that a run's numbers may depend on."""
-    return {"dymn": dymn.__version__, "python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
+    return {
+        "dymn": dymn.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+    }

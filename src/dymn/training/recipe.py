@@ -1,6 +1,7 @@
 """A training run as data: frozen settings, read from a TOML recipe and changed by `key=value`.
 
-A recipe file may hold variants: tables under `[variants.NAME]` that replace single settings. `audioset_kd:dymn04` names one.
+A recipe file may hold variants: tables under `[variants.NAME]` that replace single settings. `audioset_kd:dymn04` names
+one.
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ TRAINING_PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixe
 class ModelSettings:
     """Where the network comes from.
 
-    `name` is an architecture (fresh weights) or anything that `load_model` takes (fine-tuning; the last layer is replaced where
-    the classes differ). `inherit` names a static network whose weights a fresh dynamic one starts with. `settings` are those of
-    `dymn.architectures.Variant`, for an architecture; `front_end` those of `FrontEndConfig`. With `prior`, a fresh last layer's bias
-    starts at the prior of the targets.
+    `name` is an architecture (fresh weights) or anything that `load_model` takes (fine-tuning; the last layer is
+    replaced where the classes differ). `inherit` names a static network whose weights a fresh dynamic one starts with.
+    `settings` are those of `dymn.architectures.Variant`, for an architecture; `front_end` those of `FrontEndConfig`.
+    With `prior`, a fresh last layer's bias starts at the prior of the targets.
     """
 
     name: str = "dymn10"
@@ -46,14 +47,15 @@ class ModelSettings:
 class DataSettings:
     """Which dataset (a key of `dymn.data.TASKS`, or "auto"), which parts of it, and how its clips are cut.
 
-    `seconds` 0 means the dataset's own clip length. An empty split name leaves that part out; `val` and `test` "auto" take it where
-    there is one. `resident` keeps all decoded clips in the device's memory, where batches are cut (16 bits a sample). With `whole`,
-    validation and test hear each clip at once, up to a minute, and else in windows of `seconds`; None leaves that to the dataset's
-    protocol (see `TaskSpec`).
+    `seconds` 0 means the dataset's own clip length. An empty split name leaves that part out; `val` and `test` "auto"
+    take it where there is one. `resident` keeps all decoded clips in the device's memory, where batches are cut (16
+    bits a sample). With `whole`, validation and test hear each clip at once, up to a minute, and else in windows of
+    `seconds`; None leaves that to the dataset's protocol (see `TaskSpec`).
 
-    `sampling` "balanced" draws `draws` clips an epoch by class frequency; "plain" presents every clip once (or `draws` clips, if not 0),
-    but at least `least_draws`, in as many passes as that takes; "teacher" is for data without labels and draws clips by what the
-    online teachers hear in them, a quarter of the draws evenly, the others such that rare classes count as much as common ones.
+    `sampling` "balanced" draws `draws` clips an epoch by class frequency; "plain" presents every clip once (or `draws`
+    clips, if not 0), but at least `least_draws`, in as many passes as that takes; "teacher" is for data without labels
+    and draws clips by what the online teachers hear in them, a quarter of the draws evenly, the others such that rare
+    classes count as much as common ones.
     """
 
     kind: str = "folder"
@@ -81,22 +83,32 @@ class DataSettings:
         check_number("data.max_bad", self.max_bad, 0, 1)
         for name, high in {"draws": 2**40, "least_draws": 2**40, "workers": 1024, "fold": 2**31}.items():
             check_number(f"data.{name}", getattr(self, name), 0, high, whole=True)
-        check(self.val != "test", "data.val is 'test'; the test clips must not choose the checkpoint. Set data.holdout or data.val = ''.")
-        check(self.train not in (self.val, self.test), f"data.train is {self.train!r}, which is also a part that is evaluated.")
+        check(
+            self.val != "test",
+            "data.val is 'test'; the test clips must not choose the checkpoint. Set data.holdout or data.val = ''.",
+        )
+        check(
+            self.train not in (self.val, self.test),
+            f"data.train is {self.train!r}, which is also a part that is evaluated.",
+        )
         if self.holdout is not None:
             check_number("data.holdout", self.holdout, 0, 1)
         check(self.holdout != 1, "data.holdout is 1; it must be below 1.")
-        check(self.whole is None or isinstance(self.whole, bool), f"data.whole is {shown(self.whole)}; it must be true or false.")
+        check(
+            self.whole is None or isinstance(self.whole, bool),
+            f"data.whole is {shown(self.whole)}; it must be true or false.",
+        )
 
 
 @dataclass(frozen=True)
 class TeacherSettings:
     """The teacher. Offline (the paper): logits from `table`. Online: `models` hear the same augmented, mixed input.
 
-    `label_weight` is lambda of eq. 8. `feature_weight` adds the squared distance between the embeddings of student and (first
-    online) teacher, in units of the teacher's variance, `block_weight` that between the outputs of their blocks, a mean over the blocks.
-    With `calibrate`, the logits of the best checkpoint are stretched and shifted at the end, all classes alike, as fits the teacher's
-    probabilities on the validation clips best. `index` belongs to a published `.npy` table.
+    `label_weight` is lambda of eq. 8. `feature_weight` adds the squared distance between the embeddings of student and
+    (first online) teacher, in units of the teacher's variance, `block_weight` that between the outputs of their blocks,
+    a mean over the blocks. With `calibrate`, the logits of the best checkpoint are stretched and shifted at the end,
+    all classes alike, as fits the teacher's probabilities on the validation clips best. `index` belongs to a published
+    `.npy` table.
     """
 
     table: str = ""
@@ -109,12 +121,21 @@ class TeacherSettings:
     calibrate: bool = False
 
     def __post_init__(self) -> None:
-        check(not (self.table and self.models), "teacher.table and teacher.models are both set; a teacher is offline or online.")
-        check(all(isinstance(name, str) for name in self.models), f"teacher.models is {shown(self.models)}; it must be a list of names.")
+        check(
+            not (self.table and self.models),
+            "teacher.table and teacher.models are both set; a teacher is offline or online.",
+        )
+        check(
+            all(isinstance(name, str) for name in self.models),
+            f"teacher.models is {shown(self.models)}; it must be a list of names.",
+        )
         check_number("teacher.label_weight", self.label_weight, 0, 1)
         for name in ("feature_weight", "block_weight"):
             check_number(f"teacher.{name}", getattr(self, name), 0, 1e6)
-            check(getattr(self, name) == 0 or bool(self.models), f"teacher.{name} needs an online teacher (teacher.models).")
+            check(
+                getattr(self, name) == 0 or bool(self.models),
+                f"teacher.{name} needs an online teacher (teacher.models).",
+            )
         check(not self.calibrate or self.is_present, "teacher.calibrate needs a teacher.")
 
     @property
@@ -125,13 +146,16 @@ class TeacherSettings:
 
 @dataclass(frozen=True)
 class AugmentSettings:
-    """Augmentation, each part off at 0. Of the two mixups, `wave_mixup` is a probability, `spec_mixup` the alpha of Beta.
+    """Augmentation, each part off at 0.
 
-    `padding` is the share of clips that end early, after a tenth of their length or later, and are silent from there: what a
-    network hears of a recording that is shorter than its window and padded with zeros. `shortest`: each batch is cut to a length between
-    this and `data.seconds`, in whole seconds. `speed`: half of the clips are played up to so much faster or slower (0.2: by a factor of
-    1.2). `colour_db`: a random filter, up to so many decibels up or down at each octave. `room` is the share of clips that are put into a
-    room, `blend` that of clips behind which another is put, at most `blend_db` softer or louder.
+    Of the two mixups, `wave_mixup` is a probability, `spec_mixup` the alpha of Beta.
+
+    `padding` is the share of clips that end early, after a tenth of their length or later, and are silent from there:
+    what a network hears of a recording that is shorter than its window and padded with zeros. `shortest`: each batch is
+    cut to a length between this and `data.seconds`, in whole seconds. `speed`: half of the clips are played up to so
+    much faster or slower (0.2: by a factor of 1.2). `colour_db`: a random filter, up to so many decibels up or down at
+    each octave. `room` is the share of clips that are put into a room, `blend` that of clips behind which another is
+    put, at most `blend_db` softer or louder.
     """
 
     roll_ms: float = 0.0
@@ -152,7 +176,9 @@ class AugmentSettings:
 
     def __post_init__(self) -> None:
         limits = {"roll_ms": 3_600_000, "shortest": 3600, "speed": 10, "spec_mixup": 1000}
-        limits |= dict.fromkeys(("gain_db", "colour_db", "blend_db"), 120) | dict.fromkeys(("wave_mixup", "padding", "room", "blend"), 1)
+        limits |= dict.fromkeys(("gain_db", "colour_db", "blend_db"), 120) | dict.fromkeys(
+            ("wave_mixup", "padding", "room", "blend"), 1
+        )
         for name, high in limits.items():
             check_number(f"augment.{name}", getattr(self, name), 0, high)
         for name in ("frequency_mask", "time_mask"):
@@ -162,14 +188,17 @@ class AugmentSettings:
 
 @dataclass(frozen=True)
 class OptimSettings:
-    """The step. `batch_size` is that of all processes and accumulated parts together; `ema` the decay of averaged weights, 0 for none.
+    """The step. `batch_size` is that of all processes and accumulated parts together.
 
-    With `norm_clips`, the norms' statistics are measured anew on so many training clips before weights are evaluated and saved;
-    `norm_momentum` is how much of a batch goes into the running ones (0: the network's own).
+    `ema` the decay of averaged weights, 0 for none.
 
-    `freeze` blocks from the input on do not learn, nor does what lies before them; with all blocks only the head learns. The learning
-    rate is `lr` for the head and `layer_decay` times as high for each block before the next. `label_smoothing` moves labels towards
-    "nothing is known"; with `class_weights` "balanced" the labels of rare classes count as much as those of common ones.
+    With `norm_clips`, the norms' statistics are measured anew on so many training clips before weights are evaluated
+    and saved; `norm_momentum` is how much of a batch goes into the running ones (0: the network's own).
+
+    `freeze` blocks from the input on do not learn, nor does what lies before them; with all blocks only the head
+    learns. The learning rate is `lr` for the head and `layer_decay` times as high for each block before the next.
+    `label_smoothing` moves labels towards "nothing is known"; with `class_weights` "balanced" the labels of rare
+    classes count as much as those of common ones.
     """
 
     name: str = "adam"
@@ -190,27 +219,46 @@ class OptimSettings:
 
     def __post_init__(self) -> None:
         check(self.name in ("adam", "adamw"), f"optim.name is {self.name!r}; allowed: adam, adamw.")
-        check(self.precision in TRAINING_PRECISIONS, f"optim.precision is {self.precision!r}; allowed: {', '.join(TRAINING_PRECISIONS)}.")
-        check(self.class_weights in CLASS_WEIGHTS, f"optim.class_weights is {self.class_weights!r}; allowed: {', '.join(CLASS_WEIGHTS)}.")
+        check(
+            self.precision in TRAINING_PRECISIONS,
+            f"optim.precision is {self.precision!r}; allowed: {', '.join(TRAINING_PRECISIONS)}.",
+        )
+        check(
+            self.class_weights in CLASS_WEIGHTS,
+            f"optim.class_weights is {self.class_weights!r}; allowed: {', '.join(CLASS_WEIGHTS)}.",
+        )
         check_number("optim.lr", self.lr, 1e-12, 1000)
         check_number("optim.layer_decay", self.layer_decay, 1e-6, 1)
-        for name, highest in {"weight_decay": 1000, "clip_norm": 1e6, "ema": 1, "norm_momentum": 1, "label_smoothing": 1}.items():
+        for name, highest in {
+            "weight_decay": 1000,
+            "clip_norm": 1e6,
+            "ema": 1,
+            "norm_momentum": 1,
+            "label_smoothing": 1,
+        }.items():
             check_number(f"optim.{name}", getattr(self, name), 0, highest)
         for name in ("ema", "label_smoothing"):
             check(getattr(self, name) < 1, f"optim.{name} is 1; it must be below 1.")
         for name, least in {"batch_size": 1, "accumulate": 1, "norm_clips": 0, "freeze": 0}.items():
             check_number(f"optim.{name}", getattr(self, name), least, 2**20, whole=True)
-        check(not (self.freeze and self.norm_clips), "optim.norm_clips would measure the norms that optim.freeze keeps. Set one of them.")
+        check(
+            not (self.freeze and self.norm_clips),
+            "optim.norm_clips would measure the norms that optim.freeze keeps. Set one of them.",
+        )
         parts = self.batch_size % self.accumulate == 0
-        check(parts, f"optim.batch_size is {self.batch_size}; it must be a multiple of optim.accumulate ({self.accumulate}).")
+        check(
+            parts,
+            f"optim.batch_size is {self.batch_size}; it must be a multiple of optim.accumulate ({self.accumulate}).",
+        )
 
 
 @dataclass(frozen=True)
 class ScheduleSettings:
     """Epochs, learning rate and temperature (Sec. IV-A.2, IV-A.3); see `dymn.training.schedules`.
 
-    With `seconds`, the schedule follows the clock: the run ends after that time, and an epoch's place in the schedule of `epochs` is the
-    share of the time that is over. As many epochs are run as fit; their number, and so the result, is that of the machine.
+    With `seconds`, the schedule follows the clock: the run ends after that time, and an epoch's place in the schedule
+    of `epochs` is the share of the time that is over. As many epochs are run as fit; their number, and so the result,
+    is that of the machine.
     """
 
     epochs: int = 80
@@ -236,8 +284,8 @@ class ScheduleSettings:
 class RunSettings:
     """Where results go and what the run computes on. `name` goes into the checkpoint's card.
 
-    A run that is killed loses what it did since its last state, which is written after each epoch and after every `save_steps` steps in
-    it (0: not in it).
+    A run that is killed loses what it did since its last state, which is written after each epoch and after every
+    `save_steps` steps in it (0: not in it).
     """
 
     out: str = ""
@@ -271,8 +319,14 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         by_teacher = self.data.sampling == "teacher"
-        check(not by_teacher or bool(self.teacher.models), "data.sampling is 'teacher', which needs an online teacher (teacher.models).")
-        check(self.teacher.block_weight == 0 or not self.optim.compile, "teacher.block_weight cannot be combined with optim.compile.")
+        check(
+            not by_teacher or bool(self.teacher.models),
+            "data.sampling is 'teacher', which needs an online teacher (teacher.models).",
+        )
+        check(
+            self.teacher.block_weight == 0 or not self.optim.compile,
+            "teacher.block_weight cannot be combined with optim.compile.",
+        )
 
     NESTED = {
         "model": ModelSettings,
@@ -357,7 +411,10 @@ def parse_assignment(text: str) -> tuple[str, Any]:
         ConfigError: if there is no "=".
     """
     key, equals, value = text.partition("=")
-    check(bool(equals) and bool(key.strip()), f"{text!r} is no assignment. Write section.setting=value, such as optim.lr=1e-4.")
+    check(
+        bool(equals) and bool(key.strip()),
+        f"{text!r} is no assignment. Write section.setting=value, such as optim.lr=1e-4.",
+    )
     try:
         return key.strip(), loads(f"value = {value}")["value"]
     except ValueError:
@@ -387,7 +444,8 @@ def load_recipe(name_or_path: str | Path, assignments: Sequence[str] = ()) -> Tr
     """Read a recipe and change single settings of it.
 
     Args:
-        name_or_path: a recipe of dymn, such as "fine_tune" or "audioset_kd:dymn04", or a TOML file, to which ":variant" may be added.
+        name_or_path: a recipe of dymn, such as "fine_tune" or "audioset_kd:dymn04", or a TOML file, to which ":variant"
+            may be added.
         assignments: such as "optim.lr=1e-4".
 
     Raises:
@@ -417,9 +475,16 @@ def _from_text(text: str, name: str, variant: str, assignments: Sequence[str]) -
     variants = values.pop("variants", {})
     try:
         if variant or variants:
-            check(variant in variants, f"{name} names no variant; it has {', '.join(variants) or 'none'}. Write it as RECIPE:VARIANT.")
-            values = _merged(values, {f"{s}.{k}": v for s, settings in variants[variant].items() for k, v in settings.items()})
+            check(
+                variant in variants,
+                f"{name} names no variant; it has {', '.join(variants) or 'none'}. Write it as RECIPE:VARIANT.",
+            )
+            values = _merged(
+                values, {f"{s}.{k}": v for s, settings in variants[variant].items() for k, v in settings.items()}
+            )
         values = _merged(values, dict(parse_assignment(assignment) for assignment in assignments))
     except (TypeError, ValueError, AttributeError) as error:  # a value where there should be a table
-        raise error if isinstance(error, ConfigError) else ConfigError(f"{name} must hold settings in tables: {error}.") from error
+        raise (
+            error if isinstance(error, ConfigError) else ConfigError(f"{name} must hold settings in tables: {error}.")
+        ) from error
     return parse(values)

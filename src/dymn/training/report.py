@@ -46,8 +46,11 @@ class Tracker(Reporter):
             else:
                 import wandb
 
-                mark = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]  # a run that continues is the same run there
-                self.writer = wandb.init(project="dymn", name=name or None, dir=str(folder), config=config, id=mark, resume="allow")
+                # a run that continues is the same run there
+                mark = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+                self.writer = wandb.init(
+                    project="dymn", name=name or None, dir=str(folder), config=config, id=mark, resume="allow"
+                )
         except ImportError as error:
             raise MissingExtraError(f"run.trackers = [{kind!r}]", kind) from error
 

@@ -1,4 +1,7 @@
-"""What a recipe leaves open is settled once its data are open: their kind, whether there is a test set, how long clips are."""
+"""What a recipe leaves open is settled once its data are open.
+
+Their kind, whether there is a test set, how long clips are.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +29,8 @@ class Resolved(NamedTuple):
 def resolve(config: TrainConfig) -> Resolved:
     """Open the data of a run and settle what its config leaves open; a config with nothing open stays as it is.
 
-    `data.kind` "auto" becomes the kind that the files show, and any kind "packed" where shards with an index lie; `data.val` and
-    `data.test` "auto" become "val" and "test", or "" where there are no such clips.
+    `data.kind` "auto" becomes the kind that the files show, and any kind "packed" where shards with an index lie;
+    `data.val` and `data.test` "auto" become "val" and "test", or "" where there are no such clips.
     Where neither config nor dataset says how long a training clip is, it is as long as the longest of some
     clips, within the kind's length.
 
@@ -45,7 +48,11 @@ def resolve(config: TrainConfig) -> Resolved:
     config = config.replace(changes)
     data = config.data
     task, whole = opened = open_dataset(data.kind, data.path, **data.options)
-    changes = {f"data.{name}": name if _has(whole, name, data) else "" for name in ("val", "test") if getattr(data, name) == AUTO}
+    changes = {
+        f"data.{name}": name if _has(whole, name, data) else ""
+        for name in ("val", "test")
+        if getattr(data, name) == AUTO
+    }
     if data.seconds == 0 and task.classes is None:
         changes["data.seconds"] = min(task.seconds, max(SHORTEST, round(_longest(whole), 1)))
     return Resolved(config.replace(changes), opened)

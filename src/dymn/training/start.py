@@ -32,8 +32,8 @@ def check_start(settings: ModelSettings) -> None:
     for name in ("settings", "inherit"):
         if getattr(settings, name):
             raise ConfigError(
-                f"model.{name} is set, but {settings.name} is a network with weights. Remove it, or start from an architecture: "
-                f"{', '.join(MODELS)}."
+                f"model.{name} is set, but {settings.name} is a network with weights. Remove it, or start from an "
+                f"architecture: {', '.join(MODELS)}."
             )
 
 
@@ -44,7 +44,11 @@ def front_end_of(settings: ModelSettings, pretrained: MobileNet | None) -> Front
 
 
 def starting_model(
-    settings: ModelSettings, pretrained: MobileNet | None, labels: Sequence[str], front_end: FrontEndConfig, generator: torch.Generator
+    settings: ModelSettings,
+    pretrained: MobileNet | None,
+    labels: Sequence[str],
+    front_end: FrontEndConfig,
+    generator: torch.Generator,
 ) -> MobileNet:
     """Return the network of a run, built anew or `pretrained`, with one output for each label and a card that says so.
 
@@ -54,7 +58,11 @@ def starting_model(
     if pretrained is None:
         model = create_model(settings.name, len(labels), generator=generator, **settings.settings)
     else:
-        model = pretrained if pretrained.card.labels == tuple(labels) else pretrained.reset_classifier(labels, generator=generator)
+        model = (
+            pretrained
+            if pretrained.card.labels == tuple(labels)
+            else pretrained.reset_classifier(labels, generator=generator)
+        )
     model.card = dataclasses.replace(model.card, labels=tuple(labels), front_end=front_end, metrics={}, provenance={})
     return model
 
@@ -90,16 +98,24 @@ def _last_bias(model: MobileNet) -> Tensor:
 
 
 def prior_logits(source: Source, table: TeacherTable | None, kind: str) -> Tensor | None:
-    """Return the mean teacher logit of each class [C], or the logit ("ce": the log) of its frequency; None without labels."""
+    """Return the mean teacher logit of each class [C], or the logit ("ce": the log) of its frequency.
+
+    None without labels.
+    """
     if table is not None:
         rows = table.match(source, partial=True)
         rows = np.unique(rows[rows >= 0])
         columns = table.columns(source.labels)
-        parts = [table.take(rows[start : start + ROWS], columns).astype(np.float64).sum(axis=0) for start in range(0, len(rows), ROWS)]
+        parts = [
+            table.take(rows[start : start + ROWS], columns).astype(np.float64).sum(axis=0)
+            for start in range(0, len(rows), ROWS)
+        ]
         return torch.from_numpy(np.sum(parts, axis=0) / len(rows)).float()
     counts = class_counts(source)
     if counts.sum() == 0:
         return None
-    annotated = sum(source.catalog.mask_rows(slice(start, start + ROWS)).sum(axis=0) for start in range(0, len(source), ROWS))
+    annotated = sum(
+        source.catalog.mask_rows(slice(start, start + ROWS)).sum(axis=0) for start in range(0, len(source), ROWS)
+    )
     frequency = torch.from_numpy((counts + 0.5) / (annotated + 1.0))
     return (frequency.log() if kind == "ce" else frequency.logit()).float()

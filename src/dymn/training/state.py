@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 import struct
 import zipfile
@@ -46,7 +47,8 @@ class RunState:
     best_epoch: int = 0  # counted from 1, as in the history; 0 for none yet
     history: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
-    marks: dict[str, Tensor] = field(default_factory=dict)  # fingerprints of the clips that were heard, by part of the data
+    # fingerprints of the clips that were heard, by part of the data
+    marks: dict[str, Tensor] = field(default_factory=dict)
     clock: float = 0.0  # seconds since the run began, its measuring and writing included, its pauses not
     fingerprint: str = ""  # of config and data: a run continues only what it began
 
@@ -59,10 +61,15 @@ def save_state(state: RunState, path: Path) -> None:
     """
     try:
         with atomic_write(path) as file:
-            torch.save({"format": FORMAT, **vars(state)}, file)
+            # In memory first: a signal in the middle of writing closes the file, and PyTorch's writer would abort the
+            # process.
+            content = io.BytesIO()
+            torch.save({"format": FORMAT, **vars(state)}, content)
+            file.write(content.getbuffer())
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         raise DataError(
-            f"{path} cannot be written: {error}. The previous state is intact: free some space and run the command again to resume."
+            f"{path} cannot be written: {error}. The previous state is intact: free some space and run the command "
+            "again to resume."
         ) from error
 
 
@@ -91,4 +98,6 @@ def load_state(path: Path) -> RunState:
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error}.") from error
     except (*UNREADABLE, RuntimeError, EOFError, KeyError, TypeError, AttributeError, ValueError) as error:
-        raise DataError(f"{path} is not the state of a run, or is damaged ({type(error).__name__}). Remove it to start over.") from error
+        raise DataError(
+            f"{path} is not the state of a run, or is damaged ({type(error).__name__}). Remove it to start over."
+        ) from error

@@ -50,13 +50,19 @@ class Share(NamedTuple):
         return values[self.rank :: self.world][:n]
 
     def of_mixing(self, mixing: Mixing, n: int, device: torch.device) -> Mixing:
-        """Return the mixing of this process's `n` clips among themselves: the clips of the others are not here to be mixed with."""
+        """Return the mixing of this process's `n` clips among themselves.
+
+        The clips of the others are not here to be mixed with.
+        """
         order = self.of(mixing.partner, n)
         return Mixing(order.argsort().argsort().to(device), self.of(mixing.share, n).to(device))
 
 
 class Example(NamedTuple):
-    """What a network hears of a batch, and what it should say: augmented, mixed, and taught by the online teachers, if there are any."""
+    """What a network hears of a batch, and what it should say.
+
+    Augmented, mixed, and taught by the online teachers, if there are any.
+    """
 
     log_mel: Tensor  # [B, 1, F, T]
     targets: Targets
@@ -86,7 +92,8 @@ class Step:
         self.feature_scale = feature_scale
         self.share = share
         self.batch_size = config.optim.batch_size // config.optim.accumulate
-        # Half of float32's width is enough for a teacher, in the type of the finer mantissa: what it says is not summed up over steps.
+        # Half of float32's width is enough for a teacher, in the type of the finer mantissa: what it says is not summed
+        # up over steps.
         on_gpu = front_end.basis.device.type == "cuda" and config.optim.precision != "fp32"
         self.teacher_dtype = torch.float16 if on_gpu else None
         self.blocks: BlockOutputs | None = None
@@ -100,15 +107,18 @@ class Step:
 
         Args:
             batch: on the device of the model.
-            chance: the same in every process. As much is drawn as the whole batch needs, whatever this process's share of it, so that
-                what is drawn for a clip does not depend on how many processes there are (but for its partner in a mixture).
+            chance: the same in every process. As much is drawn as the whole batch needs, whatever this process's share
+                of it, so that what is drawn for a clip does not depend on how many processes there are (but for its
+                partner in a mixture).
         """
         log_mel, targets = self.inputs(batch, chance)
         if self.teachers is None:
             return Example(log_mel, targets, None)
         lesson = self.teachers.teach(log_mel, self.teacher_dtype)
         heard = probabilities(lesson.logits.float(), self.kind)
-        return Example(log_mel, targets._replace(teacher=heard, teacher_share=torch.ones_like(targets.teacher_share)), lesson)
+        return Example(
+            log_mel, targets._replace(teacher=heard, teacher_share=torch.ones_like(targets.teacher_share)), lesson
+        )
 
     def loss(self, model: nn.Module, example: Example) -> Tensor:
         """Return the loss of a model that is called with log-mel [B, 1, F, T], a scalar."""
@@ -126,7 +136,9 @@ class Step:
             distance = functional.mse_loss(output.embedding.float(), lesson.embedding.float())
             loss = loss + self.teacher.feature_weight * distance / self.feature_scale
         if lesson is not None and self.blocks is not None:
-            distances = [block_distance(own, heard) for own, heard in zip(self.blocks.taken(), lesson.maps, strict=True)]
+            distances = [
+                block_distance(own, heard) for own, heard in zip(self.blocks.taken(), lesson.maps, strict=True)
+            ]
             loss = loss + self.teacher.block_weight * torch.stack(distances).mean()
         return loss
 
@@ -159,7 +171,10 @@ class Step:
             mixing = self.share.of_mixing(drawn, n, waveform.device)
             waveform, targets = mix_waveforms(waveform, mixing), targets.mixed(*mixing)
         if augment.padding:
-            is_short, share = chance.random(self.batch_size) < augment.padding, chance.uniform(SHORTEST, 1.0, self.batch_size)
+            is_short, share = (
+                chance.random(self.batch_size) < augment.padding,
+                chance.uniform(SHORTEST, 1.0, self.batch_size),
+            )
             waveform = cut_short(waveform, self.share.of(np.where(is_short, share, 1.0), n))
         return waveform, targets
 
@@ -197,7 +212,11 @@ class Step:
 
     def _spectrograms(self, waveform: Tensor, targets: Targets, chance: np.random.Generator) -> tuple[Tensor, Targets]:
         augment, n = self.augment, len(waveform)
-        basis = self.front_end.jittered_basis(torch.Generator().manual_seed(int(chance.integers(2**62)))) if augment.jitter else None
+        basis = (
+            self.front_end.jittered_basis(torch.Generator().manual_seed(int(chance.integers(2**62))))
+            if augment.jitter
+            else None
+        )
         log_mel = self.front_end(waveform, basis)
         if augment.spec_mixup:
             mixing = self.share.of_mixing(draw_mixing(self.batch_size, augment.spec_mixup, chance), n, log_mel.device)

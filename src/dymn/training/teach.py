@@ -1,4 +1,7 @@
-"""Making a table of teacher logits: one model, or the mean of the logits of an ensemble, over a whole dataset (Sec. IV-A)."""
+"""Making a table of teacher logits.
+
+One model, or the mean of the logits of an ensemble, over a whole dataset (Sec. IV-A).
+"""
 
 from __future__ import annotations
 
@@ -66,7 +69,8 @@ class Ensemble:
             card = teacher.model.card
             if tuple(card.labels) != self.labels or card.front_end.sample_rate != self.sample_rate:
                 raise ConfigError(
-                    f"{teacher.name} and {self.teachers[0].name} differ in classes or sample rate; an ensemble needs the same."
+                    f"{teacher.name} and {self.teachers[0].name} differ in classes or sample rate; an ensemble needs "
+                    "the same."
                 )
 
     @property
@@ -75,7 +79,9 @@ class Ensemble:
         return tuple({"name": teacher.name, "sha256": teacher.digest} for teacher in self.teachers)
 
     def learned(self, seconds: float | None = None, fill: str | None = None) -> Learned:
-        """Return with what clips the models were trained, where `seconds` and `fill` do not say otherwise; 0 s if their cards do not say.
+        """Return with what clips the models were trained, where `seconds` and `fill` do not say otherwise.
+
+        0 s if their cards do not say.
 
         Raises:
             ConfigError: if they were trained with different ones.
@@ -113,16 +119,17 @@ def teach(
 ) -> TeacherTable:
     """Write the logits of all clips of a source to `out` and return them as a table.
 
-    Clips are cut at the end or filled to `seconds`. Work is kept in a folder beside `out` while it lasts; called again after an
-    interruption with the same data, models and settings, it continues where it was. Bad clips are left out and listed in the log.
+    Clips are cut at the end or filled to `seconds`. Work is kept in a folder beside `out` while it lasts; called again
+    after an interruption with the same data, models and settings, it continues where it was. Bad clips are left out and
+    listed in the log.
 
     Args:
         source: the clips; take the whole dataset, or at least all that is trained on.
         models: names, paths, networks in memory, or an ensemble.
         out: the .safetensors file.
         seconds: length of what the models hear; None for what they were trained with, 10 if their cards do not say.
-        fill: "pad" (with zeros) or "repeat", for shorter clips; None for what the models were trained with, "pad" if their cards do not
-            say.
+        fill: "pad" (with zeros) or "repeat", for shorter clips; None for what the models were trained with, "pad" if
+            their cards do not say.
         batch_size: clips at a time.
         workers: processes that decode.
         device: where the models run.
@@ -130,8 +137,8 @@ def teach(
         progress: called with the clips done and their total.
 
     Raises:
-        ConfigError: if models do not go together or with the data's sample rate, or were trained with clips of different lengths or
-            fillings and these are not given.
+        ConfigError: if models do not go together or with the data's sample rate, or were trained with clips of
+            different lengths or fillings and these are not given.
         DataError: if too many clips are bad, or none is left.
         OSError: if `out` cannot be written.
     """
@@ -162,10 +169,15 @@ def teach(
             keys, logits = [], np.zeros((0, len(ensemble.labels)), dtype=np.float16)
             if collated.batch is not None:
                 keys, logits = collated.batch.keys, _half(ensemble(collated.batch.waveform))
-            part.add(keys, logits, collated.fingerprints, {clip.key: clip.reason for clip in collated.bad}, collated.cut)
+            part.add(
+                keys, logits, collated.fingerprints, {clip.key: clip.reason for clip in collated.bad}, collated.cut
+            )
             if len(part.bad) > max_bad * n:
                 listed = "; ".join(f"{key}: {reason}" for key, reason in list(part.bad.items())[:5])
-                raise DataError(f"{len(part.bad)} of {n} clips are bad, more than {max_bad:.1%}: {listed}. Repair them, or raise max_bad.")
+                raise DataError(
+                    f"{len(part.bad)} of {n} clips are bad, more than {max_bad:.1%}: {listed}. Repair them, or raise "
+                    "max_bad."
+                )
             if progress is not None:
                 progress(part.done, n)
     kept, table, fingerprints = part.content()
@@ -217,8 +229,8 @@ def spot_check(
         difference = float(np.abs(table.take(int(rows[i]), columns).astype(np.float32) - logits).max())
         if difference > tolerance:
             raise DataError(
-                f"{table.path} has other logits for {batch.keys[0]!r} than the model gives (up to {difference:.2f} apart). "
-                "Its rows do not belong to these clips, or it was made by another model or from other audio."
+                f"{table.path} has other logits for {batch.keys[0]!r} than the model gives (up to {difference:.2f} "
+                "apart). Its rows do not belong to these clips, or it was made by another model or from other audio."
             )
         worst = max(worst, difference)
     return worst
@@ -230,7 +242,9 @@ def state_digest(model: torch.nn.Module) -> str:
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name}\0{tensor.dtype}\0{list(tensor.shape)}\0".encode())
         digest.update(
-            tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if tensor.ndim else str(tensor.item()).encode()
+            tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+            if tensor.ndim
+            else str(tensor.item()).encode()
         )
     return digest.hexdigest()
 
@@ -288,9 +302,13 @@ class _Part:
         try:
             self._append(keys, logits, fingerprints, bad)
         except OSError as error:
-            raise DataError(f"{self.folder} cannot be written: {error}. Free some space; the same command resumes.") from error
+            raise DataError(
+                f"{self.folder} cannot be written: {error}. Free some space; the same command resumes."
+            ) from error
 
-    def _append(self, keys: Sequence[str], logits: npt.NDArray[np.float16], fingerprints: Sequence[int], bad: dict[str, str]) -> None:
+    def _append(
+        self, keys: Sequence[str], logits: npt.NDArray[np.float16], fingerprints: Sequence[int], bad: dict[str, str]
+    ) -> None:
         for name, content in (
             ("logits", logits.tobytes()),
             ("fingerprints", np.array(fingerprints, dtype=np.int64).tobytes()),

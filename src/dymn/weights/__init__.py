@@ -1,6 +1,7 @@
 """Checkpoints as data: the registry of published ones, their download, dymn's own format, and EfficientAT's.
 
-Nothing here needs PyTorch but `load_model` and `import_efficientat`, which return networks and are handed on from `dymn.models`.
+Nothing here needs PyTorch but `load_model` and `import_efficientat`, which return networks and are handed on from
+`dymn.models`.
 """
 
 from __future__ import annotations

@@ -32,9 +32,10 @@ def open_checkpoint(source: str | Path, *, progress: Progress | None = None) -> 
     """Open a checkpoint: configuration, card, weights and digest, as NumPy arrays and plain data.
 
     Args:
-        source: the name of a model with weights (see `dymn.list_models(pretrained=True)`), a `.safetensors` file of dymn,
-            a folder with one, a state dict that EfficientAT published (`.pt`), or "user/repo" or "user/repo@revision" on the
-            Hugging Face Hub. A name in the registry comes first, then what is on this machine.
+        source: the name of a model with weights (see `dymn.list_models(pretrained=True)`), a `.safetensors` file of
+            dymn, a folder with one, a state dict that EfficientAT published (`.pt`), or "user/repo" or
+            "user/repo@revision" on the Hugging Face Hub. A name in the registry comes first, then what is on this
+            machine.
         progress: called during a download with the bytes done, and the bytes in all or None.
 
     Raises:
@@ -59,7 +60,9 @@ def open_checkpoint(source: str | Path, *, progress: Progress | None = None) -> 
         return _from_safetensors(file_in(path))
     if path.exists():
         if not path.is_file():
-            raise WeightsError(f"{path} is neither a file nor a folder. Give the path of a checkpoint, or the name of a model.")
+            raise WeightsError(
+                f"{path} is neither a file nor a folder. Give the path of a checkpoint, or the name of a model."
+            )
         return _from_safetensors(path) if _is_safetensors(path) else open_state_dict(path)
     if path.suffix in WEIGHTS_ENDINGS:
         raise unknown_model(name)
@@ -73,7 +76,9 @@ def open_checkpoint(source: str | Path, *, progress: Progress | None = None) -> 
 
 
 def open_state_dict(path: Path, strides: Sequence[int] | None = None, temperature: float | None = None) -> Stored:
-    """Open an EfficientAT file; what it does not say comes from the registry, if it is known there and neither setting is given.
+    """Open an EfficientAT file.
+
+    What it does not say comes from the registry, if it is known there and neither setting is given.
 
     Raises:
         WeightsError: if it cannot be read, or does not fit a network.
@@ -87,7 +92,9 @@ def open_state_dict(path: Path, strides: Sequence[int] | None = None, temperatur
                     return _stored(import_published(path, published), published_card(published), digest)
                 except WeightsError as error:
                     logger.warning("%s Its network is read from the file, and the standard front end is used.", error)
-    imported = read_efficientat(path, temperature=1.0 if temperature is None else temperature, strides=strides or DEFAULT_STRIDES)
+    imported = read_efficientat(
+        path, temperature=1.0 if temperature is None else temperature, strides=strides or DEFAULT_STRIDES
+    )
     card = ModelCard(name=path.stem, labels=labels_for(imported.config.num_classes), provenance={"file": path.name})
     return _stored(imported, card, digest)
 

@@ -44,11 +44,18 @@ def convert(
     """
     path = Path(destination)
     if path.suffix not in ("", SAFETENSORS) and not path.is_dir():
-        raise ConfigError(f"{destination} is neither a {SAFETENSORS} file nor a folder. Write to {path.with_suffix(SAFETENSORS)} instead.")
+        raise ConfigError(
+            f"{destination} is neither a {SAFETENSORS} file nor a folder. Write to {path.with_suffix(SAFETENSORS)} "
+            "instead."
+        )
     known = strides is None and temperature is None
     if not known and not Path(source).is_file():
-        raise ConfigError(f"{source} is not a file. Temperature and strides are settings of a state dict in a file; leave them out.")
-    stored = open_checkpoint(source, progress=progress) if known else open_state_dict(Path(source), strides, temperature)
+        raise ConfigError(
+            f"{source} is not a file. Temperature and strides are settings of a state dict in a file; leave them out."
+        )
+    stored = (
+        open_checkpoint(source, progress=progress) if known else open_state_dict(Path(source), strides, temperature)
+    )
     card = stored.card
     replaced = dataclasses.replace(
         card,

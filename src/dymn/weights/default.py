@@ -21,7 +21,9 @@ class Choice(NamedTuple):
 
 
 def choose_default(progress: Progress | None = None) -> Choice:
-    """Choose `PREFERRED` if it is in the cache or can be fetched, else `SHIPPED`, which comes with dymn; PyTorch is not imported.
+    """Choose `PREFERRED` if it is in the cache or can be fetched, else `SHIPPED`, which comes with dymn.
+
+    PyTorch is not imported.
 
     Raises:
         WeightsError: if neither can be had.

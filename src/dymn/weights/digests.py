@@ -1,9 +1,9 @@
 """Which digest the file of a model must have, and how much is known of it.
 
-The registry has the SHA-256 of few models: their authors publish none. The others are unverified at their first download, but for
-their network, and the digest of that file is recorded beside it and enforced from then on. Those who know digests from elsewhere pin
-them: a file `SHA256SUMS` in the cache folder, or the one that `DYMN_SHA256SUMS` names, has lines as `sha256sum` writes them, a digest and
-the name of a model or of its file.
+The registry has the SHA-256 of few models: their authors publish none. The others are unverified at their first
+download, but for their network, and the digest of that file is recorded beside it and enforced from then on. Those who
+know digests from elsewhere pin them: a file `SHA256SUMS` in the cache folder, or the one that `DYMN_SHA256SUMS` names,
+has lines as `sha256sum` writes them, a digest and the name of a model or of its file.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ LINE = re.compile(r"([0-9a-fA-F]{64}) [ *](\S.*)")
 
 
 class Expected(NamedTuple):
-    """The digest that a file must have, "" where none is known, and where that is from: a kind, and a place for messages."""
+    """The digest that a file must have, "" where none is known, and where that is from.
+
+    A kind, and a place for messages.
+    """
 
     digest: str
     origin: Origin
@@ -44,7 +47,9 @@ def expected_digest(names: tuple[str, ...], published: str | None, record: Path)
     place, pins = pinned(record.parent)
     pin = next((pins[name] for name in names if name in pins), "")
     if pin and published not in (None, pin):
-        raise WeightsError(f"{place} has the SHA-256 {pin} for {names[0]}, and dymn knows {published}. Remove the line.")
+        raise WeightsError(
+            f"{place} has the SHA-256 {pin} for {names[0]}, and dymn knows {published}. Remove the line."
+        )
     if published:
         return Expected(published, "published", "published")
     if pin:
@@ -53,7 +58,11 @@ def expected_digest(names: tuple[str, ...], published: str | None, record: Path)
         text = read_bounded(record, MAX_PINS).decode("ascii", "replace") if record.exists() else ""
     except OSError as error:
         raise WeightsError(f"{record} cannot be read: {error.strerror or error}.") from error
-    return Expected(text[:64], "recorded", f"recorded in {record} when it was first verified") if text else Expected("", "none")
+    return (
+        Expected(text[:64], "recorded", f"recorded in {record} when it was first verified")
+        if text
+        else Expected("", "none")
+    )
 
 
 def pinned(folder: Path) -> tuple[Path, dict[str, str]]:
@@ -78,6 +87,8 @@ def pinned(folder: Path) -> tuple[Path, dict[str, str]]:
             continue
         match = LINE.fullmatch(line.rstrip())
         if match is None:
-            raise WeightsError(f"{path}, line {number}: {line[:100]!r} is not a SHA-256, two spaces and a name, as sha256sum writes.")
+            raise WeightsError(
+                f"{path}, line {number}: {line[:100]!r} is not a SHA-256, two spaces and a name, as sha256sum writes."
+            )
         found[os.path.basename(match[2])] = match[1].lower()
     return path, found

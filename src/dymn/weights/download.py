@@ -1,8 +1,9 @@
 """Verified downloads of the registry's models into a user cache.
 
-A file in the cache has passed one of two checks: its SHA-256 is the one in the registry, or pinned by the user; or, where there is none,
-it was imported, held exactly the expected network, and its SHA-256 was recorded beside it, to be enforced from then on. Each process
-writes a file of its own and moves it into place once it is complete and verified, so several may download the same model.
+A file in the cache has passed one of two checks: its SHA-256 is the one in the registry, or pinned by the user; or,
+where there is none, it was imported, held exactly the expected network, and its SHA-256 was recorded beside it, to be
+enforced from then on. Each process writes a file of its own and moves it into place once it is complete and verified,
+so several may download the same model.
 """
 
 from __future__ import annotations
@@ -93,21 +94,25 @@ def fetch(model: PublishedModel, validate: Callable[[Path], object], progress: P
 
     Args:
         model: an entry of the registry.
-        validate: imports a file and raises a `WeightsError` unless it holds exactly the expected network; called for files
-            whose SHA-256 is neither in the registry nor recorded in the cache.
+        validate: imports a file and raises a `WeightsError` unless it holds exactly the expected network; called for
+            files whose SHA-256 is neither in the registry nor recorded in the cache.
         progress: called as bytes arrive.
 
     Raises:
-        WeightsError: if the file cannot be downloaded, verified or written. The message names the file, the URL, and where to
-            place the file by hand.
+        WeightsError: if the file cannot be downloaded, verified or written. The message names the file, the URL, and
+            where to place the file by hand.
     """
     path = local_path(model)
     if model.packaged:
         if not path.is_file():
-            raise WeightsError(f"{model.name} is part of dymn, but {path} is missing. Install dymn again, or choose another model.")
+            raise WeightsError(
+                f"{model.name} is part of dymn, but {path} is missing. Install dymn again, or choose another model."
+            )
         digest = sha256_of(path)
         if model.sha256 not in (None, digest):
-            raise WeightsError(f"{path} is damaged: its SHA-256 is {digest} instead of {model.sha256}. Install dymn again.")
+            raise WeightsError(
+                f"{path} is damaged: its SHA-256 is {digest} instead of {model.sha256}. Install dymn again."
+            )
         return LocalFile(path, digest)
     problem = ""
     if path.is_file():
@@ -134,9 +139,7 @@ def fetch(model: PublishedModel, validate: Callable[[Path], object], progress: P
 
 def _by_hand(model: PublishedModel) -> str:
     place = local_path(model)
-    return (
-        f"Without a network, download {model.file} from {model.url} on another machine and place it as {place}, or give the path of a file."
-    )
+    return f"Without a network, download {model.file} from {model.url} on another machine and place it as {place}, or give the path of a file."
 
 
 def _verify(path: Path, model: PublishedModel, validate: Callable[[Path], object]) -> str:
@@ -156,7 +159,9 @@ def _verify(path: Path, model: PublishedModel, validate: Callable[[Path], object
             file.write(f"{digest}  {model.file}\n".encode("ascii"))
     elif digest != expected.digest:
         remedy = f" If you trust the new file, remove {record}." if expected.origin == "recorded" else ""
-        raise WeightsError(f"{model.file} has the SHA-256 {digest}, not the one {expected.place}, {expected.digest}.{remedy}")
+        raise WeightsError(
+            f"{model.file} has the SHA-256 {digest}, not the one {expected.place}, {expected.digest}.{remedy}"
+        )
     return digest
 
 

@@ -1,7 +1,7 @@
 """The state dicts that EfficientAT publishes (MIT licence, github.com/fschmid56/EfficientAT), in dymn's names.
 
-A file holds names and arrays only. Family, width, K, M, context sizes, classes and head follow from them; kernel sizes and
-activations are those of Table I; temperature and strides leave no trace in a file and are given by the caller.
+A file holds names and arrays only. Family, width, K, M, context sizes, classes and head follow from them; kernel sizes
+and activations are those of Table I; temperature and strides leave no trace in a file and are given by the caller.
 """
 
 from __future__ import annotations
@@ -76,7 +76,9 @@ def read_efficientat(
     for entry in entries:
         given, shape = state[entry.source], shapes[entry.target]
         if given.size != math.prod(shape):
-            raise WeightsError(f"{name}: {entry.source} has shape {list(given.shape)}, which does not fit {list(shape)}.")
+            raise WeightsError(
+                f"{name}: {entry.source} has shape {list(given.shape)}, which does not fit {list(shape)}."
+            )
         values[entry.target] = given.reshape(shape)
     return Imported(config, values)
 
@@ -156,7 +158,10 @@ def _stages(state: Mapping[str, Array], i: int) -> dict[str, StageNames]:
         if f"{stages['expand'].norm}.weight" not in state:
             del stages["expand"]
         # A static convolution inside a dynamic block is published with a wrapper's name.
-        return {p: s._replace(conv=f"{s.conv}.module") if f"{s.conv}.module.weight" in state else s for p, s in stages.items()}
+        return {
+            p: s._replace(conv=f"{s.conv}.module") if f"{s.conv}.module.weight" in state else s
+            for p, s in stages.items()
+        }
     prefix = _static_prefix(state, i)
     convs = [j for j in range(4) if f"{prefix}.{j}.0.weight" in state]
     if len(convs) not in (2, 3):

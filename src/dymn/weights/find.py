@@ -40,5 +40,7 @@ def file_in(folder: Path) -> Path:
     files = sorted(folder.glob(f"*{SAFETENSORS}"))
     if len(files) != 1:
         found = f"{len(files)} {SAFETENSORS} files, such as {files[0].name}" if files else f"no {SAFETENSORS} file"
-        raise WeightsError(f"The folder {folder} holds {found}; give the path of a file, or a folder with {WEIGHTS_FILE}.")
+        raise WeightsError(
+            f"The folder {folder} holds {found}; give the path of a file, or a folder with {WEIGHTS_FILE}."
+        )
     return files[0]

@@ -1,8 +1,8 @@
 """dymn's own checkpoint format: NumPy arrays with all that rebuilds the model they belong to.
 
-A checkpoint is one `.safetensors` file. Its metadata holds, as JSON, the configuration of the network with its temperature, and the
-card (front end, labels, licence, metrics, provenance). Files are untrusted input: sizes are bounded, every setting is checked, and no
-array is used before its name and shape fit the configuration.
+A checkpoint is one `.safetensors` file. Its metadata holds, as JSON, the configuration of the network with its
+temperature, and the card (front end, labels, licence, metrics, provenance). Files are untrusted input: sizes are
+bounded, every setting is checked, and no array is used before its name and shape fit the configuration.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ COUNTER = "num_batches_tracked"  # of batch norm; nothing depends on it, and pub
 class Stored(NamedTuple):
     """The content of a checkpoint.
 
-    `state` maps names of parameters and buffers to arrays, float32 for all but integers; `digest` is the SHA-256 of the file.
+    `state` maps names of parameters and buffers to arrays, float32 for all but integers; `digest` is the SHA-256 of the
+    file.
     """
 
     config: ModelConfig
@@ -60,7 +61,9 @@ def save(stored: Stored, path: str | Path, dtype: str = "float32") -> str:
     entries = {}
     for name, values in stored.state.items():
         if not is_finite(values):
-            raise WeightsError(f"{path} is not written: {name} holds values that are not finite. The training has diverged.")
+            raise WeightsError(
+                f"{path} is not written: {name} holds values that are not finite. The training has diverged."
+            )
         kind, content = _reduced(values, dtype if values.ndim >= 2 else "float32")
         entries[name] = kind, content
     written = serialise(entries, {"dymn": json.dumps(description(stored), allow_nan=False)})
@@ -89,7 +92,10 @@ def _reduced(values: Array, dtype: str) -> tuple[str, Array]:
 
 
 def serialise(arrays: Mapping[str, tuple[str, Array]], metadata: Mapping[str, str]) -> bytes:
-    """Return arrays, each with a key of `DTYPES`, as the bytes of a `.safetensors` file: wide types first, as the format advises."""
+    """Return arrays, each with a key of `DTYPES`, as the bytes of a `.safetensors` file.
+
+    Wide types first, as the format advises.
+    """
     names = sorted(arrays, key=lambda name: (-arrays[name][1].itemsize, name))
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     parts, end = [], 0
@@ -109,45 +115,70 @@ def from_bfloat16(bits: Array) -> npt.NDArray[np.float32]:
 
 
 def read(path: str | Path) -> Stored:
-    """Read a `.safetensors` file that `save` wrote, without trusting it. Arrays come in float32, whatever they are stored as.
+    """Read a `.safetensors` file that `save` wrote, without trusting it.
+
+    Arrays come in float32, whatever they are stored as.
 
     Raises:
-        WeightsError: if the file is missing, damaged, too large, was not written by dymn, or has settings that are not allowed.
+        WeightsError: if the file is missing, damaged, too large, was not written by dymn, or has settings that are not
+            allowed.
     """
     content = _content(Path(path))
     size = int.from_bytes(content[:8], "little")
     if not 2 <= size <= min(MAX_HEADER, len(content) - 8):
-        raise WeightsError(f"{path} is not a .safetensors file, or is cut short: its header cannot be {size:,} bytes long.")
+        raise WeightsError(
+            f"{path} is not a .safetensors file, or is cut short: its header cannot be {size:,} bytes long."
+        )
     header = _json(content[8 : 8 + size], str(path))
     metadata = header.get("__metadata__")
     if not isinstance(metadata, dict) or not isinstance(metadata.get("dymn"), str):
-        raise WeightsError(f"{path} was not written by dymn: it does not describe its network. Convert the original with `dymn convert`.")
+        raise WeightsError(
+            f"{path} was not written by dymn: it does not describe its network. Convert the original with `dymn "
+            "convert`."
+        )
     described = _json(metadata["dymn"], str(path))
     if described.get("format") != FORMAT:
-        raise WeightsError(f"{path} has format {described.get('format')!r}; this version reads {FORMAT}. Install a newer dymn.")
+        raise WeightsError(
+            f"{path} has format {described.get('format')!r}; this version reads {FORMAT}. Install a newer dymn."
+        )
     try:
         config = from_dict(ModelConfig, described.get("config", {}))
         card = from_dict(ModelCard, described.get("card", {}))
     except ConfigError as error:
         raise WeightsError(f"{path} describes a network that cannot be: {error}") from error
     if len(config.blocks) > MAX_BLOCKS:
-        raise WeightsError(f"{path} describes a network of {len(config.blocks)} blocks; at most {MAX_BLOCKS} are built from a file.")
+        raise WeightsError(
+            f"{path} describes a network of {len(config.blocks)} blocks; at most {MAX_BLOCKS} are built from a file."
+        )
     if len(card.labels) != config.num_classes:
-        raise WeightsError(f"{path} has {len(card.labels)} labels for {config.num_classes} classes. The file is damaged; get it again.")
+        raise WeightsError(
+            f"{path} has {len(card.labels)} labels for {config.num_classes} classes. The file is damaged; get it again."
+        )
     try:
-        state = _arrays({name: entry for name, entry in header.items() if name != "__metadata__"}, memoryview(content)[8 + size :])
+        state = _arrays(
+            {name: entry for name, entry in header.items() if name != "__metadata__"}, memoryview(content)[8 + size :]
+        )
     except (ValueError, KeyError, TypeError) as error:
         raise WeightsError(f"{path} is damaged: {error}. Get it again.") from error
     return Stored(config, card, state, hashlib.sha256(content).hexdigest())
 
 
 def _arrays(entries: Mapping[str, Any], content: memoryview) -> dict[str, Array]:
-    """Return the arrays that the header of a file describes, which must lie in its content one after the other and without gaps."""
+    """Return the arrays that the header of a file describes, which must lie in its content one after the other and
+    without gaps.
+    """
     found, end = {}, 0
     for name, entry in sorted(entries.items(), key=lambda item: item[1]["data_offsets"]):
         kind, shape, (start, stop) = entry["dtype"], entry["shape"], entry["data_offsets"]
-        if kind not in DTYPES or len(shape) > 8 or not all(type(n) is int and 0 <= n <= MAX_FILE for n in (*shape, start, stop)):
-            raise ValueError(f"{name:.100} is {kind!s:.20} {shape!s:.100}; allowed are the types {', '.join(DTYPES)} and up to 8 sizes")
+        if (
+            kind not in DTYPES
+            or len(shape) > 8
+            or not all(type(n) is int and 0 <= n <= MAX_FILE for n in (*shape, start, stop))
+        ):
+            raise ValueError(
+                f"{name:.100} is {kind!s:.20} {shape!s:.100}; allowed are the types {', '.join(DTYPES)} and up to 8 "
+                "sizes"
+            )
         values = np.frombuffer(content[start:stop], DTYPES[kind])
         if start != end or stop > len(content) or values.size != math.prod(shape):
             raise ValueError(f"{name:.100} {shape} does not lie in the bytes {start} to {stop}")
@@ -177,7 +208,10 @@ def check_finite(state: Mapping[str, Array], source: str) -> None:
 
 
 def description(stored: Stored) -> dict[str, Any]:
-    """Return what the metadata says of a model. The digest of the file that the weights came from becomes their ancestor's."""
+    """Return what the metadata says of a model.
+
+    The digest of the file that the weights came from becomes their ancestor's.
+    """
     provenance = dict(stored.card.provenance)
     if "sha256" in provenance:
         provenance["source_sha256"] = provenance.pop("sha256")
@@ -186,7 +220,9 @@ def description(stored: Stored) -> dict[str, Any]:
 
 
 def save_folder(stored: Stored, folder: Path, dtype: str = "float32") -> str:
-    """Write a folder for the Hub: `model.safetensors`, and `README.md` and `config.json` for people to read; return the digest.
+    """Write a folder for the Hub: `model.safetensors`, and `README.md` and `config.json` for people to read.
+
+    Return the digest.
 
     Raises:
         ConfigError, WeightsError: as `save` does.
@@ -200,7 +236,11 @@ def save_folder(stored: Stored, folder: Path, dtype: str = "float32") -> str:
 def readme(stored: Stored, digest: str) -> str:
     """Return the model card in Markdown, with the header that the Hub reads."""
     config, card = stored.config, stored.card
-    parameters = sum(values.size for name, values in stored.state.items() if not name.endswith((COUNTER, "running_mean", "running_var")))
+    parameters = sum(
+        values.size
+        for name, values in stored.state.items()
+        if not name.endswith((COUNTER, "running_mean", "running_var"))
+    )
     front_end = card.front_end
     hop = 1000 * front_end.hop_length / front_end.sample_rate
     classes = ", ".join(card.labels[:5]) + (" …" if len(card.labels) > 5 else "")
@@ -217,8 +257,10 @@ def readme(stored: Stored, digest: str) -> str:
             "",
             f"# {card.name or 'dymn model'}",
             "",
-            f"{parameters:,} parameters, width {config.width:g}, head {config.head}, kernel attention temperature {config.temperature:g}.",
-            f"Input: mono audio at {front_end.sample_rate:,} Hz, {front_end.n_mels} mel bands, one frame each {hop:g} ms.",
+            f"{parameters:,} parameters, width {config.width:g}, head {config.head}, kernel attention temperature "
+            f"{config.temperature:g}.",
+            f"Input: mono audio at {front_end.sample_rate:,} Hz, {front_end.n_mels} mel bands, one frame each {hop:g} "
+            "ms.",
             f"{config.num_classes} classes: {classes}",
             "",
             "```python",
@@ -239,7 +281,9 @@ def readme(stored: Stored, digest: str) -> str:
 def is_finite(values: Array) -> bool:
     """Return whether all values are finite. A finite sum, which is quick, proves it; else each value is looked at."""
     with np.errstate(over="ignore", invalid="ignore"):
-        return bool(np.isfinite(values.sum(dtype=None if values.dtype != np.float16 else np.float32))) or bool(np.isfinite(values).all())
+        return bool(np.isfinite(values.sum(dtype=None if values.dtype != np.float16 else np.float32))) or bool(
+            np.isfinite(values).all()
+        )
 
 
 def shorten(names: Iterable[str], limit: int = 8) -> str:

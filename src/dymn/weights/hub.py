@@ -1,7 +1,10 @@
-"""Weights from the Hugging Face Hub, without its client: one file of a repository, in the cache that the client uses as well.
+"""Weights from the Hugging Face Hub, without its client.
 
-The variables HF_ENDPOINT, HF_TOKEN, HF_HOME, HF_HUB_CACHE and HF_HUB_OFFLINE mean what they mean to the client. A file in the
-cache is found whoever downloaded it. Its SHA-256 is what the Hub says, where the Hub stores the file by its SHA-256.
+One file of a repository, in the cache that the client uses as well.
+
+The variables HF_ENDPOINT, HF_TOKEN, HF_HOME, HF_HUB_CACHE and HF_HUB_OFFLINE mean what they mean to the client. A file
+in the cache is found whoever downloaded it. Its SHA-256 is what the Hub says, where the Hub stores the file by its
+SHA-256.
 """
 
 from __future__ import annotations
@@ -51,7 +54,9 @@ class Repository:
 
 
 def fetch_hub(name: str, progress: Progress | None = None) -> LocalFile:
-    """Return the verified weights of "user/repo" or "user/repo@revision"; download them if the cache has an older version or none.
+    """Return the verified weights of "user/repo" or "user/repo@revision".
+
+    Download them if the cache has an older version or none.
 
     Without a network, or with HF_HUB_OFFLINE=1, the version in the cache is used.
 
@@ -89,11 +94,15 @@ def _fetch(repository: Repository, progress: Progress | None) -> LocalFile:
         version = _look_up(repository)
     except OSError as error:
         logger.info("%s cannot be reached: %s", endpoint(), error)
-        return _cached(repository, f"{endpoint()} does not answer ({reason_of(error)}). Get the file elsewhere and give its path.")
+        return _cached(
+            repository, f"{endpoint()} does not answer ({reason_of(error)}). Get the file elsewhere and give its path."
+        )
     except RefusedError as error:
         if error.status < 500:
             raise WeightsError(_refusal(repository, error)) from error
-        return _cached(repository, f"{endpoint()} reports {error}. Try again later, or get the file elsewhere and give its path.")
+        return _cached(
+            repository, f"{endpoint()} reports {error}. Try again later, or get the file elsewhere and give its path."
+        )
     return _store(repository, version, progress)
 
 
@@ -166,7 +175,9 @@ def _verified(path: Path) -> LocalFile:
     """Return a file of the cache; the name of what its link points to is its SHA-256, for a large file."""
     digest, stored = sha256_of(path), path.resolve()
     if SHA256.fullmatch(stored.name) and stored.name != digest:
-        raise WeightsError(f"{stored} is damaged: its SHA-256 is {digest}. Remove it and load the model again with a network.")
+        raise WeightsError(
+            f"{stored} is damaged: its SHA-256 is {digest}. Remove it and load the model again with a network."
+        )
     return LocalFile(path, digest)
 
 

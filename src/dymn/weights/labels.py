@@ -15,7 +15,10 @@ def audioset_labels() -> tuple[str, ...]:
 
 
 def labels_for(num_classes: int) -> tuple[str, ...]:
-    """Return the names of the classes of a network that comes without them: AudioSet's if there are 527, else class_0, class_1 ..."""
+    """Return the names of the classes of a network that comes without them.
+
+    AudioSet's if there are 527, else class_0, class_1 ...
+    """
     return audioset_labels() if num_classes == len(audioset_labels()) else numbered_labels(num_classes)
 
 

@@ -39,7 +39,10 @@ def import_published(path: Path, published: PublishedModel) -> Imported:
 
 
 def published_card(published: PublishedModel) -> ModelCard:
-    """Return the card of a model in the registry. The labels of ImageNet models are not published: they are numbered."""
+    """Return the card of a model in the registry.
+
+    The labels of ImageNet models are not published: they are numbered.
+    """
     return ModelCard(
         name=published.name,
         front_end=published.front_end,

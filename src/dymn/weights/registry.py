@@ -1,8 +1,8 @@
 """Every published model, as data: what its file is called, what network and front end it holds, how good it is.
 
-The models of EfficientAT are assets of one public release (MIT licence). Parameters and multiply-adds (for 10 s of audio) are
-written down so that a listing needs no network built; the tests compare them with what is counted. Importing this module
-imports neither torch nor anything else that is slow.
+The models of EfficientAT are assets of one public release (MIT licence). Parameters and multiply-adds (for 10 s of
+audio) are written down so that a listing needs no network built; the tests compare them with what is counted. Importing
+this module imports neither torch nor anything else that is slow.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ DATASET_TEMPERATURES = {"AudioSet": 1.0, "ImageNet": 30.0}
 class PublishedModel:
     """One model with weights.
 
-    `architecture` is a key of `dymn.architectures.MODELS`; `file` the name of its file in the cache, or in this package where
-    `packaged`; `macs` counts the multiply-adds for 10 s of audio; `mean_ap` is the mAP on AudioSet's evaluation set from 0 to 1,
-    None where it is not published; `sha256` and `size` (bytes) are None where they are not known.
+    `architecture` is a key of `dymn.architectures.MODELS`; `file` the name of its file in the cache, or in this package
+    where `packaged`; `macs` counts the multiply-adds for 10 s of audio; `mean_ap` is the mAP on AudioSet's evaluation
+    set from 0 to 1, None where it is not published; `sha256` and `size` (bytes) are None where they are not known.
     """
 
     name: str
@@ -143,7 +143,11 @@ REGISTRY: dict[str, PublishedModel] = {model.name: model for model in PUBLISHED}
 def unknown_model(name: str) -> WeightsError:
     """Return the error for a name that is no file, folder or entry; it proposes similar names, except for the name of a file."""
     if Path(name).suffix in WEIGHTS_ENDINGS:
-        return WeightsError(f"There is no file {name}. Give the path of a checkpoint, or the name of a model with weights.")
+        return WeightsError(
+            f"There is no file {name}. Give the path of a checkpoint, or the name of a model with weights."
+        )
     similar = difflib.get_close_matches(name, REGISTRY, n=3)
-    proposal = f"Did you mean {' or '.join(similar)}?" if similar else f"The models with weights are: {', '.join(REGISTRY)}."
+    proposal = (
+        f"Did you mean {' or '.join(similar)}?" if similar else f"The models with weights are: {', '.join(REGISTRY)}."
+    )
     return WeightsError(f"There is no file, folder or model with weights called {name!r}. {proposal}")

@@ -14,7 +14,8 @@ Shapes = Iterator[tuple[str, Shape]]
 
 
 def state_shapes(config: ModelConfig) -> dict[str, Shape]:
-    """Return the shape of each array in the state of a network by its name, without those of attentions that are not dymn's own.
+    """Return the shape of each array in the state of a network by its name, without those of attentions that are not
+    dymn's own.
 
     Raises:
         ConfigError: if the configuration names parts that do not exist.
@@ -36,7 +37,9 @@ def check_state(state: Mapping[str, Array], config: ModelConfig, source: str) ->
         for i, block in enumerate(config.blocks)
         if block.attention is not None and not any(_attention("", block.attention, 8, 8))
     )
-    compare_shapes({name: values.shape for name, values in state.items() if not name.startswith(foreign)}, expected, source)
+    compare_shapes(
+        {name: values.shape for name, values in state.items() if not name.startswith(foreign)}, expected, source
+    )
 
 
 def compare_shapes(given: Mapping[str, Shape], expected: Mapping[str, Shape], source: str) -> None:
@@ -52,7 +55,11 @@ def compare_shapes(given: Mapping[str, Shape], expected: Mapping[str, Shape], so
         for name, shape in expected.items()
         if name in given and tuple(given[name]) != tuple(shape)
     ]
-    problems = [f"{word} {shorten(names)}" for word, names in (("missing", missing), ("extra", extra), ("wrong shape", wrong)) if names]
+    problems = [
+        f"{word} {shorten(names)}"
+        for word, names in (("missing", missing), ("extra", extra), ("wrong shape", wrong))
+        if names
+    ]
     if problems:
         raise WeightsError(f"{source} does not fit the network that its config describes: {'; '.join(problems)}.")
 
@@ -100,7 +107,9 @@ def _stage(block_name: str, block: BlockConfig, position: str, c_in: int, kernel
         yield from _dynamic(f"{name}.activation", block, "relu", c_out, 2 * block.n_maps * c_out)
 
 
-def _dynamic(name: str, block: BlockConfig, part: str, channels: int, n_values: int) -> Generator[tuple[str, Shape], None, str]:
+def _dynamic(
+    name: str, block: BlockConfig, part: str, channels: int, n_values: int
+) -> Generator[tuple[str, Shape], None, str]:
     """Yield the layers that read coefficients off a context; return the name of the part that they belong to."""
     size = block.context_size * (2 if block.context == "concatenated" else 1)
     if block.context == "own":

@@ -1,9 +1,9 @@
 """Files of `torch.save`, read without PyTorch and without executing the pickle inside.
 
-Such a file is a zip archive: `NAME/data.pkl` says which tensors there are, of what shape, and where in `NAME/data/KEY` their numbers lie.
-dymn has this one reader for them, whether PyTorch is installed or not: weights load without it, and the safety of loading does not depend
-on its version (`torch.load(..., weights_only=True)` could be made to run code before PyTorch 2.6). A pickle can name nothing but tensors
-here, and no tensor reaches beyond the bytes that are there.
+Such a file is a zip archive: `NAME/data.pkl` says which tensors there are, of what shape, and where in `NAME/data/KEY`
+their numbers lie. dymn has this one reader for them, whether PyTorch is installed or not: weights load without it, and
+the safety of loading does not depend on its version (`torch.load(..., weights_only=True)` could be made to run code
+before PyTorch 2.6). A pickle can name nothing but tensors here, and no tensor reaches beyond the bytes that are there.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ def read_tensors(path: Path) -> dict[str, Array]:
     """Return the tensors of a state dict by name, as they are stored; those in bfloat16 come in float32.
 
     Raises:
-        WeightsError: if the file is missing, was not written by `torch.save`, is larger than `MAX_FILE`, or holds anything but tensors
-            by name.
+        WeightsError: if the file is missing, was not written by `torch.save`, is larger than `MAX_FILE`, or holds
+            anything but tensors by name.
     """
     if not path.is_file():
         raise WeightsError(f"There is no file {path}. Give the path of a checkpoint.")
@@ -75,8 +75,8 @@ def read_tensors(path: Path) -> dict[str, Array]:
         raise WeightsError(f"{path} cannot be read: {error.strerror or error}.") from error
     except (*FAILURES, *ARCHIVE_FAILURES) as error:
         raise WeightsError(
-            f"{path} is not a plain state dict saved by torch.save, or is damaged: {error}. It was not executed; ask for a file with "
-            "nothing but tensors by name, written by PyTorch 1.6 or newer."
+            f"{path} is not a plain state dict saved by torch.save, or is damaged: {error}. It was not executed; ask "
+            "for a file with nothing but tensors by name, written by PyTorch 1.6 or newer."
         ) from error
 
 
@@ -121,7 +121,9 @@ def _array(content: bytes, tensor: _Strided) -> Array:
     if count:
         flat = np.frombuffer(content, dtype)[offset:]
         steps = [step * dtype.itemsize for step in stride]
-        values = np.ascontiguousarray(np.lib.stride_tricks.as_strided(flat, shape, steps, writeable=False)).reshape(shape)
+        values = np.ascontiguousarray(np.lib.stride_tricks.as_strided(flat, shape, steps, writeable=False)).reshape(
+            shape
+        )
     else:
         values = np.empty(shape, dtype)
     return from_bfloat16(values) if kind == "BFloat16Storage" else values
@@ -134,7 +136,9 @@ def _storage(pid: Any, folder: str) -> _Storage:
     return _Storage(numbers.name, f"{folder}data/{key}", numel)
 
 
-def _rebuild_tensor(storage: Any, offset: Any, shape: Any, stride: Any, requires_grad: Any, hooks: Any, metadata: Any = None) -> _Strided:
+def _rebuild_tensor(
+    storage: Any, offset: Any, shape: Any, stride: Any, requires_grad: Any, hooks: Any, metadata: Any = None
+) -> _Strided:
     fits = type(shape) is type(stride) is tuple and len(shape) == len(stride) <= MAX_DIMENSIONS
     if not isinstance(storage, _Storage) or not fits or not all(map(_is_size, (offset, *shape, *stride))):
         raise ValueError("it describes a tensor as PyTorch does not")

@@ -1,7 +1,7 @@
 """HTTPS transfers with the standard library: a deadline for the answer, a least speed, resumption, a size limit.
 
-Neither pooch nor the Hub's client does all of this: the former does not resume, the latter accepts a damaged file, and neither
-stops a server that sends without end.
+Neither pooch nor the Hub's client does all of this: the former does not resume, the latter accepts a damaged file, and
+neither stops a server that sends without end.
 """
 
 from __future__ import annotations
@@ -61,10 +61,13 @@ class RefusedError(WeightsError):
 
 
 def transfer(remote: Remote, file: BinaryIO, progress: Progress | None = None) -> None:
-    """Write a remote file to an empty local one. A connection that breaks is resumed as long as each one brings more bytes.
+    """Write a remote file to an empty local one.
+
+    A connection that breaks is resumed as long as each one brings more bytes.
 
     Raises:
-        WeightsError: if the server does not answer in time, is too slow, refuses, or sends more or fewer bytes than expected.
+        WeightsError: if the server does not answer in time, is too slow, refuses, or sends more or fewer bytes than
+            expected.
         OSError: if the local file cannot be written.
     """
     state = _State()
@@ -134,7 +137,9 @@ def _receive(remote: Remote, state: _State, file: IO[bytes]) -> Iterator[bytes]:
         for chunk in _chunks(remote, state, response):
             state.done += len(chunk)
             if state.done > remote.size_limit:
-                raise WeightsError(f"{remote.name} on the server exceeds its {remote.size_limit:,} bytes; the download was stopped.")
+                raise WeightsError(
+                    f"{remote.name} on the server exceeds its {remote.size_limit:,} bytes; the download was stopped."
+                )
             yield chunk
     if state.total is not None and state.done < state.total:
         raise _ConnectionLost(f"the connection was closed after {_amount(state)}")
@@ -145,9 +150,13 @@ def _read_headers(remote: Remote, state: _State, headers: Message) -> None:
     state.total = state.done + int(length) if length.isdecimal() and len(length) < 20 else None
     etag = headers.get("ETag", "")
     state.version = etag if etag.startswith('"') else headers.get("Last-Modified")
-    if state.total is not None and (state.total > remote.size_limit or (remote.size is not None and state.total != remote.size)):
+    if state.total is not None and (
+        state.total > remote.size_limit or (remote.size is not None and state.total != remote.size)
+    ):
         expected = f"{remote.size:,}" if remote.size is not None else f"at most {remote.size_limit:,}"
-        raise WeightsError(f"{remote.name} on the server has {state.total:,} bytes instead of {expected}; it was not downloaded.")
+        raise WeightsError(
+            f"{remote.name} on the server has {state.total:,} bytes instead of {expected}; it was not downloaded."
+        )
 
 
 def _chunks(remote: Remote, state: _State, response: http.client.HTTPResponse) -> Iterator[bytes]:
@@ -177,7 +186,11 @@ def _amount(state: _State) -> str:
 
 def reason_of(error: Exception) -> str:
     """Return what went wrong, without the numbers and wrappers of the operating system's and urllib's errors."""
-    cause = error.reason if isinstance(error, urllib.error.URLError) and not isinstance(error, urllib.error.HTTPError) else error
+    cause = (
+        error.reason
+        if isinstance(error, urllib.error.URLError) and not isinstance(error, urllib.error.HTTPError)
+        else error
+    )
     words = cause.strerror if isinstance(cause, OSError) and not isinstance(cause, urllib.error.HTTPError) else None
     return words or str(cause) or type(cause).__name__
 
@@ -185,7 +198,9 @@ def reason_of(error: Exception) -> str:
 class _SafeRedirects(urllib.request.HTTPRedirectHandler):
     """Follow redirects to https only, or from this machine to itself; a token stays with its host."""
 
-    def redirect_request(self, request: urllib.request.Request, file: IO[bytes], code: int, message: str, headers: Any, url: str) -> Any:
+    def redirect_request(
+        self, request: urllib.request.Request, file: IO[bytes], code: int, message: str, headers: Any, url: str
+    ) -> Any:
         _check_url(url, loopback=_is_loopback(request.full_url))
         redirected = super().redirect_request(request, file, code, message, headers, url)
         token = request.unredirected_hdrs.get("Authorization")
@@ -197,8 +212,14 @@ class _SafeRedirects(urllib.request.HTTPRedirectHandler):
 class _SameHostRedirects(_SafeRedirects):
     """Follow redirects within a host; another one ends as an HTTPError that holds the headers."""
 
-    def redirect_request(self, request: urllib.request.Request, file: IO[bytes], code: int, message: str, headers: Any, url: str) -> Any:
-        return super().redirect_request(request, file, code, message, headers, url) if _same_host(request.full_url, url) else None
+    def redirect_request(
+        self, request: urllib.request.Request, file: IO[bytes], code: int, message: str, headers: Any, url: str
+    ) -> Any:
+        return (
+            super().redirect_request(request, file, code, message, headers, url)
+            if _same_host(request.full_url, url)
+            else None
+        )
 
 
 def _same_host(url: str, other: str) -> bool:

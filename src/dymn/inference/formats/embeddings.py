@@ -23,8 +23,8 @@ def rows(found: Embedding, per_window: bool) -> Iterator[Cells]:
 def layout(names: Sequence[str]) -> Layout[Embedding]:
     """Return the layout of embeddings whose values have these names; failed recordings have no row.
 
-    NPY holds records with the fields file, start, end and embedding [D], Parquet the same as columns, CSV a column for each value
-    with as many digits as float32 has.
+    NPY holds records with the fields file, start, end and embedding [D], Parquet the same as columns, CSV a column for
+    each value with as many digits as float32 has.
     """
     return Layout(
         columns=(

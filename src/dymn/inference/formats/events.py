@@ -24,7 +24,12 @@ def rows(recording: EventRecording, per_window: bool) -> Iterator[Cells]:
 def fields(recording: EventRecording, per_window: bool) -> dict[str, Any]:
     """Return the events as JSON types."""
     events = [
-        {"label": event.label, "start": round(event.start, 3), "end": round(event.end, 3), "score": round(event.score, 6)}
+        {
+            "label": event.label,
+            "start": round(event.start, 3),
+            "end": round(event.end, 3),
+            "score": round(event.score, 6),
+        }
         for event in recording.events
     ]
     return {"events": events}

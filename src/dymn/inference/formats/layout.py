@@ -1,4 +1,7 @@
-"""How results of one kind look in a file: which columns their rows have, which fields their JSON, which lines their text."""
+"""How results of one kind look in a file.
+
+Which columns their rows have, which fields their JSON, which lines their text.
+"""
 
 from __future__ import annotations
 
@@ -67,10 +70,13 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout(Generic[R]):
-    """What results of a kind look like in files; `dymn.inference.formats.writers` has one writer a format for all of them.
+    """What results of a kind look like in files.
+
+    `dymn.inference.formats.writers` has one writer a format for all of them.
 
     Attributes:
-        columns: of the rows; a failed recording has a row only if the last one is called "error". Rows of damaged ones have it, too.
+        columns: of the rows; a failed recording has a row only if the last one is called "error". Rows of damaged ones
+            have it, too.
         rows: from a result without an error, and whether windows are asked for, to its rows.
         suffixes: from the ending of a file, "" if it has none, to the name of a format.
         standard: the format of standard output.

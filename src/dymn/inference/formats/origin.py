@@ -31,4 +31,9 @@ class Origin:
     def to_dict(self) -> dict[str, Any]:
         """Return the origin as JSON types."""
         parameters = self.parameters | {"per_window": self.per_window}
-        return {"version": self.version, "model": self.model, "digest": self.digest, "parameters": parameters} | self.more
+        return {
+            "version": self.version,
+            "model": self.model,
+            "digest": self.digest,
+            "parameters": parameters,
+        } | self.more

@@ -65,7 +65,10 @@ def spans(recording: Recording) -> list[Span]:
 
 
 def joined(timeline: Sequence[WindowTags]) -> list[Tag]:
-    """Join the tags of windows that touch or overlap and share a label, with the best score; in the order of their start."""
+    """Join the tags of windows that touch or overlap and share a label, with the best score.
+
+    In the order of their start.
+    """
     done: list[Tag] = []
     current: dict[str, Tag] = {}
     for window in timeline:

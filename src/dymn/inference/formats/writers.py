@@ -1,7 +1,7 @@
 """One writer a format, for tags, events and embeddings alike: what they differ in is their `Layout`.
 
-A writer of text is a generator of its pieces, a binary one writes to a file. Results are written as they come; only NPY, which is one
-array, keeps them.
+A writer of text is a generator of its pieces, a binary one writes to a file. Results are written as they come; only
+NPY, which is one array, keeps them.
 """
 
 from __future__ import annotations
@@ -50,7 +50,9 @@ def csv_rows(results: Iterable[R], layout: Layout[R], origin: Origin) -> Iterato
     """Write a header and the rows, with one column for each value of a vector."""
     yield csv_text([[name for column in layout.columns for name in column.names or [column.name]]])
     for row in layout.rows_of(results, origin):
-        yield csv_text([[cell for value, column in zip(row, layout.columns, strict=True) for cell in _cells(value, column)]])
+        yield csv_text(
+            [[cell for value, column in zip(row, layout.columns, strict=True) for cell in _cells(value, column)]]
+        )
 
 
 def audacity(results: Iterable[R], layout: Layout[R], origin: Origin) -> Iterator[str]:
@@ -63,7 +65,8 @@ def audacity(results: Iterable[R], layout: Layout[R], origin: Origin) -> Iterato
 def rttm(results: Iterable[R], layout: Layout[R], origin: Origin) -> Iterator[str]:
     """Write lines like those of NIST's Rich Transcription Time Marked files, which have ten fields with blanks between.
 
-    The label stands where RTTM has the speaker and the score where it has the confidence; blanks in names become underscores.
+    The label stands where RTTM has the speaker and the score where it has the confidence; blanks in names become
+    underscores.
     """
     for result in results:
         name = _field(result.name)
@@ -89,7 +92,10 @@ def parquet(results: Iterable[R], layout: Layout[R], origin: Origin, file: Binar
     rows = layout.rows_of(results, origin)
     with arrow_parquet.ParquetWriter(file, schema) as writer:
         while some := list(itertools.islice(rows, layout.row_group)):
-            arrays = [_array(arrow, column, values) for column, values in zip(layout.columns, zip(*some, strict=True), strict=True)]
+            arrays = [
+                _array(arrow, column, values)
+                for column, values in zip(layout.columns, zip(*some, strict=True), strict=True)
+            ]
             writer.write_table(arrow.Table.from_arrays(arrays, schema=schema))
 
 
@@ -210,5 +216,7 @@ def _arrow_type(arrow: Any, column: Column) -> Any:
 
 def _array(arrow: Any, column: Column, values: Sequence[Any]) -> Any:
     if column.kind == "vector":
-        return arrow.FixedSizeListArray.from_arrays(arrow.array(np.concatenate(values), arrow.float32()), len(column.names))
+        return arrow.FixedSizeListArray.from_arrays(
+            arrow.array(np.concatenate(values), arrow.float32()), len(column.names)
+        )
     return arrow.array(values, _arrow_type(arrow, column))

@@ -23,7 +23,9 @@ def hidden_channels(channels: int) -> int:
 
 
 def strided(sequence: Tensor, stride: int, axis: int) -> Tensor:
-    """Pool a sequence [B, H, F, 1] (axis 0) or [B, H, 1, T] (axis 1) as a depthwise convolution of this stride shortens it."""
+    """Pool a sequence [B, H, F, 1] (axis 0) or [B, H, 1, T] (axis 1) as a depthwise convolution of this stride shortens
+    it.
+    """
     if stride == 1:
         return sequence
     window, step, padding = ((3, 1), (stride, 1), (1, 0)) if axis == 0 else ((1, 3), (1, stride), (0, 1))
@@ -158,8 +160,8 @@ class StyleRecalibration(nn.Module):
 class GlobalResponseNorm(nn.Module):
     """GRN: each channel times its share of the L2 norms, scaled and shifted, added to the input ([50]).
 
-    Scale and shift are one number each ("only two learnable parameters", Sec. II-B), which meets the 3.36 M of Table VIII;
-    one of each for a channel would come to 3.37 M.
+    Scale and shift are one number each ("only two learnable parameters", Sec. II-B), which meets the 3.36 M of Table
+    VIII; one of each for a channel would come to 3.37 M.
     """
 
     needs_context = False
@@ -179,7 +181,9 @@ class GlobalResponseNorm(nn.Module):
 
 
 class TripletAttention(nn.Module):
-    """TA: weights for each pair of axes from the maximum and the mean along the third, the three results averaged ([23])."""
+    """TA: weights for each pair of axes from the maximum and the mean along the third, the three results averaged
+    ([23]).
+    """
 
     needs_context = False
     AXES = (1, 2, 3)  # the axis that is pooled away: channels, frequency, time

@@ -1,7 +1,9 @@
-"""The Context Generation Module (Sec. III-C, Fig. 2): one summary of the block input for all dynamic parts of the block.
+"""The Context Generation Module (Sec. III-C, Fig. 2).
 
-`CONTEXTS` names it and its variants of Table XII. Each class is built with (c_in, context_size), called with the block input,
-and says through `feed` how a dynamic part of the block comes by its context.
+One summary of the block input for all dynamic parts of the block.
+
+`CONTEXTS` names it and its variants of Table XII. Each class is built with (c_in, context_size), called with the block
+input, and says through `feed` how a dynamic part of the block comes by its context.
 """
 
 from __future__ import annotations
@@ -60,7 +62,8 @@ class ContextGenerator(nn.Module):
             part: builds the dynamic convolution or activation.
             channels: of the feature map that enters the part.
             context_size: H of the block.
-            reduction: what the work that introduced the part divides its channels by, for a part that makes its own context.
+            reduction: what the work that introduced the part divides its channels by, for a part that makes its own
+                context.
         """
         return part(context_size)
 
@@ -86,7 +89,9 @@ class ConcatenatedContextGenerator(ContextGenerator):
     def forward(self, x: Tensor) -> Context:
         """Summarise a feature map [B, C, F, T]."""
         context = super().forward(x)
-        return context._replace(vector=torch.cat([context.frequency.mean(dim=(2, 3)), context.time.mean(dim=(2, 3))], dim=1))
+        return context._replace(
+            vector=torch.cat([context.frequency.mean(dim=(2, 3)), context.time.mean(dim=(2, 3))], dim=1)
+        )
 
     @staticmethod
     def feed(part: Callable[[int], nn.Module], channels: int, context_size: int, reduction: int) -> nn.Module:
@@ -95,7 +100,10 @@ class ConcatenatedContextGenerator(ContextGenerator):
 
 
 class AttentionContextGenerator(ContextGenerator):
-    """Serves Coordinate Attention alone; every other dynamic part looks for itself ("no shared context", Sec. VI-F.1)."""
+    """Serves Coordinate Attention alone.
+
+    Every other dynamic part looks for itself ("no shared context", Sec. VI-F.1).
+    """
 
     feeds_parts = False
 

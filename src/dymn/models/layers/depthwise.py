@@ -1,4 +1,7 @@
-"""The depthwise convolution with kernels of each clip's own: clips and channels together are the groups of one convolution."""
+"""The depthwise convolution with kernels of each clip's own.
+
+Clips and channels together are the groups of one convolution.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,13 @@ from dymn.models.layers.operation import Operation
 
 @Operation
 def depthwise(x: Tensor, kernel: Tensor, stride: int) -> Tensor:
-    """Filter each channel of each clip of [B, C, F, T] with a kernel of [B, C, k, k], half a kernel of zeros around each map."""
+    """Filter each channel of each clip of [B, C, F, T] with a kernel of [B, C, k, k], half a kernel of zeros around
+    each map.
+    """
     n_clips, n_channels, n_bands, n_frames = x.shape
     merged = x.reshape(1, n_clips * n_channels, n_bands, n_frames)
     k = kernel.shape[-1]
-    out = functional.conv2d(merged, kernel.reshape(-1, 1, k, k), stride=stride, padding=k // 2, groups=n_clips * n_channels)
+    out = functional.conv2d(
+        merged, kernel.reshape(-1, 1, k, k), stride=stride, padding=k // 2, groups=n_clips * n_channels
+    )
     return out.view(n_clips, n_channels, *out.shape[2:])

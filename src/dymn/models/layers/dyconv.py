@@ -29,7 +29,15 @@ class DynamicConv2d(nn.Module):
     """
 
     def __init__(
-        self, c_in: int, c_out: int, kernel_size: int, stride: int = 1, groups: int = 1, *, context_size: int, n_kernels: int
+        self,
+        c_in: int,
+        c_out: int,
+        kernel_size: int,
+        stride: int = 1,
+        groups: int = 1,
+        *,
+        context_size: int,
+        n_kernels: int,
     ) -> None:
         super().__init__()
         self.kernel_size = kernel_size
@@ -47,7 +55,8 @@ class DynamicConv2d(nn.Module):
         """Convolve [B, C_in, F, T] with one kernel for each clip; return [B, C_out, F', T']."""
         attention = self.kernel_attention(context)
         n_clips, _, n_bands, n_frames = x.shape
-        kernel = (attention @ self.weight.flatten(1)).view(n_clips, *self.weight.shape[1:])  # [B, C_out, C_in / groups, k, k]
+        # [B, C_out, C_in / groups, k, k]
+        kernel = (attention @ self.weight.flatten(1)).view(n_clips, *self.weight.shape[1:])
         if self.groups == 1:
             product = torch.bmm(kernel.flatten(2), x.flatten(2))  # [B, C_out, F * T]: one matrix product a clip
             return product.view(n_clips, -1, n_bands, n_frames)

@@ -26,8 +26,8 @@ class StaticActivation(nn.Module):
 class DynamicReLU(nn.Module):
     """The maximum of M linear maps of each channel, whose slopes and intercepts come from the context.
 
-    Slopes lie in (0, 2) for the first map and (-1, 1) for the others, intercepts in (-0.5, 0.5). Without a context signal
-    the first two maps are x and 0, the plain ReLU.
+    Slopes lie in (0, 2) for the first map and (-1, 1) for the others, intercepts in (-0.5, 0.5). Without a context
+    signal the first two maps are x and 0, the plain ReLU.
     """
 
     SLOPE_RANGE = 1.0

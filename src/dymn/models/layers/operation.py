@@ -1,4 +1,6 @@
-"""Operations of the layers for which other code, such as compiled code for CPUs, can be installed that gives the same numbers faster."""
+"""Operations of the layers for which other code, such as compiled code for CPUs, can be installed that gives the same
+numbers faster.
+"""
 
 from __future__ import annotations
 

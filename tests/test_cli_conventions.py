@@ -319,6 +319,13 @@ def test_an_empty_pipe_is_an_error():
         assert done.returncode == 1 and b"ended before it sent anything" in done.stderr
 
 
+def test_a_checkpoint_that_is_missing_is_a_file_not_a_name(tmp_path):
+    for words in (["tag", EXAMPLES / "dog.ogg"], ["evaluate", "--data", tmp_path], ["train", "--data", tmp_path]):
+        given = [words[0], "nowhere.pt", *words[1:]] if words[0] == "evaluate" else [*words, "--model", "nowhere.pt"]
+        done = dymn_command(*given)
+        assert done.returncode != 0 and b"There is no file nowhere.pt." in done.stderr, done.stderr
+
+
 def test_an_ending_of_another_format_of_export_names_the_format(tmp_path):
     done = dymn_command("export", "dymn04_open", "--output", tmp_path / "x.pt2")
     assert done.returncode == 2 and b"--format torch" in done.stderr and b".onnx" in done.stderr

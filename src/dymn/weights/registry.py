@@ -141,7 +141,7 @@ REGISTRY: dict[str, PublishedModel] = {model.name: model for model in PUBLISHED}
 
 
 def unknown_model(name: str) -> WeightsError:
-    """Return the error for a name that is no file, folder or entry; it proposes similar names, except for the name of a file."""
+    """Return the error for a name that is no file, folder or entry, with similar names unless it is that of a file."""
     if Path(name).suffix in WEIGHTS_ENDINGS:
         return WeightsError(
             f"There is no file {name}. Give the path of a checkpoint, or the name of a model with weights."

@@ -1,10 +1,11 @@
-"""Seconds of the local command's way and of Ray with more and more actors for the same clips, and of them those before
-the first result.
+"""Seconds that the local engine and Ray with more and more actors take for the same clips.
+
+Of these seconds, those before the first result are printed too.
 
     python benchmarks/engines.py --clips 400 --actors 1 2 [FOLDER]
 
-tags the clips of a folder, or noise of five seconds, with `dymn04_open`; each way so often, one after the other in
-turn, and prints the medians.
+tags the clips of a folder, or five-second clips of noise, with `dymn04_open`. The engines take turns for several
+rounds; medians are printed.
 """
 
 import argparse

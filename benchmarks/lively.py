@@ -20,11 +20,11 @@ SPREAD = 0.12  # standard deviation of a logit over the clips
 
 
 def lively(model: MobileNet, log_mel: Tensor, seed: int = 0) -> MobileNet:
-    """Draw larger weights, fit the norms to clips [B, 1, F, T], and scale the logits so that they spread over the clips
-    by `SPREAD`.
+    """Draw larger weights, fit the norms to clips [B, 1, F, T], and scale the logits.
 
-    Like a trained network, and unlike one of large random weights, it does not multiply differences from layer to
-    layer: what forms of it differ by is round-off. Returns the same network, in evaluation mode.
+    The logits then spread over the clips by `SPREAD`. Like a trained network, and unlike one of large random weights,
+    it does not multiply differences from layer to layer: what forms of it differ by is round-off. Returns the same
+    network, in evaluation mode.
     """
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():

@@ -91,8 +91,9 @@ def rate(source: Source, epoch: int) -> float:
 
 
 def rate_of_workers(source: Source, epoch: int, workers: int) -> float:
-    """Return clips a second by the clock while so many processes load them, 0 being this one, from when none is still
-    starting.
+    """Return the clips loaded per second by `workers` processes, once all of them have started.
+
+    With 0 workers, this process loads the clips.
     """
     loader = Loader(source, Streamed(PlainSampler(len(source)), source.parts, 32), 32, seconds=SECONDS, workers=workers)
     batches = loader.epoch(epoch)

@@ -54,8 +54,9 @@ def logits_of(network: Callable[[Tensor], Any]) -> Logits:
 
 
 def trained(network: torch.nn.Module) -> Logits:
-    """Return a form that also computes the gradients of all weights, in training mode without dropout, which draws at
-    random.
+    """Return a form that also computes the gradients of all weights.
+
+    The network is in training mode, but without dropout, which draws at random.
     """
     target = torch.full((1, CLASSES), 0.1)
 

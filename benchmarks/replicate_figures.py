@@ -30,8 +30,9 @@ class Interval(NamedTuple):
 
 
 def clip_excess(logits: Floats, teacher: Floats) -> npt.NDArray[np.float64]:
-    """Return, for each clip, the cross-entropy of a network against its teacher above the teacher's own entropy [N],
-    from logits [N, C].
+    """Return the excess cross-entropy of each clip [N], from logits of a network and its teacher [N, C].
+
+    It is the cross-entropy against the teacher less the teacher's own entropy.
     """
     z, t = logits.astype(np.float64), teacher.astype(np.float64)
     p = 1 / (1 + np.exp(-t))
@@ -57,7 +58,7 @@ def average_precision(
 def ranked_precision(
     order: npt.NDArray[np.int64], hits: npt.NDArray[np.bool_], counts: Floats | None = None
 ) -> npt.NDArray[np.float64]:
-    """Return what `average_precision` does, of the clips' order [N, C] and of which are positive in that order [N, C]."""
+    """Return what `average_precision` does, from the order of the clips and the positives in that order [N, C]."""
     weights = np.ones(order.shape) if counts is None else counts[order]
     found = np.cumsum(weights * hits, axis=0)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -93,10 +94,9 @@ def precision_bootstrap(
     groups: Sequence[str] | None = None,
     draws: int = 1000,
 ) -> Interval:
-    """Return the difference of mAP between networks `first` and `second`, each the logits [N, C] of several seeds, and
-    its interval.
+    """Return the difference of mAP between networks `first` and `second`, and its interval.
 
-    Classes without positives in a sample are left out of it.
+    Each network is given as the logits [N, C] of several seeds. Classes without positives in a sample are left out.
     """
     used = positive.any(axis=0)
     positive = positive[:, used]

@@ -35,24 +35,26 @@ DERAILED = 0.1  # an excess ten times that of the prior: the network's activatio
 
 
 INTRODUCTION = """
-Claims of the paper in miniature, on openly licensed audio, with networks trained from random weights by this code. Networks, data,
-measures and the rule of decision were fixed before the first run; they are the docstring of `benchmarks/replicate.py`.
+Claims of the paper in miniature, on openly licensed audio, with networks trained from random weights by this code.
+Networks, data, measures and the rule of decision were fixed before the first run; they are the docstring of
+`benchmarks/replicate.py`.
 """
 MEASURES = """
-Excess is the binary cross-entropy above the teacher's own entropy, mean over 527 classes, in thousandths (lower is better); mAP is that
-of finding the classes to which the teacher gives more than 0.3; top-1 is the share of clips with the teacher's first class. Mean over
-seeds; in brackets, each seed. A runaway clip, on which the activations of a network explode in evaluation, has an excess above
-{derailed:.0f}. The mean of the teacher's logits alone, which is where every network begins, has an excess of {floor:.2f}.
+Excess is the binary cross-entropy above the teacher's own entropy, mean over 527 classes, in thousandths (lower is
+better); mAP is that of finding the classes to which the teacher gives more than 0.3; top-1 is the share of clips with
+the teacher's first class. Mean over seeds; in brackets, each seed. A runaway clip, on which the activations of a
+network explode in evaluation, has an excess above {derailed:.0f}. The mean of the teacher's logits alone, which is
+where every network begins, has an excess of {floor:.2f}.
 """
 DIFFERENCES = """
-Difference of the excess, in thousandths, with the 95 % interval of a paired bootstrap over clips (and over the packages that they come
-from); ratio of a clip's excess (geometric mean over clips and seeds), less one; difference of mAP. Values below zero, and of mAP above
-zero, speak for the first network.
+Difference of the excess, in thousandths, with the 95 % interval of a paired bootstrap over clips (and over the packages
+that they come from); ratio of a clip's excess (geometric mean over clips and seeds), less one; difference of mAP.
+Values below zero, and of mAP above zero, speak for the first network.
 """
 LIMITS = """
-The paper trains on AudioSet's two million clips for 200 epochs, from ImageNet weights, with an ensemble of transformers as the teacher.
-Here a small MN teaches, and each network hears a fraction of that. One learning rate serves all. The figures compare these networks under
-these conditions and no others.
+The paper trains on AudioSet's two million clips for 200 epochs, from ImageNet weights, with an ensemble of transformers
+as the teacher. Here a small MN teaches, and each network hears a fraction of that. One learning rate serves all. The
+figures compare these networks under these conditions and no others.
 """
 
 

@@ -80,8 +80,9 @@ class Crops:
 
 
 class Student:
-    """A network that learns: its step on an example that all students share, launched as one CUDA graph where that
-    works.
+    """A network that learns from examples that all students share.
+
+    Its step is launched as one CUDA graph where that works.
     """
 
     def __init__(

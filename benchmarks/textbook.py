@@ -1,5 +1,6 @@
-"""DyMN in textbook form: the baseline of the speed benchmarks, written as its equations are printed and as most code
-writes them.
+"""DyMN in textbook form, the baseline of the speed benchmarks.
+
+It is written as its equations are printed and as most code writes them.
 
 A dynamic convolution is one grouped convolution with the clips of the batch as groups, for pointwise kernels too. Batch
 norm is a layer of its own. Dy-ReLU stacks its maps along a fifth dimension and takes the maximum over it. Each

@@ -100,8 +100,9 @@ def build_wheel(wanted: Platform) -> Path:
 
 
 def install(wanted: Platform, root: Path, wheel: Path) -> None:
-    """Install the wheel, its dependencies and the requirements of the tests into /opt/site of a root folder, with this
-    machine's pip.
+    """Install the wheel, its dependencies and the requirements of the tests into /opt/site of a root folder.
+
+    The pip of this machine installs them.
     """
     site = root / "opt" / "site"
     shutil.rmtree(site, ignore_errors=True)

@@ -110,7 +110,8 @@ def check(folder: Path) -> int:
                 "embedding": EMBEDDING * np.abs(expected["embedding"]).max(),
             }
             errors = {key: float(np.abs(found[key] - expected[key]).max()) for key in bounds}
-            line = f"{build:10}  {path.stem:18}  {', '.join(f'{key} {error:.1e}' for key, error in errors.items())}  ({seconds:.1f} s)"
+            listed = ", ".join(f"{key} {error:.1e}" for key, error in errors.items())
+            line = f"{build:10}  {path.stem:18}  {listed}  ({seconds:.1f} s)"
             print(line, flush=True)
             wrong += [line] if any(errors[key] > bound for key, bound in bounds.items()) else []
     assert "torch" not in sys.modules, "PyTorch was imported"

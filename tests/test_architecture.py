@@ -152,7 +152,10 @@ def test_modules_that_import_no_pytorch():
     names = [
         f"dymn.{name}" for name in MODULES if any(within(name, room) for room in NO_TORCH) and name not in FOR_TORCH
     ]
-    code = f"import sys, importlib\nfor name in {names}:\n    importlib.import_module(name)\n    assert 'torch' not in sys.modules, name"
+    code = (
+        f"import sys, importlib\nfor name in {names}:\n"
+        "    importlib.import_module(name)\n    assert 'torch' not in sys.modules, name"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr.strip().splitlines()[-1]
 
@@ -199,7 +202,10 @@ HEAVY = (
 
 @pytest.mark.parametrize("statement", ["import dymn", "import dymn.cli", "import dymn; dir(dymn)"])
 def test_importing_is_light(statement):
-    code = f"import sys, threading; {statement}; print(*[m for m in {HEAVY} if m in sys.modules], threading.active_count())"
+    code = (
+        f"import sys, threading; {statement}; "
+        f"print(*[m for m in {HEAVY} if m in sys.modules], threading.active_count())"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     heavy = set(done.stdout.split()[:-1]) - ({"rich"} if "cli" in statement else set())  # typer brings rich
     assert not heavy

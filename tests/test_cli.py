@@ -86,7 +86,10 @@ def test_what_cannot_be_read_alone_is_written_as_among_others(model, clips, tmp_
 
 
 def test_help_imports_nothing_heavy():
-    code = "import sys, dymn.cli\ntry: dymn.cli.app(['tag', '--help'])\nexcept SystemExit: pass\nprint(sorted(sys.modules))"
+    code = (
+        "import sys, dymn.cli\ntry: dymn.cli.app(['tag', '--help'])\nexcept SystemExit: pass\n"
+        "print(sorted(sys.modules))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(done.stdout.splitlines()[-1].strip("[]").replace("'", "").split(", "))
     assert not loaded & {"torch", "numpy", "soundfile", "soxr", "huggingface_hub", "safetensors"}
@@ -174,9 +177,10 @@ def test_failures_leave_the_others_and_give_exit_code_1(model, clips, tmp_path):
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["--top-k", "-1"], ["--threshold", "2"], ["--window", "0"], ["--hop", "zero"], ["--format", "xml"], ["--batch-size", "0"],
-        ["--threads", "0"], ["--device", "quantum"], ["--labels", "no such label"], ["--exclude", "*"], ["--fill", "mirror"],
-        ["--colour"], ["--model", "no_such_model"], ["--output", "."], ["--output", "RECORDING"],
+        ["--top-k", "-1"], ["--threshold", "2"], ["--window", "0"], ["--hop", "zero"], ["--format", "xml"],
+        ["--batch-size", "0"], ["--threads", "0"], ["--device", "quantum"], ["--labels", "no such label"],
+        ["--exclude", "*"], ["--fill", "mirror"], ["--colour"], ["--model", "no_such_model"], ["--output", "."],
+        ["--output", "RECORDING"],
     ],
 )  # fmt: skip
 def test_wrong_use_gives_exit_code_2(model, clips, arguments):

@@ -42,8 +42,9 @@ def test_help_is_there_and_wrong_use_is_2(command):
 
 
 FAILURES = [
-    (AudioError("no sound"), 1), (WeightsError("no weights"), 1), (ConfigError("no such value"), 2), (KeyboardInterrupt(), 130),
-    (OSError(28, "No space left on device", "out.json"), 1), (RuntimeError("the moon is full"), 1),
+    (AudioError("no sound"), 1), (WeightsError("no weights"), 1), (ConfigError("no such value"), 2),
+    (KeyboardInterrupt(), 130), (OSError(28, "No space left on device", "out.json"), 1),
+    (RuntimeError("the moon is full"), 1),
 ]  # fmt: skip
 
 
@@ -64,9 +65,11 @@ def test_every_error_has_its_code_and_no_traceback(error, code):
 def test_what_is_not_there_is_wrong_use_or_a_failure_but_never_a_success(tmp_path):
     missing = tmp_path / "missing"
     asked = {
-        "tag": [missing, "-m", "dymn04_open"], "embed": [missing, "-m", "dymn04_open"], "probe": [missing, "-m", "dymn04_open"],
-        "evaluate": ["dymn04_open", "--data", missing], "train": ["--data", missing], "convert": [missing, tmp_path / "out.safetensors"],
-        "explain": [missing, "-m", "dymn04_open", "-o", tmp_path / "out.npz"], "models": ["no_such_model*"], "profile": ["no_such_model"],
+        "tag": [missing, "-m", "dymn04_open"], "embed": [missing, "-m", "dymn04_open"],
+        "probe": [missing, "-m", "dymn04_open"], "evaluate": ["dymn04_open", "--data", missing],
+        "train": ["--data", missing], "convert": [missing, tmp_path / "out.safetensors"],
+        "explain": [missing, "-m", "dymn04_open", "-o", tmp_path / "out.npz"], "models": ["no_such_model*"],
+        "profile": ["no_such_model"],
     }  # fmt: skip
     for command, arguments in asked.items():
         done = run(command, *arguments)
@@ -76,10 +79,12 @@ def test_what_is_not_there_is_wrong_use_or_a_failure_but_never_a_success(tmp_pat
 
 
 UNREADABLE = {
-    "tag": ["tag", "missing.wav", "text.wav"], "tag -o": ["tag", "missing.wav", "-o", "out.csv"], "events": ["events", "empty.wav"],
-    "embed": ["embed", "missing.wav", "-o", "out.npy"], "explain": ["explain", "missing.wav"], "probe": ["probe", "missing"],
+    "tag": ["tag", "missing.wav", "text.wav"], "tag -o": ["tag", "missing.wav", "-o", "out.csv"],
+    "events": ["events", "empty.wav"], "embed": ["embed", "missing.wav", "-o", "out.npy"],
+    "explain": ["explain", "missing.wav"], "probe": ["probe", "missing"],
     "evaluate": ["evaluate", "mn04_as", "--data", "missing"], "train": ["train", "--data", "missing"],
-    "teach": ["teach", "missing", "--models", "mn04_as", "-o", "out.safetensors"], "shards": ["shards", "missing", "out"],
+    "teach": ["teach", "missing", "--models", "mn04_as", "-o", "out.safetensors"],
+    "shards": ["shards", "missing", "out"],
 }  # fmt: skip
 
 
@@ -116,10 +121,11 @@ def test_values_of_options_are_the_keys_of_the_data_they_name():
     from dymn.profiling.formats import COMPARISON_FORMATS, PROFILE_FORMATS
 
     named = {
-        ("tag", "format"): tags.TAGS.formats, ("tag", "fill"): windows.FILLS, ("tag", "combine"): selection.COMBINATIONS,
-        ("embed", "format"): embeddings.EMBEDDING_FORMATS, ("events", "format"): events.EVENTS.formats, ("events", "method"): METHODS,
-        ("listen", "encoding"): pcm.PCM_FORMATS, ("export", "format"): export.FORMATS, ("export", "input"): export.INPUTS,
-        ("export", "precision"): export.PRECISIONS, ("shards", "audio"): ENCODINGS,
+        ("tag", "format"): tags.TAGS.formats, ("tag", "fill"): windows.FILLS,
+        ("tag", "combine"): selection.COMBINATIONS, ("embed", "format"): embeddings.EMBEDDING_FORMATS,
+        ("events", "format"): events.EVENTS.formats, ("events", "method"): METHODS,
+        ("listen", "encoding"): pcm.PCM_FORMATS, ("export", "format"): export.FORMATS,
+        ("export", "input"): export.INPUTS, ("export", "precision"): export.PRECISIONS, ("shards", "audio"): ENCODINGS,
         ("profile", "format"): COMPARISON_FORMATS.keys() & PROFILE_FORMATS.keys(),
     }  # fmt: skip
     for (command, option), keys in named.items():
@@ -182,10 +188,12 @@ def test_wrong_use_names_the_remedy():
 
 WRITERS = {
     "tag": ["tag", "SOUND", "-m", "dymn04_open", "-o"], "events": ["events", "SOUND", "-m", "dymn04_open", "-o"],
-    "embed": ["embed", "SOUND", "-m", "dymn04_open", "-o"], "tag --plot": ["tag", "SOUND", "-m", "dymn04_open", "--plot"],
+    "embed": ["embed", "SOUND", "-m", "dymn04_open", "-o"],
+    "tag --plot": ["tag", "SOUND", "-m", "dymn04_open", "--plot"],
     "explain": ["explain", "SOUND", "-m", "dymn04_open", "-o"], "export": ["export", "dymn04_open", "-o"],
-    "convert": ["convert", "dymn04_open"], "profile": ["profile", "mn04", "-o"], "profile --plot": ["profile", "mn04", "--plot"],
-    "probe --plot": ["probe", "FOLDER", "-m", "dymn04_open", "--plot"], "teach": ["teach", "FOLDER", "--models", "dymn04_open", "-o"],
+    "convert": ["convert", "dymn04_open"], "profile": ["profile", "mn04", "-o"],
+    "profile --plot": ["profile", "mn04", "--plot"], "probe --plot": ["probe", "FOLDER", "-m", "dymn04_open", "--plot"],
+    "teach": ["teach", "FOLDER", "--models", "dymn04_open", "-o"],
     "evaluate --per-class": ["evaluate", "dymn04_open", "--data", "FOLDER", "--per-class"],
 }  # fmt: skip
 
@@ -309,6 +317,13 @@ def test_an_empty_pipe_is_an_error():
     for more in ([], ["--max-lag", "1"]):
         done = dymn_command("listen", "-", "--rate", "16000", "--model", "dymn04_open", *more, input=b"")
         assert done.returncode == 1 and b"ended before it sent anything" in done.stderr
+
+
+def test_a_checkpoint_that_is_missing_is_a_file_not_a_name(tmp_path):
+    for words in (["tag", EXAMPLES / "dog.ogg"], ["evaluate", "--data", tmp_path], ["train", "--data", tmp_path]):
+        given = [words[0], "nowhere.pt", *words[1:]] if words[0] == "evaluate" else [*words, "--model", "nowhere.pt"]
+        done = dymn_command(*given)
+        assert done.returncode != 0 and b"There is no file nowhere.pt." in done.stderr, done.stderr
 
 
 def test_an_ending_of_another_format_of_export_names_the_format(tmp_path):

@@ -208,8 +208,9 @@ def test_an_error_leaves_the_old_output(model, clips, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["--layer", "block15"], ["--layer", "last,last"], ["--format", "npy"], ["--format", "xml"], ["-o", "all.txt"], ["-o", "."],
-        ["--window", "0"], ["--fill", "mirror"], ["-o", "CLIP", "--format", "csv"], ["--model", "no_such_model"], ["--batch-size", "0"],
+        ["--layer", "block15"], ["--layer", "last,last"], ["--format", "npy"], ["--format", "xml"], ["-o", "all.txt"],
+        ["-o", "."], ["--window", "0"], ["--fill", "mirror"], ["-o", "CLIP", "--format", "csv"],
+        ["--model", "no_such_model"], ["--batch-size", "0"],
     ],
 )  # fmt: skip
 def test_wrong_use_gives_exit_code_2(model, clips, arguments):

@@ -420,7 +420,7 @@ FIXTURES = ("dymn_w01", "dymn_w01_50cls_s2221", "mn_w01", "mn_w01_fully_convolut
 @pytest.mark.parametrize("build", libraries())
 @pytest.mark.parametrize("name", FIXTURES)
 def test_numbers_of_published_files(shared, name, build):
-    """From a state dict in the published layout to the logits that its authors' code gives, in NumPy and compiled code."""
+    """A state dict in the published layout gives the logits of its authors' code, in NumPy and compiled code."""
     folder = shared / "fixtures" / name
     built = json.loads((folder / "config.json").read_text())
     strides = tuple(built.get("strides", (2, 2, 2, 2)))
@@ -440,14 +440,16 @@ def test_the_server_needs_no_pytorch(checkpoints, tmp_path):
         "import sys; sys.modules['torch'] = None\n"
         "from starlette.testclient import TestClient\n"
         "from dymn.commands.serve import load_taggers\nfrom dymn.serve.app import create_app\n"
-        f"app = create_app(load_taggers([{str(checkpoints / 'own.safetensors')!r}], None, None, True, 'auto', 'float32'))\n"
+        f"model = {str(checkpoints / 'own.safetensors')!r}\n"
+        "app = create_app(load_taggers([model], None, None, True, 'auto', 'float32'))\n"
         "with TestClient(app) as client:\n"
         "    content = open('noise.wav', 'rb').read()\n"
         "    answer = client.post('/v1/tag?embedding=true', content=content)\n"
         "    assert answer.status_code == 200, answer.text\n"
         "    assert len(answer.json()['embedding']['vector']) == 96, answer.text\n"
         "    deeper = client.post('/v1/tag?embedding=true&layers=mels', content=content)\n"
-        "    assert deeper.status_code in (400, 501) and 'dymn[torch]' in deeper.text, (deeper.status_code, deeper.text)\n"
+        "    assert deeper.status_code in (400, 501), (deeper.status_code, deeper.text)\n"
+        "    assert 'dymn[torch]' in deeper.text, (deeper.status_code, deeper.text)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -342,7 +342,8 @@ def test_onnx_imports_no_torch(exported, tmp_path, command):
     soundfile.write(recording, np.zeros(8000), 8000)
     code = (
         "import sys\nsys.modules['torch'] = None\nfrom dymn.cli import main\n"
-        f"sys.argv = ['dymn', {command!r}, '--backend', 'onnx', '--model', {str(exported)!r}, '--threads', '1', {str(recording)!r}]\nmain()"
+        f"sys.argv = ['dymn', {command!r}, '--backend', 'onnx', '--model', {str(exported)!r}]\n"
+        f"sys.argv += ['--threads', '1', {str(recording)!r}]\nmain()"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -373,7 +374,8 @@ def test_the_packages_that_the_documentation_names_are_enough_to_tag(exported, t
     assert {"torch", "onnx", "huggingface_hub"} <= set(absent)
     code = (
         f"import sys\nsys.modules.update(dict.fromkeys({absent}))\nfrom dymn.cli import main\n"
-        f"sys.argv = ['dymn', 'tag', '--backend', 'onnx', '--model', {str(exported)!r}, '--threads', '1', 'noise.wav']\nmain()"
+        f"sys.argv = ['dymn', 'tag', '--backend', 'onnx', '--model', {str(exported)!r}]\n"
+        "sys.argv += ['--threads', '1', 'noise.wav']\nmain()"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -377,7 +377,8 @@ with TestClient(create_app({"one": Tagger.from_pretrained("dymn04_open", device=
     resource.setrlimit(resource.RLIMIT_AS, (pages * 4096 + 32 * 2**20,) * 2)
     for _ in range(3):
         full = post(400, window=400)
-        assert full.status_code == 503 and full.json()["error"]["code"] == "memory" and full.headers["Retry-After"], full.text
+        assert full.status_code == 503 and full.json()["error"]["code"] == "memory", full.text
+        assert full.headers["Retry-After"], full.text
         assert client.get("/health").status_code == client.get("/ready").status_code == 200
         assert post(10).json()["tags"] == before
 """

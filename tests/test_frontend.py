@@ -128,8 +128,9 @@ needs_compiled = pytest.mark.skipif(library() is None, reason="there is no compi
 @needs_compiled
 @settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    n=st.integers(1, 12_000), n_clips=st.integers(1, 3), log_n_fft=st.integers(5, 11), hop=st.integers(1, 400), n_mels=st.integers(1, 40),
-    n_threads=st.integers(1, 3), jitter=st.booleans(), build=st.sampled_from(sorted(libraries()) or [""]),
+    n=st.integers(1, 12_000), n_clips=st.integers(1, 3), log_n_fft=st.integers(5, 11), hop=st.integers(1, 400),
+    n_mels=st.integers(1, 40), n_threads=st.integers(1, 3), jitter=st.booleans(),
+    build=st.sampled_from(sorted(libraries()) or [""]),
 )  # fmt: skip
 def test_compiled_and_not_are_one(uncompiled, n, n_clips, log_n_fft, hop, n_mels, n_threads, jitter, build):
     n_fft = 2**log_n_fft

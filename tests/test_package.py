@@ -79,7 +79,10 @@ def test_wheel_works_in_another_environment(dist, tmp_path):
         str(wheel),
     ]
     subprocess.run(install, check=True, capture_output=True)
-    code = f"import sys; sys.path.insert(0, {str(target)!r}); import dymn.cli; assert {str(target)!r} in dymn.__file__; dymn.cli.main()"
+    code = (
+        f"import sys; sys.path.insert(0, {str(target)!r}); import dymn.cli; "
+        f"assert {str(target)!r} in dymn.__file__; dymn.cli.main()"
+    )
     done = subprocess.run([sys.executable, "-I", "-c", code, "--version"], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == f"dymn {__version__}"

@@ -187,9 +187,8 @@ def test_labels_of_all_kinds(model, tmp_path):
     clips = write_clips(tmp_path / "clips", 16)
     rows = ["path,labels,split"]
     for i, path in enumerate(sorted(clips.rglob("*.wav"))):
-        rows.append(
-            f"{path.relative_to(tmp_path)},{path.parent.name}{';odd' if i % 2 else ''},{'test' if i % 4 == 3 else 'train'}"
-        )
+        labels = path.parent.name + (";odd" if i % 2 else "")
+        rows.append(f"{path.relative_to(tmp_path)},{labels},{'test' if i % 4 == 3 else 'train'}")
     (tmp_path / "all.csv").write_text("\n".join(rows))
     document = json.loads(run(tmp_path / "all.csv", "-m", model, "-l", "mels", "-f", "json").stdout)
     assert document["metric"] == "mAP" and document["confusion"] is None

@@ -367,6 +367,9 @@ def test_numbers_that_no_run_could_use_are_refused_by_name(name):
 
 
 def test_recipes_are_listed_without_pytorch():
-    code = "import sys, atexit, dymn.cli\nsys.argv = ['dymn', 'train', '--recipes']\natexit.register(lambda: print('torch' in sys.modules))\n"
+    code = (
+        "import sys, atexit, dymn.cli\nsys.argv = ['dymn', 'train', '--recipes']\n"
+        "atexit.register(lambda: print('torch' in sys.modules))\n"
+    )
     done = subprocess.run([sys.executable, "-c", code + "dymn.cli.main()"], capture_output=True, text=True)
     assert "esc50:mn10" in done.stdout and done.stdout.endswith("False\n"), done.stdout + done.stderr

@@ -28,7 +28,10 @@ if __name__ == "__main__":
 """The command with work of our own; started with -m as `python -m dymn`, which Python ends in another way than a
 script.
 """
-HIT = "import atexit, os, signal, sys, threading, time; hit = lambda: (os.kill(os.getpid(), signal.{name}), time.sleep(1)); "
+HIT = (
+    "import atexit, os, signal, sys, threading, time; "
+    "hit = lambda: (os.kill(os.getpid(), signal.{name}), time.sleep(1)); "
+)
 MOMENTS = {
     "in an exec of text": ("exec('hit()', globals())", {130, 143}),
     "made into another error": ("\ntry:\n    hit()\nfinally:\n    raise RuntimeError('a reader died')", {130, 143}),
@@ -53,7 +56,8 @@ MOMENTS = {
         {0},
     ),
     "in a copy of the process": (
-        "\nif not (pid := os.fork()):\n    hit()\n    os._exit(9)\nsys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))",
+        "\nif not (pid := os.fork()):\n    hit()\n    os._exit(9)\n"
+        "sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))",
         {0},
     ),
     "dropped just before the end": (

@@ -47,8 +47,9 @@ def in_blocks(samples, size):
 
 @settings(deadline=None, max_examples=60)
 @given(
-    which=st.integers(0, len(FRONT_ENDS) - 1), n=st.integers(1, 20_000), length=st.integers(100, 9_000), frames=st.integers(1, 12),
-    off=st.sampled_from([0, 0, 0, 1, 37]), size=st.integers(500, 20_000), how=st.sampled_from(sorted(FILLS)), seed=st.integers(0, 9),
+    which=st.integers(0, len(FRONT_ENDS) - 1), n=st.integers(1, 20_000), length=st.integers(100, 9_000),
+    frames=st.integers(1, 12), off=st.sampled_from([0, 0, 0, 1, 37]), size=st.integers(500, 20_000),
+    how=st.sampled_from(sorted(FILLS)), seed=st.integers(0, 9),
 )  # fmt: skip
 def test_equal_to_the_direct_path(which, n, length, frames, off, size, how, seed):
     front_end = array_log_mel(FRONT_ENDS[which])

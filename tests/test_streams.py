@@ -47,8 +47,8 @@ def shares_of(sampler, batch, world, workers, drop_last, epoch, first=0):
 
 @settings(max_examples=150, deadline=None)
 @given(
-    shards=SHARDS, per_rank=st.integers(1, 9), world=st.integers(1, 5), workers=st.integers(1, 5), drop_last=st.booleans(),
-    draws=st.integers(1, 300), seed=st.integers(0, 3), epoch=st.integers(0, 3), data=st.data(),
+    shards=SHARDS, per_rank=st.integers(1, 9), world=st.integers(1, 5), workers=st.integers(1, 5),
+    drop_last=st.booleans(), draws=st.integers(1, 300), seed=st.integers(0, 3), epoch=st.integers(0, 3), data=st.data(),
 )  # fmt: skip
 def test_each_clip_once_and_from_any_batch(shards, per_rank, world, workers, drop_last, draws, seed, epoch, data):
     n, batch = sum(shards), per_rank * world

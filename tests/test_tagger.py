@@ -188,8 +188,9 @@ def test_an_array_needs_its_rate(tagger):
 @pytest.mark.parametrize(
     "settings",
     [
-        {"top_k": -1}, {"top_k": 2.5}, {"threshold": 1.5}, {"window": 0}, {"window": 1e9}, {"hop": 0}, {"fill": "mirror"},
-        {"combine": "median"}, {"labels": "Dog"}, {"colour": "red"}, {"labels": ["Dgo"]}, {"exclude": ["*"]}, {"window": float("nan")},
+        {"top_k": -1}, {"top_k": 2.5}, {"threshold": 1.5}, {"window": 0}, {"window": 1e9}, {"hop": 0},
+        {"fill": "mirror"}, {"combine": "median"}, {"labels": "Dog"}, {"colour": "red"}, {"labels": ["Dgo"]},
+        {"exclude": ["*"]}, {"window": float("nan")},
     ],
 )  # fmt: skip
 def test_settings_that_are_not_allowed(tagger, settings):
@@ -277,7 +278,8 @@ def test_tagging_with_another_backend_needs_no_torch(tmp_path):
         "from dymn.inference.tagger import Tagger\n"
         "class Loudest(Backend):\n"
         "    card, embedding_size = ModelCard(labels=('Loud',)), 1\n"
-        "    def run(self, windows): return Output(*2 * [np.abs(windows).max(axis=1, keepdims=True).astype(np.float32)])\n"
+        "    def run(self, windows):\n"
+        "        return Output(*2 * [np.abs(windows).max(axis=1, keepdims=True).astype(np.float32)])\n"
         f"(recording,) = Tagger(Loudest()).tag_files([{str(path)!r}])\n"
         "run = origin.Origin('0', '', '', {})\n"
         "print(*writers.json_lines([recording], tags.TAGS, run), 'torch' in sys.modules)\n"
@@ -349,7 +351,10 @@ import multiprocessing, sys
 import numpy as np
 import dymn
 made, layers = sys.argv[1:]
-tagger = dymn.Tagger(dymn.create_model("mn01"), "cpu", 2) if made == "network" else dymn.Tagger.from_pretrained("dymn04_open", "cpu", 2)
+if made == "network":
+    tagger = dymn.Tagger(dymn.create_model("mn01"), "cpu", 2)
+else:
+    tagger = dymn.Tagger.from_pretrained("dymn04_open", "cpu", 2)
 clip = np.random.default_rng(0).normal(0, 0.1, 320_000).astype(np.float32)
 def work(i):
     return tagger.tag(clip, 32_000, top_k=1)[0].score, float(tagger.embed(clip, 32_000, layers).vector[0])

@@ -91,7 +91,8 @@ gradients = [parameter.grad for parameter in norm.parameters()]
 for gradient in gradients:
     dist.all_reduce(gradient)
 bad = united({f"clip {rank}": "broken"})
-torch.save({"bad": bad, "out": out.detach(), "dx": mine.grad, "gradients": gradients, "state": norm.state_dict()}, f"{sys.argv[2]}.{rank}")
+found = {"bad": bad, "out": out.detach(), "dx": mine.grad, "gradients": gradients, "state": norm.state_dict()}
+torch.save(found, f"{sys.argv[2]}.{rank}")
 """
 
 

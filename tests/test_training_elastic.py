@@ -132,10 +132,11 @@ class Machines:
     def start(self, machine: int) -> None:
         here = self.network.addresses[machine]
         command = [
-            *self.network.enter(machine), sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1",
-            "--max-restarts=3", "--monitor-interval=0.2", "--rdzv-backend=c10d", "--rdzv-id=run", f"--local-addr={here}",
-            f"--rdzv-endpoint={self.network.addresses[0]}:{self.port}", f"--rdzv-conf=is_host={1 - machine},keep_alive_interval=1",
-            str(self.folder / "program.py"), str(self.folder / "config.json"),
+            *self.network.enter(machine), sys.executable, "-m", "torch.distributed.run", "--nnodes=2",
+            "--nproc-per-node=1", "--max-restarts=3", "--monitor-interval=0.2", "--rdzv-backend=c10d", "--rdzv-id=run",
+            f"--local-addr={here}", f"--rdzv-endpoint={self.network.addresses[0]}:{self.port}",
+            f"--rdzv-conf=is_host={1 - machine},keep_alive_interval=1", str(self.folder / "program.py"),
+            str(self.folder / "config.json"),
         ]  # fmt: skip
         alone = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
         environment = os.environ | alone | self.network.environment(machine)

@@ -160,9 +160,8 @@ def published_layout(model):
             names[key] = f"{place}.{ {'conv': 0, 'norm': 1}[parts[1]] }.{parts[2]}"
         elif parts[0] == "head":
             mlp = {"hidden": 2, "classifier": 5}
-            names[key] = (
-                f"classifier.{(mlp if model.config.head == 'mlp' else {'classifier': 0, 'norm': 1})[parts[1]]}.{parts[2]}"
-            )
+            places = mlp if model.config.head == "mlp" else {"classifier": 0, "norm": 1}
+            names[key] = f"classifier.{places[parts[1]]}.{parts[2]}"
         else:
             names[key] = block_name(model.config.blocks[int(parts[1])], int(parts[1]), parts[2:], dynamic)
     return {names[key]: reshaped(names[key], value) for key, value in state.items()}
@@ -174,7 +173,8 @@ def block_name(block, i, parts, dynamic):
     rest = ".".join(parts[-1:])
     if not block.is_dynamic:
         if parts[0] == "attention":
-            return f"{prefix}.block.{len(stages) - 1}.conc_se_layers.0.{ {'squeeze': 'fc1', 'excite': 'fc2'}[parts[1]] }.{rest}"
+            layer = {"squeeze": "fc1", "excite": "fc2"}[parts[1]]
+            return f"{prefix}.block.{len(stages) - 1}.conc_se_layers.0.{layer}.{rest}"
         position = stages.index(parts[0]) + (block.attention == "se" and parts[0] == "project")
         return f"{prefix}.block.{position}.{ {'conv': 0, 'norm': 1}[parts[1]] }.{rest}"
     if parts[0] == "context":

@@ -88,6 +88,9 @@ def test_unknown_names_are_answered_with_similar_ones():
 
 
 def test_the_listing_does_without_torch():
-    script = "import sys; from dymn.weights import model_rows; print(len(model_rows()), 'torch' in sys.modules, 'numpy' in sys.modules)"
+    script = (
+        "import sys; from dymn.weights import model_rows; "
+        "print(len(model_rows()), 'torch' in sys.modules, 'numpy' in sys.modules)"
+    )
     output = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     assert output == f"{len(REGISTRY)} False False\n"

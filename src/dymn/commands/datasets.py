@@ -24,7 +24,7 @@ def check_model(name: str) -> None:
     Raises:
         ConfigError: proposing similar names.
     """
-    from dymn.weights.registry import REGISTRY, unknown_model
+    from dymn.weights.registry import REGISTRY, WEIGHTS_ENDINGS, unknown_model
 
     if name in REGISTRY or os.path.exists(os.path.expanduser(name)):
         return
@@ -33,5 +33,5 @@ def check_model(name: str) -> None:
     if name in MODELS:
         return
     # else it may be on the Hugging Face Hub
-    if "/" not in name or Path(name).suffix in (".safetensors", ".pt", ".pth"):
+    if "/" not in name or Path(name).suffix in WEIGHTS_ENDINGS:
         raise ConfigError(str(unknown_model(name)))

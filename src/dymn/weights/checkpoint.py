@@ -19,14 +19,13 @@ from dymn.weights.format import MAX_FILE, Stored, check_finite, read
 from dymn.weights.hub import fetch_hub
 from dymn.weights.labels import labels_for, numbered_labels
 from dymn.weights.published import fetch_published, import_published, published_card
-from dymn.weights.registry import REGISTRY, unknown_model
+from dymn.weights.registry import REGISTRY, WEIGHTS_ENDINGS, unknown_model
 from dymn.weights.shapes import check_state
 
 logger = logging.getLogger(__name__)
 
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", re.ASCII)
 DEFAULT_STRIDES = (2, 2, 2, 2)
-STATE_DICTS = (".pt", ".pth")
 
 
 def open_checkpoint(source: str | Path, *, progress: Progress | None = None) -> Stored:
@@ -65,10 +64,8 @@ def open_checkpoint(source: str | Path, *, progress: Progress | None = None) -> 
                 f"{path} is neither a file nor a folder. Give the path of a checkpoint, or the name of a model."
             )
         return _from_safetensors(path) if _is_safetensors(path) else open_state_dict(path)
-    if path.suffix in (SAFETENSORS, *STATE_DICTS):
-        raise WeightsError(
-            f"There is no file {path}. Give the path of a checkpoint, or the name of a model with weights."
-        )
+    if path.suffix in WEIGHTS_ENDINGS:
+        raise unknown_model(name)
     if isinstance(source, str) and HUB_NAME.fullmatch(name):
         return _from_safetensors(fetch_hub(name, progress).path)
     if name in MODELS:
@@ -123,7 +120,7 @@ def _with_digest(card: ModelCard, digest: str) -> ModelCard:
 
 
 def _is_safetensors(path: Path) -> bool:
-    if path.suffix in (SAFETENSORS, *STATE_DICTS):
+    if path.suffix in WEIGHTS_ENDINGS:
         return path.suffix == SAFETENSORS
     try:
         with path.open("rb") as file:

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from dymn.config import FrontEndConfig
 from dymn.errors import WeightsError
 
+WEIGHTS_ENDINGS = (".safetensors", ".pt", ".pth")
 RELEASE = "https://github.com/fschmid56/EfficientAT/releases/download/v0.0.1/"
 STANDARD_FRONT_END = FrontEndConfig()
 DATASET_CLASSES = {"AudioSet": 527, "ImageNet": 1000}
@@ -145,7 +147,11 @@ REGISTRY: dict[str, PublishedModel] = {model.name: model for model in PUBLISHED}
 
 
 def unknown_model(name: str) -> WeightsError:
-    """Return the error for a name that is no file, folder or entry; it proposes similar names."""
+    """Return the error for a name that is no file, folder or entry, with similar names unless it is that of a file."""
+    if Path(name).suffix in WEIGHTS_ENDINGS:
+        return WeightsError(
+            f"There is no file {name}. Give the path of a checkpoint, or the name of a model with weights."
+        )
     similar = difflib.get_close_matches(name, REGISTRY, n=3)
     proposal = (
         f"Did you mean {' or '.join(similar)}?" if similar else f"The models with weights are: {', '.join(REGISTRY)}."

@@ -179,7 +179,7 @@ class GlobalResponseNorm(nn.Module):
 
 
 class TripletAttention(nn.Module):
-    """TA: weights per pair of axes, from the maximum and mean along the third; the three results are averaged ([23])."""
+    """TA: weights per pair of axes, from the maximum and mean along the third; the results are averaged ([23])."""
 
     needs_context = False
     AXES = (1, 2, 3)  # the axis that is pooled away: channels, frequency, time

@@ -1,10 +1,10 @@
-"""Peak memory and time of `dymn tag` on a very long recording.
+"""Peak memory and time of `dymn tag` or `dymn events` on a very long recording.
 
     python benchmarks/long_file.py --model mn04_as --hours 12
 
 Writes a WAV file of 44.1 kHz, 16 bit, mono to a temporary folder: a second of noise each minute, and silence that takes
-no room on a disk that can leave holes in files. Then runs `dymn tag --per-window` on it and prints its peak resident
-memory.
+no room on a disk that can leave holes in files. Then runs `dymn tag --per-window`, or with `--command events` `dymn
+events`, on it and prints its peak resident memory.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ import numpy as np
 
 RATE = 44_100
 BYTES = 2
+FOUND = {"tag": "windows", "events": "events"}
+"""What the JSON lines of each command list of a recording."""
 
 
 def write_sparse_wav(path: Path, seconds: int) -> None:
@@ -61,6 +63,7 @@ def write_sparse_wav(path: Path, seconds: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="A model with weights, by name or file.")
+    parser.add_argument("--command", choices=FOUND, default="tag", help="The command to run.")
     parser.add_argument("--hours", type=float, default=12.0, help="How long the recording is.")
     parser.add_argument("--threads", type=int, help="How many CPU threads to use.")
     parser.add_argument("--batch-size", type=int, help="How many windows to compute at once.")
@@ -72,11 +75,11 @@ def main() -> None:
             sys.executable,
             "-m",
             "dymn",
-            "tag",
+            options.command,
             str(recording),
             "--model",
             options.model,
-            "--per-window",
+            *(["--per-window"] if options.command == "tag" else []),
             "--output",
             str(answer),
         ]
@@ -85,12 +88,10 @@ def main() -> None:
         started = time.perf_counter()
         subprocess.run(command, check=True)
         seconds = time.perf_counter() - started
-        windows = len(json.loads(answer.read_text(encoding="utf-8"))["windows"])
+        listed = json.loads(answer.read_text(encoding="utf-8"))[FOUND[options.command]]
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / (2**20 if sys.platform != "darwin" else 2**30)
-    print(
-        f"{options.hours:g} h, {windows} windows: {seconds:.0f} s ({3600 * options.hours / seconds:.0f} times real "
-        "time)"
-    )
+    speed = 3600 * options.hours / seconds
+    print(f"{options.hours:g} h, {len(listed)} {FOUND[options.command]}: {seconds:.0f} s ({speed:.0f} times real time)")
     print(f"peak resident memory {peak:.2f} GiB")
 
 

@@ -10,7 +10,7 @@ from dymn.data import open_source
 from dymn.data.detect import detect
 from dymn.errors import ConfigError, DataError
 from dymn.training import TrainConfig, load_recipe
-from dymn.training.inputs import differences
+from dymn.training.inputs import LATER, differences, fingerprint, fingerprints
 from dymn.training.loop import Run
 from dymn.training.report import Reporter
 from dymn.training.resolve import plain_name, resolve, with_folder
@@ -128,6 +128,28 @@ def test_names_what_differs_from_a_run(tmp_path):
     ]
     assert differences(tmp_path / "config.json", config, {"train": "a"}) == []
     assert differences(tmp_path / "absent.json", config, {}) == []
+
+
+def test_runs_of_versions_with_fewer_settings_keep_their_fingerprint(tmp_path):
+    """The constants are those of the versions that had no settings of `LATER`."""
+    old = {
+        "esc50:mn10": "7f2f61442c2d360591c73e23bb65d29939fbb607c4270eef4a31ba2635aaf0b6",
+        None: "a769f4472e5859c9c13ff76dcbfb4cf992e8ee62205c1349492b0c65788c7c95",
+    }
+    for name, mark in old.items():
+        config = load_recipe(name) if name else TrainConfig()
+        assert fingerprint(config, {}) == mark
+        assert fingerprint(config.replace({"optim.freeze": 2}), {}) != mark
+    development = "abd2fbad5f7f46569c7e3cf94ccb232050ebef909f7d3ac414addcec88294c84"
+    assert fingerprints(load_recipe("esc50:mn10"), {}) == (old["esc50:mn10"], development)
+    stored = dataclasses.asdict(TrainConfig())
+    for section, names in LATER.items():
+        for name in names:
+            del stored[section][name]
+    (tmp_path / "config.json").write_text(json.dumps({"config": stored, "data": {}, "versions": {}}))
+    assert differences(tmp_path / "config.json", TrainConfig(), {}) == []
+    changed = TrainConfig().replace({"optim.freeze": 2})
+    assert differences(tmp_path / "config.json", changed, {}) == ["optim.freeze"]
 
 
 class Notes(Reporter):

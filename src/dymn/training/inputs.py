@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,6 +38,14 @@ from dymn.weights import open_checkpoint
 from dymn.weights.format import shorten
 
 MAX_CONFIG = 2**24  # bytes of a run's config.json
+LATER = {
+    "data": ("whole",),
+    "teacher": ("block_weight", "calibrate"),
+    "augment": ("blend", "blend_db", "colour_db", "room", "shortest", "speed"),
+    "optim": ("class_weights", "freeze", "label_smoothing", "layer_decay", "norm_clips", "norm_momentum"),
+    "schedule": ("seconds",),
+}
+"""Settings that earlier versions did not have. At their defaults they are left out, so that older runs resume."""
 
 
 class Inputs(NamedTuple):
@@ -240,10 +249,22 @@ def _digest(table: TeacherTable) -> str:
     return digest.hexdigest()
 
 
-def fingerprint(config: TrainConfig, data_digests: dict[str, str]) -> str:
-    """Return a SHA-256 of all that decides a run's numbers; where it runs and writes does not."""
-    values = portable(config)
+def fingerprint(config: TrainConfig, data_digests: dict[str, str], later: Mapping[str, Sequence[str]] = LATER) -> str:
+    """Return a SHA-256 of all that decides a run's numbers; where it runs and writes does not.
+
+    Settings in `later` are left out where they stand at their defaults.
+    """
+    values, standard = portable(config), dataclasses.asdict(TrainConfig())
+    for section, names in later.items():
+        for name in names:
+            if values[section][name] == standard[section][name]:
+                del values[section][name]
     return hashlib.sha256(json.dumps([values, data_digests], sort_keys=True).encode()).hexdigest()
+
+
+def fingerprints(config: TrainConfig, data_digests: dict[str, str]) -> tuple[str, str]:
+    """Return the fingerprint of a run, and that of development versions, which left out `data.whole` alone."""
+    return fingerprint(config, data_digests), fingerprint(config, data_digests, {"data": ("whole",)})
 
 
 def portable(config: TrainConfig) -> dict[str, Any]:
@@ -256,8 +277,6 @@ def portable(config: TrainConfig) -> dict[str, Any]:
     for section, names in (("run", run), ("data", ("path", "cache", "workers", "resident"))):
         for name in names:
             del values[section][name]
-    if values["data"]["whole"] is None:  # so that runs which began before there was this setting continue
-        del values["data"]["whole"]
     for name in ("table", "index"):  # the digest tells which table it is, wherever it lies
         values["teacher"][name] = bool(values["teacher"][name]) or ""
     for name in ("name", "inherit"):
@@ -274,6 +293,8 @@ def differences(path: Path, config: TrainConfig, data_digests: dict[str, str]) -
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return []
     now = _flat(json.loads(json.dumps({**portable(config), "data digest": data_digests})))
+    standard = dataclasses.asdict(TrainConfig())
+    before = {f"{section}.{name}": standard[section][name] for section in LATER for name in LATER[section]} | before
     # compared by their digests
     places = ("model.name", "model.inherit", "teacher.table", "teacher.index", "teacher.models")
     return sorted(name for name in now if now[name] != before.get(name) and name not in places)

@@ -30,7 +30,7 @@ from dymn.training.inputs import (
     check_table,
     differences,
     digests,
-    fingerprint,
+    fingerprints,
     open_inputs,
     open_models,
     quiet_loader,
@@ -132,14 +132,14 @@ class Prepared:
         return starting_model(self.config.model, start, self.inputs.train.labels, front_end, generator).to(self.device)
 
     def _begin_or_continue(self) -> RunState:
-        mark = fingerprint(self.config, self.digests)
+        mark, earlier = fingerprints(self.config, self.digests)
         path = self.folder / STATE_FILE
         if self.is_main:
             for unfinished in self.folder.glob(".*.part"):  # what a kill in the middle of writing left
                 unfinished.unlink()
         if path.exists():
             state = load_state(path)
-            if state.fingerprint != mark:
+            if state.fingerprint not in (mark, earlier):
                 changed = differences(self.folder / "config.json", self.config, self.digests)
                 raise ConfigError(
                     f"{self.folder} holds a run with other settings or "

@@ -56,7 +56,8 @@ from typing import Any
 from dymn.architectures import Variant
 from dymn.models import paper
 from dymn.profiling import count
-from dymn.training.recipe import TrainConfig, parse, parse_assignment
+from dymn.training.recipe import parse_assignment
+from dymn.training.settings import TrainConfig, parse
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "data": {"kind": "shards", "seconds": 2.0, "fill": "repeat"},

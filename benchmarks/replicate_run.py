@@ -27,8 +27,8 @@ from dymn.models.layers import DynamicConv2d
 from dymn.models.mobilenet import MobileNet
 from dymn.profiling import count
 from dymn.training.losses import Targets
-from dymn.training.recipe import TrainConfig
 from dymn.training.schedules import learning_rate_factor, temperature
+from dymn.training.settings import TrainConfig
 from dymn.training.start import set_prior
 from dymn.training.step import Example, Share, Step
 from dymn.weights import load_model
@@ -475,7 +475,7 @@ def try_graphs(width: float) -> int:
     from dataclasses import replace as but
 
     from dymn.models import paper
-    from dymn.training.recipe import parse
+    from dymn.training.settings import parse
     from replicate import SETTINGS
 
     device = torch.device("cuda")

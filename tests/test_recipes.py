@@ -20,8 +20,9 @@ from dymn.data import TASKS
 from dymn.errors import ConfigError
 from dymn.models import pretrained
 from dymn.training import load_recipe, recipe_names, train
-from dymn.training.recipe import TrainConfig, parse_assignment
+from dymn.training.recipe import parse_assignment
 from dymn.training.schedules import learning_rate_factor, temperature
+from dymn.training.settings import TrainConfig
 from dymn.weights import REGISTRY, audioset_labels
 from dymn.weights import format as weights_format
 from layouts import (

@@ -473,7 +473,7 @@ def test_a_loss_that_is_no_number_ends_the_run(clips, tmp_path, monkeypatch):
 
 
 def test_diverged_weights_are_not_saved(clips, tmp_path, monkeypatch):
-    monkeypatch.setattr("dymn.training.recipe.check_number", lambda *_, **__: None)  # which would refuse such a rate
+    monkeypatch.setattr("dymn.training.settings.check_number", lambda *_, **__: None)  # which would refuse such a rate
     with pytest.raises((DataError, WeightsError), match=r"loss became|not finite"):
         train(run(clips, tmp_path, optim={"lr": 1e30}))
 

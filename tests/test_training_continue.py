@@ -105,7 +105,7 @@ from pathlib import Path
 import lightning_fabric, sklearn.metrics, torch  # once for all children
 import dymn.system.files
 from dymn.training import loop, state, train
-from dymn.training.recipe import parse
+from dymn.training.settings import parse
 from dymn.training.report import Reporter
 
 torch.set_num_threads(1)

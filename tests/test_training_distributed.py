@@ -74,7 +74,7 @@ from pathlib import Path
 from torch import nn
 from dymn.training import train
 from dymn.training.distributed import GlobalBatchNorm2d, united
-from dymn.training.recipe import parse
+from dymn.training.settings import parse
 
 torch.set_num_threads(1)
 train(parse(json.loads(Path(sys.argv[1]).read_text())))

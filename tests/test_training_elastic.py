@@ -36,7 +36,7 @@ import json, sys, time
 from pathlib import Path
 import torch
 from dymn.training import train
-from dymn.training.recipe import parse
+from dymn.training.settings import parse
 from dymn.training.report import Reporter
 
 torch.set_num_threads(1)

@@ -7,7 +7,7 @@ import numpy as np
 import soundfile
 
 from dymn.training import TrainConfig
-from dymn.training.recipe import parse
+from dymn.training.settings import parse
 
 RATE = 8_000
 FRONT_END = {"sample_rate": RATE, "n_fft": 256, "win_length": 200, "hop_length": 80, "n_mels": 32, "f_max": 3500.0}

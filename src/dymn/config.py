@@ -56,7 +56,7 @@ def check_number(name: str, value: object, low: float, high: float, *, whole: bo
     """Raise a `ConfigError` unless `value` is a number from `low` to `high`; True and False are none."""
     number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
     kind = "whole number" if whole else "number"
-    fits = number and low <= float(value) <= high  # type: ignore[arg-type]
+    fits = number and low <= value <= high  # type: ignore[operator]
     check(fits, f"{name} is {shown(value)}; it must be a {kind} from {low:.12g} to {high:.12g}.")
 
 

@@ -21,7 +21,8 @@ from dymn.config import BlockConfig, FrontEndConfig, ModelCard, ModelConfig
 from dymn.models import pretrained
 from dymn.models.mobilenet import MobileNet
 from dymn.profiling.networks import resolve
-from dymn.training.recipe import TrainConfig, load_recipe
+from dymn.training.recipe import load_recipe
+from dymn.training.settings import TrainConfig
 from dymn.weights import import_efficientat, load_model
 from dymn.weights.torch_files import read_tensors
 from fuzz import inputs

@@ -32,14 +32,13 @@ from dymn.audio.content import Content
 from dymn.audio.decoder import CHUNK_SAMPLES, Block, Decoder, MissingDecoderError, UnknownFormatError, check_format
 from dymn.audio.ffmpeg import open_ffmpeg
 from dymn.audio.libsndfile import open_libsndfile
-from dymn.audio.notes import SLACK_SECONDS, Notes, Report, duration
+from dymn.audio.notes import SLACK_SECONDS, Notes, Report, duration, report_lost, report_tail
 from dymn.audio.resampling import Resampler
 from dymn.audio.samples import Levels, check_finite, mean
 from dymn.audio.sources import FileLike, display, opened, reason
 from dymn.errors import AudioError
 
 _WHOLE_SHARE = 0.995
-_MOST_TAIL = 8192
 _FFMPEG_ONLY = (b"\x1aE\xdf\xa3", b"0&\xb2u", b"FLV", b"#!AMR", b"\0\0\1\xba", b"\x0bw", b"MAC ", b"wvpk", b"TTA1")
 """The first bytes of Matroska, ASF, FLV, AMR, MPEG, AC-3, Monkey's Audio, WavPack and True Audio.
 
@@ -171,30 +170,13 @@ def _opened(content: Content, report: Report, stack: ExitStack) -> Decoder:
 
 def _elementary(content: Content, found: elementary.Frames, report: Report, stack: ExitStack) -> Decoder:
     """Open a stream of frames; what is between and behind them is not given to the decoder's guesses."""
-    _check_lost(found.lost, (found.end - found.start - found.lost) / max(found.seconds, 0.01), report)
+    report_lost(found.lost, (found.end - found.start - found.lost) / max(found.seconds, 0.01), report)
     if found.cut:
         report.damage(found.seconds, None, "its last frame is incomplete")
-    _check_tail(content, found.end, report)
+    report_tail(content, found.end, report)
     if found.end < content.size:
         content = stack.enter_context(content.part(found.start, found.end))
     return _asked(bind(open_ffmpeg, kind=None), content, report, stack)
-
-
-def _check_tail(content: Content, end: int, report: Report) -> None:
-    """Note what is behind the last frame, unless it is little, a tag or padding."""
-    tail = content.size - end
-    if tail > _MOST_TAIL and any(content.at(end, _MOST_TAIL)):
-        report.note(f"{tail} bytes behind its last frame are no frames and are left out.")
-
-
-def _check_lost(lost: int, bytes_per_second: float, report: Report) -> None:
-    """Report bytes between frames that belong to none: damage if there are many, else a note."""
-    if lost:
-        why = f"{lost} bytes between its frames are none"
-        if lost / bytes_per_second > SLACK_SECONDS:
-            report.damage(None, None, why)
-        else:
-            report.note(f"{why}.")
 
 
 def _mp4(content: Content, boxes: elementary.Boxes, report: Report, stack: ExitStack) -> Decoder:
@@ -319,10 +301,10 @@ def _link(link: ogg.Link, content: Content, report: Report, stack: ExitStack) ->
 def _mpeg(content: Content, base: int, found: mpeg.Frames, report: Report, stack: ExitStack) -> Decoder:
     total = sum(part.samples / part.rate for part in found.parts)
     used = sum(part.end - part.start for part in found.parts) - found.lost
-    _check_lost(found.lost, max(1.0, used / total), report)
+    report_lost(found.lost, max(1.0, used / total), report)
     if found.cut:
         report.note("its last frame is incomplete: the file may be cut off.")
-    _check_tail(content, found.end, report)
+    report_tail(content, found.end, report)
     if len(found.parts) == 1:
         tail = content.at(found.parts[0].end, 129)
         clean = (

@@ -8,11 +8,13 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, field
 
+from dymn.audio.content import Content
 from dymn.errors import AudioError
 
 logger = logging.getLogger(__name__)
 
 _MOST_LOGGED = 10_000
+_MOST_TAIL = 8192
 _logged: set[tuple[str, str]] = set()
 
 SLACK_SECONDS = 0.25
@@ -103,3 +105,20 @@ def duration(seconds: float) -> str:
         ('2.50 s', '2.0 h')
     """
     return f"{seconds:.2f} s" if seconds < 3600 else f"{seconds / 3600:.1f} h"
+
+
+def report_tail(content: Content, end: int, report: Report) -> None:
+    """Note what is behind the last frame, unless it is little, a tag or padding."""
+    tail = content.size - end
+    if tail > _MOST_TAIL and any(content.at(end, _MOST_TAIL)):
+        report.note(f"{tail} bytes behind its last frame are no frames and are left out.")
+
+
+def report_lost(lost: int, bytes_per_second: float, report: Report) -> None:
+    """Report bytes between frames that belong to none: damage if there are many, else a note."""
+    if lost:
+        why = f"{lost} bytes between its frames are none"
+        if lost / bytes_per_second > SLACK_SECONDS:
+            report.damage(None, None, why)
+        else:
+            report.note(f"{why}.")

@@ -5,7 +5,8 @@ Recipes need no PyTorch; `train` is imported when it is asked for.
 
 from typing import TYPE_CHECKING, Any
 
-from dymn.training.recipe import TrainConfig, load_recipe, recipe_names
+from dymn.training.recipe import load_recipe, recipe_names
+from dymn.training.settings import TrainConfig
 
 if TYPE_CHECKING:
     from dymn.training.loop import train

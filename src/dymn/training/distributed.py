@@ -14,7 +14,7 @@ from torch import distributed as dist
 
 from dymn.errors import ConfigError, MissingExtraError
 from dymn.system.devices import resolve_device
-from dymn.training.recipe import TRAINING_PRECISIONS, TrainConfig
+from dymn.training.settings import TRAINING_PRECISIONS, TrainConfig
 
 PATIENCE = datetime.timedelta(hours=12)  # of the processes that wait while one evaluates
 

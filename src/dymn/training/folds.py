@@ -10,9 +10,9 @@ from dymn.data import Dataset
 from dymn.errors import ConfigError
 from dymn.evaluation import metrics
 from dymn.training.loop import train
-from dymn.training.recipe import TrainConfig
 from dymn.training.report import Record, Reporter, write_json
 from dymn.training.resolve import resolve, with_folder
+from dymn.training.settings import TrainConfig
 
 FOLDS_FILE = "folds.json"
 

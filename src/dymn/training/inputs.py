@@ -32,7 +32,7 @@ from dymn.errors import ConfigError, DataError
 from dymn.evaluation.score import evaluation_loader
 from dymn.models.mobilenet import MobileNet
 from dymn.system.files import read_bounded
-from dymn.training.recipe import TrainConfig
+from dymn.training.settings import TrainConfig
 from dymn.training.start import check_start
 from dymn.weights import open_checkpoint
 from dymn.weights.format import shorten

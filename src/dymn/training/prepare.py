@@ -38,9 +38,9 @@ from dymn.training.inputs import (
 )
 from dymn.training.losses import balanced_weights
 from dymn.training.parts import freeze, parameter_groups, set_momentum
-from dymn.training.recipe import TrainConfig
 from dymn.training.report import Reporter, Tracker, write_json
 from dymn.training.resolve import resolve, with_folder
+from dymn.training.settings import TrainConfig
 from dymn.training.start import (
     front_end_of,
     has_fresh_head,

@@ -13,7 +13,7 @@ from dymn.data import BadClip, Dataset, Source, open_dataset, select
 from dymn.data.detect import detect
 from dymn.data.packed import is_packed
 from dymn.errors import ConfigError, DataError
-from dymn.training.recipe import AUTO, DataSettings, TrainConfig
+from dymn.training.settings import AUTO, DataSettings, TrainConfig
 
 LOOKED_AT = 24  # clips whose length decides
 SHORTEST = 1.0  # seconds

@@ -16,7 +16,7 @@ from dymn.data import Source, TeacherTable, class_counts
 from dymn.errors import ConfigError
 from dymn.models.inflate import inherit
 from dymn.models.mobilenet import MLPHead, MobileNet, create_model
-from dymn.training.recipe import ModelSettings
+from dymn.training.settings import ModelSettings
 
 ROWS = 65_536  # read at a time
 

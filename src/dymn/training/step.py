@@ -29,7 +29,7 @@ from dymn.training.augment import (
     spec_augment,
 )
 from dymn.training.losses import Targets, distillation_loss, mix, probabilities, targets_of
-from dymn.training.recipe import TrainConfig
+from dymn.training.settings import TrainConfig
 
 SHORTEST = 0.1  # of a clip's length, of clips that are cut short
 POINTS = 9  # octaves of the random filter, from 16 kHz to 62 Hz at 32 kHz

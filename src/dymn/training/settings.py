@@ -1,0 +1,398 @@
+"""The settings of a training run: frozen dataclasses, built from nested mappings with names and types checked."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from dymn.config import check, check_number, from_dict, shown
+
+AUTO = "auto"
+SAMPLINGS = ("plain", "balanced", "teacher")
+CLASS_WEIGHTS = ("none", "balanced")
+TRAINING_PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """Where the network comes from.
+
+    `name` is an architecture (fresh weights) or anything that `load_model` takes (fine-tuning; the last layer is
+    replaced where the classes differ). `inherit` names a static network whose weights a fresh dynamic one starts with.
+    `settings` are those of `dymn.architectures.Variant`, for an architecture; `front_end` those of `FrontEndConfig`.
+    With `prior`, a fresh last layer's bias starts at the prior of the targets.
+    """
+
+    name: str = "dymn10"
+    inherit: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
+    front_end: dict[str, Any] = field(default_factory=dict)
+    prior: bool = True
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Which dataset (a key of `dymn.data.TASKS`, or "auto"), which parts of it, and how its clips are cut.
+
+    `seconds` 0 means the dataset's own clip length. An empty split name leaves that part out; `val` and `test` "auto"
+    take it where there is one. `resident` keeps all decoded clips in the device's memory, where batches are cut (16
+    bits a sample). With `whole`, validation and test hear each clip at once, up to a minute, and else in windows of
+    `seconds`; None leaves that to the dataset's protocol (see `TaskSpec`).
+
+    `sampling` "balanced" draws `draws` clips an epoch by class frequency; "plain" presents every clip once (or `draws`
+    clips, if not 0), but at least `least_draws`, in as many passes as that takes; "teacher" is for data without labels
+    and draws clips by what the online teachers hear in them, a quarter of the draws evenly, the others such that rare
+    classes count as much as common ones.
+    """
+
+    kind: str = "folder"
+    path: str = ""
+    train: str = "train"
+    val: str = "val"
+    test: str = "test"
+    fold: int = 0
+    holdout: float | None = None
+    seconds: float = 0.0
+    fill: str = "pad"
+    whole: bool | None = None
+    sampling: str = "plain"
+    draws: int = 0
+    least_draws: int = 0
+    cache: str = ""
+    workers: int = 0
+    resident: bool = False
+    max_bad: float = 0.05
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check(self.sampling in SAMPLINGS, f"data.sampling is {self.sampling!r}; allowed: {', '.join(SAMPLINGS)}.")
+        check_number("data.seconds", self.seconds, 0, 3600)
+        check_number("data.max_bad", self.max_bad, 0, 1)
+        for name, high in {"draws": 2**40, "least_draws": 2**40, "workers": 1024, "fold": 2**31}.items():
+            check_number(f"data.{name}", getattr(self, name), 0, high, whole=True)
+        check(
+            self.val != "test",
+            "data.val is 'test'; the test clips must not choose the checkpoint. Set data.holdout or data.val = ''.",
+        )
+        check(
+            self.train not in (self.val, self.test),
+            f"data.train is {self.train!r}, which is also a part that is evaluated.",
+        )
+        if self.holdout is not None:
+            check_number("data.holdout", self.holdout, 0, 1)
+        check(self.holdout != 1, "data.holdout is 1; it must be below 1.")
+        check(
+            self.whole is None or isinstance(self.whole, bool),
+            f"data.whole is {shown(self.whole)}; it must be true or false.",
+        )
+
+
+@dataclass(frozen=True)
+class TeacherSettings:
+    """The teacher. Offline (the paper): logits from `table`. Online: `models` hear the same augmented, mixed input.
+
+    `label_weight` is lambda of eq. 8. `feature_weight` adds the squared distance between the embeddings of student and
+    (first online) teacher, in units of the teacher's variance, `block_weight` that between the outputs of their blocks,
+    a mean over the blocks. With `calibrate`, the logits of the best checkpoint are stretched and shifted at the end,
+    all classes alike, as fits the teacher's probabilities on the validation clips best. `index` belongs to a published
+    `.npy` table.
+    """
+
+    table: str = ""
+    index: str = ""
+    partial: bool = False
+    models: tuple[str, ...] = ()
+    label_weight: float = 0.1
+    feature_weight: float = 0.0
+    block_weight: float = 0.0
+    calibrate: bool = False
+
+    def __post_init__(self) -> None:
+        check(
+            not (self.table and self.models),
+            "teacher.table and teacher.models are both set; a teacher is offline or online.",
+        )
+        check(
+            all(isinstance(name, str) for name in self.models),
+            f"teacher.models is {shown(self.models)}; it must be a list of names.",
+        )
+        check_number("teacher.label_weight", self.label_weight, 0, 1)
+        for name in ("feature_weight", "block_weight"):
+            check_number(f"teacher.{name}", getattr(self, name), 0, 1e6)
+            check(
+                getattr(self, name) == 0 or bool(self.models),
+                f"teacher.{name} needs an online teacher (teacher.models).",
+            )
+        check(not self.calibrate or self.is_present, "teacher.calibrate needs a teacher.")
+
+    @property
+    def is_present(self) -> bool:
+        """Whether there is a teacher."""
+        return bool(self.table or self.models)
+
+
+@dataclass(frozen=True)
+class AugmentSettings:
+    """Augmentation, each part off at 0.
+
+    Of the two mixups, `wave_mixup` is a probability, `spec_mixup` the alpha of Beta.
+
+    `padding` is the share of clips that end early, after a tenth of their length or later, and are silent from there:
+    what a network hears of a recording that is shorter than its window and padded with zeros. `shortest`: each batch is
+    cut to a length between this and `data.seconds`, in whole seconds. `speed`: half of the clips are played up to so
+    much faster or slower (0.2: by a factor of 1.2). `colour_db`: a random filter, up to so many decibels up or down at
+    each octave. `room` is the share of clips that are put into a room, `blend` that of clips behind which another is
+    put, at most `blend_db` softer or louder.
+    """
+
+    roll_ms: float = 0.0
+    gain_db: float = 0.0
+    wave_mixup: float = 0.0
+    wave_alpha: float = 2.0
+    padding: float = 0.0
+    shortest: float = 0.0
+    speed: float = 0.0
+    colour_db: float = 0.0
+    room: float = 0.0
+    blend: float = 0.0
+    blend_db: float = 12.0
+    spec_mixup: float = 0.0
+    jitter: bool = True
+    frequency_mask: int = 0
+    time_mask: int = 0
+
+    def __post_init__(self) -> None:
+        limits = {"roll_ms": 3_600_000, "shortest": 3600, "speed": 10, "spec_mixup": 1000}
+        limits |= dict.fromkeys(("gain_db", "colour_db", "blend_db"), 120) | dict.fromkeys(
+            ("wave_mixup", "padding", "room", "blend"), 1
+        )
+        for name, high in limits.items():
+            check_number(f"augment.{name}", getattr(self, name), 0, high)
+        for name in ("frequency_mask", "time_mask"):
+            check_number(f"augment.{name}", getattr(self, name), 0, 2**20, whole=True)
+        check_number("augment.wave_alpha", self.wave_alpha, 1e-3, 1000)
+
+
+@dataclass(frozen=True)
+class OptimSettings:
+    """The step. `batch_size` is that of all processes and accumulated parts together.
+
+    `ema` the decay of averaged weights, 0 for none.
+
+    With `norm_clips`, the norms' statistics are measured anew on so many training clips before weights are evaluated
+    and saved; `norm_momentum` is how much of a batch goes into the running ones (0: the network's own).
+
+    `freeze` blocks from the input on do not learn, nor does what lies before them; with all blocks only the head
+    learns. The learning rate is `lr` for the head and `layer_decay` times as high for each block before the next.
+    `label_smoothing` moves labels towards "nothing is known"; with `class_weights` "balanced" the labels of rare
+    classes count as much as those of common ones.
+    """
+
+    name: str = "adam"
+    lr: float = 1e-3
+    batch_size: int = 120
+    accumulate: int = 1
+    weight_decay: float = 0.0
+    clip_norm: float = 0.0
+    ema: float = 0.0
+    norm_clips: int = 0
+    norm_momentum: float = 0.0
+    freeze: int = 0
+    layer_decay: float = 1.0
+    label_smoothing: float = 0.0
+    class_weights: str = "none"
+    precision: str = "fp32"
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        check(self.name in ("adam", "adamw"), f"optim.name is {self.name!r}; allowed: adam, adamw.")
+        check(
+            self.precision in TRAINING_PRECISIONS,
+            f"optim.precision is {self.precision!r}; allowed: {', '.join(TRAINING_PRECISIONS)}.",
+        )
+        check(
+            self.class_weights in CLASS_WEIGHTS,
+            f"optim.class_weights is {self.class_weights!r}; allowed: {', '.join(CLASS_WEIGHTS)}.",
+        )
+        check_number("optim.lr", self.lr, 1e-12, 1000)
+        check_number("optim.layer_decay", self.layer_decay, 1e-6, 1)
+        for name, highest in {
+            "weight_decay": 1000,
+            "clip_norm": 1e6,
+            "ema": 1,
+            "norm_momentum": 1,
+            "label_smoothing": 1,
+        }.items():
+            check_number(f"optim.{name}", getattr(self, name), 0, highest)
+        for name in ("ema", "label_smoothing"):
+            check(getattr(self, name) < 1, f"optim.{name} is 1; it must be below 1.")
+        for name, least in {"batch_size": 1, "accumulate": 1, "norm_clips": 0, "freeze": 0}.items():
+            check_number(f"optim.{name}", getattr(self, name), least, 2**20, whole=True)
+        check(
+            not (self.freeze and self.norm_clips),
+            "optim.norm_clips would measure the norms that optim.freeze keeps. Set one of them.",
+        )
+        parts = self.batch_size % self.accumulate == 0
+        check(
+            parts,
+            f"optim.batch_size is {self.batch_size}; it must be a multiple of optim.accumulate ({self.accumulate}).",
+        )
+
+
+@dataclass(frozen=True)
+class ScheduleSettings:
+    """Epochs, learning rate and temperature (Sec. IV-A.2, IV-A.3); see `dymn.training.schedules`.
+
+    With `seconds`, the schedule follows the clock: the run ends after that time, and an epoch's place in the schedule
+    of `epochs` is the share of the time that is over. As many epochs are run as fit; their number, and so the result,
+    is that of the machine.
+    """
+
+    epochs: int = 80
+    warm_up: float = 10.0
+    ramp_start: float = 10.0
+    ramp_length: float = 65.0
+    floor: float = 0.01
+    tau_start: float = 1.0
+    tau_end: float = 1.0
+    tau_epochs: int = 1
+    seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "tau_epochs"):
+            check_number(f"schedule.{name}", getattr(self, name), 1, 10**6, whole=True)
+        for name, high in {"warm_up": 1e6, "ramp_start": 1e6, "ramp_length": 1e6, "floor": 1, "seconds": 1e9}.items():
+            check_number(f"schedule.{name}", getattr(self, name), 0, high)
+        for name in ("tau_start", "tau_end"):
+            check_number(f"schedule.{name}", getattr(self, name), 1e-6, 1e6)
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Where results go and what the run computes on. `name` goes into the checkpoint's card.
+
+    A run that is killed loses what it did since its last state, which is written after each epoch and after every
+    `save_steps` steps in it (0: not in it).
+    """
+
+    out: str = ""
+    name: str = ""
+    seed: int = 0
+    device: str = ""
+    threads: int = 0
+    sync_norm: bool = True
+    trackers: tuple[str, ...] = ()
+    licence: str = ""
+    save_steps: int = 1000
+
+    def __post_init__(self) -> None:
+        for name, high in {"seed": 2**63 - 1, "threads": 1024, "save_steps": 2**40}.items():
+            check_number(f"run.{name}", getattr(self, name), 0, high, whole=True)
+        unknown = [name for name in self.trackers if name not in ("tensorboard", "wandb")]
+        check(not unknown, f"run.trackers names {shown(unknown)}; allowed: tensorboard, wandb.")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A whole run."""
+
+    model: ModelSettings = field(default_factory=ModelSettings)
+    data: DataSettings = field(default_factory=DataSettings)
+    teacher: TeacherSettings = field(default_factory=TeacherSettings)
+    augment: AugmentSettings = field(default_factory=AugmentSettings)
+    optim: OptimSettings = field(default_factory=OptimSettings)
+    schedule: ScheduleSettings = field(default_factory=ScheduleSettings)
+    run: RunSettings = field(default_factory=RunSettings)
+
+    def __post_init__(self) -> None:
+        by_teacher = self.data.sampling == "teacher"
+        check(
+            not by_teacher or bool(self.teacher.models),
+            "data.sampling is 'teacher', which needs an online teacher (teacher.models).",
+        )
+        check(
+            self.teacher.block_weight == 0 or not self.optim.compile,
+            "teacher.block_weight cannot be combined with optim.compile.",
+        )
+
+    NESTED = {
+        "model": ModelSettings,
+        "data": DataSettings,
+        "teacher": TeacherSettings,
+        "augment": AugmentSettings,
+        "optim": OptimSettings,
+        "schedule": ScheduleSettings,
+        "run": RunSettings,
+    }
+
+    def replace(self, changes: Mapping[str, Any]) -> TrainConfig:
+        """Return the run with settings such as {"optim.lr": 1e-4} replaced.
+
+        Raises:
+            ConfigError: if a setting is unknown or a value is not allowed.
+        """
+        return parse(merged(dataclasses.asdict(self), changes))
+
+    def with_epochs(self, epochs: int) -> TrainConfig:
+        """Return the run with another number of epochs, and its schedule shortened or lengthened as a whole.
+
+        Raises:
+            ConfigError: if `epochs` is below 1.
+        """
+        schedule = self.schedule
+        factor = epochs / schedule.epochs
+        scaled = {name: round(getattr(schedule, name) * factor, 3) for name in ("warm_up", "ramp_start", "ramp_length")}
+        scaled |= {"epochs": epochs, "tau_epochs": max(1, round(schedule.tau_epochs * factor))}
+        return self.replace({f"schedule.{name}": value for name, value in scaled.items()})
+
+
+def parse(values: Mapping[str, Any]) -> TrainConfig:
+    """Build a run from nested mappings, checking names and types.
+
+    Raises:
+        ConfigError: naming what is wrong.
+    """
+    for section, settings in values.items():
+        kind = TrainConfig.NESTED.get(section)
+        check(kind is not None, f"A recipe has no section [{section}]. Allowed: {', '.join(TrainConfig.NESTED)}.")
+        check(isinstance(settings, Mapping), f"[{section}] must be a table of settings, not {shown(settings)}.")
+        defaults = kind()  # type: ignore[misc]
+        for name, value in settings.items():
+            check(hasattr(defaults, name), f"[{section}] has no setting {name}. Allowed: {', '.join(vars(defaults))}.")
+            _check_type(f"{section}.{name}", value, getattr(defaults, name))
+    return from_dict(TrainConfig, {section: dict(settings) for section, settings in values.items()})
+
+
+def _check_type(name: str, value: Any, default: Any) -> None:
+    if default is None:
+        return
+    fits = {
+        bool: isinstance(value, bool),
+        int: isinstance(value, int) and not isinstance(value, bool),
+        float: isinstance(value, (int, float)) and not isinstance(value, bool),
+        str: isinstance(value, str),
+        tuple: isinstance(value, (list, tuple)),
+        dict: isinstance(value, Mapping),
+    }[type(default)]
+    check(fits, f"{name} is {shown(value)}; it must be of type {type(default).__name__}, such as {default!r}.")
+
+
+def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the nested mappings with settings such as {"optim.lr": 1e-4} replaced.
+
+    Raises:
+        ConfigError: if a key names no setting.
+    """
+    found = {section: dict(settings) for section, settings in values.items()}
+    for key, value in changes.items():
+        section, _, name = key.partition(".")
+        check(bool(name), f"{key!r} names no setting. Write section.setting=value, such as optim.lr=1e-4.")
+        target = found.setdefault(section, {})
+        *parents, last = name.split(".")
+        for parent in parents:
+            target = target.setdefault(parent, {})
+            check(isinstance(target, dict), f"{key!r} names no setting: {parent} is not a table.")
+        target[last] = value
+    return found

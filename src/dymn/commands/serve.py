@@ -128,7 +128,7 @@ def serve(
     The page at / tags files and the microphone in the browser itself. Programs send recordings to /v1/tag;
     /openapi.json describes it.
 
-    Listens on this machine only, unless --host says otherwise. Ctrl+C or SIGTERM ends it after the accepted requests
+    Listens on this machine only, unless you give --host. Ctrl+C or SIGTERM ends it after the accepted requests
     are answered.
 
     Examples: `dymn serve --model dymn04_open`; `dymn serve --host 0.0.0.0 --allow-host sounds.example.org --token-file

@@ -163,12 +163,12 @@ def main() -> int:
     write_fixtures(BUILD / "numbers")
     make_root(wanted, root)
     install(wanted, root, build_wheel(wanted))
-    copy_work(root / "checkout")
+    copy_work(root / "dymn")
     try:
-        run(wanted, root, "/checkout/platforms/parity.py", "check", "/checkout/numbers")
-        run(wanted, root, "-m", "dymn", "tag", "/checkout/examples/audio/dog.ogg", "--model", "dymn04_open", "--top-k", "3")
+        run(wanted, root, "/dymn/platforms/parity.py", "check", "/dymn/numbers")
+        run(wanted, root, "-m", "dymn", "tag", "/dymn/examples/audio/dog.ogg", "--model", "dymn04_open", "--top-k", "3")
         if wanted.tests:
-            tests = [f"/checkout/tests/test_{name}.py" for name in CORE_TESTS.split()]
+            tests = [f"/dymn/tests/test_{name}.py" for name in CORE_TESTS.split()]
             run(wanted, root, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "2", *tests)
     except subprocess.CalledProcessError as error:
         print(f"{given.platform}: the command ended with {error.returncode}.")

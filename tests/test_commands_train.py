@@ -315,7 +315,7 @@ def test_evaluate_matches_classes_by_name(desk):
         ("train --data clips --set optim.lr=-1", "optim.lr is -1"),
         ("train --data clips --set optim.lr", "no assignment"),
         ("train --data clips --model mn77", "mn77"),
-        ("train --data clips --model runs/nowhere/best.safetensors", "no file, folder or model"),
+        ("train --data clips --model runs/nowhere/best.safetensors", "There is no file runs/nowhere"),
         ("train --data clips --model same.safetensors --kind imagenet", "imagenet"),
         ("train --data clips --model same.safetensors --fold all", "no folds"),
         ("train --data clips --fold first", "'first'"),

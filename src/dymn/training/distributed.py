@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import datetime
 import os
 from typing import Any, cast
@@ -45,9 +46,17 @@ def launch(config: TrainConfig) -> Any:
         strategy=DDPStrategy(timeout=PATIENCE) if world > 1 else "auto",
         precision=cast(Any, TRAINING_PRECISIONS[config.optim.precision]),
     )
+    if world > 1 and not dist.is_initialized():
+        atexit.register(leave)
     if world > 1:
         fabric.launch()
     return fabric
+
+
+def leave() -> None:
+    """Close the process group. With its threads still running at exit, a process may be aborted (exit code -6)."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 class _Sum(torch.autograd.Function):

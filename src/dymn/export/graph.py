@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from dymn.audio.mel import LOG_OFFSET, LOG_SCALE, LOG_SHIFT, PREEMPHASIS, mel_basis
+from dymn.audio.mel import LOG_SCALE, LOG_SHIFT, PREEMPHASIS, mel_basis
 from dymn.config import FrontEndConfig
 from dymn.export.nodes import Nodes
 from dymn.export.traced import ContextNames, constant, trace
@@ -44,7 +44,11 @@ def front_end(nodes: Nodes, waveform: str, config: FrontEndConfig) -> str:
     powers, bins = _powers(nodes, padded, c, np.flatnonzero(basis.any(axis=0)))
     filters = np.where(bins >= 0, basis[:, bins], 0)
     mel = nodes.op("MatMul", nodes.constant(filters, exact=True), powers)
-    log = nodes.op("Log", nodes.op("Add", mel, nodes.constant(np.array([LOG_OFFSET]))))
+    if c.log_offset:
+        mel = nodes.op("Add", mel, nodes.constant(np.array([c.log_offset])))
+    if c.log_floor:
+        mel = nodes.op("Max", mel, nodes.constant(np.array([c.log_floor])))
+    log = nodes.op("Log", mel)
     scaled = nodes.op(
         "Add",
         nodes.op("Mul", log, nodes.constant(np.array([LOG_SCALE]))),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -18,13 +17,16 @@ from dymn.errors import ConfigError, WeightsError
 from dymn.models.blocks import InvertedResidual
 from dymn.models.layers import DynamicConv2d
 from dymn.models.layers.context import BatchNorm2d
+from dymn.models.layers.sequence import resampled, sequence_model
 from dymn.models.pretrained import Pretrained, as_array
 from dymn.system.devices import resolve_device
 from dymn.weights.checkpoint import open_checkpoint
 from dymn.weights.download import Progress
 from dymn.weights.efficientat import read_efficientat
+from dymn.weights.efficientsed import read_efficientsed
 from dymn.weights.format import Array, Stored
-from dymn.weights.labels import numbered_labels
+from dymn.weights.labels import labels_for, numbered_labels
+from dymn.weights.registry import EFFICIENTSED_FRONT_END
 
 PLAIN_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64)
 
@@ -36,7 +38,27 @@ class Output(NamedTuple):
     embedding: Tensor  # [B, D], the averaged output of the last convolution
 
 
-class MLPHead(nn.Module):
+class FramewiseOutput(Output):
+    """What a frame-wise network says: of clips, as `Output`, and of their frames, `frame_logits` [B, T, C]."""
+
+    frame_logits: Tensor
+
+    def __new__(cls, logits: Tensor, embedding: Tensor, frame_logits: Tensor) -> FramewiseOutput:  # noqa: D102
+        self = super().__new__(cls, logits, embedding)
+        self.frame_logits = frame_logits
+        return self
+
+
+class Head(nn.Module):
+    """From the last feature map to what a network says."""
+
+    def output(self, features: Tensor) -> Output:
+        """Return logits and embedding of the last feature map [B, D, F, T]."""
+        embedding = features.mean(dim=(2, 3))
+        return Output(self(features, embedding), embedding)
+
+
+class MLPHead(Head):
     """Two linear layers on the averaged feature map (Table I)."""
 
     def __init__(self, config: ModelConfig) -> None:
@@ -55,7 +77,7 @@ class MLPHead(nn.Module):
         return self.forward(features, features.mean(dim=2).transpose(1, 2))
 
 
-class FullyConvolutionalHead(nn.Module):
+class FullyConvolutionalHead(Head):
     """Class scores at each place of the last feature map, then their mean, as in some published MobileNets."""
 
     def __init__(self, config: ModelConfig) -> None:
@@ -72,7 +94,45 @@ class FullyConvolutionalHead(nn.Module):
         return self.norm(self.classifier(features)).mean(dim=2).transpose(1, 2)  # type: ignore[no-any-return]
 
 
-HEADS.update(mlp=MLPHead, fully_convolutional=FullyConvolutionalHead)
+class FrameHead(Head):
+    """Of frame-wise networks: a model of the sequence of frames, a linear layer on each, and one on their mean."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        assert config.sequence is not None
+        self.length = config.sequence.length
+        self.sequence = sequence_model(config)
+        self.frame = nn.Linear(config.c_frame, config.sequence.n_frame_classes)
+        self.clip = nn.Linear(config.c_frame, config.sequence.n_clip_classes)
+
+    def vectors(self, features: Tensor) -> Tensor:
+        """Return a sequence [B, length, D] of the last feature map [B, C, 1, T].
+
+        Raises:
+            ConfigError: if the feature map has several bands.
+        """
+        check(
+            features.shape[2] == 1,
+            f"The last feature map has {features.shape[2]} bands; it must have one, as it has of spectrograms of up to "
+            "128 bands.",
+        )
+        return self.sequence(resampled(features[:, :, 0], self.length).transpose(1, 2))  # type: ignore[no-any-return]
+
+    def forward(self, features: Tensor, embedding: Tensor) -> Tensor:
+        """Return logits [B, classes] of clips from the last feature map [B, C, 1, T]."""
+        return self.clip(self.vectors(features).mean(dim=1))  # type: ignore[no-any-return]
+
+    def frames(self, features: Tensor) -> Tensor:
+        """Return logits [B, length, classes] of frames."""
+        return self.frame(self.vectors(features))  # type: ignore[no-any-return]
+
+    def output(self, features: Tensor) -> FramewiseOutput:
+        """Return logits of clips and frames, and the embedding, of the last feature map [B, C, 1, T]."""
+        vectors = self.vectors(features)
+        return FramewiseOutput(self.clip(vectors.mean(dim=1)), features.mean(dim=(2, 3)), self.frame(vectors))
+
+
+HEADS.update(mlp=MLPHead, fully_convolutional=FullyConvolutionalHead, frames=FrameHead)
 
 
 class ConvNormAct(nn.Sequential):
@@ -110,9 +170,7 @@ class MobileNet(Pretrained):
         """
         if log_mel.ndim != 4 or log_mel.shape[1] != 1:
             raise ConfigError(f"log_mel has shape {list(log_mel.shape)}; it must be [B, 1, n_mels, frames].")
-        features = self.features(log_mel)
-        embedding = features.mean(dim=(2, 3))
-        return Output(self.head(features, embedding), embedding)
+        return self.head.output(self.features(log_mel))  # type: ignore[no-any-return]
 
     def frame_logits(self, features: Tensor, smoothing: int = 1) -> Tensor:
         """Return logits [B, T', C] of each frame of the last feature map [B, D, F', T'].
@@ -128,7 +186,7 @@ class MobileNet(Pretrained):
     @property
     def time_stride(self) -> int:
         """How many frames of the spectrogram lie between two of the last feature map."""
-        return 2 * math.prod(block.stride for block in self.config.blocks)
+        return self.config.time_stride
 
     def feature_maps(self, log_mel: Tensor) -> list[Tensor]:
         """Return the output of each block, a list of [B, C, F', T']."""
@@ -168,6 +226,10 @@ class MobileNet(Pretrained):
         """
         labels = numbered_labels(classes) if isinstance(classes, int) else tuple(classes)
         check(len(labels) > 0, "A network needs at least one class.")
+        check(
+            self.config.sequence is None,
+            "A frame-wise network keeps its classes. Build one for others with dymn.create_model.",
+        )
         fresh = MobileNet(dataclasses.replace(self.config, num_classes=len(labels))).initialise(generator)
         fresh.to(next(self.parameters()).device)
         self.config, self.head.classifier = fresh.config, fresh.head.classifier
@@ -273,6 +335,34 @@ def import_efficientat(
     source = path_or_state_dict if isinstance(path_or_state_dict, (str, Path)) else _arrays(path_or_state_dict)
     config, state = read_efficientat(source, temperature=temperature, strides=strides)
     return MobileNet.from_stored(Stored(config, ModelCard(labels=numbered_labels(config.num_classes)), state))
+
+
+def import_efficientsed(
+    path_or_state_dict: str | Path | Mapping[str, Tensor], *, seq_len: int = 250
+) -> MobileNet:
+    """Build the frame-wise network that a state dict of EfficientSED belongs to, with its weights, in evaluation mode.
+
+    Called with log-mel spectrograms [B, 1, 128, T], it returns `frame_logits` [B, seq_len, C] of the strong head,
+    `logits` [B, C] of the weak head, and `embedding` [B, D], the averaged last feature map. A file with one of the two
+    heads gives both with it.
+
+    Args:
+        path_or_state_dict: a file saved by `torch.save`, read without executing pickled code, or the mapping itself.
+        seq_len: number of frames, whatever the length of the spectrogram.
+
+    Raises:
+        WeightsError: if the file cannot be read, or does not fit; the message names missing and extra tensors.
+        ConfigError: if `seq_len` is not allowed.
+
+    Example:
+        >>> model = import_efficientsed("fmn10+tf-256_strong.pt")  # doctest: +SKIP
+        >>> model(torch.zeros(1, 1, 128, 1000)).frame_logits.shape  # doctest: +SKIP
+        torch.Size([1, 250, 447])
+    """
+    source = path_or_state_dict if isinstance(path_or_state_dict, (str, Path)) else _arrays(path_or_state_dict)
+    config, state = read_efficientsed(source, length=seq_len)
+    card = ModelCard(front_end=EFFICIENTSED_FRONT_END, labels=labels_for(config.num_classes))
+    return MobileNet.from_stored(Stored(config, card, state))
 
 
 def _arrays(state: object) -> dict[str, Array]:

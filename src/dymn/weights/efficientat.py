@@ -7,11 +7,11 @@ and activations are those of Table I; temperature and strides leave no trace in 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from dymn.architectures import HIDDEN_CHANNELS, STRIDED, TABLE_I, context_size
+from dymn.architectures import HIDDEN_CHANNELS, STRIDED, TABLE_I, Row, context_size
 from dymn.config import BlockConfig, ModelConfig, round_channels
 from dymn.errors import ConfigError, WeightsError
 from dymn.weights.format import COUNTER, Array, as_float32, check_finite, shorten
@@ -49,11 +49,7 @@ def read_efficientat(
         WeightsError: if the file cannot be read, or does not fit; the message names missing and extra tensors.
         ConfigError: if `temperature` or `strides` are not allowed.
     """
-    is_file = isinstance(source, (str, Path))
-    name = str(source) if is_file else "The state dict"
-    stored = read_tensors(Path(source)) if isinstance(source, (str, Path)) else source
-    state = {key: as_float32(values) for key, values in stored.items()}
-    check_finite(state, name)
+    name, state = open_state(source)
     if len(strides) != len(STRIDED) or any(stride not in (1, 2) for stride in strides):
         raise ConfigError(f"strides is {tuple(strides)}; it must be {len(STRIDED)} numbers, each 1 or 2.")
     if not temperature > 0:
@@ -65,22 +61,53 @@ def read_efficientat(
         raise WeightsError(f"{name} does not fit an EfficientAT network: missing {error.args[0]}.") from error
     except (IndexError, ValueError, ZeroDivisionError) as error:
         raise WeightsError(f"{name} does not fit an EfficientAT network: {error}") from error
+    return Imported(config, taken(name, "EfficientAT", state, entries, config, _constants(state, config)))
+
+
+def open_state(source: str | Path | Mapping[str, Array]) -> tuple[str, dict[str, Array]]:
+    """Return what a state dict is called in messages, and its arrays in float32.
+
+    Raises:
+        WeightsError: if it cannot be read, or a value is not finite.
+    """
+    is_file = isinstance(source, (str, Path))
+    name = str(source) if is_file else "The state dict"
+    stored = read_tensors(Path(source)) if isinstance(source, (str, Path)) else source
+    state = {key: as_float32(values) for key, values in stored.items()}
+    check_finite(state, name)
+    return name, state
+
+
+def taken(
+    name: str,
+    family: str,
+    state: Mapping[str, Array],
+    entries: Collection[Entry],
+    config: ModelConfig,
+    ignored: Collection[str] = (),
+    exact: bool = False,
+) -> dict[str, Array]:
+    """Return the arrays of a published state dict under dymn's names, in dymn's shapes unless they must be `exact`.
+
+    Raises:
+        WeightsError: if they are not exactly those that the entries list, or do not fit the configuration.
+    """
     expected = {entry.source for entry in entries}
     present = {key for key in state if not key.endswith(COUNTER)}
-    missing, extra = sorted(expected - present), sorted(present - expected - _constants(state, config))
+    missing, extra = sorted(expected - present), sorted(present - expected - set(ignored))
     if missing or extra:
         listed = [f"{word} {shorten(names)}" for word, names in (("missing", missing), ("extra", extra)) if names]
-        raise WeightsError(f"{name} does not fit an EfficientAT network: {'; '.join(listed)}.")
+        raise WeightsError(f"{name} does not fit an {family} network: {'; '.join(listed)}.")
     shapes = state_shapes(config)
     values = {}
     for entry in entries:
         given, shape = state[entry.source], shapes[entry.target]
-        if given.size != math.prod(shape):
+        if given.size != math.prod(shape) or (exact and given.shape != shape):
             raise WeightsError(
                 f"{name}: {entry.source} has shape {list(given.shape)}, which does not fit {list(shape)}."
             )
         values[entry.target] = given.reshape(shape)
-    return Imported(config, values)
+    return values
 
 
 def _config(state: Mapping[str, Array], temperature: float, strides: Mapping[int, int]) -> ModelConfig:
@@ -95,15 +122,10 @@ def _config(state: Mapping[str, Array], temperature: float, strides: Mapping[int
     classifier = state["classifier.0.weight" if fully_convolutional else "classifier.5.weight"]
     c_exp = c_last if fully_convolutional else state["classifier.2.weight"].shape[0]
     width = c_exp / (TABLE_I[-1].c_exp if fully_convolutional else HIDDEN_CHANNELS)
-    blocks = []
-    c_in = state[f"{stem}.0.weight"].shape[0]
-    for i in range(len(TABLE_I)):
-        block = _block_config(state, i, c_in, strides.get(i, 1), width)
-        blocks.append(block)
-        c_in = block.c_out
+    rows = [row._replace(stride=strides.get(i, 1)) for i, row in enumerate(TABLE_I)]
     return ModelConfig(
         width=round(width, 3),
-        blocks=tuple(blocks),
+        blocks=block_configs(state, rows, width),
         c_last=c_last,
         c_hidden=round_channels(HIDDEN_CHANNELS * width) if fully_convolutional else c_exp,
         num_classes=classifier.shape[0],
@@ -112,8 +134,18 @@ def _config(state: Mapping[str, Array], temperature: float, strides: Mapping[int
     )
 
 
-def _block_config(state: Mapping[str, Array], i: int, c_in: int, stride: int, width: float) -> BlockConfig:
-    row = TABLE_I[i]
+def block_configs(state: Mapping[str, Array], rows: Sequence[Row], width: float) -> tuple[BlockConfig, ...]:
+    """Return the blocks of a published network, whose channels are those of its arrays."""
+    stem = "in_c" if "in_c.0.weight" in state else "features.0"
+    blocks: list[BlockConfig] = []
+    c_in = state[f"{stem}.0.weight"].shape[0]
+    for i, row in enumerate(rows):
+        blocks.append(_block_config(state, i, c_in, row, width))
+        c_in = blocks[-1].c_out
+    return tuple(blocks)
+
+
+def _block_config(state: Mapping[str, Array], i: int, c_in: int, row: Row, width: float) -> BlockConfig:
     stages = _stages(state, i)
     dynamic_convs = tuple(p for p, name in stages.items() if f"{name.conv}.residuals.0.weight" in state)
     c_exp = state[f"{stages['depthwise'].norm}.weight"].shape[0]
@@ -132,7 +164,8 @@ def _block_config(state: Mapping[str, Array], i: int, c_in: int, stride: int, wi
         c_exp=c_exp,
         c_out=state[f"{stages['project'].norm}.weight"].shape[0],
         kernel_size=row.kernel_size,
-        stride=stride,
+        stride=row.stride,
+        time_stride=row.time_stride,
         activation=row.activation,
         dynamic_convs=dynamic_convs if c_exp != c_in or not dynamic_convs else BlockConfig.POSITIONS,
         dynamic_relus=("depthwise",) if activation in state else (),
@@ -182,6 +215,17 @@ def _squeeze_excitation(state: Mapping[str, Array], i: int) -> str | None:
 
 def _entries(state: Mapping[str, Array], config: ModelConfig) -> Iterator[Entry]:
     """Yield every tensor that a network of this config has, under its published name."""
+    yield from backbone_entries(state, config)
+    if config.head == "mlp":
+        yield from _linear("classifier.2", "head.hidden")
+        yield from _linear("classifier.5", "head.classifier")
+    else:
+        yield Entry("classifier.0.weight", "head.classifier.weight")
+        yield from _norm("classifier.1", "head.norm")
+
+
+def backbone_entries(state: Mapping[str, Array], config: ModelConfig) -> Iterator[Entry]:
+    """Yield the tensors of the first convolution, the blocks and the last convolution."""
     dymn = "in_c.0.weight" in state
     stem, last = ("in_c", "out_c") if dymn else ("features.0", f"features.{len(TABLE_I) + 1}")
     for source, target in ((stem, "stem"), (last, "last")):
@@ -206,12 +250,6 @@ def _entries(state: Mapping[str, Array], config: ModelConfig) -> Iterator[Entry]
             attention = _squeeze_excitation(state, i)
             yield from _linear(f"{attention}.fc1", f"blocks.{i}.attention.squeeze")
             yield from _linear(f"{attention}.fc2", f"blocks.{i}.attention.excite")
-    if config.head == "mlp":
-        yield from _linear("classifier.2", "head.hidden")
-        yield from _linear("classifier.5", "head.classifier")
-    else:
-        yield Entry("classifier.0.weight", "head.classifier.weight")
-        yield from _norm("classifier.1", "head.norm")
 
 
 def _linear(source: str, target: str) -> Iterator[Entry]:

@@ -18,6 +18,9 @@ from dymn.errors import WeightsError
 WEIGHTS_ENDINGS = (".safetensors", ".pt", ".pth")
 RELEASE = "https://github.com/fschmid56/EfficientAT/releases/download/v0.0.1/"
 STANDARD_FRONT_END = FrontEndConfig()
+EFFICIENTSED_FRONT_END = FrontEndConfig(
+    sample_rate=16_000, n_fft=512, win_length=400, hop_length=160, f_max=7_000.0, log_offset=0.0, log_floor=1e-7
+)
 DATASET_CLASSES = {"AudioSet": 527, "ImageNet": 1000}
 DATASET_TEMPERATURES = {"AudioSet": 1.0, "ImageNet": 30.0}
 

@@ -39,7 +39,7 @@ class Row(NamedTuple):
     c_out: int
     stride: int
     activation: str
-    time_stride: int | None = None  # where it differs from the stride
+    time_stride: int | None = None  # of a table that states both strides
 
 
 STEM_CHANNELS = 16
@@ -65,7 +65,7 @@ FRAMEWISE_STRIDES = (
     *((1, 1), (1, 1), (2, 1), (1, 1), (1, 1), (1, 1), (2, 1)),
 )
 FRAMEWISE = tuple(
-    row._replace(stride=frequency, time_stride=None if time == frequency else time)
+    row._replace(stride=frequency, time_stride=time)
     for row, (frequency, time) in zip(TABLE_I, FRAMEWISE_STRIDES, strict=True)
 )
 """Table I with the strides of the frame-wise MobileNets (EfficientSED, arXiv 2503.11373): 128 bands become one, and a

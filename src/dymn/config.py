@@ -127,8 +127,7 @@ class BlockConfig:
 
     `dynamic_convs` and `dynamic_relus` name positions out of `POSITIONS`; `attention` is a key of
     `dymn.architectures.ATTENTIONS` or None; `context_size` is H. A block whose `c_exp` equals `c_in` has no expansion
-    convolution. `time_stride` is the stride along time where it differs from `stride`, which is that of frequency
-    then.
+    convolution. `time_stride` is the stride along time where it is stated by itself; `stride` is that of frequency then.
     """
 
     c_in: int

@@ -285,7 +285,7 @@ def load_model(
 
     Args:
         name_or_path: the name of a model with weights (see `dymn.list_models(pretrained=True)`), a `.safetensors` file
-            of dymn, a folder with one, a state dict that EfficientAT published (`.pt`), or "user/repo" or
+            of dymn, a folder with one, a state dict that EfficientAT or EfficientSED published (`.pt`), or "user/repo" or
             "user/repo@revision" on the Hugging Face Hub. A name in the registry comes first, then what is on this
             machine.
         num_classes: of another task than the model was trained for: the last layer is a fresh one (see

@@ -14,13 +14,21 @@ from dymn.config import ModelCard
 from dymn.errors import ConfigError, WeightsError
 from dymn.weights.download import Progress, sha256_of
 from dymn.weights.efficientat import Imported, read_efficientat
+from dymn.weights.efficientsed import is_efficientsed, read_efficientsed
 from dymn.weights.find import SAFETENSORS, file_in
 from dymn.weights.format import MAX_FILE, Stored, check_finite, read
 from dymn.weights.hub import fetch_hub
 from dymn.weights.labels import labels_for, numbered_labels
 from dymn.weights.published import fetch_published, import_published, published_card
-from dymn.weights.registry import REGISTRY, WEIGHTS_ENDINGS, unknown_model
+from dymn.weights.registry import (
+    EFFICIENTSED_FRONT_END,
+    REGISTRY,
+    STANDARD_FRONT_END,
+    WEIGHTS_ENDINGS,
+    unknown_model,
+)
 from dymn.weights.shapes import check_state
+from dymn.weights.torch_files import read_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +41,7 @@ def open_checkpoint(source: str | Path, *, progress: Progress | None = None) -> 
 
     Args:
         source: the name of a model with weights (see `dymn.list_models(pretrained=True)`), a `.safetensors` file of
-            dymn, a folder with one, a state dict that EfficientAT published (`.pt`), or "user/repo" or
+            dymn, a folder with one, a state dict that EfficientAT or EfficientSED published (`.pt`), or "user/repo" or
             "user/repo@revision" on the Hugging Face Hub. A name in the registry comes first, then what is on this
             machine.
         progress: called during a download with the bytes done, and the bytes in all or None.
@@ -76,7 +84,7 @@ def open_checkpoint(source: str | Path, *, progress: Progress | None = None) -> 
 
 
 def open_state_dict(path: Path, strides: Sequence[int] | None = None, temperature: float | None = None) -> Stored:
-    """Open an EfficientAT file.
+    """Open a state dict of EfficientAT or EfficientSED.
 
     Missing facts come from the registry, if it is known there and neither setting is given.
 
@@ -92,10 +100,23 @@ def open_state_dict(path: Path, strides: Sequence[int] | None = None, temperatur
                     return _stored(import_published(path, published), published_card(published), digest)
                 except WeightsError as error:
                     logger.warning("%s Its network is read from the file, and the standard front end is used.", error)
-    imported = read_efficientat(
-        path, temperature=1.0 if temperature is None else temperature, strides=strides or DEFAULT_STRIDES
+    state = read_tensors(path)
+    framewise = is_efficientsed(state)
+    if not framewise:
+        imported = read_efficientat(
+            state, temperature=1.0 if temperature is None else temperature, strides=strides or DEFAULT_STRIDES,
+            name=str(path),
+        )  # fmt: skip
+    elif strides is not None or temperature is not None:
+        raise ConfigError(f"{path} is a network of EfficientSED, which has neither temperature nor other strides.")
+    else:
+        imported = read_efficientsed(state, name=str(path))
+    card = ModelCard(
+        name=path.stem,
+        front_end=EFFICIENTSED_FRONT_END if framewise else STANDARD_FRONT_END,
+        labels=labels_for(imported.config.num_classes),
+        provenance={"file": path.name},
     )
-    card = ModelCard(name=path.stem, labels=labels_for(imported.config.num_classes), provenance={"file": path.name})
     return _stored(imported, card, digest)
 
 

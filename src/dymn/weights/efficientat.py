@@ -36,7 +36,11 @@ class Imported(NamedTuple):
 
 
 def read_efficientat(
-    source: str | Path | Mapping[str, Array], *, temperature: float = 1.0, strides: Sequence[int] = (2, 2, 2, 2)
+    source: str | Path | Mapping[str, Array],
+    *,
+    temperature: float = 1.0,
+    strides: Sequence[int] = (2, 2, 2, 2),
+    name: str = "The state dict",
 ) -> Imported:
     """Read a published state dict; return the network that it belongs to, with its weights in float32.
 
@@ -44,12 +48,13 @@ def read_efficientat(
         source: a file saved by `torch.save`, or a mapping of published names to arrays.
         temperature: of the kernel attention: 1 for AudioSet models, 30 for ImageNet models.
         strides: of blocks 2, 4, 7 and 13; (2, 2, 2, 1) for files named "s2221".
+        name: what a mapping is called in messages.
 
     Raises:
         WeightsError: if the file cannot be read, or does not fit; the message names missing and extra tensors.
         ConfigError: if `temperature` or `strides` are not allowed.
     """
-    name, state = open_state(source)
+    name, state = open_state(source, name)
     if len(strides) != len(STRIDED) or any(stride not in (1, 2) for stride in strides):
         raise ConfigError(f"strides is {tuple(strides)}; it must be {len(STRIDED)} numbers, each 1 or 2.")
     if not temperature > 0:
@@ -64,16 +69,15 @@ def read_efficientat(
     return Imported(config, taken(name, "EfficientAT", state, entries, config, _constants(state, config)))
 
 
-def open_state(source: str | Path | Mapping[str, Array]) -> tuple[str, dict[str, Array]]:
-    """Return what a state dict is called in messages, and its arrays in float32.
+def open_state(source: str | Path | Mapping[str, Array], name: str) -> tuple[str, dict[str, Array]]:
+    """Return what a state dict is called in messages, a file by its path and a mapping `name`; its arrays in float32.
 
     Raises:
         WeightsError: if it cannot be read, or a value is not finite.
     """
-    is_file = isinstance(source, (str, Path))
-    name = str(source) if is_file else "The state dict"
-    stored = read_tensors(Path(source)) if isinstance(source, (str, Path)) else source
-    state = {key: as_float32(values) for key, values in stored.items()}
+    if isinstance(source, (str, Path)):
+        name, source = str(source), read_tensors(Path(source))
+    state = {key: as_float32(values) for key, values in source.items()}
     check_finite(state, name)
     return name, state
 

@@ -58,7 +58,11 @@ def is_efficientsed(names: Mapping[str, Array]) -> bool:
 
 
 def read_efficientsed(
-    source: str | Path | Mapping[str, Array], *, length: int = 250, scores: str | None = None
+    source: str | Path | Mapping[str, Array],
+    *,
+    length: int = 250,
+    scores: str | None = None,
+    name: str = "The state dict",
 ) -> Imported:
     """Read a published state dict; return the network that it belongs to, with its weights in float32.
 
@@ -67,12 +71,13 @@ def read_efficientsed(
         length: number of frames that the network gives.
         scores: the head that has been trained, "frames" or "clip". None is "frames" where there is such a head. A head
             that is missing is a copy of the other one.
+        name: what a mapping is called in messages.
 
     Raises:
         WeightsError: if the file cannot be read, or does not fit; the message names missing and extra tensors.
         ConfigError: if `length` is not allowed.
     """
-    name, given = open_state(source)
+    name, given = open_state(source, name)
     state = {_plain(key): values for key, values in given.items()}
     if len(state) < len(given):
         raise WeightsError(f"{name} does not fit an EfficientSED network: several of its tensors have the same name.")

@@ -16,10 +16,10 @@ class StaticConv2d(nn.Conv2d):
         self, c_in: int, c_out: int, kernel_size: int, stride: int | tuple[int, int] = 1, groups: int = 1
     ) -> None:
         super().__init__(c_in, c_out, kernel_size, stride, padding=kernel_size // 2, groups=groups, bias=False)
-        self.is_depthwise = groups == c_out and self.stride[0] == self.stride[1]
+        self.has_form = groups == c_out and isinstance(stride, int)  # other forms know one stride
 
     def forward(self, x: Tensor, context: Context | None = None) -> Tensor:  # noqa: D102
-        if self.is_depthwise and (form := depthwise.form(x, self.weight[:, 0], self.stride[0])):
+        if self.has_form and (form := depthwise.form(x, self.weight[:, 0], self.stride[0])):
             return form(x, self.weight[:, 0].expand(len(x), -1, -1, -1), self.stride[0])
         return super().forward(x)
 

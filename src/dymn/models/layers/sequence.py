@@ -113,18 +113,14 @@ class HybridMix(Heads):
 def minimal_gru(x: Tensor) -> Tensor:
     """Return the states [B, T, n] of a minimal GRU whose candidates and gates [B, T, 2 n] know nothing of the past.
 
-    h_t = (1 - z_t) h_(t-1) + z_t c_t is linear in h, so that all T states take log2 T steps: after the step s each
-    state holds what the last 2 s frames contribute.
+    h_t = (1 - z_t) h_(t-1) + z_t c_t, for all t at once: with the logarithms k_t of the products of (1 - z), it is
+    h_t = exp(k_t) times the sum of exp(log(z_s c_s) - k_s) up to t.
     """
     candidate, gate = x.chunk(2, dim=2)
-    share = gate.sigmoid()
-    kept, state = 1 - share, share * torch.where(candidate >= 0, candidate + 0.5, candidate.sigmoid())
-    step = 1
-    while step < x.shape[1]:
-        state = state + kept * functional.pad(state, (0, 0, step, 0))[:, :-step]
-        kept = kept * functional.pad(kept, (0, 0, step, 0))[:, :-step]
-        step *= 2
-    return state
+    kept = -functional.softplus(gate).cumsum(dim=1)
+    positive = (functional.relu(candidate) + 0.5).log()
+    added = torch.where(candidate >= 0, positive, -functional.softplus(-candidate)) - functional.softplus(-gate)
+    return (kept + (added - kept).logcumsumexp(dim=1)).exp()
 
 
 class Stack(nn.Module):

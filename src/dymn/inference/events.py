@@ -18,8 +18,6 @@ from dymn.inference.segments import AudioLike
 from dymn.runtime.backend import Backend
 from dymn.runtime.scores import Scores
 
-OFF_SHARE = 0.3
-"""The lower threshold as a share of the upper one. The defaults here were chosen with `benchmarks/events.py`."""
 GAP_TOLERANCE = 1e-9
 """In seconds: edges are sums of rounded numbers."""
 
@@ -33,36 +31,57 @@ class Event(NamedTuple):
     score: float
 
 
+class Rule(NamedTuple):
+    """How events are found in frames: two thresholds, and times in seconds."""
+
+    threshold: float
+    off_threshold: float
+    median: float
+    min_gap: float
+    min_duration: float
+
+
 @dataclass(frozen=True)
 class EventSettings(FrameSettings):
     """How to get frames, and how events are found in them.
 
     Attributes:
         threshold: an event has a frame with at least this probability.
-        off_threshold: an event lasts while the probability is at least this; None is `OFF_SHARE` of `threshold`.
+        off_threshold: an event lasts while the probability is at least this; None is a share of `threshold`.
         median: seconds over which the median of the probabilities is taken first; up to one frame leaves them as they
             are.
         min_gap: events of one label with at most this many seconds between them are joined.
         min_duration: shorter events are dropped, in seconds.
+
+    What is None is the method's own, see `dymn.inference.frames.METHODS`.
     """
 
-    threshold: float = 0.1
+    threshold: float | None = None
     off_threshold: float | None = None
-    median: float = 0.0
-    min_gap: float = 0.64
+    median: float | None = None
+    min_gap: float | None = None
     min_duration: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(0 < self.threshold <= 1, f"threshold is {self.threshold}; it must be above 0, and at most 1.")
-        off = self.off_threshold
-        check(
-            off is None or 0 < off <= self.threshold,
-            f"off_threshold is {off}; it must be above 0, and at most {self.threshold}.",
-        )
+        rule = self.rule()
+        check(0 < rule.threshold <= 1, f"threshold is {rule.threshold}; it must be above 0, and at most 1.")
+        check(0 < rule.off_threshold <= rule.threshold, f"off_threshold is {rule.off_threshold}; it must be above 0, and at most {rule.threshold}.")
         for name in ("median", "min_gap", "min_duration"):
-            value = getattr(self, name)
+            value = getattr(rule, name)
             check(0 <= value <= 3600, f"{name} is {value}; it must be from 0 to 3600 seconds.")
+
+    def rule(self) -> Rule:
+        """Return how events are found, with the method's own for what is None."""
+        usual = self.usual
+        on = usual.threshold if self.threshold is None else self.threshold
+        return Rule(
+            threshold=on,
+            off_threshold=usual.off_share * on if self.off_threshold is None else self.off_threshold,
+            median=usual.median if self.median is None else self.median,
+            min_gap=usual.min_gap if self.min_gap is None else self.min_gap,
+            min_duration=self.min_duration,
+        )
 
 
 @dataclass(frozen=True)
@@ -104,7 +123,7 @@ def event_files(
         one `EventRecording` a source, in their order. One that cannot be read has an `error`, and the others are still
         done.
     """
-    settings = settings or EventSettings()
+    settings = (settings or EventSettings()).of(backend)
     parts = frame_parts(
         backend, sources, settings, sample_rate=sample_rate, batch_size=batch_size, workers=workers, progress=progress
     )  # fmt: skip
@@ -155,10 +174,10 @@ class Decider:
 
     def __init__(self, labels: Sequence[str], settings: EventSettings | None = None) -> None:
         """Prepare for the probabilities of `labels`."""
-        self._settings = s = settings or EventSettings()
+        settings = settings or EventSettings()
+        self._rule, self._edges = settings.rule(), settings.usual.edges
         self._labels = labels
-        self._on = np.float32(s.threshold)
-        self._off = np.float32(OFF_SHARE * s.threshold if s.off_threshold is None else s.off_threshold)
+        self._on, self._off = np.float32(self._rule.threshold), np.float32(self._rule.off_threshold)
         # frames on each side of one that its median takes in; known from the second frame on
         self._half: int | None = None
         self._times: Times = np.empty(0)  # of the undecided frames
@@ -175,16 +194,22 @@ class Decider:
         if self._half is None:
             if len(self._times) < 2:
                 return
-            self._half = max(0, round((self._settings.median / float(self._times[1] - self._times[0]) - 1) / 2))
-            self._scores = np.pad(self._scores, ((self._half, 0), (0, 0)), mode="edge")
+            half = max(0, round((self._rule.median / float(self._times[1] - self._times[0]) - 1) / 2))
+            if self._edges == "symmetric" and len(self._times) < half:  # what is reflected must be there
+                return
+            self._half = half
+            self._scores = np.pad(self._scores, ((half, 0), (0, 0)), mode=self._edges)
         count = len(self._times) - max(1, self._half)  # a frame ends half way to the next one
         if count > 0:
             self._decide(count, (self._times[:count] + self._times[1 : count + 1]) / 2)
 
     def finish(self, seconds: float) -> list[Event]:
-        """Return the events of a recording of `seconds` by start time; of equal starts, the likeliest comes first."""
+        """Return the events of a recording of `seconds` by start time; of equal starts, the likeliest comes first.
+
+        Frames beyond its end are listened to, and events end with it.
+        """
         if count := len(self._times):
-            self._scores = np.pad(self._scores, ((0, self._half or 0), (0, 0)), mode="edge")
+            self._scores = np.pad(self._scores, ((0, self._half or 0), (0, 0)), mode=self._edges)
             between, end = (self._times[1:] + self._times[:-1]) / 2, max(seconds, float(self._times[-1]))
             self._decide(count, np.append(between, end))
         for column, stretch in self._open.items():
@@ -192,7 +217,8 @@ class Decider:
         for column, stretch in self._last.items():
             self._keep(column, stretch)
         self._open, self._last = {}, {}
-        return sorted(self._events, key=lambda event: (event.start, -event.score, event.label))
+        found = [event._replace(end=min(event.end, seconds)) for event in self._events if event.start < seconds]
+        return sorted(found, key=lambda event: (event.start, -event.score, event.label))
 
     def _decide(self, count: int, ends: Times) -> None:
         """Decide on the first `count` undecided frames, which end at `ends`."""
@@ -225,14 +251,14 @@ class Decider:
         if stretch.score < self._on:
             return
         last = self._last.get(column)
-        if last is not None and stretch.start - last.end <= self._settings.min_gap + GAP_TOLERANCE:
+        if last is not None and stretch.start - last.end <= self._rule.min_gap + GAP_TOLERANCE:
             stretch = _Stretch(last.start, stretch.end, max(last.score, stretch.score))
         elif last is not None:
             self._keep(column, last)
         self._last[column] = stretch
 
     def _keep(self, column: int, stretch: _Stretch) -> None:
-        if stretch.end - stretch.start >= self._settings.min_duration:
+        if stretch.end - stretch.start >= self._rule.min_duration:
             self._events.append(Event(self._labels[column], stretch.start, stretch.end, float(stretch.score)))
 
 

@@ -57,6 +57,10 @@ class Head(nn.Module):
         embedding = features.mean(dim=(2, 3))
         return Output(self(features, embedding), embedding)
 
+    def scores(self, features: Tensor, embedding: Tensor, smooth: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits of the frames of a feature map that may be smoothed, and of the clip."""
+        return self.frames(smooth), self(features, embedding)
+
 
 class MLPHead(Head):
     """Two linear layers on the averaged feature map (Table I)."""
@@ -95,7 +99,11 @@ class FullyConvolutionalHead(Head):
 
 
 class FrameHead(Head):
-    """Of frame-wise networks: a model of the sequence of frames, a linear layer on each, and one on their mean."""
+    """Of frame-wise networks: a model of the sequence of frames, a linear layer on each, and one on their mean.
+
+    `output` has the logits of both layers. All else asks the one that has been trained: of a network whose frames are,
+    a clip has the highest logits of its frames; one whose clips are scores each frame as if it were the mean.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -104,6 +112,7 @@ class FrameHead(Head):
         self.sequence = sequence_model(config)
         self.frame = nn.Linear(config.c_frame, config.sequence.n_frame_classes)
         self.clip = nn.Linear(config.c_frame, config.sequence.n_clip_classes)
+        self.scores_frames = config.sequence.scores == "frames"
 
     def vectors(self, features: Tensor) -> Tensor:
         """Return a sequence [B, length, D] of the last feature map [B, C, 1, T].
@@ -120,11 +129,19 @@ class FrameHead(Head):
 
     def forward(self, features: Tensor, embedding: Tensor) -> Tensor:
         """Return logits [B, classes] of clips from the last feature map [B, C, 1, T]."""
-        return self.clip(self.vectors(features).mean(dim=1))  # type: ignore[no-any-return]
+        return self.scores(features, embedding, features)[1]
 
     def frames(self, features: Tensor) -> Tensor:
         """Return logits [B, length, classes] of frames."""
-        return self.frame(self.vectors(features))  # type: ignore[no-any-return]
+        return self.scores(features, features, features)[0]
+
+    def scores(self, features: Tensor, embedding: Tensor, smooth: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits [B, length, classes] of frames and [B, classes] of clips."""
+        vectors = self.vectors(smooth)
+        if self.scores_frames:
+            frames = self.frame(vectors)
+            return frames, frames.amax(dim=1)
+        return self.clip(vectors), self.clip(vectors.mean(dim=1))
 
     def output(self, features: Tensor) -> FramewiseOutput:
         """Return logits of clips and frames, and the embedding, of the last feature map [B, C, 1, T]."""
@@ -177,11 +194,11 @@ class MobileNet(Pretrained):
 
         The frames are averaged over `smoothing` (odd) frames first.
         """
-        if smoothing > 1:
-            features = avg_pool2d(
-                features, (1, smoothing), stride=1, padding=(0, smoothing // 2), count_include_pad=False
-            )
-        return self.head.frames(features)  # type: ignore[no-any-return]
+        return self.head.frames(smoothed(features, smoothing))  # type: ignore[no-any-return]
+
+    def scores(self, features: Tensor, embedding: Tensor, smoothing: int = 1) -> tuple[Tensor, Tensor]:
+        """Return `frame_logits` and the logits [B, C] of clips, from the last feature map and its mean."""
+        return self.head.scores(features, embedding, smoothed(features, smoothing))  # type: ignore[no-any-return]
 
     @property
     def time_stride(self) -> int:
@@ -252,6 +269,13 @@ class MobileNet(Pretrained):
             if isinstance(module, (nn.Conv2d, nn.Linear)) and module.bias is not None:
                 nn.init.zeros_(module.bias)
         return self
+
+
+def smoothed(features: Tensor, width: int) -> Tensor:
+    """Average a feature map [B, D, F, T] over `width` (odd) frames."""
+    if width <= 1:
+        return features
+    return avg_pool2d(features, (1, width), stride=1, padding=(0, width // 2), count_include_pad=False)
 
 
 def create_model(

@@ -20,7 +20,8 @@ PRESENT = 3
 """How many of them count as present for the mAP."""
 
 FileRunner = Callable[[npt.NDArray[np.float32]], tuple[npt.NDArray[np.float32], ...]]
-"""A file that was opened: what it takes to probabilities [B, C], logits [B, C] and embedding [B, D]."""
+"""A file that was opened: what it takes to probabilities [B, C], logits [B, C] and embedding [B, D]; the files of
+frame-wise networks give the probabilities of frames [B, T, C], too."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Parity:
 
     Attributes:
         clips: how many clips were compared.
-        largest: the largest difference of a probability.
+        largest: the largest difference of a probability, of frames too where the file gives them.
         mean: the mean difference of the probabilities of each clip's ten best classes.
         logit: the largest difference of a logit.
         agreement: the share of clips whose best class is the same.
@@ -93,11 +94,16 @@ def compare(
     front_end = LogMel(card.front_end)
     model.eval()
     got, expected = [], []
+    frames = 0.0  # the largest difference of a probability of a frame
     for i, waveform in enumerate([*clips, *made]):
         clip = plan.clip(waveform, card, lengths[i % len(lengths)])
-        got.append([part[0] for part in run(plan.feed(clip, card))[:2]])
+        found = run(plan.feed(clip, card))
+        got.append([part[0] for part in found[:2]])
         with torch.no_grad():
-            logits = model(front_end(torch.from_numpy(clip))).logits
+            maps = model.features(front_end(torch.from_numpy(clip)))
+            frame_logits, logits = model.scores(maps, maps.mean(dim=(2, 3)))
+            if model.config.sequence is not None:
+                frames = max(frames, float(abs(model.probabilities(frame_logits).numpy() - found[3]).max()))
             expected.append([model.probabilities(logits)[0].numpy(), logits[0].numpy()])
     (p, logits_of_file), (q, logits_of_model) = (np.stack(parts, axis=1) for parts in (got, expected))
     difference = abs(p - q)
@@ -106,7 +112,7 @@ def compare(
     np.put_along_axis(present, order[:, :PRESENT], 1, axis=1)
     return Parity(
         clips=len(p),
-        largest=float(difference.max()),
+        largest=max(frames, float(difference.max())),
         mean=float(np.take_along_axis(difference, order[:, :BEST], axis=1).mean()),
         logit=float(abs(logits_of_file - logits_of_model).max()),
         agreement=float((p.argmax(axis=1) == order[:, 0]).mean()),

@@ -130,6 +130,7 @@ def score(
     Raises:
         DataError: if too many clips are bad, or none is left.
     """
+    model.check_clips()
     model.eval()
     device = front_end.basis.device
     found = _Recordings()

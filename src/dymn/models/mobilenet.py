@@ -205,6 +205,19 @@ class MobileNet(Pretrained):
         """How many frames of the spectrogram lie between two of the last feature map."""
         return self.config.time_stride
 
+    def check_clips(self) -> None:
+        """Refuse a frame-wise network whose head for clips has not been trained: its `logits` mean nothing.
+
+        Raises:
+            ConfigError: naming the model.
+        """
+        sequence = self.config.sequence
+        check(
+            sequence is None or sequence.scores == "clip",
+            f"{self.card.name or 'This network'} scores frames; its head for clips has not been trained. Use it with "
+            "dymn events or dymn tag.",
+        )
+
     def feature_maps(self, log_mel: Tensor) -> list[Tensor]:
         """Return the output of each block, a list of [B, C, F', T']."""
         maps = [self.stem(log_mel)]

@@ -57,6 +57,7 @@ class TorchBackend(Backend):
         compute_alone_after_fork()
         self.model = model.to(self.device).eval()
         self.card = model.card
+        check(not compile or model.config.sequence is None, "Frame-wise networks are not compiled. Leave compile out.")
         self.embedding_size = model.config.c_last
         self.is_cpu = self.device.type == "cpu"
         self._log_mel = LogMel(self.card.front_end).to(self.device)

@@ -124,6 +124,9 @@ def test_a_folder_per_class_with_a_text_file_stays_one(tmp_path):
     assert detect(tmp_path).kind == "folder"
 
 
+TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\r\n"))
+
+
 @settings(max_examples=30, deadline=None)
 @given(
     st.lists(

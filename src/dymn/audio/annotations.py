@@ -80,8 +80,8 @@ def tables_below(folder: Path) -> list[Path]:
             found.append(path)
         elif path.stat().st_size and any(path.with_suffix(ending).is_file() for ending in SUFFIXES):
             raise DataError(
-                f"{path} is beside a recording of its name, and is neither a selection table of Raven nor a label track "
-                "of Audacity. Correct or remove it."
+                f"{path} is beside a recording of its name, and is neither a selection table of Raven nor a label "
+                "track of Audacity. Correct or remove it."
             )
     return found
 
@@ -165,8 +165,8 @@ def _annotation(path: Path, number: int, recording: Path, start: float, end: flo
         raise DataError(f"{path}, row {number}: it has no label. Name the sound, or remove the row.")
     if not start < end:
         raise DataError(
-            f"{path}, row {number}: {label!r} goes from {start:g} to {end:g} s; the end must come after the start. Mark "
-            "a stretch of time, not a point."
+            f"{path}, row {number}: {label!r} goes from {start:g} to {end:g} s; the end must come after the start. "
+            "Mark a stretch of time, not a point."
         )
     return Annotation(recording, start, end, label.strip())
 

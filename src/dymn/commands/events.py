@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 WHEN = "Events"
 
-Format = Literal["text", "csv", "json", "jsonl", "parquet", "audacity", "rttm"]
+Format = Literal["text", "csv", "json", "jsonl", "parquet", "audacity", "raven", "label-studio", "rttm"]
 """The formats of `dymn.inference.formats.events.EVENTS`."""
 How = Literal["activation", "windows"]
 """The keys of `dymn.inference.frames.METHODS`."""
@@ -52,16 +52,16 @@ def events(
         Format | None,
         format_option(
             "How to write the events: text, csv, json, jsonl, parquet (needs dymn\\[parquet]), audacity (a label "
-            "track) or rttm. The default is by the ending of --output (.csv, .json, .jsonl, .parquet, .rttm), "
-            "else text."
+            "track), raven (a selection table), label-studio (tasks with predictions) or rttm. The default is by the "
+            "ending of --output (.csv, .json, .jsonl, .parquet, .rttm), else text."
         ),
     ] = None,
     output: Annotated[
         Path | None,
         output_option(
             "Write to this file, which appears when it is complete. Until then, with json, jsonl, csv and parquet, a "
-            "journal lies beside it, and the same command resumes after an interruption. Audacity labels of several "
-            "recordings go to a folder."
+            "journal lies beside it, and the same command resumes after an interruption. Of several recordings, "
+            "audacity writes a file each into a folder; raven does the same, or one table into a file."
         ),
     ] = None,
     method: Annotated[

@@ -196,7 +196,7 @@ def stream(
             bar.advance(result.name)
 
     with report(kept) as listed:
-        write(listed(results_told()), form, name, asked.output, separately=name == "audacity" and len(found) > 1)
+        write(listed(results_told()), form, name, asked.output, separately=_separately(asked.output, name, len(found)))
     return bad
 
 
@@ -299,7 +299,7 @@ def check_output(output: Path | None, name: str, count: int) -> None:
     Raises:
         ConfigError: the message says what to give instead.
     """
-    tracks = name == "audacity" and count > 1
+    tracks = _separately(output, name, count)
     if tracks and (output is None or (output.exists() and not output.is_dir())):
         raise ConfigError(
             f"A label track belongs to one recording, and there are {count}. Give a folder as --output, for one file "
@@ -307,6 +307,13 @@ def check_output(output: Path | None, name: str, count: int) -> None:
         )
     if output is not None and output.is_dir() and not tracks:
         raise ConfigError(f"--output {output} is a folder. Give the name of a file to write to.")
+
+
+def _separately(output: Path | None, name: str, count: int) -> bool:
+    """Whether each recording gets a file of its own in a folder, which is to have no ending if it is new."""
+    if name == "raven" and output is not None and count:
+        return output.is_dir() or not (output.suffix or output.exists())
+    return name == "audacity" and count > 1
 
 
 def default_workers(threads: int | None, recordings: int) -> int:
@@ -325,7 +332,8 @@ def write(found: Iterable[R], form: Form[R], name: str, output: Path | None, sep
         used: set[str] = set()
         for result in found:
             if result.error is None:
-                path = output / free_name(f"{Path(result.name).stem}.txt", used)
+                ending = ".selections.txt" if name == "raven" else ".txt"
+                path = output / free_name(f"{Path(result.name).stem}{ending}", used)
                 with binary_output(path) as file:
                     write_file([result], form.layout, form.origin, name, file)
     elif output is None:

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from dymn.inference.tagger import Tagger
     from dymn.ray import Engine
 
-Format = Literal["table", "json", "jsonl", "csv", "audacity", "parquet"]
+Format = Literal["table", "json", "jsonl", "csv", "audacity", "raven", "label-studio", "parquet"]
 """The formats of `dymn.inference.formats.tags.TAGS`."""
 Combine = Literal["max", "mean"]
 """The names in `dymn.inference.selection.COMBINATIONS`."""
@@ -75,17 +75,17 @@ def tag(
     format: Annotated[
         Format | None,
         format_option(
-            "table, json, jsonl, csv, parquet (needs dymn\\[parquet]) or audacity (a label track of the windows; "
-            "give a --threshold with it). The default is by the ending of --output (.json, .jsonl, .csv, .parquet, "
-            ".txt), else table."
+            "table, json, jsonl, csv, parquet (needs dymn\\[parquet]), or, of the windows, audacity (a label track), "
+            "raven (a selection table) or label-studio (tasks with predictions); give a --threshold with these. The "
+            "default is by the ending of --output (.json, .jsonl, .csv, .parquet, .txt), else table."
         ),
     ] = None,
     output: Annotated[
         Path | None,
         output_option(
             "Write to this file, which appears when it is complete. Until then, with json, jsonl, csv and parquet, a "
-            "journal lies beside it, and the same command resumes after an interruption. Audacity labels of several "
-            "recordings go to a folder."
+            "journal lies beside it, and the same command resumes after an interruption. Of several recordings, "
+            "audacity writes a file each into a folder; raven does the same, or one table into a file."
         ),
     ] = None,
     plot: Annotated[

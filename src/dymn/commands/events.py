@@ -20,6 +20,8 @@ from dymn.commands.options import (
     Quiet,
     Ray,
     RetryFailed,
+    Segments,
+    SegmentsPerClass,
     Threads,
     WindowBatch,
     Workers,
@@ -64,6 +66,8 @@ def events(
             "audacity writes a file each into a folder; raven does the same, or one table into a file."
         ),
     ] = None,
+    segments: Segments = None,
+    segments_per_class: SegmentsPerClass = 100,
     method: Annotated[
         How,
         typer.Option(
@@ -131,7 +135,7 @@ def events(
     import functools
 
     from dymn.commands.recordings import describe
-    from dymn.commands.runs import Asked, Form, run
+    from dymn.commands.runs import Asked, Form, excerpts_of, run
     from dymn.config import to_dict
     from dymn.inference.events import EventSettings, event_files
     from dymn.inference.formats.events import EVENTS
@@ -165,6 +169,13 @@ def events(
         )
         return functools.partial(find, settings=settings)
 
-    done = run(asked, EVENTS, lambda tagger: Form(EVENTS, stored(), describe(tagger, model, parameters)), files)
+    excerpts = excerpts_of(segments, segments_per_class, asked)
+    done = run(
+        asked,
+        EVENTS,
+        lambda tagger: Form(EVENTS, stored(), describe(tagger, model, parameters)),
+        files,
+        excerpts=excerpts,
+    )
     if done.failed:
         raise typer.Exit(1)

@@ -31,6 +31,7 @@ from dymn.inference.runs import Kind, compute, results
 from dymn.inference.segments import source_name
 
 if TYPE_CHECKING:
+    from dymn.inference.excerpts import Excerpts
     from dymn.inference.journal import Journal
     from dymn.inference.tagger import Tagger
     from dymn.ray import Engine
@@ -119,6 +120,7 @@ def run(
     form_of: Callable[[Tagger | None], Form[R]],
     files_of: Callable[[Tagger, Engine | None], Files[R]],
     check: Callable[[Sequence[Path | str]], None] = lambda found: None,
+    excerpts: Excerpts | None = None,
 ) -> Ended:
     """Find recordings, load the model, compute and write.
 
@@ -128,6 +130,7 @@ def run(
         form_of: the form of the results of a tagger, or of failures alone.
         files_of: from the tagger and, with --ray, the engine to the function that computes, with its settings bound.
         check: refuses recordings before the model is loaded; not called for a run with a journal.
+        excerpts: what is found is cut out with these.
 
     Raises:
         ConfigError: if options do not fit each other, the model, or the recordings.
@@ -154,9 +157,9 @@ def run(
             workers = default_workers(asked.threads, len(found) or MANY) if asked.workers is None else asked.workers
             files = partial(files, workers=workers)
         if kept:
-            return Ended(resume(asked, form, name, kept, discovery, files), name, form.origin, tagger)
-        bad = stream(asked, form, name, kept, discovery, found, files)
-    return Ended(len(bad), name, form.origin, tagger, found, bad)
+            return Ended(resume(asked, form, name, kept, discovery, files, excerpts), name, form.origin, tagger)
+        bad = stream(asked, form, name, kept, discovery, found, files, excerpts)
+    return Ended(len(bad) + cut(excerpts, asked.quiet), name, form.origin, tagger, found, bad)
 
 
 def _expand(engine: Engine | None) -> Callable[[str], Iterable[Path | str]]:
@@ -177,6 +180,7 @@ def stream(
     discovery: Discovery,
     found: Sequence[Path | str],
     files: Files[R] | None,
+    excerpts: Excerpts | None = None,
 ) -> set[str]:
     """Compute recordings and write their results as they come; without `files`, write why they cannot be read.
 
@@ -196,11 +200,25 @@ def stream(
             bar.advance(result.name)
 
     with report(kept) as listed:
-        write(listed(results_told()), form, name, asked.output, separately=_separately(asked.output, name, len(found)))
+        write(
+            listed(seen(results_told(), form.layout, excerpts)),
+            form,
+            name,
+            asked.output,
+            separately=_separately(asked.output, name, len(found)),
+        )
     return bad
 
 
-def resume(asked: Asked, form: Form[R], name: str, output: Path, discovery: Discovery, files: Files[R]) -> int:
+def resume(
+    asked: Asked,
+    form: Form[R],
+    name: str,
+    output: Path,
+    discovery: Discovery,
+    files: Files[R],
+    excerpts: Excerpts | None = None,
+) -> int:
     """Compute recordings through a journal and write the output, or resume a run that did not end.
 
     Return how many failed.
@@ -241,7 +259,8 @@ def resume(asked: Asked, form: Form[R], name: str, output: Path, discovery: Disc
             raise
         found = chain((form.kind.failed(path, error) for path, error in discovery.lost), results(journal, form.kind))
         with report(output) as listed, atomic_write(output) as file:
-            write_file(listed(found), form.layout, form.origin, name, file)
+            write_file(listed(seen(found, form.layout, excerpts)), form.layout, form.origin, name, file)
+        uncut = cut(excerpts, quiet)  # before the journal ends, so that it can be done again
         counts = journal.counts()
         journal.complete(keep=counts.failed > 0)
     n_failed = counts.failed + len(discovery.lost)
@@ -252,7 +271,43 @@ def resume(asked: Asked, form: Form[R], name: str, output: Path, discovery: Disc
             f"them.{again}",
             quiet,
         )
-    return n_failed
+    return n_failed + uncut
+
+
+def seen(found: Iterable[R], layout: Layout[R], excerpts: Excerpts | None) -> Iterator[R]:
+    """Pass results on, and show their stretches to what cuts them out."""
+    for result in found:
+        if excerpts is not None and result.error is None:
+            excerpts.see(result.name, layout.spans(result))
+        yield result
+
+
+def cut(excerpts: Excerpts | None, quiet: bool) -> int:
+    """Cut out what was found; return how many recordings could not be cut."""
+    if excerpts is None:
+        return 0
+    from dymn.commands.progress import counting_bar
+
+    with counting_bar("Segments", quiet) as progress:
+        errors = excerpts.cut(progress) if progress else excerpts.cut()
+    for error in errors:
+        typer.echo(f"dymn: {error}", err=True)
+    return len(errors)
+
+
+def excerpts_of(folder: Path | None, per_label: int, asked: Asked) -> Excerpts | None:
+    """Return what cuts out what is found, None without a folder.
+
+    Raises:
+        ConfigError: if the recordings cannot be read again, or the folder is in use.
+    """
+    if folder is None:
+        return None
+    if asked.ray is not None or any(path == "-" or "://" in path for path in asked.paths):
+        raise ConfigError("--segments reads recordings again. Give files on this machine, and no --ray.")
+    from dymn.inference.excerpts import Excerpts
+
+    return Excerpts(folder, per_label, asked.partial)
 
 
 def _follow(bar: Bar, result: R) -> None:

@@ -25,6 +25,8 @@ from dymn.commands.options import (
     Quiet,
     Ray,
     RetryFailed,
+    Segments,
+    SegmentsPerClass,
     Threads,
     Threshold,
     Window,
@@ -88,6 +90,8 @@ def tag(
             "audacity writes a file each into a folder; raven does the same, or one table into a file."
         ),
     ] = None,
+    segments: Segments = None,
+    segments_per_class: SegmentsPerClass = 100,
     plot: Annotated[
         Path | None,
         typer.Option(
@@ -135,7 +139,7 @@ def tag(
 
     from dymn.commands.plot import check_plot, draw
     from dymn.commands.recordings import describe
-    from dymn.commands.runs import Asked, Form, run
+    from dymn.commands.runs import Asked, Form, excerpts_of, run
     from dymn.config import to_dict
     from dymn.inference.formats.tags import TAGS
     from dymn.inference.runs import tags
@@ -169,6 +173,7 @@ def tag(
         lambda tagger: Form(TAGS, tags(per_window), describe(tagger, model, parameters, per_window)),
         files,
         check,
+        excerpts_of(segments, segments_per_class, asked),
     )
     failed = done.failed
     if plot is not None and done.tagger is not None:

@@ -74,6 +74,7 @@ def label_studio(results: Iterable[R], layout: Layout[R], origin: Origin) -> Ite
     """
     before = "[\n"
     for number, result in enumerate(result for result in results if result.error is None):
+        spans = list(layout.spans(result))
         regions = [
             {
                 "id": f"{number}_{place}",
@@ -84,11 +85,11 @@ def label_studio(results: Iterable[R], layout: Layout[R], origin: Origin) -> Ite
                 "score": round(span.score, 6),
                 "value": {"start": round(span.start, 6), "end": round(span.end, 6), "labels": [span.label]},
             }
-            for place, span in enumerate(layout.spans(result))
+            for place, span in enumerate(spans)
         ]
         prediction = {
             "model_version": origin.model,
-            "score": max((region["score"] for region in regions), default=0.0),
+            "score": round(max((span.score for span in spans), default=0.0), 6),
             "result": regions,
         }
         task = {"data": {"audio": _address(result.name)}, "predictions": [prediction]}

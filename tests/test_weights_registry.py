@@ -109,5 +109,7 @@ def test_the_spellings_of_the_public_code_are_names_too():
         REGISTRY["mn40_as(4)"]
     assert REGISTRY["dymn20_as(1)"].mean_ap == 0.491
     pytorch = REGISTRY["mn10_im_pytorch"]
-    assert pytorch.num_classes == 527 and model_rows("mn10_im_pytorch")[0].classes == "527 (ImageNet, last layer random)"
+    assert (
+        pytorch.num_classes == 527 and model_rows("mn10_im_pytorch")[0].classes == "527 (ImageNet, last layer random)"
+    )
     assert audioset_labels() != published_card(pytorch).labels

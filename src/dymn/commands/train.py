@@ -187,6 +187,11 @@ def fetch_models(config: TrainConfig, quiet: bool) -> None:
     from dymn.weights.download import is_local
     from dymn.weights.find import find_weights
 
+    if config.teacher.table:
+        from dymn.training.inputs import find_table
+
+        with download_bar(quiet) as progress:
+            find_table(config, progress)
     for name in model_names(config):
         if name in REGISTRY and not is_local(REGISTRY[name]):
             with download_bar(quiet) as progress:

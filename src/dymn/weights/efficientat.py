@@ -77,7 +77,10 @@ def read_efficientat(
         raise WeightsError(f"{name} does not fit an EfficientAT network: {error}") from error
     expected = {entry.source for entry in entries}
     present = {key for key in state if not key.endswith(COUNTER)}
-    missing, extra = sorted(expected - present), sorted(present - expected - _constants(state, config) - _unused(config))
+    missing, extra = (
+        sorted(expected - present),
+        sorted(present - expected - _constants(state, config) - _unused(config)),
+    )
     if missing or extra:
         listed = [f"{word} {shorten(names)}" for word, names in (("missing", missing), ("extra", extra)) if names]
         raise WeightsError(f"{name} does not fit an EfficientAT network: {'; '.join(listed)}.")

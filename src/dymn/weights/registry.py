@@ -179,6 +179,37 @@ def own_name(name: str) -> str:
 REGISTRY: dict[str, PublishedModel] = Registry((model.name, model) for model in PUBLISHED)
 
 
+@dataclass(frozen=True)
+class PublishedFile:
+    """A file of the release that is no model; the fields are those of `PublishedModel`."""
+
+    file: str
+    size_limit: int
+    sha256: str | None = None
+    size: int | None = None
+    packaged: bool = False
+
+    @property
+    def name(self) -> str:
+        """The name of the file."""
+        return self.file
+
+    @property
+    def url(self) -> str:
+        """Where it is published."""
+        return RELEASE + self.file
+
+
+# the mean logits of nine PaSST for AudioSet's clips (Sec. IV-B), and the row of each YouTube id
+TEACHER_FILES = {
+    published.file: published
+    for published in (
+        PublishedFile("passt_enemble_logits_mAP_495.npy", 2**31),
+        PublishedFile("fname_to_index.pkl", 2**28),
+    )
+}
+
+
 def unknown_model(name: str) -> WeightsError:
     """Return the error for a name that is no file, folder or entry, with similar names unless it is that of a file."""
     if Path(name).suffix in WEIGHTS_ENDINGS:

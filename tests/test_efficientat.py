@@ -85,7 +85,7 @@ def test_a_network_without_coordinate_attention_holds_its_tensors_all_the_same(s
     with torch.no_grad():
         assert torch.allclose(without(log_mel).logits, with_ones(log_mel).logits, atol=1e-5)
         assert not torch.allclose(without(log_mel).logits, other(log_mel).logits, atol=1e-2)
-    with pytest.raises(WeightsError, match="layers.4.context_gen.joint_conv.weight"):
+    with pytest.raises(WeightsError, match=r"layers\.4\.context_gen\.joint_conv\.weight"):
         import_efficientat(
             {key: value for key, value in tensors.items() if "4.context_gen" not in key}, attention=nothing
         )

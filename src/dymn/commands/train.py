@@ -49,7 +49,7 @@ def train(
             "--kind",
             metavar="KIND",
             help="The kind of the data: auto (detected), or folder, csv, shards, esc50, esc10, fsd50k, openmic, tau, "
-            "audioset_hdf5 and others. The default is the recipe's.",
+            "audioset, audioset_hdf5 and others. The default is the recipe's.",
             rich_help_panel=WHAT,
         ),
     ] = None,

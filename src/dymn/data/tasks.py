@@ -18,7 +18,7 @@ from dymn.data.packed import read_index, read_packed
 from dymn.data.readers import read_esc10, read_esc50, read_folder, read_fsd50k, read_openmic, read_tau
 from dymn.data.source import MAX_SECONDS, SPLITS, Catalog, Source
 from dymn.data.stores import Store
-from dymn.errors import ConfigError, DataError
+from dymn.errors import NOT_IMPORTED, ConfigError, DataError
 
 Reader = Callable[..., tuple[Catalog, Store]]
 
@@ -83,13 +83,17 @@ def task_of(kind: str, path: str | Path) -> TaskSpec:
         ConfigError: if the kind is unknown.
         DataError: if the data do not say what their task is.
     """
+    _check_kind(kind)
     return _spec(kind, path, read_index(Path(path)).task if kind == "packed" else {})
+
+
+def _check_kind(kind: str) -> None:
+    if kind not in TASKS:
+        raise ConfigError(f"kind is {kind!r}; allowed: auto, {', '.join(TASKS)}. {NOT_IMPORTED}")
 
 
 def _spec(kind: str, path: str | Path, facts: Mapping[str, Any]) -> TaskSpec:
     """Return the task of a kind of data, changed by what the data themselves say of it."""
-    if kind not in TASKS:
-        raise ConfigError(f"kind is {kind!r}; allowed: auto, {', '.join(TASKS)}.")
     known = {name: facts[name] for name in TASK_FACTS if name in facts}
     for name, value in known.items():
         is_allowed, allowed = TASK_FACTS[name]
@@ -169,8 +173,7 @@ def open_dataset(
         ConfigError: if an argument is not allowed.
         DataError: if the dataset is missing or damaged.
     """
-    if kind not in TASKS:
-        raise ConfigError(f"kind is {kind!r}; allowed: auto, {', '.join(TASKS)}.")
+    _check_kind(kind)
     path = Path(path)
     if not path.exists():
         raise DataError(f"There is no dataset at {path}.")

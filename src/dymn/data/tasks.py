@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dymn.data.annotated import read_annotated
 from dymn.data.archives import read_audioset_hdf5, read_fsd50k_hdf5, read_openmic_hdf5, read_shards
 from dymn.data.cache import Progress, cached
 from dymn.data.manifest import read_csv
@@ -63,6 +64,7 @@ class TaskSpec:
 TASKS: dict[str, TaskSpec] = {
     "folder": TaskSpec(read_folder, None, "ce", "accuracy"),
     "csv": TaskSpec(read_csv, None, "bce", "mAP"),
+    "annotations": TaskSpec(read_annotated, None, "bce", "mAP"),
     "esc50": TaskSpec(read_esc50, 50, "ce", "accuracy", seconds=5.0),
     "esc10": TaskSpec(read_esc10, 10, "ce", "accuracy", seconds=5.0),
     "fsd50k": TaskSpec(read_fsd50k, 200, "bce", "mAP", whole=True),
@@ -167,7 +169,8 @@ def open_dataset(
         cache: folder for decoded clips (see `dymn.data.cache`); None to decode at each access.
         workers: processes that decode while the cache is built.
         progress: called with the clips decoded and their total while the cache is built.
-        options: of the reader (`csv`: root, labels, separator, ignore; `shards`: labels).
+        options: of the reader (`csv`: root, labels, separator, ignore; `annotations`: root, labels,
+            label_column; `shards`: labels).
 
     Raises:
         ConfigError: if an argument is not allowed.

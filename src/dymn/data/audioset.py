@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from dymn.audio import listing
+from dymn.data.catalog import Catalog
 from dymn.data.readers import csv_rows
-from dymn.data.source import Catalog
 from dymn.data.stores import FileStore, Store
 from dymn.errors import AudioError, DataError
 from dymn.system.files import atomic_write, csv_text, text_in

@@ -14,10 +14,11 @@ import numpy as np
 from dymn.data.annotated import read_annotated
 from dymn.data.archives import read_audioset_hdf5, read_fsd50k_hdf5, read_openmic_hdf5, read_shards
 from dymn.data.cache import Progress, cached
+from dymn.data.catalog import SPLITS, Catalog
 from dymn.data.manifest import read_csv
 from dymn.data.packed import read_index, read_packed
 from dymn.data.readers import read_esc10, read_esc50, read_folder, read_fsd50k, read_openmic, read_tau
-from dymn.data.source import MAX_SECONDS, SPLITS, Catalog, Source
+from dymn.data.source import MAX_SECONDS, Source
 from dymn.data.stores import Store
 from dymn.errors import NOT_IMPORTED, ConfigError, DataError
 

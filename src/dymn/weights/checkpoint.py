@@ -75,17 +75,23 @@ def open_checkpoint(source: str | Path, *, progress: Progress | None = None) -> 
     raise unknown_model(name)
 
 
-def open_state_dict(path: Path, strides: Sequence[int] | None = None, temperature: float | None = None) -> Stored:
+def open_state_dict(
+    path: Path,
+    strides: Sequence[int] | None = None,
+    temperature: float | None = None,
+    attention: str | None = None,
+) -> Stored:
     """Open an EfficientAT file.
 
-    Missing facts come from the registry, if it is known there and neither setting is given.
+    Missing facts come from the registry, if it is known there and no setting is given. `attention` "none" is for a
+    DyMN trained without Coordinate Attention (see `read_efficientat`).
 
     Raises:
         WeightsError: if it cannot be read, or does not fit a network.
-        ConfigError: if `temperature` or `strides` are not allowed.
+        ConfigError: if `temperature`, `strides` or `attention` are not allowed.
     """
     digest = sha256_of(path, MAX_FILE)
-    if strides is None and temperature is None:
+    if strides is None and temperature is None and attention is None:
         for published in REGISTRY.values():
             if published.sha256 == digest or (published.sha256 is None and published.file == path.name):
                 try:
@@ -93,7 +99,10 @@ def open_state_dict(path: Path, strides: Sequence[int] | None = None, temperatur
                 except WeightsError as error:
                     logger.warning("%s Its network is read from the file, and the standard front end is used.", error)
     imported = read_efficientat(
-        path, temperature=1.0 if temperature is None else temperature, strides=strides or DEFAULT_STRIDES
+        path,
+        temperature=1.0 if temperature is None else temperature,
+        strides=strides or DEFAULT_STRIDES,
+        attention=attention or "ca",
     )
     card = ModelCard(name=path.stem, labels=labels_for(imported.config.num_classes), provenance={"file": path.name})
     return _stored(imported, card, digest)

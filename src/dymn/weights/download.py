@@ -21,11 +21,13 @@ from typing import NamedTuple
 from dymn.errors import WeightsError
 from dymn.system.files import atomic_write, open_regular
 from dymn.weights.digests import Expected, expected_digest
-from dymn.weights.registry import PublishedModel
+from dymn.weights.registry import PublishedFile, PublishedModel
 from dymn.weights.transfer import Progress as Progress
 from dymn.weights.transfer import Remote, transfer
 
 logger = logging.getLogger(__name__)
+
+Asset = PublishedModel | PublishedFile
 
 STALE_SECONDS = 24 * 3600
 
@@ -45,17 +47,17 @@ def cache_folder() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "dymn"
 
 
-def local_path(model: PublishedModel) -> Path:
+def local_path(model: Asset) -> Path:
     """Return the path of a model's file in this package or in the cache, whether it exists or not."""
     return (Path(__file__).parent if model.packaged else cache_folder()) / model.file
 
 
-def record_path(model: PublishedModel) -> Path:
+def record_path(model: Asset) -> Path:
     """Return where the SHA-256 of a model's file is recorded when it is first verified."""
     return local_path(model).with_name(f"{model.file}.sha256")
 
 
-def known_digest(model: PublishedModel) -> Expected:
+def known_digest(model: Asset) -> Expected:
     """Return the digest that the file of a model must have, and where that is from.
 
     Raises:
@@ -64,7 +66,7 @@ def known_digest(model: PublishedModel) -> Expected:
     return expected_digest((model.name, model.file), model.sha256, record_path(model))
 
 
-def is_local(model: PublishedModel) -> bool:
+def is_local(model: Asset) -> bool:
     """Return whether the file of a model is on this machine; it is verified when it is used."""
     path = local_path(model)
     return path.is_file() and (model.size is None or path.stat().st_size == model.size)
@@ -89,7 +91,7 @@ def sha256_of(path: Path, most: int | None = None) -> str:
     return digest.hexdigest()
 
 
-def fetch(model: PublishedModel, validate: Callable[[Path], object], progress: Progress | None = None) -> LocalFile:
+def fetch(model: Asset, validate: Callable[[Path], object], progress: Progress | None = None) -> LocalFile:
     """Return the verified file of a model; download it if the cache has none or a damaged one.
 
     Args:
@@ -137,7 +139,7 @@ def fetch(model: PublishedModel, validate: Callable[[Path], object], progress: P
     return LocalFile(path, digest)
 
 
-def _by_hand(model: PublishedModel) -> str:
+def _by_hand(model: Asset) -> str:
     place = local_path(model)
     return (
         f"Without a network, download {model.file} from {model.url} on another machine "
@@ -145,7 +147,7 @@ def _by_hand(model: PublishedModel) -> str:
     )
 
 
-def _verify(path: Path, model: PublishedModel, validate: Callable[[Path], object]) -> str:
+def _verify(path: Path, model: Asset, validate: Callable[[Path], object]) -> str:
     """Check a file, in the cache or on its way there; record its digest if none is known; return the digest."""
     size = path.stat().st_size
     if model.size is not None and size != model.size:

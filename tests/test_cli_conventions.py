@@ -118,7 +118,7 @@ def completions(line):
 def test_values_of_options_are_the_keys_of_the_data_they_name():
     from dymn import export
     from dymn.audio import pcm, windows
-    from dymn.data.pack import ENCODINGS
+    from dymn.data.packing import ENCODINGS
     from dymn.inference import selection
     from dymn.inference.formats import embeddings, events, tags
     from dymn.inference.frames import METHODS

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+from dymn.audio.annotations import is_table
 from dymn.data.archives import AUDIOSET_FILES, FSD50K_FILES, OPENMIC_FILES
 from dymn.data.manifest import SUFFIXES
 from dymn.data.packed import is_packed
@@ -36,7 +37,7 @@ class Layout(NamedTuple):
 def detect(path: str | Path) -> Layout:
     """Detect from its files what kind of dataset lies at `path`.
 
-    It is a published one, a manifest, shards, or else a folder per class.
+    It is a published one, a manifest, annotations of Raven or Audacity, shards, or else a folder per class.
 
     Raises:
         DataError: if there is nothing, or it could be several things.
@@ -45,13 +46,15 @@ def detect(path: str | Path) -> Layout:
     if path.is_file():
         if path.suffix.lower() in SUFFIXES:
             return Layout("csv", path)
+        if path.suffix.lower() == ".txt" and is_table(path):
+            return Layout("annotations", path)
         if path.suffix.lower() == ".tar":
             return Layout("shards", path)
         if path.name in HDF5_KINDS:
             return Layout(HDF5_KINDS[path.name], path)
         raise DataError(
-            f"{path} is not a dataset whose kind can be told by its name. Give a folder, a .csv, .tsv or .tar file, or "
-            "say its kind."
+            f"{path} is not a dataset whose kind can be told by its name. Give a folder, a .csv, .tsv or .tar file, "
+            "annotations of Raven or Audacity (.txt), or say its kind."
         )
     if not path.is_dir():
         raise DataError(f"There is no dataset at {path}.")
@@ -70,4 +73,6 @@ def detect(path: str | Path) -> Layout:
             f"{path} holds several tables: {', '.join(file.name for file in manifests)}. Give the path of the one to "
             "use."
         )
-    return Layout("csv", manifests[0]) if manifests else Layout("folder", path)
+    if manifests:
+        return Layout("csv", manifests[0])
+    return Layout("annotations" if any(map(is_table, path.glob("*.txt"))) else "folder", path)

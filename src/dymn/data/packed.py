@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from dymn.data.catalog import SPLITS, Catalog
 from dymn.data.pickles import read_npz
-from dymn.data.source import SPLITS, Catalog
 from dymn.data.stores import Store, TarStore, inside
 from dymn.errors import DataError
 from dymn.system.files import atomic_write, digest_of, open_regular, read_bounded

@@ -198,7 +198,7 @@ def files(folder):
 def test_download_ends_with_the_verified_file_alone(server, cache, page):
     calls = []
     local = download.fetch(known(server, page), never, lambda done, total: calls.append((done, total)))
-    assert local == (cache / "model_x.pt", CONTENT, DIGEST)
+    assert local == (cache / "model_x.pt", len(CONTENT), DIGEST, CONTENT)
     assert local.path.read_bytes() == CONTENT
     assert files(cache) == ["model_x.pt"]
     assert calls[-1] == (len(CONTENT), None if page in ("unsized", "boasts") else len(CONTENT))

@@ -77,19 +77,23 @@ def open_checkpoint(source: str | Path, *, progress: Progress | None = None) -> 
 
 
 def open_state_dict(
-    file: WeightsFile, strides: Sequence[int] | None = None, temperature: float | None = None
+    file: WeightsFile,
+    strides: Sequence[int] | None = None,
+    temperature: float | None = None,
+    attention: str | None = None,
 ) -> Stored:
     """Open an EfficientAT file.
 
-    Missing facts come from the registry, if it is known there and neither setting is given. If it is not, a warning
-    names the settings that are assumed.
+    Missing facts come from the registry, if it is known there and no setting is given; if it is not known, a warning
+    names the settings that are assumed. `attention` "none" is for a DyMN trained without Coordinate Attention (see
+    `read_efficientat`).
 
     Raises:
         WeightsError: if it cannot be read, or does not fit a network.
-        ConfigError: if `temperature` or `strides` are not allowed.
+        ConfigError: if `temperature`, `strides` or `attention` are not allowed.
     """
-    path, _, digest = file
-    assumed = strides is None and temperature is None
+    path, digest = file.path, file.digest
+    assumed = strides is None and temperature is None and attention is None
     if assumed:
         for published in REGISTRY.values():
             if published.sha256 == digest or (published.sha256 is None and published.file == path.name):
@@ -98,7 +102,10 @@ def open_state_dict(
                 except WeightsError as error:
                     logger.warning("%s Its network is read from the file, and the standard front end is used.", error)
     imported = read_efficientat(
-        file, temperature=1.0 if temperature is None else temperature, strides=strides or DEFAULT_STRIDES
+        file,
+        temperature=1.0 if temperature is None else temperature,
+        strides=strides or DEFAULT_STRIDES,
+        attention=attention or "ca",
     )
     if assumed:
         dynamic = any(block.dynamic_convs for block in imported.config.blocks)

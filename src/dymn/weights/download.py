@@ -20,9 +20,11 @@ from dymn.errors import WeightsError
 from dymn.system.files import atomic_write
 from dymn.weights.digests import Expected, expected_digest
 from dymn.weights.files import Progress, WeightsFile, read_file
-from dymn.weights.registry import PublishedModel
+from dymn.weights.registry import PublishedFile, PublishedModel
 
 logger = logging.getLogger(__name__)
+
+Asset = PublishedModel | PublishedFile
 
 STALE_SECONDS = 24 * 3600
 
@@ -35,17 +37,17 @@ def cache_folder() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "dymn"
 
 
-def local_path(model: PublishedModel) -> Path:
+def local_path(model: Asset) -> Path:
     """Return the path of a model's file in this package or in the cache, whether it exists or not."""
     return (Path(__file__).parent if model.packaged else cache_folder()) / model.file
 
 
-def record_path(model: PublishedModel) -> Path:
+def record_path(model: Asset) -> Path:
     """Return where the SHA-256 of a model's file is recorded when it is first verified."""
     return local_path(model).with_name(f"{model.file}.sha256")
 
 
-def known_digest(model: PublishedModel) -> Expected:
+def known_digest(model: Asset) -> Expected:
     """Return the digest that the file of a model must have, and where that is from.
 
     Raises:
@@ -54,14 +56,17 @@ def known_digest(model: PublishedModel) -> Expected:
     return expected_digest((model.name, model.file), model.sha256, record_path(model))
 
 
-def is_local(model: PublishedModel) -> bool:
+def is_local(model: Asset) -> bool:
     """Return whether the file of a model is on this machine; it is verified when it is used."""
     path = local_path(model)
     return path.is_file() and (model.size is None or path.stat().st_size == model.size)
 
 
 def fetch(
-    model: PublishedModel, validate: Callable[[WeightsFile], object], progress: Progress | None = None
+    model: Asset,
+    validate: Callable[[WeightsFile], object],
+    progress: Progress | None = None,
+    read: Callable[[Path], WeightsFile] = read_file,
 ) -> WeightsFile:
     """Return the verified content of a model's file; download it if the cache has none or a damaged one.
 
@@ -70,6 +75,7 @@ def fetch(
         validate: imports a file and raises a `WeightsError` unless it holds exactly the expected network; called for
             files whose SHA-256 is neither in the registry nor recorded in the cache.
         progress: called as bytes arrive.
+        read: reads or hashes a file.
 
     Raises:
         WeightsError: if the file cannot be downloaded, verified or written. The message names the file, the URL, and
@@ -81,7 +87,7 @@ def fetch(
             raise WeightsError(
                 f"{model.name} is part of dymn, but {path} is missing. Install dymn again, or choose another model."
             )
-        found = read_file(path)
+        found = read(path)
         if model.sha256 not in (None, found.digest):
             raise WeightsError(
                 f"{path} is damaged: its SHA-256 is {found.digest} instead of {model.sha256}. Install dymn again."
@@ -90,7 +96,7 @@ def fetch(
     problem = ""
     if path.is_file():
         try:
-            return _verified(read_file(path), model, validate)
+            return _verified(read(path), model, validate)
         except WeightsError as error:
             problem = f"The copy in the cache cannot be used: {error} "
             logger.warning("%sIt is downloaded again.", problem)
@@ -101,7 +107,7 @@ def fetch(
         with atomic_write(path) as file:
             transfer(Remote(model.url, model.file, model.size, model.size_limit), file, progress)
             file.flush()
-            found = _verified(read_file(Path(file.name))._replace(path=path), model, validate)
+            found = _verified(read(Path(file.name)), model, validate)
     except WeightsError as error:
         raise WeightsError(f"{problem}{error} {_by_hand(model)}") from error
     except OSError as error:
@@ -109,10 +115,10 @@ def fetch(
             f"{problem}{model.name} cannot be stored as {path}: {error.strerror or error}. "
             "Free some space or set DYMN_CACHE to a folder that can be written to."
         ) from error
-    return found
+    return found._replace(path=path)
 
 
-def _by_hand(model: PublishedModel) -> str:
+def _by_hand(model: Asset) -> str:
     place = local_path(model)
     return (
         f"Without a network, download {model.file} from {model.url} on another machine "
@@ -120,9 +126,9 @@ def _by_hand(model: PublishedModel) -> str:
     )
 
 
-def _verified(file: WeightsFile, model: PublishedModel, validate: Callable[[WeightsFile], object]) -> WeightsFile:
+def _verified(file: WeightsFile, model: Asset, validate: Callable[[WeightsFile], object]) -> WeightsFile:
     """Check and return a file, in the cache or on its way there; record its digest if none is known."""
-    size, digest = len(file.content), file.digest
+    size, digest = file.size, file.digest
     if model.size is not None and size != model.size:
         raise WeightsError(f"{model.file} has {size:,} bytes instead of {model.size:,}.")
     expected = known_digest(model)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dymn.errors import WeightsError
-from dymn.system.files import atomic_write, open_regular
+from dymn.system.files import atomic_write, digest_of, open_regular
 
 MAX_FILE = 2**31
 """The most bytes of a file of weights."""
@@ -19,11 +19,12 @@ Progress = Callable[[int, "int | None"], None]
 
 
 class WeightsFile(NamedTuple):
-    """A file of weights: its path, its bytes, and their SHA-256 in hexadecimal digits."""
+    """A file of weights: its path, the number of its bytes, their SHA-256 in hexadecimal digits, and the bytes."""
 
     path: Path
-    content: bytes
+    size: int
     digest: str
+    content: bytes
 
 
 def read_file(path: Path, most: int = MAX_FILE) -> WeightsFile:
@@ -42,7 +43,20 @@ def read_file(path: Path, most: int = MAX_FILE) -> WeightsFile:
         raise WeightsError(f"{path} cannot be read: {error.strerror or error}.") from error
     if max(size, len(content)) > most:
         raise WeightsError(f"{path} has {size:,} bytes; a checkpoint has at most {most:,}.")
-    return WeightsFile(path, content, hashlib.sha256(content).hexdigest())
+    return WeightsFile(path, len(content), hashlib.sha256(content).hexdigest(), content)
+
+
+def hash_file(path: Path) -> WeightsFile:
+    """Return the path and digest of a file that may not fit into memory, without its content.
+
+    Raises:
+        WeightsError: if the file cannot be read, or is not a regular one.
+    """
+    try:
+        with open_regular(path) as file:
+            return WeightsFile(path, os.fstat(file.fileno()).st_size, digest_of(file), b"")
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read: {error.strerror or error}.") from error
 
 
 def write_file(path: Path, content: bytes) -> None:

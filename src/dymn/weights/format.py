@@ -123,7 +123,7 @@ def read(source: str | Path | WeightsFile) -> Stored:
         WeightsError: if the file is missing, damaged, too large, was not written by dymn, or has settings that are not
             allowed.
     """
-    path, content, digest = source if isinstance(source, WeightsFile) else read_file(Path(source))
+    path, _, digest, content = source if isinstance(source, WeightsFile) else read_file(Path(source))
     size = int.from_bytes(content[:8], "little")
     if not 2 <= size <= min(MAX_HEADER, len(content) - 8):
         raise WeightsError(

@@ -67,7 +67,7 @@ def read_tensors(source: Path | WeightsFile) -> dict[str, Array]:
         WeightsError: if the file cannot be read, was not written by `torch.save`, or holds anything but tensors by
             name.
     """
-    path, content, _ = source if isinstance(source, WeightsFile) else read_file(source)
+    path, _, _, content = source if isinstance(source, WeightsFile) else read_file(source)
     try:
         return dict(_tensors(content))
     except (*FAILURES, *ARCHIVE_FAILURES) as error:

@@ -22,7 +22,7 @@ from dymn.models.mobilenet import create_model
 from dymn.training.inputs import Inputs, check_table
 from dymn.training.start import prior_logits
 from dymn.training.teach import spot_check, teach
-from dymn.weights import audioset_labels, download, registry
+from dymn.weights import audioset_labels, registry
 
 RATE = 32_000
 LABELS = ["class_0", "class_1", "class_2"]

@@ -135,7 +135,8 @@ def events(
     import functools
 
     from dymn.commands.recordings import describe
-    from dymn.commands.runs import Asked, Form, excerpts_of, run
+    from dymn.commands.runs import Asked, Form, run
+    from dymn.commands.segments import excerpts_of
     from dymn.config import to_dict
     from dymn.inference.events import EventSettings, event_files
     from dymn.inference.formats.events import EVENTS
@@ -169,7 +170,7 @@ def events(
         )
         return functools.partial(find, settings=settings)
 
-    excerpts = excerpts_of(segments, segments_per_class, asked)
+    excerpts = excerpts_of(segments, segments_per_class, paths, ray, partial)
     done = run(
         asked,
         EVENTS,

@@ -9,24 +9,24 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import stat
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, NamedTuple
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeGuard
 
 import typer
 
 from dymn.commands.options import Computes, Precisions, note
 from dymn.commands.output import binary_output, free_name, text_output
 from dymn.commands.progress import Bar
+from dymn.commands.segments import cut, seen
 from dymn.errors import ConfigError, DymnError
 from dymn.inference.discovery import Discovery
 from dymn.inference.formats.layout import Layout, R
 from dymn.inference.formats.origin import Origin
-from dymn.inference.formats.writers import ROWS, TEXT, choose, write_file
+from dymn.inference.formats.writers import ROWS, TEXT, choose, marks_damage, write_file
 from dymn.inference.runs import Kind, compute, results
 from dymn.inference.segments import source_name
 
@@ -99,6 +99,7 @@ class Ended(NamedTuple):
 
     Attributes:
         failed: the number of recordings that failed.
+        damaged: the names of those that were read in part.
         format: the name of the format.
         origin: what made the results.
         tagger: that computed, None if no recording could be opened.
@@ -107,6 +108,7 @@ class Ended(NamedTuple):
     """
 
     failed: int
+    damaged: Sequence[str]
     format: str
     origin: Origin
     tagger: Tagger | None
@@ -140,6 +142,7 @@ def run(
     name = choose(layout, asked.format, asked.output)
     engine = ray_engine(asked.ray, asked.workers, asked.threads, asked.device, asked.backend)
     kept = journaled(asked, name)
+    damaged: list[str] = []
     with Discovery(asked.paths, asked.output, _expand(engine), asked.partial) as discovery:
         readable = engine is not None or discovery.any_readable()
         found = [] if readable and kept else discovery.sorted()
@@ -147,8 +150,8 @@ def run(
         check(found)
         if not readable:
             form = form_of(None)
-            bad = stream(asked, form, name, kept, discovery, found, None)
-            return Ended(len(bad), name, form.origin, None, found, bad)
+            bad = stream(asked, form, name, damaged, discovery, found, None)
+            return Ended(len(bad), (), name, form.origin, None, found, bad)
         device, inside = (asked.device, asked.looks_inside) if engine is None else ("cpu", True)
         tagger = load_tagger(asked.model, device, asked.threads, asked.quiet, asked.backend, asked.precision, inside)
         form = form_of(tagger)
@@ -157,9 +160,10 @@ def run(
             workers = default_workers(asked.threads, len(found) or MANY) if asked.workers is None else asked.workers
             files = partial(files, workers=workers)
         if kept:
-            return Ended(resume(asked, form, name, kept, discovery, files, excerpts), name, form.origin, tagger)
-        bad = stream(asked, form, name, kept, discovery, found, files, excerpts)
-    return Ended(len(bad) + cut(excerpts, asked.quiet), name, form.origin, tagger, found, bad)
+            failed = resume(asked, form, name, kept, damaged, discovery, files, excerpts)
+            return Ended(failed, damaged, name, form.origin, tagger)
+        bad = stream(asked, form, name, damaged, discovery, found, files, excerpts)
+    return Ended(len(bad) + cut(excerpts, asked.quiet), damaged, name, form.origin, tagger, found, bad)
 
 
 def _expand(engine: Engine | None) -> Callable[[str], Iterable[Path | str]]:
@@ -176,7 +180,7 @@ def stream(
     asked: Asked,
     form: Form[R],
     name: str,
-    kept: Path | None,
+    damaged: list[str],
     discovery: Discovery,
     found: Sequence[Path | str],
     files: Files[R] | None,
@@ -184,7 +188,7 @@ def stream(
 ) -> set[str]:
     """Compute recordings and write their results as they come; without `files`, write why they cannot be read.
 
-    Returns the names of the recordings that failed.
+    Returns the names of the recordings that failed, and adds those that were read in part to `damaged`.
     """
     bar = Bar(len(found) + len(discovery.lost), quiet=asked.quiet, lengths=discovery.seconds)
     computed = () if files is None else bar.over(files(map(discovery.source, found), progress=bar.at))
@@ -199,14 +203,9 @@ def stream(
             yield result
             bar.advance(result.name)
 
-    with report(kept) as listed:
-        write(
-            listed(seen(results_told(), form.layout, excerpts)),
-            form,
-            name,
-            asked.output,
-            separately=_separately(asked.output, name, len(found)),
-        )
+    separately = _separately(asked.output, name, len(found))
+    with report(asked, form.layout, name, damaged) as listed:
+        write(listed(seen(results_told(), form.layout, excerpts)), form, name, asked.output, separately)
     return bad
 
 
@@ -215,13 +214,14 @@ def resume(
     form: Form[R],
     name: str,
     output: Path,
+    damaged: list[str],
     discovery: Discovery,
     files: Files[R],
     excerpts: Excerpts | None = None,
 ) -> int:
     """Compute recordings through a journal and write the output, or resume a run that did not end.
 
-    Return how many failed.
+    Return how many failed, and add the names of those that were read in part to `damaged`.
     """
     from dymn.inference.journal import Journal
     from dymn.system.files import atomic_write
@@ -258,7 +258,7 @@ def resume(
             _say_kept(journal, quiet)
             raise
         found = chain((form.kind.failed(path, error) for path, error in discovery.lost), results(journal, form.kind))
-        with report(output) as listed, atomic_write(output) as file:
+        with report(asked, form.layout, name, damaged) as listed, atomic_write(output) as file:
             write_file(listed(seen(found, form.layout, excerpts)), form.layout, form.origin, name, file)
         uncut = cut(excerpts, quiet)  # before the journal ends, so that it can be done again
         counts = journal.counts()
@@ -272,42 +272,6 @@ def resume(
             quiet,
         )
     return n_failed + uncut
-
-
-def seen(found: Iterable[R], layout: Layout[R], excerpts: Excerpts | None) -> Iterator[R]:
-    """Pass results on, and show their stretches to what cuts them out."""
-    for result in found:
-        if excerpts is not None and result.error is None:
-            excerpts.see(result.name, layout.spans(result))
-        yield result
-
-
-def cut(excerpts: Excerpts | None, quiet: bool) -> int:
-    """Cut out what was found; return how many recordings could not be cut."""
-    if excerpts is None:
-        return 0
-    from dymn.commands.progress import counting_bar
-
-    with counting_bar("Segments", quiet) as progress:
-        errors = excerpts.cut(progress) if progress else excerpts.cut()
-    for error in errors:
-        typer.echo(f"dymn: {error}", err=True)
-    return len(errors)
-
-
-def excerpts_of(folder: Path | None, per_label: int, asked: Asked) -> Excerpts | None:
-    """Return what cuts out what is found, None without a folder.
-
-    Raises:
-        ConfigError: if the recordings cannot be read again, or the folder is in use.
-    """
-    if folder is None:
-        return None
-    if asked.ray is not None or any(path == "-" or "://" in path for path in asked.paths):
-        raise ConfigError("--segments reads recordings again. Give files on this machine, and no --ray.")
-    from dymn.inference.excerpts import Excerpts
-
-    return Excerpts(folder, per_label, asked.partial)
 
 
 def _follow(bar: Bar, result: R) -> None:
@@ -337,15 +301,18 @@ def journaled(asked: Asked, name: str) -> Path | None:
     """
     output = asked.output
     can_be_read_again = not any(path == "-" or "://" in path for path in asked.paths)
-    keeps = output is not None and name in ROWS and can_be_read_again and not asked.again
-    if output is not None and output.exists() and not stat.S_ISREG(output.stat().st_mode):
-        keeps = False
+    keeps = is_file(output) and name in ROWS and can_be_read_again and not asked.again
     if (asked.fresh or asked.retry_failed) and not keeps:
         raise ConfigError(
             "--fresh and --retry-failed need a journal, which only runs that write rows to a file keep. See --output, "
             "--format."
         )
     return output if keeps else None
+
+
+def is_file(output: Path | None) -> TypeGuard[Path]:
+    """Whether output goes to a file, which may not be there yet, rather than to a stream, a device or a folder."""
+    return output is not None and (output.is_file() or not output.exists())
 
 
 def check_output(output: Path | None, name: str, count: int) -> None:
@@ -401,31 +368,42 @@ def write(found: Iterable[R], form: Form[R], name: str, output: Path | None, sep
 
 
 def report_path(output: Path) -> Path:
-    """Return the path of the report of recordings that failed: beside the output."""
+    """Return the path of the report of recordings that failed or were read in part: beside the output."""
     return output.with_name(f"{output.name}.failed.jsonl")
 
 
 @contextlib.contextmanager
-def report(output: Path | None) -> Iterator[Callable[[Iterable[R]], Iterator[R]]]:
-    """Yield a function that passes results on and collects the failed ones for a report.
+def report(
+    asked: Asked, layout: Layout[R], name: str, damaged: list[str]
+) -> Iterator[Callable[[Iterable[R]], Iterator[R]]]:
+    """Yield a function that passes results on and collects the failed ones and those read in part for a report.
 
-    The report is written beside the output, if the output is a file and any result failed.
+    The report is written beside the output, if the output is a file. It has a line for each recording that failed, and
+    one for each that was read in part if the format does not say so itself; the names of the latter are added to
+    `damaged` in any case.
     """
     from dymn.system.files import atomic_write
 
-    if output is None:
-        yield iter
-        return
-    path = report_path(output)
-    with atomic_write(path) as lines:
+    marked = marks_damage(layout, name)
+    with contextlib.ExitStack() as stack:
+        path = report_path(asked.output) if is_file(asked.output) else None
+        lines = stack.enter_context(atomic_write(path)) if path else None
 
         def listed(found: Iterable[R]) -> Iterator[R]:
             for result in found:
+                line: dict[str, Any] = {"file": result.name}
+                if result.partial:
+                    damaged.append(result.name)
+                    line |= {} if marked else {"partial": result.notes}
                 if result.error is not None:
-                    line = json.dumps({"file": result.name, "error": str(result.error)}, ensure_ascii=False)
-                    lines.write(line.encode("utf-8", "backslashreplace") + b"\n")
+                    line |= {"error": str(result.error)}
+                if lines and len(line) > 1:
+                    lines.write(json.dumps(line, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
                 yield result
 
         yield listed
-    if not path.stat().st_size:
+    if damaged and path:
+        where = "the output" if marked else str(path)
+        note(f"{len(damaged):,} recording(s) are damaged and were read in part; {where} names them.", asked.quiet)
+    if path and not path.stat().st_size:
         path.unlink()

@@ -139,7 +139,8 @@ def tag(
 
     from dymn.commands.plot import check_plot, draw
     from dymn.commands.recordings import describe
-    from dymn.commands.runs import Asked, Form, excerpts_of, run
+    from dymn.commands.runs import Asked, Form, run
+    from dymn.commands.segments import excerpts_of
     from dymn.config import to_dict
     from dymn.inference.formats.tags import TAGS
     from dymn.inference.runs import tags
@@ -173,7 +174,7 @@ def tag(
         lambda tagger: Form(TAGS, tags(per_window), describe(tagger, model, parameters, per_window)),
         files,
         check,
-        excerpts_of(segments, segments_per_class, asked),
+        excerpts_of(segments, segments_per_class, paths, ray, partial),
     )
     failed = done.failed
     if plot is not None and done.tagger is not None:

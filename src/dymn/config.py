@@ -81,8 +81,8 @@ class FrontEndConfig:
     """How a waveform becomes a log-mel spectrogram (Sec. IV-A.1).
 
     Lengths are in samples, frequencies in Hz. The two ranges are those of the training jitter: f_min is drawn from
-    [f_min, f_min + f_min_range), f_max from (f_max + 1000 - f_max_range, f_max + 1000]. The logarithm is that of
-    max(mel + log_offset, log_floor).
+    [f_min, f_min + f_min_range), f_max from f_max_range whole values around f_max, the highest f_max +
+    f_max_range // 2; a range of 1 is no jitter. The logarithm is that of max(mel + log_offset, log_floor).
     """
 
     sample_rate: int = 32_000
@@ -127,7 +127,8 @@ class BlockConfig:
 
     `dynamic_convs` and `dynamic_relus` name positions out of `POSITIONS`; `attention` is a key of
     `dymn.architectures.ATTENTIONS` or None; `context_size` is H. A block whose `c_exp` equals `c_in` has no expansion
-    convolution. `time_stride` is the stride along time where it is stated by itself; `stride` is that of frequency then.
+    convolution. `time_stride` is the stride along time where it is stated by itself, and
+    `stride` that of frequency then.
     """
 
     c_in: int
@@ -170,8 +171,8 @@ class BlockConfig:
         )
         check(
             self.strides == (self.stride, self.stride) or (not self.is_dynamic and self.attention in (None, "se")),
-            f"stride, time_stride are {self.stride}, {self.time_stride}; only static blocks, with Squeeze-and-Excitation "
-            "or no attention, have two strides.",
+            f"stride, time_stride are {self.stride}, {self.time_stride}; only static blocks with Squeeze-and-Excitation or "
+            "no attention have two strides.",
         )
 
     @property
@@ -255,6 +256,7 @@ class ModelConfig:
     head: str = "mlp"
     dropout: float = 0.2
     temperature: float = 1.0
+    in_chans: int = 1
     sequence: SequenceConfig | None = None
 
     NESTED = {"blocks": BlockConfig, "sequence": SequenceConfig}
@@ -273,6 +275,7 @@ class ModelConfig:
             )
         for name in ("c_last", "c_hidden", "num_classes"):
             check_number(name, getattr(self, name), 1, 2**20, whole=True)
+        check_number("in_chans", self.in_chans, 1, 1024, whole=True)
         check(isinstance(self.head, str), f"head is {shown(self.head)}; it must be a name.")
         check_number("width", self.width, 0, 1000)
         check_number("dropout", self.dropout, 0, 1)
@@ -304,6 +307,18 @@ class ModelConfig:
         if sequence is None or sequence.kind == "none":
             return self.c_last
         return sequence.size * (2 if sequence.kind == "gru" else 1)
+
+    def require_mono(self, purpose: str) -> None:
+        """Refuse a network of several input channels where recordings are mixed to one.
+
+        Raises:
+            ConfigError: naming the purpose and the remedy.
+        """
+        check(
+            self.in_chans == 1,
+            f"{purpose} needs a network of one input channel, and in_chans is {self.in_chans}. Call the network with "
+            "spectrograms of your own channels, or model.reset_input(1) first.",
+        )
 
 
 MAX_TEXT = 1_000

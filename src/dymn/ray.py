@@ -229,7 +229,16 @@ def _decode(table: Any, windows: _Windows) -> Iterator[Any]:
     """Yield recordings as rows: their windows as they are before they are filled up, and their ends."""
     for place, path in zip(table["place"].to_pylist(), map(os.fsdecode, table["path"].to_pylist()), strict=True):
         source = cast(BinaryIO, _Remote(path)) if "://" in path else path
-        for piece in pieces([source], windows.rate, None, windows.window, windows.hop, "bare", partial=windows.partial, joins=windows.joins):
+        for piece in pieces(
+            [source],
+            windows.rate,
+            None,
+            windows.window,
+            windows.hop,
+            "bare",
+            partial=windows.partial,
+            joins=windows.joins,
+        ):
             yield _table([(place, piece, piece.features)])
 
 

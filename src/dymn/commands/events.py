@@ -20,6 +20,8 @@ from dymn.commands.options import (
     Quiet,
     Ray,
     RetryFailed,
+    Segments,
+    SegmentsPerClass,
     Threads,
     WindowBatch,
     Workers,
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
 
 WHEN = "Events"
 
-Format = Literal["text", "csv", "json", "jsonl", "parquet", "audacity", "rttm"]
+Format = Literal["text", "csv", "json", "jsonl", "parquet", "audacity", "raven", "label-studio", "rttm"]
 """The formats of `dymn.inference.formats.events.EVENTS`."""
 How = Literal["activation", "windows", "frames"]
 """The keys of `dymn.inference.frames.METHODS`."""
@@ -52,18 +54,20 @@ def events(
         Format | None,
         format_option(
             "How to write the events: text, csv, json, jsonl, parquet (needs dymn\\[parquet]), audacity (a label "
-            "track) or rttm. The default is by the ending of --output (.csv, .json, .jsonl, .parquet, .rttm), "
-            "else text."
+            "track), raven (a selection table), label-studio (tasks with predictions) or rttm. The default is by the "
+            "ending of --output (.csv, .json, .jsonl, .parquet, .rttm), else text."
         ),
     ] = None,
     output: Annotated[
         Path | None,
         output_option(
             "Write to this file, which appears when it is complete. Until then, with json, jsonl, csv and parquet, a "
-            "journal lies beside it, and the same command resumes after an interruption. Audacity labels of several "
-            "recordings go to a folder."
+            "journal lies beside it, and the same command resumes after an interruption. Of several recordings, "
+            "audacity writes a file each into a folder; raven does the same, or one table into a file."
         ),
     ] = None,
+    segments: Segments = None,
+    segments_per_class: SegmentsPerClass = 100,
     method: Annotated[
         How | None,
         typer.Option(
@@ -99,14 +103,18 @@ def events(
         float | None,
         seconds_option(
             "Length of a median filter over the probabilities. The default is 0, and 0.36 for frames.",
-            WHEN, least=0, most=None,
+            WHEN,
+            least=0,
+            most=None,
         ),
     ] = None,
     min_gap: Annotated[
         float | None,
         seconds_option(
             "Join events of one label that are at most so far apart. The default is 0.64, and 0 for frames.",
-            WHEN, least=0, most=None,
+            WHEN,
+            least=0,
+            most=None,
         ),
     ] = None,
     min_duration: Annotated[float, seconds_option("Drop shorter events.", WHEN, least=0, most=None)] = 0.0,
@@ -143,6 +151,7 @@ def events(
 
     from dymn.commands.recordings import describe
     from dymn.commands.runs import Asked, Form, run
+    from dymn.commands.segments import excerpts_of
     from dymn.config import to_dict
     from dymn.inference.events import EventSettings, event_files
     from dymn.inference.formats.events import EVENTS
@@ -180,6 +189,7 @@ def events(
         parameters = to_dict(used) | used.cutting()._asdict() | used.rule()._asdict()
         return Form(EVENTS, stored(), describe(tagger, model, parameters))
 
-    done = run(asked, EVENTS, form, files)
+    excerpts = excerpts_of(segments, segments_per_class, paths, ray, partial)
+    done = run(asked, EVENTS, form, files, excerpts=excerpts)
     if done.failed:
         raise typer.Exit(1)

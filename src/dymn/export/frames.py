@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dymn.export.nodes import Nodes
 from dymn.export.traced import constant, linear
-from dymn.models.layers.sequence import TINY, GatedAttention, Heads, HybridMix, Recurrent, RMSNorm, Stack
+from dymn.models.layers.sequence import TINY, FeedForward, GatedAttention, Heads, HybridMix, Recurrent, RMSNorm, Stack
 from dymn.models.mobilenet import FrameHead
 
 ZRN = (1, 0, 2)  # PyTorch's gates of a GRU are reset, update, new; ONNX has update, reset, new
@@ -54,7 +54,8 @@ def resampling(n: int, length: int) -> npt.NDArray[np.float64]:
 def _stack(nodes: Nodes, x: str, model: Stack, length: int) -> str:
     if isinstance(model.input, nn.Linear):
         x = linear(nodes, model.input, x)
-    for mix, feed in zip(model.mixes, model.feeds, strict=True):
+    for mix, module in zip(model.mixes, model.feeds, strict=True):
+        feed = cast(FeedForward, module)
         x = nodes.op("Add", x, MIXES[type(mix)](nodes, x, mix, length))
         hidden = linear(nodes, feed.expand, _norm(nodes, x, feed.norm))
         x = nodes.op("Add", x, linear(nodes, feed.contract, _gelu(nodes, hidden)))
@@ -80,7 +81,8 @@ def _gated(nodes: Nodes, x: str, mix: GatedAttention, length: int) -> str:
 
 def _hybrid(nodes: Nodes, x: str, mix: HybridMix, length: int) -> str:
     normed = _norm(nodes, x, mix.norm)
-    attention = _norm(nodes, _attention(nodes, *_queries(nodes, normed, mix), mix.head_size), mix.attention_norm)
+    query, key, value = _queries(nodes, normed, mix)
+    attention = _norm(nodes, _attention(nodes, query, key, value, mix.head_size), mix.attention_norm)
     ahead = _minimal_gru(nodes, linear(nodes, mix.ahead, normed), length)
     back = _minimal_gru(nodes, linear(nodes, mix.back, _flipped(nodes, normed)), length)
     both = linear(nodes, mix.recurrent, nodes.op("Concat", ahead, _flipped(nodes, back), axis=2))

@@ -66,7 +66,10 @@ class EventSettings(FrameSettings):
         super().__post_init__()
         rule = self.rule()
         check(0 < rule.threshold <= 1, f"threshold is {rule.threshold}; it must be above 0, and at most 1.")
-        check(0 < rule.off_threshold <= rule.threshold, f"off_threshold is {rule.off_threshold}; it must be above 0, and at most {rule.threshold}.")
+        check(
+            0 < rule.off_threshold <= rule.threshold,
+            f"off_threshold is {rule.off_threshold}; it must be above 0, and at most {rule.threshold}.",
+        )
         for name in ("median", "min_gap", "min_duration"):
             value = getattr(rule, name)
             check(0 <= value <= 3600, f"{name} is {value}; it must be from 0 to 3600 seconds.")

@@ -94,7 +94,9 @@ class FrameSettings:
     partial: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
-        check(self.method is None or self.method in METHODS, f"method is {self.method!r}; allowed: {', '.join(METHODS)}.")
+        check(
+            self.method is None or self.method in METHODS, f"method is {self.method!r}; allowed: {', '.join(METHODS)}."
+        )
         check(0 <= self.smoothing <= 60, f"smoothing is {self.smoothing}; it must be from 0 to 60 seconds.")
         check(0 <= self.clip <= 1, f"clip is {self.clip}; it must be from 0 to 1.")
         tagging = self.tagging()  # checks what it shares with tagging
@@ -437,7 +439,8 @@ class _NetworkFrames(FrameMaker):
 
     def add(self, piece: Piece, row: Rows) -> tuple[Times, Scores]:
         """Return the frames of a window."""
-        return (round(piece.start / self._frame) + np.arange(len(row)) + 0.5) * self._frame, row
+        middles: Times = (round(piece.start / self._frame) + np.arange(len(row), dtype=np.float64) + 0.5) * self._frame
+        return middles, row
 
 
 _MAKERS: dict[str, type[FrameMaker]] = {

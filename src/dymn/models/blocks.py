@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from dymn.architectures import OWN_REDUCTIONS
-from dymn.config import BlockConfig, check
+from dymn.architectures import OWN_REDUCTIONS, check_block
+from dymn.config import BlockConfig
 from dymn.models.layers import ATTENTIONS, CONTEXTS, Context, DynamicConv2d, DynamicReLU, StaticActivation, StaticConv2d
 from dymn.models.layers.attention import weighed
 from dymn.models.layers.context import BatchNorm2d
@@ -22,14 +22,18 @@ class Stage(nn.Module):
     """Convolution, batch norm and activation at one of the three positions of a block, each dynamic or static."""
 
     def __init__(
-        self, block: BlockConfig, position: str, geometry: tuple[int, int, int, int | tuple[int, int], int], activation: str
+        self,
+        block: BlockConfig,
+        position: str,
+        geometry: tuple[int, int, int, int | tuple[int, int], int],
+        activation: str,
     ) -> None:
         super().__init__()
         c_in, c_out = geometry[:2]  # of (c_in, c_out, kernel_size, stride, groups)
         feed = CONTEXTS[block.context].feed
 
         def dynamic_conv(size: int) -> nn.Module:
-            return DynamicConv2d(*geometry, context_size=size, n_kernels=block.n_kernels)
+            return DynamicConv2d(*geometry, context_size=size, n_kernels=block.n_kernels)  # type: ignore[arg-type]
 
         def dynamic_relu(size: int) -> nn.Module:
             return DynamicReLU(c_out, context_size=size, n_maps=block.n_maps)
@@ -68,11 +72,7 @@ class InvertedResidual(nn.Module):
     def __init__(self, config: BlockConfig) -> None:
         super().__init__()
         c = config
-        check(
-            c.attention is None or c.attention in ATTENTIONS,
-            f"attention is {c.attention!r}; allowed: None, {', '.join(ATTENTIONS)}.",
-        )
-        check(c.context in CONTEXTS, f"context is {c.context!r}; allowed: {', '.join(CONTEXTS)}.")
+        check_block(c)
         attention = ATTENTIONS[c.attention](c.c_exp, c.context_size, c.stride) if c.attention else Skip()
         generator = CONTEXTS[c.context]
         stride = c.stride if c.time_stride is None else c.strides

@@ -30,7 +30,7 @@ from dymn.config import BlockConfig, ModelCard, ModelConfig
 from dymn.errors import ConfigError
 from dymn.models.layers import ATTENTIONS, Context, DynamicReLU
 from dymn.models.layers.attention import strided
-from dymn.models.mobilenet import FrameHead, MobileNet, Output
+from dymn.models.mobilenet import FrameHead, MobileNet, Output, check_log_mel
 from dymn.runtime.fold import Folded, coefficients, fold, positions
 
 TILE = 2**20  # bytes of an expanded map that are worked on at a time: about what a core's cache holds
@@ -65,6 +65,7 @@ class FusedNetwork(nn.Module):
 
     def __init__(self, folded: Folded, card: ModelCard) -> None:
         super().__init__()
+        folded.config.require_mono("Fusing")
         parts = Parts({name: torch.from_numpy(np.array(values)) for name, values in folded.arrays.items()})
         self.config: ModelConfig = folded.config
         self.card = card
@@ -86,8 +87,7 @@ class FusedNetwork(nn.Module):
         Raises:
             ConfigError: if the input is not of four dimensions with one channel.
         """
-        if log_mel.ndim != 4 or log_mel.shape[1] != 1:
-            raise ConfigError(f"log_mel has shape {list(log_mel.shape)}; it must be [B, 1, n_mels, frames].")
+        check_log_mel(log_mel, 1)
         with torch.autocast(log_mel.device.type, enabled=False):
             maps = [self._begin(clip) for clip in log_mel.to(self.stem.weight.dtype).unsqueeze(1)]
             for block in self.blocks:  # all clips through one block: its kernels stay in the cache
@@ -135,25 +135,11 @@ class Parts(dict[str, Tensor]):
         return _linear(self[f"{name}.weight"], self[f"{name}.bias"])
 
 
-def _linear_head(config: ModelConfig, parts: Parts) -> nn.Module:
-    """Return a mean of linear class scores, which is the class scores of the mean."""
-    return parts.layer("classifier")
-
-
-def _mlp_head(config: ModelConfig, parts: Parts) -> nn.Module:
-    return nn.Sequential(parts.layer("hidden"), nn.Hardswish(), parts.layer("classifier"))
-
-
-def _frame_head(config: ModelConfig, parts: Parts) -> nn.Module:
-    head = FrameHead(config)
-    head.load_state_dict(parts.below("head."), strict=True, assign=True)
-    return head
-
-
 HEADS: dict[str, Callable[[ModelConfig, Parts], nn.Module]] = {
-    "mlp": _mlp_head,
-    "fully_convolutional": _linear_head,
-    "frames": _frame_head,
+    "mlp": lambda config, parts: nn.Sequential(parts.layer("hidden"), nn.Hardswish(), parts.layer("classifier")),
+    # a mean of linear class scores is the class scores of the mean
+    "fully_convolutional": lambda config, parts: parts.layer("classifier"),
+    "frames": lambda config, parts: FrameHead(config).filled(parts.below("head.")),
 }
 
 

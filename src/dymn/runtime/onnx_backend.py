@@ -105,7 +105,7 @@ class OnnxBackend(Backend):
             self.seconds: float | None = None if described["seconds"] is None else float(described["seconds"])
             check(self.input in ("waveform", "log-mel"), f"its input is {self.input!r:.80}")
             check(self.seconds is None or 0 < self.seconds <= 3600, "its length is not valid")
-            self._frame_samples = described.get("frame_samples")
+            self._frame_samples: int | None = described.get("frame_samples")
             if self._frame_samples is not None:
                 check_number("frame_samples", self._frame_samples, 1, 2**31, whole=True)
                 check(self.seconds is not None, "its length is not valid")
@@ -158,10 +158,7 @@ class OnnxBackend(Backend):
         """
         batches = [values[i : i + 1] for i in range(len(values))] if self._one_by_one else [values]
         try:
-            found = [
-                self._session.run(self._names, {self._input.name: batch})
-                for batch in batches
-            ]
+            found = [self._session.run(self._names, {self._input.name: batch}) for batch in batches]
             outputs = tuple(np.concatenate(parts) for parts in zip(*found, strict=True))
         except Exception as error:  # ONNX Runtime raises many kinds
             raise ConfigError(

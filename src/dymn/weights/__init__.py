@@ -1,4 +1,4 @@
-"""Checkpoints as data: the registry of published ones, their download, dymn's own format, EfficientAT's, EfficientSED's.
+"""Checkpoints as data: the registry, downloads, dymn's own format, and the imports of EfficientAT and EfficientSED.
 
 Nothing here needs PyTorch but `load_model` and the imports `import_efficientat` and `import_efficientsed`, which return
 networks and are handed on from `dymn.models`.

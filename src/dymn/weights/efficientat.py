@@ -1,7 +1,8 @@
 """The state dicts that EfficientAT publishes (MIT licence, github.com/fschmid56/EfficientAT), in dymn's names.
 
 A file holds names and arrays only. Family, width, K, M, context sizes, classes and head follow from them; kernel sizes
-and activations are those of Table I; temperature and strides leave no trace in a file and are given by the caller.
+and activations are those of Table I. Temperature, strides, and whether a DyMN applies its Coordinate Attention leave no
+trace in a file and are given by the caller.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from dymn.architectures import HIDDEN_CHANNELS, STRIDED, TABLE_I, Row, context_size
+from dymn.architectures import HIDDEN_CHANNELS, NO_ATTENTION, STRIDED, TABLE_I, Row, context_size, has_context
 from dymn.config import BlockConfig, ModelConfig, round_channels
 from dymn.errors import ConfigError, WeightsError
+from dymn.weights.files import WeightsFile, read_file
 from dymn.weights.format import COUNTER, Array, as_float32, check_finite, shorten
 from dymn.weights.shapes import state_shapes
 from dymn.weights.torch_files import read_tensors
@@ -36,47 +38,57 @@ class Imported(NamedTuple):
 
 
 def read_efficientat(
-    source: str | Path | Mapping[str, Array],
+    source: str | Path | WeightsFile | Mapping[str, Array],
     *,
     temperature: float = 1.0,
     strides: Sequence[int] = (2, 2, 2, 2),
+    attention: str | None = "ca",
     name: str = "The state dict",
 ) -> Imported:
     """Read a published state dict; return the network that it belongs to, with its weights in float32.
 
     Args:
-        source: a file saved by `torch.save`, or a mapping of published names to arrays.
+        source: a file saved by `torch.save`, its content, or a mapping of published names to arrays.
         temperature: of the kernel attention: 1 for AudioSet models, 30 for ImageNet models.
         strides: of blocks 2, 4, 7 and 13; (2, 2, 2, 1) for files named "s2221".
+        attention: of the dynamic blocks: "ca", or None (or "none") for a DyMN trained with `no_ca`. The file holds the
+            tensors of the attention in both cases.
         name: what a mapping is called in messages.
 
     Raises:
         WeightsError: if the file cannot be read, or does not fit; the message names missing and extra tensors.
-        ConfigError: if `temperature` or `strides` are not allowed.
+        ConfigError: if `temperature`, `strides` or `attention` are not allowed.
     """
     name, state = open_state(source, name)
     if len(strides) != len(STRIDED) or any(stride not in (1, 2) for stride in strides):
         raise ConfigError(f"strides is {tuple(strides)}; it must be {len(STRIDED)} numbers, each 1 or 2.")
     if not temperature > 0:
         raise ConfigError(f"temperature is {temperature}; it must be above 0.")
+    if attention not in ("ca", None, NO_ATTENTION):
+        raise ConfigError(f"attention is {attention!r}; allowed: ca, {NO_ATTENTION}.")
+    dynamic_attention = "ca" if attention == "ca" else None
     try:
-        config = _config(state, temperature, dict(zip(STRIDED, strides, strict=True)))
+        config = _config(state, temperature, dict(zip(STRIDED, strides, strict=True)), dynamic_attention)
         entries = list(_entries(state, config))
     except KeyError as error:
         raise WeightsError(f"{name} does not fit an EfficientAT network: missing {error.args[0]}.") from error
     except (IndexError, ValueError, ZeroDivisionError) as error:
         raise WeightsError(f"{name} does not fit an EfficientAT network: {error}") from error
-    return Imported(config, taken(name, "EfficientAT", state, entries, config, _constants(state, config)))
+    return Imported(
+        config, taken(name, "EfficientAT", state, entries, config, _constants(state, config) | _unused(config))
+    )
 
 
-def open_state(source: str | Path | Mapping[str, Array], name: str) -> tuple[str, dict[str, Array]]:
+def open_state(source: str | Path | WeightsFile | Mapping[str, Array], name: str) -> tuple[str, dict[str, Array]]:
     """Return what a state dict is called in messages, a file by its path and a mapping `name`; its arrays in float32.
 
     Raises:
         WeightsError: if it cannot be read, or a value is not finite.
     """
     if isinstance(source, (str, Path)):
-        name, source = str(source), read_tensors(Path(source))
+        source = read_file(Path(source))
+    if isinstance(source, WeightsFile):
+        name, source = str(source.path), read_tensors(source)
     state = {key: as_float32(values) for key, values in source.items()}
     check_finite(state, name)
     return name, state
@@ -114,11 +126,13 @@ def taken(
     return values
 
 
-def _config(state: Mapping[str, Array], temperature: float, strides: Mapping[int, int]) -> ModelConfig:
+def _config(
+    state: Mapping[str, Array], temperature: float, strides: Mapping[int, int], dynamic_attention: str | None
+) -> ModelConfig:
     if "in_c.0.weight" in state:
-        stem, last = "in_c", "out_c"
+        last = "out_c"
     elif "features.0.0.weight" in state:
-        stem, last = "features.0", f"features.{len(TABLE_I) + 1}"
+        last = f"features.{len(TABLE_I) + 1}"
     else:
         raise KeyError("in_c.0.weight (of a DyMN) or features.0.0.weight (of an MN)")
     c_last = state[f"{last}.0.weight"].shape[0]
@@ -129,7 +143,7 @@ def _config(state: Mapping[str, Array], temperature: float, strides: Mapping[int
     rows = [row._replace(stride=strides.get(i, 1)) for i, row in enumerate(TABLE_I)]
     return ModelConfig(
         width=round(width, 3),
-        blocks=block_configs(state, rows, width),
+        blocks=block_configs(state, rows, width, dynamic_attention),
         c_last=c_last,
         c_hidden=round_channels(HIDDEN_CHANNELS * width) if fully_convolutional else c_exp,
         num_classes=classifier.shape[0],
@@ -138,18 +152,22 @@ def _config(state: Mapping[str, Array], temperature: float, strides: Mapping[int
     )
 
 
-def block_configs(state: Mapping[str, Array], rows: Sequence[Row], width: float) -> tuple[BlockConfig, ...]:
+def block_configs(
+    state: Mapping[str, Array], rows: Sequence[Row], width: float, dynamic_attention: str | None = "ca"
+) -> tuple[BlockConfig, ...]:
     """Return the blocks of a published network, whose channels are those of its arrays."""
     stem = "in_c" if "in_c.0.weight" in state else "features.0"
     blocks: list[BlockConfig] = []
     c_in = state[f"{stem}.0.weight"].shape[0]
     for i, row in enumerate(rows):
-        blocks.append(_block_config(state, i, c_in, row, width))
+        blocks.append(_block_config(state, i, c_in, row, width, dynamic_attention))
         c_in = blocks[-1].c_out
     return tuple(blocks)
 
 
-def _block_config(state: Mapping[str, Array], i: int, c_in: int, row: Row, width: float) -> BlockConfig:
+def _block_config(
+    state: Mapping[str, Array], i: int, c_in: int, row: Row, width: float, dynamic_attention: str | None
+) -> BlockConfig:
     stages = _stages(state, i)
     dynamic_convs = tuple(p for p, name in stages.items() if f"{name.conv}.residuals.0.weight" in state)
     c_exp = state[f"{stages['depthwise'].norm}.weight"].shape[0]
@@ -162,7 +180,8 @@ def _block_config(state: Mapping[str, Array], i: int, c_in: int, row: Row, width
     if activation in state:
         n_maps = state[activation].shape[0] // (2 * c_exp)
     context = f"layers.{i}.context_gen.joint_conv.weight"
-    attention = "ca" if context in state else "se" if _squeeze_excitation(state, i) else None
+    static_attention = "se" if _squeeze_excitation(state, i) else None
+    attention = dynamic_attention if context in state else static_attention
     return BlockConfig(
         c_in=c_in,
         c_exp=c_exp,
@@ -244,10 +263,11 @@ def backbone_entries(state: Mapping[str, Array], config: ModelConfig) -> Iterato
             yield from _norm(names.norm, f"{target}.norm")
         if block.dynamic_relus:
             yield from _linear(f"layers.{i}.depth_act.coef_net.0", f"blocks.{i}.depthwise.activation.coefficients")
-        if block.attention == "ca":
-            context = f"layers.{i}.context_gen"
+        context = f"layers.{i}.context_gen"
+        if has_context(block):
             yield Entry(f"{context}.joint_conv.weight", f"blocks.{i}.context.conv.weight")
             yield from _norm(f"{context}.joint_norm", f"blocks.{i}.context.norm")
+        if block.attention == "ca":
             yield from _linear(f"{context}.conv_f", f"blocks.{i}.attention.frequency")
             yield from _linear(f"{context}.conv_t", f"blocks.{i}.attention.time")
         elif block.attention == "se":
@@ -276,4 +296,16 @@ def _constants(state: Mapping[str, Array], config: ModelConfig) -> set[str]:
             key = f"layers.{i}.depth_act.{name}"
             if key in state and state[key].tolist() == values:
                 names.add(key)
+    return names
+
+
+def _unused(config: ModelConfig) -> set[str]:
+    """Return the names of tensors that a file may hold for parts of a dynamic block that its network does not use."""
+    names = set()
+    for i, block in enumerate(config.blocks):
+        context = f"layers.{i}.context_gen"
+        if block.attention is None:
+            names |= {f"{context}.conv_{axis}.{name}" for axis in "ft" for name in ("weight", "bias")}
+        if not has_context(block):
+            names |= {f"{context}.joint_conv.weight", *(f"{context}.joint_norm.{name}" for name in STATISTICS)}
     return names

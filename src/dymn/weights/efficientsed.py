@@ -10,11 +10,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from dymn.architectures import FRAMEWISE, HIDDEN_CHANNELS, sequence_heads
 from dymn.config import ModelConfig, SequenceConfig, round_channels
 from dymn.errors import ConfigError, WeightsError
 from dymn.weights.efficientat import Entry, Imported, backbone_entries, block_configs, open_state, taken
+from dymn.weights.files import WeightsFile
 from dymn.weights.format import Array
 from dymn.weights.shapes import state_shapes
 
@@ -58,7 +60,7 @@ def is_efficientsed(names: Mapping[str, Array]) -> bool:
 
 
 def read_efficientsed(
-    source: str | Path | Mapping[str, Array],
+    source: str | Path | WeightsFile | Mapping[str, Array],
     *,
     length: int = 250,
     scores: str | None = None,
@@ -67,7 +69,7 @@ def read_efficientsed(
     """Read a published state dict; return the network that it belongs to, with its weights in float32.
 
     Args:
-        source: a file saved by `torch.save`, or a mapping of published names to arrays.
+        source: a file saved by `torch.save`, its content, or a mapping of published names to arrays.
         length: number of frames that the network gives.
         scores: the head that has been trained, "frames" or "clip". None is "frames" where there is such a head. A head
             that is missing is a copy of the other one.
@@ -135,7 +137,7 @@ def _config(state: Mapping[str, Array], heads: Mapping[str, str], length: int, s
     )
 
 
-def _sequence(state: Mapping[str, Array]) -> dict[str, object]:
+def _sequence(state: Mapping[str, Array]) -> dict[str, Any]:
     """Return the settings of `SequenceConfig` that describe the sequence model of a file."""
     if not any(key.startswith("seq_model.") for key in state):
         return {"kind": "none"}

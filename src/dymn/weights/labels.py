@@ -10,18 +10,24 @@ from importlib import resources
 @functools.cache
 def audioset_labels() -> tuple[str, ...]:
     """Return the display names of AudioSet's 527 classes, in logit order (ontology by Google, CC BY 4.0)."""
-    return _labels("audioset_labels.csv")
+    return _column("audioset_labels.csv", "display_name")
+
+
+@functools.cache
+def audioset_mids() -> tuple[str, ...]:
+    """Return the machine ids of AudioSet's 527 classes, such as "/m/09x0r", in logit order."""
+    return _column("audioset_labels.csv", "mid")
 
 
 @functools.cache
 def strong_labels() -> tuple[str, ...]:
     """Return the 447 classes of AudioSet Strong's training set, in the order of EfficientSED's heads: by name."""
-    return _labels("audioset_strong_labels.csv")
+    return _column("audioset_strong_labels.csv", "display_name")
 
 
-def _labels(file: str) -> tuple[str, ...]:
+def _column(file: str, name: str) -> tuple[str, ...]:
     text = (resources.files("dymn.weights") / file).read_text(encoding="utf-8")
-    return tuple(row["display_name"] for row in csv.DictReader(text.splitlines()))
+    return tuple(row[name] for row in csv.DictReader(text.splitlines()))
 
 
 def labels_for(num_classes: int) -> tuple[str, ...]:

@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 from dymn.architectures import model_config
 from dymn.config import ModelCard, ModelConfig
 from dymn.errors import WeightsError
-from dymn.weights.download import LocalFile, Progress, fetch
+from dymn.weights.download import fetch
 from dymn.weights.efficientat import Imported, read_efficientat
 from dymn.weights.efficientsed import read_efficientsed
+from dymn.weights.files import Progress, WeightsFile
 from dymn.weights.labels import labels_for, numbered_labels
 from dymn.weights.registry import PublishedModel
 
 
-def fetch_published(published: PublishedModel, progress: Progress | None = None) -> LocalFile:
+def fetch_published(published: PublishedModel, progress: Progress | None = None) -> WeightsFile:
     """Return the verified file of a model of the registry, downloaded if need be.
 
     Raises:
         WeightsError: if it cannot be downloaded, verified or written.
     """
-    return fetch(published, lambda path: import_published(path, published), progress)
+    return fetch(published, lambda file: import_published(file, published), progress)
 
 
-def import_published(path: Path, published: PublishedModel) -> Imported:
+def import_published(file: WeightsFile, published: PublishedModel) -> Imported:
     """Read a file of the registry, and refuse it unless it holds exactly the network that the registry says.
 
     Raises:
@@ -32,14 +32,14 @@ def import_published(path: Path, published: PublishedModel) -> Imported:
     """
     expected = model_config(published.architecture, **published.settings)
     if published.is_framewise:
-        imported = read_efficientsed(path, scores=published.scores)
+        imported = read_efficientsed(file, scores=published.scores)
         expected = _with_classes(expected, imported.config, published)
     else:
-        imported = read_efficientat(path, temperature=published.temperature, strides=published.strides)
+        imported = read_efficientat(file, temperature=published.temperature, strides=published.strides)
         if published.dataset != "AudioSet":  # how many classes the others have is not published
             expected = dataclasses.replace(expected, num_classes=imported.config.num_classes)
     if imported.config != expected:
-        raise WeightsError(f"{path} is not {published.name}: {_difference(imported.config, expected)}.")
+        raise WeightsError(f"{file.path} is not {published.name}: {_difference(imported.config, expected)}.")
     return imported
 
 
@@ -61,11 +61,12 @@ def published_card(published: PublishedModel) -> ModelCard:
 
     The labels of ImageNet models are not published: they are numbered.
     """
+    n_classes = published.num_classes
     metrics = {"mAP": published.mean_ap, "PSDS1": published.psds}
     return ModelCard(
         name=published.name,
         front_end=published.front_end,
-        labels=numbered_labels(1000) if published.dataset == "ImageNet" else labels_for(published.num_classes),
+        labels=labels_for(n_classes) if published.dataset.startswith("AudioSet") else numbered_labels(n_classes),
         licence=published.licence,
         metrics={name: value for name, value in metrics.items() if value is not None},
         provenance={"source": published.url, "file": published.file, "dataset": published.dataset},

@@ -56,7 +56,7 @@ class Heads(nn.Module):
 
     def split(self, x: Tensor) -> Tensor:
         """Cut [B, T, n_heads * d] into heads [B, n_heads, T, d]."""
-        return x.unflatten(2, (self.n_heads, -1)).transpose(1, 2)
+        return x.view(*x.shape[:2], self.n_heads, -1).transpose(1, 2)
 
     def joined(self, x: Tensor) -> Tensor:
         """Join heads [B, n_heads, T, d] and mix them: [B, T, size]."""
@@ -85,7 +85,7 @@ class GatedAttention(Heads):
         """Turn neighbouring values of [B, n_heads, T, d] by an angle that grows with time."""
         places = torch.arange(x.shape[2], device=x.device, dtype=self.frequencies.dtype)
         angles = places[:, None] * self.frequencies  # [T, d / 2]
-        first, second = x.unflatten(3, (-1, 2)).unbind(dim=4)
+        first, second = x[..., 0::2], x[..., 1::2]
         cosine, sine = angles.cos(), angles.sin()
         return torch.stack([first * cosine - second * sine, second * cosine + first * sine], dim=4).flatten(3)
 

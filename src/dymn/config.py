@@ -171,8 +171,8 @@ class BlockConfig:
         )
         check(
             self.strides == (self.stride, self.stride) or (not self.is_dynamic and self.attention in (None, "se")),
-            f"stride, time_stride are {self.stride}, {self.time_stride}; only static blocks with Squeeze-and-Excitation or "
-            "no attention have two strides.",
+            f"stride, time_stride are {self.stride}, {self.time_stride}; only static blocks, with "
+            "Squeeze-and-Excitation or no attention, have two strides.",
         )
 
     @property

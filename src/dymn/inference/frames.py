@@ -104,7 +104,7 @@ class FrameSettings:
             object.__setattr__(self, name, getattr(tagging, name))
         window, hop = self.cutting()
         check(
-            hop <= window,
+            hop <= window or (self.method is None and self.window is None),  # `of` knows the window
             f"hop is {hop} s and window {window} s; a hop longer than the window would skip parts of the recording.",
         )
 

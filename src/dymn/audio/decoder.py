@@ -47,6 +47,7 @@ class Decoder:
         format: the names of container and codec.
         blocks: the samples.
         seconds: how long it is by its header, where that is known without `frames`.
+        omni: whether the first channel alone is what the mix of all would be elsewhere, as in ambisonics.
     """
 
     rate: int
@@ -55,6 +56,7 @@ class Decoder:
     format: str
     blocks: Iterator[Block]
     seconds: float | None = None
+    omni: bool = False
 
 
 def check_format(name: str, rate: int, channels: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -28,6 +28,16 @@ from dymn.commands.options import (
     output_option,
     seconds_option,
 )
+from dymn.commands.reading_options import (
+    Band,
+    ChannelOption,
+    Clock,
+    FilesFrom,
+    Gain,
+    Speed,
+    Track,
+    gathered,
+)
 
 if TYPE_CHECKING:
     from dymn.commands.runs import Files
@@ -44,7 +54,7 @@ How = Literal["activation", "windows"]
 
 
 def events(
-    paths: Paths,
+    paths: Paths = None,
     model: Model = None,
     labels: Labels = None,
     exclude: Exclude = None,
@@ -106,6 +116,13 @@ def events(
         float | None,
         seconds_option("From the start of one window to the next. The default depends on the method.", WHEN),
     ] = None,
+    files_from: FilesFrom = None,
+    channel: ChannelOption = "mix",
+    track: Track = None,
+    gain: Gain = "0",
+    speed: Speed = 1.0,
+    band: Band = None,
+    clock: Clock = "none",
     partial: Partial = False,
     backend: Backend = "auto",
     device: Device = None,
@@ -138,6 +155,15 @@ def events(
     from dymn.inference.runs import events as stored
 
     hush(quiet)
+    reading: dict[str, Any] = {
+        "channel": channel,
+        "track": track,
+        "gain": gain,
+        "speed": speed,
+        "band": band,
+        "clock": clock,
+        "partial": partial,
+    }
     settings = EventSettings(
         method=method,
         window=window,
@@ -149,12 +175,13 @@ def events(
         median=median,
         min_gap=min_gap,
         min_duration=min_duration,
-        partial=partial,
+        **reading,
     )
     parameters = to_dict(settings) | dict(zip(("window", "hop"), settings.cutting(), strict=True))
     asked = Asked(
-        "events", paths, output, format, model, backend, device, precision, threads, batch_size, workers,
-        ray, fresh, retry_failed, quiet, partial=partial,
+        "events", gathered(paths, files_from),
+        output, format, model, backend, device, precision, threads, batch_size, workers,
+        ray, fresh, retry_failed, quiet, read=settings,
     )  # fmt: skip
 
     def files(tagger: Tagger, engine: Engine | None) -> Files[EventRecording]:
@@ -165,6 +192,8 @@ def events(
         )
         return functools.partial(find, settings=settings)
 
-    done = run(asked, EVENTS, lambda tagger: Form(EVENTS, stored(), describe(tagger, model, parameters)), files)
+    done = run(
+        asked, EVENTS, lambda tagger: Form(EVENTS.of(settings), stored(), describe(tagger, model, parameters)), files
+    )
     if done.failed:
         raise typer.Exit(1)

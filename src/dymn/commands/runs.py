@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Generic, NamedTuple
 
 import typer
 
+from dymn.audio.settings import PLAIN, ReadSettings
 from dymn.commands.options import Computes, Precisions, note
 from dymn.commands.output import binary_output, free_name, text_output
 from dymn.commands.progress import Bar
@@ -27,7 +28,7 @@ from dymn.inference.discovery import Discovery
 from dymn.inference.formats.layout import Layout, R
 from dymn.inference.formats.origin import Origin
 from dymn.inference.formats.writers import ROWS, TEXT, choose, write_file
-from dymn.inference.runs import Kind, compute, results
+from dymn.inference.runs import Kind, compute, is_last, results
 from dymn.inference.segments import source_name
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class Asked:
         format: its name, or None.
         looks_inside: whether the command needs more of the network than probabilities and the last embedding.
         again: whether recordings are read again after the run, as for pictures; then there is no journal.
-        partial: whether damaged recordings are read as far as they can be.
+        read: how recordings are read.
         others: those of the same name in `dymn.commands.options`.
     """
 
@@ -71,7 +72,7 @@ class Asked:
     quiet: bool
     looks_inside: bool = False
     again: bool = False
-    partial: bool = False
+    read: ReadSettings = PLAIN
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ def run(
     name = choose(layout, asked.format, asked.output)
     engine = ray_engine(asked.ray, asked.workers, asked.threads, asked.device, asked.backend)
     kept = journaled(asked, name)
-    with Discovery(asked.paths, asked.output, _expand(engine), asked.partial) as discovery:
+    with Discovery(asked.paths, asked.output, _expand(engine), asked.read.partial) as discovery:
         readable = engine is not None or discovery.any_readable()
         found = [] if readable and kept else discovery.sorted()
         check_output(asked.output, name, len(found) or len(discovery.lost))
@@ -193,7 +194,8 @@ def stream(
                 bad.add(result.name)
                 typer.echo(f"dymn: {result.error}", err=True)
             yield result
-            bar.advance(result.name)
+            if is_last(result):
+                bar.advance(result.name)
 
     with report(kept) as listed:
         write(listed(results_told()), form, name, asked.output, separately=name == "audacity" and len(found) > 1)
@@ -239,7 +241,10 @@ def resume(asked: Asked, form: Form[R], name: str, output: Path, discovery: Disc
         except BaseException:
             _say_kept(journal, quiet)
             raise
-        found = chain((form.kind.failed(path, error) for path, error in discovery.lost), results(journal, form.kind))
+        found = chain(
+            (form.kind.failed(path, error) for path, error in discovery.lost),
+            results(journal, form.kind, asked.read.channel == "each"),
+        )
         with report(output) as listed, atomic_write(output) as file:
             write_file(listed(found), form.layout, form.origin, name, file)
         counts = journal.counts()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -35,6 +35,16 @@ from dymn.commands.options import (
     note_gaps,
     output_option,
 )
+from dymn.commands.reading_options import (
+    Band,
+    ChannelOption,
+    Clock,
+    FilesFrom,
+    Gain,
+    Speed,
+    Track,
+    gathered,
+)
 from dymn.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -50,7 +60,7 @@ Combine = Literal["max", "mean"]
 
 
 def tag(
-    paths: Paths,
+    paths: Paths = None,
     model: Model = None,
     top_k: Annotated[
         int,
@@ -108,6 +118,13 @@ def tag(
             rich_help_panel=WINDOWS,
         ),
     ] = "max",
+    files_from: FilesFrom = None,
+    channel: ChannelOption = "mix",
+    track: Track = None,
+    gain: Gain = "0",
+    speed: Speed = 1.0,
+    band: Band = None,
+    clock: Clock = "none",
     partial: Partial = False,
     backend: Backend = "auto",
     device: Device = None,
@@ -145,14 +162,26 @@ def tag(
     hush(quiet)
     if plot is not None and ray is not None:
         raise ConfigError("--plot is drawn from recordings on this machine. Give it without --ray.")
+    if plot is not None and channel == "each":
+        raise ConfigError("--plot draws one channel. Give --channel a number, or leave it out.")
     note_gaps(window, hop, quiet)
+    reading: dict[str, Any] = {
+        "channel": channel,
+        "track": track,
+        "gain": gain,
+        "speed": speed,
+        "band": band,
+        "clock": clock,
+        "partial": partial,
+    }
     settings = TagSettings(
-        top_k, threshold, tuple(labels or ()), tuple(exclude or ()), window, hop, fill, combine, partial
+        top_k, threshold, tuple(labels or ()), tuple(exclude or ()), window, hop, fill, combine, **reading
     )
     parameters = to_dict(settings) | {"hop": hop or window}
     asked = Asked(
-        "tag", paths, output, format, model, backend, device, precision, threads, batch_size, workers,
-        ray, fresh, retry_failed, quiet, again=plot is not None, partial=partial,
+        "tag", gathered(paths, files_from),
+        output, format, model, backend, device, precision, threads, batch_size, workers,
+        ray, fresh, retry_failed, quiet, again=plot is not None, read=settings,
     )  # fmt: skip
 
     def files(tagger: Tagger, engine: Engine | None) -> Files[Recording]:
@@ -166,7 +195,7 @@ def tag(
     done = run(
         asked,
         TAGS,
-        lambda tagger: Form(TAGS, tags(per_window), describe(tagger, model, parameters, per_window)),
+        lambda tagger: Form(TAGS.of(settings), tags(per_window), describe(tagger, model, parameters, per_window)),
         files,
         check,
     )

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from dymn.audio.settings import ReadSettings
 from dymn.audio.windows import check_windows
 from dymn.config import check
 from dymn.errors import ConfigError
@@ -29,8 +30,8 @@ class Tag(NamedTuple):
 
 
 @dataclass(frozen=True)
-class TagSettings:
-    """What to tag and how; the defaults are those of `dymn tag`.
+class TagSettings(ReadSettings):
+    """What to tag and how; the defaults are those of `dymn tag`, and how recordings are read is in `ReadSettings`.
 
     Attributes:
         top_k: the largest number of labels, best first; 0 is all of them.
@@ -44,7 +45,6 @@ class TagSettings:
             "bare" (not).
         combine: how the windows make the answer for a recording: a label's "max" (is it anywhere?) or its "mean" over
             time.
-        partial: whether to read what can be read of a damaged recording, instead of an error.
     """
 
     top_k: int = 10
@@ -55,9 +55,9 @@ class TagSettings:
     hop: float | None = None
     fill: str = "repeat"
     combine: str = "max"
-    partial: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check(
             isinstance(self.top_k, int) and self.top_k >= 0,
             f"top_k is {self.top_k!r}; it must be a whole number, 0 for all labels.",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from dymn.commands.label_options import GroupsFile, Language, Level, Specific, vocabulary
 from dymn.commands.options import (
     Backend,
     Device,
@@ -58,6 +59,10 @@ def events(
     model: Model = None,
     labels: Labels = None,
     exclude: Exclude = None,
+    specific: Specific = False,
+    level: Level = None,
+    groups: GroupsFile = None,
+    language: Language = "en",
     format: Annotated[
         Format | None,
         format_option(
@@ -155,6 +160,7 @@ def events(
     from dymn.inference.runs import events as stored
 
     hush(quiet)
+    words = vocabulary(level, groups, language, ray)
     reading: dict[str, Any] = {
         "channel": channel,
         "track": track,
@@ -163,6 +169,7 @@ def events(
         "band": band,
         "clock": clock,
         "partial": partial,
+        "specific": specific,
     }
     settings = EventSettings(
         method=method,
@@ -177,11 +184,11 @@ def events(
         min_duration=min_duration,
         **reading,
     )
-    parameters = to_dict(settings) | dict(zip(("window", "hop"), settings.cutting(), strict=True))
+    parameters = to_dict(settings) | words.parameters() | dict(zip(("window", "hop"), settings.cutting(), strict=True))
     asked = Asked(
         "events", gathered(paths, files_from),
         output, format, model, backend, device, precision, threads, batch_size, workers,
-        ray, fresh, retry_failed, quiet, read=settings,
+        ray, fresh, retry_failed, quiet, read=settings, labels=words,
     )  # fmt: skip
 
     def files(tagger: Tagger, engine: Engine | None) -> Files[EventRecording]:

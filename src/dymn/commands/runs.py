@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Generic, NamedTuple
 import typer
 
 from dymn.audio.settings import PLAIN, ReadSettings
+from dymn.commands.label_options import MODELS_OWN, Vocabulary
 from dymn.commands.options import Computes, Precisions, note
 from dymn.commands.output import binary_output, free_name, text_output
 from dymn.commands.progress import Bar
@@ -52,6 +53,7 @@ class Asked:
         looks_inside: whether the command needs more of the network than probabilities and the last embedding.
         again: whether recordings are read again after the run, as for pictures; then there is no journal.
         read: how recordings are read.
+        labels: the labels that results have.
         others: those of the same name in `dymn.commands.options`.
     """
 
@@ -73,6 +75,7 @@ class Asked:
     looks_inside: bool = False
     again: bool = False
     read: ReadSettings = PLAIN
+    labels: Vocabulary = MODELS_OWN
 
 
 @dataclass(frozen=True)
@@ -149,6 +152,7 @@ def run(
             return Ended(len(bad), name, form.origin, None, found, bad)
         device, inside = (asked.device, asked.looks_inside) if engine is None else ("cpu", True)
         tagger = load_tagger(asked.model, device, asked.threads, asked.quiet, asked.backend, asked.precision, inside)
+        tagger = asked.labels.of(tagger)
         form = form_of(tagger)
         files = partial(files_of(tagger, engine), batch_size=asked.batch_size)
         if engine is None:

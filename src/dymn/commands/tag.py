@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from dymn.commands.label_options import GroupsFile, Language, Level, Specific, vocabulary
 from dymn.commands.options import (
     WHAT,
     WINDOWS,
@@ -76,6 +77,10 @@ def tag(
     threshold: Threshold = 0.0,
     labels: Labels = None,
     exclude: Exclude = None,
+    specific: Specific = False,
+    level: Level = None,
+    groups: GroupsFile = None,
+    language: Language = "en",
     per_window: Annotated[
         bool,
         typer.Option(
@@ -160,6 +165,7 @@ def tag(
     from dymn.inference.selection import TagSettings
 
     hush(quiet)
+    words = vocabulary(level, groups, language, ray)
     if plot is not None and ray is not None:
         raise ConfigError("--plot is drawn from recordings on this machine. Give it without --ray.")
     if plot is not None and channel == "each":
@@ -173,15 +179,16 @@ def tag(
         "band": band,
         "clock": clock,
         "partial": partial,
+        "specific": specific,
     }
     settings = TagSettings(
         top_k, threshold, tuple(labels or ()), tuple(exclude or ()), window, hop, fill, combine, **reading
     )
-    parameters = to_dict(settings) | {"hop": hop or window}
+    parameters = to_dict(settings) | words.parameters() | {"hop": hop or window}
     asked = Asked(
         "tag", gathered(paths, files_from),
         output, format, model, backend, device, precision, threads, batch_size, workers,
-        ray, fresh, retry_failed, quiet, again=plot is not None, read=settings,
+        ray, fresh, retry_failed, quiet, again=plot is not None, read=settings, labels=words,
     )  # fmt: skip
 
     def files(tagger: Tagger, engine: Engine | None) -> Files[Recording]:

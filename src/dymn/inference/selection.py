@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import fnmatch
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,8 +16,11 @@ from dymn.audio.windows import check_windows
 from dymn.config import check
 from dymn.errors import ConfigError
 from dymn.runtime.scores import Scores
+from dymn.runtime.vocabulary import kinds
 
 COMBINATIONS = ("max", "mean")
+SPECIFIC_SHARE = 0.5
+"""A more specific label takes the place of a general one if it has at least this share of its probability."""
 
 
 class Tag(NamedTuple):
@@ -45,6 +48,8 @@ class TagSettings(ReadSettings):
             "bare" (not).
         combine: how the windows make the answer for a recording: a label's "max" (is it anywhere?) or its "mean" over
             time.
+        specific: whether to leave out labels such as "Animal" beside "Dog": those with a more specific label that
+            reaches the threshold and at least half their probability.
     """
 
     top_k: int = 10
@@ -55,6 +60,7 @@ class TagSettings(ReadSettings):
     hop: float | None = None
     fill: str = "repeat"
     combine: str = "max"
+    specific: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -90,11 +96,16 @@ class Selection:
         self.threshold = settings.threshold
         self.allowed = np.array(sorted(chosen))
         self.count = min(settings.top_k or len(chosen), len(chosen))
+        self._kinds = kinds(labels)[np.ix_(self.allowed, self.allowed)] if settings.specific else None
 
     def best(self, scores: Scores) -> npt.NDArray[np.intp]:
         """Return the indices of the best of the chosen labels for probabilities [C], best first."""
-        order = np.argsort(-scores[self.allowed], kind="stable")[: self.count]
-        best = self.allowed[order]
+        found = scores[self.allowed]
+        order = np.argsort(-found, kind="stable")
+        if self._kinds is not None:
+            rivals = np.where(found >= self.threshold, found, 0) * self._kinds  # [row, kinds of it]
+            order = order[(rivals.max(axis=1) < SPECIFIC_SHARE * found)[order]]
+        best = self.allowed[order[: self.count]]
         chosen: npt.NDArray[np.intp] = best[scores[best] >= self.threshold]
         return chosen
 

@@ -24,9 +24,18 @@ if TYPE_CHECKING:
 INK, FAINT, BLUE, RED, GREY = "#222222", "#d9d9d9", "#0072B2", "#D55E00", "#8a8a8a"
 COLOURS = {"dymn": RED, "mn": "#56B4E9", "mn_equal": BLUE, "mn_wider": "#004466", "mn_static": "#CC79A7"}
 COLOURS |= {"no_dyconv": "#009E73", "no_dyrelu": "#E69F00", "no_ca": "#8a8a8a"}
+COLOURS |= {"dymn_hard": "#B8860B", "mn_hard": "#9ecae1", "dymn_tau1": "#54278f"}
 PAPER = {  # mAP on AudioSet: Table II at the widths of the run, Table V at width 1
     0.4: {"dymn": 45.0, "mn": 43.0, "mn_wider": 44.2},
-    "V": {"dymn": 47.5, "mn": 45.8, "mn_static": 44.4, "no_dyconv": 47.2, "no_dyrelu": 46.9, "no_ca": 46.9},
+    "V": {
+        "dymn": 47.5,
+        "mn": 45.8,
+        "mn_static": 44.4,
+        "no_dyconv": 47.2,
+        "no_dyrelu": 46.9,
+        "no_ca": 46.9,
+        "dymn_tau1": 47.4,
+    },
 }
 PRECISION_DRAWS = 1000
 CEILING = 20.0  # of the drawn excess, twice the prior's; runaway clips lift early means far above
@@ -45,6 +54,11 @@ better); mAP is that of finding the classes to which the teacher gives more than
 the teacher's first class. Mean over seeds; in brackets, each seed. A runaway clip, on which the activations of a
 network explode in evaluation, has an excess above {derailed:.0f}. The mean of the teacher's logits alone, which is
 where every network begins, has an excess of {floor:.2f}.
+"""
+MECHANISM = """
+The kernels' weights while the networks learn, at the beginning, in the middle and at the end of the run; mean over
+seeds. Entropy is in units of log K (1: all kernels weigh the same for every clip), mean over clips and layers. A kernel
+is unused if its mean weight is below a fifth of an even share.
 """
 DIFFERENCES = """
 Difference of the excess, in thousandths, with the 95 % interval of a paired bootstrap over clips (and over the packages
@@ -70,7 +84,8 @@ class Results(NamedTuple):
     excess: dict[str, npt.NDArray[np.float64]]  # by network, [seeds, N]
     curves: dict[str, list[list[dict[str, float]]]]  # by network, then seed
     weights: dict[str, list[dict[str, npt.NDArray[np.float16]]]]
-    seconds: list[float]
+    kernels: dict[str, list[list[dict[str, float]]]]  # by network, then seed: by per cent of the run
+    seconds: list[float]  # of each process's run: a seed's networks together
     unfinished: list[str]
     complete: bool  # whether only finished seeds are in it
 
@@ -90,11 +105,19 @@ class Contrast(NamedTuple):
     ratio: Interval  # of the logarithms of the excess
     precision: Interval
     seeds_ahead: int
+    measure: str = "excess"
+
+    @property
+    def decisive(self) -> Interval:
+        """The interval that decides, turned such that values below zero speak for the first network."""
+        if self.measure == "excess":
+            return self.excess
+        return Interval(-self.precision.estimate, -self.precision.high, -self.precision.low)
 
     @property
     def stands(self) -> bool:
-        """Whether the first network's excess is lower, beyond chance."""
-        return self.excess.high < 0
+        """Whether the first network is better, beyond chance."""
+        return self.decisive.high < 0
 
 
 def read(folder: Path, partial: bool = False) -> Results:
@@ -106,9 +129,8 @@ def read(folder: Path, partial: bool = False) -> Results:
         SystemExit: if no seed is finished, or seeds heard other clips or (if `partial`) other numbers of crops.
     """
     plan = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
-    names = plan["mark"]["experiments"]
-    found: dict[int, list[Any]] = {}
-    unfinished = []
+    found: dict[str, dict[int, tuple[dict[str, Any], dict[str, Any]]]] = {}
+    unfinished, steps = [], set()
     for path in sorted(folder.glob("*-seed*.npz")):
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
@@ -116,34 +138,26 @@ def read(folder: Path, partial: bool = False) -> Results:
         if record["steps"] < record["of"]:
             unfinished.append(f"{path.stem} ({100 * record['steps'] / record['of']:.0f} %)")
         if partial or record["steps"] == record["of"]:
-            found.setdefault(record["seed"], []).append((record, arrays))
-    if len({record["steps"] for parts in found.values() for record, _ in parts}) > 1:
+            found.setdefault(record["arm"], {})[record["seed"]] = (record, arrays)
+            steps.add(record["steps"])
+    if len(steps) > 1:
         raise SystemExit(
             f"The seeds in {folder} came unequally far: {', '.join(unfinished)}. Report the finished ones alone."
         )
-    needed = max((len(parts) for parts in found.values()), default=0)
-    seeds = sorted(seed for seed, parts in found.items() if len(parts) == needed)
+    everywhere = [set(seeds) for seeds in found.values()]
+    seeds = sorted(set.intersection(*everywhere)) if everywhere else []
     if not seeds:
         raise SystemExit(
-            f"{folder} holds no finished seed of {', '.join(names)}; unfinished: {', '.join(unfinished) or 'none'}."
+            f"{folder} holds no finished seed of all networks; unfinished: {', '.join(unfinished) or 'none'}."
         )
-    parts = [part for seed in seeds for part in found[seed]]
-    first = parts[0][1]
-    if any(list(arrays["keys"]) != list(first["keys"]) for _, arrays in parts):
+    arms = [arm for arm in ARMS if arm in found]
+    parts = {arm: [found[arm][seed] for seed in seeds] for arm in arms}
+    first = parts[arms[0]][0][1]
+    if any(list(arrays["keys"]) != list(first["keys"]) for rows in parts.values() for _, arrays in rows):
         raise SystemExit(f"The result files in {folder} are of different held-out clips.")
-    arms = [arm for record, _ in found[seeds[0]] for arm in record["arms"]]
 
-    def collected(kind: str, arm: str) -> list[Any]:
-        return [arrays[f"{kind}.{arm}"] for record, arrays in parts if arm in record["arms"]]
-
-    def weights(arm: str) -> list[dict[str, Any]]:
-        start = f"weights.{arm}."
-        rows = (
-            {name.removeprefix(start): a[name] for name in a if name.startswith(start)}
-            for r, a in parts
-            if arm in r["arms"]
-        )
-        return [row for row in rows if row]
+    def weights(arrays: dict[str, Any]) -> dict[str, Any]:
+        return {name.removeprefix("weights."): a for name, a in arrays.items() if name.startswith("weights.")}
 
     return Results(
         plan=plan,
@@ -151,24 +165,20 @@ def read(folder: Path, partial: bool = False) -> Results:
         keys=[str(key) for key in first["keys"]],
         teacher=first["teacher"].astype(np.float32),
         prior=first["prior"],
-        logits={arm: [values.astype(np.float32) for values in collected("logits", arm)] for arm in arms},
-        excess={arm: np.stack(collected("excess", arm)).astype(np.float64) for arm in arms},
-        curves={
-            arm: [
-                [{"presentations": p["presentations"], **p["students"][arm]} for p in r["curves"]]
-                for r, _ in parts
-                if arm in r["arms"]
-            ]
-            for arm in arms
-        },
-        weights={arm: weights(arm) for arm in arms},
-        seconds=[found[seed][0][0]["seconds"] for seed in seeds],
+        logits={arm: [arrays["logits"].astype(np.float32) for _, arrays in rows] for arm, rows in parts.items()},
+        excess={arm: np.stack([arrays["excess"] for _, arrays in rows]).astype(float) for arm, rows in parts.items()},
+        curves={arm: [record["curves"] for record, _ in rows] for arm, rows in parts.items()},
+        weights={arm: [kept for _, arrays in rows if (kept := weights(arrays))] for arm, rows in parts.items()},
+        kernels={arm: [record["kernels"] for record, _ in rows] for arm, rows in parts.items()},
+        seconds=[record["seconds"] for rows in parts.values() for record, _ in rows],
         unfinished=unfinished,
         complete=not partial,
     )
 
 
-def contrast(results: Results, first: str, second: str, packages: Sequence[str] | None, draws: int) -> Contrast:
+def contrast(
+    results: Results, first: str, second: str, packages: Sequence[str] | None, draws: int, measure: str = "excess"
+) -> Contrast:
     """Compare two networks over the held-out clips, each averaged over seeds."""
     per_seed = results.excess[first] - results.excess[second]  # [seeds, N]
     difference = per_seed.mean(axis=0)
@@ -183,6 +193,7 @@ def contrast(results: Results, first: str, second: str, packages: Sequence[str] 
             results.logits[first], results.logits[second], results.positive, None, min(draws, PRECISION_DRAWS)
         ),
         int((per_seed.mean(axis=1) < 0).sum()),
+        measure,
     )
 
 
@@ -237,10 +248,10 @@ def write_report(
     """Write the page, its pictures, and `figures.json` in the folder of the results."""
     results = read(folder, partial)
     packages = packages_of(results.keys, corpus) if corpus else None
-    names = [name for name in results.plan["mark"]["experiments"] if set(EXPERIMENTS[name].arms) <= set(results.excess)]
+    names = [name for name, experiment in EXPERIMENTS.items() if set(experiment.arms) <= set(results.excess)]
     rows = {arm: row_of(results, arm) for arm in results.excess}
-    pairs = dict.fromkeys(pair for name in names for pair in EXPERIMENTS[name].contrasts)
-    contrasts = {pair: contrast(results, *pair, packages, draws) for pair in pairs}
+    pairs = {pair: EXPERIMENTS[name].measure for name in names for pair in EXPERIMENTS[name].contrasts}
+    contrasts = {pair: contrast(results, *pair, packages, draws, measure) for pair, measure in pairs.items()}
     stored = folder / "zero_shot.json"
     heard: dict[str, list[float]] = json.loads(stored.read_text(encoding="utf-8")) if stored.exists() else {}
     arms = [arm for name in names if EXPERIMENTS[name].zero_shot for arm in EXPERIMENTS[name].arms]
@@ -255,6 +266,8 @@ def write_report(
     images.mkdir(parents=True, exist_ok=True)
     draw_curves(results, images / "replication-curves.png")
     draw_trade_off(rows, images / "replication-macs.png")
+    if "D" in names:
+        draw_kernels(results, EXPERIMENTS["D"].arms, images / "replication-kernels.png")
     place = images.relative_to(page.parent) if images.is_relative_to(page.parent) else images
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text(text_of(results, names, rows, contrasts, place.as_posix()), encoding="utf-8")
@@ -277,8 +290,8 @@ def text_of(
         f"Width {width}; {train:,} clips to train on, {held_out} held out; crops of 2 s; teacher `mn04_as`, online; "
         f"{plan['presentations']:,} crops in {plan['steps']:,} steps for each network; seeds "
         f"{', '.join(map(str, seeds))}.",
-        f"{plan['device']}, PyTorch {plan['torch']}, CUDA graphs {'on' if plan['graphs'] else 'off'}; a seed in one "
-        f"process, {max(results.seconds):,.0f} s for a seed, {plan['jobs']} processes at a time.",
+        f"{plan['device']}, PyTorch {plan['torch']}, CUDA graphs {'on' if plan['graphs'] else 'off'}; the networks of "
+        f"a seed that were trained together took {max(results.seconds):,.0f} s at most.",
     ]
     lines.append("")
     if changed:
@@ -293,7 +306,7 @@ def text_of(
     failed = []
     for name in names:
         experiment = EXPERIMENTS[name]
-        printed = PAPER["V"] if name == "B" else PAPER.get(width, {})
+        printed = PAPER.get(width, {}) if name == "A" else PAPER["V"]
         lines += [
             f"## {name}. {experiment.claim}",
             "",
@@ -316,8 +329,10 @@ def text_of(
                 failed.append(f"{title}: {_verdict(c)}")
         decided = [contrasts[pair] for pair in (experiment.contrasts[:1] if name == "A" else experiment.contrasts[:3])]
         lines += ["", *(f"- {_conclusion(c)}" for c in decided), ""]
+        if name == "D":
+            lines += _mechanism(results, experiment.arms, images)
     command = f"run {' '.join(names)} --corpus CORPUS --teacher mn04_as --out results --width {width}"
-    numbers = f"--seeds {' '.join(map(str, plan['mark']['seeds']))} --presentations {plan['presentations']}"
+    numbers = f"--seeds {' '.join(map(str, seeds))} --presentations {plan['presentations']}"
     curves = "Excess and mAP on the held-out clips against the crops heard, a line for each network"
     lines += [
         "## Learning curves",
@@ -364,6 +379,24 @@ def draw_curves(results: Results, path: Path) -> None:
         axes.set_xlabel("Crops heard")
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     right.legend(loc="lower right", frameon=False, fontsize=9)
+    figure.savefig(path, dpi=120)
+
+
+def draw_kernels(results: Results, arms: Sequence[str], path: Path) -> None:
+    """Draw entropy and share of unused kernels against the crops heard: the mean over seeds, and their range."""
+    figure, (left, right) = _figure(2)
+    for arm in arms:
+        at = [point["presentations"] for point in results.kernels[arm][0]]
+        for axes, name, scale in ((left, "entropy", 1.0), (right, "unused", 100.0)):
+            values = scale * np.array([[point[name] for point in curve] for curve in results.kernels[arm]])
+            axes.plot(at, values.mean(axis=0), color=COLOURS[arm], label=ARMS[arm].title, linewidth=2)
+            axes.fill_between(at, values.min(axis=0), values.max(axis=0), color=COLOURS[arm], alpha=0.12, linewidth=0)
+    left.set_ylabel("Entropy of the kernels' weights (log K)")
+    right.set_ylabel("Unused kernels (%)")
+    for axes in (left, right):
+        axes.set_xlabel("Crops heard")
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    right.legend(loc="best", frameon=False, fontsize=9)
     figure.savefig(path, dpi=120)
 
 
@@ -420,7 +453,7 @@ def _paragraph(text: str) -> list[str]:
 
 def _table(arms: Sequence[str], rows: dict[str, dict[str, Any]], printed: dict[str, float], name: str) -> list[str]:
     heard = any("zero_shot" in rows[arm] for arm in arms) and EXPERIMENTS[name].zero_shot
-    where = "Table V, mAP at width 1" if name == "B" else "Table II, mAP"
+    where = {"A": "Table II, mAP", "D": "Table X, mAP at width 1"}.get(name, "Table V, mAP at width 1")
     titles = ["", "width", "multiply-adds", "parameters", "excess", "runaway clips", "mAP", "top-1"]
     titles += [*(["ESC-10, zero-shot"] if heard else []), where]
     lines = [f"| {' | '.join(titles)} |", f"| {' | '.join(['---'] * len(titles))} |"]
@@ -434,6 +467,18 @@ def _table(arms: Sequence[str], rows: dict[str, dict[str, Any]], printed: dict[s
         cells.append(f"{printed[arm]:.1f}" if arm in printed else "")
         lines.append(f"| {' | '.join(cells)} |")
     return lines
+
+
+def _mechanism(results: Results, arms: Sequence[str], images: str) -> list[str]:
+    lines = [*_paragraph(MECHANISM), "", "| | entropy | unused kernels |", "| --- | --- | --- |"]
+    for arm in arms:
+        points = [[curve[at] for curve in results.kernels[arm]] for at in (0, len(results.kernels[arm][0]) // 2, -1)]
+        means = [{name: float(np.mean([p[name] for p in seeds])) for name in ("entropy", "unused")} for seeds in points]
+        cells = [", ".join(f"{mean['entropy']:.3f}" for mean in means)]
+        cells.append(", ".join(f"{100 * mean['unused']:.1f} %" for mean in means))
+        lines.append(f"| {ARMS[arm].title} | {' | '.join(cells)} |")
+    title = "Entropy of the kernels' weights and share of unused kernels against the crops heard"
+    return [*lines, "", f"![{title}]({images}/replication-kernels.png)", ""]
 
 
 def _seeds(values: Sequence[float], scale: float, digits: int, unit: str = "") -> str:
@@ -454,13 +499,13 @@ def _ratio(interval: Interval) -> str:
 def _verdict(c: Contrast) -> str:
     if c.stands:
         return "as in the paper"
-    return "the reverse" if c.excess.excludes_zero else "not decided"
+    return "the reverse" if c.decisive.excludes_zero else "not decided"
 
 
 def _conclusion(c: Contrast) -> str:
     first, second = ARMS[c.first].title, ARMS[c.second].title
     if c.stands:
         return f"**The {first} is better than the {second}**, beyond chance over clips."
-    if c.excess.excludes_zero:
+    if c.decisive.excludes_zero:
         return f"**The {first} is worse than the {second}**, beyond chance over clips."
     return f"**Not decided**: whether the {first} is better than the {second}, this cannot tell."

@@ -8,7 +8,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +32,12 @@ from dymn.training.settings import TrainConfig
 from dymn.training.start import set_prior
 from dymn.training.step import Example, Share, Step
 from dymn.weights import load_model
-from replicate import MARKS, Job
+from replicate import ARMS, MARKS, Arm, Job, result_path
 from replicate_figures import HEARD, average_precision, clip_excess
 
 ORDER, PLACE, CHANCE = range(3)  # keep the random numbers of order, crops and augmentation apart
+DECIDED = 0.5  # the teacher's probability above which a class is there, for those who learn from decisions
+UNUSED = 0.2  # of an even share: a kernel with a smaller mean weight is not in use
 APART = 10**8  # steps whose examples nobody learns from
 PROBE_SECONDS, WARM_STEPS = 8.0, 3
 MARGIN = 0.9  # of the time that is left after the probe, what is planned for
@@ -79,6 +81,46 @@ class Crops:
         return self.at(np.arange(len(self)), np.zeros(len(self)))
 
 
+class Kernels:
+    """How the kernels of a network's dynamic convolutions are weighted while it learns.
+
+    Sums are kept on the device and in place, so that they can be part of a CUDA graph.
+    """
+
+    def __init__(self, network: MobileNet, device: torch.device) -> None:
+        convolutions = [module for module in network.modules() if isinstance(module, DynamicConv2d)]
+        kernels = len(convolutions[0].weight) if convolutions else 1
+        self.weights = torch.zeros(len(convolutions), kernels, device=device)  # [layers, K], sums over clips
+        self.entropy = torch.zeros((), device=device)  # sum over clips and layers
+        for row, module in zip(self.weights, convolutions, strict=True):
+            module.register_forward_hook(self._listener(row))
+
+    def take(self) -> dict[str, float]:
+        """Return the figures since the last call, and begin anew; nothing for a network without dynamic convolution."""
+        total = float(self.weights.sum())
+        if not total:
+            return {}
+        shares = self.weights / self.weights.sum(dim=1, keepdim=True)
+        n_kernels = self.weights.shape[1]
+        found = {
+            "entropy": float(self.entropy) / total / math.log(n_kernels),
+            "unused": float((shares < UNUSED / n_kernels).float().mean()),
+        }
+        self.weights.zero_()
+        self.entropy.zero_()
+        return found
+
+    def _listener(self, row: Tensor) -> Callable[[DynamicConv2d, tuple[Any, ...], Any], None]:
+        def listen(module: DynamicConv2d, inputs: tuple[Any, ...], _: Any) -> None:
+            if module.training and torch.is_grad_enabled():  # not while the norms are measured
+                with torch.no_grad():
+                    attention = module.kernel_attention(inputs[1]).float()
+                    row.add_(attention.sum(dim=0))
+                    self.entropy.sub_(torch.xlogy(attention, attention).sum())
+
+        return listen
+
+
 class Student:
     """A network that learns from examples that all students share.
 
@@ -86,8 +128,9 @@ class Student:
     """
 
     def __init__(
-        self, config: ModelConfig, settings: TrainConfig, seed: int, prior: Tensor, device: torch.device
+        self, arm: Arm, config: ModelConfig, settings: TrainConfig, seed: int, prior: Tensor, device: torch.device
     ) -> None:
+        self.arm = arm
         self.network = MobileNet(config).initialise(torch.Generator().manual_seed(seed)).to(device).train()
         set_prior(self.network, prior)
         self.optim, self.schedule, self.device = settings.optim, settings.schedule, device
@@ -96,6 +139,7 @@ class Student:
         for module in self.network.modules():
             if isinstance(module, DynamicConv2d):
                 module.temperature = self.tau  # type: ignore[assignment]
+        self.kernels = Kernels(self.network, device)
         self.loss = torch.zeros((), device=device)
         self.graph: torch.cuda.CUDAGraph | None = None
         self.start = copy.deepcopy(self.network.state_dict())
@@ -106,6 +150,7 @@ class Student:
         self.network.load_state_dict(self.start)
         self.optimizer = self._optimizer()
         self.loss.zero_()
+        self.kernels.take()
 
     def capture(self, step: Step, example: Example, pool: Any) -> Any:
         """Record loss and gradients of this very example as a graph; return the pool of memory that graphs share."""
@@ -135,7 +180,8 @@ class Student:
         )
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        self.tau.fill_(temperature(at, start=schedule.tau_start, end=schedule.tau_end, epochs=schedule.tau_epochs))  # type: ignore[arg-type]
+        start = schedule.tau_start if self.arm.annealed else schedule.tau_end
+        self.tau.fill_(temperature(at, start=start, end=schedule.tau_end, epochs=schedule.tau_epochs))  # type: ignore[arg-type]
         if self.graph is None:
             self._gradients(step, example)
         else:
@@ -145,6 +191,8 @@ class Student:
     def _gradients(self, step: Step, example: Example, anew: bool = True) -> None:
         if anew:
             self.optimizer.zero_grad(set_to_none=True)
+        if self.arm.decisions:
+            example = decided(example)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             loss = step.loss(self.network, example)
         loss.backward()
@@ -155,6 +203,12 @@ class Student:
         return torch.optim.AdamW(
             self.network.parameters(), lr=self.optim.lr, weight_decay=self.optim.weight_decay, fused=fused
         )
+
+
+def decided(example: Example) -> Example:
+    """Return an example whose teacher gives its decisions instead of its probabilities."""
+    targets = example.targets
+    return example._replace(targets=targets._replace(teacher=(targets.teacher > DECIDED).to(targets.teacher.dtype)))
 
 
 class Classroom:
@@ -177,11 +231,13 @@ class Classroom:
         self.truth = torch.cat([self.teachers.teach(part).logits for part in self.quiet.split(self.batch_size)])
         self.sample = torch.cat([self._example(APART + step).log_mel for step in range(n)])  # for the norms
         self.students = {
-            arm: Student(job.variant(arm).config(), self.config, seed, self.prior, self.device) for arm in job.arms
+            arm: Student(ARMS[arm], job.variant(arm).config(), self.config, seed, self.prior, self.device)
+            for arm in job.missing(seed)
         }
         self.steps = 0
         self.since = 0  # step of the last measurement
         self.curves: list[dict[str, Any]] = []
+        self.kernels: list[dict[str, Any]] = []  # by per cent of the run
         self.seconds = 0.0
         if job.graphs:
             self._capture()
@@ -192,6 +248,9 @@ class Classroom:
         for student in self.students.values():
             student.step(self.task, example, self.steps / total)
         self.steps += 1
+        if 100 * self.steps // total > 100 * (self.steps - 1) // total:
+            found = {arm: student.kernels.take() for arm, student in self.students.items()}
+            self.kernels.append({"presentations": self.steps * self.batch_size, "students": found})
 
     def measure(self) -> dict[str, npt.NDArray[np.float32]]:
         """Measure the norms' statistics on the sample, note all measures.
@@ -237,7 +296,7 @@ class Classroom:
         """Begin anew."""
         for student in self.students.values():
             student.reset()
-        self.steps, self.since, self.curves, self.seconds = 0, 0, [], 0.0
+        self.steps, self.since, self.curves, self.kernels, self.seconds = 0, 0, [], [], 0.0
 
     def save(self, path: Path) -> None:
         """Write all that is needed to go on from here."""
@@ -246,6 +305,8 @@ class Classroom:
                 "network": student.network.state_dict(),
                 "optimizer": student.optimizer.state_dict(),
                 "loss": student.loss,
+                "weights": student.kernels.weights,
+                "entropy": student.kernels.entropy,
             }
             for arm, student in self.students.items()
         }
@@ -255,6 +316,7 @@ class Classroom:
                 "steps": self.steps,
                 "since": self.since,
                 "curves": self.curves,
+                "kernels": self.kernels,
                 "seconds": self.seconds,
                 "students": students,
             },
@@ -265,13 +327,15 @@ class Classroom:
     def load(self, path: Path) -> None:
         """Go on from what `save` wrote."""
         state = torch.load(path, map_location=self.device, weights_only=True)
-        self.steps, self.since, self.curves, self.seconds = (
-            state[name] for name in ("steps", "since", "curves", "seconds")
+        self.steps, self.since, self.curves, self.kernels, self.seconds = (
+            state[name] for name in ("steps", "since", "curves", "kernels", "seconds")
         )
         for arm, student in self.students.items():
             student.network.load_state_dict(state["students"][arm]["network"])
             student.optimizer.load_state_dict(state["students"][arm]["optimizer"])
             student.loss.copy_(state["students"][arm]["loss"])
+            student.kernels.weights.copy_(state["students"][arm]["weights"])
+            student.kernels.entropy.copy_(state["students"][arm]["entropy"])
 
     def _example(self, step: int) -> Example:
         chance = np.random.default_rng((self.seed, CHANCE, step))
@@ -307,6 +371,8 @@ def work(job: Job, number: int) -> None:
     train, held_out = open_crops(job, device)
     plan: dict[str, Any] | None = None
     for seed in job.seeds_of(number):
+        if not job.missing(seed):
+            continue
         room = Classroom(job, seed, train, held_out)
         if plan is None:
             plan = agree(job, number, room)
@@ -328,12 +394,10 @@ def open_crops(job: Job, device: torch.device) -> tuple[Crops, Crops]:
 def agree(job: Job, number: int, room: Classroom) -> dict[str, Any]:
     """Return the plan of the run, made from the rate of the slowest process where there is a budget."""
     path = Path(job.out) / "plan.json"
+    plan: dict[str, Any]
     if path.exists():
-        plan: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if plan["mark"] != job.mark():
-            raise SystemExit(
-                f"{job.out} holds another run: {plan['mark']}, not {job.mark()}. Choose another folder, or remove it."
-            )
+        plan = json.loads(path.read_text(encoding="utf-8"))
+        _signal(path, plan | {"networks": plan["networks"] | networks_of(job)})
         return plan
     state = Path(job.state)
     steps = job.presentations[1] // room.batch_size
@@ -356,14 +420,7 @@ def agree(job: Job, number: int, room: Classroom) -> dict[str, Any]:
             "device": torch.cuda.get_device_name() if room.device.type == "cuda" else f"CPU ({platform.machine()})",
             "torch": torch.__version__,
             "clips": [len(room.train), len(room.held_out)],
-            "networks": {
-                arm: {
-                    "macs": (cost := count(job.variant(arm))).macs,
-                    "parameters": cost.parameters,
-                    "width": job.variant(arm).width,
-                }
-                for arm in job.arms
-            },
+            "networks": networks_of(job),
         }
         _signal(path, plan)
     (plan,) = _await(path.parent, "plan", 1, ".json")
@@ -372,6 +429,15 @@ def agree(job: Job, number: int, room: Classroom) -> dict[str, Any]:
         flush=True,
     )
     return plan
+
+
+def networks_of(job: Job) -> dict[str, dict[str, Any]]:
+    """Return the cost and width of a job's networks."""
+    costs = {arm: count(job.variant(arm)) for arm in job.arms}
+    return {
+        arm: {"macs": cost.macs, "parameters": cost.parameters, "width": job.variant(arm).width}
+        for arm, cost in costs.items()
+    }
 
 
 def affordable(job: Job, batch_size: int, rates: list[dict[str, float]], now: float | None = None) -> int:
@@ -409,7 +475,7 @@ def follow(job: Job, room: Classroom, steps: int) -> None:
 
     Write what is known as it comes.
     """
-    checkpoint = Path(job.state) / f"seed-{room.seed}.pt"
+    checkpoint = Path(job.state) / f"seed-{room.seed}-{'-'.join(room.students)}.pt"
     if checkpoint.exists():
         room.load(checkpoint)
     marks = sorted({max(1, round(mark * steps)) for mark in MARKS})
@@ -437,30 +503,28 @@ def follow(job: Job, room: Classroom, steps: int) -> None:
 
 
 def write(job: Job, room: Classroom, logits: dict[str, npt.NDArray[np.float32]], steps: int) -> None:
-    """Write what is known of a seed, a file for each experiment, the weights included."""
+    """Write what is known of a seed, a file for each network, the weights included."""
     truth = room.truth.float().cpu().numpy()
-    for name, arms in job.files.items():
-        curves = [{**point, "students": {arm: point["students"][arm] for arm in arms}} for point in room.curves]
-        record = {
-            "seed": room.seed,
-            "arms": arms,
-            "steps": room.steps,
-            "of": steps,
-            "seconds": room.seconds,
-            "curves": curves,
-        }
+    about = {
+        "seed": room.seed,
+        "steps": room.steps,
+        "of": steps,
+        "seconds": room.seconds,
+        "together": len(room.students),
+    }
+    for arm, student in room.students.items():
+        curves, kernels = (
+            [{"presentations": point["presentations"], **point["students"][arm]} for point in points]
+            for points in (room.curves, room.kernels)
+        )
+        record = about | {"arm": arm, "curves": curves, "kernels": kernels}
         arrays: dict[str, Any] = {"record": np.array(json.dumps(record)), "keys": np.array(room.held_out.keys)}
         arrays |= {"teacher": truth.astype(np.float16), "prior": room.prior.cpu().numpy()}
-        for arm in arms:
-            arrays[f"logits.{arm}"] = logits[arm].clip(-60_000, 60_000).astype(np.float16)
-            arrays[f"excess.{arm}"] = clip_excess(logits[arm], truth).astype(np.float32)
-            state = room.students[arm].network.state_dict()
-            arrays |= {
-                f"weights.{arm}.{key}": value.half().cpu().numpy()
-                for key, value in state.items()
-                if "batches" not in key
-            }
-        path = Path(job.out) / f"{name}-seed{room.seed}.npz"
+        arrays["logits"] = logits[arm].clip(-60_000, 60_000).astype(np.float16)
+        arrays["excess"] = clip_excess(logits[arm], truth).astype(np.float32)
+        state = student.network.state_dict()
+        arrays |= {f"weights.{key}": value.half().cpu().numpy() for key, value in state.items() if "batches" not in key}
+        path = result_path(job, arm, room.seed)
         part = path.with_suffix(".part")
         with part.open("wb") as file:
             np.savez(file, **arrays)
@@ -482,7 +546,8 @@ def try_graphs(width: float) -> int:
     settings = parse(SETTINGS)
     prior = torch.zeros(527, device=device)
     students = [
-        Student(but(paper.DYMN, width=width, dropout=0.0).config(), settings, 0, prior, device) for _ in range(2)
+        Student(ARMS["dymn"], but(paper.DYMN, width=width, dropout=0.0).config(), settings, 0, prior, device)
+        for _ in range(2)
     ]
     random = torch.Generator(device).manual_seed(0)
 

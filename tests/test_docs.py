@@ -67,6 +67,7 @@ def desk(tmp_path_factory):
     write_parquet(
         folder / "audioset" / "data" / "bal_train-00000.parquet", sorted((ROOT / "examples" / "audio").glob("*.ogg"))
     )
+    (folder / "eca.py").write_text(blocks(ROOT / "docs" / "add-an-attention.md")[0].text)
     create_model("mn01", num_classes=2).save_pretrained(folder / "my_model")
     return folder
 

@@ -115,21 +115,25 @@ def test_a_killed_run_goes_on_and_gives_the_same_numbers(shared, corpus, tmp_pat
         command(shared, corpus, tmp_path_factory, *options, "--out", killed), stdout=subprocess.DEVNULL
     )
     until = time.monotonic() + 60
-    while not list(killed.glob("A-seed*.npz")) and time.monotonic() < until:
+    while not list(killed.glob("*-seed*.npz")) and time.monotonic() < until:
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     process.wait()
-    left = [json.loads(str(np.load(path)["record"])) for path in killed.glob("A-seed*.npz")]
+    left = [json.loads(str(np.load(path)["record"])) for path in killed.glob("*-seed*.npz")]
     assert left and all(0 < record["steps"] < record["of"] for record in left), "a kill leaves what is known by then"
     done = subprocess.run(
         command(shared, corpus, tmp_path_factory, *options, "--out", killed), capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    first, second = (np.load(folder / "A-seed0.npz") for folder in (whole, killed))
-    assert first.files == second.files
-    for name in first.files:
-        if name != "record":
-            assert np.array_equal(first[name], second[name]), name
+    for arm in ("dymn", "mn", "mn_equal", "mn_wider"):
+        first, second = (np.load(folder / f"{arm}-seed0.npz") for folder in (whole, killed))
+        assert first.files == second.files
+        for name in first.files:
+            if name != "record":
+                assert np.array_equal(first[name], second[name]), (arm, name)
+        kernels = [json.loads(str(result["record"]))["kernels"] for result in (first, second)]
+        assert kernels[0] == kernels[1] and len(kernels[0]) == 20
+        assert all(("entropy" in point) == (arm == "dymn") for point in kernels[0])
     other = subprocess.run(
         command(shared, corpus, tmp_path_factory, "--seeds", "0", "--presentations", "80", "--out", whole),
         capture_output=True,
@@ -234,15 +238,15 @@ def synthetic(folder, gaps, n=80, seeds=(0, 1, 2)):
 
     Each network's logits are the teacher's plus noise of a size that decides how good it is.
     """
-    from replicate import ARMS, EXPERIMENTS
+    from replicate import ARMS
     from replicate_figures import clip_excess
 
     rng = np.random.default_rng(0)
     teacher = rng.normal(-4, 2, size=(n, 30)).astype(np.float32)
     noise = rng.normal(size=(n, 30))
-    arms = list(dict.fromkeys(arm for name in "AB" for arm in EXPERIMENTS[name].arms))
+    arms = list(ARMS)
     networks = {arm: {"macs": 10**8 + 10**6 * i, "parameters": 10**6, "width": 0.4} for i, arm in enumerate(arms)}
-    mark = {"experiments": ["A", "B"], "width": 0.4, "seeds": list(seeds), "changes": []}
+    mark = {"width": 0.4, "changes": []}
     plan = {
         "mark": mark,
         "steps": 10,
@@ -255,26 +259,19 @@ def synthetic(folder, gaps, n=80, seeds=(0, 1, 2)):
     }
     (folder / "plan.json").write_text(json.dumps({**plan, "networks": networks}), encoding="utf-8")
     for seed in seeds:
-        for name, own in (
-            ("A", EXPERIMENTS["A"].arms),
-            ("B", tuple(arm for arm in arms if arm not in EXPERIMENTS["A"].arms)),
-        ):
-            curves = []
-            arrays = {
-                "keys": np.array([f"{i:06d}" for i in range(n)]),
-                "teacher": teacher,
-                "prior": teacher.mean(axis=0),
-            }
-            for arm in own:
-                said = teacher + gaps.get(arm, 1.0) * (noise + 0.3 * rng.normal(size=noise.shape))
-                arrays[f"logits.{arm}"], arrays[f"excess.{arm}"] = said, clip_excess(said, teacher)
-            for at in (128, 640, 1280):
-                measured = {"loss": 0.01, "excess": 10 / at, "mAP": at / 2000, "top1": 0.5}
-                curves.append({"presentations": at, "students": dict.fromkeys(own, measured)})
+        for arm in arms:
+            said = teacher + gaps.get(arm, 1.0) * (noise + 0.3 * rng.normal(size=noise.shape))
+            arrays = {"keys": np.array([f"{i:06d}" for i in range(n)]), "teacher": teacher}
+            arrays |= {"prior": teacher.mean(axis=0), "logits": said, "excess": clip_excess(said, teacher)}
+            points = (128, 640, 1280)
+            curves = [
+                {"presentations": at, "loss": 0.01, "excess": 10 / at, "mAP": at / 2000, "top1": 0.5} for at in points
+            ]
+            kernels = [{"presentations": at, "entropy": 1 - at / 2000, "unused": at / 2000} for at in points]
             steps = 5 if seed == 2 and gaps.get("unfinished") else 10
-            record = {"seed": seed, "arms": list(own), "steps": steps, "of": 10, "seconds": 60.0, "curves": curves}
-            np.savez(folder / f"{name}-seed{seed}.npz", record=np.array(json.dumps(record)), **arrays)
-    assert set(ARMS) == set(arms)
+            record = {"seed": seed, "arm": arm, "steps": steps, "of": 10, "seconds": 60.0, "curves": curves}
+            record["kernels"] = kernels if arm.startswith("dymn") else []
+            np.savez(folder / f"{arm}-seed{seed}.npz", record=np.array(json.dumps(record)), **arrays)
 
 
 def test_report_decides_what_the_data_say(tmp_path):
@@ -283,7 +280,8 @@ def test_report_decides_what_the_data_say(tmp_path):
     # The DyMN is better than MNs, worse than without Dy-Conv, and as good as without attention.
     synthetic(
         tmp_path,
-        {"dymn": 1.0, "mn_equal": 1.2, "mn": 1.3, "mn_wider": 1.2, "no_dyconv": 0.8, "no_dyrelu": 1.3, "no_ca": 1.0},
+        {"dymn": 1.0, "mn_equal": 1.2, "mn": 1.3, "mn_wider": 1.2, "no_dyconv": 0.8, "no_dyrelu": 1.3, "no_ca": 1.0}
+        | {"dymn_hard": 1.2, "mn_hard": 1.3, "dymn_tau1": 1.0},
     )
     results = read(tmp_path)
     stands = {arm: contrast(results, "dymn", arm, None, 1000) for arm in ("mn_equal", "no_dyconv", "no_ca")}
@@ -299,7 +297,9 @@ def test_report_decides_what_the_data_say(tmp_path):
     assert "**The DyMN is worse than the DyMN without Dy-Conv**" in text
     assert "**Not decided**: whether the DyMN is better than the DyMN without Coordinate Attention" in text
     assert "- DyMN − DyMN without Dy-Conv: the reverse." in text
-    for name in ("replication-curves.png", "replication-macs.png"):
+    assert "**The DyMN is better than the DyMN, taught by decisions**" in text
+    assert "| DyMN, temperature 1 | 0.936, 0.680, 0.360 | 6.4 %, 32.0 %, 64.0 % |" in text
+    for name in ("replication-curves.png", "replication-macs.png", "replication-kernels.png"):
         assert (page.parent / "images" / name).stat().st_size > 5000 and f"(images/{name})" in text
     figures = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))
     assert len(figures["networks"]["dymn"]["excess"]) == 3
@@ -311,9 +311,7 @@ def test_report_leaves_an_unfinished_seed_out_and_says_so(tmp_path):
     synthetic(tmp_path, {"unfinished": 1.0})
     assert read(tmp_path).seeds == [0, 1]
     write_report(tmp_path, tmp_path / "page.md", tmp_path, None, None, 200)
-    assert "Unfinished and left out: A-seed2 (50 %), B-seed2 (50 %)." in (tmp_path / "page.md").read_text(
-        encoding="utf-8"
-    )
+    assert "Unfinished and left out: dymn-seed2 (50 %)" in (tmp_path / "page.md").read_text(encoding="utf-8")
     with pytest.raises(SystemExit, match="unequally far"):
         read(tmp_path, partial=True)
     for path in tmp_path.glob("*-seed[01].npz"):
@@ -321,6 +319,6 @@ def test_report_leaves_an_unfinished_seed_out_and_says_so(tmp_path):
     with pytest.raises(SystemExit, match="no finished seed"):
         read(tmp_path)
     write_report(tmp_path, tmp_path / "page.md", tmp_path, None, None, 200, partial=True)
-    assert "Unfinished, measured where they stopped: A-seed2 (50 %)" in (tmp_path / "page.md").read_text(
+    assert "Unfinished, measured where they stopped: dymn-seed2 (50 %)" in (tmp_path / "page.md").read_text(
         encoding="utf-8"
     )

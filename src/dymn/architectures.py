@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from dymn.config import BlockConfig, ModelConfig, check, check_number, round_channels, shown
-from dymn.errors import ConfigError
+from dymn.errors import NOT_IMPORTED, ConfigError
 
 # What a network can choose by name. The modules that define the classes enter them here; until one of them is imported,
 # the class is None.
@@ -99,11 +99,15 @@ class Variant:
     dropout: float = 0.2
     temperature: float = 1.0
     num_classes: int = 527
+    in_chans: int = 1
 
     def __post_init__(self) -> None:
         check_number("width", self.width, 0.05, 16)
         known = self.attention in (None, NO_ATTENTION, *ATTENTIONS)
-        check(known, f"attention is {self.attention!r}; allowed: {NO_ATTENTION}, {', '.join(ATTENTIONS)}.")
+        check(
+            known,
+            f"attention is {self.attention!r}; allowed: {NO_ATTENTION}, {', '.join(ATTENTIONS)}. {NOT_IMPORTED}",
+        )
         check(self.context in CONTEXTS, f"context is {self.context!r}; allowed: {', '.join(CONTEXTS)}.")
         check(self.head in HEADS, f"head is {self.head!r}; allowed: {', '.join(HEADS)}.")
         strides_fit = len(self.strides) == len(STRIDED) and all(stride in (1, 2) for stride in self.strides)
@@ -152,6 +156,7 @@ class Variant:
             head=self.head,
             dropout=self.dropout,
             temperature=self.temperature,
+            in_chans=self.in_chans,
         )
 
 
@@ -183,12 +188,21 @@ def check_parts(config: ModelConfig) -> None:
     """
     check(config.head in HEADS, f"head is {config.head!r}; allowed: {', '.join(HEADS)}.")
     for block in config.blocks:
-        known = block.attention is None or block.attention in ATTENTIONS
-        check(known, f"attention is {block.attention!r}; allowed: None, {', '.join(ATTENTIONS)}.")
-        check(block.context in CONTEXTS, f"context is {block.context!r}; allowed: {', '.join(CONTEXTS)}.")
-        check(
-            block.activation in ACTIVATIONS, f"activation is {block.activation!r}; allowed: {', '.join(ACTIVATIONS)}."
-        )
+        check_block(block)
+
+
+def check_block(block: BlockConfig) -> None:
+    """Refuse a block that names parts which do not exist.
+
+    Raises:
+        ConfigError: naming what is allowed.
+    """
+    check(
+        block.attention is None or block.attention in ATTENTIONS,
+        f"attention is {block.attention!r}; allowed: None, {', '.join(ATTENTIONS)}. {NOT_IMPORTED}",
+    )
+    check(block.context in CONTEXTS, f"context is {block.context!r}; allowed: {', '.join(CONTEXTS)}.")
+    check(block.activation in ACTIVATIONS, f"activation is {block.activation!r}; allowed: {', '.join(ACTIVATIONS)}.")
 
 
 def _block_indices(blocks: str | Sequence[int]) -> tuple[int, ...]:

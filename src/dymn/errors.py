@@ -4,6 +4,12 @@ Every message names the offending value, what is allowed, and the remedy. The co
 traceback.
 """
 
+NOT_IMPORTED = (
+    "One of your own is known once its module is imported: --import MODULE on the command line, import MODULE in "
+    "Python."
+)
+"""The remedy where a name may be that of something that the user has added."""
+
 
 def visible(text: str, keep: str = "") -> str:
     """Return text with each character that a terminal could interpret as a command escaped, except those in `keep`."""

@@ -41,6 +41,14 @@ def convert(
             "The default is those of the published model, or 2,2,2,2.",
         ),
     ] = None,
+    attention: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ca|none",
+            help="The attention of the dynamic blocks, which a state dict does not tell: none for a DyMN trained "
+            "without Coordinate Attention. The default is that of the published model, or ca.",
+        ),
+    ] = None,
     labels: Annotated[
         Path | None,
         typer.Option(
@@ -70,6 +78,7 @@ def convert(
             destination,
             temperature=temperature,
             strides=None if strides is None else parse_strides(strides),
+            attention=attention,
             labels=None if labels is None else read_labels(labels),
             half=half,
             progress=progress,

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.core import TyperCommand
 
+from dymn.commands.imports import import_module
 from dymn.errors import ConfigError
 
 WHAT, WINDOWS, DATA, RUN_PANEL = "Results", "Windows", "Data", "Computation"
@@ -24,7 +25,13 @@ OLDER: dict[str, dict[tuple[str, ...], tuple[str, ...]]] = {
 
 
 class Command(TyperCommand):
-    """A command that also accepts the older spellings of its options."""
+    """A command with --import, which also accepts the older spellings of its options."""
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        only = typer.Typer(add_completion=False)
+        only.command()(_importing)
+        self.params += typer.main.get_command(only).params
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the words of the command line."""
@@ -89,6 +96,12 @@ def check_ending(option: str, path: Path, endings: Iterable[str]) -> None:
     if path.suffix.lower() not in allowed:
         shown = ", ".join(ending or "none" for ending in allowed)
         raise ConfigError(f"The ending of {option} {path} names no format. Allowed: {shown}.")
+
+
+def note_ending(option: str, path: Path, ending: str, quiet: bool) -> None:
+    """Write a note where a file of the only possible format gets a name that ends otherwise."""
+    if path.suffix.lower() not in (ending, ""):
+        note(f"{option} {path} gets the content of a {ending} file, whatever its name ends in.", quiet)
 
 
 def note_gaps(window: float, hop: float | None, quiet: bool) -> None:
@@ -314,6 +327,29 @@ RetryFailed = Annotated[
         rich_help_panel=RUN_PANEL,
     ),
 ]
+
+
+def _import_all(names: list[str] | None) -> None:
+    for name in names or ():
+        import_module(name)
+
+
+def _importing(
+    imports: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--import",
+            metavar="MODULE",
+            callback=_import_all,
+            is_eager=True,
+            expose_value=False,
+            help="First import a module with attention mechanisms or kinds of data of your own: its name, or the path "
+            "of its file. Repeat the option for others.",
+            rich_help_panel=RUN_PANEL,
+        ),
+    ] = None,
+) -> None:
+    """Hold the option that every command gets."""
 
 
 def hush(quiet: bool) -> None:

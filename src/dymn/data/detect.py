@@ -6,7 +6,9 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+from dymn.audio.annotations import is_table
 from dymn.data.archives import AUDIOSET_FILES, FSD50K_FILES, OPENMIC_FILES
+from dymn.data.audioset import SEGMENT_FILES
 from dymn.data.manifest import SUFFIXES
 from dymn.data.packed import is_packed
 from dymn.errors import DataError
@@ -16,6 +18,7 @@ HDF5_KINDS = {
     **dict.fromkeys(FSD50K_FILES, "fsd50k_hdf5"),
     **dict.fromkeys(OPENMIC_FILES, "openmic_hdf5"),
 }
+SEGMENT_KINDS = dict.fromkeys(SEGMENT_FILES, "audioset")
 MARKS = {
     "meta/esc50.csv": "esc50",
     "meta/esc10.csv": "esc10",
@@ -23,6 +26,7 @@ MARKS = {
     "openmic-2018.npz": "openmic",
     "evaluation_setup/fold1_train.csv": "tau",
     **HDF5_KINDS,
+    **SEGMENT_KINDS,
 }
 
 
@@ -36,22 +40,26 @@ class Layout(NamedTuple):
 def detect(path: str | Path) -> Layout:
     """Detect from its files what kind of dataset lies at `path`.
 
-    It is a published one, a manifest, shards, or else a folder per class.
+    It is a published one, a manifest, annotations of Raven or Audacity, shards, or else a folder per class.
 
     Raises:
         DataError: if there is nothing, or it could be several things.
     """
     path = Path(os.path.expanduser(path))
     if path.is_file():
+        if path.name in SEGMENT_KINDS:
+            return Layout(SEGMENT_KINDS[path.name], path)
         if path.suffix.lower() in SUFFIXES:
             return Layout("csv", path)
+        if path.suffix.lower() == ".txt" and is_table(path):
+            return Layout("annotations", path)
         if path.suffix.lower() == ".tar":
             return Layout("shards", path)
         if path.name in HDF5_KINDS:
             return Layout(HDF5_KINDS[path.name], path)
         raise DataError(
-            f"{path} is not a dataset whose kind can be told by its name. Give a folder, a .csv, .tsv or .tar file, or "
-            "say its kind."
+            f"{path} is not a dataset whose kind can be told by its name. Give a folder, a .csv, .tsv or .tar file, "
+            "annotations of Raven or Audacity (.txt), or say its kind."
         )
     if not path.is_dir():
         raise DataError(f"There is no dataset at {path}.")
@@ -70,4 +78,6 @@ def detect(path: str | Path) -> Layout:
             f"{path} holds several tables: {', '.join(file.name for file in manifests)}. Give the path of the one to "
             "use."
         )
-    return Layout("csv", manifests[0]) if manifests else Layout("folder", path)
+    if manifests:
+        return Layout("csv", manifests[0])
+    return Layout("annotations" if any(map(is_table, path.glob("*.txt"))) else "folder", path)

@@ -17,9 +17,8 @@ from typing import NamedTuple
 import numpy as np
 
 from dymn.audio.reading import SUFFIXES as AUDIO_SUFFIXES
-from dymn.data.batch import Floats
+from dymn.data.catalog import Catalog, Floats
 from dymn.data.readers import csv_rows, number, split_name
-from dymn.data.source import Catalog
 from dymn.data.stores import FileStore, Store, inside
 from dymn.errors import DataError
 
@@ -165,7 +164,7 @@ def _entry(
         )
     key, file = _file(path, folder)
     if (start, end) != (0.0, math.inf):
-        key = f"{key}#{start:g}-{end:g}" if end < math.inf else f"{key}#{start:g}-"
+        key = f"{key}#{start:.15g}-{end:.15g}" if end < math.inf else f"{key}#{start:.15g}-"
     split = "" if columns.split is None else split_name(row[columns.split], where)
     fold = 0 if columns.fold is None else number(row[columns.fold], where)
     return Entry(key, file, (start, end), targets, split, fold)

@@ -11,14 +11,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dymn.data.annotated import read_annotated
 from dymn.data.archives import read_audioset_hdf5, read_fsd50k_hdf5, read_openmic_hdf5, read_shards
+from dymn.data.audioset import read_audioset
 from dymn.data.cache import Progress, cached
+from dymn.data.catalog import SPLITS, Catalog
 from dymn.data.manifest import read_csv
 from dymn.data.packed import read_index, read_packed
 from dymn.data.readers import read_esc10, read_esc50, read_folder, read_fsd50k, read_openmic, read_tau
-from dymn.data.source import MAX_SECONDS, SPLITS, Catalog, Source
+from dymn.data.source import MAX_SECONDS, Source
 from dymn.data.stores import Store
-from dymn.errors import ConfigError, DataError
+from dymn.errors import NOT_IMPORTED, ConfigError, DataError
 
 Reader = Callable[..., tuple[Catalog, Store]]
 
@@ -63,6 +66,7 @@ class TaskSpec:
 TASKS: dict[str, TaskSpec] = {
     "folder": TaskSpec(read_folder, None, "ce", "accuracy"),
     "csv": TaskSpec(read_csv, None, "bce", "mAP"),
+    "annotations": TaskSpec(read_annotated, None, "bce", "mAP"),
     "esc50": TaskSpec(read_esc50, 50, "ce", "accuracy", seconds=5.0),
     "esc10": TaskSpec(read_esc10, 10, "ce", "accuracy", seconds=5.0),
     "fsd50k": TaskSpec(read_fsd50k, 200, "bce", "mAP", whole=True),
@@ -70,6 +74,7 @@ TASKS: dict[str, TaskSpec] = {
     "openmic": TaskSpec(read_openmic, 20, "bce", "mAP"),
     "openmic_hdf5": TaskSpec(read_openmic_hdf5, 20, "bce", "mAP"),
     "tau": TaskSpec(read_tau, 10, "ce", "accuracy"),
+    "audioset": TaskSpec(read_audioset, 527, "bce", "mAP"),
     "audioset_hdf5": TaskSpec(read_audioset_hdf5, 527, "bce", "mAP"),
     "shards": TaskSpec(read_shards, None, "bce", "mAP"),
     "packed": TaskSpec(read_packed, None, "bce", "mAP"),  # and what its index says, see task_of
@@ -83,13 +88,17 @@ def task_of(kind: str, path: str | Path) -> TaskSpec:
         ConfigError: if the kind is unknown.
         DataError: if the data do not say what their task is.
     """
+    _check_kind(kind)
     return _spec(kind, path, read_index(Path(path)).task if kind == "packed" else {})
+
+
+def _check_kind(kind: str) -> None:
+    if kind not in TASKS:
+        raise ConfigError(f"kind is {kind!r}; allowed: auto, {', '.join(TASKS)}. {NOT_IMPORTED}")
 
 
 def _spec(kind: str, path: str | Path, facts: Mapping[str, Any]) -> TaskSpec:
     """Return the task of a kind of data, changed by what the data themselves say of it."""
-    if kind not in TASKS:
-        raise ConfigError(f"kind is {kind!r}; allowed: auto, {', '.join(TASKS)}.")
     known = {name: facts[name] for name in TASK_FACTS if name in facts}
     for name, value in known.items():
         is_allowed, allowed = TASK_FACTS[name]
@@ -163,14 +172,14 @@ def open_dataset(
         cache: folder for decoded clips (see `dymn.data.cache`); None to decode at each access.
         workers: processes that decode while the cache is built.
         progress: called with the clips decoded and their total while the cache is built.
-        options: of the reader (`csv`: root, labels, separator, ignore; `shards`: labels).
+        options: of the reader (`csv`: root, labels, separator, ignore; `annotations`: root, labels,
+            label_column; `shards`: labels; `audioset`: report).
 
     Raises:
         ConfigError: if an argument is not allowed.
         DataError: if the dataset is missing or damaged.
     """
-    if kind not in TASKS:
-        raise ConfigError(f"kind is {kind!r}; allowed: auto, {', '.join(TASKS)}.")
+    _check_kind(kind)
     path = Path(path)
     if not path.exists():
         raise DataError(f"There is no dataset at {path}.")

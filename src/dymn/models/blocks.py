@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from dymn.architectures import OWN_REDUCTIONS
-from dymn.config import BlockConfig, check
+from dymn.architectures import OWN_REDUCTIONS, check_block
+from dymn.config import BlockConfig
 from dymn.models.layers import ATTENTIONS, CONTEXTS, Context, DynamicConv2d, DynamicReLU, StaticActivation, StaticConv2d
 from dymn.models.layers.attention import weighed
 from dymn.models.layers.context import BatchNorm2d
@@ -68,11 +68,7 @@ class InvertedResidual(nn.Module):
     def __init__(self, config: BlockConfig) -> None:
         super().__init__()
         c = config
-        check(
-            c.attention is None or c.attention in ATTENTIONS,
-            f"attention is {c.attention!r}; allowed: None, {', '.join(ATTENTIONS)}.",
-        )
-        check(c.context in CONTEXTS, f"context is {c.context!r}; allowed: {', '.join(CONTEXTS)}.")
+        check_block(c)
         attention = ATTENTIONS[c.attention](c.c_exp, c.context_size, c.stride) if c.attention else Skip()
         generator = CONTEXTS[c.context]
         needs_context = (c.is_dynamic and generator.feeds_parts) or getattr(attention, "needs_context", False)

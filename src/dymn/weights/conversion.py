@@ -9,9 +9,8 @@ from pathlib import Path
 from dymn.config import FrontEndConfig
 from dymn.errors import ConfigError
 from dymn.weights.checkpoint import open_checkpoint, open_state_dict
-from dymn.weights.download import Progress
-from dymn.weights.find import SAFETENSORS
-from dymn.weights.format import save, save_folder
+from dymn.weights.files import Progress, read_file
+from dymn.weights.format import SAFETENSORS, save, save_folder
 
 
 def convert(
@@ -24,6 +23,7 @@ def convert(
     front_end: FrontEndConfig | None = None,
     temperature: float | None = None,
     strides: Sequence[int] | None = None,
+    attention: str | None = None,
     half: bool = False,
     progress: Progress | None = None,
 ) -> str:
@@ -35,6 +35,7 @@ def convert(
         name, labels, licence, front_end: replace those of the card.
         temperature: of the kernel attention in a published state dict that is not in the registry.
         strides: of blocks 2, 4, 7 and 13 in such a file.
+        attention: of the dynamic blocks in such a file: "ca", or "none" for a DyMN trained with `no_ca`.
         half: store matrices and kernels in half precision.
         progress: called during a download with the bytes done, and the bytes in all or None.
 
@@ -48,13 +49,16 @@ def convert(
             f"{destination} is neither a {SAFETENSORS} file nor a folder. Write to {path.with_suffix(SAFETENSORS)} "
             "instead."
         )
-    known = strides is None and temperature is None
+    known = strides is None and temperature is None and attention is None
     if not known and not Path(source).is_file():
         raise ConfigError(
-            f"{source} is not a file. Temperature and strides are settings of a state dict in a file; leave them out."
+            f"{source} is not a file. Temperature, strides and attention are settings of a state dict in a file; leave "
+            "them out."
         )
     stored = (
-        open_checkpoint(source, progress=progress) if known else open_state_dict(Path(source), strides, temperature)
+        open_checkpoint(source, progress=progress)
+        if known
+        else open_state_dict(read_file(Path(source)), strides, temperature, attention)
     )
     card = stored.card
     replaced = dataclasses.replace(

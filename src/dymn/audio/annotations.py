@@ -1,0 +1,228 @@
+"""What people heard in recordings, as Raven and Audacity store it: stretches of time with a label.
+
+Raven's selection tables have a header and columns separated by tabs; Audacity's label tracks have start, end and label
+in each line. Neither needs to name the recording: then it is the one of the same name beside the table.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from dymn.audio.listing import SUFFIXES
+from dymn.errors import DataError
+
+MAX_TABLE = 2**28
+"""The most bytes of a table."""
+BEGIN, END, OFFSET = "begin time (s)", "end time (s)", "file offset (s)"
+FILES = ("begin path", "begin file")
+LABELS = ("annotation", "label", "species", "common name", "tag", "call type", "class", "sound type", "type", "id")
+"""The columns of a selection table that may hold its labels; the first that there is counts."""
+
+
+class Annotation(NamedTuple):
+    """A stretch of a recording, in seconds from the start of its file, with the label that somebody gave it."""
+
+    recording: Path
+    start: float
+    end: float
+    label: str
+
+
+def read_annotations(
+    path: str | Path, *, root: str | Path | None = None, label_column: str | None = None
+) -> list[Annotation]:
+    """Return the annotations of a table, or of all tables below a folder: by recording, then by time, each once.
+
+    Args:
+        path: a selection table of Raven or a label track of Audacity, or a folder with such files (.txt) and perhaps
+            others. `street.txt`, `street.Table.1.selections.txt` and `street.labels.txt` belong to `street.wav`, unless
+            the table names its recordings.
+        root: the folder of the recordings; None for that of each table.
+        label_column: the column of labels in selection tables; None for the first of `LABELS`.
+
+    Raises:
+        DataError: if there is no table, one cannot be read, a row has no label or no length, or a recording is missing
+            or not clear. The message names the table and the row.
+
+    Example:
+        >>> read_annotations("street.txt")[0]  # doctest: +SKIP
+        Annotation(recording=PosixPath('street.wav'), start=1.2, end=3.0, label='Dog')
+    """
+    path = Path(path)
+    found = {
+        annotation
+        for table in ([path] if path.is_file() else tables_below(path))
+        for annotation in _table(table, Path(root) if root is not None else table.parent, label_column)
+    }
+    if not found:
+        raise DataError(f"{path} holds no annotation. Give a selection table of Raven or a label track of Audacity.")
+    return sorted(found)
+
+
+def tables_below(folder: Path) -> list[Path]:
+    """Return the tables of annotations below a folder, sorted; other text files are left out.
+
+    Raises:
+        DataError: if there is no such folder, or a text file that has the name of a recording beside it is no table.
+    """
+    if not folder.is_dir():
+        raise DataError(f"There is neither a table nor a folder at {folder}.")
+    found = []
+    for path in sorted(folder.rglob("*.txt")):
+        if any(part.startswith(".") for part in path.relative_to(folder).parts) or not path.is_file():
+            continue
+        if is_table(path):
+            found.append(path)
+        elif path.stat().st_size and any(path.with_suffix(ending).is_file() for ending in SUFFIXES):
+            raise DataError(
+                f"{path} is beside a recording of its name, and is neither a selection table of Raven nor a label "
+                "track of Audacity. Correct or remove it."
+            )
+    return found
+
+
+def is_table(path: Path) -> bool:
+    """Whether the first line of a file is that of a selection table or a label track."""
+    try:
+        with path.open("rb") as file:
+            line = file.readline(2**16).decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError):
+        return False
+    cells = line.strip("\r\n").split("\t")
+    return BEGIN in map(_plain, cells) or (len(cells) in (2, 3) and all(_is_number(cell) for cell in cells[:2]))
+
+
+def _table(path: Path, folder: Path, label_column: str | None) -> Iterator[Annotation]:
+    lines = _lines(path)
+    header = [_plain(name) for name in lines[0][1].split("\t")] if lines else []
+    if BEGIN in header:
+        yield from _selections(path, header, lines[1:], folder, label_column)
+    elif lines:
+        yield from _labels(path, lines, folder)
+
+
+def _lines(path: Path) -> list[tuple[int, str]]:
+    """Return the lines of a file that are not blank, with their numbers."""
+    try:
+        if (size := path.stat().st_size) > MAX_TABLE:
+            raise DataError(f"{path} has {size:,} bytes; a table has at most {MAX_TABLE:,}. Split it.")
+        text = path.read_bytes().decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read as a table: {error}. It must be text in UTF-8.") from error
+    return [(number, line) for number, line in enumerate(re.split("\r\n|\n|\r", text), 1) if line.strip()]
+
+
+def _selections(
+    path: Path, header: Sequence[str], lines: Sequence[tuple[int, str]], folder: Path, label_column: str | None
+) -> Iterator[Annotation]:
+    """Yield the rows of a selection table of Raven, which has one for each view of a selection."""
+    wanted = LABELS if label_column is None else (_plain(label_column),)
+    label = next((name for name in wanted if name in header), None)
+    if END not in header or label is None:
+        needed = "End Time (s)" if END not in header else label_column or "Annotation, Species or Common Name"
+        raise DataError(
+            f"{path} needs a column {needed}; it has {', '.join(header)}. Name the column of labels as label_column."
+        )
+    rows = [_row(path, number, line, header) for number, line in lines]
+    named = next((name for name in FILES if name in header and all(row[name] for _, row in rows)), None)
+    if named is not None and OFFSET not in header and len({row[named] for _, row in rows}) > 1:
+        raise DataError(
+            f"{path} names several recordings and has no column File Offset (s), so the place in each is not known. "
+            "Add that measurement in Raven, and save the table again."
+        )
+    files = _Recordings(folder)
+    for number, row in rows:
+        begin, end = (_seconds(path, number, row[name]) for name in (BEGIN, END))
+        start = _seconds(path, number, row[OFFSET]) if named is not None and row.get(OFFSET) else begin
+        recording = files.beside(path) if named is None else files.named(row[named], path, number)
+        yield _annotation(path, number, recording, start, start + end - begin, row[label])
+
+
+def _row(path: Path, number: int, line: str, header: Sequence[str]) -> tuple[int, Mapping[str, str]]:
+    cells = [cell.strip().removeprefix('"').removesuffix('"') for cell in line.split("\t")]
+    if len(cells) > len(header):
+        raise DataError(f"{path}, row {number}: {len(cells)} values where the header has {len(header)}.")
+    return number, dict(zip(header, [*cells, *[""] * (len(header) - len(cells))], strict=True))
+
+
+def _labels(path: Path, lines: Sequence[tuple[int, str]], folder: Path) -> Iterator[Annotation]:
+    """Yield the rows of a label track of Audacity; a line that begins with a backslash holds frequencies."""
+    recording = _Recordings(folder).beside(path)
+    for number, line in lines:
+        if line.startswith("\\"):
+            continue
+        start, end, label = [*line.split("\t", 2), "", ""][:3]
+        yield _annotation(path, number, recording, _seconds(path, number, start), _seconds(path, number, end), label)
+
+
+def _annotation(path: Path, number: int, recording: Path, start: float, end: float, label: str) -> Annotation:
+    if not label.strip():
+        raise DataError(f"{path}, row {number}: it has no label. Name the sound, or remove the row.")
+    if not start < end:
+        raise DataError(
+            f"{path}, row {number}: {label!r} goes from {start:g} to {end:g} s; the end must come after the start. "
+            "Mark a stretch of time, not a point."
+        )
+    return Annotation(recording, start, end, label.strip())
+
+
+class _Recordings:
+    """The recordings of a folder, by name."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._of_stem: dict[str, list[Path]] = {}
+        for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+            if path.suffix.lower() in SUFFIXES and path.is_file():
+                self._of_stem.setdefault(path.stem.casefold(), []).append(path)
+
+    def beside(self, table: Path) -> Path:
+        """Return the recording whose name, up to its ending, is that of a table up to one of its dots."""
+        stem = table.stem
+        while stem:
+            found = self._of_stem.get(stem.casefold(), [])
+            if len(found) > 1:
+                raise DataError(
+                    f"{table} could belong to {' or '.join(path.name for path in found)}. Remove one of them."
+                )
+            if found:
+                return found[0]
+            stem = stem.rpartition(".")[0]
+        raise DataError(
+            f"{table} names no recording, and {self._folder} has none of its name, such as {table.stem}.wav. Put them "
+            "side by side, or name the folder of the recordings as root."
+        )
+
+    def named(self, name: str, table: Path, number: int) -> Path:
+        """Return the recording that a row names: its path as given, or below the folder, or its name in the folder."""
+        parts = PurePosixPath(name.replace("\\", "/"))
+        tries = [Path(name)] if os.path.isabs(name) else [] if ".." in parts.parts else [self._folder / parts]
+        for path in (*tries, self._folder / parts.name):
+            if path.suffix.lower() in SUFFIXES and path.is_file():
+                return path
+        raise DataError(
+            f"{table}, row {number}: the recording {name!r} is neither there nor, by its name, in {self._folder}. Name "
+            "the folder of the recordings as root."
+        )
+
+
+def _plain(name: str) -> str:
+    return name.strip().strip('"').lower()
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def _seconds(path: Path, number: int, text: str) -> float:
+    if not _is_number(text) or float(text) < 0:
+        raise DataError(f"{path}, row {number}: {text!r:.40} is not a time in seconds from 0 on.")
+    return float(text)

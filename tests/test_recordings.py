@@ -19,7 +19,7 @@ from dymn import Tagger
 from dymn.audio import reading
 from dymn.audio.band import band_passed
 from dymn.audio.clocks import begin_of
-from dymn.audio.gain import PEAK_DB, loudness
+from dymn.audio.gain import PEAK_DB, TARGET_DB, loudness
 from dymn.audio.listing import expand
 from dymn.audio.notes import Notes
 from dymn.audio.settings import ReadSettings
@@ -160,6 +160,17 @@ def test_channels_that_are_not_there(tmp_path):
     assert "only once" in run("tag", "-", *MODEL, "--channel", "each", code=1, stdin=path.read_bytes())
 
 
+def test_plots_draw_what_is_read(tmp_path, tagger):
+    from dymn.plots.overview import overview
+
+    samples = noise(2.0, channels=2)
+    seen = overview(tagger, write(tmp_path / "a.wav", samples), channel="right", gain=6)
+    alone = overview(tagger, samples[:, 1] * np.float32(10 ** (6 / 20)), RATE)
+    np.testing.assert_allclose(seen.log_mel, alone.log_mel, atol=1e-5)
+    for words in (("--channel", "each"), ("--speed", 0.5)):
+        assert "--plot" in run("tag", tmp_path / "a.wav", *MODEL, *words, "--plot", tmp_path / "a.png", code=2)
+
+
 def test_a_mix_that_cancels_names_the_option(tmp_path):
     one = noise(1.0)
     notes = Notes()
@@ -203,13 +214,16 @@ def test_a_quiet_copy_has_the_tags_of_the_original(tmp_path, tagger, shared):
     assert clips
     for clip in clips:
         loud = reading.read(clip)
-        loud *= np.float32(0.89 / np.abs(loud).max())  # as loud as --gain auto makes it
+        level = loudness([loud], RATE)
+        normal = loud * np.float32(10 ** (min(TARGET_DB - level.second, PEAK_DB - level.peak) / 20))
         quiet = write(tmp_path / "quiet.wav", loud * np.float32(1e-3))
         (expected,) = tagger.tag_files([loud], TagSettings(), sample_rate=RATE)
+        (equal,) = tagger.tag_files([normal], TagSettings(), sample_rate=RATE)
         (found,) = tagger.tag_files([quiet], TagSettings(gain="auto"))
         (without,) = tagger.tag_files([quiet], TagSettings())
-        np.testing.assert_allclose(found.scores, expected.scores, atol=0.03)
-        assert np.abs(without.scores - expected.scores).max() > 0.1
+        np.testing.assert_allclose(found.scores, equal.scores, atol=1e-3)
+        np.testing.assert_allclose(found.scores, expected.scores, atol=0.1)
+        assert np.abs(without.scores - expected.scores).max() > 0.1  # it is not heard without
         assert "read twice, and raised by" in found.notes[-1]
 
 

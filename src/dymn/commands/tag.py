@@ -170,6 +170,8 @@ def tag(
         raise ConfigError("--plot is drawn from recordings on this machine. Give it without --ray.")
     if plot is not None and channel == "each":
         raise ConfigError("--plot draws one channel. Give --channel a number, or leave it out.")
+    if plot is not None and speed != 1:
+        raise ConfigError("--plot has the frequencies of the recording at its own speed. Give it without --speed.")
     note_gaps(window, hop, quiet)
     reading: dict[str, Any] = {
         "channel": channel,

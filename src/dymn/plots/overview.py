@@ -82,10 +82,10 @@ def overview(
     log_mel_of = array_log_mel(front_end)
     thinned = Thinned(MAX_COLUMNS)
     size = round(BLOCK_SECONDS * tagger.sample_rate)
-    for block in blocks(source, tagger.sample_rate, sample_rate):
+    cutting = from_dict(FrameSettings, settings)
+    for block in blocks(source, tagger.sample_rate, sample_rate, read=cutting):
         for start in range(0, len(block), size):
             thinned.append(log_mel_of(block[start : start + size])[0])
-    cutting = from_dict(FrameSettings, settings)
     frames = frames_of(tagger.backend, source, sample_rate, cutting)
     best = np.argsort(-frames.scores.max(axis=0), kind="stable")[:top_k]
     n = min(MAX_COLUMNS, max(1, round(frames.seconds / 0.05)))

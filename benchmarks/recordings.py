@@ -41,7 +41,7 @@ def draw_readings(tagger: Tagger, audio: Path, path: Path) -> None:
         axes.set_title(f"{title}: {best.label} {best.score:.2f}", color=INK, loc="left", fontsize=13)
         axes.tick_params(labelsize=9, colors=SOFT)
     figure.subplots_adjust(left=0.07, right=0.98, top=0.94, bottom=0.06, hspace=0.3, wspace=0.15)
-    save_figure(figure, path, 80)
+    save_figure(figure, path, 64)
 
 
 def draw_labels(tagger: Tagger, audio: Path, path: Path) -> None:
@@ -67,8 +67,8 @@ def draw_labels(tagger: Tagger, audio: Path, path: Path) -> None:
         axes.set_xlim(0, 1)
         axes.set_title(title, color=INK, loc="left", fontsize=13)
         axes.tick_params(labelsize=9, colors=SOFT)
-    figure.subplots_adjust(left=0.2, right=0.98, top=0.93, bottom=0.07, hspace=0.45, wspace=0.75)
-    save_figure(figure, path, 80)
+    figure.subplots_adjust(left=0.24, right=0.98, top=0.93, bottom=0.07, hspace=0.45, wspace=0.6)
+    save_figure(figure, path, 64)
 
 
 def main() -> None:

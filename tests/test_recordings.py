@@ -154,7 +154,7 @@ def test_channels_that_are_not_there(tmp_path):
     assert len(reading.read(path, settings=ReadSettings(channel="left")))
     with pytest.raises(AudioError, match="has one channel; there is no channel right"):
         reading.read(path, settings=ReadSettings(channel="right"))
-    for wrong in ("0", "middle", "257", ""):
+    for wrong in ("0", "middle", "257", "", "9" * 5000, "²", ["left"]):
         with pytest.raises(ConfigError, match="channel is"):
             ReadSettings(channel=wrong)
     assert "only once" in run("tag", "-", *MODEL, "--channel", "each", code=1, stdin=path.read_bytes())

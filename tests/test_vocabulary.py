@@ -160,3 +160,27 @@ def test_options_of_labels(tmp_path, clip):
         "tag", *words, "--level", 1, "--groups", tmp_path / "g.toml", code=2
     )
     assert "without --ray" in run("tag", *words, "--level", 1, "--ray", "local", code=2)
+
+
+def test_the_service_has_labels_and_channels(tagger, tmp_path):
+    pytest.importorskip("fastapi")
+    from starlette.testclient import TestClient
+
+    from dymn.serve.app import create_app
+
+    rng = np.random.default_rng(2)
+    samples = (0.1 * rng.standard_normal((RATE, 2))).astype(np.float32)
+    soundfile.write(tmp_path / "a.wav", samples, RATE, subtype="FLOAT")
+    body = (tmp_path / "a.wav").read_bytes()
+    with TestClient(create_app({"top": Tagger(relabel(tagger.backend, 1)), "own": tagger})) as client:
+        found = client.post("/v1/tag", params={"top_k": 0}, content=body).json()
+        assert len(found["tags"]) == 7
+        how = {"channel": "2", "gain": "-3", "band": "20-", "specific": True, "threshold": 0.001}
+        answer = client.post("/v1/tag", params={"model": "own", **how}, content=body).json()
+        tags = tagger.tag(samples[:, 1], RATE, **{**how, "channel": 1})
+        assert [tag["label"] for tag in answer["tags"]] == [tag.label for tag in tags]
+        for wrong in ({"channel": "each"}, {"channel": "middle"}, {"gain": "loud"}, {"band": "x"}):
+            assert client.post("/v1/tag", params={"model": "own", **wrong}, content=body).status_code == 400
+        with client.websocket_connect("/v1/live") as live:
+            live.send_json({"sample_rate": RATE, "channel": "each"})
+            assert "heard once" in live.receive_json()["error"]["message"]

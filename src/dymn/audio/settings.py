@@ -53,7 +53,7 @@ class ReadSettings:
 
     def __post_init__(self) -> None:
         channel = str(self.channel).strip().lower()
-        number = channel.isascii() and channel.isdigit() and 1 <= int(channel) <= 256
+        number = len(channel) <= 3 and channel.isascii() and channel.isdigit() and 1 <= int(channel) <= 256
         check(
             channel in CHANNELS or number,
             f"channel is {self.channel!r}; allowed: {', '.join(CHANNELS)}, or a number from 1 to 256.",

@@ -57,8 +57,8 @@ class Vocabulary(NamedTuple):
     groups: dict[str, tuple[str, ...]] | None = None
 
     def parameters(self) -> dict[str, Any]:
-        """Return them as JSON types."""
-        return {"level": self.level, "groups": self.groups}
+        """Return what is asked for as JSON types."""
+        return {name: value for name, value in self._asdict().items() if value is not None}
 
     def of(self, tagger: Tagger) -> Tagger:
         """Return a tagger with these labels.

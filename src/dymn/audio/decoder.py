@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from dymn.audio.samples import Floats
 from dymn.errors import AudioError
+from dymn.system.arrays import Floats
 
 MIN_RATE, MAX_RATE = 1_000, 768_000
 MAX_CHANNELS = 256

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from dymn.commands.options import (
-    Backend,
+    BackendOption,
     Device,
     Exclude,
     Fresh,
@@ -16,7 +16,7 @@ from dymn.commands.options import (
     Model,
     Partial,
     Paths,
-    Precision,
+    PrecisionOption,
     Quiet,
     Ray,
     RetryFailed,
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 WHEN = "Events"
 
-Format = Literal["text", "csv", "json", "jsonl", "parquet", "audacity", "rttm"]
+EventFormat = Literal["text", "csv", "json", "jsonl", "parquet", "audacity", "rttm"]
 """The formats of `dymn.inference.formats.events.EVENTS`."""
 How = Literal["activation", "windows"]
 """The keys of `dymn.inference.frames.METHODS`."""
@@ -49,7 +49,7 @@ def events(
     labels: Labels = None,
     exclude: Exclude = None,
     format: Annotated[
-        Format | None,
+        EventFormat | None,
         format_option(
             "How to write the events: text, csv, json, jsonl, parquet (needs dymn\\[parquet]), audacity (a label "
             "track) or rttm. The default is by the ending of --output (.csv, .json, .jsonl, .parquet, .rttm), "
@@ -107,9 +107,9 @@ def events(
         seconds_option("From the start of one window to the next. The default depends on the method.", WHEN),
     ] = None,
     partial: Partial = False,
-    backend: Backend = "auto",
+    backend: BackendOption = "auto",
     device: Device = None,
-    precision: Precision = "float32",
+    precision: PrecisionOption = "float32",
     threads: Threads = None,
     batch_size: WindowBatch = None,
     workers: Workers = None,

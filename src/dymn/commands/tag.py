@@ -11,7 +11,7 @@ import typer
 from dymn.commands.options import (
     WHAT,
     WINDOWS,
-    Backend,
+    BackendOption,
     Device,
     Exclude,
     Filling,
@@ -21,14 +21,14 @@ from dymn.commands.options import (
     Model,
     Partial,
     Paths,
-    Precision,
+    PrecisionOption,
     Quiet,
     Ray,
     RetryFailed,
     Threads,
     Threshold,
-    Window,
     WindowBatch,
+    WindowOption,
     Workers,
     format_option,
     hush,
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from dymn.inference.tagger import Tagger
     from dymn.ray import Engine
 
-Format = Literal["table", "json", "jsonl", "csv", "audacity", "parquet"]
+TagFormat = Literal["table", "json", "jsonl", "csv", "audacity", "parquet"]
 """The formats of `dymn.inference.formats.tags.TAGS`."""
 Combine = Literal["max", "mean"]
 """The names in `dymn.inference.selection.COMBINATIONS`."""
@@ -73,7 +73,7 @@ def tag(
         ),
     ] = False,
     format: Annotated[
-        Format | None,
+        TagFormat | None,
         format_option(
             "table, json, jsonl, csv, parquet (needs dymn\\[parquet]) or audacity (a label track of the windows; "
             "give a --threshold with it). The default is by the ending of --output (.json, .jsonl, .csv, .parquet, "
@@ -97,7 +97,7 @@ def tag(
             rich_help_panel=WHAT,
         ),
     ] = None,
-    window: Window = 10.0,
+    window: WindowOption = 10.0,
     hop: Hop = None,
     fill: Filling = "repeat",
     combine: Annotated[
@@ -109,9 +109,9 @@ def tag(
         ),
     ] = "max",
     partial: Partial = False,
-    backend: Backend = "auto",
+    backend: BackendOption = "auto",
     device: Device = None,
-    precision: Precision = "float32",
+    precision: PrecisionOption = "float32",
     threads: Threads = None,
     batch_size: WindowBatch = None,
     workers: Workers = None,

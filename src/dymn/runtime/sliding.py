@@ -12,12 +12,10 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from dymn.audio.windows import Samples, cut, fill
 from dymn.config import FrontEndConfig
-
-Floats = npt.NDArray[np.float32]
+from dymn.system.arrays import Floats
 
 
 class FrontEnd(Protocol):

@@ -191,6 +191,26 @@ Layers = Annotated[
         rich_help_panel=WHAT,
     ),
 ]
+Segments = Annotated[
+    Path | None,
+    typer.Option(
+        "--segments",
+        metavar="FOLDER",
+        help="Cut what is found out of the recordings, sample for sample: files in folders of their labels, and "
+        "index.csv. The folder must be new or empty.",
+        rich_help_panel=WHAT,
+    ),
+]
+SegmentsPerClass = Annotated[
+    int,
+    typer.Option(
+        "--segments-per-class",
+        metavar="NUMBER",
+        min=0,
+        help="Cut out at most this many segments of a label, the best ones; 0 is all.",
+        rich_help_panel=WHAT,
+    ),
+]
 WindowOption = Annotated[float, seconds_option("Length of a window. The networks were trained on 10 seconds.", WINDOWS)]
 Hop = Annotated[
     float | None,

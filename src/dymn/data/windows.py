@@ -26,7 +26,7 @@ class Length(NamedTuple):
     longest: int
 
 
-class Excerpt(NamedTuple):
+class ClipWindow(NamedTuple):
     """A window of a recording, with its annotation and the seconds of sound in it; or why there is none, or no more."""
 
     clip: Clip | BadClip
@@ -35,7 +35,7 @@ class Excerpt(NamedTuple):
 
 def windows(
     source: Source, draw: Draw, length: Length, how: str, content: bytes | Exception | None
-) -> Iterator[Excerpt]:
+) -> Iterator[ClipWindow]:
     """Yield the windows of a clip; where the recording is damaged, a `BadClip` comes last.
 
     A remainder of up to a tenth of a window is a part of the window before it, as in `dymn.audio.windows`.
@@ -47,13 +47,13 @@ def windows(
         blocks, mark = source.whole(draw.clip, content)
         for _, samples in cut(blocks, length.longest, length.longest):
             n += 1
-            yield Excerpt(
+            yield ClipWindow(
                 Clip(key, fill(samples, length.least, how), target, mask, mark), len(samples) / source.sample_rate
             )
         if n == 0:
             raise AudioError("The file holds no samples.")
     except (AudioError, DataError, OSError) as error:
-        yield Excerpt(BadClip(key, (str(error) or type(error).__name__).rstrip(".")))
+        yield ClipWindow(BadClip(key, (str(error) or type(error).__name__).rstrip(".")))
 
 
 def spans(n: int, length: Length) -> list[tuple[int, int]]:
@@ -66,7 +66,7 @@ Group = list[tuple[int, Clip, float, "Floats | None"]]
 
 def batches(
     share: Sequence[Draw],
-    heard: Callable[[Draw], Iterator[Excerpt]],
+    heard: Callable[[Draw], Iterator[ClipWindow]],
     logits: Callable[[Draw], Floats | None],
     size: int,
 ) -> Iterator[Collated]:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from dymn.audio import reading
 from dymn.audio.notes import Notes
-from dymn.audio.windows import Filled, Samples, cut, fill
+from dymn.audio.windows import Filled, cut, fill
 from dymn.config import check
 from dymn.errors import AudioError, ConfigError, DymnError
 from dymn.runtime.backend import Backend
@@ -55,7 +55,7 @@ class Piece(NamedTuple):
 
 def blocks(
     source: AudioLike, rate: int, sample_rate: int | None = None, *, partial: bool = False, notes: Notes | None = None
-) -> Iterable[Samples]:
+) -> Iterable[Floats]:
     """Return a source as blocks [n] of mono samples at `rate` Hz.
 
     Args:
@@ -249,7 +249,7 @@ def _run(batch: list[Piece], compute: Callable[[Floats], Iterable[R]]) -> Iterat
         yield piece, (None if piece.features is None else next(rows))
 
 
-def _counted(found: Iterable[Samples], recording: Opened) -> Iterator[Samples]:
+def _counted(found: Iterable[Floats], recording: Opened) -> Iterator[Floats]:
     for block in found:
         recording.n_samples += len(block)
         yield block

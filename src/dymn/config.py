@@ -80,7 +80,8 @@ class FrontEndConfig:
     """How a waveform becomes a log-mel spectrogram (Sec. IV-A.1).
 
     Lengths are in samples, frequencies in Hz. The two ranges are those of the training jitter: f_min is drawn from
-    [f_min, f_min + f_min_range), f_max from (f_max + 1000 - f_max_range, f_max + 1000].
+    [f_min, f_min + f_min_range), f_max from f_max_range whole values around f_max, the highest f_max +
+    f_max_range // 2; a range of 1 is no jitter.
     """
 
     sample_rate: int = 32_000

@@ -75,7 +75,7 @@ class LogMel(nn.Module):
         """
         c = self.config
         up, down = (int(torch.randint(n, (), generator=generator)) for n in (c.f_min_range, c.f_max_range))
-        f_max = min(c.f_max + 1000 - down, c.sample_rate / 2) if c.f_max_range > 1 else c.f_max
+        f_max = min(c.f_max + c.f_max_range // 2 - down, c.sample_rate / 2)
         if c.f_min + up >= f_max:
             raise ConfigError(
                 f"The jitter of f_min and f_max drew {c.f_min + up} and {f_max} Hz. Set smaller f_min_range and "

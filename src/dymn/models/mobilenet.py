@@ -21,8 +21,8 @@ from dymn.models.layers.context import BatchNorm2d
 from dymn.models.pretrained import Pretrained, as_array
 from dymn.system.devices import resolve_device
 from dymn.weights.checkpoint import open_checkpoint
-from dymn.weights.download import Progress
 from dymn.weights.efficientat import read_efficientat
+from dymn.weights.files import Progress
 from dymn.weights.format import Array, Stored
 from dymn.weights.labels import numbered_labels
 
@@ -130,10 +130,13 @@ class MobileNet(Pretrained):
         return 2 * math.prod(block.stride for block in self.config.blocks)
 
     def feature_maps(self, log_mel: Tensor) -> list[Tensor]:
-        """Return the output of each block, a list of [B, C, F', T']."""
-        maps = [self.stem(log_mel)]
-        for block in self.blocks:
-            maps.append(block(maps[-1]))
+        """Return the outputs of the first convolution, of each block and of the last convolution, each [B, C, F', T'].
+
+        There are 17 for the networks of Table I: block i of 15 is number i + 1, the last is what `features` returns.
+        """
+        maps = [log_mel]
+        for layer in (self.stem, *self.blocks, self.last):
+            maps.append(layer(maps[-1]))
         return maps[1:]
 
     @property
@@ -298,20 +301,31 @@ def import_efficientat(
     *,
     temperature: float = 1.0,
     strides: Sequence[int] = (2, 2, 2, 2),
+    attention: str | None = "ca",
 ) -> MobileNet:
     """Build the network that a published state dict belongs to, with its weights, in evaluation mode.
+
+    Width, classes, head, K, M and the sizes of contexts are seen in the file. What cannot be seen is given here:
+    temperature, strides, and whether Coordinate Attention is applied. A wrong value gives a network that runs and is
+    wrong. The same holds for `dilated` networks, which dymn does not build, and for the front end (hop and number of
+    mel bands), which is set in the card.
 
     Args:
         path_or_state_dict: a file saved by `torch.save`, read without executing pickled code, or the mapping itself.
         temperature: of the kernel attention: 1 for AudioSet models, 30 for ImageNet models.
         strides: of blocks 2, 4, 7 and 13; (2, 2, 2, 1) for files named "s2221".
+        attention: of dynamic blocks: "ca", or None (or "none") for a DyMN trained with `no_ca`. Its file holds the
+            tensors of the attention all the same.
 
     Raises:
         WeightsError: if the file cannot be read, or does not fit; the message names missing and extra tensors.
-        ConfigError: if `temperature` or `strides` are not allowed.
+        ConfigError: if `temperature`, `strides` or `attention` are not allowed.
+
+    Example:
+        >>> import_efficientat("no_ca.pt", attention=None)  # doctest: +SKIP
     """
     source = path_or_state_dict if isinstance(path_or_state_dict, (str, Path)) else _arrays(path_or_state_dict)
-    config, state = read_efficientat(source, temperature=temperature, strides=strides)
+    config, state = read_efficientat(source, temperature=temperature, strides=strides, attention=attention)
     return MobileNet.from_stored(Stored(config, ModelCard(labels=numbered_labels(config.num_classes)), state))
 
 

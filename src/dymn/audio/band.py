@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dymn.audio.samples import Floats
+from dymn.system.arrays import Floats
 
 _TRANSITION = 0.25
 """How wide the slope at an edge is, as a share of its frequency."""

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dymn.audio.decoder import Block
-from dymn.audio.samples import Floats
+from dymn.system.arrays import Floats
 
 TARGET_DB, PEAK_DB = -20.0, -1.0
 """What the loudest second, or else the largest sample, is raised to."""

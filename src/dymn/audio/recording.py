@@ -15,10 +15,11 @@ from dymn.audio.decoding import open_decoder
 from dymn.audio.gain import loudest
 from dymn.audio.notes import Notes, Report
 from dymn.audio.resampling import Resampler
-from dymn.audio.samples import Floats, Levels, check_finite, mean
+from dymn.audio.samples import Levels, check_finite, mean
 from dymn.audio.settings import PLAIN, ReadSettings, channel_index
 from dymn.audio.sources import FileLike, display, opened, reason
 from dymn.errors import AudioError
+from dymn.system.arrays import Floats
 
 
 @dataclass(frozen=True)

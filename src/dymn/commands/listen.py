@@ -14,12 +14,12 @@ import typer
 from dymn.commands.label_options import GroupsFile, Level, Specific, vocabulary
 from dymn.commands.options import (
     WHAT,
-    Backend,
+    BackendOption,
     Device,
     Exclude,
     Labels,
     Model,
-    Precision,
+    PrecisionOption,
     Quiet,
     Threads,
     Threshold,
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from dymn.inference.stream import Heard
 
 PIPE, LIVE = "Samples from a pipe", "Listening"
-Format = Literal["text", "jsonl"]
+ListenFormat = Literal["text", "jsonl"]
 READ_BYTES = 65_536
 POLL_SECONDS = 0.2
 MICROPHONE_LAG = 2.0
@@ -66,7 +66,8 @@ def listen(
     level: Level = None,
     groups: GroupsFile = None,
     format: Annotated[
-        Format, format_option("text (in a terminal a table that changes), or jsonl: a line of JSON for each window.")
+        ListenFormat,
+        format_option("text (in a terminal a table that changes), or jsonl: a line of JSON for each window."),
     ] = "text",
     window: Annotated[float, seconds_option("Length of a window.", LIVE)] = 2.0,
     hop: Annotated[float, seconds_option("From the start of one window to the next.", LIVE)] = 0.5,
@@ -110,9 +111,9 @@ def listen(
     gain: Annotated[
         float, typer.Option(metavar="DB", help="Make the sound louder, in dB.", rich_help_panel=READING)
     ] = 0.0,
-    backend: Backend = "auto",
+    backend: BackendOption = "auto",
     device: Device = None,
-    precision: Precision = "float32",
+    precision: PrecisionOption = "float32",
     threads: Threads = None,
     quiet: Quiet = False,
 ) -> None:

@@ -18,8 +18,9 @@ import numpy as np
 from dymn.audio.windows import Filled
 from dymn.config import check
 from dymn.errors import ConfigError
-from dymn.runtime.backend import Backend, Floats, FrameOutput, Output
+from dymn.runtime.backend import Backend, BackendOutput, FrameOutput
 from dymn.runtime.scores import Scores
+from dymn.system.arrays import Floats
 from dymn.system.toml import loads
 from dymn.weights.ontology import ancestors, at_level, check_audioset, paths
 
@@ -114,7 +115,7 @@ class Relabelled(Backend):
         """Yield the input of `run` for each window."""
         return self._backend.features(windows, hop)
 
-    def run(self, features: Floats) -> Output:
+    def run(self, features: Floats) -> BackendOutput:
         """Return probabilities [B, G] and embeddings [B, D]; errors are those of the backend."""
         output = self._backend.run(features)
         return output._replace(probabilities=self._scores(output.probabilities))

@@ -8,7 +8,7 @@ from importlib import resources
 
 from dymn.errors import ConfigError
 
-Path = tuple[str, ...]
+OntologyPath = tuple[str, ...]
 """From a class at the top of the ontology to one below it, both included."""
 
 _KNOWN_SHARE = 0.5
@@ -16,7 +16,7 @@ _KNOWN_SHARE = 0.5
 
 
 @functools.cache
-def paths() -> dict[str, list[Path]]:
+def paths() -> dict[str, list[OntologyPath]]:
     """Return all ways down to each class, by its name; a class with several parents has several.
 
     Example:
@@ -25,7 +25,7 @@ def paths() -> dict[str, list[Path]]:
     """
     text = (resources.files("dymn.weights") / "audioset_ontology.txt").read_text(encoding="utf-8")
     parents: dict[str, list[str]] = {}
-    above: Path = ()
+    above: OntologyPath = ()
     for line in text.splitlines():
         if not line.startswith("#"):
             name = line.strip()
@@ -33,7 +33,7 @@ def paths() -> dict[str, list[Path]]:
             parents.setdefault(name, []).extend(above[-2:-1])
 
     @functools.cache
-    def down(name: str) -> list[Path]:
+    def down(name: str) -> list[OntologyPath]:
         return [(*path, name) for parent in parents[name] for path in down(parent)] or [(name,)]
 
     return {name: down(name) for name in parents}

@@ -428,3 +428,21 @@ def test_live_sound_has_channels_and_a_gain(tagger):
     ):
         with pytest.raises(ConfigError, match="heard once"):
             tagger.stream(RATE, **wrong)
+
+
+def test_annotations_and_segments_know_the_channel(tmp_path):
+    paths = [write(tmp_path / f"{name}.wav", noise(1.0, seed, 2)) for seed, name in enumerate("ab")]
+    words = (*paths, *MODEL, "--threshold", 0.02, "--channel", "each")
+    table = list(csv.DictReader(io.StringIO(run("events", *words, "-f", "raven")), delimiter="\t"))
+    assert {row["Channel"] for row in table} == {"1", "2"}
+    for row in table:  # the times of the second file follow those of the first once, not once for each channel
+        before = 1.0 if row["Begin Path"].endswith("b.wav") else 0.0
+        assert float(row["Begin Time (s)"]) == pytest.approx(before + float(row["File Offset (s)"]))
+    tasks = json.loads(run("events", *words, "-f", "label-studio"))
+    assert [
+        {region["value"]["channel"] for region in task["predictions"][0]["result"]} for task in tasks
+    ] == [{0}, {1}] * 2  # fmt: skip
+    slow = run("events", paths[0], *MODEL, "--threshold", 0.02, "--speed", 0.5, "-f", "raven")
+    assert {row["High Freq (Hz)"] for row in csv.DictReader(io.StringIO(slow), delimiter="\t")} == {"16000.0"}
+    for refused in (("--channel", "each"), ("--track", 1)):
+        assert "--segments cuts out" in run("events", *paths, *MODEL, "--segments", tmp_path / "cut", *refused, code=2)

@@ -148,6 +148,7 @@ def pieces(
     prepare: Prepare = samples_of,
     team: Team | None = None,
     read: ReadSettings = PLAIN,
+    heard: Callable[[Floats], object] | None = None,
 ) -> Iterator[Piece]:
     """Cut recordings into windows, one after the other, no further than the caller iterates.
 
@@ -163,6 +164,7 @@ def pieces(
         prepare: makes the features of windows.
         team: threads that work ahead of the caller; None works in the caller's thread.
         read: how to read the recordings; with "each" channel, one recording after the other for each of its channels.
+        heard: called with each block of samples [n] that is read.
     """
     length, step = round(window * rate), round((hop or window) * rate)
 
@@ -187,7 +189,7 @@ def pieces(
 
         def windows() -> Iterator[Filled]:
             found = blocks(source, rate, sample_rate, read=read, notes=recording.notes)
-            for start, samples in cut(_counted(found, recording), length, step):
+            for start, samples in cut(_counted(found, recording, heard), length, step):
                 places.append((start / rate * read.speed, (start + len(samples)) / rate * read.speed))
                 yield Filled(fill(samples, length, how), len(samples))
 
@@ -242,6 +244,7 @@ def run_windows(
     batch_size: int | None = None,
     workers: int = 0,
     prepare: Prepare | None = None,
+    heard: Callable[[Floats], object] | None = None,
 ) -> Iterator[tuple[Piece, R | None]]:
     """Cut recordings into windows and run them through a backend: what tags, embeddings and frames have in common.
 
@@ -254,6 +257,7 @@ def run_windows(
         batch_size: number of windows that are computed at once; None is the backend's own.
         workers: number of threads that decode recordings ahead of the network.
         prepare: instead of the backend's `features`.
+        heard: called with each block of samples [n] that is read.
 
     Yields:
         pieces in the order of the recordings and of time, each window with its row.
@@ -272,6 +276,7 @@ def run_windows(
         prepare=prepare or backend.features,
         team=Team(workers, batch_size, backend.enter_worker, backend.entered_workers),
         read=cutting.read,
+        heard=heard,
     )
     return computed(found, compute, batch_size)
 
@@ -327,9 +332,11 @@ def _channels(source: AudioLike) -> tuple[int, Callable[[], object]]:
     return count, lambda: source.seek(place)
 
 
-def _counted(found: Iterable[Floats], recording: Opened) -> Iterator[Floats]:
+def _counted(found: Iterable[Floats], recording: Opened, heard: Callable[[Floats], object] | None) -> Iterator[Floats]:
     for block in found:
         recording.n_samples += len(block)
+        if heard is not None:
+            heard(block)
         yield block
 
 

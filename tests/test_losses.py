@@ -139,6 +139,8 @@ def test_mixing_masked_clips_keeps_annotated_targets_and_unites_masks():
     )
     assert made.labels.numpy() == pytest.approx(np.array([[0.675, 0.15, 0.0], [0.0, 0.6, 0.0]]))
     assert made.mask.tolist() == [[1, 1, 0], [0, 1, 0]]
+    unmixed = targets(y, np.zeros_like(y), mask=mask).mixed(torch.tensor([1, 0]), torch.ones(2, dtype=torch.float64))
+    assert unmixed.mask.tolist() == mask.tolist()  # a partner of which nothing is taken annotates nothing
 
 
 @pytest.mark.parametrize("kind", ["bce", "ce"])

@@ -133,16 +133,23 @@ def cut_short(waveform: Tensor, shares: npt.NDArray[np.float64]) -> Tensor:
     return torch.where(torch.arange(n, device=waveform.device) < kept, waveform, 0.0)
 
 
-def spec_augment(log_mel: Tensor, frequency_mask: int, time_mask: int, chances: npt.NDArray[np.float64]) -> Tensor:
+def spec_augment(
+    log_mel: Tensor,
+    frequency_mask: int,
+    time_mask: int,
+    chances: npt.NDArray[np.float64],
+    value: float | None = None,
+) -> Tensor:
     """Silence one stripe of bands and one of frames of each clip of [B, 1, F, T] ([74]).
 
-    Each stripe is at most as wide as the given number. Stripes get the clip's mean. `chances` [B, 4], uniform in
-    [0, 1), decide on width and place in frequency, then in time.
+    Each stripe is at most as wide as the given number. Stripes get `value`, or the clip's mean if it is None. `chances`
+    [B, 4], uniform in [0, 1), decide on width and place in frequency, then in time.
     """
     n_bands, n_frames = log_mel.shape[2:]
     bands = _stripes(n_bands, frequency_mask, chances[:, :2]).to(log_mel.device)[:, None, :, None]
     frames = _stripes(n_frames, time_mask, chances[:, 2:]).to(log_mel.device)[:, None, None, :]
-    return torch.where(bands | frames, log_mel.mean(dim=(1, 2, 3), keepdim=True), log_mel)
+    silence = log_mel.mean(dim=(1, 2, 3), keepdim=True) if value is None else log_mel.new_tensor(value)
+    return torch.where(bands | frames, silence, log_mel)
 
 
 def _stripes(size: int, longest: int, chances: npt.NDArray[np.float64]) -> Tensor:

@@ -42,8 +42,8 @@ from dymn.weights.format import shorten
 MAX_CONFIG = 2**24  # bytes of a run's config.json
 LATER = {
     "data": ("whole",),
-    "teacher": ("block_weight", "calibrate"),
-    "augment": ("blend", "blend_db", "colour_db", "room", "shortest", "speed"),
+    "teacher": ("block_weight", "calibrate", "temperature"),
+    "augment": ("annotation", "blend", "blend_db", "colour_db", "masking", "room", "shortest", "speed"),
     "optim": ("class_weights", "freeze", "label_smoothing", "layer_decay", "norm_clips", "norm_momentum"),
     "schedule": ("seconds",),
 }

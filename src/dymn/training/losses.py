@@ -28,11 +28,12 @@ class Targets(NamedTuple):
     def mixed(self, partner: Tensor, share: Tensor) -> Targets:
         """Mix each clip [B] with another: `share` [B] of itself, the rest of clip number `partner` [B].
 
-        Masks are united.
+        The masks of clips that are mixed (a share below 1) are united.
         """
+        other = self.mask[partner] * (share < 1).to(self.mask)[:, None]
         return Targets(
             mix(self.labels, partner, share),
-            torch.maximum(self.mask, self.mask[partner]),
+            torch.maximum(self.mask, other),
             mix(self.teacher, partner, share),
             mix(self.teacher_share, partner, share),
         )

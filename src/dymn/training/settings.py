@@ -12,6 +12,8 @@ from dymn.config import check, check_number, from_dict, shown
 AUTO = "auto"
 SAMPLINGS = ("plain", "balanced", "teacher")
 CLASS_WEIGHTS = ("none", "balanced")
+MASKINGS = ("clip", "public")
+ANNOTATIONS = ("united", "public")
 TRAINING_PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
@@ -97,7 +99,7 @@ class TeacherSettings:
     (first online) teacher, in units of the teacher's variance, `block_weight` that between the outputs of their blocks,
     a mean over the blocks. With `calibrate`, the logits of the best checkpoint are stretched and shifted at the end,
     all classes alike, as fits the teacher's probabilities on the validation clips best. `index` belongs to a published
-    `.npy` table.
+    `.npy` table. `temperature` divides the teacher's logits before they become probabilities.
     """
 
     table: str = ""
@@ -108,8 +110,10 @@ class TeacherSettings:
     feature_weight: float = 0.0
     block_weight: float = 0.0
     calibrate: bool = False
+    temperature: float = 1.0
 
     def __post_init__(self) -> None:
+        check_number("teacher.temperature", self.temperature, 1e-3, 1e3)
         check(
             not (self.table and self.models),
             "teacher.table and teacher.models are both set; a teacher is offline or online.",
@@ -145,6 +149,12 @@ class AugmentSettings:
     much faster or slower (0.2: by a factor of 1.2). `colour_db`: a random filter, up to so many decibels up or down at
     each octave. `room` is the share of clips that are put into a room, `blend` that of clips behind which another is
     put, at most `blend_db` softer or louder.
+
+    `masking` "clip" masks each spectrogram after the mixup, with stripes of its own that get the clip's mean; "public"
+    masks as EfficientAT does, before the mixup, with the same stripes for the whole batch and a log-mel of 0 before the
+    normalisation. `annotation` "united" counts, for a mixture, what is annotated for either clip; "public" is
+    EfficientAT's rule for OpenMIC: so in the waveform mixup, after which targets are rounded; after the spectrogram
+    mixup a clip's own annotation counts.
     """
 
     roll_ms: float = 0.0
@@ -162,8 +172,13 @@ class AugmentSettings:
     jitter: bool = True
     frequency_mask: int = 0
     time_mask: int = 0
+    masking: str = "clip"
+    annotation: str = "united"
 
     def __post_init__(self) -> None:
+        for name, allowed in {"masking": MASKINGS, "annotation": ANNOTATIONS}.items():
+            value = getattr(self, name)
+            check(value in allowed, f"augment.{name} is {value!r}; allowed: {', '.join(allowed)}.")
         limits = {"roll_ms": 3_600_000, "shortest": 3600, "speed": 10, "spec_mixup": 1000}
         limits |= dict.fromkeys(("gain_db", "colour_db", "blend_db"), 120) | dict.fromkeys(
             ("wave_mixup", "padding", "room", "blend"), 1

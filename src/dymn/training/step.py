@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from dymn.data import Batch
 from dymn.evaluation.teachers import BlockOutputs, Lesson, OnlineTeachers
-from dymn.models.frontend import LogMel
+from dymn.models.frontend import ZERO, LogMel
 from dymn.models.mobilenet import MobileNet
 from dymn.training.augment import (
     Mixing,
@@ -115,7 +115,7 @@ class Step:
         if self.teachers is None:
             return Example(log_mel, targets, None)
         lesson = self.teachers.teach(log_mel, self.teacher_dtype)
-        heard = probabilities(lesson.logits.float(), self.kind)
+        heard = probabilities(lesson.logits.float() / self.teacher.temperature, self.kind)
         return Example(
             log_mel, targets._replace(teacher=heard, teacher_share=torch.ones_like(targets.teacher_share)), lesson
         )
@@ -163,13 +163,16 @@ class Step:
         waveform = self._varied(waveform, chance)
         if augment.gain_db:
             waveform = gain(waveform, self.share.of(decibels, n))
-        targets = targets_of(batch.target, batch.mask, batch.teacher, batch.has_teacher, self.kind)
+        taught = batch.teacher / self.teacher.temperature
+        targets = targets_of(batch.target, batch.mask, taught, batch.has_teacher, self.kind)
         if augment.blend:
             waveform, targets = self._blended(waveform, targets, chance)
         if augment.wave_mixup:
             drawn = draw_mixing(self.batch_size, augment.wave_alpha, chance, augment.wave_mixup)
             mixing = self.share.of_mixing(drawn, n, waveform.device)
             waveform, targets = mix_waveforms(waveform, mixing), targets.mixed(*mixing)
+            if augment.annotation == "public":
+                targets = targets._replace(labels=(targets.labels > 0.5).float())
         if augment.padding:
             is_short, share = (
                 chance.random(self.batch_size) < augment.padding,
@@ -218,13 +221,27 @@ class Step:
             else None
         )
         log_mel = self.front_end(waveform, basis)
+        if augment.masking == "public":
+            log_mel = self._masked(log_mel, chance)
         if augment.spec_mixup:
             mixing = self.share.of_mixing(draw_mixing(self.batch_size, augment.spec_mixup, chance), n, log_mel.device)
+            own = targets.mask
             log_mel, targets = mix(log_mel, mixing.partner, mixing.share), targets.mixed(*mixing)
-        if augment.frequency_mask or augment.time_mask:
-            chances = self.share.of(chance.random((self.batch_size, 4)), n)
-            log_mel = spec_augment(log_mel, augment.frequency_mask, augment.time_mask, chances)
+            if augment.annotation == "public":
+                targets = targets._replace(mask=own)
+        if augment.masking == "clip":
+            log_mel = self._masked(log_mel, chance)
         return log_mel, targets
+
+    def _masked(self, log_mel: Tensor, chance: np.random.Generator) -> Tensor:
+        augment, n = self.augment, len(log_mel)
+        if not (augment.frequency_mask or augment.time_mask):
+            return log_mel
+        chances = self.share.of(chance.random((self.batch_size, 4)), n)
+        value = None
+        if augment.masking == "public":
+            chances, value = np.repeat(chances[:1], n, axis=0), ZERO
+        return spec_augment(log_mel, augment.frequency_mask, augment.time_mask, chances, value)
 
 
 def log_uniform(chance: np.random.Generator, low: float, high: float, n: int) -> npt.NDArray[np.float64]:

@@ -48,6 +48,8 @@ LATER = {
     "schedule": ("seconds",),
 }
 """Settings that earlier versions did not have. At their defaults they are left out, so that older runs resume."""
+NEWEST = {"data": ("whole",), "teacher": ("temperature",), "augment": ("annotation", "masking")}
+"""Those of them that development versions lacked, which left no other setting out."""
 
 
 class Inputs(NamedTuple):
@@ -276,8 +278,8 @@ def fingerprint(config: TrainConfig, data_digests: dict[str, str], later: Mappin
 
 
 def fingerprints(config: TrainConfig, data_digests: dict[str, str]) -> tuple[str, str]:
-    """Return the fingerprint of a run, and that of development versions, which left out `data.whole` alone."""
-    return fingerprint(config, data_digests), fingerprint(config, data_digests, {"data": ("whole",)})
+    """Return the fingerprint of a run, and that of development versions."""
+    return fingerprint(config, data_digests), fingerprint(config, data_digests, NEWEST)
 
 
 def portable(config: TrainConfig) -> dict[str, Any]:

@@ -12,12 +12,14 @@ from dymn.errors import ConfigError
 from dymn.models import frontend
 from dymn.models.frontend import LogMel, mel_basis
 from dymn.training.augment import (
+    Mixing,
     blend_waveforms,
     change_speed,
     colour,
     cut_short,
     draw_mixing,
     gain,
+    mix_styles,
     mix_waveforms,
     reverberate,
     roll,
@@ -273,3 +275,22 @@ def test_a_temperature_softens_the_teacher():
     config = TrainConfig(optim=OptimSettings(batch_size=4), teacher=TeacherSettings(table="x", temperature=2.0))
     _, targets = Step(config, "bce", LogMel(), None, 1.0, Share()).inputs(batch, np.random.default_rng(0))
     assert targets.teacher.tolist() == torch.full((4, 2), 1.5).sigmoid().tolist()
+
+
+def test_mixed_styles_are_those_of_the_bands():
+    x = (
+        torch.randn(3, 1, 8, 200, generator=torch.Generator().manual_seed(0))
+        * torch.tensor([1.0, 2.0, 3.0])[:, None, None, None]
+        + torch.arange(8.0)[:, None]
+    )
+    mixing = Mixing(torch.tensor([1, 2, 0]), torch.tensor([0.25, 1.0, 0.0]))
+    mixed = mix_styles(x, mixing)
+    torch.testing.assert_close(mixed[1], x[1], atol=1e-5, rtol=1e-5)  # a share of 1 keeps the clip
+    for statistic in (torch.mean, torch.std):
+        own, found = (statistic(values, dim=(1, 3)) for values in (x, mixed))
+        torch.testing.assert_close(found[2], own[0], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(found[0], 0.25 * own[0] + 0.75 * own[1], atol=1e-4, rtol=1e-4)
+    never, always = (inputs_of(batch_of(torch.ones(4, 2), torch.ones(4, 2)), mixstyle=p)[0] for p in (1e-9, 1.0))
+    plain, _ = inputs_of(batch_of(torch.ones(4, 2), torch.ones(4, 2)))
+    torch.testing.assert_close(never, plain, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(always, plain, atol=1e-3)

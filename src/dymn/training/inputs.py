@@ -43,12 +43,27 @@ MAX_CONFIG = 2**24  # bytes of a run's config.json
 LATER = {
     "data": ("whole",),
     "teacher": ("block_weight", "calibrate", "temperature"),
-    "augment": ("annotation", "blend", "blend_db", "colour_db", "masking", "room", "shortest", "speed"),
+    "augment": (
+        "annotation",
+        "blend",
+        "blend_db",
+        "colour_db",
+        "masking",
+        "mixstyle",
+        "mixstyle_alpha",
+        "room",
+        "shortest",
+        "speed",
+    ),
     "optim": ("class_weights", "freeze", "label_smoothing", "layer_decay", "norm_clips", "norm_momentum"),
     "schedule": ("seconds",),
 }
 """Settings that earlier versions did not have. At their defaults they are left out, so that older runs resume."""
-NEWEST = {"data": ("whole",), "teacher": ("temperature",), "augment": ("annotation", "masking")}
+NEWEST = {
+    "data": ("whole",),
+    "teacher": ("temperature",),
+    "augment": ("annotation", "masking", "mixstyle", "mixstyle_alpha"),
+}
 """Those of them that development versions lacked, which left no other setting out."""
 
 

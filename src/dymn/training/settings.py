@@ -150,11 +150,12 @@ class AugmentSettings:
     each octave. `room` is the share of clips that are put into a room, `blend` that of clips behind which another is
     put, at most `blend_db` softer or louder.
 
-    `masking` "clip" masks each spectrogram after the mixup, with stripes of its own that get the clip's mean; "public"
-    masks as EfficientAT does, before the mixup, with the same stripes for the whole batch and a log-mel of 0 before the
-    normalisation. `annotation` "united" counts, for a mixture, what is annotated for either clip; "public" is
-    EfficientAT's rule for OpenMIC: so in the waveform mixup, after which targets are rounded; after the spectrogram
-    mixup a clip's own annotation counts.
+    `mixstyle` is the probability with which a batch's spectrograms exchange their means and spreads in every band, in
+    shares drawn from Beta(`mixstyle_alpha`, `mixstyle_alpha`). `masking` "clip" masks each spectrogram after the
+    mixup, with stripes of its own that get the clip's mean; "public" masks as EfficientAT does, before the mixup,
+    with the same stripes for the whole batch and a log-mel of 0 before the normalisation. `annotation` "united"
+    counts, for a mixture, what is annotated for either clip; "public" is EfficientAT's rule for OpenMIC: so in the
+    waveform mixup, after which targets are rounded; after the spectrogram mixup a clip's own annotation counts.
     """
 
     roll_ms: float = 0.0
@@ -172,6 +173,8 @@ class AugmentSettings:
     jitter: bool = True
     frequency_mask: int = 0
     time_mask: int = 0
+    mixstyle: float = 0.0
+    mixstyle_alpha: float = 0.4
     masking: str = "clip"
     annotation: str = "united"
 
@@ -181,13 +184,14 @@ class AugmentSettings:
             check(value in allowed, f"augment.{name} is {value!r}; allowed: {', '.join(allowed)}.")
         limits = {"roll_ms": 3_600_000, "shortest": 3600, "speed": 10, "spec_mixup": 1000}
         limits |= dict.fromkeys(("gain_db", "colour_db", "blend_db"), 120) | dict.fromkeys(
-            ("wave_mixup", "padding", "room", "blend"), 1
+            ("wave_mixup", "padding", "room", "blend", "mixstyle"), 1
         )
         for name, high in limits.items():
             check_number(f"augment.{name}", getattr(self, name), 0, high)
         for name in ("frequency_mask", "time_mask"):
             check_number(f"augment.{name}", getattr(self, name), 0, 2**20, whole=True)
-        check_number("augment.wave_alpha", self.wave_alpha, 1e-3, 1000)
+        for name in ("wave_alpha", "mixstyle_alpha"):
+            check_number(f"augment.{name}", getattr(self, name), 1e-3, 1000)
 
 
 @dataclass(frozen=True)

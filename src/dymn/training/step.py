@@ -22,7 +22,9 @@ from dymn.training.augment import (
     colour,
     cut_short,
     draw_mixing,
+    draw_styles,
     gain,
+    mix_styles,
     mix_waveforms,
     reverberate,
     roll,
@@ -221,6 +223,9 @@ class Step:
             else None
         )
         log_mel = self.front_end(waveform, basis)
+        if augment.mixstyle:
+            drawn = draw_styles(self.batch_size, augment.mixstyle_alpha, augment.mixstyle, chance)
+            log_mel = mix_styles(log_mel, self.share.of_mixing(drawn, n, log_mel.device))
         if augment.masking == "public":
             log_mel = self._masked(log_mel, chance)
         if augment.spec_mixup:

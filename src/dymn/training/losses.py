@@ -6,7 +6,7 @@ logits, an annotation) has weight zero and stays so as a part of a mixture.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -116,7 +116,19 @@ def teacher_entropy(targets: Targets, kind: str = "bce") -> Tensor:
     return (entropy * share).sum(dim=1).mean()
 
 
-def distillation_loss(
+class Terms(NamedTuple):
+    """The two terms of eq. 8, unweighted scalars; None where its weight is zero."""
+
+    label: Tensor | None
+    teacher: Tensor | None
+
+    def weighed(self, label_weight: float) -> Tensor:
+        """Return eq. 8: `label_weight` times the label loss plus the rest times the teacher loss."""
+        parts = [(label_weight, self.label), (1.0 - label_weight, self.teacher)]
+        return torch.stack([weight * term for weight, term in parts if term is not None]).sum()
+
+
+def loss_terms(
     logits: Tensor,
     targets: Targets,
     *,
@@ -124,14 +136,17 @@ def distillation_loss(
     kind: str = "bce",
     smoothing: float = 0.0,
     weights: Tensor | None = None,
-) -> Tensor:
-    """Return eq. 8: label_weight times the label loss plus the rest times the teacher loss.
+) -> Terms:
+    """Return the terms of eq. 8.
 
     Clips without teacher logits count with their labels only. `smoothing` and `weights` are those of `label_loss`.
     """
-    loss = torch.zeros((), device=logits.device)
-    if label_weight > 0:
-        loss = loss + label_weight * label_loss(logits, targets, kind, smoothing, weights)
-    if label_weight < 1:
-        loss = loss + (1.0 - label_weight) * teacher_loss(logits, targets, kind)
-    return loss
+    return Terms(
+        label_loss(logits, targets, kind, smoothing, weights) if label_weight > 0 else None,
+        teacher_loss(logits, targets, kind) if label_weight < 1 else None,
+    )
+
+
+def distillation_loss(logits: Tensor, targets: Targets, *, label_weight: float, **settings: Any) -> Tensor:
+    """Return eq. 8: label_weight times the label loss plus the rest times the teacher loss; see `loss_terms`."""
+    return loss_terms(logits, targets, label_weight=label_weight, **settings).weighed(label_weight)

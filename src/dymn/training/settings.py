@@ -43,6 +43,9 @@ class DataSettings:
     bits a sample). With `whole`, validation and test hear each clip at once, up to a minute, and else in windows of
     `seconds`; None leaves that to the dataset's protocol (see `TaskSpec`).
 
+    With `test_epochs`, the test clips are evaluated after each of so many last epochs, too, and the means are reported
+    beside the final figures, as in the paper; they choose nothing.
+
     `sampling` "balanced" draws `draws` clips an epoch by class frequency; "plain" presents every clip once (or `draws`
     clips, if not 0), but at least `least_draws`, in as many passes as that takes; "teacher" is for data without labels
     and draws clips by what the online teachers hear in them, a quarter of the draws evenly, the others such that rare
@@ -66,13 +69,20 @@ class DataSettings:
     workers: int = 0
     resident: bool = False
     max_bad: float = 0.05
+    test_epochs: int = 0
     options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check(self.sampling in SAMPLINGS, f"data.sampling is {self.sampling!r}; allowed: {', '.join(SAMPLINGS)}.")
         check_number("data.seconds", self.seconds, 0, 3600)
         check_number("data.max_bad", self.max_bad, 0, 1)
-        for name, high in {"draws": 2**40, "least_draws": 2**40, "workers": 1024, "fold": 2**31}.items():
+        for name, high in {
+            "draws": 2**40,
+            "least_draws": 2**40,
+            "workers": 1024,
+            "fold": 2**31,
+            "test_epochs": 10**6,
+        }.items():
             check_number(f"data.{name}", getattr(self, name), 0, high, whole=True)
         check(
             self.val != "test",
@@ -267,6 +277,10 @@ class ScheduleSettings:
     With `seconds`, the schedule follows the clock: the run ends after that time, and an epoch's place in the schedule
     of `epochs` is the share of the time that is over. As many epochs are run as fit; their number, and so the result,
     is that of the machine.
+
+    The temperature falls from `tau_start` to `tau_end` over `tau_epochs`. Without a `tau_start`, it depends on the
+    network (see `dymn.training.start.with_temperature`): one with fresh dynamic convolutions begins at 30, a checkpoint
+    keeps its own.
     """
 
     epochs: int = 80
@@ -274,7 +288,7 @@ class ScheduleSettings:
     ramp_start: float = 10.0
     ramp_length: float = 65.0
     floor: float = 0.01
-    tau_start: float = 1.0
+    tau_start: float | None = None
     tau_end: float = 1.0
     tau_epochs: int = 1
     seconds: float = 0.0
@@ -285,12 +299,19 @@ class ScheduleSettings:
         for name, high in {"warm_up": 1e6, "ramp_start": 1e6, "ramp_length": 1e6, "floor": 1, "seconds": 1e9}.items():
             check_number(f"schedule.{name}", getattr(self, name), 0, high)
         for name in ("tau_start", "tau_end"):
-            check_number(f"schedule.{name}", getattr(self, name), 1e-6, 1e6)
+            if getattr(self, name) is not None:
+                check_number(f"schedule.{name}", getattr(self, name), 1e-6, 1e6)
+        check(
+            self.tau_start is not None or self.tau_end == 1.0,
+            f"schedule.tau_end is {self.tau_end}, and schedule.tau_start is not set. Set both.",
+        )
 
 
 @dataclass(frozen=True)
 class RunSettings:
     """Where results go and what the run computes on. `name` goes into the checkpoint's card.
+
+    With `seeds`, the run is repeated once with each of them instead of `seed` (see `dymn.training.repeats`).
 
     A run that is killed loses what it did since its last state, which is written after each epoch and after every
     `save_steps` steps in it (0: not in it).
@@ -299,6 +320,7 @@ class RunSettings:
     out: str = ""
     name: str = ""
     seed: int = 0
+    seeds: tuple[int, ...] = ()
     device: str = ""
     threads: int = 0
     sync_norm: bool = True
@@ -309,6 +331,9 @@ class RunSettings:
     def __post_init__(self) -> None:
         for name, high in {"seed": 2**63 - 1, "threads": 1024, "save_steps": 2**40}.items():
             check_number(f"run.{name}", getattr(self, name), 0, high, whole=True)
+        for seed in self.seeds:
+            check_number("run.seeds", seed, 0, 2**63 - 1, whole=True)
+        check(len(set(self.seeds)) == len(self.seeds), f"run.seeds is {shown(self.seeds)}; it names a seed twice.")
         unknown = [name for name in self.trackers if name not in ("tensorboard", "wandb")]
         check(not unknown, f"run.trackers names {shown(unknown)}; allowed: tensorboard, wandb.")
 
@@ -326,6 +351,10 @@ class TrainConfig:
     run: RunSettings = field(default_factory=RunSettings)
 
     def __post_init__(self) -> None:
+        check(
+            not (self.data.test_epochs and self.schedule.seconds),
+            "data.test_epochs cannot be combined with schedule.seconds, by which the last epochs are not known.",
+        )
         by_teacher = self.data.sampling == "teacher"
         check(
             not by_teacher or bool(self.teacher.models),

@@ -30,7 +30,7 @@ from dymn.training.augment import (
     roll,
     spec_augment,
 )
-from dymn.training.losses import Targets, distillation_loss, mix, probabilities, targets_of
+from dymn.training.losses import Targets, loss_terms, mix, probabilities, targets_of
 from dymn.training.settings import TrainConfig
 
 SHORTEST = 0.1  # of a clip's length, of clips that are cut short
@@ -99,6 +99,8 @@ class Step:
         on_gpu = front_end.basis.device.type == "cuda" and config.optim.precision != "fp32"
         self.teacher_dtype = torch.float16 if on_gpu else None
         self.blocks: BlockOutputs | None = None
+        self.taught = config.teacher.is_present
+        self.terms: dict[str, Tensor] = {}  # of the last loss, where there is a teacher: the terms of eq. 8
 
     def __call__(self, model: nn.Module, batch: Batch, chance: np.random.Generator) -> Tensor:
         """Return the loss of a batch, a scalar; see `prepare` for the batch and the generator, `loss` for the model."""
@@ -126,7 +128,7 @@ class Step:
         """Return the loss of a model that is called with log-mel [B, 1, F, T], a scalar."""
         lesson = example.lesson
         output = model(example.log_mel)
-        loss = distillation_loss(
+        terms = loss_terms(
             output.logits.float(),
             example.targets,
             label_weight=self.label_weight,
@@ -134,6 +136,10 @@ class Step:
             smoothing=self.smoothing,
             weights=self.class_weights,
         )
+        loss = terms.weighed(self.label_weight)
+        self.terms = {
+            f"{name}_loss": term.detach() for name, term in terms._asdict().items() if term is not None and self.taught
+        }
         if lesson is not None and self.teacher.feature_weight > 0:
             distance = functional.mse_loss(output.embedding.float(), lesson.embedding.float())
             loss = loss + self.teacher.feature_weight * distance / self.feature_scale

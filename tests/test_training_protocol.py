@@ -15,7 +15,7 @@ from dymn.training import loop, train
 from dymn.training.loop import last_epochs
 from dymn.training.repeats import summarised, train_repeats
 from dymn.training.settings import parse
-from dymn.training.state import Part
+from dymn.training.state import PartialEpoch
 from tiny_runs import run, settings, write_clips
 
 LABELS = ("high", "low")
@@ -67,10 +67,10 @@ def test_the_terms_of_the_loss_are_logged(clips, tmp_path):
 
 
 def test_terms_that_an_older_state_did_not_count_stay_out():
-    part = Part(steps=2, batches=2, loss=4.0, clips=4)
+    part = PartialEpoch(steps=2, batches=2, loss=4.0, clips=4)
     part.add(4, 1.0, {"label_loss": 1.0})
     assert (part.loss, part.clips, part.terms) == (8.0, 8, {})
-    part = Part()
+    part = PartialEpoch()
     part.add(2, 1.0, {"label_loss": 3.0})
     part.add(4, 1.0, {"label_loss": 1.0})
     assert part.terms == {"label_loss": 10.0}

@@ -15,15 +15,15 @@ from dymn.commands.options import (
     ClipBatch,
     ClipWorkers,
     Device,
-    Kind,
-    Precision,
+    KindOption,
+    PrecisionOption,
     Quiet,
     ReportFormat,
     Threads,
-    check_ending,
     complete_models,
     hush,
     note,
+    note_ending,
     seconds_option,
 )
 from dymn.errors import ConfigError
@@ -45,7 +45,7 @@ def evaluate(
     data: Annotated[
         Path, typer.Option("--data", "-d", metavar="PATH", help="The data, as for `dymn train`.", rich_help_panel=DATA)
     ],
-    kind: Kind = "auto",
+    kind: KindOption = "auto",
     split: Annotated[
         str | None,
         typer.Option(
@@ -89,7 +89,7 @@ def evaluate(
     ] = None,
     format: ReportFormat = "table",
     device: Device = None,
-    precision: Precision = "float32",
+    precision: PrecisionOption = "float32",
     threads: Threads = None,
     quiet: Quiet = False,
 ) -> None:
@@ -105,7 +105,7 @@ def evaluate(
     """
     hush(quiet)
     if per_class is not None:
-        check_ending("--per-class", per_class, [".csv"])
+        note_ending("--per-class", per_class, ".csv", quiet)
     check_data(data, "--data")
     from dymn.commands.progress import counting_bar
     from dymn.evaluation.assess import assess, write_predictions

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from dymn.commands.options import Quiet, check_ending, complete_models, hush, output_option
+from dymn.commands.options import Quiet, complete_models, hush, note_ending, output_option
 from dymn.commands.output import say
 from dymn.errors import ConfigError
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-Format = Literal["onnx", "torch", "executorch", "litert"]
+ExportFormat = Literal["onnx", "torch", "executorch", "litert"]
 """The names in `dymn.export.FORMATS`."""
 ENDINGS = {"onnx": ".onnx", "torch": ".pt2", "executorch": ".pte", "litert": ".tflite"}
 Input = Literal["waveform", "log-mel"]
@@ -42,7 +42,7 @@ def export(
         ),
     ] = None,
     format: Annotated[
-        Format,
+        ExportFormat,
         typer.Option(
             "--format",
             help="The kind of file: for ONNX Runtime, a program of torch.export (.pt2) for PyTorch, or with --input "
@@ -116,7 +116,7 @@ def export(
             raise ConfigError(
                 f"--output {output} ends as --format {other} does. Give that, or a name that ends in {ENDINGS[format]}."
             )
-        check_ending("--output", output, [ENDINGS[format]])
+        note_ending("--output", output, ENDINGS[format], quiet)
     if output is None and format != "onnx":
         raise ConfigError(f"--format {format} needs --output; only ONNX files go to the cache.")
     network = load_model(model)

@@ -15,7 +15,6 @@ import os
 import re
 import shutil
 import tarfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,12 +28,13 @@ from torch.utils.data import DataLoader, Dataset
 
 import dymn
 from dymn.audio.content import spool
-from dymn.data.batch import Floats, read_bad, write_bad
+from dymn.data.batch import read_bad, write_bad
+from dymn.data.cache import Progress
 from dymn.data.packed import INDEX_FILE, WORK_FOLDER, Index, read_index, write_index
 from dymn.data.source import Source, decode, fingerprint
 from dymn.errors import AudioError, ConfigError, DataError, resource_error
-from dymn.system.files import atomic_write, locked
-from dymn.weights.download import sha256_of
+from dymn.system.arrays import Floats
+from dymn.system.files import atomic_write, digest_of, locked
 
 BAD_FILE = "bad_clips.csv"
 PLAN_FILE = "plan.json"
@@ -42,8 +42,6 @@ ESTIMATED_FROM = 64  # clips, spread over all, whose sizes say how many make a s
 OPUS_RATE = 48_000
 ENCODINGS = {"keep": ("", ""), "flac": ("FLAC", "PCM_16"), "wav": ("WAV", "PCM_16"), "opus": ("OGG", "OPUS")}
 BEGINNINGS = {b"RIFF": "wav", b"fLaC": "flac", b"OggS": "ogg", b"ID3": "mp3", b"\xff\xfb": "mp3", b"\xff\xf3": "mp3"}
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -241,8 +239,10 @@ class _Shards(Dataset["int | OSError"]):
                 _add(archive, f"{base}.json", json.dumps(about, ensure_ascii=False).encode())
         if not clips:
             path.unlink()
-        digest = sha256_of(path) if clips else ""
-        size = path.stat().st_size if clips else 0
+        digest, size = "", 0
+        if clips:
+            with path.open("rb") as file:
+                digest, size = digest_of(file), file.seek(0, os.SEEK_END)
         _write_json(
             self.report(number), {"name": path.name, "bytes": size, "sha256": digest, "clips": clips, "bad": bad}
         )

@@ -23,7 +23,9 @@ from dymn.architectures import (
 )
 from dymn.config import BlockConfig, ModelConfig, round_channels
 from dymn.errors import ConfigError, WeightsError
-from dymn.weights.format import COUNTER, Array, as_float32, check_finite, shorten
+from dymn.system.arrays import Array
+from dymn.weights.files import WeightsFile, read_file
+from dymn.weights.format import COUNTER, as_float32, check_finite, shorten
 from dymn.weights.shapes import state_shapes
 from dymn.weights.torch_files import read_tensors
 
@@ -31,7 +33,7 @@ C_LAST = LAST_EXPANSION * TABLE_I[-1].c_out
 STATISTICS = ("weight", "bias", "running_mean", "running_var")
 
 
-class Entry(NamedTuple):
+class Renaming(NamedTuple):
     """Where one tensor of the published layout goes."""
 
     source: str
@@ -46,7 +48,7 @@ class Imported(NamedTuple):
 
 
 def read_efficientat(
-    source: str | Path | Mapping[str, Array],
+    source: str | Path | WeightsFile | Mapping[str, Array],
     *,
     temperature: float = 1.0,
     strides: Sequence[int] = (2, 2, 2, 2),
@@ -55,7 +57,7 @@ def read_efficientat(
     """Read a published state dict; return the network that it belongs to, with its weights in float32.
 
     Args:
-        source: a file saved by `torch.save`, or a mapping of published names to arrays.
+        source: a file saved by `torch.save`, its content, or a mapping of published names to arrays.
         temperature: of the kernel attention: 1 for AudioSet models, 30 for ImageNet models.
         strides: of blocks 2, 4, 7 and 13; (2, 2, 2, 1) for files named "s2221".
         attention: of the dynamic blocks: "ca", or None (or "none") for a DyMN trained with `no_ca`. The file holds the
@@ -65,9 +67,12 @@ def read_efficientat(
         WeightsError: if the file cannot be read, or does not fit; the message names missing and extra tensors.
         ConfigError: if `temperature`, `strides` or `attention` are not allowed.
     """
-    is_file = isinstance(source, (str, Path))
-    name = str(source) if is_file else "The state dict"
-    stored = read_tensors(Path(source)) if isinstance(source, (str, Path)) else source
+    if isinstance(source, (str, Path)):
+        source = read_file(Path(source))
+    if isinstance(source, WeightsFile):
+        name, stored = str(source.path), read_tensors(source)
+    else:
+        name, stored = "The state dict", dict(source)
     state = {key: as_float32(values) for key, values in stored.items()}
     check_finite(state, name)
     if len(strides) != len(STRIDED) or any(stride not in (1, 2) for stride in strides):
@@ -210,17 +215,17 @@ def _squeeze_excitation(state: Mapping[str, Array], i: int) -> str | None:
     return next((name for name in names if f"{name}.fc1.weight" in state), None)
 
 
-def _entries(state: Mapping[str, Array], config: ModelConfig) -> Iterator[Entry]:
+def _entries(state: Mapping[str, Array], config: ModelConfig) -> Iterator[Renaming]:
     """Yield every tensor that a network of this config has, under its published name."""
     dymn = "in_c.0.weight" in state
     stem, last = ("in_c", "out_c") if dymn else ("features.0", f"features.{len(TABLE_I) + 1}")
     for source, target in ((stem, "stem"), (last, "last")):
-        yield Entry(f"{source}.0.weight", f"{target}.conv.weight")
+        yield Renaming(f"{source}.0.weight", f"{target}.conv.weight")
         yield from _norm(f"{source}.1", f"{target}.norm")
     for i, block in enumerate(config.blocks):
         for position, names in _stages(state, i).items():
             target = f"blocks.{i}.{position}"
-            yield Entry(f"{names.conv}.weight", f"{target}.conv.weight")
+            yield Renaming(f"{names.conv}.weight", f"{target}.conv.weight")
             if position in block.dynamic_convs:
                 yield from _linear(f"{names.conv}.residuals.0", f"{target}.conv.coefficients")
             yield from _norm(names.norm, f"{target}.norm")
@@ -228,7 +233,7 @@ def _entries(state: Mapping[str, Array], config: ModelConfig) -> Iterator[Entry]
             yield from _linear(f"layers.{i}.depth_act.coef_net.0", f"blocks.{i}.depthwise.activation.coefficients")
         context = f"layers.{i}.context_gen"
         if has_context(block):
-            yield Entry(f"{context}.joint_conv.weight", f"blocks.{i}.context.conv.weight")
+            yield Renaming(f"{context}.joint_conv.weight", f"blocks.{i}.context.conv.weight")
             yield from _norm(f"{context}.joint_norm", f"blocks.{i}.context.norm")
         if block.attention == "ca":
             yield from _linear(f"{context}.conv_f", f"blocks.{i}.attention.frequency")
@@ -241,18 +246,18 @@ def _entries(state: Mapping[str, Array], config: ModelConfig) -> Iterator[Entry]
         yield from _linear("classifier.2", "head.hidden")
         yield from _linear("classifier.5", "head.classifier")
     else:
-        yield Entry("classifier.0.weight", "head.classifier.weight")
+        yield Renaming("classifier.0.weight", "head.classifier.weight")
         yield from _norm("classifier.1", "head.norm")
 
 
-def _linear(source: str, target: str) -> Iterator[Entry]:
+def _linear(source: str, target: str) -> Iterator[Renaming]:
     for name in ("weight", "bias"):
-        yield Entry(f"{source}.{name}", f"{target}.{name}")
+        yield Renaming(f"{source}.{name}", f"{target}.{name}")
 
 
-def _norm(source: str, target: str) -> Iterator[Entry]:
+def _norm(source: str, target: str) -> Iterator[Renaming]:
     for name in STATISTICS:
-        yield Entry(f"{source}.{name}", f"{target}.{name}")
+        yield Renaming(f"{source}.{name}", f"{target}.{name}")
 
 
 def _constants(state: Mapping[str, Array], config: ModelConfig) -> set[str]:

@@ -6,7 +6,7 @@ logits, an annotation) has weight zero and stays so as a part of a mixture.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -106,16 +106,6 @@ def teacher_loss(logits: Tensor, targets: Targets, kind: str) -> Tensor:
     return -(targets.teacher * functional.log_softmax(logits, dim=1)).sum(dim=1).mean()
 
 
-def teacher_entropy(targets: Targets, kind: str = "bce") -> Tensor:
-    """Return the least value that `teacher_loss` can take: the teacher's own entropy."""
-    share = targets.teacher_share[:, None]
-    p = (targets.teacher / share.clamp(min=1e-12)).clamp(max=1.0)
-    if kind == "bce":
-        return (functional.binary_cross_entropy(p, p, reduction="none") * share).mean()
-    entropy: Tensor = torch.special.entr(p)
-    return (entropy * share).sum(dim=1).mean()
-
-
 class Terms(NamedTuple):
     """The two terms of eq. 8, unweighted scalars; None where its weight is zero."""
 
@@ -145,8 +135,3 @@ def loss_terms(
         label_loss(logits, targets, kind, smoothing, weights) if label_weight > 0 else None,
         teacher_loss(logits, targets, kind) if label_weight < 1 else None,
     )
-
-
-def distillation_loss(logits: Tensor, targets: Targets, *, label_weight: float, **settings: Any) -> Tensor:
-    """Return eq. 8: label_weight times the label loss plus the rest times the teacher loss; see `loss_terms`."""
-    return loss_terms(logits, targets, label_weight=label_weight, **settings).weighed(label_weight)

@@ -82,7 +82,6 @@ def profile(
     Examples: `dymn profile dymn04_open`; `dymn profile --table VII --format markdown`.
     """
     from dymn.commands.output import text_output
-    from dymn.models.paper import TABLE_III
     from dymn.plots.trade_off import plot_trade_off
     from dymn.profiling import compare, downstream
     from dymn.profiling import profile as measure
@@ -107,7 +106,7 @@ def profile(
     if table is not None and commands:
         text = downstream.commands(table)
     elif table is not None and table.upper() == downstream.NUMBER:
-        text = downstream.DOWNSTREAM_FORMATS[name](TABLE_III)
+        text = downstream.as_text(name)
     elif table is not None:
         text = COMPARISON_FORMATS[name](compare(table))
     elif model is not None:

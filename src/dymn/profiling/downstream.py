@@ -70,3 +70,8 @@ DOWNSTREAM_FORMATS: dict[str, Callable[[Sequence[DownstreamRow]], str]] = {
     "json": _json,
     "markdown": _markdown,
 }
+
+
+def as_text(format: str) -> str:
+    """Return Table III in one of `DOWNSTREAM_FORMATS`."""
+    return DOWNSTREAM_FORMATS[format](paper.TABLE_III)

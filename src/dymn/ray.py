@@ -28,6 +28,7 @@ import numpy as np
 
 from dymn.audio import reading
 from dymn.audio.notes import Notes
+from dymn.audio.settings import PLAIN, ReadSettings
 from dymn.audio.sources import reason
 from dymn.audio.windows import Filled, fill
 from dymn.config import check
@@ -38,10 +39,11 @@ from dymn.inference.events import EventRecording, EventSettings, collect_events
 from dymn.inference.files import Recording, collect_tags
 from dymn.inference.formats.writers import require_parquet
 from dymn.inference.frames import FrameSettings, chosen_labels, collect_parts, frame_maker
-from dymn.inference.segments import Opened, Piece, Rows, computed, pieces, source_name
+from dymn.inference.segments import Opened, Piece, computed, pieces, source_name
 from dymn.inference.selection import TagSettings
 from dymn.inference.tagger import Tagger
 from dymn.runtime.backend import CPU_BATCH_SIZE
+from dymn.system.arrays import Floats
 
 if TYPE_CHECKING:
     from dymn.models.mobilenet import MobileNet
@@ -56,7 +58,6 @@ ACTOR_SHARE = 0.75
 Wanted = str | Sequence[str] | FrameSettings | None
 """What is computed of windows: the layers of an embedding, frames, or probabilities (None)."""
 Location = str | Path
-Progress = Callable[[str, float], None]
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class Engine:
         settings: TagSettings | None = None,
         *,
         batch_size: int | None = None,
-        progress: Progress | None = None,
+        progress: Callable[[str, float], None] | None = None,
     ) -> Iterator[Recording]:
         """Tag recordings as `Tagger.tag_files` does.
 
@@ -108,7 +109,7 @@ class Engine:
             DymnError: if Ray ends the run.
         """
         settings = settings or TagSettings()
-        windows = _Windows(tagger.sample_rate, settings.window, settings.hop, settings.fill, settings.partial)
+        windows = _Windows(tagger.sample_rate, settings.window, settings.hop, settings.fill, settings)
         return collect_tags(
             self._computed(tagger, None, sources, windows, batch_size), tagger.backend, settings, progress
         )
@@ -121,14 +122,14 @@ class Engine:
         settings: EmbedSettings | None = None,
         *,
         batch_size: int | None = None,
-        progress: Progress | None = None,
+        progress: Callable[[str, float], None] | None = None,
     ) -> Iterator[Embedding]:
         """Embed recordings as `tagger.embedder(layers).embed_files` does.
 
         Arguments and errors are those of `tag_files`.
         """
         settings = settings or EmbedSettings()
-        windows = _Windows(tagger.sample_rate, settings.window, settings.hop, settings.fill, settings.partial)
+        windows = _Windows(tagger.sample_rate, settings.window, settings.hop, settings.fill, settings)
         return tagger.embedder(layers).collect(self._computed(tagger, layers, sources, windows, batch_size), progress)
 
     def event_files(
@@ -138,12 +139,12 @@ class Engine:
         settings: EventSettings | None = None,
         *,
         batch_size: int | None = None,
-        progress: Progress | None = None,
+        progress: Callable[[str, float], None] | None = None,
     ) -> Iterator[EventRecording]:
         """Find events as `dymn.inference.events.event_files` does; arguments and errors are those of `tag_files`."""
         settings = (settings or EventSettings()).of(tagger.backend)
         maker, labels = frame_maker(tagger.backend, settings), chosen_labels(tagger.backend, settings)
-        windows = _Windows(tagger.sample_rate, maker.window, maker.hop, maker.fill, settings.partial, maker.joins)
+        windows = _Windows(tagger.sample_rate, maker.window, maker.hop, maker.fill, settings, maker.joins)
         shape = (-1,) if settings.method == "windows" else (-1, len(labels))  # rows come flat
         computed = self._computed(tagger, settings, sources, windows, batch_size)
         rows = ((piece, None if row is None else row.reshape(shape)) for piece, row in computed)
@@ -151,10 +152,12 @@ class Engine:
 
     def _computed(
         self, tagger: Tagger, wanted: Wanted, sources: Iterable[Location], windows: _Windows, batch_size: int | None
-    ) -> Iterator[tuple[Piece, Rows | None]]:
+    ) -> Iterator[tuple[Piece, Floats | None]]:
         """Return what `dymn.inference.segments.computed` yields, computed by Ray."""
         check(batch_size is None or batch_size >= 1, f"batch_size is {batch_size}; it must be at least 1.")
         found = list(sources)
+        one = windows.read.channel != "each" and windows.read.clock == "none"
+        check(one, "Results for each channel, and clocks, are computed on this machine alone. Leave Ray out, or these.")
         check("-" not in map(str, found), "Standard input cannot be read by other processes. Give paths or URLs.")
         network = (
             copy.deepcopy(tagger.model).cpu(),
@@ -169,7 +172,7 @@ class Engine:
 
     def _run(
         self, found: list[Location], windows: _Windows, network: tuple[Any, ...], batch: int
-    ) -> Iterator[tuple[Piece, Rows | None]]:
+    ) -> Iterator[tuple[Piece, Floats | None]]:
         with _running(self.address) as ray:
             resources = ray.cluster_resources()
             cpus, gpus = resources.get("CPU", 1.0), int(resources.get("GPU", 0)) if self.device in (None, "cuda") else 0
@@ -202,19 +205,20 @@ class Engine:
                 for place, piece in _pieces(table):
                     name = source_name(found[place])
                     error = piece.error and AudioError(str(piece.error).replace(whole(found[place]), name))
-                    recording = Opened(name, piece.recording.n_samples, piece.recording.notes)
+                    opened = piece.recording
+                    recording = Opened(name, opened.n_samples, opened.notes, windows.read.speed)
                     yield piece._replace(recording=recording, features=None, error=error), piece.features
 
 
 @dataclass(frozen=True)
 class _Windows:
-    """How recordings are cut: samples a second, seconds of a window and from one to the next, what fills it up."""
+    """How recordings are read and cut: samples a second, seconds of a window and between them, what fills it."""
 
     rate: int
     window: float
     hop: float | None
     how: str
-    partial: bool = False
+    read: ReadSettings = PLAIN
     joins: bool = True
 
 
@@ -229,16 +233,8 @@ def _decode(table: Any, windows: _Windows) -> Iterator[Any]:
     """Yield recordings as rows: their windows as they are before they are filled up, and their ends."""
     for place, path in zip(table["place"].to_pylist(), map(os.fsdecode, table["path"].to_pylist()), strict=True):
         source = cast(BinaryIO, _Remote(path)) if "://" in path else path
-        for piece in pieces(
-            [source],
-            windows.rate,
-            None,
-            windows.window,
-            windows.hop,
-            "bare",
-            partial=windows.partial,
-            joins=windows.joins,
-        ):
+        cutting = windows.rate, None, windows.window, windows.hop, "bare"
+        for piece in pieces([source], *cutting, read=windows.read, joins=windows.joins):
             yield _table([(place, piece, piece.features)])
 
 
@@ -258,7 +254,7 @@ class _Network:
         tagger = Tagger(model, device, threads, precision=precision)
         backend = tagger.backend
         self.prepare = backend.features
-        self.compute: Callable[[Rows], Iterable[Rows]] = lambda rows: backend.run(rows).probabilities
+        self.compute: Callable[[Floats], Iterable[Floats]] = lambda rows: backend.run(rows).probabilities
         if isinstance(wanted, FrameSettings):
             self.compute = frame_maker(backend, wanted).compute
         elif wanted is not None:
@@ -292,7 +288,7 @@ class _Network:
                 yield place, piece
 
 
-def _table(rows: Sequence[tuple[int, Piece, Rows | None]]) -> Any:
+def _table(rows: Sequence[tuple[int, Piece, Floats | None]]) -> Any:
     """Return rows, each the place of a recording, a piece of it, and float32 values, as a table of Arrow."""
     arrow, _ = require_parquet()
     columns = {

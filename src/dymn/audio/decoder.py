@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from dymn.audio.pcm_files import Layout
-from dymn.audio.samples import Floats
+from dymn.audio.pcm_files import PcmLayout
 from dymn.errors import AudioError
+from dymn.system.arrays import Floats
 
 MIN_RATE, MAX_RATE = 1_000, 768_000
 MAX_CHANNELS = 256
@@ -48,6 +48,7 @@ class Decoder:
         format: the names of container and codec.
         blocks: the samples.
         seconds: how long it is by its header, where that is known without `frames`.
+        omni: whether the first channel alone is what the mix of all would be elsewhere, as in ambisonics.
         plain: where its samples are, if they are stored as they are.
     """
 
@@ -57,7 +58,8 @@ class Decoder:
     format: str
     blocks: Iterator[Block]
     seconds: float | None = None
-    plain: Layout | None = None
+    omni: bool = False
+    plain: PcmLayout | None = None
 
 
 def check_format(name: str, rate: int, channels: int) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from dymn.commands.options import (
     WHAT,
-    Backend,
+    BackendOption,
     Device,
     Filling,
     Fresh,
@@ -20,18 +20,27 @@ from dymn.commands.options import (
     Model,
     Partial,
     Paths,
-    Precision,
+    PrecisionOption,
     Quiet,
     Ray,
     RetryFailed,
     Threads,
-    Window,
     WindowBatch,
+    WindowOption,
     Workers,
     format_option,
     hush,
     note_gaps,
     output_option,
+)
+from dymn.commands.reading_options import (
+    Band,
+    ChannelOption,
+    FilesFrom,
+    Gain,
+    Speed,
+    Track,
+    gathered,
 )
 
 if TYPE_CHECKING:
@@ -41,12 +50,12 @@ if TYPE_CHECKING:
     from dymn.inference.tagger import Tagger
     from dymn.ray import Engine
 
-Format = Literal["npy", "parquet", "csv"]
+EmbedFormat = Literal["npy", "parquet", "csv"]
 """The names in `dymn.inference.formats.embeddings.EMBEDDING_FORMATS`."""
 
 
 def embed(
-    paths: Paths,
+    paths: Paths = None,
     model: Model = None,
     layer: Layers = None,
     per_window: Annotated[
@@ -54,7 +63,7 @@ def embed(
         typer.Option("--per-window", help="Write a row for each window, with its start and end.", rich_help_panel=WHAT),
     ] = False,
     format: Annotated[
-        Format | None,
+        EmbedFormat | None,
         format_option(
             "npy (records with the fields file, start, end, embedding), parquet (the same as columns; needs "
             "dymn\\[parquet]) or csv (a column for each value). The default is by the ending of --output; "
@@ -69,13 +78,19 @@ def embed(
             "its digest, layers, settings, and the recordings that were read in part."
         ),
     ] = None,
-    window: Window = 10.0,
+    window: WindowOption = 10.0,
     hop: Hop = None,
     fill: Filling = "bare",
+    files_from: FilesFrom = None,
+    channel: ChannelOption = "mix",
+    track: Track = None,
+    gain: Gain = "0",
+    speed: Speed = 1.0,
+    band: Band = None,
     partial: Partial = False,
-    backend: Backend = "auto",
+    backend: BackendOption = "auto",
     device: Device = None,
-    precision: Precision = "float32",
+    precision: PrecisionOption = "float32",
     threads: Threads = None,
     batch_size: WindowBatch = None,
     workers: Workers = None,
@@ -107,19 +122,28 @@ def embed(
 
     hush(quiet)
     note_gaps(window, hop, quiet)
-    settings = EmbedSettings(window, hop, fill, partial)
+    reading: dict[str, Any] = {
+        "channel": channel,
+        "track": track,
+        "gain": gain,
+        "speed": speed,
+        "band": band,
+        "partial": partial,
+    }
+    settings = EmbedSettings(window, hop, fill, **reading)
     layers = parse_layers(layer or "last")
     parameters = to_dict(settings) | {"hop": hop or window}
     asked = Asked(
-        "embed", paths, output, format, model, backend, device, precision, threads, batch_size, workers,
-        ray, fresh, retry_failed, quiet, looks_inside=layers != ("last",), partial=partial,
+        "embed", gathered(paths, files_from),
+        output, format, model, backend, device, precision, threads, batch_size, workers,
+        ray, fresh, retry_failed, quiet, looks_inside=layers != ("last",), read=settings,
     )  # fmt: skip
 
     def form(tagger: Tagger | None) -> Form[Embedding]:
         embedder = tagger.embedder(layers) if tagger else None
         names, used = (embedder.names, embedder.layers) if embedder else ((), ())
         origin = replace(describe(tagger, model if tagger else None, parameters, per_window), more={"layers": used})
-        return Form(layout(names), embeddings(per_window, len(names)), origin)
+        return Form(layout(names).of(settings), embeddings(per_window, len(names)), origin)
 
     def files(tagger: Tagger, engine: Engine | None) -> Files[Embedding]:
         embed_files = (

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from dymn.commands.label_options import GroupsFile, Language, Level, Specific, vocabulary
 from dymn.commands.options import (
-    Backend,
+    BackendOption,
     Device,
     Exclude,
     Fresh,
@@ -16,7 +17,7 @@ from dymn.commands.options import (
     Model,
     Partial,
     Paths,
-    Precision,
+    PrecisionOption,
     Quiet,
     Ray,
     RetryFailed,
@@ -30,6 +31,16 @@ from dymn.commands.options import (
     output_option,
     seconds_option,
 )
+from dymn.commands.reading_options import (
+    Band,
+    ChannelOption,
+    Clock,
+    FilesFrom,
+    Gain,
+    Speed,
+    Track,
+    gathered,
+)
 
 if TYPE_CHECKING:
     from dymn.commands.runs import Files
@@ -39,19 +50,23 @@ if TYPE_CHECKING:
 
 WHEN = "Events"
 
-Format = Literal["text", "csv", "json", "jsonl", "parquet", "audacity", "raven", "label-studio", "rttm"]
+EventFormat = Literal["text", "csv", "json", "jsonl", "parquet", "audacity", "raven", "label-studio", "rttm"]
 """The formats of `dymn.inference.formats.events.EVENTS`."""
 How = Literal["activation", "windows", "frames"]
 """The keys of `dymn.inference.frames.METHODS`."""
 
 
 def events(
-    paths: Paths,
+    paths: Paths = None,
     model: Model = None,
     labels: Labels = None,
     exclude: Exclude = None,
+    specific: Specific = False,
+    level: Level = None,
+    groups: GroupsFile = None,
+    language: Language = "en",
     format: Annotated[
-        Format | None,
+        EventFormat | None,
         format_option(
             "How to write the events: text, csv, json, jsonl, parquet (needs dymn\\[parquet]), audacity (a label "
             "track), raven (a selection table), label-studio (tasks with predictions) or rttm. The default is by the "
@@ -125,10 +140,17 @@ def events(
         float | None,
         seconds_option("From the start of one window to the next. The default depends on the method.", WHEN),
     ] = None,
+    files_from: FilesFrom = None,
+    channel: ChannelOption = "mix",
+    track: Track = None,
+    gain: Gain = "0",
+    speed: Speed = 1.0,
+    band: Band = None,
+    clock: Clock = "none",
     partial: Partial = False,
-    backend: Backend = "auto",
+    backend: BackendOption = "auto",
     device: Device = None,
-    precision: Precision = "float32",
+    precision: PrecisionOption = "float32",
     threads: Threads = None,
     batch_size: WindowBatch = None,
     workers: Workers = None,
@@ -158,6 +180,17 @@ def events(
     from dymn.inference.runs import events as stored
 
     hush(quiet)
+    words = vocabulary(level, groups, language, ray)
+    reading: dict[str, Any] = {
+        "channel": channel,
+        "track": track,
+        "gain": gain,
+        "speed": speed,
+        "band": band,
+        "clock": clock,
+        "partial": partial,
+        "specific": specific,
+    }
     settings = EventSettings(
         method=method,
         window=window,
@@ -169,11 +202,12 @@ def events(
         median=median,
         min_gap=min_gap,
         min_duration=min_duration,
-        partial=partial,
+        **reading,
     )
     asked = Asked(
-        "events", paths, output, format, model, backend, device, precision, threads, batch_size, workers,
-        ray, fresh, retry_failed, quiet, partial=partial,
+        "events", gathered(paths, files_from),
+        output, format, model, backend, device, precision, threads, batch_size, workers,
+        ray, fresh, retry_failed, quiet, read=settings, labels=words,
     )  # fmt: skip
 
     def files(tagger: Tagger, engine: Engine | None) -> Files[EventRecording]:
@@ -186,10 +220,10 @@ def events(
 
     def form(tagger: Tagger | None) -> Form[EventRecording]:
         used = settings if tagger is None else settings.of(tagger.backend)
-        parameters = to_dict(used) | used.cutting()._asdict() | used.rule()._asdict()
-        return Form(EVENTS, stored(), describe(tagger, model, parameters))
+        parameters = to_dict(used) | words.parameters() | used.cutting()._asdict() | used.rule()._asdict()
+        return Form(EVENTS.of(used), stored(), describe(tagger, model, parameters))
 
-    excerpts = excerpts_of(segments, segments_per_class, paths, ray, partial)
+    excerpts = excerpts_of(segments, segments_per_class, asked.paths, ray, settings)
     done = run(asked, EVENTS, form, files, excerpts=excerpts)
     if done.failed:
         raise typer.Exit(1)

@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Literal
 
 import typer
 
+from dymn.commands.label_options import GroupsFile, Level, Specific, vocabulary
 from dymn.commands.options import (
     WHAT,
-    Backend,
+    BackendOption,
     Device,
     Exclude,
     Labels,
     Model,
-    Precision,
+    PrecisionOption,
     Quiet,
     Threads,
     Threshold,
@@ -28,6 +29,7 @@ from dymn.commands.options import (
     note_gaps,
     seconds_option,
 )
+from dymn.commands.reading_options import READING
 from dymn.commands.recordings import load_tagger
 from dymn.errors import AudioError, ConfigError
 
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
     from dymn.inference.stream import Heard
 
 PIPE, LIVE = "Samples from a pipe", "Listening"
-Format = Literal["text", "jsonl"]
+ListenFormat = Literal["text", "jsonl"]
 READ_BYTES = 65_536
 POLL_SECONDS = 0.2
 MICROPHONE_LAG = 2.0
@@ -60,8 +62,12 @@ def listen(
     threshold: Threshold = 0.1,
     labels: Labels = None,
     exclude: Exclude = None,
+    specific: Specific = False,
+    level: Level = None,
+    groups: GroupsFile = None,
     format: Annotated[
-        Format, format_option("text (in a terminal a table that changes), or jsonl: a line of JSON for each window.")
+        ListenFormat,
+        format_option("text (in a terminal a table that changes), or jsonl: a line of JSON for each window."),
     ] = "text",
     window: Annotated[float, seconds_option("Length of a window.", LIVE)] = 2.0,
     hop: Annotated[float, seconds_option("From the start of one window to the next.", LIVE)] = 0.5,
@@ -94,9 +100,20 @@ def listen(
             min=1, max=256, metavar="NUMBER", help="Number of channels of standard input.", rich_help_panel=PIPE
         ),
     ] = 1,
-    backend: Backend = "auto",
+    channel: Annotated[
+        str,
+        typer.Option(
+            metavar="CHANNEL",
+            help="Which channel to hear: mix (the mean of all), left, right, or a number from 1.",
+            rich_help_panel=READING,
+        ),
+    ] = "mix",
+    gain: Annotated[
+        float, typer.Option(metavar="DB", help="Make the sound louder, in dB.", rich_help_panel=READING)
+    ] = 0.0,
+    backend: BackendOption = "auto",
     device: Device = None,
-    precision: Precision = "float32",
+    precision: PrecisionOption = "float32",
     threads: Threads = None,
     quiet: Quiet = False,
 ) -> None:
@@ -119,8 +136,12 @@ def listen(
     if source is None:
         microphones()  # what is missing is said before a model is loaded
     note_gaps(window, hop, quiet)
-    settings = TagSettings(top_k, threshold, tuple(labels or ()), tuple(exclude or ()), window, hop)
-    tagger = load_tagger(model, device, threads, quiet, backend, precision)
+    words = vocabulary(level, groups)
+    settings = TagSettings(
+        top_k, threshold, tuple(labels or ()), tuple(exclude or ()), window, hop,
+        specific=specific, channel=channel, gain=gain,
+    )  # fmt: skip
+    tagger = words.of(load_tagger(model, device, threads, quiet, backend, precision))
     title = f"{tagger.card.name or model}, {window:g} s"
     with ExitStack() as stack:
         try:

@@ -116,7 +116,6 @@ def note_gaps(window: float, hop: float | None, quiet: bool) -> None:
 Fill = Literal["repeat", "pad", "bare"]
 Computes = Literal["auto", "compiled", "torch", "onnx"]
 Precisions = Literal["float32", "bfloat16", "float16"]
-Report = Literal["table", "json"]
 
 
 def seconds_option(help: str, panel: str | None = None, least: float = 0.05, most: float | None = 600) -> Any:
@@ -135,8 +134,12 @@ def output_option(help: str, panel: str | None = WHAT) -> Any:
 
 
 Paths = Annotated[
-    list[str],
-    typer.Argument(metavar="PATH", help="Recordings, folders (searched recursively) or patterns; - is standard input."),
+    list[str] | None,
+    typer.Argument(
+        metavar="PATH",
+        help="Recordings, folders (searched recursively) or patterns; - is standard input.",
+        show_default=False,
+    ),
 ]
 Model = Annotated[
     str | None,
@@ -212,7 +215,7 @@ SegmentsPerClass = Annotated[
         rich_help_panel=WHAT,
     ),
 ]
-Window = Annotated[float, seconds_option("Length of a window. The networks were trained on 10 seconds.", WINDOWS)]
+WindowOption = Annotated[float, seconds_option("Length of a window. The networks were trained on 10 seconds.", WINDOWS)]
 Hop = Annotated[
     float | None,
     seconds_option("From the start of one window to the next. By default windows do not overlap.", WINDOWS),
@@ -235,7 +238,7 @@ WindowBatch = Annotated[
         rich_help_panel=RUN_PANEL,
     ),
 ]
-Kind = Annotated[
+KindOption = Annotated[
     str,
     typer.Option(
         "--kind",
@@ -256,8 +259,8 @@ ClipBatch = Annotated[
         "--batch-size", metavar="NUMBER", min=1, help="Number of clips computed at once.", rich_help_panel=RUN_PANEL
     ),
 ]
-ReportFormat = Annotated[Report, format_option("table or json.", None)]
-Backend = Annotated[
+ReportFormat = Annotated[Literal["table", "json"], format_option("table or json.", None)]
+BackendOption = Annotated[
     Computes,
     typer.Option(
         "--backend",
@@ -277,7 +280,7 @@ Device = Annotated[
         rich_help_panel=RUN_PANEL,
     ),
 ]
-Precision = Annotated[
+PrecisionOption = Annotated[
     Precisions,
     typer.Option(
         "--precision",

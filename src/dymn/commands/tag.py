@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from dymn.commands.label_options import GroupsFile, Language, Level, Specific, vocabulary
 from dymn.commands.options import (
     WHAT,
     WINDOWS,
-    Backend,
+    BackendOption,
     Device,
     Exclude,
     Filling,
@@ -21,7 +22,7 @@ from dymn.commands.options import (
     Model,
     Partial,
     Paths,
-    Precision,
+    PrecisionOption,
     Quiet,
     Ray,
     RetryFailed,
@@ -29,13 +30,23 @@ from dymn.commands.options import (
     SegmentsPerClass,
     Threads,
     Threshold,
-    Window,
     WindowBatch,
+    WindowOption,
     Workers,
     format_option,
     hush,
     note_gaps,
     output_option,
+)
+from dymn.commands.reading_options import (
+    Band,
+    ChannelOption,
+    Clock,
+    FilesFrom,
+    Gain,
+    Speed,
+    Track,
+    gathered,
 )
 from dymn.errors import ConfigError
 
@@ -45,14 +56,14 @@ if TYPE_CHECKING:
     from dymn.inference.tagger import Tagger
     from dymn.ray import Engine
 
-Format = Literal["table", "json", "jsonl", "csv", "audacity", "raven", "label-studio", "parquet"]
+TagFormat = Literal["table", "json", "jsonl", "csv", "audacity", "raven", "label-studio", "parquet"]
 """The formats of `dymn.inference.formats.tags.TAGS`."""
 Combine = Literal["max", "mean"]
 """The names in `dymn.inference.selection.COMBINATIONS`."""
 
 
 def tag(
-    paths: Paths,
+    paths: Paths = None,
     model: Model = None,
     top_k: Annotated[
         int,
@@ -68,6 +79,10 @@ def tag(
     threshold: Threshold = 0.0,
     labels: Labels = None,
     exclude: Exclude = None,
+    specific: Specific = False,
+    level: Level = None,
+    groups: GroupsFile = None,
+    language: Language = "en",
     per_window: Annotated[
         bool,
         typer.Option(
@@ -75,7 +90,7 @@ def tag(
         ),
     ] = False,
     format: Annotated[
-        Format | None,
+        TagFormat | None,
         format_option(
             "table, json, jsonl, csv, parquet (needs dymn\\[parquet]), or, of the windows, audacity (a label track), "
             "raven (a selection table) or label-studio (tasks with predictions); give a --threshold with these. The "
@@ -101,7 +116,7 @@ def tag(
             rich_help_panel=WHAT,
         ),
     ] = None,
-    window: Window = 10.0,
+    window: WindowOption = 10.0,
     hop: Hop = None,
     fill: Filling = "repeat",
     combine: Annotated[
@@ -112,10 +127,17 @@ def tag(
             rich_help_panel=WINDOWS,
         ),
     ] = "max",
+    files_from: FilesFrom = None,
+    channel: ChannelOption = "mix",
+    track: Track = None,
+    gain: Gain = "0",
+    speed: Speed = 1.0,
+    band: Band = None,
+    clock: Clock = "none",
     partial: Partial = False,
-    backend: Backend = "auto",
+    backend: BackendOption = "auto",
     device: Device = None,
-    precision: Precision = "float32",
+    precision: PrecisionOption = "float32",
     threads: Threads = None,
     batch_size: WindowBatch = None,
     workers: Workers = None,
@@ -148,16 +170,32 @@ def tag(
     from dymn.inference.selection import TagSettings
 
     hush(quiet)
+    words = vocabulary(level, groups, language, ray)
     if plot is not None and ray is not None:
         raise ConfigError("--plot is drawn from recordings on this machine. Give it without --ray.")
+    if plot is not None and channel == "each":
+        raise ConfigError("--plot draws one channel. Give --channel a number, or leave it out.")
+    if plot is not None and speed != 1:
+        raise ConfigError("--plot has the frequencies of the recording at its own speed. Give it without --speed.")
     note_gaps(window, hop, quiet)
+    reading: dict[str, Any] = {
+        "channel": channel,
+        "track": track,
+        "gain": gain,
+        "speed": speed,
+        "band": band,
+        "clock": clock,
+        "partial": partial,
+        "specific": specific,
+    }
     settings = TagSettings(
-        top_k, threshold, tuple(labels or ()), tuple(exclude or ()), window, hop, fill, combine, partial
+        top_k, threshold, tuple(labels or ()), tuple(exclude or ()), window, hop, fill, combine, **reading
     )
-    parameters = to_dict(settings) | {"hop": hop or window}
+    parameters = to_dict(settings) | words.parameters() | {"hop": hop or window}
     asked = Asked(
-        "tag", paths, output, format, model, backend, device, precision, threads, batch_size, workers,
-        ray, fresh, retry_failed, quiet, again=plot is not None, partial=partial,
+        "tag", gathered(paths, files_from),
+        output, format, model, backend, device, precision, threads, batch_size, workers,
+        ray, fresh, retry_failed, quiet, again=plot is not None, read=settings, labels=words,
     )  # fmt: skip
 
     def files(tagger: Tagger, engine: Engine | None) -> Files[Recording]:
@@ -171,10 +209,10 @@ def tag(
     done = run(
         asked,
         TAGS,
-        lambda tagger: Form(TAGS, tags(per_window), describe(tagger, model, parameters, per_window)),
+        lambda tagger: Form(TAGS.of(settings), tags(per_window), describe(tagger, model, parameters, per_window)),
         files,
         check,
-        excerpts_of(segments, segments_per_class, paths, ray, partial),
+        excerpts_of(segments, segments_per_class, asked.paths, ray, settings),
     )
     failed = done.failed
     if plot is not None and done.tagger is not None:

@@ -9,20 +9,21 @@ its training, end to end.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from dymn.audio.notes import Notes
+from dymn.audio.settings import ReadSettings
 from dymn.config import check
 from dymn.errors import DymnError
-from dymn.inference.segments import AudioLike, Piece, Rows, run_windows
+from dymn.inference.segments import AudioLike, Piece, Told, one_result, run_windows
 from dymn.inference.selection import Selection, TagSettings
 from dymn.runtime.backend import Backend
 from dymn.runtime.scores import Scores
+from dymn.system.arrays import Floats
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -68,8 +69,8 @@ for EfficientSED, whose thresholds are 0.1, 0.2 and 0.5."""
 
 
 @dataclass(frozen=True)
-class FrameSettings:
-    """How to get frames, and of which labels.
+class FrameSettings(ReadSettings):
+    """How to get frames, and of which labels; how recordings are read is in `ReadSettings`.
 
     Attributes:
         method: a key of `METHODS`, see `dymn.inference.frames`; None is "frames" for a frame-wise network, and
@@ -81,7 +82,6 @@ class FrameSettings:
             weighted geometric mean ("activation" only).
         labels: patterns such as "Dog" or "*music*" of labels to choose from; none means all.
         exclude: patterns of labels to leave out.
-        partial: whether to read what can be read of a damaged recording, instead of an error.
     """
 
     method: str | None = None
@@ -91,9 +91,9 @@ class FrameSettings:
     clip: float = 0.3
     labels: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
-    partial: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check(
             self.method is None or self.method in METHODS, f"method is {self.method!r}; allowed: {', '.join(METHODS)}."
         )
@@ -143,11 +143,11 @@ class FrameSettings:
 
     def tagging(self) -> TagSettings:
         """Return the settings that tag such windows with all chosen labels."""
-        return TagSettings(0, 0.0, self.labels, self.exclude, *self.cutting(), partial=self.partial)
+        return TagSettings(0, 0.0, self.labels, self.exclude, *self.cutting())
 
 
 @dataclass(frozen=True)
-class Frames:
+class Frames(Told):
     """The probabilities of labels at points in time.
 
     Attributes:
@@ -155,16 +155,12 @@ class Frames:
         times: the middles of the frames in seconds [T].
         scores: probabilities [T, C].
         seconds: the length of the recording.
-        notes: what is unusual about the recording, such as a wrong header; they are logged as warnings, too.
-        partial: whether a part is missing because of damage; only with the setting `partial`.
     """
 
     labels: tuple[str, ...]
     times: Times = field(repr=False)
     scores: Scores = field(repr=False)
     seconds: float
-    notes: tuple[str, ...] = ()
-    partial: bool = False
 
     @property
     def edges(self) -> Times:
@@ -184,8 +180,8 @@ class Frames:
 class FramePart(NamedTuple):
     """Consecutive frames of a recording.
 
-    The last part of each recording has its length and notes, or the error that ended it. With the method "frames", its
-    last frames may lie beyond the end.
+    The last part of each recording has its length and what is told of it, or the error that ended it. With the method
+    "frames", its last frames may lie beyond the end.
     """
 
     name: str
@@ -193,8 +189,7 @@ class FramePart(NamedTuple):
     scores: Scores  # [n, C]
     seconds: float | None = None
     error: DymnError | None = None
-    notes: tuple[str, ...] = ()
-    partial: bool = False
+    told: Mapping[str, Any] = {}  # the fields of `Told`
 
     @property
     def is_last(self) -> bool:
@@ -207,7 +202,11 @@ PART_FRAMES = 512
 
 
 def frames(
-    backend: Backend, source: AudioLike, sample_rate: int | None = None, settings: FrameSettings | None = None
+    backend: Backend,
+    source: AudioLike,
+    sample_rate: int | None = None,
+    settings: FrameSettings | None = None,
+    heard: Callable[[Floats], object] | None = None,
 ) -> Frames:
     """Return the probabilities of labels at points in time.
 
@@ -219,22 +218,24 @@ def frames(
         source: as in `dymn.inference.files.tag_files`.
         sample_rate: of an array, in Hz.
         settings: how, and which labels.
+        heard: called with each block of samples [n] that is read.
 
     Raises:
         AudioError: if the source cannot be read.
         ConfigError: if a setting does not fit the model, or `sample_rate` is missing.
     """
     settings = (settings or FrameSettings()).of(backend)
-    parts = list(frame_parts(backend, [source], settings, sample_rate=sample_rate))
+    one_result(settings)
+    parts = list(frame_parts(backend, [source], settings, sample_rate=sample_rate, heard=heard))
     last = parts[-1]
     if last.error is not None:
         raise last.error
     times: Times = np.concatenate([part.times for part in parts])
     scores: Scores = np.concatenate([part.scores for part in parts])
     if settings.method == "frames":  # the last window may reach beyond the end
-        heard = max(1, int(np.searchsorted(times, last.seconds or 0.0)))
-        times, scores = times[:heard], scores[:heard]
-    return Frames(chosen_labels(backend, settings), times, scores, last.seconds or 0.0, last.notes, last.partial)
+        within = max(1, int(np.searchsorted(times, last.seconds or 0.0)))
+        times, scores = times[:within], scores[:within]
+    return Frames(chosen_labels(backend, settings), times, scores, last.seconds or 0.0, **last.told)
 
 
 def chosen_labels(backend: Backend, settings: FrameSettings) -> tuple[str, ...]:
@@ -255,10 +256,11 @@ def frame_parts(
     batch_size: int | None = None,
     workers: int = 0,
     progress: Callable[[str, float], None] | None = None,
+    heard: Callable[[Floats], object] | None = None,
 ) -> Iterator[FramePart]:
     """Return the frames of recordings in parts, in memory that does not grow with the length of a recording.
 
-    Arguments and errors are those of `dymn.inference.files.tag_files`.
+    Arguments and errors are those of `dymn.inference.files.tag_files`; `heard` is called with each block that is read.
 
     Yields:
         parts of some `PART_FRAMES` frames in the order of the recordings and of time; the last part of each recording
@@ -266,14 +268,21 @@ def frame_parts(
     """
     maker = frame_maker(backend, settings or FrameSettings())
     scored = run_windows(
-        backend, sources, maker, maker.compute, sample_rate=sample_rate, batch_size=batch_size, workers=workers,
+        backend,
+        sources,
+        maker,
+        maker.compute,
+        sample_rate=sample_rate,
+        batch_size=batch_size,
+        workers=workers,
+        heard=heard,
         joins=maker.joins,
-    )  # fmt: skip
+    )
     return collect_parts(scored, maker, backend.sample_rate, progress)
 
 
 def collect_parts(
-    scored: Iterable[tuple[Piece, Rows | None]],
+    scored: Iterable[tuple[Piece, Floats | None]],
     maker: FrameMaker,
     rate: int,
     progress: Callable[[str, float], None] | None,
@@ -283,16 +292,15 @@ def collect_parts(
     scores: list[Scores] = []
     for piece, row in scored:
         name, is_last = piece.recording.name, row is None
-        seconds = piece.recording.n_samples / rate if is_last and piece.error is None else None
+        seconds = piece.recording.seconds(rate) if is_last and piece.error is None else None
         middles, values = maker.finish(seconds) if row is None else maker.add(piece, row)
         times.append(middles)
         scores.append(values)
         if progress is not None and not is_last:
             progress(name, piece.end)
         if is_last or sum(map(len, times)) >= PART_FRAMES:
-            notes = piece.recording.notes if seconds is not None else Notes()
-            told = tuple(notes.lines), notes.partial
-            yield FramePart(name, np.concatenate(times), np.concatenate(scores), seconds, piece.error, *told)
+            told = piece.recording.told() if seconds is not None else {}
+            yield FramePart(name, np.concatenate(times), np.concatenate(scores), seconds, piece.error, told)
             times, scores = [], []
 
 
@@ -313,7 +321,7 @@ class FrameMaker(ABC):
         window: seconds of a window.
         hop: seconds from the start of one window to the next.
         fill: what a shorter window is filled with, a key of `dymn.audio.windows.FILLS`.
-        partial: whether to read what can be read of damaged recordings.
+        read: how recordings are read.
         joins: whether a short remainder joins the window before it.
     """
 
@@ -322,16 +330,16 @@ class FrameMaker(ABC):
 
     def __init__(self, backend: Backend, settings: FrameSettings) -> None:
         self.window, self.hop = settings.cutting()
-        self.partial = settings.partial
+        self.read: ReadSettings = settings
         self._backend, self._settings = backend, settings
         self._chosen = Selection(backend.labels, settings.tagging()).allowed
 
     @abstractmethod
-    def compute(self, features: Rows) -> Rows:
+    def compute(self, features: Floats) -> Floats:
         """Return a row [B, ...] for each of a batch of windows."""
 
     @abstractmethod
-    def add(self, piece: Piece, row: Rows) -> tuple[Times, Scores]:
+    def add(self, piece: Piece, row: Floats) -> tuple[Times, Scores]:
         """Return times [n] and probabilities [n, C] of the frames that no later window changes."""
 
     def finish(self, seconds: float | None) -> tuple[Times, Scores]:
@@ -347,11 +355,11 @@ class _WindowFrames(FrameMaker):
 
     fill = "repeat"
 
-    def compute(self, features: Rows) -> Rows:
+    def compute(self, features: Floats) -> Floats:
         """Return probabilities [B, C]."""
         return self._backend.run(features).probabilities[:, self._chosen]
 
-    def add(self, piece: Piece, row: Rows) -> tuple[Times, Scores]:
+    def add(self, piece: Piece, row: Floats) -> tuple[Times, Scores]:
         """Return the frame of a window."""
         return np.array([(piece.start + piece.end) / 2]), row[None]
 
@@ -379,7 +387,7 @@ class _ActivationFrames(FrameMaker):
         self._total = np.zeros((0, len(self._chosen)), np.float32)
         self._weights = np.zeros((0, 1), np.float32)
 
-    def compute(self, features: Rows) -> Rows:
+    def compute(self, features: Floats) -> Floats:
         """Return probabilities of frames [B, T, C]."""
         output = self._backend.frame_run(features, self._smoothing)
         frames, clip, share = (
@@ -389,9 +397,9 @@ class _ActivationFrames(FrameMaker):
         )
         return frames if share == 0 else frames ** (1 - share) * clip**share
 
-    def add(self, piece: Piece, row: Rows) -> tuple[Times, Scores]:
+    def add(self, piece: Piece, row: Floats) -> tuple[Times, Scores]:
         """Add the frames [T, C] of a window; return those before it, which no later window reaches."""
-        done = self._take(round(piece.start / self._frame) - self._first)
+        done = self._take(round(piece.start / self.read.speed / self._frame) - self._first)
         length = len(row)
         missing = ((0, max(0, length - len(self._total))), (0, 0))
         self._total, self._weights = np.pad(self._total, missing), np.pad(self._weights, missing)
@@ -412,7 +420,7 @@ class _ActivationFrames(FrameMaker):
 
     def _take(self, count: int) -> tuple[Times, Scores]:
         # Convolutions of stride s centre frame i on frame i * s of the spectrogram.
-        times: Times = np.arange(self._first, self._first + count, dtype=np.float64) * self._frame
+        times: Times = np.arange(self._first, self._first + count, dtype=np.float64) * self._frame * self.read.speed
         scores = self._total[:count] / self._weights[:count]
         self._total, self._weights = self._total[count:], self._weights[count:]
         self._first += count
@@ -433,13 +441,15 @@ class _NetworkFrames(FrameMaker):
         self._frame = backend.frame_samples / backend.sample_rate
         self.window = self.hop = backend.frame_seconds or 0.0
 
-    def compute(self, features: Rows) -> Rows:
+    def compute(self, features: Floats) -> Floats:
         """Return probabilities of frames [B, T, C]."""
         return self._backend.frame_run(features).frames[:, :, self._chosen]
 
-    def add(self, piece: Piece, row: Rows) -> tuple[Times, Scores]:
+    def add(self, piece: Piece, row: Floats) -> tuple[Times, Scores]:
         """Return the frames of a window."""
-        middles: Times = (round(piece.start / self._frame) + np.arange(len(row), dtype=np.float64) + 0.5) * self._frame
+        speed = self.read.speed
+        first = round(piece.start / speed / self._frame)
+        middles: Times = (np.arange(first, first + len(row), dtype=np.float64) + 0.5) * self._frame * speed
         return middles, row
 
 

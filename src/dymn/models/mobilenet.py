@@ -21,12 +21,13 @@ from dymn.models.heads import Output as Output
 from dymn.models.layers import DynamicConv2d
 from dymn.models.layers.context import BatchNorm2d
 from dymn.models.pretrained import Pretrained, as_array
+from dymn.system.arrays import Array
 from dymn.system.devices import resolve_device
 from dymn.weights.checkpoint import open_checkpoint
 from dymn.weights.efficientat import read_efficientat
 from dymn.weights.efficientsed import read_efficientsed
-from dymn.weights.files import Progress
-from dymn.weights.format import Array, Stored
+from dymn.weights.files import DownloadProgress
+from dymn.weights.format import Stored
 from dymn.weights.labels import labels_for, numbered_labels
 from dymn.weights.registry import EFFICIENTSED_FRONT_END
 
@@ -228,7 +229,7 @@ def load_model(
     labels: Sequence[str] | None = None,
     in_chans: int | None = None,
     device: str | torch.device | None = "cpu",
-    progress: Progress | None = None,
+    progress: DownloadProgress | None = None,
 ) -> MobileNet:
     """Load a model with its weights, in evaluation mode.
 

@@ -15,9 +15,9 @@ from typing import Any
 from dymn.architectures import FRAMEWISE, HIDDEN_CHANNELS, sequence_heads
 from dymn.config import ModelConfig, SequenceConfig, round_channels
 from dymn.errors import ConfigError, WeightsError
-from dymn.weights.efficientat import Entry, Imported, backbone_entries, block_configs, open_state, taken
+from dymn.system.arrays import Array
+from dymn.weights.efficientat import Imported, Renaming, backbone_entries, block_configs, open_state, taken
 from dymn.weights.files import WeightsFile
-from dymn.weights.format import Array
 from dymn.weights.shapes import state_shapes
 
 BACKBONE = "model.fmn."
@@ -88,7 +88,7 @@ def read_efficientsed(
         heads = _heads(state)
         config = _config(state, heads, length, scores)
         inner = {key.removeprefix(BACKBONE): values for key, values in state.items() if key.startswith(BACKBONE)}
-        backbone = [Entry(f"{BACKBONE}{entry.source}", entry.target) for entry in backbone_entries(inner, config)]
+        backbone = [Renaming(f"{BACKBONE}{entry.source}", entry.target) for entry in backbone_entries(inner, config)]
         entries = [*backbone, *_sequence_entries(state, config), *_head_entries(heads)]
     except KeyError as error:
         raise WeightsError(f"{name} does not fit an EfficientSED network: missing {error.args[0]}.") from error
@@ -174,13 +174,13 @@ def _count(layers: list[int]) -> int:
     return n_layers
 
 
-def _sequence_entries(state: Mapping[str, Array], config: ModelConfig) -> Iterator[Entry]:
+def _sequence_entries(state: Mapping[str, Array], config: ModelConfig) -> Iterator[Renaming]:
     """Yield the tensors of the sequence model, in the order of `state_shapes`."""
     assert config.sequence is not None
     kind = config.sequence.kind
     shapes = [name.removeprefix("head.sequence.") for name in state_shapes(config) if name.startswith("head.sequence.")]
     if kind == "gru":
-        yield from (Entry(f"seq_model.0.{name}", f"head.sequence.{name}") for name in shapes)
+        yield from (Renaming(f"seq_model.0.{name}", f"head.sequence.{name}") for name in shapes)
         return
     published: dict[str, str] = {}
     if kind in MIXES:
@@ -193,9 +193,9 @@ def _sequence_entries(state: Mapping[str, Array], config: ModelConfig) -> Iterat
     for name in shapes:
         part, _, value = name.rpartition(".")
         source = published[name] if name in published else f"{published[part]}.{value}"
-        yield Entry(source, f"head.sequence.{name}")
+        yield Renaming(source, f"head.sequence.{name}")
 
 
-def _head_entries(heads: Mapping[str, str]) -> Iterator[Entry]:
+def _head_entries(heads: Mapping[str, str]) -> Iterator[Renaming]:
     for part, head in heads.items():
-        yield from (Entry(f"{head}.{value}", f"head.{part}.{value}") for value in ("weight", "bias"))
+        yield from (Renaming(f"{head}.{value}", f"head.{part}.{value}") for value in ("weight", "bias"))

@@ -10,12 +10,12 @@ from dymn.errors import WeightsError
 from dymn.weights.download import fetch
 from dymn.weights.efficientat import Imported, read_efficientat
 from dymn.weights.efficientsed import read_efficientsed
-from dymn.weights.files import Progress, WeightsFile
+from dymn.weights.files import DownloadProgress, WeightsFile
 from dymn.weights.labels import labels_for, numbered_labels
 from dymn.weights.registry import PublishedModel
 
 
-def fetch_published(published: PublishedModel, progress: Progress | None = None) -> WeightsFile:
+def fetch_published(published: PublishedModel, progress: DownloadProgress | None = None) -> WeightsFile:
     """Return the verified file of a model of the registry, downloaded if need be.
 
     Raises:

@@ -129,7 +129,6 @@ def score(
     Raises:
         DataError: if too many clips are bad, or none is left.
     """
-    model.check_clips()
     model.eval()
     device = front_end.basis.device
     found = _Recordings()

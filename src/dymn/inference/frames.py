@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,8 @@ import numpy.typing as npt
 from dymn.audio.settings import ReadSettings
 from dymn.config import check
 from dymn.errors import DymnError
+from dymn.inference.methods import METHODS as METHODS
+from dymn.inference.methods import CutSeconds, Method
 from dymn.inference.segments import AudioLike, Piece, Told, one_result, run_windows
 from dymn.inference.selection import Selection, TagSettings
 from dymn.runtime.backend import Backend
@@ -29,43 +31,6 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 Times = npt.NDArray[np.float64]
-
-
-class Cut(NamedTuple):
-    """How a recording is cut, in seconds."""
-
-    window: float
-    hop: float
-
-
-class Method(NamedTuple):
-    """What a method does by default; times are in seconds.
-
-    Attributes:
-        window, hop: how it cuts recordings.
-        threshold: what the probability of an event reaches.
-        off_share: what it may fall to, as a share of the threshold.
-        median: length of the median filter.
-        min_gap: what separates events of a label.
-        edges: how the median filter continues a recording at its ends, a mode of `numpy.pad`.
-    """
-
-    window: float
-    hop: float
-    threshold: float = 0.1
-    off_share: float = 0.3
-    median: float = 0.0
-    min_gap: float = 0.64
-    edges: Literal["edge", "symmetric"] = "edge"
-
-
-METHODS = {
-    "activation": Method(10.0, 5.0),
-    "windows": Method(1.6, 0.32),
-    "frames": Method(10.0, 10.0, threshold=0.2, off_share=1.0, median=0.36, min_gap=0.0, edges="symmetric"),
-}
-"""The methods. The defaults of the first two were chosen with `benchmarks/events.py`; those of `frames` are published
-for EfficientSED, whose thresholds are 0.1, 0.2 and 0.5."""
 
 
 @dataclass(frozen=True)
@@ -136,10 +101,10 @@ class FrameSettings(ReadSettings):
         )
         return replace(self, method=method)
 
-    def cutting(self) -> Cut:
+    def cutting(self) -> CutSeconds:
         """Return window and hop in seconds."""
         window = self.usual.window if self.window is None else self.window
-        return Cut(window, min(self.usual.hop, window) if self.hop is None else self.hop)
+        return CutSeconds(window, min(self.usual.hop, window) if self.hop is None else self.hop)
 
     def tagging(self) -> TagSettings:
         """Return the settings that tag such windows with all chosen labels."""

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 
 from dymn.config import ModelCard, check, from_dict
-from dymn.errors import ConfigError, MissingExtraError, WeightsError
+from dymn.errors import ConfigError, WeightsError
 from dymn.runtime.backend import Backend, BackendOutput
 from dymn.runtime.onnx_files import check_onnx, read_onnx
 from dymn.system.arrays import Floats
 from dymn.system.cpus import default_threads
+from dymn.system.extras import needing
 from dymn.weights.download import cache_folder
 
 MAX_METADATA = 2**20
@@ -67,10 +68,8 @@ class OnnxBackend(Backend):
             WeightsError: if there is no such file, or it was not written by `dymn export`.
         """
         n_threads = default_threads(threads)
-        try:
+        with needing("Running ONNX files", "onnx"):
             import onnxruntime
-        except ImportError as error:
-            raise MissingExtraError("Running ONNX files", "onnx") from error
         name = "The file" if isinstance(source, bytes) else str(source)
         if not isinstance(source, bytes) and not Path(source).is_file():
             raise WeightsError(f"There is no file {name}. Write one with: dymn export MODEL -o FILE.onnx")

@@ -129,5 +129,5 @@ def test_what_never_ends_is_refused(tmp_path):
     with (tmp_path / "vast.onnx").open("wb") as file:
         file.truncate(2**40)
     for name in ("pipe", "zero", "vast"):
-        with pytest.raises(WeightsError, match="cannot be read: it is not a regular file|at most"):
+        with pytest.raises(WeightsError, match=r"it is not a regular file|at most"):
             read_file(tmp_path / f"{name}.onnx", MAX_FILE)

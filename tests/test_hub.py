@@ -376,7 +376,7 @@ def test_a_file_beyond_the_bound_is_not_read(model, tmp_path):
 
 def test_a_skeleton_of_nonsense():
     config = model_config("mn01")
-    with pytest.raises(ConfigError, match="No network can be built"):
+    with pytest.raises(ConfigError, match="activation is 'x'; allowed"):
         MobileNet.skeleton(dataclasses.replace(config, blocks=(dataclasses.replace(config.blocks[0], activation="x"),)))
 
 

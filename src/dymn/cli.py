@@ -22,6 +22,7 @@ from dymn.commands.evaluate import evaluate
 from dymn.commands.events import events
 from dymn.commands.explain import explain
 from dymn.commands.export import export
+from dymn.commands.fit import fit
 from dymn.commands.listen import listen
 from dymn.commands.models import models
 from dymn.commands.options import Command
@@ -43,6 +44,7 @@ EXIT_BROKEN_PIPE = 141
 EXTRAS = {
     **dict.fromkeys(("train", "evaluate", "probe", "teach"), "train"),
     "export": "torch,onnx",
+    "fit": "fit",
     "explain": "torch,plot",
 }
 """The extras of commands that need more than PyTorch, so that one installation is enough."""
@@ -176,6 +178,7 @@ for function in (
     convert,
     export,
     profile,
+    fit,
     train,
     evaluate,
     teach,

@@ -22,7 +22,7 @@ from dymn.models.mobilenet import create_model
 from dymn.training.inputs import Inputs, check_table
 from dymn.training.start import prior_logits
 from dymn.training.teach import spot_check, teach
-from dymn.weights import audioset_labels, download, registry
+from dymn.weights import audioset_labels, registry
 
 RATE = 32_000
 LABELS = ["class_0", "class_1", "class_2"]
@@ -344,7 +344,7 @@ def test_published_files_are_fetched_verified_and_named_where_absent(tmp_path, m
             raise WeightsError(f"{remote.url} does not answer.")
         file.write(sent[remote.name])
 
-    monkeypatch.setattr(download, "transfer", send)
+    monkeypatch.setattr("dymn.weights.transfer.transfer", send)
     array, index = registry.TEACHER_FILES
     with pytest.raises(
         DataError, match=f"v0.0.1/{array} does not answer.*download {array} from https.*beside the data"

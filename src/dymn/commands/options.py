@@ -98,6 +98,12 @@ def check_ending(option: str, path: Path, endings: Iterable[str]) -> None:
         raise ConfigError(f"The ending of {option} {path} names no format. Allowed: {shown}.")
 
 
+def note_ending(option: str, path: Path, ending: str, quiet: bool) -> None:
+    """Write a note where a file of the only possible format gets a name that ends otherwise."""
+    if path.suffix.lower() not in (ending, ""):
+        note(f"{option} {path} gets the content of a {ending} file, whatever its name ends in.", quiet)
+
+
 def note_gaps(window: float, hop: float | None, quiet: bool) -> None:
     """Write a note where windows leave stretches of a recording out."""
     if hop is not None and hop > window:

@@ -185,7 +185,7 @@ def fetch_models(config: TrainConfig, quiet: bool) -> None:
     from dymn.commands.progress import download_bar
     from dymn.weights import REGISTRY
     from dymn.weights.download import is_local
-    from dymn.weights.find import find_weights
+    from dymn.weights.published import fetch_published
 
     if config.teacher.table:
         from dymn.training.inputs import find_table
@@ -195,7 +195,7 @@ def fetch_models(config: TrainConfig, quiet: bool) -> None:
     for name in model_names(config):
         if name in REGISTRY and not is_local(REGISTRY[name]):
             with download_bar(quiet) as progress:
-                find_weights(name, progress)
+                fetch_published(REGISTRY[name], progress)
 
 
 def parse_fold(text: str) -> int:

@@ -14,7 +14,8 @@ from dymn.data.pickles import NPY_FAILURES, read_header, read_index
 from dymn.data.readers import number, table
 from dymn.errors import DataError, WeightsError
 from dymn.system.files import open_regular, read_bounded
-from dymn.weights.download import Progress, fetch
+from dymn.weights.download import fetch
+from dymn.weights.files import Progress, hash_file
 from dymn.weights.registry import TEACHER_FILES
 
 MAX_LABELS = 2**24  # bytes of a list of labels
@@ -57,7 +58,7 @@ def find(name: str | Path, beside: Path, progress: Progress | None = None) -> Pa
             f"that EfficientAT published, which are downloaded: {', '.join(TEACHER_FILES)}."
         )
     try:
-        return fetch(published, _check, progress).path
+        return fetch(published, lambda file: _check(file.path), progress, hash_file).path
     except WeightsError as error:
         raise DataError(f"{error} Or place it beside the data.") from error
 

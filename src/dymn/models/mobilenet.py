@@ -21,8 +21,8 @@ from dymn.models.layers.context import BatchNorm2d
 from dymn.models.pretrained import Pretrained, as_array
 from dymn.system.devices import resolve_device
 from dymn.weights.checkpoint import open_checkpoint
-from dymn.weights.download import Progress
 from dymn.weights.efficientat import read_efficientat
+from dymn.weights.files import Progress
 from dymn.weights.format import Array, Stored
 from dymn.weights.labels import numbered_labels
 

@@ -36,7 +36,7 @@ from dymn.system.files import read_bounded
 from dymn.training.settings import TrainConfig
 from dymn.training.start import check_start
 from dymn.weights import open_checkpoint
-from dymn.weights.download import Progress
+from dymn.weights.files import Progress
 from dymn.weights.format import shorten
 
 MAX_CONFIG = 2**24  # bytes of a run's config.json

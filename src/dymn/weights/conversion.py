@@ -9,9 +9,8 @@ from pathlib import Path
 from dymn.config import FrontEndConfig
 from dymn.errors import ConfigError
 from dymn.weights.checkpoint import open_checkpoint, open_state_dict
-from dymn.weights.download import Progress
-from dymn.weights.find import SAFETENSORS
-from dymn.weights.format import save, save_folder
+from dymn.weights.files import Progress, read_file
+from dymn.weights.format import SAFETENSORS, save, save_folder
 
 
 def convert(
@@ -59,7 +58,7 @@ def convert(
     stored = (
         open_checkpoint(source, progress=progress)
         if known
-        else open_state_dict(Path(source), strides, temperature, attention)
+        else open_state_dict(read_file(Path(source)), strides, temperature, attention)
     )
     card = stored.card
     replaced = dataclasses.replace(

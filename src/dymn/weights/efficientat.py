@@ -15,6 +15,7 @@ from typing import NamedTuple
 from dymn.architectures import HIDDEN_CHANNELS, NO_ATTENTION, STRIDED, TABLE_I, context_size, has_context
 from dymn.config import BlockConfig, ModelConfig, round_channels
 from dymn.errors import ConfigError, WeightsError
+from dymn.weights.files import WeightsFile, read_file
 from dymn.weights.format import COUNTER, Array, as_float32, check_finite, shorten
 from dymn.weights.shapes import state_shapes
 from dymn.weights.torch_files import read_tensors
@@ -37,7 +38,7 @@ class Imported(NamedTuple):
 
 
 def read_efficientat(
-    source: str | Path | Mapping[str, Array],
+    source: str | Path | WeightsFile | Mapping[str, Array],
     *,
     temperature: float = 1.0,
     strides: Sequence[int] = (2, 2, 2, 2),
@@ -46,7 +47,7 @@ def read_efficientat(
     """Read a published state dict; return the network that it belongs to, with its weights in float32.
 
     Args:
-        source: a file saved by `torch.save`, or a mapping of published names to arrays.
+        source: a file saved by `torch.save`, its content, or a mapping of published names to arrays.
         temperature: of the kernel attention: 1 for AudioSet models, 30 for ImageNet models.
         strides: of blocks 2, 4, 7 and 13; (2, 2, 2, 1) for files named "s2221".
         attention: of the dynamic blocks: "ca", or None (or "none") for a DyMN trained with `no_ca`. The file holds the
@@ -56,9 +57,12 @@ def read_efficientat(
         WeightsError: if the file cannot be read, or does not fit; the message names missing and extra tensors.
         ConfigError: if `temperature`, `strides` or `attention` are not allowed.
     """
-    is_file = isinstance(source, (str, Path))
-    name = str(source) if is_file else "The state dict"
-    stored = read_tensors(Path(source)) if isinstance(source, (str, Path)) else source
+    if isinstance(source, (str, Path)):
+        source = read_file(Path(source))
+    if isinstance(source, WeightsFile):
+        name, stored = str(source.path), read_tensors(source)
+    else:
+        name, stored = "The state dict", dict(source)
     state = {key: as_float32(values) for key, values in stored.items()}
     check_finite(state, name)
     if len(strides) != len(STRIDED) or any(stride not in (1, 2) for stride in strides):

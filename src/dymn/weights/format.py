@@ -20,14 +20,14 @@ import numpy.typing as npt
 
 from dymn.config import ModelCard, ModelConfig, from_dict, to_dict
 from dymn.errors import ConfigError, WeightsError
-from dymn.system.files import atomic_write
+from dymn.weights.files import MAX_FILE, WeightsFile, read_file, write_file
 
 Array = npt.NDArray[Any]
 
 FORMAT = 1
 WEIGHTS_FILE = "model.safetensors"
+SAFETENSORS = ".safetensors"
 MAX_HEADER = 2**22  # bytes of names, shapes and metadata; a DyMN with AudioSet's labels needs a fiftieth
-MAX_FILE = 2**31
 MAX_BLOCKS = 256
 STORAGE_TYPES = ("float32", "float16", "bfloat16")
 DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16, "I64": np.int64}
@@ -67,7 +67,7 @@ def save(stored: Stored, path: str | Path, dtype: str = "float32") -> str:
         kind, content = _reduced(values, dtype if values.ndim >= 2 else "float32")
         entries[name] = kind, content
     written = serialise(entries, {"dymn": json.dumps(description(stored), allow_nan=False)})
-    write(Path(path), written)
+    write_file(Path(path), written)
     return hashlib.sha256(written).hexdigest()
 
 
@@ -114,7 +114,7 @@ def from_bfloat16(bits: Array) -> npt.NDArray[np.float32]:
     return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
-def read(path: str | Path) -> Stored:
+def read(source: str | Path | WeightsFile) -> Stored:
     """Read a `.safetensors` file that `save` wrote, without trusting it.
 
     Arrays come in float32, whatever they are stored as.
@@ -123,7 +123,7 @@ def read(path: str | Path) -> Stored:
         WeightsError: if the file is missing, damaged, too large, was not written by dymn, or has settings that are not
             allowed.
     """
-    content = _content(Path(path))
+    path, _, digest, content = source if isinstance(source, WeightsFile) else read_file(Path(source))
     size = int.from_bytes(content[:8], "little")
     if not 2 <= size <= min(MAX_HEADER, len(content) - 8):
         raise WeightsError(
@@ -160,7 +160,7 @@ def read(path: str | Path) -> Stored:
         )
     except (ValueError, KeyError, TypeError) as error:
         raise WeightsError(f"{path} is damaged: {error}. Get it again.") from error
-    return Stored(config, card, state, hashlib.sha256(content).hexdigest())
+    return Stored(config, card, state, digest)
 
 
 def _arrays(entries: Mapping[str, Any], content: memoryview) -> dict[str, Array]:
@@ -226,9 +226,26 @@ def save_folder(stored: Stored, folder: Path, dtype: str = "float32") -> str:
         ConfigError, WeightsError: as `save` does.
     """
     digest = save(stored, folder / WEIGHTS_FILE, dtype)
-    write(folder / "config.json", json.dumps(description(stored), indent=2, ensure_ascii=False).encode())
-    write(folder / "README.md", readme(stored, digest).encode())
+    write_file(folder / "config.json", json.dumps(description(stored), indent=2, ensure_ascii=False).encode())
+    write_file(folder / "README.md", readme(stored, digest).encode())
     return digest
+
+
+def file_in(folder: Path) -> Path:
+    """Return the weights file of a folder: `model.safetensors`, or the only file of this kind.
+
+    Raises:
+        WeightsError: if there is none, or several.
+    """
+    if (folder / WEIGHTS_FILE).is_file():
+        return folder / WEIGHTS_FILE
+    files = sorted(folder.glob(f"*{SAFETENSORS}"))
+    if len(files) != 1:
+        found = f"{len(files)} {SAFETENSORS} files, such as {files[0].name}" if files else f"no {SAFETENSORS} file"
+        raise WeightsError(
+            f"The folder {folder} holds {found}; give the path of a file, or a folder with {WEIGHTS_FILE}."
+        )
+    return files[0]
 
 
 def readme(stored: Stored, digest: str) -> str:
@@ -296,18 +313,6 @@ def _cell(value: Any) -> str:
     return " ".join(text.split()).replace("|", "\\|")
 
 
-def _content(path: Path) -> bytes:
-    if not path.is_file():
-        raise WeightsError(f"There is no file {path}. Give the path of a checkpoint.")
-    try:
-        size = path.stat().st_size
-        if size > MAX_FILE:
-            raise WeightsError(f"{path} has {size:,} bytes; a checkpoint has at most {MAX_FILE:,}.")
-        return path.read_bytes()
-    except OSError as error:
-        raise WeightsError(f"{path} cannot be read: {error.strerror or error}.") from error
-
-
 def _json(text: str | bytes, name: str) -> dict[str, Any]:
     def refuse(constant: str) -> None:
         raise ValueError(f"{constant} is not a number")
@@ -319,16 +324,3 @@ def _json(text: str | bytes, name: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise WeightsError(f"{name} is damaged: its header is not a JSON object. Get it again.")
     return value
-
-
-def write(path: Path, content: bytes) -> None:
-    """Write a file, all or nothing.
-
-    Raises:
-        WeightsError: if it cannot be written.
-    """
-    try:
-        with atomic_write(path) as file:
-            file.write(content)
-    except OSError as error:
-        raise WeightsError(f"{path} cannot be written: {error.strerror or error}. Choose another place.") from error

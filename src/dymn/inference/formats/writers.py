@@ -25,7 +25,11 @@ def text(results: Iterable[R], layout: Layout[R], origin: Origin) -> Iterator[st
     """Write lines for people. Failed recordings are left to the error messages."""
     for result in results:
         if result.error is None:
-            yield from layout.text(result, origin)
+            lines = iter(layout.text(result, origin))
+            yield next(lines)
+            if result.partial:
+                yield from (f"  {line}\n" for line in result.notes)
+            yield from lines
 
 
 def json_document(results: Iterable[R], layout: Layout[R], origin: Origin) -> Iterator[str]:
@@ -125,6 +129,11 @@ TEXT: dict[str, Pieces] = {
 BINARY: dict[str, ToFile] = {"parquet": parquet, "npy": npy}
 ROWS = ("json", "jsonl", "csv", "parquet", "npy")
 """Formats for programs, which hold each recording by itself."""
+
+
+def marks_damage(layout: Layout[Any], name: str) -> bool:
+    """Whether a format has a place for the notes on a recording that was read in part."""
+    return name in ("table", "text", "json", "jsonl") or (layout.has_errors and name in ("csv", "parquet"))
 
 
 def write_file(results: Iterable[R], layout: Layout[R], origin: Origin, name: str, file: BinaryIO) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -27,6 +27,7 @@ from dymn.commands.options import (
     hush,
     output_option,
     seconds_option,
+    threshold_option,
 )
 
 if TYPE_CHECKING:
@@ -73,14 +74,11 @@ def events(
         ),
     ] = "windows",
     threshold: Annotated[
-        float,
-        typer.Option(
-            "--threshold",
-            "-t",
-            metavar="FROM 0 TO 1",
-            max=1,
-            help="An event reaches at least this probability.",
-            rich_help_panel=WHEN,
+        Any,
+        threshold_option(
+            "An event reaches at least this probability. auto and precise are the thresholds of each label that a "
+            "model from `dymn fit` or `dymn calibrate` carries.",
+            WHEN,
         ),
     ] = 0.1,
     off_threshold: Annotated[

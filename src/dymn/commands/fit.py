@@ -114,6 +114,15 @@ def fit(
             least=0.5,
         ),
     ] = 3.0,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            "--plot",
+            metavar="FILE",
+            help="Draw the scores of windows that were held out, and the thresholds (.png, .pdf or .svg).",
+            rich_help_panel=WHAT,
+        ),
+    ] = None,
     format: ReportFormat = "table",
     threads: Threads = None,
     workers: Workers = None,
@@ -135,6 +144,8 @@ def fit(
     hush(quiet)
     check_data(data, "DATA")
     check_ending("--output", output, [".safetensors"])
+    if plot is not None:
+        check_picture(plot)
     from dymn.commands.progress import counting_bar
     from dymn.fitting.fit import fit_checkpoint
     from dymn.fitting.labelled import read_answers, read_background, read_labelled
@@ -162,6 +173,9 @@ def fit(
             progress=progress,
         )
     save(found.stored, output)
+    if plot is not None:
+        draw(found, plot)
+        note(f"{plot} is written.", quiet)
     for error in found.bad.values():
         typer.echo(f"dymn: {error}", err=True)
     _advise(found, quiet)
@@ -179,16 +193,40 @@ def open_named(model: str | None, quiet: bool) -> Stored:
     from dymn.commands.datasets import check_model
     from dymn.commands.progress import download_bar
     from dymn.weights import open_checkpoint
-    from dymn.weights.default import choose_default
+    from dymn.weights.default import open_default
 
     with download_bar(quiet) as progress:
         if model is not None:
             check_model(model)
-        named, reason = (model, "") if model is not None else choose_default(progress)
-        stored = open_checkpoint(named, progress=progress)
-    if reason:
-        note(reason, quiet)
+            return open_checkpoint(model, progress=progress)
+        stored, reason = open_default(progress)
+    note(reason, quiet)
     return stored
+
+
+def check_picture(plot: Path) -> None:
+    """Refuse, before any work is done, a picture that cannot be drawn.
+
+    Raises:
+        ConfigError: if its ending is not that of a picture.
+        MissingExtraError: if matplotlib is not installed.
+    """
+    from dymn.plots.style import require
+
+    check_ending("--plot", plot, (".png", ".pdf", ".svg"))
+    require()
+
+
+def draw(found: FitResult, plot: Path) -> None:
+    """Draw the held-out scores of each class."""
+    from dymn.plots.scores import ClassScores, plot_scores
+
+    rows = []
+    for k, one in enumerate(found.classes):
+        use = found.examples.known[:, k]
+        scores, positive = found.fitted.held_out[use, k], found.examples.targets[use, k]
+        rows.append(ClassScores(one.label, scores, positive, one.thresholds.best, one.thresholds.precise))
+    plot_scores(rows, plot)
 
 
 def _advise(found: FitResult, quiet: bool) -> None:

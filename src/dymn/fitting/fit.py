@@ -15,7 +15,7 @@ from dymn.evaluation.metrics import per_class
 from dymn.fitting.checkpoint import check_layer, head_inputs, with_head
 from dymn.fitting.examples import CLIP_WINDOW, TRACK_WINDOW, Examples, Progress, embed_labelled
 from dymn.fitting.heads import Fitted, fit_head
-from dymn.fitting.labelled import Labelled
+from dymn.fitting.labelled import Labelled, check_counts, recordings_of
 from dymn.fitting.thresholds import ClassThresholds, class_thresholds
 from dymn.inference.embedding import Embedder
 from dymn.runtime.opening import open_backend
@@ -52,6 +52,7 @@ class FitResult(NamedTuple):
         stored: the checkpoint.
         classes: a report of each.
         fitted: the head.
+        examples: what it learned from.
         background_hours: of recorded sound without any class.
         bad: errors of recordings that are left out, by name.
     """
@@ -59,6 +60,7 @@ class FitResult(NamedTuple):
     stored: Stored
     classes: Sequence[ClassReport]
     fitted: Fitted
+    examples: Examples
     background_hours: float
     bad: Mapping[str, DymnError]
 
@@ -104,6 +106,7 @@ def fit_checkpoint(
     """
     layer = check_layer(layer, stored.config)
     check(0.5 <= track_window <= 600, f"track_window is {track_window}; it must be from 0.5 to 600 seconds.")
+    check_counts(recordings_of(labelled))  # before anything is computed
     embedder = Embedder(open_backend(stored, threads=threads, device="cpu"))
     examples, bad = embed_labelled(
         embedder, labelled, made=made, track_window=track_window, workers=workers, progress=progress
@@ -129,7 +132,7 @@ def fit_checkpoint(
         metrics=_metrics(reports),
         provenance=_provenance(stored, layer, fitted, reports, hours),
     )
-    return FitResult(new, reports, fitted, hours, bad)
+    return FitResult(new, reports, fitted, examples, hours, bad)
 
 
 def _with_background(examples: Examples) -> Examples:

@@ -8,12 +8,13 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from dymn.errors import DataError, MissingExtraError
+from dymn.errors import MissingExtraError
 from dymn.evaluation.calibration import Affine, fit_affine, smoothed
 from dymn.evaluation.linear import MAX_ITERATIONS
 from dymn.evaluation.metrics import mean_average_precision
 from dymn.evaluation.rounds import parts
 from dymn.fitting.examples import Bools, Examples
+from dymn.fitting.labelled import check_counts
 
 GRID = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """Inverse strengths of the regularisation to choose from, C of scikit-learn."""
@@ -103,14 +104,7 @@ def _folds(examples: Examples) -> npt.NDArray[np.int64]:
         DataError: if a class is in fewer than two groups.
     """
     sizes = {label: len(examples.groups_of(k)) for k, label in enumerate(examples.labels)}
-    few = {label: size for label, size in sizes.items() if size < 2}
-    if few:
-        label, size = next(iter(few.items()))
-        others = f" So does {', '.join(list(few)[1:4])}." if len(few) > 1 else ""
-        raise DataError(
-            f"The class {label!r} has {size} recording{'' if size == 1 else 's'}; at least 2 are needed, one to learn "
-            f"from and one to check with, and 10 or more are better. Add clips, or leave the class out.{others}"
-        )
+    check_counts(sizes)
     rarest = sorted(range(len(examples.labels)), key=lambda k: sizes[examples.labels[k]])
     strata: dict[str, int] = {}
     for group in dict.fromkeys(examples.groups):

@@ -216,14 +216,28 @@ def _seconds(text: str, default: float, path: Path, line: int) -> float:
     return value
 
 
-def counts(labelled: Labelled, clips: Sequence[Clip] | None = None) -> Mapping[str, int]:
-    """Return how many recordings each class is heard in."""
-    groups: dict[str, set[Path]] = {label: set() for label in labelled.labels}
-    for clip in labelled.clips if clips is None else clips:
-        for label in clip.heard & groups.keys():
-            groups[label].add(clip.path)
-    for track in labelled.tracks:
-        for annotation in track.annotations:
-            if annotation.label in groups:
-                groups[annotation.label].add(track.path)
-    return {label: len(paths) for label, paths in groups.items()}
+def check_counts(recordings: Mapping[str, int]) -> None:
+    """Refuse classes that cannot be learned and checked: those in fewer than two recordings.
+
+    Raises:
+        DataError: naming them.
+    """
+    few = {label: count for label, count in recordings.items() if count < 2}
+    if few:
+        label, count = next(iter(few.items()))
+        others = f" The same holds for {', '.join(list(few)[1:4])}." if len(few) > 1 else ""
+        raise DataError(
+            f"The class {label!r} has {count} recording{'' if count == 1 else 's'}; at least 2 are needed, one to "
+            f"learn from and one to check with, and 10 or more are better. Add clips, or leave the class out.{others}"
+        )
+
+
+def recordings_of(labelled: Labelled) -> dict[str, int]:
+    """Return in how many recordings each class is heard."""
+    groups: dict[str, set[str]] = {label: set() for label in labelled.labels}
+    heard = [(clip.group, clip.heard) for clip in labelled.clips]
+    heard += [(track.group, frozenset(one.label for one in track.annotations)) for track in labelled.tracks]
+    for group, labels in heard:
+        for label in labels & groups.keys():
+            groups[label].add(group)
+    return {label: len(found) for label, found in groups.items()}

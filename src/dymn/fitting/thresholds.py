@@ -17,6 +17,8 @@ counted only in hours without the class.
 LEAST_FOUND_BLIND = 0.5
 """The same with less background, where false alarms cannot be counted."""
 ENOUGH_HOURS = 0.25
+EQUAL = 0.01
+"""Of thresholds whose F1 is this close to the best, the highest is taken: it lets fewer unheard sounds pass."""
 FALSE_ALARMS_PER_HOUR = 1.0
 LOWEST, HIGHEST = 1e-4, 0.9999
 
@@ -27,7 +29,7 @@ class ClassThresholds(NamedTuple):
     """The thresholds of a class.
 
     Attributes:
-        best: with the highest F1.
+        best: with the highest F1, or nearly so.
         precise: for few false alarms.
         f1: at `best`.
         recall: the share of the class's windows that `precise` finds.
@@ -42,9 +44,10 @@ class ClassThresholds(NamedTuple):
 def class_thresholds(scores: Numbers, positive: npt.NDArray[np.bool_], hours: float) -> ClassThresholds:
     """Return the thresholds of a class.
 
-    `best` lies midway between the two scores that it parts. `precise` is the lowest threshold with a precision of 0.9
-    that not more than one negative an hour of background passes, and that lies above the lowest quarter of the class's
-    own scores; above the lower half, with less than a quarter of an hour of background.
+    `best` is the highest threshold whose F1 is within 0.01 of the best one, midway between the two scores that it
+    parts. `precise` is the lowest threshold with a precision of 0.9 that not more than one negative an hour of
+    background passes, and that lies above the lowest quarter of the class's own scores; above the lower half, with less
+    than a quarter of an hour of background.
 
     Args:
         scores: probabilities of windows that were held out [N].
@@ -56,7 +59,7 @@ def class_thresholds(scores: Numbers, positive: npt.NDArray[np.bool_], hours: fl
     said = np.arange(1, len(ranked) + 1)
     is_edge = np.append(ranked[:-1] > ranked[1:], True)  # equal scores pass together
     f1 = np.where(is_edge, 2 * hits / (said + hits[-1]), -1)
-    at = int(f1.argmax())
+    at = int(np.flatnonzero(f1 >= f1.max() - EQUAL)[0])
     below = ranked[at + 1] if at + 1 < len(ranked) else 0.0
     exact = np.flatnonzero(is_edge & (hits >= PRECISION * said))
     negatives = np.sort(scores[~positive])[::-1]

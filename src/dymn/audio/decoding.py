@@ -97,7 +97,7 @@ def recording(source: FileLike, *, partial: bool = False, notes: Notes | None = 
     with ExitStack() as stack:
         content = stack.enter_context(opened(source))
         try:
-            decoder = _opened(content, report, stack)
+            decoder = open_decoder(content, report, stack)
         except OSError as error:
             raise AudioError(
                 f"{report.name} cannot be read: {reason(error)}. Check the disk or the connection."
@@ -133,7 +133,13 @@ def _mono(decoder: Decoder, report: Report) -> Iterator[np.ndarray]:
     report.check_length(place, None if decoder.frames is None else decoder.frames / decoder.rate)
 
 
-def _opened(content: Content, report: Report, stack: ExitStack) -> Decoder:
+def open_decoder(content: Content, report: Report, stack: ExitStack) -> Decoder:
+    """Open the content of a recording with the decoder that fits; `stack` closes it.
+
+    Raises:
+        AudioError: if it is not audio.
+        OSError: if it cannot be read.
+    """
     base = mpeg.id3_length(content)
     base = base if base < content.size else 0  # a tag that lies about its length
     head = content.at(base, 12)
@@ -168,7 +174,7 @@ def _opened(content: Content, report: Report, stack: ExitStack) -> Decoder:
     return _either(content, report, stack)
 
 
-def _elementary(content: Content, found: elementary.Frames, report: Report, stack: ExitStack) -> Decoder:
+def _elementary(content: Content, found: elementary.StreamFrames, report: Report, stack: ExitStack) -> Decoder:
     """Open a stream of frames; what is between and behind them is not given to the decoder's guesses."""
     report_lost(found.lost, (found.end - found.start - found.lost) / max(found.seconds, 0.01), report)
     if found.cut:
@@ -202,7 +208,7 @@ def _is_something_else(head: bytes) -> bool:
     return head.startswith(known) or head[4:8] == b"ftyp"
 
 
-def _plain(content: Content, plain: pcm_files.Layout, report: Report) -> Decoder:
+def _plain(content: Content, plain: pcm_files.PcmLayout, report: Report) -> Decoder:
     """Read samples that are stored as they are."""
     check_format(report.name, plain.rate, plain.channels)
     frames = plain.length // plain.frame
@@ -213,10 +219,11 @@ def _plain(content: Content, plain: pcm_files.Layout, report: Report) -> Decoder
         report.note(note)
     if plain.ambisonic:
         report.note(f"it is ambisonic: of its {plain.channels} channels, the first, which is omnidirectional, is read.")
-    return Decoder(plain.rate, plain.channels, frames, plain.name, _plain_blocks(content, plain, frames))
+    blocks = _plain_blocks(content, plain, frames)
+    return Decoder(plain.rate, plain.channels, frames, plain.name, blocks, plain=plain)
 
 
-def _plain_blocks(content: Content, plain: pcm_files.Layout, frames: int) -> Iterator[Block]:
+def _plain_blocks(content: Content, plain: pcm_files.PcmLayout, frames: int) -> Iterator[Block]:
     place, step = 0, max(1, CHUNK_SAMPLES // plain.channels)
     while place < frames:
         data = content.at(plain.start + place * plain.frame, min(step, frames - place) * plain.frame)
@@ -228,7 +235,7 @@ def _plain_blocks(content: Content, plain: pcm_files.Layout, frames: int) -> Ite
         place += whole
 
 
-def _check_share(plain: pcm_files.Layout, report: Report) -> None:
+def _check_share(plain: pcm_files.PcmLayout, report: Report) -> None:
     """Compare the samples that are there with those that the header promises."""
     promised = plain.promised or 0
     if promised <= plain.length:
@@ -298,7 +305,7 @@ def _link(link: ogg.Link, content: Content, report: Report, stack: ExitStack) ->
     return _either(stack.enter_context(content.part(link.start, link.end)), report, stack)
 
 
-def _mpeg(content: Content, base: int, found: mpeg.Frames, report: Report, stack: ExitStack) -> Decoder:
+def _mpeg(content: Content, base: int, found: mpeg.MpegFrames, report: Report, stack: ExitStack) -> Decoder:
     total = sum(part.samples / part.rate for part in found.parts)
     used = sum(part.end - part.start for part in found.parts) - found.lost
     report_lost(found.lost, max(1.0, used / total), report)

@@ -21,6 +21,7 @@ import typer
 from dymn.commands.options import Computes, Precisions, note
 from dymn.commands.output import binary_output, free_name, text_output
 from dymn.commands.progress import Bar
+from dymn.commands.segments import cut, seen
 from dymn.errors import ConfigError, DymnError
 from dymn.inference.discovery import Discovery
 from dymn.inference.formats.layout import Layout, R
@@ -30,6 +31,7 @@ from dymn.inference.runs import Kind, compute, results
 from dymn.inference.segments import source_name
 
 if TYPE_CHECKING:
+    from dymn.inference.excerpts import Excerpts
     from dymn.inference.journal import Journal
     from dymn.inference.tagger import Tagger
     from dymn.ray import Engine
@@ -92,7 +94,7 @@ Files = Callable[..., Iterator[R]]
 """`Tagger.tag_files` or its like: from sources, with settings as keywords, to one result each."""
 
 
-class Ended(NamedTuple):
+class Outcome(NamedTuple):
     """A run that has ended.
 
     Attributes:
@@ -120,7 +122,8 @@ def run(
     form_of: Callable[[Tagger | None], Form[R]],
     files_of: Callable[[Tagger, Engine | None], Files[R]],
     check: Callable[[Sequence[Path | str]], None] = lambda found: None,
-) -> Ended:
+    excerpts: Excerpts | None = None,
+) -> Outcome:
     """Find recordings, load the model, compute and write.
 
     Args:
@@ -129,6 +132,7 @@ def run(
         form_of: the form of the results of a tagger, or of failures alone.
         files_of: from the tagger and, with --ray, the engine to the function that computes, with its settings bound.
         check: refuses recordings before the model is loaded; not called for a run with a journal.
+        excerpts: what is found is cut out with these.
 
     Raises:
         ConfigError: if options do not fit each other, the model, or the recordings.
@@ -147,7 +151,7 @@ def run(
         if not readable:
             form = form_of(None)
             bad = stream(asked, form, name, damaged, discovery, found, None)
-            return Ended(len(bad), (), name, form.origin, None, found, bad)
+            return Outcome(len(bad), (), name, form.origin, None, found, bad)
         device, inside = (asked.device, asked.looks_inside) if engine is None else ("cpu", True)
         tagger = load_tagger(asked.model, device, asked.threads, asked.quiet, asked.backend, asked.precision, inside)
         form = form_of(tagger)
@@ -156,10 +160,10 @@ def run(
             workers = default_workers(asked.threads, len(found) or MANY) if asked.workers is None else asked.workers
             files = partial(files, workers=workers)
         if kept:
-            failed = resume(asked, form, name, kept, damaged, discovery, files)
-            return Ended(failed, damaged, name, form.origin, tagger)
-        bad = stream(asked, form, name, damaged, discovery, found, files)
-    return Ended(len(bad), damaged, name, form.origin, tagger, found, bad)
+            failed = resume(asked, form, name, kept, damaged, discovery, files, excerpts)
+            return Outcome(failed, damaged, name, form.origin, tagger)
+        bad = stream(asked, form, name, damaged, discovery, found, files, excerpts)
+    return Outcome(len(bad) + cut(excerpts, asked.quiet), damaged, name, form.origin, tagger, found, bad)
 
 
 def _expand(engine: Engine | None) -> Callable[[str], Iterable[Path | str]]:
@@ -180,6 +184,7 @@ def stream(
     discovery: Discovery,
     found: Sequence[Path | str],
     files: Files[R] | None,
+    excerpts: Excerpts | None = None,
 ) -> set[str]:
     """Compute recordings and write their results as they come; without `files`, write why they cannot be read.
 
@@ -198,8 +203,9 @@ def stream(
             yield result
             bar.advance(result.name)
 
+    separately = _separately(asked.output, name, len(found))
     with report(asked, form.layout, name, damaged) as listed:
-        write(listed(results_told()), form, name, asked.output, separately=name == "audacity" and len(found) > 1)
+        write(listed(seen(results_told(), form.layout, excerpts)), form, name, asked.output, separately)
     return bad
 
 
@@ -211,6 +217,7 @@ def resume(
     damaged: list[str],
     discovery: Discovery,
     files: Files[R],
+    excerpts: Excerpts | None = None,
 ) -> int:
     """Compute recordings through a journal and write the output, or resume a run that did not end.
 
@@ -252,7 +259,8 @@ def resume(
             raise
         found = chain((form.kind.failed(path, error) for path, error in discovery.lost), results(journal, form.kind))
         with report(asked, form.layout, name, damaged) as listed, atomic_write(output) as file:
-            write_file(listed(found), form.layout, form.origin, name, file)
+            write_file(listed(seen(found, form.layout, excerpts)), form.layout, form.origin, name, file)
+        uncut = cut(excerpts, quiet)  # before the journal ends, so that it can be done again
         counts = journal.counts()
         journal.complete(keep=counts.failed > 0)
     n_failed = counts.failed + len(discovery.lost)
@@ -263,7 +271,7 @@ def resume(
             f"them.{again}",
             quiet,
         )
-    return n_failed
+    return n_failed + uncut
 
 
 def _follow(bar: Bar, result: R) -> None:
@@ -313,7 +321,7 @@ def check_output(output: Path | None, name: str, count: int) -> None:
     Raises:
         ConfigError: the message says what to give instead.
     """
-    tracks = name == "audacity" and count > 1
+    tracks = _separately(output, name, count)
     if tracks and (output is None or (output.exists() and not output.is_dir())):
         raise ConfigError(
             f"A label track belongs to one recording, and there are {count}. Give a folder as --output, for one file "
@@ -321,6 +329,13 @@ def check_output(output: Path | None, name: str, count: int) -> None:
         )
     if output is not None and output.is_dir() and not tracks:
         raise ConfigError(f"--output {output} is a folder. Give the name of a file to write to.")
+
+
+def _separately(output: Path | None, name: str, count: int) -> bool:
+    """Whether each recording gets a file of its own in a folder, which is to have no ending if it is new."""
+    if name == "raven" and output is not None and count:
+        return output.is_dir() or not (output.suffix or output.exists())
+    return name == "audacity" and count > 1
 
 
 def default_workers(threads: int | None, recordings: int) -> int:
@@ -339,7 +354,8 @@ def write(found: Iterable[R], form: Form[R], name: str, output: Path | None, sep
         used: set[str] = set()
         for result in found:
             if result.error is None:
-                path = output / free_name(f"{Path(result.name).stem}.txt", used)
+                ending = ".selections.txt" if name == "raven" else ".txt"
+                path = output / free_name(f"{Path(result.name).stem}{ending}", used)
                 with binary_output(path) as file:
                     write_file([result], form.layout, form.origin, name, file)
     elif output is None:

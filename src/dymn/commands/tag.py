@@ -11,7 +11,7 @@ import typer
 from dymn.commands.options import (
     WHAT,
     WINDOWS,
-    Backend,
+    BackendOption,
     Device,
     Exclude,
     Filling,
@@ -21,14 +21,16 @@ from dymn.commands.options import (
     Model,
     Partial,
     Paths,
-    Precision,
+    PrecisionOption,
     Quiet,
     Ray,
     RetryFailed,
+    Segments,
+    SegmentsPerClass,
     Threads,
     Threshold,
-    Window,
     WindowBatch,
+    WindowOption,
     Workers,
     format_option,
     hush,
@@ -43,7 +45,7 @@ if TYPE_CHECKING:
     from dymn.inference.tagger import Tagger
     from dymn.ray import Engine
 
-Format = Literal["table", "json", "jsonl", "csv", "audacity", "parquet"]
+TagFormat = Literal["table", "json", "jsonl", "csv", "audacity", "raven", "label-studio", "parquet"]
 """The formats of `dymn.inference.formats.tags.TAGS`."""
 Combine = Literal["max", "mean"]
 """The names in `dymn.inference.selection.COMBINATIONS`."""
@@ -73,21 +75,23 @@ def tag(
         ),
     ] = False,
     format: Annotated[
-        Format | None,
+        TagFormat | None,
         format_option(
-            "table, json, jsonl, csv, parquet (needs dymn\\[parquet]) or audacity (a label track of the windows; "
-            "give a --threshold with it). The default is by the ending of --output (.json, .jsonl, .csv, .parquet, "
-            ".txt), else table."
+            "table, json, jsonl, csv, parquet (needs dymn\\[parquet]), or, of the windows, audacity (a label track), "
+            "raven (a selection table) or label-studio (tasks with predictions); give a --threshold with these. The "
+            "default is by the ending of --output (.json, .jsonl, .csv, .parquet, .txt), else table."
         ),
     ] = None,
     output: Annotated[
         Path | None,
         output_option(
             "Write to this file, which appears when it is complete. Until then, with json, jsonl, csv and parquet, a "
-            "journal lies beside it, and the same command resumes after an interruption. Audacity labels of several "
-            "recordings go to a folder."
+            "journal lies beside it, and the same command resumes after an interruption. Of several recordings, "
+            "audacity writes a file each into a folder; raven does the same, or one table into a file."
         ),
     ] = None,
+    segments: Segments = None,
+    segments_per_class: SegmentsPerClass = 100,
     plot: Annotated[
         Path | None,
         typer.Option(
@@ -97,7 +101,7 @@ def tag(
             rich_help_panel=WHAT,
         ),
     ] = None,
-    window: Window = 10.0,
+    window: WindowOption = 10.0,
     hop: Hop = None,
     fill: Filling = "repeat",
     combine: Annotated[
@@ -109,9 +113,9 @@ def tag(
         ),
     ] = "max",
     partial: Partial = False,
-    backend: Backend = "auto",
+    backend: BackendOption = "auto",
     device: Device = None,
-    precision: Precision = "float32",
+    precision: PrecisionOption = "float32",
     threads: Threads = None,
     batch_size: WindowBatch = None,
     workers: Workers = None,
@@ -136,6 +140,7 @@ def tag(
     from dymn.commands.plot import check_plot, draw
     from dymn.commands.recordings import describe
     from dymn.commands.runs import Asked, Form, run
+    from dymn.commands.segments import excerpts_of
     from dymn.config import to_dict
     from dymn.inference.formats.tags import TAGS
     from dymn.inference.runs import tags
@@ -169,6 +174,7 @@ def tag(
         lambda tagger: Form(TAGS, tags(per_window), describe(tagger, model, parameters, per_window)),
         files,
         check,
+        excerpts_of(segments, segments_per_class, paths, ray, partial),
     )
     failed = done.failed
     if plot is not None and done.tagger is not None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from dymn.config import FrontEndConfig
 from dymn.errors import ConfigError
 from dymn.weights.checkpoint import open_checkpoint, open_state_dict
-from dymn.weights.files import Progress, read_file
+from dymn.weights.files import DownloadProgress, read_file
 from dymn.weights.format import SAFETENSORS, save, save_folder
 
 
@@ -25,7 +25,8 @@ def convert(
     strides: Sequence[int] | None = None,
     attention: str | None = None,
     half: bool = False,
-    progress: Progress | None = None,
+    int8: bool = False,
+    progress: DownloadProgress | None = None,
 ) -> str:
     """Write a checkpoint that `open_checkpoint` reads in dymn's own format; return the SHA-256 of the weights file.
 
@@ -37,6 +38,7 @@ def convert(
         strides: of blocks 2, 4, 7 and 13 in such a file.
         attention: of the dynamic blocks in such a file: "ca", or "none" for a DyMN trained with `no_ca`.
         half: store matrices and kernels in half precision.
+        int8: store them in 8 bits, with a scale for each output channel.
         progress: called during a download with the bytes done, and the bytes in all or None.
 
     Raises:
@@ -71,7 +73,9 @@ def convert(
     n_labels, n_classes = len(replaced.labels), stored.config.num_classes
     if n_labels != n_classes:
         raise ConfigError(f"The card has {n_labels} labels for a network of {n_classes} classes; give one for each.")
-    dtype = "float16" if half else "float32"
+    if half and int8:
+        raise ConfigError("half and int8 are both set; weights are stored in one precision.")
+    dtype = {(True, False): "float16", (False, True): "int8"}.get((half, int8), "float32")
     if path.suffix == SAFETENSORS and not path.is_dir():
         return save(stored._replace(card=replaced), path, dtype)
     return save_folder(stored._replace(card=replaced), path, dtype)

@@ -20,17 +20,19 @@ import numpy.typing as npt
 
 from dymn.config import ModelCard, ModelConfig, from_dict, to_dict
 from dymn.errors import ConfigError, WeightsError
+from dymn.system.arrays import Array
 from dymn.weights.files import MAX_FILE, WeightsFile, read_file, write_file
-
-Array = npt.NDArray[Any]
 
 FORMAT = 1
 WEIGHTS_FILE = "model.safetensors"
 SAFETENSORS = ".safetensors"
 MAX_HEADER = 2**22  # bytes of names, shapes and metadata; a DyMN with AudioSet's labels needs a fiftieth
 MAX_BLOCKS = 256
-STORAGE_TYPES = ("float32", "float16", "bfloat16")
-DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16, "I64": np.int64}
+STORAGE_TYPES = ("float32", "float16", "bfloat16", "int8")
+DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16, "I64": np.int64, "I8": np.int8}
+SCALE = ".scale"  # ends the name of the array that an 8-bit one is multiplied with
+SMALL = 1024
+LARGEST = 127  # of 8 bits, with sign; -128 is not used
 COUNTER = "num_batches_tracked"  # of batch norm; nothing depends on it, and published files may lack it
 
 
@@ -50,7 +52,10 @@ class Stored(NamedTuple):
 def save(stored: Stored, path: str | Path, dtype: str = "float32") -> str:
     """Write a checkpoint as one `.safetensors` file, all or nothing; return the file's SHA-256.
 
-    Arrays of two and more dimensions are stored as `dtype` where their values fit; all others as float32.
+    Arrays of two and more dimensions are stored as `dtype` where their values fit; all others as float32. With "int8",
+    every output channel (of every kernel, in a dynamic convolution) has a scale, which maps its largest weight to 127.
+    Arrays of fewer than `SMALL` values stay in half precision: there is nothing to gain, and the first convolution is
+    sensitive.
 
     Raises:
         ConfigError: if `dtype` is not one of `STORAGE_TYPES`.
@@ -64,8 +69,13 @@ def save(stored: Stored, path: str | Path, dtype: str = "float32") -> str:
             raise WeightsError(
                 f"{path} is not written: {name} holds values that are not finite. The training has diverged."
             )
-        kind, content = _reduced(values, dtype if values.ndim >= 2 else "float32")
-        entries[name] = kind, content
+        wanted = dtype if values.ndim >= 2 else "float32"
+        if wanted == "int8" and values.size < SMALL:
+            wanted = "float16"
+        if wanted == "int8":
+            entries[name], entries[name + SCALE] = _in_8_bits(values)
+        else:
+            entries[name] = _reduced(values, wanted)
     written = serialise(entries, {"dymn": json.dumps(description(stored), allow_nan=False)})
     write_file(Path(path), written)
     return hashlib.sha256(written).hexdigest()
@@ -89,6 +99,14 @@ def _reduced(values: Array, dtype: str) -> tuple[str, Array]:
         if is_finite(from_bfloat16(rounded)):
             return "BF16", rounded
     return "F32", single
+
+
+def _in_8_bits(values: Array) -> tuple[tuple[str, Array], tuple[str, Array]]:
+    """Return weights [..., C_out, C_in / groups, *kernel] in 8 bits, and their scales [..., C_out, 1, ...]."""
+    axes = tuple(range(max(1, values.ndim - 3), values.ndim))
+    step = (np.abs(values).max(axis=axes, keepdims=True, initial=0.0) / LARGEST).astype(np.float32)
+    scale = np.where(step > 0, step, np.float32(1))
+    return ("I8", np.rint(values / scale).clip(-LARGEST, LARGEST).astype(np.int8)), ("F32", scale)
 
 
 def serialise(arrays: Mapping[str, tuple[str, Array]], metadata: Mapping[str, str]) -> bytes:
@@ -185,6 +203,11 @@ def _arrays(entries: Mapping[str, Any], content: memoryview) -> dict[str, Array]
         found[name] = from_bfloat16(values) if kind == "BF16" else values if kind == "I64" else as_float32(values)
     if end != len(content):
         raise ValueError(f"{len(content) - end:,} bytes after its last array belong to none")
+    for name in [name for name, entry in entries.items() if entry["dtype"] == "I8"]:
+        scale = found.pop(name + SCALE)
+        if scale.ndim != found[name].ndim or np.broadcast_shapes(scale.shape, found[name].shape) != found[name].shape:
+            raise ValueError(f"the scales of {name:.100} have the shape {scale.shape}, its weights {found[name].shape}")
+        found[name] = as_float32(found[name] * scale)
     return found
 
 

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from dymn.errors import ConfigError, MissingExtraError
+from dymn.inference.formats import annotators
 from dymn.inference.formats.layout import Column, Layout, R
 from dymn.inference.formats.origin import Origin
 from dymn.system.files import csv_text, text_in
@@ -57,13 +58,6 @@ def csv_rows(results: Iterable[R], layout: Layout[R], origin: Origin) -> Iterato
         yield csv_text(
             [[cell for value, column in zip(row, layout.columns, strict=True) for cell in _cells(value, column)]]
         )
-
-
-def audacity(results: Iterable[R], layout: Layout[R], origin: Origin) -> Iterator[str]:
-    """Write a label track: start, end and label with tabs between."""
-    for result in results:
-        for span in layout.spans(result) if result.error is None else ():
-            yield f"{span.start:.6f}\t{span.end:.6f}\t{span.label}\n"
 
 
 def rttm(results: Iterable[R], layout: Layout[R], origin: Origin) -> Iterator[str]:
@@ -123,7 +117,9 @@ TEXT: dict[str, Pieces] = {
     "json": json_document,
     "jsonl": json_lines,
     "csv": csv_rows,
-    "audacity": audacity,
+    "audacity": annotators.audacity,
+    "raven": annotators.raven,
+    "label-studio": annotators.label_studio,
     "rttm": rttm,
 }
 BINARY: dict[str, ToFile] = {"parquet": parquet, "npy": npy}

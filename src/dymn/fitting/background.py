@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-Floats = npt.NDArray[np.float32]
+from dymn.system.arrays import Floats
 
 KINDS = ("silence", "white", "pink", "brown", "band", "hum", "tone", "clicks")
 COUNT = 40

@@ -18,7 +18,7 @@ from dymn.fitting.background import made_background
 from dymn.fitting.labelled import Clip, Labelled, Track
 from dymn.inference.embedding import Embedder, Embedding, EmbedSettings
 from dymn.inference.segments import AudioLike, blocks
-from dymn.runtime.backend import Floats
+from dymn.system.arrays import Floats
 
 CLIP_WINDOW, TRACK_WINDOW = 10.0, 3.0
 """Seconds of a window in clips, as `dymn tag` cuts them, and in annotated recordings, where they overlap by half."""
@@ -29,6 +29,7 @@ MADE = "made"
 
 Progress = Callable[[int, int], None]
 Bools = npt.NDArray[np.bool_]
+Numbers = npt.NDArray[np.float64]
 
 
 class Place(NamedTuple):

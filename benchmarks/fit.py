@@ -34,7 +34,7 @@ import numpy as np
 
 from dymn.fitting.background import made_background
 from dymn.fitting.fit import FitResult, fit_checkpoint
-from dymn.fitting.labelled import Clip, Labelled, read_labelled
+from dymn.fitting.labelled import Labelled, LabelledClip, read_labelled
 from dymn.inference.embedding import Embedder, EmbedSettings
 from dymn.runtime.opening import open_backend
 from dymn.runtime.scores import probabilities, thresholds_of
@@ -104,7 +104,7 @@ def alarms(
     wav_folder: Path | None,
 ) -> dict[str, Any]:  # fmt: skip
     """Fit five classes and return what is found, and false alarms per hour and class."""
-    chosen: dict[str, list[Clip]] = {label: [] for label in classes}
+    chosen: dict[str, list[LabelledClip]] = {label: [] for label in classes}
     test, other = [], []
     for i, clip in enumerate(labelled.clips):
         (label,) = clip.heard
@@ -116,7 +116,7 @@ def alarms(
             chosen[label].append(clip._replace(group=str(clip.path)))
     clips = [clip for group in chosen.values() for clip in group]
     if wav_folder is not None:
-        clips += [Clip(path, str(path), frozenset()) for path in sorted(wav_folder.iterdir())]
+        clips += [LabelledClip(path, str(path), frozenset()) for path in sorted(wav_folder.iterdir())]
     result: FitResult = fit_checkpoint(stored, Labelled(tuple(sorted(classes)), clips))
     model, card = result.stored, result.stored.card
     absent = (1 / (1 + np.exp(-corpus.logits[:, indices].astype(np.float32))) < ABSENT).all(axis=1)

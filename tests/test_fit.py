@@ -17,8 +17,9 @@ from dymn.config import ModelCard
 from dymn.errors import ConfigError, DataError, WeightsError
 from dymn.evaluation.calibration import fit_affine, reliability
 from dymn.fitting.background import KINDS, made_background
+from dymn.fitting.calibrate import calibrate
 from dymn.fitting.checkpoint import head_inputs
-from dymn.fitting.examples import Examples, Place, embed_labelled
+from dymn.fitting.examples import LabelledWindows, Place, embed_labelled
 from dymn.fitting.fit import fit_checkpoint
 from dymn.fitting.heads import fit_head
 from dymn.fitting.labelled import read_answers, read_labelled
@@ -260,7 +261,7 @@ def examples_of(rng, n=60, size=6):
     vectors = rng.normal(3, 2, (n, size)) + 4 * targets @ rng.normal(size=(2, size))
     groups = tuple(str(i) for i in range(n))
     known = np.ones_like(targets)
-    return Examples(("a", "b"), vectors, targets, known, np.ones(n), groups, [Place("x", 0, 1)] * n)
+    return LabelledWindows(("a", "b"), vectors, targets, known, np.ones(n), groups, [Place("x", 0, 1)] * n)
 
 
 def test_standardisation_and_calibration_are_in_the_head():
@@ -281,7 +282,7 @@ def test_standardisation_and_calibration_are_in_the_head():
 def test_groups_stay_on_one_side_of_a_validation():
     rng = np.random.default_rng(1)
     examples = examples_of(rng)
-    twice = Examples(
+    twice = LabelledWindows(
         examples.labels,
         *(np.concatenate([getattr(examples, name)] * 2) for name in ("vectors", "targets", "known", "weights")),
         groups=examples.groups * 2,
@@ -336,3 +337,40 @@ def test_reliability_is_zero_for_what_is_right():
     assert reliability(np.full(1000, 0.9), np.arange(1000) % 2 == 0).error == pytest.approx(0.4)
     useless = fit_affine(np.array([1.0, -1.0, 1.0, -1.0]), np.array([0.0, 1.0, 0.0, 1.0]))
     assert useless.slope == 0
+
+
+@pytest.mark.parametrize("layer", ["hidden", "last"])
+def test_calibration_is_undone_and_folded_into_the_last_layer(clips, base, layer):
+    fitted = fit_checkpoint(base, read_labelled(clips), layer=layer, made=False).stored
+    part = "head.classifier" if layer == "hidden" else "head.norm"
+    state = dict(fitted.state)
+    state[f"{part}.bias"] = state[f"{part}.bias"] + np.float32(3)  # everything is heard everywhere
+    found = calibrate(fitted._replace(state=state), read_labelled(clips), name="right")
+    assert found.after.error < 0.5 * found.before.error
+    assert {one.label: one.positives for one in found.classes} == {"dog": 4, "rain": 4}
+    assert found.stored.card.name == "right" and "cross-fitted" in found.stored.card.provenance["calibration"]
+    waveform = np.random.default_rng(0).standard_normal((1, 32_000)).astype(np.float32) * 0.1
+    before, after = (
+        open_backend(stored).run_waveforms(waveform).probabilities[0].astype(np.float64)
+        for stored in (fitted._replace(state=state), found.stored)
+    )
+    slope, offset = found.classes[0].affine  # shared: four windows are too few for a map of their own
+    np.testing.assert_allclose(
+        np.log(after / (1 - after)), slope * np.log(before / (1 - before)) + offset, atol=1e-3, rtol=1e-3
+    )
+
+
+def test_dymn_calibrate_gives_any_model_thresholds(clips, tmp_path):
+    table = tmp_path / "clips.csv"
+    rows = [f"{clips}/{name}/{i}.wav,{label}" for name, label in (("dog", "Dog"), ("rain", "Rain")) for i in range(4)]
+    table.write_text("path,label\n" + "\n".join(rows) + "\n")
+    path, plot = tmp_path / "c.safetensors", tmp_path / "c.png"
+    done = run("calibrate", "dymn04_open", "--data", table, "-o", path, "--plot", plot, "--format", "json", "--quiet")
+    assert done.exit_code == 0, done.output
+    report = json.loads(done.stdout)
+    assert report["error_after"] < 0.3 and [one["label"] for one in report["classes"]] == ["Dog", "Rain"]
+    assert plot.stat().st_size > 5000
+    tagged = run("tag", AUDIO / "dog.ogg", "-m", path, "--threshold", "auto", "--labels", "Dog,Rain", "-f", "json")
+    assert [tag["label"] for tag in json.loads(tagged.stdout)["recordings"][0]["tags"]] == ["Dog"]
+    refused = run("calibrate", "dymn04_open", "--data", clips, "-o", path)
+    assert refused.exit_code == 2 and "no label 'dog'" in refused.stderr

@@ -16,6 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from dymn import __version__
+from dymn.commands.calibrate import calibrate
 from dymn.commands.convert import convert
 from dymn.commands.embed import embed
 from dymn.commands.evaluate import evaluate
@@ -44,7 +45,7 @@ EXIT_BROKEN_PIPE = 141
 EXTRAS = {
     **dict.fromkeys(("train", "evaluate", "probe", "teach"), "train"),
     "export": "torch,onnx",
-    "fit": "fit",
+    **dict.fromkeys(("fit", "calibrate"), "fit"),
     "explain": "torch,plot",
 }
 """The extras of commands that need more than PyTorch, so that one installation is enough."""
@@ -179,6 +180,7 @@ for function in (
     export,
     profile,
     fit,
+    calibrate,
     train,
     evaluate,
     teach,

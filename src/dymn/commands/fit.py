@@ -31,6 +31,43 @@ if TYPE_CHECKING:
 LITTLE_FOUND = 0.4
 MOST_NAMED = 3
 
+Background = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--background",
+        "-b",
+        metavar="PATH",
+        help="Recordings without any of the classes, such as an hour from where the model will listen. May be "
+        "given several times.",
+        rich_help_panel=DATA,
+    ),
+]
+Add = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--add",
+        metavar="CSV",
+        help="Answers from the page of `dymn review`. May be given several times.",
+        rich_help_panel=DATA,
+    ),
+]
+Separator = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TEXT",
+        help="What separates the labels of a row of a table; needed where labels hold commas.",
+        rich_help_panel=DATA,
+    ),
+]
+TrackWindow = Annotated[
+    float,
+    seconds_option(
+        "Length of a window in annotated recordings; they overlap by half. Clips are cut as in `dymn tag`.",
+        DATA,
+        least=0.5,
+    ),
+]
+
 
 def fit(
     data: Annotated[
@@ -70,17 +107,7 @@ def fit(
         str | None,
         typer.Option(metavar="NAME", help="The model's name. The default is that of the file.", rich_help_panel=WHAT),
     ] = None,
-    background: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--background",
-            "-b",
-            metavar="PATH",
-            help="Recordings without any of the classes, such as an hour from where the model will listen. May be "
-            "given several times.",
-            rich_help_panel=DATA,
-        ),
-    ] = None,
+    background: Background = None,
     made: Annotated[
         bool,
         typer.Option(
@@ -89,31 +116,9 @@ def fit(
             rich_help_panel=DATA,
         ),
     ] = True,
-    add: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--add",
-            metavar="CSV",
-            help="Answers from the page of `dymn review`. May be given several times.",
-            rich_help_panel=DATA,
-        ),
-    ] = None,
-    separator: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TEXT",
-            help="What separates the labels of a row of a table; needed where labels hold commas.",
-            rich_help_panel=DATA,
-        ),
-    ] = None,
-    window: Annotated[
-        float,
-        seconds_option(
-            "Length of a window in annotated recordings; they overlap by half. Clips are cut as in `dymn tag`.",
-            DATA,
-            least=0.5,
-        ),
-    ] = 3.0,
+    add: Add = None,
+    separator: Separator = None,
+    window: TrackWindow = 3.0,
     plot: Annotated[
         Path | None,
         typer.Option(
@@ -148,16 +153,9 @@ def fit(
         check_picture(plot)
     from dymn.commands.progress import counting_bar
     from dymn.fitting.fit import fit_checkpoint
-    from dymn.fitting.labelled import read_answers, read_background, read_labelled
-    from dymn.system.cpus import available_cpus
     from dymn.weights.format import save
 
-    labelled = read_labelled(data, separator=separator)
-    more = [clip for path in background or [] for clip in read_background(path)]
-    more += [clip for path in add or [] for clip in read_answers(path, labelled.labels)]
-    labelled = labelled._replace(clips=[*labelled.clips, *more])
-    if labelled.test:
-        note(f"{labelled.test} clips of the test set are left out; `dymn evaluate` measures the model on them.", quiet)
+    labelled = gathered(data, background, add, separator, quiet)
     stored = open_named(model, quiet)
     with counting_bar("Embed", quiet) as progress:
         found = fit_checkpoint(
@@ -169,7 +167,7 @@ def fit(
             made=made,
             track_window=window,
             threads=threads,
-            workers=min(available_cpus(), threads or 64) if workers is None else workers,
+            workers=threads_of(workers, threads),
             progress=progress,
         )
     save(found.stored, output)
@@ -182,6 +180,31 @@ def fit(
     typer.echo(as_json(found, output) if format == "json" else as_table(found, labelled, output))
     if found.bad:
         raise typer.Exit(1)
+
+
+def gathered(
+    data: Path, background: list[Path] | None, add: list[Path] | None, separator: str | None, quiet: bool
+) -> Labelled:
+    """Return labelled recordings with background and answers.
+
+    Raises:
+        DataError: if any of them cannot be read.
+    """
+    from dymn.fitting.labelled import read_answers, read_background, read_labelled
+
+    labelled = read_labelled(data, separator=separator)
+    more = [clip for path in background or [] for clip in read_background(path)]
+    more += [clip for path in add or [] for clip in read_answers(path, labelled.labels)]
+    if labelled.test:
+        note(f"{labelled.test} clips of the test set are left out; `dymn evaluate` measures the model on them.", quiet)
+    return labelled._replace(clips=[*labelled.clips, *more])
+
+
+def threads_of(workers: int | None, threads: int | None) -> int:
+    """Return how many threads decode: as given, or one per usable CPU."""
+    from dymn.system.cpus import available_cpus
+
+    return min(available_cpus(), threads or 64) if workers is None else workers
 
 
 def open_named(model: str | None, quiet: bool) -> Stored:

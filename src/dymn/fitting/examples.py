@@ -15,10 +15,10 @@ import numpy.typing as npt
 from dymn.audio.sources import display
 from dymn.errors import AudioError, DataError, DymnError
 from dymn.fitting.background import made_background
-from dymn.fitting.labelled import Clip, Labelled, Track
+from dymn.fitting.labelled import Labelled, LabelledClip, Track
 from dymn.inference.embedding import Embedder, Embedding, EmbedSettings
 from dymn.inference.segments import AudioLike, blocks
-from dymn.system.arrays import Floats
+from dymn.system.arrays import Bools, Floats
 
 CLIP_WINDOW, TRACK_WINDOW = 10.0, 3.0
 """Seconds of a window in clips, as `dymn tag` cuts them, and in annotated recordings, where they overlap by half."""
@@ -27,9 +27,7 @@ SHARE = 0.5
 MADE = "made"
 """The group of background that is made, not recorded."""
 
-Progress = Callable[[int, int], None]
-Bools = npt.NDArray[np.bool_]
-Numbers = npt.NDArray[np.float64]
+OnClip = Callable[[int, int], None]
 
 
 class Place(NamedTuple):
@@ -41,7 +39,7 @@ class Place(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Examples:
+class LabelledWindows:
     """N windows.
 
     Attributes:
@@ -87,8 +85,8 @@ def embed_labelled(
     made: bool = True,
     track_window: float = TRACK_WINDOW,
     workers: int = 0,
-    progress: Progress | None = None,
-) -> tuple[Examples, dict[str, DymnError]]:
+    progress: OnClip | None = None,
+) -> tuple[LabelledWindows, dict[str, DymnError]]:
     """Embed labelled recordings, and background that is made.
 
     Whole clips are cut as `dymn tag` cuts them; annotated recordings into short windows that overlap by half. A window
@@ -115,11 +113,11 @@ def embed_labelled(
     sounds, files = (_sound(clip, rate) for clip in labelled.clips), [track.path for track in labelled.tracks]
     clips = embedder.embed_files(sounds, whole, sample_rate=rate, workers=workers)
     tracks = embedder.embed_files(files, sliding, workers=workers)
-    items: list[Clip | Track] = [*labelled.clips, *labelled.tracks]
+    items: list[LabelledClip | Track] = [*labelled.clips, *labelled.tracks]
     for done, (item, found) in enumerate(zip(items, chain(clips, tracks), strict=True), start=1):
         if found.error is not None:
             bad[display(item.path)] = found.error
-        elif isinstance(item, Clip):
+        elif isinstance(item, LabelledClip):
             rows.add_clip(item, found)
         else:
             rows.add_track(item, found)
@@ -129,12 +127,12 @@ def embed_labelled(
         raise DataError(f"None of the {len(items)} recordings can be read: {next(iter(bad.values()), 'none is given')}")
     if made:
         for i, found in enumerate(embedder.embed_files(made_background(rate), whole, sample_rate=rate)):
-            rows.add_clip(Clip(Path(MADE), f"{MADE} {i}", frozenset()), found)
+            rows.add_clip(LabelledClip(Path(MADE), f"{MADE} {i}", frozenset()), found)
     return rows.examples(), bad
 
 
 class _Rows:
-    """Examples while they are collected."""
+    """LabelledWindows while they are collected."""
 
     def __init__(self, labels: Sequence[str]) -> None:
         self.labels = tuple(labels)
@@ -145,7 +143,7 @@ class _Rows:
         self._groups: list[str] = []
         self._places: list[Place] = []
 
-    def add_clip(self, clip: Clip, found: Embedding) -> None:
+    def add_clip(self, clip: LabelledClip, found: Embedding) -> None:
         """Add the windows of a clip, each with its labels."""
         targets, known = self._answer(clip.heard, clip.absent)
         for vector, (start, end) in zip(found.windows, found.spans, strict=True):
@@ -177,9 +175,9 @@ class _Rows:
         self._groups.append(group)
         self._places.append(place)
 
-    def examples(self) -> Examples:
+    def examples(self) -> LabelledWindows:
         """Return what was added."""
-        return Examples(
+        return LabelledWindows(
             self.labels,
             np.stack(self.vectors),
             np.stack(self._targets),
@@ -190,7 +188,7 @@ class _Rows:
         )
 
 
-def _sound(clip: Clip, rate: int) -> AudioLike:
+def _sound(clip: LabelledClip, rate: int) -> AudioLike:
     """Return a clip as a source: its path, or the samples of a stretch; a stretch that cannot be read, by its path."""
     if (clip.start, clip.end) == (0.0, math.inf):
         return clip.path

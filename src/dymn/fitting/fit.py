@@ -13,7 +13,7 @@ from dymn.config import check
 from dymn.errors import DataError, DymnError
 from dymn.evaluation.metrics import per_class
 from dymn.fitting.checkpoint import check_layer, head_inputs, with_head
-from dymn.fitting.examples import CLIP_WINDOW, TRACK_WINDOW, Examples, Progress, embed_labelled
+from dymn.fitting.examples import CLIP_WINDOW, TRACK_WINDOW, LabelledWindows, OnClip, embed_labelled
 from dymn.fitting.heads import Fitted, fit_head
 from dymn.fitting.labelled import Labelled, check_counts, recordings_of
 from dymn.fitting.thresholds import ClassThresholds, class_thresholds
@@ -60,7 +60,7 @@ class FitResult(NamedTuple):
     stored: Stored
     classes: Sequence[ClassReport]
     fitted: Fitted
-    examples: Examples
+    examples: LabelledWindows
     background_hours: float
     bad: Mapping[str, DymnError]
 
@@ -76,7 +76,7 @@ def fit_checkpoint(
     track_window: float = TRACK_WINDOW,
     threads: int | None = None,
     workers: int = 0,
-    progress: Progress | None = None,
+    progress: OnClip | None = None,
 ) -> FitResult:
     """Fit a classifier to labelled recordings, on the embeddings of a network.
 
@@ -135,7 +135,7 @@ def fit_checkpoint(
     return FitResult(new, reports, fitted, examples, hours, bad)
 
 
-def _with_background(examples: Examples) -> Examples:
+def _with_background(examples: LabelledWindows) -> LabelledWindows:
     """Return examples with one more class, of windows without any; each window has exactly one class then.
 
     Raises:
@@ -157,7 +157,7 @@ def _with_background(examples: Examples) -> Examples:
     return dataclasses.replace(examples, labels=(*examples.labels, BACKGROUND), targets=targets, known=known)
 
 
-def _report(examples: Examples, fitted: Fitted, k: int, hours: float) -> ClassReport:
+def _report(examples: LabelledWindows, fitted: Fitted, k: int, hours: float) -> ClassReport:
     use = examples.known[:, k]
     scores, positive = fitted.held_out[:, k], examples.targets[:, k]
     real = use & ~examples.made

@@ -13,8 +13,9 @@ from dymn.evaluation.calibration import Affine, fit_affine, smoothed
 from dymn.evaluation.linear import MAX_ITERATIONS
 from dymn.evaluation.metrics import mean_average_precision
 from dymn.evaluation.rounds import parts
-from dymn.fitting.examples import Bools, Examples
+from dymn.fitting.examples import LabelledWindows
 from dymn.fitting.labelled import check_counts
+from dymn.system.arrays import Bools, Numbers
 
 GRID = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """Inverse strengths of the regularisation to choose from, C of scikit-learn."""
@@ -23,8 +24,6 @@ EQUAL = 0.005
 FOLDS = 5
 LEAST_DEVIATION = 1e-3
 """Inputs are divided by their standard deviation, but by no less than this share of the mean of all deviations."""
-
-Numbers = npt.NDArray[np.float64]
 
 
 class Linear(NamedTuple):
@@ -55,7 +54,7 @@ class Fitted:
     folds: int
 
 
-def fit_head(inputs: npt.NDArray[np.floating], examples: Examples, *, exclusive: bool = False) -> Fitted:
+def fit_head(inputs: npt.NDArray[np.floating], examples: LabelledWindows, *, exclusive: bool = False) -> Fitted:
     """Fit a head, and choose its regularisation by cross-validation over groups.
 
     Without `exclusive`, each class is a logistic regression, whose logits are then stretched and shifted to be right on
@@ -97,7 +96,7 @@ def fit_head(inputs: npt.NDArray[np.floating], examples: Examples, *, exclusive:
     return Fitted(scaled, c, probabilities, len(np.unique(numbers)))
 
 
-def _folds(examples: Examples) -> npt.NDArray[np.int64]:
+def _folds(examples: LabelledWindows) -> npt.NDArray[np.int64]:
     """Return the number of the part that each window belongs to [N]; groups stay whole, and classes are spread evenly.
 
     Raises:
@@ -116,7 +115,7 @@ def _folds(examples: Examples) -> npt.NDArray[np.int64]:
     return np.array([of_group[group] for group in examples.groups])
 
 
-def _fit(known: npt.NDArray[np.floating], examples: Examples, rows: Bools, c: float, exclusive: bool) -> Linear:
+def _fit(known: npt.NDArray[np.floating], examples: LabelledWindows, rows: Bools, c: float, exclusive: bool) -> Linear:
     """Return a head for the rows, whose inputs are given, with the standardisation folded into it."""
     from sklearn.linear_model import LogisticRegression
 
@@ -144,13 +143,13 @@ def _fit(known: npt.NDArray[np.floating], examples: Examples, rows: Bools, c: fl
     return Linear(weight, bias - weight @ mean)
 
 
-def _figure(logits: Numbers, examples: Examples, exclusive: bool) -> float:
+def _figure(logits: Numbers, examples: LabelledWindows, exclusive: bool) -> float:
     if exclusive:
         right = logits.argmax(axis=1) == examples.targets.argmax(axis=1)
         return float(np.average(right, weights=examples.weights))
     return mean_average_precision(logits, examples.targets, examples.known)
 
 
-def _calibration(logits: Numbers, examples: Examples, k: int) -> Affine:
+def _calibration(logits: Numbers, examples: LabelledWindows, k: int) -> Affine:
     use = examples.known[:, k]
     return fit_affine(logits[use], smoothed(examples.targets[use, k]), examples.weights[use])

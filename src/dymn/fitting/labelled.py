@@ -29,7 +29,7 @@ ANSWERS = {"yes": True, "no": False}
 ANSWER_COLUMNS = ("path", "start", "end", "label", "heard")
 
 
-class Clip(NamedTuple):
+class LabelledClip(NamedTuple):
     """A stretch of a recording, and what is known of it.
 
     Attributes:
@@ -68,7 +68,7 @@ class Labelled(NamedTuple):
     """
 
     labels: tuple[str, ...]
-    clips: Sequence[Clip]
+    clips: Sequence[LabelledClip]
     tracks: Sequence[Track] = ()
     test: int = 0
 
@@ -106,7 +106,7 @@ def read_labelled(path: str | Path, *, separator: str | None = None) -> Labelled
     return found._replace(labels=classes)
 
 
-def read_answers(path: Path, labels: Sequence[str]) -> list[Clip]:
+def read_answers(path: Path, labels: Sequence[str]) -> list[LabelledClip]:
     """Read a table of answers that the page of `dymn review` writes: a clip, a label, and whether it is heard.
 
     Of the other labels of such a clip nothing is known. A row whose label is in `NEGATIVES` has none of them.
@@ -135,18 +135,18 @@ def read_answers(path: Path, labels: Sequence[str]) -> list[Clip]:
     for (place, start, end), answers in found.items():
         heard = frozenset(label for label, yes in answers.items() if yes)
         absent = None if any(label.lower() in NEGATIVES for label in heard) else frozenset(answers) - heard
-        clips.append(Clip(place, _digest(place), heard, absent, start, end))
+        clips.append(LabelledClip(place, _digest(place), heard, absent, start, end))
     return clips
 
 
-def read_background(path: Path) -> list[Clip]:
+def read_background(path: Path) -> list[LabelledClip]:
     """Return the recordings below a folder, or one recording, as clips without any of the classes.
 
     Raises:
         DataError: if there is none.
     """
     try:
-        return [Clip(file, _digest(file), frozenset()) for file in find(path)]
+        return [LabelledClip(file, _digest(file), frozenset()) for file in find(path)]
     except AudioError as error:
         raise DataError(str(error)) from error
 
@@ -169,7 +169,7 @@ def _check_folders(root: Path) -> None:
 def _clips(catalog: Catalog, store: Store) -> Labelled:
     assert isinstance(store, FileStore)  # all of these readers give single files
     targets = catalog.target_rows(slice(None))
-    clips, test, seen = list[Clip](), 0, dict[tuple[str, float, float], Clip]()
+    clips, test, seen = list[LabelledClip](), 0, dict[tuple[str, float, float], LabelledClip]()
     for i, path in enumerate(store.paths):
         if catalog.splits and catalog.splits[i] == "test":
             test += 1
@@ -177,7 +177,7 @@ def _clips(catalog: Catalog, store: Store) -> Labelled:
         heard = frozenset(catalog.labels[c] for c in np.flatnonzero(targets[i] > 0.5))
         start, end = (0.0, math.inf) if catalog.spans is None else map(float, catalog.spans[i])
         digest = _digest(path)
-        clip = Clip(path, f"fold {catalog.folds[i]}" if catalog.folds else digest, heard, None, start, end)
+        clip = LabelledClip(path, f"fold {catalog.folds[i]}" if catalog.folds else digest, heard, None, start, end)
         first = seen.setdefault((digest, start, end), clip)
         if first.heard != heard:
             raise DataError(

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from dymn.system.arrays import Numbers
+
 PRECISION = 0.9
 LEAST_FOUND = 0.25
 """The quantile of a class's own scores that a precise threshold never falls below, from `ENOUGH_HOURS` of background.
@@ -21,8 +23,6 @@ EQUAL = 0.01
 """Of thresholds whose F1 is this close to the best, the highest is taken: it lets fewer unheard sounds pass."""
 FALSE_ALARMS_PER_HOUR = 1.0
 LOWEST, HIGHEST = 1e-4, 0.9999
-
-Numbers = npt.NDArray[np.float64]
 
 
 class ClassThresholds(NamedTuple):

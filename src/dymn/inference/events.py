@@ -16,7 +16,7 @@ from dymn.errors import DymnError
 from dymn.inference.frames import FramePart, Frames, FrameSettings, Times, chosen_labels, frame_parts
 from dymn.inference.segments import AudioLike
 from dymn.runtime.backend import Backend
-from dymn.runtime.scores import Scores, Threshold, check_threshold, thresholds_of
+from dymn.runtime.scores import Scores, ThresholdOrName, check_threshold, thresholds_of
 
 OFF_SHARE = 0.3
 """The lower threshold as a share of the upper one. The defaults here were chosen with `benchmarks/events.py`."""
@@ -48,7 +48,7 @@ class EventSettings(FrameSettings):
         min_duration: shorter events are dropped, in seconds.
     """
 
-    threshold: Threshold = 0.1
+    threshold: ThresholdOrName = 0.1
     off_threshold: float | None = None
     median: float = 0.0
     min_gap: float = 0.64

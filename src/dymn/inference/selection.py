@@ -14,7 +14,7 @@ import numpy.typing as npt
 from dymn.audio.windows import check_windows
 from dymn.config import ModelCard, check
 from dymn.errors import ConfigError
-from dymn.runtime.scores import Scores, Threshold, check_threshold, thresholds_of
+from dymn.runtime.scores import Scores, ThresholdOrName, check_threshold, thresholds_of
 
 COMBINATIONS = ("max", "mean")
 
@@ -49,7 +49,7 @@ class TagSettings:
     """
 
     top_k: int = 10
-    threshold: Threshold = 0.0
+    threshold: ThresholdOrName = 0.0
     labels: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     window: float = 10.0

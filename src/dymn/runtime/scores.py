@@ -10,13 +10,13 @@ from dymn.errors import WeightsError
 
 Scores = npt.NDArray[np.float32]
 """Probabilities of labels, [C], [B, C] or [B, T, C]."""
-Threshold = float | str
+ThresholdOrName = float | str
 """A probability, or a key of `THRESHOLDS`."""
 THRESHOLDS = ("auto", "precise")
 """What the thresholds that a card carries are for: the highest F1, and few false alarms."""
 
 
-def check_threshold(threshold: Threshold) -> None:
+def check_threshold(threshold: ThresholdOrName) -> None:
     """Refuse what is neither a probability nor one of `THRESHOLDS`.
 
     Raises:
@@ -26,7 +26,7 @@ def check_threshold(threshold: Threshold) -> None:
     check(allowed, f"threshold is {threshold}; it must be from 0 to 1, or one of: {', '.join(THRESHOLDS)}.")
 
 
-def thresholds_of(card: ModelCard, threshold: Threshold) -> Scores:
+def thresholds_of(card: ModelCard, threshold: ThresholdOrName) -> Scores:
     """Return the threshold of each class [C]: the same for all, or those that a checkpoint carries.
 
     Raises:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from dymn.audio.sources import display
 from dymn.errors import AudioError, DataError, DymnError
 from dymn.fitting.background import made_background
-from dymn.fitting.labelled import Labelled, LabelledClip, Track
+from dymn.fitting.labelled import AnnotatedRecording, Labelled, LabelledClip
 from dymn.inference.embedding import Embedder, Embedding, EmbedSettings
 from dymn.inference.segments import AudioLike, blocks
 from dymn.system.arrays import Bools, Floats
@@ -113,7 +113,7 @@ def embed_labelled(
     sounds, files = (_sound(clip, rate) for clip in labelled.clips), [track.path for track in labelled.tracks]
     clips = embedder.embed_files(sounds, whole, sample_rate=rate, workers=workers)
     tracks = embedder.embed_files(files, sliding, workers=workers)
-    items: list[LabelledClip | Track] = [*labelled.clips, *labelled.tracks]
+    items: list[LabelledClip | AnnotatedRecording] = [*labelled.clips, *labelled.tracks]
     for done, (item, found) in enumerate(zip(items, chain(clips, tracks), strict=True), start=1):
         if found.error is not None:
             bad[display(item.path)] = found.error
@@ -150,7 +150,7 @@ class _Rows:
             place = Place(str(clip.path), clip.start + start, clip.start + end)
             self._add(vector, targets, known, 1 / len(found.windows), clip.group, place)
 
-    def add_track(self, track: Track, found: Embedding) -> None:
+    def add_track(self, track: AnnotatedRecording, found: Embedding) -> None:
         """Add the windows of an annotated recording: with the labels that are in them, or that fill them, by half."""
         stretches = np.array([(one.start, one.end) for one in track.annotations])
         for vector, (start, end) in zip(found.windows, found.spans, strict=True):

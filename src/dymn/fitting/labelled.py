@@ -49,7 +49,7 @@ class LabelledClip(NamedTuple):
     end: float = math.inf
 
 
-class Track(NamedTuple):
+class AnnotatedRecording(NamedTuple):
     """A recording that somebody annotated from beginning to end: what has no annotation has none of the classes."""
 
     path: Path
@@ -69,7 +69,7 @@ class Labelled(NamedTuple):
 
     labels: tuple[str, ...]
     clips: Sequence[LabelledClip]
-    tracks: Sequence[Track] = ()
+    tracks: Sequence[AnnotatedRecording] = ()
     test: int = 0
 
 
@@ -190,7 +190,7 @@ def _clips(catalog: Catalog, store: Store) -> Labelled:
 
 def _tracks(annotations: Iterable[Annotation]) -> Labelled:
     grouped = groupby(annotations, lambda one: one.recording)
-    return Labelled((), (), [Track(path, _digest(path), list(group)) for path, group in grouped])
+    return Labelled((), (), [AnnotatedRecording(path, _digest(path), list(group)) for path, group in grouped])
 
 
 def _names(labels: frozenset[str]) -> str:

@@ -12,6 +12,7 @@ from dymn import Tagger
 from dymn.cli import app
 from dymn.config import FrontEndConfig, ModelCard
 from dymn.errors import ConfigError, WeightsError
+from dymn.models import pretrained
 from dymn.models.frontend import LogMel
 from dymn.models.mobilenet import create_model
 from dymn.runtime.ensemble import EnsembleBackend
@@ -29,7 +30,7 @@ def network(seed, folder, exclusive=False, labels=LABELS, **front_end):
     front = FrontEndConfig(**front_end)
     model.card = ModelCard(name=f"m{seed}", labels=labels, front_end=front, licence="MIT", exclusive=exclusive)
     path = folder / f"m{seed}.safetensors"
-    model.eval().save_pretrained(path)
+    pretrained.save(model.eval(), path)
     return model, str(path)
 
 

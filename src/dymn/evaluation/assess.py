@@ -20,7 +20,7 @@ from dymn.data.tasks import is_length
 from dymn.errors import ConfigError
 from dymn.evaluation import metrics
 from dymn.evaluation.score import Predictions, evaluation_loader, figures, score
-from dymn.models.ensemble import Ensemble
+from dymn.models.ensemble import MeanOfLogits
 from dymn.models.frontend import LogMel
 from dymn.models.mobilenet import MobileNet, Output
 from dymn.system.devices import computing
@@ -153,8 +153,8 @@ def assess(
 
 
 def as_ensemble(networks: Sequence[MobileNet], name: str = "") -> MobileNet:
-    """Return several networks as one that `assess` takes, with the mean of their logits; see `Ensemble`."""
-    return cast(MobileNet, Ensemble(networks, name))
+    """Return several networks as one that `assess` takes, with the mean of their logits; see `MeanOfLogits`."""
+    return cast(MobileNet, MeanOfLogits(networks, name))
 
 
 def write_predictions(path: str | Path, found: Assessment) -> None:

@@ -12,7 +12,7 @@ from dymn.config import check
 from dymn.models.mobilenet import MobileNet, Output
 
 
-class Ensemble(nn.Module):
+class MeanOfLogits(nn.Module):
     """Networks of the same classes and front end, whose logits are averaged and whose embeddings are concatenated.
 
     Attributes:

@@ -14,7 +14,7 @@ from dymn.commands.options import (
     ClipWorkers,
     Command,
     Device,
-    Kind,
+    KindOption,
     Quiet,
     Threads,
     hush,
@@ -64,7 +64,7 @@ def teach(
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="FILE", help="The table to write, a .safetensors file.")
     ],
-    kind: Kind = "auto",
+    kind: KindOption = "auto",
     split: Annotated[
         str | None,
         typer.Option(

@@ -61,8 +61,8 @@ def recording(
 
     Args:
         source: a path, "-" for standard input, or a binary file object.
-        settings: the channel (`settled`), the track, and whether to read what is left of a damaged recording; a note says
-            what is missing.
+        settings: the channel, a number or "mix" (see `settled`), the track, and whether to read what can be read of a
+            damaged recording; a note then says what is missing.
         notes: where notes are added; None is a new list.
         content: its bytes, if they have been opened already.
 

@@ -312,7 +312,7 @@ def test_the_command_with_a_file_and_without_pytorch(tmp_path, monkeypatch):
 
     found = events("model.safetensors")
     assert found["parameters"]["method"] == "frames" and found["parameters"]["median"] == 0.36
-    assert found["parameters"]["off_threshold"] == found["parameters"]["threshold"] == 0.2
+    assert found["parameters"]["threshold"] == 0.2 and found["parameters"]["min_gap"] == 0
     assert found["recordings"][0]["events"]
     run("export", tmp_path / "model.safetensors", "--output", tmp_path / "model.onnx")
     places = [

@@ -30,6 +30,7 @@ from dymn.commands.options import (
     hush,
     output_option,
     seconds_option,
+    threshold_option,
 )
 from dymn.commands.reading_options import (
     Band,
@@ -93,15 +94,11 @@ def events(
         ),
     ] = None,
     threshold: Annotated[
-        float | None,
-        typer.Option(
-            "--threshold",
-            "-t",
-            metavar="FROM 0 TO 1",
-            max=1,
-            help="An event reaches at least this probability.",
-            rich_help_panel=WHEN,
-            show_default="0.1; 0.2 for frames",
+        Any,
+        threshold_option(
+            "An event reaches at least this probability; the default is 0.1, and 0.2 for frames. auto and precise are "
+            "the thresholds of each label that a model from `dymn fit` or `dymn calibrate` carries.",
+            WHEN,
         ),
     ] = None,
     off_threshold: Annotated[

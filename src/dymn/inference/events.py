@@ -12,13 +12,13 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from dymn.config import check
+from dymn.config import ModelCard, check
 from dymn.errors import DymnError
 from dymn.inference.frames import FramePart, Frames, FrameSettings, Times, chosen_labels, frame_parts
 from dymn.inference.segments import AudioLike, Told
 from dymn.inference.selection import SPECIFIC_SHARE
 from dymn.runtime.backend import Backend
-from dymn.runtime.scores import Scores
+from dymn.runtime.scores import Scores, ThresholdOrName, check_threshold, thresholds_of
 from dymn.runtime.vocabulary import kinds
 
 GAP_TOLERANCE = 1e-9
@@ -35,10 +35,9 @@ class Event(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """How events are found in frames: two thresholds, and times in seconds."""
+    """How events are found in frames: the threshold, and times in seconds."""
 
-    threshold: float
-    off_threshold: float
+    threshold: ThresholdOrName
     median: float
     min_gap: float
     min_duration: float
@@ -49,8 +48,10 @@ class EventSettings(FrameSettings):
     """How to get frames, and how events are found in them.
 
     Attributes:
-        threshold: an event has a frame with at least this probability.
-        off_threshold: an event lasts while the probability is at least this; None is a share of `threshold`.
+        threshold: an event has a frame with at least this probability; "auto" and "precise" are the thresholds that the
+            checkpoint carries for each label.
+        off_threshold: an event lasts while the probability is at least this, or `threshold` where that is
+            lower; None is a share of `threshold`.
         median: seconds, as the network hears them, over which the median of the probabilities is taken first; up to one
             frame leaves them as they are.
         min_gap: events of one label with at most this many seconds between them are joined.
@@ -61,7 +62,7 @@ class EventSettings(FrameSettings):
     What is None is the method's own, see `dymn.inference.frames.METHODS`.
     """
 
-    threshold: float | None = None
+    threshold: ThresholdOrName | None = None
     off_threshold: float | None = None
     median: float | None = None
     min_gap: float | None = None
@@ -71,11 +72,11 @@ class EventSettings(FrameSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         rule = self.rule()
-        check(0 < rule.threshold <= 1, f"threshold is {rule.threshold}; it must be above 0, and at most 1.")
-        check(
-            0 < rule.off_threshold <= rule.threshold,
-            f"off_threshold is {rule.off_threshold}; it must be above 0, and at most {rule.threshold}.",
-        )
+        threshold = rule.threshold
+        check_threshold(threshold)
+        check(threshold != 0, "threshold is 0; it must be above 0, and at most 1.")
+        off, most = self.off_threshold, 1.0 if isinstance(threshold, str) else threshold
+        check(off is None or 0 < off <= most, f"off_threshold is {off}; it must be above 0, and at most {most}.")
         for name in ("median", "min_gap", "min_duration"):
             value = getattr(rule, name)
             check(0 <= value <= 3600, f"{name} is {value}; it must be from 0 to 3600 seconds.")
@@ -83,10 +84,8 @@ class EventSettings(FrameSettings):
     def rule(self) -> Rule:
         """Return how events are found, with the method's own for what is None."""
         usual = self.usual
-        on = usual.threshold if self.threshold is None else self.threshold
         return Rule(
-            threshold=on,
-            off_threshold=usual.off_share * on if self.off_threshold is None else self.off_threshold,
+            threshold=usual.threshold if self.threshold is None else self.threshold,
             median=usual.median if self.median is None else self.median,
             min_gap=usual.min_gap if self.min_gap is None else self.min_gap,
             min_duration=self.min_duration,
@@ -132,14 +131,21 @@ def event_files(
     parts = frame_parts(
         backend, sources, settings, sample_rate=sample_rate, batch_size=batch_size, workers=workers, progress=progress
     )  # fmt: skip
-    return collect_events(parts, chosen_labels(backend, settings), settings)
+    return collect_events(parts, chosen_labels(backend, settings), settings, backend.card)
 
 
 def collect_events(
-    parts: Iterable[FramePart], labels: Sequence[str], settings: EventSettings
+    parts: Iterable[FramePart], labels: Sequence[str], settings: EventSettings, card: ModelCard | None = None
 ) -> Iterator[EventRecording]:
-    """Yield the events of recordings, from their frames in parts."""
-    decider = Decider(labels, settings)
+    """Return the events of recordings, from their frames in parts; `card` is the model's, with its thresholds.
+
+    Raises:
+        ConfigError: at once, if thresholds are asked for that the model does not carry.
+    """
+    return _collect(parts, lambda: Decider(labels, settings, card), Decider(labels, settings, card))
+
+
+def _collect(parts: Iterable[FramePart], fresh: Callable[[], Decider], decider: Decider) -> Iterator[EventRecording]:
     for part in parts:
         if part.error is not None:
             yield EventRecording(part.name, error=part.error)
@@ -149,12 +155,18 @@ def collect_events(
                 events = decider.finish(part.seconds)
                 yield EventRecording(part.name, part.seconds, events, **part.told)
         if part.is_last:
-            decider = Decider(labels, settings)
+            decider = fresh()
 
 
-def decide(frames: Frames, settings: EventSettings | None = None) -> list[Event]:
-    """Return the events in frames, in the order of their start, at equal starts the likeliest first."""
-    decider = Decider(frames.labels, settings)
+def decide(frames: Frames, settings: EventSettings | None = None, card: ModelCard | None = None) -> list[Event]:
+    """Return the events in frames, in the order of their start, at equal starts the likeliest first.
+
+    Args:
+        frames: what to decide on.
+        settings: how.
+        card: of the model, with the thresholds that it carries; needed where `settings` ask for them.
+    """
+    decider = Decider(frames.labels, settings, card)
     decider.feed(frames.times, frames.scores)
     return decider.finish(frames.seconds)
 
@@ -177,8 +189,14 @@ class Decider:
     may join.
     """
 
-    def __init__(self, labels: Sequence[str], settings: EventSettings | None = None) -> None:
-        """Prepare for the probabilities of `labels`."""
+    def __init__(
+        self, labels: Sequence[str], settings: EventSettings | None = None, card: ModelCard | None = None
+    ) -> None:
+        """Prepare for the probabilities of `labels`, some or all of those of a model.
+
+        Raises:
+            ConfigError: if thresholds are asked for that the model does not carry.
+        """
         s = settings or EventSettings()
         rule, self._edges = s.rule(), s.usual.edges
         # settings are seconds as the network hears them, and frames have times of the recording
@@ -187,7 +205,10 @@ class Decider:
         )
         self._labels = labels
         self._kinds = kinds(labels) if s.specific else None
-        self._on, self._off = np.float32(rule.threshold), np.float32(rule.off_threshold)
+        card = card or ModelCard(labels=tuple(labels))
+        self._on = thresholds_of(card, rule.threshold)[[card.labels.index(label) for label in labels]]  # [C]
+        off = s.usual.off_share * self._on.astype(np.float64) if s.off_threshold is None else s.off_threshold
+        self._off = np.minimum(off, self._on).astype(np.float32)  # [C]
         # frames on each side of one that its median takes in; known from the second frame on
         self._half: int | None = None
         self._times: Times = np.empty(0)  # of the undecided frames
@@ -244,7 +265,7 @@ class Decider:
     def _stretches(self, column: int, scores: Scores, edges: Times) -> None:
         """Find the stretches of one label in probabilities [n] of frames between `edges` [n + 1]."""
         opened = self._open.pop(column, None)
-        above = np.append(opened is not None, scores >= self._off)
+        above = np.append(opened is not None, scores >= self._off[column])
         changes = np.flatnonzero(above[1:] != above[:-1]).tolist()
         bounds = changes if opened is None else [0, *changes]
         for i in range(0, len(bounds), 2):
@@ -259,7 +280,7 @@ class Decider:
 
     def _close(self, column: int, stretch: _Stretch) -> None:
         """Make a complete stretch an event if it is loud enough; merge it with the previous one if the gap is short."""
-        if stretch.score < self._on:
+        if stretch.score < self._on[column]:
             return
         last = self._last.get(column)
         if last is not None and stretch.start - last.end <= self._min_gap + GAP_TOLERANCE:

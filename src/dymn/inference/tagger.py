@@ -241,7 +241,9 @@ class Tagger:
             AudioError: if the source cannot be read.
             ConfigError: if a setting is unknown or not allowed, or `sample_rate` is missing.
         """
-        found = next(event_files(self.backend, [source], from_dict(EventSettings, settings), sample_rate=sample_rate))
+        checked = from_dict(EventSettings, settings)
+        one_result(checked)
+        found = next(event_files(self.backend, [source], checked, sample_rate=sample_rate))
         if found.error is not None:
             raise found.error
         return list(found.events)

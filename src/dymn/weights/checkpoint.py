@@ -11,7 +11,7 @@ from pathlib import Path
 
 from dymn.architectures import MODELS
 from dymn.config import FrontEndConfig, ModelCard, check
-from dymn.errors import ConfigError, WeightsError
+from dymn.errors import ConfigError, UnknownModelError, WeightsError
 from dymn.weights.efficientat import Imported, read_efficientat
 from dymn.weights.efficientsed import is_efficientsed, read_efficientsed
 from dymn.weights.files import DownloadProgress, WeightsFile, read_file
@@ -80,7 +80,9 @@ def open_checkpoint(source: str | Path, *, progress: DownloadProgress | None = N
     if name in MODELS:
         variants = [key for key, model in REGISTRY.items() if model.architecture == name]
         offer = f"With weights there are: {', '.join(variants)}. " if variants else ""
-        raise WeightsError(f"{name} is an architecture without weights. {offer}`dymn.create_model` builds it without.")
+        raise UnknownModelError(
+            f"{name} is an architecture without weights. {offer}`dymn.create_model` builds it without."
+        )
     raise unknown_model(name)
 
 

@@ -74,7 +74,7 @@ class NetworkSource:
         self._zero = 0.0  # the monotonic clock at second 0 of the sound
         self._position = 0  # frames from second 0, those that were lost too
         self._burst = BURST_SECONDS
-        self._least, self._least_until = np.inf, 0.0
+        self._least, self._least_until, self._placed_at = np.inf, 0.0, 0.0  # see `_place`
         self._rate, self._resampler = 0, Resampler(MIN_RATE, MIN_RATE)  # of this connection
         self._lost_at: float | None = time.monotonic()  # none so far is lost, too
         self._heard = False
@@ -126,7 +126,7 @@ class NetworkSource:
                 except MissingDecoderError:
                     raise
                 except Exception as error:
-                    why = str(error) if isinstance(error, AudioError) else error_words(error)
+                    why = self._words(error)
                 if not self._ended:
                     self._lose(why)
                     wait = self._first_wait if time.monotonic() - begin > 2 * wait else wait
@@ -138,6 +138,13 @@ class NetworkSource:
             self.queue.close()
         finally:
             self._ready.set()
+
+    def _words(self, error: Exception) -> str:
+        if isinstance(error, AudioError):
+            return str(error)
+        if type(error).__name__ == "ExitError":  # how PyAV ends a call that takes too long
+            return f"nothing came for {self._timeout:g} s"
+        return error_words(error)
 
     def _connection(self) -> Iterator[tuple[Floats, int]]:
         """Open the address and yield mono samples [n] with their rate in Hz, until the connection ends.
@@ -227,7 +234,7 @@ class NetworkSource:
         """Begin anew after the sound was lost."""
         self._lost_at, self._rate = None, 0
         self._burst = BURST_SECONDS
-        self._least, self._least_until = np.inf, time.monotonic() + BURST_SECONDS
+        self._placed_at = 0.0
         if self._heard:
             self._skip(self._late())
             self.queue.tell(Notice("back", "", seconds))
@@ -254,14 +261,18 @@ class NetworkSource:
             late += shift
             if late < 0:
                 self._closed.wait(-late)
+        now = time.monotonic()
+        if now - self._placed_at > GAP_SECONDS:  # what was held up may come all at once
+            self._least, self._least_until = np.inf, now + BURST_SECONDS
+        self._placed_at = now
         self._least = min(self._least, late)
-        if time.monotonic() >= self._least_until:  # what was late all the time never came
+        if now >= self._least_until:  # what was late all the time never came
             if self._least > GAP_SECONDS:
                 self._position -= frames
                 self._skip(self._least)
                 self._position += frames
                 self.queue.tell(Notice("gap", "a part of it never came", self._least))
-            self._least, self._least_until = np.inf, time.monotonic() + BURST_SECONDS
+            self._least, self._least_until = np.inf, now + BURST_SECONDS
 
     def _put(self, block: Floats) -> None:
         """Append samples; a machine that is slow waits first, and drops what is too late."""

@@ -141,7 +141,8 @@ class Clips:
         if stop <= clip.written or clip.failed:
             return
         try:
-            clip.sound.write(np.clip(self._recent.read(clip.written, stop), -1, 1))
+            samples = self._recent.read(clip.written, stop)
+            clip.sound.write(np.clip(np.rint(samples * 32768), -32768, 32767).astype(np.int16))
         except (OSError, RuntimeError, self._soundfile.SoundFileError) as error:
             clip.failed = str(error)
         clip.written = stop

@@ -13,7 +13,7 @@ from dymn.live.lines import json_line
 from dymn.live.messages import Message
 
 TIMEOUT = 60.0
-_FIELD = re.compile(r"\{(\w*)\}")
+_FIELD = re.compile(r"\{(\w+)\}")
 _AT = {
     "event": ("start", "end", "saved", "lost", "back", "gap"),
     "label": (),

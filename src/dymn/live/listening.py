@@ -37,9 +37,9 @@ def listen(
     def report(found: Iterable[Sound]) -> None:
         for sound in found:
             message = messages.sound(sound)
-            tell(message)
             if clips is not None:
                 (clips.start if sound.kind == "start" else clips.end)(message)
+            tell(message)
 
     try:
         for chunk in chunks:

@@ -195,7 +195,8 @@ class _Address(NamedTuple):
         except ValueError as error:
             raise ConfigError(f"--mqtt is no address: {error}.") from error
         prefix = parts.path.strip("/") or PREFIX
-        if parts.scheme not in ("mqtt", "mqtts") or not host or any(letter in prefix for letter in "+#\0"):
+        is_wrong = parts.scheme not in ("mqtt", "mqtts") or not host or any(letter in prefix for letter in "+\0")
+        if is_wrong or parts.query or parts.fragment:
             raise ConfigError(
                 "--mqtt must be an address such as mqtt://user@broker.local:1883 or mqtts://broker/prefix."
             )

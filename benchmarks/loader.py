@@ -30,7 +30,7 @@ import soundfile
 import torch
 
 from dymn.data import Loader, PackSettings, PlainSampler, Source, Streamed, open_source, pack
-from dymn.data.pack import encode
+from dymn.data.packing import encode
 from dymn.profiling import count
 from dymn.system.cpus import available_cpus
 

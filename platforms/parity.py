@@ -43,7 +43,7 @@ def write(folder: Path) -> None:
     from dymn import LogMel, create_model, load_model
     from dymn.config import ModelCard
     from dymn.weights import REGISTRY
-    from dymn.weights.find import find_weights
+    from dymn.weights.published import fetch_published
 
     sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
     from lively import lively
@@ -56,10 +56,9 @@ def write(folder: Path) -> None:
         model.save_pretrained(folder / name)
         shutil.move(folder / name / "model.safetensors", folder / f"{name}.safetensors")
         shutil.rmtree(folder / name)
-    for name in (name for name, model in REGISTRY.items() if model.packaged):
-        found = find_weights(name)
-        assert found is not None
-        shutil.copy(found.path, folder / f"{name}.safetensors")
+    for name, model in REGISTRY.items():
+        if model.packaged:
+            shutil.copy(fetch_published(model).path, folder / f"{name}.safetensors")
     for path in sorted(folder.glob("*.safetensors")):
         model = load_model(path)
         with torch.no_grad():

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dymn.config import FrontEndConfig
+from dymn.models import frontend
 from dymn.models.frontend import LogMel, mel_basis
 from dymn.training.augment import (
     blend_waveforms,
@@ -208,3 +209,14 @@ def test_blended_clips_keep_their_level_and_have_the_ratio_that_was_drawn():
     torch.testing.assert_close(blended[0], (x[0] + other) / (1 + 10 ** (-12 / 20)) ** 0.5, atol=1e-5, rtol=1e-4)
     assert float(share[0]) == pytest.approx(1 / (1 + 10 ** (-6 / 20)), rel=1e-5)
     assert blended.isfinite().all() and blended[2].abs().max() < 0.01
+
+
+@pytest.mark.parametrize("range_", [1, 2, 500, 1001])
+def test_jitter_is_centred_whatever_its_range(range_, monkeypatch):
+    front_end, drawn = LogMel(FrontEndConfig(f_min_range=1, f_max_range=range_)), []
+    monkeypatch.setattr(frontend, "mel_basis", lambda c, low, high: drawn.append(high) or front_end.basis)
+    for seed in range(200):
+        front_end.jittered_basis(torch.Generator().manual_seed(seed))
+    lowest, highest = 15_000 + range_ // 2 - (range_ - 1), 15_000 + range_ // 2
+    assert lowest <= min(drawn) <= max(drawn) <= highest
+    assert max(drawn) - min(drawn) >= 0.9 * (range_ - 1) and abs(np.mean(drawn) - 15_000) <= 0.1 * range_ + 1

@@ -26,7 +26,7 @@ from dymn.data.tar import MAX_NAME, MAX_RECORDS, tar_members
 from dymn.errors import DataError, DymnError, WeightsError
 from dymn.system.files import open_regular, read_bounded
 from dymn.weights import open_checkpoint
-from dymn.weights.download import sha256_of
+from dymn.weights.files import read_file
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes with names here")
 
@@ -111,7 +111,7 @@ def test_regular_files_are_read(tmp_path):
         assert file.read() == b"abc"
     assert "more than 2 bytes" in refused(read_bounded, tmp_path / "a", 2)
     with pytest.raises(WeightsError, match="at most 2"):
-        sha256_of(tmp_path / "a", 2)
+        read_file(tmp_path / "a", 2)
 
 
 def header(kind, size, name=b"a.opus", magic=b"ustar\x0000"):

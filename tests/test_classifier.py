@@ -79,10 +79,11 @@ def test_top_k(network, clip):
 
 
 def test_the_default_model_is_that_of_tag(network, monkeypatch, clip, tmp_path):
-    from dymn.weights import default
+    from dymn.weights import default, open_checkpoint
 
     network.save_pretrained(tmp_path)
-    monkeypatch.setattr("dymn.classifier.choose_default", lambda: default.Choice(str(tmp_path), "because"))
+    stored = open_checkpoint(str(tmp_path))
+    monkeypatch.setattr("dymn.classifier.open_default", lambda: default.Choice(stored, "because"))
     assert len(dymn.pipeline()(clip)) == 3
 
 

@@ -1,5 +1,6 @@
 """What docs/cli.md promises of every command: help, exit codes, completion."""
 
+import csv
 import re
 import shlex
 import signal
@@ -7,12 +8,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import typer
 from typer.testing import CliRunner
 
 from dymn import cli
 from dymn.commands import options
+from dymn.data import TeacherTable
 from dymn.errors import AudioError, ConfigError, MissingExtraError, WeightsError
 from dymn.system.signals import Ended
 
@@ -114,7 +118,7 @@ def completions(line):
 def test_values_of_options_are_the_keys_of_the_data_they_name():
     from dymn import export
     from dymn.audio import pcm, windows
-    from dymn.data.pack import ENCODINGS
+    from dymn.data.packing import ENCODINGS
     from dymn.inference import selection
     from dymn.inference.formats import embeddings, events, tags
     from dymn.inference.frames import METHODS
@@ -191,11 +195,9 @@ WRITERS = {
     "tag": ["tag", "SOUND", "-m", "dymn04_open", "-o"], "events": ["events", "SOUND", "-m", "dymn04_open", "-o"],
     "embed": ["embed", "SOUND", "-m", "dymn04_open", "-o"],
     "tag --plot": ["tag", "SOUND", "-m", "dymn04_open", "--plot"],
-    "explain": ["explain", "SOUND", "-m", "dymn04_open", "-o"], "export": ["export", "dymn04_open", "-o"],
+    "explain": ["explain", "SOUND", "-m", "dymn04_open", "-o"],
     "convert": ["convert", "dymn04_open"], "profile": ["profile", "mn04", "-o"],
     "profile --plot": ["profile", "mn04", "--plot"], "probe --plot": ["probe", "FOLDER", "-m", "dymn04_open", "--plot"],
-    "teach": ["teach", "FOLDER", "--models", "dymn04_open", "-o"],
-    "evaluate --per-class": ["evaluate", "dymn04_open", "--data", "FOLDER", "--per-class"],
 }  # fmt: skip
 
 
@@ -209,6 +211,26 @@ def test_an_output_whose_ending_names_no_format_is_refused(words, tmp_path):
         and re.search(r"\.\w+", refused.stderr.replace("x.xlsx", ""))
     ), refused.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_files_of_a_command_with_one_format_may_have_any_name(tmp_path):
+    (tmp_path / "clips").mkdir()
+    for i in range(2):
+        soundfile.write(tmp_path / "clips" / f"{i}.wav", np.zeros(8_000) + i / 10, 32_000)
+    rows = "".join(f"clips/{i}.wav,{name}\n" for i, name in enumerate(("Dog", "Cat")))
+    (tmp_path / "clips.csv").write_text(f"file,labels\n{rows}")
+    clips = tmp_path / "clips.csv"
+    for ending, words in {
+        ".onnx": ["export", "dymn04_open", "--seconds", "1", "-o"],
+        ".safetensors": ["teach", clips, "--models", "dymn04_open", "--seconds", "1", "-o"],
+        ".csv": ["evaluate", "dymn04_open", "--data", clips, "--per-class"],
+    }.items():
+        done = run(*words, tmp_path / "x.bin")
+        assert done.exit_code == 0 and f"gets the content of a {ending} file" in done.stderr, done.output
+        (tmp_path / "x.bin").replace(tmp_path / f"x{ending}")
+    assert run("tag", EXAMPLES / "dog.ogg", "-m", tmp_path / "x.onnx", "--window", 1).exit_code == 0
+    assert len(TeacherTable.open(tmp_path / "x.safetensors")) == 2
+    assert {row["label"] for row in csv.DictReader((tmp_path / "x.csv").open())} >= {"Dog", "Cat"}
 
 
 STREAMS = {

@@ -3,6 +3,7 @@
 import copy
 import csv
 import dataclasses
+import io
 import json
 import pickle
 from pathlib import Path
@@ -12,15 +13,16 @@ import pytest
 import soundfile
 import torch
 
-from dymn.data import Catalog, Loader, PlainSampler, Source, TeacherTable, open_source
+from dymn.data import TASKS, Catalog, Loader, PlainSampler, Source, TeacherTable, open_source, published
 from dymn.data.pickles import read_index
 from dymn.data.stores import FileStore
 from dymn.data.teacher import write_table
-from dymn.errors import ConfigError, DataError
+from dymn.errors import ConfigError, DataError, WeightsError
 from dymn.models.mobilenet import create_model
+from dymn.training.inputs import Inputs, check_table
 from dymn.training.start import prior_logits
 from dymn.training.teach import spot_check, teach
-from dymn.weights import audioset_labels
+from dymn.weights import audioset_labels, registry
 
 RATE = 32_000
 LABELS = ["class_0", "class_1", "class_2"]
@@ -303,6 +305,64 @@ def test_published_tables(manifest, models, tmp_path):
     (tmp_path / "index.csv").write_text("\n".join(["key", *source.keys[:-1]]))
     with pytest.raises(DataError, match="every one of the 6 rows"):
         TeacherTable.published(tmp_path / "logits.npy", tmp_path / "index.csv")
+
+
+def test_an_index_as_it_is_found(tmp_path, manifest):
+    """NumPy's whole numbers, names in AudioSet's spelling, unnamed rows, shared rows, rows of -1: used or counted."""
+    source = source_of(manifest)
+    np.save(tmp_path / "logits.npy", np.arange((N + 2) * 3, dtype=np.float32).reshape(N + 2, 3))
+    (tmp_path / "logits.labels.txt").write_text("\n".join(LABELS))
+    rows = {key: np.int64(i + 1) for i, key in enumerate(source.keys[:-1])}
+    rows |= {"Yabcdefghijk.mp3": np.int32(N), "another": np.int64(1), "gone": np.int16(-1)}
+    for protocol in (2, 4):
+        (tmp_path / "index.pkl").write_bytes(pickle.dumps(rows, protocol=protocol))
+        table = TeacherTable.published(tmp_path / "logits.npy", tmp_path / "index.pkl")
+        assert table.skipped == {"rows without a name": 2, "names that share a row": 1, "names without a row": 1}
+        assert "abcdefghijk" in table.keys and "gone" not in table.keys and table.logits.shape == (N + 2, 3)
+        assert table.match(source, partial=True).tolist() == [*range(1, N), -1]
+        with pytest.raises(DataError, match="is missing"):
+            table.match(source)
+    inputs = Inputs(TASKS["csv"], source, None, None, table, 0.5)
+    notes = check_table(inputs, "pad")
+    assert f"1 of {N} training clips have no logits: their labels alone count." in notes
+    assert any(note.endswith("logits.npy has 2 rows without a name.") for note in notes)
+    (tmp_path / "index.pkl").write_bytes(pickle.dumps(rows | {"far": N + 2}))
+    with pytest.raises(DataError, match=f"'far' in row {N + 2}; the array has {N + 2} rows.*do not belong together"):
+        TeacherTable.published(tmp_path / "logits.npy", tmp_path / "index.pkl")
+    for value in (np.float64(1.0), np.bool_(True)):
+        (tmp_path / "index.pkl").write_bytes(pickle.dumps({"a": value}))
+        with pytest.raises(DataError, match="was not executed"):
+            read_index(tmp_path / "index.pkl")
+
+
+def test_published_files_are_fetched_verified_and_named_where_absent(tmp_path, monkeypatch):
+    monkeypatch.setenv("DYMN_CACHE", str(tmp_path / "cache"))
+    sent = {}
+
+    def send(remote, file, progress=None):
+        if remote.name not in sent:
+            raise WeightsError(f"{remote.url} does not answer.")
+        file.write(sent[remote.name])
+
+    monkeypatch.setattr("dymn.weights.transfer.transfer", send)
+    array, index = registry.TEACHER_FILES
+    with pytest.raises(
+        DataError, match=f"v0.0.1/{array} does not answer.*download {array} from https.*beside the data"
+    ):
+        published.find(array, tmp_path)
+    sent[array] = b"<html>"
+    with pytest.raises(DataError, match="was not executed"):
+        published.find(array, tmp_path)
+    content = io.BytesIO()
+    np.save(content, np.zeros((2, 527), np.float16))
+    sent |= {array: content.getvalue(), index: pickle.dumps({"a": 0, "b": 1})}
+    paths = [published.find(name, tmp_path) for name in (array, index)]
+    assert paths == [tmp_path / "cache" / array, tmp_path / "cache" / index]
+    assert TeacherTable.published(*paths).keys == ("a", "b")
+    (tmp_path / array).write_bytes(b"own")
+    assert published.find(array, tmp_path) == tmp_path / array  # what lies beside the data comes first
+    with pytest.raises(DataError, match=r"no teacher's file other\.npy.*dymn teach.*fname_to_index\.pkl"):
+        published.find("other.npy", tmp_path)
 
 
 class Exploit:

@@ -68,6 +68,31 @@ def test_finds_a_static_convolution_in_a_dynamic_block(shared):
     assert model.config == model_config("dymn10", width=0.1, dynamic_convs=())
 
 
+@pytest.mark.parametrize("nothing", [None, "none"])
+def test_a_network_without_coordinate_attention_holds_its_tensors_all_the_same(shared, nothing):
+    """Of a DyMN trained with `no_ca`, only the caller knows: weights of 1 everywhere are the same network."""
+    tensors = state(shared)
+    for key in tensors:
+        if ".context_gen.conv_" in key:
+            tensors[key] = torch.full_like(tensors[key], 60.0 if key.endswith("bias") else 0.0)
+    log_mel = torch.from_numpy(np.load(shared / "fixtures/dymn_w01/io.npz")["log_mel"])
+    without, with_ones, other = (
+        import_efficientat(tensors, attention=nothing),
+        import_efficientat(tensors),
+        import_efficientat(state(shared)),
+    )
+    assert without.config == model_config("dymn10", width=0.1, attention="none")
+    with torch.no_grad():
+        assert torch.allclose(without(log_mel).logits, with_ones(log_mel).logits, atol=1e-5)
+        assert not torch.allclose(without(log_mel).logits, other(log_mel).logits, atol=1e-2)
+    with pytest.raises(WeightsError, match=r"layers\.4\.context_gen\.joint_conv\.weight"):
+        import_efficientat(
+            {key: value for key, value in tensors.items() if "4.context_gen" not in key}, attention=nothing
+        )
+    with pytest.raises(ConfigError, match="attention is 'se'; allowed: ca, none"):
+        import_efficientat(tensors, attention="se")
+
+
 def test_missing_and_extra_tensors_are_named(shared):
     tensors = state(shared)
     del tensors["layers.3.proj_norm.bias"]

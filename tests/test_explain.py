@@ -58,7 +58,7 @@ def explanation(model, waveform):
 def test_decisions_are_those_of_the_forward_pass(model, waveform, explanation):
     log_mel = LogMel()(torch.from_numpy(waveform)[None])
     assert np.allclose(explanation.log_mel, log_mel[0, 0])
-    maps = [model.stem(log_mel), *model.feature_maps(log_mel)]
+    maps = model.feature_maps(log_mel)
     for block, x, decisions in zip(model.blocks, maps, explanation.blocks, strict=False):
         context: Context = block.context(x)
         convs = {name: getattr(block, name).conv for name in decisions.kernels}

@@ -70,6 +70,18 @@ def test_is_cached_and_silent_under_autocast():
     assert front_end.state_dict() == {}
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_another_type_changes_no_number(dtype):
+    waveform = torch.randn(2, 32_000, generator=torch.Generator().manual_seed(0)).to(dtype)
+    expected = LogMel()(waveform.float())
+    for front_end in (LogMel().to(dtype), torch.nn.Sequential(LogMel()).to(dtype)):
+        assert {buffer.dtype for buffer in front_end.buffers()} == {torch.float32}
+        found = front_end(waveform)
+        assert found.dtype == torch.float32 and torch.equal(found, expected)
+    on_meta = LogMel().to("meta", dtype)
+    assert on_meta.window.is_meta and on_meta.to_empty(device="cpu").window.dtype == torch.float32
+
+
 @settings(deadline=None, max_examples=25)
 @given(n=st.integers(1, 40_000), hop=st.sampled_from([160, 320, 800]), n_mels=st.sampled_from([40, 128, 256]))
 def test_any_length_from_one_sample_up(n, hop, n_mels):

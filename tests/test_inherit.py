@@ -40,7 +40,7 @@ def parent() -> MobileNet:
 def likeness(a: MobileNet, b: MobileNet, x, block: int) -> float:
     """Correlation of the values of a block's output."""
     with torch.no_grad():
-        one, two = (model.eval().feature_maps(x)[block].flatten() for model in (a, b))
+        one, two = (model.eval().feature_maps(x)[block + 1].flatten() for model in (a, b))
     return float(torch.corrcoef(torch.stack([one, two]))[0, 1])
 
 

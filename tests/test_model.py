@@ -67,9 +67,10 @@ def test_feature_maps_are_those_of_the_forward_pass():
     log_mel = random_input(2, 1, 128, 100)
     with torch.no_grad():
         maps = model.feature_maps(log_mel)
-        assert torch.equal(model.last(maps[-1]), model.features(log_mel))
-    assert [tuple(values.shape[2:]) for values in maps[:4]] == [(64, 50), (32, 25), (32, 25), (16, 13)]
-    assert len(maps) == 15
+        assert torch.equal(maps[0], model.stem(log_mel))
+        assert torch.equal(maps[-1], model.features(log_mel)) and torch.equal(model.last(maps[-2]), maps[-1])
+    assert [tuple(values.shape[2:]) for values in maps[:5]] == [(64, 50), (64, 50), (32, 25), (32, 25), (16, 13)]
+    assert len(maps) == 17
 
 
 @pytest.mark.parametrize("shape", [(1, 128, 100), (1, 2, 128, 100), (128, 100)])

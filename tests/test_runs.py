@@ -197,6 +197,72 @@ def test_a_damaged_recording_alone_is_read_as_far_as_it_can_be(command, rows, cl
     assert found and max(float(row["end"]) for row in found) == pytest.approx(0.5, abs=0.01)
 
 
+@pytest.mark.parametrize(
+    ("command", "format"),
+    [
+        ("tag", "csv"),
+        ("tag", "parquet"),
+        ("tag", "jsonl"),
+        ("tag", "table"),
+        ("tag", "audacity"),
+        ("events", "csv"),
+        ("events", "text"),
+        ("events", "rttm"),
+        ("embed", "npy"),
+        ("embed", "csv"),
+        ("embed", "parquet"),
+    ],
+)
+def test_every_format_says_which_recordings_were_read_in_part(command, format, clips, tmp_path):
+    folder, output = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    whole = (clips / "a.wav").read_bytes()
+    (folder / "cut.wav").write_bytes(whole[:16_044])
+    (folder / "whole.wav").write_bytes(whole)
+    nothing_found = [] if command == "embed" else ["--threshold", "1"]  # the damage shows without any tag or event
+    sources = [folder / "cut.wav"] if format in ("audacity", "rttm") else [folder]
+    asked = [command, *sources, "-m", "dymn04_open", "-f", format, "--partial", *nothing_found]
+    done = run(*asked, "-o", output)
+    assert done.exit_code == 0 and "1 recording(s) are damaged and were read in part" in done.stderr, done.output
+    report = tmp_path / "out.failed.jsonl"
+    if format == "parquet":
+        parquet = pytest.importorskip("pyarrow.parquet").read_table(output)
+        marked = [row.get("error") or "" for row in parquet.to_pylist() if row["file"].endswith("cut.wav")]
+    else:
+        text = output.read_bytes().decode("utf-8", "replace")
+        marked = [line for line in text.splitlines() if "cut.wav" in line or line.startswith("  partial")]
+    if command == "embed" or format in ("audacity", "rttm"):
+        (line,) = map(json.loads, report.read_text().splitlines())
+        assert line["file"].endswith("cut.wav") and "error" not in line
+        assert line["partial"][0].startswith("partial: cut off or damaged after 0.50 s of 1.00 s")
+    else:
+        assert "partial: cut off or damaged after 0.50 s of 1.00 s" in "".join(marked)
+        assert not report.exists()
+    if command == "embed" and format != "parquet":
+        (name,) = json.loads((tmp_path / "out.json").read_text())["partial"]
+        assert name.endswith("cut.wav")
+
+
+@pytest.mark.parametrize("per_window", [False, True])
+def test_embeddings_of_damaged_recordings_are_marked_after_a_resume(per_window, clips, tmp_path):
+    folder, output = tmp_path / "in", tmp_path / "out.npy"
+    folder.mkdir()
+    whole = (clips / "a.wav").read_bytes()
+    (folder / "a.wav").write_bytes(whole[:16_044])
+    (folder / "b.wav").write_text("this is no audio")
+    asked = ["embed", folder, "-m", "dymn04_open", "--partial", "-o", output, *["--per-window"] * per_window]
+    assert run(*asked).exit_code == 1 and journal_path(output).exists()
+    first = (tmp_path / "out.npy.failed.jsonl").read_text(), output.read_bytes()
+    (folder / "b.wav").write_bytes(whole)
+    done = run(*asked, "--retry-failed")
+    assert done.exit_code == 0 and "a.wav: partial" not in done.stderr and "names them" in done.stderr
+    (line,) = (tmp_path / "out.npy.failed.jsonl").read_text().splitlines()
+    assert line in first[0] and "0.50 s of 1.00 s" in line
+    rows = np.load(output)
+    assert len(rows) == 2 and rows[0] == np.load(io.BytesIO(first[1]))[0]
+    assert json.loads((tmp_path / "out.npy.json").read_text())["partial"] == [str(folder / "a.wav")]
+
+
 @pytest.mark.skipif(os.name != "posix", reason="sends signals")
 @pytest.mark.parametrize("workers", ["0", "2"])
 @pytest.mark.parametrize("command", ["tag", "embed", "events"])

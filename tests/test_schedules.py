@@ -99,3 +99,10 @@ def test_temperature_goes_one_way_and_stays(start, end, epochs, epoch):
         assert here == end
     elif epoch == 0:
         assert here == start
+
+
+def test_the_public_schedule_of_the_temperature_is_the_papers_at_its_defaults():
+    """EfficientAT: the higher of 30 - e and of a slow slope of 0.02 that meets it at 1, at least 1."""
+    for epoch in range(200):
+        public = max(30 - epoch, 1 + 0.02 * 29 - 0.02 * epoch, 1)
+        assert temperature(epoch, start=30, end=1, epochs=30) == pytest.approx(public)

@@ -171,7 +171,7 @@ def pack_and_die(source: Source, out: Path, writes: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return atomic_write(path)
 
-    for name in ("pack", "packed", "batch"):
+    for name in ("packing", "packed", "batch"):
         sys.modules[f"dymn.data.{name}"].atomic_write = dying
     pack(source, out, PackSettings(clips=4))
 
@@ -241,7 +241,7 @@ def test_other_errors_of_packing_are_what_they_are(tmp_path, monkeypatch):
     source = open_source("folder", tmp_path / "data")
     for error, expected in ((RuntimeError("a fault of ours"), RuntimeError), (MemoryError(), ResourceError)):
         with monkeypatch.context() as patch:
-            patch.setattr(sys.modules["dymn.data.pack"], "encode", raising(error))
+            patch.setattr(sys.modules["dymn.data.packing"], "encode", raising(error))
             with pytest.raises(expected) as caught:
                 pack(source, tmp_path / "out", PackSettings("flac", clips=4))
         assert type(caught.value) is expected
@@ -307,7 +307,7 @@ def test_who_waited_for_the_same_shards_has_them(packed, monkeypatch):
     def first_one_ends(*_):
         shutil.rmtree(packed / WORK_FOLDER)
 
-    monkeypatch.setattr(sys.modules["dymn.data.pack"], "_same", first_one_ends)
+    monkeypatch.setattr(sys.modules["dymn.data.packing"], "_same", first_one_ends)
     assert (
         pack(open_source("folder", packed.parent / "data"), packed, PackSettings(clips=4)).index.values["clips"] == 10
     )

@@ -9,6 +9,7 @@ import sys
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,8 +18,10 @@ import dymn.weights
 from dymn.config import FrontEndConfig
 from dymn.errors import ConfigError, WeightsError
 from dymn.models.mobilenet import create_model
-from dymn.weights import REGISTRY, audioset_labels, convert, import_efficientat, load_model
+from dymn.system.files import open_regular
+from dymn.weights import REGISTRY, audioset_labels, convert, files, import_efficientat, load_model, open_checkpoint
 from dymn.weights.download import is_local
+from dymn.weights.files import read_file
 from dymn.weights.published import import_published
 
 MN04 = "weights/mn04_as_mAP_432.pt"
@@ -104,6 +107,45 @@ def test_an_unknown_state_dict(shared):
     assert model.card.front_end == FrontEndConfig() and model.card.metrics == {}
 
 
+def test_assumed_settings_are_named_with_the_remedy(shared, tmp_path, caplog):
+    source = tmp_path / "own.pt"
+    for fixture, temperature in (("dymn_w01_50cls_s2221", " --temperature T"), ("mn_w01", "")):
+        shutil.copy(shared / f"fixtures/{fixture}/state_dict.pt", source)
+        caplog.clear()
+        open_checkpoint(source)
+        (message,) = caplog.messages
+        assert message.endswith(f"run: dymn convert {source} OUT --strides S,S,S,S{temperature}")
+        assert "for which 2,2,2,2 are used" in message and ("temperature" in message) == bool(temperature)
+    caplog.clear()
+    convert(source, tmp_path / "own.safetensors", strides=(2, 2, 2, 1))
+    open_checkpoint(tmp_path / "own.safetensors")
+    open_checkpoint(shared / MN04)
+    assert not caplog.messages
+
+
+def test_what_is_verified_is_what_is_read(release, cache, shared, tmp_path, monkeypatch):
+    """Each file of weights is opened once, whatever happens to it meanwhile."""
+    opened = []
+    monkeypatch.setattr(files, "open_regular", lambda path: opened.append(Path(path).name) or open_regular(path))
+    small().save_pretrained(tmp_path / "folder")
+    for source in ("dymn04_open", "mn04_as", "mn04_as", tmp_path / "folder", shared / "fixtures/mn_w01/state_dict.pt"):
+        open_checkpoint(source)
+    assert [name for name in opened if "part" not in name] == [
+        "dymn04_open.safetensors", "mn04_as_mAP_432.pt", "model.safetensors", "state_dict.pt"
+    ]  # fmt: skip
+    assert len(opened) == 5  # the download was read once, too
+
+    def replaced(path):
+        file = open_regular(path)
+        os.replace(shutil.copy(shared / "fixtures/mn_w01/state_dict.pt", tmp_path / "other.pt"), path)
+        return file
+
+    expected = load_model(shared / MN04).state_dict()
+    monkeypatch.setattr(files, "open_regular", replaced)
+    found = load_model("mn04_as").state_dict()
+    assert all(torch.equal(found[name], values) for name, values in expected.items())
+
+
 def test_a_registry_name_is_downloaded_verified_and_cached(release, cache):
     calls = []
     model = load_model("mn04_as", progress=lambda *amounts: calls.append(amounts))
@@ -141,7 +183,7 @@ def test_every_published_network_is_recognised(tmp_path):
         entry = REGISTRY[name]
         state = published_layout(create_model(entry.architecture, **entry.settings))
         torch.save(state, tmp_path / entry.file)
-        model = import_published(tmp_path / entry.file, entry)
+        model = import_published(read_file(tmp_path / entry.file), entry)
         assert model.config.num_classes == entry.num_classes
         assert load_model(tmp_path / entry.file).card.name == name
 
@@ -286,10 +328,12 @@ def test_pickled_code_is_not_executed(tmp_path):
 
 
 def test_looking_up_names_imports_nothing_slow():
-    script = "import sys, dymn.weights; dymn.weights.REGISTRY; print('torch' in sys.modules)"
-    assert (
-        subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "False\n"
+    script = (
+        "import sys, dymn.weights as w; w.REGISTRY; w.open_checkpoint('dymn04_open')\n"
+        "print({'torch', 'ssl', 'http.client'} & {*sys.modules})"
     )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = dymn.weights.nothing
 

@@ -181,8 +181,8 @@ def unknown(server, page, **changes):
     return known(server, page, sha256=None, size=None, **changes)
 
 
-def accept_content(path):
-    if path.read_bytes()[:1000] != CONTENT[:1000]:
+def accept_content(file):
+    if file.content[:1000] != CONTENT[:1000]:
         raise WeightsError("this is another network.")
 
 
@@ -198,7 +198,7 @@ def files(folder):
 def test_download_ends_with_the_verified_file_alone(server, cache, page):
     calls = []
     local = download.fetch(known(server, page), never, lambda done, total: calls.append((done, total)))
-    assert local == (cache / "model_x.pt", DIGEST)
+    assert local == (cache / "model_x.pt", len(CONTENT), DIGEST, CONTENT)
     assert local.path.read_bytes() == CONTENT
     assert files(cache) == ["model_x.pt"]
     assert calls[-1] == (len(CONTENT), None if page in ("unsized", "boasts") else len(CONTENT))
@@ -315,7 +315,7 @@ def test_a_file_placed_by_hand_is_validated_once(server, cache):
     calls = []
     for _ in range(2):
         download.fetch(unknown(server, "missing"), calls.append)
-    assert calls == [cache / "model_x.pt"]
+    assert [file.path for file in calls] == [cache / "model_x.pt"]
 
 
 def test_a_damaged_cache_without_network_is_explained(server, cache):

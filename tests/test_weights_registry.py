@@ -12,6 +12,7 @@ from dymn.cli import app
 from dymn.models.frontend import LogMel
 from dymn.profiling import count
 from dymn.weights import REGISTRY, audioset_labels, list_models, model_rows
+from dymn.weights.published import published_card
 from dymn.weights.registry import unknown_model
 
 
@@ -94,3 +95,21 @@ def test_the_listing_does_without_torch():
     )
     output = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     assert output == f"{len(REGISTRY)} False False\n"
+
+
+def test_the_spellings_of_the_public_code_are_names_too():
+    """Every name of the lists in EfficientAT's models/mn/model.py and models/dymn/model.py."""
+    numbered = ["dymn20_as(1)", "dymn20_as(2)", "dymn20_as(3)"]
+    numbered += [f"mn40_as{kind}({i})" for kind in ("", "_no_im_pre", "_ext") for i in (2, 3)]
+    for name in numbered:
+        assert name in REGISTRY and REGISTRY[name].name == name.replace("(", "_").replace(")", "")
+    assert REGISTRY["mn40_as_no_im_pre(2)"].url.endswith("/mn40_as_no_im_pre_mAP_483(2).pt")
+    assert "mn40_as(4)" not in REGISTRY and "(1)" not in REGISTRY
+    with pytest.raises(KeyError):
+        REGISTRY["mn40_as(4)"]
+    assert REGISTRY["dymn20_as(1)"].mean_ap == 0.491
+    pytorch = REGISTRY["mn10_im_pytorch"]
+    assert (
+        pytorch.num_classes == 527 and model_rows("mn10_im_pytorch")[0].classes == "527 (ImageNet, last layer random)"
+    )
+    assert audioset_labels() != published_card(pytorch).labels

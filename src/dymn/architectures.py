@@ -99,6 +99,7 @@ class Variant:
     dropout: float = 0.2
     temperature: float = 1.0
     num_classes: int = 527
+    in_chans: int = 1
 
     def __post_init__(self) -> None:
         check_number("width", self.width, 0.05, 16)
@@ -155,6 +156,7 @@ class Variant:
             head=self.head,
             dropout=self.dropout,
             temperature=self.temperature,
+            in_chans=self.in_chans,
         )
 
 

@@ -18,7 +18,9 @@ from dymn.inference.files import tag_files
 from dymn.inference.segments import AudioLike
 from dymn.inference.selection import TagSettings
 from dymn.inference.tagger import Tagger
-from dymn.weights.default import choose_default
+from dymn.runtime.opening import open_backend
+from dymn.weights.default import open_default
+from dymn.weights.format import Stored
 
 if TYPE_CHECKING:
     from dymn.models.mobilenet import MobileNet
@@ -58,9 +60,9 @@ def pipeline(
     if task != TASK:
         raise ConfigError(f"task is {task!r}; allowed: {TASK}.")
     where = device if not isinstance(device, int) else "cpu" if device < 0 else f"cuda:{device}"
-    if model is None:
-        model = choose_default().name
-    tagger = Tagger.from_pretrained(model, where) if isinstance(model, (str, Path)) else Tagger(model, where)
+    source = open_default().stored if model is None else model
+    opened = open_backend(source, device=where) if isinstance(source, (str, Path, Stored)) else source
+    tagger = Tagger(opened, where)
     return AudioClassifier(tagger, top_k)
 
 

@@ -80,7 +80,8 @@ class FrontEndConfig:
     """How a waveform becomes a log-mel spectrogram (Sec. IV-A.1).
 
     Lengths are in samples, frequencies in Hz. The two ranges are those of the training jitter: f_min is drawn from
-    [f_min, f_min + f_min_range), f_max from (f_max + 1000 - f_max_range, f_max + 1000].
+    [f_min, f_min + f_min_range), f_max from f_max_range whole values around f_max, the highest f_max +
+    f_max_range // 2; a range of 1 is no jitter.
     """
 
     sample_rate: int = 32_000
@@ -174,6 +175,7 @@ class ModelConfig:
     head: str = "mlp"
     dropout: float = 0.2
     temperature: float = 1.0
+    in_chans: int = 1
 
     NESTED = {"blocks": BlockConfig}
 
@@ -191,12 +193,25 @@ class ModelConfig:
             )
         for name in ("c_last", "c_hidden", "num_classes"):
             check_number(name, getattr(self, name), 1, 2**20, whole=True)
+        check_number("in_chans", self.in_chans, 1, 1024, whole=True)
         check(isinstance(self.head, str), f"head is {shown(self.head)}; it must be a name.")
         check_number("width", self.width, 0, 1000)
         check_number("dropout", self.dropout, 0, 1)
         check(isinstance(self.head, str), f"head is {self.head!r:.40}; it must be a name.")
         check(self.dropout < 1, "dropout is 1; it must be below 1.")
         check_number("temperature", self.temperature, 1e-30, 1e30)
+
+    def require_mono(self, purpose: str) -> None:
+        """Refuse a network of several input channels where recordings are mixed to one.
+
+        Raises:
+            ConfigError: naming the purpose and the remedy.
+        """
+        check(
+            self.in_chans == 1,
+            f"{purpose} needs a network of one input channel, and in_chans is {self.in_chans}. Call the network with "
+            "spectrograms of your own channels, or model.reset_input(1) first.",
+        )
 
 
 MAX_TEXT = 1_000

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from dymn.audio.pcm_files import Layout
 from dymn.audio.samples import Floats
 from dymn.errors import AudioError
 
@@ -47,6 +48,7 @@ class Decoder:
         format: the names of container and codec.
         blocks: the samples.
         seconds: how long it is by its header, where that is known without `frames`.
+        plain: where its samples are, if they are stored as they are.
     """
 
     rate: int
@@ -55,6 +57,7 @@ class Decoder:
     format: str
     blocks: Iterator[Block]
     seconds: float | None = None
+    plain: Layout | None = None
 
 
 def check_format(name: str, rate: int, channels: int) -> None:

@@ -97,7 +97,7 @@ def recording(source: FileLike, *, partial: bool = False, notes: Notes | None = 
     with ExitStack() as stack:
         content = stack.enter_context(opened(source))
         try:
-            decoder = _opened(content, report, stack)
+            decoder = open_decoder(content, report, stack)
         except OSError as error:
             raise AudioError(
                 f"{report.name} cannot be read: {reason(error)}. Check the disk or the connection."
@@ -133,7 +133,13 @@ def _mono(decoder: Decoder, report: Report) -> Iterator[np.ndarray]:
     report.check_length(place, None if decoder.frames is None else decoder.frames / decoder.rate)
 
 
-def _opened(content: Content, report: Report, stack: ExitStack) -> Decoder:
+def open_decoder(content: Content, report: Report, stack: ExitStack) -> Decoder:
+    """Open the content of a recording with the decoder that fits; `stack` closes it.
+
+    Raises:
+        AudioError: if it is not audio.
+        OSError: if it cannot be read.
+    """
     base = mpeg.id3_length(content)
     base = base if base < content.size else 0  # a tag that lies about its length
     head = content.at(base, 12)
@@ -213,7 +219,8 @@ def _plain(content: Content, plain: pcm_files.Layout, report: Report) -> Decoder
         report.note(note)
     if plain.ambisonic:
         report.note(f"it is ambisonic: of its {plain.channels} channels, the first, which is omnidirectional, is read.")
-    return Decoder(plain.rate, plain.channels, frames, plain.name, _plain_blocks(content, plain, frames))
+    blocks = _plain_blocks(content, plain, frames)
+    return Decoder(plain.rate, plain.channels, frames, plain.name, blocks, plain=plain)
 
 
 def _plain_blocks(content: Content, plain: pcm_files.Layout, frames: int) -> Iterator[Block]:

@@ -41,6 +41,14 @@ def convert(
             "The default is those of the published model, or 2,2,2,2.",
         ),
     ] = None,
+    attention: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ca|none",
+            help="The attention of the dynamic blocks, which a state dict does not tell: none for a DyMN trained "
+            "without Coordinate Attention. The default is that of the published model, or ca.",
+        ),
+    ] = None,
     labels: Annotated[
         Path | None,
         typer.Option(
@@ -51,6 +59,10 @@ def convert(
     ] = None,
     half: Annotated[
         bool, typer.Option("--half", help="Store the weights in half precision, which halves the file.")
+    ] = False,
+    int8: Annotated[
+        bool,
+        typer.Option("--int8", help="Store the weights in 8 bits, which makes the file a quarter of its size."),
     ] = False,
     quiet: Quiet = False,
 ) -> None:
@@ -70,8 +82,10 @@ def convert(
             destination,
             temperature=temperature,
             strides=None if strides is None else parse_strides(strides),
+            attention=attention,
             labels=None if labels is None else read_labels(labels),
             half=half,
+            int8=int8,
             progress=progress,
         )
     say(f"{destination}  sha256 {digest}")

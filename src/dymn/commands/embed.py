@@ -66,7 +66,7 @@ def embed(
         output_option(
             "Write to this file, which appears when it is complete. Until then a journal lies beside it, and the same "
             "command resumes after an interruption. Beside npy and csv, FILE.json names what made them: the model, "
-            "its digest, layers, settings."
+            "its digest, layers, settings, and the recordings that were read in part."
         ),
     ] = None,
     window: Window = 10.0,
@@ -131,7 +131,7 @@ def embed(
 
     done = run(asked, layout(()), form, files)
     if output is not None and done.format != "parquet":
-        write_origin(done.origin, output)
+        write_origin(replace(done.origin, more=done.origin.more | {"partial": done.damaged}), output)
     if done.failed:
         raise typer.Exit(1)
 

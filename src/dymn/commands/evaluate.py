@@ -20,10 +20,10 @@ from dymn.commands.options import (
     Quiet,
     ReportFormat,
     Threads,
-    check_ending,
     complete_models,
     hush,
     note,
+    note_ending,
     seconds_option,
 )
 from dymn.errors import ConfigError
@@ -105,7 +105,7 @@ def evaluate(
     """
     hush(quiet)
     if per_class is not None:
-        check_ending("--per-class", per_class, [".csv"])
+        note_ending("--per-class", per_class, ".csv", quiet)
     check_data(data, "--data")
     from dymn.commands.progress import counting_bar
     from dymn.evaluation.assess import assess, write_predictions

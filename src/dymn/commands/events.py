@@ -20,6 +20,8 @@ from dymn.commands.options import (
     Quiet,
     Ray,
     RetryFailed,
+    Segments,
+    SegmentsPerClass,
     Threads,
     WindowBatch,
     Workers,
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
 
 WHEN = "Events"
 
-Format = Literal["text", "csv", "json", "jsonl", "parquet", "audacity", "rttm"]
+Format = Literal["text", "csv", "json", "jsonl", "parquet", "audacity", "raven", "label-studio", "rttm"]
 """The formats of `dymn.inference.formats.events.EVENTS`."""
 How = Literal["activation", "windows"]
 """The keys of `dymn.inference.frames.METHODS`."""
@@ -52,18 +54,20 @@ def events(
         Format | None,
         format_option(
             "How to write the events: text, csv, json, jsonl, parquet (needs dymn\\[parquet]), audacity (a label "
-            "track) or rttm. The default is by the ending of --output (.csv, .json, .jsonl, .parquet, .rttm), "
-            "else text."
+            "track), raven (a selection table), label-studio (tasks with predictions) or rttm. The default is by the "
+            "ending of --output (.csv, .json, .jsonl, .parquet, .rttm), else text."
         ),
     ] = None,
     output: Annotated[
         Path | None,
         output_option(
             "Write to this file, which appears when it is complete. Until then, with json, jsonl, csv and parquet, a "
-            "journal lies beside it, and the same command resumes after an interruption. Audacity labels of several "
-            "recordings go to a folder."
+            "journal lies beside it, and the same command resumes after an interruption. Of several recordings, "
+            "audacity writes a file each into a folder; raven does the same, or one table into a file."
         ),
     ] = None,
+    segments: Segments = None,
+    segments_per_class: SegmentsPerClass = 100,
     method: Annotated[
         How,
         typer.Option(
@@ -132,6 +136,7 @@ def events(
 
     from dymn.commands.recordings import describe
     from dymn.commands.runs import Asked, Form, run
+    from dymn.commands.segments import excerpts_of
     from dymn.config import to_dict
     from dymn.inference.events import EventSettings, event_files
     from dymn.inference.formats.events import EVENTS
@@ -165,6 +170,13 @@ def events(
         )
         return functools.partial(find, settings=settings)
 
-    done = run(asked, EVENTS, lambda tagger: Form(EVENTS, stored(), describe(tagger, model, parameters)), files)
+    excerpts = excerpts_of(segments, segments_per_class, paths, ray, partial)
+    done = run(
+        asked,
+        EVENTS,
+        lambda tagger: Form(EVENTS, stored(), describe(tagger, model, parameters)),
+        files,
+        excerpts=excerpts,
+    )
     if done.failed:
         raise typer.Exit(1)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from dymn.commands.options import Quiet, check_ending, complete_models, hush, output_option
+from dymn.commands.options import Quiet, complete_models, hush, note_ending, output_option
 from dymn.commands.output import say
 from dymn.errors import ConfigError
 
@@ -116,7 +116,7 @@ def export(
             raise ConfigError(
                 f"--output {output} ends as --format {other} does. Give that, or a name that ends in {ENDINGS[format]}."
             )
-        check_ending("--output", output, [ENDINGS[format]])
+        note_ending("--output", output, ENDINGS[format], quiet)
     if output is None and format != "onnx":
         raise ConfigError(f"--format {format} needs --output; only ONNX files go to the cache.")
     network = load_model(model)

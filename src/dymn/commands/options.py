@@ -98,6 +98,12 @@ def check_ending(option: str, path: Path, endings: Iterable[str]) -> None:
         raise ConfigError(f"The ending of {option} {path} names no format. Allowed: {shown}.")
 
 
+def note_ending(option: str, path: Path, ending: str, quiet: bool) -> None:
+    """Write a note where a file of the only possible format gets a name that ends otherwise."""
+    if path.suffix.lower() not in (ending, ""):
+        note(f"{option} {path} gets the content of a {ending} file, whatever its name ends in.", quiet)
+
+
 def note_gaps(window: float, hop: float | None, quiet: bool) -> None:
     """Write a note where windows leave stretches of a recording out."""
     if hop is not None and hop > window:
@@ -183,6 +189,26 @@ Layers = Annotated[
         help="The layers that embeddings are made of: last (the averaged last feature map; the default), block0 to "
         "block14, blocks (all of them), blocks10-14 (some), mels (averages of the mel bands). Repeat the option, or "
         "separate names by commas; the parts are concatenated.",
+        rich_help_panel=WHAT,
+    ),
+]
+Segments = Annotated[
+    Path | None,
+    typer.Option(
+        "--segments",
+        metavar="FOLDER",
+        help="Cut what is found out of the recordings, sample for sample: files in folders of their labels, and "
+        "index.csv. The folder must be new or empty.",
+        rich_help_panel=WHAT,
+    ),
+]
+SegmentsPerClass = Annotated[
+    int,
+    typer.Option(
+        "--segments-per-class",
+        metavar="NUMBER",
+        min=0,
+        help="Cut out at most this many segments of a label, the best ones; 0 is all.",
         rich_help_panel=WHAT,
     ),
 ]

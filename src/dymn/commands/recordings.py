@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from dymn.inference.formats.origin import Origin
     from dymn.inference.tagger import Tagger
     from dymn.ray import Engine
+    from dymn.weights.format import Stored
 
 
 def ray_engine(
@@ -59,15 +60,18 @@ def load_tagger(
     from dymn.inference.tagger import Tagger
     from dymn.runtime.opening import ONNX, open_backend
     from dymn.weights import REGISTRY
-    from dymn.weights.default import SHIPPED, choose_default
+    from dymn.weights.default import SHIPPED, open_default
 
     with download_bar(quiet) as progress:
-        named, reason = (model or SHIPPED, "") if model is not None or backend == "onnx" else choose_default(progress)
+        named, reason = model or SHIPPED, ""
+        source: str | Stored = named
+        if model is None and backend != "onnx":
+            source, reason = open_default(progress)
         is_onnx = backend == "onnx" or (backend == "auto" and named.lower().endswith(ONNX))
         kind = "torch" if looks_inside and backend == "auto" and not is_onnx else backend
         try:
             found = open_backend(
-                named, backend=kind, device=device, threads=threads, precision=precision, progress=progress
+                source, backend=kind, device=device, threads=threads, precision=precision, progress=progress
             )
         except WeightsError as error:
             if not is_onnx and (named in REGISTRY or "/" in named or Path(named).exists()):

@@ -9,28 +9,29 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import stat
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, NamedTuple
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeGuard
 
 import typer
 
 from dymn.commands.options import Computes, Precisions, note
 from dymn.commands.output import binary_output, free_name, text_output
 from dymn.commands.progress import Bar
+from dymn.commands.segments import cut, seen
 from dymn.errors import ConfigError, DymnError
 from dymn.inference.discovery import Discovery
 from dymn.inference.formats.layout import Layout, R
 from dymn.inference.formats.origin import Origin
-from dymn.inference.formats.writers import ROWS, TEXT, choose, write_file
+from dymn.inference.formats.writers import ROWS, TEXT, choose, marks_damage, write_file
 from dymn.inference.runs import Kind, compute, results
 from dymn.inference.segments import source_name
 
 if TYPE_CHECKING:
+    from dymn.inference.excerpts import Excerpts
     from dymn.inference.journal import Journal
     from dymn.inference.tagger import Tagger
     from dymn.ray import Engine
@@ -98,6 +99,7 @@ class Ended(NamedTuple):
 
     Attributes:
         failed: the number of recordings that failed.
+        damaged: the names of those that were read in part.
         format: the name of the format.
         origin: what made the results.
         tagger: that computed, None if no recording could be opened.
@@ -106,6 +108,7 @@ class Ended(NamedTuple):
     """
 
     failed: int
+    damaged: Sequence[str]
     format: str
     origin: Origin
     tagger: Tagger | None
@@ -119,6 +122,7 @@ def run(
     form_of: Callable[[Tagger | None], Form[R]],
     files_of: Callable[[Tagger, Engine | None], Files[R]],
     check: Callable[[Sequence[Path | str]], None] = lambda found: None,
+    excerpts: Excerpts | None = None,
 ) -> Ended:
     """Find recordings, load the model, compute and write.
 
@@ -128,6 +132,7 @@ def run(
         form_of: the form of the results of a tagger, or of failures alone.
         files_of: from the tagger and, with --ray, the engine to the function that computes, with its settings bound.
         check: refuses recordings before the model is loaded; not called for a run with a journal.
+        excerpts: what is found is cut out with these.
 
     Raises:
         ConfigError: if options do not fit each other, the model, or the recordings.
@@ -137,6 +142,7 @@ def run(
     name = choose(layout, asked.format, asked.output)
     engine = ray_engine(asked.ray, asked.workers, asked.threads, asked.device, asked.backend)
     kept = journaled(asked, name)
+    damaged: list[str] = []
     with Discovery(asked.paths, asked.output, _expand(engine), asked.partial) as discovery:
         readable = engine is not None or discovery.any_readable()
         found = [] if readable and kept else discovery.sorted()
@@ -144,8 +150,8 @@ def run(
         check(found)
         if not readable:
             form = form_of(None)
-            bad = stream(asked, form, name, kept, discovery, found, None)
-            return Ended(len(bad), name, form.origin, None, found, bad)
+            bad = stream(asked, form, name, damaged, discovery, found, None)
+            return Ended(len(bad), (), name, form.origin, None, found, bad)
         device, inside = (asked.device, asked.looks_inside) if engine is None else ("cpu", True)
         tagger = load_tagger(asked.model, device, asked.threads, asked.quiet, asked.backend, asked.precision, inside)
         form = form_of(tagger)
@@ -154,9 +160,10 @@ def run(
             workers = default_workers(asked.threads, len(found) or MANY) if asked.workers is None else asked.workers
             files = partial(files, workers=workers)
         if kept:
-            return Ended(resume(asked, form, name, kept, discovery, files), name, form.origin, tagger)
-        bad = stream(asked, form, name, kept, discovery, found, files)
-    return Ended(len(bad), name, form.origin, tagger, found, bad)
+            failed = resume(asked, form, name, kept, damaged, discovery, files, excerpts)
+            return Ended(failed, damaged, name, form.origin, tagger)
+        bad = stream(asked, form, name, damaged, discovery, found, files, excerpts)
+    return Ended(len(bad) + cut(excerpts, asked.quiet), damaged, name, form.origin, tagger, found, bad)
 
 
 def _expand(engine: Engine | None) -> Callable[[str], Iterable[Path | str]]:
@@ -173,14 +180,15 @@ def stream(
     asked: Asked,
     form: Form[R],
     name: str,
-    kept: Path | None,
+    damaged: list[str],
     discovery: Discovery,
     found: Sequence[Path | str],
     files: Files[R] | None,
+    excerpts: Excerpts | None = None,
 ) -> set[str]:
     """Compute recordings and write their results as they come; without `files`, write why they cannot be read.
 
-    Returns the names of the recordings that failed.
+    Returns the names of the recordings that failed, and adds those that were read in part to `damaged`.
     """
     bar = Bar(len(found) + len(discovery.lost), quiet=asked.quiet, lengths=discovery.seconds)
     computed = () if files is None else bar.over(files(map(discovery.source, found), progress=bar.at))
@@ -195,15 +203,25 @@ def stream(
             yield result
             bar.advance(result.name)
 
-    with report(kept) as listed:
-        write(listed(results_told()), form, name, asked.output, separately=name == "audacity" and len(found) > 1)
+    separately = _separately(asked.output, name, len(found))
+    with report(asked, form.layout, name, damaged) as listed:
+        write(listed(seen(results_told(), form.layout, excerpts)), form, name, asked.output, separately)
     return bad
 
 
-def resume(asked: Asked, form: Form[R], name: str, output: Path, discovery: Discovery, files: Files[R]) -> int:
+def resume(
+    asked: Asked,
+    form: Form[R],
+    name: str,
+    output: Path,
+    damaged: list[str],
+    discovery: Discovery,
+    files: Files[R],
+    excerpts: Excerpts | None = None,
+) -> int:
     """Compute recordings through a journal and write the output, or resume a run that did not end.
 
-    Return how many failed.
+    Return how many failed, and add the names of those that were read in part to `damaged`.
     """
     from dymn.inference.journal import Journal
     from dymn.system.files import atomic_write
@@ -240,8 +258,9 @@ def resume(asked: Asked, form: Form[R], name: str, output: Path, discovery: Disc
             _say_kept(journal, quiet)
             raise
         found = chain((form.kind.failed(path, error) for path, error in discovery.lost), results(journal, form.kind))
-        with report(output) as listed, atomic_write(output) as file:
-            write_file(listed(found), form.layout, form.origin, name, file)
+        with report(asked, form.layout, name, damaged) as listed, atomic_write(output) as file:
+            write_file(listed(seen(found, form.layout, excerpts)), form.layout, form.origin, name, file)
+        uncut = cut(excerpts, quiet)  # before the journal ends, so that it can be done again
         counts = journal.counts()
         journal.complete(keep=counts.failed > 0)
     n_failed = counts.failed + len(discovery.lost)
@@ -252,7 +271,7 @@ def resume(asked: Asked, form: Form[R], name: str, output: Path, discovery: Disc
             f"them.{again}",
             quiet,
         )
-    return n_failed
+    return n_failed + uncut
 
 
 def _follow(bar: Bar, result: R) -> None:
@@ -282,9 +301,7 @@ def journaled(asked: Asked, name: str) -> Path | None:
     """
     output = asked.output
     can_be_read_again = not any(path == "-" or "://" in path for path in asked.paths)
-    keeps = output is not None and name in ROWS and can_be_read_again and not asked.again
-    if output is not None and output.exists() and not stat.S_ISREG(output.stat().st_mode):
-        keeps = False
+    keeps = is_file(output) and name in ROWS and can_be_read_again and not asked.again
     if (asked.fresh or asked.retry_failed) and not keeps:
         raise ConfigError(
             "--fresh and --retry-failed need a journal, which only runs that write rows to a file keep. See --output, "
@@ -293,13 +310,18 @@ def journaled(asked: Asked, name: str) -> Path | None:
     return output if keeps else None
 
 
+def is_file(output: Path | None) -> TypeGuard[Path]:
+    """Whether output goes to a file, which may not be there yet, rather than to a stream, a device or a folder."""
+    return output is not None and (output.is_file() or not output.exists())
+
+
 def check_output(output: Path | None, name: str, count: int) -> None:
     """Refuse, before any work is done, an output that does not fit the number of recordings, or is a folder.
 
     Raises:
         ConfigError: the message says what to give instead.
     """
-    tracks = name == "audacity" and count > 1
+    tracks = _separately(output, name, count)
     if tracks and (output is None or (output.exists() and not output.is_dir())):
         raise ConfigError(
             f"A label track belongs to one recording, and there are {count}. Give a folder as --output, for one file "
@@ -307,6 +329,13 @@ def check_output(output: Path | None, name: str, count: int) -> None:
         )
     if output is not None and output.is_dir() and not tracks:
         raise ConfigError(f"--output {output} is a folder. Give the name of a file to write to.")
+
+
+def _separately(output: Path | None, name: str, count: int) -> bool:
+    """Whether each recording gets a file of its own in a folder, which is to have no ending if it is new."""
+    if name == "raven" and output is not None and count:
+        return output.is_dir() or not (output.suffix or output.exists())
+    return name == "audacity" and count > 1
 
 
 def default_workers(threads: int | None, recordings: int) -> int:
@@ -325,7 +354,8 @@ def write(found: Iterable[R], form: Form[R], name: str, output: Path | None, sep
         used: set[str] = set()
         for result in found:
             if result.error is None:
-                path = output / free_name(f"{Path(result.name).stem}.txt", used)
+                ending = ".selections.txt" if name == "raven" else ".txt"
+                path = output / free_name(f"{Path(result.name).stem}{ending}", used)
                 with binary_output(path) as file:
                     write_file([result], form.layout, form.origin, name, file)
     elif output is None:
@@ -338,31 +368,42 @@ def write(found: Iterable[R], form: Form[R], name: str, output: Path | None, sep
 
 
 def report_path(output: Path) -> Path:
-    """Return the path of the report of recordings that failed: beside the output."""
+    """Return the path of the report of recordings that failed or were read in part: beside the output."""
     return output.with_name(f"{output.name}.failed.jsonl")
 
 
 @contextlib.contextmanager
-def report(output: Path | None) -> Iterator[Callable[[Iterable[R]], Iterator[R]]]:
-    """Yield a function that passes results on and collects the failed ones for a report.
+def report(
+    asked: Asked, layout: Layout[R], name: str, damaged: list[str]
+) -> Iterator[Callable[[Iterable[R]], Iterator[R]]]:
+    """Yield a function that passes results on and collects the failed ones and those read in part for a report.
 
-    The report is written beside the output, if the output is a file and any result failed.
+    The report is written beside the output, if the output is a file. It has a line for each recording that failed, and
+    one for each that was read in part if the format does not say so itself; the names of the latter are added to
+    `damaged` in any case.
     """
     from dymn.system.files import atomic_write
 
-    if output is None:
-        yield iter
-        return
-    path = report_path(output)
-    with atomic_write(path) as lines:
+    marked = marks_damage(layout, name)
+    with contextlib.ExitStack() as stack:
+        path = report_path(asked.output) if is_file(asked.output) else None
+        lines = stack.enter_context(atomic_write(path)) if path else None
 
         def listed(found: Iterable[R]) -> Iterator[R]:
             for result in found:
+                line: dict[str, Any] = {"file": result.name}
+                if result.partial:
+                    damaged.append(result.name)
+                    line |= {} if marked else {"partial": result.notes}
                 if result.error is not None:
-                    line = json.dumps({"file": result.name, "error": str(result.error)}, ensure_ascii=False)
-                    lines.write(line.encode("utf-8", "backslashreplace") + b"\n")
+                    line |= {"error": str(result.error)}
+                if lines and len(line) > 1:
+                    lines.write(json.dumps(line, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
                 yield result
 
         yield listed
-    if not path.stat().st_size:
+    if damaged and path:
+        where = "the output" if marked else str(path)
+        note(f"{len(damaged):,} recording(s) are damaged and were read in part; {where} names them.", asked.quiet)
+    if path and not path.stat().st_size:
         path.unlink()

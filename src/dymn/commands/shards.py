@@ -12,7 +12,7 @@ from dymn.commands.options import ClipWorkers, Kind, Quiet, hush, note
 from dymn.commands.output import say
 
 Audio = Literal["keep", "flac", "wav", "opus"]
-"""The keys of `dymn.data.pack.ENCODINGS`."""
+"""The keys of `dymn.data.packing.ENCODINGS`."""
 
 
 def shards(
@@ -54,7 +54,7 @@ def shards(
     from dymn.commands.progress import counting_bar
     from dymn.data import PackSettings, open_source, pack, task_facts
     from dymn.data.detect import detect
-    from dymn.data.pack import BAD_FILE
+    from dymn.data.packing import BAD_FILE
 
     path = data
     if kind == "auto":

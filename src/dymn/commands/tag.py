@@ -25,6 +25,8 @@ from dymn.commands.options import (
     Quiet,
     Ray,
     RetryFailed,
+    Segments,
+    SegmentsPerClass,
     Threads,
     Threshold,
     Window,
@@ -43,7 +45,7 @@ if TYPE_CHECKING:
     from dymn.inference.tagger import Tagger
     from dymn.ray import Engine
 
-Format = Literal["table", "json", "jsonl", "csv", "audacity", "parquet"]
+Format = Literal["table", "json", "jsonl", "csv", "audacity", "raven", "label-studio", "parquet"]
 """The formats of `dymn.inference.formats.tags.TAGS`."""
 Combine = Literal["max", "mean"]
 """The names in `dymn.inference.selection.COMBINATIONS`."""
@@ -75,19 +77,21 @@ def tag(
     format: Annotated[
         Format | None,
         format_option(
-            "table, json, jsonl, csv, parquet (needs dymn\\[parquet]) or audacity (a label track of the windows; "
-            "give a --threshold with it). The default is by the ending of --output (.json, .jsonl, .csv, .parquet, "
-            ".txt), else table."
+            "table, json, jsonl, csv, parquet (needs dymn\\[parquet]), or, of the windows, audacity (a label track), "
+            "raven (a selection table) or label-studio (tasks with predictions); give a --threshold with these. The "
+            "default is by the ending of --output (.json, .jsonl, .csv, .parquet, .txt), else table."
         ),
     ] = None,
     output: Annotated[
         Path | None,
         output_option(
             "Write to this file, which appears when it is complete. Until then, with json, jsonl, csv and parquet, a "
-            "journal lies beside it, and the same command resumes after an interruption. Audacity labels of several "
-            "recordings go to a folder."
+            "journal lies beside it, and the same command resumes after an interruption. Of several recordings, "
+            "audacity writes a file each into a folder; raven does the same, or one table into a file."
         ),
     ] = None,
+    segments: Segments = None,
+    segments_per_class: SegmentsPerClass = 100,
     plot: Annotated[
         Path | None,
         typer.Option(
@@ -136,6 +140,7 @@ def tag(
     from dymn.commands.plot import check_plot, draw
     from dymn.commands.recordings import describe
     from dymn.commands.runs import Asked, Form, run
+    from dymn.commands.segments import excerpts_of
     from dymn.config import to_dict
     from dymn.inference.formats.tags import TAGS
     from dymn.inference.runs import tags
@@ -169,6 +174,7 @@ def tag(
         lambda tagger: Form(TAGS, tags(per_window), describe(tagger, model, parameters, per_window)),
         files,
         check,
+        excerpts_of(segments, segments_per_class, paths, ray, partial),
     )
     failed = done.failed
     if plot is not None and done.tagger is not None:

@@ -16,9 +16,9 @@ from dymn.commands.options import (
     Kind,
     Quiet,
     Threads,
-    check_ending,
     hush,
     note,
+    note_ending,
     seconds_option,
 )
 from dymn.commands.output import say
@@ -107,8 +107,8 @@ def teach(
     Example: `dymn teach clips --models mn04_as mn10_as --output teacher.safetensors`.
     """
     hush(quiet)
-    check_ending("--output", output, [".safetensors", ""])
     check_data(data, "DATA")
+    note_ending("--output", output, ".safetensors", quiet)
     from dymn.commands.progress import counting_bar
     from dymn.data import open_dataset, select
     from dymn.data.detect import detect

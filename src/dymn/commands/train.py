@@ -49,7 +49,7 @@ def train(
             "--kind",
             metavar="KIND",
             help="The kind of the data: auto (detected), or folder, csv, shards, esc50, esc10, fsd50k, openmic, tau, "
-            "audioset_hdf5 and others. The default is the recipe's.",
+            "audioset, audioset_hdf5 and others. The default is the recipe's.",
             rich_help_panel=WHAT,
         ),
     ] = None,
@@ -185,12 +185,17 @@ def fetch_models(config: TrainConfig, quiet: bool) -> None:
     from dymn.commands.progress import download_bar
     from dymn.weights import REGISTRY
     from dymn.weights.download import is_local
-    from dymn.weights.find import find_weights
+    from dymn.weights.published import fetch_published
 
+    if config.teacher.table:
+        from dymn.training.inputs import find_table
+
+        with download_bar(quiet) as progress:
+            find_table(config, progress)
     for name in model_names(config):
         if name in REGISTRY and not is_local(REGISTRY[name]):
             with download_bar(quiet) as progress:
-                find_weights(name, progress)
+                fetch_published(REGISTRY[name], progress)
 
 
 def parse_fold(text: str) -> int:

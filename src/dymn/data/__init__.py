@@ -1,44 +1,80 @@
-"""Data: one batch, sources as published, samplers, and teacher logits that cannot be misaligned unnoticed."""
+"""Data: one batch, sources as published, samplers, and teacher logits that cannot be misaligned unnoticed.
 
-from dymn.data.batch import BadClip, Batch, Clip, collate, fit
-from dymn.data.cache import cached
-from dymn.data.loader import Loader
-from dymn.data.pack import Packed, PackSettings, pack
-from dymn.data.resident import Resident
-from dymn.data.samplers import BalancedSampler, PlainSampler, WeightedSampler, class_counts, clip_weights, heard_weights
-from dymn.data.source import Catalog, Source
-from dymn.data.streams import Streamed
-from dymn.data.tasks import TASKS, Dataset, TaskSpec, open_dataset, open_source, select, task_facts, task_of
-from dymn.data.teacher import TeacherTable
+Names are imported when they are first used: reading what a dataset says of its clips needs no PyTorch, loading them
+does.
+"""
 
-__all__ = [
-    "TASKS",
-    "BadClip",
-    "BalancedSampler",
-    "Batch",
-    "Catalog",
-    "Clip",
-    "Dataset",
-    "Loader",
-    "PackSettings",
-    "Packed",
-    "PlainSampler",
-    "Resident",
-    "Source",
-    "Streamed",
-    "TaskSpec",
-    "TeacherTable",
-    "WeightedSampler",
-    "cached",
-    "class_counts",
-    "clip_weights",
-    "collate",
-    "fit",
-    "heard_weights",
-    "open_dataset",
-    "open_source",
-    "pack",
-    "select",
-    "task_facts",
-    "task_of",
-]
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dymn.data.batch import BadClip as BadClip
+    from dymn.data.batch import Batch as Batch
+    from dymn.data.batch import Clip as Clip
+    from dymn.data.batch import collate as collate
+    from dymn.data.batch import fit as fit
+    from dymn.data.cache import cached as cached
+    from dymn.data.catalog import Catalog as Catalog
+    from dymn.data.loader import Loader as Loader
+    from dymn.data.packing import Packed as Packed
+    from dymn.data.packing import PackSettings as PackSettings
+    from dymn.data.packing import pack as pack
+    from dymn.data.resident import Resident as Resident
+    from dymn.data.samplers import BalancedSampler as BalancedSampler
+    from dymn.data.samplers import PlainSampler as PlainSampler
+    from dymn.data.samplers import WeightedSampler as WeightedSampler
+    from dymn.data.samplers import class_counts as class_counts
+    from dymn.data.samplers import clip_weights as clip_weights
+    from dymn.data.samplers import heard_weights as heard_weights
+    from dymn.data.source import Source as Source
+    from dymn.data.streams import Streamed as Streamed
+    from dymn.data.tasks import TASKS as TASKS
+    from dymn.data.tasks import Dataset as Dataset
+    from dymn.data.tasks import TaskSpec as TaskSpec
+    from dymn.data.tasks import open_dataset as open_dataset
+    from dymn.data.tasks import open_source as open_source
+    from dymn.data.tasks import select as select
+    from dymn.data.tasks import task_facts as task_facts
+    from dymn.data.tasks import task_of as task_of
+    from dymn.data.teacher import TeacherTable as TeacherTable
+
+_HOMES = {
+    "BadClip": "dymn.data.batch",
+    "BalancedSampler": "dymn.data.samplers",
+    "Batch": "dymn.data.batch",
+    "Catalog": "dymn.data.catalog",
+    "Clip": "dymn.data.batch",
+    "Dataset": "dymn.data.tasks",
+    "Loader": "dymn.data.loader",
+    "PackSettings": "dymn.data.packing",
+    "Packed": "dymn.data.packing",
+    "PlainSampler": "dymn.data.samplers",
+    "Resident": "dymn.data.resident",
+    "Source": "dymn.data.source",
+    "Streamed": "dymn.data.streams",
+    "TASKS": "dymn.data.tasks",
+    "TaskSpec": "dymn.data.tasks",
+    "TeacherTable": "dymn.data.teacher",
+    "WeightedSampler": "dymn.data.samplers",
+    "cached": "dymn.data.cache",
+    "class_counts": "dymn.data.samplers",
+    "clip_weights": "dymn.data.samplers",
+    "collate": "dymn.data.batch",
+    "fit": "dymn.data.batch",
+    "heard_weights": "dymn.data.samplers",
+    "open_dataset": "dymn.data.tasks",
+    "open_source": "dymn.data.tasks",
+    "pack": "dymn.data.packing",
+    "select": "dymn.data.tasks",
+    "task_facts": "dymn.data.tasks",
+    "task_of": "dymn.data.tasks",
+}
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'dymn.data' has no attribute {name!r}")

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from dymn.audio.annotations import Annotation, read_annotations
+from dymn.data.catalog import Catalog
 from dymn.data.readers import multi_hot
-from dymn.data.source import Catalog
 from dymn.data.stores import FileStore, Store
 
 SHARE = 0.5

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from dymn.data.catalog import Catalog
 from dymn.data.readers import csv_rows, multi_hot, split_name, table
-from dymn.data.source import Catalog
 from dymn.data.stores import (
     MAX_BYTES,
     Hdf5Store,

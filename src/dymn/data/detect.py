@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from dymn.audio.annotations import is_table
 from dymn.data.archives import AUDIOSET_FILES, FSD50K_FILES, OPENMIC_FILES
+from dymn.data.audioset import SEGMENT_FILES
 from dymn.data.manifest import SUFFIXES
 from dymn.data.packed import is_packed
 from dymn.errors import DataError
@@ -17,6 +18,7 @@ HDF5_KINDS = {
     **dict.fromkeys(FSD50K_FILES, "fsd50k_hdf5"),
     **dict.fromkeys(OPENMIC_FILES, "openmic_hdf5"),
 }
+SEGMENT_KINDS = dict.fromkeys(SEGMENT_FILES, "audioset")
 MARKS = {
     "meta/esc50.csv": "esc50",
     "meta/esc10.csv": "esc10",
@@ -24,6 +26,7 @@ MARKS = {
     "openmic-2018.npz": "openmic",
     "evaluation_setup/fold1_train.csv": "tau",
     **HDF5_KINDS,
+    **SEGMENT_KINDS,
 }
 
 
@@ -44,6 +47,8 @@ def detect(path: str | Path) -> Layout:
     """
     path = Path(os.path.expanduser(path))
     if path.is_file():
+        if path.name in SEGMENT_KINDS:
+            return Layout(SEGMENT_KINDS[path.name], path)
         if path.suffix.lower() in SUFFIXES:
             return Layout("csv", path)
         if path.suffix.lower() == ".txt" and is_table(path):

@@ -17,9 +17,8 @@ from typing import NamedTuple
 import numpy as np
 
 from dymn.audio.reading import SUFFIXES as AUDIO_SUFFIXES
-from dymn.data.batch import Floats
+from dymn.data.catalog import Catalog, Floats
 from dymn.data.readers import csv_rows, number, split_name
-from dymn.data.source import Catalog
 from dymn.data.stores import FileStore, Store, inside
 from dymn.errors import DataError
 

@@ -21,12 +21,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from dymn.data.catalog import SPLITS, Catalog
 from dymn.data.pickles import read_npz
-from dymn.data.source import SPLITS, Catalog
 from dymn.data.stores import Store, TarStore, inside
 from dymn.errors import DataError
 from dymn.system.files import atomic_write, digest_of, open_regular, read_bounded
-from dymn.weights.download import sha256_of
 
 FORMAT = "dymn-shards/1"
 INDEX_FILE, COLUMNS_FILE, WORK_FOLDER = "index.json", "clips.npz", ".packing"
@@ -181,7 +180,8 @@ def write_index(
         arrays["marks"] = marks
     with atomic_write(root / COLUMNS_FILE) as file:
         np.savez(file, **arrays)
-    columns = {"file": COLUMNS_FILE, "sha256": sha256_of(root / COLUMNS_FILE), "names": sorted(arrays)}
+    with (root / COLUMNS_FILE).open("rb") as file:
+        columns = {"file": COLUMNS_FILE, "sha256": digest_of(file), "names": sorted(arrays)}
     with atomic_write(root / INDEX_FILE) as file:
         file.write(json.dumps({"format": FORMAT, **values, "columns": columns}, indent=1, ensure_ascii=False).encode())
 

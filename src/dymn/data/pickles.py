@@ -51,14 +51,42 @@ _GLOBALS: dict[tuple[str, str], Any] = {
 }
 
 
+class _NumpyType(Stateful):
+    """Stands for a data type of NumPy: whole numbers of 1 to 8 bytes, in the order that its state says."""
+
+    def __init__(self, code: Any, *_: Any) -> None:
+        if code not in ("i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"):
+            raise ValueError(f"it holds numbers of type {code!r:.20}")
+        self.is_signed, self.order = code[0] == "i", "little"
+
+    def set_state(self, state: Any) -> None:
+        """Take the order of the bytes."""
+        if type(state) is tuple and len(state) > 1 and state[1] == ">":
+            self.order = "big"
+
+
+def _scalar(kind: Any, content: Any = None) -> int:
+    if not isinstance(kind, _NumpyType) or not isinstance(content, bytes):
+        raise ValueError("it holds a scalar that is not a whole number")
+    return int.from_bytes(content, "big" if kind.order == "big" else "little", signed=kind.is_signed)
+
+
+_INDEX_GLOBALS: dict[tuple[str, str], Any] = {
+    **{(f"numpy.{core}.multiarray", "scalar"): Call(_scalar) for core in ("core", "_core")},
+    ("numpy", "dtype"): Call(_NumpyType),
+    ("_codecs", "encode"): Call(lambda text, *_: text.encode("latin-1")),  # how protocol 2 writes bytes
+}
+MAX_INDEX = 2**24  # containers of an index: two million NumPy numbers take four
+
+
 def read_index(path: Path) -> dict[str, int]:
-    """Return the mapping name → row of a published `fname_to_index.pkl`.
+    """Return the mapping name → row of a published `fname_to_index.pkl`; rows may be NumPy's whole numbers.
 
     Raises:
         DataError: if the file is missing or holds anything else.
     """
     try:
-        index = load(read_bounded(path, MAX_BYTES))
+        index = load(read_bounded(path, MAX_BYTES), _INDEX_GLOBALS, max_containers=MAX_INDEX)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error}.") from error
     except FAILURES as error:

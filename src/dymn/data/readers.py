@@ -11,9 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dymn.data.batch import Floats
+from dymn.data.catalog import Catalog, Floats
 from dymn.data.pickles import read_npz
-from dymn.data.source import Catalog
 from dymn.data.stores import FileStore, Store, inside
 from dymn.errors import DataError
 from dymn.system.files import open_regular, read_bounded

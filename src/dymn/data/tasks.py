@@ -13,11 +13,13 @@ import numpy as np
 
 from dymn.data.annotated import read_annotated
 from dymn.data.archives import read_audioset_hdf5, read_fsd50k_hdf5, read_openmic_hdf5, read_shards
+from dymn.data.audioset import read_audioset
 from dymn.data.cache import Progress, cached
+from dymn.data.catalog import SPLITS, Catalog
 from dymn.data.manifest import read_csv
 from dymn.data.packed import read_index, read_packed
 from dymn.data.readers import read_esc10, read_esc50, read_folder, read_fsd50k, read_openmic, read_tau
-from dymn.data.source import MAX_SECONDS, SPLITS, Catalog, Source
+from dymn.data.source import MAX_SECONDS, Source
 from dymn.data.stores import Store
 from dymn.errors import NOT_IMPORTED, ConfigError, DataError
 
@@ -72,6 +74,7 @@ TASKS: dict[str, TaskSpec] = {
     "openmic": TaskSpec(read_openmic, 20, "bce", "mAP"),
     "openmic_hdf5": TaskSpec(read_openmic_hdf5, 20, "bce", "mAP"),
     "tau": TaskSpec(read_tau, 10, "ce", "accuracy"),
+    "audioset": TaskSpec(read_audioset, 527, "bce", "mAP"),
     "audioset_hdf5": TaskSpec(read_audioset_hdf5, 527, "bce", "mAP"),
     "shards": TaskSpec(read_shards, None, "bce", "mAP"),
     "packed": TaskSpec(read_packed, None, "bce", "mAP"),  # and what its index says, see task_of
@@ -170,7 +173,7 @@ def open_dataset(
         workers: processes that decode while the cache is built.
         progress: called with the clips decoded and their total while the cache is built.
         options: of the reader (`csv`: root, labels, separator, ignore; `annotations`: root, labels,
-            label_column; `shards`: labels).
+            label_column; `shards`: labels; `audioset`: report).
 
     Raises:
         ConfigError: if an argument is not allowed.

@@ -21,11 +21,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dymn.data.pickles import NPY_FAILURES, read_header, read_index
-from dymn.data.readers import number, table
+from dymn.data.published import read_array, read_labels, read_rows
 from dymn.data.source import Source
 from dymn.errors import DataError
-from dymn.system.files import atomic_write, open_regular, read_bounded
+from dymn.system.files import atomic_write, open_regular
 from dymn.weights.labels import audioset_labels
 
 FORMAT = "dymn-teacher/1"
@@ -48,6 +47,9 @@ class TeacherTable:
         models: name and digest of every model that was averaged.
         source_digest: of the dataset that the table was made from; "" where unknown.
         settings: how clips were cut and padded.
+        rows: of each key in the file; None where the keys are in the order of its rows.
+        n_rows: of the file, where `rows` is given.
+        skipped: what the file holds that is not used, counted.
     """
 
     path: Path
@@ -60,6 +62,9 @@ class TeacherTable:
     models: tuple[dict[str, str], ...] = ()
     source_digest: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
+    rows: Integers | None = None
+    n_rows: int = 0
+    skipped: dict[str, int] = field(default_factory=dict)
     _logits: npt.NDArray[np.generic] | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -76,11 +81,10 @@ class TeacherTable:
 
     @property
     def logits(self) -> npt.NDArray[np.generic]:
-        """The logits [N, C], memory-mapped."""
+        """The logits of all rows [N, C], memory-mapped."""
         if self._logits is None:
-            self._logits = np.memmap(
-                self.path, self.dtype, mode="r", offset=self.offset, shape=(len(self.keys), self.classes)
-            )
+            n_rows = len(self.keys) if self.rows is None else self.n_rows
+            self._logits = np.memmap(self.path, self.dtype, mode="r", offset=self.offset, shape=(n_rows, self.classes))
         return self._logits
 
     @classmethod
@@ -120,43 +124,25 @@ class TeacherTable:
 
         Args:
             logits: the array; float16 or float32, memory-mapped.
-            index: a .pkl (dict name → row, read without executing it) or a .csv with a column key and one row for each
-                of the array's, in its order, or with a column row.
+            index: a .pkl or .csv, see `dymn.data.published.read_rows`. What is not used is counted in `skipped`.
             labels: names of the columns. If not given, they are read from NAME.labels.txt beside NAME.npy, one a line;
                 without such a file, 527 columns are AudioSet's classes in their published order.
 
         Raises:
             DataError: if a file is missing or not of this form, or the two do not belong together.
         """
-        path, index = Path(logits), Path(index)
-        try:
-            with open_regular(path) as file:
-                shape, is_fortran, kind = read_header(file)
-                offset, size = file.tell(), file.seek(0, 2)
-        except (OSError, *NPY_FAILURES) as error:
-            raise DataError(f"{path} is not a readable .npy file of numbers: {error}.") from error
-        n_bytes = math.prod(shape) * kind.itemsize
-        if (
-            kind.kind != "f"
-            or kind.itemsize > 8
-            or len(shape) != 2
-            or min(shape) < 1
-            or is_fortran
-            or size - offset < n_bytes
-        ):
-            raise DataError(
-                f"{path} must be an .npy file of logits [clips, classes]; it holds {kind!s:.40} {shape!s:.80}."
-            )
-        rows = _index_csv(index) if index.suffix == ".csv" else read_index(index)
-        if len(rows) != shape[0] or sorted(rows.values()) != list(range(shape[0])):
-            raise DataError(f"{index} must name every one of the {shape[0]} rows of {path} once; it names {len(rows)}.")
-        keys = tuple(sorted(rows, key=rows.__getitem__))
-        unknown = np.zeros(len(keys), dtype=np.int64)
+        path = Path(logits)
+        array = read_array(path)
+        found = read_rows(Path(index), array.rows)
+        unknown = np.zeros(len(found.keys), dtype=np.int64)
         beside = path.with_suffix(".labels.txt")
-        names = tuple(labels) or (_lines(beside) if beside.is_file() else ())
-        if not names and shape[1] == len(audioset_labels()):
+        names = tuple(labels) or (read_labels(beside) if beside.is_file() else ())
+        if not names and array.columns == len(audioset_labels()):
             names = audioset_labels()
-        return cls(path, keys, names, unknown, offset, kind.str, shape[1])
+        return cls(
+            path, found.keys, names, unknown, array.offset, array.dtype, array.columns,
+            rows=found.rows, n_rows=array.rows, skipped=found.skipped,
+        )  # fmt: skip
 
     def columns(self, labels: Sequence[str]) -> Integers | None:
         """Return the column of each of these classes [C], by their names; None where the columns are in this order.
@@ -192,7 +178,8 @@ class TeacherTable:
             DataError: if the classes differ, no clip is in the table, or some are not and `partial` is False.
         """
         self.columns(source.labels)
-        row = {key: i for i, key in enumerate(self.keys)}
+        numbers = range(len(self.keys)) if self.rows is None else self.rows.tolist()
+        row = dict(zip(self.keys, numbers, strict=True))
         rows = np.array([row.get(key, -1) for key in source.keys], dtype=np.int64)
         found = int((rows >= 0).sum())
         if found == 0:
@@ -340,21 +327,3 @@ def _split_keys(blob: npt.NDArray[np.generic], ends: npt.NDArray[np.generic]) ->
     if any(a > b for a, b in zip(starts, stops, strict=True)) or (stops and stops[-1] != len(data)):
         raise ValueError("the names do not fit together")
     return tuple(data[a:b].decode() for a, b in zip(starts, stops, strict=True))
-
-
-def _lines(path: Path) -> tuple[str, ...]:
-    try:
-        text = read_bounded(path, MAX_HEADER).decode("utf-8-sig")
-        return tuple(line.strip() for line in text.splitlines() if line.strip())
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read: {error}.") from error
-
-
-def _index_csv(path: Path) -> dict[str, int]:
-    rows = table(path)
-    if "key" not in rows[0]:
-        raise DataError(f"{path} needs a column key; it has {', '.join(rows[0])}.")
-    index = {row["key"]: number(row["row"], path) if "row" in row else i for i, row in enumerate(rows)}
-    if len(index) != len(rows):
-        raise DataError(f"{path} names a clip twice.")
-    return index

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dymn.config import check
-from dymn.data import Catalog
+from dymn.data.catalog import Catalog
 from dymn.errors import DataError
 
 Places = npt.NDArray[np.int64]

@@ -65,6 +65,7 @@ def build(model: MobileNet, *, calibrate: Clips = (), **settings: Any) -> bytes:
         MissingExtraError: if a package is missing.
     """
     plan = Plan(**settings)
+    model.config.require_mono("Export")
     check(not len(calibrate) or plan.precision == "int8", f"precision is {plan.precision!r}; only int8 is calibrated.")
     return WRITERS[plan.format].build(model, plan, calibrate)
 

@@ -10,7 +10,7 @@ import json
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic
 
@@ -113,7 +113,7 @@ def tags(per_window: bool) -> Kind[Recording]:
         return _packed([whole, parts, found.notes, found.partial])
 
     def unpack(name: str, seconds: float, packed: bytes) -> Recording:
-        whole, parts, notes, partial = json.loads(packed.decode("utf-8", "surrogatepass"), parse_constant=_refuse)
+        whole, parts, notes, partial = _unpacked(packed)
         timeline = [
             WindowTags(float(start), float(end), _tags(pairs, float(start), float(end))) for start, end, pairs in parts
         ]
@@ -127,16 +127,12 @@ def _tags(pairs: Iterable[tuple[str, float]], start: float, end: float) -> list[
     return [Tag(str(label), float(score), start, end) for label, score in pairs]
 
 
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is not a score")
-
-
 def events() -> Kind[EventRecording]:
     """Return how events are stored."""
     from dymn.inference.events import Event, EventRecording
 
     def unpack(name: str, seconds: float, packed: bytes) -> EventRecording:
-        found, notes, partial = json.loads(packed.decode("utf-8", "surrogatepass"), parse_constant=_refuse)
+        found, notes, partial = _unpacked(packed)
         events = [Event(str(label), float(start), float(end), float(score)) for label, start, end, score in found]
         return EventRecording(name, seconds, events, notes=tuple(map(str, notes)), partial=bool(partial))
 
@@ -150,6 +146,14 @@ def _packed(value: Any) -> bytes:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
 
 
+def _unpacked(packed: bytes) -> Any:
+    return json.loads(packed.decode("utf-8", "surrogatepass"), parse_constant=_refuse)
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not a score")
+
+
 def embeddings(per_window: bool, size: int) -> Kind[Embedding]:
     """Return how embeddings of `size` values are stored.
 
@@ -160,15 +164,19 @@ def embeddings(per_window: bool, size: int) -> Kind[Embedding]:
     kind = np.dtype([("span", "<f8", (2,)), ("vector", "<f4", (size,))])
 
     def pack(found: Embedding) -> bytes:
+        about = _packed([found.notes, found.partial])
         rows = np.empty(len(found.windows) if per_window else 1, kind)
         rows["span"] = found.spans if per_window else (0.0, found.seconds)
         rows["vector"] = found.windows if per_window else found.vector
-        return rows.tobytes()
+        return about + b"\0" + rows.tobytes()
 
     def unpack(name: str, seconds: float, packed: bytes) -> Embedding:
-        rows = np.frombuffer(packed, kind)
+        end = packed.index(b"\0")
+        notes, partial = _unpacked(packed[:end])
+        rows = np.frombuffer(packed, kind, offset=end + 1)
+        found = Embedding(name, seconds, notes=tuple(map(str, notes)), partial=bool(partial))
         if per_window:
-            return Embedding(name, seconds, windows=rows["vector"], spans=rows["span"])
-        return Embedding(name, seconds, rows["vector"][0])
+            return replace(found, windows=rows["vector"], spans=rows["span"])
+        return replace(found, vector=rows["vector"][0])
 
     return Kind(pack, unpack, lambda name, error: Embedding(name, error=error))

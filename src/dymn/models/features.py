@@ -8,8 +8,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from dymn.config import check
-from dymn.errors import ConfigError
-from dymn.models.mobilenet import MobileNet
+from dymn.models.mobilenet import MobileNet, check_log_mel
 
 STEM_STRIDE = 2
 
@@ -73,15 +72,14 @@ class FeatureExtractor(nn.Module):
         self.layers = nn.ModuleList(layers)
 
     def forward(self, log_mel: Tensor) -> list[Tensor]:
-        """Return the feature maps of log-mel spectrograms [B, 1, F, T].
+        """Return the feature maps of log-mel spectrograms [B, in_chans, F, T].
 
         Each map is [B, channels, ceil(F / stride), ceil(T / stride)].
 
         Raises:
-            ConfigError: if the input is not of four dimensions with one channel.
+            ConfigError: if the input is not of four dimensions with the network's number of channels.
         """
-        if log_mel.ndim != 4 or log_mel.shape[1] != 1:
-            raise ConfigError(f"log_mel has shape {list(log_mel.shape)}; it must be [B, 1, n_mels, frames].")
+        check_log_mel(log_mel, self.stem.conv.in_channels)
         maps: dict[int, Tensor] = {}
         x = self.stem(log_mel)
         for i, layer in enumerate(self.layers):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,9 @@ from dymn.errors import AudioError, ConfigError
 from dymn.native.log_mel import Spectrogram
 from dymn.native.ops import call, is_compiled
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 
 def mel_basis(config: FrontEndConfig, f_min: float, f_max: float) -> Tensor:
     """Return triangular mel filters [n_mels, n_fft / 2 + 1]; see `dymn.audio.mel.mel_basis`."""
@@ -24,7 +28,8 @@ def mel_basis(config: FrontEndConfig, f_min: float, f_max: float) -> Tensor:
 class LogMel(nn.Module):
     """Log-mel spectrograms of waveforms: [B, N] at `config.sample_rate` to [B, 1, n_mels, frames].
 
-    N samples give 1 + (N - 1) // hop_length frames. Always computed in float32, inside autocast too.
+    N samples give 1 + (N - 1) // hop_length frames. Always computed and returned in float32: inside autocast, for
+    waveforms of 16 bits, and after `half()` or `bfloat16()`, which leave the window and the filters as they are.
     """
 
     window: Tensor
@@ -53,6 +58,15 @@ class LogMel(nn.Module):
         self._twiddles = twiddles if is_compilable(self.config) else None
         self._ranges = ranges
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Take a device from a conversion, but no type."""
+
+        def converted(tensor: Tensor) -> Tensor:
+            result = fn(tensor)
+            return result if result.dtype == tensor.dtype else tensor.to(result.device)
+
+        return super()._apply(converted, recurse)  # type: ignore[no-any-return, no-untyped-call]
+
     def jittered_basis(self, generator: torch.Generator) -> Tensor:
         """Draw f_min and f_max as in training and return the mel basis between them [n_mels, n_fft / 2 + 1].
 
@@ -61,7 +75,7 @@ class LogMel(nn.Module):
         """
         c = self.config
         up, down = (int(torch.randint(n, (), generator=generator)) for n in (c.f_min_range, c.f_max_range))
-        f_max = min(c.f_max + 1000 - down, c.sample_rate / 2) if c.f_max_range > 1 else c.f_max
+        f_max = min(c.f_max + c.f_max_range // 2 - down, c.sample_rate / 2)
         if c.f_min + up >= f_max:
             raise ConfigError(
                 f"The jitter of f_min and f_max drew {c.f_min + up} and {f_max} Hz. Set smaller f_min_range and "

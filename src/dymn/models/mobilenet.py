@@ -21,8 +21,8 @@ from dymn.models.layers.context import BatchNorm2d
 from dymn.models.pretrained import Pretrained, as_array
 from dymn.system.devices import resolve_device
 from dymn.weights.checkpoint import open_checkpoint
-from dymn.weights.download import Progress
 from dymn.weights.efficientat import read_efficientat
+from dymn.weights.files import Progress
 from dymn.weights.format import Array, Stored
 from dymn.weights.labels import numbered_labels
 
@@ -92,24 +92,23 @@ class MobileNet(Pretrained):
         super().__init__()
         check(config.head in HEADS, f"head is {config.head!r}; allowed: {', '.join(HEADS)}.")
         self.config = config
-        self.stem = ConvNormAct(1, config.blocks[0].c_in, kernel_size=3, stride=2)
+        self.stem = ConvNormAct(config.in_chans, config.blocks[0].c_in, kernel_size=3, stride=2)
         self.blocks = nn.Sequential(*(InvertedResidual(block) for block in config.blocks))
         self.last = ConvNormAct(config.blocks[-1].c_out, config.c_last, kernel_size=1, stride=1)
         self.head = HEADS[config.head](config)
         self.temperature = config.temperature
 
     def features(self, log_mel: Tensor) -> Tensor:
-        """Return the last feature map [B, D, F', T'] of log-mel spectrograms [B, 1, F, T]."""
+        """Return the last feature map [B, D, F', T'] of log-mel spectrograms [B, in_chans, F, T]."""
         return self.last(self.blocks(self.stem(log_mel)))  # type: ignore[no-any-return]
 
     def forward(self, log_mel: Tensor) -> Output:
-        """Return logits and embedding of log-mel spectrograms [B, 1, n_mels, frames], any size from one frame up.
+        """Return logits and embedding of log-mel spectrograms [B, in_chans, n_mels, frames], of any size.
 
         Raises:
-            ConfigError: if the input is not of four dimensions with one channel.
+            ConfigError: if the input is not of four dimensions with the network's number of channels (one, unless set).
         """
-        if log_mel.ndim != 4 or log_mel.shape[1] != 1:
-            raise ConfigError(f"log_mel has shape {list(log_mel.shape)}; it must be [B, 1, n_mels, frames].")
+        check_log_mel(log_mel, self.config.in_chans)
         features = self.features(log_mel)
         embedding = features.mean(dim=(2, 3))
         return Output(self.head(features, embedding), embedding)
@@ -131,10 +130,13 @@ class MobileNet(Pretrained):
         return 2 * math.prod(block.stride for block in self.config.blocks)
 
     def feature_maps(self, log_mel: Tensor) -> list[Tensor]:
-        """Return the output of each block, a list of [B, C, F', T']."""
-        maps = [self.stem(log_mel)]
-        for block in self.blocks:
-            maps.append(block(maps[-1]))
+        """Return the outputs of the first convolution, of each block and of the last convolution, each [B, C, F', T'].
+
+        There are 17 for the networks of Table I: block i of 15 is number i + 1, the last is what `features` returns.
+        """
+        maps = [log_mel]
+        for layer in (self.stem, *self.blocks, self.last):
+            maps.append(layer(maps[-1]))
         return maps[1:]
 
     @property
@@ -177,6 +179,33 @@ class MobileNet(Pretrained):
         self.card = dataclasses.replace(self.card, labels=labels, metrics={}, provenance={})
         return self
 
+    def reset_input(self, in_chans: int) -> MobileNet:
+        """Adapt the first convolution to another number of input channels; return the network.
+
+        From one channel to N, each gets the one kernel divided by N: the same spectrogram in all channels gives the
+        output that it gave as the only one. From N channels to one, the kernels are added. The card's metrics and
+        provenance, which were those of other weights, go.
+
+        Raises:
+            ConfigError: if neither number is one.
+
+        Example:
+            >>> model = dymn.load_model("dymn04_open").reset_input(2)
+            >>> model(torch.zeros(1, 2, 128, 1000)).logits.shape
+            torch.Size([1, 527])
+        """
+        now = self.config.in_chans
+        if in_chans == now:
+            return self
+        check(1 in (now, in_chans), f"in_chans is {now} and cannot become {in_chans}; one of the two must be 1.")
+        self.config = dataclasses.replace(self.config, in_chans=in_chans)
+        conv, kernel = self.stem.conv, self.stem.conv.weight.detach()
+        conv.in_channels = in_chans
+        shared = kernel.sum(dim=1, keepdim=True) / in_chans
+        conv.weight = nn.Parameter(shared.repeat(1, in_chans, 1, 1), requires_grad=conv.weight.requires_grad)
+        self.card = dataclasses.replace(self.card, metrics={}, provenance={})
+        return self
+
     def initialise(self, generator: torch.Generator | None = None) -> MobileNet:
         """Draw fresh weights: convolutions Kaiming normal (fan out, per kernel), linear layers N(0, 0.01)."""
         for module in self.modules():
@@ -192,6 +221,16 @@ class MobileNet(Pretrained):
         return self
 
 
+def check_log_mel(log_mel: Tensor, in_chans: int) -> None:
+    """Refuse an input that is not [B, in_chans, n_mels, frames].
+
+    Raises:
+        ConfigError: naming the shape.
+    """
+    if log_mel.ndim != 4 or log_mel.shape[1] != in_chans:
+        raise ConfigError(f"log_mel has shape {list(log_mel.shape)}; it must be [B, {in_chans}, n_mels, frames].")
+
+
 def create_model(
     name: str, num_classes: int = 527, *, generator: torch.Generator | None = None, **overrides: Any
 ) -> MobileNet:
@@ -201,7 +240,7 @@ def create_model(
         name: an architecture, see `architectures`; "dymn_s", "dymn_m" and "dymn_l" are the paper's sizes.
         num_classes: how many classes the head scores.
         generator: the source of the random weights; the global generator if None.
-        overrides: settings of `Variant`, by name.
+        overrides: settings of `Variant`, by name, such as in_chans=2 for spectrograms of two channels.
 
     Raises:
         ConfigError: if the name or a setting is unknown, or a value is not allowed.
@@ -214,6 +253,7 @@ def load_model(
     *,
     num_classes: int | None = None,
     labels: Sequence[str] | None = None,
+    in_chans: int | None = None,
     device: str | torch.device | None = "cpu",
     progress: Progress | None = None,
 ) -> MobileNet:
@@ -229,6 +269,7 @@ def load_model(
         num_classes: of another task than the model was trained for: the last layer is a fresh one (see
             `MobileNet.reset_classifier`).
         labels: names of these classes.
+        in_chans: number of input channels; the first convolution is adapted by `MobileNet.reset_input`.
         device: where the model goes, such as "cpu" or "cuda:0"; the first CUDA device if there is one, for None.
         progress: called during a download with the bytes done, and the bytes in all or None.
 
@@ -250,6 +291,8 @@ def load_model(
     wanted: int | Sequence[str] | None = num_classes if labels is None else tuple(labels)
     if wanted not in (None, model.config.num_classes, model.card.labels):
         model.reset_classifier(wanted)
+    if in_chans is not None:
+        model.reset_input(in_chans)
     return model.to(place)
 
 
@@ -258,20 +301,31 @@ def import_efficientat(
     *,
     temperature: float = 1.0,
     strides: Sequence[int] = (2, 2, 2, 2),
+    attention: str | None = "ca",
 ) -> MobileNet:
     """Build the network that a published state dict belongs to, with its weights, in evaluation mode.
+
+    Width, classes, head, K, M and the sizes of contexts are seen in the file. What cannot be seen is given here:
+    temperature, strides, and whether Coordinate Attention is applied. A wrong value gives a network that runs and is
+    wrong. The same holds for `dilated` networks, which dymn does not build, and for the front end (hop and number of
+    mel bands), which is set in the card.
 
     Args:
         path_or_state_dict: a file saved by `torch.save`, read without executing pickled code, or the mapping itself.
         temperature: of the kernel attention: 1 for AudioSet models, 30 for ImageNet models.
         strides: of blocks 2, 4, 7 and 13; (2, 2, 2, 1) for files named "s2221".
+        attention: of dynamic blocks: "ca", or None (or "none") for a DyMN trained with `no_ca`. Its file holds the
+            tensors of the attention all the same.
 
     Raises:
         WeightsError: if the file cannot be read, or does not fit; the message names missing and extra tensors.
-        ConfigError: if `temperature` or `strides` are not allowed.
+        ConfigError: if `temperature`, `strides` or `attention` are not allowed.
+
+    Example:
+        >>> import_efficientat("no_ca.pt", attention=None)  # doctest: +SKIP
     """
     source = path_or_state_dict if isinstance(path_or_state_dict, (str, Path)) else _arrays(path_or_state_dict)
-    config, state = read_efficientat(source, temperature=temperature, strides=strides)
+    config, state = read_efficientat(source, temperature=temperature, strides=strides, attention=attention)
     return MobileNet.from_stored(Stored(config, ModelCard(labels=numbered_labels(config.num_classes)), state))
 
 

@@ -66,6 +66,7 @@ def is_known(config: ModelConfig) -> bool:
     return (
         config.head in ("mlp", "fully_convolutional")
         and config.c_last % PANEL == 0
+        and config.in_chans == 1
         and all(_is_known(block) for block in config.blocks)
     )
 

@@ -84,7 +84,7 @@ def _count(config: ModelConfig, n_mels: int, n_frames: int) -> Count:
     check_parts(config)
     places = place_names(config)
     stem = Map(1, n_mels, n_frames).after(config.blocks[0].c_in, 2)
-    costs: dict[str, Mapping[str, Cost]] = {"stem": {"convolution": _convolution(STEM_TAPS, stem)}}
+    costs: dict[str, Mapping[str, Cost]] = {"stem": {"convolution": _convolution(STEM_TAPS * config.in_chans, stem)}}
     x = stem
     for place, block in zip(places[1:-2], config.blocks, strict=True):
         costs[place] = _block(block, x)

@@ -30,7 +30,7 @@ from dymn.config import BlockConfig, ModelCard, ModelConfig
 from dymn.errors import ConfigError
 from dymn.models.layers import ATTENTIONS, Context, DynamicReLU
 from dymn.models.layers.attention import strided
-from dymn.models.mobilenet import MobileNet, Output
+from dymn.models.mobilenet import MobileNet, Output, check_log_mel
 from dymn.runtime.fold import Folded, coefficients, fold, positions
 
 TILE = 2**20  # bytes of an expanded map that are worked on at a time: about what a core's cache holds
@@ -64,6 +64,7 @@ class FusedNetwork(nn.Module):
 
     def __init__(self, folded: Folded, card: ModelCard) -> None:
         super().__init__()
+        folded.config.require_mono("Fusing")
         parts = Parts({name: torch.from_numpy(np.array(values)) for name, values in folded.arrays.items()})
         self.config: ModelConfig = folded.config
         self.card = card
@@ -88,8 +89,7 @@ class FusedNetwork(nn.Module):
         Raises:
             ConfigError: if the input is not of four dimensions with one channel.
         """
-        if log_mel.ndim != 4 or log_mel.shape[1] != 1:
-            raise ConfigError(f"log_mel has shape {list(log_mel.shape)}; it must be [B, 1, n_mels, frames].")
+        check_log_mel(log_mel, 1)
         with torch.autocast(log_mel.device.type, enabled=False):
             maps = [self._begin(clip) for clip in log_mel.to(self.stem.weight.dtype).unsqueeze(1)]
             for block in self.blocks:  # all clips through one block: its kernels stay in the cache

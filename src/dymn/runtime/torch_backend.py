@@ -47,9 +47,11 @@ class TorchBackend(Backend):
                 slow.
 
         Raises:
-            ConfigError: if there is no such device or precision, or `threads` is below 1.
+            ConfigError: if there is no such device or precision, `threads` is below 1, or the network has several input
+                channels.
         """
         check(precision in COMPUTE_PRECISIONS, f"precision is {precision!r}; allowed: {', '.join(COMPUTE_PRECISIONS)}.")
+        model.config.require_mono("Inference on recordings")
         self.precision, self.compile = precision, compile
         self.device = resolve_device(device)
         if threads is not None:

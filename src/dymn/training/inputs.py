@@ -26,6 +26,7 @@ from dymn.data import (
     WeightedSampler,
     cached,
     class_counts,
+    published,
     select,
 )
 from dymn.errors import ConfigError, DataError
@@ -35,6 +36,7 @@ from dymn.system.files import read_bounded
 from dymn.training.settings import TrainConfig
 from dymn.training.start import check_start
 from dymn.weights import open_checkpoint
+from dymn.weights.files import Progress
 from dymn.weights.format import shorten
 
 MAX_CONFIG = 2**24  # bytes of a run's config.json
@@ -106,15 +108,22 @@ def check_classes(inputs: Inputs, has_teacher: bool) -> list[str]:
 
 
 def check_table(inputs: Inputs, fill: str) -> list[str]:
-    """Return a sentence on how the clips of the teacher's table differ from those of the run, if they do."""
+    """Return sentences on what a teacher's table lacks, and on how its clips differ from those of the run."""
+    notes = []
+    if inputs.table is not None:
+        without = int((inputs.table.match(inputs.train, partial=True) < 0).sum())
+        if without:
+            notes.append(f"{without} of {len(inputs.train)} training clips have no logits: their labels alone count.")
+        notes += [f"{inputs.table.path} has {n} {what}." for what, n in inputs.table.skipped.items()]
     heard = {} if inputs.table is None else inputs.table.settings
     mine = {"seconds": float(inputs.seconds), "fill": fill}
     if all(heard.get(name, value) == value for name, value in mine.items()):
-        return []
+        return notes
     return [
+        *notes,
         f"The teacher heard clips of {heard.get('seconds', 0):g} s (fill: {heard.get('fill')}), and this run has clips "
         f"of {inputs.seconds:g} s (fill: {fill}). Its logits may not fit: make the table again with dymn teach "
-        f"--seconds {inputs.seconds:g} --fill {fill}, or set data.seconds and data.fill."
+        f"--seconds {inputs.seconds:g} --fill {fill}, or set data.seconds and data.fill.",
     ]
 
 
@@ -151,21 +160,24 @@ def open_models(config: TrainConfig) -> BaseModels:
 def open_table(config: TrainConfig) -> TeacherTable | None:
     """Open the table of an offline teacher, if there is one.
 
-    Its files lie where their names say, or else beside the data.
+    Its files lie where their names say, or else beside the data; those that EfficientAT published are downloaded.
     """
     teacher = config.teacher
     if not teacher.table:
         return None
-    table = _beside(config.data.path, teacher.table)
-    if teacher.index:
-        return TeacherTable.published(table, _beside(config.data.path, teacher.index))
-    return TeacherTable.open(table)
+    table, *index = find_table(config)
+    return TeacherTable.published(table, index[0]) if index else TeacherTable.open(table)
 
 
-def _beside(data: str, name: str) -> Path:
-    """Return the path of a file: `name` itself, or if there is no such file, the one in the folder of the data."""
-    folder = Path(data) if Path(data).is_dir() else Path(data).parent
-    return folder / name if not Path(name).exists() and (folder / name).exists() else Path(name)
+def find_table(config: TrainConfig, progress: Progress | None = None) -> list[Path]:
+    """Return the paths of the teacher's table and its index, as far as a run has them, downloaded if need be.
+
+    Raises:
+        DataError: if there is no such file.
+    """
+    data = Path(config.data.path)
+    names = (config.teacher.table, config.teacher.index)
+    return [published.find(name, data if data.is_dir() else data.parent, progress) for name in names if name]
 
 
 def training_loader(
@@ -245,6 +257,7 @@ def digests(inputs: Inputs) -> dict[str, str]:
 def _digest(table: TeacherTable) -> str:
     """Return a SHA-256 of a table's names and of some of its logits, spread over it: published tables are gigabytes."""
     digest = hashlib.sha256("\0".join(table.keys).encode())
+    digest.update(b"" if table.rows is None else table.rows.tobytes())
     digest.update(np.ascontiguousarray(table.logits[:: max(1, len(table) // 1000)]).tobytes())
     return digest.hexdigest()
 

@@ -12,11 +12,9 @@ from pathlib import Path
 from dymn.architectures import MODELS
 from dymn.config import ModelCard
 from dymn.errors import ConfigError, WeightsError
-from dymn.weights.download import Progress, sha256_of
 from dymn.weights.efficientat import Imported, read_efficientat
-from dymn.weights.find import SAFETENSORS, file_in
-from dymn.weights.format import MAX_FILE, Stored, check_finite, read
-from dymn.weights.hub import fetch_hub
+from dymn.weights.files import Progress, WeightsFile, read_file
+from dymn.weights.format import SAFETENSORS, Stored, check_finite, file_in, read
 from dymn.weights.labels import labels_for, numbered_labels
 from dymn.weights.published import fetch_published, import_published, published_card
 from dymn.weights.registry import REGISTRY, WEIGHTS_ENDINGS, unknown_model
@@ -51,23 +49,26 @@ def open_checkpoint(source: str | Path, *, progress: Progress | None = None) -> 
         published = REGISTRY[name]
         file = fetch_published(published, progress)
         if published.packaged:
-            return _from_safetensors(file.path)
-        return _stored(import_published(file.path, published), published_card(published), file.digest)
+            return _from_safetensors(file)
+        return _stored(import_published(file, published), published_card(published), file.digest)
     if not name:
         raise unknown_model(name)
     path = Path(os.path.expanduser(name))
     if path.is_dir():
-        return _from_safetensors(file_in(path))
+        return _from_safetensors(read_file(file_in(path)))
     if path.exists():
         if not path.is_file():
             raise WeightsError(
                 f"{path} is neither a file nor a folder. Give the path of a checkpoint, or the name of a model."
             )
-        return _from_safetensors(path) if _is_safetensors(path) else open_state_dict(path)
+        file = read_file(path)
+        return _from_safetensors(file) if _is_safetensors(file) else open_state_dict(file)
     if path.suffix in WEIGHTS_ENDINGS:
         raise unknown_model(name)
     if isinstance(source, str) and HUB_NAME.fullmatch(name):
-        return _from_safetensors(fetch_hub(name, progress).path)
+        from dymn.weights.hub import fetch_hub
+
+        return _from_safetensors(fetch_hub(name, progress))
     if name in MODELS:
         variants = [key for key, model in REGISTRY.items() if model.architecture == name]
         offer = f"With weights there are: {', '.join(variants)}. " if variants else ""
@@ -75,32 +76,53 @@ def open_checkpoint(source: str | Path, *, progress: Progress | None = None) -> 
     raise unknown_model(name)
 
 
-def open_state_dict(path: Path, strides: Sequence[int] | None = None, temperature: float | None = None) -> Stored:
+def open_state_dict(
+    file: WeightsFile,
+    strides: Sequence[int] | None = None,
+    temperature: float | None = None,
+    attention: str | None = None,
+) -> Stored:
     """Open an EfficientAT file.
 
-    Missing facts come from the registry, if it is known there and neither setting is given.
+    Missing facts come from the registry, if it is known there and no setting is given; if it is not known, a warning
+    names the settings that are assumed. `attention` "none" is for a DyMN trained without Coordinate Attention (see
+    `read_efficientat`).
 
     Raises:
         WeightsError: if it cannot be read, or does not fit a network.
-        ConfigError: if `temperature` or `strides` are not allowed.
+        ConfigError: if `temperature`, `strides` or `attention` are not allowed.
     """
-    digest = sha256_of(path, MAX_FILE)
-    if strides is None and temperature is None:
+    path, digest = file.path, file.digest
+    assumed = strides is None and temperature is None and attention is None
+    if assumed:
         for published in REGISTRY.values():
             if published.sha256 == digest or (published.sha256 is None and published.file == path.name):
                 try:
-                    return _stored(import_published(path, published), published_card(published), digest)
+                    return _stored(import_published(file, published), published_card(published), digest)
                 except WeightsError as error:
                     logger.warning("%s Its network is read from the file, and the standard front end is used.", error)
     imported = read_efficientat(
-        path, temperature=1.0 if temperature is None else temperature, strides=strides or DEFAULT_STRIDES
+        file,
+        temperature=1.0 if temperature is None else temperature,
+        strides=strides or DEFAULT_STRIDES,
+        attention=attention or "ca",
     )
+    if assumed:
+        dynamic = any(block.dynamic_convs for block in imported.config.blocks)
+        logger.warning(
+            "%s is not a file that dymn knows. It does not tell its strides, for which 2,2,2,2 are used%s. If it was "
+            "trained with others, run: dymn convert %s OUT --strides S,S,S,S%s",
+            path,
+            ", nor its temperature, for which 1 is used" if dynamic else "",
+            path,
+            " --temperature T" if dynamic else "",
+        )
     card = ModelCard(name=path.stem, labels=labels_for(imported.config.num_classes), provenance={"file": path.name})
     return _stored(imported, card, digest)
 
 
-def _from_safetensors(path: Path) -> Stored:
-    stored = read(path)
+def _from_safetensors(file: WeightsFile) -> Stored:
+    path, stored = file.path, read(file)
     try:
         check_state(stored.state, stored.config, str(path))
     except ConfigError as error:
@@ -119,11 +141,6 @@ def _with_digest(card: ModelCard, digest: str) -> ModelCard:
     return dataclasses.replace(card, provenance=card.provenance | {"sha256": digest})
 
 
-def _is_safetensors(path: Path) -> bool:
-    if path.suffix in WEIGHTS_ENDINGS:
-        return path.suffix == SAFETENSORS
-    try:
-        with path.open("rb") as file:
-            return file.read(9)[8:] == b"{"
-    except OSError as error:
-        raise WeightsError(f"{path} cannot be read: {error.strerror or error}.") from error
+def _is_safetensors(file: WeightsFile) -> bool:
+    suffix = file.path.suffix
+    return suffix == SAFETENSORS if suffix in WEIGHTS_ENDINGS else file.content[8:9] == b"{"

@@ -9,9 +9,8 @@ from pathlib import Path
 from dymn.config import FrontEndConfig
 from dymn.errors import ConfigError
 from dymn.weights.checkpoint import open_checkpoint, open_state_dict
-from dymn.weights.download import Progress
-from dymn.weights.find import SAFETENSORS
-from dymn.weights.format import save, save_folder
+from dymn.weights.files import Progress, read_file
+from dymn.weights.format import SAFETENSORS, save, save_folder
 
 
 def convert(
@@ -24,7 +23,9 @@ def convert(
     front_end: FrontEndConfig | None = None,
     temperature: float | None = None,
     strides: Sequence[int] | None = None,
+    attention: str | None = None,
     half: bool = False,
+    int8: bool = False,
     progress: Progress | None = None,
 ) -> str:
     """Write a checkpoint that `open_checkpoint` reads in dymn's own format; return the SHA-256 of the weights file.
@@ -35,7 +36,9 @@ def convert(
         name, labels, licence, front_end: replace those of the card.
         temperature: of the kernel attention in a published state dict that is not in the registry.
         strides: of blocks 2, 4, 7 and 13 in such a file.
+        attention: of the dynamic blocks in such a file: "ca", or "none" for a DyMN trained with `no_ca`.
         half: store matrices and kernels in half precision.
+        int8: store them in 8 bits, with a scale for each output channel.
         progress: called during a download with the bytes done, and the bytes in all or None.
 
     Raises:
@@ -48,13 +51,16 @@ def convert(
             f"{destination} is neither a {SAFETENSORS} file nor a folder. Write to {path.with_suffix(SAFETENSORS)} "
             "instead."
         )
-    known = strides is None and temperature is None
+    known = strides is None and temperature is None and attention is None
     if not known and not Path(source).is_file():
         raise ConfigError(
-            f"{source} is not a file. Temperature and strides are settings of a state dict in a file; leave them out."
+            f"{source} is not a file. Temperature, strides and attention are settings of a state dict in a file; leave "
+            "them out."
         )
     stored = (
-        open_checkpoint(source, progress=progress) if known else open_state_dict(Path(source), strides, temperature)
+        open_checkpoint(source, progress=progress)
+        if known
+        else open_state_dict(read_file(Path(source)), strides, temperature, attention)
     )
     card = stored.card
     replaced = dataclasses.replace(
@@ -67,7 +73,9 @@ def convert(
     n_labels, n_classes = len(replaced.labels), stored.config.num_classes
     if n_labels != n_classes:
         raise ConfigError(f"The card has {n_labels} labels for a network of {n_classes} classes; give one for each.")
-    dtype = "float16" if half else "float32"
+    if half and int8:
+        raise ConfigError("half and int8 are both set; weights are stored in one precision.")
+    dtype = {(True, False): "float16", (False, True): "int8"}.get((half, int8), "float32")
     if path.suffix == SAFETENSORS and not path.is_dir():
         return save(stored._replace(card=replaced), path, dtype)
     return save_folder(stored._replace(card=replaced), path, dtype)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from dymn.errors import WeightsError
-from dymn.weights.download import Progress, is_local
-from dymn.weights.published import fetch_published
+from dymn.weights.checkpoint import open_checkpoint
+from dymn.weights.download import is_local
+from dymn.weights.files import Progress
+from dymn.weights.format import Stored
 from dymn.weights.registry import REGISTRY
 
 PREFERRED = "dymn10_as"
@@ -14,14 +16,14 @@ SHIPPED = "dymn04_open"
 
 
 class Choice(NamedTuple):
-    """The name of the model that was chosen, and a sentence that says which it is and why."""
+    """The model that was chosen, and a sentence that says which it is and why."""
 
-    name: str
+    stored: Stored
     reason: str
 
 
-def choose_default(progress: Progress | None = None) -> Choice:
-    """Choose `PREFERRED` if it is in the cache or can be fetched, else `SHIPPED`, which comes with dymn.
+def open_default(progress: Progress | None = None) -> Choice:
+    """Open `PREFERRED` if it is in the cache or can be fetched, else `SHIPPED`, which comes with dymn.
 
     PyTorch is not imported.
 
@@ -30,7 +32,7 @@ def choose_default(progress: Progress | None = None) -> Choice:
     """
     where = "is in the cache" if is_local(REGISTRY[PREFERRED]) else "was fetched"
     try:
-        fetch_published(REGISTRY[PREFERRED], progress)
+        stored = open_checkpoint(PREFERRED, progress=progress)
     except WeightsError as error:
         if not is_local(REGISTRY[SHIPPED]):
             raise WeightsError(
@@ -40,5 +42,5 @@ def choose_default(progress: Progress | None = None) -> Choice:
             f"Using {SHIPPED}, which comes with dymn, because {PREFERRED}, which is better, "
             "is not in the cache and cannot be fetched."
         )
-        return Choice(SHIPPED, reason)
-    return Choice(PREFERRED, f"Using {PREFERRED}, which {where}, because no model was named.")
+        return Choice(open_checkpoint(SHIPPED), reason)
+    return Choice(stored, f"Using {PREFERRED}, which {where}, because no model was named.")

@@ -9,32 +9,24 @@ so several may download the same model.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import os
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 from dymn.errors import WeightsError
-from dymn.system.files import atomic_write, open_regular
+from dymn.system.files import atomic_write
 from dymn.weights.digests import Expected, expected_digest
-from dymn.weights.registry import PublishedModel
-from dymn.weights.transfer import Progress as Progress
-from dymn.weights.transfer import Remote, transfer
+from dymn.weights.files import Progress, WeightsFile, read_file
+from dymn.weights.registry import PublishedFile, PublishedModel
 
 logger = logging.getLogger(__name__)
 
+Asset = PublishedModel | PublishedFile
+
 STALE_SECONDS = 24 * 3600
-
-
-class LocalFile(NamedTuple):
-    """A verified file on this machine."""
-
-    path: Path
-    digest: str  # SHA-256
 
 
 def cache_folder() -> Path:
@@ -45,17 +37,17 @@ def cache_folder() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "dymn"
 
 
-def local_path(model: PublishedModel) -> Path:
+def local_path(model: Asset) -> Path:
     """Return the path of a model's file in this package or in the cache, whether it exists or not."""
     return (Path(__file__).parent if model.packaged else cache_folder()) / model.file
 
 
-def record_path(model: PublishedModel) -> Path:
+def record_path(model: Asset) -> Path:
     """Return where the SHA-256 of a model's file is recorded when it is first verified."""
     return local_path(model).with_name(f"{model.file}.sha256")
 
 
-def known_digest(model: PublishedModel) -> Expected:
+def known_digest(model: Asset) -> Expected:
     """Return the digest that the file of a model must have, and where that is from.
 
     Raises:
@@ -64,39 +56,26 @@ def known_digest(model: PublishedModel) -> Expected:
     return expected_digest((model.name, model.file), model.sha256, record_path(model))
 
 
-def is_local(model: PublishedModel) -> bool:
+def is_local(model: Asset) -> bool:
     """Return whether the file of a model is on this machine; it is verified when it is used."""
     path = local_path(model)
     return path.is_file() and (model.size is None or path.stat().st_size == model.size)
 
 
-def sha256_of(path: Path, most: int | None = None) -> str:
-    """Return the SHA-256 of a file, of at most `most` bytes if that is given, in hexadecimal digits.
-
-    Raises:
-        WeightsError: if the file cannot be read, is not a regular one, or is larger.
-    """
-    digest = hashlib.sha256()
-    try:
-        with open_regular(path) as file:
-            size = os.fstat(file.fileno()).st_size
-            if most is not None and size > most:
-                raise WeightsError(f"{path} has {size:,} bytes; a checkpoint has at most {most:,}.")
-            while chunk := file.read(2**20):
-                digest.update(chunk)
-    except OSError as error:
-        raise WeightsError(f"{path} cannot be read: {error.strerror or error}.") from error
-    return digest.hexdigest()
-
-
-def fetch(model: PublishedModel, validate: Callable[[Path], object], progress: Progress | None = None) -> LocalFile:
-    """Return the verified file of a model; download it if the cache has none or a damaged one.
+def fetch(
+    model: Asset,
+    validate: Callable[[WeightsFile], object],
+    progress: Progress | None = None,
+    read: Callable[[Path], WeightsFile] = read_file,
+) -> WeightsFile:
+    """Return the verified content of a model's file; download it if the cache has none or a damaged one.
 
     Args:
         model: an entry of the registry.
         validate: imports a file and raises a `WeightsError` unless it holds exactly the expected network; called for
             files whose SHA-256 is neither in the registry nor recorded in the cache.
         progress: called as bytes arrive.
+        read: reads or hashes a file.
 
     Raises:
         WeightsError: if the file cannot be downloaded, verified or written. The message names the file, the URL, and
@@ -108,25 +87,27 @@ def fetch(model: PublishedModel, validate: Callable[[Path], object], progress: P
             raise WeightsError(
                 f"{model.name} is part of dymn, but {path} is missing. Install dymn again, or choose another model."
             )
-        digest = sha256_of(path)
-        if model.sha256 not in (None, digest):
+        found = read(path)
+        if model.sha256 not in (None, found.digest):
             raise WeightsError(
-                f"{path} is damaged: its SHA-256 is {digest} instead of {model.sha256}. Install dymn again."
+                f"{path} is damaged: its SHA-256 is {found.digest} instead of {model.sha256}. Install dymn again."
             )
-        return LocalFile(path, digest)
+        return found
     problem = ""
     if path.is_file():
         try:
-            return LocalFile(path, _verify(path, model, validate))
+            return _verified(read(path), model, validate)
         except WeightsError as error:
             problem = f"The copy in the cache cannot be used: {error} "
             logger.warning("%sIt is downloaded again.", problem)
+    from dymn.weights.transfer import Remote, transfer
+
     try:
         remove_stale_parts(path)
         with atomic_write(path) as file:
             transfer(Remote(model.url, model.file, model.size, model.size_limit), file, progress)
             file.flush()
-            digest = _verify(Path(file.name), model, validate)
+            found = _verified(read(Path(file.name)), model, validate)
     except WeightsError as error:
         raise WeightsError(f"{problem}{error} {_by_hand(model)}") from error
     except OSError as error:
@@ -134,10 +115,10 @@ def fetch(model: PublishedModel, validate: Callable[[Path], object], progress: P
             f"{problem}{model.name} cannot be stored as {path}: {error.strerror or error}. "
             "Free some space or set DYMN_CACHE to a folder that can be written to."
         ) from error
-    return LocalFile(path, digest)
+    return found._replace(path=path)
 
 
-def _by_hand(model: PublishedModel) -> str:
+def _by_hand(model: Asset) -> str:
     place = local_path(model)
     return (
         f"Without a network, download {model.file} from {model.url} on another machine "
@@ -145,27 +126,26 @@ def _by_hand(model: PublishedModel) -> str:
     )
 
 
-def _verify(path: Path, model: PublishedModel, validate: Callable[[Path], object]) -> str:
-    """Check a file, in the cache or on its way there; record its digest if none is known; return the digest."""
-    size = path.stat().st_size
+def _verified(file: WeightsFile, model: Asset, validate: Callable[[WeightsFile], object]) -> WeightsFile:
+    """Check and return a file, in the cache or on its way there; record its digest if none is known."""
+    size, digest = file.size, file.digest
     if model.size is not None and size != model.size:
         raise WeightsError(f"{model.file} has {size:,} bytes instead of {model.size:,}.")
-    digest = sha256_of(path)
     expected = known_digest(model)
     record = record_path(model)
     if expected.origin == "none":
         try:
-            validate(path)
+            validate(file)
         except WeightsError as error:
-            raise WeightsError(str(error).replace(str(path), model.file)) from error
-        with atomic_write(record) as file:
-            file.write(f"{digest}  {model.file}\n".encode("ascii"))
+            raise WeightsError(str(error).replace(str(file.path), model.file)) from error
+        with atomic_write(record) as lines:
+            lines.write(f"{digest}  {model.file}\n".encode("ascii"))
     elif digest != expected.digest:
         remedy = f" If you trust the new file, remove {record}." if expected.origin == "recorded" else ""
         raise WeightsError(
             f"{model.file} has the SHA-256 {digest}, not the one {expected.place}, {expected.digest}.{remedy}"
         )
-    return digest
+    return file
 
 
 def remove_stale_parts(path: Path) -> None:

@@ -1,7 +1,8 @@
 """The state dicts that EfficientAT publishes (MIT licence, github.com/fschmid56/EfficientAT), in dymn's names.
 
 A file holds names and arrays only. Family, width, K, M, context sizes, classes and head follow from them; kernel sizes
-and activations are those of Table I; temperature and strides leave no trace in a file and are given by the caller.
+and activations are those of Table I. Temperature, strides, and whether a DyMN applies its Coordinate Attention leave no
+trace in a file and are given by the caller.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from dymn.architectures import HIDDEN_CHANNELS, STRIDED, TABLE_I, context_size
+from dymn.architectures import HIDDEN_CHANNELS, NO_ATTENTION, STRIDED, TABLE_I, context_size, has_context
 from dymn.config import BlockConfig, ModelConfig, round_channels
 from dymn.errors import ConfigError, WeightsError
+from dymn.weights.files import WeightsFile, read_file
 from dymn.weights.format import COUNTER, Array, as_float32, check_finite, shorten
 from dymn.weights.shapes import state_shapes
 from dymn.weights.torch_files import read_tensors
@@ -36,30 +38,42 @@ class Imported(NamedTuple):
 
 
 def read_efficientat(
-    source: str | Path | Mapping[str, Array], *, temperature: float = 1.0, strides: Sequence[int] = (2, 2, 2, 2)
+    source: str | Path | WeightsFile | Mapping[str, Array],
+    *,
+    temperature: float = 1.0,
+    strides: Sequence[int] = (2, 2, 2, 2),
+    attention: str | None = "ca",
 ) -> Imported:
     """Read a published state dict; return the network that it belongs to, with its weights in float32.
 
     Args:
-        source: a file saved by `torch.save`, or a mapping of published names to arrays.
+        source: a file saved by `torch.save`, its content, or a mapping of published names to arrays.
         temperature: of the kernel attention: 1 for AudioSet models, 30 for ImageNet models.
         strides: of blocks 2, 4, 7 and 13; (2, 2, 2, 1) for files named "s2221".
+        attention: of the dynamic blocks: "ca", or None (or "none") for a DyMN trained with `no_ca`. The file holds the
+            tensors of the attention in both cases.
 
     Raises:
         WeightsError: if the file cannot be read, or does not fit; the message names missing and extra tensors.
-        ConfigError: if `temperature` or `strides` are not allowed.
+        ConfigError: if `temperature`, `strides` or `attention` are not allowed.
     """
-    is_file = isinstance(source, (str, Path))
-    name = str(source) if is_file else "The state dict"
-    stored = read_tensors(Path(source)) if isinstance(source, (str, Path)) else source
+    if isinstance(source, (str, Path)):
+        source = read_file(Path(source))
+    if isinstance(source, WeightsFile):
+        name, stored = str(source.path), read_tensors(source)
+    else:
+        name, stored = "The state dict", dict(source)
     state = {key: as_float32(values) for key, values in stored.items()}
     check_finite(state, name)
     if len(strides) != len(STRIDED) or any(stride not in (1, 2) for stride in strides):
         raise ConfigError(f"strides is {tuple(strides)}; it must be {len(STRIDED)} numbers, each 1 or 2.")
     if not temperature > 0:
         raise ConfigError(f"temperature is {temperature}; it must be above 0.")
+    if attention not in ("ca", None, NO_ATTENTION):
+        raise ConfigError(f"attention is {attention!r}; allowed: ca, {NO_ATTENTION}.")
+    dynamic_attention = "ca" if attention == "ca" else None
     try:
-        config = _config(state, temperature, dict(zip(STRIDED, strides, strict=True)))
+        config = _config(state, temperature, dict(zip(STRIDED, strides, strict=True)), dynamic_attention)
         entries = list(_entries(state, config))
     except KeyError as error:
         raise WeightsError(f"{name} does not fit an EfficientAT network: missing {error.args[0]}.") from error
@@ -67,7 +81,10 @@ def read_efficientat(
         raise WeightsError(f"{name} does not fit an EfficientAT network: {error}") from error
     expected = {entry.source for entry in entries}
     present = {key for key in state if not key.endswith(COUNTER)}
-    missing, extra = sorted(expected - present), sorted(present - expected - _constants(state, config))
+    missing, extra = (
+        sorted(expected - present),
+        sorted(present - expected - _constants(state, config) - _unused(config)),
+    )
     if missing or extra:
         listed = [f"{word} {shorten(names)}" for word, names in (("missing", missing), ("extra", extra)) if names]
         raise WeightsError(f"{name} does not fit an EfficientAT network: {'; '.join(listed)}.")
@@ -83,7 +100,9 @@ def read_efficientat(
     return Imported(config, values)
 
 
-def _config(state: Mapping[str, Array], temperature: float, strides: Mapping[int, int]) -> ModelConfig:
+def _config(
+    state: Mapping[str, Array], temperature: float, strides: Mapping[int, int], dynamic_attention: str | None
+) -> ModelConfig:
     if "in_c.0.weight" in state:
         stem, last = "in_c", "out_c"
     elif "features.0.0.weight" in state:
@@ -98,7 +117,7 @@ def _config(state: Mapping[str, Array], temperature: float, strides: Mapping[int
     blocks = []
     c_in = state[f"{stem}.0.weight"].shape[0]
     for i in range(len(TABLE_I)):
-        block = _block_config(state, i, c_in, strides.get(i, 1), width)
+        block = _block_config(state, i, c_in, strides.get(i, 1), width, dynamic_attention)
         blocks.append(block)
         c_in = block.c_out
     return ModelConfig(
@@ -112,7 +131,9 @@ def _config(state: Mapping[str, Array], temperature: float, strides: Mapping[int
     )
 
 
-def _block_config(state: Mapping[str, Array], i: int, c_in: int, stride: int, width: float) -> BlockConfig:
+def _block_config(
+    state: Mapping[str, Array], i: int, c_in: int, stride: int, width: float, dynamic_attention: str | None
+) -> BlockConfig:
     row = TABLE_I[i]
     stages = _stages(state, i)
     dynamic_convs = tuple(p for p, name in stages.items() if f"{name.conv}.residuals.0.weight" in state)
@@ -126,7 +147,8 @@ def _block_config(state: Mapping[str, Array], i: int, c_in: int, stride: int, wi
     if activation in state:
         n_maps = state[activation].shape[0] // (2 * c_exp)
     context = f"layers.{i}.context_gen.joint_conv.weight"
-    attention = "ca" if context in state else "se" if _squeeze_excitation(state, i) else None
+    static_attention = "se" if _squeeze_excitation(state, i) else None
+    attention = dynamic_attention if context in state else static_attention
     return BlockConfig(
         c_in=c_in,
         c_exp=c_exp,
@@ -196,10 +218,11 @@ def _entries(state: Mapping[str, Array], config: ModelConfig) -> Iterator[Entry]
             yield from _norm(names.norm, f"{target}.norm")
         if block.dynamic_relus:
             yield from _linear(f"layers.{i}.depth_act.coef_net.0", f"blocks.{i}.depthwise.activation.coefficients")
-        if block.attention == "ca":
-            context = f"layers.{i}.context_gen"
+        context = f"layers.{i}.context_gen"
+        if has_context(block):
             yield Entry(f"{context}.joint_conv.weight", f"blocks.{i}.context.conv.weight")
             yield from _norm(f"{context}.joint_norm", f"blocks.{i}.context.norm")
+        if block.attention == "ca":
             yield from _linear(f"{context}.conv_f", f"blocks.{i}.attention.frequency")
             yield from _linear(f"{context}.conv_t", f"blocks.{i}.attention.time")
         elif block.attention == "se":
@@ -234,4 +257,16 @@ def _constants(state: Mapping[str, Array], config: ModelConfig) -> set[str]:
             key = f"layers.{i}.depth_act.{name}"
             if key in state and state[key].tolist() == values:
                 names.add(key)
+    return names
+
+
+def _unused(config: ModelConfig) -> set[str]:
+    """Return the names of tensors that a file may hold for parts of a dynamic block that its network does not use."""
+    names = set()
+    for i, block in enumerate(config.blocks):
+        context = f"layers.{i}.context_gen"
+        if block.attention is None:
+            names |= {f"{context}.conv_{axis}.{name}" for axis in "ft" for name in ("weight", "bias")}
+        if not has_context(block):
+            names |= {f"{context}.joint_conv.weight", *(f"{context}.joint_norm.{name}" for name in STATISTICS)}
     return names

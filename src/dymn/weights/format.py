@@ -20,17 +20,20 @@ import numpy.typing as npt
 
 from dymn.config import ModelCard, ModelConfig, from_dict, to_dict
 from dymn.errors import ConfigError, WeightsError
-from dymn.system.files import atomic_write
+from dymn.weights.files import MAX_FILE, WeightsFile, read_file, write_file
 
 Array = npt.NDArray[Any]
 
 FORMAT = 1
 WEIGHTS_FILE = "model.safetensors"
+SAFETENSORS = ".safetensors"
 MAX_HEADER = 2**22  # bytes of names, shapes and metadata; a DyMN with AudioSet's labels needs a fiftieth
-MAX_FILE = 2**31
 MAX_BLOCKS = 256
-STORAGE_TYPES = ("float32", "float16", "bfloat16")
-DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16, "I64": np.int64}
+STORAGE_TYPES = ("float32", "float16", "bfloat16", "int8")
+DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16, "I64": np.int64, "I8": np.int8}
+SCALE = ".scale"  # ends the name of the array that an 8-bit one is multiplied with
+SMALL = 1024
+LARGEST = 127  # of 8 bits, with sign; -128 is not used
 COUNTER = "num_batches_tracked"  # of batch norm; nothing depends on it, and published files may lack it
 
 
@@ -50,7 +53,10 @@ class Stored(NamedTuple):
 def save(stored: Stored, path: str | Path, dtype: str = "float32") -> str:
     """Write a checkpoint as one `.safetensors` file, all or nothing; return the file's SHA-256.
 
-    Arrays of two and more dimensions are stored as `dtype` where their values fit; all others as float32.
+    Arrays of two and more dimensions are stored as `dtype` where their values fit; all others as float32. With "int8",
+    every output channel (of every kernel, in a dynamic convolution) has a scale, which maps its largest weight to 127.
+    Arrays of fewer than `SMALL` values stay in half precision: there is nothing to gain, and the first convolution is
+    sensitive.
 
     Raises:
         ConfigError: if `dtype` is not one of `STORAGE_TYPES`.
@@ -64,10 +70,15 @@ def save(stored: Stored, path: str | Path, dtype: str = "float32") -> str:
             raise WeightsError(
                 f"{path} is not written: {name} holds values that are not finite. The training has diverged."
             )
-        kind, content = _reduced(values, dtype if values.ndim >= 2 else "float32")
-        entries[name] = kind, content
+        wanted = dtype if values.ndim >= 2 else "float32"
+        if wanted == "int8" and values.size < SMALL:
+            wanted = "float16"
+        if wanted == "int8":
+            entries[name], entries[name + SCALE] = _in_8_bits(values)
+        else:
+            entries[name] = _reduced(values, wanted)
     written = serialise(entries, {"dymn": json.dumps(description(stored), allow_nan=False)})
-    write(Path(path), written)
+    write_file(Path(path), written)
     return hashlib.sha256(written).hexdigest()
 
 
@@ -89,6 +100,14 @@ def _reduced(values: Array, dtype: str) -> tuple[str, Array]:
         if is_finite(from_bfloat16(rounded)):
             return "BF16", rounded
     return "F32", single
+
+
+def _in_8_bits(values: Array) -> tuple[tuple[str, Array], tuple[str, Array]]:
+    """Return weights [..., C_out, C_in / groups, *kernel] in 8 bits, and their scales [..., C_out, 1, ...]."""
+    axes = tuple(range(max(1, values.ndim - 3), values.ndim))
+    step = (np.abs(values).max(axis=axes, keepdims=True, initial=0.0) / LARGEST).astype(np.float32)
+    scale = np.where(step > 0, step, np.float32(1))
+    return ("I8", np.rint(values / scale).clip(-LARGEST, LARGEST).astype(np.int8)), ("F32", scale)
 
 
 def serialise(arrays: Mapping[str, tuple[str, Array]], metadata: Mapping[str, str]) -> bytes:
@@ -114,7 +133,7 @@ def from_bfloat16(bits: Array) -> npt.NDArray[np.float32]:
     return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
-def read(path: str | Path) -> Stored:
+def read(source: str | Path | WeightsFile) -> Stored:
     """Read a `.safetensors` file that `save` wrote, without trusting it.
 
     Arrays come in float32, whatever they are stored as.
@@ -123,7 +142,7 @@ def read(path: str | Path) -> Stored:
         WeightsError: if the file is missing, damaged, too large, was not written by dymn, or has settings that are not
             allowed.
     """
-    content = _content(Path(path))
+    path, _, digest, content = source if isinstance(source, WeightsFile) else read_file(Path(source))
     size = int.from_bytes(content[:8], "little")
     if not 2 <= size <= min(MAX_HEADER, len(content) - 8):
         raise WeightsError(
@@ -160,7 +179,7 @@ def read(path: str | Path) -> Stored:
         )
     except (ValueError, KeyError, TypeError) as error:
         raise WeightsError(f"{path} is damaged: {error}. Get it again.") from error
-    return Stored(config, card, state, hashlib.sha256(content).hexdigest())
+    return Stored(config, card, state, digest)
 
 
 def _arrays(entries: Mapping[str, Any], content: memoryview) -> dict[str, Array]:
@@ -185,6 +204,11 @@ def _arrays(entries: Mapping[str, Any], content: memoryview) -> dict[str, Array]
         found[name] = from_bfloat16(values) if kind == "BF16" else values if kind == "I64" else as_float32(values)
     if end != len(content):
         raise ValueError(f"{len(content) - end:,} bytes after its last array belong to none")
+    for name in [name for name, entry in entries.items() if entry["dtype"] == "I8"]:
+        scale = found.pop(name + SCALE)
+        if scale.ndim != found[name].ndim or np.broadcast_shapes(scale.shape, found[name].shape) != found[name].shape:
+            raise ValueError(f"the scales of {name:.100} have the shape {scale.shape}, its weights {found[name].shape}")
+        found[name] = as_float32(found[name] * scale)
     return found
 
 
@@ -226,9 +250,26 @@ def save_folder(stored: Stored, folder: Path, dtype: str = "float32") -> str:
         ConfigError, WeightsError: as `save` does.
     """
     digest = save(stored, folder / WEIGHTS_FILE, dtype)
-    write(folder / "config.json", json.dumps(description(stored), indent=2, ensure_ascii=False).encode())
-    write(folder / "README.md", readme(stored, digest).encode())
+    write_file(folder / "config.json", json.dumps(description(stored), indent=2, ensure_ascii=False).encode())
+    write_file(folder / "README.md", readme(stored, digest).encode())
     return digest
+
+
+def file_in(folder: Path) -> Path:
+    """Return the weights file of a folder: `model.safetensors`, or the only file of this kind.
+
+    Raises:
+        WeightsError: if there is none, or several.
+    """
+    if (folder / WEIGHTS_FILE).is_file():
+        return folder / WEIGHTS_FILE
+    files = sorted(folder.glob(f"*{SAFETENSORS}"))
+    if len(files) != 1:
+        found = f"{len(files)} {SAFETENSORS} files, such as {files[0].name}" if files else f"no {SAFETENSORS} file"
+        raise WeightsError(
+            f"The folder {folder} holds {found}; give the path of a file, or a folder with {WEIGHTS_FILE}."
+        )
+    return files[0]
 
 
 def readme(stored: Stored, digest: str) -> str:
@@ -296,18 +337,6 @@ def _cell(value: Any) -> str:
     return " ".join(text.split()).replace("|", "\\|")
 
 
-def _content(path: Path) -> bytes:
-    if not path.is_file():
-        raise WeightsError(f"There is no file {path}. Give the path of a checkpoint.")
-    try:
-        size = path.stat().st_size
-        if size > MAX_FILE:
-            raise WeightsError(f"{path} has {size:,} bytes; a checkpoint has at most {MAX_FILE:,}.")
-        return path.read_bytes()
-    except OSError as error:
-        raise WeightsError(f"{path} cannot be read: {error.strerror or error}.") from error
-
-
 def _json(text: str | bytes, name: str) -> dict[str, Any]:
     def refuse(constant: str) -> None:
         raise ValueError(f"{constant} is not a number")
@@ -319,16 +348,3 @@ def _json(text: str | bytes, name: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise WeightsError(f"{name} is damaged: its header is not a JSON object. Get it again.")
     return value
-
-
-def write(path: Path, content: bytes) -> None:
-    """Write a file, all or nothing.
-
-    Raises:
-        WeightsError: if it cannot be written.
-    """
-    try:
-        with atomic_write(path) as file:
-            file.write(content)
-    except OSError as error:
-        raise WeightsError(f"{path} cannot be written: {error.strerror or error}. Choose another place.") from error

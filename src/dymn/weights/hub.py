@@ -18,10 +18,10 @@ from pathlib import Path
 
 from dymn.errors import WeightsError
 from dymn.system.files import atomic_write
-from dymn.weights.download import LocalFile, remove_stale_parts, sha256_of
-from dymn.weights.format import MAX_FILE
+from dymn.weights.download import remove_stale_parts
+from dymn.weights.files import MAX_FILE, Progress, WeightsFile, read_file
 from dymn.weights.format import WEIGHTS_FILE as FILE
-from dymn.weights.transfer import Progress, RefusedError, Remote, headers_of, reason_of, transfer
+from dymn.weights.transfer import RefusedError, Remote, headers_of, reason_of, transfer
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class Repository:
         return self.cache / "snapshots" / commit / FILE
 
 
-def fetch_hub(name: str, progress: Progress | None = None) -> LocalFile:
+def fetch_hub(name: str, progress: Progress | None = None) -> WeightsFile:
     """Return the verified weights of "user/repo" or "user/repo@revision".
 
     They are downloaded if the cache has an older version or none.
@@ -82,7 +82,7 @@ def hub_cache() -> Path:
     return Path(chosen).expanduser() if chosen else _home() / "hub"
 
 
-def _fetch(repository: Repository, progress: Progress | None) -> LocalFile:
+def _fetch(repository: Repository, progress: Progress | None) -> WeightsFile:
     revision = repository.revision
     if not revision or ".." in revision:
         raise WeightsError(f"{revision!r} is not a revision. Give a branch, a tag or a commit.")
@@ -125,28 +125,28 @@ def _look_up(repository: Repository) -> _Version:
     return _Version(commit, blob, int(size) if size.isdecimal() and len(size) < 20 else None)
 
 
-def _store(repository: Repository, version: _Version, progress: Progress | None) -> LocalFile:
+def _store(repository: Repository, version: _Version, progress: Progress | None) -> WeightsFile:
     """Return the file of a version from the cache, or download it into the cache."""
     snapshot = repository.snapshot(version.commit)
     expected = version.blob if SHA256.fullmatch(version.blob) else None
     blob = repository.cache / "blobs" / version.blob
-    digest = next((sha256_of(path) for path in (snapshot, blob) if path.is_file()), None)
-    if digest is None or expected not in (None, digest):
+    found = next((read_file(path) for path in (snapshot, blob) if path.is_file()), None)
+    if found is None or expected not in (None, found.digest):
         remove_stale_parts(blob)
         remote = Remote(repository.url(version.commit), FILE, version.size, version.size or MAX_FILE, _token())
         with atomic_write(blob) as file:
             transfer(remote, file, progress)
             file.flush()
-            digest = sha256_of(Path(file.name))
-            if expected not in (None, digest):
-                raise WeightsError(f"{FILE} has the SHA-256 {digest} instead of {expected}. Try again.")
+            found = read_file(Path(file.name))
+            if expected not in (None, found.digest):
+                raise WeightsError(f"{FILE} has the SHA-256 {found.digest} instead of {expected}. Try again.")
         snapshot.unlink(missing_ok=True)
     if not snapshot.is_file():
         _link(snapshot, blob)
     if not COMMIT.fullmatch(repository.revision):
         with atomic_write(repository.cache / "refs" / repository.revision) as file:
             file.write(version.commit.encode("ascii"))
-    return LocalFile(snapshot, digest)
+    return found._replace(path=snapshot)
 
 
 def _link(snapshot: Path, blob: Path) -> None:
@@ -159,7 +159,7 @@ def _link(snapshot: Path, blob: Path) -> None:
         os.replace(blob, snapshot)
 
 
-def _cached(repository: Repository, problem: str) -> LocalFile:
+def _cached(repository: Repository, problem: str) -> WeightsFile:
     """Return the version in the cache, or raise a WeightsError that states the problem."""
     try:
         commit = (repository.cache / "refs" / repository.revision).read_text(encoding="ascii").strip()
@@ -171,14 +171,14 @@ def _cached(repository: Repository, problem: str) -> LocalFile:
     return _verified(path)
 
 
-def _verified(path: Path) -> LocalFile:
+def _verified(path: Path) -> WeightsFile:
     """Return a file of the cache; the name of what its link points to is its SHA-256, for a large file."""
-    digest, stored = sha256_of(path), path.resolve()
-    if SHA256.fullmatch(stored.name) and stored.name != digest:
+    found, stored = read_file(path), path.resolve()
+    if SHA256.fullmatch(stored.name) and stored.name != found.digest:
         raise WeightsError(
-            f"{stored} is damaged: its SHA-256 is {digest}. Remove it and load the model again with a network."
+            f"{stored} is damaged: its SHA-256 is {found.digest}. Remove it and load the model again with a network."
         )
-    return LocalFile(path, digest)
+    return found
 
 
 def _refusal(repository: Repository, error: RefusedError) -> str:

@@ -10,8 +10,18 @@ from importlib import resources
 @functools.cache
 def audioset_labels() -> tuple[str, ...]:
     """Return the display names of AudioSet's 527 classes, in logit order (ontology by Google, CC BY 4.0)."""
+    return _audioset_column("display_name")
+
+
+@functools.cache
+def audioset_mids() -> tuple[str, ...]:
+    """Return the machine ids of AudioSet's 527 classes, such as "/m/09x0r", in logit order."""
+    return _audioset_column("mid")
+
+
+def _audioset_column(name: str) -> tuple[str, ...]:
     text = (resources.files("dymn.weights") / "audioset_labels.csv").read_text(encoding="utf-8")
-    return tuple(row["display_name"] for row in csv.DictReader(text.splitlines()))
+    return tuple(row[name] for row in csv.DictReader(text.splitlines()))
 
 
 def labels_for(num_classes: int) -> tuple[str, ...]:

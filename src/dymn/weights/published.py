@@ -3,38 +3,38 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 from dymn.architectures import model_config
 from dymn.config import ModelCard, ModelConfig
 from dymn.errors import WeightsError
-from dymn.weights.download import LocalFile, Progress, fetch
+from dymn.weights.download import fetch
 from dymn.weights.efficientat import Imported, read_efficientat
+from dymn.weights.files import Progress, WeightsFile
 from dymn.weights.labels import audioset_labels, numbered_labels
 from dymn.weights.registry import PublishedModel
 
 
-def fetch_published(published: PublishedModel, progress: Progress | None = None) -> LocalFile:
+def fetch_published(published: PublishedModel, progress: Progress | None = None) -> WeightsFile:
     """Return the verified file of a model of the registry, downloaded if need be.
 
     Raises:
         WeightsError: if it cannot be downloaded, verified or written.
     """
-    return fetch(published, lambda path: import_published(path, published), progress)
+    return fetch(published, lambda file: import_published(file, published), progress)
 
 
-def import_published(path: Path, published: PublishedModel) -> Imported:
+def import_published(file: WeightsFile, published: PublishedModel) -> Imported:
     """Read a file of the registry, and refuse it unless it holds exactly the network that the registry says.
 
     Raises:
         WeightsError: if the file does not fit any network, or another one; the message names the difference.
     """
-    imported = read_efficientat(path, temperature=published.temperature, strides=published.strides)
+    imported = read_efficientat(file, temperature=published.temperature, strides=published.strides)
     expected = model_config(published.architecture, **published.settings)
     if published.dataset != "AudioSet":  # how many classes the others have is not published
         expected = dataclasses.replace(expected, num_classes=imported.config.num_classes)
     if imported.config != expected:
-        raise WeightsError(f"{path} is not {published.name}: {_difference(imported.config, expected)}.")
+        raise WeightsError(f"{file.path} is not {published.name}: {_difference(imported.config, expected)}.")
     return imported
 
 

@@ -8,6 +8,7 @@ this module imports neither torch nor anything else that is slow.
 from __future__ import annotations
 
 import difflib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ from dymn.errors import WeightsError
 WEIGHTS_ENDINGS = (".safetensors", ".pt", ".pth")
 RELEASE = "https://github.com/fschmid56/EfficientAT/releases/download/v0.0.1/"
 STANDARD_FRONT_END = FrontEndConfig()
-DATASET_CLASSES = {"AudioSet": 527, "ImageNet": 1000}
-DATASET_TEMPERATURES = {"AudioSet": 1.0, "ImageNet": 30.0}
+UNTRAINED = "ImageNet, last layer random"  # torchvision's weights, prepared for AudioSet's classes
+DATASET_CLASSES = {"AudioSet": 527, "ImageNet": 1000, UNTRAINED: 527}
+DATASET_TEMPERATURES = {"AudioSet": 1.0, "ImageNet": 30.0, UNTRAINED: 1.0}
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,10 @@ def _model(
     return PublishedModel(name, architecture, file, parameters, macs, mean_ap, url=RELEASE + file, **more)
 
 
+def _mn40(name: str, file: str, mean_ap: float) -> PublishedModel:
+    return _model(name, "mn40", file, 68_427_303, 8_027_611_904, mean_ap)
+
+
 def _imagenet(architecture: str, parameters: int, macs: int) -> PublishedModel:
     return _model(f"{architecture}_im", architecture, f"{architecture}_im.pt", parameters, macs, dataset="ImageNet")
 
@@ -97,7 +103,8 @@ PUBLISHED = (
     _model("dymn04_as", "dymn04", "dymn04_as.pt", 1_961_239, 117_432_704, 0.450),
     _model("dymn10_as", "dymn10", "dymn10_as.pt", 10_548_479, 581_672_832, 0.477),
     _model("dymn20_as", "dymn20", "dymn20_as_mAP_493.pt", 39_966_143, 2_220_951_552, 0.493),
-    _model("dymn20_as_1", "dymn20", "dymn20_as.pt", 39_966_143, 2_220_951_552),
+    # the mAP of this one is that of an older README of EfficientAT
+    _model("dymn20_as_1", "dymn20", "dymn20_as.pt", 39_966_143, 2_220_951_552, 0.491),
     _model("dymn20_as_2", "dymn20", "dymn20_as_mAP_489.pt", 39_966_143, 2_220_951_552, 0.489),
     _model("dymn20_as_3", "dymn20", "dymn20_as_mAP_490.pt", 39_966_143, 2_220_951_552, 0.490),
     _model("dymn04_replace_se_as", "dymn04_replace_se", "dymn04_replace_se_as.pt", 1_829_287, 115_995_520),
@@ -109,9 +116,15 @@ PUBLISHED = (
     _model("mn10_as", "mn10", "mn10_as_mAP_471.pt", 4_876_831, 541_078_208, 0.471),
     _model("mn20_as", "mn20", "mn20_as_mAP_478.pt", 17_909_287, 2_059_375_488, 0.478),
     _model("mn30_as", "mn30", "mn30_as_mAP_482.pt", 39_086_367, 4_554_880_320, 0.482),
-    _model("mn40_as", "mn40", "mn40_as_mAP_484.pt", 68_427_303, 8_027_611_904, 0.484),
-    _model("mn40_as_ext", "mn40", "mn40_as_ext_mAP_487.pt", 68_427_303, 8_027_611_904, 0.487),
-    _model("mn40_as_no_im_pre", "mn40", "mn40_as_no_im_pre_mAP_483.pt", 68_427_303, 8_027_611_904, 0.483),
+    _mn40("mn40_as", "mn40_as_mAP_484.pt", 0.484),
+    _mn40("mn40_as_2", "mn40_as_mAP_483.pt", 0.483),
+    _mn40("mn40_as_3", "mn40_as_mAP_483(2).pt", 0.483),
+    _mn40("mn40_as_ext", "mn40_as_ext_mAP_487.pt", 0.487),
+    _mn40("mn40_as_ext_2", "mn40_as_ext_mAP_486.pt", 0.486),
+    _mn40("mn40_as_ext_3", "mn40_as_ext_mAP_485.pt", 0.485),
+    _mn40("mn40_as_no_im_pre", "mn40_as_no_im_pre_mAP_483.pt", 0.483),
+    _mn40("mn40_as_no_im_pre_2", "mn40_as_no_im_pre_mAP_483(2).pt", 0.483),
+    _mn40("mn40_as_no_im_pre_3", "mn40_as_no_im_pre_mAP_482.pt", 0.482),
     _model("mn10_as_hop_5", "mn10", "mn10_as_hop_5_mAP_475.pt", 4_876_831, 1_071_419_200, 0.475, front_end=_hop(5)),
     _model("mn10_as_hop_15", "mn10", "mn10_as_hop_15_mAP_463.pt", 4_876_831, 361_174_656, 0.463, front_end=_hop(15)),
     _model("mn10_as_hop_20", "mn10", "mn10_as_hop_20_mAP_456.pt", 4_876_831, 274_342_912, 0.456, front_end=_hop(20)),
@@ -142,8 +155,59 @@ PUBLISHED = (
     _imagenet("mn20", 19_120_640, 2_060_586_368),
     _imagenet("mn30", 40_903_160, 4_556_696_640),
     _imagenet("mn40", 70_849_536, 8_030_033_664),
+    _model("mn10_im_pytorch", "mn10", "mn10_im_pytorch.pt", 4_876_831, 541_078_208, dataset=UNTRAINED),
 )  # fmt: skip
-REGISTRY: dict[str, PublishedModel] = {model.name: model for model in PUBLISHED}
+
+
+class Registry(dict[str, PublishedModel]):
+    """Models by their names, which may also be spelled as in EfficientAT: "dymn20_as(1)" is dymn20_as_1."""
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and super().__contains__(own_name(name))
+
+    def __missing__(self, name: str) -> PublishedModel:
+        if name not in self:
+            raise KeyError(name)
+        return self[own_name(name)]
+
+
+def own_name(name: str) -> str:
+    """Return a name in dymn's spelling: "mn40_as(2)" is mn40_as_2."""
+    return re.sub(r"\((\d)\)$", r"_\1", name)
+
+
+REGISTRY: dict[str, PublishedModel] = Registry((model.name, model) for model in PUBLISHED)
+
+
+@dataclass(frozen=True)
+class PublishedFile:
+    """A file of the release that is no model; the fields are those of `PublishedModel`."""
+
+    file: str
+    size_limit: int
+    sha256: str | None = None
+    size: int | None = None
+    packaged: bool = False
+
+    @property
+    def name(self) -> str:
+        """The name of the file."""
+        return self.file
+
+    @property
+    def url(self) -> str:
+        """Where it is published."""
+        return RELEASE + self.file
+
+
+# the mean logits of nine PaSST for AudioSet's clips (Sec. IV-B), and the row of each YouTube id
+TEACHER_FILES = {
+    published.file: published
+    for published in (
+        PublishedFile("passt_enemble_logits_mAP_495.npy", 2**31),
+        PublishedFile("fname_to_index.pkl", 2**28),
+    )
+}
 
 
 def unknown_model(name: str) -> WeightsError:

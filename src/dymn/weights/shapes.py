@@ -66,7 +66,7 @@ def compare_shapes(given: Mapping[str, Shape], expected: Mapping[str, Shape], so
 
 
 def _network(config: ModelConfig) -> Shapes:
-    yield "stem.conv.weight", (config.blocks[0].c_in, 1, 3, 3)
+    yield "stem.conv.weight", (config.blocks[0].c_in, config.in_chans, 3, 3)
     yield from _norm("stem.norm", config.blocks[0].c_in)
     for i, block in enumerate(config.blocks):
         yield from _block(f"blocks.{i}", block)

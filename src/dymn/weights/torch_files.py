@@ -8,19 +8,20 @@ before PyTorch 2.6). A pickle can name nothing but tensors here, and no tensor r
 
 from __future__ import annotations
 
+import io
 import math
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from dymn.errors import WeightsError
 from dymn.system.unpickling import ARCHIVE_FAILURES, FAILURES, Call, Stateful, load
+from dymn.weights.files import WeightsFile, read_file
 from dymn.weights.format import Array, from_bfloat16
 
-MAX_FILE = 2**31
 MAX_PICKLE = 2**26
 MAX_DIMENSIONS = 8
 TYPES: dict[str, np.dtype[Any]] = {
@@ -59,20 +60,16 @@ class _Kind(NamedTuple):
     name: str
 
 
-def read_tensors(path: Path) -> dict[str, Array]:
+def read_tensors(source: Path | WeightsFile) -> dict[str, Array]:
     """Return the tensors of a state dict by name, as they are stored; those in bfloat16 come in float32.
 
     Raises:
-        WeightsError: if the file is missing, was not written by `torch.save`, is larger than `MAX_FILE`, or holds
-            anything but tensors by name.
+        WeightsError: if the file cannot be read, was not written by `torch.save`, or holds anything but tensors by
+            name.
     """
-    if not path.is_file():
-        raise WeightsError(f"There is no file {path}. Give the path of a checkpoint.")
+    path, _, _, content = source if isinstance(source, WeightsFile) else read_file(source)
     try:
-        with path.open("rb") as file:
-            return dict(_tensors(file))
-    except OSError as error:
-        raise WeightsError(f"{path} cannot be read: {error.strerror or error}.") from error
+        return dict(_tensors(content))
     except (*FAILURES, *ARCHIVE_FAILURES) as error:
         raise WeightsError(
             f"{path} is not a plain state dict saved by torch.save, or is damaged: {error}. It was not executed; ask "
@@ -80,12 +77,11 @@ def read_tensors(path: Path) -> dict[str, Array]:
         ) from error
 
 
-def _tensors(file: BinaryIO) -> Iterator[tuple[str, Array]]:
-    with zipfile.ZipFile(file) as archive:
+def _tensors(content: bytes) -> Iterator[tuple[str, Array]]:
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
         members = {info.filename: info for info in archive.infolist()}
-        size = file.seek(0, 2)
-        if size > MAX_FILE or sum(info.file_size for info in members.values()) > size:
-            raise ValueError(f"it unpacks to more than it is, or than {MAX_FILE:,} bytes")
+        if sum(info.file_size for info in members.values()) > len(content):
+            raise ValueError("it unpacks to more than it is")
         index = next((name for name in members if name.endswith("/data.pkl")), "data.pkl")
         folder = index.removesuffix("data.pkl")
         if members[index].file_size > MAX_PICKLE:
@@ -97,7 +93,7 @@ def _tensors(file: BinaryIO) -> Iterator[tuple[str, Array]]:
         if not isinstance(state, dict):
             raise ValueError("it is not a state dict")
         storages: dict[str, bytes] = {}
-        left = 2 * size  # tensors may share numbers, but not without end
+        left = 2 * len(content)  # tensors may share numbers, but not without end
         for name, tensor in state.items():
             if not isinstance(tensor, _Strided):
                 raise ValueError(f"{name:.200} is not a tensor")

@@ -14,17 +14,15 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from email.message import Message
 from typing import IO, Any, BinaryIO
 
 from dymn.errors import WeightsError
+from dymn.weights.files import Progress
 
 logger = logging.getLogger(__name__)
-
-Progress = Callable[[int, "int | None"], None]
-"""Called with the number of bytes received and the total, None if the server does not give it."""
 
 ANSWER_SECONDS = 5.0
 """Time limit from the look-up of a server's name to its answer, redirects included."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 
 from dymn.errors import DymnError
@@ -75,8 +76,8 @@ class Layout(Generic[R]):
     `dymn.inference.formats.writers` has one writer a format for all of them.
 
     Attributes:
-        columns: of the rows; a failed recording has a row only if the last one is called "error". Rows of damaged ones
-            have it, too.
+        columns: of the rows. If the last one is called "error", a failed recording has a row, and so has one that was
+            read in part, even without results: all its rows say so.
         rows: from a result without an error, and whether windows are asked for, to its rows.
         suffixes: from the ending of a file, "" if it has none, to the name of a format.
         standard: the format of standard output.
@@ -100,9 +101,15 @@ class Layout(Generic[R]):
     def rows_of(self, results: Iterable[R], origin: Origin) -> Iterator[Cells]:
         """Yield the rows of results, those of failed recordings included if there is a column for their errors."""
         for result in results:
-            if result.error is None:
-                rows = self.rows(result, origin.per_window)
-                damage = " ".join(result.notes) if result.partial and self.columns[-1].name == "error" else None
-                yield from rows if damage is None else ((*row[:-1], damage) for row in rows)
-            elif self.columns[-1].name == "error":
-                yield (result.name, *(None for _ in self.columns[2:]), str(result.error))
+            rows = iter(()) if result.error is not None else iter(self.rows(result, origin.per_window))
+            if not self.has_errors or (result.error is None and not result.partial):
+                yield from rows
+                continue
+            why = " ".join(result.notes) if result.error is None else str(result.error)
+            alone = (result.name, *(None for _ in self.columns[1:]))
+            yield from ((*row[:-1], why) for row in chain([next(rows, alone)], rows))
+
+    @property
+    def has_errors(self) -> bool:
+        """Whether rows have a column for errors."""
+        return self.columns[-1].name == "error"

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from dymn.errors import ConfigError, MissingExtraError
+from dymn.inference.formats import annotators
 from dymn.inference.formats.layout import Column, Layout, R
 from dymn.inference.formats.origin import Origin
 from dymn.system.files import csv_text, text_in
@@ -25,7 +26,11 @@ def text(results: Iterable[R], layout: Layout[R], origin: Origin) -> Iterator[st
     """Write lines for people. Failed recordings are left to the error messages."""
     for result in results:
         if result.error is None:
-            yield from layout.text(result, origin)
+            lines = iter(layout.text(result, origin))
+            yield next(lines)
+            if result.partial:
+                yield from (f"  {line}\n" for line in result.notes)
+            yield from lines
 
 
 def json_document(results: Iterable[R], layout: Layout[R], origin: Origin) -> Iterator[str]:
@@ -53,13 +58,6 @@ def csv_rows(results: Iterable[R], layout: Layout[R], origin: Origin) -> Iterato
         yield csv_text(
             [[cell for value, column in zip(row, layout.columns, strict=True) for cell in _cells(value, column)]]
         )
-
-
-def audacity(results: Iterable[R], layout: Layout[R], origin: Origin) -> Iterator[str]:
-    """Write a label track: start, end and label with tabs between."""
-    for result in results:
-        for span in layout.spans(result) if result.error is None else ():
-            yield f"{span.start:.6f}\t{span.end:.6f}\t{span.label}\n"
 
 
 def rttm(results: Iterable[R], layout: Layout[R], origin: Origin) -> Iterator[str]:
@@ -119,12 +117,19 @@ TEXT: dict[str, Pieces] = {
     "json": json_document,
     "jsonl": json_lines,
     "csv": csv_rows,
-    "audacity": audacity,
+    "audacity": annotators.audacity,
+    "raven": annotators.raven,
+    "label-studio": annotators.label_studio,
     "rttm": rttm,
 }
 BINARY: dict[str, ToFile] = {"parquet": parquet, "npy": npy}
 ROWS = ("json", "jsonl", "csv", "parquet", "npy")
 """Formats for programs, which hold each recording by itself."""
+
+
+def marks_damage(layout: Layout[Any], name: str) -> bool:
+    """Whether a format has a place for the notes on a recording that was read in part."""
+    return name in ("table", "text", "json", "jsonl") or (layout.has_errors and name in ("csv", "parquet"))
 
 
 def write_file(results: Iterable[R], layout: Layout[R], origin: Origin, name: str, file: BinaryIO) -> None:

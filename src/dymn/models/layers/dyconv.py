@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
 from dymn.models.layers.context import Context
 from dymn.models.layers.depthwise import depthwise
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class StaticConv2d(nn.Conv2d):
@@ -46,6 +52,14 @@ class DynamicConv2d(nn.Module):
         self.temperature = 1.0
         self.weight = nn.Parameter(torch.empty(n_kernels, c_out, c_in // groups, kernel_size, kernel_size))
         self.coefficients = nn.Linear(context_size, n_kernels)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Apply a conversion to the kernels [K * C_out, ...], as `to(memory_format=...)` takes no five dimensions."""
+
+        def converted(tensor: Tensor) -> Tensor:
+            return fn(tensor.flatten(0, 1)).view(tensor.shape) if tensor.ndim == 5 else fn(tensor)
+
+        return super()._apply(converted, recurse)  # type: ignore[no-any-return, no-untyped-call]
 
     def kernel_attention(self, context: Context) -> Tensor:
         """Return the mixture weights [B, K] of eq. 2."""

@@ -33,8 +33,7 @@ from dymn.data.batch import Floats, read_bad, write_bad
 from dymn.data.packed import INDEX_FILE, WORK_FOLDER, Index, read_index, write_index
 from dymn.data.source import Source, decode, fingerprint
 from dymn.errors import AudioError, ConfigError, DataError, resource_error
-from dymn.system.files import atomic_write, locked
-from dymn.weights.download import sha256_of
+from dymn.system.files import atomic_write, digest_of, locked
 
 BAD_FILE = "bad_clips.csv"
 PLAN_FILE = "plan.json"
@@ -241,8 +240,10 @@ class _Shards(Dataset["int | OSError"]):
                 _add(archive, f"{base}.json", json.dumps(about, ensure_ascii=False).encode())
         if not clips:
             path.unlink()
-        digest = sha256_of(path) if clips else ""
-        size = path.stat().st_size if clips else 0
+        digest, size = "", 0
+        if clips:
+            with path.open("rb") as file:
+                digest, size = digest_of(file), file.seek(0, os.SEEK_END)
         _write_json(
             self.report(number), {"name": path.name, "bytes": size, "sha256": digest, "clips": clips, "bad": bad}
         )

@@ -1,0 +1,137 @@
+"""The samples of a recording as they are stored: all channels, at their own rate, in a type that holds them exactly."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from dymn.audio import pcm_files
+from dymn.audio.content import Content
+from dymn.audio.decoder import CHUNK_SAMPLES, Decoder
+from dymn.audio.decoding import open_decoder
+from dymn.audio.notes import Report
+from dymn.audio.sources import FileLike, display, opened
+from dymn.errors import AudioError
+
+Samples: TypeAlias = npt.NDArray[Any]
+Span = tuple[int, int]
+
+SUBTYPES = {"u8": "PCM_U8", "s8": "PCM_U8", "i2": "PCM_16", "i3": "PCM_24", "i4": "PCM_32", "f8": "DOUBLE"} | {
+    "i8": "DOUBLE",
+    "alaw": "PCM_16",
+    "ulaw": "PCM_16",
+}
+"""From how a sample is stored to libsndfile's name of what a WAV holds it in; all others are FLOAT."""
+FLAC_CHANNELS, FLAC_RATE = 8, 655_350
+"""The most of both that a FLAC file has."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """An open recording.
+
+    Attributes:
+        name: for messages.
+        rate: in Hz.
+        channels: how many.
+        container: the file that holds its samples, "WAV" or "FLAC".
+        subtype: libsndfile's name of how they are stored there.
+    """
+
+    name: str
+    rate: int
+    channels: int
+    container: str
+    subtype: str
+    _content: Content
+    _decoder: Decoder
+
+    def blocks(self, spans: Sequence[Span]) -> Iterator[tuple[int, Samples]]:
+        """Yield blocks [n, channels] that cover spans from first to last sample (exclusive), each with its place.
+
+        They are int32 for whole numbers, which are in its upper bits, or float32 or float64 with full scale 1. Nothing
+        is read of what lies between spans where the format allows it.
+
+        Raises:
+            AudioError: if the recording is damaged, or its sample rate changes.
+        """
+        plain = self._decoder.plain
+        if plain is not None:
+            for first, last in _united(spans):
+                yield from _plain(self._content, plain, first, last)
+            return
+        place, end = 0, max((last for _, last in spans), default=0)
+        for samples, rate in self._decoder.blocks:
+            if rate != self.rate:
+                raise AudioError(
+                    f"{self.name} changes its sample rate from {self.rate} to {rate} Hz. Convert it first."
+                )
+            yield place, samples if self.subtype == "FLOAT" else np.rint(samples * 2.0**31).astype(np.int32)
+            place += len(samples)
+            if place >= end:
+                return
+
+
+@contextlib.contextmanager
+def stored(source: FileLike, *, partial: bool = False) -> Iterator[Stored]:
+    """Open a recording to read its samples as they are stored.
+
+    Uncompressed and FLAC files keep their sample format; others, such as MP3, give what the decoder does, in float32.
+
+    Raises:
+        AudioError: if it cannot be opened or is not audio.
+    """
+    report = Report(display(source), partial=partial)
+    with ExitStack() as stack:
+        content = stack.enter_context(opened(source))
+        decoder = open_decoder(content, report, stack)
+        rate, plain = decoder.rate, decoder.plain
+        container, subtype, channels = "WAV", "FLOAT", decoder.channels
+        if plain is not None and plain.coding is not None:
+            subtype = SUBTYPES.get(plain.coding.lstrip("<>"), "FLOAT")
+        elif decoder.format.startswith("FLAC PCM_"):
+            subtype = decoder.format.partition(" ")[2]
+            fits = channels <= FLAC_CHANNELS and rate <= FLAC_RATE
+            container, subtype = ("FLAC", subtype) if fits else ("WAV", subtype.replace("S8", "U8"))
+        yield Stored(report.name, rate, channels, container, subtype, content, decoder)
+
+
+def _plain(content: Content, plain: pcm_files.Layout, first: int, last: int) -> Iterator[tuple[int, Samples]]:
+    step = max(1, CHUNK_SAMPLES // plain.channels)
+    last = min(last, plain.length // plain.frame)
+    for place in range(first, last, step):
+        data = content.at(plain.start + place * plain.frame, min(step, last - place) * plain.frame)
+        yield place, exact(data[: len(data) // plain.frame * plain.frame], plain.coding or "", plain.channels)
+
+
+def exact(data: bytes, coding: str, channels: int) -> Samples:
+    """Return stored samples [n, channels] as int32 in the upper bits, or as float32 or float64.
+
+    `coding` is that of `dymn.audio.pcm_files.Layout`.
+    """
+    kind = coding.lstrip("<>")
+    if kind == "i4":
+        return np.frombuffer(data, coding).reshape(-1, channels).astype(np.int32)
+    if kind == "i8":
+        return np.frombuffer(data, coding).reshape(-1, channels) * 2.0**-63
+    if kind == "f8":
+        return np.frombuffer(data, coding).reshape(-1, channels).astype(np.float64)
+    samples = pcm_files.decoded(data, coding, channels)  # float32 holds 24 bits
+    return samples if kind in ("f2", "f4") else np.rint(samples * 2.0**31).astype(np.int32)
+
+
+def _united(spans: Sequence[Span]) -> list[Span]:
+    """Return spans with those joined that overlap or touch, in order."""
+    united: list[Span] = []
+    for first, last in sorted(spans):
+        if united and first <= united[-1][1]:
+            united[-1] = united[-1][0], max(last, united[-1][1])
+        else:
+            united.append((first, last))
+    return united

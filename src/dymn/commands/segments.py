@@ -1,0 +1,53 @@
+"""`--segments`: what is found is cut out of the recordings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from dymn.errors import ConfigError
+from dymn.inference.formats.layout import Layout, R
+
+if TYPE_CHECKING:
+    from dymn.inference.excerpts import Excerpts
+
+
+def seen(found: Iterable[R], layout: Layout[R], excerpts: Excerpts | None) -> Iterator[R]:
+    """Pass results on, and show their stretches to what cuts them out."""
+    for result in found:
+        if excerpts is not None and result.error is None:
+            excerpts.see(result.name, layout.spans(result))
+        yield result
+
+
+def cut(excerpts: Excerpts | None, quiet: bool) -> int:
+    """Cut out what was found; return how many recordings could not be cut."""
+    if excerpts is None:
+        return 0
+    from dymn.commands.progress import counting_bar
+
+    with counting_bar("Segments", quiet) as progress:
+        errors = excerpts.cut(progress) if progress else excerpts.cut()
+    for error in errors:
+        typer.echo(f"dymn: {error}", err=True)
+    return len(errors)
+
+
+def excerpts_of(
+    folder: Path | None, per_label: int, paths: Sequence[str], ray: str | None, partial: bool
+) -> Excerpts | None:
+    """Return what cuts out what is found, None without a folder.
+
+    Raises:
+        ConfigError: if the recordings cannot be read again, or the folder is in use.
+    """
+    if folder is None:
+        return None
+    if ray is not None or any(path == "-" or "://" in path for path in paths):
+        raise ConfigError("--segments reads recordings again. Give files on this machine, and no --ray.")
+    from dymn.inference.excerpts import Excerpts
+
+    return Excerpts(folder, per_label, partial)

@@ -1,0 +1,199 @@
+"""What was found, cut out of the recordings: a file for each stretch, in a folder for each label, and an index.
+
+The samples are those of the recording, with its rate and channels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import heapq
+import itertools
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dymn.audio.stored import Stored, stored
+from dymn.errors import AudioError, ConfigError
+from dymn.inference.formats.layout import Span
+from dymn.system.files import atomic_write, csv_text
+
+INDEX, UNFINISHED = "index.csv", ".index.csv.part"
+COLUMNS = (
+    "path",
+    "label",
+    "score",
+    "recording",
+    "recording_start",
+    "recording_end",
+    "sample_rate",
+    "channels",
+)
+Row = list[str]
+
+
+class Excerpt(NamedTuple):
+    """A stretch of a recording that is cut out: the name of the recording, and the stretch."""
+
+    recording: str
+    span: Span
+
+
+class Excerpts:
+    """The stretches of a run to cut out: the best of each label.
+
+    Attributes:
+        folder: to write to.
+        per_label: how many of each label, 0 for all.
+        partial: whether damaged recordings are read as far as they can be.
+    """
+
+    def __init__(self, folder: Path, per_label: int, partial: bool = False) -> None:
+        """Prepare to cut.
+
+        Raises:
+            ConfigError: if the folder holds anything but what an interrupted run has left.
+        """
+        if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / UNFINISHED).exists())):
+            raise ConfigError(f"--segments {folder} exists and is not empty. Give a new folder, or remove this one.")
+        self.folder, self.per_label, self.partial = folder, per_label, partial
+        self._best: defaultdict[str, list[tuple[float, int, Excerpt]]] = defaultdict(list)
+        self._order = itertools.count()
+
+    def see(self, recording: str, spans: Iterable[Span]) -> None:
+        """Take the stretches of a recording into account; at equal scores, the first ones are kept."""
+        for span in spans:
+            best, item = self._best[span.label], (span.score, -next(self._order), Excerpt(recording, span))
+            if self.per_label and len(best) >= self.per_label:
+                heapq.heappushpop(best, item)
+            else:
+                heapq.heappush(best, item)
+
+    def cut(self, progress: Callable[[int, int], None] = lambda done, total: None) -> list[AudioError]:
+        """Write the files and the index, and return what could not be cut.
+
+        A file appears when it is complete. What an interrupted run has left is removed first.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        unfinished = self.folder / UNFINISHED
+        self._clear(unfinished)
+        chosen: defaultdict[str, list[Excerpt]] = defaultdict(list)
+        for best in self._best.values():
+            for _, _, excerpt in sorted(best, reverse=True):
+                chosen[excerpt.recording].append(excerpt)
+        used: set[str] = set()
+        rows: list[Row] = []
+        errors: list[AudioError] = []
+        with unfinished.open("a", encoding="utf-8") as begun:
+
+            def name(excerpt: Excerpt, ending: str) -> str:
+                path = _free(_path(excerpt), ending, used)
+                begun.write(csv_text([[path]]))
+                begun.flush()
+                return path
+
+            for done, (recording, excerpts) in enumerate(chosen.items()):
+                progress(done, len(chosen))
+                try:
+                    with stored(recording, partial=self.partial) as sound:
+                        rows.extend(_cut(sound, self.folder, excerpts, name))
+                except AudioError as error:
+                    errors.append(error)
+        rows.sort(key=lambda row: (row[1], -float(row[2]), row[0]))
+        with atomic_write(self.folder / INDEX) as file:
+            file.write(csv_text([COLUMNS, *rows]).encode("utf-8", "backslashreplace"))
+        unfinished.unlink()
+        return errors
+
+    def _clear(self, unfinished: Path) -> None:
+        """Remove the files that an interrupted run began."""
+        if unfinished.exists():
+            with unfinished.open(newline="", encoding="utf-8") as lines:
+                for row in csv.reader(lines):
+                    path = self.folder / row[0] if row else self.folder
+                    if path.is_file() and path.resolve().parent.parent == self.folder.resolve():
+                        path.unlink()
+            unfinished.unlink()
+
+
+class _Writer:
+    """An excerpt that is being written, from one sample to another."""
+
+    def __init__(self, sound: Stored, path: Path, excerpt: Excerpt, first: int, last: int) -> None:
+        import soundfile
+
+        self.excerpt, self.first, self.last, self.written = excerpt, first, last, 0
+        self._stack = ExitStack()
+        file = self._stack.enter_context(atomic_write(path))
+        kind = {"format": sound.container, "subtype": sound.subtype}
+        self._sound: Any = soundfile.SoundFile(file, "w", sound.rate, sound.channels, **kind)
+
+    def write(self, place: int, samples: Any) -> None:
+        """Write what belongs to the excerpt of samples [n, channels] from a place on."""
+        part = samples[max(0, self.first - place) : max(0, self.last - place)]
+        self._sound.write(part)
+        self.written += len(part)
+
+    def close(self, error: BaseException | None = None) -> None:
+        """Complete the file, or after an error remove it."""
+        self._sound.close()
+        self._stack.__exit__(type(error) if error else None, error, None)
+
+
+def _cut(
+    sound: Stored, folder: Path, excerpts: Sequence[Excerpt], name: Callable[[Excerpt, str], str]
+) -> Iterator[Row]:
+    """Cut excerpts of one recording in one pass, and yield the row of the index of each that is complete."""
+    rate = sound.rate
+    waiting = [(round(one.span.start * rate), round(one.span.end * rate), one) for one in excerpts]
+    waiting.sort(key=lambda item: item[:2], reverse=True)
+    writers: dict[str, _Writer] = {}
+
+    def closed(paths: list[str]) -> Iterator[Row]:
+        for path in paths:
+            done = writers.pop(path)
+            done.close()
+            span, times = done.excerpt.span, (done.first / rate, (done.first + done.written) / rate)
+            about = [span.label, f"{span.score:.6f}", done.excerpt.recording]
+            yield [path, *about, *(f"{time:.6f}" for time in times), str(rate), str(sound.channels)]
+
+    try:
+        for place, samples in sound.blocks([(first, last) for first, last, _ in waiting]):
+            end = place + len(samples)
+            while waiting and waiting[-1][0] < end:
+                first, last, excerpt = waiting.pop()
+                path = name(excerpt, f".{sound.container.lower()}")
+                writers[path] = _Writer(sound, folder / path, excerpt, first, last)
+            for writer in writers.values():
+                writer.write(place, samples)
+            yield from closed([path for path, writer in writers.items() if writer.last <= end])
+        yield from closed(list(writers))
+    except BaseException as error:
+        for writer in writers.values():
+            with contextlib.suppress(BaseException):
+                writer.close(error)
+        raise
+
+
+def _path(excerpt: Excerpt) -> str:
+    """Return the folder and the name of an excerpt's file, without its ending."""
+    span = excerpt.span
+    stem = _safe(Path(excerpt.recording).stem)[-80:]
+    return f"{_safe(span.label)[:80]}/{span.score:.3f}_{stem}_{span.start:.3f}-{span.end:.3f}"
+
+
+def _safe(text: str) -> str:
+    """Return text with what a file name may not have on some system replaced."""
+    return re.sub(r"[^\w ,.()'+&=-]+", "_", text).strip(" .") or "_"
+
+
+def _free(path: str, ending: str, used: set[str]) -> str:
+    number, name = 1, f"{path}{ending}"
+    while name.casefold() in used:
+        number += 1
+        name = f"{path}-{number}{ending}"
+    used.add(name.casefold())
+    return name

@@ -1,0 +1,81 @@
+"""AudioSet as published: its lists, files in the namings that copies of it have, and what is missing."""
+
+import csv
+import logging
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dymn.data import open_dataset, open_source
+from dymn.data.audioset import FILE_NAME
+from dymn.data.detect import detect
+from dymn.errors import DataError
+from dymn.weights import audioset_labels
+from layouts import write_audio
+
+HEADER = "# Segments csv created Sun Mar  5 10:56:58 2017\n# num_ytids=2\n# YTID, start_seconds, end_seconds, labels\n"
+BALANCED = ["--PJHxphWEs", "YbcdefghijK", "abcdefghij_"]
+
+
+def write_lists(root):
+    root.mkdir(exist_ok=True)
+    rows = [(BALANCED[0], '"/m/09x0r,/t/dd00088"'), (BALANCED[1], '"/m/09x0r"'), (BALANCED[2], '"/m/05zppz"')]
+    text = "".join(f"{key}, 30.000, 40.000, {mids}\n" for key, mids in rows)
+    (root / "balanced_train_segments.csv").write_text(HEADER + text)
+    (root / "unbalanced_train_segments.csv").write_text(HEADER + 'zzzzzzzzzzz, 0.000, 10.000, "/m/0ytgt"\n')
+    (root / "eval_segments.csv").write_text(HEADER + 'eeeeeeeeee1, 0.000, 8.500, "/m/02zsn"\n')
+
+
+def test_the_published_layout(tmp_path, caplog):
+    write_lists(tmp_path)
+    write_audio(tmp_path / "audio/balanced_train/--PJHxphWEs_30.000.wav", 300)
+    write_audio(tmp_path / "audio/balanced_train/YYbcdefghijK.flac", 600)
+    write_audio(tmp_path / "eval/eeeeeeeeee1_0_8500.ogg", 900)
+    write_audio(tmp_path / "notes/theme.wav")
+    assert detect(tmp_path).kind == "audioset"
+    report = tmp_path / "missing.csv"
+    with caplog.at_level(logging.WARNING):
+        task, source = open_dataset("audioset", tmp_path, report=str(report))
+    assert source.keys == [*BALANCED[:2], "eeeeeeeeee1"] and task.metric == "mAP"
+    labels = audioset_labels()
+    assert [[labels[c] for c in np.flatnonzero(row)] for row in source.targets] == [
+        ["Speech", "Gush"],
+        ["Speech"],
+        ["Female speech, woman speaking"],
+    ]
+    assert open_source("audioset", tmp_path, "test").keys == ["eeeeeeeeee1"]
+    assert len(open_source("audioset", tmp_path, "train")[0].waveform) == 6400
+    assert "balanced_train_segments.csv: 1 of 3 segments have no audio." in caplog.text
+    assert list(csv.reader(report.open())) == [
+        ["list", "key"],
+        ["balanced_train_segments.csv", BALANCED[2]],
+        ["unbalanced_train_segments.csv", "zzzzzzzzzzz"],
+    ]
+    alone = tmp_path / "eval_segments.csv"
+    assert detect(alone) == ("audioset", alone) and open_source("audioset", alone, "test").keys == ["eeeeeeeeee1"]
+
+
+ids = st.text("abzYZ019_-", min_size=11, max_size=11)
+places = st.sampled_from(["", "_30", "_30.000", "_30_40", "_30000_40000", "_30.000_40.000", "-30-40"])
+
+
+@given(key=ids, place=places)
+def test_a_name_is_the_id_whatever_follows(key, place):
+    assert FILE_NAME.fullmatch(key + place)["id"] == key
+
+
+def test_what_is_no_copy_of_it_is_refused(tmp_path):
+    with pytest.raises(DataError, match="holds none of balanced_train_segments"):
+        open_source("audioset", tmp_path)
+    write_lists(tmp_path)
+    with pytest.raises(DataError, match=r"but no audio\."):
+        open_source("audioset", tmp_path)
+    write_audio(tmp_path / "a.wav")
+    with pytest.raises(DataError, match=r"None of the 5 segments has a file below .*--PJHxphWEs\.wav"):
+        open_source("audioset", tmp_path)
+    for mids, problem in (("", "no classes"), (', "/m/none"', "the class '/m/none'")):
+        (tmp_path / "eval_segments.csv").write_text(f"{HEADER}abcdefghijk, 1, 2{mids}\n")
+        with pytest.raises(DataError, match=rf"eval_segments\.csv, row 4: {problem}"):
+            open_source("audioset", tmp_path)

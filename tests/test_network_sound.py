@@ -124,7 +124,10 @@ def test_a_file_of_known_length_is_heard_once(format, kind):
 def test_a_stream_that_drops_comes_back_where_the_clock_is(format, kind):
     data = encoded(0.8, format)
     script = stream(data, kind, 0.8)
-    with server(script, lambda *_: None, script, silent) as url, opened(url, first_wait=0.4, timeout=3, give_up=9) as source:
+    with (
+        server(script, lambda *_: None, script, silent) as url,
+        opened(url, first_wait=0.4, timeout=3, give_up=9) as source,
+    ):
         begun = source.zero
         chunks = heard(source, until=lambda chunks: len(notices(chunks)) == 2 and len(chunks[-1].samples))
         total = sum(len(chunk.samples) + chunk.dropped for chunk in chunks) / source.sample_rate
@@ -243,13 +246,14 @@ def test_other_rates_are_resampled_and_values_bounded():
     assert np.isfinite(last).all() and np.abs(last).max() < 2
     after = [notice.kind for notice in notices(chunks)].index("back")
     assert after == 1
-    back = [i for i, chunk in enumerate(chunks) if chunk.notice is not None and chunk.notice.kind == "back"][0]
+    back = next(i for i, chunk in enumerate(chunks) if chunk.notice is not None and chunk.notice.kind == "back")
     assert sum(len(chunk.samples) for chunk in chunks[back:]) == pytest.approx(2 * RATE, abs=RATE * 0.1)
 
 
 # RTSP: a camera's microphone with samples in G.711, between the answers on the same connection
 
-SDP = "v=0\r\no=- 0 0 IN IP4 127.0.0.1\r\ns=x\r\nc=IN IP4 127.0.0.1\r\nt=0 0\r\nm=audio 0 RTP/AVP 0\r\na=control:audio\r\n"
+SDP = "v=0\r\no=- 0 0 IN IP4 127.0.0.1\r\ns=x\r\nc=IN IP4 127.0.0.1\r\nt=0 0\r\n"
+SDP += "m=audio 0 RTP/AVP 0\r\na=control:audio\r\n"
 
 
 class Camera(socketserver.StreamRequestHandler):
@@ -295,7 +299,15 @@ def test_a_camera():
 
 @pytest.mark.parametrize(
     "url",
-    ["file:///etc/passwd", "ftp://host/x.wav", "http://", "http:///x", "http://host:port/", "concat:http://a|b", "tcp://a"],
+    [
+        "file:///etc/passwd",
+        "ftp://host/x.wav",
+        "http://",
+        "http:///x",
+        "http://host:port/",
+        "concat:http://a|b",
+        "tcp://a",
+    ],
 )
 def test_other_addresses_are_refused(url):
     with pytest.raises(ConfigError, match="address"):

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import tracemalloc
+from datetime import datetime
 
 import numpy as np
 import pytest
@@ -221,14 +222,11 @@ def test_messages_of_a_source_that_is_lost_and_back(tmp_path):
         "start", "end", "lost", "back", "start", "end",
     ]  # fmt: skip
     assert [message["event"] for message in told].count("saved") == 2
-    start, end, lost, back = told[0], *(m for m in told if m["event"] in ("lost", "back")), told[1]
     assert {message["source"] for message in told} == {"camera"}
-    first = [message for message in told if message["event"] == "end"][0]
+    first = next(message for message in told if message["event"] == "end")
     assert first["duration"] == pytest.approx(first["end"] - first["start"], abs=2e-3)
     assert [m["reason"] for m in told if m["event"] == "lost"] == ["it has ended"]
     assert [m["seconds"] for m in told if m["event"] == "back"] == [60.0]
-    from datetime import datetime
-
     times = [datetime.fromisoformat(message["time"]).timestamp() for message in told if message["event"] == "start"]
     assert times == [pytest.approx(1_800_000_000 + m["start"], abs=2e-3) for m in told if m["event"] == "start"]
     assert times[1] - times[0] == pytest.approx(60.6, abs=0.2)
@@ -298,9 +296,7 @@ def test_events_of_a_pipe_with_actions(model, tmp_path):
     out, log = tmp_path / "out" / "sounds.jsonl", tmp_path / "log"
     arguments = ["-", "--rate", 16_000, "--model", model, "--threshold", 0.01, "--name", "garden", "--labels", "Dog"]
     command = f"{sys.executable} -c 'import sys; open(sys.argv[1], \"a\").write(sys.argv[2] + chr(10))' {log} {{label}}"
-    done = run(
-        *arguments, "--output", out, "--save", tmp_path / "clips", "--before", 0.5, "--run", command, input=PCM
-    )
+    done = run(*arguments, "--output", out, "--save", tmp_path / "clips", "--before", 0.5, "--run", command, input=PCM)
     assert done.exit_code == 0, done.output
     messages = [json.loads(line) for line in out.read_text().splitlines()]
     assert [message["event"] for message in messages] == ["start", "end", "saved"]

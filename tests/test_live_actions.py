@@ -13,10 +13,10 @@ import pytest
 
 from dymn.errors import ConfigError, DymnError, MissingExtraError
 from dymn.live import delivery, mqtt
-from dymn.live.command import Command
 from dymn.live.lines import LineFile
 from dymn.live.messages import line
 from dymn.live.mqtt import Mqtt
+from dymn.live.program import ProgramRunner
 from dymn.live.webhook import Webhook
 
 START = {
@@ -167,7 +167,7 @@ def words(path, command, *messages):
         f"with open({str(path / 'got')!r}, 'a') as file: print(json.dumps([sys.argv[1:], sys.stdin.read()]), file=file)"
     )
     notes = []
-    runner = begun(Command(f"{sys.executable} {script} {command}", notes.append))
+    runner = begun(ProgramRunner(f"{sys.executable} {script} {command}", notes.append))
     for message in messages:
         runner.offer(message)
     runner.close()
@@ -190,7 +190,7 @@ def test_a_program_gets_fields_as_single_arguments_and_no_shell(tmp_path):
     ],
 )  # fmt: skip
 def test_a_program_runs_when_what_it_names_is_known(command, events):
-    runner = Command(f"program {command}", pytest.fail)
+    runner = ProgramRunner(f"program {command}", pytest.fail)
     assert [m["event"] for m in (START, END, SAVED, LOST) if runner.wants(m)] == events
 
 
@@ -199,11 +199,11 @@ def test_a_label_is_never_an_option_and_failures_are_counted(tmp_path):
     assert got == [] and len(notes) in (1, 2) and "would not be read as a plain argument" in notes[-1]
     notes = []
     for command, why in (("no-such-program", "No such file"), (f"{sys.executable} -c 'exit(3)'", "exit code 3")):
-        runner = begun(Command(command, notes.append))
+        runner = begun(ProgramRunner(command, notes.append))
         runner.offer(START)
         runner.close()
         assert runner.failed == 1 and why in notes[-1]
-    runner = begun(Command(f"{sys.executable} -c 'import time; time.sleep(60)'", notes.append, timeout=0.3))
+    runner = begun(ProgramRunner(f"{sys.executable} -c 'import time; time.sleep(60)'", notes.append, timeout=0.3))
     runner.offer(START)
     runner.close()
     assert "longer than 0.3 s and was killed" in notes[-1]

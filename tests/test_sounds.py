@@ -21,7 +21,7 @@ from dymn.config import FrontEndConfig, ModelCard
 from dymn.errors import AudioError, ConfigError
 from dymn.inference.events import EventSettings
 from dymn.inference.sounds import Sounds
-from dymn.live.clips import MOST_OPEN, Clips, ClipSettings, plain
+from dymn.live.clips import MOST_OPEN, ClipRecorder, ClipSettings, plain
 from dymn.live.listening import listen as hear
 from dymn.live.messages import Messages
 from dymn.models import pretrained
@@ -139,7 +139,7 @@ def hears(clips, samples, chunk=700, dropped=0):
 def test_a_clip_has_the_very_samples(tmp_path, kind, channels):
     rng = np.random.default_rng(0)
     samples = rng.integers(-32768, 32768, (8000, channels) if channels else 8000).astype(np.int16)
-    clips = Clips(ClipSettings(tmp_path / "new", 1.0, 0.5, kind, delay=1.0), 1000, pytest.fail)
+    clips = ClipRecorder(ClipSettings(tmp_path / "new", 1.0, 0.5, kind, delay=1.0), 1000, pytest.fail)
     hears(clips, samples[:3200])
     clips.start(said("start", start=2.5))
     hears(clips, samples[3200:5000])
@@ -158,7 +158,7 @@ def test_clips_are_bounded_in_number_length_and_memory(tmp_path, monkeypatch):
     monkeypatch.setattr("dymn.live.clips.MOST_SECONDS", 3.0)
     (tmp_path / "mine.flac").touch()
     notes = []
-    clips = Clips(ClipSettings(tmp_path, 0.5, 0.5, keep=3, delay=1.0), 1000, notes.append)
+    clips = ClipRecorder(ClipSettings(tmp_path, 0.5, 0.5, keep=3, delay=1.0), 1000, notes.append)
     second, at = np.zeros(1000, np.int16), 0
     for _ in range(6):
         hears(clips, second)
@@ -178,7 +178,7 @@ def test_clips_are_bounded_in_number_length_and_memory(tmp_path, monkeypatch):
 
 
 def test_a_gap_within_a_clip_is_silence_and_the_end_completes_it(tmp_path):
-    clips = Clips(ClipSettings(tmp_path, 0.5, 0.5, "wav", delay=1.0), 1000, pytest.fail)
+    clips = ClipRecorder(ClipSettings(tmp_path, 0.5, 0.5, "wav", delay=1.0), 1000, pytest.fail)
     ones = np.full(1000, 1000, np.int16)
     hears(clips, ones)
     clips.start(said("start", start=0.8))
@@ -191,7 +191,7 @@ def test_a_gap_within_a_clip_is_silence_and_the_end_completes_it(tmp_path):
 
 def test_a_folder_that_cannot_be_written_is_said_and_ends_nothing(tmp_path):
     notes = []
-    clips = Clips(ClipSettings(tmp_path / "clips"), 1000, notes.append)
+    clips = ClipRecorder(ClipSettings(tmp_path / "clips"), 1000, notes.append)
     (tmp_path / "clips").rmdir()
     clips.start(said("start", start=0.0))
     clips.end(said("end", start=0.0, end=1.0))
@@ -216,7 +216,7 @@ def test_messages_of_a_source_that_is_lost_and_back(tmp_path):
     ]  # fmt: skip
     told = []
     only = EventSettings(threshold=0.5, min_gap=0.1, window=0.2, hop=0.1, labels=("Loud",))
-    clips = Clips(ClipSettings(tmp_path, 0.2, 0.2, delay=1.0), RATE, pytest.fail)
+    clips = ClipRecorder(ClipSettings(tmp_path, 0.2, 0.2, delay=1.0), RATE, pytest.fail)
     hear(chunks, Sounds(BACKEND, RATE, only), Messages("camera", lambda: 1_800_000_000.0), [told.append], clips)
     assert [message["event"] for message in told if message["event"] != "saved"] == [
         "start", "end", "lost", "back", "start", "end",
@@ -238,7 +238,7 @@ def test_an_interruption_ends_sounds_and_completes_clips(tmp_path):
         raise AudioError("the microphone is gone")
 
     told = []
-    clips = Clips(ClipSettings(tmp_path, delay=1.0), RATE, pytest.fail)
+    clips = ClipRecorder(ClipSettings(tmp_path, delay=1.0), RATE, pytest.fail)
     with pytest.raises(AudioError, match="gone"):
         hear(chunks(), Sounds(BACKEND, RATE, SETTINGS), Messages("x", lambda: 0.0), [told.append], clips)
     assert sorted(message["event"] for message in told) == ["end", "end", "saved", "saved", "start", "start"]
@@ -251,7 +251,7 @@ def test_memory_stays_flat_over_a_day(tmp_path):
     block = np.concatenate([np.full(15_000, 0.9, np.float32), np.zeros(15_000, np.float32)])
     backend = Levels(1000)
     sounds, messages, count = Sounds(backend, 1000, wanted), Messages("x", lambda: 0.0), 0
-    clips = Clips(ClipSettings(tmp_path, keep=2, delay=15.0), 1000, pytest.fail)
+    clips = ClipRecorder(ClipSettings(tmp_path, keep=2, delay=15.0), 1000, pytest.fail)
     held = []
     tracemalloc.start()
     try:

@@ -20,9 +20,10 @@ from dymn.audio.decoder import CHUNK_SAMPLES, MIN_RATE, MissingDecoderError, che
 from dymn.audio.ffmpeg import error_words, frame_samples
 from dymn.audio.microphone import BoundedQueue, Notice
 from dymn.audio.resampling import Resampler
-from dymn.audio.samples import MAX_PEAK, Floats, mean
+from dymn.audio.samples import MAX_PEAK, mean
 from dymn.audio.sources import reason
 from dymn.errors import AudioError, ConfigError
+from dymn.system.arrays import Floats
 
 SCHEMES = ("http", "https", "rtsp", "rtsps")
 PROTOCOLS = "http,https,httpproxy,tcp,tls,crypto,rtsp,rtsps,rtp,udp"

@@ -14,12 +14,12 @@ from dymn.commands.live_sources import Pcm, check_use, list_devices, opened
 from dymn.commands.live_table import display
 from dymn.commands.options import (
     WHAT,
-    Backend,
+    BackendOption,
     Device,
     Exclude,
     Labels,
     Model,
-    Precision,
+    PrecisionOption,
     Quiet,
     Threads,
     format_option,
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from dymn.live.delivery import Delivery
 
 PIPE, LIVE, EVENTS, ACTIONS = "Samples from a pipe", "Listening", "Sounds", "Actions"
-Format = Literal["text", "jsonl"]
+ListenFormat = Literal["text", "jsonl"]
 TAG_THRESHOLD, EVENT_THRESHOLD, TOP_K, MIN_GAP = 0.1, 0.3, 5, 1.0
 SLOW = "Give a longer --hop or a smaller --model."
 ClipKind = Literal["flac", "wav"]
@@ -83,7 +83,7 @@ def listen(
     labels: Labels = None,
     exclude: Exclude = None,
     format: Annotated[
-        Format,
+        ListenFormat,
         format_option("text (windows in a terminal are a table that changes), or jsonl: a line of JSON for each."),
     ] = "text",
     output: Annotated[
@@ -205,9 +205,9 @@ def listen(
             min=1, max=256, metavar="NUMBER", help="Number of channels of standard input.", rich_help_panel=PIPE
         ),
     ] = 1,
-    backend: Backend = "auto",
+    backend: BackendOption = "auto",
     device: Device = None,
-    precision: Precision = "float32",
+    precision: PrecisionOption = "float32",
     threads: Threads = None,
     quiet: Quiet = False,
 ) -> None:
@@ -291,7 +291,7 @@ def hear_windows(
     settings: TagSettings,
     place: Place,
     title: str,
-    format: Format,
+    format: ListenFormat,
     writers: list[Callable[[dict[str, Any]], None]],
     quiet: bool,
 ) -> None:
@@ -324,7 +324,7 @@ def hear_events(
 ) -> None:
     """Report when sounds begin and end, and do with them what is asked for."""
     from dymn.inference.sounds import Sounds
-    from dymn.live.clips import Clips, ClipSettings
+    from dymn.live.clips import ClipRecorder, ClipSettings
     from dymn.live.listening import listen as hear
     from dymn.live.messages import Messages
 
@@ -336,7 +336,7 @@ def hear_events(
         window, hop = settings.cutting()
         delay = settings.min_gap + settings.min_duration + 1.6 * window + 2 * hop
         wanted = ClipSettings(saving.folder, saving.before, saving.after, saving.kind, saving.keep, delay)
-        clips = Clips(wanted, place.sample_rate, note)
+        clips = ClipRecorder(wanted, place.sample_rate, note)
     for delivery in deliveries:
         delivery.start(place.name, sounds.labels)
         stack.callback(delivery.close)
@@ -351,11 +351,11 @@ def deliver(webhook: str | None, run: str | None, mqtt: str | None) -> Iterator[
         ConfigError: if an address or a command is wrong.
         MissingExtraError: if what MQTT needs is not installed.
     """
-    from dymn.live.command import Command
     from dymn.live.mqtt import Mqtt
+    from dymn.live.program import ProgramRunner
     from dymn.live.webhook import Webhook
 
-    for kind, value in ((Webhook, webhook), (Command, run), (Mqtt, mqtt)):
+    for kind, value in ((Webhook, webhook), (ProgramRunner, run), (Mqtt, mqtt)):
         if value is not None:
             yield kind(value, note)
 

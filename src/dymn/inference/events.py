@@ -155,7 +155,7 @@ class Decider:
     def __init__(self, labels: Sequence[str], settings: EventSettings | None = None) -> None:
         """Prepare for the probabilities of `labels`."""
         self._settings = settings or EventSettings()
-        self._tracker = Tracker(labels, self._settings)
+        self._tracker = EventTracker(labels, self._settings)
         # frames on each side of one that its median takes in; known from the second frame on
         self._half: int | None = None
         self._times: Times = np.empty(0)  # of the undecided frames
@@ -192,7 +192,7 @@ class Decider:
         self._times, self._scores, self._edge = self._times[count:], self._scores[count:], float(ends[-1])
 
 
-class Tracker:
+class EventTracker:
     """Follows labels through frames, and gives each event once no later frame can change it.
 
     It holds the lasting stretch of each label, and its last event, which a later one may join.

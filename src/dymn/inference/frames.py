@@ -18,10 +18,11 @@ import numpy.typing as npt
 from dymn.audio.notes import Notes
 from dymn.config import check
 from dymn.errors import DymnError
-from dymn.inference.segments import AudioLike, Piece, Rows, run_windows
+from dymn.inference.segments import AudioLike, Piece, run_windows
 from dymn.inference.selection import Selection, TagSettings
 from dymn.runtime.backend import Backend
 from dymn.runtime.scores import Scores
+from dymn.system.arrays import Floats
 
 Times = npt.NDArray[np.float64]
 
@@ -209,7 +210,7 @@ def frame_parts(
 
 
 def collect_parts(
-    scored: Iterable[tuple[Piece, Rows | None]],
+    scored: Iterable[tuple[Piece, Floats | None]],
     maker: FrameMaker,
     rate: int,
     progress: Callable[[str, float], None] | None,
@@ -260,11 +261,11 @@ class FrameMaker(ABC):
         self._chosen = Selection(backend.labels, settings.tagging()).allowed
 
     @abstractmethod
-    def compute(self, features: Rows) -> Rows:
+    def compute(self, features: Floats) -> Floats:
         """Return a row [B, ...] for each of a batch of windows."""
 
     @abstractmethod
-    def add(self, piece: Piece, row: Rows) -> tuple[Times, Scores]:
+    def add(self, piece: Piece, row: Floats) -> tuple[Times, Scores]:
         """Return times [n] and probabilities [n, C] of the frames that no later window changes."""
 
     def finish(self, seconds: float | None) -> tuple[Times, Scores]:
@@ -280,11 +281,11 @@ class _WindowFrames(FrameMaker):
 
     fill = "repeat"
 
-    def compute(self, features: Rows) -> Rows:
+    def compute(self, features: Floats) -> Floats:
         """Return probabilities [B, C]."""
         return self._backend.run(features).probabilities[:, self._chosen]
 
-    def add(self, piece: Piece, row: Rows) -> tuple[Times, Scores]:
+    def add(self, piece: Piece, row: Floats) -> tuple[Times, Scores]:
         """Return the frame of a window."""
         return np.array([(piece.start + piece.end) / 2]), row[None]
 
@@ -312,7 +313,7 @@ class _ActivationFrames(FrameMaker):
         self._total = np.zeros((0, len(self._chosen)), np.float32)
         self._weights = np.zeros((0, 1), np.float32)
 
-    def compute(self, features: Rows) -> Rows:
+    def compute(self, features: Floats) -> Floats:
         """Return probabilities of frames [B, T, C]."""
         output = self._backend.frame_run(features, self._smoothing)
         frames, clip, share = (
@@ -322,7 +323,7 @@ class _ActivationFrames(FrameMaker):
         )
         return frames if share == 0 else frames ** (1 - share) * clip**share
 
-    def add(self, piece: Piece, row: Rows) -> tuple[Times, Scores]:
+    def add(self, piece: Piece, row: Floats) -> tuple[Times, Scores]:
         """Add the frames [T, C] of a window; return those before it, which no later window reaches."""
         done = self._take(round(piece.start / self._frame) - self._first)
         length = len(row)

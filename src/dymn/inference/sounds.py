@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from dymn.inference.events import Event, EventSettings, Tracker
+from dymn.inference.events import Event, EventSettings, EventTracker
 from dymn.inference.selection import Selection
 from dymn.inference.stream import Scored, Stream
 from dymn.runtime.backend import Backend
@@ -43,7 +43,7 @@ class Sounds:
         self._backend, self._rate, self._settings = backend, sample_rate, settings
         self._chosen = Selection(backend.labels, settings.tagging()).allowed
         self.labels = tuple(backend.labels[i] for i in self._chosen)
-        self._tracker = Tracker(self.labels, settings)
+        self._tracker = EventTracker(self.labels, settings)
         self._begun: set[str] = set()
         self._begin(0.0)
 

@@ -17,10 +17,11 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from dymn.audio.samples import Floats, mean, to_float32
+from dymn.audio.samples import mean, to_float32
 from dymn.config import check
 from dymn.errors import ConfigError
 from dymn.live.messages import Message
+from dymn.system.arrays import Floats
 
 KINDS = ("flac", "wav")
 MOST_SECONDS = 60.0
@@ -61,7 +62,7 @@ class ClipSettings:
         check(self.keep >= 1, f"keep is {self.keep}; it must be at least 1.")
 
 
-class Clips:
+class ClipRecorder:
     """Saves the sound of each event. Memory holds the last seconds; what is older is in the files already.
 
     A file has its name, LABEL_SCORE_DATE_TIME with the time of the start in UTC, once it is complete.

@@ -6,14 +6,18 @@ from collections.abc import Callable, Iterable, Sequence
 
 from dymn.audio.microphone import Chunk
 from dymn.inference.sounds import Sound, Sounds
-from dymn.live.clips import Clips
+from dymn.live.clips import ClipRecorder
 from dymn.live.messages import Message, Messages
 
 Receiver = Callable[[Message], None]
 
 
 def listen(
-    chunks: Iterable[Chunk], sounds: Sounds, messages: Messages, receivers: Sequence[Receiver], clips: Clips | None
+    chunks: Iterable[Chunk],
+    sounds: Sounds,
+    messages: Messages,
+    receivers: Sequence[Receiver],
+    clips: ClipRecorder | None,
 ) -> None:
     """Hear chunks to their end, and hand each message to all receivers.
 

@@ -195,8 +195,8 @@ class _Address(NamedTuple):
         except ValueError as error:
             raise ConfigError(f"--mqtt is no address: {error}.") from error
         prefix = parts.path.strip("/") or PREFIX
-        is_wrong = parts.scheme not in ("mqtt", "mqtts") or any(letter in url for letter in "+#?\0")
-        if not host or is_wrong:
+        is_wrong = parts.scheme not in ("mqtt", "mqtts") or "+" in prefix
+        if not host or is_wrong or any(letter in url for letter in "#?\0"):
             raise ConfigError(
                 "--mqtt must be an address such as mqtt://user@broker.local:1883 or mqtts://broker/prefix."
             )

@@ -11,7 +11,7 @@ import numpy as np
 from dymn.config import FrontEndConfig, check, from_dict
 from dymn.inference.formats.text import clock
 from dymn.inference.segments import blocks, source_name
-from dymn.plots.style import Array
+from dymn.system.arrays import Array
 
 if TYPE_CHECKING:
     from dymn.inference.segments import AudioLike

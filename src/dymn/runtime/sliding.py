@@ -12,12 +12,10 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
-from dymn.audio.windows import Samples, cut, fill
+from dymn.audio.windows import cut, fill
 from dymn.config import FrontEndConfig
-
-Floats = npt.NDArray[np.float32]
+from dymn.system.arrays import Floats
 
 
 class FrontEnd(Protocol):
@@ -63,7 +61,7 @@ class SlidingLogMel:
         self._previous = np.empty((c.n_mels, 0), np.float32)
         self._shared_end = 0
 
-    def __call__(self, samples: Samples, n_samples: int) -> Floats:
+    def __call__(self, samples: Floats, n_samples: int) -> Floats:
         """Return the log-mel spectrogram [1, F, T] of the next window [N]; its first `n_samples` are recorded ones."""
         frames = self._front_end.frames(samples)  # [T, n_fft]
         if self._shift is None:
@@ -84,7 +82,7 @@ class SlidingLogMel:
 
 
 def sliding_log_mels(
-    front_end: FrontEnd, blocks: Iterable[Samples], length: int, hop: int, how: str = "repeat"
+    front_end: FrontEnd, blocks: Iterable[Floats], length: int, hop: int, how: str = "repeat"
 ) -> Iterator[HeardWindow]:
     """Yield the log-mel spectrograms of the windows of a recording that comes in blocks [n] of samples.
 

@@ -14,8 +14,9 @@ from dymn.inference.embedding import Embedder
 from dymn.inference.files import Recording, collect_tags
 from dymn.inference.segments import AudioLike, Piece, run_windows
 from dymn.inference.selection import TagSettings
-from dymn.runtime.backend import Backend, Floats, Output
+from dymn.runtime.backend import Backend, BackendOutput
 from dymn.runtime.scores import Scores
+from dymn.system.arrays import Floats
 
 
 class LayeredBackend(Backend):
@@ -35,7 +36,7 @@ class LayeredBackend(Backend):
         """Yield the input of `run` for each window."""
         return self._backend.features(windows, hop)
 
-    def run(self, features: Floats) -> Output:
+    def run(self, features: Floats) -> BackendOutput:
         """Return probabilities [B, C] and the embeddings [B, D] of the layers.
 
         Raises:

@@ -29,7 +29,7 @@ _AT = {
 """The fields that a command may name, and the messages to which they limit it."""
 
 
-class Command(Delivery):
+class ProgramRunner(Delivery):
     """Runs a program, one at a time, and never through a shell.
 
     The command is split into words first, and fields are put into the words then, so a label with blanks or quotes

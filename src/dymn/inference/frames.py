@@ -147,7 +147,11 @@ PART_FRAMES = 512
 
 
 def frames(
-    backend: Backend, source: AudioLike, sample_rate: int | None = None, settings: FrameSettings | None = None
+    backend: Backend,
+    source: AudioLike,
+    sample_rate: int | None = None,
+    settings: FrameSettings | None = None,
+    heard: Callable[[Floats], object] | None = None,
 ) -> Frames:
     """Return the probabilities of labels at points in time.
 
@@ -159,13 +163,14 @@ def frames(
         source: as in `dymn.inference.files.tag_files`.
         sample_rate: of an array, in Hz.
         settings: how, and which labels.
+        heard: called with each block of samples [n] that is read.
 
     Raises:
         AudioError: if the source cannot be read.
         ConfigError: if a setting does not fit the model, or `sample_rate` is missing.
     """
     settings = settings or FrameSettings()
-    parts = list(frame_parts(backend, [source], settings, sample_rate=sample_rate))
+    parts = list(frame_parts(backend, [source], settings, sample_rate=sample_rate, heard=heard))
     last = parts[-1]
     if last.error is not None:
         raise last.error
@@ -192,10 +197,11 @@ def frame_parts(
     batch_size: int | None = None,
     workers: int = 0,
     progress: Callable[[str, float], None] | None = None,
+    heard: Callable[[Floats], object] | None = None,
 ) -> Iterator[FramePart]:
     """Return the frames of recordings in parts, in memory that does not grow with the length of a recording.
 
-    Arguments and errors are those of `dymn.inference.files.tag_files`.
+    Arguments and errors are those of `dymn.inference.files.tag_files`; `heard` is called with each block that is read.
 
     Yields:
         parts of some `PART_FRAMES` frames in the order of the recordings and of time; the last part of each recording
@@ -204,7 +210,14 @@ def frame_parts(
     settings = settings or FrameSettings()
     maker = frame_maker(backend, settings)
     scored = run_windows(
-        backend, sources, maker, maker.compute, sample_rate=sample_rate, batch_size=batch_size, workers=workers
+        backend,
+        sources,
+        maker,
+        maker.compute,
+        sample_rate=sample_rate,
+        batch_size=batch_size,
+        workers=workers,
+        heard=heard,
     )
     return collect_parts(scored, maker, backend.sample_rate, progress)
 

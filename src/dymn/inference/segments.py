@@ -103,6 +103,7 @@ def pieces(
     prepare: Prepare = samples_of,
     team: Team | None = None,
     partial: bool = False,
+    heard: Callable[[Floats], object] | None = None,
 ) -> Iterator[Piece]:
     """Cut recordings into windows, one after the other, no further than the caller iterates.
 
@@ -118,6 +119,7 @@ def pieces(
         prepare: makes the features of windows.
         team: threads that work ahead of the caller; None works in the caller's thread.
         partial: whether to read what can be read of damaged recordings.
+        heard: called with each block of samples [n] that is read.
     """
     length, step = round(window * rate), round((hop or window) * rate)
 
@@ -127,7 +129,7 @@ def pieces(
 
         def windows() -> Iterator[Filled]:
             found = blocks(source, rate, sample_rate, partial=partial, notes=recording.notes)
-            for start, samples in cut(_counted(found, recording), length, step):
+            for start, samples in cut(_counted(found, recording, heard), length, step):
                 places.append((start / rate, (start + len(samples)) / rate))
                 yield Filled(fill(samples, length, how), len(samples))
 
@@ -179,6 +181,7 @@ def run_windows(
     batch_size: int | None = None,
     workers: int = 0,
     prepare: Prepare | None = None,
+    heard: Callable[[Floats], object] | None = None,
 ) -> Iterator[tuple[Piece, R | None]]:
     """Cut recordings into windows and run them through a backend: what tags, embeddings and frames have in common.
 
@@ -191,6 +194,7 @@ def run_windows(
         batch_size: number of windows that are computed at once; None is the backend's own.
         workers: number of threads that decode recordings ahead of the network.
         prepare: instead of the backend's `features`.
+        heard: called with each block of samples [n] that is read.
 
     Yields:
         pieces in the order of the recordings and of time, each window with its row.
@@ -209,6 +213,7 @@ def run_windows(
         prepare=prepare or backend.features,
         team=Team(workers, batch_size, backend.enter_worker, backend.entered_workers),
         partial=cutting.partial,
+        heard=heard,
     )
     return computed(found, compute, batch_size)
 
@@ -249,9 +254,11 @@ def _run(batch: list[Piece], compute: Callable[[Floats], Iterable[R]]) -> Iterat
         yield piece, (None if piece.features is None else next(rows))
 
 
-def _counted(found: Iterable[Floats], recording: Opened) -> Iterator[Floats]:
+def _counted(found: Iterable[Floats], recording: Opened, heard: Callable[[Floats], object] | None) -> Iterator[Floats]:
     for block in found:
         recording.n_samples += len(block)
+        if heard is not None:
+            heard(block)
         yield block
 
 

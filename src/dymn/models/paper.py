@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 from dataclasses import dataclass
 from dataclasses import replace as but
 from typing import Any
@@ -67,6 +68,12 @@ class PaperRow:
             changes |= {"schedule.tau_start": self.temperature, "schedule.tau_end": self.temperature}
         return tuple(f"{name}={json.dumps(value)}" for name, value in changes.items())
 
+    @property
+    def command(self) -> str:
+        """The command that trains the row on AudioSet in FOLDER."""
+        changes = [f"--set {shlex.quote(assignment)}" for assignment in self.assignments]
+        return " ".join(["dymn train", self.recipe, "--data FOLDER", *changes])
+
 
 @dataclass(frozen=True)
 class Table:
@@ -87,6 +94,9 @@ class Table:
         return rows[name]
 
 
+DOWNSTREAM_TASKS = {"openmic": "OpenMIC", "esc50": "ESC-50", "fsd50k": "FSD50K", "dcase20": "DCASE20"}
+
+
 @dataclass(frozen=True)
 class DownstreamRow:
     """One row of Table III: mAP on OpenMIC and FSD50K, accuracy on ESC-50 and TAU Urban Acoustic Scenes 2020 Mobile."""
@@ -97,6 +107,23 @@ class DownstreamRow:
     fsd50k: float
     dcase20: float
     variant: Variant | None = None  # None for the work of others
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """The printed figures by the recipe of their task."""
+        return {task: getattr(self, task) for task in DOWNSTREAM_TASKS}
+
+    @property
+    def commands(self) -> dict[str, str]:
+        """The commands that train the row on the data in FOLDER, by task; none for the work of others."""
+        if self.variant is None:
+            return {}
+        family = "mn" if self.variant.dynamic_blocks == "none" else "dymn"
+        name = f"{family}{round(10 * self.variant.width):02d}"
+        return {
+            task: f"dymn train {task}:{name} --data FOLDER{' --fold all' * (task == 'esc50')}"
+            for task in DOWNSTREAM_TASKS
+        }
 
 
 DYMN = Variant()

@@ -48,6 +48,7 @@ from dymn.training.start import (
     prior_logits,
     set_prior,
     starting_model,
+    with_temperature,
 )
 from dymn.training.state import RunState, load_state
 from dymn.training.step import Share, Step
@@ -71,6 +72,7 @@ class Prepared:
         self.fabric, self.share = self._processes()
         self.reporter = reporter if self.is_main else Reporter()
         models = open_models(config)
+        self.config = config = with_temperature(config, models.start)
         front_end = front_end_of(config.model, models.start)
         self.inputs = open_inputs(config, data, front_end.sample_rate)
         for sentence in (

@@ -108,7 +108,8 @@ def plot_curves(path: Path, history: list[Record], metric: str) -> None:
     except ImportError as error:
         raise MissingExtraError("Drawing curves", "plot") from error
     epochs = [record["epoch"] for record in history]
-    panels = [("loss", "training loss"), (f"val_{metric}", f"validation {metric}"), ("lr", "learning rate")]
+    panels = [("loss", "training loss"), ("label_loss", "label loss"), ("teacher_loss", "distillation loss")]
+    panels += [(f"val_{metric}", f"validation {metric}"), (f"test_{metric}", f"test {metric}"), ("lr", "learning rate")]
     shown = [(key, title) for key, title in panels if any(key in record for record in history)]
     figure = Figure(figsize=(4.0 * len(shown), 3.2), layout="constrained")
     for i, (key, title) in enumerate(shown):

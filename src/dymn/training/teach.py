@@ -198,44 +198,6 @@ def teach(
     return made
 
 
-def spot_check(
-    table: TeacherTable,
-    source: Source,
-    models: Sequence[str | Path | MobileNet],
-    *,
-    clips: int = 8,
-    seconds: float | None = None,
-    tolerance: float = 0.1,
-    seed: int = 0,
-) -> float:
-    """Compute some rows of a table again and return the largest difference of a logit.
-
-    For published tables, which carry no fingerprints: this is what tells whether rows and clips belong together.
-
-    Raises:
-        DataError: if a row differs by more than `tolerance`, or a drawn clip is bad.
-    """
-    ensemble = Ensemble(models)
-    rows = table.match(source, partial=True)
-    known = np.flatnonzero(rows >= 0)
-    drawn = np.random.default_rng(seed).permutation(known)[:clips]
-    columns = table.columns(ensemble.labels)
-    seconds, fill = seconds or table.settings.get("seconds", USUAL), table.settings.get("fill", "pad")
-    part, sampler = source.where(drawn.tolist()), PlainSampler(len(drawn), shuffle=False)
-    loader = Loader(part, sampler, 1, seconds=seconds, crop="start", fill=fill, max_bad=0.0)
-    worst = 0.0
-    for i, batch in zip(drawn, loader.epoch(0), strict=True):
-        logits = ensemble(batch.waveform)[0].float().cpu().numpy()
-        difference = float(np.abs(table.take(int(rows[i]), columns).astype(np.float32) - logits).max())
-        if difference > tolerance:
-            raise DataError(
-                f"{table.path} has other logits for {batch.keys[0]!r} than the model gives (up to {difference:.2f} "
-                "apart). Its rows do not belong to these clips, or it was made by another model or from other audio."
-            )
-        worst = max(worst, difference)
-    return worst
-
-
 def state_digest(model: torch.nn.Module) -> str:
     """Return the SHA-256 of a model's tensors, by name."""
     digest = hashlib.sha256()

@@ -250,6 +250,19 @@ def test_other_rates_are_resampled_and_values_bounded():
     assert sum(len(chunk.samples) for chunk in chunks[back:]) == pytest.approx(2 * RATE, abs=RATE * 0.1)
 
 
+def test_a_channel_is_chosen_where_it_is_decoded():
+    stereo = np.tile(np.array([0.5, -0.25], np.float32), (RATE, 1))
+    soundfile.write(file := io.BytesIO(), stereo, RATE, format="WAV", subtype="PCM_16")
+    data = file.getvalue()
+    for channel, value in (("mix", 0.125), ("right", -0.25), ("1", 0.5)):
+        with server(stream(data, "audio/wav", length=len(data))) as url, opened(url, channel=channel) as source:
+            samples = np.concatenate([chunk.samples for chunk in heard(source)])
+        np.testing.assert_allclose(samples, value, atol=1e-4)
+    for channel in ("each", "5x"):
+        with pytest.raises(ConfigError, match="channel is"):
+            NetworkSource("http://camera.example/", channel=channel)
+
+
 # RTSP: a camera's microphone with samples in G.711, between the answers on the same connection
 
 SDP = "v=0\r\no=- 0 0 IN IP4 127.0.0.1\r\ns=x\r\nc=IN IP4 127.0.0.1\r\nt=0 0\r\n"

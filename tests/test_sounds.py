@@ -120,6 +120,23 @@ def test_gaps_join_or_part_sounds_and_a_lost_source_ends_them():
         Sounds(BACKEND, RATE, EventSettings(labels=("Lauder",)))
 
 
+def test_specific_sounds_stand_for_general_ones_and_the_channel_counts():
+    class Animals(Levels):
+        def __init__(self):
+            self.card = ModelCard(name="animals", labels=("Animal", "Dog"))
+
+    both = np.stack([sound_of([0.9] * 6), sound_of([0.0] * 6)], axis=1)
+    told = {}
+    for specific, channel in ((False, "left"), (True, "left"), (True, "right"), (False, "mix")):
+        wanted = EventSettings(threshold=0.5, window=0.2, hop=0.1, specific=specific, channel=channel)
+        told[specific, channel] = {sound.event.label for sound in fed(Sounds(Animals(), RATE, wanted), both)}
+    assert told == {
+        (False, "left"): {"Animal", "Dog"}, (True, "left"): {"Dog"}, (True, "right"): set(), (False, "mix"): set(),
+    }  # fmt: skip
+    with pytest.raises(ConfigError, match="Live sound is heard once"):
+        Sounds(BACKEND, RATE, EventSettings(speed=0.5))
+
+
 # Clips
 
 

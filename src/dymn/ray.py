@@ -28,6 +28,7 @@ import numpy as np
 
 from dymn.audio import reading
 from dymn.audio.notes import Notes
+from dymn.audio.settings import PLAIN, ReadSettings
 from dymn.audio.sources import reason
 from dymn.audio.windows import Filled, fill
 from dymn.config import check
@@ -108,7 +109,7 @@ class Engine:
             DymnError: if Ray ends the run.
         """
         settings = settings or TagSettings()
-        windows = _Windows(tagger.sample_rate, settings.window, settings.hop, settings.fill, settings.partial)
+        windows = _Windows(tagger.sample_rate, settings.window, settings.hop, settings.fill, settings)
         return collect_tags(
             self._computed(tagger, None, sources, windows, batch_size), tagger.backend, settings, progress
         )
@@ -128,7 +129,7 @@ class Engine:
         Arguments and errors are those of `tag_files`.
         """
         settings = settings or EmbedSettings()
-        windows = _Windows(tagger.sample_rate, settings.window, settings.hop, settings.fill, settings.partial)
+        windows = _Windows(tagger.sample_rate, settings.window, settings.hop, settings.fill, settings)
         return tagger.embedder(layers).collect(self._computed(tagger, layers, sources, windows, batch_size), progress)
 
     def event_files(
@@ -143,7 +144,7 @@ class Engine:
         """Find events as `dymn.inference.events.event_files` does; arguments and errors are those of `tag_files`."""
         settings = settings or EventSettings()
         maker, labels = frame_maker(tagger.backend, settings), chosen_labels(tagger.backend, settings)
-        windows = _Windows(tagger.sample_rate, maker.window, maker.hop, maker.fill, settings.partial)
+        windows = _Windows(tagger.sample_rate, maker.window, maker.hop, maker.fill, settings)
         shape = (-1, len(labels)) if settings.method == "activation" else (-1,)  # rows come flat
         computed = self._computed(tagger, settings, sources, windows, batch_size)
         rows = ((piece, None if row is None else row.reshape(shape)) for piece, row in computed)
@@ -155,6 +156,8 @@ class Engine:
         """Return what `dymn.inference.segments.computed` yields, computed by Ray."""
         check(batch_size is None or batch_size >= 1, f"batch_size is {batch_size}; it must be at least 1.")
         found = list(sources)
+        one = windows.read.channel != "each" and windows.read.clock == "none"
+        check(one, "Results for each channel, and clocks, are computed on this machine alone. Leave Ray out, or these.")
         check("-" not in map(str, found), "Standard input cannot be read by other processes. Give paths or URLs.")
         network = (
             copy.deepcopy(tagger.model).cpu(),
@@ -202,19 +205,20 @@ class Engine:
                 for place, piece in _pieces(table):
                     name = source_name(found[place])
                     error = piece.error and AudioError(str(piece.error).replace(whole(found[place]), name))
-                    recording = Opened(name, piece.recording.n_samples, piece.recording.notes)
+                    opened = piece.recording
+                    recording = Opened(name, opened.n_samples, opened.notes, windows.read.speed)
                     yield piece._replace(recording=recording, features=None, error=error), piece.features
 
 
 @dataclass(frozen=True)
 class _Windows:
-    """How recordings are cut: samples a second, seconds of a window and from one to the next, what fills it up."""
+    """How recordings are read and cut: samples a second, seconds of a window and between them, what fills it."""
 
     rate: int
     window: float
     hop: float | None
     how: str
-    partial: bool = False
+    read: ReadSettings = PLAIN
 
 
 def _chunk(sources: Sequence[Location], begin: int) -> Any:
@@ -228,7 +232,7 @@ def _decode(table: Any, windows: _Windows) -> Iterator[Any]:
     """Yield recordings as rows: their windows as they are before they are filled up, and their ends."""
     for place, path in zip(table["place"].to_pylist(), map(os.fsdecode, table["path"].to_pylist()), strict=True):
         source = cast(BinaryIO, _Remote(path)) if "://" in path else path
-        for piece in pieces([source], windows.rate, None, windows.window, windows.hop, "bare", partial=windows.partial):
+        for piece in pieces([source], windows.rate, None, windows.window, windows.hop, "bare", read=windows.read):
             yield _table([(place, piece, piece.features)])
 
 

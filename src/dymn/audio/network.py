@@ -19,9 +19,12 @@ import numpy as np
 from dymn.audio.decoder import CHUNK_SAMPLES, MIN_RATE, MissingDecoderError, check_format
 from dymn.audio.ffmpeg import error_words, frame_samples
 from dymn.audio.microphone import BoundedQueue, Notice
+from dymn.audio.recording import chosen
 from dymn.audio.resampling import Resampler
 from dymn.audio.samples import MAX_PEAK, mean
+from dymn.audio.settings import ReadSettings
 from dymn.audio.sources import reason
+from dymn.config import check
 from dymn.errors import AudioError, ConfigError
 from dymn.system.arrays import Floats
 
@@ -53,6 +56,7 @@ class NetworkSource:
         url: str,
         max_lag: float = 10.0,
         *,
+        channel: str = "mix",
         give_up: float | None = None,
         timeout: float = TIMEOUT,
         first_wait: float = FIRST_WAIT,
@@ -62,13 +66,19 @@ class NetworkSource:
         Args:
             url: the address.
             max_lag: the most seconds of sound that wait; more is dropped and counted.
+            channel: "mix" (the mean of all channels), "left", "right", or a number from 1.
             give_up: seconds after which a source that does not come back ends the sound with an error; None is never.
             timeout: seconds without sound after which the source is lost.
             first_wait: seconds before the second try; each further wait doubles, up to a minute.
 
         Raises:
-            ConfigError: if the address is none, or of a kind that is not read.
+            ConfigError: if the address is none, or of a kind that is not read, or there is no such channel.
         """
+        check(
+            ReadSettings(channel=channel).channel not in ("each", "loudest"),
+            f"channel is {channel!r}; live sound has mix, left, right or a number.",
+        )
+        self._channel = channel
         self.name, self._url = shown_url(url), url
         self.sample_rate, self.queue = 0, BoundedQueue(1)
         self._max_lag, self._give_up, self._timeout, self._first_wait = max_lag, give_up, timeout, first_wait
@@ -188,7 +198,7 @@ class NetworkSource:
                 frames = packet.decode()
             for frame in frames:
                 check_format("it", frame.sample_rate, len(frame.layout.channels))
-                samples = mean(frame_samples(frame, "it"))
+                samples = mean(chosen(frame_samples(frame, "it"), self._channel, "it"))
                 yield np.where(np.abs(samples) <= MAX_PEAK, samples, np.float32(0)), frame.sample_rate
                 last = time.monotonic()
             if time.monotonic() - last > self._timeout:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
 
+from dymn.commands.label_options import GroupsFile, Level, Specific, vocabulary
 from dymn.commands.live_sources import Pcm, check_use, list_devices, opened
 from dymn.commands.live_table import display
 from dymn.commands.options import (
@@ -29,6 +30,7 @@ from dymn.commands.options import (
     output_option,
     seconds_option,
 )
+from dymn.commands.reading_options import READING
 from dymn.commands.recordings import load_tagger
 from dymn.errors import ConfigError
 
@@ -82,6 +84,9 @@ def listen(
     ] = None,
     labels: Labels = None,
     exclude: Exclude = None,
+    specific: Specific = False,
+    level: Level = None,
+    groups: GroupsFile = None,
     format: Annotated[
         ListenFormat,
         format_option("text (windows in a terminal are a table that changes), or jsonl: a line of JSON for each."),
@@ -205,6 +210,17 @@ def listen(
             min=1, max=256, metavar="NUMBER", help="Number of channels of standard input.", rich_help_panel=PIPE
         ),
     ] = 1,
+    channel: Annotated[
+        str,
+        typer.Option(
+            metavar="CHANNEL",
+            help="Which channel to hear: mix (the mean of all), left, right, or a number from 1.",
+            rich_help_panel=READING,
+        ),
+    ] = "mix",
+    gain: Annotated[
+        float, typer.Option(metavar="DB", help="Make the sound louder, in dB.", rich_help_panel=READING)
+    ] = 0.0,
     backend: BackendOption = "auto",
     device: Device = None,
     precision: PrecisionOption = "float32",
@@ -235,25 +251,31 @@ def listen(
     if events and top_k is not None:
         raise ConfigError("--top-k is about windows, and --events reports sounds. Choose --labels, or leave it out.")
     chosen = tuple(labels or ()), tuple(exclude or ())
+    is_stream = source not in (None, "-")  # of which the channel is chosen where it is decoded
+    how: dict[str, Any] = {"specific": specific, "channel": "mix" if is_stream else channel, "gain": gain}
     saving = Saving(save, before, after, save_format, keep)
     deliveries = list(deliver(webhook, run, mqtt))
     if events:
         settings = EventSettings(
             "windows", window, hop, labels=chosen[0], exclude=chosen[1],
             threshold=EVENT_THRESHOLD if threshold is None else threshold, off_threshold=off_threshold,
-            min_gap=MIN_GAP if min_gap is None else min_gap, min_duration=min_duration or 0.0,
+            min_gap=MIN_GAP if min_gap is None else min_gap, min_duration=min_duration or 0.0, **how,
         )  # fmt: skip
-    tagging = TagSettings(top_k or TOP_K, TAG_THRESHOLD if threshold is None else threshold, *chosen, window, hop)
+    least = TAG_THRESHOLD if threshold is None else threshold
+    tagging = TagSettings(top_k or TOP_K, least, *chosen, window, hop, **how)
     if source is None:
         microphones()  # what is missing is said before a model is loaded
     note_gaps(window, hop, quiet)
+    words = vocabulary(level, groups)
     writers: list[Callable[[dict[str, Any]], None]] = [] if output is None else [LineFile(output).write]
     if format == "jsonl":
         writers.append(lambda fields: typer.echo(json_line(fields)))
-    tagger = load_tagger(model, device, threads, quiet, backend, precision)
+    tagger = words.of(load_tagger(model, device, threads, quiet, backend, precision))
     with ExitStack() as stack:
         try:
-            place = Place(*opened(stack, source, rate, encoding, channels, microphone, max_lag, quiet, give_up))
+            place = Place(
+                *opened(stack, source, rate, encoding, channels, microphone, max_lag, quiet, give_up, channel)
+            )
             if events:
                 shown = writers if format == "jsonl" else [show_sound, *writers]
                 hear_events(

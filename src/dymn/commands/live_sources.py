@@ -61,6 +61,7 @@ def opened(
     max_lag: float | None,
     quiet: bool,
     give_up: float | None = None,
+    channel: str = "mix",
 ) -> tuple[Any, ...]:
     """Return the name of what is heard, its sample rate, its sound, and where it moves the clock: see `Place`."""
     from dymn.audio.microphone import BoundedQueue
@@ -74,7 +75,7 @@ def opened(
     if source != "-":
         from dymn.audio.network import NetworkSource
 
-        network = NetworkSource(source, max_lag or NETWORK_LAG, give_up=give_up)
+        network = NetworkSource(source, max_lag or NETWORK_LAG, channel=channel, give_up=give_up)
         stack.callback(network.close)
         network.start(lambda why: note(f"{network.name} gives no sound yet ({why}). It is tried again.", quiet))
         note(f"Listening to {network.name} at {network.sample_rate} Hz. Ctrl-C ends.", quiet)

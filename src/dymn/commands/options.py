@@ -134,8 +134,12 @@ def output_option(help: str, panel: str | None = WHAT) -> Any:
 
 
 Paths = Annotated[
-    list[str],
-    typer.Argument(metavar="PATH", help="Recordings, folders (searched recursively) or patterns; - is standard input."),
+    list[str] | None,
+    typer.Argument(
+        metavar="PATH",
+        help="Recordings, folders (searched recursively) or patterns; - is standard input.",
+        show_default=False,
+    ),
 ]
 Model = Annotated[
     str | None,

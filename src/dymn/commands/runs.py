@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeGuard
 
 import typer
 
+from dymn.audio.settings import PLAIN, ReadSettings
+from dymn.commands.label_options import MODELS_OWN, Vocabulary
 from dymn.commands.options import Computes, Precisions, note
 from dymn.commands.output import binary_output, free_name, text_output
 from dymn.commands.progress import Bar
@@ -27,7 +29,7 @@ from dymn.inference.discovery import Discovery
 from dymn.inference.formats.layout import Layout, R
 from dymn.inference.formats.origin import Origin
 from dymn.inference.formats.writers import ROWS, TEXT, choose, marks_damage, write_file
-from dymn.inference.runs import Kind, compute, results
+from dymn.inference.runs import Kind, compute, is_last, results
 from dymn.inference.segments import source_name
 
 if TYPE_CHECKING:
@@ -51,7 +53,8 @@ class Asked:
         format: its name, or None.
         looks_inside: whether the command needs more of the network than probabilities and the last embedding.
         again: whether recordings are read again after the run, as for pictures; then there is no journal.
-        partial: whether damaged recordings are read as far as they can be.
+        read: how recordings are read.
+        labels: the labels that results have.
         others: those of the same name in `dymn.commands.options`.
     """
 
@@ -72,7 +75,8 @@ class Asked:
     quiet: bool
     looks_inside: bool = False
     again: bool = False
-    partial: bool = False
+    read: ReadSettings = PLAIN
+    labels: Vocabulary = MODELS_OWN
 
 
 @dataclass(frozen=True)
@@ -143,7 +147,7 @@ def run(
     engine = ray_engine(asked.ray, asked.workers, asked.threads, asked.device, asked.backend)
     kept = journaled(asked, name)
     damaged: list[str] = []
-    with Discovery(asked.paths, asked.output, _expand(engine), asked.partial) as discovery:
+    with Discovery(asked.paths, asked.output, _expand(engine), asked.read.partial) as discovery:
         readable = engine is not None or discovery.any_readable()
         found = [] if readable and kept else discovery.sorted()
         check_output(asked.output, name, len(found) or len(discovery.lost))
@@ -154,6 +158,7 @@ def run(
             return Outcome(len(bad), (), name, form.origin, None, found, bad)
         device, inside = (asked.device, asked.looks_inside) if engine is None else ("cpu", True)
         tagger = load_tagger(asked.model, device, asked.threads, asked.quiet, asked.backend, asked.precision, inside)
+        tagger = asked.labels.of(tagger)
         form = form_of(tagger)
         files = partial(files_of(tagger, engine), batch_size=asked.batch_size)
         if engine is None:
@@ -201,7 +206,8 @@ def stream(
                 bad.add(result.name)
                 typer.echo(f"dymn: {result.error}", err=True)
             yield result
-            bar.advance(result.name)
+            if is_last(result):
+                bar.advance(result.name)
 
     separately = _separately(asked.output, name, len(found))
     with report(asked, form.layout, name, damaged) as listed:
@@ -257,7 +263,10 @@ def resume(
         except BaseException:
             _say_kept(journal, quiet)
             raise
-        found = chain((form.kind.failed(path, error) for path, error in discovery.lost), results(journal, form.kind))
+        found = chain(
+            (form.kind.failed(path, error) for path, error in discovery.lost),
+            results(journal, form.kind, asked.read.channel == "each"),
+        )
         with report(asked, form.layout, name, damaged) as listed, atomic_write(output) as file:
             write_file(listed(seen(found, form.layout, excerpts)), form.layout, form.origin, name, file)
         uncut = cut(excerpts, quiet)  # before the journal ends, so that it can be done again
@@ -392,7 +401,7 @@ def report(
         def listed(found: Iterable[R]) -> Iterator[R]:
             for result in found:
                 line: dict[str, Any] = {"file": result.name}
-                if result.partial:
+                if result.partial and is_last(result):
                     damaged.append(result.name)
                     line |= {} if marked else {"partial": result.notes}
                 if result.error is not None:

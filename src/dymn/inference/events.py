@@ -6,17 +6,20 @@ All of it works on frames as they come, so that memory does not grow with the le
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from dymn.config import check
 from dymn.errors import DymnError
 from dymn.inference.frames import FramePart, Frames, FrameSettings, Times, chosen_labels, frame_parts
-from dymn.inference.segments import AudioLike
+from dymn.inference.segments import AudioLike, Told
+from dymn.inference.selection import SPECIFIC_SHARE
 from dymn.runtime.backend import Backend
 from dymn.runtime.scores import Scores
+from dymn.runtime.vocabulary import kinds
 
 OFF_SHARE = 0.3
 """The lower threshold as a share of the upper one. The defaults here were chosen with `benchmarks/events.py`."""
@@ -40,10 +43,12 @@ class EventSettings(FrameSettings):
     Attributes:
         threshold: an event has a frame with at least this probability.
         off_threshold: an event lasts while the probability is at least this; None is `OFF_SHARE` of `threshold`.
-        median: seconds over which the median of the probabilities is taken first; up to one frame leaves them as they
-            are.
+        median: seconds, as the network hears them, over which the median of the probabilities is taken first; up to one
+            frame leaves them as they are.
         min_gap: events of one label with at most this many seconds between them are joined.
         min_duration: shorter events are dropped, in seconds.
+        specific: whether to leave out events such as "Animal" beside "Dog": those of which at least half lies within
+            events of more specific labels with at least half their score.
     """
 
     threshold: float = 0.1
@@ -51,6 +56,7 @@ class EventSettings(FrameSettings):
     median: float = 0.0
     min_gap: float = 0.64
     min_duration: float = 0.0
+    specific: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -66,7 +72,7 @@ class EventSettings(FrameSettings):
 
 
 @dataclass(frozen=True)
-class EventRecording:
+class EventRecording(Told):
     """The events of one recording, or the error that prevented them.
 
     Attributes:
@@ -74,16 +80,12 @@ class EventRecording:
         seconds: the length of the recording.
         events: in the order of their starts.
         error: why there are none, or None.
-        notes: what is unusual about the recording, such as a wrong header; they are logged as warnings, too.
-        partial: whether a part is missing because of damage; only with the setting `partial`.
     """
 
     name: str
     seconds: float = 0.0
     events: Sequence[Event] = ()
     error: DymnError | None = None
-    notes: tuple[str, ...] = ()
-    partial: bool = False
 
 
 def event_files(
@@ -101,8 +103,8 @@ def event_files(
     Arguments and errors are those of `dymn.inference.files.tag_files`.
 
     Yields:
-        one `EventRecording` a source, in their order. One that cannot be read has an `error`, and the others are still
-        done.
+        one `EventRecording` a source, in their order, or with `channel="each"` one for each of its channels. One that
+        cannot be read has an `error`, and the others are still done.
     """
     settings = settings or EventSettings()
     parts = frame_parts(
@@ -123,7 +125,7 @@ def collect_events(
             decider.feed(part.times, part.scores)
             if part.seconds is not None:
                 events = decider.finish(part.seconds)
-                yield EventRecording(part.name, part.seconds, events, notes=part.notes, partial=part.partial)
+                yield EventRecording(part.name, part.seconds, events, **part.told)
         if part.is_last:
             decider = Decider(labels, settings)
 
@@ -156,6 +158,8 @@ class Decider:
         """Prepare for the probabilities of `labels`."""
         self._settings = settings or EventSettings()
         self._tracker = EventTracker(labels, self._settings)
+        self._labels = labels
+        self._kinds = kinds(labels) if self._settings.specific else None
         # frames on each side of one that its median takes in; known from the second frame on
         self._half: int | None = None
         self._times: Times = np.empty(0)  # of the undecided frames
@@ -170,7 +174,8 @@ class Decider:
         if self._half is None:
             if len(self._times) < 2:
                 return
-            self._half = max(0, round((self._settings.median / float(self._times[1] - self._times[0]) - 1) / 2))
+            median = self._settings.median * self._settings.speed  # in seconds of the recording, as `_times`
+            self._half = max(0, round((median / float(self._times[1] - self._times[0]) - 1) / 2))
             self._scores = np.pad(self._scores, ((self._half, 0), (0, 0)), mode="edge")
         count = len(self._times) - max(1, self._half)  # a frame ends half way to the next one
         if count > 0:
@@ -183,7 +188,8 @@ class Decider:
             between, end = (self._times[1:] + self._times[:-1]) / 2, max(seconds, float(self._times[-1]))
             self._decide(count, np.append(between, end))
         self._events += self._tracker.finish()
-        return sorted(self._events, key=lambda event: (event.start, -event.score, event.label))
+        kept = self._events if self._kinds is None else most_specific(self._events, self._labels, self._kinds)
+        return sorted(kept, key=lambda event: (event.start, -event.score, event.label))
 
     def _decide(self, count: int, ends: Times) -> None:
         """Decide on the first `count` undecided frames, which end at `ends`."""
@@ -200,7 +206,10 @@ class EventTracker:
 
     def __init__(self, labels: Sequence[str], settings: EventSettings) -> None:
         """Prepare for the probabilities of `labels`; the median of `settings` is left to the caller."""
-        self._settings, self._labels = settings, labels
+        self._labels = labels
+        # settings are seconds as the network hears them, and frames have times of the recording
+        self._min_gap = settings.min_gap * settings.speed
+        self._min_duration = settings.min_duration * settings.speed
         self._on = np.float32(settings.threshold)
         off = settings.off_threshold
         self._off = np.float32(OFF_SHARE * settings.threshold if off is None else off)
@@ -283,11 +292,46 @@ class EventTracker:
         self._last[column] = stretch
 
     def _joins(self, last: _Stretch, start: float) -> bool:
-        return start - last.end <= self._settings.min_gap + GAP_TOLERANCE
+        return start - last.end <= self._min_gap + GAP_TOLERANCE
 
     def _keep(self, column: int, stretch: _Stretch) -> None:
-        if stretch.end - stretch.start >= self._settings.min_duration:
+        if stretch.end - stretch.start >= self._min_duration:
             self._events.append(Event(self._labels[column], stretch.start, stretch.end, float(stretch.score)))
+
+
+def most_specific(events: Sequence[Event], labels: Sequence[str], kinds: npt.NDArray[np.bool_]) -> list[Event]:
+    """Return the events but for those that more specific ones tell better.
+
+    Args:
+        events: of one recording, those of one label apart from each other.
+        labels: of the events, C of them.
+        kinds: which labels are kinds of which [C, C], as in `dymn.runtime.vocabulary.kinds`.
+    """
+    by_label: dict[str, list[Event]] = {}
+    for event in events:
+        by_label.setdefault(event.label, []).append(event)
+    rivals = {
+        label: [
+            event
+            for kind in np.flatnonzero(kinds[labels.index(label)]).tolist()
+            for event in by_label.get(labels[kind], ())
+        ]
+        for label in by_label
+    }
+
+    def is_told(event: Event) -> bool:
+        spans = [
+            (max(event.start, one.start), min(event.end, one.end))
+            for one in rivals[event.label]
+            if one.score >= SPECIFIC_SHARE * event.score
+        ]
+        covered, reached = 0.0, event.start
+        for start, end in sorted(spans):
+            covered += max(0.0, end - max(start, reached))
+            reached = max(reached, end)
+        return bool(spans) and covered >= 0.5 * (event.end - event.start)
+
+    return [event for event in events if not is_told(event)]
 
 
 def medians(scores: Scores, size: int) -> Scores:

@@ -5,18 +5,22 @@ from __future__ import annotations
 import difflib
 import fnmatch
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from dymn.audio.settings import ReadSettings
 from dymn.audio.windows import check_windows
 from dymn.config import check
 from dymn.errors import ConfigError
 from dymn.runtime.scores import Scores
+from dymn.runtime.vocabulary import kinds
 
 COMBINATIONS = ("max", "mean")
+SPECIFIC_SHARE = 0.5
+"""A more specific label takes the place of a general one if it has at least this share of its probability."""
 
 
 class Tag(NamedTuple):
@@ -29,8 +33,8 @@ class Tag(NamedTuple):
 
 
 @dataclass(frozen=True)
-class TagSettings:
-    """What to tag and how; the defaults are those of `dymn tag`.
+class TagSettings(ReadSettings):
+    """What to tag and how; the defaults are those of `dymn tag`, and how recordings are read is in `ReadSettings`.
 
     Attributes:
         top_k: the largest number of labels, best first; 0 is all of them.
@@ -44,7 +48,8 @@ class TagSettings:
             "bare" (not).
         combine: how the windows make the answer for a recording: a label's "max" (is it anywhere?) or its "mean" over
             time.
-        partial: whether to read what can be read of a damaged recording, instead of an error.
+        specific: whether to leave out labels such as "Animal" beside "Dog": those with a more specific label that
+            reaches the threshold and at least half their probability.
     """
 
     top_k: int = 10
@@ -55,9 +60,10 @@ class TagSettings:
     hop: float | None = None
     fill: str = "repeat"
     combine: str = "max"
-    partial: bool = False
+    specific: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check(
             isinstance(self.top_k, int) and self.top_k >= 0,
             f"top_k is {self.top_k!r}; it must be a whole number, 0 for all labels.",
@@ -90,11 +96,15 @@ class Selection:
         self.threshold = settings.threshold
         self.allowed = np.array(sorted(chosen))
         self.count = min(settings.top_k or len(chosen), len(chosen))
+        self._kinds = kinds(labels)[np.ix_(self.allowed, self.allowed)] if settings.specific else None
 
     def best(self, scores: Scores) -> npt.NDArray[np.intp]:
         """Return the indices of the best of the chosen labels for probabilities [C], best first."""
-        order = np.argsort(-scores[self.allowed], kind="stable")[: self.count]
-        best = self.allowed[order]
+        found = scores[self.allowed]
+        order = np.argsort(-found, kind="stable")
+        if self._kinds is not None:
+            order = order[~is_general(found, self._kinds, self.threshold)[order]]
+        best = self.allowed[order[: self.count]]
         chosen: npt.NDArray[np.intp] = best[scores[best] >= self.threshold]
         return chosen
 
@@ -103,6 +113,19 @@ class Selection:
     ) -> list[Tag]:
         """Return labels and their probabilities as tags of a stretch."""
         return [Tag(self.labels[i], float(score), start, end) for i, score in zip(indices, scores, strict=True)]
+
+
+def is_general(scores: Scores, kinds: npt.NDArray[np.bool_], threshold: float) -> npt.NDArray[np.bool_]:
+    """Return for probabilities [C] which labels have a more specific one that tells what they tell.
+
+    Args:
+        scores: probabilities.
+        kinds: which labels are kinds of which [C, C], as in `dymn.runtime.vocabulary.kinds`.
+        threshold: the least probability of the more specific label.
+    """
+    rivals = np.where(scores >= threshold, scores, 0) * kinds  # [row, kinds of it]
+    general: npt.NDArray[np.bool_] = rivals.max(axis=1) >= SPECIFIC_SHARE * scores
+    return general
 
 
 def matching(labels: Sequence[str], patterns: Sequence[str]) -> set[int]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from dymn.audio.settings import ReadSettings
 from dymn.inference.events import Event, EventSettings, EventTracker
-from dymn.inference.selection import Selection
+from dymn.inference.selection import Selection, is_general
 from dymn.inference.stream import Scored, Stream
 from dymn.runtime.backend import Backend
+from dymn.runtime.vocabulary import kinds
 
 
 class Sound(NamedTuple):
@@ -25,7 +28,8 @@ class Sounds:
 
     A sound begins when its label reaches the threshold, and lasts while the label is above the lower threshold. It has
     ended when the label stayed below for longer than `min_gap`. The events are those of `dymn.inference.events` with
-    the same settings and the method "windows", but for the last window; the median is not taken.
+    the same settings and the method "windows", but for the last window. The median is not taken, and `specific` leaves
+    out labels window by window.
 
     Example:
         >>> sounds = Sounds(tagger.backend, 16_000, EventSettings(threshold=0.3, window=2, hop=0.5))  # doctest: +SKIP
@@ -41,8 +45,11 @@ class Sounds:
             ConfigError: if the sample rate is not allowed, or a label is unknown.
         """
         self._backend, self._rate, self._settings = backend, sample_rate, settings
-        self._chosen = Selection(backend.labels, settings.tagging()).allowed
+        reading = {setting.name: getattr(settings, setting.name) for setting in fields(ReadSettings)}
+        self._tagging = replace(settings.tagging(), **reading)
+        self._chosen = Selection(backend.labels, self._tagging).allowed
         self.labels = tuple(backend.labels[i] for i in self._chosen)
+        self._kinds = kinds(self.labels) if settings.specific else None
         self._tracker = EventTracker(self.labels, settings)
         self._begun: set[str] = set()
         self._begin(0.0)
@@ -80,15 +87,17 @@ class Sounds:
         return found + self.lose()
 
     def _begin(self, seconds: float) -> None:
-        self._stream = Stream(self._backend, self._rate, self._settings.tagging(), seconds)
+        self._stream = Stream(self._backend, self._rate, self._tagging, seconds)
         self._edge: float | None = None
 
     def _heard(self, window: Scored, end: float | None = None) -> list[Sound]:
         """Take a window as a frame from where the last one ended to half a hop beyond its middle, or to `end`."""
         begin = window.start if self._edge is None else self._edge
         self._edge = (window.start + window.end + self._settings.cutting().hop) / 2 if end is None else end
-        settled = self._tracker.add(window.scores[None, self._chosen], np.array([begin, self._edge]))
-        return self._told(settled)
+        scores = window.scores[self._chosen]
+        if self._kinds is not None:
+            scores = np.where(is_general(scores, self._kinds, self._settings.threshold), np.float32(0), scores)
+        return self._told(self._tracker.add(scores[None], np.array([begin, self._edge])))
 
     def _told(self, settled: list[Event]) -> list[Sound]:
         found = []

@@ -16,7 +16,7 @@ from dymn.inference.embedding import Embedder, Embedding
 from dymn.inference.events import Event, EventSettings, decide
 from dymn.inference.files import Recording, tag_files
 from dymn.inference.frames import Frames, FrameSettings, frames
-from dymn.inference.segments import AudioLike
+from dymn.inference.segments import AudioLike, one_result
 from dymn.inference.selection import Tag, TagSettings
 from dymn.inference.stream import Stream
 from dymn.runtime.backend import Backend
@@ -280,6 +280,7 @@ class Tagger:
 
     def _recording(self, source: AudioLike, sample_rate: int | None, top_k: int, settings: dict[str, Any]) -> Recording:
         checked = from_dict(TagSettings, {"top_k": top_k, **settings})
+        one_result(checked)
         recording = next(self.tag_files([source], checked, sample_rate=sample_rate))
         if recording.error is not None:
             raise recording.error

@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from dymn import __version__
+from dymn.inference.segments import one_result
 from dymn.inference.selection import TagSettings
 from dymn.inference.tagger import Tagger
 from dymn.serve.assets import Asset, find_assets, response, runs_in_browser
@@ -103,12 +104,19 @@ def _add_tagging(app: FastAPI, service: Service) -> None:
         combine: Annotated[
             Literal["max", "mean"], Query(description="How windows make the answer for the recording.")
         ] = "max",
+        specific: Annotated[bool, Query(description="Leave out general labels beside more specific ones.")] = False,
+        channel: Annotated[str, Query(description="mix, left, right, loudest, or a number from 1.")] = "mix",
+        gain: Annotated[str, Query(description="In dB, or auto for quiet recordings.")] = "0",
+        band: Annotated[str | None, Query(description="Frequencies to keep in Hz, such as 2000-8000.")] = None,
         timeline: Annotated[bool, Query(description="Tell the tags of each window, too.")] = False,
         embedding: Annotated[bool, Query(description="Give an embedding, too, as `dymn embed` does.")] = False,
         layers: Annotated[str, Query(description="What the embedding is made of.", max_length=200)] = "last",
     ) -> dict[str, Any]:
         """Tell which sounds are in a recording: the body of the request, or the field `file` of a form."""
-        chosen = TagSettings(top_k, threshold, tuple(labels or ()), tuple(exclude or ()), window, hop, fill, combine)
+        reading: dict[str, Any] = {"channel": channel, "gain": gain, "band": band, "specific": specific}
+        given = (top_k, threshold, tuple(labels or ()), tuple(exclude or ()), window, hop, fill, combine)
+        chosen = TagSettings(*given, **reading)
+        one_result(chosen)
         question = Question(model, chosen, timeline, layers if embedding else "")
         before = monotonic()
         with service.admitted() as arrival:

@@ -137,6 +137,13 @@ def test_specific_sounds_stand_for_general_ones_and_the_channel_counts():
         Sounds(BACKEND, RATE, EventSettings(speed=0.5))
 
 
+def test_thresholds_of_the_model_are_used():
+    backend = Levels()
+    backend.card = ModelCard(name="x", labels=LABELS, provenance={"thresholds": {"auto": [0.5, 0.95]}})
+    wanted = EventSettings(threshold="auto", window=0.2, hop=0.1)
+    assert {sound.event.label for sound in fed(Sounds(backend, RATE, wanted), sound_of([0.9] * 6))} == {"Loud"}
+
+
 # Clips
 
 

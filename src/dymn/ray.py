@@ -148,7 +148,7 @@ class Engine:
         shape = (-1, len(labels)) if settings.method == "activation" else (-1,)  # rows come flat
         computed = self._computed(tagger, settings, sources, windows, batch_size)
         rows = ((piece, None if row is None else row.reshape(shape)) for piece, row in computed)
-        return collect_events(collect_parts(rows, maker, tagger.sample_rate, progress), labels, settings)
+        return collect_events(collect_parts(rows, maker, tagger.sample_rate, progress), labels, settings, tagger.card)
 
     def _computed(
         self, tagger: Tagger, wanted: Wanted, sources: Iterable[Location], windows: _Windows, batch_size: int | None

@@ -30,6 +30,7 @@ from dymn.commands.options import (
     hush,
     output_option,
     seconds_option,
+    threshold_option,
 )
 from dymn.commands.reading_options import (
     Band,
@@ -92,14 +93,11 @@ def events(
         ),
     ] = "windows",
     threshold: Annotated[
-        float,
-        typer.Option(
-            "--threshold",
-            "-t",
-            metavar="FROM 0 TO 1",
-            max=1,
-            help="An event reaches at least this probability.",
-            rich_help_panel=WHEN,
+        Any,
+        threshold_option(
+            "An event reaches at least this probability. auto and precise are the thresholds of each label that a "
+            "model from `dymn fit` or `dymn calibrate` carries.",
+            WHEN,
         ),
     ] = 0.1,
     off_threshold: Annotated[

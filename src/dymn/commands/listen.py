@@ -29,6 +29,7 @@ from dymn.commands.options import (
     note_gaps,
     output_option,
     seconds_option,
+    threshold_option,
 )
 from dymn.commands.reading_options import READING
 from dymn.commands.recordings import load_tagger
@@ -71,15 +72,12 @@ def listen(
         ),
     ] = None,
     threshold: Annotated[
-        float | None,
-        typer.Option(
-            "--threshold",
-            "-t",
-            metavar="FROM 0 TO 1",
-            min=0,
-            max=1,
-            help="Give only labels with at least this probability. The default is 0.1, and 0.3 for sounds.",
-            rich_help_panel=WHAT,
+        Any,
+        threshold_option(
+            "Give only labels with at least this probability; a sound reaches it. auto and precise are the thresholds "
+            "of each label that a model from `dymn fit` or `dymn calibrate` carries. The default is 0.1, and 0.3 for "
+            "sounds.",
+            WHAT,
         ),
     ] = None,
     labels: Labels = None,
@@ -273,7 +271,7 @@ def listen(
     tagger = words.of(load_tagger(model, device, threads, quiet, backend, precision))
     with ExitStack() as stack:
         try:
-            place = Place(
+            place = LiveSource(
                 *opened(stack, source, rate, encoding, channels, microphone, max_lag, quiet, give_up, channel)
             )
             if events:
@@ -298,7 +296,7 @@ class Saving(NamedTuple):
     keep: int
 
 
-class Place(NamedTuple):
+class LiveSource(NamedTuple):
     """What is heard: its name, its sample rate, its sound, and the wall clock at second 0 where that moves."""
 
     name: str
@@ -311,7 +309,7 @@ def hear_windows(
     stack: ExitStack,
     tagger: Tagger,
     settings: TagSettings,
-    place: Place,
+    place: LiveSource,
     title: str,
     format: ListenFormat,
     writers: list[Callable[[dict[str, Any]], None]],
@@ -338,7 +336,7 @@ def hear_events(
     stack: ExitStack,
     tagger: Tagger,
     settings: EventSettings,
-    place: Place,
+    place: LiveSource,
     saving: Saving,
     deliveries: list[Delivery],
     receivers: list[Callable[[dict[str, Any]], None]],
@@ -390,7 +388,7 @@ def show_sound(message: dict[str, Any]) -> None:
         typer.echo(line(message))
 
 
-def announced(place: Place, quiet: bool) -> Iterator[Chunk]:
+def announced(place: LiveSource, quiet: bool) -> Iterator[Chunk]:
     """Yield the chunks of a place, after a note on what happened to its source."""
     from dymn.live.messages import notice_line
 

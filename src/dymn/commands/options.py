@@ -171,16 +171,40 @@ Exclude = Annotated[
         rich_help_panel=WHAT,
     ),
 ]
+
+
+def threshold_option(help: str, panel: str) -> Any:
+    """Return the option --threshold."""
+    return typer.Option(
+        "--threshold", "-t", metavar="FROM 0 TO 1|auto|precise", parser=threshold, help=help, rich_help_panel=panel
+    )
+
+
+def threshold(text: str | float) -> float | str:
+    """Return a threshold as given on the command line: a probability, or the name of those of the checkpoint.
+
+    Raises:
+        typer.BadParameter: if it is neither.
+    """
+    from dymn.runtime.scores import check_threshold
+
+    try:
+        value: float | str = float(text)
+    except ValueError:
+        value = text
+    try:
+        check_threshold(value)
+    except ConfigError as error:
+        raise typer.BadParameter(str(error)) from error
+    return value
+
+
 Threshold = Annotated[
-    float,
-    typer.Option(
-        "--threshold",
-        "-t",
-        metavar="FROM 0 TO 1",
-        min=0,
-        max=1,
-        help="Give only labels with at least this probability.",
-        rich_help_panel=WHAT,
+    Any,
+    threshold_option(
+        "Give only labels with at least this probability. auto and precise are the thresholds of each label that a "
+        "model from `dymn fit` or `dymn calibrate` carries: for the highest F1, or for few false alarms.",
+        WHAT,
     ),
 ]
 Layers = Annotated[

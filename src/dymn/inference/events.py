@@ -12,13 +12,13 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from dymn.config import check
+from dymn.config import ModelCard, check
 from dymn.errors import DymnError
 from dymn.inference.frames import FramePart, Frames, FrameSettings, Times, chosen_labels, frame_parts
 from dymn.inference.segments import AudioLike, Told
 from dymn.inference.selection import SPECIFIC_SHARE
 from dymn.runtime.backend import Backend
-from dymn.runtime.scores import Scores
+from dymn.runtime.scores import Scores, ThresholdOrName, check_threshold, thresholds_of
 from dymn.runtime.vocabulary import kinds
 
 OFF_SHARE = 0.3
@@ -41,8 +41,10 @@ class EventSettings(FrameSettings):
     """How to get frames, and how events are found in them.
 
     Attributes:
-        threshold: an event has a frame with at least this probability.
-        off_threshold: an event lasts while the probability is at least this; None is `OFF_SHARE` of `threshold`.
+        threshold: an event has a frame with at least this probability; "auto" and "precise" are the thresholds that the
+            checkpoint carries for each label.
+        off_threshold: an event lasts while the probability is at least this, or `threshold` where that is
+            lower; None is `OFF_SHARE` of `threshold`.
         median: seconds, as the network hears them, over which the median of the probabilities is taken first; up to one
             frame leaves them as they are.
         min_gap: events of one label with at most this many seconds between them are joined.
@@ -51,7 +53,7 @@ class EventSettings(FrameSettings):
             events of more specific labels with at least half their score.
     """
 
-    threshold: float = 0.1
+    threshold: ThresholdOrName = 0.1
     off_threshold: float | None = None
     median: float = 0.0
     min_gap: float = 0.64
@@ -60,12 +62,10 @@ class EventSettings(FrameSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(0 < self.threshold <= 1, f"threshold is {self.threshold}; it must be above 0, and at most 1.")
-        off = self.off_threshold
-        check(
-            off is None or 0 < off <= self.threshold,
-            f"off_threshold is {off}; it must be above 0, and at most {self.threshold}.",
-        )
+        check_threshold(self.threshold)
+        check(self.threshold != 0, "threshold is 0; it must be above 0, and at most 1.")
+        off, most = self.off_threshold, 1.0 if isinstance(self.threshold, str) else self.threshold
+        check(off is None or 0 < off <= most, f"off_threshold is {off}; it must be above 0, and at most {most}.")
         for name in ("median", "min_gap", "min_duration"):
             value = getattr(self, name)
             check(0 <= value <= 3600, f"{name} is {value}; it must be from 0 to 3600 seconds.")
@@ -110,14 +110,21 @@ def event_files(
     parts = frame_parts(
         backend, sources, settings, sample_rate=sample_rate, batch_size=batch_size, workers=workers, progress=progress
     )  # fmt: skip
-    return collect_events(parts, chosen_labels(backend, settings), settings)
+    return collect_events(parts, chosen_labels(backend, settings), settings, backend.card)
 
 
 def collect_events(
-    parts: Iterable[FramePart], labels: Sequence[str], settings: EventSettings
+    parts: Iterable[FramePart], labels: Sequence[str], settings: EventSettings, card: ModelCard | None = None
 ) -> Iterator[EventRecording]:
-    """Yield the events of recordings, from their frames in parts."""
-    decider = Decider(labels, settings)
+    """Return the events of recordings, from their frames in parts; `card` is the model's, with its thresholds.
+
+    Raises:
+        ConfigError: at once, if thresholds are asked for that the model does not carry.
+    """
+    return _collect(parts, lambda: Decider(labels, settings, card), Decider(labels, settings, card))
+
+
+def _collect(parts: Iterable[FramePart], fresh: Callable[[], Decider], decider: Decider) -> Iterator[EventRecording]:
     for part in parts:
         if part.error is not None:
             yield EventRecording(part.name, error=part.error)
@@ -127,12 +134,18 @@ def collect_events(
                 events = decider.finish(part.seconds)
                 yield EventRecording(part.name, part.seconds, events, **part.told)
         if part.is_last:
-            decider = Decider(labels, settings)
+            decider = fresh()
 
 
-def decide(frames: Frames, settings: EventSettings | None = None) -> list[Event]:
-    """Return the events in frames, in the order of their start, at equal starts the likeliest first."""
-    decider = Decider(frames.labels, settings)
+def decide(frames: Frames, settings: EventSettings | None = None, card: ModelCard | None = None) -> list[Event]:
+    """Return the events in frames, in the order of their start, at equal starts the likeliest first.
+
+    Args:
+        frames: what to decide on.
+        settings: how.
+        card: of the model, with the thresholds that it carries; needed where `settings` ask for them.
+    """
+    decider = Decider(frames.labels, settings, card)
     decider.feed(frames.times, frames.scores)
     return decider.finish(frames.seconds)
 
@@ -154,10 +167,16 @@ class Decider:
     It holds the frames that the median needs, and what its tracker holds.
     """
 
-    def __init__(self, labels: Sequence[str], settings: EventSettings | None = None) -> None:
-        """Prepare for the probabilities of `labels`."""
+    def __init__(
+        self, labels: Sequence[str], settings: EventSettings | None = None, card: ModelCard | None = None
+    ) -> None:
+        """Prepare for the probabilities of `labels`, some or all of those of a model.
+
+        Raises:
+            ConfigError: if thresholds are asked for that the model does not carry.
+        """
         self._settings = settings or EventSettings()
-        self._tracker = EventTracker(labels, self._settings)
+        self._tracker = EventTracker(labels, self._settings, card)
         self._labels = labels
         self._kinds = kinds(labels) if self._settings.specific else None
         # frames on each side of one that its median takes in; known from the second frame on
@@ -204,15 +223,20 @@ class EventTracker:
     It holds the lasting stretch of each label, and its last event, which a later one may join.
     """
 
-    def __init__(self, labels: Sequence[str], settings: EventSettings) -> None:
-        """Prepare for the probabilities of `labels`; the median of `settings` is left to the caller."""
+    def __init__(self, labels: Sequence[str], settings: EventSettings, card: ModelCard | None = None) -> None:
+        """Prepare for the probabilities of `labels`; the median of `settings` is left to the caller.
+
+        Raises:
+            ConfigError: as `Decider`.
+        """
         self._labels = labels
         # settings are seconds as the network hears them, and frames have times of the recording
         self._min_gap = settings.min_gap * settings.speed
         self._min_duration = settings.min_duration * settings.speed
-        self._on = np.float32(settings.threshold)
-        off = settings.off_threshold
-        self._off = np.float32(OFF_SHARE * settings.threshold if off is None else off)
+        card = card or ModelCard(labels=tuple(labels))
+        self._on = thresholds_of(card, settings.threshold)[[card.labels.index(label) for label in labels]]  # [C]
+        off = OFF_SHARE * self._on.astype(np.float64) if settings.off_threshold is None else settings.off_threshold
+        self._off = np.minimum(off, self._on).astype(np.float32)  # [C]
         self._edge = 0.0  # where the last frame ended
         self._open: dict[int, _Stretch] = {}  # by column
         self._last: dict[int, _Stretch] = {}  # by column
@@ -242,7 +266,7 @@ class EventTracker:
         """Yield the events that have reached the upper threshold and are not settled, as they are so far."""
         for column in sorted(self._open.keys() | self._last.keys()):
             parts = [part for part in (self._last.get(column), self._open.get(column)) if part is not None]
-            loud = [part for part in parts if part.score >= self._on]
+            loud = [part for part in parts if part.score >= self._on[column]]
             if loud:
                 score = float(max(part.score for part in loud))
                 yield Event(self._labels[column], loud[0].start, loud[-1].end, score)
@@ -267,7 +291,7 @@ class EventTracker:
     def _stretches(self, column: int, scores: Scores, edges: Times) -> None:
         """Find the stretches of one label in probabilities [n] of frames between `edges` [n + 1]."""
         opened = self._open.pop(column, None)
-        above = np.append(opened is not None, scores >= self._off)
+        above = np.append(opened is not None, scores >= self._off[column])
         changes = np.flatnonzero(above[1:] != above[:-1]).tolist()
         bounds = changes if opened is None else [0, *changes]
         for i in range(0, len(bounds), 2):
@@ -282,7 +306,7 @@ class EventTracker:
 
     def _close(self, column: int, stretch: _Stretch) -> None:
         """Make a complete stretch an event if it is loud enough; merge it with the previous one if the gap is short."""
-        if stretch.score < self._on:
+        if stretch.score < self._on[column]:
             return
         last = self._last.get(column)
         if last is not None and self._joins(last, stretch.start):

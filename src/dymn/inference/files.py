@@ -91,7 +91,7 @@ def collect_tags(
     Raises:
         ConfigError: at once, if a setting does not fit the model.
     """
-    return _collect(scored, backend.sample_rate, Selection(backend.labels, settings), settings.combine, progress)
+    return _collect(scored, backend.sample_rate, Selection(backend.card, settings), settings.combine, progress)
 
 
 def _collect(

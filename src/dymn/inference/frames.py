@@ -180,7 +180,7 @@ def chosen_labels(backend: Backend, settings: FrameSettings) -> tuple[str, ...]:
     Raises:
         ConfigError: if a pattern matches no label.
     """
-    return tuple(backend.labels[i] for i in Selection(backend.labels, settings.tagging()).allowed)
+    return tuple(backend.labels[i] for i in Selection(backend.card, settings.tagging()).allowed)
 
 
 def frame_parts(
@@ -265,7 +265,7 @@ class FrameMaker(ABC):
         self.window, self.hop = settings.cutting()
         self.read: ReadSettings = settings
         self._backend, self._settings = backend, settings
-        self._chosen = Selection(backend.labels, settings.tagging()).allowed
+        self._chosen = Selection(backend.card, settings.tagging()).allowed
 
     @abstractmethod
     def compute(self, features: Floats) -> Floats:

@@ -13,9 +13,9 @@ import numpy.typing as npt
 
 from dymn.audio.settings import ReadSettings
 from dymn.audio.windows import check_windows
-from dymn.config import check
+from dymn.config import ModelCard, check
 from dymn.errors import ConfigError
-from dymn.runtime.scores import Scores
+from dymn.runtime.scores import Scores, ThresholdOrName, check_threshold, thresholds_of
 from dymn.runtime.vocabulary import kinds
 
 COMBINATIONS = ("max", "mean")
@@ -38,7 +38,8 @@ class TagSettings(ReadSettings):
 
     Attributes:
         top_k: the largest number of labels, best first; 0 is all of them.
-        threshold: labels with a lower probability are left out.
+        threshold: labels with a lower probability are left out; "auto" and "precise" are the thresholds that the
+            checkpoint carries for each label, see `dymn.runtime.scores.THRESHOLDS`.
         labels: patterns such as "Dog" or "*music*" of labels to choose from; none means all. Upper and lower case are
             the same.
         exclude: patterns of labels to leave out.
@@ -53,7 +54,7 @@ class TagSettings(ReadSettings):
     """
 
     top_k: int = 10
-    threshold: float = 0.0
+    threshold: ThresholdOrName = 0.0
     labels: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     window: float = 10.0
@@ -68,7 +69,7 @@ class TagSettings(ReadSettings):
             isinstance(self.top_k, int) and self.top_k >= 0,
             f"top_k is {self.top_k!r}; it must be a whole number, 0 for all labels.",
         )
-        check(0 <= self.threshold <= 1, f"threshold is {self.threshold}; it must be from 0 to 1.")
+        check_threshold(self.threshold)
         check_windows(self.window, self.hop, self.fill)
         check(self.combine in COMBINATIONS, f"combine is {self.combine!r}; allowed: {', '.join(COMBINATIONS)}.")
         for name in ("labels", "exclude"):
@@ -80,12 +81,14 @@ class TagSettings(ReadSettings):
 class Selection:
     """The chosen labels of a model, and the best of them for a vector of probabilities."""
 
-    def __init__(self, labels: Sequence[str], settings: TagSettings) -> None:
-        """Look up the patterns of `settings` among `labels`.
+    def __init__(self, card: ModelCard, settings: TagSettings) -> None:
+        """Look up the patterns of `settings` among the labels of a model, and its thresholds.
 
         Raises:
-            ConfigError: if a pattern matches no label, or nothing is left to choose from.
+            ConfigError: if a pattern matches no label, nothing is left to choose from, or the model carries no
+                thresholds and they are asked for.
         """
+        labels = card.labels
         chosen = matching(labels, settings.labels) if settings.labels else set(range(len(labels)))
         chosen -= matching(labels, settings.exclude)
         check(
@@ -93,7 +96,7 @@ class Selection:
             f"No label is left: all that labels={settings.labels} allow are excluded by exclude={settings.exclude}.",
         )
         self.labels = labels
-        self.threshold = settings.threshold
+        self.thresholds = thresholds_of(card, settings.threshold)
         self.allowed = np.array(sorted(chosen))
         self.count = min(settings.top_k or len(chosen), len(chosen))
         self._kinds = kinds(labels)[np.ix_(self.allowed, self.allowed)] if settings.specific else None
@@ -103,9 +106,9 @@ class Selection:
         found = scores[self.allowed]
         order = np.argsort(-found, kind="stable")
         if self._kinds is not None:
-            order = order[~is_general(found, self._kinds, self.threshold)[order]]
+            order = order[~is_general(found, self._kinds, self.thresholds[self.allowed])[order]]
         best = self.allowed[order[: self.count]]
-        chosen: npt.NDArray[np.intp] = best[scores[best] >= self.threshold]
+        chosen: npt.NDArray[np.intp] = best[scores[best] >= self.thresholds[best]]
         return chosen
 
     def tags(
@@ -115,15 +118,15 @@ class Selection:
         return [Tag(self.labels[i], float(score), start, end) for i, score in zip(indices, scores, strict=True)]
 
 
-def is_general(scores: Scores, kinds: npt.NDArray[np.bool_], threshold: float) -> npt.NDArray[np.bool_]:
+def is_general(scores: Scores, kinds: npt.NDArray[np.bool_], thresholds: Scores) -> npt.NDArray[np.bool_]:
     """Return for probabilities [C] which labels have a more specific one that tells what they tell.
 
     Args:
         scores: probabilities.
         kinds: which labels are kinds of which [C, C], as in `dymn.runtime.vocabulary.kinds`.
-        threshold: the least probability of the more specific label.
+        thresholds: the least probability of each label as a more specific one [C].
     """
-    rivals = np.where(scores >= threshold, scores, 0) * kinds  # [row, kinds of it]
+    rivals = np.where(scores >= thresholds, scores, 0) * kinds  # [row, kinds of it]
     general: npt.NDArray[np.bool_] = rivals.max(axis=1) >= SPECIFIC_SHARE * scores
     return general
 

@@ -13,6 +13,7 @@ from dymn.inference.events import Event, EventSettings, EventTracker
 from dymn.inference.selection import Selection, is_general
 from dymn.inference.stream import Scored, Stream
 from dymn.runtime.backend import Backend
+from dymn.runtime.scores import thresholds_of
 from dymn.runtime.vocabulary import kinds
 
 
@@ -47,10 +48,11 @@ class Sounds:
         self._backend, self._rate, self._settings = backend, sample_rate, settings
         reading = {setting.name: getattr(settings, setting.name) for setting in fields(ReadSettings)}
         self._tagging = replace(settings.tagging(), **reading)
-        self._chosen = Selection(backend.labels, self._tagging).allowed
+        self._chosen = Selection(backend.card, self._tagging).allowed
         self.labels = tuple(backend.labels[i] for i in self._chosen)
         self._kinds = kinds(self.labels) if settings.specific else None
-        self._tracker = EventTracker(self.labels, settings)
+        self._thresholds = thresholds_of(backend.card, settings.threshold)[self._chosen]
+        self._tracker = EventTracker(self.labels, settings, backend.card)
         self._begun: set[str] = set()
         self._begin(0.0)
 
@@ -96,7 +98,7 @@ class Sounds:
         self._edge = (window.start + window.end + self._settings.cutting().hop) / 2 if end is None else end
         scores = window.scores[self._chosen]
         if self._kinds is not None:
-            scores = np.where(is_general(scores, self._kinds, self._settings.threshold), np.float32(0), scores)
+            scores = np.where(is_general(scores, self._kinds, self._thresholds), np.float32(0), scores)
         return self._told(self._tracker.add(scores[None], np.array([begin, self._edge])))
 
     def _told(self, settled: list[Event]) -> list[Sound]:

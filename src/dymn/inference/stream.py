@@ -102,7 +102,7 @@ class Stream:
         self._gain = np.float32(10 ** (float(how.gain) / 20))
         self._backend = backend
         self._rate, self._begin = sample_rate, begin
-        self._selection = Selection(backend.labels, self._settings)
+        self._selection = Selection(backend.card, self._settings)
         self._resampler = Resampler(sample_rate, backend.sample_rate)
         self._length = round(self._settings.window * backend.sample_rate)
         hop = round((self._settings.hop or self._settings.window) * backend.sample_rate)

@@ -242,7 +242,7 @@ class Tagger:
             ConfigError: if a setting is unknown or not allowed, or `sample_rate` is missing.
         """
         checked = from_dict(EventSettings, settings)
-        return decide(frames(self.backend, source, sample_rate, checked), checked)
+        return decide(frames(self.backend, source, sample_rate, checked), checked, self.card)
 
     def stream(self, sample_rate: int, top_k: int = 10, **settings: Any) -> Stream:
         """Return a stream, which takes chunks of any size and gives the tags of each window once it is complete.

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from fastapi import Depends, FastAPI, Query, Request, Response, WebSocket
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
+from pydantic import Field
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
@@ -93,7 +94,10 @@ def _add_tagging(app: FastAPI, service: Service) -> None:
         request: Request,
         model: Annotated[str, Query(description="A name from /v1/models; without it, the default one.")] = "",
         top_k: Annotated[int, Query(ge=0, description="At most this many labels, best first; 0 gives all.")] = 10,
-        threshold: Annotated[float, Query(ge=0, le=1, description="Only labels with at least this probability.")] = 0.0,
+        threshold: Annotated[
+            Annotated[float, Field(ge=0, le=1)] | Literal["auto", "precise"],
+            Query(description="Only labels with at least this probability, or the thresholds that the model carries."),
+        ] = 0.0,
         labels: Annotated[list[str] | None, Query(description='Only these labels; patterns such as "*music*".')] = None,
         exclude: Annotated[list[str] | None, Query(description="Not these labels.")] = None,
         window: Annotated[float, Query(description="Seconds that the network hears at once.")] = 10.0,

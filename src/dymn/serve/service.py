@@ -275,7 +275,7 @@ class Service:
                     "setting",
                     f"The patterns in {name} have {letters} letters; this server allows at most {MAX_PATTERNS}.",
                 )
-        Selection(self.backend(question.model).labels, question.settings)
+        Selection(self.backend(question.model).card, question.settings)
         if question.layers:
             self._layered(question.model, parse_layers(question.layers))
         for name, value in (("window", question.settings.window), ("hop", question.settings.hop or 0)):

@@ -319,7 +319,7 @@ class EventTracker:
         return start - last.end <= self._min_gap + GAP_TOLERANCE
 
     def _keep(self, column: int, stretch: _Stretch) -> None:
-        if stretch.end - stretch.start >= self._min_duration:
+        if stretch.end - stretch.start >= self._min_duration - GAP_TOLERANCE:
             self._events.append(Event(self._labels[column], stretch.start, stretch.end, float(stretch.score)))
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dymn.audio.settings import ReadSettings
-from dymn.inference.events import Event, EventSettings, EventTracker
+from dymn.inference.events import GAP_TOLERANCE, Event, EventSettings, EventTracker
 from dymn.inference.selection import Selection, is_general
 from dymn.inference.stream import Scored, Stream
 from dymn.runtime.backend import Backend
@@ -108,8 +108,9 @@ class Sounds:
                 found.append(Sound("start", event))
             self._begun.discard(event.label)
             found.append(Sound("end", event))
+        least = self._settings.min_duration - GAP_TOLERANCE
         for event in self._tracker.sounding():
-            if event.label not in self._begun and event.end - event.start >= self._settings.min_duration:
+            if event.label not in self._begun and event.end - event.start >= least:
                 self._begun.add(event.label)
                 found.append(Sound("start", event))
         return found

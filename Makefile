@@ -2,7 +2,7 @@
 #
 #   make demo       install dymn without PyTorch and tag the recordings in examples/audio
 #   make test       install everything, check style and types, run the tests, build the wheel and try it without PyTorch
-#   make page       put the runtime and a model for the browser into the package (needs npm): make page MODEL=NAME
+#   make page       install what the page runs in the browser, which wheels hold (needs npm): make page MODEL=NAME
 #   make wheels     build wheels with compiled code for Linux, macOS and Windows
 #   make platforms  run the wheels on ARM and in Debian 13 (needs Linux, root, mmdebstrap and qemu-user-static)
 #   make docs       build the documentation into site/
@@ -52,9 +52,10 @@ nodes: $(VENV)/.dev
 	OMP_NUM_THREADS=1 DYMN_TEST_NODES=1 $(BIN)/python -m pytest tests/test_training_elastic.py
 
 # The wheel and the sdist, and the wheel without PyTorch: commands, and the numbers that PyTorch gives.
-package: $(VENV)/.dev
+# Both hold the browser's network; where npm is missing, `make package` leaves it out.
+package: $(VENV)/.dev $(if $(shell command -v npm),page)
 	rm -rf dist $(TRIAL)
-	$(BIN)/python -m build --no-isolation --outdir dist
+	$(BIN)/python -m build --no-isolation --sdist --wheel --outdir dist
 	$(BIN)/python platforms/parity.py write $(TRIAL)/numbers
 	$(PYTHON) -m venv $(TRIAL)
 	$(TRIAL)/bin/python -m pip install --quiet --constraint constraints.txt dist/*.whl
@@ -62,12 +63,12 @@ package: $(VENV)/.dev
 	cd $(TRIAL) && bin/python $(CURDIR)/platforms/parity.py check numbers
 	rm -rf $(TRIAL)
 
-# What `dymn serve` needs to run a network in the browser; wheels that are built afterwards hold it.
+# What `dymn serve` needs to run a network in the browser.
 page: $(VENV)/.dev
 	$(BIN)/python web/install.py $(MODEL)
 
 # Wheels with compiled code for every platform, made on any: the compiler is a Python package.
-wheels: $(VENV)/.dev
+wheels: page
 	$(INSTALL) ziglang
 	for platform in manylinux2014_x86_64 manylinux2014_aarch64 macosx_11_0_x86_64 macosx_11_0_arm64 win_amd64; do \
 		DYMN_WHEEL_FOR=$$platform $(BIN)/python -m build --no-isolation --wheel --outdir dist || exit 1; \

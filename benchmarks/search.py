@@ -17,7 +17,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from dymn.inference.index import BATCH, new_graph, unit
-from dymn.runtime.backend import Floats
+from dymn.system.arrays import Floats
 
 
 def batches(windows: int, size: int, seed: int = 0) -> Iterator[Floats]:

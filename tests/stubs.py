@@ -6,7 +6,7 @@ from abc import abstractmethod
 
 import numpy as np
 
-from dymn.runtime.backend import Backend, Output
+from dymn.runtime.backend import Backend, BackendOutput
 
 
 class StubBackend(Backend):
@@ -19,4 +19,4 @@ class StubBackend(Backend):
         """Return the probabilities [B, C] of windows [B, N]."""
 
     def run(self, features):
-        return Output(self.scores(features), np.abs(features).max(axis=1, keepdims=True).astype(np.float32))
+        return BackendOutput(self.scores(features), np.abs(features).max(axis=1, keepdims=True).astype(np.float32))

@@ -226,3 +226,29 @@ def test_importing_everything_prints_nothing_and_opens_nothing():
     done = subprocess.run([sys.executable, "-B", "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
     assert done.stderr == ""
+
+
+def public_types(source: str) -> set[str]:
+    """Return the classes and type aliases that a module defines at its top, without private ones and type variables."""
+    found: set[str] = set()
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.ClassDef):
+            found.add(node.name)
+        if isinstance(node, (ast.Assign, ast.AnnAssign)):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            found |= {target.id for target in targets if isinstance(target, ast.Name)}
+    return {name for name in found if re.fullmatch(r"[A-Z]\w*[a-z]\w*", name)}
+
+
+def test_public_types_are_recognised():
+    source = "class A1b: ...\nclass _C: ...\nRows = list[int]\nT = 1\nMAX = 2\nx = 3\nSpan: TypeAlias = int\n"
+    assert public_types(source) == {"A1b", "Rows", "Span"}
+
+
+def test_a_type_has_a_name_of_its_own():
+    """One word for one thing: a reader who has met a name in one module knows it in all others."""
+    homes: dict[str, list[str]] = {}
+    for module, path in MODULES.items():
+        for name in public_types(path.read_text(encoding="utf-8")):
+            homes.setdefault(name, []).append(module)
+    assert {name: modules for name, modules in homes.items() if len(modules) > 1} == {}

@@ -83,7 +83,7 @@ def test_the_default_model_is_that_of_tag(network, monkeypatch, clip, tmp_path):
 
     network.save_pretrained(tmp_path)
     stored = open_checkpoint(str(tmp_path))
-    monkeypatch.setattr("dymn.classifier.open_default", lambda: default.Choice(stored, "because"))
+    monkeypatch.setattr("dymn.classifier.open_default", lambda: default.Default(stored, "because"))
     assert len(dymn.pipeline()(clip)) == 3
 
 

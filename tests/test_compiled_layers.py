@@ -112,6 +112,18 @@ def gradients(model, log_mel):
     return [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
 
 
+def test_exported_operations_take_any_number_of_clips():
+    class Operations(torch.nn.Module):
+        def forward(self, x, kernel, coefficients, frequency, time):
+            return weighed(maximum_of_maps(depthwise(x, kernel, 1), coefficients, coefficients), frequency, time)
+
+    shapes = ((8, 6, 7), (8, 3, 3), (8, 2), (8, 6, 1), (8, 1, 7))
+    given = tuple(torch.randn(5, *shape, generator=torch.Generator().manual_seed(0)) for shape in shapes)
+    some, free = tuple(values[:2] for values in given), tuple({0: torch.export.Dim.DYNAMIC} for _ in shapes)
+    program = torch.export.export(Operations(), some, dynamic_shapes=free, strict=False).module()
+    torch.testing.assert_close(program(*given), Operations()(*given), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["dymn10", "mn10"])
 def test_a_whole_network_has_the_gradients_of_float64(name, monkeypatch):
     model = create_model(name, 5, width=0.1, generator=torch.Generator().manual_seed(0))

@@ -21,7 +21,7 @@ from dymn.errors import ConfigError, DataError, WeightsError
 from dymn.models.mobilenet import create_model
 from dymn.training.inputs import Inputs, check_table
 from dymn.training.start import prior_logits
-from dymn.training.teach import spot_check, teach
+from dymn.training.teach import Ensemble, teach
 from dymn.weights import audioset_labels, registry
 
 RATE = 32_000
@@ -284,6 +284,19 @@ def test_a_teacher_hears_what_it_was_trained_with(manifest, models, tmp_path):
     assert teach(source, both, tmp_path / "both.safetensors", seconds=0.25).settings["seconds"] == 0.25
 
 
+def largest_difference(table, source, models, n_clips, seconds):
+    """Compute the logits of some clips again, and return by how much those of the table differ at most."""
+    ensemble = Ensemble(models)
+    rows, columns = table.match(source), table.columns(ensemble.labels)
+    drawn = np.random.default_rng(0).permutation(len(source))[:n_clips].tolist()
+    loader = Loader(source.where(drawn), PlainSampler(len(drawn), shuffle=False), 1, seconds=seconds, crop="start")
+    worst = 0.0
+    for i, batch in zip(drawn, loader.epoch(0), strict=True):
+        logits = ensemble(batch.waveform)[0].float().numpy()
+        worst = max(worst, float(np.abs(table.take(int(rows[i]), columns).astype(np.float32) - logits).max()))
+    return worst
+
+
 def test_published_tables(manifest, models, tmp_path):
     source = source_of(manifest)
     (tmp_path / "logits.labels.txt").write_text("\n".join(LABELS))
@@ -297,11 +310,10 @@ def test_published_tables(manifest, models, tmp_path):
         table = TeacherTable.published(tmp_path / "logits.npy", tmp_path / index)
         assert isinstance(table.logits, np.memmap)
         assert (first_batch(source, table).teacher.numpy() == made.logits.astype(np.float32)).all()
-        assert spot_check(table, source, models[:1], clips=3, seconds=0.5) < 0.01
+        assert largest_difference(table, source, models[:1], 3, seconds=0.5) < 0.01
     (tmp_path / "index.csv").write_text("\n".join(["key", *source.keys]))
     shuffled = TeacherTable.published(tmp_path / "logits.npy", tmp_path / "index.csv")
-    with pytest.raises(DataError, match="do not belong to these clips"):
-        spot_check(shuffled, source, models[:1], seconds=0.5, tolerance=0.003)
+    assert largest_difference(shuffled, source, models[:1], N, seconds=0.5) > 0.003
     (tmp_path / "index.csv").write_text("\n".join(["key", *source.keys[:-1]]))
     with pytest.raises(DataError, match="every one of the 6 rows"):
         TeacherTable.published(tmp_path / "logits.npy", tmp_path / "index.csv")
@@ -408,7 +420,7 @@ def test_the_table_of_kd_corpus(shared):
     source = open_source("shards", corpus, "val")
     table = TeacherTable.published(corpus / "teacher_logits_mn04_as.npy", corpus / "index.csv", source.labels)
     assert len(table) == 7846 and (table.match(source) >= 0).all()
-    assert spot_check(table, source, [shared / "weights" / "mn04_as_mAP_432.pt"], clips=2) < 0.02
+    assert largest_difference(table, source, [shared / "weights" / "mn04_as_mAP_432.pt"], 2, seconds=10.0) < 0.02
 
 
 def test_metadata_is_readable_by_others(manifest, models, tmp_path):

@@ -14,7 +14,6 @@ from dymn.training.losses import (
     mix,
     probabilities,
     targets_of,
-    teacher_entropy,
     teacher_loss,
 )
 
@@ -180,20 +179,6 @@ def test_mix_of_any_shape():
     values = torch.arange(24.0).view(2, 3, 4)
     mixed = mix(values, torch.tensor([1, 0]), torch.tensor([0.75, 1.0]))
     assert torch.equal(mixed[0], 0.75 * values[0] + 0.25 * values[1]) and torch.equal(mixed[1], values[1])
-
-
-@pytest.mark.parametrize("kind", ["bce", "ce"])
-def test_teacher_entropy_is_the_least_teacher_loss(case, kind):
-    z, y, zt = case
-    made = targets(y, zt, has_teacher=[True, True, False, True, True], kind=kind)
-    made = made.mixed(torch.tensor([1, 0, 0, 4, 3]), torch.tensor([0.9, 0.8, 0.7, 0.6, 0.5], dtype=torch.float64))
-    least = float(teacher_entropy(made, kind))
-    p = made.teacher / made.teacher_share[:, None]
-    best = torch.logit(p) if kind == "bce" else p.log()
-    assert float(teacher_loss(best, made, kind)) == pytest.approx(least, rel=1e-9)
-    assert float(teacher_loss(torch.from_numpy(z), made, kind)) > least
-    nobody = targets(y, zt, has_teacher=[False] * B, kind=kind)
-    assert float(teacher_entropy(nobody, kind)) == 0.0 and float(teacher_loss(torch.from_numpy(z), nobody, kind)) == 0.0
 
 
 def test_extreme_logits_stay_finite():

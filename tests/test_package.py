@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from dymn import __version__
+from dymn.serve.assets import NEEDED
 from dymn.system.toml import tomllib
 from test_benchmarks import load as load_benchmark
 
@@ -25,7 +26,8 @@ FILES = {
 @pytest.fixture(scope="module")
 def dist(tmp_path_factory):
     folder = tmp_path_factory.mktemp("dist")
-    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(ROOT)]
+    options = ("--no-isolation", "--sdist", "--wheel")  # the files of `make page` are not in the sdist
+    command = [sys.executable, "-m", "build", *options, "--outdir", str(folder), str(ROOT)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
@@ -39,7 +41,15 @@ def test_wheel_holds_the_package_and_nothing_else(dist):
     assert "dymn/weights/audioset_labels.csv" in names
     assert f"dymn-{__version__}.dist-info/licenses/LICENSE" in names
     assert {name.split("/")[0] for name in names} == {"dymn", f"dymn-{__version__}.dist-info"}
-    assert wheel.stat().st_size < 8e6
+    page = {f"dymn/serve/page/vendor/{name}" for name in NEEDED}
+    has_page = (ROOT / "src" / "dymn" / "serve" / "page" / "vendor").is_dir()
+    assert (page <= names) == has_page  # what `make page` installed
+    assert wheel.stat().st_size < (14e6 if has_page else 8e6)
+
+
+def test_wheels_are_built_after_the_files_of_the_page():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert re.search(r"^wheels:.*\bpage$", makefile, re.M) and re.search(r"^package:.*\bpage\)?$", makefile, re.M)
 
 
 def test_sdist_builds_tests_and_demonstrates_itself(dist):

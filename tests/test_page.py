@@ -23,9 +23,11 @@ pytest.importorskip("playwright.sync_api", reason="the package playwright is not
 
 import uvicorn
 from playwright import sync_api as playwright
+from typer.testing import CliRunner
 from websockets.sync.client import connect
 
 from dymn.audio import reading
+from dymn.cli import app
 from dymn.inference.tagger import Tagger
 from dymn.serve.app import create_app
 from dymn.serve.assets import find_assets, runs_in_browser
@@ -170,6 +172,125 @@ def test_a_long_file_has_a_timeline(page, address, tagger, tmp_path):
     assert next(iter(tags(page))) == tagger.tag(path, top_k=1)[0].label
     assert page.locator("#timeline thead th").count() == len({tag.start for tag in tagger.timeline(path, top_k=1)})
     picture(page, "long")
+
+
+def hours(tmp_path, seconds):
+    """Write a recording of many windows: noise, with a dog in one of them."""
+    samples = 0.01 * np.random.default_rng(0).standard_normal(32_000 * seconds).astype(np.float32)
+    dog = reading.read(AUDIO / "dog.ogg")[: 10 * 32_000]
+    samples[200 * 32_000 : 200 * 32_000 + len(dog)] = dog
+    path = tmp_path / "a, long one.flac"
+    soundfile.write(path, samples, 32_000)
+    return path
+
+
+@pytest.mark.parametrize("width", [1200, 360])
+def test_many_windows_are_a_picture_in_which_a_click_seeks(browser, address, tagger, tmp_path, width):
+    path = hours(tmp_path, 300)
+    context = browser.new_context(viewport={"width": width, "height": 900}, accept_downloads=True)
+    context.set_default_timeout(120_000)
+    page = ready(context.new_page(), address)
+    page.check("#on-server")
+    page.set_input_files("#file", path)
+    done(page)
+    assert not page.locator("#timeline").is_visible() and page.locator("#strip-canvases canvas").count() == 6
+    assert page.locator("#strip-ticks span").all_text_contents() == ["0 s", "1:00", "2:00", "3:00", "4:00", "5:00"]
+    wide = page.locator("#strip-canvases").bounding_box()["width"]
+    page.locator("#strip-canvases").hover(position={"x": wide * 0.68, "y": 5})
+    assert re.match(r"3:2\d · (Dog|Animal|Bark)", page.locator("#pointed").inner_text().replace("  ", " "))
+    until(page, "document.getElementById('player').duration > 0")
+    for name, share in (("#log-mel", 0.25), ("#strip-canvases", 0.75)):
+        box = page.locator(name).bounding_box()
+        page.locator(name).click(position={"x": box["width"] * share, "y": box["height"] / 2})
+        assert page.evaluate("document.getElementById('player').currentTime") == pytest.approx(300 * share, abs=2)
+    until(page, "Math.abs(parseFloat(document.querySelector('.head').style.left) - 75) < 1")
+    picture(page, f"strips-{width}")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert not overlaps(page, "#frequencies span") and not overlaps(page, "#strip-ticks span")
+    assert saved(page, "csv").startswith('file,start,end,label,score\r\n"a, long one.flac",0.000,10.000,')
+    found = json.loads(saved(page, "json"))
+    expected = tagger.timeline(path, top_k=1)
+    assert [window["start"] for window in found["windows"]] == pytest.approx(sorted({tag.start for tag in expected}))
+    assert found["model"] == "dymn04_open" and found["seconds"] == pytest.approx(300)
+    best = {tag.start: tag for tag in expected}
+    for window in found["windows"]:
+        assert window["tags"][0]["score"] == pytest.approx(best[window["start"]].score, abs=1e-3)
+    context.close()
+
+
+def overlaps(page, selector):
+    """Return whether texts lie over each other, among those that are shown."""
+    boxes = [box for box in (one.bounding_box() for one in page.locator(selector).all()) if box]
+    return any(
+        a["x"] < b["x"] + b["width"]
+        and b["x"] < a["x"] + a["width"]
+        and a["y"] < b["y"] + b["height"]
+        and b["y"] < a["y"] + a["height"]
+        for i, a in enumerate(boxes)
+        for b in boxes[:i]
+    )
+
+
+@pytest.mark.parametrize("width", [1200, 1051, 380])
+def test_the_page_of_explain_can_be_read(browser, explained, width):
+    context = browser.new_context(viewport={"width": width, "height": 900})
+    page = context.new_page()
+    page.goto(explained.as_uri())
+    heads = page.locator("#kernels tr:first-child th")
+    assert heads.all_text_contents() == ["", "expand", "depthwise", "project"]
+    assert heads.evaluate_all("heads => heads.every(head => head.scrollWidth <= head.clientWidth)")
+    figures = page.locator("#labels i")
+    assert figures.count() == 6 and all(re.fullmatch(r"0\.\d\d", text) for text in figures.all_inner_texts())
+    edge = page.locator("#sound").bounding_box()["x"]
+    assert all(box["x"] + box["width"] <= edge for box in (one.bounding_box() for one in figures.all()))
+    for axis, canvas in (("#labels", "#tags"), ("#rows", "#time"), ("#kilohertz", "#sound")):  # side by side
+        assert page.locator(axis).bounding_box()["y"] == pytest.approx(page.locator(canvas).bounding_box()["y"], abs=2)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    picture(page, f"explained-{width}")
+    context.close()
+
+
+@pytest.fixture(scope="module")
+def explained(tmp_path_factory):
+    """The page that `dymn explain` writes of the dog, whose third label is long."""
+    path = tmp_path_factory.mktemp("explained") / "dog.html"
+    done = CliRunner().invoke(app, ["explain", str(AUDIO / "dog.ogg"), "-m", "dymn04_open", "-o", str(path)])
+    assert done.exit_code == 0, done.output
+    return path
+
+
+def until(page, holds):
+    """Wait for a condition; `page.wait_for_function` evaluates text in the page, which the page's policy forbids."""
+    for _ in range(200):
+        if page.evaluate(holds):
+            return
+        page.wait_for_timeout(50)
+    raise AssertionError(holds)
+
+
+def saved(page, ending):
+    """Return the text of the file that a button saves."""
+    with page.expect_download() as download:
+        page.click(f"#save-{ending}")
+    assert download.value.suggested_filename == f"a, long one.flac.tags.{ending}"
+    return Path(download.value.path()).read_bytes().decode()
+
+
+def test_the_axis_shows_a_tone_at_its_frequency(page, address, tmp_path):
+    path = tmp_path / "tone.wav"
+    soundfile.write(path, 0.5 * np.sin(2 * np.pi * 2000 * np.arange(64_000) / 32_000), 32_000)
+    ready(page, address).check("#on-server")
+    page.set_input_files("#file", path)
+    done(page)
+    brightest = page.evaluate(
+        "(canvas => { const context = canvas.getContext('2d');"
+        " const pixels = context.getImageData(canvas.width / 2 | 0, 0, 1, canvas.height).data;"
+        " const light = Array.from({length: canvas.height}, (_, y) => pixels[4 * y] + pixels[4 * y + 1]);"
+        " return 1 - (light.indexOf(Math.max(...light)) + 0.5) / canvas.height; })(document.getElementById('log-mel'))"
+    )
+    tick = page.locator("#frequencies span", has_text=re.compile("^2$"))
+    place = tick.evaluate("tick => parseFloat(tick.style.bottom)")
+    assert brightest == pytest.approx(place / 100, abs=0.01)
 
 
 @NEEDS_FILES

@@ -1,5 +1,6 @@
 """Recordings at a glance: what is drawn is what is there, nothing overlaps, hostile names stay text."""
 
+import io
 import json
 import re
 from html.parser import HTMLParser
@@ -12,8 +13,10 @@ import torch
 from typer.testing import CliRunner
 
 from dymn import Tagger, create_model
+from dymn.audio import reading
 from dymn.cli import app
 from dymn.config import FrontEndConfig, ModelCard
+from dymn.errors import AudioError
 from dymn.models import pretrained
 from dymn.plots.overview import MAX_COLUMNS, Overview, Thinned, overview
 from dymn.plots.style import MAX_TICKS, time_ticks, time_unit
@@ -71,6 +74,23 @@ def test_what_is_seen_is_what_is_there(tagger, clip):
     # thinned or not, no value is lost or made up
     assert set(np.unique(seen.scores[0])) == set(np.unique(frames.scores[:, best[0]]))
     assert overview(tagger, clip, labels=["Dog"]).labels == ("Dog",)
+
+
+def test_a_recording_is_read_once_for_its_picture(tagger, clip):
+    content = clip.read_bytes()
+    expected, seen = overview(tagger, clip), overview(tagger, io.BytesIO(content))
+    np.testing.assert_array_equal(seen.log_mel, expected.log_mel)
+    np.testing.assert_array_equal(seen.scores, expected.scores)
+    opened = []
+    with pytest.MonkeyPatch.context() as patch:
+        stream = reading.stream
+        patch.setattr(reading, "stream", lambda *given, **named: opened.append(given) or stream(*given, **named))
+        overview(tagger, clip)
+    assert len(opened) == 1
+    clip.write_bytes(content[: len(content) // 2])
+    with pytest.raises(AudioError, match="cut off"):
+        overview(tagger, clip)
+    assert overview(tagger, clip, partial=True).seconds == pytest.approx(1.5, abs=0.01)
 
 
 def test_what_is_long_is_thinned():

@@ -226,6 +226,12 @@ def test_the_extra_is_named_where_usearch_is_missing(monkeypatch, made):
     assert refused.exit_code == 1 and "An index needs an optional dependency" in refused.stderr
 
 
+def test_other_libraries_can_be_loaded_after_usearch():
+    """Of USearch 2.26, the import of ONNX Runtime ended the process."""
+    pytest.importorskip("onnxruntime")
+    subprocess.run([sys.executable, "-c", "import usearch.index, onnxruntime, torch"], check=True)
+
+
 def test_queries(tmp_path):
     odd = tmp_path / "odd:1-2"
     odd.touch()

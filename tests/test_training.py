@@ -15,7 +15,7 @@ from dymn.data import Catalog, Source, open_source
 from dymn.data.stores import Store
 from dymn.data.teacher import write_table
 from dymn.errors import ConfigError, DataError, MissingExtraError, WeightsError
-from dymn.evaluation.score import Scores, deciding_metric, figures, is_better
+from dymn.evaluation.score import Predictions, deciding_metric, figures, is_better
 from dymn.models.mobilenet import create_model
 from dymn.training import loop, train
 from dymn.training.loop import Run
@@ -403,7 +403,7 @@ def test_a_validation_part_without_clips_is_refused(clips, tmp_path):
 def scores(targets, mask=None, teacher=None):
     targets = np.asarray(targets, dtype=np.float32)
     said = np.random.default_rng(0).random(targets.shape).astype(np.float32)
-    return Scores(
+    return Predictions(
         list(map(str, range(len(targets)))),
         said,
         targets,

@@ -38,10 +38,11 @@ from dymn.inference.events import EventRecording, EventSettings, collect_events
 from dymn.inference.files import Recording, collect_tags
 from dymn.inference.formats.writers import require_parquet
 from dymn.inference.frames import FrameSettings, chosen_labels, collect_parts, frame_maker
-from dymn.inference.segments import Opened, Piece, Rows, computed, pieces, source_name
+from dymn.inference.segments import Opened, Piece, computed, pieces, source_name
 from dymn.inference.selection import TagSettings
 from dymn.inference.tagger import Tagger
 from dymn.runtime.backend import CPU_BATCH_SIZE
+from dymn.system.arrays import Floats
 
 if TYPE_CHECKING:
     from dymn.models.mobilenet import MobileNet
@@ -56,7 +57,6 @@ ACTOR_SHARE = 0.75
 Wanted = str | Sequence[str] | FrameSettings | None
 """What is computed of windows: the layers of an embedding, frames, or probabilities (None)."""
 Location = str | Path
-Progress = Callable[[str, float], None]
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Engine:
         settings: TagSettings | None = None,
         *,
         batch_size: int | None = None,
-        progress: Progress | None = None,
+        progress: Callable[[str, float], None] | None = None,
     ) -> Iterator[Recording]:
         """Tag recordings as `Tagger.tag_files` does.
 
@@ -121,7 +121,7 @@ class Engine:
         settings: EmbedSettings | None = None,
         *,
         batch_size: int | None = None,
-        progress: Progress | None = None,
+        progress: Callable[[str, float], None] | None = None,
     ) -> Iterator[Embedding]:
         """Embed recordings as `tagger.embedder(layers).embed_files` does.
 
@@ -138,7 +138,7 @@ class Engine:
         settings: EventSettings | None = None,
         *,
         batch_size: int | None = None,
-        progress: Progress | None = None,
+        progress: Callable[[str, float], None] | None = None,
     ) -> Iterator[EventRecording]:
         """Find events as `dymn.inference.events.event_files` does; arguments and errors are those of `tag_files`."""
         settings = settings or EventSettings()
@@ -151,7 +151,7 @@ class Engine:
 
     def _computed(
         self, tagger: Tagger, wanted: Wanted, sources: Iterable[Location], windows: _Windows, batch_size: int | None
-    ) -> Iterator[tuple[Piece, Rows | None]]:
+    ) -> Iterator[tuple[Piece, Floats | None]]:
         """Return what `dymn.inference.segments.computed` yields, computed by Ray."""
         check(batch_size is None or batch_size >= 1, f"batch_size is {batch_size}; it must be at least 1.")
         found = list(sources)
@@ -169,7 +169,7 @@ class Engine:
 
     def _run(
         self, found: list[Location], windows: _Windows, network: tuple[Any, ...], batch: int
-    ) -> Iterator[tuple[Piece, Rows | None]]:
+    ) -> Iterator[tuple[Piece, Floats | None]]:
         with _running(self.address) as ray:
             resources = ray.cluster_resources()
             cpus, gpus = resources.get("CPU", 1.0), int(resources.get("GPU", 0)) if self.device in (None, "cuda") else 0
@@ -248,7 +248,7 @@ class _Network:
         tagger = Tagger(model, device, threads, precision=precision)
         backend = tagger.backend
         self.prepare = backend.features
-        self.compute: Callable[[Rows], Iterable[Rows]] = lambda rows: backend.run(rows).probabilities
+        self.compute: Callable[[Floats], Iterable[Floats]] = lambda rows: backend.run(rows).probabilities
         if isinstance(wanted, FrameSettings):
             self.compute = frame_maker(backend, wanted).compute
         elif wanted is not None:
@@ -282,7 +282,7 @@ class _Network:
                 yield place, piece
 
 
-def _table(rows: Sequence[tuple[int, Piece, Rows | None]]) -> Any:
+def _table(rows: Sequence[tuple[int, Piece, Floats | None]]) -> Any:
     """Return rows, each the place of a recording, a piece of it, and float32 values, as a table of Arrow."""
     arrow, _ = require_parquet()
     columns = {

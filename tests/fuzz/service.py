@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from dymn import Tagger
 from dymn.config import ModelCard
-from dymn.runtime.backend import Backend, Output
+from dymn.runtime.backend import Backend, BackendOutput
 from dymn.serve.app import create_app
 from dymn.serve.settings import ServeSettings
 from fuzz import inputs
@@ -39,9 +39,11 @@ class Loudness(Backend):
     card = ModelCard(name="loudness", labels=("<b>loud</b>", "quiet", "rain, heavy"))
     embedding_size = 1
 
-    def run(self, features: Any) -> Output:
+    def run(self, features: Any) -> BackendOutput:
         loud = np.abs(features).max(axis=1).clip(0, 1)
-        return Output(np.stack([loud, 1 - loud, loud / 2], axis=1).astype(np.float32), loud[:, None].astype(np.float32))
+        return BackendOutput(
+            np.stack([loud, 1 - loud, loud / 2], axis=1).astype(np.float32), loud[:, None].astype(np.float32)
+        )
 
 
 class _Server:

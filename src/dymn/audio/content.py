@@ -55,7 +55,7 @@ class Content:
             yield copy.content()
 
 
-class Handle(io.RawIOBase):
+class ContentFile(io.RawIOBase):
     """A content as a binary file, for decoders that take no descriptor.
 
     What `read` raises is kept in `error`, signals too, as C code would drop it; the file then looks as if it had ended.

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from dymn.audio.pcm_files import Layout
-from dymn.audio.samples import Floats
+from dymn.audio.pcm_files import PcmLayout
 from dymn.errors import AudioError
+from dymn.system.arrays import Floats
 
 MIN_RATE, MAX_RATE = 1_000, 768_000
 MAX_CHANNELS = 256
@@ -57,7 +57,7 @@ class Decoder:
     format: str
     blocks: Iterator[Block]
     seconds: float | None = None
-    plain: Layout | None = None
+    plain: PcmLayout | None = None
 
 
 def check_format(name: str, rate: int, channels: int) -> None:

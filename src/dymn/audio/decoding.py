@@ -174,7 +174,7 @@ def open_decoder(content: Content, report: Report, stack: ExitStack) -> Decoder:
     return _either(content, report, stack)
 
 
-def _elementary(content: Content, found: elementary.Frames, report: Report, stack: ExitStack) -> Decoder:
+def _elementary(content: Content, found: elementary.StreamFrames, report: Report, stack: ExitStack) -> Decoder:
     """Open a stream of frames; what is between and behind them is not given to the decoder's guesses."""
     report_lost(found.lost, (found.end - found.start - found.lost) / max(found.seconds, 0.01), report)
     if found.cut:
@@ -208,7 +208,7 @@ def _is_something_else(head: bytes) -> bool:
     return head.startswith(known) or head[4:8] == b"ftyp"
 
 
-def _plain(content: Content, plain: pcm_files.Layout, report: Report) -> Decoder:
+def _plain(content: Content, plain: pcm_files.PcmLayout, report: Report) -> Decoder:
     """Read samples that are stored as they are."""
     check_format(report.name, plain.rate, plain.channels)
     frames = plain.length // plain.frame
@@ -223,7 +223,7 @@ def _plain(content: Content, plain: pcm_files.Layout, report: Report) -> Decoder
     return Decoder(plain.rate, plain.channels, frames, plain.name, blocks, plain=plain)
 
 
-def _plain_blocks(content: Content, plain: pcm_files.Layout, frames: int) -> Iterator[Block]:
+def _plain_blocks(content: Content, plain: pcm_files.PcmLayout, frames: int) -> Iterator[Block]:
     place, step = 0, max(1, CHUNK_SAMPLES // plain.channels)
     while place < frames:
         data = content.at(plain.start + place * plain.frame, min(step, frames - place) * plain.frame)
@@ -235,7 +235,7 @@ def _plain_blocks(content: Content, plain: pcm_files.Layout, frames: int) -> Ite
         place += whole
 
 
-def _check_share(plain: pcm_files.Layout, report: Report) -> None:
+def _check_share(plain: pcm_files.PcmLayout, report: Report) -> None:
     """Compare the samples that are there with those that the header promises."""
     promised = plain.promised or 0
     if promised <= plain.length:
@@ -305,7 +305,7 @@ def _link(link: ogg.Link, content: Content, report: Report, stack: ExitStack) ->
     return _either(stack.enter_context(content.part(link.start, link.end)), report, stack)
 
 
-def _mpeg(content: Content, base: int, found: mpeg.Frames, report: Report, stack: ExitStack) -> Decoder:
+def _mpeg(content: Content, base: int, found: mpeg.MpegFrames, report: Report, stack: ExitStack) -> Decoder:
     total = sum(part.samples / part.rate for part in found.parts)
     used = sum(part.end - part.start for part in found.parts) - found.lost
     report_lost(found.lost, max(1.0, used / total), report)

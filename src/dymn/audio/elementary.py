@@ -23,7 +23,7 @@ _ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 
 
 @dataclass(frozen=True)
-class Frames:
+class StreamFrames:
     """What the frames of a stream tell.
 
     Attributes:
@@ -73,7 +73,7 @@ def _amr(lengths: tuple[int, ...]) -> Callable[[bytes], tuple[int, float]]:
     return lambda head: (0, 0.0) if head[0] & 0x83 else (lengths[head[0] >> 3 & 15], 0.02)
 
 
-def frames(content: Content, base: int = 0) -> Frames | None:
+def frames(content: Content, base: int = 0) -> StreamFrames | None:
     """Count the frames of an ADTS, AC-3 or AMR stream; None if it is none of them."""
     head = content.at(base, 9)
     if head == b"#!AMR-WB\n":
@@ -95,7 +95,7 @@ def _walk(
     length_of: Callable[[bytes], tuple[int, float]],
     need: int,
     sync: bytes,
-) -> Frames | None:
+) -> StreamFrames | None:
     buffer, at, count, seconds, lost, end, cut = b"", position, 0, 0.0, 0, position, False
     skipped = 0
     while True:
@@ -124,7 +124,7 @@ def _walk(
         lost, skipped = lost + skipped, 0
         count, seconds, position = count + 1, seconds + lasts, position + length
         end = position
-    return Frames(kind, start, end, count, seconds, lost, cut) if count >= 3 else None
+    return StreamFrames(kind, start, end, count, seconds, lost, cut) if count >= 3 else None
 
 
 def _step(buffer: bytes, offset: int, sync: bytes) -> int:

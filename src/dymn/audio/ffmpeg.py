@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from dymn.audio.content import Content, Handle
+from dymn.audio.content import Content, ContentFile
 from dymn.audio.decoder import CHUNK_SAMPLES, Block, Decoder, MissingDecoderError, UnknownFormatError, check_format
 from dymn.audio.notes import SLACK_SECONDS, Report, duration
-from dymn.audio.samples import Floats, to_float32
+from dymn.audio.samples import to_float32
 from dymn.audio.sources import reason
 from dymn.errors import AudioError
+from dymn.system.arrays import Floats
 
 _JITTER_SECONDS = 0.1
 """Timestamps of containers are rounded, and clocks drift; what is below this is no gap."""
@@ -72,7 +73,7 @@ def open_ffmpeg(
         # No other protocol is allowed: a playlist must not open other files or addresses.
         source, options["fd"], options["protocol_whitelist"] = "fd:", str(content.descriptor), "fd"
     else:
-        source = handle = Handle(content)
+        source = handle = ContentFile(content)
         options["protocol_whitelist"] = "none"
     try:
         container = stack.enter_context(av.open(source, format=kind, metadata_errors="ignore", options=options))
@@ -144,7 +145,7 @@ class _Reader:
         track: Any,
         decoder: Any,
         report: Report,
-        handle: Handle | None,
+        handle: ContentFile | None,
         skip_samples: int,
         counted: bool,
     ) -> None:
@@ -325,7 +326,7 @@ class _Reader:
             left -= n
 
 
-def _kept(handle: Handle | None) -> None:
+def _kept(handle: ContentFile | None) -> None:
     """Raise what was raised in a read within the decoder."""
     if handle is not None and handle.error is not None:
         raise handle.error

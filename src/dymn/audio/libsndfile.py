@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dymn.audio.content import Content, Handle
+from dymn.audio.content import Content, ContentFile
 from dymn.audio.decoder import CHUNK_SAMPLES, Block, Decoder, UnknownFormatError, check_format
 from dymn.audio.notes import Report
 from dymn.audio.sources import reason
@@ -44,7 +44,7 @@ def open_libsndfile(
     if os.name == "posix":
         content.rewind()
     else:
-        handle = Handle(content)  # a descriptor of another C library means nothing to this one
+        handle = ContentFile(content)  # a descriptor of another C library means nothing to this one
     try:
         sound = soundfile.SoundFile(content.descriptor if handle is None else handle, closefd=False)
     except Exception as error:
@@ -59,7 +59,7 @@ def open_libsndfile(
 
 
 def _blocks(
-    sound: Any, handle: Handle | None, report: Report, frames: int | None, go_on: Callable[[int], Iterator[Block]]
+    sound: Any, handle: ContentFile | None, report: Report, frames: int | None, go_on: Callable[[int], Iterator[Block]]
 ) -> Iterator[Block]:
     rate, channels = int(sound.samplerate), int(sound.channels)
     done = 0
@@ -88,7 +88,7 @@ def _blocks(
         done += len(block)
 
 
-def _kept(handle: Handle | None) -> None:
+def _kept(handle: ContentFile | None) -> None:
     """Raise what was raised in a read within the decoder."""
     if handle is not None and handle.error is not None:
         raise handle.error

@@ -14,8 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dymn.config import FrontEndConfig
-
-Floats = npt.NDArray[np.float32]
+from dymn.system.arrays import Floats
 
 PREEMPHASIS = 0.97
 LOG_OFFSET, LOG_SHIFT, LOG_SCALE = 1e-5, 4.5, 0.2  # (log(mel + offset) + shift) * scale

@@ -94,7 +94,7 @@ class Part:
 
 
 @dataclass
-class Frames:
+class MpegFrames:
     """What the frames of a file tell.
 
     Attributes:
@@ -119,12 +119,12 @@ def id3_length(content: Content, base: int = 0) -> int:
     return start - base
 
 
-def frames(content: Content, base: int = 0) -> Frames | None:
+def frames(content: Content, base: int = 0) -> MpegFrames | None:
     """Count the frames of a file behind `base`; None if no three of them follow each other near its start."""
     start = _next(content, base, _LOOK)
     if start is None:
         return None
-    found = Frames([Part(start)])
+    found = MpegFrames([Part(start)])
     buffer, at, position = b"", 0, start
     header = 0  # of the part's first frame, as far as all frames share it
     while True:

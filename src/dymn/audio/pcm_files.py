@@ -19,7 +19,8 @@ import numpy.typing as npt
 
 from dymn.audio.content import Content
 from dymn.audio.notes import SLACK_SECONDS, duration
-from dymn.audio.samples import Floats, to_float32
+from dymn.audio.samples import to_float32
+from dymn.system.arrays import Floats
 
 _MAX_CHUNKS = 10_000
 _WRAP = 2**32
@@ -93,7 +94,7 @@ _NAMES = {
 
 
 @dataclass(frozen=True)
-class Layout:
+class PcmLayout:
     """A file of samples.
 
     Attributes:
@@ -134,7 +135,7 @@ class _Chunk(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Layout:
+class _Container:
     """How a container lays out its chunks.
 
     Where the first starts, its header (name, length), what of it the length counts.
@@ -148,18 +149,18 @@ class _Layout:
 
 
 _CONTAINERS = {
-    (b"RIFF", b"WAVE"): _Layout("WAV", 12, "<4sI"),
-    (b"RF64", b"WAVE"): _Layout("RF64", 12, "<4sI"),
-    (b"BW64", b"WAVE"): _Layout("RF64", 12, "<4sI"),
-    (b"RIFX", b"WAVE"): _Layout("WAV", 12, ">4sI"),
-    (b"FORM", b"AIFF"): _Layout("AIFF", 12, ">4sI"),
-    (b"FORM", b"AIFC"): _Layout("AIFF", 12, ">4sI"),
-    (b"riff", b".\x91\xcf\x11"): _Layout("W64", 40, "<16sQ", align=8, counts_header=True),
-    (b"caff", b""): _Layout("CAF", 8, ">4sQ", align=1),
+    (b"RIFF", b"WAVE"): _Container("WAV", 12, "<4sI"),
+    (b"RF64", b"WAVE"): _Container("RF64", 12, "<4sI"),
+    (b"BW64", b"WAVE"): _Container("RF64", 12, "<4sI"),
+    (b"RIFX", b"WAVE"): _Container("WAV", 12, ">4sI"),
+    (b"FORM", b"AIFF"): _Container("AIFF", 12, ">4sI"),
+    (b"FORM", b"AIFC"): _Container("AIFF", 12, ">4sI"),
+    (b"riff", b".\x91\xcf\x11"): _Container("W64", 40, "<16sQ", align=8, counts_header=True),
+    (b"caff", b""): _Container("CAF", 8, ">4sQ", align=1),
 }
 
 
-def layout(content: Content, base: int = 0) -> Layout | None:
+def layout(content: Content, base: int = 0) -> PcmLayout | None:
     """Return how the samples of a file are laid out that begins at `base`.
 
     None if it is no such file, or has no samples.
@@ -181,7 +182,7 @@ def layout(content: Content, base: int = 0) -> Layout | None:
     return None
 
 
-def _chunks(content: Content, container: _Layout, position: int) -> Iterator[_Chunk]:
+def _chunks(content: Content, container: _Container, position: int) -> Iterator[_Chunk]:
     """Yield the chunks of a file from a position on; a pad byte that is missing is noticed."""
     for _ in range(_MAX_CHUNKS):
         chunk = _chunk(content, container, position)
@@ -195,7 +196,7 @@ def _chunks(content: Content, container: _Layout, position: int) -> Iterator[_Ch
         )
 
 
-def _chunk(content: Content, container: _Layout, position: int) -> _Chunk | None:
+def _chunk(content: Content, container: _Container, position: int) -> _Chunk | None:
     size = struct.calcsize(container.header)
     header = content.at(position, size)
     if len(header) < size:
@@ -210,8 +211,8 @@ def _forgot_pad(content: Content, position: int) -> bool:
 
 
 def _described(
-    content: Content, container: _Layout, base: int, found: dict[bytes, bytes], data: _Chunk
-) -> Layout | None:
+    content: Content, container: _Container, base: int, found: dict[bytes, bytes], data: _Chunk
+) -> PcmLayout | None:
     """Return the layout of a file with chunks, from those that describe it and the one that holds the samples."""
     order = container.header[0]
     start, length = data.start, data.length
@@ -232,7 +233,7 @@ def _described(
             coding, rate, channels, frame, ambisonic = _wave(found[b"fmt "], order)
     except (KeyError, struct.error, OverflowError, ValueError):
         return None
-    plain = Layout(container.name, coding, rate, channels, frame, start, content.size - start, length, ambisonic)
+    plain = PcmLayout(container.name, coding, rate, channels, frame, start, content.size - start, length, ambisonic)
     if start >= content.size:
         return replace(plain, length=0, promised=0 if _means_unknown(length) else length)
     return _bounded(content, container, base, plain)
@@ -283,19 +284,18 @@ def _caf(fields: bytes) -> tuple[str | None, int, int, int]:
     return coding, int(rate), channels, packet
 
 
-def _au(content: Content, head: bytes, base: int) -> Layout:
+def _au(content: Content, head: bytes, base: int) -> PcmLayout:
     order = ">" if head[:4] == b".snd" else "<"
     offset, promised, code, rate, channels = struct.unpack(f"{order}IIIII", head[4:24])
     coding = _AU_CODES.get(code)
     coding = coding.replace(">", order) if coding else None
     start = base + offset
     frame = channels * (_width(coding) if coding else 0)
-    return _bounded(
-        content, None, base, Layout("AU", coding, rate, channels, frame, start, max(0, content.size - start), promised)
-    )
+    size = max(0, content.size - start)
+    return _bounded(content, None, base, PcmLayout("AU", coding, rate, channels, frame, start, size, promised))
 
 
-def is_disguised(content: Content, plain: Layout) -> bool:
+def is_disguised(content: Content, plain: PcmLayout) -> bool:
     """Whether 16-bit samples are the bytes of DTS or AC-3 (IEC 61937), as on some discs.
 
     They would be heard as noise.
@@ -304,7 +304,7 @@ def is_disguised(content: Content, plain: Layout) -> bool:
     return any(sync in head for sync in _SYNCS)
 
 
-def _bounded(content: Content, container: _Layout | None, base: int, plain: Layout) -> Layout:
+def _bounded(content: Content, container: _Container | None, base: int, plain: PcmLayout) -> PcmLayout:
     """Return a layout with the length that the samples have, from what the header says and what follows in the file."""
     promised, there = plain.promised or 0, plain.length
     if _means_unknown(promised):
@@ -341,14 +341,14 @@ def _bounded(content: Content, container: _Layout | None, base: int, plain: Layo
     return replace(plain, length=promised, notes=notes)
 
 
-def _chunks_follow(content: Content, container: _Layout | None, start: int, length: int) -> bool:
+def _chunks_follow(content: Content, container: _Container | None, start: int, length: int) -> bool:
     """Whether chunks fill the file behind `length` bytes of samples, but for a few bytes; also with nothing there."""
     if container is None:
         return start + length == content.size
     return any(_fill(content, container, start + end) for end in {length + -length % container.align, length})
 
 
-def _fill(content: Content, container: _Layout, position: int) -> bool:
+def _fill(content: Content, container: _Container, position: int) -> bool:
     rest = content.size - position
     if (rest <= 8 and not any(content.at(position, 8))) or (
         rest <= 129 and content.at(content.size - 128, 3) == b"TAG"
@@ -363,7 +363,7 @@ def _fill(content: Content, container: _Layout, position: int) -> bool:
     return False
 
 
-def _outer_end(content: Content, container: _Layout, base: int) -> int:
+def _outer_end(content: Content, container: _Container, base: int) -> int:
     """Return where the file ends by its outermost header, 0 if it does not say or lies beyond the file."""
     if container.name == "CAF":
         return 0
@@ -374,7 +374,7 @@ def _outer_end(content: Content, container: _Layout, base: int) -> int:
     return base + size if base + size <= content.size + 1 else 0
 
 
-def _goes_on(content: Content, plain: Layout, promised: int) -> bool:
+def _goes_on(content: Content, plain: PcmLayout, promised: int) -> bool:
     """Whether what follows the promised samples sounds like them: as loud within 20 dB, and as rough."""
     if plain.coding is None or plain.frame == 0:
         return False
@@ -388,7 +388,7 @@ def _goes_on(content: Content, plain: Layout, promised: int) -> bool:
     return then < 10 * loud + 1e-6 and loud < 10 * then + 1e-6 and abs(rough - then_rough) < 0.35
 
 
-def _character(plain: Layout, data: bytes) -> tuple[float, float]:
+def _character(plain: PcmLayout, data: bytes) -> tuple[float, float]:
     """Return how loud a stretch of samples is, and how much it changes from one sample to the next."""
     count = len(data) // plain.frame
     with np.errstate(all="ignore"):
@@ -413,7 +413,7 @@ def decoded(data: bytes, coding: str, channels: int) -> Floats:
 
     Args:
         data: whole frames.
-        coding: as in `Layout`.
+        coding: as in `PcmLayout`.
         channels: how many.
     """
     if coding in ("alaw", "ulaw"):

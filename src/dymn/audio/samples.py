@@ -9,8 +9,7 @@ import numpy.typing as npt
 
 from dymn.audio.notes import Notes
 from dymn.errors import AudioError
-
-Floats = npt.NDArray[np.float32]
+from dymn.system.arrays import Floats
 
 MAX_PEAK = 1e10
 """The largest sample accepted; full scale is 1, and beyond this the power spectrum leaves float32."""

@@ -7,10 +7,8 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
 from dymn.audio import pcm_files
 from dymn.audio.content import Content
@@ -18,12 +16,12 @@ from dymn.audio.decoder import CHUNK_SAMPLES, Decoder
 from dymn.audio.decoding import open_decoder
 from dymn.audio.notes import Report
 from dymn.audio.resampling import resampled
-from dymn.audio.samples import Floats, mean, to_float32
+from dymn.audio.samples import mean, to_float32
 from dymn.audio.sources import FileLike, display, opened
 from dymn.errors import AudioError
+from dymn.system.arrays import Array, Floats
 
-Samples: TypeAlias = npt.NDArray[Any]
-Span = tuple[int, int]
+SampleRange = tuple[int, int]
 
 SUBTYPES = {"u8": "PCM_U8", "s8": "PCM_U8", "i2": "PCM_16", "i3": "PCM_24", "i4": "PCM_32", "f8": "DOUBLE"} | {
     "i8": "DOUBLE",
@@ -36,7 +34,7 @@ FLAC_CHANNELS, FLAC_RATE = 8, 655_350
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredAudio:
     """An open recording.
 
     Attributes:
@@ -55,7 +53,7 @@ class Stored:
     _content: Content
     _decoder: Decoder
 
-    def blocks(self, spans: Sequence[Span]) -> Iterator[tuple[int, Samples]]:
+    def blocks(self, spans: Sequence[SampleRange]) -> Iterator[tuple[int, Array]]:
         """Yield blocks [n, channels] that cover spans from first to last sample (exclusive), each with its place.
 
         They are int32 for whole numbers, which are in its upper bits, or float32 or float64 with full scale 1. Nothing
@@ -82,7 +80,7 @@ class Stored:
 
 
 @contextlib.contextmanager
-def stored(source: FileLike, *, partial: bool = False) -> Iterator[Stored]:
+def stored(source: FileLike, *, partial: bool = False) -> Iterator[StoredAudio]:
     """Open a recording to read its samples as they are stored.
 
     Uncompressed and FLAC files keep their sample format; others, such as MP3, give what the decoder does, in float32.
@@ -102,7 +100,7 @@ def stored(source: FileLike, *, partial: bool = False) -> Iterator[Stored]:
             subtype = decoder.format.partition(" ")[2]
             fits = channels <= FLAC_CHANNELS and rate <= FLAC_RATE
             container, subtype = ("FLAC", subtype) if fits else ("WAV", subtype.replace("S8", "U8"))
-        yield Stored(report.name, rate, channels, container, subtype, content, decoder)
+        yield StoredAudio(report.name, rate, channels, container, subtype, content, decoder)
 
 
 def stretch(source: FileLike, start: float, end: float, rate: int) -> Floats:
@@ -123,7 +121,7 @@ def stretch(source: FileLike, start: float, end: float, rate: int) -> Floats:
         return np.concatenate(blocks)
 
 
-def _plain(content: Content, plain: pcm_files.Layout, first: int, last: int) -> Iterator[tuple[int, Samples]]:
+def _plain(content: Content, plain: pcm_files.PcmLayout, first: int, last: int) -> Iterator[tuple[int, Array]]:
     step = max(1, CHUNK_SAMPLES // plain.channels)
     last = min(last, plain.length // plain.frame)
     for place in range(first, last, step):
@@ -131,10 +129,10 @@ def _plain(content: Content, plain: pcm_files.Layout, first: int, last: int) -> 
         yield place, exact(data[: len(data) // plain.frame * plain.frame], plain.coding or "", plain.channels)
 
 
-def exact(data: bytes, coding: str, channels: int) -> Samples:
+def exact(data: bytes, coding: str, channels: int) -> Array:
     """Return stored samples [n, channels] as int32 in the upper bits, or as float32 or float64.
 
-    `coding` is that of `dymn.audio.pcm_files.Layout`.
+    `coding` is that of `dymn.audio.pcm_files.PcmLayout`.
     """
     kind = coding.lstrip("<>")
     if kind == "i4":
@@ -147,9 +145,9 @@ def exact(data: bytes, coding: str, channels: int) -> Samples:
     return samples if kind in ("f2", "f4") else np.rint(samples * 2.0**31).astype(np.int32)
 
 
-def _united(spans: Sequence[Span]) -> list[Span]:
+def _united(spans: Sequence[SampleRange]) -> list[SampleRange]:
     """Return spans with those joined that overlap or touch, in order."""
-    united: list[Span] = []
+    united: list[SampleRange] = []
     for first, last in sorted(spans):
         if united and first <= united[-1][1]:
             united[-1] = united[-1][0], max(last, united[-1][1])

@@ -10,11 +10,9 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from dymn.config import check
-
-Samples = npt.NDArray[np.float32]
+from dymn.system.arrays import Floats
 
 JOINED_SHARE = 10
 """A remainder of up to a tenth of a window joins the window before it.
@@ -27,13 +25,13 @@ class Window(NamedTuple):
     """A stretch of a recording: the index of its first sample, and the samples [N]."""
 
     start: int
-    samples: Samples
+    samples: Floats
 
 
 class Filled(NamedTuple):
     """A window of a recording [N] after filling, and the number of its samples that are the recording's."""
 
-    samples: Samples
+    samples: Floats
     n_samples: int
 
 
@@ -52,7 +50,7 @@ class Cutter:
         self._start = 0
         self._to_skip = 0
 
-    def feed(self, block: Samples) -> Iterator[Window]:
+    def feed(self, block: Floats) -> Iterator[Window]:
         """Take samples [n] and yield the windows that are complete with them.
 
         Consume all of them before the next call.
@@ -75,7 +73,7 @@ class Cutter:
         self._buffer = np.empty(0, np.float32)
 
 
-def cut(blocks: Iterable[Samples], length: int, hop: int) -> Iterator[Window]:
+def cut(blocks: Iterable[Floats], length: int, hop: int) -> Iterator[Window]:
     """Cut a stream of blocks [n] into windows, see `Cutter`."""
     cutter = Cutter(length, hop)
     for block in blocks:
@@ -83,25 +81,25 @@ def cut(blocks: Iterable[Samples], length: int, hop: int) -> Iterator[Window]:
     yield from cutter.finish()
 
 
-def repeated(samples: Samples, length: int) -> Samples:
+def repeated(samples: Floats, length: int) -> Floats:
     """Repeat the samples [n] from their beginning until there are `length`."""
     return np.resize(samples, length)
 
 
-def padded(samples: Samples, length: int) -> Samples:
+def padded(samples: Floats, length: int) -> Floats:
     """Append zeros to the samples [n] until there are `length`."""
     return np.pad(samples, (0, length - len(samples)))
 
 
-def bare(samples: Samples, length: int) -> Samples:
+def bare(samples: Floats, length: int) -> Floats:
     """Return the samples [n] as they are; the networks take any length."""
     return samples
 
 
-FILLS: dict[str, Callable[[Samples, int], Samples]] = {"repeat": repeated, "pad": padded, "bare": bare}
+FILLS: dict[str, Callable[[Floats, int], Floats]] = {"repeat": repeated, "pad": padded, "bare": bare}
 
 
-def fill(samples: Samples, length: int, how: str) -> Samples:
+def fill(samples: Floats, length: int, how: str) -> Floats:
     """Fill samples [n] up to `length` if they are fewer; `how` is a key of `FILLS`."""
     return samples if len(samples) >= length else FILLS[how](samples, length)
 

@@ -11,7 +11,7 @@ import typer
 
 from dymn.commands.options import (
     WHAT,
-    Backend,
+    BackendOption,
     Device,
     Filling,
     Fresh,
@@ -20,13 +20,13 @@ from dymn.commands.options import (
     Model,
     Partial,
     Paths,
-    Precision,
+    PrecisionOption,
     Quiet,
     Ray,
     RetryFailed,
     Threads,
-    Window,
     WindowBatch,
+    WindowOption,
     Workers,
     format_option,
     hush,
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from dymn.inference.tagger import Tagger
     from dymn.ray import Engine
 
-Format = Literal["npy", "parquet", "csv"]
+EmbedFormat = Literal["npy", "parquet", "csv"]
 """The names in `dymn.inference.formats.embeddings.EMBEDDING_FORMATS`."""
 
 
@@ -54,7 +54,7 @@ def embed(
         typer.Option("--per-window", help="Write a row for each window, with its start and end.", rich_help_panel=WHAT),
     ] = False,
     format: Annotated[
-        Format | None,
+        EmbedFormat | None,
         format_option(
             "npy (records with the fields file, start, end, embedding), parquet (the same as columns; needs "
             "dymn\\[parquet]) or csv (a column for each value). The default is by the ending of --output; "
@@ -69,13 +69,13 @@ def embed(
             "its digest, layers, settings, and the recordings that were read in part."
         ),
     ] = None,
-    window: Window = 10.0,
+    window: WindowOption = 10.0,
     hop: Hop = None,
     fill: Filling = "bare",
     partial: Partial = False,
-    backend: Backend = "auto",
+    backend: BackendOption = "auto",
     device: Device = None,
-    precision: Precision = "float32",
+    precision: PrecisionOption = "float32",
     threads: Threads = None,
     batch_size: WindowBatch = None,
     workers: Workers = None,

@@ -15,8 +15,8 @@ from dymn.commands.options import (
     ClipBatch,
     ClipWorkers,
     Device,
-    Kind,
-    Precision,
+    KindOption,
+    PrecisionOption,
     Quiet,
     ReportFormat,
     Threads,
@@ -45,7 +45,7 @@ def evaluate(
     data: Annotated[
         Path, typer.Option("--data", "-d", metavar="PATH", help="The data, as for `dymn train`.", rich_help_panel=DATA)
     ],
-    kind: Kind = "auto",
+    kind: KindOption = "auto",
     split: Annotated[
         str | None,
         typer.Option(
@@ -89,7 +89,7 @@ def evaluate(
     ] = None,
     format: ReportFormat = "table",
     device: Device = None,
-    precision: Precision = "float32",
+    precision: PrecisionOption = "float32",
     threads: Threads = None,
     quiet: Quiet = False,
 ) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from dymn.commands.options import (
-    Backend,
+    BackendOption,
     Device,
     Exclude,
     Fresh,
@@ -16,7 +16,7 @@ from dymn.commands.options import (
     Model,
     Partial,
     Paths,
-    Precision,
+    PrecisionOption,
     Quiet,
     Ray,
     RetryFailed,
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 WHEN = "Events"
 
-Format = Literal["text", "csv", "json", "jsonl", "parquet", "audacity", "raven", "label-studio", "rttm"]
+EventFormat = Literal["text", "csv", "json", "jsonl", "parquet", "audacity", "raven", "label-studio", "rttm"]
 """The formats of `dymn.inference.formats.events.EVENTS`."""
 How = Literal["activation", "windows"]
 """The keys of `dymn.inference.frames.METHODS`."""
@@ -51,7 +51,7 @@ def events(
     labels: Labels = None,
     exclude: Exclude = None,
     format: Annotated[
-        Format | None,
+        EventFormat | None,
         format_option(
             "How to write the events: text, csv, json, jsonl, parquet (needs dymn\\[parquet]), audacity (a label "
             "track), raven (a selection table), label-studio (tasks with predictions) or rttm. The default is by the "
@@ -111,9 +111,9 @@ def events(
         seconds_option("From the start of one window to the next. The default depends on the method.", WHEN),
     ] = None,
     partial: Partial = False,
-    backend: Backend = "auto",
+    backend: BackendOption = "auto",
     device: Device = None,
-    precision: Precision = "float32",
+    precision: PrecisionOption = "float32",
     threads: Threads = None,
     batch_size: WindowBatch = None,
     workers: Workers = None,

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-Format = Literal["onnx", "torch", "executorch", "litert"]
+ExportFormat = Literal["onnx", "torch", "executorch", "litert"]
 """The names in `dymn.export.FORMATS`."""
 ENDINGS = {"onnx": ".onnx", "torch": ".pt2", "executorch": ".pte", "litert": ".tflite"}
 Input = Literal["waveform", "log-mel"]
@@ -42,7 +42,7 @@ def export(
         ),
     ] = None,
     format: Annotated[
-        Format,
+        ExportFormat,
         typer.Option(
             "--format",
             help="The kind of file: for ONNX Runtime, a program of torch.export (.pt2) for PyTorch, or with --input "

@@ -13,12 +13,12 @@ import typer
 
 from dymn.commands.options import (
     WHAT,
-    Backend,
+    BackendOption,
     Device,
     Exclude,
     Labels,
     Model,
-    Precision,
+    PrecisionOption,
     Quiet,
     Threads,
     Threshold,
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from dymn.inference.stream import Heard
 
 PIPE, LIVE = "Samples from a pipe", "Listening"
-Format = Literal["text", "jsonl"]
+ListenFormat = Literal["text", "jsonl"]
 READ_BYTES = 65_536
 POLL_SECONDS = 0.2
 MICROPHONE_LAG = 2.0
@@ -61,7 +61,8 @@ def listen(
     labels: Labels = None,
     exclude: Exclude = None,
     format: Annotated[
-        Format, format_option("text (in a terminal a table that changes), or jsonl: a line of JSON for each window.")
+        ListenFormat,
+        format_option("text (in a terminal a table that changes), or jsonl: a line of JSON for each window."),
     ] = "text",
     window: Annotated[float, seconds_option("Length of a window.", LIVE)] = 2.0,
     hop: Annotated[float, seconds_option("From the start of one window to the next.", LIVE)] = 0.5,
@@ -94,9 +95,9 @@ def listen(
             min=1, max=256, metavar="NUMBER", help="Number of channels of standard input.", rich_help_panel=PIPE
         ),
     ] = 1,
-    backend: Backend = "auto",
+    backend: BackendOption = "auto",
     device: Device = None,
-    precision: Precision = "float32",
+    precision: PrecisionOption = "float32",
     threads: Threads = None,
     quiet: Quiet = False,
 ) -> None:

@@ -24,7 +24,7 @@ COLUMNS = {
 }
 DIGESTS = {"published": "", "pinned": ", pinned", "recorded": ", as first fetched", "none": ", unverified (first use)"}
 """What the table says of a file by how its digest is known."""
-Format = Literal["table", "json", "csv"]
+ModelFormat = Literal["table", "json", "csv"]
 """How the list is written."""
 
 
@@ -39,7 +39,7 @@ def models(
     pretrained: Annotated[
         bool, typer.Option("--pretrained", help="List only models with weights, not bare architectures.")
     ] = False,
-    format: Annotated[Format, format_option("table, json or csv.", None)] = "table",
+    format: Annotated[ModelFormat, format_option("table, json or csv.", None)] = "table",
     quiet: Quiet = False,
 ) -> None:
     """List the models with weights and the architectures without.

@@ -116,7 +116,6 @@ def note_gaps(window: float, hop: float | None, quiet: bool) -> None:
 Fill = Literal["repeat", "pad", "bare"]
 Computes = Literal["auto", "compiled", "torch", "onnx"]
 Precisions = Literal["float32", "bfloat16", "float16"]
-Report = Literal["table", "json"]
 
 
 def seconds_option(help: str, panel: str | None = None, least: float = 0.05, most: float | None = 600) -> Any:
@@ -212,7 +211,7 @@ SegmentsPerClass = Annotated[
         rich_help_panel=WHAT,
     ),
 ]
-Window = Annotated[float, seconds_option("Length of a window. The networks were trained on 10 seconds.", WINDOWS)]
+WindowOption = Annotated[float, seconds_option("Length of a window. The networks were trained on 10 seconds.", WINDOWS)]
 Hop = Annotated[
     float | None,
     seconds_option("From the start of one window to the next. By default windows do not overlap.", WINDOWS),
@@ -235,7 +234,7 @@ WindowBatch = Annotated[
         rich_help_panel=RUN_PANEL,
     ),
 ]
-Kind = Annotated[
+KindOption = Annotated[
     str,
     typer.Option(
         "--kind",
@@ -256,8 +255,8 @@ ClipBatch = Annotated[
         "--batch-size", metavar="NUMBER", min=1, help="Number of clips computed at once.", rich_help_panel=RUN_PANEL
     ),
 ]
-ReportFormat = Annotated[Report, format_option("table or json.", None)]
-Backend = Annotated[
+ReportFormat = Annotated[Literal["table", "json"], format_option("table or json.", None)]
+BackendOption = Annotated[
     Computes,
     typer.Option(
         "--backend",
@@ -277,7 +276,7 @@ Device = Annotated[
         rich_help_panel=RUN_PANEL,
     ),
 ]
-Precision = Annotated[
+PrecisionOption = Annotated[
     Precisions,
     typer.Option(
         "--precision",

@@ -69,7 +69,9 @@ def draw(tagger: Tagger, found: Sequence[Path], plot: Path, *, single: bool, set
     for source in bar.over(found):
         path = plot / free_name(f"{source.stem}.png", used) if folder else plot
         try:
-            seen = overview(tagger, source, top_k=rows, labels=settings.labels, exclude=settings.exclude)
+            seen = overview(
+                tagger, source, top_k=rows, labels=settings.labels, exclude=settings.exclude, partial=settings.partial
+            )
             if path.suffix.lower() == ".html":
                 save_page(seen, source, path)
             else:

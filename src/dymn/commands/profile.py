@@ -19,9 +19,9 @@ from dymn.commands.options import (
 )
 from dymn.errors import ConfigError
 
-Format = Literal["table", "json", "csv", "markdown"]
+ProfileFormat = Literal["table", "json", "csv", "markdown"]
 """A key of `dymn.profiling.formats.COMPARISON_FORMATS` and `PROFILE_FORMATS`."""
-ENDINGS: dict[str, Format] = {".json": "json", ".csv": "csv", ".md": "markdown", ".txt": "table", "": "table"}
+ENDINGS: dict[str, ProfileFormat] = {".json": "json", ".csv": "csv", ".md": "markdown", ".txt": "table", "": "table"}
 
 
 def profile(
@@ -57,7 +57,7 @@ def profile(
         ),
     ] = None,
     format: Annotated[
-        Format | None,
+        ProfileFormat | None,
         format_option("table, json, csv or markdown. The default is by the ending of --output, else table.", None),
     ] = None,
     output: Annotated[Path | None, output_option("Write to this file.", None)] = None,

@@ -94,7 +94,7 @@ Files = Callable[..., Iterator[R]]
 """`Tagger.tag_files` or its like: from sources, with settings as keywords, to one result each."""
 
 
-class Ended(NamedTuple):
+class Outcome(NamedTuple):
     """A run that has ended.
 
     Attributes:
@@ -123,7 +123,7 @@ def run(
     files_of: Callable[[Tagger, Engine | None], Files[R]],
     check: Callable[[Sequence[Path | str]], None] = lambda found: None,
     excerpts: Excerpts | None = None,
-) -> Ended:
+) -> Outcome:
     """Find recordings, load the model, compute and write.
 
     Args:
@@ -151,7 +151,7 @@ def run(
         if not readable:
             form = form_of(None)
             bad = stream(asked, form, name, damaged, discovery, found, None)
-            return Ended(len(bad), (), name, form.origin, None, found, bad)
+            return Outcome(len(bad), (), name, form.origin, None, found, bad)
         device, inside = (asked.device, asked.looks_inside) if engine is None else ("cpu", True)
         tagger = load_tagger(asked.model, device, asked.threads, asked.quiet, asked.backend, asked.precision, inside)
         form = form_of(tagger)
@@ -161,9 +161,9 @@ def run(
             files = partial(files, workers=workers)
         if kept:
             failed = resume(asked, form, name, kept, damaged, discovery, files, excerpts)
-            return Ended(failed, damaged, name, form.origin, tagger)
+            return Outcome(failed, damaged, name, form.origin, tagger)
         bad = stream(asked, form, name, damaged, discovery, found, files, excerpts)
-    return Ended(len(bad) + cut(excerpts, asked.quiet), damaged, name, form.origin, tagger, found, bad)
+    return Outcome(len(bad) + cut(excerpts, asked.quiet), damaged, name, form.origin, tagger, found, bad)
 
 
 def _expand(engine: Engine | None) -> Callable[[str], Iterable[Path | str]]:

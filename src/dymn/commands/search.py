@@ -18,10 +18,10 @@ from dymn.errors import ConfigError
 if TYPE_CHECKING:
     from dymn.inference.index import Hit, SoundIndex
     from dymn.inference.tagger import Tagger
-    from dymn.runtime.backend import Floats
+    from dymn.system.arrays import Floats
 
-Format = Literal["table", "csv", "json", "page"]
-ENDINGS: dict[str, Format] = {
+SearchFormat = Literal["table", "csv", "json", "page"]
+ENDINGS: dict[str, SearchFormat] = {
     "": "table",
     ".txt": "table",
     ".csv": "csv",
@@ -54,7 +54,7 @@ def search(
         typer.Option(metavar="SECONDS", min=0, help="Search for the part up to here.", rich_help_panel=WHAT),
     ] = None,
     format: Annotated[
-        Format | None,
+        SearchFormat | None,
         format_option(
             "table, csv, json, or page (HTML with a player for each result). The default is by the ending of --output "
             "(.txt, .csv, .json, .html), else table."
@@ -86,7 +86,7 @@ def search(
         stream.write(written(name, (path, *span), hits, found))
 
 
-def chosen_format(output: Path | None) -> Format:
+def chosen_format(output: Path | None) -> SearchFormat:
     """Return the format of a file's ending.
 
     Raises:
@@ -150,7 +150,7 @@ def embed_query(
     return embedder.embed(sound, rate, **settings).vector, (start, start + len(sound) / rate)
 
 
-def written(name: Format, query: tuple[str, float, float], hits: Sequence[Hit], found: SoundIndex) -> str:
+def written(name: SearchFormat, query: tuple[str, float, float], hits: Sequence[Hit], found: SoundIndex) -> str:
     """Return what was found as text."""
     from dymn.errors import visible
     from dymn.inference.formats.text import clock

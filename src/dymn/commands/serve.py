@@ -12,10 +12,10 @@ import typer
 
 from dymn.commands.options import (
     RUN_PANEL,
-    Backend,
+    BackendOption,
     Computes,
     Device,
-    Precision,
+    PrecisionOption,
     Precisions,
     Quiet,
     Threads,
@@ -117,9 +117,9 @@ def serve(
             rich_help_panel=RUN_PANEL,
         ),
     ] = 5,
-    backend: Backend = "auto",
+    backend: BackendOption = "auto",
     device: Device = None,
-    precision: Precision = "float32",
+    precision: PrecisionOption = "float32",
     threads: Threads = None,
     quiet: Quiet = False,
 ) -> None:

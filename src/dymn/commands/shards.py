@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from dymn.commands.datasets import check_data
-from dymn.commands.options import ClipWorkers, Kind, Quiet, hush, note
+from dymn.commands.options import ClipWorkers, KindOption, Quiet, hush, note
 from dymn.commands.output import say
 
 Audio = Literal["keep", "flac", "wav", "opus"]
@@ -18,7 +18,7 @@ Audio = Literal["keep", "flac", "wav", "opus"]
 def shards(
     data: Annotated[Path, typer.Argument(metavar="DATA", help="The clips, as --data of `dymn train`.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder for the shards.")],
-    kind: Kind = "auto",
+    kind: KindOption = "auto",
     audio: Annotated[
         Audio,
         typer.Option(

@@ -11,7 +11,7 @@ import typer
 from dymn.commands.options import (
     WHAT,
     WINDOWS,
-    Backend,
+    BackendOption,
     Device,
     Exclude,
     Filling,
@@ -21,7 +21,7 @@ from dymn.commands.options import (
     Model,
     Partial,
     Paths,
-    Precision,
+    PrecisionOption,
     Quiet,
     Ray,
     RetryFailed,
@@ -29,8 +29,8 @@ from dymn.commands.options import (
     SegmentsPerClass,
     Threads,
     Threshold,
-    Window,
     WindowBatch,
+    WindowOption,
     Workers,
     format_option,
     hush,
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from dymn.inference.tagger import Tagger
     from dymn.ray import Engine
 
-Format = Literal["table", "json", "jsonl", "csv", "audacity", "raven", "label-studio", "parquet"]
+TagFormat = Literal["table", "json", "jsonl", "csv", "audacity", "raven", "label-studio", "parquet"]
 """The formats of `dymn.inference.formats.tags.TAGS`."""
 Combine = Literal["max", "mean"]
 """The names in `dymn.inference.selection.COMBINATIONS`."""
@@ -75,7 +75,7 @@ def tag(
         ),
     ] = False,
     format: Annotated[
-        Format | None,
+        TagFormat | None,
         format_option(
             "table, json, jsonl, csv, parquet (needs dymn\\[parquet]), or, of the windows, audacity (a label track), "
             "raven (a selection table) or label-studio (tasks with predictions); give a --threshold with these. The "
@@ -101,7 +101,7 @@ def tag(
             rich_help_panel=WHAT,
         ),
     ] = None,
-    window: Window = 10.0,
+    window: WindowOption = 10.0,
     hop: Hop = None,
     fill: Filling = "repeat",
     combine: Annotated[
@@ -113,9 +113,9 @@ def tag(
         ),
     ] = "max",
     partial: Partial = False,
-    backend: Backend = "auto",
+    backend: BackendOption = "auto",
     device: Device = None,
-    precision: Precision = "float32",
+    precision: PrecisionOption = "float32",
     threads: Threads = None,
     batch_size: WindowBatch = None,
     workers: Workers = None,

@@ -13,7 +13,7 @@ from dymn.commands.options import (
     ClipWorkers,
     Command,
     Device,
-    Kind,
+    KindOption,
     Quiet,
     Threads,
     hush,
@@ -61,7 +61,7 @@ def teach(
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="FILE", help="The table to write, a .safetensors file.")
     ],
-    kind: Kind = "auto",
+    kind: KindOption = "auto",
     split: Annotated[
         str | None,
         typer.Option(

@@ -15,8 +15,8 @@ from dymn.data.catalog import Catalog
 from dymn.data.readers import csv_rows, multi_hot, split_name, table
 from dymn.data.stores import (
     MAX_BYTES,
+    FilePool,
     Hdf5Store,
-    Opened,
     Store,
     open_binary,
     open_hdf5,
@@ -87,7 +87,7 @@ def read_shards(root: Path, *, labels: Sequence[str] | None = None) -> tuple[Cat
             f"Some folders in {root} have an index.csv with splits and others have none. Give all of them one."
         )
     classes = tuple(labels) if labels is not None else _audioset_labels()
-    files: Opened[Any] = Opened(open_binary)
+    files: FilePool[Any] = FilePool(open_binary)
     names = [_json_labels(entry.annotation, files) for entry in found]
     annotated = np.array([clip is not None for clip in names], dtype=np.uint8)
     return Catalog(
@@ -144,7 +144,7 @@ def _read_corpus(root: Path) -> tuple[list[_Entry], list[str]]:
     return found, splits
 
 
-def _json_labels(member: Member | None, files: Opened[Any]) -> list[str] | None:
+def _json_labels(member: Member | None, files: FilePool[Any]) -> list[str] | None:
     if member is None:
         return None
     if member.size > MAX_JSON:

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from dymn.errors import ConfigError
+from dymn.system.arrays import Floats
 from dymn.system.files import atomic_write, csv_text, text_in
 
-Floats = npt.NDArray[np.float32]
 Number = TypeVar("Number", bound=np.generic)
 
 FILLS = ("pad", "repeat")

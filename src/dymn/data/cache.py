@@ -23,9 +23,10 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from dymn.data.batch import BadClip, Floats
+from dymn.data.batch import BadClip
 from dymn.data.source import Cut, Source
 from dymn.errors import DataError
+from dymn.system.arrays import Floats
 from dymn.system.files import locked
 
 logger = logging.getLogger(__name__)

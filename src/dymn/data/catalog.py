@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from dymn.errors import DataError
+from dymn.system.arrays import Floats
 
-Floats = npt.NDArray[np.float32]
 SPLITS = ("train", "val", "test")
 
 

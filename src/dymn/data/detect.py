@@ -30,14 +30,14 @@ MARKS = {
 }
 
 
-class Layout(NamedTuple):
+class Detected(NamedTuple):
     """A kind of dataset (a key of `TASKS`) and the path that its reader takes."""
 
     kind: str
     path: Path
 
 
-def detect(path: str | Path) -> Layout:
+def detect(path: str | Path) -> Detected:
     """Detect from its files what kind of dataset lies at `path`.
 
     It is a published one, a manifest, annotations of Raven or Audacity, shards, or else a folder per class.
@@ -48,15 +48,15 @@ def detect(path: str | Path) -> Layout:
     path = Path(os.path.expanduser(path))
     if path.is_file():
         if path.name in SEGMENT_KINDS:
-            return Layout(SEGMENT_KINDS[path.name], path)
+            return Detected(SEGMENT_KINDS[path.name], path)
         if path.suffix.lower() in SUFFIXES:
-            return Layout("csv", path)
+            return Detected("csv", path)
         if path.suffix.lower() == ".txt" and is_table(path):
-            return Layout("annotations", path)
+            return Detected("annotations", path)
         if path.suffix.lower() == ".tar":
-            return Layout("shards", path)
+            return Detected("shards", path)
         if path.name in HDF5_KINDS:
-            return Layout(HDF5_KINDS[path.name], path)
+            return Detected(HDF5_KINDS[path.name], path)
         raise DataError(
             f"{path} is not a dataset whose kind can be told by its name. Give a folder, a .csv, .tsv or .tar file, "
             "annotations of Raven or Audacity (.txt), or say its kind."
@@ -64,12 +64,12 @@ def detect(path: str | Path) -> Layout:
     if not path.is_dir():
         raise DataError(f"There is no dataset at {path}.")
     if is_packed(path):  # one that is not complete is refused by its reader
-        return Layout("packed", path)
+        return Detected("packed", path)
     for mark, kind in MARKS.items():
         if (path / mark).exists():
-            return Layout(kind, path)
+            return Detected(kind, path)
     if any(path.glob("*.tar")) or any(path.glob("shards/*.tar")):
-        return Layout("shards", path)
+        return Detected("shards", path)
     manifests = sorted(
         file for file in path.iterdir() if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")
     )
@@ -79,5 +79,5 @@ def detect(path: str | Path) -> Layout:
             "use."
         )
     if manifests:
-        return Layout("csv", manifests[0])
-    return Layout("annotations" if any(map(is_table, path.glob("*.txt"))) else "folder", path)
+        return Detected("csv", manifests[0])
+    return Detected("annotations" if any(map(is_table, path.glob("*.txt"))) else "folder", path)

@@ -17,10 +17,11 @@ from typing import NamedTuple
 import numpy as np
 
 from dymn.audio.reading import SUFFIXES as AUDIO_SUFFIXES
-from dymn.data.catalog import Catalog, Floats
+from dymn.data.catalog import Catalog
 from dymn.data.readers import csv_rows, number, split_name
 from dymn.data.stores import FileStore, Store, inside
 from dymn.errors import DataError
+from dymn.system.arrays import Floats
 
 SUFFIXES = (".csv", ".tsv")
 DELIMITERS = (",", ";", "\t")

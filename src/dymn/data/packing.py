@@ -15,7 +15,6 @@ import os
 import re
 import shutil
 import tarfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,10 +28,12 @@ from torch.utils.data import DataLoader, Dataset
 
 import dymn
 from dymn.audio.content import spool
-from dymn.data.batch import Floats, read_bad, write_bad
+from dymn.data.batch import read_bad, write_bad
+from dymn.data.cache import Progress
 from dymn.data.packed import INDEX_FILE, WORK_FOLDER, Index, read_index, write_index
 from dymn.data.source import Source, decode, fingerprint
 from dymn.errors import AudioError, ConfigError, DataError, resource_error
+from dymn.system.arrays import Floats
 from dymn.system.files import atomic_write, digest_of, locked
 
 BAD_FILE = "bad_clips.csv"
@@ -41,8 +42,6 @@ ESTIMATED_FROM = 64  # clips, spread over all, whose sizes say how many make a s
 OPUS_RATE = 48_000
 ENCODINGS = {"keep": ("", ""), "flac": ("FLAC", "PCM_16"), "wav": ("WAV", "PCM_16"), "opus": ("OGG", "OPUS")}
 BEGINNINGS = {b"RIFF": "wav", b"fLaC": "flac", b"OggS": "ogg", b"ID3": "mp3", b"\xff\xfb": "mp3", b"\xff\xf3": "mp3"}
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,13 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from dymn.data.batch import BadClip, Clip, Collated, Floats, collate, fit
+from dymn.data.batch import BadClip, Clip, Collated, collate, fit
 from dymn.data.samplers import Batches, Draw
 from dymn.data.source import Source
 from dymn.data.streams import read_ahead
 from dymn.data.teacher import TeacherTable
-from dymn.data.windows import Heard, Length, batches, windows
+from dymn.data.windows import ClipWindow, Length, batches, windows
+from dymn.system.arrays import Floats
 
 CROPS = 1
 """Keeps the random numbers of crops apart from those of the order, which have 0 in this place."""
@@ -64,9 +65,9 @@ class Presented(IterableDataset[Collated]):
             places = [draw.clip for draw, (clip, _) in zip(share, items, strict=True) if isinstance(clip, Clip)]
             yield collated._replace(clips=places, cut=self._longer)
 
-    def _windows(self, length: Length, contents: dict[int, bytes | Exception], draw: Draw) -> Iterator[Heard]:
+    def _windows(self, length: Length, contents: dict[int, bytes | Exception], draw: Draw) -> Iterator[ClipWindow]:
         for clip, seconds in windows(self.source, draw, length, self.fill, contents.get(draw.clip)):
-            yield Heard(self._checked(clip, draw), seconds)
+            yield ClipWindow(self._checked(clip, draw), seconds)
 
     def _checked(self, clip: Clip | BadClip, draw: Draw) -> Clip | BadClip:
         return clip if isinstance(clip, BadClip) else self.mismatch(draw.clip, clip.fingerprint) or clip

@@ -15,7 +15,7 @@ from dymn.data.readers import number, table
 from dymn.errors import DataError, WeightsError
 from dymn.system.files import open_regular, read_bounded
 from dymn.weights.download import fetch
-from dymn.weights.files import Progress, hash_file
+from dymn.weights.files import DownloadProgress, hash_file
 from dymn.weights.registry import TEACHER_FILES
 
 MAX_LABELS = 2**24  # bytes of a list of labels
@@ -30,7 +30,7 @@ class Rows(NamedTuple):
     skipped: dict[str, int]  # what the index or the array has that is not used, counted
 
 
-class Array(NamedTuple):
+class LogitsFile(NamedTuple):
     """An .npy file of logits: its rows and columns, the type of its numbers, and where they begin."""
 
     rows: int
@@ -39,7 +39,7 @@ class Array(NamedTuple):
     offset: int
 
 
-def find(name: str | Path, beside: Path, progress: Progress | None = None) -> Path:
+def find(name: str | Path, beside: Path, progress: DownloadProgress | None = None) -> Path:
     """Return the path of a table's file.
 
     It is `name` itself, or the file of this name in the folder `beside`, or one of the PaSST ensemble's published files
@@ -76,7 +76,7 @@ def _check(path: Path) -> None:
         raise WeightsError(str(error)) from error
 
 
-def read_array(path: Path) -> Array:
+def read_array(path: Path) -> LogitsFile:
     """Return what the header of an .npy file of logits [clips, classes] says.
 
     Raises:
@@ -91,7 +91,7 @@ def read_array(path: Path) -> Array:
     numbers = kind.kind == "f" and kind.itemsize <= 8 and not is_fortran
     if not numbers or len(shape) != 2 or min(shape) < 1 or size - offset < shape[0] * shape[1] * kind.itemsize:
         raise DataError(f"{path} must be an .npy file of logits [clips, classes]; it holds {kind!s:.40} {shape!s:.80}.")
-    return Array(shape[0], shape[1], kind.str, offset)
+    return LogitsFile(shape[0], shape[1], kind.str, offset)
 
 
 def read_rows(index: Path, n_rows: int) -> Rows:

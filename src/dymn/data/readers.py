@@ -11,10 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from dymn.data.catalog import Catalog, Floats
+from dymn.data.catalog import Catalog
 from dymn.data.pickles import read_npz
 from dymn.data.stores import FileStore, Store, inside
 from dymn.errors import DataError
+from dymn.system.arrays import Floats
 from dymn.system.files import open_regular, read_bounded
 
 MAX_TABLE = 2**28

@@ -15,15 +15,16 @@ import numpy.typing as npt
 from torch.utils.data import Dataset
 
 from dymn.data.batch import BadClip, Clip
-from dymn.data.catalog import Catalog, Floats
+from dymn.data.catalog import Catalog
 from dymn.data.stores import Store
 from dymn.errors import AudioError, DataError
+from dymn.system.arrays import Floats
 
 logger = logging.getLogger(__name__)
 
 MAX_SECONDS = 600.0
 
-Span = tuple[float, float]  # start and end in seconds
+Interval = tuple[float, float]  # start and end in seconds
 Cut = Callable[[npt.NDArray[Any]], npt.NDArray[Any]]
 
 
@@ -133,7 +134,7 @@ class Source(Dataset["Clip | BadClip"]):
                 "%s is longer than %g s; only its beginning is used. Cut it into clips.", key, self.max_seconds
             )
 
-    def _span(self, i: int) -> Span | None:
+    def _span(self, i: int) -> Interval | None:
         if self.catalog.spans is None:
             return None
         start, end = self.catalog.spans[i].tolist()
@@ -232,7 +233,7 @@ class _Named(io.BytesIO):
     name = "the clip"
 
 
-def within(blocks: Iterable[Floats], sample_rate: int, span: Span | None) -> Iterator[Floats]:
+def within(blocks: Iterable[Floats], sample_rate: int, span: Interval | None) -> Iterator[Floats]:
     """Yield what lies within a span of a waveform that comes in blocks [n]; nothing beyond it is asked for.
 
     Raises:
@@ -250,7 +251,7 @@ def within(blocks: Iterable[Floats], sample_rate: int, span: Span | None) -> Ite
         raise AudioError(f"The file ends after {at / sample_rate:.2f} s, before the clip begins at {span[0]:g} s.")
 
 
-def decode(content: bytes, sample_rate: int, max_seconds: float = MAX_SECONDS, span: Span | None = None) -> Floats:
+def decode(content: bytes, sample_rate: int, max_seconds: float = MAX_SECONDS, span: Interval | None = None) -> Floats:
     """Decode an audio file, or a span of it, to mono float32 [N].
 
     Audio longer than `max_seconds` is cut, without decoding the rest.

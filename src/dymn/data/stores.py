@@ -76,7 +76,7 @@ class Store(ABC):
         """Return what changes when a file of the store is written again: names, sizes and times."""
 
 
-class Opened(Generic[Handle]):
+class FilePool(Generic[Handle]):
     """Open files by path, the last `MAX_OPEN` that were asked for, one set for each process.
 
     After a fork, or in a worker that got a pickled copy, they are opened again.
@@ -158,7 +158,7 @@ class TarStore(Store):
         """Take the archives, and each clip's archive number, and the offset and size of its bytes, as [N, 3]."""
         self.paths, self.places, self.marks = list(paths), places, marks
         self.parts = places[:, 0] if streams else None
-        self._files = Opened(open_binary)
+        self._files = FilePool(open_binary)
 
     def read(self, i: int) -> bytes:
         """Return the member's content."""
@@ -217,7 +217,7 @@ def tar_store(members: Sequence[Member]) -> TarStore:
     return TarStore(paths, places.reshape(-1, 3))
 
 
-def read_member(member: Member, files: Opened[Any]) -> bytes:
+def read_member(member: Member, files: FilePool[Any]) -> bytes:
     """Return the content of a tar member."""
     if member.size > MAX_BYTES:
         raise DataError(f"A member of {member.path} has {member.size} bytes; at most {MAX_BYTES} are allowed.")
@@ -239,7 +239,7 @@ class Hdf5Store(Store):
         self.files = list(files)
         self.ends = list(itertools.accumulate(rows for _, rows in files))
         self.dataset = dataset
-        self._files = Opened(open_hdf5)
+        self._files = FilePool(open_hdf5)
 
     def read(self, i: int) -> bytes:
         """Return the bytes of the row."""

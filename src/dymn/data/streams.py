@@ -28,7 +28,7 @@ AHEAD = 64 * 2**20
 LINE = 2
 """Keeps the random numbers of the row apart from those of the order, which have 0 in this place, and of crops."""
 
-Share = list[Draw]
+Draws = list[Draw]
 Contents = dict[int, "bytes | Exception"]
 
 
@@ -77,7 +77,7 @@ class Streamed:
         return order
 
 
-def read_ahead(source: Source, shares: Iterable[Share]) -> Iterator[tuple[Share, Contents]]:
+def read_ahead(source: Source, shares: Iterable[Draws]) -> Iterator[tuple[Draws, Contents]]:
     """Yield batches with what their clips' files hold, read `AHEAD` bytes at a time in the order in which they lie.
 
     Nothing is read for a source without shards; its clips are read when they are decoded.
@@ -86,7 +86,7 @@ def read_ahead(source: Source, shares: Iterable[Share]) -> Iterator[tuple[Share,
         yield from ((share, {}) for share in shares)
         return
     sizes = source.sizes
-    waiting: list[Share] = []
+    waiting: list[Draws] = []
     n_bytes = 0
     for share in shares:
         waiting.append(share)
@@ -97,7 +97,7 @@ def read_ahead(source: Source, shares: Iterable[Share]) -> Iterator[tuple[Share,
     yield from _read(source, waiting)
 
 
-def _read(source: Source, shares: list[Share]) -> Iterator[tuple[Share, Contents]]:
+def _read(source: Source, shares: list[Draws]) -> Iterator[tuple[Draws, Contents]]:
     contents = source.read_many([draw.clip for share in shares for draw in share])
     for share in shares:
         yield share, contents

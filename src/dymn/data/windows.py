@@ -8,10 +8,11 @@ from typing import NamedTuple
 import numpy as np
 
 from dymn.audio.windows import cut, fill
-from dymn.data.batch import BadClip, Clip, Collated, Floats, collate
+from dymn.data.batch import BadClip, Clip, Collated, collate
 from dymn.data.samplers import Draw
 from dymn.data.source import Source
 from dymn.errors import AudioError, DataError
+from dymn.system.arrays import Floats
 
 WHOLE = 60.0
 """Seconds that a network hears at once where clips are to be heard whole (FSD50K: at most 30 s); longer ones are cut.
@@ -25,14 +26,16 @@ class Length(NamedTuple):
     longest: int
 
 
-class Heard(NamedTuple):
+class ClipWindow(NamedTuple):
     """A window of a recording, with its annotation and the seconds of sound in it; or why there is none, or no more."""
 
     clip: Clip | BadClip
     seconds: float = 0.0
 
 
-def windows(source: Source, draw: Draw, length: Length, how: str, content: bytes | Exception | None) -> Iterator[Heard]:
+def windows(
+    source: Source, draw: Draw, length: Length, how: str, content: bytes | Exception | None
+) -> Iterator[ClipWindow]:
     """Yield the windows of a clip; where the recording is damaged, a `BadClip` comes last.
 
     A remainder of up to a tenth of a window is a part of the window before it, as in `dymn.audio.windows`.
@@ -44,13 +47,13 @@ def windows(source: Source, draw: Draw, length: Length, how: str, content: bytes
         blocks, mark = source.whole(draw.clip, content)
         for _, samples in cut(blocks, length.longest, length.longest):
             n += 1
-            yield Heard(
+            yield ClipWindow(
                 Clip(key, fill(samples, length.least, how), target, mask, mark), len(samples) / source.sample_rate
             )
         if n == 0:
             raise AudioError("The file holds no samples.")
     except (AudioError, DataError, OSError) as error:
-        yield Heard(BadClip(key, (str(error) or type(error).__name__).rstrip(".")))
+        yield ClipWindow(BadClip(key, (str(error) or type(error).__name__).rstrip(".")))
 
 
 def spans(n: int, length: Length) -> list[tuple[int, int]]:
@@ -62,7 +65,10 @@ Group = list[tuple[int, Clip, float, "Floats | None"]]
 
 
 def batches(
-    share: Sequence[Draw], heard: Callable[[Draw], Iterator[Heard]], logits: Callable[[Draw], Floats | None], size: int
+    share: Sequence[Draw],
+    heard: Callable[[Draw], Iterator[ClipWindow]],
+    logits: Callable[[Draw], Floats | None],
+    size: int,
 ) -> Iterator[Collated]:
     """Yield the windows of some clips in batches of one length, of at most `size` windows.
 

@@ -19,7 +19,7 @@ from dymn.data.detect import detect
 from dymn.data.tasks import is_length
 from dymn.errors import ConfigError
 from dymn.evaluation import metrics
-from dymn.evaluation.score import Scores, evaluation_loader, figures, score
+from dymn.evaluation.score import Predictions, evaluation_loader, figures, score
 from dymn.models.frontend import LogMel
 from dymn.models.mobilenet import MobileNet, Output
 from dymn.system.devices import computing
@@ -39,7 +39,7 @@ class Assessment(NamedTuple):
     # [C, C], clips by class (rows) and answer; None where clips may have several labels
     confusion: npt.NDArray[np.int64] | None
     bad: dict[str, str]  # reason by key of the clips that could not be read
-    scores: Scores  # of every clip
+    scores: Predictions  # of every clip
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ import numpy.typing as npt
 from dymn.errors import MissingExtraError
 from dymn.evaluation import metrics
 from dymn.evaluation.rounds import Places
+from dymn.system.arrays import Array
 
-Floats = npt.NDArray[np.floating]
-Scores = npt.NDArray[np.float64]
+Doubles = npt.NDArray[np.float64]
 
 GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """Inverse strengths of the regularisation to choose from, C of scikit-learn."""
@@ -22,10 +22,10 @@ MAX_ITERATIONS = 5000
 class Examples:
     """Embeddings [N, D] with targets and masks [N, C]; `exclusive` says that each clip has exactly one class."""
 
-    def __init__(self, vectors: Floats, targets: Floats, masks: Floats, exclusive: bool) -> None:
+    def __init__(self, vectors: Array, targets: Array, masks: Array, exclusive: bool) -> None:
         self.vectors, self.targets, self.masks, self.exclusive = vectors.astype(np.float64), targets, masks, exclusive
 
-    def scores(self, train: Places, test: Places, c: float) -> Scores:
+    def scores(self, train: Places, test: Places, c: float) -> Doubles:
         """Learn from the clips `train` and return the scores [N, C] of the clips `test`.
 
         A class that was never heard gets 0.
@@ -43,7 +43,7 @@ class Examples:
             return self._softmax(known, self.targets[train].argmax(axis=1), asked, c)
         return self._logistic(known, self.targets[train] > 0.5, self.masks[train] > 0, asked, c)
 
-    def _softmax(self, known: Scores, classes: npt.NDArray[np.intp], asked: Scores, c: float) -> Scores:
+    def _softmax(self, known: Doubles, classes: npt.NDArray[np.intp], asked: Doubles, c: float) -> Doubles:
         from sklearn.linear_model import LogisticRegression
 
         scores = np.zeros((len(asked), self.targets.shape[1]))
@@ -55,8 +55,13 @@ class Examples:
         return scores
 
     def _logistic(
-        self, known: Scores, positive: npt.NDArray[np.bool_], annotated: npt.NDArray[np.bool_], asked: Scores, c: float
-    ) -> Scores:
+        self,
+        known: Doubles,
+        positive: npt.NDArray[np.bool_],
+        annotated: npt.NDArray[np.bool_],
+        asked: Doubles,
+        c: float,
+    ) -> Doubles:
         from sklearn.linear_model import LogisticRegression
 
         scores = np.zeros((len(asked), positive.shape[1]))
@@ -76,7 +81,7 @@ class Examples:
                 best, best_value = c, float(np.mean(values))
         return best
 
-    def evaluate(self, scores: Scores, test: Places) -> dict[str, float]:
+    def evaluate(self, scores: Doubles, test: Places) -> dict[str, float]:
         """Return the figures of scores [n, C] of the clips `test`, see `dymn.evaluation.metrics.evaluate`."""
         kind = "classification" if self.exclusive else "tagging"
         return metrics.evaluate(scores, self.targets[test], self.masks[test], kind)

@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from dymn.errors import ConfigError, DataError, MissingExtraError
+from dymn.system.arrays import Array
 from dymn.system.files import atomic_write, csv_text, text_in
 
-Array = npt.NDArray[np.generic]
 KINDS = ("tagging", "classification")
 
 

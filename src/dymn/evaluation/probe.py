@@ -19,12 +19,12 @@ from dymn.evaluation import metrics
 from dymn.evaluation.linear import Examples
 from dymn.evaluation.rounds import rounds_of
 from dymn.inference.embedding import Embedder, EmbedSettings
-from dymn.runtime.backend import Floats
+from dymn.system.arrays import Floats
 
 AUTO = "auto"
 
 
-class Result(NamedTuple):
+class RoundResult(NamedTuple):
     """What came of one round: how many clips were learned from and tested on, the chosen C, and its figures."""
 
     name: str
@@ -55,7 +55,7 @@ class Probed:
     kind: str
     metric: str
     labels: tuple[str, ...]
-    results: Sequence[Result]
+    results: Sequence[RoundResult]
     mean: float
     std: float
     confusion: npt.NDArray[np.int64] | None
@@ -124,7 +124,7 @@ def probe(
     for part in rounds_of(source.catalog, folds):
         c = examples.choose(part.inner, metric)
         scores = examples.scores(part.train, part.test, c)
-        results.append(Result(part.name, len(part.train), len(part.test), c, examples.evaluate(scores, part.test)))
+        results.append(RoundResult(part.name, len(part.train), len(part.test), c, examples.evaluate(scores, part.test)))
         answers.append((scores, examples.targets[part.test]))
     values = metrics.fold_mean([result.figures for result in results], metric)
     confusion = None

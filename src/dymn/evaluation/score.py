@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -17,21 +16,21 @@ from dymn.evaluation import metrics
 from dymn.evaluation.teachers import OnlineTeachers
 from dymn.models.frontend import LogMel
 from dymn.models.mobilenet import MobileNet
+from dymn.system.arrays import Floats
 
-Array = npt.NDArray[np.float32]
 HEARD = 0.3  # a class counts as heard by the teacher from this probability on
 SURE = 0.5  # a class is certain to the teacher above this probability
 LOWER_IS_BETTER = ("distillation",)
 
 
-class Scores(NamedTuple):
+class Predictions(NamedTuple):
     """What a model says of N clips, beside their annotation."""
 
     keys: list[str]
-    probabilities: Array  # [N, C]
-    targets: Array  # [N, C]
-    mask: Array  # [N, C]
-    teacher: Array | None  # [N, C], the teacher's probabilities
+    probabilities: Floats  # [N, C]
+    targets: Floats  # [N, C]
+    mask: Floats  # [N, C]
+    teacher: Floats | None  # [N, C], the teacher's probabilities
     distillation: float  # how far the model is from the teacher, see `metrics.divergence`; NaN without a teacher
     bad: dict[str, str]  # reason by key of the clips that were left out
 
@@ -79,7 +78,7 @@ class _Recordings:
             if batch.has_teacher[i]:
                 self.taught[key] = self.taught.get(key, 0.0) + weight * taught[i]
 
-    def scores(self, keys: Sequence[str], bad: dict[str, str], kind: str) -> Scores:
+    def scores(self, keys: Sequence[str], bad: dict[str, str], kind: str) -> Predictions:
         """Return the scores of the recordings, in the order of `keys`, without the bad ones.
 
         Raises:
@@ -94,7 +93,7 @@ class _Recordings:
         targets, mask = (
             torch.stack(column).numpy() for column in zip(*(self.annotation[key] for key in heard), strict=True)
         )
-        return Scores(
+        return Predictions(
             keys=heard,
             probabilities=said.float().numpy(),
             targets=targets,
@@ -116,7 +115,7 @@ def score(
     *,
     teachers: OnlineTeachers | None = None,
     progress: Callable[[int], None] | None = None,
-) -> Scores:
+) -> Predictions:
     """Let a model hear all recordings of a loader, in evaluation mode.
 
     Args:
@@ -150,7 +149,7 @@ def score(
     return found.scores(loader.source.keys, dict(loader.bad), kind)
 
 
-def figures(scores: Scores, kind: str) -> dict[str, Any]:
+def figures(scores: Predictions, kind: str) -> dict[str, Any]:
     """Return the task's figures, and how far model and teacher agree where there is a teacher.
 
     Without labels (or without any positive one) the figures are all against the teacher: `distillation` (lower is

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -23,9 +22,9 @@ from dymn.inference.segments import AudioLike
 from dymn.models.frontend import LogMel
 from dymn.models.layers import DynamicConv2d, DynamicReLU
 from dymn.models.mobilenet import MobileNet
+from dymn.system.arrays import Floats
 from dymn.system.files import atomic_write
 
-Array = npt.NDArray[np.float32]
 POSITIONS = ("expand", "depthwise", "project")
 MAX_SECONDS = 60.0
 
@@ -44,11 +43,11 @@ class BlockDecisions:
     """
 
     number: int
-    kernels: dict[str, Array] = field(default_factory=dict)
-    slopes: dict[str, Array] = field(default_factory=dict)
-    intercepts: dict[str, Array] = field(default_factory=dict)
-    frequency: Array | None = None
-    time: Array | None = None
+    kernels: dict[str, Floats] = field(default_factory=dict)
+    slopes: dict[str, Floats] = field(default_factory=dict)
+    intercepts: dict[str, Floats] = field(default_factory=dict)
+    frequency: Floats | None = None
+    time: Floats | None = None
 
 
 @dataclass(frozen=True)
@@ -72,14 +71,14 @@ class Explanation:
 
     name: str
     model: str
-    waveform: Array = field(repr=False)
+    waveform: Floats = field(repr=False)
     start: float
     front_end: FrontEndConfig
-    log_mel: Array = field(repr=False)
+    log_mel: Floats = field(repr=False)
     labels: tuple[str, ...]
-    scores: Array
-    times: Array = field(repr=False)
-    timeline: Array = field(repr=False)
+    scores: Floats
+    times: Floats = field(repr=False)
+    timeline: Floats = field(repr=False)
     window: float
     blocks: tuple[BlockDecisions, ...] = field(repr=False)
 
@@ -88,7 +87,7 @@ class Explanation:
         """The length of the stretch."""
         return len(self.waveform) / self.front_end.sample_rate
 
-    def arrays(self) -> dict[str, Array]:
+    def arrays(self) -> dict[str, Floats]:
         """Return all arrays by flat names such as "block05.kernels.expand"."""
         arrays = {name: getattr(self, name) for name in ("waveform", "log_mel", "scores", "times", "timeline")}
         for block in self.blocks:
@@ -175,7 +174,7 @@ def explain(
     )
 
 
-def _stretch(source: AudioLike, sample_rate: int | None, target_rate: int, start: float, seconds: float) -> Array:
+def _stretch(source: AudioLike, sample_rate: int | None, target_rate: int, start: float, seconds: float) -> Floats:
     first, last = round(start * target_rate), round((start + seconds) * target_rate)
     if isinstance(source, (np.ndarray, Tensor)):
         check(sample_rate is not None, "sample_rate is missing; an array has no sample rate of its own. Give it in Hz.")
@@ -200,8 +199,8 @@ def _name(source: AudioLike) -> str:
 
 
 def _timeline(
-    model: MobileNet, log_mel_of: LogMel, waveform: Array, sample_rate: int, window: float, hop: float
-) -> tuple[Array, Array]:
+    model: MobileNet, log_mel_of: LogMel, waveform: Floats, sample_rate: int, window: float, hop: float
+) -> tuple[Floats, Floats]:
     """Return the middles [W] of overlapping windows and the probabilities of all labels in them [W, C]."""
     half = round(window * sample_rate / 2)
     step = max(1, round(hop * sample_rate))
@@ -255,7 +254,7 @@ def _recorded(model: MobileNet) -> Iterator[list[BlockDecisions]]:
     decisions.extend(BlockDecisions(i, **store) for i, store in enumerate(kept, start=1))
 
 
-def _array(values: Tensor) -> Array:
+def _array(values: Tensor) -> Floats:
     return values.float().cpu().numpy()
 
 

@@ -17,8 +17,9 @@ from dymn.audio.windows import check_windows
 from dymn.config import from_dict
 from dymn.errors import DymnError
 from dymn.inference.segments import AudioLike, Piece, run_windows
-from dymn.runtime.backend import Backend, Floats
+from dymn.runtime.backend import Backend
 from dymn.runtime.layers import LAST, is_last
+from dymn.system.arrays import Floats
 
 if TYPE_CHECKING:
     from torch import Tensor

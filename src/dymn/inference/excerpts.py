@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dymn.audio.stored import Stored, stored
+from dymn.audio.stored import StoredAudio, stored
 from dymn.errors import AudioError, ConfigError
 from dymn.inference.formats.layout import Span
 from dymn.system.files import atomic_write, csv_text
@@ -32,7 +32,6 @@ COLUMNS = (
     "sample_rate",
     "channels",
 )
-Row = list[str]
 
 
 class Excerpt(NamedTuple):
@@ -85,7 +84,7 @@ class Excerpts:
             for _, _, excerpt in sorted(best, reverse=True):
                 chosen[excerpt.recording].append(excerpt)
         used: set[str] = set()
-        rows: list[Row] = []
+        rows: list[list[str]] = []
         errors: list[AudioError] = []
         with unfinished.open("a", encoding="utf-8") as begun:
 
@@ -122,7 +121,7 @@ class Excerpts:
 class _Writer:
     """An excerpt that is being written, from one sample to another."""
 
-    def __init__(self, sound: Stored, path: Path, excerpt: Excerpt, first: int, last: int) -> None:
+    def __init__(self, sound: StoredAudio, path: Path, excerpt: Excerpt, first: int, last: int) -> None:
         import soundfile
 
         self.excerpt, self.first, self.last, self.written = excerpt, first, last, 0
@@ -144,15 +143,15 @@ class _Writer:
 
 
 def _cut(
-    sound: Stored, folder: Path, excerpts: Sequence[Excerpt], name: Callable[[Excerpt, str], str]
-) -> Iterator[Row]:
+    sound: StoredAudio, folder: Path, excerpts: Sequence[Excerpt], name: Callable[[Excerpt, str], str]
+) -> Iterator[list[str]]:
     """Cut excerpts of one recording in one pass, and yield the row of the index of each that is complete."""
     rate = sound.rate
     waiting = [(round(one.span.start * rate), round(one.span.end * rate), one) for one in excerpts]
     waiting.sort(key=lambda item: item[:2], reverse=True)
     writers: dict[str, _Writer] = {}
 
-    def closed(paths: list[str]) -> Iterator[Row]:
+    def closed(paths: list[str]) -> Iterator[list[str]]:
         for path in paths:
             done = writers.pop(path)
             done.close()

@@ -18,10 +18,11 @@ import numpy.typing as npt
 from dymn.audio.notes import Notes
 from dymn.config import check
 from dymn.errors import DymnError
-from dymn.inference.segments import AudioLike, Piece, Rows, run_windows
+from dymn.inference.segments import AudioLike, Piece, run_windows
 from dymn.inference.selection import Selection, TagSettings
 from dymn.runtime.backend import Backend
 from dymn.runtime.scores import Scores
+from dymn.system.arrays import Floats
 
 Times = npt.NDArray[np.float64]
 
@@ -146,7 +147,11 @@ PART_FRAMES = 512
 
 
 def frames(
-    backend: Backend, source: AudioLike, sample_rate: int | None = None, settings: FrameSettings | None = None
+    backend: Backend,
+    source: AudioLike,
+    sample_rate: int | None = None,
+    settings: FrameSettings | None = None,
+    heard: Callable[[Floats], object] | None = None,
 ) -> Frames:
     """Return the probabilities of labels at points in time.
 
@@ -158,13 +163,14 @@ def frames(
         source: as in `dymn.inference.files.tag_files`.
         sample_rate: of an array, in Hz.
         settings: how, and which labels.
+        heard: called with each block of samples [n] that is read.
 
     Raises:
         AudioError: if the source cannot be read.
         ConfigError: if a setting does not fit the model, or `sample_rate` is missing.
     """
     settings = settings or FrameSettings()
-    parts = list(frame_parts(backend, [source], settings, sample_rate=sample_rate))
+    parts = list(frame_parts(backend, [source], settings, sample_rate=sample_rate, heard=heard))
     last = parts[-1]
     if last.error is not None:
         raise last.error
@@ -191,10 +197,11 @@ def frame_parts(
     batch_size: int | None = None,
     workers: int = 0,
     progress: Callable[[str, float], None] | None = None,
+    heard: Callable[[Floats], object] | None = None,
 ) -> Iterator[FramePart]:
     """Return the frames of recordings in parts, in memory that does not grow with the length of a recording.
 
-    Arguments and errors are those of `dymn.inference.files.tag_files`.
+    Arguments and errors are those of `dymn.inference.files.tag_files`; `heard` is called with each block that is read.
 
     Yields:
         parts of some `PART_FRAMES` frames in the order of the recordings and of time; the last part of each recording
@@ -203,13 +210,20 @@ def frame_parts(
     settings = settings or FrameSettings()
     maker = frame_maker(backend, settings)
     scored = run_windows(
-        backend, sources, maker, maker.compute, sample_rate=sample_rate, batch_size=batch_size, workers=workers
+        backend,
+        sources,
+        maker,
+        maker.compute,
+        sample_rate=sample_rate,
+        batch_size=batch_size,
+        workers=workers,
+        heard=heard,
     )
     return collect_parts(scored, maker, backend.sample_rate, progress)
 
 
 def collect_parts(
-    scored: Iterable[tuple[Piece, Rows | None]],
+    scored: Iterable[tuple[Piece, Floats | None]],
     maker: FrameMaker,
     rate: int,
     progress: Callable[[str, float], None] | None,
@@ -260,11 +274,11 @@ class FrameMaker(ABC):
         self._chosen = Selection(backend.labels, settings.tagging()).allowed
 
     @abstractmethod
-    def compute(self, features: Rows) -> Rows:
+    def compute(self, features: Floats) -> Floats:
         """Return a row [B, ...] for each of a batch of windows."""
 
     @abstractmethod
-    def add(self, piece: Piece, row: Rows) -> tuple[Times, Scores]:
+    def add(self, piece: Piece, row: Floats) -> tuple[Times, Scores]:
         """Return times [n] and probabilities [n, C] of the frames that no later window changes."""
 
     def finish(self, seconds: float | None) -> tuple[Times, Scores]:
@@ -280,11 +294,11 @@ class _WindowFrames(FrameMaker):
 
     fill = "repeat"
 
-    def compute(self, features: Rows) -> Rows:
+    def compute(self, features: Floats) -> Floats:
         """Return probabilities [B, C]."""
         return self._backend.run(features).probabilities[:, self._chosen]
 
-    def add(self, piece: Piece, row: Rows) -> tuple[Times, Scores]:
+    def add(self, piece: Piece, row: Floats) -> tuple[Times, Scores]:
         """Return the frame of a window."""
         return np.array([(piece.start + piece.end) / 2]), row[None]
 
@@ -312,7 +326,7 @@ class _ActivationFrames(FrameMaker):
         self._total = np.zeros((0, len(self._chosen)), np.float32)
         self._weights = np.zeros((0, 1), np.float32)
 
-    def compute(self, features: Rows) -> Rows:
+    def compute(self, features: Floats) -> Floats:
         """Return probabilities of frames [B, T, C]."""
         output = self._backend.frame_run(features, self._smoothing)
         frames, clip, share = (
@@ -322,7 +336,7 @@ class _ActivationFrames(FrameMaker):
         )
         return frames if share == 0 else frames ** (1 - share) * clip**share
 
-    def add(self, piece: Piece, row: Rows) -> tuple[Times, Scores]:
+    def add(self, piece: Piece, row: Floats) -> tuple[Times, Scores]:
         """Add the frames [T, C] of a window; return those before it, which no later window reaches."""
         done = self._take(round(piece.start / self._frame) - self._first)
         length = len(row)

@@ -25,7 +25,7 @@ from dymn.errors import AudioError, ConfigError, DataError, MissingExtraError
 from dymn.inference.embedding import Embedding
 from dymn.inference.journal import Journal
 from dymn.inference.runs import Kind
-from dymn.runtime.backend import Floats
+from dymn.system.arrays import Floats
 from dymn.system.files import atomic_write, read_bounded
 
 EXTRA = "search"
@@ -94,7 +94,7 @@ def new_graph(size: int) -> Any:
 
 
 @dataclass
-class Table:
+class WindowTable:
     """The windows of an index.
 
     Attributes:
@@ -153,7 +153,7 @@ class SoundIndex:
     digest: str
     parameters: dict[str, Any]
     size: int
-    table: Table
+    table: WindowTable
     graph: Any = field(repr=False)
 
     def search(self, vector: Floats, count: int) -> list[Hit]:
@@ -225,7 +225,7 @@ def update(
     """
     graph, before, number = _before(folder, about, size)
     news, gone = _add(graph, before, journal, size, progress)
-    table = Table()
+    table = WindowTable()
     for place, row in enumerate(before.rows()):
         if place in gone:
             graph.remove(before.keys(place))
@@ -239,7 +239,7 @@ def update(
     return len(table)
 
 
-def _before(folder: Path, about: dict[str, Any], size: int) -> tuple[Any, Table, int]:
+def _before(folder: Path, about: dict[str, Any], size: int) -> tuple[Any, WindowTable, int]:
     """Return the graph of an index in memory, its table, and its number; new ones if there is none that fits."""
     graph, number = new_graph(size), 0
     with contextlib.suppress(ConfigError, DataError):  # a damaged graph is made anew
@@ -248,17 +248,17 @@ def _before(folder: Path, about: dict[str, Any], size: int) -> tuple[Any, Table,
         if (old.digest, old.parameters, old.size) == (about["digest"], about["parameters"], size):
             graph.load(os.fspath(old.path))
             return graph, old.table, number
-    return graph, Table(), number
+    return graph, WindowTable(), number
 
 
 def _add(
-    graph: Any, before: Table, journal: Journal, size: int, progress: Callable[[int, int], None]
-) -> tuple[Table, set[int]]:
+    graph: Any, before: WindowTable, journal: Journal, size: int, progress: Callable[[int, int], None]
+) -> tuple[WindowTable, set[int]]:
     """Add to a graph what a table lacks, and return that, and the places in the table of what is not in the journal."""
     total, kind = journal.counts().listed, _row(size)
     gone = {pair: i for i, pair in enumerate(zip(before.recordings, before.digests, strict=True))}
     free = before.firsts[-1] + len(before.spans[-1]) if before.firsts else 0
-    news, waiting = Table(), list[Floats]()
+    news, waiting = WindowTable(), list[Floats]()
 
     def add() -> None:
         if waiting:
@@ -282,7 +282,7 @@ def _add(
     return news, set(gone.values())
 
 
-def _write(folder: Path, graph: Any, table: Table, about: dict[str, Any], number: int) -> None:
+def _write(folder: Path, graph: Any, table: WindowTable, about: dict[str, Any], number: int) -> None:
     """Write graph and table, then the file that names them, and remove what it no longer names."""
     names = {"graph": f"graph-{number}.usearch", "table": f"table-{number}.npz"}
     with atomic_write(folder / names["graph"]) as file:
@@ -306,7 +306,7 @@ def _write(folder: Path, graph: Any, table: Table, about: dict[str, Any], number
                 path.unlink()
 
 
-def _read_table(path: Path) -> Table:
+def _read_table(path: Path) -> WindowTable:
     with np.load(path, allow_pickle=False) as arrays:
         recordings, digests = json.loads(arrays["names"].tobytes())
         firsts, counts, spans = arrays["firsts"], arrays["counts"], arrays["spans"]
@@ -314,7 +314,7 @@ def _read_table(path: Path) -> Table:
         raise ValueError("its table is not whole")
     ends = np.cumsum(counts)
     parts = [spans[end - count : end] for end, count in zip(ends.tolist(), counts.tolist(), strict=True)]
-    return Table(list(recordings), list(digests), firsts.tolist(), parts)
+    return WindowTable(list(recordings), list(digests), firsts.tolist(), parts)
 
 
 def _damaged(folder: Path, why: str) -> DataError:

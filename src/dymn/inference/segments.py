@@ -17,17 +17,17 @@ import numpy.typing as npt
 
 from dymn.audio import reading
 from dymn.audio.notes import Notes
-from dymn.audio.windows import Filled, Samples, cut, fill
+from dymn.audio.windows import Filled, cut, fill
 from dymn.config import check
 from dymn.errors import AudioError, ConfigError, DymnError
 from dymn.runtime.backend import Backend
+from dymn.system.arrays import Floats
 from dymn.system.prefetch import Team, ahead
 
 if TYPE_CHECKING:
     import torch
 
 AudioLike: TypeAlias = "str | Path | BinaryIO | npt.NDArray[Any] | torch.Tensor"
-Rows: TypeAlias = npt.NDArray[np.float32]
 R = TypeVar("R")
 
 
@@ -49,13 +49,13 @@ class Piece(NamedTuple):
     recording: Opened
     start: float = 0.0
     end: float = 0.0
-    features: Rows | None = None
+    features: Floats | None = None
     error: DymnError | None = None
 
 
 def blocks(
     source: AudioLike, rate: int, sample_rate: int | None = None, *, partial: bool = False, notes: Notes | None = None
-) -> Iterable[Samples]:
+) -> Iterable[Floats]:
     """Return a source as blocks [n] of mono samples at `rate` Hz.
 
     Args:
@@ -83,11 +83,11 @@ def blocks(
     return reading.stream(source, rate, partial=partial, notes=notes)
 
 
-Prepare: TypeAlias = Callable[[Iterable[Filled], int], Iterator[Rows]]
+Prepare: TypeAlias = Callable[[Iterable[Filled], int], Iterator[Floats]]
 """From the windows of a recording, and the samples from the start of one to the next, to their features."""
 
 
-def samples_of(windows: Iterable[Filled], hop: int) -> Iterator[Rows]:
+def samples_of(windows: Iterable[Filled], hop: int) -> Iterator[Floats]:
     """Yield the samples of windows as they are."""
     return (window.samples for window in windows)
 
@@ -103,6 +103,7 @@ def pieces(
     prepare: Prepare = samples_of,
     team: Team | None = None,
     partial: bool = False,
+    heard: Callable[[Floats], object] | None = None,
 ) -> Iterator[Piece]:
     """Cut recordings into windows, one after the other, no further than the caller iterates.
 
@@ -118,6 +119,7 @@ def pieces(
         prepare: makes the features of windows.
         team: threads that work ahead of the caller; None works in the caller's thread.
         partial: whether to read what can be read of damaged recordings.
+        heard: called with each block of samples [n] that is read.
     """
     length, step = round(window * rate), round((hop or window) * rate)
 
@@ -127,7 +129,7 @@ def pieces(
 
         def windows() -> Iterator[Filled]:
             found = blocks(source, rate, sample_rate, partial=partial, notes=recording.notes)
-            for start, samples in cut(_counted(found, recording), length, step):
+            for start, samples in cut(_counted(found, recording, heard), length, step):
                 places.append((start / rate, (start + len(samples)) / rate))
                 yield Filled(fill(samples, length, how), len(samples))
 
@@ -173,12 +175,13 @@ def run_windows(
     backend: Backend,
     sources: Iterable[AudioLike],
     cutting: Cutting,
-    compute: Callable[[Rows], Iterable[R]],
+    compute: Callable[[Floats], Iterable[R]],
     *,
     sample_rate: int | None = None,
     batch_size: int | None = None,
     workers: int = 0,
     prepare: Prepare | None = None,
+    heard: Callable[[Floats], object] | None = None,
 ) -> Iterator[tuple[Piece, R | None]]:
     """Cut recordings into windows and run them through a backend: what tags, embeddings and frames have in common.
 
@@ -191,6 +194,7 @@ def run_windows(
         batch_size: number of windows that are computed at once; None is the backend's own.
         workers: number of threads that decode recordings ahead of the network.
         prepare: instead of the backend's `features`.
+        heard: called with each block of samples [n] that is read.
 
     Yields:
         pieces in the order of the recordings and of time, each window with its row.
@@ -209,12 +213,13 @@ def run_windows(
         prepare=prepare or backend.features,
         team=Team(workers, batch_size, backend.enter_worker, backend.entered_workers),
         partial=cutting.partial,
+        heard=heard,
     )
     return computed(found, compute, batch_size)
 
 
 def computed(
-    found: Iterable[Piece], compute: Callable[[Rows], Iterable[R]], batch_size: int
+    found: Iterable[Piece], compute: Callable[[Floats], Iterable[R]], batch_size: int
 ) -> Iterator[tuple[Piece, R | None]]:
     """Yield pieces in order, each window with its row of the result of `compute`.
 
@@ -228,7 +233,7 @@ def computed(
 
 
 def _computed(
-    found: Iterable[Piece], compute: Callable[[Rows], Iterable[R]], batch_size: int
+    found: Iterable[Piece], compute: Callable[[Floats], Iterable[R]], batch_size: int
 ) -> Iterator[tuple[Piece, R | None]]:
     batch: list[Piece] = []
     shapes: list[tuple[int, ...]] = []
@@ -242,16 +247,18 @@ def _computed(
     yield from _run(batch, compute)
 
 
-def _run(batch: list[Piece], compute: Callable[[Rows], Iterable[R]]) -> Iterator[tuple[Piece, R | None]]:
+def _run(batch: list[Piece], compute: Callable[[Floats], Iterable[R]]) -> Iterator[tuple[Piece, R | None]]:
     features = [piece.features for piece in batch if piece.features is not None]
     rows = iter(compute(np.stack(features)) if features else ())
     for piece in batch:
         yield piece, (None if piece.features is None else next(rows))
 
 
-def _counted(found: Iterable[Samples], recording: Opened) -> Iterator[Samples]:
+def _counted(found: Iterable[Floats], recording: Opened, heard: Callable[[Floats], object] | None) -> Iterator[Floats]:
     for block in found:
         recording.n_samples += len(block)
+        if heard is not None:
+            heard(block)
         yield block
 
 

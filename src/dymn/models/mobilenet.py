@@ -19,11 +19,12 @@ from dymn.models.blocks import InvertedResidual
 from dymn.models.layers import DynamicConv2d
 from dymn.models.layers.context import BatchNorm2d
 from dymn.models.pretrained import Pretrained, as_array
+from dymn.system.arrays import Array
 from dymn.system.devices import resolve_device
 from dymn.weights.checkpoint import open_checkpoint
 from dymn.weights.efficientat import read_efficientat
-from dymn.weights.files import Progress
-from dymn.weights.format import Array, Stored
+from dymn.weights.files import DownloadProgress
+from dymn.weights.format import Stored
 from dymn.weights.labels import numbered_labels
 
 PLAIN_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64)
@@ -255,7 +256,7 @@ def load_model(
     labels: Sequence[str] | None = None,
     in_chans: int | None = None,
     device: str | torch.device | None = "cpu",
-    progress: Progress | None = None,
+    progress: DownloadProgress | None = None,
 ) -> MobileNet:
     """Load a model with its weights, in evaluation mode.
 

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from dymn.config import ModelCard, ModelConfig
 from dymn.errors import ConfigError, MissingExtraError, WeightsError
+from dymn.system.arrays import Array
 from dymn.weights.checkpoint import open_checkpoint
-from dymn.weights.format import STORAGE_TYPES, Array, Stored, check_finite, save_folder
+from dymn.weights.format import STORAGE_TYPES, Stored, check_finite, save_folder
 from dymn.weights.format import save as save_stored
 from dymn.weights.labels import numbered_labels
 from dymn.weights.shapes import check_state, compare_shapes

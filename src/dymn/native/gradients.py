@@ -40,6 +40,8 @@ def _through_equation(
 
 def fits_depthwise(x: Tensor, kernel: Tensor, stride: int) -> bool:
     """Return whether there is compiled code for a map [B, C, F, T] and kernels [..., C, k, k]."""
+    if not is_compiled(x, kernel):  # first: a tracer would take sizes that are compared for constants
+        return False
     k = kernel.shape[-1]
     fits = (
         x.ndim == 4
@@ -47,7 +49,7 @@ def fits_depthwise(x: Tensor, kernel: Tensor, stride: int) -> bool:
         and min(x.shape[1:]) > 0
         and kernel.shape[:-3] in ((), (len(x),))
     )
-    return fits and k in (3, 5) and stride in (1, 2) and is_compiled(x, kernel)
+    return fits and k in (3, 5) and stride in (1, 2)
 
 
 def depthwise(x: Tensor, kernel: Tensor, stride: int) -> Tensor:
@@ -104,10 +106,10 @@ def _filter(x: Tensor, kernel: Tensor, stride: int, **results: Tensor | None) ->
 
 def fits_maximum(x: Tensor, slopes: Tensor, intercepts: Tensor) -> bool:
     """Return whether `maximum` is worth it: two maps, and compiled code or a gradient to compute."""
-    if not slopes.shape == intercepts.shape == (*x.shape[:2], 2):
-        return False
     learns = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, slopes, intercepts))
-    return is_compiled(x, slopes, intercepts) or (learns and is_plain())
+    if not (is_compiled(x, slopes, intercepts) or (learns and is_plain())):
+        return False
+    return slopes.shape == intercepts.shape == (*x.shape[:2], 2)
 
 
 def maximum(x: Tensor, slopes: Tensor, intercepts: Tensor) -> Tensor:
@@ -168,8 +170,9 @@ def _maximise(x: Tensor, slopes: Tensor, intercepts: Tensor, **results: Tensor |
 
 def fits_weighed(x: Tensor, frequency: Tensor, time: Tensor) -> bool:
     """Return whether there is compiled code for a map [B, C, F, T] and weights [B, C, F, 1] and [B, C, 1, T]."""
-    fits = frequency.shape == (*x.shape[:3], 1) and time.shape == (*x.shape[:2], 1, x.shape[3])
-    return fits and is_compiled(x, frequency, time)
+    if not is_compiled(x, frequency, time):
+        return False
+    return frequency.shape == (*x.shape[:3], 1) and time.shape == (*x.shape[:2], 1, x.shape[3])
 
 
 def weighed(x: Tensor, frequency: Tensor, time: Tensor) -> Tensor:

@@ -13,12 +13,12 @@ from dymn.audio.mel import (
     PREEMPHASIS,
     SHORTEST,
     Constants,
-    Floats,
     constants,
     is_compilable,
 )
 from dymn.config import FrontEndConfig, check
 from dymn.native import library, within_bounds
+from dymn.system.arrays import Floats
 
 _POINTERS = ("frames", "window", "twiddles", "basis", "ranges", "out", "memory")
 _INTEGERS = ("clips", "clip_stride", "n_frames", "frame_stride", "n_fft", "n_mels")

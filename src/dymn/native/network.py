@@ -11,12 +11,10 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from dymn.config import BlockConfig, ModelConfig, check
 from dymn.native import libraries, within_bounds
-
-Floats = npt.NDArray[np.float32]
+from dymn.system.arrays import Floats
 
 ACTIVATIONS = {"identity": 0, "relu": 1, "hardswish": 2}
 PANEL = 8

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dymn.explain.arrays import POSITIONS, Array, BlockDecisions, Explanation
+from dymn.explain.arrays import POSITIONS, BlockDecisions, Explanation
 from dymn.plots.style import (
     BLUE,
     DEVIATION,
@@ -31,6 +31,7 @@ from dymn.plots.style import (
     save_figure,
     shortened,
 )
+from dymn.system.arrays import Array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from dymn.config import FrontEndConfig
-from dymn.plots.style import Array, frequency_ticks, loudness_range
+from dymn.plots.style import frequency_ticks, loudness_range
+from dymn.system.arrays import Array
 
 BASE = "base.html"
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from dymn.inference.index import SoundIndex
 from dymn.plots.html import render
 from dymn.plots.search_page import Shown, sound
-from dymn.plots.style import Array
+from dymn.system.arrays import Array
 
 MAP_RATE = 16_000
 """The sample rate of the sounds, in Hz: there are many of them."""

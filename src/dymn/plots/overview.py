@@ -10,8 +10,8 @@ import numpy as np
 
 from dymn.config import FrontEndConfig, check, from_dict
 from dymn.inference.formats.text import clock
-from dymn.inference.segments import blocks, source_name
-from dymn.plots.style import Array
+from dymn.inference.segments import source_name
+from dymn.system.arrays import Array, Floats
 
 if TYPE_CHECKING:
     from dymn.inference.segments import AudioLike
@@ -60,11 +60,11 @@ class Overview:
 def overview(
     tagger: Tagger, source: AudioLike, sample_rate: int | None = None, top_k: int = 8, **settings: Any
 ) -> Overview:
-    """Look at a recording. It is read twice, in blocks.
+    """Look at a recording. It is read once, in blocks.
 
     Args:
         tagger: whose network says what is there.
-        source: as in `Tagger.tag`, but nothing that can be read only once.
+        source: as in `Tagger.tag`.
         sample_rate: of an array, in Hz.
         top_k: how many labels to keep at most.
         settings: those of `dymn.inference.frames.FrameSettings` by name, such as `labels=["Dog"]`.
@@ -82,11 +82,13 @@ def overview(
     log_mel_of = array_log_mel(front_end)
     thinned = Thinned(MAX_COLUMNS)
     size = round(BLOCK_SECONDS * tagger.sample_rate)
-    for block in blocks(source, tagger.sample_rate, sample_rate):
+
+    def heard(block: Floats) -> None:
         for start in range(0, len(block), size):
             thinned.append(log_mel_of(block[start : start + size])[0])
+
     cutting = from_dict(FrameSettings, settings)
-    frames = frames_of(tagger.backend, source, sample_rate, cutting)
+    frames = frames_of(tagger.backend, source, sample_rate, cutting, heard)
     best = np.argsort(-frames.scores.max(axis=0), kind="stable")[:top_k]
     n = min(MAX_COLUMNS, max(1, round(frames.seconds / 0.05)))
     edges = np.linspace(0, frames.seconds, n + 1)

@@ -14,13 +14,13 @@ import numpy.typing as npt
 
 from dymn.config import FrontEndConfig
 from dymn.errors import ConfigError, MissingExtraError, visible
+from dymn.system.arrays import Floats
 from dymn.system.files import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Array = npt.NDArray[np.float32]
 
 INK, SOFT, FAINT = "#1b1b1f", "#63636b", "#dcdce2"
 BLUE, ORANGE, GREEN, PINK, SKY, RED = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"
@@ -69,7 +69,7 @@ def save_figure(figure: Figure, path: str | Path, dpi: int = 120) -> None:
         raise ConfigError(message) from error
 
 
-def draw_spectrogram(axes: Axes, log_mel: Array, front_end: FrontEndConfig, seconds: float) -> None:
+def draw_spectrogram(axes: Axes, log_mel: Floats, front_end: FrontEndConfig, seconds: float) -> None:
     """Draw a log-mel spectrogram [n_mels, columns] with its frequency axis; the time axis is the caller's."""
     low, high = loudness_range(log_mel)
     extent = (0, seconds, 0, len(log_mel))
@@ -79,7 +79,7 @@ def draw_spectrogram(axes: Axes, log_mel: Array, front_end: FrontEndConfig, seco
     axes.set_ylabel("kHz", fontsize=12, color=SOFT)
 
 
-def loudness_range(log_mel: Array) -> tuple[float, float]:
+def loudness_range(log_mel: Floats) -> tuple[float, float]:
     """Return the log-mel values that get the darkest and the lightest colour; the second is above the first."""
     low, high = (float(value) for value in np.percentile(log_mel, [2, 99.7]))
     return low, max(high, low + 1e-3)

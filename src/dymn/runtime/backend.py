@@ -18,19 +18,19 @@ from dymn.audio.windows import Filled
 from dymn.config import FrontEndConfig, ModelCard
 from dymn.errors import AudioError, ConfigError, ResourceError, WeightsError, resource_error
 from dymn.runtime.scores import Scores
+from dymn.system.arrays import Floats
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from dymn.models.mobilenet import MobileNet
 
-Floats = npt.NDArray[np.float32]
 
 CPU_BATCH_SIZE, BATCH_SIZE = 4, 32
 """The default number of windows that are computed at once, on a CPU and elsewhere."""
 
 
-class Output(NamedTuple):
+class BackendOutput(NamedTuple):
     """What a network computes of a batch of windows."""
 
     probabilities: Scores  # [B, C]
@@ -45,7 +45,7 @@ class FrameOutput(NamedTuple):
     embedding: Floats  # [B, D]
 
 
-O = TypeVar("O", Output, FrameOutput)  # noqa: E741
+O = TypeVar("O", BackendOutput, FrameOutput)  # noqa: E741
 
 
 class Backend(ABC):
@@ -96,7 +96,7 @@ class Backend(ABC):
         return (window.samples for window in windows)
 
     @abstractmethod
-    def run(self, features: Floats) -> Output:
+    def run(self, features: Floats) -> BackendOutput:
         """Return probabilities [B, C] and embeddings [B, D] of a batch of `features`, [B, ...].
 
         Raises:
@@ -104,7 +104,7 @@ class Backend(ABC):
             WeightsError: if the network gives values that are not finite.
         """
 
-    def run_waveforms(self, waveforms: npt.NDArray[np.generic] | Tensor) -> Output:
+    def run_waveforms(self, waveforms: npt.NDArray[np.generic] | Tensor) -> BackendOutput:
         """Return probabilities [B, C] and embeddings [B, D] of windows given as waveforms [B, N] at `sample_rate`.
 
         Raises:

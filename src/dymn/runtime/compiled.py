@@ -7,8 +7,9 @@ from collections.abc import Container
 import numpy as np
 
 from dymn.config import check
-from dymn.native.network import LINE, PANEL, CompiledNetwork, Floats, PackedNetwork, head_layers, is_known
-from dymn.runtime.fold import Array, Folded
+from dymn.native.network import LINE, PANEL, CompiledNetwork, PackedNetwork, head_layers, is_known
+from dymn.runtime.fold import Folded
+from dymn.system.arrays import Array, Floats
 
 
 def compile_network(folded: Folded, build: str | None = None) -> CompiledNetwork:

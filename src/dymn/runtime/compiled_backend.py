@@ -13,11 +13,12 @@ from dymn.errors import ResourceError
 from dymn.native import libraries
 from dymn.native.log_mel import array_log_mel
 from dymn.native.network import CompiledNetwork, is_known
-from dymn.runtime.backend import Backend, Floats, FrameOutput, Output
+from dymn.runtime.backend import Backend, BackendOutput, FrameOutput
 from dymn.runtime.compiled import compile_network
 from dymn.runtime.fold import fold
 from dymn.runtime.scores import Scores, probabilities
 from dymn.runtime.sliding import SlidingLogMel
+from dymn.system.arrays import Floats
 from dymn.system.cpus import default_threads
 from dymn.system.extras import require_torch
 from dymn.weights.format import Stored
@@ -61,7 +62,7 @@ class CompiledBackend(Backend):
         sliding = SlidingLogMel(self._front_end, hop)
         return (sliding(window.samples, window.n_samples) for window in windows)
 
-    def run(self, features: Floats) -> Output:
+    def run(self, features: Floats) -> BackendOutput:
         """Return probabilities [B, C] and embeddings [B, D] of a batch of `features` [B, 1, F, T].
 
         Raises:
@@ -71,7 +72,7 @@ class CompiledBackend(Backend):
             embedding = self._network.embed(features, self._threads)
         except MemoryError as error:
             raise _no_room(len(features)) from error
-        return self.checked(Output(self._probabilities(embedding), embedding))
+        return self.checked(BackendOutput(self._probabilities(embedding), embedding))
 
     @property
     def frame_samples(self) -> int:

@@ -24,13 +24,12 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from dymn.architectures import NEEDS_CONTEXT, has_context
 from dymn.config import BlockConfig, ModelConfig
+from dymn.system.arrays import Array
 
-Array = npt.NDArray[np.floating]
-Part = tuple[Array, Array]  # weight and bias
+WeightAndBias = tuple[Array, Array]  # weight and bias
 
 EPSILON = 1e-3  # of batch norm, as in MobileNetV3 ...
 HEAD_EPSILON = 1e-5  # ... but in the fully convolutional head
@@ -95,14 +94,14 @@ def fold(config: ModelConfig, state: Mapping[str, Array]) -> Folded:
 
 
 def _block(state: Mapping[str, Array], name: str, block: BlockConfig, temperature: float) -> dict[str, Array]:
-    parts: dict[str, Part] = {}
+    parts: dict[str, WeightAndBias] = {}
     own = ".part" if block.context == "own" else ""
     for position in positions(block):
         conv = f"{name}{position}.conv{own if position in block.dynamic_convs else ''}"
         kernels, bias = _convolution(state, conv, f"{name}{position}.norm")
         kernels = kernels if position in block.dynamic_convs else kernels[None]  # [K, C_out, C_in / groups, k, k]
         parts[position] = (kernels[:, :, 0] if position == "depthwise" else kernels[..., 0, 0]), bias
-    heads: dict[str, Part] = {}
+    heads: dict[str, WeightAndBias] = {}
     for position, kind, _ in coefficients(block):
         part = f"{name}{position}.{'conv' if kind == 'kernels' else 'activation'}"
         weight, bias = _layer(state, f"{part}{own}.coefficients")
@@ -137,7 +136,7 @@ def _block(state: Mapping[str, Array], name: str, block: BlockConfig, temperatur
     return found
 
 
-def _convolution(state: Mapping[str, Array], conv: str, norm: str, epsilon: float = EPSILON) -> Part:
+def _convolution(state: Mapping[str, Array], conv: str, norm: str, epsilon: float = EPSILON) -> WeightAndBias:
     """Return kernels [..., C_out, C_in, k, k] scaled by the batch norm after them, and the remaining bias [C_out]."""
     weight = state[f"{conv}.weight"]
     scale = state[f"{norm}.weight"].astype(np.float64) / np.sqrt(
@@ -149,7 +148,7 @@ def _convolution(state: Mapping[str, Array], conv: str, norm: str, epsilon: floa
     return weight * scale.astype(weight.dtype)[:, None, None, None], bias.astype(weight.dtype)
 
 
-def _layer(state: Mapping[str, Array], name: str) -> Part:
+def _layer(state: Mapping[str, Array], name: str) -> WeightAndBias:
     return state[f"{name}.weight"], state[f"{name}.bias"]
 
 
@@ -158,7 +157,7 @@ def _matrix(weight: Array) -> Array:
     return weight[:, :, 0, 0]
 
 
-def _named(parts: Mapping[str, Part]) -> dict[str, Array]:
+def _named(parts: Mapping[str, WeightAndBias]) -> dict[str, Array]:
     return {
         f"{name}.{kind}": values
         for name, both in parts.items()

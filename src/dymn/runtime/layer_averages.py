@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from dymn.models.features import FeatureExtractor, features_of
 from dymn.models.frontend import LogMel
 from dymn.models.mobilenet import MobileNet
-from dymn.runtime.backend import Floats
 from dymn.runtime.layers import LAST, MELS, parse_layers
+from dymn.system.arrays import Floats
 from dymn.system.devices import compute_alone_after_fork, computing
 
 

@@ -13,8 +13,9 @@ import numpy as np
 
 from dymn.config import ModelCard, check, from_dict
 from dymn.errors import ConfigError, MissingExtraError, WeightsError
-from dymn.runtime.backend import Backend, Floats, Output
+from dymn.runtime.backend import Backend, BackendOutput
 from dymn.runtime.onnx_files import check_onnx, read_onnx
+from dymn.system.arrays import Floats
 from dymn.system.cpus import default_threads
 from dymn.weights.download import cache_folder
 
@@ -107,7 +108,7 @@ class OnnxBackend(Backend):
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise WeightsError(f"{name} was not written by dymn export: {error}.") from error
 
-    def run(self, features: Floats) -> Output:
+    def run(self, features: Floats) -> BackendOutput:
         """Return probabilities [B, C] and embeddings [B, D] of a batch of windows [B, N] at `sample_rate`.
 
         Raises:
@@ -115,7 +116,7 @@ class OnnxBackend(Backend):
             WeightsError: if the file gives something else than probabilities of its labels.
         """
         probabilities, _, embedding = self.outputs(self._fitting(features))
-        return Output(probabilities, embedding)
+        return BackendOutput(probabilities, embedding)
 
     def outputs(self, values: Floats) -> tuple[Floats, Floats, Floats]:
         """Return probabilities [B, C], logits [B, C] and embedding [B, D] of the file's own input.
@@ -137,7 +138,7 @@ class OnnxBackend(Backend):
             raise ConfigError(
                 f"This file takes {self._input.shape}, not {list(values.shape)}: {str(error)[:200]}"
             ) from error
-        self.checked(Output(probabilities, embedding))
+        self.checked(BackendOutput(probabilities, embedding))
         return probabilities, logits, embedding
 
     def _fitting(self, samples: Floats) -> Floats:

@@ -17,7 +17,7 @@ from dymn.runtime.onnx_backend import OnnxBackend, cached_path, find_file
 from dymn.system.cpus import check_threads, may_have_gpu
 from dymn.system.extras import has_torch, require_torch
 from dymn.weights.checkpoint import open_checkpoint
-from dymn.weights.files import Progress
+from dymn.weights.files import DownloadProgress
 from dymn.weights.format import Stored
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def open_backend(
     threads: int | None = None,
     precision: str = "float32",
     compile: bool = False,
-    progress: Progress | None = None,
+    progress: DownloadProgress | None = None,
 ) -> Backend:
     """Open a model for inference.
 

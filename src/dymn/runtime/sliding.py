@@ -8,16 +8,12 @@ window.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
-from dymn.audio.windows import Samples, cut, fill
 from dymn.config import FrontEndConfig
-
-Floats = npt.NDArray[np.float32]
+from dymn.system.arrays import Floats
 
 
 class FrontEnd(Protocol):
@@ -30,17 +26,6 @@ class FrontEnd(Protocol):
 
     def columns(self, frames: Floats) -> Floats:
         """Return the log-mel spectrogram [n_mels, n] of samples [n, n_fft] that `frames` gave."""
-
-
-class HeardWindow(NamedTuple):
-    """A stretch of a recording.
-
-    It has its first sample, its number of samples before any filling, and its log-mel spectrogram [1, F, T].
-    """
-
-    start: int
-    n_samples: int
-    log_mel: Floats
 
 
 class SlidingLogMel:
@@ -63,7 +48,7 @@ class SlidingLogMel:
         self._previous = np.empty((c.n_mels, 0), np.float32)
         self._shared_end = 0
 
-    def __call__(self, samples: Samples, n_samples: int) -> Floats:
+    def __call__(self, samples: Floats, n_samples: int) -> Floats:
         """Return the log-mel spectrogram [1, F, T] of the next window [N]; its first `n_samples` are recorded ones."""
         frames = self._front_end.frames(samples)  # [T, n_fft]
         if self._shift is None:
@@ -81,20 +66,3 @@ class SlidingLogMel:
             whole = self._front_end.columns(frames)
         self._previous, self._shared_end = whole, shared_end
         return whole[None]
-
-
-def sliding_log_mels(
-    front_end: FrontEnd, blocks: Iterable[Samples], length: int, hop: int, how: str = "repeat"
-) -> Iterator[HeardWindow]:
-    """Yield the log-mel spectrograms of the windows of a recording that comes in blocks [n] of samples.
-
-    Args:
-        front_end: what computes spectrograms.
-        blocks: the recording, as `dymn.audio.reading.stream` gives it.
-        length: of a window, in samples.
-        hop: from the start of one window to the next, in samples; a multiple of `hop_length` lets windows share frames.
-        how: what the last window is filled with if it is shorter, a key of `dymn.audio.windows.FILLS`.
-    """
-    sliding = SlidingLogMel(front_end, hop)
-    for start, samples in cut(blocks, length, hop):
-        yield HeardWindow(start, len(samples), sliding(fill(samples, length, how), len(samples)))

@@ -15,11 +15,11 @@ from dymn.models.frontend import LogMel
 from dymn.models.mobilenet import MobileNet, Output
 from dymn.native.log_mel import array_log_mel
 from dymn.runtime.accelerate import accelerate
-from dymn.runtime.backend import Backend, Floats, FrameOutput
-from dymn.runtime.backend import Output as BackendOutput
+from dymn.runtime.backend import Backend, BackendOutput, FrameOutput
 from dymn.runtime.cuda import compiled
 from dymn.runtime.scores import Scores, probabilities
 from dymn.runtime.sliding import SlidingLogMel
+from dymn.system.arrays import Floats
 from dymn.system.devices import COMPUTE_PRECISIONS, compute_alone_after_fork, computing, resolve_device, use_threads
 
 

@@ -14,12 +14,16 @@ from dymn.inference.embedding import Embedder
 from dymn.inference.files import Recording, collect_tags
 from dymn.inference.segments import AudioLike, Piece, run_windows
 from dymn.inference.selection import TagSettings
-from dymn.runtime.backend import Backend, Floats, Output
+from dymn.runtime.backend import Backend, BackendOutput
 from dymn.runtime.scores import Scores
+from dymn.system.arrays import Floats
 
 
 class LayeredBackend(Backend):
-    """A backend whose embeddings are those of chosen layers."""
+    """A backend whose embeddings are those of chosen layers.
+
+    PyTorch's network computes the layers beside the backend's own, so a batch runs twice.
+    """
 
     def __init__(self, backend: Backend, layers: tuple[str, ...]) -> None:
         """Choose the layers.
@@ -35,7 +39,7 @@ class LayeredBackend(Backend):
         """Yield the input of `run` for each window."""
         return self._backend.features(windows, hop)
 
-    def run(self, features: Floats) -> Output:
+    def run(self, features: Floats) -> BackendOutput:
         """Return probabilities [B, C] and the embeddings [B, D] of the layers.
 
         Raises:

@@ -18,11 +18,11 @@ import numpy as np
 import numpy.typing as npt
 
 from dymn.audio.windows import Filled
-from dymn.runtime.backend import Backend, Output
+from dymn.runtime.backend import Backend, BackendOutput
 from dymn.serve.errors import Refusal
+from dymn.system.arrays import Floats
 
-Rows: TypeAlias = npt.NDArray[np.float32]
-Compute: TypeAlias = Callable[[Rows], Output]
+Compute: TypeAlias = Callable[[Floats], BackendOutput]
 
 
 class Deadline:
@@ -65,7 +65,7 @@ class _Call:
     """Rows that one thread brought: those that nobody has computed yet are `next` and later."""
 
     compute: Compute
-    rows: Rows
+    rows: Floats
     deadline: Deadline
     key: tuple[Any, ...] = ()
     next: int = 0
@@ -111,7 +111,7 @@ class Batcher:
         if self._thread.ident is not None:
             self._thread.join()
 
-    def __call__(self, compute: Compute, rows: Rows, deadline: Deadline) -> Output:
+    def __call__(self, compute: Compute, rows: Floats, deadline: Deadline) -> BackendOutput:
         """Return compute(rows), batched with rows [B, ...] of other callers with the same function and shape.
 
         Raises:
@@ -129,7 +129,7 @@ class Batcher:
             deadline.check()
         if call.error is not None:
             raise call.error
-        return Output(*(np.stack(parts) for parts in zip(*call.results, strict=True)))
+        return BackendOutput(*(np.stack(parts) for parts in zip(*call.results, strict=True)))
 
     def _run(self) -> None:
         while (batch := self._gather()) is not None:
@@ -200,7 +200,7 @@ class BatchedBackend(Backend):
         """Return the input of `run` for waveforms [B, N], which do not count as windows of the request."""
         return self._backend.waveform_features(waveforms)
 
-    def run(self, features: npt.NDArray[np.float32]) -> Output:
+    def run(self, features: npt.NDArray[np.float32]) -> BackendOutput:
         """Return probabilities [B, C] and embeddings [B, D] of a batch of `features`.
 
         Raises:

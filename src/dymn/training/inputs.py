@@ -36,7 +36,7 @@ from dymn.system.files import read_bounded
 from dymn.training.settings import TrainConfig
 from dymn.training.start import check_start
 from dymn.weights import open_checkpoint
-from dymn.weights.files import Progress
+from dymn.weights.files import DownloadProgress
 from dymn.weights.format import shorten
 
 MAX_CONFIG = 2**24  # bytes of a run's config.json
@@ -169,7 +169,7 @@ def open_table(config: TrainConfig) -> TeacherTable | None:
     return TeacherTable.published(table, index[0]) if index else TeacherTable.open(table)
 
 
-def find_table(config: TrainConfig, progress: Progress | None = None) -> list[Path]:
+def find_table(config: TrainConfig, progress: DownloadProgress | None = None) -> list[Path]:
     """Return the paths of the teacher's table and its index, as far as a run has them, downloaded if need be.
 
     Raises:

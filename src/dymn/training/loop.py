@@ -22,7 +22,7 @@ import dymn
 from dymn.data import Batch, Dataset, Source
 from dymn.data.batch import write_bad
 from dymn.errors import DataError, MissingExtraError
-from dymn.evaluation.score import Scores, deciding_metric, figures, is_better, score
+from dymn.evaluation.score import Predictions, deciding_metric, figures, is_better, score
 from dymn.models import pretrained
 from dymn.models.inflate import measure_norms
 from dymn.models.mobilenet import MobileNet
@@ -39,7 +39,7 @@ from dymn.training.report import Record, Reporter, plot_curves, write_history, w
 from dymn.training.resolve import plain_name
 from dymn.training.schedules import learning_rate_factor, temperature
 from dymn.training.settings import TrainConfig
-from dymn.training.state import Part, save_state
+from dymn.training.state import PartialEpoch, save_state
 from dymn.training.step import Share, Step
 
 SLOW = 30.0  # seconds; curves are drawn after each epoch that takes longer, else only at the end
@@ -192,9 +192,9 @@ class Run(Prepared):
             list[float], self.fabric.all_reduce(torch.tensor(values, dtype=torch.float64), reduce_op="sum").tolist()
         )
 
-    def _begun(self) -> Part:
+    def _begun(self) -> PartialEpoch:
         """Return what was done of the epoch before the run was ended, and have the loader go on there."""
-        part = Part(**self.state.part)
+        part = PartialEpoch(**self.state.part)
         self.state.part = {}
         if part.loader:
             # its share of those of all processes
@@ -252,7 +252,7 @@ class Run(Prepared):
             ) from error
         save_state(self.state, self.folder / STATE_FILE)
 
-    def _save_part(self, part: Part) -> None:
+    def _save_part(self, part: PartialEpoch) -> None:
         """Write the state in the middle of an epoch."""
         self._unite()
         at = self.loader.state_dict()
@@ -334,7 +334,7 @@ class Run(Prepared):
     def _calibrated(self, model: MobileNet, source: Source) -> MobileNet:
         """Scale and shift the logits to fit the teacher best on the validation clips; rewrite the best checkpoint."""
 
-        def scores() -> Scores:
+        def scores() -> Predictions:
             loader = quiet_loader(source, self.inputs, self.config, self.resident)
             return score(model, self.front_end, loader, self.inputs.task.loss, teachers=self.teachers)
 

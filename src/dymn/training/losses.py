@@ -105,16 +105,6 @@ def teacher_loss(logits: Tensor, targets: Targets, kind: str) -> Tensor:
     return -(targets.teacher * functional.log_softmax(logits, dim=1)).sum(dim=1).mean()
 
 
-def teacher_entropy(targets: Targets, kind: str = "bce") -> Tensor:
-    """Return the least value that `teacher_loss` can take: the teacher's own entropy."""
-    share = targets.teacher_share[:, None]
-    p = (targets.teacher / share.clamp(min=1e-12)).clamp(max=1.0)
-    if kind == "bce":
-        return (functional.binary_cross_entropy(p, p, reduction="none") * share).mean()
-    entropy: Tensor = torch.special.entr(p)
-    return (entropy * share).sum(dim=1).mean()
-
-
 def distillation_loss(
     logits: Tensor,
     targets: Targets,

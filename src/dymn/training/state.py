@@ -22,7 +22,7 @@ UNREADABLE = (pickle.UnpicklingError, zipfile.BadZipFile, zlib.error, struct.err
 
 
 @dataclass
-class Part:
+class PartialEpoch:
     """What is done of an epoch: steps and batches, the sum of the loss over clips, seconds, and where the loader is."""
 
     steps: int = 0
@@ -38,7 +38,7 @@ class RunState:
     """The state of a run. Chance needs no state: it is drawn anew from (seed, epoch, step)."""
 
     epoch: int = 0  # epochs that are done
-    part: dict[str, Any] = field(default_factory=dict)  # the `Part` of the next one that is done
+    part: dict[str, Any] = field(default_factory=dict)  # the `PartialEpoch` of the next one that is done
     model: dict[str, Tensor] = field(default_factory=dict)
     ema: dict[str, Tensor] = field(default_factory=dict)
     optimizer: dict[str, Any] = field(default_factory=dict)

@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,6 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from dymn.data.cache import Progress
 from dymn.data.loader import Loader
 from dymn.data.samplers import PlainSampler
 from dymn.data.source import Source
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Progress = Callable[[int, int], None]
 USUAL = 10.0  # seconds that published models were trained with
 
 
@@ -196,44 +196,6 @@ def teach(
     del table
     part.remove()
     return made
-
-
-def spot_check(
-    table: TeacherTable,
-    source: Source,
-    models: Sequence[str | Path | MobileNet],
-    *,
-    clips: int = 8,
-    seconds: float | None = None,
-    tolerance: float = 0.1,
-    seed: int = 0,
-) -> float:
-    """Compute some rows of a table again and return the largest difference of a logit.
-
-    For published tables, which carry no fingerprints: this is what tells whether rows and clips belong together.
-
-    Raises:
-        DataError: if a row differs by more than `tolerance`, or a drawn clip is bad.
-    """
-    ensemble = Ensemble(models)
-    rows = table.match(source, partial=True)
-    known = np.flatnonzero(rows >= 0)
-    drawn = np.random.default_rng(seed).permutation(known)[:clips]
-    columns = table.columns(ensemble.labels)
-    seconds, fill = seconds or table.settings.get("seconds", USUAL), table.settings.get("fill", "pad")
-    part, sampler = source.where(drawn.tolist()), PlainSampler(len(drawn), shuffle=False)
-    loader = Loader(part, sampler, 1, seconds=seconds, crop="start", fill=fill, max_bad=0.0)
-    worst = 0.0
-    for i, batch in zip(drawn, loader.epoch(0), strict=True):
-        logits = ensemble(batch.waveform)[0].float().cpu().numpy()
-        difference = float(np.abs(table.take(int(rows[i]), columns).astype(np.float32) - logits).max())
-        if difference > tolerance:
-            raise DataError(
-                f"{table.path} has other logits for {batch.keys[0]!r} than the model gives (up to {difference:.2f} "
-                "apart). Its rows do not belong to these clips, or it was made by another model or from other audio."
-            )
-        worst = max(worst, difference)
-    return worst
 
 
 def state_digest(model: torch.nn.Module) -> str:

@@ -13,7 +13,7 @@ from dymn.architectures import MODELS
 from dymn.config import ModelCard
 from dymn.errors import ConfigError, WeightsError
 from dymn.weights.efficientat import Imported, read_efficientat
-from dymn.weights.files import Progress, WeightsFile, read_file
+from dymn.weights.files import DownloadProgress, WeightsFile, read_file
 from dymn.weights.format import SAFETENSORS, Stored, check_finite, file_in, read
 from dymn.weights.labels import labels_for, numbered_labels
 from dymn.weights.published import fetch_published, import_published, published_card
@@ -26,7 +26,7 @@ HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", re.ASCII)
 DEFAULT_STRIDES = (2, 2, 2, 2)
 
 
-def open_checkpoint(source: str | Path, *, progress: Progress | None = None) -> Stored:
+def open_checkpoint(source: str | Path, *, progress: DownloadProgress | None = None) -> Stored:
     """Open a checkpoint: configuration, card, weights and digest, as NumPy arrays and plain data.
 
     Args:

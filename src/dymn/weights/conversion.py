@@ -9,7 +9,7 @@ from pathlib import Path
 from dymn.config import FrontEndConfig
 from dymn.errors import ConfigError
 from dymn.weights.checkpoint import open_checkpoint, open_state_dict
-from dymn.weights.files import Progress, read_file
+from dymn.weights.files import DownloadProgress, read_file
 from dymn.weights.format import SAFETENSORS, save, save_folder
 
 
@@ -26,7 +26,7 @@ def convert(
     attention: str | None = None,
     half: bool = False,
     int8: bool = False,
-    progress: Progress | None = None,
+    progress: DownloadProgress | None = None,
 ) -> str:
     """Write a checkpoint that `open_checkpoint` reads in dymn's own format; return the SHA-256 of the weights file.
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from dymn.errors import WeightsError
 from dymn.weights.checkpoint import open_checkpoint
 from dymn.weights.download import is_local
-from dymn.weights.files import Progress
+from dymn.weights.files import DownloadProgress
 from dymn.weights.format import Stored
 from dymn.weights.registry import REGISTRY
 
@@ -15,14 +15,14 @@ PREFERRED = "dymn10_as"
 SHIPPED = "dymn04_open"
 
 
-class Choice(NamedTuple):
+class Default(NamedTuple):
     """The model that was chosen, and a sentence that says which it is and why."""
 
     stored: Stored
     reason: str
 
 
-def open_default(progress: Progress | None = None) -> Choice:
+def open_default(progress: DownloadProgress | None = None) -> Default:
     """Open `PREFERRED` if it is in the cache or can be fetched, else `SHIPPED`, which comes with dymn.
 
     PyTorch is not imported.
@@ -42,5 +42,5 @@ def open_default(progress: Progress | None = None) -> Choice:
             f"Using {SHIPPED}, which comes with dymn, because {PREFERRED}, which is better, "
             "is not in the cache and cannot be fetched."
         )
-        return Choice(open_checkpoint(SHIPPED), reason)
-    return Choice(stored, f"Using {PREFERRED}, which {where}, because no model was named.")
+        return Default(open_checkpoint(SHIPPED), reason)
+    return Default(stored, f"Using {PREFERRED}, which {where}, because no model was named.")

@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 from dymn.errors import WeightsError
 from dymn.system.files import read_bounded
 
-Origin = Literal["published", "pinned", "recorded", "none"]
+DigestOrigin = Literal["published", "pinned", "recorded", "none"]
 PINS_FILE, PINS_VARIABLE = "SHA256SUMS", "DYMN_SHA256SUMS"
 MAX_PINS = 2**20  # bytes
 LINE = re.compile(r"([0-9a-fA-F]{64}) [ *](\S.*)")
@@ -29,7 +29,7 @@ class Expected(NamedTuple):
     """
 
     digest: str
-    origin: Origin
+    origin: DigestOrigin
     place: str = ""
 
 

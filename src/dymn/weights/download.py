@@ -19,12 +19,12 @@ from pathlib import Path
 from dymn.errors import WeightsError
 from dymn.system.files import atomic_write
 from dymn.weights.digests import Expected, expected_digest
-from dymn.weights.files import Progress, WeightsFile, read_file
+from dymn.weights.files import DownloadProgress, WeightsFile, read_file
 from dymn.weights.registry import PublishedFile, PublishedModel
 
 logger = logging.getLogger(__name__)
 
-Asset = PublishedModel | PublishedFile
+Published = PublishedModel | PublishedFile
 
 STALE_SECONDS = 24 * 3600
 
@@ -37,17 +37,17 @@ def cache_folder() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "dymn"
 
 
-def local_path(model: Asset) -> Path:
+def local_path(model: Published) -> Path:
     """Return the path of a model's file in this package or in the cache, whether it exists or not."""
     return (Path(__file__).parent if model.packaged else cache_folder()) / model.file
 
 
-def record_path(model: Asset) -> Path:
+def record_path(model: Published) -> Path:
     """Return where the SHA-256 of a model's file is recorded when it is first verified."""
     return local_path(model).with_name(f"{model.file}.sha256")
 
 
-def known_digest(model: Asset) -> Expected:
+def known_digest(model: Published) -> Expected:
     """Return the digest that the file of a model must have, and where that is from.
 
     Raises:
@@ -56,16 +56,16 @@ def known_digest(model: Asset) -> Expected:
     return expected_digest((model.name, model.file), model.sha256, record_path(model))
 
 
-def is_local(model: Asset) -> bool:
+def is_local(model: Published) -> bool:
     """Return whether the file of a model is on this machine; it is verified when it is used."""
     path = local_path(model)
     return path.is_file() and (model.size is None or path.stat().st_size == model.size)
 
 
 def fetch(
-    model: Asset,
+    model: Published,
     validate: Callable[[WeightsFile], object],
-    progress: Progress | None = None,
+    progress: DownloadProgress | None = None,
     read: Callable[[Path], WeightsFile] = read_file,
 ) -> WeightsFile:
     """Return the verified content of a model's file; download it if the cache has none or a damaged one.
@@ -118,7 +118,7 @@ def fetch(
     return found._replace(path=path)
 
 
-def _by_hand(model: Asset) -> str:
+def _by_hand(model: Published) -> str:
     place = local_path(model)
     return (
         f"Without a network, download {model.file} from {model.url} on another machine "
@@ -126,7 +126,7 @@ def _by_hand(model: Asset) -> str:
     )
 
 
-def _verified(file: WeightsFile, model: Asset, validate: Callable[[WeightsFile], object]) -> WeightsFile:
+def _verified(file: WeightsFile, model: Published, validate: Callable[[WeightsFile], object]) -> WeightsFile:
     """Check and return a file, in the cache or on its way there; record its digest if none is known."""
     size, digest = file.size, file.digest
     if model.size is not None and size != model.size:

@@ -15,15 +15,16 @@ from typing import NamedTuple
 from dymn.architectures import HIDDEN_CHANNELS, NO_ATTENTION, STRIDED, TABLE_I, context_size, has_context
 from dymn.config import BlockConfig, ModelConfig, round_channels
 from dymn.errors import ConfigError, WeightsError
+from dymn.system.arrays import Array
 from dymn.weights.files import WeightsFile, read_file
-from dymn.weights.format import COUNTER, Array, as_float32, check_finite, shorten
+from dymn.weights.format import COUNTER, as_float32, check_finite, shorten
 from dymn.weights.shapes import state_shapes
 from dymn.weights.torch_files import read_tensors
 
 STATISTICS = ("weight", "bias", "running_mean", "running_var")
 
 
-class Entry(NamedTuple):
+class Renaming(NamedTuple):
     """Where one tensor of the published layout goes."""
 
     source: str
@@ -202,17 +203,17 @@ def _squeeze_excitation(state: Mapping[str, Array], i: int) -> str | None:
     return next((name for name in names if f"{name}.fc1.weight" in state), None)
 
 
-def _entries(state: Mapping[str, Array], config: ModelConfig) -> Iterator[Entry]:
+def _entries(state: Mapping[str, Array], config: ModelConfig) -> Iterator[Renaming]:
     """Yield every tensor that a network of this config has, under its published name."""
     dymn = "in_c.0.weight" in state
     stem, last = ("in_c", "out_c") if dymn else ("features.0", f"features.{len(TABLE_I) + 1}")
     for source, target in ((stem, "stem"), (last, "last")):
-        yield Entry(f"{source}.0.weight", f"{target}.conv.weight")
+        yield Renaming(f"{source}.0.weight", f"{target}.conv.weight")
         yield from _norm(f"{source}.1", f"{target}.norm")
     for i, block in enumerate(config.blocks):
         for position, names in _stages(state, i).items():
             target = f"blocks.{i}.{position}"
-            yield Entry(f"{names.conv}.weight", f"{target}.conv.weight")
+            yield Renaming(f"{names.conv}.weight", f"{target}.conv.weight")
             if position in block.dynamic_convs:
                 yield from _linear(f"{names.conv}.residuals.0", f"{target}.conv.coefficients")
             yield from _norm(names.norm, f"{target}.norm")
@@ -220,7 +221,7 @@ def _entries(state: Mapping[str, Array], config: ModelConfig) -> Iterator[Entry]
             yield from _linear(f"layers.{i}.depth_act.coef_net.0", f"blocks.{i}.depthwise.activation.coefficients")
         context = f"layers.{i}.context_gen"
         if has_context(block):
-            yield Entry(f"{context}.joint_conv.weight", f"blocks.{i}.context.conv.weight")
+            yield Renaming(f"{context}.joint_conv.weight", f"blocks.{i}.context.conv.weight")
             yield from _norm(f"{context}.joint_norm", f"blocks.{i}.context.norm")
         if block.attention == "ca":
             yield from _linear(f"{context}.conv_f", f"blocks.{i}.attention.frequency")
@@ -233,18 +234,18 @@ def _entries(state: Mapping[str, Array], config: ModelConfig) -> Iterator[Entry]
         yield from _linear("classifier.2", "head.hidden")
         yield from _linear("classifier.5", "head.classifier")
     else:
-        yield Entry("classifier.0.weight", "head.classifier.weight")
+        yield Renaming("classifier.0.weight", "head.classifier.weight")
         yield from _norm("classifier.1", "head.norm")
 
 
-def _linear(source: str, target: str) -> Iterator[Entry]:
+def _linear(source: str, target: str) -> Iterator[Renaming]:
     for name in ("weight", "bias"):
-        yield Entry(f"{source}.{name}", f"{target}.{name}")
+        yield Renaming(f"{source}.{name}", f"{target}.{name}")
 
 
-def _norm(source: str, target: str) -> Iterator[Entry]:
+def _norm(source: str, target: str) -> Iterator[Renaming]:
     for name in STATISTICS:
-        yield Entry(f"{source}.{name}", f"{target}.{name}")
+        yield Renaming(f"{source}.{name}", f"{target}.{name}")
 
 
 def _constants(state: Mapping[str, Array], config: ModelConfig) -> set[str]:

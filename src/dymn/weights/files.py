@@ -14,7 +14,7 @@ from dymn.system.files import atomic_write, digest_of, open_regular
 MAX_FILE = 2**31
 """The most bytes of a file of weights."""
 
-Progress = Callable[[int, "int | None"], None]
+DownloadProgress = Callable[[int, "int | None"], None]
 """Called during a download with the number of bytes received, and the total or None if the server does not give it."""
 
 

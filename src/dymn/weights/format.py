@@ -20,9 +20,8 @@ import numpy.typing as npt
 
 from dymn.config import ModelCard, ModelConfig, from_dict, to_dict
 from dymn.errors import ConfigError, WeightsError
+from dymn.system.arrays import Array
 from dymn.weights.files import MAX_FILE, WeightsFile, read_file, write_file
-
-Array = npt.NDArray[Any]
 
 FORMAT = 1
 WEIGHTS_FILE = "model.safetensors"

@@ -19,7 +19,7 @@ from pathlib import Path
 from dymn.errors import WeightsError
 from dymn.system.files import atomic_write
 from dymn.weights.download import remove_stale_parts
-from dymn.weights.files import MAX_FILE, Progress, WeightsFile, read_file
+from dymn.weights.files import MAX_FILE, DownloadProgress, WeightsFile, read_file
 from dymn.weights.format import WEIGHTS_FILE as FILE
 from dymn.weights.transfer import RefusedError, Remote, headers_of, reason_of, transfer
 
@@ -53,7 +53,7 @@ class Repository:
         return self.cache / "snapshots" / commit / FILE
 
 
-def fetch_hub(name: str, progress: Progress | None = None) -> WeightsFile:
+def fetch_hub(name: str, progress: DownloadProgress | None = None) -> WeightsFile:
     """Return the verified weights of "user/repo" or "user/repo@revision".
 
     They are downloaded if the cache has an older version or none.
@@ -82,7 +82,7 @@ def hub_cache() -> Path:
     return Path(chosen).expanduser() if chosen else _home() / "hub"
 
 
-def _fetch(repository: Repository, progress: Progress | None) -> WeightsFile:
+def _fetch(repository: Repository, progress: DownloadProgress | None) -> WeightsFile:
     revision = repository.revision
     if not revision or ".." in revision:
         raise WeightsError(f"{revision!r} is not a revision. Give a branch, a tag or a commit.")
@@ -125,7 +125,7 @@ def _look_up(repository: Repository) -> _Version:
     return _Version(commit, blob, int(size) if size.isdecimal() and len(size) < 20 else None)
 
 
-def _store(repository: Repository, version: _Version, progress: Progress | None) -> WeightsFile:
+def _store(repository: Repository, version: _Version, progress: DownloadProgress | None) -> WeightsFile:
     """Return the file of a version from the cache, or download it into the cache."""
     snapshot = repository.snapshot(version.commit)
     expected = version.blob if SHA256.fullmatch(version.blob) else None

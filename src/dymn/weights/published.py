@@ -9,12 +9,12 @@ from dymn.config import ModelCard, ModelConfig
 from dymn.errors import WeightsError
 from dymn.weights.download import fetch
 from dymn.weights.efficientat import Imported, read_efficientat
-from dymn.weights.files import Progress, WeightsFile
+from dymn.weights.files import DownloadProgress, WeightsFile
 from dymn.weights.labels import audioset_labels, numbered_labels
 from dymn.weights.registry import PublishedModel
 
 
-def fetch_published(published: PublishedModel, progress: Progress | None = None) -> WeightsFile:
+def fetch_published(published: PublishedModel, progress: DownloadProgress | None = None) -> WeightsFile:
     """Return the verified file of a model of the registry, downloaded if need be.
 
     Raises:

@@ -7,7 +7,8 @@ from collections.abc import Generator, Iterator, Mapping
 from dymn.architectures import ATTENTION_REDUCTION, check_parts, has_context, own_context_size
 from dymn.config import BlockConfig, ModelConfig, round_channels
 from dymn.errors import WeightsError
-from dymn.weights.format import COUNTER, Array, shorten
+from dymn.system.arrays import Array
+from dymn.weights.format import COUNTER, shorten
 
 Shape = tuple[int, ...]
 Shapes = Iterator[tuple[str, Shape]]

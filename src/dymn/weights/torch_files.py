@@ -18,9 +18,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dymn.errors import WeightsError
+from dymn.system.arrays import Array
 from dymn.system.unpickling import ARCHIVE_FAILURES, FAILURES, Call, Stateful, load
 from dymn.weights.files import WeightsFile, read_file
-from dymn.weights.format import Array, from_bfloat16
+from dymn.weights.format import from_bfloat16
 
 MAX_PICKLE = 2**26
 MAX_DIMENSIONS = 8

@@ -20,7 +20,7 @@ from email.message import Message
 from typing import IO, Any, BinaryIO
 
 from dymn.errors import WeightsError
-from dymn.weights.files import Progress
+from dymn.weights.files import DownloadProgress
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class RefusedError(WeightsError):
         self.status = status
 
 
-def transfer(remote: Remote, file: BinaryIO, progress: Progress | None = None) -> None:
+def transfer(remote: Remote, file: BinaryIO, progress: DownloadProgress | None = None) -> None:
     """Write a remote file to an empty local one.
 
     A broken connection is resumed as long as each attempt brings more bytes.

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 Fits = Callable[..., bool]
-Form = Callable[..., Tensor]
+Implementation = Callable[..., Tensor]
 
 
 class Operation:
@@ -18,16 +18,16 @@ class Operation:
         equation: the operation in PyTorch.
     """
 
-    def __init__(self, equation: Form) -> None:
+    def __init__(self, equation: Implementation) -> None:
         self.equation = equation
-        self._forms: list[tuple[Fits, Form]] = []
+        self._forms: list[tuple[Fits, Implementation]] = []
         self.__doc__ = equation.__doc__
 
-    def install(self, fits: Fits, form: Form) -> None:
+    def install(self, fits: Fits, form: Implementation) -> None:
         """Use `form` from now on for arguments that it `fits`."""
         self._forms.append((fits, form))
 
-    def form(self, *arguments: Any) -> Form | None:
+    def form(self, *arguments: Any) -> Implementation | None:
         """Return the installed form that fits these arguments, or None."""
         for fits, form in self._forms:
             if fits(*arguments):

@@ -56,7 +56,11 @@ function drawTags() {
   });
   const axis = at("labels");
   axis.style.height = HEIGHT.tags * k + "px";
-  axis.replaceChildren(...data.labels.map((text, i) => made("span", text + " " + peaks[i].toFixed(2), {bottom: (100 * (k - i - 0.55) / k) + "%"})));
+  axis.replaceChildren(...data.labels.map((text, i) => {
+    const item = made("span", "", {bottom: (100 * (k - i - 0.55) / k) + "%"});
+    item.append(made("b", text), made("i", peaks[i].toFixed(2)));
+    return item;
+  }));
 }
 
 function drawAttention() {

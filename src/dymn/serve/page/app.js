@@ -1,10 +1,12 @@
 // The page: a file or the microphone, through the network in this browser or on the server.
-import { clock, drawLogMel, drawTags, drawTimeline } from "/page/draw.js";
+import { clock, drawFrequencies, drawLogMel, drawStrips, drawTags, drawTimeline } from "/page/draw.js";
+import { asCsv, asJson, save } from "/page/save.js";
 import { LiveOnServer, Refused, served, tagOnServer, useToken } from "/page/server.js";
 import { decode, filled, LIVE_SECONDS, RATE, Recent, resampled, windows } from "/page/sound.js";
 
 const SHOWN = 10;
 const ROWS = 6;
+const COLUMNS = 12; // of the table over time; more windows are drawn as a picture
 const SAID_EVERY = 3000; // milliseconds
 const NO_SOUND_AFTER = 5000;
 const MAX_FILE = 300 * 2 ** 20;
@@ -114,6 +116,7 @@ part("where").addEventListener("change", async () => {
 
 let file = null;
 let address = "";
+let result = null; // of the file, to be saved
 
 const best = (scores, count) =>
   Array.from(scores, (score, i) => ({ label: network.labels[i], score }))
@@ -135,7 +138,8 @@ async function tagHere(samples, mine) {
   }
   const tags = best(highest, SHOWN);
   const rows = tags.slice(0, ROWS).map(({ label }) => ({ label, scores: each.map((scores) => scores[network.labels.indexOf(label)]) }));
-  return { tags, rows, spans: spans.map((span) => span.map((place) => place / RATE)), milliseconds, seconds: samples.length / RATE };
+  const parts = spans.map(([start, end], i) => ({ start: start / RATE, end: end / RATE, tags: best(each[i], SHOWN) }));
+  return { model: network.name, tags, rows, windows: parts, milliseconds, seconds: samples.length / RATE };
 }
 
 async function tagThere(recording) {
@@ -144,8 +148,8 @@ async function tagThere(recording) {
   const tags = answer.tags.slice(0, SHOWN);
   const score = (window, label) => window.tags.find((tag) => tag.label === label)?.score ?? 0;
   const rows = tags.slice(0, ROWS).map(({ label }) => ({ label, scores: answer.windows.map((window) => score(window, label)) }));
-  const spans = answer.windows.map(({ start, end }) => [start, end]);
-  return { tags, rows, spans, milliseconds: performance.now() - before, seconds: answer.seconds };
+  const model = part("server-model").textContent;
+  return { model, tags, rows, windows: answer.windows, milliseconds: performance.now() - before, seconds: answer.seconds };
 }
 
 async function look(recording) {
@@ -166,6 +170,8 @@ async function look(recording) {
     const answer = inBrowser() ? await tagHere(samples, mine) : await tagThere(recording);
     if (mine !== turn || !answer) return;
     showAnswer(answer);
+    result = { file: recording.name, model: answer.model, seconds: answer.seconds, tags: answer.tags, windows: answer.windows };
+    part("save").hidden = false;
     say(`Done. Most likely: ${answer.tags.slice(0, 3).map((tag) => `${tag.label} ${tag.score.toFixed(2)}`).join(", ") || "nothing"}.`);
     part("title").focus({ preventScroll: true });
   } catch (error) {
@@ -185,9 +191,10 @@ function show(title) {
   part("player").pause();
   part("player").hidden = true;
   part("picture").hidden = true;
-  part("timeline-part").hidden = true;
-  part("speed").textContent = "";
-  part("head").hidden = true;
+  part("timeline-part").hidden = part("save").hidden = true;
+  part("speed").textContent = part("pointed").textContent = "";
+  result = null;
+  for (const head of heads) head.hidden = true;
 }
 
 async function showSound(recording, samples, mine) {
@@ -202,10 +209,15 @@ async function showSound(recording, samples, mine) {
   if (mine === turn) drawLogMel(part("log-mel"), picture);
 }
 
-function showAnswer({ tags, rows, spans, milliseconds, seconds }) {
+function showAnswer({ tags, rows, windows, milliseconds, seconds }) {
   drawTags(part("tags"), tags);
+  const spans = windows.map(({ start, end }) => [start, end]);
+  const isLong = spans.length > COLUMNS;
   part("timeline-part").hidden = spans.length < 2;
-  if (spans.length > 1) drawTimeline(part("timeline"), rows, spans);
+  part("timeline").hidden = isLong;
+  part("strips").hidden = !isLong;
+  if (isLong) drawStrips(STRIPS, rows, spans, seconds);
+  else if (spans.length > 1) drawTimeline(part("timeline"), rows, spans);
   const times = seconds / (milliseconds / 1000);
   const speed = part("speed");
   speed.textContent = `${clock(seconds)} of sound took ${(milliseconds / 1000).toFixed(2)} s ${inBrowser() ? "in this browser" : "on the server and on the way"}: ${times.toFixed(times < 10 ? 1 : 0)} times as fast as it plays.`;
@@ -213,11 +225,37 @@ function showAnswer({ tags, rows, spans, milliseconds, seconds }) {
   speed.dataset.seconds = seconds;
 }
 
+const heads = document.querySelectorAll(".head");
+const STRIPS = { labels: part("strip-labels"), canvases: part("strip-canvases"), ticks: part("strip-ticks"), scale: part("scale") };
+
 part("player").addEventListener("timeupdate", () => {
   const { currentTime, duration } = part("player");
-  part("head").hidden = !(duration > 0);
-  part("head").style.left = `${(100 * currentTime) / duration}%`;
+  for (const head of heads) {
+    head.hidden = !(duration > 0);
+    head.style.left = `${(100 * currentTime) / duration}%`;
+  }
 });
+
+// A click goes to its place in the recording; pointing says what was heard there.
+for (const id of ["log-mel", "strip-canvases"]) {
+  const place = (event) => {
+    const box = part(id).getBoundingClientRect();
+    return Math.max(0, Math.min(1, (event.clientX - box.left) / box.width));
+  };
+  part(id).addEventListener("click", (event) => {
+    const { duration, hidden } = part("player");
+    if (!hidden && duration > 0) part("player").currentTime = place(event) * duration;
+  });
+  part(id).addEventListener("pointermove", (event) => {
+    if (!result) return;
+    const at = place(event) * result.seconds;
+    const tags = result.windows.find(({ end }) => at <= end)?.tags ?? [];
+    part("pointed").textContent = [clock(at), ...tags.slice(0, 3).map((tag) => `${tag.label} ${tag.score.toFixed(2)}`)].join("  ·  ");
+  });
+}
+
+part("save-csv").addEventListener("click", () => save(result.file, "csv", asCsv(result)));
+part("save-json").addEventListener("click", () => save(result.file, "json", asJson(result)));
 
 part("file").addEventListener("change", () => {
   const [chosen] = part("file").files;
@@ -321,6 +359,7 @@ part("mic").addEventListener("click", () => (listening ? stopListening() : liste
 
 // --- Start ---
 
+drawFrequencies(part("frequencies"));
 await prepareBrowser();
 await prepareServer();
 say("Ready.");

@@ -1,4 +1,5 @@
 // What is seen: spectrogram, tags, timeline. Names and labels are only ever text.
+import { heightOf } from "/page/log-mel.js";
 
 const STOPS = [[0, 0, 4], [40, 11, 84], [101, 21, 110], [159, 42, 99], [212, 72, 66], [245, 125, 21], [250, 193, 39], [252, 255, 164]];
 const COLOURS = Array.from({ length: 256 }, (_, i) => {
@@ -55,6 +56,48 @@ export function drawTags(list, tags) {
 export function clock(seconds) {
   const minutes = Math.floor(seconds / 60);
   return minutes ? `${minutes}:${String(Math.floor(seconds % 60)).padStart(2, "0")}` : `${Math.round(seconds * 10) / 10} s`;
+}
+
+export function drawFrequencies(axis) {
+  axis.replaceChildren(
+    ...[["200 Hz", 200], ["500", 500], ["1 kHz", 1000], ["2", 2000], ["5", 5000], ["10", 10000]].map(([text, frequency]) => {
+      const tick = made("span", "", text);
+      tick.style.bottom = `${100 * heightOf(frequency)}%`;
+      return tick;
+    }),
+  );
+}
+
+const STEPS = [1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 18000, 36000, 86400];
+
+function drawTicks(place, seconds) {
+  const step = STEPS.find((one) => seconds / one <= 6) ?? seconds;
+  place.replaceChildren(
+    ...Array.from({ length: Math.floor(seconds / step) + 1 }, (_, i) => {
+      const tick = made("span", "", clock(i * step));
+      tick.style.left = `${(100 * i * step) / seconds}%`;
+      return tick;
+    }),
+  );
+}
+
+// The timeline of a long recording as a picture: a strip for each label. rows and spans are those of drawTimeline.
+export function drawStrips({ labels, canvases, ticks, scale }, rows, spans, seconds) {
+  labels.replaceChildren(...rows.map((row) => Object.assign(label("span", "", row.label), { title: row.label })));
+  canvases.replaceChildren(
+    ...rows.map((row) => {
+      const canvas = Object.assign(made("canvas"), { width: Math.min(4000, Math.max(1000, spans.length)), height: 1 });
+      const context = canvas.getContext("2d"), wide = canvas.width / seconds;
+      spans.forEach(([start, end], i) => {
+        context.fillStyle = `rgb(${COLOURS[Math.round(255 * row.scores[i])].map(Math.round)})`;
+        context.fillRect(start * wide, 0, (end - start) * wide, 1);
+      });
+      return canvas;
+    }),
+  );
+  canvases.ariaLabel = `Probability over time of ${rows.map((row) => row.label).join(", ")}. Save the results for the numbers.`;
+  drawTicks(ticks, seconds);
+  scale.style.background = `linear-gradient(90deg, ${STOPS.map((stop) => `rgb(${stop})`)})`;
 }
 
 // rows: [{ label, scores }], spans: [[start, end]] in seconds.

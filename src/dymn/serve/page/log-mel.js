@@ -11,6 +11,9 @@ const sines = Float64Array.from({ length: BINS }, (_, i) => Math.sin((2 * Math.P
 const reversed = Uint16Array.from({ length: N_FFT }, (_, i) => parseInt(i.toString(2).padStart(10, "0").split("").reverse().join(""), 2));
 const mel = (frequency) => 1127 * Math.log(1 + frequency / 700);
 
+// Where a frequency in Hz is drawn, from 0 at the lower edge of the lowest band to 1 at the upper edge of the highest.
+export const heightOf = (frequency) => ((mel(frequency) / mel(F_MAX)) * (N_MELS + 1) - 0.5) / N_MELS;
+
 // Filters as lists of [bin, weight].
 const filters = Array.from({ length: N_MELS }, (_, m) => {
   const spacing = mel(F_MAX) / (N_MELS + 1);

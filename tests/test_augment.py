@@ -7,22 +7,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dymn.config import FrontEndConfig
+from dymn.data import Batch
+from dymn.errors import ConfigError
 from dymn.models import frontend
 from dymn.models.frontend import LogMel, mel_basis
 from dymn.training.augment import (
+    Mixing,
     blend_waveforms,
     change_speed,
     colour,
     cut_short,
     draw_mixing,
     gain,
+    mix_styles,
     mix_waveforms,
     reverberate,
     roll,
     spec_augment,
 )
 from dymn.training.losses import mix
-from dymn.training.step import Share
+from dymn.training.settings import AugmentSettings, OptimSettings, TeacherSettings, TrainConfig
+from dymn.training.step import Share, Step
 
 quick = settings(deadline=None, max_examples=40)
 
@@ -220,3 +225,72 @@ def test_jitter_is_centred_whatever_its_range(range_, monkeypatch):
     lowest, highest = 15_000 + range_ // 2 - (range_ - 1), 15_000 + range_ // 2
     assert lowest <= min(drawn) <= max(drawn) <= highest
     assert max(drawn) - min(drawn) >= 0.9 * (range_ - 1) and abs(np.mean(drawn) - 15_000) <= 0.1 * range_ + 1
+
+
+def inputs_of(batch, **augment):
+    config = TrainConfig(augment=AugmentSettings(jitter=False, **augment), optim=OptimSettings(batch_size=4))
+    step = Step(config, "bce", LogMel(n_mels=64), None, 1.0, Share())
+    return step.inputs(batch, np.random.default_rng(3))
+
+
+def batch_of(labels, mask):
+    n = len(labels)
+    nothing = torch.zeros(n, labels.shape[1])
+    return Batch(waveforms(n, 32_000), labels, nothing, torch.zeros(n, dtype=torch.bool), mask, list("abcd"))
+
+
+def test_the_public_order_of_masks_and_mixup():
+    """EfficientAT: before the mixup, one mask for all clips, a log-mel of 0, which is 0.9 after the normalisation."""
+    batch = batch_of(torch.ones(4, 2), torch.ones(4, 2))
+    public, _ = inputs_of(batch, masking="public", frequency_mask=24, time_mask=40, spec_mixup=0.3)
+    unmasked, _ = inputs_of(batch)
+    masked = torch.isclose(public, torch.tensor(0.9), atol=1e-6)
+    bands, frames = masked.all(dim=3), masked.all(dim=2)
+    assert bands.any() and frames.any() and not bands.all() and not frames.all() and unmasked.shape == public.shape
+    assert (bands == bands[:1]).all() and (frames == frames[:1]).all()
+    own, _ = inputs_of(batch, frequency_mask=24, time_mask=40)
+    assert not (own == unmasked).eq((own == unmasked)[:1]).all()  # each clip has stripes of its own
+
+
+def test_the_public_rule_for_annotations():
+    """EfficientAT on OpenMIC: united and rounded after the waveform mixup, the clip's own after the spectrogram's."""
+    mask = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [0.0, 0.0]])
+    batch = batch_of(torch.ones(4, 2), mask)
+    _, united = inputs_of(batch, spec_mixup=0.3)
+    _, public = inputs_of(batch, spec_mixup=0.3, annotation="public")
+    assert torch.equal(public.mask, mask) and not torch.equal(united.mask, mask)
+    assert torch.equal(public.labels, united.labels)
+    _, united = inputs_of(batch, wave_mixup=1.0)
+    _, public = inputs_of(batch, wave_mixup=1.0, annotation="public")
+    assert torch.equal(public.mask, united.mask) and torch.equal(public.labels, (united.labels > 0.5).float())
+    assert ((united.labels > 0) & (united.labels < 1)).any()
+    with pytest.raises(ConfigError, match=r"augment\.annotation is 'other'; allowed: united, public"):
+        AugmentSettings(annotation="other")
+
+
+def test_a_temperature_softens_the_teacher():
+    batch = batch_of(torch.ones(4, 2), torch.ones(4, 2))._replace(
+        teacher=torch.full((4, 2), 3.0), has_teacher=torch.ones(4, dtype=torch.bool)
+    )
+    config = TrainConfig(optim=OptimSettings(batch_size=4), teacher=TeacherSettings(table="x", temperature=2.0))
+    _, targets = Step(config, "bce", LogMel(), None, 1.0, Share()).inputs(batch, np.random.default_rng(0))
+    assert targets.teacher.tolist() == torch.full((4, 2), 1.5).sigmoid().tolist()
+
+
+def test_mixed_styles_are_those_of_the_bands():
+    x = (
+        torch.randn(3, 1, 8, 200, generator=torch.Generator().manual_seed(0))
+        * torch.tensor([1.0, 2.0, 3.0])[:, None, None, None]
+        + torch.arange(8.0)[:, None]
+    )
+    mixing = Mixing(torch.tensor([1, 2, 0]), torch.tensor([0.25, 1.0, 0.0]))
+    mixed = mix_styles(x, mixing)
+    torch.testing.assert_close(mixed[1], x[1], atol=1e-5, rtol=1e-5)  # a share of 1 keeps the clip
+    for statistic in (torch.mean, torch.std):
+        own, found = (statistic(values, dim=(1, 3)) for values in (x, mixed))
+        torch.testing.assert_close(found[2], own[0], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(found[0], 0.25 * own[0] + 0.75 * own[1], atol=1e-4, rtol=1e-4)
+    never, always = (inputs_of(batch_of(torch.ones(4, 2), torch.ones(4, 2)), mixstyle=p)[0] for p in (1e-9, 1.0))
+    plain, _ = inputs_of(batch_of(torch.ones(4, 2), torch.ones(4, 2)))
+    torch.testing.assert_close(never, plain, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(always, plain, atol=1e-3)

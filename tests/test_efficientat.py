@@ -8,7 +8,8 @@ import torch
 
 from dymn.architectures import model_config
 from dymn.errors import ConfigError, WeightsError
-from dymn.weights import import_efficientat
+from dymn.weights import efficientat, import_efficientat
+from dymn.weights.shapes import state_shapes
 
 FIXTURES = {
     "dymn_w01": ("dymn10", {"width": 0.1}),
@@ -91,6 +92,21 @@ def test_a_network_without_coordinate_attention_holds_its_tensors_all_the_same(s
         )
     with pytest.raises(ConfigError, match="attention is 'se'; allowed: ca, none"):
         import_efficientat(tensors, attention="se")
+
+
+@pytest.mark.parametrize(("fixture", "architecture"), [("dymn_w01", "dymn10"), ("mn_w01", "mn10")])
+def test_a_reduced_tail_is_seen_in_the_shapes(shared, fixture, architecture):
+    plain = {name: values.numpy() for name, values in state(shared, fixture).items()}
+    config = model_config(architecture, width=0.1, reduced_tail=True)
+    shapes, tensors = state_shapes(config), {}
+    for source, target in efficientat._entries(plain, import_efficientat(state(shared, fixture)).config):
+        kernels = len(shapes[target]) == 5
+        tensors[source] = torch.zeros(shapes[target]).reshape(1, 1, 4, -1) if kernels else torch.zeros(shapes[target])
+    model = import_efficientat(tensors)
+    assert model.config == config and (config.c_last, config.c_hidden) == (48, 64)
+    assert [block.c_out for block in config.blocks[11:]] == [16, 8, 8, 8]
+    with torch.no_grad():
+        assert model(torch.zeros(1, 1, 128, 50)).logits.shape == (1, 527)
 
 
 def test_missing_and_extra_tensors_are_named(shared):

@@ -9,8 +9,8 @@ import torch
 
 from dymn.training.losses import (
     Targets,
-    distillation_loss,
     label_loss,
+    loss_terms,
     mix,
     probabilities,
     targets_of,
@@ -39,6 +39,10 @@ def case():
     """Student logits, labels, teacher logits: [B, C] float64."""
     rng = np.random.default_rng(0)
     return rng.normal(0, 2, (B, C)), (rng.random((B, C)) < 0.3).astype(float), rng.normal(0, 3, (B, C))
+
+
+def distillation_loss(logits, made, *, label_weight, **settings):
+    return loss_terms(logits, made, label_weight=label_weight, **settings).weighed(label_weight)
 
 
 def targets(labels, teacher, *, mask=None, has_teacher=None, kind="bce") -> Targets:
@@ -138,6 +142,8 @@ def test_mixing_masked_clips_keeps_annotated_targets_and_unites_masks():
     )
     assert made.labels.numpy() == pytest.approx(np.array([[0.675, 0.15, 0.0], [0.0, 0.6, 0.0]]))
     assert made.mask.tolist() == [[1, 1, 0], [0, 1, 0]]
+    unmixed = targets(y, np.zeros_like(y), mask=mask).mixed(torch.tensor([1, 0]), torch.ones(2, dtype=torch.float64))
+    assert unmixed.mask.tolist() == mask.tolist()  # a partner of which nothing is taken annotates nothing
 
 
 @pytest.mark.parametrize("kind", ["bce", "ce"])

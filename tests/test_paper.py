@@ -1,17 +1,22 @@
 """The paper's tables: every row counted, built and trained."""
 
 import dataclasses
+import json
+import shlex
 from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from dymn.architectures import TABLE_I, Variant, context_size, model_config
+from dymn.cli import app
 from dymn.config import from_dict, round_channels, to_dict
 from dymn.errors import ConfigError
 from dymn.models import paper
 from dymn.models.mobilenet import MobileNet
 from dymn.profiling import compare, count
+from dymn.profiling.downstream import commands
 from dymn.profiling.formats import comparison_markdown
 from dymn.training.recipe import load_recipe
 
@@ -227,3 +232,33 @@ def test_the_page_of_the_tables_is_current(compared):
     assert page.read_text(encoding="utf-8") == comparison_markdown(list(compared.values())), (
         "make it again: dymn profile --table all --format markdown --output docs/paper-tables.md"
     )
+
+
+def test_the_commands_of_every_row_are_those_of_its_recipe():
+    lines = commands("all").splitlines()
+    assert len(lines) == 2 * len(ROWS) + 7 * 5  # a title each; Table III has four tasks
+    for line in lines:
+        if not line.startswith("#"):
+            words = shlex.split(line)
+            assert words[:2] == ["dymn", "train"] and words[3:5] == ["--data", "FOLDER"]
+            load_recipe(words[2], [word for word in words[5:] if "=" in word])
+    assert "dymn train esc50:dymn20 --data FOLDER --fold all" in lines
+    changed = shlex.split(commands("VII").splitlines()[3])
+    assert changed[2:] == [
+        *("audioset_ablation:dymn_kd_no_pt", "--data", "FOLDER", "--set"),
+        'model.settings.dynamic_convs=["depthwise"]',
+    ]
+
+
+def test_table_iii_is_printed_with_its_commands(tmp_path):
+    def profile(*words):
+        return CliRunner().invoke(app, ["profile", "--table", *words])
+
+    assert profile("iii").output.splitlines()[6].split() == ["MN", "(α", "=", "0.4)", "82.0", "93.2", "59.7", "69.5"]
+    rows = json.loads(profile("III", "--format", "json").output)
+    assert rows[5]["row"] == "DyMN-S" and rows[5]["dcase20"] == 72.9 and rows[0]["commands"] == {}
+    assert rows[5]["commands"]["openmic"] == "dymn train openmic:dymn04 --data FOLDER"
+    assert profile("III", "--format", "csv").output.count("\n") == len(rows) + 1
+    assert profile("III", "--format", "markdown").output.startswith("## Table III.")
+    assert profile("VII", "--commands").output.startswith("# Table VII, Proposed DyMN\ndymn train audioset_ablation")
+    assert "needs --table" in CliRunner().invoke(app, ["profile", "dymn04", "--commands"]).output

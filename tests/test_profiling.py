@@ -267,3 +267,25 @@ def test_command_draws_the_figures(tmp_path, ending):
     assert result.exit_code == 0
     assert (tmp_path / f"figures.{ending}").stat().st_size > 10_000
     assert run("--plot", str(tmp_path / "figures.doc")).exit_code == 2
+
+
+def test_the_difference_to_the_authors_figure_of_peak_memory():
+    """EfficientAT streams the first convolution through the first block, and holds an eighth of the expanded channels.
+
+    With Squeeze-and-Excitation, it counts input and output of the last convolution, and the block's output again.
+    """
+    ours = profiling.peak_memory("mn10", bytes_per_value=2)
+    assert (ours.in_place, ours.in_place_place) == (2_176_000, "block 1")
+    bands, frames, held = 64, 500, []
+    for i, block in enumerate(model_config("mn10").blocks):
+        after = (-(-bands // block.stride)) * -(-frames // block.stride)
+        own, out = bands * frames, after * block.c_out
+        if i == 0:
+            held.append(128 * 1000 + out + 2 * own * block.c_in / 8)
+        elif block.attention == "se":
+            held.append(after * block.c_exp + 2 * out)
+        else:
+            filtered = (bands // block.stride) * (frames // block.stride)
+            held.append(own * block.c_in + out + (own + filtered) * block.c_exp / 8)
+        bands, frames = -(-bands // block.stride), -(-frames // block.stride)
+    assert max(held) == held[1] and 2 * held[1] == 2_048_000

@@ -200,7 +200,7 @@ def test_every_run_of_the_paper_is_there():
     wanted = {f"{task}:{model}" for task in RATES for model in TABLE_III}
     wanted |= {
         f"audioset_kd:{model}"
-        for model in ("mn04", "mn05", "mn10", "mn20", "mn30", "mn40", "dymn04", "dymn10", "dymn20")
+        for model in ("mn04", "mn05", "mn10", "mn20", "mn30", "mn40", "dymn04", "dymn06", "dymn10", "dymn20")
     }
     wanted |= {
         f"audioset_ablation:{a}_{k}_{p}" for a in ("dymn", "mn") for k in ("kd", "no_kd") for p in ("pt", "no_pt")

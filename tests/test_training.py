@@ -20,7 +20,8 @@ from dymn.models.mobilenet import create_model
 from dymn.training import loop, train
 from dymn.training.loop import Run
 from dymn.training.report import Reporter, write_history, write_json
-from dymn.training.start import has_fresh_head, prior_logits, set_prior
+from dymn.training.settings import parse
+from dymn.training.start import has_fresh_head, prior_logits, set_prior, with_temperature
 from dymn.training.state import load_state
 from dymn.training.step import Step
 from tiny_runs import FRONT_END, NETWORK, run, write_clips
@@ -542,3 +543,33 @@ def test_a_tracker_that_is_not_installed(clips, tmp_path, monkeypatch, tracker, 
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(MissingExtraError, match=rf"dymn\[{tracker}\]"):
         train(run(clips, tmp_path, run={"trackers": [tracker]}, schedule=ONE_EPOCH))
+
+
+@pytest.mark.parametrize(
+    ("epochs", "model", "schedule", "expected"),
+    [
+        (200, {}, {}, (30, 1, 30)),
+        (80, {}, {}, (30, 1, 12)),
+        (3, {}, {}, (30, 1, 1)),
+        (80, {"name": "mn04"}, {}, (1, 1, 1)),
+        (80, {"settings": {"dynamic_convs": []}}, {}, (1, 1, 1)),
+        (80, {"settings": {"temperature": 10.0}}, {}, (10, 10, 1)),
+        (80, {"inherit": "mn04_as"}, {}, (1, 1, 1)),
+        (80, {}, {"tau_start": 1.0}, (1, 1, 1)),
+    ],
+)
+def test_fresh_dynamic_networks_anneal(epochs, model, schedule, expected):
+    config = parse({"model": {"name": "dymn04"} | model, "schedule": {"epochs": epochs} | schedule})
+    found = with_temperature(config, None).schedule
+    assert (found.tau_start, found.tau_end, found.tau_epochs) == expected
+
+
+def test_a_checkpoint_keeps_its_temperature(clips, tmp_path):
+    network = create_model("dymn04", 2, temperature=7.0, **NETWORK)
+    config = with_temperature(parse({"model": {"name": "some.safetensors"}}), network)
+    assert (config.schedule.tau_start, config.schedule.tau_end) == (7.0, 7.0)
+    with pytest.raises(ConfigError, match=r"tau_end is 3\.0, and schedule\.tau_start is not set"):
+        parse({"schedule": {"tau_end": 3.0}})
+    train(run(clips, tmp_path / "fresh", schedule={"epochs": 14, "ramp_start": 4}, data={"least_draws": 0}))
+    temperatures = [json.loads(line)["temperature"] for line in (tmp_path / "fresh/log.jsonl").open()]
+    assert temperatures == [30.0, *[1.0] * 13]

@@ -58,6 +58,7 @@ TABLE_I = (
     Row(5, 960, 160, 1, "hardswish"),
     Row(5, 960, 160, 1, "hardswish"),
 )
+REDUCED_TAIL = {12: (1, 2), 13: (2, 2), 14: (2, 2)}  # by what c_exp and c_out of the last blocks are divided
 STRIDED = tuple(i for i, row in enumerate(TABLE_I) if row.stride == 2)
 LAST_EXPANSION = 6
 HIDDEN_CHANNELS = 1280
@@ -79,7 +80,7 @@ class Variant:
 
     `attention` is a key of `ATTENTIONS`; None, or "none" in a file that cannot hold None, is no attention.
     `dynamic_blocks` and `attention_blocks` are keys of `BLOCK_SETS` or block indices from 0 to 14; `attention_blocks`
-    None means the dynamic blocks.
+    None means the dynamic blocks. `reduced_tail` halves the channels from the output of block 13 on, as in MobileNetV3.
     """
 
     width: float = 1.0
@@ -95,6 +96,7 @@ class Variant:
     n_kernels: int = 4
     n_maps: int = 2
     strides: tuple[int, ...] = (2, 2, 2, 2)
+    reduced_tail: bool = False
     head: str = "mlp"
     dropout: float = 0.2
     temperature: float = 1.0
@@ -114,6 +116,7 @@ class Variant:
         check(strides_fit, f"strides is {self.strides}; it must be {len(STRIDED)} numbers, each 1 or 2.")
         for name in ("reduction", "h_min", "h_max"):
             check_number(name, getattr(self, name), 1, 2**16, whole=True)
+        check(isinstance(self.reduced_tail, bool), f"reduced_tail is {self.reduced_tail!r}; it must be true or false.")
         check(self.h_min <= self.h_max, f"h_min, h_max are {self.h_min}, {self.h_max}; h_min <= h_max is required.")
 
     def config(self) -> ModelConfig:
@@ -128,7 +131,8 @@ class Variant:
         blocks = []
         c_in = scaled(STEM_CHANNELS)
         for i, row in enumerate(TABLE_I):
-            c_exp, c_out = scaled(row.c_exp), scaled(row.c_out)
+            divisors = REDUCED_TAIL.get(i, (1, 1)) if self.reduced_tail else (1, 1)
+            c_exp, c_out = scaled(row.c_exp // divisors[0]), scaled(row.c_out // divisors[1])
             blocks.append(
                 BlockConfig(
                     c_in=c_in,
@@ -151,7 +155,7 @@ class Variant:
             width=self.width,
             blocks=tuple(blocks),
             c_last=LAST_EXPANSION * c_in,
-            c_hidden=scaled(HIDDEN_CHANNELS),
+            c_hidden=scaled(HIDDEN_CHANNELS // (2 if self.reduced_tail else 1)),
             num_classes=self.num_classes,
             head=self.head,
             dropout=self.dropout,

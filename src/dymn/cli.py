@@ -16,12 +16,14 @@ import typer
 from typer.core import TyperGroup
 
 from dymn import __version__
+from dymn.commands.calibrate import calibrate
 from dymn.commands.convert import convert
 from dymn.commands.embed import embed
 from dymn.commands.evaluate import evaluate
 from dymn.commands.events import events
 from dymn.commands.explain import explain
 from dymn.commands.export import export
+from dymn.commands.fit import fit
 from dymn.commands.index import index
 from dymn.commands.listen import listen
 from dymn.commands.map import map
@@ -46,6 +48,7 @@ EXIT_BROKEN_PIPE = 141
 EXTRAS = {
     **dict.fromkeys(("train", "evaluate", "probe", "teach"), "train"),
     "export": "torch,onnx",
+    **dict.fromkeys(("fit", "calibrate"), "fit"),
     "explain": "torch,plot",
 }
 """The extras of commands that need more than PyTorch, so that one installation is enough."""
@@ -182,6 +185,8 @@ for function in (
     convert,
     export,
     profile,
+    fit,
+    calibrate,
     train,
     evaluate,
     teach,

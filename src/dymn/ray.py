@@ -28,10 +28,11 @@ import numpy as np
 
 from dymn.audio import reading
 from dymn.audio.notes import Notes
+from dymn.audio.settings import PLAIN, ReadSettings
 from dymn.audio.sources import reason
 from dymn.audio.windows import Filled, fill
 from dymn.config import check
-from dymn.errors import AudioError, ConfigError, DymnError, MissingExtraError
+from dymn.errors import AudioError, ConfigError, DymnError
 from dymn.inference.discovery import Discovery, whole
 from dymn.inference.embedding import Embedding, EmbedSettings
 from dymn.inference.events import EventRecording, EventSettings, collect_events
@@ -43,6 +44,7 @@ from dymn.inference.selection import TagSettings
 from dymn.inference.tagger import Tagger
 from dymn.runtime.backend import CPU_BATCH_SIZE
 from dymn.system.arrays import Floats
+from dymn.system.extras import needing
 
 if TYPE_CHECKING:
     from dymn.models.mobilenet import MobileNet
@@ -108,7 +110,7 @@ class Engine:
             DymnError: if Ray ends the run.
         """
         settings = settings or TagSettings()
-        windows = _Windows(tagger.sample_rate, settings.window, settings.hop, settings.fill, settings.partial)
+        windows = _Windows(tagger.sample_rate, settings.window, settings.hop, settings.fill, settings)
         return collect_tags(
             self._computed(tagger, None, sources, windows, batch_size), tagger.backend, settings, progress
         )
@@ -128,7 +130,7 @@ class Engine:
         Arguments and errors are those of `tag_files`.
         """
         settings = settings or EmbedSettings()
-        windows = _Windows(tagger.sample_rate, settings.window, settings.hop, settings.fill, settings.partial)
+        windows = _Windows(tagger.sample_rate, settings.window, settings.hop, settings.fill, settings)
         return tagger.embedder(layers).collect(self._computed(tagger, layers, sources, windows, batch_size), progress)
 
     def event_files(
@@ -143,11 +145,11 @@ class Engine:
         """Find events as `dymn.inference.events.event_files` does; arguments and errors are those of `tag_files`."""
         settings = settings or EventSettings()
         maker, labels = frame_maker(tagger.backend, settings), chosen_labels(tagger.backend, settings)
-        windows = _Windows(tagger.sample_rate, maker.window, maker.hop, maker.fill, settings.partial)
+        windows = _Windows(tagger.sample_rate, maker.window, maker.hop, maker.fill, settings)
         shape = (-1, len(labels)) if settings.method == "activation" else (-1,)  # rows come flat
         computed = self._computed(tagger, settings, sources, windows, batch_size)
         rows = ((piece, None if row is None else row.reshape(shape)) for piece, row in computed)
-        return collect_events(collect_parts(rows, maker, tagger.sample_rate, progress), labels, settings)
+        return collect_events(collect_parts(rows, maker, tagger.sample_rate, progress), labels, settings, tagger.card)
 
     def _computed(
         self, tagger: Tagger, wanted: Wanted, sources: Iterable[Location], windows: _Windows, batch_size: int | None
@@ -155,6 +157,8 @@ class Engine:
         """Return what `dymn.inference.segments.computed` yields, computed by Ray."""
         check(batch_size is None or batch_size >= 1, f"batch_size is {batch_size}; it must be at least 1.")
         found = list(sources)
+        one = windows.read.channel != "each" and windows.read.clock == "none"
+        check(one, "Results for each channel, and clocks, are computed on this machine alone. Leave Ray out, or these.")
         check("-" not in map(str, found), "Standard input cannot be read by other processes. Give paths or URLs.")
         network = (
             copy.deepcopy(tagger.model).cpu(),
@@ -202,19 +206,20 @@ class Engine:
                 for place, piece in _pieces(table):
                     name = source_name(found[place])
                     error = piece.error and AudioError(str(piece.error).replace(whole(found[place]), name))
-                    recording = Opened(name, piece.recording.n_samples, piece.recording.notes)
+                    opened = piece.recording
+                    recording = Opened(name, opened.n_samples, opened.notes, windows.read.speed)
                     yield piece._replace(recording=recording, features=None, error=error), piece.features
 
 
 @dataclass(frozen=True)
 class _Windows:
-    """How recordings are cut: samples a second, seconds of a window and from one to the next, what fills it up."""
+    """How recordings are read and cut: samples a second, seconds of a window and between them, what fills it."""
 
     rate: int
     window: float
     hop: float | None
     how: str
-    partial: bool = False
+    read: ReadSettings = PLAIN
 
 
 def _chunk(sources: Sequence[Location], begin: int) -> Any:
@@ -228,7 +233,7 @@ def _decode(table: Any, windows: _Windows) -> Iterator[Any]:
     """Yield recordings as rows: their windows as they are before they are filled up, and their ends."""
     for place, path in zip(table["place"].to_pylist(), map(os.fsdecode, table["path"].to_pylist()), strict=True):
         source = cast(BinaryIO, _Remote(path)) if "://" in path else path
-        for piece in pieces([source], windows.rate, None, windows.window, windows.hop, "bare", partial=windows.partial):
+        for piece in pieces([source], windows.rate, None, windows.window, windows.hop, "bare", read=windows.read):
             yield _table([(place, piece, piece.features)])
 
 
@@ -320,11 +325,9 @@ def _running(address: str) -> Iterator[Any]:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # without clusters all servers bind to loopback
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it writes to standard error what is no error of ours
-    try:
+    with needing("Work on Ray", "ray"):
         ray = importlib.import_module("ray")
         importlib.import_module("ray.data")
-    except ImportError as error:
-        raise MissingExtraError("Work on Ray", "ray") from error
     begun = not ray.is_initialized()
     if begun:
         local = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"} if address == LOCAL else {}

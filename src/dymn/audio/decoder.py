@@ -48,6 +48,7 @@ class Decoder:
         format: the names of container and codec.
         blocks: the samples.
         seconds: how long it is by its header, where that is known without `frames`.
+        omni: whether the first channel alone is what the mix of all would be elsewhere, as in ambisonics.
         plain: where its samples are, if they are stored as they are.
     """
 
@@ -57,6 +58,7 @@ class Decoder:
     format: str
     blocks: Iterator[Block]
     seconds: float | None = None
+    omni: bool = False
     plain: PcmLayout | None = None
 
 

@@ -1,4 +1,4 @@
-"""From the content of a recording to mono float32 samples: which decoder reads what, and whether all of it was read.
+"""From the content of a recording to blocks of samples: which decoder reads what, and whether all of it was read.
 
 Who is asked, by the first bytes of the file:
 
@@ -22,20 +22,15 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial as bind
-
-import numpy as np
 
 from dymn.audio import elementary, flac, mpeg, ogg, pcm_files
 from dymn.audio.content import Content
 from dymn.audio.decoder import CHUNK_SAMPLES, Block, Decoder, MissingDecoderError, UnknownFormatError, check_format
 from dymn.audio.ffmpeg import open_ffmpeg
 from dymn.audio.libsndfile import open_libsndfile
-from dymn.audio.notes import SLACK_SECONDS, Notes, Report, duration, report_lost, report_tail
-from dymn.audio.resampling import Resampler
-from dymn.audio.samples import Levels, check_finite, mean
-from dymn.audio.sources import FileLike, display, opened, reason
+from dymn.audio.notes import SLACK_SECONDS, Report, duration, report_lost, report_tail
+from dymn.audio.sources import reason
 from dymn.errors import AudioError
 
 _WHOLE_SHARE = 0.995
@@ -47,99 +42,22 @@ MP4 and ADTS are recognised in `_is_something_else`.
 _CHUNKED = (b"RIFF", b"RIFX", b"RF64", b"BW64", b"riff", b"FORM", b"caff", b".snd", b"dns.")
 
 
-@dataclass(frozen=True)
-class AudioInfo:
-    """What a recording's header says.
-
-    `frames` (samples per channel) and `seconds` are None where the format does not say.
-    """
-
-    sample_rate: int
-    channels: int
-    frames: int | None
-    seconds: float | None
-    format: str
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """An open recording.
-
-    Attributes:
-        name: for messages.
-        info: its header.
-        chunks: its samples as mono float32 [n], at its own rate.
-        notes: what a user should know about it; complete behind the last chunk.
-    """
-
-    name: str
-    info: AudioInfo
-    chunks: Iterator[np.ndarray]
-    notes: Notes
-
-
-@contextlib.contextmanager
-def recording(source: FileLike, *, partial: bool = False, notes: Notes | None = None) -> Iterator[Decoding]:
-    """Open a recording for reading once; it closes at the end of the `with` block.
-
-    Args:
-        source: a path, "-" for standard input, or a binary file object.
-        partial: whether to read what can be read of a damaged recording; a note then says what is missing.
-        notes: where notes are added; None is a new list.
+def open_decoder(content: Content, report: Report, stack: ExitStack) -> Decoder:
+    """Open the decoder of a recording.
 
     Raises:
-        AudioError: if it cannot be opened or is not audio. `chunks` raises it too: for samples that are not finite,
-            and, unless `partial`, for a recording that is damaged or ends more than `SLACK_SECONDS` before its header
-            says.
+        AudioError: if it cannot be opened or is not audio, or has no such track.
         MissingDecoderError: an AudioError, if FFmpeg is needed and PyAV is not installed.
     """
-    report = Report(display(source), notes, partial)
-    with ExitStack() as stack:
-        content = stack.enter_context(opened(source))
-        try:
-            decoder = open_decoder(content, report, stack)
-        except OSError as error:
-            raise AudioError(
-                f"{report.name} cannot be read: {reason(error)}. Check the disk or the connection."
-            ) from error
-        seconds = decoder.seconds if decoder.frames is None else decoder.frames / decoder.rate
-        info = AudioInfo(decoder.rate, decoder.channels, decoder.frames, seconds, decoder.format)
-        yield Decoding(report.name, info, _mono(decoder, report), report.notes)
-
-
-def _mono(decoder: Decoder, report: Report) -> Iterator[np.ndarray]:
-    """Yield the mean over channels [n] at the decoder's rate, and compare their number with what the header says."""
-    levels, place = Levels(), 0.0
-    resampler: Resampler | None = None
-    rate_before = decoder.rate
     try:
-        for samples, rate in decoder.blocks:
-            if len(samples) == 0:
-                continue
-            mono = mean(samples)
-            levels.add(samples, mono, check_finite(report.name, mono, place, rate))
-            place += len(mono) / rate
-            if rate != rate_before:
-                if resampler is not None:
-                    yield resampler.finish()
-                resampler = None if rate == decoder.rate else Resampler(rate, decoder.rate)
-                rate_before = rate
-            yield mono if resampler is None else resampler.feed(mono)
+        decoder = _opened(content, report, stack)
     except OSError as error:
         raise AudioError(f"{report.name} cannot be read: {reason(error)}. Check the disk or the connection.") from error
-    if resampler is not None:
-        yield resampler.finish()
-    levels.tell(report.notes)
-    report.check_length(place, None if decoder.frames is None else decoder.frames / decoder.rate)
+    report.check_track()
+    return decoder
 
 
-def open_decoder(content: Content, report: Report, stack: ExitStack) -> Decoder:
-    """Open the content of a recording with the decoder that fits; `stack` closes it.
-
-    Raises:
-        AudioError: if it is not audio.
-        OSError: if it cannot be read.
-    """
+def _opened(content: Content, report: Report, stack: ExitStack) -> Decoder:
     base = mpeg.id3_length(content)
     base = base if base < content.size else 0  # a tag that lies about its length
     head = content.at(base, 12)
@@ -217,10 +135,8 @@ def _plain(content: Content, plain: pcm_files.PcmLayout, report: Report) -> Deco
     _check_share(plain, report)
     for note in plain.notes:
         report.note(note)
-    if plain.ambisonic:
-        report.note(f"it is ambisonic: of its {plain.channels} channels, the first, which is omnidirectional, is read.")
     blocks = _plain_blocks(content, plain, frames)
-    return Decoder(plain.rate, plain.channels, frames, plain.name, blocks, plain=plain)
+    return Decoder(plain.rate, plain.channels, frames, plain.name, blocks, plain=plain, omni=plain.ambisonic)
 
 
 def _plain_blocks(content: Content, plain: pcm_files.PcmLayout, frames: int) -> Iterator[Block]:
@@ -230,8 +146,7 @@ def _plain_blocks(content: Content, plain: pcm_files.PcmLayout, frames: int) -> 
         whole = len(data) // plain.frame
         if whole == 0:
             return
-        samples = pcm_files.decoded(data[: whole * plain.frame], plain.coding or "", plain.channels)
-        yield Block(samples[:, :1] if plain.ambisonic else samples, plain.rate)
+        yield Block(pcm_files.decoded(data[: whole * plain.frame], plain.coding or "", plain.channels), plain.rate)
         place += whole
 
 

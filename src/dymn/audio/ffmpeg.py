@@ -79,9 +79,12 @@ def open_ffmpeg(
         container = stack.enter_context(av.open(source, format=kind, metadata_errors="ignore", options=options))
         names = set(container.format.name.split(","))
         tracks = container.streams.audio if not names & _LISTS else ()
-        track, note = _chosen(tracks) if tracks else (None, "")
+        report.tracks = len(tracks)
+        track, note = _chosen(tracks, report) if tracks else (None, "")
         context = None if track is None else track.codec_context
         rate, channels = (0, 0) if context is None else (int(context.sample_rate), int(context.channels))
+    except AudioError:
+        raise
     except Exception as error:
         _kept(handle)
         raise UnknownFormatError(_reason(error)) from error
@@ -105,8 +108,15 @@ def _protocols() -> frozenset[str]:
     return frozenset(("fd",)) if av.library_versions.get("libavformat", (0,))[0] >= 60 else frozenset()
 
 
-def _chosen(tracks: Any) -> tuple[Any, str]:
-    """Return the default one of several tracks, and a note on that."""
+def _chosen(tracks: Any, report: Report) -> tuple[Any, str]:
+    """Return the track that is asked for, or the default one of several and a note on that.
+
+    Raises:
+        AudioError: if there is no such track.
+    """
+    report.check_track()
+    if report.track is not None:
+        return tracks[report.track - 1], ""
     if len(tracks) == 1:
         return tracks[0], ""
     default = [
@@ -117,7 +127,7 @@ def _chosen(tracks: Any) -> tuple[Any, str]:
     about = ", ".join(filter(None, (track.language, getattr(track.codec_context, "name", ""))))
     which = "the default one" if default else "the first"
     number = list(tracks).index(track) + 1
-    return track, f"it has {len(tracks)} audio tracks; number {number} ({about}), {which}, is read."
+    return track, f"it has {len(tracks)} audio tracks; number {number} ({about}), {which}, is read. See --track."
 
 
 def _decoder(context: Any) -> Any:
@@ -153,6 +163,7 @@ class _Reader:
         self._report, self._handle, self._skip, self._counted = report, handle, skip_samples, counted
         names = set(container.format.name.split(","))
         self._absolute, self._timed, self._exact = bool(names & _ABSOLUTE), bool(names & _TIMED), bool(names & _EXACT)
+        self._channels = max(1, int(track.codec_context.channels or 1))
         self._rate = int(decoder.sample_rate or track.codec_context.sample_rate)
         self._done = 0.0  # seconds that were given out, silence too
         self._origin: float | None = None  # the timestamp of the first sample, were there no gaps
@@ -321,8 +332,8 @@ class _Reader:
         left = round(seconds * rate)
         self._done += left / rate
         while left > 0:
-            n = min(left, CHUNK_SAMPLES)
-            yield Block(np.zeros((n, 1), np.float32), rate)
+            n = min(left, max(1, CHUNK_SAMPLES // self._channels))
+            yield Block(np.zeros((n, self._channels), np.float32), rate)
             left -= n
 
 

@@ -38,7 +38,8 @@ def find(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> li
 
     A path to a file is kept, whatever its ending. A directory gives the files below it whose ending is in `SUFFIXES`,
     without hidden ones; links are followed. A pattern (`*`, `?`, `[...]`, `**`) gives the files that match, and those
-    below directories that match. "-", standard input, is kept as Path("-"); a file of that name is "./-". A plain path
+    below directories that match. ~ at the start of a path is the home folder.
+    "-", standard input, is kept as Path("-"); a file of that name is "./-". A plain path
     that does not exist is kept too: reading it raises the error, and the other recordings are not lost.
 
     Raises:
@@ -60,6 +61,8 @@ def expand(path: str | os.PathLike[str]) -> Iterator[Path]:
         AudioError: at the end, if a directory or a pattern gives no recording.
     """
     path = os.fsdecode(path)
+    if path.startswith("~") and not os.path.lexists(path):  # in quotes no shell has replaced it
+        path = os.path.expanduser(path)
     if is_stdin(path) or os.path.isfile(path):
         yield Path(path) if is_stdin(path) or Path(path) != Path("-") else Path.cwd() / "-"
         return

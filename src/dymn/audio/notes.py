@@ -58,12 +58,26 @@ class Report:
         name: of the recording, for messages.
         notes: those so far.
         partial: whether damage is skipped instead of being an error.
+        track: the number of the audio track to decode, from 1; None is the default one.
+        tracks: how many audio tracks there are, once a decoder that can tell has looked.
     """
 
-    def __init__(self, name: str, notes: Notes | None = None, partial: bool = False) -> None:
+    def __init__(self, name: str, notes: Notes | None = None, partial: bool = False, track: int | None = None) -> None:
         self.name = name
         self.notes = Notes() if notes is None else notes
         self.partial = partial
+        self.track = track
+        self.tracks = 1
+
+    def check_track(self) -> None:
+        """Refuse a track that is not there.
+
+        Raises:
+            AudioError: saying how many there are.
+        """
+        if self.track is not None and self.track > self.tracks:
+            has = "one audio track" if self.tracks == 1 else f"{self.tracks} audio tracks"
+            raise AudioError(f"{self.name} has {has}; there is no track {self.track}. Choose another one with --track.")
 
     def note(self, line: str) -> None:
         """Keep a note."""

@@ -10,18 +10,21 @@ import math
 import os
 import stat
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dymn.audio.decoder import MissingDecoderError
-from dymn.audio.decoding import AudioInfo, recording
+from dymn.audio.band import band_passed
+from dymn.audio.decoder import MAX_RATE, MIN_RATE, Block, MissingDecoderError
+from dymn.audio.gain import loudest, loudness
 from dymn.audio.listing import SUFFIXES, expand, find
 from dymn.audio.notes import Notes
+from dymn.audio.recording import AudioInfo, chosen, recording, settled
 from dymn.audio.resampling import Resampler, resampled, whole_rate
 from dymn.audio.samples import Levels, check_finite, mean, to_float32
-from dymn.audio.sources import FileLike, display, is_stdin, reason
+from dymn.audio.settings import PLAIN, ReadSettings
+from dymn.audio.sources import FileLike, display, is_stdin, opened, reason
 from dymn.errors import AudioError, ConfigError
 
 if TYPE_CHECKING:
@@ -96,7 +99,12 @@ def _is_fifo(path: str | os.PathLike[str]) -> bool:
 
 
 def read(
-    source: FileLike, sample_rate: int = SAMPLE_RATE, *, partial: bool = False, notes: Notes | None = None
+    source: FileLike,
+    sample_rate: int = SAMPLE_RATE,
+    *,
+    partial: bool = False,
+    notes: Notes | None = None,
+    settings: ReadSettings | None = None,
 ) -> np.ndarray:
     """Return a whole recording as mono float32 [N] at `sample_rate` Hz.
 
@@ -106,6 +114,7 @@ def read(
         partial: whether to read what can be read of a damaged recording; silence stands for frames that are lost within
             it.
         notes: what is unusual about the recording is added here; None logs it as warnings.
+        settings: how else to read it, such as the channel or a gain; it then has its own `partial`.
 
     Raises:
         AudioError: if the recording is missing, empty, not audio, damaged, shorter than its header says by more than
@@ -117,7 +126,7 @@ def read(
     rate = whole_rate(sample_rate, "sample_rate")
     blocks: list[np.ndarray] = []
     length = 0
-    for block in _resampled(source, rate, partial, notes):
+    for block in _resampled(source, rate, settings or ReadSettings(partial=partial), notes):
         blocks.append(block)
         length += len(block)
         if length > MAX_READ_HOURS * 3600 * rate:
@@ -143,12 +152,13 @@ def stream(
     *,
     partial: bool = False,
     notes: Notes | None = None,
+    settings: ReadSettings | None = None,
 ) -> Iterator[np.ndarray]:
     """Yield a recording as mono float32 blocks [n] at `sample_rate` Hz, in memory that does not grow with its length.
 
     Every block but the last has round(block_seconds * sample_rate) samples, at least one; the last may be shorter.
     Joined, the blocks are exactly what `read` returns. The recording is opened with the first block and closed after
-    the last; `partial` and `notes` are those of `read`, and the notes are complete then.
+    the last; `partial`, `notes` and `settings` are those of `read`, and the notes are complete then.
 
     Raises:
         AudioError: as `read`, with the first block or where the damage is.
@@ -157,11 +167,17 @@ def stream(
     rate = whole_rate(sample_rate, "sample_rate")
     if not (isinstance(block_seconds, (int, float)) and 0 < block_seconds < math.inf):
         raise ConfigError(f"block_seconds is {block_seconds!r}; it must be a finite number above 0.")
-    return _blocks(_resampled(source, rate, partial, notes), max(1, round(block_seconds * rate)))
+    found = _resampled(source, rate, settings or ReadSettings(partial=partial), notes)
+    return _blocks(found, max(1, round(block_seconds * rate)))
 
 
 def from_array(
-    array: np.ndarray | Tensor, sample_rate: int, target_rate: int = SAMPLE_RATE, *, notes: Notes | None = None
+    array: np.ndarray | Tensor,
+    sample_rate: int,
+    target_rate: int = SAMPLE_RATE,
+    *,
+    notes: Notes | None = None,
+    settings: ReadSettings = PLAIN,
 ) -> np.ndarray:
     """Return samples in memory as mono float32 [N] at `target_rate` Hz.
 
@@ -172,6 +188,7 @@ def from_array(
         sample_rate: the rate of `array`, in Hz.
         target_rate: the wanted rate, in Hz.
         notes: what is unusual about the samples is added here; None logs it as warnings.
+        settings: how else to read it, such as the channel or a gain.
 
     Raises:
         AudioError: if the array is empty, has another shape or type, or holds values that are not finite.
@@ -179,33 +196,86 @@ def from_array(
     """
     source_rate = whole_rate(sample_rate, "sample_rate")
     rate = whole_rate(target_rate, "target_rate")
-    samples = _channels_last(to_float32(_as_numpy(array)))
+    samples = channels_last(array)
+    channel = loudest([Block(samples, source_rate)]) if settings.channel == "loudest" else settings.channel
+    samples = chosen(samples, channel, "The array")
     mono = mean(samples)
     levels = Levels()
     levels.add(samples, mono, check_finite("The array", mono, rate=source_rate))
     kept = Notes() if notes is None else notes
-    levels.tell(kept)
+    levels.tell(kept, settings.gain != 0)
+    parts = [mono[start : start + _RESAMPLE_CHUNK] for start in range(0, len(mono), _RESAMPLE_CHUNK)]
+
+    def blocks_of(notes: Notes) -> Iterator[np.ndarray]:
+        return _heard(parts, source_rate, rate, settings, "The array")
+
+    blocks = list(_raised(blocks_of, rate, settings, kept))
     if notes is None:
         kept.log("The array")
-    parts = [mono[start : start + _RESAMPLE_CHUNK] for start in range(0, len(mono), _RESAMPLE_CHUNK)]
-    blocks = list(resampled(parts, source_rate, rate))
     if not blocks:
         raise AudioError(
             f"The array holds {len(mono)} samples at {source_rate} Hz: less than one sample at {rate} Hz. Give more."
         )
-    return np.concatenate(blocks) if source_rate != rate else np.array(mono)
+    return np.concatenate(blocks)
 
 
-def _resampled(source: FileLike, rate: int, partial: bool, notes: Notes | None) -> Iterator[np.ndarray]:
-    with recording(source, partial=partial, notes=notes) as opened:
+def _resampled(source: FileLike, rate: int, settings: ReadSettings, notes: Notes | None) -> Iterator[np.ndarray]:
+    kept = Notes() if notes is None else notes
+    with opened(source) as content:
+        settings = settled(settings, source, content, kept)
+
+        def blocks_of(notes: Notes) -> Iterator[np.ndarray]:
+            with recording(source, settings, notes=notes, content=content) as found:
+                yield from _heard(found.chunks, found.info.sample_rate, rate, settings, found.name)
+
         empty = True
-        for block in resampled(opened.chunks, opened.info.sample_rate, rate):
+        for block in _raised(blocks_of, rate, settings, kept):
             empty = False
             yield block
         if empty:
-            raise AudioError(f"{opened.name} holds less than one sample at {rate} Hz. Record or copy it again.")
+            raise AudioError(f"{display(source)} holds less than one sample at {rate} Hz. Record or copy it again.")
         if notes is None:
-            opened.notes.log(opened.name)
+            kept.log(display(source))
+
+
+def _heard(
+    chunks: Iterable[np.ndarray], source_rate: int, rate: int, settings: ReadSettings, name: str
+) -> Iterator[np.ndarray]:
+    """Yield mono samples as the network hears them, but for their gain: at its rate, faster or slower, in a band."""
+    speed, band = settings.speed, settings.band
+    if not MIN_RATE <= source_rate * speed <= MAX_RATE:
+        raise AudioError(
+            f"{name} has {source_rate} Hz, which at --speed {speed:g} are {source_rate * speed:g}; {MIN_RATE} to "
+            f"{MAX_RATE} Hz are allowed. Give another speed."
+        )
+    blocks = resampled(chunks, source_rate * speed if speed != 1 else source_rate, rate)
+    if band is None:
+        return blocks
+    low, high = (None if edge is None else edge * speed for edge in band)
+    if low is not None and low >= rate / 2:
+        raise AudioError(
+            f"{name}: the band begins at {low / speed:g} Hz, and at --speed {speed:g} nothing above "
+            f"{rate / 2 / speed:g} Hz is heard. Give a lower --speed, which makes high sounds low, or another --band."
+        )
+    return band_passed(blocks, rate, low, high)
+
+
+def _raised(
+    blocks_of: Callable[[Notes], Iterator[np.ndarray]], rate: int, settings: ReadSettings, notes: Notes
+) -> Iterator[np.ndarray]:
+    """Yield blocks with their gain; with "auto" they are measured first, as they are heard, and so made twice."""
+    gain = settings.gain
+    if isinstance(gain, str):
+        level = loudness(blocks_of(Notes()), rate)
+        gain = level.gain
+        if gain:
+            notes.add(
+                f"it is quiet: its loudest second is at {level.second:.1f} dBFS, its largest sample at "
+                f"{level.peak:.1f} dBFS; it was read twice, and raised by {gain:.1f} dB."
+            )
+    factor = np.float32(10 ** (gain / 20))
+    for block in blocks_of(notes):
+        yield block if gain == 0 else block * factor
 
 
 def _blocks(chunks: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
@@ -252,8 +322,13 @@ def _as_numpy(array: Any) -> np.ndarray:
     return array
 
 
-def _channels_last(samples: np.ndarray) -> np.ndarray:
-    """Return [N] or [channels, N] or [N, channels] as [N, channels]."""
+def channels_last(array: np.ndarray | Tensor) -> np.ndarray:
+    """Return samples in memory, [N] or [channels, N] or [N, channels], as float32 [N, channels].
+
+    Raises:
+        AudioError: as `from_array`.
+    """
+    samples = to_float32(_as_numpy(array))
     shape = list(samples.shape)
     if samples.size == 0:
         raise AudioError(f"The array has shape {shape}: it holds no samples. Give at least one.")

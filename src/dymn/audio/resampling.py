@@ -8,19 +8,21 @@ from typing import Any
 import numpy as np
 
 from dymn.audio.decoder import MAX_RATE, MIN_RATE
+from dymn.config import check_number
 from dymn.errors import ConfigError
 
 
 class Resampler:
     """Another sample rate for mono samples that come in chunks; the sizes of the chunks change no bit of the result."""
 
-    def __init__(self, source_rate: int, rate: int) -> None:
+    def __init__(self, source_rate: float, rate: int) -> None:
         """Prepare to resample from `source_rate` to `rate`, in Hz.
 
         Raises:
-            ConfigError: if a rate is not allowed.
+            ConfigError: if a rate is not allowed; that of the source need not be a whole number.
         """
-        rates = whole_rate(source_rate, "sample_rate"), whole_rate(rate, "rate")
+        check_number("sample_rate", source_rate, MIN_RATE, MAX_RATE)
+        rates = source_rate, whole_rate(rate, "rate")
         self._stream: Any = None
         if rates[0] != rates[1]:
             import soxr
@@ -43,7 +45,7 @@ class Resampler:
         return nothing if self._stream is None else self._stream.resample_chunk(nothing, last=True)
 
 
-def resampled(chunks: Iterable[np.ndarray], source_rate: int, rate: int) -> Iterator[np.ndarray]:
+def resampled(chunks: Iterable[np.ndarray], source_rate: float, rate: int) -> Iterator[np.ndarray]:
     """Yield chunks at another rate; none of them is empty."""
     if source_rate == rate:
         yield from chunks

@@ -15,6 +15,11 @@ MAX_PEAK = 1e10
 """The largest sample accepted; full scale is 1, and beyond this the power spectrum leaves float32."""
 INTEGER_PEAK = 64.0
 """A float recording with a larger peak was not scaled to 1: even an editor's overs stay far below."""
+QUIET_PEAK = 0.01
+"""A recording whose largest sample is below -40 dBFS is noted: networks begin to call it silence."""
+OFFSET = 0.02
+"""A mean of the samples, of full scale, that is noted; a smaller one is if it outweighs the sound."""
+_LEAST_OFFSET = 1e-4
 MIX_GAP_DB = 18.0
 """A mix that is this far below the loudest channel is noted.
 
@@ -93,6 +98,7 @@ class Levels:
 
     def __init__(self) -> None:
         self._peak = 0.0
+        self._sum, self._power, self._n = 0.0, 0.0, 0
         self._mix = 0.0
         self._channels = np.zeros(0)
         self._frames = 0
@@ -100,6 +106,10 @@ class Levels:
     def add(self, samples: Floats, mono: Floats, peak: float) -> None:
         """Take in samples [n, channels], their mean [n], and the peak of that."""
         self._peak = max(self._peak, peak)
+        if peak <= INTEGER_PEAK:
+            self._sum += float(mono.sum(dtype=np.float64))
+            self._power += float(np.dot(mono, mono))
+            self._n += len(mono)
         if samples.shape[1] == 1 or peak > INTEGER_PEAK:
             return
         if samples.shape[1] != len(self._channels):
@@ -114,8 +124,8 @@ class Levels:
         for channel in range(samples.shape[1]):
             self._channels[channel] += float(np.dot(samples[:, channel], samples[:, channel]))
 
-    def tell(self, notes: Notes) -> None:
-        """Add notes on what is unusual."""
+    def tell(self, notes: Notes, raised: bool = False) -> None:
+        """Add notes on what is unusual; that it is quiet only unless a gain is given (`raised`)."""
         if self._peak > INTEGER_PEAK:
             notes.add(
                 f"samples reach {self._peak:.0f}, and full scale is 1: they look like integers that are stored as "
@@ -131,5 +141,12 @@ class Levels:
                 why = "only one of them is live" if one else "they cancel each other, as with inverted phase"
                 notes.add(
                     f"the mix of its {len(self._channels)} channels is {gap:.0f} dB below the loudest one: {why}. "
-                    "Give a single channel instead."
+                    "Choose one of them with --channel, or --channel loudest."
                 )
+                return
+        mean = self._sum / max(1, self._n)
+        if abs(mean) > OFFSET or (abs(mean) > _LEAST_OFFSET and mean**2 > 0.5 * self._power / max(1, self._n)):
+            notes.add(f"its samples have an offset of {mean:.2g} of full scale (DC); --band 20- removes it.")
+        if 0 < self._peak < QUIET_PEAK and not raised:
+            level = 20 * np.log10(self._peak)
+            notes.add(f"it is quiet: its largest sample is at {level:.0f} dBFS. --gain auto raises it.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -33,6 +33,15 @@ from dymn.commands.options import (
     note_gaps,
     output_option,
 )
+from dymn.commands.reading_options import (
+    Band,
+    ChannelOption,
+    FilesFrom,
+    Gain,
+    Speed,
+    Track,
+    gathered,
+)
 
 if TYPE_CHECKING:
     from dymn.commands.runs import Files
@@ -46,7 +55,7 @@ EmbedFormat = Literal["npy", "parquet", "csv"]
 
 
 def embed(
-    paths: Paths,
+    paths: Paths = None,
     model: Model = None,
     layer: Layers = None,
     per_window: Annotated[
@@ -72,6 +81,12 @@ def embed(
     window: WindowOption = 10.0,
     hop: Hop = None,
     fill: Filling = "bare",
+    files_from: FilesFrom = None,
+    channel: ChannelOption = "mix",
+    track: Track = None,
+    gain: Gain = "0",
+    speed: Speed = 1.0,
+    band: Band = None,
     partial: Partial = False,
     backend: BackendOption = "auto",
     device: Device = None,
@@ -107,19 +122,28 @@ def embed(
 
     hush(quiet)
     note_gaps(window, hop, quiet)
-    settings = EmbedSettings(window, hop, fill, partial)
+    reading: dict[str, Any] = {
+        "channel": channel,
+        "track": track,
+        "gain": gain,
+        "speed": speed,
+        "band": band,
+        "partial": partial,
+    }
+    settings = EmbedSettings(window, hop, fill, **reading)
     layers = parse_layers(layer or "last")
     parameters = to_dict(settings) | {"hop": hop or window}
     asked = Asked(
-        "embed", paths, output, format, model, backend, device, precision, threads, batch_size, workers,
-        ray, fresh, retry_failed, quiet, looks_inside=layers != ("last",), partial=partial,
+        "embed", gathered(paths, files_from),
+        output, format, model, backend, device, precision, threads, batch_size, workers,
+        ray, fresh, retry_failed, quiet, looks_inside=layers != ("last",), read=settings,
     )  # fmt: skip
 
     def form(tagger: Tagger | None) -> Form[Embedding]:
         embedder = tagger.embedder(layers) if tagger else None
         names, used = (embedder.names, embedder.layers) if embedder else ((), ())
         origin = replace(describe(tagger, model if tagger else None, parameters, per_window), more={"layers": used})
-        return Form(layout(names), embeddings(per_window, len(names)), origin)
+        return Form(layout(names).of(settings), embeddings(per_window, len(names)), origin)
 
     def files(tagger: Tagger, engine: Engine | None) -> Files[Embedding]:
         embed_files = (

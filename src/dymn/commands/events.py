@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from dymn.commands.label_options import GroupsFile, Language, Level, Specific, vocabulary
 from dymn.commands.options import (
     BackendOption,
     Device,
@@ -29,6 +30,17 @@ from dymn.commands.options import (
     hush,
     output_option,
     seconds_option,
+    threshold_option,
+)
+from dymn.commands.reading_options import (
+    Band,
+    ChannelOption,
+    Clock,
+    FilesFrom,
+    Gain,
+    Speed,
+    Track,
+    gathered,
 )
 
 if TYPE_CHECKING:
@@ -46,10 +58,14 @@ How = Literal["activation", "windows"]
 
 
 def events(
-    paths: Paths,
+    paths: Paths = None,
     model: Model = None,
     labels: Labels = None,
     exclude: Exclude = None,
+    specific: Specific = False,
+    level: Level = None,
+    groups: GroupsFile = None,
+    language: Language = "en",
     format: Annotated[
         EventFormat | None,
         format_option(
@@ -77,14 +93,11 @@ def events(
         ),
     ] = "windows",
     threshold: Annotated[
-        float,
-        typer.Option(
-            "--threshold",
-            "-t",
-            metavar="FROM 0 TO 1",
-            max=1,
-            help="An event reaches at least this probability.",
-            rich_help_panel=WHEN,
+        Any,
+        threshold_option(
+            "An event reaches at least this probability. auto and precise are the thresholds of each label that a "
+            "model from `dymn fit` or `dymn calibrate` carries.",
+            WHEN,
         ),
     ] = 0.1,
     off_threshold: Annotated[
@@ -110,6 +123,13 @@ def events(
         float | None,
         seconds_option("From the start of one window to the next. The default depends on the method.", WHEN),
     ] = None,
+    files_from: FilesFrom = None,
+    channel: ChannelOption = "mix",
+    track: Track = None,
+    gain: Gain = "0",
+    speed: Speed = 1.0,
+    band: Band = None,
+    clock: Clock = "none",
     partial: Partial = False,
     backend: BackendOption = "auto",
     device: Device = None,
@@ -143,6 +163,17 @@ def events(
     from dymn.inference.runs import events as stored
 
     hush(quiet)
+    words = vocabulary(level, groups, language, ray)
+    reading: dict[str, Any] = {
+        "channel": channel,
+        "track": track,
+        "gain": gain,
+        "speed": speed,
+        "band": band,
+        "clock": clock,
+        "partial": partial,
+        "specific": specific,
+    }
     settings = EventSettings(
         method=method,
         window=window,
@@ -154,12 +185,13 @@ def events(
         median=median,
         min_gap=min_gap,
         min_duration=min_duration,
-        partial=partial,
+        **reading,
     )
-    parameters = to_dict(settings) | dict(zip(("window", "hop"), settings.cutting(), strict=True))
+    parameters = to_dict(settings) | words.parameters() | dict(zip(("window", "hop"), settings.cutting(), strict=True))
     asked = Asked(
-        "events", paths, output, format, model, backend, device, precision, threads, batch_size, workers,
-        ray, fresh, retry_failed, quiet, partial=partial,
+        "events", gathered(paths, files_from),
+        output, format, model, backend, device, precision, threads, batch_size, workers,
+        ray, fresh, retry_failed, quiet, read=settings, labels=words,
     )  # fmt: skip
 
     def files(tagger: Tagger, engine: Engine | None) -> Files[EventRecording]:
@@ -170,11 +202,11 @@ def events(
         )
         return functools.partial(find, settings=settings)
 
-    excerpts = excerpts_of(segments, segments_per_class, paths, ray, partial)
+    excerpts = excerpts_of(segments, segments_per_class, asked.paths, ray, settings)
     done = run(
         asked,
         EVENTS,
-        lambda tagger: Form(EVENTS, stored(), describe(tagger, model, parameters)),
+        lambda tagger: Form(EVENTS.of(settings), stored(), describe(tagger, model, parameters)),
         files,
         excerpts=excerpts,
     )

@@ -27,11 +27,11 @@ from dymn.commands.options import (
     hush,
     note_gaps,
 )
+from dymn.commands.reading_options import FilesFrom, gathered
 from dymn.errors import ConfigError
 
 
 def index(
-    paths: Paths,
     output: Annotated[
         Path,
         typer.Option(
@@ -42,6 +42,8 @@ def index(
             "the paths do not name any more are left out.",
         ),
     ],
+    paths: Paths = None,
+    files_from: FilesFrom = None,
     model: Model = None,
     window: WindowOption = 5.0,
     hop: Hop = None,
@@ -79,11 +81,12 @@ def index(
     hush(quiet)
     note_gaps(window, hop, quiet)
     indexes.new_graph(1)  # says now what is not installed
-    if any(path == "-" or "://" in path for path in paths):
+    given = gathered(paths, files_from)
+    if any(path == "-" or "://" in path for path in given):
         raise ConfigError("An index is made of recordings that can be played again. Give files on this machine.")
     check_folder(output)
-    settings = EmbedSettings(window, hop, fill, partial)
-    with Discovery(paths, partial=partial) as discovery:
+    settings = EmbedSettings(window, hop, fill, partial=partial)
+    with Discovery(given, partial=partial) as discovery:
         if not discovery.any_readable():
             for _, error in discovery.errors(discovery.sorted()):
                 typer.echo(f"dymn: {error}", err=True)

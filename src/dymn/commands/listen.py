@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Literal
 
 import typer
 
+from dymn.commands.label_options import GroupsFile, Level, Specific, vocabulary
 from dymn.commands.options import (
     WHAT,
     BackendOption,
@@ -28,6 +29,7 @@ from dymn.commands.options import (
     note_gaps,
     seconds_option,
 )
+from dymn.commands.reading_options import READING
 from dymn.commands.recordings import load_tagger
 from dymn.errors import AudioError, ConfigError
 
@@ -60,6 +62,9 @@ def listen(
     threshold: Threshold = 0.1,
     labels: Labels = None,
     exclude: Exclude = None,
+    specific: Specific = False,
+    level: Level = None,
+    groups: GroupsFile = None,
     format: Annotated[
         ListenFormat,
         format_option("text (in a terminal a table that changes), or jsonl: a line of JSON for each window."),
@@ -95,6 +100,17 @@ def listen(
             min=1, max=256, metavar="NUMBER", help="Number of channels of standard input.", rich_help_panel=PIPE
         ),
     ] = 1,
+    channel: Annotated[
+        str,
+        typer.Option(
+            metavar="CHANNEL",
+            help="Which channel to hear: mix (the mean of all), left, right, or a number from 1.",
+            rich_help_panel=READING,
+        ),
+    ] = "mix",
+    gain: Annotated[
+        float, typer.Option(metavar="DB", help="Make the sound louder, in dB.", rich_help_panel=READING)
+    ] = 0.0,
     backend: BackendOption = "auto",
     device: Device = None,
     precision: PrecisionOption = "float32",
@@ -120,8 +136,12 @@ def listen(
     if source is None:
         microphones()  # what is missing is said before a model is loaded
     note_gaps(window, hop, quiet)
-    settings = TagSettings(top_k, threshold, tuple(labels or ()), tuple(exclude or ()), window, hop)
-    tagger = load_tagger(model, device, threads, quiet, backend, precision)
+    words = vocabulary(level, groups)
+    settings = TagSettings(
+        top_k, threshold, tuple(labels or ()), tuple(exclude or ()), window, hop,
+        specific=specific, channel=channel, gain=gain,
+    )  # fmt: skip
+    tagger = words.of(load_tagger(model, device, threads, quiet, backend, precision))
     title = f"{tagger.card.name or model}, {window:g} s"
     with ExitStack() as stack:
         try:

@@ -55,12 +55,16 @@ def draw(tagger: Tagger, found: Sequence[Path], plot: Path, *, single: bool, set
 
     Return how many could not be read again, after a message for each.
     """
+    import dataclasses
+
+    from dymn.audio.settings import ReadSettings
     from dymn.commands.output import free_name
     from dymn.commands.progress import Bar
     from dymn.plots.overview import overview
     from dymn.plots.timeline import save_picture
     from dymn.plots.timeline_page import save_page
 
+    reading = {field.name: getattr(settings, field.name) for field in dataclasses.fields(ReadSettings)}
     rows = min(settings.top_k or MOST_ROWS, MOST_ROWS)
     folder = plot.is_dir() or not single
     used: set[str] = set()
@@ -69,9 +73,7 @@ def draw(tagger: Tagger, found: Sequence[Path], plot: Path, *, single: bool, set
     for source in bar.over(found):
         path = plot / free_name(f"{source.stem}.png", used) if folder else plot
         try:
-            seen = overview(
-                tagger, source, top_k=rows, labels=settings.labels, exclude=settings.exclude, partial=settings.partial
-            )
+            seen = overview(tagger, source, top_k=rows, labels=settings.labels, exclude=settings.exclude, **reading)
             if path.suffix.lower() == ".html":
                 save_page(seen, source, path)
             else:

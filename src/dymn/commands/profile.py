@@ -40,9 +40,12 @@ def profile(
             "--table",
             metavar="NUMBER",
             help="Count every row of this table of the paper, such as VII, and set the printed numbers beside it; all "
-            "for all tables.",
+            "for all tables about cost. III, which is about downstream tasks, is printed.",
         ),
     ] = None,
+    commands: Annotated[
+        bool, typer.Option("--commands", help="With --table, write the command that trains each row instead.")
+    ] = False,
     input_seconds: Annotated[
         float, typer.Option(metavar="SECONDS", help="Length of the recording. The paper's numbers are for 10 seconds.")
     ] = 10.0,
@@ -80,7 +83,7 @@ def profile(
     """
     from dymn.commands.output import text_output
     from dymn.plots.trade_off import plot_trade_off
-    from dymn.profiling import compare
+    from dymn.profiling import compare, downstream
     from dymn.profiling import profile as measure
     from dymn.profiling.formats import COMPARISON_FORMATS, PROFILE_FORMATS
     from dymn.system.cpus import check_threads
@@ -98,7 +101,13 @@ def profile(
     if runs is None:
         runs = 5 if has_torch() else 0
     text = None
-    if table is not None:
+    if commands and table is None:
+        raise ConfigError("--commands needs --table NUMBER, or --table all.")
+    if table is not None and commands:
+        text = downstream.commands(table)
+    elif table is not None and table.upper() == downstream.NUMBER:
+        text = downstream.as_text(name)
+    elif table is not None:
         text = COMPARISON_FORMATS[name](compare(table))
     elif model is not None:
         if runs:

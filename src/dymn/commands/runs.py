@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeGuard
 
 import typer
 
+from dymn.audio.settings import PLAIN, ReadSettings
+from dymn.commands.label_options import MODELS_OWN, Vocabulary
 from dymn.commands.options import Computes, Precisions, note
-from dymn.commands.output import binary_output, free_name, text_output
+from dymn.commands.output import binary_output, free_name, note_new_folder, text_output
 from dymn.commands.progress import Bar
 from dymn.commands.segments import cut, seen
 from dymn.errors import ConfigError, DymnError
@@ -27,7 +29,7 @@ from dymn.inference.discovery import Discovery
 from dymn.inference.formats.layout import Layout, R
 from dymn.inference.formats.origin import Origin
 from dymn.inference.formats.writers import ROWS, TEXT, choose, marks_damage, write_file
-from dymn.inference.runs import Kind, compute, results
+from dymn.inference.runs import Kind, compute, is_last, results
 from dymn.inference.segments import source_name
 
 if TYPE_CHECKING:
@@ -51,7 +53,8 @@ class Asked:
         format: its name, or None.
         looks_inside: whether the command needs more of the network than probabilities and the last embedding.
         again: whether recordings are read again after the run, as for pictures; then there is no journal.
-        partial: whether damaged recordings are read as far as they can be.
+        read: how recordings are read.
+        labels: the labels that results have.
         others: those of the same name in `dymn.commands.options`.
     """
 
@@ -72,7 +75,8 @@ class Asked:
     quiet: bool
     looks_inside: bool = False
     again: bool = False
-    partial: bool = False
+    read: ReadSettings = PLAIN
+    labels: Vocabulary = MODELS_OWN
 
 
 @dataclass(frozen=True)
@@ -140,10 +144,13 @@ def run(
     from dymn.commands.recordings import load_tagger, ray_engine
 
     name = choose(layout, asked.format, asked.output)
+    note_other_ending(layout, name, asked.output, asked.quiet)
+    if asked.output is not None:
+        note_new_folder(asked.output)
     engine = ray_engine(asked.ray, asked.workers, asked.threads, asked.device, asked.backend)
     kept = journaled(asked, name)
     damaged: list[str] = []
-    with Discovery(asked.paths, asked.output, _expand(engine), asked.partial) as discovery:
+    with Discovery(asked.paths, asked.output, _expand(engine), asked.read.partial) as discovery:
         readable = engine is not None or discovery.any_readable()
         found = [] if readable and kept else discovery.sorted()
         check_output(asked.output, name, len(found) or len(discovery.lost))
@@ -154,6 +161,7 @@ def run(
             return Outcome(len(bad), (), name, form.origin, None, found, bad)
         device, inside = (asked.device, asked.looks_inside) if engine is None else ("cpu", True)
         tagger = load_tagger(asked.model, device, asked.threads, asked.quiet, asked.backend, asked.precision, inside)
+        tagger = asked.labels.of(tagger)
         form = form_of(tagger)
         files = partial(files_of(tagger, engine), batch_size=asked.batch_size)
         if engine is None:
@@ -164,6 +172,17 @@ def run(
             return Outcome(failed, damaged, name, form.origin, tagger)
         bad = stream(asked, form, name, damaged, discovery, found, files, excerpts)
     return Outcome(len(bad) + cut(excerpts, asked.quiet), damaged, name, form.origin, tagger, found, bad)
+
+
+def note_other_ending(layout: Layout[Any], name: str, output: Path | None, quiet: bool) -> None:
+    """Write a note where --format and the ending of --output name different formats; --format decides.
+
+    `.txt` may be any text.
+    """
+    ending = "" if output is None else output.suffix.lower()
+    meant = layout.suffixes.get(ending)
+    if ending not in ("", ".txt") and meant not in (None, name):
+        note(f"{output} is written as {name}, which --format names, although its ending means {meant}.", quiet)
 
 
 def _expand(engine: Engine | None) -> Callable[[str], Iterable[Path | str]]:
@@ -201,7 +220,8 @@ def stream(
                 bad.add(result.name)
                 typer.echo(f"dymn: {result.error}", err=True)
             yield result
-            bar.advance(result.name)
+            if is_last(result):
+                bar.advance(result.name)
 
     separately = _separately(asked.output, name, len(found))
     with report(asked, form.layout, name, damaged) as listed:
@@ -240,7 +260,10 @@ def resume(
                 quiet,
             )
         fill(journal, form.kind, discovery, files, quiet)
-        found = chain((form.kind.failed(path, error) for path, error in discovery.lost), results(journal, form.kind))
+        found = chain(
+            (form.kind.failed(path, error) for path, error in discovery.lost),
+            results(journal, form.kind, asked.read.channel == "each"),
+        )
         with report(asked, form.layout, name, damaged) as listed, atomic_write(output) as file:
             write_file(listed(seen(found, form.layout, excerpts)), form.layout, form.origin, name, file)
         uncut = cut(excerpts, quiet)  # before the journal ends, so that it can be done again
@@ -397,7 +420,7 @@ def report(
         def listed(found: Iterable[R]) -> Iterator[R]:
             for result in found:
                 line: dict[str, Any] = {"file": result.name}
-                if result.partial:
+                if result.partial and is_last(result):
                     damaged.append(result.name)
                     line |= {} if marked else {"partial": result.notes}
                 if result.error is not None:

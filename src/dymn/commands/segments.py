@@ -12,6 +12,7 @@ from dymn.errors import ConfigError
 from dymn.inference.formats.layout import Layout, R
 
 if TYPE_CHECKING:
+    from dymn.audio.settings import ReadSettings
     from dymn.inference.excerpts import Excerpts
 
 
@@ -37,7 +38,7 @@ def cut(excerpts: Excerpts | None, quiet: bool) -> int:
 
 
 def excerpts_of(
-    folder: Path | None, per_label: int, paths: Sequence[str], ray: str | None, partial: bool
+    folder: Path | None, per_label: int, paths: Sequence[str], ray: str | None, settings: ReadSettings
 ) -> Excerpts | None:
     """Return what cuts out what is found, None without a folder.
 
@@ -48,6 +49,10 @@ def excerpts_of(
         return None
     if ray is not None or any(path == "-" or "://" in path for path in paths):
         raise ConfigError("--segments reads recordings again. Give files on this machine, and no --ray.")
+    if settings.channel == "each" or settings.track is not None:
+        raise ConfigError(
+            "--segments cuts out all channels of the default track. Leave out --channel each and --track."
+        )
     from dymn.inference.excerpts import Excerpts
 
-    return Excerpts(folder, per_label, partial)
+    return Excerpts(folder, per_label, settings.partial)

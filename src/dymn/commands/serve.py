@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dymn.commands.label_options import GroupsFile, Level, vocabulary
 from dymn.commands.options import (
     RUN_PANEL,
     BackendOption,
@@ -78,6 +79,8 @@ def serve(
     page: Annotated[
         bool, typer.Option("--page/--no-page", help="Serve the page at / too.", rich_help_panel=WHO)
     ] = True,
+    level: Level = None,
+    groups: GroupsFile = None,
     queue: Annotated[
         int,
         typer.Option(
@@ -148,6 +151,7 @@ def serve(
     from dymn.system.cpus import available_cpus
 
     hush(quiet)
+    words = vocabulary(level, groups)
     local = host in LOOPBACK
     settings = ServeSettings(
         batch_size=batch_size,
@@ -168,7 +172,8 @@ def serve(
             f"dymn: Listening on {host}, which other machines may reach, without encryption.{protection}", err=True
         )
     listener = bind(host, port)
-    app = create_app(load_taggers(model or [], device, threads, quiet, backend, precision), settings, page)
+    taggers = load_taggers(model or [], device, threads, quiet, backend, precision)
+    app = create_app({name: words.of(tagger) for name, tagger in taggers.items()}, settings, page)
     config = uvicorn.Config(
         app,
         log_level="warning",

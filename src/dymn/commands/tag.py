@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from dymn.commands.label_options import GroupsFile, Language, Level, Specific, vocabulary
 from dymn.commands.options import (
     WHAT,
     WINDOWS,
@@ -37,6 +38,16 @@ from dymn.commands.options import (
     note_gaps,
     output_option,
 )
+from dymn.commands.reading_options import (
+    Band,
+    ChannelOption,
+    Clock,
+    FilesFrom,
+    Gain,
+    Speed,
+    Track,
+    gathered,
+)
 from dymn.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -52,7 +63,7 @@ Combine = Literal["max", "mean"]
 
 
 def tag(
-    paths: Paths,
+    paths: Paths = None,
     model: Model = None,
     top_k: Annotated[
         int,
@@ -68,6 +79,10 @@ def tag(
     threshold: Threshold = 0.0,
     labels: Labels = None,
     exclude: Exclude = None,
+    specific: Specific = False,
+    level: Level = None,
+    groups: GroupsFile = None,
+    language: Language = "en",
     per_window: Annotated[
         bool,
         typer.Option(
@@ -112,6 +127,13 @@ def tag(
             rich_help_panel=WINDOWS,
         ),
     ] = "max",
+    files_from: FilesFrom = None,
+    channel: ChannelOption = "mix",
+    track: Track = None,
+    gain: Gain = "0",
+    speed: Speed = 1.0,
+    band: Band = None,
+    clock: Clock = "none",
     partial: Partial = False,
     backend: BackendOption = "auto",
     device: Device = None,
@@ -148,16 +170,32 @@ def tag(
     from dymn.inference.selection import TagSettings
 
     hush(quiet)
+    words = vocabulary(level, groups, language, ray)
     if plot is not None and ray is not None:
         raise ConfigError("--plot is drawn from recordings on this machine. Give it without --ray.")
+    if plot is not None and channel == "each":
+        raise ConfigError("--plot draws one channel. Give --channel a number, or leave it out.")
+    if plot is not None and speed != 1:
+        raise ConfigError("--plot has the frequencies of the recording at its own speed. Give it without --speed.")
     note_gaps(window, hop, quiet)
+    reading: dict[str, Any] = {
+        "channel": channel,
+        "track": track,
+        "gain": gain,
+        "speed": speed,
+        "band": band,
+        "clock": clock,
+        "partial": partial,
+        "specific": specific,
+    }
     settings = TagSettings(
-        top_k, threshold, tuple(labels or ()), tuple(exclude or ()), window, hop, fill, combine, partial
+        top_k, threshold, tuple(labels or ()), tuple(exclude or ()), window, hop, fill, combine, **reading
     )
-    parameters = to_dict(settings) | {"hop": hop or window}
+    parameters = to_dict(settings) | words.parameters() | {"hop": hop or window}
     asked = Asked(
-        "tag", paths, output, format, model, backend, device, precision, threads, batch_size, workers,
-        ray, fresh, retry_failed, quiet, again=plot is not None, partial=partial,
+        "tag", gathered(paths, files_from),
+        output, format, model, backend, device, precision, threads, batch_size, workers,
+        ray, fresh, retry_failed, quiet, again=plot is not None, read=settings, labels=words,
     )  # fmt: skip
 
     def files(tagger: Tagger, engine: Engine | None) -> Files[Recording]:
@@ -171,10 +209,10 @@ def tag(
     done = run(
         asked,
         TAGS,
-        lambda tagger: Form(TAGS, tags(per_window), describe(tagger, model, parameters, per_window)),
+        lambda tagger: Form(TAGS.of(settings), tags(per_window), describe(tagger, model, parameters, per_window)),
         files,
         check,
-        excerpts_of(segments, segments_per_class, paths, ray, partial),
+        excerpts_of(segments, segments_per_class, asked.paths, ray, settings),
     )
     failed = done.failed
     if plot is not None and done.tagger is not None:

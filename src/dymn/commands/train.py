@@ -95,6 +95,16 @@ def train(
             rich_help_panel=HOW,
         ),
     ] = None,
+    protocol: Annotated[
+        str | None,
+        typer.Option(
+            "--protocol",
+            metavar="NAME",
+            help="How results are reported: paper evaluates the test clips after each of the last ten epochs of three "
+            "runs (data.test_epochs=10, run.seeds=[0,1,2]). This chooses nothing.",
+            rich_help_panel=HOW,
+        ),
+    ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option(
@@ -132,7 +142,8 @@ def train(
         recipe,
         settings or (),
         epochs,
-        {
+        protocol_settings(protocol)
+        | {
             "data.path": None if data is None else str(data),
             "data.kind": kind,
             "model.name": model,
@@ -144,10 +155,13 @@ def train(
     check_inputs(config)
     use_threads(threads)
     fetch_models(config, quiet)
-    if fold == ALL:
-        train_all_folds(config, quiet)
+    if fold is not None and fold != ALL:
+        config = config.replace({"data.fold": parse_fold(fold)})
+    work = train_all_folds if fold == ALL else train_once
+    if config.run.seeds:
+        train_seeds(config, work, quiet)
     else:
-        train_once(config if fold is None else config.replace({"data.fold": parse_fold(fold)}), quiet)
+        work(config, quiet)
 
 
 def configure(recipe: str, settings: list[str] | tuple[()], epochs: int | None, options: dict[str, Any]) -> TrainConfig:
@@ -209,8 +223,36 @@ def parse_fold(text: str) -> int:
     raise ConfigError(f"--fold is {text!r}; give the number of a fold, such as 1, or all.")
 
 
-def train_once(config: TrainConfig, quiet: bool) -> None:
-    """Train, showing how it goes, and say what came out."""
+def protocol_settings(name: str | None) -> dict[str, Any]:
+    """Return the settings of a protocol.
+
+    Raises:
+        ConfigError: if there is none of this name.
+    """
+    from dymn.training.repeats import PROTOCOLS
+
+    if name is not None and name not in PROTOCOLS:
+        raise ConfigError(f"--protocol is {name!r}; allowed: {', '.join(PROTOCOLS)}.")
+    return {} if name is None else dict(PROTOCOLS[name])
+
+
+def train_seeds(config: TrainConfig, work: Callable[[TrainConfig, bool], dict[str, Any]], quiet: bool) -> None:
+    """Train once for each seed, and say what came out on average."""
+    from dymn.commands.epochs import figure
+    from dymn.training.repeats import train_repeats
+
+    result = train_repeats(config, lambda run: work(run, quiet))
+    if not result:
+        return
+    say(f"{len(result['seeds'])} runs, mean and standard deviation:")
+    for name, found in result["figures"].items():
+        if name.startswith(("val_", "test_")) or name == "mean":
+            spread = "" if found["std"] is None else f" ± {figure(name, found['std'])}"
+            say(f"{name}  {figure(name, found['mean'])}{spread}")
+
+
+def train_once(config: TrainConfig, quiet: bool) -> dict[str, Any]:
+    """Train, showing how it goes, and say what came out; return it."""
     from dymn.commands.epochs import EpochTable
     from dymn.training import train as library_train
 
@@ -218,10 +260,11 @@ def train_once(config: TrainConfig, quiet: bool) -> None:
     result = watched(lambda: library_train(config, table), table, quiet)
     if result:
         summarise(result)
+    return result
 
 
-def train_all_folds(config: TrainConfig, quiet: bool) -> None:
-    """Train once for each fold, and say what came out of each and on average."""
+def train_all_folds(config: TrainConfig, quiet: bool) -> dict[str, Any]:
+    """Train once for each fold, and say what came out of each and on average; return it."""
     from dymn.commands.epochs import EpochTable, figure
     from dymn.training.folds import train_folds
 
@@ -240,10 +283,11 @@ def train_all_folds(config: TrainConfig, quiet: bool) -> None:
         for table in tables:
             table.close()
     if not result:  # of several processes only one reports
-        return
+        return result
     for number, value in zip(result["fold_numbers"], result["folds"], strict=True):
         typer.echo(f"fold {number}  {result['metric']} {figure(result['metric'], value)}")
     typer.echo(f"mean    {result['metric']} {figure(result['metric'], result['mean'])}")
+    return result
 
 
 def watched(work: Callable[[], dict[str, Any]], table: EpochTable, quiet: bool) -> dict[str, Any]:

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from dymn.audio.settings import ReadSettings
 from dymn.audio.windows import check_windows
 from dymn.config import from_dict
 from dymn.errors import DymnError
-from dymn.inference.segments import AudioLike, Piece, run_windows
+from dymn.inference.segments import AudioLike, Piece, Told, one_result, run_windows
 from dymn.runtime.backend import Backend
 from dymn.runtime.layers import LAST, is_last
 from dymn.system.arrays import Floats
@@ -29,28 +30,27 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class EmbedSettings:
-    """How a recording is cut; the defaults are those of `dymn embed`.
+class EmbedSettings(ReadSettings):
+    """How a recording is cut; the defaults are those of `dymn embed`, and how it is read is in `ReadSettings`.
 
     Attributes:
         window: seconds that the network hears at once; it was trained on 10.
         hop: seconds from the start of one window to the next; `window` if None.
         fill: what a recording or a remainder that is shorter than the window is filled with: "bare" (nothing), "repeat"
             or "pad" (zeros).
-        partial: whether to read what can be read of a damaged recording, instead of an error.
     """
 
     window: float = 10.0
     hop: float | None = None
     fill: str = "bare"
-    partial: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_windows(self.window, self.hop, self.fill)
 
 
 @dataclass(frozen=True)
-class Embedding:
+class Embedding(Told):
     """The embedding of one recording, or the error that kept it from having one.
 
     Attributes:
@@ -60,9 +60,6 @@ class Embedding:
         windows: of each window [W, D].
         spans: start and end of each window in seconds [W, 2].
         error: why there is none, or None.
-        notes: what is unusual about the recording, such as a header that is wrong; the library logs it as warnings,
-            too.
-        partial: whether a part is missing because of damage; only with the setting `partial`.
     """
 
     name: str
@@ -71,8 +68,6 @@ class Embedding:
     windows: Floats = field(default_factory=lambda: np.empty((0, 0), np.float32), repr=False)
     spans: npt.NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 2)), repr=False)
     error: DymnError | None = None
-    notes: tuple[str, ...] = ()
-    partial: bool = False
 
 
 class Embedder:
@@ -159,7 +154,9 @@ class Embedder:
             AudioError: if the source cannot be read.
             ConfigError: if a setting is unknown or not allowed, or `sample_rate` is missing.
         """
-        found = next(self.embed_files([source], from_dict(EmbedSettings, settings), sample_rate=sample_rate))
+        checked = from_dict(EmbedSettings, settings)
+        one_result(checked)
+        found = next(self.embed_files([source], checked, sample_rate=sample_rate))
         if found.error is not None:
             raise found.error
         return found
@@ -189,8 +186,8 @@ class Embedder:
             progress: called with a recording's name and the number of seconds of it that are done.
 
         Yields:
-            one `Embedding` a source, in their order. One that cannot be read has an `error`, and the others are still
-            embedded.
+            one `Embedding` a source, in their order, or with `channel="each"` one for each of its channels. One that
+            cannot be read has an `error`, and the others are still embedded.
 
         Raises:
             ConfigError: if there are fewer than 0 workers.
@@ -221,9 +218,8 @@ class Embedder:
             else:
                 windows, places = np.stack(rows), np.array(spans)
                 vector = np.average(windows, axis=0, weights=places[:, 1] - places[:, 0]).astype(np.float32)
-                opened = piece.recording
-                seconds, notes = opened.n_samples / self.sample_rate, tuple(opened.notes.lines)
-                yield Embedding(name, seconds, vector, windows, places, notes=notes, partial=opened.notes.partial)
+                seconds = piece.recording.seconds(self.sample_rate)
+                yield Embedding(name, seconds, vector, windows, places, **piece.recording.told())
             rows, spans = [], []
 
 

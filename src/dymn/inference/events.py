@@ -6,17 +6,20 @@ All of it works on frames as they come, so that memory does not grow with the le
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
-from dymn.config import check
+from dymn.config import ModelCard, check
 from dymn.errors import DymnError
 from dymn.inference.frames import FramePart, Frames, FrameSettings, Times, chosen_labels, frame_parts
-from dymn.inference.segments import AudioLike
+from dymn.inference.segments import AudioLike, Told
+from dymn.inference.selection import SPECIFIC_SHARE
 from dymn.runtime.backend import Backend
-from dymn.runtime.scores import Scores
+from dymn.runtime.scores import Scores, ThresholdOrName, check_threshold, thresholds_of
+from dymn.runtime.vocabulary import kinds
 
 OFF_SHARE = 0.3
 """The lower threshold as a share of the upper one. The defaults here were chosen with `benchmarks/events.py`."""
@@ -38,35 +41,38 @@ class EventSettings(FrameSettings):
     """How to get frames, and how events are found in them.
 
     Attributes:
-        threshold: an event has a frame with at least this probability.
-        off_threshold: an event lasts while the probability is at least this; None is `OFF_SHARE` of `threshold`.
-        median: seconds over which the median of the probabilities is taken first; up to one frame leaves them as they
-            are.
+        threshold: an event has a frame with at least this probability; "auto" and "precise" are the thresholds that the
+            checkpoint carries for each label.
+        off_threshold: an event lasts while the probability is at least this, or `threshold` where that is
+            lower; None is `OFF_SHARE` of `threshold`.
+        median: seconds, as the network hears them, over which the median of the probabilities is taken first; up to one
+            frame leaves them as they are.
         min_gap: events of one label with at most this many seconds between them are joined.
         min_duration: shorter events are dropped, in seconds.
+        specific: whether to leave out events such as "Animal" beside "Dog": those of which at least half lies within
+            events of more specific labels with at least half their score.
     """
 
-    threshold: float = 0.1
+    threshold: ThresholdOrName = 0.1
     off_threshold: float | None = None
     median: float = 0.0
     min_gap: float = 0.64
     min_duration: float = 0.0
+    specific: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(0 < self.threshold <= 1, f"threshold is {self.threshold}; it must be above 0, and at most 1.")
-        off = self.off_threshold
-        check(
-            off is None or 0 < off <= self.threshold,
-            f"off_threshold is {off}; it must be above 0, and at most {self.threshold}.",
-        )
+        check_threshold(self.threshold)
+        check(self.threshold != 0, "threshold is 0; it must be above 0, and at most 1.")
+        off, most = self.off_threshold, 1.0 if isinstance(self.threshold, str) else self.threshold
+        check(off is None or 0 < off <= most, f"off_threshold is {off}; it must be above 0, and at most {most}.")
         for name in ("median", "min_gap", "min_duration"):
             value = getattr(self, name)
             check(0 <= value <= 3600, f"{name} is {value}; it must be from 0 to 3600 seconds.")
 
 
 @dataclass(frozen=True)
-class EventRecording:
+class EventRecording(Told):
     """The events of one recording, or the error that prevented them.
 
     Attributes:
@@ -74,16 +80,12 @@ class EventRecording:
         seconds: the length of the recording.
         events: in the order of their starts.
         error: why there are none, or None.
-        notes: what is unusual about the recording, such as a wrong header; they are logged as warnings, too.
-        partial: whether a part is missing because of damage; only with the setting `partial`.
     """
 
     name: str
     seconds: float = 0.0
     events: Sequence[Event] = ()
     error: DymnError | None = None
-    notes: tuple[str, ...] = ()
-    partial: bool = False
 
 
 def event_files(
@@ -101,21 +103,28 @@ def event_files(
     Arguments and errors are those of `dymn.inference.files.tag_files`.
 
     Yields:
-        one `EventRecording` a source, in their order. One that cannot be read has an `error`, and the others are still
-        done.
+        one `EventRecording` a source, in their order, or with `channel="each"` one for each of its channels. One that
+        cannot be read has an `error`, and the others are still done.
     """
     settings = settings or EventSettings()
     parts = frame_parts(
         backend, sources, settings, sample_rate=sample_rate, batch_size=batch_size, workers=workers, progress=progress
     )  # fmt: skip
-    return collect_events(parts, chosen_labels(backend, settings), settings)
+    return collect_events(parts, chosen_labels(backend, settings), settings, backend.card)
 
 
 def collect_events(
-    parts: Iterable[FramePart], labels: Sequence[str], settings: EventSettings
+    parts: Iterable[FramePart], labels: Sequence[str], settings: EventSettings, card: ModelCard | None = None
 ) -> Iterator[EventRecording]:
-    """Yield the events of recordings, from their frames in parts."""
-    decider = Decider(labels, settings)
+    """Return the events of recordings, from their frames in parts; `card` is the model's, with its thresholds.
+
+    Raises:
+        ConfigError: at once, if thresholds are asked for that the model does not carry.
+    """
+    return _collect(parts, lambda: Decider(labels, settings, card), Decider(labels, settings, card))
+
+
+def _collect(parts: Iterable[FramePart], fresh: Callable[[], Decider], decider: Decider) -> Iterator[EventRecording]:
     for part in parts:
         if part.error is not None:
             yield EventRecording(part.name, error=part.error)
@@ -123,14 +132,20 @@ def collect_events(
             decider.feed(part.times, part.scores)
             if part.seconds is not None:
                 events = decider.finish(part.seconds)
-                yield EventRecording(part.name, part.seconds, events, notes=part.notes, partial=part.partial)
+                yield EventRecording(part.name, part.seconds, events, **part.told)
         if part.is_last:
-            decider = Decider(labels, settings)
+            decider = fresh()
 
 
-def decide(frames: Frames, settings: EventSettings | None = None) -> list[Event]:
-    """Return the events in frames, in the order of their start, at equal starts the likeliest first."""
-    decider = Decider(frames.labels, settings)
+def decide(frames: Frames, settings: EventSettings | None = None, card: ModelCard | None = None) -> list[Event]:
+    """Return the events in frames, in the order of their start, at equal starts the likeliest first.
+
+    Args:
+        frames: what to decide on.
+        settings: how.
+        card: of the model, with the thresholds that it carries; needed where `settings` ask for them.
+    """
+    decider = Decider(frames.labels, settings, card)
     decider.feed(frames.times, frames.scores)
     return decider.finish(frames.seconds)
 
@@ -153,12 +168,25 @@ class Decider:
     may join.
     """
 
-    def __init__(self, labels: Sequence[str], settings: EventSettings | None = None) -> None:
-        """Prepare for the probabilities of `labels`."""
+    def __init__(
+        self, labels: Sequence[str], settings: EventSettings | None = None, card: ModelCard | None = None
+    ) -> None:
+        """Prepare for the probabilities of `labels`, some or all of those of a model.
+
+        Raises:
+            ConfigError: if thresholds are asked for that the model does not carry.
+        """
         self._settings = s = settings or EventSettings()
+        # settings are seconds as the network hears them, and frames have times of the recording
+        self._median, self._min_gap, self._min_duration = (
+            seconds * s.speed for seconds in (s.median, s.min_gap, s.min_duration)
+        )
         self._labels = labels
-        self._on = np.float32(s.threshold)
-        self._off = np.float32(OFF_SHARE * s.threshold if s.off_threshold is None else s.off_threshold)
+        self._kinds = kinds(labels) if s.specific else None
+        card = card or ModelCard(labels=tuple(labels))
+        self._on = thresholds_of(card, s.threshold)[[card.labels.index(label) for label in labels]]  # [C]
+        off = OFF_SHARE * self._on.astype(np.float64) if s.off_threshold is None else s.off_threshold
+        self._off = np.minimum(off, self._on).astype(np.float32)  # [C]
         # frames on each side of one that its median takes in; known from the second frame on
         self._half: int | None = None
         self._times: Times = np.empty(0)  # of the undecided frames
@@ -175,7 +203,7 @@ class Decider:
         if self._half is None:
             if len(self._times) < 2:
                 return
-            self._half = max(0, round((self._settings.median / float(self._times[1] - self._times[0]) - 1) / 2))
+            self._half = max(0, round((self._median / float(self._times[1] - self._times[0]) - 1) / 2))
             self._scores = np.pad(self._scores, ((self._half, 0), (0, 0)), mode="edge")
         count = len(self._times) - max(1, self._half)  # a frame ends half way to the next one
         if count > 0:
@@ -192,7 +220,8 @@ class Decider:
         for column, stretch in self._last.items():
             self._keep(column, stretch)
         self._open, self._last = {}, {}
-        return sorted(self._events, key=lambda event: (event.start, -event.score, event.label))
+        kept = self._events if self._kinds is None else most_specific(self._events, self._labels, self._kinds)
+        return sorted(kept, key=lambda event: (event.start, -event.score, event.label))
 
     def _decide(self, count: int, ends: Times) -> None:
         """Decide on the first `count` undecided frames, which end at `ends`."""
@@ -207,7 +236,7 @@ class Decider:
     def _stretches(self, column: int, scores: Scores, edges: Times) -> None:
         """Find the stretches of one label in probabilities [n] of frames between `edges` [n + 1]."""
         opened = self._open.pop(column, None)
-        above = np.append(opened is not None, scores >= self._off)
+        above = np.append(opened is not None, scores >= self._off[column])
         changes = np.flatnonzero(above[1:] != above[:-1]).tolist()
         bounds = changes if opened is None else [0, *changes]
         for i in range(0, len(bounds), 2):
@@ -222,18 +251,53 @@ class Decider:
 
     def _close(self, column: int, stretch: _Stretch) -> None:
         """Make a complete stretch an event if it is loud enough; merge it with the previous one if the gap is short."""
-        if stretch.score < self._on:
+        if stretch.score < self._on[column]:
             return
         last = self._last.get(column)
-        if last is not None and stretch.start - last.end <= self._settings.min_gap + GAP_TOLERANCE:
+        if last is not None and stretch.start - last.end <= self._min_gap + GAP_TOLERANCE:
             stretch = _Stretch(last.start, stretch.end, max(last.score, stretch.score))
         elif last is not None:
             self._keep(column, last)
         self._last[column] = stretch
 
     def _keep(self, column: int, stretch: _Stretch) -> None:
-        if stretch.end - stretch.start >= self._settings.min_duration:
+        if stretch.end - stretch.start >= self._min_duration:
             self._events.append(Event(self._labels[column], stretch.start, stretch.end, float(stretch.score)))
+
+
+def most_specific(events: Sequence[Event], labels: Sequence[str], kinds: npt.NDArray[np.bool_]) -> list[Event]:
+    """Return the events but for those that more specific ones tell better.
+
+    Args:
+        events: of one recording, those of one label apart from each other.
+        labels: of the events, C of them.
+        kinds: which labels are kinds of which [C, C], as in `dymn.runtime.vocabulary.kinds`.
+    """
+    by_label: dict[str, list[Event]] = {}
+    for event in events:
+        by_label.setdefault(event.label, []).append(event)
+    rivals = {
+        label: [
+            event
+            for kind in np.flatnonzero(kinds[labels.index(label)]).tolist()
+            for event in by_label.get(labels[kind], ())
+        ]
+        for label in by_label
+    }
+
+    def is_told(event: Event) -> bool:
+        spans = [
+            (max(event.start, one.start), min(event.end, one.end))
+            for one in rivals[event.label]
+            if one.score >= SPECIFIC_SHARE * event.score
+        ]
+        covered, reached = 0.0, event.start
+        for start, end in sorted(spans):
+            covered += max(0.0, end - max(start, reached))
+            reached = max(reached, end)
+        return bool(spans) and covered >= 0.5 * (event.end - event.start)
+
+    return [event for event in events if not is_told(event)]
 
 
 def medians(scores: Scores, size: int) -> Scores:

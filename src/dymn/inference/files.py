@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from dymn.errors import DymnError
-from dymn.inference.segments import AudioLike, Piece, run_windows
+from dymn.inference.segments import AudioLike, Piece, Told, run_windows
 from dymn.inference.selection import Selection, Tag, TagSettings, Timeline, WindowTags
 from dymn.runtime.backend import Backend
 from dymn.runtime.scores import Scores
 
 
 @dataclass(frozen=True)
-class Recording:
+class Recording(Told):
     """The tags of one recording, or the error that prevented them.
 
     Attributes:
@@ -25,8 +25,6 @@ class Recording:
         timeline: the labels of each window.
         scores: the probabilities of all labels for the whole recording [C]; empty after an error.
         error: why there are no tags, or None.
-        notes: what is unusual about the recording, such as a wrong header; they are logged as warnings, too.
-        partial: whether a part is missing because of damage; only with the setting `partial`.
     """
 
     name: str
@@ -35,8 +33,6 @@ class Recording:
     timeline: Sequence[WindowTags] = ()
     scores: Scores = field(default_factory=lambda: np.empty(0, np.float32), repr=False)
     error: DymnError | None = None
-    notes: tuple[str, ...] = ()
-    partial: bool = False
 
 
 def tag_files(
@@ -64,8 +60,8 @@ def tag_files(
         progress: called with a recording's name and the number of seconds of it that are done.
 
     Yields:
-        one `Recording` a source, in their order. One that cannot be read has an `error`, and the others are still
-        tagged.
+        one `Recording` a source, in their order, or with `channel="each"` one for each of its channels. One that cannot
+        be read has an `error`, and the others are still tagged.
 
     Raises:
         ConfigError: if a setting does not fit the model.
@@ -95,7 +91,7 @@ def collect_tags(
     Raises:
         ConfigError: at once, if a setting does not fit the model.
     """
-    return _collect(scored, backend.sample_rate, Selection(backend.labels, settings), settings.combine, progress)
+    return _collect(scored, backend.sample_rate, Selection(backend.card, settings), settings.combine, progress)
 
 
 def _collect(
@@ -118,10 +114,10 @@ def _collect(
             yield Recording(name, error=piece.error)
             continue
         combined = done.scores()
-        seconds = piece.recording.n_samples / rate
+        seconds = piece.recording.seconds(rate)
         best = selection.best(combined)
-        tags, notes = selection.tags(best, combined[best], 0.0, seconds), piece.recording.notes
-        yield Recording(name, seconds, tags, done.timeline, combined, notes=tuple(notes.lines), partial=notes.partial)
+        tags = selection.tags(best, combined[best], 0.0, seconds)
+        yield Recording(name, seconds, tags, done.timeline, combined, **piece.recording.told())
 
 
 class _Work:

@@ -8,17 +8,17 @@ windows that overlap.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from dymn.audio.notes import Notes
+from dymn.audio.settings import ReadSettings
 from dymn.config import check
 from dymn.errors import DymnError
-from dymn.inference.segments import AudioLike, Piece, run_windows
+from dymn.inference.segments import AudioLike, Piece, Told, one_result, run_windows
 from dymn.inference.selection import Selection, TagSettings
 from dymn.runtime.backend import Backend
 from dymn.runtime.scores import Scores
@@ -39,8 +39,8 @@ METHODS = {"activation": Method(10.0, 5.0), "windows": Method(1.6, 0.32)}
 
 
 @dataclass(frozen=True)
-class FrameSettings:
-    """How to get frames, and of which labels.
+class FrameSettings(ReadSettings):
+    """How to get frames, and of which labels; how recordings are read is in `ReadSettings`.
 
     Attributes:
         method: "windows" or "activation", see `dymn.inference.frames`.
@@ -51,7 +51,6 @@ class FrameSettings:
             weighted geometric mean ("activation" only).
         labels: patterns such as "Dog" or "*music*" of labels to choose from; none means all.
         exclude: patterns of labels to leave out.
-        partial: whether to read what can be read of a damaged recording, instead of an error.
     """
 
     method: str = "windows"
@@ -61,9 +60,9 @@ class FrameSettings:
     clip: float = 0.3
     labels: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
-    partial: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check(self.method in METHODS, f"method is {self.method!r}; allowed: {', '.join(METHODS)}.")
         check(0 <= self.smoothing <= 60, f"smoothing is {self.smoothing}; it must be from 0 to 60 seconds.")
         check(0 <= self.clip <= 1, f"clip is {self.clip}; it must be from 0 to 1.")
@@ -84,11 +83,11 @@ class FrameSettings:
 
     def tagging(self) -> TagSettings:
         """Return the settings that tag such windows with all chosen labels."""
-        return TagSettings(0, 0.0, self.labels, self.exclude, *self.cutting(), partial=self.partial)
+        return TagSettings(0, 0.0, self.labels, self.exclude, *self.cutting())
 
 
 @dataclass(frozen=True)
-class Frames:
+class Frames(Told):
     """The probabilities of labels at points in time.
 
     Attributes:
@@ -96,16 +95,12 @@ class Frames:
         times: the middles of the frames in seconds [T].
         scores: probabilities [T, C].
         seconds: the length of the recording.
-        notes: what is unusual about the recording, such as a wrong header; they are logged as warnings, too.
-        partial: whether a part is missing because of damage; only with the setting `partial`.
     """
 
     labels: tuple[str, ...]
     times: Times = field(repr=False)
     scores: Scores = field(repr=False)
     seconds: float
-    notes: tuple[str, ...] = ()
-    partial: bool = False
 
     @property
     def edges(self) -> Times:
@@ -125,7 +120,7 @@ class Frames:
 class FramePart(NamedTuple):
     """Consecutive frames of a recording.
 
-    The last part of each recording has its length and notes, or the error that ended it.
+    The last part of each recording has its length and what is told of it, or the error that ended it.
     """
 
     name: str
@@ -133,8 +128,7 @@ class FramePart(NamedTuple):
     scores: Scores  # [n, C]
     seconds: float | None = None
     error: DymnError | None = None
-    notes: tuple[str, ...] = ()
-    partial: bool = False
+    told: Mapping[str, Any] = {}  # the fields of `Told`
 
     @property
     def is_last(self) -> bool:
@@ -170,13 +164,14 @@ def frames(
         ConfigError: if a setting does not fit the model, or `sample_rate` is missing.
     """
     settings = settings or FrameSettings()
+    one_result(settings)
     parts = list(frame_parts(backend, [source], settings, sample_rate=sample_rate, heard=heard))
     last = parts[-1]
     if last.error is not None:
         raise last.error
     times: Times = np.concatenate([part.times for part in parts])
     scores: Scores = np.concatenate([part.scores for part in parts])
-    return Frames(chosen_labels(backend, settings), times, scores, last.seconds or 0.0, last.notes, last.partial)
+    return Frames(chosen_labels(backend, settings), times, scores, last.seconds or 0.0, **last.told)
 
 
 def chosen_labels(backend: Backend, settings: FrameSettings) -> tuple[str, ...]:
@@ -185,7 +180,7 @@ def chosen_labels(backend: Backend, settings: FrameSettings) -> tuple[str, ...]:
     Raises:
         ConfigError: if a pattern matches no label.
     """
-    return tuple(backend.labels[i] for i in Selection(backend.labels, settings.tagging()).allowed)
+    return tuple(backend.labels[i] for i in Selection(backend.card, settings.tagging()).allowed)
 
 
 def frame_parts(
@@ -233,16 +228,15 @@ def collect_parts(
     scores: list[Scores] = []
     for piece, row in scored:
         name, is_last = piece.recording.name, row is None
-        seconds = piece.recording.n_samples / rate if is_last and piece.error is None else None
+        seconds = piece.recording.seconds(rate) if is_last and piece.error is None else None
         middles, values = maker.finish(seconds) if row is None else maker.add(piece, row)
         times.append(middles)
         scores.append(values)
         if progress is not None and not is_last:
             progress(name, piece.end)
         if is_last or sum(map(len, times)) >= PART_FRAMES:
-            notes = piece.recording.notes if seconds is not None else Notes()
-            told = tuple(notes.lines), notes.partial
-            yield FramePart(name, np.concatenate(times), np.concatenate(scores), seconds, piece.error, *told)
+            told = piece.recording.told() if seconds is not None else {}
+            yield FramePart(name, np.concatenate(times), np.concatenate(scores), seconds, piece.error, told)
             times, scores = [], []
 
 
@@ -262,16 +256,16 @@ class FrameMaker(ABC):
         window: seconds of a window.
         hop: seconds from the start of one window to the next.
         fill: what a shorter window is filled with, a key of `dymn.audio.windows.FILLS`.
-        partial: whether to read what can be read of damaged recordings.
+        read: how recordings are read.
     """
 
     fill: str
 
     def __init__(self, backend: Backend, settings: FrameSettings) -> None:
         self.window, self.hop = settings.cutting()
-        self.partial = settings.partial
+        self.read: ReadSettings = settings
         self._backend, self._settings = backend, settings
-        self._chosen = Selection(backend.labels, settings.tagging()).allowed
+        self._chosen = Selection(backend.card, settings.tagging()).allowed
 
     @abstractmethod
     def compute(self, features: Floats) -> Floats:
@@ -338,7 +332,7 @@ class _ActivationFrames(FrameMaker):
 
     def add(self, piece: Piece, row: Floats) -> tuple[Times, Scores]:
         """Add the frames [T, C] of a window; return those before it, which no later window reaches."""
-        done = self._take(round(piece.start / self._frame) - self._first)
+        done = self._take(round(piece.start / self.read.speed / self._frame) - self._first)
         length = len(row)
         missing = ((0, max(0, length - len(self._total))), (0, 0))
         self._total, self._weights = np.pad(self._total, missing), np.pad(self._weights, missing)
@@ -359,7 +353,7 @@ class _ActivationFrames(FrameMaker):
 
     def _take(self, count: int) -> tuple[Times, Scores]:
         # Convolutions of stride s centre frame i on frame i * s of the spectrogram.
-        times: Times = np.arange(self._first, self._first + count, dtype=np.float64) * self._frame
+        times: Times = np.arange(self._first, self._first + count, dtype=np.float64) * self._frame * self.read.speed
         scores = self._total[:count] / self._weights[:count]
         self._total, self._weights = self._total[count:], self._weights[count:]
         self._first += count

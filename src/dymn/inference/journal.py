@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 from dymn.errors import ConfigError, DataError
 from dymn.inference.discovery import Listed, identity
 
-FORMAT = 4
+FORMAT = 5
 COMMIT_SECONDS = 1.0
 """The most work, besides what is in flight, that is lost when the power fails or the process is killed."""
 MAX_RESULT = 2**29

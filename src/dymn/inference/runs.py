@@ -7,20 +7,24 @@ depends on the journal alone, not on how often the run was interrupted.
 from __future__ import annotations
 
 import json
+import struct
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic
 
 import numpy as np
 
+from dymn.audio.clocks import Begin
+from dymn.audio.settings import Channel
 from dymn.errors import AudioError, DataError, DymnError
 from dymn.inference.files import Recording
 from dymn.inference.formats.layout import R
 from dymn.inference.journal import Journal, Task, stamp
-from dymn.inference.segments import source_name
+from dymn.inference.segments import Told, source_name
 from dymn.inference.selection import Tag, WindowTags
 
 if TYPE_CHECKING:
@@ -33,7 +37,7 @@ class Kind(Generic[R]):
     """How results of a kind are stored in a journal.
 
     Attributes:
-        pack: from a result to bytes, which hold all of it that is written to the output.
+        pack: from a result to bytes, which hold all of it that is written to the output, but for its channel.
         unpack: from name, seconds and those bytes to a result that is written in the same way.
         failed: from name and error to a result.
     """
@@ -54,13 +58,14 @@ def compute(
     Args:
         journal: with a list of recordings.
         kind: of the results.
-        work: yields one result a path, in their order, such as `Tagger.tag_files`.
+        work: yields one result a path, or one for each of its channels, in their order, such as `Tagger.tag_files`.
         done: called with each result once it is in the journal.
 
     Raises:
         BaseException: what `work` raises; all results up to then are kept.
     """
     begun: deque[Task] = deque()
+    parts: list[R] = []
 
     def paths() -> Generator[Path, None, None]:
         for task in journal.to_do():
@@ -70,6 +75,9 @@ def compute(
     source = paths()
     with closing(source):
         for result in work(source):
+            parts.append(result)
+            if not is_last(result):
+                continue
             task = begun.popleft()
             if result.error is None and stamp(task.path) != task.stamp:
                 changed = AudioError(
@@ -79,12 +87,33 @@ def compute(
             if result.error is not None:
                 journal.put(task, 0.0, None, str(result.error))
             else:
-                journal.put(task, result.seconds, kind.pack(result), None)
+                packed = kind.pack(result) if result.channel is None else _framed(map(kind.pack, parts))
+                journal.put(task, result.seconds, packed, None)
             done(result)
+            parts.clear()
 
 
-def results(journal: Journal, kind: Kind[R]) -> Iterator[R]:
-    """Yield the results of all recordings that a journal lists, in their order.
+def is_last(result: R) -> bool:
+    """Whether no further channel of the same recording follows."""
+    return result.error is not None or result.channel is None or result.channel.number == result.channel.of
+
+
+def _framed(parts: Iterable[bytes]) -> bytes:
+    """Return the results of channels as one, each after its length."""
+    return b"".join(struct.pack(">Q", len(part)) + part for part in parts)
+
+
+def _unframed(packed: bytes) -> list[bytes]:
+    parts, place = [], 0
+    while place < len(packed):
+        (length,) = struct.unpack_from(">Q", packed, place)
+        parts.append(packed[place + 8 : place + 8 + length])
+        place += 8 + length
+    return parts
+
+
+def results(journal: Journal, kind: Kind[R], each: bool = False) -> Iterator[R]:
+    """Yield the results of all recordings that a journal lists, in their order; `each` if of each of their channels.
 
     Raises:
         DataError: if one is missing, damaged, or not what a run stores.
@@ -95,12 +124,16 @@ def results(journal: Journal, kind: Kind[R]) -> Iterator[R]:
             yield kind.failed(name, AudioError(done.error or ""))
             continue
         try:
-            unpacked = kind.unpack(name, done.seconds, done.result)
-        except (ValueError, TypeError, LookupError, OverflowError, RecursionError) as error:
+            parts = _unframed(done.result) if each else [done.result]
+            unpacked = [kind.unpack(name, done.seconds, part) for part in parts]
+            if each:
+                channels = (Channel(number, len(parts)) for number in range(1, len(parts) + 1))
+                unpacked = [replace(one, channel=which) for one, which in zip(unpacked, channels, strict=True)]  # type: ignore[type-var]
+        except (ValueError, TypeError, LookupError, OverflowError, RecursionError, struct.error) as error:
             raise DataError(
                 f"{journal.path} is damaged: the result of {name} is not valid. --fresh starts over."
             ) from error
-        yield unpacked
+        yield from unpacked
 
 
 def tags(per_window: bool) -> Kind[Recording]:
@@ -110,15 +143,15 @@ def tags(per_window: bool) -> Kind[Recording]:
         whole = [(tag.label, tag.score) for tag in found.tags]
         windows = found.timeline if per_window else ()
         parts = [(window.start, window.end, [(tag.label, tag.score) for tag in window.tags]) for window in windows]
-        return _packed([whole, parts, found.notes, found.partial])
+        return _packed([whole, parts, _told(found)])
 
     def unpack(name: str, seconds: float, packed: bytes) -> Recording:
-        whole, parts, notes, partial = _unpacked(packed)
+        whole, parts, told = _unpacked(packed)
         timeline = [
             WindowTags(float(start), float(end), _tags(pairs, float(start), float(end))) for start, end, pairs in parts
         ]
         tags = _tags(whole, 0.0, seconds)
-        return Recording(name, seconds, tags, timeline, notes=tuple(map(str, notes)), partial=bool(partial))
+        return Recording(name, seconds, tags, timeline, **_restored(*told))
 
     return Kind(pack, unpack, lambda name, error: Recording(name, error=error))
 
@@ -132,14 +165,25 @@ def events() -> Kind[EventRecording]:
     from dymn.inference.events import Event, EventRecording
 
     def unpack(name: str, seconds: float, packed: bytes) -> EventRecording:
-        found, notes, partial = _unpacked(packed)
+        found, told = _unpacked(packed)
         events = [Event(str(label), float(start), float(end), float(score)) for label, start, end, score in found]
-        return EventRecording(name, seconds, events, notes=tuple(map(str, notes)), partial=bool(partial))
+        return EventRecording(name, seconds, events, **_restored(*told))
 
     def pack(found: EventRecording) -> bytes:
-        return _packed([list(found.events), found.notes, found.partial])
+        return _packed([list(found.events), _told(found)])
 
     return Kind(pack, unpack, lambda name, error: EventRecording(name, error=error))
+
+
+def _told(found: Told) -> list[Any]:
+    begin = found.begin
+    return [found.notes, found.partial, None if begin is None else [begin.time.isoformat(), begin.source]]
+
+
+def _restored(notes: Iterable[str], partial: bool, begin: list[str] | None) -> dict[str, Any]:
+    """Return the fields of `Told`, but for the channel."""
+    when = None if begin is None else Begin(datetime.fromisoformat(begin[0]), str(begin[1]))
+    return {"notes": tuple(map(str, notes)), "partial": bool(partial), "begin": when}
 
 
 def _packed(value: Any) -> bytes:
@@ -164,7 +208,7 @@ def embeddings(per_window: bool, size: int) -> Kind[Embedding]:
     kind = np.dtype([("span", "<f8", (2,)), ("vector", "<f4", (size,))])
 
     def pack(found: Embedding) -> bytes:
-        about = _packed([found.notes, found.partial])
+        about = _packed(_told(found))
         rows = np.empty(len(found.windows) if per_window else 1, kind)
         rows["span"] = found.spans if per_window else (0.0, found.seconds)
         rows["vector"] = found.windows if per_window else found.vector
@@ -172,9 +216,9 @@ def embeddings(per_window: bool, size: int) -> Kind[Embedding]:
 
     def unpack(name: str, seconds: float, packed: bytes) -> Embedding:
         end = packed.index(b"\0")
-        notes, partial = _unpacked(packed[:end])
+        told = _restored(*_unpacked(packed[:end]))
         rows = np.frombuffer(packed, kind, offset=end + 1)
-        found = Embedding(name, seconds, notes=tuple(map(str, notes)), partial=bool(partial))
+        found = Embedding(name, seconds, **told)
         if per_window:
             return replace(found, windows=rows["vector"], spans=rows["span"])
         return replace(found, vector=rows["vector"][0])

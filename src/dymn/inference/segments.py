@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, Protocol, TypeAlias, TypeVar
 
@@ -16,7 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from dymn.audio import reading
+from dymn.audio.clocks import Begin, begin_of
 from dymn.audio.notes import Notes
+from dymn.audio.settings import PLAIN, Channel, ReadSettings
 from dymn.audio.windows import Filled, cut, fill
 from dymn.config import check
 from dymn.errors import AudioError, ConfigError, DymnError
@@ -30,18 +32,59 @@ if TYPE_CHECKING:
 AudioLike: TypeAlias = "str | Path | BinaryIO | npt.NDArray[Any] | torch.Tensor"
 R = TypeVar("R")
 
+SHORT_SECONDS = 0.1
+"""Length below which a note says that a recording is short."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Told:
+    """What every result tells about its recording, besides what was found in it.
+
+    Attributes:
+        notes: what is unusual about the recording, such as a wrong header; they are logged as warnings, too.
+        partial: whether a part is missing because of damage; only with the setting `partial`.
+        channel: which channel it is of, if there is a result for each.
+        begin: when the recording began; only with the setting `clock`.
+    """
+
+    notes: tuple[str, ...] = ()
+    partial: bool = False
+    channel: Channel | None = None
+    begin: Begin | None = None
+
 
 @dataclass
 class Opened:
-    """A recording while it is read: its name as given, the number of samples read so far, and the notes on it."""
+    """A recording while it is read.
+
+    Attributes:
+        name: as given.
+        n_samples: the number of samples read so far, as the network hears them.
+        notes: what is unusual about it.
+        speed: how much faster it is played than it was recorded.
+        channel: which channel is read, if each is.
+        begin: when it began, if that is known and asked for.
+    """
 
     name: str
     n_samples: int = 0
     notes: Notes = field(default_factory=Notes)
+    speed: float = 1.0
+    channel: Channel | None = None
+    begin: Begin | None = None
+
+    def seconds(self, rate: int) -> float:
+        """Return how much of it has been read, in seconds of the recording, from the rate of the network in Hz."""
+        return self.n_samples / rate * self.speed
+
+    def told(self) -> dict[str, Any]:
+        """Return the fields of `Told`."""
+        lines, partial = tuple(self.notes.lines), self.notes.partial
+        return {"notes": lines, "partial": partial, "channel": self.channel, "begin": self.begin}
 
 
 class Piece(NamedTuple):
-    """A window's input for computation, with its place in seconds.
+    """A window's input for computation, with its place in seconds of the recording.
 
     It may also be the end of the recording (no features) or its failure.
     """
@@ -54,7 +97,12 @@ class Piece(NamedTuple):
 
 
 def blocks(
-    source: AudioLike, rate: int, sample_rate: int | None = None, *, partial: bool = False, notes: Notes | None = None
+    source: AudioLike,
+    rate: int,
+    sample_rate: int | None = None,
+    *,
+    read: ReadSettings = PLAIN,
+    notes: Notes | None = None,
 ) -> Iterable[Floats]:
     """Return a source as blocks [n] of mono samples at `rate` Hz.
 
@@ -62,7 +110,7 @@ def blocks(
         source: a path, "-" for standard input, an open binary file, or an array or tensor [N] or [channels, N].
         rate: wanted, in Hz.
         sample_rate: of an array, in Hz; files bring their own.
-        partial: whether to read what can be read of a damaged recording.
+        read: how to read it, such as the channel.
         notes: what is unusual about the recording is added here; None logs it.
 
     Raises:
@@ -72,7 +120,7 @@ def blocks(
     if reading.is_array(source):
         if sample_rate is None:
             raise ConfigError("An array has no sample rate of its own. Give sample_rate in Hz.")
-        return [reading.from_array(source, sample_rate, rate, notes=notes)]
+        return [reading.from_array(source, sample_rate, rate, notes=notes, settings=read)]
     given: object = source
     if not isinstance(given, (str, os.PathLike)) and not hasattr(given, "read"):
         remedy = " Give io.BytesIO of it." if isinstance(given, (bytes, bytearray, memoryview)) else ""
@@ -80,7 +128,7 @@ def blocks(
         raise ConfigError(
             f"A recording is a path, an open binary file, or an array or tensor; it is of type {kind} here.{remedy}"
         )
-    return reading.stream(source, rate, partial=partial, notes=notes)
+    return reading.stream(source, rate, notes=notes, settings=read)
 
 
 Prepare: TypeAlias = Callable[[Iterable[Filled], int], Iterator[Floats]]
@@ -102,7 +150,7 @@ def pieces(
     *,
     prepare: Prepare = samples_of,
     team: Team | None = None,
-    partial: bool = False,
+    read: ReadSettings = PLAIN,
     heard: Callable[[Floats], object] | None = None,
 ) -> Iterator[Piece]:
     """Cut recordings into windows, one after the other, no further than the caller iterates.
@@ -118,27 +166,47 @@ def pieces(
         how: what a shorter recording or remainder is filled up with, a key of `dymn.audio.windows.FILLS`.
         prepare: makes the features of windows.
         team: threads that work ahead of the caller; None works in the caller's thread.
-        partial: whether to read what can be read of damaged recordings.
+        read: how to read the recordings; with "each" channel, one recording after the other for each of its channels.
         heard: called with each block of samples [n] that is read.
     """
     length, step = round(window * rate), round((hop or window) * rate)
 
     def work(source: AudioLike) -> Generator[Piece, None, None]:
-        recording = Opened(source_name(source))
+        if read.channel != "each":
+            yield from one(source, read)
+            return
+        try:
+            count, rewind = _channels(source)
+        except DymnError as failure:
+            yield Piece(Opened(source_name(source)), error=failure)
+            return
+        for number in range(1, count + 1):
+            rewind()
+            if not (yield from one(source, replace(read, channel=str(number)), Channel(number, count))):
+                return
+
+    def one(source: AudioLike, read: ReadSettings, channel: Channel | None = None) -> Generator[Piece, None, bool]:
+        """Yield the pieces of a recording, and return whether it could be read."""
+        recording = Opened(source_name(source), speed=read.speed, channel=channel)
         places: deque[tuple[float, float]] = deque()
 
         def windows() -> Iterator[Filled]:
-            found = blocks(source, rate, sample_rate, partial=partial, notes=recording.notes)
+            found = blocks(source, rate, sample_rate, read=read, notes=recording.notes)
             for start, samples in cut(_counted(found, recording, heard), length, step):
-                places.append((start / rate, (start + len(samples)) / rate))
+                places.append((start / rate * read.speed, (start + len(samples)) / rate * read.speed))
                 yield Filled(fill(samples, length, how), len(samples))
 
         error: DymnError | None = None
         try:
+            if read.clock == "auto":
+                recording.begin = begin_of(source, recording.notes)
             for features in prepare(windows(), step):
                 yield Piece(recording, *places.popleft(), features)
             if recording.n_samples == 0:
                 raise AudioError(f"{recording.name or 'The array'} has no samples. Give a recording that is not empty.")
+            if recording.n_samples < SHORT_SECONDS * rate:
+                milliseconds = 1000 * recording.n_samples / rate
+                recording.notes.add(f"it is {milliseconds:.3g} ms long; so short a sound can hardly be recognised.")
             recording.notes.log(recording.name or "The array")
         except DymnError as failure:
             error = failure
@@ -147,6 +215,7 @@ def pieces(
                 f"{recording.name}: {failure.strerror or failure}. Check that the file is there and readable."
             )
         yield Piece(recording, error=error)
+        return error is None
 
     return ahead(work, sources, team or Team())
 
@@ -167,8 +236,8 @@ class Cutting(Protocol):
         """What a shorter recording or remainder is filled with, a key of `dymn.audio.windows.FILLS`."""
 
     @property
-    def partial(self) -> bool:
-        """Whether to read what can be read of damaged recordings."""
+    def read(self) -> ReadSettings:
+        """How recordings are read."""
 
 
 def run_windows(
@@ -212,7 +281,7 @@ def run_windows(
         cutting.fill,
         prepare=prepare or backend.features,
         team=Team(workers, batch_size, backend.enter_worker, backend.entered_workers),
-        partial=cutting.partial,
+        read=cutting.read,
         heard=heard,
     )
     return computed(found, compute, batch_size)
@@ -254,12 +323,40 @@ def _run(batch: list[Piece], compute: Callable[[Floats], Iterable[R]]) -> Iterat
         yield piece, (None if piece.features is None else next(rows))
 
 
+def _channels(source: AudioLike) -> tuple[int, Callable[[], object]]:
+    """Return the number of channels of a source, and what moves it back to where it stood, to be read once more.
+
+    Raises:
+        AudioError: if it cannot be opened, or read only once.
+    """
+    if reading.is_array(source):
+        return reading.channels_last(source).shape[1], lambda: None
+    count = reading.probe(source).channels
+    if isinstance(source, (str, os.PathLike)):
+        return count, lambda: None
+    place = source.tell()
+    return count, lambda: source.seek(place)
+
+
 def _counted(found: Iterable[Floats], recording: Opened, heard: Callable[[Floats], object] | None) -> Iterator[Floats]:
     for block in found:
         recording.n_samples += len(block)
         if heard is not None:
             heard(block)
         yield block
+
+
+def one_result(settings: ReadSettings) -> None:
+    """Refuse a result for each channel where there can be only one.
+
+    Raises:
+        ConfigError: saying what gives several.
+    """
+    check(
+        settings.channel != "each",
+        'channel is "each", which gives a result for each channel, and one is asked for. Give a number, or use '
+        "tag_files, event_files or embed_files.",
+    )
 
 
 def source_name(source: AudioLike) -> str:

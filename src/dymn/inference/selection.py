@@ -5,18 +5,22 @@ from __future__ import annotations
 import difflib
 import fnmatch
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from dymn.audio.settings import ReadSettings
 from dymn.audio.windows import check_windows
-from dymn.config import check
+from dymn.config import ModelCard, check
 from dymn.errors import ConfigError
-from dymn.runtime.scores import Scores
+from dymn.runtime.scores import Scores, ThresholdOrName, check_threshold, thresholds_of
+from dymn.runtime.vocabulary import kinds
 
 COMBINATIONS = ("max", "mean")
+SPECIFIC_SHARE = 0.5
+"""A more specific label takes the place of a general one if it has at least this share of its probability."""
 
 
 class Tag(NamedTuple):
@@ -29,12 +33,13 @@ class Tag(NamedTuple):
 
 
 @dataclass(frozen=True)
-class TagSettings:
-    """What to tag and how; the defaults are those of `dymn tag`.
+class TagSettings(ReadSettings):
+    """What to tag and how; the defaults are those of `dymn tag`, and how recordings are read is in `ReadSettings`.
 
     Attributes:
         top_k: the largest number of labels, best first; 0 is all of them.
-        threshold: labels with a lower probability are left out.
+        threshold: labels with a lower probability are left out; "auto" and "precise" are the thresholds that the
+            checkpoint carries for each label, see `dymn.runtime.scores.THRESHOLDS`.
         labels: patterns such as "Dog" or "*music*" of labels to choose from; none means all. Upper and lower case are
             the same.
         exclude: patterns of labels to leave out.
@@ -44,25 +49,27 @@ class TagSettings:
             "bare" (not).
         combine: how the windows make the answer for a recording: a label's "max" (is it anywhere?) or its "mean" over
             time.
-        partial: whether to read what can be read of a damaged recording, instead of an error.
+        specific: whether to leave out labels such as "Animal" beside "Dog": those with a more specific label that
+            reaches the threshold and at least half their probability.
     """
 
     top_k: int = 10
-    threshold: float = 0.0
+    threshold: ThresholdOrName = 0.0
     labels: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     window: float = 10.0
     hop: float | None = None
     fill: str = "repeat"
     combine: str = "max"
-    partial: bool = False
+    specific: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check(
             isinstance(self.top_k, int) and self.top_k >= 0,
             f"top_k is {self.top_k!r}; it must be a whole number, 0 for all labels.",
         )
-        check(0 <= self.threshold <= 1, f"threshold is {self.threshold}; it must be from 0 to 1.")
+        check_threshold(self.threshold)
         check_windows(self.window, self.hop, self.fill)
         check(self.combine in COMBINATIONS, f"combine is {self.combine!r}; allowed: {', '.join(COMBINATIONS)}.")
         for name in ("labels", "exclude"):
@@ -74,12 +81,14 @@ class TagSettings:
 class Selection:
     """The chosen labels of a model, and the best of them for a vector of probabilities."""
 
-    def __init__(self, labels: Sequence[str], settings: TagSettings) -> None:
-        """Look up the patterns of `settings` among `labels`.
+    def __init__(self, card: ModelCard, settings: TagSettings) -> None:
+        """Look up the patterns of `settings` among the labels of a model, and its thresholds.
 
         Raises:
-            ConfigError: if a pattern matches no label, or nothing is left to choose from.
+            ConfigError: if a pattern matches no label, nothing is left to choose from, or the model carries no
+                thresholds and they are asked for.
         """
+        labels = card.labels
         chosen = matching(labels, settings.labels) if settings.labels else set(range(len(labels)))
         chosen -= matching(labels, settings.exclude)
         check(
@@ -87,15 +96,20 @@ class Selection:
             f"No label is left: all that labels={settings.labels} allow are excluded by exclude={settings.exclude}.",
         )
         self.labels = labels
-        self.threshold = settings.threshold
+        self.thresholds = thresholds_of(card, settings.threshold)
         self.allowed = np.array(sorted(chosen))
         self.count = min(settings.top_k or len(chosen), len(chosen))
+        self._kinds = kinds(labels)[np.ix_(self.allowed, self.allowed)] if settings.specific else None
 
     def best(self, scores: Scores) -> npt.NDArray[np.intp]:
         """Return the indices of the best of the chosen labels for probabilities [C], best first."""
-        order = np.argsort(-scores[self.allowed], kind="stable")[: self.count]
-        best = self.allowed[order]
-        chosen: npt.NDArray[np.intp] = best[scores[best] >= self.threshold]
+        found = scores[self.allowed]
+        order = np.argsort(-found, kind="stable")
+        if self._kinds is not None:
+            rivals = np.where(found >= self.thresholds[self.allowed], found, 0) * self._kinds  # [row, kinds of it]
+            order = order[(rivals.max(axis=1) < SPECIFIC_SHARE * found)[order]]
+        best = self.allowed[order[: self.count]]
+        chosen: npt.NDArray[np.intp] = best[scores[best] >= self.thresholds[best]]
         return chosen
 
     def tags(

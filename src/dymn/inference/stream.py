@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from dymn.audio.recording import chosen
 from dymn.audio.resampling import Resampler
 from dymn.audio.samples import to_float32, to_mono
 from dymn.audio.windows import Cutter, Filled, Window, fill
@@ -80,12 +81,19 @@ class Stream:
             begin: the time in seconds of the first sample.
 
         Raises:
-            ConfigError: if the sample rate is not allowed, or a label is unknown.
+            ConfigError: if the sample rate is not allowed, a label is unknown, or a setting needs all of a recording.
         """
-        self._settings = settings or TagSettings()
+        self._settings = how = settings or TagSettings()
+        heard_once = how.channel not in ("each", "loudest") and not isinstance(how.gain, str) and how.speed == 1
+        check(
+            heard_once and how.band is None and how.track is None and how.clock == "none",
+            "Live sound is heard once, as it comes: of the settings of reading it has channel (mix, left, right or a "
+            "number) and gain (in dB). Record it to a file for the others.",
+        )
+        self._gain = np.float32(10 ** (float(how.gain) / 20))
         self._backend = backend
         self._rate, self._begin = sample_rate, begin
-        self._selection = Selection(backend.labels, self._settings)
+        self._selection = Selection(backend.card, self._settings)
         self._resampler = Resampler(sample_rate, backend.sample_rate)
         self._length = round(self._settings.window * backend.sample_rate)
         hop = round((self._settings.hop or self._settings.window) * backend.sample_rate)
@@ -135,9 +143,10 @@ class Stream:
                 f"The chunk has {channels} channels, and those before had {self._channels}. Start another stream for "
                 "it."
             )
-        mono = to_mono("The stream", samples, self.seconds, self._rate)
+        heard = chosen(samples, self._settings.channel, "The stream")
+        mono = to_mono("The stream", heard, self.seconds, self._rate)
         self._channels = channels
-        return mono
+        return mono if self._gain == 1 else mono * self._gain
 
     def _answers(self, windows: Iterable[Window]) -> list[WindowTags]:
         """Compute windows one at a time, because the size of a batch changes the last bits."""

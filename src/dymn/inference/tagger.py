@@ -16,7 +16,7 @@ from dymn.inference.embedding import Embedder, Embedding
 from dymn.inference.events import Event, EventSettings, decide
 from dymn.inference.files import Recording, tag_files
 from dymn.inference.frames import Frames, FrameSettings, frames
-from dymn.inference.segments import AudioLike
+from dymn.inference.segments import AudioLike, one_result
 from dymn.inference.selection import Tag, TagSettings
 from dymn.inference.stream import Stream
 from dymn.runtime.backend import Backend
@@ -242,7 +242,7 @@ class Tagger:
             ConfigError: if a setting is unknown or not allowed, or `sample_rate` is missing.
         """
         checked = from_dict(EventSettings, settings)
-        return decide(frames(self.backend, source, sample_rate, checked), checked)
+        return decide(frames(self.backend, source, sample_rate, checked), checked, self.card)
 
     def stream(self, sample_rate: int, top_k: int = 10, **settings: Any) -> Stream:
         """Return a stream, which takes chunks of any size and gives the tags of each window once it is complete.
@@ -280,6 +280,7 @@ class Tagger:
 
     def _recording(self, source: AudioLike, sample_rate: int | None, top_k: int, settings: dict[str, Any]) -> Recording:
         checked = from_dict(TagSettings, {"top_k": top_k, **settings})
+        one_result(checked)
         recording = next(self.tag_files([source], checked, sample_rate=sample_rate))
         if recording.error is not None:
             raise recording.error

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
+ZERO = LOG_SHIFT * LOG_SCALE  # what a logarithm of 0 is in a log-mel spectrogram
+
+
 def mel_basis(config: FrontEndConfig, f_min: float, f_max: float) -> Tensor:
     """Return triangular mel filters [n_mels, n_fft / 2 + 1]; see `dymn.audio.mel.mel_basis`."""
     return torch.from_numpy(mel.mel_basis(config, f_min, f_max))

@@ -1,12 +1,55 @@
-"""Probabilities of labels, and how logits become them."""
+"""Probabilities of labels, how logits become them, and where to draw the line between yes and no."""
 
 from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
 
+from dymn.config import ModelCard, check
+from dymn.errors import WeightsError
+
 Scores = npt.NDArray[np.float32]
 """Probabilities of labels, [C], [B, C] or [B, T, C]."""
+ThresholdOrName = float | str
+"""A probability, or a key of `THRESHOLDS`."""
+THRESHOLDS = ("auto", "precise")
+"""What the thresholds that a card carries are for: the highest F1, and few false alarms."""
+
+
+def check_threshold(threshold: ThresholdOrName) -> None:
+    """Refuse what is neither a probability nor one of `THRESHOLDS`.
+
+    Raises:
+        ConfigError: naming what is allowed.
+    """
+    allowed = threshold in THRESHOLDS if isinstance(threshold, str) else 0 <= threshold <= 1
+    check(allowed, f"threshold is {threshold}; it must be from 0 to 1, or one of: {', '.join(THRESHOLDS)}.")
+
+
+def thresholds_of(card: ModelCard, threshold: ThresholdOrName) -> Scores:
+    """Return the threshold of each class [C]: the same for all, or those that a checkpoint carries.
+
+    Raises:
+        ConfigError: if the checkpoint carries none.
+        WeightsError: if those it carries are not one probability for each class.
+    """
+    n_classes = len(card.labels)
+    if not isinstance(threshold, str):
+        return np.full(n_classes, threshold, np.float32)
+    stored = card.provenance.get("thresholds")
+    found = stored.get(threshold) if isinstance(stored, dict) else None
+    check(
+        found is not None,
+        f"The model {card.name or 'without a name'} carries no thresholds, which --threshold {threshold} needs. `dymn "
+        "fit` and `dymn calibrate` write them; or give a number.",
+    )
+    numbers = found if isinstance(found, list) else []
+    if len(numbers) != n_classes or not all(type(value) in (int, float) and 0 <= value <= 1 for value in numbers):
+        raise WeightsError(
+            f"The card of {card.name or 'the model'} has thresholds that are not one number from 0 to 1 for each of "
+            f"its {n_classes} classes. Write it again with `dymn calibrate`."
+        )
+    return np.array(numbers, np.float32)
 
 
 def probabilities(logits: Scores, exclusive: bool) -> Scores:

@@ -12,10 +12,12 @@ from typing import Annotated, Any, Literal
 from fastapi import Depends, FastAPI, Query, Request, Response, WebSocket
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
+from pydantic import Field
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from dymn import __version__
+from dymn.inference.segments import one_result
 from dymn.inference.selection import TagSettings
 from dymn.inference.tagger import Tagger
 from dymn.serve.assets import Asset, find_assets, response, runs_in_browser
@@ -92,7 +94,10 @@ def _add_tagging(app: FastAPI, service: Service) -> None:
         request: Request,
         model: Annotated[str, Query(description="A name from /v1/models; without it, the default one.")] = "",
         top_k: Annotated[int, Query(ge=0, description="At most this many labels, best first; 0 gives all.")] = 10,
-        threshold: Annotated[float, Query(ge=0, le=1, description="Only labels with at least this probability.")] = 0.0,
+        threshold: Annotated[
+            Annotated[float, Field(ge=0, le=1)] | Literal["auto", "precise"],
+            Query(description="Only labels with at least this probability, or the thresholds that the model carries."),
+        ] = 0.0,
         labels: Annotated[list[str] | None, Query(description='Only these labels; patterns such as "*music*".')] = None,
         exclude: Annotated[list[str] | None, Query(description="Not these labels.")] = None,
         window: Annotated[float, Query(description="Seconds that the network hears at once.")] = 10.0,
@@ -103,12 +108,19 @@ def _add_tagging(app: FastAPI, service: Service) -> None:
         combine: Annotated[
             Literal["max", "mean"], Query(description="How windows make the answer for the recording.")
         ] = "max",
+        specific: Annotated[bool, Query(description="Leave out general labels beside more specific ones.")] = False,
+        channel: Annotated[str, Query(description="mix, left, right, loudest, or a number from 1.")] = "mix",
+        gain: Annotated[str, Query(description="In dB, or auto for quiet recordings.")] = "0",
+        band: Annotated[str | None, Query(description="Frequencies to keep in Hz, such as 2000-8000.")] = None,
         timeline: Annotated[bool, Query(description="Tell the tags of each window, too.")] = False,
         embedding: Annotated[bool, Query(description="Give an embedding, too, as `dymn embed` does.")] = False,
         layers: Annotated[str, Query(description="What the embedding is made of.", max_length=200)] = "last",
     ) -> dict[str, Any]:
         """Tell which sounds are in a recording: the body of the request, or the field `file` of a form."""
-        chosen = TagSettings(top_k, threshold, tuple(labels or ()), tuple(exclude or ()), window, hop, fill, combine)
+        reading: dict[str, Any] = {"channel": channel, "gain": gain, "band": band, "specific": specific}
+        given = (top_k, threshold, tuple(labels or ()), tuple(exclude or ()), window, hop, fill, combine)
+        chosen = TagSettings(*given, **reading)
+        one_result(chosen)
         question = Question(model, chosen, timeline, layers if embedding else "")
         before = monotonic()
         with service.admitted() as arrival:
@@ -214,12 +226,18 @@ def _add_errors(app: FastAPI) -> None:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first.get("loc", ())[1:])
         return await answer(
-            request, Refusal(400, "setting", f"{where}: {first.get('msg', 'not allowed')}. /openapi.json says what is.")
+            request,
+            Refusal(
+                400, "setting", f"{where}: {first.get('msg', 'not allowed')}. /openapi.json lists what is allowed."
+            ),
         )
 
     async def http(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
         known = {404: "There is no such address.", 405: "The address takes another method."}
+        named = f"/v1{request.url.path}"
+        if error.status_code == 404 and named in {getattr(route, "path", "") for route in app.routes}:
+            known[404] = f"There is no such address; it is {named}."
         return await answer(
             request,
             Refusal(

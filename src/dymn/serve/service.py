@@ -222,6 +222,7 @@ class Service:
         self.metrics.audio.inc(recording.seconds)
         card = backend.card
         parameters = to_dict(question.settings) | {"hop": question.settings.hop or question.settings.window}
+        parameters |= card.provenance.get("labels", {})
         origin = Origin(
             __version__,
             card.name or question.model,
@@ -275,7 +276,7 @@ class Service:
                     "setting",
                     f"The patterns in {name} have {letters} letters; this server allows at most {MAX_PATTERNS}.",
                 )
-        Selection(self.backend(question.model).labels, question.settings)
+        Selection(self.backend(question.model).card, question.settings)
         if question.layers:
             self._layered(question.model, parse_layers(question.layers))
         for name, value in (("window", question.settings.window), ("hop", question.settings.hop or 0)):

@@ -9,3 +9,5 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
+Numbers = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]

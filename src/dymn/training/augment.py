@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dymn.training.losses import mix
 
+STYLE_EPSILON = 1e-6
 SILENCE = 1e-3  # of full scale: what is softer is not made louder to be heard in a mixture
 
 
@@ -29,6 +30,13 @@ def draw_mixing(n: int, alpha: float, generator: np.random.Generator, probabilit
     l = generator.beta(alpha, alpha, n)  # noqa: E741
     share = np.where(generator.random(n) < probability, np.maximum(l, 1 - l), 1.0)
     return Mixing(torch.from_numpy(generator.permutation(n)), torch.from_numpy(share.astype(np.float32)))
+
+
+def draw_styles(n: int, alpha: float, probability: float, generator: np.random.Generator) -> Mixing:
+    """Draw a permutation and shares of Beta(alpha, alpha); with 1 - `probability` no clip of the batch is mixed."""
+    is_mixed, share = generator.random() < probability, generator.beta(alpha, alpha, n)
+    partner = torch.from_numpy(generator.permutation(n))
+    return Mixing(partner, torch.from_numpy(share.astype(np.float32)) if is_mixed else torch.ones(n))
 
 
 def roll(waveform: Tensor, shifts: npt.NDArray[np.int64]) -> Tensor:
@@ -133,16 +141,35 @@ def cut_short(waveform: Tensor, shares: npt.NDArray[np.float64]) -> Tensor:
     return torch.where(torch.arange(n, device=waveform.device) < kept, waveform, 0.0)
 
 
-def spec_augment(log_mel: Tensor, frequency_mask: int, time_mask: int, chances: npt.NDArray[np.float64]) -> Tensor:
+def mix_styles(log_mel: Tensor, mixing: Mixing) -> Tensor:
+    """Give each clip of [B, 1, F, T] a mixture of its own and another's mean and spread in every band (Freq-MixStyle).
+
+    What a recording device does to a spectrogram is much of these statistics (as in the public code for DCASE20).
+    """
+    mean = log_mel.mean(dim=(1, 3), keepdim=True)  # [B, 1, F, 1]
+    spread = (log_mel.var(dim=(1, 3), keepdim=True) + STYLE_EPSILON).sqrt()
+    plain = (log_mel - mean) / spread
+    mixed: Tensor = plain * mix(spread, *mixing) + mix(mean, *mixing)
+    return mixed
+
+
+def spec_augment(
+    log_mel: Tensor,
+    frequency_mask: int,
+    time_mask: int,
+    chances: npt.NDArray[np.float64],
+    value: float | None = None,
+) -> Tensor:
     """Silence one stripe of bands and one of frames of each clip of [B, 1, F, T] ([74]).
 
-    Each stripe is at most as wide as the given number. Stripes get the clip's mean. `chances` [B, 4], uniform in
-    [0, 1), decide on width and place in frequency, then in time.
+    Each stripe is at most as wide as the given number. Stripes get `value`, or the clip's mean if it is None. `chances`
+    [B, 4], uniform in [0, 1), decide on width and place in frequency, then in time.
     """
     n_bands, n_frames = log_mel.shape[2:]
     bands = _stripes(n_bands, frequency_mask, chances[:, :2]).to(log_mel.device)[:, None, :, None]
     frames = _stripes(n_frames, time_mask, chances[:, 2:]).to(log_mel.device)[:, None, None, :]
-    return torch.where(bands | frames, log_mel.mean(dim=(1, 2, 3), keepdim=True), log_mel)
+    silence = log_mel.mean(dim=(1, 2, 3), keepdim=True) if value is None else log_mel.new_tensor(value)
+    return torch.where(bands | frames, silence, log_mel)
 
 
 def _stripes(size: int, longest: int, chances: npt.NDArray[np.float64]) -> Tensor:

@@ -37,17 +37,34 @@ from dymn.training.settings import TrainConfig
 from dymn.training.start import check_start
 from dymn.weights import open_checkpoint
 from dymn.weights.files import DownloadProgress
-from dymn.weights.format import shorten
+from dymn.weights.format import BEST_FILE, shorten
 
 MAX_CONFIG = 2**24  # bytes of a run's config.json
 LATER = {
-    "data": ("whole",),
-    "teacher": ("block_weight", "calibrate"),
-    "augment": ("blend", "blend_db", "colour_db", "room", "shortest", "speed"),
+    "data": ("test_epochs", "whole"),
+    "teacher": ("block_weight", "calibrate", "temperature"),
+    "augment": (
+        "annotation",
+        "blend",
+        "blend_db",
+        "colour_db",
+        "masking",
+        "mixstyle",
+        "mixstyle_alpha",
+        "room",
+        "shortest",
+        "speed",
+    ),
     "optim": ("class_weights", "freeze", "label_smoothing", "layer_decay", "norm_clips", "norm_momentum"),
     "schedule": ("seconds",),
 }
 """Settings that earlier versions did not have. At their defaults they are left out, so that older runs resume."""
+NEWEST = {
+    "data": ("test_epochs", "whole"),
+    "teacher": ("temperature",),
+    "augment": ("annotation", "masking", "mixstyle", "mixstyle_alpha"),
+}
+"""Those of them that development versions lacked, which left no other setting out."""
 
 
 class Inputs(NamedTuple):
@@ -276,8 +293,8 @@ def fingerprint(config: TrainConfig, data_digests: dict[str, str], later: Mappin
 
 
 def fingerprints(config: TrainConfig, data_digests: dict[str, str]) -> tuple[str, str]:
-    """Return the fingerprint of a run, and that of development versions, which left out `data.whole` alone."""
-    return fingerprint(config, data_digests), fingerprint(config, data_digests, {"data": ("whole",)})
+    """Return the fingerprint of a run, and that of development versions."""
+    return fingerprint(config, data_digests), fingerprint(config, data_digests, NEWEST)
 
 
 def portable(config: TrainConfig) -> dict[str, Any]:
@@ -286,16 +303,34 @@ def portable(config: TrainConfig) -> dict[str, Any]:
     A checkpoint's card shows these settings.
     """
     values: dict[str, Any] = dataclasses.asdict(config)
-    run = ("out", "device", "threads", "trackers", "name", "licence", "save_steps")
+    run = ("out", "device", "seeds", "threads", "trackers", "name", "licence", "save_steps")
     for section, names in (("run", run), ("data", ("path", "cache", "workers", "resident"))):
         for name in names:
             del values[section][name]
+    if values["schedule"]["tau_start"] is None:  # as versions had it that left nothing open
+        values["schedule"]["tau_start"] = 1.0
     for name in ("table", "index"):  # the digest tells which table it is, wherever it lies
         values["teacher"][name] = bool(values["teacher"][name]) or ""
     for name in ("name", "inherit"):
         values["model"][name] = Path(values["model"][name]).name
     values["teacher"]["models"] = [Path(name).name for name in values["teacher"]["models"]]
     return values
+
+
+def other_run(folder: Path, changed: list[str]) -> ConfigError:
+    """Return the error for a folder with another run, given the names of the settings in which it differs.
+
+    Of a longer run, these are the epochs and what is scaled with them.
+    """
+    remedy = "Choose another folder (--output, run.out), or remove it to start over."
+    if "schedule.epochs" in changed and all(name.startswith("schedule.") for name in changed):
+        return ConfigError(
+            f"{folder} holds a run with another number of epochs, which cannot be changed afterwards. Train its result "
+            f"further in another folder: --model {folder / BEST_FILE} --output OTHER; or remove {folder} to start over."
+        )
+    return ConfigError(
+        f"{folder} holds a run with other settings or data{f' ({shorten(changed)})' if changed else ''}. {remedy}"
+    )
 
 
 def differences(path: Path, config: TrainConfig, data_digests: dict[str, str]) -> list[str]:
@@ -308,6 +343,7 @@ def differences(path: Path, config: TrainConfig, data_digests: dict[str, str]) -
     now = _flat(json.loads(json.dumps({**portable(config), "data digest": data_digests})))
     standard = dataclasses.asdict(TrainConfig())
     before = {f"{section}.{name}": standard[section][name] for section in LATER for name in LATER[section]} | before
+    before["schedule.tau_start"] = before.get("schedule.tau_start") or now["schedule.tau_start"]
     # compared by their digests
     places = ("model.name", "model.inherit", "teacher.table", "teacher.index", "teacher.models")
     return sorted(name for name in now if now[name] != before.get(name) and name not in places)

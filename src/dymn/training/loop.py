@@ -12,7 +12,7 @@ import dataclasses
 import itertools
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -34,13 +34,14 @@ from dymn.training.inputs import (
     training_loader,
 )
 from dymn.training.parts import freeze
-from dymn.training.prepare import BAD_FILE, BEST_FILE, LAST_FILE, STATE_FILE, Prepared, versions
+from dymn.training.prepare import BAD_FILE, LAST_FILE, STATE_FILE, Prepared, versions
 from dymn.training.report import Record, Reporter, plot_curves, write_history, write_json
 from dymn.training.resolve import plain_name
 from dymn.training.schedules import learning_rate_factor, temperature
 from dymn.training.settings import TrainConfig
 from dymn.training.state import PartialEpoch, save_state
 from dymn.training.step import Share, Step
+from dymn.weights.format import BEST_FILE
 
 SLOW = 30.0  # seconds; curves are drawn after each epoch that takes longer, else only at the end
 
@@ -112,7 +113,7 @@ class Run(Prepared):
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group.get("share", 1.0)
         self.network.temperature = temperature(
-            place, start=schedule.tau_start, end=schedule.tau_end, epochs=schedule.tau_epochs
+            place, start=cast(float, schedule.tau_start), end=schedule.tau_end, epochs=schedule.tau_epochs
         )
         self.network.train()
         freeze(self.network, self.config.optim.freeze)
@@ -124,8 +125,8 @@ class Run(Prepared):
                 for i, (number, batch) in enumerate(batches)
             ]
             self._update()
-            for (_, batch), loss in zip(batches, losses, strict=True):
-                part.loss, part.clips = part.loss + loss * len(batch.keys), part.clips + len(batch.keys)
+            for (_, batch), (loss, terms) in zip(batches, losses, strict=True):
+                part.add(len(batch.keys), loss, terms)
                 self.reporter.batch(loss)
             part.steps, part.batches, part.seconds = (
                 part.steps + 1,
@@ -139,8 +140,9 @@ class Run(Prepared):
         seconds = max(time.monotonic() - started, 1e-6)
         self._unite()
         self.state.seconds += seconds
-        loss, clips = self._sums(part.loss, part.clips)
+        loss, clips, *sums = self._sums(part.loss, part.clips, *part.terms.values())
         record: Record = {"epoch": epoch + 1, "lr": lr, "temperature": self.network.temperature, "loss": loss / clips}
+        record |= {name: total / clips for name, total in zip(part.terms, sums, strict=True)}
         record |= {"clips_per_second": clips / seconds, "seconds": seconds, "bad_clips": len(self.loader.bad)}
         if self.is_main and self.config.optim.norm_clips:
             self._measure_norms(epoch)
@@ -150,9 +152,13 @@ class Run(Prepared):
                 for name, value in self._measure(self.inputs.val).items()
                 if isinstance(value, (int, float))
             }
+        if self.is_main and self.inputs.test is not None and epoch >= schedule.epochs - self.config.data.test_epochs:
+            record |= {f"test_{name}": value for name, value in numbers(self._test(self.result_network)).items()}
         return record
 
-    def _backward(self, batch: Batch, epoch: int, number: int, is_last: bool, parts: int) -> float:
+    def _backward(
+        self, batch: Batch, epoch: int, number: int, is_last: bool, parts: int
+    ) -> tuple[float, dict[str, float]]:
         chance = np.random.default_rng((self.config.run.seed, 1, epoch, number))
         # Dropout draws from the global generator and from no other.
         torch.manual_seed(int(chance.integers(2**62)) + self.share.rank)
@@ -167,7 +173,7 @@ class Run(Prepared):
                 "before. Start over in another folder (run.out) with a lower optim.lr, with optim.clip_norm, or in "
                 "another optim.precision."
             )
-        return value
+        return value, {name: float(term) for name, term in self.step.terms.items()}
 
     def _update(self) -> None:
         if self.config.optim.clip_norm > 0:
@@ -201,7 +207,7 @@ class Run(Prepared):
             bad = len(range(self.share.rank, part.loader.get("bad", 0), self.share.world))
             self.loader.load_state_dict(part.loader | {"bad": bad})
         # the sums are those of all processes
-        return part if self.is_main else dataclasses.replace(part, loss=0.0, clips=0)
+        return part if self.is_main else dataclasses.replace(part, loss=0.0, clips=0, terms={})
 
     # Measuring and saving
 
@@ -220,6 +226,12 @@ class Run(Prepared):
             loader.marks[:] = self.state.marks["val"].numpy()
         self.state.marks["val"] = torch.from_numpy(loader.marks)
         scores = score(self.result_network, self.front_end, loader, self.inputs.task.loss, teachers=self.teachers)
+        return figures(scores, self.inputs.task.loss)
+
+    def _test(self, model: MobileNet) -> Record:
+        """Return the figures of a model on the test set, which chooses nothing."""
+        loader = quiet_loader(cast(Source, self.inputs.test), self.inputs, self.config, self.resident)
+        scores = score(model, self.front_end, loader, self.inputs.task.loss, teachers=self.teachers)
         return figures(scores, self.inputs.task.loss)
 
     def _measure_norms(self, epoch: int) -> None:
@@ -256,12 +268,13 @@ class Run(Prepared):
         """Write the state in the middle of an epoch."""
         self._unite()
         at = self.loader.state_dict()
-        loss, clips, bad = self._sums(part.loss, part.clips, at["bad"])
+        loss, clips, bad, *terms = self._sums(part.loss, part.clips, at["bad"], *part.terms.values())
         if not self.is_main:
             return
         self._take_state()
         write_bad(self.folder / BAD_FILE, self.loader.bad)
-        done = dataclasses.replace(part, loss=loss, clips=int(clips), loader=at | {"bad": int(bad)})
+        sums = dict(zip(part.terms, terms, strict=True))
+        done = dataclasses.replace(part, loss=loss, clips=int(clips), loader=at | {"bad": int(bad)}, terms=sums)
         save_state(dataclasses.replace(self.state, part=vars(done)), self.folder / STATE_FILE)
 
     def _write_epoch(self, record: Record) -> None:
@@ -321,9 +334,8 @@ class Run(Prepared):
         }
         result |= {f"val_{name}": value for name, value in best.card.metrics.items()}
         if self.inputs.test is not None:
-            loader = quiet_loader(self.inputs.test, self.inputs, self.config, self.resident)
-            scores = score(best.to(self.device), self.front_end, loader, self.inputs.task.loss, teachers=self.teachers)
-            result |= {f"test_{name}": value for name, value in figures(scores, self.inputs.task.loss).items()}
+            result |= {f"test_{name}": value for name, value in self._test(best.to(self.device)).items()}
+            result |= last_epochs(self.state.history, self.config.data.test_epochs)
         result["checkpoint"] = str(self.folder / BEST_FILE)
         write_json(self.folder / "result.json", result)
         self._draw()
@@ -352,6 +364,14 @@ class Run(Prepared):
 
 def _validation(record: Record) -> Record:
     return {key.removeprefix("val_"): value for key, value in record.items() if key.startswith("val_")}
+
+
+def last_epochs(history: Sequence[Record], n: int) -> Record:
+    """Return the means of the test set's figures over the last n epochs, as the paper reports them (Sec. IV-C)."""
+    measured = [{key: value for key, value in record.items() if key.startswith("test_")} for record in history[-n:]]
+    if n == 0 or not all(measured):
+        return {}
+    return {f"{name}_last_{n}": sum(record[name] for record in measured) / n for name in measured[0]}
 
 
 def numbers(values: Record) -> dict[str, float]:

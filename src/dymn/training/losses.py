@@ -28,11 +28,12 @@ class Targets(NamedTuple):
     def mixed(self, partner: Tensor, share: Tensor) -> Targets:
         """Mix each clip [B] with another: `share` [B] of itself, the rest of clip number `partner` [B].
 
-        Masks are united.
+        The masks of clips that are mixed (a share below 1) are united.
         """
+        other = self.mask[partner] * (share < 1).to(self.mask)[:, None]
         return Targets(
             mix(self.labels, partner, share),
-            torch.maximum(self.mask, self.mask[partner]),
+            torch.maximum(self.mask, other),
             mix(self.teacher, partner, share),
             mix(self.teacher_share, partner, share),
         )
@@ -105,7 +106,19 @@ def teacher_loss(logits: Tensor, targets: Targets, kind: str) -> Tensor:
     return -(targets.teacher * functional.log_softmax(logits, dim=1)).sum(dim=1).mean()
 
 
-def distillation_loss(
+class Terms(NamedTuple):
+    """The two terms of eq. 8, unweighted scalars; None where its weight is zero."""
+
+    label: Tensor | None
+    teacher: Tensor | None
+
+    def weighed(self, label_weight: float) -> Tensor:
+        """Return eq. 8: `label_weight` times the label loss plus the rest times the teacher loss."""
+        parts = [(label_weight, self.label), (1.0 - label_weight, self.teacher)]
+        return torch.stack([weight * term for weight, term in parts if term is not None]).sum()
+
+
+def loss_terms(
     logits: Tensor,
     targets: Targets,
     *,
@@ -113,14 +126,12 @@ def distillation_loss(
     kind: str = "bce",
     smoothing: float = 0.0,
     weights: Tensor | None = None,
-) -> Tensor:
-    """Return eq. 8: label_weight times the label loss plus the rest times the teacher loss.
+) -> Terms:
+    """Return the terms of eq. 8.
 
     Clips without teacher logits count with their labels only. `smoothing` and `weights` are those of `label_loss`.
     """
-    loss = torch.zeros((), device=logits.device)
-    if label_weight > 0:
-        loss = loss + label_weight * label_loss(logits, targets, kind, smoothing, weights)
-    if label_weight < 1:
-        loss = loss + (1.0 - label_weight) * teacher_loss(logits, targets, kind)
-    return loss
+    return Terms(
+        label_loss(logits, targets, kind, smoothing, weights) if label_weight > 0 else None,
+        teacher_loss(logits, targets, kind) if label_weight < 1 else None,
+    )

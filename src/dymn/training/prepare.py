@@ -33,6 +33,7 @@ from dymn.training.inputs import (
     fingerprints,
     open_inputs,
     open_models,
+    other_run,
     quiet_loader,
     training_loader,
 )
@@ -48,13 +49,13 @@ from dymn.training.start import (
     prior_logits,
     set_prior,
     starting_model,
+    with_temperature,
 )
 from dymn.training.state import RunState, load_state
 from dymn.training.step import Share, Step
-from dymn.weights.format import shorten
 
 SAMPLE_CLIPS = 96  # heard before training: for inherited weights, the teacher's prior and the spread of its embedding
-STATE_FILE, BEST_FILE, LAST_FILE, BAD_FILE = "state.pt", "best.safetensors", "last.safetensors", "bad_clips.csv"
+STATE_FILE, LAST_FILE, BAD_FILE = "state.pt", "last.safetensors", "bad_clips.csv"
 WEIGHTS_FILE = "draws.npy"  # how often each training clip is drawn
 
 
@@ -71,6 +72,7 @@ class Prepared:
         self.fabric, self.share = self._processes()
         self.reporter = reporter if self.is_main else Reporter()
         models = open_models(config)
+        self.config = config = with_temperature(config, models.start)
         front_end = front_end_of(config.model, models.start)
         self.inputs = open_inputs(config, data, front_end.sample_rate)
         for sentence in (
@@ -141,11 +143,7 @@ class Prepared:
             state = load_state(path)
             if state.fingerprint not in (mark, earlier):
                 changed = differences(self.folder / "config.json", self.config, self.digests)
-                raise ConfigError(
-                    f"{self.folder} holds a run with other settings or "
-                    f"data{f' ({shorten(changed)})' if changed else ''}. Choose another folder (--output, run.out), or "
-                    "remove it to start over."
-                )
+                raise other_run(self.folder, changed)
             within = f" and {state.part['steps']} steps of the next" if state.part else ""
             self.reporter.note(f"Continuing {self.folder} after epoch {state.epoch}{within}.")
             return state

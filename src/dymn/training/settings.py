@@ -12,6 +12,8 @@ from dymn.config import check, check_number, from_dict, shown
 AUTO = "auto"
 SAMPLINGS = ("plain", "balanced", "teacher")
 CLASS_WEIGHTS = ("none", "balanced")
+MASKINGS = ("clip", "public")
+ANNOTATIONS = ("united", "public")
 TRAINING_PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
@@ -41,6 +43,9 @@ class DataSettings:
     bits a sample). With `whole`, validation and test hear each clip at once, up to a minute, and else in windows of
     `seconds`; None leaves that to the dataset's protocol (see `TaskSpec`).
 
+    With `test_epochs`, the test clips are evaluated after each of so many last epochs, too, and the means are reported
+    beside the final figures, as in the paper; they choose nothing.
+
     `sampling` "balanced" draws `draws` clips an epoch by class frequency; "plain" presents every clip once (or `draws`
     clips, if not 0), but at least `least_draws`, in as many passes as that takes; "teacher" is for data without labels
     and draws clips by what the online teachers hear in them, a quarter of the draws evenly, the others such that rare
@@ -64,13 +69,20 @@ class DataSettings:
     workers: int = 0
     resident: bool = False
     max_bad: float = 0.05
+    test_epochs: int = 0
     options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check(self.sampling in SAMPLINGS, f"data.sampling is {self.sampling!r}; allowed: {', '.join(SAMPLINGS)}.")
         check_number("data.seconds", self.seconds, 0, 3600)
         check_number("data.max_bad", self.max_bad, 0, 1)
-        for name, high in {"draws": 2**40, "least_draws": 2**40, "workers": 1024, "fold": 2**31}.items():
+        for name, high in {
+            "draws": 2**40,
+            "least_draws": 2**40,
+            "workers": 1024,
+            "fold": 2**31,
+            "test_epochs": 10**6,
+        }.items():
             check_number(f"data.{name}", getattr(self, name), 0, high, whole=True)
         check(
             self.val != "test",
@@ -97,7 +109,7 @@ class TeacherSettings:
     (first online) teacher, in units of the teacher's variance, `block_weight` that between the outputs of their blocks,
     a mean over the blocks. With `calibrate`, the logits of the best checkpoint are stretched and shifted at the end,
     all classes alike, as fits the teacher's probabilities on the validation clips best. `index` belongs to a published
-    `.npy` table.
+    `.npy` table. `temperature` divides the teacher's logits before they become probabilities.
     """
 
     table: str = ""
@@ -108,8 +120,10 @@ class TeacherSettings:
     feature_weight: float = 0.0
     block_weight: float = 0.0
     calibrate: bool = False
+    temperature: float = 1.0
 
     def __post_init__(self) -> None:
+        check_number("teacher.temperature", self.temperature, 1e-3, 1e3)
         check(
             not (self.table and self.models),
             "teacher.table and teacher.models are both set; a teacher is offline or online.",
@@ -145,6 +159,13 @@ class AugmentSettings:
     much faster or slower (0.2: by a factor of 1.2). `colour_db`: a random filter, up to so many decibels up or down at
     each octave. `room` is the share of clips that are put into a room, `blend` that of clips behind which another is
     put, at most `blend_db` softer or louder.
+
+    `mixstyle` is the probability with which a batch's spectrograms exchange their means and spreads in every band, in
+    shares drawn from Beta(`mixstyle_alpha`, `mixstyle_alpha`). `masking` "clip" masks each spectrogram after the
+    mixup, with stripes of its own that get the clip's mean; "public" masks as EfficientAT does, before the mixup,
+    with the same stripes for the whole batch and a log-mel of 0 before the normalisation. `annotation` "united"
+    counts, for a mixture, what is annotated for either clip; "public" is EfficientAT's rule for OpenMIC: so in the
+    waveform mixup, after which targets are rounded; after the spectrogram mixup a clip's own annotation counts.
     """
 
     roll_ms: float = 0.0
@@ -162,17 +183,25 @@ class AugmentSettings:
     jitter: bool = True
     frequency_mask: int = 0
     time_mask: int = 0
+    mixstyle: float = 0.0
+    mixstyle_alpha: float = 0.4
+    masking: str = "clip"
+    annotation: str = "united"
 
     def __post_init__(self) -> None:
+        for name, allowed in {"masking": MASKINGS, "annotation": ANNOTATIONS}.items():
+            value = getattr(self, name)
+            check(value in allowed, f"augment.{name} is {value!r}; allowed: {', '.join(allowed)}.")
         limits = {"roll_ms": 3_600_000, "shortest": 3600, "speed": 10, "spec_mixup": 1000}
         limits |= dict.fromkeys(("gain_db", "colour_db", "blend_db"), 120) | dict.fromkeys(
-            ("wave_mixup", "padding", "room", "blend"), 1
+            ("wave_mixup", "padding", "room", "blend", "mixstyle"), 1
         )
         for name, high in limits.items():
             check_number(f"augment.{name}", getattr(self, name), 0, high)
         for name in ("frequency_mask", "time_mask"):
             check_number(f"augment.{name}", getattr(self, name), 0, 2**20, whole=True)
-        check_number("augment.wave_alpha", self.wave_alpha, 1e-3, 1000)
+        for name in ("wave_alpha", "mixstyle_alpha"):
+            check_number(f"augment.{name}", getattr(self, name), 1e-3, 1000)
 
 
 @dataclass(frozen=True)
@@ -248,6 +277,10 @@ class ScheduleSettings:
     With `seconds`, the schedule follows the clock: the run ends after that time, and an epoch's place in the schedule
     of `epochs` is the share of the time that is over. As many epochs are run as fit; their number, and so the result,
     is that of the machine.
+
+    The temperature falls from `tau_start` to `tau_end` over `tau_epochs`. Without a `tau_start`, it depends on the
+    network (see `dymn.training.start.with_temperature`): one with fresh dynamic convolutions begins at 30, a checkpoint
+    keeps its own.
     """
 
     epochs: int = 80
@@ -255,7 +288,7 @@ class ScheduleSettings:
     ramp_start: float = 10.0
     ramp_length: float = 65.0
     floor: float = 0.01
-    tau_start: float = 1.0
+    tau_start: float | None = None
     tau_end: float = 1.0
     tau_epochs: int = 1
     seconds: float = 0.0
@@ -266,12 +299,19 @@ class ScheduleSettings:
         for name, high in {"warm_up": 1e6, "ramp_start": 1e6, "ramp_length": 1e6, "floor": 1, "seconds": 1e9}.items():
             check_number(f"schedule.{name}", getattr(self, name), 0, high)
         for name in ("tau_start", "tau_end"):
-            check_number(f"schedule.{name}", getattr(self, name), 1e-6, 1e6)
+            if getattr(self, name) is not None:
+                check_number(f"schedule.{name}", getattr(self, name), 1e-6, 1e6)
+        check(
+            self.tau_start is not None or self.tau_end == 1.0,
+            f"schedule.tau_end is {self.tau_end}, and schedule.tau_start is not set. Set both.",
+        )
 
 
 @dataclass(frozen=True)
 class RunSettings:
     """Where results go and what the run computes on. `name` goes into the checkpoint's card.
+
+    With `seeds`, the run is repeated once with each of them instead of `seed` (see `dymn.training.repeats`).
 
     A run that is killed loses what it did since its last state, which is written after each epoch and after every
     `save_steps` steps in it (0: not in it).
@@ -280,6 +320,7 @@ class RunSettings:
     out: str = ""
     name: str = ""
     seed: int = 0
+    seeds: tuple[int, ...] = ()
     device: str = ""
     threads: int = 0
     sync_norm: bool = True
@@ -290,6 +331,9 @@ class RunSettings:
     def __post_init__(self) -> None:
         for name, high in {"seed": 2**63 - 1, "threads": 1024, "save_steps": 2**40}.items():
             check_number(f"run.{name}", getattr(self, name), 0, high, whole=True)
+        for seed in self.seeds:
+            check_number("run.seeds", seed, 0, 2**63 - 1, whole=True)
+        check(len(set(self.seeds)) == len(self.seeds), f"run.seeds is {shown(self.seeds)}; it names a seed twice.")
         unknown = [name for name in self.trackers if name not in ("tensorboard", "wandb")]
         check(not unknown, f"run.trackers names {shown(unknown)}; allowed: tensorboard, wandb.")
 
@@ -307,6 +351,10 @@ class TrainConfig:
     run: RunSettings = field(default_factory=RunSettings)
 
     def __post_init__(self) -> None:
+        check(
+            not (self.data.test_epochs and self.schedule.seconds),
+            "data.test_epochs cannot be combined with schedule.seconds, by which the last epochs are not known.",
+        )
         by_teacher = self.data.sampling == "teacher"
         check(
             not by_teacher or bool(self.teacher.models),

@@ -10,15 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dymn.architectures import MODELS
+from dymn.architectures import MODELS, model_config
 from dymn.config import FrontEndConfig, from_dict
 from dymn.data import Source, TeacherTable, class_counts
 from dymn.errors import ConfigError
 from dymn.models.inflate import inherit
 from dymn.models.mobilenet import MLPHead, MobileNet, create_model
-from dymn.training.settings import ModelSettings
+from dymn.training.settings import ModelSettings, TrainConfig
 
 ROWS = 65_536  # read at a time
+ANNEAL_FROM, ANNEAL_EPOCHS, ANNEAL_SHARE = 30.0, 30, 0.15  # of the temperature of fresh dynamic convolutions
 
 
 def check_start(settings: ModelSettings) -> None:
@@ -41,6 +42,30 @@ def front_end_of(settings: ModelSettings, pretrained: MobileNet | None) -> Front
     """Return the front end of a run: that of the checkpoint, or the standard one, changed as the settings say."""
     front_end = FrontEndConfig() if pretrained is None else pretrained.card.front_end
     return from_dict(FrontEndConfig, {**dataclasses.asdict(front_end), **settings.front_end})
+
+
+def with_temperature(config: TrainConfig, pretrained: MobileNet | None) -> TrainConfig:
+    """Return the run with the temperatures that its schedule leaves open.
+
+    A dynamic network from fresh weights anneals from `ANNEAL_FROM` to 1 (Sec. III-D) over 30 epochs, or 15 % of a run
+    of fewer than 200, unless `model.settings` name a temperature. A checkpoint keeps its own, and so does a network
+    that inherits its kernels.
+    """
+    schedule, model = config.schedule, config.model
+    if schedule.tau_start is not None:
+        return config
+    start = end = 1.0
+    n_epochs = 1
+    if pretrained is not None:
+        start = end = pretrained.temperature
+    elif "temperature" in model.settings:
+        start = end = model.settings["temperature"]
+    elif not model.inherit:
+        network = model_config(model.name, **model.settings)
+        if any(block.is_dynamic and block.dynamic_convs for block in network.blocks):
+            start, n_epochs = ANNEAL_FROM, max(1, min(ANNEAL_EPOCHS, round(ANNEAL_SHARE * schedule.epochs)))
+    values = {"tau_start": start, "tau_end": end, "tau_epochs": n_epochs}
+    return config.replace({f"schedule.{name}": value for name, value in values.items()})
 
 
 def starting_model(

@@ -7,6 +7,7 @@ import pickle
 import struct
 import zipfile
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,10 @@ UNREADABLE = (pickle.UnpicklingError, zipfile.BadZipFile, zlib.error, struct.err
 
 @dataclass
 class PartialEpoch:
-    """What is done of an epoch: steps and batches, the sum of the loss over clips, seconds, and where the loader is."""
+    """What is done of an epoch: steps and batches, seconds, and where the loader is.
+
+    `loss` and `terms` (of eq. 8) are sums over its clips.
+    """
 
     steps: int = 0
     batches: int = 0
@@ -31,6 +35,13 @@ class PartialEpoch:
     clips: int = 0
     seconds: float = 0.0
     loader: dict[str, int] = field(default_factory=dict)
+    terms: dict[str, float] = field(default_factory=dict)
+
+    def add(self, clips: int, loss: float, terms: Mapping[str, float]) -> None:
+        """Count a batch. Terms that were not counted from the beginning of the epoch stay out."""
+        known = self.terms if self.clips else dict.fromkeys(terms, 0.0)
+        self.terms = {name: total + clips * terms[name] for name, total in known.items()}
+        self.loss, self.clips = self.loss + clips * loss, self.clips + clips
 
 
 @dataclass

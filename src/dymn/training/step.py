@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from dymn.data import Batch
 from dymn.evaluation.teachers import BlockOutputs, Lesson, OnlineTeachers
-from dymn.models.frontend import LogMel
+from dymn.models.frontend import ZERO, LogMel
 from dymn.models.mobilenet import MobileNet
 from dymn.training.augment import (
     Mixing,
@@ -22,13 +22,15 @@ from dymn.training.augment import (
     colour,
     cut_short,
     draw_mixing,
+    draw_styles,
     gain,
+    mix_styles,
     mix_waveforms,
     reverberate,
     roll,
     spec_augment,
 )
-from dymn.training.losses import Targets, distillation_loss, mix, probabilities, targets_of
+from dymn.training.losses import Targets, loss_terms, mix, probabilities, targets_of
 from dymn.training.settings import TrainConfig
 
 SHORTEST = 0.1  # of a clip's length, of clips that are cut short
@@ -97,6 +99,8 @@ class Step:
         on_gpu = front_end.basis.device.type == "cuda" and config.optim.precision != "fp32"
         self.teacher_dtype = torch.float16 if on_gpu else None
         self.blocks: BlockOutputs | None = None
+        self.taught = config.teacher.is_present
+        self.terms: dict[str, Tensor] = {}  # of the last loss, where there is a teacher: the terms of eq. 8
 
     def __call__(self, model: nn.Module, batch: Batch, chance: np.random.Generator) -> Tensor:
         """Return the loss of a batch, a scalar; see `prepare` for the batch and the generator, `loss` for the model."""
@@ -115,7 +119,7 @@ class Step:
         if self.teachers is None:
             return Example(log_mel, targets, None)
         lesson = self.teachers.teach(log_mel, self.teacher_dtype)
-        heard = probabilities(lesson.logits.float(), self.kind)
+        heard = probabilities(lesson.logits.float() / self.teacher.temperature, self.kind)
         return Example(
             log_mel, targets._replace(teacher=heard, teacher_share=torch.ones_like(targets.teacher_share)), lesson
         )
@@ -124,7 +128,7 @@ class Step:
         """Return the loss of a model that is called with log-mel [B, 1, F, T], a scalar."""
         lesson = example.lesson
         output = model(example.log_mel)
-        loss = distillation_loss(
+        terms = loss_terms(
             output.logits.float(),
             example.targets,
             label_weight=self.label_weight,
@@ -132,6 +136,10 @@ class Step:
             smoothing=self.smoothing,
             weights=self.class_weights,
         )
+        loss = terms.weighed(self.label_weight)
+        self.terms = {
+            f"{name}_loss": term.detach() for name, term in terms._asdict().items() if term is not None and self.taught
+        }
         if lesson is not None and self.teacher.feature_weight > 0:
             distance = functional.mse_loss(output.embedding.float(), lesson.embedding.float())
             loss = loss + self.teacher.feature_weight * distance / self.feature_scale
@@ -163,13 +171,16 @@ class Step:
         waveform = self._varied(waveform, chance)
         if augment.gain_db:
             waveform = gain(waveform, self.share.of(decibels, n))
-        targets = targets_of(batch.target, batch.mask, batch.teacher, batch.has_teacher, self.kind)
+        taught = batch.teacher / self.teacher.temperature
+        targets = targets_of(batch.target, batch.mask, taught, batch.has_teacher, self.kind)
         if augment.blend:
             waveform, targets = self._blended(waveform, targets, chance)
         if augment.wave_mixup:
             drawn = draw_mixing(self.batch_size, augment.wave_alpha, chance, augment.wave_mixup)
             mixing = self.share.of_mixing(drawn, n, waveform.device)
             waveform, targets = mix_waveforms(waveform, mixing), targets.mixed(*mixing)
+            if augment.annotation == "public":
+                targets = targets._replace(labels=(targets.labels > 0.5).float())
         if augment.padding:
             is_short, share = (
                 chance.random(self.batch_size) < augment.padding,
@@ -218,13 +229,30 @@ class Step:
             else None
         )
         log_mel = self.front_end(waveform, basis)
+        if augment.mixstyle:
+            drawn = draw_styles(self.batch_size, augment.mixstyle_alpha, augment.mixstyle, chance)
+            log_mel = mix_styles(log_mel, self.share.of_mixing(drawn, n, log_mel.device))
+        if augment.masking == "public":
+            log_mel = self._masked(log_mel, chance)
         if augment.spec_mixup:
             mixing = self.share.of_mixing(draw_mixing(self.batch_size, augment.spec_mixup, chance), n, log_mel.device)
+            own = targets.mask
             log_mel, targets = mix(log_mel, mixing.partner, mixing.share), targets.mixed(*mixing)
-        if augment.frequency_mask or augment.time_mask:
-            chances = self.share.of(chance.random((self.batch_size, 4)), n)
-            log_mel = spec_augment(log_mel, augment.frequency_mask, augment.time_mask, chances)
+            if augment.annotation == "public":
+                targets = targets._replace(mask=own)
+        if augment.masking == "clip":
+            log_mel = self._masked(log_mel, chance)
         return log_mel, targets
+
+    def _masked(self, log_mel: Tensor, chance: np.random.Generator) -> Tensor:
+        augment, n = self.augment, len(log_mel)
+        if not (augment.frequency_mask or augment.time_mask):
+            return log_mel
+        chances = self.share.of(chance.random((self.batch_size, 4)), n)
+        value = None
+        if augment.masking == "public":
+            chances, value = np.repeat(chances[:1], n, axis=0), ZERO
+        return spec_augment(log_mel, augment.frequency_mask, augment.time_mask, chances, value)
 
 
 def log_uniform(chance: np.random.Generator, low: float, high: float, n: int) -> npt.NDArray[np.float64]:

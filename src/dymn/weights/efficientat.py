@@ -12,7 +12,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from dymn.architectures import HIDDEN_CHANNELS, NO_ATTENTION, STRIDED, TABLE_I, context_size, has_context
+from dymn.architectures import (
+    HIDDEN_CHANNELS,
+    LAST_EXPANSION,
+    NO_ATTENTION,
+    STRIDED,
+    TABLE_I,
+    context_size,
+    has_context,
+)
 from dymn.config import BlockConfig, ModelConfig, round_channels
 from dymn.errors import ConfigError, WeightsError
 from dymn.system.arrays import Array
@@ -21,6 +29,7 @@ from dymn.weights.format import COUNTER, as_float32, check_finite, shorten
 from dymn.weights.shapes import state_shapes
 from dymn.weights.torch_files import read_tensors
 
+C_LAST = LAST_EXPANSION * TABLE_I[-1].c_out
 STATISTICS = ("weight", "bias", "running_mean", "running_var")
 
 
@@ -115,6 +124,9 @@ def _config(
     classifier = state["classifier.0.weight" if fully_convolutional else "classifier.5.weight"]
     c_exp = c_last if fully_convolutional else state["classifier.2.weight"].shape[0]
     width = c_exp / (TABLE_I[-1].c_exp if fully_convolutional else HIDDEN_CHANNELS)
+    before_tail = state[f"{_stages(state, STRIDED[-1])['depthwise'].norm}.weight"].shape[0]
+    if before_tail >= 1.5 * TABLE_I[STRIDED[-1]].c_exp * width:  # the tail, whose channels tell the width, is reduced
+        width *= 2
     blocks = []
     c_in = state[f"{stem}.0.weight"].shape[0]
     for i in range(len(TABLE_I)):
@@ -125,7 +137,7 @@ def _config(
         width=round(width, 3),
         blocks=tuple(blocks),
         c_last=c_last,
-        c_hidden=round_channels(HIDDEN_CHANNELS * width) if fully_convolutional else c_exp,
+        c_hidden=round_channels(HIDDEN_CHANNELS * c_last / C_LAST) if fully_convolutional else c_exp,
         num_classes=classifier.shape[0],
         head="fully_convolutional" if fully_convolutional else "mlp",
         temperature=temperature,

@@ -8,13 +8,15 @@ this module imports neither torch nor anything else that is slow.
 from __future__ import annotations
 
 import difflib
+import os
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dymn.config import FrontEndConfig
-from dymn.errors import WeightsError
+from dymn.errors import UnknownModelError
 
 WEIGHTS_ENDINGS = (".safetensors", ".pt", ".pth")
 RELEASE = "https://github.com/fschmid56/EfficientAT/releases/download/v0.0.1/"
@@ -176,6 +178,21 @@ def own_name(name: str) -> str:
     return re.sub(r"\((\d)\)$", r"_\1", name)
 
 
+ENSEMBLES = {
+    "mn40_ensemble": tuple(f"mn40_as{kind}{run}" for kind in ("", "_ext", "_no_im_pre") for run in ("", "_2", "_3"))
+}
+"""The published ensemble: nine networks of 68 M parameters, 49.8 mAP together."""
+
+
+def members(name: str) -> tuple[str, ...]:
+    """Return the models that a name stands for: those of an ensemble, "A+B", or the name alone."""
+    if name in ENSEMBLES:
+        return ENSEMBLES[name]
+    parts = tuple(name.split("+"))
+    is_ensemble = len(parts) > 1 and all(parts) and not os.path.exists(os.path.expanduser(name))
+    return parts if is_ensemble else (name,)
+
+
 REGISTRY: dict[str, PublishedModel] = Registry((model.name, model) for model in PUBLISHED)
 
 
@@ -210,14 +227,24 @@ TEACHER_FILES = {
 }
 
 
-def unknown_model(name: str) -> WeightsError:
-    """Return the error for a name that is no file, folder or entry, with similar names unless it is that of a file."""
+def unknown_model(name: str, architectures: Collection[str] = ()) -> UnknownModelError:
+    """Return the error for a name that is no file, folder or entry, with similar names unless it is that of a file.
+
+    `architectures` are proposed too, where they are allowed.
+    """
+    if len(members(name)) > 1:
+        return UnknownModelError(
+            f"{name} is an ensemble of models. dymn tag, events, embed, listen, serve and evaluate take one; give a "
+            "single model here."
+        )
     if Path(name).suffix in WEIGHTS_ENDINGS:
-        return WeightsError(
+        return UnknownModelError(
             f"There is no file {name}. Give the path of a checkpoint, or the name of a model with weights."
         )
-    similar = difflib.get_close_matches(name, REGISTRY, n=3)
-    proposal = (
-        f"Did you mean {' or '.join(similar)}?" if similar else f"The models with weights are: {', '.join(REGISTRY)}."
-    )
-    return WeightsError(f"There is no file, folder or model with weights called {name!r}. {proposal}")
+    similar = difflib.get_close_matches(name, [*architectures, *REGISTRY], n=3)
+    also = f" The architectures are: {', '.join(architectures)}." if architectures else ""
+    proposal = f"The models with weights are: {', '.join(REGISTRY)}.{also}"
+    if similar:
+        proposal = f"Did you mean {' or '.join(similar)}?"
+    kinds = "model with weights or architecture" if architectures else "model with weights"
+    return UnknownModelError(f"There is no file, folder or {kinds} called {name!r}. {proposal}")

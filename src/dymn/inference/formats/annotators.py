@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 from urllib.parse import quote
 
+from dymn.audio.settings import Channel
 from dymn.inference.formats.layout import Layout, R, Result
 from dymn.inference.formats.origin import Origin
 
@@ -43,7 +44,8 @@ def audacity(results: Iterable[R], layout: Layout[R], origin: Origin) -> Iterato
     """Write a label track: start, end and label with tabs between."""
     for result in results:
         for span in layout.spans(result) if result.error is None else ():
-            yield f"{span.start:.6f}\t{span.end:.6f}\t{_cell(span.label)}\n"
+            of = f" (channel {result.channel.number})" if result.channel else ""
+            yield f"{span.start:.6f}\t{span.end:.6f}\t{_cell(span.label)}{of}\n"
 
 
 def raven(results: Iterable[R], layout: Layout[R], origin: Origin) -> Iterator[str]:
@@ -56,15 +58,16 @@ def raven(results: Iterable[R], layout: Layout[R], origin: Origin) -> Iterator[s
     for result in results:
         if result.error is not None:
             continue
-        seconds, high = _extent(result)
+        seconds, high = _extent(result, float(origin.parameters.get("speed", 1)))
+        channel = result.channel or Channel(1, 1)
         path = _cell(os.path.abspath(result.name) if os.path.exists(result.name) else result.name)
         for span in layout.spans(result):
             begin, end = before + span.start, before + span.end
             yield (
-                f"{next(numbers)}\tSpectrogram 1\t1\t{begin:.6f}\t{end:.6f}\t0.0\t{high:.1f}\t{path}\t"
+                f"{next(numbers)}\tSpectrogram 1\t{channel.number}\t{begin:.6f}\t{end:.6f}\t0.0\t{high:.1f}\t{path}\t"
                 f"{span.start:.6f}\t{_cell(span.label)}\t{span.score:.4f}\n"
             )
-        before += seconds
+        before += seconds if channel.number == channel.of else 0.0
 
 
 def label_studio(results: Iterable[R], layout: Layout[R], origin: Origin) -> Iterator[str]:
@@ -75,6 +78,7 @@ def label_studio(results: Iterable[R], layout: Layout[R], origin: Origin) -> Ite
     before = "[\n"
     for number, result in enumerate(result for result in results if result.error is None):
         spans = list(layout.spans(result))
+        channel = {"channel": result.channel.number - 1} if result.channel else {}
         regions = [
             {
                 "id": f"{number}_{place}",
@@ -83,7 +87,7 @@ def label_studio(results: Iterable[R], layout: Layout[R], origin: Origin) -> Ite
                 "type": "labels",
                 "original_length": round(result.seconds, 6),
                 "score": round(span.score, 6),
-                "value": {"start": round(span.start, 6), "end": round(span.end, 6), "labels": [span.label]},
+                "value": {"start": round(span.start, 6), "end": round(span.end, 6), "labels": [span.label]} | channel,
             }
             for place, span in enumerate(spans)
         ]
@@ -98,17 +102,17 @@ def label_studio(results: Iterable[R], layout: Layout[R], origin: Origin) -> Ite
     yield "[]\n" if before == "[\n" else "\n]\n"
 
 
-def _extent(result: Result) -> Extent:
-    """Return what the header of a recording says, else what its result does."""
+def _extent(result: Result, speed: float) -> Extent:
+    """Return what the header of a recording says, else what its result does, of one that was played at a speed."""
     from dymn.audio.reading import probe
     from dymn.errors import AudioError
 
     try:
         info = probe(result.name)
     except AudioError:  # standard input, an address, a damaged recording
-        return Extent(result.seconds, HEARD_HZ)
+        return Extent(result.seconds, HEARD_HZ / speed)
     seconds = result.seconds if info.frames is None or result.partial else info.frames / info.sample_rate
-    return Extent(seconds, min(HEARD_HZ, info.sample_rate / 2))
+    return Extent(seconds, min(HEARD_HZ / speed, info.sample_rate / 2))
 
 
 def _address(name: str) -> str:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from dymn.errors import visible
 from dymn.inference.formats.layout import Cells, Layout, Span
 from dymn.inference.formats.origin import Origin
 from dymn.inference.formats.tags import COLUMNS, SUFFIXES
-from dymn.inference.formats.text import clock, dash
+from dymn.inference.formats.text import clock, dash, heading
 
 if TYPE_CHECKING:
     from dymn.inference.events import EventRecording
@@ -37,7 +36,7 @@ def fields(recording: EventRecording, per_window: bool) -> dict[str, Any]:
 
 def text(recording: EventRecording, origin: Origin) -> Iterator[str]:
     """Yield a line for each event."""
-    yield f"{visible(recording.name)}  ({clock(recording.seconds)})\n"
+    yield heading(recording)
     for event in recording.events:
         yield f"  {clock(event.start)} {dash(origin.plain)} {clock(event.end)}  {event.score:.2f}  {event.label}\n"
     if not recording.events:

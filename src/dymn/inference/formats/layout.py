@@ -6,10 +6,12 @@ It names the columns of their rows, the fields of their JSON and the lines of th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 
+from dymn.audio.clocks import Begin
+from dymn.audio.settings import Channel, ReadSettings
 from dymn.errors import DymnError
 from dymn.inference.formats.origin import Origin
 
@@ -37,6 +39,14 @@ class Result(Protocol):
     def partial(self) -> bool:
         """Whether a part of the recording is missing because of damage."""
 
+    @property
+    def channel(self) -> Channel | None:
+        """Which channel it is of, if there is a result for each."""
+
+    @property
+    def begin(self) -> Begin | None:
+        """When the recording began, if that is known and asked for."""
+
 
 R = TypeVar("R", bound=Result)
 
@@ -49,13 +59,13 @@ class Column(NamedTuple):
 
     Attributes:
         name: its name.
-        kind: "text", "float64", "float32", or "vector" of float32.
+        kind: "text", "int32", "float64", "float32", or "vector" of float32.
         number: the format of a number in CSV, such as ".3f".
         names: of the values of a vector, which are columns of their own in CSV.
     """
 
     name: str
-    kind: Literal["text", "float64", "float32", "vector"] = "text"
+    kind: Literal["text", "int32", "float64", "float32", "vector"] = "text"
     number: str = ""
     names: tuple[str, ...] = ()
 
@@ -97,6 +107,25 @@ class Layout(Generic[R]):
     text: Callable[[R, Origin], Iterable[str]] = lambda result, origin: ()
     spans: Callable[[R], Iterable[Span]] = lambda result: ()
     row_group: int = 2**15
+
+    def of(self, settings: ReadSettings) -> Layout[R]:
+        """Return the layout with what settings add: a column `channel` behind the name, a column `time` behind the end.
+
+        Columns of rows begin with name, start and end in every layout.
+        """
+        rows, columns = self.rows, self.columns
+        each, clock = settings.channel == "each", settings.clock == "auto"
+
+        def more(result: R, per_window: bool) -> Iterator[Cells]:
+            channel = (result.channel.number if result.channel else None,) if each else ()
+            for name, start, end, *rest in rows(result, per_window):
+                time = (result.begin.at(start) if result.begin else None,) if clock else ()
+                yield (name, *channel, start, end, *time, *rest)
+
+        if not (each or clock):
+            return self
+        extra = [Column("channel", "int32")] * each, [Column("time")] * clock
+        return replace(self, rows=more, columns=(columns[0], *extra[0], *columns[1:3], *extra[1], *columns[3:]))
 
     def rows_of(self, results: Iterable[R], origin: Origin) -> Iterator[Cells]:
         """Yield the rows of results, those of failed recordings included if there is a column for their errors."""

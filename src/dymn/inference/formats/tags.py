@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dymn.errors import visible
 from dymn.inference.formats.layout import Cells, Column, Layout, Span
 from dymn.inference.formats.origin import Origin
-from dymn.inference.formats.text import bar, clock, dash
+from dymn.inference.formats.text import bar, clock, dash, heading
 
 if TYPE_CHECKING:
     from dymn.inference.files import Recording
@@ -47,7 +46,7 @@ def fields(recording: Recording, per_window: bool) -> dict[str, Any]:
 
 def text(recording: Recording, origin: Origin) -> Iterator[str]:
     """Yield a bar for each label, and a line for each window."""
-    yield f"{visible(recording.name)}  ({clock(recording.seconds)})\n"
+    yield heading(recording)
     for tag in recording.tags:
         yield f"  {tag.score:.3f}  {bar(tag.score, origin.plain)}  {tag.label}\n"
     if not recording.tags:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dymn.errors import visible
+from dymn.inference.formats.layout import Result
+
 BAR_LENGTH = 20
 
 
@@ -11,6 +14,13 @@ def clock(seconds: float) -> str:
     minutes, rest = divmod(tenths, 600)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest / 10:04.1f}" if hours else f"{minutes}:{rest / 10:04.1f}"
+
+
+def heading(result: Result) -> str:
+    """Return the line above the results of a recording: its name, its length, its channel and when it began."""
+    channel = "" if result.channel is None else f"  channel {result.channel.number} of {result.channel.of}"
+    begin = "" if result.begin is None else f"  from {result.begin.at(0)}"
+    return f"{visible(result.name)}{channel}  ({clock(result.seconds)}){begin}\n"
 
 
 def bar(score: float, plain: bool = False) -> str:

@@ -15,10 +15,12 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from dymn.errors import ConfigError, MissingExtraError
+from dymn.audio.clocks import Begin
+from dymn.errors import ConfigError
 from dymn.inference.formats import annotators
 from dymn.inference.formats.layout import Column, Layout, R
 from dymn.inference.formats.origin import Origin
+from dymn.system.extras import needing
 from dymn.system.files import csv_text, text_in
 
 
@@ -70,7 +72,8 @@ def rttm(results: Iterable[R], layout: Layout[R], origin: Origin) -> Iterator[st
         name = _field(result.name)
         for span in layout.spans(result) if result.error is None else ():
             times = f"{span.start:.3f} {span.end - span.start:.3f}"
-            yield f"SPEAKER {name} 1 {times} <NA> <NA> {_field(span.label)} {span.score:.4f} <NA>\n"
+            channel = result.channel.number if result.channel else 1
+            yield f"SPEAKER {name} {channel} {times} <NA> <NA> {_field(span.label)} {span.score:.4f} <NA>\n"
 
 
 def parquet(results: Iterable[R], layout: Layout[R], origin: Origin, file: BinaryIO) -> None:
@@ -104,7 +107,9 @@ def npy(results: Iterable[R], layout: Layout[R], origin: Origin, file: BinaryIO)
     for i, column in enumerate(layout.columns):
         longest = max([len(row[i]) for row in kept], default=1) or 1 if column.kind == "text" else 0
         shape = (len(column.names),) if column.kind == "vector" else ()
-        kinds.append((column.name, {"text": f"U{longest}", "float64": "f8"}.get(column.kind, "f4"), shape))
+        kinds.append(
+            (column.name, {"text": f"U{longest}", "float64": "f8", "int32": "i4"}.get(column.kind, "f4"), shape)
+        )
     np.lib.format.write_array(file, np.array(kept, dtype=kinds), allow_pickle=False)
 
 
@@ -166,21 +171,35 @@ def require_parquet() -> tuple[Any, Any]:
     Raises:
         MissingExtraError: if pyarrow is not installed.
     """
-    try:
+    with needing("Writing Parquet", "parquet"):
         import pyarrow
         import pyarrow.parquet
-    except ImportError as error:
-        raise MissingExtraError("Writing Parquet", "parquet") from error
     return pyarrow, pyarrow.parquet
 
 
 def _fields(result: R, layout: Layout[R], origin: Origin) -> dict[str, Any]:
     if result.error is not None:
         return {"file": result.name, "error": str(result.error)}
-    about: dict[str, Any] = {"file": result.name, "seconds": round(result.seconds, 6)}
+    about: dict[str, Any] = {"file": result.name}
+    about |= {"channel": result.channel.number} if result.channel else {}
+    about |= {"seconds": round(result.seconds, 6)}
+    begin = result.begin
+    about |= {"clock": {"start": begin.at(0), "source": begin.source}} if begin else {}
     about |= {"partial": True} if result.partial else {}
     about |= {"notes": list(result.notes)} if result.notes else {}
-    return about | layout.fields(result, origin.per_window)
+    fields = layout.fields(result, origin.per_window)
+    return about | (fields if begin is None else {name: _timed(value, begin) for name, value in fields.items()})
+
+
+def _timed(value: Any, begin: Begin) -> Any:
+    """Return JSON types with a "time" in each object that has a "start"; iterators stay iterators."""
+    if isinstance(value, Iterator):
+        return (_timed(item, begin) for item in value)
+    if isinstance(value, list):
+        return [_timed(item, begin) for item in value]
+    if isinstance(value, dict) and "start" in value:
+        return {"time": begin.at(value["start"])} | value
+    return value
 
 
 def _object(fields: dict[str, Any]) -> Iterator[str]:
@@ -216,7 +235,8 @@ def _field(name: str) -> str:
 def _arrow_type(arrow: Any, column: Column) -> Any:
     if column.kind == "vector":
         return arrow.list_(arrow.float32(), len(column.names))
-    return {"text": arrow.string, "float64": arrow.float64, "float32": arrow.float32}[column.kind]()
+    types = {"text": arrow.string, "int32": arrow.int32, "float64": arrow.float64, "float32": arrow.float32}
+    return types[column.kind]()
 
 
 def _array(arrow: Any, column: Column, values: Sequence[Any]) -> Any:

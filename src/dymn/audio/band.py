@@ -1,0 +1,69 @@
+"""A band-pass that keeps time: a symmetric filter, applied by fast convolution to samples that come in chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from dymn.system.arrays import Floats
+
+_TRANSITION = 0.25
+"""How wide the slope at an edge is, as a share of its frequency."""
+_MIN_TRANSITION, _MAX_TAPS = 4.0, 2**15 - 1
+_BLACKMAN = 5.5
+"""The slope of a filter of N taps under Blackman's window, in units of the sample rate / N; 74 dB below it is gone."""
+
+
+def band_filter(rate: float, low: float | None, high: float | None) -> Floats:
+    """Return the taps [n], n odd, of a linear-phase filter that keeps `low` to `high` Hz at a rate in Hz."""
+    edges = [edge for edge in (low, high) if edge is not None and edge < rate / 2]
+    slope = max(_MIN_TRANSITION, _TRANSITION * min(edges, default=rate))
+    taps = min(_MAX_TAPS, int(_BLACKMAN * rate / slope) // 2 * 2 + 1)
+    place = np.arange(taps) - taps // 2
+    window = np.blackman(taps + 2)[1:-1]
+
+    def low_pass(edge: float | None) -> Any:
+        if edge is None or edge >= rate / 2:
+            return (place == 0).astype(float)
+        ideal = np.sinc(2 * edge / rate * place) * window
+        return ideal / ideal.sum()
+
+    kernel = low_pass(high) - (0.0 if low is None else low_pass(low))
+    return np.asarray(kernel, np.float32)
+
+
+def band_passed(chunks: Iterable[Floats], rate: int, low: float | None, high: float | None) -> Iterator[Floats]:
+    """Yield samples [n] of which only a band of frequencies is left: as many as there were, at the same times.
+
+    The sizes of the chunks change no bit of the result.
+
+    Args:
+        chunks: mono samples.
+        rate: of the samples, in Hz.
+        low: the lowest frequency in Hz, or None.
+        high: the highest frequency in Hz, or None.
+    """
+    kernel = band_filter(rate, low, high)
+    half, size = len(kernel) // 2, 1 << (4 * len(kernel) - 1).bit_length()
+    spectrum, step = np.fft.rfft(kernel.astype(np.float64), size), size - len(kernel) + 1
+    pending = np.zeros(half, np.float32)  # as many zeros as the filter looks back from the first sample
+    for chunk in chunks:
+        pending = np.concatenate([pending, chunk])
+        while len(pending) >= size:
+            yield _valid(pending[:size], spectrum, size, len(kernel))
+            pending = pending[step:]
+    left = len(pending) - half
+    pending = np.concatenate([pending, np.zeros(half, np.float32)])
+    while left > 0:
+        part = _valid(np.pad(pending[:size], (0, max(0, size - len(pending)))), spectrum, size, len(kernel))[:left]
+        yield part
+        left -= len(part)
+        pending = pending[step:]
+
+
+def _valid(samples: Floats, spectrum: np.ndarray, size: int, taps: int) -> Floats:
+    """Return the part of a circular convolution [size - taps + 1] that nothing has wrapped around into."""
+    whole = np.fft.irfft(np.fft.rfft(samples.astype(np.float64)) * spectrum, size)
+    return np.asarray(whole[taps - 1 :], np.float32)

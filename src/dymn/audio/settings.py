@@ -1,0 +1,121 @@
+"""How a recording is read: which of its channels and tracks, how loud, how fast, which frequencies, and its clock."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from dymn.config import check, check_number
+from dymn.errors import AudioError
+
+CHANNELS = ("mix", "left", "right", "loudest", "each")
+CLOCKS = ("none", "auto")
+_SIDES = {"left": 1, "right": 2}
+
+
+class Channel(NamedTuple):
+    """One of the channels of a recording, counted from 1, and how many there are."""
+
+    number: int
+    of: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadSettings:
+    """How recordings are read; the settings of tags, events and embeddings are such settings too.
+
+    Attributes:
+        channel: "mix" (the mean of all channels), "left", "right", a number from 1, "loudest" (the one with the most
+            power), or "each" (a result for each channel). "loudest" reads a recording once more, before it is used.
+        track: the number of the audio track, from 1, of files with several; None is the default one.
+        gain: in dB, or "auto": as much as brings the loudest second of a quiet recording to -20 dBFS, or its largest
+            sample to -1 dBFS if that is less. "auto" reads a recording once more, before it is used, and a note says
+            what it did.
+        speed: how fast the recording is played to the network: 0.1 makes 40 kHz 4 kHz. Windows are seconds as the
+            network hears them; times in results are those of the recording.
+        band: the lowest and the highest frequency that are kept, in Hz of the recording; None is no limit. Both as
+            text: "2000-8000", "20-", "-500".
+        clock: "auto" looks for the time at which a recording began, see `dymn.audio.clocks`; "none" does not.
+        partial: whether to read what can be read of a damaged recording, instead of an error.
+
+    Example:
+        >>> ReadSettings(channel="left", band="20-").band
+        (20.0, None)
+    """
+
+    channel: str = "mix"
+    track: int | None = None
+    gain: float | str = 0.0
+    speed: float = 1.0
+    band: tuple[float | None, float | None] | None = None
+    clock: str = "none"
+    partial: bool = False
+
+    def __post_init__(self) -> None:
+        channel = str(self.channel).strip().lower()
+        number = len(channel) <= 3 and channel.isascii() and channel.isdigit() and 1 <= int(channel) <= 256
+        check(
+            channel in CHANNELS or number,
+            f"channel is {self.channel!r}; allowed: {', '.join(CHANNELS)}, or a number from 1 to 256.",
+        )
+        object.__setattr__(self, "channel", str(int(channel)) if number else channel)
+        if self.track is not None:
+            check_number("track", self.track, 1, 1000, whole=True)
+        if self.gain != "auto":
+            object.__setattr__(self, "gain", _gain(self.gain))
+        check_number("speed", self.speed, 0.001, 1000)
+        object.__setattr__(self, "band", _band(self.band))
+        check(self.clock in CLOCKS, f"clock is {self.clock!r}; allowed: {', '.join(CLOCKS)}.")
+
+    @property
+    def read(self) -> ReadSettings:
+        """These settings, for what has settings of its own too."""
+        return self
+
+
+def channel_index(channel: str, count: int, name: str) -> int:
+    """Return the index of a channel that is "left", "right" or a number.
+
+    Raises:
+        AudioError: if the recording `name` has fewer channels.
+    """
+    number = _SIDES.get(channel) or int(channel)
+    if number > count:
+        has = "one channel" if count == 1 else f"{count} channels"
+        raise AudioError(f"{name} has {has}; there is no channel {channel}. Choose another one with --channel.")
+    return number - 1
+
+
+def _gain(value: Any) -> float:
+    try:
+        decibels = float(value)
+    except (TypeError, ValueError):
+        decibels = float("nan")
+    check(-120 <= decibels <= 120, f"gain is {value!r}; it must be auto, or a number of dB from -120 to 120.")
+    return decibels
+
+
+def _band(value: Any) -> tuple[float | None, float | None] | None:
+    """Return a band as two numbers, of which one may be None.
+
+    Raises:
+        ConfigError: if it is no band.
+    """
+    if value is None:
+        return None
+    low, _, high = value.partition("-") if isinstance(value, str) and "-" in value else ("none", "", "")
+    pair = (low, high) if isinstance(value, str) else value
+    try:
+        edges = [None if edge in ("", None) else float(edge) for edge in pair]
+    except (TypeError, ValueError):
+        edges = []
+    known = [edge for edge in edges if edge is not None]
+    is_right = len(edges) == 2 and bool(known) and known[0] > 0 and known[-1] < 1e6 and known == sorted(set(known))
+    check(
+        is_right, f"band is {value!r}; it must be LOW-HIGH in Hz with 0 < LOW < HIGH, such as 2000-8000, 20- or -500."
+    )
+    return edges[0], edges[1]
+
+
+PLAIN = ReadSettings()
+"""All channels mixed, as loud and as fast as they are."""

@@ -1,0 +1,145 @@
+"""`dymn calibrate`: probabilities that mean what they say, and thresholds, in a checkpoint."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dymn.commands.datasets import check_data
+from dymn.commands.fit import Add, Background, Separator, TrackWindow, check_picture, gathered, open_named, threads_of
+from dymn.commands.options import (
+    DATA,
+    WHAT,
+    Quiet,
+    ReportFormat,
+    Threads,
+    Workers,
+    check_ending,
+    complete_models,
+    hush,
+    note,
+)
+
+if TYPE_CHECKING:
+    from dymn.fitting.calibrate import Calibrated
+
+MOST_SHOWN = 40
+
+
+def calibrate(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            autocompletion=complete_models,
+            help="The name of a model with weights, or a file or folder with one.",
+        ),
+    ],
+    data: Annotated[
+        Path,
+        typer.Option(
+            "--data",
+            "-d",
+            metavar="PATH",
+            help="Labelled recordings, as for `dymn fit`. Their labels are the model's, which may have more.",
+            rich_help_panel=DATA,
+        ),
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE", help="The checkpoint to write, a .safetensors file.")
+    ],
+    background: Background = None,
+    add: Add = None,
+    separator: Separator = None,
+    window: TrackWindow = 3.0,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            "--plot",
+            metavar="FILE",
+            help="Draw how often probabilities come true, before and after (.png, .pdf or .svg).",
+            rich_help_panel=WHAT,
+        ),
+    ] = None,
+    format: ReportFormat = "table",
+    threads: Threads = None,
+    workers: Workers = None,
+    quiet: Quiet = False,
+) -> None:
+    """Make the probabilities of a model mean what they say on your recordings, and give each class its thresholds.
+
+    The logits of each class are stretched and shifted, which is folded into the model's last layer. --threshold auto
+    and precise of other commands use the thresholds.
+
+    The calibration error before and after, and the thresholds, are measured on recordings that were left out of the
+    fit.
+
+    Example: `dymn calibrate mine.safetensors --data clips --output calibrated.safetensors`.
+    """
+    hush(quiet)
+    check_data(data, "--data")
+    check_ending("--output", output, [".safetensors"])
+    if plot is not None:
+        check_picture(plot)
+    from dymn.commands.progress import counting_bar
+    from dymn.fitting.calibrate import calibrate as compute
+    from dymn.weights.format import save
+
+    labelled = gathered(data, background, add, separator, quiet)
+    stored = open_named(model, quiet)
+    with counting_bar("Embed", quiet) as progress:
+        found = compute(
+            stored, labelled, track_window=window, threads=threads, workers=threads_of(workers, threads),
+            progress=progress,
+        )  # fmt: skip
+    save(found.stored, output)
+    for error in found.bad.values():
+        typer.echo(f"dymn: {error}", err=True)
+    if plot is not None:
+        from dymn.plots.reliability import plot_reliability
+
+        plot_reliability(found.before, found.after, plot)
+        note(f"{plot} is written.", quiet)
+    typer.echo(as_json(found, output) if format == "json" else as_table(found, output))
+    if found.bad:
+        raise typer.Exit(1)
+
+
+def as_table(found: Calibrated, output: Path) -> str:
+    """Return the figures for people."""
+    width = max(len("class"), *(len(one.label) for one in found.classes))
+    lines = [f"{'class'.ljust(width)}  windows  slope   offset  auto   precise"]
+    for one in found.classes[:MOST_SHOWN]:
+        limits = one.thresholds
+        tail = "" if limits is None else f"  {limits.best:.3f}  {limits.precise:.3f}"
+        lines.append(
+            f"{one.label.ljust(width)}  {one.positives:7}  {one.affine.slope:5.2f}  {one.affine.offset:7.2f}{tail}"
+        )
+    if len(found.classes) > MOST_SHOWN:
+        lines.append(f"and {len(found.classes) - MOST_SHOWN} more; --format json has all")
+    error = f"Calibration error {found.before.error:.4f} before, {found.after.error:.4f} after"
+    return "\n".join([*lines, "", f"{error}, on {found.windows} windows.", f"{output} is written."])
+
+
+def as_json(found: Calibrated, output: Path) -> str:
+    """Return the figures as a JSON object."""
+    classes = [
+        {
+            "label": one.label,
+            "windows": one.positives,
+            "slope": one.affine.slope,
+            "offset": one.affine.offset,
+            "thresholds": None if one.thresholds is None else one.thresholds._asdict(),
+        }
+        for one in found.classes
+    ]
+    about = {
+        "output": str(output),
+        "windows": found.windows,
+        "bad": {name: str(why) for name, why in found.bad.items()},
+    }
+    errors = {"error_before": found.before.error, "error_after": found.after.error}
+    return json.dumps(about | errors | {"classes": classes}, indent=1, ensure_ascii=False)

@@ -1,0 +1,306 @@
+"""`dymn fit`: a classifier of one's own from labelled recordings, as a checkpoint."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dymn.commands.datasets import check_data
+from dymn.commands.options import (
+    DATA,
+    WHAT,
+    Model,
+    Quiet,
+    ReportFormat,
+    Threads,
+    Workers,
+    check_ending,
+    hush,
+    note,
+    seconds_option,
+)
+
+if TYPE_CHECKING:
+    from dymn.fitting.fit import FitResult
+    from dymn.fitting.labelled import Labelled
+    from dymn.weights.format import Stored
+
+LITTLE_FOUND = 0.4
+MOST_NAMED = 3
+
+Background = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--background",
+        "-b",
+        metavar="PATH",
+        help="Recordings without any of the classes, such as an hour from where the model will listen. May be "
+        "given several times.",
+        rich_help_panel=DATA,
+    ),
+]
+Add = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--add",
+        metavar="CSV",
+        help="Answers from the page of `dymn review`. May be given several times.",
+        rich_help_panel=DATA,
+    ),
+]
+Separator = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TEXT",
+        help="What separates the labels of a row of a table; needed where labels hold commas.",
+        rich_help_panel=DATA,
+    ),
+]
+TrackWindow = Annotated[
+    float,
+    seconds_option(
+        "Length of a window in annotated recordings; they overlap by half. Clips are cut as in `dymn tag`.",
+        DATA,
+        least=0.5,
+    ),
+]
+
+
+def fit(
+    data: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DATA",
+            help="Labelled recordings: a folder with one folder of clips for each class, a table (.csv, .tsv), "
+            "selection tables of Raven or label tracks of Audacity (.txt) beside their recordings, or a folder of "
+            "those. Clips in a folder, or with a label, called background, noise or other have none of the classes.",
+        ),
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE", help="The checkpoint to write, a .safetensors file.")
+    ],
+    model: Model = None,
+    layer: Annotated[
+        str,
+        typer.Option(
+            "--layer",
+            "-l",
+            metavar="LAYER",
+            help="What the classifier stands on: the hidden layer of the network's head (hidden), or the averaged last "
+            "feature map (last). The default is hidden where there is one.",
+            rich_help_panel=WHAT,
+        ),
+    ] = "",
+    softmax: Annotated[
+        bool,
+        typer.Option(
+            "--softmax",
+            help="Each clip has exactly one class. Without it, any number of them, none included. Background becomes "
+            "a class.",
+            rich_help_panel=WHAT,
+        ),
+    ] = False,
+    name: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="The model's name. The default is that of the file.", rich_help_panel=WHAT),
+    ] = None,
+    background: Background = None,
+    made: Annotated[
+        bool,
+        typer.Option(
+            "--made-background/--no-made-background",
+            help="Add silence, noise, hum, tones and clicks as background.",
+            rich_help_panel=DATA,
+        ),
+    ] = True,
+    add: Add = None,
+    separator: Separator = None,
+    window: TrackWindow = 3.0,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            "--plot",
+            metavar="FILE",
+            help="Draw the scores of windows that were held out, and the thresholds (.png, .pdf or .svg).",
+            rich_help_panel=WHAT,
+        ),
+    ] = None,
+    format: ReportFormat = "table",
+    threads: Threads = None,
+    workers: Workers = None,
+    quiet: Quiet = False,
+) -> None:
+    """Fit a classifier to recordings of one's own, in seconds.
+
+    The network computes embeddings and stays as it is; its last layer is replaced by logistic regressions. The result
+    is a checkpoint like any other: `dymn tag --model FILE`, and so on.
+
+    How strongly it is regularised is chosen by cross-validation that keeps the windows of a recording together. So are
+    its figures, its calibration, and two thresholds for each class, which `--threshold auto` (highest F1) and
+    `--threshold precise` (few false alarms) of other commands use.
+
+    Recordings that cannot be read are named and left out, and the exit code is 1. PyTorch is not needed.
+
+    Example: `dymn fit clips --model dymn04_open --output mine.safetensors`.
+    """
+    hush(quiet)
+    check_data(data, "DATA")
+    check_ending("--output", output, [".safetensors"])
+    if plot is not None:
+        check_picture(plot)
+    from dymn.commands.progress import counting_bar
+    from dymn.fitting.fit import fit_checkpoint
+    from dymn.weights.format import save
+
+    labelled = gathered(data, background, add, separator, quiet)
+    stored = open_named(model, quiet)
+    with counting_bar("Embed", quiet) as progress:
+        found = fit_checkpoint(
+            stored,
+            labelled,
+            name=name or output.stem,
+            layer=layer,
+            exclusive=softmax,
+            made=made,
+            track_window=window,
+            threads=threads,
+            workers=threads_of(workers, threads),
+            progress=progress,
+        )
+    save(found.stored, output)
+    if plot is not None:
+        draw(found, plot)
+        note(f"{plot} is written.", quiet)
+    for error in found.bad.values():
+        typer.echo(f"dymn: {error}", err=True)
+    _advise(found, quiet)
+    typer.echo(as_json(found, output) if format == "json" else as_table(found, labelled, output))
+    if found.bad:
+        raise typer.Exit(1)
+
+
+def gathered(
+    data: Path, background: list[Path] | None, add: list[Path] | None, separator: str | None, quiet: bool
+) -> Labelled:
+    """Return labelled recordings with background and answers.
+
+    Raises:
+        DataError: if any of them cannot be read.
+    """
+    from dymn.fitting.labelled import read_answers, read_background, read_labelled
+
+    labelled = read_labelled(data, separator=separator)
+    more = [clip for path in background or [] for clip in read_background(path)]
+    more += [clip for path in add or [] for clip in read_answers(path, labelled.labels)]
+    if labelled.test:
+        note(f"{labelled.test} clips of the test set are left out; `dymn evaluate` measures the model on them.", quiet)
+    return labelled._replace(clips=[*labelled.clips, *more])
+
+
+def threads_of(workers: int | None, threads: int | None) -> int:
+    """Return how many threads decode: as given, or one per usable CPU."""
+    from dymn.system.cpus import available_cpus
+
+    return min(available_cpus(), threads or 64) if workers is None else workers
+
+
+def open_named(model: str | None, quiet: bool) -> Stored:
+    """Open the checkpoint that was named, or the default one, and say which that is.
+
+    Raises:
+        ConfigError: if there is none of that name.
+    """
+    from dymn.commands.datasets import check_model
+    from dymn.commands.progress import download_bar
+    from dymn.weights import open_checkpoint
+    from dymn.weights.default import open_default
+
+    with download_bar(quiet) as progress:
+        if model is not None:
+            check_model(model)
+            return open_checkpoint(model, progress=progress)
+        stored, reason = open_default(progress)
+    note(reason, quiet)
+    return stored
+
+
+def check_picture(plot: Path) -> None:
+    """Refuse, before any work is done, a picture that cannot be drawn.
+
+    Raises:
+        ConfigError: if its ending is not that of a picture.
+        MissingExtraError: if matplotlib is not installed.
+    """
+    from dymn.plots.style import require
+
+    check_ending("--plot", plot, (".png", ".pdf", ".svg"))
+    require()
+
+
+def draw(found: FitResult, plot: Path) -> None:
+    """Draw the held-out scores of each class."""
+    from dymn.plots.scores import ClassScores, plot_scores
+
+    rows = []
+    for k, one in enumerate(found.classes):
+        use = found.examples.known[:, k]
+        scores, positive = found.fitted.held_out[use, k], found.examples.targets[use, k]
+        rows.append(ClassScores(one.label, scores, positive, one.thresholds.best, one.thresholds.precise))
+    plot_scores(rows, plot)
+
+
+def _advise(found: FitResult, quiet: bool) -> None:
+    """Say what would make the classifier better."""
+    from dymn.fitting.thresholds import ENOUGH_HOURS
+
+    if found.background_hours < ENOUGH_HOURS:
+        note(
+            f"There are {60 * found.background_hours:.0f} minutes of recorded background, too few to count false "
+            "alarms: --threshold precise is the median score of each class, and finds half of it. Give --background "
+            f"with at least {60 * ENOUGH_HOURS:.0f} minutes without the classes, better an hour.",
+            quiet,
+        )
+    weak = [one for one in found.classes if one.thresholds.recall < LITTLE_FOUND]
+    for one in weak[:MOST_NAMED]:
+        note(
+            f"{one.label}: --threshold precise finds {one.thresholds.recall:.0%} of its windows. Of those without it, "
+            f"the likeliest is {one.likeliest_wrong}. Listen whether it has the class after all.",
+            quiet,
+        )
+
+
+def as_table(found: FitResult, labelled: Labelled, output: Path) -> str:
+    """Return the figures for people."""
+    width = max(len("class"), *(len(one.label) for one in found.classes))
+    lines = [f"{'class'.ljust(width)}  recordings  windows  AP      F1      auto   precise  (finds)"]
+    for one in found.classes:
+        limits = one.thresholds
+        lines.append(
+            f"{one.label.ljust(width)}  {one.recordings:10}  {one.windows:7}  {one.average_precision:.4f}  "
+            f"{limits.f1:.4f}  {limits.best:.3f}  {limits.precise:.3f}    ({limits.recall:.0%})"
+        )
+    card = found.stored.card
+    figures = ", ".join(f"{name} {value:.4f}" for name, value in card.metrics.items())
+    clips = len(labelled.clips) + len(labelled.tracks) - len(found.bad)
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"{figures}; {clips} recordings, C {found.fitted.c:g}, {found.fitted.folds} folds",
+            f"{output} is written: {card.provenance['base'] or 'the network'} with a classifier of "
+            f"{len(card.labels)} class{'' if len(card.labels) == 1 else 'es'}.",
+        ]
+    )
+
+
+def as_json(found: FitResult, output: Path) -> str:
+    """Return the figures as a JSON object."""
+    card = found.stored.card
+    classes = [one._asdict() | {"thresholds": one.thresholds._asdict()} for one in found.classes]
+    about = {"output": str(output), "labels": card.labels, "metrics": card.metrics, "c": found.fitted.c}
+    return json.dumps(
+        about | {"classes": classes, "bad": {name: str(why) for name, why in found.bad.items()}}, indent=1
+    )

@@ -1,0 +1,100 @@
+"""Options on labels: the most specific ones, those of a level of AudioSet's ontology, groups of one's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import typer
+
+from dymn.commands.options import WHAT
+from dymn.errors import ConfigError
+
+if TYPE_CHECKING:
+    from dymn.inference.tagger import Tagger
+
+Specific = Annotated[
+    bool,
+    typer.Option(
+        "--specific",
+        help="Leave out labels such as Animal where a more specific one, such as Dog, is found with at least half its "
+        "probability.",
+        rich_help_panel=WHAT,
+    ),
+]
+Level = Annotated[
+    int | None,
+    typer.Option(
+        "--level",
+        metavar="NUMBER",
+        min=1,
+        help="Give the classes at this level of AudioSet's ontology, from 1 (Human sounds, Animal, Music, ...), "
+        "instead of the labels below them.",
+        rich_help_panel=WHAT,
+    ),
+]
+GroupsFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--groups",
+        metavar="FILE",
+        help='Give these groups instead of labels: a TOML file with lines such as people = ["Human voice", "Crowd"].',
+        rich_help_panel=WHAT,
+    ),
+]
+Language = Annotated[
+    str,
+    typer.Option(
+        "--language", metavar="CODE", help="The language of the labels; there is only en.", rich_help_panel=WHAT
+    ),
+]
+
+
+class Vocabulary(NamedTuple):
+    """The labels that are asked for: those of a level, or groups; else those of the model."""
+
+    level: int | None = None
+    groups: dict[str, tuple[str, ...]] | None = None
+
+    def parameters(self) -> dict[str, Any]:
+        """Return what is asked for as JSON types."""
+        return {name: value for name, value in self._asdict().items() if value is not None}
+
+    def of(self, tagger: Tagger) -> Tagger:
+        """Return a tagger with these labels.
+
+        Raises:
+            ConfigError: if they do not fit the labels of the model.
+        """
+        if self.level is None and self.groups is None:
+            return tagger
+        from dymn.inference.tagger import Tagger
+        from dymn.runtime.vocabulary import relabel
+
+        return Tagger(relabel(tagger.backend, self.level, self.groups))
+
+
+MODELS_OWN = Vocabulary()
+"""The labels of the model."""
+
+
+def vocabulary(level: int | None, groups: Path | None, language: str = "en", ray: str | None = None) -> Vocabulary:
+    """Return the labels that options ask for.
+
+    Raises:
+        ConfigError: if options do not go together, the file cannot be read, or the language is another one.
+    """
+    if language.lower() not in ("en", "en-us", "en-gb"):
+        raise ConfigError(
+            f"There are no labels in the language {language!r}, only in English (en): AudioSet has no others. Give "
+            "names of your own with --groups."
+        )
+    if level is not None and groups is not None:
+        raise ConfigError("Labels are those of a level, or groups. Give one of --level and --groups.")
+    if ray is not None and (level is not None or groups is not None):
+        raise ConfigError("--level and --groups are computed on this machine. Give them without --ray.")
+    if groups is None:
+        return Vocabulary(level)
+    from dymn.runtime.vocabulary import read_groups
+
+    return Vocabulary(level, read_groups(groups))

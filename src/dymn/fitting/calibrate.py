@@ -1,0 +1,216 @@
+"""Probabilities of a checkpoint that mean what they say on labelled clips, and thresholds for each class."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dymn import __version__
+from dymn.config import check
+from dymn.errors import ConfigError, DataError, DymnError
+from dymn.evaluation.calibration import Affine, Reliability, fit_affine, reliability, smoothed
+from dymn.evaluation.rounds import parts
+from dymn.fitting.checkpoint import LAST, check_layer, head_inputs
+from dymn.fitting.examples import TRACK_WINDOW, LabelledWindows, OnClip, embed_labelled
+from dymn.fitting.labelled import Labelled
+from dymn.fitting.thresholds import ClassThresholds, class_thresholds
+from dymn.inference.embedding import Embedder
+from dymn.runtime.fold import fold
+from dymn.runtime.opening import open_backend
+from dymn.system.arrays import Bools, Numbers
+from dymn.weights.format import Stored
+
+FOLDS = 5
+LEAST = 5
+"""The positives, and the negatives, that a class needs to be calibrated by itself."""
+DIGITS = 4
+
+
+class ClassCalibration(NamedTuple):
+    """What calibration did to a class.
+
+    Attributes:
+        label: its name.
+        positives: the number of its windows.
+        affine: how its logits were stretched and shifted; the same for all classes with too few windows.
+        thresholds: of calibrated probabilities, for a class with windows of its own.
+    """
+
+    label: str
+    positives: int
+    affine: Affine
+    thresholds: ClassThresholds | None
+
+
+class Calibrated(NamedTuple):
+    """A calibrated checkpoint.
+
+    Attributes:
+        stored: the checkpoint.
+        classes: a report of each class that the data have.
+        before: probabilities of the model as it was, against the labels.
+        after: those of calibrations that were fitted to other recordings.
+        windows: how many there are.
+        bad: errors of recordings that are left out, by name.
+    """
+
+    stored: Stored
+    classes: Sequence[ClassCalibration]
+    before: Reliability
+    after: Reliability
+    windows: int
+    bad: Mapping[str, DymnError]
+
+
+def calibrate(
+    stored: Stored,
+    labelled: Labelled,
+    *,
+    name: str = "",
+    track_window: float = TRACK_WINDOW,
+    threads: int | None = None,
+    workers: int = 0,
+    progress: OnClip | None = None,
+) -> Calibrated:
+    """Stretch and shift the logits of a checkpoint until its probabilities are right for labelled recordings.
+
+    Each class with at least five windows, and five without it, gets its own map; the others get one that is fitted to
+    all together. Maps are folded into the last layer. The figures before and after, and the thresholds, are of windows
+    whose recordings were left out of the fit.
+
+    Args:
+        stored: the checkpoint; its labels are matched with those of the data by name, it may have more.
+        labelled: from `dymn.fitting.labelled.read_labelled`.
+        name: of the new model; "" for the same.
+        track_window: seconds of a window in annotated recordings.
+        threads: CPU threads of the network.
+        workers: threads that decode.
+        progress: called with the recordings done and their number.
+
+    Raises:
+        ConfigError: if the model lacks classes of the data, or its probabilities are a softmax.
+        DataError: if there are too few recordings.
+    """
+    labels = stored.card.labels
+    check(
+        not stored.card.exclusive,
+        f"The probabilities of {stored.card.name or 'the model'} are a softmax over classes; only those of single "
+        "classes are calibrated. Fit it without --softmax.",
+    )
+    missing = [label for label in labelled.labels if label not in labels]
+    if missing:
+        raise ConfigError(
+            f"The model has no label {missing[0]!r}, which the data have. Give them the same names; its own are "
+            f"{', '.join(labels[:3])} and so on."
+        )
+    embedder = Embedder(open_backend(stored, threads=threads, device="cpu"))
+    examples, bad = embed_labelled(
+        embedder, labelled, made=False, track_window=track_window, workers=workers, progress=progress
+    )
+    chosen = [labels.index(label) for label in examples.labels]
+    logits = _logits(stored, examples.vectors)[:, chosen]
+    numbers = _parts(examples)
+    held_out = np.zeros_like(logits)
+    for number in np.unique(numbers):
+        test = numbers == number
+        maps = _maps(logits, examples, ~test)
+        held_out[test] = logits[test] * [one.slope for one in maps] + [one.offset for one in maps]
+    final = _maps(logits, examples, np.ones(len(logits), bool))
+    use = examples.known
+    before, after = (reliability(_sigmoid(values[use]), examples.targets[use]) for values in (logits, held_out))
+    hours = examples.background_hours
+    reports = [_report(examples, _sigmoid(held_out[:, k]), k, final[k], hours) for k in range(len(chosen))]
+    shared = _shared(logits, examples, np.ones(len(logits), bool))
+    maps = [shared] * len(labels)
+    for column, affine in zip(chosen, final, strict=True):
+        maps[column] = affine
+    new = _folded(stored, maps)
+    card = dataclasses.replace(
+        new.card, name=name or new.card.name, provenance=_provenance(stored, reports, before, after, len(logits))
+    )
+    return Calibrated(new._replace(card=card), reports, before, after, len(logits), bad)
+
+
+def _logits(stored: Stored, embeddings: Any) -> Numbers:
+    """Return the logits [N, C] of a checkpoint for averaged last feature maps [N, D]."""
+    layer = check_layer("", stored.config)
+    arrays = fold(stored.config, stored.state).arrays
+    inputs = head_inputs(stored, embeddings, layer)
+    return np.asarray(inputs @ arrays["classifier.weight"].T.astype(np.float64) + arrays["classifier.bias"])
+
+
+def _parts(examples: LabelledWindows) -> Any:
+    """Return the number of the part that each window belongs to [N]; groups stay whole.
+
+    Raises:
+        DataError: if there are fewer than two groups.
+    """
+    groups = list(dict.fromkeys(examples.groups))
+    if len(groups) < 2:
+        raise DataError("There is only one recording; at least 2 are needed, one to fit and one to measure with.")
+    first = dict.fromkeys(groups, 0)
+    for k in range(len(examples.labels)):
+        first.update(dict.fromkeys(examples.groups_of(k), k + 1))
+    of_group = dict(zip(groups, parts(np.array([first[g] for g in groups]), min(FOLDS, len(groups))), strict=True))
+    return np.array([of_group[group] for group in examples.groups])
+
+
+def _maps(logits: Numbers, examples: LabelledWindows, rows: Bools) -> list[Affine]:
+    shared = _shared(logits, examples, rows)
+    found = []
+    for k in range(logits.shape[1]):
+        use = rows & examples.known[:, k]
+        positive = examples.targets[use, k]
+        enough = min(int(positive.sum()), int((~positive).sum())) >= LEAST
+        found.append(fit_affine(logits[use, k], smoothed(positive), examples.weights[use]) if enough else shared)
+    return found
+
+
+def _shared(logits: Numbers, examples: LabelledWindows, rows: Bools) -> Affine:
+    """Return the map that fits all classes together."""
+    use = examples.known & rows[:, None]
+    weights = np.broadcast_to(examples.weights[:, None], use.shape)[use]
+    return fit_affine(logits[use], examples.targets[use].astype(np.float64), weights)
+
+
+def _sigmoid(logits: Numbers) -> Numbers:
+    return np.asarray(1 / (1 + np.exp(-logits)))
+
+
+def _report(examples: LabelledWindows, scores: Numbers, k: int, affine: Affine, hours: float) -> ClassCalibration:
+    use = examples.known[:, k]
+    positive = examples.targets[use, k]
+    measured = positive.any() and not positive.all()
+    thresholds = class_thresholds(scores[use], positive, hours) if measured else None
+    return ClassCalibration(examples.labels[k], int(positive.sum()), affine, thresholds)
+
+
+def _folded(stored: Stored, maps: Sequence[Affine]) -> Stored:
+    """Return a checkpoint whose logits are mapped class by class, in its last layer or the norm after it."""
+    slopes, offsets = (np.array([one[i] for one in map(tuple, maps)], np.float32) for i in range(2))
+    state = dict(stored.state)
+    part = "head.norm" if check_layer("", stored.config) == LAST else "head.classifier"
+    weight = state[f"{part}.weight"]
+    state[f"{part}.weight"] = weight * slopes.reshape(-1, *[1] * (weight.ndim - 1))
+    state[f"{part}.bias"] = state[f"{part}.bias"] * slopes + offsets
+    return stored._replace(state=state, digest="")
+
+
+def _provenance(
+    stored: Stored, reports: Sequence[ClassCalibration], before: Reliability, after: Reliability, windows: int
+) -> dict[str, Any]:
+    """Return what the card says, with thresholds; a class without windows of its own gets one half."""
+    labels = stored.card.labels
+    auto, precise = ([0.5] * len(labels) for _ in range(2))
+    for one in reports:
+        if one.thresholds is not None:
+            column = labels.index(one.label)
+            auto[column], precise[column] = (round(value, DIGITS) for value in one.thresholds[:2])
+    return dict(stored.card.provenance) | {
+        "calibration": f"dymn calibrate {__version__}: {windows} windows of {len(reports)} classes; expected "
+        f"calibration error {before.error:.4f} before, {after.error:.4f} after, cross-fitted",
+        "thresholds": {"auto": auto, "precise": precise},
+    }

@@ -1,0 +1,207 @@
+"""From labelled recordings to a checkpoint: what `dymn fit` does."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dymn import __version__
+from dymn.config import check
+from dymn.errors import DataError, DymnError
+from dymn.evaluation.metrics import per_class
+from dymn.fitting.checkpoint import check_layer, head_inputs, with_head
+from dymn.fitting.examples import CLIP_WINDOW, TRACK_WINDOW, LabelledWindows, OnClip, embed_labelled
+from dymn.fitting.heads import Fitted, fit_head
+from dymn.fitting.labelled import Labelled, check_counts, recordings_of
+from dymn.fitting.thresholds import ClassThresholds, class_thresholds
+from dymn.inference.embedding import Embedder
+from dymn.runtime.opening import open_backend
+from dymn.weights.format import Stored
+
+BACKGROUND = "background"
+DIGITS = 4
+
+
+class ClassReport(NamedTuple):
+    """What is known of a class after a fit, from windows that were held out.
+
+    Attributes:
+        label: its name.
+        recordings: in which it is heard.
+        windows: in which it is heard.
+        average_precision: among all windows but those of made background.
+        thresholds: see `ClassThresholds`.
+        likeliest_wrong: the window without the class that has the highest score, as "path, start to end s: score".
+    """
+
+    label: str
+    recordings: int
+    windows: int
+    average_precision: float
+    thresholds: ClassThresholds
+    likeliest_wrong: str
+
+
+class FitResult(NamedTuple):
+    """A fitted classifier.
+
+    Attributes:
+        stored: the checkpoint.
+        classes: a report of each.
+        fitted: the head.
+        examples: what it learned from.
+        background_hours: of recorded sound without any class.
+        bad: errors of recordings that are left out, by name.
+    """
+
+    stored: Stored
+    classes: Sequence[ClassReport]
+    fitted: Fitted
+    examples: LabelledWindows
+    background_hours: float
+    bad: Mapping[str, DymnError]
+
+
+def fit_checkpoint(
+    stored: Stored,
+    labelled: Labelled,
+    *,
+    name: str = "",
+    layer: str = "",
+    exclusive: bool = False,
+    made: bool = True,
+    track_window: float = TRACK_WINDOW,
+    threads: int | None = None,
+    workers: int = 0,
+    progress: OnClip | None = None,
+) -> FitResult:
+    """Fit a classifier to labelled recordings, on the embeddings of a network.
+
+    Args:
+        stored: the network, from `dymn.weights.open_checkpoint`.
+        labelled: from `dymn.fitting.labelled.read_labelled`.
+        name: of the new model.
+        layer: what the classifier stands on, one of `dymn.fitting.checkpoint.LAYERS`; "" for the hidden layer of the
+            head, or the last feature map where there is none.
+        exclusive: whether each clip has exactly one of the classes, so that probabilities are a softmax; background
+            then is a class of that name.
+        made: whether to add background that is made: silence, noise, hum, tones and clicks.
+        track_window: seconds of a window in annotated recordings.
+        threads: CPU threads of the network.
+        workers: threads that decode.
+        progress: called with the recordings done and their number.
+
+    Raises:
+        ConfigError: if a setting is not allowed.
+        DataError: if there is too little to learn from.
+        MissingExtraError: if scikit-learn is not installed.
+
+    Example:
+        >>> stored = dymn.weights.open_checkpoint("dymn04_open")  # doctest: +SKIP
+        >>> result = fit_checkpoint(stored, read_labelled("clips"))  # doctest: +SKIP
+        >>> dymn.weights.format.save(result.stored, "mine.safetensors")  # doctest: +SKIP
+    """
+    layer = check_layer(layer, stored.config)
+    check(0.5 <= track_window <= 600, f"track_window is {track_window}; it must be from 0.5 to 600 seconds.")
+    check_counts(recordings_of(labelled))  # before anything is computed
+    embedder = Embedder(open_backend(stored, threads=threads, device="cpu"))
+    examples, bad = embed_labelled(
+        embedder, labelled, made=made, track_window=track_window, workers=workers, progress=progress
+    )
+    if exclusive:
+        examples = _with_background(examples)
+    empty = ~examples.targets.any(axis=1)
+    if len(examples.labels) == 1 and not (empty & examples.known.all(axis=1)).any():
+        raise DataError(
+            f"There is only the class {examples.labels[0]!r}, and nothing to tell it from. Add a folder background "
+            "with recordings of other sounds."
+        )
+    fitted = fit_head(head_inputs(stored, examples.vectors, layer), examples, exclusive=exclusive)
+    hours = examples.background_hours
+    reports = [_report(examples, fitted, k, hours) for k in range(len(examples.labels))]
+    new = with_head(
+        stored,
+        fitted.head,
+        examples.labels,
+        layer,
+        name=name,
+        exclusive=exclusive,
+        metrics=_metrics(reports),
+        provenance=_provenance(stored, layer, fitted, reports, hours),
+    )
+    return FitResult(new, reports, fitted, examples, hours, bad)
+
+
+def _with_background(examples: LabelledWindows) -> LabelledWindows:
+    """Return examples with one more class, of windows without any; each window has exactly one class then.
+
+    Raises:
+        DataError: if a window has several, or it is not known which one it has.
+    """
+    several = examples.targets.sum(axis=1) > 1
+    if several.any():
+        place = examples.places[int(several.argmax())]
+        raise DataError(f"{place.path} has several classes; a softmax needs exactly one. Leave --softmax out.")
+    clear = examples.known.all(axis=1) | examples.targets.any(axis=1)
+    if not clear.all():
+        place = examples.places[int((~clear).argmax())]
+        raise DataError(f"Of {place.path} no class is known; a softmax needs exactly one. Leave --softmax out.")
+    none = ~examples.targets.any(axis=1, keepdims=True)
+    if not none.any():
+        return examples
+    targets = np.concatenate([examples.targets, none], axis=1)
+    known = np.ones_like(targets)
+    return dataclasses.replace(examples, labels=(*examples.labels, BACKGROUND), targets=targets, known=known)
+
+
+def _report(examples: LabelledWindows, fitted: Fitted, k: int, hours: float) -> ClassReport:
+    use = examples.known[:, k]
+    scores, positive = fitted.held_out[:, k], examples.targets[:, k]
+    real = use & ~examples.made
+    precision = per_class(scores[real, None], positive[real, None])[0].average_precision
+    wrong = int(np.where(use & ~positive, scores, -1).argmax())
+    place = examples.places[wrong]
+    return ClassReport(
+        examples.labels[k],
+        len(examples.groups_of(k)) if examples.labels[k] != BACKGROUND else 0,
+        int(positive.sum()),
+        precision,
+        class_thresholds(scores[use], positive[use], hours),
+        f"{place.path}, {place.start:g} to {place.end:g} s: {scores[wrong]:.2f}",
+    )
+
+
+def _metrics(reports: Sequence[ClassReport]) -> dict[str, float]:
+    return {
+        "mAP (cross-validated)": round(float(np.mean([one.average_precision for one in reports])), DIGITS),
+        "F1 (cross-validated)": round(float(np.mean([one.thresholds.f1 for one in reports])), DIGITS),
+    }
+
+
+def _provenance(
+    base: Stored, layer: str, fitted: Fitted, reports: Sequence[ClassReport], hours: float
+) -> dict[str, Any]:
+    """Return what a card says of a fit; lists are in the order of the labels."""
+    source = base.card.provenance
+    return {
+        "method": f"dymn fit {__version__}: logistic regression on the layer {layer}, C {fitted.c:g}, calibrated, "
+        f"chosen and measured by {fitted.folds}-fold cross-validation over recordings",
+        "base": base.card.name,
+        "base_sha256": base.digest or str(source.get("sha256", "")),
+        "background_hours": round(hours, 3),
+        "config": {"data": {"seconds": CLIP_WINDOW, "fill": "repeat"}},
+        "thresholds": {
+            "auto": [round(one.thresholds.best, DIGITS) for one in reports],
+            "precise": [round(one.thresholds.precise, DIGITS) for one in reports],
+        },
+        "classes": {
+            "recordings": [one.recordings for one in reports],
+            "windows": [one.windows for one in reports],
+            "AP": [round(one.average_precision, DIGITS) for one in reports],
+            "F1": [round(one.thresholds.f1, DIGITS) for one in reports],
+            "recall_precise": [round(one.thresholds.recall, DIGITS) for one in reports],
+        },
+    }

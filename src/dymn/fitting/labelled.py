@@ -1,0 +1,243 @@
+"""Which sounds are in which clips: folders, tables, annotations of recordings, and answers from `dymn review`."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from dymn.audio.annotations import Annotation, read_annotations
+from dymn.audio.listing import find
+from dymn.audio.sources import display
+from dymn.data.catalog import Catalog
+from dymn.data.detect import detect
+from dymn.data.manifest import read_csv
+from dymn.data.readers import SPLIT_NAMES, read_esc10, read_esc50, read_folder, table
+from dymn.data.stores import FileStore, Store
+from dymn.errors import AudioError, DataError
+from dymn.system.files import digest_of, open_regular
+
+NEGATIVES = ("background", "noise", "other")
+"""Names of folders and labels that are no class: clips without any of the classes."""
+READERS = {"folder": read_folder, "esc10": read_esc10, "esc50": read_esc50}
+ANSWERS = {"yes": True, "no": False}
+ANSWER_COLUMNS = ("path", "start", "end", "label", "heard")
+
+
+class LabelledClip(NamedTuple):
+    """A stretch of a recording, and what is known of it.
+
+    Attributes:
+        path: of the recording.
+        group: clips of one group are of one recording, or of one fold, and never on both sides of a validation.
+        heard: the labels that are in it.
+        absent: the labels that are not; None for all others.
+        start: in seconds.
+        end: in seconds, or infinity.
+    """
+
+    path: Path
+    group: str
+    heard: frozenset[str]
+    absent: frozenset[str] | None = None
+    start: float = 0.0
+    end: float = math.inf
+
+
+class AnnotatedRecording(NamedTuple):
+    """A recording that somebody annotated from beginning to end: what has no annotation has none of the classes."""
+
+    path: Path
+    group: str
+    annotations: Sequence[Annotation]
+
+
+class Labelled(NamedTuple):
+    """Labelled recordings.
+
+    Attributes:
+        labels: the classes, without those of `NEGATIVES`.
+        clips: with one answer for each.
+        tracks: annotated recordings.
+        test: the number of clips of a test set, which are left out.
+    """
+
+    labels: tuple[str, ...]
+    clips: Sequence[LabelledClip]
+    tracks: Sequence[AnnotatedRecording] = ()
+    test: int = 0
+
+
+def read_labelled(path: str | Path, *, separator: str | None = None) -> Labelled:
+    """Read what is labelled at `path`.
+
+    Args:
+        path: a folder with one folder of clips for each class, a table (see `dymn.data.manifest.read_csv`), selection
+            tables of Raven or label tracks of Audacity, or ESC-50's layout.
+        separator: between the labels of a row of a table.
+
+    Raises:
+        DataError: if there is nothing, a class has no clip, one recording is in two classes, or there is no class.
+    """
+    kind, path = detect(path)
+    if kind == "annotations":
+        found = _tracks(read_annotations(path))
+    elif kind == "csv":
+        found = _clips(*read_csv(path, separator=separator))
+    elif kind in READERS:
+        if kind == "folder":
+            _check_folders(path)
+        found = _clips(*READERS[kind](path))
+    else:
+        raise DataError(
+            f"{path} holds data of the kind {kind}; classifiers are fitted to folders of clips, tables (.csv, .tsv), "
+            "and annotations (.txt). See `dymn train` for larger datasets."
+        )
+    labels = {label for clip in found.clips for label in clip.heard}
+    labels |= {annotation.label for track in found.tracks for annotation in track.annotations}
+    classes = tuple(sorted(label for label in labels if label.lower() not in NEGATIVES))
+    if not classes:
+        raise DataError(f"{path} has no class: {', '.join(NEGATIVES)} are clips without any class. Add clips of one.")
+    return found._replace(labels=classes)
+
+
+def read_answers(path: Path, labels: Sequence[str]) -> list[LabelledClip]:
+    """Read a table of answers that the page of `dymn review` writes: a clip, a label, and whether it is heard.
+
+    Of the other labels of such a clip nothing is known. A row whose label is in `NEGATIVES` has none of them.
+
+    Raises:
+        DataError: if a column is missing, or a row is not understood.
+    """
+    rows = table(path)
+    missing = [name for name in ANSWER_COLUMNS if name not in rows[0]]
+    if missing:
+        raise DataError(
+            f"{path} needs the columns {', '.join(ANSWER_COLUMNS)}; {', '.join(missing)} is missing. `dymn review` "
+            "makes pages that write them."
+        )
+    found: dict[tuple[Path, float, float], dict[str, bool]] = {}
+    for line, row in enumerate(rows, start=2):
+        label, answer = row["label"].strip(), row["heard"].strip().lower()
+        if answer not in ANSWERS:
+            raise DataError(f"{path}, row {line}: heard is {row['heard']!r:.40}; allowed: {', '.join(ANSWERS)}.")
+        if label not in labels and label.lower() not in NEGATIVES:
+            raise DataError(f"{path}, row {line}: {label!r:.80} is none of the classes: {', '.join(labels)}.")
+        start, end = (_seconds(row[name], default, path, line) for name, default in (("start", 0.0), ("end", math.inf)))
+        place = path.parent / row["path"].strip()  # an absolute path stays as it is
+        found.setdefault((place, start, end), {})[label] = ANSWERS[answer]
+    clips = []
+    for (place, start, end), answers in found.items():
+        heard = frozenset(label for label, yes in answers.items() if yes)
+        absent = None if any(label.lower() in NEGATIVES for label in heard) else frozenset(answers) - heard
+        clips.append(LabelledClip(place, _digest(place), heard, absent, start, end))
+    return clips
+
+
+def read_background(path: Path) -> list[LabelledClip]:
+    """Return the recordings below a folder, or one recording, as clips without any of the classes.
+
+    Raises:
+        DataError: if there is none.
+    """
+    try:
+        return [LabelledClip(file, _digest(file), frozenset()) for file in find(path)]
+    except AudioError as error:
+        raise DataError(str(error)) from error
+
+
+def _check_folders(root: Path) -> None:
+    """Refuse a folder of a class that holds no recording: a class that is missing unnoticed is worse than an error."""
+    folders = [path for path in sorted(root.iterdir()) if path.is_dir() and not path.name.startswith(".")]
+    if folders and all(path.name.lower() in SPLIT_NAMES for path in folders):
+        folders = [below for path in folders for below in sorted(path.iterdir()) if below.is_dir()]
+    for folder in folders:
+        try:
+            find(folder)
+        except AudioError as error:
+            raise DataError(
+                f"The folder {display(folder)} holds no recording, so there is nothing to learn for {folder.name!r}. "
+                "Put clips into it, or remove it."
+            ) from error
+
+
+def _clips(catalog: Catalog, store: Store) -> Labelled:
+    assert isinstance(store, FileStore)  # all of these readers give single files
+    targets = catalog.target_rows(slice(None))
+    clips, test, seen = list[LabelledClip](), 0, dict[tuple[str, float, float], LabelledClip]()
+    for i, path in enumerate(store.paths):
+        if catalog.splits and catalog.splits[i] == "test":
+            test += 1
+            continue
+        heard = frozenset(catalog.labels[c] for c in np.flatnonzero(targets[i] > 0.5))
+        start, end = (0.0, math.inf) if catalog.spans is None else map(float, catalog.spans[i])
+        digest = _digest(path)
+        clip = LabelledClip(path, f"fold {catalog.folds[i]}" if catalog.folds else digest, heard, None, start, end)
+        first = seen.setdefault((digest, start, end), clip)
+        if first.heard != heard:
+            raise DataError(
+                f"{display(first.path)} ({_names(first.heard)}) and {display(path)} ({_names(heard)}) are the same "
+                "recording. Keep one of them, or list it once with both labels in a table (.csv)."
+            )
+        clips.append(clip)
+    return Labelled((), clips, test=test)
+
+
+def _tracks(annotations: Iterable[Annotation]) -> Labelled:
+    grouped = groupby(annotations, lambda one: one.recording)
+    return Labelled((), (), [AnnotatedRecording(path, _digest(path), list(group)) for path, group in grouped])
+
+
+def _names(labels: frozenset[str]) -> str:
+    return ", ".join(sorted(labels)) or "no label"
+
+
+def _digest(path: Path) -> str:
+    """Return the SHA-256 of a file; of one that cannot be read, that of its name: reading it says what is wrong."""
+    try:
+        with open_regular(path) as file:
+            return digest_of(file)
+    except OSError:
+        return hashlib.sha256(str(path).encode("utf-8", "replace")).hexdigest()
+
+
+def _seconds(text: str, default: float, path: Path, line: int) -> float:
+    try:
+        value = float(text) if text.strip() else default
+    except ValueError:
+        value = math.nan
+    if not value >= 0:
+        raise DataError(f"{path}, row {line}: {text!r:.40} is not a time in seconds from 0 on.")
+    return value
+
+
+def check_counts(recordings: Mapping[str, int]) -> None:
+    """Refuse classes that cannot be learned and checked: those in fewer than two recordings.
+
+    Raises:
+        DataError: naming them.
+    """
+    few = {label: count for label, count in recordings.items() if count < 2}
+    if few:
+        label, count = next(iter(few.items()))
+        others = f" The same holds for {', '.join(list(few)[1:4])}." if len(few) > 1 else ""
+        raise DataError(
+            f"The class {label!r} has {count} recording{'' if count == 1 else 's'}; at least 2 are needed, one to "
+            f"learn from and one to check with, and 10 or more are better. Add clips, or leave the class out.{others}"
+        )
+
+
+def recordings_of(labelled: Labelled) -> dict[str, int]:
+    """Return in how many recordings each class is heard."""
+    groups: dict[str, set[str]] = {label: set() for label in labelled.labels}
+    heard = [(clip.group, clip.heard) for clip in labelled.clips]
+    heard += [(track.group, frozenset(one.label for one in track.annotations)) for track in labelled.tracks]
+    for group, labels in heard:
+        for label in labels & groups.keys():
+            groups[label].add(group)
+    return {label: len(found) for label, found in groups.items()}

@@ -1,0 +1,71 @@
+"""Where to draw the line between yes and no: a threshold for each class, from scores of clips that were held out."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from dymn.system.arrays import Numbers
+
+PRECISION = 0.9
+LEAST_FOUND = 0.25
+"""The quantile of a class's own scores that a precise threshold never falls below, from `ENOUGH_HOURS` of background.
+
+Precision among clips says little of recordings in which a class is rare. How many false alarms an hour brings can be
+counted only in hours without the class.
+"""
+LEAST_FOUND_BLIND = 0.5
+"""The same with less background, where false alarms cannot be counted."""
+ENOUGH_HOURS = 0.25
+EQUAL = 0.01
+"""Of thresholds whose F1 is this close to the best, the highest is taken: it lets fewer unheard sounds pass."""
+FALSE_ALARMS_PER_HOUR = 1.0
+LOWEST, HIGHEST = 1e-4, 0.9999
+
+
+class ClassThresholds(NamedTuple):
+    """The thresholds of a class.
+
+    Attributes:
+        best: with the highest F1, or nearly so.
+        precise: for few false alarms.
+        f1: at `best`.
+        recall: the share of the class's windows that `precise` finds.
+    """
+
+    best: float
+    precise: float
+    f1: float
+    recall: float
+
+
+def class_thresholds(scores: Numbers, positive: npt.NDArray[np.bool_], hours: float) -> ClassThresholds:
+    """Return the thresholds of a class.
+
+    `best` is the highest threshold whose F1 is within 0.01 of the best one, midway between the two scores that it
+    parts. `precise` is the lowest threshold with a precision of 0.9 that not more than one negative an hour of
+    background passes, and that lies above the lowest quarter of the class's own scores; above the lower half, with less
+    than a quarter of an hour of background.
+
+    Args:
+        scores: probabilities of windows that were held out [N].
+        positive: whether the class is in them [N], in some and not in others.
+        hours: of recorded background among the negatives.
+    """
+    order = np.argsort(-scores, kind="stable")
+    ranked, hits = scores[order], np.cumsum(positive[order])
+    said = np.arange(1, len(ranked) + 1)
+    is_edge = np.append(ranked[:-1] > ranked[1:], True)  # equal scores pass together
+    f1 = np.where(is_edge, 2 * hits / (said + hits[-1]), -1)
+    at = int(np.flatnonzero(f1 >= f1.max() - EQUAL)[0])
+    below = ranked[at + 1] if at + 1 < len(ranked) else 0.0
+    exact = np.flatnonzero(is_edge & (hits >= PRECISION * said))
+    negatives = np.sort(scores[~positive])[::-1]
+    allowed = min(int(hours * FALSE_ALARMS_PER_HOUR), len(negatives) - 1)
+    own = np.quantile(scores[positive], LEAST_FOUND if hours >= ENOUGH_HOURS else LEAST_FOUND_BLIND)
+    least = max(float(ranked[exact[-1]]) if len(exact) else HIGHEST, float(negatives[allowed]), float(own))
+    best, precise = (float(np.clip(value, LOWEST, HIGHEST)) for value in ((ranked[at] + below) / 2, least))
+    recall = float((scores[positive] >= precise).mean())
+    return ClassThresholds(best, max(best, precise), float(f1[at]), recall)

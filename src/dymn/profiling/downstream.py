@@ -1,0 +1,77 @@
+"""Table III, which is about accuracy rather than cost, and the commands that train the rows of all tables."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+
+from dymn.models import paper
+from dymn.models.paper import DOWNSTREAM_TASKS, DownstreamRow
+from dymn.system.files import csv_text
+
+NUMBER = "III"
+TITLE = "mAP (OpenMIC, FSD50K) and accuracy (ESC-50, DCASE20) on downstream tasks, in per cent"
+
+
+def commands(tables: str = "all") -> str:
+    """Return the command of each row of a table of the paper (its Roman number, III included), or of all.
+
+    A row is a comment line, followed by its commands.
+
+    Raises:
+        ConfigError: if there is no such table.
+    """
+    lines = []
+    if tables.upper() != NUMBER:
+        for table in paper.TABLES.values() if tables == "all" else [paper.table(tables)]:
+            for row in table.rows:
+                lines += [f"# Table {table.number}, {row.name}", row.command]
+    if tables.upper() in (NUMBER, "ALL"):
+        for downstream in paper.TABLE_III:
+            if downstream.commands:
+                lines += [f"# Table {NUMBER}, {downstream.name}", *downstream.commands.values()]
+    return "\n".join(lines) + "\n"
+
+
+def _cells(row: DownstreamRow) -> list[str]:
+    return [row.name, *(f"{value:.1f}" for value in row.figures.values())]
+
+
+def _text(rows: Sequence[DownstreamRow]) -> str:
+    lines = [["Row", *DOWNSTREAM_TASKS.values()], *map(_cells, rows)]
+    width = max(len(line[0]) for line in lines)
+    body = "\n".join(line[0].ljust(width) + "".join(cell.rjust(9) for cell in line[1:]) for line in lines)
+    return f"Table {NUMBER}. {TITLE}\n{body}\n"
+
+
+def _csv(rows: Sequence[DownstreamRow]) -> str:
+    columns = ["table", "row", *DOWNSTREAM_TASKS, *(f"{task}_command" for task in DOWNSTREAM_TASKS)]
+    values = [
+        [NUMBER, row.name, *row.figures.values(), *(row.commands.get(task, "") for task in DOWNSTREAM_TASKS)]
+        for row in rows
+    ]
+    return csv_text([columns, *values])
+
+
+def _json(rows: Sequence[DownstreamRow]) -> str:
+    values = [{"table": NUMBER, "row": row.name, **row.figures, "commands": row.commands} for row in rows]
+    return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+
+
+def _markdown(rows: Sequence[DownstreamRow]) -> str:
+    lines = [["Row", *DOWNSTREAM_TASKS.values()], ["---", *["---:"] * len(DOWNSTREAM_TASKS)], *map(_cells, rows)]
+    piped = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return f"## Table {NUMBER}. {TITLE}\n\n{piped}\n"
+
+
+DOWNSTREAM_FORMATS: dict[str, Callable[[Sequence[DownstreamRow]], str]] = {
+    "table": _text,
+    "csv": _csv,
+    "json": _json,
+    "markdown": _markdown,
+}
+
+
+def as_text(format: str) -> str:
+    """Return Table III in one of `DOWNSTREAM_FORMATS`."""
+    return DOWNSTREAM_FORMATS[format](paper.TABLE_III)

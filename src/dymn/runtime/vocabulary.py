@@ -1,0 +1,178 @@
+"""Other labels for a model: classes of AudioSet's ontology at a level, or groups of one's own.
+
+The probability of a new label is the highest among the labels that belong to it, or their sum where the classes of the
+model exclude each other.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dymn.audio.windows import Filled
+from dymn.config import check
+from dymn.errors import ConfigError
+from dymn.runtime.backend import Backend, BackendOutput, FrameOutput
+from dymn.runtime.scores import Scores
+from dymn.system.arrays import Floats
+from dymn.system.toml import loads
+from dymn.weights.ontology import ancestors, at_level, check_audioset, paths
+
+if TYPE_CHECKING:
+    from dymn.models.mobilenet import MobileNet
+
+Groups = Mapping[str, Sequence[str]]
+"""By the names of groups, what belongs to each: labels, patterns such as "*music*", classes of AudioSet's ontology."""
+
+
+def read_groups(path: Path) -> dict[str, tuple[str, ...]]:
+    """Return the groups in a TOML file, which has a line for each: people = ["Human voice", "Crowd"].
+
+    Raises:
+        ConfigError: if it cannot be read, is not TOML, or holds other things than lists of texts.
+    """
+    try:
+        found = loads(path.expanduser().read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"The groups {path} cannot be read: {error.strerror}. Give a TOML file.") from error
+    except ValueError as error:
+        raise ConfigError(f"The groups {path} are not TOML: {error}.") from error
+    for name, members in found.items():
+        is_list = isinstance(members, list) and members and all(isinstance(one, str) for one in members)
+        check(bool(is_list), f"The group {name!r} in {path} is {members!r}; it must be a list of labels.")
+    check(bool(found), f"{path} holds no group. Write lines such as: people = ['Human voice', 'Crowd'].")
+    return {name: tuple(members) for name, members in found.items()}
+
+
+def levels(labels: Sequence[str], level: int) -> dict[str, list[int]]:
+    """Return the classes at a level of the ontology, 1 at the top, with the indices of the labels that belong to each.
+
+    Raises:
+        ConfigError: if the labels are not AudioSet's, or the level is below 1.
+    """
+    check(level >= 1, f"level is {level}; it must be at least 1, which gives the classes at the top.")
+    check_audioset(labels, "--level")
+    found: dict[str, list[int]] = {}
+    for index, label in enumerate(labels):
+        for name in at_level(label, level):
+            found.setdefault(name, []).append(index)
+    order = list(paths())
+    return dict(sorted(found.items(), key=lambda item: order.index(item[0]) if item[0] in paths() else len(order)))
+
+
+def grouped(labels: Sequence[str], groups: Groups) -> dict[str, list[int]]:
+    """Return the groups with the indices of the labels that belong to each.
+
+    Raises:
+        ConfigError: if something in a group is neither a label, a pattern that matches one, nor a class above one.
+    """
+    return {
+        name: sorted({index for member in members for index in _members(labels, member, name)})
+        for name, members in groups.items()
+    }
+
+
+def _members(labels: Sequence[str], member: str, group: str) -> set[int]:
+    wanted = member.strip().lower()
+    found = {
+        index
+        for index, label in enumerate(labels)
+        if fnmatch.fnmatchcase(label.lower(), wanted)
+        or label.lower() == wanted
+        or wanted in {above.lower() for above in ancestors(label)}
+    }
+    if not found:
+        known = [*labels, *(name for name in paths() if name not in labels)]
+        close = difflib.get_close_matches(member, known, n=3, cutoff=0.5)
+        hint = f"Did you mean: {'; '.join(close)}?" if close else "`dymn tag --help` tells how patterns work."
+        raise ConfigError(f"The group {group!r} names {member!r}, and the model has no such label. {hint}")
+    return found
+
+
+class Relabelled(Backend):
+    """A backend with other labels."""
+
+    def __init__(self, backend: Backend, members: Mapping[str, Sequence[int]], about: Mapping[str, Any]) -> None:
+        """Put `members`, names with indices of the backend's labels, in the place of its labels.
+
+        `about` tells in the provenance of the card, under "labels", where they come from, as JSON types.
+        """
+        self._backend = backend
+        self._members = [np.array(indices) for indices in members.values()]
+        self._combine: Any = np.sum if backend.card.exclusive else np.max
+        provenance = backend.card.provenance | {"labels": dict(about)}
+        self.card = replace(backend.card, labels=tuple(members), provenance=provenance)
+        self.embedding_size, self.is_cpu, self.precision = backend.embedding_size, backend.is_cpu, backend.precision
+
+    def _scores(self, scores: Scores) -> Scores:
+        """Return the probabilities of the new labels [..., G] for those of the old [..., C]."""
+        columns = [self._combine(scores[..., indices], axis=-1) for indices in self._members]
+        return np.asarray(np.minimum(np.stack(columns, axis=-1), np.float32(1)), np.float32)
+
+    def features(self, windows: Iterable[Filled], hop: int) -> Iterator[Floats]:
+        """Yield the input of `run` for each window."""
+        return self._backend.features(windows, hop)
+
+    def run(self, features: Floats) -> BackendOutput:
+        """Return probabilities [B, G] and embeddings [B, D]; errors are those of the backend."""
+        output = self._backend.run(features)
+        return output._replace(probabilities=self._scores(output.probabilities))
+
+    @property
+    def frame_samples(self) -> int:
+        """The number of samples between two frames of `frame_run`."""
+        return self._backend.frame_samples
+
+    def frame_run(self, features: Floats, smoothing: int = 1) -> FrameOutput:
+        """Return what `run` does, and the probabilities of frames [B, T, G]."""
+        output = self._backend.frame_run(features, smoothing)
+        frames, probabilities = self._scores(output.frames), self._scores(output.probabilities)
+        return output._replace(frames=frames, probabilities=probabilities)
+
+    def network(self) -> MobileNet:
+        """Return the network, whose classes are those of the model."""
+        return self._backend.network()
+
+    def enter_worker(self) -> None:
+        """Called once in each decoding thread before anything else."""
+        self._backend.enter_worker()
+
+    def entered_workers(self) -> None:
+        """Called in the thread that runs the network, after all decoding threads have called `enter_worker`."""
+        self._backend.entered_workers()
+
+
+def relabel(backend: Backend, level: int | None = None, groups: Groups | None = None) -> Backend:
+    """Return a backend whose labels are classes of the ontology at a level, or groups; as it is without either.
+
+    Raises:
+        ConfigError: if both are given, or they do not fit the labels of the model.
+
+    Example:
+        >>> relabel(open_backend("dymn04_open"), level=1).labels[:2]  # doctest: +SKIP
+        ('Human sounds', 'Animal')
+    """
+    check(level is None or groups is None, "Labels are those of a level, or groups. Give one of --level and --groups.")
+    if level is not None:
+        return Relabelled(backend, levels(backend.labels, level), {"level": level})
+    if groups is None:
+        return backend
+    about = {"groups": {name: list(members) for name, members in groups.items()}}
+    return Relabelled(backend, grouped(backend.labels, groups), about)
+
+
+def kinds(labels: Sequence[str]) -> np.ndarray:
+    """Return which labels are kinds of which: a matrix [C, C], true where the column is a kind of the row.
+
+    Raises:
+        ConfigError: if the labels are not AudioSet's.
+    """
+    check_audioset(labels, "--specific")
+    above = [ancestors(label) for label in labels]
+    return np.array([[row in above[column] for column in range(len(labels))] for row in labels], bool)

@@ -1,0 +1,376 @@
+"""Classifiers of one's own: from labelled recordings to a checkpoint that everything reads."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from typer.testing import CliRunner
+
+from dymn import Tagger
+from dymn.cli import app
+from dymn.config import ModelCard
+from dymn.errors import ConfigError, DataError, WeightsError
+from dymn.evaluation.calibration import fit_affine, reliability
+from dymn.fitting.background import KINDS, made_background
+from dymn.fitting.calibrate import calibrate
+from dymn.fitting.checkpoint import head_inputs
+from dymn.fitting.examples import LabelledWindows, Place, embed_labelled
+from dymn.fitting.fit import fit_checkpoint
+from dymn.fitting.heads import fit_head
+from dymn.fitting.labelled import read_answers, read_labelled
+from dymn.fitting.thresholds import class_thresholds
+from dymn.inference.embedding import Embedder
+from dymn.runtime.opening import open_backend
+from dymn.runtime.scores import thresholds_of
+from dymn.weights import open_checkpoint
+from dymn.weights.format import save
+
+AUDIO = Path(__file__).parents[1] / "examples" / "audio"
+SOUNDS = {"dog": "dog.ogg", "rain": "rain.ogg", "background": "speech.ogg"}
+SECONDS = 1.2
+
+
+def cut(name: str, folder: Path, count: int = 4) -> None:
+    """Write the first seconds of an example recording as clips."""
+    folder.mkdir(parents=True)
+    samples, rate = soundfile.read(AUDIO / name)
+    size = round(SECONDS * rate)
+    for i in range(count):
+        piece = samples[i * size * 3 // 4 :][:size]
+        soundfile.write(folder / f"{i}.wav", piece, rate)
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clips")
+    for label, name in SOUNDS.items():
+        cut(name, folder / label)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def base():
+    return open_checkpoint("dymn04_open")
+
+
+@pytest.fixture(scope="module")
+def mine(clips, base, tmp_path_factory):
+    """A fitted classifier: its file."""
+    path = tmp_path_factory.mktemp("mine") / "mine.safetensors"
+    save(fit_checkpoint(base, read_labelled(clips), name="mine").stored, path)
+    return path
+
+
+def run(*words):
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def scores(path, source, **options):
+    return {tag.label: tag.score for tag in Tagger.from_pretrained(path, **options).tag(source, top_k=0)}
+
+
+def test_a_fitted_classifier_is_a_checkpoint_like_any_other(clips, tmp_path):
+    path = tmp_path / "mine.safetensors"
+    done = run("fit", clips, "--model", "dymn04_open", "--output", path, "--format", "json")
+    assert done.exit_code == 0, done.output
+    report = json.loads(done.stdout)
+    assert report["labels"] == ["dog", "rain"] and [one["recordings"] for one in report["classes"]] == [4, 4]
+    assert all(one["average_precision"] > 0.9 for one in report["classes"])
+    card = open_checkpoint(path).card
+    assert card.name == "mine" and card.provenance["base"] == "dymn04_open" and not card.exclusive
+    assert card.metrics["mAP (cross-validated)"] > 0.9
+    for label in ("dog", "rain"):
+        found = scores(path, AUDIO / SOUNDS[label])
+        assert max(found, key=found.get) == label and found[label] > 0.6
+    assert max(scores(path, AUDIO / "piano.ogg").values()) < 0.5
+    compiled, torch = (scores(path, AUDIO / "dog.ogg", backend=kind) for kind in ("compiled", "torch"))
+    assert compiled == pytest.approx(torch, abs=1e-4)
+    assert run("evaluate", path, "--data", clips, "--kind", "folder").exit_code == 2  # background is no class of it
+    tagged = run("tag", AUDIO / "dog.ogg", "--model", path, "--threshold", "auto", "--format", "json")
+    assert [tag["label"] for tag in json.loads(tagged.stdout)["recordings"][0]["tags"]] == ["dog"]
+    events = run("events", AUDIO / "rain.ogg", "--model", path, "--threshold", "precise", "--format", "csv")
+    assert events.exit_code == 0 and "dog" not in events.stdout
+
+
+def test_fitting_and_tagging_need_no_pytorch(clips, tmp_path):
+    program = (
+        "import sys\n"
+        "class Blocked:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.partition('.')[0] == 'torch': raise ModuleNotFoundError(name, name=name)\n"
+        "sys.meta_path.insert(0, Blocked())\n"
+        "from dymn.cli import main\n"
+        "sys.argv = ['dymn', *sys.argv[1:]]\n"
+        "main()\n"
+    )
+    path = tmp_path / "mine.safetensors"
+    for words in (
+        ["fit", clips, "--model", "dymn04_open", "--output", path, "--quiet"],
+        ["tag", AUDIO / "dog.ogg", "--model", path, "--threshold", "auto"],
+    ):
+        done = subprocess.run([sys.executable, "-c", program, *map(str, words)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert "dog" in done.stdout
+
+
+@pytest.mark.parametrize("layer", ["hidden", "last"])
+def test_the_checkpoint_computes_what_was_fitted(clips, base, layer):
+    found = fit_checkpoint(base, read_labelled(clips), layer=layer, made=False)
+    backend = open_backend(found.stored)
+    waveform = np.random.default_rng(0).standard_normal((1, 32_000)).astype(np.float32) * 0.1
+    said = backend.run_waveforms(waveform).probabilities[0]
+    embedding = open_backend(base).run_waveforms(waveform).embedding
+    logits = found.fitted.head.logits(head_inputs(base, embedding, layer))[0]
+    np.testing.assert_allclose(said, 1 / (1 + np.exp(-logits)), atol=1e-5)
+    assert found.stored.config.head == ("mlp" if layer == "hidden" else "fully_convolutional")
+
+
+def test_one_class_and_background_are_enough(clips, base, tmp_path):
+    shutil.copytree(clips / "dog", tmp_path / "dog")
+    with pytest.raises(DataError, match="only the class 'dog'"):
+        fit_checkpoint(base, read_labelled(tmp_path), made=False)
+    shutil.copytree(clips / "background", tmp_path / "Noise")
+    found = fit_checkpoint(base, read_labelled(tmp_path), made=False)
+    assert found.stored.card.labels == ("dog",) and found.classes[0].average_precision == pytest.approx(1)
+
+
+def test_a_softmax_has_background_as_a_class(clips, base):
+    card = fit_checkpoint(base, read_labelled(clips), exclusive=True).stored.card
+    assert card.exclusive and card.labels == ("dog", "rain", "background")
+
+
+def test_silence_and_noise_are_none_of_the_classes(mine):
+    tagger = Tagger.from_pretrained(mine)
+    for kind, sound in zip(KINDS, made_background(32_000), strict=False):
+        assert max(tag.score for tag in tagger.tag(sound, 32_000)) < 0.5, kind
+
+
+def test_a_bad_recording_is_named_and_left_out(clips, tmp_path):
+    shutil.copytree(clips, tmp_path / "clips")
+    (tmp_path / "clips" / "dog" / "bad.wav").write_bytes(b"no audio")
+    done = run("fit", tmp_path / "clips", "-m", "dymn04_open", "-o", tmp_path / "m.safetensors", "--no-made-background")
+    assert done.exit_code == 1 and "bad.wav" in done.stderr and (tmp_path / "m.safetensors").is_file()
+
+
+def damage_one_clip(root):
+    for path in sorted((root / "dog").iterdir())[1:]:
+        path.unlink()
+
+
+def damage_empty(root):
+    (root / "cat").mkdir()
+
+
+def damage_duplicate(root):
+    shutil.copy(root / "dog" / "0.wav", root / "rain" / "again.wav")
+
+
+def damage_no_class(root):
+    shutil.rmtree(root / "dog")
+    shutil.rmtree(root / "rain")
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (damage_one_clip, ["'dog' has 1 recording;", "at least 2"]),
+        (damage_empty, ["cat", "holds no recording", "remove it"]),
+        (damage_duplicate, ["0.wav (dog)", "again.wav (rain)", "the same recording"]),
+        (damage_no_class, ["no class", "background"]),
+    ],
+)
+def test_data_that_cannot_be_learned_from_get_a_clear_word(clips, tmp_path, damage, words):
+    shutil.copytree(clips, tmp_path / "clips")
+    damage(tmp_path / "clips")
+    done = run("fit", tmp_path / "clips", "-m", "dymn04_open", "-o", tmp_path / "m.safetensors", "--quiet")
+    assert done.exit_code == 1 and all(word in done.stderr for word in words), done.stderr
+    assert not (tmp_path / "m.safetensors").exists()
+
+
+def test_labels_with_commas_are_asked_about(clips, tmp_path):
+    table = tmp_path / "clips.csv"
+    rows = [f'{clips}/dog/{i}.wav,"Dog, barking"' for i in range(3)] + [f"{clips}/rain/{i}.wav,Rain" for i in range(3)]
+    table.write_text("path,label\n" + "\n".join(rows) + "\n")
+    words = ["fit", table, "-m", "dymn04_open", "-o", tmp_path / "m.safetensors"]
+    done = run(*words)
+    if done.exit_code:
+        assert "separator" in done.stderr
+    assert run(*words, "--separator", ";").exit_code == 0
+    assert open_checkpoint(tmp_path / "m.safetensors").card.labels == ("Dog, barking", "Rain")
+
+
+def test_wrong_use_is_refused_before_anything_is_computed(clips, tmp_path):
+    for words, expected in (
+        (["--layer", "blocks"], "allowed: hidden, last"),
+        (["--output", tmp_path / "m.onnx"], ".safetensors"),
+        (["--model", "nothing"], "nothing"),
+    ):
+        done = run("fit", clips, "-m", "dymn04_open", "-o", tmp_path / "m.safetensors", *words)
+        assert done.exit_code == 2 and expected in done.stderr, done.stderr
+    assert run("fit", tmp_path / "nowhere", "-o", tmp_path / "m.safetensors").exit_code == 2
+
+
+def test_windows_of_annotated_recordings_have_the_labels_that_fill_them(base, tmp_path):
+    shutil.copy(AUDIO / "dog.ogg", tmp_path / "yard.ogg")
+    (tmp_path / "yard.txt").write_text("0.5\t2.8\tbark\n4.0\t4.2\tyelp\n")
+    labelled = read_labelled(tmp_path)
+    assert labelled.labels == ("bark", "yelp")
+    examples, bad = embed_labelled(Embedder(open_backend(base)), labelled, made=False, track_window=2.0)
+    assert not bad
+    found = {
+        (place.start, place.end): (tuple(target), tuple(known))
+        for place, target, known in zip(examples.places, examples.targets, examples.known, strict=True)
+    }
+    assert found[0.0, 2.0] == ((True, False), (True, True))
+    assert found[2.0, 4.0] == ((False, False), (False, True))  # touched by the first: not known
+    assert found[4.0, 6.0] == ((False, True), (True, True))  # a short sound lies in it
+
+
+def test_answers_teach_only_what_was_answered(clips, tmp_path):
+    table = tmp_path / "labels.csv"
+    table.write_text(
+        "path,start,end,label,heard\n"
+        f"{clips}/dog/0.wav,0,1.2,dog,yes\n{clips}/dog/0.wav,0,1.2,rain,no\n{clips}/rain/0.wav,,,background,yes\n"
+    )
+    first, second = read_answers(table, ["dog", "rain"])
+    assert (first.heard, first.absent, first.end) == ({"dog"}, {"rain"}, 1.2)
+    assert second.absent is None and second.end == np.inf
+    for row, word in (("x.wav,0,1,cat,yes", "'cat'"), ("x.wav,0,1,dog,maybe", "maybe"), ("x.wav,a,1,dog,yes", "'a'")):
+        table.write_text(f"path,start,end,label,heard\n{row}\n")
+        with pytest.raises(DataError, match=word):
+            read_answers(table, ["dog", "rain"])
+
+
+def test_answers_change_the_classifier(clips, tmp_path):
+    words = ["fit", clips, "-m", "dymn04_open", "-o", tmp_path / "m.safetensors", "--quiet", "--no-made-background"]
+    assert run(*words).exit_code == 0
+    before = scores(tmp_path / "m.safetensors", AUDIO / "frogs.ogg")["rain"]
+    (tmp_path / "labels.csv").write_text(f"path,start,end,label,heard\n{AUDIO}/frogs.ogg,0,4,rain,no\n")
+    assert run(*words, "--add", tmp_path / "labels.csv").exit_code == 0
+    assert scores(tmp_path / "m.safetensors", AUDIO / "frogs.ogg")["rain"] < before
+
+
+def examples_of(rng, n=60, size=6):
+    targets = np.zeros((n, 2), bool)
+    targets[: n // 3, 0] = targets[n // 4 : n // 2, 1] = True
+    vectors = rng.normal(3, 2, (n, size)) + 4 * targets @ rng.normal(size=(2, size))
+    groups = tuple(str(i) for i in range(n))
+    known = np.ones_like(targets)
+    return LabelledWindows(("a", "b"), vectors, targets, known, np.ones(n), groups, [Place("x", 0, 1)] * n)
+
+
+def test_standardisation_and_calibration_are_in_the_head():
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
+    examples = examples_of(np.random.default_rng(0))
+    found = fit_head(examples.vectors, examples)
+    scaled = StandardScaler().fit_transform(examples.vectors)
+    for k in range(2):
+        plain = LogisticRegression(C=found.c, max_iter=5000).fit(scaled, examples.targets[:, k])
+        logits, expected = found.head.logits(examples.vectors)[:, k], plain.decision_function(scaled)
+        slope, offset = np.polyfit(expected, logits, 1)
+        np.testing.assert_allclose(logits, slope * expected + offset, atol=1e-6)
+        assert slope > 0
+
+
+def test_groups_stay_on_one_side_of_a_validation():
+    rng = np.random.default_rng(1)
+    examples = examples_of(rng)
+    twice = LabelledWindows(
+        examples.labels,
+        *(np.concatenate([getattr(examples, name)] * 2) for name in ("vectors", "targets", "known", "weights")),
+        groups=examples.groups * 2,
+        places=[*examples.places] * 2,
+    )
+    noise = rng.normal(size=twice.vectors[:60].shape)
+    found = fit_head(np.concatenate([noise, noise]), twice)  # a copy on the other side would tell the answer
+    assert reliability(found.held_out, twice.targets).error < 0.2
+    area = np.mean(found.held_out[twice.targets]) - np.mean(found.held_out[~twice.targets])
+    assert area < 0.15
+
+
+def test_thresholds_part_the_scores():
+    values = np.array([0.9, 0.8, 0.7, 0.6, 0.3, 0.2, 0.1])
+    positive = np.array([1, 1, 1, 0, 1, 0, 0], bool)
+    found = class_thresholds(values, positive, hours=2.0)
+    assert found.best == pytest.approx(0.25) and found.f1 == pytest.approx(8 / 9)
+    assert found.precise == pytest.approx(0.7) and found.recall == pytest.approx(0.75)
+    blind = class_thresholds(values, positive, hours=0.0)
+    assert blind.precise == pytest.approx(0.75) and blind.recall == pytest.approx(0.5)
+
+
+def test_a_checkpoint_without_thresholds_says_so(tmp_path):
+    for words in (["tag"], ["events"]):
+        done = run(*words, AUDIO / "dog.ogg", "-m", "dymn04_open", "--threshold", "auto")
+        assert done.exit_code == 2 and "carries no thresholds" in done.stderr and "calibrate" in done.stderr
+    done = run("tag", AUDIO / "dog.ogg", "-m", "dymn04_open", "--threshold", "most")
+    assert done.exit_code == 2 and "auto, precise" in done.stderr
+    damaged = ModelCard(labels=("a", "b"), provenance={"thresholds": {"auto": [0.5]}})
+    with pytest.raises(WeightsError, match="not one number"):
+        thresholds_of(damaged, "auto")
+    with pytest.raises(ConfigError, match="carries no thresholds"):
+        thresholds_of(damaged, "precise")
+
+
+def test_each_label_has_its_own_threshold(mine):
+    tagger = Tagger.from_pretrained(mine)
+    auto = dict(zip(tagger.labels, thresholds_of(tagger.card, "auto"), strict=True))
+    everything = tagger.tag(AUDIO / "dog.ogg", top_k=0)
+    chosen = {tag.label for tag in everything if tag.score >= auto[tag.label]}
+    assert {tag.label for tag in tagger.tag(AUDIO / "dog.ogg", threshold="auto")} == chosen
+    assert {event.label for event in tagger.events(AUDIO / "dog.ogg", threshold="auto", labels=["rain"])} <= {"rain"}
+    stream = tagger.stream(32_000, threshold="auto", window=1.0)
+    windows = stream.feed(np.zeros(64_000, np.float32)) + stream.finish()
+    assert [window.tags for window in windows] == [[], []]
+
+
+def test_reliability_is_zero_for_what_is_right():
+    rng = np.random.default_rng(0)
+    said = rng.random(100_000)
+    assert reliability(said, rng.random(100_000) < said).error < 0.01
+    assert reliability(np.full(1000, 0.9), np.arange(1000) % 2 == 0).error == pytest.approx(0.4)
+    useless = fit_affine(np.array([1.0, -1.0, 1.0, -1.0]), np.array([0.0, 1.0, 0.0, 1.0]))
+    assert useless.slope == 0
+
+
+@pytest.mark.parametrize("layer", ["hidden", "last"])
+def test_calibration_is_undone_and_folded_into_the_last_layer(clips, base, layer):
+    fitted = fit_checkpoint(base, read_labelled(clips), layer=layer, made=False).stored
+    part = "head.classifier" if layer == "hidden" else "head.norm"
+    state = dict(fitted.state)
+    state[f"{part}.bias"] = state[f"{part}.bias"] + np.float32(3)  # everything is heard everywhere
+    found = calibrate(fitted._replace(state=state), read_labelled(clips), name="right")
+    assert found.after.error < 0.5 * found.before.error
+    assert {one.label: one.positives for one in found.classes} == {"dog": 4, "rain": 4}
+    assert found.stored.card.name == "right" and "cross-fitted" in found.stored.card.provenance["calibration"]
+    waveform = np.random.default_rng(0).standard_normal((1, 32_000)).astype(np.float32) * 0.1
+    before, after = (
+        open_backend(stored).run_waveforms(waveform).probabilities[0].astype(np.float64)
+        for stored in (fitted._replace(state=state), found.stored)
+    )
+    slope, offset = found.classes[0].affine  # shared: four windows are too few for a map of their own
+    np.testing.assert_allclose(
+        np.log(after / (1 - after)), slope * np.log(before / (1 - before)) + offset, atol=1e-3, rtol=1e-3
+    )
+
+
+def test_dymn_calibrate_gives_any_model_thresholds(clips, tmp_path):
+    table = tmp_path / "clips.csv"
+    rows = [f"{clips}/{name}/{i}.wav,{label}" for name, label in (("dog", "Dog"), ("rain", "Rain")) for i in range(4)]
+    table.write_text("path,label\n" + "\n".join(rows) + "\n")
+    path, plot = tmp_path / "c.safetensors", tmp_path / "c.png"
+    done = run("calibrate", "dymn04_open", "--data", table, "-o", path, "--plot", plot, "--format", "json", "--quiet")
+    assert done.exit_code == 0, done.output
+    report = json.loads(done.stdout)
+    assert report["error_after"] < 0.3 and [one["label"] for one in report["classes"]] == ["Dog", "Rain"]
+    assert plot.stat().st_size > 5000
+    tagged = run("tag", AUDIO / "dog.ogg", "-m", path, "--threshold", "auto", "--labels", "Dog,Rain", "-f", "json")
+    assert [tag["label"] for tag in json.loads(tagged.stdout)["recordings"][0]["tags"]] == ["Dog"]
+    refused = run("calibrate", "dymn04_open", "--data", clips, "-o", path)
+    assert refused.exit_code == 2 and "no label 'dog'" in refused.stderr

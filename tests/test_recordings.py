@@ -1,0 +1,448 @@
+"""How recordings are read: lists, channels, tracks, gain, speed, bands, clocks; in tags, events and embeddings."""
+
+import csv
+import io
+import itertools
+import json
+import struct
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from dymn import Tagger
+from dymn.audio import reading
+from dymn.audio.band import band_passed
+from dymn.audio.clocks import begin_of
+from dymn.audio.gain import PEAK_DB, TARGET_DB, loudness
+from dymn.audio.listing import expand
+from dymn.audio.notes import Notes
+from dymn.audio.settings import ReadSettings
+from dymn.cli import app
+from dymn.errors import AudioError, ConfigError
+from dymn.inference.events import EventSettings, event_files
+from dymn.inference.selection import TagSettings
+
+RATE = 32_000
+MODEL = ("--model", "dymn04_open", "--quiet")
+
+
+@pytest.fixture(scope="module")
+def tagger() -> Tagger:
+    return Tagger.from_pretrained("dymn04_open", "cpu", threads=1)
+
+
+def noise(seconds: float = 2.0, seed: int = 0, channels: int = 1, level: float = 0.1) -> np.ndarray:
+    """Bursts of noise that differ from channel to channel, float32 [N, channels]."""
+    rng = np.random.default_rng(seed)
+    n = round(seconds * RATE)
+    bursts = np.repeat(rng.uniform(0.05, 1, (8, channels)), -(-n // 8), axis=0)[:n]
+    return (level * bursts * rng.standard_normal((n, channels))).clip(-1, 1).astype(np.float32)
+
+
+def write(path: Path, samples: np.ndarray, rate: int = RATE, subtype: str = "FLOAT") -> Path:
+    soundfile.write(path, samples, rate, subtype=subtype)
+    return path
+
+
+def run(*words: object, code: int = 0, stdin: bytes | None = None) -> str:
+    result = CliRunner().invoke(app, [str(word) for word in words], input=stdin)
+    assert result.exit_code == code, result.output
+    return result.stdout if code == 0 else result.output
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(path.read_text())))
+
+
+# Lists of files
+
+
+@pytest.mark.parametrize("join", ["\n", "\r\n", "\0"], ids=["lines", "CRLF", "NUL"])
+def test_files_from_a_list(tmp_path, join):
+    names = [str(write(tmp_path / name, noise(0.5))) for name in ("a.wav", "b [1] ~.wav", "c.wav")]
+    (tmp_path / "list").write_bytes(join.join(names).encode() + join.encode())
+    run("tag", "--files-from", tmp_path / "list", *MODEL, "-k", 1, "-o", tmp_path / "tags.csv")
+    assert [row["file"] for row in rows(tmp_path / "tags.csv")] == names
+    piped = run("tag", names[0], "--files-from", "-", *MODEL, "-f", "json", stdin=join.join(names[1:]).encode())
+    assert [recording["file"] for recording in json.loads(piped)["recordings"]] == names
+
+
+def test_lists_that_cannot_be_used(tmp_path):
+    (tmp_path / "empty").write_text("\n\n")
+    assert "lists no recording" in run("tag", "--files-from", tmp_path / "empty", *MODEL, code=2)
+    assert "cannot be read" in run("embed", "--files-from", tmp_path / "none", *MODEL, code=2)
+    assert "not both" in run("tag", "-", "--files-from", "-", *MODEL, code=2, stdin=b"a.wav\n")
+    assert "--files-from" in run("events", *MODEL, code=2)
+
+
+def test_home_in_quotes_and_patterns_without_match(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    path = write(tmp_path / "a.wav", noise(0.1))
+    assert list(expand("~/a.wav")) == [path] and list(expand("~/*.wav")) == [path]
+    with pytest.raises(AudioError, match=r"pattern .*x\*\.wav matches nothing"):
+        list(expand("~/x*.wav"))
+    monkeypatch.chdir(tmp_path)
+    odd = write(tmp_path / "~b.wav", noise(0.1))
+    assert list(expand("~b.wav")) == [Path(odd.name)]
+
+
+# Channels
+
+
+def test_each_channel_is_as_a_file_of_its_own(tmp_path, tagger):
+    samples = noise(3.0, channels=3)
+    paths = [write(tmp_path / f"{i}.wav", samples[:, i]) for i in range(3)]
+    whole = write(tmp_path / "all.wav", samples)
+    how = {"window": 1.0, "threshold": 0.01}
+    apart = list(tagger.tag_files(paths, TagSettings(**how)))
+    each = list(tagger.tag_files([whole], TagSettings(**how, channel="each")))
+    assert [one.channel for one in each] == [(1, 3), (2, 3), (3, 3)]
+    for one, other in zip(each, apart, strict=True):
+        assert list(one.timeline) == list(other.timeline) and one.name == str(whole)
+    assert tagger.tag(samples.T, RATE, channel=2, **how) == list(apart[1].tags)
+    found = list(event_files(tagger.backend, [whole.open("rb")], EventSettings(channel="each", threshold=0.02)))
+    alone = list(event_files(tagger.backend, paths, EventSettings(threshold=0.02)))
+    assert [one.events for one in found] == [one.events for one in alone]
+    vectors = list(tagger.embedder().embed_files([whole], sample_rate=None))
+    assert len(vectors) == 1
+    with pytest.raises(ConfigError, match="each"):
+        tagger.tag(whole, channel="each")
+
+
+def test_rows_of_each_channel_and_a_resumed_run(tmp_path):
+    paths = [write(tmp_path / f"{name}.wav", noise(1.0, seed, 2)) for seed, name in enumerate("abc")]
+    words = (*paths, *MODEL, "--channel", "each", "-k", 1)
+    for command, out in (("tag", "tags.csv"), ("embed", "vectors.csv")):
+        limit = words[:-2] if command == "embed" else words
+        run(command, *limit, "-o", tmp_path / out)
+        assert [(Path(row["file"]).stem, row["channel"]) for row in rows(tmp_path / out)] == [
+            (name, number) for name in "abc" for number in "12"
+        ]
+    direct = json.loads(run("tag", *words, "-f", "json"))["recordings"]
+    assert [(one["channel"], one["tags"][0]["label"]) for one in direct] == [
+        (int(row["channel"]), row["label"]) for row in rows(tmp_path / "tags.csv")
+    ]
+    bad = tmp_path / "bad.wav"
+    bad.write_bytes(b"RIFF")
+    run("tag", *words, bad, "-o", tmp_path / "some.csv", code=1)
+    assert [row["channel"] for row in rows(tmp_path / "some.csv")] == ["1", "2"] * 3 + [""]
+    other = run("tag", *paths, bad, *MODEL, "-k", 1, "--retry-failed", "-o", tmp_path / "some.csv", code=2)
+    assert "channel" in other and "other settings" in other
+
+
+@pytest.mark.parametrize(("channel", "index"), [("left", 0), ("right", 1), ("3", 2), (2, 1), ("loudest", 2)])
+@pytest.mark.parametrize("kind", ["WAV", "FLAC"])
+def test_one_channel(tmp_path, channel, index, kind):
+    samples = noise(0.5, channels=4) * np.array([0.5, 0.3, 1, 0.1], np.float32)
+    path = tmp_path / f"a.{kind.lower()}"
+    soundfile.write(path, samples, RATE, subtype="PCM_16")
+    read = reading.read(path, settings=ReadSettings(channel=channel))
+    np.testing.assert_array_equal(read, soundfile.read(path, dtype="float32")[0][:, index])
+    heard = reading.from_array(samples.T, RATE, settings=ReadSettings(channel=channel))
+    np.testing.assert_array_equal(heard, samples[:, index])
+
+
+def test_channels_that_are_not_there(tmp_path):
+    path = write(tmp_path / "a.wav", noise(0.2))
+    assert len(reading.read(path, settings=ReadSettings(channel="left")))
+    with pytest.raises(AudioError, match="has one channel; there is no channel right"):
+        reading.read(path, settings=ReadSettings(channel="right"))
+    for wrong in ("0", "middle", "257", "", "9" * 5000, "²", ["left"]):
+        with pytest.raises(ConfigError, match="channel is"):
+            ReadSettings(channel=wrong)
+    assert "only once" in run("tag", "-", *MODEL, "--channel", "each", code=1, stdin=path.read_bytes())
+
+
+def test_plots_draw_what_is_read(tmp_path, tagger):
+    from dymn.plots.overview import overview
+
+    samples = noise(2.0, channels=2)
+    seen = overview(tagger, write(tmp_path / "a.wav", samples), channel="right", gain=6)
+    alone = overview(tagger, samples[:, 1] * np.float32(10 ** (6 / 20)), RATE)
+    np.testing.assert_allclose(seen.log_mel, alone.log_mel, atol=1e-5)
+    for words in (("--channel", "each"), ("--speed", 0.5)):
+        assert "--plot" in run("tag", tmp_path / "a.wav", *MODEL, *words, "--plot", tmp_path / "a.png", code=2)
+
+
+def test_a_mix_that_cancels_names_the_option(tmp_path):
+    one = noise(1.0)
+    notes = Notes()
+    reading.read(write(tmp_path / "a.wav", np.concatenate([one, -one], axis=1)), notes=notes)
+    assert len(notes.lines) == 1 and "--channel loudest" in notes.lines[0]
+
+
+# Tracks
+
+
+def test_tracks_of_a_container_keep_their_times(tmp_path):
+    av = pytest.importorskip("av")
+    path, sounds = tmp_path / "two.mkv", [noise(2.0, seed, level=0.2)[:, 0] for seed in (1, 2)]
+    with av.open(str(path), "w") as container:
+        streams = [container.add_stream("pcm_s16le", rate=RATE, layout="mono") for _ in sounds]
+        for stream, samples, late in zip(streams, sounds, (0, RATE), strict=True):
+            frame = av.AudioFrame.from_ndarray((samples[None] * 32767).astype(np.int16), "s16", "mono")
+            frame.sample_rate, frame.pts = RATE, late
+            for packet in [*stream.encode(frame), *stream.encode(None)]:
+                container.mux(packet)
+    notes = Notes()
+    first = reading.read(path, notes=notes)
+    assert "2 audio tracks" in notes.lines[0] and "--track" in notes.lines[0]
+    np.testing.assert_allclose(first[: 2 * RATE], sounds[0], atol=1e-4)
+    second = reading.read(path, settings=ReadSettings(track=2))
+    assert not second[:RATE].any()  # it begins a second later, as in a player
+    np.testing.assert_allclose(second[RATE:], sounds[1], atol=1e-4)
+    with pytest.raises(AudioError, match="has 2 audio tracks; there is no track 3"):
+        reading.read(path, settings=ReadSettings(track=3))
+    wav = write(tmp_path / "one.wav", sounds[0])
+    np.testing.assert_array_equal(reading.read(wav, settings=ReadSettings(track=1)), sounds[0])
+    with pytest.raises(AudioError, match="has one audio track"):
+        reading.read(wav, settings=ReadSettings(track=2))
+
+
+# Gain
+
+
+def test_a_quiet_copy_has_the_tags_of_the_original(tmp_path, tagger, shared):
+    clips = sorted((shared / "esc10").rglob("*.ogg"))[::97]
+    assert clips
+    for clip in clips:
+        loud = reading.read(clip)
+        level = loudness([loud], RATE)
+        normal = loud * np.float32(10 ** (min(TARGET_DB - level.second, PEAK_DB - level.peak) / 20))
+        quiet = write(tmp_path / "quiet.wav", loud * np.float32(1e-3))
+        (expected,) = tagger.tag_files([loud], TagSettings(), sample_rate=RATE)
+        (equal,) = tagger.tag_files([normal], TagSettings(), sample_rate=RATE)
+        (found,) = tagger.tag_files([quiet], TagSettings(gain="auto"))
+        (without,) = tagger.tag_files([quiet], TagSettings())
+        np.testing.assert_allclose(found.scores, equal.scores, atol=1e-3)
+        np.testing.assert_allclose(found.scores, expected.scores, atol=0.1)
+        assert np.abs(without.scores - expected.scores).max() > 0.1  # it is not heard without
+        assert "read twice, and raised by" in found.notes[-1]
+
+
+def test_gain_leaves_loud_recordings_as_they_are_and_tells_of_quiet_ones(tmp_path):
+    loud = noise(3.0, level=0.5)[:, 0]
+    np.testing.assert_array_equal(reading.from_array(loud, RATE, settings=ReadSettings(gain="auto")), loud)
+    quiet, notes = write(tmp_path / "quiet.wav", loud * np.float32(1e-3)), Notes()
+    before = reading.read(quiet, notes=notes)
+    assert "largest sample is at" in notes.lines[0] and "--gain auto" in notes.lines[0]
+    raised = reading.read(quiet, settings=ReadSettings(gain="auto"))
+    level = loudness([raised], RATE)
+    assert level.second == pytest.approx(-20, abs=0.01) or level.peak == pytest.approx(PEAK_DB, abs=0.01)
+    np.testing.assert_allclose(reading.read(quiet, settings=ReadSettings(gain=20)), before * 10, rtol=1e-6)
+    again = reading.read(io.BytesIO(quiet.read_bytes()), settings=ReadSettings(gain="auto"))
+    np.testing.assert_array_equal(again, raised)
+    silence = np.zeros(RATE, np.float32)
+    assert not reading.from_array(silence, RATE, settings=ReadSettings(gain="auto")).any()
+    for wrong in ("loud", "nan", 121, None):
+        with pytest.raises(ConfigError, match="gain is"):
+            ReadSettings(gain=wrong)
+
+
+@given(sizes=st.lists(st.integers(1, 60_000), min_size=1, max_size=6))
+@settings(max_examples=15, deadline=None)
+def test_loudness_does_not_depend_on_chunks(sizes):
+    samples = noise(2.7)[:, 0]
+    places = np.minimum(np.cumsum([0, *sizes]), len(samples))
+    chunks = [samples[a:b] for a, b in itertools.pairwise(places)] + [samples[places[-1] :]]
+    assert loudness(chunks, RATE) == loudness([samples], RATE)
+
+
+def test_an_offset_is_told_and_taken_out(tmp_path):
+    path, notes = write(tmp_path / "dc.wav", noise(2.0, level=0.05) + np.float32(0.2)), Notes()
+    reading.read(path, notes=notes)
+    assert "offset of 0.2" in notes.lines[0] and "--band 20-" in notes.lines[0]
+    clean = reading.read(path, settings=ReadSettings(band="20-"))
+    assert abs(clean[RATE // 2 : -RATE // 2].mean()) < 1e-4
+
+
+# Speed and bands
+
+
+@pytest.mark.parametrize("speed", [0.1, 0.5, 4.0])
+def test_speed_changes_what_is_heard_and_keeps_times(tmp_path, tagger, speed):
+    samples = noise(3.0)[:, 0]
+    rate = round(RATE / speed)
+    plain = write(tmp_path / "plain.wav", samples)
+    other = write(tmp_path / "other.wav", samples, rate)  # sounds like `plain` at this speed
+    how = {"window": 1.0, "threshold": 0.01}
+    (expected,), (found,) = (
+        tagger.tag_files([path], TagSettings(**how, speed=s)) for path, s in ((plain, 1.0), (other, speed))
+    )
+    assert found.seconds == pytest.approx(3.0 * speed)
+    np.testing.assert_array_equal(found.scores, expected.scores)
+    for one, ref in zip(found.timeline, expected.timeline, strict=True):
+        assert (one.start, one.end) == pytest.approx((ref.start * speed, ref.end * speed))
+    for method in ("windows", "activation"):
+        how = {"method": method, "threshold": 0.02, "min_gap": 0.3, "min_duration": 0.1}
+        wanted, events = (tagger.events(path, **how, speed=s) for path, s in ((plain, 1.0), (other, speed)))
+        if method == "activation" and not events:
+            continue
+        assert [event.label for event in events] == [event.label for event in wanted] and events
+        for event, ref in zip(events, wanted, strict=True):
+            assert (event.start, event.end) == pytest.approx((ref.start * speed, ref.end * speed), abs=1e-9)
+
+
+def test_speeds_and_bands_that_leave_nothing(tmp_path):
+    path = write(tmp_path / "a.wav", noise(0.2))
+    with pytest.raises(AudioError, match="at --speed 100"):
+        reading.read(path, settings=ReadSettings(speed=100))
+    with pytest.raises(AudioError, match=r"nothing above 16000 Hz is heard\. Give a lower --speed"):
+        reading.read(path, settings=ReadSettings(band="20000-60000"))
+    for wrong in ("20", "8000-20", "-", "a-b", (1,), "0-5", (5, 5)):
+        with pytest.raises(ConfigError, match="band is"):
+            ReadSettings(band=wrong)
+    assert ReadSettings(band="-500").band == (None, 500.0)
+
+
+@given(
+    n=st.integers(1, 90_000),
+    size=st.integers(1, 50_000),
+    band=st.sampled_from([(2000.0, 8000.0), (20.0, None), (None, 500.0), (3000.0, 40_000.0)]),
+)
+@settings(max_examples=15, deadline=None)
+def test_a_band_keeps_length_and_does_not_depend_on_chunks(n, size, band):
+    samples = np.random.default_rng(n).standard_normal(n).astype(np.float32)
+    whole = np.concatenate(list(band_passed([samples], RATE, *band)))
+    parts = [samples[start : start + size] for start in range(0, n, size)]
+    assert len(whole) == n
+    np.testing.assert_array_equal(np.concatenate(list(band_passed(parts, RATE, *band))), whole)
+
+
+def test_a_band_keeps_what_is_in_it_at_its_time():
+    t = np.arange(4 * RATE) / RATE
+    burst = np.exp(-(((t - 2.0) / 0.02) ** 2))
+    inside, outside = burst * np.sin(2 * np.pi * 4000 * t), 0.3 * np.sin(2 * np.pi * 300 * t)
+    found = np.concatenate(list(band_passed([(inside + outside).astype(np.float32)], RATE, 2000, 8000)))
+    np.testing.assert_allclose(found[RATE : 3 * RATE], inside[RATE : 3 * RATE], atol=2e-3)
+
+
+# Clocks
+
+
+def chunk(name: bytes, data: bytes) -> bytes:
+    return name + struct.pack("<I", len(data)) + data + b"\0" * (len(data) % 2)
+
+
+def recorded(path: Path, *chunks: bytes) -> Path:
+    data = (noise(2.0)[:, 0] * 32767).astype("<i2").tobytes()
+    fmt = struct.pack("<HHIIHH", 1, 1, RATE, 2 * RATE, 2, 16)
+    body = b"WAVE" + chunk(b"fmt ", fmt) + b"".join(chunks) + chunk(b"data", data)
+    path.write_bytes(b"RIFF" + struct.pack("<I", len(body)) + body)
+    return path
+
+
+def audiomoth(text: str) -> bytes:
+    return chunk(b"LIST", b"INFO" + chunk(b"ICMT", text.encode() + b"\0"))
+
+
+def bext(date: str, time: str) -> bytes:
+    return chunk(b"bext", b"\0" * 320 + date.encode() + time.encode() + b"\0" * 264)
+
+
+GUANO = chunk(b"guan", b"GUANO|Version:1.0\nMake:X\nTimestamp:2021-03-14T19:21:00.250-06:00\n")
+MOTH = audiomoth("Recorded at 19:21:00 14/03/2021 (UTC-6) by AudioMoth 24F3190361DA16E7 at medium gain setting.")
+HOME = timezone(timedelta(hours=-6))
+
+
+@pytest.mark.parametrize(
+    ("name", "chunks", "time", "source"),
+    [
+        ("a.wav", (GUANO,), datetime(2021, 3, 14, 19, 21, 0, 250_000, HOME), "GUANO"),
+        ("a.wav", (MOTH,), datetime(2021, 3, 14, 19, 21, tzinfo=HOME), "AudioMoth comment"),
+        ("a.wav", (bext("2021-03-14", "19:21:00"),), datetime(2021, 3, 14, 19, 21), "bext"),
+        ("20210315_012100.wav", (MOTH,), datetime(2021, 3, 14, 19, 21, tzinfo=HOME), "AudioMoth comment"),
+        ("SM4_20210314_192100.wav", (), datetime(2021, 3, 14, 19, 21), "file name"),
+        ("x 2021-03-14 19-21-00.wav", (), datetime(2021, 3, 14, 19, 21), "file name"),
+        ("20210314T192100Z.wav", (), datetime(2021, 3, 14, 19, 21, tzinfo=timezone.utc), "file name"),
+        ("20210314_192100-0600.wav", (), datetime(2021, 3, 14, 19, 21, tzinfo=HOME), "file name"),
+        ("5678.210314192100.wav", (), datetime(2021, 3, 14, 19, 21), "file name"),
+        ("20211399_999999.wav", (), None, ""),
+        ("clip-12345678.wav", (audiomoth("Recorded by hand"), bext("0000-00-00", "00:00:00")), None, ""),
+    ],
+)
+def test_when_a_recording_began(tmp_path, name, chunks, time, source):
+    notes = Notes()
+    begin = begin_of(recorded(tmp_path / name, *chunks), notes)
+    if time is None:
+        assert begin is None and "not known when it began" in notes.lines[0]
+        return
+    assert begin is not None and (begin.time, begin.source) == (time, source) and not notes.lines
+    assert begin.time.utcoffset() == time.utcoffset()
+
+
+def test_clocks_that_contradict_each_other(tmp_path):
+    notes = Notes()
+    begin = begin_of(recorded(tmp_path / "20210314_180000.wav", GUANO, bext("2021-03-14", "19:21:00")), notes)
+    assert begin is not None and begin.source == "GUANO"
+    assert len(notes.lines) == 1 and "clocks differ" in notes.lines[0] and "file name" in notes.lines[0]
+
+
+def test_times_in_rows(tmp_path):
+    path, parquet = recorded(tmp_path / "a.wav", MOTH), pytest.importorskip("pyarrow.parquet")
+    words = (path, *MODEL, "--clock", "auto", "--speed", 0.5)
+    run("tag", *words, "--per-window", "--window", 1, "-k", 1, "-o", tmp_path / "t.csv")
+    assert [row["time"] for row in rows(tmp_path / "t.csv")] == [
+        f"2021-03-14T19:21:{second:06.3f}-06:00" for second in (0, 0.5, 1, 1.5)
+    ]
+    run("events", *words, "--threshold", 0.02, "-o", tmp_path / "e.parquet")
+    table = parquet.read_table(tmp_path / "e.parquet")
+    assert table.column_names == ["file", "start", "end", "time", "label", "score", "error"] and len(table)
+    begin = datetime(2021, 3, 14, 19, 21, tzinfo=HOME)
+    for row in table.to_pylist():
+        assert abs((datetime.fromisoformat(row["time"]) - begin).total_seconds() - row["start"]) < 1e-3
+    document = json.loads(run("tag", *words, "-f", "json", "--per-window"))["recordings"][0]
+    assert document["clock"] == {"start": "2021-03-14T19:21:00.000-06:00", "source": "AudioMoth comment"}
+    assert document["tags"][0]["time"] == document["windows"][0]["time"] == document["clock"]["start"]
+    assert "from 2021-03-14T19:21:00.000-06:00" in run("tag", *words)
+    assert "time" not in rows_of_default(tmp_path, path)
+
+
+def rows_of_default(tmp_path: Path, path: Path) -> list[str]:
+    run("tag", path, *MODEL, "-o", tmp_path / "plain.csv")
+    return list(rows(tmp_path / "plain.csv")[0])
+
+
+def test_live_sound_has_channels_and_a_gain(tagger):
+    samples = noise(2.0, channels=2)
+    how = {"window": 1.0, "top_k": 0}
+    stream = tagger.stream(RATE, channel="right", gain=12, **how)
+    found = stream.feed(samples) + stream.finish()
+    louder = samples[:, 1] * np.float32(10 ** (12 / 20))
+    expected = tagger.stream(RATE, **how)
+    assert found == expected.feed(louder) + expected.finish()
+    for wrong in (
+        {"channel": "each"},
+        {"gain": "auto"},
+        {"band": "20-"},
+        {"speed": 0.5},
+        {"clock": "auto"},
+        {"track": 1},
+    ):
+        with pytest.raises(ConfigError, match="heard once"):
+            tagger.stream(RATE, **wrong)
+
+
+def test_annotations_and_segments_know_the_channel(tmp_path):
+    paths = [write(tmp_path / f"{name}.wav", noise(1.0, seed, 2)) for seed, name in enumerate("ab")]
+    words = (*paths, *MODEL, "--threshold", 0.02, "--channel", "each")
+    table = list(csv.DictReader(io.StringIO(run("events", *words, "-f", "raven")), delimiter="\t"))
+    assert {row["Channel"] for row in table} == {"1", "2"}
+    for row in table:  # the times of the second file follow those of the first once, not once for each channel
+        before = 1.0 if row["Begin Path"].endswith("b.wav") else 0.0
+        assert float(row["Begin Time (s)"]) == pytest.approx(before + float(row["File Offset (s)"]))
+    tasks = json.loads(run("events", *words, "-f", "label-studio"))
+    assert [
+        {region["value"]["channel"] for region in task["predictions"][0]["result"]} for task in tasks
+    ] == [{0}, {1}] * 2  # fmt: skip
+    slow = run("events", paths[0], *MODEL, "--threshold", 0.02, "--speed", 0.5, "-f", "raven")
+    assert {row["High Freq (Hz)"] for row in csv.DictReader(io.StringIO(slow), delimiter="\t")} == {"16000.0"}
+    for refused in (("--channel", "each"), ("--track", 1)):
+        assert "--segments cuts out" in run("events", *paths, *MODEL, "--segments", tmp_path / "cut", *refused, code=2)

@@ -264,7 +264,7 @@ def test_teach_hears_what_the_model_was_trained_with(desk):
     ],
 )
 def test_spread(words, expected):
-    assert spread(words.split(), "--models") == expected.split()
+    assert spread(words.split(), ("--models", "-m")) == expected.split()
 
 
 def test_evaluation_of_each_clip(desk):

@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import logging
 import os
 import re
 import shlex
@@ -555,3 +556,18 @@ def test_a_refused_sender_is_heard_out_within_bounds(sender, monkeypatch):
     asyncio.run(Guard(refuses, settings)(scope, receive, send))
     chunks = {"quick": 4, "endless": 11}.get(sender, 0)
     assert happened == ["chunk"] * chunks + ["http.response.start", "http.response.body"]
+
+
+def test_messages_name_the_way_on_and_logs_the_sender(client, caplog):
+    one = client()
+
+    def message(response):
+        return response.json()["error"]["message"]
+
+    assert "it is /v1/tag" in message(one.get("/tag")) and "/v1/models" in message(one.get("/models"))
+    assert message(one.get("/nothing")).startswith("There is no such address.")
+    wrong = one.post("/v1/tag?top_k=x", content=wav())
+    assert wrong.status_code == 400 and message(wrong).endswith("/openapi.json lists what is allowed.")
+    caplog.set_level(logging.WARNING, "dymn")
+    one.post("/v1/tag", content=wav(0.05))
+    assert "upload from testclient: it is 50 ms long" in caplog.text

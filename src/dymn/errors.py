@@ -40,6 +40,10 @@ class WeightsError(DymnError):
     """A checkpoint cannot be found, downloaded, verified or fitted to a network."""
 
 
+class UnknownModelError(WeightsError, ConfigError):
+    """There is no model of this name, or no file at this path."""
+
+
 class DataError(DymnError):
     """A dataset, a manifest or a table of teacher logits is not what it should be."""
 

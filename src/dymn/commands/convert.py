@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from dymn.commands.options import Quiet, hush
-from dymn.commands.output import say
+from dymn.commands.output import note_new_folder, say
 from dymn.errors import ConfigError
 from dymn.system.files import read_bounded
 
@@ -73,6 +73,7 @@ def convert(
     Example: `dymn convert mn04_as_mAP_432.pt mn04_as.safetensors`.
     """
     hush(quiet)
+    note_new_folder(destination)
     from dymn.commands.progress import download_bar
     from dymn.weights import convert as library_convert
 

@@ -34,4 +34,4 @@ def check_model(name: str) -> None:
         return
     # else it may be on the Hugging Face Hub
     if "/" not in name or Path(name).suffix in WEIGHTS_ENDINGS:
-        raise ConfigError(str(unknown_model(name)))
+        raise unknown_model(name, MODELS)

@@ -26,6 +26,7 @@ from dymn.commands.options import (
     note_ending,
     seconds_option,
 )
+from dymn.commands.output import note_new_folder
 from dymn.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -106,6 +107,8 @@ def evaluate(
     hush(quiet)
     if per_class is not None:
         note_ending("--per-class", per_class, ".csv", quiet)
+    for path in filter(None, (per_class, predictions, confusion)):
+        note_new_folder(path)
     check_data(data, "--data")
     from dymn.commands.progress import counting_bar
     from dymn.evaluation.assess import assess, write_predictions

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from dymn.commands.options import Device, Model, Quiet, Threads, hush, note
+from dymn.commands.output import note_new_folder
 from dymn.commands.recordings import load_tagger
 from dymn.errors import ConfigError
 
@@ -49,6 +50,7 @@ def explain(
     outputs = output or [Path(f"{Path(file).stem if file != '-' else 'recording'}-explained.png")]
     for path in outputs:
         check_output(path, file)
+        note_new_folder(path)
     if file != "-" and not Path(file).is_fifo():
         probe(file)  # a wrong path is an error before PyTorch is loaded
     from dymn.explain import explain as decide

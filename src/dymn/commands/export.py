@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from dymn.commands.options import Quiet, complete_models, hush, note_ending, output_option
-from dymn.commands.output import say
+from dymn.commands.output import note_new_folder, say
 from dymn.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -117,6 +117,7 @@ def export(
                 f"--output {output} ends as --format {other} does. Give that, or a name that ends in {ENDINGS[format]}."
             )
         note_ending("--output", output, ENDINGS[format], quiet)
+        note_new_folder(output)
     if output is None and format != "onnx":
         raise ConfigError(f"--format {format} needs --output; only ONNX files go to the cache.")
     network = load_model(model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import stat
 import sys
@@ -15,6 +16,8 @@ import typer
 
 from dymn.errors import ConfigError, visible
 from dymn.system.files import atomic_write, text_in
+
+logger = logging.getLogger(__name__)
 
 STDOUT_ERRORS = (errno.EBADF, errno.ENOSPC, errno.EIO)
 """What writing to a standard output raises that is closed, full or broken; no error of a file that comes without its
@@ -40,6 +43,13 @@ def silence_stdout() -> None:
     """Drop what is still to be written to standard output."""
     with suppress(OSError):  # a stream without a descriptor, as in tests, has nothing to drop
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def note_new_folder(path: Path) -> None:
+    """Log that the folder of an output does not exist and will be made; its name may be mistyped."""
+    folder = path.absolute().parent
+    if not folder.exists():
+        logger.warning("The folder %s does not exist; it is made for %s.", folder, path.name)
 
 
 def say(text: str) -> None:
@@ -78,6 +88,7 @@ def binary_output(path: Path | None) -> Iterator[BinaryIO]:
                 error.filename = str(path)
             raise
         return
+    note_new_folder(path)
     with atomic_write(path) as file:
         yield file
 

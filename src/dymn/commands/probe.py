@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from dymn.inference.embedding import Embedder
 
 MOST_CONFUSIONS = 3
+FEW_CLIPS = 100
 PICTURES = (".png", ".pdf", ".svg")
 
 
@@ -134,6 +135,12 @@ def probe(
 
         plot_confusion(found, plot)
         note(f"{plot} is written.", quiet)
+    tested = sum(result.test for result in found.results)
+    if tested < FEW_CLIPS:
+        note(
+            f"{tested} test clips say little: each is {100 / tested:.1f} % of them. Use {FEW_CLIPS} or more.",
+            quiet,
+        )
     name = tagger.card.name or str(model)
     typer.echo(as_json(found, embedder, name, data) if format == "json" else as_table(found, embedder, name))
 

@@ -21,7 +21,7 @@ import typer
 from dymn.audio.settings import PLAIN, ReadSettings
 from dymn.commands.label_options import MODELS_OWN, Vocabulary
 from dymn.commands.options import Computes, Precisions, note
-from dymn.commands.output import binary_output, free_name, text_output
+from dymn.commands.output import binary_output, free_name, note_new_folder, text_output
 from dymn.commands.progress import Bar
 from dymn.commands.segments import cut, seen
 from dymn.errors import ConfigError, DymnError
@@ -144,6 +144,9 @@ def run(
     from dymn.commands.recordings import load_tagger, ray_engine
 
     name = choose(layout, asked.format, asked.output)
+    note_other_ending(layout, name, asked.output, asked.quiet)
+    if asked.output is not None:
+        note_new_folder(asked.output)
     engine = ray_engine(asked.ray, asked.workers, asked.threads, asked.device, asked.backend)
     kept = journaled(asked, name)
     damaged: list[str] = []
@@ -169,6 +172,17 @@ def run(
             return Outcome(failed, damaged, name, form.origin, tagger)
         bad = stream(asked, form, name, damaged, discovery, found, files, excerpts)
     return Outcome(len(bad) + cut(excerpts, asked.quiet), damaged, name, form.origin, tagger, found, bad)
+
+
+def note_other_ending(layout: Layout[Any], name: str, output: Path | None, quiet: bool) -> None:
+    """Write a note where --format and the ending of --output name different formats; --format decides.
+
+    `.txt` may be any text.
+    """
+    ending = "" if output is None else output.suffix.lower()
+    meant = layout.suffixes.get(ending)
+    if ending not in ("", ".txt") and meant not in (None, name):
+        note(f"{output} is written as {name}, which --format names, although its ending means {meant}.", quiet)
 
 
 def _expand(engine: Engine | None) -> Callable[[str], Iterable[Path | str]]:

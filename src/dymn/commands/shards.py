@@ -68,8 +68,9 @@ def shards(
             note("The same command resumes the run.", quiet)
             raise
     values = packed.index.values
+    shards = len(packed.index.shards)
     say(
-        f"{out}  {len(packed.index.shards)} shards, {values['clips']} clips, {values['hours']:.2f} hours, "
+        f"{out}  {shards} shard{'s' if shards != 1 else ''}, {values['clips']} clips, {values['hours']:.2f} hours, "
         f"{values['bytes']} bytes"
     )
     if packed.bad:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,28 +22,30 @@ from dymn.commands.options import (
     note_ending,
     seconds_option,
 )
-from dymn.commands.output import say
+from dymn.commands.output import note_new_folder, say
+
+MODEL_OPTIONS = ("--model", "-m", "--models")
 
 
 class ManyModels(Command):
-    """A command whose --models takes all words up to the next option."""
+    """A command whose --model takes all words up to the next option."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Give each of these words a --models of its own, as typer's parser expects."""
-        return super().parse_args(ctx, spread(args, "--models"))
+        """Give each of these words a --model of its own, as typer's parser expects."""
+        return super().parse_args(ctx, spread(args, MODEL_OPTIONS))
 
 
-def spread(words: list[str], option: str) -> list[str]:
-    """Return `--option A --option B` for `--option A B`."""
+def spread(words: list[str], options: Sequence[str]) -> list[str]:
+    """Return `--option A --option B` for `--option A B`, with the first spelling of the option."""
     spread_out: list[str] = []
     follows = False
     for word in words:
         if word.startswith("-"):
-            follows = word == option
+            follows = word in options
             if not follows:
                 spread_out.append(word)
         elif follows:
-            spread_out += [option, word]
+            spread_out += [options[0], word]
         else:
             spread_out.append(word)
     return spread_out
@@ -53,7 +56,7 @@ def teach(
     models: Annotated[
         list[str],
         typer.Option(
-            "--models",
+            *MODEL_OPTIONS,
             metavar="NAME|FILE ...",
             help="One model, or several of the same classes: then the mean of their logits is taken. Give DATA first.",
         ),
@@ -104,11 +107,12 @@ def teach(
 
     When interrupted, the same command resumes the run.
 
-    Example: `dymn teach clips --models mn04_as mn10_as --output teacher.safetensors`.
+    Example: `dymn teach clips --model mn04_as mn10_as --output teacher.safetensors`.
     """
     hush(quiet)
     check_data(data, "DATA")
     note_ending("--output", output, ".safetensors", quiet)
+    note_new_folder(output)
     from dymn.commands.progress import counting_bar
     from dymn.data import open_dataset, select
     from dymn.data.detect import detect

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 AudioLike: TypeAlias = "str | Path | BinaryIO | npt.NDArray[Any] | torch.Tensor"
 R = TypeVar("R")
 
+SHORT_SECONDS = 0.1
+"""Length below which a note says that a recording is short."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Told:
@@ -201,6 +204,9 @@ def pieces(
                 yield Piece(recording, *places.popleft(), features)
             if recording.n_samples == 0:
                 raise AudioError(f"{recording.name or 'The array'} has no samples. Give a recording that is not empty.")
+            if recording.n_samples < SHORT_SECONDS * rate:
+                milliseconds = 1000 * recording.n_samples / rate
+                recording.notes.add(f"it is {milliseconds:.3g} ms long; so short a sound can hardly be recognised.")
             recording.notes.log(recording.name or "The array")
         except DymnError as failure:
             error = failure

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, TypeGuard, Union
 
 from dymn.architectures import ALIASES, MODELS, Variant, model_config
 from dymn.config import FrontEndConfig, ModelConfig, check, from_dict
-from dymn.errors import ConfigError
+from dymn.errors import ConfigError, UnknownModelError
 from dymn.system.files import read_bounded
 from dymn.system.toml import loads
 from dymn.weights.checkpoint import open_checkpoint
-from dymn.weights.registry import REGISTRY
+from dymn.weights.format import Stored
+from dymn.weights.registry import REGISTRY, unknown_model
 
 if TYPE_CHECKING:
     from dymn.models.mobilenet import MobileNet
@@ -43,8 +44,21 @@ def resolve(model: Network) -> ModelConfig:
     if str(model).lower().endswith((".json", ".toml")):
         return _config_from_file(Path(model))
     if is_checkpoint(model):
-        return open_checkpoint(model).config
+        return open_network(model).config
     return _config_by_name(str(model))
+
+
+def open_network(model: str | Path) -> Stored:
+    """Open a checkpoint.
+
+    Raises:
+        UnknownModelError: if there is none of this name; the message names architectures too.
+        WeightsError: if it cannot be read.
+    """
+    try:
+        return open_checkpoint(model)
+    except UnknownModelError as error:
+        raise unknown_model(str(model), MODELS) from error
 
 
 def is_checkpoint(model: Network) -> TypeGuard[str | Path]:
@@ -65,7 +79,7 @@ def _config_by_name(name: str) -> ModelConfig:
     if name in REGISTRY:
         published = REGISTRY[name]
         return model_config(published.architecture, **published.settings)
-    return open_checkpoint(name).config if is_checkpoint(name) else model_config(name)
+    return open_network(name).config if is_checkpoint(name) else model_config(name)
 
 
 def _config_from_file(path: Path) -> ModelConfig:

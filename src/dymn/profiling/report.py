@@ -15,8 +15,7 @@ from dymn.config import FrontEndConfig, ModelConfig, check
 from dymn.models import paper
 from dymn.profiling.counting import Count, count
 from dymn.profiling.memory import PeakMemory, ReceptiveField, peak_memory, receptive_field
-from dymn.profiling.networks import Network, front_end_of, is_checkpoint, resolve
-from dymn.weights.checkpoint import open_checkpoint
+from dymn.profiling.networks import Network, front_end_of, is_checkpoint, open_network, resolve
 
 if TYPE_CHECKING:
     from dymn.models.mobilenet import MobileNet
@@ -183,7 +182,7 @@ def profile(
     """
     check(0 < input_seconds <= 3600, f"input_seconds is {input_seconds}; it must be above 0 and at most 3600.")
     name = str(model) if isinstance(model, (str, Path)) else ""
-    stored = open_checkpoint(model) if is_checkpoint(model) else None
+    stored = open_network(model) if is_checkpoint(model) else None
     config = resolve(model) if stored is None else stored.config
     front_end = front_end or (front_end_of(model) if stored is None else stored.card.front_end)
     n_frames = 1 + max(0, round(input_seconds * front_end.sample_rate) - 1) // front_end.hop_length

@@ -226,12 +226,18 @@ def _add_errors(app: FastAPI) -> None:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first.get("loc", ())[1:])
         return await answer(
-            request, Refusal(400, "setting", f"{where}: {first.get('msg', 'not allowed')}. /openapi.json says what is.")
+            request,
+            Refusal(
+                400, "setting", f"{where}: {first.get('msg', 'not allowed')}. /openapi.json lists what is allowed."
+            ),
         )
 
     async def http(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
         known = {404: "There is no such address.", 405: "The address takes another method."}
+        named = f"/v1{request.url.path}"
+        if error.status_code == 404 and named in {getattr(route, "path", "") for route in app.routes}:
+            known[404] = f"There is no such address; it is {named}."
         return await answer(
             request,
             Refusal(

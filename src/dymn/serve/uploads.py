@@ -152,7 +152,7 @@ class _Limited(Request):
 
 
 async def _raw(request: Request) -> Upload:
-    upload = Upload("upload")
+    upload = Upload("upload" if request.client is None else f"upload from {request.client.host}")
     try:
         async for chunk in request.stream():
             upload.write(chunk)

@@ -37,7 +37,7 @@ from dymn.training.settings import TrainConfig
 from dymn.training.start import check_start
 from dymn.weights import open_checkpoint
 from dymn.weights.files import DownloadProgress
-from dymn.weights.format import shorten
+from dymn.weights.format import BEST_FILE, shorten
 
 MAX_CONFIG = 2**24  # bytes of a run's config.json
 LATER = {
@@ -315,6 +315,22 @@ def portable(config: TrainConfig) -> dict[str, Any]:
         values["model"][name] = Path(values["model"][name]).name
     values["teacher"]["models"] = [Path(name).name for name in values["teacher"]["models"]]
     return values
+
+
+def other_run(folder: Path, changed: list[str]) -> ConfigError:
+    """Return the error for a folder with another run, given the names of the settings in which it differs.
+
+    Of a longer run, these are the epochs and what is scaled with them.
+    """
+    remedy = "Choose another folder (--output, run.out), or remove it to start over."
+    if "schedule.epochs" in changed and all(name.startswith("schedule.") for name in changed):
+        return ConfigError(
+            f"{folder} holds a run with another number of epochs, which cannot be changed afterwards. Train its result "
+            f"further in another folder: --model {folder / BEST_FILE} --output OTHER; or remove {folder} to start over."
+        )
+    return ConfigError(
+        f"{folder} holds a run with other settings or data{f' ({shorten(changed)})' if changed else ''}. {remedy}"
+    )
 
 
 def differences(path: Path, config: TrainConfig, data_digests: dict[str, str]) -> list[str]:

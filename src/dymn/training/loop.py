@@ -34,13 +34,14 @@ from dymn.training.inputs import (
     training_loader,
 )
 from dymn.training.parts import freeze
-from dymn.training.prepare import BAD_FILE, BEST_FILE, LAST_FILE, STATE_FILE, Prepared, versions
+from dymn.training.prepare import BAD_FILE, LAST_FILE, STATE_FILE, Prepared, versions
 from dymn.training.report import Record, Reporter, plot_curves, write_history, write_json
 from dymn.training.resolve import plain_name
 from dymn.training.schedules import learning_rate_factor, temperature
 from dymn.training.settings import TrainConfig
 from dymn.training.state import PartialEpoch, save_state
 from dymn.training.step import Share, Step
+from dymn.weights.format import BEST_FILE
 
 SLOW = 30.0  # seconds; curves are drawn after each epoch that takes longer, else only at the end
 

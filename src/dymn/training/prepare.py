@@ -33,6 +33,7 @@ from dymn.training.inputs import (
     fingerprints,
     open_inputs,
     open_models,
+    other_run,
     quiet_loader,
     training_loader,
 )
@@ -52,10 +53,9 @@ from dymn.training.start import (
 )
 from dymn.training.state import RunState, load_state
 from dymn.training.step import Share, Step
-from dymn.weights.format import shorten
 
 SAMPLE_CLIPS = 96  # heard before training: for inherited weights, the teacher's prior and the spread of its embedding
-STATE_FILE, BEST_FILE, LAST_FILE, BAD_FILE = "state.pt", "best.safetensors", "last.safetensors", "bad_clips.csv"
+STATE_FILE, LAST_FILE, BAD_FILE = "state.pt", "last.safetensors", "bad_clips.csv"
 WEIGHTS_FILE = "draws.npy"  # how often each training clip is drawn
 
 
@@ -143,11 +143,7 @@ class Prepared:
             state = load_state(path)
             if state.fingerprint not in (mark, earlier):
                 changed = differences(self.folder / "config.json", self.config, self.digests)
-                raise ConfigError(
-                    f"{self.folder} holds a run with other settings or "
-                    f"data{f' ({shorten(changed)})' if changed else ''}. Choose another folder (--output, run.out), or "
-                    "remove it to start over."
-                )
+                raise other_run(self.folder, changed)
             within = f" and {state.part['steps']} steps of the next" if state.part else ""
             self.reporter.note(f"Continuing {self.folder} after epoch {state.epoch}{within}.")
             return state

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from dymn.architectures import MODELS
 from dymn.config import ModelCard
-from dymn.errors import ConfigError, WeightsError
+from dymn.errors import ConfigError, UnknownModelError, WeightsError
 from dymn.weights.efficientat import Imported, read_efficientat
 from dymn.weights.files import DownloadProgress, WeightsFile, read_file
 from dymn.weights.format import SAFETENSORS, Stored, check_finite, file_in, read
@@ -72,7 +72,9 @@ def open_checkpoint(source: str | Path, *, progress: DownloadProgress | None = N
     if name in MODELS:
         variants = [key for key, model in REGISTRY.items() if model.architecture == name]
         offer = f"With weights there are: {', '.join(variants)}. " if variants else ""
-        raise WeightsError(f"{name} is an architecture without weights. {offer}`dymn.create_model` builds it without.")
+        raise UnknownModelError(
+            f"{name} is an architecture without weights. {offer}`dymn.create_model` builds it without."
+        )
     raise unknown_model(name)
 
 

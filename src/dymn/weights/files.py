@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from dymn.errors import WeightsError
+from dymn.errors import UnknownModelError, WeightsError
 from dymn.system.files import atomic_write, digest_of, open_regular
 
 MAX_FILE = 2**31
@@ -38,7 +38,7 @@ def read_file(path: Path, most: int = MAX_FILE) -> WeightsFile:
             size = os.fstat(file.fileno()).st_size
             content = file.read(size + 1) if size <= most else b""
     except FileNotFoundError as error:
-        raise WeightsError(f"There is no file {path}. Give the path of a checkpoint.") from error
+        raise UnknownModelError(f"There is no file {path}. Give the path of a checkpoint.") from error
     except OSError as error:
         raise WeightsError(f"{path} cannot be read: {error.strerror or error}.") from error
     if max(size, len(content)) > most:

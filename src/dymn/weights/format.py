@@ -19,12 +19,13 @@ import numpy as np
 import numpy.typing as npt
 
 from dymn.config import ModelCard, ModelConfig, from_dict, to_dict
-from dymn.errors import ConfigError, WeightsError
+from dymn.errors import ConfigError, UnknownModelError, WeightsError
 from dymn.system.arrays import Array
 from dymn.weights.files import MAX_FILE, WeightsFile, read_file, write_file
 
 FORMAT = 1
 WEIGHTS_FILE = "model.safetensors"
+BEST_FILE = "best.safetensors"  # in the folder of a run of `dymn train`
 SAFETENSORS = ".safetensors"
 MAX_HEADER = 2**22  # bytes of names, shapes and metadata; a DyMN with AudioSet's labels needs a fiftieth
 MAX_BLOCKS = 256
@@ -255,17 +256,18 @@ def save_folder(stored: Stored, folder: Path, dtype: str = "float32") -> str:
 
 
 def file_in(folder: Path) -> Path:
-    """Return the weights file of a folder: `model.safetensors`, or the only file of this kind.
+    """Return the weights file of a folder: `model.safetensors`, `best.safetensors` of a run, or the only one there is.
 
     Raises:
-        WeightsError: if there is none, or several.
+        UnknownModelError: if there is none, or several.
     """
-    if (folder / WEIGHTS_FILE).is_file():
-        return folder / WEIGHTS_FILE
+    for name in (WEIGHTS_FILE, BEST_FILE):
+        if (folder / name).is_file():
+            return folder / name
     files = sorted(folder.glob(f"*{SAFETENSORS}"))
     if len(files) != 1:
         found = f"{len(files)} {SAFETENSORS} files, such as {files[0].name}" if files else f"no {SAFETENSORS} file"
-        raise WeightsError(
+        raise UnknownModelError(
             f"The folder {folder} holds {found}; give the path of a file, or a folder with {WEIGHTS_FILE}."
         )
     return files[0]

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dymn.config import FrontEndConfig
-from dymn.errors import WeightsError
+from dymn.errors import UnknownModelError
 
 WEIGHTS_ENDINGS = (".safetensors", ".pt", ".pth")
 RELEASE = "https://github.com/fschmid56/EfficientAT/releases/download/v0.0.1/"
@@ -210,14 +211,19 @@ TEACHER_FILES = {
 }
 
 
-def unknown_model(name: str) -> WeightsError:
-    """Return the error for a name that is no file, folder or entry, with similar names unless it is that of a file."""
+def unknown_model(name: str, architectures: Collection[str] = ()) -> UnknownModelError:
+    """Return the error for a name that is no file, folder or entry, with similar names unless it is that of a file.
+
+    `architectures` are proposed too, where they are allowed.
+    """
     if Path(name).suffix in WEIGHTS_ENDINGS:
-        return WeightsError(
+        return UnknownModelError(
             f"There is no file {name}. Give the path of a checkpoint, or the name of a model with weights."
         )
-    similar = difflib.get_close_matches(name, REGISTRY, n=3)
-    proposal = (
-        f"Did you mean {' or '.join(similar)}?" if similar else f"The models with weights are: {', '.join(REGISTRY)}."
-    )
-    return WeightsError(f"There is no file, folder or model with weights called {name!r}. {proposal}")
+    similar = difflib.get_close_matches(name, [*architectures, *REGISTRY], n=3)
+    also = f" The architectures are: {', '.join(architectures)}." if architectures else ""
+    proposal = f"The models with weights are: {', '.join(REGISTRY)}.{also}"
+    if similar:
+        proposal = f"Did you mean {' or '.join(similar)}?"
+    kinds = "model with weights or architecture" if architectures else "model with weights"
+    return UnknownModelError(f"There is no file, folder or {kinds} called {name!r}. {proposal}")

@@ -1,0 +1,136 @@
+"""What a new user gets wrong is told, and told alike in every command."""
+
+import json
+import logging
+import shutil
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from typer.testing import CliRunner
+
+from dymn import create_model
+from dymn.architectures import MODELS
+from dymn.cli import app
+from dymn.config import ModelCard
+from dymn.models import pretrained
+from layouts import write_audio
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("desk")
+    for i, name in enumerate(("knock", "whistle")):
+        for clip in range(6):
+            write_audio(folder / "clips" / name / f"{clip}.wav", 300 + 2000 * i + 10 * clip)
+    network = create_model("mn01", 2, generator=torch.Generator().manual_seed(0))
+    network.card = ModelCard(name="same", labels=("knock", "whistle"), exclusive=True)
+    pretrained.save(network, folder / "same.safetensors")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def at_desk(desk, monkeypatch):
+    monkeypatch.chdir(desk)
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr("dymn.training.loop.plot_curves", lambda *_: None)
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.mark.parametrize(("samples", "is_short"), [(100, True), (3199, True), (3200, False)])
+@pytest.mark.parametrize("command", ["tag", "events", "embed"])
+def test_a_recording_below_a_tenth_of_a_second_has_a_note(tmp_path, caplog, command, samples, is_short):
+    caplog.set_level(logging.WARNING, "dymn")
+    path = tmp_path / "short.wav"  # a name of its own, for a note on a name comes once
+    soundfile.write(path, 0.1 * np.sin(np.arange(samples)), 32_000)
+    done = run(command, path, "-m", "same.safetensors", *(("-o", tmp_path / "x.npy") if command == "embed" else ()))
+    assert done.exit_code == 0
+    milliseconds = f"{samples / 32:.3g} ms long"
+    assert (f"short.wav: it is {milliseconds}" in caplog.text) == is_short == ("hardly" in caplog.text)
+    if command == "tag":
+        (found,) = json.loads(run("tag", path, "-m", "same.safetensors", "-f", "json").stdout)["recordings"]
+        assert bool(found.get("notes")) == is_short
+
+
+@pytest.mark.parametrize("output", ["new/tags.csv", "new/tags.txt"])
+def test_a_folder_that_is_made_is_named(tmp_path, caplog, output):
+    caplog.set_level(logging.WARNING, "dymn")
+    words = ("tag", "clips/knock/0.wav", "-m", "same.safetensors", "-o", tmp_path / output)
+    assert run(*words).exit_code == 0 and (tmp_path / output).is_file()
+    assert f"The folder {tmp_path / 'new'} does not exist; it is made for tags" in caplog.text
+    caplog.clear()
+    assert run(*words).exit_code == 0 and caplog.text == ""
+    shutil.rmtree(tmp_path / "new")
+    assert run(*words, "--quiet").exit_code == 0 and caplog.text == ""
+
+
+@pytest.mark.parametrize(
+    ("command", "output", "name", "told"),
+    [
+        ("embed", "v.npy", "csv", "v.npy is written as csv, which --format names, although its ending means npy"),
+        ("tag", "x.csv", "json", "x.csv is written as json, which --format names, although its ending means csv"),
+        ("tag", "x.csv", "csv", ""),
+        ("tag", "x.txt", "audacity", ""),
+        ("tag", "x", "json", ""),
+    ],
+)
+def test_a_format_against_the_ending_has_a_note(tmp_path, command, output, name, told):
+    done = run(command, "clips/knock/0.wav", "-m", "same.safetensors", "-o", tmp_path / output, "--format", name)
+    assert done.exit_code == 0
+    assert told in done.stderr and ("which --format names" in done.stderr) == bool(told)
+
+
+MISSING = [
+    "tag clips -m NAME", "events clips -m NAME", "embed clips -m NAME -o x.npy", "evaluate NAME --data clips",
+    "probe clips -m NAME", "train --data clips -m NAME", "teach clips --model NAME -o x.safetensors",
+    "export NAME -o x.onnx", "explain clips/knock/0.wav -m NAME", "profile NAME", "convert NAME y.safetensors",
+    "serve -m NAME",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["nope", "nofile.pt", "nofile.safetensors"])
+@pytest.mark.parametrize("command", MISSING, ids=lambda command: command.split()[0])
+def test_a_model_that_does_not_exist_is_wrong_use_everywhere(command, name):
+    done = run(*command.replace("NAME", name).split())
+    assert done.exit_code == 2, done.output
+    assert f"There is no file {name}" in done.stderr or f"called '{name}'" in done.stderr
+
+
+def test_architectures_are_named_where_they_are_allowed():
+    assert all(name in run("profile", "nope").stderr for name in MODELS)
+    assert "Did you mean dymn06" in run("profile", "dymn6").stderr
+    assert "architecture" not in run("tag", "clips", "-m", "nope").stderr
+
+
+def test_a_finished_run_its_folder_and_more_epochs():
+    words = ("train", "--data", "clips", "-m", "same.safetensors", "--set", "data.least_draws=0", "--device", "cpu")
+    assert run(*words, "--epochs", "1", "--output", "run1").exit_code == 0
+    more = run(*words, "--epochs", "2", "--output", "run1")
+    assert more.exit_code == 2
+    assert "--model run1/best.safetensors --output OTHER" in more.stderr and "schedule." not in more.stderr
+    other = run(*words, "--epochs", "1", "--output", "run1", "--set", "optim.lr=0.5")
+    assert other.exit_code == 2 and "(optim.lr)" in other.stderr
+    tags = [
+        run("tag", "clips/knock/0.wav", "-m", name, "-f", "csv").stdout for name in ("run1", "run1/best.safetensors")
+    ]
+    assert tags[0] == tags[1] != ""
+
+
+def test_teach_has_the_option_of_all_commands():
+    tables = []
+    for i, option in enumerate(("--model", "-m", "--models")):
+        words = ("teach", "clips", option, "same.safetensors", "same.safetensors", "--output", f"{i}.safetensors")
+        done = run(*words)
+        assert done.exit_code == 0, done.output
+        tables.append((i, done.stdout.split(maxsplit=1)[1]))
+    assert len({shown for _, shown in tables}) == 1
+
+
+def test_one_shard_and_few_clips():
+    assert "  1 shard, 12 clips" in run("shards", "clips", "shards", "--clips", "100").stdout
+    probed = run("probe", "clips", "-m", "same.safetensors")
+    assert probed.exit_code == 0 and "12 test clips say little: each is 8.3 % of them" in probed.stderr

@@ -59,8 +59,7 @@ def review(
 
     Recordings that cannot be read are named and left out, and the exit code is 1.
 
-    Example: `dymn review mine.safetensors recordings --output review.html`, then
-    `dymn fit clips --add labels.csv --output better.safetensors`.
+    Example: `dymn review mine.safetensors recordings --output review.html`.
     """
     hush(quiet)
     check_ending("--output", output, [".html"])

@@ -32,6 +32,7 @@ from dymn.commands.options import Command
 from dymn.commands.output import STDOUT_ERRORS, open_closed_streams, silence_stdout
 from dymn.commands.probe import probe
 from dymn.commands.profile import profile
+from dymn.commands.review import review
 from dymn.commands.search import search
 from dymn.commands.serve import serve
 from dymn.commands.shards import shards
@@ -186,6 +187,7 @@ for function in (
     export,
     profile,
     fit,
+    review,
     calibrate,
     train,
     evaluate,

@@ -174,7 +174,7 @@ def test_the_service_has_labels_and_channels(tagger, tmp_path):
     body = (tmp_path / "a.wav").read_bytes()
     with TestClient(create_app({"top": Tagger(relabel(tagger.backend, 1)), "own": tagger})) as client:
         found = client.post("/v1/tag", params={"top_k": 0}, content=body).json()
-        assert len(found["tags"]) == 7
+        assert len(found["tags"]) == 7 and found["parameters"]["level"] == 1
         how = {"channel": "2", "gain": "-3", "band": "20-", "specific": True, "threshold": 0.001}
         answer = client.post("/v1/tag", params={"model": "own", **how}, content=body).json()
         tags = tagger.tag(samples[:, 1], RATE, **{**how, "channel": 1})

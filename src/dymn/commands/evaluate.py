@@ -40,7 +40,7 @@ def evaluate(
             metavar="MODEL",
             autocompletion=complete_models,
             help="The name of a model with weights, or a file or folder with one, such as "
-            "runs/mn04_as/best.safetensors.",
+            "runs/mn04_as/best.safetensors; A+B is the mean of several models' logits.",
         ),
     ],
     data: Annotated[
@@ -150,19 +150,24 @@ def evaluate(
 
 
 def load(name: str, device: str | None, quiet: bool) -> Any:
-    """Load a model, with a bar if it is downloaded.
+    """Load a model, or an ensemble such as "A+B", with a bar if it is downloaded.
 
     Raises:
-        ConfigError: if it is neither known nor a path.
+        ConfigError: if it is neither known nor a path, or the models do not go together.
     """
     from dymn.commands.progress import download_bar
+    from dymn.evaluation.assess import as_ensemble
     from dymn.system.devices import resolve_device
     from dymn.weights import load_model
+    from dymn.weights.registry import ENSEMBLES, members
 
     place = resolve_device(device)
-    check_model(name)
+    names = members(name)
+    for member in names:
+        check_model(member)
     with download_bar(quiet) as progress:
-        return load_model(name, device=place, progress=progress)
+        networks = [load_model(member, device=place, progress=progress) for member in names]
+    return networks[0] if len(networks) == 1 else as_ensemble(networks, name if name in ENSEMBLES else "")
 
 
 def as_table(found: Assessment) -> str:

@@ -20,6 +20,7 @@ from dymn.data.tasks import is_length
 from dymn.errors import ConfigError
 from dymn.evaluation import metrics
 from dymn.evaluation.score import Predictions, evaluation_loader, figures, score
+from dymn.models.ensemble import MeanOfLogits
 from dymn.models.frontend import LogMel
 from dymn.models.mobilenet import MobileNet, Output
 from dymn.system.devices import computing
@@ -149,6 +150,11 @@ def assess(
         )
     confusion = metrics.confusion(scores.probabilities, scores.targets) if exclusive else None
     return Assessment(kind, split, found, source.labels, by_class, confusion, scores.bad, scores)
+
+
+def as_ensemble(networks: Sequence[MobileNet], name: str = "") -> MobileNet:
+    """Return several networks as one that `assess` takes, with the mean of their logits; see `MeanOfLogits`."""
+    return cast(MobileNet, MeanOfLogits(networks, name))
 
 
 def write_predictions(path: str | Path, found: Assessment) -> None:

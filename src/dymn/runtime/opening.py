@@ -13,12 +13,14 @@ from dymn.errors import ConfigError
 from dymn.native import libraries
 from dymn.runtime.backend import Backend
 from dymn.runtime.compiled_backend import CompiledBackend, can_compile
+from dymn.runtime.ensemble import EnsembleBackend
 from dymn.runtime.onnx_backend import OnnxBackend, cached_path, find_file
 from dymn.system.cpus import check_threads, may_have_gpu
 from dymn.system.extras import has_torch, require_torch
 from dymn.weights.checkpoint import open_checkpoint
 from dymn.weights.files import DownloadProgress
 from dymn.weights.format import Stored
+from dymn.weights.registry import ENSEMBLES, members
 
 if TYPE_CHECKING:
     import torch
@@ -42,7 +44,7 @@ def open_backend(
 
     Args:
         source: a name, path or folder as in `dymn.weights.open_checkpoint`, an opened checkpoint, or an .onnx file of
-            `dymn export`.
+            `dymn export`; "A+B+C", or the name of a published ensemble, for the mean of several models' logits.
         backend: "compiled" (CPU, without PyTorch), "torch", "onnx", or "auto": compiled code on a CPU, and PyTorch on a
             GPU, in another precision, or for a network that compiled code does not support.
         device: where PyTorch computes, such as "cpu" or "cuda:0"; None is the first CUDA device, or else the CPU.
@@ -61,6 +63,10 @@ def open_backend(
         >>> backend.run_waveforms(np.zeros((1, 32_000), np.float32)).probabilities.shape
         (1, 527)
     """
+    if isinstance(source, str) and len(names := members(source)) > 1:
+        options = {"backend": backend, "device": device, "threads": threads, "precision": precision, "compile": compile}
+        opened = [open_backend(name, **options, progress=progress) for name in names]  # type: ignore[arg-type]
+        return EnsembleBackend(opened, source if source in ENSEMBLES else "")
     check(backend in CHOICES, f"backend is {backend!r}; allowed: {', '.join(CHOICES)}.")
     check_threads(threads)
     is_onnx = not isinstance(source, Stored) and str(source).lower().endswith(ONNX)

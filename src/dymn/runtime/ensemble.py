@@ -1,0 +1,116 @@
+"""Several networks as one: the mean of their logits."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+
+from dymn.audio.windows import Filled
+from dymn.config import ModelCard, check
+from dymn.runtime.backend import Backend, BackendOutput, FrameOutput
+from dymn.runtime.scores import Scores, probabilities
+from dymn.system.arrays import Floats
+
+NEAR_ONE = float(np.nextafter(np.float32(1), np.float32(0)))  # a probability of 1 counts as this one, a logit of 16.6
+
+
+class EnsembleBackend(Backend):
+    """Networks of the same classes, whose logits are averaged and whose embeddings are concatenated.
+
+    Where they share front end and kind of backend, spectrograms are computed once.
+    """
+
+    def __init__(self, members: Sequence[Backend], name: str = "") -> None:
+        """Check that the networks go together.
+
+        Args:
+            members: two or more.
+            name: of the ensemble; None for those of its members.
+
+        Raises:
+            ConfigError: if they differ in classes or sample rate.
+        """
+        check(len(members) >= 2, f"An ensemble has {len(members)} models; it needs at least two.")
+        first, names = members[0], [member.card.name for member in members]
+        for member in members[1:]:
+            same = (member.labels, member.card.exclusive, member.sample_rate) == (
+                first.labels,
+                first.card.exclusive,
+                first.sample_rate,
+            )
+            check(
+                same,
+                f"{first.card.name} and {member.card.name} differ in their classes or sample rate; the models of an "
+                "ensemble have the same.",
+            )
+        self.members = tuple(members)
+        self.embedding_size = sum(member.embedding_size for member in members)
+        self.is_cpu = all(member.is_cpu for member in members)
+        self.precision = first.precision
+        self._shares = all((type(m), m.front_end) == (type(first), first.front_end) for m in members)
+        digests = [str(member.card.provenance.get("sha256", "")) for member in members]
+        self.card = ModelCard(
+            name=name or "+".join(names),
+            front_end=first.front_end,
+            labels=first.labels,
+            licence="; ".join(dict.fromkeys(member.card.licence for member in members if member.card.licence)),
+            provenance={"members": names, "sha256": hashlib.sha256("\0".join(digests).encode()).hexdigest()},
+            exclusive=first.card.exclusive,
+        )
+
+    def features(self, windows: Iterable[Filled], hop: int) -> Iterator[Floats]:
+        """Yield the spectrograms that the networks share, or else samples [N]."""
+        return self.members[0].features(windows, hop) if self._shares else super().features(windows, hop)
+
+    def run(self, features: Floats) -> BackendOutput:
+        """Return probabilities [B, C] of the mean logits, and the embeddings of all networks side by side [B, D]."""
+        outputs = [member.run(self._features(member, features)) for member in self.members]
+        return self.checked(
+            BackendOutput(
+                self._mean([output.probabilities for output in outputs]),
+                np.concatenate([output.embedding for output in outputs], axis=1),
+            )
+        )
+
+    @property
+    def frame_samples(self) -> int:
+        """The number of samples between two frames, which all networks share.
+
+        Raises:
+            ConfigError: if they differ, or one computes whole windows only.
+        """
+        found = {member.frame_samples for member in self.members}
+        check(len(found) == 1, f"The frames of {self.card.name} are {sorted(found)} samples apart; they must be equal.")
+        return found.pop()
+
+    def frame_run(self, features: Floats, smoothing: int = 1) -> FrameOutput:
+        """Return what `run` does and the probabilities of each frame; see `Backend.frame_run`."""
+        outputs = [member.frame_run(self._features(member, features), smoothing) for member in self.members]
+        return self.checked(
+            FrameOutput(
+                self._mean([output.frames for output in outputs]),
+                self._mean([output.probabilities for output in outputs]),
+                np.concatenate([output.embedding for output in outputs], axis=1),
+            )
+        )
+
+    def enter_worker(self) -> None:
+        """Called once in each decoding thread before anything else."""
+        for member in self.members:
+            member.enter_worker()
+
+    def entered_workers(self) -> None:
+        """Called in the thread that runs the networks, after all decoding threads have called `enter_worker`."""
+        for member in self.members:
+            member.entered_workers()
+
+    def _features(self, member: Backend, features: Floats) -> Floats:
+        return features if self._shares else member.waveform_features(features)
+
+    def _mean(self, scores: Sequence[Scores]) -> Scores:
+        """Return the probabilities of the mean of the logits that probabilities [..., C] stand for."""
+        said = np.stack(scores).astype(np.float64).clip(np.finfo(np.float32).tiny, NEAR_ONE)
+        logits = np.log(said) if self.card.exclusive else np.log(said) - np.log1p(-said)
+        return probabilities(logits.mean(axis=0), self.card.exclusive)

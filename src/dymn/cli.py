@@ -30,6 +30,7 @@ from dymn.commands.options import Command
 from dymn.commands.output import STDOUT_ERRORS, open_closed_streams, silence_stdout
 from dymn.commands.probe import probe
 from dymn.commands.profile import profile
+from dymn.commands.review import review
 from dymn.commands.serve import serve
 from dymn.commands.shards import shards
 from dymn.commands.tag import tag
@@ -180,6 +181,7 @@ for function in (
     export,
     profile,
     fit,
+    review,
     calibrate,
     train,
     evaluate,

@@ -106,7 +106,8 @@ class Relabelled(Backend):
         self._backend = backend
         self._members = [np.array(indices) for indices in members.values()]
         self._combine: Any = np.sum if backend.card.exclusive else np.max
-        provenance = backend.card.provenance | {"labels": dict(about)}
+        provenance = {name: value for name, value in backend.card.provenance.items() if name != "thresholds"}
+        provenance["labels"] = dict(about)  # and no thresholds: they are those of other labels
         self.card = replace(backend.card, labels=tuple(members), provenance=provenance)
         self.embedding_size, self.is_cpu, self.precision = backend.embedding_size, backend.is_cpu, backend.precision
 

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from dymn import Tagger
 from dymn.cli import app
+from dymn.config import ModelCard
 from dymn.errors import ConfigError
 from dymn.inference.events import Event, most_specific
 from dymn.inference.selection import SPECIFIC_SHARE, Selection, TagSettings
@@ -20,6 +21,7 @@ from dymn.weights.labels import audioset_labels
 from dymn.weights.ontology import ancestors, at_level, paths
 
 LABELS = audioset_labels()
+CARD = ModelCard(labels=LABELS)
 RATE = 32_000
 
 
@@ -88,8 +90,8 @@ def test_levels():
 @settings(max_examples=25, deadline=None)
 def test_the_most_specific_labels(seed, threshold, top_k):
     scores = np.random.default_rng(seed).random(len(LABELS)).astype(np.float32) ** 3
-    plain = Selection(LABELS, TagSettings(0, threshold)).best(scores).tolist()
-    found = Selection(LABELS, TagSettings(top_k, threshold, specific=True)).best(scores).tolist()
+    plain = Selection(CARD, TagSettings(0, threshold)).best(scores).tolist()
+    found = Selection(CARD, TagSettings(top_k, threshold, specific=True)).best(scores).tolist()
     known = kinds(LABELS)
     expected = [i for i in plain if not any(known[i, j] and scores[j] >= SPECIFIC_SHARE * scores[i] for j in plain)]
     assert found == expected[: top_k or None]
@@ -99,7 +101,7 @@ def test_a_faint_specific_label_hides_nothing():
     scores = np.zeros(len(LABELS), np.float32)
     for label, score in (("Animal", 0.9), ("Dog", 0.8), ("Bark", 0.1), ("Speech", 0.5)):
         scores[LABELS.index(label)] = score
-    best = Selection(LABELS, TagSettings(0, 0.05, specific=True)).best(scores)
+    best = Selection(CARD, TagSettings(0, 0.05, specific=True)).best(scores)
     assert [LABELS[i] for i in best] == ["Dog", "Speech", "Bark"]
 
 
@@ -174,7 +176,7 @@ def test_the_service_has_labels_and_channels(tagger, tmp_path):
     body = (tmp_path / "a.wav").read_bytes()
     with TestClient(create_app({"top": Tagger(relabel(tagger.backend, 1)), "own": tagger})) as client:
         found = client.post("/v1/tag", params={"top_k": 0}, content=body).json()
-        assert len(found["tags"]) == 7
+        assert len(found["tags"]) == 7 and found["parameters"]["level"] == 1
         how = {"channel": "2", "gain": "-3", "band": "20-", "specific": True, "threshold": 0.001}
         answer = client.post("/v1/tag", params={"model": "own", **how}, content=body).json()
         tags = tagger.tag(samples[:, 1], RATE, **{**how, "channel": 1})

@@ -32,7 +32,7 @@ from dymn.audio.settings import PLAIN, ReadSettings
 from dymn.audio.sources import reason
 from dymn.audio.windows import Filled, fill
 from dymn.config import check
-from dymn.errors import AudioError, ConfigError, DymnError, MissingExtraError
+from dymn.errors import AudioError, ConfigError, DymnError
 from dymn.inference.discovery import Discovery, whole
 from dymn.inference.embedding import Embedding, EmbedSettings
 from dymn.inference.events import EventRecording, EventSettings, collect_events
@@ -44,6 +44,7 @@ from dymn.inference.selection import TagSettings
 from dymn.inference.tagger import Tagger
 from dymn.runtime.backend import CPU_BATCH_SIZE
 from dymn.system.arrays import Floats
+from dymn.system.extras import needing
 
 if TYPE_CHECKING:
     from dymn.models.mobilenet import MobileNet
@@ -324,11 +325,9 @@ def _running(address: str) -> Iterator[Any]:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # without clusters all servers bind to loopback
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it writes to standard error what is no error of ours
-    try:
+    with needing("Work on Ray", "ray"):
         ray = importlib.import_module("ray")
         importlib.import_module("ray.data")
-    except ImportError as error:
-        raise MissingExtraError("Work on Ray", "ray") from error
     begun = not ray.is_initialized()
     if begun:
         local = {"include_dashboard": False, "_node_ip_address": "127.0.0.1"} if address == LOCAL else {}

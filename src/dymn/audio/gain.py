@@ -48,7 +48,7 @@ def loudest(blocks: Iterable[Block]) -> str:
     """Return the number of the channel with the most power, from 1, as text; of equal ones the first."""
     powers = np.zeros(1)
     for samples, _ in blocks:
-        power = np.square(samples, dtype=np.float64).sum(axis=0)
+        power = np.array([np.dot(one, one) for one in np.ascontiguousarray(samples.T)], np.float64)
         powers = np.pad(powers, (0, max(0, len(power) - len(powers))))
         powers[: len(power)] += power
     return str(int(powers.argmax()) + 1)

@@ -20,7 +20,7 @@ from dymn.audio.decoder import MAX_RATE, MIN_RATE, Block, MissingDecoderError
 from dymn.audio.gain import loudest, loudness
 from dymn.audio.listing import SUFFIXES, expand, find
 from dymn.audio.notes import Notes
-from dymn.audio.recording import AudioInfo, chosen, recording
+from dymn.audio.recording import AudioInfo, chosen, recording, settled
 from dymn.audio.resampling import Resampler, resampled, whole_rate
 from dymn.audio.samples import Levels, check_finite, mean, to_float32
 from dymn.audio.settings import PLAIN, ReadSettings
@@ -222,6 +222,7 @@ def from_array(
 def _resampled(source: FileLike, rate: int, settings: ReadSettings, notes: Notes | None) -> Iterator[np.ndarray]:
     kept = Notes() if notes is None else notes
     with opened(source) as content:
+        settings = settled(settings, source, content, kept)
 
         def blocks_of(notes: Notes) -> Iterator[np.ndarray]:
             with recording(source, settings, notes=notes, content=content) as found:

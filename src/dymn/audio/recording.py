@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -61,8 +61,8 @@ def recording(
 
     Args:
         source: a path, "-" for standard input, or a binary file object.
-        settings: the channel, the track, and whether to read what can be read of a damaged recording; a note then says
-            what is missing.
+        settings: the channel, a number or "mix" (see `settled`), the track, and whether to read what can be read of a
+            damaged recording; a note then says what is missing.
         notes: where notes are added; None is a new list.
         content: its bytes, if they have been opened already.
 
@@ -75,17 +75,31 @@ def recording(
     report = Report(display(source), notes, settings.partial, settings.track)
     with ExitStack() as stack:
         content = stack.enter_context(opened(source)) if content is None else content
-        channel = settings.channel
-        if channel == "loudest":
-            with ExitStack() as own:
-                first = open_decoder(content, Report(report.name, Notes(), report.partial, report.track), own)
-                channel = loudest(first.blocks)
-            if first.channels > 1:
-                report.note(f"channel {channel} is the loudest of its {first.channels}, and is read.")
         decoder = open_decoder(content, report, stack)
         seconds = decoder.seconds if decoder.frames is None else decoder.frames / decoder.rate
         info = AudioInfo(decoder.rate, decoder.channels, decoder.frames, seconds, decoder.format)
-        yield Decoding(report.name, info, _mono(decoder, report, channel, settings.gain != 0), report.notes)
+        yield Decoding(report.name, info, _mono(decoder, report, settings.channel, settings.gain != 0), report.notes)
+
+
+def settled(settings: ReadSettings, source: FileLike, content: Content, notes: Notes) -> ReadSettings:
+    """Return settings with the number of the loudest channel in place of "loudest"; all of the recording is read.
+
+    Raises:
+        AudioError: as `recording`.
+    """
+    if settings.channel != "loudest":
+        return settings
+    with ExitStack() as stack:
+        decoder = open_decoder(content, Report(display(source), Notes(), settings.partial, settings.track), stack)
+        try:
+            number = loudest(decoder.blocks)
+        except OSError as error:
+            raise AudioError(
+                f"{display(source)} cannot be read: {reason(error)}. Check the disk or the connection."
+            ) from error
+    if decoder.channels > 1:
+        notes.add(f"channel {number} is the loudest of its {decoder.channels}, and is read.")
+    return replace(settings, channel=number)
 
 
 def _mono(decoder: Decoder, report: Report, channel: str, raised: bool) -> Iterator[np.ndarray]:

@@ -10,7 +10,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,10 +18,9 @@ import numpy as np
 
 from dymn.audio.reading import SUFFIXES as AUDIO_SUFFIXES
 from dymn.data.catalog import Catalog
-from dymn.data.readers import csv_rows, number, split_name
+from dymn.data.readers import csv_rows, multi_hot, number, split_name
 from dymn.data.stores import FileStore, Store, inside
 from dymn.errors import DataError
-from dymn.system.arrays import Floats
 
 SUFFIXES = (".csv", ".tsv")
 DELIMITERS = (",", ";", "\t")
@@ -100,7 +99,7 @@ def read_csv(
     return Catalog(
         keys=tuple(clip.key for clip in clips),
         labels=classes,
-        targets=_targets([clip.targets for clip in clips], classes, manifest),
+        targets=multi_hot([clip.targets for clip in clips], classes, manifest),
         splits=tuple(clip.split for clip in clips) if columns.split is not None else (),
         folds=tuple(clip.fold for clip in clips) if columns.fold is not None else (),
         spans=np.array([clip.span for clip in clips]) if columns.start is not None or columns.end is not None else None,
@@ -264,22 +263,6 @@ def _soft(rows: Sequence[list[str]], labels: Sequence[str] | None, where: Path) 
     if above is not None:
         raise DataError(f"{where}: {above!r} has a probability above 1.")
     return [dict(values[name] for name in row) for row in rows]
-
-
-def _targets(rows: Sequence[Mapping[str, float]], labels: Sequence[str], where: Path) -> Floats:
-    """Return the targets [N, C] of N clips.
-
-    Raises:
-        DataError: if a clip has a label that is not among `labels`.
-    """
-    column = {label: c for c, label in enumerate(labels)}
-    targets = np.zeros((len(rows), len(labels)), dtype=np.float32)
-    for i, row in enumerate(rows):
-        for name, value in row.items():
-            if name not in column:
-                raise DataError(f"{where} has a clip of class {name!r}, which is not among the {len(labels)} classes.")
-            targets[i, column[name]] = value
-    return targets
 
 
 def _audioset_labels() -> tuple[str, ...]:

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -203,8 +203,8 @@ def read_tau(root: Path) -> tuple[Catalog, Store]:
     ), FileStore([inside(root, row["filename"]) for row in rows])
 
 
-def multi_hot(names: Sequence[Iterable[str]], labels: Sequence[str], where: Path) -> Floats:
-    """Return [N, C] with 1 where a clip has a label.
+def multi_hot(names: Sequence[Iterable[str] | Mapping[str, float]], labels: Sequence[str], where: Path) -> Floats:
+    """Return targets [N, C]: 1 where a clip has a label, or the value that a mapping gives to the label.
 
     Raises:
         DataError: if a clip has a label that is not among `labels`.
@@ -215,7 +215,7 @@ def multi_hot(names: Sequence[Iterable[str]], labels: Sequence[str], where: Path
         for name in clip:
             if name not in column:
                 raise DataError(f"{where} has a clip of class {name!r}, which is not among the {len(labels)} classes.")
-            targets[row, column[name]] = 1.0
+            targets[row, column[name]] = clip[name] if isinstance(clip, Mapping) else 1.0
     return targets
 
 

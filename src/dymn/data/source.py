@@ -95,9 +95,7 @@ class Source(Dataset["Clip | BadClip"]):
             return BadClip(self.keys[i], read) if isinstance(read, str) else read
         try:
             place = int(self.indices[i])
-            found = self.store.read(place) if content is None else content
-            if isinstance(found, Exception):
-                raise found
+            found = self._encoded(place, content)
             waveform = decode(found, self.sample_rate, self.max_seconds, self._span(i))
             if len(waveform) >= int(self.max_seconds * self.sample_rate):
                 self._note_length(self.keys[i])
@@ -120,12 +118,16 @@ class Source(Dataset["Clip | BadClip"]):
             if len(read[0]) < int(self.max_seconds * self.sample_rate):  # else the end may be missing
                 return [read[0]], read[1]
         place = int(self.indices[i])
-        found = self.store.read(place) if content is None else content
-        if isinstance(found, Exception):
-            raise found
+        found = self._encoded(place, content)
         return within(reading.stream(_Named(found), self.sample_rate), self.sample_rate, self._span(i)), self._mark(
             place, found
         )
+
+    def _encoded(self, place: int, content: bytes | Exception | None) -> bytes:
+        found = self.store.read(place) if content is None else content
+        if isinstance(found, Exception):
+            raise found
+        return found
 
     def _note_length(self, key: str) -> None:
         if key not in self._long:

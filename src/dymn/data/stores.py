@@ -20,7 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from dymn.data.tar import Member
-from dymn.errors import DataError, DymnError, MissingExtraError
+from dymn.errors import DataError, DymnError
+from dymn.system.extras import needing
 from dymn.system.files import open_regular, read_bounded
 
 MAX_BYTES = 512 * 2**20
@@ -268,10 +269,8 @@ def open_hdf5(path: Path) -> Any:
         MissingExtraError: if h5py is not installed.
         DataError: if the file cannot be read.
     """
-    try:
+    with needing("Reading HDF5 datasets", "hdf5"):
         import h5py
-    except ImportError as error:
-        raise MissingExtraError("Reading HDF5 datasets", "hdf5") from error
     try:
         return h5py.File(path, "r")
     except OSError as error:

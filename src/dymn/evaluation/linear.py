@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from dymn.errors import MissingExtraError
 from dymn.evaluation import metrics
 from dymn.evaluation.rounds import Places
 from dymn.system.arrays import Array
+from dymn.system.extras import needing
 
 Doubles = npt.NDArray[np.float64]
 
@@ -33,10 +33,8 @@ class Examples:
         Raises:
             MissingExtraError: if scikit-learn is not installed.
         """
-        try:
+        with needing("Probing", "train"):
             from sklearn.preprocessing import StandardScaler
-        except ImportError as error:
-            raise MissingExtraError("Probing", "train") from error
         scaler = StandardScaler().fit(self.vectors[train])
         known, asked = scaler.transform(self.vectors[train]), scaler.transform(self.vectors[test])
         if self.exclusive:

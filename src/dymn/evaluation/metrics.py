@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from dymn.errors import ConfigError, DataError, MissingExtraError
+from dymn.errors import ConfigError, DataError
 from dymn.system.arrays import Array
+from dymn.system.extras import needing
 from dymn.system.files import atomic_write, csv_text, text_in
 
 KINDS = ("tagging", "classification")
@@ -173,10 +174,8 @@ def per_class(scores: Array, targets: Array, mask: Array | None = None) -> list[
         DataError: if shapes do not fit or scores are not finite.
         MissingExtraError: if scikit-learn is not installed.
     """
-    try:
+    with needing("Measuring mAP and ROC-AUC", "train"):
         from sklearn.metrics import average_precision_score, roc_auc_score
-    except ImportError as error:
-        raise MissingExtraError("Measuring mAP and ROC-AUC", "train") from error
     scores, targets, annotated = _checked(scores, targets, mask)
     results = []
     for c in range(scores.shape[1]):

@@ -16,13 +16,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from dymn.errors import MissingExtraError
 from dymn.export.lite_network import LiteNetwork
 from dymn.export.parity import FileRunner
 from dymn.export.plan import METADATA, Plan
 from dymn.export.program import Program
 from dymn.models.mobilenet import MobileNet
 from dymn.runtime.fused import fuse
+from dymn.system.extras import needing
 
 
 def executorch(model: MobileNet, plan: Plan, calibrate: Sequence[npt.NDArray[np.float32]] = ()) -> bytes:
@@ -39,11 +39,9 @@ def executorch(model: MobileNet, plan: Plan, calibrate: Sequence[npt.NDArray[np.
     Raises:
         MissingExtraError: if the package executorch is missing.
     """
-    try:
+    with needing("Exporting to ExecuTorch", "executorch"):
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.exir import to_edge_transform_and_lower
-    except ImportError as error:
-        raise MissingExtraError("Exporting to ExecuTorch", "executorch") from error
 
     def lower(network: nn.Module, example: Tensor) -> bytes:
         exported = torch.export.export(network, (example,), strict=False)
@@ -60,10 +58,8 @@ def litert(model: MobileNet, plan: Plan, calibrate: Sequence[npt.NDArray[np.floa
     Raises:
         MissingExtraError: if the package litert-torch is missing.
     """
-    try:
+    with needing("Exporting to LiteRT", "litert"):
         import litert_torch
-    except ImportError as error:
-        raise MissingExtraError("Exporting to LiteRT", "litert") from error
 
     def lower(network: nn.Module, example: Tensor) -> bytes:
         with tempfile.TemporaryDirectory() as folder:

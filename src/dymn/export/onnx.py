@@ -10,12 +10,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from dymn.errors import MissingExtraError
 from dymn.export.parity import FileRunner
 from dymn.export.plan import METADATA, Plan
 from dymn.models.frontend import LogMel
 from dymn.models.mobilenet import MobileNet
 from dymn.runtime.fused import fuse
+from dymn.system.extras import needing
 
 
 def build(model: MobileNet, plan: Plan, calibrate: Sequence[npt.NDArray[np.float32]] = ()) -> bytes:
@@ -34,10 +34,8 @@ def build(model: MobileNet, plan: Plan, calibrate: Sequence[npt.NDArray[np.float
         ConfigError: if the network has a part that cannot be exported.
         MissingExtraError: if the package onnx is missing.
     """
-    try:
+    with needing("Exporting to ONNX", "onnx"):
         import onnx
-    except ImportError as error:
-        raise MissingExtraError("Exporting to ONNX", "onnx") from error
     from dymn.export import graph, precision
     from dymn.export.nodes import OPSET, Nodes
 

@@ -14,8 +14,8 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from dymn.errors import MissingExtraError
 from dymn.export.nodes import EXACT
+from dymn.system.extras import needing
 
 SMALL = 256
 """Constants of fewer values stay in float32."""
@@ -88,10 +88,8 @@ def compute_in_integers(
     Raises:
         MissingExtraError: if the package onnxruntime is missing.
     """
-    try:
+    with needing("Calibration", "onnx"):
         from onnxruntime import quantization
-    except ImportError as error:
-        raise MissingExtraError("Calibration", "onnx") from error
 
     class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:

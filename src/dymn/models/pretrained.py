@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from dymn.config import ModelCard, ModelConfig
-from dymn.errors import ConfigError, MissingExtraError, WeightsError
+from dymn.errors import ConfigError, WeightsError
 from dymn.system.arrays import Array
+from dymn.system.extras import needing
 from dymn.weights.checkpoint import open_checkpoint
 from dymn.weights.format import STORAGE_TYPES, Stored, check_finite, save_folder
 from dymn.weights.format import save as save_stored
@@ -143,10 +144,8 @@ class Pretrained(nn.Module):
             MissingExtraError: if huggingface_hub is not installed.
             WeightsError: if the Hub refuses it or cannot be reached.
         """
-        try:
+        with needing("Uploading to the Hub", "hub"):
             from huggingface_hub import HfApi
-        except ImportError as error:
-            raise MissingExtraError("Uploading to the Hub", "hub") from error
 
         api = HfApi(token=token)
         with tempfile.TemporaryDirectory() as folder:

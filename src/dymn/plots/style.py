@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from dymn.config import FrontEndConfig
-from dymn.errors import ConfigError, MissingExtraError, visible
+from dymn.errors import ConfigError, visible
 from dymn.system.arrays import Floats
+from dymn.system.extras import needing
 from dymn.system.files import atomic_write
 
 if TYPE_CHECKING:
@@ -49,10 +50,8 @@ def require() -> None:
     Raises:
         MissingExtraError: if matplotlib is not installed.
     """
-    try:
+    with needing("Drawing", "plot"):
         import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError("Drawing", "plot") from error
 
 
 def save_figure(figure: Figure, path: str | Path, dpi: int = 120) -> None:

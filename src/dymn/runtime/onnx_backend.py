@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 
 from dymn.config import ModelCard, check, from_dict
-from dymn.errors import ConfigError, MissingExtraError, WeightsError
+from dymn.errors import ConfigError, WeightsError
 from dymn.runtime.backend import Backend, BackendOutput
-from dymn.runtime.onnx_files import check_onnx, read_onnx
+from dymn.runtime.onnx_files import MAX_FILE, check_onnx
 from dymn.system.arrays import Floats
 from dymn.system.cpus import default_threads
+from dymn.system.extras import needing
 from dymn.weights.download import cache_folder
+from dymn.weights.files import read_file
 
 MAX_METADATA = 2**20
 
@@ -67,10 +69,8 @@ class OnnxBackend(Backend):
             WeightsError: if there is no such file, or it was not written by `dymn export`.
         """
         n_threads = default_threads(threads)
-        try:
+        with needing("Running ONNX files", "onnx"):
             import onnxruntime
-        except ImportError as error:
-            raise MissingExtraError("Running ONNX files", "onnx") from error
         name = "The file" if isinstance(source, bytes) else str(source)
         if not isinstance(source, bytes) and not Path(source).is_file():
             raise WeightsError(f"There is no file {name}. Write one with: dymn export MODEL -o FILE.onnx")
@@ -78,7 +78,10 @@ class OnnxBackend(Backend):
         options.log_severity_level = 3
         options.intra_op_num_threads = n_threads
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # threads that wait sleep
-        content = source if isinstance(source, bytes) else read_onnx(Path(source))
+        if isinstance(source, bytes):
+            content, digest = source, hashlib.sha256(source).hexdigest()
+        else:
+            _, _, digest, content = read_file(Path(source), MAX_FILE)
         check_onnx(content, name)
         try:
             # Without its fallback, which prints what is in the file and tries the same again.
@@ -98,9 +101,7 @@ class OnnxBackend(Backend):
             described: dict[str, Any] = json.loads(text)
             card = from_dict(ModelCard, described["card"])
             self.exported_from = str(card.provenance.get("sha256", ""))
-            self.card = dataclasses.replace(
-                card, provenance=card.provenance | {"sha256": hashlib.sha256(content).hexdigest()}
-            )
+            self.card = dataclasses.replace(card, provenance=card.provenance | {"sha256": digest})
             self.input = str(described["input"])
             self.seconds: float | None = None if described["seconds"] is None else float(described["seconds"])
             check(self.input in ("waveform", "log-mel"), f"its input is {self.input!r:.80}")

@@ -8,10 +8,8 @@ value, whose length comes first unless the kind says it.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from dymn.errors import WeightsError
-from dymn.system.files import read_bounded
 
 MAX_FILE = 2**31 - 1  # what a message of protobuf may have
 MAX_FIELDS = 2**21  # that are looked at; an exported network has some ten thousand
@@ -30,19 +28,6 @@ _PARTS: dict[str, dict[int, str]] = {
 }
 """Of each message in which a tensor can be: the numbers of the fields that lead on to one."""
 _EXTERNAL_DATA, _DATA_LOCATION = 13, 14  # fields of a tensor
-
-
-def read_onnx(path: Path) -> bytes:
-    """Return the content of a file.
-
-    Raises:
-        WeightsError: if it cannot be read, is not a regular file, or is too large for an ONNX file.
-    """
-    try:
-        content = read_bounded(path, MAX_FILE)
-    except OSError as error:
-        raise WeightsError(f"{path} cannot be read: {error.strerror or error}.") from error
-    return content
 
 
 def check_onnx(content: bytes, name: str) -> None:

@@ -98,12 +98,17 @@ def _members(labels: Sequence[str], member: str, group: str) -> set[int]:
 class Relabelled(Backend):
     """A backend with other labels."""
 
-    def __init__(self, backend: Backend, members: Mapping[str, Sequence[int]]) -> None:
-        """Put `members`, names with indices of the backend's labels, in the place of its labels."""
+    def __init__(self, backend: Backend, members: Mapping[str, Sequence[int]], about: Mapping[str, Any]) -> None:
+        """Put `members`, names with indices of the backend's labels, in the place of its labels.
+
+        `about` tells in the provenance of the card, under "labels", where they come from, as JSON types.
+        """
         self._backend = backend
         self._members = [np.array(indices) for indices in members.values()]
         self._combine: Any = np.sum if backend.card.exclusive else np.max
-        self.card = replace(backend.card, labels=tuple(members))
+        provenance = {name: value for name, value in backend.card.provenance.items() if name != "thresholds"}
+        provenance["labels"] = dict(about)  # and no thresholds: they are those of other labels
+        self.card = replace(backend.card, labels=tuple(members), provenance=provenance)
         self.embedding_size, self.is_cpu, self.precision = backend.embedding_size, backend.is_cpu, backend.precision
 
     def _scores(self, scores: Scores) -> Scores:
@@ -156,8 +161,11 @@ def relabel(backend: Backend, level: int | None = None, groups: Groups | None = 
     """
     check(level is None or groups is None, "Labels are those of a level, or groups. Give one of --level and --groups.")
     if level is not None:
-        return Relabelled(backend, levels(backend.labels, level))
-    return backend if groups is None else Relabelled(backend, grouped(backend.labels, groups))
+        return Relabelled(backend, levels(backend.labels, level), {"level": level})
+    if groups is None:
+        return backend
+    about = {"groups": {name: list(members) for name, members in groups.items()}}
+    return Relabelled(backend, grouped(backend.labels, groups), about)
 
 
 def kinds(labels: Sequence[str]) -> np.ndarray:

@@ -222,6 +222,7 @@ class Service:
         self.metrics.audio.inc(recording.seconds)
         card = backend.card
         parameters = to_dict(question.settings) | {"hop": question.settings.hop or question.settings.window}
+        parameters |= card.provenance.get("labels", {})
         origin = Origin(
             __version__,
             card.name or question.model,

@@ -4,8 +4,23 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from dymn.errors import MissingExtraError
+
+
+@contextmanager
+def needing(purpose: str, extra: str) -> Iterator[None]:
+    """Import optional dependencies within a `with`.
+
+    Raises:
+        MissingExtraError: naming the purpose and the extra, if one is not installed.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise MissingExtraError(purpose, extra) from error
 
 
 def has_torch() -> bool:

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from dymn.errors import ConfigError, MissingExtraError
+from dymn.errors import ConfigError
 from dymn.system.devices import resolve_device
+from dymn.system.extras import needing
 from dymn.training.settings import TRAINING_PRECISIONS, TrainConfig
 
 PATIENCE = datetime.timedelta(hours=12)  # of the processes that wait while one evaluates
@@ -27,11 +28,9 @@ def launch(config: TrainConfig) -> Any:
         ConfigError: if the device cannot be used, or not in this precision.
         MissingExtraError: if Lightning Fabric is not installed.
     """
-    try:
+    with needing("Training", "train"):
         from lightning_fabric import Fabric
         from lightning_fabric.strategies.ddp import DDPStrategy
-    except ImportError as error:
-        raise MissingExtraError("Training", "train") from error
     device = resolve_device(config.run.device or None)
     if config.optim.precision == "fp16" and device.type != "cuda":
         raise ConfigError(
@@ -70,9 +69,7 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        total = gradient.clone()
-        dist.all_reduce(total)
-        return total
+        return _Sum.forward(ctx, gradient)
 
 
 def _sum(values: Tensor) -> Tensor:

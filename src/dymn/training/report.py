@@ -8,7 +8,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from dymn.errors import MissingExtraError
+from dymn.system.extras import needing
 from dymn.system.files import atomic_write
 
 Record = dict[str, Any]
@@ -38,7 +38,7 @@ class Tracker(Reporter):
 
     def __init__(self, kind: str, folder: Path, config: Record, name: str) -> None:
         self.kind = kind
-        try:
+        with needing(f"run.trackers = [{kind!r}]", kind):
             if kind == "tensorboard":
                 from torch.utils.tensorboard import SummaryWriter
 
@@ -51,8 +51,6 @@ class Tracker(Reporter):
                 self.writer = wandb.init(
                     project="dymn", name=name or None, dir=str(folder), config=config, id=mark, resume="allow"
                 )
-        except ImportError as error:
-            raise MissingExtraError(f"run.trackers = [{kind!r}]", kind) from error
 
     def epoch(self, record: Record) -> None:
         """Log the numbers of an epoch."""
@@ -102,11 +100,9 @@ def plot_curves(path: Path, history: list[Record], metric: str) -> None:
     Raises:
         MissingExtraError: if matplotlib is not installed.
     """
-    try:
+    with needing("Drawing curves", "plot"):
         from matplotlib.figure import Figure
         from matplotlib.ticker import MaxNLocator
-    except ImportError as error:
-        raise MissingExtraError("Drawing curves", "plot") from error
     epochs = [record["epoch"] for record in history]
     panels = [("loss", "training loss"), ("label_loss", "label loss"), ("teacher_loss", "distillation loss")]
     panels += [(f"val_{metric}", f"validation {metric}"), (f"test_{metric}", f"test {metric}"), ("lr", "learning rate")]

@@ -42,7 +42,7 @@ def read_file(path: Path, most: int = MAX_FILE) -> WeightsFile:
     except OSError as error:
         raise WeightsError(f"{path} cannot be read: {error.strerror or error}.") from error
     if max(size, len(content)) > most:
-        raise WeightsError(f"{path} has {size:,} bytes; a checkpoint has at most {most:,}.")
+        raise WeightsError(f"{path} has {size:,} bytes; a file of weights has at most {most:,}.")
     return WeightsFile(path, len(content), hashlib.sha256(content).hexdigest(), content)
 
 

@@ -16,10 +16,11 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from dymn.audio.clocks import Begin
-from dymn.errors import ConfigError, MissingExtraError
+from dymn.errors import ConfigError
 from dymn.inference.formats import annotators
 from dymn.inference.formats.layout import Column, Layout, R
 from dymn.inference.formats.origin import Origin
+from dymn.system.extras import needing
 from dymn.system.files import csv_text, text_in
 
 
@@ -170,11 +171,9 @@ def require_parquet() -> tuple[Any, Any]:
     Raises:
         MissingExtraError: if pyarrow is not installed.
     """
-    try:
+    with needing("Writing Parquet", "parquet"):
         import pyarrow
         import pyarrow.parquet
-    except ImportError as error:
-        raise MissingExtraError("Writing Parquet", "parquet") from error
     return pyarrow, pyarrow.parquet
 
 

@@ -122,13 +122,15 @@ def test_values_of_options_are_the_keys_of_the_data_they_name():
     from dymn.inference import selection
     from dymn.inference.formats import embeddings, events, tags
     from dymn.inference.frames import METHODS
+    from dymn.live import clips
     from dymn.profiling.formats import COMPARISON_FORMATS, PROFILE_FORMATS
 
     named = {
         ("tag", "format"): tags.TAGS.formats, ("tag", "fill"): windows.FILLS,
         ("tag", "combine"): selection.COMBINATIONS, ("embed", "format"): embeddings.EMBEDDING_FORMATS,
         ("events", "format"): events.EVENTS.formats, ("events", "method"): METHODS,
-        ("listen", "encoding"): pcm.PCM_FORMATS, ("export", "format"): export.FORMATS,
+        ("listen", "encoding"): pcm.PCM_FORMATS, ("listen", "save-format"): clips.KINDS,
+        ("export", "format"): export.FORMATS,
         ("export", "input"): export.INPUTS, ("export", "precision"): export.PRECISIONS, ("shards", "audio"): ENCODINGS,
         ("profile", "format"): COMPARISON_FORMATS.keys() & PROFILE_FORMATS.keys(),
     }  # fmt: skip

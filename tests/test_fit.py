@@ -1,9 +1,11 @@
 """Classifiers of one's own: from labelled recordings to a checkpoint that everything reads."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +25,10 @@ from dymn.fitting.examples import LabelledWindows, Place, embed_labelled
 from dymn.fitting.fit import fit_checkpoint
 from dymn.fitting.heads import fit_head
 from dymn.fitting.labelled import read_answers, read_labelled
+from dymn.fitting.review import doubts
 from dymn.fitting.thresholds import class_thresholds
 from dymn.inference.embedding import Embedder
+from dymn.inference.selection import TagSettings
 from dymn.runtime.opening import open_backend
 from dymn.runtime.scores import thresholds_of
 from dymn.weights import open_checkpoint
@@ -33,6 +37,7 @@ from dymn.weights.format import save
 AUDIO = Path(__file__).parents[1] / "examples" / "audio"
 SOUNDS = {"dog": "dog.ogg", "rain": "rain.ogg", "background": "speech.ogg"}
 SECONDS = 1.2
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 def cut(name: str, folder: Path, count: int = 4) -> None:
@@ -374,3 +379,64 @@ def test_dymn_calibrate_gives_any_model_thresholds(clips, tmp_path):
     assert [tag["label"] for tag in json.loads(tagged.stdout)["recordings"][0]["tags"]] == ["Dog"]
     refused = run("calibrate", "dymn04_open", "--data", clips, "-o", path)
     assert refused.exit_code == 2 and "no label 'dog'" in refused.stderr
+
+
+def page_data(path):
+    (text,) = re.findall(r'<script id="data" type="application/json">(.*?)</script>', path.read_text(), re.S)
+    return json.loads(text)
+
+
+def test_the_review_page_asks_about_the_least_sure_windows(mine, tmp_path):
+    page = tmp_path / "review.html"
+    done = run("review", mine, AUDIO, "--output", page, "--count", 4, "--window", 2, "--quiet")
+    assert done.exit_code == 0, done.output
+    asked = page_data(page)["questions"]
+    assert len(asked) == 4 and {one["label"] for one in asked} == {"dog", "rain"}
+    assert all(one["audio"].startswith("data:audio/wav;base64,") and Path(one["path"]).is_file() for one in asked)
+    backend = Tagger.from_pretrained(mine).backend
+    everything, bad = doubts(backend, sorted(AUDIO.glob("*.ogg")), TagSettings(window=2.0), count=100)
+    assert not bad and max(Counter(one.path for one in everything).values()) <= 3
+    gaps = [
+        abs(np.log(one.score / (1 - one.score)) - np.log(one.threshold / (1 - one.threshold))) for one in everything
+    ]
+    for label in ("dog", "rain"):
+        own = [gap for gap, one in zip(gaps, everything, strict=True) if one.label == label]
+        assert own == sorted(own)
+    assert [one.label for one in doubts(backend, [AUDIO / "dog.ogg"], TagSettings(labels=("rain",)))[0]] == ["rain"]
+
+
+def test_a_recording_that_cannot_be_reviewed_is_named(mine, tmp_path):
+    (tmp_path / "bad.wav").write_bytes(b"no audio")
+    page = tmp_path / "review.html"
+    done = run("review", mine, AUDIO / "dog.ogg", tmp_path / "bad.wav", "--output", page, "--quiet")
+    assert done.exit_code == 1 and "bad.wav" in done.stderr and page_data(page)["questions"]
+    done = run("review", mine, tmp_path / "bad.wav", "--output", tmp_path / "none.html", "--quiet")
+    assert done.exit_code == 1 and not (tmp_path / "none.html").exists()
+    assert run("review", mine, AUDIO, "--output", tmp_path / "page.txt").exit_code == 2
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium here")
+def test_the_page_is_answered_by_keyboard_and_its_table_is_learned_from(mine, clips, tmp_path):
+    playwright = pytest.importorskip("playwright.sync_api", reason="the package playwright is not installed")
+    page = tmp_path / "review.html"
+    assert run("review", mine, AUDIO, "--output", page, "--count", 3, "--quiet").exit_code == 0
+    wrong = []
+    with playwright.sync_playwright() as steered:
+        browser = steered.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"], timeout=120_000)
+        seen = browser.new_page(viewport={"width": 1000, "height": 760})
+        seen.on("pageerror", lambda error: wrong.append(str(error)))
+        seen.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+        seen.goto(page.as_uri())
+        for key in ("y", "n", "u"):
+            seen.keyboard.press(key)
+        with seen.expect_download() as download:
+            seen.keyboard.press("s")
+        download.value.save_as(tmp_path / "labels.csv")
+        browser.close()
+    assert not wrong
+    asked = page_data(page)["questions"]
+    first, second = read_answers(tmp_path / "labels.csv", ["dog", "rain"])
+    assert (first.path, first.heard) == (Path(asked[0]["path"]), {asked[0]["label"]})
+    assert (second.start, second.heard, second.absent) == (asked[1]["start"], set(), {asked[1]["label"]})
+    words = ["fit", clips, "-m", "dymn04_open", "-o", tmp_path / "better.safetensors", "--quiet"]
+    assert run(*words, "--add", tmp_path / "labels.csv").exit_code == 0

@@ -22,7 +22,7 @@ from dymn import Tagger, create_model
 from dymn.audio.microphone import BLOCK_SECONDS, BoundedQueue, Chunk, devices, microphone
 from dymn.audio.pcm import PCM_FORMATS, PcmReader, encoded_kind
 from dymn.cli import app
-from dymn.commands import listen
+from dymn.commands import listen, live_sources, live_table
 from dymn.config import ModelCard
 from dymn.errors import AudioError, ConfigError, MissingExtraError
 from dymn.inference.selection import TagSettings
@@ -285,7 +285,7 @@ def test_the_table_shows_labels_as_they_are(tagger):
         window=answer.window._replace(tags=[answer.window.tags[0]._replace(label="[red]Dog[/nope]")]), dropped=2.0
     )
     out = Console(file=io.StringIO(), width=80)
-    out.print(listen.LiveTable("[bold]title[/x]", 3).table(hostile))
+    out.print(live_table.LiveTable("[bold]title[/x]", 3).table(hostile))
     text = out.file.getvalue()
     assert "[red]Dog[/nope]" in text
     assert "[bold]title[/x]" in text
@@ -364,7 +364,7 @@ def test_listening_to_a_microphone(sounddevice, model, monkeypatch):
         yield queue.get(0)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(listen, "queued", until_empty)
+    monkeypatch.setattr(live_sources, "queued", until_empty)
     done = run("--model", model, "--json", "--window", 0.5, "--hop", 0.5)
     assert done.exit_code == 0
     answers = [json.loads(line) for line in done.stdout.splitlines()]
@@ -421,7 +421,7 @@ def test_without_sounddevice_or_portaudio(monkeypatch):
 def test_queued_waits_and_ends():
     queue = BoundedQueue(10)
     threading.Thread(target=lambda: (time.sleep(0.3), queue.put(np.zeros((1, 1))), queue.close())).start()
-    assert len(list(listen.queued(queue))) == 1
+    assert len(list(live_sources.queued(queue))) == 1
 
 
 @pytest.mark.parametrize("kind", ["WAV", "FLAC", "Ogg", "MP3", "MP4", "AIFF"])

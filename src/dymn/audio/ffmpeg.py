@@ -87,7 +87,7 @@ def open_ffmpeg(
         raise
     except Exception as error:
         _kept(handle)
-        raise UnknownFormatError(_reason(error)) from error
+        raise UnknownFormatError(error_words(error)) from error
     if names & _LISTS:
         raise UnknownFormatError(f"a playlist ({container.format.name}) holds no sound; give what it lists")
     if track is None:
@@ -217,13 +217,13 @@ class _Reader:
                 fifo, shape = av.AudioFifo(), now
             self._done += frame.samples / frame.sample_rate
             if len(frame.layout.channels) >= _MOST_PLANES:
-                yield Block(self._skipped(_packed(frame, self._report.name)), frame.sample_rate)
+                yield Block(self._skipped(frame_samples(frame, self._report.name)), frame.sample_rate)
                 continue
             frame.pts = None  # the fifo wants them without gaps
             try:
                 fifo.write(frame)
             except Exception as error:  # a frame that does not fit those before it
-                self._report.damage(self._done, self.promised, _reason(error), error)
+                self._report.damage(self._done, self.promised, error_words(error), error)
                 continue
             held += frame.samples
         if held:
@@ -285,7 +285,7 @@ class _Reader:
         self._last_lost = True
         self._lost += 0.02 if packet is None or not packet.duration else float(packet.duration * packet.time_base)
         if packet is None or self._lost > SLACK_SECONDS:
-            self._report.damage(self._done, self.promised, _reason(error), error)
+            self._report.damage(self._done, self.promised, error_words(error), error)
 
     def _gap(self, frame: Any) -> Iterator[Block]:
         """Yield the silence that belongs before a frame by its timestamp."""
@@ -337,6 +337,11 @@ class _Reader:
             left -= n
 
 
+def frame_samples(frame: Any, name: str) -> Floats:
+    """Return a decoded frame of any number of channels as float32 [samples, channels]."""
+    return _packed(frame, name) if len(frame.layout.channels) >= _MOST_PLANES else _samples(frame)
+
+
 def _kept(handle: ContentFile | None) -> None:
     """Raise what was raised in a read within the decoder."""
     if handle is not None and handle.error is not None:
@@ -354,7 +359,7 @@ def _packed(frame: Any, name: str) -> Floats:
         packed = [*resampler.resample(frame), *resampler.resample(None)]
     except Exception as error:  # more than 64 channels, for example
         raise AudioError(
-            f"{name} has {channels} channels, which FFmpeg cannot convert ({_reason(error)}). Save it with fewer "
+            f"{name} has {channels} channels, which FFmpeg cannot convert ({error_words(error)}). Save it with fewer "
             "channels."
         ) from error
     parts = [part.to_ndarray().reshape(part.samples, -1) for part in packed]
@@ -370,6 +375,7 @@ def _samples(frame: Any) -> Floats:
     return array.T if frame.format.is_planar else array.reshape(frame.samples, -1)
 
 
-def _reason(error: Exception) -> str:
+def error_words(error: Exception) -> str:
+    """Return what an error of FFmpeg says, without the address or the file that it names."""
     words = (getattr(error, "strerror", None) or "the codec is not known").rstrip(".")
     return "it uses what FFmpeg cannot decode yet" if "patches welcome" in words else words

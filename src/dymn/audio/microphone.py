@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
+import numpy as np
 import numpy.typing as npt
 
 from dymn.config import check
@@ -21,11 +22,20 @@ BLOCK_SECONDS = 0.05
 """The length of the blocks that a device records."""
 
 
+class Notice(NamedTuple):
+    """What happened to a source: its sound was `lost`, or is `back` after some seconds without; and why."""
+
+    kind: str
+    reason: str
+    seconds: float = 0.0
+
+
 class Chunk(NamedTuple):
-    """Samples [n, channels], and the number of frames that were dropped before them."""
+    """Samples [n, channels], the number of frames that were dropped before them, and what happened before those."""
 
     samples: npt.NDArray[Any]
     dropped: int
+    notice: Notice | None = None
 
 
 class BoundedQueue:
@@ -52,6 +62,17 @@ class BoundedQueue:
             self._dropped = 0
             self._ready.notify()
             return True
+
+    def has_room(self, frames: int) -> bool:
+        """Whether so many frames would fit."""
+        with self._ready:
+            return not self._waiting or self._waiting + frames <= self._limit
+
+    def tell(self, notice: Notice) -> None:
+        """Append what happened to the source; notices are few and always fit."""
+        with self._ready:
+            self._chunks.append(Chunk(np.zeros((0, 1), np.float32), 0, notice))
+            self._ready.notify()
 
     def lose(self, frames: int) -> None:
         """Count frames that were lost before the queue."""

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import sys
-import threading
-from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, nullcontext
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Literal
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
 
 from dymn.commands.label_options import GroupsFile, Level, Specific, vocabulary
+from dymn.commands.live_sources import Pcm, check_use, list_devices, opened
+from dymn.commands.live_table import display
 from dymn.commands.options import (
     WHAT,
     BackendOption,
@@ -22,44 +23,63 @@ from dymn.commands.options import (
     PrecisionOption,
     Quiet,
     Threads,
-    Threshold,
     format_option,
     hush,
     note,
     note_gaps,
+    output_option,
     seconds_option,
+    threshold_option,
 )
 from dymn.commands.reading_options import READING
 from dymn.commands.recordings import load_tagger
-from dymn.errors import AudioError, ConfigError
+from dymn.errors import ConfigError
 
 if TYPE_CHECKING:
-    from dymn.audio.microphone import BoundedQueue, Chunk
-    from dymn.audio.pcm import PcmReader
-    from dymn.inference.stream import Heard
+    from dymn.audio.microphone import Chunk
+    from dymn.inference.events import EventSettings
+    from dymn.inference.selection import TagSettings
+    from dymn.inference.tagger import Tagger
+    from dymn.live.delivery import Delivery
 
-PIPE, LIVE = "Samples from a pipe", "Listening"
+PIPE, LIVE, EVENTS, ACTIONS = "Samples from a pipe", "Listening", "Sounds", "Actions"
 ListenFormat = Literal["text", "jsonl"]
-READ_BYTES = 65_536
-POLL_SECONDS = 0.2
-MICROPHONE_LAG = 2.0
-Pcm = Literal["s8", "u8", "s16le", "s16be", "s24le", "s32le", "s32be", "f32le", "f32be"]
-"""The names in `dymn.audio.pcm.PCM_FORMATS`."""
+TAG_THRESHOLD, EVENT_THRESHOLD, TOP_K, MIN_GAP = 0.1, 0.3, 5, 1.0
+SLOW = "Give a longer --hop or a smaller --model."
+ClipKind = Literal["flac", "wav"]
+"""The names in `dymn.live.clips.KINDS`."""
 
 
 def listen(
     source: Annotated[
         str | None,
-        typer.Argument(metavar="[-]", help="- for raw samples on standard input. The default is the microphone."),
+        typer.Argument(
+            metavar="[-|URL]",
+            help="- for raw samples on standard input, or the address of a stream (http, https, rtsp, rtsps). The "
+            "default is the microphone.",
+        ),
     ] = None,
     model: Model = None,
     top_k: Annotated[
-        int,
+        int | None,
         typer.Option(
-            "--top-k", "-k", metavar="NUMBER", min=1, help="Give at most this many labels.", rich_help_panel=WHAT
+            "--top-k",
+            "-k",
+            metavar="NUMBER",
+            min=1,
+            help="Give at most this many labels of a window. The default is 5.",
+            rich_help_panel=WHAT,
         ),
-    ] = 5,
-    threshold: Threshold = 0.1,
+    ] = None,
+    threshold: Annotated[
+        Any,
+        threshold_option(
+            "Give only labels with at least this probability; a sound reaches it. auto and precise are the thresholds "
+            "of each label that a model from `dymn fit` or `dymn calibrate` carries. The default is 0.1, and 0.3 for "
+            "sounds.",
+            WHAT,
+        ),
+    ] = None,
     labels: Labels = None,
     exclude: Exclude = None,
     specific: Specific = False,
@@ -67,17 +87,105 @@ def listen(
     groups: GroupsFile = None,
     format: Annotated[
         ListenFormat,
-        format_option("text (in a terminal a table that changes), or jsonl: a line of JSON for each window."),
+        format_option("text (windows in a terminal are a table that changes), or jsonl: a line of JSON for each."),
     ] = "text",
+    output: Annotated[
+        Path | None, output_option("Append lines of JSON to this file, beside what standard output shows.")
+    ] = None,
+    events: Annotated[
+        bool,
+        typer.Option(
+            "--events",
+            help="Report when each sound begins and ends, instead of each window. All options of this group and the "
+            "next one imply it.",
+            rich_help_panel=EVENTS,
+        ),
+    ] = False,
+    off_threshold: Annotated[
+        float | None,
+        typer.Option(
+            metavar="FROM 0 TO 1",
+            max=1,
+            help="A sound lasts while its probability is at least this. The default is 0.3 of --threshold.",
+            rich_help_panel=EVENTS,
+        ),
+    ] = None,
+    min_gap: Annotated[
+        float | None,
+        seconds_option(
+            "A sound has ended when it was below --off-threshold for longer than this. The default is 1.",
+            EVENTS,
+            least=0,
+            most=None,
+        ),
+    ] = None,
+    min_duration: Annotated[
+        float | None, seconds_option("Report a sound once it has lasted so long.", EVENTS, least=0, most=None)
+    ] = None,
+    webhook: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Post each message as JSON to this address.", rich_help_panel=ACTIONS),
+    ] = None,
+    run: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COMMAND",
+            help="Run this program, without a shell, when a sound begins; {label}, {score}, {start}, {time} and "
+            "{source} are replaced. With {end}, {end_time} or {duration} it runs when the sound has ended, with "
+            "{path} when it is saved, with {event} at each message.",
+            rich_help_panel=ACTIONS,
+        ),
+    ] = None,
+    mqtt: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Publish to this broker, such as mqtt://user@broker.local, with Home Assistant's discovery (needs "
+            "dymn\\[mqtt]). DYMN_MQTT_PASSWORD holds the password.",
+            rich_help_panel=ACTIONS,
+        ),
+    ] = None,
+    save: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Save the sound of each event in this folder.", rich_help_panel=ACTIONS),
+    ] = None,
+    before: Annotated[
+        float, seconds_option("Save so much before the start of a sound.", ACTIONS, least=0, most=30)
+    ] = 2.0,
+    after: Annotated[float, seconds_option("Save so much after its end.", ACTIONS, least=0, most=30)] = 2.0,
+    save_format: Annotated[
+        ClipKind, typer.Option(help="The format of saved sounds.", rich_help_panel=ACTIONS)
+    ] = "flac",
+    keep: Annotated[
+        int,
+        typer.Option(
+            metavar="NUMBER",
+            min=1,
+            help="The most saved sounds in the folder; the oldest are deleted.",
+            rich_help_panel=ACTIONS,
+        ),
+    ] = 1000,
     window: Annotated[float, seconds_option("Length of a window.", LIVE)] = 2.0,
     hop: Annotated[float, seconds_option("From the start of one window to the next.", LIVE)] = 0.5,
     max_lag: Annotated[
         float | None,
         seconds_option(
             "The most sound that waits on a slow machine; more is dropped and counted. The default is 2 for a "
-            "microphone; a pipe waits, and nothing is dropped.",
+            "microphone and 10 for an address; a pipe waits, and nothing is dropped.",
             LIVE,
             least=0.1,
+        ),
+    ] = None,
+    give_up: Annotated[
+        float | None,
+        seconds_option("End when an address was without sound for so long. The default is never.", LIVE, most=None),
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="What the source is called in messages. The default is its address, or the name of the microphone.",
+            rich_help_panel=LIVE,
         ),
     ] = None,
     microphone: Annotated[
@@ -117,239 +225,188 @@ def listen(
     threads: Threads = None,
     quiet: Quiet = False,
 ) -> None:
-    """Report sounds as they happen: from a microphone, or raw samples on standard input.
+    """Report sounds as they happen: from a microphone, a stream, or raw samples on standard input.
 
     A terminal shows a table that is updated; elsewhere each window is a line. A window is reported when another tenth
-    of a window has arrived. Ctrl-C ends listening; the exit code is then 0, as this is the usual way to end.
+    of a window has arrived. With --events, there is a line when a sound begins, and one when it has ended. A stream
+    that is lost is opened again. Ctrl-C ends listening; the exit code is then 0, as this is the usual way to end.
 
-    Examples: `dymn listen`; `ffmpeg -i URL -f s16le -ac 1 -ar 32000 - | dymn listen - --rate 32000 --format jsonl`.
+    Examples: `dymn listen`; `dymn listen rtsp://camera.local/audio --labels "Dog,Speech" --save clips`;
+    `ffmpeg -i URL -f s16le -ac 1 -ar 32000 - | dymn listen - --rate 32000 --format jsonl`.
     """
     from dymn.audio.microphone import devices as microphones
+    from dymn.inference.events import EventSettings
     from dymn.inference.selection import TagSettings
-    from dymn.inference.stream import follow
+    from dymn.live.lines import LineFile, json_line
 
     hush(quiet)
     if devices:
         list_devices()
         return
     check_use(source, rate, microphone)
+    events = events or any(value is not None for value in (off_threshold, min_gap, min_duration))
+    events = events or any(value is not None for value in (webhook, run, mqtt, save))
+    if events and top_k is not None:
+        raise ConfigError("--top-k is about windows, and --events reports sounds. Choose --labels, or leave it out.")
+    chosen = tuple(labels or ()), tuple(exclude or ())
+    is_stream = source not in (None, "-")  # of which the channel is chosen where it is decoded
+    how: dict[str, Any] = {"specific": specific, "channel": "mix" if is_stream else channel, "gain": gain}
+    saving = Saving(save, before, after, save_format, keep)
+    deliveries = list(deliver(webhook, run, mqtt))
+    if events:
+        settings = EventSettings(
+            "windows", window, hop, labels=chosen[0], exclude=chosen[1],
+            threshold=EVENT_THRESHOLD if threshold is None else threshold, off_threshold=off_threshold,
+            min_gap=MIN_GAP if min_gap is None else min_gap, min_duration=min_duration or 0.0, **how,
+        )  # fmt: skip
+    least = TAG_THRESHOLD if threshold is None else threshold
+    tagging = TagSettings(top_k or TOP_K, least, *chosen, window, hop, **how)
     if source is None:
         microphones()  # what is missing is said before a model is loaded
     note_gaps(window, hop, quiet)
     words = vocabulary(level, groups)
-    settings = TagSettings(
-        top_k, threshold, tuple(labels or ()), tuple(exclude or ()), window, hop,
-        specific=specific, channel=channel, gain=gain,
-    )  # fmt: skip
+    writers: list[Callable[[dict[str, Any]], None]] = [] if output is None else [LineFile(output).write]
+    if format == "jsonl":
+        writers.append(lambda fields: typer.echo(json_line(fields)))
     tagger = words.of(load_tagger(model, device, threads, quiet, backend, precision))
-    title = f"{tagger.card.name or model}, {window:g} s"
     with ExitStack() as stack:
         try:
-            name, sample_rate, chunks = opened(stack, source, rate, encoding, channels, microphone, max_lag, quiet)
-            heard = follow(tagger.backend, chunks, sample_rate, settings)
-            show = stack.enter_context(display(format == "jsonl", f"{name}: {title}", top_k))
-            for answer in noticed(heard, quiet):
-                show(answer)
+            place = LiveSource(
+                *opened(stack, source, rate, encoding, channels, microphone, max_lag, quiet, give_up, channel)
+            )
+            if events:
+                shown = writers if format == "jsonl" else [show_sound, *writers]
+                hear_events(
+                    stack, tagger, settings, place._replace(name=name or place.name), saving, deliveries, shown, quiet
+                )
+            else:
+                hear_windows(stack, tagger, tagging, place, str(tagger.card.name or model), format, writers, quiet)
         except KeyboardInterrupt:
             stack.close()
             note("Stopped listening.", quiet)
 
 
-def check_use(source: str | None, rate: int | None, microphone: str | None) -> None:
-    """Refuse what does not go together.
+class Saving(NamedTuple):
+    """How sounds are saved, if they are."""
 
-    Raises:
-        ConfigError: the message says what to give instead.
-    """
-    if source not in (None, "-"):
-        raise ConfigError(
-            f"dymn listen reads the microphone, or raw samples on standard input (-), not {source!r}. For files: dymn "
-            "tag"
-        )
-    if source == "-" and rate is None:
-        raise ConfigError("Raw samples carry no sample rate. Give --rate, such as --rate 16000.")
-    if source == "-" and microphone is not None:
-        raise ConfigError("Either standard input (-) or --microphone can be read, not both. Leave one out.")
-    if source is None and rate is not None:
-        raise ConfigError(
-            "--rate is for samples on standard input. Give - as well, or leave --rate out: a microphone has its own."
-        )
+    folder: Path | None
+    before: float
+    after: float
+    kind: ClipKind
+    keep: int
 
 
-def opened(
+class LiveSource(NamedTuple):
+    """What is heard: its name, its sample rate, its sound, and the wall clock at second 0 where that moves."""
+
+    name: str
+    sample_rate: int
+    chunks: Iterator[Chunk]
+    zero: Callable[[], float] | None = None
+
+
+def hear_windows(
     stack: ExitStack,
-    source: str | None,
-    rate: int | None,
-    format: str,
-    channels: int,
-    microphone: str | None,
-    max_lag: float | None,
+    tagger: Tagger,
+    settings: TagSettings,
+    place: LiveSource,
+    title: str,
+    format: ListenFormat,
+    writers: list[Callable[[dict[str, Any]], None]],
     quiet: bool,
-) -> tuple[str, int, Iterator[Chunk]]:
-    """Return the name of what is heard, its sample rate, and its sound."""
-    from dymn.audio.microphone import BoundedQueue
-    from dymn.audio.microphone import microphone as open_microphone
-    from dymn.audio.pcm import PcmReader
+) -> None:
+    """Show the tags of each window, and write them."""
+    from dymn.inference.stream import follow
 
-    if source is None:
-        device = stack.enter_context(open_microphone(microphone, max_lag or MICROPHONE_LAG))
-        note(f"Listening to {device.name} at {device.sample_rate} Hz. Ctrl-C ends.", quiet)
-        return device.name, device.sample_rate, queued(device.queue)
-    reader = PcmReader(format, channels)
-    sample_rate = rate or 0
-    if max_lag is None:
-        return "standard input", sample_rate, read(sys.stdin.buffer, reader, quiet)
-    queue = BoundedQueue(max(1, round(max_lag * sample_rate)))
-    threading.Thread(target=pump, args=(sys.stdin.buffer, reader, queue, quiet), daemon=True).start()
-    return "standard input", sample_rate, queued(queue)
+    def write(fields: dict[str, Any]) -> None:
+        for writer in writers:
+            writer(fields)
+
+    chunks = counted(announced(place, quiet), place.sample_rate, quiet)
+    title = f"{place.name}: {title}, {settings.window:g} s"
+    shows = [] if format == "jsonl" else [stack.enter_context(display(None, title, settings.top_k, place.zero))]
+    if writers:
+        shows.append(stack.enter_context(display(write, title, settings.top_k, place.zero)))
+    for answer in follow(tagger.backend, chunks, place.sample_rate, settings):
+        for show in shows:
+            show(answer)
 
 
-def read(stream: BinaryIO, reader: PcmReader, quiet: bool) -> Iterator[Chunk]:
-    """Yield chunks from a pipe as soon as they arrive.
+def hear_events(
+    stack: ExitStack,
+    tagger: Tagger,
+    settings: EventSettings,
+    place: LiveSource,
+    saving: Saving,
+    deliveries: list[Delivery],
+    receivers: list[Callable[[dict[str, Any]], None]],
+    quiet: bool,
+) -> None:
+    """Report when sounds begin and end, and do with them what is asked for."""
+    from dymn.inference.sounds import Sounds
+    from dymn.live.clips import ClipRecorder, ClipSettings
+    from dymn.live.listening import listen as hear
+    from dymn.live.messages import Messages
 
-    The writer to the pipe blocks while a chunk is processed.
+    sounds = Sounds(tagger.backend, place.sample_rate, settings)
+    begun = time.time()
+    messages = Messages(place.name, place.zero or (lambda: begun))
+    clips = None
+    if saving.folder is not None:
+        window, hop = settings.cutting()
+        delay = settings.min_gap + settings.min_duration + 1.6 * window + 2 * hop
+        wanted = ClipSettings(saving.folder, saving.before, saving.after, saving.kind, saving.keep, delay)
+        clips = ClipRecorder(wanted, place.sample_rate, note)
+    for delivery in deliveries:
+        delivery.start(place.name, sounds.labels)
+        stack.callback(delivery.close)
+        receivers = [*receivers, delivery.offer]
+    hear(counted(announced(place, quiet), place.sample_rate, quiet), sounds, messages, receivers, clips)
+
+
+def deliver(webhook: str | None, run: str | None, mqtt: str | None) -> Iterator[Delivery]:
+    """Yield the deliveries that are asked for; --quiet does not hide their failures, which are no mere notes.
 
     Raises:
-        AudioError: if the pipe ends before anything has arrived.
+        ConfigError: if an address or a command is wrong.
+        MissingExtraError: if what MQTT needs is not installed.
     """
-    from dymn.audio.microphone import Chunk
+    from dymn.live.mqtt import Mqtt
+    from dymn.live.program import ProgramRunner
+    from dymn.live.webhook import Webhook
 
-    read_some = getattr(stream, "read1", stream.read)
-    received = 0
-    while data := read_some(READ_BYTES):
-        received += len(data)
-        yield Chunk(reader.feed(data), 0)
-    if not received:
-        raise AudioError("Standard input ended before it sent anything. Check what writes to it.")
-    if reader.rest:
-        note(
-            f"Standard input ends within a sample; the last {reader.rest} bytes are left out. Check --encoding and "
-            "--channels.",
-            quiet,
-        )
+    for kind, value in ((Webhook, webhook), (ProgramRunner, run), (Mqtt, mqtt)):
+        if value is not None:
+            yield kind(value, note)
 
 
-def pump(stream: BinaryIO, reader: PcmReader, queue: BoundedQueue, quiet: bool) -> None:
-    """Move chunks from a pipe to a queue, which drops those that do not fit."""
-    try:
-        for chunk in read(stream, reader, quiet):
-            queue.put(chunk.samples)
-    except Exception as error:
-        queue.close(error)
-    else:
-        queue.close()
+def show_sound(message: dict[str, Any]) -> None:
+    """Write a message about a sound as a line of text; those about the source are on standard error already."""
+    from dymn.live.messages import line
+
+    if "label" in message:
+        typer.echo(line(message))
 
 
-def queued(queue: BoundedQueue) -> Iterator[Chunk]:
-    """Yield what a queue holds; waits in short steps, so that Ctrl-C is heard."""
-    while True:
-        try:
-            chunk = queue.get(POLL_SECONDS)
-        except EOFError:
-            return
-        if chunk is not None:
-            yield chunk
+def announced(place: LiveSource, quiet: bool) -> Iterator[Chunk]:
+    """Yield the chunks of a place, after a note on what happened to its source."""
+    from dymn.live.messages import notice_line
+
+    for chunk in place.chunks:
+        if chunk.notice is not None:
+            note(notice_line(chunk.notice, place.name), quiet)
+        yield chunk
 
 
-def noticed(heard: Iterable[Heard], quiet: bool) -> Iterator[Heard]:
-    """Yield the answers, after a note where more sound has been dropped than before."""
-    dropped = 0.0
-    for answer in heard:
-        if answer.dropped > dropped:
-            dropped = answer.dropped
-            note(
-                f"This machine is too slow: {dropped:.1f} s of sound dropped so far. Give a longer --hop or a smaller "
-                "--model.",
-                quiet,
-            )
-        yield answer
-
-
-def display(as_json: bool, title: str, top_k: int) -> AbstractContextManager[Any]:
-    """Return a context that gives a function which shows a result.
-
-    It shows JSON, a line, or a table that is updated in place.
-    """
-    if as_json:
-        return nullcontext(show_json)
-    if not sys.stdout.isatty():
-        return nullcontext(show_line)
-    return LiveTable(title, top_k)
-
-
-def show_json(answer: Heard) -> None:
-    """Write an answer as a line of JSON."""
-    tags = [{"label": tag.label, "score": round(tag.score, 6)} for tag in answer.window.tags]
-    start, end = (round(seconds, 3) for seconds in answer.window[:2])
-    typer.echo(
-        json.dumps({"start": start, "end": end, "tags": tags, "dropped": round(answer.dropped, 3)}, ensure_ascii=False)
-    )
-
-
-def show_line(answer: Heard) -> None:
-    """Write an answer as a line of text."""
-    from dymn.inference.formats.text import clock
-
-    found = ", ".join(f"{tag.label} {tag.score:.2f}" for tag in answer.window.tags)
-    typer.echo(f"{clock(answer.window.start)} – {clock(answer.window.end)}  {found or '–'}")
-
-
-class LiveTable:
-    """A table in the terminal that each answer changes."""
-
-    def __init__(self, title: str, top_k: int) -> None:
-        from rich.console import Console
-        from rich.live import Live
-
-        self._title, self._top_k = title, top_k
-        self._live = Live(console=Console(), auto_refresh=False, transient=False)
-
-    def __enter__(self) -> Any:
-        self._live.start()
-        return self.show
-
-    def __exit__(self, *_: object) -> None:
-        self._live.stop()
-
-    def show(self, answer: Heard) -> None:
-        """Put an answer in place of the one before."""
-        self._live.update(self.table(answer), refresh=True)
-
-    def table(self, answer: Heard) -> Any:
-        """Return an answer as a table of rich, as high for few labels as for many."""
-        from rich.box import SIMPLE
-        from rich.table import Table
-        from rich.text import Text
-
-        from dymn.inference.formats.text import bar, clock
-
-        dropped = f"   {answer.dropped:.1f} s dropped" if answer.dropped else ""
-        caption = f"{clock(answer.window.end)}{dropped}"
-        table = Table(
-            title=Text(self._title),
-            caption=Text(caption),
-            title_justify="left",
-            caption_justify="left",
-            box=SIMPLE,
-            min_width=60,
-        )
-        table.add_column("score", justify="right", width=5)
-        table.add_column("", width=20, style="cyan")
-        table.add_column("label", ratio=1, no_wrap=True)
-        for tag in answer.window.tags:
-            table.add_row(f"{tag.score:.2f}", bar(tag.score), Text(tag.label))
-        for _ in range(self._top_k - len(answer.window.tags)):
-            table.add_row("", "", "")
-        return table
-
-
-def list_devices() -> None:
-    """Write the input devices, one a line; a star marks the one that the system prefers."""
-    from dymn.audio.microphone import devices
-
-    found = devices()
-    for info in found:
-        star = "*" if info["default"] else " "
-        typer.echo(f"{star} {info['index']:3}  {info['name']}  ({info['default_samplerate']:.0f} Hz)")
-    if not found:
-        note("There is no microphone.")
+def counted(chunks: Iterable[Chunk], sample_rate: int, quiet: bool) -> Iterator[Chunk]:
+    """Yield chunks, after a note where sound was dropped without a notice: the first time, and each second of it."""
+    dropped, told = 0, -sample_rate
+    is_explained = False
+    for chunk in chunks:
+        dropped += 0 if is_explained else chunk.dropped
+        is_explained = chunk.notice is not None
+        if dropped and dropped - told >= sample_rate:
+            told = dropped
+            seconds = dropped / sample_rate
+            note(f"This machine is too slow: {seconds:.1f} s of sound dropped so far. {SLOW}", quiet)
+        yield chunk

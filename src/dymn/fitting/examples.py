@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -126,8 +125,8 @@ def embed_labelled(
     if not rows.vectors:
         raise DataError(f"None of the {len(items)} recordings can be read: {next(iter(bad.values()), 'none is given')}")
     if made:
-        for i, found in enumerate(embedder.embed_files(made_background(rate), whole, sample_rate=rate)):
-            rows.add_clip(LabelledClip(Path(MADE), f"{MADE} {i}", frozenset()), found)
+        for i, sound in enumerate(made_background(rate)):
+            rows.add_made(embedder.vectors(sound[None])[0], i)
     return rows.examples(), bad
 
 
@@ -161,6 +160,11 @@ class _Rows:
             targets, known = self._answer(heard, None)
             known &= ~np.isin(self.labels, list(touched))
             self._add(vector, targets, known, 1.0, track.group, Place(str(track.path), float(start), float(end)))
+
+    def add_made(self, vector: Floats, number: int) -> None:
+        """Add a sound of `made_background`."""
+        targets, known = self._answer((), None)
+        self._add(vector, targets, known, 1.0, f"{MADE} {number}", Place(MADE, 0.0, CLIP_WINDOW))
 
     def _answer(self, heard: Iterable[str], absent: Iterable[str] | None) -> tuple[Bools, Bools]:
         targets = np.isin(self.labels, list(heard))

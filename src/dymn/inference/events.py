@@ -164,8 +164,7 @@ class _Stretch(NamedTuple):
 class Decider:
     """Decides on the events of one recording whose frames come in parts; how they are cut into parts changes nothing.
 
-    It holds the frames that the median needs, the lasting stretch of each label, and its last event, which a later one
-    may join.
+    It holds the frames that the median needs, and what its tracker holds.
     """
 
     def __init__(
@@ -176,24 +175,15 @@ class Decider:
         Raises:
             ConfigError: if thresholds are asked for that the model does not carry.
         """
-        self._settings = s = settings or EventSettings()
-        # settings are seconds as the network hears them, and frames have times of the recording
-        self._median, self._min_gap, self._min_duration = (
-            seconds * s.speed for seconds in (s.median, s.min_gap, s.min_duration)
-        )
+        self._settings = settings or EventSettings()
+        self._tracker = EventTracker(labels, self._settings, card)
         self._labels = labels
-        self._kinds = kinds(labels) if s.specific else None
-        card = card or ModelCard(labels=tuple(labels))
-        self._on = thresholds_of(card, s.threshold)[[card.labels.index(label) for label in labels]]  # [C]
-        off = OFF_SHARE * self._on.astype(np.float64) if s.off_threshold is None else s.off_threshold
-        self._off = np.minimum(off, self._on).astype(np.float32)  # [C]
+        self._kinds = kinds(labels) if self._settings.specific else None
         # frames on each side of one that its median takes in; known from the second frame on
         self._half: int | None = None
         self._times: Times = np.empty(0)  # of the undecided frames
         self._scores = np.empty((0, len(labels)), np.float32)  # `_half` frames before the undecided frames, then those
         self._edge = 0.0  # where the first undecided frame begins
-        self._open: dict[int, _Stretch] = {}  # by column
-        self._last: dict[int, _Stretch] = {}  # by column
         self._events: list[Event] = []
 
     def feed(self, times: Times, scores: Scores) -> None:
@@ -203,7 +193,8 @@ class Decider:
         if self._half is None:
             if len(self._times) < 2:
                 return
-            self._half = max(0, round((self._median / float(self._times[1] - self._times[0]) - 1) / 2))
+            median = self._settings.median * self._settings.speed  # in seconds of the recording, as `_times`
+            self._half = max(0, round((median / float(self._times[1] - self._times[0]) - 1) / 2))
             self._scores = np.pad(self._scores, ((self._half, 0), (0, 0)), mode="edge")
         count = len(self._times) - max(1, self._half)  # a frame ends half way to the next one
         if count > 0:
@@ -215,23 +206,87 @@ class Decider:
             self._scores = np.pad(self._scores, ((0, self._half or 0), (0, 0)), mode="edge")
             between, end = (self._times[1:] + self._times[:-1]) / 2, max(seconds, float(self._times[-1]))
             self._decide(count, np.append(between, end))
-        for column, stretch in self._open.items():
-            self._close(column, stretch._replace(end=self._edge))
-        for column, stretch in self._last.items():
-            self._keep(column, stretch)
-        self._open, self._last = {}, {}
+        self._events += self._tracker.finish()
         kept = self._events if self._kinds is None else most_specific(self._events, self._labels, self._kinds)
         return sorted(kept, key=lambda event: (event.start, -event.score, event.label))
 
     def _decide(self, count: int, ends: Times) -> None:
         """Decide on the first `count` undecided frames, which end at `ends`."""
         size = 2 * (self._half or 0) + 1
-        block = self._scores[: count + size - 1]
-        edges = np.append(self._edge, ends)
-        loud = set(np.flatnonzero(block.max(axis=0) >= self._off).tolist())
+        self._events += self._tracker.add(self._scores[: count + size - 1], np.append(self._edge, ends), size)
+        self._times, self._scores, self._edge = self._times[count:], self._scores[count:], float(ends[-1])
+
+
+class EventTracker:
+    """Follows labels through frames, and gives each event once no later frame can change it.
+
+    It holds the lasting stretch of each label, and its last event, which a later one may join.
+    """
+
+    def __init__(self, labels: Sequence[str], settings: EventSettings, card: ModelCard | None = None) -> None:
+        """Prepare for the probabilities of `labels`; the median of `settings` is left to the caller.
+
+        Raises:
+            ConfigError: as `Decider`.
+        """
+        self._labels = labels
+        # settings are seconds as the network hears them, and frames have times of the recording
+        self._min_gap = settings.min_gap * settings.speed
+        self._min_duration = settings.min_duration * settings.speed
+        card = card or ModelCard(labels=tuple(labels))
+        self._on = thresholds_of(card, settings.threshold)[[card.labels.index(label) for label in labels]]  # [C]
+        off = OFF_SHARE * self._on.astype(np.float64) if settings.off_threshold is None else settings.off_threshold
+        self._off = np.minimum(off, self._on).astype(np.float32)  # [C]
+        self._edge = 0.0  # where the last frame ended
+        self._open: dict[int, _Stretch] = {}  # by column
+        self._last: dict[int, _Stretch] = {}  # by column
+        self._events: list[Event] = []
+
+    def add(self, scores: Scores, edges: Times, size: int = 1) -> list[Event]:
+        """Take the next frames and return the events that are settled with them.
+
+        Args:
+            scores: probabilities [n + size - 1, C].
+            edges: the borders of the frames [n + 1] in seconds. Where they begin after the last frame, stretches end.
+            size: the median of so many frames, an odd number, is the probability of one.
+        """
+        if edges[0] > self._edge + GAP_TOLERANCE:
+            self._interrupt()
+        loud = set(np.flatnonzero(scores.max(axis=0) >= self._off).tolist())
         for column in sorted(loud | self._open.keys()):
-            self._stretches(column, medians(block[:, column], size), edges)
-        self._times, self._scores, self._edge = self._times[count:], self._scores[count:], float(edges[-1])
+            self._stretches(column, medians(scores[:, column], size), edges)
+        self._edge = float(edges[-1])
+        for column, last in list(self._last.items()):
+            following = self._open[column].start if column in self._open else self._edge
+            if not self._joins(last, following):
+                self._keep(column, self._last.pop(column))
+        return self._taken()
+
+    def sounding(self) -> Iterator[Event]:
+        """Yield the events that have reached the upper threshold and are not settled, as they are so far."""
+        for column in sorted(self._open.keys() | self._last.keys()):
+            parts = [part for part in (self._last.get(column), self._open.get(column)) if part is not None]
+            loud = [part for part in parts if part.score >= self._on[column]]
+            if loud:
+                score = float(max(part.score for part in loud))
+                yield Event(self._labels[column], loud[0].start, loud[-1].end, score)
+
+    def finish(self) -> list[Event]:
+        """Return the events that are left, as if nothing followed."""
+        self._interrupt()
+        for column, stretch in self._last.items():
+            self._keep(column, stretch)
+        self._last = {}
+        return self._taken()
+
+    def _taken(self) -> list[Event]:
+        events, self._events = self._events, []
+        return events
+
+    def _interrupt(self) -> None:
+        for column, stretch in self._open.items():
+            self._close(column, stretch._replace(end=self._edge))
+        self._open = {}
 
     def _stretches(self, column: int, scores: Scores, edges: Times) -> None:
         """Find the stretches of one label in probabilities [n] of frames between `edges` [n + 1]."""
@@ -254,14 +309,17 @@ class Decider:
         if stretch.score < self._on[column]:
             return
         last = self._last.get(column)
-        if last is not None and stretch.start - last.end <= self._min_gap + GAP_TOLERANCE:
+        if last is not None and self._joins(last, stretch.start):
             stretch = _Stretch(last.start, stretch.end, max(last.score, stretch.score))
         elif last is not None:
             self._keep(column, last)
         self._last[column] = stretch
 
+    def _joins(self, last: _Stretch, start: float) -> bool:
+        return start - last.end <= self._min_gap + GAP_TOLERANCE
+
     def _keep(self, column: int, stretch: _Stretch) -> None:
-        if stretch.end - stretch.start >= self._min_duration:
+        if stretch.end - stretch.start >= self._min_duration - GAP_TOLERANCE:
             self._events.append(Event(self._labels[column], stretch.start, stretch.end, float(stretch.score)))
 
 

@@ -106,8 +106,7 @@ class Selection:
         found = scores[self.allowed]
         order = np.argsort(-found, kind="stable")
         if self._kinds is not None:
-            rivals = np.where(found >= self.thresholds[self.allowed], found, 0) * self._kinds  # [row, kinds of it]
-            order = order[(rivals.max(axis=1) < SPECIFIC_SHARE * found)[order]]
+            order = order[~is_general(found, self._kinds, self.thresholds[self.allowed])[order]]
         best = self.allowed[order[: self.count]]
         chosen: npt.NDArray[np.intp] = best[scores[best] >= self.thresholds[best]]
         return chosen
@@ -117,6 +116,19 @@ class Selection:
     ) -> list[Tag]:
         """Return labels and their probabilities as tags of a stretch."""
         return [Tag(self.labels[i], float(score), start, end) for i, score in zip(indices, scores, strict=True)]
+
+
+def is_general(scores: Scores, kinds: npt.NDArray[np.bool_], thresholds: Scores) -> npt.NDArray[np.bool_]:
+    """Return for probabilities [C] which labels have a more specific one that tells what they tell.
+
+    Args:
+        scores: probabilities.
+        kinds: which labels are kinds of which [C, C], as in `dymn.runtime.vocabulary.kinds`.
+        thresholds: the least probability of each label as a more specific one [C].
+    """
+    rivals = np.where(scores >= thresholds, scores, 0) * kinds  # [row, kinds of it]
+    general: npt.NDArray[np.bool_] = rivals.max(axis=1) >= SPECIFIC_SHARE * scores
+    return general
 
 
 def matching(labels: Sequence[str], patterns: Sequence[str]) -> set[int]:

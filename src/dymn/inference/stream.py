@@ -16,9 +16,18 @@ from dymn.config import check
 from dymn.errors import AudioError
 from dymn.inference.selection import Selection, TagSettings, WindowTags
 from dymn.runtime.backend import Backend
+from dymn.runtime.scores import Scores
 
 if TYPE_CHECKING:
     from dymn.audio.microphone import Chunk
+
+
+class Scored(NamedTuple):
+    """A stretch of sound in seconds, and its probabilities [C]."""
+
+    start: float
+    end: float
+    scores: Scores
 
 
 class Heard(NamedTuple):
@@ -44,11 +53,11 @@ def follow(
     """
     stream = Stream(backend, sample_rate, settings)
     lost = 0
-    for samples, dropped in chunks:
-        if dropped:
-            lost += dropped
-            stream = Stream(backend, sample_rate, settings, stream.seconds + dropped / sample_rate)
-        for window in stream.feed(samples):
+    for chunk in chunks:
+        if chunk.dropped:
+            lost += chunk.dropped
+            stream = Stream(backend, sample_rate, settings, stream.seconds + chunk.dropped / sample_rate)
+        for window in stream.feed(chunk.samples):
             yield Heard(window, lost / sample_rate)
     for window in stream.finish():
         yield Heard(window, lost / sample_rate)
@@ -121,17 +130,30 @@ class Stream:
                 that are not finite. The chunk is ignored then, and the stream can be fed further.
             ConfigError: if the stream is finished.
         """
+        return [self._tagged(window) for window in self.score(chunk)]
+
+    def finish(self) -> list[WindowTags]:
+        """Return the tags of the remaining windows; nothing can be fed afterwards."""
+        return [self._tagged(window) for window in self.score_rest()]
+
+    def score(self, chunk: npt.NDArray[Any]) -> list[Scored]:
+        """Take a chunk as `feed` does, and return the probabilities of the windows instead of their tags."""
         check(not self._finished, "The stream is finished. Start another one with Tagger.stream.")
         mono = self._mono(np.asarray(chunk))
         self._fed += len(mono)
         return self._answers(self._cutter.feed(self._resampler.feed(mono)))
 
-    def finish(self) -> list[WindowTags]:
-        """Return the tags of the remaining windows; nothing can be fed afterwards."""
+    def score_rest(self) -> list[Scored]:
+        """Return the probabilities of the remaining windows, as `finish` returns their tags."""
         if self._finished:
             return []
         self._finished = True
         return self._answers(self._cutter.feed(self._resampler.finish())) + self._answers(self._cutter.finish())
+
+    def _tagged(self, window: Scored) -> WindowTags:
+        best = self._selection.best(window.scores)
+        span = window.start, window.end
+        return WindowTags(*span, self._selection.tags(best, window.scores[best], *span))
 
     def _mono(self, chunk: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         if chunk.ndim not in (1, 2) or (chunk.ndim == 2 and chunk.shape[1] == 0):
@@ -148,16 +170,14 @@ class Stream:
         self._channels = channels
         return mono if self._gain == 1 else mono * self._gain
 
-    def _answers(self, windows: Iterable[Window]) -> list[WindowTags]:
+    def _answers(self, windows: Iterable[Window]) -> list[Scored]:
         """Compute windows one at a time, because the size of a batch changes the last bits."""
         answers = []
         rate = self._backend.sample_rate
         for start, samples in windows:
             self._window = Filled(fill(samples, self._length, self._settings.fill), len(samples))
             scores = self._backend.run(next(self._features)[None]).probabilities[0]
-            best = self._selection.best(scores)
-            span = self._begin + start / rate, self._begin + (start + len(samples)) / rate
-            answers.append(WindowTags(*span, self._selection.tags(best, scores[best], *span)))
+            answers.append(Scored(self._begin + start / rate, self._begin + (start + len(samples)) / rate, scores))
         return answers
 
     def _windows(self) -> Iterator[Filled]:

@@ -1,0 +1,318 @@
+"""Sound from an address: opened again when it is lost, on the wall clock, in bounded memory.
+
+A stream gives no times that can be relied on, so samples are counted, and the count is compared with the wall clock.
+Where the sound falls behind it, because a part never came, the part is a gap; where it runs ahead, as the first seconds
+of an Icecast stream or a file do, the reader waits.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from dymn.audio.decoder import CHUNK_SAMPLES, MIN_RATE, MissingDecoderError, check_format
+from dymn.audio.ffmpeg import error_words, frame_samples
+from dymn.audio.microphone import BoundedQueue, Notice
+from dymn.audio.recording import chosen
+from dymn.audio.resampling import Resampler
+from dymn.audio.samples import MAX_PEAK, mean
+from dymn.audio.settings import ReadSettings
+from dymn.audio.sources import reason
+from dymn.config import check
+from dymn.errors import AudioError, ConfigError
+from dymn.system.arrays import Floats
+
+SCHEMES = ("http", "https", "rtsp", "rtsps")
+PROTOCOLS = "http,https,httpproxy,tcp,tls,crypto,rtsp,rtsps,rtp,udp"
+"""What FFmpeg may open: a playlist must not reach files."""
+FORMATS = "mp3,aac,ogg,flac,wav,w64,aiff,au,matroska,webm,mpegts,mov,mp4,asf,flv,hls,rtsp,sdp,rtp,adts,caf,ac3,eac3"
+TIMEOUT = 15.0
+"""Seconds without sound after which a source is lost."""
+FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0
+BURST_SECONDS = 10.0
+"""How much sound a server may send at once when a connection begins; the reader waits where there is more."""
+GAP_SECONDS = 2.0
+_PROBE_BYTES = 2**20
+_FULL_WAIT = 0.05
+
+
+class NetworkSource:
+    """A thread that reads an address into a bounded queue until it is closed.
+
+    Attributes:
+        name: the address without user and password.
+        sample_rate: in Hz; the first connection decides, and later ones are resampled.
+        queue: mono chunks, and notices of what was lost and came back.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        max_lag: float = 10.0,
+        *,
+        channel: str = "mix",
+        give_up: float | None = None,
+        timeout: float = TIMEOUT,
+        first_wait: float = FIRST_WAIT,
+    ) -> None:
+        """Prepare to read an address.
+
+        Args:
+            url: the address.
+            max_lag: the most seconds of sound that wait; more is dropped and counted.
+            channel: "mix" (the mean of all channels), "left", "right", or a number from 1.
+            give_up: seconds after which a source that does not come back ends the sound with an error; None is never.
+            timeout: seconds without sound after which the source is lost.
+            first_wait: seconds before the second try; each further wait doubles, up to a minute.
+
+        Raises:
+            ConfigError: if the address is none, or of a kind that is not read, or there is no such channel.
+        """
+        check(
+            ReadSettings(channel=channel).channel not in ("each", "loudest"),
+            f"channel is {channel!r}; live sound has mix, left, right or a number.",
+        )
+        self._channel = channel
+        self.name, self._url = shown_url(url), url
+        self.sample_rate, self.queue = 0, BoundedQueue(1)
+        self._max_lag, self._give_up, self._timeout, self._first_wait = max_lag, give_up, timeout, first_wait
+        self._zero = 0.0  # the monotonic clock at second 0 of the sound
+        self._position = 0  # frames from second 0, those that were lost too
+        self._burst = BURST_SECONDS
+        self._least, self._least_until, self._placed_at = np.inf, 0.0, 0.0  # see `_place`
+        self._rate, self._resampler = 0, Resampler(MIN_RATE, MIN_RATE)  # of this connection
+        self._lost_at: float | None = time.monotonic()  # none so far is lost, too
+        self._heard = False
+        self._told: Callable[[str], None] | None = None
+        self._ended = False
+        self._ready = threading.Event()
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="dymn source", daemon=True)
+
+    @property
+    def zero(self) -> float:
+        """The wall clock at second 0 of the sound, as `time.time` counts; corrections of the clock move it."""
+        return time.time() - time.monotonic() + self._zero
+
+    def start(self, told: Callable[[str], None] | None = None) -> None:
+        """Read, and wait for the first sound.
+
+        Args:
+            told: called with a reason when the first connection fails; it is tried again.
+
+        Raises:
+            AudioError: if it does not come within `give_up`.
+        """
+        self._told = told
+        self._thread.start()
+        while not self._ready.wait(0.1):  # in short steps, so that Ctrl-C is heard
+            pass
+        if not self.sample_rate:
+            try:
+                self.queue.get(0)  # raises what ended the thread
+            except EOFError:
+                raise AudioError(f"There is no sound in {self.name}. Check the address.") from None
+
+    def close(self) -> None:
+        """End the thread; it ends at its next look, at the latest after the timeout."""
+        self._closed.set()
+
+    def _run(self) -> None:
+        wait = self._first_wait
+        try:
+            while not self._closed.is_set() and not self._ended:
+                begin = time.monotonic()
+                try:
+                    for samples, rate in self._connection():
+                        self._take(samples, rate)
+                        if self._closed.is_set():
+                            return
+                    why = "it has ended"
+                except MissingDecoderError:
+                    raise
+                except Exception as error:
+                    why = self._words(error)
+                if not self._ended:
+                    self._lose(why)
+                    wait = self._first_wait if time.monotonic() - begin > 2 * wait else wait
+                    self._closed.wait(wait)
+                    wait = min(2 * wait, LONGEST_WAIT)
+        except Exception as error:
+            self.queue.close(error)
+        else:
+            self.queue.close()
+        finally:
+            self._ready.set()
+
+    def _words(self, error: Exception) -> str:
+        if isinstance(error, AudioError):
+            return str(error)
+        if type(error).__name__ == "ExitError":  # how PyAV ends a call that takes too long
+            return f"nothing came for {self._timeout:g} s"
+        return error_words(error)
+
+    def _connection(self) -> Iterator[tuple[Floats, int]]:
+        """Open the address and yield mono samples [n] with their rate in Hz, until the connection ends.
+
+        Raises:
+            AudioError: if it holds no sound, or none came in time.
+        """
+        try:
+            import av
+        except ImportError as error:
+            raise MissingDecoderError(f"Reading {self.name}", reason(error)) from error
+        options = {
+            "protocol_whitelist": PROTOCOLS,
+            "format_whitelist": FORMATS,
+            "probesize": str(_PROBE_BYTES),
+            "analyzeduration": "5000000",
+            "rtsp_transport": "tcp",
+            "allowed_media_types": "audio",
+        }
+        with av.open(self._url, timeout=self._timeout, metadata_errors="ignore", options=options) as container:
+            if not container.streams.audio:
+                raise AudioError("there is no sound in it")
+            track = container.streams.audio[0]
+            context = track.codec_context
+            if context is None:
+                raise AudioError("the codec of its sound is not known")
+            check_format("it", int(context.sample_rate), int(context.channels))
+            # a file of known size ends; a stream of unknown size is only interrupted
+            finite = container.size > 0
+            yield from self._decoded(container, track)
+            self._ended = finite
+
+    def _decoded(self, container: Any, track: Any) -> Iterator[tuple[Floats, int]]:
+        import av
+
+        last = time.monotonic()
+        for packet in container.demux(track):
+            frames: Any = ()
+            with suppress(av.FFmpegError):  # a damaged packet; what it held is missing, and becomes a gap
+                frames = packet.decode()
+            for frame in frames:
+                check_format("it", frame.sample_rate, len(frame.layout.channels))
+                samples = mean(chosen(frame_samples(frame, "it"), self._channel, "it"))
+                yield np.where(np.abs(samples) <= MAX_PEAK, samples, np.float32(0)), frame.sample_rate
+                last = time.monotonic()
+            if time.monotonic() - last > self._timeout:
+                raise AudioError(f"there was no sound in it for {self._timeout:g} s")
+            if self._closed.is_set():
+                return
+
+    def _lose(self, why: str) -> None:
+        """Count a failure, and say so if the sound came until now.
+
+        Raises:
+            AudioError: if it has been away for too long.
+        """
+        now = time.monotonic()
+        if self._lost_at is None:
+            self._lost_at = now
+            self.queue.tell(Notice("lost", why))
+        elif not self._heard and self._told is not None:
+            self._told(why)
+            self._told = None
+        if self._give_up is not None and now - self._lost_at >= self._give_up:
+            raise AudioError(
+                f"{self.name} has not been heard for {now - self._lost_at:.0f} s: {why}. Check the address, or give a "
+                "longer --give-up."
+            )
+
+    def _take(self, samples: Floats, rate: int) -> None:
+        """Put samples in their place on the wall clock into the queue."""
+        if not self.sample_rate:
+            self._zero = time.monotonic()
+            self.queue = BoundedQueue(max(1, round(self._max_lag * rate)))
+            self.sample_rate = rate
+            self._ready.set()
+        if self._lost_at is not None:
+            self._return(time.monotonic() - self._lost_at)
+        if rate != self._rate:
+            self._rate, self._resampler = rate, Resampler(rate, self.sample_rate)
+        for begin in range(0, len(samples), CHUNK_SAMPLES):
+            block = self._resampler.feed(samples[begin : begin + CHUNK_SAMPLES])
+            self._place(len(block))
+            self._put(block)
+
+    def _return(self, seconds: float) -> None:
+        """Begin anew after the sound was lost."""
+        self._lost_at, self._rate = None, 0
+        self._burst = BURST_SECONDS
+        self._placed_at = 0.0
+        if self._heard:
+            self._skip(self._late())
+            self.queue.tell(Notice("back", "", seconds))
+        self._heard = True
+
+    def _late(self) -> float:
+        """Return how many seconds the sound is behind the wall clock; below 0 if ahead."""
+        return time.monotonic() - self._zero - self._position / self.sample_rate
+
+    def _skip(self, seconds: float) -> None:
+        """Leave a gap."""
+        frames = max(0, round(seconds * self.sample_rate))
+        self._position += frames
+        self.queue.lose(frames)
+
+    def _place(self, frames: int) -> None:
+        """Compare the sound with the wall clock once `frames` more have come."""
+        self._position += frames
+        late = self._late()
+        if late < 0:  # it was sent before now, whatever was taken for its time
+            shift = min(-late, self._burst)
+            self._zero -= shift
+            self._burst -= shift
+            late += shift
+            if late < 0:
+                self._closed.wait(-late)
+        now = time.monotonic()
+        if now - self._placed_at > GAP_SECONDS:  # what was held up may come all at once
+            self._least, self._least_until = np.inf, now + BURST_SECONDS
+        self._placed_at = now
+        self._least = min(self._least, late)
+        if now >= self._least_until:  # what was late all the time never came
+            if self._least > GAP_SECONDS:
+                self._position -= frames
+                self._skip(self._least)
+                self._position += frames
+                self.queue.tell(Notice("gap", "a part of it never came", self._least))
+            self._least, self._least_until = np.inf, now + BURST_SECONDS
+
+    def _put(self, block: Floats) -> None:
+        """Append samples; a machine that is slow waits first, and drops what is too late."""
+        while not self.queue.has_room(len(block)) and self._late() < self._max_lag and not self._closed.is_set():
+            self._closed.wait(_FULL_WAIT)
+        self.queue.put(block[:, None])
+
+
+def shown_url(url: str) -> str:
+    """Return an address without user, password and query, which may be secrets.
+
+    Raises:
+        ConfigError: if it is no address that is read.
+
+    Example:
+        >>> shown_url("rtsp://me:secret@camera.example:554/audio?key=1")
+        'rtsp://camera.example:554/audio'
+    """
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise ConfigError(f"This is no address that can be read: {error}.") from error
+    if parts.scheme.lower() not in SCHEMES or not host:
+        raise ConfigError(f"Sound is read from addresses with {', '.join(SCHEMES)} and a host, not from {url!r}.")
+    host = f"[{host}]" if ":" in host else host
+    return f"{parts.scheme}://{host}{'' if port is None else f':{port}'}{parts.path}"
+
+
+def is_url(text: str) -> bool:
+    """Whether a text is an address, of whatever kind."""
+    return "://" in text

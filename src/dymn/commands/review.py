@@ -1,0 +1,89 @@
+"""`dymn review`: a page that asks about the recordings of which a model is least sure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dymn.commands.fit import threads_of
+from dymn.commands.options import (
+    WHAT,
+    Exclude,
+    Hop,
+    Labels,
+    Paths,
+    Quiet,
+    Threads,
+    WindowOption,
+    Workers,
+    check_ending,
+    complete_models,
+    hush,
+    note,
+    note_gaps,
+)
+from dymn.errors import ConfigError
+
+
+def review(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            autocompletion=complete_models,
+            help="The model, such as one from `dymn fit`: a name, a file or a folder.",
+        ),
+    ],
+    paths: Paths,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The page to write, an .html file.")],
+    count: Annotated[
+        int,
+        typer.Option(
+            "--count", "-n", metavar="NUMBER", min=1, max=200, help="Number of questions.", rich_help_panel=WHAT
+        ),
+    ] = 30,
+    labels: Labels = None,
+    exclude: Exclude = None,
+    window: WindowOption = 10.0,
+    hop: Hop = None,
+    threads: Threads = None,
+    workers: Workers = None,
+    quiet: Quiet = False,
+) -> None:
+    """Write a page that asks about the windows of which a model is least sure: those nearest to its thresholds.
+
+    The page holds the sound and needs nothing else. It is answered with the keys y and n, and saves a table that `dymn
+    fit --add` learns from. The thresholds are the model's own (--threshold auto), or 0.5 where it carries none.
+
+    Recordings that cannot be read are named and left out, and the exit code is 1.
+
+    Example: `dymn review mine.safetensors recordings --output review.html`.
+    """
+    hush(quiet)
+    check_ending("--output", output, [".html"])
+    note_gaps(window, hop, quiet)
+    from dymn.commands.progress import Bar
+    from dymn.commands.recordings import load_tagger
+    from dymn.fitting.review import doubts
+    from dymn.inference.discovery import Discovery
+    from dymn.inference.selection import TagSettings
+    from dymn.plots.review_page import save_review
+
+    settings = TagSettings(0, 0.0, tuple(labels or ()), tuple(exclude or ()), window, hop)
+    if not paths:
+        raise ConfigError("There is nothing to review. Give recordings, folders or patterns after the model.")
+    with Discovery(paths, output) as discovery:
+        found, lost = discovery.sorted(), [error for _, error in discovery.lost]
+    tagger = load_tagger(model, "cpu", threads, quiet, "auto")
+    with Bar(len(found), quiet=quiet) as bar:
+        asked, bad = doubts(
+            tagger.backend, found, settings, count=count, workers=threads_of(workers, threads), progress=bar.advance
+        )
+    save_review(asked, tagger.card.front_end, tagger.card.name or model, output)
+    note(f"{output} is written: {len(asked)} questions about {len({one.path for one in asked})} recordings.", quiet)
+    for error in [*lost, *bad]:
+        typer.echo(f"dymn: {error}", err=True)
+    if lost or bad:
+        raise typer.Exit(1)

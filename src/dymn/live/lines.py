@@ -1,0 +1,50 @@
+"""Lines of JSON that are appended to a file."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+
+def json_line(message: dict[str, Any]) -> str:
+    """Return a message as a line of JSON without its line feed."""
+    return json.dumps(message, ensure_ascii=False)
+
+
+class LineFile:
+    """Appends lines of JSON to a file, each with one write, so that several programs may append to it.
+
+    The file is opened for each line: one that is moved away, as log rotation does, is made anew. Where a program was
+    killed within a line, the next line begins on a line of its own.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        """Prepare to append; the folder is made if it is missing.
+
+        Raises:
+            OSError: if the file cannot be written.
+        """
+        self._path = Path(path)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("ab+") as file:
+            size = file.seek(0, os.SEEK_END) if file.seekable() else 0
+            if size:
+                file.seek(size - 1)
+                if file.read(1) != b"\n":
+                    file.write(b"\n")
+
+    def write(self, message: dict[str, Any]) -> None:
+        """Append a message.
+
+        Raises:
+            OSError: if the file cannot be written.
+        """
+        data = f"{json_line(message)}\n".encode(errors="backslashreplace")
+        try:
+            with self._path.open("ab", buffering=0) as file:
+                if file.write(data) != len(data):
+                    raise OSError(28, os.strerror(28))
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self._path)) from error

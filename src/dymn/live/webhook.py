@@ -1,0 +1,105 @@
+"""Messages as HTTP requests."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from urllib.parse import unquote, urlsplit
+
+from dymn import __version__
+from dymn.errors import ConfigError
+from dymn.live.delivery import Delivery, DeliveryError
+from dymn.live.lines import json_line
+from dymn.live.messages import Message
+
+TIMEOUT = 10.0
+"""Seconds in which a whole request must be answered."""
+TRIES = 3
+FIRST_WAIT = 1.0
+_AGAIN = frozenset((408, 425, 429, 500, 502, 503, 504))
+_MOST_ANSWER = 65_536
+
+
+class Webhook(Delivery):
+    """Posts each message as JSON to an address. Redirects are not followed, and answers are not read beyond 64 KB."""
+
+    def __init__(
+        self, url: str, note: Callable[[str], None], *, timeout: float = TIMEOUT, first_wait: float = FIRST_WAIT
+    ) -> None:
+        """Prepare to post to an address, with HTTP's basic authentication if it has a user and a password.
+
+        Raises:
+            ConfigError: if the address is not one of HTTP.
+        """
+        try:
+            parts = urlsplit(url)
+            self._host, self._port = parts.hostname or "", parts.port
+        except ValueError as error:
+            raise ConfigError(f"--webhook is no address: {error}.") from error
+        if parts.scheme not in ("http", "https") or not self._host:
+            raise ConfigError("--webhook must be an address such as http://example.org:8123/api/webhook/sound.")
+        self._secure = parts.scheme == "https"
+        self._path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        self._headers = {"Content-Type": "application/json", "User-Agent": f"dymn/{__version__}"}
+        if parts.username is not None:
+            user = f"{unquote(parts.username)}:{unquote(parts.password or '')}".encode()
+            self._headers["Authorization"] = f"Basic {base64.b64encode(user).decode()}"
+        self._timeout, self._first_wait = timeout, first_wait
+        self.name = f"webhook {self._host}"
+        super().__init__(note)
+
+    def wants(self, message: Message) -> bool:
+        """Every message is posted."""
+        return True
+
+    def deliver(self, message: Message) -> None:
+        """Post a message, up to three times if the server cannot be reached or says that it is busy.
+
+        Raises:
+            DeliveryError: if no try succeeded.
+        """
+        body, wait = json_line(message).encode(errors="backslashreplace"), self._first_wait
+        for attempt in range(TRIES):
+            try:
+                status = self._post(body)
+            except (OSError, http.client.HTTPException) as error:
+                why = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            else:
+                if 200 <= status < 300:
+                    return
+                why = f"the answer was {status}"
+                if status not in _AGAIN:
+                    break
+            if attempt + 1 == TRIES or self._closing.wait(wait):
+                break
+            wait *= 2
+        raise DeliveryError(why)
+
+    def _post(self, body: bytes) -> int:
+        kind = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
+        connection = kind(self._host, self._port, timeout=self._timeout)
+        late = threading.Event()
+
+        def end() -> None:
+            late.set()
+            with suppress(OSError, AttributeError):
+                connection.sock.shutdown(2)  # a server that answers a byte at a time
+
+        timer = threading.Timer(self._timeout, end)
+        timer.daemon = True
+        timer.start()
+        try:
+            connection.request("POST", self._path, body, self._headers)
+            answer = connection.getresponse()
+            answer.read(_MOST_ANSWER)
+            return answer.status
+        except (OSError, http.client.HTTPException) as error:
+            if late.is_set():
+                raise OSError(f"no answer within {self._timeout:g} s") from error
+            raise
+        finally:
+            timer.cancel()
+            connection.close()

@@ -24,13 +24,16 @@ from dymn.commands.events import events
 from dymn.commands.explain import explain
 from dymn.commands.export import export
 from dymn.commands.fit import fit
+from dymn.commands.index import index
 from dymn.commands.listen import listen
+from dymn.commands.map import map
 from dymn.commands.models import models
 from dymn.commands.options import Command
 from dymn.commands.output import STDOUT_ERRORS, open_closed_streams, silence_stdout
 from dymn.commands.probe import probe
 from dymn.commands.profile import profile
 from dymn.commands.review import review
+from dymn.commands.search import search
 from dymn.commands.serve import serve
 from dymn.commands.shards import shards
 from dymn.commands.tag import tag
@@ -176,6 +179,9 @@ for function in (
     events,
     listen,
     embed,
+    index,
+    search,
+    map,
     models,
     convert,
     export,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -14,9 +15,11 @@ from dymn.audio.content import Content
 from dymn.audio.decoder import CHUNK_SAMPLES, Decoder
 from dymn.audio.decoding import open_decoder
 from dymn.audio.notes import Report
+from dymn.audio.resampling import resampled
+from dymn.audio.samples import mean, to_float32
 from dymn.audio.sources import FileLike, display, opened
 from dymn.errors import AudioError
-from dymn.system.arrays import Array
+from dymn.system.arrays import Array, Floats
 
 SampleRange = tuple[int, int]
 
@@ -98,6 +101,24 @@ def stored(source: FileLike, *, partial: bool = False) -> Iterator[StoredAudio]:
             fits = channels <= FLAC_CHANNELS and rate <= FLAC_RATE
             container, subtype = ("FLAC", subtype) if fits else ("WAV", subtype.replace("S8", "U8"))
         yield StoredAudio(report.name, rate, channels, container, subtype, content, decoder)
+
+
+def stretch(source: FileLike, start: float, end: float, rate: int) -> Floats:
+    """Return a stretch of a recording, from start to end (or `math.inf`) in seconds, as mono float32 [N] at `rate` Hz.
+
+    Raises:
+        AudioError: if it cannot be read, or the recording ends before the stretch begins.
+    """
+    with stored(source) as sound:
+        first, last = round(start * sound.rate), 2**62 if end == math.inf else round(end * sound.rate)
+        parts = [
+            mean(to_float32(samples[max(0, first - place) : max(0, last - place)]))
+            for place, samples in sound.blocks([(first, last)])
+        ]
+        blocks = list(resampled((part for part in parts if len(part)), sound.rate, rate))
+        if not blocks:
+            raise AudioError(f"{sound.name} ends before {start:g} s. Give an earlier time.")
+        return np.concatenate(blocks)
 
 
 def _plain(content: Content, plain: pcm_files.PcmLayout, first: int, last: int) -> Iterator[tuple[int, Array]]:

@@ -259,24 +259,7 @@ def resume(
                 "failed.",
                 quiet,
             )
-        journal.find(discovery)
-        for _, error in discovery.lost:
-            typer.echo(f"dymn: {error}", err=True)
-        counts = journal.counts()
-        if counts.done:
-            failed = f" ({counts.failed} of them failed; --retry-failed tries those again)" if counts.failed else ""
-            note(f"{counts.done:,} of {counts.listed:,} recordings are done already{failed}. The others follow.", quiet)
-        try:
-            with Bar(counts.listed, counts.done, quiet, discovery.seconds) as bar:
-                compute(
-                    journal,
-                    form.kind,
-                    lambda paths: files(map(discovery.source, paths), progress=bar.at),
-                    lambda result: _follow(bar, result),
-                )
-        except BaseException:
-            _say_kept(journal, quiet)
-            raise
+        fill(journal, form.kind, discovery, files, quiet)
         found = chain(
             (form.kind.failed(path, error) for path, error in discovery.lost),
             results(journal, form.kind, asked.read.channel == "each"),
@@ -295,6 +278,28 @@ def resume(
             quiet,
         )
     return n_failed + uncut
+
+
+def fill(journal: Journal, kind: Kind[R], discovery: Discovery, files: Files[R], quiet: bool) -> None:
+    """Compute the recordings that are found and not yet in a journal, and say how far that is."""
+    journal.find(discovery)
+    for _, error in discovery.lost:
+        typer.echo(f"dymn: {error}", err=True)
+    counts = journal.counts()
+    if counts.done:
+        failed = f" ({counts.failed} of them failed; --retry-failed tries those again)" if counts.failed else ""
+        note(f"{counts.done:,} of {counts.listed:,} recordings are done already{failed}. The others follow.", quiet)
+    try:
+        with Bar(counts.listed, counts.done, quiet, discovery.seconds) as bar:
+            compute(
+                journal,
+                kind,
+                lambda paths: files(map(discovery.source, paths), progress=bar.at),
+                lambda result: _follow(bar, result),
+            )
+    except BaseException:
+        _say_kept(journal, quiet)
+        raise
 
 
 def _follow(bar: Bar, result: R) -> None:

@@ -68,6 +68,17 @@ def data_uri(kind: str, data: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"
 
 
+def short_sound_uri(waveform: Array, sample_rate: int) -> str:
+    """Return a short waveform [N] as a data URI: MP3 where libsndfile writes it, else 16-bit WAV."""
+    import soundfile
+
+    if "MP3" not in soundfile.available_formats():
+        return wav_uri(waveform, sample_rate)
+    out = io.BytesIO()
+    soundfile.write(out, np.clip(waveform, -1, 1), sample_rate, format="MP3")
+    return data_uri("audio/mpeg", out.getvalue())
+
+
 def wav_uri(waveform: Array, sample_rate: int) -> str:
     """Return a waveform [N] as a data URI of a WAV file with 16-bit samples."""
     out = io.BytesIO()

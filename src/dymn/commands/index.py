@@ -1,0 +1,122 @@
+"""`dymn index`: an index of sounds, for `dymn search` and `dymn map`."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dymn.commands.options import (
+    BackendOption,
+    Device,
+    Filling,
+    Fresh,
+    Hop,
+    Model,
+    Partial,
+    Paths,
+    PrecisionOption,
+    Quiet,
+    RetryFailed,
+    Threads,
+    WindowBatch,
+    WindowOption,
+    Workers,
+    hush,
+    note_gaps,
+)
+from dymn.commands.reading_options import FilesFrom, gathered
+from dymn.errors import ConfigError
+
+
+def index(
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="INDEX",
+            help="The folder of the index. If it exists, only new and changed recordings are computed, and those that "
+            "the paths do not name any more are left out.",
+        ),
+    ],
+    paths: Paths = None,
+    files_from: FilesFrom = None,
+    model: Model = None,
+    window: WindowOption = 5.0,
+    hop: Hop = None,
+    fill: Filling = "bare",
+    partial: Partial = False,
+    backend: BackendOption = "auto",
+    device: Device = None,
+    precision: PrecisionOption = "float32",
+    threads: Threads = None,
+    batch_size: WindowBatch = None,
+    workers: Workers = None,
+    fresh: Fresh = False,
+    retry_failed: RetryFailed = False,
+    quiet: Quiet = False,
+) -> None:
+    """Index recordings by how they sound, so that `dymn search` finds what is similar to a sound.
+
+    Each window of a recording is an entry. An interrupted run is resumed by the same command, and the index of before
+    can be searched until the new one is complete.
+
+    Recordings that cannot be read are named on standard error. The others are still indexed, and the exit code is 1.
+
+    Example: `dymn index recordings -o recordings.index`.
+    """
+    from dymn.commands.progress import counting_bar
+    from dymn.commands.recordings import describe, load_tagger
+    from dymn.commands.runs import MANY, default_workers
+    from dymn.commands.runs import fill as fill_journal
+    from dymn.config import to_dict
+    from dymn.inference import index as indexes
+    from dymn.inference.discovery import Discovery
+    from dymn.inference.embedding import EmbedSettings
+    from dymn.inference.journal import Journal
+
+    hush(quiet)
+    note_gaps(window, hop, quiet)
+    indexes.new_graph(1)  # says now what is not installed
+    given = gathered(paths, files_from)
+    if any(path == "-" or "://" in path for path in given):
+        raise ConfigError("An index is made of recordings that can be played again. Give files on this machine.")
+    check_folder(output)
+    settings = EmbedSettings(window, hop, fill, partial=partial)
+    with Discovery(given, partial=partial) as discovery:
+        if not discovery.any_readable():
+            for _, error in discovery.errors(discovery.sorted()):
+                typer.echo(f"dymn: {error}", err=True)
+            raise typer.Exit(1)
+        tagger = load_tagger(model, device, threads, quiet, backend, precision)
+        embedder = tagger.embedder()
+        origin = describe(tagger, model, to_dict(settings) | {"hop": hop or window})
+        about = {"model": model or origin.model, "digest": origin.digest, "parameters": origin.parameters}
+        workers = default_workers(threads, MANY) if workers is None else workers
+        files = functools.partial(embedder.embed_files, settings=settings, batch_size=batch_size, workers=workers)
+        kept = {name: about[name] for name in ("digest", "parameters")} | {"size": embedder.size}
+        with Journal(output / indexes.EMBEDDINGS, kept, fresh=fresh, retry=retry_failed) as journal:
+            fill_journal(journal, indexes.stored(embedder.size), discovery, files, quiet)
+            counts = journal.counts()
+            with counting_bar("Index", quiet) as progress:
+                windows = indexes.update(journal, output, about, embedder.size, progress or (lambda done, total: None))
+    typer.echo(f"{output}: {windows:,} windows of {counts.listed - counts.failed:,} recordings")
+    if counts.failed or discovery.lost:
+        raise typer.Exit(1)
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder that holds anything but an index, or one that was begun.
+
+    Raises:
+        ConfigError: naming the folder.
+    """
+    from dymn.inference.index import EMBEDDINGS
+
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"--output {folder} is a file. Give the name of a folder for the index.")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / f"{EMBEDDINGS}.journal").exists():
+        raise ConfigError(f"--output {folder} is no index, and not empty. Give a new folder.")

@@ -1,0 +1,54 @@
+"""`dymn map`: all sounds of an index at a glance."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dymn.commands.options import WHAT, Quiet, check_ending, hush, output_option, seconds_option
+from dymn.commands.search import IndexFolder, short
+
+
+def map(
+    index: IndexFolder,
+    output: Annotated[Path, output_option("The page to write (.html).")],
+    points: Annotated[
+        int,
+        typer.Option(
+            metavar="NUMBER",
+            min=2,
+            max=20_000,
+            help="Show at most this many windows, drawn at random.",
+            rich_help_panel=WHAT,
+        ),
+    ] = 1000,
+    seconds: Annotated[
+        float, seconds_option("Put so much of each window's sound into the page.", WHAT, least=0.1, most=30)
+    ] = 2.0,
+    quiet: Quiet = False,
+) -> None:
+    """Draw the windows of an index as points, similar ones close together, on a page where a click plays the sound.
+
+    Places are the first two principal components of the embeddings. Colours are the folders of the recordings.
+
+    Example: `dymn map --index recordings.index --output map.html`.
+    """
+    from dymn.commands.progress import counting_bar
+    from dymn.inference.index import open_index
+    from dymn.plots.map_page import chosen, map_page
+    from dymn.plots.search_page import Shown
+    from dymn.system.files import atomic_write
+
+    hush(quiet)
+    check_ending("--output", output, [".html", ".htm"])
+    found = open_index(index)
+    keys = chosen(found, points)
+    windows = [found.table.window(key) for key in keys.tolist()]
+    shown = [Shown(path, short(path), start, end) for path, start, end in windows]
+    about = f"{len(keys):,} of {len(found.table):,} windows, by {found.model}"
+    with counting_bar("Sounds", quiet) as progress:
+        text = map_page(found.vectors(keys), shown, about, seconds, progress or (lambda done, total: None))
+    with atomic_write(output) as file:
+        file.write(text.encode())

@@ -1,0 +1,182 @@
+"""`dymn search`: which recordings sound like this one."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from dymn.commands.options import WHAT, Model, Quiet, Threads, format_option, hush, output_option
+from dymn.errors import ConfigError
+
+if TYPE_CHECKING:
+    from dymn.inference.index import Hit, SoundIndex
+    from dymn.inference.tagger import Tagger
+    from dymn.system.arrays import Floats
+
+SearchFormat = Literal["table", "csv", "json", "page"]
+ENDINGS: dict[str, SearchFormat] = {
+    "": "table",
+    ".txt": "table",
+    ".csv": "csv",
+    ".json": "json",
+    ".html": "page",
+    ".htm": "page",
+}
+RANGE = re.compile(r"(?P<path>.+):(?P<start>\d+(?:\.\d+)?)-(?P<end>\d+(?:\.\d+)?)", re.DOTALL)
+
+IndexFolder = Annotated[
+    Path, typer.Option("--index", "-i", metavar="INDEX", help="The folder that `dymn index` wrote.")
+]
+
+
+def search(
+    query: Annotated[
+        str,
+        typer.Argument(metavar="SOUND", help="A recording, or a part of one in seconds, such as street.wav:12-15."),
+    ],
+    index: IndexFolder,
+    top_k: Annotated[
+        int, typer.Option("--top-k", "-k", metavar="NUMBER", min=1, help="The number of results.", rich_help_panel=WHAT)
+    ] = 20,
+    start: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", min=0, help="Search for the part from here on.", rich_help_panel=WHAT),
+    ] = None,
+    end: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", min=0, help="Search for the part up to here.", rich_help_panel=WHAT),
+    ] = None,
+    format: Annotated[
+        SearchFormat | None,
+        format_option(
+            "table, csv, json, or page (HTML with a player for each result). The default is by the ending of --output "
+            "(.txt, .csv, .json, .html), else table."
+        ),
+    ] = None,
+    output: Annotated[Path | None, output_option("Write to this file, which appears when it is complete.")] = None,
+    model: Model = None,
+    threads: Threads = None,
+    quiet: Quiet = False,
+) -> None:
+    """Find the windows of indexed recordings that are most similar to a sound.
+
+    Similarity is the cosine between embeddings: at most 1. The sound is embedded by the model of the index.
+
+    Examples: `dymn search call.wav --index recordings.index`; `dymn search street.wav:12-15 --index recordings.index
+    --output found.html`.
+    """
+    from dymn.commands.output import text_output
+    from dymn.inference.index import open_index
+
+    hush(quiet)
+    name = format or chosen_format(output)
+    path, start, end = parse_query(query, start, end)
+    found = open_index(index)
+    tagger = load(found, index, model, threads, quiet)
+    vector, span = embed_query(tagger, found, path, start, end)
+    hits = found.search(vector, top_k)
+    with text_output(output) as stream:
+        stream.write(written(name, (path, *span), hits, found))
+
+
+def chosen_format(output: Path | None) -> SearchFormat:
+    """Return the format of a file's ending.
+
+    Raises:
+        ConfigError: if it names none.
+    """
+    from dymn.commands.options import check_ending
+
+    if output is None:
+        return "table"
+    check_ending("--output", output, ENDINGS)
+    return ENDINGS[output.suffix.lower()]
+
+
+def parse_query(query: str, start: float | None, end: float | None) -> tuple[str, float, float | None]:
+    """Return the path of a query, and from where to where it goes in seconds; None for its end.
+
+    Raises:
+        ConfigError: if the range is given twice, or ends before it begins.
+    """
+    match = None if os.path.exists(query) else RANGE.fullmatch(query)
+    if match is not None:
+        if start is not None or end is not None:
+            raise ConfigError(f"{query} names a range. Give it there, or as --start and --end.")
+        query, start, end = match["path"], float(match["start"]), float(match["end"])
+    if end is not None and end <= (start or 0.0):
+        raise ConfigError(f"The part from {start or 0.0:g} to {end:g} s is empty. Its end must come after its start.")
+    return query, start or 0.0, end
+
+
+def load(found: SoundIndex, folder: Path, model: str | None, threads: int | None, quiet: bool) -> Tagger:
+    """Open the model of an index.
+
+    Raises:
+        ConfigError: if another one has its name, or was named.
+    """
+    from dymn.commands.recordings import load_tagger
+
+    tagger = load_tagger(model or found.model, None, threads, quiet, "auto")
+    digest = str(tagger.card.provenance.get("sha256", ""))
+    if digest != found.digest:
+        raise ConfigError(
+            f"{folder} was made with {found.model} of the digest {found.digest[:12]}…, and "
+            f"{model or found.model} has {digest[:12] or 'none'}…. Give that model as --model, or index again."
+        )
+    return tagger
+
+
+def embed_query(
+    tagger: Tagger, found: SoundIndex, path: str, start: float, end: float | None
+) -> tuple[Floats, tuple[float, float]]:
+    """Return the embedding of a part of a recording, cut as the index was, and where it begins and ends."""
+    from dymn.audio.stored import stretch
+
+    embedder = tagger.embedder()
+    rate = embedder.sample_rate
+    settings = {name: found.parameters[name] for name in ("window", "hop", "fill")}
+    if start == 0.0 and end is None:
+        whole = embedder.embed(path, **settings)
+        return whole.vector, (0.0, whole.seconds)
+    sound = stretch(path, start, math.inf if end is None else end, rate)
+    return embedder.embed(sound, rate, **settings).vector, (start, start + len(sound) / rate)
+
+
+def written(name: SearchFormat, query: tuple[str, float, float], hits: Sequence[Hit], found: SoundIndex) -> str:
+    """Return what was found as text."""
+    from dymn.errors import visible
+    from dymn.inference.formats.text import clock
+    from dymn.plots.search_page import Shown, search_page
+    from dymn.system.files import csv_text
+
+    path, start, end = query
+    rows = [hit._replace(recording=short(hit.recording)) for hit in hits]
+    if name == "csv":
+        lines = [(hit.recording, f"{hit.start:.3f}", f"{hit.end:.3f}", f"{hit.score:.6f}") for hit in rows]
+        return csv_text([("file", "start", "end", "score"), *lines])
+    if name == "json":
+        results = [
+            {"file": hit.recording, "start": hit.start, "end": hit.end, "score": round(hit.score, 6)} for hit in rows
+        ]
+        about = {"model": found.model, "digest": found.digest, "windows": len(found.table)}
+        asked = {"file": path, "start": round(start, 6), "end": round(end, 6)}
+        return json.dumps(about | {"query": asked, "results": results}, indent=1, ensure_ascii=False) + "\n"
+    if name == "page":
+        words = f"The {len(hits)} most similar of {len(found.table):,} windows, by {found.model}"
+        shown = [Shown(hit.recording, *row) for hit, row in zip(hits, rows, strict=True)]
+        return search_page(Shown(path, path, start, end), shown, words)
+    return "".join(f"{hit.score:.3f}  {clock(hit.start)}  {visible(hit.recording)}\n" for hit in rows)
+
+
+def short(path: str) -> str:
+    """Return a path relative to the working folder, if it lies below."""
+    here = os.getcwd()
+    return os.path.relpath(path, here) if Path(path).is_relative_to(here) else path

@@ -1,0 +1,72 @@
+"""The sounds of an index as one HTML file: points, similar ones close together, and the sound of each."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import PurePath
+
+import numpy as np
+import numpy.typing as npt
+
+from dymn.inference.index import SoundIndex
+from dymn.plots.html import render
+from dymn.plots.search_page import Shown, sound
+from dymn.system.arrays import Array
+
+MAP_RATE = 16_000
+"""The sample rate of the sounds, in Hz: there are many of them."""
+GROUPS = 12
+"""The most folders with a colour of their own."""
+
+
+def chosen(found: SoundIndex, most: int) -> npt.NDArray[np.uint64]:
+    """Return the keys of at most so many windows of an index, drawn at random but always the same, in order."""
+    keys = np.concatenate([found.table.keys(place) for place in range(len(found.table.recordings))])
+    if len(keys) <= most:
+        return keys
+    return np.sort(np.random.default_rng(0).choice(keys, most, replace=False))
+
+
+def principal_components(vectors: Array) -> Array:
+    """Return the first two principal components [N, 2] of vectors [N, D], the larger values of each being positive."""
+    centred = vectors.astype(np.float64) - vectors.mean(axis=0, dtype=np.float64)
+    _, axes = np.linalg.eigh(centred.T @ centred)  # by ascending variance
+    places = centred @ axes[:, :-3:-1]
+    largest = places[np.abs(places).argmax(axis=0), [0, 1]]
+    turned: Array = (places * np.where(largest < 0, -1, 1)).astype(np.float32)
+    return turned
+
+
+def map_page(
+    vectors: Array,
+    shown: Sequence[Shown],
+    about: str,
+    seconds: float,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> str:
+    """Return the text of the page.
+
+    Args:
+        vectors: embeddings [N, D], D of at least 2.
+        shown: the N sounds.
+        about: a line below the title.
+        seconds: how much of each sound the page holds.
+        progress: called with the number of sounds that are done and their total.
+    """
+    places = principal_components(vectors)
+    low, high = places.min(axis=0), places.max(axis=0)
+    places = (places - low) / np.maximum(high - low, 1e-9)
+    folders = [PurePath(one.name).parent.as_posix() for one in shown]
+    groups = [name for name, _ in Counter(folders).most_common(GROUPS)]
+    points = []
+    for number, (one, (x, y), folder) in enumerate(zip(shown, places.tolist(), folders, strict=True)):
+        progress(number, len(shown))
+        audio, why = sound(one, MAP_RATE, seconds)
+        group = groups.index(folder) if folder in groups else -1
+        points.append(
+            {"name": one.name, "start": one.start, "end": one.end, "x": round(x, 4), "y": round(y, 4), "group": group}
+            | {"audio": audio, "why": why}
+        )
+    others = len(set(folders)) > len(groups)
+    return render("map", {"about": about, "points": points, "groups": groups, "others": others})

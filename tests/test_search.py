@@ -1,0 +1,277 @@
+"""`dymn index`, `dymn search` and `dymn map`, on real recordings."""
+
+import csv
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from dymn.audio.reading import read
+from dymn.audio.stored import stretch
+from dymn.cli import app
+from dymn.commands.search import parse_query
+from dymn.errors import AudioError, ConfigError, DataError, MissingExtraError
+from dymn.inference import index as indexes
+from dymn.inference.discovery import Listed
+from dymn.inference.embedding import Embedding
+from dymn.inference.journal import Journal
+from dymn.plots.map_page import principal_components
+
+pytest.importorskip("usearch", reason="USearch is not installed (dymn[search])")
+EXAMPLES = Path(__file__).parents[1] / "examples" / "audio"
+MODEL = ("--model", "dymn04_open", "--window", 2, "--quiet")
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Two dogs, speech, and a file that is not one, with their index."""
+    folder = tmp_path_factory.mktemp("sounds")
+    dog, rate = soundfile.read(EXAMPLES / "dog.ogg")
+    for place, part in (("a/first.flac", dog[: 4 * rate]), ("b/second.wav", dog[3 * rate :])):
+        (folder / place).parent.mkdir()
+        soundfile.write(folder / place, part, rate)
+    shutil.copy(EXAMPLES / "speech.ogg", folder / "b" / "speech.ogg")
+    (folder / "bad.wav").write_text("this is no audio")
+    done = run("index", folder, "-o", folder / ".index", *MODEL)
+    assert done.exit_code == 1 and "bad.wav" in done.stderr
+    assert re.search(r"\.index: 8 windows of 3 recordings\n$", done.stdout), done.stdout
+    return folder
+
+
+def test_results_agree_in_every_format(made, tmp_path):
+    words = ["search", f"{made}/a/first.flac:1-3", "--index", made / ".index", "--top-k", 6]
+    document = json.loads(run(*words, "--format", "json").stdout)
+    found = document["results"]
+    assert len(found) == 6 and document["windows"] == 8 and document["model"] == "dymn04_open"
+    assert {Path(one["file"]).name for one in found[:4]} == {"first.flac", "second.wav"}
+    assert [one["score"] for one in found] == sorted((one["score"] for one in found), reverse=True)
+    rows = list(csv.DictReader(io.StringIO(run(*words, "--format", "csv").stdout)))
+    assert [(row["file"], float(row["start"]), float(row["score"])) for row in rows] == [
+        (one["file"], one["start"], one["score"]) for one in found
+    ]
+    table = run(*words).stdout.splitlines()
+    assert [line.split()[-1] for line in table] == [one["file"] for one in found]
+    page = tmp_path / "found.html"
+    assert run(*words, "-o", page).exit_code == 0
+    data = json.loads(re.search(r'type="application/json">(.*?)</script>', page.read_text())[1])
+    assert [(one["start"], round(one["score"], 6)) for one in data["found"]] == [
+        (one["start"], one["score"]) for one in found
+    ]
+    assert all(one["audio"].startswith("data:audio/") for one in [data["query"], *data["found"]])
+
+
+def test_a_window_finds_itself(made):
+    path = f"{made}/a/first.flac"
+    for words in ([path, "--start", 2, "--end", 4], [f"{path}:2-4"]):
+        (best,) = json.loads(run("search", *words, "-i", made / ".index", "-k", 1, "-f", "json").stdout)["results"]
+        assert (best["file"], best["start"], best["end"]) == (path, 2.0, 4.0)
+        assert best["score"] == pytest.approx(1, abs=2e-3)  # half precision, and its own samples at its edges
+
+
+def test_only_new_and_changed_recordings_are_computed(made, tmp_path):
+    folder, index = tmp_path / "sounds", tmp_path / "index"
+    shutil.copytree(made, folder, ignore=shutil.ignore_patterns(".index"))
+    (folder / "bad.wav").unlink()
+    words = ("index", folder, "-o", index, "--model", "dymn04_open", "--window", 2)
+    assert run(*words).exit_code == 0
+    before = indexes.open_index(index).table
+    shutil.copy(folder / "b" / "speech.ogg", folder / "copy.ogg")
+    (folder / "a" / "first.flac").unlink()
+    soundfile.write(folder / "b" / "second.wav", np.random.default_rng(0).normal(0, 0.1, 32_000), 32_000)
+    done = run(*words)
+    assert done.exit_code == 0 and "1 of 3 recordings are done already" in done.stderr
+    now = indexes.open_index(index)
+    assert {Path(path).name: len(spans) for path, _, _, spans in now.table.rows()} == {
+        "speech.ogg": 4,
+        "copy.ogg": 4,
+        "second.wav": 1,
+    }
+    speech = next(first for path, _, first, _ in before.rows() if path.endswith("speech.ogg"))
+    assert now.table.recordings[0].endswith("speech.ogg") and now.table.firsts[0] == speech  # it was not added again
+    hits = json.loads(run("search", folder / "copy.ogg", "-i", index, "-k", 99, "-f", "json").stdout)["results"]
+    assert len(hits) == 9
+    assert {Path(one["file"]).name for one in hits[:8]} == {"speech.ogg", "copy.ogg"}
+    assert sorted(path.name for path in index.iterdir()) == [
+        "embeddings.journal",
+        "graph-2.usearch",
+        "index.json",
+        "table-2.npz",
+    ]
+
+
+def test_another_model_or_other_windows_are_refused(made, tmp_path):
+    shutil.copytree(made / ".index", tmp_path / "index")
+    pointer = tmp_path / "index" / "index.json"
+    pointer.write_text(pointer.read_text().replace('"digest": "', '"digest": "0'))
+    refused = run("search", EXAMPLES / "dog.ogg", "--index", tmp_path / "index")
+    assert refused.exit_code == 2 and "was made with dymn04_open of the digest 0" in refused.stderr
+    refused = run("index", made, "-o", tmp_path / "index", "--model", "dymn04_open", "--window", 3)
+    assert refused.exit_code == 2 and "window was 2.0, now 3.0" in refused.stderr and "--fresh" in refused.stderr
+
+
+def test_what_is_no_index_is_refused(tmp_path, made):
+    missing = run("search", EXAMPLES / "dog.ogg", "--index", tmp_path / "none")
+    assert missing.exit_code == 2 and "dymn index" in missing.stderr
+    (tmp_path / "mine.txt").write_text("mine")
+    assert "not empty" in run("index", made, "-o", tmp_path, *MODEL).stderr
+    assert run("index", "-", "-o", tmp_path / "new", *MODEL).exit_code == 2
+    assert run("index", tmp_path / "mine.txt", "-o", tmp_path / "new", *MODEL).exit_code == 1
+    assert run("map", "--index", made / ".index", "-o", "map.png").exit_code == 2
+
+
+@pytest.mark.parametrize("name", ["index.json", "graph-1.usearch", "table-1.npz"])
+def test_a_damaged_index_is_named_and_made_anew(made, tmp_path, name):
+    index = tmp_path / "index"
+    shutil.copytree(made / ".index", index)
+    content = (index / name).read_bytes()
+    (index / name).write_bytes(content[: len(content) // 2])
+    with pytest.raises(DataError, match=f"{re.escape(str(index))} is not an index, or damaged"):
+        indexes.open_index(index)
+    assert run("index", made, "-o", index, *MODEL).exit_code == 1  # for bad.wav
+    assert len(indexes.open_index(index).table) == 8
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals are those of POSIX")
+def test_a_killed_run_leaves_the_index_of_before_and_needs_no_pytorch(made, tmp_path):
+    index, words = tmp_path / "index", ["index", str(made / "b"), "-o", str(tmp_path / "index"), *map(str, MODEL)]
+    code = (
+        "import os, sys; sys.modules['torch'] = None\n"
+        "import dymn.inference.index as index, numpy; save = numpy.savez\n"
+        "def savez(*a, **k): save(*a, **k); os.environ.get('END') and os.kill(os.getpid(), 9)\n"
+        "numpy.savez = savez\n"
+        "from dymn.cli import app; app(sys.argv[1:])"
+    )
+
+    def process(**end):
+        return subprocess.run(
+            [sys.executable, "-c", code, *words], env=os.environ | end, capture_output=True, text=True
+        )
+
+    assert process(END="1").returncode == -signal.SIGKILL
+    with pytest.raises(ConfigError, match="There is no index"):
+        indexes.open_index(index)
+    done = process()
+    assert done.returncode == 0 and "6 windows" in done.stdout, done.stderr
+    words[1] = str(made)
+    assert process(END="1").returncode == -signal.SIGKILL
+    assert len(indexes.open_index(index).table) == 6
+    assert process().returncode == 1
+    assert len(indexes.open_index(index).table) == 8
+
+
+def filled(journal, folder, vectors):
+    """Put recordings with these vectors, one a window, into a journal."""
+    paths = [folder / f"{name}.wav" for name in vectors]
+    for path in paths:
+        path.touch()
+    journal.find(Listed(0, path) for path in paths)
+    kind = indexes.stored(4)
+    for task in list(journal.to_do()):
+        rows = vectors[Path(task.name).stem]
+        spans = np.stack([np.arange(len(rows)), np.arange(len(rows)) + 1.0], axis=1)
+        journal.put(task, float(len(rows)), kind.pack(Embedding("", len(rows), windows=rows, spans=spans)), None)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.lists(st.integers(1, 5), min_size=1, max_size=6))
+def test_searches_agree_with_a_comparison_of_all_vectors(tmp_path_factory, seed, counts):
+    folder, rng = tmp_path_factory.mktemp("index"), np.random.default_rng(seed)
+    vectors = {f"r{i}": rng.normal(size=(count, 4)).astype(np.float32) for i, count in enumerate(counts)}
+    about = {"model": "m", "digest": "d", "parameters": {}}
+    for kept in (list(vectors)[: len(vectors) // 2 + 1], list(vectors), list(vectors)[-1:]):
+        now = {name: vectors[name] for name in kept}
+        with Journal(folder / indexes.EMBEDDINGS, {}) as journal:
+            filled(journal, folder, now)
+            assert indexes.update(journal, folder, about, 4) == sum(map(len, now.values()))
+        found = indexes.open_index(folder)
+        query = rng.normal(size=4).astype(np.float32)
+        scores = {
+            (name, float(i)): float(indexes.unit(row) @ indexes.unit(query))
+            for name, rows in now.items()
+            for i, row in enumerate(rows)
+        }
+        hits = found.search(query, 3)
+        assert len(hits) == min(3, len(scores))
+        np.testing.assert_allclose([hit.score for hit in hits], sorted(scores.values())[::-1][:3], atol=3e-3)
+        for hit in hits:
+            assert hit.score == pytest.approx(scores[Path(hit.recording).stem, hit.start], abs=3e-3)
+
+
+def test_an_index_of_nothing_is_an_error(tmp_path):
+    with Journal(tmp_path / indexes.EMBEDDINGS, {}) as journal, pytest.raises(AudioError, match="nothing to index"):
+        indexes.update(journal, tmp_path, {"model": "", "digest": "", "parameters": {}}, 4)
+
+
+def test_the_extra_is_named_where_usearch_is_missing(monkeypatch, made):
+    monkeypatch.setitem(sys.modules, "usearch.index", None)
+    with pytest.raises(MissingExtraError, match="search"):
+        indexes.open_index(made / ".index")
+    refused = run("index", made, "-o", made / "other", *MODEL)
+    assert refused.exit_code == 1 and "An index needs an optional dependency" in refused.stderr
+
+
+def test_other_libraries_can_be_loaded_after_usearch():
+    """Of USearch 2.26, the import of ONNX Runtime ended the process."""
+    pytest.importorskip("onnxruntime")
+    subprocess.run([sys.executable, "-c", "import usearch.index, onnxruntime, torch"], check=True)
+
+
+def test_queries(tmp_path):
+    odd = tmp_path / "odd:1-2"
+    odd.touch()
+    assert parse_query("a.wav", None, None) == ("a.wav", 0.0, None)
+    assert parse_query("a:b.wav:12.5-15", None, None) == ("a:b.wav", 12.5, 15.0)
+    assert parse_query("a.wav", 3.0, None) == ("a.wav", 3.0, None)
+    assert parse_query(str(odd), None, None) == (str(odd), 0.0, None)
+    for query, start, end in (("a.wav:2-2", None, None), ("a.wav:1-2", 1.0, None), ("a.wav", 3.0, 1.0)):
+        with pytest.raises(ConfigError):
+            parse_query(query, start, end)
+
+
+def test_a_stretch_is_that_part_of_the_recording(tmp_path):
+    sound = np.random.default_rng(0).normal(0, 0.1, (64_000, 2)).astype(np.float32)
+    for ending, subtype in (("wav", "FLOAT"), ("wav", "PCM_16"), ("flac", "PCM_24")):
+        path = tmp_path / f"{subtype}.{ending}"
+        soundfile.write(path, sound, 32_000, subtype)
+        np.testing.assert_allclose(stretch(path, 0.25, 1.5, 32_000), read(path)[8000:48_000], atol=1e-7)
+        assert len(stretch(path, 1.5, 99, 16_000)) == 8000
+    with pytest.raises(AudioError, match="ends before 2 s"):
+        stretch(path, 2, 3, 32_000)
+
+
+def test_principal_components_keep_the_most_variance():
+    rng = np.random.default_rng(0)
+    vectors = (rng.normal(size=(200, 5)) * [1, 9, 2, 5, 3] + 7).astype(np.float32)
+    places = principal_components(vectors)
+    centred = vectors - vectors.mean(axis=0)
+    _, sizes, axes = np.linalg.svd(centred, full_matrices=False)
+    np.testing.assert_allclose(np.abs(places), np.abs(centred @ axes[:2].T), atol=1e-3)
+    np.testing.assert_allclose(places.std(axis=0) * np.sqrt(200), sizes[:2], rtol=1e-4)
+
+
+def test_a_map_has_a_point_and_a_sound_for_each_window(made, tmp_path, monkeypatch):
+    monkeypatch.chdir(made)
+    page = tmp_path / "map.html"
+    assert run("map", "--index", made / ".index", "-o", page, "-q").exit_code == 0
+    data = json.loads(re.search(r'type="application/json">(.*?)</script>', page.read_text())[1])
+    assert len(data["points"]) == 8 and data["groups"] == ["b", "a"] and not data["others"]
+    assert {0, 1} <= {point["x"] for point in data["points"]}
+    assert all(point["audio"].startswith("data:audio/") for point in data["points"])
+    assert run("map", "--index", made / ".index", "-o", page, "--points", 4, "-q").exit_code == 0
+    assert "4 of 8 windows" in page.read_text()

@@ -7,10 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from dymn.commands.evaluate import as_table
+from dymn.config import ModelCard
 from dymn.data import TASKS, BadClip, Clip, Loader, PlainSampler, open_source, select
 from dymn.data.stores import inside
 from dymn.errors import ConfigError, DataError
+from dymn.evaluation.assess import assess
+from dymn.models.mobilenet import create_model
 from dymn.weights import audioset_labels
 from layouts import (
     OPENMIC_KEYS,
@@ -395,3 +400,20 @@ def test_errors_of_open_source(tmp_path):
 def test_tasks_are_complete():
     for name, task in TASKS.items():
         assert task.loss in ("bce", "ce") and task.metric in ("mAP", "accuracy") and task.seconds > 0, name
+
+
+def test_accuracy_by_device(tmp_path):
+    """TAU: every device for itself, from the source_label of meta.csv."""
+    write_tau(tmp_path)
+    meta = (tmp_path / "meta.csv").read_text().splitlines()
+    rows = [line.rsplit("\t", 1)[0] + f"\t{device}" for line, device in zip(meta[1:], ("a", "b", "s1"), strict=True)]
+    (tmp_path / "meta.csv").write_text("\n".join([meta[0], *rows]) + "\n")
+    assert open_source("tau", tmp_path, "test").catalog.groups == ("b",)
+    model = create_model("mn01", 2).eval()
+    model.card = ModelCard(labels=("bus", "park"), exclusive=True)
+    torch.nn.init.constant_(model.head.classifier.bias, 0.0)
+    with torch.no_grad():
+        model.head.classifier.bias[1] = 50.0  # always says park
+    found = assess(model, tmp_path, kind="tau", split="all", seconds=0.2)
+    assert found.figures["accuracy_by_device"] == {"a": 0.0, "b": 1.0, "s1": 1.0}
+    assert "  device s1  100.00 %" in as_table(found)

@@ -181,6 +181,8 @@ def as_table(found: Assessment) -> str:
     if found.bad:
         rows.append(("left out", f"{len(found.bad)} clips that cannot be read, such as {next(iter(found.bad))}"))
     rows += [(name, figure(name, found.figures[name])) for name in FIGURES if name in found.figures]
+    by_device = found.figures.get("accuracy_by_device", {})
+    rows += [(f"  device {device}", figure("accuracy", value)) for device, value in by_device.items()]
     absent = [found.labels[i] for i in found.figures.get("without_positives", [])]
     if absent:
         listed = ", ".join(absent[:5]) + (" and others" if len(absent) > 5 else "")

@@ -31,6 +31,7 @@ class Catalog:
         spans: from where to where in its file each clip goes, in seconds [N, 2] (inf for the end); None if clips are
             whole files.
         task: what the data say of their task, by the names of `TASK_FACTS`; most datasets say nothing.
+        groups: what each clip was recorded with, for figures by recording device; empty if that is not told.
     """
 
     keys: tuple[str, ...]
@@ -42,6 +43,7 @@ class Catalog:
     packed: bool = False
     spans: npt.NDArray[np.float64] | None = None
     task: Mapping[str, Any] = field(default_factory=dict)
+    groups: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         n, classes = len(self.keys), len(self.labels)
@@ -68,7 +70,7 @@ class Catalog:
             raise DataError("The dataset's targets hold values that are not finite.")
         if self.spans is not None and self.spans.shape != (n, 2):
             raise DataError(f"Spans have shape {list(self.spans.shape)}; it must be {[n, 2]}.")
-        for name in ("splits", "folds"):
+        for name in ("splits", "folds", "groups"):
             if len(getattr(self, name)) not in (0, n):
                 raise DataError(f"{name} has {len(getattr(self, name))} entries for {n} clips.")
 
@@ -83,6 +85,7 @@ class Catalog:
             splits=tuple(self.splits[i] for i in rows) if self.splits else (),
             folds=tuple(self.folds[i] for i in rows) if self.folds else (),
             spans=None if self.spans is None else self.spans[rows],
+            groups=tuple(self.groups[i] for i in rows) if self.groups else (),
         )
 
     def target_rows(self, rows: slice | npt.NDArray[np.int64]) -> Floats:

@@ -199,6 +199,7 @@ def read_tau(root: Path) -> tuple[Catalog, Store]:
         labels=labels,
         targets=multi_hot([[row["scene_label"]] for row in rows], labels, meta),
         splits=tuple(part.get(row["filename"], "") for row in rows),
+        groups=tuple(row.get("source_label", "") for row in rows),
     ), FileStore([inside(root, row["filename"]) for row in rows])
 
 

@@ -148,8 +148,17 @@ def assess(
         found["f1"] = metrics.f1(
             scores.probabilities, scores.targets, scores.mask, "classification" if exclusive else "tagging"
         )
+    if exclusive and len(set(source.catalog.groups)) > 1:
+        found["accuracy_by_device"] = by_group(scores, dict(zip(source.keys, source.catalog.groups, strict=True)))
     confusion = metrics.confusion(scores.probabilities, scores.targets) if exclusive else None
     return Assessment(kind, split, found, source.labels, by_class, confusion, scores.bad, scores)
+
+
+def by_group(scores: Predictions, groups: Mapping[str, str]) -> dict[str, float]:
+    """Return the accuracy on the clips of each group, such as a recording device, by the groups of the clips' names."""
+    is_right = scores.probabilities.argmax(axis=1) == scores.targets.argmax(axis=1)
+    group = np.array([groups[key] for key in scores.keys])
+    return {name: float(is_right[group == name].mean()) for name in sorted(set(group.tolist()))}
 
 
 def as_ensemble(networks: Sequence[MobileNet], name: str = "") -> MobileNet:

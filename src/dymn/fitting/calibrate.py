@@ -173,7 +173,7 @@ def _shared(logits: Numbers, examples: LabelledWindows, rows: Bools) -> Affine:
     """Return the map that fits all classes together."""
     use = examples.known & rows[:, None]
     weights = np.broadcast_to(examples.weights[:, None], use.shape)[use]
-    return fit_affine(logits[use], examples.targets[use].astype(np.float64), weights)
+    return fit_affine(logits[use], smoothed(examples.targets[use]), weights)
 
 
 def _sigmoid(logits: Numbers) -> Numbers:

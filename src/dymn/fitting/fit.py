@@ -160,7 +160,8 @@ def _with_background(examples: LabelledWindows) -> LabelledWindows:
 def _report(examples: LabelledWindows, fitted: Fitted, k: int, hours: float) -> ClassReport:
     use = examples.known[:, k]
     scores, positive = fitted.held_out[:, k], examples.targets[:, k]
-    real = use & ~examples.made
+    recorded = use & ~examples.made
+    real = recorded if (recorded & positive).any() else use  # background may be made alone
     precision = per_class(scores[real, None], positive[real, None])[0].average_precision
     wrong = int(np.where(use & ~positive, scores, -1).argmax())
     place = examples.places[wrong]

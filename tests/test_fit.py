@@ -149,6 +149,16 @@ def test_a_softmax_has_background_as_a_class(clips, base):
     assert card.exclusive and card.labels == ("dog", "rain", "background")
 
 
+def test_a_softmax_may_have_background_that_is_made_alone(clips, tmp_path):
+    for label in ("dog", "rain"):
+        shutil.copytree(clips / label, tmp_path / "clips" / label)
+    path = tmp_path / "m.safetensors"
+    done = run("fit", tmp_path / "clips", "-m", "dymn04_open", "-o", path, "--softmax", "--quiet")
+    assert done.exit_code == 0, done.stderr
+    assert open_checkpoint(path).card.labels == ("dog", "rain", "background")
+    assert max(scores(path, clips / "dog" / "0.wav").items(), key=lambda item: item[1])[0] == "dog"
+
+
 def test_silence_and_noise_are_none_of_the_classes(mine):
     tagger = Tagger.from_pretrained(mine)
     for kind, sound in zip(KINDS, made_background(32_000), strict=False):
@@ -245,7 +255,13 @@ def test_answers_teach_only_what_was_answered(clips, tmp_path):
     first, second = read_answers(table, ["dog", "rain"])
     assert (first.heard, first.absent, first.end) == ({"dog"}, {"rain"}, 1.2)
     assert second.absent is None and second.end == np.inf
-    for row, word in (("x.wav,0,1,cat,yes", "'cat'"), ("x.wav,0,1,dog,maybe", "maybe"), ("x.wav,a,1,dog,yes", "'a'")):
+    for row, word in (
+        ("x.wav,0,1,cat,yes", "'cat'"),
+        ("x.wav,0,1,dog,maybe", "maybe"),
+        ("x.wav,a,1,dog,yes", "'a'"),
+        ("x.wav,5,2,dog,yes", "5 to 2 s is empty"),
+        ("x.wav,inf,,dog,yes", "inf to inf s is empty"),
+    ):
         table.write_text(f"path,start,end,label,heard\n{row}\n")
         with pytest.raises(DataError, match=word):
             read_answers(table, ["dog", "rain"])
@@ -258,6 +274,9 @@ def test_answers_change_the_classifier(clips, tmp_path):
     (tmp_path / "labels.csv").write_text(f"path,start,end,label,heard\n{AUDIO}/frogs.ogg,0,4,rain,no\n")
     assert run(*words, "--add", tmp_path / "labels.csv").exit_code == 0
     assert scores(tmp_path / "m.safetensors", AUDIO / "frogs.ogg")["rain"] < before
+    (tmp_path / "labels.csv").write_text(f"path,start,end,label,heard\n{AUDIO}/frogs.ogg,900,904,rain,no\n")
+    done = run(*words, "--add", tmp_path / "labels.csv")
+    assert done.exit_code == 1 and "frogs.ogg, 900 to 904 s: The array" in done.stderr
 
 
 def examples_of(rng, n=60, size=6):
@@ -363,6 +382,14 @@ def test_calibration_is_undone_and_folded_into_the_last_layer(clips, base, layer
     np.testing.assert_allclose(
         np.log(after / (1 - after)), slope * np.log(before / (1 - before)) + offset, atol=1e-3, rtol=1e-3
     )
+
+
+def test_few_windows_leave_doubt_however_well_they_are_told_apart(clips, base):
+    fitted = fit_checkpoint(base, read_labelled(clips), made=False).stored
+    tagger = Tagger(open_backend(calibrate(fitted, read_labelled(clips)).stored))
+    best = [tagger.tag(clips / label / f"{i}.wav")[0] for label in ("dog", "rain") for i in range(4)]
+    assert [tag.label for tag in best] == ["dog"] * 4 + ["rain"] * 4
+    assert max(tag.score for tag in best) < 0.99
 
 
 def test_dymn_calibrate_gives_any_model_thresholds(clips, tmp_path):

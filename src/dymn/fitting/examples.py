@@ -115,7 +115,7 @@ def embed_labelled(
     items: list[LabelledClip | AnnotatedRecording] = [*labelled.clips, *labelled.tracks]
     for done, (item, found) in enumerate(zip(items, chain(clips, tracks), strict=True), start=1):
         if found.error is not None:
-            bad[display(item.path)] = found.error
+            bad[display(item.path)] = _named(found.error, found.name, item)
         elif isinstance(item, LabelledClip):
             rows.add_clip(item, found)
         else:
@@ -190,6 +190,13 @@ class _Rows:
             tuple(self._groups),
             self._places,
         )
+
+
+def _named(error: DymnError, name: str, item: LabelledClip | AnnotatedRecording) -> DymnError:
+    """Return the error of a recording; one of a stretch, whose samples have no name, with the recording's."""
+    if name or not isinstance(item, LabelledClip):
+        return error
+    return AudioError(f"{display(item.path)}, {item.start:g} to {item.end:g} s: {error}")
 
 
 def _sound(clip: LabelledClip, rate: int) -> AudioLike:

@@ -129,6 +129,10 @@ def read_answers(path: Path, labels: Sequence[str]) -> list[LabelledClip]:
         if label not in labels and label.lower() not in NEGATIVES:
             raise DataError(f"{path}, row {line}: {label!r:.80} is none of the classes: {', '.join(labels)}.")
         start, end = (_seconds(row[name], default, path, line) for name, default in (("start", 0.0), ("end", math.inf)))
+        if end <= start:
+            raise DataError(
+                f"{path}, row {line}: the part from {start:g} to {end:g} s is empty. Its end must come later."
+            )
         place = path.parent / row["path"].strip()  # an absolute path stays as it is
         found.setdefault((place, start, end), {})[label] = ANSWERS[answer]
     clips = []

@@ -42,7 +42,7 @@ def main() -> None:
     forms: dict[str, tuple[str, Any]] = {name: (name, ()) for name in ("fp32", "fp16", "int8")}
     if calibrate:
         forms["int8, calibrated"] = ("int8", calibrate)
-    sound = made_sounds(10 * rate, rate)[1][None]
+    sound = made_sounds(10 * rate, model.card.front_end)[1][None]
     files, backends, feeds, opening = {}, {}, {}, {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.keep or Path(temporary)

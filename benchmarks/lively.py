@@ -11,11 +11,12 @@ import math
 import torch
 from torch import Tensor, nn
 
-from dymn.audio.mel import LOG_OFFSET, LOG_SCALE, LOG_SHIFT
+from dymn.audio.mel import LOG_SCALE, LOG_SHIFT
+from dymn.config import FrontEndConfig
 from dymn.models.layers import DynamicConv2d
 from dymn.models.mobilenet import MobileNet
 
-SILENCE = (math.log(LOG_OFFSET) + LOG_SHIFT) * LOG_SCALE
+SILENCE = (math.log(FrontEndConfig().log_offset) + LOG_SHIFT) * LOG_SCALE
 SPREAD = 0.12  # standard deviation of a logit over the clips
 
 

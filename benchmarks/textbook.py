@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dymn.audio.mel import LOG_OFFSET, PREEMPHASIS
+from dymn.audio.mel import PREEMPHASIS
 from dymn.config import FrontEndConfig
 from dymn.errors import ConfigError
 from dymn.models.frontend import mel_basis
@@ -133,4 +133,4 @@ class TextbookLogMel(nn.Module):
         )
         power = (torch.view_as_real(spectrum) ** 2).sum(dim=-1)
         basis = mel_basis(c, c.f_min, c.f_max).to(waveform.device)
-        return ((torch.log(basis @ power + LOG_OFFSET) + 4.5) / 5.0).unsqueeze(1)
+        return ((torch.log(basis @ power + c.log_offset) + 4.5) / 5.0).unsqueeze(1)

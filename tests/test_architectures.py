@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from dymn.architectures import ATTENTIONS, CONTEXTS, HEADS, MODELS, Variant, model_config
+from dymn.architectures import ATTENTIONS, CONTEXTS, MODELS, SEQUENCES, Variant, model_config
 from dymn.models.mobilenet import MobileNet
 from dymn.weights.shapes import state_shapes
 
@@ -20,7 +20,12 @@ VARIANTS = {
         f"context_{name}": Variant(width=0.3, context=name, dynamic_relus=("expand", "project")).config()
         for name in CONTEXTS
     },
-    **{f"head_{name}": Variant(width=0.3, head=name, n_kernels=2, n_maps=3).config() for name in HEADS},
+    **{
+        f"head_{name}": Variant(width=0.3, head=name, n_kernels=2, n_maps=3).config()
+        for name in ("mlp", "fully_convolutional")
+    },
+    **{f"fmn_{kind}": model_config("fmn04", width=0.3, sequence=kind, sequence_size=48) for kind in SEQUENCES},
+    "fmn_tf_without_input": model_config("fmn04", width=0.1, sequence="tf", sequence_size=96),
     "own_without_attention": Variant(width=0.3, context="own", attention=None).config(),
 }
 

@@ -15,7 +15,7 @@ ATTENTION_NAMES = ("ca", "ca_frequency", "ca_time", "ca_original", "ta", "srm", 
 VARIANTS = {
     **{name: {"attention": name} for name in ATTENTION_NAMES},
     **{name: {"context": name} for name in CONTEXTS},
-    **{name: {"head": name} for name in HEADS},
+    **{name: {"head": name} for name in HEADS if name != "frames"},
     "no attention": {"attention": None},
     "all relus": {"dynamic_relus": ("expand", "depthwise", "project")},
     "static convolutions": {"dynamic_convs": ()},

@@ -19,7 +19,7 @@ from dymn import Tagger, create_model
 from dymn.cli import app
 from dymn.config import ModelCard
 from dymn.errors import AudioError, ConfigError
-from dymn.inference.events import OFF_SHARE, Decider, Event, EventSettings, decide, event_files
+from dymn.inference.events import Decider, Event, EventSettings, decide, event_files
 from dymn.inference.frames import Frames, FrameSettings, frame_parts
 from dymn.models import pretrained
 from dymn.runtime.backend import Backend, FrameOutput
@@ -69,7 +69,7 @@ def burst(seconds, *stretches):
 
 def slowly(frames, wanted):
     """Decide frame by frame and stretch by stretch, with all frames at hand."""
-    off = np.float32(OFF_SHARE * wanted.threshold if wanted.off_threshold is None else wanted.off_threshold)
+    off = np.float32(0.3 * wanted.threshold if wanted.off_threshold is None else wanted.off_threshold)
     half = max(0, round((wanted.median / frames.hop - 1) / 2))
     found = []
     for column, label in enumerate(frames.labels):

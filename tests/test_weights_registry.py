@@ -24,7 +24,7 @@ def counted(architecture, n_mels, n_frames, settings):
 @pytest.mark.parametrize("name", REGISTRY)
 def test_costs_are_those_of_the_network(name):
     model = REGISTRY[name]
-    n_frames = LogMel(model.front_end).n_frames(320_000)
+    n_frames = LogMel(model.front_end).n_frames(10 * model.front_end.sample_rate)
     cost = counted(model.architecture, model.front_end.n_mels, n_frames, tuple(model.settings.items()))
     assert (model.parameters, model.macs) == (cost.parameters, cost.macs)
 
@@ -34,17 +34,30 @@ def test_entries_are_sound():
     assert len(set(files)) == len(files) == len(REGISTRY)
     for name, model in REGISTRY.items():
         assert model.name == name and model.architecture in MODELS and model.licence == "MIT"
-        assert (
-            model.packaged
-            or model.url == f"https://github.com/fschmid56/EfficientAT/releases/download/v0.0.1/{model.file}"
-        )
-        assert (model.num_classes, model.temperature) == ((1000, 30) if name.endswith("_im") else (527, 1))
+        home = "theMoro/EfficientSED" if model.is_framewise else "fschmid56/EfficientAT"
+        assert model.packaged or model.url == f"https://github.com/{home}/releases/download/v0.0.1/{model.file}"
+        n_classes = 447 if name.endswith("_strong") else 527
+        assert (model.num_classes, model.temperature) == ((1000, 30) if name.endswith("_im") else (n_classes, 1))
+        assert (model.psds is not None) == name.endswith("_strong")
         if "mAP" in model.file:
             assert f"mAP_{1000 * model.mean_ap:.0f}" in model.file
     hops = {name: model.front_end.hop_length for name, model in REGISTRY.items() if "_hop_" in name}
     assert hops == {"mn10_as_hop_5": 160, "mn10_as_hop_15": 480, "mn10_as_hop_20": 640, "mn10_as_hop_25": 800}
     assert {model.front_end.n_mels for name, model in REGISTRY.items() if "_mels_" in name} == {40, 64, 256}
     assert REGISTRY["mn10_as_fc_s2221"].strides == (2, 2, 2, 1) and REGISTRY["mn10_as_fc_s2211"].strides == (2, 2, 1, 1)
+
+
+def test_frame_wise_entries():
+    names = list_models("fmn*", pretrained=True)
+    assert len(names) == 35 and sum(name.endswith("_weak") for name in names) == 5
+    model = REGISTRY["fmn10_tf256_strong"]
+    assert (model.file, model.parameters, model.psds) == ("fmn10+tf-256_strong.pt", 5_028_254, 0.4386)
+    assert REGISTRY["fmn10_tf256_kd_strong"].file == "fmn10+tf-256_advanced-kd-weak-strong.pt"
+    # millions of parameters and multiply-adds as computed for the published networks
+    known = {"fmn04_gru104": (1.205, 329), "fmn20_hybrid512": (22.529, 6415), "fmn30_tf768": (43.079, 12404)}
+    for name, (parameters, macs) in known.items():
+        model = REGISTRY[f"{name}_strong"]
+        assert (round(model.parameters / 1e6, 3), round(model.macs / 1e6)) == (parameters, macs)
 
 
 def test_listing():

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from dymn.config import BlockConfig, ModelConfig, check, check_number, round_channels, shown
+from dymn.config import BlockConfig, ModelConfig, SequenceConfig, check, check_number, round_channels, shown
 from dymn.errors import NOT_IMPORTED, ConfigError
 
 # What a network can choose by name. The modules that define the classes enter them here; until one of them is imported,
@@ -22,7 +22,8 @@ ATTENTIONS: dict[str, Any] = dict.fromkeys(
     ("ca", "ca_frequency", "ca_time", "ca_original", "ta", "srm", "se", "grn", "cbam", "gc")
 )
 CONTEXTS: dict[str, Any] = dict.fromkeys(("shared", "separate", "concatenated", "own"))
-HEADS: dict[str, Any] = dict.fromkeys(("mlp", "fully_convolutional"))
+HEADS: dict[str, Any] = dict.fromkeys(("mlp", "fully_convolutional", "frames"))
+SEQUENCES: dict[str, Any] = dict.fromkeys(("none", "tf", "gru", "hybrid"))
 ACTIVATIONS = ("relu", "hardswish", "identity")
 # of dynamic parts with a context of their own: as in the works that introduced them ([13], [14])
 OWN_REDUCTIONS = {"conv": 4, "relu": 8}
@@ -38,6 +39,7 @@ class Row(NamedTuple):
     c_out: int
     stride: int
     activation: str
+    time_stride: int | None = None  # of a table that states both strides
 
 
 STEM_CHANNELS = 16
@@ -58,6 +60,17 @@ TABLE_I = (
     Row(5, 960, 160, 1, "hardswish"),
     Row(5, 960, 160, 1, "hardswish"),
 )
+FRAMEWISE_STRIDES = (
+    *((1, 1), (2, 2), (2, 1), (1, 1), (1, 1), (2, 1), (1, 1), (2, 1)),
+    *((1, 1), (1, 1), (2, 1), (1, 1), (1, 1), (1, 1), (2, 1)),
+)
+FRAMEWISE = tuple(
+    row._replace(stride=frequency, time_stride=time)
+    for row, (frequency, time) in zip(TABLE_I, FRAMEWISE_STRIDES, strict=True)
+)
+"""Table I with the strides of the frame-wise MobileNets (EfficientSED, arXiv 2503.11373): 128 bands become one, and a
+frame of the last feature map lasts four of the spectrogram, 40 ms."""
+TABLES = {"I": TABLE_I, "framewise": FRAMEWISE}
 REDUCED_TAIL = {12: (1, 2), 13: (2, 2), 14: (2, 2)}  # by what c_exp and c_out of the last blocks are divided
 STRIDED = tuple(i for i, row in enumerate(TABLE_I) if row.stride == 2)
 LAST_EXPANSION = 6
@@ -102,9 +115,15 @@ class Variant:
     temperature: float = 1.0
     num_classes: int = 527
     in_chans: int = 1
+    table: str = "I"
+    sequence: str = "none"
+    sequence_size: int = 256
+    scores: str = "clip"
 
     def __post_init__(self) -> None:
         check_number("width", self.width, 0.05, 16)
+        check(self.table in TABLES, f"table is {self.table!r}; allowed: {', '.join(TABLES)}.")
+        check(self.sequence in SEQUENCES, f"sequence is {self.sequence!r}; allowed: {', '.join(SEQUENCES)}.")
         known = self.attention in (None, NO_ATTENTION, *ATTENTIONS)
         check(
             known,
@@ -114,6 +133,14 @@ class Variant:
         check(self.head in HEADS, f"head is {self.head!r}; allowed: {', '.join(HEADS)}.")
         strides_fit = len(self.strides) == len(STRIDED) and all(stride in (1, 2) for stride in self.strides)
         check(strides_fit, f"strides is {self.strides}; it must be {len(STRIDED)} numbers, each 1 or 2.")
+        check(
+            (self.table == "framewise") == (self.head == "frames"),
+            f"table, head are {self.table!r}, {self.head!r}; the table framewise and the head frames belong together.",
+        )
+        check(
+            self.sequence == "none" or self.head == "frames",
+            f"sequence is {self.sequence!r}; only the networks fmn04 ... fmn30 have a sequence model.",
+        )
         for name in ("reduction", "h_min", "h_max"):
             check_number(name, getattr(self, name), 1, 2**16, whole=True)
         check(isinstance(self.reduced_tail, bool), f"reduced_tail is {self.reduced_tail!r}; it must be true or false.")
@@ -127,10 +154,10 @@ class Variant:
 
         dynamic = _block_indices(self.dynamic_blocks)
         attentive = dynamic if self.attention_blocks is None else _block_indices(self.attention_blocks)
-        strides = dict(zip(STRIDED, self.strides, strict=True))
+        strides = dict(zip(STRIDED, self.strides, strict=True)) if self.table == "I" else {}
         blocks = []
         c_in = scaled(STEM_CHANNELS)
-        for i, row in enumerate(TABLE_I):
+        for i, row in enumerate(TABLES[self.table]):
             divisors = REDUCED_TAIL.get(i, (1, 1)) if self.reduced_tail else (1, 1)
             c_exp, c_out = scaled(row.c_exp // divisors[0]), scaled(row.c_out // divisors[1])
             blocks.append(
@@ -139,7 +166,7 @@ class Variant:
                     c_exp=c_exp,
                     c_out=c_out,
                     kernel_size=row.kernel_size,
-                    stride=strides.get(i, 1),
+                    stride=strides.get(i, row.stride),
                     activation=row.activation,
                     dynamic_convs=self.dynamic_convs if i in dynamic else (),
                     dynamic_relus=self.dynamic_relus if i in dynamic else (),
@@ -148,6 +175,7 @@ class Variant:
                     context_size=context_size(c_exp, self.width, self.reduction, self.h_min, self.h_max),
                     n_kernels=self.n_kernels,
                     n_maps=self.n_maps,
+                    time_stride=row.time_stride,
                 )
             )
             c_in = c_out
@@ -161,7 +189,23 @@ class Variant:
             dropout=self.dropout,
             temperature=self.temperature,
             in_chans=self.in_chans,
+            sequence=self._sequence() if self.head == "frames" else None,
         )
+
+    def _sequence(self) -> SequenceConfig:
+        return SequenceConfig(
+            kind=self.sequence,
+            size=self.sequence_size,
+            n_heads=sequence_heads(self.sequence, self.sequence_size),
+            n_frame_classes=self.num_classes,
+            n_clip_classes=self.num_classes,
+            scores=self.scores,
+        )
+
+
+def sequence_heads(kind: str, size: int) -> int:
+    """Return the number of attention heads of EfficientSED's sequence models."""
+    return 4 if kind == "tf" and size < 128 else 8
 
 
 def context_size(c_exp: int, width: float, reduction: int = 4, h_min: int = 32, h_max: int = 128) -> int:
@@ -191,6 +235,9 @@ def check_parts(config: ModelConfig) -> None:
         ConfigError: naming what is allowed.
     """
     check(config.head in HEADS, f"head is {config.head!r}; allowed: {', '.join(HEADS)}.")
+    if config.sequence is not None:
+        kind = config.sequence.kind
+        check(kind in SEQUENCES, f"kind of sequence model is {kind!r:.80}; allowed: {', '.join(SEQUENCES)}.")
     for block in config.blocks:
         check_block(block)
 
@@ -231,6 +278,17 @@ MODELS: dict[str, dict[str, Any]] = {
             "attention_blocks": "se",
         }
         for width in (0.1, 0.2, 0.4, 0.5, 1.0, 2.0, 3.0, 4.0)
+    },
+    **{
+        f"fmn{round(10 * width):02d}": {
+            "width": width,
+            "dynamic_blocks": "none",
+            "attention": "se",
+            "attention_blocks": "se",
+            "table": "framewise",
+            "head": "frames",
+        }
+        for width in (0.4, 0.6, 1.0, 2.0, 3.0)
     },
 }
 ALIASES = {"dymn_s": "dymn04", "dymn_m": "dymn10", "dymn_l": "dymn20"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -81,7 +82,7 @@ class FrontEndConfig:
 
     Lengths are in samples, frequencies in Hz. The two ranges are those of the training jitter: f_min is drawn from
     [f_min, f_min + f_min_range), f_max from f_max_range whole values around f_max, the highest f_max +
-    f_max_range // 2; a range of 1 is no jitter.
+    f_max_range // 2; a range of 1 is no jitter. The logarithm is that of max(mel + log_offset, log_floor).
     """
 
     sample_rate: int = 32_000
@@ -93,6 +94,8 @@ class FrontEndConfig:
     f_max: float = 15_000.0
     f_min_range: int = 10
     f_max_range: int = 2_000
+    log_offset: float = 1e-5
+    log_floor: float = 0.0
 
     def __post_init__(self) -> None:
         limits = {"sample_rate": 768_000, "n_fft": 2**16, "win_length": 2**16, "hop_length": 2**20, "n_mels": 1024}
@@ -109,6 +112,13 @@ class FrontEndConfig:
             0 <= self.f_min < self.f_max <= nyquist,
             f"f_min, f_max are {self.f_min}, {self.f_max} Hz; 0 <= f_min < f_max <= {nyquist} Hz is required.",
         )
+        for name in ("log_offset", "log_floor"):
+            check_number(name, getattr(self, name), 0, 1)
+        check(
+            max(self.log_offset, self.log_floor) >= 1e-30,
+            f"log_offset, log_floor are {self.log_offset}, {self.log_floor}; silence has no logarithm unless one of "
+            "them is at least 1e-30.",
+        )
 
 
 @dataclass(frozen=True)
@@ -117,7 +127,8 @@ class BlockConfig:
 
     `dynamic_convs` and `dynamic_relus` name positions out of `POSITIONS`; `attention` is a key of
     `dymn.architectures.ATTENTIONS` or None; `context_size` is H. A block whose `c_exp` equals `c_in` has no expansion
-    convolution.
+    convolution. `time_stride` is the stride along time where it is stated by itself, and
+    `stride` that of frequency then.
     """
 
     c_in: int
@@ -133,6 +144,7 @@ class BlockConfig:
     context_size: int = 0
     n_kernels: int = 4
     n_maps: int = 2
+    time_stride: int | None = None
 
     POSITIONS = ("expand", "depthwise", "project")
 
@@ -144,6 +156,8 @@ class BlockConfig:
             all(isinstance(name, str) for name in names),
             f"activation, context, attention are {names!r:.100}; they must be names.",
         )
+        if self.time_stride is not None:
+            check_number("time_stride", self.time_stride, 1, 2**16, whole=True)
         check(self.kernel_size % 2 == 1, f"kernel_size is {self.kernel_size}; it must be odd.")
         for name in ("activation", "context", *(("attention",) if self.attention is not None else ())):
             check(isinstance(getattr(self, name), str), f"{name} is {shown(getattr(self, name))}; it must be a name.")
@@ -155,12 +169,79 @@ class BlockConfig:
             not self.is_dynamic or self.context_size >= 1,
             f"context_size is {self.context_size}; a block with dynamic parts needs at least 1.",
         )
+        check(
+            self.strides == (self.stride, self.stride) or (not self.is_dynamic and self.attention in (None, "se")),
+            f"stride, time_stride are {self.stride}, {self.time_stride}; only static blocks, with "
+            "Squeeze-and-Excitation or no attention, have two strides.",
+        )
 
     @property
     def is_dynamic(self) -> bool:
         """Whether any convolution or activation that the block has depends on the input."""
         absent = {"expand"} if self.c_exp == self.c_in else set()
         return bool({*self.dynamic_convs, *self.dynamic_relus} - absent)
+
+    @property
+    def strides(self) -> tuple[int, int]:
+        """The strides along frequency and time."""
+        return self.stride, self.stride if self.time_stride is None else self.time_stride
+
+    @property
+    def has_residual(self) -> bool:
+        """Whether the input is added to the output: where shapes agree."""
+        return self.strides == (1, 1) and self.c_in == self.c_out
+
+
+@dataclass(frozen=True)
+class SequenceConfig:
+    """What follows the last feature map of a frame-wise network: a model of the sequence, and two heads.
+
+    Attributes:
+        length: number of frames; sequences of another length are averaged or interpolated to it.
+        kind: a key of `dymn.architectures.SEQUENCES`.
+        size: values of a frame inside the sequence model; a GRU has as many in each direction.
+        n_layers: how often its layer is repeated.
+        n_heads: heads of its attention.
+        expansion: the hidden layer of a feed-forward part, in multiples of `size`.
+        n_frame_classes, n_clip_classes: classes of the head for frames, and of that for the mean over them.
+        scores: the head that has been trained: "frames", or "clip", which scores single frames then, too.
+    """
+
+    length: int = 250
+    kind: str = "none"
+    size: int = 256
+    n_layers: int = 2
+    n_heads: int = 8
+    expansion: int = 4
+    n_frame_classes: int = 527
+    n_clip_classes: int = 527
+    scores: str = "frames"
+
+    SCORES = ("frames", "clip")
+
+    def __post_init__(self) -> None:
+        limits = {"length": 2**16, "size": 2**16, "n_layers": 64, "n_heads": 1024, "expansion": 64}
+        for name, high in (limits | {"n_frame_classes": 2**20, "n_clip_classes": 2**20}).items():
+            check_number(name, getattr(self, name), 1, high, whole=True)
+        check(isinstance(self.kind, str), f"kind is {shown(self.kind)}; it must be a name.")
+        check(self.scores in self.SCORES, f"scores is {shown(self.scores)}; allowed: {', '.join(self.SCORES)}.")
+        check(
+            self.size % self.n_heads == 0 or self.kind in ("none", "gru"),
+            f"size is {self.size}; it must be a multiple of n_heads, {self.n_heads}.",
+        )
+        check(
+            self.kind != "tf" or self.size // self.n_heads % 2 == 0,
+            f"size, n_heads are {self.size}, {self.n_heads}; each head must have an even number of values.",
+        )
+
+    @property
+    def n_classes(self) -> int:
+        """The number of classes of the head that has been trained."""
+        return self.n_frame_classes if self.scores == "frames" else self.n_clip_classes
+
+    def has_input(self, c_in: int) -> bool:
+        """Whether a linear layer brings frames of `c_in` values to `size` before the sequence model."""
+        return self.kind in ("tf", "hybrid") and c_in != self.size
 
 
 @dataclass(frozen=True)
@@ -176,8 +257,9 @@ class ModelConfig:
     dropout: float = 0.2
     temperature: float = 1.0
     in_chans: int = 1
+    sequence: SequenceConfig | None = None
 
-    NESTED = {"blocks": BlockConfig}
+    NESTED = {"blocks": BlockConfig, "sequence": SequenceConfig}
 
     def __post_init__(self) -> None:
         check(isinstance(self.blocks, tuple), f"blocks is {shown(self.blocks)}; it must be a list of blocks.")
@@ -200,6 +282,31 @@ class ModelConfig:
         check(isinstance(self.head, str), f"head is {self.head!r:.40}; it must be a name.")
         check(self.dropout < 1, "dropout is 1; it must be below 1.")
         check_number("temperature", self.temperature, 1e-30, 1e30)
+        check(
+            self.sequence is None or isinstance(self.sequence, SequenceConfig),
+            f"sequence is {shown(self.sequence)}; it must be a SequenceConfig.",
+        )
+        check(
+            (self.head == "frames") == (self.sequence is not None),
+            f"head is {self.head!r}; the head frames and a sequence belong together.",
+        )
+        check(
+            self.sequence is None or self.sequence.n_classes == self.num_classes,
+            f"num_classes is {self.num_classes}; it must be that of the head that scores.",
+        )
+
+    @property
+    def time_stride(self) -> int:
+        """How many frames of the spectrogram lie between two of the last feature map."""
+        return 2 * math.prod(block.strides[1] for block in self.blocks)
+
+    @property
+    def c_frame(self) -> int:
+        """The number of values of a frame that the heads of a frame-wise network take."""
+        sequence = self.sequence
+        if sequence is None or sequence.kind == "none":
+            return self.c_last
+        return sequence.size * (2 if sequence.kind == "gru" else 1)
 
     def require_mono(self, purpose: str) -> None:
         """Refuse a network of several input channels where recordings are mixed to one.

@@ -143,10 +143,10 @@ class Engine:
         progress: Callable[[str, float], None] | None = None,
     ) -> Iterator[EventRecording]:
         """Find events as `dymn.inference.events.event_files` does; arguments and errors are those of `tag_files`."""
-        settings = settings or EventSettings()
+        settings = (settings or EventSettings()).of(tagger.backend)
         maker, labels = frame_maker(tagger.backend, settings), chosen_labels(tagger.backend, settings)
-        windows = _Windows(tagger.sample_rate, maker.window, maker.hop, maker.fill, settings)
-        shape = (-1, len(labels)) if settings.method == "activation" else (-1,)  # rows come flat
+        windows = _Windows(tagger.sample_rate, maker.window, maker.hop, maker.fill, settings, maker.joins)
+        shape = (-1,) if settings.method == "windows" else (-1, len(labels))  # rows come flat
         computed = self._computed(tagger, settings, sources, windows, batch_size)
         rows = ((piece, None if row is None else row.reshape(shape)) for piece, row in computed)
         return collect_events(collect_parts(rows, maker, tagger.sample_rate, progress), labels, settings, tagger.card)
@@ -220,6 +220,7 @@ class _Windows:
     hop: float | None
     how: str
     read: ReadSettings = PLAIN
+    joins: bool = True
 
 
 def _chunk(sources: Sequence[Location], begin: int) -> Any:
@@ -233,7 +234,8 @@ def _decode(table: Any, windows: _Windows) -> Iterator[Any]:
     """Yield recordings as rows: their windows as they are before they are filled up, and their ends."""
     for place, path in zip(table["place"].to_pylist(), map(os.fsdecode, table["path"].to_pylist()), strict=True):
         source = cast(BinaryIO, _Remote(path)) if "://" in path else path
-        for piece in pieces([source], windows.rate, None, windows.window, windows.hop, "bare", read=windows.read):
+        cutting = windows.rate, None, windows.window, windows.hop, "bare"
+        for piece in pieces([source], *cutting, read=windows.read, joins=windows.joins):
             yield _table([(place, piece, piece.features)])
 
 

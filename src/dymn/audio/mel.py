@@ -17,8 +17,19 @@ from dymn.config import FrontEndConfig
 from dymn.system.arrays import Floats
 
 PREEMPHASIS = 0.97
-LOG_OFFSET, LOG_SHIFT, LOG_SCALE = 1e-5, 4.5, 0.2  # (log(mel + offset) + shift) * scale
+LOG_SHIFT, LOG_SCALE = 4.5, 0.2  # (log(max(mel + offset, floor)) + shift) * scale
+TINY = 1e-30  # added where nothing else is: no power that is a normal number notices, and silence has a logarithm
 SHORTEST = 32  # length of a Fourier transform that is compiled, always a power of two
+
+
+def log_offset(config: FrontEndConfig) -> float:
+    """Return what is added to the power of a mel band before the logarithm."""
+    return config.log_offset or TINY
+
+
+def lowest(config: FrontEndConfig) -> float | None:
+    """Return the least value of a log-mel spectrogram if it is that of a floor, None without one."""
+    return (math.log(config.log_floor) + LOG_SHIFT) * LOG_SCALE if config.log_floor else None
 
 
 class Constants(NamedTuple):

@@ -40,12 +40,13 @@ class Cutter:
 
     Holds no more than a block and a window at a time. The last window holds the rest: between a tenth of `length` and
     `length` samples, or up to a tenth more than `length`; so a window is complete only once a tenth beyond it has come.
-    A shorter recording is one window. With a hop above the length, samples between the windows are skipped.
+    A shorter recording is one window. With a hop above the length, samples between the windows are skipped. Where
+    nothing `joins`, a remainder of any length is a window of its own.
     """
 
-    def __init__(self, length: int, hop: int) -> None:
+    def __init__(self, length: int, hop: int, joins: bool = True) -> None:
         self._length, self._hop = length, hop
-        self._joined = length // JOINED_SHARE
+        self._joined = length // JOINED_SHARE if joins else 0
         self._buffer = np.empty(0, np.float32)
         self._start = 0
         self._to_skip = 0
@@ -73,9 +74,9 @@ class Cutter:
         self._buffer = np.empty(0, np.float32)
 
 
-def cut(blocks: Iterable[Floats], length: int, hop: int) -> Iterator[Window]:
+def cut(blocks: Iterable[Floats], length: int, hop: int, joins: bool = True) -> Iterator[Window]:
     """Cut a stream of blocks [n] into windows, see `Cutter`."""
-    cutter = Cutter(length, hop)
+    cutter = Cutter(length, hop, joins)
     for block in blocks:
         yield from cutter.feed(block)
     yield from cutter.finish()

@@ -53,7 +53,7 @@ WHEN = "Events"
 
 EventFormat = Literal["text", "csv", "json", "jsonl", "parquet", "audacity", "raven", "label-studio", "rttm"]
 """The formats of `dymn.inference.formats.events.EVENTS`."""
-How = Literal["activation", "windows"]
+How = Literal["activation", "windows", "frames"]
 """The keys of `dymn.inference.frames.METHODS`."""
 
 
@@ -85,36 +85,50 @@ def events(
     segments: Segments = None,
     segments_per_class: SegmentsPerClass = 100,
     method: Annotated[
-        How,
+        How | None,
         typer.Option(
             help="Score short overlapping windows (windows), or the frames of the last feature map of long windows "
-            "(activation), which is faster and finds less.",
+            "(activation), which is faster and finds less. The models fmn... score frames themselves (frames).",
             rich_help_panel=WHEN,
+            show_default="frames for fmn..., else windows",
         ),
-    ] = "windows",
+    ] = None,
     threshold: Annotated[
         Any,
         threshold_option(
-            "An event reaches at least this probability. auto and precise are the thresholds of each label that a "
-            "model from `dymn fit` or `dymn calibrate` carries.",
+            "An event reaches at least this probability; the default is 0.1, and 0.2 for frames. auto and precise are "
+            "the thresholds of each label that a model from `dymn fit` or `dymn calibrate` carries.",
             WHEN,
         ),
-    ] = 0.1,
+    ] = None,
     off_threshold: Annotated[
         float | None,
         typer.Option(
             metavar="FROM 0 TO 1",
             max=1,
-            help="An event lasts while its probability is at least this. The default is 0.3 of --threshold.",
+            help="An event lasts while its probability is at least this. The default is 0.3 of --threshold, "
+            "all of it for frames.",
             rich_help_panel=WHEN,
         ),
     ] = None,
     median: Annotated[
-        float, seconds_option("Length of a median filter over the probabilities.", WHEN, least=0, most=None)
-    ] = 0.0,
+        float | None,
+        seconds_option(
+            "Length of a median filter over the probabilities. The default is 0, and 0.36 for frames.",
+            WHEN,
+            least=0,
+            most=None,
+        ),
+    ] = None,
     min_gap: Annotated[
-        float, seconds_option("Join events of one label that are at most so far apart.", WHEN, least=0, most=None)
-    ] = 0.64,
+        float | None,
+        seconds_option(
+            "Join events of one label that are at most so far apart. The default is 0.64, and 0 for frames.",
+            WHEN,
+            least=0,
+            most=None,
+        ),
+    ] = None,
     min_duration: Annotated[float, seconds_option("Drop shorter events.", WHEN, least=0, most=None)] = 0.0,
     window: Annotated[
         float | None, seconds_option("Length of a window. The default depends on the method.", WHEN)
@@ -187,7 +201,6 @@ def events(
         min_duration=min_duration,
         **reading,
     )
-    parameters = to_dict(settings) | words.parameters() | dict(zip(("window", "hop"), settings.cutting(), strict=True))
     asked = Asked(
         "events", gathered(paths, files_from),
         output, format, model, backend, device, precision, threads, batch_size, workers,
@@ -202,13 +215,12 @@ def events(
         )
         return functools.partial(find, settings=settings)
 
+    def form(tagger: Tagger | None) -> Form[EventRecording]:
+        used = settings if tagger is None else settings.of(tagger.backend)
+        parameters = to_dict(used) | words.parameters() | used.cutting()._asdict() | used.rule()._asdict()
+        return Form(EVENTS.of(used), stored(), describe(tagger, model, parameters))
+
     excerpts = excerpts_of(segments, segments_per_class, asked.paths, ray, settings)
-    done = run(
-        asked,
-        EVENTS,
-        lambda tagger: Form(EVENTS.of(settings), stored(), describe(tagger, model, parameters)),
-        files,
-        excerpts=excerpts,
-    )
+    done = run(asked, EVENTS, form, files, excerpts=excerpts)
     if done.failed:
         raise typer.Exit(1)

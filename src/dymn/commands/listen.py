@@ -354,7 +354,7 @@ def hear_events(
     clips = None
     if saving.folder is not None:
         window, hop = settings.cutting()
-        delay = settings.min_gap + settings.min_duration + 1.6 * window + 2 * hop
+        delay = settings.rule().min_gap + settings.min_duration + 1.6 * window + 2 * hop
         wanted = ClipSettings(saving.folder, saving.before, saving.after, saving.kind, saving.keep, delay)
         clips = ClipRecorder(wanted, place.sample_rate, note)
     for delivery in deliveries:

@@ -19,6 +19,7 @@ COLUMNS = {
     "parameters": "parameters",
     "macs": "MACs",
     "mean_ap": "mAP",
+    "psds": "PSDS1",
     "classes": "classes",
     "front_end": "input",
 }
@@ -46,7 +47,7 @@ def models(
 
     Parameters and multiply-adds (MACs) are in millions in the table, plain numbers elsewhere; multiply-adds are
     for 10 seconds of audio.
-    The mAP is that on AudioSet's evaluation set, as published, from 0 to 1.
+    The mAP is that on AudioSet's evaluation set, the PSDS1 that on AudioSet Strong's, as published, from 0 to 1.
 
     Examples: `dymn models`; `dymn models "dymn*" --pretrained --format csv`.
     """
@@ -90,7 +91,7 @@ def architecture_rows(pattern: str | None) -> list[ModelFacts]:
                 "mean_ap": None,
                 "classes": "any",
             }
-            | {"front_end": "any", "licence": "", "cached": False, "digest": "", "url": ""}
+            | {"front_end": "any", "licence": "", "cached": False, "digest": "", "url": "", "psds": None}
         )
     return rows
 
@@ -100,7 +101,7 @@ def as_table(rows: Sequence[ModelFacts]) -> str:
     header = [*COLUMNS.values(), "weights"]
     lines = [header, *([cell(row, column) for column in COLUMNS] + [place(row)] for row in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-    numeric = {"parameters", "MACs", "mAP"}
+    numeric = {"parameters", "MACs", "mAP", "PSDS1"}
     return "\n".join(
         "  ".join(
             text.rjust(width) if title in numeric else text.ljust(width)
@@ -117,7 +118,7 @@ def cell(row: ModelFacts, column: str) -> str:
         return ""
     if column in ("parameters", "macs"):
         return f"{value / 1e6:,.2f} M" if column == "parameters" else f"{value / 1e6:,.0f} M"
-    return f"{value:.3f}" if column == "mean_ap" else str(value)
+    return f"{value:.3f}" if column in ("mean_ap", "psds") else str(value)
 
 
 def place(row: ModelFacts) -> str:

@@ -212,6 +212,7 @@ class Selected(nn.Module):
 
     def __init__(self, model: MobileNet, chosen: Tensor, precision: str) -> None:
         super().__init__()
+        model.check_clips()
         self.model = model
         self.chosen = chosen
         self.precision = precision

@@ -15,12 +15,14 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from dymn.audio.mel import LOG_OFFSET, LOG_SCALE, LOG_SHIFT, PREEMPHASIS, mel_basis
+from dymn.audio.mel import LOG_SCALE, LOG_SHIFT, PREEMPHASIS, mel_basis
 from dymn.config import FrontEndConfig
+from dymn.export.frames import frame_scores
 from dymn.export.nodes import Nodes
 from dymn.export.traced import ContextNames, constant, trace
 from dymn.models.layers import Context, DynamicReLU
 from dymn.models.layers.attention import OriginalCoordinateAttention
+from dymn.models.mobilenet import FrameHead
 from dymn.runtime.fused import BlockParts, Coordinates, FusedNetwork, FusedStage, Parts, Summary, WholeMap
 
 ACTIVATIONS = {"relu": "Relu", "hardswish": "HardSwish"}
@@ -44,7 +46,11 @@ def front_end(nodes: Nodes, waveform: str, config: FrontEndConfig) -> str:
     powers, bins = _powers(nodes, padded, c, np.flatnonzero(basis.any(axis=0)))
     filters = np.where(bins >= 0, basis[:, bins], 0)
     mel = nodes.op("MatMul", nodes.constant(filters, exact=True), powers)
-    log = nodes.op("Log", nodes.op("Add", mel, nodes.constant(np.array([LOG_OFFSET]))))
+    if c.log_offset:
+        mel = nodes.op("Add", mel, nodes.constant(np.array([c.log_offset])))
+    if c.log_floor:
+        mel = nodes.op("Max", mel, nodes.constant(np.array([c.log_floor])))
+    log = nodes.op("Log", mel)
     scaled = nodes.op(
         "Add",
         nodes.op("Mul", log, nodes.constant(np.array([LOG_SCALE]))),
@@ -109,8 +115,13 @@ def _powers(
     return nodes.reshape(nodes.op("Add", *squares), 0, classes * most, -1), bins.reshape(-1)
 
 
-def network(nodes: Nodes, log_mel: str, source: FusedNetwork, n_mels: int, free_batch: bool) -> tuple[str, str]:
-    """Add a network on log-mel spectrograms; return the names of logits [B, C] and embedding [B, D].
+def network(
+    nodes: Nodes, log_mel: str, source: FusedNetwork, n_mels: int, n_frames: int, free_batch: bool
+) -> dict[str, str]:
+    """Add a network on log-mel spectrograms [B, 1, n_mels, n_frames].
+
+    Returns:
+        the names of "logits" [B, C] and "embedding" [B, D], and of a frame-wise network of "frame_logits" [B, T, C].
 
     Raises:
         ConfigError: if the network has an attention for which there is no form in ONNX here.
@@ -132,12 +143,16 @@ def network(nodes: Nodes, log_mel: str, source: FusedNetwork, n_mels: int, free_
         x, n_bands = added.add(x), added.n_bands
     last = pointwise(nodes, x, source.last)
     nodes.on_maps.append(last)
-    embedding = nodes.op("Flatten", nodes.op("GlobalAveragePool", nodes.op("HardSwish", last)))
+    features = nodes.op("HardSwish", last)
+    embedding = nodes.op("Flatten", nodes.op("GlobalAveragePool", features))
+    if isinstance(source.head, FrameHead):
+        frames, clips = frame_scores(nodes, features, source.head, -(-n_frames // source.config.time_stride))
+        return {"logits": clips, "embedding": embedding, "frame_logits": frames}
     layers = [source.head] if isinstance(source.head, nn.Linear) else list(source.head.children())
     y = embedding
     for layer in layers:
         y = linear(nodes, y, layer) if isinstance(layer, nn.Linear) else nodes.op("HardSwish", y)
-    return str(y), str(embedding)
+    return {"logits": y, "embedding": embedding}
 
 
 def linear(nodes: Nodes, x: str, layer: nn.Linear) -> str:
@@ -192,7 +207,7 @@ class _Block:
             )
         *expand, depthwise, project = (cast(FusedStage, stage) for stage in block.stages)
         y = self._stage(x, expand[0]) if expand else x
-        y = self._stage(y, depthwise, (block.kernel_size, block.stride))
+        y = self._stage(y, depthwise, (block.kernel_size, block.stride, block.time_stride))
         if isinstance(block.attention, Coordinates):
             y = self._weighed(y, block.attention, context)
         elif isinstance(block.attention, WholeMap):
@@ -245,16 +260,16 @@ class _Block:
         example = None if context is None else Context(point[..., 0, 0], point, point)
         return trace(self.nodes, source, (x, context), (place, example))
 
-    def _stage(self, x: str, stage: FusedStage, depthwise: tuple[int, int] | None = None) -> str:
+    def _stage(self, x: str, stage: FusedStage, depthwise: tuple[int, int, int] | None = None) -> str:
         nodes = self.nodes
         kernels = stage.kernels.detach().cpu().numpy()  # [K, C_in, C_out] or [K, C, 1, k, k]
         if depthwise is None:
             kernels = kernels.transpose(0, 2, 1)[..., None, None]  # [K, C_out, C_in, 1, 1]
         else:
             self.n_bands = (self.n_bands - 1) // depthwise[1] + 1
-        size, stride = depthwise or (1, 1)
+        size, *strides = depthwise or (1, 1, 1)
         geometry: dict[str, Any] = {
-            "strides": [stride] * 2,
+            "strides": strides,
             "pads": [size // 2] * 4,
             "group": 1 if depthwise is None else kernels.shape[1],
         }

@@ -41,25 +41,31 @@ def build(model: MobileNet, plan: Plan, calibrate: Sequence[npt.NDArray[np.float
 
     card = model.card
     n_samples = plan.n_samples(card)
+    frames = LogMel(card.front_end).n_frames(n_samples)
     nodes = Nodes()
     batch: Any = "batch" if plan.dynamic_batch else 1
     if plan.input == "waveform":
         inputs = {"waveform": [batch, "samples" if plan.dynamic_time else n_samples]}
         log_mel = graph.front_end(nodes, "waveform", card.front_end)
     else:
-        frames = LogMel(card.front_end).n_frames(n_samples)
         inputs = {"log_mel": [batch, 1, card.front_end.n_mels, "frames" if plan.dynamic_time else frames]}
         log_mel = "log_mel"
     with torch.no_grad():
-        logits, embedding = graph.network(
-            nodes, log_mel, fuse(model.float()), card.front_end.n_mels, plan.dynamic_batch
-        )
-    probabilities = nodes.op("Softmax", logits, axis=1) if card.exclusive else nodes.op("Sigmoid", logits)
-    outputs = {
-        "probabilities": (probabilities, [batch, len(card.labels)]),
-        "logits": (logits, [batch, len(card.labels)]),
-        "embedding": (embedding, [batch, model.config.c_last]),
+        found = graph.network(
+            nodes, log_mel, fuse(model.float()), card.front_end.n_mels, frames, plan.dynamic_batch
+        )  # fmt: skip
+
+    def probabilities(logits: str) -> str:
+        return str(nodes.op("Softmax", logits, axis=-1) if card.exclusive else nodes.op("Sigmoid", logits))
+
+    outputs: dict[str, tuple[str, list[Any]]] = {
+        "probabilities": (probabilities(found["logits"]), [batch, len(card.labels)]),
+        "logits": (found["logits"], [batch, len(card.labels)]),
+        "embedding": (found["embedding"], [batch, model.config.c_last]),
     }
+    if model.config.sequence is not None:
+        sizes = [batch, model.config.sequence.length, len(card.labels)]
+        outputs["frames"] = probabilities(found["frame_logits"]), sizes
     doc = f"{card.name or 'a network of dymn'}: {plan.input} to the probabilities of {len(card.labels)} sounds."
     built = nodes.model(inputs, outputs, doc)
     if plan.precision == "int8" and calibrate:

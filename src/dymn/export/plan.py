@@ -115,4 +115,16 @@ class Plan:
             "precision": self.precision,
             "temperature": model.config.temperature,
             "card": to_dict(model.card),
+            "frame_samples": None if model.config.sequence is None else self.frame_samples(model),
         }
+
+    def frame_samples(self, model: MobileNet) -> int:
+        """Return the number of samples between two frames of a frame-wise network, for clips of this length.
+
+        Raises:
+            ConfigError: if frames would not lie on whole samples.
+        """
+        assert model.config.sequence is not None
+        samples, frames = self.n_samples(model.card), model.config.sequence.length
+        check(samples % frames == 0, f"seconds is {self.seconds}; {frames} frames do not share it evenly. Give 10.")
+        return samples // frames

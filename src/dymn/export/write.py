@@ -67,7 +67,21 @@ def build(model: MobileNet, *, calibrate: Clips = (), **settings: Any) -> bytes:
     plan = Plan(**settings)
     model.config.require_mono("Export")
     check(not len(calibrate) or plan.precision == "int8", f"precision is {plan.precision!r}; only int8 is calibrated.")
+    check_frames(model, plan)
     return WRITERS[plan.format].build(model, plan, calibrate)
+
+
+def check_frames(model: MobileNet, plan: Plan) -> None:
+    """Refuse what there is not for frame-wise networks.
+
+    Raises:
+        ConfigError: naming what there is.
+    """
+    if model.config.sequence is not None:
+        check(plan.format == "onnx", f"format is {plan.format!r}; frame-wise networks are exported as onnx.")
+        check(
+            not plan.dynamic_time, "A frame-wise network is exported for clips of one length. Leave dynamic time out."
+        )
 
 
 def export_model(

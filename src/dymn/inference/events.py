@@ -21,8 +21,6 @@ from dymn.runtime.backend import Backend
 from dymn.runtime.scores import Scores, ThresholdOrName, check_threshold, thresholds_of
 from dymn.runtime.vocabulary import kinds
 
-OFF_SHARE = 0.3
-"""The lower threshold as a share of the upper one. The defaults here were chosen with `benchmarks/events.py`."""
 GAP_TOLERANCE = 1e-9
 """In seconds: edges are sums of rounded numbers."""
 
@@ -36,6 +34,15 @@ class Event(NamedTuple):
     score: float
 
 
+class Rule(NamedTuple):
+    """How events are found in frames: the threshold, and times in seconds."""
+
+    threshold: ThresholdOrName
+    median: float
+    min_gap: float
+    min_duration: float
+
+
 @dataclass(frozen=True)
 class EventSettings(FrameSettings):
     """How to get frames, and how events are found in them.
@@ -44,31 +51,45 @@ class EventSettings(FrameSettings):
         threshold: an event has a frame with at least this probability; "auto" and "precise" are the thresholds that the
             checkpoint carries for each label.
         off_threshold: an event lasts while the probability is at least this, or `threshold` where that is
-            lower; None is `OFF_SHARE` of `threshold`.
+            lower; None is a share of `threshold`.
         median: seconds, as the network hears them, over which the median of the probabilities is taken first; up to one
             frame leaves them as they are.
         min_gap: events of one label with at most this many seconds between them are joined.
         min_duration: shorter events are dropped, in seconds.
         specific: whether to leave out events such as "Animal" beside "Dog": those of which at least half lies within
             events of more specific labels with at least half their score.
+
+    What is None is the method's own, see `dymn.inference.frames.METHODS`.
     """
 
-    threshold: ThresholdOrName = 0.1
+    threshold: ThresholdOrName | None = None
     off_threshold: float | None = None
-    median: float = 0.0
-    min_gap: float = 0.64
+    median: float | None = None
+    min_gap: float | None = None
     min_duration: float = 0.0
     specific: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_threshold(self.threshold)
-        check(self.threshold != 0, "threshold is 0; it must be above 0, and at most 1.")
-        off, most = self.off_threshold, 1.0 if isinstance(self.threshold, str) else self.threshold
+        rule = self.rule()
+        threshold = rule.threshold
+        check_threshold(threshold)
+        check(threshold != 0, "threshold is 0; it must be above 0, and at most 1.")
+        off, most = self.off_threshold, 1.0 if isinstance(threshold, str) else threshold
         check(off is None or 0 < off <= most, f"off_threshold is {off}; it must be above 0, and at most {most}.")
         for name in ("median", "min_gap", "min_duration"):
-            value = getattr(self, name)
+            value = getattr(rule, name)
             check(0 <= value <= 3600, f"{name} is {value}; it must be from 0 to 3600 seconds.")
+
+    def rule(self) -> Rule:
+        """Return how events are found, with the method's own for what is None."""
+        usual = self.usual
+        return Rule(
+            threshold=usual.threshold if self.threshold is None else self.threshold,
+            median=usual.median if self.median is None else self.median,
+            min_gap=usual.min_gap if self.min_gap is None else self.min_gap,
+            min_duration=self.min_duration,
+        )
 
 
 @dataclass(frozen=True)
@@ -106,7 +127,7 @@ def event_files(
         one `EventRecording` a source, in their order, or with `channel="each"` one for each of its channels. One that
         cannot be read has an `error`, and the others are still done.
     """
-    settings = settings or EventSettings()
+    settings = (settings or EventSettings()).of(backend)
     parts = frame_parts(
         backend, sources, settings, sample_rate=sample_rate, batch_size=batch_size, workers=workers, progress=progress
     )  # fmt: skip
@@ -176,6 +197,7 @@ class Decider:
             ConfigError: if thresholds are asked for that the model does not carry.
         """
         self._settings = settings or EventSettings()
+        self._edges = self._settings.usual.edges
         self._tracker = EventTracker(labels, self._settings, card)
         self._labels = labels
         self._kinds = kinds(labels) if self._settings.specific else None
@@ -193,21 +215,29 @@ class Decider:
         if self._half is None:
             if len(self._times) < 2:
                 return
-            median = self._settings.median * self._settings.speed  # in seconds of the recording, as `_times`
-            self._half = max(0, round((median / float(self._times[1] - self._times[0]) - 1) / 2))
-            self._scores = np.pad(self._scores, ((self._half, 0), (0, 0)), mode="edge")
+            rule = self._settings.rule()
+            median = rule.median * self._settings.speed  # in seconds of the recording, as `_times`
+            half = max(0, round((median / float(self._times[1] - self._times[0]) - 1) / 2))
+            if self._edges == "symmetric" and len(self._times) < half:  # what is reflected must be there
+                return
+            self._half = half
+            self._scores = np.pad(self._scores, ((half, 0), (0, 0)), mode=self._edges)
         count = len(self._times) - max(1, self._half)  # a frame ends half way to the next one
         if count > 0:
             self._decide(count, (self._times[:count] + self._times[1 : count + 1]) / 2)
 
     def finish(self, seconds: float) -> list[Event]:
-        """Return the events of a recording of `seconds` by start time; of equal starts, the likeliest comes first."""
+        """Return the events of a recording of `seconds` by start time; of equal starts, the likeliest comes first.
+
+        Frames beyond its end are listened to, and events end with it.
+        """
         if count := len(self._times):
-            self._scores = np.pad(self._scores, ((0, self._half or 0), (0, 0)), mode="edge")
+            self._scores = np.pad(self._scores, ((0, self._half or 0), (0, 0)), mode=self._edges)
             between, end = (self._times[1:] + self._times[:-1]) / 2, max(seconds, float(self._times[-1]))
             self._decide(count, np.append(between, end))
         self._events += self._tracker.finish()
-        kept = self._events if self._kinds is None else most_specific(self._events, self._labels, self._kinds)
+        found = [event._replace(end=min(event.end, seconds)) for event in self._events if event.start < seconds]
+        kept = found if self._kinds is None else most_specific(found, self._labels, self._kinds)
         return sorted(kept, key=lambda event: (event.start, -event.score, event.label))
 
     def _decide(self, count: int, ends: Times) -> None:
@@ -231,11 +261,12 @@ class EventTracker:
         """
         self._labels = labels
         # settings are seconds as the network hears them, and frames have times of the recording
-        self._min_gap = settings.min_gap * settings.speed
-        self._min_duration = settings.min_duration * settings.speed
+        rule = settings.rule()
+        self._min_gap, self._min_duration = rule.min_gap * settings.speed, rule.min_duration * settings.speed
         card = card or ModelCard(labels=tuple(labels))
-        self._on = thresholds_of(card, settings.threshold)[[card.labels.index(label) for label in labels]]  # [C]
-        off = OFF_SHARE * self._on.astype(np.float64) if settings.off_threshold is None else settings.off_threshold
+        self._on = thresholds_of(card, rule.threshold)[[card.labels.index(label) for label in labels]]  # [C]
+        share = settings.usual.off_share
+        off = share * self._on.astype(np.float64) if settings.off_threshold is None else settings.off_threshold
         self._off = np.minimum(off, self._on).astype(np.float32)  # [C]
         self._edge = 0.0  # where the last frame ended
         self._open: dict[int, _Stretch] = {}  # by column

@@ -1,16 +1,17 @@
-"""The probabilities of labels at points in time, in two ways, piece by piece.
+"""The probabilities of labels at points in time, in three ways, piece by piece.
 
 `activation` runs the network over windows as long as those of its training and applies its head to each frame of the
 last feature map, as class activation maps do, instead of to their mean. `windows` runs the whole network over short
-windows that overlap.
+windows that overlap. `frames` takes the frames that a frame-wise network scores itself, in windows as long as those of
+its training, end to end.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,24 +19,18 @@ import numpy.typing as npt
 from dymn.audio.settings import ReadSettings
 from dymn.config import check
 from dymn.errors import DymnError
+from dymn.inference.methods import METHODS as METHODS
+from dymn.inference.methods import CutSeconds, Method
 from dymn.inference.segments import AudioLike, Piece, Told, one_result, run_windows
 from dymn.inference.selection import Selection, TagSettings
 from dymn.runtime.backend import Backend
 from dymn.runtime.scores import Scores
 from dymn.system.arrays import Floats
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 Times = npt.NDArray[np.float64]
-
-
-class Method(NamedTuple):
-    """How a method cuts recordings by default, in seconds."""
-
-    window: float
-    hop: float
-
-
-METHODS = {"activation": Method(10.0, 5.0), "windows": Method(1.6, 0.32)}
-"""The methods, with their windows, chosen with `benchmarks/events.py`."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +38,8 @@ class FrameSettings(ReadSettings):
     """How to get frames, and of which labels; how recordings are read is in `ReadSettings`.
 
     Attributes:
-        method: "windows" or "activation", see `dymn.inference.frames`.
+        method: a key of `METHODS`, see `dymn.inference.frames`; None is "frames" for a frame-wise network, and
+            "windows" for another one.
         window: seconds that the network hears at once; None is the method's own.
         hop: seconds from the start of one window to the next; None is the method's own.
         smoothing: seconds over which the feature map is averaged around each frame ("activation" only).
@@ -53,7 +49,7 @@ class FrameSettings(ReadSettings):
         exclude: patterns of labels to leave out.
     """
 
-    method: str = "windows"
+    method: str | None = None
     window: float | None = None
     hop: float | None = None
     smoothing: float = 0.96
@@ -63,7 +59,9 @@ class FrameSettings(ReadSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self.method in METHODS, f"method is {self.method!r}; allowed: {', '.join(METHODS)}.")
+        check(
+            self.method is None or self.method in METHODS, f"method is {self.method!r}; allowed: {', '.join(METHODS)}."
+        )
         check(0 <= self.smoothing <= 60, f"smoothing is {self.smoothing}; it must be from 0 to 60 seconds.")
         check(0 <= self.clip <= 1, f"clip is {self.clip}; it must be from 0 to 1.")
         tagging = self.tagging()  # checks what it shares with tagging
@@ -71,15 +69,42 @@ class FrameSettings(ReadSettings):
             object.__setattr__(self, name, getattr(tagging, name))
         window, hop = self.cutting()
         check(
-            hop <= window,
+            hop <= window or (self.method is None and self.window is None),  # `of` knows the window
             f"hop is {hop} s and window {window} s; a hop longer than the window would skip parts of the recording.",
         )
 
-    def cutting(self) -> Method:
+    @property
+    def usual(self) -> Method:
+        """The defaults of the method."""
+        return METHODS[self.method or "windows"]
+
+    def of(self, backend: Backend) -> Self:
+        """Return the settings with the method of a backend's network, unless they name one that fits it.
+
+        Raises:
+            ConfigError: if the method does not fit the network.
+        """
+        own = backend.frame_seconds is not None
+        method = self.method or ("frames" if own else "windows")
+        name = backend.card.name or "This model"
+        check(
+            own == (method == "frames"),
+            f"method is {method!r}; {name} scores frames itself. Leave the method out."
+            if own
+            else f"method is 'frames'; {name} is not a frame-wise network. Choose windows or activation.",
+        )
+        given = [seconds for seconds in (self.window, self.hop) if seconds is not None]
+        check(
+            not own or all(abs(seconds - (backend.frame_seconds or 0)) < 1e-6 for seconds in given),
+            f"window, hop are {self.window}, {self.hop}; {name} hears {backend.frame_seconds} s at once, end to end. "
+            "Leave both out.",
+        )
+        return replace(self, method=method)
+
+    def cutting(self) -> CutSeconds:
         """Return window and hop in seconds."""
-        usual = METHODS[self.method]
-        window = usual.window if self.window is None else self.window
-        return Method(window, min(usual.hop, window) if self.hop is None else self.hop)
+        window = self.usual.window if self.window is None else self.window
+        return CutSeconds(window, min(self.usual.hop, window) if self.hop is None else self.hop)
 
     def tagging(self) -> TagSettings:
         """Return the settings that tag such windows with all chosen labels."""
@@ -120,7 +145,8 @@ class Frames(Told):
 class FramePart(NamedTuple):
     """Consecutive frames of a recording.
 
-    The last part of each recording has its length and what is told of it, or the error that ended it.
+    The last part of each recording has its length and what is told of it, or the error that ended it. With the method
+    "frames", its last frames may lie beyond the end.
     """
 
     name: str
@@ -163,7 +189,7 @@ def frames(
         AudioError: if the source cannot be read.
         ConfigError: if a setting does not fit the model, or `sample_rate` is missing.
     """
-    settings = settings or FrameSettings()
+    settings = (settings or FrameSettings()).of(backend)
     one_result(settings)
     parts = list(frame_parts(backend, [source], settings, sample_rate=sample_rate, heard=heard))
     last = parts[-1]
@@ -171,6 +197,9 @@ def frames(
         raise last.error
     times: Times = np.concatenate([part.times for part in parts])
     scores: Scores = np.concatenate([part.scores for part in parts])
+    if settings.method == "frames":  # the last window may reach beyond the end
+        within = max(1, int(np.searchsorted(times, last.seconds or 0.0)))
+        times, scores = times[:within], scores[:within]
     return Frames(chosen_labels(backend, settings), times, scores, last.seconds or 0.0, **last.told)
 
 
@@ -202,8 +231,7 @@ def frame_parts(
         parts of some `PART_FRAMES` frames in the order of the recordings and of time; the last part of each recording
         `is_last`.
     """
-    settings = settings or FrameSettings()
-    maker = frame_maker(backend, settings)
+    maker = frame_maker(backend, settings or FrameSettings())
     scored = run_windows(
         backend,
         sources,
@@ -213,6 +241,7 @@ def frame_parts(
         batch_size=batch_size,
         workers=workers,
         heard=heard,
+        joins=maker.joins,
     )
     return collect_parts(scored, maker, backend.sample_rate, progress)
 
@@ -246,7 +275,8 @@ def frame_maker(backend: Backend, settings: FrameSettings) -> FrameMaker:
     Raises:
         ConfigError: if a pattern matches no label, or the backend cannot score frames and the method needs it.
     """
-    return _MAKERS[settings.method](backend, settings)
+    settings = settings.of(backend)
+    return _MAKERS[settings.method or "windows"](backend, settings)
 
 
 class FrameMaker(ABC):
@@ -257,9 +287,11 @@ class FrameMaker(ABC):
         hop: seconds from the start of one window to the next.
         fill: what a shorter window is filled with, a key of `dymn.audio.windows.FILLS`.
         read: how recordings are read.
+        joins: whether a short remainder joins the window before it.
     """
 
     fill: str
+    joins = True
 
     def __init__(self, backend: Backend, settings: FrameSettings) -> None:
         self.window, self.hop = settings.cutting()
@@ -360,4 +392,34 @@ class _ActivationFrames(FrameMaker):
         return times, scores
 
 
-_MAKERS: dict[str, type[FrameMaker]] = {"activation": _ActivationFrames, "windows": _WindowFrames}
+class _NetworkFrames(FrameMaker):
+    """The frames of a frame-wise network, window by window, end to end; the last window is filled with zeros.
+
+    The frames that lie in the zeros are kept: a median filter at the end of the recording takes them in, as published.
+    """
+
+    fill = "pad"
+    joins = False
+
+    def __init__(self, backend: Backend, settings: FrameSettings) -> None:
+        super().__init__(backend, settings)
+        self._frame = backend.frame_samples / backend.sample_rate
+        self.window = self.hop = backend.frame_seconds or 0.0
+
+    def compute(self, features: Floats) -> Floats:
+        """Return probabilities of frames [B, T, C]."""
+        return self._backend.frame_run(features).frames[:, :, self._chosen]
+
+    def add(self, piece: Piece, row: Floats) -> tuple[Times, Scores]:
+        """Return the frames of a window."""
+        speed = self.read.speed
+        first = round(piece.start / speed / self._frame)
+        middles: Times = (np.arange(first, first + len(row), dtype=np.float64) + 0.5) * self._frame * speed
+        return middles, row
+
+
+_MAKERS: dict[str, type[FrameMaker]] = {
+    "activation": _ActivationFrames,
+    "windows": _WindowFrames,
+    "frames": _NetworkFrames,
+}

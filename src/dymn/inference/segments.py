@@ -152,6 +152,7 @@ def pieces(
     team: Team | None = None,
     read: ReadSettings = PLAIN,
     heard: Callable[[Floats], object] | None = None,
+    joins: bool = True,
 ) -> Iterator[Piece]:
     """Cut recordings into windows, one after the other, no further than the caller iterates.
 
@@ -168,6 +169,7 @@ def pieces(
         team: threads that work ahead of the caller; None works in the caller's thread.
         read: how to read the recordings; with "each" channel, one recording after the other for each of its channels.
         heard: called with each block of samples [n] that is read.
+        joins: whether a short remainder joins the window before it.
     """
     length, step = round(window * rate), round((hop or window) * rate)
 
@@ -192,7 +194,7 @@ def pieces(
 
         def windows() -> Iterator[Filled]:
             found = blocks(source, rate, sample_rate, read=read, notes=recording.notes)
-            for start, samples in cut(_counted(found, recording, heard), length, step):
+            for start, samples in cut(_counted(found, recording, heard), length, step, joins):
                 places.append((start / rate * read.speed, (start + len(samples)) / rate * read.speed))
                 yield Filled(fill(samples, length, how), len(samples))
 
@@ -251,6 +253,7 @@ def run_windows(
     workers: int = 0,
     prepare: Prepare | None = None,
     heard: Callable[[Floats], object] | None = None,
+    joins: bool = True,
 ) -> Iterator[tuple[Piece, R | None]]:
     """Cut recordings into windows and run them through a backend: what tags, embeddings and frames have in common.
 
@@ -264,6 +267,7 @@ def run_windows(
         workers: number of threads that decode recordings ahead of the network.
         prepare: instead of the backend's `features`.
         heard: called with each block of samples [n] that is read.
+        joins: whether a short remainder joins the window before it.
 
     Yields:
         pieces in the order of the recordings and of time, each window with its row.
@@ -283,6 +287,7 @@ def run_windows(
         team=Team(workers, batch_size, backend.enter_worker, backend.entered_workers),
         read=cutting.read,
         heard=heard,
+        joins=joins,
     )
     return computed(found, compute, batch_size)
 

@@ -51,7 +51,7 @@ class Sounds:
         self._chosen = Selection(backend.card, self._tagging).allowed
         self.labels = tuple(backend.labels[i] for i in self._chosen)
         self._kinds = kinds(self.labels) if settings.specific else None
-        self._thresholds = thresholds_of(backend.card, settings.threshold)[self._chosen]
+        self._thresholds = thresholds_of(backend.card, settings.rule().threshold)[self._chosen]
         self._tracker = EventTracker(self.labels, settings, backend.card)
         self._begun: set[str] = set()
         self._begin(0.0)

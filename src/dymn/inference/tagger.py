@@ -13,7 +13,7 @@ import numpy.typing as npt
 from dymn.config import ModelCard, from_dict
 from dymn.errors import ConfigError
 from dymn.inference.embedding import Embedder, Embedding
-from dymn.inference.events import Event, EventSettings, decide
+from dymn.inference.events import Event, EventSettings, event_files
 from dymn.inference.files import Recording, tag_files
 from dymn.inference.frames import Frames, FrameSettings, frames
 from dymn.inference.segments import AudioLike, one_result
@@ -214,7 +214,7 @@ class Tagger:
         return Embedder(self.backend, layers)
 
     def frames(self, source: AudioLike, sample_rate: int | None = None, **settings: Any) -> Frames:
-        """Return the probabilities of labels at points in time [T, C], a third of a second apart.
+        """Return the probabilities of labels at points in time [T, C], a third of a second apart or less.
 
         Args:
             source: as in `tag`.
@@ -242,7 +242,11 @@ class Tagger:
             ConfigError: if a setting is unknown or not allowed, or `sample_rate` is missing.
         """
         checked = from_dict(EventSettings, settings)
-        return decide(frames(self.backend, source, sample_rate, checked), checked, self.card)
+        one_result(checked)
+        found = next(event_files(self.backend, [source], checked, sample_rate=sample_rate))
+        if found.error is not None:
+            raise found.error
+        return list(found.events)
 
     def stream(self, sample_rate: int, top_k: int = 10, **settings: Any) -> Stream:
         """Return a stream, which takes chunks of any size and gives the tags of each window once it is complete.

@@ -22,14 +22,18 @@ class Stage(nn.Module):
     """Convolution, batch norm and activation at one of the three positions of a block, each dynamic or static."""
 
     def __init__(
-        self, block: BlockConfig, position: str, geometry: tuple[int, int, int, int, int], activation: str
+        self,
+        block: BlockConfig,
+        position: str,
+        geometry: tuple[int, int, int, int | tuple[int, int], int],
+        activation: str,
     ) -> None:
         super().__init__()
         c_in, c_out = geometry[:2]  # of (c_in, c_out, kernel_size, stride, groups)
         feed = CONTEXTS[block.context].feed
 
         def dynamic_conv(size: int) -> nn.Module:
-            return DynamicConv2d(*geometry, context_size=size, n_kernels=block.n_kernels)
+            return DynamicConv2d(*geometry, context_size=size, n_kernels=block.n_kernels)  # type: ignore[arg-type]
 
         def dynamic_relu(size: int) -> nn.Module:
             return DynamicReLU(c_out, context_size=size, n_maps=block.n_maps)
@@ -71,13 +75,14 @@ class InvertedResidual(nn.Module):
         check_block(c)
         attention = ATTENTIONS[c.attention](c.c_exp, c.context_size, c.stride) if c.attention else Skip()
         generator = CONTEXTS[c.context]
+        stride = c.stride if c.time_stride is None else c.strides
         needs_context = (c.is_dynamic and generator.feeds_parts) or getattr(attention, "needs_context", False)
         self.context = generator(c.c_in, c.context_size) if needs_context else NoContext()
         self.expand = Stage(c, "expand", (c.c_in, c.c_exp, 1, 1, 1), c.activation) if c.c_exp != c.c_in else Skip()
-        self.depthwise = Stage(c, "depthwise", (c.c_exp, c.c_exp, c.kernel_size, c.stride, c.c_exp), c.activation)
+        self.depthwise = Stage(c, "depthwise", (c.c_exp, c.c_exp, c.kernel_size, stride, c.c_exp), c.activation)
         self.attention = attention
         self.project = Stage(c, "project", (c.c_exp, c.c_out, 1, 1, 1), "identity")
-        self.has_residual = c.stride == 1 and c.c_in == c.c_out
+        self.has_residual = c.has_residual
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [B, C_in, F, T] to [B, C_out, F', T']."""

@@ -10,7 +10,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dymn.audio import mel
-from dymn.audio.mel import LOG_OFFSET, LOG_SCALE, LOG_SHIFT, PREEMPHASIS, constants, filter_ranges, is_compilable
+from dymn.audio.mel import (
+    LOG_SCALE,
+    LOG_SHIFT,
+    PREEMPHASIS,
+    constants,
+    filter_ranges,
+    is_compilable,
+    log_offset,
+    lowest,
+)
 from dymn.config import FrontEndConfig, from_dict, to_dict
 from dymn.errors import AudioError, ConfigError
 from dymn.native.log_mel import Spectrogram
@@ -60,6 +69,7 @@ class LogMel(nn.Module):
         # For the compiled code, and so on the CPU, where they stay.
         self._twiddles = twiddles if is_compilable(self.config) else None
         self._ranges = ranges
+        self._offset, self._lowest = log_offset(self.config), lowest(self.config)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Take a device from a conversion, but no type."""
@@ -124,11 +134,14 @@ class LogMel(nn.Module):
         needs_gradient = torch.is_grad_enabled() and frames.requires_grad
         if self._twiddles is not None and not needs_gradient and is_compiled(frames, self.window, filters):
             ranges = self._ranges if basis is None else torch.from_numpy(filter_ranges(basis.numpy()))
-            return self._compiled(frames, self._twiddles, filters.contiguous(), ranges)
+            return self._floored(self._compiled(frames, self._twiddles, filters.contiguous(), ranges))
         spectrum = torch.fft.rfft(frames * self.window)
         power = spectrum.real.square() + spectrum.imag.square()  # [B, frames, bins]
         bands: Tensor = filters @ power.transpose(1, 2)
-        return bands.add_(LOG_OFFSET).log_().add_(LOG_SHIFT).mul_(LOG_SCALE).unsqueeze(1)
+        return self._floored(bands.add_(self._offset).log_().add_(LOG_SHIFT).mul_(LOG_SCALE).unsqueeze(1))
+
+    def _floored(self, values: Tensor) -> Tensor:
+        return values if self._lowest is None else values.clamp_(min=self._lowest)
 
     def _compiled(self, frames: Tensor, twiddles: Tensor, basis: Tensor, ranges: Tensor) -> Tensor:
         frames = frames if frames.stride(2) == 1 else frames.contiguous()
@@ -147,7 +160,7 @@ class LogMel(nn.Module):
             "frame_stride": frames.stride(1),
             "n_fft": n_fft,
             "n_mels": len(basis),
-            "offset": LOG_OFFSET,
+            "offset": self._offset,
             "shift": LOG_SHIFT,
             "scale": LOG_SCALE,
         }

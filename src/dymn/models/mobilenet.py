@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d
 
 from dymn.architectures import HEADS, model_config
 from dymn.config import ModelCard, ModelConfig, check
 from dymn.errors import ConfigError, WeightsError
 from dymn.models.blocks import InvertedResidual
+from dymn.models.heads import FrameHead as FrameHead
+from dymn.models.heads import FullyConvolutionalHead, smoothed
+from dymn.models.heads import MLPHead as MLPHead
+from dymn.models.heads import Output as Output
 from dymn.models.layers import DynamicConv2d
 from dymn.models.layers.context import BatchNorm2d
 from dymn.models.pretrained import Pretrained, as_array
@@ -23,57 +25,13 @@ from dymn.system.arrays import Array
 from dymn.system.devices import resolve_device
 from dymn.weights.checkpoint import open_checkpoint
 from dymn.weights.efficientat import read_efficientat
+from dymn.weights.efficientsed import read_efficientsed
 from dymn.weights.files import DownloadProgress
 from dymn.weights.format import Stored
-from dymn.weights.labels import numbered_labels
+from dymn.weights.labels import labels_for, numbered_labels
+from dymn.weights.registry import EFFICIENTSED_FRONT_END
 
 PLAIN_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64)
-
-
-class Output(NamedTuple):
-    """What a network says of a batch of clips."""
-
-    logits: Tensor  # [B, C]
-    embedding: Tensor  # [B, D], the averaged output of the last convolution
-
-
-class MLPHead(nn.Module):
-    """Two linear layers on the averaged feature map (Table I)."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.hidden = nn.Linear(config.c_last, config.c_hidden)
-        self.activation = nn.Hardswish()
-        self.dropout = nn.Dropout(config.dropout)
-        self.classifier = nn.Linear(config.c_hidden, config.num_classes)
-
-    def forward(self, features: Tensor, embedding: Tensor) -> Tensor:
-        """Return logits [B, classes] from the embedding [B, D]."""
-        return self.classifier(self.dropout(self.activation(self.hidden(embedding))))  # type: ignore[no-any-return]
-
-    def frames(self, features: Tensor) -> Tensor:
-        """Return logits [B, T, classes]: of each frame of the feature map [B, D, F, T] as if it were the whole clip."""
-        return self.forward(features, features.mean(dim=2).transpose(1, 2))
-
-
-class FullyConvolutionalHead(nn.Module):
-    """Class scores at each place of the last feature map, then their mean, as in some published MobileNets."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.classifier = nn.Conv2d(config.c_last, config.num_classes, kernel_size=1, bias=False)
-        self.norm = nn.BatchNorm2d(config.num_classes)
-
-    def forward(self, features: Tensor, embedding: Tensor) -> Tensor:
-        """Return logits [B, classes] from the last feature map [B, D, F, T]."""
-        return self.norm(self.classifier(features)).mean(dim=(2, 3))  # type: ignore[no-any-return]
-
-    def frames(self, features: Tensor) -> Tensor:
-        """Return logits [B, T, classes], whose mean over T is that of the clip."""
-        return self.norm(self.classifier(features)).mean(dim=2).transpose(1, 2)  # type: ignore[no-any-return]
-
-
-HEADS.update(mlp=MLPHead, fully_convolutional=FullyConvolutionalHead)
 
 
 class ConvNormAct(nn.Sequential):
@@ -110,25 +68,36 @@ class MobileNet(Pretrained):
             ConfigError: if the input is not of four dimensions with the network's number of channels (one, unless set).
         """
         check_log_mel(log_mel, self.config.in_chans)
-        features = self.features(log_mel)
-        embedding = features.mean(dim=(2, 3))
-        return Output(self.head(features, embedding), embedding)
+        return self.head.output(self.features(log_mel))  # type: ignore[no-any-return]
 
     def frame_logits(self, features: Tensor, smoothing: int = 1) -> Tensor:
         """Return logits [B, T', C] of each frame of the last feature map [B, D, F', T'].
 
         The frames are averaged over `smoothing` (odd) frames first.
         """
-        if smoothing > 1:
-            features = avg_pool2d(
-                features, (1, smoothing), stride=1, padding=(0, smoothing // 2), count_include_pad=False
-            )
-        return self.head.frames(features)  # type: ignore[no-any-return]
+        return self.head.frames(smoothed(features, smoothing))  # type: ignore[no-any-return]
+
+    def scores(self, features: Tensor, embedding: Tensor, smoothing: int = 1) -> tuple[Tensor, Tensor]:
+        """Return `frame_logits` and the logits [B, C] of clips, from the last feature map and its mean."""
+        return self.head.scores(features, embedding, smoothed(features, smoothing))  # type: ignore[no-any-return]
 
     @property
     def time_stride(self) -> int:
         """How many frames of the spectrogram lie between two of the last feature map."""
-        return 2 * math.prod(block.stride for block in self.config.blocks)
+        return self.config.time_stride
+
+    def check_clips(self) -> None:
+        """Refuse a frame-wise network whose head for clips has not been trained: its `logits` mean nothing.
+
+        Raises:
+            ConfigError: naming the model.
+        """
+        sequence = self.config.sequence
+        check(
+            sequence is None or sequence.scores == "clip",
+            f"{self.card.name or 'This network'} scores frames; its head for clips has not been trained. Use it with "
+            "dymn events or dymn tag.",
+        )
 
     def feature_maps(self, log_mel: Tensor) -> list[Tensor]:
         """Return the outputs of the first convolution, of each block and of the last convolution, each [B, C, F', T'].
@@ -171,6 +140,10 @@ class MobileNet(Pretrained):
         """
         labels = numbered_labels(classes) if isinstance(classes, int) else tuple(classes)
         check(len(labels) > 0, "A network needs at least one class.")
+        check(
+            self.config.sequence is None,
+            "A frame-wise network keeps its classes. Build one for others with dymn.create_model.",
+        )
         fresh = MobileNet(dataclasses.replace(self.config, num_classes=len(labels))).initialise(generator)
         fresh.to(next(self.parameters()).device)
         self.config, self.head.classifier = fresh.config, fresh.head.classifier
@@ -264,9 +237,9 @@ def load_model(
 
     Args:
         name_or_path: the name of a model with weights (see `dymn.list_models(pretrained=True)`), a `.safetensors` file
-            of dymn, a folder with one, a state dict that EfficientAT published (`.pt`), or "user/repo" or
-            "user/repo@revision" on the Hugging Face Hub. A name in the registry comes first, then what is on this
-            machine.
+            of dymn, a folder with one, a state dict that EfficientAT or EfficientSED published (`.pt`), or
+            "user/repo" or "user/repo@revision" on the Hugging Face Hub. A name in the registry comes first, then what
+            is on this machine.
         num_classes: of another task than the model was trained for: the last layer is a fresh one (see
             `MobileNet.reset_classifier`).
         labels: names of these classes.
@@ -328,6 +301,32 @@ def import_efficientat(
     source = path_or_state_dict if isinstance(path_or_state_dict, (str, Path)) else _arrays(path_or_state_dict)
     config, state = read_efficientat(source, temperature=temperature, strides=strides, attention=attention)
     return MobileNet.from_stored(Stored(config, ModelCard(labels=numbered_labels(config.num_classes)), state))
+
+
+def import_efficientsed(path_or_state_dict: str | Path | Mapping[str, Tensor], *, seq_len: int = 250) -> MobileNet:
+    """Build the frame-wise network that a state dict of EfficientSED belongs to, with its weights, in evaluation mode.
+
+    Called with log-mel spectrograms [B, 1, 128, T], it returns `frame_logits` [B, seq_len, C] of the strong head,
+    `logits` [B, C] of the weak head, and `embedding` [B, D], the averaged last feature map. A file with one of the two
+    heads gives both with it.
+
+    Args:
+        path_or_state_dict: a file saved by `torch.save`, read without executing pickled code, or the mapping itself.
+        seq_len: number of frames, whatever the length of the spectrogram.
+
+    Raises:
+        WeightsError: if the file cannot be read, or does not fit; the message names missing and extra tensors.
+        ConfigError: if `seq_len` is not allowed.
+
+    Example:
+        >>> model = import_efficientsed("fmn10+tf-256_strong.pt")  # doctest: +SKIP
+        >>> model(torch.zeros(1, 1, 128, 1000)).frame_logits.shape  # doctest: +SKIP
+        torch.Size([1, 250, 447])
+    """
+    source = path_or_state_dict if isinstance(path_or_state_dict, (str, Path)) else _arrays(path_or_state_dict)
+    config, state = read_efficientsed(source, length=seq_len)
+    card = ModelCard(front_end=EFFICIENTSED_FRONT_END, labels=labels_for(config.num_classes))
+    return MobileNet.from_stored(Stored(config, card, state))
 
 
 def _arrays(state: object) -> dict[str, Array]:

@@ -7,7 +7,6 @@ import ctypes
 import numpy as np
 
 from dymn.audio.mel import (
-    LOG_OFFSET,
     LOG_SCALE,
     LOG_SHIFT,
     PREEMPHASIS,
@@ -15,6 +14,8 @@ from dymn.audio.mel import (
     Constants,
     constants,
     is_compilable,
+    log_offset,
+    lowest,
 )
 from dymn.config import FrontEndConfig, check
 from dymn.native import library, within_bounds
@@ -44,6 +45,7 @@ class ArrayLogMel:
     def __init__(self, config: FrontEndConfig) -> None:
         self.config = config
         self._constants = constants(config)
+        self._offset, self._lowest = log_offset(config), lowest(config)
 
     def __call__(self, samples: Floats, n_threads: int = 1) -> Floats:
         """Return the log-mel spectrogram [1, n_mels, frames] of samples [N] at `config.sample_rate`."""
@@ -65,9 +67,15 @@ class ArrayLogMel:
         spectrum = np.fft.rfft(frames * self._constants.window).astype(np.complex64)
         power = spectrum.real**2 + spectrum.imag**2
         mel = self._constants.basis @ power.T
-        return np.asarray(
-            (np.log(mel + np.float32(LOG_OFFSET)) + np.float32(LOG_SHIFT)) * np.float32(LOG_SCALE), np.float32
+        return self._floored(
+            np.asarray(
+                (np.log(mel + np.float32(self._offset)) + np.float32(LOG_SHIFT)) * np.float32(LOG_SCALE), np.float32
+            )
         )
+
+    def _floored(self, values: Floats) -> Floats:
+        """Raise values to that of the floor, in place; the logarithm of a maximum is the maximum of logarithms."""
+        return values if self._lowest is None else np.maximum(values, np.float32(self._lowest), out=values)
 
 
 class CompiledLogMel(ArrayLogMel):
@@ -104,7 +112,7 @@ class CompiledLogMel(ArrayLogMel):
             frame_stride=frames.strides[0] // frames.itemsize,
             n_fft=c.n_fft,
             n_mels=c.n_mels,
-            offset=LOG_OFFSET,
+            offset=self._offset,
             shift=LOG_SHIFT,
             scale=LOG_SCALE,
             **{name: values.ctypes.data for name, values in zip(Constants._fields, self._constants, strict=True)},
@@ -113,7 +121,7 @@ class CompiledLogMel(ArrayLogMel):
         memory = np.empty(build.dymn_log_mel_memory(ctypes.byref(arguments), within_bounds(n_threads)), np.float32)
         arguments.memory = memory.ctypes.data
         build.dymn_log_mel(ctypes.byref(arguments), within_bounds(n_threads))
-        return out
+        return self._floored(out)
 
 
 def array_log_mel(config: FrontEndConfig) -> ArrayLogMel:

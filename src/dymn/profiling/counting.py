@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from dymn.architectures import ATTENTION_REDUCTION, ATTENTIONS, check_parts, has_context, own_context_size
-from dymn.config import BlockConfig, ModelConfig, check, round_channels
+from dymn.config import BlockConfig, ModelConfig, SequenceConfig, check, round_channels
 from dymn.profiling.networks import Network, resolve
 
 KINDS = ("convolution", "aggregation", "context", "attention", "head")
@@ -55,9 +55,9 @@ class Map(NamedTuple):
     bands: int
     frames: int
 
-    def after(self, channels: int, stride: int) -> Map:
+    def after(self, channels: int, stride: int, time_stride: int | None = None) -> Map:
         """Return the shape after a convolution with padding of half its kernel."""
-        return Map(channels, -(-self.bands // stride), -(-self.frames // stride))
+        return Map(channels, -(-self.bands // stride), -(-self.frames // (time_stride or stride)))
 
     @property
     def places(self) -> int:
@@ -88,7 +88,7 @@ def _count(config: ModelConfig, n_mels: int, n_frames: int) -> Count:
     x = stem
     for place, block in zip(places[1:-2], config.blocks, strict=True):
         costs[place] = _block(block, x)
-        x = x.after(block.c_out, block.stride)
+        x = x.after(block.c_out, *block.strides)
     last = x.after(config.c_last, 1)
     costs["last"] = {"convolution": _convolution(x.channels, last)}
     costs["head"] = {"head": _head(config, last)}
@@ -112,9 +112,38 @@ def _linear(n_in: int, n_out: int, rows: int = 1, bias: bool = True) -> Cost:
 
 
 def _head(config: ModelConfig, last: Map) -> Cost:
+    if config.sequence is not None:
+        return _sequence(config.sequence, config.c_last, config.c_frame)
     if config.head == "fully_convolutional":
         return _convolution(last.channels, last._replace(channels=config.num_classes))
     return _total(_linear(config.c_last, config.c_hidden), _linear(config.c_hidden, config.num_classes))
+
+
+def _sequence(config: SequenceConfig, c_in: int, c_frame: int) -> Cost:
+    """Return the cost of a sequence model and the two heads; the products of attention are those of matrices."""
+    rows, size = config.length, config.size
+    heads = _total(_linear(c_frame, config.n_frame_classes, rows), _linear(c_frame, config.n_clip_classes))
+    if config.kind == "none":
+        return heads
+    if config.kind == "gru":
+        inputs = [c_in, *[2 * size] * (config.n_layers - 1)]
+        gates = [_linear(n_in, 3 * size, rows) for values in inputs for n_in in (values, size)]
+        return _total(heads, *gates, *gates)
+    hidden = config.expansion * size
+    layer = [
+        Cost(2 * size, 2 * rows * rows * size),  # two norms; queries with keys, and their weights with values
+        _linear(size, 3 * size, rows, bias=False),
+        _linear(size, size, rows, bias=False),
+        _linear(size, hidden, rows),
+        _linear(hidden, size, rows),
+    ]
+    if config.kind == "tf":
+        layer.append(_linear(size, config.n_heads, rows))
+    else:
+        layer += [_linear(size, 2 * size, rows, bias=False)] * 2 + [_linear(2 * size, size, rows, bias=False)]
+        layer.append(Cost(2 * (size // config.n_heads), 0))
+    before = [_linear(c_in, size, rows)] if config.has_input(c_in) else []
+    return _total(heads, *before, *layer * config.n_layers, Cost(size, 0))
 
 
 def _total(*costs: Cost) -> Cost:
@@ -123,7 +152,7 @@ def _total(*costs: Cost) -> Cost:
 
 def _block(block: BlockConfig, x: Map) -> dict[str, Cost]:
     """Return the cost of a block on a map `x`, by kind."""
-    expanded, filtered = x.after(block.c_exp, 1), x.after(block.c_exp, block.stride)
+    expanded, filtered = x.after(block.c_exp, 1), x.after(block.c_exp, *block.strides)
     stages = [("expand", block.c_in, block.c_in, expanded)] if block.c_exp != block.c_in else []
     stages += [
         ("depthwise", block.c_exp, block.kernel_size**2, filtered),

@@ -25,9 +25,9 @@ class Size(NamedTuple):
         """How many numbers it holds."""
         return self.channels * self.bands * self.frames
 
-    def after(self, channels: int, stride: int) -> Size:
+    def after(self, channels: int, stride: int, time_stride: int | None = None) -> Size:
         """Return the shape behind a convolution with padding to the same size."""
-        return Size(channels, -(-self.bands // stride), -(-self.frames // stride))
+        return Size(channels, -(-self.bands // stride), -(-self.frames // (time_stride or stride)))
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def peak_memory(
     plain, in_place = {places[0]: spectrogram.values + size.values}, {places[0]: spectrogram.values + size.values}
     for place, block in zip(places[1:-2], config.blocks, strict=True):
         plain[place], in_place[place] = _block_memory(block, size)
-        size = size.after(block.c_out, block.stride)
+        size = size.after(block.c_out, *block.strides)
     last = size.after(config.c_last, 1)
     plain["last"] = size.values + last.values
     # each channel is averaged at once
@@ -76,9 +76,9 @@ def peak_memory(
 
 def _block_memory(block: BlockConfig, x: Size) -> tuple[int, int]:
     """Return how many values a block holds at most, without and with the tricks."""
-    expanded, filtered = x.after(block.c_exp, 1), x.after(block.c_exp, block.stride)
-    out = x.after(block.c_out, block.stride)
-    kept = x.values if block.stride == 1 and block.c_in == block.c_out else 0  # the input waits for the addition
+    expanded, filtered = x.after(block.c_exp, 1), x.after(block.c_exp, *block.strides)
+    out = x.after(block.c_out, *block.strides)
+    kept = x.values if block.has_residual else 0  # the input waits for the addition
     has_expansion = block.c_exp != block.c_in
     steps = [
         kept + (expanded.values if has_expansion else x.values * (not kept)) + filtered.values,
@@ -114,9 +114,11 @@ def receptive_field(model: Network, front_end: FrontEndConfig | None = None) -> 
         ConfigError, WeightsError: as `resolve` does.
     """
     front_end = front_end or FrontEndConfig()
-    reach, step = 3, 2  # of the stem
+    reach, step = [3, 3], [2, 2]  # of the stem, along frequency and time
     for block in resolve(model).blocks:
-        reach += (block.kernel_size - 1) * step
-        step *= block.stride
-    samples = (reach - 1) * front_end.hop_length + front_end.win_length
-    return ReceptiveField(reach, reach, samples / front_end.sample_rate)
+        for axis in range(2):
+            reach[axis] += (block.kernel_size - 1) * step[axis]
+            step[axis] *= block.strides[axis]
+    bands, frames = reach
+    samples = (frames - 1) * front_end.hop_length + front_end.win_length
+    return ReceptiveField(bands, frames, samples / front_end.sample_rate)

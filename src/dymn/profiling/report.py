@@ -83,7 +83,10 @@ def _compared(number: str, row: paper.PaperRow) -> Comparison:
 
 def rows_of(model: Network) -> list[Comparison]:
     """Return the rows of the paper's tables that are this network, whatever it was trained for."""
-    config = dataclasses.replace(resolve(model), num_classes=527, temperature=1.0)
+    config = resolve(model)
+    if config.sequence is not None:  # a frame-wise network, which is of another paper
+        return []
+    config = dataclasses.replace(config, num_classes=527, temperature=1.0)
     return [
         _compared(table.number, row)
         for table in paper.TABLES.values()

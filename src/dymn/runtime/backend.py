@@ -56,12 +56,15 @@ class Backend(ABC):
         embedding_size: number of values of an embedding, D.
         is_cpu: whether the network is computed on the CPU.
         precision: the number format of the network's arithmetic, such as "float32".
+        frame_seconds: of a frame-wise network, the length of the windows for which `frame_run` gives frames in their
+            own time; None for other networks.
     """
 
     card: ModelCard
     embedding_size: int
     is_cpu: bool = True
     precision: str = "float32"
+    frame_seconds: float | None = None
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -143,11 +146,12 @@ class Backend(ABC):
     def frame_run(self, features: Floats, smoothing: int = 1) -> FrameOutput:
         """Return what `run` does and the probabilities of each frame of the last feature map, in one pass.
 
-        Frame i is centred on sample i * `frame_samples`.
+        Frame i is centred on sample i * `frame_samples`; that of a frame-wise network begins there.
 
         Args:
             features: of a batch of windows, [B, ...].
-            smoothing: number of frames, odd, over which the feature map is averaged first.
+            smoothing: number of frames, odd, over which the feature map is averaged first, which frame-wise networks
+                do not need.
 
         Raises:
             ConfigError: if this backend computes whole windows only.

@@ -8,7 +8,8 @@ divided into it, and a dynamic convolution of a single kernel has no attention l
 ordered [2 M, C], not [C, 2 M].
 
 Arrays are called PART.weight and PART.bias, those of a block `blocks.I.PART`. Parts of the network: stem [C, 1, 3, 3],
-last [D, C], hidden [H, D] with the head "mlp", classifier [classes, H or D]. Parts of a block:
+last [D, C], hidden [H, D] with the head "mlp", classifier [classes, H or D]; the head of a frame-wise network stays as
+it is in the checkpoint, as `head.NAME`. Parts of a block:
 
 - expand, project [K, C_out, C_in] and depthwise [K, C, k, k];
 - context [H, C], and time_context where the two sequences have weights of their own;
@@ -84,10 +85,12 @@ def fold(config: ModelConfig, state: Mapping[str, Array]) -> Folded:
     parts["last"] = _matrix(weight), bias
     if config.head == "mlp":
         parts |= {name: _layer(state, f"head.{name}") for name in ("hidden", "classifier")}
-    else:
+    elif config.head == "fully_convolutional":
         weight, bias = _convolution(state, "head.classifier", "head.norm", HEAD_EPSILON)
         parts["classifier"] = _matrix(weight), bias
     arrays = _named(parts)
+    if config.sequence is not None:
+        arrays |= {name: values for name, values in state.items() if name.startswith("head.")}
     for i, block in enumerate(config.blocks):
         arrays |= _block(state, f"blocks.{i}.", block, config.temperature)
     return Folded(config, arrays)

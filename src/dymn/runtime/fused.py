@@ -30,7 +30,7 @@ from dymn.config import BlockConfig, ModelCard, ModelConfig
 from dymn.errors import ConfigError
 from dymn.models.layers import ATTENTIONS, Context, DynamicReLU
 from dymn.models.layers.attention import strided
-from dymn.models.mobilenet import MobileNet, Output, check_log_mel
+from dymn.models.mobilenet import FrameHead, MobileNet, Output, check_log_mel
 from dymn.runtime.fold import Folded, coefficients, fold, positions
 
 TILE = 2**20  # bytes of an expanded map that are worked on at a time: about what a core's cache holds
@@ -51,7 +51,8 @@ def fuse(model: MobileNet) -> FusedNetwork:
     if kinds not in ({torch.float32}, {torch.float64}):
         found = ", ".join(sorted(map(str, kinds)))
         raise ConfigError(f"The weights are {found}; fuse takes float32 and float64. Call .float() first.")
-    form = FusedNetwork(fold(model.config, model.stored().state), model.card).eval().requires_grad_(False)
+    kind = FusedNetwork if model.config.sequence is None else FusedFrames
+    form = kind(fold(model.config, model.stored().state), model.card).eval().requires_grad_(False)
     return form.to(next(model.parameters()).device)
 
 
@@ -77,10 +78,7 @@ class FusedNetwork(nn.Module):
             OwnBlock(*both) if both[0].context == "own" else FusedBlock(*both) for both in blocks
         )
         self.last = parts.layer("last")
-        # of a mean of linear class scores, which is the class scores of the mean
-        self.head: nn.Module = parts.layer("classifier")
-        if folded.config.head == "mlp":
-            self.head = nn.Sequential(parts.layer("hidden"), nn.Hardswish(), self.head)
+        self.head = HEADS[folded.config.head](folded.config, parts)
 
     @torch.inference_mode()
     def forward(self, log_mel: Tensor) -> Output:
@@ -94,10 +92,7 @@ class FusedNetwork(nn.Module):
             maps = [self._begin(clip) for clip in log_mel.to(self.stem.weight.dtype).unsqueeze(1)]
             for block in self.blocks:  # all clips through one block: its kernels stay in the cache
                 maps = [block(x) for x in maps]
-            embedding = (
-                torch.stack([self._end(x) for x in maps]) if maps else self.stem.weight.new_empty(0, self.config.c_last)
-            )
-            return Output(self.head(embedding), embedding)
+            return self._output([functional.hardswish(self.last(x), inplace=True) for x in maps])
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Return the probabilities of classes [B, C].
@@ -113,9 +108,19 @@ class FusedNetwork(nn.Module):
         clip = clip.contiguous().as_strided(clip.shape, (n_bands * n_frames, 1, n_frames, 1))
         return functional.hardswish(_channels_last(self.stem(clip)), inplace=True)
 
-    def _end(self, x: Tensor) -> Tensor:
-        """Map [F, T, C] to the embedding [D]."""
-        return functional.hardswish(self.last(x.flatten(0, 1)), inplace=True).mean(dim=0)
+    def _output(self, maps: list[Tensor]) -> Output:
+        """Return what the head says of the last feature maps, each [F, T, D]."""
+        means = [x.flatten(0, 1).mean(dim=0) for x in maps]
+        embedding = torch.stack(means) if means else self.stem.weight.new_empty(0, self.config.c_last)
+        return Output(self.head(embedding), embedding)
+
+
+class FusedFrames(FusedNetwork):
+    """A frame-wise network, whose head takes the whole feature map."""
+
+    def _output(self, maps: list[Tensor]) -> Output:
+        head = cast(FrameHead, self.head)
+        return head.output(torch.stack([x.permute(2, 0, 1) for x in maps]))
 
 
 class Parts(dict[str, Tensor]):
@@ -130,6 +135,14 @@ class Parts(dict[str, Tensor]):
         return _linear(self[f"{name}.weight"], self[f"{name}.bias"])
 
 
+HEADS: dict[str, Callable[[ModelConfig, Parts], nn.Module]] = {
+    "mlp": lambda config, parts: nn.Sequential(parts.layer("hidden"), nn.Hardswish(), parts.layer("classifier")),
+    # a mean of linear class scores is the class scores of the mean
+    "fully_convolutional": lambda config, parts: parts.layer("classifier"),
+    "frames": lambda config, parts: FrameHead(config).filled(parts.below("head.")),
+}
+
+
 class BlockParts(nn.Module):
     """The parts of a block, whoever computes it."""
 
@@ -137,13 +150,13 @@ class BlockParts(nn.Module):
         super().__init__()
         self.context = Summary(parts, config.context == "concatenated") if "context.weight" in parts else None
         self.stages = nn.ModuleList(FusedStage(config, position, parts) for position in positions(config))
-        self.kernel_size, self.stride = config.kernel_size, config.stride
+        self.kernel_size, (self.stride, self.time_stride) = config.kernel_size, config.strides
         self.attention: Coordinates | WholeMap | None = None
         if config.attention in NEEDS_CONTEXT:
             self.attention = Coordinates(parts, config.stride)
         elif config.attention is not None:
             self.attention = WholeMap(config, parts)
-        self.has_residual = config.stride == 1 and config.c_in == config.c_out
+        self.has_residual = config.has_residual
         self.heads: nn.Linear | None = None
         self.sizes: list[int] = []
         if "coefficient.weight" in parts:  # in the order in which the stages ask for them
@@ -168,7 +181,7 @@ class FusedBlock(BlockParts):
         )
         *expand, depthwise, project = [cast(FusedStage, stage).of_clip(read) for stage in self.stages]
         weigh = None if self.attention is None else self.attention.of_clip(context)
-        n_bands, n_frames = ((size - 1) // self.stride + 1 for size in x.shape[:2])
+        n_bands, n_frames = (x.shape[0] - 1) // self.stride + 1, (x.shape[1] - 1) // self.time_stride + 1
         out = x.new_empty(n_bands, n_frames, project.kernel.shape[1])
         for bands, padded in self._tiles(x, expand[0] if expand else None, n_bands):
             rows = _channels_last(
@@ -176,7 +189,7 @@ class FusedBlock(BlockParts):
                     _channels_first(padded),
                     depthwise.kernel,
                     depthwise.bias,
-                    self.stride,
+                    (self.stride, self.time_stride),
                     (0, self.kernel_size // 2),
                     groups=padded.shape[2],
                 )
@@ -231,7 +244,8 @@ class OwnBlock(BlockParts):
             stage = cast(FusedStage, module)
             kernel, reach = stage.kernel(stage.read("kernels", y)), self.kernel_size // 2
             if stage.position == "depthwise":
-                y = functional.conv2d(_channels_first(y), kernel, stage.bias, self.stride, reach, groups=y.shape[2])
+                strides = self.stride, self.time_stride
+                y = functional.conv2d(_channels_first(y), kernel, stage.bias, strides, reach, groups=y.shape[2])
                 y = _channels_last(y)
             else:
                 y = torch.addmm(stage.bias, y.flatten(0, 1), kernel).view(*y.shape[:2], -1)

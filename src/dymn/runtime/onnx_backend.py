@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from dymn.config import ModelCard, check, from_dict
+from dymn.config import ModelCard, check, check_number, from_dict
 from dymn.errors import ConfigError, WeightsError
-from dymn.runtime.backend import Backend, BackendOutput
+from dymn.runtime.backend import Backend, BackendOutput, FrameOutput
 from dymn.runtime.onnx_files import MAX_FILE, check_onnx
 from dymn.system.arrays import Floats
 from dymn.system.cpus import default_threads
@@ -69,6 +69,7 @@ class OnnxBackend(Backend):
             WeightsError: if there is no such file, or it was not written by `dymn export`.
         """
         n_threads = default_threads(threads)
+        self._names: tuple[str, ...] = ("probabilities", "logits", "embedding")
         with needing("Running ONNX files", "onnx"):
             import onnxruntime
         name = "The file" if isinstance(source, bytes) else str(source)
@@ -106,6 +107,12 @@ class OnnxBackend(Backend):
             self.seconds: float | None = None if described["seconds"] is None else float(described["seconds"])
             check(self.input in ("waveform", "log-mel"), f"its input is {self.input!r:.80}")
             check(self.seconds is None or 0 < self.seconds <= 3600, "its length is not valid")
+            self._frame_samples: int | None = described.get("frame_samples")
+            if self._frame_samples is not None:
+                check_number("frame_samples", self._frame_samples, 1, 2**31, whole=True)
+                check(self.seconds is not None, "its length is not valid")
+                self.frame_seconds = self.seconds
+                self._names = (*self._names, "frames")
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise WeightsError(f"{name} was not written by dymn export: {error}.") from error
 
@@ -116,13 +123,36 @@ class OnnxBackend(Backend):
             ConfigError: if the file takes clips of another length, or log-mel spectrograms.
             WeightsError: if the file gives something else than probabilities of its labels.
         """
-        probabilities, _, embedding = self.outputs(self._fitting(features))
+        probabilities, _, embedding, *_ = self.outputs(self._fitting(features))
         return BackendOutput(probabilities, embedding)
 
-    def outputs(self, values: Floats) -> tuple[Floats, Floats, Floats]:
+    @property
+    def frame_samples(self) -> int:
+        """The number of samples between two frames.
+
+        Raises:
+            ConfigError: if the file holds no frame-wise network.
+        """
+        if self._frame_samples is None:
+            raise self._no_frames()
+        return self._frame_samples
+
+    def frame_run(self, features: Floats, smoothing: int = 1) -> FrameOutput:
+        """Return probabilities of frames [B, T, C] and of windows [B, C], and embeddings [B, D].
+
+        Raises:
+            ConfigError: if the file holds no frame-wise network, or takes other clips.
+            WeightsError: if the file gives something else than probabilities of its labels.
+        """
+        if self._frame_samples is None:
+            raise self._no_frames()
+        probabilities, _, embedding, frames = self.outputs(self._fitting(features))
+        return self.checked(FrameOutput(frames, probabilities, embedding))
+
+    def outputs(self, values: Floats) -> tuple[Floats, ...]:
         """Return probabilities [B, C], logits [B, C] and embedding [B, D] of the file's own input.
 
-        The input is [B, N] or [B, 1, F, T].
+        Of a frame-wise network, the probabilities of frames [B, T, C] follow. The input is [B, N] or [B, 1, F, T].
 
         Raises:
             ConfigError: if the shape is not what the file takes.
@@ -130,17 +160,14 @@ class OnnxBackend(Backend):
         """
         batches = [values[i : i + 1] for i in range(len(values))] if self._one_by_one else [values]
         try:
-            found = [
-                self._session.run(["probabilities", "logits", "embedding"], {self._input.name: batch})
-                for batch in batches
-            ]
-            probabilities, logits, embedding = (np.concatenate(parts) for parts in zip(*found, strict=True))
+            found = [self._session.run(self._names, {self._input.name: batch}) for batch in batches]
+            outputs = tuple(np.concatenate(parts) for parts in zip(*found, strict=True))
         except Exception as error:  # ONNX Runtime raises many kinds
             raise ConfigError(
                 f"This file takes {self._input.shape}, not {list(values.shape)}: {str(error)[:200]}"
             ) from error
-        self.checked(BackendOutput(probabilities, embedding))
-        return probabilities, logits, embedding
+        self.checked(BackendOutput(outputs[0], outputs[2]))
+        return outputs
 
     def _fitting(self, samples: Floats) -> Floats:
         """Return windows [B, N] as the file takes them."""
@@ -152,8 +179,7 @@ class OnnxBackend(Backend):
             wanted = round(self.seconds * self.sample_rate)
             if samples.shape[1] != wanted:
                 given = samples.shape[1] / self.sample_rate
-                raise ConfigError(
-                    f"This file takes windows of {self.seconds} s, not {given:.3f} s. Export one with --dynamic-time."
-                )
+                remedy = "Export one with --dynamic-time." if self.frame_seconds is None else "Use dymn events."
+                raise ConfigError(f"This file takes windows of {self.seconds} s, not {given:.3f} s. {remedy}")
         shortest = self.front_end.n_fft // 2 + 2
         return np.pad(samples, ((0, 0), (0, max(0, shortest - samples.shape[1]))))

@@ -59,9 +59,12 @@ class TorchBackend(Backend):
         compute_alone_after_fork()
         self.model = model.to(self.device).eval()
         self.card = model.card
+        check(not compile or model.config.sequence is None, "Frame-wise networks are not compiled. Leave compile out.")
         self.embedding_size = model.config.c_last
         self.is_cpu = self.device.type == "cpu"
         self._log_mel = LogMel(self.card.front_end).to(self.device)
+        if model.config.sequence is not None:
+            self.frame_seconds = model.config.sequence.length * self.frame_samples / self.sample_rate
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state of a copy or a pickle.
@@ -76,6 +79,8 @@ class TorchBackend(Backend):
 
         On a CPU this is the fastest form, with the weights as they are at first use.
         """
+        if self.model.config.sequence is not None:
+            return self._of_frames
         if self.compile:
             return compiled(self.model)
         return accelerate(self.model) if self.is_cpu and self.precision == "float32" else self.model
@@ -130,13 +135,18 @@ class TorchBackend(Backend):
         with computing(self.device, len(features), self.precision):
             maps = self.model.features(self._log_mels(features))
             embedding = maps.mean(dim=(2, 3))
-            logits = self.model.frame_logits(maps, smoothing), self.model.head(maps, embedding)
-            frames, clip = map(self._probabilities, logits)
+            frames, clip = map(self._probabilities, self.model.scores(maps, embedding, smoothing))
             return self.checked(FrameOutput(frames, clip, _array(embedding)))
 
     def network(self) -> MobileNet:
         """Return the network."""
         return self.model
+
+    def _of_frames(self, log_mel: Tensor) -> Output:
+        """Return what the trained head of a frame-wise network says."""
+        maps = self.model.features(log_mel)
+        embedding = maps.mean(dim=(2, 3))
+        return Output(self.model.head(maps, embedding), embedding)
 
     def _log_mels(self, features: Floats) -> Tensor:
         """Return log-mel spectrograms [B, 1, F, T] on the device: on a CPU the features themselves."""

@@ -169,6 +169,8 @@ def open_models(config: TrainConfig) -> BaseModels:
     used = {role: name for role, name in names.items() if name and (name not in MODELS or role != "model")}
     checkpoints = {name: open_checkpoint(name) for name in dict.fromkeys(used.values())}
     networks = {role: MobileNet.from_stored(checkpoints[name]) for role, name in used.items()}
+    for network in networks.values():
+        network.check_clips()
     digests = {role: checkpoints[name].digest for role, name in used.items()}
     teachers = tuple(network for role, network in networks.items() if role.startswith("teacher"))
     return BaseModels(networks.get("model"), networks.get("parent"), teachers, digests)

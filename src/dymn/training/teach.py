@@ -308,6 +308,7 @@ def _load(model: str | Path | MobileNet, device: torch.device) -> Teacher:
     from dymn.weights import load_model
 
     network = load_model(model, device=device) if isinstance(model, (str, Path)) else model.to(device).eval()
+    network.check_clips()
     return Teacher(
         network.card.name or (Path(model).name if isinstance(model, (str, Path)) else "in memory"),
         state_digest(network),

@@ -1,7 +1,7 @@
-"""Checkpoints as data: the registry of published ones, their download, dymn's own format, and EfficientAT's.
+"""Checkpoints as data: the registry, downloads, dymn's own format, and the imports of EfficientAT and EfficientSED.
 
-Nothing here needs PyTorch but `load_model` and `import_efficientat`, which return networks and are handed on from
-`dymn.models`.
+Nothing here needs PyTorch but `load_model` and the imports `import_efficientat` and `import_efficientsed`, which return
+networks and are handed on from `dymn.models`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from dymn.errors import without_torch
 
 if TYPE_CHECKING:
-    from dymn.models.mobilenet import import_efficientat, load_model
+    from dymn.models.mobilenet import import_efficientat, import_efficientsed, load_model
     from dymn.weights.checkpoint import open_checkpoint
     from dymn.weights.conversion import convert
     from dymn.weights.format import Stored
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from dymn.weights.registry import REGISTRY, PublishedModel
 
 _HOMES = {
-    "dymn.models.mobilenet": ("import_efficientat", "load_model"),
+    "dymn.models.mobilenet": ("import_efficientat", "import_efficientsed", "load_model"),
     "dymn.weights.checkpoint": ("open_checkpoint",),
     "dymn.weights.conversion": ("convert",),
     "dymn.weights.format": ("Stored",),
@@ -39,6 +39,7 @@ __all__ = [
     "audioset_labels",
     "convert",
     "import_efficientat",
+    "import_efficientsed",
     "list_models",
     "load_model",
     "model_rows",

@@ -10,15 +10,23 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dymn.architectures import MODELS
-from dymn.config import ModelCard
+from dymn.config import FrontEndConfig, ModelCard, check
 from dymn.errors import ConfigError, UnknownModelError, WeightsError
 from dymn.weights.efficientat import Imported, read_efficientat
+from dymn.weights.efficientsed import is_efficientsed, read_efficientsed
 from dymn.weights.files import DownloadProgress, WeightsFile, read_file
 from dymn.weights.format import SAFETENSORS, Stored, check_finite, file_in, read
 from dymn.weights.labels import labels_for, numbered_labels
 from dymn.weights.published import fetch_published, import_published, published_card
-from dymn.weights.registry import REGISTRY, WEIGHTS_ENDINGS, unknown_model
+from dymn.weights.registry import (
+    EFFICIENTSED_FRONT_END,
+    REGISTRY,
+    STANDARD_FRONT_END,
+    WEIGHTS_ENDINGS,
+    unknown_model,
+)
 from dymn.weights.shapes import check_state
+from dymn.weights.torch_files import read_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +39,7 @@ def open_checkpoint(source: str | Path, *, progress: DownloadProgress | None = N
 
     Args:
         source: the name of a model with weights (see `dymn.list_models(pretrained=True)`), a `.safetensors` file of
-            dymn, a folder with one, a state dict that EfficientAT published (`.pt`), or "user/repo" or
+            dymn, a folder with one, a state dict that EfficientAT or EfficientSED published (`.pt`), or "user/repo" or
             "user/repo@revision" on the Hugging Face Hub. A name in the registry comes first, then what is on this
             machine.
         progress: called during a download with the bytes done, and the bytes in all or None.
@@ -84,7 +92,7 @@ def open_state_dict(
     temperature: float | None = None,
     attention: str | None = None,
 ) -> Stored:
-    """Open an EfficientAT file.
+    """Open a state dict of EfficientAT or EfficientSED.
 
     Missing facts come from the registry, if it is known there and no setting is given; if it is not known, a warning
     names the settings that are assumed. `attention` "none" is for a DyMN trained without Coordinate Attention (see
@@ -103,11 +111,17 @@ def open_state_dict(
                     return _stored(import_published(file, published), published_card(published), digest)
                 except WeightsError as error:
                     logger.warning("%s Its network is read from the file, and the standard front end is used.", error)
+    state = read_tensors(file)
+    if is_efficientsed(state):
+        check(assumed, f"{path} is a network of EfficientSED, of which temperature, strides and attention are known.")
+        imported = read_efficientsed(state, name=str(path))
+        return _stored(imported, _card(path, imported, EFFICIENTSED_FRONT_END), digest)
     imported = read_efficientat(
-        file,
+        state,
         temperature=1.0 if temperature is None else temperature,
         strides=strides or DEFAULT_STRIDES,
         attention=attention or "ca",
+        name=str(path),
     )
     if assumed:
         dynamic = any(block.dynamic_convs for block in imported.config.blocks)
@@ -119,8 +133,12 @@ def open_state_dict(
             path,
             " --temperature T" if dynamic else "",
         )
-    card = ModelCard(name=path.stem, labels=labels_for(imported.config.num_classes), provenance={"file": path.name})
-    return _stored(imported, card, digest)
+    return _stored(imported, _card(path, imported, STANDARD_FRONT_END), digest)
+
+
+def _card(path: Path, imported: Imported, front_end: FrontEndConfig) -> ModelCard:
+    labels = labels_for(imported.config.num_classes)
+    return ModelCard(name=path.stem, front_end=front_end, labels=labels, provenance={"file": path.name})
 
 
 def _from_safetensors(file: WeightsFile) -> Stored:

@@ -8,7 +8,7 @@ trace in a file and are given by the caller.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +18,7 @@ from dymn.architectures import (
     NO_ATTENTION,
     STRIDED,
     TABLE_I,
+    Row,
     context_size,
     has_context,
 )
@@ -53,6 +54,7 @@ def read_efficientat(
     temperature: float = 1.0,
     strides: Sequence[int] = (2, 2, 2, 2),
     attention: str | None = "ca",
+    name: str = "The state dict",
 ) -> Imported:
     """Read a published state dict; return the network that it belongs to, with its weights in float32.
 
@@ -62,19 +64,13 @@ def read_efficientat(
         strides: of blocks 2, 4, 7 and 13; (2, 2, 2, 1) for files named "s2221".
         attention: of the dynamic blocks: "ca", or None (or "none") for a DyMN trained with `no_ca`. The file holds the
             tensors of the attention in both cases.
+        name: what a mapping is called in messages.
 
     Raises:
         WeightsError: if the file cannot be read, or does not fit; the message names missing and extra tensors.
         ConfigError: if `temperature`, `strides` or `attention` are not allowed.
     """
-    if isinstance(source, (str, Path)):
-        source = read_file(Path(source))
-    if isinstance(source, WeightsFile):
-        name, stored = str(source.path), read_tensors(source)
-    else:
-        name, stored = "The state dict", dict(source)
-    state = {key: as_float32(values) for key, values in stored.items()}
-    check_finite(state, name)
+    name, state = open_state(source, name)
     if len(strides) != len(STRIDED) or any(stride not in (1, 2) for stride in strides):
         raise ConfigError(f"strides is {tuple(strides)}; it must be {len(STRIDED)} numbers, each 1 or 2.")
     if not temperature > 0:
@@ -89,34 +85,65 @@ def read_efficientat(
         raise WeightsError(f"{name} does not fit an EfficientAT network: missing {error.args[0]}.") from error
     except (IndexError, ValueError, ZeroDivisionError) as error:
         raise WeightsError(f"{name} does not fit an EfficientAT network: {error}") from error
+    return Imported(
+        config, taken(name, "EfficientAT", state, entries, config, _constants(state, config) | _unused(config))
+    )
+
+
+def open_state(source: str | Path | WeightsFile | Mapping[str, Array], name: str) -> tuple[str, dict[str, Array]]:
+    """Return what a state dict is called in messages, a file by its path and a mapping `name`; its arrays in float32.
+
+    Raises:
+        WeightsError: if it cannot be read, or a value is not finite.
+    """
+    if isinstance(source, (str, Path)):
+        source = read_file(Path(source))
+    if isinstance(source, WeightsFile):
+        name, source = str(source.path), read_tensors(source)
+    state = {key: as_float32(values) for key, values in source.items()}
+    check_finite(state, name)
+    return name, state
+
+
+def taken(
+    name: str,
+    family: str,
+    state: Mapping[str, Array],
+    entries: Collection[Renaming],
+    config: ModelConfig,
+    ignored: Collection[str] = (),
+    exact: bool = False,
+) -> dict[str, Array]:
+    """Return the arrays of a published state dict under dymn's names, in dymn's shapes unless they must be `exact`.
+
+    Raises:
+        WeightsError: if they are not exactly those that the entries list, or do not fit the configuration.
+    """
     expected = {entry.source for entry in entries}
     present = {key for key in state if not key.endswith(COUNTER)}
-    missing, extra = (
-        sorted(expected - present),
-        sorted(present - expected - _constants(state, config) - _unused(config)),
-    )
+    missing, extra = sorted(expected - present), sorted(present - expected - set(ignored))
     if missing or extra:
         listed = [f"{word} {shorten(names)}" for word, names in (("missing", missing), ("extra", extra)) if names]
-        raise WeightsError(f"{name} does not fit an EfficientAT network: {'; '.join(listed)}.")
+        raise WeightsError(f"{name} does not fit an {family} network: {'; '.join(listed)}.")
     shapes = state_shapes(config)
     values = {}
     for entry in entries:
         given, shape = state[entry.source], shapes[entry.target]
-        if given.size != math.prod(shape):
+        if given.size != math.prod(shape) or (exact and given.shape != shape):
             raise WeightsError(
                 f"{name}: {entry.source} has shape {list(given.shape)}, which does not fit {list(shape)}."
             )
         values[entry.target] = given.reshape(shape)
-    return Imported(config, values)
+    return values
 
 
 def _config(
     state: Mapping[str, Array], temperature: float, strides: Mapping[int, int], dynamic_attention: str | None
 ) -> ModelConfig:
     if "in_c.0.weight" in state:
-        stem, last = "in_c", "out_c"
+        last = "out_c"
     elif "features.0.0.weight" in state:
-        stem, last = "features.0", f"features.{len(TABLE_I) + 1}"
+        last = f"features.{len(TABLE_I) + 1}"
     else:
         raise KeyError("in_c.0.weight (of a DyMN) or features.0.0.weight (of an MN)")
     c_last = state[f"{last}.0.weight"].shape[0]
@@ -127,15 +154,10 @@ def _config(
     before_tail = state[f"{_stages(state, STRIDED[-1])['depthwise'].norm}.weight"].shape[0]
     if before_tail >= 1.5 * TABLE_I[STRIDED[-1]].c_exp * width:  # the tail, whose channels tell the width, is reduced
         width *= 2
-    blocks = []
-    c_in = state[f"{stem}.0.weight"].shape[0]
-    for i in range(len(TABLE_I)):
-        block = _block_config(state, i, c_in, strides.get(i, 1), width, dynamic_attention)
-        blocks.append(block)
-        c_in = block.c_out
+    rows = [row._replace(stride=strides.get(i, 1)) for i, row in enumerate(TABLE_I)]
     return ModelConfig(
         width=round(width, 3),
-        blocks=tuple(blocks),
+        blocks=block_configs(state, rows, width, dynamic_attention),
         c_last=c_last,
         c_hidden=round_channels(HIDDEN_CHANNELS * c_last / C_LAST) if fully_convolutional else c_exp,
         num_classes=classifier.shape[0],
@@ -144,10 +166,22 @@ def _config(
     )
 
 
+def block_configs(
+    state: Mapping[str, Array], rows: Sequence[Row], width: float, dynamic_attention: str | None = "ca"
+) -> tuple[BlockConfig, ...]:
+    """Return the blocks of a published network, whose channels are those of its arrays."""
+    stem = "in_c" if "in_c.0.weight" in state else "features.0"
+    blocks: list[BlockConfig] = []
+    c_in = state[f"{stem}.0.weight"].shape[0]
+    for i, row in enumerate(rows):
+        blocks.append(_block_config(state, i, c_in, row, width, dynamic_attention))
+        c_in = blocks[-1].c_out
+    return tuple(blocks)
+
+
 def _block_config(
-    state: Mapping[str, Array], i: int, c_in: int, stride: int, width: float, dynamic_attention: str | None
+    state: Mapping[str, Array], i: int, c_in: int, row: Row, width: float, dynamic_attention: str | None
 ) -> BlockConfig:
-    row = TABLE_I[i]
     stages = _stages(state, i)
     dynamic_convs = tuple(p for p, name in stages.items() if f"{name.conv}.residuals.0.weight" in state)
     c_exp = state[f"{stages['depthwise'].norm}.weight"].shape[0]
@@ -167,7 +201,8 @@ def _block_config(
         c_exp=c_exp,
         c_out=state[f"{stages['project'].norm}.weight"].shape[0],
         kernel_size=row.kernel_size,
-        stride=stride,
+        stride=row.stride,
+        time_stride=row.time_stride,
         activation=row.activation,
         dynamic_convs=dynamic_convs if c_exp != c_in or not dynamic_convs else BlockConfig.POSITIONS,
         dynamic_relus=("depthwise",) if activation in state else (),
@@ -217,6 +252,17 @@ def _squeeze_excitation(state: Mapping[str, Array], i: int) -> str | None:
 
 def _entries(state: Mapping[str, Array], config: ModelConfig) -> Iterator[Renaming]:
     """Yield every tensor that a network of this config has, under its published name."""
+    yield from backbone_entries(state, config)
+    if config.head == "mlp":
+        yield from _linear("classifier.2", "head.hidden")
+        yield from _linear("classifier.5", "head.classifier")
+    else:
+        yield Renaming("classifier.0.weight", "head.classifier.weight")
+        yield from _norm("classifier.1", "head.norm")
+
+
+def backbone_entries(state: Mapping[str, Array], config: ModelConfig) -> Iterator[Renaming]:
+    """Yield the tensors of the first convolution, the blocks and the last convolution."""
     dymn = "in_c.0.weight" in state
     stem, last = ("in_c", "out_c") if dymn else ("features.0", f"features.{len(TABLE_I) + 1}")
     for source, target in ((stem, "stem"), (last, "last")):
@@ -242,12 +288,6 @@ def _entries(state: Mapping[str, Array], config: ModelConfig) -> Iterator[Renami
             attention = _squeeze_excitation(state, i)
             yield from _linear(f"{attention}.fc1", f"blocks.{i}.attention.squeeze")
             yield from _linear(f"{attention}.fc2", f"blocks.{i}.attention.excite")
-    if config.head == "mlp":
-        yield from _linear("classifier.2", "head.hidden")
-        yield from _linear("classifier.5", "head.classifier")
-    else:
-        yield Renaming("classifier.0.weight", "head.classifier.weight")
-        yield from _norm("classifier.1", "head.norm")
 
 
 def _linear(source: str, target: str) -> Iterator[Renaming]:

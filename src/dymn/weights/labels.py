@@ -1,4 +1,4 @@
-"""Names of classes: AudioSet's 527, and numbered ones where nothing is known."""
+"""Names of classes: AudioSet's 527, AudioSet Strong's 447, and numbered ones where nothing is known."""
 
 from __future__ import annotations
 
@@ -10,26 +10,35 @@ from importlib import resources
 @functools.cache
 def audioset_labels() -> tuple[str, ...]:
     """Return the display names of AudioSet's 527 classes, in logit order (ontology by Google, CC BY 4.0)."""
-    return _audioset_column("display_name")
+    return _column("audioset_labels.csv", "display_name")
 
 
 @functools.cache
 def audioset_mids() -> tuple[str, ...]:
     """Return the machine ids of AudioSet's 527 classes, such as "/m/09x0r", in logit order."""
-    return _audioset_column("mid")
+    return _column("audioset_labels.csv", "mid")
 
 
-def _audioset_column(name: str) -> tuple[str, ...]:
-    text = (resources.files("dymn.weights") / "audioset_labels.csv").read_text(encoding="utf-8")
+@functools.cache
+def strong_labels() -> tuple[str, ...]:
+    """Return the 447 classes of AudioSet Strong's training set, in the order of EfficientSED's heads: by name."""
+    return _column("audioset_strong_labels.csv", "display_name")
+
+
+def _column(file: str, name: str) -> tuple[str, ...]:
+    text = (resources.files("dymn.weights") / file).read_text(encoding="utf-8")
     return tuple(row[name] for row in csv.DictReader(text.splitlines()))
 
 
 def labels_for(num_classes: int) -> tuple[str, ...]:
     """Return the names of the classes of a network that comes without them.
 
-    They are AudioSet's if there are 527, else class_0, class_1 ...
+    They are AudioSet's if there are 527, AudioSet Strong's if there are 447, else class_0, class_1 ...
     """
-    return audioset_labels() if num_classes == len(audioset_labels()) else numbered_labels(num_classes)
+    for labels in (audioset_labels(), strong_labels()):
+        if num_classes == len(labels):
+            return labels
+    return numbered_labels(num_classes)
 
 
 def numbered_labels(num_classes: int) -> tuple[str, ...]:

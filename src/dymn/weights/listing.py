@@ -22,6 +22,7 @@ class ModelRow(NamedTuple):
     cached: bool  # whether the file is on this machine
     digest: str  # how the file's SHA-256 is known: published, pinned, recorded (at the first download), or none
     url: str  # empty for a model that comes with dymn
+    psds: float | None = None  # PSDS1 on AudioSet Strong from 0 to 1, of frame-wise networks
 
 
 def list_models(pattern: str | None = None, pretrained: bool = False) -> list[str]:
@@ -57,4 +58,5 @@ def _row(model: PublishedModel) -> ModelRow:
         cached=is_local(model),
         digest=known_digest(model).origin,
         url=model.url,
+        psds=model.psds,
     )

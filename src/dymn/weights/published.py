@@ -9,8 +9,9 @@ from dymn.config import ModelCard, ModelConfig
 from dymn.errors import WeightsError
 from dymn.weights.download import fetch
 from dymn.weights.efficientat import Imported, read_efficientat
+from dymn.weights.efficientsed import read_efficientsed
 from dymn.weights.files import DownloadProgress, WeightsFile
-from dymn.weights.labels import audioset_labels, numbered_labels
+from dymn.weights.labels import labels_for, numbered_labels
 from dymn.weights.registry import PublishedModel
 
 
@@ -29,13 +30,30 @@ def import_published(file: WeightsFile, published: PublishedModel) -> Imported:
     Raises:
         WeightsError: if the file does not fit any network, or another one; the message names the difference.
     """
-    imported = read_efficientat(file, temperature=published.temperature, strides=published.strides)
     expected = model_config(published.architecture, **published.settings)
-    if published.dataset != "AudioSet":  # how many classes the others have is not published
-        expected = dataclasses.replace(expected, num_classes=imported.config.num_classes)
+    if published.is_framewise:
+        imported = read_efficientsed(file, scores=published.scores)
+        expected = _with_classes(expected, imported.config, published)
+    else:
+        imported = read_efficientat(file, temperature=published.temperature, strides=published.strides)
+        if published.dataset != "AudioSet":  # how many classes the others have is not published
+            expected = dataclasses.replace(expected, num_classes=imported.config.num_classes)
     if imported.config != expected:
         raise WeightsError(f"{file.path} is not {published.name}: {_difference(imported.config, expected)}.")
     return imported
+
+
+def _with_classes(expected: ModelConfig, found: ModelConfig, published: PublishedModel) -> ModelConfig:
+    """Return a configuration with the number of classes of a file's head that is not trained, which is not published.
+
+    The files of AudioSet without strong labels may have any number in both heads.
+    """
+    assert expected.sequence is not None and found.sequence is not None
+    clips = dataclasses.replace(expected.sequence, n_clip_classes=found.sequence.n_clip_classes)
+    if published.scores == "frames":
+        return dataclasses.replace(expected, sequence=clips)
+    both = dataclasses.replace(clips, n_frame_classes=found.sequence.n_frame_classes)
+    return dataclasses.replace(expected, sequence=both, num_classes=both.n_classes)
 
 
 def published_card(published: PublishedModel) -> ModelCard:
@@ -43,12 +61,14 @@ def published_card(published: PublishedModel) -> ModelCard:
 
     The labels of ImageNet models are not published: they are numbered.
     """
+    n_classes = published.num_classes
+    metrics = {"mAP": published.mean_ap, "PSDS1": published.psds}
     return ModelCard(
         name=published.name,
         front_end=published.front_end,
-        labels=audioset_labels() if published.dataset == "AudioSet" else numbered_labels(published.num_classes),
+        labels=labels_for(n_classes) if published.dataset.startswith("AudioSet") else numbered_labels(n_classes),
         licence=published.licence,
-        metrics={} if published.mean_ap is None else {"mAP": published.mean_ap},
+        metrics={name: value for name, value in metrics.items() if value is not None},
         provenance={"source": published.url, "file": published.file, "dataset": published.dataset},
     )
 

@@ -1,8 +1,8 @@
 """Every published model, as data: what its file is called, what network and front end it holds, how good it is.
 
-The models of EfficientAT are assets of one public release (MIT licence). Parameters and multiply-adds (for 10 s of
-audio) are written down so that a listing needs no network built; the tests compare them with what is counted. Importing
-this module imports neither torch nor anything else that is slow.
+The models of EfficientAT, and those of EfficientSED, are assets of one public release each (MIT licence). Parameters
+and multiply-adds (for 10 s of audio) are written down so that a listing needs no network built; the tests compare them
+with what is counted. Importing this module imports neither torch nor anything else that is slow.
 """
 
 from __future__ import annotations
@@ -21,9 +21,12 @@ from dymn.errors import UnknownModelError
 WEIGHTS_ENDINGS = (".safetensors", ".pt", ".pth")
 RELEASE = "https://github.com/fschmid56/EfficientAT/releases/download/v0.0.1/"
 STANDARD_FRONT_END = FrontEndConfig()
+EFFICIENTSED_FRONT_END = FrontEndConfig(
+    sample_rate=16_000, n_fft=512, win_length=400, hop_length=160, f_max=7_000.0, log_offset=0.0, log_floor=1e-7
+)
+EFFICIENTSED_RELEASE = "https://github.com/theMoro/EfficientSED/releases/download/v0.0.1/"
 UNTRAINED = "ImageNet, last layer random"  # torchvision's weights, prepared for AudioSet's classes
-DATASET_CLASSES = {"AudioSet": 527, "ImageNet": 1000, UNTRAINED: 527}
-DATASET_TEMPERATURES = {"AudioSet": 1.0, "ImageNet": 30.0, UNTRAINED: 1.0}
+DATASET_CLASSES = {"AudioSet": 527, "AudioSet Strong": 447, "ImageNet": 1000, UNTRAINED: 527}
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,8 @@ class PublishedModel:
     `architecture` is a key of `dymn.architectures.MODELS`; `file` the name of its file in the cache, or in this package
     where `packaged`; `macs` counts the multiply-adds for 10 s of audio; `mean_ap` is the mAP on AudioSet's evaluation
     set from 0 to 1, None where it is not published; `sha256` and `size` (bytes) are None where they are not known.
+    Frame-wise networks have a `sequence` model with `sequence_size` values a frame, and `psds`, the PSDS1 on AudioSet
+    Strong from 0 to 1, which is the mean over several trainings.
     """
 
     name: str
@@ -50,6 +55,9 @@ class PublishedModel:
     sha256: str | None = None
     size: int | None = None
     packaged: bool = False
+    psds: float | None = None
+    sequence: str = "none"
+    sequence_size: int = 256
 
     @property
     def num_classes(self) -> int:
@@ -59,12 +67,23 @@ class PublishedModel:
     @property
     def temperature(self) -> float:
         """The temperature of the kernel attention that the model was trained down to."""
-        return DATASET_TEMPERATURES[self.dataset]
+        return 30.0 if self.dataset == "ImageNet" else 1.0
+
+    @property
+    def is_framewise(self) -> bool:
+        """Whether the network is one of EfficientSED, whose classes are those of frames."""
+        return self.head == "frames"
+
+    @property
+    def scores(self) -> str:
+        """The head of a frame-wise network that has been trained."""
+        return "frames" if self.dataset == "AudioSet Strong" else "clip"
 
     @property
     def settings(self) -> dict[str, Any]:
         """Settings of `dymn.create_model` beside the architecture."""
-        names = ("num_classes", "head", "strides", "temperature")
+        framewise = ("sequence", "sequence_size", "scores") if self.is_framewise else ()
+        names = ("num_classes", "head", "strides", "temperature", *framewise)
         return {name: getattr(self, name) for name in names}
 
     @property
@@ -85,6 +104,28 @@ def _mn40(name: str, file: str, mean_ap: float) -> PublishedModel:
 
 def _imagenet(architecture: str, parameters: int, macs: int) -> PublishedModel:
     return _model(f"{architecture}_im", architecture, f"{architecture}_im.pt", parameters, macs, dataset="ImageNet")
+
+
+def _framewise(
+    architecture: str,
+    sequence: str,
+    parameters: int,
+    macs: int,
+    psds: float | None = None,
+    *,
+    kind: str = "strong",
+    file: str = "",
+) -> PublishedModel:
+    """Return a model of EfficientSED; `sequence` is "none", or such as "tf-256"."""
+    model, _, size = sequence.partition("-")
+    tail = "" if model == "none" else f"+{sequence}"
+    name = f"{architecture}{tail}_{kind}".replace("+", "_").replace("-", "")
+    file = file or f"{architecture}{tail}_{kind}.pt"
+    return PublishedModel(
+        name, architecture, file, parameters, macs, psds=psds, sequence=model, sequence_size=int(size or 256),
+        dataset="AudioSet" if kind == "weak" else "AudioSet Strong", head="frames", front_end=EFFICIENTSED_FRONT_END,
+        url=EFFICIENTSED_RELEASE + file,
+    )  # fmt: skip
 
 
 def _hop(milliseconds: int) -> FrontEndConfig:
@@ -158,6 +199,44 @@ PUBLISHED = (
     _imagenet("mn30", 40_903_160, 4_556_696_640),
     _imagenet("mn40", 70_849_536, 8_030_033_664),
     _model("mn10_im_pytorch", "mn10", "mn10_im_pytorch.pt", 4_876_831, 541_078_208, dataset=UNTRAINED),
+    _framewise("fmn04", "none", 921_918, 231_922_176, kind="weak"),
+    _framewise("fmn06", "none", 1_707_342, 452_475_392, kind="weak"),
+    _framewise("fmn10", "none", 3_984_558, 1_074_357_120, kind="weak"),
+    _framewise("fmn20", "none", 13_666_614, 3_878_190_336, kind="weak"),
+    _framewise("fmn30", "none", 29_035_694, 8_411_488_128, kind="weak"),
+    _framewise("fmn04", "none", 860_318, 224_211_456, 0.3952),
+    _framewise("fmn04", "tf-104", 912_022, 293_884_296, 0.4010),
+    _framewise("fmn04", "gru-104", 1_204_670, 329_264_784, 0.4081),
+    _framewise("fmn04", "hybrid-104", 1_041_026, 326_124_296, 0.4137),
+    _framewise("fmn06", "none", 1_615_022, 440_909_312, 0.4075),
+    _framewise("fmn06", "tf-160", 1_954_814, 611_515_360, 0.4178),
+    _framewise("fmn06", "gru-160", 2_557_358, 704_026_880, 0.4037),
+    _framewise("fmn06", "hybrid-160", 2_259_518, 687_675_360, 0.4254),
+    _framewise("fmn10", "none", 3_830_798, 1_055_080_320, 0.4228),
+    _framewise("fmn10", "tf-128", 3_607_198, 1_123_268_416, 0.4275),
+    _framewise("fmn10", "tf-256", 5_028_254, 1_495_773_632, 0.4386),
+    _framewise(
+        "fmn10", "tf-256", 5_028_254, 1_495_773_632, 0.4525,
+        kind="kd_strong", file="fmn10+tf-256_advanced-kd-weak-strong.pt",
+    ),
+    _framewise("fmn10", "tf-512", 10_229_662, 2_830_608_064, 0.4411),
+    _framewise("fmn10", "tf-1024", 30_069_662, 7_859_572_928, 0.4455),
+    _framewise("fmn10", "gru-128", 4_334_990, 1_258_717_632, 0.4313),
+    _framewise("fmn10", "gru-256", 6_483_854, 1_766_672_064, 0.4353),
+    _framewise("fmn10", "gru-512", 13_140_878, 3_372_404_928, 0.4396),
+    _framewise("fmn10", "gru-1024", 35_892_110, 8_943_166_656, 0.4450),
+    _framewise("fmn10", "hybrid-128", 3_801_806, 1_171_908_416, 0.4345),
+    _framewise("fmn10", "hybrid-256", 5_810_702, 1_691_357_632, 0.4405),
+    _framewise("fmn10", "hybrid-512", 13_367_438, 3_614_992_064, 0.4432),
+    _framewise("fmn10", "hybrid-1024", 42_636_686, 11_001_204_928, 0.4448),
+    _framewise("fmn20", "none", 13_359_254, 3_839_636_736, 0.4386),
+    _framewise("fmn20", "tf-512", 19_391_398, 5_630_335_360, 0.4513),
+    _framewise("fmn20", "gru-512", 24_760_214, 6_786_532_224, 0.4494),
+    _framewise("fmn20", "hybrid-512", 22_529_174, 6_414_719_360, 0.4544),
+    _framewise("fmn30", "none", 28_574_734, 8_353_657_728, 0.4424),
+    _framewise("fmn30", "tf-768", 43_078_814, 12_403_673_664, 0.4564),
+    _framewise("fmn30", "gru-768", 54_818_446, 15_059_568_960, 0.4577),
+    _framewise("fmn30", "hybrid-768", 50_144_782, 14_170_073_664, 0.4567),
 )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator, Mapping
 
 from dymn.architectures import ATTENTION_REDUCTION, check_parts, has_context, own_context_size
-from dymn.config import BlockConfig, ModelConfig, round_channels
+from dymn.config import BlockConfig, ModelConfig, SequenceConfig, round_channels
 from dymn.errors import WeightsError
 from dymn.system.arrays import Array
 from dymn.weights.format import COUNTER, shorten
@@ -73,7 +73,11 @@ def _network(config: ModelConfig) -> Shapes:
         yield from _block(f"blocks.{i}", block)
     yield "last.conv.weight", (config.c_last, config.blocks[-1].c_out, 1, 1)
     yield from _norm("last.norm", config.c_last)
-    if config.head == "mlp":
+    if config.sequence is not None:
+        yield from _sequence("head.sequence", config.c_last, config.sequence)
+        yield from _linear("head.frame", config.c_frame, config.sequence.n_frame_classes)
+        yield from _linear("head.clip", config.c_frame, config.sequence.n_clip_classes)
+    elif config.head == "mlp":
         yield from _linear("head.hidden", config.c_last, config.c_hidden)
         yield from _linear("head.classifier", config.c_hidden, config.num_classes)
     else:
@@ -153,6 +157,36 @@ def _attention(name: str, attention: str, c: int, context_size: int) -> Shapes:
         yield f"{name}.squeeze.weight", (hidden, c)
         yield f"{name}.excite.weight", (c, hidden)
         yield f"{name}.gate.conv.weight", (1, 2, 7, 7)
+
+
+def _sequence(name: str, c_in: int, config: SequenceConfig) -> Shapes:
+    size, hidden = config.size, config.expansion * config.size
+    if config.kind == "gru":
+        for layer in range(config.n_layers):
+            for way in ("", "_reverse"):
+                for kind, n_in in (("ih", c_in if layer == 0 else 2 * size), ("hh", size)):
+                    yield f"{name}.gru.weight_{kind}_l{layer}{way}", (3 * size, n_in)
+                    yield f"{name}.gru.bias_{kind}_l{layer}{way}", (3 * size,)
+    if config.kind not in ("tf", "hybrid"):
+        return
+    if config.has_input(c_in):
+        yield from _linear(f"{name}.input", c_in, size)
+    for layer in range(config.n_layers):
+        mix, feed = f"{name}.mixes.{layer}", f"{name}.feeds.{layer}"
+        yield f"{mix}.norm.gamma", (size,)
+        yield f"{mix}.qkv.weight", (3 * size, size)
+        yield f"{mix}.out.weight", (size, size)
+        if config.kind == "tf":
+            yield f"{mix}.frequencies", (size // config.n_heads // 2,)
+            yield from _linear(f"{mix}.gates", size, config.n_heads)
+        else:
+            yield from ((f"{mix}.{way}.weight", (2 * size, size)) for way in ("ahead", "back"))
+            yield f"{mix}.recurrent.weight", (size, 2 * size)
+            yield from ((f"{mix}.{part}_norm.gamma", (size // config.n_heads,)) for part in ("attention", "recurrent"))
+        yield f"{feed}.norm.gamma", (size,)
+        yield from _linear(f"{feed}.expand", size, hidden)
+        yield from _linear(f"{feed}.contract", hidden, size)
+    yield f"{name}.norm.gamma", (size,)
 
 
 def _linear(name: str, n_in: int, n_out: int) -> Shapes:

@@ -18,11 +18,14 @@ if TYPE_CHECKING:
 class StaticConv2d(nn.Conv2d):
     """A plain convolution that ignores the context."""
 
-    def __init__(self, c_in: int, c_out: int, kernel_size: int, stride: int = 1, groups: int = 1) -> None:
+    def __init__(
+        self, c_in: int, c_out: int, kernel_size: int, stride: int | tuple[int, int] = 1, groups: int = 1
+    ) -> None:
         super().__init__(c_in, c_out, kernel_size, stride, padding=kernel_size // 2, groups=groups, bias=False)
+        self.has_form = groups == c_out and isinstance(stride, int)  # other forms know one stride
 
     def forward(self, x: Tensor, context: Context | None = None) -> Tensor:  # noqa: D102
-        if self.groups == len(self.weight) and (form := depthwise.form(x, self.weight[:, 0], self.stride[0])):
+        if self.has_form and (form := depthwise.form(x, self.weight[:, 0], self.stride[0])):
             return form(x, self.weight[:, 0].expand(len(x), -1, -1, -1), self.stride[0])
         return super().forward(x)
 

@@ -143,6 +143,16 @@ def test_the_library_never_imports_commands():
     assert not [name for name in outside if any(within(other, "commands") for other in GRAPH[name])]
 
 
+def test_the_command_line_needs_only_what_every_installation_has():
+    project = re.search(r"^dependencies = \[(.*?)^\]", (SRC.parents[1] / "pyproject.toml").read_text(), re.M | re.S)
+    declared = {*re.findall(r'"([a-z]+)', project[1]), "dymn", *sys.stdlib_module_names}
+    for path in (*(SRC / "commands").rglob("*.py"), SRC / "cli.py", SRC / "__main__.py"):
+        for node in ast.parse(path.read_text()).body:
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) else []
+            assert {name.partition(".")[0] for name in names} <= declared, path
+
+
 def test_top_of_the_package():
     entries = [path.name for path in SRC.iterdir() if path.name != "__pycache__"]
     assert len(entries) <= MOST_ENTRIES, sorted(entries)

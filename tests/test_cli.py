@@ -280,7 +280,7 @@ def test_default_model_says_which_and_why(model, clips, tmp_path, monkeypatch):
 
 def test_models_lists_names_and_sizes():
     table = run("models").stdout.splitlines()
-    assert table[0].split() == ["model", "parameters", "MACs", "mAP", "classes", "input", "weights"]
+    assert table[0].split() == ["model", "parameters", "MACs", "mAP", "PSDS1", "classes", "input", "weights"]
     assert any(line.startswith("dymn10_as ") and "10.55 M" in line and "0.477" in line for line in table)
     assert any(line.startswith("dymn06 ") for line in table)
     rows = json.loads(run("models", "dymn04*", "--pretrained", "--format", "json").stdout)

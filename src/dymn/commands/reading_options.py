@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-import click
 import typer
 
 from dymn.errors import ConfigError
@@ -92,15 +91,13 @@ def gathered(paths: Sequence[str] | None, files_from: str | None) -> list[str]:
     """Return the paths of a command: those that were given, and those that a file lists.
 
     Raises:
-        UsageError: if there are none, and no list.
-        ConfigError: if the list cannot be read or is empty, or two things come from standard input.
+        ConfigError: if there are no paths and no list, if the list cannot be read or is empty, or if two things come
+            from standard input.
     """
     given = list(paths or ())
     if files_from is None:
         if not given:
-            raise click.UsageError(
-                "Missing argument 'PATH...'. Name recordings, folders or patterns, or give --files-from."
-            )
+            raise ConfigError("Missing argument 'PATH...'. Name recordings, folders or patterns, or give --files-from.")
         return given
     if files_from == "-" and "-" in given:
         raise ConfigError("Standard input holds either a recording (-) or the list of --files-from, not both.")

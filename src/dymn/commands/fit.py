@@ -258,7 +258,7 @@ def _advise(found: FitResult, quiet: bool) -> None:
 
     if found.background_hours < ENOUGH_HOURS:
         note(
-            f"There are {60 * found.background_hours:.0f} minutes of recorded background, too few to count false "
+            f"The recorded background is {60 * found.background_hours:.1f} minutes long, too short to count false "
             "alarms: --threshold precise is the median score of each class, and finds half of it. Give --background "
             f"with at least {60 * ENOUGH_HOURS:.0f} minutes without the classes, better an hour.",
             quiet,

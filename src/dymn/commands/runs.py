@@ -288,7 +288,8 @@ def fill(journal: Journal, kind: Kind[R], discovery: Discovery, files: Files[R],
     counts = journal.counts()
     if counts.done:
         failed = f" ({counts.failed} of them failed; --retry-failed tries those again)" if counts.failed else ""
-        note(f"{counts.done:,} of {counts.listed:,} recordings are done already{failed}. The others follow.", quiet)
+        rest = " The others follow." if counts.done < counts.listed else ""
+        note(f"{counts.done:,} of {counts.listed:,} recordings are done already{failed}.{rest}", quiet)
     try:
         with Bar(counts.listed, counts.done, quiet, discovery.seconds) as bar:
             compute(

@@ -239,7 +239,8 @@ def csv_rows(path: Path, delimiter: str = ",") -> list[list[str]]:
                 rows.append(row)
             return rows
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} cannot be read as a table: {error}.") from error
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{path} cannot be read as a table: {reason}.") from error
 
 
 def table(path: Path, delimiter: str = ",") -> list[dict[str, str]]:

@@ -107,6 +107,17 @@ def test_only_what_lies_in_the_stretches_is_read_of_a_plain_file(tmp_path):
         assert sum(len(block) for _, block in sound.blocks([(10, 20), (15, 30), (1_900_000, 1_900_100)])) == 120
 
 
+def test_names_that_take_many_bytes_are_shortened(tmp_path):
+    path = tmp_path / f"{78 * '声'}.wav"
+    soundfile.write(path, np.full(8000, 0.1), 8000)
+    excerpts = Excerpts(tmp_path / "out", 0)
+    excerpts.see(str(path), [Span(0, 0.5, 90 * "音", 0.5)])
+    assert excerpts.cut() == []
+    (row,) = index(tmp_path / "out")
+    assert row["label"] == 90 * "音" and row["path"] == f"{53 * '音'}/0.500_{53 * '声'}_0.000-0.500.wav"
+    assert (tmp_path / "out" / row["path"]).is_file()
+
+
 def test_the_best_of_each_label_and_names_that_are_taken(tmp_path):
     excerpts = Excerpts(tmp_path / "out", 2)
     for folder in ("x", "y", "z"):

@@ -21,6 +21,8 @@ from dymn.errors import AudioError, ConfigError
 from dymn.inference.formats.layout import Span
 from dymn.system.files import atomic_write, csv_text
 
+LONGEST = 160
+"""The most bytes of a label or a recording's name in the name of a file, which has at most 255 on most systems."""
 INDEX, UNFINISHED = "index.csv", ".index.csv.part"
 COLUMNS = (
     "path",
@@ -180,8 +182,13 @@ def _cut(
 def _path(excerpt: Excerpt) -> str:
     """Return the folder and the name of an excerpt's file, without its ending."""
     span = excerpt.span
-    stem = _safe(Path(excerpt.recording).stem)[-80:]
-    return f"{_safe(span.label)[:80]}/{span.score:.3f}_{stem}_{span.start:.3f}-{span.end:.3f}"
+    stem = _bytes(_safe(Path(excerpt.recording).stem)[-80:])[-LONGEST:].decode("utf-8", "ignore")
+    label = _bytes(_safe(span.label)[:80])[:LONGEST].decode("utf-8", "ignore")
+    return f"{label}/{span.score:.3f}_{stem}_{span.start:.3f}-{span.end:.3f}"
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "replace")
 
 
 def _safe(text: str) -> str:

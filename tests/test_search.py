@@ -147,6 +147,27 @@ def test_a_damaged_index_is_named_and_made_anew(made, tmp_path, name):
     assert len(indexes.open_index(index).table) == 8
 
 
+def test_a_graph_whose_bytes_changed_is_not_mapped(made, tmp_path):
+    index = tmp_path / "index"
+    shutil.copytree(made / ".index", index)
+    path = index / "graph-1.usearch"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2 :: 7] = b"\xff" * len(content[len(content) // 2 :: 7])
+    path.write_bytes(content)
+    found = run("search", EXAMPLES / "dog.ogg", "--index", index)  # the library would end the process
+    assert found.exit_code == 1 and "graph-1.usearch is not as it was written" in found.stderr
+
+
+def test_an_index_without_a_parameter_is_damaged(made, tmp_path):
+    index = tmp_path / "index"
+    shutil.copytree(made / ".index", index)
+    about = json.loads((index / "index.json").read_text())
+    del about["parameters"]["window"]
+    (index / "index.json").write_text(json.dumps(about))
+    with pytest.raises(DataError, match="window"):
+        indexes.open_index(index)
+
+
 @pytest.mark.skipif(os.name != "posix", reason="signals are those of POSIX")
 def test_a_killed_run_leaves_the_index_of_before_and_needs_no_pytorch(made, tmp_path):
     index, words = tmp_path / "index", ["index", str(made / "b"), "-o", str(tmp_path / "index"), *map(str, MODEL)]

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from dymn.inference.tagger import Tagger
     from dymn.ray import Engine
 
+LONGEST_STEM = 200  # bytes of a name, to which an ending is added; file systems allow 255
 MANY = 2**31
 """A number of recordings that is not known, and larger than that of CPUs."""
 
@@ -384,7 +385,8 @@ def write(found: Iterable[R], form: Form[R], name: str, output: Path | None, sep
         for result in found:
             if result.error is None:
                 ending = ".selections.txt" if name == "raven" else ".txt"
-                path = output / free_name(f"{Path(result.name).stem}{ending}", used)
+                stem = Path(result.name).stem.encode("utf-8", "surrogateescape")[:LONGEST_STEM].decode("utf-8", "ignore")
+                path = output / free_name(f"{stem}{ending}", used)
                 with binary_output(path) as file:
                     write_file([result], form.layout, form.origin, name, file)
     elif output is None:

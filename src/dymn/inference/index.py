@@ -26,11 +26,12 @@ from dymn.inference.embedding import Embedding
 from dymn.inference.journal import Journal
 from dymn.inference.runs import Kind
 from dymn.system.arrays import Floats
-from dymn.system.files import atomic_write, read_bounded
+from dymn.system.files import atomic_write, digest_of, read_bounded
 
 EXTRA = "search"
 POINTER, EMBEDDINGS, FORMAT = "index.json", "embeddings", 1
 MAX_POINTER = 2**20
+PARAMETERS = ("window", "hop", "fill")  # of the windows, which a query needs
 EXACT = 50_000
 """Up to so many windows are all compared, which takes some milliseconds."""
 CONNECTIVITY, EXPANSION_ADD, EXPANSION_SEARCH = 16, 64, 128
@@ -189,10 +190,11 @@ def open_index(folder: Path) -> SoundIndex:
         graph = new_graph(size)
         table = _read_table(folder / Path(about["table"]).name)
         path = folder / Path(about["graph"]).name
-        if path.stat().st_size != about["bytes"]:
-            raise ValueError(f"{path.name} does not have {about['bytes']} bytes")
+        if _digest(path) != about["graph_digest"]:  # the library trusts the file that it maps
+            raise ValueError(f"{path.name} is not as it was written")
         graph.view(os.fspath(path))
-        found = SoundIndex(path, about["model"], about["digest"], dict(about["parameters"]), size, table, graph)
+        parameters = {name: about["parameters"][name] for name in PARAMETERS} | about["parameters"]
+        found = SoundIndex(path, about["model"], about["digest"], parameters, size, table, graph)
         has = len(graph)
     except (OSError, ValueError, TypeError, LookupError, RuntimeError, zipfile.BadZipFile) as error:
         raise _damaged(folder, str(error)) from error
@@ -287,7 +289,7 @@ def _write(folder: Path, graph: Any, table: WindowTable, about: dict[str, Any], 
     names = {"graph": f"graph-{number}.usearch", "table": f"table-{number}.npz"}
     with atomic_write(folder / names["graph"]) as file:
         graph.save(file.name)
-    about = about | {"bytes": (folder / names["graph"]).stat().st_size}
+    about = about | {"graph_digest": _digest(folder / names["graph"])}
     counts = np.array([len(spans) for spans in table.spans], np.int64)
     text = json.dumps([table.recordings, table.digests]).encode()  # surrogates are escaped
     with atomic_write(folder / names["table"]) as file:
@@ -304,6 +306,11 @@ def _write(folder: Path, graph: Any, table: WindowTable, about: dict[str, Any], 
         if path.name not in names.values():
             with contextlib.suppress(OSError):  # another process may search it
                 path.unlink()
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return digest_of(file)
 
 
 def _read_table(path: Path) -> WindowTable:

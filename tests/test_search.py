@@ -214,7 +214,7 @@ def filled(journal, folder, vectors):
 def test_searches_agree_with_a_comparison_of_all_vectors(tmp_path_factory, seed, counts):
     folder, rng = tmp_path_factory.mktemp("index"), np.random.default_rng(seed)
     vectors = {f"r{i}": rng.normal(size=(count, 4)).astype(np.float32) for i, count in enumerate(counts)}
-    about = {"model": "m", "digest": "d", "parameters": {}}
+    about = {"model": "m", "digest": "d", "parameters": {"window": 5.0, "hop": 5.0, "fill": "repeat"}}
     for kept in (list(vectors)[: len(vectors) // 2 + 1], list(vectors), list(vectors)[-1:]):
         now = {name: vectors[name] for name in kept}
         with Journal(folder / indexes.EMBEDDINGS, {}) as journal:

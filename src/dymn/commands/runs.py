@@ -385,7 +385,9 @@ def write(found: Iterable[R], form: Form[R], name: str, output: Path | None, sep
         for result in found:
             if result.error is None:
                 ending = ".selections.txt" if name == "raven" else ".txt"
-                stem = Path(result.name).stem.encode("utf-8", "surrogateescape")[:LONGEST_STEM].decode("utf-8", "ignore")
+                stem = (
+                    Path(result.name).stem.encode("utf-8", "surrogateescape")[:LONGEST_STEM].decode("utf-8", "ignore")
+                )
                 path = output / free_name(f"{stem}{ending}", used)
                 with binary_output(path) as file:
                     write_file([result], form.layout, form.origin, name, file)

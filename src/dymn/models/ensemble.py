@@ -41,6 +41,11 @@ class MeanOfLogits(nn.Module):
             first, name=name or "+".join(network.card.name for network in networks), metrics={}
         )
 
+    def check_clips(self) -> None:
+        """Refuse an ensemble with a network whose scores of clips mean nothing, see `MobileNet.check_clips`."""
+        for network in self.networks:
+            network.check_clips()  # type: ignore[operator]
+
     def forward(self, log_mel: Tensor) -> Output:
         """Return mean logits [B, C] and all embeddings side by side [B, D] for [B, 1, F, T]."""
         outputs = [network(log_mel) for network in self.networks]

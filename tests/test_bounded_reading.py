@@ -201,3 +201,11 @@ def test_tables_of_many_columns_are_refused(tmp_path):
     (tmp_path / "a.csv").write_text("path,label\n" + "," * (MAX_COLUMNS + 1))
     with pytest.raises(DataError, match="row 2: 4,098 values"):
         csv_rows(tmp_path / "a.csv")
+
+
+def test_text_of_numbers_that_are_no_characters_is_refused(tmp_path):
+    text = np.array(["dog", "cat"])
+    text.view(np.uint32)[1] = 0x7F0030  # what a flipped bit makes of a letter
+    np.savez(tmp_path / "a.npz", x=text)
+    with pytest.raises(DataError, match="no characters"):
+        read_npz(tmp_path / "a.npz", ("x",))

@@ -246,6 +246,26 @@ def test_windows_of_annotated_recordings_have_the_labels_that_fill_them(base, tm
     assert found[4.0, 6.0] == ((False, True), (True, True))  # a short sound lies in it
 
 
+def test_a_recording_whose_table_is_empty_has_none_of_the_classes(tmp_path):
+    """As `dymn events --format raven` writes it where nothing was found."""
+    header = "Selection\tBegin Time (s)\tEnd Time (s)\tAnnotation\n"
+    for name, rows in (("yard", "1\t0.5\t2.8\tbark\n"), ("street", "")):
+        shutil.copy(AUDIO / "dog.ogg", tmp_path / f"{name}.ogg")
+        (tmp_path / f"{name}.selections.txt").write_text(header + rows)
+    tracks = {track.path.name: [one.label for one in track.annotations] for track in read_labelled(tmp_path).tracks}
+    assert tracks == {"yard.ogg": ["bark"], "street.ogg": []}
+    (tmp_path / "yard.selections.txt").unlink()
+    with pytest.raises(DataError, match="holds no annotation"):
+        read_labelled(tmp_path)
+
+
+@pytest.mark.parametrize("option", ["--background", "--add"])
+def test_what_was_named_and_is_missing_stops_before_any_work(clips, tmp_path, option):
+    done = run("fit", clips, "-o", tmp_path / "m.safetensors", option, tmp_path / "nothere")
+    assert done.exit_code == 2 and "nothere" in done.stderr and option in done.stderr
+    assert not (tmp_path / "m.safetensors").exists()
+
+
 def test_answers_teach_only_what_was_answered(clips, tmp_path):
     table = tmp_path / "labels.csv"
     table.write_text(

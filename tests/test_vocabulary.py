@@ -12,13 +12,14 @@ from typer.testing import CliRunner
 
 from dymn import Tagger
 from dymn.cli import app
+from dymn.commands.label_options import vocabulary
 from dymn.config import ModelCard
 from dymn.errors import ConfigError
 from dymn.inference.events import Event, most_specific
 from dymn.inference.selection import SPECIFIC_SHARE, Selection, TagSettings
 from dymn.runtime.vocabulary import grouped, kinds, levels, read_groups, relabel
 from dymn.weights.labels import audioset_labels
-from dymn.weights.ontology import ancestors, at_level, paths
+from dymn.weights.ontology import DEEPEST, ancestors, at_level, paths
 
 LABELS = audioset_labels()
 CARD = ModelCard(labels=LABELS)
@@ -72,6 +73,13 @@ def test_the_ontology_is_whole():
 )
 def test_what_labels_are_kinds_of(label, above):
     assert above <= ancestors(label) if above else ancestors(label) == above
+
+
+def test_the_deepest_level_is_the_longest_way_down():
+    assert max(len(path) for ways in paths().values() for path in ways) == DEEPEST
+    assert vocabulary(DEEPEST, None).level == DEEPEST
+    with pytest.raises(ConfigError, match="--level is 7; the deepest level of AudioSet's ontology is 6"):
+        vocabulary(DEEPEST + 1, None)
 
 
 def test_levels():

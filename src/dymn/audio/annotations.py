@@ -53,15 +53,29 @@ def read_annotations(
         >>> read_annotations("street.txt")[0]  # doctest: +SKIP
         Annotation(recording=PosixPath('street.wav'), start=1.2, end=3.0, label='Dog')
     """
+    found = read_annotated(path, root=root, label_column=label_column)
+    return [annotation for recording in sorted(found) for annotation in found[recording]]
+
+
+def read_annotated(
+    path: str | Path, *, root: str | Path | None = None, label_column: str | None = None
+) -> dict[Path, list[Annotation]]:
+    """Return the annotations of each recording, and none for one whose selection table has no row: nothing was heard.
+
+    Args, raised errors: those of `read_annotations`.
+    """
     path = Path(path)
-    found = {
-        annotation
-        for table in ([path] if path.is_file() else tables_below(path))
-        for annotation in _table(table, Path(root) if root is not None else table.parent, label_column)
-    }
-    if not found:
+    found: dict[Path, set[Annotation]] = {}
+    for table in [path] if path.is_file() else tables_below(path):
+        folder = Path(root) if root is not None else table.parent
+        rows = list(_table(table, folder, label_column))
+        if not rows and (silent := _Recordings(folder).of(table)):
+            found.setdefault(silent, set())
+        for annotation in rows:
+            found.setdefault(annotation.recording, set()).add(annotation)
+    if not any(found.values()):
         raise DataError(f"{path} holds no annotation. Give a selection table of Raven or a label track of Audacity.")
-    return sorted(found)
+    return {recording: sorted(annotations) for recording, annotations in found.items()}
 
 
 def tables_below(folder: Path) -> list[Path]:
@@ -182,7 +196,24 @@ class _Recordings:
                 self._of_stem.setdefault(path.stem.casefold(), []).append(path)
 
     def beside(self, table: Path) -> Path:
-        """Return the recording whose name, up to its ending, is that of a table up to one of its dots."""
+        """Return the recording of a table that names none.
+
+        Raises:
+            DataError: if there is none, or more than one.
+        """
+        if found := self.of(table):
+            return found
+        raise DataError(
+            f"{table} names no recording, and {self._folder} has none of its name, such as {table.stem}.wav. Put them "
+            "side by side, or name the folder of the recordings as root."
+        )
+
+    def of(self, table: Path) -> Path | None:
+        """Return the recording whose name, up to its ending, is that of a table up to one of its dots, if there is one.
+
+        Raises:
+            DataError: if there are several.
+        """
         stem = table.stem
         while stem:
             found = self._of_stem.get(stem.casefold(), [])
@@ -193,10 +224,7 @@ class _Recordings:
             if found:
                 return found[0]
             stem = stem.rpartition(".")[0]
-        raise DataError(
-            f"{table} names no recording, and {self._folder} has none of its name, such as {table.stem}.wav. Put them "
-            "side by side, or name the folder of the recordings as root."
-        )
+        return None
 
     def named(self, name: str, table: Path, number: int) -> Path:
         """Return the recording that a row names: its path as given, or below the folder, or its name in the folder."""

@@ -96,6 +96,12 @@ def calibrate(
             progress=progress,
         )  # fmt: skip
     save(found.stored, output)
+    if found.after.error > found.before.error:
+        note(
+            f"On recordings that were left out, the calibration error grew, with {found.windows} windows in all. Keep "
+            "the model as it was, or label more recordings.",
+            quiet,
+        )
     for error in found.bad.values():
         typer.echo(f"dymn: {error}", err=True)
     if plot is not None:

@@ -192,6 +192,10 @@ def gathered(
     """
     from dymn.fitting.labelled import read_answers, read_background, read_labelled
 
+    for path in background or ():
+        check_data(path, "--background")
+    for path in add or ():
+        check_data(path, "--add")
     labelled = read_labelled(data, separator=separator)
     more = [clip for path in background or [] for clip in read_background(path)]
     more += [clip for path in add or [] for clip in read_answers(path, labelled.labels)]

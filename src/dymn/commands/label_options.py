@@ -93,6 +93,11 @@ def vocabulary(level: int | None, groups: Path | None, language: str = "en", ray
         raise ConfigError("Labels are those of a level, or groups. Give one of --level and --groups.")
     if ray is not None and (level is not None or groups is not None):
         raise ConfigError("--level and --groups are computed on this machine. Give them without --ray.")
+    if level is not None:
+        from dymn.weights.ontology import DEEPEST
+
+        if level > DEEPEST:
+            raise ConfigError(f"--level is {level}; the deepest level of AudioSet's ontology is {DEEPEST}.")
     if groups is None:
         return Vocabulary(level)
     from dymn.runtime.vocabulary import read_groups

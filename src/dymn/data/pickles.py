@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import math
+import sys
 import tokenize
 import zipfile
 from contextlib import nullcontext
@@ -152,6 +153,8 @@ def _read_member(archive: zipfile.ZipFile, path: Path, name: str) -> npt.NDArray
                 content.seek(0)
                 array = np.asarray(np.lib.format.read_array(content, allow_pickle=False))
                 content.read(1)  # at the end, zipfile compares the checksum
+                if kind.kind == "U" and (array.astype(kind.newbyteorder("=")).view(np.uint32) > sys.maxunicode).any():
+                    raise ValueError("its text holds numbers that are no characters")
                 return array
             stored = load(content.read(), _GLOBALS)
         elements = getattr(stored, "elements", None)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import groupby
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from dymn.audio.annotations import Annotation, read_annotations
+from dymn.audio.annotations import Annotation, read_annotated
 from dymn.audio.listing import find
 from dymn.audio.sources import display
 from dymn.data.catalog import Catalog
@@ -86,7 +85,7 @@ def read_labelled(path: str | Path, *, separator: str | None = None) -> Labelled
     """
     kind, path = detect(path)
     if kind == "annotations":
-        found = _tracks(read_annotations(path))
+        found = _tracks(read_annotated(path))
     elif kind == "csv":
         found = _clips(*read_csv(path, separator=separator))
     elif kind in READERS:
@@ -192,9 +191,10 @@ def _clips(catalog: Catalog, store: Store) -> Labelled:
     return Labelled((), clips, test=test)
 
 
-def _tracks(annotations: Iterable[Annotation]) -> Labelled:
-    grouped = groupby(annotations, lambda one: one.recording)
-    return Labelled((), (), [AnnotatedRecording(path, _digest(path), list(group)) for path, group in grouped])
+def _tracks(annotated: Mapping[Path, Sequence[Annotation]]) -> Labelled:
+    return Labelled(
+        (), (), [AnnotatedRecording(path, _digest(path), found) for path, found in sorted(annotated.items())]
+    )
 
 
 def _names(labels: frozenset[str]) -> str:

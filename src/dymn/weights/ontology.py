@@ -11,6 +11,8 @@ from dymn.errors import ConfigError
 OntologyPath = tuple[str, ...]
 """From a class at the top of the ontology to one below it, both included."""
 
+DEEPEST = 6
+"""How many classes lie on the longest way down."""
 _KNOWN_SHARE = 0.5
 """A model that knows fewer of its labels from AudioSet has another label set."""
 

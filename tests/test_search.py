@@ -67,6 +67,7 @@ def test_results_agree_in_every_format(made, tmp_path):
     ]
     table = run(*words).stdout.splitlines()
     assert [line.split()[-1] for line in table] == [one["file"] for one in found]
+    assert re.fullmatch(r"\d\.\d{3}  \d+:\d\d\.\d to \d+:\d\d\.\d  .+", table[0]), table[0]
     page = tmp_path / "found.html"
     assert run(*words, "-o", page).exit_code == 0
     data = json.loads(re.search(r'type="application/json">(.*?)</script>', page.read_text())[1])

@@ -173,7 +173,9 @@ def written(name: SearchFormat, query: tuple[str, float, float], hits: Sequence[
         words = f"The {len(hits)} most similar of {len(found.table):,} windows, by {found.model}"
         shown = [Shown(hit.recording, *row) for hit, row in zip(hits, rows, strict=True)]
         return search_page(Shown(path, path, start, end), shown, words)
-    return "".join(f"{hit.score:.3f}  {clock(hit.start)}  {visible(hit.recording)}\n" for hit in rows)
+    return "".join(
+        f"{hit.score:.3f}  {clock(hit.start)} to {clock(hit.end)}  {visible(hit.recording)}\n" for hit in rows
+    )
 
 
 def short(path: str) -> str:

@@ -223,6 +223,18 @@ def test_a_write_that_fails_names_the_file_that_was_to_be(tmp_path):
     assert caught.value.filename == str(tmp_path / "x.npy") and list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # `ZipFile.__del__` closes it again
+def test_an_interruption_within_an_archive_stays_one(tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("zipfile._ZipWriteFile.__init__", interrupted)  # the archive then refuses to be closed
+    with pytest.raises(KeyboardInterrupt), atomic_write(tmp_path / "x.npz") as file:
+        np.savez(file, x=np.zeros(3))
+    gc.collect()
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
 @pytest.mark.parametrize("words", [["models"], ["models", "--format", "json"]])
 def test_standard_output_that_is_full(words):

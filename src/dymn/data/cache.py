@@ -27,7 +27,7 @@ from dymn.data.batch import BadClip
 from dymn.data.source import Cut, Source
 from dymn.errors import DataError
 from dymn.system.arrays import Floats
-from dymn.system.files import locked
+from dymn.system.files import atomic_write, locked
 
 logger = logging.getLogger(__name__)
 
@@ -183,5 +183,6 @@ def _fill(source: Source, folder: Path, workers: int, progress: Progress | None)
                 progress(i + 1, n)
         file.flush()
         os.fsync(file.fileno())
-    np.savez(folder / "index.npz", starts=starts, ends=ends, scales=scales, fingerprints=marks, crcs=crcs)
+    with atomic_write(folder / "index.npz") as index:
+        np.savez(index, starts=starts, ends=ends, scales=scales, fingerprints=marks, crcs=crcs)
     (folder / "meta.json").write_text(json.dumps({"format": FORMAT, "name": source.name, "bad": bad}), encoding="utf-8")

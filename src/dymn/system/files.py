@@ -33,6 +33,7 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
     Raises:
         OSError: if the folder cannot be written to, or the disk is full. Its file name is `path`, not that of the
             temporary file.
+        KeyboardInterrupt: if one arrives, also where the block makes another error of it.
     """
     target = Path(os.path.realpath(path))
     try:
@@ -50,12 +51,22 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
         os.replace(name, target)
     except BaseException as error:
         Path(name).unlink(missing_ok=True)
+        if (interruption := _interruption_behind(error)) is not None:
+            raise interruption from None
         if isinstance(error, OSError) and error.filename is None:
             if error.errno in _NO_ROOM:
                 error.filename = str(path)
             elif error.errno is None:  # numpy's, for less written than there was
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
         raise
+
+
+def _interruption_behind(error: BaseException) -> KeyboardInterrupt | None:
+    """Return the interruption that another error hides: a zip file that it leaves half written cannot be closed."""
+    behind = error.__context__
+    while behind is not None and not isinstance(behind, KeyboardInterrupt):
+        behind = behind.__context__
+    return behind
 
 
 def open_regular(path: str | Path) -> BinaryIO:

@@ -715,5 +715,5 @@ def test_more_channels_than_ffmpeg_converts():
 def test_a_sample_rate_that_no_recorder_has_is_named(rate):
     data = bytearray(encoded("CAF")) + bytes(4000)  # more bytes than its header counts
     data[20:28] = struct.pack(">d", rate)
-    with pytest.raises(AudioError, match="sample rate|not a recording"):
+    with pytest.raises(AudioError, match=r"sample rate|not a recording"):
         heard(bytes(data))

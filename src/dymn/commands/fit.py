@@ -8,20 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dymn.commands import options
 from dymn.commands.datasets import check_data
-from dymn.commands.options import (
-    DATA,
-    WHAT,
-    Model,
-    Quiet,
-    ReportFormat,
-    Threads,
-    Workers,
-    check_ending,
-    hush,
-    note,
-    seconds_option,
-)
+from dymn.commands.options import DATA, WHAT, check_ending, hush, note, seconds_option
 
 if TYPE_CHECKING:
     from dymn.fitting.fit import FitResult
@@ -82,7 +71,7 @@ def fit(
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="FILE", help="The checkpoint to write, a .safetensors file.")
     ],
-    model: Model = None,
+    model: options.Model = None,
     layer: Annotated[
         str,
         typer.Option(
@@ -128,10 +117,10 @@ def fit(
             rich_help_panel=WHAT,
         ),
     ] = None,
-    format: ReportFormat = "table",
-    threads: Threads = None,
-    workers: Workers = None,
-    quiet: Quiet = False,
+    format: options.ReportFormat = "table",
+    threads: options.Threads = None,
+    workers: options.Workers = None,
+    quiet: options.Quiet = False,
 ) -> None:
     """Fit a classifier to recordings of one's own, in seconds.
 

@@ -9,25 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dymn.commands import options
 from dymn.commands.datasets import check_data
-from dymn.commands.options import (
-    DATA,
-    WHAT,
-    ClipWorkers,
-    Device,
-    Fill,
-    KindOption,
-    Layers,
-    Model,
-    PrecisionOption,
-    Quiet,
-    ReportFormat,
-    Threads,
-    WindowBatch,
-    hush,
-    note,
-    seconds_option,
-)
+from dymn.commands.options import DATA, WHAT, hush, note, seconds_option
 from dymn.commands.recordings import load_tagger
 from dymn.errors import ConfigError
 
@@ -49,8 +33,8 @@ def probe(
             "shards, or a dataset as it is published.",
         ),
     ],
-    model: Model = None,
-    layer: Layers = None,
+    model: options.Model = None,
+    layer: options.Layers = None,
     seconds: Annotated[
         float | None,
         seconds_option(
@@ -59,13 +43,13 @@ def probe(
         ),
     ] = None,
     fill: Annotated[
-        Fill,
+        options.Fill,
         typer.Option(
             help="How clips of less than ten seconds are filled: not (bare), repeated (repeat), or with zeros (pad).",
             rich_help_panel=WHAT,
         ),
     ] = "bare",
-    kind: KindOption = "auto",
+    kind: options.KindOption = "auto",
     folds: Annotated[
         int,
         typer.Option(
@@ -85,13 +69,13 @@ def probe(
             help="Draw the confusion matrix (.png, .pdf or .svg), where each clip has one class.",
         ),
     ] = None,
-    format: ReportFormat = "table",
-    workers: ClipWorkers = 0,
-    device: Device = None,
-    precision: PrecisionOption = "float32",
-    threads: Threads = None,
-    batch_size: WindowBatch = None,
-    quiet: Quiet = False,
+    format: options.ReportFormat = "table",
+    workers: options.ClipWorkers = 0,
+    device: options.Device = None,
+    precision: options.PrecisionOption = "float32",
+    threads: options.Threads = None,
+    batch_size: options.WindowBatch = None,
+    quiet: options.Quiet = False,
 ) -> None:
     """Measure how well a linear model classifies a dataset by a network's embeddings.
 

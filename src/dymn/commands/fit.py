@@ -229,7 +229,7 @@ def check_picture(plot: Path) -> None:
     """
     from dymn.plots.style import require
 
-    check_ending("--plot", plot, (".png", ".pdf", ".svg"))
+    check_ending("--plot", plot, options.PICTURES)
     require()
 
 

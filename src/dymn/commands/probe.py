@@ -11,9 +11,8 @@ import typer
 
 from dymn.commands import options
 from dymn.commands.datasets import check_data
-from dymn.commands.options import DATA, WHAT, hush, note, seconds_option
+from dymn.commands.options import DATA, PICTURES, WHAT, check_ending, hush, note, seconds_option
 from dymn.commands.recordings import load_tagger
-from dymn.errors import ConfigError
 
 if TYPE_CHECKING:
     from dymn.evaluation.probe import Probed
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
 
 MOST_CONFUSIONS = 3
 FEW_CLIPS = 100
-PICTURES = (".png", ".pdf", ".svg")
 
 
 def probe(
@@ -98,8 +96,8 @@ def probe(
 
     layers = parse_layers(layer or "last")
     settings = EmbedSettings(fill=fill)
-    if plot is not None and plot.suffix.lower() not in PICTURES:
-        raise ConfigError(f"--plot {plot} has an ending that is not known. Give one of: {', '.join(PICTURES)}.")
+    if plot is not None:
+        check_ending("--plot", plot, PICTURES)
     tagger = load_tagger(model, device, threads, quiet, precision=precision)
     embedder = tagger.embedder(layers)
     with counting_bar("Embed", quiet) as progress:

@@ -1,23 +1,29 @@
 """Several models as one: the mean of their logits, whichever backend computes them."""
 
+import json
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from typer.testing import CliRunner
 
 from dymn import Tagger
+from dymn.audio.reading import read
 from dymn.cli import app
 from dymn.config import FrontEndConfig, ModelCard
 from dymn.errors import ConfigError, WeightsError
+from dymn.export import build, export_model
 from dymn.models import pretrained
+from dymn.models.ensemble import MeanOfLogits
 from dymn.models.frontend import LogMel
 from dymn.models.mobilenet import create_model
 from dymn.runtime.ensemble import EnsembleBackend
 from dymn.runtime.opening import open_backend
-from dymn.weights.registry import ENSEMBLES, REGISTRY, members, unknown_model
+from dymn.weights.ensembles import ENSEMBLES, members
+from dymn.weights.registry import REGISTRY, unknown_model
 from tiny_runs import write_clips
 
 LABELS = ("high", "low", "other")
@@ -96,3 +102,116 @@ def test_evaluation_and_tagging_without_pytorch(tmp_path):
     )
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert run.stdout == "3 False\n"
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """Two networks, as the name of an ensemble and as a tagger, and a recording of three seconds."""
+    folder = tmp_path_factory.mktemp("pair")
+    paths = [network(seed, folder)[1] for seed in (0, 1)]
+    clip = folder / "clip.wav"
+    soundfile.write(clip, 0.1 * np.random.default_rng(1).standard_normal(96_000), 32_000, subtype="FLOAT")
+    return "+".join(paths), paths, clip
+
+
+def run(*words, **options):
+    done = CliRunner().invoke(app, [str(word) for word in words], **options)
+    assert done.exit_code == 0, done.output
+    return done
+
+
+def test_embeddings_are_those_of_the_members_side_by_side(pair, tmp_path):
+    names, paths, clip = pair
+    found = {}
+    for i, model in enumerate((names, *paths)):
+        run("embed", clip, "--model", model, "--layer", "last", "--output", tmp_path / f"{i}.npy")
+        found[model] = np.load(tmp_path / f"{i}.npy")["embedding"]
+    np.testing.assert_allclose(found[names], np.concatenate([found[path] for path in paths], axis=1), atol=1e-5)
+
+
+def test_events_are_those_of_the_mean_frame_logits(pair):
+    names, paths, clip = pair
+    backends = [open_backend(path, device="cpu") for path in (names, *paths)]
+    waveform = read(clip, 32_000)[None]
+    both, *alone = (b.frame_run(b.waveform_features(waveform)).frames.astype(np.float64) for b in backends)
+    logits = np.mean([np.log(frames) - np.log1p(-frames) for frames in alone], axis=0)
+    np.testing.assert_allclose(both, 1 / (1 + np.exp(-logits)), atol=1e-5)
+    threshold = float(np.median(both))
+    words = ["events", clip, "--model", names, "--threshold", threshold, "--format", "json"]
+    found = json.loads(run(*words).stdout)["recordings"][0]["events"]
+    expected = Tagger.from_pretrained(names, "cpu").events(clip, threshold=threshold)
+    assert [event["label"] for event in found] == [event.label for event in expected] and found
+
+
+@pytest.mark.parametrize("settings", [{}, {"dynamic_time": True, "dynamic_batch": True}, {"precision": "fp16"}])
+def test_one_onnx_file(tmp_path, settings):
+    """Mean logits and joined embeddings, as PyTorch computes them, and opened with labels and a digest of its own."""
+    pytest.importorskip("onnx", reason="the extra `onnx` is not installed")
+    networks = [network(seed, tmp_path)[0] for seed in (0, 1)]
+    model = MeanOfLogits(networks)
+    tolerance = 0.02 if settings.get("precision") else 1e-4
+    exported = export_model(model, tmp_path / "both.onnx", seconds=1, **settings)
+    assert exported.parity.holds and exported.parity.largest < tolerance
+    backend = open_backend(tmp_path / "both.onnx")
+    waveform = 0.1 * np.random.default_rng(0).standard_normal((1, 32_000)).astype(np.float32)
+    with torch.inference_mode():
+        log_mel = LogMel(model.card.front_end)(torch.from_numpy(waveform))
+        alone = [member(log_mel) for member in networks]
+    found = backend.run_waveforms(waveform)
+    logits = torch.stack([output.logits for output in alone]).mean(dim=0)
+    np.testing.assert_allclose(found.probabilities, logits.sigmoid(), atol=tolerance)
+    np.testing.assert_allclose(found.embedding, torch.cat([o.embedding for o in alone], dim=1), atol=10 * tolerance)
+    assert backend.labels == LABELS and backend.card.name == "m0+m1"
+
+
+def test_a_file_that_onnx_cannot_hold_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("dymn.export.onnx.MAX_FILE", 2**20)
+    with pytest.raises(ConfigError, match=r"file of 0\.00 GB, and ONNX files have at most 2 GB"):
+        build(MeanOfLogits([network(seed, tmp_path)[0] for seed in (0, 1)]))
+
+
+def test_the_command_exports_an_ensemble(pair, tmp_path):
+    pytest.importorskip("onnx", reason="the extra `onnx` is not installed")
+    names, _, clip = pair
+    out = tmp_path / "both.onnx"
+    assert "allowed" in run("export", names, "--output", out, "--seconds", 3).output
+    expected = Tagger.from_pretrained(names, "cpu").tag(clip, top_k=3)
+    words = ["tag", clip, "--model", out, "--window", 3, "--top-k", 3, "--threshold", 0, "--format", "json"]
+    found = json.loads(run(*words).stdout)["recordings"][0]["tags"]
+    assert {tag["label"]: tag["score"] for tag in found} == pytest.approx(
+        {tag.label: tag.score for tag in expected}, abs=1e-4
+    )
+    done = CliRunner().invoke(app, ["export", names, "--format", "litert", "--input", "log-mel", "-o", "both.tflite"])
+    assert done.exit_code == 2 and "ensembles are exported as onnx or torch" in done.output
+
+
+def test_an_exported_program(tmp_path):
+    model = MeanOfLogits([network(seed, tmp_path)[0] for seed in (0, 1)])
+    assert export_model(model, tmp_path / "both.pt2", format="torch", seconds=1).parity.largest < 1e-4
+
+
+def test_listening(pair):
+    names, _, clip = pair
+    pcm = (read(clip, 32_000) * 32767).astype("<i2").tobytes()
+    words = ["listen", "-", "--model", names, "--rate", 32_000, "--window", 1, "--hop", 1, "--threshold", 0, "--json"]
+    first = json.loads(run(*words, input=pcm).stdout.splitlines()[0])
+    tagger = Tagger.from_pretrained(names, "cpu")
+    expected = tagger.tag(read(clip, 32_000)[:32_000], sample_rate=32_000, top_k=3)
+    assert {tag["label"]: tag["score"] for tag in first["tags"]} == pytest.approx(
+        {tag.label: tag.score for tag in expected}, abs=1e-4
+    )
+
+
+def test_serving(pair):
+    pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
+    from starlette.testclient import TestClient
+
+    from dymn.serve.app import create_app
+    from dymn.serve.settings import ServeSettings
+
+    names, _, clip = pair
+    tagger = Tagger.from_pretrained(names, "cpu")
+    with TestClient(create_app({"both": tagger}, ServeSettings())) as client:
+        answer = client.post("/v1/tag", params={"top_k": 3, "threshold": 0}, content=clip.read_bytes()).json()
+    expected = {tag.label: tag.score for tag in tagger.tag(clip, top_k=3)}
+    assert {tag["label"]: tag["score"] for tag in answer["tags"]} == pytest.approx(expected, abs=1e-5)

@@ -709,3 +709,11 @@ def test_more_channels_than_ffmpeg_converts():
     data[47] = 65  # the channels in its description; its packets do not fit them any more
     with pytest.raises(AudioError):
         heard(bytes(data))
+
+
+@pytest.mark.parametrize("rate", [1.7e308, -1.7e308, 1e-300, float("nan"), float("inf")])
+def test_a_sample_rate_that_no_recorder_has_is_named(rate):
+    data = bytearray(encoded("CAF")) + bytes(4000)  # more bytes than its header counts
+    data[20:28] = struct.pack(">d", rate)
+    with pytest.raises(AudioError, match=r"sample rate|not a recording"):
+        heard(bytes(data))

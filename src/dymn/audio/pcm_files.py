@@ -281,7 +281,7 @@ def _caf(fields: bytes) -> tuple[str | None, int, int, int]:
     coding = _coding(kind, bits, order, "s8")
     if coding is not None and (per_packet != 1 or packet != channels * _width(coding)):
         coding = None
-    return coding, int(rate), channels, packet
+    return coding, int(max(0, min(rate, _WRAP - 1))), channels, packet  # bounded as the rates of other containers
 
 
 def _au(content: Content, head: bytes, base: int) -> PcmLayout:

@@ -159,7 +159,7 @@ def load(name: str, device: str | None, quiet: bool) -> Any:
     from dymn.evaluation.assess import as_ensemble
     from dymn.system.devices import resolve_device
     from dymn.weights import load_model
-    from dymn.weights.registry import ENSEMBLES, members
+    from dymn.weights.ensembles import ENSEMBLES, members
 
     place = resolve_device(device)
     names = members(name)

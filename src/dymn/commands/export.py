@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from dymn.commands.evaluate import load
 from dymn.commands.options import Quiet, complete_models, hush, note_ending, output_option
 from dymn.commands.output import note_new_folder, say
 from dymn.errors import ConfigError
@@ -30,7 +31,8 @@ def export(
         typer.Argument(
             metavar="MODEL",
             autocompletion=complete_models,
-            help="The name of a model with weights, or a file or folder with one.",
+            help="The name of a model with weights, or a file or folder with one; A+B is the mean of several "
+            "models' logits.",
         ),
     ],
     output: Annotated[
@@ -106,7 +108,7 @@ def export(
     hush(quiet)
     from dymn.export import export_model
     from dymn.runtime.onnx_backend import cached_path
-    from dymn.weights import REGISTRY, load_model
+    from dymn.weights import REGISTRY
 
     if output is not None:
         other = next(
@@ -120,7 +122,7 @@ def export(
         note_new_folder(output)
     if output is None and format != "onnx":
         raise ConfigError(f"--format {format} needs --output; only ONNX files go to the cache.")
-    network = load_model(model)
+    network = load(model, "cpu", quiet)
     name = network.card.name or Path(model).stem
     if output is None and name in REGISTRY and model != name:
         raise ConfigError(

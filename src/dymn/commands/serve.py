@@ -189,7 +189,7 @@ def serve(
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)  # what uvicorn hands on when it has shut down
     shown = f"[{host}]" if ":" in host else host
-    typer.echo(f"Listening on http://{shown}:{listener.getsockname()[1]} (Ctrl+C ends it)")
+    typer.echo(f"Listening on http://{shown}:{listener.getsockname()[1]} (press Ctrl-C to stop)")
     uvicorn.Server(config).run(sockets=[listener])
 
 

@@ -159,14 +159,13 @@ def tag(
     """
     import functools
 
-    from dymn.commands.plot import check_plot, draw
+    from dymn.commands.plot import Pictures
     from dymn.commands.recordings import describe
     from dymn.commands.runs import Asked, Form, run
     from dymn.commands.segments import excerpts_of
     from dymn.config import to_dict
     from dymn.inference.formats.tags import TAGS
     from dymn.inference.runs import tags
-    from dymn.inference.segments import source_name
     from dymn.inference.selection import TagSettings
 
     hush(quiet)
@@ -195,16 +194,20 @@ def tag(
     asked = Asked(
         "tag", gathered(paths, files_from),
         output, format, model, backend, device, precision, threads, batch_size, workers,
-        ray, fresh, retry_failed, quiet, again=plot is not None, read=settings, labels=words,
+        ray, fresh, retry_failed, quiet, draws=plot is not None, read=settings, labels=words,
     )  # fmt: skip
 
+    pictures = None if plot is None else Pictures(plot, settings)
+
     def files(tagger: Tagger, engine: Engine | None) -> Files[Recording]:
+        if pictures is not None:
+            return functools.partial(pictures.tag_files, tagger)
         tag_files = tagger.tag_files if engine is None else functools.partial(engine.tag_files, tagger)
         return functools.partial(tag_files, settings=settings)
 
     def check(found: Sequence[Path | str]) -> None:
-        if plot is not None:
-            check_plot(plot, found)
+        if pictures is not None:
+            pictures.check(found)
 
     done = run(
         asked,
@@ -214,9 +217,7 @@ def tag(
         check,
         excerpts_of(segments, segments_per_class, asked.paths, ray, settings),
     )
-    failed = done.failed
-    if plot is not None and done.tagger is not None:
-        shown = [Path(path) for path in done.found if source_name(path) not in done.bad]
-        failed += draw(done.tagger, shown, plot, single=len(done.found) == 1, settings=settings, quiet=quiet)
-    if failed:
+    if pictures is not None:
+        pictures.finish(quiet)
+    if done.failed:
         raise typer.Exit(1)

@@ -10,28 +10,32 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from dymn.config import check
 from dymn.export.parity import FileRunner
-from dymn.export.plan import METADATA, Plan
+from dymn.export.plan import METADATA, Exportable, Plan, networks, sequence_of
 from dymn.models.frontend import LogMel
-from dymn.models.mobilenet import MobileNet
 from dymn.runtime.fused import fuse
+from dymn.runtime.onnx_files import MAX_FILE
 from dymn.system.extras import needing
 
+WIDTHS = {"fp32": 4, "fp16": 2, "int8": 1}
+"""Bytes of a weight by precision."""
 
-def build(model: MobileNet, plan: Plan, calibrate: Sequence[npt.NDArray[np.float32]] = ()) -> bytes:
+
+def build(model: Exportable, plan: Plan, calibrate: Sequence[npt.NDArray[np.float32]] = ()) -> bytes:
     """Return a model as ONNX (opset 17).
 
     Its input is `waveform` [B, N] or `log_mel` [B, 1, n_mels, frames]; its outputs are `probabilities` [B, C], `logits`
     [B, C] and `embedding` [B, D]. Labels, front end, licence and temperature are JSON in its metadata, under "dymn".
 
     Args:
-        model: the network, its card with it.
+        model: the network, or networks whose logits are averaged, the card with it.
         plan: what the file is to be.
         calibrate: waveforms [N]; with int8, convolutions that pay are computed in integers in the ranges that are found
             on these.
 
     Raises:
-        ConfigError: if the network has a part that cannot be exported.
+        ConfigError: if the network has a part that cannot be exported, or is too large for a file.
         MissingExtraError: if the package onnx is missing.
     """
     with needing("Exporting to ONNX", "onnx"):
@@ -40,6 +44,12 @@ def build(model: MobileNet, plan: Plan, calibrate: Sequence[npt.NDArray[np.float
     from dymn.export.nodes import OPSET, Nodes
 
     card = model.card
+    size = WIDTHS[plan.precision] * sum(p.numel() for network in networks(model) for p in network.parameters())
+    check(
+        size < MAX_FILE,
+        f"{card.name or 'The model'} would be a file of {size / 1e9:.2f} GB, and ONNX files have at most 2 GB. Give "
+        "--precision fp16 or int8, or export its members.",
+    )
     n_samples = plan.n_samples(card)
     frames = LogMel(card.front_end).n_frames(n_samples)
     nodes = Nodes()
@@ -51,9 +61,16 @@ def build(model: MobileNet, plan: Plan, calibrate: Sequence[npt.NDArray[np.float
         inputs = {"log_mel": [batch, 1, card.front_end.n_mels, "frames" if plan.dynamic_time else frames]}
         log_mel = "log_mel"
     with torch.no_grad():
-        found = graph.network(
-            nodes, log_mel, fuse(model.float()), card.front_end.n_mels, frames, plan.dynamic_batch
-        )  # fmt: skip
+        each = [
+            graph.network(nodes, log_mel, fuse(network.float()), card.front_end.n_mels, frames, plan.dynamic_batch)
+            for network in networks(model)
+        ]
+    found = each[0]
+    if len(each) > 1:
+        found = {
+            "logits": nodes.op("Mean", *(output["logits"] for output in each)),
+            "embedding": nodes.op("Concat", *(output["embedding"] for output in each), axis=1),
+        }
 
     def probabilities(logits: str) -> str:
         return str(nodes.op("Softmax", logits, axis=-1) if card.exclusive else nodes.op("Sigmoid", logits))
@@ -61,10 +78,10 @@ def build(model: MobileNet, plan: Plan, calibrate: Sequence[npt.NDArray[np.float
     outputs: dict[str, tuple[str, list[Any]]] = {
         "probabilities": (probabilities(found["logits"]), [batch, len(card.labels)]),
         "logits": (found["logits"], [batch, len(card.labels)]),
-        "embedding": (found["embedding"], [batch, model.config.c_last]),
+        "embedding": (found["embedding"], [batch, sum(network.config.c_last for network in networks(model))]),
     }
-    if model.config.sequence is not None:
-        sizes = [batch, model.config.sequence.length, len(card.labels)]
+    if sequence := sequence_of(model):
+        sizes = [batch, sequence.length, len(card.labels)]
         outputs["frames"] = probabilities(found["frame_logits"]), sizes
     doc = f"{card.name or 'a network of dymn'}: {plan.input} to the probabilities of {len(card.labels)} sounds."
     built = nodes.model(inputs, outputs, doc)

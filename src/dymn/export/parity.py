@@ -11,7 +11,7 @@ import torch
 
 from dymn.config import FrontEndConfig
 from dymn.evaluation.metrics import mean_average_precision
-from dymn.export.plan import PRECISIONS, Bound, Plan
+from dymn.export.plan import PRECISIONS, Bound, Exportable, Plan, sequence_of
 from dymn.models.frontend import LogMel
 from dymn.models.mobilenet import MobileNet
 from dymn.native.log_mel import ArrayLogMel
@@ -73,7 +73,7 @@ class Parity:
 
 def compare(
     run: FileRunner,
-    model: MobileNet,
+    model: Exportable,
     plan: Plan,
     clips: Sequence[npt.NDArray[np.float32]],
     tolerance: float | None = None,
@@ -95,7 +95,7 @@ def compare(
     lengths = [n_samples, max(n_samples // 3, card.front_end.n_fft)] if plan.dynamic_time else [n_samples]
     made = [] if plan.precision == "int8" and len(clips) else made_sounds(n_samples, card.front_end)
     front_end, other_front_end = LogMel(card.front_end), ArrayLogMel(card.front_end)
-    rounds = model.config.sequence is not None and plan.input == "waveform"
+    rounds = sequence_of(model) is not None and plan.input == "waveform"
     model.eval()
     got, expected = [], []
     frames = rounding = 0.0  # the largest differences of a probability of a frame: of the file, of the other front end
@@ -105,7 +105,7 @@ def compare(
         got.append([part[0] for part in found[:2]])
         *said, of_frames = _said(model, front_end(torch.from_numpy(clip)))
         expected.append(said)
-        if model.config.sequence is not None:
+        if sequence_of(model):
             frames = max(frames, float(abs(of_frames - found[3][0]).max()))
         if rounds:
             again = _said(model, torch.from_numpy(other_front_end(clip[0])[None]))[2]
@@ -126,15 +126,15 @@ def compare(
     )
 
 
-def _said(model: MobileNet, log_mel: torch.Tensor) -> tuple[npt.NDArray[np.float32], ...]:
+def _said(model: Exportable, log_mel: torch.Tensor) -> tuple[npt.NDArray[np.float32], ...]:
     """Return probabilities [C] and logits [C] of one clip, and the probabilities of its frames, if it has some."""
     with torch.no_grad():
-        if model.config.sequence is None:
-            logits = model(log_mel).logits
-            frames = logits[:, None][:, :0]
-        else:
+        if isinstance(model, MobileNet) and model.config.sequence is not None:
             maps = model.features(log_mel)
             frames, logits = model.scores(maps, maps.mean(dim=(2, 3)))
+        else:
+            logits = model(log_mel).logits
+            frames = logits[:, None][:, :0]
         values = model.probabilities(logits), logits, model.probabilities(frames)
         return tuple(part[0].numpy() for part in values)
 

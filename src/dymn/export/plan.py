@@ -11,7 +11,8 @@ import torch
 
 from dymn import __version__
 from dymn.audio.windows import fill
-from dymn.config import ModelCard, check, to_dict
+from dymn.config import ModelCard, SequenceConfig, check, to_dict
+from dymn.models.ensemble import MeanOfLogits
 from dymn.models.frontend import LogMel
 from dymn.models.mobilenet import MobileNet
 
@@ -21,6 +22,19 @@ LITE = ("executorch", "litert")
 INPUTS = ("waveform", "log-mel")
 METADATA = "dymn"
 VERSION = 1
+
+Exportable = MobileNet | MeanOfLogits
+"""What becomes a file: a network, or several whose logits are averaged."""
+
+
+def networks(model: Exportable) -> list[MobileNet]:
+    """Return the networks of an ensemble, or the one that a network is."""
+    return list(model.networks) if isinstance(model, MeanOfLogits) else [model]  # type: ignore[arg-type]
+
+
+def sequence_of(model: Exportable) -> SequenceConfig | None:
+    """Return the sequence model of a frame-wise network; None for other networks, and for ensembles."""
+    return model.config.sequence if isinstance(model, MobileNet) else None
 
 
 @dataclass(frozen=True)
@@ -104,7 +118,7 @@ class Plan:
         log_mel: npt.NDArray[np.float32] = LogMel(card.front_end)(torch.from_numpy(clip)).numpy()
         return log_mel
 
-    def describe(self, model: MobileNet) -> dict[str, Any]:
+    def describe(self, model: Exportable) -> dict[str, Any]:
         """Return what is written into the file beside the network, as plain JSON types."""
         return {
             "format": VERSION,
@@ -113,18 +127,17 @@ class Plan:
             "sample_rate": model.card.front_end.sample_rate,
             "seconds": None if self.dynamic_time else self.seconds,
             "precision": self.precision,
-            "temperature": model.config.temperature,
+            "temperature": model.config.temperature if isinstance(model, MobileNet) else None,
             "card": to_dict(model.card),
-            "frame_samples": None if model.config.sequence is None else self.frame_samples(model),
+            "frame_samples": self.frame_samples(model.card, sequence) if (sequence := sequence_of(model)) else None,
         }
 
-    def frame_samples(self, model: MobileNet) -> int:
+    def frame_samples(self, card: ModelCard, sequence: SequenceConfig) -> int:
         """Return the number of samples between two frames of a frame-wise network, for clips of this length.
 
         Raises:
             ConfigError: if frames would not lie on whole samples.
         """
-        assert model.config.sequence is not None
-        samples, frames = self.n_samples(model.card), model.config.sequence.length
+        samples, frames = self.n_samples(card), sequence.length
         check(samples % frames == 0, f"seconds is {self.seconds}; {frames} frames do not share it evenly. Give 10.")
         return samples // frames

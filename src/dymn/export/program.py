@@ -16,16 +16,15 @@ from torch.nn import functional
 
 from dymn.config import check
 from dymn.export.parity import FileRunner
-from dymn.export.plan import METADATA, Plan
+from dymn.export.plan import METADATA, Exportable, Plan
 from dymn.models.frontend import LogMel
 from dymn.models.layers import Context, DynamicConv2d
-from dymn.models.mobilenet import MobileNet
 
 
 class Program(nn.Module):
     """Front end and network in one: what a plan takes, to probabilities [B, C], logits [B, C] and embedding [B, D]."""
 
-    def __init__(self, model: MobileNet, plan: Plan) -> None:
+    def __init__(self, model: Exportable, plan: Plan) -> None:
         super().__init__()
         self.front_end = LogMel(model.card.front_end) if plan.input == "waveform" else nn.Identity()
         self.network = copy.deepcopy(model).float().eval().requires_grad_(False)
@@ -62,14 +61,14 @@ class EveryKernel(nn.Module):
         return (every * source.kernel_attention(context)[:, None, :, None, None]).sum(dim=2)
 
 
-def build(model: MobileNet, plan: Plan, calibrate: Sequence[npt.NDArray[np.float32]] = ()) -> bytes:
+def build(model: Exportable, plan: Plan, calibrate: Sequence[npt.NDArray[np.float32]] = ()) -> bytes:
     """Return a model as the content of a `.pt2` file.
 
     It takes what `Plan.feed` gives, and returns probabilities, logits and embedding. The extra file "dymn" holds
     `Plan.describe`.
 
     Args:
-        model: the network, its card with it.
+        model: the network, or networks whose logits are averaged, the card with it.
         plan: what the file is to be.
         calibrate: nothing; for the other formats.
 

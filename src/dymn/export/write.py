@@ -14,8 +14,8 @@ from dymn.config import check
 from dymn.errors import DymnError
 from dymn.export import lite, onnx, program
 from dymn.export.parity import FileRunner, Parity, compare
-from dymn.export.plan import Plan
-from dymn.models.mobilenet import MobileNet
+from dymn.export.plan import Exportable, Plan, networks, sequence_of
+from dymn.models.ensemble import MeanOfLogits
 from dymn.system.files import atomic_write
 
 Clips = Sequence[npt.NDArray[np.float32]]
@@ -25,7 +25,7 @@ Clips = Sequence[npt.NDArray[np.float32]]
 class Writer(NamedTuple):
     """How a format is made, and how what was made is run."""
 
-    build: Callable[[MobileNet, Plan, Clips], bytes]
+    build: Callable[[Any, Plan, Clips], bytes]
     open: Callable[[bytes], FileRunner]
 
 
@@ -50,11 +50,11 @@ class Exported:
     parity: Parity
 
 
-def build(model: MobileNet, *, calibrate: Clips = (), **settings: Any) -> bytes:
+def build(model: Exportable, *, calibrate: Clips = (), **settings: Any) -> bytes:
     """Return a model as the content of a file.
 
     Args:
-        model: the network, its card with it.
+        model: the network, or networks whose logits are averaged, the card with it.
         calibrate: clips; with int8, convolutions that pay are computed in integers in the ranges that are found on
             these.
         settings: those of `Plan`.
@@ -65,19 +65,24 @@ def build(model: MobileNet, *, calibrate: Clips = (), **settings: Any) -> bytes:
         MissingExtraError: if a package is missing.
     """
     plan = Plan(**settings)
-    model.config.require_mono("Export")
+    for network in networks(model):
+        network.config.require_mono("Export")
     check(not len(calibrate) or plan.precision == "int8", f"precision is {plan.precision!r}; only int8 is calibrated.")
-    check_frames(model, plan)
+    check_kind(model, plan)
     return WRITERS[plan.format].build(model, plan, calibrate)
 
 
-def check_frames(model: MobileNet, plan: Plan) -> None:
-    """Refuse what there is not for frame-wise networks.
+def check_kind(model: Exportable, plan: Plan) -> None:
+    """Refuse what there is not for ensembles and frame-wise networks.
 
     Raises:
         ConfigError: naming what there is.
     """
-    if model.config.sequence is not None:
+    if isinstance(model, MeanOfLogits):
+        check(plan.format in ("onnx", "torch"), f"format is {plan.format!r}; ensembles are exported as onnx or torch.")
+        framewise = any(network.config.sequence for network in networks(model))
+        check(not framewise, "An ensemble of frame-wise networks is not exported. Export each by itself.")
+    if sequence_of(model):
         check(plan.format == "onnx", f"format is {plan.format!r}; frame-wise networks are exported as onnx.")
         check(
             not plan.dynamic_time, "A frame-wise network is exported for clips of one length. Leave dynamic time out."
@@ -85,7 +90,7 @@ def check_frames(model: MobileNet, plan: Plan) -> None:
 
 
 def export_model(
-    model: MobileNet,
+    model: Exportable,
     path: str | Path,
     clips: Clips = (),
     tolerance: float | None = None,
@@ -96,7 +101,7 @@ def export_model(
     """Write a model as a file, unless the file gives other numbers than PyTorch does with the model.
 
     Args:
-        model: the network, its card with it.
+        model: the network, or networks whose logits are averaged, the card with it.
         path: the file to write.
         clips: what to compare on, beside a few made sounds; those of `calibrate` if there are none.
         tolerance: what probabilities may differ by; that of `PRECISIONS` if None.

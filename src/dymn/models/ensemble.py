@@ -1,4 +1,4 @@
-"""Several networks as one in PyTorch: the mean of their logits, for evaluation."""
+"""Several networks as one in PyTorch: the mean of their logits, for evaluation and export."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from dymn.config import check
 from dymn.models.mobilenet import MobileNet, Output
+from dymn.weights.ensembles import joint_card
 
 
 class MeanOfLogits(nn.Module):
     """Networks of the same classes and front end, whose logits are averaged and whose embeddings are concatenated.
 
     Attributes:
-        card: that of the first network, with the names of all and no metrics.
+        card: front end and labels of all, their names and no metrics.
     """
 
     def __init__(self, networks: Sequence[MobileNet], name: str = "") -> None:
@@ -26,25 +26,19 @@ class MeanOfLogits(nn.Module):
             ConfigError: if they differ in classes or front end.
         """
         super().__init__()
-        check(len(networks) >= 2, f"An ensemble has {len(networks)} models; it needs at least two.")
-        first = networks[0].card
-        for network in networks[1:]:
-            other = network.card
-            same = (other.labels, other.exclusive, other.front_end) == (first.labels, first.exclusive, first.front_end)
-            check(
-                same,
-                f"{first.name} and {other.name} differ in their classes or front ends; the models of an ensemble have "
-                "the same.",
-            )
+        card = joint_card([network.card for network in networks], name, same_front_end=True)
+        # with how the first was trained, from which evaluation takes the length of its windows
+        self.card = dataclasses.replace(card, provenance=networks[0].card.provenance | card.provenance)
         self.networks = nn.ModuleList(networks)
-        self.card = dataclasses.replace(
-            first, name=name or "+".join(network.card.name for network in networks), metrics={}
-        )
 
     def check_clips(self) -> None:
         """Refuse an ensemble with a network whose scores of clips mean nothing, see `MobileNet.check_clips`."""
         for network in self.networks:
             network.check_clips()  # type: ignore[operator]
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Return the probabilities of classes [..., C], see `MobileNet.probabilities`."""
+        return self.networks[0].probabilities(logits)  # type: ignore[operator,no-any-return]
 
     def forward(self, log_mel: Tensor) -> Output:
         """Return mean logits [B, C] and all embeddings side by side [B, D] for [B, 1, F, T]."""

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
 from dymn.audio.windows import Filled
-from dymn.config import ModelCard, check
+from dymn.config import check
 from dymn.runtime.backend import Backend, BackendOutput, FrameOutput
 from dymn.runtime.scores import Scores, probabilities
 from dymn.system.arrays import Floats
+from dymn.weights.ensembles import joint_card
 
 NEAR_ONE = float(np.nextafter(np.float32(1), np.float32(0)))  # a probability of 1 counts as this one, a logit of 16.6
 
@@ -27,38 +27,18 @@ class EnsembleBackend(Backend):
 
         Args:
             members: two or more.
-            name: of the ensemble; None for those of its members.
+            name: of the ensemble; empty for those of its members.
 
         Raises:
             ConfigError: if they differ in classes or sample rate.
         """
-        check(len(members) >= 2, f"An ensemble has {len(members)} models; it needs at least two.")
-        first, names = members[0], [member.card.name for member in members]
-        for member in members[1:]:
-            same = (member.labels, member.card.exclusive, member.sample_rate) == (
-                first.labels,
-                first.card.exclusive,
-                first.sample_rate,
-            )
-            check(
-                same,
-                f"{first.card.name} and {member.card.name} differ in their classes or sample rate; the models of an "
-                "ensemble have the same.",
-            )
+        self.card = joint_card([member.card for member in members], name)
+        first = members[0]
         self.members = tuple(members)
         self.embedding_size = sum(member.embedding_size for member in members)
         self.is_cpu = all(member.is_cpu for member in members)
         self.precision = first.precision
         self._shares = all((type(m), m.front_end) == (type(first), first.front_end) for m in members)
-        digests = [str(member.card.provenance.get("sha256", "")) for member in members]
-        self.card = ModelCard(
-            name=name or "+".join(names),
-            front_end=first.front_end,
-            labels=first.labels,
-            licence="; ".join(dict.fromkeys(member.card.licence for member in members if member.card.licence)),
-            provenance={"members": names, "sha256": hashlib.sha256("\0".join(digests).encode()).hexdigest()},
-            exclusive=first.card.exclusive,
-        )
 
     def features(self, windows: Iterable[Filled], hop: int) -> Iterator[Floats]:
         """Yield the spectrograms that the networks share, or else samples [N]."""

@@ -18,9 +18,9 @@ from dymn.runtime.onnx_backend import OnnxBackend, cached_path, find_file
 from dymn.system.cpus import check_threads, may_have_gpu
 from dymn.system.extras import has_torch, require_torch
 from dymn.weights.checkpoint import open_checkpoint
+from dymn.weights.ensembles import ENSEMBLES, members
 from dymn.weights.files import DownloadProgress
 from dymn.weights.format import Stored
-from dymn.weights.registry import ENSEMBLES, members
 
 if TYPE_CHECKING:
     import torch

@@ -8,7 +8,6 @@ with what is counted. Importing this module imports neither torch nor anything e
 from __future__ import annotations
 
 import difflib
-import os
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Any
 
 from dymn.config import FrontEndConfig
 from dymn.errors import UnknownModelError
+from dymn.weights.ensembles import members
 
 WEIGHTS_ENDINGS = (".safetensors", ".pt", ".pth")
 RELEASE = "https://github.com/fschmid56/EfficientAT/releases/download/v0.0.1/"
@@ -257,21 +257,6 @@ def own_name(name: str) -> str:
     return re.sub(r"\((\d)\)$", r"_\1", name)
 
 
-ENSEMBLES = {
-    "mn40_ensemble": tuple(f"mn40_as{kind}{run}" for kind in ("", "_ext", "_no_im_pre") for run in ("", "_2", "_3"))
-}
-"""The published ensemble: nine networks of 68 M parameters, 49.8 mAP together."""
-
-
-def members(name: str) -> tuple[str, ...]:
-    """Return the models that a name stands for: those of an ensemble, "A+B", or the name alone."""
-    if name in ENSEMBLES:
-        return ENSEMBLES[name]
-    parts = tuple(name.split("+"))
-    is_ensemble = len(parts) > 1 and all(parts) and not os.path.exists(os.path.expanduser(name))
-    return parts if is_ensemble else (name,)
-
-
 REGISTRY: dict[str, PublishedModel] = Registry((model.name, model) for model in PUBLISHED)
 
 
@@ -313,8 +298,8 @@ def unknown_model(name: str, architectures: Collection[str] = ()) -> UnknownMode
     """
     if len(members(name)) > 1:
         return UnknownModelError(
-            f"{name} is an ensemble of models. dymn tag, events, embed, listen, serve and evaluate take one; give a "
-            "single model here."
+            f"{name} is an ensemble of models. dymn tag, events, embed, listen, serve, evaluate and export take one; "
+            "give a single model here."
         )
     if Path(name).suffix in WEIGHTS_ENDINGS:
         return UnknownModelError(

@@ -39,6 +39,15 @@ class Command(TyperCommand):
         """Parse the words of the command line."""
         return super().parse_args(ctx, list(respelled(args, OLDER.get(self.name or "", {}))))
 
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; whether warnings are shown is then as before."""
+        logger = logging.getLogger("dymn")
+        level = logger.level
+        try:
+            return super().invoke(ctx)
+        finally:
+            logger.setLevel(level)
+
 
 def respelled(words: list[str], older: dict[tuple[str, ...], tuple[str, ...]]) -> Iterator[str]:
     """Yield words with older spellings of options replaced, also in the form `--option=value`, up to a `--`."""
@@ -399,7 +408,7 @@ def _importing(
 
 
 def hush(quiet: bool) -> None:
-    """Suppress warnings of the library if `quiet`."""
+    """Suppress warnings of the library, if `quiet`, until the command ends (see `Command`)."""
     if quiet:
         logging.getLogger("dymn").setLevel(logging.ERROR)
 

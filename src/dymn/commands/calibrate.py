@@ -35,7 +35,7 @@ def calibrate(
         typer.Argument(
             metavar="MODEL",
             autocompletion=complete_models,
-            help="The name of a model with weights, or a file or folder with one.",
+            help="The name of a model with weights, or a file or folder that contains one.",
         ),
     ],
     data: Annotated[
@@ -44,7 +44,7 @@ def calibrate(
             "--data",
             "-d",
             metavar="PATH",
-            help="Labelled recordings, as for `dymn fit`. Their labels are the model's, which may have more.",
+            help="Labelled recordings, as for `dymn fit`. The model must have all of their labels and may have more.",
             rich_help_panel=DATA,
         ),
     ],
@@ -60,7 +60,7 @@ def calibrate(
         typer.Option(
             "--plot",
             metavar="FILE",
-            help="Draw how often probabilities come true, before and after (.png, .pdf or .svg).",
+            help="Draw a reliability diagram, before and after calibration (.png, .pdf or .svg).",
             rich_help_panel=WHAT,
         ),
     ] = None,
@@ -69,13 +69,12 @@ def calibrate(
     workers: Workers = None,
     quiet: Quiet = False,
 ) -> None:
-    """Make the probabilities of a model mean what they say on your recordings, and give each class its thresholds.
+    """Calibrate a model's probabilities on your recordings, and determine thresholds for each class.
 
-    The logits of each class are stretched and shifted, which is folded into the model's last layer. --threshold auto
-    and precise of other commands use the thresholds.
+    The logits of each class are scaled and shifted, which is folded into the model's last layer. --threshold auto and
+    precise of other commands use the thresholds.
 
-    The calibration error before and after, and the thresholds, are measured on recordings that were left out of the
-    fit.
+    The calibration error before and after, and the thresholds, are measured on held-out recordings.
 
     Example: `dymn calibrate mine.safetensors --data clips --output calibrated.safetensors`.
     """
@@ -98,8 +97,8 @@ def calibrate(
     save(found.stored, output)
     if found.after.error > found.before.error:
         note(
-            f"On recordings that were left out, the calibration error grew, with {found.windows} windows in all. Keep "
-            "the model as it was, or label more recordings.",
+            f"On held-out recordings, the calibration error increased ({found.windows} windows in total). Keep the "
+            "original model, or label more recordings.",
             quiet,
         )
     for error in found.bad.values():
@@ -125,7 +124,7 @@ def as_table(found: Calibrated, output: Path) -> str:
             f"{one.label.ljust(width)}  {one.positives:7}  {one.affine.slope:5.2f}  {one.affine.offset:7.2f}{tail}"
         )
     if len(found.classes) > MOST_SHOWN:
-        lines.append(f"and {len(found.classes) - MOST_SHOWN} more; --format json has all")
+        lines.append(f"and {len(found.classes) - MOST_SHOWN} more; --format json prints all")
     error = f"Calibration error {found.before.error:.4f} before, {found.after.error:.4f} after"
     return "\n".join([*lines, "", f"{error}, on {found.windows} windows.", f"{output} is written."])
 

@@ -39,12 +39,13 @@ def evaluate(
         typer.Argument(
             metavar="MODEL",
             autocompletion=complete_models,
-            help="The name of a model with weights, or a file or folder with one, such as "
-            "runs/mn04_as/best.safetensors; A+B is the mean of several models' logits.",
+            help="The name of a model with weights, or a file or folder that contains one, such as "
+            "runs/mn04_as/best.safetensors. A+B is an ensemble of models.",
         ),
     ],
     data: Annotated[
-        Path, typer.Option("--data", "-d", metavar="PATH", help="The data, as for `dymn train`.", rich_help_panel=DATA)
+        Path,
+        typer.Option("--data", "-d", metavar="PATH", help="The dataset, as for `dymn train`.", rich_help_panel=DATA),
     ],
     kind: KindOption = "auto",
     split: Annotated[
@@ -52,7 +53,7 @@ def evaluate(
         typer.Option(
             "--split",
             metavar="NAME",
-            help="The split: test, val, train or all. The default is test if there are such clips, else all.",
+            help="The split: test, val, train or all. The default is test or, if there are no test clips, all.",
             rich_help_panel=DATA,
         ),
     ] = None,
@@ -62,30 +63,30 @@ def evaluate(
             "--fold",
             metavar="NUMBER",
             min=1,
-            help="The fold that is the test set, for data in folds.",
+            help="The fold to use as the test set, for datasets with folds.",
             rich_help_panel=DATA,
         ),
     ] = None,
     seconds: Annotated[
         float | None,
-        seconds_option("Length of a window. The default is the length that the model was trained with.", DATA),
+        seconds_option("Length of a window. The default is the length used in training.", DATA),
     ] = None,
     workers: ClipWorkers = 0,
     batch_size: ClipBatch = 16,
     per_class: Annotated[
         Path | None,
-        typer.Option("--per-class", metavar="FILE", help="Write the figures of each class into this CSV file."),
+        typer.Option("--per-class", metavar="FILE", help="Write the metrics of each class to this CSV file."),
     ] = None,
     predictions: Annotated[
         Path | None,
-        typer.Option("--predictions", metavar="FILE", help="Write the probabilities of each clip into this CSV file."),
+        typer.Option("--predictions", metavar="FILE", help="Write the probabilities of each clip to this CSV file."),
     ] = None,
     confusion: Annotated[
         Path | None,
         typer.Option(
             "--confusion",
             metavar="FILE",
-            help="Write the confusion matrix into this CSV file, for exclusive classes.",
+            help="Write the confusion matrix to this CSV file, for exclusive classes.",
         ),
     ] = None,
     format: ReportFormat = "table",
@@ -94,13 +95,13 @@ def evaluate(
     threads: Threads = None,
     quiet: Quiet = False,
 ) -> None:
-    """Measure a model on a dataset: mAP, ROC-AUC, d' and F1 for tags, accuracy and F1 for exclusive classes.
+    """Evaluate a model on a dataset: mAP, ROC-AUC, d' and F1 for tags, accuracy and F1 for exclusive classes.
 
     Whole recordings are evaluated, in windows whose probabilities are averaged.
 
-    The model's classes and those of the data are matched by their names; the model may have more.
+    Classes of the model and the dataset are matched by name; the model may have more classes.
 
-    Classes without a positive clip are left out of the means and named.
+    Classes without a positive clip are listed and excluded from the means.
 
     Example: `dymn evaluate runs/mn04_as/best.safetensors --data clips --per-class classes.csv`.
     """
@@ -137,13 +138,12 @@ def evaluate(
     if confusion is not None:
         if found.confusion is None:
             raise ConfigError(
-                f"--confusion needs classes that exclude each other; the clips of {data} may have several labels."
+                f"--confusion needs mutually exclusive classes; the clips of {data} may have several labels."
             )
         write_confusion(confusion, found.labels, found.confusion)
     if found.split == "all":
         note(
-            "There is no test set, so all clips were evaluated, including those that the model may have been trained "
-            "on.",
+            "There is no test set, so all clips were evaluated, which may include training clips of the model.",
             quiet or split == "all",
         )
     typer.echo(as_json(found, model, data) if format == "json" else as_table(found))

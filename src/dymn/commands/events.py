@@ -69,17 +69,17 @@ def events(
     format: Annotated[
         EventFormat | None,
         format_option(
-            "How to write the events: text, csv, json, jsonl, parquet (needs dymn\\[parquet]), audacity (a label "
-            "track), raven (a selection table), label-studio (tasks with predictions) or rttm. The default is by the "
-            "ending of --output (.csv, .json, .jsonl, .parquet, .rttm), else text."
+            "The output format: text, csv, json, jsonl, parquet (needs dymn\\[parquet]), audacity (a label track), "
+            "raven (a selection table), label-studio (tasks with predictions) or rttm. The default follows the "
+            "extension of --output (.csv, .json, .jsonl, .parquet, .rttm), otherwise text."
         ),
     ] = None,
     output: Annotated[
         Path | None,
         output_option(
-            "Write to this file, which appears when it is complete. Until then, with json, jsonl, csv and parquet, a "
-            "journal lies beside it, and the same command resumes after an interruption. Of several recordings, "
-            "audacity writes a file each into a folder; raven does the same, or one table into a file."
+            "Write to this file, atomically. With json, jsonl, csv and parquet, a journal next to it lets the same "
+            "command resume after an interruption. For several recordings, audacity writes one file each into a "
+            "folder; raven does the same, or writes one table for all to a file."
         ),
     ] = None,
     segments: Segments = None,
@@ -88,16 +88,17 @@ def events(
         How | None,
         typer.Option(
             help="Score short overlapping windows (windows), or the frames of the last feature map of long windows "
-            "(activation), which is faster and finds less. The models fmn... score frames themselves (frames).",
+            "(activation), which is faster but finds fewer events. The models fmn... score frames themselves "
+            "(frames).",
             rich_help_panel=WHEN,
-            show_default="frames for fmn..., else windows",
+            show_default="frames for fmn..., otherwise windows",
         ),
     ] = None,
     threshold: Annotated[
         Any,
         threshold_option(
-            "An event reaches at least this probability; the default is 0.1, and 0.2 for frames. auto and precise are "
-            "the thresholds of each label that a model from `dymn fit` or `dymn calibrate` carries.",
+            "An event reaches at least this probability; the default is 0.1, and 0.2 for frames. auto and precise "
+            "use the thresholds per label that `dymn fit` and `dymn calibrate` store in a model.",
             WHEN,
         ),
     ] = None,
@@ -123,7 +124,7 @@ def events(
     min_gap: Annotated[
         float | None,
         seconds_option(
-            "Join events of one label that are at most so far apart. The default is 0.64, and 0 for frames.",
+            "Join events of the same label that are at most this far apart. The default is 0.64, and 0 for frames.",
             WHEN,
             least=0,
             most=None,
@@ -135,7 +136,7 @@ def events(
     ] = None,
     hop: Annotated[
         float | None,
-        seconds_option("From the start of one window to the next. The default depends on the method.", WHEN),
+        seconds_option("Distance between the starts of two windows. The default depends on the method.", WHEN),
     ] = None,
     files_from: FilesFrom = None,
     channel: ChannelOption = "mix",
@@ -156,12 +157,12 @@ def events(
     retry_failed: RetryFailed = False,
     quiet: Quiet = False,
 ) -> None:
-    """Report when each sound in a recording begins and ends.
+    """Report when each sound in a recording starts and ends.
 
-    An event begins and ends where the probability of its label passes --off-threshold, and reaches --threshold in
+    An event starts and ends where the probability of its label crosses --off-threshold, and reaches --threshold in
     between.
 
-    Recordings that cannot be read are named on standard error, in JSON, CSV and Parquet, and in a report beside
+    Recordings that cannot be read are reported on standard error, in JSON, CSV and Parquet, and in a report next to
     --output. The others are still processed, and the exit code is 1.
 
     Examples: `dymn events street.wav --threshold 0.3`; `dymn events clips --labels "Dog,Speech" --output events.csv`.

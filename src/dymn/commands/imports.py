@@ -48,6 +48,6 @@ def import_module(name: str) -> None:
 
 def _failed(name: str, error: Exception) -> ConfigError:
     return ConfigError(
-        f"--import {name} fails: {type(error).__name__}: {error}. DYMN_DEBUG=1 shows where; `python -c 'import …'` "
-        "tries it alone."
+        f"--import {name} fails: {type(error).__name__}: {error}. DYMN_DEBUG=1 shows the traceback; `python -c "
+        "'import …'` imports the module alone."
     )

@@ -25,13 +25,13 @@ def map(
         ),
     ] = 1000,
     seconds: Annotated[
-        float, seconds_option("Put so much of each window's sound into the page.", WHAT, least=0.1, most=30)
+        float, seconds_option("Length of each window's audio that is included in the page.", WHAT, least=0.1, most=30)
     ] = 2.0,
     quiet: Quiet = False,
 ) -> None:
-    """Draw the windows of an index as points, similar ones close together, on a page where a click plays the sound.
+    """Draw the windows of an index on a page as points that play their sound when clicked; similar sounds are close.
 
-    Places are the first two principal components of the embeddings. Colours are the folders of the recordings.
+    Positions are the first two principal components of the embeddings. Colours show the folders of the recordings.
 
     Example: `dymn map --index recordings.index --output map.html`.
     """

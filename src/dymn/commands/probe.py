@@ -45,8 +45,8 @@ def probe(
         Path,
         typer.Argument(
             metavar="DATA",
-            help="The data, as for `dymn train`: a folder with one folder of clips for each class, a CSV table, tar "
-            "shards, or a dataset as it is published.",
+            help="The dataset, as for `dymn train`: a folder with one folder of clips per class, a CSV table, tar "
+            "shards, or a dataset in its published layout.",
         ),
     ],
     model: Model = None,
@@ -54,14 +54,16 @@ def probe(
     seconds: Annotated[
         float | None,
         seconds_option(
-            "Use only the beginning of each clip, of this length. The embedding of more than ten seconds is a mean.",
+            "Use only this much of the beginning of each clip. The embedding of more than ten seconds is a mean "
+            "over windows.",
             WHAT,
         ),
     ] = None,
     fill: Annotated[
         Fill,
         typer.Option(
-            help="How clips of less than ten seconds are filled: not (bare), repeated (repeat), or with zeros (pad).",
+            help="How clips shorter than ten seconds are filled: not at all (bare), by repetition (repeat), or with "
+            "zeros (pad).",
             rich_help_panel=WHAT,
         ),
     ] = "bare",
@@ -73,7 +75,7 @@ def probe(
             metavar="NUMBER",
             min=2,
             max=1000,
-            help="Number of equal folds for data that have neither folds nor a test set of their own.",
+            help="Number of equal folds for datasets that have neither folds nor a test set.",
             rich_help_panel=DATA,
         ),
     ] = 5,
@@ -82,7 +84,7 @@ def probe(
         typer.Option(
             "--plot",
             metavar="FILE",
-            help="Draw the confusion matrix (.png, .pdf or .svg), where each clip has one class.",
+            help="Draw the confusion matrix (.png, .pdf or .svg), for exclusive classes.",
         ),
     ] = None,
     format: ReportFormat = "table",
@@ -93,15 +95,15 @@ def probe(
     batch_size: WindowBatch = None,
     quiet: Quiet = False,
 ) -> None:
-    """Measure how well a linear model classifies a dataset by a network's embeddings.
+    """Measure how well a linear model classifies a dataset from a network's embeddings.
 
     The network itself is not trained.
 
-    The embeddings are standardised, and a logistic regression is fitted to them: one over all classes where each clip
-    has one, or else one for each label. It is tested on each fold of the data, or on their test set. How strongly it is
-    regularised is chosen by cross-validation among the clips that it learns from, never by the test.
+    A logistic regression is fitted to the standardised embeddings: one over all classes if each clip has exactly one
+    class, otherwise one per label. It is tested on each fold of the dataset, or on its test set. The regularisation is
+    chosen by cross-validation on the training clips, never on the test clips.
 
-    Clips that cannot be read are named and left out; more than one in twenty is an error, and the exit code is 1.
+    Clips that cannot be read are listed and left out, and the exit code is 1; more than one in twenty is an error.
 
     Example: `dymn probe ESC10 --model dymn04_open --layer mels,blocks --plot confusion.png`.
     """
@@ -115,7 +117,7 @@ def probe(
     layers = parse_layers(layer or "last")
     settings = EmbedSettings(fill=fill)
     if plot is not None and plot.suffix.lower() not in PICTURES:
-        raise ConfigError(f"--plot {plot} has an ending that is not known. Give one of: {', '.join(PICTURES)}.")
+        raise ConfigError(f"--plot {plot} has an unknown extension. Allowed: {', '.join(PICTURES)}.")
     tagger = load_tagger(model, device, threads, quiet, precision=precision)
     embedder = tagger.embedder(layers)
     with counting_bar("Embed", quiet) as progress:
@@ -138,7 +140,8 @@ def probe(
     tested = sum(result.test for result in found.results)
     if tested < FEW_CLIPS:
         note(
-            f"{tested} test clips say little: each is {100 / tested:.1f} % of them. Use {FEW_CLIPS} or more.",
+            f"{tested} test clips are too few for a reliable result: each is {100 / tested:.1f} % of them. Use "
+            f"{FEW_CLIPS} or more.",
             quiet,
         )
     name = tagger.card.name or str(model)

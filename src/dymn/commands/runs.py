@@ -177,7 +177,7 @@ def note_other_ending(layout: Layout[Any], name: str, output: Path | None, quiet
     ending = "" if output is None else output.suffix.lower()
     meant = layout.suffixes.get(ending)
     if ending not in ("", ".txt") and meant not in (None, name):
-        note(f"{output} is written as {name}, which --format names, although its ending means {meant}.", quiet)
+        note(f"{output} is written as {name}, as --format requests, although its extension means {meant}.", quiet)
 
 
 def _expand(engine: Engine | None) -> Callable[[str], Iterable[Path | str]]:
@@ -250,8 +250,8 @@ def resume(
     with Journal(output, settings, fresh=asked.fresh, retry=asked.retry_failed) as journal:
         if journal.was_complete:
             note(
-                f"The last run has ended, so {journal.path.name} starts over; --retry-failed would run only what "
-                "failed.",
+                "The last run is complete, so this one starts over. To compute only the failed recordings, use "
+                "--retry-failed.",
                 quiet,
             )
         fill(journal, form.kind, discovery, files, quiet)
@@ -266,7 +266,7 @@ def resume(
         journal.complete(keep=counts.failed > 0)
     n_failed = counts.failed + len(discovery.lost)
     if n_failed:
-        again = "" if not counts.failed else " With --retry-failed the same command tries these again."
+        again = "" if not counts.failed else " To try them again, repeat the command with --retry-failed."
         note(
             f"{n_failed:,} of {counts.listed + len(discovery.lost):,} recordings failed; {report_path(output)} lists "
             f"them.{again}",
@@ -282,9 +282,9 @@ def fill(journal: Journal, kind: Kind[R], discovery: Discovery, files: Files[R],
         typer.echo(f"dymn: {error}", err=True)
     counts = journal.counts()
     if counts.done:
-        failed = f" ({counts.failed} of them failed; --retry-failed tries those again)" if counts.failed else ""
-        rest = " The others follow." if counts.done < counts.listed else ""
-        note(f"{counts.done:,} of {counts.listed:,} recordings are done already{failed}.{rest}", quiet)
+        failed = f" ({counts.failed} of them failed; --retry-failed tries them again)" if counts.failed else ""
+        rest = " Computing the others." if counts.done < counts.listed else ""
+        note(f"{counts.done:,} of {counts.listed:,} recordings are already complete{failed}.{rest}", quiet)
     try:
         with Bar(counts.listed, counts.done, quiet, discovery.seconds) as bar:
             compute(
@@ -328,8 +328,8 @@ def journaled(asked: Asked, name: str) -> Path | None:
     keeps = is_file(output) and name in ROWS and can_be_read_again and not asked.draws
     if (asked.fresh or asked.retry_failed) and not keeps:
         raise ConfigError(
-            "--fresh and --retry-failed need a journal, which only runs that write rows to a file keep. See --output, "
-            "--format."
+            "--fresh and --retry-failed need a journal, which is kept only if rows are written to a file. See "
+            "--output and --format."
         )
     return output if keeps else None
 
@@ -348,11 +348,11 @@ def check_output(output: Path | None, name: str, count: int) -> None:
     tracks = _separately(output, name, count)
     if tracks and (output is None or (output.exists() and not output.is_dir())):
         raise ConfigError(
-            f"A label track belongs to one recording, and there are {count}. Give a folder as --output, for one file "
-            "each."
+            f"A label track belongs to one recording, but there are {count}. Give a folder as --output, which "
+            "receives one file each."
         )
     if output is not None and output.is_dir() and not tracks:
-        raise ConfigError(f"--output {output} is a folder. Give the name of a file to write to.")
+        raise ConfigError(f"--output {output} is a folder. Give the path of a file.")
 
 
 def _separately(output: Path | None, name: str, count: int) -> bool:
@@ -431,6 +431,6 @@ def report(
         yield listed
     if damaged and path:
         where = "the output" if marked else str(path)
-        note(f"{len(damaged):,} recording(s) are damaged and were read in part; {where} names them.", asked.quiet)
+        note(f"{len(damaged):,} recording(s) are damaged and were read partially; {where} lists them.", asked.quiet)
     if path and not path.stat().st_size:
         path.unlink()

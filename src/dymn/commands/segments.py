@@ -48,10 +48,10 @@ def excerpts_of(
     if folder is None:
         return None
     if ray is not None or any(path == "-" or "://" in path for path in paths):
-        raise ConfigError("--segments reads recordings again. Give files on this machine, and no --ray.")
+        raise ConfigError("--segments reads recordings again. Give files on this machine, without --ray.")
     if settings.channel == "each" or settings.track is not None:
         raise ConfigError(
-            "--segments cuts out all channels of the default track. Leave out --channel each and --track."
+            "--segments extracts all channels of the default track. Leave out --channel each and --track."
         )
     from dymn.inference.excerpts import Excerpts
 

@@ -72,7 +72,7 @@ def tag(
             "-k",
             metavar="NUMBER",
             min=0,
-            help="Give at most this many labels, best first; 0 gives all.",
+            help="Report at most this many labels, best first; 0 reports all.",
             rich_help_panel=WHAT,
         ),
     ] = 10,
@@ -86,23 +86,24 @@ def tag(
     per_window: Annotated[
         bool,
         typer.Option(
-            "--per-window", help="Give the labels of each window, with its start and end.", rich_help_panel=WHAT
+            "--per-window", help="Report the labels of each window, with its start and end.", rich_help_panel=WHAT
         ),
     ] = False,
     format: Annotated[
         TagFormat | None,
         format_option(
-            "table, json, jsonl, csv, parquet (needs dymn\\[parquet]), or, of the windows, audacity (a label track), "
-            "raven (a selection table) or label-studio (tasks with predictions); give a --threshold with these. The "
-            "default is by the ending of --output (.json, .jsonl, .csv, .parquet, .txt), else table."
+            "table, json, jsonl, csv, parquet (needs dymn\\[parquet]), or audacity (a label track), raven (a "
+            "selection table) or label-studio (tasks with predictions), which report windows and need a "
+            "--threshold. The default follows the extension of --output (.json, .jsonl, .csv, .parquet, .txt), "
+            "otherwise table."
         ),
     ] = None,
     output: Annotated[
         Path | None,
         output_option(
-            "Write to this file, which appears when it is complete. Until then, with json, jsonl, csv and parquet, a "
-            "journal lies beside it, and the same command resumes after an interruption. Of several recordings, "
-            "audacity writes a file each into a folder; raven does the same, or one table into a file."
+            "Write to this file, atomically. With json, jsonl, csv and parquet, a journal next to it lets the same "
+            "command resume after an interruption. For several recordings, audacity writes one file each into a "
+            "folder; raven does the same, or writes one table for all to a file."
         ),
     ] = None,
     segments: Segments = None,
@@ -111,8 +112,8 @@ def tag(
         Path | None,
         typer.Option(
             metavar="FILE|FOLDER",
-            help="Draw the spectrogram with a timeline of labels: a picture (.png, .svg, .pdf), or a page with the "
-            "sound (.html). For several recordings give a folder, for a .png of each.",
+            help="Draw the spectrogram and the probabilities over time: an image (.png, .svg, .pdf), or a page with "
+            "audio (.html). For several recordings, give a folder, which receives a .png for each.",
             rich_help_panel=WHAT,
         ),
     ] = None,
@@ -146,12 +147,12 @@ def tag(
     retry_failed: RetryFailed = False,
     quiet: Quiet = False,
 ) -> None:
-    """Report which sounds are in recordings.
+    """Report which sounds recordings contain.
 
-    Each recording gets its most probable labels. Recordings longer than ten seconds are cut into windows; --per-window
-    reports those.
+    For each recording, the most probable labels are reported. Recordings longer than ten seconds are split into
+    windows; --per-window reports each window.
 
-    Recordings that cannot be read are named on standard error, in JSON, CSV and Parquet, and in a report beside
+    Recordings that cannot be read are reported on standard error, in JSON, CSV and Parquet, and in a report next to
     --output. The others are still tagged, and the exit code is 1.
 
     Examples: `dymn tag street.wav`; `dymn tag clips --model dymn04_open --output tags.csv`;
@@ -171,11 +172,11 @@ def tag(
     hush(quiet)
     words = vocabulary(level, groups, language, ray)
     if plot is not None and ray is not None:
-        raise ConfigError("--plot is drawn from recordings on this machine. Give it without --ray.")
+        raise ConfigError("--plot cannot be combined with --ray. Leave one of them out.")
     if plot is not None and channel == "each":
-        raise ConfigError("--plot draws one channel. Give --channel a number, or leave it out.")
+        raise ConfigError("--plot draws one channel. Give the number of a --channel, or leave it out.")
     if plot is not None and speed != 1:
-        raise ConfigError("--plot has the frequencies of the recording at its own speed. Give it without --speed.")
+        raise ConfigError("--plot cannot be combined with --speed. Leave one of them out.")
     note_gaps(window, hop, quiet)
     reading: dict[str, Any] = {
         "channel": channel,

@@ -227,7 +227,7 @@ def test_files_of_a_command_with_one_format_may_have_any_name(tmp_path):
         ".csv": ["evaluate", "dymn04_open", "--data", clips, "--per-class"],
     }.items():
         done = run(*words, tmp_path / "x.bin")
-        assert done.exit_code == 0 and f"gets the content of a {ending} file" in done.stderr, done.output
+        assert done.exit_code == 0 and f"is written as a {ending} file" in done.stderr, done.output
         (tmp_path / "x.bin").replace(tmp_path / f"x{ending}")
     assert run("tag", EXAMPLES / "dog.ogg", "-m", tmp_path / "x.onnx", "--window", 1).exit_code == 0
     assert len(TeacherTable.open(tmp_path / "x.safetensors")) == 2

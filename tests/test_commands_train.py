@@ -137,7 +137,7 @@ def test_table_of_several_labels(desk):
         "f1",
     ]
     refused = run("evaluate", "tabled/best.safetensors", "--data", "table.csv", "--confusion", "none.csv")
-    assert refused.exit_code == 2 and "--confusion needs classes that exclude each other" in refused.stderr
+    assert refused.exit_code == 2 and "--confusion needs mutually exclusive classes" in refused.stderr
 
 
 def test_all_folds(desk, tmp_path):
@@ -233,11 +233,12 @@ def test_a_table_made_from_other_clips_is_named(desk):
     done = run("train", "--data", "clips", "--model", "other.safetensors", "--out", "warned", *QUICK, *table)
     assert (
         done.exit_code == 0
-        and "The teacher heard clips of 0.5 s (fill: pad), and this run has clips of 1 s" in done.stderr
+        and "The teacher's logits are for clips of clips of 0.5 s (fill: pad), and this run has clips of 1 s"
+        in done.stderr
     )
     alike = ("--set", "data.seconds=0.5", "--set", "data.fill=pad")
     done = run("train", "--data", "clips", "--model", "other.safetensors", "--out", "alike", *QUICK, *table, *alike)
-    assert done.exit_code == 0 and "The teacher heard" not in done.stderr
+    assert done.exit_code == 0 and "The teacher's logits are for clips of" not in done.stderr
 
 
 def test_teach_hears_what_the_model_was_trained_with(desk):
@@ -313,7 +314,7 @@ def test_evaluate_matches_classes_by_name(desk):
         ("train esc50 --data clips", "mn04, mn10"),
         ("train --data clips --set optim.lrr=1", "no setting lrr"),
         ("train --data clips --set optim.lr=-1", "optim.lr is -1"),
-        ("train --data clips --set optim.lr", "no assignment"),
+        ("train --data clips --set optim.lr", "not an assignment"),
         ("train --data clips --model mn77", "mn77"),
         ("train --data clips --model runs/nowhere/best.safetensors", "There is no file runs/nowhere"),
         ("train --data clips --model same.safetensors --kind imagenet", "imagenet"),

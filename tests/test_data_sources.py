@@ -67,7 +67,7 @@ def test_folder_by_a_relative_path(tmp_path, monkeypatch):
 def test_names_that_are_no_text(tmp_path):
     write_audio(tmp_path / "a" / "x.wav")
     os.rename(tmp_path / "a" / "x.wav", os.fsencode(tmp_path / "a") + b"/\xff.wav")
-    with pytest.raises(DataError, match=r"udcff.*another encoding than UTF-8"):
+    with pytest.raises(DataError, match=r"udcff.*not valid UTF-8"):
         open_source("folder", tmp_path)
 
 
@@ -80,10 +80,10 @@ def test_folder_with_splits(tmp_path):
 
 
 def test_folder_refuses_files_without_class(tmp_path):
-    with pytest.raises(DataError, match="holds no folders"):
+    with pytest.raises(DataError, match="contains no folders"):
         open_source("folder", tmp_path)
     write_audio(tmp_path / "train" / "x.wav")
-    with pytest.raises(DataError, match="does not lie in the folder of a class"):
+    with pytest.raises(DataError, match="is not in the folder of a class"):
         open_source("folder", tmp_path)
 
 
@@ -307,7 +307,7 @@ def test_several_folders_of_shards_without_what_they_exclude(tmp_path):
     write_corpus(tmp_path / "a")
     write_shard(tmp_path / "b" / "more.tar", {"more.flac": encoded(300, "FLAC")})
     (tmp_path / "notes").mkdir()
-    with pytest.raises(DataError, match="Give all of them one"):
+    with pytest.raises(DataError, match="Add one to each"):
         open_source("shards", tmp_path)
     (tmp_path / "b" / "index.csv").write_text("key,shard,split\nmore,more.tar,train\n")
     (tmp_path / "a" / "exclude.csv").write_text("key,reason\n000001,in a benchmark\n")

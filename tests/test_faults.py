@@ -159,7 +159,7 @@ def test_a_full_disk_under_the_cache_of_decoded_clips(desk, disk):
     for path in disk.iterdir():
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     fill(disk, SIZE // 4)
-    with pytest.raises(DataError, match=r"cannot be made: .*No space left.*do without a cache"):
+    with pytest.raises(DataError, match=r"cannot be created: .*No space left.*disable the cache"):
         open_source("folder", desk / "clips", cache=disk / "cache")
     assert [path.suffix for path in (disk / "cache").iterdir()] == [".lock"]
 
@@ -177,7 +177,7 @@ def test_a_full_disk_under_a_download(disk, monkeypatch):
     model = PublishedModel("x", "mn01", "x.pt", 1, 1, sha256=hashlib.sha256(content).hexdigest(), size=len(content))
     fill(disk, SIZE // 4)
     with pytest.raises(
-        WeightsError, match=r"x cannot be stored as .*x\.pt: No space left.*Free some space or set DYMN_CACHE"
+        WeightsError, match=r"x cannot be stored as .*x\.pt: No space left.*Free some space, or set DYMN_CACHE"
     ):
         download.fetch(model, lambda path: None)
     assert list((disk / "cache").iterdir()) == []

@@ -255,7 +255,7 @@ def test_a_recording_whose_table_is_empty_has_none_of_the_classes(tmp_path):
     tracks = {track.path.name: [one.label for one in track.annotations] for track in read_labelled(tmp_path).tracks}
     assert tracks == {"yard.ogg": ["bark"], "street.ogg": []}
     (tmp_path / "yard.selections.txt").unlink()
-    with pytest.raises(DataError, match="holds no annotation"):
+    with pytest.raises(DataError, match="contains no annotation"):
         read_labelled(tmp_path)
 
 
@@ -356,7 +356,7 @@ def test_a_checkpoint_without_thresholds_says_so(tmp_path):
     done = run("tag", AUDIO / "dog.ogg", "-m", "dymn04_open", "--threshold", "most")
     assert done.exit_code == 2 and "auto, precise" in done.stderr
     damaged = ModelCard(labels=("a", "b"), provenance={"thresholds": {"auto": [0.5]}})
-    with pytest.raises(WeightsError, match="not one number"):
+    with pytest.raises(WeightsError, match="invalid thresholds"):
         thresholds_of(damaged, "auto")
     with pytest.raises(ConfigError, match="carries no thresholds"):
         thresholds_of(damaged, "precise")

@@ -394,7 +394,7 @@ def test_what_is_wrong_with_devices_is_explained(sounddevice, model, monkeypatch
     sounddevice.InputStream.fails = "Device unavailable"
     done = run("--model", model)
     assert done.exit_code == 1
-    assert "Device unavailable" in done.stderr and "Another program" in done.stderr
+    assert "Device unavailable" in done.stderr and "another program" in done.stderr
     sounddevice.found.clear()
     done = run("--model", model)
     assert done.exit_code == 1

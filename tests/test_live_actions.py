@@ -196,7 +196,7 @@ def test_a_program_runs_when_what_it_names_is_known(command, events):
 
 def test_a_label_is_never_an_option_and_failures_are_counted(tmp_path):
     got, notes = words(tmp_path, "{label}", START | {"label": "--delete"}, START | {"label": "a\0b"})
-    assert got == [] and len(notes) in (1, 2) and "would not be read as a plain argument" in notes[-1]
+    assert got == [] and len(notes) in (1, 2) and "would not be a plain argument" in notes[-1]
     notes = []
     for command, why in (("no-such-program", "No such file"), (f"{sys.executable} -c 'exit(3)'", "exit code 3")):
         runner = begun(ProgramRunner(command, notes.append))

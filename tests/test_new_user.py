@@ -71,8 +71,8 @@ def test_a_folder_that_is_made_is_named(tmp_path, caplog, output):
 @pytest.mark.parametrize(
     ("command", "output", "name", "told"),
     [
-        ("embed", "v.npy", "csv", "v.npy is written as csv, which --format names, although its ending means npy"),
-        ("tag", "x.csv", "json", "x.csv is written as json, which --format names, although its ending means csv"),
+        ("embed", "v.npy", "csv", "v.npy is written as csv, as --format requests, although its ending means npy"),
+        ("tag", "x.csv", "json", "x.csv is written as json, as --format requests, although its ending means csv"),
         ("tag", "x.csv", "csv", ""),
         ("tag", "x.txt", "audacity", ""),
         ("tag", "x", "json", ""),
@@ -81,7 +81,7 @@ def test_a_folder_that_is_made_is_named(tmp_path, caplog, output):
 def test_a_format_against_the_ending_has_a_note(tmp_path, command, output, name, told):
     done = run(command, "clips/knock/0.wav", "-m", "same.safetensors", "-o", tmp_path / output, "--format", name)
     assert done.exit_code == 0
-    assert told in done.stderr and ("which --format names" in done.stderr) == bool(told)
+    assert told in done.stderr and ("as --format requests" in done.stderr) == bool(told)
 
 
 MISSING = [

@@ -65,7 +65,7 @@ def test_paths_and_urls_are_found_each_once_in_their_order(remote, tmp_path):
     found, lost = find(asked)
     assert found == [*urls, tmp_path / "x.wav", f"{remote}/c"]
     assert [path for path, _ in lost] == [f"{remote}/none*", "nosuch://x/y"]
-    assert "names no recording" in str(lost[0][1]) and "nosuch" in str(lost[1][1])
+    assert "There is no recording at" in str(lost[0][1]) and "nosuch" in str(lost[1][1])
 
 
 def test_urls_are_decoded_and_bad_ones_say_why(remote, tmp_path):

@@ -333,7 +333,7 @@ def test_unknown_recipes_and_variants(name, message):
         ("data.holdout=half", "holdout"),
         ("data.fold=-1", "from 0 to"),
         ("lr=1", "names no setting"),
-        ("optim.lr", "is no assignment"),
+        ("optim.lr", "is not an assignment"),
         ("teacher.models=mn04_as", "must be of type tuple"),
         ("teacher.models=[3]", "a list of names"),
         ("optim.weight_decay=-1", "from 0 to"),

@@ -224,7 +224,7 @@ def test_a_quiet_copy_has_the_tags_of_the_original(tmp_path, tagger, shared):
         np.testing.assert_allclose(found.scores, equal.scores, atol=1e-3)
         np.testing.assert_allclose(found.scores, expected.scores, atol=0.1)
         assert np.abs(without.scores - expected.scores).max() > 0.1  # it is not heard without
-        assert "read twice, and raised by" in found.notes[-1]
+        assert "read twice and amplified by" in found.notes[-1]
 
 
 def test_gain_leaves_loud_recordings_as_they_are_and_tells_of_quiet_ones(tmp_path):
@@ -372,7 +372,7 @@ def test_when_a_recording_began(tmp_path, name, chunks, time, source):
     notes = Notes()
     begin = begin_of(recorded(tmp_path / name, *chunks), notes)
     if time is None:
-        assert begin is None and "not known when it began" in notes.lines[0]
+        assert begin is None and "its start time is unknown" in notes.lines[0]
         return
     assert begin is not None and (begin.time, begin.source) == (time, source) and not notes.lines
     assert begin.time.utcoffset() == time.utcoffset()
@@ -426,7 +426,7 @@ def test_live_sound_has_channels_and_a_gain(tagger):
         {"clock": "auto"},
         {"track": 1},
     ):
-        with pytest.raises(ConfigError, match="heard once"):
+        with pytest.raises(ConfigError, match="For live sound"):
             tagger.stream(RATE, **wrong)
 
 
@@ -445,4 +445,4 @@ def test_annotations_and_segments_know_the_channel(tmp_path):
     slow = run("events", paths[0], *MODEL, "--threshold", 0.02, "--speed", 0.5, "-f", "raven")
     assert {row["High Freq (Hz)"] for row in csv.DictReader(io.StringIO(slow), delimiter="\t")} == {"16000.0"}
     for refused in (("--channel", "each"), ("--track", 1)):
-        assert "--segments cuts out" in run("events", *paths, *MODEL, "--segments", tmp_path / "cut", *refused, code=2)
+        assert "--segments extracts" in run("events", *paths, *MODEL, "--segments", tmp_path / "cut", *refused, code=2)

@@ -142,7 +142,7 @@ def test_a_damaged_index_is_named_and_made_anew(made, tmp_path, name):
     shutil.copytree(made / ".index", index)
     content = (index / name).read_bytes()
     (index / name).write_bytes(content[: len(content) // 2])
-    with pytest.raises(DataError, match=f"{re.escape(str(index))} is not an index, or damaged"):
+    with pytest.raises(DataError, match=f"{re.escape(str(index))} is not an index, or is damaged"):
         indexes.open_index(index)
     assert run("index", made, "-o", index, *MODEL).exit_code == 1  # for bad.wav
     assert len(indexes.open_index(index).table) == 8

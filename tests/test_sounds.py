@@ -133,7 +133,7 @@ def test_specific_sounds_stand_for_general_ones_and_the_channel_counts():
     assert told == {
         (False, "left"): {"Animal", "Dog"}, (True, "left"): {"Dog"}, (True, "right"): set(), (False, "mix"): set(),
     }  # fmt: skip
-    with pytest.raises(ConfigError, match="Live sound is heard once"):
+    with pytest.raises(ConfigError, match="For live sound"):
         Sounds(BACKEND, RATE, EventSettings(speed=0.5))
 
 
@@ -370,16 +370,16 @@ def test_a_lost_address_is_said_and_given_up(model):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["-", "--rate", 16_000, "--events", "--top-k", 3], "--top-k is about windows"),
+        (["-", "--rate", 16_000, "--events", "--top-k", 3], "--top-k applies to windows"),
         (["-", "--rate", 16_000, "--events", "--threshold", 0], "threshold is 0"),
         (["-", "--rate", 16_000, "--off-threshold", 0.9], "off_threshold is 0.9"),
-        (["-", "--rate", 16_000, "--events", "--window", 1, "--hop", 2], "would skip parts"),
+        (["-", "--rate", 16_000, "--events", "--window", 1, "--hop", 2], "would leave out parts"),
         (["-", "--rate", 16_000, "--run", "say {size}"], "{size}"),
         (["-", "--rate", 16_000, "--run", "say '{label}"], "quotes"),
         (["-", "--rate", 16_000, "--webhook", "ftp://x/y"], "--webhook must be"),
         (["-", "--rate", 16_000, "--mqtt", "http://x/y"], "--mqtt must be"),
         (["gopher://x/y"], "rtsps"),
-        (["http://radio.example/x", "--rate", 16_000], "not for addresses"),
+        (["http://radio.example/x", "--rate", 16_000], "do not apply to URLs"),
     ],
 )
 def test_wrong_use_is_told_before_a_model_is_loaded(arguments, message, tmp_path):

@@ -254,7 +254,7 @@ def test_the_student_hears_what_the_teacher_hears(clips, tmp_path, teacher, monk
         ({"model": {"front_end": FRONT_END | {"n_mels": 40}}}, "another front end"),
         (
             {"model": {"settings": NETWORK | {"width": 0.3}}, "teacher": {"feature_weight": 0.1}},
-            "embeddings of one size",
+            "embeddings of the same size",
         ),
         ({"teacher": {"table": "somewhere"}}, "both set"),
     ],

@@ -63,7 +63,7 @@ def test_folders_tables_and_archives(tmp_path):
         detect(tmp_path / "data")
     (tmp_path / "x.tar").touch()
     assert detect(tmp_path / "x.tar").kind == "shards"
-    with pytest.raises(DataError, match="say its kind"):
+    with pytest.raises(DataError, match="specify the kind"):
         detect(tmp_path / "data" / "a" / "x.wav")
     with pytest.raises(DataError, match="There is no dataset"):
         detect(tmp_path / "nowhere")

@@ -193,4 +193,4 @@ def test_the_service_has_labels_and_channels(tagger, tmp_path):
             assert client.post("/v1/tag", params={"model": "own", **wrong}, content=body).status_code == 400
         with client.websocket_connect("/v1/live") as live:
             live.send_json({"sample_rate": RATE, "channel": "each"})
-            assert "heard once" in live.receive_json()["error"]["message"]
+            assert "For live sound" in live.receive_json()["error"]["message"]

@@ -115,7 +115,7 @@ def test_assumed_settings_are_named_with_the_remedy(shared, tmp_path, caplog):
         open_checkpoint(source)
         (message,) = caplog.messages
         assert message.endswith(f"run: dymn convert {source} OUT --strides S,S,S,S{temperature}")
-        assert "for which 2,2,2,2 are used" in message and ("temperature" in message) == bool(temperature)
+        assert "assumed to be 2,2,2,2" in message and ("temperature" in message) == bool(temperature)
     caplog.clear()
     convert(source, tmp_path / "own.safetensors", strides=(2, 2, 2, 1))
     open_checkpoint(tmp_path / "own.safetensors")

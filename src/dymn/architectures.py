@@ -135,7 +135,8 @@ class Variant:
         check(strides_fit, f"strides is {self.strides}; it must be {len(STRIDED)} numbers, each 1 or 2.")
         check(
             (self.table == "framewise") == (self.head == "frames"),
-            f"table, head are {self.table!r}, {self.head!r}; the table framewise and the head frames belong together.",
+            f"table, head are {self.table!r}, {self.head!r}; the table framewise and the head frames must be used "
+            "together.",
         )
         check(
             self.sequence == "none" or self.head == "frames",
@@ -260,7 +261,7 @@ def _block_indices(blocks: str | Sequence[int]) -> tuple[int, ...]:
     if isinstance(blocks, str):
         check(
             blocks in BLOCK_SETS,
-            f"{blocks!r} is not a set of blocks; allowed: {', '.join(BLOCK_SETS)}, or indices from 0 to 14.",
+            f"{blocks!r} is not a valid set of blocks; allowed: {', '.join(BLOCK_SETS)}, or indices from 0 to 14.",
         )
         return BLOCK_SETS[blocks]
     check(all(0 <= i < len(TABLE_I) for i in blocks), f"block indices are {tuple(blocks)}; each must be from 0 to 14.")
@@ -302,7 +303,7 @@ def model_config(name: str, **overrides: Any) -> ModelConfig:
     """
     key = ALIASES.get(name.lower().replace("-", "_"), name)
     if key not in MODELS:
-        raise ConfigError(f"There is no architecture {name!r}. Choose one of: {', '.join(MODELS)}.")
+        raise ConfigError(f"There is no architecture {name!r}. Available: {', '.join(MODELS)}.")
     settings = MODELS[key] | {k: tuple(v) if isinstance(v, list) else v for k, v in overrides.items()}
     allowed = [field.name for field in dataclasses.fields(Variant)]
     unknown = sorted(set(settings) - set(allowed))
@@ -310,7 +311,7 @@ def model_config(name: str, **overrides: Any) -> ModelConfig:
     try:
         return Variant(**settings).config()
     except (TypeError, AttributeError, OverflowError) as error:  # a setting of another type, out of a file
-        raise ConfigError(f"No network can be built from {shown(settings, 300)}: {error}.") from error
+        raise ConfigError(f"A network cannot be built from {shown(settings, 300)}: {error}.") from error
 
 
 def architectures(pattern: str | None = None) -> list[str]:

@@ -121,7 +121,8 @@ class AudioClassifier:
             samples = given.get("raw", given.get("array"))
             if samples is None or given.get("sampling_rate") is None:
                 raise ConfigError(
-                    f"A dictionary has {', '.join(map(str, given))}; it must have raw or array, and sampling_rate."
+                    f"A dictionary has the keys {', '.join(map(str, given))}; it must have raw or array, and "
+                    "sampling_rate."
                 )
             return reading.from_array(
                 samples if reading.is_array(samples) else np.asarray(samples),

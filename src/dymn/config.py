@@ -116,8 +116,8 @@ class FrontEndConfig:
             check_number(name, getattr(self, name), 0, 1)
         check(
             max(self.log_offset, self.log_floor) >= 1e-30,
-            f"log_offset, log_floor are {self.log_offset}, {self.log_floor}; silence has no logarithm unless one of "
-            "them is at least 1e-30.",
+            f"log_offset, log_floor are {self.log_offset}, {self.log_floor}; one of them must be at least 1e-30, "
+            "because silence has no logarithm.",
         )
 
 
@@ -163,7 +163,7 @@ class BlockConfig:
             check(isinstance(getattr(self, name), str), f"{name} is {shown(getattr(self, name))}; it must be a name.")
         for name in ("dynamic_convs", "dynamic_relus"):
             unknown = [position for position in getattr(self, name) if position not in self.POSITIONS]
-            check(not unknown, f"{name} names {shown(unknown)}; allowed: {', '.join(self.POSITIONS)}.")
+            check(not unknown, f"{name} contains {shown(unknown)}; allowed: {', '.join(self.POSITIONS)}.")
         check_number("context_size", self.context_size, 0, 2**16, whole=True)
         check(
             not self.is_dynamic or self.context_size >= 1,
@@ -288,11 +288,11 @@ class ModelConfig:
         )
         check(
             (self.head == "frames") == (self.sequence is not None),
-            f"head is {self.head!r}; the head frames and a sequence belong together.",
+            f"head is {self.head!r}; the head frames and a sequence must be used together.",
         )
         check(
             self.sequence is None or self.sequence.n_classes == self.num_classes,
-            f"num_classes is {self.num_classes}; it must be that of the head that scores.",
+            f"num_classes is {self.num_classes}; it must be the number of classes of the head that scores.",
         )
 
     @property
@@ -316,8 +316,8 @@ class ModelConfig:
         """
         check(
             self.in_chans == 1,
-            f"{purpose} needs a network of one input channel, and in_chans is {self.in_chans}. Call the network with "
-            "spectrograms of your own channels, or model.reset_input(1) first.",
+            f"{purpose} needs a network with one input channel, but in_chans is {self.in_chans}. Call the network "
+            "with your own spectrograms, or call model.reset_input(1) first.",
         )
 
 
@@ -354,7 +354,7 @@ class ModelCard:
             isinstance(self.front_end, FrontEndConfig),
             f"front_end is {shown(self.front_end)}; it must be a FrontEndConfig.",
         )
-        check(isinstance(self.labels, tuple), f"labels is {shown(self.labels)}; it must be a list of texts.")
+        check(isinstance(self.labels, tuple), f"labels is {shown(self.labels)}; it must be a list of strings.")
         for text in (self.name, self.licence, *self.labels):
             plain = isinstance(text, str) and len(text) <= MAX_TEXT and text.isprintable()
             check(
@@ -365,17 +365,17 @@ class ModelCard:
         repeated = [label for label, times in Counter(self.labels).items() if times > 1]
         check(
             not repeated,
-            f"labels names {', '.join(map(shown, repeated[:3]))} more than once; each class needs its own label.",
+            f"labels contains {', '.join(map(shown, repeated[:3]))} more than once; each class needs its own label.",
         )
         for title in ("metrics", "provenance"):
             entries = getattr(self, title)
             check(isinstance(entries, dict), f"{title} is {shown(entries)}; it must be a mapping.")
-            check(all(isinstance(key, str) for key in entries), f"{title} must map texts to values.")
+            check(all(isinstance(key, str) for key in entries), f"{title} must map strings to values.")
             try:
                 size = len(json.dumps(entries, allow_nan=False))
             except (TypeError, ValueError, RecursionError) as error:
-                raise ConfigError(f"{title} must hold plain, finite JSON values only: {error}.") from error
-            check(size <= MAX_JSON, f"{title} takes {size} characters of JSON; at most {MAX_JSON} are allowed.")
+                raise ConfigError(f"{title} must contain only plain, finite JSON values: {error}.") from error
+            check(size <= MAX_JSON, f"{title} has {size} characters of JSON; at most {MAX_JSON} are allowed.")
         for key, value in self.metrics.items():
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
             check(number, f"metrics has {shown(key)} = {shown(value)}; it must be a number.")

@@ -128,7 +128,7 @@ def _checked(audio: Tensor, model: HearModel) -> Tensor:
     samples = audio.to(model.embedder.log_mel.basis.device, torch.float32)
     if not bool((samples.abs() <= MAX_PEAK).all()):  # false for NaN too
         raise AudioError(
-            "The audio holds values that are NaN, infinite or far beyond full scale, which is 1. Replace them, for "
-            "example with torch.nan_to_num, or scale the samples."
+            "The audio contains values that are NaN, infinite or far beyond full scale, which is 1. Replace them, "
+            "for example with torch.nan_to_num, or scale the samples."
         )
     return samples

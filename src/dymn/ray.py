@@ -158,7 +158,7 @@ class Engine:
         check(batch_size is None or batch_size >= 1, f"batch_size is {batch_size}; it must be at least 1.")
         found = list(sources)
         one = windows.read.channel != "each" and windows.read.clock == "none"
-        check(one, "Results for each channel, and clocks, are computed on this machine alone. Leave Ray out, or these.")
+        check(one, "--channel each and --clock cannot be combined with Ray. Leave one of them out.")
         check("-" not in map(str, found), "Standard input cannot be read by other processes. Give paths or URLs.")
         network = (
             copy.deepcopy(tagger.model).cpu(),
@@ -337,7 +337,7 @@ def _running(address: str) -> Iterator[Any]:
             ray.init(address, logging_level=logging.ERROR, log_to_driver=False, **local)
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise ConfigError(
-                f"Cannot connect to Ray at {address!r}: {reason(error)}. Start one, or give {LOCAL!r}."
+                f"Cannot connect to Ray at {address!r}: {reason(error)}. Start a cluster, or use {LOCAL!r}."
             ) from error
     try:
         yield ray
@@ -389,10 +389,10 @@ def _find_remote(url: str) -> list[str]:
             return [url]
         below = system.glob(path) if is_pattern else system.find(path)
     except Exception as error:  # those of many libraries, which have nothing in common
-        raise AudioError(f"{url} cannot be listed: {reason(error)}. Check it, and the access to it.") from error
+        raise AudioError(f"{url} cannot be listed: {reason(error)}. Check the URL and your access to it.") from error
     if recordings := sorted(system.unstrip_protocol(name) for name in below if _is_recording(name)):
         return recordings
-    raise AudioError(f"{url} names no recording. Endings looked for: {', '.join(sorted(reading.SUFFIXES))}.")
+    raise AudioError(f"There is no recording at {url}. Recognised extensions: {', '.join(sorted(reading.SUFFIXES))}.")
 
 
 class _Remote:

@@ -113,7 +113,7 @@ class EmbeddingTransformer(TransformerMixin, BaseEstimator):  # type: ignore[mis
     def _recordings(self, X: Any, reset: bool) -> list[Any]:
         """Return the recordings in X, each a path or a waveform."""
         if isinstance(X, (str, Path)):
-            raise ConfigError(f"X is the single path {source_name(X)!r}; give a list of paths.")
+            raise ConfigError(f"X is the single path {source_name(X)!r}; it must be a list of paths.")
         if hasattr(X, "to_numpy") and np.ndim(X) == 1:  # a Series of pandas or polars
             X = list(X)
         listed = isinstance(X, (list, tuple)) or getattr(X, "dtype", None) == np.dtype(object) or _is_text(X)

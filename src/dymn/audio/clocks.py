@@ -62,15 +62,16 @@ def begin_of(source: Any, notes: Notes) -> Begin | None:
     found = [*_in_header(source), *_in_name(source)]
     if not found:
         notes.add(
-            "it is not known when it began: there is no GUANO, AudioMoth comment or bext, and no time in its name."
+            "its start time is unknown: it has no GUANO metadata, AudioMoth comment or bext chunk, and no time in "
+            "its name."
         )
         return None
     first = found[0]
     for other in found[1:]:
         if not _agree(first.time, other.time):
             notes.add(
-                f"its clocks differ: {first.time.isoformat(' ')} by its {first.source}, which is used, and "
-                f"{other.time.isoformat(' ')} by its {other.source}."
+                f"its start times differ: {first.time.isoformat(' ')} from its {first.source}, which is used, and "
+                f"{other.time.isoformat(' ')} from its {other.source}."
             )
     return first
 

@@ -72,8 +72,6 @@ def check_format(name: str, rate: int, channels: int) -> None:
         "Its header is damaged, or it is not audio; if it is, convert it with: ffmpeg -i IN -ar 32000 -ac 1 OUT.wav"
     )
     if not MIN_RATE <= rate <= MAX_RATE:
-        raise AudioError(
-            f"{name} says that its sample rate is {rate} Hz; {MIN_RATE} to {MAX_RATE} Hz is allowed. {remedy}"
-        )
+        raise AudioError(f"{name} has a sample rate of {rate} Hz; {MIN_RATE} to {MAX_RATE} Hz is allowed. {remedy}")
     if not 1 <= channels <= MAX_CHANNELS:
-        raise AudioError(f"{name} says that it has {channels} channels; 1 to {MAX_CHANNELS} is allowed. {remedy}")
+        raise AudioError(f"{name} has {channels} channels; 1 to {MAX_CHANNELS} is allowed. {remedy}")

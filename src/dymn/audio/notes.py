@@ -77,7 +77,7 @@ class Report:
         """
         if self.track is not None and self.track > self.tracks:
             has = "one audio track" if self.tracks == 1 else f"{self.tracks} audio tracks"
-            raise AudioError(f"{self.name} has {has}; there is no track {self.track}. Choose another one with --track.")
+            raise AudioError(f"{self.name} has {has}; there is no track {self.track}. Select another one with --track.")
 
     def note(self, line: str) -> None:
         """Keep a note."""
@@ -92,11 +92,11 @@ class Report:
         where = ("" if after is None else f" after {duration(after)}") + ("" if of is None else f" of {duration(of)}")
         if not self.partial:
             raise AudioError(
-                f"{self.name} is cut off or damaged{where}: {why}. Get a whole copy, read what is left with --partial, "
-                "or save it with: ffmpeg -i IN OUT.wav"
+                f"{self.name} is truncated or damaged{where}: {why}. Get a complete copy, read the intact parts with "
+                "--partial, or convert it with: ffmpeg -i IN OUT.wav"
             ) from cause
         self.notes.partial = True
-        self.note(f"partial: cut off or damaged{where}: {why}.")
+        self.note(f"partial: truncated or damaged{where}: {why}.")
 
     def check_length(self, there: float, promised: float | None, slack: float = SLACK_SECONDS) -> None:
         """Compare the seconds that were decoded with those that a header promises.
@@ -108,7 +108,7 @@ class Report:
         if promised is not None and promised - there > slack:
             self.damage(there, promised, "its end is missing")
         if there == 0:
-            raise AudioError(f"{self.name} holds no samples. Record or copy it again.")
+            raise AudioError(f"{self.name} contains no samples. Record or copy it again.")
 
 
 def duration(seconds: float) -> str:
@@ -125,13 +125,13 @@ def report_tail(content: Content, end: int, report: Report) -> None:
     """Note what is behind the last frame, unless it is little, a tag or padding."""
     tail = content.size - end
     if tail > _MOST_TAIL and any(content.at(end, _MOST_TAIL)):
-        report.note(f"{tail} bytes behind its last frame are no frames and are left out.")
+        report.note(f"{tail} bytes after its last frame are not frames and are ignored.")
 
 
 def report_lost(lost: int, bytes_per_second: float, report: Report) -> None:
     """Report bytes between frames that belong to none: damage if there are many, else a note."""
     if lost:
-        why = f"{lost} bytes between its frames are none"
+        why = f"{lost} bytes between its frames are not frames"
         if lost / bytes_per_second > SLACK_SECONDS:
             report.damage(None, None, why)
         else:

@@ -112,7 +112,7 @@ def parse_query(query: str, start: float | None, end: float | None) -> tuple[str
             raise ConfigError(f"{query} contains a range. Leave out --start and --end.")
         query, start, end = match["path"], float(match["start"]), float(match["end"])
     if end is not None and end <= (start or 0.0):
-        raise ConfigError(f"The part from {start or 0.0:g} to {end:g} s is empty. Its end must come after its start.")
+        raise ConfigError(f"The part from {start or 0.0:g} to {end:g} s is empty. Its end must be after its start.")
     return query, start or 0.0, end
 
 

@@ -79,13 +79,11 @@ def read_shards(root: Path, *, labels: Sequence[str] | None = None) -> tuple[Cat
     )
     read = [_read_corpus(corpus) for corpus in corpora if _shards(corpus)]
     if not read:
-        raise DataError(f"{root} holds no .tar files, nor does {root / 'shards'}.")
+        raise DataError(f"Neither {root} nor {root / 'shards'} contains .tar files.")
     found = [entry for entries, _ in read for entry in entries]
     with_splits = [bool(splits) for _, splits in read]
     if any(with_splits) != all(with_splits):
-        raise DataError(
-            f"Some folders in {root} have an index.csv with splits and others have none. Give all of them one."
-        )
+        raise DataError(f"Some folders in {root} have an index.csv with splits and others do not. Add one to each.")
     classes = tuple(labels) if labels is not None else _audioset_labels()
     files: FilePool[Any] = FilePool(open_binary)
     names = [_json_labels(entry.annotation, files) for entry in found]
@@ -133,8 +131,8 @@ def _read_corpus(root: Path) -> tuple[list[_Entry], list[str]]:
                 min(len(listed), len(stored)),
             )
             raise DataError(
-                f"{index} lists {len(listed)} clips and the shards hold {len(stored)}; they differ from row {first} "
-                "on. Get both from the same release."
+                f"{index} lists {len(listed)} clips, but the shards contain {len(stored)}; they differ from row "
+                f"{first}. Use both from the same release."
             )
         splits = [split_name(row["split"], index) for row in rows] if "split" in rows[0] else []
     if excluded.is_file():
@@ -238,7 +236,7 @@ def _columns(
         with reading_hdf5(path), open_hdf5(path) as file:
             missing = [name for name in HDF5_COLUMNS if not _plain(file, name)]
             if missing:
-                raise DataError(f"{path} has no dataset {', '.join(missing)} of its own; it holds {', '.join(file)}.")
+                raise DataError(f"{path} has no dataset {', '.join(missing)}; it contains {', '.join(file)}.")
             vast = [name for name in HDF5_COLUMNS if not _bounded(file[name], whole=name != "mp3")]
             if vast:
                 raise DataError(

@@ -51,11 +51,11 @@ class DecodedCache:
             samples = (folder / "audio.i16").stat().st_size // 2
         except (OSError, ValueError, KeyError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise DataError(
-                f"The cache {folder} is damaged: {error!r}. Delete the folder; it is made again."
+                f"The cache {folder} is damaged: {error!r}. Delete the folder; it will be created again."
             ) from error
         if meta.get("format") != FORMAT or samples != (int(self.ends.max()) if len(self.ends) else 0):
             raise DataError(
-                f"The cache {folder} is incomplete or of another format. Delete the folder; it is made again."
+                f"The cache {folder} is incomplete or of another format. Delete the folder; it will be created again."
             )
         self._audio: PCM | None = None
 
@@ -80,7 +80,7 @@ class DecodedCache:
             self._audio = np.memmap(self.folder / "audio.i16", np.int16, mode="r")
         samples = self._audio[self.starts[i] : self.ends[i]]
         if zlib.crc32(samples.data) != self.crcs[i]:
-            return f"the cache is damaged; delete {self.folder}, and it is made again"
+            return f"the cache is damaged; delete {self.folder}, which will be created again"
         return samples, float(self.scales[i]), int(self.marks[i])
 
 
@@ -108,7 +108,7 @@ def cached(source: Source, directory: str | Path, *, workers: int = 0, progress:
                     _build(source.where_all(), folder, workers, progress)
     except OSError as error:
         raise DataError(
-            f"The cache {folder} cannot be made: {error}. Name another folder, or do without a cache."
+            f"The cache {folder} cannot be created: {error}. Give another folder, or disable the cache."
         ) from error
     return source.with_decoded(DecodedCache(folder))
 

@@ -200,8 +200,7 @@ class Loader:
         differing = [name for name in ("seed", "draws", "batch_size") if state.get(name) != now[name]]
         if differing:
             raise ConfigError(
-                f"The state is that of a loader with another {' and '.join(differing)}: {state}, and this one has "
-                f"{now}."
+                f"The state belongs to a loader with another {' and '.join(differing)}: {state}; this one has {now}."
             )
         self._at, self._met = (state["epoch"], state["batch"]), state.get("bad", 0)
         self._first[state["epoch"]] = (state["batch"], self._met)
@@ -217,7 +216,7 @@ class Loader:
 
     def _note(self, clip: BadClip) -> None:
         if clip.fatal:
-            raise DataError(f"{clip.key}: {clip.reason}. Make the table again from these data (dymn teach).")
+            raise DataError(f"{clip.key}: {clip.reason}. Create the table again from this dataset (dymn teach).")
         if clip.key not in self.bad:
             logger.warning("Skipping %s: %s", clip.key, clip.reason)
             self.bad[clip.key] = clip.reason

@@ -111,14 +111,14 @@ def read_packed(root: Path) -> tuple[Catalog, Store]:
         found = path.stat().st_size if path.is_file() else -1
         if found != shard["bytes"]:
             raise DataError(
-                f"{path} has {found} bytes, and {INDEX_FILE} says {shard['bytes']}. The copy is incomplete; get it "
-                "again."
+                f"{path} has {found} bytes, but {INDEX_FILE} states {shard['bytes']}. The copy is incomplete; copy "
+                "it again."
             )
     arrays = _columns(columns, index)
     try:
         places, keys = arrays["places"].astype(np.int64), tuple(arrays["keys"].tobytes().decode().split("\0"))
         if places.shape != (len(keys), 3) or _misplaced(places, index.shards):
-            raise ValueError("clips do not lie within their shards")
+            raise ValueError("clips are not within their shards")
         splits = ("", *SPLITS)
         catalog = Catalog(
             keys,
@@ -142,7 +142,7 @@ def _columns(path: Path, index: Index) -> dict[str, npt.NDArray[Any]]:
     try:
         with open_regular(path) as file:
             if digest_of(file) != index.values["columns"].get("sha256"):
-                raise DataError(f"{path} is not the file that {INDEX_FILE} describes. Get both from the same release.")
+                raise DataError(f"{path} is not the file that {INDEX_FILE} describes. Use both from the same release.")
             return read_npz(path, names, file)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error}.") from error

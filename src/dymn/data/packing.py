@@ -116,7 +116,7 @@ def pack(
     out.mkdir(parents=True, exist_ok=True)
     work = out / WORK_FOLDER
     if not (out / INDEX_FILE).exists() and not work.exists() and any(out.iterdir()):
-        raise ConfigError(f"{out} is not empty. Give a folder for the shards alone.")
+        raise ConfigError(f"{out} is not empty. Give an empty or new folder.")
     work.mkdir(exist_ok=True)
     with locked(work / "lock"):
         if (out / INDEX_FILE).exists():
@@ -362,7 +362,9 @@ def _same(out: Path, before: Any, now: dict[str, Any]) -> None:
         f"{name} was {before.get(name)}, now {value}" for name, value in now.items() if before.get(name) != value
     ]
     if differing:
-        raise ConfigError(f"{out} holds shards of other data or settings: {'; '.join(differing)}. Give another folder.")
+        raise ConfigError(
+            f"{out} contains shards of another dataset or other settings: {'; '.join(differing)}. Give another folder."
+        )
 
 
 def _as_it_is(item: Any) -> Any:

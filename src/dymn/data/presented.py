@@ -102,4 +102,4 @@ class Presented(IterableDataset[Collated]):
         known = int(self.teacher.fingerprints[int(self.rows[clip])])
         if not known or not mark or known == mark:
             return None
-        return BadClip(self.source.keys[clip], "its audio is not what the teacher's logits were made from", fatal=True)
+        return BadClip(self.source.keys[clip], "its audio differs from that of the teacher's logits", fatal=True)

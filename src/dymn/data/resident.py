@@ -71,7 +71,8 @@ class Resident:
             if resource_error(error) is None:
                 raise
             raise DataError(
-                f"{device} has no room for the decoded clips. Leave data.resident out, or use data.cache alone."
+                f"{device} does not have enough memory for the decoded clips. Leave data.resident out, or use only "
+                "data.cache."
             ) from error
 
     def waveforms(

@@ -82,7 +82,7 @@ class BalancedSampler:
             raise DataError("No clip has a label, so classes cannot be balanced. Use plain sampling.")
         if labelled < draws:
             logger.info(
-                "An epoch is %d clips: so many have labels, fewer than the %d draws asked for.", labelled, draws
+                "An epoch has %d clips, because fewer than the requested %d clips have labels.", labelled, draws
             )
         self.draws = min(draws, labelled)
         with np.errstate(divide="ignore"):

@@ -250,7 +250,9 @@ def within(blocks: Iterable[Floats], sample_rate: int, span: Interval | None) ->
         if at >= end:
             return
     if span is not None and at <= start:
-        raise AudioError(f"The file ends after {at / sample_rate:.2f} s, before the clip begins at {span[0]:g} s.")
+        raise AudioError(
+            f"The file ends after {at / sample_rate:.2f} s, before the start of the clip at {span[0]:g} s."
+        )
 
 
 def decode(content: bytes, sample_rate: int, max_seconds: float = MAX_SECONDS, span: Interval | None = None) -> Floats:
@@ -272,7 +274,7 @@ def decode(content: bytes, sample_rate: int, max_seconds: float = MAX_SECONDS, s
         if length >= limit:
             break
     if length == 0:
-        raise AudioError("The file holds no samples.")
+        raise AudioError("The file contains no samples.")
     return (blocks[0] if len(blocks) == 1 else np.concatenate(blocks))[:limit]
 
 

@@ -110,13 +110,14 @@ def inside(root: Path, name: str) -> Path:
     relative = PurePosixPath(name.replace("\\", "/"))
     if not name or "\0" in name or relative.is_absolute() or ".." in relative.parts or Path(name).is_absolute():
         raise DataError(
-            f"{name!r} is not a path inside {root}. Write paths relative to that folder, or name another folder as "
-            "root."
+            f"{name!r} is not a path inside {root}. Write paths relative to that folder, or set root to another folder."
         )
     path = root / relative
     resolved = path.resolve()
     if not resolved.is_relative_to(root.resolve()):
-        raise DataError(f"{name!r} leads to {resolved}, outside {root}. Name a folder that holds all files as root.")
+        raise DataError(
+            f"{name!r} resolves to {resolved}, outside {root}. Set root to a folder that contains all files."
+        )
     return path
 
 
@@ -227,7 +228,8 @@ def read_member(member: Member, files: FilePool[Any]) -> bytes:
     content: bytes = file.read(member.size)
     if len(content) != member.size:
         raise DataError(
-            f"{member.path} ends before byte {member.offset + member.size}. The file is incomplete; get it again."
+            f"{member.path} ends before byte {member.offset + member.size}. The file is incomplete; copy or download "
+            "it again."
         )
     return content
 
@@ -285,7 +287,7 @@ def reading_hdf5(path: Path) -> Iterator[None]:
     except DymnError:
         raise
     except Exception as error:
-        raise DataError(f"{path} is damaged: {error}. Get it again.") from error
+        raise DataError(f"{path} is damaged: {error}. Copy or download it again.") from error
 
 
 def open_binary(path: Path) -> Any:

@@ -51,7 +51,7 @@ def windows(
                 Clip(key, fill(samples, length.least, how), target, mask, mark), len(samples) / source.sample_rate
             )
         if n == 0:
-            raise AudioError("The file holds no samples.")
+            raise AudioError("The file contains no samples.")
     except (AudioError, DataError, OSError) as error:
         yield ClipWindow(BadClip(key, (str(error) or type(error).__name__).rstrip(".")))
 

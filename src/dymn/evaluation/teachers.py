@@ -44,11 +44,12 @@ class OnlineTeachers:
             name = model.card.name or "in memory"
             if model.card.front_end != student.card.front_end:
                 raise ConfigError(
-                    f"The teacher {name} has another front end than the student; both must hear the same log-mel."
+                    f"The front end of the teacher {name} differs from the student's; both must receive the same "
+                    "log-mel spectrogram."
                 )
             if model.card.labels != student.card.labels:
                 raise ConfigError(
-                    f"The teacher {name} has other classes than the data. Use a teacher of the same classes."
+                    f"The classes of the teacher {name} differ from the dataset's. Use a teacher with the same classes."
                 )
         self.blocks = BlockOutputs(networks[0], training=False) if blocks else None
         # Faster forms of a network on a CPU have no blocks, which the first teacher is to show.

@@ -65,9 +65,9 @@ class Parity:
             )
         return (
             f"on {self.clips} clips, the probabilities of the {BEST} best classes differ from PyTorch's by "
-            f"{self.mean:.4f} in the mean ({self.bound.tolerance:.4g} allowed) and {self.largest:.2f} at most, the "
-            f"best class is the same on {100 * self.agreement:.1f} % ({100 * self.bound.agreement:.0f} % wanted), and "
-            f"the mAP is {self.mean_average_precision:.3f} with PyTorch's {PRESENT} best as the truth"
+            f"{self.mean:.4f} on average ({self.bound.tolerance:.4g} allowed) and {self.largest:.2f} at most, the "
+            f"best class is the same on {100 * self.agreement:.1f} % ({100 * self.bound.agreement:.0f} % required), "
+            f"and the mAP is {self.mean_average_precision:.3f} with PyTorch's {PRESENT} best as the truth"
         )
 
 

@@ -180,7 +180,7 @@ def open_index(folder: Path) -> SoundIndex:
     try:
         about = json.loads(read_bounded(folder / POINTER, MAX_POINTER))
     except FileNotFoundError as error:
-        raise ConfigError(f"There is no index at {folder}. Make one with: dymn index FOLDER -o {folder}") from error
+        raise ConfigError(f"There is no index at {folder}. Create one with: dymn index FOLDER -o {folder}") from error
     except (OSError, ValueError, RecursionError) as error:
         raise _damaged(folder, str(error)) from error
     if not isinstance(about, dict) or about.get("format") != FORMAT:
@@ -191,7 +191,7 @@ def open_index(folder: Path) -> SoundIndex:
         table = _read_table(folder / Path(about["table"]).name)
         path = folder / Path(about["graph"]).name
         if _digest(path) != about["graph_digest"]:  # the library trusts the file that it maps
-            raise ValueError(f"{path.name} is not as it was written")
+            raise ValueError(f"{path.name} was changed")
         graph.view(os.fspath(path))
         parameters = {name: about["parameters"][name] for name in PARAMETERS} | about["parameters"]
         found = SoundIndex(path, about["model"], about["digest"], parameters, size, table, graph)
@@ -318,11 +318,11 @@ def _read_table(path: Path) -> WindowTable:
         recordings, digests = json.loads(arrays["names"].tobytes())
         firsts, counts, spans = arrays["firsts"], arrays["counts"], arrays["spans"]
     if not len(recordings) == len(digests) == len(firsts) == len(counts) or counts.sum() != len(spans):
-        raise ValueError("its table is not whole")
+        raise ValueError("its table is incomplete")
     ends = np.cumsum(counts)
     parts = [spans[end - count : end] for end, count in zip(ends.tolist(), counts.tolist(), strict=True)]
     return WindowTable(list(recordings), list(digests), firsts.tolist(), parts)
 
 
 def _damaged(folder: Path, why: str) -> DataError:
-    return DataError(f"{folder} is not an index, or damaged: {why}. dymn index --fresh makes it anew.")
+    return DataError(f"{folder} is not an index, or is damaged: {why}. dymn index --fresh creates it again.")

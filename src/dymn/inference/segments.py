@@ -152,15 +152,13 @@ def blocks(
         return source.blocks(rate, sample_rate, read, notes)
     if reading.is_array(source):
         if sample_rate is None:
-            raise ConfigError("An array has no sample rate of its own. Give sample_rate in Hz.")
+            raise ConfigError("An array has no sample rate. Give sample_rate in Hz.")
         return [reading.from_array(source, sample_rate, rate, notes=notes, settings=read)]
     given: object = source
     if not isinstance(given, (str, os.PathLike)) and not hasattr(given, "read"):
-        remedy = " Give io.BytesIO of it." if isinstance(given, (bytes, bytearray, memoryview)) else ""
+        remedy = " Wrap it in io.BytesIO." if isinstance(given, (bytes, bytearray, memoryview)) else ""
         kind = type(given).__name__
-        raise ConfigError(
-            f"A recording is a path, an open binary file, or an array or tensor; it is of type {kind} here.{remedy}"
-        )
+        raise ConfigError(f"A recording must be a path, an open binary file, an array or a tensor, not {kind}.{remedy}")
     return reading.stream(source, rate, notes=notes, settings=read)
 
 
@@ -241,7 +239,7 @@ def pieces(
                 raise AudioError(f"{recording.name or 'The array'} has no samples. Give a recording that is not empty.")
             if recording.n_samples < SHORT_SECONDS * rate:
                 milliseconds = 1000 * recording.n_samples / rate
-                recording.notes.add(f"it is {milliseconds:.3g} ms long; so short a sound can hardly be recognised.")
+                recording.notes.add(f"it is {milliseconds:.3g} ms long; such a short sound can hardly be recognised.")
             recording.notes.log(recording.name or "The array")
         except DymnError as failure:
             error = failure
@@ -392,8 +390,8 @@ def one_result(settings: ReadSettings) -> None:
     """
     check(
         settings.channel != "each",
-        'channel is "each", which gives a result for each channel, and one is asked for. Give a number, or use '
-        "tag_files, event_files or embed_files.",
+        'channel is "each", which returns one result per channel, but this function returns a single result. Give '
+        "the number of a channel, or use tag_files, event_files or embed_files.",
     )
 
 

@@ -69,8 +69,8 @@ class Tagger:
         if isinstance(model, Backend):
             if precision != "float32" or compile:
                 raise ConfigError(
-                    "The precision of a backend is fixed when it is opened. Give precision and compile to the backend, "
-                    "not to its tagger."
+                    "The precision of a backend is fixed when it is opened. Pass precision and compile to the "
+                    "backend instead of the tagger."
                 )
             self.backend = model
         else:

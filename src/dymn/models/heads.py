@@ -111,7 +111,7 @@ class FrameHead(Head):
         """
         check(
             features.shape[2] == 1,
-            f"The last feature map has {features.shape[2]} bands; it must have one, as it has of spectrograms of up to "
+            f"The last feature map has {features.shape[2]} bands; it must have one. Use spectrograms with at most "
             "128 bands.",
         )
         return self.sequence(resampled(features[:, :, 0], self.length).transpose(1, 2))  # type: ignore[no-any-return]

@@ -171,7 +171,7 @@ class MobileNet(Pretrained):
         now = self.config.in_chans
         if in_chans == now:
             return self
-        check(1 in (now, in_chans), f"in_chans is {now} and cannot become {in_chans}; one of the two must be 1.")
+        check(1 in (now, in_chans), f"in_chans is {now} and cannot be changed to {in_chans}; one of the two must be 1.")
         self.config = dataclasses.replace(self.config, in_chans=in_chans)
         conv, kernel = self.stem.conv, self.stem.conv.weight.detach()
         conv.in_channels = in_chans
@@ -259,7 +259,7 @@ def load_model(
     if labels is not None:
         check(
             num_classes in (None, len(labels)),
-            f"num_classes is {num_classes}, and there are {len(labels)} labels. Leave num_classes out.",
+            f"num_classes is {num_classes}, but there are {len(labels)} labels. Leave num_classes out.",
         )
     model = MobileNet.from_stored(open_checkpoint(name_or_path, progress=progress))
     wanted: int | Sequence[str] | None = num_classes if labels is None else tuple(labels)
@@ -339,7 +339,7 @@ def _arrays(state: object) -> dict[str, Array]:
     if not isinstance(state, Mapping) or not all(
         isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()
     ):
-        raise WeightsError("The state dict must map names to tensors and hold nothing else.")
+        raise WeightsError("The state dict must map names to tensors and contain nothing else.")
     for name, tensor in state.items():
         plain = (
             tensor.layout is torch.strided and tensor.dtype in PLAIN_TYPES and not (tensor.is_nested or tensor.is_meta)

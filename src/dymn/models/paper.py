@@ -325,7 +325,7 @@ def table(number: str) -> Table:
     key = number.upper()
     check(
         key in TABLES,
-        f"There is no table {number!r} with multiply-adds and parameters. Choose one of: {', '.join(TABLES)}.",
+        f"There is no table {number!r} with multiply-adds and parameters. Available: {', '.join(TABLES)}.",
     )
     return TABLES[key]
 

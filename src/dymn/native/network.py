@@ -171,7 +171,8 @@ class CompiledNetwork:
         builds = libraries()
         name = build or next(iter(builds), "")
         check(
-            name in builds, f"There is no compiled code {name!r} for this CPU; there is: {', '.join(builds) or 'none'}."
+            name in builds,
+            f"There is no compiled code {name!r} for this CPU; available: {', '.join(builds) or 'none'}.",
         )
         check(
             is_known(packed.config),
@@ -185,7 +186,7 @@ class CompiledNetwork:
         squeeze_sizes = {i: given.get(f"blocks.{i}.squeeze.bias", 0) for i in range(len(config.blocks))}
         check(
             c_stem == config.blocks[0].c_in,
-            f"The stem has {c_stem} channels, the first block takes {config.blocks[0].c_in}.",
+            f"The stem has {c_stem} channels, but the first block expects {config.blocks[0].c_in}.",
         )
         check(
             given == sizes(config, c_stem, squeeze_sizes),
@@ -238,7 +239,7 @@ class CompiledNetwork:
         n_clips, _, n_bands, n_frames = log_mel.shape
         check(
             n_bands * n_frames < MOST_PLACES,
-            f"A spectrogram of {n_frames} frames is too long for one pass. Give it in windows.",
+            f"A spectrogram of {n_frames} frames is too long for one pass. Split it into windows.",
         )
         x = np.ascontiguousarray(log_mel, np.float32)
         out = np.empty((n_clips, self.config.c_last), np.float32)

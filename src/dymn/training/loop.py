@@ -136,7 +136,9 @@ class Run(Prepared):
             if self.config.run.save_steps and part.steps % self.config.run.save_steps == 0:
                 self._save_part(part)
         if part.steps == 0:
-            raise DataError("The training data gave no batch. Use more clips, or a smaller optim.batch_size.")
+            raise DataError(
+                "The training data are fewer than one batch. Use more clips, or a smaller optim.batch_size."
+            )
         seconds = max(time.monotonic() - started, 1e-6)
         self._unite()
         self.state.seconds += seconds
@@ -169,9 +171,9 @@ class Run(Prepared):
         value = float(loss.detach())
         if not math.isfinite(value):
             raise DataError(
-                f"The loss became {value} in epoch {epoch + 1}, batch {number + 1}; {self.folder} keeps what came "
-                "before. Start over in another folder (run.out) with a lower optim.lr, with optim.clip_norm, or in "
-                "another optim.precision."
+                f"The loss became {value} in epoch {epoch + 1}, batch {number + 1}; {self.folder} contains the state "
+                "before. Start over in another folder (run.out) with a lower optim.lr, with optim.clip_norm, or "
+                "with another optim.precision."
             )
         return value, {name: float(term) for name, term in self.step.terms.items()}
 

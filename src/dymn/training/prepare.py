@@ -166,8 +166,8 @@ class Prepared:
             )
         if self.config.teacher.feature_weight > 0 and teachers.embedding_size != self.network.config.c_last:
             raise ConfigError(
-                f"teacher.feature_weight needs embeddings of one size; the student's has {self.network.config.c_last} "
-                f"values, the teacher's {teachers.embedding_size}."
+                "teacher.feature_weight needs embeddings of the same size; the student's has "
+                f"{self.network.config.c_last} values, the teacher's {teachers.embedding_size}."
             )
         return teachers
 
@@ -185,7 +185,7 @@ class Prepared:
         path = self.folder / WEIGHTS_FILE
         if self.is_main and not path.exists():
             self.reporter.note(
-                f"The teacher scores {len(self.inputs.train)} clips once, to decide how often each is drawn."
+                f"The teacher scores {len(self.inputs.train)} clips once, to determine how often each is drawn."
             )
             with atomic_write(path) as file:
                 np.save(file, heard_weights(self._heard()))
@@ -267,8 +267,8 @@ class Prepared:
         if (first := tuple(self.fabric.broadcast(read))) != read:
             raise DataError(
                 f"This process reads another state than the first one (epoch and step {read}, not {first}). "
-                f"{self.folder} must be one folder for all machines; a network file system may need a minute until all "
-                "of them see the same."
+                f"{self.folder} must be the same folder on all machines; a network file system may need a minute to "
+                "synchronise."
             )
         if not self.state.model:
             return

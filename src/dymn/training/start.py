@@ -33,7 +33,7 @@ def check_start(settings: ModelSettings) -> None:
     for name in ("settings", "inherit"):
         if getattr(settings, name):
             raise ConfigError(
-                f"model.{name} is set, but {settings.name} is a network with weights. Remove it, or start from an "
+                f"model.{name} is set, but {settings.name} has weights. Remove the setting, or start from an "
                 f"architecture: {', '.join(MODELS)}."
             )
 
@@ -100,7 +100,9 @@ def inherit_weights(model: MobileNet, parent: MobileNet, log_mel: Tensor, genera
     """
     if parent.card.front_end != model.card.front_end:
         name = parent.card.name or "model.inherit"
-        raise ConfigError(f"{name} has another front end than the run, so its weights do not fit. Set model.front_end.")
+        raise ConfigError(
+            f"The front end of {name} differs from the run's, so its weights do not fit. Set model.front_end."
+        )
     if parent.card.labels != model.card.labels:
         parent.reset_classifier(model.card.labels, generator=generator)
     inherit(model, parent.to(log_mel.device), log_mel, generator)

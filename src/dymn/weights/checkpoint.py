@@ -79,9 +79,9 @@ def open_checkpoint(source: str | Path, *, progress: DownloadProgress | None = N
         return _from_safetensors(fetch_hub(name, progress))
     if name in MODELS:
         variants = [key for key, model in REGISTRY.items() if model.architecture == name]
-        offer = f"With weights there are: {', '.join(variants)}. " if variants else ""
+        offer = f"Available with weights: {', '.join(variants)}. " if variants else ""
         raise UnknownModelError(
-            f"{name} is an architecture without weights. {offer}`dymn.create_model` builds it without."
+            f"{name} is an architecture without weights. {offer}`dymn.create_model` builds it with random weights."
         )
     raise unknown_model(name)
 
@@ -113,7 +113,10 @@ def open_state_dict(
                     logger.warning("%s Its network is read from the file, and the standard front end is used.", error)
     state = read_tensors(file)
     if is_efficientsed(state):
-        check(assumed, f"{path} is a network of EfficientSED, of which temperature, strides and attention are known.")
+        check(
+            assumed,
+            f"{path} is a network of EfficientSED, whose temperature, strides and attention are known. Leave them out.",
+        )
         imported = read_efficientsed(state, name=str(path))
         return _stored(imported, _card(path, imported, EFFICIENTSED_FRONT_END), digest)
     imported = read_efficientat(
@@ -126,10 +129,10 @@ def open_state_dict(
     if assumed:
         dynamic = any(block.dynamic_convs for block in imported.config.blocks)
         logger.warning(
-            "%s is not a file that dymn knows. It does not tell its strides, for which 2,2,2,2 are used%s. If it was "
-            "trained with others, run: dymn convert %s OUT --strides S,S,S,S%s",
+            "%s is not a published file. It does not contain its strides, which are assumed to be 2,2,2,2%s. If it "
+            "was trained with others, run: dymn convert %s OUT --strides S,S,S,S%s",
             path,
-            ", nor its temperature, for which 1 is used" if dynamic else "",
+            ", nor its temperature, which is assumed to be 1" if dynamic else "",
             path,
             " --temperature T" if dynamic else "",
         )
@@ -146,7 +149,7 @@ def _from_safetensors(file: WeightsFile) -> Stored:
     try:
         check_state(stored.state, stored.config, str(path))
     except ConfigError as error:
-        raise WeightsError(f"{path} describes a network that cannot be: {error}") from error
+        raise WeightsError(f"{path} describes an invalid network: {error}") from error
     check_finite(stored.state, str(path))
     return stored._replace(card=_with_digest(stored.card, stored.digest))
 

@@ -54,8 +54,7 @@ def convert(
     known = strides is None and temperature is None and attention is None
     if not known and not Path(source).is_file():
         raise ConfigError(
-            f"{source} is not a file. Temperature, strides and attention are settings of a state dict in a file; leave "
-            "them out."
+            f"{source} is not a file. Temperature, strides and attention apply only to state dicts; leave them out."
         )
     stored = (
         open_checkpoint(source, progress=progress)
@@ -72,7 +71,9 @@ def convert(
     )
     n_labels, n_classes = len(replaced.labels), stored.config.num_classes
     if n_labels != n_classes:
-        raise ConfigError(f"The card has {n_labels} labels for a network of {n_classes} classes; give one for each.")
+        raise ConfigError(
+            f"The card has {n_labels} labels for a network with {n_classes} classes; there must be one for each."
+        )
     if half and int8:
         raise ConfigError("half and int8 are both set; weights are stored in one precision.")
     dtype = {(True, False): "float16", (False, True): "int8"}.get((half, int8), "float32")

@@ -44,7 +44,7 @@ def joint_card(cards: Sequence[ModelCard], name: str = "", *, same_front_end: bo
             same = same and other.front_end == first.front_end
         check(
             same and other.front_end.sample_rate == first.front_end.sample_rate,
-            f"{first.name} and {other.name} differ in their classes or {sound}; those of an ensemble have the same.",
+            f"{first.name} and {other.name} differ in their classes or {sound}; they must be equal in an ensemble.",
         )
     names, digests = [card.name for card in cards], [str(card.provenance.get("sha256", "")) for card in cards]
     return ModelCard(

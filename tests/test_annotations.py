@@ -90,7 +90,7 @@ def test_what_is_wrong_in_a_table_is_named_with_its_row(tmp_path, text, said):
 def test_missing_and_ambiguous_recordings_are_named(tmp_path):
     table = tmp_path / "street.txt"
     table.write_text("0\t1\tdog\n")
-    with pytest.raises(DataError, match=r"has none of its name, such as street\.wav"):
+    with pytest.raises(DataError, match=r"has none of the same name, such as street\.wav"):
         read_annotations(table)
     record(tmp_path / "street.wav")
     record(tmp_path / "street.flac")

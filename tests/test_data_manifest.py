@@ -177,7 +177,7 @@ def test_folders_of_splits_by_their_usual_names(tmp_path, names):
 def test_splits_beside_other_folders(tmp_path):
     for name in ("train", "test", "extra"):
         write_audio(tmp_path / name / "a" / "x.wav")
-    with pytest.raises(DataError, match=r"splits test, train and beside them extra"):
+    with pytest.raises(DataError, match=r"the splits test, train and extra"):
         open_source("folder", tmp_path)
     for name in ("train", "bus", "car"):
         write_audio(tmp_path / "street" / name / "x.wav")

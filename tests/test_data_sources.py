@@ -322,7 +322,7 @@ def test_shards_that_do_not_fit_their_index(tmp_path):
     with pytest.raises(DataError, match="differ from row 0"):
         open_source("shards", tmp_path)
     (tmp_path / "index.csv").write_text("\n".join(lines[:-1]))
-    with pytest.raises(DataError, match="lists 5 clips and the shards hold 6"):
+    with pytest.raises(DataError, match="lists 5 clips, but the shards contain 6"):
         open_source("shards", tmp_path)
 
 

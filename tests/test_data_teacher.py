@@ -151,7 +151,7 @@ def test_bad_clips_are_left_out(manifest, models, tmp_path):
 def test_partial_tables_are_used_only_when_allowed(manifest, models, tmp_path):
     source = source_of(manifest)
     table = run(source.where([0, 3]), models[:1], tmp_path / "t.safetensors")
-    with pytest.raises(DataError, match="teacher.partial=true"):
+    with pytest.raises(DataError, match=r"teacher\.partial=true"):
         first_batch(source, table)
     batch = first_batch(source, table, partial_teacher=True)
     assert batch.has_teacher.tolist() == [True, False, False, True, False, False] and batch.teacher[1].tolist() == [
@@ -232,7 +232,7 @@ def test_columns_of_a_published_table_are_matched_by_name(tmp_path, manifest):
     np.save(tmp_path / "logits.npy", rows)
     (tmp_path / "index.csv").write_text("\n".join(["key", *source.keys]))
     unnamed = TeacherTable.published(tmp_path / "logits.npy", tmp_path / "index.csv")
-    with pytest.raises(DataError, match=r"does not say which classes its 3 columns are.*logits\.labels\.txt"):
+    with pytest.raises(DataError, match=r"does not name the classes of its 3 columns.*logits\.labels\.txt"):
         unnamed.match(source)
     order = [2, 0, 1]
     named = TeacherTable.published(tmp_path / "logits.npy", tmp_path / "index.csv", [LABELS[i] for i in order])

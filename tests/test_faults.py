@@ -517,6 +517,6 @@ def test_a_clock_that_goes_back_changes_nothing(desk, tmp_path, monkeypatch):
     monkeypatch.setattr(Journal, "put", interrupted)
     assert run(*words).exit_code == 130
     done = run(*words)
-    assert done.exit_code == 0 and "6 of 12 recordings are done already" in done.stderr, done.output
+    assert done.exit_code == 0 and "6 of 12 recordings are already complete" in done.stderr, done.output
     trained = run("train", "--data", desk / "clips", "-m", "mn01", "-o", tmp_path / "run", *QUICK)
     assert trained.exit_code == 0, trained.output

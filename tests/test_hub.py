@@ -131,7 +131,7 @@ def test_filling_copies():
 def test_the_default_card(model):
     card = create_model("mn01", num_classes=3).card
     assert card == ModelCard(labels=("class_0", "class_1", "class_2"))
-    with pytest.raises(ConfigError, match="2 labels for a network of 3 classes"):
+    with pytest.raises(ConfigError, match="2 labels for a network with 3 classes"):
         create_model("mn01", num_classes=3).card = ModelCard(labels=("a", "b"))
 
 

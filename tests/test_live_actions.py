@@ -113,7 +113,7 @@ def test_a_webhook_that_refuses_is_said(codes, posts, why):
         hook.offer(START)
         hook.close()
     assert len(requests) == posts and hook.failed == 1
-    assert notes == [f"webhook 127.0.0.1: 1 messages were not delivered (the answer was {why})."]
+    assert notes == [f"webhook 127.0.0.1: 1 messages were not delivered (the response was {why})."]
 
 
 def test_a_slow_webhook_drops_and_never_blocks(monkeypatch):

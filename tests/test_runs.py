@@ -208,7 +208,7 @@ def test_a_damaged_recording_alone_is_read_as_far_as_it_can_be(command, rows, cl
     cut.write_bytes((clips / "a.wav").read_bytes()[:16_044])  # half a second of one
     asked = [command, cut, "-m", "dymn04_open", *(["-o", output] if rows else ["-f", "csv"])]
     refused = run(*asked)
-    assert refused.exit_code == 1 and "cut off" in refused.stderr
+    assert refused.exit_code == 1 and "truncated" in refused.stderr
     done = run(*asked, "--partial", *(["--fresh"] if rows else []))
     assert done.exit_code == 0, done.output
     text = output.read_text() if rows else done.stdout
@@ -253,9 +253,9 @@ def test_every_format_says_which_recordings_were_read_in_part(command, format, c
     if command == "embed" or format in ("audacity", "rttm"):
         (line,) = map(json.loads, report.read_text().splitlines())
         assert line["file"].endswith("cut.wav") and "error" not in line
-        assert line["partial"][0].startswith("partial: cut off or damaged after 0.50 s of 1.00 s")
+        assert line["partial"][0].startswith("partial: truncated or damaged after 0.50 s of 1.00 s")
     else:
-        assert "partial: cut off or damaged after 0.50 s of 1.00 s" in "".join(marked)
+        assert "partial: truncated or damaged after 0.50 s of 1.00 s" in "".join(marked)
         assert not report.exists()
     if command == "embed" and format != "parquet":
         (name,) = json.loads((tmp_path / "out.json").read_text())["partial"]

@@ -331,7 +331,7 @@ def test_waveforms_that_are_not_finite_are_refused(tagger, value, make):
         tagger.embedder("mels").vectors,
         tagger.embedder("last,block3").vectors,
     ):
-        with pytest.raises(AudioError, match="Waveform 1 holds the value"):
+        with pytest.raises(AudioError, match="Waveform 1 contains the value"):
             compute(make(clips))
         assert np.isfinite(compute(make(clips[:1]))).all()
         with pytest.raises(AudioError, match=r"must be \[B, N\]"):

@@ -254,7 +254,7 @@ def test_paths_and_folders(tmp_path):
         ("mn10_ass", "Did you mean mn10_as"),
         ("no/such/folder/at/all", "There is no file, folder or model with weights"),
         ("runs/best.safetensors", r"There is no file runs/best.safetensors"),
-        ("dymn10", r"architecture without weights. With weights there are: dymn10_as, dymn10_im"),
+        ("dymn10", r"architecture without weights. Available with weights: dymn10_as, dymn10_im"),
         ("dymn06", r"architecture without weights. `dymn.create_model`"),
         ("", "There is no file, folder or model"),
     ],
@@ -310,7 +310,7 @@ def test_convert_is_told_what_the_file_does_not_say(shared, tmp_path):
     model = load_model(tmp_path / "out.safetensors")
     assert (model.card.name, model.card.labels, model.card.front_end.hop_length) == ("fifty", tuple(labels), 160)
     assert model.temperature == 3.0 and model.config.blocks[12].stride == 1
-    with pytest.raises(ConfigError, match="1 labels for a network of 50 classes"):
+    with pytest.raises(ConfigError, match="1 labels for a network with 50 classes"):
         convert(source, tmp_path / "out.safetensors", labels=["one"])
     with pytest.raises(ConfigError, match=r"Write to .*out.safetensors instead"):
         convert(source, tmp_path / "out.pt")

@@ -243,7 +243,7 @@ def check_failure(model, reason, cache, monkeypatch):
     ("page", "reason"),
     [
         *BROKEN_SERVERS,
-        ("corrupted", f"SHA-256 {hashlib.sha256(OTHER).hexdigest()}, not the one published, {DIGEST}"),
+        ("corrupted", f"SHA-256 {hashlib.sha256(OTHER).hexdigest()} instead of {DIGEST} .published"),
         ("short", "1,000 bytes instead of 300,000"),
         ("huge", "instead of 300,000; it was not downloaded"),
         ("endless", "exceeds its 300,000 bytes"),
@@ -393,7 +393,7 @@ def test_digests_can_be_pinned(server, cache, tmp_path, monkeypatch, name):
     monkeypatch.setenv("DYMN_SHA256SUMS", str(tmp_path / "pins"))
     with pytest.raises(WeightsError, match=f"has the SHA-256 {DIGEST}, not the one pinned in .*pins, 0000"):
         download.fetch(entry, never)
-    with pytest.raises(WeightsError, match=f"pins has the SHA-256 0000.* for model_x, and dymn knows {DIGEST}"):
+    with pytest.raises(WeightsError, match=f"pins states the SHA-256 0000.* for model_x, but dymn knows {DIGEST}"):
         download.fetch(known(server, "good"), never)
 
 

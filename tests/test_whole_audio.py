@@ -87,8 +87,8 @@ FACT = b"LIST\x04\x00\x00\x00abcd"
         (riff(PCM, size=0), "announces no samples, as after a power failure"),
         (riff(PCM, size=0, outer=0), "holds no samples"),
         (riff(PCM, size=0, outer=36), "holds no samples"),
-        (riff(PCM, size=len(PCM) // 2), "counts 1.50 s; the samples go on to 3.00 s"),
-        (riff(PCM, size=len(PCM) // 2, outer=36 + len(PCM) // 2), "counts 1.50 s; the samples go on to 3.00 s"),
+        (riff(PCM, size=len(PCM) // 2), "announces 1.50 s, but the samples extend to 3.00 s"),
+        (riff(PCM, size=len(PCM) // 2, outer=36 + len(PCM) // 2), "announces 1.50 s, but the samples extend to 3.00 s"),
         (riff(PCM, size=0xFFFF_FFFF, outer=0xFFFF_FFFF), ""),
         (riff(PCM, tail=FACT), ""),
         (riff(PCM, tail=b"TAG" + bytes(125)), ""),
@@ -254,7 +254,7 @@ def test_chained_ogg(subtype):
     parts = [encoded("OGG", subtype, sound(length, rate, seed=i), rate) for i, length in enumerate((3.0, 2.0, 1.0))]
     samples, notes = heard(b"".join(parts))
     assert len(samples) / RATE == pytest.approx(6.0, abs=0.02)
-    assert notes.lines == ["3 streams follow each other in it; all of them are read."]
+    assert notes.lines == ["it contains 3 concatenated streams; all of them are read."]
     own = np.concatenate([reading.read(io.BytesIO(part)) for part in parts])
     np.testing.assert_allclose(samples[:RATE], own[:RATE], atol=1e-3)
     np.testing.assert_allclose(samples[-RATE // 2 :], own[-RATE // 2 :], atol=1e-2)
@@ -452,7 +452,7 @@ def test_video_keeps_its_place_in_time(kind, codec):
     late, notes = heard(muxed(kind, codec, samples, rate, video=kind != "webm", begin=2.5))
     assert len(late) / RATE == pytest.approx(9.5, abs=0.15), notes.lines
     assert (
-        re.search(r"its sound begins at 2\.[45]", " ".join(notes.lines))
+        re.search(r"its audio starts at 2\.[45]", " ".join(notes.lines))
         and np.abs(late[: int(2.4 * RATE)]).max() < 1e-3
     )
     assert late[int(2.6 * RATE) : 3 * RATE].std() > 0.1

@@ -54,7 +54,7 @@ def test_a_combined_table_gives_places_in_each_recording(tmp_path):
     ]
     table = tmp_path / "all.txt"
     table.write_text("\n".join([header, *rows]))
-    with pytest.raises(DataError, match=r"row 3: the recording 'C:\\\\field.*set root"):
+    with pytest.raises(DataError, match=r"row 3: the recording 'C:\\\\field.*Set root"):
         read_annotations(table)
     rows[1] = rows[1].replace("C:\\field\\", "")
     table.write_text("\n".join([header, *rows]))
@@ -70,7 +70,7 @@ def test_a_combined_table_gives_places_in_each_recording(tmp_path):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("1\t2\tdog\n2\t2\tcat\n", "row 2: 'cat' goes from 2 to 2 s"),
+        ("1\t2\tdog\n2\t2\tcat\n", "row 2: 'cat' is from 2 to 2 s"),
         ("1\t2\tdog\n\n3\t4\t\n", "row 3: it has no label"),
         ("1\t2\tdog\n2\tnan\tcat\n", "row 2: 'nan' is not a time"),
         ("1\t2\tdog\n-1\t1\tcat\n", "row 2: '-1' is not a time"),

@@ -249,7 +249,7 @@ def test_teach_hears_what_the_model_was_trained_with(desk):
     short = run(
         "teach", "clips", "--models", "own/best.safetensors", "--out", "short_own.safetensors", "--seconds", "0.1"
     )
-    assert "12 clips are longer than 0.1 s; their logits are those of the beginnings" in short.stderr
+    assert "12 clips are longer than 0.1 s; only their beginnings are used" in short.stderr
     settings = TeacherTable.open(desk / "own.safetensors").settings
     assert (settings["seconds"], settings["fill"]) == (1.0, "repeat")
 

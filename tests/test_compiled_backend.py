@@ -143,7 +143,7 @@ def test_the_front_end_alone(n_samples, kind, settings):
 
 def test_a_transform_of_another_length():
     config = FrontEndConfig(n_fft=1000)
-    with pytest.raises(ConfigError, match="n_fft is 1000; compiled code transforms powers of two"):
+    with pytest.raises(ConfigError, match="n_fft is 1000; compiled code supports powers of two"):
         CompiledLogMel(config)
     stored = small("mn04").stored()
     stored = stored._replace(card=dataclasses.replace(stored.card, front_end=config))

@@ -141,7 +141,7 @@ def test_absolute_paths(tmp_path):
     [
         ([["path", "x"], ["a.wav", "dog"]], "needs a column labels"),
         ([["where", "label"], ["a.wav", "dog"]], "needs a column path"),
-        ([["path", "label"], ["a.wav", "dog", "cat"]], "Put a value that holds ',' in quotes"),
+        ([["path", "label"], ["a.wav", "dog", "cat"]], "Put values that contain ',' in quotes"),
     ],
 )
 def test_what_is_missing_is_said(folder, rows, message):

@@ -361,7 +361,7 @@ def test_published_files_are_fetched_verified_and_named_where_absent(tmp_path, m
     monkeypatch.setattr("dymn.weights.transfer.transfer", send)
     array, index = registry.TEACHER_FILES
     with pytest.raises(
-        DataError, match=f"v0.0.1/{array} does not answer.*download {array} from https.*beside the data"
+        DataError, match=f"v0.0.1/{array} does not answer.*download {array} from https.*into the dataset's folder"
     ):
         published.find(array, tmp_path)
     sent[array] = b"<html>"
@@ -375,7 +375,7 @@ def test_published_files_are_fetched_verified_and_named_where_absent(tmp_path, m
     assert TeacherTable.published(*paths).keys == ("a", "b")
     (tmp_path / array).write_bytes(b"own")
     assert published.find(array, tmp_path) == tmp_path / array  # what lies beside the data comes first
-    with pytest.raises(DataError, match=r"no teacher's file other\.npy.*dymn teach.*fname_to_index\.pkl"):
+    with pytest.raises(DataError, match=r"neither a teacher's file other\.npy.*dymn teach.*fname_to_index\.pkl"):
         published.find("other.npy", tmp_path)
 
 

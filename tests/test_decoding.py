@@ -88,15 +88,15 @@ BAD = {
     "page.wav": (b"<html><body>404</body></html>", "not a recording"),
     "zeros.wav": (bytes(100_000), "(not a recording|truncated or damaged)"),
     "noise.flac": (np.random.default_rng(1).bytes(200_000), "(not a recording|truncated or damaged)"),
-    "no_samples.wav": (wav(data=b""), "holds no samples"),
-    "no_samples.aiff": (encoded("AIFF", samples=np.zeros((0, 1), np.float32)), "holds no samples"),
+    "no_samples.wav": (wav(data=b""), "contains no samples"),
+    "no_samples.aiff": (encoded("AIFF", samples=np.zeros((0, 1), np.float32)), "contains no samples"),
     "header.wav": (wav()[:30], "not a recording"),
     "cut.wav": (wav()[:40_000], "truncated or damaged after 0.45 s of 1.00 s"),
     "claims_hours.wav": (wav(size=0x7000_0000), r"after 1.00 s of 5\.9 h"),
     "claims_days.flac": (flac_claiming(2**36 - 1), "of 432.9 h"),
-    "rate0.wav": (wav(rate=0), "(sample rate is 0|not a recording)"),
-    "rate1.wav": (wav(rate=1), "sample rate is 1 Hz"),
-    "rate2e9.wav": (wav(rate=2**31 - 1), "sample rate is 2147483647 Hz; 1000 to 768000 Hz is allowed"),
+    "rate0.wav": (wav(rate=0), "(sample rate of 0|not a recording)"),
+    "rate1.wav": (wav(rate=1), "sample rate of 1 Hz"),
+    "rate2e9.wav": (wav(rate=2**31 - 1), "sample rate of 2147483647 Hz; 1000 to 768000 Hz is allowed"),
     "rate4e9.wav": (wav(rate=2**32 - 1), "(sample rate|not a recording|cut off)"),
     "channels0.wav": (wav(channels=0), "(channels|not a recording)"),
     "channels1000.wav": (wav(channels=1000), "1000 channels; 1 to 256"),
@@ -176,7 +176,7 @@ def test_a_few_missing_samples_are_a_warning(tmp_path, caplog):
     path = tmp_path / "clip.wav"
     path.write_bytes(wav()[:-200])
     assert len(reading.read(path)) == pytest.approx(32_000 - 73, abs=1)
-    assert "clip.wav: it ends 0.002 s before its header says" in caplog.text
+    assert "clip.wav: it ends 0.002 s earlier than its header announces" in caplog.text
 
 
 def test_flac_of_unknown_length():

@@ -166,7 +166,7 @@ def test_one_onnx_file(tmp_path, settings):
 
 def test_a_file_that_onnx_cannot_hold_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("dymn.export.onnx.MAX_FILE", 2**20)
-    with pytest.raises(ConfigError, match=r"file of 0\.00 GB, and ONNX files have at most 2 GB"):
+    with pytest.raises(ConfigError, match=r"file of 0\.00 GB, but ONNX files are limited to 2 GB"):
         build(MeanOfLogits([network(seed, tmp_path)[0] for seed in (0, 1)]))
 
 

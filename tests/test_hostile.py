@@ -267,7 +267,7 @@ def test_pickled_code_is_not_even_looked_up(tmp_path):
             return (print, ("executed",))
 
     (tmp_path / "index.pkl").write_bytes(pickle.dumps({"a": Hostile()}))
-    with pytest.raises(DataError, match=r"it asks for builtins\.print"):
+    with pytest.raises(DataError, match=r"it refers to builtins\.print"):
         read_index(tmp_path / "index.pkl")
 
 

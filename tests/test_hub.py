@@ -311,11 +311,14 @@ def test_too_many_blocks(model, tmp_path):
             lambda state: state.update({"head.hidden.bias": torch.zeros(3)}),
             r"wrong shape head.hidden.bias \[3\] instead of",
         ),
-        (lambda state: state["stem.conv.weight"].fill_(torch.inf), "stem.conv.weight holds values that are not finite"),
+        (
+            lambda state: state["stem.conv.weight"].fill_(torch.inf),
+            "stem.conv.weight contains values that are not finite",
+        ),
         (lambda state: state.update({"stem.norm.bias": torch.zeros(8, dtype=torch.int32)}), "stem.norm.bias is I32"),
         (
             lambda state: state.update({"stem.norm.bias": torch.full((8,), 1e300, dtype=torch.float64)}),
-            "stem.norm.bias holds values",
+            "stem.norm.bias contains values",
         ),
         (lambda state: state.clear(), "missing stem.conv.weight, .* more"),
     ],

@@ -49,7 +49,7 @@ def test_what_needs_one_channel_says_so(log_mel, tmp_path):
     network = create_model("mn01", 2, in_chans=2)
     network.card = ModelCard(labels=("a", "b"))
     for use in (lambda: Tagger(network, "cpu"), lambda: build(network), lambda: fuse(network.eval())):
-        with pytest.raises(ConfigError, match=r"one input channel, and in_chans is 2.*reset_input\(1\)"):
+        with pytest.raises(ConfigError, match=r"one input channel, but in_chans is 2.*reset_input\(1\)"):
             use()
     network.save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match="one input channel"):

@@ -314,7 +314,7 @@ def test_a_recipe_of_ones_own(tmp_path):
         ("esc50", "mn04, mn10"),
         ("esc50:mn99", "mn04, mn10"),
         ("fine_tune:big", "it has none"),
-        ("missing.toml", "no such file"),
+        ("missing.toml", "no recipe or file"),
     ],
 )
 def test_unknown_recipes_and_variants(name, message):

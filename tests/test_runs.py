@@ -242,7 +242,7 @@ def test_every_format_says_which_recordings_were_read_in_part(command, format, c
     sources = [folder / "cut.wav"] if format in ("audacity", "rttm") else [folder]
     asked = [command, *sources, "-m", "dymn04_open", "-f", format, "--partial", *nothing_found]
     done = run(*asked, "-o", output)
-    assert done.exit_code == 0 and "1 recording(s) are damaged and were read in part" in done.stderr, done.output
+    assert done.exit_code == 0 and "1 recording(s) are damaged and were read partially" in done.stderr, done.output
     report = tmp_path / "out.failed.jsonl"
     if format == "parquet":
         parquet = pytest.importorskip("pyarrow.parquet").read_table(output)

@@ -163,7 +163,7 @@ class Notes(Reporter):
 def test_one_class_is_refused(tmp_path):
     write_clips(tmp_path / "clips", 8)
     shutil.rmtree(tmp_path / "clips" / "low")
-    with pytest.raises(DataError, match=r"one class, 'high': there is nothing to tell apart"):
+    with pytest.raises(DataError, match=r"the same class, 'high', so there is nothing to learn"):
         Run(run(tmp_path / "clips", tmp_path / "run"), Notes())
     rows = [
         ["path", "label"],

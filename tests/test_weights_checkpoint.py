@@ -239,7 +239,7 @@ def test_paths_and_folders(tmp_path):
     (tmp_path / "folder" / "model.safetensors").rename(tmp_path / "folder" / "other.safetensors")
     assert load_model(tmp_path / "folder").card.name == "small"
     shutil.copy(tmp_path / "folder" / "other.safetensors", tmp_path / "folder" / "third.safetensors")
-    with pytest.raises(WeightsError, match=r"holds 2 .safetensors files, such as other.safetensors"):
+    with pytest.raises(WeightsError, match=r"contains 2 .safetensors files, such as other.safetensors"):
         load_model(tmp_path / "folder")
     (tmp_path / "empty").mkdir()
     with pytest.raises(WeightsError, match=r"holds no .safetensors file"):

@@ -290,7 +290,7 @@ def test_patience_ends_within_ten_seconds():
 
 
 def test_only_https(server):
-    with pytest.raises(WeightsError, match="https only"):
+    with pytest.raises(WeightsError, match="HTTPS only"):
         download.fetch(known(server, "good", url="http://example.invalid/model_x.pt"), never)
 
 
@@ -321,7 +321,7 @@ def test_a_file_placed_by_hand_is_validated_once(server, cache):
 def test_a_damaged_cache_without_network_is_explained(server, cache):
     cache.mkdir()
     (cache / "model_x.pt").write_bytes(CONTENT[:5000])
-    with pytest.raises(WeightsError, match=r"copy in the cache cannot be used: model_x.pt has 5,000 bytes.*404"):
+    with pytest.raises(WeightsError, match=r"file in the cache cannot be used: model_x.pt has 5,000 bytes.*404"):
         download.fetch(known(server, "missing"), never)
     assert (cache / "model_x.pt").exists()
 
@@ -391,7 +391,7 @@ def test_digests_can_be_pinned(server, cache, tmp_path, monkeypatch, name):
     assert files(cache) == ["SHA256SUMS", "model_x.pt"]
     (tmp_path / "pins").write_text(f"{'0' * 64} *{name}\n")
     monkeypatch.setenv("DYMN_SHA256SUMS", str(tmp_path / "pins"))
-    with pytest.raises(WeightsError, match=f"has the SHA-256 {DIGEST}, not the one pinned in .*pins, 0000"):
+    with pytest.raises(WeightsError, match=f"has the SHA-256 {DIGEST} instead of 0000.*pinned in .*pins"):
         download.fetch(entry, never)
     with pytest.raises(WeightsError, match=f"pins states the SHA-256 0000.* for model_x, but dymn knows {DIGEST}"):
         download.fetch(known(server, "good"), never)
@@ -399,7 +399,10 @@ def test_digests_can_be_pinned(server, cache, tmp_path, monkeypatch, name):
 
 @pytest.mark.parametrize(
     ("text", "says"),
-    [("model_x.pt\n", "line 1: 'model_x.pt' is not a SHA-256"), (None, "cannot be read: No such file")],
+    [
+        ("model_x.pt\n", "line 1: 'model_x.pt' is not in the format of sha256sum"),
+        (None, "cannot be read: No such file"),
+    ],
 )
 def test_pins_that_are_none_are_refused(server, cache, tmp_path, monkeypatch, text, says):
     if text is not None:

@@ -85,15 +85,15 @@ FACT = b"LIST\x04\x00\x00\x00abcd"
     ("data", "note"),
     [
         (riff(PCM, size=0), "announces no samples, as after a power failure"),
-        (riff(PCM, size=0, outer=0), "holds no samples"),
-        (riff(PCM, size=0, outer=36), "holds no samples"),
+        (riff(PCM, size=0, outer=0), "announces no samples"),
+        (riff(PCM, size=0, outer=36), "announces no samples"),
         (riff(PCM, size=len(PCM) // 2), "announces 1.50 s, but the samples extend to 3.00 s"),
         (riff(PCM, size=len(PCM) // 2, outer=36 + len(PCM) // 2), "announces 1.50 s, but the samples extend to 3.00 s"),
         (riff(PCM, size=0xFFFF_FFFF, outer=0xFFFF_FFFF), ""),
         (riff(PCM, tail=FACT), ""),
         (riff(PCM, tail=b"TAG" + bytes(125)), ""),
         (riff(PCM + b"\0", tail=FACT[1:]), ""),
-        (riff(PCM, tail=np.random.default_rng(0).bytes(50_000), outer=36 + len(PCM)), "50000 bytes behind its samples"),
+        (riff(PCM, tail=np.random.default_rng(0).bytes(50_000), outer=36 + len(PCM)), "50000 bytes after its samples"),
         (b"ID3\x03\0\0\0\0\x01\x00" + bytes(128) + riff(PCM), ""),
         (riff(PCM).replace(b"data", b"LIST\x03\0\0\0abcdata", 1), ""),
         (riff(PCM).replace(b"data", b"LIST\x03\0\0\0abc\0data", 1), ""),
@@ -151,13 +151,13 @@ def test_wav_beyond_4_gib(tmp_path):
     next(blocks := reading.stream(path, notes=notes))
     blocks.close()
     assert reading.probe(path).frames == length // 2
-    assert "wraps at 4 GiB; 18.6 h are read, not 5.00 s" in notes.lines[0]
+    assert "has overflowed at 4 GiB; 18.6 h are read, not 5.00 s" in notes.lines[0]
 
 
 def test_w64_tail_is_not_sound():
     whole = encoded("W64")
     samples, notes = heard(whole + np.random.default_rng(0).bytes(50_000))
-    assert len(samples) == 3 * RATE and "50000 bytes behind" in notes.lines[0]
+    assert len(samples) == 3 * RATE and "50000 bytes after" in notes.lines[0]
 
 
 def test_samples_that_are_integers_as_floats():
@@ -353,7 +353,7 @@ def test_joined_mp3(tail, seconds_, capfd):
         assert seconds(data) == pytest.approx(sum(seconds_), abs=0.1)
     for end in (b"APETAGEX" + struct.pack("<IIII", 2000, 80, 1, 0) + bytes(8) + bytes(80), bytes(3000), b"junk" * 50):
         assert seconds(parts[0] + end + tail) == pytest.approx(seconds_[0], abs=0.03)
-    assert "2 MP3 files are joined" in heard(parts[0] + parts[1])[1].lines[0]
+    assert "2 concatenated MP3 files" in heard(parts[0] + parts[1])[1].lines[0]
     assert capfd.readouterr().err == ""
 
 
@@ -516,7 +516,7 @@ def test_directories_say_what_they_leave_out(tmp_path, caplog):
     for name in ("a.amb", "b.3g2", "c.eac3", "d.sph", "e.ts", "f.ts", "g.raw", "h.txt"):
         (tmp_path / name).write_bytes(b"x")
     assert [path.name for path in reading.find(tmp_path)] == ["a.amb", "b.3g2", "c.eac3", "d.sph"]
-    assert "files left out: 1 .raw, 2 .ts" in caplog.text
+    assert "skipped files: 1 .raw, 2 .ts" in caplog.text
 
 
 def test_playlists_do_not_read_standard_input(tmp_path):

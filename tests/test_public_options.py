@@ -19,6 +19,7 @@ from dymn.profiling import count, receptive_field
 from dymn.runtime.accelerate import accelerate
 from dymn.runtime.fused import FusedNetwork
 from dymn.runtime.opening import open_backend
+from dymn.training.start import has_fresh_head, set_prior
 from dymn.weights import import_efficientat, open_checkpoint
 
 ROWS = (  # kernel, expanded, out, Squeeze-and-Excitation, hard swish, stride
@@ -267,3 +268,16 @@ def test_convert_is_told(tmp_path):
         2,
         2,
     ]
+
+
+@pytest.mark.parametrize("head", ["mlp", "fully_convolutional", "attention_pooling"])
+def test_the_prior_is_what_a_network_says_at_first(head):
+    """Every head has a last bias: with scores that do not depend on the input, it is the logits."""
+    model = create_model("mn10", 3, width=0.1, head=head, generator=torch.Generator().manual_seed(0)).eval()
+    assert has_fresh_head(model)
+    set_prior(model, torch.tensor([-1.0, 0.5, 2.0]))
+    assert not has_fresh_head(model)
+    with torch.no_grad():
+        model.head.classifier.weight.zero_()
+        logits = model(torch.randn(2, 1, 64, 100)).logits
+    torch.testing.assert_close(logits, torch.tensor([-1.0, 0.5, 2.0]).expand(2, 3), atol=1e-5, rtol=1e-5)

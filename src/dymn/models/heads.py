@@ -38,9 +38,14 @@ class Head(nn.Module):
     frames: Callable[[Tensor], Tensor]
 
     @property
-    def bias(self) -> Tensor:
+    def last_bias(self) -> Tensor:
         """The bias of the last layer, whose last axis is classes [..., C]."""
         return self.classifier.bias  # type: ignore[return-value,union-attr]
+
+    def filled(self, state: Mapping[str, Tensor]) -> Head:
+        """Take the tensors of another head of this kind, and return the head."""
+        self.load_state_dict(state, strict=True, assign=True)
+        return self
 
     def output(self, features: Tensor) -> Output:
         """Return logits and embedding of the last feature map [B, D, F, T]."""
@@ -80,7 +85,7 @@ class FullyConvolutionalHead(Head):
         self.norm = nn.BatchNorm2d(config.num_classes)
 
     @property
-    def bias(self) -> Tensor:
+    def last_bias(self) -> Tensor:
         """The bias of the norm [C]."""
         return self.norm.bias
 
@@ -109,14 +114,9 @@ class AttentionPoolingHead(Head):
         self.weights = nn.Parameter(torch.full((self.n_heads,), 1 / self.n_heads))
 
     @property
-    def bias(self) -> Tensor:
+    def last_bias(self) -> Tensor:
         """The bias of the class scores of each head [n_heads, C]."""
         return self.classifier.bias.view(2, self.n_heads, -1)[1]
-
-    def filled(self, state: Mapping[str, Tensor]) -> AttentionPoolingHead:
-        """Take the tensors of another head of this kind, and return the head."""
-        self.load_state_dict(state, strict=True, assign=True)
-        return self
 
     def forward(self, features: Tensor, embedding: Tensor) -> Tensor:
         """Return logits [B, classes] from the last feature map [B, D, F, T]."""
@@ -150,11 +150,6 @@ class FrameHead(Head):
         self.frame = nn.Linear(config.c_frame, config.sequence.n_frame_classes)
         self.clip = nn.Linear(config.c_frame, config.sequence.n_clip_classes)
         self.scores_frames = config.sequence.scores == "frames"
-
-    def filled(self, state: Mapping[str, Tensor]) -> FrameHead:
-        """Take the tensors of another head of this kind, and return the head."""
-        self.load_state_dict(state, strict=True, assign=True)
-        return self
 
     def vectors(self, features: Tensor) -> Tensor:
         """Return a sequence [B, length, D] of the last feature map [B, C, 1, T].

@@ -18,7 +18,7 @@ CONVNEXT = "T. Pellegrini et al., Interspeech 2023, huggingface.co/topel/ConvNeX
 PASST = "mAP: K. Koutini et al., Interspeech 2022; costs: a ninth of the ensemble's, footnote 1 of the paper"
 
 
-class Published(NamedTuple):
+class OtherNetwork(NamedTuple):
     """A network's point in Figs. 4 and 5: mAP in per cent, parameters and multiply-adds for 10 s in millions."""
 
     name: str
@@ -30,18 +30,18 @@ class Published(NamedTuple):
 
 
 OTHERS = (
-    Published("CNN14", 43.1, 80.754, 42_220, False, PANNS),
-    Published("ResNet38", 43.4, 73.783, 48_962, False, PANNS),
-    Published("Wavegram-Logmel", 43.9, 81.065, 53_510, False, PANNS),
-    Published("PSLA", 44.4, 13.6, None, False, HTS_AT),
-    Published("ConvNeXt", 47.1, 28.223, None, False, CONVNEXT),
-    Published("AST", 45.9, 87, None, True, HTS_AT),
-    Published("PaSST-S", 47.1, 775.3 / 9, 640_000 / 9, True, PASST),
-    Published("HTS-AT", 47.1, 31, None, True, HTS_AT),
-    Published("Audio-MAE", 47.3, 86, None, True, EAT),
-    Published("BEATs", 48.6, 90, None, True, EAT),
-    Published("CED-Tiny", 48.1, 5.5, None, True, CED),
-    Published("CED-Mini", 49.0, 9.6, None, True, CED),
-    Published("CED-Small", 49.6, 22, None, True, CED),
-    Published("CED-Base", 50.0, 86, None, True, CED),
+    OtherNetwork("CNN14", 43.1, 80.754, 42_220, False, PANNS),
+    OtherNetwork("ResNet38", 43.4, 73.783, 48_962, False, PANNS),
+    OtherNetwork("Wavegram-Logmel", 43.9, 81.065, 53_510, False, PANNS),
+    OtherNetwork("PSLA", 44.4, 13.6, None, False, HTS_AT),
+    OtherNetwork("ConvNeXt", 47.1, 28.223, None, False, CONVNEXT),
+    OtherNetwork("AST", 45.9, 87, None, True, HTS_AT),
+    OtherNetwork("PaSST-S", 47.1, 775.3 / 9, 640_000 / 9, True, PASST),
+    OtherNetwork("HTS-AT", 47.1, 31, None, True, HTS_AT),
+    OtherNetwork("Audio-MAE", 47.3, 86, None, True, EAT),
+    OtherNetwork("BEATs", 48.6, 90, None, True, EAT),
+    OtherNetwork("CED-Tiny", 48.1, 5.5, None, True, CED),
+    OtherNetwork("CED-Mini", 49.0, 9.6, None, True, CED),
+    OtherNetwork("CED-Small", 49.6, 22, None, True, CED),
+    OtherNetwork("CED-Base", 50.0, 86, None, True, CED),
 )

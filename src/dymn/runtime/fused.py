@@ -25,13 +25,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dymn.architectures import NEEDS_CONTEXT
+from dymn.architectures import HEADS, NEEDS_CONTEXT
 from dymn.config import BlockConfig, ModelCard, ModelConfig
 from dymn.errors import ConfigError
-from dymn.models.heads import AttentionPoolingHead, Head
+from dymn.models.heads import Head
 from dymn.models.layers import Context, DynamicReLU
 from dymn.models.layers.attention import build_attention, strided
-from dymn.models.mobilenet import FrameHead, MobileNet, Output, check_log_mel
+from dymn.models.mobilenet import MobileNet, Output, check_log_mel
 from dymn.runtime.fold import WHOLE_MAP_HEADS, Folded, coefficients, fold, positions
 
 TILE = 2**20  # bytes of an expanded map that are worked on at a time: about what a core's cache holds
@@ -79,7 +79,7 @@ class FusedNetwork(nn.Module):
             OwnBlock(*both) if both[0].context == "own" else FusedBlock(*both) for both in blocks
         )
         self.last = parts.layer("last")
-        self.head = HEADS[folded.config.head](folded.config, parts)
+        self.head = LAYERS[folded.config.head](folded.config, parts)
 
     @torch.inference_mode()
     def forward(self, log_mel: Tensor) -> Output:
@@ -136,12 +136,11 @@ class Parts(dict[str, Tensor]):
         return _linear(self[f"{name}.weight"], self[f"{name}.bias"])
 
 
-HEADS: dict[str, Callable[[ModelConfig, Parts], nn.Module]] = {
+LAYERS: dict[str, Callable[[ModelConfig, Parts], nn.Module]] = {
     "mlp": lambda config, parts: nn.Sequential(parts.layer("hidden"), nn.Hardswish(), parts.layer("classifier")),
     # a mean of linear class scores is the class scores of the mean
     "fully_convolutional": lambda config, parts: parts.layer("classifier"),
-    "attention_pooling": lambda config, parts: AttentionPoolingHead(config).filled(parts.below("head.")),
-    "frames": lambda config, parts: FrameHead(config).filled(parts.below("head.")),
+    **dict.fromkeys(WHOLE_MAP_HEADS, lambda config, parts: HEADS[config.head](config).filled(parts.below("head."))),
 }
 
 

@@ -107,13 +107,13 @@ def inherit_weights(model: MobileNet, parent: MobileNet, log_mel: Tensor, genera
 
 def has_fresh_head(model: MobileNet) -> bool:
     """Whether the last layer has not been trained: its bias is zero, as it is initialised."""
-    return not bool(model.head.bias.any())
+    return not bool(model.head.last_bias.any())
 
 
 @torch.no_grad()
 def set_prior(model: MobileNet, logits: Tensor) -> None:
     """Set the last layer's bias to logits [C], so that training need not start by learning class frequencies."""
-    model.head.bias.copy_(logits)
+    model.head.last_bias.copy_(logits)
 
 
 def prior_logits(source: Source, table: TeacherTable | None, kind: str) -> Tensor | None:

@@ -244,10 +244,11 @@ def _reduction(state: Mapping[str, Array]) -> int:
     All that do are the same network.
     """
     names = [name for i in range(len(TABLE_I)) if (name := _squeeze_excitation(state, i))]
-    shapes: list[tuple[int, ...]] = [state[f"{name}.fc1.weight"].shape for name in names]  # hidden, channels
-    for r in (ATTENTION_REDUCTION, *range(1, max((shape[1] for shape in shapes), default=0) + 1)):
+    shapes = [state[f"{name}.fc1.weight"].shape for name in names]  # hidden, channels
+    most: int = max((channels for _, channels in shapes), default=0)
+    for r in [ATTENTION_REDUCTION, *range(1, most + 1)]:
         if all(round_channels(channels // r) == hidden for hidden, channels in shapes):
-            return r
+            return int(r)
     return ATTENTION_REDUCTION  # which does not fit either, as the shapes will show
 
 

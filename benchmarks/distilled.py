@@ -10,7 +10,10 @@ than 0.3 too. The ratio is also split by the number of clips of a corpus's train
 class, where its logits lie beside the index.
 
 `--calibrate FILE` fits slope and offset of the logits to the teacher on these clips, both fillings together, and writes
-the network with them, in half precision.
+the network with them, in half precision, and with thresholds for --threshold auto and precise. They are relative to the
+teacher: a class is there where the teacher gives it more than 0.3. Training clips count too, since few validation clips
+hold a given class; a class that the teacher hears in fewer than ten clips gets the thresholds of all classes together.
+`--plot FILE` draws what the teacher says beside what the student says, before and after.
 """
 
 from __future__ import annotations
@@ -27,10 +30,13 @@ import torch
 
 from dymn import load_model
 from dymn.data import Loader, PlainSampler, Source, open_source
+from dymn.evaluation.calibration import reliability
 from dymn.evaluation.metrics import mean_average_precision
+from dymn.fitting.thresholds import class_thresholds
 from dymn.models import pretrained
 from dymn.models.frontend import LogMel
 from dymn.models.mobilenet import MobileNet
+from dymn.plots.reliability import plot_reliability
 from dymn.system.devices import resolve_device
 from dymn.training.calibration import fit_affine, fold_affine
 
@@ -38,6 +44,7 @@ Array = npt.NDArray[np.float32]
 HEARD, SURE = 0.3, 0.5
 GROUPS = ((0, 1), (1, 5), (5, 15), (15, 50), (50, 1_000_000))
 FILLS = ("repeat", "pad")
+LEAST = 10  # clips of a class that gets thresholds of its own
 
 
 @torch.inference_mode()
@@ -91,6 +98,37 @@ def compare(student: Array, teacher: Array, counts: npt.NDArray[np.int64] | None
     return found
 
 
+def thresholds(student: Array, teacher: Array, seconds: float) -> dict[str, list[float]]:
+    """Return the thresholds of all classes for --threshold auto and precise, relative to the teacher."""
+    heard, hours = teacher > HEARD, len(teacher) * seconds / 3600
+    common = class_thresholds(student.ravel(), heard.ravel(), hours * heard.shape[1])[:2]
+    found = [
+        class_thresholds(scores, there, hours)[:2] if there.sum() >= LEAST else common
+        for scores, there in zip(student.T, heard.T, strict=True)
+    ]
+    return {name: [round(pair[i], 4) for pair in found] for i, name in enumerate(("auto", "precise"))}
+
+
+def calibrated(options: argparse.Namespace, model: MobileNet, teacher: MobileNet, said: Array, taught: Array) -> None:
+    """Write the model with its logits fitted to the teacher's on validation clips, and with thresholds."""
+    fitted = fit_affine(said, taught)
+    fold_affine(model, fitted)
+    model.card.provenance["calibration"] = fitted._asdict()
+    device = next(model.parameters()).device
+    parts = [(options.split, fill) for fill in FILLS] + [("train", FILLS[0])]
+    heard = []
+    for split, fill in parts:
+        source = open_source("shards", options.corpora, split, cache=options.cache)
+        heard.append(listen([teacher, model], source, fill, options.seconds, device))
+    taught, said = (np.concatenate(rows) for rows in zip(*heard, strict=True))
+    model.card.provenance["thresholds"] = thresholds(said, taught, options.seconds)
+    pretrained.save(model, options.calibrate, dtype=torch.float16)
+    own = int(((taught > HEARD).sum(axis=0) >= LEAST).sum())
+    print(
+        f"{options.calibrate}: slope {fitted.slope:.4f}, offset {fitted.offset:+.4f}, {own} classes with thresholds\n"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("corpora", type=Path)
@@ -103,6 +141,7 @@ def main() -> None:
     parser.add_argument(
         "--calibrate", metavar="FILE", type=Path, help="Write the (first) model, calibrated, in half precision."
     )
+    parser.add_argument("--plot", metavar="FILE", type=Path, help="With --calibrate: draw the reliability.")
     parser.add_argument("--json", type=Path, help="Write the figures to this file too.")
     options = parser.parse_args()
     device = resolve_device(options.device)
@@ -113,16 +152,17 @@ def main() -> None:
     heard = {fill: listen([teacher, *models], source, fill, options.seconds, device) for fill in FILLS}
     names = list(options.model)
     if options.calibrate is not None:
-        fitted = fit_affine(*(np.concatenate([heard[fill][i] for fill in FILLS]) for i in (1, 0)))
-        model = models[0]
-        fold_affine(model, fitted)
-        model.card.provenance["calibration"] = fitted._asdict()
-        pretrained.save(model, options.calibrate, dtype=torch.float16)
-        print(f"{options.calibrate}: slope {fitted.slope:.4f}, offset {fitted.offset:+.4f}\n")
+        taught, said = (np.concatenate([heard[fill][i] for fill in FILLS]) for i in range(2))
+        calibrated(options, models[0], teacher, said, taught)
         written = load_model(options.calibrate, device=device).eval()
         names.append(str(options.calibrate))
         for fill in FILLS:
             heard[fill] += listen([written], source, fill, options.seconds, device)
+        if options.plot is not None:
+            after = np.concatenate([heard[fill][-1] for fill in FILLS])
+            plot_reliability(
+                reliability(said, taught), reliability(after, taught), options.plot, "the teacher's probability"
+            )
     rows = []
     for i, name in enumerate(names, start=1):
         for fill in FILLS:

@@ -54,7 +54,7 @@ def test_a_combined_table_gives_places_in_each_recording(tmp_path):
     ]
     table = tmp_path / "all.txt"
     table.write_text("\n".join([header, *rows]))
-    with pytest.raises(DataError, match=r"row 3: the recording 'C:\\\\field.*as root"):
+    with pytest.raises(DataError, match=r"row 3: the recording 'C:\\\\field.*data.options.root=FOLDER"):
         read_annotations(table)
     rows[1] = rows[1].replace("C:\\field\\", "")
     table.write_text("\n".join([header, *rows]))

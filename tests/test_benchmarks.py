@@ -179,3 +179,13 @@ def test_events_are_where_the_truth_says(shared, monkeypatch):
         [*map(load("events").Event, ("dog", "rain"), (0.0, 1.0), (0.5, 20.0), (1.0, 1.0))], ("rain", "dog")
     )
     assert rows.sum(axis=0).tolist() == [950, 25]
+
+
+def test_thresholds_of_a_student_follow_its_teacher():
+    rng = np.random.default_rng(0)
+    teacher = rng.uniform(0, 1, (400, 3)).astype(np.float32)
+    teacher[:, 2] *= 0.3  # never heard
+    student = (teacher * np.array([0.5, 1.0, 1.0])).astype(np.float32)  # half as sure of the first class
+    found = load("distilled").thresholds(student, teacher, 10.0)
+    assert found["auto"][:2] == pytest.approx([0.15, 0.3], abs=0.02)
+    assert found["precise"][0] >= found["auto"][0] and found["auto"][2] not in found["auto"][:2]

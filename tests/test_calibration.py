@@ -6,6 +6,7 @@ import torch
 
 from dymn import create_model
 from dymn.errors import ConfigError
+from dymn.evaluation.calibration import reliability
 from dymn.training.calibration import Affine, fit_affine, fold_affine
 
 
@@ -26,3 +27,9 @@ def test_the_map_is_folded_into_the_last_layer():
         torch.testing.assert_close(model(x).logits, 1.5 * before - 0.25)
     with pytest.raises(ConfigError, match="last linear layer"):
         fold_affine(create_model("dymn04", 7, width=0.1, head="fully_convolutional"), Affine(1.0, 0.0))
+
+
+def test_reliability_compares_with_probabilities_as_well():
+    p = np.random.default_rng(0).uniform(0, 1, 1000)
+    assert reliability(p, p).error == pytest.approx(0, abs=1e-12)
+    assert reliability(p, p / 2).error == pytest.approx(p.mean() / 2)

@@ -17,8 +17,9 @@ from dymn.audio import reading
 from dymn.cli import app
 from dymn.config import FrontEndConfig, ModelCard
 from dymn.errors import AudioError
+from dymn.inference.selection import TagSettings
 from dymn.models import pretrained
-from dymn.plots.overview import MAX_COLUMNS, Overview, Thinned, overview
+from dymn.plots.overview import MAX_COLUMNS, Overview, Thinned, overview, tag_with_overview
 from dymn.plots.style import MAX_TICKS, time_ticks, time_unit
 from dymn.plots.timeline_page import audio_uri, page, save_page
 
@@ -187,6 +188,9 @@ def test_the_sound_is_in_the_page_up_to_a_size(seen, clip, tmp_path):
     assert audio_uri(short, other, 2**20).startswith("data:audio/wav;base64,UklGR")
     assert audio_uri(seen, other, 2**20) == ""
     assert audio_uri(seen, clip, 100) == ""
+    with clip.open("rb") as file:  # a file that has been read to its end
+        file.read()
+        assert audio_uri(seen, file, 2**20) == audio_uri(seen, clip, 2**20)
     save_page(seen, clip, tmp_path / "page.html", max_audio=100)
     assert '"audio":""' in (tmp_path / "page.html").read_text()
 
@@ -197,6 +201,56 @@ def test_the_command_draws(model, clip, tmp_path):
         assert done.exit_code == 0, done.output
         assert (tmp_path / f"out{ending}").read_bytes().startswith(begins)
         assert "Dog" in done.stdout
+
+
+def test_tags_and_picture_come_from_one_reading(tagger, clip, tmp_path):
+    noise = np.random.default_rng(1).normal(0, 0.1, RATE * 77)  # several batches of windows of each kind
+    soundfile.write(tmp_path / "long.wav", noise, RATE)
+    for path, kept in ((clip, {}), (tmp_path / "long.wav", {"channel": "1", "gain": 6, "labels": ("Dog",)})):
+        settings = TagSettings(**kept)
+        (expected,), n_read = tagger.tag_files([path], settings), 0
+
+        def heard(block):
+            nonlocal n_read
+            n_read += len(block)
+
+        with path.open("rb") as file:
+            recording, seen = tag_with_overview(tagger, file, settings, heard=heard)
+        assert (recording.tags, [*recording.timeline]) == (expected.tags, [*expected.timeline])
+        alone = overview(tagger, path, **kept)
+        assert (seen.labels, seen.seconds, seen.name) == (alone.labels, alone.seconds, path.name)
+        np.testing.assert_array_equal(seen.log_mel, alone.log_mel)
+        np.testing.assert_array_equal(seen.scores, alone.scores)
+        assert n_read == soundfile.info(path).frames
+    content = clip.read_bytes()
+    clip.write_bytes(content[: len(content) // 2])
+    recording, seen = tag_with_overview(tagger, clip, TagSettings())
+    assert "cut off" in str(recording.error) and seen is None
+    recording, seen = tag_with_overview(tagger, clip, TagSettings(partial=True))
+    assert recording.partial and recording.seconds == seen.seconds == pytest.approx(1.5, abs=0.01)
+
+
+def test_standard_input_is_drawn(model, clip, tmp_path):
+    for ending in (".png", ".html"):
+        done = CliRunner().invoke(
+            app, ["tag", "-", "--model", str(model), "--plot", str(tmp_path / f"out{ending}")], input=clip.read_bytes()
+        )
+        assert done.exit_code == 0, done.output
+    assert '"audio":"data:audio/wav;base64,UklGR' in (tmp_path / "out.html").read_text()
+
+
+@pytest.mark.parametrize("ending", [".png", ".html"])
+def test_a_picture_that_cannot_be_written_loses_no_tags(model, clip, tmp_path, ending, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("dymn.plots.timeline.save_picture", full)
+    monkeypatch.setattr("dymn.plots.timeline_page.save_page", full)
+    (tmp_path / "pictures").mkdir()
+    plot, output = tmp_path / f"out{ending}", tmp_path / "tags.json"
+    done = run(clip, "--model", model, "--plot", plot, "--output", output)
+    assert done.exit_code == 1 and not plot.exists()
+    assert "Dog" in output.read_text()
 
 
 def test_a_folder_of_pictures(model, clip, tmp_path):
@@ -220,7 +274,6 @@ def test_wrong_use(model, clip, tmp_path):
         ([clip, "--plot", "out.gif"], "ending"),
         ([clip, other, "--plot", "out.png"], "folder"),
         ([clip, other, "--plot", taken], "folder"),
-        (["-", "--plot", "out.png"], "only once"),
         ([page_like, "--plot", page_like], "one of the recordings"),
     ):
         done = run(*arguments, "--model", model)

@@ -137,13 +137,18 @@ def test_all_damaged_results_of_a_journal_are_removed_at_once(clips, tmp_path):
         assert [task.name.name for task in journal.to_do()] == ["a.wav", "f.wav"]
 
 
-@pytest.mark.parametrize("rows", [False, True], ids=["stream", "journal"])
+@pytest.mark.parametrize("output", [["-f", "csv"], ["-o", "out.csv"]], ids=["stream", "journal"])
 @pytest.mark.parametrize("command", ["tag", "embed", "events"])
-def test_a_tree_is_walked_once_and_each_recording_opened_once(command, rows, clips, tmp_path):
-    counts, output = tmp_path / "counts", ["-o", tmp_path / "out.csv"] if rows else ["-f", "csv"]
+def test_a_tree_is_walked_once_and_each_recording_opened_once(command, output, clips, tmp_path):
+    counts = tmp_path / "counts"
     words = [sys.executable, "-c", COUNTED, command, clips, "-m", "dymn04_open", *output]
     done = subprocess.run(
-        list(map(str, words)), capture_output=True, text=True, env={**os.environ, "COUNTS": str(counts)}, timeout=100
+        list(map(str, words)),
+        capture_output=True,
+        text=True,
+        env={**os.environ, "COUNTS": str(counts)},
+        timeout=100,
+        cwd=tmp_path,
     )
     assert done.returncode == 1 and "bad.wav" in done.stderr, done.stderr
     opened, walked = json.loads(counts.read_text())
@@ -152,6 +157,20 @@ def test_a_tree_is_walked_once_and_each_recording_opened_once(command, rows, cli
     assert {name: opened.get(name) for name in files} == dict.fromkeys(files, 1)
     folders = [str(clips), str(clips / "b"), str(clips / "b" / "d")]
     assert {name: walked.get(name) for name in folders} == dict.fromkeys(folders, 1)
+
+
+@pytest.mark.parametrize("ending", [".wav", ".ogg", ".au"])
+def test_a_page_opens_and_decodes_its_recording_once(ending, tmp_path):
+    counts, sound, page = tmp_path / "counts", tmp_path / f"sound{ending}", tmp_path / "page.html"
+    soundfile.write(sound, np.random.default_rng(0).normal(0, 0.1, 48_000), 16_000)
+    words = [sys.executable, "-c", COUNTED, "tag", sound, "-m", "dymn04_open", "--plot", page]
+    done = subprocess.run(
+        list(map(str, words)), capture_output=True, text=True, env={**os.environ, "COUNTS": str(counts)}, timeout=100
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(counts.read_text())[0][str(sound)] == 1
+    kind = {".wav": "wav", ".ogg": "ogg", ".au": "wav"}[ending]
+    assert f'"audio":"data:audio/{kind};base64,' in page.read_text()
 
 
 def test_a_recording_that_is_replaced_while_the_model_loads_is_the_new_one(tmp_path):
@@ -168,12 +187,12 @@ def test_a_recording_that_is_replaced_while_the_model_loads_is_the_new_one(tmp_p
 
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
-@pytest.mark.parametrize("command", ["tag", "embed", "events"])
+@pytest.mark.parametrize("command", [["tag"], ["embed"], ["events"], ["tag", "--plot", "pictures"]], ids=" ".join)
 def test_no_library_opens_a_recording_again(command, clips, tmp_path):
     log = tmp_path / "log"
     words = ["strace", "-f", "-qq", "-e", "trace=open,openat,openat2", "-o", log]
-    words += [sys.executable, "-m", "dymn", command, clips, "-m", "dymn04_open", "-o", tmp_path / "out.csv"]
-    done = subprocess.run(list(map(str, words)), capture_output=True, text=True, timeout=100)
+    words += [sys.executable, "-m", "dymn", *command, clips, "-m", "dymn04_open", "-o", "out.csv"]
+    done = subprocess.run(list(map(str, words)), capture_output=True, text=True, timeout=100, cwd=tmp_path)
     if "ptrace" in done.stderr:
         pytest.skip("strace may not trace here")
     opened = Counter(

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
+import gzip
 import io
 import json
 import logging
@@ -34,6 +35,7 @@ from dymn.audio import reading
 from dymn.config import ModelCard
 from dymn.inference.tagger import Tagger
 from dymn.serve.app import create_app
+from dymn.serve.assets import find_assets
 from dymn.serve.batching import Batcher, Deadline
 from dymn.serve.errors import Refusal
 from dymn.serve.guard import Guard
@@ -369,6 +371,22 @@ def test_a_file_that_the_browser_has_is_not_sent_again(client):
     one = client()
     first = one.get("/page/app.js")
     assert one.get("/page/app.js", headers={"If-None-Match": first.headers["etag"]}).status_code == 304
+
+
+def test_a_compressed_file_is_sent_as_it_is_to_those_who_accept_that(client, tmp_path, monkeypatch):
+    content = bytes(range(256)) * 1000
+    (tmp_path / "vendor").mkdir()
+    (tmp_path / "vendor" / "a.wasm.gz").write_bytes(gzip.compress(content))
+    monkeypatch.setattr("dymn.serve.app.find_assets", lambda: find_assets(tmp_path))
+    one = client()
+    for accepted, encoding in (("gzip, br", "gzip"), ("identity", None)):
+        found = one.get("/page/vendor/a.wasm", headers={"Accept-Encoding": accepted})
+        assert (found.content, found.headers.get("content-encoding")) == (content, encoding)
+        assert (found.headers["content-type"], found.headers["vary"]) == ("application/wasm", "Accept-Encoding")
+        assert (int(found.headers["content-length"]) < len(content)) == (encoding == "gzip")
+        again = one.get("/page/vendor/a.wasm", headers={"If-None-Match": found.headers["etag"]})
+        assert (again.status_code, again.content) == (304, b"")
+    assert one.get("/page/vendor/a.wasm.gz").status_code == 404
 
 
 @pytest.mark.parametrize(

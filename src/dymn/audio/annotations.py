@@ -140,7 +140,8 @@ def _selections(
     if END not in header or label is None:
         needed = "End Time (s)" if END not in header else label_column or "Annotation, Species or Common Name"
         raise DataError(
-            f"{path} needs a column {needed}; it has {', '.join(header)}. Name the column of labels as label_column."
+            f"{path} needs a column {needed}; it has {', '.join(header)}. Rename the column of labels, or "
+            "for `dymn train` name it: --set data.options.label_column=NAME."
         )
     rows = [_row(path, number, line, header) for number, line in lines]
     named = next((name for name in FILES if name in header and all(row[name] for _, row in rows)), None)
@@ -205,7 +206,7 @@ class _Recordings:
             return found
         raise DataError(
             f"{table} names no recording, and {self._folder} has none of its name, such as {table.stem}.wav. Put them "
-            "side by side, or name the folder of the recordings as root."
+            "side by side, or for `dymn train` name the folder of the recordings: --set data.options.root=FOLDER."
         )
 
     def of(self, table: Path) -> Path | None:
@@ -234,8 +235,8 @@ class _Recordings:
             if path.suffix.lower() in SUFFIXES and path.is_file():
                 return path
         raise DataError(
-            f"{table}, row {number}: the recording {name!r} is neither there nor, by its name, in {self._folder}. Name "
-            "the folder of the recordings as root."
+            f"{table}, row {number}: the recording {name!r} is neither there nor, by its name, in {self._folder}. Put "
+            "it there, or for `dymn train` name the folder of the recordings: --set data.options.root=FOLDER."
         )
 
 

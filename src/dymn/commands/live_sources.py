@@ -70,7 +70,7 @@ def opened(
 
     if source is None:
         device = stack.enter_context(open_microphone(microphone, max_lag or MICROPHONE_LAG))
-        note(f"Listening to {device.name} at {device.sample_rate} Hz. Ctrl-C ends.", quiet)
+        note(f"Listening to {device.name} at {device.sample_rate} Hz. Press Ctrl-C to stop.", quiet)
         return device.name, device.sample_rate, queued(device.queue)
     if source != "-":
         from dymn.audio.network import NetworkSource
@@ -78,7 +78,7 @@ def opened(
         network = NetworkSource(source, max_lag or NETWORK_LAG, channel=channel, give_up=give_up)
         stack.callback(network.close)
         network.start(lambda why: note(f"{network.name} gives no sound yet ({why}). It is tried again.", quiet))
-        note(f"Listening to {network.name} at {network.sample_rate} Hz. Ctrl-C ends.", quiet)
+        note(f"Listening to {network.name} at {network.sample_rate} Hz. Press Ctrl-C to stop.", quiet)
         return network.name, network.sample_rate, queued(network.queue), lambda: network.zero
     reader = PcmReader(format, channels)
     sample_rate = rate or 0

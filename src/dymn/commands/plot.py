@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import typer
-
 from dymn.commands.options import note
-from dymn.errors import AudioError, ConfigError
+from dymn.errors import ConfigError, DymnError
 
 if TYPE_CHECKING:
+    from dymn.inference.files import Recording
+    from dymn.inference.segments import AudioLike
     from dymn.inference.selection import TagSettings
     from dymn.inference.tagger import Tagger
+    from dymn.plots.overview import Overview
 
 ENDINGS = (".png", ".svg", ".pdf", ".html")
 MOST_ROWS = 12
@@ -30,8 +33,6 @@ def check_plot(plot: Path, found: Sequence[str | Path]) -> None:
 
     if plot.suffix.lower() != ".html":
         require()
-    if any(str(path) == "-" for path in found):
-        raise ConfigError("Standard input can be read only once, and --plot reads twice. Write it to a file first.")
     if len(found) > 1:
         if plot.suffix.lower() in ENDINGS or (plot.exists() and not plot.is_dir()):
             raise ConfigError(
@@ -50,37 +51,91 @@ def check_plot(plot: Path, found: Sequence[str | Path]) -> None:
         raise ConfigError(f"--plot {plot} is one of the recordings. Give another file to write to.")
 
 
-def draw(tagger: Tagger, found: Sequence[Path], plot: Path, *, single: bool, settings: TagSettings, quiet: bool) -> int:
-    """Draw recordings into a file or, each by itself, into a folder.
+class Pictures:
+    """Tags recordings and draws one into a file, or each into a folder; each is opened and decoded once.
 
-    Return how many could not be read again, after a message for each.
+    Attributes:
+        written: how many pictures there are.
     """
-    import dataclasses
 
-    from dymn.audio.settings import ReadSettings
-    from dymn.commands.output import free_name
-    from dymn.commands.progress import Bar
-    from dymn.plots.overview import overview
-    from dymn.plots.timeline import save_picture
-    from dymn.plots.timeline_page import save_page
+    def __init__(self, plot: Path, settings: TagSettings) -> None:
+        self.written = 0
+        self._plot, self._settings = plot, settings
+        self._in_folder, self._suffix = False, ""
+        self._names: set[str] = set()
+        self._failure: Exception | None = None
 
-    reading = {field.name: getattr(settings, field.name) for field in dataclasses.fields(ReadSettings)}
-    rows = min(settings.top_k or MOST_ROWS, MOST_ROWS)
-    folder = plot.is_dir() or not single
-    used: set[str] = set()
-    failed = 0
-    bar = Bar(len(found), quiet=quiet)
-    for source in bar.over(found):
-        path = plot / free_name(f"{source.stem}.png", used) if folder else plot
+    def check(self, found: Sequence[str | Path]) -> None:
+        """Refuse recordings of which no such picture can be drawn; see `check_plot`."""
+        check_plot(self._plot, found)
+        self._in_folder = len(found) != 1 or self._plot.is_dir()
+        self._suffix = ".png" if self._in_folder else self._plot.suffix.lower()
+
+    def tag_files(
+        self,
+        tagger: Tagger,
+        sources: Iterable[AudioLike],
+        *,
+        batch_size: int | None = None,
+        workers: int = 0,
+        progress: Callable[[str, float], None] | None = None,
+    ) -> Iterator[Recording]:
+        """Yield recordings with their tags as `Tagger.tag_files` does, in the caller's thread, and draw each.
+
+        The picture is drawn once the recording has been taken, so that no failure to write one loses tags.
+        """
+        from dymn.plots.overview import tag_with_overview
+        from dymn.plots.timeline_page import PageSound, played
+
+        rows = min(self._settings.top_k or MOST_ROWS, MOST_ROWS)
+        for source in sources:
+            with _opened(source) as file:
+                as_it_is = isinstance(file, io.IOBase) and played(file)
+                heard = PageSound() if self._suffix == ".html" and not as_it_is else None
+                recording, seen = tag_with_overview(
+                    tagger,
+                    file,
+                    self._settings,
+                    rows,
+                    batch_size=batch_size,
+                    progress=progress,
+                    heard=None if heard is None else heard.append,
+                )
+                yield recording
+                if seen is not None and self._failure is None:
+                    self._draw(seen, file if heard is None else heard.samples())
+
+    def _draw(self, seen: Overview, sound: AudioLike) -> None:
+        from dymn.commands.output import free_name
+        from dymn.plots.timeline import save_picture
+        from dymn.plots.timeline_page import save_page
+
+        path = self._plot / free_name(f"{Path(seen.name).stem}.png", self._names) if self._in_folder else self._plot
         try:
-            seen = overview(tagger, source, top_k=rows, labels=settings.labels, exclude=settings.exclude, **reading)
-            if path.suffix.lower() == ".html":
-                save_page(seen, source, path)
+            if self._suffix == ".html":
+                save_page(seen, sound, path)
             else:
                 save_picture(seen, path)
-        except AudioError as error:
-            failed += 1
-            typer.echo(f"dymn: {error}", err=True)
-        bar.advance(source.name)
-    note(f"{plot} is written." if failed < len(found) else f"{plot} is not written.", quiet)
-    return failed
+            self.written += 1
+        except (DymnError, OSError) as error:
+            self._failure = error
+
+    def finish(self, quiet: bool) -> None:
+        """Say whether pictures were written.
+
+        Raises:
+            DymnError, OSError: that which ended the drawing, if one did.
+        """
+        if self._failure is not None:
+            raise self._failure
+        note(f"{self._plot} is {'written' if self.written else 'not written'}.", quiet)
+
+
+@contextmanager
+def _opened(source: AudioLike) -> Iterator[AudioLike]:
+    """Give the open file of a path, or the source itself if it is none or cannot be opened."""
+    with ExitStack() as stack:
+        if isinstance(source, (str, Path)) and Path(source).is_file():
+            with suppress(OSError):  # the reader says what is wrong
+                source = stack.enter_context(open(source, "rb"))
+        yield source

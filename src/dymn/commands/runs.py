@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -53,7 +53,7 @@ class Asked:
         output: the file to write, or None for standard output.
         format: its name, or None.
         looks_inside: whether the command needs more of the network than probabilities and the last embedding.
-        again: whether recordings are read again after the run, as for pictures; then there is no journal.
+        draws: whether recordings are drawn as they are computed; then there is no journal.
         read: how recordings are read.
         labels: the labels that results have.
         others: those of the same name in `dymn.commands.options`.
@@ -75,7 +75,7 @@ class Asked:
     retry_failed: bool
     quiet: bool
     looks_inside: bool = False
-    again: bool = False
+    draws: bool = False
     read: ReadSettings = PLAIN
     labels: Vocabulary = MODELS_OWN
 
@@ -107,18 +107,12 @@ class Outcome(NamedTuple):
         damaged: the names of those that were read in part.
         format: the name of the format.
         origin: what made the results.
-        tagger: that computed, None if no recording could be opened.
-        found: the recordings of a run without a journal.
-        bad: the names of those of them that failed.
     """
 
     failed: int
     damaged: Sequence[str]
     format: str
     origin: Origin
-    tagger: Tagger | None
-    found: Sequence[Path | str] = ()
-    bad: Collection[str] = ()
 
 
 def run(
@@ -158,8 +152,8 @@ def run(
         check(found)
         if not readable:
             form = form_of(None)
-            bad = stream(asked, form, name, damaged, discovery, found, None)
-            return Outcome(len(bad), (), name, form.origin, None, found, bad)
+            failed = stream(asked, form, name, damaged, discovery, found, None)
+            return Outcome(failed, (), name, form.origin)
         device, inside = (asked.device, asked.looks_inside) if engine is None else ("cpu", True)
         tagger = load_tagger(asked.model, device, asked.threads, asked.quiet, asked.backend, asked.precision, inside)
         tagger = asked.labels.of(tagger)
@@ -170,9 +164,9 @@ def run(
             files = partial(files, workers=workers)
         if kept:
             failed = resume(asked, form, name, kept, damaged, discovery, files, excerpts)
-            return Outcome(failed, damaged, name, form.origin, tagger)
-        bad = stream(asked, form, name, damaged, discovery, found, files, excerpts)
-    return Outcome(len(bad) + cut(excerpts, asked.quiet), damaged, name, form.origin, tagger, found, bad)
+            return Outcome(failed, damaged, name, form.origin)
+        failed = stream(asked, form, name, damaged, discovery, found, files, excerpts)
+    return Outcome(failed + cut(excerpts, asked.quiet), damaged, name, form.origin)
 
 
 def note_other_ending(layout: Layout[Any], name: str, output: Path | None, quiet: bool) -> None:
@@ -205,10 +199,10 @@ def stream(
     found: Sequence[Path | str],
     files: Files[R] | None,
     excerpts: Excerpts | None = None,
-) -> set[str]:
+) -> int:
     """Compute recordings and write their results as they come; without `files`, write why they cannot be read.
 
-    Returns the names of the recordings that failed, and adds those that were read in part to `damaged`.
+    Return how many failed, and add the names of those that were read in part to `damaged`.
     """
     bar = Bar(len(found) + len(discovery.lost), quiet=asked.quiet, lengths=discovery.seconds)
     computed = () if files is None else bar.over(files(map(discovery.source, found), progress=bar.at))
@@ -227,7 +221,7 @@ def stream(
     separately = _separately(asked.output, name, len(found))
     with report(asked, form.layout, name, damaged) as listed:
         write(listed(seen(results_told(), form.layout, excerpts)), form, name, asked.output, separately)
-    return bad
+    return len(bad)
 
 
 def resume(
@@ -331,7 +325,7 @@ def journaled(asked: Asked, name: str) -> Path | None:
     """
     output = asked.output
     can_be_read_again = not any(path == "-" or "://" in path for path in asked.paths)
-    keeps = is_file(output) and name in ROWS and can_be_read_again and not asked.again
+    keeps = is_file(output) and name in ROWS and can_be_read_again and not asked.draws
     if (asked.fresh or asked.retry_failed) and not keeps:
         raise ConfigError(
             "--fresh and --retry-failed need a journal, which only runs that write rows to a file keep. See --output, "

@@ -8,46 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from dymn.commands import options, reading_options
 from dymn.commands.label_options import GroupsFile, Language, Level, Specific, vocabulary
-from dymn.commands.options import (
-    WHAT,
-    WINDOWS,
-    BackendOption,
-    Device,
-    Exclude,
-    Filling,
-    Fresh,
-    Hop,
-    Labels,
-    Model,
-    Partial,
-    Paths,
-    PrecisionOption,
-    Quiet,
-    Ray,
-    RetryFailed,
-    Segments,
-    SegmentsPerClass,
-    Threads,
-    Threshold,
-    WindowBatch,
-    WindowOption,
-    Workers,
-    format_option,
-    hush,
-    note_gaps,
-    output_option,
-)
-from dymn.commands.reading_options import (
-    Band,
-    ChannelOption,
-    Clock,
-    FilesFrom,
-    Gain,
-    Speed,
-    Track,
-    gathered,
-)
+from dymn.commands.options import WHAT, WINDOWS, format_option, hush, note_gaps, output_option
+from dymn.commands.reading_options import gathered
 from dymn.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -63,8 +27,8 @@ Combine = Literal["max", "mean"]
 
 
 def tag(
-    paths: Paths = None,
-    model: Model = None,
+    paths: options.Paths = None,
+    model: options.Model = None,
     top_k: Annotated[
         int,
         typer.Option(
@@ -76,9 +40,9 @@ def tag(
             rich_help_panel=WHAT,
         ),
     ] = 10,
-    threshold: Threshold = 0.0,
-    labels: Labels = None,
-    exclude: Exclude = None,
+    threshold: options.Threshold = 0.0,
+    labels: options.Labels = None,
+    exclude: options.Exclude = None,
     specific: Specific = False,
     level: Level = None,
     groups: GroupsFile = None,
@@ -105,8 +69,8 @@ def tag(
             "audacity writes a file each into a folder; raven does the same, or one table into a file."
         ),
     ] = None,
-    segments: Segments = None,
-    segments_per_class: SegmentsPerClass = 100,
+    segments: options.Segments = None,
+    segments_per_class: options.SegmentsPerClass = 100,
     plot: Annotated[
         Path | None,
         typer.Option(
@@ -116,9 +80,9 @@ def tag(
             rich_help_panel=WHAT,
         ),
     ] = None,
-    window: WindowOption = 10.0,
-    hop: Hop = None,
-    fill: Filling = "repeat",
+    window: options.WindowOption = 10.0,
+    hop: options.Hop = None,
+    fill: options.Filling = "repeat",
     combine: Annotated[
         Combine,
         typer.Option(
@@ -127,24 +91,24 @@ def tag(
             rich_help_panel=WINDOWS,
         ),
     ] = "max",
-    files_from: FilesFrom = None,
-    channel: ChannelOption = "mix",
-    track: Track = None,
-    gain: Gain = "0",
-    speed: Speed = 1.0,
-    band: Band = None,
-    clock: Clock = "none",
-    partial: Partial = False,
-    backend: BackendOption = "auto",
-    device: Device = None,
-    precision: PrecisionOption = "float32",
-    threads: Threads = None,
-    batch_size: WindowBatch = None,
-    workers: Workers = None,
-    ray: Ray = None,
-    fresh: Fresh = False,
-    retry_failed: RetryFailed = False,
-    quiet: Quiet = False,
+    files_from: reading_options.FilesFrom = None,
+    channel: reading_options.ChannelOption = "mix",
+    track: reading_options.Track = None,
+    gain: reading_options.Gain = "0",
+    speed: reading_options.Speed = 1.0,
+    band: reading_options.Band = None,
+    clock: reading_options.Clock = "none",
+    partial: options.Partial = False,
+    backend: options.BackendOption = "auto",
+    device: options.Device = None,
+    precision: options.PrecisionOption = "float32",
+    threads: options.Threads = None,
+    batch_size: options.WindowBatch = None,
+    workers: options.Workers = None,
+    ray: options.Ray = None,
+    fresh: options.Fresh = False,
+    retry_failed: options.RetryFailed = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Report which sounds are in recordings.
 
@@ -159,14 +123,13 @@ def tag(
     """
     import functools
 
-    from dymn.commands.plot import check_plot, draw
+    from dymn.commands.plot import Pictures
     from dymn.commands.recordings import describe
     from dymn.commands.runs import Asked, Form, run
     from dymn.commands.segments import excerpts_of
     from dymn.config import to_dict
     from dymn.inference.formats.tags import TAGS
     from dymn.inference.runs import tags
-    from dymn.inference.segments import source_name
     from dymn.inference.selection import TagSettings
 
     hush(quiet)
@@ -195,16 +158,20 @@ def tag(
     asked = Asked(
         "tag", gathered(paths, files_from),
         output, format, model, backend, device, precision, threads, batch_size, workers,
-        ray, fresh, retry_failed, quiet, again=plot is not None, read=settings, labels=words,
+        ray, fresh, retry_failed, quiet, draws=plot is not None, read=settings, labels=words,
     )  # fmt: skip
 
+    pictures = None if plot is None else Pictures(plot, settings)
+
     def files(tagger: Tagger, engine: Engine | None) -> Files[Recording]:
+        if pictures is not None:
+            return functools.partial(pictures.tag_files, tagger)
         tag_files = tagger.tag_files if engine is None else functools.partial(engine.tag_files, tagger)
         return functools.partial(tag_files, settings=settings)
 
     def check(found: Sequence[Path | str]) -> None:
-        if plot is not None:
-            check_plot(plot, found)
+        if pictures is not None:
+            pictures.check(found)
 
     done = run(
         asked,
@@ -214,9 +181,7 @@ def tag(
         check,
         excerpts_of(segments, segments_per_class, asked.paths, ray, settings),
     )
-    failed = done.failed
-    if plot is not None and done.tagger is not None:
-        shown = [Path(path) for path in done.found if source_name(path) not in done.bad]
-        failed += draw(done.tagger, shown, plot, single=len(done.found) == 1, settings=settings, quiet=quiet)
-    if failed:
+    if pictures is not None:
+        pictures.finish(quiet)
+    if done.failed:
         raise typer.Exit(1)

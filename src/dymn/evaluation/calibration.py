@@ -83,15 +83,17 @@ def smoothed(positive: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
 
 
 def reliability(
-    probabilities: npt.NDArray[np.floating[Any]], positive: npt.NDArray[np.bool_], bins: int = BINS
+    probabilities: npt.NDArray[np.floating[Any]],
+    positive: npt.NDArray[np.bool_] | npt.NDArray[np.floating[Any]],
+    bins: int = BINS,
 ) -> Reliability:
-    """Return how probabilities [N] compare with what is true [N].
+    """Return how probabilities [N] compare with what is true [N], or with how probable it is.
 
     Example:
         >>> reliability(np.array([0.2, 0.9]), np.array([False, True])).error
         0.15
     """
-    p, y = np.asarray(probabilities, np.float64).ravel(), np.asarray(positive, bool).ravel()
+    p, y = np.asarray(probabilities, np.float64).ravel(), np.asarray(positive, np.float64).ravel()
     place = np.minimum((p * bins).astype(int), bins - 1)
     counts = np.bincount(place, minlength=bins)
     full = counts > 0

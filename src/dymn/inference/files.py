@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from dymn.errors import DymnError
-from dymn.inference.segments import AudioLike, Piece, Told, run_windows
+from dymn.inference.segments import AudioSource, Piece, Told, run_windows
 from dymn.inference.selection import Selection, Tag, TagSettings, Timeline, WindowTags
 from dymn.runtime.backend import Backend
 from dymn.runtime.scores import Scores
@@ -37,7 +37,7 @@ class Recording(Told):
 
 def tag_files(
     backend: Backend,
-    sources: Iterable[AudioLike],
+    sources: Iterable[AudioSource],
     settings: TagSettings | None = None,
     *,
     sample_rate: int | None = None,

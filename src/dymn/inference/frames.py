@@ -9,7 +9,7 @@ its training, end to end.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,7 +21,7 @@ from dymn.config import check
 from dymn.errors import DymnError
 from dymn.inference.methods import METHODS as METHODS
 from dymn.inference.methods import CutSeconds, Method
-from dymn.inference.segments import AudioLike, Piece, Told, one_result, run_windows
+from dymn.inference.segments import AudioLike, AudioSource, Piece, Told, one_result, run_windows
 from dymn.inference.selection import Selection, TagSettings
 from dymn.runtime.backend import Backend
 from dymn.runtime.scores import Scores
@@ -192,6 +192,16 @@ def frames(
     settings = (settings or FrameSettings()).of(backend)
     one_result(settings)
     parts = list(frame_parts(backend, [source], settings, sample_rate=sample_rate, heard=heard))
+    return joined(parts, backend, settings)
+
+
+def joined(parts: Sequence[FramePart], backend: Backend, settings: FrameSettings) -> Frames:
+    """Return the parts of a recording as one.
+
+    Raises:
+        DymnError: that which ended the recording, if one did.
+    """
+    settings = settings.of(backend)
     last = parts[-1]
     if last.error is not None:
         raise last.error
@@ -214,7 +224,7 @@ def chosen_labels(backend: Backend, settings: FrameSettings) -> tuple[str, ...]:
 
 def frame_parts(
     backend: Backend,
-    sources: Iterable[AudioLike],
+    sources: Iterable[AudioSource],
     settings: FrameSettings | None = None,
     *,
     sample_rate: int | None = None,

@@ -9,6 +9,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import tee
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, Protocol, TypeAlias, TypeVar
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     import torch
 
 AudioLike: TypeAlias = "str | Path | BinaryIO | npt.NDArray[Any] | torch.Tensor"
+AudioSource: TypeAlias = "AudioLike | Shared"
 R = TypeVar("R")
 
 SHORT_SECONDS = 0.1
@@ -83,6 +85,35 @@ class Opened:
         return {"notes": lines, "partial": partial, "channel": self.channel, "begin": self.begin}
 
 
+class Shared:
+    """A source that two pipelines read, although it is opened and decoded once.
+
+    What only one of them has read stays in memory, so they are to keep in step. Both run in the same thread and read
+    alike; the one that begins gets the notes.
+    """
+
+    def __init__(self, source: AudioLike) -> None:
+        self.source = source
+        self.name = source_name(source)
+        self._readers: list[Iterator[Floats | Exception]] = []
+
+    def blocks(self, rate: int, sample_rate: int | None, read: ReadSettings, notes: Notes | None) -> Iterator[Floats]:
+        """Yield the blocks of the source, as the function `blocks` returns them; the error that ends one ends both."""
+        if not self._readers:
+            self._readers += tee(_until_error(blocks(self.source, rate, sample_rate, read=read, notes=notes)))
+        for block in self._readers.pop():
+            if isinstance(block, Exception):
+                raise block
+            yield block
+
+
+def _until_error(found: Iterable[Floats]) -> Iterator[Floats | Exception]:
+    try:
+        yield from found
+    except (DymnError, OSError) as error:
+        yield error
+
+
 class Piece(NamedTuple):
     """A window's input for computation, with its place in seconds of the recording.
 
@@ -97,7 +128,7 @@ class Piece(NamedTuple):
 
 
 def blocks(
-    source: AudioLike,
+    source: AudioSource,
     rate: int,
     sample_rate: int | None = None,
     *,
@@ -117,6 +148,8 @@ def blocks(
         AudioError: if the source cannot be read; of a file, with the first block or where the damage is.
         ConfigError: if `sample_rate` is missing, or the source is of another type.
     """
+    if isinstance(source, Shared):
+        return source.blocks(rate, sample_rate, read, notes)
     if reading.is_array(source):
         if sample_rate is None:
             raise ConfigError("An array has no sample rate of its own. Give sample_rate in Hz.")
@@ -141,7 +174,7 @@ def samples_of(windows: Iterable[Filled], hop: int) -> Iterator[Floats]:
 
 
 def pieces(
-    sources: Iterable[AudioLike],
+    sources: Iterable[AudioSource],
     rate: int,
     sample_rate: int | None,
     window: float,
@@ -173,8 +206,8 @@ def pieces(
     """
     length, step = round(window * rate), round((hop or window) * rate)
 
-    def work(source: AudioLike) -> Generator[Piece, None, None]:
-        if read.channel != "each":
+    def work(source: AudioSource) -> Generator[Piece, None, None]:
+        if read.channel != "each" or isinstance(source, Shared):
             yield from one(source, read)
             return
         try:
@@ -187,7 +220,7 @@ def pieces(
             if not (yield from one(source, replace(read, channel=str(number)), Channel(number, count))):
                 return
 
-    def one(source: AudioLike, read: ReadSettings, channel: Channel | None = None) -> Generator[Piece, None, bool]:
+    def one(source: AudioSource, read: ReadSettings, channel: Channel | None = None) -> Generator[Piece, None, bool]:
         """Yield the pieces of a recording, and return whether it could be read."""
         recording = Opened(source_name(source), speed=read.speed, channel=channel)
         places: deque[tuple[float, float]] = deque()
@@ -201,7 +234,7 @@ def pieces(
         error: DymnError | None = None
         try:
             if read.clock == "auto":
-                recording.begin = begin_of(source, recording.notes)
+                recording.begin = begin_of(source.source if isinstance(source, Shared) else source, recording.notes)
             for features in prepare(windows(), step):
                 yield Piece(recording, *places.popleft(), features)
             if recording.n_samples == 0:
@@ -244,7 +277,7 @@ class Cutting(Protocol):
 
 def run_windows(
     backend: Backend,
-    sources: Iterable[AudioLike],
+    sources: Iterable[AudioSource],
     cutting: Cutting,
     compute: Callable[[Floats], Iterable[R]],
     *,
@@ -364,7 +397,7 @@ def one_result(settings: ReadSettings) -> None:
     )
 
 
-def source_name(source: AudioLike) -> str:
+def source_name(source: AudioSource) -> str:
     """Return a source's name as printable text, also where a file's name is no valid text."""
     name = source if isinstance(source, (str, os.PathLike)) else getattr(source, "name", "")
     return os.fsencode(name).decode("utf-8", "replace") if isinstance(name, (str, os.PathLike)) else str(name)

@@ -16,7 +16,7 @@ from dymn.inference.embedding import Embedder, Embedding
 from dymn.inference.events import Event, EventSettings, event_files
 from dymn.inference.files import Recording, tag_files
 from dymn.inference.frames import Frames, FrameSettings, frames
-from dymn.inference.segments import AudioLike, one_result
+from dymn.inference.segments import AudioLike, AudioSource, one_result
 from dymn.inference.selection import Tag, TagSettings
 from dymn.inference.stream import Stream
 from dymn.runtime.backend import Backend
@@ -263,7 +263,7 @@ class Tagger:
 
     def tag_files(
         self,
-        sources: Iterable[AudioLike],
+        sources: Iterable[AudioSource],
         settings: TagSettings | None = None,
         *,
         sample_rate: int | None = None,

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dymn.audio.settings import ReadSettings
 from dymn.config import FrontEndConfig, check, from_dict
 from dymn.inference.formats.text import clock
-from dymn.inference.segments import source_name
+from dymn.inference.frames import FramePart, Frames, FrameSettings, frame_parts, frames, joined
+from dymn.inference.segments import Shared, one_result, source_name
+from dymn.native.log_mel import array_log_mel
 from dymn.system.arrays import Array, Floats
 
 if TYPE_CHECKING:
+    from dymn.inference.files import Recording
     from dymn.inference.segments import AudioLike
+    from dymn.inference.selection import TagSettings
     from dymn.inference.tagger import Tagger
 
 MAX_COLUMNS = 1600
@@ -73,22 +79,71 @@ def overview(
         AudioError: if the source cannot be read.
         ConfigError: if a setting is not allowed, or `sample_rate` is missing.
     """
-    from dymn.inference.frames import FrameSettings
-    from dymn.inference.frames import frames as frames_of
-    from dymn.native.log_mel import array_log_mel
-
     check(top_k >= 1, f"top_k is {top_k}; it must be at least 1.")
-    front_end = tagger.card.front_end
-    log_mel_of = array_log_mel(front_end)
-    thinned = Thinned(MAX_COLUMNS)
-    size = round(BLOCK_SECONDS * tagger.sample_rate)
-
-    def heard(block: Floats) -> None:
-        for start in range(0, len(block), size):
-            thinned.append(log_mel_of(block[start : start + size])[0])
-
     cutting = from_dict(FrameSettings, settings)
-    frames = frames_of(tagger.backend, source, sample_rate, cutting, heard)
+    spectrogram = ThinnedSpectrogram(tagger.card.front_end)
+    found = frames(tagger.backend, source, sample_rate, cutting, spectrogram.append)
+    return _overview(tagger, source_name(source), found, spectrogram, cutting, top_k)
+
+
+def tag_with_overview(
+    tagger: Tagger,
+    source: AudioLike,
+    settings: TagSettings,
+    top_k: int = 8,
+    *,
+    batch_size: int | None = None,
+    progress: Callable[[str, float], None] | None = None,
+    heard: Callable[[Floats], object] | None = None,
+) -> tuple[Recording, Overview | None]:
+    """Tag a recording and look at it, while it is opened and decoded once, in blocks.
+
+    Args:
+        tagger: whose network says what is there.
+        source: as in `Tagger.tag`, but no array.
+        settings: how to tag; channel, labels and the like hold for the overview, too.
+        top_k: how many labels the overview has at most.
+        batch_size: as in `Tagger.tag_files`.
+        progress: as in `Tagger.tag_files`.
+        heard: called with each block of samples [n] that is read.
+
+    Returns:
+        what `Tagger.tag_files` yields, and what `overview` returns; None if the recording cannot be read.
+
+    Raises:
+        ConfigError: if a setting is not allowed.
+    """
+    one_result(settings)
+    reading = {field.name: getattr(settings, field.name) for field in fields(ReadSettings)}
+    cutting = FrameSettings(**reading | {"clock": "none"}, labels=settings.labels, exclude=settings.exclude)
+    spectrogram = ThinnedSpectrogram(tagger.card.front_end)
+
+    def take(block: Floats) -> None:
+        spectrogram.append(block)
+        if heard is not None:
+            heard(block)
+
+    shared = Shared(source)
+    parts = frame_parts(tagger.backend, [shared], cutting, batch_size=batch_size, heard=take)
+    done: list[FramePart] = []
+
+    def keep_step(name: str, seconds: float) -> None:
+        while not done or (not done[-1].is_last and done[-1].times[-1] < seconds):
+            done.append(next(parts))
+        if progress is not None:
+            progress(name, seconds)
+
+    recording = next(tagger.tag_files([shared], settings, batch_size=batch_size, progress=keep_step))
+    if recording.error is not None:
+        return recording, None
+    done.extend(parts)
+    found = joined(done, tagger.backend, cutting)
+    return recording, _overview(tagger, recording.name, found, spectrogram, cutting, top_k)
+
+
+def _overview(
+    tagger: Tagger, name: str, frames: Frames, spectrogram: ThinnedSpectrogram, cutting: FrameSettings, top_k: int
+) -> Overview:
     best = np.argsort(-frames.scores.max(axis=0), kind="stable")[:top_k]
     n = min(MAX_COLUMNS, max(1, round(frames.seconds / 0.05)))
     edges = np.linspace(0, frames.seconds, n + 1)
@@ -96,19 +151,30 @@ def overview(
     last = np.clip(np.searchsorted(frames.edges, edges[1:], side="left"), first + 1, len(frames.times))
     # the highest: nothing short is lost
     columns = [frames.scores[a:b, best].max(axis=0) for a, b in zip(first, last, strict=True)]
-    labels = tuple(frames.labels[i] for i in best)
-    name = Path(source_name(source)).name or "recording"
-    scores = np.stack(columns, axis=1).astype(np.float32)
     return Overview(
-        name,
+        Path(name).name or "recording",
         tagger.card.name or "network",
         frames.seconds,
-        front_end,
-        thinned.columns(),
-        labels,
-        scores,
+        tagger.card.front_end,
+        spectrogram.thinned.columns(),
+        tuple(frames.labels[i] for i in best),
+        np.stack(columns, axis=1).astype(np.float32),
         cutting.cutting().window,
     )
+
+
+class ThinnedSpectrogram:
+    """The thinned log-mel spectrogram of samples that come in blocks."""
+
+    def __init__(self, front_end: FrontEndConfig) -> None:
+        self.thinned = Thinned(MAX_COLUMNS)
+        self._log_mel_of = array_log_mel(front_end)
+        self._size = round(BLOCK_SECONDS * front_end.sample_rate)
+
+    def append(self, block: Floats) -> None:
+        """Take samples [n]."""
+        for start in range(0, len(block), self._size):
+            self.thinned.append(self._log_mel_of(block[start : start + self._size])[0])
 
 
 class Thinned:

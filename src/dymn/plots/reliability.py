@@ -8,8 +8,12 @@ from dymn.evaluation.calibration import Reliability
 from dymn.plots.style import BLUE, FAINT, INK, ORANGE, SOFT, new_figure, save_figure
 
 
-def plot_reliability(before: Reliability, after: Reliability, path: str | Path) -> None:
+def plot_reliability(
+    before: Reliability, after: Reliability, path: str | Path, truth: str = "share that comes true"
+) -> None:
     """Draw the share of positives against the probability, and beneath it how many probabilities there are.
+
+    `truth` names the vertical axis.
 
     Raises:
         ConfigError: if the ending of the file is not that of a picture.
@@ -22,7 +26,7 @@ def plot_reliability(before: Reliability, after: Reliability, path: str | Path) 
         label = f"{name}: calibration error {found.error:.3f}"
         axes.plot(found.said, found.true, "o-", color=colour, label=label, markersize=6, linewidth=1.6)
         counts.plot(found.said, found.counts, "o-", color=colour, markersize=4, linewidth=1.2)
-    axes.set_ylabel("share that comes true", fontsize=12, color=SOFT)
+    axes.set_ylabel(truth, fontsize=12, color=SOFT)
     axes.set_ylim(-0.02, 1.02)
     axes.legend(frameon=False, fontsize=12, loc="upper left", labelcolor=INK)
     counts.set_yscale("log")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 import numpy as np
 
-from dymn.inference.segments import blocks
+from dymn.inference.segments import blocks, source_name
 from dymn.plots.html import data_uri, matrix, render, spectrogram, wav_uri
 from dymn.plots.overview import Overview
 from dymn.plots.style import time_ticks, time_unit
+from dymn.system.arrays import Floats
 from dymn.system.files import atomic_write
 
 if TYPE_CHECKING:
@@ -36,7 +38,7 @@ def save_page(seen: Overview, source: AudioLike, path: str | Path, max_audio: in
 
     Args:
         seen: what `overview` said of the recording.
-        source: the recording; an array has to be at the front end's sample rate.
+        source: the recording, a path, an open binary file, or an array at the front end's sample rate.
         path: of the page.
         max_audio: the most bytes of sound.
 
@@ -70,10 +72,50 @@ def audio_uri(seen: Overview, source: AudioLike, max_audio: int) -> str:
 
     It is empty if the recording is too large.
     """
-    path = Path(source) if isinstance(source, (str, Path)) else None
-    if path is not None and path.suffix.lower() in PLAYED and path.stat().st_size <= max_audio:
-        return data_uri(PLAYED[path.suffix.lower()], path.read_bytes())
+    kind = played(source, max_audio)
+    if kind and isinstance(source, (str, Path)):
+        return data_uri(kind, Path(source).read_bytes())
+    if kind:
+        file = cast(BinaryIO, source)
+        file.seek(0)
+        return data_uri(kind, file.read())
     rate = seen.front_end.sample_rate
     if 2 * rate * seen.seconds > max_audio:
         return ""
     return wav_uri(np.concatenate(list(blocks(source, rate, rate))), rate)
+
+
+def played(source: AudioLike, max_audio: int = MAX_AUDIO) -> str:
+    """Return the media type of a file that browsers play as it is and that is not too large, else an empty text.
+
+    An open file stands afterwards where it stood.
+    """
+    kind = PLAYED.get(Path(source_name(source)).suffix.lower(), "")
+    if not kind:
+        return ""
+    if isinstance(source, (str, Path)):
+        size = Path(source).stat().st_size
+    else:
+        file = cast(BinaryIO, source)
+        place = file.tell()
+        size = file.seek(0, os.SEEK_END)
+        file.seek(place)
+    return kind if size <= max_audio else ""
+
+
+class PageSound:
+    """The samples of a recording for a page, kept as they are heard, so that it is not decoded again."""
+
+    def __init__(self, max_audio: int = MAX_AUDIO) -> None:
+        self._left = max_audio // 2
+        self._blocks: list[Floats] = []
+
+    def append(self, block: Floats) -> None:
+        """Take samples [n]; those beyond the size that a page has are left out."""
+        self._left -= len(block)
+        if self._left >= 0:
+            self._blocks.append(block)
+
+    def samples(self) -> Floats:
+        """Return the samples [N]."""
+        return np.concatenate([np.empty(0, np.float32), *self._blocks])

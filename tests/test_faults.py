@@ -351,7 +351,7 @@ for compute in (tagger.probabilities, tagger.embedder("last").vectors):
     try:
         compute(torch.zeros(1, 32000).expand(2000, 32000))
     except ResourceError as error:
-        assert "no room for 2000 windows" in str(error) and "smaller batch" in str(error), error
+        assert "memory for a batch of 2000 windows" in str(error) and "smaller batch" in str(error), error
     else:
         sys.exit("there was room enough")
 assert np.isfinite(tagger.probabilities(samples)).all()

@@ -49,7 +49,7 @@ EXIT_BROKEN_PIPE = 141
 EXTRAS = {
     **dict.fromkeys(("train", "evaluate", "probe", "teach"), "train"),
     "export": "torch,onnx",
-    **dict.fromkeys(("fit", "calibrate"), "fit"),
+    "fit": "torch,fit",
     "explain": "torch,plot",
 }
 """The extras of commands that need more than PyTorch, so that one installation is enough."""

@@ -8,20 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dymn.commands import fit, options
 from dymn.commands.datasets import check_data
-from dymn.commands.fit import Add, Background, Separator, TrackWindow, check_picture, gathered, open_named, threads_of
-from dymn.commands.options import (
-    DATA,
-    WHAT,
-    Quiet,
-    ReportFormat,
-    Threads,
-    Workers,
-    check_ending,
-    complete_models,
-    hush,
-    note,
-)
+from dymn.commands.fit import check_picture, gathered, open_named, tell_bad, threads_of
+from dymn.commands.options import DATA, WHAT, check_ending, complete_models, hush, note
 
 if TYPE_CHECKING:
     from dymn.fitting.calibrate import Calibrated
@@ -51,10 +41,10 @@ def calibrate(
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="FILE", help="The checkpoint to write, a .safetensors file.")
     ],
-    background: Background = None,
-    add: Add = None,
-    separator: Separator = None,
-    window: TrackWindow = 3.0,
+    background: fit.Background = None,
+    add: fit.Add = None,
+    separator: fit.Separator = None,
+    window: fit.TrackWindow = 3.0,
     plot: Annotated[
         Path | None,
         typer.Option(
@@ -64,17 +54,17 @@ def calibrate(
             rich_help_panel=WHAT,
         ),
     ] = None,
-    format: ReportFormat = "table",
-    threads: Threads = None,
-    workers: Workers = None,
-    quiet: Quiet = False,
+    format: options.ReportFormat = "table",
+    threads: options.Threads = None,
+    workers: options.Workers = None,
+    quiet: options.Quiet = False,
 ) -> None:
     """Calibrate a model's probabilities on your recordings, and determine thresholds for each class.
 
     The logits of each class are scaled and shifted, which is folded into the model's last layer. --threshold auto and
     precise of other commands use the thresholds.
 
-    The calibration error before and after, and the thresholds, are measured on held-out recordings.
+    The calibration error before and after, and the thresholds, are measured on held-out recordings. Where there are so few that the error would grow, probabilities are left as they are, with a note.
 
     Example: `dymn calibrate mine.safetensors --data clips --output calibrated.safetensors`.
     """
@@ -95,14 +85,14 @@ def calibrate(
             progress=progress,
         )  # fmt: skip
     save(found.stored, output)
-    if found.after.error > found.before.error:
+    if found.attempted > found.before.error:
         note(
-            f"On held-out recordings, the calibration error increased ({found.windows} windows in total). Keep the "
-            "original model, or label more recordings.",
+            f"{found.windows} windows are too few: on recordings that were left out, calibration raised the error from "
+            f"{found.before.error:.4f} to {found.attempted:.4f}. The probabilities are left as they were, and only the "
+            "thresholds are new. Label more recordings.",
             quiet,
         )
-    for error in found.bad.values():
-        typer.echo(f"dymn: {error}", err=True)
+    tell_bad(found.bad)
     if plot is not None:
         from dymn.plots.reliability import plot_reliability
 

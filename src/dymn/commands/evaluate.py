@@ -9,23 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dymn.commands import options
 from dymn.commands.datasets import check_data, check_model
-from dymn.commands.options import (
-    DATA,
-    ClipBatch,
-    ClipWorkers,
-    Device,
-    KindOption,
-    PrecisionOption,
-    Quiet,
-    ReportFormat,
-    Threads,
-    complete_models,
-    hush,
-    note,
-    note_ending,
-    seconds_option,
-)
+from dymn.commands.options import DATA, complete_models, hush, note, note_ending, seconds_option
 from dymn.commands.output import note_new_folder
 from dymn.errors import ConfigError
 
@@ -47,7 +33,7 @@ def evaluate(
         Path,
         typer.Option("--data", "-d", metavar="PATH", help="The dataset, as for `dymn train`.", rich_help_panel=DATA),
     ],
-    kind: KindOption = "auto",
+    kind: options.KindOption = "auto",
     split: Annotated[
         str | None,
         typer.Option(
@@ -71,8 +57,8 @@ def evaluate(
         float | None,
         seconds_option("Length of a window. The default is the length used in training.", DATA),
     ] = None,
-    workers: ClipWorkers = 0,
-    batch_size: ClipBatch = 16,
+    workers: options.ClipWorkers = 0,
+    batch_size: options.ClipBatch = 16,
     per_class: Annotated[
         Path | None,
         typer.Option("--per-class", metavar="FILE", help="Write the metrics of each class to this CSV file."),
@@ -89,11 +75,11 @@ def evaluate(
             help="Write the confusion matrix to this CSV file, for exclusive classes.",
         ),
     ] = None,
-    format: ReportFormat = "table",
-    device: Device = None,
-    precision: PrecisionOption = "float32",
-    threads: Threads = None,
-    quiet: Quiet = False,
+    format: options.ReportFormat = "table",
+    device: options.Device = None,
+    precision: options.PrecisionOption = "float32",
+    threads: options.Threads = None,
+    quiet: options.Quiet = False,
 ) -> None:
     """Evaluate a model on a dataset: mAP, ROC-AUC, d' and F1 for tags, accuracy and F1 for exclusive classes.
 

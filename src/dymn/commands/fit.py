@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dymn.commands import options
 from dymn.commands.datasets import check_data
-from dymn.commands.options import (
-    DATA,
-    WHAT,
-    Model,
-    Quiet,
-    ReportFormat,
-    Threads,
-    Workers,
-    check_ending,
-    hush,
-    note,
-    seconds_option,
-)
+from dymn.commands.options import DATA, WHAT, check_ending, hush, note, seconds_option
 
 if TYPE_CHECKING:
+    from dymn.errors import DymnError
     from dymn.fitting.fit import FitResult
     from dymn.fitting.labelled import Labelled
     from dymn.weights.format import Stored
@@ -82,7 +73,7 @@ def fit(
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="FILE", help="The checkpoint to write, a .safetensors file.")
     ],
-    model: Model = None,
+    model: options.Model = None,
     layer: Annotated[
         str,
         typer.Option(
@@ -118,6 +109,15 @@ def fit(
             rich_help_panel=DATA,
         ),
     ] = True,
+    general: Annotated[
+        bool,
+        typer.Option(
+            "--general-background/--no-general-background",
+            help="Add the sounds of all kinds that come with dymn for dymn04_open (speech, music, machines, games) as "
+            "background, but for those that may hold a class. Other models and --softmax have none.",
+            rich_help_panel=DATA,
+        ),
+    ] = True,
     add: Add = None,
     separator: Separator = None,
     window: TrackWindow = 3.0,
@@ -130,10 +130,10 @@ def fit(
             rich_help_panel=WHAT,
         ),
     ] = None,
-    format: ReportFormat = "table",
-    threads: Threads = None,
-    workers: Workers = None,
-    quiet: Quiet = False,
+    format: options.ReportFormat = "table",
+    threads: options.Threads = None,
+    workers: options.Workers = None,
+    quiet: options.Quiet = False,
 ) -> None:
     """Train a classifier on your own recordings, in seconds.
 
@@ -167,6 +167,7 @@ def fit(
             layer=layer,
             exclusive=softmax,
             made=made,
+            general=general,
             track_window=window,
             threads=threads,
             workers=threads_of(workers, threads),
@@ -176,8 +177,7 @@ def fit(
     if plot is not None:
         draw(found, plot)
         note(f"{plot} is written.", quiet)
-    for error in found.bad.values():
-        typer.echo(f"dymn: {error}", err=True)
+    tell_bad(found.bad)
     _advise(found, quiet)
     typer.echo(as_json(found, output) if format == "json" else as_table(found, labelled, output))
     if found.bad:
@@ -203,7 +203,13 @@ def gathered(
     more += [clip for path in add or [] for clip in read_answers(path, labelled.labels)]
     if labelled.test:
         note(f"{labelled.test} test clips are left out; evaluate the model on them with `dymn evaluate`.", quiet)
-    return labelled._replace(clips=[*labelled.clips, *more])
+    return labelled.adding(more)
+
+
+def tell_bad(bad: Mapping[str, DymnError]) -> None:
+    """Write why recordings are left out, each reason once: two stretches of a damaged file have the same."""
+    for error in dict.fromkeys(map(str, bad.values())):
+        typer.echo(f"dymn: {error}", err=True)
 
 
 def threads_of(workers: int | None, threads: int | None) -> int:
@@ -242,7 +248,7 @@ def check_picture(plot: Path) -> None:
     """
     from dymn.plots.style import require
 
-    check_ending("--plot", plot, (".png", ".pdf", ".svg"))
+    check_ending("--plot", plot, options.PICTURES)
     require()
 
 
@@ -260,16 +266,17 @@ def draw(found: FitResult, plot: Path) -> None:
 
 def _advise(found: FitResult, quiet: bool) -> None:
     """Say what would make the classifier better."""
+    from dymn.data.catalog import NEGATIVES
     from dymn.fitting.thresholds import ENOUGH_HOURS
 
-    if found.background_hours < ENOUGH_HOURS:
+    if found.counted_hours < ENOUGH_HOURS:
         note(
-            f"The recorded background is {60 * found.background_hours:.1f} minutes long, too short to count false "
+            f"The recorded background is {60 * found.counted_hours:.1f} minutes long, too short to count false "
             "alarms: --threshold precise is the median score of each class, and detects half of its windows. Give "
             f"--background with at least {60 * ENOUGH_HOURS:.0f} minutes without the classes, better an hour.",
             quiet,
         )
-    weak = [one for one in found.classes if one.thresholds.recall < LITTLE_FOUND]
+    weak = [one for one in found.classes if one.thresholds.recall < LITTLE_FOUND and one.label not in NEGATIVES]
     for one in weak[:MOST_NAMED]:
         note(
             f"{one.label}: --threshold precise finds {one.thresholds.recall:.0%} of its windows. Of the windows "

@@ -15,6 +15,8 @@ from dymn.errors import ConfigError
 
 WHAT, WINDOWS, DATA, RUN_PANEL = "Results", "Windows", "Data", "Computation"
 
+PICTURES = (".png", ".pdf", ".svg")
+"""The endings of pictures."""
 PCM = ("s8", "u8", "s16le", "s16be", "s24le", "s32le", "s32be", "f32le", "f32be")
 OLDER: dict[str, dict[tuple[str, ...], tuple[str, ...]]] = {
     "train": {("--out",): ("--output",)},
@@ -36,6 +38,15 @@ class Command(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the words of the command line."""
         return super().parse_args(ctx, list(respelled(args, OLDER.get(self.name or "", {}))))
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; whether warnings are shown is then as before."""
+        logger = logging.getLogger("dymn")
+        level = logger.level
+        try:
+            return super().invoke(ctx)
+        finally:
+            logger.setLevel(level)
 
 
 def respelled(words: list[str], older: dict[tuple[str, ...], tuple[str, ...]]) -> Iterator[str]:
@@ -394,7 +405,7 @@ def _importing(
 
 
 def hush(quiet: bool) -> None:
-    """Suppress warnings of the library if `quiet`."""
+    """Suppress warnings of the library, if `quiet`, until the command ends (see `Command`)."""
     if quiet:
         logging.getLogger("dymn").setLevel(logging.ERROR)
 

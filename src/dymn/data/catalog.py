@@ -14,6 +14,8 @@ from dymn.errors import DataError
 from dymn.system.arrays import Floats
 
 SPLITS = ("train", "val", "test")
+NEGATIVES = ("background", "noise", "other")
+"""Folders and labels that are no class for `dymn fit` and `dymn evaluate`: clips without any of the classes."""
 
 
 @dataclass(frozen=True)

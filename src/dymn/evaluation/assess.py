@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from dymn.config import check, from_dict
-from dymn.data import Source, open_dataset, select
+from dymn.config import ModelCard, check, from_dict
+from dymn.data import Source, TaskSpec, open_dataset, select
 from dymn.data.batch import FILLS
+from dymn.data.catalog import NEGATIVES
 from dymn.data.detect import detect
 from dymn.data.tasks import is_length
 from dymn.errors import ConfigError
@@ -124,6 +126,7 @@ def assess(
     if kind == "shards":
         wanted.setdefault("labels", model.card.labels)
     task, everything = open_dataset(kind, path, sample_rate=model.card.front_end.sample_rate, **wanted)
+    task, everything = without_background(task, everything, model.card)
     if split is None:
         split = "test" if fold or "test" in everything.catalog.splits else "all"
     source = everything if split == "all" else select(everything, split, fold=fold, holdout=learned.holdout)
@@ -152,6 +155,27 @@ def assess(
         found["accuracy_by_device"] = by_group(scores, dict(zip(source.keys, source.catalog.groups, strict=True)))
     confusion = metrics.confusion(scores.probabilities, scores.targets) if exclusive else None
     return Assessment(kind, split, found, source.labels, by_class, confusion, scores.bad, scores)
+
+
+def without_background(task: TaskSpec, source: Source, card: ModelCard) -> tuple[TaskSpec, Source]:
+    """Return data whose background is no class, as for `dymn fit`; unchanged if the model has classes of these names.
+
+    Clips of background have none of the classes, which are then not exclusive. A softmax from `dymn fit` has one class
+    for all of them.
+    """
+    catalog, home = source.catalog, NEGATIVES[0]
+    columns = dict(zip(catalog.labels, catalog.target_rows(slice(None)).T, strict=True))
+    extra = [label for label in columns if label.lower() in NEGATIVES and label not in card.labels]
+    if not extra or len(extra) == len(columns) or catalog.masks is not None:
+        return task, source
+    negative = np.max([columns.pop(label) for label in extra], axis=0)
+    if card.exclusive and home in card.labels:
+        columns[home] = np.maximum(columns.get(home, 0), negative)
+    else:
+        task = dataclasses.replace(task, loss="bce", metric="mAP")
+    targets = np.stack(list(columns.values()), axis=1)
+    catalog = dataclasses.replace(catalog, labels=tuple(columns), targets=targets, packed=False)
+    return task, Source(catalog, source.store, name=source.name, sample_rate=source.sample_rate)
 
 
 def by_group(scores: Predictions, groups: Mapping[str, str]) -> dict[str, float]:

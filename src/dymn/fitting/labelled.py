@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +14,7 @@ import numpy as np
 from dymn.audio.annotations import Annotation, read_annotated
 from dymn.audio.listing import find
 from dymn.audio.sources import display
-from dymn.data.catalog import Catalog
+from dymn.data.catalog import NEGATIVES, Catalog
 from dymn.data.detect import detect
 from dymn.data.manifest import read_csv
 from dymn.data.readers import SPLIT_NAMES, read_esc10, read_esc50, read_folder, table
@@ -21,8 +22,6 @@ from dymn.data.stores import FileStore, Store
 from dymn.errors import AudioError, DataError
 from dymn.system.files import digest_of, open_regular
 
-NEGATIVES = ("background", "noise", "other")
-"""Names of folders and labels that are no class: clips without any of the classes."""
 READERS = {"folder": read_folder, "esc10": read_esc10, "esc50": read_esc50}
 ANSWERS = {"yes": True, "no": False}
 ANSWER_COLUMNS = ("path", "start", "end", "label", "heard")
@@ -64,12 +63,30 @@ class Labelled(NamedTuple):
         clips: with one answer for each.
         tracks: annotated recordings.
         test: the number of clips of a test set, which are left out.
+        known: a clip of each recording, by digest; clips that are added later get its group.
     """
 
     labels: tuple[str, ...]
     clips: Sequence[LabelledClip]
     tracks: Sequence[AnnotatedRecording] = ()
     test: int = 0
+    known: Mapping[str, LabelledClip] = MappingProxyType({})
+
+    def adding(self, more: Sequence[LabelledClip]) -> Labelled:
+        """Return all of this and more clips, whose groups are digests; those of known recordings get the known group.
+
+        Raises:
+            DataError: if a clip without any class is, whole, one with a class.
+        """
+        for clip in more:
+            first = self.known.get(clip.group, clip)
+            if clip.absent is None and not clip.heard and first.heard and (clip.start, clip.end) == (0.0, math.inf):
+                raise DataError(
+                    f"{display(clip.path)} is background, and {display(first.path)} ({_names(first.heard)}) is the "
+                    "same recording. Remove one of them."
+                )
+        placed = [one._replace(group=self.known.get(one.group, one).group) for one in more]
+        return self._replace(clips=[*self.clips, *placed])
 
 
 def read_labelled(path: str | Path, *, separator: str | None = None) -> Labelled:
@@ -174,7 +191,8 @@ def _check_folders(root: Path) -> None:
 def _clips(catalog: Catalog, store: Store) -> Labelled:
     assert isinstance(store, FileStore)  # all of these readers give single files
     targets = catalog.target_rows(slice(None))
-    clips, test, seen = list[LabelledClip](), 0, dict[tuple[str, float, float], LabelledClip]()
+    clips, test, known = list[LabelledClip](), 0, dict[str, LabelledClip]()
+    seen = dict[tuple[str, float, float], LabelledClip]()
     for i, path in enumerate(store.paths):
         if catalog.splits and catalog.splits[i] == "test":
             test += 1
@@ -189,8 +207,9 @@ def _clips(catalog: Catalog, store: Store) -> Labelled:
                 f"{display(first.path)} ({_names(first.heard)}) and {display(path)} ({_names(heard)}) are the same "
                 "recording. Keep one of them, or list it once with both labels in a table (.csv)."
             )
+        known.setdefault(digest, clip)
         clips.append(clip)
-    return Labelled((), clips, test=test)
+    return Labelled((), clips, test=test, known=known)
 
 
 def _tracks(annotated: Mapping[Path, Sequence[Annotation]]) -> Labelled:

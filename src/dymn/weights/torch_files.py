@@ -89,7 +89,7 @@ def _tensors(content: bytes) -> Iterator[tuple[str, Array]]:
             raise ValueError(f"{index} has more than {MAX_PICKLE:,} bytes")
         order = f"{folder}byteorder"
         if order in members and archive.read(order) != b"little":
-            raise ValueError("its byte order is not little-endian")
+            raise ValueError("its byte order is not little-endian-endian")
         state = load(archive.read(index), _GLOBALS, lambda pid: _storage(pid, folder))
         if not isinstance(state, dict):
             raise ValueError("it is not a state dict")

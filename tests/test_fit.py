@@ -548,7 +548,7 @@ def test_calibration_that_would_make_probabilities_worse_leaves_them(clips, base
     assert "left as before" in found.stored.card.provenance["calibration"]
     assert found.stored.card.provenance["thresholds"]["auto"] != [0.5, 0.5]
     done = run("calibrate", tmp_path / "m.safetensors", "--data", clips, "-o", tmp_path / "c.safetensors")
-    assert done.exit_code == 0 and "probabilities are left as they were" in done.stderr
+    assert done.exit_code == 0 and "probabilities are not changed" in done.stderr
     assert f"from {found.before.error:.4f} to {found.attempted:.4f}" in done.stderr
 
 

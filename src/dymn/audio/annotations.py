@@ -140,8 +140,8 @@ def _selections(
     if END not in header or label is None:
         needed = "End Time (s)" if END not in header else label_column or "Annotation, Species or Common Name"
         raise DataError(
-            f"{path} needs a column {needed}; it has {', '.join(header)}. Rename the column of labels, or "
-            "for `dymn train` name it: --set data.options.label_column=NAME."
+            f"{path} needs a column {needed}; it has {', '.join(header)}. Rename the column of labels, or specify it "
+            "for `dymn train` with --set data.options.label_column=NAME."
         )
     rows = [_row(path, number, line, header) for number, line in lines]
     named = next((name for name in FILES if name in header and all(row[name] for _, row in rows)), None)
@@ -205,8 +205,9 @@ class _Recordings:
         if found := self.of(table):
             return found
         raise DataError(
-            f"{table} names no recording, and {self._folder} has none of its name, such as {table.stem}.wav. Put them "
-            "side by side, or for `dymn train` name the folder of the recordings: --set data.options.root=FOLDER."
+            f"{table} does not name a recording, and {self._folder} has none of the same name, such as "
+            f"{table.stem}.wav. Put them into one folder, or specify the folder of the recordings for `dymn train` "
+            "with --set data.options.root=FOLDER."
         )
 
     def of(self, table: Path) -> Path | None:
@@ -235,8 +236,9 @@ class _Recordings:
             if path.suffix.lower() in SUFFIXES and path.is_file():
                 return path
         raise DataError(
-            f"{table}, row {number}: the recording {name!r} is neither there nor, by its name, in {self._folder}. Put "
-            "it there, or for `dymn train` name the folder of the recordings: --set data.options.root=FOLDER."
+            f"{table}, row {number}: the recording {name!r} does not exist, and there is none of that name in "
+            f"{self._folder}. Put it there, or specify the folder of the recordings for `dymn train` with --set "
+            "data.options.root=FOLDER."
         )
 
 

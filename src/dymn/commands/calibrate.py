@@ -64,7 +64,8 @@ def calibrate(
     The logits of each class are scaled and shifted, which is folded into the model's last layer. --threshold auto and
     precise of other commands use the thresholds.
 
-    The calibration error before and after, and the thresholds, are measured on held-out recordings. Where there are so few that the error would grow, probabilities are left as they are, with a note.
+    The calibration error before and after, and the thresholds, are measured on held-out recordings. If the error would
+    increase, because there are too few recordings, the probabilities are not changed, with a note.
 
     Example: `dymn calibrate mine.safetensors --data clips --output calibrated.safetensors`.
     """
@@ -87,9 +88,9 @@ def calibrate(
     save(found.stored, output)
     if found.attempted > found.before.error:
         note(
-            f"{found.windows} windows are too few: on recordings that were left out, calibration raised the error from "
-            f"{found.before.error:.4f} to {found.attempted:.4f}. The probabilities are left as they were, and only the "
-            "thresholds are new. Label more recordings.",
+            f"{found.windows} windows are too few: on held-out recordings, calibration increased the error from "
+            f"{found.before.error:.4f} to {found.attempted:.4f}. Only the thresholds are new; the probabilities are "
+            "not changed. Label more recordings.",
             quiet,
         )
     tell_bad(found.bad)

@@ -110,15 +110,15 @@ def inside(root: Path, name: str) -> Path:
     relative = PurePosixPath(name.replace("\\", "/"))
     if not name or "\0" in name or relative.is_absolute() or ".." in relative.parts or Path(name).is_absolute():
         raise DataError(
-            f"{name!r} is not a path inside {root}. Write paths relative to that folder, or for `dymn train` "
-            "name another one: --set data.options.root=FOLDER."
+            f"{name!r} is not a path inside {root}. Write paths relative to that folder, or specify another one for "
+            "`dymn train` with --set data.options.root=FOLDER."
         )
     path = root / relative
     resolved = path.resolve()
     if not resolved.is_relative_to(root.resolve()):
         raise DataError(
-            f"{name!r} leads to {resolved}, outside {root}. Give its absolute "
-            "path, or for `dymn train` name a folder that holds all files: --set data.options.root=FOLDER."
+            f"{name!r} resolves to {resolved}, outside {root}. Give its absolute path, or specify a folder that "
+            "contains all files for `dymn train` with --set data.options.root=FOLDER."
         )
     return path
 

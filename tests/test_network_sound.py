@@ -323,7 +323,7 @@ def test_a_camera():
     ],
 )
 def test_other_addresses_are_refused(url):
-    with pytest.raises(ConfigError, match="address"):
+    with pytest.raises(ConfigError, match="URL"):
         shown_url(url)
 
 

@@ -274,7 +274,7 @@ def test_embeddings_of_damaged_recordings_are_marked_after_a_resume(per_window, 
     first = (tmp_path / "out.npy.failed.jsonl").read_text(), output.read_bytes()
     (folder / "b.wav").write_bytes(whole)
     done = run(*asked, "--retry-failed")
-    assert done.exit_code == 0 and "a.wav: partial" not in done.stderr and "names them" in done.stderr
+    assert done.exit_code == 0 and "a.wav: partial" not in done.stderr and "lists them" in done.stderr
     (line,) = (tmp_path / "out.npy.failed.jsonl").read_text().splitlines()
     assert line in first[0] and "0.50 s of 1.00 s" in line
     rows = np.load(output)

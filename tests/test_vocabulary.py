@@ -130,7 +130,7 @@ def test_groups(tmp_path):
     assert {LABELS[i] for i in found["people"]} >= {"Speech", "Groan", "Chant", "Clapping"}
     assert {LABELS[i] for i in found["vehicle"]} >= {"Vehicle", "Toot", "Bicycle bell"}
     assert LABELS.index("Music") in found["music"] and LABELS.index("Guitar") not in found["music"]
-    with pytest.raises(ConfigError, match=r"group 'x' names 'Dgo'.*Did you mean: Dog"):
+    with pytest.raises(ConfigError, match=r"group 'x' contains 'Dgo'.*Did you mean: Dog"):
         grouped(LABELS, {"x": ["Dgo"]})
     assert grouped(("Wren", "Robin"), {"birds": ["*"]}) == {"birds": [0, 1]}
     for text, why in (("x = 1", "list of labels"), ("", "no group"), ("x = [", "not TOML"), ("x = []", "list of")):
@@ -151,7 +151,7 @@ def test_new_labels_have_the_highest_probability_of_their_own(tagger, clip):
     np.testing.assert_array_equal(after[:, 1], before[:, LABELS.index("Silence")])
     np.testing.assert_array_equal(other.embed(clip).vector, tagger.embed(clip).vector)
     assert other.labels == ("a", "b") and {event.label for event in other.events(clip, threshold=0.001)} <= {"a", "b"}
-    with pytest.raises(ConfigError, match="Give one of"):
+    with pytest.raises(ConfigError, match="Give either"):
         relabel(tagger.backend, 1, names)
 
 

@@ -242,7 +242,7 @@ def test_paths_and_folders(tmp_path):
     with pytest.raises(WeightsError, match=r"contains 2 .safetensors files, such as other.safetensors"):
         load_model(tmp_path / "folder")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(WeightsError, match=r"holds no .safetensors file"):
+    with pytest.raises(WeightsError, match=r"contains no .safetensors file"):
         load_model(tmp_path / "empty")
     shutil.copy(tmp_path / "folder" / "other.safetensors", tmp_path / "weights.bin")
     assert load_model(tmp_path / "weights.bin").card.name == "small"

@@ -220,7 +220,7 @@ def _files(root: Path, names: Mapping[str, str]) -> dict[Path, str]:
         else {root / n: split for n, split in names.items() if (root / n).is_file()}
     )
     if not files:
-        raise DataError(f"{root} holds none of {', '.join(names)}.")
+        raise DataError(f"{root} contains none of {', '.join(names)}.")
     return files
 
 

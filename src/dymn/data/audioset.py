@@ -110,7 +110,7 @@ def segments(path: Path) -> Iterator[ListedSegment]:
 def _lists(root: Path) -> dict[Path, str]:
     found = {root / name: split for name, split in SEGMENT_FILES.items() if (root / name).is_file()}
     if not found:
-        raise DataError(f"{root} holds none of {', '.join(SEGMENT_FILES)}.")
+        raise DataError(f"{root} contains none of {', '.join(SEGMENT_FILES)}.")
     return found
 
 

@@ -485,13 +485,13 @@ def test_thresholds_part_the_scores():
 def test_a_checkpoint_without_thresholds_says_so(tmp_path):
     for words in (["tag"], ["events"]):
         done = run(*words, AUDIO / "dog.ogg", "-m", "dymn04_open", "--threshold", "auto")
-        assert done.exit_code == 2 and "carries no thresholds" in done.stderr and "calibrate" in done.stderr
+        assert done.exit_code == 2 and "contains no thresholds" in done.stderr and "calibrate" in done.stderr
     done = run("tag", AUDIO / "dog.ogg", "-m", "dymn04_open", "--threshold", "most")
     assert done.exit_code == 2 and "auto, precise" in done.stderr
     damaged = ModelCard(labels=("a", "b"), provenance={"thresholds": {"auto": [0.5]}})
     with pytest.raises(WeightsError, match="invalid thresholds"):
         thresholds_of(damaged, "auto")
-    with pytest.raises(ConfigError, match="carries no thresholds"):
+    with pytest.raises(ConfigError, match="contains no thresholds"):
         thresholds_of(damaged, "precise")
 
 

@@ -351,7 +351,7 @@ def test_what_does_not_fit_is_refused():
         build(model, format="torch")
     with pytest.raises(ConfigError, match="dynamic-time"):
         build(model, dynamic_time=True)
-    with pytest.raises(ConfigError, match="belong together"):
+    with pytest.raises(ConfigError, match="must be used together"):
         model_config("dymn10", head="frames")
     with pytest.raises(ConfigError, match="sequence model"):
         model_config("dymn10", sequence="tf")

@@ -71,8 +71,8 @@ def test_a_folder_that_is_made_is_named(tmp_path, caplog, output):
 @pytest.mark.parametrize(
     ("command", "output", "name", "told"),
     [
-        ("embed", "v.npy", "csv", "v.npy is written as csv, as --format requests, although its ending means npy"),
-        ("tag", "x.csv", "json", "x.csv is written as json, as --format requests, although its ending means csv"),
+        ("embed", "v.npy", "csv", "v.npy is written as csv, as --format requests, although its extension means npy"),
+        ("tag", "x.csv", "json", "x.csv is written as json, as --format requests, although its extension means csv"),
         ("tag", "x.csv", "csv", ""),
         ("tag", "x.txt", "audacity", ""),
         ("tag", "x", "json", ""),

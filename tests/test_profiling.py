@@ -236,7 +236,7 @@ def test_comparisons_are_written_in_every_format():
     assert [int(row["macs"]) for row in table] == [row["macs"] for row in values]
     assert "MN w. CBAM" in COMPARISON_FORMATS["table"](rows)
     page = COMPARISON_FORMATS["markdown"](rows)
-    assert "## Readings" in page
+    assert "## Interpretations" in page
     assert "**MN w. GRN**" in page
     assert "no shared context" not in page
 

@@ -332,7 +332,7 @@ def test_unknown_recipes_and_variants(name, message):
         ("optim.batch_size=2.5", "must be of type int"),
         ("data.holdout=half", "holdout"),
         ("data.fold=-1", "from 0 to"),
-        ("lr=1", "names no setting"),
+        ("lr=1", "is not a setting"),
         ("optim.lr", "is not an assignment"),
         ("teacher.models=mn04_as", "must be of type tuple"),
         ("teacher.models=[3]", "a list of names"),

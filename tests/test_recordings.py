@@ -292,7 +292,7 @@ def test_speed_changes_what_is_heard_and_keeps_times(tmp_path, tagger, speed):
 
 def test_speeds_and_bands_that_leave_nothing(tmp_path):
     path = write(tmp_path / "a.wav", noise(0.2))
-    with pytest.raises(AudioError, match="at --speed 100"):
+    with pytest.raises(AudioError, match="--speed 100 turns"):
         reading.read(path, settings=ReadSettings(speed=100))
     with pytest.raises(AudioError, match=r"the highest frequency is 16000 Hz\. Give a lower --speed"):
         reading.read(path, settings=ReadSettings(band="20000-60000"))

@@ -170,7 +170,7 @@ def test_one_class_is_refused(tmp_path):
         *([f"clips/high/{path.name}", "high"] for path in sorted((tmp_path / "clips" / "high").iterdir())),
     ]
     write_table(tmp_path / "all.csv", rows)
-    with pytest.raises(DataError, match="any network is right"):
+    with pytest.raises(DataError, match="Add clips of another class"):
         Run(run(tmp_path / "all.csv", tmp_path / "run", data={"kind": "csv", "holdout": 0.0, "val": ""}), Notes())
     rows[1][1] = ""
     write_table(tmp_path / "some.csv", rows)

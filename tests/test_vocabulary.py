@@ -166,7 +166,7 @@ def test_options_of_labels(tmp_path, clip):
     labels = [tag["label"] for tag in json.loads(run("tag", *words, "--specific"))["recordings"][0]["tags"]]
     assert len(labels) == 10 and not any(one in ancestors(other) for one in labels[:1] for other in labels[:1])
     assert "only in English" in run("tag", *words, "--language", "de", code=2)
-    assert "Give one of --level and --groups" in run(
+    assert "Give either --level or --groups" in run(
         "tag", *words, "--level", 1, "--groups", tmp_path / "g.toml", code=2
     )
     assert "without --ray" in run("tag", *words, "--level", 1, "--ray", "local", code=2)

@@ -159,7 +159,7 @@ def relabel(backend: Backend, level: int | None = None, groups: Groups | None = 
         >>> relabel(open_backend("dymn04_open"), level=1).labels[:2]  # doctest: +SKIP
         ('Human sounds', 'Animal')
     """
-    check(level is None or groups is None, "Labels are those of a level, or groups. Give one of --level and --groups.")
+    check(level is None or groups is None, "Labels are those of a level, or groups. Give either --level or --groups.")
     if level is not None:
         return Relabelled(backend, levels(backend.labels, level), {"level": level})
     if groups is None:

@@ -388,7 +388,7 @@ def test_files_of_fixed_length_say_so():
     assert backend.run(np.zeros((3, 4000), np.float32)).probabilities.shape == (3, 4)  # one by one
     with pytest.raises(ConfigError, match=r"windows of 0\.5 s, not 1\.000 s.*--dynamic-time"):
         backend.run(np.zeros((1, 8000), np.float32))
-    with pytest.raises(ConfigError, match="takes log-mel"):
+    with pytest.raises(ConfigError, match="expects log-mel"):
         OnnxBackend(build(small(), input="log-mel"), threads=1).run(np.zeros((1, 4000), np.float32))
 
 

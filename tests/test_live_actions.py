@@ -153,7 +153,7 @@ def test_a_server_that_answers_a_byte_at_a_time_is_left():
         begin = time.monotonic()
         hook.close()
         listening.shutdown()
-    assert time.monotonic() - begin < 4 and hook.failed == 1 and "no answer within 0.3 s" in notes[0]
+    assert time.monotonic() - begin < 4 and hook.failed == 1 and "no response within 0.3 s" in notes[0]
 
 
 # Programs

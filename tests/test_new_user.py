@@ -61,7 +61,7 @@ def test_a_folder_that_is_made_is_named(tmp_path, caplog, output):
     caplog.set_level(logging.WARNING, "dymn")
     words = ("tag", "clips/knock/0.wav", "-m", "same.safetensors", "-o", tmp_path / output)
     assert run(*words).exit_code == 0 and (tmp_path / output).is_file()
-    assert f"The folder {tmp_path / 'new'} does not exist; it is made for tags" in caplog.text
+    assert f"Creating the folder {tmp_path / 'new'} for tags" in caplog.text
     caplog.clear()
     assert run(*words).exit_code == 0 and caplog.text == ""
     shutil.rmtree(tmp_path / "new")

@@ -105,7 +105,7 @@ def test_what_cannot_be_is_refused_before_ray_starts(tmp_path):
     refused = run("tag", EXAMPLES, "-m", "dymn04_open", "--ray", "local", "--plot", tmp_path)
     assert refused.exit_code == 2 and "--plot" in refused.stderr
     refused = run("embed", EXAMPLES, "-m", "dymn04_open", "--ray", "local", "--backend", "onnx")
-    assert refused.exit_code == 2 and "without --ray" in refused.stderr
+    assert refused.exit_code == 2 and "cannot be combined with --ray" in refused.stderr
 
 
 @pytest.fixture(scope="module")

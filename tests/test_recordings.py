@@ -382,7 +382,7 @@ def test_clocks_that_contradict_each_other(tmp_path):
     notes = Notes()
     begin = begin_of(recorded(tmp_path / "20210314_180000.wav", GUANO, bext("2021-03-14", "19:21:00")), notes)
     assert begin is not None and begin.source == "GUANO"
-    assert len(notes.lines) == 1 and "clocks differ" in notes.lines[0] and "file name" in notes.lines[0]
+    assert len(notes.lines) == 1 and "start times differ" in notes.lines[0] and "file name" in notes.lines[0]
 
 
 def test_times_in_rows(tmp_path):

@@ -270,7 +270,7 @@ def test_teachers_that_do_not_fit(clips, tmp_path, teacher, change, message):
 def test_a_teacher_of_other_classes(tmp_path, teacher):
     write_clips(tmp_path / "data", 8)
     (tmp_path / "data" / "low").rename(tmp_path / "data" / "bass")
-    with pytest.raises(ConfigError, match="other classes"):
+    with pytest.raises(ConfigError, match="classes of the teacher"):
         Run(run(tmp_path / "data", tmp_path / "run", teacher={"models": [teacher]}), Reporter())
 
 

@@ -105,7 +105,7 @@ def read(stream: BinaryIO, reader: PcmReader, quiet: bool) -> Iterator[Chunk]:
         received += len(data)
         yield Chunk(reader.feed(data), 0)
     if not received:
-        raise AudioError("Standard input ended before anything was sent. Check the program that writes to it.")
+        raise AudioError("Standard input ended before it sent anything. Check the program that writes to it.")
     if reader.rest:
         note(
             f"Standard input ends within a sample; the last {reader.rest} bytes are left out. Check --encoding and "

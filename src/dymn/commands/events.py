@@ -139,7 +139,7 @@ def events(
 
     from dymn.commands.recordings import describe
     from dymn.commands.runs import Asked, Form, run
-    from dymn.commands.segments import excerpts_of
+    from dymn.commands.segments import cutter_of
     from dymn.config import to_dict
     from dymn.inference.events import EventSettings, event_files
     from dymn.inference.formats.events import EVENTS
@@ -189,7 +189,7 @@ def events(
         parameters = to_dict(used) | words.parameters() | used.cutting()._asdict() | used.rule()._asdict()
         return Form(EVENTS.of(used), stored(), describe(tagger, model, parameters))
 
-    excerpts = excerpts_of(segments, segments_per_class, asked.paths, ray, settings)
-    done = run(asked, EVENTS, form, files, excerpts=excerpts)
+    cutter = cutter_of(segments, segments_per_class, asked.paths, ray, settings)
+    done = run(asked, EVENTS, form, files, cutter=cutter)
     if done.failed:
         raise typer.Exit(1)

@@ -126,7 +126,7 @@ def tag(
     from dymn.commands.plot import Pictures
     from dymn.commands.recordings import describe
     from dymn.commands.runs import Asked, Form, run
-    from dymn.commands.segments import excerpts_of
+    from dymn.commands.segments import cutter_of
     from dymn.config import to_dict
     from dymn.inference.formats.tags import TAGS
     from dymn.inference.runs import tags
@@ -179,7 +179,7 @@ def tag(
         lambda tagger: Form(TAGS.of(settings), tags(per_window), describe(tagger, model, parameters, per_window)),
         files,
         check,
-        excerpts_of(segments, segments_per_class, asked.paths, ray, settings),
+        cutter_of(segments, segments_per_class, asked.paths, ray, settings),
     )
     if pictures is not None:
         pictures.finish(quiet)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from dymn.commands.options import WHAT, Model, Quiet, Threads, format_option, hush, output_option
+from dymn.commands.options import WHAT, Model, Quiet, Threads, format_option, hush, note, output_option
 from dymn.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -84,6 +84,8 @@ def search(
     hits = found.search(vector, top_k)
     with text_output(output) as stream:
         stream.write(written(name, (path, *span), hits, found))
+    if output is not None:
+        note(f"{output} is written: {len(hits)} of {len(found.table):,} windows.", quiet)
 
 
 def chosen_format(output: Path | None) -> SearchFormat:
@@ -179,6 +181,8 @@ def written(name: SearchFormat, query: tuple[str, float, float], hits: Sequence[
 
 
 def short(path: str) -> str:
-    """Return a path relative to the working folder, if it lies below."""
-    here = os.getcwd()
-    return os.path.relpath(path, here) if Path(path).is_relative_to(here) else path
+    """Return a path relative to the working folder, if that is shorter."""
+    try:
+        return min(os.path.relpath(path), path, key=len)
+    except ValueError:  # on another drive
+        return path

@@ -14,7 +14,6 @@ from pathlib import Path
 from dymn.config import check
 from dymn.errors import ConfigError
 
-
 IMPORTED: list[str] = []
 """The names of the modules that were imported."""
 

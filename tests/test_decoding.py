@@ -96,7 +96,7 @@ BAD = {
     "claims_days.flac": (flac_claiming(2**36 - 1), "of 432.9 h"),
     "rate0.wav": (wav(rate=0), "(sample rate is 0|not a recording)"),
     "rate1.wav": (wav(rate=1), "sample rate is 1 Hz"),
-    "rate2e9.wav": (wav(rate=2**31 - 1), "sample rate is 2147483647 Hz; 1000 to 768000 Hz is allowed"),
+    "rate2e9.wav": (wav(rate=2**31 - 1), "sample rate is 2147483647 Hz; 1 to 768000 Hz is allowed"),
     "rate4e9.wav": (wav(rate=2**32 - 1), "(sample rate|not a recording|cut off)"),
     "channels0.wav": (wav(channels=0), "(channels|not a recording)"),
     "channels1000.wav": (wav(channels=1000), "1000 channels; 1 to 256"),

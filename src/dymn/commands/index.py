@@ -14,6 +14,7 @@ from dymn.commands.options import (
     Filling,
     Fresh,
     Hop,
+    Layers,
     Model,
     Partial,
     Paths,
@@ -45,6 +46,7 @@ def index(
     paths: Paths = None,
     files_from: FilesFrom = None,
     model: Model = None,
+    layer: Layers = None,
     window: WindowOption = 5.0,
     hop: Hop = None,
     fill: Filling = "bare",
@@ -77,6 +79,7 @@ def index(
     from dymn.inference.discovery import Discovery
     from dymn.inference.embedding import EmbedSettings
     from dymn.inference.journal import Journal
+    from dymn.runtime.layers import parse_layers
 
     hush(quiet)
     note_gaps(window, hop, quiet)
@@ -85,15 +88,16 @@ def index(
     if any(path == "-" or "://" in path for path in given):
         raise ConfigError("An index is made of recordings that can be played again. Give files on this machine.")
     check_folder(output)
-    settings = EmbedSettings(window, hop, fill, partial=partial)
+    settings, layers = EmbedSettings(window, hop, fill, partial=partial), parse_layers(layer or "last")
     with Discovery(given, partial=partial) as discovery:
         if not discovery.any_readable():
             for _, error in discovery.errors(discovery.sorted()):
                 typer.echo(f"dymn: {error}", err=True)
             raise typer.Exit(1)
-        tagger = load_tagger(model, device, threads, quiet, backend, precision)
-        embedder = tagger.embedder()
-        origin = describe(tagger, model, to_dict(settings) | {"hop": hop or window})
+        tagger = load_tagger(model, device, threads, quiet, backend, precision, looks_inside=layers != ("last",))
+        embedder = tagger.embedder(layers)
+        parameters = to_dict(settings) | {"hop": hop or window, "layers": list(embedder.layers)}
+        origin = describe(tagger, model, parameters)
         about = {"model": model or origin.model, "digest": origin.digest, "parameters": origin.parameters}
         workers = default_workers(threads, MANY) if workers is None else workers
         files = functools.partial(embedder.embed_files, settings=settings, batch_size=batch_size, workers=workers)

@@ -126,7 +126,8 @@ def load(found: SoundIndex, folder: Path, model: str | None, threads: int | None
     """
     from dymn.commands.recordings import load_tagger
 
-    tagger = load_tagger(model or found.model, None, threads, quiet, "auto")
+    inside = found.parameters["layers"] != ["last"]
+    tagger = load_tagger(model or found.model, None, threads, quiet, "auto", looks_inside=inside)
     digest = str(tagger.card.provenance.get("sha256", ""))
     if digest != found.digest:
         raise ConfigError(
@@ -142,7 +143,7 @@ def embed_query(
     """Return the embedding of a part of a recording, cut as the index was, and where it begins and ends."""
     from dymn.audio.stored import stretch
 
-    embedder = tagger.embedder()
+    embedder = tagger.embedder(found.parameters["layers"])
     rate = embedder.sample_rate
     settings = {name: found.parameters[name] for name in ("window", "hop", "fill")}
     if start == 0.0 and end is None:

@@ -32,7 +32,7 @@ EXTRA = "search"
 POINTER, EMBEDDINGS, FORMAT = "index.json", "embeddings", 2
 MAX_SIZE = 2**16  # values of an embedding
 MAX_POINTER = 2**20
-PARAMETERS = ("window", "hop", "fill")  # of the windows, which a query needs
+PARAMETERS = ("window", "hop", "fill", "layers")  # of the windows, which a query needs
 EXACT = 50_000
 """Up to so many windows are all compared, which takes some milliseconds."""
 CONNECTIVITY, EXPANSION_ADD, EXPANSION_SEARCH = 16, 64, 128

@@ -394,7 +394,7 @@ def test_recordings_without_a_clock_are_told_of_once(tmp_path, caplog):
     for name in ("a", "b", "c"):
         recorded(tmp_path / f"{name}.wav")
     with caplog.at_level("WARNING", "dymn"):
-        run("tag", tmp_path, *MODEL, "--clock", "auto", "-f", "json", "-o", tmp_path / "t.json")
+        run("tag", tmp_path, *MODEL[:2], "--clock", "auto", "-o", tmp_path / "t.json")
     said = [record.getMessage() for record in caplog.records if "not known when it began" in record.getMessage()]
     assert len(said) == 1 and said[0].startswith(f"{tmp_path}/a.wav and 2 other recordings: it is not known")
     notes = [one["notes"] for one in json.loads((tmp_path / "t.json").read_text())["recordings"]]

@@ -15,9 +15,9 @@ import numpy as np
 from dymn.audio import reading
 from dymn.errors import ConfigError
 from dymn.inference.files import tag_files
-from dymn.inference.segments import AudioLike
 from dymn.inference.selection import TagSettings
 from dymn.inference.tagger import Tagger
+from dymn.inference.windows import AudioLike
 from dymn.runtime.opening import open_backend
 from dymn.weights.default import open_default
 from dymn.weights.format import Stored

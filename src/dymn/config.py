@@ -128,7 +128,8 @@ class BlockConfig:
     `dynamic_convs` and `dynamic_relus` name positions out of `POSITIONS`; `attention` is a key of
     `dymn.architectures.ATTENTIONS` or None; `context_size` is H. A block whose `c_exp` equals `c_in` has no expansion
     convolution. `time_stride` is the stride along time where it is stated by itself, and
-    `stride` that of frequency then.
+    `stride` that of frequency then. `dilation` is that of the depthwise convolution; above 1 it keeps the resolution,
+    whatever the stride, as in MobileNetV3. `se_reduction` divides the channels of Squeeze-and-Excitation.
     """
 
     c_in: int
@@ -145,6 +146,8 @@ class BlockConfig:
     n_kernels: int = 4
     n_maps: int = 2
     time_stride: int | None = None
+    dilation: int = 1
+    se_reduction: int = 4
 
     POSITIONS = ("expand", "depthwise", "project")
 
@@ -165,12 +168,18 @@ class BlockConfig:
             unknown = [position for position in getattr(self, name) if position not in self.POSITIONS]
             check(not unknown, f"{name} names {shown(unknown)}; allowed: {', '.join(self.POSITIONS)}.")
         check_number("context_size", self.context_size, 0, 2**16, whole=True)
+        check_number("dilation", self.dilation, 1, 64, whole=True)
+        check_number("se_reduction", self.se_reduction, 1, 2**16, whole=True)
+        check(
+            self.dilation == 1 or (not self.is_dynamic and self.attention in (None, "se")),
+            f"dilation is {self.dilation}; only static blocks, with Squeeze-and-Excitation or no attention, have one.",
+        )
         check(
             not self.is_dynamic or self.context_size >= 1,
             f"context_size is {self.context_size}; a block with dynamic parts needs at least 1.",
         )
         check(
-            self.strides == (self.stride, self.stride) or (not self.is_dynamic and self.attention in (None, "se")),
+            self.time_stride in (None, self.stride) or (not self.is_dynamic and self.attention in (None, "se")),
             f"stride, time_stride are {self.stride}, {self.time_stride}; only static blocks, with "
             "Squeeze-and-Excitation or no attention, have two strides.",
         )
@@ -184,12 +193,19 @@ class BlockConfig:
     @property
     def strides(self) -> tuple[int, int]:
         """The strides along frequency and time."""
+        if self.dilation > 1:
+            return 1, 1
         return self.stride, self.stride if self.time_stride is None else self.time_stride
 
     @property
+    def span(self) -> int:
+        """The size of the depthwise kernel with the holes of its dilation."""
+        return self.dilation * (self.kernel_size - 1) + 1
+
+    @property
     def has_residual(self) -> bool:
-        """Whether the input is added to the output: where shapes agree."""
-        return self.strides == (1, 1) and self.c_in == self.c_out
+        """Whether the input is added to the output: where shapes agree, but for a stride that a dilation replaces."""
+        return self.stride == 1 and self.strides == (1, 1) and self.c_in == self.c_out
 
 
 @dataclass(frozen=True)
@@ -258,6 +274,7 @@ class ModelConfig:
     temperature: float = 1.0
     in_chans: int = 1
     sequence: SequenceConfig | None = None
+    pooling_heads: int = 4  # of the head attention_pooling
 
     NESTED = {"blocks": BlockConfig, "sequence": SequenceConfig}
 
@@ -276,6 +293,7 @@ class ModelConfig:
         for name in ("c_last", "c_hidden", "num_classes"):
             check_number(name, getattr(self, name), 1, 2**20, whole=True)
         check_number("in_chans", self.in_chans, 1, 1024, whole=True)
+        check_number("pooling_heads", self.pooling_heads, 1, 1024, whole=True)
         check(isinstance(self.head, str), f"head is {shown(self.head)}; it must be a name.")
         check_number("width", self.width, 0, 1000)
         check_number("dropout", self.dropout, 0, 1)

@@ -43,9 +43,9 @@ from dymn.inference.events import EventRecording, EventSettings, collect_events
 from dymn.inference.files import Recording, collect_tags
 from dymn.inference.formats.writers import require_parquet
 from dymn.inference.frames import FrameSettings, chosen_labels, collect_parts, frame_maker
-from dymn.inference.segments import Opened, Piece, computed, pieces, source_name
 from dymn.inference.selection import TagSettings
 from dymn.inference.tagger import Tagger
+from dymn.inference.windows import Opened, Piece, computed, pieces, source_name
 from dymn.runtime.backend import CPU_BATCH_SIZE
 from dymn.runtime.vocabulary import Relabelled
 from dymn.system.arrays import Floats
@@ -161,7 +161,7 @@ class Engine:
     def _computed(
         self, tagger: Tagger, wanted: Wanted, sources: Iterable[Location], windows: _Windows, batch_size: int | None
     ) -> Iterator[tuple[Piece, Floats | None]]:
-        """Return what `dymn.inference.segments.computed` yields, computed by Ray."""
+        """Return what `dymn.inference.windows.computed` yields, computed by Ray."""
         check(batch_size is None or batch_size >= 1, f"batch_size is {batch_size}; it must be at least 1.")
         found = list(sources)
         check("-" not in map(str, found), "Standard input cannot be read by other processes. Give paths or URLs.")

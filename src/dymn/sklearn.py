@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from dymn.errors import ConfigError, MissingExtraError
 from dymn.inference.embedding import Embedder, EmbedSettings
-from dymn.inference.segments import source_name
+from dymn.inference.windows import source_name
 from dymn.runtime.opening import open_backend
 
 try:

@@ -8,30 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dymn.commands import fit, options
 from dymn.commands.datasets import check_data
-from dymn.commands.fit import (
-    Add,
-    Background,
-    Separator,
-    TrackWindow,
-    check_picture,
-    gathered,
-    open_named,
-    tell_bad,
-    threads_of,
-)
-from dymn.commands.options import (
-    DATA,
-    WHAT,
-    Quiet,
-    ReportFormat,
-    Threads,
-    Workers,
-    check_ending,
-    complete_models,
-    hush,
-    note,
-)
+from dymn.commands.fit import check_picture, gathered, open_named, tell_bad, threads_of
+from dymn.commands.options import DATA, WHAT, check_ending, complete_models, hush, note
 
 if TYPE_CHECKING:
     from dymn.fitting.calibrate import Calibrated
@@ -61,10 +41,10 @@ def calibrate(
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="FILE", help="The checkpoint to write, a .safetensors file.")
     ],
-    background: Background = None,
-    add: Add = None,
-    separator: Separator = None,
-    window: TrackWindow = 3.0,
+    background: fit.Background = None,
+    add: fit.Add = None,
+    separator: fit.Separator = None,
+    window: fit.TrackWindow = 3.0,
     plot: Annotated[
         Path | None,
         typer.Option(
@@ -74,10 +54,10 @@ def calibrate(
             rich_help_panel=WHAT,
         ),
     ] = None,
-    format: ReportFormat = "table",
-    threads: Threads = None,
-    workers: Workers = None,
-    quiet: Quiet = False,
+    format: options.ReportFormat = "table",
+    threads: options.Threads = None,
+    workers: options.Workers = None,
+    quiet: options.Quiet = False,
 ) -> None:
     """Make the probabilities of a model mean what they say on your recordings, and give each class its thresholds.
 

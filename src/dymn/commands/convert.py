@@ -49,6 +49,10 @@ def convert(
             "without Coordinate Attention. The default is that of the published model, or ca.",
         ),
     ] = None,
+    dilated: Annotated[
+        bool,
+        typer.Option("--dilated", help="An MN was built with dilated kernels in its last three blocks."),
+    ] = False,
     labels: Annotated[
         Path | None,
         typer.Option(
@@ -84,6 +88,7 @@ def convert(
             temperature=temperature,
             strides=None if strides is None else parse_strides(strides),
             attention=attention,
+            dilated=dilated,
             labels=None if labels is None else read_labels(labels),
             half=half,
             int8=int8,

@@ -9,39 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from dymn.commands.options import (
-    WHAT,
-    BackendOption,
-    Device,
-    Filling,
-    Fresh,
-    Hop,
-    Layers,
-    Model,
-    Partial,
-    Paths,
-    PrecisionOption,
-    Quiet,
-    Ray,
-    RetryFailed,
-    Threads,
-    WindowBatch,
-    WindowOption,
-    Workers,
-    format_option,
-    hush,
-    note_gaps,
-    output_option,
-)
-from dymn.commands.reading_options import (
-    Band,
-    ChannelOption,
-    FilesFrom,
-    Gain,
-    Speed,
-    Track,
-    gathered,
-)
+from dymn.commands import options, reading_options
+from dymn.commands.options import WHAT, format_option, hush, note_gaps, output_option
+from dymn.commands.reading_options import gathered
 
 if TYPE_CHECKING:
     from dymn.commands.runs import Files
@@ -55,9 +25,9 @@ EmbedFormat = Literal["npy", "parquet", "csv"]
 
 
 def embed(
-    paths: Paths = None,
-    model: Model = None,
-    layer: Layers = None,
+    paths: options.Paths = None,
+    model: options.Model = None,
+    layer: options.Layers = None,
     per_window: Annotated[
         bool,
         typer.Option("--per-window", help="Write a row for each window, with its start and end.", rich_help_panel=WHAT),
@@ -78,26 +48,26 @@ def embed(
             "its digest, layers, settings, and the recordings that were read in part."
         ),
     ] = None,
-    window: WindowOption = 10.0,
-    hop: Hop = None,
-    fill: Filling = "bare",
-    files_from: FilesFrom = None,
-    channel: ChannelOption = "mix",
-    track: Track = None,
-    gain: Gain = "0",
-    speed: Speed = 1.0,
-    band: Band = None,
-    partial: Partial = False,
-    backend: BackendOption = "auto",
-    device: Device = None,
-    precision: PrecisionOption = "float32",
-    threads: Threads = None,
-    batch_size: WindowBatch = None,
-    workers: Workers = None,
-    ray: Ray = None,
-    fresh: Fresh = False,
-    retry_failed: RetryFailed = False,
-    quiet: Quiet = False,
+    window: options.WindowOption = 10.0,
+    hop: options.Hop = None,
+    fill: options.Filling = "bare",
+    files_from: reading_options.FilesFrom = None,
+    channel: reading_options.ChannelOption = "mix",
+    track: reading_options.Track = None,
+    gain: reading_options.Gain = "0",
+    speed: reading_options.Speed = 1.0,
+    band: reading_options.Band = None,
+    partial: options.Partial = False,
+    backend: options.BackendOption = "auto",
+    device: options.Device = None,
+    precision: options.PrecisionOption = "float32",
+    threads: options.Threads = None,
+    batch_size: options.WindowBatch = None,
+    workers: options.Workers = None,
+    ray: options.Ray = None,
+    fresh: options.Fresh = False,
+    retry_failed: options.RetryFailed = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Turn recordings into vectors, for small models, search and clustering.
 

@@ -9,23 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dymn.commands import options
 from dymn.commands.datasets import check_data, check_model
-from dymn.commands.options import (
-    DATA,
-    ClipBatch,
-    ClipWorkers,
-    Device,
-    KindOption,
-    PrecisionOption,
-    Quiet,
-    ReportFormat,
-    Threads,
-    complete_models,
-    hush,
-    note,
-    note_ending,
-    seconds_option,
-)
+from dymn.commands.options import DATA, complete_models, hush, note, note_ending, seconds_option
 from dymn.commands.output import note_new_folder
 from dymn.errors import ConfigError
 
@@ -46,7 +32,7 @@ def evaluate(
     data: Annotated[
         Path, typer.Option("--data", "-d", metavar="PATH", help="The data, as for `dymn train`.", rich_help_panel=DATA)
     ],
-    kind: KindOption = "auto",
+    kind: options.KindOption = "auto",
     split: Annotated[
         str | None,
         typer.Option(
@@ -70,8 +56,8 @@ def evaluate(
         float | None,
         seconds_option("Length of a window. The default is the length that the model was trained with.", DATA),
     ] = None,
-    workers: ClipWorkers = 0,
-    batch_size: ClipBatch = 16,
+    workers: options.ClipWorkers = 0,
+    batch_size: options.ClipBatch = 16,
     per_class: Annotated[
         Path | None,
         typer.Option("--per-class", metavar="FILE", help="Write the figures of each class into this CSV file."),
@@ -88,11 +74,11 @@ def evaluate(
             help="Write the confusion matrix into this CSV file, for exclusive classes.",
         ),
     ] = None,
-    format: ReportFormat = "table",
-    device: Device = None,
-    precision: PrecisionOption = "float32",
-    threads: Threads = None,
-    quiet: Quiet = False,
+    format: options.ReportFormat = "table",
+    device: options.Device = None,
+    precision: options.PrecisionOption = "float32",
+    threads: options.Threads = None,
+    quiet: options.Quiet = False,
 ) -> None:
     """Measure a model on a dataset: mAP, ROC-AUC, d' and F1 for tags, accuracy and F1 for exclusive classes.
 

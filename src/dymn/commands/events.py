@@ -7,41 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from dymn.commands import options, reading_options
 from dymn.commands.label_options import GroupsFile, Language, Level, Specific, vocabulary
-from dymn.commands.options import (
-    BackendOption,
-    Device,
-    Exclude,
-    Fresh,
-    Labels,
-    Model,
-    Partial,
-    Paths,
-    PrecisionOption,
-    Quiet,
-    Ray,
-    RetryFailed,
-    Segments,
-    SegmentsPerClass,
-    Threads,
-    WindowBatch,
-    Workers,
-    format_option,
-    hush,
-    output_option,
-    seconds_option,
-    threshold_option,
-)
-from dymn.commands.reading_options import (
-    Band,
-    ChannelOption,
-    Clock,
-    FilesFrom,
-    Gain,
-    Speed,
-    Track,
-    gathered,
-)
+from dymn.commands.options import format_option, hush, output_option, seconds_option, threshold_option
+from dymn.commands.reading_options import gathered
 
 if TYPE_CHECKING:
     from dymn.commands.runs import Files
@@ -58,10 +27,10 @@ How = Literal["activation", "windows", "frames"]
 
 
 def events(
-    paths: Paths = None,
-    model: Model = None,
-    labels: Labels = None,
-    exclude: Exclude = None,
+    paths: options.Paths = None,
+    model: options.Model = None,
+    labels: options.Labels = None,
+    exclude: options.Exclude = None,
     specific: Specific = False,
     level: Level = None,
     groups: GroupsFile = None,
@@ -82,8 +51,8 @@ def events(
             "audacity writes a file each into a folder; raven does the same, or one table into a file."
         ),
     ] = None,
-    segments: Segments = None,
-    segments_per_class: SegmentsPerClass = 100,
+    segments: options.Segments = None,
+    segments_per_class: options.SegmentsPerClass = 100,
     method: Annotated[
         How | None,
         typer.Option(
@@ -137,24 +106,24 @@ def events(
         float | None,
         seconds_option("From the start of one window to the next. The default depends on the method.", WHEN),
     ] = None,
-    files_from: FilesFrom = None,
-    channel: ChannelOption = "mix",
-    track: Track = None,
-    gain: Gain = "0",
-    speed: Speed = 1.0,
-    band: Band = None,
-    clock: Clock = "none",
-    partial: Partial = False,
-    backend: BackendOption = "auto",
-    device: Device = None,
-    precision: PrecisionOption = "float32",
-    threads: Threads = None,
-    batch_size: WindowBatch = None,
-    workers: Workers = None,
-    ray: Ray = None,
-    fresh: Fresh = False,
-    retry_failed: RetryFailed = False,
-    quiet: Quiet = False,
+    files_from: reading_options.FilesFrom = None,
+    channel: reading_options.ChannelOption = "mix",
+    track: reading_options.Track = None,
+    gain: reading_options.Gain = "0",
+    speed: reading_options.Speed = 1.0,
+    band: reading_options.Band = None,
+    clock: reading_options.Clock = "none",
+    partial: options.Partial = False,
+    backend: options.BackendOption = "auto",
+    device: options.Device = None,
+    precision: options.PrecisionOption = "float32",
+    threads: options.Threads = None,
+    batch_size: options.WindowBatch = None,
+    workers: options.Workers = None,
+    ray: options.Ray = None,
+    fresh: options.Fresh = False,
+    retry_failed: options.RetryFailed = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Report when each sound in a recording begins and ends.
 
@@ -170,7 +139,7 @@ def events(
 
     from dymn.commands.recordings import describe
     from dymn.commands.runs import Asked, Form, run
-    from dymn.commands.segments import excerpts_of
+    from dymn.commands.segments import cutter_of
     from dymn.config import to_dict
     from dymn.inference.events import EventSettings, event_files
     from dymn.inference.formats.events import EVENTS
@@ -220,7 +189,7 @@ def events(
         parameters = to_dict(used) | words.parameters() | used.cutting()._asdict() | used.rule()._asdict()
         return Form(EVENTS.of(used), stored(), describe(tagger, model, parameters))
 
-    excerpts = excerpts_of(segments, segments_per_class, asked.paths, ray, settings)
-    done = run(asked, EVENTS, form, files, excerpts=excerpts)
+    cutter = cutter_of(segments, segments_per_class, asked.paths, ray, settings)
+    done = run(asked, EVENTS, form, files, cutter=cutter)
     if done.failed:
         raise typer.Exit(1)

@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-from dymn.commands.options import Device, Model, Quiet, Threads, hush, note
+from dymn.commands.options import PICTURES, Device, Model, Quiet, Threads, check_ending, hush, note
 from dymn.commands.output import note_new_folder
 from dymn.commands.recordings import load_tagger
 from dymn.errors import ConfigError
 
-ENDINGS = (".png", ".pdf", ".svg", ".html", ".npz")
+ENDINGS = (*PICTURES, ".html", ".npz")
 
 
 def explain(
@@ -83,8 +83,7 @@ def check_output(path: Path, recording: str) -> None:
     Raises:
         ConfigError: the message says what to give instead.
     """
-    if path.suffix.lower() not in ENDINGS:
-        raise ConfigError(f"--output {path} has an ending that names no format. Allowed: {', '.join(ENDINGS)}.")
+    check_ending("--output", path, ENDINGS)
     if path.is_dir():
         raise ConfigError(f"--output {path} is a folder. Give the name of a file to write to.")
     if path.exists() and Path(recording).exists() and path.samefile(recording):

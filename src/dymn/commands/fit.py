@@ -9,20 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dymn.commands import options
 from dymn.commands.datasets import check_data
-from dymn.commands.options import (
-    DATA,
-    WHAT,
-    Model,
-    Quiet,
-    ReportFormat,
-    Threads,
-    Workers,
-    check_ending,
-    hush,
-    note,
-    seconds_option,
-)
+from dymn.commands.options import DATA, WHAT, check_ending, hush, note, seconds_option
 
 if TYPE_CHECKING:
     from dymn.errors import DymnError
@@ -84,7 +73,7 @@ def fit(
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="FILE", help="The checkpoint to write, a .safetensors file.")
     ],
-    model: Model = None,
+    model: options.Model = None,
     layer: Annotated[
         str,
         typer.Option(
@@ -139,10 +128,10 @@ def fit(
             rich_help_panel=WHAT,
         ),
     ] = None,
-    format: ReportFormat = "table",
-    threads: Threads = None,
-    workers: Workers = None,
-    quiet: Quiet = False,
+    format: options.ReportFormat = "table",
+    threads: options.Threads = None,
+    workers: options.Workers = None,
+    quiet: options.Quiet = False,
 ) -> None:
     """Fit a classifier to recordings of one's own, in seconds.
 
@@ -257,7 +246,7 @@ def check_picture(plot: Path) -> None:
     """
     from dymn.plots.style import require
 
-    check_ending("--plot", plot, (".png", ".pdf", ".svg"))
+    check_ending("--plot", plot, options.PICTURES)
     require()
 
 

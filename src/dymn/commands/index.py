@@ -8,26 +8,8 @@ from typing import Annotated
 
 import typer
 
-from dymn.commands.options import (
-    BackendOption,
-    Device,
-    Filling,
-    Fresh,
-    Hop,
-    Layers,
-    Model,
-    Partial,
-    Paths,
-    PrecisionOption,
-    Quiet,
-    RetryFailed,
-    Threads,
-    WindowBatch,
-    WindowOption,
-    Workers,
-    hush,
-    note_gaps,
-)
+from dymn.commands import options
+from dymn.commands.options import hush, note_gaps
 from dymn.commands.reading_options import FilesFrom, gathered
 from dymn.errors import ConfigError
 
@@ -43,23 +25,23 @@ def index(
             "the paths do not name any more are left out.",
         ),
     ],
-    paths: Paths = None,
+    paths: options.Paths = None,
     files_from: FilesFrom = None,
-    model: Model = None,
-    layer: Layers = None,
-    window: WindowOption = 5.0,
-    hop: Hop = None,
-    fill: Filling = "bare",
-    partial: Partial = False,
-    backend: BackendOption = "auto",
-    device: Device = None,
-    precision: PrecisionOption = "float32",
-    threads: Threads = None,
-    batch_size: WindowBatch = None,
-    workers: Workers = None,
-    fresh: Fresh = False,
-    retry_failed: RetryFailed = False,
-    quiet: Quiet = False,
+    model: options.Model = None,
+    layer: options.Layers = None,
+    window: options.WindowOption = 5.0,
+    hop: options.Hop = None,
+    fill: options.Filling = "bare",
+    partial: options.Partial = False,
+    backend: options.BackendOption = "auto",
+    device: options.Device = None,
+    precision: options.PrecisionOption = "float32",
+    threads: options.Threads = None,
+    batch_size: options.WindowBatch = None,
+    workers: options.Workers = None,
+    fresh: options.Fresh = False,
+    retry_failed: options.RetryFailed = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Index recordings by how they sound, so that `dymn search` finds what is similar to a sound.
 

@@ -10,19 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
 
+from dymn.commands import options
 from dymn.commands.label_options import GroupsFile, Level, Specific, vocabulary
 from dymn.commands.live_sources import Pcm, check_use, list_devices, opened
 from dymn.commands.live_table import display
 from dymn.commands.options import (
     WHAT,
-    BackendOption,
-    Device,
-    Exclude,
-    Labels,
-    Model,
-    PrecisionOption,
-    Quiet,
-    Threads,
     format_option,
     hush,
     note,
@@ -59,7 +52,7 @@ def listen(
             "default is the microphone.",
         ),
     ] = None,
-    model: Model = None,
+    model: options.Model = None,
     top_k: Annotated[
         int | None,
         typer.Option(
@@ -80,8 +73,8 @@ def listen(
             WHAT,
         ),
     ] = None,
-    labels: Labels = None,
-    exclude: Exclude = None,
+    labels: options.Labels = None,
+    exclude: options.Exclude = None,
     specific: Specific = False,
     level: Level = None,
     groups: GroupsFile = None,
@@ -219,11 +212,11 @@ def listen(
     gain: Annotated[
         float, typer.Option(metavar="DB", help="Make the sound louder, in dB.", rich_help_panel=READING)
     ] = 0.0,
-    backend: BackendOption = "auto",
-    device: Device = None,
-    precision: PrecisionOption = "float32",
-    threads: Threads = None,
-    quiet: Quiet = False,
+    backend: options.BackendOption = "auto",
+    device: options.Device = None,
+    precision: options.PrecisionOption = "float32",
+    threads: options.Threads = None,
+    quiet: options.Quiet = False,
 ) -> None:
     """Report sounds as they happen: from a microphone, a stream, or raw samples on standard input.
 

@@ -16,6 +16,8 @@ from dymn.errors import ConfigError
 
 WHAT, WINDOWS, DATA, RUN_PANEL = "Results", "Windows", "Data", "Computation"
 
+PICTURES = (".png", ".pdf", ".svg")
+"""The endings of pictures."""
 PCM = ("s8", "u8", "s16le", "s16be", "s24le", "s32le", "s32be", "f32le", "f32be")
 OLDER: dict[str, dict[tuple[str, ...], tuple[str, ...]]] = {
     "train": {("--out",): ("--output",)},

@@ -13,9 +13,9 @@ from dymn.errors import ConfigError, DymnError
 
 if TYPE_CHECKING:
     from dymn.inference.files import Recording
-    from dymn.inference.segments import AudioLike
     from dymn.inference.selection import TagSettings
     from dymn.inference.tagger import Tagger
+    from dymn.inference.windows import AudioLike
     from dymn.plots.overview import Overview
 
 ENDINGS = (".png", ".svg", ".pdf", ".html")

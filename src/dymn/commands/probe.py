@@ -9,27 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dymn.commands import options
 from dymn.commands.datasets import check_data
-from dymn.commands.options import (
-    DATA,
-    WHAT,
-    ClipWorkers,
-    Device,
-    Fill,
-    KindOption,
-    Layers,
-    Model,
-    PrecisionOption,
-    Quiet,
-    ReportFormat,
-    Threads,
-    WindowBatch,
-    hush,
-    note,
-    seconds_option,
-)
+from dymn.commands.options import DATA, PICTURES, WHAT, check_ending, hush, note, seconds_option
 from dymn.commands.recordings import load_tagger
-from dymn.errors import ConfigError
 
 if TYPE_CHECKING:
     from dymn.evaluation.probe import Probed
@@ -37,7 +20,6 @@ if TYPE_CHECKING:
 
 MOST_CONFUSIONS = 3
 FEW_CLIPS = 100
-PICTURES = (".png", ".pdf", ".svg")
 
 
 def probe(
@@ -49,8 +31,8 @@ def probe(
             "shards, or a dataset as it is published.",
         ),
     ],
-    model: Model = None,
-    layer: Layers = None,
+    model: options.Model = None,
+    layer: options.Layers = None,
     seconds: Annotated[
         float | None,
         seconds_option(
@@ -59,13 +41,13 @@ def probe(
         ),
     ] = None,
     fill: Annotated[
-        Fill,
+        options.Fill,
         typer.Option(
             help="How clips of less than ten seconds are filled: not (bare), repeated (repeat), or with zeros (pad).",
             rich_help_panel=WHAT,
         ),
     ] = "bare",
-    kind: KindOption = "auto",
+    kind: options.KindOption = "auto",
     folds: Annotated[
         int,
         typer.Option(
@@ -85,13 +67,13 @@ def probe(
             help="Draw the confusion matrix (.png, .pdf or .svg), where each clip has one class.",
         ),
     ] = None,
-    format: ReportFormat = "table",
-    workers: ClipWorkers = 0,
-    device: Device = None,
-    precision: PrecisionOption = "float32",
-    threads: Threads = None,
-    batch_size: WindowBatch = None,
-    quiet: Quiet = False,
+    format: options.ReportFormat = "table",
+    workers: options.ClipWorkers = 0,
+    device: options.Device = None,
+    precision: options.PrecisionOption = "float32",
+    threads: options.Threads = None,
+    batch_size: options.WindowBatch = None,
+    quiet: options.Quiet = False,
 ) -> None:
     """Measure how well a linear model classifies a dataset by a network's embeddings.
 
@@ -114,8 +96,8 @@ def probe(
 
     layers = parse_layers(layer or "last")
     settings = EmbedSettings(fill=fill)
-    if plot is not None and plot.suffix.lower() not in PICTURES:
-        raise ConfigError(f"--plot {plot} has an ending that is not known. Give one of: {', '.join(PICTURES)}.")
+    if plot is not None:
+        check_ending("--plot", plot, PICTURES)
     tagger = load_tagger(model, device, threads, quiet, precision=precision)
     embedder = tagger.embedder(layers)
     with counting_bar("Embed", quiet) as progress:

@@ -7,16 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from dymn.commands.options import (
-    Quiet,
-    Threads,
-    check_ending,
-    complete_networks,
-    format_option,
-    hush,
-    note,
-    output_option,
-)
+from dymn.commands import options
+from dymn.commands.options import check_ending, complete_networks, format_option, hush, note, output_option
 from dymn.errors import ConfigError
 
 ProfileFormat = Literal["table", "json", "csv", "markdown"]
@@ -72,8 +64,8 @@ def profile(
             "(.png, .pdf, .svg).",
         ),
     ] = None,
-    threads: Threads = None,
-    quiet: Quiet = False,
+    threads: options.Threads = None,
+    quiet: options.Quiet = False,
 ) -> None:
     """Report what a network costs: parameters, multiply-adds, memory, receptive field, time.
 

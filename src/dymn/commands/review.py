@@ -7,23 +7,9 @@ from typing import Annotated
 
 import typer
 
+from dymn.commands import options
 from dymn.commands.fit import threads_of
-from dymn.commands.options import (
-    WHAT,
-    Exclude,
-    Hop,
-    Labels,
-    Paths,
-    Quiet,
-    Threads,
-    WindowOption,
-    Workers,
-    check_ending,
-    complete_models,
-    hush,
-    note,
-    note_gaps,
-)
+from dymn.commands.options import WHAT, check_ending, complete_models, hush, note, note_gaps
 from dymn.errors import ConfigError
 
 
@@ -36,7 +22,7 @@ def review(
             help="The model, such as one from `dymn fit`: a name, a file or a folder.",
         ),
     ],
-    paths: Paths,
+    paths: options.Paths,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The page to write, an .html file.")],
     count: Annotated[
         int,
@@ -44,13 +30,13 @@ def review(
             "--count", "-n", metavar="NUMBER", min=1, max=200, help="Number of questions.", rich_help_panel=WHAT
         ),
     ] = 30,
-    labels: Labels = None,
-    exclude: Exclude = None,
-    window: WindowOption = 10.0,
-    hop: Hop = None,
-    threads: Threads = None,
-    workers: Workers = None,
-    quiet: Quiet = False,
+    labels: options.Labels = None,
+    exclude: options.Exclude = None,
+    window: options.WindowOption = 10.0,
+    hop: options.Hop = None,
+    threads: options.Threads = None,
+    workers: options.Workers = None,
+    quiet: options.Quiet = False,
 ) -> None:
     """Write a page that asks about the windows of which a model is least sure: those nearest to its thresholds.
 

@@ -31,11 +31,11 @@ from dymn.inference.formats.layout import Layout, R
 from dymn.inference.formats.origin import Origin
 from dymn.inference.formats.writers import ROWS, TEXT, choose, marks_damage, write_file
 from dymn.inference.runs import Kind, compute, is_last, results
-from dymn.inference.segments import source_name
+from dymn.inference.windows import source_name
 
 if TYPE_CHECKING:
-    from dymn.inference.excerpts import Excerpts
     from dymn.inference.journal import Journal
+    from dymn.inference.segments import SegmentCutter
     from dymn.inference.tagger import Tagger
     from dymn.ray import Engine
 
@@ -122,7 +122,7 @@ def run(
     form_of: Callable[[Tagger | None], Form[R]],
     files_of: Callable[[Tagger, Engine | None], Files[R]],
     check: Callable[[Sequence[Path | str]], None] = lambda found: None,
-    excerpts: Excerpts | None = None,
+    cutter: SegmentCutter | None = None,
 ) -> Outcome:
     """Find recordings, load the model, compute and write.
 
@@ -132,7 +132,7 @@ def run(
         form_of: the form of the results of a tagger, or of failures alone.
         files_of: from the tagger and, with --ray, the engine to the function that computes, with its settings bound.
         check: refuses recordings before the model is loaded; not called for a run with a journal.
-        excerpts: what is found is cut out with these.
+        cutter: what is found is cut out with these.
 
     Raises:
         ConfigError: if options do not fit each other, the model, or the recordings.
@@ -164,10 +164,10 @@ def run(
             workers = default_workers(asked.threads, len(found) or MANY) if asked.workers is None else asked.workers
             files = partial(files, workers=workers)
         if kept:
-            failed = resume(asked, form, name, kept, damaged, discovery, files, excerpts)
+            failed = resume(asked, form, name, kept, damaged, discovery, files, cutter)
             return Outcome(failed, damaged, name, form.origin)
-        failed = stream(asked, form, name, damaged, discovery, found, files, excerpts)
-    return Outcome(failed + cut(excerpts, asked.quiet), damaged, name, form.origin)
+        failed = stream(asked, form, name, damaged, discovery, found, files, cutter)
+    return Outcome(failed + cut(cutter, asked.quiet), damaged, name, form.origin)
 
 
 def note_other_ending(layout: Layout[Any], name: str, output: Path | None, quiet: bool) -> None:
@@ -199,7 +199,7 @@ def stream(
     discovery: Discovery,
     found: Sequence[Path | str],
     files: Files[R] | None,
-    excerpts: Excerpts | None = None,
+    cutter: SegmentCutter | None = None,
 ) -> int:
     """Compute recordings and write their results as they come; without `files`, write why they cannot be read.
 
@@ -221,7 +221,7 @@ def stream(
 
     separately = _separately(asked.output, name, len(found))
     with report(asked, form.layout, name, damaged) as listed:
-        write(listed(seen(results_told(), form.layout, excerpts)), form, name, asked.output, separately)
+        write(listed(seen(results_told(), form.layout, cutter)), form, name, asked.output, separately)
     return len(bad)
 
 
@@ -233,7 +233,7 @@ def resume(
     damaged: list[str],
     discovery: Discovery,
     files: Files[R],
-    excerpts: Excerpts | None = None,
+    cutter: SegmentCutter | None = None,
 ) -> int:
     """Compute recordings through a journal and write the output, or resume a run that did not end.
 
@@ -261,8 +261,8 @@ def resume(
             results(journal, form.kind, asked.read.channel == "each"),
         )
         with report(asked, form.layout, name, damaged) as listed, atomic_write(output) as file:
-            write_file(listed(seen(found, form.layout, excerpts)), form.layout, form.origin, name, file)
-        uncut = cut(excerpts, quiet)  # before the journal ends, so that it can be done again
+            write_file(listed(seen(found, form.layout, cutter)), form.layout, form.origin, name, file)
+        uncut = cut(cutter, quiet)  # before the journal ends, so that it can be done again
         counts = journal.counts()
         journal.complete(keep=counts.failed > 0)
     n_failed = counts.failed + len(discovery.lost)

@@ -10,22 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dymn.commands import options
 from dymn.commands.label_options import GroupsFile, Level, vocabulary
-from dymn.commands.options import (
-    RUN_PANEL,
-    BackendOption,
-    Computes,
-    Device,
-    PrecisionOption,
-    Precisions,
-    Quiet,
-    Threads,
-    WindowBatch,
-    complete_models,
-    hush,
-    note,
-    seconds_option,
-)
+from dymn.commands.options import RUN_PANEL, complete_models, hush, note, seconds_option
 from dymn.commands.recordings import load_tagger
 from dymn.errors import ConfigError, MissingExtraError
 
@@ -109,7 +96,7 @@ def serve(
             rich_help_panel=RUN_PANEL,
         ),
     ] = None,
-    batch_size: WindowBatch = None,
+    batch_size: options.WindowBatch = None,
     batch_wait: Annotated[
         float,
         typer.Option(
@@ -120,11 +107,11 @@ def serve(
             rich_help_panel=RUN_PANEL,
         ),
     ] = 5,
-    backend: BackendOption = "auto",
-    device: Device = None,
-    precision: PrecisionOption = "float32",
-    threads: Threads = None,
-    quiet: Quiet = False,
+    backend: options.BackendOption = "auto",
+    device: options.Device = None,
+    precision: options.PrecisionOption = "float32",
+    threads: options.Threads = None,
+    quiet: options.Quiet = False,
 ) -> None:
     """Serve a page and an HTTP service that report which sounds are in recordings.
 
@@ -235,7 +222,12 @@ def read_token(path: Path | None) -> str:
 
 
 def load_taggers(
-    models: list[str], device: str | None, threads: int | None, quiet: bool, backend: Computes, precision: Precisions
+    models: list[str],
+    device: str | None,
+    threads: int | None,
+    quiet: bool,
+    backend: options.Computes,
+    precision: options.Precisions,
 ) -> dict[str, Tagger]:
     """Load the models and return their taggers by the names under which they are served: those of their cards."""
     taggers: dict[str, Tagger] = {}

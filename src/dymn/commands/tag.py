@@ -8,46 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from dymn.commands import options, reading_options
 from dymn.commands.label_options import GroupsFile, Language, Level, Specific, vocabulary
-from dymn.commands.options import (
-    WHAT,
-    WINDOWS,
-    BackendOption,
-    Device,
-    Exclude,
-    Filling,
-    Fresh,
-    Hop,
-    Labels,
-    Model,
-    Partial,
-    Paths,
-    PrecisionOption,
-    Quiet,
-    Ray,
-    RetryFailed,
-    Segments,
-    SegmentsPerClass,
-    Threads,
-    Threshold,
-    WindowBatch,
-    WindowOption,
-    Workers,
-    format_option,
-    hush,
-    note_gaps,
-    output_option,
-)
-from dymn.commands.reading_options import (
-    Band,
-    ChannelOption,
-    Clock,
-    FilesFrom,
-    Gain,
-    Speed,
-    Track,
-    gathered,
-)
+from dymn.commands.options import WHAT, WINDOWS, format_option, hush, note_gaps, output_option
+from dymn.commands.reading_options import gathered
 from dymn.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -63,8 +27,8 @@ Combine = Literal["max", "mean"]
 
 
 def tag(
-    paths: Paths = None,
-    model: Model = None,
+    paths: options.Paths = None,
+    model: options.Model = None,
     top_k: Annotated[
         int,
         typer.Option(
@@ -76,9 +40,9 @@ def tag(
             rich_help_panel=WHAT,
         ),
     ] = 10,
-    threshold: Threshold = 0.0,
-    labels: Labels = None,
-    exclude: Exclude = None,
+    threshold: options.Threshold = 0.0,
+    labels: options.Labels = None,
+    exclude: options.Exclude = None,
     specific: Specific = False,
     level: Level = None,
     groups: GroupsFile = None,
@@ -105,8 +69,8 @@ def tag(
             "audacity writes a file each into a folder; raven does the same, or one table into a file."
         ),
     ] = None,
-    segments: Segments = None,
-    segments_per_class: SegmentsPerClass = 100,
+    segments: options.Segments = None,
+    segments_per_class: options.SegmentsPerClass = 100,
     plot: Annotated[
         Path | None,
         typer.Option(
@@ -116,9 +80,9 @@ def tag(
             rich_help_panel=WHAT,
         ),
     ] = None,
-    window: WindowOption = 10.0,
-    hop: Hop = None,
-    fill: Filling = "repeat",
+    window: options.WindowOption = 10.0,
+    hop: options.Hop = None,
+    fill: options.Filling = "repeat",
     combine: Annotated[
         Combine,
         typer.Option(
@@ -127,24 +91,24 @@ def tag(
             rich_help_panel=WINDOWS,
         ),
     ] = "max",
-    files_from: FilesFrom = None,
-    channel: ChannelOption = "mix",
-    track: Track = None,
-    gain: Gain = "0",
-    speed: Speed = 1.0,
-    band: Band = None,
-    clock: Clock = "none",
-    partial: Partial = False,
-    backend: BackendOption = "auto",
-    device: Device = None,
-    precision: PrecisionOption = "float32",
-    threads: Threads = None,
-    batch_size: WindowBatch = None,
-    workers: Workers = None,
-    ray: Ray = None,
-    fresh: Fresh = False,
-    retry_failed: RetryFailed = False,
-    quiet: Quiet = False,
+    files_from: reading_options.FilesFrom = None,
+    channel: reading_options.ChannelOption = "mix",
+    track: reading_options.Track = None,
+    gain: reading_options.Gain = "0",
+    speed: reading_options.Speed = 1.0,
+    band: reading_options.Band = None,
+    clock: reading_options.Clock = "none",
+    partial: options.Partial = False,
+    backend: options.BackendOption = "auto",
+    device: options.Device = None,
+    precision: options.PrecisionOption = "float32",
+    threads: options.Threads = None,
+    batch_size: options.WindowBatch = None,
+    workers: options.Workers = None,
+    ray: options.Ray = None,
+    fresh: options.Fresh = False,
+    retry_failed: options.RetryFailed = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Report which sounds are in recordings.
 
@@ -162,7 +126,7 @@ def tag(
     from dymn.commands.plot import Pictures
     from dymn.commands.recordings import describe
     from dymn.commands.runs import Asked, Form, run
-    from dymn.commands.segments import excerpts_of
+    from dymn.commands.segments import cutter_of
     from dymn.config import to_dict
     from dymn.inference.formats.tags import TAGS
     from dymn.inference.runs import tags
@@ -215,7 +179,7 @@ def tag(
         lambda tagger: Form(TAGS.of(settings), tags(per_window), describe(tagger, model, parameters, per_window)),
         files,
         check,
-        excerpts_of(segments, segments_per_class, asked.paths, ray, settings),
+        cutter_of(segments, segments_per_class, asked.paths, ray, settings),
     )
     if pictures is not None:
         pictures.finish(quiet)

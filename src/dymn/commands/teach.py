@@ -8,26 +8,15 @@ from typing import Annotated, Any
 
 import typer
 
+from dymn.commands import options
 from dymn.commands.datasets import check_data, check_model
-from dymn.commands.options import (
-    ClipBatch,
-    ClipWorkers,
-    Command,
-    Device,
-    KindOption,
-    Quiet,
-    Threads,
-    hush,
-    note,
-    note_ending,
-    seconds_option,
-)
+from dymn.commands.options import hush, note, note_ending, seconds_option
 from dymn.commands.output import note_new_folder, say
 
 MODEL_OPTIONS = ("--model", "-m", "--models")
 
 
-class ManyModels(Command):
+class ManyModels(options.Command):
     """A command whose --model takes all words up to the next option."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -35,17 +24,17 @@ class ManyModels(Command):
         return super().parse_args(ctx, spread(args, MODEL_OPTIONS))
 
 
-def spread(words: list[str], options: Sequence[str]) -> list[str]:
+def spread(words: list[str], spellings: Sequence[str]) -> list[str]:
     """Return `--option A --option B` for `--option A B`, with the first spelling of the option."""
     spread_out: list[str] = []
     follows = False
     for word in words:
         if word.startswith("-"):
-            follows = word in options
+            follows = word in spellings
             if not follows:
                 spread_out.append(word)
         elif follows:
-            spread_out += [options[0], word]
+            spread_out += [spellings[0], word]
         else:
             spread_out.append(word)
     return spread_out
@@ -64,7 +53,7 @@ def teach(
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="FILE", help="The table to write, a .safetensors file.")
     ],
-    kind: KindOption = "auto",
+    kind: options.KindOption = "auto",
     split: Annotated[
         str | None,
         typer.Option(
@@ -94,11 +83,11 @@ def teach(
             "--max-bad", metavar="FROM 0 TO 1", min=0, max=1, help="Share of the clips that may be unreadable."
         ),
     ] = 0.05,
-    workers: ClipWorkers = 0,
-    batch_size: ClipBatch = 16,
-    device: Device = None,
-    threads: Threads = None,
-    quiet: Quiet = False,
+    workers: options.ClipWorkers = 0,
+    batch_size: options.ClipBatch = 16,
+    device: options.Device = None,
+    threads: options.Threads = None,
+    quiet: options.Quiet = False,
 ) -> None:
     """Write the logits of a teacher for all clips of a dataset, to distil from with `--set teacher.table=FILE`.
 
@@ -128,8 +117,8 @@ def teach(
     if kind == "auto":
         kind, path = detect(data)
     ensemble = Ensemble(models, place)
-    options: dict[str, Any] = {"labels": ensemble.labels} if kind == "shards" else {}
-    task, everything = open_dataset(kind, path, sample_rate=ensemble.sample_rate, **options)
+    known: dict[str, Any] = {"labels": ensemble.labels} if kind == "shards" else {}
+    task, everything = open_dataset(kind, path, sample_rate=ensemble.sample_rate, **known)
     source = select(everything, split)
     with counting_bar("Teach", quiet) as progress:
         try:

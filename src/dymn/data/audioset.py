@@ -31,7 +31,7 @@ FILE_NAME = re.compile(r"(?P<id>[\w-]{11})(?:[_-][\d.]+){0,2}", re.ASCII)
 a Y may stand before it."""
 
 
-class Segment(NamedTuple):
+class ListedSegment(NamedTuple):
     """A row of a list."""
 
     key: str  # YouTube id
@@ -89,7 +89,7 @@ def read_audioset(root: Path, *, report: str | None = None) -> tuple[Catalog, St
     )
 
 
-def segments(path: Path) -> Iterator[Segment]:
+def segments(path: Path) -> Iterator[ListedSegment]:
     """Yield the rows of a list: YouTube id, start, end, and the machine ids of the classes.
 
     Raises:
@@ -104,7 +104,7 @@ def segments(path: Path) -> Iterator[Segment]:
         if not mids or unknown:
             what = f"the class {unknown[0]!r:.40}, which is none of AudioSet's 527" if unknown else "no classes"
             raise DataError(f"{path}, row {line}: {what}. A row has YTID, start, end, and classes such as /m/09x0r.")
-        yield Segment(row[0].strip(), [column[mid] for mid in mids])
+        yield ListedSegment(row[0].strip(), [column[mid] for mid in mids])
 
 
 def _lists(root: Path) -> dict[Path, str]:

@@ -70,7 +70,7 @@ class OnlineTeachers:
 
 def same_blocks(teacher: MobileNet, student: MobileNet) -> bool:
     """Whether the feature maps after each block are of one size in both networks."""
-    one, other = ([(block.c_out, block.stride) for block in model.config.blocks] for model in (teacher, student))
+    one, other = ([(block.c_out, block.strides) for block in model.config.blocks] for model in (teacher, student))
     return one == other
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from dymn.audio import reading
 from dymn.config import FrontEndConfig, check
 from dymn.errors import AudioError
-from dymn.inference.segments import AudioLike
+from dymn.inference.windows import AudioLike
 from dymn.models.frontend import LogMel
 from dymn.models.layers import DynamicConv2d, DynamicReLU
 from dymn.models.mobilenet import MobileNet

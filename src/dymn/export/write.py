@@ -14,7 +14,7 @@ from dymn.config import check
 from dymn.errors import DymnError
 from dymn.export import lite, onnx, program
 from dymn.export.parity import FileRunner, Parity, compare
-from dymn.export.plan import Exportable, Plan, networks, sequence_of
+from dymn.export.plan import LITE, Exportable, Plan, networks, sequence_of
 from dymn.models.ensemble import MeanOfLogits
 from dymn.system.files import atomic_write
 
@@ -82,6 +82,9 @@ def check_kind(model: Exportable, plan: Plan) -> None:
         check(plan.format in ("onnx", "torch"), f"format is {plan.format!r}; ensembles are exported as onnx or torch.")
         framewise = any(network.config.sequence for network in networks(model))
         check(not framewise, "An ensemble of frame-wise networks is not exported. Export each by itself.")
+    for network in networks(model):
+        whole = plan.format in LITE and network.config.head == "attention_pooling"
+        check(not whole, f"format is {plan.format!r}; networks with attention pooling are exported as onnx or torch.")
     if sequence_of(model):
         check(plan.format == "onnx", f"format is {plan.format!r}; frame-wise networks are exported as onnx.")
         check(

@@ -16,7 +16,7 @@ from dymn.audio import reading
 from dymn.errors import AudioError, ConfigError
 
 if TYPE_CHECKING:
-    from dymn.inference.segments import AudioLike
+    from dymn.inference.windows import AudioLike
 
 
 class Listed(NamedTuple):

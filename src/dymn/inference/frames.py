@@ -21,8 +21,8 @@ from dymn.config import check
 from dymn.errors import DymnError
 from dymn.inference.methods import METHODS as METHODS
 from dymn.inference.methods import CutSeconds, Method
-from dymn.inference.segments import AudioLike, AudioSource, Piece, Told, one_result, run_windows
 from dymn.inference.selection import Selection, TagSettings
+from dymn.inference.windows import AudioLike, AudioSource, Piece, Told, one_result, run_windows
 from dymn.runtime.backend import Backend
 from dymn.runtime.scores import Scores
 from dymn.system.arrays import Floats

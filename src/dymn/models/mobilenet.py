@@ -276,13 +276,14 @@ def import_efficientat(
     temperature: float = 1.0,
     strides: Sequence[int] = (2, 2, 2, 2),
     attention: str | None = "ca",
+    dilated: bool = False,
 ) -> MobileNet:
     """Build the network that a published state dict belongs to, with its weights, in evaluation mode.
 
-    Width, classes, head, K, M and the sizes of contexts are seen in the file. What cannot be seen is given here:
-    temperature, strides, and whether Coordinate Attention is applied. A wrong value gives a network that runs and is
-    wrong. The same holds for `dilated` networks, which dymn does not build, and for the front end (hop and number of
-    mel bands), which is set in the card.
+    Width, classes, head, K, M, the sizes of contexts and r of Squeeze-and-Excitation are seen in the file. What cannot
+    be seen is given here: temperature, strides, dilation, and whether Coordinate Attention is applied. A wrong value
+    gives a network that runs and is wrong. The same holds for the front end (hop and number of mel bands), which is set
+    in the card.
 
     Args:
         path_or_state_dict: a file saved by `torch.save`, read without executing pickled code, or the mapping itself.
@@ -290,16 +291,19 @@ def import_efficientat(
         strides: of blocks 2, 4, 7 and 13; (2, 2, 2, 1) for files named "s2221".
         attention: of dynamic blocks: "ca", or None (or "none") for a DyMN trained with `no_ca`. Its file holds the
             tensors of the attention all the same.
+        dilated: whether an MN was built with `dilated`: the kernels of its last three blocks.
 
     Raises:
         WeightsError: if the file cannot be read, or does not fit; the message names missing and extra tensors.
-        ConfigError: if `temperature`, `strides` or `attention` are not allowed.
+        ConfigError: if `temperature`, `strides`, `attention` or `dilated` are not allowed.
 
     Example:
         >>> import_efficientat("no_ca.pt", attention=None)  # doctest: +SKIP
     """
     source = path_or_state_dict if isinstance(path_or_state_dict, (str, Path)) else _arrays(path_or_state_dict)
-    config, state = read_efficientat(source, temperature=temperature, strides=strides, attention=attention)
+    config, state = read_efficientat(
+        source, temperature=temperature, strides=strides, attention=attention, dilated=dilated
+    )
     return MobileNet.from_stored(Stored(config, ModelCard(labels=numbered_labels(config.num_classes)), state))
 
 

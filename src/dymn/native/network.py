@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import ctypes
-import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -81,7 +80,7 @@ def _is_known(block: BlockConfig) -> bool:
         and (block.n_maps == 2 or not block.dynamic_relus)
         and set(block.dynamic_relus) <= {"depthwise"}
         and block.n_kernels <= MOST_KERNELS
-        and block.kernel_size in (3, 5)
+        and block.span in (3, 5)
         and block.stride in (1, 2)
         and block.activation in ACTIVATIONS
     )
@@ -98,8 +97,8 @@ def numbers(block: BlockConfig, squeeze_size: int) -> dict[str, int]:
         "c_in": block.c_in,
         "c_exp": block.c_exp,
         "c_out": block.c_out,
-        "kernel_size": block.kernel_size,
-        "stride": block.stride,
+        "kernel_size": block.span,
+        "stride": block.strides[0],
         "activation": ACTIVATIONS[block.activation],
         "context_size": block.context_size if has_context else 0,
         "n_expand": n_kernels("expand") if block.c_exp != block.c_in else 0,
@@ -108,7 +107,7 @@ def numbers(block: BlockConfig, squeeze_size: int) -> dict[str, int]:
         "dynamic_relu": int("depthwise" in block.dynamic_relus),
         "coordinate_attention": int(block.attention == "ca"),
         "squeeze_size": squeeze_size if block.attention == "se" else 0,
-        "has_residual": int(block.stride == 1 and block.c_in == block.c_out),
+        "has_residual": int(block.has_residual),
     }
 
 
@@ -209,7 +208,7 @@ class CompiledNetwork:
     @property
     def time_stride(self) -> int:
         """The number of frames of the spectrogram between two of the last feature map."""
-        return 2 * math.prod(block.stride for block in self.config.blocks)
+        return self.config.time_stride
 
     def embed(self, log_mel: Floats, n_threads: int) -> Floats:
         """Return the embedding [B, D] of log-mel spectrograms [B, 1, n_mels, frames].

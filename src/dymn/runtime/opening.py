@@ -6,7 +6,7 @@ It is compiled code where possible, else PyTorch or ONNX Runtime, which can also
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from dymn.config import check
 from dymn.errors import ConfigError
@@ -25,7 +25,6 @@ from dymn.weights.format import Stored
 if TYPE_CHECKING:
     import torch
 
-Choice = Literal["auto", "compiled", "torch", "onnx"]
 CHOICES = ("auto", "compiled", "torch", "onnx")
 ONNX = ".onnx"
 

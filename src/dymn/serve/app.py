@@ -17,9 +17,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from dymn import __version__
-from dymn.inference.segments import one_result
 from dymn.inference.selection import TagSettings
 from dymn.inference.tagger import Tagger
+from dymn.inference.windows import one_result
 from dymn.serve.assets import Asset, find_assets, response, runs_in_browser
 from dymn.serve.batching import Deadline
 from dymn.serve.errors import Refusal, refusal

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dymn.architectures import MODELS, model_config
 from dymn.config import FrontEndConfig, from_dict
 from dymn.data import Source, TeacherTable, class_counts
 from dymn.errors import ConfigError
 from dymn.models.inflate import inherit
-from dymn.models.mobilenet import MLPHead, MobileNet, create_model
+from dymn.models.mobilenet import MobileNet, create_model
 from dymn.training.settings import ModelSettings, TrainConfig
 
 ROWS = 65_536  # read at a time
@@ -108,18 +107,13 @@ def inherit_weights(model: MobileNet, parent: MobileNet, log_mel: Tensor, genera
 
 def has_fresh_head(model: MobileNet) -> bool:
     """Whether the last layer has not been trained: its bias is zero, as it is initialised."""
-    return not bool(_last_bias(model).any())
+    return not bool(model.head.last_bias.any())
 
 
 @torch.no_grad()
 def set_prior(model: MobileNet, logits: Tensor) -> None:
     """Set the last layer's bias to logits [C], so that training need not start by learning class frequencies."""
-    _last_bias(model).copy_(logits)
-
-
-def _last_bias(model: MobileNet) -> Tensor:
-    last = model.head.classifier if isinstance(model.head, MLPHead) else model.head.norm
-    return cast("nn.Linear | nn.BatchNorm2d", last).bias
+    model.head.last_bias.copy_(logits)
 
 
 def prior_logits(source: Source, table: TeacherTable | None, kind: str) -> Tensor | None:

@@ -91,19 +91,20 @@ def open_state_dict(
     strides: Sequence[int] | None = None,
     temperature: float | None = None,
     attention: str | None = None,
+    dilated: bool = False,
 ) -> Stored:
     """Open a state dict of EfficientAT or EfficientSED.
 
     Missing facts come from the registry, if it is known there and no setting is given; if it is not known, a warning
-    names the settings that are assumed. `attention` "none" is for a DyMN trained without Coordinate Attention (see
-    `read_efficientat`).
+    names the settings that are assumed. `attention` "none" is for a DyMN trained without Coordinate Attention,
+    `dilated` for an MN with dilated kernels (see `read_efficientat`).
 
     Raises:
         WeightsError: if it cannot be read, or does not fit a network.
-        ConfigError: if `temperature`, `strides` or `attention` are not allowed.
+        ConfigError: if `temperature`, `strides`, `attention` or `dilated` are not allowed.
     """
     path, digest = file.path, file.digest
-    assumed = strides is None and temperature is None and attention is None
+    assumed = strides is None and temperature is None and attention is None and not dilated
     if assumed:
         for published in REGISTRY.values():
             if published.sha256 == digest or (published.sha256 is None and published.file == path.name):
@@ -121,6 +122,7 @@ def open_state_dict(
         temperature=1.0 if temperature is None else temperature,
         strides=strides or DEFAULT_STRIDES,
         attention=attention or "ca",
+        dilated=dilated,
         name=str(path),
     )
     if assumed:

@@ -95,7 +95,7 @@ BAD = {
     "claims_hours.wav": (wav(size=0x7000_0000), r"after 1.00 s of 5\.9 h"),
     "claims_days.flac": (flac_claiming(2**36 - 1), "of 432.9 h"),
     "rate0.wav": (wav(rate=0), "(sample rate is 0|not a recording)"),
-    "rate1.wav": (wav(rate=1), "sample rate is 1 Hz"),
+    "rate1.wav": (wav(rate=1), "has 1 Hz, which at --speed 1 are 1; 100 to"),
     "rate2e9.wav": (wav(rate=2**31 - 1), "sample rate is 2147483647 Hz; 1 to 768000 Hz is allowed"),
     "rate4e9.wav": (wav(rate=2**32 - 1), "(sample rate|not a recording|cut off)"),
     "channels0.wav": (wav(channels=0), "(channels|not a recording)"),

@@ -95,11 +95,11 @@ class Presented(IterableDataset[Collated]):
         rng = self._rng(draw) if n > samples else None
         return 0 if rng is None else int(rng.integers(0, n - samples + 1))
 
-    def mismatch(self, clip: int, mark: int) -> BadClip | None:
+    def mismatch(self, clip: int, fingerprint: int) -> BadClip | None:
         """Return why a clip with this fingerprint is not the one that the teacher heard; None if it may be."""
         if self.teacher is None or self.rows is None or self.rows[clip] < 0:
             return None
         known = int(self.teacher.fingerprints[int(self.rows[clip])])
-        if not known or not mark or known == mark:
+        if not known or not fingerprint or known == fingerprint:
             return None
         return BadClip(self.source.keys[clip], "its audio is not what the teacher's logits were made from", fatal=True)

@@ -188,7 +188,7 @@ class Run(Prepared):
     def _unite(self) -> None:
         """Bring together what the processes know of their clips."""
         self.loader.bad = united(self.loader.bad)
-        self.loader.marks = highest(self.loader.marks)
+        self.loader.fingerprints = highest(self.loader.fingerprints)
 
     def _sums(self, *values: float) -> list[float]:
         """Return the sums of values over all processes."""
@@ -222,9 +222,9 @@ class Run(Prepared):
 
     def _measure(self, source: Source) -> Record:
         loader = quiet_loader(source, self.inputs, self.config, self.resident)
-        if "val" in self.state.marks:
-            loader.marks[:] = self.state.marks["val"].numpy()
-        self.state.marks["val"] = torch.from_numpy(loader.marks)
+        if "val" in self.state.fingerprints:
+            loader.fingerprints[:] = self.state.fingerprints["val"].numpy()
+        self.state.fingerprints["val"] = torch.from_numpy(loader.fingerprints)
         scores = score(self.result_network, self.front_end, loader, self.inputs.task.loss, teachers=self.teachers)
         return figures(scores, self.inputs.task.loss)
 
@@ -291,7 +291,7 @@ class Run(Prepared):
         write_bad(self.folder / BAD_FILE, self.loader.bad)
 
     def _take_state(self) -> None:
-        self.state.marks["train"] = torch.from_numpy(self.loader.marks)
+        self.state.fingerprints["train"] = torch.from_numpy(self.loader.fingerprints)
         self.state.clock = time.monotonic() - self._began
         self.state.model = self.network.state_dict()
         self.state.ema = {} if self.ema is None else self.ema.state_dict()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dymn.data import Batch
-from dymn.evaluation.teachers import BlockOutputs, Lesson, OnlineTeachers
+from dymn.evaluation.teachers import BlockOutputs, OnlineTeachers, TeacherOutput
 from dymn.models.frontend import ZERO, LogMel
 from dymn.models.mobilenet import MobileNet
 from dymn.training.augment import (
@@ -68,7 +68,7 @@ class Example(NamedTuple):
 
     log_mel: Tensor  # [B, 1, F, T]
     targets: Targets
-    lesson: Lesson | None
+    taught: TeacherOutput | None
 
 
 class Step:
@@ -118,15 +118,15 @@ class Step:
         log_mel, targets = self.inputs(batch, rng)
         if self.teachers is None:
             return Example(log_mel, targets, None)
-        lesson = self.teachers.teach(log_mel, self.teacher_dtype)
-        heard = probabilities(lesson.logits.float() / self.teacher.temperature, self.kind)
+        taught = self.teachers.teach(log_mel, self.teacher_dtype)
+        heard = probabilities(taught.logits.float() / self.teacher.temperature, self.kind)
         return Example(
-            log_mel, targets._replace(teacher=heard, teacher_share=torch.ones_like(targets.teacher_share)), lesson
+            log_mel, targets._replace(teacher=heard, teacher_share=torch.ones_like(targets.teacher_share)), taught
         )
 
     def loss(self, model: nn.Module, example: Example) -> Tensor:
         """Return the loss of a model that is called with log-mel [B, 1, F, T], a scalar."""
-        lesson = example.lesson
+        taught = example.taught
         output = model(example.log_mel)
         terms = loss_terms(
             output.logits.float(),
@@ -140,12 +140,12 @@ class Step:
         self.terms = {
             f"{name}_loss": term.detach() for name, term in terms._asdict().items() if term is not None and self.taught
         }
-        if lesson is not None and self.teacher.feature_weight > 0:
-            distance = functional.mse_loss(output.embedding.float(), lesson.embedding.float())
+        if taught is not None and self.teacher.feature_weight > 0:
+            distance = functional.mse_loss(output.embedding.float(), taught.embedding.float())
             loss = loss + self.teacher.feature_weight * distance / self.feature_scale
-        if lesson is not None and self.blocks is not None:
+        if taught is not None and self.blocks is not None:
             distances = [
-                block_distance(own, heard) for own, heard in zip(self.blocks.taken(), lesson.maps, strict=True)
+                block_distance(own, heard) for own, heard in zip(self.blocks.taken(), taught.maps, strict=True)
             ]
             loss = loss + self.teacher.block_weight * torch.stack(distances).mean()
         return loss

@@ -299,7 +299,7 @@ def test_infrasound_of_few_samples_a_second_is_played_faster(tmp_path, tagger):
     assert found.seconds == pytest.approx(len(samples) / 40)
     assert len(reading.read(write(tmp_path / "few.wav", samples[:1000], 500), 32_000)) == 64_000
     (bad,) = tagger.tag_files([slow])
-    assert "has 40 Hz, which at --speed 1 are 40; 100 to 768000 Hz are allowed. Give another speed" in str(bad.error)
+    assert "has 40 Hz, which at --speed 1 are 40; 100 to 768000 Hz are allowed. Check" in str(bad.error)
 
 
 def test_speeds_and_bands_that_leave_nothing(tmp_path):

@@ -88,5 +88,5 @@ def check_heard(name: str, rate: int, speed: float = 1.0) -> None:
     if not LEAST_HEARD <= rate * speed <= MAX_RATE:
         raise AudioError(
             f"{name} has {rate} Hz, which at --speed {speed:g} are {rate * speed:g}; {LEAST_HEARD} to {MAX_RATE} Hz "
-            "are allowed. Give another speed."
+            "are allowed. Check the rate in its header, or give another speed."
         )

@@ -31,7 +31,9 @@ from dymn.system.arrays import Floats
 SCHEMES = ("http", "https", "rtsp", "rtsps")
 PROTOCOLS = "http,https,httpproxy,tcp,tls,crypto,rtsp,rtsps,rtp,udp"
 """What FFmpeg may open: a playlist must not reach files."""
-FORMATS = "mp3,aac,ogg,flac,wav,w64,aiff,au,matroska,webm,mpegts,mov,mp4,asf,flv,hls,rtsp,sdp,rtp,adts,caf,ac3,eac3"
+STREAM_FORMATS = (
+    "mp3,aac,ogg,flac,wav,w64,aiff,au,matroska,webm,mpegts,mov,mp4,asf,flv,hls,rtsp,sdp,rtp,adts,caf,ac3,eac3"
+)
 TIMEOUT = 15.0
 """Seconds without sound after which a source is lost."""
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0
@@ -169,7 +171,7 @@ class NetworkSource:
             raise MissingDecoderError(f"Reading {self.name}", reason(error)) from error
         options = {
             "protocol_whitelist": PROTOCOLS,
-            "format_whitelist": FORMATS,
+            "format_whitelist": STREAM_FORMATS,
             "probesize": str(_PROBE_BYTES),
             "analyzeduration": "5000000",
             "rtsp_transport": "tcp",

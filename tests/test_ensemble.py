@@ -79,7 +79,10 @@ def test_models_that_do_not_go_together(tmp_path):
     plus = tmp_path / "a+b.safetensors"
     plus.write_bytes((tmp_path / "m0.safetensors").read_bytes())
     assert members(str(plus)) == (str(plus),) and open_backend(str(plus)).labels == LABELS
-    assert members("mn40_as(2)+mn04_as") == ("mn40_as(2)", "mn04_as") and members("a+") == ("a+",)
+    assert members("mn40_as(2)+mn04_as") == ("mn40_as(2)", "mn04_as")
+    for wrong in ("a+", "+a", "a++b"):
+        with pytest.raises(ConfigError, match=r"a name is missing beside a \+"):
+            members(wrong)
     assert "is an ensemble of models" in str(unknown_model("mn40_ensemble"))
 
 

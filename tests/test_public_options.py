@@ -15,6 +15,7 @@ from dymn.cli import app
 from dymn.config import BlockConfig, FrontEndConfig, ModelCard
 from dymn.errors import ConfigError, WeightsError
 from dymn.models import pretrained
+from dymn.models.inflate import inherit
 from dymn.profiling import count, receptive_field
 from dymn.runtime.accelerate import accelerate
 from dymn.runtime.fused import FusedNetwork
@@ -252,6 +253,13 @@ def test_what_cannot_be():
     state["features.4.block.2.conc_se_layers.1.fc1.weight"] = torch.zeros(8, 16)
     with pytest.raises(WeightsError, match=r"extra features\.4\.block\.2\.conc_se_layers\.1\.fc1\.weight"):
         import_efficientat(state)
+
+
+def test_a_dilated_parent_has_no_heir():
+    """Its blocks see what those of a DyMN of the same channels do not."""
+    student, parent = create_model("dymn10", 2, width=0.1), create_model("mn10", 2, width=0.1, dilated=True)
+    with pytest.raises(ConfigError, match="same width, head and classes, without dilation"):
+        inherit(student, parent, torch.zeros(2, 1, 32, 50), torch.Generator())
 
 
 def test_a_head_that_cannot_be_calibrated_is_named(tmp_path):

@@ -100,7 +100,7 @@ def test_an_archive_of_weights_that_asks_for_what_zipfile_has_not_got_is_refused
 def test_tensors_that_share_numbers_without_end_are_refused(tmp_path):
     shared = torch.zeros(1000)
     torch.save({str(i): shared for i in range(1000)}, tmp_path / "weights.pt")
-    with pytest.raises(WeightsError, match="more than twice the data"):
+    with pytest.raises(WeightsError, match="more than twice the bytes of the file"):
         read_tensors(tmp_path / "weights.pt")
 
 

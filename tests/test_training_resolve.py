@@ -10,7 +10,7 @@ from dymn.data import open_source
 from dymn.data.detect import detect
 from dymn.errors import ConfigError, DataError
 from dymn.training import TrainConfig, load_recipe
-from dymn.training.inputs import LATER, differences, fingerprint, fingerprints
+from dymn.training.inputs import LATER, differences, run_digest, run_digests
 from dymn.training.loop import Run
 from dymn.training.report import Reporter
 from dymn.training.resolve import plain_name, resolve, with_folder
@@ -136,12 +136,12 @@ def test_runs_of_versions_with_fewer_settings_keep_their_fingerprint(tmp_path):
         "esc50:mn10": "7f2f61442c2d360591c73e23bb65d29939fbb607c4270eef4a31ba2635aaf0b6",
         None: "a769f4472e5859c9c13ff76dcbfb4cf992e8ee62205c1349492b0c65788c7c95",
     }
-    for name, mark in old.items():
+    for name, digest in old.items():
         config = load_recipe(name) if name else TrainConfig()
-        assert fingerprint(config, {}) == mark
-        assert fingerprint(config.replace({"optim.freeze": 2}), {}) != mark
+        assert run_digest(config, {}) == digest
+        assert run_digest(config.replace({"optim.freeze": 2}), {}) != digest
     development = "abd2fbad5f7f46569c7e3cf94ccb232050ebef909f7d3ac414addcec88294c84"
-    assert fingerprints(load_recipe("esc50:mn10"), {}) == (old["esc50:mn10"], development)
+    assert run_digests(load_recipe("esc50:mn10"), {}) == (old["esc50:mn10"], development)
     stored = dataclasses.asdict(TrainConfig())
     for section, names in LATER.items():
         for name in names:

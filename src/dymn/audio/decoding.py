@@ -12,7 +12,7 @@ Who is asked, by the first bytes of the file:
   itself.
 - everything else: libsndfile, then FFmpeg.
 
-Everything is read in chunks. Lengths in headers are compared with what is there and never used to reserve memory. A
+Everything is read in chunks. Lengths in headers are compared with the file and never used to reserve memory. A
 recording that ends before its header says is an error, not a short recording: its tags would silently be those of a
 part.
 """

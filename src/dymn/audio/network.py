@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from dymn.audio.decoder import CHUNK_SAMPLES, MIN_RATE, MissingDecoderError, check_format
+from dymn.audio.decoder import CHUNK_SAMPLES, MIN_RATE, MissingDecoderError, check_format, check_heard
 from dymn.audio.ffmpeg import error_words, frame_samples
 from dymn.audio.microphone import BoundedQueue, Notice
 from dymn.audio.recording import chosen
@@ -31,7 +31,9 @@ from dymn.system.arrays import Floats
 SCHEMES = ("http", "https", "rtsp", "rtsps")
 PROTOCOLS = "http,https,httpproxy,tcp,tls,crypto,rtsp,rtsps,rtp,udp"
 """What FFmpeg may open: a playlist must not reach files."""
-FORMATS = "mp3,aac,ogg,flac,wav,w64,aiff,au,matroska,webm,mpegts,mov,mp4,asf,flv,hls,rtsp,sdp,rtp,adts,caf,ac3,eac3"
+STREAM_FORMATS = (
+    "mp3,aac,ogg,flac,wav,w64,aiff,au,matroska,webm,mpegts,mov,mp4,asf,flv,hls,rtsp,sdp,rtp,adts,caf,ac3,eac3"
+)
 TIMEOUT = 15.0
 """Seconds without sound after which a source is lost."""
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0
@@ -169,7 +171,7 @@ class NetworkSource:
             raise MissingDecoderError(f"Reading {self.name}", reason(error)) from error
         options = {
             "protocol_whitelist": PROTOCOLS,
-            "format_whitelist": FORMATS,
+            "format_whitelist": STREAM_FORMATS,
             "probesize": str(_PROBE_BYTES),
             "analyzeduration": "5000000",
             "rtsp_transport": "tcp",
@@ -183,6 +185,7 @@ class NetworkSource:
             if context is None:
                 raise AudioError("the codec of its audio is unknown")
             check_format("it", int(context.sample_rate), int(context.channels))
+            check_heard("it", int(context.sample_rate))
             # a file of known size ends; a stream of unknown size is only interrupted
             finite = container.size > 0
             yield from self._decoded(container, track)
@@ -198,6 +201,7 @@ class NetworkSource:
                 frames = packet.decode()
             for frame in frames:
                 check_format("it", frame.sample_rate, len(frame.layout.channels))
+                check_heard("it", frame.sample_rate)
                 samples = mean(chosen(frame_samples(frame, "it"), self._channel, "it"))
                 yield np.where(np.abs(samples) <= MAX_PEAK, samples, np.float32(0)), frame.sample_rate
                 last = time.monotonic()

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dymn.audio.band import band_passed
-from dymn.audio.decoder import MAX_RATE, MIN_RATE, Block, MissingDecoderError
+from dymn.audio.decoder import Block, MissingDecoderError, check_heard
 from dymn.audio.gain import loudest, loudness
 from dymn.audio.listing import SUFFIXES, expand, find
 from dymn.audio.notes import Notes
@@ -244,11 +244,7 @@ def _heard(
 ) -> Iterator[np.ndarray]:
     """Yield mono samples as the network hears them, but for their gain: at its rate, faster or slower, in a band."""
     speed, band = settings.speed, settings.band
-    if not MIN_RATE <= source_rate * speed <= MAX_RATE:
-        raise AudioError(
-            f"{name} has a sample rate of {source_rate} Hz, which --speed {speed:g} turns into "
-            f"{source_rate * speed:g} Hz; {MIN_RATE} to {MAX_RATE} Hz is allowed. Give another speed."
-        )
+    check_heard(name, source_rate, speed)
     blocks = resampled(chunks, source_rate * speed if speed != 1 else source_rate, rate)
     if band is None:
         return blocks

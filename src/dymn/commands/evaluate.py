@@ -11,7 +11,7 @@ import typer
 
 from dymn.commands import options
 from dymn.commands.datasets import check_data, check_model
-from dymn.commands.options import DATA, complete_models, hush, note, note_ending, seconds_option
+from dymn.commands.options import DATA, check_ending, complete_models, hush, note, note_ending, seconds_option
 from dymn.commands.output import note_new_folder
 from dymn.errors import ConfigError
 
@@ -61,7 +61,12 @@ def evaluate(
     batch_size: options.ClipBatch = 16,
     per_class: Annotated[
         Path | None,
-        typer.Option("--per-class", metavar="FILE", help="Write the metrics of each class to this CSV file."),
+        typer.Option(
+            "--per-class",
+            metavar="FILE",
+            help="Write the metrics of each class to this CSV file: average precision, ROC-AUC, numbers of clips, "
+            "precision, recall and F1.",
+        ),
     ] = None,
     predictions: Annotated[
         Path | None,
@@ -72,7 +77,7 @@ def evaluate(
         typer.Option(
             "--confusion",
             metavar="FILE",
-            help="Write the confusion matrix to this CSV file, for exclusive classes.",
+            help="Write the confusion matrix to this CSV file, or draw it (.png, .pdf, .svg), for exclusive classes.",
         ),
     ] = None,
     format: options.ReportFormat = "table",
@@ -94,6 +99,13 @@ def evaluate(
     hush(quiet)
     if per_class is not None:
         note_ending("--per-class", per_class, ".csv", quiet)
+    if confusion is not None:
+        check_ending("--confusion", confusion, [*options.PICTURES, ".csv"])
+    draws = confusion is not None and confusion.suffix.lower() in options.PICTURES
+    if draws:
+        from dymn.plots.style import require
+
+        require()
     for path in filter(None, (per_class, predictions, confusion)):
         note_new_folder(path)
     check_data(data, "--data")
@@ -118,7 +130,7 @@ def evaluate(
             progress=progress,
         )
     if per_class is not None:
-        write_per_class(per_class, found.labels, found.per_class)
+        write_per_class(per_class, found.labels, found.per_class, found.answers)
     if predictions is not None:
         write_predictions(predictions, found)
     if confusion is not None:
@@ -126,7 +138,12 @@ def evaluate(
             raise ConfigError(
                 f"--confusion needs mutually exclusive classes; the clips of {data} may have several labels."
             )
-        write_confusion(confusion, found.labels, found.confusion)
+        if draws:
+            from dymn.plots.confusion import plot_confusion
+
+            plot_confusion(found.labels, found.confusion, confusion, network.card.name)
+        else:
+            write_confusion(confusion, found.labels, found.confusion)
     if found.split == "all":
         note(
             "There is no test set, so all clips were evaluated, which may include training clips of the model.",

@@ -115,11 +115,11 @@ class Collated(NamedTuple):
 
 
 def fit(
-    waveform: npt.NDArray[Number], samples: int, generator: np.random.Generator | None = None, fill: str = "pad"
+    waveform: npt.NDArray[Number], samples: int, rng: np.random.Generator | None = None, fill: str = "pad"
 ) -> npt.NDArray[Number]:
     """Cut or extend a waveform [N] of any type to [samples].
 
-    A longer one is cut at a place drawn from `generator`, or after its first `samples` if there is none. A shorter one
+    A longer one is cut at a place drawn from `rng`, or after its first `samples` if there is none. A shorter one
     is extended at the end, with zeros or by repeating itself.
 
     Raises:
@@ -131,7 +131,7 @@ def fit(
         raise ConfigError(f"fill is {fill!r}; allowed: {', '.join(FILLS)}.")
     n = len(waveform)
     if n > samples:
-        start = int(generator.integers(0, n - samples + 1)) if generator is not None else 0
+        start = int(rng.integers(0, n - samples + 1)) if rng is not None else 0
         return waveform[start : start + samples]
     if n == samples:
         return waveform

@@ -57,7 +57,7 @@ class Loader:
 
     Attributes:
         bad: reason by key of every bad clip met so far.
-        marks: fingerprint of every clip met so far [N], else 0. A clip that comes again with another one ends the run.
+        fingerprints: of every clip met so far [N], else 0. A clip that comes again with another one ends the run.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class Loader:
         longest_samples = None if longest is None else round(longest * source.sample_rate)
         self.source, self.max_bad, self.seed = source, max_bad, seed
         self.bad: dict[str, str] = {}
-        self.marks = np.zeros(len(source), dtype=np.int64)
+        self.fingerprints = np.zeros(len(source), dtype=np.int64)
         self.batches = Batches(sampler, batch_size, rank=rank, world=world, drop_last=drop_last)
         self._presented = Presented(
             source,
@@ -206,13 +206,13 @@ class Loader:
         self._first[state["epoch"]] = (state["batch"], self._met)
 
     def _compare(self, collated: Collated) -> None:
-        for clip, mark in zip(collated.clips, collated.fingerprints, strict=True):
-            if mark and self.marks[clip] not in (0, mark):
+        for clip, fingerprint in zip(collated.clips, collated.fingerprints, strict=True):
+            if fingerprint and self.fingerprints[clip] not in (0, fingerprint):
                 raise DataError(
                     f"The audio of {self.source.keys[clip]} has changed since this run read it. Restore the file, or "
                     "start over in another folder (--output, run.out)."
                 )
-            self.marks[clip] = mark
+            self.fingerprints[clip] = fingerprint
 
     def _note(self, clip: BadClip) -> None:
         if clip.fatal:

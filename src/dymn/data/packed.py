@@ -130,10 +130,10 @@ def read_packed(root: Path) -> tuple[Catalog, Store]:
             packed=arrays["targets"].dtype == np.uint8,
             task=index.task,
         )
-        marks = arrays["marks"].astype(np.int64) if "marks" in arrays else None
+        fingerprints = arrays["marks"].astype(np.int64) if "marks" in arrays else None
     except (KeyError, ValueError, IndexError, TypeError) as error:
         raise DataError(f"{columns} is damaged: {error}. Pack the shards again with dymn shards.") from error
-    return catalog, TarStore(paths, places, marks=marks, streams=True)
+    return catalog, TarStore(paths, places, fingerprints=fingerprints, streams=True)
 
 
 def _columns(path: Path, index: Index) -> dict[str, npt.NDArray[Any]]:
@@ -152,7 +152,7 @@ def write_index(
     root: Path,
     catalog: Catalog,
     places: npt.NDArray[np.int64],
-    marks: npt.NDArray[np.int64] | None,
+    fingerprints: npt.NDArray[np.int64] | None,
     values: dict[str, Any],
 ) -> None:
     """Write clips.npz, then index.json.
@@ -161,7 +161,7 @@ def write_index(
         root: the folder with the shards.
         catalog: the clips in their order in the shards.
         places: of each clip: number of its shard, offset and size [N, 3].
-        marks: fingerprints of what was encoded anew [N], or None.
+        fingerprints: of what was encoded anew [N], or None.
         values: of index.json, but for the columns.
     """
     splits = ("", *SPLITS)
@@ -176,8 +176,8 @@ def write_index(
         arrays["splits"] = np.array([splits.index(name) for name in catalog.splits], dtype=np.uint8)
     if catalog.folds:
         arrays["folds"] = np.array(catalog.folds, dtype=np.int32)
-    if marks is not None:
-        arrays["marks"] = marks
+    if fingerprints is not None:
+        arrays["marks"] = fingerprints
     with atomic_write(root / COLUMNS_FILE) as file:
         np.savez(file, **arrays)
     with (root / COLUMNS_FILE).open("rb") as file:

@@ -130,7 +130,7 @@ def read_header(content: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any
     text = content.read(min(size, MAX_HEADER))
     if len(length) < width or len(text) < size:
         raise ValueError(f"its header has {size:,} bytes, or ends too early")
-    if sum(text.count(sign) for sign in _NESTING) > MAX_NESTING:  # Python's parser is not made for strangers
+    if sum(text.count(sign) for sign in _NESTING) > MAX_NESTING:  # Python's parser is not made for untrusted text
         raise ValueError("its header is nested more deeply than any type is")
     read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
     return read(io.BytesIO(length + text))

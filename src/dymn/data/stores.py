@@ -46,11 +46,11 @@ class Store(ABC):
 
     Attributes:
         parts: number of the file in which each clip lies, where files are to be read from front to back; else None.
-        marks: fingerprint of what each clip was encoded from, where it is another than that of its bytes; else None.
+        fingerprints: of what each clip was encoded from, where they are others than those of its bytes; else None.
     """
 
     parts: npt.NDArray[np.int64] | None = None
-    marks: npt.NDArray[np.int64] | None = None
+    fingerprints: npt.NDArray[np.int64] | None = None
 
     @abstractmethod
     def read(self, i: int) -> bytes:
@@ -156,11 +156,11 @@ class TarStore(Store):
         paths: Sequence[Path],
         places: npt.NDArray[np.int64],
         *,
-        marks: npt.NDArray[np.int64] | None = None,
+        fingerprints: npt.NDArray[np.int64] | None = None,
         streams: bool = False,
     ) -> None:
         """Take the archives, and each clip's archive number, and the offset and size of its bytes, as [N, 3]."""
-        self.paths, self.places, self.marks = list(paths), places, marks
+        self.paths, self.places, self.fingerprints = list(paths), places, fingerprints
         self.parts = places[:, 0] if streams else None
         self._files = FilePool(open_binary)
 

@@ -14,7 +14,7 @@ from dymn.runtime.accelerate import accelerate
 from dymn.weights import load_model
 
 
-class Lesson(NamedTuple):
+class TeacherOutput(NamedTuple):
     """What teachers say of a batch."""
 
     logits: Tensor  # [B, C], the mean over the ensemble
@@ -61,12 +61,12 @@ class OnlineTeachers:
         self.embedding_size = networks[0].config.c_last  # D of the first teacher
 
     @torch.no_grad()
-    def teach(self, log_mel: Tensor, dtype: torch.dtype | None = None) -> Lesson:
+    def teach(self, log_mel: Tensor, dtype: torch.dtype | None = None) -> TeacherOutput:
         """Listen to [B, 1, F, T], computing in `dtype` where that is enough; None is float32."""
         with torch.autocast(log_mel.device.type, dtype, enabled=dtype is not None):
             answers = [network(log_mel) for network in self.networks]
         logits = torch.stack([answer.logits.float() for answer in answers]).mean(dim=0)
-        return Lesson(logits, answers[0].embedding, [] if self.blocks is None else self.blocks.taken())
+        return TeacherOutput(logits, answers[0].embedding, [] if self.blocks is None else self.blocks.taken())
 
 
 def same_blocks(teacher: MobileNet, student: MobileNet) -> bool:

@@ -30,7 +30,7 @@ def frame_scores(nodes: Nodes, features: str, head: FrameHead, n_frames: int) ->
     if n_frames != head.length:
         x = nodes.op("MatMul", x, nodes.constant(resampling(n_frames, head.length), exact=True))
     x = nodes.op("Transpose", x, perm=[0, 2, 1])
-    x = MODELS[type(head.sequence)](nodes, x, head.sequence, head.length)
+    x = SEQUENCE_MODELS[type(head.sequence)](nodes, x, head.sequence, head.length)
     if head.scores_frames:
         frames = linear(nodes, head.frame, x)
         return frames, str(nodes.op("ReduceMax", frames, axes=[1], keepdims=0))
@@ -189,7 +189,7 @@ def _gelu(nodes: Nodes, x: str) -> str:
     return str(nodes.op("Mul", nodes.op("Mul", x, half), share))
 
 
-MODELS: dict[type[nn.Module], Callable[..., str]] = {
+SEQUENCE_MODELS: dict[type[nn.Module], Callable[..., str]] = {
     nn.Identity: lambda nodes, x, model, length: x,
     Stack: _stack,
     Recurrent: _recurrent,

@@ -146,7 +146,7 @@ class Frames(Told):
 class FramePart(NamedTuple):
     """Consecutive frames of a recording.
 
-    The last part of each recording has its length and what is told of it, or the error that ended it. With the method
+    The last part of each recording has its length and its notes, or the error that ended it. With the method
     "frames", its last frames may lie beyond the end.
     """
 

@@ -69,7 +69,7 @@ def overview(
     """Look at a recording. It is read once, in blocks.
 
     Args:
-        tagger: whose network says what is there.
+        tagger: its network computes the probabilities.
         source: as in `Tagger.tag`.
         sample_rate: of an array, in Hz.
         top_k: how many labels to keep at most.
@@ -99,7 +99,7 @@ def tag_with_overview(
     """Tag a recording and look at it, while it is opened and decoded once, in blocks.
 
     Args:
-        tagger: whose network says what is there.
+        tagger: its network computes the probabilities.
         source: as in `Tagger.tag`, but no array.
         settings: how to tag; channel, labels and the like hold for the overview, too.
         top_k: how many labels the overview has at most.

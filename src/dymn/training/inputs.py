@@ -282,7 +282,7 @@ def _digest(table: TeacherTable) -> str:
     return digest.hexdigest()
 
 
-def fingerprint(config: TrainConfig, data_digests: dict[str, str], later: Mapping[str, Sequence[str]] = LATER) -> str:
+def run_digest(config: TrainConfig, data_digests: dict[str, str], later: Mapping[str, Sequence[str]] = LATER) -> str:
     """Return a SHA-256 of all that decides a run's numbers; where it runs and writes does not.
 
     Settings in `later` are left out where they stand at their defaults.
@@ -295,9 +295,9 @@ def fingerprint(config: TrainConfig, data_digests: dict[str, str], later: Mappin
     return hashlib.sha256(json.dumps([values, data_digests], sort_keys=True).encode()).hexdigest()
 
 
-def fingerprints(config: TrainConfig, data_digests: dict[str, str]) -> tuple[str, str]:
-    """Return the fingerprint of a run, and that of development versions."""
-    return fingerprint(config, data_digests), fingerprint(config, data_digests, NEWEST)
+def run_digests(config: TrainConfig, data_digests: dict[str, str]) -> tuple[str, str]:
+    """Return the digest of a run, and that of development versions."""
+    return run_digest(config, data_digests), run_digest(config, data_digests, NEWEST)
 
 
 def portable(config: TrainConfig) -> dict[str, Any]:

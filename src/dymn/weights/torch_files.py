@@ -89,7 +89,7 @@ def _tensors(content: bytes) -> Iterator[tuple[str, Array]]:
             raise ValueError(f"{index} has more than {MAX_PICKLE:,} bytes")
         order = f"{folder}byteorder"
         if order in members and archive.read(order) != b"little":
-            raise ValueError("its byte order is not little-endian-endian")
+            raise ValueError("its byte order is not little-endian")
         state = load(archive.read(index), _GLOBALS, lambda pid: _storage(pid, folder))
         if not isinstance(state, dict):
             raise ValueError("it is not a state dict")
@@ -100,7 +100,7 @@ def _tensors(content: bytes) -> Iterator[tuple[str, Array]]:
                 raise ValueError(f"{name:.200} is not a tensor")
             left -= math.prod(tensor.shape) * TYPES[tensor.storage.kind].itemsize
             if left < 0:
-                raise ValueError("its tensors contain more than twice the data of the file")
+                raise ValueError("its tensors hold more than twice the bytes of the file")
             member = tensor.storage.member
             if member not in storages:
                 storages[member] = archive.read(member)

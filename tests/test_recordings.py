@@ -299,7 +299,9 @@ def test_infrasound_of_few_samples_a_second_is_played_faster(tmp_path, tagger):
     assert found.seconds == pytest.approx(len(samples) / 40)
     assert len(reading.read(write(tmp_path / "few.wav", samples[:1000], 500), 32_000)) == 64_000
     (bad,) = tagger.tag_files([slow])
-    assert "has 40 Hz, which at --speed 1 are 40; 100 to 768000 Hz are allowed. Check" in str(bad.error)
+    assert "sample rate of 40 Hz, which --speed 1 turns into 40 Hz; 100 to 768000 Hz is allowed. Check" in str(
+        bad.error
+    )
 
 
 def test_speeds_and_bands_that_leave_nothing(tmp_path):
@@ -395,10 +397,10 @@ def test_recordings_without_a_clock_are_told_of_once(tmp_path, caplog):
         recorded(tmp_path / f"{name}.wav")
     with caplog.at_level("WARNING", "dymn"):
         run("tag", tmp_path, *MODEL[:2], "--clock", "auto", "-o", tmp_path / "t.json")
-    said = [record.getMessage() for record in caplog.records if "not known when it began" in record.getMessage()]
-    assert len(said) == 1 and said[0].startswith(f"{tmp_path}/a.wav and 2 other recordings: it is not known")
+    said = [record.getMessage() for record in caplog.records if "its start time is unknown" in record.getMessage()]
+    assert len(said) == 1 and said[0].startswith(f"{tmp_path}/a.wav and 2 other recordings: its start time is unknown")
     notes = [one["notes"] for one in json.loads((tmp_path / "t.json").read_text())["recordings"]]
-    assert all("not known when it began" in lines[0] for lines in notes) and len(notes) == 3
+    assert all("its start time is unknown" in lines[0] for lines in notes) and len(notes) == 3
 
 
 def test_clocks_that_contradict_each_other(tmp_path):

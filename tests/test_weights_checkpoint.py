@@ -116,7 +116,9 @@ def test_assumed_settings_are_named_with_the_remedy(shared, tmp_path, caplog):
         (message,) = caplog.messages
         assert message.endswith(f"run: dymn convert {source} OUT --strides S,S,S,S{options}")
         assert "assumed to be 2,2,2,2" in message and ("temperature" in message) == ("temperature" in options)
-        assert ("its classes, which are named as AudioSet's, since there are 527" in message) == ("labels" in options)
+        assert ("its labels, which are assumed to be AudioSet's because there are 527" in message) == (
+            "labels" in options
+        )
     caplog.clear()
     convert(source, tmp_path / "own.safetensors", strides=(2, 2, 2, 1))
     open_checkpoint(tmp_path / "own.safetensors")

@@ -23,8 +23,7 @@ _shared: dict[str, list[str]] | None = None
 """Within `shared_at_end`, the recordings of each note that many may have."""
 _lock = threading.Lock()
 
-NO_CLOCK = "its start time is unknown: it has no GUANO metadata, AudioMoth comment or bext chunk, and no time in "
-"its name."
+NO_CLOCK = "its start time is unknown: no GUANO metadata, AudioMoth comment or bext chunk, and no time in its name."
 SHARED = frozenset([NO_CLOCK])
 """Notes that may be on all recordings of a run."""
 

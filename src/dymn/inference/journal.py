@@ -229,8 +229,7 @@ class Journal:
         """Store the result of a recording; it is on the disk within `COMMIT_SECONDS` if more follow."""
         if result is not None and len(result) > MAX_RESULT:
             size = f"{len(result) / 2**20:.0f} MiB"
-            error = f"{task.name} has a result of {size}, which is too large for a journal. Run the command without "
-            "--output."
+            error = f"{task.name} has a result of {size}, too large for a journal. Run the command without --output."
             result = None
         with self._telling():
             row = (task.path, *task.stamp, seconds, result, error, _crc(seconds, result, error))

@@ -132,11 +132,11 @@ def open_state_dict(
         dynamic = any(block.dynamic_convs for block in imported.config.blocks)
         named = labels_for(imported.config.num_classes) == audioset_labels()
         logger.warning(
-            "%s is not a file that dymn knows. It does not tell its strides, for which 2,2,2,2 are used%s%s. If it was "
-            "trained with others, run: dymn convert %s OUT --strides S,S,S,S%s%s",
+            "%s is not a published file. It does not contain its strides, which are assumed to be 2,2,2,2%s%s. If "
+            "it was trained with others, run: dymn convert %s OUT --strides S,S,S,S%s%s",
             path,
             ", nor its temperature, which is assumed to be 1" if dynamic else "",
-            ", nor its classes, which are named as AudioSet's, since there are 527" if named else "",
+            ", nor its labels, which are assumed to be AudioSet's because there are 527" if named else "",
             path,
             " --temperature T" if dynamic else "",
             " --labels FILE" if named else "",

@@ -100,7 +100,7 @@ def _tensors(content: bytes) -> Iterator[tuple[str, Array]]:
                 raise ValueError(f"{name:.200} is not a tensor")
             left -= math.prod(tensor.shape) * TYPES[tensor.storage.kind].itemsize
             if left < 0:
-                raise ValueError("its tensors hold more than twice the bytes of the file")
+                raise ValueError("its tensors contain more than twice the bytes of the file")
             member = tensor.storage.member
             if member not in storages:
                 storages[member] = archive.read(member)

@@ -184,6 +184,10 @@ def test_the_command_exports_an_ensemble(pair, tmp_path):
     assert {tag["label"]: tag["score"] for tag in found} == pytest.approx(
         {tag.label: tag.score for tag in expected}, abs=1e-4
     )
+    run("export", names, "--seconds", 3)  # into the cache, where it is found by the names of the models
+    assert (
+        json.loads(run(*words[:3], "m0+m1", "--backend", "onnx", *words[4:]).stdout)["recordings"][0]["tags"] == found
+    )
     done = CliRunner().invoke(app, ["export", names, "--format", "litert", "--input", "log-mel", "-o", "both.tflite"])
     assert done.exit_code == 2 and "ensembles are exported as onnx or torch" in done.output
 

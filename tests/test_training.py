@@ -331,7 +331,7 @@ def test_other_classes_replace_the_last_layer_alone(tmp_path, teacher):
 def test_inherits_from_a_static_network(clips, tmp_path, teacher):
     made = Run(run(clips, tmp_path, model={"inherit": teacher}), Reporter())
     assert last_bias(made.network).tolist() == [1.0, -2.0]
-    with pytest.raises(ConfigError, match="front end of the teacher"):
+    with pytest.raises(ConfigError, match="front end of teacher"):
         Run(run(clips, tmp_path / "b", model={"inherit": teacher, "front_end": FRONT_END | {"n_mels": 40}}), Reporter())
 
 

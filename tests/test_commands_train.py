@@ -281,6 +281,18 @@ def test_evaluation_of_each_clip(desk):
         counts = [[int(row[name]) for name in CLASSES] for row in csv.DictReader(file)]
     right = sum(row["labels"] == row["likeliest"] for row in rows)
     assert counts[0][0] + counts[1][1] == right and sum(map(sum, counts)) == 12
+    refused = run("evaluate", "same.safetensors", "--data", "clips", "--confusion", "confusion.xlsx")
+    assert refused.exit_code == 2 and "Allowed: .png, .pdf, .svg, .csv" in refused.stderr
+    pytest.importorskip("matplotlib")
+    drawn = run(
+        "evaluate", "same.safetensors", "--data", "clips", "--confusion", "confusion.svg", "--per-class", "c.csv"
+    )
+    assert drawn.exit_code == 0, drawn.output
+    picture = (desk / "confusion.svg").read_text()
+    assert f"{right / 12:.2%} of 12 clips, by " in picture and all(name in picture for name in CLASSES)
+    with (desk / "c.csv").open(newline="") as file:
+        recalls = [float(row["recall"]) for row in csv.DictReader(file)]
+    assert recalls == pytest.approx([counts[0][0] / 6, counts[1][1] / 6])
     assert json.loads(done.stdout)["accuracy"] == pytest.approx(right / 12) and 0 <= json.loads(done.stdout)["f1"] <= 1
 
 

@@ -226,6 +226,20 @@ def test_fsd50k_hdf5(tmp_path):
     write_hdf5(tmp_path / "FSD50K.val_mp3.hdf", ["1.mp3", "2.mp3"], np.packbits(multi_hot, axis=1))
     source = open_source("fsd50k_hdf5", tmp_path, "val")
     assert source.keys == ["1", "2"] and (source.targets == multi_hot).all()
+    names = [f"Class_{c:03d}" for c in range(200)]
+
+    def vocabulary(names, start=0):
+        rows = "".join(f"{i},{name},/m/{i}\n" for i, name in enumerate(names, start))
+        (tmp_path / "vocabulary.csv").write_text(rows)
+
+    vocabulary(names)
+    assert open_source("fsd50k_hdf5", tmp_path, "val").labels == tuple(names)
+    # the columns are in alphabetical order: any other table would give them wrong names
+    for other, start in ((names[::-1], 0), (names[:193], 0), (names, 1), ([*names[:199], names[0]], 0)):
+        vocabulary(other, start)
+        with pytest.raises(DataError, match=r"vocabulary\.csv is not FSD50K's vocabulary: 200 names in alphabetical"):
+            open_source("fsd50k_hdf5", tmp_path, "val")
+    (tmp_path / "vocabulary.csv").unlink()
     write_hdf5(tmp_path / "FSD50K.eval_mp3.hdf", ["3.mp3"], np.zeros((1, 7), dtype=np.uint8))
     with pytest.raises(DataError, match="25 columns"):
         open_source("fsd50k_hdf5", tmp_path)
@@ -241,6 +255,14 @@ def test_openmic_hdf5(tmp_path):
     assert source.keys == ["000046_3840", "000135_483840"] and source.labels[:2] == ("accordion", "banjo")
     assert source.masks.sum(1).tolist() == [1, 2] and source.targets[:, :3].tolist() == [[1, 0, 0], [0, 0, 1]]
     good(source[1])
+
+
+def test_hdf5_of_more_classes(tmp_path):
+    write_hdf5(
+        tmp_path / "eval_segments_mp3.hdf", ["Yccccccccccc.mp3"], np.packbits(np.eye(528, dtype=np.uint8)[527:], axis=1)
+    )
+    with pytest.raises(DataError, match="target has more classes than the 527"):
+        open_source("audioset_hdf5", tmp_path)
 
 
 def test_hdf5_of_another_form(tmp_path):

@@ -12,15 +12,17 @@ from typer.testing import CliRunner
 from dymn import create_model
 from dymn.architectures import model_config
 from dymn.cli import app
-from dymn.config import BlockConfig
+from dymn.config import BlockConfig, FrontEndConfig, ModelCard
 from dymn.errors import ConfigError, WeightsError
 from dymn.models import pretrained
+from dymn.models.inflate import inherit
 from dymn.profiling import count, receptive_field
 from dymn.runtime.accelerate import accelerate
 from dymn.runtime.fused import FusedNetwork
 from dymn.runtime.opening import open_backend
 from dymn.training.start import has_fresh_head, set_prior
 from dymn.weights import import_efficientat, open_checkpoint
+from tiny_runs import write_clips
 
 ROWS = (  # kernel, expanded, out, Squeeze-and-Excitation, hard swish, stride
     *((3, 16, 16, 0, 0, 1), (3, 64, 24, 0, 0, 2), (3, 72, 24, 0, 0, 1), (5, 72, 40, 1, 0, 2), (5, 120, 40, 1, 0, 1)),
@@ -183,17 +185,12 @@ def test_onnx_gives_the_same_numbers(option, free):
     from dymn.runtime.onnx_backend import OnnxBackend
 
     _, model, _, log_mel, (logits, embedding) = option
-    model.card = model.card.__class__(labels=model.card.labels, front_end=small_front_end())
+    front_end = FrontEndConfig(sample_rate=8000, n_fft=256, win_length=200, hop_length=80, n_mels=64, f_max=3900)
+    model.card = ModelCard(labels=model.card.labels, front_end=front_end)
     content = build(model, input="log-mel", seconds=1.5, dynamic_time=free, dynamic_batch=free)
     found = OnnxBackend(content).outputs(log_mel[:, :, :, :150].numpy())
     near(torch.from_numpy(found[1]), logits, 1e-4)
     near(torch.from_numpy(found[2]), embedding, 1e-4)
-
-
-def small_front_end():
-    from dymn.config import FrontEndConfig
-
-    return FrontEndConfig(sample_rate=8000, n_fft=256, win_length=200, hop_length=80, n_mels=64, f_max=3900)
 
 
 def test_costs_are_those_of_the_network(option):
@@ -256,6 +253,30 @@ def test_what_cannot_be():
     state["features.4.block.2.conc_se_layers.1.fc1.weight"] = torch.zeros(8, 16)
     with pytest.raises(WeightsError, match=r"extra features\.4\.block\.2\.conc_se_layers\.1\.fc1\.weight"):
         import_efficientat(state)
+
+
+def test_a_dilated_parent_has_no_heir():
+    """Its blocks see what those of a DyMN of the same channels do not."""
+    student, parent = create_model("dymn10", 2, width=0.1), create_model("mn10", 2, width=0.1, dilated=True)
+    with pytest.raises(ConfigError, match="same width, head and classes, without dilation"):
+        inherit(student, parent, torch.zeros(2, 1, 32, 50), torch.Generator())
+
+
+def test_a_head_that_cannot_be_calibrated_is_named(tmp_path):
+    model = create_model("mn10", 2, width=0.1, head="attention_pooling")
+    model.card = ModelCard(name="pooled", labels=("a", "b"))
+    pretrained.save(model, tmp_path / "pooled.safetensors")
+    write_clips(tmp_path / "clips", 2)
+    words = [
+        "calibrate",
+        str(tmp_path / "pooled.safetensors"),
+        "--data",
+        str(tmp_path / "clips"),
+        "-o",
+        "x.safetensors",
+    ]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 2 and "pooled has the head attention_pooling" in done.output
 
 
 def test_convert_is_told(tmp_path):

@@ -290,6 +290,18 @@ def test_speed_changes_what_is_heard_and_keeps_times(tmp_path, tagger, speed):
             assert (event.start, event.end) == pytest.approx((ref.start * speed, ref.end * speed), abs=1e-9)
 
 
+def test_infrasound_of_few_samples_a_second_is_played_faster(tmp_path, tagger):
+    samples = noise(3.0)[:, 0]
+    slow = write(tmp_path / "slow.wav", samples, 40)  # three seconds' samples as forty minutes
+    (found,) = tagger.tag_files([slow], TagSettings(speed=800.0))
+    (expected,) = tagger.tag_files([write(tmp_path / "plain.wav", samples, 32_000)])
+    np.testing.assert_array_equal(found.scores, expected.scores)
+    assert found.seconds == pytest.approx(len(samples) / 40)
+    assert len(reading.read(write(tmp_path / "few.wav", samples[:1000], 500), 32_000)) == 64_000
+    (bad,) = tagger.tag_files([slow])
+    assert "has 40 Hz, which at --speed 1 are 40; 100 to 768000 Hz are allowed. Check" in str(bad.error)
+
+
 def test_speeds_and_bands_that_leave_nothing(tmp_path):
     path = write(tmp_path / "a.wav", noise(0.2))
     with pytest.raises(AudioError, match="at --speed 100"):
@@ -376,6 +388,17 @@ def test_when_a_recording_began(tmp_path, name, chunks, time, source):
         return
     assert begin is not None and (begin.time, begin.source) == (time, source) and not notes.lines
     assert begin.time.utcoffset() == time.utcoffset()
+
+
+def test_recordings_without_a_clock_are_told_of_once(tmp_path, caplog):
+    for name in ("a", "b", "c"):
+        recorded(tmp_path / f"{name}.wav")
+    with caplog.at_level("WARNING", "dymn"):
+        run("tag", tmp_path, *MODEL[:2], "--clock", "auto", "-o", tmp_path / "t.json")
+    said = [record.getMessage() for record in caplog.records if "not known when it began" in record.getMessage()]
+    assert len(said) == 1 and said[0].startswith(f"{tmp_path}/a.wav and 2 other recordings: it is not known")
+    notes = [one["notes"] for one in json.loads((tmp_path / "t.json").read_text())["recordings"]]
+    assert all("not known when it began" in lines[0] for lines in notes) and len(notes) == 3
 
 
 def test_clocks_that_contradict_each_other(tmp_path):

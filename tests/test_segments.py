@@ -76,6 +76,28 @@ def test_whole_numbers_are_cut_bit_for_bit(tmp_path, container, subtype, kept):
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["Dog", "Rain_hail", "index.csv"]
 
 
+def test_a_recording_that_cannot_be_cut_ends_no_other(tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        soundfile.write(tmp_path / f"{name}.wav", whole_numbers("PCM_16"), 44_100)
+    written = soundfile.SoundFile.write
+
+    def failing(self, samples):
+        if "0.900_a" in str(self.name) or not len(writes):
+            writes.append(1)
+            raise OSError(28, "No space left on device")
+        return written(self, samples)
+
+    writes = []
+    monkeypatch.setattr(soundfile.SoundFile, "write", failing)
+    segments = SegmentCutter(tmp_path / "out", 0)
+    segments.see(str(tmp_path / "a.wav"), [Span(0.1, 0.3, "Dog", 0.9)])
+    segments.see(str(tmp_path / "b.wav"), [Span(0.1, 0.3, "Dog", 0.8)])
+    (error,) = segments.cut()
+    assert "a.wav: its segments cannot be cut out: No space left on device" in str(error)
+    assert [row["path"] for row in index(tmp_path / "out")] == ["Dog/0.800_b_0.100-0.300.wav"]
+    assert [path.name for path in (tmp_path / "out" / "Dog").iterdir()] == ["0.800_b_0.100-0.300.wav"]
+
+
 @pytest.mark.parametrize(("subtype", "kind"), [("FLOAT", np.float32), ("DOUBLE", np.float64)])
 def test_floats_are_cut_bit_for_bit(tmp_path, subtype, kind):
     samples = np.random.default_rng(0).normal(0, 1, (20_000, 3)).astype(kind)  # beyond full scale, too

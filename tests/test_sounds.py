@@ -1,6 +1,7 @@
 """Sounds that begin and end: equal to the events of files, gaps, clips of them, memory over long times, the command."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -267,6 +268,24 @@ def test_an_interruption_ends_sounds_and_completes_clips(tmp_path):
         hear(chunks(), Sounds(BACKEND, RATE, SETTINGS), Messages("x", lambda: 0.0), [told.append], clips)
     assert sorted(message["event"] for message in told) == ["end", "end", "saved", "saved", "start", "start"]
     assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.skipif(os.name != "posix", reason="locks of files are those of POSIX")
+def test_what_a_killed_run_left_is_removed_and_what_another_writes_is_kept(tmp_path):
+    program = (
+        "import sys, time; from pathlib import Path\n"
+        "from dymn.live.clips import ClipRecorder, ClipSettings\n"
+        "clips = ClipRecorder(ClipSettings(Path(sys.argv[1])), 1000, print)\n"
+        "clips.start({'label': 'Dog', 'start': 0.0})\n"
+        "print('begun', flush=True); time.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", program, tmp_path], stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"begun\n"
+        ClipRecorder(ClipSettings(tmp_path), 1000, pytest.fail)
+        assert len(list(tmp_path.glob(".dymn-clip-*.part"))) == 1
+        other.kill()
+    ClipRecorder(ClipSettings(tmp_path), 1000, pytest.fail)
+    assert not list(tmp_path.iterdir())
 
 
 def test_memory_stays_flat_over_a_day(tmp_path):

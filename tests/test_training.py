@@ -383,7 +383,13 @@ def test_the_test_set_is_measured_once_at_the_end(tmp_path, monkeypatch):
     )
     result = made.fit()
     assert heard == [(0, "val/"), (1, "val/"), (2, "test")]
-    assert {"test_accuracy", "val_accuracy"} <= set(result)
+    assert {"test_accuracy", "test_f1", "val_accuracy"} <= set(result)
+    header, *rows = (line.split(",") for line in (tmp_path / "run" / "test_confusion.csv").read_text().splitlines())
+    counts = [[int(count) for count in row[1:]] for row in rows]
+    assert header == ["class", "high", "low"] and [row[0] for row in rows] == ["high", "low"]
+    assert sum(map(sum, counts)) == 6 and (counts[0][0] + counts[1][1]) / 6 == pytest.approx(result["test_accuracy"])
+    classes = (tmp_path / "run" / "test_classes.csv").read_text().splitlines()
+    assert classes[0].endswith("precision,recall,f1") and len(classes) == 3
     for part in ("val", "train"):
         with pytest.raises(ConfigError, match=r"data\.(val|train) is"):
             run(tmp_path / "data", tmp_path / "run", data={part: "test", "test": "test"})

@@ -169,7 +169,6 @@ def test_options_of_labels(tmp_path, clip):
     assert "Give one of --level and --groups" in run(
         "tag", *words, "--level", 1, "--groups", tmp_path / "g.toml", code=2
     )
-    assert "without --ray" in run("tag", *words, "--level", 1, "--ray", "local", code=2)
 
 
 def test_the_service_has_labels_and_channels(tagger, tmp_path):

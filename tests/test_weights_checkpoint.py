@@ -109,13 +109,14 @@ def test_an_unknown_state_dict(shared):
 
 def test_assumed_settings_are_named_with_the_remedy(shared, tmp_path, caplog):
     source = tmp_path / "own.pt"
-    for fixture, temperature in (("dymn_w01_50cls_s2221", " --temperature T"), ("mn_w01", "")):
+    for fixture, options in (("dymn_w01_50cls_s2221", " --temperature T"), ("mn_w01", " --labels FILE")):
         shutil.copy(shared / f"fixtures/{fixture}/state_dict.pt", source)
         caplog.clear()
         open_checkpoint(source)
         (message,) = caplog.messages
-        assert message.endswith(f"run: dymn convert {source} OUT --strides S,S,S,S{temperature}")
-        assert "for which 2,2,2,2 are used" in message and ("temperature" in message) == bool(temperature)
+        assert message.endswith(f"run: dymn convert {source} OUT --strides S,S,S,S{options}")
+        assert "for which 2,2,2,2 are used" in message and ("temperature" in message) == ("temperature" in options)
+        assert ("its classes, which are named as AudioSet's, since there are 527" in message) == ("labels" in options)
     caplog.clear()
     convert(source, tmp_path / "own.safetensors", strides=(2, 2, 2, 1))
     open_checkpoint(tmp_path / "own.safetensors")

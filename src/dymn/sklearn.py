@@ -19,7 +19,7 @@ try:
     from sklearn.base import BaseEstimator, TransformerMixin
     from sklearn.utils.validation import check_is_fitted, validate_data
 except ImportError as error:
-    raise MissingExtraError("dymn.sklearn", "train") from error
+    raise MissingExtraError("`dymn.sklearn`", "train") from error
 
 if TYPE_CHECKING:
     from typing_extensions import Self

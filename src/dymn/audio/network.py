@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from dymn.audio.decoder import CHUNK_SAMPLES, MIN_RATE, MissingDecoderError, check_format
+from dymn.audio.decoder import CHUNK_SAMPLES, MIN_RATE, MissingDecoderError, check_format, check_heard
 from dymn.audio.ffmpeg import error_words, frame_samples
 from dymn.audio.microphone import BoundedQueue, Notice
 from dymn.audio.recording import chosen
@@ -185,6 +185,7 @@ class NetworkSource:
             if context is None:
                 raise AudioError("the codec of its sound is not known")
             check_format("it", int(context.sample_rate), int(context.channels))
+            check_heard("it", int(context.sample_rate))
             # a file of known size ends; a stream of unknown size is only interrupted
             finite = container.size > 0
             yield from self._decoded(container, track)
@@ -200,6 +201,7 @@ class NetworkSource:
                 frames = packet.decode()
             for frame in frames:
                 check_format("it", frame.sample_rate, len(frame.layout.channels))
+                check_heard("it", frame.sample_rate)
                 samples = mean(chosen(frame_samples(frame, "it"), self._channel, "it"))
                 yield np.where(np.abs(samples) <= MAX_PEAK, samples, np.float32(0)), frame.sample_rate
                 last = time.monotonic()

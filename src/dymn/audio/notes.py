@@ -5,7 +5,10 @@ A wrong header, the choice of a track, skipped damage.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from dymn.audio.content import Content
@@ -16,6 +19,13 @@ logger = logging.getLogger(__name__)
 _MOST_LOGGED = 10_000
 _MOST_TAIL = 8192
 _logged: set[tuple[str, str]] = set()
+_shared: dict[str, list[str]] | None = None
+"""Within `shared_at_end`, the recordings of each note that many may have."""
+_lock = threading.Lock()
+
+NO_CLOCK = "it is not known when it began: there is no GUANO, AudioMoth comment or bext, and no time in its name."
+SHARED = frozenset([NO_CLOCK])
+"""Notes that may be on all recordings of a run."""
 
 SLACK_SECONDS = 0.25
 """How much of a recording may be missing without an error.
@@ -44,11 +54,31 @@ class Notes:
     def log(self, name: str) -> None:
         """Log the notes as warnings: each once in a process, however often the recording is read."""
         for line in self.lines:
+            with _lock:
+                names = None if _shared is None or line not in SHARED else _shared.setdefault(line, [])
+                if names is not None:
+                    names.append(name)
+                    continue
             if (name, line) not in _logged:
                 if len(_logged) >= _MOST_LOGGED:
                     _logged.clear()
                 _logged.add((name, line))
                 logger.warning("%s: %s", name, line)
+
+
+@contextlib.contextmanager
+def shared_at_end() -> Iterator[None]:
+    """Log notes that many recordings may have at the end, once, with the first one and the number of the others."""
+    global _shared
+    _shared = {}
+    try:
+        yield
+    finally:
+        found, _shared = _shared, None
+        for line, names in found.items():
+            distinct = list(dict.fromkeys(names))
+            others = f" and {len(distinct) - 1:,} other recordings" if len(distinct) > 1 else ""
+            logger.warning("%s%s: %s", distinct[0], others, line)
 
 
 class Report:

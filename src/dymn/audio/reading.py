@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dymn.audio.band import band_passed
-from dymn.audio.decoder import MAX_RATE, MIN_RATE, Block, MissingDecoderError
+from dymn.audio.decoder import Block, MissingDecoderError, check_heard
 from dymn.audio.gain import loudest, loudness
 from dymn.audio.listing import SUFFIXES, expand, find
 from dymn.audio.notes import Notes
@@ -243,11 +243,7 @@ def _heard(
 ) -> Iterator[np.ndarray]:
     """Yield mono samples as the network hears them, but for their gain: at its rate, faster or slower, in a band."""
     speed, band = settings.speed, settings.band
-    if not MIN_RATE <= source_rate * speed <= MAX_RATE:
-        raise AudioError(
-            f"{name} has {source_rate} Hz, which at --speed {speed:g} are {source_rate * speed:g}; {MIN_RATE} to "
-            f"{MAX_RATE} Hz are allowed. Give another speed."
-        )
+    check_heard(name, source_rate, speed)
     blocks = resampled(chunks, source_rate * speed if speed != 1 else source_rate, rate)
     if band is None:
         return blocks

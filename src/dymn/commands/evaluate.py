@@ -10,7 +10,7 @@ import typer
 
 from dymn.commands import options
 from dymn.commands.datasets import check_data, check_model
-from dymn.commands.options import DATA, complete_models, hush, note, note_ending, seconds_option
+from dymn.commands.options import DATA, check_ending, complete_models, hush, note, note_ending, seconds_option
 from dymn.commands.output import note_new_folder
 from dymn.errors import ConfigError
 from dymn.system.files import json_values
@@ -60,7 +60,12 @@ def evaluate(
     batch_size: options.ClipBatch = 16,
     per_class: Annotated[
         Path | None,
-        typer.Option("--per-class", metavar="FILE", help="Write the figures of each class into this CSV file."),
+        typer.Option(
+            "--per-class",
+            metavar="FILE",
+            help="Write the figures of each class into this CSV file: average precision, ROC-AUC, numbers of clips, "
+            "precision, recall and F1.",
+        ),
     ] = None,
     predictions: Annotated[
         Path | None,
@@ -71,7 +76,7 @@ def evaluate(
         typer.Option(
             "--confusion",
             metavar="FILE",
-            help="Write the confusion matrix into this CSV file, for exclusive classes.",
+            help="Write the confusion matrix into this CSV file, or draw it (.png, .pdf, .svg), for exclusive classes.",
         ),
     ] = None,
     format: options.ReportFormat = "table",
@@ -93,6 +98,13 @@ def evaluate(
     hush(quiet)
     if per_class is not None:
         note_ending("--per-class", per_class, ".csv", quiet)
+    if confusion is not None:
+        check_ending("--confusion", confusion, [*options.PICTURES, ".csv"])
+    draws = confusion is not None and confusion.suffix.lower() in options.PICTURES
+    if draws:
+        from dymn.plots.style import require
+
+        require()
     for path in filter(None, (per_class, predictions, confusion)):
         note_new_folder(path)
     check_data(data, "--data")
@@ -117,7 +129,7 @@ def evaluate(
             progress=progress,
         )
     if per_class is not None:
-        write_per_class(per_class, found.labels, found.per_class)
+        write_per_class(per_class, found.labels, found.per_class, found.answers)
     if predictions is not None:
         write_predictions(predictions, found)
     if confusion is not None:
@@ -125,7 +137,12 @@ def evaluate(
             raise ConfigError(
                 f"--confusion needs classes that exclude each other; the clips of {data} may have several labels."
             )
-        write_confusion(confusion, found.labels, found.confusion)
+        if draws:
+            from dymn.plots.confusion import plot_confusion
+
+            plot_confusion(found.labels, found.confusion, confusion, network.card.name)
+        else:
+            write_confusion(confusion, found.labels, found.confusion)
     if found.split == "all":
         note(
             "There is no test set, so all clips were evaluated, including those that the model may have been trained "

@@ -146,7 +146,7 @@ def events(
     from dymn.inference.runs import events as stored
 
     hush(quiet)
-    words = vocabulary(level, groups, language, ray)
+    words = vocabulary(level, groups, language)
     reading: dict[str, Any] = {
         "channel": channel,
         "track": track,

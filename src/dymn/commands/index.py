@@ -28,6 +28,7 @@ def index(
     paths: options.Paths = None,
     files_from: FilesFrom = None,
     model: options.Model = None,
+    layer: options.Layers = None,
     window: options.WindowOption = 5.0,
     hop: options.Hop = None,
     fill: options.Filling = "bare",
@@ -60,6 +61,7 @@ def index(
     from dymn.inference.discovery import Discovery
     from dymn.inference.embedding import EmbedSettings
     from dymn.inference.journal import Journal
+    from dymn.runtime.layers import parse_layers
 
     hush(quiet)
     note_gaps(window, hop, quiet)
@@ -68,15 +70,16 @@ def index(
     if any(path == "-" or "://" in path for path in given):
         raise ConfigError("An index is made of recordings that can be played again. Give files on this machine.")
     check_folder(output)
-    settings = EmbedSettings(window, hop, fill, partial=partial)
+    settings, layers = EmbedSettings(window, hop, fill, partial=partial), parse_layers(layer or "last")
     with Discovery(given, partial=partial) as discovery:
         if not discovery.any_readable():
             for _, error in discovery.errors(discovery.sorted()):
                 typer.echo(f"dymn: {error}", err=True)
             raise typer.Exit(1)
-        tagger = load_tagger(model, device, threads, quiet, backend, precision)
-        embedder = tagger.embedder()
-        origin = describe(tagger, model, to_dict(settings) | {"hop": hop or window})
+        tagger = load_tagger(model, device, threads, quiet, backend, precision, looks_inside=layers != ("last",))
+        embedder = tagger.embedder(layers)
+        parameters = to_dict(settings) | {"hop": hop or window, "layers": list(embedder.layers)}
+        origin = describe(tagger, model, parameters)
         about = {"model": model or origin.model, "digest": origin.digest, "parameters": origin.parameters}
         workers = default_workers(threads, MANY) if workers is None else workers
         files = functools.partial(embedder.embed_files, settings=settings, batch_size=batch_size, workers=workers)

@@ -78,7 +78,7 @@ MODELS_OWN = Vocabulary()
 """The labels of the model."""
 
 
-def vocabulary(level: int | None, groups: Path | None, language: str = "en", ray: str | None = None) -> Vocabulary:
+def vocabulary(level: int | None, groups: Path | None, language: str = "en") -> Vocabulary:
     """Return the labels that options ask for.
 
     Raises:
@@ -91,8 +91,6 @@ def vocabulary(level: int | None, groups: Path | None, language: str = "en", ray
         )
     if level is not None and groups is not None:
         raise ConfigError("Labels are those of a level, or groups. Give one of --level and --groups.")
-    if ray is not None and (level is not None or groups is not None):
-        raise ConfigError("--level and --groups are computed on this machine. Give them without --ray.")
     if level is not None:
         from dymn.weights.ontology import DEEPEST
 

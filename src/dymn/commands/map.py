@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dymn.commands.options import WHAT, Quiet, check_ending, hush, output_option, seconds_option
+from dymn.commands.options import WHAT, Quiet, check_ending, hush, note, output_option, seconds_option
 from dymn.commands.search import IndexFolder, short
 
 
@@ -52,3 +52,4 @@ def map(
         text = map_page(found.vectors(keys), shown, about, seconds, progress or (lambda done, total: None))
     with atomic_write(output) as file:
         file.write(text.encode())
+    note(f"{output} is written: {about}.", quiet)

@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperCommand
 
 from dymn.commands.imports import import_module
+from dymn.commands.wrong_use import plainly
 from dymn.errors import ConfigError
 
 WHAT, WINDOWS, DATA, RUN_PANEL = "Results", "Windows", "Data", "Computation"
@@ -37,7 +38,13 @@ class Command(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the words of the command line."""
-        return super().parse_args(ctx, list(respelled(args, OLDER.get(self.name or "", {}))))
+        words = list(respelled(args, OLDER.get(self.name or "", {})))
+        try:
+            return super().parse_args(ctx, list(words))
+        except Exception as error:
+            if hasattr(error, "message"):  # typer's own, of wrong use
+                error.message = plainly(error.message, getattr(getattr(error, "param", None), "opts", ()), words)
+            raise
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command; whether warnings are shown is then as before."""

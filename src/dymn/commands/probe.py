@@ -12,6 +12,7 @@ from dymn.commands import options
 from dymn.commands.datasets import check_data
 from dymn.commands.options import DATA, PICTURES, WHAT, check_ending, hush, note, seconds_option
 from dymn.commands.recordings import load_tagger
+from dymn.errors import ConfigError
 from dymn.system.files import json_values
 
 if TYPE_CHECKING:
@@ -115,7 +116,9 @@ def probe(
     if plot is not None:
         from dymn.plots.confusion import plot_confusion
 
-        plot_confusion(found, plot)
+        if found.confusion is None:
+            raise ConfigError("--plot draws a confusion matrix, and clips with several labels have none. Leave it out.")
+        plot_confusion(found.labels, found.confusion, plot, "a linear model")
         note(f"{plot} is written.", quiet)
     tested = sum(result.test for result in found.results)
     if tested < FEW_CLIPS:

@@ -27,9 +27,10 @@ def ray_engine(
         return None
     if backend == "onnx":
         raise ConfigError(f"--backend {backend} computes on this machine alone. Give it without --ray.")
+    from dymn.commands.imports import IMPORTED
     from dymn.ray import Engine
 
-    return Engine(address, workers, threads or 1, device)
+    return Engine(address, workers, threads or 1, device, tuple(IMPORTED))
 
 
 def load_tagger(

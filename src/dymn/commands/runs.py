@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeGuard
 
 import typer
 
+from dymn.audio.notes import shared_at_end
 from dymn.audio.settings import PLAIN, ReadSettings
 from dymn.commands.label_options import MODELS_OWN, Vocabulary
 from dymn.commands.options import Computes, Precisions, note
@@ -145,7 +146,7 @@ def run(
     engine = ray_engine(asked.ray, asked.workers, asked.threads, asked.device, asked.backend)
     kept = journaled(asked, name)
     damaged: list[str] = []
-    with Discovery(asked.paths, asked.output, _expand(engine), asked.read.partial) as discovery:
+    with shared_at_end(), Discovery(asked.paths, asked.output, _expand(engine), asked.read.partial) as discovery:
         readable = engine is not None or discovery.any_readable()
         found = [] if readable and kept else discovery.sorted()
         check_output(asked.output, name, len(found) or len(discovery.lost))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from dymn.commands.options import WHAT, Model, Quiet, Threads, format_option, hush, output_option
+from dymn.commands.options import WHAT, Model, Quiet, Threads, format_option, hush, note, output_option
 from dymn.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -84,6 +84,8 @@ def search(
     hits = found.search(vector, top_k)
     with text_output(output) as stream:
         stream.write(written(name, (path, *span), hits, found))
+    if output is not None:
+        note(f"{output} is written: {len(hits)} of {len(found.table):,} windows.", quiet)
 
 
 def chosen_format(output: Path | None) -> SearchFormat:
@@ -124,7 +126,8 @@ def load(found: SoundIndex, folder: Path, model: str | None, threads: int | None
     """
     from dymn.commands.recordings import load_tagger
 
-    tagger = load_tagger(model or found.model, None, threads, quiet, "auto")
+    inside = found.parameters["layers"] != ["last"]
+    tagger = load_tagger(model or found.model, None, threads, quiet, "auto", looks_inside=inside)
     digest = str(tagger.card.provenance.get("sha256", ""))
     if digest != found.digest:
         raise ConfigError(
@@ -140,7 +143,7 @@ def embed_query(
     """Return the embedding of a part of a recording, cut as the index was, and where it begins and ends."""
     from dymn.audio.stored import stretch
 
-    embedder = tagger.embedder()
+    embedder = tagger.embedder(found.parameters["layers"])
     rate = embedder.sample_rate
     settings = {name: found.parameters[name] for name in ("window", "hop", "fill")}
     if start == 0.0 and end is None:
@@ -179,6 +182,8 @@ def written(name: SearchFormat, query: tuple[str, float, float], hits: Sequence[
 
 
 def short(path: str) -> str:
-    """Return a path relative to the working folder, if it lies below."""
-    here = os.getcwd()
-    return os.path.relpath(path, here) if Path(path).is_relative_to(here) else path
+    """Return a path relative to the working folder, if that is shorter."""
+    try:
+        return min(os.path.relpath(path), path, key=len)
+    except ValueError:  # on another drive
+        return path

@@ -133,7 +133,7 @@ def serve(
     except ImportError as error:
         if (error.name or "").startswith("dymn"):
             raise
-        raise MissingExtraError("dymn serve", "serve") from error
+        raise MissingExtraError("`dymn serve`", "serve") from error
     from dymn.serve.settings import ServeSettings
     from dymn.system.cpus import available_cpus
 

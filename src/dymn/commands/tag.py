@@ -133,7 +133,7 @@ def tag(
     from dymn.inference.selection import TagSettings
 
     hush(quiet)
-    words = vocabulary(level, groups, language, ray)
+    words = vocabulary(level, groups, language)
     if plot is not None and ray is not None:
         raise ConfigError("--plot is drawn from recordings on this machine. Give it without --ray.")
     if plot is not None and channel == "each":

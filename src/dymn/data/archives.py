@@ -26,9 +26,11 @@ from dymn.data.stores import (
 )
 from dymn.data.tar import Member, tar_members
 from dymn.errors import DataError
+from dymn.weights.labels import numbered_labels
 
 AUDIO_SUFFIXES = (".opus", ".ogg", ".flac", ".wav", ".mp3")
 MAX_JSON = 2**20
+FSD50K_CLASSES = 200
 OPENMIC_CLASSES = (
     *(
         "accordion",
@@ -171,13 +173,31 @@ def read_fsd50k_hdf5(root: Path) -> tuple[Catalog, Store]:
     """FSD50K: FSD50K.{train,val,eval}_mp3.hdf in `root`, or one such file.
 
     The files hold no class names; with FSD50K's vocabulary.csv beside them the classes are called by their names.
+
+    Raises:
+        DataError: if the vocabulary is not that of the columns, or a file is damaged.
     """
     vocabulary = (root if root.is_dir() else root.parent) / "vocabulary.csv"
-    if vocabulary.is_file():
-        labels = tuple(row[1] for row in csv_rows(vocabulary) if len(row) >= 2)
-    else:
-        labels = tuple(f"class_{c}" for c in range(200))
+    labels = _fsd50k_labels(vocabulary) if vocabulary.is_file() else numbered_labels(FSD50K_CLASSES)
     return _packed(root, FSD50K_FILES, labels)
+
+
+def _fsd50k_labels(vocabulary: Path) -> tuple[str, ...]:
+    """Return the names of the columns: the 200 of FSD50K's vocabulary in alphabetical order, as the files are made.
+
+    Raises:
+        DataError: if the table has other rows or another order, so that names and columns would not belong together.
+    """
+    rows = [row for row in csv_rows(vocabulary) if row]
+    names = tuple(row[1] for row in rows if len(row) >= 2)
+    numbered = [row[0].strip() for row in rows] == [str(c) for c in range(FSD50K_CLASSES)]
+    if not numbered or len(set(names)) != FSD50K_CLASSES or list(names) != sorted(names):
+        raise DataError(
+            f"{vocabulary} is not FSD50K's vocabulary: {FSD50K_CLASSES} names in alphabetical order, numbered from 0, "
+            "as the columns of the HDF5 files are. Put FSD50K.ground_truth/vocabulary.csv there, or remove it to call "
+            "the classes class_0, class_1 and so on."
+        )
+    return names
 
 
 def read_openmic_hdf5(root: Path) -> tuple[Catalog, Store]:
@@ -212,6 +232,8 @@ def _packed(root: Path, names: Mapping[str, str], labels: tuple[str, ...], prefi
                 f"{path}: target is {value.dtype} {list(value.shape)}; {columns} columns of uint8 belong to "
                 f"{len(labels)} classes."
             )
+        if np.unpackbits(value[:, -1:], axis=1)[:, len(labels) - 8 * (columns - 1) :].any():  # bits of no class
+            raise DataError(f"{path}: target has more classes than the {len(labels)} that belong to such a file.")
     return Catalog(keys, labels, np.concatenate(values), splits=splits, packed=True), Hdf5Store(rows, "mp3")
 
 

@@ -94,7 +94,7 @@ def calibrate(
         progress: called with the recordings done and their number.
 
     Raises:
-        ConfigError: if the model lacks classes of the data, or its probabilities are a softmax.
+        ConfigError: if the model lacks classes of the data, its probabilities are a softmax, or its head is another.
         DataError: if there are too few recordings.
     """
     labels = stored.card.labels
@@ -102,6 +102,11 @@ def calibrate(
         not stored.card.exclusive,
         f"The probabilities of {stored.card.name or 'the model'} are a softmax over classes; only those of single "
         "classes are calibrated. Fit it without --softmax.",
+    )
+    check(
+        stored.config.head in ("mlp", "fully_convolutional"),
+        f"{stored.card.name or 'The model'} has the head {stored.config.head}, into which no map of the logits can be "
+        "folded. Fit a head to it with `dymn fit`.",
     )
     missing = [label for label in labelled.labels if label not in labels]
     if missing:

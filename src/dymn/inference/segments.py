@@ -78,6 +78,8 @@ class SegmentCutter:
 
         A file appears when it is complete. What an interrupted run has left is removed first.
         """
+        import soundfile
+
         self.folder.mkdir(parents=True, exist_ok=True)
         unfinished = self.folder / UNFINISHED
         self._clear(unfinished)
@@ -103,6 +105,13 @@ class SegmentCutter:
                         rows.extend(_cut(sound, self.folder, segments, name))
                 except AudioError as error:
                     errors.append(error)
+                except (OSError, soundfile.SoundFileError) as error:
+                    why = getattr(error, "strerror", None) or error
+                    errors.append(
+                        AudioError(
+                            f"{recording}: its segments cannot be cut out: {why}. Check the disk of {self.folder}."
+                        )
+                    )
         rows.sort(key=lambda row: (row[1], -float(row[2]), row[0]))
         with atomic_write(self.folder / INDEX) as file:
             file.write(csv_text([COLUMNS, *rows]).encode("utf-8", "backslashreplace"))

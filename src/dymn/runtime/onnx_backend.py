@@ -26,7 +26,7 @@ MAX_METADATA = 2**20
 
 def cached_path(name: str) -> Path:
     """Return where `dymn export` writes the file of a model by default."""
-    safe = re.sub(r"[^\w.-]", "_", name)
+    safe = re.sub(r"[^\w.+-]", "_", name)
     return cache_folder() / "onnx" / f"{safe}.onnx"
 
 

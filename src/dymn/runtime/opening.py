@@ -62,7 +62,8 @@ def open_backend(
         >>> backend.run_waveforms(np.zeros((1, 32_000), np.float32)).probabilities.shape
         (1, 527)
     """
-    if isinstance(source, str) and len(names := members(source)) > 1:
+    in_one_file = isinstance(source, str) and backend == "onnx" and cached_path(source).is_file()
+    if isinstance(source, str) and len(names := members(source)) > 1 and not in_one_file:
         options = {"backend": backend, "device": device, "threads": threads, "precision": precision, "compile": compile}
         opened = [open_backend(name, **options, progress=progress) for name in names]  # type: ignore[arg-type]
         return EnsembleBackend(opened, source if source in ENSEMBLES else "")

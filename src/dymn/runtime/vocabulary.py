@@ -103,8 +103,7 @@ class Relabelled(Backend):
 
         `about` tells in the provenance of the card, under "labels", where they come from, as JSON types.
         """
-        self._backend = backend
-        self._members = [np.array(indices) for indices in members.values()]
+        self._backend, self.members = backend, members
         self._combine: Any = np.sum if backend.card.exclusive else np.max
         provenance = {name: value for name, value in backend.card.provenance.items() if name != "thresholds"}
         provenance["labels"] = dict(about)  # and no thresholds: they are those of other labels
@@ -113,7 +112,7 @@ class Relabelled(Backend):
 
     def _scores(self, scores: Scores) -> Scores:
         """Return the probabilities of the new labels [..., G] for those of the old [..., C]."""
-        columns = [self._combine(scores[..., indices], axis=-1) for indices in self._members]
+        columns = [self._combine(scores[..., list(indices)], axis=-1) for indices in self.members.values()]
         return np.asarray(np.minimum(np.stack(columns, axis=-1), np.float32(1)), np.float32)
 
     def features(self, windows: Iterable[Filled], hop: int) -> Iterator[Floats]:

@@ -157,6 +157,18 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
+def claim(file: BinaryIO) -> bool:
+    """Lock an open file until it is closed, and return whether no other process has; without locks, always true."""
+    if sys.platform != "win32":
+        import fcntl
+
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
+
+
 def _give_usual_mode(name: str) -> None:
     """Undo the private mode of a temporary file: give it the mode that a newly made file has."""
     mask = os.umask(0)

@@ -22,6 +22,7 @@ import dymn
 from dymn.data import Batch, Dataset, Source
 from dymn.data.batch import write_bad
 from dymn.errors import DataError, MissingExtraError
+from dymn.evaluation.assess import Assessment, assessed, write_report
 from dymn.evaluation.score import Predictions, deciding_metric, figures, is_better, score
 from dymn.models import pretrained
 from dymn.models.inflate import measure_norms
@@ -153,7 +154,9 @@ class Run(Prepared):
                 if isinstance(value, (int, float))
             }
         if self.is_main and self.inputs.test is not None and epoch >= schedule.epochs - self.config.data.test_epochs:
-            record |= {f"test_{name}": value for name, value in numbers(self._test(self.result_network)).items()}
+            record |= {
+                f"test_{name}": value for name, value in numbers(self._test(self.result_network).figures).items()
+            }
         return record
 
     def _backward(
@@ -228,11 +231,11 @@ class Run(Prepared):
         scores = score(self.result_network, self.front_end, loader, self.inputs.task.loss, teachers=self.teachers)
         return figures(scores, self.inputs.task.loss)
 
-    def _test(self, model: MobileNet) -> Record:
+    def _test(self, model: MobileNet) -> Assessment:
         """Return the figures of a model on the test set, which chooses nothing."""
         loader = quiet_loader(cast(Source, self.inputs.test), self.inputs, self.config, self.resident)
         scores = score(model, self.front_end, loader, self.inputs.task.loss, teachers=self.teachers)
-        return figures(scores, self.inputs.task.loss)
+        return assessed(scores, loader.source, self.config.data.kind, "test", self.inputs.task.loss)
 
     def _measure_norms(self, epoch: int) -> None:
         """Measure the statistics of the norms of the network that is evaluated, on what it hears in training."""
@@ -334,7 +337,9 @@ class Run(Prepared):
         }
         result |= {f"val_{name}": value for name, value in best.card.metrics.items()}
         if self.inputs.test is not None:
-            result |= {f"test_{name}": value for name, value in self._test(best.to(self.device)).items()}
+            found = self._test(best.to(self.device))
+            write_report(self.folder, found)
+            result |= {f"test_{name}": value for name, value in found.figures.items()}
             result |= last_epochs(self.state.history, self.config.data.test_epochs)
         result["checkpoint"] = str(self.folder / BEST_FILE)
         write_json(self.folder / "result.json", result)

@@ -16,7 +16,7 @@ from dymn.weights.efficientat import Imported, read_efficientat
 from dymn.weights.efficientsed import is_efficientsed, read_efficientsed
 from dymn.weights.files import DownloadProgress, WeightsFile, read_file
 from dymn.weights.format import SAFETENSORS, Stored, check_finite, file_in, read
-from dymn.weights.labels import labels_for, numbered_labels
+from dymn.weights.labels import audioset_labels, labels_for, numbered_labels
 from dymn.weights.published import fetch_published, import_published, published_card
 from dymn.weights.registry import (
     EFFICIENTSED_FRONT_END,
@@ -127,13 +127,16 @@ def open_state_dict(
     )
     if assumed:
         dynamic = any(block.dynamic_convs for block in imported.config.blocks)
+        named = labels_for(imported.config.num_classes) == audioset_labels()
         logger.warning(
-            "%s is not a file that dymn knows. It does not tell its strides, for which 2,2,2,2 are used%s. If it was "
-            "trained with others, run: dymn convert %s OUT --strides S,S,S,S%s",
+            "%s is not a file that dymn knows. It does not tell its strides, for which 2,2,2,2 are used%s%s. If it was "
+            "trained with others, run: dymn convert %s OUT --strides S,S,S,S%s%s",
             path,
             ", nor its temperature, for which 1 is used" if dynamic else "",
+            ", nor its classes, which are named as AudioSet's, since there are 527" if named else "",
             path,
             " --temperature T" if dynamic else "",
+            " --labels FILE" if named else "",
         )
     return _stored(imported, _card(path, imported, STANDARD_FRONT_END), digest)
 

@@ -15,12 +15,18 @@ ENSEMBLES = {
 
 
 def members(name: str) -> tuple[str, ...]:
-    """Return the models that a name stands for: those of an ensemble, "A+B", or the name alone."""
+    """Return the models that a name stands for: those of an ensemble, "A+B", or the name alone.
+
+    Raises:
+        ConfigError: if a name is missing before or after a "+".
+    """
     if name in ENSEMBLES:
         return ENSEMBLES[name]
     parts = tuple(name.split("+"))
-    is_ensemble = len(parts) > 1 and all(parts) and not os.path.exists(os.path.expanduser(name))
-    return parts if is_ensemble else (name,)
+    if len(parts) == 1 or os.path.exists(os.path.expanduser(name)):
+        return (name,)
+    check(all(parts), f"model is {name!r}: a name is missing beside a +. Write the models of an ensemble as A+B.")
+    return parts
 
 
 def joint_card(cards: Sequence[ModelCard], name: str = "", *, same_front_end: bool = False) -> ModelCard:

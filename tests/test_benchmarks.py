@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tarfile
 import zlib
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -195,6 +196,25 @@ def test_thresholds_of_a_student_follow_its_teacher():
     found = load("distilled").thresholds(student, teacher, 10.0)
     assert found["auto"][:2] == pytest.approx([0.15, 0.3], abs=0.02)
     assert found["precise"][0] >= found["auto"][0] and found["auto"][2] not in found["auto"][:2]
+
+
+def test_scenes_and_pieces_say_what_is_heard_in_them(shared, monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    module = load("hear")
+    monkeypatch.setattr(module, "SCENES", 1)
+    monkeypatch.setattr(module, "PIECES", (1, 1))
+    scenes = list(module.long_scenes(shared / "esc10"))
+    assert [fold for fold, _, _ in scenes] == [fold for fold in range(1, 6) for _ in module.LENGTHS]
+    assert all(target.sum() == 2 for _, _, target in scenes)
+    assert [len(waveform) / module.RATE for _, waveform, _ in scenes] == [*module.LENGTHS] * 5
+    pieces = list(module.pieces(shared / "esc10"))
+    assert [teaches for teaches, _, _ in pieces] == [True] * 20 + [False] * 20
+    assert all(len(waveform) == module.RATE and targets.shape == (21, 10) for _, waveform, targets in pieces)
+    # the moment between two pieces is the last of the one and the first of the other
+    assert all((one[2][-1] == other[2][0]).all() for one, other in pairwise(pieces[:20]))
+    loud = [np.abs(waveform).mean() for _, waveform, _ in pieces]
+    heard = [targets.mean() for _, _, targets in pieces]
+    assert np.corrcoef(loud, heard)[0, 1] > 0.5
 
 
 def test_background_is_drawn_from_one_half_of_the_sources_and_embedded(tmp_path, monkeypatch):

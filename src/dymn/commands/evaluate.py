@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +13,7 @@ from dymn.commands.datasets import check_data, check_model
 from dymn.commands.options import DATA, check_ending, complete_models, hush, note, note_ending, seconds_option
 from dymn.commands.output import note_new_folder
 from dymn.errors import ConfigError
+from dymn.system.files import json_values
 
 if TYPE_CHECKING:
     from dymn.evaluation.assess import Assessment
@@ -196,11 +196,8 @@ def as_table(found: Assessment) -> str:
 
 def as_json(found: Assessment, model: str, data: Path) -> str:
     """Return the figures as a JSON object; one that is not defined is null."""
-    values = {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in found.figures.items()
-    }
+    values = dict(found.figures)
     if "without_positives" in values:
         values["without_positives"] = [found.labels[i] for i in found.figures["without_positives"]]
     about = {"model": model, "data": str(data), "kind": found.kind, "split": found.split}
-    return json.dumps(about | values | {"bad": found.bad}, indent=1, ensure_ascii=False)
+    return json.dumps(json_values(about | values | {"bad": found.bad}), indent=1, ensure_ascii=False)

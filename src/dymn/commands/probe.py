@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,6 +13,7 @@ from dymn.commands.datasets import check_data
 from dymn.commands.options import DATA, PICTURES, WHAT, check_ending, hush, note, seconds_option
 from dymn.commands.recordings import load_tagger
 from dymn.errors import ConfigError
+from dymn.system.files import json_values
 
 if TYPE_CHECKING:
     from dymn.evaluation.probe import Probed
@@ -172,8 +172,7 @@ def confusions(found: Probed) -> list[tuple[str, str, int]]:
 def as_json(found: Probed, embedder: Embedder, model: str, data: Path) -> str:
     """Return the figures as a JSON object; one that is not defined is null."""
     results = [
-        {"test": r.name, "learned_from": r.train, "tested_on": r.test, "C": r.c} | _finite(r.figures)
-        for r in found.results
+        {"test": r.name, "learned_from": r.train, "tested_on": r.test, "C": r.c} | r.figures for r in found.results
     ]
     document = {
         "data": str(data),
@@ -190,11 +189,4 @@ def as_json(found: Probed, embedder: Embedder, model: str, data: Path) -> str:
         "confusion": None if found.confusion is None else found.confusion.tolist(),
         "bad": dict(found.bad),
     }
-    return json.dumps(document, ensure_ascii=False, indent=1)
-
-
-def _finite(figures: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in figures.items()
-    }
+    return json.dumps(json_values(document), ensure_ascii=False, indent=1)

@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import dymn
 from dymn.audio.content import spool
-from dymn.data.batch import read_bad, write_bad
+from dymn.data.batch import as_it_is, read_bad, write_bad
 from dymn.data.cache import Progress
 from dymn.data.packed import INDEX_FILE, WORK_FOLDER, Index, read_index, write_index
 from dymn.data.source import Source, decode, fingerprint_of
@@ -149,7 +149,7 @@ def _make(
         count = settings.clips or _clips_of(settings.megabytes, source, settings.encoding)
         _write_json(plan_file, {"made": made, "count": count})
     shards = _Shards(source, out, settings.encoding, _plan(source, count, settings.seed))
-    loader = DataLoader(shards, batch_size=None, num_workers=workers, collate_fn=_as_it_is, generator=torch.Generator())
+    loader = DataLoader(shards, batch_size=None, num_workers=workers, collate_fn=as_it_is, generator=torch.Generator())
     done = 0
     try:
         for clips in loader:
@@ -365,10 +365,6 @@ def _same(out: Path, before: Any, now: dict[str, Any]) -> None:
         raise ConfigError(
             f"{out} contains shards of another dataset or other settings: {'; '.join(differing)}. Give another folder."
         )
-
-
-def _as_it_is(item: Any) -> Any:
-    return item
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:

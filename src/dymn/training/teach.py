@@ -19,6 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from dymn.data.batch import check_bad
 from dymn.data.cache import Progress
 from dymn.data.loader import Loader
 from dymn.data.samplers import PlainSampler
@@ -176,12 +177,7 @@ def teach(
             part.add(
                 keys, logits, collated.fingerprints, {clip.key: clip.reason for clip in collated.bad}, collated.cut
             )
-            if len(part.bad) > max_bad * n:
-                listed = "; ".join(f"{key}: {reason}" for key, reason in list(part.bad.items())[:5])
-                raise DataError(
-                    f"{len(part.bad)} of {n} clips are bad, more than {max_bad:.1%}: {listed}. Repair them, or raise "
-                    "max_bad."
-                )
+            check_bad(part.bad, n, max_bad)
             if progress is not None:
                 progress(part.done, n)
     kept, table, fingerprints = part.content()

@@ -517,7 +517,7 @@ def test_another_address_than_this_machine_is_warned_of(monkeypatch):
         for number, handler in zip((signal.SIGINT, signal.SIGTERM), handlers, strict=True):
             signal.signal(number, handler)
     assert result.exit_code == 0, result.output
-    assert "other machines may reach" in result.output and "asks for no token" in result.output
+    assert "other machines can reach" in result.output and "No token is required" in result.output
 
 
 def test_the_examples_of_the_documentation_work():
@@ -582,8 +582,8 @@ def test_messages_name_the_way_on_and_logs_the_sender(client, caplog):
     def message(response):
         return response.json()["error"]["message"]
 
-    assert "it is /v1/tag" in message(one.get("/tag")) and "/v1/models" in message(one.get("/models"))
-    assert message(one.get("/nothing")).startswith("There is no such address.")
+    assert "did you mean /v1/tag" in message(one.get("/tag")) and "/v1/models" in message(one.get("/models"))
+    assert message(one.get("/nothing")).startswith("There is no such endpoint.")
     wrong = one.post("/v1/tag?top_k=x", content=wav())
     assert wrong.status_code == 400 and message(wrong).endswith("/openapi.json lists what is allowed.")
     caplog.set_level(logging.WARNING, "dymn")

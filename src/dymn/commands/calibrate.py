@@ -25,7 +25,7 @@ def calibrate(
         typer.Argument(
             metavar="MODEL",
             autocompletion=complete_models,
-            help="The name of a model with weights, or a file or folder with one.",
+            help="The name of a model with weights, or a file or folder that contains one.",
         ),
     ],
     data: Annotated[
@@ -34,7 +34,7 @@ def calibrate(
             "--data",
             "-d",
             metavar="PATH",
-            help="Labelled recordings, as for `dymn fit`. Their labels are the model's, which may have more.",
+            help="Labelled recordings, as for `dymn fit`. The model must have all of their labels and may have more.",
             rich_help_panel=DATA,
         ),
     ],
@@ -50,7 +50,7 @@ def calibrate(
         typer.Option(
             "--plot",
             metavar="FILE",
-            help="Draw how often probabilities come true, before and after (.png, .pdf or .svg).",
+            help="Draw a reliability diagram, before and after calibration (.png, .pdf or .svg).",
             rich_help_panel=WHAT,
         ),
     ] = None,
@@ -59,13 +59,13 @@ def calibrate(
     workers: options.Workers = None,
     quiet: options.Quiet = False,
 ) -> None:
-    """Make the probabilities of a model mean what they say on your recordings, and give each class its thresholds.
+    """Calibrate a model's probabilities on your recordings, and determine thresholds for each class.
 
-    The logits of each class are stretched and shifted, which is folded into the model's last layer. --threshold auto
-    and precise of other commands use the thresholds.
+    The logits of each class are scaled and shifted, which is folded into the model's last layer. --threshold auto and
+    precise of other commands use the thresholds.
 
-    The calibration error before and after, and the thresholds, are measured on recordings that were left out of the
-    fit. Where there are so few that the error would grow, probabilities are left as they are, with a note.
+    The calibration error before and after, and the thresholds, are measured on held-out recordings. If the error would
+    increase, because there are too few recordings, the probabilities are not changed, with a note.
 
     Example: `dymn calibrate mine.safetensors --data clips --output calibrated.safetensors`.
     """
@@ -88,9 +88,9 @@ def calibrate(
     save(found.stored, output)
     if found.attempted > found.before.error:
         note(
-            f"{found.windows} windows are too few: on recordings that were left out, calibration raised the error from "
-            f"{found.before.error:.4f} to {found.attempted:.4f}. The probabilities are left as they were, and only the "
-            "thresholds are new. Label more recordings.",
+            f"{found.windows} windows are too few: on held-out recordings, calibration increased the error from "
+            f"{found.before.error:.4f} to {found.attempted:.4f}. Only the thresholds are new; the probabilities are "
+            "not changed. Label more recordings.",
             quiet,
         )
     tell_bad(found.bad)
@@ -115,7 +115,7 @@ def as_table(found: Calibrated, output: Path) -> str:
             f"{one.label.ljust(width)}  {one.positives:7}  {one.affine.slope:5.2f}  {one.affine.offset:7.2f}{tail}"
         )
     if len(found.classes) > MOST_SHOWN:
-        lines.append(f"and {len(found.classes) - MOST_SHOWN} more; --format json has all")
+        lines.append(f"and {len(found.classes) - MOST_SHOWN} more; --format json prints all")
     error = f"Calibration error {found.before.error:.4f} before, {found.after.error:.4f} after"
     return "\n".join([*lines, "", f"{error}, on {found.windows} windows.", f"{output} is written."])
 

@@ -30,22 +30,22 @@ def embed(
     layer: options.Layers = None,
     per_window: Annotated[
         bool,
-        typer.Option("--per-window", help="Write a row for each window, with its start and end.", rich_help_panel=WHAT),
+        typer.Option("--per-window", help="Write one row per window, with its start and end.", rich_help_panel=WHAT),
     ] = False,
     format: Annotated[
         EmbedFormat | None,
         format_option(
             "npy (records with the fields file, start, end, embedding), parquet (the same as columns; needs "
-            "dymn\\[parquet]) or csv (a column for each value). The default is by the ending of --output; "
-            "standard output gets csv."
+            "dymn\\[parquet]) or csv (one column per value). The default follows the extension of --output; for "
+            "standard output it is csv."
         ),
     ] = None,
     output: Annotated[
         Path | None,
         output_option(
-            "Write to this file, which appears when it is complete. Until then a journal lies beside it, and the same "
-            "command resumes after an interruption. Beside npy and csv, FILE.json names what made them: the model, "
-            "its digest, layers, settings, and the recordings that were read in part."
+            "Write to this file, atomically. A journal next to it lets the same command resume after an "
+            "interruption. For npy and csv, FILE.json contains the model, its digest, the layers, the settings, and "
+            "the recordings that were read partially."
         ),
     ] = None,
     window: options.WindowOption = 10.0,
@@ -71,10 +71,10 @@ def embed(
 ) -> None:
     """Turn recordings into vectors, for small models, search and clustering.
 
-    Each recording gets one row with its name, or one for each window with --per-window. `dymn probe` fits a linear
-    model to them.
+    The output has one row per recording or, with --per-window, one row per window. `dymn probe` fits a linear model to
+    embeddings.
 
-    Recordings that cannot be read are named on standard error and in a report beside --output, and have no row. The
+    Recordings that cannot be read are reported on standard error and in a report next to --output, and have no row. The
     others are still embedded, and the exit code is 1.
 
     Examples: `dymn embed clips -o clips.npy`; `dymn embed clips --layer mels,blocks --per-window --window 1 -o

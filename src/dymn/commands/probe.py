@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +12,8 @@ from dymn.commands import options
 from dymn.commands.datasets import check_data
 from dymn.commands.options import DATA, PICTURES, WHAT, check_ending, hush, note, seconds_option
 from dymn.commands.recordings import load_tagger
+from dymn.errors import ConfigError
+from dymn.system.files import json_values
 
 if TYPE_CHECKING:
     from dymn.evaluation.probe import Probed
@@ -27,8 +28,8 @@ def probe(
         Path,
         typer.Argument(
             metavar="DATA",
-            help="The data, as for `dymn train`: a folder with one folder of clips for each class, a CSV table, tar "
-            "shards, or a dataset as it is published.",
+            help="The dataset, as for `dymn train`: a folder with one folder of clips per class, a CSV table, tar "
+            "shards, or a dataset in its published layout.",
         ),
     ],
     model: options.Model = None,
@@ -36,14 +37,16 @@ def probe(
     seconds: Annotated[
         float | None,
         seconds_option(
-            "Use only the beginning of each clip, of this length. The embedding of more than ten seconds is a mean.",
+            "Use only this much of the beginning of each clip. The embedding of more than ten seconds is a mean "
+            "over windows.",
             WHAT,
         ),
     ] = None,
     fill: Annotated[
         options.Fill,
         typer.Option(
-            help="How clips of less than ten seconds are filled: not (bare), repeated (repeat), or with zeros (pad).",
+            help="How clips shorter than ten seconds are filled: not at all (bare), by repetition (repeat), or with "
+            "zeros (pad).",
             rich_help_panel=WHAT,
         ),
     ] = "bare",
@@ -55,7 +58,7 @@ def probe(
             metavar="NUMBER",
             min=2,
             max=1000,
-            help="Number of equal folds for data that have neither folds nor a test set of their own.",
+            help="Number of equal folds for datasets that have neither folds nor a test set.",
             rich_help_panel=DATA,
         ),
     ] = 5,
@@ -64,7 +67,7 @@ def probe(
         typer.Option(
             "--plot",
             metavar="FILE",
-            help="Draw the confusion matrix (.png, .pdf or .svg), where each clip has one class.",
+            help="Draw the confusion matrix (.png, .pdf or .svg), for exclusive classes.",
         ),
     ] = None,
     format: options.ReportFormat = "table",
@@ -75,15 +78,15 @@ def probe(
     batch_size: options.WindowBatch = None,
     quiet: options.Quiet = False,
 ) -> None:
-    """Measure how well a linear model classifies a dataset by a network's embeddings.
+    """Measure how well a linear model classifies a dataset from a network's embeddings.
 
     The network itself is not trained.
 
-    The embeddings are standardised, and a logistic regression is fitted to them: one over all classes where each clip
-    has one, or else one for each label. It is tested on each fold of the data, or on their test set. How strongly it is
-    regularised is chosen by cross-validation among the clips that it learns from, never by the test.
+    A logistic regression is fitted to the standardised embeddings: one over all classes if each clip has exactly one
+    class, otherwise one per label. It is tested on each fold of the dataset, or on its test set. The regularisation is
+    chosen by cross-validation on the training clips, never on the test clips.
 
-    Clips that cannot be read are named and left out; more than one in twenty is an error, and the exit code is 1.
+    Clips that cannot be read are listed and left out, and the exit code is 1; more than one in twenty is an error.
 
     Example: `dymn probe ESC10 --model dymn04_open --layer mels,blocks --plot confusion.png`.
     """
@@ -115,12 +118,15 @@ def probe(
     if plot is not None:
         from dymn.plots.confusion import plot_confusion
 
-        plot_confusion(found, plot)
+        if found.confusion is None:
+            raise ConfigError("--plot draws a confusion matrix, and clips with several labels have none. Leave it out.")
+        plot_confusion(found.labels, found.confusion, plot, "a linear model")
         note(f"{plot} is written.", quiet)
     tested = sum(result.test for result in found.results)
     if tested < FEW_CLIPS:
         note(
-            f"{tested} test clips say little: each is {100 / tested:.1f} % of them. Use {FEW_CLIPS} or more.",
+            f"{tested} test clips are too few for a reliable result: each is {100 / tested:.1f} % of them. Use "
+            f"{FEW_CLIPS} or more.",
             quiet,
         )
     name = tagger.card.name or str(model)
@@ -166,8 +172,7 @@ def confusions(found: Probed) -> list[tuple[str, str, int]]:
 def as_json(found: Probed, embedder: Embedder, model: str, data: Path) -> str:
     """Return the figures as a JSON object; one that is not defined is null."""
     results = [
-        {"test": r.name, "learned_from": r.train, "tested_on": r.test, "C": r.c} | _finite(r.figures)
-        for r in found.results
+        {"test": r.name, "learned_from": r.train, "tested_on": r.test, "C": r.c} | r.figures for r in found.results
     ]
     document = {
         "data": str(data),
@@ -184,11 +189,4 @@ def as_json(found: Probed, embedder: Embedder, model: str, data: Path) -> str:
         "confusion": None if found.confusion is None else found.confusion.tolist(),
         "bad": dict(found.bad),
     }
-    return json.dumps(document, ensure_ascii=False, indent=1)
-
-
-def _finite(figures: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in figures.items()
-    }
+    return json.dumps(json_values(document), ensure_ascii=False, indent=1)

@@ -38,12 +38,12 @@ def review(
     workers: options.Workers = None,
     quiet: options.Quiet = False,
 ) -> None:
-    """Write a page that asks about the windows of which a model is least sure: those nearest to its thresholds.
+    """Write a page that asks about the windows for which a model is least certain: those closest to its thresholds.
 
-    The page holds the sound and needs nothing else. It is answered with the keys y and n, and saves a table that `dymn
-    fit --add` learns from. The thresholds are the model's own (--threshold auto), or 0.5 where it carries none.
+    The page contains the audio and is self-contained. Answer with the keys y and n, and save the table that `dymn fit
+    --add` trains on. The thresholds are those stored in the model (--threshold auto), or 0.5 if it has none.
 
-    Recordings that cannot be read are named and left out, and the exit code is 1.
+    Recordings that cannot be read are listed and left out, and the exit code is 1.
 
     Example: `dymn review mine.safetensors recordings --output review.html`.
     """
@@ -59,7 +59,7 @@ def review(
 
     settings = TagSettings(0, 0.0, tuple(labels or ()), tuple(exclude or ()), window, hop)
     if not paths:
-        raise ConfigError("There is nothing to review. Give recordings, folders or patterns after the model.")
+        raise ConfigError("There are no recordings to review. Give recordings, folders or patterns after the model.")
     with Discovery(paths, output) as discovery:
         found, lost = discovery.sorted(), [error for _, error in discovery.lost]
     tagger = load_tagger(model, "cpu", threads, quiet, "auto")

@@ -36,7 +36,7 @@ def tag(
             "-k",
             metavar="NUMBER",
             min=0,
-            help="Give at most this many labels, best first; 0 gives all.",
+            help="Report at most this many labels, best first; 0 reports all.",
             rich_help_panel=WHAT,
         ),
     ] = 10,
@@ -50,23 +50,24 @@ def tag(
     per_window: Annotated[
         bool,
         typer.Option(
-            "--per-window", help="Give the labels of each window, with its start and end.", rich_help_panel=WHAT
+            "--per-window", help="Report the labels of each window, with its start and end.", rich_help_panel=WHAT
         ),
     ] = False,
     format: Annotated[
         TagFormat | None,
         format_option(
-            "table, json, jsonl, csv, parquet (needs dymn\\[parquet]), or, of the windows, audacity (a label track), "
-            "raven (a selection table) or label-studio (tasks with predictions); give a --threshold with these. The "
-            "default is by the ending of --output (.json, .jsonl, .csv, .parquet, .txt), else table."
+            "table, json, jsonl, csv, parquet (needs dymn\\[parquet]), or audacity (a label track), raven (a "
+            "selection table) or label-studio (tasks with predictions), which report windows and need a "
+            "--threshold. The default follows the extension of --output (.json, .jsonl, .csv, .parquet, .txt), "
+            "otherwise table."
         ),
     ] = None,
     output: Annotated[
         Path | None,
         output_option(
-            "Write to this file, which appears when it is complete. Until then, with json, jsonl, csv and parquet, a "
-            "journal lies beside it, and the same command resumes after an interruption. Of several recordings, "
-            "audacity writes a file each into a folder; raven does the same, or one table into a file."
+            "Write to this file, atomically. With json, jsonl, csv and parquet, a journal next to it lets the same "
+            "command resume after an interruption. For several recordings, audacity writes one file each into a "
+            "folder; raven does the same, or writes one table for all to a file."
         ),
     ] = None,
     segments: options.Segments = None,
@@ -75,8 +76,8 @@ def tag(
         Path | None,
         typer.Option(
             metavar="FILE|FOLDER",
-            help="Draw the spectrogram with a timeline of labels: a picture (.png, .svg, .pdf), or a page with the "
-            "sound (.html). For several recordings give a folder, for a .png of each.",
+            help="Draw the spectrogram and the probabilities over time: an image (.png, .svg, .pdf), or a page with "
+            "audio (.html). For several recordings, give a folder, which receives a .png for each.",
             rich_help_panel=WHAT,
         ),
     ] = None,
@@ -110,12 +111,12 @@ def tag(
     retry_failed: options.RetryFailed = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Report which sounds are in recordings.
+    """Report which sounds recordings contain.
 
-    Each recording gets its most probable labels. Recordings longer than ten seconds are cut into windows; --per-window
-    reports those.
+    For each recording, the most probable labels are reported. Recordings longer than ten seconds are split into
+    windows; --per-window reports each window.
 
-    Recordings that cannot be read are named on standard error, in JSON, CSV and Parquet, and in a report beside
+    Recordings that cannot be read are reported on standard error, in JSON, CSV and Parquet, and in a report next to
     --output. The others are still tagged, and the exit code is 1.
 
     Examples: `dymn tag street.wav`; `dymn tag clips --model dymn04_open --output tags.csv`;
@@ -126,20 +127,20 @@ def tag(
     from dymn.commands.plot import Pictures
     from dymn.commands.recordings import describe
     from dymn.commands.runs import Asked, Form, run
-    from dymn.commands.segments import excerpts_of
+    from dymn.commands.segments import cutter_of
     from dymn.config import to_dict
     from dymn.inference.formats.tags import TAGS
     from dymn.inference.runs import tags
     from dymn.inference.selection import TagSettings
 
     hush(quiet)
-    words = vocabulary(level, groups, language, ray)
+    words = vocabulary(level, groups, language)
     if plot is not None and ray is not None:
-        raise ConfigError("--plot is drawn from recordings on this machine. Give it without --ray.")
+        raise ConfigError("--plot cannot be combined with --ray. Leave one of them out.")
     if plot is not None and channel == "each":
-        raise ConfigError("--plot draws one channel. Give --channel a number, or leave it out.")
+        raise ConfigError("--plot draws one channel. Give the number of a --channel, or leave it out.")
     if plot is not None and speed != 1:
-        raise ConfigError("--plot has the frequencies of the recording at its own speed. Give it without --speed.")
+        raise ConfigError("--plot cannot be combined with --speed. Leave one of them out.")
     note_gaps(window, hop, quiet)
     reading: dict[str, Any] = {
         "channel": channel,
@@ -179,7 +180,7 @@ def tag(
         lambda tagger: Form(TAGS.of(settings), tags(per_window), describe(tagger, model, parameters, per_window)),
         files,
         check,
-        excerpts_of(segments, segments_per_class, asked.paths, ray, settings),
+        cutter_of(segments, segments_per_class, asked.paths, ray, settings),
     )
     if pictures is not None:
         pictures.finish(quiet)

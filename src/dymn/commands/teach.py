@@ -41,13 +41,13 @@ def spread(words: list[str], spellings: Sequence[str]) -> list[str]:
 
 
 def teach(
-    data: Annotated[Path, typer.Argument(metavar="DATA", help="The clips, as --data of `dymn train`.")],
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="The dataset, as --data in `dymn train`.")],
     models: Annotated[
         list[str],
         typer.Option(
             *MODEL_OPTIONS,
             metavar="NAME|FILE ...",
-            help="One model, or several of the same classes: then the mean of their logits is taken. Give DATA first.",
+            help="One model, or several models with the same classes, whose logits are averaged. Give DATA first.",
         ),
     ],
     output: Annotated[
@@ -65,7 +65,7 @@ def teach(
     seconds: Annotated[
         float | None,
         seconds_option(
-            "Length of the clips that the models receive. The default is the length that they were trained with."
+            "Length of the clips that the models receive. The default is the length used in their training."
         ),
     ] = None,
     fill: Annotated[
@@ -73,8 +73,8 @@ def teach(
         typer.Option(
             "--fill",
             metavar="HOW",
-            help="How shorter clips are filled: pad (with zeros) or repeat. The default is what the models were "
-            "trained with.",
+            help="How shorter clips are filled: pad (with zeros) or repeat. The default is that of the models' "
+            "training.",
         ),
     ] = None,
     max_bad: Annotated[
@@ -91,10 +91,10 @@ def teach(
 ) -> None:
     """Write the logits of a teacher for all clips of a dataset, to distil from with `--set teacher.table=FILE`.
 
-    They are stored under the names of the clips, with digests of clips and models, so that a table is never used with
-    other data.
+    The table contains the names of the clips and digests of clips and models, so that it is never used with other
+    data.
 
-    When interrupted, the same command resumes the run.
+    After an interruption, the same command resumes the run.
 
     Example: `dymn teach clips --model mn04_as mn10_as --output teacher.safetensors`.
     """
@@ -142,8 +142,8 @@ def teach(
     if longer := table.settings.get("longer", 0):
         length = table.settings["seconds"]
         note(
-            f"{longer} clips are longer than {length:g} s; their logits are those of the beginnings. Use more of each "
-            "with --seconds.",
+            f"{longer} clips are longer than {length:g} s; only their beginnings are used. Increase --seconds to use "
+            "more.",
             quiet,
         )
     say(f"{output}  {len(table)} clips, {table.classes} classes")

@@ -94,19 +94,24 @@ def calibrate(
         progress: called with the recordings done and their number.
 
     Raises:
-        ConfigError: if the model lacks classes of the data, or its probabilities are a softmax.
+        ConfigError: if the model lacks classes of the data, its probabilities are a softmax, or its head is another.
         DataError: if there are too few recordings.
     """
     labels = stored.card.labels
     check(
         not stored.card.exclusive,
-        f"The probabilities of {stored.card.name or 'the model'} are a softmax over classes; only those of single "
-        "classes are calibrated. Fit it without --softmax.",
+        f"The probabilities of {stored.card.name or 'the model'} are a softmax over classes; only independent "
+        "probabilities can be calibrated. Fit it without --softmax.",
+    )
+    check(
+        stored.config.head in ("mlp", "fully_convolutional"),
+        f"{stored.card.name or 'The model'} has the head {stored.config.head}, into which no map of the logits can be "
+        "folded. Fit a head to it with `dymn fit`.",
     )
     missing = [label for label in labelled.labels if label not in labels]
     if missing:
         raise ConfigError(
-            f"The model has no label {missing[0]!r}, which the data have. Give them the same names; its own are "
+            f"The dataset has the label {missing[0]!r}, which the model lacks. Rename labels; the model's are "
             f"{', '.join(labels[:3])} and so on."
         )
     embedder = Embedder(open_backend(stored, threads=threads, device="cpu"))
@@ -149,7 +154,7 @@ def _parts(examples: LabelledWindows) -> Any:
     """
     groups = list(dict.fromkeys(examples.groups))
     if len(groups) < 2:
-        raise DataError("There is only one recording; at least 2 are needed, one to fit and one to measure with.")
+        raise DataError("There is only one recording; at least 2 are needed, one for fitting and one for measuring.")
     first = dict.fromkeys(groups, 0)
     for k in range(len(examples.labels)):
         first.update(dict.fromkeys(examples.groups_of(k), k + 1))

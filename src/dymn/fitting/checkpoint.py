@@ -28,12 +28,12 @@ def check_layer(layer: str, config: ModelConfig) -> str:
     usual = HIDDEN if config.head == "mlp" else LAST
     if layer and layer not in LAYERS:
         raise ConfigError(
-            f"layer is {layer!r}; allowed: {', '.join(LAYERS)}. A checkpoint carries a head on these alone; `dymn "
-            "probe --layer` and dymn.sklearn measure classifiers on others."
+            f"layer is {layer!r}; allowed: {', '.join(LAYERS)}. A checkpoint can contain a head on these layers "
+            "only; for others, see `dymn probe --layer` and dymn.sklearn."
         )
     check(
         layer != HIDDEN or config.head == "mlp",
-        f"layer is hidden, and this network has none (its head is {config.head}). Give last.",
+        f"layer is hidden, but this network has no hidden layer (its head is {config.head}). Use last.",
     )
     return layer or usual
 

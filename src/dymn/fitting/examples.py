@@ -16,7 +16,7 @@ from dymn.errors import AudioError, DataError, DymnError
 from dymn.fitting.background import made_background
 from dymn.fitting.labelled import AnnotatedRecording, Labelled, LabelledClip
 from dymn.inference.embedding import Embedder, Embedding, EmbedSettings
-from dymn.inference.segments import AudioLike, blocks
+from dymn.inference.windows import AudioLike, blocks
 from dymn.system.arrays import Bools, Floats
 
 CLIP_WINDOW, TRACK_WINDOW = 10.0, 3.0

@@ -125,8 +125,8 @@ def fit_checkpoint(
     empty = ~examples.targets.any(axis=1)
     if len(examples.labels) == 1 and not (empty & examples.known.all(axis=1)).any():
         raise DataError(
-            f"There is only the class {examples.labels[0]!r}, and nothing to tell it from. Add a folder background "
-            "with recordings of other sounds."
+            f"There is only the class {examples.labels[0]!r}, and no background. Add a folder background with "
+            "recordings of other sounds."
         )
     fitted = fit_head(head_inputs(stored, examples.vectors, layer), examples, exclusive=exclusive)
     reports = [_report(examples, fitted, k, counted) for k in range(len(examples.labels))]
@@ -156,7 +156,7 @@ def _with_background(examples: LabelledWindows) -> LabelledWindows:
     clear = examples.known.all(axis=1) | examples.targets.any(axis=1)
     if not clear.all():
         place = examples.places[int((~clear).argmax())]
-        raise DataError(f"Of {place.path} no class is known; a softmax needs exactly one. Leave --softmax out.")
+        raise DataError(f"{place.path} has no class; a softmax needs exactly one. Leave --softmax out.")
     none = ~examples.targets.any(axis=1, keepdims=True)
     if not none.any():
         return examples

@@ -20,8 +20,8 @@ from dymn.inference.makers import FrameMaker, frame_maker
 from dymn.inference.methods import METHODS as METHODS
 from dymn.inference.methods import FrameSettings as FrameSettings
 from dymn.inference.methods import Times as Times
-from dymn.inference.segments import AudioLike, AudioSource, Piece, Told, one_result, run_windows
 from dymn.inference.selection import Selection
+from dymn.inference.windows import AudioLike, AudioSource, Piece, Told, one_result, run_windows
 from dymn.runtime.backend import Backend
 from dymn.runtime.scores import Scores
 from dymn.system.arrays import Floats
@@ -61,7 +61,7 @@ class Frames(Told):
 class FramePart(NamedTuple):
     """Consecutive frames of a recording.
 
-    The last part of each recording has its length and what is told of it, or the error that ended it. With the method
+    The last part of each recording has its length and its notes, or the error that ended it. With the method
     "frames", its last frames may lie beyond the end.
     """
 

@@ -8,8 +8,8 @@ import numpy as np
 
 from dymn.audio.settings import ReadSettings
 from dymn.inference.methods import LONG, FrameSettings, Times
-from dymn.inference.segments import Piece
 from dymn.inference.selection import Selection
+from dymn.inference.windows import Piece
 from dymn.runtime.backend import Backend
 from dymn.runtime.scores import Scores
 from dymn.system.arrays import Floats

@@ -55,6 +55,7 @@ nodes: $(VENV)/.dev
 # Both hold the browser's network; where npm is missing, `make package` leaves it out.
 package: $(VENV)/.dev $(if $(shell command -v npm),page)
 	rm -rf dist $(TRIAL)
+	@command -v npm > /dev/null || echo "npm is missing: these packages lack the network that the page of dymn serve runs in the browser." >&2
 	$(BIN)/python -m build --no-isolation --sdist --wheel --outdir dist
 	$(BIN)/python platforms/parity.py write $(TRIAL)/numbers
 	$(PYTHON) -m venv $(TRIAL)

@@ -106,7 +106,7 @@ def killed(folder: Path, clips: int, model: str) -> list[str]:
     again = run(folder, "killed.parquet", model)
     print(f"{kept} recordings were kept, the other {clips - kept} took {again.seconds:.0f} s")
     wrong = []
-    if f"{kept:,} of {clips:,} recordings are done already" not in again.errors:
+    if f"{kept:,} of {clips:,} recordings are already complete" not in again.errors:
         wrong.append("what was kept is not gone on with")
     tables = [pyarrow.parquet.read_table(folder / name) for name in ("straight.parquet", "killed.parquet")]
     first, second = (table.to_pydict() for table in tables)

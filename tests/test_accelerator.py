@@ -101,7 +101,9 @@ def test_what_cannot_be_compiled_is_said(clips, monkeypatch):
         raise RuntimeError("no compiler here")
 
     monkeypatch.setattr(torch_backend, "compiled", partial(compiled, backend=fail))
-    with pytest.raises(ConfigError, match=r"cannot be compiled here; leave compile out \(.*no compiler here"):
+    with pytest.raises(
+        ConfigError, match=r"cannot be compiled on this machine; leave compile out \(.*no compiler here"
+    ):
         Tagger(small("mn10"), "cpu", compile=True).probabilities(clips[:1, :32_000])
 
 

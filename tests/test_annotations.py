@@ -54,7 +54,7 @@ def test_a_combined_table_gives_places_in_each_recording(tmp_path):
     ]
     table = tmp_path / "all.txt"
     table.write_text("\n".join([header, *rows]))
-    with pytest.raises(DataError, match=r"row 3: the recording 'C:\\\\field.*as root"):
+    with pytest.raises(DataError, match=r"row 3: the recording 'C:\\\\field.*data.options.root=FOLDER"):
         read_annotations(table)
     rows[1] = rows[1].replace("C:\\field\\", "")
     table.write_text("\n".join([header, *rows]))
@@ -70,14 +70,14 @@ def test_a_combined_table_gives_places_in_each_recording(tmp_path):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("1\t2\tdog\n2\t2\tcat\n", "row 2: 'cat' goes from 2 to 2 s"),
+        ("1\t2\tdog\n2\t2\tcat\n", "row 2: 'cat' is from 2 to 2 s"),
         ("1\t2\tdog\n\n3\t4\t\n", "row 3: it has no label"),
         ("1\t2\tdog\n2\tnan\tcat\n", "row 2: 'nan' is not a time"),
         ("1\t2\tdog\n-1\t1\tcat\n", "row 2: '-1' is not a time"),
         (f"{RAVEN}Notes\n1\tS\t1\t0\t1\t0\t1\tdog\n", "needs a column Annotation, Species or Common Name"),
         ("Begin Time (s)\tSpecies\n1\tdog\n", r"needs a column End Time \(s\)"),
         (f"{RAVEN}Species\n1\tS\t1\t0\t1\t0\t1\tdog\tmore\n", "row 2: 9 values where the header has 8"),
-        (f"{RAVEN}Species\n", "holds no annotation"),
+        (f"{RAVEN}Species\n", "contains no annotation"),
     ],
 )
 def test_what_is_wrong_in_a_table_is_named_with_its_row(tmp_path, text, said):
@@ -90,7 +90,7 @@ def test_what_is_wrong_in_a_table_is_named_with_its_row(tmp_path, text, said):
 def test_missing_and_ambiguous_recordings_are_named(tmp_path):
     table = tmp_path / "street.txt"
     table.write_text("0\t1\tdog\n")
-    with pytest.raises(DataError, match=r"has none of its name, such as street\.wav"):
+    with pytest.raises(DataError, match=r"has none of the same name, such as street\.wav"):
         read_annotations(table)
     record(tmp_path / "street.wav")
     record(tmp_path / "street.flac")
@@ -98,7 +98,7 @@ def test_missing_and_ambiguous_recordings_are_named(tmp_path):
         read_annotations(table)
     (tmp_path / "street.flac").unlink()
     table.write_text("a note that is no table\n")
-    with pytest.raises(DataError, match="beside a recording of its name"):
+    with pytest.raises(DataError, match="a recording of the same name"):
         read_annotations(tmp_path)
     with pytest.raises(DataError, match="neither a table nor a folder"):
         read_annotations(tmp_path / "nowhere")

@@ -289,7 +289,7 @@ def test_find(tmp_path, monkeypatch):
 
 def test_find_says_where_there_is_nothing(tmp_path):
     (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(AudioError, match=r"holds no recording.*\.flac"):
+    with pytest.raises(AudioError, match=r"contains no recording.*\.flac"):
         reading.find([tmp_path])
     with pytest.raises(AudioError, match="matches nothing"):
         reading.find([tmp_path / "*.wav"])
@@ -341,11 +341,11 @@ def test_from_array_equals_resampling_at_once():
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (np.zeros(0, np.float32), "holds no samples"),
-        (np.zeros((2, 0), np.float32), "holds no samples"),
+        (np.zeros(0, np.float32), "contains no samples"),
+        (np.zeros((2, 0), np.float32), "contains no samples"),
         (np.zeros((2, 2, 100), np.float32), r"\[2, 2, 100\]"),
-        (np.zeros((2, 20), np.float32), "not clear which axis"),
-        (np.zeros((100, 200), np.float32), "not clear which axis"),
+        (np.zeros((2, 20), np.float32), "ambiguous which axis"),
+        (np.zeros((100, 200), np.float32), "ambiguous which axis"),
         (np.float32(0.5), "float32"),
         (np.array(0.5, np.float32), r"shape \[\]"),
         (np.zeros(10, np.int64), "int64"),

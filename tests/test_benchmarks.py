@@ -6,6 +6,9 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
+import zlib
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +17,13 @@ import soundfile
 import torch
 
 from dymn import Tagger
+from dymn.fitting.general import general_background
+from dymn.inference.embedding import Embedder
 from dymn.inference.formats.origin import Origin
 from dymn.inference.formats.tags import TAGS
 from dymn.inference.formats.writers import json_lines
+from dymn.runtime.opening import open_backend
+from dymn.weights import open_checkpoint
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 
@@ -189,3 +196,50 @@ def test_thresholds_of_a_student_follow_its_teacher():
     found = load("distilled").thresholds(student, teacher, 10.0)
     assert found["auto"][:2] == pytest.approx([0.15, 0.3], abs=0.02)
     assert found["precise"][0] >= found["auto"][0] and found["auto"][2] not in found["auto"][:2]
+
+
+def test_scenes_and_pieces_say_what_is_heard_in_them(shared, monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    module = load("hear")
+    monkeypatch.setattr(module, "SCENES", 1)
+    monkeypatch.setattr(module, "PIECES", (1, 1))
+    scenes = list(module.long_scenes(shared / "esc10"))
+    assert [fold for fold, _, _ in scenes] == [fold for fold in range(1, 6) for _ in module.LENGTHS]
+    assert all(target.sum() == 2 for _, _, target in scenes)
+    assert [len(waveform) / module.RATE for _, waveform, _ in scenes] == [*module.LENGTHS] * 5
+    pieces = list(module.pieces(shared / "esc10"))
+    assert [teaches for teaches, _, _ in pieces] == [True] * 20 + [False] * 20
+    assert all(len(waveform) == module.RATE and targets.shape == (21, 10) for _, waveform, targets in pieces)
+    # the moment between two pieces is the last of the one and the first of the other
+    assert all((one[2][-1] == other[2][0]).all() for one, other in pairwise(pieces[:20]))
+    loud = [np.abs(waveform).mean() for _, waveform, _ in pieces]
+    heard = [targets.mean() for _, _, targets in pieces]
+    assert np.corrcoef(loud, heard)[0, 1] > 0.5
+
+
+def test_background_is_drawn_from_one_half_of_the_sources_and_embedded(tmp_path, monkeypatch):
+    module = load("general_background")
+    sources = [f"source {i}" for i in range(40)]
+    ours = [name for name in sources if zlib.crc32(name.encode()) % 2 == module.HALF][:2]
+    other = next(name for name in sources if name not in ours and zlib.crc32(name.encode()) % 2 != module.HALF)
+    dog, rate = soundfile.read(FOLDER.parent / "examples" / "audio" / "dog.ogg", frames=3 * 32_000)
+    (tmp_path / "shards").mkdir()
+    rows = [(f"{i:02}", ours[i % 2], "train", 3.0) for i in range(8)]
+    rows += [("08", other, "train", 3.0), ("09", ours[0], "val", 3.0), ("10", ours[0], "train", 1.0)]
+    with tarfile.open(tmp_path / "shards" / "a.tar", "w") as shard:
+        for key, *_ in rows:
+            soundfile.write(tmp_path / f"{key}.opus", dog * (1 + int(key)) / 10, rate, format="FLAC")
+            shard.add(tmp_path / f"{key}.opus", f"{key}.opus")
+    lines = ["key,source,split,duration_s", *(",".join(map(str, row)) for row in rows)]
+    (tmp_path / "index.csv").write_text("\n".join(lines) + "\n")
+    (tmp_path / "exclude.csv").write_text("key,reason\n00,shared\n")
+    keys = module.drawn(tmp_path, 6)
+    assert len(set(keys)) == 6 and keys == module.drawn(tmp_path, 6) and not {"00", "08", "09", "10"} & set(keys)
+    assert sum(int(key) % 2 == 0 for key in keys) == 3  # the same number from each source
+    monkeypatch.setattr(sys, "argv", ["x", str(tmp_path), "--count", "6", "--output", str(tmp_path / "b.npz")])
+    module.main()
+    stored = open_checkpoint("dymn04_open")
+    found = general_background(stored.digest, tmp_path / "b.npz")
+    embedded = Embedder(open_backend(stored)).embed(tmp_path / f"{keys[0]}.opus", fill="repeat").vector
+    assert found.seconds.tolist() == pytest.approx([len(dog) / rate] * 6, abs=1e-2)
+    assert np.abs(found.vectors[0] - embedded).mean() < 0.1 * np.abs(embedded).mean()

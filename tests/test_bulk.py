@@ -389,7 +389,7 @@ def test_an_interrupted_command_goes_on_to_the_same_bytes(command, ending, model
     assert refused.exit_code == 2 and re.search(r"hop was [\d.]+, now 0.5", refused.stderr)
     ended = run(command, *asked, "-o", broken)
     assert ended.exit_code == 1, ended.output
-    assert "7 of 14 recordings are done already" in ended.stderr
+    assert "7 of 14 recordings are already complete" in ended.stderr
     assert len(calls) == 8 + 7, "each is done once"
     assert broken.read_bytes() == straight.read_bytes()
     report = [json.loads(line) for line in (tmp_path / f"broken.{ending}.failed.jsonl").read_text().splitlines()]

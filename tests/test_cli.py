@@ -246,7 +246,7 @@ def test_an_interrupted_run_leaves_the_old_output(model, clips, tmp_path, monkey
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("dymn.inference.segments.computed", interrupt)
+    monkeypatch.setattr("dymn.inference.windows.computed", interrupt)
     done = run("tag", clips, "-m", model, "-o", output)
     assert done.exit_code == 130
     assert output.read_text() == "old"

@@ -45,6 +45,33 @@ def test_help_is_there_and_wrong_use_is_2(command):
     assert refused.stdout == "" and "--no-such-option" in refused.stderr
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["tag", "a.wav", "--window", "0"], "'--window': 0 is not allowed; it must be at least 0.05."),
+        (["tag", "a.wav", "--window=700"], "'--window': 700 is not allowed; it must be at most 600."),
+        (["tag", "a.wav", "-k-1"], "-1 is not allowed; it must be at least 0."),
+        (["tag", "a.wav", "-k", "many"], "many is not allowed; it must be a whole number."),
+        (["tag", "a.wav", "--speed", "fast"], "fast is not allowed; it must be a number."),
+        (["listen", "--rate", "x"], "x is not allowed; it must be a whole number."),
+        (["map", "-i", "x", "-o", "x.html", "--points", "1"], "1 is not allowed; it must be at least 2."),
+    ],
+)
+def test_wrong_numbers_are_refused_in_words_of_ours(words, said):
+    done = run(*words)
+    assert done.exit_code == 2 and said in done.stderr and "Input should" not in done.stderr
+
+
+def test_no_option_has_words_of_a_library():
+    """Every option with a bound or of numbers, with a value out of bounds and one of another type."""
+    for name, command in typer.main.get_command(cli.app).commands.items():
+        for option in command.params:
+            if option.metavar in ("NUMBER", "SECONDS", "FACTOR", "HZ", "MS", "MIB", "MEGABYTES"):
+                for value in ("-99999999", "text"):
+                    done = run(name, option.opts[0], value)
+                    assert done.exit_code == 2 and "Input should" not in done.stderr, done.stderr
+
+
 FAILURES = [
     (AudioError("no sound"), 1), (WeightsError("no weights"), 1), (ConfigError("no such value"), 2),
     (KeyboardInterrupt(), 130), (OSError(28, "No space left on device", "out.json"), 1),
@@ -227,7 +254,7 @@ def test_files_of_a_command_with_one_format_may_have_any_name(tmp_path):
         ".csv": ["evaluate", "dymn04_open", "--data", clips, "--per-class"],
     }.items():
         done = run(*words, tmp_path / "x.bin")
-        assert done.exit_code == 0 and f"gets the content of a {ending} file" in done.stderr, done.output
+        assert done.exit_code == 0 and f"is written as a {ending} file" in done.stderr, done.output
         (tmp_path / "x.bin").replace(tmp_path / f"x{ending}")
     assert run("tag", EXAMPLES / "dog.ogg", "-m", tmp_path / "x.onnx", "--window", 1).exit_code == 0
     assert len(TeacherTable.open(tmp_path / "x.safetensors")) == 2

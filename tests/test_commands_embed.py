@@ -199,7 +199,7 @@ def test_an_error_leaves_the_old_output(model, clips, tmp_path, monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("dymn.inference.segments.computed", interrupt)
+    monkeypatch.setattr("dymn.inference.windows.computed", interrupt)
     assert run(clips, "-m", model, "-o", output).exit_code == 130
     assert output.read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["all.npy"]

@@ -137,7 +137,7 @@ def test_table_of_several_labels(desk):
         "f1",
     ]
     refused = run("evaluate", "tabled/best.safetensors", "--data", "table.csv", "--confusion", "none.csv")
-    assert refused.exit_code == 2 and "--confusion needs classes that exclude each other" in refused.stderr
+    assert refused.exit_code == 2 and "--confusion needs mutually exclusive classes" in refused.stderr
 
 
 def test_all_folds(desk, tmp_path):
@@ -233,11 +233,11 @@ def test_a_table_made_from_other_clips_is_named(desk):
     done = run("train", "--data", "clips", "--model", "other.safetensors", "--out", "warned", *QUICK, *table)
     assert (
         done.exit_code == 0
-        and "The teacher heard clips of 0.5 s (fill: pad), and this run has clips of 1 s" in done.stderr
+        and "The teacher's logits are for clips of 0.5 s (fill: pad), but this run uses clips of 1 s" in done.stderr
     )
     alike = ("--set", "data.seconds=0.5", "--set", "data.fill=pad")
     done = run("train", "--data", "clips", "--model", "other.safetensors", "--out", "alike", *QUICK, *table, *alike)
-    assert done.exit_code == 0 and "The teacher heard" not in done.stderr
+    assert done.exit_code == 0 and "The teacher's logits are for clips of" not in done.stderr
 
 
 def test_teach_hears_what_the_model_was_trained_with(desk):
@@ -249,7 +249,7 @@ def test_teach_hears_what_the_model_was_trained_with(desk):
     short = run(
         "teach", "clips", "--models", "own/best.safetensors", "--out", "short_own.safetensors", "--seconds", "0.1"
     )
-    assert "12 clips are longer than 0.1 s; their logits are those of the beginnings" in short.stderr
+    assert "12 clips are longer than 0.1 s; only their beginnings are used" in short.stderr
     settings = TeacherTable.open(desk / "own.safetensors").settings
     assert (settings["seconds"], settings["fill"]) == (1.0, "repeat")
 
@@ -281,6 +281,18 @@ def test_evaluation_of_each_clip(desk):
         counts = [[int(row[name]) for name in CLASSES] for row in csv.DictReader(file)]
     right = sum(row["labels"] == row["likeliest"] for row in rows)
     assert counts[0][0] + counts[1][1] == right and sum(map(sum, counts)) == 12
+    refused = run("evaluate", "same.safetensors", "--data", "clips", "--confusion", "confusion.xlsx")
+    assert refused.exit_code == 2 and "Allowed: .png, .pdf, .svg, .csv" in refused.stderr
+    pytest.importorskip("matplotlib")
+    drawn = run(
+        "evaluate", "same.safetensors", "--data", "clips", "--confusion", "confusion.svg", "--per-class", "c.csv"
+    )
+    assert drawn.exit_code == 0, drawn.output
+    picture = (desk / "confusion.svg").read_text()
+    assert f"{right / 12:.2%} of 12 clips, by " in picture and all(name in picture for name in CLASSES)
+    with (desk / "c.csv").open(newline="") as file:
+        recalls = [float(row["recall"]) for row in csv.DictReader(file)]
+    assert recalls == pytest.approx([counts[0][0] / 6, counts[1][1] / 6])
     assert json.loads(done.stdout)["accuracy"] == pytest.approx(right / 12) and 0 <= json.loads(done.stdout)["f1"] <= 1
 
 
@@ -308,23 +320,23 @@ def test_evaluate_matches_classes_by_name(desk):
     ("words", "message"),
     [
         ("train", "--data PATH"),
-        ("train --data nowhere", "nothing at nowhere"),
-        ("train nope --data clips", "no recipe 'nope'"),
+        ("train --data nowhere", "no dataset at nowhere"),
+        ("train nope --data clips", "no recipe or file 'nope'"),
         ("train esc50 --data clips", "mn04, mn10"),
         ("train --data clips --set optim.lrr=1", "no setting lrr"),
         ("train --data clips --set optim.lr=-1", "optim.lr is -1"),
-        ("train --data clips --set optim.lr", "no assignment"),
+        ("train --data clips --set optim.lr", "not an assignment"),
         ("train --data clips --model mn77", "mn77"),
         ("train --data clips --model runs/nowhere/best.safetensors", "There is no file runs/nowhere"),
         ("train --data clips --model same.safetensors --kind imagenet", "imagenet"),
         ("train --data clips --model same.safetensors --fold all", "no folds"),
         ("train --data clips --fold first", "'first'"),
         ("train --data clips --model same.safetensors --device abacus", "abacus"),
-        ("evaluate same.safetensors --data nowhere", "nothing at nowhere"),
+        ("evaluate same.safetensors --data nowhere", "no dataset at nowhere"),
         ("evaluate same.safetensors --data clips --kind imagenet", "imagenet"),
         ("evaluate same.safetensors --data clips --split later", "later"),
         ("evaluate mn77 --data clips", "mn77"),
-        ("teach nowhere --models same.safetensors --out t", "nothing at nowhere"),
+        ("teach nowhere --models same.safetensors --out t", "no dataset at nowhere"),
         ("teach clips --models mn77 --out t", "mn77"),
         ("teach clips --models same.safetensors other.safetensors --out t", "differ in classes"),
         ("teach clips --models same.safetensors --out t --fill loop", "loop"),

@@ -143,7 +143,7 @@ def test_the_front_end_alone(n_samples, kind, settings):
 
 def test_a_transform_of_another_length():
     config = FrontEndConfig(n_fft=1000)
-    with pytest.raises(ConfigError, match="n_fft is 1000; compiled code transforms powers of two"):
+    with pytest.raises(ConfigError, match="n_fft is 1000; compiled code supports powers of two"):
         CompiledLogMel(config)
     stored = small("mn04").stored()
     stored = stored._replace(card=dataclasses.replace(stored.card, front_end=config))
@@ -296,7 +296,7 @@ def test_which_backend_opens_what(tmp_path, monkeypatch):
     assert isinstance(open_backend(exotic, device="cpu"), TorchBackend)
     assert isinstance(open_backend(plain, device="cpu", backend="torch"), TorchBackend)
     with pytest.raises(
-        ConfigError, match=r"has parts that compiled code does not support\. Install PyTorch with: pip install"
+        ConfigError, match=r"has parts that the compiled code does not support\. Install PyTorch with: pip install"
     ):
         open_backend(exotic, backend="compiled")
     for wrong in (
@@ -310,7 +310,7 @@ def test_which_backend_opens_what(tmp_path, monkeypatch):
     for wrong in ({"backend": "onnx"}, {"backend": "compiled"}):
         with pytest.raises(ConfigError, match=r"torch\.compile .* Leave compile out"):
             open_backend(plain, compile=True, **wrong)
-    with pytest.raises(ConfigError, match=r"float32\. Choose the backend torch"):
+    with pytest.raises(ConfigError, match=r"float32\. Use the backend torch"):
         open_backend(plain, backend="compiled", precision="bfloat16")
     monkeypatch.setattr("dymn.runtime.opening.has_torch", lambda: False)
     monkeypatch.setattr("dymn.system.extras.has_torch", lambda: False)

@@ -67,7 +67,7 @@ def test_a_name_is_the_id_whatever_follows(key, place):
 
 
 def test_what_is_no_copy_of_it_is_refused(tmp_path):
-    with pytest.raises(DataError, match="holds none of balanced_train_segments"):
+    with pytest.raises(DataError, match="contains none of balanced_train_segments"):
         open_source("audioset", tmp_path)
     write_lists(tmp_path)
     with pytest.raises(DataError, match=r"but no audio\."):

@@ -106,14 +106,14 @@ def test_parts_of_recordings(tmp_path):
         (batch,) = evaluation_loader(read.where([1]), TASKS["csv"], 1.0, "pad", 4).epoch(0)
         assert batch.waveform.numpy() == pytest.approx(np.full((1, rate), 0.2), abs=1e-4)
     beyond = manifest(tmp_path, [*rows, ["long.wav", 7, 9, "x"]], max_seconds=1.0)
-    assert "ends after 2.50 s, before the clip begins at 7 s" in beyond[3].reason
+    assert "ends after 2.50 s, before the start of the clip at 7 s" in beyond[3].reason
     assert len(beyond[1].waveform) == rate
     ((key, reason),) = heard(beyond).items()
-    assert key == "long.wav#7-9" and "before the clip begins" in reason
+    assert key == "long.wav#7-9" and "before the start of the clip" in reason
     for wrong, message in (
-        ([2, 1], "must come after"),
+        ([2, 1], "must be after"),
         (["x", 1], "time in seconds"),
-        ([-1, 1], "from 0 on"),
+        ([-1, 1], "at least 0"),
         (["nan", 1], "seconds"),
     ):
         with pytest.raises(DataError, match=message):
@@ -132,7 +132,7 @@ def test_absolute_paths(tmp_path):
     inner, outer = write_audio(tmp_path / "data" / "in.wav"), write_audio(tmp_path / "elsewhere" / "out.wav")
     source = manifest(tmp_path / "data", [["path", "label"], [inner, "x"], [outer, "y"]])
     assert source.keys == ["in.wav", outer.as_posix()] and all(isinstance(source[i], Clip) for i in range(2))
-    with pytest.raises(DataError, match="the ending of a recording"):
+    with pytest.raises(DataError, match="the extension of a recording"):
         manifest(tmp_path / "data", [["path", "label"], ["/etc/passwd", "x"]])
 
 
@@ -141,7 +141,7 @@ def test_absolute_paths(tmp_path):
     [
         ([["path", "x"], ["a.wav", "dog"]], "needs a column labels"),
         ([["where", "label"], ["a.wav", "dog"]], "needs a column path"),
-        ([["path", "label"], ["a.wav", "dog", "cat"]], "Put a value that holds ',' in quotes"),
+        ([["path", "label"], ["a.wav", "dog", "cat"]], "Put values that contain ',' in quotes"),
     ],
 )
 def test_what_is_missing_is_said(folder, rows, message):
@@ -177,7 +177,7 @@ def test_folders_of_splits_by_their_usual_names(tmp_path, names):
 def test_splits_beside_other_folders(tmp_path):
     for name in ("train", "test", "extra"):
         write_audio(tmp_path / name / "a" / "x.wav")
-    with pytest.raises(DataError, match=r"splits test, train and beside them extra"):
+    with pytest.raises(DataError, match=r"the splits test, train and extra"):
         open_source("folder", tmp_path)
     for name in ("train", "bus", "car"):
         write_audio(tmp_path / "street" / name / "x.wav")

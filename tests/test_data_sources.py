@@ -67,7 +67,7 @@ def test_folder_by_a_relative_path(tmp_path, monkeypatch):
 def test_names_that_are_no_text(tmp_path):
     write_audio(tmp_path / "a" / "x.wav")
     os.rename(tmp_path / "a" / "x.wav", os.fsencode(tmp_path / "a") + b"/\xff.wav")
-    with pytest.raises(DataError, match=r"udcff.*another encoding than UTF-8"):
+    with pytest.raises(DataError, match=r"udcff.*not valid UTF-8"):
         open_source("folder", tmp_path)
 
 
@@ -80,10 +80,10 @@ def test_folder_with_splits(tmp_path):
 
 
 def test_folder_refuses_files_without_class(tmp_path):
-    with pytest.raises(DataError, match="holds no folders"):
+    with pytest.raises(DataError, match="contains no folders"):
         open_source("folder", tmp_path)
     write_audio(tmp_path / "train" / "x.wav")
-    with pytest.raises(DataError, match="does not lie in the folder of a class"):
+    with pytest.raises(DataError, match="is not in the folder of a class"):
         open_source("folder", tmp_path)
 
 
@@ -226,6 +226,20 @@ def test_fsd50k_hdf5(tmp_path):
     write_hdf5(tmp_path / "FSD50K.val_mp3.hdf", ["1.mp3", "2.mp3"], np.packbits(multi_hot, axis=1))
     source = open_source("fsd50k_hdf5", tmp_path, "val")
     assert source.keys == ["1", "2"] and (source.targets == multi_hot).all()
+    names = [f"Class_{c:03d}" for c in range(200)]
+
+    def vocabulary(names, start=0):
+        rows = "".join(f"{i},{name},/m/{i}\n" for i, name in enumerate(names, start))
+        (tmp_path / "vocabulary.csv").write_text(rows)
+
+    vocabulary(names)
+    assert open_source("fsd50k_hdf5", tmp_path, "val").labels == tuple(names)
+    # the columns are in alphabetical order: any other table would give them wrong names
+    for other, start in ((names[::-1], 0), (names[:193], 0), (names, 1), ([*names[:199], names[0]], 0)):
+        vocabulary(other, start)
+        with pytest.raises(DataError, match=r"vocabulary\.csv is not FSD50K's vocabulary: 200 names in alphabetical"):
+            open_source("fsd50k_hdf5", tmp_path, "val")
+    (tmp_path / "vocabulary.csv").unlink()
     write_hdf5(tmp_path / "FSD50K.eval_mp3.hdf", ["3.mp3"], np.zeros((1, 7), dtype=np.uint8))
     with pytest.raises(DataError, match="25 columns"):
         open_source("fsd50k_hdf5", tmp_path)
@@ -241,6 +255,14 @@ def test_openmic_hdf5(tmp_path):
     assert source.keys == ["000046_3840", "000135_483840"] and source.labels[:2] == ("accordion", "banjo")
     assert source.masks.sum(1).tolist() == [1, 2] and source.targets[:, :3].tolist() == [[1, 0, 0], [0, 0, 1]]
     good(source[1])
+
+
+def test_hdf5_of_more_classes(tmp_path):
+    write_hdf5(
+        tmp_path / "eval_segments_mp3.hdf", ["Yccccccccccc.mp3"], np.packbits(np.eye(528, dtype=np.uint8)[527:], axis=1)
+    )
+    with pytest.raises(DataError, match="target has more classes than the 527"):
+        open_source("audioset_hdf5", tmp_path)
 
 
 def test_hdf5_of_another_form(tmp_path):
@@ -262,7 +284,7 @@ def test_hdf5_reads_no_other_files(tmp_path):
         file["audio_name"] = np.array([b"Yaaaaaaaaaaa.mp3"])
         file["mp3"] = h5py.ExternalLink(str(secret), "mp3")
         file.create_dataset("target", (1, 66), dtype=np.uint8, external=[(str(secret), 0, 66)])
-    with pytest.raises(DataError, match="no dataset mp3, target of its own"):
+    with pytest.raises(DataError, match="no dataset mp3, target; it contains"):
         open_source("audioset_hdf5", tmp_path)
 
 
@@ -307,7 +329,7 @@ def test_several_folders_of_shards_without_what_they_exclude(tmp_path):
     write_corpus(tmp_path / "a")
     write_shard(tmp_path / "b" / "more.tar", {"more.flac": encoded(300, "FLAC")})
     (tmp_path / "notes").mkdir()
-    with pytest.raises(DataError, match="Give all of them one"):
+    with pytest.raises(DataError, match="Add one to each"):
         open_source("shards", tmp_path)
     (tmp_path / "b" / "index.csv").write_text("key,shard,split\nmore,more.tar,train\n")
     (tmp_path / "a" / "exclude.csv").write_text("key,reason\n000001,in a benchmark\n")
@@ -322,7 +344,7 @@ def test_shards_that_do_not_fit_their_index(tmp_path):
     with pytest.raises(DataError, match="differ from row 0"):
         open_source("shards", tmp_path)
     (tmp_path / "index.csv").write_text("\n".join(lines[:-1]))
-    with pytest.raises(DataError, match="lists 5 clips and the shards hold 6"):
+    with pytest.raises(DataError, match="lists 5 clips, but the shards contain 6"):
         open_source("shards", tmp_path)
 
 

@@ -151,7 +151,7 @@ def test_bad_clips_are_left_out(manifest, models, tmp_path):
 def test_partial_tables_are_used_only_when_allowed(manifest, models, tmp_path):
     source = source_of(manifest)
     table = run(source.where([0, 3]), models[:1], tmp_path / "t.safetensors")
-    with pytest.raises(DataError, match="allow a partial table"):
+    with pytest.raises(DataError, match=r"teacher\.partial=true"):
         first_batch(source, table)
     batch = first_batch(source, table, partial_teacher=True)
     assert batch.has_teacher.tolist() == [True, False, False, True, False, False] and batch.teacher[1].tolist() == [
@@ -166,7 +166,7 @@ def test_foreign_tables_are_refused(manifest, models, tmp_path):
     table = run(source, models[:1], tmp_path / "t.safetensors")
     other = manifest.with_name("other.csv")
     other.write_text("path,label\n./0.wav,class_0\n")
-    with pytest.raises(DataError, match="belongs to other data"):
+    with pytest.raises(DataError, match="belongs to another dataset"):
         first_batch(open_source("csv", other, labels=LABELS), table, partial_teacher=True)
     reversed_labels = first_batch(open_source("csv", manifest, labels=LABELS[::-1]), table)
     assert torch.equal(reversed_labels.teacher.flip(1), first_batch(source, table).teacher)
@@ -176,9 +176,9 @@ def test_foreign_tables_are_refused(manifest, models, tmp_path):
         (manifest.parent / f"{i}.wav").rename(manifest.parent / f"old{name}.wav")
     for i in range(N):
         (manifest.parent / f"old{i}.wav").rename(manifest.parent / f"{i}.wav")
-    with pytest.raises(DataError, match="not what the teacher's logits were made from"):
+    with pytest.raises(DataError, match="differs from that of the teacher's logits"):
         first_batch(source_of(manifest), table)
-    with pytest.raises(DataError, match="not what the teacher's logits were made from"):
+    with pytest.raises(DataError, match="differs from that of the teacher's logits"):
         first_batch(source_of(manifest), table, workers=1)
 
 
@@ -232,7 +232,7 @@ def test_columns_of_a_published_table_are_matched_by_name(tmp_path, manifest):
     np.save(tmp_path / "logits.npy", rows)
     (tmp_path / "index.csv").write_text("\n".join(["key", *source.keys]))
     unnamed = TeacherTable.published(tmp_path / "logits.npy", tmp_path / "index.csv")
-    with pytest.raises(DataError, match=r"does not say which classes its 3 columns are.*logits\.labels\.txt"):
+    with pytest.raises(DataError, match=r"does not name the classes of its 3 columns.*logits\.labels\.txt"):
         unnamed.match(source)
     order = [2, 0, 1]
     named = TeacherTable.published(tmp_path / "logits.npy", tmp_path / "index.csv", [LABELS[i] for i in order])
@@ -244,7 +244,7 @@ def test_columns_of_a_published_table_are_matched_by_name(tmp_path, manifest):
             rows.mean(axis=0)[np.argsort(order)].tolist()
         )
     foreign = TeacherTable.published(tmp_path / "logits.npy", tmp_path / "index.csv", ["class_0", "class_1", "dog"])
-    with pytest.raises(DataError, match="model of the same classes"):
+    with pytest.raises(DataError, match="teacher with the same classes"):
         foreign.match(source)
 
 
@@ -336,10 +336,12 @@ def test_an_index_as_it_is_found(tmp_path, manifest):
             table.match(source)
     inputs = Inputs(TASKS["csv"], source, None, None, table, 0.5)
     notes = check_table(inputs, "pad")
-    assert f"1 of {N} training clips have no logits: their labels alone count." in notes
+    assert f"1 of {N} training clips have no logits; only their labels are used." in notes
     assert any(note.endswith("logits.npy has 2 rows without a name.") for note in notes)
     (tmp_path / "index.pkl").write_bytes(pickle.dumps(rows | {"far": N + 2}))
-    with pytest.raises(DataError, match=f"'far' in row {N + 2}; the array has {N + 2} rows.*do not belong together"):
+    with pytest.raises(
+        DataError, match=f"'far' in row {N + 2}, but the array has {N + 2} rows.*do not belong together"
+    ):
         TeacherTable.published(tmp_path / "logits.npy", tmp_path / "index.pkl")
     for value in (np.float64(1.0), np.bool_(True)):
         (tmp_path / "index.pkl").write_bytes(pickle.dumps({"a": value}))
@@ -359,7 +361,7 @@ def test_published_files_are_fetched_verified_and_named_where_absent(tmp_path, m
     monkeypatch.setattr("dymn.weights.transfer.transfer", send)
     array, index = registry.TEACHER_FILES
     with pytest.raises(
-        DataError, match=f"v0.0.1/{array} does not answer.*download {array} from https.*beside the data"
+        DataError, match=f"v0.0.1/{array} does not answer.*download {array} from https.*into the dataset's folder"
     ):
         published.find(array, tmp_path)
     sent[array] = b"<html>"
@@ -373,7 +375,7 @@ def test_published_files_are_fetched_verified_and_named_where_absent(tmp_path, m
     assert TeacherTable.published(*paths).keys == ("a", "b")
     (tmp_path / array).write_bytes(b"own")
     assert published.find(array, tmp_path) == tmp_path / array  # what lies beside the data comes first
-    with pytest.raises(DataError, match=r"no teacher's file other\.npy.*dymn teach.*fname_to_index\.pkl"):
+    with pytest.raises(DataError, match=r"neither a teacher's file other\.npy.*dymn teach.*fname_to_index\.pkl"):
         published.find("other.npy", tmp_path)
 
 

@@ -148,7 +148,7 @@ def test_other_constants_of_the_dynamic_relu_are_refused(shared):
 def test_values_that_are_not_finite_are_refused(shared):
     tensors = state(shared)
     tensors["classifier.5.bias"][3] = float("nan")
-    with pytest.raises(WeightsError, match=r"classifier\.5\.bias holds values that are not finite"):
+    with pytest.raises(WeightsError, match=r"classifier\.5\.bias contains values that are not finite"):
         import_efficientat(tensors)
 
 

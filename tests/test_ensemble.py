@@ -79,7 +79,10 @@ def test_models_that_do_not_go_together(tmp_path):
     plus = tmp_path / "a+b.safetensors"
     plus.write_bytes((tmp_path / "m0.safetensors").read_bytes())
     assert members(str(plus)) == (str(plus),) and open_backend(str(plus)).labels == LABELS
-    assert members("mn40_as(2)+mn04_as") == ("mn40_as(2)", "mn04_as") and members("a+") == ("a+",)
+    assert members("mn40_as(2)+mn04_as") == ("mn40_as(2)", "mn04_as")
+    for wrong in ("a+", "+a", "a++b"):
+        with pytest.raises(ConfigError, match=r"a name is missing beside a \+"):
+            members(wrong)
     assert "is an ensemble of models" in str(unknown_model("mn40_ensemble"))
 
 
@@ -166,7 +169,7 @@ def test_one_onnx_file(tmp_path, settings):
 
 def test_a_file_that_onnx_cannot_hold_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("dymn.export.onnx.MAX_FILE", 2**20)
-    with pytest.raises(ConfigError, match=r"file of 0\.00 GB, and ONNX files have at most 2 GB"):
+    with pytest.raises(ConfigError, match=r"file of 0\.00 GB, but ONNX files are limited to 2 GB"):
         build(MeanOfLogits([network(seed, tmp_path)[0] for seed in (0, 1)]))
 
 
@@ -180,6 +183,10 @@ def test_the_command_exports_an_ensemble(pair, tmp_path):
     found = json.loads(run(*words).stdout)["recordings"][0]["tags"]
     assert {tag["label"]: tag["score"] for tag in found} == pytest.approx(
         {tag.label: tag.score for tag in expected}, abs=1e-4
+    )
+    run("export", names, "--seconds", 3)  # into the cache, where it is found by the names of the models
+    assert (
+        json.loads(run(*words[:3], "m0+m1", "--backend", "onnx", *words[4:]).stdout)["recordings"][0]["tags"] == found
     )
     done = CliRunner().invoke(app, ["export", names, "--format", "litert", "--input", "log-mel", "-o", "both.tflite"])
     assert done.exit_code == 2 and "ensembles are exported as onnx or torch" in done.output

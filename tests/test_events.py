@@ -178,9 +178,7 @@ def test_a_long_recording_takes_no_more_memory_than_a_short_one(loudness, method
         return (rng.uniform(-1, 1, RATE).astype(np.float32) for _ in range(seconds))
 
     def peak(seconds, monkeypatch):
-        monkeypatch.setattr(
-            "dymn.inference.segments.blocks", lambda source, rate, sample_rate, **options: sound(source)
-        )
+        monkeypatch.setattr("dymn.inference.windows.blocks", lambda source, rate, sample_rate, **options: sound(source))
         tracemalloc.start()
         (found,) = event_files(loudness.backend, [seconds], EventSettings(method=method, threshold=0.99))
         assert found.seconds == seconds

@@ -1,6 +1,7 @@
 """Classifiers of one's own: from labelled recordings to a checkpoint that everything reads."""
 
 import json
+import logging
 import re
 import shutil
 import subprocess
@@ -20,11 +21,12 @@ from dymn.errors import ConfigError, DataError, WeightsError
 from dymn.evaluation.calibration import fit_affine, reliability
 from dymn.fitting.background import KINDS, made_background
 from dymn.fitting.calibrate import calibrate
-from dymn.fitting.checkpoint import head_inputs
+from dymn.fitting.checkpoint import head_inputs, logits_of
 from dymn.fitting.examples import LabelledWindows, Place, embed_labelled
 from dymn.fitting.fit import fit_checkpoint
+from dymn.fitting.general import GeneralBackground, general_background, with_general, write_general_background
 from dymn.fitting.heads import fit_head
-from dymn.fitting.labelled import read_answers, read_labelled
+from dymn.fitting.labelled import read_answers, read_background, read_labelled
 from dymn.fitting.review import doubts
 from dymn.fitting.thresholds import class_thresholds
 from dymn.inference.embedding import Embedder
@@ -95,7 +97,6 @@ def test_a_fitted_classifier_is_a_checkpoint_like_any_other(clips, tmp_path):
     assert max(scores(path, AUDIO / "piano.ogg").values()) < 0.5
     compiled, torch = (scores(path, AUDIO / "dog.ogg", backend=kind) for kind in ("compiled", "torch"))
     assert compiled == pytest.approx(torch, abs=1e-4)
-    assert run("evaluate", path, "--data", clips, "--kind", "folder").exit_code == 2  # background is no class of it
     tagged = run("tag", AUDIO / "dog.ogg", "--model", path, "--threshold", "auto", "--format", "json")
     assert [tag["label"] for tag in json.loads(tagged.stdout)["recordings"][0]["tags"]] == ["dog"]
     events = run("events", AUDIO / "rain.ogg", "--model", path, "--threshold", "precise", "--format", "csv")
@@ -138,7 +139,7 @@ def test_the_checkpoint_computes_what_was_fitted(clips, base, layer):
 def test_one_class_and_background_are_enough(clips, base, tmp_path):
     shutil.copytree(clips / "dog", tmp_path / "dog")
     with pytest.raises(DataError, match="only the class 'dog'"):
-        fit_checkpoint(base, read_labelled(tmp_path), made=False)
+        fit_checkpoint(base, read_labelled(tmp_path), made=False, general=False)
     shutil.copytree(clips / "background", tmp_path / "Noise")
     found = fit_checkpoint(base, read_labelled(tmp_path), made=False)
     assert found.stored.card.labels == ("dog",) and found.classes[0].average_precision == pytest.approx(1)
@@ -157,6 +158,81 @@ def test_a_softmax_may_have_background_that_is_made_alone(clips, tmp_path):
     assert done.exit_code == 0, done.stderr
     assert open_checkpoint(path).card.labels == ("dog", "rain", "background")
     assert max(scores(path, clips / "dog" / "0.wav").items(), key=lambda item: item[1])[0] == "dog"
+
+
+def test_the_report_of_a_softmax_counts_its_background(clips, tmp_path):
+    words = ["fit", clips, "-m", "dymn04_open", "-o", tmp_path / "m.safetensors", "--softmax"]
+    done = run(*words, "--background", AUDIO / "frogs.ogg", "--format", "json")
+    assert [(one["label"], one["recordings"]) for one in json.loads(done.stdout)["classes"]][-1] == ("background", 5)
+    assert re.search(r"background is 0\.[1-9] minutes long", done.stderr)
+    assert "background: --threshold precise" not in done.stderr
+
+
+@pytest.mark.parametrize("softmax", [False, True])
+def test_evaluate_takes_background_as_fit_does(clips, base, tmp_path, softmax):
+    shutil.copytree(clips, tmp_path / "clips")
+    shutil.copytree(clips / "background", tmp_path / "clips" / "Noise" / "more")
+    for clip in (tmp_path / "clips" / "Noise").rglob("*.wav"):
+        clip.write_bytes(clip.read_bytes() + b"\0")  # another file
+    path = tmp_path / "m.safetensors"
+    save(fit_checkpoint(base, read_labelled(tmp_path / "clips"), exclusive=softmax, name="m").stored, path)
+    done = run("evaluate", path, "--data", tmp_path / "clips", "--format", "json")
+    assert done.exit_code == 0, done.stderr
+    figures = json.loads(done.stdout)
+    assert figures["clips"] == 16 and ("accuracy" in figures) == softmax
+    assert figures["accuracy" if softmax else "mAP"] > 0.9
+    (tmp_path / "clips" / "cat").mkdir()
+    shutil.copy(clips / "dog" / "0.wav", tmp_path / "clips" / "cat")
+    refused = run("evaluate", path, "--data", tmp_path / "clips")
+    assert refused.exit_code == 2 and "'cat'" in refused.stderr
+
+
+def test_the_background_of_dymn_belongs_to_the_weights_of_dymn(base):
+    """If this fails, the weights are new: run benchmarks/general_background.py."""
+    found = general_background(base.digest)
+    assert found is not None and found.vectors.shape == (800, 384) and 1 < found.seconds.sum() / 3600 < 2
+    heard = 1 / (1 + np.exp(-logits_of(base, found.vectors)))
+    assert {"Speech", "Music", "Vehicle"} <= {base.card.labels[i] for i in np.flatnonzero((heard > 0.3).any(axis=0))}
+    assert general_background("another") is None
+
+
+def test_background_of_dymn_is_kept_in_four_bits(tmp_path):
+    vectors = np.random.default_rng(0).gamma(0.3, size=(500, 6)).astype(np.float32)
+    path = tmp_path / "b.npz"
+    write_general_background(path, GeneralBackground(vectors, np.full(500, 2.5, np.float32)), "abc")
+    found = general_background("abc", path)
+    assert found.seconds.tolist() == [2.5] * 500 and general_background("abd", path) is None
+    step = (np.quantile(vectors, 0.998, axis=0) - np.quantile(vectors, 0.002, axis=0)) / 15
+    inside = vectors <= np.quantile(vectors, 0.998, axis=0)
+    assert (np.abs(found.vectors - vectors) <= step * 0.51)[inside].all()
+
+
+def test_background_of_dymn_that_may_hold_a_class_says_nothing_of_it(clips, base):
+    examples, _ = embed_labelled(Embedder(open_backend(base)), read_labelled(clips))
+    more = with_general(examples, base)
+    assert more.general.sum() == 800 and not more.targets[more.general].any() and not more.made[more.general].any()
+    heard = 1 / (1 + np.exp(-logits_of(base, more.vectors[more.general])))
+    for label, own, other in (("dog", "Bark", "Music"), ("rain", "Rain", "Music")):
+        known = more.known[more.general, more.labels.index(label)]
+        likeliest = int(heard[:, base.card.labels.index(own)].argmax())
+        assert heard[likeliest, base.card.labels.index(own)] < 0.1 or not known[likeliest]
+        assert known.mean() > 0.9 and known[heard[:, base.card.labels.index(other)] > 0.8].mean() > 0.9
+    assert more.background_hours() == examples.background_hours() and more.background_hours(general=True) > 1
+    assert with_general(examples, base._replace(digest="another")) is examples
+
+
+def test_background_of_dymn_makes_fewer_false_alarms(clips, base):
+    """The other recordings of the project's own are none of the classes."""
+    vectors = np.stack([Embedder(open_backend(base)).embed(path).vector for path in sorted(AUDIO.glob("*.ogg"))])
+    names = [path.stem for path in sorted(AUDIO.glob("*.ogg"))]
+    others = [i for i, name in enumerate(names) if name not in ("dog", "rain", "speech")]
+    said = []
+    for general in (False, True):
+        found = fit_checkpoint(base, read_labelled(clips), general=general)
+        said.append(1 / (1 + np.exp(-logits_of(found.stored, vectors))))
+        assert (found.counted_hours > 1) == general and found.stored.card.provenance["background_hours"] < 0.01
+        assert said[-1][names.index("dog"), 0] > 0.5 and said[-1][names.index("rain"), 1] > 0.5
+    assert said[1][others].max() < said[0][others].max() and said[1][others].max() < 0.5
 
 
 def test_silence_and_noise_are_none_of_the_classes(mine):
@@ -194,7 +270,7 @@ def damage_no_class(root):
     ("damage", "words"),
     [
         (damage_one_clip, ["'dog' has 1 recording;", "at least 2"]),
-        (damage_empty, ["cat", "holds no recording", "remove it"]),
+        (damage_empty, ["cat", "contains no recording", "remove the folder"]),
         (damage_duplicate, ["0.wav (dog)", "again.wav (rain)", "the same recording"]),
         (damage_no_class, ["no class", "background"]),
     ],
@@ -255,7 +331,7 @@ def test_a_recording_whose_table_is_empty_has_none_of_the_classes(tmp_path):
     tracks = {track.path.name: [one.label for one in track.annotations] for track in read_labelled(tmp_path).tracks}
     assert tracks == {"yard.ogg": ["bark"], "street.ogg": []}
     (tmp_path / "yard.selections.txt").unlink()
-    with pytest.raises(DataError, match="holds no annotation"):
+    with pytest.raises(DataError, match="contains no annotation"):
         read_labelled(tmp_path)
 
 
@@ -297,6 +373,62 @@ def test_answers_change_the_classifier(clips, tmp_path):
     (tmp_path / "labels.csv").write_text(f"path,start,end,label,heard\n{AUDIO}/frogs.ogg,900,904,rain,no\n")
     done = run(*words, "--add", tmp_path / "labels.csv")
     assert done.exit_code == 1 and "frogs.ogg, 900 to 904 s: The array" in done.stderr
+
+
+def test_two_bad_stretches_of_a_recording_get_a_message_each(clips, tmp_path):
+    (tmp_path / "labels.csv").write_text(
+        f"path,start,end,label,heard\n{AUDIO}/frogs.ogg,900,904,rain,no\n{AUDIO}/frogs.ogg,950,954,rain,no\n"
+    )
+    save(fit_checkpoint(open_checkpoint("dymn04_open"), read_labelled(clips)).stored, tmp_path / "m.safetensors")
+    more = ["--add", tmp_path / "labels.csv", "-o", tmp_path / "n.safetensors", "--quiet", "--format", "json"]
+    for words in (["fit", clips, "-m", "dymn04_open"], ["calibrate", tmp_path / "m.safetensors", "--data", clips]):
+        done = run(*words, *more)
+        assert done.exit_code == 1 and len(json.loads(done.stdout)["bad"]) == 2
+        assert all(f"frogs.ogg, {at} s: " in done.stderr for at in ("900 to 904", "950 to 954"))
+
+
+def test_answers_about_a_recording_stay_in_its_fold(tmp_path):
+    for fold, name in enumerate(("dog", "rain"), start=1):
+        cut(f"{name}.ogg", tmp_path / "esc" / "audio" / str(fold))
+    rows = [(f"{fold}/{i}.wav", fold, name) for i in range(4) for fold, name in enumerate(("dog", "rain"), start=1)]
+    (tmp_path / "esc" / "meta").mkdir()
+    lines = [f"{name},{fold},{fold},{label},True,x,A" for name, fold, label in rows]
+    header = "filename,fold,target,category,esc10,src_file,take"
+    (tmp_path / "esc" / "meta" / "esc50.csv").write_text("\n".join([header, *lines]) + "\n")
+    (tmp_path / "labels.csv").write_text(
+        f"path,start,end,label,heard\nesc/audio/2/1.wav,0,1,dog,no\n{AUDIO}/frogs.ogg,0,4,dog,no\n"
+    )
+    labelled = read_labelled(tmp_path / "esc")
+    added = labelled.adding(read_answers(tmp_path / "labels.csv", labelled.labels)).clips[8:]
+    assert added[0].group == "fold 2" and not added[1].group.startswith("fold")
+    with pytest.raises(DataError, match=r"1.wav is background, and .*\(rain\) is the same recording"):
+        labelled.adding(read_background(tmp_path / "esc" / "audio" / "2" / "1.wav"))
+
+
+def test_a_table_without_a_recording_names_no_option_that_fit_lacks(tmp_path):
+    (tmp_path / "bad.txt").write_text("0.5\t2.8\tbark\n")
+    done = run("fit", tmp_path / "bad.txt", "-o", tmp_path / "m.safetensors")
+    assert done.exit_code == 1 and "into one folder" in done.stderr and "dymn train" in done.stderr
+
+
+def test_calibrating_needs_no_scikit_learn(mine, clips, tmp_path):
+    program = (
+        "import sys; sys.modules['sklearn'] = None\n"
+        "from dymn.cli import main\n"
+        "sys.argv = ['dymn', *sys.argv[1:]]\n"
+        "main()\n"
+    )
+    words = ["calibrate", mine, "--data", clips, "--output", tmp_path / "c.safetensors", "--quiet"]
+    done = subprocess.run([sys.executable, "-c", program, *map(str, words)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_quiet_ends_with_the_command(clips, tmp_path):
+    logger = logging.getLogger("dymn")
+    before = logger.level
+    assert run("fit", clips, "-o", tmp_path / "m.onnx", "--quiet").exit_code == 2
+    assert run("models", "--quiet").exit_code == 0
+    assert logger.level == before
 
 
 def examples_of(rng, n=60, size=6):
@@ -342,23 +474,24 @@ def test_groups_stay_on_one_side_of_a_validation():
 def test_thresholds_part_the_scores():
     values = np.array([0.9, 0.8, 0.7, 0.6, 0.3, 0.2, 0.1])
     positive = np.array([1, 1, 1, 0, 1, 0, 0], bool)
-    found = class_thresholds(values, positive, hours=2.0)
+    found = class_thresholds(np.tile(values, 3), np.tile(positive, 3), hours=2.0)
     assert found.best == pytest.approx(0.25) and found.f1 == pytest.approx(8 / 9)
     assert found.precise == pytest.approx(0.7) and found.recall == pytest.approx(0.75)
-    blind = class_thresholds(values, positive, hours=0.0)
-    assert blind.precise == pytest.approx(0.75) and blind.recall == pytest.approx(0.5)
+    for times, hours in ((3, 0.0), (1, 2.0)):  # too little background, too few windows of the class
+        blind = class_thresholds(np.tile(values, times), np.tile(positive, times), hours=hours)
+        assert blind.precise == pytest.approx(0.75) and blind.recall == pytest.approx(0.5)
 
 
 def test_a_checkpoint_without_thresholds_says_so(tmp_path):
     for words in (["tag"], ["events"]):
         done = run(*words, AUDIO / "dog.ogg", "-m", "dymn04_open", "--threshold", "auto")
-        assert done.exit_code == 2 and "carries no thresholds" in done.stderr and "calibrate" in done.stderr
+        assert done.exit_code == 2 and "contains no thresholds" in done.stderr and "calibrate" in done.stderr
     done = run("tag", AUDIO / "dog.ogg", "-m", "dymn04_open", "--threshold", "most")
     assert done.exit_code == 2 and "auto, precise" in done.stderr
     damaged = ModelCard(labels=("a", "b"), provenance={"thresholds": {"auto": [0.5]}})
-    with pytest.raises(WeightsError, match="not one number"):
+    with pytest.raises(WeightsError, match="invalid thresholds"):
         thresholds_of(damaged, "auto")
-    with pytest.raises(ConfigError, match="carries no thresholds"):
+    with pytest.raises(ConfigError, match="contains no thresholds"):
         thresholds_of(damaged, "precise")
 
 
@@ -388,7 +521,7 @@ def test_calibration_is_undone_and_folded_into_the_last_layer(clips, base, layer
     fitted = fit_checkpoint(base, read_labelled(clips), layer=layer, made=False).stored
     part = "head.classifier" if layer == "hidden" else "head.norm"
     state = dict(fitted.state)
-    state[f"{part}.bias"] = state[f"{part}.bias"] + np.float32(3)  # everything is heard everywhere
+    state[f"{part}.bias"] = state[f"{part}.bias"] + np.float32(8)  # everything is heard everywhere
     found = calibrate(fitted._replace(state=state), read_labelled(clips), name="right")
     assert found.after.error < 0.5 * found.before.error
     assert {one.label: one.positives for one in found.classes} == {"dog": 4, "rain": 4}
@@ -404,9 +537,26 @@ def test_calibration_is_undone_and_folded_into_the_last_layer(clips, base, layer
     )
 
 
+def test_calibration_that_would_make_probabilities_worse_leaves_them(clips, base, tmp_path):
+    """Four clips a class, whose probabilities are right already."""
+    fitted = fit_checkpoint(base, read_labelled(clips)).stored
+    save(fitted, tmp_path / "m.safetensors")
+    found = calibrate(fitted, read_labelled(clips))
+    assert found.attempted > found.before.error == found.after.error
+    assert [tuple(one.affine) for one in found.classes] == [(1.0, 0.0)] * 2
+    assert all(np.array_equal(found.stored.state[name], values) for name, values in fitted.state.items())
+    assert "left as before" in found.stored.card.provenance["calibration"]
+    assert found.stored.card.provenance["thresholds"]["auto"] != [0.5, 0.5]
+    done = run("calibrate", tmp_path / "m.safetensors", "--data", clips, "-o", tmp_path / "c.safetensors")
+    assert done.exit_code == 0 and "probabilities are not changed" in done.stderr
+    assert f"from {found.before.error:.4f} to {found.attempted:.4f}" in done.stderr
+
+
 def test_few_windows_leave_doubt_however_well_they_are_told_apart(clips, base):
     fitted = fit_checkpoint(base, read_labelled(clips), made=False).stored
-    tagger = Tagger(open_backend(calibrate(fitted, read_labelled(clips)).stored))
+    state = dict(fitted.state)
+    state["head.classifier.bias"] = state["head.classifier.bias"] + np.float32(8)
+    tagger = Tagger(open_backend(calibrate(fitted._replace(state=state), read_labelled(clips)).stored))
     best = [tagger.tag(clips / label / f"{i}.wav")[0] for label in ("dog", "rain") for i in range(4)]
     assert [tag.label for tag in best] == ["dog"] * 4 + ["rain"] * 4
     assert max(tag.score for tag in best) < 0.99
@@ -425,7 +575,7 @@ def test_dymn_calibrate_gives_any_model_thresholds(clips, tmp_path):
     tagged = run("tag", AUDIO / "dog.ogg", "-m", path, "--threshold", "auto", "--labels", "Dog,Rain", "-f", "json")
     assert [tag["label"] for tag in json.loads(tagged.stdout)["recordings"][0]["tags"]] == ["Dog"]
     refused = run("calibrate", "dymn04_open", "--data", clips, "-o", path)
-    assert refused.exit_code == 2 and "no label 'dog'" in refused.stderr
+    assert refused.exit_code == 2 and "has the label 'dog'" in refused.stderr
 
 
 def page_data(path):

@@ -87,6 +87,57 @@ def test_a_long_scene_is_the_mean_over_its_time(model):
     torch.testing.assert_close(hear.get_scene_embeddings(audio, model), expected)
 
 
+@pytest.fixture
+def authors(model):
+    """The same network with the authors' windows."""
+    return hear.HearModel(model.embedder, "authors").eval()
+
+
+def reflected(audio, pad):
+    return torch.nn.functional.pad(audio[:, None], (pad, pad), mode="reflect")[:, 0]
+
+
+def test_the_authors_hear_long_scenes_every_two_and_a_half_seconds(model, authors):
+    audio = noise(model, 2, 11.2)
+    length, hop = 10 * model.sample_rate, int(2.5 * model.sample_rate)
+    padded = reflected(audio, length // 2)
+    with torch.no_grad():
+        windows = [model(padded[:, start : start + length]) for start in range(0, padded.shape[1] - length + 1, hop)]
+    assert len(windows) == 5  # centred on 0, 2.5, 5, 7.5 and 10 s
+    torch.testing.assert_close(hear.get_scene_embeddings(audio, authors), torch.stack(windows).mean(dim=0))
+    short = audio[:, :length]
+    torch.testing.assert_close(hear.get_scene_embeddings(short, authors), hear.get_scene_embeddings(short, model))
+
+
+@pytest.mark.parametrize("seconds", [0.5, 0.51])
+def test_the_authors_reflect_at_the_edges(model, authors, seconds):
+    audio = noise(model, 2, seconds)
+    window = round(0.16 * model.sample_rate)
+    padded = reflected(audio, window // 2)
+    found, times = hear.get_timestamp_embeddings(audio, authors)
+    plain, plain_times = hear.get_timestamp_embeddings(audio, model)
+    torch.testing.assert_close(times, plain_times)
+    with torch.no_grad():
+        for i, time in enumerate(times[0].tolist()):
+            start = round(time * model.sample_rate / 1000)
+            expected = model(padded[:, start : start + window])
+            torch.testing.assert_close(found[:, i], expected, atol=1e-5, rtol=1e-5)
+    inner = (times[0] >= 80) & (times[0] <= 1000 * seconds - 80)
+    torch.testing.assert_close(found[:, inner], plain[:, inner], atol=1e-5, rtol=1e-5)
+    assert ((found - plain).abs().amax(dim=(0, 2)) > 1e-4).equal(~inner)
+
+
+@pytest.mark.parametrize("n_samples", [1, 7, 900])
+def test_the_authors_windows_of_clips_shorter_than_the_padding(model, authors, n_samples):
+    embeddings, _ = hear.get_timestamp_embeddings(noise(model, 1, 0.1)[:, :n_samples], authors)
+    assert torch.isfinite(embeddings).all()
+
+
+def test_other_windows_are_refused(model):
+    with pytest.raises(ConfigError, match=r"windows is 'mine'; allowed: consecutive, authors"):
+        hear.HearModel(model.embedder, "mine")
+
+
 def test_more_sounds_than_a_batch_are_those_of_each(model, monkeypatch):
     audio = noise(model, 3, 0.5)
     whole = hear.get_scene_embeddings(audio, model), hear.get_timestamp_embeddings(audio, model)[0]

@@ -131,7 +131,7 @@ def test_filling_copies():
 def test_the_default_card(model):
     card = create_model("mn01", num_classes=3).card
     assert card == ModelCard(labels=("class_0", "class_1", "class_2"))
-    with pytest.raises(ConfigError, match="2 labels for a network of 3 classes"):
+    with pytest.raises(ConfigError, match="2 labels for a network with 3 classes"):
         create_model("mn01", num_classes=3).card = ModelCard(labels=("a", "b"))
 
 
@@ -249,23 +249,23 @@ GIANT_CONFIG = {"c_last": 2**20, "c_hidden": 2**20}
         (lambda model: [1, 2], "not a JSON object"),
         (lambda model: {"format": 1}, "ModelConfig cannot be built"),
         (with_config(colour="red"), "ModelConfig has no setting colour"),
-        (with_config(width="wide", dropout="x"), "network that cannot be"),
+        (with_config(width="wide", dropout="x"), "an invalid network"),
         (with_config(blocks=[]), "blocks is empty"),
-        (with_config(blocks=[5]), "network that cannot be"),
-        (with_config(blocks=5), "network that cannot be"),
+        (with_config(blocks=[5]), "an invalid network"),
+        (with_config(blocks=5), "an invalid network"),
         (with_config(head="python"), "head is 'python'"),
         (
             with_config(**GIANT_CONFIG),
             r"wrong shape last.conv.weight \[96, 16, 1, 1\] instead of \[1048576, 16, 1, 1\]",
         ),
         (with_config(num_classes=2**20), "3 labels for 1048576 classes"),
-        (with_block(activation="eval"), "network that cannot be.*'eval'"),
-        (with_block(activation=["relu"]), "network that cannot be"),
-        (with_block(attention="backdoor"), "network that cannot be.*backdoor"),
+        (with_block(activation="eval"), "an invalid network.*'eval'"),
+        (with_block(activation=["relu"]), "an invalid network"),
+        (with_block(attention="backdoor"), "an invalid network.*backdoor"),
         (with_block(c_exp=-1), "c_exp is -1"),
-        (with_block(c_exp=65536, n_kernels=65536, kernel_size=65535), "network that cannot be|does not fit"),
+        (with_block(c_exp=65536, n_kernels=65536, kernel_size=65535), "an invalid network|does not fit"),
         (with_block(c_exp=10**30), "c_exp is 1000"),
-        (with_block(context_size=10**30), "network that cannot be"),
+        (with_block(context_size=10**30), "an invalid network"),
         (with_card(labels=["a", "b"]), "2 labels for 3 classes"),
         (with_card(labels=["a", "b", "b"]), "'b' more than once"),
         (with_card(labels=["a", "b", "\x1b[2J"]), "printable text"),
@@ -278,7 +278,7 @@ GIANT_CONFIG = {"c_last": 2**20, "c_hidden": 2**20}
         (with_card(provenance={"x": "y" * 70_000}), "at most 65536"),
         (with_card(front_end={"n_mels": 10**9}), "n_mels is 1000000000"),
         (with_card(front_end={"sample_rate": 10**9}), "sample_rate is 1000000000"),
-        (with_config(temperature=10**400), "temperature is 1000|network that cannot be"),
+        (with_config(temperature=10**400), "temperature is 1000|an invalid network"),
         (with_card(front_end=5), "must be a FrontEndConfig"),
     ],
 )
@@ -311,11 +311,14 @@ def test_too_many_blocks(model, tmp_path):
             lambda state: state.update({"head.hidden.bias": torch.zeros(3)}),
             r"wrong shape head.hidden.bias \[3\] instead of",
         ),
-        (lambda state: state["stem.conv.weight"].fill_(torch.inf), "stem.conv.weight holds values that are not finite"),
+        (
+            lambda state: state["stem.conv.weight"].fill_(torch.inf),
+            "stem.conv.weight contains values that are not finite",
+        ),
         (lambda state: state.update({"stem.norm.bias": torch.zeros(8, dtype=torch.int32)}), "stem.norm.bias is I32"),
         (
             lambda state: state.update({"stem.norm.bias": torch.full((8,), 1e300, dtype=torch.float64)}),
-            "stem.norm.bias holds values",
+            "stem.norm.bias contains values",
         ),
         (lambda state: state.clear(), "missing stem.conv.weight, .* more"),
     ],
@@ -336,10 +339,10 @@ def raw(header, size=None, tail=b""):
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"", "not a .safetensors file, or is cut short"),
-        (b"abc", "not a .safetensors file, or is cut short"),
+        (b"", "not a .safetensors file, or is truncated"),
+        (b"abc", "not a .safetensors file, or is truncated"),
         (raw(b"{}", 2**63), "header cannot be 9,223,372,036,854,775,808 bytes"),
-        (raw(b"{}", 100), "cut short"),
+        (raw(b"{}", 100), "truncated"),
         (raw(b"{" * 50_000), "not JSON"),
         (raw(b'{"a":' * 50_000), "not JSON"),
         (raw(b'{"__metadata__": NaN}'), "NaN is not a number"),
@@ -363,7 +366,7 @@ def test_damage_anywhere_is_noticed(model, tmp_path):
     content = path.read_bytes()
     for length in (10, len(content) // 2, len(content) - 1):
         path.write_bytes(content[:length])
-        with pytest.raises(WeightsError, match=r"cut short|damaged"):
+        with pytest.raises(WeightsError, match=r"truncated|damaged"):
             load_model(path)
 
 
@@ -461,5 +464,5 @@ def test_parts_that_are_no_names(model, tmp_path, change):
     description["config"]["blocks"][3] |= inner
     content = serialise(model.state_dict(), {"dymn": json.dumps(description)})
     (tmp_path / "a.safetensors").write_bytes(content)
-    with pytest.raises(WeightsError, match="network that cannot be"):
+    with pytest.raises(WeightsError, match="an invalid network"):
         load_model(tmp_path / "a.safetensors")

@@ -40,7 +40,7 @@ def test_a_checkpoint_keeps_them(tmp_path):
     assert loaded.config.in_chans == 2 and torch.equal(loaded(x).logits, network(x).logits)
     assert [tuple(feature.shape[:2]) for feature in FeatureExtractor(loaded, [0])(x)] == [(1, 8)]
     assert count(network).parameters == sum(parameter.numel() for parameter in network.parameters())
-    with pytest.raises(ConfigError, match=r"in_chans is 2 and cannot become 3.*must be 1"):
+    with pytest.raises(ConfigError, match=r"in_chans is 2 and cannot be changed to 3.*must be 1"):
         loaded.reset_input(3)
     assert load_model(tmp_path, in_chans=1).config.in_chans == 1
 
@@ -49,7 +49,7 @@ def test_what_needs_one_channel_says_so(log_mel, tmp_path):
     network = create_model("mn01", 2, in_chans=2)
     network.card = ModelCard(labels=("a", "b"))
     for use in (lambda: Tagger(network, "cpu"), lambda: build(network), lambda: fuse(network.eval())):
-        with pytest.raises(ConfigError, match=r"one input channel, and in_chans is 2.*reset_input\(1\)"):
+        with pytest.raises(ConfigError, match=r"one input channel, but in_chans is 2.*reset_input\(1\)"):
             use()
     network.save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match="one input channel"):

@@ -244,7 +244,7 @@ def test_a_slow_machine_drops_and_says_so(model, pcm, monkeypatch):
     monkeypatch.setattr(listen, "opened", lambda *_: ("test", 16_000, seen))
     done = run("-", "--rate", 16_000, "--model", model, "--json")
     assert done.exit_code == 0
-    assert "1.5 s of sound dropped" in done.stderr
+    assert "1.5 s of audio dropped" in done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["dropped"] == 1.5
 
 
@@ -394,7 +394,7 @@ def test_what_is_wrong_with_devices_is_explained(sounddevice, model, monkeypatch
     sounddevice.InputStream.fails = "Device unavailable"
     done = run("--model", model)
     assert done.exit_code == 1
-    assert "Device unavailable" in done.stderr and "Another program" in done.stderr
+    assert "Device unavailable" in done.stderr and "another program" in done.stderr
     sounddevice.found.clear()
     done = run("--model", model)
     assert done.exit_code == 1

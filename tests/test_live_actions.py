@@ -113,7 +113,7 @@ def test_a_webhook_that_refuses_is_said(codes, posts, why):
         hook.offer(START)
         hook.close()
     assert len(requests) == posts and hook.failed == 1
-    assert notes == [f"webhook 127.0.0.1: 1 messages were not delivered (the answer was {why})."]
+    assert notes == [f"webhook 127.0.0.1: 1 messages were not delivered (the response was {why})."]
 
 
 def test_a_slow_webhook_drops_and_never_blocks(monkeypatch):
@@ -153,7 +153,7 @@ def test_a_server_that_answers_a_byte_at_a_time_is_left():
         begin = time.monotonic()
         hook.close()
         listening.shutdown()
-    assert time.monotonic() - begin < 4 and hook.failed == 1 and "no answer within 0.3 s" in notes[0]
+    assert time.monotonic() - begin < 4 and hook.failed == 1 and "no response within 0.3 s" in notes[0]
 
 
 # Programs
@@ -196,7 +196,7 @@ def test_a_program_runs_when_what_it_names_is_known(command, events):
 
 def test_a_label_is_never_an_option_and_failures_are_counted(tmp_path):
     got, notes = words(tmp_path, "{label}", START | {"label": "--delete"}, START | {"label": "a\0b"})
-    assert got == [] and len(notes) in (1, 2) and "would not be read as a plain argument" in notes[-1]
+    assert got == [] and len(notes) in (1, 2) and "would not be a plain argument" in notes[-1]
     notes = []
     for command, why in (("no-such-program", "No such file"), (f"{sys.executable} -c 'exit(3)'", "exit code 3")):
         runner = begun(ProgramRunner(command, notes.append))

@@ -4,11 +4,18 @@ import math
 
 import numpy as np
 import pytest
-from sklearn.metrics import average_precision_score, confusion_matrix, f1_score, roc_auc_score
+from sklearn.metrics import (
+    average_precision_score,
+    confusion_matrix,
+    f1_score,
+    precision_recall_fscore_support,
+    roc_auc_score,
+)
 
 from dymn.errors import ConfigError, DataError
 from dymn.evaluation.metrics import (
     accuracy,
+    class_answers,
     confusion,
     d_prime,
     evaluate,
@@ -91,12 +98,14 @@ def test_per_class_table(tmp_path):
     scores, targets = draw(classes=3)
     targets[:, 2] = 0
     results = per_class(scores, targets)
-    write_per_class(tmp_path / "classes.csv", ["Rain, heavy", "b", "c"], results)
+    answers = class_answers(np.where(np.arange(3) < 2, scores, 0), targets)
+    write_per_class(tmp_path / "classes.csv", ["Rain, heavy", "b", "c"], results, answers)
     lines = (tmp_path / "classes.csv").read_text().splitlines()
-    assert lines[0] == "label,average_precision,roc_auc,positives,annotated" and lines[1].startswith('"Rain, heavy",0.')
-    assert lines[3] == "c,,,0,60"
+    assert lines[0] == "label,average_precision,roc_auc,positives,annotated,precision,recall,f1"
+    assert lines[1].startswith('"Rain, heavy",0.') and lines[1].count(",0.") == 5
+    assert lines[3] == "c,,,0,60,,,"
     with pytest.raises(DataError, match="3 results for 1 classes"):
-        write_per_class(tmp_path / "classes.csv", ["a"], results)
+        write_per_class(tmp_path / "classes.csv", ["a"], results, answers)
 
 
 def test_fold_mean():
@@ -123,6 +132,8 @@ def test_f1_and_confusion_are_those_of_scikit_learn():
     scores, targets = draw()
     said = (scores >= 0.5).astype(int)
     assert f1(scores, targets) == pytest.approx(f1_score(targets, said, average="macro", zero_division=0))
+    expected = precision_recall_fscore_support(targets, said, zero_division=np.nan)[:3]
+    np.testing.assert_allclose(np.transpose(class_answers(scores, targets)), expected)
     classes = np.random.default_rng(1).integers(0, 5, 60)
     exclusive, answers = np.eye(5)[classes], scores.argmax(axis=1)
     assert f1(scores, exclusive, kind="classification") == pytest.approx(f1_score(classes, answers, average="macro"))

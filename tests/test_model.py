@@ -147,7 +147,7 @@ def test_initialisation_is_that_of_the_paper():
         ({"colour": 1}, "no setting colour"),
         ({"width": 0.0}, "width is 0.0"),
         ({"temperature": 0.0}, "temperature"),
-        ({"dynamic_blocks": "odd"}, "'odd' is not a set of blocks"),
+        ({"dynamic_blocks": "odd"}, "'odd' is not a valid set of blocks"),
         ({"dynamic_blocks": (15,)}, "from 0 to 14"),
         ({"h_min": 64, "h_max": 32}, "h_min"),
         ({"num_classes": 0}, "num_classes"),

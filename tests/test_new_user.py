@@ -61,7 +61,7 @@ def test_a_folder_that_is_made_is_named(tmp_path, caplog, output):
     caplog.set_level(logging.WARNING, "dymn")
     words = ("tag", "clips/knock/0.wav", "-m", "same.safetensors", "-o", tmp_path / output)
     assert run(*words).exit_code == 0 and (tmp_path / output).is_file()
-    assert f"The folder {tmp_path / 'new'} does not exist; it is made for tags" in caplog.text
+    assert f"Creating the folder {tmp_path / 'new'} for tags" in caplog.text
     caplog.clear()
     assert run(*words).exit_code == 0 and caplog.text == ""
     shutil.rmtree(tmp_path / "new")
@@ -71,8 +71,8 @@ def test_a_folder_that_is_made_is_named(tmp_path, caplog, output):
 @pytest.mark.parametrize(
     ("command", "output", "name", "told"),
     [
-        ("embed", "v.npy", "csv", "v.npy is written as csv, which --format names, although its ending means npy"),
-        ("tag", "x.csv", "json", "x.csv is written as json, which --format names, although its ending means csv"),
+        ("embed", "v.npy", "csv", "v.npy is written as csv, as --format requests, although its extension means npy"),
+        ("tag", "x.csv", "json", "x.csv is written as json, as --format requests, although its extension means csv"),
         ("tag", "x.csv", "csv", ""),
         ("tag", "x.txt", "audacity", ""),
         ("tag", "x", "json", ""),
@@ -81,7 +81,7 @@ def test_a_folder_that_is_made_is_named(tmp_path, caplog, output):
 def test_a_format_against_the_ending_has_a_note(tmp_path, command, output, name, told):
     done = run(command, "clips/knock/0.wav", "-m", "same.safetensors", "-o", tmp_path / output, "--format", name)
     assert done.exit_code == 0
-    assert told in done.stderr and ("which --format names" in done.stderr) == bool(told)
+    assert told in done.stderr and ("as --format requests" in done.stderr) == bool(told)
 
 
 MISSING = [
@@ -133,4 +133,7 @@ def test_teach_has_the_option_of_all_commands():
 def test_one_shard_and_few_clips():
     assert "  1 shard, 12 clips" in run("shards", "clips", "shards", "--clips", "100").stdout
     probed = run("probe", "clips", "-m", "same.safetensors")
-    assert probed.exit_code == 0 and "12 test clips say little: each is 8.3 % of them" in probed.stderr
+    assert (
+        probed.exit_code == 0
+        and "12 test clips are too few for a reliable result: each is 8.3 % of them" in probed.stderr
+    )

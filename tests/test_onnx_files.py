@@ -74,7 +74,7 @@ def _unsaid():
 
 @pytest.mark.parametrize("where", HOLDERS)
 def test_numbers_in_other_files_are_refused(where):
-    with pytest.raises(WeightsError, match="its numbers lie in another file"):
+    with pytest.raises(WeightsError, match="its weights are in another file"):
         check_onnx(HOLDERS[where](), "x.onnx")
 
 

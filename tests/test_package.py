@@ -41,7 +41,7 @@ def test_wheel_holds_the_package_and_nothing_else(dist):
     assert "dymn/weights/audioset_labels.csv" in names
     assert f"dymn-{__version__}.dist-info/licenses/LICENSE" in names
     assert {name.split("/")[0] for name in names} == {"dymn", f"dymn-{__version__}.dist-info"}
-    page = {f"dymn/serve/page/vendor/{name}" for name in NEEDED}
+    page = {f"dymn/serve/page/vendor/{name}.gz" for name in NEEDED}
     has_page = (ROOT / "src" / "dymn" / "serve" / "page" / "vendor").is_dir()
     assert (page <= names) == has_page  # what `make page` installed
     assert wheel.stat().st_size < (14e6 if has_page else 8e6)

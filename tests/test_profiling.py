@@ -20,6 +20,8 @@ from dymn.errors import ConfigError, WeightsError
 from dymn.models import paper
 from dymn.models.layers import ATTENTIONS, CONTEXTS
 from dymn.models.mobilenet import MobileNet, create_model
+from dymn.models.published import OTHERS
+from dymn.plots import trade_off
 from dymn.profiling import count
 from dymn.profiling.formats import COMPARISON_FORMATS, PROFILE_FORMATS
 
@@ -234,7 +236,7 @@ def test_comparisons_are_written_in_every_format():
     assert [int(row["macs"]) for row in table] == [row["macs"] for row in values]
     assert "MN w. CBAM" in COMPARISON_FORMATS["table"](rows)
     page = COMPARISON_FORMATS["markdown"](rows)
-    assert "## Readings" in page
+    assert "## Interpretations" in page
     assert "**MN w. GRN**" in page
     assert "no shared context" not in page
 
@@ -267,6 +269,26 @@ def test_command_draws_the_figures(tmp_path, ending):
     assert result.exit_code == 0
     assert (tmp_path / f"figures.{ending}").stat().st_size > 10_000
     assert run("--plot", str(tmp_path / "figures.doc")).exit_code == 2
+
+
+def test_the_figures_show_the_networks_of_others():
+    """Each where its cost is published; those whose numbers the paper prints are its numbers."""
+    pytest.importorskip("matplotlib")
+    from matplotlib.figure import Figure
+
+    figure = Figure()
+    trade_off._draw(figure, None)
+    left, right = ({text.get_text() for text in axes.texts} for axes in figure.axes)
+    names = {row.name for row in OTHERS}
+    assert len(names) == len(OTHERS) and names <= right
+    assert names & left == {row.name for row in OTHERS if row.macs}
+    assert names & left == {"CNN14", "ResNet38", "Wavegram-Logmel", "PaSST-S"}
+    for row in OTHERS:
+        assert row.source and 43 <= row.map <= 50 and 1 < row.parameters < 100 and (row.macs or 1e4) >= 1e4
+    by_name = {row.name: row for row in OTHERS}
+    smaller = by_name["BEATs"].parameters / paper.TABLE_II["DyMN-L"].parameters
+    assert smaller > 2  # "less than half the number of parameters", Sec. IV-C.2
+    assert paper.TABLE_II["DyMN-L"].macs / by_name["PaSST-S"].macs < 0.035  # "less than 3 %", of rounded numbers
 
 
 def test_the_difference_to_the_authors_figure_of_peak_memory():

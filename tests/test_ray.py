@@ -1,10 +1,13 @@
 """Many recordings on Ray: what comes out is what one process gives, whoever dies on the way."""
 
 import importlib.util
+import json
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ from typer.testing import CliRunner
 from dymn import Tagger
 from dymn.audio import reading
 from dymn.cli import app
+from dymn.commands.imports import IMPORTED
 from dymn.errors import ConfigError, MissingExtraError
 from dymn.inference.selection import TagSettings
 from dymn.ray import Engine, _decode, _pieces, _table, _Windows, find
@@ -65,7 +69,7 @@ def test_paths_and_urls_are_found_each_once_in_their_order(remote, tmp_path):
     found, lost = find(asked)
     assert found == [*urls, tmp_path / "x.wav", f"{remote}/c"]
     assert [path for path, _ in lost] == [f"{remote}/none*", "nosuch://x/y"]
-    assert "names no recording" in str(lost[0][1]) and "nosuch" in str(lost[1][1])
+    assert "There is no recording at" in str(lost[0][1]) and "nosuch" in str(lost[1][1])
 
 
 def test_urls_are_decoded_and_bad_ones_say_why(remote, tmp_path):
@@ -105,7 +109,89 @@ def test_what_cannot_be_is_refused_before_ray_starts(tmp_path):
     refused = run("tag", EXAMPLES, "-m", "dymn04_open", "--ray", "local", "--plot", tmp_path)
     assert refused.exit_code == 2 and "--plot" in refused.stderr
     refused = run("embed", EXAMPLES, "-m", "dymn04_open", "--ray", "local", "--backend", "onnx")
-    assert refused.exit_code == 2 and "without --ray" in refused.stderr
+    assert refused.exit_code == 2 and "cannot be combined with --ray" in refused.stderr
+
+
+class LocalData:
+    """What `Engine` uses of a dataset of Ray, computed in this process; what would be sent is pickled."""
+
+    def __init__(self, tables):
+        self.tables = list(tables)
+        self.context = SimpleNamespace(execution_options=SimpleNamespace())
+
+    def map_batches(self, function, *, fn_args=(), fn_constructor_args=None, **_):
+        import cloudpickle
+
+        if fn_constructor_args is not None:
+            function = function(*cloudpickle.loads(cloudpickle.dumps(fn_constructor_args)))
+        found = (function(table, *fn_args) for table in self.tables)
+        return LocalData(one for some in found for one in ([some] if hasattr(some, "schema") else some))
+
+    def iter_batches(self, **_):
+        return iter(self.tables)
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    """A module `ray` that computes in this process."""
+    cloudpickle = pytest.importorskip("cloudpickle")
+    pytest.importorskip("pyarrow")
+    data = SimpleNamespace(from_arrow=LocalData, ActorPoolStrategy=lambda size: size)
+    module = SimpleNamespace(
+        data=data,
+        cloudpickle=cloudpickle,
+        exceptions=SimpleNamespace(RayError=ZeroDivisionError),
+        is_initialized=lambda: True,
+        cluster_resources=lambda: {"CPU": 2.0},
+    )
+    monkeypatch.setitem(sys.modules, "ray", module)
+    monkeypatch.setitem(sys.modules, "ray.data", data)
+
+
+def test_channels_and_clocks_travel(in_process, tmp_path):
+    samples, rate = soundfile.read(EXAMPLES / "dog.ogg", frames=3 * 32_000)
+    quiet = tmp_path / "yard_20260102_030405.wav"
+    soundfile.write(quiet, np.stack([samples, samples[::-1] * 0.3], axis=1), rate)
+    (tmp_path / "bad.wav").write_bytes(b"no audio")
+    words = [tmp_path, "-m", "dymn04_open", "--channel", "each", "--clock", "auto", "--window", 1, "-f", "json"]
+    here, there = (run("tag", *words, *more) for more in ([], ["--ray", "local"]))
+    assert here.exit_code == there.exit_code == 1
+    documents = [json.loads(done.stdout)["recordings"] for done in (here, there)]
+    assert [one.get("channel") for one in documents[1]] == [one.get("channel") for one in documents[0]]
+    assert len(documents[1]) == 3 and documents[1][-1]["clock"]["start"].startswith("2026-01-02T03:04:05")
+    for one, other in zip(*documents, strict=True):
+        assert one["file"] == other["file"] and one.get("clock") == other.get("clock")
+        labels = ([tag["label"] for tag in found.get("tags", [])[:2]] for found in (one, other))
+        assert next(labels) == next(labels)
+
+
+def test_levels_and_groups_travel(in_process, tmp_path):
+    groups = tmp_path / "g.toml"
+    groups.write_text('dogs = ["Dog", "Bark"]\nrest = ["Speech", "Music"]\n')
+    for words in (["tag", "--level", 1, "-k", 0], ["tag", "--groups", groups], ["events", "--groups", groups]):
+        words = [words[0], EXAMPLES / "dog.ogg", "-m", "dymn04_open", "--backend", "torch", "-f", "json", *words[1:]]
+        here, there = (json.loads(run(*words, *more).stdout)["recordings"][0] for more in ([], ["--ray", "local"]))
+        kind = "tags" if words[0] == "tag" else "events"
+        assert there[kind] and [one["label"] for one in there[kind]] == [one["label"] for one in here[kind]]
+        scores = ([one["score"] for one in found[kind]] for found in (here, there))
+        np.testing.assert_allclose(*scores, atol=1e-4)
+
+
+def test_modules_that_were_imported_travel(in_process, tmp_path, monkeypatch):
+    import cloudpickle
+
+    (tmp_path / "own_part.py").write_text("class Part:\n    name = 'mine'\n")
+    words = ["tag", EXAMPLES / "dog.ogg", "-m", "dymn04_open", "--import", tmp_path / "own_part.py"]
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    try:
+        assert run(*words, "--ray", "local").exit_code == 0
+        sent = cloudpickle.dumps(sys.modules["own_part"].Part())
+        program = "import sys, cloudpickle; print(cloudpickle.load(sys.stdin.buffer).name)"
+        there = subprocess.run([sys.executable, "-c", program], input=sent, capture_output=True, cwd="/")
+        assert there.stdout.strip() == b"mine", there.stderr
+    finally:
+        cloudpickle.unregister_pickle_by_value(sys.modules.pop("own_part"))
+        IMPORTED.remove("own_part")
 
 
 @pytest.fixture(scope="module")

@@ -314,7 +314,7 @@ def test_a_recipe_of_ones_own(tmp_path):
         ("esc50", "mn04, mn10"),
         ("esc50:mn99", "mn04, mn10"),
         ("fine_tune:big", "it has none"),
-        ("missing.toml", "no such file"),
+        ("missing.toml", "no recipe or file"),
     ],
 )
 def test_unknown_recipes_and_variants(name, message):
@@ -332,8 +332,8 @@ def test_unknown_recipes_and_variants(name, message):
         ("optim.batch_size=2.5", "must be of type int"),
         ("data.holdout=half", "holdout"),
         ("data.fold=-1", "from 0 to"),
-        ("lr=1", "names no setting"),
-        ("optim.lr", "is no assignment"),
+        ("lr=1", "is not a setting"),
+        ("optim.lr", "is not an assignment"),
         ("teacher.models=mn04_as", "must be of type tuple"),
         ("teacher.models=[3]", "a list of names"),
         ("optim.weight_decay=-1", "from 0 to"),

@@ -224,7 +224,7 @@ def test_a_quiet_copy_has_the_tags_of_the_original(tmp_path, tagger, shared):
         np.testing.assert_allclose(found.scores, equal.scores, atol=1e-3)
         np.testing.assert_allclose(found.scores, expected.scores, atol=0.1)
         assert np.abs(without.scores - expected.scores).max() > 0.1  # it is not heard without
-        assert "read twice, and raised by" in found.notes[-1]
+        assert "read twice and amplified by" in found.notes[-1]
 
 
 def test_gain_leaves_loud_recordings_as_they_are_and_tells_of_quiet_ones(tmp_path):
@@ -290,11 +290,25 @@ def test_speed_changes_what_is_heard_and_keeps_times(tmp_path, tagger, speed):
             assert (event.start, event.end) == pytest.approx((ref.start * speed, ref.end * speed), abs=1e-9)
 
 
+def test_infrasound_of_few_samples_a_second_is_played_faster(tmp_path, tagger):
+    samples = noise(3.0)[:, 0]
+    slow = write(tmp_path / "slow.wav", samples, 40)  # three seconds' samples as forty minutes
+    (found,) = tagger.tag_files([slow], TagSettings(speed=800.0))
+    (expected,) = tagger.tag_files([write(tmp_path / "plain.wav", samples, 32_000)])
+    np.testing.assert_array_equal(found.scores, expected.scores)
+    assert found.seconds == pytest.approx(len(samples) / 40)
+    assert len(reading.read(write(tmp_path / "few.wav", samples[:1000], 500), 32_000)) == 64_000
+    (bad,) = tagger.tag_files([slow])
+    assert "sample rate of 40 Hz, which --speed 1 turns into 40 Hz; 100 to 768000 Hz is allowed. Check" in str(
+        bad.error
+    )
+
+
 def test_speeds_and_bands_that_leave_nothing(tmp_path):
     path = write(tmp_path / "a.wav", noise(0.2))
-    with pytest.raises(AudioError, match="at --speed 100"):
+    with pytest.raises(AudioError, match="--speed 100 turns"):
         reading.read(path, settings=ReadSettings(speed=100))
-    with pytest.raises(AudioError, match=r"nothing above 16000 Hz is heard\. Give a lower --speed"):
+    with pytest.raises(AudioError, match=r"the highest frequency is 16000 Hz\. Give a lower --speed"):
         reading.read(path, settings=ReadSettings(band="20000-60000"))
     for wrong in ("20", "8000-20", "-", "a-b", (1,), "0-5", (5, 5)):
         with pytest.raises(ConfigError, match="band is"):
@@ -372,17 +386,28 @@ def test_when_a_recording_began(tmp_path, name, chunks, time, source):
     notes = Notes()
     begin = begin_of(recorded(tmp_path / name, *chunks), notes)
     if time is None:
-        assert begin is None and "not known when it began" in notes.lines[0]
+        assert begin is None and "its start time is unknown" in notes.lines[0]
         return
     assert begin is not None and (begin.time, begin.source) == (time, source) and not notes.lines
     assert begin.time.utcoffset() == time.utcoffset()
+
+
+def test_recordings_without_a_clock_are_told_of_once(tmp_path, caplog):
+    for name in ("a", "b", "c"):
+        recorded(tmp_path / f"{name}.wav")
+    with caplog.at_level("WARNING", "dymn"):
+        run("tag", tmp_path, *MODEL[:2], "--clock", "auto", "-o", tmp_path / "t.json")
+    said = [record.getMessage() for record in caplog.records if "its start time is unknown" in record.getMessage()]
+    assert len(said) == 1 and said[0].startswith(f"{tmp_path}/a.wav and 2 other recordings: its start time is unknown")
+    notes = [one["notes"] for one in json.loads((tmp_path / "t.json").read_text())["recordings"]]
+    assert all("its start time is unknown" in lines[0] for lines in notes) and len(notes) == 3
 
 
 def test_clocks_that_contradict_each_other(tmp_path):
     notes = Notes()
     begin = begin_of(recorded(tmp_path / "20210314_180000.wav", GUANO, bext("2021-03-14", "19:21:00")), notes)
     assert begin is not None and begin.source == "GUANO"
-    assert len(notes.lines) == 1 and "clocks differ" in notes.lines[0] and "file name" in notes.lines[0]
+    assert len(notes.lines) == 1 and "start times differ" in notes.lines[0] and "file name" in notes.lines[0]
 
 
 def test_times_in_rows(tmp_path):
@@ -426,7 +451,7 @@ def test_live_sound_has_channels_and_a_gain(tagger):
         {"clock": "auto"},
         {"track": 1},
     ):
-        with pytest.raises(ConfigError, match="heard once"):
+        with pytest.raises(ConfigError, match="For live sound"):
             tagger.stream(RATE, **wrong)
 
 
@@ -445,4 +470,4 @@ def test_annotations_and_segments_know_the_channel(tmp_path):
     slow = run("events", paths[0], *MODEL, "--threshold", 0.02, "--speed", 0.5, "-f", "raven")
     assert {row["High Freq (Hz)"] for row in csv.DictReader(io.StringIO(slow), delimiter="\t")} == {"16000.0"}
     for refused in (("--channel", "each"), ("--track", 1)):
-        assert "--segments cuts out" in run("events", *paths, *MODEL, "--segments", tmp_path / "cut", *refused, code=2)
+        assert "--segments extracts" in run("events", *paths, *MODEL, "--segments", tmp_path / "cut", *refused, code=2)

@@ -63,5 +63,5 @@ def test_load_model_for_other_classes(network, tmp_path):
         assert all(
             torch.equal(a, b) for a, b in zip(model.state_dict().values(), network.state_dict().values(), strict=True)
         )
-    with pytest.raises(ConfigError, match="num_classes is 4, and there are 3 labels"):
+    with pytest.raises(ConfigError, match="num_classes is 4, but there are 3 labels"):
         load_model(path, num_classes=4, labels=LABELS)

@@ -208,7 +208,7 @@ def test_a_damaged_recording_alone_is_read_as_far_as_it_can_be(command, rows, cl
     cut.write_bytes((clips / "a.wav").read_bytes()[:16_044])  # half a second of one
     asked = [command, cut, "-m", "dymn04_open", *(["-o", output] if rows else ["-f", "csv"])]
     refused = run(*asked)
-    assert refused.exit_code == 1 and "cut off" in refused.stderr
+    assert refused.exit_code == 1 and "truncated" in refused.stderr
     done = run(*asked, "--partial", *(["--fresh"] if rows else []))
     assert done.exit_code == 0, done.output
     text = output.read_text() if rows else done.stdout
@@ -242,7 +242,7 @@ def test_every_format_says_which_recordings_were_read_in_part(command, format, c
     sources = [folder / "cut.wav"] if format in ("audacity", "rttm") else [folder]
     asked = [command, *sources, "-m", "dymn04_open", "-f", format, "--partial", *nothing_found]
     done = run(*asked, "-o", output)
-    assert done.exit_code == 0 and "1 recording(s) are damaged and were read in part" in done.stderr, done.output
+    assert done.exit_code == 0 and "1 recording(s) are damaged and were read partially" in done.stderr, done.output
     report = tmp_path / "out.failed.jsonl"
     if format == "parquet":
         parquet = pytest.importorskip("pyarrow.parquet").read_table(output)
@@ -253,9 +253,9 @@ def test_every_format_says_which_recordings_were_read_in_part(command, format, c
     if command == "embed" or format in ("audacity", "rttm"):
         (line,) = map(json.loads, report.read_text().splitlines())
         assert line["file"].endswith("cut.wav") and "error" not in line
-        assert line["partial"][0].startswith("partial: cut off or damaged after 0.50 s of 1.00 s")
+        assert line["partial"][0].startswith("partial: truncated or damaged after 0.50 s of 1.00 s")
     else:
-        assert "partial: cut off or damaged after 0.50 s of 1.00 s" in "".join(marked)
+        assert "partial: truncated or damaged after 0.50 s of 1.00 s" in "".join(marked)
         assert not report.exists()
     if command == "embed" and format != "parquet":
         (name,) = json.loads((tmp_path / "out.json").read_text())["partial"]
@@ -274,7 +274,7 @@ def test_embeddings_of_damaged_recordings_are_marked_after_a_resume(per_window, 
     first = (tmp_path / "out.npy.failed.jsonl").read_text(), output.read_bytes()
     (folder / "b.wav").write_bytes(whole)
     done = run(*asked, "--retry-failed")
-    assert done.exit_code == 0 and "a.wav: partial" not in done.stderr and "names them" in done.stderr
+    assert done.exit_code == 0 and "a.wav: partial" not in done.stderr and "lists them" in done.stderr
     (line,) = (tmp_path / "out.npy.failed.jsonl").read_text().splitlines()
     assert line in first[0] and "0.50 s of 1.00 s" in line
     rows = np.load(output)

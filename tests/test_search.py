@@ -1,6 +1,7 @@
 """`dymn index`, `dymn search` and `dymn map`, on real recordings."""
 
 import csv
+import hashlib
 import io
 import json
 import os
@@ -21,7 +22,7 @@ from typer.testing import CliRunner
 from dymn.audio.reading import read
 from dymn.audio.stored import stretch
 from dymn.cli import app
-from dymn.commands.search import parse_query
+from dymn.commands.search import parse_query, short
 from dymn.errors import AudioError, ConfigError, DataError, MissingExtraError
 from dymn.inference import index as indexes
 from dymn.inference.discovery import Listed
@@ -96,7 +97,7 @@ def test_only_new_and_changed_recordings_are_computed(made, tmp_path):
     (folder / "a" / "first.flac").unlink()
     soundfile.write(folder / "b" / "second.wav", np.random.default_rng(0).normal(0, 0.1, 32_000), 32_000)
     done = run(*words)
-    assert done.exit_code == 0 and "1 of 3 recordings are done already" in done.stderr
+    assert done.exit_code == 0 and "1 of 3 recordings are already complete" in done.stderr
     now = indexes.open_index(index)
     assert {Path(path).name: len(spans) for path, _, _, spans in now.table.rows()} == {
         "speech.ogg": 4,
@@ -121,7 +122,7 @@ def test_another_model_or_other_windows_are_refused(made, tmp_path):
     pointer = tmp_path / "index" / "index.json"
     pointer.write_text(pointer.read_text().replace('"digest": "', '"digest": "0'))
     refused = run("search", EXAMPLES / "dog.ogg", "--index", tmp_path / "index")
-    assert refused.exit_code == 2 and "was made with dymn04_open of the digest 0" in refused.stderr
+    assert refused.exit_code == 2 and "was created with dymn04_open (digest 0" in refused.stderr
     refused = run("index", made, "-o", tmp_path / "index", "--model", "dymn04_open", "--window", 3)
     assert refused.exit_code == 2 and "window was 2.0, now 3.0" in refused.stderr and "--fresh" in refused.stderr
 
@@ -142,7 +143,7 @@ def test_a_damaged_index_is_named_and_made_anew(made, tmp_path, name):
     shutil.copytree(made / ".index", index)
     content = (index / name).read_bytes()
     (index / name).write_bytes(content[: len(content) // 2])
-    with pytest.raises(DataError, match=f"{re.escape(str(index))} is not an index, or damaged"):
+    with pytest.raises(DataError, match=f"{re.escape(str(index))} is not an index, or is damaged"):
         indexes.open_index(index)
     assert run("index", made, "-o", index, *MODEL).exit_code == 1  # for bad.wav
     assert len(indexes.open_index(index).table) == 8
@@ -156,7 +157,7 @@ def test_a_graph_whose_bytes_changed_is_not_mapped(made, tmp_path):
     content[len(content) // 2 :: 7] = b"\xff" * len(content[len(content) // 2 :: 7])
     path.write_bytes(content)
     found = run("search", EXAMPLES / "dog.ogg", "--index", index)  # the library would end the process
-    assert found.exit_code == 1 and "graph-1.usearch is not as it was written" in found.stderr
+    assert found.exit_code == 1 and "graph-1.usearch was changed" in found.stderr
 
 
 def test_an_index_without_a_parameter_is_damaged(made, tmp_path):
@@ -167,6 +168,69 @@ def test_an_index_without_a_parameter_is_damaged(made, tmp_path):
     (index / "index.json").write_text(json.dumps(about))
     with pytest.raises(DataError, match="window"):
         indexes.open_index(index)
+
+
+def test_a_table_whose_bytes_changed_and_numbers_out_of_bounds_are_refused(made, tmp_path):
+    index = tmp_path / "index"
+    shutil.copytree(made / ".index", index)
+    path = index / "table-1.npz"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"table-1\.npz was changed"):
+        indexes.open_index(index)
+    about = json.loads((index / "index.json").read_text())
+    with np.load(made / ".index" / "table-1.npz") as arrays:
+        kept = dict(arrays)
+    for name, values in (
+        ("counts", kept["counts"] * -1),
+        ("firsts", kept["firsts"] * 0),
+        ("spans", kept["spans"][:, 0]),
+    ):
+        np.savez(path, **kept | {name: values})
+        changed = about | {"table_digest": hashlib.sha256(path.read_bytes()).hexdigest()}
+        (index / "index.json").write_text(json.dumps(changed))
+        with pytest.raises(DataError, match="table is incomplete"):
+            indexes.open_index(index)
+    for size in (0, -1, 2**40):
+        (index / "index.json").write_text(json.dumps(about | {"size": size}))
+        with pytest.raises(DataError, match=f"embeddings have {size} values"):
+            indexes.open_index(index)
+    with pytest.raises(DataError, match="no window 99"):
+        indexes.open_index(made / ".index").table.window(99)
+
+
+def test_other_layers_are_indexed_and_queried_alike(made, tmp_path):
+    words = ["index", made / "a", "-o", tmp_path / "index", *MODEL]
+    assert run(*words, "--layer", "block5,mels").exit_code == 0
+    found = indexes.open_index(tmp_path / "index")
+    assert found.parameters["layers"] == ["block5", "mels"] and found.size > 128
+    (best,) = json.loads(
+        run("search", f"{made}/a/first.flac:2-4", "-i", tmp_path / "index", "-k", 1, "-f", "json").stdout
+    )["results"]
+    assert best["start"] == 2.0 and best["score"] == pytest.approx(1, abs=2e-3)
+    refused = run(*words)
+    assert refused.exit_code == 2 and "layers" in refused.stderr and "--fresh" in refused.stderr
+
+
+def test_paths_are_as_short_as_they_can_be_and_pages_are_told_of(made, tmp_path, monkeypatch):
+    (tmp_path / "work").mkdir()
+    shutil.copytree(made / "b", tmp_path / "sounds")
+    monkeypatch.chdir(tmp_path / "work")
+    assert run("index", "../sounds", "-o", "i", *MODEL).exit_code == 0
+    hits = json.loads(run("search", "../sounds/second.wav", "-i", "i", "-f", "json").stdout)["results"]
+    assert {one["file"] for one in hits} == {"../sounds/second.wav", "../sounds/speech.ogg"}
+    assert short("/x") == "/x"
+    (tmp_path / "sounds" / "speech.ogg").unlink()
+    done = run("search", "../sounds/second.wav", "-i", "i", "-o", "found.html")
+    assert done.exit_code == 0 and re.search(r"dymn: found.html is written: \d+ of \d+ windows\.\n$", done.stderr)
+    assert (
+        str(tmp_path / "sounds") not in Path("found.html").read_text()
+        and "../sounds/speech.ogg" in Path("found.html").read_text()
+    )
+    done = run("map", "-i", "i", "-o", "map.html")
+    assert done.exit_code == 0 and "dymn: map.html is written: " in done.stderr
+    assert str(tmp_path / "sounds") not in Path("map.html").read_text()
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals are those of POSIX")
@@ -215,7 +279,11 @@ def filled(journal, folder, vectors):
 def test_searches_agree_with_a_comparison_of_all_vectors(tmp_path_factory, seed, counts):
     folder, rng = tmp_path_factory.mktemp("index"), np.random.default_rng(seed)
     vectors = {f"r{i}": rng.normal(size=(count, 4)).astype(np.float32) for i, count in enumerate(counts)}
-    about = {"model": "m", "digest": "d", "parameters": {"window": 5.0, "hop": 5.0, "fill": "repeat"}}
+    about = {
+        "model": "m",
+        "digest": "d",
+        "parameters": {"window": 5.0, "hop": 5.0, "fill": "repeat", "layers": ["last"]},
+    }
     for kept in (list(vectors)[: len(vectors) // 2 + 1], list(vectors), list(vectors)[-1:]):
         now = {name: vectors[name] for name in kept}
         with Journal(folder / indexes.EMBEDDINGS, {}) as journal:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
+import gzip
 import io
 import json
 import logging
@@ -34,6 +35,7 @@ from dymn.audio import reading
 from dymn.config import ModelCard
 from dymn.inference.tagger import Tagger
 from dymn.serve.app import create_app
+from dymn.serve.assets import find_assets
 from dymn.serve.batching import Batcher, Deadline
 from dymn.serve.errors import Refusal
 from dymn.serve.guard import Guard
@@ -371,6 +373,22 @@ def test_a_file_that_the_browser_has_is_not_sent_again(client):
     assert one.get("/page/app.js", headers={"If-None-Match": first.headers["etag"]}).status_code == 304
 
 
+def test_a_compressed_file_is_sent_as_it_is_to_those_who_accept_that(client, tmp_path, monkeypatch):
+    content = bytes(range(256)) * 1000
+    (tmp_path / "vendor").mkdir()
+    (tmp_path / "vendor" / "a.wasm.gz").write_bytes(gzip.compress(content))
+    monkeypatch.setattr("dymn.serve.app.find_assets", lambda: find_assets(tmp_path))
+    one = client()
+    for accepted, encoding in (("gzip, br", "gzip"), ("identity", None)):
+        found = one.get("/page/vendor/a.wasm", headers={"Accept-Encoding": accepted})
+        assert (found.content, found.headers.get("content-encoding")) == (content, encoding)
+        assert (found.headers["content-type"], found.headers["vary"]) == ("application/wasm", "Accept-Encoding")
+        assert (int(found.headers["content-length"]) < len(content)) == (encoding == "gzip")
+        again = one.get("/page/vendor/a.wasm", headers={"If-None-Match": found.headers["etag"]})
+        assert (again.status_code, again.content) == (304, b"")
+    assert one.get("/page/vendor/a.wasm.gz").status_code == 404
+
+
 @pytest.mark.parametrize(
     ("first", "word"),
     [
@@ -499,7 +517,7 @@ def test_another_address_than_this_machine_is_warned_of(monkeypatch):
         for number, handler in zip((signal.SIGINT, signal.SIGTERM), handlers, strict=True):
             signal.signal(number, handler)
     assert result.exit_code == 0, result.output
-    assert "other machines may reach" in result.output and "asks for no token" in result.output
+    assert "other machines can reach" in result.output and "No token is required" in result.output
 
 
 def test_the_examples_of_the_documentation_work():
@@ -564,8 +582,8 @@ def test_messages_name_the_way_on_and_logs_the_sender(client, caplog):
     def message(response):
         return response.json()["error"]["message"]
 
-    assert "it is /v1/tag" in message(one.get("/tag")) and "/v1/models" in message(one.get("/models"))
-    assert message(one.get("/nothing")).startswith("There is no such address.")
+    assert "did you mean /v1/tag" in message(one.get("/tag")) and "/v1/models" in message(one.get("/models"))
+    assert message(one.get("/nothing")).startswith("There is no such endpoint.")
     wrong = one.post("/v1/tag?top_k=x", content=wav())
     assert wrong.status_code == 400 and message(wrong).endswith("/openapi.json lists what is allowed.")
     caplog.set_level(logging.WARNING, "dymn")

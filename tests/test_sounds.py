@@ -1,6 +1,7 @@
 """Sounds that begin and end: equal to the events of files, gaps, clips of them, memory over long times, the command."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -133,7 +134,7 @@ def test_specific_sounds_stand_for_general_ones_and_the_channel_counts():
     assert told == {
         (False, "left"): {"Animal", "Dog"}, (True, "left"): {"Dog"}, (True, "right"): set(), (False, "mix"): set(),
     }  # fmt: skip
-    with pytest.raises(ConfigError, match="Live sound is heard once"):
+    with pytest.raises(ConfigError, match="For live sound"):
         Sounds(BACKEND, RATE, EventSettings(speed=0.5))
 
 
@@ -269,6 +270,24 @@ def test_an_interruption_ends_sounds_and_completes_clips(tmp_path):
     assert len(list(tmp_path.iterdir())) == 2
 
 
+@pytest.mark.skipif(os.name != "posix", reason="locks of files are those of POSIX")
+def test_what_a_killed_run_left_is_removed_and_what_another_writes_is_kept(tmp_path):
+    program = (
+        "import sys, time; from pathlib import Path\n"
+        "from dymn.live.clips import ClipRecorder, ClipSettings\n"
+        "clips = ClipRecorder(ClipSettings(Path(sys.argv[1])), 1000, print)\n"
+        "clips.start({'label': 'Dog', 'start': 0.0})\n"
+        "print('begun', flush=True); time.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", program, tmp_path], stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"begun\n"
+        ClipRecorder(ClipSettings(tmp_path), 1000, pytest.fail)
+        assert len(list(tmp_path.glob(".dymn-clip-*.part"))) == 1
+        other.kill()
+    ClipRecorder(ClipSettings(tmp_path), 1000, pytest.fail)
+    assert not list(tmp_path.iterdir())
+
+
 def test_memory_stays_flat_over_a_day(tmp_path):
     """A day in blocks of half a minute, a sound in each, without the network: what is kept is bounded."""
     wanted = EventSettings(threshold=0.5, window=10.0, hop=10.0, min_gap=1.0, labels=("Loud",))
@@ -370,16 +389,16 @@ def test_a_lost_address_is_said_and_given_up(model):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["-", "--rate", 16_000, "--events", "--top-k", 3], "--top-k is about windows"),
+        (["-", "--rate", 16_000, "--events", "--top-k", 3], "--top-k applies to windows"),
         (["-", "--rate", 16_000, "--events", "--threshold", 0], "threshold is 0"),
         (["-", "--rate", 16_000, "--off-threshold", 0.9], "off_threshold is 0.9"),
-        (["-", "--rate", 16_000, "--events", "--window", 1, "--hop", 2], "would skip parts"),
+        (["-", "--rate", 16_000, "--events", "--window", 1, "--hop", 2], "would leave out parts"),
         (["-", "--rate", 16_000, "--run", "say {size}"], "{size}"),
         (["-", "--rate", 16_000, "--run", "say '{label}"], "quotes"),
         (["-", "--rate", 16_000, "--webhook", "ftp://x/y"], "--webhook must be"),
         (["-", "--rate", 16_000, "--mqtt", "http://x/y"], "--mqtt must be"),
         (["gopher://x/y"], "rtsps"),
-        (["http://radio.example/x", "--rate", 16_000], "not for addresses"),
+        (["http://radio.example/x", "--rate", 16_000], "do not apply to URLs"),
     ],
 )
 def test_wrong_use_is_told_before_a_model_is_loaded(arguments, message, tmp_path):

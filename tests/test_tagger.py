@@ -331,7 +331,7 @@ def test_waveforms_that_are_not_finite_are_refused(tagger, value, make):
         tagger.embedder("mels").vectors,
         tagger.embedder("last,block3").vectors,
     ):
-        with pytest.raises(AudioError, match="Waveform 1 holds the value"):
+        with pytest.raises(AudioError, match="Waveform 1 contains the value"):
             compute(make(clips))
         assert np.isfinite(compute(make(clips[:1]))).all()
         with pytest.raises(AudioError, match=r"must be \[B, N\]"):
@@ -340,7 +340,7 @@ def test_waveforms_that_are_not_finite_are_refused(tagger, value, make):
 
 @pytest.mark.parametrize("source", [b"RIFF secret", bytearray(b"RIFF secret"), [0.0, 0.1], None, 3])
 def test_what_is_no_recording_is_named_by_its_type(loudness, source):
-    with pytest.raises(ConfigError, match=f"of type {type(source).__name__} here") as caught:
+    with pytest.raises(ConfigError, match=f"not {type(source).__name__}") as caught:
         loudness.tag(source)
     assert "secret" not in str(caught.value)
     assert ("BytesIO" in str(caught.value)) == isinstance(source, (bytes, bytearray))

@@ -251,10 +251,10 @@ def test_the_student_hears_what_the_teacher_hears(clips, tmp_path, teacher, monk
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model": {"front_end": FRONT_END | {"n_mels": 40}}}, "another front end"),
+        ({"model": {"front_end": FRONT_END | {"n_mels": 40}}}, "front end of the teacher"),
         (
             {"model": {"settings": NETWORK | {"width": 0.3}}, "teacher": {"feature_weight": 0.1}},
-            "embeddings of one size",
+            "embeddings of the same size",
         ),
         ({"teacher": {"table": "somewhere"}}, "both set"),
     ],
@@ -270,7 +270,7 @@ def test_teachers_that_do_not_fit(clips, tmp_path, teacher, change, message):
 def test_a_teacher_of_other_classes(tmp_path, teacher):
     write_clips(tmp_path / "data", 8)
     (tmp_path / "data" / "low").rename(tmp_path / "data" / "bass")
-    with pytest.raises(ConfigError, match="other classes"):
+    with pytest.raises(ConfigError, match="classes of the teacher"):
         Run(run(tmp_path / "data", tmp_path / "run", teacher={"models": [teacher]}), Reporter())
 
 
@@ -331,7 +331,7 @@ def test_other_classes_replace_the_last_layer_alone(tmp_path, teacher):
 def test_inherits_from_a_static_network(clips, tmp_path, teacher):
     made = Run(run(clips, tmp_path, model={"inherit": teacher}), Reporter())
     assert last_bias(made.network).tolist() == [1.0, -2.0]
-    with pytest.raises(ConfigError, match="another front end"):
+    with pytest.raises(ConfigError, match="front end of teacher"):
         Run(run(clips, tmp_path / "b", model={"inherit": teacher, "front_end": FRONT_END | {"n_mels": 40}}), Reporter())
 
 
@@ -383,7 +383,13 @@ def test_the_test_set_is_measured_once_at_the_end(tmp_path, monkeypatch):
     )
     result = made.fit()
     assert heard == [(0, "val/"), (1, "val/"), (2, "test")]
-    assert {"test_accuracy", "val_accuracy"} <= set(result)
+    assert {"test_accuracy", "test_f1", "val_accuracy"} <= set(result)
+    header, *rows = (line.split(",") for line in (tmp_path / "run" / "test_confusion.csv").read_text().splitlines())
+    counts = [[int(count) for count in row[1:]] for row in rows]
+    assert header == ["class", "high", "low"] and [row[0] for row in rows] == ["high", "low"]
+    assert sum(map(sum, counts)) == 6 and (counts[0][0] + counts[1][1]) / 6 == pytest.approx(result["test_accuracy"])
+    classes = (tmp_path / "run" / "test_classes.csv").read_text().splitlines()
+    assert classes[0].endswith("precision,recall,f1") and len(classes) == 3
     for part in ("val", "train"):
         with pytest.raises(ConfigError, match=r"data\.(val|train) is"):
             run(tmp_path / "data", tmp_path / "run", data={part: "test", "test": "test"})

@@ -323,7 +323,7 @@ def test_a_damaged_state_is_said_to_be_one(clips, tmp_path):
 
 def test_a_flipped_bit_in_the_state_is_noticed_or_changes_nothing(tmp_path):
     path, rng = tmp_path / "state.pt", np.random.default_rng(0)
-    saved = state.RunState(epoch=2, model={"a": torch.randn(50)}, history=[{"epoch": 1}], best_epoch=1, fingerprint="x")
+    saved = state.RunState(epoch=2, model={"a": torch.randn(50)}, history=[{"epoch": 1}], best_epoch=1, digest="x")
     state.save_state(saved, path)
     content = path.read_bytes()
     noticed = 0
@@ -342,11 +342,13 @@ def test_a_flipped_bit_in_the_state_is_noticed_or_changes_nothing(tmp_path):
 
 
 def test_a_state_of_epochs_from_zero_is_read(tmp_path):
+    older = {"marks": {"train": torch.arange(3)}, "fingerprint": "x"}
     torch.save(
-        {"format": "dymn-run/1", "epoch": 2, "best_epoch": 0, "history": [{"epoch": 0}, {"epoch": 1}]},
+        {"format": "dymn-run/1", "epoch": 2, "best_epoch": 0, "history": [{"epoch": 0}, {"epoch": 1}], **older},
         tmp_path / "state.pt",
     )
     loaded = load_state(tmp_path / "state.pt")
+    assert loaded.fingerprints["train"].tolist() == [0, 1, 2] and loaded.digest == "x"
     assert loaded.best_epoch == 1 and [record["epoch"] for record in loaded.history] == [1, 2]
 
 

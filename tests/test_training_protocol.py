@@ -87,7 +87,7 @@ def test_repeated_runs(clips, tmp_path):
     assert train(one)["val_accuracy"] == values[1]  # a repeated run is the run of its seed
     spread = summarised([{"mAP": 0.1, "name": "x"}, {"mAP": 0.4, "name": "x"}])
     assert spread == {"mAP": {"mean": 0.25, "std": pytest.approx(0.3 / 2**0.5), "values": [0.1, 0.4]}}
-    for seeds, problem in (([1, 1], "names a seed twice"), ([-1], r"run\.seeds is -1")):
+    for seeds, problem in (([1, 1], "contains a seed twice"), ([-1], r"run\.seeds is -1")):
         with pytest.raises(ConfigError, match=problem):
             parse({"run": {"seeds": seeds}})
 

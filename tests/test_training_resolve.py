@@ -10,7 +10,7 @@ from dymn.data import open_source
 from dymn.data.detect import detect
 from dymn.errors import ConfigError, DataError
 from dymn.training import TrainConfig, load_recipe
-from dymn.training.inputs import LATER, differences, fingerprint, fingerprints
+from dymn.training.inputs import LATER, differences, run_digest, run_digests
 from dymn.training.loop import Run
 from dymn.training.report import Reporter
 from dymn.training.resolve import plain_name, resolve, with_folder
@@ -63,7 +63,7 @@ def test_folders_tables_and_archives(tmp_path):
         detect(tmp_path / "data")
     (tmp_path / "x.tar").touch()
     assert detect(tmp_path / "x.tar").kind == "shards"
-    with pytest.raises(DataError, match="say its kind"):
+    with pytest.raises(DataError, match="specify the kind"):
         detect(tmp_path / "data" / "a" / "x.wav")
     with pytest.raises(DataError, match="There is no dataset"):
         detect(tmp_path / "nowhere")
@@ -136,12 +136,12 @@ def test_runs_of_versions_with_fewer_settings_keep_their_fingerprint(tmp_path):
         "esc50:mn10": "7f2f61442c2d360591c73e23bb65d29939fbb607c4270eef4a31ba2635aaf0b6",
         None: "a769f4472e5859c9c13ff76dcbfb4cf992e8ee62205c1349492b0c65788c7c95",
     }
-    for name, mark in old.items():
+    for name, digest in old.items():
         config = load_recipe(name) if name else TrainConfig()
-        assert fingerprint(config, {}) == mark
-        assert fingerprint(config.replace({"optim.freeze": 2}), {}) != mark
+        assert run_digest(config, {}) == digest
+        assert run_digest(config.replace({"optim.freeze": 2}), {}) != digest
     development = "abd2fbad5f7f46569c7e3cf94ccb232050ebef909f7d3ac414addcec88294c84"
-    assert fingerprints(load_recipe("esc50:mn10"), {}) == (old["esc50:mn10"], development)
+    assert run_digests(load_recipe("esc50:mn10"), {}) == (old["esc50:mn10"], development)
     stored = dataclasses.asdict(TrainConfig())
     for section, names in LATER.items():
         for name in names:
@@ -163,14 +163,14 @@ class Notes(Reporter):
 def test_one_class_is_refused(tmp_path):
     write_clips(tmp_path / "clips", 8)
     shutil.rmtree(tmp_path / "clips" / "low")
-    with pytest.raises(DataError, match=r"one class, 'high': there is nothing to tell apart"):
+    with pytest.raises(DataError, match=r"the same class, 'high', so there is nothing to learn"):
         Run(run(tmp_path / "clips", tmp_path / "run"), Notes())
     rows = [
         ["path", "label"],
         *([f"clips/high/{path.name}", "high"] for path in sorted((tmp_path / "clips" / "high").iterdir())),
     ]
     write_table(tmp_path / "all.csv", rows)
-    with pytest.raises(DataError, match="any network is right"):
+    with pytest.raises(DataError, match="Add clips of another class"):
         Run(run(tmp_path / "all.csv", tmp_path / "run", data={"kind": "csv", "holdout": 0.0, "val": ""}), Notes())
     rows[1][1] = ""
     write_table(tmp_path / "some.csv", rows)

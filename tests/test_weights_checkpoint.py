@@ -109,13 +109,16 @@ def test_an_unknown_state_dict(shared):
 
 def test_assumed_settings_are_named_with_the_remedy(shared, tmp_path, caplog):
     source = tmp_path / "own.pt"
-    for fixture, temperature in (("dymn_w01_50cls_s2221", " --temperature T"), ("mn_w01", "")):
+    for fixture, options in (("dymn_w01_50cls_s2221", " --temperature T"), ("mn_w01", " --labels FILE")):
         shutil.copy(shared / f"fixtures/{fixture}/state_dict.pt", source)
         caplog.clear()
         open_checkpoint(source)
         (message,) = caplog.messages
-        assert message.endswith(f"run: dymn convert {source} OUT --strides S,S,S,S{temperature}")
-        assert "for which 2,2,2,2 are used" in message and ("temperature" in message) == bool(temperature)
+        assert message.endswith(f"run: dymn convert {source} OUT --strides S,S,S,S{options}")
+        assert "assumed to be 2,2,2,2" in message and ("temperature" in message) == ("temperature" in options)
+        assert ("its labels, which are assumed to be AudioSet's because there are 527" in message) == (
+            "labels" in options
+        )
     caplog.clear()
     convert(source, tmp_path / "own.safetensors", strides=(2, 2, 2, 1))
     open_checkpoint(tmp_path / "own.safetensors")
@@ -239,10 +242,10 @@ def test_paths_and_folders(tmp_path):
     (tmp_path / "folder" / "model.safetensors").rename(tmp_path / "folder" / "other.safetensors")
     assert load_model(tmp_path / "folder").card.name == "small"
     shutil.copy(tmp_path / "folder" / "other.safetensors", tmp_path / "folder" / "third.safetensors")
-    with pytest.raises(WeightsError, match=r"holds 2 .safetensors files, such as other.safetensors"):
+    with pytest.raises(WeightsError, match=r"contains 2 .safetensors files, such as other.safetensors"):
         load_model(tmp_path / "folder")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(WeightsError, match=r"holds no .safetensors file"):
+    with pytest.raises(WeightsError, match=r"contains no .safetensors file"):
         load_model(tmp_path / "empty")
     shutil.copy(tmp_path / "folder" / "other.safetensors", tmp_path / "weights.bin")
     assert load_model(tmp_path / "weights.bin").card.name == "small"
@@ -254,7 +257,7 @@ def test_paths_and_folders(tmp_path):
         ("mn10_ass", "Did you mean mn10_as"),
         ("no/such/folder/at/all", "There is no file, folder or model with weights"),
         ("runs/best.safetensors", r"There is no file runs/best.safetensors"),
-        ("dymn10", r"architecture without weights. With weights there are: dymn10_as, dymn10_im"),
+        ("dymn10", r"architecture without weights. Available with weights: dymn10_as, dymn10_im"),
         ("dymn06", r"architecture without weights. `dymn.create_model`"),
         ("", "There is no file, folder or model"),
     ],
@@ -310,7 +313,7 @@ def test_convert_is_told_what_the_file_does_not_say(shared, tmp_path):
     model = load_model(tmp_path / "out.safetensors")
     assert (model.card.name, model.card.labels, model.card.front_end.hop_length) == ("fifty", tuple(labels), 160)
     assert model.temperature == 3.0 and model.config.blocks[12].stride == 1
-    with pytest.raises(ConfigError, match="1 labels for a network of 50 classes"):
+    with pytest.raises(ConfigError, match="1 labels for a network with 50 classes"):
         convert(source, tmp_path / "out.safetensors", labels=["one"])
     with pytest.raises(ConfigError, match=r"Write to .*out.safetensors instead"):
         convert(source, tmp_path / "out.pt")

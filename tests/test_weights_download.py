@@ -219,13 +219,13 @@ def test_the_cache_is_used(server):
 
 BROKEN_SERVERS = [
     ("truncated", "closed after 100,000 of 300,000 bytes"),
-    ("hangs", "no answer within 0.5 s|timed out"),
+    ("hangs", "no response within 0.5 s|timed out"),
     ("stalls", "timed out after 100,000 of 300,000 bytes"),
-    ("trickles", "bytes came in .* s; the least speed is 500 bytes per second"),
+    ("trickles", "bytes arrived in .* s; the minimum speed is 500 bytes per second"),
     ("missing", "HTTP Error 404"),
-    ("downgrades", "http://example.invalid/weights.pt is refused: weights are downloaded over https only"),
-    ("to_a_file", "file:///etc/passwd' is not allowed|file:///etc/passwd is refused"),
-    ("babbles", "the server's answer is not valid"),
+    ("downgrades", "http://example.invalid/weights.pt is not allowed: weights are downloaded over HTTPS only"),
+    ("to_a_file", "file:///etc/passwd' is not allowed|file:///etc/passwd is not allowed"),
+    ("babbles", "the server's response is not valid"),
 ]
 
 
@@ -235,7 +235,7 @@ def check_failure(model, reason, cache, monkeypatch):
     with pytest.raises(WeightsError, match=reason) as caught:
         download.fetch(model, accept_content)
     message = str(caught.value)
-    assert "model_x.pt" in message and model.url in message and f"place it as {cache / 'model_x.pt'}" in message
+    assert "model_x.pt" in message and model.url in message and f"copy it to {cache / 'model_x.pt'}" in message
     assert files(cache) == []
 
 
@@ -243,7 +243,7 @@ def check_failure(model, reason, cache, monkeypatch):
     ("page", "reason"),
     [
         *BROKEN_SERVERS,
-        ("corrupted", f"SHA-256 {hashlib.sha256(OTHER).hexdigest()}, not the one published, {DIGEST}"),
+        ("corrupted", f"SHA-256 {hashlib.sha256(OTHER).hexdigest()} instead of {DIGEST} .published"),
         ("short", "1,000 bytes instead of 300,000"),
         ("huge", "instead of 300,000; it was not downloaded"),
         ("endless", "exceeds its 300,000 bytes"),
@@ -270,7 +270,7 @@ def test_no_server(cache):
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{closed.getsockname()[1]}/model_x.pt"
-    with pytest.raises(WeightsError, match=f"refused.*place it as {cache / 'model_x.pt'}"):
+    with pytest.raises(WeightsError, match=f"refused.*copy it to {cache / 'model_x.pt'}"):
         download.fetch(PublishedModel("model_x", "mn01", "model_x.pt", 1, 1, url=url), never)
 
 
@@ -278,7 +278,7 @@ def test_a_name_lookup_that_hangs_is_cut_short(monkeypatch):
     lose_patience(monkeypatch)
     released = threading.Event()
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: released.wait(30))
-    with pytest.raises(WeightsError, match=r"no answer within 0\.5 s"):
+    with pytest.raises(WeightsError, match=r"no response within 0\.5 s"):
         download.fetch(
             PublishedModel("model_x", "mn01", "model_x.pt", 1, 1, url="https://example.invalid/model_x.pt"), never
         )
@@ -290,7 +290,7 @@ def test_patience_ends_within_ten_seconds():
 
 
 def test_only_https(server):
-    with pytest.raises(WeightsError, match="https only"):
+    with pytest.raises(WeightsError, match="HTTPS only"):
         download.fetch(known(server, "good", url="http://example.invalid/model_x.pt"), never)
 
 
@@ -302,7 +302,7 @@ def test_unknown_digest_is_recorded_and_enforced(server, cache, caplog):
     download.fetch(entry, never)
     (cache / "model_x.pt").write_bytes(CONTENT[:-1])
     download.fetch(entry, never)  # damaged, so downloaded again
-    assert "The copy in the cache cannot be used" in caplog.text
+    assert "The file in the cache cannot be used" in caplog.text
     assert (cache / "model_x.pt").read_bytes() == CONTENT
     (cache / "model_x.pt").unlink()
     with pytest.raises(WeightsError, match=f"recorded in {record}.*If you trust the new file, remove"):
@@ -321,7 +321,7 @@ def test_a_file_placed_by_hand_is_validated_once(server, cache):
 def test_a_damaged_cache_without_network_is_explained(server, cache):
     cache.mkdir()
     (cache / "model_x.pt").write_bytes(CONTENT[:5000])
-    with pytest.raises(WeightsError, match=r"copy in the cache cannot be used: model_x.pt has 5,000 bytes.*404"):
+    with pytest.raises(WeightsError, match=r"file in the cache cannot be used: model_x.pt has 5,000 bytes.*404"):
         download.fetch(known(server, "missing"), never)
     assert (cache / "model_x.pt").exists()
 
@@ -329,7 +329,7 @@ def test_a_damaged_cache_without_network_is_explained(server, cache):
 def test_a_cache_that_is_a_file_is_explained(server, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("DYMN_CACHE", str(tmp_path / "file"))
-    with pytest.raises(WeightsError, match="set DYMN_CACHE to a folder"):
+    with pytest.raises(WeightsError, match="set DYMN_CACHE to a writable folder"):
         download.fetch(known(server, "good"), never)
 
 
@@ -391,15 +391,18 @@ def test_digests_can_be_pinned(server, cache, tmp_path, monkeypatch, name):
     assert files(cache) == ["SHA256SUMS", "model_x.pt"]
     (tmp_path / "pins").write_text(f"{'0' * 64} *{name}\n")
     monkeypatch.setenv("DYMN_SHA256SUMS", str(tmp_path / "pins"))
-    with pytest.raises(WeightsError, match=f"has the SHA-256 {DIGEST}, not the one pinned in .*pins, 0000"):
+    with pytest.raises(WeightsError, match=f"has the SHA-256 {DIGEST} instead of 0000.*pinned in .*pins"):
         download.fetch(entry, never)
-    with pytest.raises(WeightsError, match=f"pins has the SHA-256 0000.* for model_x, and dymn knows {DIGEST}"):
+    with pytest.raises(WeightsError, match=f"pins states the SHA-256 0000.* for model_x, but dymn knows {DIGEST}"):
         download.fetch(known(server, "good"), never)
 
 
 @pytest.mark.parametrize(
     ("text", "says"),
-    [("model_x.pt\n", "line 1: 'model_x.pt' is not a SHA-256"), (None, "cannot be read: No such file")],
+    [
+        ("model_x.pt\n", "line 1: 'model_x.pt' is not in the format of sha256sum"),
+        (None, "cannot be read: No such file"),
+    ],
 )
 def test_pins_that_are_none_are_refused(server, cache, tmp_path, monkeypatch, text, says):
     if text is not None:

@@ -119,7 +119,7 @@ def test_without_the_hub_the_version_in_the_cache_is_used(server, monkeypatch, r
     assert fetch_hub("user/repo@release/v1").digest == DIGEST[FIRST]
     assert (len(server.requests) == before) == (reason != "broken")
     remedy = {
-        "unreachable": "does not answer .*Get the file elsewhere",
+        "unreachable": "does not respond .*Download the file on another machine",
         "offline": "HF_HUB_OFFLINE is set",
         "broken": "503.*Try again later",
     }

@@ -82,12 +82,12 @@ def test_the_list_says_what_is_unverified(tmp_path, monkeypatch):
     def place(name):
         return CliRunner().invoke(app, ["models", name, "--pretrained"]).output.splitlines()[1]
 
-    assert place("mn10_as").endswith("to be fetched, unverified (first use)")
-    assert place("mn04_as").endswith("to be fetched") and place("dymn04_open").endswith("comes with dymn")
+    assert place("mn10_as").endswith("not downloaded, unverified (first use)")
+    assert place("mn04_as").endswith("not downloaded") and place("dymn04_open").endswith("included in dymn")
     (tmp_path / "mn10_as_mAP_471.pt.sha256").write_text("0" * 64)
-    assert place("mn10_as").endswith("to be fetched, as first fetched")
+    assert place("mn10_as").endswith("not downloaded, as first downloaded")
     (tmp_path / "SHA256SUMS").write_text(f"{'0' * 64}  mn10_as\n")
-    assert place("mn10_as").endswith("to be fetched, pinned")
+    assert place("mn10_as").endswith("not downloaded, pinned")
 
 
 def test_labels():

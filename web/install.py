@@ -9,10 +9,12 @@ in the repository; wheels that are built afterwards hold it. Without it the page
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from dymn.export import export_model
@@ -39,7 +41,7 @@ def main(model_name: str = "dymn04_open") -> None:
     target.mkdir()
     for name in NEEDED:
         if name.startswith("ort"):
-            shutil.copy(package / "dist" / name, target / name)
+            store(target / name, (package / "dist" / name).read_bytes())
     described = json.loads((package / "package.json").read_text(encoding="utf-8"))
     terms = (HERE.parent / "LICENSE").read_text(encoding="utf-8").splitlines()
     terms = ["Copyright (c) Microsoft Corporation" if line.startswith("Copyright") else line for line in terms]
@@ -47,7 +49,9 @@ def main(model_name: str = "dymn04_open") -> None:
     notice = [f"The files ort* are those of onnxruntime-web {described['version']}, under these terms:", "", *terms, ""]
     (target / "NOTICE.txt").write_text("\n".join(notice), encoding="utf-8")
 
-    written = export_model(model, target / "model.onnx", dynamic_time=True, precision="fp16")
+    with tempfile.TemporaryDirectory() as folder:
+        written = export_model(model, Path(folder) / "model.onnx", dynamic_time=True, precision="fp16")
+        store(target / "model.onnx", written.path.read_bytes())
     card = model.card
     facts = {
         "name": card.name,
@@ -56,11 +60,14 @@ def main(model_name: str = "dymn04_open") -> None:
         "licence": card.licence,
     }
     facts |= {"input": "waveform", "output": "probabilities", "digest": str(card.provenance.get("sha256", ""))}
-    (target / "model.json").write_text(json.dumps(facts, ensure_ascii=False), encoding="utf-8")
+    store(target / "model.json", json.dumps(facts, ensure_ascii=False).encode())
     size = sum(path.stat().st_size for path in target.iterdir())
-    print(
-        f"The page's files are in {target}: {size / 1e6:.1f} MB, of which the model takes {written.size / 1e6:.1f} MB."
-    )
+    print(f"The page's files are in {target}: {size / 1e6:.1f} MB.")
+
+
+def store(path: Path, content: bytes) -> None:
+    """Write a file compressed, under its name and .gz, as the service keeps it."""
+    path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(content, mtime=0))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ ATTENTIONS: dict[str, Any] = dict.fromkeys(
     ("ca", "ca_frequency", "ca_time", "ca_original", "ta", "srm", "se", "grn", "cbam", "gc")
 )
 CONTEXTS: dict[str, Any] = dict.fromkeys(("shared", "separate", "concatenated", "own"))
-HEADS: dict[str, Any] = dict.fromkeys(("mlp", "fully_convolutional", "frames"))
+HEADS: dict[str, Any] = dict.fromkeys(("mlp", "fully_convolutional", "attention_pooling", "frames"))
 SEQUENCES: dict[str, Any] = dict.fromkeys(("none", "tf", "gru", "hybrid"))
 ACTIVATIONS = ("relu", "hardswish", "identity")
 # of dynamic parts with a context of their own: as in the works that introduced them ([13], [14])
@@ -40,6 +40,7 @@ class Row(NamedTuple):
     stride: int
     activation: str
     time_stride: int | None = None  # of a table that states both strides
+    dilation: int = 1
 
 
 STEM_CHANNELS = 16
@@ -72,6 +73,7 @@ FRAMEWISE = tuple(
 frame of the last feature map lasts four of the spectrogram, 40 ms."""
 TABLES = {"I": TABLE_I, "framewise": FRAMEWISE}
 REDUCED_TAIL = {12: (1, 2), 13: (2, 2), 14: (2, 2)}  # by what c_exp and c_out of the last blocks are divided
+DILATED = (12, 13, 14)  # blocks whose kernels MobileNetV3 can dilate by 2, the first in place of its stride
 STRIDED = tuple(i for i, row in enumerate(TABLE_I) if row.stride == 2)
 LAST_EXPANSION = 6
 HIDDEN_CHANNELS = 1280
@@ -93,7 +95,9 @@ class Variant:
 
     `attention` is a key of `ATTENTIONS`; None, or "none" in a file that cannot hold None, is no attention.
     `dynamic_blocks` and `attention_blocks` are keys of `BLOCK_SETS` or block indices from 0 to 14; `attention_blocks`
-    None means the dynamic blocks. `reduced_tail` halves the channels from the output of block 13 on, as in MobileNetV3.
+    None means the dynamic blocks. `reduced_tail` halves the channels from the output of block 13 on, and `dilated`
+    dilates the last three blocks, which keep their resolution, as in MobileNetV3; they must be static. `se_reduction`
+    is r of Squeeze-and-Excitation, `pooling_heads` the number of heads of `head` "attention_pooling".
     """
 
     width: float = 1.0
@@ -110,6 +114,9 @@ class Variant:
     n_maps: int = 2
     strides: tuple[int, ...] = (2, 2, 2, 2)
     reduced_tail: bool = False
+    dilated: bool = False
+    se_reduction: int = 4
+    pooling_heads: int = 4
     head: str = "mlp"
     dropout: float = 0.2
     temperature: float = 1.0
@@ -135,7 +142,8 @@ class Variant:
         check(strides_fit, f"strides is {self.strides}; it must be {len(STRIDED)} numbers, each 1 or 2.")
         check(
             (self.table == "framewise") == (self.head == "frames"),
-            f"table, head are {self.table!r}, {self.head!r}; the table framewise and the head frames belong together.",
+            f"table, head are {self.table!r}, {self.head!r}; the table framewise and the head frames must be used "
+            "together.",
         )
         check(
             self.sequence == "none" or self.head == "frames",
@@ -143,7 +151,11 @@ class Variant:
         )
         for name in ("reduction", "h_min", "h_max"):
             check_number(name, getattr(self, name), 1, 2**16, whole=True)
-        check(isinstance(self.reduced_tail, bool), f"reduced_tail is {self.reduced_tail!r}; it must be true or false.")
+        for name in ("reduced_tail", "dilated"):
+            check(
+                isinstance(getattr(self, name), bool), f"{name} is {getattr(self, name)!r}; it must be true or false."
+            )
+        check(self.table == "I" or not self.dilated, "dilated is true; frame-wise networks are not dilated.")
         check(self.h_min <= self.h_max, f"h_min, h_max are {self.h_min}, {self.h_max}; h_min <= h_max is required.")
 
     def config(self) -> ModelConfig:
@@ -159,6 +171,7 @@ class Variant:
         c_in = scaled(STEM_CHANNELS)
         for i, row in enumerate(TABLES[self.table]):
             divisors = REDUCED_TAIL.get(i, (1, 1)) if self.reduced_tail else (1, 1)
+            attention = self.attention if i in attentive and self.attention != NO_ATTENTION else None
             c_exp, c_out = scaled(row.c_exp // divisors[0]), scaled(row.c_out // divisors[1])
             blocks.append(
                 BlockConfig(
@@ -170,12 +183,14 @@ class Variant:
                     activation=row.activation,
                     dynamic_convs=self.dynamic_convs if i in dynamic else (),
                     dynamic_relus=self.dynamic_relus if i in dynamic else (),
-                    attention=self.attention if i in attentive and self.attention != NO_ATTENTION else None,
+                    attention=attention,
                     context=self.context,
                     context_size=context_size(c_exp, self.width, self.reduction, self.h_min, self.h_max),
                     n_kernels=self.n_kernels,
                     n_maps=self.n_maps,
                     time_stride=row.time_stride,
+                    dilation=2 if self.dilated and i in DILATED else 1,
+                    se_reduction=self.se_reduction if attention == "se" else ATTENTION_REDUCTION,
                 )
             )
             c_in = c_out
@@ -190,6 +205,7 @@ class Variant:
             temperature=self.temperature,
             in_chans=self.in_chans,
             sequence=self._sequence() if self.head == "frames" else None,
+            pooling_heads=self.pooling_heads,
         )
 
     def _sequence(self) -> SequenceConfig:
@@ -260,7 +276,7 @@ def _block_indices(blocks: str | Sequence[int]) -> tuple[int, ...]:
     if isinstance(blocks, str):
         check(
             blocks in BLOCK_SETS,
-            f"{blocks!r} is not a set of blocks; allowed: {', '.join(BLOCK_SETS)}, or indices from 0 to 14.",
+            f"{blocks!r} is not a valid set of blocks; allowed: {', '.join(BLOCK_SETS)}, or indices from 0 to 14.",
         )
         return BLOCK_SETS[blocks]
     check(all(0 <= i < len(TABLE_I) for i in blocks), f"block indices are {tuple(blocks)}; each must be from 0 to 14.")
@@ -302,7 +318,7 @@ def model_config(name: str, **overrides: Any) -> ModelConfig:
     """
     key = ALIASES.get(name.lower().replace("-", "_"), name)
     if key not in MODELS:
-        raise ConfigError(f"There is no architecture {name!r}. Choose one of: {', '.join(MODELS)}.")
+        raise ConfigError(f"There is no architecture {name!r}. Available: {', '.join(MODELS)}.")
     settings = MODELS[key] | {k: tuple(v) if isinstance(v, list) else v for k, v in overrides.items()}
     allowed = [field.name for field in dataclasses.fields(Variant)]
     unknown = sorted(set(settings) - set(allowed))
@@ -310,7 +326,7 @@ def model_config(name: str, **overrides: Any) -> ModelConfig:
     try:
         return Variant(**settings).config()
     except (TypeError, AttributeError, OverflowError) as error:  # a setting of another type, out of a file
-        raise ConfigError(f"No network can be built from {shown(settings, 300)}: {error}.") from error
+        raise ConfigError(f"A network cannot be built from {shown(settings, 300)}: {error}.") from error
 
 
 def architectures(pattern: str | None = None) -> list[str]:

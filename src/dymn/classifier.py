@@ -15,9 +15,9 @@ import numpy as np
 from dymn.audio import reading
 from dymn.errors import ConfigError
 from dymn.inference.files import tag_files
-from dymn.inference.segments import AudioLike
 from dymn.inference.selection import TagSettings
 from dymn.inference.tagger import Tagger
+from dymn.inference.windows import AudioLike
 from dymn.runtime.opening import open_backend
 from dymn.weights.default import open_default
 from dymn.weights.format import Stored
@@ -121,7 +121,8 @@ class AudioClassifier:
             samples = given.get("raw", given.get("array"))
             if samples is None or given.get("sampling_rate") is None:
                 raise ConfigError(
-                    f"A dictionary has {', '.join(map(str, given))}; it must have raw or array, and sampling_rate."
+                    f"A dictionary has the keys {', '.join(map(str, given))}; it must have raw or array, and "
+                    "sampling_rate."
                 )
             return reading.from_array(
                 samples if reading.is_array(samples) else np.asarray(samples),

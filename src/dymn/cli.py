@@ -49,15 +49,15 @@ EXIT_BROKEN_PIPE = 141
 EXTRAS = {
     **dict.fromkeys(("train", "evaluate", "probe", "teach"), "train"),
     "export": "torch,onnx",
-    **dict.fromkeys(("fit", "calibrate"), "fit"),
+    "fit": "torch,fit",
     "explain": "torch,plot",
 }
 """The extras of commands that need more than PyTorch, so that one installation is enough."""
 
 EPILOG = (
-    "Exit codes: 0 for success; 1 if something failed, such as one of several files (the others are still processed); "
-    "2 for wrong use; 130 when interrupted, 143 when terminated. DYMN_DEBUG=1 shows the traceback of an error. "
-    "Example: `dymn tag street.wav --model dymn04_open`."
+    "Exit codes: 0 for success; 1 if something failed, such as one of several files (the others are still "
+    "processed); 2 for incorrect usage; 130 when interrupted, 143 when terminated. DYMN_DEBUG=1 shows the traceback "
+    "of an error. Example: `dymn tag street.wav --model dymn04_open`."
 )
 
 
@@ -139,7 +139,7 @@ def _outcome(error: BaseException, command: str | None = None) -> tuple[str, int
         return str(known), EXIT_FAILED
     what = f"{type(error).__name__}: {visible(str(error))}"
     return (
-        f"This is an error in dymn: {what}\nSet DYMN_DEBUG=1 to see where it arose, and please report it.",
+        f"This is a bug in dymn: {what}\nSet DYMN_DEBUG=1 to see the traceback, and please report it.",
         EXIT_FAILED,
     )
 

@@ -116,8 +116,8 @@ class FrontEndConfig:
             check_number(name, getattr(self, name), 0, 1)
         check(
             max(self.log_offset, self.log_floor) >= 1e-30,
-            f"log_offset, log_floor are {self.log_offset}, {self.log_floor}; silence has no logarithm unless one of "
-            "them is at least 1e-30.",
+            f"log_offset, log_floor are {self.log_offset}, {self.log_floor}; one of them must be at least 1e-30, "
+            "because silence has no logarithm.",
         )
 
 
@@ -128,7 +128,8 @@ class BlockConfig:
     `dynamic_convs` and `dynamic_relus` name positions out of `POSITIONS`; `attention` is a key of
     `dymn.architectures.ATTENTIONS` or None; `context_size` is H. A block whose `c_exp` equals `c_in` has no expansion
     convolution. `time_stride` is the stride along time where it is stated by itself, and
-    `stride` that of frequency then.
+    `stride` that of frequency then. `dilation` is that of the depthwise convolution; above 1 it keeps the resolution,
+    whatever the stride, as in MobileNetV3. `se_reduction` divides the channels of Squeeze-and-Excitation.
     """
 
     c_in: int
@@ -145,6 +146,8 @@ class BlockConfig:
     n_kernels: int = 4
     n_maps: int = 2
     time_stride: int | None = None
+    dilation: int = 1
+    se_reduction: int = 4
 
     POSITIONS = ("expand", "depthwise", "project")
 
@@ -163,14 +166,20 @@ class BlockConfig:
             check(isinstance(getattr(self, name), str), f"{name} is {shown(getattr(self, name))}; it must be a name.")
         for name in ("dynamic_convs", "dynamic_relus"):
             unknown = [position for position in getattr(self, name) if position not in self.POSITIONS]
-            check(not unknown, f"{name} names {shown(unknown)}; allowed: {', '.join(self.POSITIONS)}.")
+            check(not unknown, f"{name} contains {shown(unknown)}; allowed: {', '.join(self.POSITIONS)}.")
         check_number("context_size", self.context_size, 0, 2**16, whole=True)
+        check_number("dilation", self.dilation, 1, 64, whole=True)
+        check_number("se_reduction", self.se_reduction, 1, 2**16, whole=True)
+        check(
+            self.dilation == 1 or (not self.is_dynamic and self.attention in (None, "se")),
+            f"dilation is {self.dilation}; only static blocks, with Squeeze-and-Excitation or no attention, have one.",
+        )
         check(
             not self.is_dynamic or self.context_size >= 1,
             f"context_size is {self.context_size}; a block with dynamic parts needs at least 1.",
         )
         check(
-            self.strides == (self.stride, self.stride) or (not self.is_dynamic and self.attention in (None, "se")),
+            self.time_stride in (None, self.stride) or (not self.is_dynamic and self.attention in (None, "se")),
             f"stride, time_stride are {self.stride}, {self.time_stride}; only static blocks, with "
             "Squeeze-and-Excitation or no attention, have two strides.",
         )
@@ -184,12 +193,19 @@ class BlockConfig:
     @property
     def strides(self) -> tuple[int, int]:
         """The strides along frequency and time."""
+        if self.dilation > 1:
+            return 1, 1
         return self.stride, self.stride if self.time_stride is None else self.time_stride
 
     @property
+    def span(self) -> int:
+        """The size of the depthwise kernel with the holes of its dilation."""
+        return self.dilation * (self.kernel_size - 1) + 1
+
+    @property
     def has_residual(self) -> bool:
-        """Whether the input is added to the output: where shapes agree."""
-        return self.strides == (1, 1) and self.c_in == self.c_out
+        """Whether the input is added to the output: where shapes agree, but for a stride that a dilation replaces."""
+        return self.stride == 1 and self.strides == (1, 1) and self.c_in == self.c_out
 
 
 @dataclass(frozen=True)
@@ -258,6 +274,7 @@ class ModelConfig:
     temperature: float = 1.0
     in_chans: int = 1
     sequence: SequenceConfig | None = None
+    pooling_heads: int = 4  # of the head attention_pooling
 
     NESTED = {"blocks": BlockConfig, "sequence": SequenceConfig}
 
@@ -276,6 +293,7 @@ class ModelConfig:
         for name in ("c_last", "c_hidden", "num_classes"):
             check_number(name, getattr(self, name), 1, 2**20, whole=True)
         check_number("in_chans", self.in_chans, 1, 1024, whole=True)
+        check_number("pooling_heads", self.pooling_heads, 1, 1024, whole=True)
         check(isinstance(self.head, str), f"head is {shown(self.head)}; it must be a name.")
         check_number("width", self.width, 0, 1000)
         check_number("dropout", self.dropout, 0, 1)
@@ -288,11 +306,11 @@ class ModelConfig:
         )
         check(
             (self.head == "frames") == (self.sequence is not None),
-            f"head is {self.head!r}; the head frames and a sequence belong together.",
+            f"head is {self.head!r}; the head frames and a sequence must be used together.",
         )
         check(
             self.sequence is None or self.sequence.n_classes == self.num_classes,
-            f"num_classes is {self.num_classes}; it must be that of the head that scores.",
+            f"num_classes is {self.num_classes}; it must be the number of classes of the head that scores.",
         )
 
     @property
@@ -316,8 +334,8 @@ class ModelConfig:
         """
         check(
             self.in_chans == 1,
-            f"{purpose} needs a network of one input channel, and in_chans is {self.in_chans}. Call the network with "
-            "spectrograms of your own channels, or model.reset_input(1) first.",
+            f"{purpose} needs a network with one input channel, but in_chans is {self.in_chans}. Call the network "
+            "with your own spectrograms, or call model.reset_input(1) first.",
         )
 
 
@@ -354,7 +372,7 @@ class ModelCard:
             isinstance(self.front_end, FrontEndConfig),
             f"front_end is {shown(self.front_end)}; it must be a FrontEndConfig.",
         )
-        check(isinstance(self.labels, tuple), f"labels is {shown(self.labels)}; it must be a list of texts.")
+        check(isinstance(self.labels, tuple), f"labels is {shown(self.labels)}; it must be a list of strings.")
         for text in (self.name, self.licence, *self.labels):
             plain = isinstance(text, str) and len(text) <= MAX_TEXT and text.isprintable()
             check(
@@ -365,17 +383,17 @@ class ModelCard:
         repeated = [label for label, times in Counter(self.labels).items() if times > 1]
         check(
             not repeated,
-            f"labels names {', '.join(map(shown, repeated[:3]))} more than once; each class needs its own label.",
+            f"labels contains {', '.join(map(shown, repeated[:3]))} more than once; each class needs its own label.",
         )
         for title in ("metrics", "provenance"):
             entries = getattr(self, title)
             check(isinstance(entries, dict), f"{title} is {shown(entries)}; it must be a mapping.")
-            check(all(isinstance(key, str) for key in entries), f"{title} must map texts to values.")
+            check(all(isinstance(key, str) for key in entries), f"{title} must map strings to values.")
             try:
                 size = len(json.dumps(entries, allow_nan=False))
             except (TypeError, ValueError, RecursionError) as error:
-                raise ConfigError(f"{title} must hold plain, finite JSON values only: {error}.") from error
-            check(size <= MAX_JSON, f"{title} takes {size} characters of JSON; at most {MAX_JSON} are allowed.")
+                raise ConfigError(f"{title} must contain only plain, finite JSON values: {error}.") from error
+            check(size <= MAX_JSON, f"{title} has {size} characters of JSON; at most {MAX_JSON} are allowed.")
         for key, value in self.metrics.items():
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
             check(number, f"metrics has {shown(key)} = {shown(value)}; it must be a number.")

@@ -4,10 +4,7 @@ Every message names the offending value, what is allowed, and the remedy. The co
 traceback.
 """
 
-NOT_IMPORTED = (
-    "One of your own is known once its module is imported: --import MODULE on the command line, import MODULE in "
-    "Python."
-)
+NOT_IMPORTED = "To use your own, import its module first: --import MODULE on the command line, import MODULE in Python."
 """The remedy where a name may be that of something that the user has added."""
 
 
@@ -75,12 +72,11 @@ def without_torch(error: BaseException, purpose: str, extra: str = "torch") -> M
 _RESOURCES = (
     (
         "DataLoader worker",
-        "A process that reads the data has ended, as it does when memory runs out. Give fewer workers, or a smaller "
-        "batch",
+        "A process that reads data was killed, probably because memory ran out. Use fewer workers or a smaller batch",
     ),
-    ("out of memory", "The device has no room for a batch. Give a smaller batch, or a shorter window"),
-    ("can't start new thread", "The system gives no more threads. Give fewer workers"),
-    ("can't allocate memory", "Memory has run out. Give a smaller batch, fewer workers, or a shorter window"),
+    ("out of memory", "The device does not have enough memory for a batch. Use a smaller batch or a shorter window"),
+    ("can't start new thread", "The system cannot start more threads. Use fewer workers"),
+    ("can't allocate memory", "Memory has run out. Use a smaller batch, fewer workers or a shorter window"),
 )
 """Of errors of PyTorch, which have no kinds of their own: words in them, and what they mean."""
 

@@ -8,6 +8,7 @@ blocks of the middle and the end (F. Schmid, K. Koutini, G. Widmer: Low-complexi
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -23,8 +24,17 @@ LAYERS = ("mels", "block4", "block10", "block12", "block14")
 HOP_MS = 50
 WINDOW_MS = 160
 SCENE_SECONDS = 10
+SCENE_HOP_SECONDS = 2.5  # in the authors' wrapper
 BATCH_SIZE = 64
 DEFAULT = "dymn04_open"
+
+Windows = Literal["consecutive", "authors"]
+"""How scenes of more than ten seconds are cut, and what is heard beyond the edges of a clip.
+
+"consecutive": windows of ten seconds one after the other, averaged by their length; zeros beyond the edges of
+timestamps. "authors", as the wrapper that the networks were evaluated with: windows of ten seconds centred on every 2.5
+s; reflection beyond the edges, of both.
+"""
 
 
 class HearModel(nn.Module):
@@ -34,10 +44,18 @@ class HearModel(nn.Module):
         sample_rate: of the audio, in Hz.
         scene_embedding_size: values of an embedding of a whole clip.
         timestamp_embedding_size: values of an embedding of a moment.
+        windows: one of `Windows`.
     """
 
-    def __init__(self, embedder: LayerAverages) -> None:
+    def __init__(self, embedder: LayerAverages, windows: Windows = "consecutive") -> None:
+        """Choose the windows.
+
+        Raises:
+            ConfigError: if there are no such windows.
+        """
         super().__init__()
+        check(windows in get_args(Windows), f"windows is {windows!r}; allowed: {', '.join(get_args(Windows))}.")
+        self.windows = windows
         self.embedder = embedder
         self.sample_rate = embedder.sample_rate
         self.scene_embedding_size = embedder.size
@@ -48,20 +66,23 @@ class HearModel(nn.Module):
         return self.embedder(audio)  # type: ignore[no-any-return]
 
 
-def load_model(model_file_path: str = "", layers: str | Sequence[str] = LAYERS) -> HearModel:
+def load_model(
+    model_file_path: str = "", layers: str | Sequence[str] = LAYERS, windows: Windows = "consecutive"
+) -> HearModel:
     """Return a network, on the CPU, in evaluation mode.
 
     Args:
         model_file_path: a file or folder with a model, or the name of a published one; the default comes with dymn.
         layers: the layers that make the embeddings, see `dymn.runtime.layers`.
+        windows: how long scenes are cut and what is beyond the edges of a clip, see `Windows`.
 
     Raises:
         WeightsError: if the model cannot be found or read.
-        ConfigError: if there is no such layer.
+        ConfigError: if there is no such layer, or there are no such windows.
     """
     from dymn.weights import load_model as load
 
-    return HearModel(LayerAverages(load(model_file_path or DEFAULT), layers)).eval()
+    return HearModel(LayerAverages(load(model_file_path or DEFAULT), layers), windows).eval()
 
 
 @torch.no_grad()
@@ -69,20 +90,26 @@ def get_scene_embeddings(audio: Tensor, model: HearModel) -> Tensor:
     """Return embeddings [n_sounds, D] of whole clips [n_sounds, n_samples] with full scale 1.
 
     They are on the model's device, without gradients. Clips of more than ten seconds are cut into windows of that
-    length, whose embeddings are averaged over time.
+    length, as the model's `windows` say, whose embeddings are averaged.
 
     Raises:
         ConfigError: if the audio is not of two dimensions, or there is none.
         AudioError: if a sample is not finite.
     """
     audio = _checked(audio, model)
-    length = SCENE_SECONDS * model.sample_rate
-    places = [(start, len(piece)) for start, piece in cut([np.empty(audio.shape[1], np.float32)], length, length)]
+    n_samples, length = audio.shape[1], SCENE_SECONDS * model.sample_rate
+    if model.windows == "authors" and n_samples > length:
+        hop = round(SCENE_HOP_SECONDS * model.sample_rate)
+        audio = _reflected(audio, length // 2, length // 2)
+        places = [(start, length) for start in range(0, n_samples + 1, hop)]
+    else:
+        places = [(start, len(piece)) for start, piece in cut([np.empty(n_samples, np.float32)], length, length)]
+    heard = sum(samples for _, samples in places)
     total = torch.zeros(len(audio), model.scene_embedding_size, device=audio.device)
     for start, samples in places:
         for first in range(0, len(audio), BATCH_SIZE):
             rows = slice(first, first + BATCH_SIZE)
-            total[rows] += model(audio[rows, start : start + samples]) * (samples / audio.shape[1])
+            total[rows] += model(audio[rows, start : start + samples]) * (samples / heard)
     return total
 
 
@@ -90,8 +117,8 @@ def get_scene_embeddings(audio: Tensor, model: HearModel) -> Tensor:
 def get_timestamp_embeddings(audio: Tensor, model: HearModel) -> tuple[Tensor, Tensor]:
     """Return embeddings of every 50 ms of clips [n_sounds, n_samples], and their times.
 
-    Both are on the model's device, without gradients. Each is that of the 160 ms around its time, with zeros before the
-    beginning and after the end of the clip.
+    Both are on the model's device, without gradients. Each is that of the 160 ms around its time, with zeros, or the
+    clip reflected, before its beginning and after its end, as the model's `windows` say.
 
     Returns:
         embeddings [n_sounds, n_timestamps, D], and times in ms [n_sounds, n_timestamps], the first 0, the last at or
@@ -106,7 +133,8 @@ def get_timestamp_embeddings(audio: Tensor, model: HearModel) -> tuple[Tensor, T
     window = round(WINDOW_MS * rate / 1000)
     times = torch.arange(0, n_samples * 1000 // rate + 1, HOP_MS)
     centres = [round(int(time) * rate / 1000) for time in times]  # each from its time, so that no rounding adds up
-    padded = nn.functional.pad(audio, (window // 2, window))
+    pad = _reflected if model.windows == "authors" else _framed
+    padded = pad(audio, window // 2, window - window // 2)
     pairs = [(sound, centre) for sound in range(len(audio)) for centre in centres]
     parts = []
     for first in range(0, len(pairs), BATCH_SIZE):
@@ -121,6 +149,16 @@ def get_timestamp_embeddings(audio: Tensor, model: HearModel) -> tuple[Tensor, T
     return embeddings, times.float().expand(len(audio), -1).to(audio.device)
 
 
+def _framed(audio: Tensor, before: int, after: int) -> Tensor:
+    """Return clips [n, N] with zeros around them."""
+    return nn.functional.pad(audio, (before, after))
+
+
+def _reflected(audio: Tensor, before: int, after: int) -> Tensor:
+    """Return clips [n, N] reflected at both ends, again and again where they are shorter than what is wanted."""
+    return audio[:, np.pad(np.arange(audio.shape[1]), (before, after), mode="reflect")]
+
+
 def _checked(audio: Tensor, model: HearModel) -> Tensor:
     """Return the audio on the model's device in float32."""
     right = audio.ndim == 2 and audio.shape[0] >= 1 and audio.shape[1] >= 1
@@ -128,7 +166,7 @@ def _checked(audio: Tensor, model: HearModel) -> Tensor:
     samples = audio.to(model.embedder.log_mel.basis.device, torch.float32)
     if not bool((samples.abs() <= MAX_PEAK).all()):  # false for NaN too
         raise AudioError(
-            "The audio holds values that are NaN, infinite or far beyond full scale, which is 1. Replace them, for "
-            "example with torch.nan_to_num, or scale the samples."
+            "The audio contains values that are NaN, infinite or far beyond full scale, which is 1. Replace them, "
+            "for example with torch.nan_to_num, or scale the samples."
         )
     return samples

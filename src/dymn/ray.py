@@ -11,6 +11,7 @@ not depend on which process computed them.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import glob
 import importlib
 import itertools
@@ -18,17 +19,20 @@ import logging
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import numpy as np
 
 from dymn.audio import reading
+from dymn.audio.clocks import Begin
 from dymn.audio.notes import Notes
-from dymn.audio.settings import PLAIN, ReadSettings
+from dymn.audio.settings import PLAIN, Channel, ReadSettings
 from dymn.audio.sources import reason
 from dymn.audio.windows import Filled, fill
 from dymn.config import check
@@ -39,10 +43,11 @@ from dymn.inference.events import EventRecording, EventSettings, collect_events
 from dymn.inference.files import Recording, collect_tags
 from dymn.inference.formats.writers import require_parquet
 from dymn.inference.frames import FrameSettings, chosen_labels, collect_parts, frame_maker
-from dymn.inference.segments import Opened, Piece, computed, pieces, source_name
 from dymn.inference.selection import TagSettings
 from dymn.inference.tagger import Tagger
+from dymn.inference.windows import Opened, Piece, computed, pieces, source_name
 from dymn.runtime.backend import CPU_BATCH_SIZE
+from dymn.runtime.vocabulary import Relabelled
 from dymn.system.arrays import Floats
 from dymn.system.extras import needing
 
@@ -72,12 +77,14 @@ class Engine:
             them.
         threads: how many CPU threads an actor computes with.
         device: where actors compute; None is the GPU that Ray gives them, or else the CPU.
+        modules: names of imported modules of the user's own, such as an attention mechanism, which are sent along.
     """
 
     address: str = LOCAL
     workers: int | None = None
     threads: int = 1
     device: str | None = None
+    modules: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         check(self.workers is None or self.workers >= 1, f"workers is {self.workers}; on Ray it must be at least 1.")
@@ -154,11 +161,9 @@ class Engine:
     def _computed(
         self, tagger: Tagger, wanted: Wanted, sources: Iterable[Location], windows: _Windows, batch_size: int | None
     ) -> Iterator[tuple[Piece, Floats | None]]:
-        """Return what `dymn.inference.segments.computed` yields, computed by Ray."""
+        """Return what `dymn.inference.windows.computed` yields, computed by Ray."""
         check(batch_size is None or batch_size >= 1, f"batch_size is {batch_size}; it must be at least 1.")
         found = list(sources)
-        one = windows.read.channel != "each" and windows.read.clock == "none"
-        check(one, "Results for each channel, and clocks, are computed on this machine alone. Leave Ray out, or these.")
         check("-" not in map(str, found), "Standard input cannot be read by other processes. Give paths or URLs.")
         network = (
             copy.deepcopy(tagger.model).cpu(),
@@ -168,6 +173,7 @@ class Engine:
             tagger.backend.precision,
             batch_size,
             windows,
+            tagger.backend.members if isinstance(tagger.backend, Relabelled) else None,
         )
         return self._run(found, windows, network, batch_size or CPU_BATCH_SIZE)
 
@@ -175,6 +181,8 @@ class Engine:
         self, found: list[Location], windows: _Windows, network: tuple[Any, ...], batch: int
     ) -> Iterator[tuple[Piece, Floats | None]]:
         with _running(self.address) as ray:
+            for name in self.modules:  # by value: the machines of a cluster may not have them
+                ray.cloudpickle.register_pickle_by_value(sys.modules[name])
             resources = ray.cluster_resources()
             cpus, gpus = resources.get("CPU", 1.0), int(resources.get("GPU", 0)) if self.device in (None, "cuda") else 0
             actors = self.workers or gpus or max(1, int(cpus) // self.threads)
@@ -206,8 +214,7 @@ class Engine:
                 for place, piece in _pieces(table):
                     name = source_name(found[place])
                     error = piece.error and AudioError(str(piece.error).replace(whole(found[place]), name))
-                    opened = piece.recording
-                    recording = Opened(name, opened.n_samples, opened.notes, windows.read.speed)
+                    recording = dataclasses.replace(piece.recording, name=name, speed=windows.read.speed)
                     yield piece._replace(recording=recording, features=None, error=error), piece.features
 
 
@@ -251,9 +258,10 @@ class _Network:
         precision: str,
         batch_size: int | None,
         windows: _Windows,
+        members: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
         tagger = Tagger(model, device, threads, precision=precision)
-        backend = tagger.backend
+        backend = tagger.backend if members is None else Relabelled(tagger.backend, members, {})
         self.prepare = backend.features
         self.compute: Callable[[Floats], Iterable[Floats]] = lambda rows: backend.run(rows).probabilities
         if isinstance(wanted, FrameSettings):
@@ -298,6 +306,11 @@ def _table(rows: Sequence[tuple[int, Piece, Floats | None]]) -> Any:
         "start": arrow.array([piece.start for _, piece, _ in rows], arrow.float64()),
         "end": arrow.array([piece.end for _, piece, _ in rows], arrow.float64()),
         "values": arrow.array([None if values is None else values.tobytes() for _, _, values in rows], arrow.binary()),
+        "channel": arrow.array([piece.recording.channel for _, piece, _ in rows], arrow.list_(arrow.int64())),
+        "begin": arrow.array(
+            [(begin := piece.recording.begin) and (begin.time.isoformat(), begin.source) for _, piece, _ in rows],
+            arrow.list_(arrow.string()),
+        ),
         "notes": arrow.array([list(piece.recording.notes.lines) for _, piece, _ in rows], arrow.list_(arrow.string())),
         "partial": arrow.array([piece.recording.notes.partial for _, piece, _ in rows], arrow.bool_()),
         "error": arrow.array(
@@ -312,7 +325,9 @@ def _pieces(table: Any) -> Iterator[tuple[int, Piece]]:
     for row in table.to_pylist():
         values = None if row["values"] is None else np.frombuffer(bytearray(row["values"]), np.float32)
         error = None if row["error"] is None else AudioError(row["error"])
-        opened = Opened("", row["n_samples"], Notes(row["notes"], row["partial"]))
+        channel, begin = row["channel"] and Channel(*row["channel"]), row["begin"]
+        clock = begin and Begin(datetime.fromisoformat(begin[0]), begin[1])
+        opened = Opened("", row["n_samples"], Notes(row["notes"], row["partial"]), channel=channel, begin=clock)
         yield row["place"], Piece(opened, row["start"], row["end"], values, error)
 
 
@@ -337,7 +352,7 @@ def _running(address: str) -> Iterator[Any]:
             ray.init(address, logging_level=logging.ERROR, log_to_driver=False, **local)
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise ConfigError(
-                f"Cannot connect to Ray at {address!r}: {reason(error)}. Start one, or give {LOCAL!r}."
+                f"Cannot connect to Ray at {address!r}: {reason(error)}. Start a cluster, or use {LOCAL!r}."
             ) from error
     try:
         yield ray
@@ -389,10 +404,10 @@ def _find_remote(url: str) -> list[str]:
             return [url]
         below = system.glob(path) if is_pattern else system.find(path)
     except Exception as error:  # those of many libraries, which have nothing in common
-        raise AudioError(f"{url} cannot be listed: {reason(error)}. Check it, and the access to it.") from error
+        raise AudioError(f"{url} cannot be listed: {reason(error)}. Check the URL and your access to it.") from error
     if recordings := sorted(system.unstrip_protocol(name) for name in below if _is_recording(name)):
         return recordings
-    raise AudioError(f"{url} names no recording. Endings looked for: {', '.join(sorted(reading.SUFFIXES))}.")
+    raise AudioError(f"There is no recording at {url}. Recognised extensions: {', '.join(sorted(reading.SUFFIXES))}.")
 
 
 class _Remote:

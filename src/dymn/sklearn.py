@@ -12,14 +12,14 @@ import numpy.typing as npt
 
 from dymn.errors import ConfigError, MissingExtraError
 from dymn.inference.embedding import Embedder, EmbedSettings
-from dymn.inference.segments import source_name
+from dymn.inference.windows import source_name
 from dymn.runtime.opening import open_backend
 
 try:
     from sklearn.base import BaseEstimator, TransformerMixin
     from sklearn.utils.validation import check_is_fitted, validate_data
 except ImportError as error:
-    raise MissingExtraError("dymn.sklearn", "train") from error
+    raise MissingExtraError("`dymn.sklearn`", "train") from error
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -113,7 +113,7 @@ class EmbeddingTransformer(TransformerMixin, BaseEstimator):  # type: ignore[mis
     def _recordings(self, X: Any, reset: bool) -> list[Any]:
         """Return the recordings in X, each a path or a waveform."""
         if isinstance(X, (str, Path)):
-            raise ConfigError(f"X is the single path {source_name(X)!r}; give a list of paths.")
+            raise ConfigError(f"X is the single path {source_name(X)!r}; it must be a list of paths.")
         if hasattr(X, "to_numpy") and np.ndim(X) == 1:  # a Series of pandas or polars
             X = list(X)
         listed = isinstance(X, (list, tuple)) or getattr(X, "dtype", None) == np.dtype(object) or _is_text(X)

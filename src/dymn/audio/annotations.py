@@ -74,7 +74,7 @@ def read_annotated(
         for annotation in rows:
             found.setdefault(annotation.recording, set()).add(annotation)
     if not any(found.values()):
-        raise DataError(f"{path} holds no annotation. Give a selection table of Raven or a label track of Audacity.")
+        raise DataError(f"{path} contains no annotation. Give a Raven selection table or an Audacity label track.")
     return {recording: sorted(annotations) for recording, annotations in found.items()}
 
 
@@ -94,8 +94,8 @@ def tables_below(folder: Path) -> list[Path]:
             found.append(path)
         elif path.stat().st_size and any(path.with_suffix(ending).is_file() for ending in SUFFIXES):
             raise DataError(
-                f"{path} is beside a recording of its name, and is neither a selection table of Raven nor a label "
-                "track of Audacity. Correct or remove it."
+                f"{path} is in the same folder as a recording of the same name, but is neither a Raven selection "
+                "table nor an Audacity label track. Correct or remove it."
             )
     return found
 
@@ -127,7 +127,7 @@ def _lines(path: Path) -> list[tuple[int, str]]:
             raise DataError(f"{path} has {size:,} bytes; a table has at most {MAX_TABLE:,}. Split it.")
         text = path.read_bytes().decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read as a table: {error}. It must be text in UTF-8.") from error
+        raise DataError(f"{path} cannot be read as a table: {error}. It must be UTF-8 text.") from error
     return [(number, line) for number, line in enumerate(re.split("\r\n|\n|\r", text), 1) if line.strip()]
 
 
@@ -140,14 +140,15 @@ def _selections(
     if END not in header or label is None:
         needed = "End Time (s)" if END not in header else label_column or "Annotation, Species or Common Name"
         raise DataError(
-            f"{path} needs a column {needed}; it has {', '.join(header)}. Name the column of labels as label_column."
+            f"{path} needs a column {needed}; it has {', '.join(header)}. Rename the column of labels, or specify it "
+            "for `dymn train` with --set data.options.label_column=NAME."
         )
     rows = [_row(path, number, line, header) for number, line in lines]
     named = next((name for name in FILES if name in header and all(row[name] for _, row in rows)), None)
     if named is not None and OFFSET not in header and len({row[named] for _, row in rows}) > 1:
         raise DataError(
-            f"{path} names several recordings and has no column File Offset (s), so the place in each is not known. "
-            "Add that measurement in Raven, and save the table again."
+            f"{path} names several recordings and has no column File Offset (s), so the positions in them are "
+            "unknown. Add that measurement in Raven, and save the table again."
         )
     files = _Recordings(folder)
     for number, row in rows:
@@ -179,8 +180,8 @@ def _annotation(path: Path, number: int, recording: Path, start: float, end: flo
         raise DataError(f"{path}, row {number}: it has no label. Name the sound, or remove the row.")
     if not start < end:
         raise DataError(
-            f"{path}, row {number}: {label!r} goes from {start:g} to {end:g} s; the end must come after the start. "
-            "Mark a stretch of time, not a point."
+            f"{path}, row {number}: {label!r} is from {start:g} to {end:g} s; the end must be after the start. Mark "
+            "a segment, not a point in time."
         )
     return Annotation(recording, start, end, label.strip())
 
@@ -204,8 +205,9 @@ class _Recordings:
         if found := self.of(table):
             return found
         raise DataError(
-            f"{table} names no recording, and {self._folder} has none of its name, such as {table.stem}.wav. Put them "
-            "side by side, or name the folder of the recordings as root."
+            f"{table} does not name a recording, and {self._folder} has none of the same name, such as "
+            f"{table.stem}.wav. Put them into one folder, or specify the folder of the recordings for `dymn train` "
+            "with --set data.options.root=FOLDER."
         )
 
     def of(self, table: Path) -> Path | None:
@@ -234,8 +236,9 @@ class _Recordings:
             if path.suffix.lower() in SUFFIXES and path.is_file():
                 return path
         raise DataError(
-            f"{table}, row {number}: the recording {name!r} is neither there nor, by its name, in {self._folder}. Name "
-            "the folder of the recordings as root."
+            f"{table}, row {number}: the recording {name!r} does not exist, and there is none of that name in "
+            f"{self._folder}. Put it there, or specify the folder of the recordings for `dymn train` with --set "
+            "data.options.root=FOLDER."
         )
 
 
@@ -252,5 +255,5 @@ def _is_number(text: str) -> bool:
 
 def _seconds(path: Path, number: int, text: str) -> float:
     if not _is_number(text) or float(text) < 0:
-        raise DataError(f"{path}, row {number}: {text!r:.40} is not a time in seconds from 0 on.")
+        raise DataError(f"{path}, row {number}: {text!r:.40} is not a time in seconds of at least 0.")
     return float(text)

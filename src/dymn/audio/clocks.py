@@ -13,7 +13,7 @@ from datetime import datetime, timedelta, timezone
 from typing import Any, NamedTuple
 
 from dymn.audio.content import Content
-from dymn.audio.notes import Notes
+from dymn.audio.notes import NO_CLOCK, Notes
 from dymn.audio.sources import display, is_stdin, opened
 
 AGREE_SECONDS = 2.0
@@ -61,16 +61,14 @@ def begin_of(source: Any, notes: Notes) -> Begin | None:
     """
     found = [*_in_header(source), *_in_name(source)]
     if not found:
-        notes.add(
-            "it is not known when it began: there is no GUANO, AudioMoth comment or bext, and no time in its name."
-        )
+        notes.add(NO_CLOCK)
         return None
     first = found[0]
     for other in found[1:]:
         if not _agree(first.time, other.time):
             notes.add(
-                f"its clocks differ: {first.time.isoformat(' ')} by its {first.source}, which is used, and "
-                f"{other.time.isoformat(' ')} by its {other.source}."
+                f"its start times differ: {first.time.isoformat(' ')} from its {first.source}, which is used, and "
+                f"{other.time.isoformat(' ')} from its {other.source}."
             )
     return first
 

@@ -11,6 +11,8 @@ from dymn.errors import AudioError
 from dymn.system.arrays import Floats
 
 MIN_RATE, MAX_RATE = 1_000, 768_000
+LEAST_HEARD = 100
+"""The least Hz of a recording as it is heard: below, a block would become too many samples at the network's rate."""
 MAX_CHANNELS = 256
 CHUNK_SAMPLES = 2**19
 """The most samples, of all channels, in a block: 10 s at 48 kHz come in one piece."""
@@ -71,9 +73,20 @@ def check_format(name: str, rate: int, channels: int) -> None:
     remedy = (
         "Its header is damaged, or it is not audio; if it is, convert it with: ffmpeg -i IN -ar 32000 -ac 1 OUT.wav"
     )
-    if not MIN_RATE <= rate <= MAX_RATE:
-        raise AudioError(
-            f"{name} says that its sample rate is {rate} Hz; {MIN_RATE} to {MAX_RATE} Hz is allowed. {remedy}"
-        )
+    if not 1 <= rate <= MAX_RATE:
+        raise AudioError(f"{name} has a sample rate of {rate} Hz; 1 to {MAX_RATE} Hz is allowed. {remedy}")
     if not 1 <= channels <= MAX_CHANNELS:
-        raise AudioError(f"{name} says that it has {channels} channels; 1 to {MAX_CHANNELS} is allowed. {remedy}")
+        raise AudioError(f"{name} has {channels} channels; 1 to {MAX_CHANNELS} is allowed. {remedy}")
+
+
+def check_heard(name: str, rate: int, speed: float = 1.0) -> None:
+    """Refuse a recording that is played too slowly or too fast to be heard.
+
+    Raises:
+        AudioError: naming rate and speed, and what is allowed.
+    """
+    if not LEAST_HEARD <= rate * speed <= MAX_RATE:
+        raise AudioError(
+            f"{name} has a sample rate of {rate} Hz, which --speed {speed:g} turns into {rate * speed:g} Hz; "
+            f"{LEAST_HEARD} to {MAX_RATE} Hz is allowed. Check the rate in its header, or give another speed."
+        )

@@ -12,7 +12,7 @@ Who is asked, by the first bytes of the file:
   itself.
 - everything else: libsndfile, then FFmpeg.
 
-Everything is read in chunks. Lengths in headers are compared with what is there and never used to reserve memory. A
+Everything is read in chunks. Lengths in headers are compared with the file and never used to reserve memory. A
 recording that ends before its header says is an error, not a short recording: its tags would silently be those of a
 part.
 """
@@ -88,7 +88,7 @@ def _opened(content: Content, report: Report, stack: ExitStack) -> Decoder:
         return _files(content, flv_starts, report, stack)
     share = elementary.share_there(content)
     if share < _WHOLE_SHARE:
-        report.damage(None, None, f"{share:.0%} of the bytes that its header promises are there")
+        report.damage(None, None, f"{share:.0%} of the bytes that its header announces are present")
     return _either(content, report, stack)
 
 
@@ -106,8 +106,8 @@ def _elementary(content: Content, found: elementary.StreamFrames, report: Report
 def _mp4(content: Content, boxes: elementary.Boxes, report: Report, stack: ExitStack) -> Decoder:
     if not boxes.has_index:
         raise AudioError(
-            f"{report.name} is not complete: it has no index (moov), as when a recording was not finished, or its end "
-            "is missing. Get a whole copy, or repair it with a tool that knows the recorder."
+            f"{report.name} is incomplete: it has no index (moov), because recording was interrupted or its end is "
+            "missing. Get a complete copy, or repair it with a tool for the recorder."
         )
     return _files(content, boxes.starts, report, stack)
 
@@ -116,7 +116,7 @@ def _files(content: Content, starts: tuple[int, ...], report: Report, stack: Exi
     """Open files that follow each other in one; FFmpeg reads the first of them only."""
     if len(starts) == 1:
         return _asked(open_ffmpeg, content, report, stack)
-    report.note(f"{len(starts)} files follow each other in it; all of them are read.")
+    report.note(f"it contains {len(starts)} concatenated files; all of them are read.")
     links = [ogg.Link(*pair) for pair in zip(starts, [*starts[1:], content.size], strict=True)]
     return _joined(content, [bind(_link, link) for link in links], report, stack)
 
@@ -131,7 +131,7 @@ def _plain(content: Content, plain: pcm_files.PcmLayout, report: Report) -> Deco
     check_format(report.name, plain.rate, plain.channels)
     frames = plain.length // plain.frame
     if frames == 0:
-        raise AudioError(f"{report.name} holds no samples. Record or copy it again.")
+        raise AudioError(f"{report.name} contains no samples. Record or copy it again.")
     _check_share(plain, report)
     for note in plain.notes:
         report.note(note)
@@ -159,14 +159,14 @@ def _check_share(plain: pcm_files.PcmLayout, report: Report) -> None:
     if plain.coding is None:
         if promised > 1.01 * plain.length:
             report.damage(
-                None, None, f"{plain.length / promised:.0%} of the samples that its header promises are there"
+                None, None, f"{plain.length / promised:.0%} of the samples that its header announces are present"
             )
         return
     there, missing = plain.length // plain.frame * plain.frame / seconds, (promised - plain.length) / seconds
     if missing > SLACK_SECONDS:
         report.damage(there, promised / seconds, "its end is missing")
     elif promised // plain.frame > plain.length // plain.frame:
-        report.note(f"it ends {missing:.3f} s before its header says.")
+        report.note(f"it ends {missing:.3f} s earlier than its header announces.")
 
 
 def _flac(content: Content, report: Report, stack: ExitStack) -> Decoder:
@@ -204,7 +204,7 @@ def _ogg(content: Content, report: Report, stack: ExitStack) -> Decoder:
     if found.cut:
         report.damage(None, None, "its last page is incomplete")
     elif not found.ended:
-        report.note("no page ends its stream: the file may be cut off.")
+        report.note("its stream has no last page: the file may be truncated.")
     if found.skipped:
         report.note(f"{found.skipped} bytes between or after its pages are ignored.")
     if len(found.links) == 1:
@@ -212,7 +212,7 @@ def _ogg(content: Content, report: Report, stack: ExitStack) -> Decoder:
             with contextlib.suppress(MissingDecoderError):
                 return _asked(open_ffmpeg, content, report, stack)
         return _either(content, report, stack)
-    report.note(f"{len(found.links)} streams follow each other in it; all of them are read.")
+    report.note(f"it contains {len(found.links)} concatenated streams; all of them are read.")
     return _joined(content, [bind(_link, link) for link in found.links], report, stack)
 
 
@@ -225,7 +225,7 @@ def _mpeg(content: Content, base: int, found: mpeg.MpegFrames, report: Report, s
     used = sum(part.end - part.start for part in found.parts) - found.lost
     report_lost(found.lost, max(1.0, used / total), report)
     if found.cut:
-        report.note("its last frame is incomplete: the file may be cut off.")
+        report.note("its last frame is incomplete: the file may be truncated.")
     report_tail(content, found.end, report)
     if len(found.parts) == 1:
         tail = content.at(found.parts[0].end, 129)
@@ -233,7 +233,7 @@ def _mpeg(content: Content, base: int, found: mpeg.MpegFrames, report: Report, s
             not found.cut and found.parts[0].start == base and (not tail or (tail[:3] == b"TAG" and len(tail) == 128))
         )
         return _mpeg_part(found.parts[0], content, report, stack, whole=clean)
-    report.note(f"{len(found.parts)} MP3 files are joined in it; all of them are read.")
+    report.note(f"it contains {len(found.parts)} concatenated MP3 files; all of them are read.")
     return _joined(content, [bind(_mpeg_part, part) for part in found.parts], report, stack)
 
 
@@ -336,8 +336,8 @@ def _either(content: Content, report: Report, stack: ExitStack) -> Decoder:
         if ffmpeg_only:
             raise
         raise AudioError(
-            f"{report.name} is not a recording that libsndfile can read ({not_known}). Check that it is audio; "
-            "more formats can be read after: pip install av"
+            f"{report.name} is not a recording that libsndfile can read ({not_known}). Check that it is audio; for "
+            "more formats: pip install av"
         ) from None
     except UnknownFormatError as error:
         tried = "" if not_asked else f"libsndfile: {not_known}; "

@@ -89,11 +89,13 @@ def open_ffmpeg(
         _kept(handle)
         raise UnknownFormatError(error_words(error)) from error
     if names & _LISTS:
-        raise UnknownFormatError(f"a playlist ({container.format.name}) holds no sound; give what it lists")
+        raise UnknownFormatError(
+            f"a playlist ({container.format.name}) contains no audio; give the recordings that it lists"
+        )
     if track is None:
         raise AudioError(f"{report.name} has no audio track. Choose another file.")
     if context is None:
-        raise UnknownFormatError("the codec of its audio track is not known")
+        raise UnknownFormatError("the codec of its audio track is unknown")
     check_format(report.name, rate, channels)
     if note:
         report.note(note)
@@ -232,7 +234,7 @@ class _Reader:
         self._report.check_length(self._done, None if self.promised is None else self.promised - self._zero, slack)
         if self.promised is not None and self._zero + self._done > self.promised + 1:
             counted, there = duration(self.promised - self._zero), duration(self._done)
-            self._report.note(f"its header counts {counted}; its packets go on to {there}, all read.")
+            self._report.note(f"its header announces {counted}, but its packets extend to {there}; all are read.")
         if self._last_lost:
             if not self._counted:
                 self._report.damage(self._done, self.promised, "its last packet cannot be decoded")
@@ -303,16 +305,16 @@ class _Reader:
         late = self._end is not None and time > self._end + 1
         late = late or (gap > _MAX_JUMP_SECONDS and not self._absolute)
         if late or self._gaps + gap > _MAX_GAP_SECONDS:
-            self._report.note(f"its timestamps jump by {duration(gap)} at {duration(self._done)}; the gap is not kept.")
+            self._report.note(f"its timestamps jump by {duration(gap)} at {duration(self._done)}; the gap is removed.")
             self._origin += gap
             return
         if self._exact:
-            self._report.damage(self._done, self.promised, f"{duration(gap)} are missing there")
+            self._report.damage(self._done, self.promised, f"{duration(gap)} are missing")
         elif self._done == 0:
-            self._report.note(f"its sound begins at {duration(gap)}; there is silence before.")
+            self._report.note(f"its audio starts at {duration(gap)}; silence is inserted before.")
         else:
             at, to = duration(self._done), duration(self._done + gap)
-            self._report.note(f"its timestamps have a gap from {at} to {to}; silence stands for it.")
+            self._report.note(f"its timestamps have a gap from {at} to {to}; silence is inserted.")
         self._gaps += gap
         yield from self._silence(gap, frame.sample_rate)
 
@@ -324,7 +326,7 @@ class _Reader:
             return time
         alone = len(self._container.streams) == 1
         if late > (_MAX_LATE_START if alone else _MAX_GAP_SECONDS):
-            self._report.note(f"its timestamps begin at {duration(late)}; times count from its first sample.")
+            self._report.note(f"its timestamps start at {duration(late)}; times are relative to its first sample.")
             return time
         return begin
 
@@ -377,5 +379,5 @@ def _samples(frame: Any) -> Floats:
 
 def error_words(error: Exception) -> str:
     """Return what an error of FFmpeg says, without the address or the file that it names."""
-    words = (getattr(error, "strerror", None) or "the codec is not known").rstrip(".")
-    return "it uses what FFmpeg cannot decode yet" if "patches welcome" in words else words
+    words = (getattr(error, "strerror", None) or "the codec is unknown").rstrip(".")
+    return "it uses a feature that FFmpeg cannot decode yet" if "patches welcome" in words else words

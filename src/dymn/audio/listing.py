@@ -69,8 +69,8 @@ def expand(path: str | os.PathLike[str]) -> Iterator[Path]:
     if os.path.isdir(path):
         if not (yield from _counted(_walk(path))):
             raise AudioError(
-                f"The directory {display(path)} holds no recording. Looked for files ending in "
-                f"{', '.join(sorted(SUFFIXES))}; give a file with another ending by its own path."
+                f"The directory {display(path)} contains no recording. Recognised extensions: "
+                f"{', '.join(sorted(SUFFIXES))}. To read a file with another extension, give its path."
             )
         return
     if os.path.lexists(path) or not glob.has_magic(path):
@@ -87,7 +87,7 @@ def expand(path: str | os.PathLike[str]) -> Iterator[Path]:
     if not found:
         seen = f"matches {matches} paths, none of them a recording" if matches else "matches nothing"
         raise AudioError(
-            f"The pattern {display(path)} {seen}. Check it; endings looked for: {', '.join(sorted(SUFFIXES))}."
+            f"The pattern {display(path)} {seen}. Check it; recognised extensions: {', '.join(sorted(SUFFIXES))}."
         )
 
 
@@ -130,7 +130,7 @@ def _walk(directory: str) -> Iterator[Path]:
     if skipped:
         counts = ", ".join(f"{count} {ending}" for ending, count in sorted(skipped.items()))
         logger.warning(
-            "The directory %s: files left out: %s. Give their paths to read them.", display(directory), counts
+            "The directory %s: skipped files: %s. To read them, give their paths.", display(directory), counts
         )
 
 
@@ -142,7 +142,7 @@ def _is_directory(entry: os.DirEntry[str]) -> bool:
 
 
 def _warn(error: OSError) -> None:
-    logger.warning("The directory %s is left out: %s.", display(error.filename), reason(error))
+    logger.warning("The directory %s is skipped: %s.", display(error.filename), reason(error))
 
 
 def _enter(folder: str, entered: set[tuple[int, int]]) -> bool:

@@ -153,9 +153,9 @@ def microphone(device: str | int | None = None, max_lag: float = 2.0) -> Iterato
         stream.start()
     except sounddevice.PortAudioError as error:
         raise AudioError(
-            f"The microphone {info['name']} cannot be opened ({_reason(error)}). Another program may be using it, or "
-            "this one may not be allowed to: close the other one, allow it in the system's settings, or give another "
-            "--device; --devices lists them."
+            f"The microphone {info['name']} cannot be opened ({_reason(error)}). It may be in use by another "
+            "program, or access may be denied: close the other program, allow access in the system's settings, or "
+            "select another --microphone; --devices lists them."
         ) from error
     try:
         yield Microphone(str(info["name"]), rate, queue)
@@ -188,7 +188,7 @@ def _sounddevice() -> Any:
     except OSError as error:  # the wheel for Linux comes without PortAudio
         raise AudioError(
             "The library PortAudio, which microphones need, is not installed. On Debian and Ubuntu: apt install "
-            "libportaudio2. Without it, pipe raw samples in: arecord -f S16_LE -r 16000 -c 1 -t raw | dymn listen - "
+            "libportaudio2. Alternatively, pipe raw samples: arecord -f S16_LE -r 16000 -c 1 -t raw | dymn listen - "
             "--rate 16000"
         ) from error
     return sounddevice
@@ -197,8 +197,8 @@ def _sounddevice() -> Any:
 def _input_device(sounddevice: Any, device: str | int | None) -> dict[str, Any]:
     if not devices():
         raise AudioError(
-            "There is no microphone. Connect one, or pipe raw samples in: "
-            "arecord -f S16_LE -r 16000 -c 1 -t raw | dymn listen - --rate 16000"
+            "There is no microphone. Connect one, or pipe raw samples: arecord -f S16_LE -r 16000 -c 1 -t raw | "
+            "dymn listen - --rate 16000"
         )
     wanted = int(device) if isinstance(device, str) and device.isdecimal() else device
     try:

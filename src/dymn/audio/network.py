@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from dymn.audio.decoder import CHUNK_SAMPLES, MIN_RATE, MissingDecoderError, check_format
+from dymn.audio.decoder import CHUNK_SAMPLES, MIN_RATE, MissingDecoderError, check_format, check_heard
 from dymn.audio.ffmpeg import error_words, frame_samples
 from dymn.audio.microphone import BoundedQueue, Notice
 from dymn.audio.recording import chosen
@@ -31,7 +31,9 @@ from dymn.system.arrays import Floats
 SCHEMES = ("http", "https", "rtsp", "rtsps")
 PROTOCOLS = "http,https,httpproxy,tcp,tls,crypto,rtsp,rtsps,rtp,udp"
 """What FFmpeg may open: a playlist must not reach files."""
-FORMATS = "mp3,aac,ogg,flac,wav,w64,aiff,au,matroska,webm,mpegts,mov,mp4,asf,flv,hls,rtsp,sdp,rtp,adts,caf,ac3,eac3"
+STREAM_FORMATS = (
+    "mp3,aac,ogg,flac,wav,w64,aiff,au,matroska,webm,mpegts,mov,mp4,asf,flv,hls,rtsp,sdp,rtp,adts,caf,ac3,eac3"
+)
 TIMEOUT = 15.0
 """Seconds without sound after which a source is lost."""
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0
@@ -117,7 +119,7 @@ class NetworkSource:
             try:
                 self.queue.get(0)  # raises what ended the thread
             except EOFError:
-                raise AudioError(f"There is no sound in {self.name}. Check the address.") from None
+                raise AudioError(f"There is no audio in {self.name}. Check the URL.") from None
 
     def close(self) -> None:
         """End the thread; it ends at its next look, at the latest after the timeout."""
@@ -154,7 +156,7 @@ class NetworkSource:
         if isinstance(error, AudioError):
             return str(error)
         if type(error).__name__ == "ExitError":  # how PyAV ends a call that takes too long
-            return f"nothing came for {self._timeout:g} s"
+            return f"nothing arrived for {self._timeout:g} s"
         return error_words(error)
 
     def _connection(self) -> Iterator[tuple[Floats, int]]:
@@ -169,7 +171,7 @@ class NetworkSource:
             raise MissingDecoderError(f"Reading {self.name}", reason(error)) from error
         options = {
             "protocol_whitelist": PROTOCOLS,
-            "format_whitelist": FORMATS,
+            "format_whitelist": STREAM_FORMATS,
             "probesize": str(_PROBE_BYTES),
             "analyzeduration": "5000000",
             "rtsp_transport": "tcp",
@@ -177,12 +179,13 @@ class NetworkSource:
         }
         with av.open(self._url, timeout=self._timeout, metadata_errors="ignore", options=options) as container:
             if not container.streams.audio:
-                raise AudioError("there is no sound in it")
+                raise AudioError("it contains no audio")
             track = container.streams.audio[0]
             context = track.codec_context
             if context is None:
-                raise AudioError("the codec of its sound is not known")
+                raise AudioError("the codec of its audio is unknown")
             check_format("it", int(context.sample_rate), int(context.channels))
+            check_heard("it", int(context.sample_rate))
             # a file of known size ends; a stream of unknown size is only interrupted
             finite = container.size > 0
             yield from self._decoded(container, track)
@@ -198,11 +201,12 @@ class NetworkSource:
                 frames = packet.decode()
             for frame in frames:
                 check_format("it", frame.sample_rate, len(frame.layout.channels))
+                check_heard("it", frame.sample_rate)
                 samples = mean(chosen(frame_samples(frame, "it"), self._channel, "it"))
                 yield np.where(np.abs(samples) <= MAX_PEAK, samples, np.float32(0)), frame.sample_rate
                 last = time.monotonic()
             if time.monotonic() - last > self._timeout:
-                raise AudioError(f"there was no sound in it for {self._timeout:g} s")
+                raise AudioError(f"it sent no audio for {self._timeout:g} s")
             if self._closed.is_set():
                 return
 
@@ -221,7 +225,7 @@ class NetworkSource:
             self._told = None
         if self._give_up is not None and now - self._lost_at >= self._give_up:
             raise AudioError(
-                f"{self.name} has not been heard for {now - self._lost_at:.0f} s: {why}. Check the address, or give a "
+                f"{self.name} has sent no audio for {now - self._lost_at:.0f} s: {why}. Check the URL, or give a "
                 "longer --give-up."
             )
 
@@ -282,7 +286,7 @@ class NetworkSource:
                 self._position -= frames
                 self._skip(self._least)
                 self._position += frames
-                self.queue.tell(Notice("gap", "a part of it never came", self._least))
+                self.queue.tell(Notice("gap", "a part of it never arrived", self._least))
             self._least, self._least_until = np.inf, now + BURST_SECONDS
 
     def _put(self, block: Floats) -> None:
@@ -306,9 +310,9 @@ def shown_url(url: str) -> str:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
     except ValueError as error:
-        raise ConfigError(f"This is no address that can be read: {error}.") from error
+        raise ConfigError(f"This is not a valid URL: {error}.") from error
     if parts.scheme.lower() not in SCHEMES or not host:
-        raise ConfigError(f"Sound is read from addresses with {', '.join(SCHEMES)} and a host, not from {url!r}.")
+        raise ConfigError(f"The URL {url!r} is not supported. Allowed: {', '.join(SCHEMES)}, with a host.")
     host = f"[{host}]" if ":" in host else host
     return f"{parts.scheme}://{host}{'' if port is None else f':{port}'}{parts.path}"
 

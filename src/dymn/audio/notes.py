@@ -5,7 +5,10 @@ A wrong header, the choice of a track, skipped damage.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from dymn.audio.content import Content
@@ -16,6 +19,13 @@ logger = logging.getLogger(__name__)
 _MOST_LOGGED = 10_000
 _MOST_TAIL = 8192
 _logged: set[tuple[str, str]] = set()
+_shared: dict[str, list[str]] | None = None
+"""Within `shared_at_end`, the recordings of each note that many may have."""
+_lock = threading.Lock()
+
+NO_CLOCK = "its start time is unknown: no GUANO metadata, AudioMoth comment or bext chunk, and no time in its name."
+SHARED = frozenset([NO_CLOCK])
+"""Notes that may be on all recordings of a run."""
 
 SLACK_SECONDS = 0.25
 """How much of a recording may be missing without an error.
@@ -44,11 +54,31 @@ class Notes:
     def log(self, name: str) -> None:
         """Log the notes as warnings: each once in a process, however often the recording is read."""
         for line in self.lines:
+            with _lock:
+                names = None if _shared is None or line not in SHARED else _shared.setdefault(line, [])
+                if names is not None:
+                    names.append(name)
+                    continue
             if (name, line) not in _logged:
                 if len(_logged) >= _MOST_LOGGED:
                     _logged.clear()
                 _logged.add((name, line))
                 logger.warning("%s: %s", name, line)
+
+
+@contextlib.contextmanager
+def shared_at_end() -> Iterator[None]:
+    """Log notes that many recordings may have at the end, once, with the first one and the number of the others."""
+    global _shared
+    _shared = {}
+    try:
+        yield
+    finally:
+        found, _shared = _shared, None
+        for line, names in found.items():
+            distinct = list(dict.fromkeys(names))
+            others = f" and {len(distinct) - 1:,} other recordings" if len(distinct) > 1 else ""
+            logger.warning("%s%s: %s", distinct[0], others, line)
 
 
 class Report:
@@ -77,7 +107,7 @@ class Report:
         """
         if self.track is not None and self.track > self.tracks:
             has = "one audio track" if self.tracks == 1 else f"{self.tracks} audio tracks"
-            raise AudioError(f"{self.name} has {has}; there is no track {self.track}. Choose another one with --track.")
+            raise AudioError(f"{self.name} has {has}; there is no track {self.track}. Select another one with --track.")
 
     def note(self, line: str) -> None:
         """Keep a note."""
@@ -92,11 +122,11 @@ class Report:
         where = ("" if after is None else f" after {duration(after)}") + ("" if of is None else f" of {duration(of)}")
         if not self.partial:
             raise AudioError(
-                f"{self.name} is cut off or damaged{where}: {why}. Get a whole copy, read what is left with --partial, "
-                "or save it with: ffmpeg -i IN OUT.wav"
+                f"{self.name} is truncated or damaged{where}: {why}. Get a complete copy, read the intact parts with "
+                "--partial, or convert it with: ffmpeg -i IN OUT.wav"
             ) from cause
         self.notes.partial = True
-        self.note(f"partial: cut off or damaged{where}: {why}.")
+        self.note(f"partial: truncated or damaged{where}: {why}.")
 
     def check_length(self, there: float, promised: float | None, slack: float = SLACK_SECONDS) -> None:
         """Compare the seconds that were decoded with those that a header promises.
@@ -108,7 +138,7 @@ class Report:
         if promised is not None and promised - there > slack:
             self.damage(there, promised, "its end is missing")
         if there == 0:
-            raise AudioError(f"{self.name} holds no samples. Record or copy it again.")
+            raise AudioError(f"{self.name} contains no samples. Record or copy it again.")
 
 
 def duration(seconds: float) -> str:
@@ -125,13 +155,13 @@ def report_tail(content: Content, end: int, report: Report) -> None:
     """Note what is behind the last frame, unless it is little, a tag or padding."""
     tail = content.size - end
     if tail > _MOST_TAIL and any(content.at(end, _MOST_TAIL)):
-        report.note(f"{tail} bytes behind its last frame are no frames and are left out.")
+        report.note(f"{tail} bytes after its last frame are not frames and are ignored.")
 
 
 def report_lost(lost: int, bytes_per_second: float, report: Report) -> None:
     """Report bytes between frames that belong to none: damage if there are many, else a note."""
     if lost:
-        why = f"{lost} bytes between its frames are none"
+        why = f"{lost} bytes between its frames are not frames"
         if lost / bytes_per_second > SLACK_SECONDS:
             report.damage(None, None, why)
         else:

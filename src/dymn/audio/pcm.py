@@ -103,7 +103,8 @@ class PcmReader:
         ):
             self._warned = True
             logger.warning(
-                "Samples reach %.0f, and full scale is 1. If they are integers, give their format.", np.abs(array).max()
+                "Samples reach %.0f, and full scale is 1. If they are integers, specify their format.",
+                np.abs(array).max(),
             )
         return array
 

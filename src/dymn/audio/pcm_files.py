@@ -319,24 +319,24 @@ def _bounded(content: Content, container: _Container | None, base: int, plain: P
         return replace(
             plain,
             promised=None,
-            notes=("its header says that it holds no samples, as after a loss of power; it is read to its end.",),
+            notes=("its header announces no samples, as after a power failure; it is read to its end.",),
         )
     wraps = (there - promised) // _WRAP
     if wraps and (container is None or "I" in container.header):
         length = promised + wraps * _WRAP
         length = length if _chunks_follow(content, container, plain.start, length) else there
         present, counted = duration(length / max(1, seconds)), duration(promised / max(1, seconds))
-        note = f"its header wraps at 4 GiB; {present} are read, not {counted}."
+        note = f"its header has overflowed at 4 GiB; {present} are read, not {counted}."
         return replace(plain, length=length, promised=None, notes=(note,))
     tail = there - promised
     if (container is not None and _outer_end(content, container, base) > end + 64) or _goes_on(
         content, plain, promised
     ):
         present, counted = duration(there / max(1, seconds)), duration(promised / max(1, seconds))
-        note = f"its header counts {counted}; the samples go on to {present}."
+        note = f"its header announces {counted}, but the samples extend to {present}."
         return replace(plain, promised=None, notes=(note,))
     notes = (
-        (f"{tail} bytes behind its samples are not sound and are left out.",) if tail > SLACK_SECONDS * seconds else ()
+        (f"{tail} bytes after its samples are not audio and are ignored.",) if tail > SLACK_SECONDS * seconds else ()
     )
     return replace(plain, length=promised, notes=notes)
 

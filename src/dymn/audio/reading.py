@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dymn.audio.band import band_passed
-from dymn.audio.decoder import MAX_RATE, MIN_RATE, Block, MissingDecoderError
+from dymn.audio.decoder import Block, MissingDecoderError, check_heard
 from dymn.audio.gain import loudest, loudness
 from dymn.audio.listing import SUFFIXES, expand, find
 from dymn.audio.notes import Notes
@@ -214,7 +214,8 @@ def from_array(
         kept.log("The array")
     if not blocks:
         raise AudioError(
-            f"The array holds {len(mono)} samples at {source_rate} Hz: less than one sample at {rate} Hz. Give more."
+            f"The array contains {len(mono)} samples at {source_rate} Hz, which is less than one sample at {rate} "
+            "Hz. Give a longer array."
         )
     return np.concatenate(blocks)
 
@@ -233,7 +234,7 @@ def _resampled(source: FileLike, rate: int, settings: ReadSettings, notes: Notes
             empty = False
             yield block
         if empty:
-            raise AudioError(f"{display(source)} holds less than one sample at {rate} Hz. Record or copy it again.")
+            raise AudioError(f"{display(source)} contains less than one sample at {rate} Hz. Record or copy it again.")
         if notes is None:
             kept.log(display(source))
 
@@ -243,19 +244,15 @@ def _heard(
 ) -> Iterator[np.ndarray]:
     """Yield mono samples as the network hears them, but for their gain: at its rate, faster or slower, in a band."""
     speed, band = settings.speed, settings.band
-    if not MIN_RATE <= source_rate * speed <= MAX_RATE:
-        raise AudioError(
-            f"{name} has {source_rate} Hz, which at --speed {speed:g} are {source_rate * speed:g}; {MIN_RATE} to "
-            f"{MAX_RATE} Hz are allowed. Give another speed."
-        )
+    check_heard(name, source_rate, speed)
     blocks = resampled(chunks, source_rate * speed if speed != 1 else source_rate, rate)
     if band is None:
         return blocks
     low, high = (None if edge is None else edge * speed for edge in band)
     if low is not None and low >= rate / 2:
         raise AudioError(
-            f"{name}: the band begins at {low / speed:g} Hz, and at --speed {speed:g} nothing above "
-            f"{rate / 2 / speed:g} Hz is heard. Give a lower --speed, which makes high sounds low, or another --band."
+            f"{name}: the band starts at {low / speed:g} Hz, but at --speed {speed:g} the highest frequency is "
+            f"{rate / 2 / speed:g} Hz. Give a lower --speed, which lowers frequencies, or another --band."
         )
     return band_passed(blocks, rate, low, high)
 
@@ -271,7 +268,7 @@ def _raised(
         if gain:
             notes.add(
                 f"it is quiet: its loudest second is at {level.second:.1f} dBFS, its largest sample at "
-                f"{level.peak:.1f} dBFS; it was read twice, and raised by {gain:.1f} dB."
+                f"{level.peak:.1f} dBFS; it was read twice and amplified by {gain:.1f} dB."
             )
     factor = np.float32(10 ** (gain / 20))
     for block in blocks_of(notes):
@@ -331,7 +328,7 @@ def channels_last(array: np.ndarray | Tensor) -> np.ndarray:
     samples = to_float32(_as_numpy(array))
     shape = list(samples.shape)
     if samples.size == 0:
-        raise AudioError(f"The array has shape {shape}: it holds no samples. Give at least one.")
+        raise AudioError(f"The array has shape {shape}: it contains no samples. Give at least one.")
     if samples.ndim == 1:
         return samples[:, np.newaxis]
     if samples.ndim != 2:
@@ -342,7 +339,7 @@ def channels_last(array: np.ndarray | Tensor) -> np.ndarray:
     small = [axis for axis in (0, 1) if shape[axis] == 1] or [axis for axis in (0, 1) if shape[axis] <= _ARRAY_CHANNELS]
     if len(small) != 1 and shape != [1, 1]:
         raise AudioError(
-            f"The array has shape {shape}: it is not clear which axis holds the channels (at most {_ARRAY_CHANNELS}). "
-            "Average them yourself and pass one dimension."
+            f"The array has shape {shape}: it is ambiguous which axis holds the channels (at most "
+            f"{_ARRAY_CHANNELS}). Average the channels and pass a one-dimensional array."
         )
     return samples.T if small[0] == 0 else samples

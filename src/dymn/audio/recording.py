@@ -98,7 +98,7 @@ def settled(settings: ReadSettings, source: FileLike, content: Content, notes: N
                 f"{display(source)} cannot be read: {reason(error)}. Check the disk or the connection."
             ) from error
     if decoder.channels > 1:
-        notes.add(f"channel {number} is the loudest of its {decoder.channels}, and is read.")
+        notes.add(f"channel {number} of {decoder.channels} is the loudest and is read.")
     return replace(settings, channel=number)
 
 
@@ -106,7 +106,7 @@ def _mono(decoder: Decoder, report: Report, channel: str, raised: bool) -> Itera
     """Yield a channel or the mean over channels [n], and compare their number with what the header says."""
     if decoder.omni and channel == "mix":
         report.note(
-            f"it is ambisonic: of its {decoder.channels} channels, the first, which is omnidirectional, is read."
+            f"it is ambisonic: the first of its {decoder.channels} channels, which is omnidirectional, is read."
         )
         channel = "1"
     levels, place = Levels(), 0.0

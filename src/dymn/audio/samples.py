@@ -87,8 +87,8 @@ def check_finite(name: str, mono: Floats, start: float = 0.0, rate: int | None =
         index = int(np.argmin(np.abs(mono) <= MAX_PEAK))
         value, where = mono[index], f"sample {index}" if rate is None else f"{start + index / rate:.3f} s"
         raise AudioError(
-            f"{name} holds the value {value:g} at {where}; samples must be finite, with full scale at 1. "
-            "Replace them, for example with numpy.nan_to_num, or export the recording again as 16-bit PCM."
+            f"{name} contains the value {value:g} at {where}; samples must be finite, with full scale at 1. Replace "
+            "them, for example with numpy.nan_to_num, or export the recording again as 16-bit PCM."
         )
     return peak
 
@@ -128,9 +128,8 @@ class Levels:
         """Add notes on what is unusual; that it is quiet only unless a gain is given (`raised`)."""
         if self._peak > INTEGER_PEAK:
             notes.add(
-                f"samples reach {self._peak:.0f}, and full scale is 1: they look like integers that are stored as "
-                "floats. Divide them by "
-                f"{next((full for full in _FULL_SCALES if self._peak <= full), _FULL_SCALES[-1])}."
+                f"samples reach {self._peak:.0f}, but full scale is 1: they are probably integers stored as floats. "
+                f"Divide them by {next((full for full in _FULL_SCALES if self._peak <= full), _FULL_SCALES[-1])}."
             )
         loudest = float(self._channels.max()) if len(self._channels) else 0.0
         if self._frames and np.isfinite(loudest) and loudest > _SILENCE * self._frames:
@@ -138,10 +137,10 @@ class Levels:
             if gap > MIX_GAP_DB:
                 live = int((self._channels > 1e-4 * loudest).sum())
                 one = live == 1 and len(self._channels) > 2
-                why = "only one of them is live" if one else "they cancel each other, as with inverted phase"
+                why = "only one of them has a signal" if one else "they cancel each other out, as with inverted phase"
                 notes.add(
                     f"the mix of its {len(self._channels)} channels is {gap:.0f} dB below the loudest one: {why}. "
-                    "Choose one of them with --channel, or --channel loudest."
+                    "Select a channel with --channel, for example --channel loudest."
                 )
                 return
         mean = self._sum / max(1, self._n)
@@ -149,4 +148,4 @@ class Levels:
             notes.add(f"its samples have an offset of {mean:.2g} of full scale (DC); --band 20- removes it.")
         if 0 < self._peak < QUIET_PEAK and not raised:
             level = 20 * np.log10(self._peak)
-            notes.add(f"it is quiet: its largest sample is at {level:.0f} dBFS. --gain auto raises it.")
+            notes.add(f"it is quiet: its largest sample is at {level:.0f} dBFS. --gain auto amplifies it.")

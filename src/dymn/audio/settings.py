@@ -82,7 +82,7 @@ def channel_index(channel: str, count: int, name: str) -> int:
     number = _SIDES.get(channel) or int(channel)
     if number > count:
         has = "one channel" if count == 1 else f"{count} channels"
-        raise AudioError(f"{name} has {has}; there is no channel {channel}. Choose another one with --channel.")
+        raise AudioError(f"{name} has {has}; there is no channel {channel}. Select another one with --channel.")
     return number - 1
 
 

@@ -86,14 +86,14 @@ def _from_path(name: str, path: str | bytes, stack: contextlib.ExitStack) -> Con
         flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
         descriptor = os.open(path, flags)
     except FileNotFoundError as error:
-        hint = " Addresses are not read: download the file first." if _ADDRESS.match(name) else ""
+        hint = " URLs are not supported: download the file first." if _ADDRESS.match(name) else ""
         here = display(Path.cwd())
         raise AudioError(
             f"The file {name} does not exist. Check the path; relative ones start at {here}.{hint}"
         ) from error
     except PermissionError as error:
         raise AudioError(
-            f"The file {name} may not be read: permission denied. Allow it with chmod or choose another file."
+            f"The file {name} cannot be read: permission denied. Allow access with chmod, or give another file."
         ) from error
     except (OSError, ValueError) as error:
         raise AudioError(f"The file {name} cannot be opened: {reason(error)}. Check the path.") from error
@@ -103,7 +103,7 @@ def _from_path(name: str, path: str | bytes, stack: contextlib.ExitStack) -> Con
         return _not_empty(name, descriptor)
     if stat.S_ISFIFO(mode):
         return _spooled(name, lambda: _when_ready(name, descriptor, lambda: os.read(descriptor, _CHUNK)), stack)
-    raise AudioError(f"{name} is a device or a socket. Give a regular file, a FIFO, or '-' for standard input.")
+    raise AudioError(f"{name} is a device or a socket. Give a regular file, a named pipe, or '-' for standard input.")
 
 
 def _from_stdin(stack: contextlib.ExitStack) -> Content:
@@ -163,7 +163,8 @@ def _when_ready(name: str, descriptor: int, read: Callable[[], Any]) -> Any:
     poll.register(descriptor, select.POLLIN | select.POLLHUP)
     if not poll.poll(IDLE_SECONDS * 1000):
         raise AudioError(
-            f"{name} sent nothing for {IDLE_SECONDS:g} s. Start what writes to it first, or record to a file."
+            f"{name} sent nothing for {IDLE_SECONDS:g} s. Start the program that writes to it first, or record to a "
+            "file."
         )
     return read()
 
@@ -183,7 +184,7 @@ def _spooled(name: str, read: Callable[[], Any], stack: contextlib.ExitStack) ->
             ) from error
         if not isinstance(chunk, (bytes, bytearray, memoryview)):
             kind = "text" if isinstance(chunk, str) else type(chunk).__name__
-            raise AudioError(f"{name} gave {kind} instead of bytes. Open it in binary mode ('rb') and blocking.")
+            raise AudioError(f"{name} returned {kind} instead of bytes. Open it in binary ('rb') and blocking mode.")
         if not chunk:
             break
         if copy.size + len(chunk) > limit:
@@ -196,7 +197,7 @@ def _spooled(name: str, read: Callable[[], Any], stack: contextlib.ExitStack) ->
                 f"{name} cannot be buffered in {where}: {reason(error)}. Free space or set TMPDIR."
             ) from error
     if copy.size == 0:
-        raise AudioError(f"{name} ended before it sent anything. Check what writes to it.")
+        raise AudioError(f"{name} ended before it sent anything. Check the program that writes to it.")
     return copy.content()
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from dymn.audio import pcm_files
 from dymn.audio.content import Content
-from dymn.audio.decoder import CHUNK_SAMPLES, Decoder
+from dymn.audio.decoder import CHUNK_SAMPLES, Decoder, check_heard
 from dymn.audio.decoding import open_decoder
 from dymn.audio.notes import Report
 from dymn.audio.resampling import resampled
@@ -110,6 +110,7 @@ def stretch(source: FileLike, start: float, end: float, rate: int) -> Floats:
         AudioError: if it cannot be read, or the recording ends before the stretch begins.
     """
     with stored(source) as sound:
+        check_heard(sound.name, sound.rate)
         first, last = round(start * sound.rate), 2**62 if end == math.inf else round(end * sound.rate)
         parts = [
             mean(to_float32(samples[max(0, first - place) : max(0, last - place)]))

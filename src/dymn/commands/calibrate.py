@@ -8,20 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dymn.commands import fit, options
 from dymn.commands.datasets import check_data
-from dymn.commands.fit import Add, Background, Separator, TrackWindow, check_picture, gathered, open_named, threads_of
-from dymn.commands.options import (
-    DATA,
-    WHAT,
-    Quiet,
-    ReportFormat,
-    Threads,
-    Workers,
-    check_ending,
-    complete_models,
-    hush,
-    note,
-)
+from dymn.commands.fit import check_picture, gathered, open_named, tell_bad, threads_of
+from dymn.commands.options import DATA, WHAT, check_ending, complete_models, hush, note
 
 if TYPE_CHECKING:
     from dymn.fitting.calibrate import Calibrated
@@ -35,7 +25,7 @@ def calibrate(
         typer.Argument(
             metavar="MODEL",
             autocompletion=complete_models,
-            help="The name of a model with weights, or a file or folder with one.",
+            help="The name of a model with weights, or a file or folder that contains one.",
         ),
     ],
     data: Annotated[
@@ -44,38 +34,38 @@ def calibrate(
             "--data",
             "-d",
             metavar="PATH",
-            help="Labelled recordings, as for `dymn fit`. Their labels are the model's, which may have more.",
+            help="Labelled recordings, as for `dymn fit`. The model must have all of their labels and may have more.",
             rich_help_panel=DATA,
         ),
     ],
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="FILE", help="The checkpoint to write, a .safetensors file.")
     ],
-    background: Background = None,
-    add: Add = None,
-    separator: Separator = None,
-    window: TrackWindow = 3.0,
+    background: fit.Background = None,
+    add: fit.Add = None,
+    separator: fit.Separator = None,
+    window: fit.TrackWindow = 3.0,
     plot: Annotated[
         Path | None,
         typer.Option(
             "--plot",
             metavar="FILE",
-            help="Draw how often probabilities come true, before and after (.png, .pdf or .svg).",
+            help="Draw a reliability diagram, before and after calibration (.png, .pdf or .svg).",
             rich_help_panel=WHAT,
         ),
     ] = None,
-    format: ReportFormat = "table",
-    threads: Threads = None,
-    workers: Workers = None,
-    quiet: Quiet = False,
+    format: options.ReportFormat = "table",
+    threads: options.Threads = None,
+    workers: options.Workers = None,
+    quiet: options.Quiet = False,
 ) -> None:
-    """Make the probabilities of a model mean what they say on your recordings, and give each class its thresholds.
+    """Calibrate a model's probabilities on your recordings, and determine thresholds for each class.
 
-    The logits of each class are stretched and shifted, which is folded into the model's last layer. --threshold auto
-    and precise of other commands use the thresholds.
+    The logits of each class are scaled and shifted, which is folded into the model's last layer. --threshold auto and
+    precise of other commands use the thresholds.
 
-    The calibration error before and after, and the thresholds, are measured on recordings that were left out of the
-    fit.
+    The calibration error before and after, and the thresholds, are measured on held-out recordings. If the error would
+    increase, because there are too few recordings, the probabilities are not changed, with a note.
 
     Example: `dymn calibrate mine.safetensors --data clips --output calibrated.safetensors`.
     """
@@ -96,14 +86,14 @@ def calibrate(
             progress=progress,
         )  # fmt: skip
     save(found.stored, output)
-    if found.after.error > found.before.error:
+    if found.attempted > found.before.error:
         note(
-            f"On recordings that were left out, the calibration error grew, with {found.windows} windows in all. Keep "
-            "the model as it was, or label more recordings.",
+            f"{found.windows} windows are too few: on held-out recordings, calibration increased the error from "
+            f"{found.before.error:.4f} to {found.attempted:.4f}. Only the thresholds are new; the probabilities are "
+            "not changed. Label more recordings.",
             quiet,
         )
-    for error in found.bad.values():
-        typer.echo(f"dymn: {error}", err=True)
+    tell_bad(found.bad)
     if plot is not None:
         from dymn.plots.reliability import plot_reliability
 
@@ -125,7 +115,7 @@ def as_table(found: Calibrated, output: Path) -> str:
             f"{one.label.ljust(width)}  {one.positives:7}  {one.affine.slope:5.2f}  {one.affine.offset:7.2f}{tail}"
         )
     if len(found.classes) > MOST_SHOWN:
-        lines.append(f"and {len(found.classes) - MOST_SHOWN} more; --format json has all")
+        lines.append(f"and {len(found.classes) - MOST_SHOWN} more; --format json prints all")
     error = f"Calibration error {found.before.error:.4f} before, {found.after.error:.4f} after"
     return "\n".join([*lines, "", f"{error}, on {found.windows} windows.", f"{output} is written."])
 

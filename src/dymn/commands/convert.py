@@ -20,55 +20,58 @@ def convert(
         str,
         typer.Argument(
             metavar="IN",
-            help="A state dict published by EfficientAT (.pt), or anything else that --model of `dymn tag` takes.",
+            help="A state dict published by EfficientAT (.pt), or any other value of --model in `dymn tag`.",
         ),
     ],
     destination: Annotated[
-        Path, typer.Argument(metavar="OUT", help="A .safetensors file to write, or a folder in the style of the Hub.")
+        Path,
+        typer.Argument(metavar="OUT", help="The .safetensors file to write, or a folder as on the Hugging Face Hub."),
     ],
     temperature: Annotated[
         float | None,
         typer.Option(
-            help="The temperature of the kernel attention, which a state dict lacks: 1 for AudioSet models, 30 for "
-            "ImageNet models. The default is that of the published model, or 1.",
+            help="The temperature of the kernel attention, which a state dict does not contain: 1 for AudioSet "
+            "models, 30 for ImageNet models. The default is that of the published model, or 1.",
         ),
     ] = None,
     strides: Annotated[
         str | None,
         typer.Option(
             metavar="S,S,S,S",
-            help="The strides of blocks 2, 4, 7 and 13, which a state dict lacks, such as 2,2,2,1. "
-            "The default is those of the published model, or 2,2,2,2.",
+            help="The strides of blocks 2, 4, 7 and 13, which a state dict does not contain, such as 2,2,2,1. The "
+            "default is those of the published model, or 2,2,2,2.",
         ),
     ] = None,
     attention: Annotated[
         str | None,
         typer.Option(
             metavar="ca|none",
-            help="The attention of the dynamic blocks, which a state dict does not tell: none for a DyMN trained "
+            help="The attention of the dynamic blocks, which a state dict does not show: none for a DyMN trained "
             "without Coordinate Attention. The default is that of the published model, or ca.",
         ),
     ] = None,
+    dilated: Annotated[
+        bool,
+        typer.Option("--dilated", help="An MN was built with dilated kernels in its last three blocks."),
+    ] = False,
     labels: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="The labels in the order of the logits: a text file with one a line. The default is AudioSet's for "
-            "527 classes.",
+            help="A text file with one label per line, in the order of the logits. The default for 527 classes is "
+            "AudioSet's labels.",
         ),
     ] = None,
-    half: Annotated[
-        bool, typer.Option("--half", help="Store the weights in half precision, which halves the file.")
-    ] = False,
+    half: Annotated[bool, typer.Option("--half", help="Store the weights in half precision: half the size.")] = False,
     int8: Annotated[
         bool,
-        typer.Option("--int8", help="Store the weights in 8 bits, which makes the file a quarter of its size."),
+        typer.Option("--int8", help="Store the weights in 8 bits: a quarter of the size."),
     ] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write a published checkpoint in dymn's own format, which holds all that is needed to use it.
+    """Convert a published checkpoint to dymn's own format, which contains everything needed to use it.
 
-    The file alone rebuilds network, front end and labels. No code from the checkpoint is executed.
+    Network, front end and labels are rebuilt from the file alone. No code from the checkpoint is executed.
 
     Example: `dymn convert mn04_as_mAP_432.pt mn04_as.safetensors`.
     """
@@ -84,6 +87,7 @@ def convert(
             temperature=temperature,
             strides=None if strides is None else parse_strides(strides),
             attention=attention,
+            dilated=dilated,
             labels=None if labels is None else read_labels(labels),
             half=half,
             int8=int8,
@@ -101,7 +105,7 @@ def parse_strides(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError as error:
-        raise ConfigError(f"--strides is {text!r}; give four numbers with commas between, such as 2,2,2,1.") from error
+        raise ConfigError(f"--strides is {text!r}; give four numbers separated by commas, such as 2,2,2,1.") from error
 
 
 def read_labels(path: Path) -> list[str]:
@@ -113,5 +117,7 @@ def read_labels(path: Path) -> list[str]:
     try:
         lines = read_bounded(path, MAX_LABELS).decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--labels {path} cannot be read: {error}. Give a text file with a label a line.") from error
+        raise ConfigError(
+            f"--labels {path} cannot be read: {error}. Give a text file with one label per line."
+        ) from error
     return [line.strip() for line in lines if line.strip()]

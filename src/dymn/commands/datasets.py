@@ -15,7 +15,9 @@ def check_data(path: Path, where: str) -> None:
         ConfigError: the message says what to give instead.
     """
     if not os.path.exists(os.path.expanduser(path)):
-        raise ConfigError(f"There is nothing at {path}. Give the path of a folder, a table or an archive as {where}.")
+        raise ConfigError(
+            f"There is no dataset at {path}. Give the path of a folder, a table or an archive as {where}."
+        )
 
 
 def check_model(name: str) -> None:

@@ -9,39 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from dymn.commands.options import (
-    WHAT,
-    BackendOption,
-    Device,
-    Filling,
-    Fresh,
-    Hop,
-    Layers,
-    Model,
-    Partial,
-    Paths,
-    PrecisionOption,
-    Quiet,
-    Ray,
-    RetryFailed,
-    Threads,
-    WindowBatch,
-    WindowOption,
-    Workers,
-    format_option,
-    hush,
-    note_gaps,
-    output_option,
-)
-from dymn.commands.reading_options import (
-    Band,
-    ChannelOption,
-    FilesFrom,
-    Gain,
-    Speed,
-    Track,
-    gathered,
-)
+from dymn.commands import options, reading_options
+from dymn.commands.options import WHAT, format_option, hush, note_gaps, output_option
+from dymn.commands.reading_options import gathered
 
 if TYPE_CHECKING:
     from dymn.commands.runs import Files
@@ -55,56 +25,56 @@ EmbedFormat = Literal["npy", "parquet", "csv"]
 
 
 def embed(
-    paths: Paths = None,
-    model: Model = None,
-    layer: Layers = None,
+    paths: options.Paths = None,
+    model: options.Model = None,
+    layer: options.Layers = None,
     per_window: Annotated[
         bool,
-        typer.Option("--per-window", help="Write a row for each window, with its start and end.", rich_help_panel=WHAT),
+        typer.Option("--per-window", help="Write one row per window, with its start and end.", rich_help_panel=WHAT),
     ] = False,
     format: Annotated[
         EmbedFormat | None,
         format_option(
             "npy (records with the fields file, start, end, embedding), parquet (the same as columns; needs "
-            "dymn\\[parquet]) or csv (a column for each value). The default is by the ending of --output; "
-            "standard output gets csv."
+            "dymn\\[parquet]) or csv (one column per value). The default follows the extension of --output; for "
+            "standard output it is csv."
         ),
     ] = None,
     output: Annotated[
         Path | None,
         output_option(
-            "Write to this file, which appears when it is complete. Until then a journal lies beside it, and the same "
-            "command resumes after an interruption. Beside npy and csv, FILE.json names what made them: the model, "
-            "its digest, layers, settings, and the recordings that were read in part."
+            "Write to this file, atomically. A journal next to it lets the same command resume after an "
+            "interruption. For npy and csv, FILE.json contains the model, its digest, the layers, the settings, and "
+            "the recordings that were read partially."
         ),
     ] = None,
-    window: WindowOption = 10.0,
-    hop: Hop = None,
-    fill: Filling = "bare",
-    files_from: FilesFrom = None,
-    channel: ChannelOption = "mix",
-    track: Track = None,
-    gain: Gain = "0",
-    speed: Speed = 1.0,
-    band: Band = None,
-    partial: Partial = False,
-    backend: BackendOption = "auto",
-    device: Device = None,
-    precision: PrecisionOption = "float32",
-    threads: Threads = None,
-    batch_size: WindowBatch = None,
-    workers: Workers = None,
-    ray: Ray = None,
-    fresh: Fresh = False,
-    retry_failed: RetryFailed = False,
-    quiet: Quiet = False,
+    window: options.WindowOption = 10.0,
+    hop: options.Hop = None,
+    fill: options.Filling = "bare",
+    files_from: reading_options.FilesFrom = None,
+    channel: reading_options.ChannelOption = "mix",
+    track: reading_options.Track = None,
+    gain: reading_options.Gain = "0",
+    speed: reading_options.Speed = 1.0,
+    band: reading_options.Band = None,
+    partial: options.Partial = False,
+    backend: options.BackendOption = "auto",
+    device: options.Device = None,
+    precision: options.PrecisionOption = "float32",
+    threads: options.Threads = None,
+    batch_size: options.WindowBatch = None,
+    workers: options.Workers = None,
+    ray: options.Ray = None,
+    fresh: options.Fresh = False,
+    retry_failed: options.RetryFailed = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Turn recordings into vectors, for small models, search and clustering.
 
-    Each recording gets one row with its name, or one for each window with --per-window. `dymn probe` fits a linear
-    model to them.
+    The output has one row per recording or, with --per-window, one row per window. `dymn probe` fits a linear model to
+    embeddings.
 
-    Recordings that cannot be read are named on standard error and in a report beside --output, and have no row. The
+    Recordings that cannot be read are reported on standard error and in a report next to --output, and have no row. The
     others are still embedded, and the exit code is 1.
 
     Examples: `dymn embed clips -o clips.npy`; `dymn embed clips --layer mels,blocks --per-window --window 1 -o

@@ -3,31 +3,17 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dymn.commands import options
 from dymn.commands.datasets import check_data, check_model
-from dymn.commands.options import (
-    DATA,
-    ClipBatch,
-    ClipWorkers,
-    Device,
-    KindOption,
-    PrecisionOption,
-    Quiet,
-    ReportFormat,
-    Threads,
-    complete_models,
-    hush,
-    note,
-    note_ending,
-    seconds_option,
-)
+from dymn.commands.options import DATA, check_ending, complete_models, hush, note, note_ending, seconds_option
 from dymn.commands.output import note_new_folder
 from dymn.errors import ConfigError
+from dymn.system.files import json_values
 
 if TYPE_CHECKING:
     from dymn.evaluation.assess import Assessment
@@ -39,20 +25,21 @@ def evaluate(
         typer.Argument(
             metavar="MODEL",
             autocompletion=complete_models,
-            help="The name of a model with weights, or a file or folder with one, such as "
-            "runs/mn04_as/best.safetensors; A+B is the mean of several models' logits.",
+            help="The name of a model with weights, or a file or folder that contains one, such as "
+            "runs/mn04_as/best.safetensors. A+B is an ensemble of models.",
         ),
     ],
     data: Annotated[
-        Path, typer.Option("--data", "-d", metavar="PATH", help="The data, as for `dymn train`.", rich_help_panel=DATA)
+        Path,
+        typer.Option("--data", "-d", metavar="PATH", help="The dataset, as for `dymn train`.", rich_help_panel=DATA),
     ],
-    kind: KindOption = "auto",
+    kind: options.KindOption = "auto",
     split: Annotated[
         str | None,
         typer.Option(
             "--split",
             metavar="NAME",
-            help="The split: test, val, train or all. The default is test if there are such clips, else all.",
+            help="The split: test, val, train or all. The default is test or, if there are no test clips, all.",
             rich_help_panel=DATA,
         ),
     ] = None,
@@ -62,51 +49,63 @@ def evaluate(
             "--fold",
             metavar="NUMBER",
             min=1,
-            help="The fold that is the test set, for data in folds.",
+            help="The fold to use as the test set, for datasets with folds.",
             rich_help_panel=DATA,
         ),
     ] = None,
     seconds: Annotated[
         float | None,
-        seconds_option("Length of a window. The default is the length that the model was trained with.", DATA),
+        seconds_option("Length of a window. The default is the length used in training.", DATA),
     ] = None,
-    workers: ClipWorkers = 0,
-    batch_size: ClipBatch = 16,
+    workers: options.ClipWorkers = 0,
+    batch_size: options.ClipBatch = 16,
     per_class: Annotated[
         Path | None,
-        typer.Option("--per-class", metavar="FILE", help="Write the figures of each class into this CSV file."),
+        typer.Option(
+            "--per-class",
+            metavar="FILE",
+            help="Write the metrics of each class to this CSV file: average precision, ROC-AUC, numbers of clips, "
+            "precision, recall and F1.",
+        ),
     ] = None,
     predictions: Annotated[
         Path | None,
-        typer.Option("--predictions", metavar="FILE", help="Write the probabilities of each clip into this CSV file."),
+        typer.Option("--predictions", metavar="FILE", help="Write the probabilities of each clip to this CSV file."),
     ] = None,
     confusion: Annotated[
         Path | None,
         typer.Option(
             "--confusion",
             metavar="FILE",
-            help="Write the confusion matrix into this CSV file, for exclusive classes.",
+            help="Write the confusion matrix to this CSV file, or draw it (.png, .pdf, .svg), for exclusive classes.",
         ),
     ] = None,
-    format: ReportFormat = "table",
-    device: Device = None,
-    precision: PrecisionOption = "float32",
-    threads: Threads = None,
-    quiet: Quiet = False,
+    format: options.ReportFormat = "table",
+    device: options.Device = None,
+    precision: options.PrecisionOption = "float32",
+    threads: options.Threads = None,
+    quiet: options.Quiet = False,
 ) -> None:
-    """Measure a model on a dataset: mAP, ROC-AUC, d' and F1 for tags, accuracy and F1 for exclusive classes.
+    """Evaluate a model on a dataset: mAP, ROC-AUC, d' and F1 for tags, accuracy and F1 for exclusive classes.
 
     Whole recordings are evaluated, in windows whose probabilities are averaged.
 
-    The model's classes and those of the data are matched by their names; the model may have more.
+    Classes of the model and the dataset are matched by name; the model may have more classes.
 
-    Classes without a positive clip are left out of the means and named.
+    Classes without a positive clip are listed and excluded from the means.
 
     Example: `dymn evaluate runs/mn04_as/best.safetensors --data clips --per-class classes.csv`.
     """
     hush(quiet)
     if per_class is not None:
         note_ending("--per-class", per_class, ".csv", quiet)
+    if confusion is not None:
+        check_ending("--confusion", confusion, [*options.PICTURES, ".csv"])
+    draws = confusion is not None and confusion.suffix.lower() in options.PICTURES
+    if draws:
+        from dymn.plots.style import require
+
+        require()
     for path in filter(None, (per_class, predictions, confusion)):
         note_new_folder(path)
     check_data(data, "--data")
@@ -131,19 +130,23 @@ def evaluate(
             progress=progress,
         )
     if per_class is not None:
-        write_per_class(per_class, found.labels, found.per_class)
+        write_per_class(per_class, found.labels, found.per_class, found.answers)
     if predictions is not None:
         write_predictions(predictions, found)
     if confusion is not None:
         if found.confusion is None:
             raise ConfigError(
-                f"--confusion needs classes that exclude each other; the clips of {data} may have several labels."
+                f"--confusion needs mutually exclusive classes; the clips of {data} may have several labels."
             )
-        write_confusion(confusion, found.labels, found.confusion)
+        if draws:
+            from dymn.plots.confusion import plot_confusion
+
+            plot_confusion(found.labels, found.confusion, confusion, network.card.name)
+        else:
+            write_confusion(confusion, found.labels, found.confusion)
     if found.split == "all":
         note(
-            "There is no test set, so all clips were evaluated, including those that the model may have been trained "
-            "on.",
+            "There is no test set, so all clips were evaluated, which may include training clips of the model.",
             quiet or split == "all",
         )
     typer.echo(as_json(found, model, data) if format == "json" else as_table(found))
@@ -193,11 +196,8 @@ def as_table(found: Assessment) -> str:
 
 def as_json(found: Assessment, model: str, data: Path) -> str:
     """Return the figures as a JSON object; one that is not defined is null."""
-    values = {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in found.figures.items()
-    }
+    values = dict(found.figures)
     if "without_positives" in values:
         values["without_positives"] = [found.labels[i] for i in found.figures["without_positives"]]
     about = {"model": model, "data": str(data), "kind": found.kind, "split": found.split}
-    return json.dumps(about | values | {"bad": found.bad}, indent=1, ensure_ascii=False)
+    return json.dumps(json_values(about | values | {"bad": found.bad}), indent=1, ensure_ascii=False)

@@ -7,41 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from dymn.commands import options, reading_options
 from dymn.commands.label_options import GroupsFile, Language, Level, Specific, vocabulary
-from dymn.commands.options import (
-    BackendOption,
-    Device,
-    Exclude,
-    Fresh,
-    Labels,
-    Model,
-    Partial,
-    Paths,
-    PrecisionOption,
-    Quiet,
-    Ray,
-    RetryFailed,
-    Segments,
-    SegmentsPerClass,
-    Threads,
-    WindowBatch,
-    Workers,
-    format_option,
-    hush,
-    output_option,
-    seconds_option,
-    threshold_option,
-)
-from dymn.commands.reading_options import (
-    Band,
-    ChannelOption,
-    Clock,
-    FilesFrom,
-    Gain,
-    Speed,
-    Track,
-    gathered,
-)
+from dymn.commands.options import format_option, hush, output_option, seconds_option, threshold_option
+from dymn.commands.reading_options import gathered
 
 if TYPE_CHECKING:
     from dymn.commands.runs import Files
@@ -58,10 +27,10 @@ How = Literal["activation", "windows", "frames"]
 
 
 def events(
-    paths: Paths = None,
-    model: Model = None,
-    labels: Labels = None,
-    exclude: Exclude = None,
+    paths: options.Paths = None,
+    model: options.Model = None,
+    labels: options.Labels = None,
+    exclude: options.Exclude = None,
     specific: Specific = False,
     level: Level = None,
     groups: GroupsFile = None,
@@ -69,35 +38,36 @@ def events(
     format: Annotated[
         EventFormat | None,
         format_option(
-            "How to write the events: text, csv, json, jsonl, parquet (needs dymn\\[parquet]), audacity (a label "
-            "track), raven (a selection table), label-studio (tasks with predictions) or rttm. The default is by the "
-            "ending of --output (.csv, .json, .jsonl, .parquet, .rttm), else text."
+            "The output format: text, csv, json, jsonl, parquet (needs dymn\\[parquet]), audacity (a label track), "
+            "raven (a selection table), label-studio (tasks with predictions) or rttm. The default follows the "
+            "extension of --output (.csv, .json, .jsonl, .parquet, .rttm), otherwise text."
         ),
     ] = None,
     output: Annotated[
         Path | None,
         output_option(
-            "Write to this file, which appears when it is complete. Until then, with json, jsonl, csv and parquet, a "
-            "journal lies beside it, and the same command resumes after an interruption. Of several recordings, "
-            "audacity writes a file each into a folder; raven does the same, or one table into a file."
+            "Write to this file, atomically. With json, jsonl, csv and parquet, a journal next to it lets the same "
+            "command resume after an interruption. For several recordings, audacity writes one file each into a "
+            "folder; raven does the same, or writes one table for all to a file."
         ),
     ] = None,
-    segments: Segments = None,
-    segments_per_class: SegmentsPerClass = 100,
+    segments: options.Segments = None,
+    segments_per_class: options.SegmentsPerClass = 100,
     method: Annotated[
         How | None,
         typer.Option(
             help="Score short overlapping windows (windows), or the frames of the last feature map of long windows "
-            "(activation), which is faster and finds less. The models fmn... score frames themselves (frames).",
+            "(activation), which is faster but finds fewer events. The models fmn... score frames themselves "
+            "(frames).",
             rich_help_panel=WHEN,
-            show_default="frames for fmn..., else windows",
+            show_default="frames for fmn..., otherwise windows",
         ),
     ] = None,
     threshold: Annotated[
         Any,
         threshold_option(
-            "An event reaches at least this probability; the default is 0.1, and 0.2 for frames. auto and precise are "
-            "the thresholds of each label that a model from `dymn fit` or `dymn calibrate` carries.",
+            "An event reaches at least this probability; the default is 0.1, and 0.2 for frames. auto and precise "
+            "use the thresholds per label that `dymn fit` and `dymn calibrate` store in a model.",
             WHEN,
         ),
     ] = None,
@@ -123,7 +93,7 @@ def events(
     min_gap: Annotated[
         float | None,
         seconds_option(
-            "Join events of one label that are at most so far apart. The default is 0.64, and 0 for frames.",
+            "Join events of the same label that are at most this far apart. The default is 0.64, and 0 for frames.",
             WHEN,
             least=0,
             most=None,
@@ -135,33 +105,33 @@ def events(
     ] = None,
     hop: Annotated[
         float | None,
-        seconds_option("From the start of one window to the next. The default depends on the method.", WHEN),
+        seconds_option("Distance between the starts of two windows. The default depends on the method.", WHEN),
     ] = None,
-    files_from: FilesFrom = None,
-    channel: ChannelOption = "mix",
-    track: Track = None,
-    gain: Gain = "0",
-    speed: Speed = 1.0,
-    band: Band = None,
-    clock: Clock = "none",
-    partial: Partial = False,
-    backend: BackendOption = "auto",
-    device: Device = None,
-    precision: PrecisionOption = "float32",
-    threads: Threads = None,
-    batch_size: WindowBatch = None,
-    workers: Workers = None,
-    ray: Ray = None,
-    fresh: Fresh = False,
-    retry_failed: RetryFailed = False,
-    quiet: Quiet = False,
+    files_from: reading_options.FilesFrom = None,
+    channel: reading_options.ChannelOption = "mix",
+    track: reading_options.Track = None,
+    gain: reading_options.Gain = "0",
+    speed: reading_options.Speed = 1.0,
+    band: reading_options.Band = None,
+    clock: reading_options.Clock = "none",
+    partial: options.Partial = False,
+    backend: options.BackendOption = "auto",
+    device: options.Device = None,
+    precision: options.PrecisionOption = "float32",
+    threads: options.Threads = None,
+    batch_size: options.WindowBatch = None,
+    workers: options.Workers = None,
+    ray: options.Ray = None,
+    fresh: options.Fresh = False,
+    retry_failed: options.RetryFailed = False,
+    quiet: options.Quiet = False,
 ) -> None:
-    """Report when each sound in a recording begins and ends.
+    """Report when each sound in a recording starts and ends.
 
-    An event begins and ends where the probability of its label passes --off-threshold, and reaches --threshold in
+    An event starts and ends where the probability of its label crosses --off-threshold, and reaches --threshold in
     between.
 
-    Recordings that cannot be read are named on standard error, in JSON, CSV and Parquet, and in a report beside
+    Recordings that cannot be read are reported on standard error, in JSON, CSV and Parquet, and in a report next to
     --output. The others are still processed, and the exit code is 1.
 
     Examples: `dymn events street.wav --threshold 0.3`; `dymn events clips --labels "Dog,Speech" --output events.csv`.
@@ -170,14 +140,14 @@ def events(
 
     from dymn.commands.recordings import describe
     from dymn.commands.runs import Asked, Form, run
-    from dymn.commands.segments import excerpts_of
+    from dymn.commands.segments import cutter_of
     from dymn.config import to_dict
     from dymn.inference.events import EventSettings, event_files
     from dymn.inference.formats.events import EVENTS
     from dymn.inference.runs import events as stored
 
     hush(quiet)
-    words = vocabulary(level, groups, language, ray)
+    words = vocabulary(level, groups, language)
     reading: dict[str, Any] = {
         "channel": channel,
         "track": track,
@@ -220,7 +190,7 @@ def events(
         parameters = to_dict(used) | words.parameters() | used.cutting()._asdict() | used.rule()._asdict()
         return Form(EVENTS.of(used), stored(), describe(tagger, model, parameters))
 
-    excerpts = excerpts_of(segments, segments_per_class, asked.paths, ray, settings)
-    done = run(asked, EVENTS, form, files, excerpts=excerpts)
+    cutter = cutter_of(segments, segments_per_class, asked.paths, ray, settings)
+    done = run(asked, EVENTS, form, files, cutter=cutter)
     if done.failed:
         raise typer.Exit(1)

@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-from dymn.commands.options import Device, Model, Quiet, Threads, hush, note
+from dymn.commands.options import PICTURES, Device, Model, Quiet, Threads, check_ending, hush, note
 from dymn.commands.output import note_new_folder
 from dymn.commands.recordings import load_tagger
 from dymn.errors import ConfigError
 
-ENDINGS = (".png", ".pdf", ".svg", ".html", ".npz")
+ENDINGS = (*PICTURES, ".html", ".npz")
 
 
 def explain(
@@ -24,23 +24,25 @@ def explain(
             "--output",
             "-o",
             metavar="FILE",
-            help="The file to write; repeat the option for others. A picture (.png, .pdf, .svg), a page with the "
-            "sound and each block (.html), or the arrays (.npz). The default is a .png in the current folder.",
+            help="The file to write: an image (.png, .pdf, .svg), a page with audio and all blocks (.html), or the "
+            "arrays (.npz). The option can be repeated. The default is a .png in the current folder.",
         ),
     ] = None,
     start: Annotated[float, typer.Option(metavar="SECONDS", help="Start of the part to explain.")] = 0.0,
-    seconds: Annotated[float, typer.Option(metavar="SECONDS", help="Greatest length of the part.")] = 10.0,
-    window: Annotated[float, typer.Option(metavar="SECONDS", help="Length of a window of the timeline.")] = 2.0,
+    seconds: Annotated[float, typer.Option(metavar="SECONDS", help="Maximum length of the part.")] = 10.0,
+    window: Annotated[
+        float, typer.Option(metavar="SECONDS", help="Length of a window for the probabilities over time.")
+    ] = 2.0,
     top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, metavar="NUMBER", help="Number of labels to show.")] = 6,
     device: Device = None,
     threads: Threads = None,
     quiet: Quiet = False,
 ) -> None:
-    """Show what a dynamic network decided about a recording.
+    """Visualise the decisions of a dynamic network for a recording.
 
-    The picture has the spectrogram with the tags' timeline; when and at which frequencies each block listened
-    (Coordinate Attention); which kernels its convolutions were mixed of; and the function that its Dy-ReLU became in
-    each channel.
+    The figure shows the spectrogram with the tags over time; the times and frequencies that each block attended to
+    (Coordinate Attention); the kernels that its convolutions mixed; and the activation function of each channel
+    (Dy-ReLU).
 
     Example: `dymn explain street.wav --model dymn04_open --output street.html`.
     """
@@ -61,8 +63,8 @@ def explain(
     network = load_tagger(model, device, threads, quiet).model
     if not is_dynamic(network):
         note(
-            f"{network.card.name or 'The model'} is static and makes no decisions: only the spectrogram and the "
-            "timeline are shown.",
+            f"{network.card.name or 'The model'} is a static network, so only the spectrogram and the probabilities "
+            "over time are shown.",
             quiet,
         )
     top_k = min(top_k, network.config.num_classes)
@@ -83,9 +85,8 @@ def check_output(path: Path, recording: str) -> None:
     Raises:
         ConfigError: the message says what to give instead.
     """
-    if path.suffix.lower() not in ENDINGS:
-        raise ConfigError(f"--output {path} has an ending that names no format. Allowed: {', '.join(ENDINGS)}.")
+    check_ending("--output", path, ENDINGS)
     if path.is_dir():
-        raise ConfigError(f"--output {path} is a folder. Give the name of a file to write to.")
+        raise ConfigError(f"--output {path} is a folder. Give the path of a file.")
     if path.exists() and Path(recording).exists() and path.samefile(recording):
-        raise ConfigError(f"--output {path} is the recording. Give another file to write to.")
+        raise ConfigError(f"--output {path} is the recording. Give another file.")

@@ -31,15 +31,15 @@ def export(
         typer.Argument(
             metavar="MODEL",
             autocompletion=complete_models,
-            help="The name of a model with weights, or a file or folder with one; A+B is the mean of several "
-            "models' logits.",
+            help="The name of a model with weights, or a file or folder that contains one. A+B is an ensemble of "
+            "models.",
         ),
     ],
     output: Annotated[
         Path | None,
         output_option(
-            "The file to write. By default an ONNX file goes to the cache, where `dymn tag --backend onnx` finds it "
-            "by the name of the model.",
+            "The file to write. By default, an ONNX file is written to the cache, where `dymn tag --backend onnx` "
+            "finds it by the model's name.",
             None,
         ),
     ] = None,
@@ -47,15 +47,14 @@ def export(
         ExportFormat,
         typer.Option(
             "--format",
-            help="The kind of file: for ONNX Runtime, a program of torch.export (.pt2) for PyTorch, or with --input "
-            "log-mel for ExecuTorch "
-            "(.pte, needs dymn\\[executorch]) or LiteRT (.tflite, needs dymn\\[litert]).",
+            help="The format: onnx for ONNX Runtime, torch for PyTorch (a torch.export program, .pt2), or, with "
+            "--input log-mel, executorch (.pte, needs dymn\\[executorch]) or litert (.tflite, needs dymn\\[litert]).",
         ),
     ] = "onnx",
     input: Annotated[
         Input,
         typer.Option(
-            "--input", help="The input: samples (the front end is part of the file), or log-mel spectrograms."
+            "--input", help="The input: samples (the file then includes the front end), or log-mel spectrograms."
         ),
     ] = "waveform",
     precision: Annotated[
@@ -67,40 +66,40 @@ def export(
         typer.Option(
             "--calibrate",
             metavar="PATH",
-            help="Recordings, or folders of them, like those to be tagged. With --precision int8, the static "
-            "convolutions where it pays are computed in integers, in the ranges that are found on these.",
+            help="Recordings, or folders of recordings, similar to those that will be tagged. With --precision "
+            "int8, suitable static convolutions are computed in integers, with ranges measured on these recordings.",
         ),
     ] = None,
-    dynamic_time: Annotated[bool, typer.Option("--dynamic-time", help="Take clips of any length.")] = False,
+    dynamic_time: Annotated[bool, typer.Option("--dynamic-time", help="Accept clips of any length.")] = False,
     dynamic_batch: Annotated[
         bool,
-        typer.Option("--dynamic-batch", help="Take any number of clips at once; for one clip such a file is slower."),
+        typer.Option(
+            "--dynamic-batch", help="Accept any number of clips per call; such a file is slower for a single clip."
+        ),
     ] = False,
-    seconds: Annotated[
-        float, typer.Option(min=0.05, max=600, help="How long a clip is, without --dynamic-time.")
-    ] = 10.0,
+    seconds: Annotated[float, typer.Option(min=0.05, max=600, help="Length of a clip, without --dynamic-time.")] = 10.0,
     clips: Annotated[
         list[Path] | None,
         typer.Option(
             "--clips",
             metavar="PATH",
-            help="Recordings, or folders of them, to compare the file with PyTorch on, beside a few made sounds. "
-            "Without it, those of --calibrate.",
+            help="Recordings, or folders of recordings, on which the file is compared with PyTorch, in addition to "
+            "a few synthetic sounds. The default is those of --calibrate.",
         ),
     ] = None,
     tolerance: Annotated[
         float | None,
         typer.Option(
             min=0,
-            help="By how much a probability may differ from PyTorch's: at most (without it 0.0001, and 0.02 for "
-            "fp16), and for int8 in the mean of each clip's ten best classes (0.03).",
+            help="Maximum difference of a probability from PyTorch's (default: 0.0001, and 0.02 for fp16); for "
+            "int8, the mean difference over each clip's ten best classes (default: 0.03).",
         ),
     ] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Write a model as a file that runs without dymn, once its numbers agree with PyTorch's.
+    """Export a model as a file that runs without dymn, after comparing its results with PyTorch's.
 
-    The file holds the front end, and the labels and licence as metadata. It is written only if its probabilities agree.
+    The file includes the front end, and labels and licence as metadata. It is written only if its probabilities agree.
 
     Examples: `dymn export dymn04_open --output dymn04_open.onnx`;
     `dymn export dymn04_open --format torch --output dymn04_open.pt2`.
@@ -116,7 +115,8 @@ def export(
         )
         if other is not None:
             raise ConfigError(
-                f"--output {output} ends as --format {other} does. Give that, or a name that ends in {ENDINGS[format]}."
+                f"--output {output} has the extension of --format {other}. Use that format, or a name that ends in "
+                f"{ENDINGS[format]}."
             )
         note_ending("--output", output, ENDINGS[format], quiet)
         note_new_folder(output)
@@ -126,7 +126,8 @@ def export(
     name = network.card.name or Path(model).stem
     if output is None and name in REGISTRY and model != name:
         raise ConfigError(
-            f"{model} has the name of the published model {name}, for which its file would be taken. Give --output."
+            f"{model} has the name of the published model {name}, so its file could be mistaken for that model. Give "
+            "--output."
         )
     rate = network.card.front_end.sample_rate
     written = export_model(
@@ -159,6 +160,6 @@ def recordings(paths: list[Path], rate: int) -> list[npt.NDArray[np.float32]]:
             if sum(map(len, blocks)) > 600 * rate:
                 break
         if not blocks:
-            raise ConfigError(f"{path} has no samples to compare on. Leave it out.")
+            raise ConfigError(f"{path} contains no samples. Leave it out.")
         found.append(np.concatenate(blocks))
     return found

@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dymn.commands import options
 from dymn.commands.datasets import check_data
-from dymn.commands.options import (
-    DATA,
-    WHAT,
-    Model,
-    Quiet,
-    ReportFormat,
-    Threads,
-    Workers,
-    check_ending,
-    hush,
-    note,
-    seconds_option,
-)
+from dymn.commands.options import DATA, WHAT, check_ending, hush, note, seconds_option
 
 if TYPE_CHECKING:
+    from dymn.errors import DymnError
     from dymn.fitting.fit import FitResult
     from dymn.fitting.labelled import Labelled
     from dymn.weights.format import Stored
@@ -37,8 +28,8 @@ Background = Annotated[
         "--background",
         "-b",
         metavar="PATH",
-        help="Recordings without any of the classes, such as an hour from where the model will listen. May be "
-        "given several times.",
+        help="Recordings without any of the classes, such as an hour from the place where the model will be used. "
+        "Can be repeated.",
         rich_help_panel=DATA,
     ),
 ]
@@ -47,7 +38,7 @@ Add = Annotated[
     typer.Option(
         "--add",
         metavar="CSV",
-        help="Answers from the page of `dymn review`. May be given several times.",
+        help="Answers from the page of `dymn review`. Can be repeated.",
         rich_help_panel=DATA,
     ),
 ]
@@ -55,7 +46,7 @@ Separator = Annotated[
     str | None,
     typer.Option(
         metavar="TEXT",
-        help="What separates the labels of a row of a table; needed where labels hold commas.",
+        help="The separator of labels in a row of a table; needed if labels contain commas.",
         rich_help_panel=DATA,
     ),
 ]
@@ -75,22 +66,22 @@ def fit(
         typer.Argument(
             metavar="DATA",
             help="Labelled recordings: a folder with one folder of clips for each class, a table (.csv, .tsv), "
-            "selection tables of Raven or label tracks of Audacity (.txt) beside their recordings, or a folder of "
-            "those. Clips in a folder, or with a label, called background, noise or other have none of the classes.",
+            "Raven selection tables or Audacity label tracks (.txt) next to their recordings, or a folder of these. "
+            "Clips with the label or folder background, noise or other contain none of the classes.",
         ),
     ],
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="FILE", help="The checkpoint to write, a .safetensors file.")
     ],
-    model: Model = None,
+    model: options.Model = None,
     layer: Annotated[
         str,
         typer.Option(
             "--layer",
             "-l",
             metavar="LAYER",
-            help="What the classifier stands on: the hidden layer of the network's head (hidden), or the averaged last "
-            "feature map (last). The default is hidden where there is one.",
+            help="The input of the classifier: the hidden layer of the network's head (hidden), or the averaged "
+            "last feature map (last). The default is hidden if the network has one.",
             rich_help_panel=WHAT,
         ),
     ] = "",
@@ -98,14 +89,16 @@ def fit(
         bool,
         typer.Option(
             "--softmax",
-            help="Each clip has exactly one class. Without it, any number of them, none included. Background becomes "
-            "a class.",
+            help="Each clip has exactly one class, and background becomes a class. Without this option, a clip has "
+            "any number of classes.",
             rich_help_panel=WHAT,
         ),
     ] = False,
     name: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="The model's name. The default is that of the file.", rich_help_panel=WHAT),
+        typer.Option(
+            metavar="NAME", help="The model's name. The default is the name of the file.", rich_help_panel=WHAT
+        ),
     ] = None,
     background: Background = None,
     made: Annotated[
@@ -113,6 +106,15 @@ def fit(
         typer.Option(
             "--made-background/--no-made-background",
             help="Add silence, noise, hum, tones and clicks as background.",
+            rich_help_panel=DATA,
+        ),
+    ] = True,
+    general: Annotated[
+        bool,
+        typer.Option(
+            "--general-background/--no-general-background",
+            help="Add the sounds of all kinds that come with dymn for dymn04_open (speech, music, machines, games) as "
+            "background, but for those that may hold a class. Other models and --softmax have none.",
             rich_help_panel=DATA,
         ),
     ] = True,
@@ -124,25 +126,25 @@ def fit(
         typer.Option(
             "--plot",
             metavar="FILE",
-            help="Draw the scores of windows that were held out, and the thresholds (.png, .pdf or .svg).",
+            help="Draw the scores of held-out windows and the thresholds (.png, .pdf or .svg).",
             rich_help_panel=WHAT,
         ),
     ] = None,
-    format: ReportFormat = "table",
-    threads: Threads = None,
-    workers: Workers = None,
-    quiet: Quiet = False,
+    format: options.ReportFormat = "table",
+    threads: options.Threads = None,
+    workers: options.Workers = None,
+    quiet: options.Quiet = False,
 ) -> None:
-    """Fit a classifier to recordings of one's own, in seconds.
+    """Train a classifier on your own recordings, in seconds.
 
-    The network computes embeddings and stays as it is; its last layer is replaced by logistic regressions. The result
-    is a checkpoint like any other: `dymn tag --model FILE`, and so on.
+    The network computes embeddings and is not changed, except that its last layer is replaced by logistic
+    regressions. The result is an ordinary checkpoint, for example for `dymn tag --model FILE`.
 
-    How strongly it is regularised is chosen by cross-validation that keeps the windows of a recording together. So are
-    its figures, its calibration, and two thresholds for each class, which `--threshold auto` (highest F1) and
-    `--threshold precise` (few false alarms) of other commands use.
+    Regularisation, metrics, calibration and thresholds are determined by cross-validation, which keeps the windows of
+    a recording together. `--threshold auto` (best F1) and `--threshold precise` (few false alarms) of other commands
+    use the thresholds.
 
-    Recordings that cannot be read are named and left out, and the exit code is 1. PyTorch is not needed.
+    Recordings that cannot be read are listed and left out, and the exit code is 1. PyTorch is not needed.
 
     Example: `dymn fit clips --model dymn04_open --output mine.safetensors`.
     """
@@ -165,6 +167,7 @@ def fit(
             layer=layer,
             exclusive=softmax,
             made=made,
+            general=general,
             track_window=window,
             threads=threads,
             workers=threads_of(workers, threads),
@@ -174,8 +177,7 @@ def fit(
     if plot is not None:
         draw(found, plot)
         note(f"{plot} is written.", quiet)
-    for error in found.bad.values():
-        typer.echo(f"dymn: {error}", err=True)
+    tell_bad(found.bad)
     _advise(found, quiet)
     typer.echo(as_json(found, output) if format == "json" else as_table(found, labelled, output))
     if found.bad:
@@ -200,8 +202,14 @@ def gathered(
     more = [clip for path in background or [] for clip in read_background(path)]
     more += [clip for path in add or [] for clip in read_answers(path, labelled.labels)]
     if labelled.test:
-        note(f"{labelled.test} clips of the test set are left out; `dymn evaluate` measures the model on them.", quiet)
-    return labelled._replace(clips=[*labelled.clips, *more])
+        note(f"{labelled.test} test clips are left out; evaluate the model on them with `dymn evaluate`.", quiet)
+    return labelled.adding(more)
+
+
+def tell_bad(bad: Mapping[str, DymnError]) -> None:
+    """Write why recordings are left out, each reason once: two stretches of a damaged file have the same."""
+    for error in dict.fromkeys(map(str, bad.values())):
+        typer.echo(f"dymn: {error}", err=True)
 
 
 def threads_of(workers: int | None, threads: int | None) -> int:
@@ -240,7 +248,7 @@ def check_picture(plot: Path) -> None:
     """
     from dymn.plots.style import require
 
-    check_ending("--plot", plot, (".png", ".pdf", ".svg"))
+    check_ending("--plot", plot, options.PICTURES)
     require()
 
 
@@ -258,20 +266,22 @@ def draw(found: FitResult, plot: Path) -> None:
 
 def _advise(found: FitResult, quiet: bool) -> None:
     """Say what would make the classifier better."""
+    from dymn.data.catalog import NEGATIVES
     from dymn.fitting.thresholds import ENOUGH_HOURS
 
-    if found.background_hours < ENOUGH_HOURS:
+    if found.counted_hours < ENOUGH_HOURS:
         note(
-            f"The recorded background is {60 * found.background_hours:.1f} minutes long, too short to count false "
-            "alarms: --threshold precise is the median score of each class, and finds half of it. Give --background "
-            f"with at least {60 * ENOUGH_HOURS:.0f} minutes without the classes, better an hour.",
+            f"The recorded background is {60 * found.counted_hours:.1f} minutes long, too short to count false "
+            "alarms: --threshold precise is the median score of each class, and detects half of its windows. Give "
+            f"--background with at least {60 * ENOUGH_HOURS:.0f} minutes without the classes, better an hour.",
             quiet,
         )
-    weak = [one for one in found.classes if one.thresholds.recall < LITTLE_FOUND]
+    weak = [one for one in found.classes if one.thresholds.recall < LITTLE_FOUND and one.label not in NEGATIVES]
     for one in weak[:MOST_NAMED]:
         note(
-            f"{one.label}: --threshold precise finds {one.thresholds.recall:.0%} of its windows. Of those without it, "
-            f"the likeliest is {one.likeliest_wrong}. Listen whether it has the class after all.",
+            f"{one.label}: --threshold precise finds {one.thresholds.recall:.0%} of its windows. Of the windows "
+            f"without it, {one.likeliest_wrong} has the highest score. Check by listening whether it contains the "
+            "class.",
             quiet,
         )
 

@@ -14,6 +14,9 @@ from pathlib import Path
 from dymn.config import check
 from dymn.errors import ConfigError
 
+IMPORTED: list[str] = []
+"""The names of the modules that were imported."""
+
 
 def import_module(name: str) -> None:
     """Import a module by its name, which may be that of a file in the current folder, or by the path of its file.
@@ -41,6 +44,8 @@ def import_module(name: str) -> None:
         ) from error
     except Exception as error:
         raise _failed(name, error) from error
+    if module not in IMPORTED:
+        IMPORTED.append(module)
     origin = getattr(imported, "__file__", None)
     if is_file and (origin is None or not path.samefile(origin)):
         raise ConfigError(f"--import {name}: another module is called {module} ({origin}). Rename the file.")
@@ -48,6 +53,6 @@ def import_module(name: str) -> None:
 
 def _failed(name: str, error: Exception) -> ConfigError:
     return ConfigError(
-        f"--import {name} fails: {type(error).__name__}: {error}. DYMN_DEBUG=1 shows where; `python -c 'import …'` "
-        "tries it alone."
+        f"--import {name} fails: {type(error).__name__}: {error}. DYMN_DEBUG=1 shows the traceback; `python -c "
+        "'import …'` imports the module alone."
     )

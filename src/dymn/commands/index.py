@@ -8,25 +8,8 @@ from typing import Annotated
 
 import typer
 
-from dymn.commands.options import (
-    BackendOption,
-    Device,
-    Filling,
-    Fresh,
-    Hop,
-    Model,
-    Partial,
-    Paths,
-    PrecisionOption,
-    Quiet,
-    RetryFailed,
-    Threads,
-    WindowBatch,
-    WindowOption,
-    Workers,
-    hush,
-    note_gaps,
-)
+from dymn.commands import options
+from dymn.commands.options import hush, note_gaps
 from dymn.commands.reading_options import FilesFrom, gathered
 from dymn.errors import ConfigError
 
@@ -38,33 +21,34 @@ def index(
             "--output",
             "-o",
             metavar="INDEX",
-            help="The folder of the index. If it exists, only new and changed recordings are computed, and those that "
-            "the paths do not name any more are left out.",
+            help="The folder of the index. If it exists, only new and changed recordings are computed, and "
+            "recordings that the paths no longer include are removed.",
         ),
     ],
-    paths: Paths = None,
+    paths: options.Paths = None,
     files_from: FilesFrom = None,
-    model: Model = None,
-    window: WindowOption = 5.0,
-    hop: Hop = None,
-    fill: Filling = "bare",
-    partial: Partial = False,
-    backend: BackendOption = "auto",
-    device: Device = None,
-    precision: PrecisionOption = "float32",
-    threads: Threads = None,
-    batch_size: WindowBatch = None,
-    workers: Workers = None,
-    fresh: Fresh = False,
-    retry_failed: RetryFailed = False,
-    quiet: Quiet = False,
+    model: options.Model = None,
+    layer: options.Layers = None,
+    window: options.WindowOption = 5.0,
+    hop: options.Hop = None,
+    fill: options.Filling = "bare",
+    partial: options.Partial = False,
+    backend: options.BackendOption = "auto",
+    device: options.Device = None,
+    precision: options.PrecisionOption = "float32",
+    threads: options.Threads = None,
+    batch_size: options.WindowBatch = None,
+    workers: options.Workers = None,
+    fresh: options.Fresh = False,
+    retry_failed: options.RetryFailed = False,
+    quiet: options.Quiet = False,
 ) -> None:
-    """Index recordings by how they sound, so that `dymn search` finds what is similar to a sound.
+    """Index recordings by their embeddings, so that `dymn search` can find similar sounds.
 
-    Each window of a recording is an entry. An interrupted run is resumed by the same command, and the index of before
-    can be searched until the new one is complete.
+    Each window of a recording is an entry. An interrupted run is resumed by the same command; until it is complete,
+    the previous index can be searched.
 
-    Recordings that cannot be read are named on standard error. The others are still indexed, and the exit code is 1.
+    Recordings that cannot be read are reported on standard error. The others are still indexed, and the exit code is 1.
 
     Example: `dymn index recordings -o recordings.index`.
     """
@@ -77,23 +61,25 @@ def index(
     from dymn.inference.discovery import Discovery
     from dymn.inference.embedding import EmbedSettings
     from dymn.inference.journal import Journal
+    from dymn.runtime.layers import parse_layers
 
     hush(quiet)
     note_gaps(window, hop, quiet)
     indexes.new_graph(1)  # says now what is not installed
     given = gathered(paths, files_from)
     if any(path == "-" or "://" in path for path in given):
-        raise ConfigError("An index is made of recordings that can be played again. Give files on this machine.")
+        raise ConfigError("An index needs recordings that can be read again. Give files on this machine.")
     check_folder(output)
-    settings = EmbedSettings(window, hop, fill, partial=partial)
+    settings, layers = EmbedSettings(window, hop, fill, partial=partial), parse_layers(layer or "last")
     with Discovery(given, partial=partial) as discovery:
         if not discovery.any_readable():
             for _, error in discovery.errors(discovery.sorted()):
                 typer.echo(f"dymn: {error}", err=True)
             raise typer.Exit(1)
-        tagger = load_tagger(model, device, threads, quiet, backend, precision)
-        embedder = tagger.embedder()
-        origin = describe(tagger, model, to_dict(settings) | {"hop": hop or window})
+        tagger = load_tagger(model, device, threads, quiet, backend, precision, looks_inside=layers != ("last",))
+        embedder = tagger.embedder(layers)
+        parameters = to_dict(settings) | {"hop": hop or window, "layers": list(embedder.layers)}
+        origin = describe(tagger, model, parameters)
         about = {"model": model or origin.model, "digest": origin.digest, "parameters": origin.parameters}
         workers = default_workers(threads, MANY) if workers is None else workers
         files = functools.partial(embedder.embed_files, settings=settings, batch_size=batch_size, workers=workers)
@@ -117,6 +103,6 @@ def check_folder(folder: Path) -> None:
     from dymn.inference.index import EMBEDDINGS
 
     if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"--output {folder} is a file. Give the name of a folder for the index.")
+        raise ConfigError(f"--output {folder} is a file. Give a folder for the index.")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / f"{EMBEDDINGS}.journal").exists():
-        raise ConfigError(f"--output {folder} is no index, and not empty. Give a new folder.")
+        raise ConfigError(f"--output {folder} is not an index, and not empty. Give a new folder.")

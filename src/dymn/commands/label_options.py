@@ -17,7 +17,7 @@ Specific = Annotated[
     bool,
     typer.Option(
         "--specific",
-        help="Leave out labels such as Animal where a more specific one, such as Dog, is found with at least half its "
+        help="Omit labels such as Animal if a more specific label, such as Dog, is found with at least half the "
         "probability.",
         rich_help_panel=WHAT,
     ),
@@ -28,7 +28,7 @@ Level = Annotated[
         "--level",
         metavar="NUMBER",
         min=1,
-        help="Give the classes at this level of AudioSet's ontology, from 1 (Human sounds, Animal, Music, ...), "
+        help="Report the classes at this level of AudioSet's ontology, from 1 (Human sounds, Animal, Music, ...), "
         "instead of the labels below them.",
         rich_help_panel=WHAT,
     ),
@@ -38,14 +38,14 @@ GroupsFile = Annotated[
     typer.Option(
         "--groups",
         metavar="FILE",
-        help='Give these groups instead of labels: a TOML file with lines such as people = ["Human voice", "Crowd"].',
+        help='Report these groups instead of labels: a TOML file with lines such as people = ["Human voice", "Crowd"].',
         rich_help_panel=WHAT,
     ),
 ]
 Language = Annotated[
     str,
     typer.Option(
-        "--language", metavar="CODE", help="The language of the labels; there is only en.", rich_help_panel=WHAT
+        "--language", metavar="CODE", help="The language of the labels; only en is available.", rich_help_panel=WHAT
     ),
 ]
 
@@ -78,7 +78,7 @@ MODELS_OWN = Vocabulary()
 """The labels of the model."""
 
 
-def vocabulary(level: int | None, groups: Path | None, language: str = "en", ray: str | None = None) -> Vocabulary:
+def vocabulary(level: int | None, groups: Path | None, language: str = "en") -> Vocabulary:
     """Return the labels that options ask for.
 
     Raises:
@@ -86,13 +86,11 @@ def vocabulary(level: int | None, groups: Path | None, language: str = "en", ray
     """
     if language.lower() not in ("en", "en-us", "en-gb"):
         raise ConfigError(
-            f"There are no labels in the language {language!r}, only in English (en): AudioSet has no others. Give "
-            "names of your own with --groups."
+            f"There are no labels in the language {language!r}, only in English (en), because AudioSet has no "
+            "others. Define your own names with --groups."
         )
     if level is not None and groups is not None:
-        raise ConfigError("Labels are those of a level, or groups. Give one of --level and --groups.")
-    if ray is not None and (level is not None or groups is not None):
-        raise ConfigError("--level and --groups are computed on this machine. Give them without --ray.")
+        raise ConfigError("Labels are those of a level, or groups. Give either --level or --groups.")
     if level is not None:
         from dymn.weights.ontology import DEEPEST
 

@@ -10,19 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
 
+from dymn.commands import options
 from dymn.commands.label_options import GroupsFile, Level, Specific, vocabulary
 from dymn.commands.live_sources import Pcm, check_use, list_devices, opened
 from dymn.commands.live_table import display
 from dymn.commands.options import (
     WHAT,
-    BackendOption,
-    Device,
-    Exclude,
-    Labels,
-    Model,
-    PrecisionOption,
-    Quiet,
-    Threads,
     format_option,
     hush,
     note,
@@ -45,7 +38,7 @@ if TYPE_CHECKING:
 PIPE, LIVE, EVENTS, ACTIONS = "Samples from a pipe", "Listening", "Sounds", "Actions"
 ListenFormat = Literal["text", "jsonl"]
 TAG_THRESHOLD, EVENT_THRESHOLD, TOP_K, MIN_GAP = 0.1, 0.3, 5, 1.0
-SLOW = "Give a longer --hop or a smaller --model."
+SLOW = "Use a longer --hop or a smaller --model."
 ClipKind = Literal["flac", "wav"]
 """The names in `dymn.live.clips.KINDS`."""
 
@@ -55,11 +48,11 @@ def listen(
         str | None,
         typer.Argument(
             metavar="[-|URL]",
-            help="- for raw samples on standard input, or the address of a stream (http, https, rtsp, rtsps). The "
+            help="- for raw samples on standard input, or the URL of a stream (http, https, rtsp, rtsps). The "
             "default is the microphone.",
         ),
     ] = None,
-    model: Model = None,
+    model: options.Model = None,
     top_k: Annotated[
         int | None,
         typer.Option(
@@ -67,36 +60,37 @@ def listen(
             "-k",
             metavar="NUMBER",
             min=1,
-            help="Give at most this many labels of a window. The default is 5.",
+            help="Report at most this many labels per window. The default is 5.",
             rich_help_panel=WHAT,
         ),
     ] = None,
     threshold: Annotated[
         Any,
         threshold_option(
-            "Give only labels with at least this probability; a sound reaches it. auto and precise are the thresholds "
-            "of each label that a model from `dymn fit` or `dymn calibrate` carries. The default is 0.1, and 0.3 for "
-            "sounds.",
+            "Report only labels, or sounds, that reach this probability. auto and precise use the thresholds per "
+            "label that `dymn fit` and `dymn calibrate` store in a model. The default is 0.1, and 0.3 for sounds.",
             WHAT,
         ),
     ] = None,
-    labels: Labels = None,
-    exclude: Exclude = None,
+    labels: options.Labels = None,
+    exclude: options.Exclude = None,
     specific: Specific = False,
     level: Level = None,
     groups: GroupsFile = None,
     format: Annotated[
         ListenFormat,
-        format_option("text (windows in a terminal are a table that changes), or jsonl: a line of JSON for each."),
+        format_option(
+            "text (in a terminal, a table of windows that is updated in place), or jsonl (one line of JSON each)."
+        ),
     ] = "text",
     output: Annotated[
-        Path | None, output_option("Append lines of JSON to this file, beside what standard output shows.")
+        Path | None, output_option("Append lines of JSON to this file, in addition to standard output.")
     ] = None,
     events: Annotated[
         bool,
         typer.Option(
             "--events",
-            help="Report when each sound begins and ends, instead of each window. All options of this group and the "
+            help="Report when each sound starts and ends, instead of each window. All options of this group and the "
             "next one imply it.",
             rich_help_panel=EVENTS,
         ),
@@ -113,24 +107,24 @@ def listen(
     min_gap: Annotated[
         float | None,
         seconds_option(
-            "A sound has ended when it was below --off-threshold for longer than this. The default is 1.",
+            "A sound ends after its probability has been below --off-threshold for longer than this. The default is 1.",
             EVENTS,
             least=0,
             most=None,
         ),
     ] = None,
     min_duration: Annotated[
-        float | None, seconds_option("Report a sound once it has lasted so long.", EVENTS, least=0, most=None)
+        float | None, seconds_option("Report a sound once it has lasted this long.", EVENTS, least=0, most=None)
     ] = None,
     webhook: Annotated[
         str | None,
-        typer.Option(metavar="URL", help="Post each message as JSON to this address.", rich_help_panel=ACTIONS),
+        typer.Option(metavar="URL", help="Post each message as JSON to this URL.", rich_help_panel=ACTIONS),
     ] = None,
     run: Annotated[
         str | None,
         typer.Option(
             metavar="COMMAND",
-            help="Run this program, without a shell, when a sound begins; {label}, {score}, {start}, {time} and "
+            help="Run this program, without a shell, when a sound starts; {label}, {score}, {start}, {time} and "
             "{source} are replaced. With {end}, {end_time} or {duration} it runs when the sound has ended, with "
             "{path} when it is saved, with {event} at each message.",
             rich_help_panel=ACTIONS,
@@ -140,51 +134,49 @@ def listen(
         str | None,
         typer.Option(
             metavar="URL",
-            help="Publish to this broker, such as mqtt://user@broker.local, with Home Assistant's discovery (needs "
+            help="Publish to this broker, such as mqtt://user@broker.local, with discovery by Home Assistant (needs "
             "dymn\\[mqtt]). DYMN_MQTT_PASSWORD holds the password.",
             rich_help_panel=ACTIONS,
         ),
     ] = None,
     save: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Save the sound of each event in this folder.", rich_help_panel=ACTIONS),
+        typer.Option(metavar="FOLDER", help="Save the audio of each sound in this folder.", rich_help_panel=ACTIONS),
     ] = None,
     before: Annotated[
-        float, seconds_option("Save so much before the start of a sound.", ACTIONS, least=0, most=30)
+        float, seconds_option("Length of audio to save before the start of a sound.", ACTIONS, least=0, most=30)
     ] = 2.0,
-    after: Annotated[float, seconds_option("Save so much after its end.", ACTIONS, least=0, most=30)] = 2.0,
-    save_format: Annotated[
-        ClipKind, typer.Option(help="The format of saved sounds.", rich_help_panel=ACTIONS)
-    ] = "flac",
+    after: Annotated[float, seconds_option("Length of audio to save after its end.", ACTIONS, least=0, most=30)] = 2.0,
+    save_format: Annotated[ClipKind, typer.Option(help="The format of saved audio.", rich_help_panel=ACTIONS)] = "flac",
     keep: Annotated[
         int,
         typer.Option(
             metavar="NUMBER",
             min=1,
-            help="The most saved sounds in the folder; the oldest are deleted.",
+            help="Maximum number of saved sounds in the folder; the oldest are deleted.",
             rich_help_panel=ACTIONS,
         ),
     ] = 1000,
     window: Annotated[float, seconds_option("Length of a window.", LIVE)] = 2.0,
-    hop: Annotated[float, seconds_option("From the start of one window to the next.", LIVE)] = 0.5,
+    hop: Annotated[float, seconds_option("Distance between the starts of two windows.", LIVE)] = 0.5,
     max_lag: Annotated[
         float | None,
         seconds_option(
-            "The most sound that waits on a slow machine; more is dropped and counted. The default is 2 for a "
-            "microphone and 10 for an address; a pipe waits, and nothing is dropped.",
+            "Maximum length of audio that is buffered if the machine is too slow; more is dropped and counted. The "
+            "default is 2 for a microphone and 10 for a URL; nothing is dropped from a pipe.",
             LIVE,
             least=0.1,
         ),
     ] = None,
     give_up: Annotated[
         float | None,
-        seconds_option("End when an address was without sound for so long. The default is never.", LIVE, most=None),
+        seconds_option("Exit if a URL has sent no audio for this long. The default is never.", LIVE, most=None),
     ] = None,
     name: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
-            help="What the source is called in messages. The default is its address, or the name of the microphone.",
+            help="The name of the source in messages. The default is its URL, or the name of the microphone.",
             rich_help_panel=LIVE,
         ),
     ] = None,
@@ -200,7 +192,7 @@ def listen(
     ] = None,
     encoding: Annotated[
         Pcm,
-        typer.Option(help="The encoding of the samples on standard input, in FFmpeg's names.", rich_help_panel=PIPE),
+        typer.Option(help="The encoding of the samples on standard input, by its FFmpeg name.", rich_help_panel=PIPE),
     ] = "s16le",
     channels: Annotated[
         int,
@@ -212,24 +204,23 @@ def listen(
         str,
         typer.Option(
             metavar="CHANNEL",
-            help="Which channel to hear: mix (the mean of all), left, right, or a number from 1.",
+            help="The channel to use: mix (the mean of all), left, right, or a number from 1.",
             rich_help_panel=READING,
         ),
     ] = "mix",
-    gain: Annotated[
-        float, typer.Option(metavar="DB", help="Make the sound louder, in dB.", rich_help_panel=READING)
-    ] = 0.0,
-    backend: BackendOption = "auto",
-    device: Device = None,
-    precision: PrecisionOption = "float32",
-    threads: Threads = None,
-    quiet: Quiet = False,
+    gain: Annotated[float, typer.Option(metavar="DB", help="Amplify the audio, in dB.", rich_help_panel=READING)] = 0.0,
+    backend: options.BackendOption = "auto",
+    device: options.Device = None,
+    precision: options.PrecisionOption = "float32",
+    threads: options.Threads = None,
+    quiet: options.Quiet = False,
 ) -> None:
     """Report sounds as they happen: from a microphone, a stream, or raw samples on standard input.
 
-    A terminal shows a table that is updated; elsewhere each window is a line. A window is reported when another tenth
-    of a window has arrived. With --events, there is a line when a sound begins, and one when it has ended. A stream
-    that is lost is opened again. Ctrl-C ends listening; the exit code is then 0, as this is the usual way to end.
+    In a terminal, windows are shown in a table that is updated in place; otherwise each window is printed on one
+    line. A window is reported when another tenth of a window has arrived. With --events, one line is printed when a
+    sound starts, and another when it has ended. Lost streams are reopened. Press Ctrl-C to stop; the exit code is then
+    0.
 
     Examples: `dymn listen`; `dymn listen rtsp://camera.local/audio --labels "Dog,Speech" --save clips`;
     `ffmpeg -i URL -f s16le -ac 1 -ar 32000 - | dymn listen - --rate 32000 --format jsonl`.
@@ -247,7 +238,9 @@ def listen(
     events = events or any(value is not None for value in (off_threshold, min_gap, min_duration))
     events = events or any(value is not None for value in (webhook, run, mqtt, save))
     if events and top_k is not None:
-        raise ConfigError("--top-k is about windows, and --events reports sounds. Choose --labels, or leave it out.")
+        raise ConfigError(
+            "--top-k applies to windows, but --events reports sounds. Use --labels instead, or leave it out."
+        )
     chosen = tuple(labels or ()), tuple(exclude or ())
     is_stream = source not in (None, "-")  # of which the channel is chosen where it is decoded
     how: dict[str, Any] = {"specific": specific, "channel": "mix" if is_stream else channel, "gain": gain}
@@ -408,5 +401,5 @@ def counted(chunks: Iterable[Chunk], sample_rate: int, quiet: bool) -> Iterator[
         if dropped and dropped - told >= sample_rate:
             told = dropped
             seconds = dropped / sample_rate
-            note(f"This machine is too slow: {seconds:.1f} s of sound dropped so far. {SLOW}", quiet)
+            note(f"This machine is too slow: {seconds:.1f} s of audio dropped so far. {SLOW}", quiet)
         yield chunk

@@ -35,19 +35,19 @@ def check_use(source: str | None, rate: int | None, microphone: str | None) -> N
     if source is not None and is_url(source):
         shown_url(source)  # refuses what is no address
         if rate is not None or microphone is not None:
-            raise ConfigError("--rate and --microphone are not for addresses. Leave them out.")
+            raise ConfigError("--rate and --microphone do not apply to URLs. Leave them out.")
     elif source not in (None, "-"):
         raise ConfigError(
-            "dymn listen reads the microphone, an address such as http://radio.example/stream, or raw samples on "
-            f"standard input (-), not {source!r}. For files: dymn tag"
+            "dymn listen reads the microphone, a URL such as http://radio.example/stream, or raw samples on "
+            f"standard input (-), not {source!r}. For files, use dymn tag."
         )
     if source == "-" and rate is None:
-        raise ConfigError("Raw samples carry no sample rate. Give --rate, such as --rate 16000.")
+        raise ConfigError("Raw samples have no sample rate. Give --rate, such as --rate 16000.")
     if source == "-" and microphone is not None:
         raise ConfigError("Either standard input (-) or --microphone can be read, not both. Leave one out.")
     if source is None and rate is not None:
         raise ConfigError(
-            "--rate is for samples on standard input. Give - as well, or leave --rate out: a microphone has its own."
+            "--rate applies to samples on standard input (-). Leave it out: a microphone has its own sample rate."
         )
 
 
@@ -70,15 +70,15 @@ def opened(
 
     if source is None:
         device = stack.enter_context(open_microphone(microphone, max_lag or MICROPHONE_LAG))
-        note(f"Listening to {device.name} at {device.sample_rate} Hz. Ctrl-C ends.", quiet)
+        note(f"Listening to {device.name} at {device.sample_rate} Hz. Press Ctrl-C to stop.", quiet)
         return device.name, device.sample_rate, queued(device.queue)
     if source != "-":
         from dymn.audio.network import NetworkSource
 
         network = NetworkSource(source, max_lag or NETWORK_LAG, channel=channel, give_up=give_up)
         stack.callback(network.close)
-        network.start(lambda why: note(f"{network.name} gives no sound yet ({why}). It is tried again.", quiet))
-        note(f"Listening to {network.name} at {network.sample_rate} Hz. Ctrl-C ends.", quiet)
+        network.start(lambda why: note(f"{network.name} does not send audio yet ({why}). Trying again.", quiet))
+        note(f"Listening to {network.name} at {network.sample_rate} Hz. Press Ctrl-C to stop.", quiet)
         return network.name, network.sample_rate, queued(network.queue), lambda: network.zero
     reader = PcmReader(format, channels)
     sample_rate = rate or 0
@@ -105,7 +105,7 @@ def read(stream: BinaryIO, reader: PcmReader, quiet: bool) -> Iterator[Chunk]:
         received += len(data)
         yield Chunk(reader.feed(data), 0)
     if not received:
-        raise AudioError("Standard input ended before it sent anything. Check what writes to it.")
+        raise AudioError("Standard input ended before it sent anything. Check the program that writes to it.")
     if reader.rest:
         note(
             f"Standard input ends within a sample; the last {reader.rest} bytes are left out. Check --encoding and "

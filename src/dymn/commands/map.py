@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dymn.commands.options import WHAT, Quiet, check_ending, hush, output_option, seconds_option
+from dymn.commands.options import WHAT, Quiet, check_ending, hush, note, output_option, seconds_option
 from dymn.commands.search import IndexFolder, short
 
 
@@ -25,13 +25,13 @@ def map(
         ),
     ] = 1000,
     seconds: Annotated[
-        float, seconds_option("Put so much of each window's sound into the page.", WHAT, least=0.1, most=30)
+        float, seconds_option("Length of each window's audio that is included in the page.", WHAT, least=0.1, most=30)
     ] = 2.0,
     quiet: Quiet = False,
 ) -> None:
-    """Draw the windows of an index as points, similar ones close together, on a page where a click plays the sound.
+    """Draw the windows of an index on a page as points that play their sound when clicked; similar sounds are close.
 
-    Places are the first two principal components of the embeddings. Colours are the folders of the recordings.
+    Positions are the first two principal components of the embeddings. Colours show the folders of the recordings.
 
     Example: `dymn map --index recordings.index --output map.html`.
     """
@@ -52,3 +52,4 @@ def map(
         text = map_page(found.vectors(keys), shown, about, seconds, progress or (lambda done, total: None))
     with atomic_write(output) as file:
         file.write(text.encode())
+    note(f"{output} is written: {about}.", quiet)

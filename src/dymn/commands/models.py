@@ -23,7 +23,12 @@ COLUMNS = {
     "classes": "classes",
     "front_end": "input",
 }
-DIGESTS = {"published": "", "pinned": ", pinned", "recorded": ", as first fetched", "none": ", unverified (first use)"}
+DIGESTS = {
+    "published": "",
+    "pinned": ", pinned",
+    "recorded": ", as first downloaded",
+    "none": ", unverified (first use)",
+}
 """What the table says of a file by how its digest is known."""
 ModelFormat = Literal["table", "json", "csv"]
 """How the list is written."""
@@ -34,20 +39,20 @@ def models(
         str | None,
         typer.Argument(
             autocompletion=complete_networks,
-            help='A pattern such as "dymn*" that names must match. Without it, all are listed.',
+            help='List only names that match this pattern, such as "dymn*".',
         ),
     ] = None,
     pretrained: Annotated[
-        bool, typer.Option("--pretrained", help="List only models with weights, not bare architectures.")
+        bool, typer.Option("--pretrained", help="List only models with weights, not architectures.")
     ] = False,
     format: Annotated[ModelFormat, format_option("table, json or csv.", None)] = "table",
     quiet: Quiet = False,
 ) -> None:
-    """List the models with weights and the architectures without.
+    """List models with weights, and architectures.
 
-    Parameters and multiply-adds (MACs) are in millions in the table, plain numbers elsewhere; multiply-adds are
-    for 10 seconds of audio.
-    The mAP is that on AudioSet's evaluation set, the PSDS1 that on AudioSet Strong's, as published, from 0 to 1.
+    Parameters and multiply-adds (MACs) are in millions in the table, and plain numbers in other formats. Multiply-adds
+    are for 10 seconds of audio. mAP (on AudioSet's evaluation set) and PSDS1 (on that of AudioSet Strong) are the
+    published values, from 0 to 1.
 
     Examples: `dymn models`; `dymn models "dymn*" --pretrained --format csv`.
     """
@@ -124,10 +129,10 @@ def cell(row: ModelFacts, column: str) -> str:
 def place(row: ModelFacts) -> str:
     """Return where the weights of a model are."""
     if not row["weights"]:
-        return "none: to be trained"
+        return "none (architecture)"
     if not row["url"]:
-        return "comes with dymn" if row["cached"] else "not in this installation"
-    return f"{'in the cache' if row['cached'] else 'to be fetched'}{DIGESTS[row['digest']]}"
+        return "included in dymn" if row["cached"] else "not in this installation"
+    return f"{'in the cache' if row['cached'] else 'not downloaded'}{DIGESTS[row['digest']]}"
 
 
 def as_csv(rows: Sequence[ModelFacts]) -> str:

@@ -11,10 +11,13 @@ import typer
 from typer.core import TyperCommand
 
 from dymn.commands.imports import import_module
+from dymn.commands.wrong_use import plainly
 from dymn.errors import ConfigError
 
 WHAT, WINDOWS, DATA, RUN_PANEL = "Results", "Windows", "Data", "Computation"
 
+PICTURES = (".png", ".pdf", ".svg")
+"""The endings of pictures."""
 PCM = ("s8", "u8", "s16le", "s16be", "s24le", "s32le", "s32be", "f32le", "f32be")
 OLDER: dict[str, dict[tuple[str, ...], tuple[str, ...]]] = {
     "train": {("--out",): ("--output",)},
@@ -35,7 +38,22 @@ class Command(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the words of the command line."""
-        return super().parse_args(ctx, list(respelled(args, OLDER.get(self.name or "", {}))))
+        words = list(respelled(args, OLDER.get(self.name or "", {})))
+        try:
+            return super().parse_args(ctx, list(words))
+        except Exception as error:
+            if hasattr(error, "message"):  # typer's own, of wrong use
+                error.message = plainly(error.message, getattr(getattr(error, "param", None), "opts", ()), words)
+            raise
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; whether warnings are shown is then as before."""
+        logger = logging.getLogger("dymn")
+        level = logger.level
+        try:
+            return super().invoke(ctx)
+        finally:
+            logger.setLevel(level)
 
 
 def respelled(words: list[str], older: dict[tuple[str, ...], tuple[str, ...]]) -> Iterator[str]:
@@ -95,13 +113,13 @@ def check_ending(option: str, path: Path, endings: Iterable[str]) -> None:
     allowed = list(endings)
     if path.suffix.lower() not in allowed:
         shown = ", ".join(ending or "none" for ending in allowed)
-        raise ConfigError(f"The ending of {option} {path} names no format. Allowed: {shown}.")
+        raise ConfigError(f"{option} {path} has an unknown extension. Allowed: {shown}.")
 
 
 def note_ending(option: str, path: Path, ending: str, quiet: bool) -> None:
     """Write a note where a file of the only possible format gets a name that ends otherwise."""
     if path.suffix.lower() not in (ending, ""):
-        note(f"{option} {path} gets the content of a {ending} file, whatever its name ends in.", quiet)
+        note(f"{option} {path} is written as a {ending} file, although its extension differs.", quiet)
 
 
 def note_gaps(window: float, hop: float | None, quiet: bool) -> None:
@@ -148,9 +166,9 @@ Model = Annotated[
         "-m",
         metavar="NAME|FILE",
         autocompletion=complete_models,
-        help="The name of a model with weights (`dymn models` lists them), or a file or folder with one; A+B is the "
-        "mean of several models' logits, mn40_ensemble the published one of nine (49.8 mAP). The default "
-        "is dymn10_as if it is in the cache or can be downloaded, else dymn04_open, which comes with dymn.",
+        help="The name of a model with weights (`dymn models` lists them), or a file or folder that contains one. "
+        "A+B is an ensemble of models; mn40_ensemble is the published ensemble of nine (49.8 mAP). The default is "
+        "dymn10_as if it is in the cache or can be downloaded, otherwise dymn04_open, which is included in dymn.",
     ),
 ]
 Labels = Annotated[
@@ -158,8 +176,7 @@ Labels = Annotated[
     typer.Option(
         metavar="PATTERN",
         autocompletion=complete_labels,
-        help='Choose only from these labels, such as "Dog" or "*music*". Repeat the option, or separate patterns by '
-        "commas.",
+        help='Report only these labels, such as "Dog" or "*music*". Repeat the option, or separate patterns by commas.',
         rich_help_panel=WHAT,
     ),
 ]
@@ -168,7 +185,7 @@ Exclude = Annotated[
     typer.Option(
         metavar="PATTERN",
         autocompletion=complete_labels,
-        help="Leave these labels out; patterns as for --labels.",
+        help="Do not report these labels; patterns as for --labels.",
         rich_help_panel=WHAT,
     ),
 ]
@@ -203,8 +220,8 @@ def threshold(text: str | float) -> float | str:
 Threshold = Annotated[
     Any,
     threshold_option(
-        "Give only labels with at least this probability. auto and precise are the thresholds of each label that a "
-        "model from `dymn fit` or `dymn calibrate` carries: for the highest F1, or for few false alarms.",
+        "Report only labels with at least this probability. auto (best F1) and precise (few false alarms) use the "
+        "thresholds per label that `dymn fit` and `dymn calibrate` store in a model.",
         WHAT,
     ),
 ]
@@ -214,9 +231,9 @@ Layers = Annotated[
         "--layer",
         "-l",
         metavar="LAYER",
-        help="The layers that embeddings are made of: last (the averaged last feature map; the default), block0 to "
-        "block14, blocks (all of them), blocks10-14 (some), mels (averages of the mel bands). Repeat the option, or "
-        "separate names by commas; the parts are concatenated.",
+        help="The layers of the embedding: last (the averaged last feature map; the default), block0 to block14, "
+        "blocks (all of them), blocks10-14 (a range), mels (averages of the mel bands). Repeat the option, or "
+        "separate names by commas; layers are concatenated.",
         rich_help_panel=WHAT,
     ),
 ]
@@ -225,8 +242,8 @@ Segments = Annotated[
     typer.Option(
         "--segments",
         metavar="FOLDER",
-        help="Cut what is found out of the recordings, sample for sample: files in folders of their labels, and "
-        "index.csv. The folder must be new or empty.",
+        help="Extract the results from the recordings as audio files, in one folder per label, with an index.csv. The "
+        "folder must be new or empty.",
         rich_help_panel=WHAT,
     ),
 ]
@@ -236,20 +253,20 @@ SegmentsPerClass = Annotated[
         "--segments-per-class",
         metavar="NUMBER",
         min=0,
-        help="Cut out at most this many segments of a label, the best ones; 0 is all.",
+        help="Extract at most this many segments per label, those with the highest scores; 0 extracts all.",
         rich_help_panel=WHAT,
     ),
 ]
 WindowOption = Annotated[float, seconds_option("Length of a window. The networks were trained on 10 seconds.", WINDOWS)]
 Hop = Annotated[
     float | None,
-    seconds_option("From the start of one window to the next. By default windows do not overlap.", WINDOWS),
+    seconds_option("Distance between the starts of two windows. By default, windows do not overlap.", WINDOWS),
 ]
 Filling = Annotated[
     Fill,
     typer.Option(
-        help="How a recording, or the rest at its end, that is shorter than the window is filled: repeated (repeat), "
-        "with zeros (pad), or not (bare).",
+        help="How a recording, or the remainder at its end, that is shorter than the window is filled: by repetition "
+        "(repeat), with zeros (pad), or not at all (bare).",
         rich_help_panel=WINDOWS,
     ),
 ]
@@ -259,7 +276,7 @@ WindowBatch = Annotated[
         "--batch-size",
         min=1,
         metavar="NUMBER",
-        help="Number of windows computed at once. The default is 4 on a CPU, 32 elsewhere.",
+        help="Number of windows per batch. The default is 4 on a CPU, 32 on other devices.",
         rich_help_panel=RUN_PANEL,
     ),
 ]
@@ -268,30 +285,28 @@ KindOption = Annotated[
     typer.Option(
         "--kind",
         metavar="KIND",
-        help="The kind of the data, as for `dymn train`; auto detects it.",
+        help="The kind of the dataset, as in `dymn train`; auto detects it.",
         rich_help_panel=DATA,
     ),
 ]
 ClipWorkers = Annotated[
     int,
     typer.Option(
-        "--workers", metavar="NUMBER", min=0, help="Number of processes that decode.", rich_help_panel=RUN_PANEL
+        "--workers", metavar="NUMBER", min=0, help="Number of processes that decode clips.", rich_help_panel=RUN_PANEL
     ),
 ]
 ClipBatch = Annotated[
     int,
-    typer.Option(
-        "--batch-size", metavar="NUMBER", min=1, help="Number of clips computed at once.", rich_help_panel=RUN_PANEL
-    ),
+    typer.Option("--batch-size", metavar="NUMBER", min=1, help="Number of clips per batch.", rich_help_panel=RUN_PANEL),
 ]
 ReportFormat = Annotated[Literal["table", "json"], format_option("table or json.", None)]
 BackendOption = Annotated[
     Computes,
     typer.Option(
         "--backend",
-        help="What computes the network: code compiled for CPUs (compiled), PyTorch (torch), or ONNX Runtime (onnx), "
-        "for a file that `dymn export --dynamic-time` wrote or the name of a model that was exported without "
-        "--output. auto chooses compiled on a CPU, onnx for .onnx files, else torch.",
+        help="What runs the network: compiled code for CPUs (compiled), PyTorch (torch), or ONNX Runtime (onnx), for a "
+        "file from `dymn export --dynamic-time` or the name of a model that was exported without --output. auto "
+        "selects compiled on a CPU, onnx for .onnx files, and torch otherwise.",
         rich_help_panel=RUN_PANEL,
     ),
 ]
@@ -300,8 +315,8 @@ Device = Annotated[
     typer.Option(
         "--device",
         metavar="NAME",
-        help="The device to compute on, such as cpu, cuda, cuda:1 or mps. The default is the first CUDA device, else "
-        "the CPU.",
+        help="The device to compute on, such as cpu, cuda, cuda:1 or mps. The default is the first CUDA device, "
+        "otherwise the CPU.",
         rich_help_panel=RUN_PANEL,
     ),
 ]
@@ -309,8 +324,8 @@ PrecisionOption = Annotated[
     Precisions,
     typer.Option(
         "--precision",
-        help="The number format of PyTorch's arithmetic. Those of 16 bits are for GPUs: faster, and slightly less "
-        "exact.",
+        help="The number format of PyTorch's arithmetic. The 16-bit formats are for GPUs: faster, but slightly less "
+        "accurate.",
         rich_help_panel=RUN_PANEL,
     ),
 ]
@@ -318,7 +333,7 @@ Partial = Annotated[
     bool,
     typer.Option(
         "--partial",
-        help="Read what can be read of damaged recordings, up to the damage and behind it, instead of refusing them. "
+        help="Read the intact parts of damaged recordings, before and after the damage, instead of rejecting them. "
         "They are marked in JSON, CSV and Parquet.",
         rich_help_panel=RUN_PANEL,
     ),
@@ -329,13 +344,13 @@ Threads = Annotated[
         "--threads",
         metavar="NUMBER",
         min=1,
-        help="Number of CPU threads. The default is OMP_NUM_THREADS, else the number of available CPUs.",
+        help="Number of CPU threads. The default is OMP_NUM_THREADS, otherwise the number of available CPUs.",
         rich_help_panel=RUN_PANEL,
     ),
 ]
 Quiet = Annotated[
     bool,
-    typer.Option("--quiet", "-q", help="Show no progress bar and no notes, only errors.", rich_help_panel=RUN_PANEL),
+    typer.Option("--quiet", "-q", help="Print errors only, without progress bar and notes.", rich_help_panel=RUN_PANEL),
 ]
 Workers = Annotated[
     int | None,
@@ -343,8 +358,8 @@ Workers = Annotated[
         "--workers",
         min=0,
         metavar="NUMBER",
-        help="Number of threads that decode recordings while the network computes; 0 decodes and computes in turn. "
-        "The default is the number of CPUs, at most --threads.",
+        help="Number of threads that decode recordings while the network runs; 0 decodes and computes in turn. The "
+        "default is the number of CPUs, at most --threads.",
         rich_help_panel=RUN_PANEL,
     ),
 ]
@@ -353,9 +368,9 @@ Ray = Annotated[
     typer.Option(
         "--ray",
         metavar="ADDRESS",
-        help="Compute with Ray (needs dymn\\[ray]): local starts it here, auto and HOST:PORT connect to a cluster. "
-        "Paths may then be URLs such as s3://bucket/clips. --workers is the number of processes with a network, "
-        "each of which has --threads (default 1).",
+        help="Compute with Ray (needs dymn\\[ray]): local starts it on this machine; auto and HOST:PORT connect to a "
+        "cluster. Paths may then be URLs such as s3://bucket/clips. --workers is the number of processes that run "
+        "the network, with --threads (default 1) each.",
         rich_help_panel=RUN_PANEL,
     ),
 ]
@@ -367,7 +382,7 @@ RetryFailed = Annotated[
     bool,
     typer.Option(
         "--retry-failed",
-        help="Compute only the recordings again that failed in the last run.",
+        help="Compute only the recordings that failed in the last run.",
         rich_help_panel=RUN_PANEL,
     ),
 ]
@@ -387,8 +402,8 @@ def _importing(
             callback=_import_all,
             is_eager=True,
             expose_value=False,
-            help="First import a module with attention mechanisms or kinds of data of your own: its name, or the path "
-            "of its file. Repeat the option for others.",
+            help="Import a Python module, given by name or path, before anything else, for example with your own "
+            "attention mechanisms or dataset kinds. The option can be repeated.",
             rich_help_panel=RUN_PANEL,
         ),
     ] = None,
@@ -397,7 +412,7 @@ def _importing(
 
 
 def hush(quiet: bool) -> None:
-    """Suppress warnings of the library if `quiet`."""
+    """Suppress warnings of the library, if `quiet`, until the command ends (see `Command`)."""
     if quiet:
         logging.getLogger("dymn").setLevel(logging.ERROR)
 

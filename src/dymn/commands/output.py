@@ -49,7 +49,7 @@ def note_new_folder(path: Path) -> None:
     """Log that the folder of an output does not exist and will be made; its name may be mistyped."""
     folder = path.absolute().parent
     if not folder.exists():
-        logger.warning("The folder %s does not exist; it is made for %s.", folder, path.name)
+        logger.warning("Creating the folder %s for %s.", folder, path.name)
 
 
 def say(text: str) -> None:
@@ -78,7 +78,7 @@ def binary_output(path: Path | None) -> Iterator[BinaryIO]:
         sys.stdout.flush()
         return
     if path.is_dir():
-        raise ConfigError(f"{path} is a folder. Give the name of a file to write to.")
+        raise ConfigError(f"{path} is a folder. Give the path of a file.")
     if path.exists() and not stat.S_ISREG(path.stat().st_mode):
         try:
             with path.open("wb") as stream:

@@ -13,9 +13,9 @@ from dymn.errors import ConfigError, DymnError
 
 if TYPE_CHECKING:
     from dymn.inference.files import Recording
-    from dymn.inference.segments import AudioLike
     from dymn.inference.selection import TagSettings
     from dymn.inference.tagger import Tagger
+    from dymn.inference.windows import AudioLike
     from dymn.plots.overview import Overview
 
 ENDINGS = (".png", ".svg", ".pdf", ".html")
@@ -36,19 +36,18 @@ def check_plot(plot: Path, found: Sequence[str | Path]) -> None:
     if len(found) > 1:
         if plot.suffix.lower() in ENDINGS or (plot.exists() and not plot.is_dir()):
             raise ConfigError(
-                f"There are {len(found)} recordings, and --plot {plot} is one file. Give a folder, for a picture of "
-                "each."
+                f"There are {len(found)} recordings, but --plot {plot} is a single file. Give a folder, which "
+                "receives an image for each."
             )
         return
     if plot.is_dir():
         return
     if plot.suffix.lower() not in ENDINGS:
         raise ConfigError(
-            f"--plot {plot} has an ending that is not known. Give one of: {', '.join(ENDINGS)}, or a folder that "
-            "exists."
+            f"--plot {plot} has an unknown extension. Allowed: {', '.join(ENDINGS)}, or an existing folder."
         )
     if plot.exists() and any(path.exists() and path.samefile(plot) for path in map(Path, found)):
-        raise ConfigError(f"--plot {plot} is one of the recordings. Give another file to write to.")
+        raise ConfigError(f"--plot {plot} is one of the recordings. Give another file.")
 
 
 class Pictures:

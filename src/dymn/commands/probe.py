@@ -3,33 +3,17 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dymn.commands import options
 from dymn.commands.datasets import check_data
-from dymn.commands.options import (
-    DATA,
-    WHAT,
-    ClipWorkers,
-    Device,
-    Fill,
-    KindOption,
-    Layers,
-    Model,
-    PrecisionOption,
-    Quiet,
-    ReportFormat,
-    Threads,
-    WindowBatch,
-    hush,
-    note,
-    seconds_option,
-)
+from dymn.commands.options import DATA, PICTURES, WHAT, check_ending, hush, note, seconds_option
 from dymn.commands.recordings import load_tagger
 from dymn.errors import ConfigError
+from dymn.system.files import json_values
 
 if TYPE_CHECKING:
     from dymn.evaluation.probe import Probed
@@ -37,7 +21,6 @@ if TYPE_CHECKING:
 
 MOST_CONFUSIONS = 3
 FEW_CLIPS = 100
-PICTURES = (".png", ".pdf", ".svg")
 
 
 def probe(
@@ -45,27 +28,29 @@ def probe(
         Path,
         typer.Argument(
             metavar="DATA",
-            help="The data, as for `dymn train`: a folder with one folder of clips for each class, a CSV table, tar "
-            "shards, or a dataset as it is published.",
+            help="The dataset, as for `dymn train`: a folder with one folder of clips per class, a CSV table, tar "
+            "shards, or a dataset in its published layout.",
         ),
     ],
-    model: Model = None,
-    layer: Layers = None,
+    model: options.Model = None,
+    layer: options.Layers = None,
     seconds: Annotated[
         float | None,
         seconds_option(
-            "Use only the beginning of each clip, of this length. The embedding of more than ten seconds is a mean.",
+            "Use only this much of the beginning of each clip. The embedding of more than ten seconds is a mean "
+            "over windows.",
             WHAT,
         ),
     ] = None,
     fill: Annotated[
-        Fill,
+        options.Fill,
         typer.Option(
-            help="How clips of less than ten seconds are filled: not (bare), repeated (repeat), or with zeros (pad).",
+            help="How clips shorter than ten seconds are filled: not at all (bare), by repetition (repeat), or with "
+            "zeros (pad).",
             rich_help_panel=WHAT,
         ),
     ] = "bare",
-    kind: KindOption = "auto",
+    kind: options.KindOption = "auto",
     folds: Annotated[
         int,
         typer.Option(
@@ -73,7 +58,7 @@ def probe(
             metavar="NUMBER",
             min=2,
             max=1000,
-            help="Number of equal folds for data that have neither folds nor a test set of their own.",
+            help="Number of equal folds for datasets that have neither folds nor a test set.",
             rich_help_panel=DATA,
         ),
     ] = 5,
@@ -82,26 +67,26 @@ def probe(
         typer.Option(
             "--plot",
             metavar="FILE",
-            help="Draw the confusion matrix (.png, .pdf or .svg), where each clip has one class.",
+            help="Draw the confusion matrix (.png, .pdf or .svg), for exclusive classes.",
         ),
     ] = None,
-    format: ReportFormat = "table",
-    workers: ClipWorkers = 0,
-    device: Device = None,
-    precision: PrecisionOption = "float32",
-    threads: Threads = None,
-    batch_size: WindowBatch = None,
-    quiet: Quiet = False,
+    format: options.ReportFormat = "table",
+    workers: options.ClipWorkers = 0,
+    device: options.Device = None,
+    precision: options.PrecisionOption = "float32",
+    threads: options.Threads = None,
+    batch_size: options.WindowBatch = None,
+    quiet: options.Quiet = False,
 ) -> None:
-    """Measure how well a linear model classifies a dataset by a network's embeddings.
+    """Measure how well a linear model classifies a dataset from a network's embeddings.
 
     The network itself is not trained.
 
-    The embeddings are standardised, and a logistic regression is fitted to them: one over all classes where each clip
-    has one, or else one for each label. It is tested on each fold of the data, or on their test set. How strongly it is
-    regularised is chosen by cross-validation among the clips that it learns from, never by the test.
+    A logistic regression is fitted to the standardised embeddings: one over all classes if each clip has exactly one
+    class, otherwise one per label. It is tested on each fold of the dataset, or on its test set. The regularisation is
+    chosen by cross-validation on the training clips, never on the test clips.
 
-    Clips that cannot be read are named and left out; more than one in twenty is an error, and the exit code is 1.
+    Clips that cannot be read are listed and left out, and the exit code is 1; more than one in twenty is an error.
 
     Example: `dymn probe ESC10 --model dymn04_open --layer mels,blocks --plot confusion.png`.
     """
@@ -114,8 +99,8 @@ def probe(
 
     layers = parse_layers(layer or "last")
     settings = EmbedSettings(fill=fill)
-    if plot is not None and plot.suffix.lower() not in PICTURES:
-        raise ConfigError(f"--plot {plot} has an ending that is not known. Give one of: {', '.join(PICTURES)}.")
+    if plot is not None:
+        check_ending("--plot", plot, PICTURES)
     tagger = load_tagger(model, device, threads, quiet, precision=precision)
     embedder = tagger.embedder(layers)
     with counting_bar("Embed", quiet) as progress:
@@ -133,12 +118,15 @@ def probe(
     if plot is not None:
         from dymn.plots.confusion import plot_confusion
 
-        plot_confusion(found, plot)
+        if found.confusion is None:
+            raise ConfigError("--plot draws a confusion matrix, and clips with several labels have none. Leave it out.")
+        plot_confusion(found.labels, found.confusion, plot, "a linear model")
         note(f"{plot} is written.", quiet)
     tested = sum(result.test for result in found.results)
     if tested < FEW_CLIPS:
         note(
-            f"{tested} test clips say little: each is {100 / tested:.1f} % of them. Use {FEW_CLIPS} or more.",
+            f"{tested} test clips are too few for a reliable result: each is {100 / tested:.1f} % of them. Use "
+            f"{FEW_CLIPS} or more.",
             quiet,
         )
     name = tagger.card.name or str(model)
@@ -184,8 +172,7 @@ def confusions(found: Probed) -> list[tuple[str, str, int]]:
 def as_json(found: Probed, embedder: Embedder, model: str, data: Path) -> str:
     """Return the figures as a JSON object; one that is not defined is null."""
     results = [
-        {"test": r.name, "learned_from": r.train, "tested_on": r.test, "C": r.c} | _finite(r.figures)
-        for r in found.results
+        {"test": r.name, "learned_from": r.train, "tested_on": r.test, "C": r.c} | r.figures for r in found.results
     ]
     document = {
         "data": str(data),
@@ -202,11 +189,4 @@ def as_json(found: Probed, embedder: Embedder, model: str, data: Path) -> str:
         "confusion": None if found.confusion is None else found.confusion.tolist(),
         "bad": dict(found.bad),
     }
-    return json.dumps(document, ensure_ascii=False, indent=1)
-
-
-def _finite(figures: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in figures.items()
-    }
+    return json.dumps(json_values(document), ensure_ascii=False, indent=1)

@@ -7,16 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from dymn.commands.options import (
-    Quiet,
-    Threads,
-    check_ending,
-    complete_networks,
-    format_option,
-    hush,
-    note,
-    output_option,
-)
+from dymn.commands import options
+from dymn.commands.options import check_ending, complete_networks, format_option, hush, note, output_option
 from dymn.errors import ConfigError
 
 ProfileFormat = Literal["table", "json", "csv", "markdown"]
@@ -30,7 +22,7 @@ def profile(
         typer.Argument(
             metavar="MODEL|CONFIG",
             autocompletion=complete_networks,
-            help="An architecture or a model with weights by its name (`dymn models` lists them; nothing is "
+            help="The name of an architecture or a model with weights (`dymn models` lists them; nothing is "
             "downloaded), a checkpoint, or a JSON or TOML file with settings.",
         ),
     ] = None,
@@ -39,15 +31,15 @@ def profile(
         typer.Option(
             "--table",
             metavar="NUMBER",
-            help="Count every row of this table of the paper, such as VII, and set the printed numbers beside it; all "
-            "for all tables about cost. III, which is about downstream tasks, is printed.",
+            help="Count every row of this table of the paper, such as VII, and compare it with the published "
+            "numbers; all counts all tables with costs. III, which has none, is printed.",
         ),
     ] = None,
     commands: Annotated[
-        bool, typer.Option("--commands", help="With --table, write the command that trains each row instead.")
+        bool, typer.Option("--commands", help="With --table, print the command that trains each row instead.")
     ] = False,
     input_seconds: Annotated[
-        float, typer.Option(metavar="SECONDS", help="Length of the recording. The paper's numbers are for 10 seconds.")
+        float, typer.Option(metavar="SECONDS", help="Length of the input. The paper's numbers are for 10 seconds.")
     ] = 10.0,
     runs: Annotated[
         int | None,
@@ -61,23 +53,26 @@ def profile(
     ] = None,
     format: Annotated[
         ProfileFormat | None,
-        format_option("table, json, csv or markdown. The default is by the ending of --output, else table.", None),
+        format_option(
+            "table, json, csv or markdown. The default follows the extension of --output, otherwise table.", None
+        ),
     ] = None,
     output: Annotated[Path | None, output_option("Write to this file.", None)] = None,
     plot: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Draw mAP against multiply-adds and against parameters (the paper's Figs. 4 and 5) into this file "
+            help="Draw mAP against multiply-adds and against parameters (the paper's Figs. 4 and 5) to this file "
             "(.png, .pdf, .svg).",
         ),
     ] = None,
-    threads: Threads = None,
-    quiet: Quiet = False,
+    threads: options.Threads = None,
+    quiet: options.Quiet = False,
 ) -> None:
-    """Report what a network costs: parameters, multiply-adds, memory, receptive field, time.
+    """Report the costs of a network: parameters, multiply-adds, memory, receptive field, time.
 
-    With --table, compare the paper's rows with our counts. JSON and CSV have plain counts, tables have millions.
+    With --table, compare the rows of a table of the paper with dymn's counts. Counts are in millions in tables, and
+    plain numbers in JSON and CSV.
 
     Examples: `dymn profile dymn04_open`; `dymn profile --table VII --format markdown`.
     """
@@ -96,7 +91,7 @@ def profile(
     if model is None and table is None and plot is None:
         raise ConfigError("Give a model, --table NUMBER, or --plot FILE. See `dymn profile --help`.")
     if model is not None and table is not None:
-        raise ConfigError("Give a model or --table, not both: a table has networks of its own.")
+        raise ConfigError("Give either a model or --table: a table defines its own networks.")
     check_threads(threads)
     if runs is None:
         runs = 5 if has_torch() else 0

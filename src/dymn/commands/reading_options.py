@@ -22,8 +22,8 @@ FilesFrom = Annotated[
     typer.Option(
         "--files-from",
         metavar="LIST|-",
-        help="Also read the recordings that this file lists, a line each, or with NUL characters between, as from "
-        "`find -print0`; - is standard input.",
+        help="Also read the recordings listed in this file, one per line or separated by NUL characters, as from `find "
+        "-print0`; - is standard input.",
         rich_help_panel=READING,
     ),
 ]
@@ -32,8 +32,8 @@ ChannelOption = Annotated[
     typer.Option(
         "--channel",
         metavar="CHANNEL",
-        help="Which channel to read: mix (the mean of all), left, right, a number from 1, loudest (reads a recording "
-        "once more first), or each, for a result of every channel.",
+        help="The channel to read: mix (the mean of all), left, right, a number from 1, loudest (needs an additional "
+        "pass), or each (one result per channel).",
         rich_help_panel=READING,
     ),
 ]
@@ -43,7 +43,7 @@ Track = Annotated[
         "--track",
         metavar="NUMBER",
         min=1,
-        help="Which audio track to read of files with several, from 1. The default is the one that is marked so.",
+        help="The audio track to read from files with several tracks, from 1. The default is the file's default track.",
         rich_help_panel=READING,
     ),
 ]
@@ -52,8 +52,8 @@ Gain = Annotated[
     typer.Option(
         "--gain",
         metavar="DB|auto",
-        help="Make recordings louder, in dB. auto reads a recording once more first, and raises quiet ones only: their "
-        "loudest second to -20 dBFS, as far as the largest sample stays below -1 dBFS.",
+        help="Amplify recordings, in dB. auto amplifies only quiet recordings, until their loudest second is at -20 "
+        "dBFS or their largest sample at -1 dBFS; it needs an additional pass.",
         rich_help_panel=READING,
     ),
 ]
@@ -62,8 +62,8 @@ Speed = Annotated[
     typer.Option(
         "--speed",
         metavar="FACTOR",
-        help="Play recordings slower (0.1, for bats) or faster (20, for infrasound) to the network. Windows are "
-        "seconds as it hears them; times in results are those of the recording.",
+        help="Play recordings to the network slower (0.1, for bats) or faster (20, for infrasound). Lengths of windows "
+        "refer to the signal as played; times in results refer to the recording.",
         rich_help_panel=READING,
     ),
 ]
@@ -72,7 +72,8 @@ Band = Annotated[
     typer.Option(
         "--band",
         metavar="LOW-HIGH",
-        help="Keep only these frequencies, in Hz of the recording, such as 2000-8000; 20- takes out what is below.",
+        help="Keep only these frequencies of the recording, in Hz, such as 2000-8000; 20- removes frequencies below 20 "
+        "Hz.",
         rich_help_panel=READING,
     ),
 ]
@@ -80,8 +81,8 @@ Clock = Annotated[
     Clocks,
     typer.Option(
         "--clock",
-        help="auto adds the absolute time to each row, if the recorder wrote down when it began: as GUANO, AudioMoth's "
-        "comment, bext, or in the file's name.",
+        help="auto adds the absolute time to each row if the start of the recording is known from GUANO metadata, "
+        "AudioMoth's comment, bext, or the file name.",
         rich_help_panel=READING,
     ),
 ]
@@ -97,10 +98,10 @@ def gathered(paths: Sequence[str] | None, files_from: str | None) -> list[str]:
     given = list(paths or ())
     if files_from is None:
         if not given:
-            raise ConfigError("Missing argument 'PATH...'. Name recordings, folders or patterns, or give --files-from.")
+            raise ConfigError("Missing argument 'PATH...'. Give recordings, folders or patterns, or --files-from.")
         return given
     if files_from == "-" and "-" in given:
-        raise ConfigError("Standard input holds either a recording (-) or the list of --files-from, not both.")
+        raise ConfigError("Standard input is either a recording (-) or the list of --files-from, not both.")
     try:
         data = sys.stdin.buffer.read() if files_from == "-" else Path(files_from).expanduser().read_bytes()
     except OSError as error:
@@ -108,7 +109,7 @@ def gathered(paths: Sequence[str] | None, files_from: str | None) -> list[str]:
     parts = data.split(b"\0") if b"\0" in data else [line.rstrip(b"\r") for line in data.split(b"\n")]
     listed = [os.fsdecode(part) for part in parts if part.strip()]
     if not listed:
-        raise ConfigError(f"--files-from {files_from} lists no recording. Write a path on each line.")
+        raise ConfigError(f"--files-from {files_from} lists no recording. Write one path per line.")
     if files_from == "-" and "-" in listed:
         raise ConfigError("The list of --files-from comes from standard input, so - cannot be one of its recordings.")
     return given + listed

@@ -26,10 +26,11 @@ def ray_engine(
     if address is None:
         return None
     if backend == "onnx":
-        raise ConfigError(f"--backend {backend} computes on this machine alone. Give it without --ray.")
+        raise ConfigError(f"--backend {backend} cannot be combined with --ray. Leave one of them out.")
+    from dymn.commands.imports import IMPORTED
     from dymn.ray import Engine
 
-    return Engine(address, workers, threads or 1, device)
+    return Engine(address, workers, threads or 1, device, tuple(IMPORTED))
 
 
 def load_tagger(

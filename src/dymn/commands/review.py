@@ -7,23 +7,9 @@ from typing import Annotated
 
 import typer
 
+from dymn.commands import options
 from dymn.commands.fit import threads_of
-from dymn.commands.options import (
-    WHAT,
-    Exclude,
-    Hop,
-    Labels,
-    Paths,
-    Quiet,
-    Threads,
-    WindowOption,
-    Workers,
-    check_ending,
-    complete_models,
-    hush,
-    note,
-    note_gaps,
-)
+from dymn.commands.options import WHAT, check_ending, complete_models, hush, note, note_gaps
 from dymn.errors import ConfigError
 
 
@@ -36,7 +22,7 @@ def review(
             help="The model, such as one from `dymn fit`: a name, a file or a folder.",
         ),
     ],
-    paths: Paths,
+    paths: options.Paths,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The page to write, an .html file.")],
     count: Annotated[
         int,
@@ -44,20 +30,20 @@ def review(
             "--count", "-n", metavar="NUMBER", min=1, max=200, help="Number of questions.", rich_help_panel=WHAT
         ),
     ] = 30,
-    labels: Labels = None,
-    exclude: Exclude = None,
-    window: WindowOption = 10.0,
-    hop: Hop = None,
-    threads: Threads = None,
-    workers: Workers = None,
-    quiet: Quiet = False,
+    labels: options.Labels = None,
+    exclude: options.Exclude = None,
+    window: options.WindowOption = 10.0,
+    hop: options.Hop = None,
+    threads: options.Threads = None,
+    workers: options.Workers = None,
+    quiet: options.Quiet = False,
 ) -> None:
-    """Write a page that asks about the windows of which a model is least sure: those nearest to its thresholds.
+    """Write a page that asks about the windows for which a model is least certain: those closest to its thresholds.
 
-    The page holds the sound and needs nothing else. It is answered with the keys y and n, and saves a table that `dymn
-    fit --add` learns from. The thresholds are the model's own (--threshold auto), or 0.5 where it carries none.
+    The page contains the audio and is self-contained. Answer with the keys y and n, and save the table that `dymn fit
+    --add` trains on. The thresholds are those stored in the model (--threshold auto), or 0.5 if it has none.
 
-    Recordings that cannot be read are named and left out, and the exit code is 1.
+    Recordings that cannot be read are listed and left out, and the exit code is 1.
 
     Example: `dymn review mine.safetensors recordings --output review.html`.
     """
@@ -73,7 +59,7 @@ def review(
 
     settings = TagSettings(0, 0.0, tuple(labels or ()), tuple(exclude or ()), window, hop)
     if not paths:
-        raise ConfigError("There is nothing to review. Give recordings, folders or patterns after the model.")
+        raise ConfigError("There are no recordings to review. Give recordings, folders or patterns after the model.")
     with Discovery(paths, output) as discovery:
         found, lost = discovery.sorted(), [error for _, error in discovery.lost]
     tagger = load_tagger(model, "cpu", threads, quiet, "auto")

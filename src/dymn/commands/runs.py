@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeGuard
 
 import typer
 
+from dymn.audio.notes import shared_at_end
 from dymn.audio.settings import PLAIN, ReadSettings
 from dymn.commands.label_options import MODELS_OWN, Vocabulary
 from dymn.commands.options import Computes, Precisions, note
@@ -30,11 +31,11 @@ from dymn.inference.formats.layout import Layout, R
 from dymn.inference.formats.origin import Origin
 from dymn.inference.formats.writers import ROWS, TEXT, choose, marks_damage, write_file
 from dymn.inference.runs import Kind, compute, is_last, results
-from dymn.inference.segments import source_name
+from dymn.inference.windows import source_name
 
 if TYPE_CHECKING:
-    from dymn.inference.excerpts import Excerpts
     from dymn.inference.journal import Journal
+    from dymn.inference.segments import SegmentCutter
     from dymn.inference.tagger import Tagger
     from dymn.ray import Engine
 
@@ -121,7 +122,7 @@ def run(
     form_of: Callable[[Tagger | None], Form[R]],
     files_of: Callable[[Tagger, Engine | None], Files[R]],
     check: Callable[[Sequence[Path | str]], None] = lambda found: None,
-    excerpts: Excerpts | None = None,
+    cutter: SegmentCutter | None = None,
 ) -> Outcome:
     """Find recordings, load the model, compute and write.
 
@@ -131,7 +132,7 @@ def run(
         form_of: the form of the results of a tagger, or of failures alone.
         files_of: from the tagger and, with --ray, the engine to the function that computes, with its settings bound.
         check: refuses recordings before the model is loaded; not called for a run with a journal.
-        excerpts: what is found is cut out with these.
+        cutter: what is found is cut out with these.
 
     Raises:
         ConfigError: if options do not fit each other, the model, or the recordings.
@@ -145,7 +146,7 @@ def run(
     engine = ray_engine(asked.ray, asked.workers, asked.threads, asked.device, asked.backend)
     kept = journaled(asked, name)
     damaged: list[str] = []
-    with Discovery(asked.paths, asked.output, _expand(engine), asked.read.partial) as discovery:
+    with shared_at_end(), Discovery(asked.paths, asked.output, _expand(engine), asked.read.partial) as discovery:
         readable = engine is not None or discovery.any_readable()
         found = [] if readable and kept else discovery.sorted()
         check_output(asked.output, name, len(found) or len(discovery.lost))
@@ -163,10 +164,10 @@ def run(
             workers = default_workers(asked.threads, len(found) or MANY) if asked.workers is None else asked.workers
             files = partial(files, workers=workers)
         if kept:
-            failed = resume(asked, form, name, kept, damaged, discovery, files, excerpts)
+            failed = resume(asked, form, name, kept, damaged, discovery, files, cutter)
             return Outcome(failed, damaged, name, form.origin)
-        failed = stream(asked, form, name, damaged, discovery, found, files, excerpts)
-    return Outcome(failed + cut(excerpts, asked.quiet), damaged, name, form.origin)
+        failed = stream(asked, form, name, damaged, discovery, found, files, cutter)
+    return Outcome(failed + cut(cutter, asked.quiet), damaged, name, form.origin)
 
 
 def note_other_ending(layout: Layout[Any], name: str, output: Path | None, quiet: bool) -> None:
@@ -177,7 +178,7 @@ def note_other_ending(layout: Layout[Any], name: str, output: Path | None, quiet
     ending = "" if output is None else output.suffix.lower()
     meant = layout.suffixes.get(ending)
     if ending not in ("", ".txt") and meant not in (None, name):
-        note(f"{output} is written as {name}, which --format names, although its ending means {meant}.", quiet)
+        note(f"{output} is written as {name}, as --format requests, although its extension means {meant}.", quiet)
 
 
 def _expand(engine: Engine | None) -> Callable[[str], Iterable[Path | str]]:
@@ -198,7 +199,7 @@ def stream(
     discovery: Discovery,
     found: Sequence[Path | str],
     files: Files[R] | None,
-    excerpts: Excerpts | None = None,
+    cutter: SegmentCutter | None = None,
 ) -> int:
     """Compute recordings and write their results as they come; without `files`, write why they cannot be read.
 
@@ -220,7 +221,7 @@ def stream(
 
     separately = _separately(asked.output, name, len(found))
     with report(asked, form.layout, name, damaged) as listed:
-        write(listed(seen(results_told(), form.layout, excerpts)), form, name, asked.output, separately)
+        write(listed(seen(results_told(), form.layout, cutter)), form, name, asked.output, separately)
     return len(bad)
 
 
@@ -232,7 +233,7 @@ def resume(
     damaged: list[str],
     discovery: Discovery,
     files: Files[R],
-    excerpts: Excerpts | None = None,
+    cutter: SegmentCutter | None = None,
 ) -> int:
     """Compute recordings through a journal and write the output, or resume a run that did not end.
 
@@ -250,8 +251,8 @@ def resume(
     with Journal(output, settings, fresh=asked.fresh, retry=asked.retry_failed) as journal:
         if journal.was_complete:
             note(
-                f"The last run has ended, so {journal.path.name} starts over; --retry-failed would run only what "
-                "failed.",
+                "The last run is complete, so this one starts over. To compute only the failed recordings, use "
+                "--retry-failed.",
                 quiet,
             )
         fill(journal, form.kind, discovery, files, quiet)
@@ -260,13 +261,13 @@ def resume(
             results(journal, form.kind, asked.read.channel == "each"),
         )
         with report(asked, form.layout, name, damaged) as listed, atomic_write(output) as file:
-            write_file(listed(seen(found, form.layout, excerpts)), form.layout, form.origin, name, file)
-        uncut = cut(excerpts, quiet)  # before the journal ends, so that it can be done again
+            write_file(listed(seen(found, form.layout, cutter)), form.layout, form.origin, name, file)
+        uncut = cut(cutter, quiet)  # before the journal ends, so that it can be done again
         counts = journal.counts()
         journal.complete(keep=counts.failed > 0)
     n_failed = counts.failed + len(discovery.lost)
     if n_failed:
-        again = "" if not counts.failed else " With --retry-failed the same command tries these again."
+        again = "" if not counts.failed else " To try them again, repeat the command with --retry-failed."
         note(
             f"{n_failed:,} of {counts.listed + len(discovery.lost):,} recordings failed; {report_path(output)} lists "
             f"them.{again}",
@@ -282,9 +283,9 @@ def fill(journal: Journal, kind: Kind[R], discovery: Discovery, files: Files[R],
         typer.echo(f"dymn: {error}", err=True)
     counts = journal.counts()
     if counts.done:
-        failed = f" ({counts.failed} of them failed; --retry-failed tries those again)" if counts.failed else ""
-        rest = " The others follow." if counts.done < counts.listed else ""
-        note(f"{counts.done:,} of {counts.listed:,} recordings are done already{failed}.{rest}", quiet)
+        failed = f" ({counts.failed} of them failed; --retry-failed tries them again)" if counts.failed else ""
+        rest = " Computing the others." if counts.done < counts.listed else ""
+        note(f"{counts.done:,} of {counts.listed:,} recordings are already complete{failed}.{rest}", quiet)
     try:
         with Bar(counts.listed, counts.done, quiet, discovery.seconds) as bar:
             compute(
@@ -328,8 +329,8 @@ def journaled(asked: Asked, name: str) -> Path | None:
     keeps = is_file(output) and name in ROWS and can_be_read_again and not asked.draws
     if (asked.fresh or asked.retry_failed) and not keeps:
         raise ConfigError(
-            "--fresh and --retry-failed need a journal, which only runs that write rows to a file keep. See --output, "
-            "--format."
+            "--fresh and --retry-failed need a journal, which is kept only if rows are written to a file. See "
+            "--output and --format."
         )
     return output if keeps else None
 
@@ -348,11 +349,11 @@ def check_output(output: Path | None, name: str, count: int) -> None:
     tracks = _separately(output, name, count)
     if tracks and (output is None or (output.exists() and not output.is_dir())):
         raise ConfigError(
-            f"A label track belongs to one recording, and there are {count}. Give a folder as --output, for one file "
-            "each."
+            f"A label track belongs to one recording, but there are {count}. Give a folder as --output, which "
+            "receives one file each."
         )
     if output is not None and output.is_dir() and not tracks:
-        raise ConfigError(f"--output {output} is a folder. Give the name of a file to write to.")
+        raise ConfigError(f"--output {output} is a folder. Give the path of a file.")
 
 
 def _separately(output: Path | None, name: str, count: int) -> bool:
@@ -431,6 +432,6 @@ def report(
         yield listed
     if damaged and path:
         where = "the output" if marked else str(path)
-        note(f"{len(damaged):,} recording(s) are damaged and were read in part; {where} names them.", asked.quiet)
+        note(f"{len(damaged):,} recording(s) are damaged and were read partially; {where} lists them.", asked.quiet)
     if path and not path.stat().st_size:
         path.unlink()

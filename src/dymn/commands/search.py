@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from dymn.commands.options import WHAT, Model, Quiet, Threads, format_option, hush, output_option
+from dymn.commands.options import WHAT, Model, Quiet, Threads, format_option, hush, note, output_option
 from dymn.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -43,31 +43,31 @@ def search(
     ],
     index: IndexFolder,
     top_k: Annotated[
-        int, typer.Option("--top-k", "-k", metavar="NUMBER", min=1, help="The number of results.", rich_help_panel=WHAT)
+        int, typer.Option("--top-k", "-k", metavar="NUMBER", min=1, help="Number of results.", rich_help_panel=WHAT)
     ] = 20,
     start: Annotated[
         float | None,
-        typer.Option(metavar="SECONDS", min=0, help="Search for the part from here on.", rich_help_panel=WHAT),
+        typer.Option(metavar="SECONDS", min=0, help="Start of the part to search for.", rich_help_panel=WHAT),
     ] = None,
     end: Annotated[
         float | None,
-        typer.Option(metavar="SECONDS", min=0, help="Search for the part up to here.", rich_help_panel=WHAT),
+        typer.Option(metavar="SECONDS", min=0, help="End of the part to search for.", rich_help_panel=WHAT),
     ] = None,
     format: Annotated[
         SearchFormat | None,
         format_option(
-            "table, csv, json, or page (HTML with a player for each result). The default is by the ending of --output "
-            "(.txt, .csv, .json, .html), else table."
+            "table, csv, json, or page (HTML with a player for each result). The default follows the extension of "
+            "--output (.txt, .csv, .json, .html), otherwise table."
         ),
     ] = None,
-    output: Annotated[Path | None, output_option("Write to this file, which appears when it is complete.")] = None,
+    output: Annotated[Path | None, output_option("Write to this file, atomically.")] = None,
     model: Model = None,
     threads: Threads = None,
     quiet: Quiet = False,
 ) -> None:
     """Find the windows of indexed recordings that are most similar to a sound.
 
-    Similarity is the cosine between embeddings: at most 1. The sound is embedded by the model of the index.
+    Similarity is the cosine of the angle between embeddings, at most 1. The sound is embedded with the index's model.
 
     Examples: `dymn search call.wav --index recordings.index`; `dymn search street.wav:12-15 --index recordings.index
     --output found.html`.
@@ -84,6 +84,8 @@ def search(
     hits = found.search(vector, top_k)
     with text_output(output) as stream:
         stream.write(written(name, (path, *span), hits, found))
+    if output is not None:
+        note(f"{output} is written: {len(hits)} of {len(found.table):,} windows.", quiet)
 
 
 def chosen_format(output: Path | None) -> SearchFormat:
@@ -109,10 +111,10 @@ def parse_query(query: str, start: float | None, end: float | None) -> tuple[str
     match = None if os.path.exists(query) else RANGE.fullmatch(query)
     if match is not None:
         if start is not None or end is not None:
-            raise ConfigError(f"{query} names a range. Give it there, or as --start and --end.")
+            raise ConfigError(f"{query} contains a range. Leave out --start and --end.")
         query, start, end = match["path"], float(match["start"]), float(match["end"])
     if end is not None and end <= (start or 0.0):
-        raise ConfigError(f"The part from {start or 0.0:g} to {end:g} s is empty. Its end must come after its start.")
+        raise ConfigError(f"The part from {start or 0.0:g} to {end:g} s is empty. Its end must be after its start.")
     return query, start or 0.0, end
 
 
@@ -124,12 +126,13 @@ def load(found: SoundIndex, folder: Path, model: str | None, threads: int | None
     """
     from dymn.commands.recordings import load_tagger
 
-    tagger = load_tagger(model or found.model, None, threads, quiet, "auto")
+    inside = found.parameters["layers"] != ["last"]
+    tagger = load_tagger(model or found.model, None, threads, quiet, "auto", looks_inside=inside)
     digest = str(tagger.card.provenance.get("sha256", ""))
     if digest != found.digest:
         raise ConfigError(
-            f"{folder} was made with {found.model} of the digest {found.digest[:12]}…, and "
-            f"{model or found.model} has {digest[:12] or 'none'}…. Give that model as --model, or index again."
+            f"{folder} was created with {found.model} (digest {found.digest[:12]}…), but {model or found.model} has "
+            f"the digest {digest[:12] or 'none'}…. Give the original model as --model, or index again."
         )
     return tagger
 
@@ -140,7 +143,7 @@ def embed_query(
     """Return the embedding of a part of a recording, cut as the index was, and where it begins and ends."""
     from dymn.audio.stored import stretch
 
-    embedder = tagger.embedder()
+    embedder = tagger.embedder(found.parameters["layers"])
     rate = embedder.sample_rate
     settings = {name: found.parameters[name] for name in ("window", "hop", "fill")}
     if start == 0.0 and end is None:
@@ -179,6 +182,8 @@ def written(name: SearchFormat, query: tuple[str, float, float], hits: Sequence[
 
 
 def short(path: str) -> str:
-    """Return a path relative to the working folder, if it lies below."""
-    here = os.getcwd()
-    return os.path.relpath(path, here) if Path(path).is_relative_to(here) else path
+    """Return a path relative to the working folder, if that is shorter."""
+    try:
+        return min(os.path.relpath(path), path, key=len)
+    except ValueError:  # on another drive
+        return path

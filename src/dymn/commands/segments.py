@@ -13,33 +13,33 @@ from dymn.inference.formats.layout import Layout, R
 
 if TYPE_CHECKING:
     from dymn.audio.settings import ReadSettings
-    from dymn.inference.excerpts import Excerpts
+    from dymn.inference.segments import SegmentCutter
 
 
-def seen(found: Iterable[R], layout: Layout[R], excerpts: Excerpts | None) -> Iterator[R]:
+def seen(found: Iterable[R], layout: Layout[R], cutter: SegmentCutter | None) -> Iterator[R]:
     """Pass results on, and show their stretches to what cuts them out."""
     for result in found:
-        if excerpts is not None and result.error is None:
-            excerpts.see(result.name, layout.spans(result))
+        if cutter is not None and result.error is None:
+            cutter.see(result.name, layout.spans(result))
         yield result
 
 
-def cut(excerpts: Excerpts | None, quiet: bool) -> int:
+def cut(cutter: SegmentCutter | None, quiet: bool) -> int:
     """Cut out what was found; return how many recordings could not be cut."""
-    if excerpts is None:
+    if cutter is None:
         return 0
     from dymn.commands.progress import counting_bar
 
     with counting_bar("Segments", quiet) as progress:
-        errors = excerpts.cut(progress) if progress else excerpts.cut()
+        errors = cutter.cut(progress) if progress else cutter.cut()
     for error in errors:
         typer.echo(f"dymn: {error}", err=True)
     return len(errors)
 
 
-def excerpts_of(
+def cutter_of(
     folder: Path | None, per_label: int, paths: Sequence[str], ray: str | None, settings: ReadSettings
-) -> Excerpts | None:
+) -> SegmentCutter | None:
     """Return what cuts out what is found, None without a folder.
 
     Raises:
@@ -48,11 +48,11 @@ def excerpts_of(
     if folder is None:
         return None
     if ray is not None or any(path == "-" or "://" in path for path in paths):
-        raise ConfigError("--segments reads recordings again. Give files on this machine, and no --ray.")
+        raise ConfigError("--segments reads recordings again. Give files on this machine, without --ray.")
     if settings.channel == "each" or settings.track is not None:
         raise ConfigError(
-            "--segments cuts out all channels of the default track. Leave out --channel each and --track."
+            "--segments extracts all channels of the default track. Leave out --channel each and --track."
         )
-    from dymn.inference.excerpts import Excerpts
+    from dymn.inference.segments import SegmentCutter
 
-    return Excerpts(folder, per_label, settings.partial)
+    return SegmentCutter(folder, per_label, settings.partial)

@@ -10,22 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dymn.commands import options
 from dymn.commands.label_options import GroupsFile, Level, vocabulary
-from dymn.commands.options import (
-    RUN_PANEL,
-    BackendOption,
-    Computes,
-    Device,
-    PrecisionOption,
-    Precisions,
-    Quiet,
-    Threads,
-    WindowBatch,
-    complete_models,
-    hush,
-    note,
-    seconds_option,
-)
+from dymn.commands.options import RUN_PANEL, complete_models, hush, note, seconds_option
 from dymn.commands.recordings import load_tagger
 from dymn.errors import ConfigError, MissingExtraError
 
@@ -45,14 +32,14 @@ def serve(
             "-m",
             metavar="NAME|FILE",
             autocompletion=complete_models,
-            help="A model as in `dymn tag`. Repeat the option for others; the first is the default one.",
+            help="A model, as in `dymn tag`. The option can be repeated; the first model is the default.",
         ),
     ] = None,
     host: Annotated[
         str,
         typer.Option(
             metavar="ADDRESS",
-            help="The address to listen on. For other machines give another one, such as 0.0.0.0.",
+            help="The address to listen on. To accept connections from other machines, use an address such as 0.0.0.0.",
             rich_help_panel=WHO,
         ),
     ] = "127.0.0.1",
@@ -63,8 +50,8 @@ def serve(
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="A name by which the server may be called, such as sounds.example.org; others are refused. May be "
-            "given several times. Without it, the names of this machine and IP addresses.",
+            help="A host name of the server, such as sounds.example.org; requests for other names are rejected. Can "
+            "be repeated. The default is the names of this machine and any IP address.",
             rich_help_panel=WHO,
         ),
     ] = None,
@@ -72,12 +59,12 @@ def serve(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help=f"A file with the token that callers must show. The variable {TOKEN_VARIABLE} can hold it instead.",
+            help=f"A file with the token that clients must send. Alternatively, set the variable {TOKEN_VARIABLE}.",
             rich_help_panel=WHO,
         ),
     ] = None,
     page: Annotated[
-        bool, typer.Option("--page/--no-page", help="Serve the page at / too.", rich_help_panel=WHO)
+        bool, typer.Option("--page/--no-page", help="Also serve the web page at /.", rich_help_panel=WHO)
     ] = True,
     level: Level = None,
     groups: GroupsFile = None,
@@ -86,53 +73,53 @@ def serve(
         typer.Option(
             min=0,
             metavar="NUMBER",
-            help="Number of requests that may wait; more are refused with 503.",
+            help="Number of requests that may wait; more are rejected with status 503.",
             rich_help_panel=LIMITS,
         ),
     ] = 16,
     live: Annotated[
-        int, typer.Option(min=0, metavar="NUMBER", help="Greatest number of live connections.", rich_help_panel=LIMITS)
+        int, typer.Option(min=0, metavar="NUMBER", help="Maximum number of live connections.", rich_help_panel=LIMITS)
     ] = 4,
     max_size: Annotated[
-        float, typer.Option(min=0.001, metavar="MIB", help="The longest body of a request.", rich_help_panel=LIMITS)
+        float, typer.Option(min=0.001, metavar="MIB", help="Maximum size of a request's body.", rich_help_panel=LIMITS)
     ] = 64,
-    max_seconds: Annotated[float, seconds_option("The longest recording.", LIMITS, least=0.1, most=None)] = 600,
+    max_seconds: Annotated[float, seconds_option("Maximum length of a recording.", LIMITS, least=0.1, most=None)] = 600,
     timeout: Annotated[
-        float, seconds_option("How long a request may take once it has arrived.", LIMITS, least=0.1, most=None)
+        float, seconds_option("Maximum time for a request after it has arrived.", LIMITS, least=0.1, most=None)
     ] = 60,
     workers: Annotated[
         int | None,
         typer.Option(
             min=1,
             metavar="NUMBER",
-            help="Number of requests to decode at once. The default is one more than the number of CPUs.",
+            help="Number of requests to decode at once. The default is the number of CPUs plus one.",
             rich_help_panel=RUN_PANEL,
         ),
     ] = None,
-    batch_size: WindowBatch = None,
+    batch_size: options.WindowBatch = None,
     batch_wait: Annotated[
         float,
         typer.Option(
             min=0,
             max=1000,
             metavar="MS",
-            help="How long a window waits for those of other requests.",
+            help="How long a window waits for windows of other requests.",
             rich_help_panel=RUN_PANEL,
         ),
     ] = 5,
-    backend: BackendOption = "auto",
-    device: Device = None,
-    precision: PrecisionOption = "float32",
-    threads: Threads = None,
-    quiet: Quiet = False,
+    backend: options.BackendOption = "auto",
+    device: options.Device = None,
+    precision: options.PrecisionOption = "float32",
+    threads: options.Threads = None,
+    quiet: options.Quiet = False,
 ) -> None:
-    """Serve a page and an HTTP service that report which sounds are in recordings.
+    """Run an HTTP service, with a web page, that reports which sounds recordings contain.
 
-    The page at / tags files and the microphone in the browser itself. Programs send recordings to /v1/tag;
-    /openapi.json describes it.
+    The web page at / tags files and the microphone in the browser itself. Programs send recordings to /v1/tag;
+    /openapi.json describes the interface.
 
-    Listens on this machine only, unless you give --host. Ctrl+C or SIGTERM ends it after the accepted requests
-    are answered.
+    Only this machine can connect, unless --host is given. Ctrl-C or SIGTERM stops the server after the accepted
+    requests are answered.
 
     Examples: `dymn serve --model dymn04_open`; `dymn serve --host 0.0.0.0 --allow-host sounds.example.org --token-file
     token.txt`.
@@ -146,7 +133,7 @@ def serve(
     except ImportError as error:
         if (error.name or "").startswith("dymn"):
             raise
-        raise MissingExtraError("dymn serve", "serve") from error
+        raise MissingExtraError("`dymn serve`", "serve") from error
     from dymn.serve.settings import ServeSettings
     from dymn.system.cpus import available_cpus
 
@@ -167,9 +154,9 @@ def serve(
         token=read_token(token_file),
     )
     if not local:
-        protection = "" if settings.token else f" It asks for no token: set {TOKEN_VARIABLE}."
+        protection = "" if settings.token else f" No token is required: set {TOKEN_VARIABLE}."
         typer.echo(
-            f"dymn: Listening on {host}, which other machines may reach, without encryption.{protection}", err=True
+            f"dymn: Listening on {host}, which other machines can reach, without encryption.{protection}", err=True
         )
     listener = bind(host, port)
     taggers = load_taggers(model or [], device, threads, quiet, backend, precision)
@@ -189,7 +176,7 @@ def serve(
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)  # what uvicorn hands on when it has shut down
     shown = f"[{host}]" if ":" in host else host
-    typer.echo(f"Listening on http://{shown}:{listener.getsockname()[1]} (Ctrl+C ends it)")
+    typer.echo(f"Listening on http://{shown}:{listener.getsockname()[1]} (press Ctrl-C to stop)")
     uvicorn.Server(config).run(sockets=[listener])
 
 
@@ -216,7 +203,8 @@ def bind(host: str, port: int) -> socket.socket:
     except OSError as error:
         reason = error.strerror or str(error)
         raise ConfigError(
-            f"Cannot listen on {host}, port {port}: {reason}. Give another --port or --host; port 0 takes a free one."
+            f"Cannot listen on {host}, port {port}: {reason}. Give another --port or --host; --port 0 selects a free "
+            "port."
         ) from error
 
 
@@ -235,7 +223,12 @@ def read_token(path: Path | None) -> str:
 
 
 def load_taggers(
-    models: list[str], device: str | None, threads: int | None, quiet: bool, backend: Computes, precision: Precisions
+    models: list[str],
+    device: str | None,
+    threads: int | None,
+    quiet: bool,
+    backend: options.Computes,
+    precision: options.Precisions,
 ) -> dict[str, Tagger]:
     """Load the models and return their taggers by the names under which they are served: those of their cards."""
     taggers: dict[str, Tagger] = {}
@@ -243,6 +236,6 @@ def load_taggers(
         tagger = load_tagger(model, device, threads, quiet, backend, precision)
         name = tagger.card.name or Path(model or "").stem or "model"
         if name in taggers:
-            note(f"{model} is called {name}, like an earlier model, and is left out.", quiet)
+            note(f"{model} has the same name, {name}, as an earlier model and is left out.", quiet)
         taggers.setdefault(name, tagger)
     return taggers

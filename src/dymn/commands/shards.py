@@ -16,13 +16,13 @@ Audio = Literal["keep", "flac", "wav", "opus"]
 
 
 def shards(
-    data: Annotated[Path, typer.Argument(metavar="DATA", help="The clips, as --data of `dymn train`.")],
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="The dataset, as --data in `dymn train`.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder for the shards.")],
     kind: KindOption = "auto",
     audio: Annotated[
         Audio,
         typer.Option(
-            "--audio", metavar="HOW", help="keep the audio as it is, or encode it as flac, wav or opus, in mono."
+            "--audio", metavar="HOW", help="keep copies the audio unchanged; flac, wav and opus encode it, in mono."
         ),
     ] = "keep",
     size: Annotated[
@@ -30,21 +30,21 @@ def shards(
     ] = 256.0,
     clips: Annotated[
         int | None,
-        typer.Option("--clips", metavar="NUMBER", min=1, help="Number of clips of a shard, whatever its size."),
+        typer.Option("--clips", metavar="NUMBER", min=1, help="Number of clips per shard, instead of a size."),
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", metavar="NUMBER", min=0, help="Seed of the order of the clips.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", metavar="NUMBER", min=0, help="Seed for the order of the clips.")] = 0,
     shuffle: Annotated[
-        bool, typer.Option("--shuffle/--in-order", help="Shuffle the clips over all shards, or keep their order.")
+        bool, typer.Option("--shuffle/--in-order", help="Shuffle the clips across all shards, or keep their order.")
     ] = True,
     workers: ClipWorkers = 0,
     quiet: Quiet = False,
 ) -> None:
     """Pack a dataset into WebDataset shards (tar files) with an index, for training on many clips.
 
-    `dymn train --data OUT` then reads shards from front to back. Splits, folds and labels are kept; each split has its
+    `dymn train --data OUT` then reads the shards sequentially. Splits, folds and labels are kept; each split has its
     own shards.
 
-    When interrupted, the same command resumes the run. Clips that cannot be decoded are left out and listed in
+    After an interruption, the same command resumes the run. Clips that cannot be decoded are left out and listed in
     OUT/bad_clips.csv.
 
     Example: `dymn shards clips shards --audio flac --workers 2`.

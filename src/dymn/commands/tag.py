@@ -8,46 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from dymn.commands import options, reading_options
 from dymn.commands.label_options import GroupsFile, Language, Level, Specific, vocabulary
-from dymn.commands.options import (
-    WHAT,
-    WINDOWS,
-    BackendOption,
-    Device,
-    Exclude,
-    Filling,
-    Fresh,
-    Hop,
-    Labels,
-    Model,
-    Partial,
-    Paths,
-    PrecisionOption,
-    Quiet,
-    Ray,
-    RetryFailed,
-    Segments,
-    SegmentsPerClass,
-    Threads,
-    Threshold,
-    WindowBatch,
-    WindowOption,
-    Workers,
-    format_option,
-    hush,
-    note_gaps,
-    output_option,
-)
-from dymn.commands.reading_options import (
-    Band,
-    ChannelOption,
-    Clock,
-    FilesFrom,
-    Gain,
-    Speed,
-    Track,
-    gathered,
-)
+from dymn.commands.options import WHAT, WINDOWS, format_option, hush, note_gaps, output_option
+from dymn.commands.reading_options import gathered
 from dymn.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -63,8 +27,8 @@ Combine = Literal["max", "mean"]
 
 
 def tag(
-    paths: Paths = None,
-    model: Model = None,
+    paths: options.Paths = None,
+    model: options.Model = None,
     top_k: Annotated[
         int,
         typer.Option(
@@ -72,13 +36,13 @@ def tag(
             "-k",
             metavar="NUMBER",
             min=0,
-            help="Give at most this many labels, best first; 0 gives all.",
+            help="Report at most this many labels, best first; 0 reports all.",
             rich_help_panel=WHAT,
         ),
     ] = 10,
-    threshold: Threshold = 0.0,
-    labels: Labels = None,
-    exclude: Exclude = None,
+    threshold: options.Threshold = 0.0,
+    labels: options.Labels = None,
+    exclude: options.Exclude = None,
     specific: Specific = False,
     level: Level = None,
     groups: GroupsFile = None,
@@ -86,39 +50,40 @@ def tag(
     per_window: Annotated[
         bool,
         typer.Option(
-            "--per-window", help="Give the labels of each window, with its start and end.", rich_help_panel=WHAT
+            "--per-window", help="Report the labels of each window, with its start and end.", rich_help_panel=WHAT
         ),
     ] = False,
     format: Annotated[
         TagFormat | None,
         format_option(
-            "table, json, jsonl, csv, parquet (needs dymn\\[parquet]), or, of the windows, audacity (a label track), "
-            "raven (a selection table) or label-studio (tasks with predictions); give a --threshold with these. The "
-            "default is by the ending of --output (.json, .jsonl, .csv, .parquet, .txt), else table."
+            "table, json, jsonl, csv, parquet (needs dymn\\[parquet]), or audacity (a label track), raven (a "
+            "selection table) or label-studio (tasks with predictions), which report windows and need a "
+            "--threshold. The default follows the extension of --output (.json, .jsonl, .csv, .parquet, .txt), "
+            "otherwise table."
         ),
     ] = None,
     output: Annotated[
         Path | None,
         output_option(
-            "Write to this file, which appears when it is complete. Until then, with json, jsonl, csv and parquet, a "
-            "journal lies beside it, and the same command resumes after an interruption. Of several recordings, "
-            "audacity writes a file each into a folder; raven does the same, or one table into a file."
+            "Write to this file, atomically. With json, jsonl, csv and parquet, a journal next to it lets the same "
+            "command resume after an interruption. For several recordings, audacity writes one file each into a "
+            "folder; raven does the same, or writes one table for all to a file."
         ),
     ] = None,
-    segments: Segments = None,
-    segments_per_class: SegmentsPerClass = 100,
+    segments: options.Segments = None,
+    segments_per_class: options.SegmentsPerClass = 100,
     plot: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE|FOLDER",
-            help="Draw the spectrogram with a timeline of labels: a picture (.png, .svg, .pdf), or a page with the "
-            "sound (.html). For several recordings give a folder, for a .png of each.",
+            help="Draw the spectrogram and the probabilities over time: an image (.png, .svg, .pdf), or a page with "
+            "audio (.html). For several recordings, give a folder, which receives a .png for each.",
             rich_help_panel=WHAT,
         ),
     ] = None,
-    window: WindowOption = 10.0,
-    hop: Hop = None,
-    fill: Filling = "repeat",
+    window: options.WindowOption = 10.0,
+    hop: options.Hop = None,
+    fill: options.Filling = "repeat",
     combine: Annotated[
         Combine,
         typer.Option(
@@ -127,31 +92,31 @@ def tag(
             rich_help_panel=WINDOWS,
         ),
     ] = "max",
-    files_from: FilesFrom = None,
-    channel: ChannelOption = "mix",
-    track: Track = None,
-    gain: Gain = "0",
-    speed: Speed = 1.0,
-    band: Band = None,
-    clock: Clock = "none",
-    partial: Partial = False,
-    backend: BackendOption = "auto",
-    device: Device = None,
-    precision: PrecisionOption = "float32",
-    threads: Threads = None,
-    batch_size: WindowBatch = None,
-    workers: Workers = None,
-    ray: Ray = None,
-    fresh: Fresh = False,
-    retry_failed: RetryFailed = False,
-    quiet: Quiet = False,
+    files_from: reading_options.FilesFrom = None,
+    channel: reading_options.ChannelOption = "mix",
+    track: reading_options.Track = None,
+    gain: reading_options.Gain = "0",
+    speed: reading_options.Speed = 1.0,
+    band: reading_options.Band = None,
+    clock: reading_options.Clock = "none",
+    partial: options.Partial = False,
+    backend: options.BackendOption = "auto",
+    device: options.Device = None,
+    precision: options.PrecisionOption = "float32",
+    threads: options.Threads = None,
+    batch_size: options.WindowBatch = None,
+    workers: options.Workers = None,
+    ray: options.Ray = None,
+    fresh: options.Fresh = False,
+    retry_failed: options.RetryFailed = False,
+    quiet: options.Quiet = False,
 ) -> None:
-    """Report which sounds are in recordings.
+    """Report which sounds recordings contain.
 
-    Each recording gets its most probable labels. Recordings longer than ten seconds are cut into windows; --per-window
-    reports those.
+    For each recording, the most probable labels are reported. Recordings longer than ten seconds are split into
+    windows; --per-window reports each window.
 
-    Recordings that cannot be read are named on standard error, in JSON, CSV and Parquet, and in a report beside
+    Recordings that cannot be read are reported on standard error, in JSON, CSV and Parquet, and in a report next to
     --output. The others are still tagged, and the exit code is 1.
 
     Examples: `dymn tag street.wav`; `dymn tag clips --model dymn04_open --output tags.csv`;
@@ -162,20 +127,20 @@ def tag(
     from dymn.commands.plot import Pictures
     from dymn.commands.recordings import describe
     from dymn.commands.runs import Asked, Form, run
-    from dymn.commands.segments import excerpts_of
+    from dymn.commands.segments import cutter_of
     from dymn.config import to_dict
     from dymn.inference.formats.tags import TAGS
     from dymn.inference.runs import tags
     from dymn.inference.selection import TagSettings
 
     hush(quiet)
-    words = vocabulary(level, groups, language, ray)
+    words = vocabulary(level, groups, language)
     if plot is not None and ray is not None:
-        raise ConfigError("--plot is drawn from recordings on this machine. Give it without --ray.")
+        raise ConfigError("--plot cannot be combined with --ray. Leave one of them out.")
     if plot is not None and channel == "each":
-        raise ConfigError("--plot draws one channel. Give --channel a number, or leave it out.")
+        raise ConfigError("--plot draws one channel. Give the number of a --channel, or leave it out.")
     if plot is not None and speed != 1:
-        raise ConfigError("--plot has the frequencies of the recording at its own speed. Give it without --speed.")
+        raise ConfigError("--plot cannot be combined with --speed. Leave one of them out.")
     note_gaps(window, hop, quiet)
     reading: dict[str, Any] = {
         "channel": channel,
@@ -215,7 +180,7 @@ def tag(
         lambda tagger: Form(TAGS.of(settings), tags(per_window), describe(tagger, model, parameters, per_window)),
         files,
         check,
-        excerpts_of(segments, segments_per_class, asked.paths, ray, settings),
+        cutter_of(segments, segments_per_class, asked.paths, ray, settings),
     )
     if pictures is not None:
         pictures.finish(quiet)

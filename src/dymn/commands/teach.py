@@ -8,26 +8,15 @@ from typing import Annotated, Any
 
 import typer
 
+from dymn.commands import options
 from dymn.commands.datasets import check_data, check_model
-from dymn.commands.options import (
-    ClipBatch,
-    ClipWorkers,
-    Command,
-    Device,
-    KindOption,
-    Quiet,
-    Threads,
-    hush,
-    note,
-    note_ending,
-    seconds_option,
-)
+from dymn.commands.options import hush, note, note_ending, seconds_option
 from dymn.commands.output import note_new_folder, say
 
 MODEL_OPTIONS = ("--model", "-m", "--models")
 
 
-class ManyModels(Command):
+class ManyModels(options.Command):
     """A command whose --model takes all words up to the next option."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -35,36 +24,36 @@ class ManyModels(Command):
         return super().parse_args(ctx, spread(args, MODEL_OPTIONS))
 
 
-def spread(words: list[str], options: Sequence[str]) -> list[str]:
+def spread(words: list[str], spellings: Sequence[str]) -> list[str]:
     """Return `--option A --option B` for `--option A B`, with the first spelling of the option."""
     spread_out: list[str] = []
     follows = False
     for word in words:
         if word.startswith("-"):
-            follows = word in options
+            follows = word in spellings
             if not follows:
                 spread_out.append(word)
         elif follows:
-            spread_out += [options[0], word]
+            spread_out += [spellings[0], word]
         else:
             spread_out.append(word)
     return spread_out
 
 
 def teach(
-    data: Annotated[Path, typer.Argument(metavar="DATA", help="The clips, as --data of `dymn train`.")],
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="The dataset, as --data in `dymn train`.")],
     models: Annotated[
         list[str],
         typer.Option(
             *MODEL_OPTIONS,
             metavar="NAME|FILE ...",
-            help="One model, or several of the same classes: then the mean of their logits is taken. Give DATA first.",
+            help="One model, or several models with the same classes, whose logits are averaged. Give DATA first.",
         ),
     ],
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="FILE", help="The table to write, a .safetensors file.")
     ],
-    kind: KindOption = "auto",
+    kind: options.KindOption = "auto",
     split: Annotated[
         str | None,
         typer.Option(
@@ -76,7 +65,7 @@ def teach(
     seconds: Annotated[
         float | None,
         seconds_option(
-            "Length of the clips that the models receive. The default is the length that they were trained with."
+            "Length of the clips that the models receive. The default is the length used in their training."
         ),
     ] = None,
     fill: Annotated[
@@ -84,8 +73,8 @@ def teach(
         typer.Option(
             "--fill",
             metavar="HOW",
-            help="How shorter clips are filled: pad (with zeros) or repeat. The default is what the models were "
-            "trained with.",
+            help="How shorter clips are filled: pad (with zeros) or repeat. The default is that of the models' "
+            "training.",
         ),
     ] = None,
     max_bad: Annotated[
@@ -94,18 +83,18 @@ def teach(
             "--max-bad", metavar="FROM 0 TO 1", min=0, max=1, help="Share of the clips that may be unreadable."
         ),
     ] = 0.05,
-    workers: ClipWorkers = 0,
-    batch_size: ClipBatch = 16,
-    device: Device = None,
-    threads: Threads = None,
-    quiet: Quiet = False,
+    workers: options.ClipWorkers = 0,
+    batch_size: options.ClipBatch = 16,
+    device: options.Device = None,
+    threads: options.Threads = None,
+    quiet: options.Quiet = False,
 ) -> None:
     """Write the logits of a teacher for all clips of a dataset, to distil from with `--set teacher.table=FILE`.
 
-    They are stored under the names of the clips, with digests of clips and models, so that a table is never used with
-    other data.
+    The table contains the names of the clips and digests of clips and models, so that it is never used with other
+    data.
 
-    When interrupted, the same command resumes the run.
+    After an interruption, the same command resumes the run.
 
     Example: `dymn teach clips --model mn04_as mn10_as --output teacher.safetensors`.
     """
@@ -128,8 +117,8 @@ def teach(
     if kind == "auto":
         kind, path = detect(data)
     ensemble = Ensemble(models, place)
-    options: dict[str, Any] = {"labels": ensemble.labels} if kind == "shards" else {}
-    task, everything = open_dataset(kind, path, sample_rate=ensemble.sample_rate, **options)
+    known: dict[str, Any] = {"labels": ensemble.labels} if kind == "shards" else {}
+    task, everything = open_dataset(kind, path, sample_rate=ensemble.sample_rate, **known)
     source = select(everything, split)
     with counting_bar("Teach", quiet) as progress:
         try:
@@ -153,8 +142,8 @@ def teach(
     if longer := table.settings.get("longer", 0):
         length = table.settings["seconds"]
         note(
-            f"{longer} clips are longer than {length:g} s; their logits are those of the beginnings. Use more of each "
-            "with --seconds.",
+            f"{longer} clips are longer than {length:g} s; only their beginnings are used. Increase --seconds to use "
+            "more.",
             quiet,
         )
     say(f"{output}  {len(table)} clips, {table.classes} classes")

@@ -29,7 +29,7 @@ def train(
             metavar="RECIPE",
             autocompletion=complete_recipes,
             help="The name of a recipe, such as fine_tune, esc50:mn10 or audioset_kd:dymn04, or a TOML file. "
-            "--recipes lists those that come with dymn.",
+            "--recipes lists the recipes included in dymn.",
         ),
     ] = "fine_tune",
     data: Annotated[
@@ -38,8 +38,8 @@ def train(
             "--data",
             "-d",
             metavar="PATH",
-            help="The data: a folder with one folder of clips for each class, a CSV table, tar shards, or a dataset as "
-            "it is published.",
+            help="The dataset: a folder with one folder of clips per class, a CSV table, tar shards, or a dataset "
+            "in its published layout.",
             rich_help_panel=WHAT,
         ),
     ] = None,
@@ -48,8 +48,8 @@ def train(
         typer.Option(
             "--kind",
             metavar="KIND",
-            help="The kind of the data: auto (detected), or folder, csv, shards, esc50, esc10, fsd50k, openmic, tau, "
-            "audioset, audioset_hdf5 and others. The default is the recipe's.",
+            help="The kind of the dataset: auto (detected), or folder, csv, shards, esc50, esc10, fsd50k, openmic, "
+            "tau, audioset, audioset_hdf5 and others. The default is the recipe's.",
             rich_help_panel=WHAT,
         ),
     ] = None,
@@ -60,8 +60,8 @@ def train(
             "-m",
             metavar="NAME|FILE",
             autocompletion=complete_networks,
-            help="The network to start from: a model with weights, a file or folder with one, or an architecture "
-            "such as mn04 with random weights. `dymn models` lists them. The default is the recipe's.",
+            help="The initial network: a model with weights, a file or folder that contains one, or an architecture "
+            "such as mn04 (random weights). `dymn models` lists them. The default is the recipe's.",
             rich_help_panel=WHAT,
         ),
     ] = None,
@@ -80,7 +80,8 @@ def train(
         typer.Option(
             "--fold",
             metavar="NUMBER|all",
-            help="The fold that is the test set, for data in folds; all trains once for each fold and gives the mean.",
+            help="The fold to use as the test set, for datasets with folds; all trains once per fold and reports "
+            "the mean.",
             rich_help_panel=HOW,
         ),
     ] = None,
@@ -100,8 +101,8 @@ def train(
         typer.Option(
             "--protocol",
             metavar="NAME",
-            help="How results are reported: paper evaluates the test clips after each of the last ten epochs of three "
-            "runs (data.test_epochs=10, run.seeds=[0,1,2]). This chooses nothing.",
+            help="How results are reported: paper evaluates the test clips after each of the last ten epochs of "
+            "three runs (data.test_epochs=10, run.seeds=[0,1,2]). No checkpoint is selected by these results.",
             rich_help_panel=HOW,
         ),
     ] = None,
@@ -111,7 +112,7 @@ def train(
             "--set",
             "-s",
             metavar="KEY=VALUE",
-            help="Change one setting of the recipe, such as optim.lr=1e-4. Repeat the option for others.",
+            help="Change a setting of the recipe, such as optim.lr=1e-4. Can be repeated.",
             rich_help_panel=HOW,
         ),
     ] = None,
@@ -120,14 +121,14 @@ def train(
     quiet: Quiet = False,
     recipes: Annotated[
         bool,
-        typer.Option("--recipes", help="List the recipes that come with dymn, and exit.", rich_help_panel=RUN_PANEL),
+        typer.Option("--recipes", help="List the recipes included in dymn, and exit.", rich_help_panel=RUN_PANEL),
     ] = False,
 ) -> None:
-    """Train a network: fine-tune one on your own clips, or run any recipe of the paper.
+    """Train a network: fine-tune a model on your own clips, or run a recipe of the paper.
 
-    An interrupted run is resumed by the same command, with the same result.
+    After an interruption, the same command resumes the run, with the same result.
 
-    Examples: `dymn train --data FOLDER --model mn04_as` for a folder that holds one folder of clips for each class;
+    Examples: `dymn train --data FOLDER --model mn04_as` for a folder with one folder of clips per class;
     `dymn train esc50:mn10 --data ESC-50 --fold all`; `dymn train --recipes`.
     """
     hush(quiet)
@@ -183,7 +184,7 @@ def check_inputs(config: TrainConfig) -> None:
     """
     path = config.data.path
     if not path:
-        raise ConfigError("There are no data to train on. Give their path: --data PATH.")
+        raise ConfigError("No dataset is given. Use --data PATH.")
     check_data(Path(path), "--data")
     for name in model_names(config):
         check_model(name)
@@ -220,7 +221,7 @@ def parse_fold(text: str) -> int:
     """
     if text.isdecimal() and int(text) > 0:
         return int(text)
-    raise ConfigError(f"--fold is {text!r}; give the number of a fold, such as 1, or all.")
+    raise ConfigError(f"--fold is {text!r}; it must be the number of a fold, such as 1, or all.")
 
 
 def protocol_settings(name: str | None) -> dict[str, Any]:

@@ -26,9 +26,11 @@ from dymn.data.stores import (
 )
 from dymn.data.tar import Member, tar_members
 from dymn.errors import DataError
+from dymn.weights.labels import numbered_labels
 
 AUDIO_SUFFIXES = (".opus", ".ogg", ".flac", ".wav", ".mp3")
 MAX_JSON = 2**20
+FSD50K_CLASSES = 200
 OPENMIC_CLASSES = (
     *(
         "accordion",
@@ -79,13 +81,11 @@ def read_shards(root: Path, *, labels: Sequence[str] | None = None) -> tuple[Cat
     )
     read = [_read_corpus(corpus) for corpus in corpora if _shards(corpus)]
     if not read:
-        raise DataError(f"{root} holds no .tar files, nor does {root / 'shards'}.")
+        raise DataError(f"Neither {root} nor {root / 'shards'} contains .tar files.")
     found = [entry for entries, _ in read for entry in entries]
     with_splits = [bool(splits) for _, splits in read]
     if any(with_splits) != all(with_splits):
-        raise DataError(
-            f"Some folders in {root} have an index.csv with splits and others have none. Give all of them one."
-        )
+        raise DataError(f"Some folders in {root} have an index.csv with splits and others do not. Add one to each.")
     classes = tuple(labels) if labels is not None else _audioset_labels()
     files: FilePool[Any] = FilePool(open_binary)
     names = [_json_labels(entry.annotation, files) for entry in found]
@@ -133,8 +133,8 @@ def _read_corpus(root: Path) -> tuple[list[_Entry], list[str]]:
                 min(len(listed), len(stored)),
             )
             raise DataError(
-                f"{index} lists {len(listed)} clips and the shards hold {len(stored)}; they differ from row {first} "
-                "on. Get both from the same release."
+                f"{index} lists {len(listed)} clips, but the shards contain {len(stored)}; they differ from row "
+                f"{first}. Use both from the same release."
             )
         splits = [split_name(row["split"], index) for row in rows] if "split" in rows[0] else []
     if excluded.is_file():
@@ -171,13 +171,31 @@ def read_fsd50k_hdf5(root: Path) -> tuple[Catalog, Store]:
     """FSD50K: FSD50K.{train,val,eval}_mp3.hdf in `root`, or one such file.
 
     The files hold no class names; with FSD50K's vocabulary.csv beside them the classes are called by their names.
+
+    Raises:
+        DataError: if the vocabulary is not that of the columns, or a file is damaged.
     """
     vocabulary = (root if root.is_dir() else root.parent) / "vocabulary.csv"
-    if vocabulary.is_file():
-        labels = tuple(row[1] for row in csv_rows(vocabulary) if len(row) >= 2)
-    else:
-        labels = tuple(f"class_{c}" for c in range(200))
+    labels = _fsd50k_labels(vocabulary) if vocabulary.is_file() else numbered_labels(FSD50K_CLASSES)
     return _packed(root, FSD50K_FILES, labels)
+
+
+def _fsd50k_labels(vocabulary: Path) -> tuple[str, ...]:
+    """Return the names of the columns: the 200 of FSD50K's vocabulary in alphabetical order, as the files are made.
+
+    Raises:
+        DataError: if the table has other rows or another order, so that names and columns would not belong together.
+    """
+    rows = [row for row in csv_rows(vocabulary) if row]
+    names = tuple(row[1] for row in rows if len(row) >= 2)
+    numbered = [row[0].strip() for row in rows] == [str(c) for c in range(FSD50K_CLASSES)]
+    if not numbered or len(set(names)) != FSD50K_CLASSES or list(names) != sorted(names):
+        raise DataError(
+            f"{vocabulary} is not FSD50K's vocabulary: {FSD50K_CLASSES} names in alphabetical order, numbered from 0, "
+            "as the columns of the HDF5 files are. Put FSD50K.ground_truth/vocabulary.csv there, or remove it to call "
+            "the classes class_0, class_1 and so on."
+        )
+    return names
 
 
 def read_openmic_hdf5(root: Path) -> tuple[Catalog, Store]:
@@ -212,6 +230,8 @@ def _packed(root: Path, names: Mapping[str, str], labels: tuple[str, ...], prefi
                 f"{path}: target is {value.dtype} {list(value.shape)}; {columns} columns of uint8 belong to "
                 f"{len(labels)} classes."
             )
+        if np.unpackbits(value[:, -1:], axis=1)[:, len(labels) - 8 * (columns - 1) :].any():  # bits of no class
+            raise DataError(f"{path}: target has more classes than the {len(labels)} that belong to such a file.")
     return Catalog(keys, labels, np.concatenate(values), splits=splits, packed=True), Hdf5Store(rows, "mp3")
 
 
@@ -222,7 +242,7 @@ def _files(root: Path, names: Mapping[str, str]) -> dict[Path, str]:
         else {root / n: split for n, split in names.items() if (root / n).is_file()}
     )
     if not files:
-        raise DataError(f"{root} holds none of {', '.join(names)}.")
+        raise DataError(f"{root} contains none of {', '.join(names)}.")
     return files
 
 
@@ -238,7 +258,7 @@ def _columns(
         with reading_hdf5(path), open_hdf5(path) as file:
             missing = [name for name in HDF5_COLUMNS if not _plain(file, name)]
             if missing:
-                raise DataError(f"{path} has no dataset {', '.join(missing)} of its own; it holds {', '.join(file)}.")
+                raise DataError(f"{path} has no dataset {', '.join(missing)}; it contains {', '.join(file)}.")
             vast = [name for name in HDF5_COLUMNS if not _bounded(file[name], whole=name != "mp3")]
             if vast:
                 raise DataError(

@@ -31,7 +31,7 @@ FILE_NAME = re.compile(r"(?P<id>[\w-]{11})(?:[_-][\d.]+){0,2}", re.ASCII)
 a Y may stand before it."""
 
 
-class Segment(NamedTuple):
+class ListedSegment(NamedTuple):
     """A row of a list."""
 
     key: str  # YouTube id
@@ -56,7 +56,7 @@ def read_audioset(root: Path, *, report: str | None = None) -> tuple[Catalog, St
     try:
         files = {name: path for path in sorted(listing.expand(folder)) for name in _ids(path)}
     except AudioError as error:
-        raise DataError(f"{folder} holds AudioSet's lists, but no audio. {error}") from error
+        raise DataError(f"{folder} contains AudioSet's lists, but no audio. {error}") from error
     keys: list[str] = []
     paths: list[Path] = []
     splits: list[str] = []
@@ -89,7 +89,7 @@ def read_audioset(root: Path, *, report: str | None = None) -> tuple[Catalog, St
     )
 
 
-def segments(path: Path) -> Iterator[Segment]:
+def segments(path: Path) -> Iterator[ListedSegment]:
     """Yield the rows of a list: YouTube id, start, end, and the machine ids of the classes.
 
     Raises:
@@ -102,15 +102,15 @@ def segments(path: Path) -> Iterator[Segment]:
         mids = [mid.strip().strip('"') for mid in row[3:]]  # the list of classes is in quotes after a space
         unknown = [mid for mid in mids if mid not in column]
         if not mids or unknown:
-            what = f"the class {unknown[0]!r:.40}, which is none of AudioSet's 527" if unknown else "no classes"
+            what = f"the class {unknown[0]!r:.40}, which is not one of AudioSet's 527" if unknown else "no classes"
             raise DataError(f"{path}, row {line}: {what}. A row has YTID, start, end, and classes such as /m/09x0r.")
-        yield Segment(row[0].strip(), [column[mid] for mid in mids])
+        yield ListedSegment(row[0].strip(), [column[mid] for mid in mids])
 
 
 def _lists(root: Path) -> dict[Path, str]:
     found = {root / name: split for name, split in SEGMENT_FILES.items() if (root / name).is_file()}
     if not found:
-        raise DataError(f"{root} holds none of {', '.join(SEGMENT_FILES)}.")
+        raise DataError(f"{root} contains none of {', '.join(SEGMENT_FILES)}.")
     return found
 
 

@@ -12,10 +12,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from dymn.errors import ConfigError
+from dymn.errors import ConfigError, DataError
 from dymn.system.arrays import Floats
 from dymn.system.files import atomic_write, csv_text, text_in
 
+T = TypeVar("T")
 Number = TypeVar("Number", bound=np.generic)
 
 FILLS = ("pad", "repeat")
@@ -114,12 +115,36 @@ class Collated(NamedTuple):
         return self if self.batch is None else self._replace(batch=self.batch.pin_memory())
 
 
+def check_bad(bad: Mapping[str, str], total: int, max_bad: float) -> None:
+    """Refuse data of which too large a share cannot be read.
+
+    Args:
+        bad: reason by key of the clips that could not be read.
+        total: number of clips.
+        max_bad: share of them that may be bad.
+
+    Raises:
+        DataError: naming the first ones.
+    """
+    if len(bad) > max_bad * total:
+        listed = "; ".join(f"{key}: {reason}" for key, reason in list(bad.items())[:5])
+        raise DataError(
+            f"{len(bad)} of {total} clips are bad, more than {max_bad:.1%}: {listed}. Repair or remove them, or allow "
+            "a larger share (max_bad)."
+        )
+
+
+def as_it_is(item: T) -> T:
+    """Return an item; a function that other processes can import, for PyTorch's DataLoader."""
+    return item
+
+
 def fit(
-    waveform: npt.NDArray[Number], samples: int, generator: np.random.Generator | None = None, fill: str = "pad"
+    waveform: npt.NDArray[Number], samples: int, rng: np.random.Generator | None = None, fill: str = "pad"
 ) -> npt.NDArray[Number]:
     """Cut or extend a waveform [N] of any type to [samples].
 
-    A longer one is cut at a place drawn from `generator`, or after its first `samples` if there is none. A shorter one
+    A longer one is cut at a place drawn from `rng`, or after its first `samples` if there is none. A shorter one
     is extended at the end, with zeros or by repeating itself.
 
     Raises:
@@ -131,7 +156,7 @@ def fit(
         raise ConfigError(f"fill is {fill!r}; allowed: {', '.join(FILLS)}.")
     n = len(waveform)
     if n > samples:
-        start = int(generator.integers(0, n - samples + 1)) if generator is not None else 0
+        start = int(rng.integers(0, n - samples + 1)) if rng is not None else 0
         return waveform[start : start + samples]
     if n == samples:
         return waveform

@@ -46,16 +46,16 @@ class DecodedCache:
         try:
             meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
             with np.load(folder / "index.npz", allow_pickle=False) as index:
-                self.starts, self.ends, self.scales, self.marks, self.crcs = (index[name] for name in ARRAYS)
+                self.starts, self.ends, self.scales, self.fingerprints, self.crcs = (index[name] for name in ARRAYS)
             self.bad: dict[int, str] = {int(i): reason for i, reason in meta["bad"].items()}
             samples = (folder / "audio.i16").stat().st_size // 2
         except (OSError, ValueError, KeyError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise DataError(
-                f"The cache {folder} is damaged: {error!r}. Delete the folder; it is made again."
+                f"The cache {folder} is damaged: {error!r}. Delete the folder; it will be created again."
             ) from error
         if meta.get("format") != FORMAT or samples != (int(self.ends.max()) if len(self.ends) else 0):
             raise DataError(
-                f"The cache {folder} is incomplete or of another format. Delete the folder; it is made again."
+                f"The cache {folder} is incomplete or of another format. Delete the folder; it will be created again."
             )
         self._audio: PCM | None = None
 
@@ -67,10 +67,10 @@ class DecodedCache:
         found = self.quantised(i)
         if isinstance(found, str):
             return found
-        samples, scale, mark = found
+        samples, scale, fingerprint = found
         if cut is not None:
             samples = cut(samples)
-        return samples * np.float32(scale / FULL_SCALE), mark
+        return samples * np.float32(scale / FULL_SCALE), fingerprint
 
     def quantised(self, i: int) -> tuple[PCM, float, int] | str:
         """Return a clip's 16-bit samples [N], their full-scale value and its fingerprint, or why decoding failed."""
@@ -80,8 +80,8 @@ class DecodedCache:
             self._audio = np.memmap(self.folder / "audio.i16", np.int16, mode="r")
         samples = self._audio[self.starts[i] : self.ends[i]]
         if zlib.crc32(samples.data) != self.crcs[i]:
-            return f"the cache is damaged; delete {self.folder}, and it is made again"
-        return samples, float(self.scales[i]), int(self.marks[i])
+            return f"the cache is damaged; delete {self.folder}, which will be created again"
+        return samples, float(self.scales[i]), int(self.fingerprints[i])
 
 
 def cached(source: Source, directory: str | Path, *, workers: int = 0, progress: Progress | None = None) -> Source:
@@ -108,7 +108,7 @@ def cached(source: Source, directory: str | Path, *, workers: int = 0, progress:
                     _build(source.where_all(), folder, workers, progress)
     except OSError as error:
         raise DataError(
-            f"The cache {folder} cannot be made: {error}. Name another folder, or do without a cache."
+            f"The cache {folder} cannot be created: {error}. Give another folder, or disable the cache."
         ) from error
     return source.with_decoded(DecodedCache(folder))
 
@@ -136,9 +136,9 @@ class Quantised(Dataset["tuple[PCM, float, int] | str"]):
         read = self.source.read(i)
         if isinstance(read, BadClip):
             return read.reason
-        waveform, mark = read
+        waveform, fingerprint = read
         scale = max(1.0, float(np.abs(waveform).max()))
-        return np.rint(waveform * np.float32(FULL_SCALE / scale)).astype(np.int16), scale, mark
+        return np.rint(waveform * np.float32(FULL_SCALE / scale)).astype(np.int16), scale, fingerprint
 
 
 def _build(source: Source, folder: Path, workers: int, progress: Progress | None) -> None:
@@ -164,7 +164,7 @@ def quantised(source: Source, workers: int = 0) -> Iterator[tuple[PCM, float, in
 def _fill(source: Source, folder: Path, workers: int, progress: Progress | None) -> None:
     n = len(source)
     logger.info("Decoding %d clips into %s, once for all epochs.", n, folder)
-    starts, ends, marks, crcs = (np.zeros(n, dtype=np.int64) for _ in range(4))
+    starts, ends, fingerprints, crcs = (np.zeros(n, dtype=np.int64) for _ in range(4))
     scales = np.ones(n, dtype=np.float32)
     bad: dict[int, str] = {}
     end = 0
@@ -174,7 +174,7 @@ def _fill(source: Source, folder: Path, workers: int, progress: Progress | None)
             if isinstance(item, str):
                 bad[i] = item
             else:
-                samples, scales[i], marks[i] = item
+                samples, scales[i], fingerprints[i] = item
                 file.write(samples.tobytes())
                 crcs[i] = zlib.crc32(samples.data)
                 end += len(samples)
@@ -184,5 +184,5 @@ def _fill(source: Source, folder: Path, workers: int, progress: Progress | None)
         file.flush()
         os.fsync(file.fileno())
     with atomic_write(folder / "index.npz") as index:
-        np.savez(index, starts=starts, ends=ends, scales=scales, fingerprints=marks, crcs=crcs)
+        np.savez(index, starts=starts, ends=ends, scales=scales, fingerprints=fingerprints, crcs=crcs)
     (folder / "meta.json").write_text(json.dumps({"format": FORMAT, "name": source.name, "bad": bad}), encoding="utf-8")

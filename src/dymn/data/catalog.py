@@ -14,6 +14,8 @@ from dymn.errors import DataError
 from dymn.system.arrays import Floats
 
 SPLITS = ("train", "val", "test")
+NEGATIVES = ("background", "noise", "other")
+"""Folders and labels that are no class for `dymn fit` and `dymn evaluate`: clips without any of the classes."""
 
 
 @dataclass(frozen=True)
@@ -48,16 +50,16 @@ class Catalog:
     def __post_init__(self) -> None:
         n, classes = len(self.keys), len(self.labels)
         if n == 0:
-            raise DataError("The dataset holds no clips. Check its path and the split.")
+            raise DataError("The dataset contains no clips. Check its path and the split.")
         if len(set(self.keys)) != n:
             raise DataError(
-                f"The dataset names {_first_duplicate(self.keys)!r} twice; every clip needs a name of its own."
+                f"The dataset contains {_first_duplicate(self.keys)!r} twice; every clip needs a unique name."
             )
         if classes == 0 or len(set(self.labels)) != classes:
-            raise DataError("The dataset needs at least one class, and every class a name of its own.")
+            raise DataError("The dataset needs at least one class, and every class needs a unique name.")
         strange = [name for name in (*self.keys, *self.labels) if not name.isascii() and not _is_text(name)]
         if strange:
-            raise DataError(f"{strange[0]!r} is a name in another encoding than UTF-8. Rename the file or folder.")
+            raise DataError(f"The name {strange[0]!r} is not valid UTF-8. Rename the file or folder.")
         columns = (classes + 7) // 8 if self.packed else classes
         if self.targets.shape != (n, columns):
             raise DataError(
@@ -67,7 +69,7 @@ class Catalog:
         if self.masks is not None and self.masks.shape != (n, classes):
             raise DataError(f"Masks have shape {list(self.masks.shape)}; it must be {[n, classes]}.")
         if not self.packed and not np.isfinite(self.targets.astype(np.float32)).all():
-            raise DataError("The dataset's targets hold values that are not finite.")
+            raise DataError("The dataset's targets contain values that are not finite.")
         if self.spans is not None and self.spans.shape != (n, 2):
             raise DataError(f"Spans have shape {list(self.spans.shape)}; it must be {[n, 2]}.")
         for name in ("splits", "folds", "groups"):

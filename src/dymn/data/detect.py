@@ -58,8 +58,8 @@ def detect(path: str | Path) -> Detected:
         if path.name in HDF5_KINDS:
             return Detected(HDF5_KINDS[path.name], path)
         raise DataError(
-            f"{path} is not a dataset whose kind can be told by its name. Give a folder, a .csv, .tsv or .tar file, "
-            "annotations of Raven or Audacity (.txt), or say its kind."
+            f"The kind of the dataset {path} cannot be detected. Give a folder, a .csv, .tsv or .tar file, or Raven "
+            "or Audacity annotations (.txt), or specify the kind."
         )
     if not path.is_dir():
         raise DataError(f"There is no dataset at {path}.")
@@ -75,8 +75,8 @@ def detect(path: str | Path) -> Detected:
     )
     if len(manifests) > 1:
         raise DataError(
-            f"{path} holds several tables: {', '.join(file.name for file in manifests)}. Give the path of the one to "
-            "use."
+            f"{path} contains several tables: {', '.join(file.name for file in manifests)}. Give the path of one of "
+            "them."
         )
     if manifests:
         return Detected("csv", manifests[0])

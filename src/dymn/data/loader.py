@@ -57,7 +57,7 @@ class Loader:
 
     Attributes:
         bad: reason by key of every bad clip met so far.
-        marks: fingerprint of every clip met so far [N], else 0. A clip that comes again with another one ends the run.
+        fingerprints: of every clip met so far [N], else 0. A clip that comes again with another one ends the run.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class Loader:
         longest_samples = None if longest is None else round(longest * source.sample_rate)
         self.source, self.max_bad, self.seed = source, max_bad, seed
         self.bad: dict[str, str] = {}
-        self.marks = np.zeros(len(source), dtype=np.int64)
+        self.fingerprints = np.zeros(len(source), dtype=np.int64)
         self.batches = Batches(sampler, batch_size, rank=rank, world=world, drop_last=drop_last)
         self._presented = Presented(
             source,
@@ -200,24 +200,23 @@ class Loader:
         differing = [name for name in ("seed", "draws", "batch_size") if state.get(name) != now[name]]
         if differing:
             raise ConfigError(
-                f"The state is that of a loader with another {' and '.join(differing)}: {state}, and this one has "
-                f"{now}."
+                f"The state belongs to a loader with another {' and '.join(differing)}: {state}; this one has {now}."
             )
         self._at, self._met = (state["epoch"], state["batch"]), state.get("bad", 0)
         self._first[state["epoch"]] = (state["batch"], self._met)
 
     def _compare(self, collated: Collated) -> None:
-        for clip, mark in zip(collated.clips, collated.fingerprints, strict=True):
-            if mark and self.marks[clip] not in (0, mark):
+        for clip, fingerprint in zip(collated.clips, collated.fingerprints, strict=True):
+            if fingerprint and self.fingerprints[clip] not in (0, fingerprint):
                 raise DataError(
                     f"The audio of {self.source.keys[clip]} has changed since this run read it. Restore the file, or "
                     "start over in another folder (--output, run.out)."
                 )
-            self.marks[clip] = mark
+            self.fingerprints[clip] = fingerprint
 
     def _note(self, clip: BadClip) -> None:
         if clip.fatal:
-            raise DataError(f"{clip.key}: {clip.reason}. Make the table again from these data (dymn teach).")
+            raise DataError(f"{clip.key}: {clip.reason}. Create the table again from this dataset (dymn teach).")
         if clip.key not in self.bad:
             logger.warning("Skipping %s: %s", clip.key, clip.reason)
             self.bad[clip.key] = clip.reason

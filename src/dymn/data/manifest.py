@@ -118,11 +118,11 @@ def _table(path: Path) -> tuple[list[str], list[list[str]]]:
         raise DataError(f"{path} needs a column {' or '.join(lacking)}; it has {', '.join(found) or 'no rows'}.")
     numbered = [(line, row) for line, row in enumerate(rows, start=2) if any(value.strip() for value in row)]
     if not numbered:
-        raise DataError(f"{path} is empty; a header and at least one row are needed.")
+        raise DataError(f"{path} is empty; it needs a header and at least one row.")
     for line, row in numbered:
         if len(row) != len(header):
             raise DataError(
-                f"{path}, row {line}: {len(row)} values where the header has {len(header)}. Put a value that holds "
+                f"{path}, row {line}: {len(row)} values where the header has {len(header)}. Put values that contain "
                 f"{delimiter!r} in quotes."
             )
     return header, [row for _, row in numbered]
@@ -160,7 +160,7 @@ def _entry(
     end = _seconds(row, columns.end, math.inf, where)
     if not start < end:
         raise DataError(
-            f"{where}: {path!r} is to be heard from {start:g} to {end:g} s; the end must come after the start."
+            f"{where}: the part of {path!r} is from {start:g} to {end:g} s; the end must be after the start."
         )
     key, file = _file(path, folder)
     if (start, end) != (0.0, math.inf):
@@ -181,7 +181,7 @@ def _file(path: str, folder: Path) -> tuple[str, Path]:
     if file.is_relative_to(home):
         return file.relative_to(home).as_posix(), file
     if file.suffix.lower() not in AUDIO_SUFFIXES:
-        raise DataError(f"{path!r} lies outside the folder {folder} and does not have the ending of a recording.")
+        raise DataError(f"{path!r} is outside the folder {folder} and does not have the extension of a recording.")
     return file.as_posix(), file
 
 
@@ -193,7 +193,7 @@ def _seconds(row: Sequence[str], column: int | None, default: float, where: Path
     except ValueError as error:
         raise DataError(f"{where}: {row[column]!r} is not a time in seconds.") from error
     if not 0 <= seconds < math.inf:
-        raise DataError(f"{where}: {row[column]!r} is not a time in seconds from 0 on.")
+        raise DataError(f"{where}: {row[column]!r} is not a time in seconds of at least 0.")
     return seconds
 
 
@@ -201,7 +201,7 @@ def _joined(first: Entry, more: Entry, where: Path) -> Entry:
     """Return a clip with the labels of two rows."""
     if set(more.targets) <= set(first.targets):
         raise DataError(
-            f"{where} names {first.key!r} twice; every clip needs a name of its own, or each row another label."
+            f"{where} contains {first.key!r} twice; every clip needs a unique name, or each row another label."
         )
     if (first.split, first.fold) != (more.split, more.fold):
         raise DataError(f"{where} has {first.key!r} in two splits or folds.")
@@ -220,8 +220,8 @@ def _separated(
     for cell, names in found.items():
         if ", " in cell and len(names) > 1 and not known.issuperset(names) and all(used[name] == 1 for name in names):
             raise DataError(
-                f"{where} has the label {cell!r}, which could be one label or {len(names)}. Separate labels by ';', or "
-                "say what separates them: data.options.separator=';' where it is one label, ',' where not."
+                f"{where} has the label {cell!r}, which could be one label or {len(names)}. Separate labels by ';', "
+                "or set the separator: data.options.separator=';' if it is one label, ',' if it is several."
             )
     return [found[cell] for cell in cells]
 
@@ -253,8 +253,8 @@ def _soft(rows: Sequence[list[str]], labels: Sequence[str] | None, where: Path) 
         return [dict.fromkeys(row, 1.0) for row in rows]
     if hard is not None:
         raise DataError(
-            f"{where} has labels with a probability, such as {soft!r}, and labels without, such as {hard!r}. Give all "
-            "of them one."
+            f"{where} has labels with a probability, such as {soft!r}, and labels without, such as {hard!r}. Add a "
+            "probability to all of them."
         )
     values = {
         name: (match["name"].strip(), float(match["value"])) for name, match in found.items() if match is not None

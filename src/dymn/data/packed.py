@@ -111,14 +111,14 @@ def read_packed(root: Path) -> tuple[Catalog, Store]:
         found = path.stat().st_size if path.is_file() else -1
         if found != shard["bytes"]:
             raise DataError(
-                f"{path} has {found} bytes, and {INDEX_FILE} says {shard['bytes']}. The copy is incomplete; get it "
-                "again."
+                f"{path} has {found} bytes, but {INDEX_FILE} states {shard['bytes']}. The copy is incomplete; copy "
+                "it again."
             )
     arrays = _columns(columns, index)
     try:
         places, keys = arrays["places"].astype(np.int64), tuple(arrays["keys"].tobytes().decode().split("\0"))
         if places.shape != (len(keys), 3) or _misplaced(places, index.shards):
-            raise ValueError("clips do not lie within their shards")
+            raise ValueError("clips are not within their shards")
         splits = ("", *SPLITS)
         catalog = Catalog(
             keys,
@@ -130,10 +130,10 @@ def read_packed(root: Path) -> tuple[Catalog, Store]:
             packed=arrays["targets"].dtype == np.uint8,
             task=index.task,
         )
-        marks = arrays["marks"].astype(np.int64) if "marks" in arrays else None
+        fingerprints = arrays["marks"].astype(np.int64) if "marks" in arrays else None
     except (KeyError, ValueError, IndexError, TypeError) as error:
         raise DataError(f"{columns} is damaged: {error}. Pack the shards again with dymn shards.") from error
-    return catalog, TarStore(paths, places, marks=marks, streams=True)
+    return catalog, TarStore(paths, places, fingerprints=fingerprints, streams=True)
 
 
 def _columns(path: Path, index: Index) -> dict[str, npt.NDArray[Any]]:
@@ -142,7 +142,7 @@ def _columns(path: Path, index: Index) -> dict[str, npt.NDArray[Any]]:
     try:
         with open_regular(path) as file:
             if digest_of(file) != index.values["columns"].get("sha256"):
-                raise DataError(f"{path} is not the file that {INDEX_FILE} describes. Get both from the same release.")
+                raise DataError(f"{path} is not the file that {INDEX_FILE} describes. Use both from the same release.")
             return read_npz(path, names, file)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error}.") from error
@@ -152,7 +152,7 @@ def write_index(
     root: Path,
     catalog: Catalog,
     places: npt.NDArray[np.int64],
-    marks: npt.NDArray[np.int64] | None,
+    fingerprints: npt.NDArray[np.int64] | None,
     values: dict[str, Any],
 ) -> None:
     """Write clips.npz, then index.json.
@@ -161,7 +161,7 @@ def write_index(
         root: the folder with the shards.
         catalog: the clips in their order in the shards.
         places: of each clip: number of its shard, offset and size [N, 3].
-        marks: fingerprints of what was encoded anew [N], or None.
+        fingerprints: of what was encoded anew [N], or None.
         values: of index.json, but for the columns.
     """
     splits = ("", *SPLITS)
@@ -176,8 +176,8 @@ def write_index(
         arrays["splits"] = np.array([splits.index(name) for name in catalog.splits], dtype=np.uint8)
     if catalog.folds:
         arrays["folds"] = np.array(catalog.folds, dtype=np.int32)
-    if marks is not None:
-        arrays["marks"] = marks
+    if fingerprints is not None:
+        arrays["marks"] = fingerprints
     with atomic_write(root / COLUMNS_FILE) as file:
         np.savez(file, **arrays)
     with (root / COLUMNS_FILE).open("rb") as file:

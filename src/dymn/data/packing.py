@@ -28,10 +28,10 @@ from torch.utils.data import DataLoader, Dataset
 
 import dymn
 from dymn.audio.content import spool
-from dymn.data.batch import read_bad, write_bad
+from dymn.data.batch import as_it_is, read_bad, write_bad
 from dymn.data.cache import Progress
 from dymn.data.packed import INDEX_FILE, WORK_FOLDER, Index, read_index, write_index
-from dymn.data.source import Source, decode, fingerprint
+from dymn.data.source import Source, decode, fingerprint_of
 from dymn.errors import AudioError, ConfigError, DataError, resource_error
 from dymn.system.arrays import Floats
 from dymn.system.files import atomic_write, digest_of, locked
@@ -116,7 +116,7 @@ def pack(
     out.mkdir(parents=True, exist_ok=True)
     work = out / WORK_FOLDER
     if not (out / INDEX_FILE).exists() and not work.exists() and any(out.iterdir()):
-        raise ConfigError(f"{out} is not empty. Give a folder for the shards alone.")
+        raise ConfigError(f"{out} is not empty. Give an empty or new folder.")
     work.mkdir(exist_ok=True)
     with locked(work / "lock"):
         if (out / INDEX_FILE).exists():
@@ -149,7 +149,7 @@ def _make(
         count = settings.clips or _clips_of(settings.megabytes, source, settings.encoding)
         _write_json(plan_file, {"made": made, "count": count})
     shards = _Shards(source, out, settings.encoding, _plan(source, count, settings.seed))
-    loader = DataLoader(shards, batch_size=None, num_workers=workers, collate_fn=_as_it_is, generator=torch.Generator())
+    loader = DataLoader(shards, batch_size=None, num_workers=workers, collate_fn=as_it_is, generator=torch.Generator())
     done = 0
     try:
         for clips in loader:
@@ -228,12 +228,12 @@ class _Shards(Dataset["int | OSError"]):
         with atomic_write(path) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as archive:
             for i in positions:
                 try:
-                    content, suffix, mark, samples = self.encoded(i)
+                    content, suffix, fingerprint, samples = self.encoded(i)
                 except (AudioError, DataError, OSError) as error:
                     bad.append((i, str(error) or type(error).__name__))
                     continue
                 base = f"{i:09d}"  # unique in all shards
-                clips.append((i, archive.offset + tarfile.BLOCKSIZE, len(content), mark, samples))
+                clips.append((i, archive.offset + tarfile.BLOCKSIZE, len(content), fingerprint, samples))
                 _add(archive, f"{base}.{suffix}", content)
                 about = {**described(self.source, i), "seconds": round(samples / self.source.sample_rate, 3)}
                 _add(archive, f"{base}.json", json.dumps(about, ensure_ascii=False).encode())
@@ -255,10 +255,10 @@ class _Shards(Dataset["int | OSError"]):
         """
         content = self.source.store.read(int(self.source.indices[i]))
         waveform = decode(content, self.source.sample_rate, self.source.max_seconds)
-        mark, samples = fingerprint(content), len(waveform)
+        fingerprint, samples = fingerprint_of(content), len(waveform)
         if self.encoding == "keep":
-            return content, _suffix(content, self.source.keys[i]), mark, samples
-        return encode(waveform, self.source.sample_rate, self.encoding), self.encoding, mark, samples
+            return content, _suffix(content, self.source.keys[i]), fingerprint, samples
+        return encode(waveform, self.source.sample_rate, self.encoding), self.encoding, fingerprint, samples
 
 
 def encode(waveform: Floats, sample_rate: int, encoding: str) -> bytes:
@@ -362,11 +362,9 @@ def _same(out: Path, before: Any, now: dict[str, Any]) -> None:
         f"{name} was {before.get(name)}, now {value}" for name, value in now.items() if before.get(name) != value
     ]
     if differing:
-        raise ConfigError(f"{out} holds shards of other data or settings: {'; '.join(differing)}. Give another folder.")
-
-
-def _as_it_is(item: Any) -> Any:
-    return item
+        raise ConfigError(
+            f"{out} contains shards of another dataset or other settings: {'; '.join(differing)}. Give another folder."
+        )
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:

@@ -41,7 +41,7 @@ class _Elements(Stateful):
     def set_state(self, state: Any) -> None:
         """Keep the last entry of (version, shape, type, order, elements)."""
         if type(state) is not tuple or len(state) != 5 or type(state[4]) is not list:
-            raise ValueError("it holds something else than a list of elements")
+            raise ValueError("it contains something other than a list of elements")
         self.elements = state[4]
 
 
@@ -57,7 +57,7 @@ class _NumpyType(Stateful):
 
     def __init__(self, code: Any, *_: Any) -> None:
         if code not in ("i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"):
-            raise ValueError(f"it holds numbers of type {code!r:.20}")
+            raise ValueError(f"it contains numbers of type {code!r:.20}")
         self.is_signed, self.order = code[0] == "i", "little"
 
     def set_state(self, state: Any) -> None:
@@ -68,7 +68,7 @@ class _NumpyType(Stateful):
 
 def _scalar(kind: Any, content: Any = None) -> int:
     if not isinstance(kind, _NumpyType) or not isinstance(content, bytes):
-        raise ValueError("it holds a scalar that is not a whole number")
+        raise ValueError("it contains a scalar that is not a whole number")
     return int.from_bytes(content, "big" if kind.order == "big" else "little", signed=kind.is_signed)
 
 
@@ -95,7 +95,7 @@ def read_index(path: Path) -> dict[str, int]:
             f"{path} was not executed: it must be a pickled dict of names to row numbers, but {error}."
         ) from error
     if not isinstance(index, dict) or not all(isinstance(k, str) and type(v) is int for k, v in index.items()):
-        raise DataError(f"{path} must hold a dict of names to row numbers.")
+        raise DataError(f"{path} must contain a dict of names to row numbers.")
     return index
 
 
@@ -130,7 +130,7 @@ def read_header(content: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any
     text = content.read(min(size, MAX_HEADER))
     if len(length) < width or len(text) < size:
         raise ValueError(f"its header has {size:,} bytes, or ends too early")
-    if sum(text.count(sign) for sign in _NESTING) > MAX_NESTING:  # Python's parser is not made for strangers
+    if sum(text.count(sign) for sign in _NESTING) > MAX_NESTING:  # Python's parser is not made for untrusted text
         raise ValueError("its header is nested more deeply than any type is")
     read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
     return read(io.BytesIO(length + text))
@@ -140,7 +140,7 @@ def _read_member(archive: zipfile.ZipFile, path: Path, name: str) -> npt.NDArray
     try:
         info = archive.getinfo(f"{name}.npy")
     except KeyError as error:
-        raise DataError(f"{path} has no array {name!r}; it holds {', '.join(archive.namelist())}.") from error
+        raise DataError(f"{path} has no array {name!r}; it contains {', '.join(archive.namelist())}.") from error
     if info.file_size > MAX_BYTES:
         raise DataError(f"{path}: {name} has {info.file_size} bytes; at most {MAX_BYTES} are allowed.")
     try:
@@ -149,12 +149,12 @@ def _read_member(archive: zipfile.ZipFile, path: Path, name: str) -> npt.NDArray
             if kind != np.dtype(object):
                 stored_bytes = info.file_size - content.tell()
                 if kind.itemsize == 0 or kind.hasobject or math.prod(shape) * kind.itemsize != stored_bytes:
-                    raise ValueError(f"its {stored_bytes:,} bytes are not the {shape} of {kind} that it announces")
+                    raise ValueError(f"its {stored_bytes:,} bytes do not match the {shape} of {kind} in its header")
                 content.seek(0)
                 array = np.asarray(np.lib.format.read_array(content, allow_pickle=False))
                 content.read(1)  # at the end, zipfile compares the checksum
                 if kind.kind == "U" and (array.astype(kind.newbyteorder("=")).view(np.uint32) > sys.maxunicode).any():
-                    raise ValueError("its text holds numbers that are no characters")
+                    raise ValueError("its text contains numbers that are not characters")
                 return array
             stored = load(content.read(), _GLOBALS)
         elements = getattr(stored, "elements", None)
@@ -166,7 +166,8 @@ def _read_member(archive: zipfile.ZipFile, path: Path, name: str) -> npt.NDArray
         raise DataError(f"{path}: {name} must be an array of text of at most {MAX_TEXT} letters each.")
     if len(elements) * max(map(len, elements), default=0) > MAX_SPREAD * info.file_size:
         raise DataError(
-            f"{path}: {name} holds texts of such different lengths that its array would be many times its file."
+            f"{path}: {name} contains texts of such different lengths that its array would be many times larger than "
+            "its file."
         )
     return np.array([item.decode() if isinstance(item, bytes) else item for item in elements], str).reshape(shape)
 

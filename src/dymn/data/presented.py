@@ -85,21 +85,21 @@ class Presented(IterableDataset[Collated]):
 
     def _fitted(self, draw: Draw, samples: int, waveform: npt.NDArray[Any]) -> npt.NDArray[Any]:
         self._longer += self.crop == "start" and 10 * len(waveform) > 11 * samples
-        return fit(waveform, samples, self._chance(draw), self.fill)
+        return fit(waveform, samples, self._rng(draw), self.fill)
 
-    def _chance(self, draw: Draw) -> np.random.Generator | None:
+    def _rng(self, draw: Draw) -> np.random.Generator | None:
         return np.random.default_rng((self.seed, draw.epoch, draw.place, CROPS)) if self.crop == "random" else None
 
     def offset(self, draw: Draw, n: int, samples: int) -> int:
         """Return where in a clip of `n` samples a crop begins: where `fit` has it begin."""
-        generator = self._chance(draw) if n > samples else None
-        return 0 if generator is None else int(generator.integers(0, n - samples + 1))
+        rng = self._rng(draw) if n > samples else None
+        return 0 if rng is None else int(rng.integers(0, n - samples + 1))
 
-    def mismatch(self, clip: int, mark: int) -> BadClip | None:
+    def mismatch(self, clip: int, fingerprint: int) -> BadClip | None:
         """Return why a clip with this fingerprint is not the one that the teacher heard; None if it may be."""
         if self.teacher is None or self.rows is None or self.rows[clip] < 0:
             return None
         known = int(self.teacher.fingerprints[int(self.rows[clip])])
-        if not known or not mark or known == mark:
+        if not known or not fingerprint or known == fingerprint:
             return None
-        return BadClip(self.source.keys[clip], "its audio is not what the teacher's logits were made from", fatal=True)
+        return BadClip(self.source.keys[clip], "its audio differs from that of the teacher's logits", fatal=True)

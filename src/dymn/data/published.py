@@ -54,13 +54,13 @@ def find(name: str | Path, beside: Path, progress: DownloadProgress | None = Non
     published = TEACHER_FILES.get(Path(name).name)
     if published is None:
         raise DataError(
-            f"There is no teacher's file {name}, nor {beside / name}. Make a table with dymn teach, or name the files "
-            f"that EfficientAT published, which are downloaded: {', '.join(TEACHER_FILES)}."
+            f"There is neither a teacher's file {name} nor {beside / name}. Create a table with dymn teach, or use "
+            f"the files published by EfficientAT, which are downloaded: {', '.join(TEACHER_FILES)}."
         )
     try:
         return fetch(published, lambda file: _check(file.path), progress, hash_file).path
     except WeightsError as error:
-        raise DataError(f"{error} Or place it beside the data.") from error
+        raise DataError(f"{error} Or put it into the dataset's folder.") from error
 
 
 def _check(path: Path) -> None:
@@ -90,7 +90,9 @@ def read_array(path: Path) -> LogitsFile:
         raise DataError(f"{path} is not a readable .npy file of numbers: {error}.") from error
     numbers = kind.kind == "f" and kind.itemsize <= 8 and not is_fortran
     if not numbers or len(shape) != 2 or min(shape) < 1 or size - offset < shape[0] * shape[1] * kind.itemsize:
-        raise DataError(f"{path} must be an .npy file of logits [clips, classes]; it holds {kind!s:.40} {shape!s:.80}.")
+        raise DataError(
+            f"{path} must be an .npy file of logits [clips, classes]; it contains {kind!s:.40} {shape!s:.80}."
+        )
     return LogitsFile(shape[0], shape[1], kind.str, offset)
 
 
@@ -111,7 +113,9 @@ def read_rows(index: Path, n_rows: int) -> Rows:
     beyond = [name for name, row in named.items() if row >= n_rows]
     if beyond or not named:
         what = f"{beyond[0]!r} in row {named[beyond[0]]}" if beyond else "no row"
-        raise DataError(f"{index} names {what}; the array has {n_rows} rows, from 0. The two do not belong together.")
+        raise DataError(
+            f"{index} names {what}, but the array has {n_rows} rows, from 0. The two do not belong together."
+        )
     keys = tuple(sorted(named, key=named.__getitem__))
     rows = np.array([named[key] for key in keys], dtype=np.int64)
     used = len(np.unique(rows))
@@ -152,7 +156,7 @@ def _index_csv(path: Path, n_rows: int) -> Mapping[str, int]:
         raise DataError(f"{path} names a clip twice.")
     if "row" not in rows[0] and len(rows) != n_rows:
         raise DataError(
-            f"{path} must name every one of the {n_rows} rows once, in their order; it names {len(rows)}. Add a column "
-            "row where rows are left out."
+            f"{path} must name every one of the {n_rows} rows once, in their order; it names {len(rows)}. If rows "
+            "are left out, add a column row."
         )
     return index

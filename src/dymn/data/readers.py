@@ -42,7 +42,7 @@ def read_folder(root: Path) -> tuple[Catalog, Store]:
     _need_folder(root)
     if not any(child.is_dir() and not child.name.startswith(".") for child in root.iterdir()):
         raise DataError(
-            f"{root} holds no folders. Put the clips of each class into a folder with the name of the class."
+            f"{root} contains no folders. Put the clips of each class into a folder with the name of the class."
         )
     paths = [path for path in reading.find([root]) if path.parent != root]
     keys = tuple(path.relative_to(root).as_posix() for path in paths)
@@ -50,7 +50,7 @@ def read_folder(root: Path) -> tuple[Catalog, Store]:
     depth = 1 if _are_splits({part[0] for part in parts}, root) else 0
     lost = [key for key, part in zip(keys, parts, strict=True) if len(part) < depth + 2]
     if lost:
-        raise DataError(f"{root / lost[0]} does not lie in the folder of a class.")
+        raise DataError(f"{root / lost[0]} is not in the folder of a class.")
     classes = [part[depth] for part in parts]
     labels = tuple(sorted(set(classes)))
     return Catalog(
@@ -74,8 +74,8 @@ def _are_splits(names: set[str], root: Path) -> bool:
         return bool(names)
     if len({SPLIT_NAMES[name.lower()] for name in known}) > 1:
         raise DataError(
-            f"{root} holds the splits {', '.join(sorted(known))} and beside them {', '.join(sorted(names - known))}. "
-            "Move the one or the other, or list the clips in a CSV file."
+            f"{root} contains both the splits {', '.join(sorted(known))} and {', '.join(sorted(names - known))}. "
+            "Move either of them, or list the clips in a CSV file."
         )
     return False
 
@@ -134,7 +134,7 @@ def read_fsd50k(root: Path) -> tuple[Catalog, Store]:
             paths.append(inside(folder, f"{row['fname']}.wav"))
     if not keys:
         raise DataError(
-            f"{root} holds neither FSD50K.dev_audio nor FSD50K.eval_audio with its list in FSD50K.ground_truth."
+            f"{root} contains neither FSD50K.dev_audio nor FSD50K.eval_audio with its list in FSD50K.ground_truth."
         )
     targets = multi_hot(names, vocabulary, truth)
     return Catalog(tuple(keys), tuple(vocabulary), targets, splits=tuple(splits)), FileStore(paths)
@@ -252,7 +252,7 @@ def table(path: Path, delimiter: str = ",") -> list[dict[str, str]]:
     header, *rows = csv_rows(path, delimiter) or [[]]
     rows = [row for row in rows if row]
     if not rows:
-        raise DataError(f"{path} is empty; a header and at least one row are needed.")
+        raise DataError(f"{path} is empty; it needs a header and at least one row.")
     for line, row in enumerate(rows, start=2):
         if len(row) != len(header):
             raise DataError(f"{path}, row {line}: {len(row)} values where the header has {len(header)}.")

@@ -51,7 +51,7 @@ class Resident:
         n = len(whole)
         self.device = device
         self.bad: dict[int, str] = {}
-        self.starts, self.lengths, self.marks = (np.zeros(n, dtype=np.int64) for _ in range(3))
+        self.starts, self.lengths, self.fingerprints = (np.zeros(n, dtype=np.int64) for _ in range(3))
         self.scales = np.ones(n, dtype=np.float32)
         parts: list[Tensor] = []
         end = 0
@@ -60,7 +60,7 @@ class Resident:
                 if isinstance(item, str):
                     self.bad[i] = item
                     continue
-                samples, self.scales[i], self.marks[i] = item
+                samples, self.scales[i], self.fingerprints[i] = item
                 self.starts[i], self.lengths[i] = end, len(samples)
                 end += len(samples)
                 parts.append(torch.from_numpy(np.array(samples)))
@@ -71,7 +71,8 @@ class Resident:
             if resource_error(error) is None:
                 raise
             raise DataError(
-                f"{device} has no room for the decoded clips. Leave data.resident out, or use data.cache alone."
+                f"{device} does not have enough memory for the decoded clips. Leave data.resident out, or use only "
+                "data.cache."
             ) from error
 
     def waveforms(
@@ -157,12 +158,15 @@ class ResidentBatches:
         rows = torch.tensor(clips, device=resident.device)
         logits = np.zeros((len(crops), self.targets.shape[1]), dtype=np.float32)
         known = np.zeros(len(crops), dtype=np.bool_)
-        marks = [int(resident.marks[crop.place]) for crop in crops]
+        fingerprints = [int(resident.fingerprints[crop.place]) for crop in crops]
         if teacher is not None and self.presented.rows is not None:
             taught = self.presented.rows[clips]
             known = taught >= 0
             logits[known] = teacher.take(taught[known], self.presented.columns)
-            foreign = [self.presented.mismatch(clip, mark) for clip, mark in zip(clips, marks, strict=True)]
+            foreign = [
+                self.presented.mismatch(clip, fingerprint)
+                for clip, fingerprint in zip(clips, fingerprints, strict=True)
+            ]
             bad = bad + [mismatch for mismatch in foreign if mismatch is not None]
         batch = Batch(
             waveform=resident.waveforms(
@@ -179,4 +183,4 @@ class ResidentBatches:
             keys=[source.keys[clip] for clip in clips],
         )
         weights = () if self.presented.length is None else [crop.seconds for crop in crops]
-        return Collated(batch, bad, marks, clips=clips, weights=weights)
+        return Collated(batch, bad, fingerprints, clips=clips, weights=weights)

@@ -60,9 +60,9 @@ class PlainSampler:
 
     def order(self, epoch: int) -> Order:
         """Return whole passes, and the beginning of one more if `draws` is no multiple of the number of clips."""
-        generator = np.random.default_rng((self.seed, epoch, 0, 0))
+        rng = np.random.default_rng((self.seed, epoch, 0, 0))
         passes = -(-self.draws // self.n)
-        order = [generator.permutation(self.n) if self.shuffle else np.arange(self.n) for _ in range(passes)]
+        order = [rng.permutation(self.n) if self.shuffle else np.arange(self.n) for _ in range(passes)]
         return np.concatenate(order)[: self.draws].astype(np.int64)
 
 
@@ -82,7 +82,7 @@ class BalancedSampler:
             raise DataError("No clip has a label, so classes cannot be balanced. Use plain sampling.")
         if labelled < draws:
             logger.info(
-                "An epoch is %d clips: so many have labels, fewer than the %d draws asked for.", labelled, draws
+                "An epoch has %d clips, because fewer than the requested %d clips have labels.", labelled, draws
             )
         self.draws = min(draws, labelled)
         with np.errstate(divide="ignore"):
@@ -96,8 +96,8 @@ class BalancedSampler:
 
         The largest of log(weight) + Gumbel noise are distributed like such draws.
         """
-        generator = np.random.default_rng((self.seed, epoch, 0, 0))
-        scores = self._log_weights + generator.gumbel(size=len(self._log_weights))
+        rng = np.random.default_rng((self.seed, epoch, 0, 0))
+        scores = self._log_weights + rng.gumbel(size=len(self._log_weights))
         chosen = np.argpartition(-scores, self.draws - 1)[: self.draws]
         return chosen[np.argsort(-scores[chosen], kind="stable")].astype(np.int64)
 
@@ -122,10 +122,10 @@ class WeightedSampler:
 
     def order(self, epoch: int) -> Order:
         """Return the positions of the presentations, shuffled."""
-        generator = np.random.default_rng((self.seed, epoch, 0, 0))
-        points = generator.random() + np.arange(self.draws)
+        rng = np.random.default_rng((self.seed, epoch, 0, 0))
+        points = rng.random() + np.arange(self.draws)
         order = np.minimum(np.searchsorted(self._ends, points, side="right"), self._last)
-        return generator.permutation(order).astype(np.int64)
+        return rng.permutation(order).astype(np.int64)
 
 
 def heard_weights(probabilities: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:

@@ -82,9 +82,11 @@ class Source(Dataset["Clip | BadClip"]):
         read = self.read(i, cut, content)
         if isinstance(read, BadClip):
             return read
-        waveform, mark = read
+        waveform, fingerprint = read
         row = slice(i, i + 1)
-        return Clip(self.keys[i], waveform, self.catalog.target_rows(row)[0], self.catalog.mask_rows(row)[0], mark)
+        return Clip(
+            self.keys[i], waveform, self.catalog.target_rows(row)[0], self.catalog.mask_rows(row)[0], fingerprint
+        )
 
     def read(
         self, i: int, cut: Cut | None = None, content: bytes | Exception | None = None
@@ -143,7 +145,7 @@ class Source(Dataset["Clip | BadClip"]):
         return start, end
 
     def _mark(self, place: int, content: bytes) -> int:
-        return fingerprint(content) if self.store.marks is None else int(self.store.marks[place])
+        return fingerprint_of(content) if self.store.fingerprints is None else int(self.store.fingerprints[place])
 
     def read_many(self, indices: Sequence[int]) -> dict[int, bytes | Exception]:
         """Return the contents of the files of some clips, for `clip`, or why there is none.
@@ -250,7 +252,9 @@ def within(blocks: Iterable[Floats], sample_rate: int, span: Interval | None) ->
         if at >= end:
             return
     if span is not None and at <= start:
-        raise AudioError(f"The file ends after {at / sample_rate:.2f} s, before the clip begins at {span[0]:g} s.")
+        raise AudioError(
+            f"The file ends after {at / sample_rate:.2f} s, before the start of the clip at {span[0]:g} s."
+        )
 
 
 def decode(content: bytes, sample_rate: int, max_seconds: float = MAX_SECONDS, span: Interval | None = None) -> Floats:
@@ -272,10 +276,10 @@ def decode(content: bytes, sample_rate: int, max_seconds: float = MAX_SECONDS, s
         if length >= limit:
             break
     if length == 0:
-        raise AudioError("The file holds no samples.")
+        raise AudioError("The file contains no samples.")
     return (blocks[0] if len(blocks) == 1 else np.concatenate(blocks))[:limit]
 
 
-def fingerprint(content: bytes) -> int:
+def fingerprint_of(content: bytes) -> int:
     """Return a 63-bit digest of encoded bytes, never 0."""
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big") >> 1 | 1

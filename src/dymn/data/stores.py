@@ -46,11 +46,11 @@ class Store(ABC):
 
     Attributes:
         parts: number of the file in which each clip lies, where files are to be read from front to back; else None.
-        marks: fingerprint of what each clip was encoded from, where it is another than that of its bytes; else None.
+        fingerprints: of what each clip was encoded from, where they are others than those of its bytes; else None.
     """
 
     parts: npt.NDArray[np.int64] | None = None
-    marks: npt.NDArray[np.int64] | None = None
+    fingerprints: npt.NDArray[np.int64] | None = None
 
     @abstractmethod
     def read(self, i: int) -> bytes:
@@ -110,13 +110,16 @@ def inside(root: Path, name: str) -> Path:
     relative = PurePosixPath(name.replace("\\", "/"))
     if not name or "\0" in name or relative.is_absolute() or ".." in relative.parts or Path(name).is_absolute():
         raise DataError(
-            f"{name!r} is not a path inside {root}. Write paths relative to that folder, or name another folder as "
-            "root."
+            f"{name!r} is not a path inside {root}. Write paths relative to that folder, or specify another one for "
+            "`dymn train` with --set data.options.root=FOLDER."
         )
     path = root / relative
     resolved = path.resolve()
     if not resolved.is_relative_to(root.resolve()):
-        raise DataError(f"{name!r} leads to {resolved}, outside {root}. Name a folder that holds all files as root.")
+        raise DataError(
+            f"{name!r} resolves to {resolved}, outside {root}. Give its absolute path, or specify a folder that "
+            "contains all files for `dymn train` with --set data.options.root=FOLDER."
+        )
     return path
 
 
@@ -153,11 +156,11 @@ class TarStore(Store):
         paths: Sequence[Path],
         places: npt.NDArray[np.int64],
         *,
-        marks: npt.NDArray[np.int64] | None = None,
+        fingerprints: npt.NDArray[np.int64] | None = None,
         streams: bool = False,
     ) -> None:
         """Take the archives, and each clip's archive number, and the offset and size of its bytes, as [N, 3]."""
-        self.paths, self.places, self.marks = list(paths), places, marks
+        self.paths, self.places, self.fingerprints = list(paths), places, fingerprints
         self.parts = places[:, 0] if streams else None
         self._files = FilePool(open_binary)
 
@@ -227,7 +230,8 @@ def read_member(member: Member, files: FilePool[Any]) -> bytes:
     content: bytes = file.read(member.size)
     if len(content) != member.size:
         raise DataError(
-            f"{member.path} ends before byte {member.offset + member.size}. The file is incomplete; get it again."
+            f"{member.path} ends before byte {member.offset + member.size}. The file is incomplete; copy or download "
+            "it again."
         )
     return content
 
@@ -285,7 +289,7 @@ def reading_hdf5(path: Path) -> Iterator[None]:
     except DymnError:
         raise
     except Exception as error:
-        raise DataError(f"{path} is damaged: {error}. Get it again.") from error
+        raise DataError(f"{path} is damaged: {error}. Copy or download it again.") from error
 
 
 def open_binary(path: Path) -> Any:

@@ -57,15 +57,15 @@ class Streamed:
 
         Each pass over the data is rearranged by itself.
         """
-        generator = np.random.default_rng((self.seed, epoch, 0, LINE))
+        rng = np.random.default_rng((self.seed, epoch, 0, LINE))
         order = self.sampler.order(epoch)
         passes = range(0, len(order), len(self.parts))
         return np.concatenate(
-            [self._rearranged(order[first : first + len(self.parts)], first, generator) for first in passes]
+            [self._rearranged(order[first : first + len(self.parts)], first, rng) for first in passes]
         )
 
-    def _rearranged(self, chosen: Order, first: int, generator: np.random.Generator) -> Order:
-        turn = generator.permutation(int(self.parts.max()) + 1)
+    def _rearranged(self, chosen: Order, first: int, rng: np.random.Generator) -> Order:
+        turn = rng.permutation(int(self.parts.max()) + 1)
         row = chosen[np.lexsort((chosen, turn[self.parts[chosen]]))]
         batch, place = np.divmod(np.arange(first, first + len(row)), self.batch_size)
         stretch = (place % self.stretches * GROUPS + batch % GROUPS).astype(np.uint16)
@@ -73,7 +73,7 @@ class Streamed:
         stretch = stretch[places]
         block = (np.arange(len(row)) - np.searchsorted(stretch, stretch)) // BLOCK
         order = np.empty_like(row)
-        order[places] = row[np.lexsort((generator.random(len(row)), block, stretch))]
+        order[places] = row[np.lexsort((rng.random(len(row)), block, stretch))]
         return order
 
 

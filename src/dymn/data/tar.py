@@ -69,14 +69,14 @@ class _Reader:
                 records |= _records(self.text(header, MAX_RECORDS))
                 continue
             if header.kind == b"S" or any(key.startswith("GNU.sparse") for key in records):
-                raise DataError(f"{self.path} holds {header.name!r} as a sparse file; create the archive again.")
+                raise DataError(f"{self.path} contains {header.name!r} as a sparse file; create the archive again.")
             name = records.get("path", header.name)
             size = _number(records["size"], name) if "size" in records else header.size
             offset = self.skip(0 if header.kind in _WITHOUT_CONTENT else size, name)
             if header.kind in _FILES and not name.endswith("/"):
                 name = name.removeprefix("./")
                 if name in found:
-                    raise DataError(f"{self.path} holds {name!r} twice.")
+                    raise DataError(f"{self.path} contains {name!r} twice.")
                 found[name] = Member(self.path, offset, size)
             if header.kind not in (b"K", b"g"):  # those two, too, belong to the next file
                 records = {}
@@ -112,7 +112,7 @@ class _Reader:
         offset = self.at
         self.at += -(-size // BLOCK) * BLOCK
         if offset + size > self.end:
-            raise ValueError(f"it ends within {name!r}; get it again")
+            raise ValueError(f"it ends within {name!r}; copy or download it again")
         return offset
 
 
@@ -129,7 +129,7 @@ def _size(field: bytes, name: str, path: Path) -> int:
     """Return a size in octal digits, or, where it is larger than these can say, as binary number."""
     size = int.from_bytes(field[1:], "big") if field[0] == 0x80 else -1 if field[0] == 0xFF else _octal(field)
     if size < 0:
-        raise DataError(f"{path} holds {name!r} without a size; create the archive again.")
+        raise DataError(f"{path} contains {name!r} without a size; create the archive again.")
     return size
 
 

@@ -104,8 +104,8 @@ def _spec(kind: str, path: str | Path, facts: Mapping[str, Any]) -> TaskSpec:
         is_allowed, allowed = TASK_FACTS[name]
         if not is_allowed(value):
             raise DataError(
-                f"{path} holds shards of a task whose {name} is {value!r:.100}; allowed: {allowed}. Pack the data "
-                "again with dymn shards."
+                f"{path} contains shards of a task whose {name} is {value!r:.100}; allowed: {allowed}. Pack the "
+                "dataset again with dymn shards."
             )
     return dataclasses.replace(TASKS[kind], **known)
 

@@ -97,22 +97,22 @@ class TeacherTable:
         path = Path(path)
         metadata, places = _layout(path)
         if metadata.get("format") != FORMAT:
-            raise DataError(f"{path} is not a table of teacher logits of format {FORMAT}. Make one with dymn teach.")
+            raise DataError(f"{path} is not a table of teacher logits of format {FORMAT}. Create one with dymn teach.")
         try:
             labels, models, settings = (json.loads(metadata[name]) for name in ("labels", "models", "settings"))
             if not (_all_of(labels, str) and _all_of(models, dict) and isinstance(settings, dict)):
-                raise ValueError("labels, models or settings are not what they should be")
+                raise ValueError("labels, models or settings are not valid")
             arrays = {name: _mapped(path, *places[name]) for name in ("keys", "key_ends", "fingerprints", "logits")}
             dtype, shape, offset = places["logits"]
             keys = _split_keys(arrays["keys"], arrays["key_ends"])
         except (KeyError, ValueError, TypeError, OSError, RecursionError) as error:
-            raise DataError(f"{path} is damaged: {error!r:.300}. Make it again with dymn teach.") from error
+            raise DataError(f"{path} is damaged: {error!r:.300}. Create it again with dymn teach.") from error
         if arrays["fingerprints"].shape != (len(keys),) or len(shape) != 2 or shape[0] != len(keys):
             raise DataError(
                 f"{path} is damaged: {len(keys)} names, {arrays['fingerprints'].shape} fingerprints, {shape} logits."
             )
         if content_digest(metadata["labels"], arrays) != metadata.get("sha256"):
-            raise DataError(f"{path} is damaged: its rows were changed or shuffled. Make it again with dymn teach.")
+            raise DataError(f"{path} is damaged: its rows were changed or shuffled. Create it again with dymn teach.")
         return cls(
             path, keys, tuple(labels), np.asarray(arrays["fingerprints"]), offset, dtype, shape[1], tuple(models),
             str(metadata.get("source", "")), settings,
@@ -152,8 +152,8 @@ class TeacherTable:
         """
         if not self.labels:
             raise DataError(
-                f"{self.path} does not say which classes its {self.classes} columns are. Write their names, one a "
-                f"line, into {self.path.with_suffix('.labels.txt').name} beside it."
+                f"{self.path} does not name the classes of its {self.classes} columns. Write their names, one per "
+                f"line, to {self.path.with_suffix('.labels.txt').name} in the same folder."
             )
         if self.labels == tuple(labels):
             return None
@@ -161,8 +161,8 @@ class TeacherTable:
         missing = [label for label in labels if label not in place]
         if missing or len(labels) != self.classes:
             raise DataError(
-                f"{self.path} has logits of {self.classes} classes ({', '.join(self.labels[:3])} …), the data have "
-                f"{len(labels)} ({', '.join(labels[:3])} …). Teach these data with a model of the same classes."
+                f"{self.path} has logits of {self.classes} classes ({', '.join(self.labels[:3])} …), but the dataset "
+                f"has {len(labels)} ({', '.join(labels[:3])} …). Use a teacher with the same classes."
             )
         return np.array([place[label] for label in labels], dtype=np.int64)
 
@@ -184,13 +184,14 @@ class TeacherTable:
         found = int((rows >= 0).sum())
         if found == 0:
             raise DataError(
-                f"{self.path} holds none of the {len(rows)} clips, e.g. {source.keys[0]!r}. It belongs to other data."
+                f"{self.path} contains none of the {len(rows)} clips, such as {source.keys[0]!r}. It belongs to "
+                "another dataset."
             )
         if found < len(rows) and not partial:
             missing = source.keys[int(np.argmin(rows))]
             raise DataError(
-                f"{self.path} holds {found} of the {len(rows)} clips; {missing!r} is missing. "
-                "Teach the rest, or allow a partial table; clips without logits then count their labels only."
+                f"{self.path} contains {found} of the {len(rows)} clips; {missing!r} is missing. Compute the other "
+                "logits, or set teacher.partial=true to use only the labels of clips without logits."
             )
         return rows
 
@@ -306,10 +307,10 @@ def _layout(path: Path) -> tuple[dict[str, str], dict[str, tuple[str, tuple[int,
             places[name] = (dtype, shape, 8 + length + start)
         return dict(header["__metadata__"]), places
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error}. Make a table with dymn teach.") from error
+        raise DataError(f"{path} cannot be read: {error}. Create a table with dymn teach.") from error
     except (ValueError, KeyError, TypeError, AttributeError, struct.error, RecursionError) as error:
         raise DataError(
-            f"{path} is not a table of teacher logits, or is incomplete: {error}. Make one with dymn teach."
+            f"{path} is not a table of teacher logits, or is incomplete: {error}. Create one with dymn teach."
         ) from error
 
 

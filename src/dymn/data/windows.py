@@ -44,14 +44,15 @@ def windows(
     target, mask = source.catalog.target_rows(row)[0], source.catalog.mask_rows(row)[0]
     n = 0
     try:
-        blocks, mark = source.whole(draw.clip, content)
+        blocks, fingerprint = source.whole(draw.clip, content)
         for _, samples in cut(blocks, length.longest, length.longest):
             n += 1
             yield ClipWindow(
-                Clip(key, fill(samples, length.least, how), target, mask, mark), len(samples) / source.sample_rate
+                Clip(key, fill(samples, length.least, how), target, mask, fingerprint),
+                len(samples) / source.sample_rate,
             )
         if n == 0:
-            raise AudioError("The file holds no samples.")
+            raise AudioError("The file contains no samples.")
     except (AudioError, DataError, OSError) as error:
         yield ClipWindow(BadClip(key, (str(error) or type(error).__name__).rstrip(".")))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from dymn.config import check, from_dict
-from dymn.data import Source, open_dataset, select
+from dymn.config import ModelCard, check, from_dict
+from dymn.data import Source, TaskSpec, open_dataset, select
 from dymn.data.batch import FILLS
+from dymn.data.catalog import NEGATIVES
 from dymn.data.detect import detect
 from dymn.data.tasks import is_length
 from dymn.errors import ConfigError
@@ -37,6 +39,7 @@ class Assessment(NamedTuple):
     figures: dict[str, Any]
     labels: tuple[str, ...]
     per_class: list[metrics.ClassResult]
+    answers: list[metrics.ClassAnswers]
     # [C, C], clips by class (rows) and answer; None where clips may have several labels
     confusion: npt.NDArray[np.int64] | None
     bad: dict[str, str]  # reason by key of the clips that could not be read
@@ -124,6 +127,7 @@ def assess(
     if kind == "shards":
         wanted.setdefault("labels", model.card.labels)
     task, everything = open_dataset(kind, path, sample_rate=model.card.front_end.sample_rate, **wanted)
+    task, everything = without_background(task, everything, model.card)
     if split is None:
         split = "test" if fold or "test" in everything.catalog.splits else "all"
     source = everything if split == "all" else select(everything, split, fold=fold, holdout=learned.holdout)
@@ -142,16 +146,52 @@ def assess(
             progress(done, len(source))
 
     scores = score(heard, LogMel(model.card.front_end).to(device), loader, task.loss, progress=advance)
-    by_class = metrics.per_class(scores.probabilities, scores.targets, scores.mask)
-    found, exclusive = figures(scores, task.loss), task.loss == "ce"
+    return assessed(scores, source, kind, split, task.loss)
+
+
+def assessed(scores: Predictions, source: Source, kind: str, split: str, loss: str) -> Assessment:
+    """Return the figures of the scores of a source's clips: all in all, by class and by recording device."""
+    said = scores.probabilities, scores.targets, scores.mask
+    found, exclusive = figures(scores, loss), loss == "ce"
+    answers = metrics.class_answers(*said, "classification" if exclusive else "tagging")
     if "accuracy" in found or "mAP" in found:
-        found["f1"] = metrics.f1(
-            scores.probabilities, scores.targets, scores.mask, "classification" if exclusive else "tagging"
-        )
+        found["f1"] = float(np.nanmean([answer.f1 for answer in answers]))
     if exclusive and len(set(source.catalog.groups)) > 1:
         found["accuracy_by_device"] = by_group(scores, dict(zip(source.keys, source.catalog.groups, strict=True)))
     confusion = metrics.confusion(scores.probabilities, scores.targets) if exclusive else None
-    return Assessment(kind, split, found, source.labels, by_class, confusion, scores.bad, scores)
+    by_class = metrics.per_class(*said)
+    return Assessment(kind, split, found, source.labels, by_class, answers, confusion, scores.bad, scores)
+
+
+def write_report(folder: Path, found: Assessment) -> None:
+    """Write the figures of each class, and the confusion matrix of exclusive classes, into a folder as CSV.
+
+    The files are SPLIT_classes.csv and SPLIT_confusion.csv.
+    """
+    metrics.write_per_class(folder / f"{found.split}_classes.csv", found.labels, found.per_class, found.answers)
+    if found.confusion is not None:
+        metrics.write_confusion(folder / f"{found.split}_confusion.csv", found.labels, found.confusion)
+
+
+def without_background(task: TaskSpec, source: Source, card: ModelCard) -> tuple[TaskSpec, Source]:
+    """Return data whose background is no class, as for `dymn fit`; unchanged if the model has classes of these names.
+
+    Clips of background have none of the classes, which are then not exclusive. A softmax from `dymn fit` has one class
+    for all of them.
+    """
+    catalog, home = source.catalog, NEGATIVES[0]
+    columns = dict(zip(catalog.labels, catalog.target_rows(slice(None)).T, strict=True))
+    extra = [label for label in columns if label.lower() in NEGATIVES and label not in card.labels]
+    if not extra or len(extra) == len(columns) or catalog.masks is not None:
+        return task, source
+    negative = np.max([columns.pop(label) for label in extra], axis=0)
+    if card.exclusive and home in card.labels:
+        columns[home] = np.maximum(columns.get(home, 0), negative)
+    else:
+        task = dataclasses.replace(task, loss="bce", metric="mAP")
+    targets = np.stack(list(columns.values()), axis=1)
+    catalog = dataclasses.replace(catalog, labels=tuple(columns), targets=targets, packed=False)
+    return task, Source(catalog, source.store, name=source.name, sample_rate=source.sample_rate)
 
 
 def by_group(scores: Predictions, groups: Mapping[str, str]) -> dict[str, float]:
@@ -200,9 +240,9 @@ def columns(labels: Sequence[str], source: Source) -> Tensor:
     missing = [label for label in source.labels if label not in place]
     if missing:
         raise ConfigError(
-            f"The model lacks {len(missing)} of the {len(source.labels)} classes of the data, such as {missing[0]!r}; "
-            f"its own are {', '.join(labels[:3])} and so on. Evaluate a model that was trained for these classes, or "
-            "give both the same names."
+            f"The model lacks {len(missing)} of the dataset's {len(source.labels)} classes, such as {missing[0]!r}; "
+            f"its own classes are {', '.join(labels[:3])} and so on. Evaluate a model that was trained for these "
+            "classes, or rename the classes."
         )
     return torch.tensor([place[label] for label in source.labels])
 

@@ -34,6 +34,17 @@ class ClassResult(NamedTuple):
     annotated: int
 
 
+class ClassAnswers(NamedTuple):
+    """How right the answers are that name one class, and how many of its clips they find.
+
+    A figure is NaN where it is not defined: precision without answers, recall and F1 without positives.
+    """
+
+    precision: float
+    recall: float
+    f1: float
+
+
 def evaluate(scores: Array, targets: Array, mask: Array | None = None, kind: str = "tagging") -> dict[str, Any]:
     """Return the figures of a task.
 
@@ -121,16 +132,35 @@ def f1(
     Raises:
         DataError: if shapes do not fit, scores are not finite, or no class has a positive clip.
     """
+    found = [answers.f1 for answers in class_answers(scores, targets, mask, kind, threshold)]
+    known = [value for value in found if not math.isnan(value)]
+    if not known:
+        raise DataError("No class has a positive clip, so nothing can be measured.")
+    return float(np.mean(known))
+
+
+def class_answers(
+    scores: Array, targets: Array, mask: Array | None = None, kind: str = "tagging", threshold: float = 0.5
+) -> list[ClassAnswers]:
+    """Return precision, recall and F1 of every class; the arguments are those of `f1`.
+
+    Raises:
+        DataError: if shapes do not fit or scores are not finite.
+    """
     score, target, annotated = _checked(scores, targets, mask)
     said = score >= threshold
     if kind == "classification":
         said = np.arange(score.shape[1]) == score.argmax(axis=1)[:, None]
     true = (target > 0.5) & annotated
-    hits, positives, answers = (np.sum(rows, axis=0) for rows in (said & true, true, said & annotated))
-    known = positives > 0
-    if not known.any():
-        raise DataError("No class has a positive clip, so nothing can be measured.")
-    return float((2 * hits / np.maximum(positives + answers, 1))[known].mean())
+    counts = zip(*(np.sum(rows, axis=0).tolist() for rows in (said & true, true, said & annotated)), strict=True)
+    return [
+        ClassAnswers(
+            precision=hits / answers if answers else math.nan,
+            recall=hits / positives if positives else math.nan,
+            f1=2 * hits / (positives + answers) if positives else math.nan,
+        )
+        for hits, positives, answers in counts
+    ]
 
 
 def confusion(scores: Array, targets: Array) -> npt.NDArray[np.int64]:
@@ -195,7 +225,9 @@ def write_confusion(path: str | Path, labels: Sequence[str], counts: npt.NDArray
         text.write(csv_text([("class", *labels), *rows]))
 
 
-def write_per_class(path: str | Path, labels: Sequence[str], results: Sequence[ClassResult]) -> None:
+def write_per_class(
+    path: str | Path, labels: Sequence[str], results: Sequence[ClassResult], answers: Sequence[ClassAnswers]
+) -> None:
     """Write a CSV table with one row a class; a figure that is not defined is left empty.
 
     Raises:
@@ -204,11 +236,11 @@ def write_per_class(path: str | Path, labels: Sequence[str], results: Sequence[C
     if len(labels) != len(results):
         raise DataError(f"There are {len(results)} results for {len(labels)} classes.")
     rows = [
-        (label, *("" if isinstance(value, float) and math.isnan(value) else value for value in result))
-        for label, result in zip(labels, results, strict=True)
+        (label, *("" if isinstance(value, float) and math.isnan(value) else value for value in (*result, *said)))
+        for label, result, said in zip(labels, results, answers, strict=True)
     ]
     with atomic_write(path) as file, text_in(file) as text:
-        text.write(csv_text([("label", *ClassResult._fields), *rows]))
+        text.write(csv_text([("label", *ClassResult._fields, *ClassAnswers._fields), *rows]))
 
 
 def fold_mean(results: Sequence[dict[str, Any]], metric: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from dymn.config import check
 from dymn.data import BadClip, Clip, Source, open_source, task_of
+from dymn.data.batch import as_it_is, check_bad
 from dymn.data.detect import detect
 from dymn.errors import DataError
 from dymn.evaluation import metrics
@@ -111,12 +112,7 @@ def probe(
     vectors, kept, bad = embed_source(
         embedder, source, seconds=seconds, settings=settings, batch_size=batch_size, workers=workers, progress=progress
     )
-    if len(bad) > max_bad * len(source):
-        listed = "; ".join(f"{key}: {reason}" for key, reason in list(bad.items())[:5])
-        raise DataError(
-            f"{len(bad)} of {len(source)} clips are bad, more than {max_bad:.1%}: {listed}. "
-            "Repair or remove them, or allow a larger share (max_bad)."
-        )
+    check_bad(bad, len(source), max_bad)
     source = source.where(kept)
     examples = Examples(vectors, source.targets, source.masks, exclusive=task.loss == "ce")
     metric = "accuracy" if examples.exclusive else "mAP"
@@ -156,7 +152,7 @@ def embed_source(
 
     def waveforms() -> Iterator[Floats]:
         clips: DataLoader[Clip | BadClip] = DataLoader(
-            source, batch_size=None, num_workers=workers, collate_fn=cast(Any, _as_it_is)
+            source, batch_size=None, num_workers=workers, collate_fn=cast(Any, as_it_is)
         )
         for i, clip in enumerate(clips):
             if isinstance(clip, BadClip):
@@ -175,7 +171,3 @@ def embed_source(
     if not vectors:
         raise DataError(f"No clip of {source.name} could be read, such as {next(iter(bad.items()))}.")
     return np.stack(vectors), kept, bad
-
-
-def _as_it_is(clip: Clip | BadClip) -> Clip | BadClip:
-    return clip

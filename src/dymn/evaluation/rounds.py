@@ -51,7 +51,7 @@ def rounds_of(catalog: Catalog, folds: int = 5) -> list[Round]:
     names = sorted(set(numbers.tolist()))
     if len(names) < 2:
         raise DataError(
-            f"All {n} clips are in one fold, so there are no clips to train on. Give data with two folds or more."
+            f"All {n} clips are in one fold, so there are no clips to train on. Use a dataset with at least two folds."
         )
     found = []
     for number in names:
@@ -68,9 +68,7 @@ def _round_of_splits(splits: npt.NDArray[np.str_], catalog: Catalog) -> Round:
     test, train = np.flatnonzero(splits == name), np.flatnonzero((splits == "train") | (validated & (splits == "val")))
     if len(test) == 0 or len(train) == 0:
         present = ", ".join(sorted(set(splits.tolist()) - {""}))
-        raise DataError(
-            f"The data have only the split {present or 'none'}; clips to train on and clips to test on are needed."
-        )
+        raise DataError(f"The dataset has only the split {present or 'none'}; it needs training and test clips.")
     inner = [(train[splits[train] == "train"], train[splits[train] == "val"])] if validated else _inner(train, catalog)
     return Round(name, train, test, inner)
 

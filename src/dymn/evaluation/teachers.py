@@ -14,7 +14,7 @@ from dymn.runtime.accelerate import accelerate
 from dymn.weights import load_model
 
 
-class Lesson(NamedTuple):
+class TeacherOutput(NamedTuple):
     """What teachers say of a batch."""
 
     logits: Tensor  # [B, C], the mean over the ensemble
@@ -44,11 +44,12 @@ class OnlineTeachers:
             name = model.card.name or "in memory"
             if model.card.front_end != student.card.front_end:
                 raise ConfigError(
-                    f"The teacher {name} has another front end than the student; both must hear the same log-mel."
+                    f"The front end of the teacher {name} differs from the student's; both must receive the same "
+                    "log-mel spectrogram."
                 )
             if model.card.labels != student.card.labels:
                 raise ConfigError(
-                    f"The teacher {name} has other classes than the data. Use a teacher of the same classes."
+                    f"The classes of the teacher {name} differ from the dataset's. Use a teacher with the same classes."
                 )
         self.blocks = BlockOutputs(networks[0], training=False) if blocks else None
         # Faster forms of a network on a CPU have no blocks, which the first teacher is to show.
@@ -60,17 +61,17 @@ class OnlineTeachers:
         self.embedding_size = networks[0].config.c_last  # D of the first teacher
 
     @torch.no_grad()
-    def teach(self, log_mel: Tensor, dtype: torch.dtype | None = None) -> Lesson:
+    def teach(self, log_mel: Tensor, dtype: torch.dtype | None = None) -> TeacherOutput:
         """Listen to [B, 1, F, T], computing in `dtype` where that is enough; None is float32."""
         with torch.autocast(log_mel.device.type, dtype, enabled=dtype is not None):
             answers = [network(log_mel) for network in self.networks]
         logits = torch.stack([answer.logits.float() for answer in answers]).mean(dim=0)
-        return Lesson(logits, answers[0].embedding, [] if self.blocks is None else self.blocks.taken())
+        return TeacherOutput(logits, answers[0].embedding, [] if self.blocks is None else self.blocks.taken())
 
 
 def same_blocks(teacher: MobileNet, student: MobileNet) -> bool:
     """Whether the feature maps after each block are of one size in both networks."""
-    one, other = ([(block.c_out, block.stride) for block in model.config.blocks] for model in (teacher, student))
+    one, other = ([(block.c_out, block.strides) for block in model.config.blocks] for model in (teacher, student))
     return one == other
 
 

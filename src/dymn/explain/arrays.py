@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from dymn.audio import reading
 from dymn.config import FrontEndConfig, check
 from dymn.errors import AudioError
-from dymn.inference.segments import AudioLike
+from dymn.inference.windows import AudioLike
 from dymn.models.frontend import LogMel
 from dymn.models.layers import DynamicConv2d, DynamicReLU
 from dymn.models.mobilenet import MobileNet
@@ -177,7 +177,7 @@ def explain(
 def _stretch(source: AudioLike, sample_rate: int | None, target_rate: int, start: float, seconds: float) -> Floats:
     first, last = round(start * target_rate), round((start + seconds) * target_rate)
     if isinstance(source, (np.ndarray, Tensor)):
-        check(sample_rate is not None, "sample_rate is missing; an array has no sample rate of its own. Give it in Hz.")
+        check(sample_rate is not None, "sample_rate is missing. Give the sample rate of the array in Hz.")
         samples = reading.from_array(source, sample_rate or target_rate, target_rate)[first:last]
     else:
         blocks, length = [], 0

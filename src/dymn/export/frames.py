@@ -1,4 +1,4 @@
-"""The sequence model and heads of a frame-wise network as operations of ONNX."""
+"""Heads that look at the frames of the last feature map as operations of ONNX, and the sequence models before them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from dymn.export.nodes import Nodes
 from dymn.export.traced import constant, linear
+from dymn.models.heads import AttentionPoolingHead
 from dymn.models.layers.sequence import TINY, FeedForward, GatedAttention, Heads, HybridMix, Recurrent, RMSNorm, Stack
 from dymn.models.mobilenet import FrameHead
 
@@ -29,11 +30,25 @@ def frame_scores(nodes: Nodes, features: str, head: FrameHead, n_frames: int) ->
     if n_frames != head.length:
         x = nodes.op("MatMul", x, nodes.constant(resampling(n_frames, head.length), exact=True))
     x = nodes.op("Transpose", x, perm=[0, 2, 1])
-    x = MODELS[type(head.sequence)](nodes, x, head.sequence, head.length)
+    x = SEQUENCE_MODELS[type(head.sequence)](nodes, x, head.sequence, head.length)
     if head.scores_frames:
         frames = linear(nodes, head.frame, x)
         return frames, str(nodes.op("ReduceMax", frames, axes=[1], keepdims=0))
     return linear(nodes, head.clip, x), linear(nodes, head.clip, nodes.op("ReduceMean", x, axes=[1], keepdims=0))
+
+
+def pooled_scores(nodes: Nodes, features: str, head: AttentionPoolingHead) -> str:
+    """Add attention pooling of a feature map [B, C, F, T]; return the name of logits [B, classes]."""
+    x = nodes.op("Transpose", nodes.op("ReduceMean", features, axes=[2], keepdims=0), perm=[0, 2, 1])
+    n_classes = head.classifier.out_features // (2 * head.n_heads)
+    read = nodes.reshape(linear(nodes, head.classifier, x), 0, -1, 2 * head.n_heads, n_classes)
+    attention, scores = nodes.op("Split", read, axis=2, n_outputs=2)  # [B, T, n_heads, classes]
+    bounds = (nodes.constant(np.array(value), exact=True) for value in (head.EPSILON, 1 - head.EPSILON))
+    share = nodes.op("Clip", nodes.op("Sigmoid", attention), *bounds)
+    axis = nodes.constant(np.array([1]))
+    weighed = nodes.op("ReduceSum", nodes.op("Mul", share, scores), axis, keepdims=0)
+    pooled = nodes.op("Div", weighed, nodes.op("ReduceSum", share, axis, keepdims=0))
+    return str(nodes.op("ReduceSum", nodes.op("Mul", pooled, constant(nodes, head.weights[:, None])), axis, keepdims=0))
 
 
 def resampling(n: int, length: int) -> npt.NDArray[np.float64]:
@@ -174,7 +189,7 @@ def _gelu(nodes: Nodes, x: str) -> str:
     return str(nodes.op("Mul", nodes.op("Mul", x, half), share))
 
 
-MODELS: dict[type[nn.Module], Callable[..., str]] = {
+SEQUENCE_MODELS: dict[type[nn.Module], Callable[..., str]] = {
     nn.Identity: lambda nodes, x, model, length: x,
     Stack: _stack,
     Recurrent: _recurrent,

@@ -17,9 +17,10 @@ from torch import nn
 
 from dymn.audio.mel import LOG_SCALE, LOG_SHIFT, PREEMPHASIS, mel_basis
 from dymn.config import FrontEndConfig
-from dymn.export.frames import frame_scores
+from dymn.export.frames import frame_scores, pooled_scores
 from dymn.export.nodes import Nodes
 from dymn.export.traced import ContextNames, constant, trace
+from dymn.models.heads import AttentionPoolingHead
 from dymn.models.layers import Context, DynamicReLU
 from dymn.models.layers.attention import OriginalCoordinateAttention
 from dymn.models.mobilenet import FrameHead
@@ -148,6 +149,8 @@ def network(
     if isinstance(source.head, FrameHead):
         frames, clips = frame_scores(nodes, features, source.head, -(-n_frames // source.config.time_stride))
         return {"logits": clips, "embedding": embedding, "frame_logits": frames}
+    if isinstance(source.head, AttentionPoolingHead):
+        return {"logits": pooled_scores(nodes, features, source.head), "embedding": embedding}
     layers = [source.head] if isinstance(source.head, nn.Linear) else list(source.head.children())
     y = embedding
     for layer in layers:

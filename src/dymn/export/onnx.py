@@ -47,7 +47,7 @@ def build(model: Exportable, plan: Plan, calibrate: Sequence[npt.NDArray[np.floa
     size = WIDTHS[plan.precision] * sum(p.numel() for network in networks(model) for p in network.parameters())
     check(
         size < MAX_FILE,
-        f"{card.name or 'The model'} would be a file of {size / 1e9:.2f} GB, and ONNX files have at most 2 GB. Give "
+        f"{card.name or 'The model'} would be a file of {size / 1e9:.2f} GB, but ONNX files are limited to 2 GB. Use "
         "--precision fp16 or int8, or export its members.",
     )
     n_samples = plan.n_samples(card)

@@ -65,9 +65,9 @@ class Parity:
             )
         return (
             f"on {self.clips} clips, the probabilities of the {BEST} best classes differ from PyTorch's by "
-            f"{self.mean:.4f} in the mean ({self.bound.tolerance:.4g} allowed) and {self.largest:.2f} at most, the "
-            f"best class is the same on {100 * self.agreement:.1f} % ({100 * self.bound.agreement:.0f} % wanted), and "
-            f"the mAP is {self.mean_average_precision:.3f} with PyTorch's {PRESENT} best as the truth"
+            f"{self.mean:.4f} on average ({self.bound.tolerance:.4g} allowed) and {self.largest:.2f} at most, the "
+            f"best class is the same on {100 * self.agreement:.1f} % ({100 * self.bound.agreement:.0f} % required), "
+            f"and the mAP is {self.mean_average_precision:.3f} with PyTorch's {PRESENT} best as the truth"
         )
 
 
@@ -146,10 +146,10 @@ def made_sounds(n_samples: int, front_end: FrontEndConfig) -> list[npt.NDArray[n
     nothing but the rounding of the transform.
     """
     seconds = np.arange(n_samples) / front_end.sample_rate
-    random = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     rising = 0.5 * np.sin(2 * np.pi * (200 + 300 * seconds) * seconds)
-    bursts = 0.2 * random.standard_normal(n_samples) * (np.sin(2 * np.pi * 1.5 * seconds) > 0.6)
-    quiet = 1e-4 * random.standard_normal(n_samples)
+    bursts = 0.2 * rng.standard_normal(n_samples) * (np.sin(2 * np.pi * 1.5 * seconds) > 0.6)
+    quiet = 1e-4 * rng.standard_normal(n_samples)
     if not front_end.log_offset:
-        rising = rising + 1e-2 * random.standard_normal(n_samples)
+        rising = rising + 1e-2 * rng.standard_normal(n_samples)
     return [sound.astype(np.float32) for sound in (rising, bursts, quiet)]

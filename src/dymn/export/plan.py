@@ -139,5 +139,8 @@ class Plan:
             ConfigError: if frames would not lie on whole samples.
         """
         samples, frames = self.n_samples(card), sequence.length
-        check(samples % frames == 0, f"seconds is {self.seconds}; {frames} frames do not share it evenly. Give 10.")
+        check(
+            samples % frames == 0,
+            f"seconds is {self.seconds}; it must be a multiple of the length of {frames} frames. Use 10.",
+        )
         return samples // frames

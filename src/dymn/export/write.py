@@ -14,7 +14,7 @@ from dymn.config import check
 from dymn.errors import DymnError
 from dymn.export import lite, onnx, program
 from dymn.export.parity import FileRunner, Parity, compare
-from dymn.export.plan import Exportable, Plan, networks, sequence_of
+from dymn.export.plan import LITE, Exportable, Plan, networks, sequence_of
 from dymn.models.ensemble import MeanOfLogits
 from dymn.system.files import atomic_write
 
@@ -81,11 +81,14 @@ def check_kind(model: Exportable, plan: Plan) -> None:
     if isinstance(model, MeanOfLogits):
         check(plan.format in ("onnx", "torch"), f"format is {plan.format!r}; ensembles are exported as onnx or torch.")
         framewise = any(network.config.sequence for network in networks(model))
-        check(not framewise, "An ensemble of frame-wise networks is not exported. Export each by itself.")
+        check(not framewise, "Ensembles of frame-wise networks cannot be exported. Export each network separately.")
+    for network in networks(model):
+        whole = plan.format in LITE and network.config.head == "attention_pooling"
+        check(not whole, f"format is {plan.format!r}; networks with attention pooling are exported as onnx or torch.")
     if sequence_of(model):
         check(plan.format == "onnx", f"format is {plan.format!r}; frame-wise networks are exported as onnx.")
         check(
-            not plan.dynamic_time, "A frame-wise network is exported for clips of one length. Leave dynamic time out."
+            not plan.dynamic_time, "Frame-wise networks are exported for clips of one length. Leave out --dynamic-time."
         )
 
 
@@ -126,5 +129,5 @@ def export_model(
 
 REMEDIES = {
     "largest": "Please report this, with the model's name.",
-    "mean": "Calibrate with more recordings, or leave calibration out: then only the weights are in 8 bits.",
+    "mean": "Calibrate with more recordings, or without calibration, so that only the weights are in 8 bits.",
 }

@@ -13,12 +13,11 @@ from dymn.config import check
 from dymn.errors import ConfigError, DataError, DymnError
 from dymn.evaluation.calibration import Affine, Reliability, fit_affine, reliability, smoothed
 from dymn.evaluation.rounds import parts
-from dymn.fitting.checkpoint import LAST, check_layer, head_inputs
+from dymn.fitting.checkpoint import LAST, check_layer, logits_of
 from dymn.fitting.examples import TRACK_WINDOW, LabelledWindows, OnClip, embed_labelled
 from dymn.fitting.labelled import Labelled
 from dymn.fitting.thresholds import ClassThresholds, class_thresholds
 from dymn.inference.embedding import Embedder
-from dymn.runtime.fold import fold
 from dymn.runtime.opening import open_backend
 from dymn.system.arrays import Bools, Numbers
 from dymn.weights.format import Stored
@@ -27,6 +26,7 @@ FOLDS = 5
 LEAST = 5
 """The positives, and the negatives, that a class needs to be calibrated by itself."""
 DIGITS = 4
+UNCHANGED = Affine(1.0, 0.0)
 
 
 class ClassCalibration(NamedTuple):
@@ -52,7 +52,8 @@ class Calibrated(NamedTuple):
         stored: the checkpoint.
         classes: a report of each class that the data have.
         before: probabilities of the model as it was, against the labels.
-        after: those of calibrations that were fitted to other recordings.
+        after: those of calibrations that were fitted to other recordings; as before, if these were no better.
+        attempted: the calibration error of these. If it is above that of before, the probabilities stay as they were.
         windows: how many there are.
         bad: errors of recordings that are left out, by name.
     """
@@ -61,6 +62,7 @@ class Calibrated(NamedTuple):
     classes: Sequence[ClassCalibration]
     before: Reliability
     after: Reliability
+    attempted: float
     windows: int
     bad: Mapping[str, DymnError]
 
@@ -79,7 +81,8 @@ def calibrate(
 
     Each class with at least five windows, and five without it, gets its own map; the others get one that is fitted to
     all together. Maps are folded into the last layer. The figures before and after, and the thresholds, are of windows
-    whose recordings were left out of the fit.
+    whose recordings were left out of the fit. If these figures say that the maps make the probabilities worse, as with
+    few recordings, the probabilities stay as they are, and only the thresholds are new.
 
     Args:
         stored: the checkpoint; its labels are matched with those of the data by name, it may have more.
@@ -91,19 +94,24 @@ def calibrate(
         progress: called with the recordings done and their number.
 
     Raises:
-        ConfigError: if the model lacks classes of the data, or its probabilities are a softmax.
+        ConfigError: if the model lacks classes of the data, its probabilities are a softmax, or its head is another.
         DataError: if there are too few recordings.
     """
     labels = stored.card.labels
     check(
         not stored.card.exclusive,
-        f"The probabilities of {stored.card.name or 'the model'} are a softmax over classes; only those of single "
-        "classes are calibrated. Fit it without --softmax.",
+        f"The probabilities of {stored.card.name or 'the model'} are a softmax over classes; only independent "
+        "probabilities can be calibrated. Fit it without --softmax.",
+    )
+    check(
+        stored.config.head in ("mlp", "fully_convolutional"),
+        f"{stored.card.name or 'The model'} has the head {stored.config.head}, into which no map of the logits can be "
+        "folded. Fit a head to it with `dymn fit`.",
     )
     missing = [label for label in labelled.labels if label not in labels]
     if missing:
         raise ConfigError(
-            f"The model has no label {missing[0]!r}, which the data have. Give them the same names; its own are "
+            f"The dataset has the label {missing[0]!r}, which the model lacks. Rename labels; the model's are "
             f"{', '.join(labels[:3])} and so on."
         )
     embedder = Embedder(open_backend(stored, threads=threads, device="cpu"))
@@ -111,35 +119,31 @@ def calibrate(
         embedder, labelled, made=False, track_window=track_window, workers=workers, progress=progress
     )
     chosen = [labels.index(label) for label in examples.labels]
-    logits = _logits(stored, examples.vectors)[:, chosen]
+    logits = logits_of(stored, examples.vectors)[:, chosen]
     numbers = _parts(examples)
     held_out = np.zeros_like(logits)
     for number in np.unique(numbers):
         test = numbers == number
         maps = _maps(logits, examples, ~test)
         held_out[test] = logits[test] * [one.slope for one in maps] + [one.offset for one in maps]
-    final = _maps(logits, examples, np.ones(len(logits), bool))
-    use = examples.known
+    use, everything = examples.known, np.ones(len(logits), bool)
     before, after = (reliability(_sigmoid(values[use]), examples.targets[use]) for values in (logits, held_out))
-    hours = examples.background_hours
+    attempted = after.error
+    if attempted > before.error:
+        held_out, after = logits, before
+        final, shared = [UNCHANGED] * len(chosen), UNCHANGED
+    else:
+        final, shared = _maps(logits, examples, everything), _shared(logits, examples, everything)
+    hours = examples.background_hours()
     reports = [_report(examples, _sigmoid(held_out[:, k]), k, final[k], hours) for k in range(len(chosen))]
-    shared = _shared(logits, examples, np.ones(len(logits), bool))
     maps = [shared] * len(labels)
     for column, affine in zip(chosen, final, strict=True):
         maps[column] = affine
     new = _folded(stored, maps)
     card = dataclasses.replace(
-        new.card, name=name or new.card.name, provenance=_provenance(stored, reports, before, after, len(logits))
+        new.card, name=name or new.card.name, provenance=_provenance(stored, reports, before, attempted, len(logits))
     )
-    return Calibrated(new._replace(card=card), reports, before, after, len(logits), bad)
-
-
-def _logits(stored: Stored, embeddings: Any) -> Numbers:
-    """Return the logits [N, C] of a checkpoint for averaged last feature maps [N, D]."""
-    layer = check_layer("", stored.config)
-    arrays = fold(stored.config, stored.state).arrays
-    inputs = head_inputs(stored, embeddings, layer)
-    return np.asarray(inputs @ arrays["classifier.weight"].T.astype(np.float64) + arrays["classifier.bias"])
+    return Calibrated(new._replace(card=card), reports, before, after, attempted, len(logits), bad)
 
 
 def _parts(examples: LabelledWindows) -> Any:
@@ -150,7 +154,7 @@ def _parts(examples: LabelledWindows) -> Any:
     """
     groups = list(dict.fromkeys(examples.groups))
     if len(groups) < 2:
-        raise DataError("There is only one recording; at least 2 are needed, one to fit and one to measure with.")
+        raise DataError("There is only one recording; at least 2 are needed, one for fitting and one for measuring.")
     first = dict.fromkeys(groups, 0)
     for k in range(len(examples.labels)):
         first.update(dict.fromkeys(examples.groups_of(k), k + 1))
@@ -200,7 +204,7 @@ def _folded(stored: Stored, maps: Sequence[Affine]) -> Stored:
 
 
 def _provenance(
-    stored: Stored, reports: Sequence[ClassCalibration], before: Reliability, after: Reliability, windows: int
+    stored: Stored, reports: Sequence[ClassCalibration], before: Reliability, attempted: float, windows: int
 ) -> dict[str, Any]:
     """Return what the card says, with thresholds; a class without windows of its own gets one half."""
     labels = stored.card.labels
@@ -211,6 +215,7 @@ def _provenance(
             auto[column], precise[column] = (round(value, DIGITS) for value in one.thresholds[:2])
     return dict(stored.card.provenance) | {
         "calibration": f"dymn calibrate {__version__}: {windows} windows of {len(reports)} classes; expected "
-        f"calibration error {before.error:.4f} before, {after.error:.4f} after, cross-fitted",
+        f"calibration error {before.error:.4f} before, {attempted:.4f} after, cross-fitted"
+        + ("; probabilities were left as before" if attempted > before.error else ""),
         "thresholds": {"auto": auto, "precise": precise},
     }

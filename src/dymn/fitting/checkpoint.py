@@ -12,7 +12,7 @@ import numpy.typing as npt
 from dymn.config import ModelConfig, check
 from dymn.errors import ConfigError
 from dymn.fitting.heads import Linear
-from dymn.runtime.fold import HEAD_EPSILON
+from dymn.runtime.fold import HEAD_EPSILON, fold
 from dymn.weights.format import Stored
 
 HIDDEN, LAST = "hidden", "last"
@@ -28,12 +28,12 @@ def check_layer(layer: str, config: ModelConfig) -> str:
     usual = HIDDEN if config.head == "mlp" else LAST
     if layer and layer not in LAYERS:
         raise ConfigError(
-            f"layer is {layer!r}; allowed: {', '.join(LAYERS)}. A checkpoint carries a head on these alone; `dymn "
-            "probe --layer` and dymn.sklearn measure classifiers on others."
+            f"layer is {layer!r}; allowed: {', '.join(LAYERS)}. A checkpoint can contain a head on these layers "
+            "only; for others, see `dymn probe --layer` and dymn.sklearn."
         )
     check(
         layer != HIDDEN or config.head == "mlp",
-        f"layer is hidden, and this network has none (its head is {config.head}). Give last.",
+        f"layer is hidden, but this network has no hidden layer (its head is {config.head}). Use last.",
     )
     return layer or usual
 
@@ -48,6 +48,13 @@ def head_inputs(stored: Stored, embeddings: npt.NDArray[np.float32], layer: str)
         return last
     hidden = last @ stored.state["head.hidden.weight"].T.astype(np.float64) + stored.state["head.hidden.bias"]
     return np.asarray(hidden * np.clip(hidden + 3, 0, 6) / 6)
+
+
+def logits_of(stored: Stored, embeddings: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """Return the logits [N, C] of a checkpoint where the averaged last feature map is [N, D]."""
+    arrays = fold(stored.config, stored.state).arrays
+    inputs = head_inputs(stored, embeddings, check_layer("", stored.config))
+    return np.asarray(inputs @ arrays["classifier.weight"].T.astype(np.float64) + arrays["classifier.bias"])
 
 
 def with_head(

@@ -16,7 +16,7 @@ from dymn.errors import AudioError, DataError, DymnError
 from dymn.fitting.background import made_background
 from dymn.fitting.labelled import AnnotatedRecording, Labelled, LabelledClip
 from dymn.inference.embedding import Embedder, Embedding, EmbedSettings
-from dymn.inference.segments import AudioLike, blocks
+from dymn.inference.windows import AudioLike, blocks
 from dymn.system.arrays import Bools, Floats
 
 CLIP_WINDOW, TRACK_WINDOW = 10.0, 3.0
@@ -25,6 +25,8 @@ SHARE = 0.5
 """The part of a window or of an annotation that their overlap covers at least, for the window to have its label."""
 MADE = "made"
 """The group of background that is made, not recorded."""
+GENERAL = "general"
+"""The groups of background that comes with dymn, see `dymn.fitting.general`."""
 
 OnClip = Callable[[int, int], None]
 
@@ -65,9 +67,13 @@ class LabelledWindows:
         return np.array([group.startswith(MADE) for group in self.groups], dtype=bool)
 
     @property
-    def background_hours(self) -> float:
-        """Hours of recorded sound that is known to have none of the classes."""
-        empty = ~self.targets.any(axis=1) & self.known.all(axis=1) & ~self.made
+    def general(self) -> Bools:
+        """Which windows are of background that comes with dymn [N]."""
+        return np.array([group.startswith(GENERAL) for group in self.groups], dtype=bool)
+
+    def background_hours(self, general: bool = False) -> float:
+        """Return hours of recorded sound that is known to have none of the classes, of the user or of dymn."""
+        empty = ~self.targets.any(axis=1) & self.known.all(axis=1) & ~self.made & (self.general == general)
         return (
             sum(place.end - place.start for place, is_empty in zip(self.places, empty, strict=True) if is_empty) / 3600
         )
@@ -115,7 +121,7 @@ def embed_labelled(
     items: list[LabelledClip | AnnotatedRecording] = [*labelled.clips, *labelled.tracks]
     for done, (item, found) in enumerate(zip(items, chain(clips, tracks), strict=True), start=1):
         if found.error is not None:
-            bad[display(item.path)] = _named(found.error, found.name, item)
+            bad[_name(item)] = found.error if found.name else AudioError(f"{_name(item)}: {found.error}")
         elif isinstance(item, LabelledClip):
             rows.add_clip(item, found)
         else:
@@ -192,11 +198,11 @@ class _Rows:
         )
 
 
-def _named(error: DymnError, name: str, item: LabelledClip | AnnotatedRecording) -> DymnError:
-    """Return the error of a recording; one of a stretch, whose samples have no name, with the recording's."""
-    if name or not isinstance(item, LabelledClip):
-        return error
-    return AudioError(f"{display(item.path)}, {item.start:g} to {item.end:g} s: {error}")
+def _name(item: LabelledClip | AnnotatedRecording) -> str:
+    """Return what messages call a recording, or a stretch of one."""
+    if isinstance(item, AnnotatedRecording) or (item.start, item.end) == (0.0, math.inf):
+        return display(item.path)
+    return f"{display(item.path)}, {item.start:g} to {item.end:g} s"
 
 
 def _sound(clip: LabelledClip, rate: int) -> AudioLike:

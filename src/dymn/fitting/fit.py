@@ -10,10 +10,12 @@ import numpy as np
 
 from dymn import __version__
 from dymn.config import check
+from dymn.data.catalog import NEGATIVES
 from dymn.errors import DataError, DymnError
 from dymn.evaluation.metrics import per_class
 from dymn.fitting.checkpoint import check_layer, head_inputs, with_head
-from dymn.fitting.examples import CLIP_WINDOW, TRACK_WINDOW, LabelledWindows, OnClip, embed_labelled
+from dymn.fitting.examples import CLIP_WINDOW, MADE, TRACK_WINDOW, LabelledWindows, OnClip, embed_labelled
+from dymn.fitting.general import with_general
 from dymn.fitting.heads import Fitted, fit_head
 from dymn.fitting.labelled import Labelled, check_counts, recordings_of
 from dymn.fitting.thresholds import ClassThresholds, class_thresholds
@@ -21,7 +23,6 @@ from dymn.inference.embedding import Embedder
 from dymn.runtime.opening import open_backend
 from dymn.weights.format import Stored
 
-BACKGROUND = "background"
 DIGITS = 4
 
 
@@ -32,7 +33,7 @@ class ClassReport(NamedTuple):
         label: its name.
         recordings: in which it is heard.
         windows: in which it is heard.
-        average_precision: among all windows but those of made background.
+        average_precision: among all windows but those of background that is made, or comes with dymn.
         thresholds: see `ClassThresholds`.
         likeliest_wrong: the window without the class that has the highest score, as "path, start to end s: score".
     """
@@ -54,6 +55,7 @@ class FitResult(NamedTuple):
         fitted: the head.
         examples: what it learned from.
         background_hours: of recorded sound without any class.
+        counted_hours: with those that come with dymn: of sound in which false alarms are counted.
         bad: errors of recordings that are left out, by name.
     """
 
@@ -62,6 +64,7 @@ class FitResult(NamedTuple):
     fitted: Fitted
     examples: LabelledWindows
     background_hours: float
+    counted_hours: float
     bad: Mapping[str, DymnError]
 
 
@@ -73,6 +76,7 @@ def fit_checkpoint(
     layer: str = "",
     exclusive: bool = False,
     made: bool = True,
+    general: bool = True,
     track_window: float = TRACK_WINDOW,
     threads: int | None = None,
     workers: int = 0,
@@ -89,6 +93,7 @@ def fit_checkpoint(
         exclusive: whether each clip has exactly one of the classes, so that probabilities are a softmax; background
             then is a class of that name.
         made: whether to add background that is made: silence, noise, hum, tones and clicks.
+        general: whether to add the sounds that come with dymn for this network, if there are any; a softmax gets none.
         track_window: seconds of a window in annotated recordings.
         threads: CPU threads of the network.
         workers: threads that decode.
@@ -111,17 +116,20 @@ def fit_checkpoint(
     examples, bad = embed_labelled(
         embedder, labelled, made=made, track_window=track_window, workers=workers, progress=progress
     )
+    hours = examples.background_hours()
     if exclusive:
         examples = _with_background(examples)
+    elif general:
+        examples = with_general(examples, stored)
+    counted = hours + examples.background_hours(general=True)
     empty = ~examples.targets.any(axis=1)
     if len(examples.labels) == 1 and not (empty & examples.known.all(axis=1)).any():
         raise DataError(
-            f"There is only the class {examples.labels[0]!r}, and nothing to tell it from. Add a folder background "
-            "with recordings of other sounds."
+            f"There is only the class {examples.labels[0]!r}, and no background. Add a folder background with "
+            "recordings of other sounds."
         )
     fitted = fit_head(head_inputs(stored, examples.vectors, layer), examples, exclusive=exclusive)
-    hours = examples.background_hours
-    reports = [_report(examples, fitted, k, hours) for k in range(len(examples.labels))]
+    reports = [_report(examples, fitted, k, counted) for k in range(len(examples.labels))]
     new = with_head(
         stored,
         fitted.head,
@@ -130,9 +138,9 @@ def fit_checkpoint(
         name=name,
         exclusive=exclusive,
         metrics=_metrics(reports),
-        provenance=_provenance(stored, layer, fitted, reports, hours),
+        provenance=_provenance(stored, layer, fitted, reports, hours, counted),
     )
-    return FitResult(new, reports, fitted, examples, hours, bad)
+    return FitResult(new, reports, fitted, examples, hours, counted, bad)
 
 
 def _with_background(examples: LabelledWindows) -> LabelledWindows:
@@ -148,26 +156,27 @@ def _with_background(examples: LabelledWindows) -> LabelledWindows:
     clear = examples.known.all(axis=1) | examples.targets.any(axis=1)
     if not clear.all():
         place = examples.places[int((~clear).argmax())]
-        raise DataError(f"Of {place.path} no class is known; a softmax needs exactly one. Leave --softmax out.")
+        raise DataError(f"{place.path} has no class; a softmax needs exactly one. Leave --softmax out.")
     none = ~examples.targets.any(axis=1, keepdims=True)
     if not none.any():
         return examples
     targets = np.concatenate([examples.targets, none], axis=1)
     known = np.ones_like(targets)
-    return dataclasses.replace(examples, labels=(*examples.labels, BACKGROUND), targets=targets, known=known)
+    return dataclasses.replace(examples, labels=(*examples.labels, NEGATIVES[0]), targets=targets, known=known)
 
 
 def _report(examples: LabelledWindows, fitted: Fitted, k: int, hours: float) -> ClassReport:
     use = examples.known[:, k]
     scores, positive = fitted.held_out[:, k], examples.targets[:, k]
-    recorded = use & ~examples.made
-    real = recorded if (recorded & positive).any() else use  # background may be made alone
+    given = ~examples.general
+    recorded = use & given & ~examples.made
+    real = recorded if (recorded & positive).any() else use & given  # background may be made alone
     precision = per_class(scores[real, None], positive[real, None])[0].average_precision
-    wrong = int(np.where(use & ~positive, scores, -1).argmax())
+    wrong = int(np.where(use & ~positive, scores + given, -1).argmax())  # of those that can be listened to, if any
     place = examples.places[wrong]
     return ClassReport(
         examples.labels[k],
-        len(examples.groups_of(k)) if examples.labels[k] != BACKGROUND else 0,
+        sum(not group.startswith(MADE) for group in examples.groups_of(k)),
         int(positive.sum()),
         precision,
         class_thresholds(scores[use], positive[use], hours),
@@ -183,7 +192,7 @@ def _metrics(reports: Sequence[ClassReport]) -> dict[str, float]:
 
 
 def _provenance(
-    base: Stored, layer: str, fitted: Fitted, reports: Sequence[ClassReport], hours: float
+    base: Stored, layer: str, fitted: Fitted, reports: Sequence[ClassReport], hours: float, counted: float
 ) -> dict[str, Any]:
     """Return what a card says of a fit; lists are in the order of the labels."""
     source = base.card.provenance
@@ -193,6 +202,7 @@ def _provenance(
         "base": base.card.name,
         "base_sha256": base.digest or str(source.get("sha256", "")),
         "background_hours": round(hours, 3),
+        "general_background_hours": round(counted - hours, 3),
         "config": {"data": {"seconds": CLIP_WINDOW, "fill": "repeat"}},
         "thresholds": {
             "auto": [round(one.thresholds.best, DIGITS) for one in reports],

@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +14,7 @@ import numpy as np
 from dymn.audio.annotations import Annotation, read_annotated
 from dymn.audio.listing import find
 from dymn.audio.sources import display
-from dymn.data.catalog import Catalog
+from dymn.data.catalog import NEGATIVES, Catalog
 from dymn.data.detect import detect
 from dymn.data.manifest import read_csv
 from dymn.data.readers import SPLIT_NAMES, read_esc10, read_esc50, read_folder, table
@@ -21,8 +22,6 @@ from dymn.data.stores import FileStore, Store
 from dymn.errors import AudioError, DataError
 from dymn.system.files import digest_of, open_regular
 
-NEGATIVES = ("background", "noise", "other")
-"""Names of folders and labels that are no class: clips without any of the classes."""
 READERS = {"folder": read_folder, "esc10": read_esc10, "esc50": read_esc50}
 ANSWERS = {"yes": True, "no": False}
 ANSWER_COLUMNS = ("path", "start", "end", "label", "heard")
@@ -64,12 +63,30 @@ class Labelled(NamedTuple):
         clips: with one answer for each.
         tracks: annotated recordings.
         test: the number of clips of a test set, which are left out.
+        known: a clip of each recording, by digest; clips that are added later get its group.
     """
 
     labels: tuple[str, ...]
     clips: Sequence[LabelledClip]
     tracks: Sequence[AnnotatedRecording] = ()
     test: int = 0
+    known: Mapping[str, LabelledClip] = MappingProxyType({})
+
+    def adding(self, more: Sequence[LabelledClip]) -> Labelled:
+        """Return all of this and more clips, whose groups are digests; those of known recordings get the known group.
+
+        Raises:
+            DataError: if a clip without any class is, whole, one with a class.
+        """
+        for clip in more:
+            first = self.known.get(clip.group, clip)
+            if clip.absent is None and not clip.heard and first.heard and (clip.start, clip.end) == (0.0, math.inf):
+                raise DataError(
+                    f"{display(clip.path)} is background, and {display(first.path)} ({_names(first.heard)}) is the "
+                    "same recording. Remove one of them."
+                )
+        placed = [one._replace(group=self.known.get(one.group, one).group) for one in more]
+        return self._replace(clips=[*self.clips, *placed])
 
 
 def read_labelled(path: str | Path, *, separator: str | None = None) -> Labelled:
@@ -94,14 +111,16 @@ def read_labelled(path: str | Path, *, separator: str | None = None) -> Labelled
         found = _clips(*READERS[kind](path))
     else:
         raise DataError(
-            f"{path} holds data of the kind {kind}; classifiers are fitted to folders of clips, tables (.csv, .tsv), "
-            "and annotations (.txt). See `dymn train` for larger datasets."
+            f"{path} is a dataset of the kind {kind}; `dymn fit` reads folders of clips, tables (.csv, .tsv) and "
+            "annotations (.txt). For other datasets, use `dymn train`."
         )
     labels = {label for clip in found.clips for label in clip.heard}
     labels |= {annotation.label for track in found.tracks for annotation in track.annotations}
     classes = tuple(sorted(label for label in labels if label.lower() not in NEGATIVES))
     if not classes:
-        raise DataError(f"{path} has no class: {', '.join(NEGATIVES)} are clips without any class. Add clips of one.")
+        raise DataError(
+            f"{path} has no class: {', '.join(NEGATIVES)} are clips without any class. Add clips of at least one class."
+        )
     return found._replace(labels=classes)
 
 
@@ -117,8 +136,8 @@ def read_answers(path: Path, labels: Sequence[str]) -> list[LabelledClip]:
     missing = [name for name in ANSWER_COLUMNS if name not in rows[0]]
     if missing:
         raise DataError(
-            f"{path} needs the columns {', '.join(ANSWER_COLUMNS)}; {', '.join(missing)} is missing. `dymn review` "
-            "makes pages that write them."
+            f"{path} needs the columns {', '.join(ANSWER_COLUMNS)}; {', '.join(missing)} is missing. The pages of "
+            "`dymn review` write them."
         )
     found: dict[tuple[Path, float, float], dict[str, bool]] = {}
     for line, row in enumerate(rows, start=2):
@@ -126,11 +145,11 @@ def read_answers(path: Path, labels: Sequence[str]) -> list[LabelledClip]:
         if answer not in ANSWERS:
             raise DataError(f"{path}, row {line}: heard is {row['heard']!r:.40}; allowed: {', '.join(ANSWERS)}.")
         if label not in labels and label.lower() not in NEGATIVES:
-            raise DataError(f"{path}, row {line}: {label!r:.80} is none of the classes: {', '.join(labels)}.")
+            raise DataError(f"{path}, row {line}: {label!r:.80} is not one of the classes: {', '.join(labels)}.")
         start, end = (_seconds(row[name], default, path, line) for name, default in (("start", 0.0), ("end", math.inf)))
         if end <= start:
             raise DataError(
-                f"{path}, row {line}: the part from {start:g} to {end:g} s is empty. Its end must come later."
+                f"{path}, row {line}: the part from {start:g} to {end:g} s is empty. Its end must be after its start."
             )
         place = path.parent / row["path"].strip()  # an absolute path stays as it is
         found.setdefault((place, start, end), {})[label] = ANSWERS[answer]
@@ -164,15 +183,16 @@ def _check_folders(root: Path) -> None:
             find(folder)
         except AudioError as error:
             raise DataError(
-                f"The folder {display(folder)} holds no recording, so there is nothing to learn for {folder.name!r}. "
-                "Put clips into it, or remove it."
+                f"The folder {display(folder)} contains no recording for the class {folder.name!r}. Add clips, or "
+                "remove the folder."
             ) from error
 
 
 def _clips(catalog: Catalog, store: Store) -> Labelled:
     assert isinstance(store, FileStore)  # all of these readers give single files
     targets = catalog.target_rows(slice(None))
-    clips, test, seen = list[LabelledClip](), 0, dict[tuple[str, float, float], LabelledClip]()
+    clips, test, known = list[LabelledClip](), 0, dict[str, LabelledClip]()
+    seen = dict[tuple[str, float, float], LabelledClip]()
     for i, path in enumerate(store.paths):
         if catalog.splits and catalog.splits[i] == "test":
             test += 1
@@ -187,8 +207,9 @@ def _clips(catalog: Catalog, store: Store) -> Labelled:
                 f"{display(first.path)} ({_names(first.heard)}) and {display(path)} ({_names(heard)}) are the same "
                 "recording. Keep one of them, or list it once with both labels in a table (.csv)."
             )
+        known.setdefault(digest, clip)
         clips.append(clip)
-    return Labelled((), clips, test=test)
+    return Labelled((), clips, test=test, known=known)
 
 
 def _tracks(annotated: Mapping[Path, Sequence[Annotation]]) -> Labelled:
@@ -216,7 +237,7 @@ def _seconds(text: str, default: float, path: Path, line: int) -> float:
     except ValueError:
         value = math.nan
     if not value >= 0:
-        raise DataError(f"{path}, row {line}: {text!r:.40} is not a time in seconds from 0 on.")
+        raise DataError(f"{path}, row {line}: {text!r:.40} is not a time in seconds of at least 0.")
     return value
 
 
@@ -229,10 +250,11 @@ def check_counts(recordings: Mapping[str, int]) -> None:
     few = {label: count for label, count in recordings.items() if count < 2}
     if few:
         label, count = next(iter(few.items()))
-        others = f" The same holds for {', '.join(list(few)[1:4])}." if len(few) > 1 else ""
+        others = f" The same applies to {', '.join(list(few)[1:4])}." if len(few) > 1 else ""
         raise DataError(
-            f"The class {label!r} has {count} recording{'' if count == 1 else 's'}; at least 2 are needed, one to "
-            f"learn from and one to check with, and 10 or more are better. Add clips, or leave the class out.{others}"
+            f"The class {label!r} has {count} recording{'' if count == 1 else 's'}; at least 2 are needed, one for "
+            "training and one for testing, and 10 or more are recommended. Add clips, or leave the class "
+            f"out.{others}"
         )
 
 

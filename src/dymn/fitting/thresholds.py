@@ -10,15 +10,15 @@ import numpy.typing as npt
 from dymn.system.arrays import Numbers
 
 PRECISION = 0.9
-LEAST_FOUND = 0.25
+LEAST_FOUND = 1 / 3
 """The quantile of a class's own scores that a precise threshold never falls below, from `ENOUGH_HOURS` of background.
 
 Precision among clips says little of recordings in which a class is rare. How many false alarms an hour brings can be
 counted only in hours without the class.
 """
 LEAST_FOUND_BLIND = 0.5
-"""The same with less background, where false alarms cannot be counted."""
-ENOUGH_HOURS = 0.25
+"""The same with less background, where false alarms cannot be counted, or fewer windows of the class."""
+ENOUGH_HOURS, ENOUGH_WINDOWS = 0.25, 10
 EQUAL = 0.01
 """Of thresholds whose F1 is this close to the best, the highest is taken: it lets fewer unheard sounds pass."""
 FALSE_ALARMS_PER_HOUR = 1.0
@@ -46,8 +46,8 @@ def class_thresholds(scores: Numbers, positive: npt.NDArray[np.bool_], hours: fl
 
     `best` is the highest threshold whose F1 is within 0.01 of the best one, midway between the two scores that it
     parts. `precise` is the lowest threshold with a precision of 0.9 that not more than one negative an hour of
-    background passes, and that lies above the lowest quarter of the class's own scores; above the lower half, with less
-    than a quarter of an hour of background.
+    background passes, and that lies above the lowest third of the class's own scores; above the lower half, with less
+    than a quarter of an hour of background, or fewer than ten windows of the class.
 
     Args:
         scores: probabilities of windows that were held out [N].
@@ -64,7 +64,8 @@ def class_thresholds(scores: Numbers, positive: npt.NDArray[np.bool_], hours: fl
     exact = np.flatnonzero(is_edge & (hits >= PRECISION * said))
     negatives = np.sort(scores[~positive])[::-1]
     allowed = min(int(hours * FALSE_ALARMS_PER_HOUR), len(negatives) - 1)
-    own = np.quantile(scores[positive], LEAST_FOUND if hours >= ENOUGH_HOURS else LEAST_FOUND_BLIND)
+    enough = hours >= ENOUGH_HOURS and positive.sum() >= ENOUGH_WINDOWS
+    own = np.quantile(scores[positive], LEAST_FOUND if enough else LEAST_FOUND_BLIND)
     least = max(float(ranked[exact[-1]]) if len(exact) else HIGHEST, float(negatives[allowed]), float(own))
     best, precise = (float(np.clip(value, LOWEST, HIGHEST)) for value in ((ranked[at] + below) / 2, least))
     recall = float((scores[positive] >= precise).mean())

@@ -16,7 +16,7 @@ from dymn.audio import reading
 from dymn.errors import AudioError, ConfigError
 
 if TYPE_CHECKING:
-    from dymn.inference.segments import AudioLike
+    from dymn.inference.windows import AudioLike
 
 
 class Listed(NamedTuple):
@@ -151,9 +151,7 @@ class Discovery:
             try:
                 for item in self._expand(path):
                     if self._identity is not None and identity(item) == self._identity:
-                        raise ConfigError(
-                            f"--output {self._output} is one of the recordings. Give another file to write to."
-                        )
+                        raise ConfigError(f"--output {self._output} is one of the recordings. Give another file.")
                     yield Listed(number, item)
             except AudioError as error:
                 self.lost.append((path, error))

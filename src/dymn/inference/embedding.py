@@ -17,7 +17,7 @@ from dymn.audio.settings import ReadSettings
 from dymn.audio.windows import check_windows
 from dymn.config import from_dict
 from dymn.errors import DymnError
-from dymn.inference.segments import AudioLike, Piece, Told, one_result, run_windows
+from dymn.inference.windows import AudioLike, Piece, Told, one_result, run_windows
 from dymn.runtime.backend import Backend
 from dymn.runtime.layers import LAST, is_last
 from dymn.system.arrays import Floats
@@ -202,7 +202,7 @@ class Embedder:
     def collect(
         self, embedded: Iterable[tuple[Piece, Floats | None]], progress: Callable[[str, float], None] | None = None
     ) -> Iterator[Embedding]:
-        """Yield recordings, in order, from windows and vectors [D] that `dymn.inference.segments.computed` yields."""
+        """Yield recordings, in order, from windows and vectors [D] that `dymn.inference.windows.computed` yields."""
         rows: list[Floats] = []
         spans: list[tuple[float, float]] = []
         for piece, row in embedded:

@@ -15,8 +15,8 @@ import numpy.typing as npt
 from dymn.config import ModelCard, check
 from dymn.errors import DymnError
 from dymn.inference.frames import FramePart, Frames, FrameSettings, Times, chosen_labels, frame_parts
-from dymn.inference.segments import AudioLike, Told
 from dymn.inference.selection import SPECIFIC_SHARE
+from dymn.inference.windows import AudioLike, Told
 from dymn.runtime.backend import Backend
 from dymn.runtime.scores import Scores, ThresholdOrName, check_threshold, thresholds_of
 from dymn.runtime.vocabulary import kinds

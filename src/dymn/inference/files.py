@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from dymn.errors import DymnError
-from dymn.inference.segments import AudioSource, Piece, Told, run_windows
 from dymn.inference.selection import Selection, Tag, TagSettings, Timeline, WindowTags
+from dymn.inference.windows import AudioSource, Piece, Told, run_windows
 from dymn.runtime.backend import Backend
 from dymn.runtime.scores import Scores
 
@@ -86,7 +86,7 @@ def collect_tags(
     settings: TagSettings,
     progress: Callable[[str, float], None] | None = None,
 ) -> Iterator[Recording]:
-    """Return recordings, in order, from windows and probabilities [C] that `dymn.inference.segments.computed` yields.
+    """Return recordings, in order, from windows and probabilities [C] that `dymn.inference.windows.computed` yields.
 
     Raises:
         ConfigError: at once, if a setting does not fit the model.

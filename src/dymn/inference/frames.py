@@ -21,8 +21,8 @@ from dymn.config import check
 from dymn.errors import DymnError
 from dymn.inference.methods import METHODS as METHODS
 from dymn.inference.methods import CutSeconds, Method
-from dymn.inference.segments import AudioLike, AudioSource, Piece, Told, one_result, run_windows
 from dymn.inference.selection import Selection, TagSettings
+from dymn.inference.windows import AudioLike, AudioSource, Piece, Told, one_result, run_windows
 from dymn.runtime.backend import Backend
 from dymn.runtime.scores import Scores
 from dymn.system.arrays import Floats
@@ -70,7 +70,8 @@ class FrameSettings(ReadSettings):
         window, hop = self.cutting()
         check(
             hop <= window or (self.method is None and self.window is None),  # `of` knows the window
-            f"hop is {hop} s and window {window} s; a hop longer than the window would skip parts of the recording.",
+            f"hop is {hop} s and window {window} s; a hop longer than the window would leave out parts of the "
+            "recording.",
         )
 
     @property
@@ -89,15 +90,15 @@ class FrameSettings(ReadSettings):
         name = backend.card.name or "This model"
         check(
             own == (method == "frames"),
-            f"method is {method!r}; {name} scores frames itself. Leave the method out."
+            f"method is {method!r}, but {name} is a frame-wise network. Leave the method out."
             if own
-            else f"method is 'frames'; {name} is not a frame-wise network. Choose windows or activation.",
+            else f"method is 'frames', but {name} is not a frame-wise network. Use windows or activation.",
         )
         given = [seconds for seconds in (self.window, self.hop) if seconds is not None]
         check(
             not own or all(abs(seconds - (backend.frame_seconds or 0)) < 1e-6 for seconds in given),
-            f"window, hop are {self.window}, {self.hop}; {name} hears {backend.frame_seconds} s at once, end to end. "
-            "Leave both out.",
+            f"window, hop are {self.window}, {self.hop}; {name} processes consecutive windows of "
+            f"{backend.frame_seconds} s. Leave both out.",
         )
         return replace(self, method=method)
 
@@ -145,7 +146,7 @@ class Frames(Told):
 class FramePart(NamedTuple):
     """Consecutive frames of a recording.
 
-    The last part of each recording has its length and what is told of it, or the error that ended it. With the method
+    The last part of each recording has its length and its notes, or the error that ended it. With the method
     "frames", its last frames may lie beyond the end.
     """
 

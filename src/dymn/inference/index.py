@@ -26,12 +26,13 @@ from dymn.inference.embedding import Embedding
 from dymn.inference.journal import Journal
 from dymn.inference.runs import Kind
 from dymn.system.arrays import Floats
-from dymn.system.files import atomic_write, digest_of, read_bounded
+from dymn.system.files import atomic_write, digest_of, open_regular, read_bounded
 
 EXTRA = "search"
-POINTER, EMBEDDINGS, FORMAT = "index.json", "embeddings", 1
+POINTER, EMBEDDINGS, FORMAT = "index.json", "embeddings", 2
+MAX_SIZE = 2**16  # values of an embedding
 MAX_POINTER = 2**20
-PARAMETERS = ("window", "hop", "fill")  # of the windows, which a query needs
+PARAMETERS = ("window", "hop", "fill", "layers")  # of the windows, which a query needs
 EXACT = 50_000
 """Up to so many windows are all compared, which takes some milliseconds."""
 CONNECTIVITY, EXPANSION_ADD, EXPANSION_SEARCH = 16, 64, 128
@@ -125,8 +126,14 @@ class WindowTable:
         return zip(self.recordings, self.digests, self.firsts, self.spans, strict=True)
 
     def window(self, key: int) -> tuple[str, float, float]:
-        """Return the recording, start and end of a window."""
+        """Return the recording, start and end of a window.
+
+        Raises:
+            DataError: if there is no such window.
+        """
         place = int(np.searchsorted(self.firsts, key, side="right")) - 1
+        if place < 0 or key - self.firsts[place] >= len(self.spans[place]):
+            raise DataError(f"The index has no window {key}: its graph and its table differ. Make it anew: --fresh.")
         start, end = self.spans[place][key - self.firsts[place]].tolist()
         return self.recordings[place], start, end
 
@@ -180,18 +187,21 @@ def open_index(folder: Path) -> SoundIndex:
     try:
         about = json.loads(read_bounded(folder / POINTER, MAX_POINTER))
     except FileNotFoundError as error:
-        raise ConfigError(f"There is no index at {folder}. Make one with: dymn index FOLDER -o {folder}") from error
+        raise ConfigError(f"There is no index at {folder}. Create one with: dymn index FOLDER -o {folder}") from error
     except (OSError, ValueError, RecursionError) as error:
         raise _damaged(folder, str(error)) from error
     if not isinstance(about, dict) or about.get("format") != FORMAT:
         raise _damaged(folder, f"{POINTER} is of another version")
     try:
         size = int(about["size"])
+        if not 0 < size <= MAX_SIZE:
+            raise ValueError(f"its embeddings have {size} values")
         graph = new_graph(size)
-        table = _read_table(folder / Path(about["table"]).name)
-        path = folder / Path(about["graph"]).name
-        if _digest(path) != about["graph_digest"]:  # the library trusts the file that it maps
-            raise ValueError(f"{path.name} is not as it was written")
+        path, windows = (folder / Path(about[name]).name for name in ("graph", "table"))
+        for file, name in ((path, "graph_digest"), (windows, "table_digest")):
+            if _digest(file) != about[name]:  # the library trusts the file that it maps
+                raise ValueError(f"{file.name} was changed")
+        table = _read_table(windows)
         graph.view(os.fspath(path))
         parameters = {name: about["parameters"][name] for name in PARAMETERS} | about["parameters"]
         found = SoundIndex(path, about["model"], about["digest"], parameters, size, table, graph)
@@ -289,7 +299,6 @@ def _write(folder: Path, graph: Any, table: WindowTable, about: dict[str, Any], 
     names = {"graph": f"graph-{number}.usearch", "table": f"table-{number}.npz"}
     with atomic_write(folder / names["graph"]) as file:
         graph.save(file.name)
-    about = about | {"graph_digest": _digest(folder / names["graph"])}
     counts = np.array([len(spans) for spans in table.spans], np.int64)
     text = json.dumps([table.recordings, table.digests]).encode()  # surrogates are escaped
     with atomic_write(folder / names["table"]) as file:
@@ -300,6 +309,7 @@ def _write(folder: Path, graph: Any, table: WindowTable, about: dict[str, Any], 
             counts=counts,
             spans=np.concatenate(table.spans),
         )
+    about = about | {f"{name}_digest": _digest(folder / file) for name, file in names.items()}
     with atomic_write(folder / POINTER) as file:
         file.write(json.dumps({"format": FORMAT, "number": number, **names, **about}, indent=1).encode())
     for path in (*folder.glob("graph-*.usearch"), *folder.glob("table-*.npz")):
@@ -309,7 +319,7 @@ def _write(folder: Path, graph: Any, table: WindowTable, about: dict[str, Any], 
 
 
 def _digest(path: Path) -> str:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return digest_of(file)
 
 
@@ -317,12 +327,13 @@ def _read_table(path: Path) -> WindowTable:
     with np.load(path, allow_pickle=False) as arrays:
         recordings, digests = json.loads(arrays["names"].tobytes())
         firsts, counts, spans = arrays["firsts"], arrays["counts"], arrays["spans"]
-    if not len(recordings) == len(digests) == len(firsts) == len(counts) or counts.sum() != len(spans):
-        raise ValueError("its table is not whole")
+    whole = len(recordings) == len(digests) == len(firsts) == len(counts) and spans.shape == (counts.sum(), 2)
+    if not whole or (counts < 0).any() or (np.diff(firsts) < counts[:-1]).any() or not np.isfinite(spans).all():
+        raise ValueError("its table is incomplete")
     ends = np.cumsum(counts)
     parts = [spans[end - count : end] for end, count in zip(ends.tolist(), counts.tolist(), strict=True)]
     return WindowTable(list(recordings), list(digests), firsts.tolist(), parts)
 
 
 def _damaged(folder: Path, why: str) -> DataError:
-    return DataError(f"{folder} is not an index, or damaged: {why}. dymn index --fresh makes it anew.")
+    return DataError(f"{folder} is not an index, or is damaged: {why}. dymn index --fresh creates it again.")

@@ -161,8 +161,8 @@ class Journal:
             differing = [f"the journal's format is {facts['format']}, now {FORMAT}"]
         if differing and not fresh and (retry or not facts.get("complete")):
             raise ConfigError(
-                f"{self.path} belongs to a run with other settings: {'; '.join(differing)}. "
-                "Give those to resume it, or --fresh to start over."
+                f"{self.path} belongs to a run with other settings: {'; '.join(differing)}. Use the same settings to "
+                "resume it, or --fresh to start over."
             )
         if fresh or self.was_complete:
             self._database.execute("DELETE FROM done")
@@ -229,7 +229,7 @@ class Journal:
         """Store the result of a recording; it is on the disk within `COMMIT_SECONDS` if more follow."""
         if result is not None and len(result) > MAX_RESULT:
             size = f"{len(result) / 2**20:.0f} MiB"
-            error = f"{task.name} has a result of {size}, too much for a journal. Run it without --output."
+            error = f"{task.name} has a result of {size}, too large for a journal. Run the command without --output."
             result = None
         with self._telling():
             row = (task.path, *task.stamp, seconds, result, error, _crc(seconds, result, error))
@@ -306,8 +306,8 @@ class Journal:
             text = str(error)
             if "locked" in text:
                 raise ConfigError(
-                    f"Another run is writing {self.output}: it has {self.path} open. Wait until it ends, or give "
-                    "another --output."
+                    f"Another run is writing {self.output}: it has {self.path} open. Wait until it has finished, or "
+                    "give another --output."
                 ) from error
             if "full" in text:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path)) from error
@@ -318,7 +318,7 @@ class Journal:
             raise self._damaged(text) from error
 
     def _damaged(self, why: str) -> DataError:
-        return DataError(f"{self.path} is not a journal, or damaged: {why}. --fresh starts over.")
+        return DataError(f"{self.path} is not a journal, or is damaged: {why}. --fresh starts over.")
 
 
 def _row(listed: Listed) -> tuple[bytes, bytes, bytes, int, int]:

@@ -24,8 +24,8 @@ from dymn.errors import AudioError, DataError, DymnError
 from dymn.inference.files import Recording
 from dymn.inference.formats.layout import R
 from dymn.inference.journal import Journal, Task, stamp
-from dymn.inference.segments import Told, source_name
 from dymn.inference.selection import Tag, WindowTags
+from dymn.inference.windows import Told, source_name
 
 if TYPE_CHECKING:
     from dymn.inference.embedding import Embedding

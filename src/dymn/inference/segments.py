@@ -1,403 +1,214 @@
-"""Recordings as windows, and windows through a network in common batches.
+"""What was found, cut out of the recordings: a file for each stretch, in a folder for each label, and an index.
 
-Tags, embeddings and frames share this code.
+The samples are those of the recording, with its rate and channels.
 """
 
 from __future__ import annotations
 
-import os
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
-from dataclasses import dataclass, field, replace
-from itertools import tee
+import contextlib
+import csv
+import heapq
+import itertools
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, Protocol, TypeAlias, TypeVar
+from typing import Any, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
+from dymn.audio.stored import StoredAudio, stored
+from dymn.errors import AudioError, ConfigError
+from dymn.inference.formats.layout import Span
+from dymn.system.files import atomic_write, csv_text
 
-from dymn.audio import reading
-from dymn.audio.clocks import Begin, begin_of
-from dymn.audio.notes import Notes
-from dymn.audio.settings import PLAIN, Channel, ReadSettings
-from dymn.audio.windows import Filled, cut, fill
-from dymn.config import check
-from dymn.errors import AudioError, ConfigError, DymnError
-from dymn.runtime.backend import Backend
-from dymn.system.arrays import Floats
-from dymn.system.prefetch import Team, ahead
-
-if TYPE_CHECKING:
-    import torch
-
-AudioLike: TypeAlias = "str | Path | BinaryIO | npt.NDArray[Any] | torch.Tensor"
-AudioSource: TypeAlias = "AudioLike | Shared"
-R = TypeVar("R")
-
-SHORT_SECONDS = 0.1
-"""Length below which a note says that a recording is short."""
+LONGEST = 160
+"""The most bytes of a label or a recording's name in the name of a file, which has at most 255 on most systems."""
+INDEX, UNFINISHED = "index.csv", ".index.csv.part"
+COLUMNS = (
+    "path",
+    "label",
+    "score",
+    "recording",
+    "recording_start",
+    "recording_end",
+    "sample_rate",
+    "channels",
+)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Told:
-    """What every result tells about its recording, besides what was found in it.
+class FoundSegment(NamedTuple):
+    """A stretch of a recording that is cut out: the name of the recording, and the stretch."""
 
-    Attributes:
-        notes: what is unusual about the recording, such as a wrong header; they are logged as warnings, too.
-        partial: whether a part is missing because of damage; only with the setting `partial`.
-        channel: which channel it is of, if there is a result for each.
-        begin: when the recording began; only with the setting `clock`.
-    """
-
-    notes: tuple[str, ...] = ()
-    partial: bool = False
-    channel: Channel | None = None
-    begin: Begin | None = None
+    recording: str
+    span: Span
 
 
-@dataclass
-class Opened:
-    """A recording while it is read.
+class SegmentCutter:
+    """The stretches of a run to cut out: the best of each label.
 
     Attributes:
-        name: as given.
-        n_samples: the number of samples read so far, as the network hears them.
-        notes: what is unusual about it.
-        speed: how much faster it is played than it was recorded.
-        channel: which channel is read, if each is.
-        begin: when it began, if that is known and asked for.
+        folder: to write to.
+        per_label: how many of each label, 0 for all.
+        partial: whether damaged recordings are read as far as they can be.
     """
 
-    name: str
-    n_samples: int = 0
-    notes: Notes = field(default_factory=Notes)
-    speed: float = 1.0
-    channel: Channel | None = None
-    begin: Begin | None = None
+    def __init__(self, folder: Path, per_label: int, partial: bool = False) -> None:
+        """Prepare to cut.
 
-    def seconds(self, rate: int) -> float:
-        """Return how much of it has been read, in seconds of the recording, from the rate of the network in Hz."""
-        return self.n_samples / rate * self.speed
+        Raises:
+            ConfigError: if the folder holds anything but what an interrupted run has left.
+        """
+        if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / UNFINISHED).exists())):
+            raise ConfigError(f"--segments {folder} exists and is not empty. Give a new folder, or remove this one.")
+        self.folder, self.per_label, self.partial = folder, per_label, partial
+        self._best: defaultdict[str, list[tuple[float, int, FoundSegment]]] = defaultdict(list)
+        self._order = itertools.count()
 
-    def told(self) -> dict[str, Any]:
-        """Return the fields of `Told`."""
-        lines, partial = tuple(self.notes.lines), self.notes.partial
-        return {"notes": lines, "partial": partial, "channel": self.channel, "begin": self.begin}
+    def see(self, recording: str, spans: Iterable[Span]) -> None:
+        """Take the stretches of a recording into account; at equal scores, the first ones are kept."""
+        for span in spans:
+            best, item = self._best[span.label], (span.score, -next(self._order), FoundSegment(recording, span))
+            if self.per_label and len(best) >= self.per_label:
+                heapq.heappushpop(best, item)
+            else:
+                heapq.heappush(best, item)
+
+    def cut(self, progress: Callable[[int, int], None] = lambda done, total: None) -> list[AudioError]:
+        """Write the files and the index, and return what could not be cut.
+
+        A file appears when it is complete. What an interrupted run has left is removed first.
+        """
+        import soundfile
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        unfinished = self.folder / UNFINISHED
+        self._clear(unfinished)
+        chosen: defaultdict[str, list[FoundSegment]] = defaultdict(list)
+        for best in self._best.values():
+            for _, _, segment in sorted(best, reverse=True):
+                chosen[segment.recording].append(segment)
+        used: set[str] = set()
+        rows: list[list[str]] = []
+        errors: list[AudioError] = []
+        with unfinished.open("a", encoding="utf-8") as begun:
+
+            def name(segment: FoundSegment, ending: str) -> str:
+                path = _free(_path(segment), ending, used)
+                begun.write(csv_text([[path]]))
+                begun.flush()
+                return path
+
+            for done, (recording, segments) in enumerate(chosen.items()):
+                progress(done, len(chosen))
+                try:
+                    with stored(recording, partial=self.partial) as sound:
+                        rows.extend(_cut(sound, self.folder, segments, name))
+                except AudioError as error:
+                    errors.append(error)
+                except (OSError, soundfile.SoundFileError) as error:
+                    why = getattr(error, "strerror", None) or error
+                    errors.append(
+                        AudioError(
+                            f"{recording}: its segments cannot be cut out: {why}. Check the disk of {self.folder}."
+                        )
+                    )
+        rows.sort(key=lambda row: (row[1], -float(row[2]), row[0]))
+        with atomic_write(self.folder / INDEX) as file:
+            file.write(csv_text([COLUMNS, *rows]).encode("utf-8", "backslashreplace"))
+        unfinished.unlink()
+        return errors
+
+    def _clear(self, unfinished: Path) -> None:
+        """Remove the files that an interrupted run began."""
+        if unfinished.exists():
+            with unfinished.open(newline="", encoding="utf-8") as lines:
+                for row in csv.reader(lines):
+                    path = self.folder / row[0] if row else self.folder
+                    if path.is_file() and path.resolve().parent.parent == self.folder.resolve():
+                        path.unlink()
+            unfinished.unlink()
 
 
-class Shared:
-    """A source that two pipelines read, although it is opened and decoded once.
+class _Writer:
+    """A segment that is being written, from one sample to another."""
 
-    What only one of them has read stays in memory, so they are to keep in step. Both run in the same thread and read
-    alike; the one that begins gets the notes.
-    """
+    def __init__(self, sound: StoredAudio, path: Path, segment: FoundSegment, first: int, last: int) -> None:
+        import soundfile
 
-    def __init__(self, source: AudioLike) -> None:
-        self.source = source
-        self.name = source_name(source)
-        self._readers: list[Iterator[Floats | Exception]] = []
+        self.segment, self.first, self.last, self.written = segment, first, last, 0
+        self._stack = ExitStack()
+        file = self._stack.enter_context(atomic_write(path))
+        kind = {"format": sound.container, "subtype": sound.subtype}
+        self._sound: Any = soundfile.SoundFile(file, "w", sound.rate, sound.channels, **kind)
 
-    def blocks(self, rate: int, sample_rate: int | None, read: ReadSettings, notes: Notes | None) -> Iterator[Floats]:
-        """Yield the blocks of the source, as the function `blocks` returns them; the error that ends one ends both."""
-        if not self._readers:
-            self._readers += tee(_until_error(blocks(self.source, rate, sample_rate, read=read, notes=notes)))
-        for block in self._readers.pop():
-            if isinstance(block, Exception):
-                raise block
-            yield block
+    def write(self, place: int, samples: Any) -> None:
+        """Write what belongs to the segment of samples [n, channels] from a place on."""
+        part = samples[max(0, self.first - place) : max(0, self.last - place)]
+        self._sound.write(part)
+        self.written += len(part)
+
+    def close(self, error: BaseException | None = None) -> None:
+        """Complete the file, or after an error remove it."""
+        self._sound.close()
+        self._stack.__exit__(type(error) if error else None, error, None)
 
 
-def _until_error(found: Iterable[Floats]) -> Iterator[Floats | Exception]:
+def _cut(
+    sound: StoredAudio, folder: Path, segments: Sequence[FoundSegment], name: Callable[[FoundSegment, str], str]
+) -> Iterator[list[str]]:
+    """Cut segments of one recording in one pass, and yield the row of the index of each that is complete."""
+    rate = sound.rate
+    waiting = [(round(one.span.start * rate), round(one.span.end * rate), one) for one in segments]
+    waiting.sort(key=lambda item: item[:2], reverse=True)
+    writers: dict[str, _Writer] = {}
+
+    def closed(paths: list[str]) -> Iterator[list[str]]:
+        for path in paths:
+            done = writers.pop(path)
+            done.close()
+            span, times = done.segment.span, (done.first / rate, (done.first + done.written) / rate)
+            about = [span.label, f"{span.score:.6f}", done.segment.recording]
+            yield [path, *about, *(f"{time:.6f}" for time in times), str(rate), str(sound.channels)]
+
     try:
-        yield from found
-    except (DymnError, OSError) as error:
-        yield error
+        for place, samples in sound.blocks([(first, last) for first, last, _ in waiting]):
+            end = place + len(samples)
+            while waiting and waiting[-1][0] < end:
+                first, last, segment = waiting.pop()
+                path = name(segment, f".{sound.container.lower()}")
+                writers[path] = _Writer(sound, folder / path, segment, first, last)
+            for writer in writers.values():
+                writer.write(place, samples)
+            yield from closed([path for path, writer in writers.items() if writer.last <= end])
+        yield from closed(list(writers))
+    except BaseException as error:
+        for writer in writers.values():
+            with contextlib.suppress(BaseException):
+                writer.close(error)
+        raise
 
 
-class Piece(NamedTuple):
-    """A window's input for computation, with its place in seconds of the recording.
-
-    It may also be the end of the recording (no features) or its failure.
-    """
-
-    recording: Opened
-    start: float = 0.0
-    end: float = 0.0
-    features: Floats | None = None
-    error: DymnError | None = None
+def _path(segment: FoundSegment) -> str:
+    """Return the folder and the name of a segment's file, without its ending."""
+    span = segment.span
+    stem = _bytes(_safe(Path(segment.recording).stem)[-80:])[-LONGEST:].decode("utf-8", "ignore")
+    label = _bytes(_safe(span.label)[:80])[:LONGEST].decode("utf-8", "ignore")
+    return f"{label}/{span.score:.3f}_{stem}_{span.start:.3f}-{span.end:.3f}"
 
 
-def blocks(
-    source: AudioSource,
-    rate: int,
-    sample_rate: int | None = None,
-    *,
-    read: ReadSettings = PLAIN,
-    notes: Notes | None = None,
-) -> Iterable[Floats]:
-    """Return a source as blocks [n] of mono samples at `rate` Hz.
-
-    Args:
-        source: a path, "-" for standard input, an open binary file, or an array or tensor [N] or [channels, N].
-        rate: wanted, in Hz.
-        sample_rate: of an array, in Hz; files bring their own.
-        read: how to read it, such as the channel.
-        notes: what is unusual about the recording is added here; None logs it.
-
-    Raises:
-        AudioError: if the source cannot be read; of a file, with the first block or where the damage is.
-        ConfigError: if `sample_rate` is missing, or the source is of another type.
-    """
-    if isinstance(source, Shared):
-        return source.blocks(rate, sample_rate, read, notes)
-    if reading.is_array(source):
-        if sample_rate is None:
-            raise ConfigError("An array has no sample rate of its own. Give sample_rate in Hz.")
-        return [reading.from_array(source, sample_rate, rate, notes=notes, settings=read)]
-    given: object = source
-    if not isinstance(given, (str, os.PathLike)) and not hasattr(given, "read"):
-        remedy = " Give io.BytesIO of it." if isinstance(given, (bytes, bytearray, memoryview)) else ""
-        kind = type(given).__name__
-        raise ConfigError(
-            f"A recording is a path, an open binary file, or an array or tensor; it is of type {kind} here.{remedy}"
-        )
-    return reading.stream(source, rate, notes=notes, settings=read)
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "replace")
 
 
-Prepare: TypeAlias = Callable[[Iterable[Filled], int], Iterator[Floats]]
-"""From the windows of a recording, and the samples from the start of one to the next, to their features."""
+def _safe(text: str) -> str:
+    """Return text with what a file name may not have on some system replaced."""
+    return re.sub(r"[^\w ,.()'+&=-]+", "_", text).strip(" .") or "_"
 
 
-def samples_of(windows: Iterable[Filled], hop: int) -> Iterator[Floats]:
-    """Yield the samples of windows as they are."""
-    return (window.samples for window in windows)
-
-
-def pieces(
-    sources: Iterable[AudioSource],
-    rate: int,
-    sample_rate: int | None,
-    window: float,
-    hop: float | None,
-    how: str,
-    *,
-    prepare: Prepare = samples_of,
-    team: Team | None = None,
-    read: ReadSettings = PLAIN,
-    heard: Callable[[Floats], object] | None = None,
-    joins: bool = True,
-) -> Iterator[Piece]:
-    """Cut recordings into windows, one after the other, no further than the caller iterates.
-
-    An error ends only its own recording.
-
-    Args:
-        sources: as in `blocks`.
-        rate: of the windows, in Hz.
-        sample_rate: of the arrays among the sources.
-        window: seconds of a window.
-        hop: seconds from the start of one window to the next; `window` if None.
-        how: what a shorter recording or remainder is filled up with, a key of `dymn.audio.windows.FILLS`.
-        prepare: makes the features of windows.
-        team: threads that work ahead of the caller; None works in the caller's thread.
-        read: how to read the recordings; with "each" channel, one recording after the other for each of its channels.
-        heard: called with each block of samples [n] that is read.
-        joins: whether a short remainder joins the window before it.
-    """
-    length, step = round(window * rate), round((hop or window) * rate)
-
-    def work(source: AudioSource) -> Generator[Piece, None, None]:
-        if read.channel != "each" or isinstance(source, Shared):
-            yield from one(source, read)
-            return
-        try:
-            count, rewind = _channels(source)
-        except DymnError as failure:
-            yield Piece(Opened(source_name(source)), error=failure)
-            return
-        for number in range(1, count + 1):
-            rewind()
-            if not (yield from one(source, replace(read, channel=str(number)), Channel(number, count))):
-                return
-
-    def one(source: AudioSource, read: ReadSettings, channel: Channel | None = None) -> Generator[Piece, None, bool]:
-        """Yield the pieces of a recording, and return whether it could be read."""
-        recording = Opened(source_name(source), speed=read.speed, channel=channel)
-        places: deque[tuple[float, float]] = deque()
-
-        def windows() -> Iterator[Filled]:
-            found = blocks(source, rate, sample_rate, read=read, notes=recording.notes)
-            for start, samples in cut(_counted(found, recording, heard), length, step, joins):
-                places.append((start / rate * read.speed, (start + len(samples)) / rate * read.speed))
-                yield Filled(fill(samples, length, how), len(samples))
-
-        error: DymnError | None = None
-        try:
-            if read.clock == "auto":
-                recording.begin = begin_of(source.source if isinstance(source, Shared) else source, recording.notes)
-            for features in prepare(windows(), step):
-                yield Piece(recording, *places.popleft(), features)
-            if recording.n_samples == 0:
-                raise AudioError(f"{recording.name or 'The array'} has no samples. Give a recording that is not empty.")
-            if recording.n_samples < SHORT_SECONDS * rate:
-                milliseconds = 1000 * recording.n_samples / rate
-                recording.notes.add(f"it is {milliseconds:.3g} ms long; so short a sound can hardly be recognised.")
-            recording.notes.log(recording.name or "The array")
-        except DymnError as failure:
-            error = failure
-        except OSError as failure:
-            error = AudioError(
-                f"{recording.name}: {failure.strerror or failure}. Check that the file is there and readable."
-            )
-        yield Piece(recording, error=error)
-        return error is None
-
-    return ahead(work, sources, team or Team())
-
-
-class Cutting(Protocol):
-    """How recordings are cut into windows, such as `TagSettings`."""
-
-    @property
-    def window(self) -> float:
-        """Seconds of a window."""
-
-    @property
-    def hop(self) -> float | None:
-        """Seconds from the start of one window to the next; `window` if None."""
-
-    @property
-    def fill(self) -> str:
-        """What a shorter recording or remainder is filled with, a key of `dymn.audio.windows.FILLS`."""
-
-    @property
-    def read(self) -> ReadSettings:
-        """How recordings are read."""
-
-
-def run_windows(
-    backend: Backend,
-    sources: Iterable[AudioSource],
-    cutting: Cutting,
-    compute: Callable[[Floats], Iterable[R]],
-    *,
-    sample_rate: int | None = None,
-    batch_size: int | None = None,
-    workers: int = 0,
-    prepare: Prepare | None = None,
-    heard: Callable[[Floats], object] | None = None,
-    joins: bool = True,
-) -> Iterator[tuple[Piece, R | None]]:
-    """Cut recordings into windows and run them through a backend: what tags, embeddings and frames have in common.
-
-    Args:
-        backend: prepares the features of windows.
-        sources: as in `blocks`.
-        cutting: window, hop and filling.
-        compute: returns a row for each of a batch of features [B, ...].
-        sample_rate: of the arrays among the sources, in Hz.
-        batch_size: number of windows that are computed at once; None is the backend's own.
-        workers: number of threads that decode recordings ahead of the network.
-        prepare: instead of the backend's `features`.
-        heard: called with each block of samples [n] that is read.
-        joins: whether a short remainder joins the window before it.
-
-    Yields:
-        pieces in the order of the recordings and of time, each window with its row.
-
-    Raises:
-        ConfigError: at once, if the batch size is below 1 or the number of workers below 0.
-    """
-    batch_size = backend.batch_size if batch_size is None else batch_size
-    found = pieces(
-        sources,
-        backend.sample_rate,
-        sample_rate,
-        cutting.window,
-        cutting.hop,
-        cutting.fill,
-        prepare=prepare or backend.features,
-        team=Team(workers, batch_size, backend.enter_worker, backend.entered_workers),
-        read=cutting.read,
-        heard=heard,
-        joins=joins,
-    )
-    return computed(found, compute, batch_size)
-
-
-def computed(
-    found: Iterable[Piece], compute: Callable[[Floats], Iterable[R]], batch_size: int
-) -> Iterator[tuple[Piece, R | None]]:
-    """Yield pieces in order, each window with its row of the result of `compute`.
-
-    `compute` receives batches of features [B, ...] of one shape.
-
-    Raises:
-        ConfigError: at once, if the batch size is below 1.
-    """
-    check(batch_size >= 1, f"batch_size is {batch_size}; it must be at least 1.")
-    return _computed(found, compute, batch_size)
-
-
-def _computed(
-    found: Iterable[Piece], compute: Callable[[Floats], Iterable[R]], batch_size: int
-) -> Iterator[tuple[Piece, R | None]]:
-    batch: list[Piece] = []
-    shapes: list[tuple[int, ...]] = []
-    for piece in found:
-        if piece.features is not None:
-            if len(shapes) == batch_size or (shapes and shapes[0] != piece.features.shape):
-                yield from _run(batch, compute)
-                batch, shapes = [], []
-            shapes.append(piece.features.shape)
-        batch.append(piece)
-    yield from _run(batch, compute)
-
-
-def _run(batch: list[Piece], compute: Callable[[Floats], Iterable[R]]) -> Iterator[tuple[Piece, R | None]]:
-    features = [piece.features for piece in batch if piece.features is not None]
-    rows = iter(compute(np.stack(features)) if features else ())
-    for piece in batch:
-        yield piece, (None if piece.features is None else next(rows))
-
-
-def _channels(source: AudioLike) -> tuple[int, Callable[[], object]]:
-    """Return the number of channels of a source, and what moves it back to where it stood, to be read once more.
-
-    Raises:
-        AudioError: if it cannot be opened, or read only once.
-    """
-    if reading.is_array(source):
-        return reading.channels_last(source).shape[1], lambda: None
-    count = reading.probe(source).channels
-    if isinstance(source, (str, os.PathLike)):
-        return count, lambda: None
-    place = source.tell()
-    return count, lambda: source.seek(place)
-
-
-def _counted(found: Iterable[Floats], recording: Opened, heard: Callable[[Floats], object] | None) -> Iterator[Floats]:
-    for block in found:
-        recording.n_samples += len(block)
-        if heard is not None:
-            heard(block)
-        yield block
-
-
-def one_result(settings: ReadSettings) -> None:
-    """Refuse a result for each channel where there can be only one.
-
-    Raises:
-        ConfigError: saying what gives several.
-    """
-    check(
-        settings.channel != "each",
-        'channel is "each", which gives a result for each channel, and one is asked for. Give a number, or use '
-        "tag_files, event_files or embed_files.",
-    )
-
-
-def source_name(source: AudioSource) -> str:
-    """Return a source's name as printable text, also where a file's name is no valid text."""
-    name = source if isinstance(source, (str, os.PathLike)) else getattr(source, "name", "")
-    return os.fsencode(name).decode("utf-8", "replace") if isinstance(name, (str, os.PathLike)) else str(name)
+def _free(path: str, ending: str, used: set[str]) -> str:
+    number, name = 1, f"{path}{ending}"
+    while name.casefold() in used:
+        number += 1
+        name = f"{path}-{number}{ending}"
+    used.add(name.casefold())
+    return name

@@ -93,7 +93,7 @@ class Selection:
         chosen -= matching(labels, settings.exclude)
         check(
             bool(chosen),
-            f"No label is left: all that labels={settings.labels} allow are excluded by exclude={settings.exclude}.",
+            f"No label is left: exclude={settings.exclude} excludes all labels of labels={settings.labels}.",
         )
         self.labels = labels
         self.thresholds = thresholds_of(card, settings.threshold)
@@ -150,7 +150,7 @@ def matching(labels: Sequence[str], patterns: Sequence[str]) -> set[int]:
                     difflib.get_close_matches(part, labels, n=3, cutoff=0.5)
                     or [x for x in labels if part.lower() in x.lower()][:3]
                 )
-                hint = f"Did you mean: {'; '.join(close)}?" if close else "`dymn tag --help` tells how patterns work."
+                hint = f"Did you mean: {'; '.join(close)}?" if close else "See `dymn tag --help` for patterns."
                 raise ConfigError(f"The model has no label {part!r}. {hint}")
             found |= matches
     return found

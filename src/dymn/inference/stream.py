@@ -96,8 +96,8 @@ class Stream:
         heard_once = how.channel not in ("each", "loudest") and not isinstance(how.gain, str) and how.speed == 1
         check(
             heard_once and how.band is None and how.track is None and how.clock == "none",
-            "Live sound is heard once, as it comes: of the settings of reading it has channel (mix, left, right or a "
-            "number) and gain (in dB). Record it to a file for the others.",
+            "For live sound, only the reading settings channel (mix, left, right or a number) and gain (in dB) are "
+            "available. For others, record it to a file.",
         )
         self._gain = np.float32(10 ** (float(how.gain) / 20))
         self._backend = backend
@@ -138,7 +138,7 @@ class Stream:
 
     def score(self, chunk: npt.NDArray[Any]) -> list[Scored]:
         """Take a chunk as `feed` does, and return the probabilities of the windows instead of their tags."""
-        check(not self._finished, "The stream is finished. Start another one with Tagger.stream.")
+        check(not self._finished, "The stream has ended. Start another one with Tagger.stream.")
         mono = self._mono(np.asarray(chunk))
         self._fed += len(mono)
         return self._answers(self._cutter.feed(self._resampler.feed(mono)))
@@ -162,8 +162,7 @@ class Stream:
         channels = samples.shape[1]
         if channels != (self._channels or channels):
             raise AudioError(
-                f"The chunk has {channels} channels, and those before had {self._channels}. Start another stream for "
-                "it."
+                f"The chunk has {channels} channels, but earlier chunks had {self._channels}. Start another stream."
             )
         heard = chosen(samples, self._settings.channel, "The stream")
         mono = to_mono("The stream", heard, self.seconds, self._rate)

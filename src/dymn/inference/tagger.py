@@ -16,9 +16,9 @@ from dymn.inference.embedding import Embedder, Embedding
 from dymn.inference.events import Event, EventSettings, event_files
 from dymn.inference.files import Recording, tag_files
 from dymn.inference.frames import Frames, FrameSettings, frames
-from dymn.inference.segments import AudioLike, AudioSource, one_result
 from dymn.inference.selection import Tag, TagSettings
 from dymn.inference.stream import Stream
+from dymn.inference.windows import AudioLike, AudioSource, one_result
 from dymn.runtime.backend import Backend
 from dymn.runtime.scores import Scores
 
@@ -69,8 +69,8 @@ class Tagger:
         if isinstance(model, Backend):
             if precision != "float32" or compile:
                 raise ConfigError(
-                    "The precision of a backend is fixed when it is opened. Give precision and compile to the backend, "
-                    "not to its tagger."
+                    "The precision of a backend is fixed when it is opened. Pass precision and compile to the "
+                    "backend instead of the tagger."
                 )
             self.backend = model
         else:

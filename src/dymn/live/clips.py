@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -22,6 +21,7 @@ from dymn.config import check
 from dymn.errors import ConfigError
 from dymn.live.messages import Message
 from dymn.system.arrays import Floats
+from dymn.system.files import claim
 
 KINDS = ("flac", "wav")
 MOST_SECONDS = 60.0
@@ -30,7 +30,6 @@ MOST_OPEN = 16
 """The most sounds at once that have clips."""
 MOST_DELAY = 60.0
 _MOST_CHANNELS = 8
-_STALE_SECONDS = 86_400
 _NAME = re.compile(r"[\w-]+_[01]\.\d\d_\d{8}_\d{6}Z(?:_\d+)?\.(?:flac|wav)")
 
 
@@ -89,8 +88,10 @@ class ClipRecorder:
         self._unsaved = 0
         settings.folder.mkdir(parents=True, exist_ok=True)
         for part in settings.folder.glob(".dymn-clip-*.part"):
-            with suppress(OSError):
-                if time.time() - part.stat().st_mtime > _STALE_SECONDS:  # of a run that was killed
+            with suppress(OSError):  # such as on Windows, where a file in use cannot be removed
+                with part.open("rb") as file:
+                    is_left = claim(file)  # by a run that was killed
+                if is_left:
                     part.unlink()
         found = [path for path in settings.folder.iterdir() if _NAME.fullmatch(path.name)]
         self._kept = deque(sorted(found, key=lambda path: path.stat().st_mtime))
@@ -113,6 +114,7 @@ class ClipRecorder:
         try:
             handle, name = tempfile.mkstemp(prefix=".dymn-clip-", suffix=".part", dir=self._settings.folder)
             file = os.fdopen(handle, "w+b")
+            claim(file)
             sound = self._soundfile.SoundFile(
                 file, "w", self._rate, self._recent.channels, "PCM_16", format=self._settings.kind.upper()
             )

@@ -39,7 +39,7 @@ class Delivery(ABC):
         self._closing = threading.Event()
         self._noted = (0, 0)
         self._noted_at = -NOTE_SECONDS
-        self._why = "they were still waiting"
+        self._why = "they were still in the queue"
         self._thread = threading.Thread(target=self._run, name=f"dymn {self.name}", daemon=True)
 
     def start(self, source: str, labels: Sequence[str]) -> None:

@@ -82,7 +82,7 @@ def line(message: Message) -> str:
 def notice_line(notice: Notice, source: str) -> str:
     """Return what happened to a source as a sentence."""
     if notice.kind == "lost":
-        return f"{source} is lost ({visible(notice.reason)}). It is tried again until it is back."
+        return f"{source} is lost ({visible(notice.reason)}). Trying again."
     if notice.kind == "back":
         return f"{source} is back after {notice.seconds:.1f} s."
     return f"{notice.seconds:.1f} s of {source} are missing ({visible(notice.reason)})."

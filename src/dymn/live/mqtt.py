@@ -149,7 +149,7 @@ class Mqtt(Delivery):
         """Announce all known labels and publish their states, which may have changed meanwhile."""
         if reason.is_failure:
             if not self._is_told:
-                self._note(f"{self.name} refuses the connection ({reason}); it is tried again.")
+                self._note(f"{self.name} refuses the connection ({reason}). Trying again.")
                 self._is_told = True
             return
         with self._lock:
@@ -162,14 +162,14 @@ class Mqtt(Delivery):
 
     def _on_connect_fail(self, client: Any, data: Any) -> None:
         if not self._is_told:
-            self._note(f"{self.name} cannot be reached; it is tried again.")
+            self._note(f"{self.name} cannot be reached. Trying again.")
             self._is_told = True
 
     def _on_disconnect(self, client: Any, data: Any, flags: Any, reason: Any, properties: Any) -> None:
         was_connected = self._connected.is_set()
         self._connected.clear()
         if was_connected and not self._closing.is_set():
-            self._note(f"{self.name} has closed the connection ({reason}); it is tried again.")
+            self._note(f"{self.name} has closed the connection ({reason}). Trying again.")
 
 
 class _Address(NamedTuple):
@@ -193,13 +193,11 @@ class _Address(NamedTuple):
             parts = urlsplit(url)
             host, port = parts.hostname, parts.port
         except ValueError as error:
-            raise ConfigError(f"--mqtt is no address: {error}.") from error
+            raise ConfigError(f"--mqtt is not a valid URL: {error}.") from error
         prefix = parts.path.strip("/") or PREFIX
         is_wrong = parts.scheme not in ("mqtt", "mqtts") or "+" in prefix
         if not host or is_wrong or any(letter in url for letter in "#?\0"):
-            raise ConfigError(
-                "--mqtt must be an address such as mqtt://user@broker.local:1883 or mqtts://broker/prefix."
-            )
+            raise ConfigError("--mqtt must be a URL such as mqtt://user@broker.local:1883 or mqtts://broker/prefix.")
         is_secure = parts.scheme == "mqtts"
         password = unquote(parts.password) if parts.password is not None else os.environ.get(PASSWORD)
         user = unquote(parts.username) if parts.username else None

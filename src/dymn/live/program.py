@@ -53,7 +53,7 @@ class ProgramRunner(Delivery):
         fields = {field for word in self._words for field in _FIELD.findall(word)}
         if unknown := sorted(fields - _AT.keys()):
             allowed = ", ".join(f"{{{field}}}" for field in _AT)
-            raise ConfigError(f"--run names the field {{{unknown[0]}}}, which there is not. Allowed: {allowed}.")
+            raise ConfigError(f"--run has an unknown field {{{unknown[0]}}}. Allowed: {allowed}.")
         self._events = next((events for field, events in _AT.items() if field in fields and events), ("start",))
         self._timeout = timeout
         self.name = f"command {self._words[0]}"
@@ -72,7 +72,7 @@ class ProgramRunner(Delivery):
         words = [_FIELD.sub(lambda found: str(message.get(found[1], "")), word) for word in self._words]
         for word, template in zip(words, self._words, strict=True):
             if (word.startswith("-") and not template.startswith("-")) or "\0" in word:
-                raise DeliveryError(f"{word!r} would not be read as a plain argument")
+                raise DeliveryError(f"{word!r} would not be a plain argument")
         return words
 
     def deliver(self, message: Message) -> None:

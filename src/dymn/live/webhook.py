@@ -38,9 +38,9 @@ class Webhook(Delivery):
             parts = urlsplit(url)
             self._host, self._port = parts.hostname or "", parts.port
         except ValueError as error:
-            raise ConfigError(f"--webhook is no address: {error}.") from error
+            raise ConfigError(f"--webhook is not a valid URL: {error}.") from error
         if parts.scheme not in ("http", "https") or not self._host:
-            raise ConfigError("--webhook must be an address such as http://example.org:8123/api/webhook/sound.")
+            raise ConfigError("--webhook must be a URL such as http://example.org:8123/api/webhook/sound.")
         self._secure = parts.scheme == "https"
         self._path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         self._headers = {"Content-Type": "application/json", "User-Agent": f"dymn/{__version__}"}
@@ -70,7 +70,7 @@ class Webhook(Delivery):
             else:
                 if 200 <= status < 300:
                     return
-                why = f"the answer was {status}"
+                why = f"the response was {status}"
                 if status not in _AGAIN:
                     break
             if attempt + 1 == TRIES or self._closing.wait(wait):
@@ -98,7 +98,7 @@ class Webhook(Delivery):
             return answer.status
         except (OSError, http.client.HTTPException) as error:
             if late.is_set():
-                raise OSError(f"no answer within {self._timeout:g} s") from error
+                raise OSError(f"no response within {self._timeout:g} s") from error
             raise
         finally:
             timer.cancel()

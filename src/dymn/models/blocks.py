@@ -6,8 +6,8 @@ from torch import Tensor, nn
 
 from dymn.architectures import OWN_REDUCTIONS, check_block
 from dymn.config import BlockConfig
-from dymn.models.layers import ATTENTIONS, CONTEXTS, Context, DynamicConv2d, DynamicReLU, StaticActivation, StaticConv2d
-from dymn.models.layers.attention import weighed
+from dymn.models.layers import CONTEXTS, Context, DynamicConv2d, DynamicReLU, StaticActivation, StaticConv2d
+from dymn.models.layers.attention import build_attention, weighed
 from dymn.models.layers.context import BatchNorm2d
 from dymn.models.layers.depthwise import depthwise
 from dymn.models.layers.dyrelu import maximum_of_maps
@@ -38,7 +38,7 @@ class Stage(nn.Module):
         def dynamic_relu(size: int) -> nn.Module:
             return DynamicReLU(c_out, context_size=size, n_maps=block.n_maps)
 
-        self.conv: nn.Module = StaticConv2d(*geometry)
+        self.conv: nn.Module = StaticConv2d(*geometry, dilation=block.dilation if position == "depthwise" else 1)
         if position in block.dynamic_convs:
             self.conv = feed(dynamic_conv, c_in, block.context_size, OWN_REDUCTIONS["conv"])
         self.norm = BatchNorm2d(c_out)
@@ -73,9 +73,9 @@ class InvertedResidual(nn.Module):
         super().__init__()
         c = config
         check_block(c)
-        attention = ATTENTIONS[c.attention](c.c_exp, c.context_size, c.stride) if c.attention else Skip()
+        attention = build_attention(c) if c.attention else Skip()
         generator = CONTEXTS[c.context]
-        stride = c.stride if c.time_stride is None else c.strides
+        stride = c.strides[0] if c.time_stride is None else c.strides
         needs_context = (c.is_dynamic and generator.feeds_parts) or getattr(attention, "needs_context", False)
         self.context = generator(c.c_in, c.context_size) if needs_context else NoContext()
         self.expand = Stage(c, "expand", (c.c_in, c.c_exp, 1, 1, 1), c.activation) if c.c_exp != c.c_in else Skip()

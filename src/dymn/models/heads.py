@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
@@ -35,6 +36,16 @@ class Head(nn.Module):
     """From the last feature map to what a network says."""
 
     frames: Callable[[Tensor], Tensor]
+
+    @property
+    def last_bias(self) -> Tensor:
+        """The bias of the last layer, whose last axis is classes [..., C]."""
+        return self.classifier.bias  # type: ignore[return-value,union-attr]
+
+    def filled(self, state: Mapping[str, Tensor]) -> Head:
+        """Take the tensors of another head of this kind, and return the head."""
+        self.load_state_dict(state, strict=True, assign=True)
+        return self
 
     def output(self, features: Tensor) -> Output:
         """Return logits and embedding of the last feature map [B, D, F, T]."""
@@ -73,6 +84,11 @@ class FullyConvolutionalHead(Head):
         self.classifier = nn.Conv2d(config.c_last, config.num_classes, kernel_size=1, bias=False)
         self.norm = nn.BatchNorm2d(config.num_classes)
 
+    @property
+    def last_bias(self) -> Tensor:
+        """The bias of the norm [C]."""
+        return self.norm.bias
+
     def forward(self, features: Tensor, embedding: Tensor) -> Tensor:
         """Return logits [B, classes] from the last feature map [B, D, F, T]."""
         return self.norm(self.classifier(features)).mean(dim=(2, 3))  # type: ignore[no-any-return]
@@ -80,6 +96,43 @@ class FullyConvolutionalHead(Head):
     def frames(self, features: Tensor) -> Tensor:
         """Return logits [B, T, classes], whose mean over T is that of the clip."""
         return self.norm(self.classifier(features)).mean(dim=2).transpose(1, 2)  # type: ignore[no-any-return]
+
+
+class AttentionPoolingHead(Head):
+    """Class scores of each frame, averaged with weights of their own, by several heads (PSLA, Sec. II-C).
+
+    Y. Gong, Y.-A. Chung, J. Glass, "PSLA: Improving Audio Tagging with Pretraining, Sampling, Labeling, and
+    Aggregation", IEEE/ACM TASLP 2021.
+    """
+
+    EPSILON = 1e-7
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.n_heads = config.pooling_heads
+        self.classifier = nn.Linear(config.c_last, 2 * self.n_heads * config.num_classes)  # attention, then scores
+        self.weights = nn.Parameter(torch.full((self.n_heads,), 1 / self.n_heads))
+
+    @property
+    def last_bias(self) -> Tensor:
+        """The bias of the class scores of each head [n_heads, C]."""
+        return self.classifier.bias.view(2, self.n_heads, -1)[1]
+
+    def forward(self, features: Tensor, embedding: Tensor) -> Tensor:
+        """Return logits [B, classes] from the last feature map [B, D, F, T]."""
+        attention, scores = self._read(features)
+        share = torch.sigmoid(attention).clamp(self.EPSILON, 1 - self.EPSILON)
+        pooled = (share * scores).sum(dim=1) / share.sum(dim=1)  # [B, n_heads, C]
+        return (pooled * self.weights[:, None]).sum(dim=1)
+
+    def frames(self, features: Tensor) -> Tensor:
+        """Return logits [B, T, classes]: of each frame of the feature map as if it were the whole clip."""
+        return (self._read(features)[1] * self.weights[:, None]).sum(dim=2)
+
+    def _read(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Return attention and scores [B, T, n_heads, C] of the frames of a feature map [B, D, F, T]."""
+        read = self.classifier(features.mean(dim=2).transpose(1, 2))
+        return read.unflatten(2, (2, self.n_heads, -1)).unbind(dim=2)  # type: ignore[no-any-return]
 
 
 class FrameHead(Head):
@@ -98,11 +151,6 @@ class FrameHead(Head):
         self.clip = nn.Linear(config.c_frame, config.sequence.n_clip_classes)
         self.scores_frames = config.sequence.scores == "frames"
 
-    def filled(self, state: Mapping[str, Tensor]) -> FrameHead:
-        """Take the tensors of another head of this kind, and return the head."""
-        self.load_state_dict(state, strict=True, assign=True)
-        return self
-
     def vectors(self, features: Tensor) -> Tensor:
         """Return a sequence [B, length, D] of the last feature map [B, C, 1, T].
 
@@ -111,7 +159,7 @@ class FrameHead(Head):
         """
         check(
             features.shape[2] == 1,
-            f"The last feature map has {features.shape[2]} bands; it must have one, as it has of spectrograms of up to "
+            f"The last feature map has {features.shape[2]} bands; it must have one. Use spectrograms with at most "
             "128 bands.",
         )
         return self.sequence(resampled(features[:, :, 0], self.length).transpose(1, 2))  # type: ignore[no-any-return]
@@ -138,7 +186,9 @@ class FrameHead(Head):
         return FramewiseOutput(self.clip(vectors.mean(dim=1)), features.mean(dim=(2, 3)), self.frame(vectors))
 
 
-HEADS.update(mlp=MLPHead, fully_convolutional=FullyConvolutionalHead, frames=FrameHead)
+HEADS.update(
+    mlp=MLPHead, fully_convolutional=FullyConvolutionalHead, attention_pooling=AttentionPoolingHead, frames=FrameHead
+)
 
 
 def smoothed(features: Tensor, width: int) -> Tensor:

@@ -115,11 +115,12 @@ def _mean_excitation(parent: MobileNet, log_mel: Tensor) -> list[Tensor]:
 
 
 def _check(student: MobileNet, parent: MobileNet) -> None:
-    channels = [[(b.c_in, b.c_exp, b.c_out, b.kernel_size) for b in model.config.blocks] for model in (student, parent)]
-    heads = [(model.config.head, model.config.num_classes, model.config.c_hidden) for model in (student, parent)]
+    networks = (student, parent)
+    channels = [[(b.c_in, b.c_exp, b.c_out, b.kernel_size, b.dilation) for b in m.config.blocks] for m in networks]
+    heads = [(model.config.head, model.config.num_classes, model.config.c_hidden) for model in networks]
     if channels[0] != channels[1] or heads[0] != heads[1]:
         raise ConfigError(
-            "Weights are inherited between networks of the same width, head and classes; these are "
+            "Weights are inherited between networks of the same width, head and classes, without dilation; these are "
             f"{student.config.width} {heads[0]} and {parent.config.width} {heads[1]}."
         )
     if any(block.is_dynamic for block in parent.config.blocks):

@@ -171,7 +171,7 @@ class MobileNet(Pretrained):
         now = self.config.in_chans
         if in_chans == now:
             return self
-        check(1 in (now, in_chans), f"in_chans is {now} and cannot become {in_chans}; one of the two must be 1.")
+        check(1 in (now, in_chans), f"in_chans is {now} and cannot be changed to {in_chans}; one of the two must be 1.")
         self.config = dataclasses.replace(self.config, in_chans=in_chans)
         conv, kernel = self.stem.conv, self.stem.conv.weight.detach()
         conv.in_channels = in_chans
@@ -259,7 +259,7 @@ def load_model(
     if labels is not None:
         check(
             num_classes in (None, len(labels)),
-            f"num_classes is {num_classes}, and there are {len(labels)} labels. Leave num_classes out.",
+            f"num_classes is {num_classes}, but there are {len(labels)} labels. Leave num_classes out.",
         )
     model = MobileNet.from_stored(open_checkpoint(name_or_path, progress=progress))
     wanted: int | Sequence[str] | None = num_classes if labels is None else tuple(labels)
@@ -276,13 +276,14 @@ def import_efficientat(
     temperature: float = 1.0,
     strides: Sequence[int] = (2, 2, 2, 2),
     attention: str | None = "ca",
+    dilated: bool = False,
 ) -> MobileNet:
     """Build the network that a published state dict belongs to, with its weights, in evaluation mode.
 
-    Width, classes, head, K, M and the sizes of contexts are seen in the file. What cannot be seen is given here:
-    temperature, strides, and whether Coordinate Attention is applied. A wrong value gives a network that runs and is
-    wrong. The same holds for `dilated` networks, which dymn does not build, and for the front end (hop and number of
-    mel bands), which is set in the card.
+    Width, classes, head, K, M, the sizes of contexts and r of Squeeze-and-Excitation are seen in the file. What cannot
+    be seen is given here: temperature, strides, dilation, and whether Coordinate Attention is applied. A wrong value
+    gives a network that runs and is wrong. The same holds for the front end (hop and number of mel bands), which is set
+    in the card.
 
     Args:
         path_or_state_dict: a file saved by `torch.save`, read without executing pickled code, or the mapping itself.
@@ -290,16 +291,19 @@ def import_efficientat(
         strides: of blocks 2, 4, 7 and 13; (2, 2, 2, 1) for files named "s2221".
         attention: of dynamic blocks: "ca", or None (or "none") for a DyMN trained with `no_ca`. Its file holds the
             tensors of the attention all the same.
+        dilated: whether an MN was built with `dilated`: the kernels of its last three blocks.
 
     Raises:
         WeightsError: if the file cannot be read, or does not fit; the message names missing and extra tensors.
-        ConfigError: if `temperature`, `strides` or `attention` are not allowed.
+        ConfigError: if `temperature`, `strides`, `attention` or `dilated` are not allowed.
 
     Example:
         >>> import_efficientat("no_ca.pt", attention=None)  # doctest: +SKIP
     """
     source = path_or_state_dict if isinstance(path_or_state_dict, (str, Path)) else _arrays(path_or_state_dict)
-    config, state = read_efficientat(source, temperature=temperature, strides=strides, attention=attention)
+    config, state = read_efficientat(
+        source, temperature=temperature, strides=strides, attention=attention, dilated=dilated
+    )
     return MobileNet.from_stored(Stored(config, ModelCard(labels=numbered_labels(config.num_classes)), state))
 
 
@@ -339,7 +343,7 @@ def _arrays(state: object) -> dict[str, Array]:
     if not isinstance(state, Mapping) or not all(
         isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()
     ):
-        raise WeightsError("The state dict must map names to tensors and hold nothing else.")
+        raise WeightsError("The state dict must map names to tensors and contain nothing else.")
     for name, tensor in state.items():
         plain = (
             tensor.layout is torch.strided and tensor.dtype in PLAIN_TYPES and not (tensor.is_nested or tensor.is_meta)

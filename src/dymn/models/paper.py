@@ -239,7 +239,8 @@ TABLE_VIII = Table(
 
 TABLE_IX = Table(
     "IX",
-    "Channel-frequency and channel-time weights of Coordinate Attention (the body of the table is missing in our text)",
+    "Channel-frequency and channel-time weights of Coordinate Attention (the body of the table is missing in the "
+    "version that was available)",
     (
         PaperRow("channel-frequency and channel-time", None, None, None, DYMN),
         PaperRow("channel-frequency", None, None, None, but(DYMN, attention="ca_frequency")),
@@ -325,7 +326,7 @@ def table(number: str) -> Table:
     key = number.upper()
     check(
         key in TABLES,
-        f"There is no table {number!r} with multiply-adds and parameters. Choose one of: {', '.join(TABLES)}.",
+        f"There is no table {number!r} with multiply-adds and parameters. Available: {', '.join(TABLES)}.",
     )
     return TABLES[key]
 
@@ -345,32 +346,42 @@ class Reading:
 # Those of each row, the one that dymn builds first.
 _READINGS: dict[tuple[str, str], tuple[tuple[str, float, float], ...]] = {
     ("VIII", "MN w. CA"): (
-        ("hidden size c/4 rounded to a multiple of 8, first layer with bias, as published by [15]", 615.49, 5.7757),
-        ("the same without that bias", 615.49, 5.7745),
+        (
+            "hidden size c/4 rounded to a multiple of 8, first layer with bias, as in the published code of Coordinate "
+            "Attention",
+            615.49,
+            5.7757,
+        ),
+        ("same, without that bias", 615.49, 5.7745),
         ("hidden size c/4, not rounded", 614.73, 5.7675),
-        ("hidden size max(8, c/32), the default of [15]", 550.14, 3.6848),
+        ("hidden size max(8, c/32), the default of that code", 550.14, 3.6848),
         ("hidden size H of the dynamic blocks (r = 4, 32 to 128)", 595.75, 4.9752),
     ),
     ("VIII", "MN w. GRN"): (
-        ("one scale and one shift a block ('only two learnable parameters', Sec. II-B)", 539.57, 3.3646),
-        ("one scale and one shift a channel (as published by [50])", 539.57, 3.3746),
+        ("one scale and one shift per block ('only two learnable parameters', Sec. II-B)", 539.57, 3.3646),
+        ("one scale and one shift per channel, as published with ConvNeXt V2", 539.57, 3.3746),
     ),
     ("VIII", "MN w. CBAM"): (
-        ("hidden size c/4 rounded, perceptron without biases (the equations of [21])", 548.39, 4.9642),
-        ("the same with biases", 548.39, 4.9705),
-        ("hidden size c/16, the default of [21]", 545.99, 3.7633),
+        ("hidden size c/4 rounded, perceptron without biases, as in CBAM's equations", 548.39, 4.9642),
+        ("same, with biases", 548.39, 4.9705),
+        ("hidden size c/16, CBAM's default", 545.99, 3.7633),
     ),
     ("VIII", "MN w. GC"): (
-        ("hidden size c/4 rounded, layer norm, as [24] with its ratio at 1/4", 548.26, 4.9766),
-        ("hidden size c/16, the default of [24]", 547.06, 3.7728),
+        ("hidden size c/4 rounded, layer norm, as GCNet with its ratio set to 1/4", 548.26, 4.9766),
+        ("hidden size c/16, GCNet's default", 547.06, 3.7728),
     ),
     ("XII", "no shared context"): (
-        ("mean of a part's own input, hidden size c/4 (Dy-Conv, [13]), c/8 (Dy-ReLU, [14]), rounded", 583.21, 12.0855),
-        ("the same, not rounded", 583.15, 12.0301),
+        (
+            "mean of a part's own input, hidden size c/4 (Dy-Conv) and c/8 (Dy-ReLU) as in their original papers, "
+            "rounded",
+            583.21,
+            12.0855,
+        ),
+        ("same, not rounded", 583.15, 12.0301),
         ("hidden size c/4 rounded for both", 585.16, 14.0442),
         ("hidden size c/8 rounded for both", 582.41, 11.2833),
         ("hidden size H of the block for both", 583.37, 12.2491),
-        ("hidden size by the rule of H from a part's own input channels", 583.31, 12.1846),
+        ("hidden size by the rule for H, from a part's own input channels", 583.31, 12.1846),
         ("each of the four parts has its own mean and linear layer on the block input", 582.07, 10.9463),
     ),
 }

@@ -40,8 +40,8 @@ class Pretrained(nn.Module):
     def card(self, card: ModelCard) -> None:
         if len(card.labels) != self.config.num_classes:
             raise ConfigError(
-                f"The card has {len(card.labels)} labels for a network of {self.config.num_classes} classes; give one "
-                "for each."
+                f"The card has {len(card.labels)} labels for a network with {self.config.num_classes} classes; there "
+                "must be one for each."
             )
         self.__dict__["_card"] = card
 
@@ -63,7 +63,7 @@ class Pretrained(nn.Module):
             with torch.device("meta"):
                 return cls(config)
         except (KeyError, TypeError, RuntimeError, OverflowError) as error:
-            raise ConfigError(f"No network can be built from this config: {type(error).__name__} {error}.") from error
+            raise ConfigError(f"A network cannot be built from this config: {type(error).__name__} {error}.") from error
 
     def fill(self, state: Mapping[str, Tensor], source: str = "The state dict") -> Self:
         """Take copies of the weights in `state`, in float32, in place of those of a `skeleton`.
@@ -181,8 +181,8 @@ def _checked(model: Pretrained) -> Stored:
         check_state(stored.state, stored.config, "The network")
     except WeightsError as error:
         raise WeightsError(
-            f"{error} Where the last layer is to be another, model.reset_classifier(labels) replaces it, in "
-            "configuration and card too."
+            f"{error} To replace the last layer, use model.reset_classifier(labels), which also updates "
+            "configuration and card."
         ) from error
     return stored
 

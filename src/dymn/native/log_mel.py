@@ -95,7 +95,7 @@ class CompiledLogMel(ArrayLogMel):
         check(self._library is not None, "There is no compiled code for this CPU. Use ArrayLogMel or dymn.LogMel.")
         check(
             is_compilable(config),
-            f"n_fft is {config.n_fft}; compiled code transforms powers of two from {SHORTEST} on.",
+            f"n_fft is {config.n_fft}; compiled code supports powers of two from {SHORTEST}.",
         )
 
     def columns(self, frames: Floats, n_threads: int = 1) -> Floats:

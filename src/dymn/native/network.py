@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import ctypes
-import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -81,7 +80,7 @@ def _is_known(block: BlockConfig) -> bool:
         and (block.n_maps == 2 or not block.dynamic_relus)
         and set(block.dynamic_relus) <= {"depthwise"}
         and block.n_kernels <= MOST_KERNELS
-        and block.kernel_size in (3, 5)
+        and block.span in (3, 5)
         and block.stride in (1, 2)
         and block.activation in ACTIVATIONS
     )
@@ -98,8 +97,8 @@ def numbers(block: BlockConfig, squeeze_size: int) -> dict[str, int]:
         "c_in": block.c_in,
         "c_exp": block.c_exp,
         "c_out": block.c_out,
-        "kernel_size": block.kernel_size,
-        "stride": block.stride,
+        "kernel_size": block.span,
+        "stride": block.strides[0],
         "activation": ACTIVATIONS[block.activation],
         "context_size": block.context_size if has_context else 0,
         "n_expand": n_kernels("expand") if block.c_exp != block.c_in else 0,
@@ -108,7 +107,7 @@ def numbers(block: BlockConfig, squeeze_size: int) -> dict[str, int]:
         "dynamic_relu": int("depthwise" in block.dynamic_relus),
         "coordinate_attention": int(block.attention == "ca"),
         "squeeze_size": squeeze_size if block.attention == "se" else 0,
-        "has_residual": int(block.stride == 1 and block.c_in == block.c_out),
+        "has_residual": int(block.has_residual),
     }
 
 
@@ -171,7 +170,8 @@ class CompiledNetwork:
         builds = libraries()
         name = build or next(iter(builds), "")
         check(
-            name in builds, f"There is no compiled code {name!r} for this CPU; there is: {', '.join(builds) or 'none'}."
+            name in builds,
+            f"There is no compiled code {name!r} for this CPU; available: {', '.join(builds) or 'none'}.",
         )
         check(
             is_known(packed.config),
@@ -185,7 +185,7 @@ class CompiledNetwork:
         squeeze_sizes = {i: given.get(f"blocks.{i}.squeeze.bias", 0) for i in range(len(config.blocks))}
         check(
             c_stem == config.blocks[0].c_in,
-            f"The stem has {c_stem} channels, the first block takes {config.blocks[0].c_in}.",
+            f"The stem has {c_stem} channels, but the first block expects {config.blocks[0].c_in}.",
         )
         check(
             given == sizes(config, c_stem, squeeze_sizes),
@@ -209,7 +209,7 @@ class CompiledNetwork:
     @property
     def time_stride(self) -> int:
         """The number of frames of the spectrogram between two of the last feature map."""
-        return 2 * math.prod(block.stride for block in self.config.blocks)
+        return self.config.time_stride
 
     def embed(self, log_mel: Floats, n_threads: int) -> Floats:
         """Return the embedding [B, D] of log-mel spectrograms [B, 1, n_mels, frames].
@@ -238,7 +238,7 @@ class CompiledNetwork:
         n_clips, _, n_bands, n_frames = log_mel.shape
         check(
             n_bands * n_frames < MOST_PLACES,
-            f"A spectrogram of {n_frames} frames is too long for one pass. Give it in windows.",
+            f"A spectrogram of {n_frames} frames is too long for one pass. Split it into windows.",
         )
         x = np.ascontiguousarray(log_mel, np.float32)
         out = np.empty((n_clips, self.config.c_last), np.float32)

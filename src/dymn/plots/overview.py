@@ -13,15 +13,15 @@ from dymn.audio.settings import ReadSettings
 from dymn.config import FrontEndConfig, check, from_dict
 from dymn.inference.formats.text import clock
 from dymn.inference.frames import FramePart, Frames, FrameSettings, frame_parts, frames, joined
-from dymn.inference.segments import Shared, one_result, source_name
+from dymn.inference.windows import Shared, one_result, source_name
 from dymn.native.log_mel import array_log_mel
 from dymn.system.arrays import Array, Floats
 
 if TYPE_CHECKING:
     from dymn.inference.files import Recording
-    from dymn.inference.segments import AudioLike
     from dymn.inference.selection import TagSettings
     from dymn.inference.tagger import Tagger
+    from dymn.inference.windows import AudioLike
 
 MAX_COLUMNS = 1600
 BLOCK_SECONDS = 10.0
@@ -69,7 +69,7 @@ def overview(
     """Look at a recording. It is read once, in blocks.
 
     Args:
-        tagger: whose network says what is there.
+        tagger: its network computes the probabilities.
         source: as in `Tagger.tag`.
         sample_rate: of an array, in Hz.
         top_k: how many labels to keep at most.
@@ -99,7 +99,7 @@ def tag_with_overview(
     """Tag a recording and look at it, while it is opened and decoded once, in blocks.
 
     Args:
-        tagger: whose network says what is there.
+        tagger: its network computes the probabilities.
         source: as in `Tagger.tag`, but no array.
         settings: how to tag; channel, labels and the like hold for the overview, too.
         top_k: how many labels the overview has at most.

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from dymn.config import FrontEndConfig
-from dymn.inference.segments import blocks
+from dymn.inference.windows import blocks
 from dymn.native.log_mel import array_log_mel
 from dymn.plots.html import render, spectrogram, wav_uri
 from dymn.plots.style import time_ticks

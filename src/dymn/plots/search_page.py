@@ -39,4 +39,4 @@ def sound(shown: Shown, rate: int, seconds: float = 60.0) -> tuple[str, str]:
     try:
         return short_sound_uri(stretch(shown.path, shown.start, min(shown.end, shown.start + seconds), rate), rate), ""
     except AudioError as error:
-        return "", str(error)
+        return "", str(error).replace(shown.path, shown.name)

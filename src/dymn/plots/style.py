@@ -64,7 +64,7 @@ def save_figure(figure: Figure, path: str | Path, dpi: int = 120) -> None:
         with atomic_write(path) as file:
             figure.savefig(file, dpi=dpi, format=Path(path).suffix[1:].lower())
     except ValueError as error:
-        message = f"The plot {path} cannot be written: {error}. Give a name that ends in .png, .pdf or .svg."
+        message = f"The plot {path} cannot be written: {error}. Use a name that ends in .png, .pdf or .svg."
         raise ConfigError(message) from error
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, BinaryIO, cast
 
 import numpy as np
 
-from dymn.inference.segments import blocks, source_name
+from dymn.inference.windows import blocks, source_name
 from dymn.plots.html import data_uri, matrix, render, spectrogram, wav_uri
 from dymn.plots.overview import Overview
 from dymn.plots.style import time_ticks, time_unit
@@ -16,7 +16,7 @@ from dymn.system.arrays import Floats
 from dymn.system.files import atomic_write
 
 if TYPE_CHECKING:
-    from dymn.inference.segments import AudioLike
+    from dymn.inference.windows import AudioLike
 
 MAX_AUDIO = 24 * 2**20
 """The most bytes of sound in a page; a recording that takes more has a page without a player."""

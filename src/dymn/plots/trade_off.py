@@ -1,6 +1,6 @@
 """mAP against multiply-adds and against parameters (Figs. 4 and 5).
 
-They show the published results at the costs that we count.
+They show the paper's results at the costs that we count, and those of others as published.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dymn.models import paper
+from dymn.models.published import OTHERS
 from dymn.plots.style import BLUE, FAINT, INK, RED, new_figure, save_figure
 from dymn.profiling.counting import count
 from dymn.profiling.networks import Network
@@ -43,6 +44,13 @@ FAMILIES = (
     ),
 )
 
+OTHER = "#7a7a7a"
+LEFT = ((-7, -3), "right")
+PLACES = dict.fromkeys(("CED-Small", "CED-Tiny", "ConvNeXt", "ResNet38", "Wavegram-Logmel"), LEFT) | {
+    "PaSST-S": ((7, -9), "left")
+}
+"""Where names of others' networks stand that would lie on something else, in points from their marks."""
+
 
 def plot_trade_off(path: str | Path, model: Network | None = None) -> None:
     """Draw both figures side by side into a file, its ending being PNG, PDF or SVG.
@@ -69,6 +77,7 @@ def _draw(figure: Figure, model: Network | None) -> None:
         (left, "macs", "Multiply-adds for 10 s (millions)"),
         (right, "parameters", "Parameters (millions)"),
     ):
+        _draw_others(axes, quantity)
         for family in FAMILIES:
             _draw_family(axes, family, quantity)
         for name, network in marked.items():
@@ -81,11 +90,25 @@ def _draw(figure: Figure, model: Network | None) -> None:
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
-        axes.set_ylim(42.2, 49.9)
+        axes.set_ylim(42.2, 50.4)
     left.set_ylabel("mAP on AudioSet (published)", fontsize=12)
-    left.legend(loc="lower right", frameon=False, fontsize=11)
-    title = "Published mAP at the cost that dymn counts; open circles are the printed costs"
+    left.legend(loc="upper right", frameon=False, fontsize=11)
+    title = "Published mAP at the cost that dymn counts; open circles are printed costs, and grey are others' networks"
     figure.suptitle(title, fontsize=13, x=0.01, ha="left", color=INK)
+
+
+def _draw_others(axes: Axes, quantity: str) -> None:
+    """Draw networks of others, CNNs as circles and Transformers as crosses, where their cost is published."""
+    for marker, is_transformer in (("o", False), ("X", True)):
+        rows = [row for row in OTHERS if row.is_transformer == is_transformer and getattr(row, quantity)]
+        costs = [getattr(row, quantity) for row in rows]
+        label = "Transformers of others" if is_transformer else "CNNs of others"
+        axes.plot(costs, [row.map for row in rows], marker, color=OTHER, markersize=6.5, label=label)
+        for row, x in zip(rows, costs, strict=True):
+            place, aligned = PLACES.get(row.name, ((7, -3), "left"))
+            axes.annotate(
+                row.name, (x, row.map), place, textcoords="offset points", ha=aligned, color=OTHER, fontsize=8.5
+            )
 
 
 def _draw_family(axes: Axes, family: Family, quantity: str) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
-from dymn.architectures import ATTENTION_REDUCTION, ATTENTIONS, check_parts, has_context, own_context_size
+from dymn.architectures import ATTENTION_REDUCTION, check_parts, has_context, own_context_size
 from dymn.config import BlockConfig, ModelConfig, SequenceConfig, check, round_channels
 from dymn.profiling.networks import Network, resolve
 
@@ -116,6 +116,9 @@ def _head(config: ModelConfig, last: Map) -> Cost:
         return _sequence(config.sequence, config.c_last, config.c_frame)
     if config.head == "fully_convolutional":
         return _convolution(last.channels, last._replace(channels=config.num_classes))
+    if config.head == "attention_pooling":
+        heads = config.pooling_heads
+        return _total(_linear(config.c_last, 2 * heads * config.num_classes, last.frames), Cost(heads, 0))
     return _total(_linear(config.c_last, config.c_hidden), _linear(config.c_hidden, config.num_classes))
 
 
@@ -196,11 +199,10 @@ def _read_off(block: BlockConfig, part: str, channels: int, n_values: int) -> Co
 def _attention(block: BlockConfig, x: Map) -> Cost:
     """Return the cost of an attention on a map `x`, which the depthwise convolution has given."""
     known = ATTENTION_COSTS.get(block.attention or "")
-    return (
-        _measured(block, x)
-        if known is None
-        else known(x, block.context_size, round_channels(x.channels // ATTENTION_REDUCTION))
-    )
+    if known is None:
+        return _measured(block, x)
+    reduction = block.se_reduction if block.attention == "se" else ATTENTION_REDUCTION
+    return known(x, block.context_size, round_channels(x.channels // reduction))
 
 
 def _gate(*places: int, norm: int = 0) -> Cost:
@@ -236,9 +238,10 @@ def _measured(block: BlockConfig, x: Map) -> Cost:
     from torch.utils.flop_counter import FlopCounterMode
 
     from dymn.models.layers import Context
+    from dymn.models.layers.attention import build_attention
 
     with torch.device("meta"), torch.no_grad():
-        module = ATTENTIONS[block.attention or ""](block.c_exp, block.context_size, block.stride).eval()
+        module = build_attention(block).eval()
         n_bands, n_frames = x.bands * block.stride, x.frames * block.stride
         sizes = ((block.context_size,), (block.context_size, n_bands, 1), (block.context_size, 1, n_frames))
         context = Context(*(torch.empty(1, *size) for size in sizes))

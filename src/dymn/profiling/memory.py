@@ -117,7 +117,7 @@ def receptive_field(model: Network, front_end: FrontEndConfig | None = None) -> 
     reach, step = [3, 3], [2, 2]  # of the stem, along frequency and time
     for block in resolve(model).blocks:
         for axis in range(2):
-            reach[axis] += (block.kernel_size - 1) * step[axis]
+            reach[axis] += (block.span - 1) * step[axis]
             step[axis] *= block.strides[axis]
     bands, frames = reach
     samples = (frames - 1) * front_end.hop_length + front_end.win_length

@@ -88,7 +88,7 @@ def _config_from_file(path: Path) -> ModelConfig:
         values = json.loads(text) if path.suffix.lower() == ".json" else loads(text)
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} cannot be read as a config: {error}.") from error
-    check(isinstance(values, dict), f"{path} holds no settings by name.")
+    check(isinstance(values, dict), f"{path} contains no settings.")
     # of a recipe, or of the folder that save_pretrained writes
     settings = values.get("model", values.get("config", values))
     check(isinstance(settings, dict), f"model in {path} must be settings by name.")

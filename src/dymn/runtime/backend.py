@@ -131,7 +131,7 @@ class Backend(ABC):
             if resource_error(error) is None:
                 raise
             raise ResourceError(
-                f"There is no room for {len(samples)} windows at once. Give a smaller batch size."
+                f"There is not enough memory for a batch of {len(samples)} windows. Use a smaller batch size."
             ) from error
 
     @property
@@ -188,16 +188,17 @@ class Backend(ABC):
         if not fits or not all(values.dtype == np.float32 and np.isfinite(values).all() for values in output):
             scores = output.probabilities
             raise WeightsError(
-                f"The model {self.card.name or 'without a name'} gives {scores.dtype} {list(scores.shape)} that are "
-                f"not all finite probabilities of its {len(self.labels)} labels. Its weights are damaged; get them "
-                "again."
+                f"The model {self.card.name or 'without a name'} returned {scores.dtype} {list(scores.shape)} that "
+                f"are not all finite probabilities of its {len(self.labels)} labels. Its weights are damaged; "
+                "download or copy them again."
             )
         return output
 
     def _no_frames(self) -> ConfigError:
         kind = type(self).__name__
         return ConfigError(
-            f"{kind} computes whole windows only. Use the method windows, or load the model with backend torch."
+            f"{kind} computes scores of whole windows only. Use the method windows, or load the model with backend "
+            "torch."
         )
 
 

@@ -129,4 +129,4 @@ def moving_average(maps: Floats, width: int) -> Floats:
 
 
 def _no_room(n_windows: int) -> ResourceError:
-    return ResourceError(f"There is no room for {n_windows} windows at once. Give a smaller batch size.")
+    return ResourceError(f"There is not enough memory for a batch of {n_windows} windows. Use a smaller batch size.")

@@ -41,7 +41,9 @@ def compiled(model: MobileNet, **options: Any) -> Callable[[Tensor], Output]:
             logits, embedding = network(functional.pad(log_mel, (0, 0, 0, 0, 0, 0, 0, missing)))
         except TorchDynamoException as error:
             reason = " ".join(str(error).split()[:30])
-            raise ConfigError(f"The network cannot be compiled here; leave compile out ({reason}).") from error
+            raise ConfigError(
+                f"The network cannot be compiled on this machine; leave compile out ({reason})."
+            ) from error
         return Output(logits[:n_clips], embedding[:n_clips])
 
     return compute

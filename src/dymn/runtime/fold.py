@@ -8,10 +8,10 @@ divided into it, and a dynamic convolution of a single kernel has no attention l
 ordered [2 M, C], not [C, 2 M].
 
 Arrays are called PART.weight and PART.bias, those of a block `blocks.I.PART`. Parts of the network: stem [C, 1, 3, 3],
-last [D, C], hidden [H, D] with the head "mlp", classifier [classes, H or D]; the head of a frame-wise network stays as
-it is in the checkpoint, as `head.NAME`. Parts of a block:
+last [D, C], hidden [H, D] with the head "mlp", classifier [classes, H or D]; the heads of `WHOLE_MAP_HEADS` stay as
+they are in the checkpoint, as `head.NAME`. Parts of a block:
 
-- expand, project [K, C_out, C_in] and depthwise [K, C, k, k];
+- expand, project [K, C_out, C_in] and depthwise [K, C, k, k], a dilated kernel with zeros in its holes;
 - context [H, C], and time_context where the two sequences have weights of their own;
 - coefficient [n, H], rows as `coefficients` lists them; with the context "own", squeeze and coefficient of each of
   them, such as `blocks.I.expand.kernels.squeeze.weight`;
@@ -34,6 +34,8 @@ WeightAndBias = tuple[Array, Array]  # weight and bias
 
 EPSILON = 1e-3  # of batch norm, as in MobileNetV3 ...
 HEAD_EPSILON = 1e-5  # ... but in the fully convolutional head
+WHOLE_MAP_HEADS = ("attention_pooling", "frames")
+"""Heads that look at the whole last feature map, not at its mean."""
 
 
 class Folded(NamedTuple):
@@ -89,7 +91,7 @@ def fold(config: ModelConfig, state: Mapping[str, Array]) -> Folded:
         weight, bias = _convolution(state, "head.classifier", "head.norm", HEAD_EPSILON)
         parts["classifier"] = _matrix(weight), bias
     arrays = _named(parts)
-    if config.sequence is not None:
+    if config.head in WHOLE_MAP_HEADS:
         arrays |= {name: values for name, values in state.items() if name.startswith("head.")}
     for i, block in enumerate(config.blocks):
         arrays |= _block(state, f"blocks.{i}.", block, config.temperature)
@@ -103,7 +105,7 @@ def _block(state: Mapping[str, Array], name: str, block: BlockConfig, temperatur
         conv = f"{name}{position}.conv{own if position in block.dynamic_convs else ''}"
         kernels, bias = _convolution(state, conv, f"{name}{position}.norm")
         kernels = kernels if position in block.dynamic_convs else kernels[None]  # [K, C_out, C_in / groups, k, k]
-        parts[position] = (kernels[:, :, 0] if position == "depthwise" else kernels[..., 0, 0]), bias
+        parts[position] = (_spread(kernels[:, :, 0], block) if position == "depthwise" else kernels[..., 0, 0]), bias
     heads: dict[str, WeightAndBias] = {}
     for position, kind, _ in coefficients(block):
         part = f"{name}{position}.{'conv' if kind == 'kernels' else 'activation'}"
@@ -149,6 +151,15 @@ def _convolution(state: Mapping[str, Array], conv: str, norm: str, epsilon: floa
     if f"{conv}.bias" in state:
         bias += state[f"{conv}.bias"] * scale
     return weight * scale.astype(weight.dtype)[:, None, None, None], bias.astype(weight.dtype)
+
+
+def _spread(kernels: Array, block: BlockConfig) -> Array:
+    """Return kernels [K, C, k, k] with the holes of a block's dilation as zeros [K, C, span, span]."""
+    if block.dilation == 1:
+        return kernels
+    spread = np.zeros((*kernels.shape[:2], block.span, block.span), kernels.dtype)
+    spread[:, :, :: block.dilation, :: block.dilation] = kernels
+    return spread
 
 
 def _layer(state: Mapping[str, Array], name: str) -> WeightAndBias:

@@ -25,13 +25,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dymn.architectures import NEEDS_CONTEXT
+from dymn.architectures import HEADS, NEEDS_CONTEXT
 from dymn.config import BlockConfig, ModelCard, ModelConfig
 from dymn.errors import ConfigError
-from dymn.models.layers import ATTENTIONS, Context, DynamicReLU
-from dymn.models.layers.attention import strided
-from dymn.models.mobilenet import FrameHead, MobileNet, Output, check_log_mel
-from dymn.runtime.fold import Folded, coefficients, fold, positions
+from dymn.models.heads import Head
+from dymn.models.layers import Context, DynamicReLU
+from dymn.models.layers.attention import build_attention, strided
+from dymn.models.mobilenet import MobileNet, Output, check_log_mel
+from dymn.runtime.fold import WHOLE_MAP_HEADS, Folded, coefficients, fold, positions
 
 TILE = 2**20  # bytes of an expanded map that are worked on at a time: about what a core's cache holds
 # ... and how many places (bands times frames) they are at least: a smaller product spends its time on its weights
@@ -51,7 +52,7 @@ def fuse(model: MobileNet) -> FusedNetwork:
     if kinds not in ({torch.float32}, {torch.float64}):
         found = ", ".join(sorted(map(str, kinds)))
         raise ConfigError(f"The weights are {found}; fuse takes float32 and float64. Call .float() first.")
-    kind = FusedNetwork if model.config.sequence is None else FusedFrames
+    kind = FusedWholeMap if model.config.head in WHOLE_MAP_HEADS else FusedNetwork
     form = kind(fold(model.config, model.stored().state), model.card).eval().requires_grad_(False)
     return form.to(next(model.parameters()).device)
 
@@ -78,7 +79,7 @@ class FusedNetwork(nn.Module):
             OwnBlock(*both) if both[0].context == "own" else FusedBlock(*both) for both in blocks
         )
         self.last = parts.layer("last")
-        self.head = HEADS[folded.config.head](folded.config, parts)
+        self.head = LAYERS[folded.config.head](folded.config, parts)
 
     @torch.inference_mode()
     def forward(self, log_mel: Tensor) -> Output:
@@ -115,11 +116,11 @@ class FusedNetwork(nn.Module):
         return Output(self.head(embedding), embedding)
 
 
-class FusedFrames(FusedNetwork):
-    """A frame-wise network, whose head takes the whole feature map."""
+class FusedWholeMap(FusedNetwork):
+    """A network whose head takes the whole feature map."""
 
     def _output(self, maps: list[Tensor]) -> Output:
-        head = cast(FrameHead, self.head)
+        head = cast(Head, self.head)
         return head.output(torch.stack([x.permute(2, 0, 1) for x in maps]))
 
 
@@ -135,11 +136,11 @@ class Parts(dict[str, Tensor]):
         return _linear(self[f"{name}.weight"], self[f"{name}.bias"])
 
 
-HEADS: dict[str, Callable[[ModelConfig, Parts], nn.Module]] = {
+LAYERS: dict[str, Callable[[ModelConfig, Parts], nn.Module]] = {
     "mlp": lambda config, parts: nn.Sequential(parts.layer("hidden"), nn.Hardswish(), parts.layer("classifier")),
     # a mean of linear class scores is the class scores of the mean
     "fully_convolutional": lambda config, parts: parts.layer("classifier"),
-    "frames": lambda config, parts: FrameHead(config).filled(parts.below("head.")),
+    **dict.fromkeys(WHOLE_MAP_HEADS, lambda config, parts: HEADS[config.head](config).filled(parts.below("head."))),
 }
 
 
@@ -150,7 +151,7 @@ class BlockParts(nn.Module):
         super().__init__()
         self.context = Summary(parts, config.context == "concatenated") if "context.weight" in parts else None
         self.stages = nn.ModuleList(FusedStage(config, position, parts) for position in positions(config))
-        self.kernel_size, (self.stride, self.time_stride) = config.kernel_size, config.strides
+        self.kernel_size, (self.stride, self.time_stride) = config.span, config.strides
         self.attention: Coordinates | WholeMap | None = None
         if config.attention in NEEDS_CONTEXT:
             self.attention = Coordinates(parts, config.stride)
@@ -413,7 +414,7 @@ class WholeMap(nn.Module):
 
     def __init__(self, config: BlockConfig, parts: Parts) -> None:
         super().__init__()
-        self.source: nn.Module = ATTENTIONS[config.attention or ""](config.c_exp, config.context_size, config.stride)
+        self.source: nn.Module = build_attention(config)
         state = parts.below("attention.") or parts  # Squeeze-and-Excitation is folded like all that is published
         own = self.source.state_dict()
         self.source.load_state_dict({name: state[name] for name in own if name in state}, strict=True, assign=True)

@@ -26,7 +26,7 @@ MAX_METADATA = 2**20
 
 def cached_path(name: str) -> Path:
     """Return where `dymn export` writes the file of a model by default."""
-    safe = re.sub(r"[^\w.-]", "_", name)
+    safe = re.sub(r"[^\w.+-]", "_", name)
     return cache_folder() / "onnx" / f"{safe}.onnx"
 
 
@@ -164,7 +164,7 @@ class OnnxBackend(Backend):
             outputs = tuple(np.concatenate(parts) for parts in zip(*found, strict=True))
         except Exception as error:  # ONNX Runtime raises many kinds
             raise ConfigError(
-                f"This file takes {self._input.shape}, not {list(values.shape)}: {str(error)[:200]}"
+                f"This file expects the shape {self._input.shape}, not {list(values.shape)}: {str(error)[:200]}"
             ) from error
         self.checked(BackendOutput(outputs[0], outputs[2]))
         return outputs
@@ -173,13 +173,13 @@ class OnnxBackend(Backend):
         """Return windows [B, N] as the file takes them."""
         check(
             self.input == "waveform",
-            "This file takes log-mel spectrograms. Export one with --input waveform for recordings.",
+            "This file expects log-mel spectrograms. Export one with --input waveform for recordings.",
         )
         if self.seconds is not None:
             wanted = round(self.seconds * self.sample_rate)
             if samples.shape[1] != wanted:
                 given = samples.shape[1] / self.sample_rate
                 remedy = "Export one with --dynamic-time." if self.frame_seconds is None else "Use dymn events."
-                raise ConfigError(f"This file takes windows of {self.seconds} s, not {given:.3f} s. {remedy}")
+                raise ConfigError(f"This file expects windows of {self.seconds} s, not {given:.3f} s. {remedy}")
         shortest = self.front_end.n_fft // 2 + 2
         return np.pad(samples, ((0, 0), (0, max(0, shortest - samples.shape[1]))))

@@ -45,7 +45,7 @@ def check_onnx(content: bytes, name: str) -> None:
             raise ValueError("it has no graph")
     except ValueError as error:
         raise WeightsError(
-            f"{name} is not an ONNX file that dymn opens: {error}. Write one with dymn export."
+            f"{name} is not an ONNX file that dymn supports: {error}. Write one with dymn export."
         ) from error
 
 
@@ -62,7 +62,7 @@ class _Look:
         for number, wire, value, stop in self.fields(start, end):
             if kind == "tensor":
                 if number == _EXTERNAL_DATA or (number == _DATA_LOCATION and value != 0):
-                    raise ValueError("its numbers lie in another file")
+                    raise ValueError("its weights are in another file")
             elif (part := _PARTS[kind].get(number)) is not None:
                 if wire != _BYTES:
                     raise ValueError(f"field {number} of a {kind} is of another kind")

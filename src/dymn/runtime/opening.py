@@ -6,7 +6,7 @@ It is compiled code where possible, else PyTorch or ONNX Runtime, which can also
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from dymn.config import check
 from dymn.errors import ConfigError
@@ -25,7 +25,6 @@ from dymn.weights.format import Stored
 if TYPE_CHECKING:
     import torch
 
-Choice = Literal["auto", "compiled", "torch", "onnx"]
 CHOICES = ("auto", "compiled", "torch", "onnx")
 ONNX = ".onnx"
 
@@ -63,7 +62,8 @@ def open_backend(
         >>> backend.run_waveforms(np.zeros((1, 32_000), np.float32)).probabilities.shape
         (1, 527)
     """
-    if isinstance(source, str) and len(names := members(source)) > 1:
+    in_one_file = isinstance(source, str) and backend == "onnx" and cached_path(source).is_file()
+    if isinstance(source, str) and len(names := members(source)) > 1 and not in_one_file:
         options = {"backend": backend, "device": device, "threads": threads, "precision": precision, "compile": compile}
         opened = [open_backend(name, **options, progress=progress) for name in names]  # type: ignore[arg-type]
         return EnsembleBackend(opened, source if source in ENSEMBLES else "")
@@ -73,10 +73,13 @@ def open_backend(
     plain = precision == "float32" and not compile
     if backend == "onnx" or (backend == "auto" and is_onnx):
         check(
-            device is None or str(device) == "cpu", f"device is {str(device)!r}; ONNX Runtime computes on the cpu here."
+            device is None or str(device) == "cpu",
+            f"device is {str(device)!r}; this installation of ONNX Runtime supports only the CPU.",
         )
-        check(not compile, "torch.compile has no effect on ONNX files. Leave compile out, or choose the backend torch.")
-        check(plain, f"precision is {precision}; an ONNX file has its own. See `dymn export --precision`.")
+        check(not compile, "torch.compile has no effect on ONNX files. Leave compile out, or use the backend torch.")
+        check(
+            plain, f"precision is {precision}; the precision of an ONNX file is fixed. See `dymn export --precision`."
+        )
         check(
             not isinstance(source, Stored),
             "ONNX Runtime opens files, not checkpoints in memory. Export one with `dymn export`.",
@@ -87,12 +90,12 @@ def open_backend(
     on_cpu = str(device) == "cpu" or (device is None and not (may_have_gpu() and has_torch()))
     compiles = backend == "compiled" or (backend == "auto" and on_cpu and plain)
     if backend == "compiled":
-        check(device is None or str(device) == "cpu", f"device is {str(device)!r}; compiled code computes on the cpu.")
+        check(device is None or str(device) == "cpu", f"device is {str(device)!r}; compiled code runs on the CPU only.")
         check(
             not compile,
-            "torch.compile is for PyTorch; compiled code needs none. Leave compile out, or choose the backend torch.",
+            "torch.compile applies to PyTorch only. Leave compile out, or use the backend torch.",
         )
-        check(plain, f"precision is {precision}; compiled code computes in float32. Choose the backend torch.")
+        check(plain, f"precision is {precision}; compiled code computes in float32. Use the backend torch.")
     if not compiles:
         require_torch("Computing on another device than the CPU, in another precision or with torch.compile")
         _check_device(device)  # before anything is downloaded
@@ -105,13 +108,13 @@ def open_backend(
     if exported is not None:
         return exported
     lacks = (
-        "has parts that compiled code does not support"
+        "has parts that the compiled code does not support"
         if libraries()
         else "needs compiled code, and there is none for this CPU"
     )
     raise ConfigError(
         f"The network {stored.card.name or str(source)} {lacks}. Install PyTorch with: pip install 'dymn[torch]'; or "
-        "export it to ONNX on a machine with PyTorch, and give the .onnx file here (pip install 'dymn[onnx]')."
+        "export it to ONNX on a machine with PyTorch, and use the .onnx file here (pip install 'dymn[onnx]')."
     )
 
 

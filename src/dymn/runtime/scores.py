@@ -40,14 +40,14 @@ def thresholds_of(card: ModelCard, threshold: ThresholdOrName) -> Scores:
     found = stored.get(threshold) if isinstance(stored, dict) else None
     check(
         found is not None,
-        f"The model {card.name or 'without a name'} carries no thresholds, which --threshold {threshold} needs. `dymn "
-        "fit` and `dymn calibrate` write them; or give a number.",
+        f"The model {card.name or 'without a name'} contains no thresholds, which --threshold {threshold} needs. "
+        "Create them with `dymn fit` or `dymn calibrate`, or give a number.",
     )
     numbers = found if isinstance(found, list) else []
     if len(numbers) != n_classes or not all(type(value) in (int, float) and 0 <= value <= 1 for value in numbers):
         raise WeightsError(
-            f"The card of {card.name or 'the model'} has thresholds that are not one number from 0 to 1 for each of "
-            f"its {n_classes} classes. Write it again with `dymn calibrate`."
+            f"The card of {card.name or 'the model'} has invalid thresholds; they must be one number from 0 to 1 for "
+            f"each of its {n_classes} classes. Create them again with `dymn calibrate`."
         )
     return np.array(numbers, np.float32)
 

@@ -46,7 +46,7 @@ def read_groups(path: Path) -> dict[str, tuple[str, ...]]:
     for name, members in found.items():
         is_list = isinstance(members, list) and members and all(isinstance(one, str) for one in members)
         check(bool(is_list), f"The group {name!r} in {path} is {members!r}; it must be a list of labels.")
-    check(bool(found), f"{path} holds no group. Write lines such as: people = ['Human voice', 'Crowd'].")
+    check(bool(found), f"{path} contains no group. Write lines such as: people = ['Human voice', 'Crowd'].")
     return {name: tuple(members) for name, members in found.items()}
 
 
@@ -56,7 +56,7 @@ def levels(labels: Sequence[str], level: int) -> dict[str, list[int]]:
     Raises:
         ConfigError: if the labels are not AudioSet's, or the level is below 1.
     """
-    check(level >= 1, f"level is {level}; it must be at least 1, which gives the classes at the top.")
+    check(level >= 1, f"level is {level}; it must be at least 1, the level of the top classes.")
     check_audioset(labels, "--level")
     found: dict[str, list[int]] = {}
     for index, label in enumerate(labels):
@@ -90,8 +90,8 @@ def _members(labels: Sequence[str], member: str, group: str) -> set[int]:
     if not found:
         known = [*labels, *(name for name in paths() if name not in labels)]
         close = difflib.get_close_matches(member, known, n=3, cutoff=0.5)
-        hint = f"Did you mean: {'; '.join(close)}?" if close else "`dymn tag --help` tells how patterns work."
-        raise ConfigError(f"The group {group!r} names {member!r}, and the model has no such label. {hint}")
+        hint = f"Did you mean: {'; '.join(close)}?" if close else "See `dymn tag --help` for patterns."
+        raise ConfigError(f"The group {group!r} contains {member!r}, but the model has no such label. {hint}")
     return found
 
 
@@ -103,8 +103,7 @@ class Relabelled(Backend):
 
         `about` tells in the provenance of the card, under "labels", where they come from, as JSON types.
         """
-        self._backend = backend
-        self._members = [np.array(indices) for indices in members.values()]
+        self._backend, self.members = backend, members
         self._combine: Any = np.sum if backend.card.exclusive else np.max
         provenance = {name: value for name, value in backend.card.provenance.items() if name != "thresholds"}
         provenance["labels"] = dict(about)  # and no thresholds: they are those of other labels
@@ -113,7 +112,7 @@ class Relabelled(Backend):
 
     def _scores(self, scores: Scores) -> Scores:
         """Return the probabilities of the new labels [..., G] for those of the old [..., C]."""
-        columns = [self._combine(scores[..., indices], axis=-1) for indices in self._members]
+        columns = [self._combine(scores[..., list(indices)], axis=-1) for indices in self.members.values()]
         return np.asarray(np.minimum(np.stack(columns, axis=-1), np.float32(1)), np.float32)
 
     def features(self, windows: Iterable[Filled], hop: int) -> Iterator[Floats]:
@@ -159,7 +158,7 @@ def relabel(backend: Backend, level: int | None = None, groups: Groups | None = 
         >>> relabel(open_backend("dymn04_open"), level=1).labels[:2]  # doctest: +SKIP
         ('Human sounds', 'Animal')
     """
-    check(level is None or groups is None, "Labels are those of a level, or groups. Give one of --level and --groups.")
+    check(level is None or groups is None, "Labels are those of a level, or groups. Give either --level or --groups.")
     if level is not None:
         return Relabelled(backend, levels(backend.labels, level), {"level": level})
     if groups is None:

@@ -12,8 +12,8 @@ import numpy as np
 from dymn.audio.windows import Filled
 from dymn.inference.embedding import Embedder
 from dymn.inference.files import Recording, collect_tags
-from dymn.inference.segments import AudioLike, Piece, run_windows
 from dymn.inference.selection import TagSettings
+from dymn.inference.windows import AudioLike, Piece, run_windows
 from dymn.runtime.backend import Backend, BackendOutput
 from dymn.runtime.scores import Scores
 from dymn.system.arrays import Floats

@@ -17,9 +17,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from dymn import __version__
-from dymn.inference.segments import one_result
 from dymn.inference.selection import TagSettings
 from dymn.inference.tagger import Tagger
+from dymn.inference.windows import one_result
 from dymn.serve.assets import Asset, find_assets, response, runs_in_browser
 from dymn.serve.batching import Deadline
 from dymn.serve.errors import Refusal, refusal
@@ -46,14 +46,14 @@ _ERROR = {
 _REFUSALS: dict[int | str, dict[str, Any]] = {
     status: {"description": text, "content": {"application/json": {"schema": _ERROR}}}
     for status, text in {
-        400: "A setting is not allowed, or the body is empty or no form with a file.",
+        400: "A setting is not allowed, the body is empty, or a form has no file.",
         401: "The token is missing or wrong.",
-        404: "The model is not served.",
+        404: "There is no such model.",
         408: "The body took too long to arrive.",
         413: "The body or the recording is too long.",
         415: "The format needs a decoder that is not installed.",
         422: "The recording cannot be decoded, or a parameter of the query is unknown.",
-        503: "The queue is full, or the answer took too long; Retry-After says when to come again.",
+        503: "The queue is full, or the response took too long; Retry-After states when to try again.",
     }.items()
 }
 
@@ -92,29 +92,35 @@ def _add_tagging(app: FastAPI, service: Service) -> None:
     @app.post("/v1/tag", openapi_extra=_BODY, responses=_REFUSALS, tags=["tags"], dependencies=[Depends(_check_query)])
     async def tag(
         request: Request,
-        model: Annotated[str, Query(description="A name from /v1/models; without it, the default one.")] = "",
-        top_k: Annotated[int, Query(ge=0, description="At most this many labels, best first; 0 gives all.")] = 10,
+        model: Annotated[str, Query(description="A name from /v1/models; the default is the first one.")] = "",
+        top_k: Annotated[int, Query(ge=0, description="At most this many labels, best first; 0 returns all.")] = 10,
         threshold: Annotated[
             Annotated[float, Field(ge=0, le=1)] | Literal["auto", "precise"],
-            Query(description="Only labels with at least this probability, or the thresholds that the model carries."),
+            Query(
+                description="Only labels with at least this probability; auto and precise use the thresholds "
+                "stored in the model."
+            ),
         ] = 0.0,
         labels: Annotated[list[str] | None, Query(description='Only these labels; patterns such as "*music*".')] = None,
         exclude: Annotated[list[str] | None, Query(description="Not these labels.")] = None,
-        window: Annotated[float, Query(description="Seconds that the network hears at once.")] = 10.0,
-        hop: Annotated[float | None, Query(description="Seconds from one window to the next.")] = None,
+        window: Annotated[float, Query(description="Length of a window in seconds.")] = 10.0,
+        hop: Annotated[
+            float | None, Query(description="Distance between the starts of two windows in seconds.")
+        ] = None,
         fill: Annotated[
-            Literal["repeat", "pad", "bare"], Query(description="What a short recording is filled up with.")
+            Literal["repeat", "pad", "bare"],
+            Query(description="How a recording that is shorter than the window is filled."),
         ] = "repeat",
         combine: Annotated[
-            Literal["max", "mean"], Query(description="How windows make the answer for the recording.")
+            Literal["max", "mean"], Query(description="How windows are combined for the whole recording.")
         ] = "max",
-        specific: Annotated[bool, Query(description="Leave out general labels beside more specific ones.")] = False,
+        specific: Annotated[bool, Query(description="Omit general labels if a more specific one is found.")] = False,
         channel: Annotated[str, Query(description="mix, left, right, loudest, or a number from 1.")] = "mix",
-        gain: Annotated[str, Query(description="In dB, or auto for quiet recordings.")] = "0",
-        band: Annotated[str | None, Query(description="Frequencies to keep in Hz, such as 2000-8000.")] = None,
-        timeline: Annotated[bool, Query(description="Tell the tags of each window, too.")] = False,
-        embedding: Annotated[bool, Query(description="Give an embedding, too, as `dymn embed` does.")] = False,
-        layers: Annotated[str, Query(description="What the embedding is made of.", max_length=200)] = "last",
+        gain: Annotated[str, Query(description="Gain in dB, or auto to amplify quiet recordings.")] = "0",
+        band: Annotated[str | None, Query(description="Frequencies to keep, in Hz, such as 2000-8000.")] = None,
+        timeline: Annotated[bool, Query(description="Also return the tags of each window.")] = False,
+        embedding: Annotated[bool, Query(description="Also return an embedding, as `dymn embed` does.")] = False,
+        layers: Annotated[str, Query(description="The layers of the embedding.", max_length=200)] = "last",
     ) -> dict[str, Any]:
         """Tell which sounds are in a recording: the body of the request, or the field `file` of a form."""
         reading: dict[str, Any] = {"channel": channel, "gain": gain, "band": band, "specific": specific}
@@ -234,10 +240,10 @@ def _add_errors(app: FastAPI) -> None:
 
     async def http(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
-        known = {404: "There is no such address.", 405: "The address takes another method."}
+        known = {404: "There is no such endpoint.", 405: "The endpoint requires another method."}
         named = f"/v1{request.url.path}"
         if error.status_code == 404 and named in {getattr(route, "path", "") for route in app.routes}:
-            known[404] = f"There is no such address; it is {named}."
+            known[404] = f"There is no such endpoint; did you mean {named}?"
         return await answer(
             request,
             Refusal(

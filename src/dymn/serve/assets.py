@@ -1,10 +1,12 @@
 """The files of the page, by name.
 
-Only what is in the folder when the service starts is served, so no name leads out of it.
+Only what is in the folder when the service starts is served, so no name leads out of it. A file whose name ends in .gz
+is served under its name without that ending, compressed for those who accept it, as all browsers do.
 """
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 from pathlib import Path
 from typing import NamedTuple
@@ -29,21 +31,23 @@ _TYPES = {
 
 
 class Asset(NamedTuple):
-    """A file, what it is, and a text that changes with it."""
+    """A file, what it is, a text that changes with it, and whether it is compressed with gzip."""
 
     path: Path
     type: str
     tag: str
+    compressed: bool
 
 
 def find_assets(folder: Path = FOLDER) -> dict[str, Asset]:
     """Return the page's files by their names below `folder`, such as "vendor/model.onnx"."""
     found = {}
     for path in sorted(folder.rglob("*")):
-        if path.suffix in _TYPES and path.is_file():
-            with path.open("rb") as file:
-                digest = hashlib.sha256(file.read()).hexdigest()
-            found[path.relative_to(folder).as_posix()] = Asset(path, _TYPES[path.suffix], f'"{digest[:32]}"')
+        served = path.with_suffix("") if path.suffix == ".gz" else path
+        if served.suffix in _TYPES and path.is_file():
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            name, kind = served.relative_to(folder).as_posix(), _TYPES[served.suffix]
+            found[name] = Asset(path, kind, f'W/"{digest[:32]}"', served != path)
     return found
 
 
@@ -55,6 +59,12 @@ def runs_in_browser(assets: dict[str, Asset]) -> bool:
 def response(asset: Asset, request: Request) -> Response:
     """Return a file, or the word that the browser has it already."""
     headers = {"ETag": asset.tag, "Cache-Control": "no-cache"}
+    if asset.compressed:
+        headers["Vary"] = "Accept-Encoding"
     if request.headers.get("if-none-match") == asset.tag:
         return Response(status_code=304, headers=headers)
-    return FileResponse(asset.path, media_type=asset.type, headers=headers)
+    if not asset.compressed:
+        return FileResponse(asset.path, media_type=asset.type, headers=headers)
+    if "gzip" in request.headers.get("accept-encoding", ""):
+        return FileResponse(asset.path, media_type=asset.type, headers=headers | {"Content-Encoding": "gzip"})
+    return Response(gzip.decompress(asset.path.read_bytes()), media_type=asset.type, headers=headers)

@@ -55,7 +55,7 @@ class Deadline:
             raise Refusal(
                 503,
                 "timeout",
-                f"The answer took more than {self._seconds:g} s. Send a shorter recording, or try later.",
+                f"The response took more than {self._seconds:g} s. Send a shorter recording, or try again later.",
                 1,
             )
 
@@ -216,6 +216,6 @@ class BatchedBackend(Backend):
                 raise Refusal(
                     413,
                     "too_many_windows",
-                    f"The recording has more than {self._max_windows} windows. Ask for a longer hop.",
+                    f"The recording has more than {self._max_windows} windows. Use a longer hop.",
                 )
             yield window

@@ -49,11 +49,13 @@ def refusal(error: Exception) -> Refusal:
         return error
     if resource_error(error) is not None:
         return Refusal(
-            503, "memory", "The server has no memory for this. Send a shorter recording or window, or try later.", 5
+            503,
+            "memory",
+            "The server does not have enough memory for this request. Send a shorter recording, use "
+            "a shorter window, or try again later.",
+            5,
         )
     for kind, status, code in _KINDS:
         if isinstance(error, kind):
             return Refusal(status, code, str(error))
-    return Refusal(
-        500, "internal", "Something went wrong in the server; its log tells what. Another recording may work."
-    )
+    return Refusal(500, "internal", "An error occurred in the server; see its log. Another recording may work.")

@@ -94,7 +94,9 @@ class Guard:
         if allowed and name not in allowed and not (self._settings.allow_addresses and is_address(name)):
             names = " or ".join((*allowed, *(("its IP address",) if self._settings.allow_addresses else ())))
             return Refusal(
-                421, "host", f"This server is called {names}, not by another name. Start it with --allow-host NAME."
+                421,
+                "host",
+                f"This server accepts only the names {names}. To allow another one, start it with --allow-host NAME.",
             )
         origin = headers.get("origin")
         if origin is not None and origin.partition("://")[2].lower() != host.lower():

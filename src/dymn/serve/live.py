@@ -59,7 +59,7 @@ async def serve_live(socket: WebSocket, service: Service) -> None:
                     raise Refusal(
                         413,
                         "too_long",
-                        f"After {service.settings.live_seconds:g} s of sound a connection ends. Open another one.",
+                        f"A connection ends after {service.settings.live_seconds:g} s of audio. Open another one.",
                     )
             await _send(socket, {"done": True, "seconds": round(listener.stream.seconds, 6)}, seconds)
         await asyncio.wait_for(socket.close(_NORMAL), seconds)
@@ -81,7 +81,7 @@ async def _send(socket: WebSocket, value: dict[str, Any], seconds: float) -> Non
     try:
         await asyncio.wait_for(socket.send_json(value), seconds)
     except (asyncio.TimeoutError, TimeoutError) as error:
-        raise Refusal(408, "slow", f"An answer was not read within {seconds:g} s.") from error
+        raise Refusal(408, "slow", f"A response was not read within {seconds:g} s.") from error
 
 
 async def _receive(socket: WebSocket, seconds: float) -> str | bytes:
@@ -89,7 +89,9 @@ async def _receive(socket: WebSocket, seconds: float) -> str | bytes:
         message = await asyncio.wait_for(socket.receive(), seconds)
     except (asyncio.TimeoutError, TimeoutError) as error:
         raise Refusal(
-            408, "slow", f"Nothing arrived for {seconds:g} s. Send silence too, or close the connection."
+            408,
+            "slow",
+            f"Nothing arrived for {seconds:g} s. Send audio continuously, including silence, or close the connection.",
         ) from error
     if message["type"] == "websocket.disconnect":
         raise WebSocketDisconnect(message.get("code", _NORMAL))
@@ -108,12 +110,14 @@ class _Listener:
         if message is None:
             return self.stream.finish()
         if isinstance(message, str):
-            raise ConfigError(f'After the first message, samples come as binary messages; the only text is "{_END}".')
+            raise ConfigError(
+                f'After the first message, send samples as binary messages; the only text message allowed is "{_END}".'
+            )
         samples = self._reader.feed(message)
         seconds = len(samples) / self._sample_rate
         check(
             seconds <= MAX_CHUNK_SECONDS,
-            f"A message holds {seconds:.1f} s of sound; at most {MAX_CHUNK_SECONDS:g} s are allowed.",
+            f"A message contains {seconds:.1f} s of audio; at most {MAX_CHUNK_SECONDS:g} s is allowed.",
         )
         return self.stream.feed(samples)
 
@@ -130,7 +134,7 @@ def _settings(service: Service, message: str | bytes) -> _Asked:
     try:
         asked = json.loads(message)
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"The first message must be JSON with the settings, and it is not: {error}.") from error
+        raise ConfigError(f"The first message must be JSON with the settings, but it is not valid: {error}.") from error
     check(
         isinstance(asked, dict),
         'The first message must be a JSON object with the settings, such as {"sample_rate": 48000}.',
@@ -150,7 +154,8 @@ def _begin(service: Service, asked: _Asked, deadline: Deadline) -> _Listener:
     for name in ("labels", "exclude"):
         patterns = asked.settings.get(name, [])
         check(
-            isinstance(patterns, list) and all(isinstance(p, str) for p in patterns), f"{name} must be a list of texts."
+            isinstance(patterns, list) and all(isinstance(p, str) for p in patterns),
+            f"{name} must be a list of strings.",
         )
     settings = from_dict(TagSettings, {"top_k": 10, **asked.settings})
     service.check(Question(own["model"], settings))

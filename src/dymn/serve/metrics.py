@@ -17,23 +17,21 @@ class Metrics:
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
         r = self._registry
-        self.answers = Counter("dymn_answers", "Answers to requests for tags, by status.", ["status"], registry=r)
+        self.answers = Counter("dymn_answers", "Responses to requests for tags, by status.", ["status"], registry=r)
         self.refused = Counter(
-            "dymn_refused", "Requests and live connections that were refused, by reason.", ["code"], registry=r
+            "dymn_refused", "Rejected requests and live connections, by reason.", ["code"], registry=r
         )
         self.seconds = Histogram(
-            "dymn_request_seconds", "From the arrival of a request to its answer.", buckets=_SECONDS, registry=r
+            "dymn_request_seconds", "Time from the arrival of a request to its response.", buckets=_SECONDS, registry=r
         )
         self.accepted = Gauge(
-            "dymn_accepted_requests", "Requests that are being received, waiting or worked on.", registry=r
+            "dymn_accepted_requests", "Requests that are being received, waiting or in progress.", registry=r
         )
         self.live = Gauge("dymn_live_connections", "Live connections.", registry=r)
-        self.batches = Histogram("dymn_batch_windows", "Windows computed at once.", buckets=_WINDOWS, registry=r)
-        self.compute = Histogram(
-            "dymn_batch_seconds", "Time that the network took for a batch.", buckets=_SECONDS, registry=r
-        )
-        self.audio = Counter("dymn_audio_seconds", "Length of the recordings that were tagged.", registry=r)
-        Gauge("dymn_info", "The version that runs.", ["version"], registry=r).labels(__version__).set(1)
+        self.batches = Histogram("dymn_batch_windows", "Windows per batch.", buckets=_WINDOWS, registry=r)
+        self.compute = Histogram("dymn_batch_seconds", "Time of the network per batch.", buckets=_SECONDS, registry=r)
+        self.audio = Counter("dymn_audio_seconds", "Total length of tagged recordings.", registry=r)
+        Gauge("dymn_info", "The version of dymn.", ["version"], registry=r).labels(__version__).set(1)
 
     def computed(self, windows: int, seconds: float) -> None:
         """Count a batch."""

@@ -256,9 +256,7 @@ class Service:
         if not name:
             return next(iter(self._backends.values()))
         if name not in self._backends:
-            raise Refusal(
-                404, "model", f"The model {name[:100]!r} is not served here. Served: {', '.join(self._backends)}."
-            )
+            raise Refusal(404, "model", f"There is no model {name[:100]!r}. Available: {', '.join(self._backends)}.")
         return self._backends[name]
 
     def check(self, question: Question) -> None:
@@ -274,7 +272,7 @@ class Service:
                 raise Refusal(
                     400,
                     "setting",
-                    f"The patterns in {name} have {letters} letters; this server allows at most {MAX_PATTERNS}.",
+                    f"The patterns in {name} have {letters} characters; this server allows at most {MAX_PATTERNS}.",
                 )
         Selection(self.backend(question.model).card, question.settings)
         if question.layers:
@@ -313,7 +311,12 @@ class Service:
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if waiting.cancelled() and not (task is not None and getattr(task, "cancelling", int)()):
-                raise Refusal(503, "live_full", "Too many connections wait. Send the settings at once.", 5) from None
+                raise Refusal(
+                    503,
+                    "live_full",
+                    "Too many connections are waiting. Send the settings immediately after connecting.",
+                    5,
+                ) from None
             raise
         finally:
             waiting.cancel()
@@ -328,7 +331,10 @@ class Service:
         """
         if self._connected >= self.settings.live:
             raise Refusal(
-                503, "live_full", f"All places for live sound ({self.settings.live}) are taken. Try again later.", 10
+                503,
+                "live_full",
+                f"The maximum number of live connections ({self.settings.live}) is reached. Try again later.",
+                10,
             )
         self._connected += 1
         self.metrics.live.set(self._connected)

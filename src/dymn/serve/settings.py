@@ -59,5 +59,5 @@ class ServeSettings:
         check(
             not self.token
             or (self.token.isascii() and self.token.isprintable() and " " not in self.token and len(self.token) >= 16),
-            "The token must be 16 or more ASCII characters without spaces. `openssl rand -hex 32` makes a good one.",
+            "The token must be 16 or more ASCII characters without spaces. `openssl rand -hex 32` creates a good one.",
         )

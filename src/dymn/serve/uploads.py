@@ -88,7 +88,7 @@ class Arrival:
         except asyncio.CancelledError:
             if self.given_up:
                 raise Refusal(
-                    408, "slow", "The body arrived too slowly while others were waiting. Try again later.", 5
+                    408, "slow", "The body arrived too slowly while other requests were waiting. Try again later.", 5
                 ) from None
             raise
         finally:

@@ -91,5 +91,6 @@ def computing(device: torch.device, n_windows: int, precision: str = "float32") 
         if known is None:
             raise
         raise ResourceError(
-            f"{device} has no room for {n_windows} windows at once. Give a smaller batch size ({known})."
+            f"{device} does not have enough memory for a batch of {n_windows} windows. Use a smaller batch size "
+            f"({known})."
         ) from error

@@ -9,6 +9,7 @@ import csv
 import errno
 import hashlib
 import io
+import math
 import os
 import stat
 import sys
@@ -16,7 +17,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, TextIO
+from typing import Any, BinaryIO, TextIO
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -126,6 +127,15 @@ def csv_text(rows: Iterable[Iterable[object]]) -> str:
     return "".join(f"{line[:-2]}\n" for line in lines)
 
 
+def json_values(value: Any) -> Any:
+    """Return values as JSON has them: what is not finite (d' of a perfect ranking) becomes null."""
+    if isinstance(value, dict):
+        return {key: json_values(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [json_values(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 class _Lines:
     """A file for the CSV writer that appends each row to a list."""
 
@@ -145,6 +155,18 @@ def locked(path: Path) -> Iterator[None]:
 
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def claim(file: BinaryIO) -> bool:
+    """Lock an open file until it is closed, and return whether no other process has; without locks, always true."""
+    if sys.platform != "win32":
+        import fcntl
+
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
 
 
 def _give_usual_mode(name: str) -> None:

@@ -2,7 +2,7 @@
 
 Python's own unpickler can call any function, change any object, and reserve as much memory as a file asks for. This one
 knows the operations that data need, each with its bounds, and refuses all others. It reads from bytes in memory, so
-that no length can exceed what is there; numbers are at most 128 bits long; keys of dicts are text, whose hashes nobody
+that no length can exceed the file; numbers are at most 128 bits long; keys of dicts are text, whose hashes nobody
 can choose; and the number of containers is bounded, since an empty one takes sixty times the byte that makes it.
 """
 
@@ -82,7 +82,7 @@ class _Machine:
             if code == _STOP:
                 return self.pop()
             if code not in operations:
-                raise ValueError(f"it uses operation {bytes([code])!r}, which data do not need")
+                raise ValueError(f"it uses the operation {bytes([code])!r}, which data do not need")
             operations[code](self)
 
     def take(self, n: int) -> bytes:
@@ -109,7 +109,7 @@ class _Machine:
         """Take the top of the stack."""
         value = self.stack.pop()
         if value is _MARK:
-            raise ValueError("it takes more than there is")
+            raise ValueError("it reads more values than there are")
         return value
 
     def pop_to_mark(self) -> list[Any]:
@@ -123,7 +123,7 @@ class _Machine:
         """Put a container or an object on the stack."""
         self.left -= 1
         if self.left < 0:
-            raise ValueError("it holds too many lists, tuples and dicts")
+            raise ValueError("it contains too many lists, tuples and dicts")
         self.stack.append(value)
 
     def top(self, kind: type) -> Any:
@@ -151,19 +151,19 @@ class _Machine:
         """Put keys and values, in turn, into the dict on the stack."""
         target = self.top(dict)
         if len(pairs) % 2:
-            raise ValueError("it holds a key without a value")
+            raise ValueError("it contains a key without a value")
         for key, value in zip(pairs[::2], pairs[1::2], strict=True):
             if type(key) is not str:
-                raise ValueError(f"it holds a dict with a {type(key).__name__} as a key")
+                raise ValueError(f"it contains a dict with a {type(key).__name__} as a key")
             target[key] = value
 
     def find(self, module: Any, name: Any) -> None:
         """Put what a name stands for on the stack."""
         if not (type(module) is type(name) is str) or (module, name) not in self.allowed:
             raise ValueError(
-                f"it asks for {module!s:.100}.{name!s:.100}"
+                f"it refers to {module!s:.100}.{name!s:.100}"
                 if type(module) is type(name) is str
-                else "it asks for no name"
+                else "it refers to an empty name"
             )
         self.stack.append(self.allowed[module, name])
 
@@ -171,7 +171,7 @@ class _Machine:
         """Put the result of a call on the stack."""
         arguments, function = self.pop(), self.pop()
         if not isinstance(function, Call) or type(arguments) is not tuple:
-            raise ValueError("it calls what is not a function")
+            raise ValueError("it calls an object that is not a function")
         self.push_new(function.make(*arguments))
 
     def set_state(self) -> None:
@@ -188,7 +188,7 @@ class _Machine:
     def load_persistent(self) -> None:
         """Put what a persistent id stands for on the stack."""
         if self.persistent is None:
-            raise ValueError("it refers to data outside of itself")
+            raise ValueError("it refers to data outside the file")
         self.push_new(self.persistent(self.pop()))
 
     def tuple_of(self, n: int) -> None:
@@ -199,13 +199,13 @@ class _Machine:
     def long(self, size: int) -> None:
         """Put a number of so many bytes with a sign on the stack."""
         if size > MAX_NUMBER:
-            raise ValueError(f"it holds a number of {size} bytes")
+            raise ValueError(f"it contains a number of {size} bytes")
         self.stack.append(int.from_bytes(self.take(size), "little", signed=True))
 
     def decimal(self, text: str) -> None:
         """Put a number in decimal notation on the stack; 00 and 01 are False and True."""
         if len(text) > 40:
-            raise ValueError(f"it holds a number of {len(text)} digits")
+            raise ValueError(f"it contains a number of {len(text)} digits")
         self.stack.append(text == "01" if text in ("00", "01") else int(text.removesuffix("L")))
 
     def extend(self, values: list[Any]) -> None:
@@ -237,7 +237,7 @@ def _stack_global(machine: _Machine) -> None:
 
 def _proto(machine: _Machine) -> None:
     if machine.take(1)[0] > 5:
-        raise ValueError("it is of a later protocol")
+        raise ValueError("it has an unsupported protocol version")
 
 
 _STOP = ord(".")

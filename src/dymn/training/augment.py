@@ -25,17 +25,17 @@ class Mixing(NamedTuple):
     share: Tensor  # [B] float32
 
 
-def draw_mixing(n: int, alpha: float, generator: np.random.Generator, probability: float = 1.0) -> Mixing:
+def draw_mixing(n: int, alpha: float, rng: np.random.Generator, probability: float = 1.0) -> Mixing:
     """Draw a permutation and shares max(l, 1 - l) with l ~ Beta(alpha, alpha); without mixing a share is 1."""
-    l = generator.beta(alpha, alpha, n)  # noqa: E741
-    share = np.where(generator.random(n) < probability, np.maximum(l, 1 - l), 1.0)
-    return Mixing(torch.from_numpy(generator.permutation(n)), torch.from_numpy(share.astype(np.float32)))
+    l = rng.beta(alpha, alpha, n)  # noqa: E741
+    share = np.where(rng.random(n) < probability, np.maximum(l, 1 - l), 1.0)
+    return Mixing(torch.from_numpy(rng.permutation(n)), torch.from_numpy(share.astype(np.float32)))
 
 
-def draw_styles(n: int, alpha: float, probability: float, generator: np.random.Generator) -> Mixing:
+def draw_styles(n: int, alpha: float, probability: float, rng: np.random.Generator) -> Mixing:
     """Draw a permutation and shares of Beta(alpha, alpha); with 1 - `probability` no clip of the batch is mixed."""
-    is_mixed, share = generator.random() < probability, generator.beta(alpha, alpha, n)
-    partner = torch.from_numpy(generator.permutation(n))
+    is_mixed, share = rng.random() < probability, rng.beta(alpha, alpha, n)
+    partner = torch.from_numpy(rng.permutation(n))
     return Mixing(partner, torch.from_numpy(share.astype(np.float32)) if is_mixed else torch.ones(n))
 
 

@@ -31,6 +31,8 @@ def fold_affine(model: MobileNet, affine: Affine) -> None:
         ConfigError: if its head has no such layer.
     """
     if not isinstance(model.head, MLPHead):
-        raise ConfigError("Logits are calibrated in the last linear layer, which this network lacks (head 'mlp').")
+        raise ConfigError(
+            "Logits are calibrated in the last linear layer, which this network does not have (head 'mlp')."
+        )
     model.head.classifier.weight.mul_(affine.slope)
     model.head.classifier.bias.mul_(affine.slope).add_(affine.offset)

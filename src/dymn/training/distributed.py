@@ -34,7 +34,7 @@ def launch(config: TrainConfig) -> Any:
     device = resolve_device(config.run.device or None)
     if config.optim.precision == "fp16" and device.type != "cuda":
         raise ConfigError(
-            f"optim.precision is fp16, which needs a CUDA device, and the run is on {device.type}. Use bf16 or fp32."
+            f"optim.precision is fp16, which needs a CUDA device, but the run uses {device.type}. Use bf16 or fp32."
         )
     world = int(os.environ.get("WORLD_SIZE", "1"))
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

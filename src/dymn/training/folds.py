@@ -61,8 +61,8 @@ def fold_numbers(config: TrainConfig, data: Dataset) -> list[int]:
     folds = sorted(set(data.source.catalog.folds))
     if not folds:
         raise ConfigError(
-            f"{config.data.path} ({config.data.kind}) has no folds. Leave --fold out; "
-            "only ESC-10, ESC-50 and tables with a column fold have some."
+            f"{config.data.path} ({config.data.kind}) has no folds. Leave --fold out; only ESC-10, ESC-50 and tables "
+            "with a column fold have folds."
         )
     return folds
 

@@ -97,7 +97,7 @@ def open_inputs(config: TrainConfig, data: Dataset, sample_rate: int) -> Inputs:
 
     train = part(settings.train)
     if train is None:
-        raise ConfigError("data.train is empty; name the split to train on.")
+        raise ConfigError("data.train is empty; it must be the split to train on.")
     return Inputs(
         task, train, part(settings.val), part(settings.test), open_table(config), settings.seconds or task.seconds
     )
@@ -112,15 +112,15 @@ def check_classes(inputs: Inputs, has_teacher: bool) -> list[str]:
     counts, n = class_counts(inputs.train), len(inputs.train)
     if len(counts) == 1 and not has_teacher and (inputs.task.loss == "ce" or int(counts[0]) == n):
         raise DataError(
-            f"All {n} training clips are of one class, {inputs.train.labels[0]!r}: there is nothing to tell apart, and "
-            "any network is right. Add clips of another class, or in a CSV table clips without a label."
+            f"All {n} training clips have the same class, {inputs.train.labels[0]!r}, so there is nothing to learn. "
+            "Add clips of another class or, in a CSV table, clips without a label."
         )
     parts = {"training": counts} | ({} if inputs.val is None else {"validation": class_counts(inputs.val)})
     notes = []
     for part, found in parts.items():
         absent = [label for label, count in zip(inputs.train.labels, found, strict=True) if count == 0]
         if absent and found.any():
-            notes.append(f"No {part} clip of {len(absent)} of {len(found)} classes: {shorten(absent)}.")
+            notes.append(f"{len(absent)} of {len(found)} classes have no {part} clip: {shorten(absent)}.")
     return notes
 
 
@@ -130,7 +130,7 @@ def check_table(inputs: Inputs, fill: str) -> list[str]:
     if inputs.table is not None:
         without = int((inputs.table.match(inputs.train, partial=True) < 0).sum())
         if without:
-            notes.append(f"{without} of {len(inputs.train)} training clips have no logits: their labels alone count.")
+            notes.append(f"{without} of {len(inputs.train)} training clips have no logits; only their labels are used.")
         notes += [f"{inputs.table.path} has {n} {what}." for what, n in inputs.table.skipped.items()]
     heard = {} if inputs.table is None else inputs.table.settings
     mine = {"seconds": float(inputs.seconds), "fill": fill}
@@ -138,9 +138,9 @@ def check_table(inputs: Inputs, fill: str) -> list[str]:
         return notes
     return [
         *notes,
-        f"The teacher heard clips of {heard.get('seconds', 0):g} s (fill: {heard.get('fill')}), and this run has clips "
-        f"of {inputs.seconds:g} s (fill: {fill}). Its logits may not fit: make the table again with dymn teach "
-        f"--seconds {inputs.seconds:g} --fill {fill}, or set data.seconds and data.fill.",
+        f"The teacher's logits are for clips of {heard.get('seconds', 0):g} s (fill: {heard.get('fill')}), but this "
+        f"run uses clips of {inputs.seconds:g} s (fill: {fill}). They may not fit: create the table again with dymn "
+        f"teach --seconds {inputs.seconds:g} --fill {fill}, or set data.seconds and data.fill.",
     ]
 
 
@@ -224,7 +224,8 @@ def training_loader(
     batch_size = config.optim.batch_size // config.optim.accumulate
     if batch_size % world:
         raise ConfigError(
-            f"A batch of {batch_size} clips cannot be shared by {world} processes. Set optim.batch_size to a multiple."
+            f"A batch of {batch_size} clips cannot be divided among {world} processes. Set optim.batch_size to a "
+            "multiple."
         )
     parts = inputs.train.parts
     return Loader(
@@ -281,7 +282,7 @@ def _digest(table: TeacherTable) -> str:
     return digest.hexdigest()
 
 
-def fingerprint(config: TrainConfig, data_digests: dict[str, str], later: Mapping[str, Sequence[str]] = LATER) -> str:
+def run_digest(config: TrainConfig, data_digests: dict[str, str], later: Mapping[str, Sequence[str]] = LATER) -> str:
     """Return a SHA-256 of all that decides a run's numbers; where it runs and writes does not.
 
     Settings in `later` are left out where they stand at their defaults.
@@ -294,9 +295,9 @@ def fingerprint(config: TrainConfig, data_digests: dict[str, str], later: Mappin
     return hashlib.sha256(json.dumps([values, data_digests], sort_keys=True).encode()).hexdigest()
 
 
-def fingerprints(config: TrainConfig, data_digests: dict[str, str]) -> tuple[str, str]:
-    """Return the fingerprint of a run, and that of development versions."""
-    return fingerprint(config, data_digests), fingerprint(config, data_digests, NEWEST)
+def run_digests(config: TrainConfig, data_digests: dict[str, str]) -> tuple[str, str]:
+    """Return the digest of a run, and that of development versions."""
+    return run_digest(config, data_digests), run_digest(config, data_digests, NEWEST)
 
 
 def portable(config: TrainConfig) -> dict[str, Any]:
@@ -324,14 +325,15 @@ def other_run(folder: Path, changed: list[str]) -> ConfigError:
 
     Of a longer run, these are the epochs and what is scaled with them.
     """
-    remedy = "Choose another folder (--output, run.out), or remove it to start over."
+    remedy = "Use another folder (--output, run.out), or remove it to start over."
     if "schedule.epochs" in changed and all(name.startswith("schedule.") for name in changed):
         return ConfigError(
-            f"{folder} holds a run with another number of epochs, which cannot be changed afterwards. Train its result "
-            f"further in another folder: --model {folder / BEST_FILE} --output OTHER; or remove {folder} to start over."
+            f"{folder} contains a run with another number of epochs, which cannot be changed afterwards. To continue "
+            f"training its result, use another folder: --model {folder / BEST_FILE} --output OTHER. To start over, "
+            f"remove {folder}."
         )
     return ConfigError(
-        f"{folder} holds a run with other settings or data{f' ({shorten(changed)})' if changed else ''}. {remedy}"
+        f"{folder} contains a run with other settings or data{f' ({shorten(changed)})' if changed else ''}. {remedy}"
     )
 
 

@@ -22,6 +22,7 @@ import dymn
 from dymn.data import Batch, Dataset, Source
 from dymn.data.batch import write_bad
 from dymn.errors import DataError, MissingExtraError
+from dymn.evaluation.assess import Assessment, assessed, write_report
 from dymn.evaluation.score import Predictions, deciding_metric, figures, is_better, score
 from dymn.models import pretrained
 from dymn.models.inflate import measure_norms
@@ -136,7 +137,9 @@ class Run(Prepared):
             if self.config.run.save_steps and part.steps % self.config.run.save_steps == 0:
                 self._save_part(part)
         if part.steps == 0:
-            raise DataError("The training data gave no batch. Use more clips, or a smaller optim.batch_size.")
+            raise DataError(
+                "The training data are fewer than one batch. Use more clips, or a smaller optim.batch_size."
+            )
         seconds = max(time.monotonic() - started, 1e-6)
         self._unite()
         self.state.seconds += seconds
@@ -153,25 +156,27 @@ class Run(Prepared):
                 if isinstance(value, (int, float))
             }
         if self.is_main and self.inputs.test is not None and epoch >= schedule.epochs - self.config.data.test_epochs:
-            record |= {f"test_{name}": value for name, value in numbers(self._test(self.result_network)).items()}
+            record |= {
+                f"test_{name}": value for name, value in numbers(self._test(self.result_network).figures).items()
+            }
         return record
 
     def _backward(
         self, batch: Batch, epoch: int, number: int, is_last: bool, parts: int
     ) -> tuple[float, dict[str, float]]:
-        chance = np.random.default_rng((self.config.run.seed, 1, epoch, number))
+        rng = np.random.default_rng((self.config.run.seed, 1, epoch, number))
         # Dropout draws from the global generator and from no other.
-        torch.manual_seed(int(chance.integers(2**62)) + self.share.rank)
+        torch.manual_seed(int(rng.integers(2**62)) + self.share.rank)
         waiting = self.fabric.no_backward_sync(self.model) if not is_last else contextlib.nullcontext()
         with waiting:
-            loss = self.step(self.model, batch.to(self.device, non_blocking=True), chance)
+            loss = self.step(self.model, batch.to(self.device, non_blocking=True), rng)
             self.fabric.backward(loss / parts)
         value = float(loss.detach())
         if not math.isfinite(value):
             raise DataError(
-                f"The loss became {value} in epoch {epoch + 1}, batch {number + 1}; {self.folder} keeps what came "
-                "before. Start over in another folder (run.out) with a lower optim.lr, with optim.clip_norm, or in "
-                "another optim.precision."
+                f"The loss became {value} in epoch {epoch + 1}, batch {number + 1}; {self.folder} contains the state "
+                "before. Start over in another folder (run.out) with a lower optim.lr, with optim.clip_norm, or "
+                "with another optim.precision."
             )
         return value, {name: float(term) for name, term in self.step.terms.items()}
 
@@ -188,7 +193,7 @@ class Run(Prepared):
     def _unite(self) -> None:
         """Bring together what the processes know of their clips."""
         self.loader.bad = united(self.loader.bad)
-        self.loader.marks = highest(self.loader.marks)
+        self.loader.fingerprints = highest(self.loader.fingerprints)
 
     def _sums(self, *values: float) -> list[float]:
         """Return the sums of values over all processes."""
@@ -222,21 +227,21 @@ class Run(Prepared):
 
     def _measure(self, source: Source) -> Record:
         loader = quiet_loader(source, self.inputs, self.config, self.resident)
-        if "val" in self.state.marks:
-            loader.marks[:] = self.state.marks["val"].numpy()
-        self.state.marks["val"] = torch.from_numpy(loader.marks)
+        if "val" in self.state.fingerprints:
+            loader.fingerprints[:] = self.state.fingerprints["val"].numpy()
+        self.state.fingerprints["val"] = torch.from_numpy(loader.fingerprints)
         scores = score(self.result_network, self.front_end, loader, self.inputs.task.loss, teachers=self.teachers)
         return figures(scores, self.inputs.task.loss)
 
-    def _test(self, model: MobileNet) -> Record:
+    def _test(self, model: MobileNet) -> Assessment:
         """Return the figures of a model on the test set, which chooses nothing."""
         loader = quiet_loader(cast(Source, self.inputs.test), self.inputs, self.config, self.resident)
         scores = score(model, self.front_end, loader, self.inputs.task.loss, teachers=self.teachers)
-        return figures(scores, self.inputs.task.loss)
+        return assessed(scores, loader.source, self.config.data.kind, "test", self.inputs.task.loss)
 
     def _measure_norms(self, epoch: int) -> None:
         """Measure the statistics of the norms of the network that is evaluated, on what it hears in training."""
-        chance = np.random.default_rng((self.config.run.seed, 2, epoch))
+        rng = np.random.default_rng((self.config.run.seed, 2, epoch))
         clips = dataclasses.replace(self.config.data, workers=0)
         loader = training_loader(
             self.inputs,
@@ -249,7 +254,7 @@ class Run(Prepared):
         )
         batches = itertools.islice(loader.epoch(epoch), -(-self.config.optim.norm_clips // loader.batches.batch_size))
         step = Step(self.config, self.inputs.task.loss, self.front_end, None, 1.0, Share())
-        measure_norms(self.result_network, (step.inputs(batch.to(self.device), chance)[0] for batch in batches))
+        measure_norms(self.result_network, (step.inputs(batch.to(self.device), rng)[0] for batch in batches))
 
     def _save(self, record: Record) -> None:
         """Write the results of an epoch.
@@ -291,7 +296,7 @@ class Run(Prepared):
         write_bad(self.folder / BAD_FILE, self.loader.bad)
 
     def _take_state(self) -> None:
-        self.state.marks["train"] = torch.from_numpy(self.loader.marks)
+        self.state.fingerprints["train"] = torch.from_numpy(self.loader.fingerprints)
         self.state.clock = time.monotonic() - self._began
         self.state.model = self.network.state_dict()
         self.state.ema = {} if self.ema is None else self.ema.state_dict()
@@ -334,7 +339,9 @@ class Run(Prepared):
         }
         result |= {f"val_{name}": value for name, value in best.card.metrics.items()}
         if self.inputs.test is not None:
-            result |= {f"test_{name}": value for name, value in self._test(best.to(self.device)).items()}
+            found = self._test(best.to(self.device))
+            write_report(self.folder, found)
+            result |= {f"test_{name}": value for name, value in found.figures.items()}
             result |= last_epochs(self.state.history, self.config.data.test_epochs)
         result["checkpoint"] = str(self.folder / BEST_FILE)
         write_json(self.folder / "result.json", result)

@@ -30,11 +30,11 @@ from dymn.training.inputs import (
     check_table,
     differences,
     digests,
-    fingerprints,
     open_inputs,
     open_models,
     other_run,
     quiet_loader,
+    run_digests,
     training_loader,
 )
 from dymn.training.losses import balanced_weights
@@ -134,14 +134,14 @@ class Prepared:
         return starting_model(self.config.model, start, self.inputs.train.labels, front_end, generator).to(self.device)
 
     def _begin_or_continue(self) -> RunState:
-        mark, earlier = fingerprints(self.config, self.digests)
+        digest, earlier = run_digests(self.config, self.digests)
         path = self.folder / STATE_FILE
         if self.is_main:
             for unfinished in self.folder.glob(".*.part"):  # what a kill in the middle of writing left
                 unfinished.unlink()
         if path.exists():
             state = load_state(path)
-            if state.fingerprint not in (mark, earlier):
+            if state.digest not in (digest, earlier):
                 changed = differences(self.folder / "config.json", self.config, self.digests)
                 raise other_run(self.folder, changed)
             within = f" and {state.part['steps']} steps of the next" if state.part else ""
@@ -153,7 +153,7 @@ class Prepared:
                 self.folder / "config.json",
                 {"config": dataclasses.asdict(self.config), "data": self.digests, "versions": versions()},
             )
-        return RunState(fingerprint=mark)
+        return RunState(digest=digest)
 
     def _teachers(self, models: Sequence[MobileNet]) -> OnlineTeachers | None:
         if not models:
@@ -166,8 +166,8 @@ class Prepared:
             )
         if self.config.teacher.feature_weight > 0 and teachers.embedding_size != self.network.config.c_last:
             raise ConfigError(
-                f"teacher.feature_weight needs embeddings of one size; the student's has {self.network.config.c_last} "
-                f"values, the teacher's {teachers.embedding_size}."
+                "teacher.feature_weight needs embeddings of the same size; the student's has "
+                f"{self.network.config.c_last} values, the teacher's {teachers.embedding_size}."
             )
         return teachers
 
@@ -185,7 +185,7 @@ class Prepared:
         path = self.folder / WEIGHTS_FILE
         if self.is_main and not path.exists():
             self.reporter.note(
-                f"The teacher scores {len(self.inputs.train)} clips once, to decide how often each is drawn."
+                f"The teacher scores {len(self.inputs.train)} clips once, to determine how often each is drawn."
             )
             with atomic_write(path) as file:
                 np.save(file, heard_weights(self._heard()))
@@ -210,16 +210,16 @@ class Prepared:
         log_mel = self._sample() if parent is not None or self.teachers is not None else torch.empty(0)
         if parent is not None:
             inherit_weights(model, parent, log_mel, torch.Generator().manual_seed(self.config.run.seed))
-        lesson = None if self.teachers is None else self.teachers.teach(log_mel)
+        taught = None if self.teachers is None else self.teachers.teach(log_mel)
         if settings.prior and has_fresh_head(model):
             prior = (
                 prior_logits(self.inputs.train, self.inputs.table, self.inputs.task.loss)
-                if lesson is None
-                else lesson.logits.mean(dim=0)
+                if taught is None
+                else taught.logits.mean(dim=0)
             )
             if prior is not None:
                 set_prior(model, prior)
-        spread = 1.0 if lesson is None else float(lesson.embedding.var(dim=0).mean())
+        spread = 1.0 if taught is None else float(taught.embedding.var(dim=0).mean())
         return spread if spread > 0 else 1.0  # a single clip has none
 
     def _sample(self) -> Tensor:
@@ -267,14 +267,14 @@ class Prepared:
         if (first := tuple(self.fabric.broadcast(read))) != read:
             raise DataError(
                 f"This process reads another state than the first one (epoch and step {read}, not {first}). "
-                f"{self.folder} must be one folder for all machines; a network file system may need a minute until all "
-                "of them see the same."
+                f"{self.folder} must be the same folder on all machines; a network file system may need a minute to "
+                "synchronise."
             )
         if not self.state.model:
             return
         self.loader.bad |= read_bad(self.folder / BAD_FILE)
-        if "train" in self.state.marks:
-            self.loader.marks[:] = self.state.marks["train"].numpy()
+        if "train" in self.state.fingerprints:
+            self.loader.fingerprints[:] = self.state.fingerprints["train"].numpy()
         self.network.load_state_dict(self.state.model)
         if self.ema is not None:
             self.ema.load_state_dict(self.state.ema)

@@ -30,7 +30,7 @@ def parse_assignment(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     check(
         bool(equals) and bool(key.strip()),
-        f"{text!r} is no assignment. Write section.setting=value, such as optim.lr=1e-4.",
+        f"{text!r} is not an assignment. Write section.setting=value, such as optim.lr=1e-4.",
     )
     try:
         return key.strip(), loads(f"value = {value}")["value"]
@@ -53,8 +53,8 @@ def unknown_recipe(name: str) -> ConfigError:
     """Return the error for a name that is neither a file nor a recipe of dymn; it proposes similar names."""
     names = recipe_names()
     similar = difflib.get_close_matches(name, names, n=3)
-    proposal = f"Did you mean {' or '.join(similar)}?" if similar else f"The recipes of dymn are {', '.join(names)}."
-    return ConfigError(f"There is no recipe {name!r}, and no such file. {proposal}")
+    proposal = f"Did you mean {' or '.join(similar)}?" if similar else f"Available: {', '.join(names)}."
+    return ConfigError(f"There is no recipe or file {name!r}. {proposal}")
 
 
 def load_recipe(name_or_path: str | Path, assignments: Sequence[str] = ()) -> TrainConfig:
@@ -94,7 +94,7 @@ def _from_text(text: str, name: str, variant: str, assignments: Sequence[str]) -
         if variant or variants:
             check(
                 variant in variants,
-                f"{name} names no variant; it has {', '.join(variants) or 'none'}. Write it as RECIPE:VARIANT.",
+                f"{name} needs a variant, written as RECIPE:VARIANT; it has {', '.join(variants) or 'none'}.",
             )
             values = merged(
                 values, {f"{s}.{k}": v for s, settings in variants[variant].items() for k, v in settings.items()}
@@ -102,6 +102,8 @@ def _from_text(text: str, name: str, variant: str, assignments: Sequence[str]) -
         values = merged(values, dict(parse_assignment(assignment) for assignment in assignments))
     except (TypeError, ValueError, AttributeError) as error:  # a value where there should be a table
         raise (
-            error if isinstance(error, ConfigError) else ConfigError(f"{name} must hold settings in tables: {error}.")
+            error
+            if isinstance(error, ConfigError)
+            else ConfigError(f"{name} must contain settings in tables: {error}.")
         ) from error
     return parse(values)

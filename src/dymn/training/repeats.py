@@ -34,7 +34,7 @@ def train_repeats(config: TrainConfig, work: Callable[[TrainConfig], Record]) ->
     """
     config = with_folder(config)
     if not config.run.seeds:
-        raise ConfigError("run.seeds is empty. Name the seeds of the runs, such as run.seeds=[0,1,2].")
+        raise ConfigError("run.seeds is empty. Give the seeds of the runs, such as run.seeds=[0,1,2].")
     out = Path(config.run.out)
     results = [
         work(config.replace({"run.seeds": (), "run.seed": seed, "run.out": str(out / f"seed{seed}")}))

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from pathlib import Path
 from typing import Any
 
 from dymn.system.extras import needing
-from dymn.system.files import atomic_write
+from dymn.system.files import atomic_write, json_values
 
 Record = dict[str, Any]
 
@@ -76,22 +75,13 @@ class Tracker(Reporter):
 def write_history(path: Path, history: list[Record]) -> None:
     """Write one line of JSON an epoch."""
     with atomic_write(path) as file:
-        file.write("".join(json.dumps(_strict(record), allow_nan=False) + "\n" for record in history).encode())
+        file.write("".join(json.dumps(json_values(record), allow_nan=False) + "\n" for record in history).encode())
 
 
 def write_json(path: Path, values: Record) -> None:
     """Write readable JSON."""
     with atomic_write(path) as file:
-        file.write((json.dumps(_strict(values), indent=1, default=str, allow_nan=False) + "\n").encode())
-
-
-def _strict(value: Any) -> Any:
-    """Return values as JSON has them: what is not finite (d' of a perfect ranking) becomes null."""
-    if isinstance(value, dict):
-        return {key: _strict(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_strict(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        file.write((json.dumps(json_values(values), indent=1, default=str, allow_nan=False) + "\n").encode())
 
 
 def plot_curves(path: Path, history: list[Record], metric: str) -> None:

@@ -40,7 +40,7 @@ def resolve(config: TrainConfig) -> Resolved:
     """
     data = config.data
     if not data.path:
-        raise ConfigError("data.path is not set. Say where the dataset lies: --data PATH, or data.path in the recipe.")
+        raise ConfigError("data.path is not set. Give the dataset with --data PATH, or with data.path in the recipe.")
     changes: dict[str, Any] = {}
     if data.kind == AUTO or is_packed(Path(data.path)):
         layout = detect(data.path)

@@ -86,11 +86,12 @@ class DataSettings:
             check_number(f"data.{name}", getattr(self, name), 0, high, whole=True)
         check(
             self.val != "test",
-            "data.val is 'test'; the test clips must not choose the checkpoint. Set data.holdout or data.val = ''.",
+            "data.val is 'test', but the test clips must not be used to select the checkpoint. Set data.holdout or "
+            "data.val = ''.",
         )
         check(
             self.train not in (self.val, self.test),
-            f"data.train is {self.train!r}, which is also a part that is evaluated.",
+            f"data.train is {self.train!r}, which is also evaluated.",
         )
         if self.holdout is not None:
             check_number("data.holdout", self.holdout, 0, 1)
@@ -261,7 +262,7 @@ class OptimSettings:
             check_number(f"optim.{name}", getattr(self, name), least, 2**20, whole=True)
         check(
             not (self.freeze and self.norm_clips),
-            "optim.norm_clips would measure the norms that optim.freeze keeps. Set one of them.",
+            "optim.norm_clips would change the norms that optim.freeze keeps. Set only one of them.",
         )
         parts = self.batch_size % self.accumulate == 0
         check(
@@ -333,7 +334,7 @@ class RunSettings:
             check_number(f"run.{name}", getattr(self, name), 0, high, whole=True)
         for seed in self.seeds:
             check_number("run.seeds", seed, 0, 2**63 - 1, whole=True)
-        check(len(set(self.seeds)) == len(self.seeds), f"run.seeds is {shown(self.seeds)}; it names a seed twice.")
+        check(len(set(self.seeds)) == len(self.seeds), f"run.seeds is {shown(self.seeds)}; it contains a seed twice.")
         unknown = [name for name in self.trackers if name not in ("tensorboard", "wandb")]
         check(not unknown, f"run.trackers names {shown(unknown)}; allowed: tensorboard, wandb.")
 
@@ -353,7 +354,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check(
             not (self.data.test_epochs and self.schedule.seconds),
-            "data.test_epochs cannot be combined with schedule.seconds, by which the last epochs are not known.",
+            "data.test_epochs cannot be combined with schedule.seconds, with which the last epochs are not known in "
+            "advance.",
         )
         by_teacher = self.data.sampling == "teacher"
         check(
@@ -436,11 +438,11 @@ def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, A
     found = {section: dict(settings) for section, settings in values.items()}
     for key, value in changes.items():
         section, _, name = key.partition(".")
-        check(bool(name), f"{key!r} names no setting. Write section.setting=value, such as optim.lr=1e-4.")
+        check(bool(name), f"{key!r} is not a setting. Write section.setting=value, such as optim.lr=1e-4.")
         target = found.setdefault(section, {})
         *parents, last = name.split(".")
         for parent in parents:
             target = target.setdefault(parent, {})
-            check(isinstance(target, dict), f"{key!r} names no setting: {parent} is not a table.")
+            check(isinstance(target, dict), f"{key!r} is not a setting: {parent} is not a table.")
         target[last] = value
     return found

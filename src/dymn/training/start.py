@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dymn.architectures import MODELS, model_config
 from dymn.config import FrontEndConfig, from_dict
 from dymn.data import Source, TeacherTable, class_counts
 from dymn.errors import ConfigError
 from dymn.models.inflate import inherit
-from dymn.models.mobilenet import MLPHead, MobileNet, create_model
+from dymn.models.mobilenet import MobileNet, create_model
 from dymn.training.settings import ModelSettings, TrainConfig
 
 ROWS = 65_536  # read at a time
@@ -33,7 +32,7 @@ def check_start(settings: ModelSettings) -> None:
     for name in ("settings", "inherit"):
         if getattr(settings, name):
             raise ConfigError(
-                f"model.{name} is set, but {settings.name} is a network with weights. Remove it, or start from an "
+                f"model.{name} is set, but {settings.name} has weights. Remove the setting, or start from an "
                 f"architecture: {', '.join(MODELS)}."
             )
 
@@ -100,7 +99,9 @@ def inherit_weights(model: MobileNet, parent: MobileNet, log_mel: Tensor, genera
     """
     if parent.card.front_end != model.card.front_end:
         name = parent.card.name or "model.inherit"
-        raise ConfigError(f"{name} has another front end than the run, so its weights do not fit. Set model.front_end.")
+        raise ConfigError(
+            f"The front end of {name} differs from the run's, so its weights do not fit. Set model.front_end."
+        )
     if parent.card.labels != model.card.labels:
         parent.reset_classifier(model.card.labels, generator=generator)
     inherit(model, parent.to(log_mel.device), log_mel, generator)
@@ -108,18 +109,13 @@ def inherit_weights(model: MobileNet, parent: MobileNet, log_mel: Tensor, genera
 
 def has_fresh_head(model: MobileNet) -> bool:
     """Whether the last layer has not been trained: its bias is zero, as it is initialised."""
-    return not bool(_last_bias(model).any())
+    return not bool(model.head.last_bias.any())
 
 
 @torch.no_grad()
 def set_prior(model: MobileNet, logits: Tensor) -> None:
     """Set the last layer's bias to logits [C], so that training need not start by learning class frequencies."""
-    _last_bias(model).copy_(logits)
-
-
-def _last_bias(model: MobileNet) -> Tensor:
-    last = model.head.classifier if isinstance(model.head, MLPHead) else model.head.norm
-    return cast("nn.Linear | nn.BatchNorm2d", last).bias
+    model.head.last_bias.copy_(logits)
 
 
 def prior_logits(source: Source, table: TeacherTable | None, kind: str) -> Tensor | None:

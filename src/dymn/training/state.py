@@ -19,6 +19,7 @@ from dymn.errors import DataError
 from dymn.system.files import atomic_write
 
 FORMAT, FROM_ZERO = "dymn-run/2", "dymn-run/1"  # the first counted epochs from 0
+OLDER = {"marks": "fingerprints", "fingerprint": "digest"}  # names in the states of development versions
 UNREADABLE = (pickle.UnpicklingError, zipfile.BadZipFile, zlib.error, struct.error)
 
 
@@ -58,10 +59,10 @@ class RunState:
     best_epoch: int = 0  # counted from 1, as in the history; 0 for none yet
     history: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
-    # fingerprints of the clips that were heard, by part of the data
-    marks: dict[str, Tensor] = field(default_factory=dict)
+    # of the clips that were heard, by part of the data
+    fingerprints: dict[str, Tensor] = field(default_factory=dict)
     clock: float = 0.0  # seconds since the run began, its measuring and writing included, its pauses not
-    fingerprint: str = ""  # of config and data: a run continues only what it began
+    digest: str = ""  # of config and data: a run continues only what it began
 
 
 def save_state(state: RunState, path: Path) -> None:
@@ -104,7 +105,7 @@ def load_state(path: Path) -> RunState:
         version = values.pop("format")
         if version not in (FORMAT, FROM_ZERO):
             raise KeyError("format")
-        state = RunState(**values)
+        state = RunState(**{OLDER.get(name, name): value for name, value in values.items()})
         return state if version == FORMAT else _from_one(state)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error}.") from error

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dymn.data import Batch
-from dymn.evaluation.teachers import BlockOutputs, Lesson, OnlineTeachers
+from dymn.evaluation.teachers import BlockOutputs, OnlineTeachers, TeacherOutput
 from dymn.models.frontend import ZERO, LogMel
 from dymn.models.mobilenet import MobileNet
 from dymn.training.augment import (
@@ -68,7 +68,7 @@ class Example(NamedTuple):
 
     log_mel: Tensor  # [B, 1, F, T]
     targets: Targets
-    lesson: Lesson | None
+    taught: TeacherOutput | None
 
 
 class Step:
@@ -102,31 +102,31 @@ class Step:
         self.taught = config.teacher.is_present
         self.terms: dict[str, Tensor] = {}  # of the last loss, where there is a teacher: the terms of eq. 8
 
-    def __call__(self, model: nn.Module, batch: Batch, chance: np.random.Generator) -> Tensor:
+    def __call__(self, model: nn.Module, batch: Batch, rng: np.random.Generator) -> Tensor:
         """Return the loss of a batch, a scalar; see `prepare` for the batch and the generator, `loss` for the model."""
-        return self.loss(model, self.prepare(batch, chance))
+        return self.loss(model, self.prepare(batch, rng))
 
-    def prepare(self, batch: Batch, chance: np.random.Generator) -> Example:
+    def prepare(self, batch: Batch, rng: np.random.Generator) -> Example:
         """Augment a batch, compute its spectrograms and ask the teachers.
 
         Args:
             batch: on the device of the model.
-            chance: the same in every process. As much is drawn as the whole batch needs, whatever this process's share
+            rng: equal in every process. As much is drawn as the whole batch needs, whatever this process's share
                 of it, so that what is drawn for a clip does not depend on how many processes there are (but for its
                 partner in a mixture).
         """
-        log_mel, targets = self.inputs(batch, chance)
+        log_mel, targets = self.inputs(batch, rng)
         if self.teachers is None:
             return Example(log_mel, targets, None)
-        lesson = self.teachers.teach(log_mel, self.teacher_dtype)
-        heard = probabilities(lesson.logits.float() / self.teacher.temperature, self.kind)
+        taught = self.teachers.teach(log_mel, self.teacher_dtype)
+        heard = probabilities(taught.logits.float() / self.teacher.temperature, self.kind)
         return Example(
-            log_mel, targets._replace(teacher=heard, teacher_share=torch.ones_like(targets.teacher_share)), lesson
+            log_mel, targets._replace(teacher=heard, teacher_share=torch.ones_like(targets.teacher_share)), taught
         )
 
     def loss(self, model: nn.Module, example: Example) -> Tensor:
         """Return the loss of a model that is called with log-mel [B, 1, F, T], a scalar."""
-        lesson = example.lesson
+        taught = example.taught
         output = model(example.log_mel)
         terms = loss_terms(
             output.logits.float(),
@@ -140,12 +140,12 @@ class Step:
         self.terms = {
             f"{name}_loss": term.detach() for name, term in terms._asdict().items() if term is not None and self.taught
         }
-        if lesson is not None and self.teacher.feature_weight > 0:
-            distance = functional.mse_loss(output.embedding.float(), lesson.embedding.float())
+        if taught is not None and self.teacher.feature_weight > 0:
+            distance = functional.mse_loss(output.embedding.float(), taught.embedding.float())
             loss = loss + self.teacher.feature_weight * distance / self.feature_scale
-        if lesson is not None and self.blocks is not None:
+        if taught is not None and self.blocks is not None:
             distances = [
-                block_distance(own, heard) for own, heard in zip(self.blocks.taken(), lesson.maps, strict=True)
+                block_distance(own, heard) for own, heard in zip(self.blocks.taken(), taught.maps, strict=True)
             ]
             loss = loss + self.teacher.block_weight * torch.stack(distances).mean()
         return loss
@@ -154,110 +154,110 @@ class Step:
         """Compare what the blocks of the student give with the teacher's from now on."""
         self.blocks = BlockOutputs(network, training=True)
 
-    def inputs(self, batch: Batch, chance: np.random.Generator) -> tuple[Tensor, Targets]:
+    def inputs(self, batch: Batch, rng: np.random.Generator) -> tuple[Tensor, Targets]:
         """Return the augmented spectrograms [B, 1, F, T] of a batch and what the network should say of them."""
-        return self._spectrograms(*self._waveforms(batch, chance), chance)
+        return self._spectrograms(*self._waveforms(batch, rng), rng)
 
-    def _waveforms(self, batch: Batch, chance: np.random.Generator) -> tuple[Tensor, Targets]:
+    def _waveforms(self, batch: Batch, rng: np.random.Generator) -> tuple[Tensor, Targets]:
         augment, n = self.augment, len(batch.waveform)
         furthest = round(augment.roll_ms / 1000 * self.front_end.config.sample_rate)
-        shifts = chance.integers(-furthest, furthest + 1, self.batch_size)
-        decibels = chance.uniform(-augment.gain_db, augment.gain_db, self.batch_size)
+        shifts = rng.integers(-furthest, furthest + 1, self.batch_size)
+        decibels = rng.uniform(-augment.gain_db, augment.gain_db, self.batch_size)
         waveform = batch.waveform
         if augment.shortest:
-            waveform = self._shortened(waveform, chance)
+            waveform = self._shortened(waveform, rng)
         if furthest:
             waveform = roll(waveform, self.share.of(shifts, n))
-        waveform = self._varied(waveform, chance)
+        waveform = self._varied(waveform, rng)
         if augment.gain_db:
             waveform = gain(waveform, self.share.of(decibels, n))
         taught = batch.teacher / self.teacher.temperature
         targets = targets_of(batch.target, batch.mask, taught, batch.has_teacher, self.kind)
         if augment.blend:
-            waveform, targets = self._blended(waveform, targets, chance)
+            waveform, targets = self._blended(waveform, targets, rng)
         if augment.wave_mixup:
-            drawn = draw_mixing(self.batch_size, augment.wave_alpha, chance, augment.wave_mixup)
+            drawn = draw_mixing(self.batch_size, augment.wave_alpha, rng, augment.wave_mixup)
             mixing = self.share.of_mixing(drawn, n, waveform.device)
             waveform, targets = mix_waveforms(waveform, mixing), targets.mixed(*mixing)
             if augment.annotation == "public":
                 targets = targets._replace(labels=(targets.labels > 0.5).float())
         if augment.padding:
             is_short, share = (
-                chance.random(self.batch_size) < augment.padding,
-                chance.uniform(SHORTEST, 1.0, self.batch_size),
+                rng.random(self.batch_size) < augment.padding,
+                rng.uniform(SHORTEST, 1.0, self.batch_size),
             )
             waveform = cut_short(waveform, self.share.of(np.where(is_short, share, 1.0), n))
         return waveform, targets
 
-    def _shortened(self, waveform: Tensor, chance: np.random.Generator) -> Tensor:
+    def _shortened(self, waveform: Tensor, rng: np.random.Generator) -> Tensor:
         rate = self.front_end.config.sample_rate
         longest = waveform.shape[1] // rate
-        seconds = int(chance.integers(min(math.ceil(self.augment.shortest), longest), longest + 1)) if longest else 0
+        seconds = int(rng.integers(min(math.ceil(self.augment.shortest), longest), longest + 1)) if longest else 0
         return waveform[:, : seconds * rate] if seconds else waveform
 
-    def _varied(self, waveform: Tensor, chance: np.random.Generator) -> Tensor:
+    def _varied(self, waveform: Tensor, rng: np.random.Generator) -> Tensor:
         """Return the waveforms at another speed, through filters and in rooms."""
         augment, n, size = self.augment, len(waveform), self.batch_size
         if augment.speed:
             octaves = np.log2(1 + augment.speed)
-            factors = np.where(chance.random(size) < 0.5, 2.0 ** chance.uniform(-octaves, octaves, size), 1.0)
+            factors = np.where(rng.random(size) < 0.5, 2.0 ** rng.uniform(-octaves, octaves, size), 1.0)
             waveform = change_speed(waveform, self.share.of(factors, n))
         if augment.colour_db:
-            decibels = chance.uniform(-augment.colour_db, augment.colour_db, (size, POINTS))
+            decibels = rng.uniform(-augment.colour_db, augment.colour_db, (size, POINTS))
             waveform = colour(waveform, self.share.of(decibels, n))
         if augment.room:
-            decays = self.front_end.config.sample_rate * log_uniform(chance, *DECAY, size)
-            levels = np.where(chance.random(size) < augment.room, log_uniform(chance, *ECHO, size), 0.0)
-            noise = torch.Generator(waveform.device).manual_seed(int(chance.integers(2**62)) + self.share.rank)
+            decays = self.front_end.config.sample_rate * log_uniform(rng, *DECAY, size)
+            levels = np.where(rng.random(size) < augment.room, log_uniform(rng, *ECHO, size), 0.0)
+            noise = torch.Generator(waveform.device).manual_seed(int(rng.integers(2**62)) + self.share.rank)
             waveform = reverberate(waveform, self.share.of(decays, n), self.share.of(levels, n), noise)
         return waveform
 
-    def _blended(self, waveform: Tensor, targets: Targets, chance: np.random.Generator) -> tuple[Tensor, Targets]:
+    def _blended(self, waveform: Tensor, targets: Targets, rng: np.random.Generator) -> tuple[Tensor, Targets]:
         augment, n = self.augment, len(waveform)
-        drawn = draw_mixing(self.batch_size, 1.0, chance)
+        drawn = draw_mixing(self.batch_size, 1.0, rng)
         partner = self.share.of_mixing(drawn, n, waveform.device).partner
-        softer = chance.uniform(-augment.blend_db, augment.blend_db, self.batch_size)
-        ratios = np.where(chance.random(self.batch_size) < augment.blend, softer, np.inf)
+        softer = rng.uniform(-augment.blend_db, augment.blend_db, self.batch_size)
+        ratios = np.where(rng.random(self.batch_size) < augment.blend, softer, np.inf)
         waveform, share = blend_waveforms(waveform, partner, self.share.of(ratios, n))
         return waveform, targets.mixed(partner, share)
 
-    def _spectrograms(self, waveform: Tensor, targets: Targets, chance: np.random.Generator) -> tuple[Tensor, Targets]:
+    def _spectrograms(self, waveform: Tensor, targets: Targets, rng: np.random.Generator) -> tuple[Tensor, Targets]:
         augment, n = self.augment, len(waveform)
         basis = (
-            self.front_end.jittered_basis(torch.Generator().manual_seed(int(chance.integers(2**62))))
+            self.front_end.jittered_basis(torch.Generator().manual_seed(int(rng.integers(2**62))))
             if augment.jitter
             else None
         )
         log_mel = self.front_end(waveform, basis)
         if augment.mixstyle:
-            drawn = draw_styles(self.batch_size, augment.mixstyle_alpha, augment.mixstyle, chance)
+            drawn = draw_styles(self.batch_size, augment.mixstyle_alpha, augment.mixstyle, rng)
             log_mel = mix_styles(log_mel, self.share.of_mixing(drawn, n, log_mel.device))
         if augment.masking == "public":
-            log_mel = self._masked(log_mel, chance)
+            log_mel = self._masked(log_mel, rng)
         if augment.spec_mixup:
-            mixing = self.share.of_mixing(draw_mixing(self.batch_size, augment.spec_mixup, chance), n, log_mel.device)
+            mixing = self.share.of_mixing(draw_mixing(self.batch_size, augment.spec_mixup, rng), n, log_mel.device)
             own = targets.mask
             log_mel, targets = mix(log_mel, mixing.partner, mixing.share), targets.mixed(*mixing)
             if augment.annotation == "public":
                 targets = targets._replace(mask=own)
         if augment.masking == "clip":
-            log_mel = self._masked(log_mel, chance)
+            log_mel = self._masked(log_mel, rng)
         return log_mel, targets
 
-    def _masked(self, log_mel: Tensor, chance: np.random.Generator) -> Tensor:
+    def _masked(self, log_mel: Tensor, rng: np.random.Generator) -> Tensor:
         augment, n = self.augment, len(log_mel)
         if not (augment.frequency_mask or augment.time_mask):
             return log_mel
-        chances = self.share.of(chance.random((self.batch_size, 4)), n)
+        chances = self.share.of(rng.random((self.batch_size, 4)), n)
         value = None
         if augment.masking == "public":
             chances, value = np.repeat(chances[:1], n, axis=0), ZERO
         return spec_augment(log_mel, augment.frequency_mask, augment.time_mask, chances, value)
 
 
-def log_uniform(chance: np.random.Generator, low: float, high: float, n: int) -> npt.NDArray[np.float64]:
+def log_uniform(rng: np.random.Generator, low: float, high: float, n: int) -> npt.NDArray[np.float64]:
     """Draw n numbers between two, of which each factor between them is as likely as another."""
-    drawn: npt.NDArray[np.float64] = low * (high / low) ** chance.random(n)
+    drawn: npt.NDArray[np.float64] = low * (high / low) ** rng.random(n)
     return drawn
 
 

@@ -19,6 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from dymn.data.batch import check_bad
 from dymn.data.cache import Progress
 from dymn.data.loader import Loader
 from dymn.data.samplers import PlainSampler
@@ -69,8 +70,8 @@ class Ensemble:
             card = teacher.model.card
             if tuple(card.labels) != self.labels or card.front_end.sample_rate != self.sample_rate:
                 raise ConfigError(
-                    f"{teacher.name} and {self.teachers[0].name} differ in classes or sample rate; an ensemble needs "
-                    "the same."
+                    f"{teacher.name} and {self.teachers[0].name} differ in classes or sample rate; they must be "
+                    "equal in an ensemble."
                 )
 
     @property
@@ -94,7 +95,9 @@ class Ensemble:
                 f"{teacher.name} {f'{card.seconds:g} s' if card.seconds else 'unknown'} ({card.fill})"
                 for teacher, card in zip(self.teachers, cards, strict=True)
             )
-            raise ConfigError(f"The models were trained with different clips: {told}. Set --seconds and --fill.")
+            raise ConfigError(
+                f"The models were trained with different lengths or filling of clips: {told}. Set --seconds and --fill."
+            )
         return Learned(lengths.pop(), fills.pop())
 
     @torch.inference_mode()
@@ -145,7 +148,9 @@ def teach(
     out = Path(out)
     ensemble = models if isinstance(models, Ensemble) else Ensemble(models, device)
     if ensemble.sample_rate != source.sample_rate:
-        raise ConfigError(f"The models expect {ensemble.sample_rate} Hz, the data are read at {source.sample_rate} Hz.")
+        raise ConfigError(
+            f"The models expect {ensemble.sample_rate} Hz, but the dataset is read at {source.sample_rate} Hz."
+        )
     learned = ensemble.learned(seconds, fill)
     seconds, fill = learned.seconds or USUAL, learned.fill
     settings: dict[str, Any] = {"seconds": seconds, "fill": fill, "sample_rate": source.sample_rate}
@@ -172,17 +177,12 @@ def teach(
             part.add(
                 keys, logits, collated.fingerprints, {clip.key: clip.reason for clip in collated.bad}, collated.cut
             )
-            if len(part.bad) > max_bad * n:
-                listed = "; ".join(f"{key}: {reason}" for key, reason in list(part.bad.items())[:5])
-                raise DataError(
-                    f"{len(part.bad)} of {n} clips are bad, more than {max_bad:.1%}: {listed}. Repair them, or raise "
-                    "max_bad."
-                )
+            check_bad(part.bad, n, max_bad)
             if progress is not None:
                 progress(part.done, n)
     kept, table, fingerprints = part.content()
     if not kept:
-        raise DataError("No clip could be read, so there is nothing to teach.")
+        raise DataError("No clip could be read.")
     made = write_table(
         out,
         kept,
@@ -236,7 +236,7 @@ class _Part:
         except (OSError, ValueError):
             return None
         if state["identity"] != self.identity:
-            logger.warning("%s belongs to other data, models or settings; starting over.", self.folder)
+            logger.warning("%s belongs to another dataset, other models or other settings; starting over.", self.folder)
             return None
         if any((self.folder / name).stat().st_size < size for name, size in self._sizes(state).items()):
             logger.warning("%s is incomplete; starting over.", self.folder)

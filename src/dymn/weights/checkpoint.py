@@ -16,7 +16,7 @@ from dymn.weights.efficientat import Imported, read_efficientat
 from dymn.weights.efficientsed import is_efficientsed, read_efficientsed
 from dymn.weights.files import DownloadProgress, WeightsFile, read_file
 from dymn.weights.format import SAFETENSORS, Stored, check_finite, file_in, read
-from dymn.weights.labels import labels_for, numbered_labels
+from dymn.weights.labels import audioset_labels, labels_for, numbered_labels
 from dymn.weights.published import fetch_published, import_published, published_card
 from dymn.weights.registry import (
     EFFICIENTSED_FRONT_END,
@@ -79,9 +79,9 @@ def open_checkpoint(source: str | Path, *, progress: DownloadProgress | None = N
         return _from_safetensors(fetch_hub(name, progress))
     if name in MODELS:
         variants = [key for key, model in REGISTRY.items() if model.architecture == name]
-        offer = f"With weights there are: {', '.join(variants)}. " if variants else ""
+        offer = f"Available with weights: {', '.join(variants)}. " if variants else ""
         raise UnknownModelError(
-            f"{name} is an architecture without weights. {offer}`dymn.create_model` builds it without."
+            f"{name} is an architecture without weights. {offer}`dymn.create_model` builds it with random weights."
         )
     raise unknown_model(name)
 
@@ -91,19 +91,20 @@ def open_state_dict(
     strides: Sequence[int] | None = None,
     temperature: float | None = None,
     attention: str | None = None,
+    dilated: bool = False,
 ) -> Stored:
     """Open a state dict of EfficientAT or EfficientSED.
 
     Missing facts come from the registry, if it is known there and no setting is given; if it is not known, a warning
-    names the settings that are assumed. `attention` "none" is for a DyMN trained without Coordinate Attention (see
-    `read_efficientat`).
+    names the settings that are assumed. `attention` "none" is for a DyMN trained without Coordinate Attention,
+    `dilated` for an MN with dilated kernels (see `read_efficientat`).
 
     Raises:
         WeightsError: if it cannot be read, or does not fit a network.
-        ConfigError: if `temperature`, `strides` or `attention` are not allowed.
+        ConfigError: if `temperature`, `strides`, `attention` or `dilated` are not allowed.
     """
     path, digest = file.path, file.digest
-    assumed = strides is None and temperature is None and attention is None
+    assumed = strides is None and temperature is None and attention is None and not dilated
     if assumed:
         for published in REGISTRY.values():
             if published.sha256 == digest or (published.sha256 is None and published.file == path.name):
@@ -113,7 +114,10 @@ def open_state_dict(
                     logger.warning("%s Its network is read from the file, and the standard front end is used.", error)
     state = read_tensors(file)
     if is_efficientsed(state):
-        check(assumed, f"{path} is a network of EfficientSED, of which temperature, strides and attention are known.")
+        check(
+            assumed,
+            f"{path} is a network of EfficientSED, whose temperature, strides and attention are known. Leave them out.",
+        )
         imported = read_efficientsed(state, name=str(path))
         return _stored(imported, _card(path, imported, EFFICIENTSED_FRONT_END), digest)
     imported = read_efficientat(
@@ -121,17 +125,21 @@ def open_state_dict(
         temperature=1.0 if temperature is None else temperature,
         strides=strides or DEFAULT_STRIDES,
         attention=attention or "ca",
+        dilated=dilated,
         name=str(path),
     )
     if assumed:
         dynamic = any(block.dynamic_convs for block in imported.config.blocks)
+        named = labels_for(imported.config.num_classes) == audioset_labels()
         logger.warning(
-            "%s is not a file that dymn knows. It does not tell its strides, for which 2,2,2,2 are used%s. If it was "
-            "trained with others, run: dymn convert %s OUT --strides S,S,S,S%s",
+            "%s is not a published file. It does not contain its strides, which are assumed to be 2,2,2,2%s%s. If "
+            "it was trained with others, run: dymn convert %s OUT --strides S,S,S,S%s%s",
             path,
-            ", nor its temperature, for which 1 is used" if dynamic else "",
+            ", nor its temperature, which is assumed to be 1" if dynamic else "",
+            ", nor its labels, which are assumed to be AudioSet's because there are 527" if named else "",
             path,
             " --temperature T" if dynamic else "",
+            " --labels FILE" if named else "",
         )
     return _stored(imported, _card(path, imported, STANDARD_FRONT_END), digest)
 
@@ -146,7 +154,7 @@ def _from_safetensors(file: WeightsFile) -> Stored:
     try:
         check_state(stored.state, stored.config, str(path))
     except ConfigError as error:
-        raise WeightsError(f"{path} describes a network that cannot be: {error}") from error
+        raise WeightsError(f"{path} describes an invalid network: {error}") from error
     check_finite(stored.state, str(path))
     return stored._replace(card=_with_digest(stored.card, stored.digest))
 

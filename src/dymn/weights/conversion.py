@@ -24,6 +24,7 @@ def convert(
     temperature: float | None = None,
     strides: Sequence[int] | None = None,
     attention: str | None = None,
+    dilated: bool = False,
     half: bool = False,
     int8: bool = False,
     progress: DownloadProgress | None = None,
@@ -37,6 +38,7 @@ def convert(
         temperature: of the kernel attention in a published state dict that is not in the registry.
         strides: of blocks 2, 4, 7 and 13 in such a file.
         attention: of the dynamic blocks in such a file: "ca", or "none" for a DyMN trained with `no_ca`.
+        dilated: whether such a file is of an MN whose last three blocks are dilated.
         half: store matrices and kernels in half precision.
         int8: store them in 8 bits, with a scale for each output channel.
         progress: called during a download with the bytes done, and the bytes in all or None.
@@ -51,16 +53,16 @@ def convert(
             f"{destination} is neither a {SAFETENSORS} file nor a folder. Write to {path.with_suffix(SAFETENSORS)} "
             "instead."
         )
-    known = strides is None and temperature is None and attention is None
+    known = strides is None and temperature is None and attention is None and not dilated
     if not known and not Path(source).is_file():
         raise ConfigError(
-            f"{source} is not a file. Temperature, strides and attention are settings of a state dict in a file; leave "
-            "them out."
+            f"{source} is not a file. Temperature, strides, attention and dilated are settings of a state dict in a "
+            "file; leave them out."
         )
     stored = (
         open_checkpoint(source, progress=progress)
         if known
-        else open_state_dict(read_file(Path(source)), strides, temperature, attention)
+        else open_state_dict(read_file(Path(source)), strides, temperature, attention, dilated)
     )
     card = stored.card
     replaced = dataclasses.replace(
@@ -72,7 +74,9 @@ def convert(
     )
     n_labels, n_classes = len(replaced.labels), stored.config.num_classes
     if n_labels != n_classes:
-        raise ConfigError(f"The card has {n_labels} labels for a network of {n_classes} classes; give one for each.")
+        raise ConfigError(
+            f"The card has {n_labels} labels for a network with {n_classes} classes; there must be one for each."
+        )
     if half and int8:
         raise ConfigError("half and int8 are both set; weights are stored in one precision.")
     dtype = {(True, False): "float16", (False, True): "int8"}.get((half, int8), "float32")

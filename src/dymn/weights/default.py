@@ -36,11 +36,11 @@ def open_default(progress: DownloadProgress | None = None) -> Default:
     except WeightsError as error:
         if not is_local(REGISTRY[SHIPPED]):
             raise WeightsError(
-                f"No model is given, and the default one cannot be loaded. Choose another one with --model. {error}"
+                f"No model is given, and the default model cannot be loaded. Give another one with --model. {error}"
             ) from error
         reason = (
-            f"Using {SHIPPED}, which comes with dymn, because {PREFERRED}, which is better, "
-            "is not in the cache and cannot be fetched."
+            f"Using {SHIPPED}, which is included in dymn: {PREFERRED}, which is more accurate, is not in the cache "
+            "and cannot be downloaded."
         )
         return Default(open_checkpoint(SHIPPED), reason)
     return Default(stored, f"Using {PREFERRED}, which {where}, because no model was named.")

@@ -48,7 +48,7 @@ def expected_digest(names: tuple[str, ...], published: str | None, record: Path)
     pin = next((pins[name] for name in names if name in pins), "")
     if pin and published not in (None, pin):
         raise WeightsError(
-            f"{place} has the SHA-256 {pin} for {names[0]}, and dymn knows {published}. Remove the line."
+            f"{place} states the SHA-256 {pin} for {names[0]}, but dymn knows {published}. Remove the line."
         )
     if published:
         return Expected(published, "published", "published")
@@ -79,7 +79,8 @@ def pinned(folder: Path) -> tuple[Path, dict[str, str]]:
         lines = read_bounded(path, MAX_PINS).decode("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise WeightsError(
-            f"{path} cannot be read: {getattr(error, 'strerror', None) or error}. It must hold lines of sha256sum."
+            f"{path} cannot be read: {getattr(error, 'strerror', None) or error}. It must contain lines in the "
+            "format of sha256sum."
         ) from error
     found = {}
     for number, line in enumerate(lines, start=1):
@@ -88,7 +89,8 @@ def pinned(folder: Path) -> tuple[Path, dict[str, str]]:
         match = LINE.fullmatch(line.rstrip())
         if match is None:
             raise WeightsError(
-                f"{path}, line {number}: {line[:100]!r} is not a SHA-256, two spaces and a name, as sha256sum writes."
+                f"{path}, line {number}: {line[:100]!r} is not in the format of sha256sum: a SHA-256, two spaces and "
+                "a name."
             )
         found[os.path.basename(match[2])] = match[1].lower()
     return path, found

@@ -85,7 +85,7 @@ def fetch(
     if model.packaged:
         if not path.is_file():
             raise WeightsError(
-                f"{model.name} is part of dymn, but {path} is missing. Install dymn again, or choose another model."
+                f"{model.name} is part of dymn, but {path} is missing. Install dymn again, or use another model."
             )
         found = read(path)
         if model.sha256 not in (None, found.digest):
@@ -98,8 +98,8 @@ def fetch(
         try:
             return _verified(read(path), model, validate)
         except WeightsError as error:
-            problem = f"The copy in the cache cannot be used: {error} "
-            logger.warning("%sIt is downloaded again.", problem)
+            problem = f"The file in the cache cannot be used: {error} "
+            logger.warning("%sDownloading it again.", problem)
     from dymn.weights.transfer import Remote, transfer
 
     try:
@@ -112,8 +112,8 @@ def fetch(
         raise WeightsError(f"{problem}{error} {_by_hand(model)}") from error
     except OSError as error:
         raise WeightsError(
-            f"{problem}{model.name} cannot be stored as {path}: {error.strerror or error}. "
-            "Free some space or set DYMN_CACHE to a folder that can be written to."
+            f"{problem}{model.name} cannot be stored as {path}: {error.strerror or error}. Free some space, or set "
+            "DYMN_CACHE to a writable folder."
         ) from error
     return found._replace(path=path)
 
@@ -121,8 +121,8 @@ def fetch(
 def _by_hand(model: Published) -> str:
     place = local_path(model)
     return (
-        f"Without a network, download {model.file} from {model.url} on another machine "
-        f"and place it as {place}, or give the path of a file."
+        f"Without a network connection, download {model.file} from {model.url} on another machine and copy it to "
+        f"{place}, or give the path of a file."
     )
 
 
@@ -143,7 +143,7 @@ def _verified(file: WeightsFile, model: Published, validate: Callable[[WeightsFi
     elif digest != expected.digest:
         remedy = f" If you trust the new file, remove {record}." if expected.origin == "recorded" else ""
         raise WeightsError(
-            f"{model.file} has the SHA-256 {digest}, not the one {expected.place}, {expected.digest}.{remedy}"
+            f"{model.file} has the SHA-256 {digest} instead of {expected.digest} ({expected.place}).{remedy}"
         )
     return file
 

@@ -1,18 +1,21 @@
 """The state dicts that EfficientAT publishes (MIT licence, github.com/fschmid56/EfficientAT), in dymn's names.
 
-A file holds names and arrays only. Family, width, K, M, context sizes, classes and head follow from them; kernel sizes
-and activations are those of Table I. Temperature, strides, and whether a DyMN applies its Coordinate Attention leave no
-trace in a file and are given by the caller.
+A file holds names and arrays only. Family, width, K, M, context sizes, classes, head and r of Squeeze-and-Excitation
+follow from them; kernel sizes and activations are those of Table I. Temperature, strides, dilation, and whether a DyMN
+applies its Coordinate Attention leave no trace in a file and are given by the caller.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from dymn.architectures import (
+    ATTENTION_REDUCTION,
+    DILATED,
     HIDDEN_CHANNELS,
     LAST_EXPANSION,
     NO_ATTENTION,
@@ -31,6 +34,13 @@ from dymn.weights.shapes import state_shapes
 from dymn.weights.torch_files import read_tensors
 
 C_LAST = LAST_EXPANSION * TABLE_I[-1].c_out
+CLASSIFIERS = {
+    "fully_convolutional": "classifier.0.weight",
+    "attention_pooling": "classifier.subspace_proj.weight",
+    "mlp": "classifier.5.weight",
+}
+"""The published name of the last layer's weight by head."""
+POOLING_WEIGHTS = "classifier.head_weight"
 STATISTICS = ("weight", "bias", "running_mean", "running_var")
 
 
@@ -54,6 +64,7 @@ def read_efficientat(
     temperature: float = 1.0,
     strides: Sequence[int] = (2, 2, 2, 2),
     attention: str | None = "ca",
+    dilated: bool = False,
     name: str = "The state dict",
 ) -> Imported:
     """Read a published state dict; return the network that it belongs to, with its weights in float32.
@@ -64,11 +75,12 @@ def read_efficientat(
         strides: of blocks 2, 4, 7 and 13; (2, 2, 2, 1) for files named "s2221".
         attention: of the dynamic blocks: "ca", or None (or "none") for a DyMN trained with `no_ca`. The file holds the
             tensors of the attention in both cases.
+        dilated: whether the last three blocks, which are static then, have kernels dilated by 2.
         name: what a mapping is called in messages.
 
     Raises:
         WeightsError: if the file cannot be read, or does not fit; the message names missing and extra tensors.
-        ConfigError: if `temperature`, `strides` or `attention` are not allowed.
+        ConfigError: if `temperature`, `strides`, `attention` or `dilated` are not allowed.
     """
     name, state = open_state(source, name)
     if len(strides) != len(STRIDED) or any(stride not in (1, 2) for stride in strides):
@@ -79,7 +91,7 @@ def read_efficientat(
         raise ConfigError(f"attention is {attention!r}; allowed: ca, {NO_ATTENTION}.")
     dynamic_attention = "ca" if attention == "ca" else None
     try:
-        config = _config(state, temperature, dict(zip(STRIDED, strides, strict=True)), dynamic_attention)
+        config = _config(state, temperature, dict(zip(STRIDED, strides, strict=True)), dynamic_attention, dilated)
         entries = list(_entries(state, config))
     except KeyError as error:
         raise WeightsError(f"{name} does not fit an EfficientAT network: missing {error.args[0]}.") from error
@@ -138,7 +150,11 @@ def taken(
 
 
 def _config(
-    state: Mapping[str, Array], temperature: float, strides: Mapping[int, int], dynamic_attention: str | None
+    state: Mapping[str, Array],
+    temperature: float,
+    strides: Mapping[int, int],
+    dynamic_attention: str | None,
+    dilated: bool,
 ) -> ModelConfig:
     if "in_c.0.weight" in state:
         last = "out_c"
@@ -147,22 +163,29 @@ def _config(
     else:
         raise KeyError("in_c.0.weight (of a DyMN) or features.0.0.weight (of an MN)")
     c_last = state[f"{last}.0.weight"].shape[0]
-    fully_convolutional = "classifier.0.weight" in state
-    classifier = state["classifier.0.weight" if fully_convolutional else "classifier.5.weight"]
-    c_exp = c_last if fully_convolutional else state["classifier.2.weight"].shape[0]
-    width = c_exp / (TABLE_I[-1].c_exp if fully_convolutional else HIDDEN_CHANNELS)
+    head, classifier = next((head, name) for head, name in CLASSIFIERS.items() if name in state or head == "mlp")
+    num_classes, n_heads = state[classifier].shape[0], 4
+    if head == "attention_pooling":
+        n_heads = state[POOLING_WEIGHTS].size
+        num_classes //= 2 * n_heads
+    c_exp = state["classifier.2.weight"].shape[0] if head == "mlp" else c_last
+    width = c_exp / (HIDDEN_CHANNELS if head == "mlp" else TABLE_I[-1].c_exp)
     before_tail = state[f"{_stages(state, STRIDED[-1])['depthwise'].norm}.weight"].shape[0]
     if before_tail >= 1.5 * TABLE_I[STRIDED[-1]].c_exp * width:  # the tail, whose channels tell the width, is reduced
         width *= 2
-    rows = [row._replace(stride=strides.get(i, 1)) for i, row in enumerate(TABLE_I)]
+    rows = [
+        row._replace(stride=strides.get(i, 1), dilation=2 if dilated and i in DILATED else 1)
+        for i, row in enumerate(TABLE_I)
+    ]
     return ModelConfig(
         width=round(width, 3),
         blocks=block_configs(state, rows, width, dynamic_attention),
         c_last=c_last,
-        c_hidden=round_channels(HIDDEN_CHANNELS * c_last / C_LAST) if fully_convolutional else c_exp,
-        num_classes=classifier.shape[0],
-        head="fully_convolutional" if fully_convolutional else "mlp",
+        c_hidden=c_exp if head == "mlp" else round_channels(HIDDEN_CHANNELS * c_last / C_LAST),
+        num_classes=num_classes,
+        head=head,
         temperature=temperature,
+        pooling_heads=n_heads,
     )
 
 
@@ -176,7 +199,8 @@ def block_configs(
     for i, row in enumerate(rows):
         blocks.append(_block_config(state, i, c_in, row, width, dynamic_attention))
         c_in = blocks[-1].c_out
-    return tuple(blocks)
+    reduction = _reduction(state)
+    return tuple(dataclasses.replace(b, se_reduction=reduction) if b.attention == "se" else b for b in blocks)
 
 
 def _block_config(
@@ -210,7 +234,22 @@ def _block_config(
         context_size=state[context].shape[0] if context in state else context_size(c_exp, width),
         n_kernels=n_kernels,
         n_maps=n_maps,
+        dilation=row.dilation,
     )
+
+
+def _reduction(state: Mapping[str, Array]) -> int:
+    """Return r of Squeeze-and-Excitation: 4 as published, or else the least that gives all hidden layers.
+
+    All that do are the same network.
+    """
+    names = [name for i in range(len(TABLE_I)) if (name := _squeeze_excitation(state, i))]
+    shapes = [state[f"{name}.fc1.weight"].shape for name in names]  # hidden, channels
+    most: int = max((channels for _, channels in shapes), default=0)
+    for r in [ATTENTION_REDUCTION, *range(1, most + 1)]:
+        if all(round_channels(channels // r) == hidden for hidden, channels in shapes):
+            return int(r)
+    return ATTENTION_REDUCTION  # which does not fit either, as the shapes will show
 
 
 class StageNames(NamedTuple):
@@ -256,6 +295,9 @@ def _entries(state: Mapping[str, Array], config: ModelConfig) -> Iterator[Renami
     if config.head == "mlp":
         yield from _linear("classifier.2", "head.hidden")
         yield from _linear("classifier.5", "head.classifier")
+    elif config.head == "attention_pooling":
+        yield from _linear("classifier.subspace_proj", "head.classifier")
+        yield Renaming(POOLING_WEIGHTS, "head.weights")
     else:
         yield Renaming("classifier.0.weight", "head.classifier.weight")
         yield from _norm("classifier.1", "head.norm")

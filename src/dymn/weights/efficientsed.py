@@ -162,15 +162,15 @@ def _stack(state: Mapping[str, Array]) -> str:
     """Return the name before the layers of a transformer or hybrid, which a linear layer may precede."""
     found = {f"seq_model.{match[1]}" for key in state if (match := LAYERS.match(key))}
     if len(found) != 1:
-        known = "tf, gru and hybrid are known, of those that EfficientSED publishes"
-        raise ValueError(f"its seq_model is of no known kind ({known}).")
+        known = "tf, gru and hybrid are supported"
+        raise ValueError(f"the kind of its seq_model is unknown ({known}).")
     return found.pop()
 
 
 def _count(layers: list[int]) -> int:
     n_layers = max(layers) + 1
     if n_layers > MOST_LAYERS:
-        raise ValueError(f"its sequence model has {n_layers} layers; at most {MOST_LAYERS} are built.")
+        raise ValueError(f"its sequence model has {n_layers} layers; at most {MOST_LAYERS} are supported.")
     return n_layers
 
 

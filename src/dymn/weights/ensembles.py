@@ -15,12 +15,18 @@ ENSEMBLES = {
 
 
 def members(name: str) -> tuple[str, ...]:
-    """Return the models that a name stands for: those of an ensemble, "A+B", or the name alone."""
+    """Return the models that a name stands for: those of an ensemble, "A+B", or the name alone.
+
+    Raises:
+        ConfigError: if a name is missing before or after a "+".
+    """
     if name in ENSEMBLES:
         return ENSEMBLES[name]
     parts = tuple(name.split("+"))
-    is_ensemble = len(parts) > 1 and all(parts) and not os.path.exists(os.path.expanduser(name))
-    return parts if is_ensemble else (name,)
+    if len(parts) == 1 or os.path.exists(os.path.expanduser(name)):
+        return (name,)
+    check(all(parts), f"model is {name!r}: a name is missing beside a +. Write the models of an ensemble as A+B.")
+    return parts
 
 
 def joint_card(cards: Sequence[ModelCard], name: str = "", *, same_front_end: bool = False) -> ModelCard:
@@ -44,7 +50,7 @@ def joint_card(cards: Sequence[ModelCard], name: str = "", *, same_front_end: bo
             same = same and other.front_end == first.front_end
         check(
             same and other.front_end.sample_rate == first.front_end.sample_rate,
-            f"{first.name} and {other.name} differ in their classes or {sound}; those of an ensemble have the same.",
+            f"{first.name} and {other.name} differ in their classes or {sound}; they must be equal in an ensemble.",
         )
     names, digests = [card.name for card in cards], [str(card.provenance.get("sha256", "")) for card in cards]
     return ModelCard(

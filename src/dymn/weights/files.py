@@ -69,4 +69,4 @@ def write_file(path: Path, content: bytes) -> None:
         with atomic_write(path) as file:
             file.write(content)
     except OSError as error:
-        raise WeightsError(f"{path} cannot be written: {error.strerror or error}. Choose another place.") from error
+        raise WeightsError(f"{path} cannot be written: {error.strerror or error}. Use another location.") from error

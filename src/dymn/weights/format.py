@@ -68,7 +68,7 @@ def save(stored: Stored, path: str | Path, dtype: str = "float32") -> str:
     for name, values in stored.state.items():
         if not is_finite(values):
             raise WeightsError(
-                f"{path} is not written: {name} holds values that are not finite. The training has diverged."
+                f"{path} is not written: {name} contains values that are not finite. The training has diverged."
             )
         wanted = dtype if values.ndim >= 2 else "float32"
         if wanted == "int8" and values.size < SMALL:
@@ -146,7 +146,7 @@ def read(source: str | Path | WeightsFile) -> Stored:
     size = int.from_bytes(content[:8], "little")
     if not 2 <= size <= min(MAX_HEADER, len(content) - 8):
         raise WeightsError(
-            f"{path} is not a .safetensors file, or is cut short: its header cannot be {size:,} bytes long."
+            f"{path} is not a .safetensors file, or is truncated: its header cannot be {size:,} bytes long."
         )
     header = _json(content[8 : 8 + size], str(path))
     metadata = header.get("__metadata__")
@@ -164,21 +164,22 @@ def read(source: str | Path | WeightsFile) -> Stored:
         config = from_dict(ModelConfig, described.get("config", {}))
         card = from_dict(ModelCard, described.get("card", {}))
     except ConfigError as error:
-        raise WeightsError(f"{path} describes a network that cannot be: {error}") from error
+        raise WeightsError(f"{path} describes an invalid network: {error}") from error
     if len(config.blocks) > MAX_BLOCKS:
         raise WeightsError(
-            f"{path} describes a network of {len(config.blocks)} blocks; at most {MAX_BLOCKS} are built from a file."
+            f"{path} describes a network of {len(config.blocks)} blocks; at most {MAX_BLOCKS} are supported."
         )
     if len(card.labels) != config.num_classes:
         raise WeightsError(
-            f"{path} has {len(card.labels)} labels for {config.num_classes} classes. The file is damaged; get it again."
+            f"{path} has {len(card.labels)} labels for {config.num_classes} classes. The file is damaged; copy or "
+            "download it again."
         )
     try:
         state = _arrays(
             {name: entry for name, entry in header.items() if name != "__metadata__"}, memoryview(content)[8 + size :]
         )
     except (ValueError, KeyError, TypeError) as error:
-        raise WeightsError(f"{path} is damaged: {error}. Get it again.") from error
+        raise WeightsError(f"{path} is damaged: {error}. Copy or download it again.") from error
     return Stored(config, card, state, digest)
 
 
@@ -198,12 +199,12 @@ def _arrays(entries: Mapping[str, Any], content: memoryview) -> dict[str, Array]
             )
         values = np.frombuffer(content[start:stop], DTYPES[kind])
         if start != end or stop > len(content) or values.size != math.prod(shape):
-            raise ValueError(f"{name:.100} {shape} does not lie in the bytes {start} to {stop}")
+            raise ValueError(f"{name:.100} {shape} does not fit the bytes {start} to {stop}")
         end = stop
         values = values.reshape(shape)
         found[name] = from_bfloat16(values) if kind == "BF16" else values if kind == "I64" else as_float32(values)
     if end != len(content):
-        raise ValueError(f"{len(content) - end:,} bytes after its last array belong to none")
+        raise ValueError(f"{len(content) - end:,} bytes after its last array are not used")
     for name in [name for name, entry in entries.items() if entry["dtype"] == "I8"]:
         scale = found.pop(name + SCALE)
         if scale.ndim != found[name].ndim or np.broadcast_shapes(scale.shape, found[name].shape) != found[name].shape:
@@ -226,7 +227,9 @@ def check_finite(state: Mapping[str, Array], source: str) -> None:
     """
     for name, values in state.items():
         if not is_finite(values):
-            raise WeightsError(f"{source}: {name} holds values that are not finite. The file is damaged; get it again.")
+            raise WeightsError(
+                f"{source}: {name} contains values that are not finite. The file is damaged; copy or download it again."
+            )
 
 
 def description(stored: Stored) -> dict[str, Any]:
@@ -268,7 +271,7 @@ def file_in(folder: Path) -> Path:
     if len(files) != 1:
         found = f"{len(files)} {SAFETENSORS} files, such as {files[0].name}" if files else f"no {SAFETENSORS} file"
         raise UnknownModelError(
-            f"The folder {folder} holds {found}; give the path of a file, or a folder with {WEIGHTS_FILE}."
+            f"The folder {folder} contains {found}; give the path of a file, or a folder with {WEIGHTS_FILE}."
         )
     return files[0]
 
@@ -345,7 +348,9 @@ def _json(text: str | bytes, name: str) -> dict[str, Any]:
     try:
         value = json.loads(text, parse_constant=refuse)
     except (ValueError, RecursionError) as error:
-        raise WeightsError(f"{name} is damaged: its header is not JSON ({error}). Get it again.") from error
+        raise WeightsError(
+            f"{name} is damaged: its header is not JSON ({error}). Copy or download it again."
+        ) from error
     if not isinstance(value, dict):
-        raise WeightsError(f"{name} is damaged: its header is not a JSON object. Get it again.")
+        raise WeightsError(f"{name} is damaged: its header is not a JSON object. Copy or download it again.")
     return value

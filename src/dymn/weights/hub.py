@@ -89,19 +89,23 @@ def _fetch(repository: Repository, progress: DownloadProgress | None) -> Weights
     if COMMIT.fullmatch(revision) and repository.snapshot(revision).is_file():
         return _verified(repository.snapshot(revision))
     if _is_set("HF_HUB_OFFLINE"):
-        return _cached(repository, "HF_HUB_OFFLINE is set and the file is not in the cache.")
+        return _cached(repository, "HF_HUB_OFFLINE is set, but the file is not in the cache.")
     try:
         version = _look_up(repository)
     except OSError as error:
         logger.info("%s cannot be reached: %s", endpoint(), error)
         return _cached(
-            repository, f"{endpoint()} does not answer ({reason_of(error)}). Get the file elsewhere and give its path."
+            repository,
+            f"{endpoint()} does not respond ({reason_of(error)}). Download the file on another machine "
+            "and give its path.",
         )
     except RefusedError as error:
         if error.status < 500:
             raise WeightsError(_refusal(repository, error)) from error
         return _cached(
-            repository, f"{endpoint()} reports {error}. Try again later, or get the file elsewhere and give its path."
+            repository,
+            f"{endpoint()} reports {error}. Try again later, or download the file on another machine and "
+            "give its path.",
         )
     return _store(repository, version, progress)
 
@@ -120,7 +124,7 @@ def _look_up(repository: Repository) -> _Version:
     commit = headers.get("X-Repo-Commit", "")
     blob = (headers.get("X-Linked-Etag") or headers.get("ETag") or "").removeprefix("W/").strip('"')
     if not COMMIT.fullmatch(commit) or not BLOB.fullmatch(blob):
-        raise WeightsError(f"{endpoint()} does not answer like the Hugging Face Hub. Check HF_ENDPOINT.")
+        raise WeightsError(f"{endpoint()} does not respond like the Hugging Face Hub. Check HF_ENDPOINT.")
     size = headers.get("X-Linked-Size", "")
     return _Version(commit, blob, int(size) if size.isdecimal() and len(size) < 20 else None)
 
@@ -176,7 +180,8 @@ def _verified(path: Path) -> WeightsFile:
     found, stored = read_file(path), path.resolve()
     if SHA256.fullmatch(stored.name) and stored.name != found.digest:
         raise WeightsError(
-            f"{stored} is damaged: its SHA-256 is {found.digest}. Remove it and load the model again with a network."
+            f"{stored} is damaged: its SHA-256 is {found.digest}. Remove it and load the model again with a network "
+            "connection."
         )
     return found
 

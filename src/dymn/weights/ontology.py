@@ -70,6 +70,7 @@ def check_audioset(labels: Sequence[str], option: str) -> None:
     unknown = [label for label in labels if label not in paths()]
     if len(unknown) > (1 - _KNOWN_SHARE) * len(labels):
         raise ConfigError(
-            f"{option} follows AudioSet's ontology, and {len(unknown)} of the model's {len(labels)} labels are not in "
-            f"it, such as {unknown[0]!r}. Use a model of AudioSet, or --groups with labels of this model."
+            f"{option} follows AudioSet's ontology, and {len(unknown)} of the model's {len(labels)} labels are not "
+            f"in it, such as {unknown[0]!r}. Use a model with AudioSet's labels, or --groups with labels of this "
+            "model."
         )

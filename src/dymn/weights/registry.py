@@ -298,8 +298,8 @@ def unknown_model(name: str, architectures: Collection[str] = ()) -> UnknownMode
     """
     if len(members(name)) > 1:
         return UnknownModelError(
-            f"{name} is an ensemble of models. dymn tag, events, embed, listen, serve, evaluate and export take one; "
-            "give a single model here."
+            f"{name} is an ensemble of models, which only dymn tag, events, embed, listen, serve, evaluate and "
+            "export support. Give a single model."
         )
     if Path(name).suffix in WEIGHTS_ENDINGS:
         return UnknownModelError(

@@ -77,6 +77,9 @@ def _network(config: ModelConfig) -> Shapes:
         yield from _sequence("head.sequence", config.c_last, config.sequence)
         yield from _linear("head.frame", config.c_frame, config.sequence.n_frame_classes)
         yield from _linear("head.clip", config.c_frame, config.sequence.n_clip_classes)
+    elif config.head == "attention_pooling":
+        yield from _linear("head.classifier", config.c_last, 2 * config.pooling_heads * config.num_classes)
+        yield "head.weights", (config.pooling_heads,)
     elif config.head == "mlp":
         yield from _linear("head.hidden", config.c_last, config.c_hidden)
         yield from _linear("head.classifier", config.c_hidden, config.num_classes)
@@ -94,7 +97,8 @@ def _block(name: str, block: BlockConfig) -> Shapes:
         yield from _stage(name, block, "expand", block.c_in, (block.c_exp, block.c_in, 1, 1))
     yield from _stage(name, block, "depthwise", block.c_exp, (block.c_exp, 1, block.kernel_size, block.kernel_size))
     if block.attention is not None:
-        yield from _attention(f"{name}.attention", block.attention, block.c_exp, block.context_size)
+        reduction = block.se_reduction if block.attention == "se" else ATTENTION_REDUCTION
+        yield from _attention(f"{name}.attention", block.attention, block.c_exp, block.context_size, reduction)
     yield from _stage(name, block, "project", block.c_exp, (block.c_out, block.c_exp, 1, 1))
 
 
@@ -126,8 +130,8 @@ def _dynamic(
     return name
 
 
-def _attention(name: str, attention: str, c: int, context_size: int) -> Shapes:
-    hidden = round_channels(c // ATTENTION_REDUCTION)
+def _attention(name: str, attention: str, c: int, context_size: int, reduction: int = ATTENTION_REDUCTION) -> Shapes:
+    hidden = round_channels(c // reduction)
     if attention in ("ca", "ca_frequency", "ca_time", "ca_original"):
         size = hidden if attention == "ca_original" else context_size
         for axis in ("frequency", "time"):

@@ -73,8 +73,8 @@ def read_tensors(source: Path | WeightsFile) -> dict[str, Array]:
         return dict(_tensors(content))
     except (*FAILURES, *ARCHIVE_FAILURES) as error:
         raise WeightsError(
-            f"{path} is not a plain state dict saved by torch.save, or is damaged: {error}. It was not executed; ask "
-            "for a file with nothing but tensors by name, written by PyTorch 1.6 or newer."
+            f"{path} is not a plain state dict saved by torch.save, or is damaged: {error}. It was not executed. The "
+            "file must contain only named tensors and be written by PyTorch 1.6 or newer."
         ) from error
 
 
@@ -82,14 +82,14 @@ def _tensors(content: bytes) -> Iterator[tuple[str, Array]]:
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         members = {info.filename: info for info in archive.infolist()}
         if sum(info.file_size for info in members.values()) > len(content):
-            raise ValueError("it unpacks to more than it is")
+            raise ValueError("it decompresses to more than its size")
         index = next((name for name in members if name.endswith("/data.pkl")), "data.pkl")
         folder = index.removesuffix("data.pkl")
         if members[index].file_size > MAX_PICKLE:
             raise ValueError(f"{index} has more than {MAX_PICKLE:,} bytes")
         order = f"{folder}byteorder"
         if order in members and archive.read(order) != b"little":
-            raise ValueError("its byte order is not little")
+            raise ValueError("its byte order is not little-endian")
         state = load(archive.read(index), _GLOBALS, lambda pid: _storage(pid, folder))
         if not isinstance(state, dict):
             raise ValueError("it is not a state dict")
@@ -100,7 +100,7 @@ def _tensors(content: bytes) -> Iterator[tuple[str, Array]]:
                 raise ValueError(f"{name:.200} is not a tensor")
             left -= math.prod(tensor.shape) * TYPES[tensor.storage.kind].itemsize
             if left < 0:
-                raise ValueError("its tensors hold more than twice what is there")
+                raise ValueError("its tensors contain more than twice the bytes of the file")
             member = tensor.storage.member
             if member not in storages:
                 storages[member] = archive.read(member)
@@ -114,7 +114,7 @@ def _array(content: bytes, tensor: _Strided) -> Array:
     last = offset + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
     count = math.prod(shape)
     if len(content) != numel * dtype.itemsize or count > numel or (count and last >= numel):
-        raise ValueError(f"a tensor of {list(shape)} does not lie in {member}")
+        raise ValueError(f"a tensor of {list(shape)} does not fit {member}")
     if count:
         flat = np.frombuffer(content, dtype)[offset:]
         steps = [step * dtype.itemsize for step in stride]
@@ -129,7 +129,7 @@ def _array(content: bytes, tensor: _Strided) -> Array:
 def _storage(pid: Any, folder: str) -> _Storage:
     kind, numbers, key, _, numel = pid
     if kind != "storage" or not isinstance(numbers, _Kind) or type(key) is not str or not _is_size(numel):
-        raise ValueError("it names a storage as PyTorch does not")
+        raise ValueError("it refers to a storage in an unknown way")
     return _Storage(numbers.name, f"{folder}data/{key}", numel)
 
 
@@ -138,7 +138,7 @@ def _rebuild_tensor(
 ) -> _Strided:
     fits = type(shape) is type(stride) is tuple and len(shape) == len(stride) <= MAX_DIMENSIONS
     if not isinstance(storage, _Storage) or not fits or not all(map(_is_size, (offset, *shape, *stride))):
-        raise ValueError("it describes a tensor as PyTorch does not")
+        raise ValueError("it describes a tensor in an unknown way")
     return _Strided(storage, offset, shape, stride)
 
 

@@ -172,8 +172,8 @@ def _chunks(remote: Remote, state: _State, response: http.client.HTTPResponse) -
         if seconds >= STALL_SECONDS:
             if received < LEAST_SPEED * seconds:
                 raise WeightsError(
-                    f"{remote.name} cannot be downloaded: {received:,} bytes came in {seconds:.1f} s; "
-                    f"the least speed is {LEAST_SPEED} bytes per second."
+                    f"{remote.name} cannot be downloaded: {received:,} bytes arrived in {seconds:.1f} s; the minimum "
+                    f"speed is {LEAST_SPEED} bytes per second."
                 )
             start, received = time.monotonic(), 0
 
@@ -231,7 +231,7 @@ def _is_loopback(url: str) -> bool:
 def _check_url(url: str, *, loopback: bool = True) -> None:
     scheme = urllib.parse.urlsplit(url).scheme
     if scheme != "https" and not (scheme == "http" and loopback and _is_loopback(url)):
-        raise WeightsError(f"{url} is refused: weights are downloaded over https only.")
+        raise WeightsError(f"{url} is not allowed: weights are downloaded over HTTPS only.")
 
 
 def _request(url: str, token: str | None, method: str = "GET") -> urllib.request.Request:
@@ -261,9 +261,9 @@ def _answer(request: urllib.request.Request, redirects: type[_SafeRedirects]) ->
     try:
         answer = outcome.get(timeout=ANSWER_SECONDS)
     except queue.Empty:
-        raise TimeoutError(f"no answer within {ANSWER_SECONDS:g} s") from None
+        raise TimeoutError(f"no response within {ANSWER_SECONDS:g} s") from None
     if isinstance(answer, http.client.HTTPException) and not isinstance(answer, OSError):
-        raise ConnectionError(f"the server's answer is not valid: {answer!r}") from answer
+        raise ConnectionError(f"the server's response is not valid: {answer!r}") from answer
     if isinstance(answer, Exception):
         raise answer
     return answer

@@ -157,9 +157,9 @@ def choose(layout: Layout[Any], name: str | None, output: Path | None) -> str:
     chosen = name or by_ending
     if chosen is None:
         endings = ", ".join(filter(None, layout.suffixes))
-        raise ConfigError(f"The ending of --output {output} names no format. Allowed: {endings}; or give --format.")
+        raise ConfigError(f"--output {output} has an unknown extension. Allowed: {endings}; or give --format.")
     if chosen in BINARY and output is None:
-        raise ConfigError(f"The format {chosen} is binary. Give a file to write to as --output.")
+        raise ConfigError(f"The format {chosen} is binary. Give a file with --output.")
     if chosen == "parquet":
         require_parquet()
     return chosen

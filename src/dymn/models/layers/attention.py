@@ -12,14 +12,21 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dymn.architectures import ATTENTION_REDUCTION, ATTENTIONS
-from dymn.config import round_channels
+from dymn.config import BlockConfig, round_channels
 from dymn.models.layers.context import BatchNorm2d, Context, ContextGenerator
 from dymn.models.layers.operation import Operation
 
 
-def hidden_channels(channels: int) -> int:
+def build_attention(block: BlockConfig) -> nn.Module:
+    """Return the attention of a block that has one."""
+    own = {"reduction": block.se_reduction} if block.attention == "se" else {}
+    kind = ATTENTIONS[block.attention or ""]
+    return kind(block.c_exp, block.context_size, block.stride, **own)  # type: ignore[no-any-return]
+
+
+def hidden_channels(channels: int, reduction: int = ATTENTION_REDUCTION) -> int:
     """Return the size of a mechanism's hidden layer for a feature map of `channels`."""
-    return round_channels(channels // ATTENTION_REDUCTION)
+    return round_channels(channels // reduction)
 
 
 def strided(sequence: Tensor, stride: int, axis: int) -> Tensor:
@@ -123,10 +130,11 @@ class SqueezeExcitation(nn.Module):
 
     needs_context = False
 
-    def __init__(self, channels: int, context_size: int, stride: int) -> None:
+    def __init__(self, channels: int, context_size: int, stride: int, reduction: int = ATTENTION_REDUCTION) -> None:
         super().__init__()
-        self.squeeze = nn.Linear(channels, hidden_channels(channels))
-        self.excite = nn.Linear(hidden_channels(channels), channels)
+        hidden = hidden_channels(channels, reduction)
+        self.squeeze = nn.Linear(channels, hidden)
+        self.excite = nn.Linear(hidden, channels)
 
     def weights(self, x: Tensor) -> Tensor:
         """Return the weights [B, C] for a feature map [B, C, F, T]."""

@@ -19,10 +19,18 @@ class StaticConv2d(nn.Conv2d):
     """A plain convolution that ignores the context."""
 
     def __init__(
-        self, c_in: int, c_out: int, kernel_size: int, stride: int | tuple[int, int] = 1, groups: int = 1
+        self,
+        c_in: int,
+        c_out: int,
+        kernel_size: int,
+        stride: int | tuple[int, int] = 1,
+        groups: int = 1,
+        dilation: int = 1,
     ) -> None:
-        super().__init__(c_in, c_out, kernel_size, stride, padding=kernel_size // 2, groups=groups, bias=False)
-        self.has_form = groups == c_out and isinstance(stride, int)  # other forms know one stride
+        padding = dilation * (kernel_size // 2)
+        super().__init__(c_in, c_out, kernel_size, stride, padding, dilation, groups, bias=False)
+        # other forms know one stride and no dilation
+        self.has_form = groups == c_out and isinstance(stride, int) and dilation == 1
 
     def forward(self, x: Tensor, context: Context | None = None) -> Tensor:  # noqa: D102
         if self.has_form and (form := depthwise.form(x, self.weight[:, 0], self.stride[0])):

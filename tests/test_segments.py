@@ -18,8 +18,8 @@ from dymn.audio.reading import read
 from dymn.audio.stored import stored
 from dymn.cli import app
 from dymn.errors import ConfigError
-from dymn.inference.excerpts import COLUMNS, UNFINISHED, Excerpts
 from dymn.inference.formats.layout import Span
+from dymn.inference.segments import COLUMNS, UNFINISHED, SegmentCutter
 
 EXAMPLES = Path(__file__).parents[1] / "examples" / "audio"
 CHOSEN = ("--model", "dymn04_open", "--labels", "Dog,Speech", "--threshold", 0.3, "--quiet")
@@ -54,10 +54,10 @@ def whole_numbers(subtype, channels=2, count=30_000):
 def test_whole_numbers_are_cut_bit_for_bit(tmp_path, container, subtype, kept):
     path, samples = tmp_path / f"a.{container.lower()}", whole_numbers(subtype)
     soundfile.write(path, samples, 44_100, subtype, format=container)
-    excerpts = Excerpts(tmp_path / "out", 0)
+    cutter = SegmentCutter(tmp_path / "out", 0)
     spans = [Span(0.1, 0.3, "Dog", 0.5), Span(0.25, 0.5, "Dog", 0.9), Span(0.0, 9.0, "Rain/hail", 0.4)]
-    excerpts.see(str(path), spans)
-    assert excerpts.cut() == []
+    cutter.see(str(path), spans)
+    assert cutter.cut() == []
     rows = index(tmp_path / "out")
     assert [(row["label"], row["score"]) for row in rows] == [
         ("Dog", "0.900000"),
@@ -76,13 +76,35 @@ def test_whole_numbers_are_cut_bit_for_bit(tmp_path, container, subtype, kept):
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["Dog", "Rain_hail", "index.csv"]
 
 
+def test_a_recording_that_cannot_be_cut_ends_no_other(tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        soundfile.write(tmp_path / f"{name}.wav", whole_numbers("PCM_16"), 44_100)
+    written = soundfile.SoundFile.write
+
+    def failing(self, samples):
+        if "0.900_a" in str(self.name) or not len(writes):
+            writes.append(1)
+            raise OSError(28, "No space left on device")
+        return written(self, samples)
+
+    writes = []
+    monkeypatch.setattr(soundfile.SoundFile, "write", failing)
+    segments = SegmentCutter(tmp_path / "out", 0)
+    segments.see(str(tmp_path / "a.wav"), [Span(0.1, 0.3, "Dog", 0.9)])
+    segments.see(str(tmp_path / "b.wav"), [Span(0.1, 0.3, "Dog", 0.8)])
+    (error,) = segments.cut()
+    assert "a.wav: its segments cannot be cut out: No space left on device" in str(error)
+    assert [row["path"] for row in index(tmp_path / "out")] == ["Dog/0.800_b_0.100-0.300.wav"]
+    assert [path.name for path in (tmp_path / "out" / "Dog").iterdir()] == ["0.800_b_0.100-0.300.wav"]
+
+
 @pytest.mark.parametrize(("subtype", "kind"), [("FLOAT", np.float32), ("DOUBLE", np.float64)])
 def test_floats_are_cut_bit_for_bit(tmp_path, subtype, kind):
     samples = np.random.default_rng(0).normal(0, 1, (20_000, 3)).astype(kind)  # beyond full scale, too
     soundfile.write(tmp_path / "a.wav", samples, 96_000, subtype)
-    excerpts = Excerpts(tmp_path / "out", 0)
-    excerpts.see(str(tmp_path / "a.wav"), [Span(0.05, 0.1, "Bat", 1.0)])
-    assert excerpts.cut() == []
+    cutter = SegmentCutter(tmp_path / "out", 0)
+    cutter.see(str(tmp_path / "a.wav"), [Span(0.05, 0.1, "Bat", 1.0)])
+    assert cutter.cut() == []
     (row,) = index(tmp_path / "out")
     found, rate = soundfile.read(tmp_path / "out" / row["path"], dtype=np.dtype(kind).name)
     assert rate == 96_000 and soundfile.info(tmp_path / "out" / row["path"]).subtype == subtype
@@ -92,9 +114,9 @@ def test_floats_are_cut_bit_for_bit(tmp_path, subtype, kind):
 def test_compressed_recordings_are_decoded_at_their_own_rate(tmp_path):
     path = EXAMPLES / "dog.ogg"
     rate = soundfile.info(path).samplerate
-    excerpts = Excerpts(tmp_path / "out", 0)
-    excerpts.see(str(path), [Span(1.0, 2.5, "Dog", 0.8)])
-    assert excerpts.cut() == []
+    cutter = SegmentCutter(tmp_path / "out", 0)
+    cutter.see(str(path), [Span(1.0, 2.5, "Dog", 0.8)])
+    assert cutter.cut() == []
     (row,) = index(tmp_path / "out")
     found, found_rate = soundfile.read(tmp_path / "out" / row["path"], dtype="float32", always_2d=True)
     assert found_rate == rate and found.shape[1] == soundfile.info(path).channels
@@ -110,23 +132,23 @@ def test_only_what_lies_in_the_stretches_is_read_of_a_plain_file(tmp_path):
 def test_names_that_take_many_bytes_are_shortened(tmp_path):
     path = tmp_path / f"{78 * '声'}.wav"
     soundfile.write(path, np.full(8000, 0.1), 8000)
-    excerpts = Excerpts(tmp_path / "out", 0)
-    excerpts.see(str(path), [Span(0, 0.5, 90 * "音", 0.5)])
-    assert excerpts.cut() == []
+    cutter = SegmentCutter(tmp_path / "out", 0)
+    cutter.see(str(path), [Span(0, 0.5, 90 * "音", 0.5)])
+    assert cutter.cut() == []
     (row,) = index(tmp_path / "out")
     assert row["label"] == 90 * "音" and row["path"] == f"{53 * '音'}/0.500_{53 * '声'}_0.000-0.500.wav"
     assert (tmp_path / "out" / row["path"]).is_file()
 
 
 def test_the_best_of_each_label_and_names_that_are_taken(tmp_path):
-    excerpts = Excerpts(tmp_path / "out", 2)
+    cutter = SegmentCutter(tmp_path / "out", 2)
     for folder in ("x", "y", "z"):
         (tmp_path / folder).mkdir()
         soundfile.write(tmp_path / folder / "a.wav", np.full(8000, 0.1), 8000)
         score = {"x": 0.5, "y": 0.5, "z": 0.4}[folder]
-        excerpts.see(str(tmp_path / folder / "a.wav"), [Span(0, 0.5, "..", score), Span(0.5, 1, "Cat", score / 2)])
+        cutter.see(str(tmp_path / folder / "a.wav"), [Span(0, 0.5, "..", score), Span(0.5, 1, "Cat", score / 2)])
     (tmp_path / "y" / "a.wav").unlink()
-    (error,) = excerpts.cut()
+    (error,) = cutter.cut()
     assert "does not exist" in str(error)
     rows = index(tmp_path / "out")
     assert [(row["path"], row["label"]) for row in rows] == [
@@ -135,7 +157,7 @@ def test_the_best_of_each_label_and_names_that_are_taken(tmp_path):
     ]
     assert list(rows[0]) == list(COLUMNS)
     with pytest.raises(ConfigError, match="is not empty"):
-        Excerpts(tmp_path / "out", 2)
+        SegmentCutter(tmp_path / "out", 2)
 
 
 def test_an_interrupted_run_leaves_nothing_behind(tmp_path):
@@ -145,7 +167,7 @@ def test_an_interrupted_run_leaves_nothing_behind(tmp_path):
         (out / name).write_text("x")
     (tmp_path / "own.wav").write_text("x")
     (out / UNFINISHED).write_text("Dog/begun.wav\nDog/never.wav\n../own.wav\nown.wav\n")
-    assert Excerpts(out, 0).cut() == []
+    assert SegmentCutter(out, 0).cut() == []
     assert {path.name for path in out.rglob("*") if path.is_file()} == {"own.wav", "index.csv"}
     assert (tmp_path / "own.wav").exists() and (out / "own.wav").exists()
 
@@ -193,7 +215,7 @@ def test_a_killed_run_is_completed_by_the_same_command(tmp_path):
         soundfile.write(clips / f"{i}.flac", dog, rate)
     words = ["events", clips, *CHOSEN, "--output", rows, "--segments", out]
     code = (
-        "import dymn.inference.excerpts as e, time; cut = e._cut\n"
+        "import dymn.inference.segments as e, time; cut = e._cut\n"
         "e._cut = lambda *a: [*cut(*a), time.sleep(60)]\n"
         "import sys; from dymn.cli import app; app(sys.argv[1:])"
     )

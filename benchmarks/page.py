@@ -49,7 +49,7 @@ def main() -> None:
             server.terminate()
     median = statistics.median(times)
     print(
-        f"{given.seconds} s of sound took {median:.2f} s, the median of {len(times)} ({min(times):.2f} to "
+        f"{given.seconds} s of audio took {median:.2f} s, the median of {len(times)} ({min(times):.2f} to "
         f"{max(times):.2f})"
     )
 

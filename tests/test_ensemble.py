@@ -81,7 +81,7 @@ def test_models_that_do_not_go_together(tmp_path):
     assert members(str(plus)) == (str(plus),) and open_backend(str(plus)).labels == LABELS
     assert members("mn40_as(2)+mn04_as") == ("mn40_as(2)", "mn04_as")
     for wrong in ("a+", "+a", "a++b"):
-        with pytest.raises(ConfigError, match=r"a name is missing beside a \+"):
+        with pytest.raises(ConfigError, match=r"a name is missing next to a \+"):
             members(wrong)
     assert "is an ensemble of models" in str(unknown_model("mn40_ensemble"))
 

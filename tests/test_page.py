@@ -335,7 +335,7 @@ def test_a_server_that_takes_no_more_is_said_and_asked_again(page, tagger):
             other.send(json.dumps({"sample_rate": 16_000}))
             assert "ready" in other.recv()
             page.click("#mic")
-            says(page, "#problem", "places for live sound .1. are taken.*unheard.*asks again")
+            says(page, "#problem", "live connections .1. is reached.*not analysed.*tries again")
             assert page.locator("#mic").inner_text() == "Stop the microphone"
             picture(page, "overloaded")
         says(page, "#status", "^Hearing")
@@ -351,7 +351,7 @@ def test_sound_that_a_slow_server_does_not_hear_is_said(page, tagger, monkeypatc
         page.check("#on-server")
         monkeypatch.setattr(type(tagger.backend), "run", lambda *arguments: quick.wait(60) and run(*arguments))
         page.click("#mic")
-        says(page, "#problem", "too slow.*unheard")
+        says(page, "#problem", "too slow.*not analysed")
         quick.set()
         says(page, "#status", "^Hearing")
         says(page, "#problem", "^$")
@@ -365,7 +365,7 @@ def test_a_token_is_asked_for(page, tagger):
         page.check("#on-server")
         page.fill("#token", TOKEN)
         page.click("#token-use")
-        says(page, "#status", "takes the token")
+        says(page, "#status", "accepts the token")
         page.set_input_files("#file", AUDIO / "dog.ogg")
         done(page)
         assert TOKEN not in page.content() and not [url for _, url in page.asked if TOKEN in url]

@@ -325,7 +325,7 @@ def _either(content: Content, report: Report, stack: ExitStack) -> Decoder:
             raise UnknownFormatError("it is not asked")
         decoder = open_libsndfile(content, report, stack, go_on)
         if decoder.frames == 0:
-            raise UnknownFormatError("it holds no samples")
+            raise UnknownFormatError("it contains no samples")
         return decoder
     except UnknownFormatError as error:
         not_known = str(error)

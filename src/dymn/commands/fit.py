@@ -113,8 +113,8 @@ def fit(
         bool,
         typer.Option(
             "--general-background/--no-general-background",
-            help="Add the sounds of all kinds that come with dymn for dymn04_open (speech, music, machines, games) as "
-            "background, but for those that may hold a class. Other models and --softmax have none.",
+            help="Add the background sounds included in dymn for dymn04_open (speech, music, machines, games), "
+            "except those that may contain one of the classes. Not available for other models and --softmax.",
             rich_help_panel=DATA,
         ),
     ] = True,

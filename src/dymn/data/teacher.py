@@ -303,7 +303,7 @@ def _layout(path: Path) -> tuple[dict[str, str], dict[str, tuple[str, tuple[int,
                 raise ValueError(f"{name:.80} has shape {shape!s:.80} at {start!s:.40} to {stop!s:.40}")
             expected = math.prod(shape) * np.dtype(dtype).itemsize
             if stop - start != expected or 8 + length + stop > size:
-                raise ValueError(f"{name} lies at {start} to {stop} of {size} bytes")
+                raise ValueError(f"{name} is at {start} to {stop} of {size} bytes")
             places[name] = (dtype, shape, 8 + length + start)
         return dict(header["__metadata__"]), places
     except OSError as error:

@@ -103,4 +103,4 @@ class _Look:
             value |= (byte & 0x7F) << shift
             if byte < 0x80:
                 return value, at
-        raise ValueError("it holds a number without an end")
+        raise ValueError("it contains a number without an end")

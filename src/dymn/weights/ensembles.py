@@ -25,7 +25,7 @@ def members(name: str) -> tuple[str, ...]:
     parts = tuple(name.split("+"))
     if len(parts) == 1 or os.path.exists(os.path.expanduser(name)):
         return (name,)
-    check(all(parts), f"model is {name!r}: a name is missing beside a +. Write the models of an ensemble as A+B.")
+    check(all(parts), f"model is {name!r}: a name is missing next to a +. Write the models of an ensemble as A+B.")
     return parts
 
 

@@ -159,7 +159,7 @@ function draw() { drawSound(); drawTags(); drawScale(); choose(chosen); }
 at("name").textContent = data.name; document.title = data.name + " · dymn explain";
 at("found").textContent = data.found.join(",  ") + "  ·  " + data.model + ", " + data.seconds.toFixed(1) + " s";
 at("mixes").textContent = "Kernel shares" + (data.kernelZoom > 1 ? " (differences ×" + data.kernelZoom + ")" : "");
-at("says").textContent = "Tags in windows of " + data.window + " s (peak beside each name)";
+at("says").textContent = "Tags in windows of " + data.window + " s (peak next to each name)";
 at("seconds").replaceChildren(...[0, 0.2, 0.4, 0.6, 0.8, 1].map(part => Object.assign(document.createElement("span"), {textContent: (part * data.seconds).toFixed(1) + " s"})));
 ["all blocks", ...blocks.map(block => String(block.number))].forEach((text, i) => {
   const button = document.createElement("button");

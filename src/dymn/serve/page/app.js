@@ -75,7 +75,7 @@ async function prepareBrowser() {
     note.textContent = "Loading …";
     network = await ask("load", { threads: threads() });
     part("browser-model").textContent = network.name;
-    note.textContent = "The sound never leaves this device.";
+    note.textContent = "The audio never leaves this device.";
     part("in-browser").disabled = false;
     part("in-browser").checked = true;
   } catch (error) {
@@ -91,7 +91,7 @@ async function prepareServer() {
     part("server-model").textContent = models.find((model) => model.default).name;
     part("token-row").hidden = true;
   } catch (error) {
-    if (!(error instanceof Refused && error.status === 401)) complain(`The server does not answer: ${error.message}`);
+    if (!(error instanceof Refused && error.status === 401)) complain(`The server does not respond: ${error.message}`);
     else if (!inBrowser()) part("token-row").hidden = false;
   }
 }
@@ -100,8 +100,8 @@ part("token-use").addEventListener("click", async () => {
   useToken(part("token").value);
   complain("");
   await prepareServer();
-  if (part("token-row").hidden) say("The server takes the token.");
-  else complain("The server does not take this token.");
+  if (part("token-row").hidden) say("The server accepts the token.");
+  else complain("The server does not accept this token.");
 });
 
 part("where").addEventListener("change", async () => {
@@ -160,10 +160,10 @@ async function look(recording) {
   say(`Reading ${recording.name} …`);
   show(recording.name);
   try {
-    if (recording.size > MAX_FILE) throw new Error(`It is larger than ${MAX_FILE / 2 ** 20} MiB. Cut it, or use dymn tag.`);
+    if (recording.size > MAX_FILE) throw new Error(`It is larger than ${MAX_FILE / 2 ** 20} MiB. Split it, or use dymn tag.`);
     const samples = await recording.arrayBuffer().then(decode).catch(() => null);
     if (mine !== turn) return;
-    if (!samples?.length && inBrowser()) throw new Error("This browser cannot decode it. The server may: choose it above.");
+    if (!samples?.length && inBrowser()) throw new Error("This browser cannot decode it. Try the server: select it above.");
     part("answer").hidden = false;
     showSound(recording, samples, mine);
     say("Listening …");
@@ -281,7 +281,7 @@ async function listen() {
   file = null;
   complain("");
   if (!navigator.mediaDevices?.getUserMedia) {
-    complain("The browser gives the microphone only to pages on this machine or with https. Open this page at http://127.0.0.1, or over https.");
+    complain("The browser allows the microphone only for pages on this machine or with HTTPS. Open this page at http://127.0.0.1, or over HTTPS.");
     return;
   }
   const plain = { echoCancellation: false, noiseSuppression: false, autoGainControl: false };
@@ -289,7 +289,7 @@ async function listen() {
   try {
     stream = await navigator.mediaDevices.getUserMedia({ audio: plain });
   } catch (error) {
-    complain(error.name === "NotFoundError" ? "There is no microphone." : "The microphone may not be used. Allow it for this page in the browser.");
+    complain(error.name === "NotFoundError" ? "There is no microphone." : "Access to the microphone is denied. Allow it for this page in the browser.");
     return;
   }
   const context = new AudioContext();
@@ -312,7 +312,7 @@ async function listen() {
   while (mine === turn && listening) {
     if (!recent.total && performance.now() - begun > NO_SOUND_AFTER) {
       stopListening();
-      complain("No sound arrives. Check that the system has a microphone and loudspeakers that work, and start the browser again.");
+      complain("No audio arrives. Check that the system's microphone and loudspeakers work, and restart the browser.");
     }
     if (recent.total >= recent.rate) await hear(await resampled(recent.get(), recent.rate), mine);
     await new Promise((resolve) => setTimeout(resolve, 400));
@@ -330,12 +330,12 @@ async function hear(samples, mine) {
   const { scores, milliseconds } = await ask("scores", { samples: filled(samples, LIVE_SECONDS * RATE) });
   if (mine !== turn || !listening) return;
   heard(best(scores, SHOWN));
-  part("speed").textContent = `The last ${LIVE_SECONDS} s of sound took ${(milliseconds / 1000).toFixed(2)} s.`;
+  part("speed").textContent = `The last ${LIVE_SECONDS} s of audio took ${(milliseconds / 1000).toFixed(2)} s.`;
 }
 
 function heard(tags) {
   drawTags(part("tags"), tags);
-  sayNowAndThen(`Hearing: ${tags.length && tags[0].score >= 0.1 ? tags[0].label : "nothing that is known"}`);
+  sayNowAndThen(`Hearing: ${tags.length && tags[0].score >= 0.1 ? tags[0].label : "no known sound"}`);
 }
 
 function unheard(why) {

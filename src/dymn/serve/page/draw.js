@@ -50,7 +50,7 @@ export function drawTags(list, tags) {
       return item;
     }),
   );
-  if (!tags.length) list.append(made("li", "none", "Nothing is likely."));
+  if (!tags.length) list.append(made("li", "none", "No label is likely."));
 }
 
 export function clock(seconds) {

@@ -22,7 +22,7 @@ const headers = () => (token ? { Authorization: `Bearer ${token}` } : {});
 
 async function answer(response) {
   const body = await response.json().catch(() => null);
-  if (!response.ok) throw new Refused(response.status, body?.error?.message ?? `The server answered ${response.status}.`);
+  if (!response.ok) throw new Refused(response.status, body?.error?.message ?? `The server responded with ${response.status}.`);
   return body;
 }
 
@@ -49,7 +49,7 @@ export class LiveOnServer {
   connect() {
     this.ready = this.begun = false;
     this.sent = this.answered = 0; // seconds of sound
-    let why = "The server does not answer.";
+    let why = "The server does not respond.";
     this.socket = new WebSocket(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/v1/live`);
     this.socket.onopen = () =>
       this.socket.send(JSON.stringify({ sample_rate: this.rate, window: LIVE_SECONDS, hop: HOP, top_k: 10, token }));
@@ -66,7 +66,7 @@ export class LiveOnServer {
     this.socket.onclose = ({ code }) => {
       this.ready = false;
       if (!FOR_NOW.includes(code)) return this.ended(why);
-      this.lost(`${why} The microphone goes unheard meanwhile; this page asks again every ${AGAIN_AFTER} s.`);
+      this.lost(`${why} The microphone is not analysed meanwhile; this page tries again every ${AGAIN_AFTER} s.`);
       this.timer = setTimeout(() => this.connect(), 1000 * AGAIN_AFTER);
     };
   }
@@ -80,7 +80,7 @@ export class LiveOnServer {
   send(chunk, recent) {
     if (!this.ready) return;
     if (this.begun && this.behind() > MOST_BEHIND) {
-      this.lost("The server is too slow for live sound just now: parts of it go unheard.");
+      this.lost("The server is currently too slow for live audio: parts of it are not analysed.");
     } else if (this.begun) {
       this.socket.send(pcm(chunk));
       this.sent += chunk.length / this.rate;

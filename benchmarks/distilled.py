@@ -13,7 +13,8 @@ class, where its logits lie beside the index.
 the network with them, in half precision, and with thresholds for --threshold auto and precise. They are relative to the
 teacher: a class is there where the teacher gives it more than 0.3. Training clips count too, since few validation clips
 hold a given class; a class that the teacher hears in fewer than ten clips gets the thresholds of all classes together.
-`--plot FILE` draws what the teacher says beside what the student says, before and after.
+The card names the classes that the teacher hears in fewer than five training clips. `--plot FILE` draws what the
+teacher says beside what the student says, before and after. `--weakest N` names the classes with the lowest ratios."
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,8 @@ HEARD, SURE = 0.3, 0.5
 GROUPS = ((0, 1), (1, 5), (5, 15), (15, 50), (50, 1_000_000))
 FILLS = ("repeat", "pad")
 LEAST = 10  # clips of a class that gets thresholds of its own
+THIN = 5  # a class in fewer training clips is named in the card
+FEWEST = 3  # clips of a class whose ratio says something
 
 
 @torch.inference_mode()
@@ -98,6 +102,15 @@ def compare(student: Array, teacher: Array, counts: npt.NDArray[np.int64] | None
     return found
 
 
+def weakest(student: Array, teacher: Array, labels: Sequence[str], n: int) -> list[str]:
+    """Return the n classes with the lowest ratios, of those of which the teacher is sure in at least three clips."""
+    sure = teacher > SURE
+    counts = sure.sum(axis=0)
+    ratios = np.where(sure, student / np.maximum(teacher, 1e-12), 0).sum(axis=0) / np.maximum(counts, 1)
+    order = [int(i) for i in np.argsort(ratios) if counts[i] >= FEWEST][:n]
+    return [f"{labels[i]} {ratios[i]:.2f} ({counts[i]} clips)" for i in order]
+
+
 def thresholds(student: Array, teacher: Array, seconds: float) -> dict[str, list[float]]:
     """Return the thresholds of all classes for --threshold auto and precise, relative to the teacher."""
     heard, hours = teacher > HEARD, len(teacher) * seconds / 3600
@@ -122,6 +135,9 @@ def calibrated(options: argparse.Namespace, model: MobileNet, teacher: MobileNet
         heard.append(listen([teacher, model], source, fill, options.seconds, device))
     taught, said = (np.concatenate(rows) for rows in zip(*heard, strict=True))
     model.card.provenance["thresholds"] = thresholds(said, taught, options.seconds)
+    if (counts := clips_by_class(options.corpora)) is not None:
+        thin = [label for label, count in zip(model.card.labels, counts, strict=True) if count < THIN]
+        model.card.provenance["thin_classes"] = thin
     pretrained.save(model, options.calibrate, dtype=torch.float16)
     own = int(((taught > HEARD).sum(axis=0) >= LEAST).sum())
     print(
@@ -142,6 +158,9 @@ def main() -> None:
         "--calibrate", metavar="FILE", type=Path, help="Write the (first) model, calibrated, in half precision."
     )
     parser.add_argument("--plot", metavar="FILE", type=Path, help="With --calibrate: draw the reliability.")
+    parser.add_argument(
+        "--weakest", metavar="N", type=int, default=0, help="Name the N classes with the lowest ratios."
+    )
     parser.add_argument("--json", type=Path, help="Write the figures to this file too.")
     options = parser.parse_args()
     device = resolve_device(options.device)
@@ -175,6 +194,9 @@ def main() -> None:
             for k, v in row.items()
         ]
         print("| " + " | ".join(cells) + " |")
+    for i, name in enumerate(names, start=1) if options.weakest else ():
+        found = weakest(heard[FILLS[0]][i], heard[FILLS[0]][0], teacher.card.labels, options.weakest)
+        print(f"\nWeakest classes of {name}: {', '.join(found)}.")
     if options.json is not None:
         options.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 

@@ -1,5 +1,6 @@
 """Sound from addresses: codecs, reconnection, silence, garbage, a slow and a fast server, RTSP."""
 
+import errno
 import io
 import socketserver
 import struct
@@ -330,3 +331,16 @@ def test_other_addresses_are_refused(url):
 def test_secrets_are_not_shown():
     assert shown_url("https://me:word@radio.example:8000/live?key=1#x") == "https://radio.example:8000/live"
     assert shown_url("http://[::1]:80/x") == "http://[::1]:80/x"
+
+
+def test_an_unknown_host_is_named(monkeypatch):
+    def look_up(host, port):
+        if host.endswith(".invalid"):
+            raise OSError("Name or service not known")
+
+    monkeypatch.setattr(network.socket, "getaddrinfo", look_up)
+    error = OSError(errno.EIO, "Input/output error")
+    assert NetworkSource("rtsp://me:secret@camera.invalid/audio")._words(error) == (
+        "the host name camera.invalid is unknown"
+    )
+    assert "unknown" not in NetworkSource("rtsp://camera.example/audio")._words(error)

@@ -137,3 +137,63 @@ def test_one_shard_and_few_clips():
         probed.exit_code == 0
         and "12 test clips are too few for a reliable result: each is 8.3 % of them" in probed.stderr
     )
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--labels", "knock,whistel"), "no label 'whistel'. Did you mean: whistle?"),
+        (("--events", "--exclude", "Turdus merula"), "no label 'Turdus merula'. `dymn tag RECORDING --top-k 0` lists"),
+        (("--run", "no-such-program {label}"), "there is no program 'no-such-program'"),
+        (("--save", "same.safetensors"), "--save same.safetensors is a file. Give a folder."),
+    ],
+)
+def test_listen_checks_its_options_before_it_waits_for_a_source(monkeypatch, options, told):
+    monkeypatch.setattr("dymn.commands.listen.opened", lambda *_: pytest.fail("a source is waited for"))
+    done = run("listen", "rtsp://camera.invalid/audio", "-m", "same.safetensors", *options)
+    assert done.exit_code == 2 and told in done.stderr
+
+
+def test_a_program_whose_name_is_a_field_is_left_to_its_messages(monkeypatch):
+    monkeypatch.setattr("dymn.commands.listen.opened", lambda *_: ("camera", 16_000, iter(())))
+    assert run("listen", "rtsp://camera.invalid/audio", "-m", "same.safetensors", "--run", "./{label}").exit_code == 0
+
+
+@pytest.mark.parametrize("command", ["tag", "events"])
+def test_absolute_times_reach_raven_and_are_missed_aloud_elsewhere(tmp_path, command):
+    shutil.copy("clips/knock/0.wav", tmp_path / "20240512_043000.WAV")
+    shutil.copy("clips/knock/0.wav", tmp_path / "undated.wav")
+    asked = (command, tmp_path, "-m", "same.safetensors", "--threshold", "0.01", "--clock", "auto")
+    table = run(*asked, "-f", "raven").stdout.splitlines()
+    assert table[0].split("\t")[-2:] == ["Score", "Time"]
+    times = {row.split("\t")[7][-11:]: row.split("\t")[-1] for row in table[1:]}
+    assert times == {"_043000.WAV": "2024-05-12T04:30:00.000", "undated.wav": ""}
+    assert run(*asked[:-2], "-f", "raven").stdout.splitlines()[0].endswith("Score")
+    for name, output in (("audacity", tmp_path / "tracks"), ("label-studio", tmp_path / "tasks.json")):
+        done = run(*asked, "-f", name, "-o", output)
+        assert done.exit_code == 0 and f"--clock auto has no effect: the format {name}" in done.stderr
+    assert "no effect" not in run(*asked, "-f", "csv").stderr
+
+
+@pytest.mark.parametrize(("model", "told"), [("mn01", "mn01 is an architecture"), ("same.safetensors", None)])
+def test_training_from_random_weights_has_a_note(monkeypatch, tmp_path, model, told):
+    folder = tmp_path / "with space"
+    monkeypatch.setattr(
+        "dymn.training.train",
+        lambda *_: {"train_seconds": 1.0, "best_epoch": 1, "epochs": 1, "checkpoint": f"{folder}/best.safetensors"},
+    )
+    done = run("train", "--data", "clips", "--model", model, "-o", folder)
+    assert done.exit_code == 0 and f"--model '{folder}/best.safetensors'" in done.stdout
+    assert ("random weights. To fine-tune, use one of: mn01_as" in done.stderr) == (told is not None)
+
+
+def test_a_slow_job_reports_its_pace_by_the_minute(monkeypatch):
+    from dymn.commands import progress
+
+    clock = iter([0.0, 90.0, 90.5])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    lines = []
+    bar = progress.Bar(4)
+    monkeypatch.setattr(bar, "say", lines.append)
+    bar.advance("hour.wav")
+    assert lines == ["dymn: 1 of 4 (25.0%), 0.7 a minute, 0:04:30 left"]

@@ -3,11 +3,13 @@
 Each is refused with a sentence, none is executed or blown up.
 """
 
+import numpy as np
 import pytest
 import torch
 
 from dymn.errors import ConfigError, WeightsError
 from dymn.weights import import_efficientat
+from dymn.weights.efficientat import read_efficientat
 
 
 @pytest.fixture(scope="module", params=["dymn_w01", "mn_w01", "mn_w01_fully_convolutional", "dymn_w02_replace_se"])
@@ -44,6 +46,15 @@ def test_altered_tensors_are_refused(state, alteration):
         if key in state:
             with pytest.raises(WeightsError):
                 import_efficientat(state | {key: ALTERATIONS[alteration](state[key])})
+
+
+def test_every_width_that_another_layer_has_is_refused(state):
+    arrays = {key: values.numpy() for key, values in state.items()}
+    norms = [key for key in arrays if key.endswith(".1.weight") and arrays[key].ndim == 1]
+    for key in norms:
+        for width in {len(arrays[other]) for other in norms} - {len(arrays[key])}:
+            with pytest.raises(WeightsError, match="does not fit"):
+                read_efficientat(arrays | {key: np.ones(width, np.float32)})
 
 
 def test_what_is_missing_or_extra_is_named(state):

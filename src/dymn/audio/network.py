@@ -7,6 +7,8 @@ of an Icecast stream or a file do, the reader waits.
 
 from __future__ import annotations
 
+import errno
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -157,6 +159,12 @@ class NetworkSource:
             return str(error)
         if type(error).__name__ == "ExitError":  # how PyAV ends a call that takes too long
             return f"nothing arrived for {self._timeout:g} s"
+        if isinstance(error, OSError) and error.errno == errno.EIO:  # FFmpeg's answer to a wrong name, among others
+            host = urlsplit(self._url).hostname
+            try:
+                socket.getaddrinfo(host, None)
+            except OSError:
+                return f"the host name {host} is unknown"
         return error_words(error)
 
     def _connection(self) -> Iterator[tuple[Floats, int]]:

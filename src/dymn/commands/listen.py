@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
@@ -227,7 +229,7 @@ def listen(
     """
     from dymn.audio.microphone import devices as microphones
     from dymn.inference.events import EventSettings
-    from dymn.inference.selection import TagSettings
+    from dymn.inference.selection import Selection, TagSettings
     from dymn.live.lines import LineFile, json_line
 
     hush(quiet)
@@ -246,6 +248,7 @@ def listen(
     how: dict[str, Any] = {"specific": specific, "channel": "mix" if is_stream else channel, "gain": gain}
     saving = Saving(save, before, after, save_format, keep)
     deliveries = list(deliver(webhook, run, mqtt))
+    check_actions(save, run)
     if events:
         settings = EventSettings(
             "windows", window, hop, labels=chosen[0], exclude=chosen[1],
@@ -262,6 +265,7 @@ def listen(
     if format == "jsonl":
         writers.append(lambda fields: typer.echo(json_line(fields)))
     tagger = words.of(load_tagger(model, device, threads, quiet, backend, precision))
+    Selection(tagger.card, settings.tagging() if events else tagging)  # a source may be waited for without end
     with ExitStack() as stack:
         try:
             place = LiveSource(
@@ -371,6 +375,19 @@ def deliver(webhook: str | None, run: str | None, mqtt: str | None) -> Iterator[
     for kind, value in ((Webhook, webhook), (ProgramRunner, run), (Mqtt, mqtt)):
         if value is not None:
             yield kind(value, note)
+
+
+def check_actions(save: Path | None, run: str | None) -> None:
+    """Refuse, before a source is waited for, a folder or a program that no sound could be given to.
+
+    Raises:
+        ConfigError: naming the folder or the program.
+    """
+    if save is not None and save.exists() and not save.is_dir():
+        raise ConfigError(f"--save {save} is a file. Give a folder.")
+    program = "" if run is None else shlex.split(run)[0]
+    if program and "{" not in program and shutil.which(program) is None:
+        raise ConfigError(f"--run: there is no program {program!r} that can be executed. Check its name and path.")
 
 
 def show_sound(message: dict[str, Any]) -> None:

@@ -138,15 +138,17 @@ class Bar:
         now = time.monotonic()
         rate = (self._done - self._first) / max(now - self._begun, 1e-3)
         if self._progress is not None:
-            count = f"{self._done}/{self._total} {rate:.1f}/s"
+            count = (
+                f"{self._done}/{self._total} {rate:.1f}/s"
+                if rate >= 1
+                else f"{self._done}/{self._total} {60 * rate:.1f}/min"
+            )
             self._progress.update(self._task, completed=self._done, description=visible(Path(name).name), count=count)
         elif not self._quiet and now - self._said >= self.LINE_SECONDS:
             self._said = now
+            pace = f"{rate:.1f} a second" if rate >= 1 else f"{60 * rate:.1f} a minute"
             share, left = self._done / max(1, self._total), round((self._total - self._done) / rate)
-            self.say(
-                f"dymn: {self._done:,} of {self._total:,} ({share:.1%}), {rate:.1f} a second, "
-                f"{timedelta(seconds=left)} left"
-            )
+            self.say(f"dymn: {self._done:,} of {self._total:,} ({share:.1%}), {pace}, {timedelta(seconds=left)} left")
 
     def over(self, items: Iterable[T]) -> Iterator[T]:
         """Yield the items; the bar is on the screen only while the next one is awaited, so that they can be printed."""

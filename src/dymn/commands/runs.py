@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from dymn.inference.tagger import Tagger
     from dymn.ray import Engine
 
+NO_CLOCK = ("audacity", "label-studio", "rttm")
 LONGEST_STEM = 200  # bytes of a name, to which an ending is added; file systems allow 255
 MANY = 2**31
 """A number of recordings that is not known, and larger than that of CPUs."""
@@ -141,6 +142,8 @@ def run(
 
     name = choose(layout, asked.format, asked.output)
     note_other_ending(layout, name, asked.output, asked.quiet)
+    if asked.read.clock == "auto" and name in NO_CLOCK:
+        note(f"--clock auto has no effect: the format {name} cannot contain absolute times.", asked.quiet)
     if asked.output is not None:
         note_new_folder(asked.output)
     engine = ray_engine(asked.ray, asked.workers, asked.threads, asked.device, asked.backend)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -156,6 +157,8 @@ def train(
     check_inputs(config)
     use_threads(threads)
     fetch_models(config, quiet)
+    if model is not None:
+        note_fresh(config, quiet)
     if fold is not None and fold != ALL:
         config = config.replace({"data.fold": parse_fold(fold)})
     work = train_all_folds if fold == ALL else train_once
@@ -211,6 +214,18 @@ def fetch_models(config: TrainConfig, quiet: bool) -> None:
         if name in REGISTRY and not is_local(REGISTRY[name]):
             with download_bar(quiet) as progress:
                 fetch_published(REGISTRY[name], progress)
+
+
+def note_fresh(config: TrainConfig, quiet: bool) -> None:
+    """Write a note if --model names an architecture, which starts from random weights, instead of a trained model."""
+    from dymn.architectures import MODELS
+    from dymn.weights import REGISTRY
+
+    name = config.model.name
+    if name in MODELS and not config.model.inherit:
+        trained = [key for key, published in REGISTRY.items() if published.architecture == name]
+        remedy = f" To fine-tune, use one of: {', '.join(trained)}." if trained else ""
+        note(f"{name} is an architecture, so training starts from random weights.{remedy}", quiet)
 
 
 def parse_fold(text: str) -> int:
@@ -316,4 +331,4 @@ def summarise(result: dict[str, Any]) -> None:
         if found:
             say(f"On the {name} clips: {', '.join(found)}.")
     say(f"Checkpoint: {result['checkpoint']}")
-    say(f"Tag with it: dymn tag RECORDING --model {result['checkpoint']}")
+    say(f"Tag with it: dymn tag RECORDING --model {shlex.quote(str(result['checkpoint']))}")

@@ -112,7 +112,7 @@ def calibrate(
     if missing:
         raise ConfigError(
             f"The dataset has the label {missing[0]!r}, which the model lacks. Rename labels; the model's are "
-            f"{', '.join(labels[:3])} and so on."
+            f"{'; '.join(labels[:3])} and so on."
         )
     embedder = Embedder(open_backend(stored, threads=threads, device="cpu"))
     examples, bad = embed_labelled(

@@ -147,10 +147,13 @@ def matching(labels: Sequence[str], patterns: Sequence[str]) -> set[int]:
             matches = _matches(labels, part)
             if not matches:
                 close = (
-                    difflib.get_close_matches(part, labels, n=3, cutoff=0.5)
-                    or [x for x in labels if part.lower() in x.lower()][:3]
+                    difflib.get_close_matches(part, labels, n=3) or [x for x in labels if part.lower() in x.lower()][:3]
                 )
-                hint = f"Did you mean: {'; '.join(close)}?" if close else "See `dymn tag --help` for patterns."
+                hint = (
+                    f"Did you mean: {'; '.join(close)}?"
+                    if close
+                    else "`dymn tag RECORDING --top-k 0` lists all labels."
+                )
                 raise ConfigError(f"The model has no label {part!r}. {hint}")
             found |= matches
     return found

@@ -89,8 +89,8 @@ def _members(labels: Sequence[str], member: str, group: str) -> set[int]:
     }
     if not found:
         known = [*labels, *(name for name in paths() if name not in labels)]
-        close = difflib.get_close_matches(member, known, n=3, cutoff=0.5)
-        hint = f"Did you mean: {'; '.join(close)}?" if close else "See `dymn tag --help` for patterns."
+        close = difflib.get_close_matches(member, known, n=3)
+        hint = f"Did you mean: {'; '.join(close)}?" if close else "`dymn tag RECORDING --top-k 0` lists all labels."
         raise ConfigError(f"The group {group!r} contains {member!r}, but the model has no such label. {hint}")
     return found
 

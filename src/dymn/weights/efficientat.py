@@ -138,6 +138,11 @@ def taken(
         listed = [f"{word} {shorten(names)}" for word, names in (("missing", missing), ("extra", extra)) if names]
         raise WeightsError(f"{name} does not fit an {family} network: {'; '.join(listed)}.")
     shapes = state_shapes(config)
+    targets = shapes.keys() ^ {entry.target for entry in entries}
+    if unequal := sorted(target for target in targets if not target.endswith(COUNTER)):
+        raise WeightsError(
+            f"{name} does not fit an {family} network: its tensors disagree on whether it has {shorten(unequal)}."
+        )
     values = {}
     for entry in entries:
         given, shape = state[entry.source], shapes[entry.target]

@@ -52,8 +52,10 @@ def raven(results: Iterable[R], layout: Layout[R], origin: Origin) -> Iterator[s
     """Write a selection table. The times of several recordings are those of a sequence of their files.
 
     So a begin time is that in the file, plus the lengths of all recordings before that can be read, by their headers.
+    With the clock, a last column has the absolute time of each begin.
     """
-    yield "\t".join(RAVEN_COLUMNS) + "\n"
+    clock = origin.parameters.get("clock") == "auto"
+    yield "\t".join((*RAVEN_COLUMNS, *["Time"] * clock)) + "\n"
     numbers, before = itertools.count(1), 0.0
     for result in results:
         if result.error is not None:
@@ -63,9 +65,10 @@ def raven(results: Iterable[R], layout: Layout[R], origin: Origin) -> Iterator[s
         path = _cell(os.path.abspath(result.name) if os.path.exists(result.name) else result.name)
         for span in layout.spans(result):
             begin, end = before + span.start, before + span.end
+            time = "\t" + (result.begin.at(span.start) if result.begin else "") if clock else ""
             yield (
                 f"{next(numbers)}\tSpectrogram 1\t{channel.number}\t{begin:.6f}\t{end:.6f}\t0.0\t{high:.1f}\t{path}\t"
-                f"{span.start:.6f}\t{_cell(span.label)}\t{span.score:.4f}\n"
+                f"{span.start:.6f}\t{_cell(span.label)}\t{span.score:.4f}{time}\n"
             )
         before += seconds if channel.number == channel.of else 0.0
 

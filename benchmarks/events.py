@@ -1,24 +1,31 @@
 """How well beginnings and ends of sounds are found, on recordings made of clips of ESC-10 whose bounds are known.
 
     python benchmarks/events.py ESC10 --model mn04_as --model dymn04_open
+    python benchmarks/events.py ESC10 --model dymn04_open --sweep --cache FOLDER
 
-ESC10 is a folder as for `zero_shot.py`; the recordings are those of `mixtures.py`, from the clips of folds 4 and 5. The
-settings of `dymn events` were chosen on recordings from folds 1 to 3 (`--folds 1 2 3 --seed 1`). Nothing is trained.
+ESC10 is a folder as for `zero_shot.py`; the recordings are those of `mixtures.py`, from the clips of folds 4 and 5.
+`--sweep` tries settings on recordings from folds 1 to 3 instead, with which the defaults of `dymn events` were chosen;
+the frames are kept in `--cache`. Nothing is trained.
 
 The scores are those of sed_scores_eval, which is installed by itself, as it needs old companions:
 
     pip install sed_scores_eval "pandas<3" "setuptools<81"
 
 PSDS is from probabilities at all thresholds: dtc = gtc = 0.5, up to 500 false alarms an hour, the mean over classes.
-The F1 are from events at the standard threshold: of events with beginning and end within 0.5 s (or half of the length
-for the end), and of seconds; means over classes.
+The F1 are from events: of events with beginning and end within 0.5 s (or half of the length for the end), and of
+seconds; means over classes. "Others" are events of labels that are neither above nor below those of a sound in the
+recording in AudioSet's ontology, per minute.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import hashlib
+import itertools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +33,25 @@ import numpy as np
 
 from dymn import Tagger
 from dymn.inference.events import Event, EventSettings, decide
-from dymn.inference.frames import METHODS, Frames, frames
-from mixtures import SECONDS, Mixture, class_indices, mixtures
+from dymn.inference.frames import METHODS, Frames, FrameSettings, frames
+from dymn.inference.methods import Nearby
+from dymn.weights.ontology import ancestors
+from mixtures import NOISE_DB, SECONDS, Mixture, class_indices, mixtures
 
+Classes = dict[str, list[int]]
 GRID = 0.02  # seconds; how finely decisions are given to the scorer
 COLLAR = 0.5
+CUTS = (  # what `--sweep` tries
+    *(FrameSettings("windows", window, hop) for window in (0.64, 0.96, 1.28, 1.6) for hop in (0.16, 0.32)),
+    FrameSettings("activation"),
+    *(FrameSettings("combined", clip=clip) for clip in (0.2, 0.3, 0.4)),
+    *(FrameSettings("combined", window, hop) for window, hop in ((0.96, 0.32), (1.28, 0.16))),
+)
+WEIGHTS = (None, 0.3, 0.4)  # of the highest probability nearby; None is a fixed share of the threshold
+THRESHOLDS = (0.05, 0.1)
 
 
-def of_classes(found: Frames, classes: dict[str, list[int]]) -> Frames:
+def of_classes(found: Frames, classes: Classes) -> Frames:
     """Return frames of the classes of ESC-10, each as probable as its likeliest AudioSet label."""
     scores = np.stack([found.scores[:, indices].max(axis=1) for indices in classes.values()], axis=1)
     return dataclasses.replace(found, labels=tuple(classes), scores=scores)
@@ -68,35 +86,116 @@ def scored(recordings: list[Mixture], found: list[Frames], settings: EventSettin
     return {"psds": float(psds), "event_f1": float(events), "segment_f1": float(seconds)}
 
 
+def others(recordings: list[Mixture], found: list[Frames], settings: EventSettings, classes: Classes) -> float:
+    """Return how many events of labels that have nothing to do with a recording are found in it, per minute."""
+    labels = found[0].labels
+    above = [ancestors(label) for label in labels]
+    wrong = 0
+    for mixture, scores in zip(recordings, found, strict=True):
+        own = {index for event in mixture.events for index in classes[event.label]}
+        names, general = {labels[i] for i in own}, {name for i in own for name in above[i]}
+        related = {label for i, label in enumerate(labels) if i in own or label in general or above[i] & names}
+        wrong += sum(event.label not in related for event in decide(scores, settings))
+    return wrong / (len(recordings) * SECONDS / 60)
+
+
+def frames_of(tagger: Tagger, recordings: list[Mixture], settings: FrameSettings, cache: Path | None) -> list[Frames]:
+    """Return the frames of all labels, kept in a folder for the next time."""
+    made = json.dumps([str(tagger.card.provenance.get("sha256")), dataclasses.asdict(settings)], default=str)
+    heard = hashlib.sha256(b"".join([made.encode(), *(mixture.waveform.tobytes() for mixture in recordings)]))
+    kept = None if cache is None else cache / f"{heard.hexdigest()[:16]}.npz"
+    if kept is not None and kept.exists():
+        with np.load(kept) as arrays:
+            return [
+                Frames(tagger.backend.labels, arrays[f"times{i}"], arrays[f"scores{i}"], SECONDS)
+                for i in range(len(recordings))
+            ]
+    found = [frames(tagger.backend, mixture.waveform, mixture.sample_rate, settings) for mixture in recordings]
+    if kept is not None:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        arrays = {f"{name}{i}": getattr(one, name) for i, one in enumerate(found) for name in ("times", "scores")}
+        np.savez(kept, **arrays)
+    return found
+
+
+def swept() -> Iterator[tuple[FrameSettings, list[tuple[EventSettings, float | None]]]]:
+    """Yield ways to get frames, each with the settings to try on them and the weight of what is nearby."""
+    for cut in CUTS:
+        given = {field.name: getattr(cut, field.name) for field in dataclasses.fields(FrameSettings)}
+        yield (
+            cut,
+            [
+                (EventSettings(**given, threshold=threshold), weight)
+                for weight, threshold in itertools.product(WEIGHTS, THRESHOLDS)
+            ],
+        )
+
+
+def standard() -> Iterator[tuple[FrameSettings, list[tuple[EventSettings, float | None]]]]:
+    """Yield the methods with their defaults."""
+    for name, method in METHODS.items():
+        if name != "frames":
+            weight = None if method.nearby is None else method.nearby.weight
+            yield FrameSettings(name), [(EventSettings(name), weight)]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="The folder of ESC-10.")
     parser.add_argument(
         "--model", action="append", required=True, help="A model with AudioSet's labels, by name or file."
     )
-    parser.add_argument("--folds", nargs="+", type=int, default=[4, 5], help="The folds whose clips are used.")
-    parser.add_argument("--seed", type=int, default=2, help="Where recordings are made from.")
+    parser.add_argument("--sweep", action="store_true", help="Try settings on other recordings.")
+    parser.add_argument("--cache", type=Path, help="A folder that keeps frames for the next time.")
+    parser.add_argument("--folds", nargs="+", type=int, help="The folds whose clips are used; 4 5, or 1 2 3 to sweep.")
+    parser.add_argument("--seed", type=int, help="Where recordings are made from; 2, or 1 to sweep.")
     parser.add_argument("--recordings", type=int, default=50, help="How many recordings of 20 s to make.")
+    parser.add_argument("--noise", nargs=2, type=float, default=NOISE_DB, help="By how many dB events are louder.")
     parser.add_argument("--threads", type=int, help="How many CPU threads to use.")
     parser.add_argument("--json", action="store_true", help="Print JSON instead of a table.")
     options = parser.parse_args()
+    folds = tuple(options.folds or ((1, 2, 3) if options.sweep else (4, 5)))
+    seed = options.seed if options.seed is not None else 1 if options.sweep else 2
     classes = class_indices(options.folder)
-    recordings = mixtures(options.folder, tuple(options.folds), options.recordings, options.seed)
+    recordings = mixtures(options.folder, folds, options.recordings, seed, noise_db=tuple(options.noise))
     results = []
     for model in options.model:
         tagger = Tagger.from_pretrained(model, threads=options.threads)
-        for method in METHODS:
-            settings = EventSettings(method)
-            found = [
-                of_classes(frames(tagger.backend, m.waveform, m.sample_rate, settings), classes) for m in recordings
-            ]
-            results.append({"model": tagger.card.name, "method": method, **scored(recordings, found, settings)})
+        for cut, tried in swept() if options.sweep else standard():
+            found = frames_of(tagger, recordings, cut, options.cache)
+            judged = [of_classes(one, classes) for one in found]
+            for settings, weight in tried:
+                row: dict[str, Any] = {"model": tagger.card.name, "method": cut.method, **cut.cutting()._asdict()}
+                row |= {"clip": cut.clip, "nearby": weight, "threshold": settings.rule().threshold}
+                with weighted(str(cut.method), weight):
+                    row |= scored(recordings, judged, settings)
+                    row["others"] = others(recordings, found, settings, classes)
+                results.append(row)
+                if not options.json:
+                    print(line(row), flush=True)
     if options.json:
         print(json.dumps(results))
-        return
-    print(f"{'model':14}{'method':12}{'PSDS':>8}{'event F1':>10}{'segment F1':>12}")
-    for result in results:
-        print("{model:14}{method:12}{psds:8.3f}{event_f1:10.3f}{segment_f1:12.3f}".format(**result))
+
+
+@contextlib.contextmanager
+def weighted(method: str, weight: float | None) -> Iterator[None]:
+    """Let the highest probability nearby have this weight; None is a fixed share of the threshold instead."""
+    usual = METHODS[method]
+    nearby = None if weight is None else (usual.nearby or Nearby(5.0))._replace(weight=weight)
+    METHODS[method] = usual._replace(nearby=nearby)
+    try:
+        yield
+    finally:
+        METHODS[method] = usual
+
+
+def line(row: dict[str, Any]) -> str:
+    """Return a result as a line of text."""
+    shown = {**row, "nearby": "-" if row["nearby"] is None else row["nearby"]}
+    return (
+        "{model} {method} {window:g}/{hop:g} s clip {clip:g} nearby {nearby} threshold {threshold:g}: PSDS {psds:.3f}, "
+        "F1 of events {event_f1:.3f}, of seconds {segment_f1:.3f}, others {others:.1f}/min"
+    ).format(**shown)
 
 
 if __name__ == "__main__":

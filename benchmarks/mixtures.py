@@ -67,7 +67,14 @@ def coloured_noise(n: int, random: np.random.Generator) -> np.ndarray:
     return shaped / np.sqrt((shaped**2).mean())
 
 
-def mixtures(folder: Path, folds: tuple[int, ...], count: int, seed: int, sample_rate: int = 32_000) -> list[Mixture]:
+def mixtures(
+    folder: Path,
+    folds: tuple[int, ...],
+    count: int,
+    seed: int,
+    sample_rate: int = 32_000,
+    noise_db: tuple[float, float] = NOISE_DB,
+) -> list[Mixture]:
     """Make recordings of 20 s with two to six events each, from the clips of some folds of ESC-10."""
     random = np.random.default_rng(seed)
     by_class: dict[str, list[Path]] = {}
@@ -75,10 +82,16 @@ def mixtures(folder: Path, folds: tuple[int, ...], count: int, seed: int, sample
         for row in csv.DictReader(file):
             if int(row["fold"]) in folds:
                 by_class.setdefault(row["category"], []).append(folder / "audio" / row["filename"])
-    return [_mixture(f"mixture{i:03d}", by_class, random, sample_rate) for i in range(count)]
+    return [_mixture(f"mixture{i:03d}", by_class, random, sample_rate, noise_db) for i in range(count)]
 
 
-def _mixture(name: str, by_class: dict[str, list[Path]], random: np.random.Generator, sample_rate: int) -> Mixture:
+def _mixture(
+    name: str,
+    by_class: dict[str, list[Path]],
+    random: np.random.Generator,
+    sample_rate: int,
+    noise_db: tuple[float, float],
+) -> Mixture:
     n = round(SECONDS * sample_rate)
     waveform = np.zeros(n)
     events: list[Truth] = []
@@ -95,7 +108,7 @@ def _mixture(name: str, by_class: dict[str, list[Path]], random: np.random.Gener
             continue
         waveform[first : first + len(sound)] += sound
         events.append(Truth(label, start, end))
-    noise = coloured_noise(n, random) * EVENT_RMS * 10 ** (-random.uniform(*NOISE_DB) / 20)
+    noise = coloured_noise(n, random) * EVENT_RMS * 10 ** (-random.uniform(*noise_db) / 20)
     return Mixture(
         name, (waveform + noise).astype(np.float32), sample_rate, tuple(sorted(events, key=lambda event: event.start))
     )

@@ -42,7 +42,8 @@ from dymn.inference.embedding import Embedding, EmbedSettings
 from dymn.inference.events import EventRecording, EventSettings, collect_events
 from dymn.inference.files import Recording, collect_tags
 from dymn.inference.formats.writers import require_parquet
-from dymn.inference.frames import FrameSettings, chosen_labels, collect_parts, frame_maker
+from dymn.inference.frames import FrameSettings, chosen_labels, collect_parts
+from dymn.inference.makers import frame_maker
 from dymn.inference.selection import TagSettings
 from dymn.inference.tagger import Tagger
 from dymn.inference.windows import Opened, Piece, computed, pieces, source_name

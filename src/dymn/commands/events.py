@@ -22,7 +22,7 @@ WHEN = "Events"
 
 EventFormat = Literal["text", "csv", "json", "jsonl", "parquet", "audacity", "raven", "label-studio", "rttm"]
 """The formats of `dymn.inference.formats.events.EVENTS`."""
-How = Literal["activation", "windows", "frames"]
+How = Literal["combined", "activation", "windows", "frames"]
 """The keys of `dymn.inference.frames.METHODS`."""
 
 
@@ -56,11 +56,11 @@ def events(
     method: Annotated[
         How | None,
         typer.Option(
-            help="Score short overlapping windows (windows), or the frames of the last feature map of long windows "
-            "(activation), which is faster but finds fewer events. The models fmn... score frames themselves "
-            "(frames).",
+            help="Score short overlapping windows (windows), the frames of the last feature map of long windows "
+            "(activation), which is faster and finds less, or both (combined). The models fmn... score frames "
+            "themselves (frames).",
             rich_help_panel=WHEN,
-            show_default="frames for fmn..., otherwise windows",
+            show_default="frames for fmn..., windows for ONNX files, else combined",
         ),
     ] = None,
     threshold: Annotated[
@@ -76,8 +76,8 @@ def events(
         typer.Option(
             metavar="FROM 0 TO 1",
             max=1,
-            help="An event lasts while its probability is at least this. The default is 0.3 of --threshold, "
-            "all of it for frames.",
+            help="An event lasts while its probability is at least this. The default is 0.3 of --threshold, or less "
+            "where the probabilities nearby are low; all of it for frames.",
             rich_help_panel=WHEN,
         ),
     ] = None,

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from dymn.config import ModelCard, check
 from dymn.errors import DymnError
 from dymn.inference.frames import FramePart, Frames, FrameSettings, Times, chosen_labels, frame_parts
+from dymn.inference.methods import Around, Nearby
 from dymn.inference.selection import SPECIFIC_SHARE
 from dymn.inference.windows import AudioLike, Told
 from dymn.runtime.backend import Backend
@@ -50,8 +51,9 @@ class EventSettings(FrameSettings):
     Attributes:
         threshold: an event has a frame with at least this probability; "auto" and "precise" are the thresholds that the
             checkpoint carries for each label.
-        off_threshold: an event lasts while the probability is at least this, or `threshold` where that is
-            lower; None is a share of `threshold`.
+        off_threshold: an event lasts while the probability is at least this, or `threshold` where that is lower; None
+            is a share of `threshold`, or less where the probabilities of its label nearby are lower, see
+            `dymn.inference.methods.Nearby`.
         median: seconds, as the network hears them, over which the median of the probabilities is taken first; up to one
             frame leaves them as they are.
         min_gap: events of one label with at most this many seconds between them are joined.
@@ -80,6 +82,17 @@ class EventSettings(FrameSettings):
         for name in ("median", "min_gap", "min_duration"):
             value = getattr(rule, name)
             check(0 <= value <= 3600, f"{name} is {value}; it must be from 0 to 3600 seconds.")
+
+    @property
+    def nearby(self) -> Nearby | None:
+        """How the probability may fall lower than the method's share of `threshold`; None is not at all."""
+        return self.usual.nearby if self.off_threshold is None else None
+
+    def around(self, step: float) -> Around:
+        """Return the frames that count around one; `step` is the time from one to the next, in the recording."""
+        step /= self.speed  # settings are seconds as the network hears them
+        half = max(0, round((self.rule().median / step - 1) / 2))
+        return Around(half, max(1, round(self.nearby.seconds / step)) if self.nearby else 0)
 
     def rule(self) -> Rule:
         """Return how events are found, with the method's own for what is None."""
@@ -197,14 +210,14 @@ class Decider:
             ConfigError: if thresholds are asked for that the model does not carry.
         """
         self._settings = settings or EventSettings()
-        self._edges = self._settings.usual.edges
         self._tracker = EventTracker(labels, self._settings, card)
         self._labels = labels
         self._kinds = kinds(labels) if self._settings.specific else None
-        # frames on each side of one that its median takes in; known from the second frame on
-        self._half: int | None = None
+        self._around = Around()  # known from the second frame on
+        self._is_begun = False
         self._times: Times = np.empty(0)  # of the undecided frames
-        self._scores = np.empty((0, len(labels)), np.float32)  # `_half` frames before the undecided frames, then those
+        # `_around.reach` frames before the undecided frames, then those
+        self._scores = np.empty((0, len(labels)), np.float32)
         self._edge = 0.0  # where the first undecided frame begins
         self._events: list[Event] = []
 
@@ -212,18 +225,10 @@ class Decider:
         """Add the next frames: their middles [n] in seconds, and probabilities [n, C]."""
         self._times = np.concatenate([self._times, times])
         self._scores = np.concatenate([self._scores, scores])
-        if self._half is None:
-            if len(self._times) < 2:
-                return
-            rule = self._settings.rule()
-            median = rule.median * self._settings.speed  # in seconds of the recording, as `_times`
-            half = max(0, round((median / float(self._times[1] - self._times[0]) - 1) / 2))
-            if self._edges == "symmetric" and len(self._times) < half:  # what is reflected must be there
-                return
-            self._half = half
-            self._scores = np.pad(self._scores, ((half, 0), (0, 0)), mode=self._edges)
-        count = len(self._times) - max(1, self._half)  # a frame ends half way to the next one
-        if count > 0:
+        if not self._is_begun:
+            self._begin()
+        count = len(self._times) - max(1, self._around.reach)  # a frame ends half way to the next one
+        if self._is_begun and count > 0:
             self._decide(count, (self._times[:count] + self._times[1 : count + 1]) / 2)
 
     def finish(self, seconds: float) -> list[Event]:
@@ -232,7 +237,9 @@ class Decider:
         Frames beyond its end are listened to, and events end with it.
         """
         if count := len(self._times):
-            self._scores = np.pad(self._scores, ((0, self._half or 0), (0, 0)), mode=self._edges)
+            if not self._is_begun:
+                self._begin(is_whole=True)
+            self._scores = np.pad(self._scores, ((0, self._around.reach), (0, 0)), mode="symmetric")
             between, end = (self._times[1:] + self._times[:-1]) / 2, max(seconds, float(self._times[-1]))
             self._decide(count, np.append(between, end))
         self._events += self._tracker.finish()
@@ -240,10 +247,18 @@ class Decider:
         kept = found if self._kinds is None else most_specific(found, self._labels, self._kinds)
         return sorted(kept, key=lambda event: (event.start, -event.score, event.label))
 
+    def _begin(self, is_whole: bool = False) -> None:
+        """Reflect the probabilities at the beginning, if the frames for it are there or there are no more of them."""
+        if len(self._times) > 1:
+            self._around = self._settings.around(float(self._times[1] - self._times[0]))
+        if is_whole or len(self._times) >= max(2, self._around.reach):
+            self._scores = np.pad(self._scores, ((self._around.reach, 0), (0, 0)), mode="symmetric")
+            self._is_begun = True
+
     def _decide(self, count: int, ends: Times) -> None:
         """Decide on the first `count` undecided frames, which end at `ends`."""
-        size = 2 * (self._half or 0) + 1
-        self._events += self._tracker.add(self._scores[: count + size - 1], np.append(self._edge, ends), size)
+        scores = self._scores[: count + 2 * self._around.reach]
+        self._events += self._tracker.add(scores, np.append(self._edge, ends), self._around)
         self._times, self._scores, self._edge = self._times[count:], self._scores[count:], float(ends[-1])
 
 
@@ -268,24 +283,31 @@ class EventTracker:
         share = settings.usual.off_share
         off = share * self._on.astype(np.float64) if settings.off_threshold is None else settings.off_threshold
         self._off = np.minimum(off, self._on).astype(np.float32)  # [C]
+        self._nearby = settings.nearby
         self._edge = 0.0  # where the last frame ended
         self._open: dict[int, _Stretch] = {}  # by column
         self._last: dict[int, _Stretch] = {}  # by column
         self._events: list[Event] = []
 
-    def add(self, scores: Scores, edges: Times, size: int = 1) -> list[Event]:
+    def add(self, scores: Scores, edges: Times, around: Around | None = None) -> list[Event]:
         """Take the next frames and return the events that are settled with them.
 
         Args:
-            scores: probabilities [n + size - 1, C].
+            scores: probabilities of the frames, and of `around.reach` frames before and behind them.
             edges: the borders of the frames [n + 1] in seconds. Where they begin after the last frame, stretches end.
-            size: the median of so many frames, an odd number, is the probability of one.
+            around: what is taken into account of the frames on each side of one; None is nothing.
         """
         if edges[0] > self._edge + GAP_TOLERANCE:
             self._interrupt()
-        loud = set(np.flatnonzero(scores.max(axis=0) >= self._off).tolist())
+        around = around or Around()
+        nearby = self._nearby if around.near else None
+        least = nearby.least * self._on if nearby else self._off
+        loud = set(np.flatnonzero(scores.max(axis=0) >= least).tolist())
         for column in sorted(loud | self._open.keys()):
-            self._stretches(column, medians(scores[:, column], size), edges)
+            off: Scores = self._off[column, None]
+            if nearby:
+                off = np.clip(nearby.lowest(around.nearby(scores[:, column])), least[column], off)
+            self._stretches(column, around.smooth(scores[:, column]), off, edges)
         self._edge = float(edges[-1])
         for column, last in list(self._last.items()):
             following = self._open[column].start if column in self._open else self._edge
@@ -319,10 +341,10 @@ class EventTracker:
             self._close(column, stretch._replace(end=self._edge))
         self._open = {}
 
-    def _stretches(self, column: int, scores: Scores, edges: Times) -> None:
-        """Find the stretches of one label in probabilities [n] of frames between `edges` [n + 1]."""
+    def _stretches(self, column: int, scores: Scores, off: Scores, edges: Times) -> None:
+        """Find the stretches of one label: where its probabilities [n], between `edges` [n + 1], reach `off`."""
         opened = self._open.pop(column, None)
-        above = np.append(opened is not None, scores >= self._off[column])
+        above = np.append(opened is not None, scores >= off)
         changes = np.flatnonzero(above[1:] != above[:-1]).tolist()
         bounds = changes if opened is None else [0, *changes]
         for i in range(0, len(bounds), 2):
@@ -387,11 +409,3 @@ def most_specific(events: Sequence[Event], labels: Sequence[str], kinds: npt.NDA
         return bool(spans) and covered >= 0.5 * (event.end - event.start)
 
     return [event for event in events if not is_told(event)]
-
-
-def medians(scores: Scores, size: int) -> Scores:
-    """Return the medians of `size` consecutive values of [n], [n - size + 1]; `size` is odd."""
-    if size == 1:
-        return scores
-    found: Scores = np.median(np.lib.stride_tricks.sliding_window_view(scores, size), axis=1).astype(np.float32)
-    return found

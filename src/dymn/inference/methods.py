@@ -1,8 +1,24 @@
-"""How frames are got and become events by default, method by method."""
+"""The methods by which frames are got and become events: what each does by default, and the settings."""
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from numpy.lib.stride_tricks import sliding_window_view
+
+from dymn.audio.settings import ReadSettings
+from dymn.config import check
+from dymn.inference.selection import TagSettings
+from dymn.runtime.backend import Backend
+from dymn.runtime.scores import Scores
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+Times = npt.NDArray[np.float64]
 
 
 class CutSeconds(NamedTuple):
@@ -12,6 +28,58 @@ class CutSeconds(NamedTuple):
     hop: float
 
 
+class Nearby(NamedTuple):
+    """How far the probability of an event may fall, judged by the probabilities of its label nearby.
+
+    It may fall to the geometric mean of the highest one and the background, weighted: as the same sound has 0.9 in one
+    recording and 0.1 in another, no fixed threshold marks its bounds in both.
+
+    Attributes:
+        seconds: how far away, on either side.
+        background: the quantile of the probabilities nearby that is their background.
+        weight: that of the highest probability in the mean, from 0 to 1.
+        least: what the mean is raised to, as a share of the threshold.
+    """
+
+    seconds: float
+    background: float = 0.2
+    weight: float = 0.4
+    least: float = 0.003
+
+    def lowest(self, scores: Scores) -> Scores:
+        """Return how far a probability may fall, [n] for itself and its neighbours [n, size]."""
+        place = round(self.background * (scores.shape[1] - 1))
+        background = np.partition(scores, place, axis=1)[:, place]
+        found: Scores = scores.max(axis=1) ** self.weight * background ** (1 - self.weight)
+        return found
+
+
+class Around(NamedTuple):
+    """The frames on each side of one that count for it: `half` for its median, `near` that are nearby."""
+
+    half: int = 0
+    near: int = 0
+
+    @property
+    def reach(self) -> int:
+        """How many frames on each side count at all."""
+        return max(self)
+
+    def nearby(self, scores: Scores) -> Scores:
+        """Return each of [n + 2 * reach] probabilities with its neighbours, [n, 2 * near + 1]."""
+        margin = self.reach - self.near
+        return sliding_window_view(scores[margin : len(scores) - margin], 2 * self.near + 1)
+
+    def smooth(self, scores: Scores) -> Scores:
+        """Return the medians of [n + 2 * reach] probabilities, [n]."""
+        margin = self.reach - self.half
+        inner = scores[margin : len(scores) - margin]
+        if self.half == 0:
+            return inner
+        found: Scores = np.median(sliding_window_view(inner, 2 * self.half + 1), axis=1).astype(np.float32)
+        return found
+
+
 class Method(NamedTuple):
     """What a method does by default; times are in seconds.
 
@@ -19,24 +87,108 @@ class Method(NamedTuple):
         window, hop: how it cuts recordings.
         threshold: what the probability of an event reaches.
         off_share: what it may fall to, as a share of the threshold.
+        nearby: how it may fall lower than that; None is not at all.
         median: length of the median filter.
         min_gap: what separates events of a label.
-        edges: how the median filter continues a recording at its ends, a mode of `numpy.pad`.
     """
 
     window: float
     hop: float
     threshold: float = 0.1
     off_share: float = 0.3
+    nearby: Nearby | None = Nearby(5.0)
     median: float = 0.0
     min_gap: float = 0.64
-    edges: Literal["edge", "symmetric"] = "edge"
 
 
 METHODS = {
+    "combined": Method(0.96, 0.16),
     "activation": Method(10.0, 5.0),
-    "windows": Method(1.6, 0.32),
-    "frames": Method(10.0, 10.0, threshold=0.2, off_share=1.0, median=0.36, min_gap=0.0, edges="symmetric"),
+    "windows": Method(0.96, 0.16, nearby=Nearby(5.0, weight=0.3)),
+    "frames": Method(10.0, 10.0, threshold=0.2, off_share=1.0, nearby=None, median=0.36, min_gap=0.0),
 }
-"""The methods. The defaults of the first two were chosen with `benchmarks/events.py`; those of `frames` are published
-for EfficientSED, whose thresholds are 0.1, 0.2 and 0.5."""
+"""The methods. The defaults of the first three were chosen with `benchmarks/events.py --sweep`; those of `frames` are
+published for EfficientSED, whose thresholds are 0.1, 0.2 and 0.5."""
+
+LONG = 9.6
+"""Seconds from one long window of the method "combined" to the next."""
+
+
+@dataclass(frozen=True)
+class FrameSettings(ReadSettings):
+    """How to get frames, and of which labels; how recordings are read is in `ReadSettings`.
+
+    Attributes:
+        method: a key of `METHODS`, see `dymn.inference.frames`; None is "frames" for a frame-wise network, "combined"
+            for others, and "windows" for backends that compute whole windows only.
+        window: seconds that the network hears at once; None is the method's own.
+        hop: seconds from the start of one window to the next; None is the method's own.
+        smoothing: seconds over which the feature map is averaged around each frame ("activation" and "combined").
+        clip: the weight of a longer stretch in the probability of a frame, from 0 to 1, in a geometric mean: of the
+            window for "activation", of the frames of "activation" for "combined".
+        labels: patterns such as "Dog" or "*music*" of labels to choose from; none means all.
+        exclude: patterns of labels to leave out.
+    """
+
+    method: str | None = None
+    window: float | None = None
+    hop: float | None = None
+    smoothing: float = 0.96
+    clip: float = 0.3
+    labels: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(
+            self.method is None or self.method in METHODS, f"method is {self.method!r}; allowed: {', '.join(METHODS)}."
+        )
+        check(0 <= self.smoothing <= 60, f"smoothing is {self.smoothing}; it must be from 0 to 60 seconds.")
+        check(0 <= self.clip <= 1, f"clip is {self.clip}; it must be from 0 to 1.")
+        tagging = self.tagging()  # checks what it shares with tagging
+        for name in ("labels", "exclude"):
+            object.__setattr__(self, name, getattr(tagging, name))
+        window, hop = self.cutting()
+        check(
+            hop <= window or (self.method is None and self.window is None),  # `of` knows the window
+            f"hop is {hop} s and window {window} s; a hop longer than the window would leave out parts of the "
+            "recording.",
+        )
+
+    @property
+    def usual(self) -> Method:
+        """The defaults of the method."""
+        return METHODS[self.method or "combined"]
+
+    def of(self, backend: Backend) -> Self:
+        """Return the settings with the method of a backend's network, unless they name one that fits it.
+
+        Raises:
+            ConfigError: if the method does not fit the network.
+        """
+        own = backend.frame_seconds is not None
+        other = "combined" if backend.scores_frames else "windows"
+        method = self.method or ("frames" if own else other)
+        name = backend.card.name or "This model"
+        check(
+            own == (method == "frames"),
+            f"method is {method!r}, but {name} is a frame-wise network. Leave the method out."
+            if own
+            else f"method is 'frames', but {name} is not a frame-wise network. Use combined, windows or activation.",
+        )
+        given = [seconds for seconds in (self.window, self.hop) if seconds is not None]
+        check(
+            not own or all(abs(seconds - (backend.frame_seconds or 0)) < 1e-6 for seconds in given),
+            f"window, hop are {self.window}, {self.hop}; {name} processes consecutive windows of "
+            f"{backend.frame_seconds} s. Leave both out.",
+        )
+        return replace(self, method=method)
+
+    def cutting(self) -> CutSeconds:
+        """Return window and hop in seconds."""
+        window = self.usual.window if self.window is None else self.window
+        return CutSeconds(window, min(self.usual.hop, window) if self.hop is None else self.hop)
+
+    def tagging(self) -> TagSettings:
+        """Return the settings that tag such windows with all chosen labels."""
+        return TagSettings(0, 0.0, self.labels, self.exclude, *self.cutting())

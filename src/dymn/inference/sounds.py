@@ -29,8 +29,9 @@ class Sounds:
 
     A sound begins when its label reaches the threshold, and lasts while the label is above the lower threshold. It has
     ended when the label stayed below for longer than `min_gap`. The events are those of `dymn.inference.events` with
-    the same settings and the method "windows", but for the last window. The median is not taken, and `specific` leaves
-    out labels window by window.
+    the same settings, a given `off_threshold` and the method "windows", but for the last window. Without one, files
+    judge how far a probability may fall by what comes later, too, and live sound by the threshold alone. The median is
+    not taken, and `specific` leaves out labels window by window.
 
     Example:
         >>> sounds = Sounds(tagger.backend, 16_000, EventSettings(threshold=0.3, window=2, hop=0.5))  # doctest: +SKIP

@@ -160,6 +160,14 @@ class Backend(ABC):
         """
         raise self._no_frames()
 
+    @property
+    def scores_frames(self) -> bool:
+        """Whether `frame_run` can be called."""
+        try:
+            return self.frame_samples > 0
+        except ConfigError:
+            return False
+
     def network(self) -> MobileNet:
         """Return the network as a PyTorch module in evaluation mode, for what needs to look inside it.
 

@@ -89,7 +89,7 @@ def test_a_recording_is_read_once_for_its_picture(tagger, clip):
         overview(tagger, clip)
     assert len(opened) == 1
     clip.write_bytes(content[: len(content) // 2])
-    with pytest.raises(AudioError, match="cut off"):
+    with pytest.raises(AudioError, match="is truncated"):
         overview(tagger, clip)
     assert overview(tagger, clip, partial=True).seconds == pytest.approx(1.5, abs=0.01)
 
@@ -225,7 +225,7 @@ def test_tags_and_picture_come_from_one_reading(tagger, clip, tmp_path):
     content = clip.read_bytes()
     clip.write_bytes(content[: len(content) // 2])
     recording, seen = tag_with_overview(tagger, clip, TagSettings())
-    assert "cut off" in str(recording.error) and seen is None
+    assert "is truncated" in str(recording.error) and seen is None
     recording, seen = tag_with_overview(tagger, clip, TagSettings(partial=True))
     assert recording.partial and recording.seconds == seen.seconds == pytest.approx(1.5, abs=0.01)
 
@@ -271,7 +271,7 @@ def test_wrong_use(model, clip, tmp_path):
     page_like = tmp_path / "sound.png"
     page_like.write_bytes(clip.read_bytes())
     for arguments, message in (
-        ([clip, "--plot", "out.gif"], "ending"),
+        ([clip, "--plot", "out.gif"], "extension"),
         ([clip, other, "--plot", "out.png"], "folder"),
         ([clip, other, "--plot", taken], "folder"),
         ([page_like, "--plot", page_like], "one of the recordings"),

@@ -1,5 +1,6 @@
 """Several models as one: the mean of their logits, whichever backend computes them."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -91,6 +92,13 @@ def test_the_published_ensemble():
     nine = members("mn40_ensemble")
     assert nine == ENSEMBLES["mn40_ensemble"] and len(set(nine)) == 9
     assert round(sum(REGISTRY[name].parameters for name in nine) / 1e6) == 616
+
+
+def test_an_ensemble_has_no_thresholds_of_its_first_model(tmp_path):
+    networks = [network(seed, tmp_path)[0] for seed in range(2)]
+    provenance = {"thresholds": {"auto": [0.5] * len(LABELS)}, "calibration": "x", "config": {"data": {"seconds": 5}}}
+    networks[0].card = dataclasses.replace(networks[0].card, provenance=provenance)
+    assert MeanOfLogits(networks).card.provenance.keys() == {"config", "members", "sha256"}
 
 
 def test_evaluation_and_tagging_without_pytorch(tmp_path):

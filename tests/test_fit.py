@@ -1,5 +1,6 @@
 """Classifiers of one's own: from labelled recordings to a checkpoint that everything reads."""
 
+import dataclasses
 import json
 import logging
 import re
@@ -17,7 +18,9 @@ from typer.testing import CliRunner
 from dymn import Tagger
 from dymn.cli import app
 from dymn.config import ModelCard
+from dymn.data import Catalog, open_dataset
 from dymn.errors import ConfigError, DataError, WeightsError
+from dymn.evaluation.assess import without_background
 from dymn.evaluation.calibration import fit_affine, reliability
 from dymn.fitting.background import KINDS, made_background
 from dymn.fitting.calibrate import calibrate
@@ -185,6 +188,13 @@ def test_evaluate_takes_background_as_fit_does(clips, base, tmp_path, softmax):
     shutil.copy(clips / "dog" / "0.wav", tmp_path / "clips" / "cat")
     refused = run("evaluate", path, "--data", tmp_path / "clips")
     assert refused.exit_code == 2 and "'cat'" in refused.stderr
+
+
+def test_data_without_background_are_not_unpacked(clips, monkeypatch):
+    """The targets of a dataset as large as AudioSet take gigabytes."""
+    task, source = open_dataset("folder", clips)
+    monkeypatch.setattr(Catalog, "target_rows", None)
+    assert without_background(task, source, ModelCard(labels=("background", "dog", "rain"))) == (task, source)
 
 
 def test_the_background_of_dymn_belongs_to_the_weights_of_dymn(base):
@@ -549,7 +559,45 @@ def test_calibration_that_would_make_probabilities_worse_leaves_them(clips, base
     assert found.stored.card.provenance["thresholds"]["auto"] != [0.5, 0.5]
     done = run("calibrate", tmp_path / "m.safetensors", "--data", clips, "-o", tmp_path / "c.safetensors")
     assert done.exit_code == 0 and "probabilities are not changed" in done.stderr
-    assert f"from {found.before.error:.4f} to {found.attempted:.4f}" in done.stderr
+    assert f"increase the error from {found.before.error:.4f} to {found.attempted:.4f}" in done.stderr
+
+
+@pytest.mark.parametrize("shift", [0, 8], ids=["left", "mapped"])
+def test_thresholds_of_classes_without_recordings_are_kept(clips, base, tmp_path, shift):
+    """Where probabilities change, thresholds change with them: the same windows are above them as before."""
+    fitted = fit_checkpoint(base, read_labelled(clips)).stored
+    state = dict(fitted.state)
+    state["head.classifier.bias"] = state["head.classifier.bias"] + np.float32(shift)
+    for name in ("dog", "background"):
+        shutil.copytree(clips / name, tmp_path / name)
+    found = calibrate(fitted._replace(state=state), read_labelled(tmp_path))
+    assert (found.attempted <= found.before.error) == bool(shift)
+    column = fitted.card.labels.index("rain")
+    before, after = (stored.card.provenance["thresholds"] for stored in (fitted, found.stored))
+    slope, offset = found.classes[0].affine  # shared
+    for kind in ("auto", "precise"):
+        value = before[kind][column]
+        expected = 1 / (1 + np.exp(-(slope * np.log(value / (1 - value)) + offset)))
+        assert after[kind][column] == pytest.approx(expected, abs=1e-4)
+        assert after[kind][0] != before[kind][0]
+
+
+def test_invalid_thresholds_are_replaced_by_calibration(clips, base):
+    fitted = fit_checkpoint(base, read_labelled(clips)).stored
+    card = dataclasses.replace(fitted.card, provenance=fitted.card.provenance | {"thresholds": {"auto": [2.0]}})
+    found = calibrate(fitted._replace(card=card), read_labelled(clips)).stored.card.provenance["thresholds"]
+    assert [len(found[name]) for name in ("auto", "precise")] == [2, 2]
+
+
+def test_background_may_be_given_twice_and_is_no_annotated_recording(clips, tmp_path):
+    labelled = read_labelled(clips)
+    background = read_background(clips / "background")
+    assert len(labelled.adding(background).clips) == len(labelled.clips) + len(background)
+    for i in range(2):
+        shutil.copy(clips / "dog" / f"{i}.wav", tmp_path / f"{i}.wav")
+        (tmp_path / f"{i}.txt").write_text("0.0\t0.5\tbark\n")
+    with pytest.raises(DataError, match=r"0.wav is background, and .*0.wav \(bark\) is the same recording"):
+        read_labelled(tmp_path).adding(read_background(tmp_path / "0.wav"))
 
 
 def test_few_windows_leave_doubt_however_well_they_are_told_apart(clips, base):

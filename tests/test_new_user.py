@@ -197,3 +197,26 @@ def test_a_slow_job_reports_its_pace_by_the_minute(monkeypatch):
     monkeypatch.setattr(bar, "say", lines.append)
     bar.advance("hour.wav")
     assert lines == ["dymn: 1 of 4 (25.0%), 0.7 a minute, 0:04:30 left"]
+
+
+@pytest.mark.parametrize("form", ["text", "raven", "csv"])
+def test_failures_among_many_recordings_are_counted_at_the_end(tmp_path, form):
+    shutil.copytree("clips", tmp_path / "clips")
+    (tmp_path / "clips" / "notes.wav").write_text("this is no audio")
+    done = run("events", tmp_path / "clips", "-m", "same.safetensors", "-f", form)
+    assert done.exit_code == 1 and done.stderr.splitlines()[-1] == "dymn: 1 of 13 recordings failed."
+    alone = run("events", tmp_path / "clips" / "notes.wav", "-m", "same.safetensors", "-f", form)
+    assert alone.exit_code == 1 and len(alone.stderr.splitlines()) == 1
+
+
+def test_a_class_without_readable_recordings_names_the_unreadable_ones(tmp_path):
+    pytest.importorskip("sklearn", exc_type=ImportError)
+    table = tmp_path / "clips.csv"
+    clips = [f"{tmp_path}/clips/{name}.wav,{name[:-1]}\n" for name in ("knock0", "knock1", "whistle0", "whistle1")]
+    table.write_text("path,label\n" + "".join(clips))
+    for i, name in enumerate(("knock0", "knock1", "whistle0")):
+        write_audio(tmp_path / "clips" / f"{name}.wav", 300 + 500 * i)
+    done = run("fit", table, "-m", "same.safetensors", "-o", tmp_path / "x.safetensors")
+    assert done.exit_code == 1 and not (tmp_path / "x.safetensors").exists()
+    assert "The class 'whistle' has 1 recording" in done.stderr
+    assert "cannot be read: 1, such as" in done.stderr and "whistle1.wav" in done.stderr

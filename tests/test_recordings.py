@@ -392,15 +392,16 @@ def test_when_a_recording_began(tmp_path, name, chunks, time, source):
     assert begin.time.utcoffset() == time.utcoffset()
 
 
-def test_recordings_without_a_clock_are_told_of_once(tmp_path, caplog):
-    for name in ("a", "b", "c"):
+@pytest.mark.parametrize(("others", "called"), [(1, "recording"), (2, "recordings")])
+def test_recordings_without_a_clock_are_told_of_once(tmp_path, caplog, others, called):
+    for name in "abc"[: others + 1]:
         recorded(tmp_path / f"{name}.wav")
     with caplog.at_level("WARNING", "dymn"):
         run("tag", tmp_path, *MODEL[:2], "--clock", "auto", "-o", tmp_path / "t.json")
     said = [record.getMessage() for record in caplog.records if "its start time is unknown" in record.getMessage()]
-    assert len(said) == 1 and said[0].startswith(f"{tmp_path}/a.wav and 2 other recordings: its start time is unknown")
+    assert len(said) == 1 and said[0].startswith(f"{tmp_path}/a.wav and {others} other {called}: its start time is")
     notes = [one["notes"] for one in json.loads((tmp_path / "t.json").read_text())["recordings"]]
-    assert all("its start time is unknown" in lines[0] for lines in notes) and len(notes) == 3
+    assert all("its start time is unknown" in lines[0] for lines in notes) and len(notes) == others + 1
 
 
 def test_clocks_that_contradict_each_other(tmp_path):

@@ -77,7 +77,8 @@ def shared_at_end() -> Iterator[None]:
         found, _shared = _shared, None
         for line, names in found.items():
             distinct = list(dict.fromkeys(names))
-            others = f" and {len(distinct) - 1:,} other recordings" if len(distinct) > 1 else ""
+            more = len(distinct) - 1
+            others = f" and {more:,} other recording{'s' if more > 1 else ''}" if more else ""
             logger.warning("%s%s: %s", distinct[0], others, line)
 
 

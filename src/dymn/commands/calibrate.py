@@ -88,9 +88,9 @@ def calibrate(
     save(found.stored, output)
     if found.attempted > found.before.error:
         note(
-            f"{found.windows} windows are too few: on held-out recordings, calibration increased the error from "
+            f"On held-out recordings ({found.windows} windows), calibration would increase the error from "
             f"{found.before.error:.4f} to {found.attempted:.4f}. Only the thresholds are new; the probabilities are "
-            "not changed. Label more recordings.",
+            "not changed. To calibrate them, label more recordings.",
             quiet,
         )
     tell_bad(found.bad)

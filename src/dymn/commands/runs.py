@@ -208,7 +208,8 @@ def stream(
 
     Return how many failed, and add the names of those that were read in part to `damaged`.
     """
-    bar = Bar(len(found) + len(discovery.lost), quiet=asked.quiet, lengths=discovery.seconds)
+    total = len(found) + len(discovery.lost)
+    bar = Bar(total, quiet=asked.quiet, lengths=discovery.seconds)
     computed = () if files is None else bar.over(files(map(discovery.source, found), progress=bar.at))
     lost = discovery.errors(found) if files is None else discovery.lost
     bad: set[str] = set()
@@ -225,6 +226,8 @@ def stream(
     separately = _separately(asked.output, name, len(found))
     with report(asked, form.layout, name, damaged) as listed:
         write(listed(seen(results_told(), form.layout, cutter)), form, name, asked.output, separately)
+    if bad and total > 1:
+        note(f"{len(bad):,} of {total:,} recordings failed.", asked.quiet)
     return len(bad)
 
 

@@ -180,10 +180,10 @@ def without_background(task: TaskSpec, source: Source, card: ModelCard) -> tuple
     for all of them.
     """
     catalog, home = source.catalog, NEGATIVES[0]
-    columns = dict(zip(catalog.labels, catalog.target_rows(slice(None)).T, strict=True))
-    extra = [label for label in columns if label.lower() in NEGATIVES and label not in card.labels]
-    if not extra or len(extra) == len(columns) or catalog.masks is not None:
+    extra = [label for label in catalog.labels if label.lower() in NEGATIVES and label not in card.labels]
+    if not extra or len(extra) == len(catalog.labels) or catalog.masks is not None:
         return task, source
+    columns = dict(zip(catalog.labels, catalog.target_rows(slice(None)).T, strict=True))
     negative = np.max([columns.pop(label) for label in extra], axis=0)
     if card.exclusive and home in card.labels:
         columns[home] = np.maximum(columns.get(home, 0), negative)

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dymn import __version__
-from dymn.config import check
-from dymn.errors import ConfigError, DataError, DymnError
+from dymn.config import ModelCard, check
+from dymn.errors import ConfigError, DataError, DymnError, WeightsError
 from dymn.evaluation.calibration import Affine, Reliability, fit_affine, reliability, smoothed
 from dymn.evaluation.rounds import parts
 from dymn.fitting.checkpoint import LAST, check_layer, logits_of
@@ -19,6 +19,7 @@ from dymn.fitting.labelled import Labelled
 from dymn.fitting.thresholds import ClassThresholds, class_thresholds
 from dymn.inference.embedding import Embedder
 from dymn.runtime.opening import open_backend
+from dymn.runtime.scores import THRESHOLDS, thresholds_of
 from dymn.system.arrays import Bools, Numbers
 from dymn.weights.format import Stored
 
@@ -140,9 +141,8 @@ def calibrate(
     for column, affine in zip(chosen, final, strict=True):
         maps[column] = affine
     new = _folded(stored, maps)
-    card = dataclasses.replace(
-        new.card, name=name or new.card.name, provenance=_provenance(stored, reports, before, attempted, len(logits))
-    )
+    provenance = _provenance(stored, reports, maps, before, attempted, len(logits))
+    card = dataclasses.replace(new.card, name=name or new.card.name, provenance=provenance)
     return Calibrated(new._replace(card=card), reports, before, after, attempted, len(logits), bad)
 
 
@@ -204,18 +204,33 @@ def _folded(stored: Stored, maps: Sequence[Affine]) -> Stored:
 
 
 def _provenance(
-    stored: Stored, reports: Sequence[ClassCalibration], before: Reliability, attempted: float, windows: int
+    stored: Stored,
+    reports: Sequence[ClassCalibration],
+    maps: Sequence[Affine],
+    before: Reliability,
+    attempted: float,
+    windows: int,
 ) -> dict[str, Any]:
-    """Return what the card says, with thresholds; a class without windows of its own gets one half."""
+    """Return what the card says, with thresholds; a class without windows of its own keeps those that it has."""
     labels = stored.card.labels
-    auto, precise = ([0.5] * len(labels) for _ in range(2))
+    found = {name: _kept_thresholds(stored.card, name, maps) for name in THRESHOLDS}
     for one in reports:
         if one.thresholds is not None:
-            column = labels.index(one.label)
-            auto[column], precise[column] = (round(value, DIGITS) for value in one.thresholds[:2])
+            for name, value in zip(THRESHOLDS, one.thresholds[:2], strict=True):
+                found[name][labels.index(one.label)] = round(value, DIGITS)
     return dict(stored.card.provenance) | {
         "calibration": f"dymn calibrate {__version__}: {windows} windows of {len(reports)} classes; expected "
         f"calibration error {before.error:.4f} before, {attempted:.4f} after, cross-fitted"
         + ("; probabilities were left as before" if attempted > before.error else ""),
-        "thresholds": {"auto": auto, "precise": precise},
+        "thresholds": found,
     }
+
+
+def _kept_thresholds(card: ModelCard, name: str, maps: Sequence[Affine]) -> list[float]:
+    """Return the thresholds that a checkpoint has, mapped as its probabilities are; halves if it has none."""
+    try:
+        before = np.clip(thresholds_of(card, name).astype(np.float64), 1e-6, 1 - 1e-6)
+    except (ConfigError, WeightsError):  # none, or invalid ones
+        return [0.5] * len(card.labels)
+    slopes, offsets = np.array(maps, np.float64).T
+    return [round(float(value), DIGITS) for value in _sigmoid(slopes * np.log(before / (1 - before)) + offsets)]

@@ -128,7 +128,13 @@ def fit_checkpoint(
             f"There is only the class {examples.labels[0]!r}, and no background. Add a folder background with "
             "recordings of other sounds."
         )
-    fitted = fit_head(head_inputs(stored, examples.vectors, layer), examples, exclusive=exclusive)
+    try:
+        fitted = fit_head(head_inputs(stored, examples.vectors, layer), examples, exclusive=exclusive)
+    except DataError as error:
+        if not bad:
+            raise
+        unread = f"Recordings that cannot be read: {len(bad)}, such as {next(iter(bad.values()))}"
+        raise DataError(f"{error} {unread}") from error
     reports = [_report(examples, fitted, k, counted) for k in range(len(examples.labels))]
     new = with_head(
         stored,

@@ -80,9 +80,10 @@ class Labelled(NamedTuple):
         """
         for clip in more:
             first = self.known.get(clip.group, clip)
-            if clip.absent is None and not clip.heard and first.heard and (clip.start, clip.end) == (0.0, math.inf):
+            heard = frozenset(label for label in first.heard if label.lower() not in NEGATIVES)
+            if clip.absent is None and not clip.heard and heard and (clip.start, clip.end) == (0.0, math.inf):
                 raise DataError(
-                    f"{display(clip.path)} is background, and {display(first.path)} ({_names(first.heard)}) is the "
+                    f"{display(clip.path)} is background, and {display(first.path)} ({_names(heard)}) is the "
                     "same recording. Remove one of them."
                 )
         placed = [one._replace(group=self.known.get(one.group, one).group) for one in more]
@@ -213,9 +214,12 @@ def _clips(catalog: Catalog, store: Store) -> Labelled:
 
 
 def _tracks(annotated: Mapping[Path, Sequence[Annotation]]) -> Labelled:
-    return Labelled(
-        (), (), [AnnotatedRecording(path, _digest(path), found) for path, found in sorted(annotated.items())]
-    )
+    tracks = [AnnotatedRecording(path, _digest(path), found) for path, found in sorted(annotated.items())]
+    known = {
+        track.group: LabelledClip(track.path, track.group, frozenset(one.label for one in track.annotations))
+        for track in tracks
+    }
+    return Labelled((), (), tracks, known=known)
 
 
 def _names(labels: frozenset[str]) -> str:

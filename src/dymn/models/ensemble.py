@@ -27,8 +27,9 @@ class MeanOfLogits(nn.Module):
         """
         super().__init__()
         card = joint_card([network.card for network in networks], name, same_front_end=True)
-        # with how the first was trained, from which evaluation takes the length of its windows
-        self.card = dataclasses.replace(card, provenance=networks[0].card.provenance | card.provenance)
+        # with how the first was trained, from which evaluation takes the length of its windows; not with thresholds
+        config = {name: value for name, value in networks[0].card.provenance.items() if name == "config"}
+        self.card = dataclasses.replace(card, provenance=config | card.provenance)
         self.networks = nn.ModuleList(networks)
 
     def check_clips(self) -> None:

@@ -291,6 +291,9 @@ TEACHER_FILES = {
 }
 
 
+N_NAMED = 13  # models in a message: those of the tables in README, and their variants
+
+
 def unknown_model(name: str, architectures: Collection[str] = ()) -> UnknownModelError:
     """Return the error for a name that is no file, folder or entry, with similar names unless it is that of a file.
 
@@ -307,7 +310,9 @@ def unknown_model(name: str, architectures: Collection[str] = ()) -> UnknownMode
         )
     similar = difflib.get_close_matches(name, [*architectures, *REGISTRY], n=3)
     also = f" The architectures are: {', '.join(architectures)}." if architectures else ""
-    proposal = f"The models with weights are: {', '.join(REGISTRY)}.{also}"
+    first = list(REGISTRY)[:N_NAMED]
+    others = f"{len(REGISTRY) - N_NAMED} others, which `dymn models` lists"
+    proposal = f"The models with weights are: {', '.join(first)} and {others}.{also}"
     if similar:
         proposal = f"Did you mean {' or '.join(similar)}?"
     kinds = "model with weights or architecture" if architectures else "model with weights"

@@ -131,7 +131,8 @@ def test_wrong_paths_are_told_before_pytorch_is_loaded(words, tmp_path):
     )
     assert done.returncode in (1, 2), done.stderr
     wrong = [word for word in words if word.startswith(("missing", "text", "empty"))]
-    assert all(word in line for word, line in zip(wrong, done.stderr.splitlines(), strict=True))
+    lines = [line for line in done.stderr.splitlines() if not line.endswith("recordings failed.")]
+    assert all(word in line for word, line in zip(wrong, lines, strict=True))
 
 
 def completions(line):

@@ -141,7 +141,7 @@ def test_balanced_sampler_draws_without_replacement(caplog):
     assert order.tolist() == BalancedSampler(source, seed=1, draws=200).order(0).tolist() != sampler.order(1).tolist()
     with caplog.at_level(logging.INFO):
         assert sorted(BalancedSampler(source).order(0)) == list(range(500))
-    assert "fewer than the 100000 draws" in caplog.text
+    assert "fewer than the requested 100000 clips" in caplog.text
     with pytest.raises(DataError, match="No clip has a label"):
         BalancedSampler(annotated(np.zeros((4, 2))))
 

@@ -493,8 +493,12 @@ def test_thresholds_part_the_scores():
 
 
 def test_a_checkpoint_without_thresholds_says_so(tmp_path):
+    stored = open_checkpoint("dymn04_open")
+    provenance = {key: value for key, value in stored.card.provenance.items() if key != "thresholds"}
+    bare = tmp_path / "bare.safetensors"
+    save(stored._replace(card=dataclasses.replace(stored.card, provenance=provenance)), bare)
     for words in (["tag"], ["events"]):
-        done = run(*words, AUDIO / "dog.ogg", "-m", "dymn04_open", "--threshold", "auto")
+        done = run(*words, AUDIO / "dog.ogg", "-m", bare, "--threshold", "auto")
         assert done.exit_code == 2 and "contains no thresholds" in done.stderr and "calibrate" in done.stderr
     done = run("tag", AUDIO / "dog.ogg", "-m", "dymn04_open", "--threshold", "most")
     assert done.exit_code == 2 and "auto, precise" in done.stderr
@@ -503,6 +507,13 @@ def test_a_checkpoint_without_thresholds_says_so(tmp_path):
         thresholds_of(damaged, "auto")
     with pytest.raises(ConfigError, match="contains no thresholds"):
         thresholds_of(damaged, "precise")
+
+
+@pytest.mark.parametrize("threshold", ["auto", "precise"])
+def test_the_shipped_model_has_thresholds(threshold):
+    done = run("tag", AUDIO / "dog.ogg", "-m", "dymn04_open", "--threshold", threshold, "--top-k", "0")
+    found = {line.split()[-1] for line in done.stdout.splitlines()[1:] if line.strip()}
+    assert done.exit_code == 0 and "Dog" in found and not found & {"Speech", "Music", "Vehicle"}
 
 
 def test_each_label_has_its_own_threshold(mine):

@@ -135,10 +135,10 @@ def test_what_cannot_be_fed_is_left_out():
     assert stream.seconds == 0.5
     assert [window.end for window in stream.finish()] == [0.5]
     assert stream.finish() == []
-    with pytest.raises(ConfigError, match="finished"):
+    with pytest.raises(ConfigError, match="has ended"):
         stream.feed(np.zeros(10))
     with pytest.raises(ConfigError):
-        SUMS.stream(100)
+        SUMS.stream(50)
     with pytest.raises(ConfigError):
         SUMS.stream(RATE, windows=3)
 

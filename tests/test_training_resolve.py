@@ -185,4 +185,4 @@ def test_a_class_without_validation_clips_is_named(tmp_path):
     assert notes.said == []
     shutil.rmtree(tmp_path / "clips" / "val" / "low")
     Run(run(tmp_path / "clips", tmp_path / "other", data={"holdout": 0.0}), notes)
-    assert notes.said == ["No validation clip of 1 of 2 classes: low."]
+    assert notes.said == ["1 of 2 classes have no validation clip: low."]

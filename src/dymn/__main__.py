@@ -18,7 +18,11 @@ def main() -> None:
     else:
         code = 0
     finally:
-        signals.finish()
+        try:
+            signals.finish()
+        except signals.Ended as error:  # it has arrived just before
+            code = error.exit_code
+            signals.finish()
     signals.leave(code)
 
 

@@ -1,11 +1,15 @@
 """How long a query takes among many windows, and how many of the nearest it finds, on synthetic embeddings.
 
     python benchmarks/search.py --windows 1000000
+    python benchmarks/search.py --esc10 ESC10
 
 The vectors are points around 500 class centres in 24 dimensions, mapped to as many values as embeddings of
 dymn04_open have, with a little noise and without what is below zero. They are added with
 the settings of `dymn index`, saved, and searched from the disk as `dymn search` does; recall is the share of the 20
 nearest, by comparison with all vectors, that are found.
+
+With `--esc10`, clips of ESC-10 (a folder as for `zero_shot.py`) are compared instead, each with all others: how often
+the nearest one, and the ten nearest, have its class.
 """
 
 import argparse
@@ -13,11 +17,16 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 
+from dymn.fitting.labelled import read_labelled
+from dymn.inference.embedding import Embedder, EmbedSettings
 from dymn.inference.index import BATCH, new_graph, unit
+from dymn.runtime.opening import open_backend
 from dymn.system.arrays import Floats
+from dymn.weights import open_checkpoint
 
 
 def batches(windows: int, size: int, seed: int = 0) -> Iterator[Floats]:
@@ -32,13 +41,32 @@ def batches(windows: int, size: int, seed: int = 0) -> Iterator[Floats]:
         yield unit(np.maximum(latent @ mixed + noise, 0))
 
 
+def same_class(folder: Path, model: str) -> dict[int, float]:
+    """Return how many of the nearest clips, of 1 and of 10, have the class of a clip."""
+    labelled = read_labelled(folder)
+    embedder = Embedder(open_backend(open_checkpoint(model), device="cpu"))
+    found = embedder.embed_files([clip.path for clip in labelled.clips], EmbedSettings(window=5.0, hop=5.0))
+    vectors = unit(np.stack([one.vector for one in found]))
+    likeness = vectors @ vectors.T
+    np.fill_diagonal(likeness, -1)
+    classes = np.array([labelled.labels.index(*clip.heard) for clip in labelled.clips])
+    order = np.argsort(-likeness, axis=1)
+    return {n: float((classes[order[:, :n]] == classes[:, None]).mean()) for n in (1, 10)}
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--windows", type=int, default=1_000_000)
     parser.add_argument("--size", type=int, default=384)
     parser.add_argument("--queries", type=int, default=200)
+    parser.add_argument("--esc10", type=Path, help="Compare its clips instead.")
+    parser.add_argument("--model", default="dymn04_open", help="With --esc10.")
     options = parser.parse_args()
+    if options.esc10 is not None:
+        for n, share in same_class(options.esc10, options.model).items():
+            print(f"{n} nearest of the same class: {share:.2%}")
+        return
     graph, queries, added = new_graph(options.size), [], 0
     start = time.perf_counter()
     rng = np.random.default_rng(1)

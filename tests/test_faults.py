@@ -5,6 +5,7 @@ A disk that is full, files that are spoilt, no memory, a dead process, a clock t
 docs/faults.md is the table of them. Those that take minutes are in slow_faults.py.
 """
 
+import errno
 import gc
 import hashlib
 import os
@@ -233,6 +234,18 @@ def test_an_interruption_within_an_archive_stays_one(tmp_path, monkeypatch):
         np.savez(file, x=np.zeros(3))
     gc.collect()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_write_after_an_interruption_is_not_taken_for_one(tmp_path):
+    def rescue():
+        with atomic_write(tmp_path / "rescued.npz"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    try:
+        raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        with pytest.raises(OSError, match="No space left"):
+            rescue()
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from dymn.fitting.checkpoint import logits_of
 from dymn.fitting.examples import GENERAL, LabelledWindows, Place
-from dymn.system.arrays import Bools, Floats, Numbers
+from dymn.runtime.scores import Scores, probabilities
+from dymn.system.arrays import Bools, Floats
 from dymn.system.files import atomic_write
 from dymn.weights.format import Stored
 
@@ -81,7 +81,10 @@ def with_general(examples: LabelledWindows, stored: Stored) -> LabelledWindows:
     if found is None:
         return examples
     n = len(found.vectors)
-    before, here = (_probabilities(stored, rows) for rows in (found.vectors, examples.vectors))
+    before, here = (
+        probabilities(logits_of(stored, rows).astype(np.float32), exclusive=False)
+        for rows in (found.vectors, examples.vectors)
+    )
     known = np.stack([~_may_hold(here[positive], before) for positive in examples.targets.T], axis=1)
     more = examples.targets.shape[1]
     return dataclasses.replace(
@@ -95,7 +98,7 @@ def with_general(examples: LabelledWindows, stored: Stored) -> LabelledWindows:
     )
 
 
-def _may_hold(heard: Numbers, general: Numbers) -> Bools:
+def _may_hold(heard: Scores, general: Scores) -> Bools:
     """Return which sounds may hold a class [N], from probabilities of labels in the class [P, L] and in them [N, L].
 
     What tells the class are the labels that are likely in it, and much likelier than elsewhere.
@@ -106,7 +109,3 @@ def _may_hold(heard: Numbers, general: Numbers) -> Bools:
     lift = np.where(mean >= NEAR_PEAK * mean.max(), mean / (general.mean(axis=0) + RARE), 0)
     own = np.argsort(-lift)[:OWN_LABELS]
     return np.asarray((general[:, own[lift[own] > 0]] > HEARD).any(axis=1))
-
-
-def _probabilities(stored: Stored, vectors: npt.NDArray[np.float32]) -> Numbers:
-    return np.asarray(1 / (1 + np.exp(-logits_of(stored, vectors))))

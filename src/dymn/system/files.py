@@ -37,6 +37,7 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
         KeyboardInterrupt: if one arrives, also where the block makes another error of it.
     """
     target = Path(os.path.realpath(path))
+    outside = sys.exc_info()[1]  # what the caller is handling
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
@@ -52,7 +53,7 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
         os.replace(name, target)
     except BaseException as error:
         Path(name).unlink(missing_ok=True)
-        if (interruption := _interruption_behind(error)) is not None:
+        if (interruption := _interruption_behind(error, outside)) is not None:
             raise interruption from None
         if isinstance(error, OSError) and error.filename is None:
             if error.errno in _NO_ROOM:
@@ -62,12 +63,15 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
         raise
 
 
-def _interruption_behind(error: BaseException) -> KeyboardInterrupt | None:
-    """Return the interruption that another error hides: a zip file that it leaves half written cannot be closed."""
+def _interruption_behind(error: BaseException, outside: BaseException | None) -> KeyboardInterrupt | None:
+    """Return the interruption that another error hides: a zip file that it leaves half written cannot be closed.
+
+    One that the caller was handling before, `outside`, does not count.
+    """
     behind = error.__context__
-    while behind is not None and not isinstance(behind, KeyboardInterrupt):
+    while behind is not outside and behind is not None and not isinstance(behind, KeyboardInterrupt):
         behind = behind.__context__
-    return behind
+    return behind if behind is not outside and isinstance(behind, KeyboardInterrupt) else None
 
 
 def open_regular(path: str | Path) -> BinaryIO:

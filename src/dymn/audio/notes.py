@@ -68,7 +68,7 @@ class Notes:
 
 @contextlib.contextmanager
 def shared_at_end() -> Iterator[None]:
-    """Log notes that many recordings may have at the end, once, with the first one and the number of the others."""
+    """Log notes that many recordings may have at the end, once: the first name and how many others there are."""
     global _shared
     _shared = {}
     try:
@@ -76,7 +76,7 @@ def shared_at_end() -> Iterator[None]:
     finally:
         found, _shared = _shared, None
         for line, names in found.items():
-            distinct = list(dict.fromkeys(names))
+            distinct = sorted(set(names))  # recordings are read side by side, in no fixed order
             more = len(distinct) - 1
             others = f" and {more:,} other recording{'s' if more > 1 else ''}" if more else ""
             logger.warning("%s%s: %s", distinct[0], others, line)

@@ -45,7 +45,6 @@ FIVE = ("chainsaw", "crying_baby", "dog", "rain", "sneezing")
 MANY = 20  # clips of each of the five that teach
 PYTHON = re.compile(r"(?<!-->\n)^```python\n(.*?)^```$", re.M | re.S)
 POINT = 0.45  # how far to the right the chosen point of the map is
-Shots = Callable[["Page"], object]
 
 
 def dymn(desk: Path, words: str) -> None:
@@ -60,7 +59,7 @@ def code_of(desk: Path, page: str) -> None:
 
 
 @contextmanager
-def photographed(address: str, path: Path, width: int, height: int) -> Iterator[Page]:
+def photographed(address: str, path: Path, width: int = 1000) -> Iterator[Page]:
     """Open a page in Chromium, and write a picture of it once it is as it should be.
 
     The page's policy is set aside, since it forbids to wait for an expression.
@@ -73,12 +72,12 @@ def photographed(address: str, path: Path, width: int, height: int) -> Iterator[
             executable_path=chromium, args=["--no-sandbox"] if os.geteuid() == 0 else [], timeout=120_000
         )
         page = browser.new_page(
-            viewport={"width": width, "height": height}, bypass_csp=True
+            viewport={"width": width, "height": 600}, bypass_csp=True
         )  # wait_for_function evaluates
         page.set_default_timeout(120_000)
         page.goto(address)
         yield page
-        page.screenshot(path=path)
+        page.screenshot(path=path, full_page=True)
         browser.close()
 
 
@@ -108,7 +107,7 @@ def fit(desk: Path) -> None:
 def review(desk: Path) -> None:
     fit(desk)
     dymn(desk, "review mine.safetensors held --output review.html --count 12")
-    with photographed((desk / "review.html").as_uri(), desk / "review.png", 1000, 640) as page:
+    with photographed((desk / "review.html").as_uri(), desk / "review.png") as page:
         page.keyboard.press("y")
         page.keyboard.press("n")
         page.wait_for_function("at('audio').currentTime > 0.3")
@@ -123,14 +122,14 @@ def index(desk: Path) -> None:
 def found(desk: Path) -> None:
     index(desk)
     dymn(desk, "search esc/dog/1-100032-A-0.ogg --index sounds.index --top-k 4 --output found.html")
-    with photographed((desk / "found.html").as_uri(), desk / "found.png", 1000, 600) as page:
+    with photographed((desk / "found.html").as_uri(), desk / "found.png") as page:
         page.wait_for_function("at('query').duration > 0")
 
 
 def sound_map(desk: Path) -> None:
     index(desk)
     dymn(desk, "map --index sounds.index --output map.html")
-    with photographed((desk / "map.html").as_uri(), desk / "map.png", 1000, 860) as page:
+    with photographed((desk / "map.html").as_uri(), desk / "map.png") as page:
         page.evaluate(f"go(across[Math.round(across.length * {POINT})])")
         page.wait_for_function("player.currentTime > 0.2")
         page.evaluate("player.pause()")
@@ -142,11 +141,12 @@ def page(desk: Path) -> None:
         try:
             assert server.stdout is not None
             address = server.stdout.readline().split()[2]
-            with photographed(address, desk / "page.png", 900, 1036) as opened:
+            with photographed(address, desk / "page.png", 960) as opened:
                 opened.wait_for_selector("body[data-ready]")
                 assert opened.locator("#in-browser").is_checked(), "make page has not installed the page's files"
-                opened.set_input_files("#file", desk / "examples" / "audio" / "dog.ogg")
-                opened.get_by_text(re.compile("^Done")).wait_for()
+                for name in ("rain", "dog"):  # the first warms the network up
+                    opened.set_input_files("#file", desk / "examples" / "audio" / f"{name}.ogg")
+                    opened.get_by_text(re.compile("^Done.*" + name, re.I)).wait_for()
         finally:
             server.terminate()
 

@@ -56,7 +56,8 @@ def draw_labels(tagger: Tagger, audio: Path, path: Path) -> None:
         ("--level 1", levels, TagSettings(6)),
         ("--groups groups.toml", groups, TagSettings(6)),
     ]
-    figure = new_figure(9, 4.2)
+    figure = new_figure(9, 4.5, layout="constrained")
+    figure.get_layout_engine().set(h_pad=0.08, hspace=0.06)
     for number, (title, used, settings) in enumerate(panels):
         (found,) = used.tag_files([audio / "dog.ogg"], settings)
         axes = figure.add_subplot(2, 2, number + 1)
@@ -67,7 +68,6 @@ def draw_labels(tagger: Tagger, audio: Path, path: Path) -> None:
         axes.set_xlim(0, 1)
         axes.set_title(title, color=INK, loc="left", fontsize=12)
         axes.tick_params(labelsize=9, colors=SOFT)
-    figure.subplots_adjust(left=0.27, right=0.98, top=0.93, bottom=0.07, hspace=0.5, wspace=0.75)
     save_figure(figure, path, 100)
 
 

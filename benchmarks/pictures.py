@@ -5,11 +5,8 @@
     python benchmarks/pictures.py ESC10 docs/images --only map found
 
 ESC10 is a folder as for `zero_shot.py`. Plots are those of the commands and of the Python code that the pages show;
-pages are photographed in Chromium, steered by playwright. All get a palette of 256 colours.
-
-`curves.png` is that of a training run (docs/train.md), and `dymn04_open_reliability.png` that of `distilled.py
---calibrate --plot`. All other pictures do not depend on these weights: confusion matrix (of `mn04_as`), trade-off and
-shares of the time.
+pages are photographed in Chromium, steered by playwright. All get a palette of 256 colours. `OTHERS` says where the
+remaining pictures come from.
 """
 
 from __future__ import annotations
@@ -41,6 +38,14 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[1]
 MODEL = "dymn04_open"
+OTHERS = {
+    "curves": "dymn train esc10 --data ESC10 --model dymn04_open --fold 1",
+    "dymn04_open_reliability": "python benchmarks/distilled.py CORPORA --model FILE --calibrate FILE --plot FILE",
+    "probe_esc10": "dymn probe ESC10 --model mn04_as --plot FILE, which does not depend on these weights",
+    "trade-off": "dymn profile --plot FILE, which needs no weights",
+    "where": "python benchmarks/where.py --plot FILE, which needs no weights",
+}
+"""Pictures that are not made here, and how to make them."""
 FIVE = ("chainsaw", "crying_baby", "dog", "rain", "sneezing")
 MANY = 20  # clips of each of the five that teach
 PYTHON = re.compile(r"(?<!-->\n)^```python\n(.*?)^```$", re.M | re.S)
@@ -175,14 +180,10 @@ def of_recordings(desk: Path) -> None:
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("esc10", type=Path, help="The folder of ESC-10.")
-    parser.add_argument("images", type=Path, help="The folder of the pictures.")
-    parser.add_argument("--only", nargs="+", help="Make only these.")
-    options = parser.parse_args()
-    esc10, dog = options.esc10.resolve(), f"examples/audio/dog.ogg --model {MODEL}"
-    pictures: dict[str, Callable[[Path], None]] = {
+def pictures(esc10: Path) -> dict[str, Callable[[Path], None]]:
+    """Return what makes each picture at a desk."""
+    dog = f"examples/audio/dog.ogg --model {MODEL}"
+    return {
         "timeline": lambda desk: dymn(desk, f"tag {dog} --plot timeline.png"),
         "explain": lambda desk: dymn(desk, f"explain {dog} --output explain.png"),
         "events": lambda desk: code_of(desk, "events"),
@@ -197,15 +198,23 @@ def main() -> None:
         "page": page,
         "reliability": lambda desk: reliability(desk, esc10),
     }
-    wanted = options.only or list(pictures)
-    if unknown := set(wanted) - set(pictures):
-        parser.error(f"no picture {', '.join(sorted(unknown))}; there are {', '.join(pictures)}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("esc10", type=Path, help="The folder of ESC-10.")
+    parser.add_argument("images", type=Path, help="The folder of the pictures.")
+    parser.add_argument("--only", nargs="+", help="Make only these.")
+    options = parser.parse_args()
+    made = pictures(options.esc10.resolve())
+    if unknown := set(options.only or ()) - set(made):
+        parser.error(f"no picture {', '.join(sorted(unknown))}; there are {', '.join(made)}")
     with tempfile.TemporaryDirectory() as folder:
         desk = Path(folder)
-        set_up(esc10, desk)
-        for name in wanted:
+        set_up(options.esc10, desk)
+        for name in options.only or made:
             if not (desk / f"{name}.png").exists():
-                pictures[name](desk)
+                made[name](desk)
             with Image.open(desk / f"{name}.png") as picture:
                 smaller = picture.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
             smaller.save(options.images / f"{name}.png", optimize=True)

@@ -130,4 +130,4 @@ class AudioClassifier:
                 self.tagger.sample_rate,
             )
         kinds = "a path, bytes, an open file, an array, a dictionary with one or an AudioDecoder"
-        raise ConfigError(f"A recording is a {type(given).__name__}; {kinds} is needed.")
+        raise ConfigError(f"A recording is of type {type(given).__name__}; it must be {kinds}.")

@@ -220,9 +220,9 @@ def listen(
     """Report sounds as they happen: from a microphone, a stream, or raw samples on standard input.
 
     In a terminal, windows are shown in a table that is updated in place; otherwise each window is printed on one
-    line. A window is reported when another tenth of a window has arrived. With --events, one line is printed when a
-    sound starts, and another when it has ended. Lost streams are reopened. Press Ctrl-C to stop; the exit code is then
-    0.
+    line. A window is reported once a tenth of its length beyond its end has arrived. With --events, one line is printed
+    when a sound starts, and another when it has ended. Lost streams are reopened. Press Ctrl-C to stop; the exit code
+    is then 0.
 
     Examples: `dymn listen`; `dymn listen rtsp://camera.local/audio --labels "Dog,Speech" --save clips`;
     `ffmpeg -i URL -f s16le -ac 1 -ar 32000 - | dymn listen - --rate 32000 --format jsonl`.

@@ -127,11 +127,15 @@ def check_bad(bad: Mapping[str, str], total: int, max_bad: float) -> None:
         DataError: naming the first ones.
     """
     if len(bad) > max_bad * total:
-        listed = "; ".join(f"{key}: {reason}" for key, reason in list(bad.items())[:5])
         raise DataError(
-            f"{len(bad)} of {total} clips are bad, more than {max_bad:.1%}: {listed}. Repair or remove them, or allow "
-            "a larger share (max_bad)."
+            f"{len(bad)} of {total} clips are bad, more than {max_bad:.1%}: {first_bad(bad)}. Repair or remove them, "
+            "or allow a larger share (max_bad)."
         )
+
+
+def first_bad(bad: Mapping[str, str]) -> str:
+    """Return the first five clips that could not be read, with their reasons, as text."""
+    return "; ".join(f"{key}: {reason}" for key, reason in list(bad.items())[:5])
 
 
 def as_it_is(item: T) -> T:

@@ -63,8 +63,8 @@ class Catalog:
         columns = (classes + 7) // 8 if self.packed else classes
         if self.targets.shape != (n, columns):
             raise DataError(
-                f"Targets have shape {list(self.targets.shape)}; {[n, columns]} belongs to {n} clips and {classes} "
-                "classes."
+                f"Targets have shape {list(self.targets.shape)}; for {n} clips and {classes} classes it must be "
+                f"{[n, columns]}."
             )
         if self.masks is not None and self.masks.shape != (n, classes):
             raise DataError(f"Masks have shape {list(self.masks.shape)}; it must be {[n, classes]}.")

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from dymn.data.batch import FILLS, BadClip, Batch, Collated
+from dymn.data.batch import FILLS, BadClip, Batch, Collated, first_bad
 from dymn.data.presented import Presented
 from dymn.data.resident import Resident, ResidentBatches
 from dymn.data.samplers import Batches, Sampler
@@ -88,15 +88,15 @@ class Loader:
             )
         if crop == "windows" and (seconds is None or (longest or seconds) < seconds):
             raise ConfigError(
-                f"seconds and longest are {seconds} and {longest}; windows have a length, and longest is at least "
-                "seconds."
+                f"seconds and longest are {seconds} and {longest}; with crop 'windows', seconds must be set, and "
+                "longest must be at least seconds."
             )
         if seconds is not None and not 0 < seconds <= source.max_seconds:
             raise ConfigError(f"seconds is {seconds}; it must be above 0 and at most {source.max_seconds}.")
         if not 0 <= max_bad <= 1 or workers < 0 or seed < 0:
             raise ConfigError(
-                f"max_bad, workers and seed are {max_bad}, {workers} and {seed}; a share in [0, 1] and numbers from 0 "
-                "are allowed."
+                f"max_bad, workers and seed are {max_bad}, {workers} and {seed}; max_bad must be from 0 to 1, the "
+                "others at least 0."
             )
         samples = None if seconds is None else round(seconds * source.sample_rate)
         longest_samples = None if longest is None else round(longest * source.sample_rate)
@@ -166,11 +166,10 @@ class Loader:
                 self._met += 1
                 self._note(clip)
             if self._met > allowed:
-                listed = "; ".join(f"{key}: {reason}" for key, reason in list(self.bad.items())[:5])
                 raise DataError(
                     f"{self._met} bad clips in epoch {number + 1}, more than {self.max_bad:.1%} of its "
-                    f"{len(self.batches.sampler)} clips: {listed}. Repair or remove them, or allow a larger share "
-                    "(max_bad)."
+                    f"{len(self.batches.sampler)} clips: {first_bad(self.bad)}. Repair or remove them, or allow a "
+                    "larger share (max_bad)."
                 )
             if collated.batch is None and self.batches.world > 1:
                 raise DataError(

@@ -188,7 +188,7 @@ def open_dataset(
     except TypeError as error:
         if "unexpected keyword argument" not in str(error):
             raise
-        raise ConfigError(f"The reader of {kind!r} does not take these options: {', '.join(options)}.") from error
+        raise ConfigError(f"The reader of {kind!r} does not have these options: {', '.join(options)}.") from error
     source = Source(catalog, store, name=kind, sample_rate=sample_rate, max_seconds=max_seconds)
     if cache is not None:
         source = cached(source, cache, workers=workers, progress=progress)

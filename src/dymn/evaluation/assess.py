@@ -240,9 +240,9 @@ def columns(labels: Sequence[str], source: Source) -> Tensor:
     missing = [label for label in source.labels if label not in place]
     if missing:
         raise ConfigError(
-            f"The model lacks {len(missing)} of the dataset's {len(source.labels)} classes, such as {missing[0]!r}; "
-            f"its own classes are {'; '.join(labels[:3])} and so on. Evaluate a model that was trained for these "
-            "classes, or rename the classes."
+            f"The model does not have {len(missing)} of the dataset's {len(source.labels)} classes, such as "
+            f"{missing[0]!r}; its own classes are {'; '.join(labels[:3])} and so on. Evaluate a model that was trained "
+            "for these classes, or rename the classes."
         )
     return torch.tensor([place[label] for label in source.labels])
 

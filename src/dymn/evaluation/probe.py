@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from dymn.config import check
 from dymn.data import BadClip, Clip, Source, open_source, task_of
-from dymn.data.batch import as_it_is, check_bad
+from dymn.data.batch import as_it_is, check_bad, first_bad
 from dymn.data.detect import detect
 from dymn.errors import DataError
 from dymn.evaluation import metrics
@@ -169,5 +169,5 @@ def embed_source(
         if progress is not None:
             progress(kept[len(vectors) - 1] + 1, len(source))
     if not vectors:
-        raise DataError(f"No clip of {source.name} could be read, such as {next(iter(bad.items()))}.")
+        raise DataError(f"No clip of {source.name} can be read: {first_bad(bad)}.")
     return np.stack(vectors), kept, bad

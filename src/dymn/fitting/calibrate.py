@@ -112,8 +112,8 @@ def calibrate(
     missing = [label for label in labelled.labels if label not in labels]
     if missing:
         raise ConfigError(
-            f"The dataset has the label {missing[0]!r}, which the model lacks. Rename labels; the model's are "
-            f"{'; '.join(labels[:3])} and so on."
+            f"The dataset has the label {missing[0]!r}, which the model does not have. Rename it; the model's labels "
+            f"are {'; '.join(labels[:3])} and so on."
         )
     embedder = Embedder(open_backend(stored, threads=threads, device="cpu"))
     examples, bad = embed_labelled(

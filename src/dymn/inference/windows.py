@@ -239,7 +239,7 @@ def pieces(
                 raise AudioError(f"{recording.name or 'The array'} has no samples. Give a recording that is not empty.")
             if recording.n_samples < SHORT_SECONDS * rate:
                 milliseconds = 1000 * recording.n_samples / rate
-                recording.notes.add(f"it is {milliseconds:.3g} ms long; such a short sound can hardly be recognised.")
+                recording.notes.add(f"it is {milliseconds:.3g} ms long; sounds this short are rarely recognised.")
             recording.notes.log(recording.name or "The array")
         except DymnError as failure:
             error = failure

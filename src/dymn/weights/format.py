@@ -68,7 +68,7 @@ def save(stored: Stored, path: str | Path, dtype: str = "float32") -> str:
     for name, values in stored.state.items():
         if not is_finite(values):
             raise WeightsError(
-                f"{path} is not written: {name} contains values that are not finite. The training has diverged."
+                f"{path} was not written: {name} contains values that are not finite. The training has diverged."
             )
         wanted = dtype if values.ndim >= 2 else "float32"
         if wanted == "int8" and values.size < SMALL:

@@ -110,7 +110,7 @@ class EventRecording(Told):
     """The events of one recording, or the error that prevented them.
 
     Attributes:
-        name: the path as given; "-" for standard input, "" for what has no name.
+        name: the path as given; "-" for standard input, "" for sources without a name.
         seconds: the length of the recording.
         events: in the order of their starts.
         error: why there are none, or None.

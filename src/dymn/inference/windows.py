@@ -140,7 +140,7 @@ def blocks(
     Args:
         source: a path, "-" for standard input, an open binary file, or an array or tensor [N] or [channels, N].
         rate: wanted, in Hz.
-        sample_rate: of an array, in Hz; files bring their own.
+        sample_rate: sample rate of an array, in Hz; not needed for files.
         read: how to read it, such as the channel.
         notes: what is unusual about the recording is added here; None logs it.
 

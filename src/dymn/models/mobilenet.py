@@ -245,7 +245,7 @@ def load_model(
         labels: names of these classes.
         in_chans: number of input channels; the first convolution is adapted by `MobileNet.reset_input`.
         device: where the model goes, such as "cpu" or "cuda:0"; the first CUDA device if there is one, for None.
-        progress: called during a download with the bytes done, and the bytes in all or None.
+        progress: called during a download with the number of bytes received and the total, which is None if unknown.
 
     Raises:
         WeightsError: if there is no such model, or it cannot be downloaded, read or fitted to its network.

@@ -47,10 +47,10 @@ def open_backend(
         backend: "compiled" (CPU, without PyTorch), "torch", "onnx", or "auto": compiled code on a CPU, and PyTorch on a
             GPU, in another precision, or for a network that compiled code does not support.
         device: where PyTorch computes, such as "cpu" or "cuda:0"; None is the first CUDA device, or else the CPU.
-        threads: number of CPU threads; one for each CPU that may be used if None.
+        threads: number of CPU threads; by default, one for each CPU that the process may use.
         precision: "float32", or for GPUs "bfloat16" or "float16".
         compile: whether `torch.compile` makes kernels for the network.
-        progress: called during a download with the bytes done, and the bytes in all or None.
+        progress: called during a download with the number of bytes received and the total, which is None if unknown.
 
     Raises:
         WeightsError: if the model cannot be found, downloaded or read.

@@ -42,7 +42,7 @@ def open_checkpoint(source: str | Path, *, progress: DownloadProgress | None = N
             dymn, a folder with one, a state dict that EfficientAT or EfficientSED published (`.pt`), or "user/repo" or
             "user/repo@revision" on the Hugging Face Hub. A name in the registry comes first, then what is on this
             machine.
-        progress: called during a download with the bytes done, and the bytes in all or None.
+        progress: called during a download with the number of bytes received and the total, which is None if unknown.
 
     Raises:
         WeightsError: if there is no such model, or it cannot be downloaded, read or fitted to its network.

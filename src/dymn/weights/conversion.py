@@ -41,7 +41,7 @@ def convert(
         dilated: whether such a file is of an MN whose last three blocks are dilated.
         half: store matrices and kernels in half precision.
         int8: store them in 8 bits, with a scale for each output channel.
-        progress: called during a download with the bytes done, and the bytes in all or None.
+        progress: called during a download with the number of bytes received and the total, which is None if unknown.
 
     Raises:
         WeightsError: if the source cannot be loaded or the destination not be written.

@@ -102,7 +102,8 @@ def listen(
         typer.Option(
             metavar="FROM 0 TO 1",
             max=1,
-            help="A sound lasts while its probability is at least this. The default is 0.3 of --threshold.",
+            help="A sound lasts while its probability is at least this. The default is 0.3 of --threshold; `dymn "
+            "events` may go lower, judged by the seconds before and after, which live sound does not have.",
             rich_help_panel=EVENTS,
         ),
     ] = None,

@@ -210,9 +210,12 @@ def select(source: Source, split: str | None, *, fold: int | None = None, holdou
         part = ["val" if i in held else name for i, name in enumerate(part)]
     chosen = [i for i, name in enumerate(part) if name == split]
     if not chosen:
+        there = [name for name in SPLITS if name in part]
+        remedy = "Choose one of these, or all clips" if there else "Choose all clips"
+        remedy += ", or set holdout to keep a share of the training clips for validation." if split == "val" else "."
         raise DataError(
-            f"{source.name} has no clips for {split!r}; it has {', '.join(sorted(set(part) - {''})) or 'no splits'}. "
-            "Choose another split, or set holdout to keep a share of the training clips for validation."
+            f"{source.name} has no clips for the split {split!r}; it has "
+            f"{', '.join(f'{part.count(name)} for {name!r}' for name in there) or 'no splits'}. {remedy}"
         )
     return source.where(chosen)
 

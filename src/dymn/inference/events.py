@@ -78,7 +78,13 @@ class EventSettings(FrameSettings):
         check_threshold(threshold)
         check(threshold != 0, "threshold is 0; it must be above 0, and at most 1.")
         off, most = self.off_threshold, 1.0 if isinstance(threshold, str) else threshold
-        check(off is None or 0 < off <= most, f"off_threshold is {off}; it must be above 0, and at most {most}.")
+        check(
+            off is None or 0 < off <= most,
+            f"off_threshold is {off}; it must be above 0, and at most threshold, which is {most}. Lower it, or raise "
+            "threshold (--threshold)."
+            if most < 1
+            else f"off_threshold is {off}; it must be above 0, and at most 1.",
+        )
         for name in ("median", "min_gap", "min_duration"):
             value = getattr(rule, name)
             check(0 <= value <= 3600, f"{name} is {value}; it must be from 0 to 3600 seconds.")

@@ -102,8 +102,8 @@ def listen(
         typer.Option(
             metavar="FROM 0 TO 1",
             max=1,
-            help="A sound lasts while its probability is at least this. The default is 0.3 of --threshold; `dymn "
-            "events` may go lower, judged by the seconds before and after, which live sound does not have.",
+            help="A sound lasts while its probability is at least this. The default is 0.3 of --threshold. In `dymn "
+            "events`, it also depends on later probabilities, which are not available live.",
             rich_help_panel=EVENTS,
         ),
     ] = None,

@@ -16,7 +16,7 @@ unchanged and called `head.NAME`. Parts of a block:
 - coefficient [n, H], rows as `coefficients` lists them; with the context "own", squeeze and coefficient of each of
   them, such as `blocks.I.expand.kernels.squeeze.weight`;
 - frequency, time [C, H] of Coordinate Attention; squeeze, excite of Squeeze-and-Excitation; any other attention is
-unchanged and called `blocks.I.attention.NAME`.
+  unchanged and called `blocks.I.attention.NAME`.
 """
 
 from __future__ import annotations

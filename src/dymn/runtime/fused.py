@@ -3,15 +3,14 @@
 Results equal those of `dymn.models.mobilenet.MobileNet` up to rounding; the order of the computation differs:
 
 - It is built from the folded form (`dymn.runtime.fold`): norms are part of the kernels, and one linear layer computes
-all coefficients of a block from its context.
+  all coefficients of a block from its context.
 - Feature maps have the layout [F, T, C], channels last. A pointwise convolution is then one matrix product with a bias,
-a depthwise convolution needs no change of layout, and coefficients of channels and frames are applied along contiguous
-memory.
+  a depthwise convolution needs no change of layout, and coefficients of channels and frames are applied along
+  contiguous memory.
 - Of the two linear maps of Dy-ReLU, the steeper one is multiplied into the depthwise kernel, which is computed for each
-clip in any case.
-- Once the context is known, everything from the expansion to the projection depends on a few bands at a time. It is
-computed in tiles of bands that stay in the cache, so the expanded map is never written as a whole. This is not possible
-with an attention that needs the whole map.
+  clip in any case.
+- Everything from the expansion to the projection is computed in tiles of a few bands that stay in the cache, so the
+  expanded map is never written as a whole. This is not possible with an attention that needs the whole map.
 - A block processes one clip at a time, because clips do not share kernels, and the maps of one clip fit in the cache.
 """
 

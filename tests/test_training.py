@@ -407,7 +407,7 @@ def test_without_validation_the_last_epoch_is_the_best(clips, tmp_path):
 
 
 def test_a_validation_part_without_clips_is_refused(clips, tmp_path):
-    with pytest.raises(DataError, match="no clips for 'val'"):
+    with pytest.raises(DataError, match="no clips for the split 'val'"):
         train(run(clips, tmp_path, data={"holdout": 0.0}))
 
 

@@ -7,7 +7,8 @@
 ESC10 is a folder as for `zero_shot.py`; the recordings are those of `mixtures.py`, from the clips of folds 4 and 5.
 `--sweep` tries settings on recordings from folds 1 to 3 instead, with which the defaults of `dymn events` were chosen,
 and `--tried` those of the table in `docs/events.md`, on 60 such recordings and in its order. The frames are kept in
-`--cache`. Nothing is trained.
+`--cache`. Nothing is trained. `--live` compares the rule of `dymn listen --events`, with its windows of 2 s every
+0.5 s, with that of `dymn events`, made causal: judged by the seconds before alone.
 
 The scores are those of sed_scores_eval, which is installed by itself, as it needs old companions:
 
@@ -24,24 +25,25 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dymn import Tagger
-from dymn.inference.events import Event, EventSettings, decide
+from dymn.inference.events import Event, EventSettings, EventTracker, decide
 from dymn.inference.frames import METHODS, Frames, FrameSettings, frames
 from dymn.inference.methods import Nearby
 from dymn.weights.ontology import ancestors
 from mixtures import NOISE_DB, SECONDS, Mixture, class_indices, mixtures
 
 Classes = dict[str, list[int]]
-Settings = Iterator[tuple[FrameSettings, list[tuple[EventSettings, float | None]]]]
+Tried = Iterator[tuple[FrameSettings, list[tuple[EventSettings, float | None]]]]
 GRID = 0.02  # seconds; how finely decisions are given to the scorer
 COLLAR = 0.5
 CUTS = (  # what `--sweep` tries
@@ -60,6 +62,8 @@ TRIED: tuple[tuple[FrameSettings, float | None, dict[str, float]], ...] = (  # f
     (FrameSettings("windows", 0.96, 0.16), 0.3, {"min_duration": 0.45}),
     *((FrameSettings("combined"), 0.4, {"threshold": threshold}) for threshold in (0.1, 0.07, 0.05)),
 )
+LIVE = [EventSettings("windows", 2.0, 0.5, threshold=threshold, min_gap=1.0) for threshold in (0.1, 0.3)]
+LIVE_WEIGHTS = (None, 0.3, 0.4, 0.5)
 
 
 def of_classes(found: Frames, classes: Classes) -> Frames:
@@ -76,7 +80,39 @@ def drawn(events: list[Event], labels: tuple[str, ...]) -> np.ndarray:
     return rows
 
 
-def scored(recordings: list[Mixture], found: list[Frames], settings: EventSettings) -> dict[str, float]:
+class CausalTracker(EventTracker):
+    """Lets a probability fall as `dymn events` does, judged by the frames before it; None is a fixed share."""
+
+    def __init__(self, labels: tuple[str, ...], settings: EventSettings, weight: float | None) -> None:
+        super().__init__(labels, settings)
+        self._rule = None if weight is None else Nearby(5.0, weight=weight)
+        self._fixed = self._off
+        self._past = np.empty((0, len(labels)), np.float32)
+        self._most = round(5.0 / settings.cutting().hop) + 1
+
+    def add_frame(self, scores: np.ndarray, edges: np.ndarray) -> list[Event]:
+        """Take one frame [C] between two edges."""
+        self._past = np.concatenate([self._past, scores[None]])[-self._most :]
+        if self._rule is not None:
+            self._off = np.clip(self._rule.lowest(self._past.T), self._rule.least * self._on, self._fixed)
+        return self.add(scores[None], edges)
+
+
+def decide_live(found: Frames, settings: EventSettings, weight: float | None = None) -> list[Event]:
+    """Return the events that live sound with these frames would have."""
+    tracker = CausalTracker(found.labels, settings, weight)
+    events = [
+        event for i, scores in enumerate(found.scores) for event in tracker.add_frame(scores, found.edges[i : i + 2])
+    ]
+    return events + tracker.finish()
+
+
+Decide = Callable[[Frames, EventSettings], list[Event]]
+
+
+def scored(
+    recordings: list[Mixture], found: list[Frames], settings: EventSettings, decide: Decide = decide
+) -> dict[str, float]:
     """Return PSDS and the two F1 of frames and of the events that they amount to."""
     import pandas
     from sed_scores_eval import collar_based, intersection_based, segment_based
@@ -97,7 +133,13 @@ def scored(recordings: list[Mixture], found: list[Frames], settings: EventSettin
     return {"psds": float(psds), "event_f1": float(events), "segment_f1": float(seconds)}
 
 
-def others(recordings: list[Mixture], found: list[Frames], settings: EventSettings, classes: Classes) -> float:
+def others(
+    recordings: list[Mixture],
+    found: list[Frames],
+    settings: EventSettings,
+    classes: Classes,
+    decide: Decide = decide,
+) -> float:
     """Return how many events of labels that have nothing to do with a recording are found in it, per minute."""
     labels = found[0].labels
     above = [ancestors(label) for label in labels]
@@ -135,20 +177,25 @@ def events_of(cut: FrameSettings, **others: float) -> EventSettings:
     return EventSettings(**given, **others)
 
 
-def swept() -> Settings:
+def swept() -> Tried:
     """Yield ways to get frames, each with the settings to try on them and the weight of what is nearby."""
     for cut in CUTS:
         pairs = itertools.product(WEIGHTS, THRESHOLDS)
         yield cut, [(events_of(cut, threshold=threshold), weight) for weight, threshold in pairs]
 
 
-def tried() -> Settings:
+def tried() -> Tried:
     """Yield the settings of the table in docs/events.md."""
     for cut, weight, others in TRIED:
         yield cut, [(events_of(cut, **others), weight)]
 
 
-def standard() -> Settings:
+def live() -> Tried:
+    """Yield what `dymn listen --events` does by default, and with a causal form of the rule of `dymn events`."""
+    yield FrameSettings("windows", *LIVE[0].cutting()), [*itertools.product(LIVE, LIVE_WEIGHTS)]
+
+
+def standard() -> Tried:
     """Yield the methods with their defaults."""
     for name, method in METHODS.items():
         if name != "frames":
@@ -162,9 +209,10 @@ def main() -> None:
     parser.add_argument(
         "--model", action="append", required=True, help="A model with AudioSet's labels, by name or file."
     )
-    kind = parser.add_mutually_exclusive_group()
-    kind.add_argument("--sweep", action="store_true", help="Try settings on other recordings.")
-    kind.add_argument("--tried", action="store_true", help="Try the settings of docs/events.md on these.")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--sweep", action="store_true", help="Try settings on other recordings.")
+    what.add_argument("--tried", action="store_true", help="Try the settings of docs/events.md on these.")
+    what.add_argument("--live", action="store_true", help="Compare rules of `dymn listen --events`.")
     parser.add_argument("--cache", type=Path, help="A folder that keeps frames for the next time.")
     parser.add_argument("--folds", nargs="+", type=int, help="The folds whose clips are used; 4 5, or 1 2 3 to sweep.")
     parser.add_argument("--seed", type=int, help="Where recordings are made from; 2, or 1 to sweep.")
@@ -180,18 +228,20 @@ def main() -> None:
     classes = class_indices(options.folder)
     recordings = mixtures(options.folder, folds, number, seed, noise_db=tuple(options.noise))
     results = []
+    ways = swept if options.sweep else tried if options.tried else live if options.live else standard
     for model in options.model:
         tagger = Tagger.from_pretrained(model, threads=options.threads)
-        for cut, settings_of in (tried if options.tried else swept if options.sweep else standard)():
+        for cut, chosen in ways():
             found = frames_of(tagger, recordings, cut, options.cache)
             judged = [of_classes(one, classes) for one in found]
-            for settings, weight in settings_of:
+            for settings, weight in chosen:
                 row: dict[str, Any] = {"model": tagger.card.name, "method": cut.method, **cut.cutting()._asdict()}
                 row |= {"clip": cut.clip, "nearby": weight, "threshold": settings.rule().threshold}
                 row["dropped"] = settings.min_duration
+                way = functools.partial(decide_live, weight=weight) if options.live else decide
                 with weighted(str(cut.method), weight):
-                    row |= scored(recordings, judged, settings)
-                    row["others"] = others(recordings, found, settings, classes)
+                    row |= scored(recordings, judged, settings, way)
+                    row["others"] = others(recordings, found, settings, classes, way)
                 results.append(row)
                 if not options.json:
                     print(line(row), flush=True)

@@ -57,8 +57,8 @@ def events(
         How | None,
         typer.Option(
             help="Score short overlapping windows (windows), the frames of the last feature map of long windows "
-            "(activation), which is faster and finds less, or both (combined). The models fmn... score frames "
-            "themselves (frames).",
+            "(activation), which is faster and finds fewer events, or both (combined). frames is for frame-wise "
+            "networks (fmn...), which compute scores of frames themselves.",
             rich_help_panel=WHEN,
             show_default="frames for fmn..., windows for ONNX files, else combined",
         ),
@@ -77,7 +77,7 @@ def events(
             metavar="FROM 0 TO 1",
             max=1,
             help="An event lasts while its probability is at least this. The default is 0.3 of --threshold, or less "
-            "where the probabilities nearby are low; all of it for frames.",
+            "where the probabilities nearby are low; for frames, it is --threshold.",
             rich_help_panel=WHEN,
         ),
     ] = None,
@@ -128,8 +128,8 @@ def events(
 ) -> None:
     """Report when each sound in a recording starts and ends.
 
-    An event starts and ends where the probability of its label crosses --off-threshold, and reaches --threshold in
-    between.
+    An event is a passage in which the probability of a label stays above --off-threshold and reaches --threshold at
+    least once.
 
     Recordings that cannot be read are reported on standard error, in JSON, CSV and Parquet, and in a report next to
     --output. The others are still processed, and the exit code is 1.

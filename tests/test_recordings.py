@@ -319,7 +319,7 @@ def test_infrasound_of_few_samples_a_second_is_played_faster(tmp_path, tagger):
     assert found.seconds == pytest.approx(len(samples) / 40)
     assert len(reading.read(write(tmp_path / "few.wav", samples[:1000], 500), 32_000)) == 64_000
     (bad,) = tagger.tag_files([slow])
-    assert "sample rate of 40 Hz, which --speed 1 turns into 40 Hz; 100 to 768000 Hz is allowed. Check" in str(
+    assert "sample rate of 40 Hz, which --speed 1 turns into 40 Hz; it must be from 100 to 768000 Hz. Check" in str(
         bad.error
     )
 

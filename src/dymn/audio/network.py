@@ -343,7 +343,7 @@ def _place(parts: SplitResult) -> str:
 
 
 def other_content(url: str, timeout: float) -> str:
-    """Ask an HTTP address for its content type; return "" if it is audio, or if it cannot be learnt.
+    """Describe the content type of an HTTP URL; return "" if it is audio or unknown.
 
     Example:
         >>> other_content("http://radio.example/listen", 5)  # doctest: +SKIP

@@ -16,8 +16,8 @@ Method = Annotated[
     How | None,
     typer.Option(
         help="Score short overlapping windows (windows), the frames of the last feature map of long windows "
-        "(activation), which is faster and finds less, or both (combined). The models fmn... score frames "
-        "themselves (frames).",
+        "(activation), which is faster and finds fewer events, or both (combined). frames is for frame-wise "
+        "networks (fmn...), which compute scores of frames themselves.",
         rich_help_panel=WHEN,
         show_default="frames for fmn..., windows for ONNX files, else combined",
     ),
@@ -36,7 +36,7 @@ OffThreshold = Annotated[
         metavar="FROM 0 TO 1",
         max=1,
         help="An event lasts while its probability is at least this. The default is 0.3 of --threshold, or less "
-        "where the probabilities nearby are low; all of it for frames.",
+        "where the probabilities nearby are low; for frames, it is --threshold.",
         rich_help_panel=WHEN,
     ),
 ]

@@ -84,8 +84,8 @@ def events(
 ) -> None:
     """Report when each sound in a recording starts and ends.
 
-    An event starts and ends where the probability of its label crosses --off-threshold, and reaches --threshold in
-    between.
+    An event is a passage in which the probability of a label stays above --off-threshold and reaches --threshold at
+    least once.
 
     Recordings that cannot be read are reported on standard error, in JSON, CSV and Parquet, and in a report next to
     --output. The others are still processed, and the exit code is 1.

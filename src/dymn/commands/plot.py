@@ -129,7 +129,7 @@ class Pictures:
         """
         if self._failure is not None:
             raise self._failure
-        note(f"{self._plot} is {'written' if self.written else 'not written'}.", quiet)
+        note(f"{self._plot} was {'written' if self.written else 'not written'}.", quiet)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ WHEN = "Events"
 How = Literal["combined", "activation", "windows", "frames"]
 """The keys of `dymn.inference.frames.METHODS`."""
 
-Method = Annotated[
+EventMethod = Annotated[
     How | None,
     typer.Option(
         help="Score short overlapping windows (windows), the frames of the last feature map of long windows "
@@ -22,7 +22,7 @@ Method = Annotated[
         show_default="frames for fmn..., windows for ONNX files, else combined",
     ),
 ]
-Threshold = Annotated[
+EventThreshold = Annotated[
     Any,
     threshold_option(
         "An event reaches at least this probability; the default is 0.1, and 0.2 for frames. auto and precise "

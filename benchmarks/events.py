@@ -10,14 +10,10 @@ and `--tried` those of the table in `docs/events.md`, on 60 such recordings and 
 `--cache`. Nothing is trained. `--live` compares the rule of `dymn listen --events`, with its windows of 2 s every
 0.5 s, with that of `dymn events`, made causal: judged by the seconds before alone.
 
-The scores are those of sed_scores_eval, which is installed by itself, as it needs old companions:
-
-    pip install sed_scores_eval "pandas<3" "setuptools<81"
-
-PSDS is from probabilities at all thresholds: dtc = gtc = 0.5, up to 500 false alarms an hour, the mean over classes.
-The F1 are from events: of events with beginning and end within 0.5 s (or half of the length for the end), and of
-seconds; means over classes. "Others" are events of labels that are neither above nor below those of a sound in the
-recording in AudioSet's ontology, per minute.
+The scores are those of `dymn evaluate --events` (`pip install '.[sed]'`), with PSDS from all thresholds: dtc = gtc =
+0.5, up to 500 false alarms an hour, the mean over classes. The F1 are from events: of events with beginning and end
+within 0.5 s (or half of the length for the end), and of seconds; means over classes. "Others" are events of labels that
+are neither above nor below those of a sound in the recording in AudioSet's ontology, per minute.
 """
 
 from __future__ import annotations
@@ -36,6 +32,7 @@ from typing import Any
 import numpy as np
 
 from dymn import Tagger
+from dymn.evaluation.events import event_figures
 from dymn.inference.events import Event, EventSettings, EventTracker, decide
 from dymn.inference.frames import METHODS, Frames, FrameSettings, frames
 from dymn.inference.methods import Nearby
@@ -44,8 +41,6 @@ from mixtures import NOISE_DB, SECONDS, Mixture, class_indices, mixtures
 
 Classes = dict[str, list[int]]
 Tried = Iterator[tuple[FrameSettings, list[tuple[EventSettings, float | None]]]]
-GRID = 0.02  # seconds; how finely decisions are given to the scorer
-COLLAR = 0.5
 CUTS = (  # what `--sweep` tries
     *(FrameSettings("windows", window, hop) for window in (0.64, 0.96, 1.28, 1.6) for hop in (0.16, 0.32)),
     FrameSettings("activation"),
@@ -70,14 +65,6 @@ def of_classes(found: Frames, classes: Classes) -> Frames:
     """Return frames of the classes of ESC-10, each as probable as its likeliest AudioSet label."""
     scores = np.stack([found.scores[:, indices].max(axis=1) for indices in classes.values()], axis=1)
     return dataclasses.replace(found, labels=tuple(classes), scores=scores)
-
-
-def drawn(events: list[Event], labels: tuple[str, ...]) -> np.ndarray:
-    """Return events as ones among zeros [T, C] on a grid of `GRID` seconds."""
-    rows = np.zeros((round(SECONDS / GRID), len(labels)))
-    for event in events:
-        rows[round(event.start / GRID) : round(event.end / GRID), labels.index(event.label)] = 1
-    return rows
 
 
 class CausalTracker(EventTracker):
@@ -113,24 +100,12 @@ Decide = Callable[[Frames, EventSettings], list[Event]]
 def scored(
     recordings: list[Mixture], found: list[Frames], settings: EventSettings, decide: Decide = decide
 ) -> dict[str, float]:
-    """Return PSDS and the two F1 of frames and of the events that they amount to."""
-    import pandas
-    from sed_scores_eval import collar_based, intersection_based, segment_based
-
-    def table(edges: np.ndarray, rows: np.ndarray) -> Any:
-        columns = dict(zip(found[0].labels, rows.T, strict=True))
-        return pandas.DataFrame({"onset": edges[:-1], "offset": edges[1:], **columns})
-
-    truth = {m.name: [(event.start, event.end, event.label) for event in m.events] for m in recordings}
-    lengths = {m.name: SECONDS for m in recordings}
-    soft = {m.name: table(f.edges, f.scores) for m, f in zip(recordings, found, strict=True)}
-    grid = np.round(np.arange(round(SECONDS / GRID) + 1) * GRID, 2)
-    hard = {m.name: table(grid, drawn(decide(f, settings), f.labels)) for m, f in zip(recordings, found, strict=True)}
-    psds = intersection_based.psds(soft, truth, lengths, dtc_threshold=0.5, gtc_threshold=0.5, max_efpr=500)[0]
-    collars = {"onset_collar": COLLAR, "offset_collar": COLLAR, "offset_collar_rate": 0.5}
-    events = collar_based.fscore(hard, truth, 0.5, **collars)[0]["macro_average"]
-    seconds = segment_based.fscore(hard, truth, lengths, 0.5, segment_length=1.0)[0]["macro_average"]
-    return {"psds": float(psds), "event_f1": float(events), "segment_f1": float(seconds)}
+    """Return PSDS and the two F1 of frames and of the events that they amount to, means over classes."""
+    frames = {mixture.name: one for mixture, one in zip(recordings, found, strict=True)}
+    truth = {mixture.name: [(one.start, one.end, one.label) for one in mixture.events] for mixture in recordings}
+    classes = event_figures(truth, frames, {name: decide(one, settings) for name, one in frames.items()}, steps=None)
+    names = {"psds": "psds", "event_f1": "f1", "segment_f1": "segment_f1"}
+    return {key: float(np.mean([getattr(one, name) for one in classes])) for key, name in names.items()}
 
 
 def others(

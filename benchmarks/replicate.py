@@ -53,6 +53,7 @@ import argparse
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -93,12 +94,17 @@ WIDTH_STEP = 0.005
 
 @dataclass(frozen=True)
 class Arm:
-    """A network that is trained: its title for a width, and what it is."""
+    """A network that is trained: what it is called and, for a width, what it is."""
 
     title: str
     variant: Callable[[float], Variant]
     annealed: bool = True  # else the temperature is its last value throughout
     decisions: bool = False  # taught by the teacher's decisions, not by its probabilities
+
+    def titled(self, width: float) -> str:
+        """Return the title with the network's width, such as "MN 0.25"."""
+        kind = re.match("[A-Za-z]+", self.title)[0]  # type: ignore[index]
+        return f"{kind} {width:g}{self.title.removeprefix(kind)}"
 
 
 @dataclass(frozen=True)
@@ -131,8 +137,8 @@ def _row(name: str) -> Callable[[float], Variant]:
 ARMS = {
     "dymn": Arm("DyMN", lambda width: but(paper.DYMN, width=width)),
     "mn": Arm("MN", lambda width: but(paper.MN, width=width)),
-    "mn_equal": Arm("MN of equal cost", equal_cost),
-    "mn_wider": Arm("MN, next width", lambda width: but(paper.MN, width=round(1.25 * width, 3))),
+    "mn_equal": Arm("MN", equal_cost),
+    "mn_wider": Arm("MN", lambda width: but(paper.MN, width=round(1.25 * width, 3))),
     "mn_static": Arm("MN without Squeeze-and-Excitation", _row("MN Static (no SE)")),
     "no_dyconv": Arm("DyMN without Dy-Conv", _row("- Dy-Conv")),
     "no_dyrelu": Arm("DyMN without Dy-ReLU", _row("- Dy-ReLU")),
@@ -143,24 +149,24 @@ ARMS = {
 }
 EXPERIMENTS = {
     "A": Experiment(
-        "A DyMN beats an MN of equal cost (Table II)",
+        "a DyMN is better than an MN of equal cost (Table II)",
         ("dymn", "mn", "mn_equal", "mn_wider"),
         (("dymn", "mn_equal"), ("dymn", "mn"), ("dymn", "mn_wider")),
         zero_shot=True,
     ),
     "B": Experiment(
-        "Each dynamic part helps (Table V)",
+        "each dynamic part helps (Table V)",
         ("dymn", "mn", "mn_static", "no_dyconv", "no_dyrelu", "no_ca"),
         (("dymn", "no_dyconv"), ("dymn", "no_dyrelu"), ("dymn", "no_ca"), ("dymn", "mn"), ("mn", "mn_static")),
     ),
     "C": Experiment(
-        "Soft answers teach more than decisions (beside Table IV)",
+        "probabilities teach more than decisions (cf. Table IV)",
         ("dymn", "dymn_hard", "mn", "mn_hard"),
         (("dymn", "dymn_hard"), ("mn", "mn_hard")),
         measure="precision",
     ),
     "D": Experiment(
-        "An annealed temperature keeps the kernels in use (Table X)", ("dymn", "dymn_tau1"), (("dymn", "dymn_tau1"),)
+        "an annealed temperature keeps all kernels in use (Table X)", ("dymn", "dymn_tau1"), (("dymn", "dymn_tau1"),)
     ),
 }
 

@@ -293,12 +293,12 @@ def test_report_decides_what_the_data_say(tmp_path):
     page = tmp_path / "docs" / "replication.md"
     write_report(tmp_path, page, page.parent / "images", None, None, 1000)
     text = page.read_text(encoding="utf-8")
-    assert "**The DyMN is better than the MN of equal cost**" in text
-    assert "**The DyMN is worse than the DyMN without Dy-Conv**" in text
-    assert "**Not decided**: whether the DyMN is better than the DyMN without Coordinate Attention" in text
-    assert "- DyMN − DyMN without Dy-Conv: the reverse." in text
-    assert "**The DyMN is better than the DyMN, taught by decisions**" in text
-    assert "| DyMN, temperature 1 | 0.936, 0.680, 0.360 | 6.4 %, 32.0 %, 64.0 % |" in text
+    assert "**DyMN 0.4 is better than MN 0.4.**" in text
+    assert "**DyMN 0.4 is worse than DyMN 0.4 without Dy-Conv.**" in text
+    assert "**No decision** between DyMN 0.4 and DyMN 0.4 without Coordinate Attention" in text
+    assert "- DyMN 0.4 − DyMN 0.4 without Dy-Conv: the reverse." in text
+    assert "**DyMN 0.4 is better than DyMN 0.4, taught by decisions.**" in text
+    assert "| DyMN 0.4, temperature 1 | 0.936, 0.680, 0.360 | 6.4 %, 32.0 %, 64.0 % |" in text
     for name in ("replication-curves.png", "replication-macs.png", "replication-kernels.png"):
         assert (page.parent / "images" / name).stat().st_size > 5000 and f"(images/{name})" in text
     figures = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))

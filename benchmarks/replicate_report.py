@@ -354,7 +354,7 @@ def text_of(
         "",
         f"![{curves}]({images}/replication-curves.png)",
         "",
-        *(_paragraph(RUNAWAY) + [""] if runaway else []),
+        *([*_paragraph(RUNAWAY), ""] if runaway else []),
         "## Differences from the paper",
         "",
         *(list(dict.fromkeys(failed)) or ["Every comparison above came out as in the paper."]),

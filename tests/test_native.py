@@ -87,12 +87,6 @@ def test_each_build_gives_the_numbers_of_the_network(build, name):
         assert float(model(clips(4, 128, 100)).logits.std(dim=0).min()) > 0.1
 
 
-def test_networks_with_two_strides_are_not_known():
-    """The frame-wise ones, which PyTorch and ONNX Runtime compute."""
-    names = [name for name, settings in MODELS.items() if settings.get("table") == "framewise"]
-    assert names and not any(is_known(model_config(name)) for name in names)
-
-
 @pytest.mark.parametrize("name", [name for name in MODELS if not name.startswith("fmn")])
 def test_every_architecture(name):
     assert is_known(model_config(name))

@@ -792,20 +792,23 @@ typedef struct {
 
 #define AFFINE_ROWS (LANES == 16 ? 8 : 4) /* rows at a time: as many sums as there are registers for */
 
+/* Sixteen outputs from c on of as many groups of n rows as lie between `row` and `end`; returns the row behind them. */
+INLINE int affine_groups(int n, const Affine *a, int c, int row, int end) {
+    for (; row + n <= end; row += n)
+        affine_panel(n, a->x + (int64_t)row * a->n_in, a->weight + (int64_t)c * a->n_in, a->bias + c, a->n_in, a->activation,
+                     a->out + (int64_t)row * a->width + c, a->width);
+    return row;
+}
+
 /* Groups of rows first to last, through one panel of weights after the other. */
 static void affine_rows(const void *work, int first, int last, int share) {
     const Affine *a = work;
     int end = smaller(a->n_rows, last * AFFINE_ROWS);
     (void)share;
     for (int c = 0; c < a->width; c += 16) {
-        const float *column = a->weight + (int64_t)c * a->n_in;
-        int row = first * AFFINE_ROWS;
-        for (; row + AFFINE_ROWS <= end; row += AFFINE_ROWS)
-            affine_panel(AFFINE_ROWS, a->x + (int64_t)row * a->n_in, column, a->bias + c, a->n_in, a->activation,
-                         a->out + (int64_t)row * a->width + c, a->width);
-        for (; row < end; row++)
-            affine_panel(1, a->x + (int64_t)row * a->n_in, column, a->bias + c, a->n_in, a->activation,
-                         a->out + (int64_t)row * a->width + c, a->width);
+        int row = affine_groups(AFFINE_ROWS, a, c, first * AFFINE_ROWS, end);
+        if (AFFINE_ROWS > 4) row = affine_groups(4, a, c, row, end);
+        affine_groups(1, a, c, row, end);
     }
 }
 

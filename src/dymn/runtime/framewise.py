@@ -231,7 +231,9 @@ class Direction:
     """A layer of a GRU in one direction; its gates are reset, update and new, as in PyTorch."""
 
     def __init__(self, parts: Parts, name: str) -> None:
-        self._input, self._state = (parts.layer("gru.", f"weight_{of}_{name}", f"bias_{of}_{name}") for of in ("ih", "hh"))
+        self._input, self._state = (
+            parts.layer("gru.", f"weight_{of}_{name}", f"bias_{of}_{name}") for of in ("ih", "hh")
+        )
 
     def __call__(self, x: Floats, n_threads: int) -> Floats:
         """Map [B, T, C] to the states [B, T, size] after each frame."""

@@ -29,8 +29,8 @@ class CompiledLinear:
         self.n_out, self.n_in = weight.shape
         packed = packed_lines(weight)
         self._library, self._width = library, len(packed) * LINE
-        self._weight = with_slack(packed)
-        self._bias = with_slack(np.zeros(self.n_out, np.float32) if bias is None else bias)
+        self._kept = with_slack(packed), with_slack(np.zeros(self.n_out, np.float32) if bias is None else bias)
+        self._weight, self._bias = (ctypes.c_void_p(array.ctypes.data) for array in self._kept)
 
     def __call__(self, x: Floats, n_threads: int = 1, activation: str = "identity") -> Floats:
         """Return the layer and its activation of rows [..., n_in], as [..., n_out].
@@ -38,18 +38,13 @@ class CompiledLinear:
         Raises:
             ConfigError: if the rows have another length.
         """
-        check(
-            x.ndim > 1 and x.shape[-1] == self.n_in,
-            f"The rows have shape {list(x.shape)}; they must be [B, {self.n_in}].",
-        )
+        if x.ndim < 2 or x.shape[-1] != self.n_in:
+            check(False, f"The rows have shape {list(x.shape)}; they must be [B, {self.n_in}].")
         rows = np.ascontiguousarray(x, np.float32)
         out = np.empty((*x.shape[:-1], self._width), np.float32)
-        given, weight, bias, found = (
-            ctypes.c_void_p(array.ctypes.data) for array in (rows, self._weight, self._bias, out)
-        )
-        n_rows = out.size // self._width
-        counts = (n_rows, self.n_in, self.n_out, ACTIVATIONS[activation], within_bounds(n_threads))
-        self._library.dymn_affine(given, weight, bias, *counts, found)
+        given, found = ctypes.c_void_p(rows.ctypes.data), ctypes.c_void_p(out.ctypes.data)
+        counts = (out.size // self._width, self.n_in, self.n_out, ACTIVATIONS[activation], within_bounds(n_threads))
+        self._library.dymn_affine(given, self._weight, self._bias, *counts, found)
         return out[..., : self.n_out]
 
 

@@ -765,51 +765,54 @@ EXPORT void dymn_run(const Network *net, const float *log_mel, int32_t n_clips, 
     for (int i = 1; i < started; i++) join_thread(threads[i]);
 }
 
-/* Sixteen outputs of a linear layer for `n` rows: weights [n_in][16]. */
-INLINE void affine_panel(int n, const float *x, const float *weight, const float *bias, int n_in, int activation, float *out, int width) {
-    enum { VECTORS = 16 / LANES };
-    vec sums[8][VECTORS];
-    UNROLL
-    for (int r = 0; r < n; r++)
-        for (int v = 0; v < VECTORS; v++) sums[r][v] = load(bias + v * LANES);
-    for (int i = 0; i < n_in; i++)
-        UNROLL
-        for (int v = 0; v < VECTORS; v++) {
-            vec factors = load(weight + 16 * i + v * LANES);
-            UNROLL
-            for (int r = 0; r < n; r++) sums[r][v] += x[(int64_t)r * n_in + i] * factors;
-        }
-    UNROLL
-    for (int r = 0; r < n; r++)
-        for (int v = 0; v < VECTORS; v++) store(out + (int64_t)r * width + v * LANES, activate(sums[r][v], activation));
-}
-
 typedef struct {
     const float *x, *weight, *bias;
     float *out;
     int n_rows, n_in, width, activation;
 } Affine;
 
-#define AFFINE_ROWS (LANES == 16 ? 8 : 4) /* rows at a time: as many sums as there are registers for */
-
-/* Sixteen outputs from c on of as many groups of n rows as lie between `row` and `end`; returns the row behind them. */
-INLINE int affine_groups(int n, const Affine *a, int c, int row, int end) {
-    for (; row + n <= end; row += n)
-        affine_panel(n, a->x + (int64_t)row * a->n_in, a->weight + (int64_t)c * a->n_in, a->bias + c, a->n_in, a->activation,
-                     a->out + (int64_t)row * a->width + c, a->width);
+/* As many groups of n rows as lie between `row` and `end`, through `panels` panels of weights [n_in][16] from output c on; returns the
+ * row behind them.
+ */
+INLINE int affine_groups(int n, int panels, const Affine *a, int c, int row, int end) {
+    enum { VECTORS = 16 / LANES };
+    const float *weight = a->weight + (int64_t)c * a->n_in;
+    for (; row + n <= end; row += n) {
+        const float *x = a->x + (int64_t)row * a->n_in;
+        float *out = a->out + (int64_t)row * a->width + c;
+        vec sums[8][4 * VECTORS];
+        UNROLL
+        for (int r = 0; r < n; r++)
+            UNROLL
+            for (int v = 0; v < panels * VECTORS; v++) sums[r][v] = load(a->bias + c + v * LANES);
+        for (int i = 0; i < a->n_in; i++)
+            UNROLL
+            for (int v = 0; v < panels * VECTORS; v++) {
+                vec factors = load(weight + (int64_t)(v / VECTORS) * 16 * a->n_in + 16 * i + v % VECTORS * LANES);
+                UNROLL
+                for (int r = 0; r < n; r++) sums[r][v] += x[(int64_t)r * a->n_in + i] * factors;
+            }
+        UNROLL
+        for (int r = 0; r < n; r++)
+            UNROLL
+            for (int v = 0; v < panels * VECTORS; v++) store(out + (int64_t)r * a->width + v * LANES, activate(sums[r][v], a->activation));
+    }
     return row;
 }
 
-/* Groups of rows first to last, through one panel of weights after the other. */
+#define AFFINE_ROWS (LANES == 16 ? 8 : 4) /* rows at a time: as many sums as there are registers for */
+
+/* Groups of rows first to last. Single rows take four panels at once, so that no sum waits for the one before. */
 static void affine_rows(const void *work, int first, int last, int share) {
     const Affine *a = work;
-    int end = smaller(a->n_rows, last * AFFINE_ROWS);
+    int end = smaller(a->n_rows, last * AFFINE_ROWS), single = 0, c = 0;
     (void)share;
-    for (int c = 0; c < a->width; c += 16) {
-        int row = affine_groups(AFFINE_ROWS, a, c, first * AFFINE_ROWS, end);
-        if (AFFINE_ROWS > 4) row = affine_groups(4, a, c, row, end);
-        affine_groups(1, a, c, row, end);
+    for (; c < a->width; c += 16) {
+        single = affine_groups(AFFINE_ROWS, 1, a, c, first * AFFINE_ROWS, end);
+        if (AFFINE_ROWS > 4) single = affine_groups(4, 1, a, c, single, end);
     }
+    for (c = 0; c + 64 <= a->width; c += 64) affine_groups(1, 4, a, c, single, end);
+    for (; c < a->width; c += 16) affine_groups(1, 1, a, c, single, end);
 }
 
 /* A linear layer and its activation: rows [n_rows][n_in] to [n_rows][round_up(n_out, 16)], for weights [n_out / 16][n_in][16]. Each row's

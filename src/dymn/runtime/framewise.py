@@ -263,18 +263,25 @@ def minimal_gru(x: Floats) -> Floats:
 
 def attention(query: Floats, key: Floats, value: Floats) -> Floats:
     """Return values [B, n_heads, T, d], averaged by how well their keys fit the queries."""
-    products = (query * np.float32(1 / math.sqrt(query.shape[-1]))) @ key.swapaxes(2, 3)
-    return probabilities(products, exclusive=True) @ value
+    scaled: Floats = query / np.float32(math.sqrt(query.shape[-1]))
+    return probabilities(scaled @ key.swapaxes(2, 3), exclusive=True) @ value
 
 
 def gelu(x: Floats) -> Floats:
-    """Return x times the normal distribution below x."""
+    """Return x times the normal distribution below x, with few arrays, for new ones cost more than the arithmetic."""
     size = np.abs(x)
-    t = 1 / (1 + np.float32(TAIL_SCALE) * size)
-    tail = np.zeros_like(x)
-    for factor in reversed(TAIL):
-        tail = (tail + np.float32(factor)) * t
-    return np.asarray(np.maximum(x, 0) - size * tail * np.exp(-0.5 * size * size), np.float32)
+    t = size * np.float32(TAIL_SCALE)
+    t += 1
+    np.reciprocal(t, out=t)
+    share = t * np.float32(TAIL[-1])
+    for factor in reversed(TAIL[:-1]):
+        share += np.float32(factor)
+        share *= t
+    share *= size
+    size *= size
+    size *= np.float32(-0.5)
+    share *= np.exp(size, out=size)
+    return np.asarray(np.maximum(x, 0) - share, np.float32)
 
 
 def sigmoid(x: Floats) -> Floats:

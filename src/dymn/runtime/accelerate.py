@@ -14,7 +14,7 @@ from dymn.native.network import is_known
 from dymn.runtime.compiled import compile_network
 from dymn.runtime.cuda import compiled
 from dymn.runtime.fold import fold
-from dymn.runtime.framewise import FrameHead
+from dymn.runtime.framewise import ArrayFrameHead
 from dymn.runtime.fused import FusedNetwork, fuse
 from dymn.system.arrays import Floats
 
@@ -54,7 +54,7 @@ class NativeNetwork:
         """
         folded = fold(model.config, model.stored().state)
         self.compiled = compile_network(folded, build)
-        self._head = None if model.config.sequence is None else FrameHead(folded, self.compiled.library)
+        self._head = None if model.config.sequence is None else ArrayFrameHead(folded, self.compiled.library)
 
     def __call__(self, log_mel: Tensor) -> Output:
         """Return logits [B, C] and embedding [B, D], computed by as many threads as PyTorch uses.

@@ -16,7 +16,7 @@ from dymn.native.network import CompiledNetwork, is_known
 from dymn.runtime.backend import Backend, BackendOutput, FrameOutput
 from dymn.runtime.compiled import compile_network
 from dymn.runtime.fold import fold
-from dymn.runtime.framewise import FrameHead
+from dymn.runtime.framewise import ArrayFrameHead
 from dymn.runtime.scores import probabilities
 from dymn.runtime.sliding import SlidingLogMel
 from dymn.system.arrays import Floats
@@ -57,9 +57,9 @@ class CompiledBackend(Backend):
         with np.errstate(over="ignore", invalid="ignore"):
             folded = fold(stored.config, stored.state)
             self._network: CompiledNetwork = compile_network(folded, build)
-        self._head: FrameHead | None = None  # of a frame-wise network
+        self._head: ArrayFrameHead | None = None  # of a frame-wise network
         if stored.config.sequence is not None:
-            self._head = FrameHead(folded, self._network.library)
+            self._head = ArrayFrameHead(folded, self._network.library)
             self.frame_seconds = self._head.length * self.frame_samples / self.sample_rate
         self._front_end = array_log_mel(stored.card.front_end)
 

@@ -27,7 +27,7 @@ TAIL = (0.098673021, 0.113714607, 0.018747664, 0.2933368, -0.280188772, 0.348998
 a least-squares fit with an error of 2.5e-9 in GELU."""
 
 
-class FrameHead:
+class ArrayFrameHead:
     """From the last feature map of a frame-wise network to logits."""
 
     def __init__(self, folded: Folded, library: ctypes.CDLL) -> None:
@@ -39,7 +39,7 @@ class FrameHead:
             for name, values in folded.arrays.items()
             if name.startswith(HEAD)
         }
-        parts = Parts(library, arrays)
+        parts = ArrayParts(library, arrays)
         self.length, self.scores_frames = config.sequence.length, config.sequence.scores == "frames"
         self._sequence = SEQUENCE_MODELS[config.sequence.kind](config, parts.below("sequence."))
         self._frame, self._clip = parts.layer("frame"), parts.layer("clip")
@@ -66,15 +66,15 @@ class FrameHead:
         return self._sequence(resampled(maps, self.length).swapaxes(1, 2), n_threads)
 
 
-class Parts:
+class ArrayParts:
     """Arrays by name, and what is made of them."""
 
     def __init__(self, library: ctypes.CDLL, arrays: dict[str, Floats]) -> None:
         self.library, self.arrays = library, arrays
 
-    def below(self, prefix: str) -> Parts:
+    def below(self, prefix: str) -> ArrayParts:
         """Return those whose name begins so, without that."""
-        return Parts(
+        return ArrayParts(
             self.library,
             {name.removeprefix(prefix): array for name, array in self.arrays.items() if name.startswith(prefix)},
         )
@@ -99,10 +99,10 @@ def resampled(x: Array, length: int) -> Array:
     return averaged
 
 
-class RMSNorm:
+class ArrayRMSNorm:
     """Vectors of length sqrt(size), each value with a scale of its own."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: ArrayParts) -> None:
         gamma = parts.arrays["gamma"]
         self._scale = gamma * np.float32(math.sqrt(len(gamma)))
 
@@ -112,11 +112,11 @@ class RMSNorm:
         return np.asarray(x / np.maximum(length, np.float32(TINY)) * self._scale, np.float32)
 
 
-class FeedForward:
+class ArrayFeedForward:
     """Norm, a wider layer with GELU, and back."""
 
-    def __init__(self, parts: Parts) -> None:
-        self._norm = RMSNorm(parts.below("norm."))
+    def __init__(self, parts: ArrayParts) -> None:
+        self._norm = ArrayRMSNorm(parts.below("norm."))
         self._expand, self._contract = parts.layer("expand"), parts.layer("contract")
 
     def __call__(self, x: Floats, n_threads: int) -> Floats:
@@ -124,12 +124,12 @@ class FeedForward:
         return self._contract(gelu(self._expand(self._norm(x), n_threads)), n_threads)
 
 
-class Heads:
+class ArrayHeads:
     """Norm, and queries, keys and values of several heads; what attention mixes have in common."""
 
-    def __init__(self, config: SequenceConfig, parts: Parts) -> None:
+    def __init__(self, config: SequenceConfig, parts: ArrayParts) -> None:
         self.n_heads = config.n_heads
-        self.norm = RMSNorm(parts.below("norm."))
+        self.norm = ArrayRMSNorm(parts.below("norm."))
         self.qkv, self.out = parts.layer("qkv"), parts.layer("out")
 
     def queries(self, normed: Floats, n_threads: int) -> list[Floats]:
@@ -146,10 +146,10 @@ class Heads:
         return self.out(merged.reshape(*merged.shape[:2], -1), n_threads)
 
 
-class GatedAttention(Heads):
+class ArrayGatedAttention(ArrayHeads):
     """Attention with rotary positions; a gate of each head decides how much of it counts."""
 
-    def __init__(self, config: SequenceConfig, parts: Parts) -> None:
+    def __init__(self, config: SequenceConfig, parts: ArrayParts) -> None:
         super().__init__(config, parts)
         self._gates = parts.layer("gates")
         angles = np.arange(config.length, dtype=np.float32)[:, None] * parts.arrays["frequencies"]  # [T, d / 2]
@@ -171,13 +171,13 @@ class GatedAttention(Heads):
         return turned
 
 
-class HybridMix(Heads):
+class ArrayHybridMix(ArrayHeads):
     """The mean of attention without positions and of a minimal GRU in both directions, head by head."""
 
-    def __init__(self, config: SequenceConfig, parts: Parts) -> None:
+    def __init__(self, config: SequenceConfig, parts: ArrayParts) -> None:
         super().__init__(config, parts)
         self._ahead, self._back, self._recurrent = map(parts.layer, ("ahead", "back", "recurrent"))
-        self._norms = [RMSNorm(parts.below(f"{name}_norm.")) for name in ("attention", "recurrent")]
+        self._norms = [ArrayRMSNorm(parts.below(f"{name}_norm.")) for name in ("attention", "recurrent")]
 
     def __call__(self, x: Floats, n_threads: int) -> Floats:
         """Map [B, T, size] to [B, T, size]."""
@@ -190,17 +190,17 @@ class HybridMix(Heads):
         return self.joined(np.float32(0.5) * (both[0] + both[1]), n_threads)
 
 
-class Stack:
+class ArrayStack:
     """A linear layer to `size` values, layers of mix and feed-forward with skip connections, and a norm."""
 
-    def __init__(self, config: ModelConfig, parts: Parts) -> None:
+    def __init__(self, config: ModelConfig, parts: ArrayParts) -> None:
         assert config.sequence is not None
         sequence = config.sequence
         self._input = parts.layer("input") if sequence.has_input(config.c_last) else None
         layers = range(sequence.n_layers)
         self._mixes = [MIXES[sequence.kind](sequence, parts.below(f"mixes.{i}.")) for i in layers]
-        self._feeds = [FeedForward(parts.below(f"feeds.{i}.")) for i in layers]
-        self._norm = RMSNorm(parts.below("norm."))
+        self._feeds = [ArrayFeedForward(parts.below(f"feeds.{i}.")) for i in layers]
+        self._norm = ArrayRMSNorm(parts.below("norm."))
 
     def __call__(self, x: Floats, n_threads: int) -> Floats:
         """Map [B, T, C] to [B, T, size]."""
@@ -211,10 +211,10 @@ class Stack:
         return self._norm(x)
 
 
-class Recurrent:
+class ArrayRecurrent:
     """A GRU in both directions on the frames as they are."""
 
-    def __init__(self, config: ModelConfig, parts: Parts) -> None:
+    def __init__(self, config: ModelConfig, parts: ArrayParts) -> None:
         assert config.sequence is not None
         self._layers = [
             (Direction(parts, f"l{i}"), Direction(parts, f"l{i}_reverse")) for i in range(config.sequence.n_layers)
@@ -230,7 +230,7 @@ class Recurrent:
 class Direction:
     """A layer of a GRU in one direction; its gates are reset, update and new, as in PyTorch."""
 
-    def __init__(self, parts: Parts, name: str) -> None:
+    def __init__(self, parts: ArrayParts, name: str) -> None:
         self._input, self._state = (
             parts.layer("gru.", f"weight_{of}_{name}", f"bias_{of}_{name}") for of in ("ih", "hh")
         )
@@ -289,10 +289,13 @@ def sigmoid(x: Floats) -> Floats:
     return probabilities(x, exclusive=False)
 
 
-MIXES: dict[str, Callable[[SequenceConfig, Parts], SequenceModel]] = {"tf": GatedAttention, "hybrid": HybridMix}
-SEQUENCE_MODELS: dict[str, Callable[[ModelConfig, Parts], SequenceModel]] = {
+MIXES: dict[str, Callable[[SequenceConfig, ArrayParts], SequenceModel]] = {
+    "tf": ArrayGatedAttention,
+    "hybrid": ArrayHybridMix,
+}
+SEQUENCE_MODELS: dict[str, Callable[[ModelConfig, ArrayParts], SequenceModel]] = {
     "none": lambda config, parts: lambda x, n_threads: x,
-    "tf": Stack,
-    "gru": Recurrent,
-    "hybrid": Stack,
+    "tf": ArrayStack,
+    "gru": ArrayRecurrent,
+    "hybrid": ArrayStack,
 }

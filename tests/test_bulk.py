@@ -276,7 +276,7 @@ def test_a_full_disk_ends_the_run_and_nothing_is_lost(clips, tmp_path, monkeypat
 def test_a_result_that_is_missing_is_no_output(clips, tmp_path):
     with Journal(tmp_path / "out.csv", SETTINGS) as journal:
         find(journal, clips)
-        with pytest.raises(DataError, match="lacks"):
+        with pytest.raises(DataError, match="has no result for"):
             list(results(journal, tags(False)))
     assert list(tmp_path.iterdir()) == []
 

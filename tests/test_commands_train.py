@@ -313,7 +313,7 @@ def test_evaluate_matches_classes_by_name(desk):
     assert [answer.pop("model") for answer in answers] == ["wider.safetensors", "sorted.safetensors"]
     assert answers[0] == answers[1] and answers[0]["clips"] == 12
     lacking = run("evaluate", "other.safetensors", "--data", "clips")
-    assert lacking.exit_code == 2 and "lacks 2 of the dataset's 2 classes, such as 'knock'" in lacking.stderr
+    assert lacking.exit_code == 2 and "does not have 2 of the dataset's 2 classes, such as 'knock'" in lacking.stderr
 
 
 @pytest.mark.parametrize(

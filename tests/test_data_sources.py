@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 import sys
 from pathlib import Path
 
@@ -52,7 +53,7 @@ def test_folder_per_class(tmp_path):
         val.targets.sum(0).tolist() == [1, 1, 1] and not set(train.keys) & set(val.keys) and len(train) + len(val) == 15
     )
     assert open_source("folder", tmp_path, "val").keys == val.keys
-    with pytest.raises(DataError, match="no clips for 'test'"):
+    with pytest.raises(DataError, match="no clips for the split 'test'"):
         open_source("folder", tmp_path, "test")
 
 
@@ -121,6 +122,28 @@ def test_csv_paths_stay_inside(tmp_path, name):
     write_table(data / "list.csv", [["path", "label"], [name, "x"]])
     with pytest.raises(DataError, match=r"root|folder"):
         open_source("csv", data / "list.csv")
+
+
+@pytest.mark.parametrize(
+    ("splits", "split", "message"),
+    [
+        (["train", "val", "val"], "test", "it has 1 for 'train', 2 for 'val'. Choose one of these, or all clips."),
+        (
+            ["train", "test", "test"],
+            "val",
+            "1 for 'train', 2 for 'test'. Choose one of these, or all clips, or set hold",
+        ),
+        (["", "", ""], "test", "it has no splits. Choose all clips."),
+    ],
+)
+def test_a_split_without_clips_names_the_others(tmp_path, splits, split, message):
+    rows = [[f"{i}.wav", "x", name] for i, name in enumerate(splits)]
+    for name, *_ in rows:
+        write_audio(tmp_path / name)
+    write_table(tmp_path / "list.csv", [["path", "label", "split"], *rows])
+    with pytest.raises(DataError, match=re.escape(message)) as failed:
+        open_source("csv", tmp_path / "list.csv", split)
+    assert f"csv has no clips for the split '{split}'" in str(failed.value)
 
 
 @pytest.mark.parametrize(

@@ -321,7 +321,7 @@ def test_a_journal_of_an_older_version_is_refused_and_begun_anew(tmp_path):
             "TABLE done (path BLOB PRIMARY KEY, size INTEGER, changed INTEGER, seconds REAL, result BLOB, error TEXT);"
         )
     database.close()
-    with pytest.raises(DataError, match=r"other tables.*--fresh"):
+    with pytest.raises(DataError, match=r"unexpected tables.*--fresh"):
         Journal(output, {})
     (tmp_path / "a.wav").write_bytes(b"audio")
     with Journal(output, {}, fresh=True) as journal:

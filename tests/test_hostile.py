@@ -221,7 +221,7 @@ def test_a_journal_that_does_something_by_itself_is_refused(tmp_path):
     database.execute("CREATE TRIGGER t AFTER DELETE ON listed BEGIN UPDATE done SET result = 'x'; END")
     database.commit()
     database.close()
-    with pytest.raises(DataError, match="other tables"):
+    with pytest.raises(DataError, match="unexpected tables"):
         Journal(tmp_path / "out.csv", {})
 
 

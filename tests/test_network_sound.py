@@ -1,7 +1,9 @@
 """Sound from addresses: codecs, reconnection, silence, garbage, a slow and a fast server, RTSP."""
 
 import errno
+import http.server
 import io
+import re
 import socketserver
 import struct
 import threading
@@ -177,13 +179,64 @@ def test_garbage_is_no_sound_and_ends_nothing(garbage, tmp_path):
         "header": b"RIFF\xff\xff\xff\xffWAVEfmt \x10\0\0\0\x01\0\xff\xff\xff\xff\xff\xff" + b"\xff" * 3000,
     }[garbage]
     kind = "application/vnd.apple.mpegurl" if garbage == "playlist" else "audio/mpeg"
-    good = stream(encoded(0.5, "MP3"))
-    with server(stream(data, kind), good, silent) as url, opened(url, give_up=20) as source:
+    good = stream(encoded(0.5, "MP3"))  # once for the question what the address sends
+    with server(stream(data, kind), good, good, silent) as url, opened(url, give_up=20) as source:
         chunks = heard(source, until=lambda chunks: sum(len(chunk.samples) for chunk in chunks) > 0.3 * RATE)
     loudest = max(float(np.abs(chunk.samples).max(initial=0)) for chunk in chunks)
     assert np.isfinite(loudest)
     if garbage not in ("noise", "header"):  # noise may decode to some noise
         assert source.sample_rate == RATE and notices(chunks) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "data", "said"),
+    [
+        (
+            "text/html; charset=utf-8",
+            b"<!doctype html><title>Log in</title>",
+            r"it is a web page \(text/html\), not audio",
+        ),
+        ("application/json", b'{"error": 1}', "its content is application/json, not audio"),
+        ("audio/mpeg", b"<html></html>", "Invalid data found"),
+        ("video/mp2t", b"<html></html>", "Invalid data found"),
+    ],
+)
+def test_an_address_that_sends_something_else_is_told(kind, data, said):
+    told, requests = [], []
+
+    def answer(connection, stop):
+        requests.append(kind)
+        stream(data, kind, length=len(data))(connection, stop)
+
+    with server(*[answer] * 30) as url:
+        url = url.replace("http://", "http://me:secret@")
+        with pytest.raises(AudioError, match=f"has sent no audio for .*: {said}") as failed:
+            NetworkSource(url, timeout=1, first_wait=0.05, give_up=0.6).start(told.append)
+    assert len(told) == 1 and re.match(said, told[0]) and "secret" not in str(failed.value)
+    assert len(requests) <= 6  # it is asked once, and not at each try
+
+
+def test_only_the_address_itself_gets_the_password():
+    seen = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            seen.append((self.path, self.headers.get("Authorization")))
+            self.send_response(302 if self.path == "/stream?key=1" else 200)
+            self.send_header("Location", "/login")
+            self.send_header("Content-Type", "text/html")
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listening:
+        threading.Thread(target=listening.serve_forever, args=(0.01,), daemon=True).start()
+        said = network.other_content(f"http://me:a%20b@127.0.0.1:{listening.server_address[1]}/stream?key=1", 5)
+        listening.shutdown()
+    assert said == "it is a web page (text/html), not audio"
+    assert seen == [("/stream?key=1", "Basic bWU6YSBi"), ("/login", None)]
+    assert network.other_content("rtsp://camera.example/audio", 5) == ""
 
 
 def test_a_stream_without_end_is_read_at_the_pace_of_the_clock(monkeypatch):

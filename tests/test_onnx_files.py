@@ -101,12 +101,12 @@ def test_numbers_of_its_own_are_allowed():
         (b"\x08\x08", "it has no graph"),
         (b"\x1c\0\0\0ORTM" + bytes(50), "own format"),
         (b"\x3a\x05\x0a\x7f", "ends within a field"),
-        (b"\x3a" + b"\xff" * 11, "a number without an end"),
-        (b"\xff\xff\xff\xff\xff\xff\xff\x7f\0", "a number that none has"),
-        (b"\x3b", "a field is of kind 3"),
+        (b"\x3a" + b"\xff" * 11, "an incomplete number"),
+        (b"\xff\xff\xff\xff\xff\xff\xff\x7f\0", "a field has an invalid number"),
+        (b"\x3b", "a field has the unsupported type 3"),
         (b"\x08\0" * (MAX_FIELDS + 1), "more than"),
-        (b"\x38\x01", "of another kind"),
-        (model(graph()) + b"\x07", "a field is of kind 7"),
+        (b"\x38\x01", "an unexpected type"),
+        (model(graph()) + b"\x07", "a field has the unsupported type 7"),
     ],
 )
 def test_what_is_no_such_message_is_refused(content, says):

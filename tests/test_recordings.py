@@ -1,9 +1,11 @@
 """How recordings are read: lists, channels, tracks, gain, speed, bands, clocks; in tags, events and embeddings."""
 
+import base64
 import csv
 import io
 import itertools
 import json
+import re
 import struct
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -171,6 +173,24 @@ def test_plots_draw_what_is_read(tmp_path, tagger):
         assert "--plot" in run("tag", tmp_path / "a.wav", *MODEL, *words, "--plot", tmp_path / "a.png", code=2)
 
 
+def test_a_page_plays_what_was_tagged(tmp_path):
+    samples, page = noise(1.0, channels=2, level=0.1), tmp_path / "a.html"
+    path = write(tmp_path / "a.wav", samples)
+
+    def played(*words):
+        run("tag", path, *MODEL, *words, "--plot", page)
+        content = base64.b64decode(re.search(r'"audio":"data:audio/wav;base64,([^"]+)"', page.read_text())[1])
+        return content, soundfile.read(io.BytesIO(content), always_2d=True)[0]
+
+    assert played()[0] == path.read_bytes()
+    for words, expected in (
+        (("--channel", "right"), samples[:, 1:]),
+        (("--gain", 6), samples.mean(axis=1, keepdims=True) * 10 ** (6 / 20)),
+        (("--channel", 1, "--gain", -6), samples[:, :1] * 10 ** (-6 / 20)),
+    ):
+        np.testing.assert_allclose(played(*words)[1], expected, atol=1e-4)
+
+
 def test_a_mix_that_cancels_names_the_option(tmp_path):
     one = noise(1.0)
     notes = Notes()
@@ -299,7 +319,7 @@ def test_infrasound_of_few_samples_a_second_is_played_faster(tmp_path, tagger):
     assert found.seconds == pytest.approx(len(samples) / 40)
     assert len(reading.read(write(tmp_path / "few.wav", samples[:1000], 500), 32_000)) == 64_000
     (bad,) = tagger.tag_files([slow])
-    assert "sample rate of 40 Hz, which --speed 1 turns into 40 Hz; 100 to 768000 Hz is allowed. Check" in str(
+    assert "sample rate of 40 Hz, which --speed 1 turns into 40 Hz; it must be from 100 to 768000 Hz. Check" in str(
         bad.error
     )
 

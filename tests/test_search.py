@@ -225,13 +225,13 @@ def test_paths_are_as_short_as_they_can_be_and_pages_are_told_of(made, tmp_path,
     assert short("/x") == "/x"
     (tmp_path / "sounds" / "speech.ogg").unlink()
     done = run("search", "../sounds/second.wav", "-i", "i", "-o", "found.html")
-    assert done.exit_code == 0 and re.search(r"dymn: found.html is written: \d+ of \d+ windows\.\n$", done.stderr)
+    assert done.exit_code == 0 and re.search(r"dymn: found.html was written: \d+ of \d+ windows\.\n$", done.stderr)
     assert (
         str(tmp_path / "sounds") not in Path("found.html").read_text()
         and "../sounds/speech.ogg" in Path("found.html").read_text()
     )
     done = run("map", "-i", "i", "-o", "map.html")
-    assert done.exit_code == 0 and "dymn: map.html is written: " in done.stderr
+    assert done.exit_code == 0 and "dymn: map.html was written: " in done.stderr
     assert str(tmp_path / "sounds") not in Path("map.html").read_text()
 
 

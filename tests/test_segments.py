@@ -93,7 +93,7 @@ def test_a_recording_that_cannot_be_cut_ends_no_other(tmp_path, monkeypatch):
     segments.see(str(tmp_path / "a.wav"), [Span(0.1, 0.3, "Dog", 0.9)])
     segments.see(str(tmp_path / "b.wav"), [Span(0.1, 0.3, "Dog", 0.8)])
     (error,) = segments.cut()
-    assert "a.wav: its segments cannot be cut out: No space left on device" in str(error)
+    assert "a.wav: its segments cannot be extracted: No space left on device" in str(error)
     assert [row["path"] for row in index(tmp_path / "out")] == ["Dog/0.800_b_0.100-0.300.wav"]
     assert [path.name for path in (tmp_path / "out" / "Dog").iterdir()] == ["0.800_b_0.100-0.300.wav"]
 

@@ -391,7 +391,10 @@ def test_a_lost_address_is_said_and_given_up(model):
     [
         (["-", "--rate", 16_000, "--events", "--top-k", 3], "--top-k applies to windows"),
         (["-", "--rate", 16_000, "--events", "--threshold", 0], "threshold is 0"),
-        (["-", "--rate", 16_000, "--off-threshold", 0.9], "off_threshold is 0.9"),
+        (
+            ["-", "--rate", 16_000, "--off-threshold", 0.9],
+            "at most threshold, which is 0.3. Lower it, or raise threshold (--threshold)",
+        ),
         (["-", "--rate", 16_000, "--events", "--window", 1, "--hop", 2], "would leave out parts"),
         (["-", "--rate", 16_000, "--run", "say {size}"], "{size}"),
         (["-", "--rate", 16_000, "--run", "say '{label}"], "quotes"),

@@ -1,6 +1,6 @@
 """dymn: dynamic convolutional networks as efficient pre-trained audio models.
 
-Names are imported when they are first used, so that `import dymn` costs nothing.
+Names are imported when they are first used, so `import dymn` is fast and needs no optional dependency.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 DyMN and MN are two settings of one network (Sec. III).
 
-Everything here is numbers and names: nothing imports PyTorch. `dymn.models.mobilenet` builds the networks.
+This module contains only numbers and names and does not import PyTorch. `dymn.models.mobilenet` builds the networks.
 """
 
 from __future__ import annotations
@@ -93,11 +93,11 @@ BLOCK_SETS: dict[str, tuple[int, ...]] = {
 class Variant:
     """The settings in which the networks of Tables II and V-XIII differ; the defaults are DyMN-M.
 
-    `attention` is a key of `ATTENTIONS`; None, or "none" in a file that cannot hold None, is no attention.
-    `dynamic_blocks` and `attention_blocks` are keys of `BLOCK_SETS` or block indices from 0 to 14; `attention_blocks`
-    None means the dynamic blocks. `reduced_tail` halves the channels from the output of block 13 on, and `dilated`
-    dilates the last three blocks, which keep their resolution, as in MobileNetV3; they must be static. `se_reduction`
-    is r of Squeeze-and-Excitation, `pooling_heads` the number of heads of `head` "attention_pooling".
+    `attention` is a key of `ATTENTIONS`, or None (in files "none") for no attention. `dynamic_blocks` and
+    `attention_blocks` are keys of `BLOCK_SETS` or block indices from 0 to 14; By default, `attention_blocks` are the
+    dynamic blocks. `reduced_tail` halves the channels from the output of block 13 on, and `dilated` dilates the last
+    three blocks, which keep their resolution, as in MobileNetV3; they must be static. `se_reduction` is r of
+    Squeeze-and-Excitation, `pooling_heads` the number of heads of `head` "attention_pooling".
     """
 
     width: float = 1.0
@@ -159,7 +159,7 @@ class Variant:
         check(self.h_min <= self.h_max, f"h_min, h_max are {self.h_min}, {self.h_max}; h_min <= h_max is required.")
 
     def config(self) -> ModelConfig:
-        """Return the configuration of the network, with every channel count worked out."""
+        """Return the configuration of the network, with all channel counts."""
 
         def scaled(channels: int) -> int:
             return round_channels(channels * self.width)
@@ -245,7 +245,7 @@ def own_context_size(part: str, channels: int) -> int:
 
 
 def check_parts(config: ModelConfig) -> None:
-    """Refuse a network, which may come from a file, that names parts which do not exist.
+    """Reject a network, for example from a file, with parts that do not exist.
 
     Raises:
         ConfigError: naming what is allowed.
@@ -259,7 +259,7 @@ def check_parts(config: ModelConfig) -> None:
 
 
 def check_block(block: BlockConfig) -> None:
-    """Refuse a block that names parts which do not exist.
+    """Reject a block with parts that do not exist.
 
     Raises:
         ConfigError: naming what is allowed.
@@ -330,5 +330,5 @@ def model_config(name: str, **overrides: Any) -> ModelConfig:
 
 
 def architectures(pattern: str | None = None) -> list[str]:
-    """Return the names of the architectures, those that match a shell-style pattern if one is given."""
+    """Return the names of the architectures that match a shell-style pattern; by default, all of them."""
     return [name for name in MODELS if pattern is None or fnmatch.fnmatch(name, pattern)]

@@ -1,6 +1,6 @@
-"""Tags in the form of transformers.
+"""Tags with the interface of Hugging Face transformers.
 
-They match what `pipeline("audio-classification")` takes and returns, for programs written for it.
+Inputs and outputs match those of `pipeline("audio-classification")`, for programs that use it.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ def pipeline(
     top_k: int | None = 5,
     device: str | int | None = None,
 ) -> AudioClassifier:
-    """Return a classifier of recordings.
+    """Return a classifier for recordings, with the interface of `pipeline` in Hugging Face transformers.
 
     Args:
-        task: "audio-classification"; there is no other.
-        model: the name of a published model, a file or folder with one, or a network; None is the default of `dymn
+        task: "audio-classification", the only task.
+        model: the name of a published model, a file or folder with one, or a network; by default, the model of `dymn
             tag`.
-        top_k: the largest number of labels to return; None is all of them.
-        device: such as "cpu" or "cuda:0"; 0 is the first CUDA device, -1 the CPU; None is the first CUDA device, or
-            else the CPU.
+        top_k: maximum number of labels to return; None returns all.
+        device: such as "cpu" or "cuda:0"; 0 is the first CUDA device, -1 the CPU; by default, the first CUDA device,
+            otherwise the CPU.
 
     Raises:
         ConfigError: if there is no such task or device.
@@ -67,7 +67,7 @@ def pipeline(
 
 
 class AudioClassifier:
-    """Tags whatever transformers takes as a recording."""
+    """Classifies recordings in every form that transformers accepts."""
 
     def __init__(self, tagger: Tagger, top_k: int | None = 5) -> None:
         self.tagger = tagger
@@ -130,4 +130,4 @@ class AudioClassifier:
                 self.tagger.sample_rate,
             )
         kinds = "a path, bytes, an open file, an array, a dictionary with one or an AudioDecoder"
-        raise ConfigError(f"A recording is a {type(given).__name__}; {kinds} is needed.")
+        raise ConfigError(f"A recording is of type {type(given).__name__}; it must be {kinds}.")

@@ -1,4 +1,4 @@
-"""What a network and its front end are made of, as frozen data that travels inside every checkpoint."""
+"""Configurations of networks and front ends, as frozen dataclasses that are stored in every checkpoint."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def from_dict(kind: type[T], values: dict[str, Any]) -> T:
-    """Rebuild a config dataclass from the mapping that `to_dict` made (after a round through JSON too).
+    """Rebuild a config dataclass from the mapping that `to_dict` returned, also after a round trip through JSON.
 
     Raises:
         ConfigError: if a name is unknown or missing, or a value is not allowed.
@@ -48,13 +48,13 @@ def _restore(kind: type, name: str, value: Any) -> Any:
 
 
 def check(condition: bool, message: str) -> None:
-    """Raise a `ConfigError` with `message` unless `condition` holds."""
+    """Raise a `ConfigError` with `message` unless `condition` is true."""
     if not condition:
         raise ConfigError(message)
 
 
 def check_number(name: str, value: object, low: float, high: float, *, whole: bool = False) -> None:
-    """Raise a `ConfigError` unless `value` is a number from `low` to `high`; True and False are none."""
+    """Raise a `ConfigError` unless `value` is a number from `low` to `high`; booleans are not numbers."""
     number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
     kind = "whole number" if whole else "number"
     fits = number and low <= value <= high  # type: ignore[operator]
@@ -62,7 +62,7 @@ def check_number(name: str, value: object, low: float, high: float, *, whole: bo
 
 
 def shown(value: object, limit: int = 80) -> str:
-    """Return a value for a message, shortened."""
+    """Return a value as shortened text for a message."""
     try:
         text = repr(value)
     except ValueError:  # a number of more digits than Python writes
@@ -78,11 +78,11 @@ def round_channels(channels: float) -> int:
 
 @dataclass(frozen=True)
 class FrontEndConfig:
-    """How a waveform becomes a log-mel spectrogram (Sec. IV-A.1).
+    """Settings of the log-mel spectrogram (Sec. IV-A.1).
 
-    Lengths are in samples, frequencies in Hz. The two ranges are those of the training jitter: f_min is drawn from
-    [f_min, f_min + f_min_range), f_max from f_max_range whole values around f_max, the highest f_max +
-    f_max_range // 2; a range of 1 is no jitter. The logarithm is that of max(mel + log_offset, log_floor).
+    Lengths are in samples, frequencies in Hz. The two ranges define the jitter in training: f_min is drawn from [f_min,
+    f_min + f_min_range), f_max from the f_max_range integers around f_max, of which the highest is f_max + f_max_range
+    // 2; a range of 1 disables jitter. The logarithm is that of max(mel + log_offset, log_floor).
     """
 
     sample_rate: int = 32_000
@@ -123,13 +123,13 @@ class FrontEndConfig:
 
 @dataclass(frozen=True)
 class BlockConfig:
-    """One inverted residual block (Fig. 1): channel counts as built, and which of its parts depend on the input.
+    """One inverted residual block (Fig. 1): its channel counts, and the parts that depend on the input.
 
-    `dynamic_convs` and `dynamic_relus` name positions out of `POSITIONS`; `attention` is a key of
+    `dynamic_convs` and `dynamic_relus` contain names from `POSITIONS`; `attention` is a key of
     `dymn.architectures.ATTENTIONS` or None; `context_size` is H. A block whose `c_exp` equals `c_in` has no expansion
-    convolution. `time_stride` is the stride along time where it is stated by itself, and
-    `stride` that of frequency then. `dilation` is that of the depthwise convolution; above 1 it keeps the resolution,
-    whatever the stride, as in MobileNetV3. `se_reduction` divides the channels of Squeeze-and-Excitation.
+    convolution. If `time_stride` is set, it is the stride along time, and `stride` is the stride along frequency.
+    `dilation` is that of the depthwise convolution; if it is above 1, the block keeps the resolution, independent of
+    the stride, as in MobileNetV3. `se_reduction` divides the channels of Squeeze-and-Excitation.
     """
 
     c_in: int
@@ -199,28 +199,28 @@ class BlockConfig:
 
     @property
     def span(self) -> int:
-        """The size of the depthwise kernel with the holes of its dilation."""
+        """The size of the depthwise kernel including the gaps of its dilation."""
         return self.dilation * (self.kernel_size - 1) + 1
 
     @property
     def has_residual(self) -> bool:
-        """Whether the input is added to the output: where shapes agree, but for a stride that a dilation replaces."""
+        """Whether the input is added to the output: if shapes agree, and no dilation replaces a stride."""
         return self.stride == 1 and self.strides == (1, 1) and self.c_in == self.c_out
 
 
 @dataclass(frozen=True)
 class SequenceConfig:
-    """What follows the last feature map of a frame-wise network: a model of the sequence, and two heads.
+    """The part of a frame-wise network after the last feature map: a sequence model and two heads.
 
     Attributes:
         length: number of frames; sequences of another length are averaged or interpolated to it.
         kind: a key of `dymn.architectures.SEQUENCES`.
-        size: values of a frame inside the sequence model; a GRU has as many in each direction.
-        n_layers: how often its layer is repeated.
-        n_heads: heads of its attention.
-        expansion: the hidden layer of a feed-forward part, in multiples of `size`.
-        n_frame_classes, n_clip_classes: classes of the head for frames, and of that for the mean over them.
-        scores: the head that has been trained: "frames", or "clip", which scores single frames then, too.
+        size: number of values per frame in the sequence model; a GRU has this number in each direction.
+        n_layers: number of layers.
+        n_heads: number of attention heads.
+        expansion: size of the hidden layer of a feed-forward part, in multiples of `size`.
+        n_frame_classes, n_clip_classes: numbers of classes of the head for frames and of the head for clips.
+        scores: the trained head: "frames", or "clip", which then also scores frames.
     """
 
     length: int = 250
@@ -256,13 +256,13 @@ class SequenceConfig:
         return self.n_frame_classes if self.scores == "frames" else self.n_clip_classes
 
     def has_input(self, c_in: int) -> bool:
-        """Whether a linear layer brings frames of `c_in` values to `size` before the sequence model."""
+        """Whether a linear layer maps frames of `c_in` values to `size` values before the sequence model."""
         return self.kind in ("tf", "hybrid") and c_in != self.size
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A whole network: stem, blocks, last convolution and head (Table I), with every channel count as built."""
+    """A network: stem, blocks, last convolution and head (Table I), with all channel counts."""
 
     width: float
     blocks: tuple[BlockConfig, ...]
@@ -315,19 +315,19 @@ class ModelConfig:
 
     @property
     def time_stride(self) -> int:
-        """How many frames of the spectrogram lie between two of the last feature map."""
+        """Number of frames of the spectrogram per frame of the last feature map."""
         return 2 * math.prod(block.strides[1] for block in self.blocks)
 
     @property
     def c_frame(self) -> int:
-        """The number of values of a frame that the heads of a frame-wise network take."""
+        """The number of values per frame that the heads of a frame-wise network receive."""
         sequence = self.sequence
         if sequence is None or sequence.kind == "none":
             return self.c_last
         return sequence.size * (2 if sequence.kind == "gru" else 1)
 
     def require_mono(self, purpose: str) -> None:
-        """Refuse a network of several input channels where recordings are mixed to one.
+        """Reject a network with several input channels where recordings are mixed down to mono.
 
         Raises:
             ConfigError: naming the purpose and the remedy.
@@ -345,15 +345,12 @@ MAX_JSON = 2**16
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What travels with weights beside the network's own config.
-
-    Front end, labels, licence, metrics, and where they come from.
+    """Metadata that are stored with weights: front end, labels, licence, metrics and provenance.
 
     `labels` names the classes in the order of the logits. `metrics` maps names to finite numbers ("mAP": 0.432),
     `provenance` names to plain JSON values. A card may come from an untrusted file: names, licences and labels are
-    printable and at most 1,000 characters long, each of the two mappings is at most 64 KiB of JSON. `exclusive` says
-    that a clip has exactly one of the classes, so that probabilities are a softmax of the logits, not a sigmoid of
-    each.
+    printable and at most 1,000 characters long, each of the two mappings is at most 64 KiB of JSON. With `exclusive`,
+    each clip has exactly one class, and probabilities are a softmax of the logits instead of a sigmoid of each logit.
     """
 
     name: str = ""

@@ -1,8 +1,8 @@
 """The common API of the HEAR benchmark (Holistic Evaluation of Audio Representations): `hear-validator dymn.hear`.
 
-Embeddings are by default those that the authors of the networks chose for it: averages of the mel bands and of four
-blocks of the middle and the end (F. Schmid, K. Koutini, G. Widmer: Low-complexity audio embedding extractors, EUSIPCO
-2023).
+By default, embeddings contain the layers that the networks' authors chose for the benchmark: averages of the mel bands
+and of four blocks in the middle and at the end (F. Schmid, K. Koutini, G. Widmer: Low-complexity audio embedding
+extractors, EUSIPCO 2023).
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ BATCH_SIZE = 64
 DEFAULT = "dymn04_open"
 
 Windows = Literal["consecutive", "authors"]
-"""How scenes of more than ten seconds are cut, and what is heard beyond the edges of a clip.
+"""Windows of scenes of more than ten seconds, and padding at the edges of a clip.
 
-"consecutive": windows of ten seconds one after the other, averaged by their length; zeros beyond the edges of
-timestamps. "authors", as the wrapper that the networks were evaluated with: windows of ten seconds centred on every 2.5
-s; reflection beyond the edges, of both.
+"consecutive": consecutive windows of ten seconds, averaged by their length, and zeros at the edges for timestamps.
+"authors", like the wrapper with which the networks were evaluated: windows of ten seconds centred on every 2.5 s, and
+reflection at the edges for scenes and timestamps.
 """
 
 
@@ -41,9 +41,9 @@ class HearModel(nn.Module):
     """A network with the attributes that the benchmark expects.
 
     Attributes:
-        sample_rate: of the audio, in Hz.
-        scene_embedding_size: values of an embedding of a whole clip.
-        timestamp_embedding_size: values of an embedding of a moment.
+        sample_rate: sample rate of the audio, in Hz.
+        scene_embedding_size: number of values of the embedding of a whole clip.
+        timestamp_embedding_size: number of values of the embedding of a timestamp.
         windows: one of `Windows`.
     """
 
@@ -72,13 +72,13 @@ def load_model(
     """Return a network, on the CPU, in evaluation mode.
 
     Args:
-        model_file_path: a file or folder with a model, or the name of a published one; the default comes with dymn.
-        layers: the layers that make the embeddings, see `dymn.runtime.layers`.
-        windows: how long scenes are cut and what is beyond the edges of a clip, see `Windows`.
+        model_file_path: a file or folder with a model, or a model's name; the default is `dymn04_open`.
+        layers: the layers of the embeddings, see `dymn.runtime.layers`.
+        windows: windows of long scenes and padding at the edges, see `Windows`.
 
     Raises:
         WeightsError: if the model cannot be found or read.
-        ConfigError: if there is no such layer, or there are no such windows.
+        ConfigError: if there is no such layer, or `windows` is not allowed.
     """
     from dymn.weights import load_model as load
 
@@ -89,11 +89,11 @@ def load_model(
 def get_scene_embeddings(audio: Tensor, model: HearModel) -> Tensor:
     """Return embeddings [n_sounds, D] of whole clips [n_sounds, n_samples] with full scale 1.
 
-    They are on the model's device, without gradients. Clips of more than ten seconds are cut into windows of that
-    length, as the model's `windows` say, whose embeddings are averaged.
+    Embeddings are on the model's device, without gradients. Clips of more than ten seconds are divided into windows of
+    that length according to the model's `windows`, and the embeddings of the windows are averaged.
 
     Raises:
-        ConfigError: if the audio is not of two dimensions, or there is none.
+        ConfigError: if the audio does not have two dimensions, or is empty.
         AudioError: if a sample is not finite.
     """
     audio = _checked(audio, model)
@@ -115,17 +115,17 @@ def get_scene_embeddings(audio: Tensor, model: HearModel) -> Tensor:
 
 @torch.no_grad()
 def get_timestamp_embeddings(audio: Tensor, model: HearModel) -> tuple[Tensor, Tensor]:
-    """Return embeddings of every 50 ms of clips [n_sounds, n_samples], and their times.
+    """Return embeddings every 50 ms of clips [n_sounds, n_samples], and their times.
 
-    Both are on the model's device, without gradients. Each is that of the 160 ms around its time, with zeros, or the
-    clip reflected, before its beginning and after its end, as the model's `windows` say.
+    Both are on the model's device, without gradients. Each embedding describes the 160 ms around its time. According to
+    the model's `windows`, clips are extended with zeros or by reflection at both ends.
 
     Returns:
         embeddings [n_sounds, n_timestamps, D], and times in ms [n_sounds, n_timestamps], the first 0, the last at or
         before the end.
 
     Raises:
-        ConfigError: if the audio is not of two dimensions, or there is none.
+        ConfigError: if the audio does not have two dimensions, or is empty.
         AudioError: if a sample is not finite.
     """
     audio = _checked(audio, model)

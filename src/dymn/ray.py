@@ -1,11 +1,8 @@
-"""Many recordings on Ray Data, on this machine or on a cluster.
+"""Tags, embeddings and events of many recordings on Ray Data, on this machine or on a cluster.
 
-Tags, embeddings and events, computed by many processes.
-
-Tasks decode recordings and cut them into windows, actors hold the network and compute it, and in the caller's process
-the windows of a recording become its result. Data wait in Ray's object store in between. The work of a process that
-died is done again. The list of recordings alone decides which windows go through the network together, so results do
-not depend on which process computed them.
+Tasks decode recordings into windows, actors run the network, and the calling process combines the windows of a
+recording into its result. Intermediate data are in Ray's object store. If a process dies, its work is repeated. The
+batches depend only on the list of recordings, so results do not depend on which process computed them.
 """
 
 from __future__ import annotations
@@ -58,7 +55,7 @@ if TYPE_CHECKING:
 LOCAL = "local"
 """The address that starts Ray on this machine."""
 RECORDINGS = 64
-"""How many recordings a task decodes at most."""
+"""Maximum number of recordings per task."""
 ACTOR_SHARE = 0.75
 """How much of a CPU a thread of the network takes in Ray's books; the rest is for the tasks that decode."""
 
@@ -69,16 +66,16 @@ Location = str | Path
 
 @dataclass(frozen=True)
 class Engine:
-    """Ray, and how it is to be used.
+    """Processes recordings with Ray.
 
     Attributes:
-        address: of a cluster, such as "auto" or "10.0.0.1:6379"; "local" starts Ray on this machine, for one run and
-            for loopback connections alone. Where Ray is running in this process already, that is used.
-        workers: how many actors compute; if None one for each GPU, or where there is none, for each CPU or `threads` of
-            them.
-        threads: how many CPU threads an actor computes with.
-        device: where actors compute; None is the GPU that Ray gives them, or else the CPU.
-        modules: names of imported modules of the user's own, such as an attention mechanism, which are sent along.
+        address: address of a cluster, such as "auto" or "10.0.0.1:6379"; "local" starts Ray on this machine for one
+            run, with loopback connections only. If Ray is already running in this process, it is used.
+        workers: number of actors that run the network; by default, one per GPU or, without a GPU, one per `threads`
+            CPUs.
+        threads: number of CPU threads per actor.
+        device: device of the actors; by default, the GPU that Ray assigns to them, otherwise the CPU.
+        modules: names of imported user modules that are sent to the actors, such as an attention mechanism.
     """
 
     address: str = LOCAL
@@ -104,13 +101,14 @@ class Engine:
 
         Args:
             tagger: its PyTorch network is sent to the actors.
-            sources: paths, which must lead to the recordings on every machine, and URLs that fsspec opens.
-            settings: what to tag and how.
-            batch_size: how many windows go through the network at once; 4 on a CPU and 32 elsewhere if None.
-            progress: called with a recording's name and how many seconds of it are done.
+            sources: paths, which must be valid on every machine, and URLs that fsspec can open.
+            settings: settings of tagging.
+            batch_size: number of windows per batch; the default is 4 on a CPU and 32 on other devices.
+            progress: called with the name of a recording and the number of its seconds that have been processed.
 
         Yields:
-            one `Recording` a source, in their order. One that cannot be read has an `error`, and the others go on.
+            one `Recording` per source, in order. Recordings that cannot be read have an `error`; the others are still
+            tagged.
 
         Raises:
             ConfigError: if a setting does not fit the model, or there is no Ray at the address.
@@ -374,12 +372,7 @@ def _first_error(error: Exception) -> str:
 
 
 def find(paths: Iterable[str]) -> tuple[list[Location], list[tuple[str, AudioError]]]:
-    """Return the recordings that paths and URLs name, in their order, within each sorted.
-
-    The paths that name none come with the reason.
-
-    Of URLs, too, a folder gives the recordings below it, and a pattern those that match.
-    """
+    """Return the recordings at paths and URLs, sorted within each, and the errors of paths without a recording."""
     with Discovery(paths, expand=expand) as discovery:
         return discovery.sorted(), discovery.lost
 

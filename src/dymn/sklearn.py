@@ -32,19 +32,20 @@ __all__ = ["EmbeddingTransformer"]
 class EmbeddingTransformer(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     """Turns recordings into embeddings.
 
-    A list of paths or of waveforms, or an array [n, N] of waveforms, into an array [n, D].
+    The input is a list of paths or waveforms, or an array [n, N] of waveforms; the output is an array [n, D].
 
-    `fit` learns nothing; it loads the model. A pickle holds the model's name or path, not its weights, unless `model`
-    is a network itself.
+    `fit` only loads the model. A pickle contains the model's name or path, not its weights, unless `model` is a
+    network.
 
     Args:
         model: the name of a published model, a file or folder with one, or a network.
-        layers: the layers that make the embeddings, see `dymn.runtime.layers`.
-        sample_rate: of waveforms, in Hz; None is the model's own. Files bring their own.
-        window: seconds that the network hears at once; the embedding of a longer recording is the mean of its windows.
-        fill: what a recording that is shorter than the window is filled with: "bare" (nothing), "repeat" or "pad".
-        batch_size: number of windows that go through the network at once; the default is 4 on a CPU and 32 elsewhere.
-        device: such as "cpu" or "cuda:0"; None is the first CUDA device, or else the CPU.
+        layers: the layers of the embeddings, see `dymn.runtime.layers`.
+        sample_rate: sample rate of waveforms, in Hz; by default, that of the model. Not needed for files.
+        window: length of a window in seconds; the embedding of a longer recording is the mean over its windows.
+        fill: how a recording that is shorter than the window is filled: "bare" (unchanged), "repeat" or "pad" (with
+            zeros).
+        batch_size: number of windows per batch; the default is 4 on a CPU and 32 on other devices.
+        device: such as "cpu" or "cuda:0"; by default, the first CUDA device, otherwise the CPU.
 
     Example:
         >>> from sklearn.linear_model import LogisticRegression  # doctest: +SKIP

@@ -74,9 +74,9 @@ def check_format(name: str, rate: int, channels: int) -> None:
         "Its header is damaged, or it is not audio; if it is, convert it with: ffmpeg -i IN -ar 32000 -ac 1 OUT.wav"
     )
     if not 1 <= rate <= MAX_RATE:
-        raise AudioError(f"{name} has a sample rate of {rate} Hz; 1 to {MAX_RATE} Hz is allowed. {remedy}")
+        raise AudioError(f"{name} has a sample rate of {rate} Hz; it must be from 1 to {MAX_RATE} Hz. {remedy}")
     if not 1 <= channels <= MAX_CHANNELS:
-        raise AudioError(f"{name} has {channels} channels; 1 to {MAX_CHANNELS} is allowed. {remedy}")
+        raise AudioError(f"{name} has {channels} channels; allowed: 1 to {MAX_CHANNELS}. {remedy}")
 
 
 def check_heard(name: str, rate: int, speed: float = 1.0) -> None:
@@ -88,5 +88,5 @@ def check_heard(name: str, rate: int, speed: float = 1.0) -> None:
     if not LEAST_HEARD <= rate * speed <= MAX_RATE:
         raise AudioError(
             f"{name} has a sample rate of {rate} Hz, which --speed {speed:g} turns into {rate * speed:g} Hz; "
-            f"{LEAST_HEARD} to {MAX_RATE} Hz is allowed. Check the rate in its header, or give another speed."
+            f"it must be from {LEAST_HEARD} to {MAX_RATE} Hz. Check the rate in its header, or give another speed."
         )

@@ -311,7 +311,7 @@ class _Reader:
         if self._exact:
             self._report.damage(self._done, self.promised, f"{duration(gap)} are missing")
         elif self._done == 0:
-            self._report.note(f"its audio starts at {duration(gap)}; silence is inserted before.")
+            self._report.note(f"its audio starts at {duration(gap)}; silence is inserted before it.")
         else:
             at, to = duration(self._done), duration(self._done + gap)
             self._report.note(f"its timestamps have a gap from {at} to {to}; silence is inserted.")

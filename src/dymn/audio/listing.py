@@ -69,7 +69,7 @@ def expand(path: str | os.PathLike[str]) -> Iterator[Path]:
     if os.path.isdir(path):
         if not (yield from _counted(_walk(path))):
             raise AudioError(
-                f"The directory {display(path)} contains no recording. Recognised extensions: "
+                f"The folder {display(path)} contains no recording. Recognised extensions: "
                 f"{', '.join(sorted(SUFFIXES))}. To read a file with another extension, give its path."
             )
         return
@@ -129,9 +129,7 @@ def _walk(directory: str) -> Iterator[Path]:
         waiting += sorted(below, reverse=True)
     if skipped:
         counts = ", ".join(f"{count} {ending}" for ending, count in sorted(skipped.items()))
-        logger.warning(
-            "The directory %s: skipped files: %s. To read them, give their paths.", display(directory), counts
-        )
+        logger.warning("The folder %s: skipped files: %s. To read them, give their paths.", display(directory), counts)
 
 
 def _is_directory(entry: os.DirEntry[str]) -> bool:
@@ -142,7 +140,7 @@ def _is_directory(entry: os.DirEntry[str]) -> bool:
 
 
 def _warn(error: OSError) -> None:
-    logger.warning("The directory %s is skipped: %s.", display(error.filename), reason(error))
+    logger.warning("The folder %s is skipped: %s.", display(error.filename), reason(error))
 
 
 def _enter(folder: str, entered: set[tuple[int, int]]) -> bool:

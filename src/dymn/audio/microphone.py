@@ -1,7 +1,7 @@
-"""Live sound: the microphone, and a bounded queue between recording and computing.
+"""Microphones, and a bounded queue between recording and computation.
 
-Computing may be slower than recording. So that the delay does not grow, the queue holds a few seconds; what does not
-fit is dropped, and the next chunk says how much.
+Computation may be slower than recording. The queue is limited to a few seconds, so that the delay does not grow. Audio
+that does not fit is dropped, and the next chunk states how much.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ BLOCK_SECONDS = 0.05
 
 
 class Notice(NamedTuple):
-    """What happened to a source: its sound was `lost`, or is `back` after some seconds without; and why."""
+    """A change of a source, with the reason: its audio was `lost`, or is `back` after some seconds."""
 
     kind: str
     reason: str
@@ -31,7 +31,7 @@ class Notice(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """Samples [n, channels], the number of frames that were dropped before them, and what happened before those."""
+    """Samples [n, channels], the number of frames that were dropped before them, and earlier changes of the source."""
 
     samples: npt.NDArray[Any]
     dropped: int
@@ -39,7 +39,7 @@ class Chunk(NamedTuple):
 
 
 class BoundedQueue:
-    """A queue of chunks between two threads that holds at most `limit` frames."""
+    """A queue of chunks between two threads, limited to `limit` frames."""
 
     def __init__(self, limit: int) -> None:
         check(limit >= 1, f"limit is {limit}; it must be at least one frame.")
@@ -52,7 +52,7 @@ class BoundedQueue:
         self._error: Exception | None = None
 
     def put(self, samples: npt.NDArray[Any]) -> bool:
-        """Append samples [n, channels]; if they do not fit, drop them. Never waits. Returns whether they fitted."""
+        """Append samples [n, channels], or drop them if they do not fit; return whether they fitted."""
         with self._ready:
             if self._waiting and self._waiting + len(samples) > self._limit:
                 self._dropped += len(samples)
@@ -69,7 +69,7 @@ class BoundedQueue:
             return not self._waiting or self._waiting + frames <= self._limit
 
     def tell(self, notice: Notice) -> None:
-        """Append what happened to the source; notices are few and always fit."""
+        """Append a change of the source, regardless of the limit."""
         with self._ready:
             self._chunks.append(Chunk(np.zeros((0, 1), np.float32), 0, notice))
             self._ready.notify()
@@ -80,13 +80,13 @@ class BoundedQueue:
             self._dropped += frames
 
     def close(self, error: Exception | None = None) -> None:
-        """Mark the end of the sound, with the error that ended it, if any."""
+        """Mark the end of the audio, with its error, if any."""
         with self._ready:
             self._closed, self._error = True, error
             self._ready.notify_all()
 
     def get(self, timeout: float | None = None) -> Chunk | None:
-        """Return the next chunk, waiting up to `timeout` seconds for it, or without limit; None after the timeout.
+        """Return the next chunk, or None if it does not arrive within `timeout` seconds (None: no limit).
 
         Raises:
             EOFError: if the queue is closed and empty.
@@ -107,7 +107,7 @@ class BoundedQueue:
 
 
 class Microphone(NamedTuple):
-    """A device that is recording: its name, its sample rate in Hz, and the queue of its sound."""
+    """A device that is recording: its name, its sample rate in Hz, and the queue of its audio."""
 
     name: str
     sample_rate: int
@@ -116,15 +116,15 @@ class Microphone(NamedTuple):
 
 @contextmanager
 def microphone(device: str | int | None = None, max_lag: float = 2.0) -> Iterator[Microphone]:
-    """Record from an input device, in mono and at its own sample rate, until the block ends.
+    """Record from an input device, in mono at its own sample rate, until the context ends.
 
     Args:
-        device: its number or a part of its name, see `devices`; None is the default of the system.
-        max_lag: the most seconds of sound in the queue.
+        device: number or part of the name of a device, see `devices`; by default, the system's default device.
+        max_lag: maximum length of the audio in the queue, in seconds.
 
     Raises:
         MissingExtraError: if sounddevice is not installed.
-        AudioError: if PortAudio is missing, or the device cannot be opened; the message has the remedy.
+        AudioError: if PortAudio is missing, or the device cannot be opened; the message states the remedy.
         ConfigError: if there is no such device.
     """
     sounddevice = _sounddevice()

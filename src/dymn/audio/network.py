@@ -7,14 +7,18 @@ of an Icecast stream or a file do, the reader waits.
 
 from __future__ import annotations
 
+import base64
 import errno
+import http.client
 import socket
+import ssl
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
 
 import numpy as np
 
@@ -42,6 +46,7 @@ FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0
 BURST_SECONDS = 10.0
 """How much sound a server may send at once when a connection begins; the reader waits where there is more."""
 GAP_SECONDS = 2.0
+_AUDIO_TOO = ("application/octet-stream", "application/ogg", "application/dash+xml")
 _PROBE_BYTES = 2**20
 _FULL_WAIT = 0.05
 
@@ -93,6 +98,7 @@ class NetworkSource:
         self._rate, self._resampler = 0, Resampler(MIN_RATE, MIN_RATE)  # of this connection
         self._lost_at: float | None = time.monotonic()  # none so far is lost, too
         self._heard = False
+        self._answer: str | None = None  # what the address sends instead of audio; None before it was asked
         self._told: Callable[[str], None] | None = None
         self._ended = False
         self._ready = threading.Event()
@@ -165,7 +171,12 @@ class NetworkSource:
                 socket.getaddrinfo(host, None)
             except OSError:
                 return f"the host name {host} is unknown"
-        return error_words(error)
+        words = error_words(error)
+        if isinstance(error, ValueError) or getattr(error, "errno", None) == errno.EIO:  # FFmpeg cannot use the answer
+            if self._answer is None and not self._heard:
+                self._answer = other_content(self._url, self._timeout)
+            return self._answer or words
+        return words
 
     def _connection(self) -> Iterator[tuple[Floats, int]]:
         """Open the address and yield mono samples [n] with their rate in Hz, until the connection ends.
@@ -316,13 +327,45 @@ def shown_url(url: str) -> str:
     """
     try:
         parts = urlsplit(url)
-        host, port = parts.hostname, parts.port
+        host, _ = parts.hostname, parts.port  # which is a number, or raises
     except ValueError as error:
         raise ConfigError(f"This is not a valid URL: {error}.") from error
     if parts.scheme.lower() not in SCHEMES or not host:
         raise ConfigError(f"The URL {url!r} is not supported. Allowed: {', '.join(SCHEMES)}, with a host.")
+    return urlunsplit((parts.scheme, _place(parts), parts.path, "", ""))
+
+
+def _place(parts: SplitResult) -> str:
+    """Return host and port of an address, without user and password."""
+    host = parts.hostname or ""
     host = f"[{host}]" if ":" in host else host
-    return f"{parts.scheme}://{host}{'' if port is None else f':{port}'}{parts.path}"
+    return host if parts.port is None else f"{host}:{parts.port}"
+
+
+def other_content(url: str, timeout: float) -> str:
+    """Describe the content type of an HTTP URL; return "" if it is audio or unknown.
+
+    Example:
+        >>> other_content("http://radio.example/listen", 5)  # doctest: +SKIP
+        'it is a web page (text/html), not audio'
+    """
+    parts = urlsplit(url)
+    if parts.scheme.lower() not in ("http", "https"):
+        return ""
+    request = urllib.request.Request(urlunsplit((*parts[:1], _place(parts), *parts[2:4], "")))
+    if parts.username is not None:
+        secret = f"{unquote(parts.username)}:{unquote(parts.password or '')}".encode()
+        request.add_unredirected_header("Authorization", f"Basic {base64.b64encode(secret).decode()}")
+    trusting = ssl._create_unverified_context()  # as FFmpeg does, whose words this explains
+    try:
+        with urllib.request.urlopen(request, timeout=timeout, context=trusting) as answer:
+            kind = answer.headers.get_content_type()
+    except (OSError, ValueError, http.client.HTTPException):
+        return ""
+    if kind == "text/html":
+        return f"it is a web page ({kind}), not audio"
+    is_audio = kind.startswith(("audio/", "video/")) or kind in _AUDIO_TOO or "mpegurl" in kind
+    return "" if is_audio else f"its content is {kind:.80}, not audio"
 
 
 def is_url(text: str) -> bool:

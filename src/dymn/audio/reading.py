@@ -1,7 +1,6 @@
-"""Recordings in: any file, stream or array to mono float32 at 32 kHz (Sec. IV-A.1), whole or in blocks.
+"""Reading recordings: any file, stream or array as mono float32 at 32 kHz (Sec. IV-A.1), whole or in blocks.
 
-Channels are averaged first, then resampled by soxr at its HQ setting, as the teachers of the published weights heard
-their clips.
+Channels are averaged first, then resampled by soxr at its HQ setting, like the training clips of the published weights.
 """
 
 from __future__ import annotations
@@ -50,20 +49,20 @@ __all__ = [
 ]
 
 SAMPLE_RATE = 32_000
-"""The rate that the networks expect, in Hz."""
+"""The sample rate that the networks expect, in Hz."""
 MAX_READ_HOURS = 12.0
-"""The longest recording that `read` holds in memory (about 5.5 GB); `stream` has no limit."""
+"""The longest recording that `read` returns (about 5.5 GB of memory); `stream` has no limit."""
 
 _ARRAY_CHANNELS = 32
 _RESAMPLE_CHUNK = 2**18
 
 
 def probe(source: FileLike) -> AudioInfo:
-    """Return what the header of a recording says, without decoding it. A file object stands afterwards where it stood.
+    """Return the header of a recording without decoding it. The position of a file object does not change.
 
     Raises:
-        AudioError: as `read`, as far as the header tells; and for what can be read only once: standard input, a FIFO, a
-            file object that cannot be sought in.
+        AudioError: as for `read`, as far as the header shows it; also for sources that can be read only once: standard
+            input, a FIFO, a file object that is not seekable.
     """
     position = _position(source)
     try:
@@ -109,18 +108,18 @@ def read(
     """Return a whole recording as mono float32 [N] at `sample_rate` Hz.
 
     Args:
-        source: a path, "-" for standard input, or a binary file object, which is read from where it stands.
-        sample_rate: the wanted rate in Hz, a whole number from 1000 to 768000.
-        partial: whether to read what can be read of a damaged recording; silence stands for frames that are lost within
-            it.
-        notes: what is unusual about the recording is added here; None logs it as warnings.
-        settings: how else to read it, such as the channel or a gain; it then has its own `partial`.
+        source: a path, "-" for standard input, or a binary file object, which is read from its current position.
+        sample_rate: sample rate of the result in Hz, a whole number from 1000 to 768000.
+        partial: whether to read the intact parts of a damaged recording; lost frames are replaced by silence.
+        notes: a list to which notes about unusual properties of the recording are appended; by default, they are logged
+            as warnings.
+        settings: further settings, such as the channel or a gain; their `partial` replaces the argument.
 
     Raises:
-        AudioError: if the recording is missing, empty, not audio, damaged, shorter than its header says by more than
-            0.25 s, longer than `MAX_READ_HOURS`, or holds samples that are not finite. A WAV whose header leaves the
-            length open, as programs write it to pipes, is read to its end.
-        MissingDecoderError: an AudioError, if its format needs PyAV, and that is not installed.
+        AudioError: if the recording is missing, empty, not audio, damaged, more than 0.25 s shorter than its header
+            states, longer than `MAX_READ_HOURS`, or contains samples that are not finite. A WAV without a length in its
+            header, as programs write it to pipes, is read to its end.
+        MissingDecoderError: an AudioError, if the format needs PyAV, which is not installed.
         ConfigError: if `sample_rate` is not allowed.
     """
     rate = whole_rate(sample_rate, "sample_rate")
@@ -157,11 +156,11 @@ def stream(
     """Yield a recording as mono float32 blocks [n] at `sample_rate` Hz, in memory that does not grow with its length.
 
     Every block but the last has round(block_seconds * sample_rate) samples, at least one; the last may be shorter.
-    Joined, the blocks are exactly what `read` returns. The recording is opened with the first block and closed after
-    the last; `partial`, `notes` and `settings` are those of `read`, and the notes are complete then.
+    Concatenated, the blocks equal the result of `read`. The recording is opened with the first block and closed after
+    the last, when the notes are complete; `partial`, `notes` and `settings` are those of `read`.
 
     Raises:
-        AudioError: as `read`, with the first block or where the damage is.
+        AudioError: as for `read`, with the first block or where the recording is damaged.
         ConfigError: at once, if `sample_rate` or `block_seconds` is not allowed.
     """
     rate = whole_rate(sample_rate, "sample_rate")
@@ -183,15 +182,15 @@ def from_array(
 
     Args:
         array: a numpy array or torch tensor [N], [channels, N] or [N, channels]: float with full scale 1, int8, int16,
-            int32 or uint8. In two dimensions the channels are the axis of length 1, else the only one of at most 32; it
-            is an error if both could be.
-        sample_rate: the rate of `array`, in Hz.
-        target_rate: the wanted rate, in Hz.
-        notes: what is unusual about the samples is added here; None logs it as warnings.
-        settings: how else to read it, such as the channel or a gain.
+            int32 or uint8. In two dimensions, the channels are the axis of length 1, otherwise the only axis of at most
+            32; it is an error if both axes could be.
+        sample_rate: sample rate of `array`, in Hz.
+        target_rate: sample rate of the result, in Hz.
+        notes: a list to which notes about unusual samples are appended; by default, they are logged as warnings.
+        settings: further settings, such as the channel or a gain.
 
     Raises:
-        AudioError: if the array is empty, has another shape or type, or holds values that are not finite.
+        AudioError: if the array is empty, has another shape or type, or contains values that are not finite.
         ConfigError: if a rate is not allowed.
     """
     source_rate = whole_rate(sample_rate, "sample_rate")

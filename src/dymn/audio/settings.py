@@ -1,4 +1,4 @@
-"""How a recording is read: which of its channels and tracks, how loud, how fast, which frequencies, and its clock."""
+"""Settings for reading recordings: channel, track, gain, speed, frequency band and clock."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ class Channel(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class ReadSettings:
-    """How recordings are read; the settings of tags, events and embeddings are such settings too.
+    """Settings for reading recordings; the settings of tags, events and embeddings include them.
 
     Attributes:
         channel: "mix" (the mean of all channels), "left", "right", a number from 1, "loudest" (the one with the most
-            power), or "each" (a result for each channel). "loudest" reads a recording once more, before it is used.
-        track: the number of the audio track, from 1, of files with several; None is the default one.
-        gain: in dB, or "auto": as much as brings the loudest second of a quiet recording to -20 dBFS, or its largest
-            sample to -1 dBFS if that is less. "auto" reads a recording once more, before it is used, and a note says
-            what it did.
-        speed: how fast the recording is played to the network: 0.1 makes 40 kHz 4 kHz. Windows are seconds as the
-            network hears them; times in results are those of the recording.
-        band: the lowest and the highest frequency that are kept, in Hz of the recording; None is no limit. Both as
-            text: "2000-8000", "20-", "-500".
-        clock: "auto" looks for the time at which a recording began, see `dymn.audio.clocks`; "none" does not.
-        partial: whether to read what can be read of a damaged recording, instead of an error.
+            power), or "each" (a result for each channel). "loudest" needs an additional pass over a recording.
+        track: number of the audio track of files with several tracks, from 1; by default, the file's default track.
+        gain: amplification in dB, or "auto": quiet recordings are amplified until their loudest second reaches -20 dBFS
+            or their largest sample reaches -1 dBFS, whichever comes first. "auto" needs an additional pass over a
+            recording, and a note states the gain.
+        speed: playback speed of the signal that the network receives: at 0.1, 40 kHz become 4 kHz. Lengths of windows
+            refer to the signal as played; times in results refer to the recording.
+        band: lowest and highest frequency of the recording to keep, in Hz, as a pair (None is no limit) or as text:
+            "2000-8000", "20-", "-500".
+        clock: "auto" looks up the absolute time at which a recording starts, see `dymn.audio.clocks`; "none" does not.
+        partial: whether to read the intact parts of damaged recordings instead of rejecting them.
 
     Example:
         >>> ReadSettings(channel="left", band="20-").band

@@ -80,7 +80,7 @@ def opened(source: FileLike) -> Iterator[Content]:
 
 def _from_path(name: str, path: str | bytes, stack: contextlib.ExitStack) -> Content:
     if os.path.isdir(path):
-        raise AudioError(f"{name} is a directory. Give one of the files in it.")
+        raise AudioError(f"{name} is a folder. Give one of the files in it.")
     try:
         # Without O_NONBLOCK, opening a FIFO would wait for its writer for ever. Regular files ignore the flag.
         flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
@@ -188,7 +188,7 @@ def _spooled(name: str, read: Callable[[], Any], stack: contextlib.ExitStack) ->
         if not chunk:
             break
         if copy.size + len(chunk) > limit:
-            raise AudioError(f"{name} sent more than {limit / 2**30:.1f} GiB. Record it to a file and give that.")
+            raise AudioError(f"{name} sent more than {limit / 2**30:.1f} GiB. Record it to a file, and give its path.")
         try:
             copy.write(chunk)
         except OSError as error:

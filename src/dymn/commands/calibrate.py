@@ -65,7 +65,7 @@ def calibrate(
     precise of other commands use the thresholds.
 
     The calibration error before and after, and the thresholds, are measured on held-out recordings. If the error would
-    increase, because there are too few recordings, the probabilities are not changed, with a note.
+    increase, because there are too few recordings, the probabilities are not changed, and a note is printed.
 
     Example: `dymn calibrate mine.safetensors --data clips --output calibrated.safetensors`.
     """
@@ -98,7 +98,7 @@ def calibrate(
         from dymn.plots.reliability import plot_reliability
 
         plot_reliability(found.before, found.after, plot)
-        note(f"{plot} is written.", quiet)
+        note(f"{plot} was written.", quiet)
     typer.echo(as_json(found, output) if format == "json" else as_table(found, output))
     if found.bad:
         raise typer.Exit(1)
@@ -117,7 +117,7 @@ def as_table(found: Calibrated, output: Path) -> str:
     if len(found.classes) > MOST_SHOWN:
         lines.append(f"and {len(found.classes) - MOST_SHOWN} more; --format json prints all")
     error = f"Calibration error {found.before.error:.4f} before, {found.after.error:.4f} after"
-    return "\n".join([*lines, "", f"{error}, on {found.windows} windows.", f"{output} is written."])
+    return "\n".join([*lines, "", f"{error}, on {found.windows} windows.", f"{output} was written."])
 
 
 def as_json(found: Calibrated, output: Path) -> str:

@@ -52,7 +52,7 @@ def convert(
     ] = None,
     dilated: Annotated[
         bool,
-        typer.Option("--dilated", help="An MN was built with dilated kernels in its last three blocks."),
+        typer.Option("--dilated", help="The network is an MN with dilated kernels in its last three blocks."),
     ] = False,
     labels: Annotated[
         Path | None,
@@ -62,10 +62,10 @@ def convert(
             "AudioSet's labels.",
         ),
     ] = None,
-    half: Annotated[bool, typer.Option("--half", help="Store the weights in half precision: half the size.")] = False,
+    half: Annotated[bool, typer.Option("--half", help="Store the weights in half precision.")] = False,
     int8: Annotated[
         bool,
-        typer.Option("--int8", help="Store the weights in 8 bits: a quarter of the size."),
+        typer.Option("--int8", help="Store the weights in 8 bits, a quarter of the size in float32."),
     ] = False,
     quiet: Quiet = False,
 ) -> None:

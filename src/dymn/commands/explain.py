@@ -76,7 +76,7 @@ def explain(
             explanation.save(path)
         else:
             save_picture(explanation, path)
-        note(f"{path} is written.", quiet)
+        note(f"{path} was written.", quiet)
 
 
 def check_output(path: Path, recording: str) -> None:

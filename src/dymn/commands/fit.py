@@ -53,7 +53,7 @@ Separator = Annotated[
 TrackWindow = Annotated[
     float,
     seconds_option(
-        "Length of a window in annotated recordings; they overlap by half. Clips are cut as in `dymn tag`.",
+        "Length of the windows of annotated recordings, which overlap by half. Clips are split as in `dymn tag`.",
         DATA,
         least=0.5,
     ),
@@ -135,7 +135,7 @@ def fit(
     workers: options.Workers = None,
     quiet: options.Quiet = False,
 ) -> None:
-    """Train a classifier on your own recordings, in seconds.
+    """Train a classifier on your own recordings within seconds.
 
     The network computes embeddings and is not changed, except that its last layer is replaced by logistic
     regressions. The result is an ordinary checkpoint, for example for `dymn tag --model FILE`.
@@ -176,7 +176,7 @@ def fit(
     save(found.stored, output)
     if plot is not None:
         draw(found, plot)
-        note(f"{plot} is written.", quiet)
+        note(f"{plot} was written.", quiet)
     tell_bad(found.bad)
     _advise(found, quiet)
     typer.echo(as_json(found, output) if format == "json" else as_table(found, labelled, output))
@@ -304,7 +304,7 @@ def as_table(found: FitResult, labelled: Labelled, output: Path) -> str:
             *lines,
             "",
             f"{figures}; {clips} recordings, C {found.fitted.c:g}, {found.fitted.folds} folds",
-            f"{output} is written: {card.provenance['base'] or 'the network'} with a classifier of "
+            f"{output} was written: {card.provenance['base'] or 'the network'} with a classifier of "
             f"{len(card.labels)} class{'' if len(card.labels) == 1 else 'es'}.",
         ]
     )

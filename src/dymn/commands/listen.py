@@ -102,7 +102,8 @@ def listen(
         typer.Option(
             metavar="FROM 0 TO 1",
             max=1,
-            help="A sound lasts while its probability is at least this. The default is 0.3 of --threshold.",
+            help="A sound lasts while its probability is at least this. The default is 0.3 of --threshold. In `dymn "
+            "events`, it also depends on later probabilities, which are not available live.",
             rich_help_panel=EVENTS,
         ),
     ] = None,
@@ -220,9 +221,9 @@ def listen(
     """Report sounds as they happen: from a microphone, a stream, or raw samples on standard input.
 
     In a terminal, windows are shown in a table that is updated in place; otherwise each window is printed on one
-    line. A window is reported when another tenth of a window has arrived. With --events, one line is printed when a
-    sound starts, and another when it has ended. Lost streams are reopened. Press Ctrl-C to stop; the exit code is then
-    0.
+    line. A window is reported once a tenth of its length beyond its end has arrived. With --events, one line is printed
+    when a sound starts, and another when it has ended. Lost streams are reopened. Press Ctrl-C to stop; the exit code
+    is then 0.
 
     Examples: `dymn listen`; `dymn listen rtsp://camera.local/audio --labels "Dog,Speech" --save clips`;
     `ffmpeg -i URL -f s16le -ac 1 -ar 32000 - | dymn listen - --rate 32000 --format jsonl`.

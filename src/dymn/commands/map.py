@@ -52,4 +52,4 @@ def map(
         text = map_page(found.vectors(keys), shown, about, seconds, progress or (lambda done, total: None))
     with atomic_write(output) as file:
         file.write(text.encode())
-    note(f"{output} is written: {about}.", quiet)
+    note(f"{output} was written: {about}.", quiet)

@@ -60,6 +60,8 @@ class Pictures:
     def __init__(self, plot: Path, settings: TagSettings) -> None:
         self.written = 0
         self._plot, self._settings = plot, settings
+        # else a page plays the samples that were tagged: another channel, or louder
+        self._is_plain = (settings.channel, settings.track, settings.gain, settings.band) == ("mix", None, 0.0, None)
         self._in_folder, self._suffix = False, ""
         self._names: set[str] = set()
         self._failure: Exception | None = None
@@ -89,7 +91,7 @@ class Pictures:
         rows = min(self._settings.top_k or MOST_ROWS, MOST_ROWS)
         for source in sources:
             with _opened(source) as file:
-                as_it_is = isinstance(file, io.IOBase) and played(file)
+                as_it_is = self._is_plain and isinstance(file, io.IOBase) and played(file)
                 heard = PageSound() if self._suffix == ".html" and not as_it_is else None
                 recording, seen = tag_with_overview(
                     tagger,
@@ -127,7 +129,7 @@ class Pictures:
         """
         if self._failure is not None:
             raise self._failure
-        note(f"{self._plot} is {'written' if self.written else 'not written'}.", quiet)
+        note(f"{self._plot} was {'written' if self.written else 'not written'}.", quiet)
 
 
 @contextmanager

@@ -86,7 +86,7 @@ def probe(
     class, otherwise one per label. It is tested on each fold of the dataset, or on its test set. The regularisation is
     chosen by cross-validation on the training clips, never on the test clips.
 
-    Clips that cannot be read are listed and left out, and the exit code is 1; more than one in twenty is an error.
+    Clips that cannot be read are listed and left out, and the exit code is 1. More than 5 % of them are an error.
 
     Example: `dymn probe ESC10 --model dymn04_open --layer mels,blocks --plot confusion.png`.
     """
@@ -121,7 +121,7 @@ def probe(
         if found.confusion is None:
             raise ConfigError("--plot draws a confusion matrix, and clips with several labels have none. Leave it out.")
         plot_confusion(found.labels, found.confusion, plot, "a linear model")
-        note(f"{plot} is written.", quiet)
+        note(f"{plot} was written.", quiet)
     tested = sum(result.test for result in found.results)
     if tested < FEW_CLIPS:
         note(

@@ -32,7 +32,7 @@ def profile(
             "--table",
             metavar="NUMBER",
             help="Count every row of this table of the paper, such as VII, and compare it with the published "
-            "numbers; all counts all tables with costs. III, which has none, is printed.",
+            "numbers; all counts all tables with costs. III has no costs: its published results are printed.",
         ),
     ] = None,
     commands: Annotated[
@@ -115,4 +115,4 @@ def profile(
             stream.write(text)
     if plot is not None:
         plot_trade_off(plot, model)
-        note(f"{plot} is written.", quiet)
+        note(f"{plot} was written.", quiet)

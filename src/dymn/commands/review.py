@@ -68,7 +68,7 @@ def review(
             tagger.backend, found, settings, count=count, workers=threads_of(workers, threads), progress=bar.advance
         )
     save_review(asked, tagger.card.front_end, tagger.card.name or model, output)
-    note(f"{output} is written: {len(asked)} questions about {len({one.path for one in asked})} recordings.", quiet)
+    note(f"{output} was written: {len(asked)} questions about {len({one.path for one in asked})} recordings.", quiet)
     for error in [*lost, *bad]:
         typer.echo(f"dymn: {error}", err=True)
     if lost or bad:

@@ -85,7 +85,7 @@ def search(
     with text_output(output) as stream:
         stream.write(written(name, (path, *span), hits, found))
     if output is not None:
-        note(f"{output} is written: {len(hits)} of {len(found.table):,} windows.", quiet)
+        note(f"{output} was written: {len(hits)} of {len(found.table):,} windows.", quiet)
 
 
 def chosen_format(output: Path | None) -> SearchFormat:

@@ -19,7 +19,7 @@ from dymn.errors import ConfigError, MissingExtraError
 if TYPE_CHECKING:
     from dymn.inference.tagger import Tagger
 
-WHO, LIMITS = "Who may use it", "Limits"
+ACCESS, LIMITS = "Access", "Limits"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 TOKEN_VARIABLE = "DYMN_SERVE_TOKEN"
 
@@ -40,11 +40,14 @@ def serve(
         typer.Option(
             metavar="ADDRESS",
             help="The address to listen on. To accept connections from other machines, use an address such as 0.0.0.0.",
-            rich_help_panel=WHO,
+            rich_help_panel=ACCESS,
         ),
     ] = "127.0.0.1",
     port: Annotated[
-        int, typer.Option(min=0, max=65535, metavar="NUMBER", help="0 takes a free one.", rich_help_panel=WHO)
+        int,
+        typer.Option(
+            min=0, max=65535, metavar="NUMBER", help="The port; 0 selects a free one.", rich_help_panel=ACCESS
+        ),
     ] = 8000,
     allow_host: Annotated[
         list[str] | None,
@@ -52,7 +55,7 @@ def serve(
             metavar="NAME",
             help="A host name of the server, such as sounds.example.org; requests for other names are rejected. Can "
             "be repeated. The default is the names of this machine and any IP address.",
-            rich_help_panel=WHO,
+            rich_help_panel=ACCESS,
         ),
     ] = None,
     token_file: Annotated[
@@ -60,11 +63,11 @@ def serve(
         typer.Option(
             metavar="FILE",
             help=f"A file with the token that clients must send. Alternatively, set the variable {TOKEN_VARIABLE}.",
-            rich_help_panel=WHO,
+            rich_help_panel=ACCESS,
         ),
     ] = None,
     page: Annotated[
-        bool, typer.Option("--page/--no-page", help="Also serve the web page at /.", rich_help_panel=WHO)
+        bool, typer.Option("--page/--no-page", help="Also serve the web page at /.", rich_help_panel=ACCESS)
     ] = True,
     level: Level = None,
     groups: GroupsFile = None,

@@ -1,7 +1,6 @@
-"""Data: one batch, sources as published, samplers, and teacher logits that cannot be misaligned unnoticed.
+"""Datasets in their published layouts, samplers, batches, and tables of teacher logits that are checked.
 
-Names are imported when they are first used: reading what a dataset says of its clips needs no PyTorch, loading them
-does.
+Names are imported when they are first used: reading annotations does not need PyTorch, loading clips does.
 """
 
 from __future__ import annotations

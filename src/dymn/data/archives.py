@@ -227,11 +227,11 @@ def _packed(root: Path, names: Mapping[str, str], labels: tuple[str, ...], prefi
     for path, value in zip(files, values, strict=True):
         if value.dtype != np.uint8 or value.ndim != 2 or value.shape[1] != columns:
             raise DataError(
-                f"{path}: target is {value.dtype} {list(value.shape)}; {columns} columns of uint8 belong to "
-                f"{len(labels)} classes."
+                f"{path}: target is {value.dtype} {list(value.shape)}; for {len(labels)} classes it must have "
+                f"{columns} columns of uint8."
             )
         if np.unpackbits(value[:, -1:], axis=1)[:, len(labels) - 8 * (columns - 1) :].any():  # bits of no class
-            raise DataError(f"{path}: target has more classes than the {len(labels)} that belong to such a file.")
+            raise DataError(f"{path}: target has more classes than the {len(labels)} of this dataset.")
     return Catalog(keys, labels, np.concatenate(values), splits=splits, packed=True), Hdf5Store(rows, "mp3")
 
 

@@ -1,4 +1,4 @@
-"""What travels from a dataset to the training loop: single clips, and batches of fixed length."""
+"""Clips, and batches of fixed length."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class Clip(NamedTuple):
     """One decoded clip with its annotation.
 
     Attributes:
-        key: names the clip within its dataset.
+        key: name of the clip in its dataset.
         waveform: mono samples [N], float32.
         target: annotation [C], float32: multi-hot, or probabilities.
         mask: [C], float32; 1 where the class is annotated, else 0 (all zeros for a clip without labels).
-        fingerprint: of the stored (still encoded) bytes, 64 bits; 0 where unknown.
+        fingerprint: 64-bit digest of the stored (encoded) bytes; 0 if unknown.
     """
 
     key: str
@@ -41,7 +41,10 @@ class Clip(NamedTuple):
 
 
 class BadClip(NamedTuple):
-    """A clip that cannot be used, and why. A `fatal` one ends the run: the data are not those that were promised."""
+    """A clip that cannot be used, and the reason.
+
+    A `fatal` one ends the run, because the data are not the expected ones.
+    """
 
     key: str
     reason: str
@@ -49,14 +52,14 @@ class BadClip(NamedTuple):
 
 
 def write_bad(path: Path, bad: Mapping[str, str]) -> None:
-    """Write clips that cannot be used as CSV (key, reason), if there are any."""
+    """Write unreadable clips as CSV (key, reason), if there are any."""
     if bad:
         with atomic_write(path) as file, text_in(file) as text:
             text.write(csv_text([("key", "reason"), *sorted(bad.items())]))
 
 
 def read_bad(path: Path) -> dict[str, str]:
-    """Return what `write_bad` wrote; nothing where there is no such file."""
+    """Return the clips that `write_bad` wrote; empty if there is no such file."""
     if not path.exists():
         return {}
     with path.open(newline="", encoding="utf-8") as file:
@@ -69,10 +72,10 @@ class Batch(NamedTuple):
     Attributes:
         waveform: [B, N] float32.
         target: [B, C] float32.
-        teacher: logits of the teacher [B, C] float32; zeros where there are none.
+        teacher: logits of the teacher [B, C] float32; zeros if there are none.
         has_teacher: [B] bool.
         mask: [B, C] float32; 1 where annotated.
-        keys: of the B clips.
+        keys: names of the B clips.
     """
 
     waveform: Tensor
@@ -96,11 +99,11 @@ class Batch(NamedTuple):
 
 
 class Collated(NamedTuple):
-    """A batch of the usable clips (None if there are none) with their fingerprints, and the others.
+    """A batch of the usable clips (None if there are none) with their fingerprints, and the unusable clips.
 
-    `clips` are the positions of the usable clips in their source, `cut` says how many of them lost more than a tenth of
-    a batch's length at their end. Where recordings come as windows, `weights` are the seconds of sound
-    in each, and a batch may hold several windows of one clip.
+    `clips` are the positions of the usable clips in their source, `cut` is the number of clips whose end was cut by
+    more than a tenth of the batch's length. If recordings are divided into windows, `weights` are the lengths of the
+    windows in seconds, and a batch may contain several windows of one clip.
     """
 
     batch: Batch | None
@@ -116,22 +119,26 @@ class Collated(NamedTuple):
 
 
 def check_bad(bad: Mapping[str, str], total: int, max_bad: float) -> None:
-    """Refuse data of which too large a share cannot be read.
+    """Reject data if too large a share of the clips cannot be read.
 
     Args:
-        bad: reason by key of the clips that could not be read.
+        bad: unreadable clips with their reasons.
         total: number of clips.
-        max_bad: share of them that may be bad.
+        max_bad: maximum share of unreadable clips.
 
     Raises:
         DataError: naming the first ones.
     """
     if len(bad) > max_bad * total:
-        listed = "; ".join(f"{key}: {reason}" for key, reason in list(bad.items())[:5])
         raise DataError(
-            f"{len(bad)} of {total} clips are bad, more than {max_bad:.1%}: {listed}. Repair or remove them, or allow "
-            "a larger share (max_bad)."
+            f"{len(bad)} of {total} clips are bad, more than {max_bad:.1%}: {first_bad(bad)}. Repair or remove them, "
+            "or allow a larger share (max_bad)."
         )
+
+
+def first_bad(bad: Mapping[str, str]) -> str:
+    """Return the first five clips that could not be read, with their reasons, as text."""
+    return "; ".join(f"{key}: {reason}" for key, reason in list(bad.items())[:5])
 
 
 def as_it_is(item: T) -> T:
@@ -144,8 +151,8 @@ def fit(
 ) -> npt.NDArray[Number]:
     """Cut or extend a waveform [N] of any type to [samples].
 
-    A longer one is cut at a place drawn from `rng`, or after its first `samples` if there is none. A shorter one
-    is extended at the end, with zeros or by repeating itself.
+    A longer waveform is cut at a random position drawn from `rng` or, without `rng`, after the first `samples`. A
+    shorter one is extended at the end, with zeros or by repetition.
 
     Raises:
         ConfigError: if `samples` or `fill` is not allowed.
@@ -175,7 +182,7 @@ def collate(
 
     Args:
         clips: B clips, good and bad.
-        samples: length of the batch; None for that of the longest clip. Longer clips are cut at the end.
+        samples: length of the batch; by default, that of the longest clip. Longer clips are cut at the end.
         teachers: the teacher's logits [C] of each clip, or None.
         fill: how shorter clips are extended, see `fit`.
     """

@@ -1,4 +1,4 @@
-"""What is known of the clips of a dataset without their audio; no PyTorch."""
+"""Catalogs: names, labels and annotations of the clips of a dataset, without audio and without PyTorch."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from dymn.system.arrays import Floats
 
 SPLITS = ("train", "val", "test")
 NEGATIVES = ("background", "noise", "other")
-"""Folders and labels that are no class for `dymn fit` and `dymn evaluate`: clips without any of the classes."""
+"""Folders and labels that `dymn fit` and `dymn evaluate` do not treat as classes: clips without any of the classes."""
 
 
 @dataclass(frozen=True)
 class Catalog:
-    """What is known of N clips without their audio.
+    """Names, labels and annotations of N clips.
 
     Attributes:
-        keys: one name a clip, unique.
+        keys: a unique name for each clip.
         labels: names of the C classes.
-        targets: annotation, [N, C] float32, or uint8 [N, ceil(C / 8)] with `packed` (as `np.packbits` makes it).
-        masks: [N, C], 1 where annotated; None if all is.
+        targets: annotation, [N, C] float32, or uint8 [N, ceil(C / 8)] with `packed` (as from `np.packbits`).
+        masks: [N, C], 1 where annotated; None if everything is annotated.
         splits: "train", "val", "test" or "" for each clip; empty if the dataset has no splits.
         folds: number of the fold of each clip; empty if the dataset has none.
         packed: whether `targets` are packed bits.
-        spans: from where to where in its file each clip goes, in seconds [N, 2] (inf for the end); None if clips are
-            whole files.
-        task: what the data say of their task, by the names of `TASK_FACTS`; most datasets say nothing.
-        groups: what each clip was recorded with, for figures by recording device; empty if that is not told.
+        spans: start and end of each clip in its file, in seconds [N, 2] (inf for the end of the file); None if clips
+            are whole files.
+        task: properties of the task that the data contain, by the names of `TASK_FACTS`; empty for most datasets.
+        groups: recording device of each clip, for metrics by device; empty if unknown.
     """
 
     keys: tuple[str, ...]
@@ -63,8 +63,8 @@ class Catalog:
         columns = (classes + 7) // 8 if self.packed else classes
         if self.targets.shape != (n, columns):
             raise DataError(
-                f"Targets have shape {list(self.targets.shape)}; {[n, columns]} belongs to {n} clips and {classes} "
-                "classes."
+                f"Targets have shape {list(self.targets.shape)}; for {n} clips and {classes} classes it must be "
+                f"{[n, columns]}."
             )
         if self.masks is not None and self.masks.shape != (n, classes):
             raise DataError(f"Masks have shape {list(self.masks.shape)}; it must be {[n, classes]}.")

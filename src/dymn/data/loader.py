@@ -1,4 +1,4 @@
-"""Batches of fixed length from a source, decoded in worker processes; bad clips are skipped, counted and listed."""
+"""Loading of batches in worker processes; unreadable clips are skipped, counted and listed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from dymn.data.batch import FILLS, BadClip, Batch, Collated
+from dymn.data.batch import FILLS, BadClip, Batch, Collated, first_bad
 from dymn.data.presented import Presented
 from dymn.data.resident import Resident, ResidentBatches
 from dymn.data.samplers import Batches, Sampler
@@ -30,34 +30,35 @@ def _as_it_is(collated: Any) -> Any:
 class Loader:
     """Iterates over the batches of an epoch.
 
-    What an epoch holds depends on the sampler's seed, `seed` and the epoch's number, not on workers or processes. With
-    several processes, `batch_size` is that of all together and each gets its share of every batch.
+    The content of an epoch depends on the sampler's seed, `seed` and the epoch's number, not on workers or processes.
+    With several processes, `batch_size` is the total, and each process receives its share of every batch.
 
     Args:
         source: the clips.
         sampler: the order of an epoch.
-        batch_size: clips in a (global) batch. A batch is smaller by its bad clips.
-        seconds: length of every clip; None for that of the longest clip in the batch.
-        crop: "random" for a place drawn anew at each presentation, "start" for the beginning; "windows" for whole
-            recordings, however long, cut into windows of `longest` seconds (see `dymn.data.windows`), which come in
-            batches of one length.
-        longest: seconds of a window; None for `seconds`.
+        batch_size: number of clips of a (global) batch, including unreadable ones, which are left out.
+        seconds: length of every clip; by default, that of the longest clip in the batch.
+        crop: "random" crops at a random position in each epoch, "start" uses the beginning, and "windows" divides whole
+            recordings of any length into windows of `longest` seconds (see `dymn.data.windows`), in batches of equal
+            length.
+        longest: length of a window in seconds; by default, `seconds`.
         fill: "pad" (with zeros) or "repeat", for clips that are shorter.
-        seed: of the random crops.
-        teacher: logits by clip.
+        seed: seed of the random crops.
+        teacher: table of the teacher's logits.
         partial_teacher: whether clips without logits of the teacher are allowed.
-        workers: processes that decode; 0 for none.
+        workers: number of processes that decode clips; 0 decodes in this process.
         rank: number of this process.
         world: number of processes.
         drop_last: whether an incomplete last batch is left out.
-        max_bad: share of an epoch's clips that may be bad.
+        max_bad: maximum share of unreadable clips in an epoch.
         pin_memory: whether batches are copied to page-locked memory.
-        context: how workers start ("fork", "spawn", "forkserver"); None for the platform's default.
-        resident: the dataset's decoded audio on a device, of which batches are made there; then there are no workers.
+        context: start method of workers ("fork", "spawn", "forkserver"); by default, the platform's.
+        resident: decoded audio of the dataset on a device, where batches are created; there are then no workers.
 
     Attributes:
-        bad: reason by key of every bad clip met so far.
-        fingerprints: of every clip met so far [N], else 0. A clip that comes again with another one ends the run.
+        bad: unreadable clips found so far, with their reasons.
+        fingerprints: fingerprints of the clips read so far [N], otherwise 0. A clip with another fingerprint than
+            before ends the run.
     """
 
     def __init__(
@@ -88,15 +89,15 @@ class Loader:
             )
         if crop == "windows" and (seconds is None or (longest or seconds) < seconds):
             raise ConfigError(
-                f"seconds and longest are {seconds} and {longest}; windows have a length, and longest is at least "
-                "seconds."
+                f"seconds and longest are {seconds} and {longest}; with crop 'windows', seconds must be set, and "
+                "longest must be at least seconds."
             )
         if seconds is not None and not 0 < seconds <= source.max_seconds:
             raise ConfigError(f"seconds is {seconds}; it must be above 0 and at most {source.max_seconds}.")
         if not 0 <= max_bad <= 1 or workers < 0 or seed < 0:
             raise ConfigError(
-                f"max_bad, workers and seed are {max_bad}, {workers} and {seed}; a share in [0, 1] and numbers from 0 "
-                "are allowed."
+                f"max_bad, workers and seed are {max_bad}, {workers} and {seed}; max_bad must be from 0 to 1, the "
+                "others at least 0."
             )
         samples = None if seconds is None else round(seconds * source.sample_rate)
         longest_samples = None if longest is None else round(longest * source.sample_rate)
@@ -150,11 +151,12 @@ class Loader:
                 yield collated.batch
 
     def collated(self, number: int) -> Iterator[Collated]:
-        """Yield the batches of an epoch with their bad clips.
+        """Yield the batches of an epoch with their unreadable clips.
 
         Raises:
-            DataError: if more than `max_bad` of the epoch's clips are bad, all clips of a batch are bad while other
-                processes wait, or a clip is not the one that the teacher heard, or that came before under its name.
+            DataError: if more than `max_bad` of the epoch's clips are unreadable, all clips of a batch are unreadable
+                while other processes wait, or a clip differs from the one that the teacher received, or from an earlier
+                one of the same name.
         """
         first, self._met = self._first.pop(number, (0, 0))
         self._presented.start.copy_(torch.tensor([number, first]))
@@ -166,11 +168,10 @@ class Loader:
                 self._met += 1
                 self._note(clip)
             if self._met > allowed:
-                listed = "; ".join(f"{key}: {reason}" for key, reason in list(self.bad.items())[:5])
                 raise DataError(
                     f"{self._met} bad clips in epoch {number + 1}, more than {self.max_bad:.1%} of its "
-                    f"{len(self.batches.sampler)} clips: {listed}. Repair or remove them, or allow a larger share "
-                    "(max_bad)."
+                    f"{len(self.batches.sampler)} clips: {first_bad(self.bad)}. Repair or remove them, or allow a "
+                    "larger share (max_bad)."
                 )
             if collated.batch is None and self.batches.world > 1:
                 raise DataError(
@@ -180,21 +181,21 @@ class Loader:
             yield collated
 
     def state_dict(self) -> dict[str, int]:
-        """Return the loader's position and what its order depends on.
+        """Return the loader's position and the settings that determine its order.
 
-        The position is the epoch, the number of its batches handed out, and their bad clips.
+        The position consists of the epoch, the number of batches returned, and their unreadable clips.
         """
         epoch, batch = self._at
         size, draws = self.batches.batch_size, len(self.batches.sampler)
         return {"epoch": epoch, "batch": batch, "bad": self._met, "seed": self.seed, "draws": draws, "batch_size": size}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Have the epoch of a state begin with the batch after those that were handed out.
+        """Continue the epoch of a state after the batches that were returned.
 
-        The number of workers may be another one than before, and that of processes where it shares the batch.
+        The number of workers may differ, and also the number of processes if it divides the batch.
 
         Raises:
-            ConfigError: if the state is that of another order.
+            ConfigError: if the state belongs to another order.
         """
         now = self.state_dict()
         differing = [name for name in ("seed", "draws", "batch_size") if state.get(name) != now[name]]

@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import dymn
 from dymn.audio.content import spool
-from dymn.data.batch import as_it_is, read_bad, write_bad
+from dymn.data.batch import as_it_is, first_bad, read_bad, write_bad
 from dymn.data.cache import Progress
 from dymn.data.packed import INDEX_FILE, WORK_FOLDER, Index, read_index, write_index
 from dymn.data.source import Source, decode, fingerprint_of
@@ -174,9 +174,7 @@ def _write_index(shards: _Shards, made: dict[str, Any], task: dict[str, Any]) ->
         [[part, *row] for part, report in enumerate(whole) for row in report["clips"]], dtype=np.int64
     ).reshape(-1, 6)
     if not len(rows):
-        raise DataError(
-            f"No clip of {source.name or 'the dataset'} can be read, such as {next(iter(bad.items()), '')}."
-        )
+        raise DataError(f"No clip of {source.name or 'the dataset'} can be read: {first_bad(bad) or 'it is empty'}.")
     write_bad(out / BAD_FILE, bad)
     catalog = source.catalog.take(rows[:, 1].tolist())
     values = {

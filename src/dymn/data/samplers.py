@@ -1,6 +1,6 @@
-"""Which clips an epoch presents, in which order: one global sequence, cut into batches and shared among processes.
+"""Samplers: the clips of an epoch as one global sequence, which is cut into batches and divided among processes.
 
-The sequence depends on (seed, epoch) alone, never on the number of workers or processes.
+The sequence depends only on seed and epoch, not on the number of workers or processes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Order = npt.NDArray[np.int64]
 
 
 class Draw(NamedTuple):
-    """One presentation: which clip, and the place in the epoch from which its random crop is drawn."""
+    """One draw: the clip, and its position in the epoch, which determines its random crop."""
 
     epoch: int
     place: int
@@ -32,19 +32,19 @@ class Draw(NamedTuple):
 
 
 class Sampler(Protocol):
-    """Gives the order of an epoch."""
+    """Determines the order of an epoch."""
 
     def order(self, epoch: int) -> Order:
-        """Return the positions of the clips to present in this epoch."""
+        """Return the positions of the clips of this epoch."""
         ...
 
     def __len__(self) -> int: ...
 
 
 class PlainSampler:
-    """Every clip once an epoch, shuffled or in order.
+    """Every clip once per epoch, shuffled or in order.
 
-    With `draws`, an epoch is that many presentations, in as many passes as it takes.
+    With `draws`, an epoch has this number of clips, in several passes if necessary.
     """
 
     def __init__(self, n: int, seed: int = 0, *, shuffle: bool = True, draws: int | None = None) -> None:
@@ -59,7 +59,7 @@ class PlainSampler:
         return self.draws
 
     def order(self, epoch: int) -> Order:
-        """Return whole passes, and the beginning of one more if `draws` is no multiple of the number of clips."""
+        """Return whole passes, and a part of one more if `draws` is not a multiple of the number of clips."""
         rng = np.random.default_rng((self.seed, epoch, 0, 0))
         passes = -(-self.draws // self.n)
         order = [rng.permutation(self.n) if self.shuffle else np.arange(self.n) for _ in range(passes)]
@@ -67,9 +67,9 @@ class PlainSampler:
 
 
 class BalancedSampler:
-    """Rare classes more often (Sec. IV-A): a clip's weight is the sum of 1000 / (100 + count) over its classes.
+    """Draws rare classes more often (Sec. IV-A): a clip's weight is the sum of 1000 / (100 + count) over its classes.
 
-    An epoch is `draws` clips without replacement (all clips that have a class, if they are fewer).
+    An epoch has `draws` clips, drawn without replacement (all clips with a class, if they are fewer).
     """
 
     def __init__(self, source: Source, seed: int = 0, *, draws: int = 100_000) -> None:
@@ -92,9 +92,9 @@ class BalancedSampler:
         return self.draws
 
     def order(self, epoch: int) -> Order:
-        """Return the positions in the order in which drawing one after the other without replacement gives them.
+        """Return the positions in the order of successive draws without replacement.
 
-        The largest of log(weight) + Gumbel noise are distributed like such draws.
+        The largest values of log(weight) + Gumbel noise are distributed like such draws.
         """
         rng = np.random.default_rng((self.seed, epoch, 0, 0))
         scores = self._log_weights + rng.gumbel(size=len(self._log_weights))
@@ -103,9 +103,9 @@ class BalancedSampler:
 
 
 class WeightedSampler:
-    """Each clip as often as its weight says.
+    """Draws each clip in proportion to its weight.
 
-    An epoch is `draws` presentations, a clip's share of them rounded up or down by chance.
+    An epoch has `draws` clips; the number of times that a clip is drawn is rounded up or down at random.
     """
 
     def __init__(self, weights: npt.NDArray[np.float64], seed: int = 0, *, draws: int) -> None:
@@ -121,7 +121,7 @@ class WeightedSampler:
         return self.draws
 
     def order(self, epoch: int) -> Order:
-        """Return the positions of the presentations, shuffled."""
+        """Return the positions of the drawn clips, shuffled."""
         rng = np.random.default_rng((self.seed, epoch, 0, 0))
         points = rng.random() + np.arange(self.draws)
         order = np.minimum(np.searchsorted(self._ends, points, side="right"), self._last)
@@ -129,12 +129,12 @@ class WeightedSampler:
 
 
 def heard_weights(probabilities: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:
-    """Return sampling weights [N] of clips in which a teacher hears classes with `probabilities` [N, C].
+    """Return sampling weights [N] of clips from a teacher's probabilities [N, C].
 
-    Where the teacher heard nothing, the probabilities are all zeros. The share `EVEN` of a weight is the same for all
-    clips, the rest the sum over classes of the probability over the corpus's sum of it: a class counts as often as
-    another, but for those of which the corpus has hardly anything (less than about `ENOUGH` clips). Probabilities below
-    `AUDIBLE` count as none: there are so many of them that they would drown the others.
+    Clips without predictions have probabilities of zero. The share `EVEN` of a weight is equal for all clips. The rest
+    is the sum over classes of the probability divided by its sum over the corpus, so all classes have the same weight,
+    except those with less than about `ENOUGH` clips. Probabilities below `AUDIBLE` are ignored, because their large
+    number would outweigh the others.
     """
     known = probabilities.any(axis=1)
     heard = np.where(probabilities < AUDIBLE, 0.0, probabilities).astype(np.float64)
@@ -147,7 +147,7 @@ def heard_weights(probabilities: npt.NDArray[np.floating[Any]]) -> npt.NDArray[n
 
 
 def class_counts(source: Source, rows: int = 65_536) -> npt.NDArray[np.int64]:
-    """Return how many clips are positive for each class [C] (annotated, and above 0.5)."""
+    """Return the number of positive clips of each class [C] (annotated, and above 0.5)."""
     counts = np.zeros(len(source.labels), dtype=np.int64)
     for start in range(0, len(source), rows):
         counts += _positive(source, slice(start, start + rows)).sum(axis=0)
@@ -162,13 +162,13 @@ def clip_weights(source: Source, rows: int = 65_536) -> npt.NDArray[np.float64]:
 
 
 class Batches:
-    """Cuts the order of an epoch into batches, and each batch into the shares of the processes.
+    """Divides the order of an epoch into batches, and each batch among the processes.
 
-    Every process goes through the same global batches and takes each `world`-th clip of them.
+    Every process iterates over the same global batches and takes every `world`-th clip.
 
     Args:
-        sampler: gives the order.
-        batch_size: of the global batch.
+        sampler: determines the order.
+        batch_size: number of clips of the global batch.
         rank: number of this process.
         world: number of processes.
         drop_last: whether an incomplete last batch is left out.
@@ -195,7 +195,7 @@ class Batches:
         return whole + (rest > self.rank and not self.drop_last)
 
     def shares(self, epoch: int, first: int = 0, step: int = 1) -> Iterator[list[Draw]]:
-        """Yield this process's share of each batch of an epoch, or from the `first` on of each `step`-th."""
+        """Yield this process's share of each batch of an epoch, or of every `step`-th batch from `first` on."""
         order = self.sampler.order(epoch)
         for number in range(first, len(self), step):
             start = number * self.batch_size

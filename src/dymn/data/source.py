@@ -1,4 +1,4 @@
-"""A dataset as the loop sees it: a catalog of what is annotated, and a store of the encoded audio."""
+"""Sources: a catalog of annotations and a store of encoded audio."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ Cut = Callable[[npt.NDArray[Any]], npt.NDArray[Any]]
 
 
 class Decoded(Protocol):
-    """Waveforms that are decoded already, by position in the whole catalog."""
+    """Decoded waveforms, by position in the whole catalog."""
 
     def read(self, i: int, cut: Cut | None = None) -> tuple[Floats, int] | str:
-        """Return waveform [N], passed through `cut`, and fingerprint, or why there is none."""
+        """Return waveform [N], after `cut`, and fingerprint, or the reason why there is none."""
         ...
 
 
 class Source(Dataset["Clip | BadClip"]):
-    """A map-style dataset of clips, decoded and resampled on access, in the process that accesses them.
+    """A map-style dataset of clips, which are decoded and resampled on access.
 
-    A clip that cannot be decoded comes as `BadClip` with the reason.
+    A clip that cannot be decoded is a `BadClip` with the reason.
     """
 
     def __init__(
@@ -76,8 +76,8 @@ class Source(Dataset["Clip | BadClip"]):
     def clip(self, i: int, cut: Cut | None = None, content: bytes | Exception | None = None) -> Clip | BadClip:
         """Return clip `i` with `cut` applied to its waveform.
 
-        `cut` must accept 16-bit samples too, which it gets from clips that are decoded already. `content` is what its
-        store gave, if that was asked before.
+        `cut` must also accept 16-bit samples, which it receives from decoded clips. `content` is the result of the
+        store, if it was read before.
         """
         read = self.read(i, cut, content)
         if isinstance(read, BadClip):
@@ -106,10 +106,10 @@ class Source(Dataset["Clip | BadClip"]):
             return BadClip(self.keys[i], (str(error) or type(error).__name__).rstrip("."))
 
     def whole(self, i: int, content: bytes | Exception | None = None) -> tuple[Iterable[Floats], int]:
-        """Return the whole waveform of clip `i`, however long, as blocks [n], and its fingerprint.
+        """Return the whole waveform of clip `i`, of any length, as blocks [n], and its fingerprint.
 
         Raises:
-            AudioError, DataError, OSError: if the clip cannot be read; from the blocks, where the damage is.
+            AudioError, DataError, OSError: if the clip cannot be read; raised by the blocks where the clip is damaged.
         """
         from dymn.audio import reading
 
@@ -148,41 +148,41 @@ class Source(Dataset["Clip | BadClip"]):
         return fingerprint_of(content) if self.store.fingerprints is None else int(self.store.fingerprints[place])
 
     def read_many(self, indices: Sequence[int]) -> dict[int, bytes | Exception]:
-        """Return the contents of the files of some clips, for `clip`, or why there is none.
+        """Return the contents of the files of some clips, for `clip`, or the reasons why there are none.
 
-        The files are read in the order in which they lie.
+        Files are read in their order on disk.
         """
         place = {int(self.indices[i]): i for i in indices}
         return {place[where]: content for where, content in self.store.read_many(list(place))}
 
     @property
     def streams(self) -> bool:
-        """Whether clips lie in shards that are to be read from front to back."""
+        """Whether clips are in shards that must be read sequentially."""
         return self.store.parts is not None and self.decoded is None
 
     @property
     def parts(self) -> npt.NDArray[np.int64] | None:
-        """Number of the shard of each clip [N]; None where each has a file of its own, or may be read in any order."""
+        """Number of the shard of each clip [N]; None if each clip has its own file or can be read in any order."""
         return None if self.store.parts is None else self.store.parts[self.indices]
 
     @property
     def sizes(self) -> npt.NDArray[np.int64]:
-        """Encoded bytes of each clip [N], -1 where that is not known."""
+        """Encoded bytes of each clip [N], -1 if unknown."""
         return np.asarray(self.store.sizes(), dtype=np.int64)[self.indices]
 
     @property
     def targets(self) -> Floats:
-        """Annotation of all clips [N, C], made on each call (4 bytes a value: 4 GB for the whole of AudioSet)."""
+        """Annotation of all clips [N, C], created at each call (4 bytes per value: 4 GB for all of AudioSet)."""
         return self.catalog.target_rows(slice(None))
 
     @property
     def masks(self) -> Floats:
-        """Which annotations count [N, C], made on each call."""
+        """Mask of the annotated entries [N, C], created at each call."""
         return self.catalog.mask_rows(slice(None))
 
     @functools.cached_property
     def digest(self) -> str:
-        """A SHA-256 over names, classes, annotations and sizes of all clips, in order: the same on every machine."""
+        """The SHA-256 of names, classes, annotations and sizes of all clips, in order; equal on every machine."""
         sizes = self.store.sizes()
         parts = [*self.labels, *self.keys, *(str(sizes[i]) for i in self.indices)]
         digest = hashlib.sha256("\0".join(parts).encode())
@@ -191,17 +191,17 @@ class Source(Dataset["Clip | BadClip"]):
         return digest.hexdigest()
 
     def stamp(self) -> str:
-        """A SHA-256 that also changes when any file of the dataset is written again."""
+        """A SHA-256 that also changes when a file of the dataset is rewritten."""
         return hashlib.sha256("\0".join([self.digest, *self.store.stamps()]).encode()).hexdigest()
 
     def where(self, indices: Sequence[int]) -> Source:
-        """Return the source of some of its clips, by position."""
+        """Return a source of some of the clips, by position."""
         if len(indices) == 0:
             raise DataError(f"No clip of {self.name or 'the dataset'} is left. Check split and fold.")
         return self._same(self.indices[np.asarray(indices, dtype=np.int64)].tolist(), self.decoded)
 
     def at(self, sample_rate: int) -> Source:
-        """Return the same source, its waveforms at another sample rate in Hz.
+        """Return the same source with another sample rate in Hz.
 
         Clips already decoded for this source are not reused.
         """
@@ -212,11 +212,11 @@ class Source(Dataset["Clip | BadClip"]):
         return full
 
     def where_all(self) -> Source:
-        """Return the source of the whole dataset that this one is a part of."""
+        """Return the source of the whole dataset to which this one belongs."""
         return self._same(None, self.decoded)
 
     def with_decoded(self, decoded: Decoded) -> Source:
-        """Return the same source, which takes its waveforms from `decoded`."""
+        """Return the same source with waveforms from `decoded`."""
         return self._same(self.indices.tolist(), decoded)
 
     def _same(self, indices: list[int] | None, decoded: Decoded | None) -> Source:
@@ -238,10 +238,10 @@ class _Named(io.BytesIO):
 
 
 def within(blocks: Iterable[Floats], sample_rate: int, span: Interval | None) -> Iterator[Floats]:
-    """Yield what lies within a span of a waveform that comes in blocks [n]; nothing beyond it is asked for.
+    """Yield a span of a waveform that arrives in blocks [n]; later blocks are not read.
 
     Raises:
-        AudioError: if the waveform ends before the span begins.
+        AudioError: if the waveform ends before the start of the span.
     """
     start, end = (0, math.inf) if span is None else (round(span[0] * sample_rate), span[1] * sample_rate)
     at = 0
@@ -263,7 +263,7 @@ def decode(content: bytes, sample_rate: int, max_seconds: float = MAX_SECONDS, s
     Audio longer than `max_seconds` is cut, without decoding the rest.
 
     Raises:
-        AudioError: if it cannot be decoded or holds no sound.
+        AudioError: if it cannot be decoded or contains no samples.
     """
     from dymn.audio import reading
 

@@ -1,7 +1,7 @@
-"""Where the encoded bytes of clips lie: single files, members of tar shards, rows of HDF5 files.
+"""Stores of encoded clips: single files, members of tar shards, rows of HDF5 files.
 
 A store opens its files on first use in each process, so that it can be sent to worker processes and survives a fork.
-Names that come from a manifest or an archive never lead outside the dataset, and sizes are bounded.
+Names from a manifest or an archive never refer to files outside the dataset, and sizes are bounded.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from dymn.system.files import open_regular, read_bounded
 MAX_BYTES = 512 * 2**20
 MAX_OPEN = 128
 MAX_GAP, MAX_PIECE = 64 * 2**10, 8 * 2**20
-"""Clips of a tar file are read at once if no more than MAX_GAP lies between them, up to MAX_PIECE of them."""
+"""Clips of a tar file are read at once if the gap between them is at most MAX_GAP, up to MAX_PIECE bytes."""
 
 
 class Closable(Protocol):
@@ -45,8 +45,8 @@ class Store(ABC):
     """Encoded clips by position.
 
     Attributes:
-        parts: number of the file in which each clip lies, where files are to be read from front to back; else None.
-        fingerprints: of what each clip was encoded from, where they are others than those of its bytes; else None.
+        parts: number of the file of each clip, if files must be read sequentially; otherwise None.
+        fingerprints: fingerprint of the original of each clip, if it differs from that of its bytes; otherwise None.
     """
 
     parts: npt.NDArray[np.int64] | None = None
@@ -61,7 +61,7 @@ class Store(ABC):
         """
 
     def read_many(self, indices: Sequence[int]) -> Iterator[tuple[int, bytes | Exception]]:
-        """Yield positions and contents of some clips, or why there is none, in the order that is quickest to read."""
+        """Yield positions and contents of some clips, or the reasons why there are none, in the fastest order."""
         for i in indices:
             try:
                 yield i, self.read(i)
@@ -74,13 +74,13 @@ class Store(ABC):
 
     @abstractmethod
     def stamps(self) -> list[str]:
-        """Return what changes when a file of the store is written again: names, sizes and times."""
+        """Return names, sizes and times of the store's files, which change when a file is rewritten."""
 
 
 class FilePool(Generic[Handle]):
-    """Open files by path, the last `MAX_OPEN` that were asked for, one set for each process.
+    """The last `MAX_OPEN` open files, by path, separately for each process.
 
-    After a fork, or in a worker that got a pickled copy, they are opened again.
+    After a fork, or in a worker with a pickled copy, they are opened again.
     """
 
     def __init__(self, opener: Callable[[Path], Handle]) -> None:
@@ -105,7 +105,7 @@ def inside(root: Path, name: str) -> Path:
     """Return the path of `name` below `root`.
 
     Raises:
-        DataError: if `name` is empty, absolute, or leads outside `root` (through ".." or a link).
+        DataError: if `name` is empty or absolute, or refers to a file outside `root` (through ".." or a link).
     """
     relative = PurePosixPath(name.replace("\\", "/"))
     if not name or "\0" in name or relative.is_absolute() or ".." in relative.parts or Path(name).is_absolute():
@@ -124,7 +124,7 @@ def inside(root: Path, name: str) -> Path:
 
 
 class FileStore(Store):
-    """One file a clip."""
+    """A store with one file per clip."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths = list(paths)
@@ -135,7 +135,7 @@ class FileStore(Store):
         return read_bounded(self.paths[i], MAX_BYTES)
 
     def sizes(self) -> list[int]:
-        """Return file sizes, -1 where there is no file. The file system is asked once."""
+        """Return file sizes, -1 for missing files. The file system is queried once."""
         if self._sizes is None:
             self._sizes = [_size(path) for path in self.paths]
         return self._sizes
@@ -148,7 +148,7 @@ class FileStore(Store):
 class TarStore(Store):
     """Members of tar files, read in place: the archives are never unpacked.
 
-    With `streams`, clips lie in the order in which they are to be read, and `read_many` reads neighbours at once.
+    With `streams`, clips are in reading order, and `read_many` reads adjacent clips at once.
     """
 
     def __init__(
@@ -170,10 +170,7 @@ class TarStore(Store):
         return read_member(Member(self.paths[part], offset, size), self._files)
 
     def read_many(self, indices: Sequence[int]) -> Iterator[tuple[int, bytes | Exception]]:
-        """Yield the contents of the clips from front to back, or why there is none.
-
-        Adjacent clips are read from disk in one piece.
-        """
+        """Yield the contents of the clips in file order, or why there are none; adjacent clips are read at once."""
         for run in self._runs(sorted(set(indices))):
             part, start, _ = self.places[run[0]].tolist()
             end = int(self.places[run[-1], 1:].sum())
@@ -237,7 +234,7 @@ def read_member(member: Member, files: FilePool[Any]) -> bytes:
 
 
 class Hdf5Store(Store):
-    """Rows of a variable-length uint8 dataset in HDF5 files, one encoded file a row."""
+    """Rows of a variable-length uint8 dataset in HDF5 files, with one encoded file per row."""
 
     def __init__(self, files: Sequence[tuple[Path, int]], dataset: str) -> None:
         """Take files with their numbers of rows; positions count through them in this order."""
@@ -258,7 +255,7 @@ class Hdf5Store(Store):
         return bytes(content.tobytes())
 
     def sizes(self) -> list[int]:
-        """Return -1 for every row: HDF5 tells the size only when the row is read."""
+        """Return -1 for every row, because the size is known only when the row is read."""
         return [-1] * (self.ends[-1] if self.ends else 0)
 
     def stamps(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""The datasets that dymn knows: one entry each. A new one needs an entry here and, if its layout is new, a reader."""
+"""The supported datasets, one entry each. A new dataset needs an entry here and, if its layout is new, a reader."""
 
 from __future__ import annotations
 
@@ -44,15 +44,15 @@ words.
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """What distinguishes one dataset from another in training and evaluation.
+    """The properties of a dataset in training and evaluation.
 
     Attributes:
         reader: reads the published layout: (path, **options) → catalog and store.
-        classes: number of classes; None where the data tell.
+        classes: number of classes; None if it depends on the data.
         loss: "bce" (any number of classes at once) or "ce" (exactly one).
-        metric: what counts: a key of what `dymn.evaluation.metrics.evaluate` returns.
+        metric: the main metric, a key of the result of `dymn.evaluation.metrics.evaluate`.
         seconds: length of a training clip.
-        whole: whether evaluation takes whole clips of any length (`seconds` cuts only in training).
+        whole: whether whole clips of any length are evaluated (`seconds` then applies to training only).
     """
 
     reader: Reader
@@ -82,11 +82,11 @@ TASKS: dict[str, TaskSpec] = {
 
 
 def task_of(kind: str, path: str | Path) -> TaskSpec:
-    """Return what distinguishes the dataset at `path`; that of packed shards is the task of the data that were packed.
+    """Return the task of the dataset at `path`; packed shards have the task of the original data.
 
     Raises:
         ConfigError: if the kind is unknown.
-        DataError: if the data do not say what their task is.
+        DataError: if the data do not contain their task.
     """
     _check_kind(kind)
     return _spec(kind, path, read_index(Path(path)).task if kind == "packed" else {})
@@ -111,13 +111,13 @@ def _spec(kind: str, path: str | Path, facts: Mapping[str, Any]) -> TaskSpec:
 
 
 def task_facts(kind: str, path: str | Path) -> dict[str, Any]:
-    """Return what the index of packed shards says of the task of a dataset (see `task_of`)."""
+    """Return the properties of a dataset's task for the index of packed shards (see `task_of`)."""
     spec = task_of(kind, path)
     return {"kind": kind, **{name: getattr(spec, name) for name in TASK_FACTS}}
 
 
 class Dataset(NamedTuple):
-    """A dataset that is open: its task and all of its clips. `select` takes a split of them."""
+    """An open dataset: its task and all of its clips. `select` returns a split."""
 
     task: TaskSpec
     source: Source
@@ -136,13 +136,13 @@ def open_source(
 
     Args:
         kind: a key of `TASKS`.
-        path: where the dataset lies, in its published layout.
+        path: location of the dataset, in its published layout.
         split: "train", "val" or "test"; None for all clips.
         fold: for datasets in folds: "test" is this fold, "train" the others.
-        holdout: share of the training clips of every class that are "val" where the dataset has no such split; they are
-            chosen by a digest of their names, so that the choice never changes. None for 0.2 if there are neither
-            splits nor folds, else 0.
-        options: those of `open_dataset`.
+        holdout: share of the training clips of every class that form the split "val" if the dataset has none. They are
+            selected by a digest of their names, so the selection never changes. By default, 0.2 if there are neither
+            splits nor folds, otherwise 0.
+        options: options of `open_dataset`.
 
     Raises:
         ConfigError: if an argument is not allowed.
@@ -166,13 +166,13 @@ def open_dataset(
 
     Args:
         kind: a key of `TASKS`.
-        path: where the dataset lies, in its published layout.
-        sample_rate: of the waveforms, in Hz.
-        max_seconds: longer recordings are cut.
-        cache: folder for decoded clips (see `dymn.data.cache`); None to decode at each access.
-        workers: processes that decode while the cache is built.
-        progress: called with the clips decoded and their total while the cache is built.
-        options: of the reader (`csv`: root, labels, separator, ignore; `annotations`: root, labels,
+        path: location of the dataset, in its published layout.
+        sample_rate: sample rate of the waveforms, in Hz.
+        max_seconds: maximum length of a clip; longer recordings are cut.
+        cache: folder for decoded clips (see `dymn.data.cache`); by default, clips are decoded at each access.
+        workers: number of processes that decode clips for the cache.
+        progress: called with the number of clips decoded for the cache and their total.
+        options: options of the reader (`csv`: root, labels, separator, ignore; `annotations`: root, labels,
             label_column; `shards`: labels; `audioset`: report).
 
     Raises:
@@ -188,7 +188,7 @@ def open_dataset(
     except TypeError as error:
         if "unexpected keyword argument" not in str(error):
             raise
-        raise ConfigError(f"The reader of {kind!r} does not take these options: {', '.join(options)}.") from error
+        raise ConfigError(f"The reader of {kind!r} does not have these options: {', '.join(options)}.") from error
     source = Source(catalog, store, name=kind, sample_rate=sample_rate, max_seconds=max_seconds)
     if cache is not None:
         source = cached(source, cache, workers=workers, progress=progress)
@@ -196,7 +196,7 @@ def open_dataset(
 
 
 def select(source: Source, split: str | None, *, fold: int | None = None, holdout: float | None = None) -> Source:
-    """Return one split of a source that holds all (see `open_source` for the arguments)."""
+    """Return one split of a source with all clips (see `open_source` for the arguments)."""
     if split is None:
         return source
     if split not in SPLITS:
@@ -210,9 +210,12 @@ def select(source: Source, split: str | None, *, fold: int | None = None, holdou
         part = ["val" if i in held else name for i, name in enumerate(part)]
     chosen = [i for i, name in enumerate(part) if name == split]
     if not chosen:
+        there = [name for name in SPLITS if name in part]
+        remedy = "Choose one of these, or all clips" if there else "Choose all clips"
+        remedy += ", or set holdout to keep a share of the training clips for validation." if split == "val" else "."
         raise DataError(
-            f"{source.name} has no clips for {split!r}; it has {', '.join(sorted(set(part) - {''})) or 'no splits'}. "
-            "Choose another split, or set holdout to keep a share of the training clips for validation."
+            f"{source.name} has no clips for the split {split!r}; it has "
+            f"{', '.join(f'{part.count(name)} for {name!r}' for name in there) or 'no splits'}. {remedy}"
         )
     return source.where(chosen)
 

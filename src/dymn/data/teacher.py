@@ -225,8 +225,8 @@ def write_table(
     """
     if logits.shape != (len(keys), len(labels)) or fingerprints.shape != (len(keys),):
         raise DataError(
-            f"{len(keys)} names, {len(labels)} classes, logits {list(logits.shape)}, fingerprints "
-            f"{list(fingerprints.shape)} differ."
+            f"{len(keys)} names, {len(labels)} classes, logits {list(logits.shape)} and fingerprints "
+            f"{list(fingerprints.shape)} do not match."
         )
     encoded = [key.encode() for key in keys]
     arrays: dict[str, npt.NDArray[np.generic]] = {
@@ -326,5 +326,5 @@ def _split_keys(blob: npt.NDArray[np.generic], ends: npt.NDArray[np.generic]) ->
     data, stops = blob.tobytes(), [int(end) for end in ends.tolist()]
     starts = [0, *stops[:-1]]
     if any(a > b for a, b in zip(starts, stops, strict=True)) or (stops and stops[-1] != len(data)):
-        raise ValueError("the names do not fit together")
+        raise ValueError("the positions of the names are inconsistent")
     return tuple(data[a:b].decode() for a, b in zip(starts, stops, strict=True))

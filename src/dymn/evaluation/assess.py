@@ -1,4 +1,4 @@
-"""How good a model is on a dataset: what `dymn evaluate` prints."""
+"""Evaluation of a model on a dataset, as in `dymn evaluate`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ AUTO = "auto"
 
 
 class Assessment(NamedTuple):
-    """Figures of a model on a dataset, all in all and by class."""
+    """Metrics of a model on a dataset, in total and by class."""
 
     kind: str  # a key of `TASKS`
     split: str  # "train", "val", "test", or "all"
@@ -48,12 +48,12 @@ class Assessment(NamedTuple):
 
 @dataclass(frozen=True)
 class Learned:
-    """How a model was trained, as far as its card says.
+    """The data settings of a model's training according to its card.
 
-    This covers the seconds of a clip, its filling, whether whole clips were heard, and the held-out share.
+    These are length and filling of clips, whether whole clips were evaluated, and the held-out share.
 
     Raises:
-        ConfigError: if a value is not allowed; a card may come from anywhere.
+        ConfigError: if a value is not allowed; cards may come from untrusted files.
     """
 
     seconds: float = 0.0
@@ -92,32 +92,31 @@ def assess(
     options: Mapping[str, Any] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Assessment:
-    """Let a model hear the clips of a dataset and compare what it says with what is annotated.
+    """Compare the predictions of a model on the clips of a dataset with the annotation.
 
-    Recordings are heard whole: in windows, whose probabilities are averaged by their length, as `dymn tag` does.
+    Whole recordings are evaluated, in windows whose probabilities are averaged by duration.
 
     Args:
-        model: on the device where it is to run. Its classes are matched with those of the data by name; it may have
-            more.
-        path: where the dataset lies.
-        kind: a key of `TASKS`, or "auto" if its files tell.
-        split: "train", "val", "test", or "all". None is "test" where there is such a split or a fold is given, else
-            "all".
-        fold: which fold is "test", for data in folds.
-        seconds: length of a window; None for what the model was trained with, or else the dataset's usual length.
-        fill: "pad" or "repeat", for shorter clips; None for what the model was trained with, or else "pad".
-        whole: whether a clip of up to a minute is one window, however long; None for what the model was trained with,
-            or else what the dataset's protocol says (true for FSD50K).
-        batch_size: clips at a time.
-        workers: processes that decode.
-        precision: how exactly the network is computed, one of `dymn.system.devices.COMPUTE_PRECISIONS`.
-        max_bad: share of the clips that may be bad.
-        options: of the dataset's reader.
-        progress: called with the clips done and their total.
+        model: the model, on its device. Its classes are matched with those of the data by name, and it may have more.
+        path: location of the dataset.
+        kind: a key of `TASKS`, or "auto" to detect the kind from the files.
+        split: "train", "val", "test" or "all". By default, "test" if there is such a split or a fold is given,
+            otherwise "all".
+        fold: the fold that is the test set, for datasets with folds.
+        seconds: length of a window; by default, as in the model's training, otherwise the dataset's clip length.
+        fill: "pad" or "repeat", for shorter clips; by default, as in the model's training, otherwise "pad".
+        whole: whether clips of up to a minute are evaluated in one window; by default, as in the model's training,
+            otherwise according to the dataset's protocol (true for FSD50K).
+        batch_size: number of clips per batch.
+        workers: number of processes that decode clips.
+        precision: number format of the network's arithmetic, one of `dymn.system.devices.COMPUTE_PRECISIONS`.
+        max_bad: maximum share of clips that cannot be read.
+        options: options of the dataset's reader.
+        progress: called with the number of processed clips and their total.
 
     Raises:
-        ConfigError: if the model lacks classes of the data, or an argument is not allowed.
-        DataError: if the dataset is missing or damaged, has no such split, or too many clips are bad.
+        ConfigError: if the model does not have all classes of the data, or an argument is not allowed.
+        DataError: if the dataset is missing or damaged, has no such split, or too many clips cannot be read.
         ResourceError: if a batch does not fit the device's memory.
     """
     learned = learned_from(model)
@@ -150,7 +149,7 @@ def assess(
 
 
 def assessed(scores: Predictions, source: Source, kind: str, split: str, loss: str) -> Assessment:
-    """Return the figures of the scores of a source's clips: all in all, by class and by recording device."""
+    """Return the metrics of the scores of a source's clips: in total, by class and by recording device."""
     said = scores.probabilities, scores.targets, scores.mask
     found, exclusive = figures(scores, loss), loss == "ce"
     answers = metrics.class_answers(*said, "classification" if exclusive else "tagging")
@@ -164,7 +163,7 @@ def assessed(scores: Predictions, source: Source, kind: str, split: str, loss: s
 
 
 def write_report(folder: Path, found: Assessment) -> None:
-    """Write the figures of each class, and the confusion matrix of exclusive classes, into a folder as CSV.
+    """Write the metrics of each class, and the confusion matrix of exclusive classes, to a folder as CSV.
 
     The files are SPLIT_classes.csv and SPLIT_confusion.csv.
     """
@@ -174,10 +173,10 @@ def write_report(folder: Path, found: Assessment) -> None:
 
 
 def without_background(task: TaskSpec, source: Source, card: ModelCard) -> tuple[TaskSpec, Source]:
-    """Return data whose background is no class, as for `dymn fit`; unchanged if the model has classes of these names.
+    """Return data in which background is not a class, as for `dymn fit`; unchanged if the model has such a class.
 
-    Clips of background have none of the classes, which are then not exclusive. A softmax from `dymn fit` has one class
-    for all of them.
+    Background clips have none of the classes, which are then not exclusive. A softmax from `dymn fit` has one class for
+    all background.
     """
     catalog, home = source.catalog, NEGATIVES[0]
     extra = [label for label in catalog.labels if label.lower() in NEGATIVES and label not in card.labels]
@@ -202,14 +201,14 @@ def by_group(scores: Predictions, groups: Mapping[str, str]) -> dict[str, float]
 
 
 def as_ensemble(networks: Sequence[MobileNet], name: str = "") -> MobileNet:
-    """Return several networks as one that `assess` takes, with the mean of their logits; see `MeanOfLogits`."""
+    """Return several networks as one for `assess`, which returns the mean of their logits; see `MeanOfLogits`."""
     return cast(MobileNet, MeanOfLogits(networks, name))
 
 
 def write_predictions(path: str | Path, found: Assessment) -> None:
     """Write a CSV table with a row for each clip.
 
-    A row has the name, the labels (separated by ";"), the likeliest class and all probabilities.
+    A row contains the name, the labels (separated by ";"), the most probable class and all probabilities.
     """
     scores = found.scores
     rows = []
@@ -221,7 +220,7 @@ def write_predictions(path: str | Path, found: Assessment) -> None:
 
 
 def learned_from(model: MobileNet) -> Learned:
-    """Return how the clips were cut that a model was trained with, as far as its card says."""
+    """Return the data settings of a model's training according to its card."""
     config = model.card.provenance.get("config")
     data = config.get("data") if isinstance(config, dict) else None
     if not isinstance(data, dict):
@@ -231,18 +230,18 @@ def learned_from(model: MobileNet) -> Learned:
 
 
 def columns(labels: Sequence[str], source: Source) -> Tensor:
-    """Return, for each class of the data, its place among a model's labels [C].
+    """Return the index of each class of the data among the model's labels [C].
 
     Raises:
-        ConfigError: if the model lacks any.
+        ConfigError: if the model does not have all of them.
     """
     place = {label: i for i, label in enumerate(labels)}
     missing = [label for label in source.labels if label not in place]
     if missing:
         raise ConfigError(
-            f"The model lacks {len(missing)} of the dataset's {len(source.labels)} classes, such as {missing[0]!r}; "
-            f"its own classes are {'; '.join(labels[:3])} and so on. Evaluate a model that was trained for these "
-            "classes, or rename the classes."
+            f"The model does not have {len(missing)} of the dataset's {len(source.labels)} classes, such as "
+            f"{missing[0]!r}; its own classes are {'; '.join(labels[:3])} and so on. Evaluate a model that was trained "
+            "for these classes, or rename the classes."
         )
     return torch.tensor([place[label] for label in source.labels])
 

@@ -1,6 +1,6 @@
-"""How good scores are: macro mAP, ROC-AUC, d', accuracy; over annotated entries only where there is a mask.
+"""Metrics: macro mAP, ROC-AUC, d', F1 and accuracy; if there is a mask, over annotated entries only.
 
-Scores are [N, C], higher for "yes"; targets are positive above 0.5. The formulas are scikit-learn's.
+Scores are [N, C], higher for positives; targets are positive above 0.5. The definitions are scikit-learn's.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ KINDS = ("tagging", "classification")
 
 
 class ClassResult(NamedTuple):
-    """The figures of one class.
+    """The metrics of one class.
 
-    A figure is NaN where it is not defined (no positives; for ROC-AUC also no negatives).
+    A metric is NaN if it is not defined (without positives; for ROC-AUC also without negatives).
     """
 
     average_precision: float
@@ -35,9 +35,9 @@ class ClassResult(NamedTuple):
 
 
 class ClassAnswers(NamedTuple):
-    """How right the answers are that name one class, and how many of its clips they find.
+    """Precision, recall and F1 of one class.
 
-    A figure is NaN where it is not defined: precision without answers, recall and F1 without positives.
+    A metric is NaN if it is not defined: precision without predictions, recall and F1 without positives.
     """
 
     precision: float
@@ -46,7 +46,7 @@ class ClassAnswers(NamedTuple):
 
 
 def evaluate(scores: Array, targets: Array, mask: Array | None = None, kind: str = "tagging") -> dict[str, Any]:
-    """Return the figures of a task.
+    """Return the metrics of a task.
 
     Args:
         scores: [N, C], logits or probabilities.
@@ -55,12 +55,12 @@ def evaluate(scores: Array, targets: Array, mask: Array | None = None, kind: str
         kind: "tagging" (any number of classes at once) or "classification" (exactly one).
 
     Returns:
-        For "tagging": mAP, roc_auc, d_prime (of the mean ROC-AUC), classes (how many count), without_positives
-        (positions of the classes that are left out). For "classification": accuracy. Always: clips.
+        For "tagging": mAP, roc_auc, d_prime (of the mean ROC-AUC), classes (their number), without_positives (indices
+        of the classes that are left out). For "classification": accuracy. Always: clips.
 
     Raises:
         ConfigError: if `kind` is not allowed.
-        DataError: if shapes do not fit, scores are not finite, or nothing can be measured.
+        DataError: if shapes do not match, scores are not finite, or no metric is defined.
     """
     if kind not in KINDS:
         raise ConfigError(f"kind is {kind!r}; allowed: {', '.join(KINDS)}.")
@@ -104,7 +104,7 @@ def d_prime(auc: float) -> float:
 
 
 def accuracy(scores: Array, targets: Array) -> float:
-    """Return the share of clips whose highest score is at the class of the highest target.
+    """Return the share of clips for which the class with the highest score has the highest target.
 
     Raises:
         DataError: if shapes do not fit, scores are not finite, or there are no clips.
@@ -126,8 +126,9 @@ def f1(
         scores: probabilities [N, C].
         targets: [N, C].
         mask: [N, C], 1 where annotated; None if all is.
-        kind: "tagging" (scores from `threshold` on are positive) or "classification" (the highest score is the answer).
-        threshold: for "tagging".
+        kind: "tagging" (scores of at least `threshold` are positive) or "classification" (the highest score is
+            positive).
+        threshold: threshold for "tagging".
 
     Raises:
         DataError: if shapes do not fit, scores are not finite, or no class has a positive clip.
@@ -164,7 +165,7 @@ def class_answers(
 
 
 def confusion(scores: Array, targets: Array) -> npt.NDArray[np.int64]:
-    """Return how many clips of each class (rows) were taken for each class (columns) [C, C].
+    """Return the number of clips of each class (rows) that were classified as each class (columns) [C, C].
 
     Raises:
         DataError: if shapes do not fit or scores are not finite.
@@ -178,11 +179,11 @@ def confusion(scores: Array, targets: Array) -> npt.NDArray[np.int64]:
 def divergence(said: Array, taught: Array, kind: str) -> float:
     """Return the mean Kullback-Leibler divergence of probabilities from a teacher's, in nats.
 
-    It is the loss above the teacher's entropy.
+    This is the loss minus the teacher's entropy.
 
     Args:
-        said: the model's probabilities [N, C].
-        taught: the teacher's [N, C].
+        said: probabilities of the model [N, C].
+        taught: probabilities of the teacher [N, C].
         kind: "bce" (a mean over clips and classes) or "ce" (a mean over clips).
     """
     p, q = np.asarray(taught, dtype=np.float64), np.asarray(said, dtype=np.float64)
@@ -198,7 +199,7 @@ def _relative(p: npt.NDArray[np.float64], q: npt.NDArray[np.float64]) -> npt.NDA
 
 
 def per_class(scores: Array, targets: Array, mask: Array | None = None) -> list[ClassResult]:
-    """Return the figures of every class.
+    """Return the metrics of every class.
 
     Raises:
         DataError: if shapes do not fit or scores are not finite.
@@ -219,7 +220,7 @@ def per_class(scores: Array, targets: Array, mask: Array | None = None) -> list[
 
 
 def write_confusion(path: str | Path, labels: Sequence[str], counts: npt.NDArray[np.int64]) -> None:
-    """Write a confusion matrix as CSV: a row for each class, a column for each answer."""
+    """Write a confusion matrix as CSV: one row per class, one column per prediction."""
     rows = [(label, *row) for label, row in zip(labels, counts.tolist(), strict=True)]
     with atomic_write(path) as file, text_in(file) as text:
         text.write(csv_text([("class", *labels), *rows]))
@@ -228,7 +229,7 @@ def write_confusion(path: str | Path, labels: Sequence[str], counts: npt.NDArray
 def write_per_class(
     path: str | Path, labels: Sequence[str], results: Sequence[ClassResult], answers: Sequence[ClassAnswers]
 ) -> None:
-    """Write a CSV table with one row a class; a figure that is not defined is left empty.
+    """Write a CSV table with one row per class; metrics that are not defined are left empty.
 
     Raises:
         DataError: if the numbers of labels and results differ.
@@ -244,10 +245,10 @@ def write_per_class(
 
 
 def fold_mean(results: Sequence[dict[str, Any]], metric: str) -> dict[str, Any]:
-    """Return mean, standard deviation (over the folds, not of the mean) and the values of one metric over folds.
+    """Return mean, standard deviation and values of one metric over folds.
 
     Raises:
-        DataError: if there are no folds or one lacks the metric.
+        DataError: if there are no folds, or the metric is missing in one of them.
     """
     if not results or any(metric not in result for result in results):
         raise DataError(f"{metric!r} is missing in the results of {len(results)} folds.")

@@ -1,4 +1,4 @@
-"""A linear probe from end to end: a dataset to embeddings, embeddings to figures."""
+"""Linear probes: the embeddings of a dataset, a linear model on top of them, and its metrics."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from dymn.config import check
 from dymn.data import BadClip, Clip, Source, open_source, task_of
-from dymn.data.batch import as_it_is, check_bad
+from dymn.data.batch import as_it_is, check_bad, first_bad
 from dymn.data.detect import detect
 from dymn.errors import DataError
 from dymn.evaluation import metrics
@@ -26,7 +26,7 @@ AUTO = "auto"
 
 
 class RoundResult(NamedTuple):
-    """What came of one round: how many clips were learned from and tested on, the chosen C, and its figures."""
+    """The result of one round: the numbers of training and test clips, the chosen C, and the metrics."""
 
     name: str
     train: int
@@ -37,20 +37,20 @@ class RoundResult(NamedTuple):
 
 @dataclass(frozen=True)
 class Probed:
-    """How much a linear model tells from embeddings of a dataset.
+    """How well a linear model classifies the embeddings of a dataset.
 
     Attributes:
         kind: a key of `dymn.data.TASKS`.
-        metric: which figure counts, "accuracy" or "mAP".
+        metric: the main metric, "accuracy" or "mAP".
         labels: names of the C classes.
-        results: of each fold, or of the test set.
-        mean: of the metric over the results.
-        std: its standard deviation over the results, not of the mean.
-        confusion: clips by class (rows) and answer (columns) [C, C], all tests together; None where clips have several
-            labels.
-        clips: how many there are.
-        size: values of an embedding.
-        bad: reason by key of the clips that could not be read and are left out.
+        results: the result of each fold, or of the test set.
+        mean: mean of the metric over the results.
+        std: standard deviation of the metric over the results.
+        confusion: number of clips by class (rows) and prediction (columns) [C, C], summed over all tests; None if clips
+            have several labels.
+        clips: number of clips.
+        size: number of values of an embedding.
+        bad: the clips that could not be read and are left out, with the reasons.
     """
 
     kind: str
@@ -79,28 +79,29 @@ def probe(
     options: Mapping[str, Any] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Probed:
-    """Fit a linear model to the embeddings of a dataset and measure it on clips that it has not seen.
+    """Fit a linear model to the embeddings of a dataset and evaluate it on unseen clips.
 
-    Embeddings are standardised, the strength of the regularisation is chosen within the clips to learn from (see
-    `rounds_of`), never by the test. Clips have one class each where the dataset's task says so ("ce"), and else any
-    number of labels; masked ones do not count.
+    Embeddings are standardised. The strength of the regularisation is chosen by cross-validation on the training clips
+    (see `rounds_of`), never on the test clips. Clips have one class each if the dataset's task has the loss "ce",
+    otherwise any number of labels; masked labels are ignored.
 
     Args:
-        embedder: a network and the layers to take.
-        path: where the dataset lies.
-        kind: a key of `TASKS`, or "auto" if its files tell.
-        folds: into how many folds to part data that have neither folds nor splits.
-        seconds: how much of each clip is heard, from its beginning; None for all.
-        settings: how longer clips are cut.
-        batch_size: windows at a time; 4 on a CPU and 32 elsewhere if None.
-        workers: processes that decode.
-        max_bad: share of the clips that may be bad.
-        options: of the dataset's reader.
-        progress: called with the clips done and their total.
+        embedder: a network and the layers of the embedding.
+        path: location of the dataset.
+        kind: a key of `TASKS`, or "auto" to detect the kind from the files.
+        folds: number of folds for datasets that have neither folds nor splits.
+        seconds: length of the beginning of each clip that is used; by default, the whole clip.
+        settings: windows of longer clips.
+        batch_size: number of windows per batch; the default is 4 on a CPU and 32 on other devices.
+        workers: number of processes that decode clips.
+        max_bad: maximum share of clips that cannot be read.
+        options: options of the dataset's reader.
+        progress: called with the number of processed clips and their total.
 
     Raises:
         ConfigError: if an argument is not allowed.
-        DataError: if the dataset is missing or damaged, too many clips are bad, or there are too few to learn from.
+        DataError: if the dataset is missing or damaged, too many clips cannot be read, or there are too few training
+            clips.
         MissingExtraError: if scikit-learn is not installed.
     """
     check(seconds is None or seconds > 0, f"seconds is {seconds}; it must be above 0.")
@@ -169,5 +170,5 @@ def embed_source(
         if progress is not None:
             progress(kept[len(vectors) - 1] + 1, len(source))
     if not vectors:
-        raise DataError(f"No clip of {source.name} could be read, such as {next(iter(bad.items()))}.")
+        raise DataError(f"No clip of {source.name} can be read: {first_bad(bad)}.")
     return np.stack(vectors), kept, bad

@@ -1,4 +1,4 @@
-"""See the dynamics: what a dynamic network decided about one recording, as arrays, as a picture, as a page."""
+"""Explanations: the decisions of a dynamic network for one recording, as arrays, a picture or a page."""
 
 from dymn.explain.arrays import BlockDecisions, Explanation, explain, is_dynamic
 

@@ -1,4 +1,4 @@
-"""What the dynamic parts of a network decided about one recording, as arrays."""
+"""The decisions of the dynamic parts of a network for one recording, as arrays."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ MAX_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class BlockDecisions:
-    """The decisions of one block; a mapping has the positions that are dynamic, of "expand", "depthwise" and "project".
+    """The decisions of one block; mappings contain its dynamic positions out of "expand", "depthwise" and "project".
 
     Attributes:
-        number: of the block, from 1.
-        kernels: how much of each of the K kernels is in the mixture [K] (eq. 2).
-        slopes: of the M linear maps of each channel [C, M] (eq. 3).
-        intercepts: of the same maps [C, M].
+        number: number of the block, from 1.
+        kernels: share of each of the K kernels in the mixture [K] (eq. 2).
+        slopes: slopes of the M linear maps of each channel [C, M] (eq. 3).
+        intercepts: intercepts of the same maps [C, M].
         frequency: channel-frequency attention [C, F'], or None (eq. 7).
         time: channel-time attention [C, T'], or None.
     """
@@ -55,14 +55,14 @@ class Explanation:
     """One recording, its probabilities, and the decisions of the blocks.
 
     Attributes:
-        name: of the recording.
+        name: name of the recording.
         model: name of the network.
-        waveform: the stretch that was explained [N], at the front end's sample rate.
-        start: of the stretch within the recording, in seconds.
-        front_end: what made the spectrogram.
-        log_mel: the spectrogram that the network sees [n_mels, T].
+        waveform: the explained passage [N], at the front end's sample rate.
+        start: start of the passage in the recording, in seconds.
+        front_end: settings of the spectrogram.
+        log_mel: the network's input [n_mels, T].
         labels: those with the highest probability in any window of the timeline, best first.
-        scores: their probabilities for the whole stretch [k].
+        scores: their probabilities for the whole passage [k].
         times: the middles of the timeline's windows in seconds from `start` [W].
         timeline: the probabilities of `labels` in these windows [W, k].
         window: the length of these windows in seconds.
@@ -84,7 +84,7 @@ class Explanation:
 
     @property
     def seconds(self) -> float:
-        """The length of the stretch."""
+        """The length of the passage."""
         return len(self.waveform) / self.front_end.sample_rate
 
     def arrays(self) -> dict[str, Floats]:
@@ -119,23 +119,23 @@ def explain(
     window: float = 2.0,
     hop: float = 0.1,
 ) -> Explanation:
-    """Run a network over a stretch of one recording and keep what its dynamic parts decided.
+    """Run a network on a passage of one recording and return the decisions of its dynamic parts.
 
-    The decisions are made once for the whole stretch. The timeline is made of short windows that overlap, each a run of
-    its own.
+    The decisions are those for the whole passage. The timeline is computed from short overlapping windows in separate
+    runs.
 
     Args:
-        model: it is run in evaluation mode, and its mode is restored afterwards.
+        model: the network; it is run in evaluation mode, and its mode is restored afterwards.
         source: a path, "-" for standard input, an open binary file, or an array or tensor [N] or [channels, N].
-        sample_rate: of an array, in Hz.
+        sample_rate: sample rate of an array, in Hz.
         top_k: number of labels to keep.
-        start: the beginning of the stretch, in seconds.
-        seconds: the largest length of the stretch; the network was trained on 10.
-        window: seconds around each value of the timeline; windows are cut off at the ends.
-        hop: seconds from one value of the timeline to the next.
+        start: start of the passage, in seconds.
+        seconds: maximum length of the passage; the networks were trained on 10 seconds.
+        window: length of the windows of the timeline in seconds; windows at the ends are shorter.
+        hop: distance between two values of the timeline, in seconds.
 
     Raises:
-        AudioError: if the source cannot be read, or has nothing at `start`.
+        AudioError: if the source cannot be read, or ends before `start`.
         ConfigError: if a setting is not allowed.
     """
     check(1 <= top_k <= model.config.num_classes, f"top_k is {top_k}; it must be from 1 to {model.config.num_classes}.")
@@ -259,7 +259,7 @@ def _array(values: Tensor) -> Floats:
 
 
 def is_dynamic(model: nn.Module) -> bool:
-    """Return whether any part of a network makes decisions that can be shown."""
+    """Return whether any part of a network is dynamic."""
     return any(
         isinstance(module, (DynamicConv2d, DynamicReLU)) or hasattr(module, "coordinates") for module in model.modules()
     )

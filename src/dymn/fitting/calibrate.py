@@ -1,4 +1,4 @@
-"""Probabilities of a checkpoint that mean what they say on labelled clips, and thresholds for each class."""
+"""Calibration of a checkpoint's probabilities on labelled clips, and thresholds for each class."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from dymn.weights.format import Stored
 
 FOLDS = 5
 LEAST = 5
-"""The positives, and the negatives, that a class needs to be calibrated by itself."""
+"""The number of positive, and of negative, windows that a class needs for its own calibration."""
 DIGITS = 4
 UNCHANGED = Affine(1.0, 0.0)
 
 
 class ClassCalibration(NamedTuple):
-    """What calibration did to a class.
+    """The calibration of one class.
 
     Attributes:
         label: its name.
         positives: the number of its windows.
-        affine: how its logits were stretched and shifted; the same for all classes with too few windows.
-        thresholds: of calibrated probabilities, for a class with windows of its own.
+        affine: scale and offset of its logits; the same for all classes with too few windows.
+        thresholds: thresholds of the calibrated probabilities, if the class has windows.
     """
 
     label: str
@@ -51,12 +51,13 @@ class Calibrated(NamedTuple):
 
     Attributes:
         stored: the checkpoint.
-        classes: a report of each class that the data have.
-        before: probabilities of the model as it was, against the labels.
-        after: those of calibrations that were fitted to other recordings; as before, if these were no better.
-        attempted: the calibration error of these. If it is above that of before, the probabilities stay as they were.
-        windows: how many there are.
-        bad: errors of recordings that are left out, by name.
+        classes: a report on each class that occurs in the data.
+        before: reliability of the original probabilities.
+        after: reliability of cross-validated calibration; equal to `before` if calibration was not better.
+        attempted: calibration error of cross-validated calibration; if it is above that of `before`, the probabilities
+            are not changed.
+        windows: number of windows.
+        bad: names and errors of the recordings that are left out.
     """
 
     stored: Stored
@@ -78,24 +79,25 @@ def calibrate(
     workers: int = 0,
     progress: OnClip | None = None,
 ) -> Calibrated:
-    """Stretch and shift the logits of a checkpoint until its probabilities are right for labelled recordings.
+    """Scale and shift the logits of a checkpoint so that its probabilities are correct on labelled recordings.
 
-    Each class with at least five windows, and five without it, gets its own map; the others get one that is fitted to
-    all together. Maps are folded into the last layer. The figures before and after, and the thresholds, are of windows
-    whose recordings were left out of the fit. If these figures say that the maps make the probabilities worse, as with
-    few recordings, the probabilities stay as they are, and only the thresholds are new.
+    Each class with at least five positive and five negative windows gets its own scale and offset; the others share one
+    that is fitted to all classes together. They are folded into the last layer. The metrics before and after, and the
+    thresholds, are computed on held-out recordings. If calibration makes the probabilities worse, which can happen with
+    few recordings, they are not changed, and only the thresholds are new.
 
     Args:
-        stored: the checkpoint; its labels are matched with those of the data by name, it may have more.
+        stored: the checkpoint; its labels are matched with those of the data by name, and it may have more.
         labelled: from `dymn.fitting.labelled.read_labelled`.
-        name: of the new model; "" for the same.
-        track_window: seconds of a window in annotated recordings.
-        threads: CPU threads of the network.
-        workers: threads that decode.
-        progress: called with the recordings done and their number.
+        name: name of the new model; "" keeps the name.
+        track_window: length of the windows of annotated recordings, in seconds.
+        threads: number of CPU threads of the network.
+        workers: number of threads that decode recordings.
+        progress: called with the number of processed recordings and their total.
 
     Raises:
-        ConfigError: if the model lacks classes of the data, its probabilities are a softmax, or its head is another.
+        ConfigError: if the model does not have all classes of the data, its probabilities are a softmax, or its head is
+            not supported.
         DataError: if there are too few recordings.
     """
     labels = stored.card.labels
@@ -112,8 +114,8 @@ def calibrate(
     missing = [label for label in labelled.labels if label not in labels]
     if missing:
         raise ConfigError(
-            f"The dataset has the label {missing[0]!r}, which the model lacks. Rename labels; the model's are "
-            f"{'; '.join(labels[:3])} and so on."
+            f"The dataset has the label {missing[0]!r}, which the model does not have. Rename it; the model's labels "
+            f"are {'; '.join(labels[:3])} and so on."
         )
     embedder = Embedder(open_backend(stored, threads=threads, device="cpu"))
     examples, bad = embed_labelled(

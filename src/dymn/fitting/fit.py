@@ -1,4 +1,4 @@
-"""From labelled recordings to a checkpoint: what `dymn fit` does."""
+"""Custom classifiers: labelled recordings to a checkpoint, as in `dymn fit`."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ DIGITS = 4
 
 
 class ClassReport(NamedTuple):
-    """What is known of a class after a fit, from windows that were held out.
+    """Metrics of a class after a fit, on held-out windows.
 
     Attributes:
         label: its name.
-        recordings: in which it is heard.
-        windows: in which it is heard.
-        average_precision: among all windows but those of background that is made, or comes with dymn.
+        recordings: number of recordings that contain it.
+        windows: number of windows that contain it.
+        average_precision: over all windows except those of synthetic or shipped background.
         thresholds: see `ClassThresholds`.
-        likeliest_wrong: the window without the class that has the highest score, as "path, start to end s: score".
+        likeliest_wrong: the window without the class with the highest score, as "path, start to end s: score".
     """
 
     label: str
@@ -51,12 +51,12 @@ class FitResult(NamedTuple):
 
     Attributes:
         stored: the checkpoint.
-        classes: a report of each.
-        fitted: the head.
-        examples: what it learned from.
-        background_hours: of recorded sound without any class.
-        counted_hours: with those that come with dymn: of sound in which false alarms are counted.
-        bad: errors of recordings that are left out, by name.
+        classes: a report on each class.
+        fitted: the fitted head.
+        examples: the training examples.
+        background_hours: hours of recorded background.
+        counted_hours: hours of background in which false alarms are counted, recorded and shipped.
+        bad: names and errors of the recordings that are left out.
     """
 
     stored: Stored
@@ -87,21 +87,22 @@ def fit_checkpoint(
     Args:
         stored: the network, from `dymn.weights.open_checkpoint`.
         labelled: from `dymn.fitting.labelled.read_labelled`.
-        name: of the new model.
-        layer: what the classifier stands on, one of `dymn.fitting.checkpoint.LAYERS`; "" for the hidden layer of the
-            head, or the last feature map where there is none.
-        exclusive: whether each clip has exactly one of the classes, so that probabilities are a softmax; background
-            then is a class of that name.
-        made: whether to add background that is made: silence, noise, hum, tones and clicks.
-        general: whether to add the sounds that come with dymn for this network, if there are any; a softmax gets none.
-        track_window: seconds of a window in annotated recordings.
-        threads: CPU threads of the network.
-        workers: threads that decode.
-        progress: called with the recordings done and their number.
+        name: name of the new model.
+        layer: input of the classifier, one of `dymn.fitting.checkpoint.LAYERS`; "" selects the hidden layer of the head
+            or, if there is none, the last feature map.
+        exclusive: whether each clip has exactly one class, so that probabilities are a softmax; background then becomes
+            a class of that name.
+        made: whether to add synthetic background: silence, noise, hum, tones and clicks.
+        general: whether to add the background sounds that are shipped with dymn for this network, if any; not used with
+            a softmax.
+        track_window: length of the windows of annotated recordings, in seconds.
+        threads: number of CPU threads of the network.
+        workers: number of threads that decode recordings.
+        progress: called with the number of processed recordings and their total.
 
     Raises:
         ConfigError: if a setting is not allowed.
-        DataError: if there is too little to learn from.
+        DataError: if there are too few recordings.
         MissingExtraError: if scikit-learn is not installed.
 
     Example:

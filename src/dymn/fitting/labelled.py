@@ -1,4 +1,4 @@
-"""Which sounds are in which clips: folders, tables, annotations of recordings, and answers from `dymn review`."""
+"""Labelled clips: from folders, tables, annotations of recordings, and answers of `dymn review`."""
 
 from __future__ import annotations
 
@@ -28,15 +28,16 @@ ANSWER_COLUMNS = ("path", "start", "end", "label", "heard")
 
 
 class LabelledClip(NamedTuple):
-    """A stretch of a recording, and what is known of it.
+    """A passage of a recording, and what is known about its labels.
 
     Attributes:
-        path: of the recording.
-        group: clips of one group are of one recording, or of one fold, and never on both sides of a validation.
-        heard: the labels that are in it.
-        absent: the labels that are not; None for all others.
-        start: in seconds.
-        end: in seconds, or infinity.
+        path: path of the recording.
+        group: clips of one recording or fold have the same group, and are never divided between training and
+            validation.
+        heard: labels of the sounds that it contains.
+        absent: labels of the sounds that it does not contain; None means all others.
+        start: start in seconds.
+        end: end in seconds, or infinity.
     """
 
     path: Path
@@ -48,7 +49,7 @@ class LabelledClip(NamedTuple):
 
 
 class AnnotatedRecording(NamedTuple):
-    """A recording that somebody annotated from beginning to end: what has no annotation has none of the classes."""
+    """A completely annotated recording: passages without an annotation contain none of the classes."""
 
     path: Path
     group: str
@@ -60,10 +61,10 @@ class Labelled(NamedTuple):
 
     Attributes:
         labels: the classes, without those of `NEGATIVES`.
-        clips: with one answer for each.
+        clips: labelled clips.
         tracks: annotated recordings.
-        test: the number of clips of a test set, which are left out.
-        known: a clip of each recording, by digest; clips that are added later get its group.
+        test: number of test clips, which are left out.
+        known: one clip of each recording, by digest; clips that are added later get its group.
     """
 
     labels: tuple[str, ...]
@@ -73,10 +74,10 @@ class Labelled(NamedTuple):
     known: Mapping[str, LabelledClip] = MappingProxyType({})
 
     def adding(self, more: Sequence[LabelledClip]) -> Labelled:
-        """Return all of this and more clips, whose groups are digests; those of known recordings get the known group.
+        """Return these clips and further ones; clips of known recordings get the group of the recording.
 
         Raises:
-            DataError: if a clip without any class is, whole, one with a class.
+            DataError: if a clip without any class is identical to one with a class.
         """
         for clip in more:
             first = self.known.get(clip.group, clip)
@@ -91,15 +92,15 @@ class Labelled(NamedTuple):
 
 
 def read_labelled(path: str | Path, *, separator: str | None = None) -> Labelled:
-    """Read what is labelled at `path`.
+    """Read the labelled recordings at `path`.
 
     Args:
         path: a folder with one folder of clips for each class, a table (see `dymn.data.manifest.read_csv`), selection
             tables of Raven or label tracks of Audacity, or ESC-50's layout.
-        separator: between the labels of a row of a table.
+        separator: separator of labels in a row of a table.
 
     Raises:
-        DataError: if there is nothing, a class has no clip, one recording is in two classes, or there is no class.
+        DataError: if there is no dataset or no class, a class has no clip, or a recording is in two classes.
     """
     kind, path = detect(path)
     if kind == "annotations":
@@ -126,12 +127,12 @@ def read_labelled(path: str | Path, *, separator: str | None = None) -> Labelled
 
 
 def read_answers(path: Path, labels: Sequence[str]) -> list[LabelledClip]:
-    """Read a table of answers that the page of `dymn review` writes: a clip, a label, and whether it is heard.
+    """Read a table of answers from the page of `dymn review`: a clip, a label, and whether it is heard.
 
-    Of the other labels of such a clip nothing is known. A row whose label is in `NEGATIVES` has none of them.
+    The other labels of such a clip are unknown. A clip whose label is in `NEGATIVES` has no label.
 
     Raises:
-        DataError: if a column is missing, or a row is not understood.
+        DataError: if a column is missing, or a row is not valid.
     """
     rows = table(path)
     missing = [name for name in ANSWER_COLUMNS if name not in rows[0]]
@@ -246,7 +247,7 @@ def _seconds(text: str, default: float, path: Path, line: int) -> float:
 
 
 def check_counts(recordings: Mapping[str, int]) -> None:
-    """Refuse classes that cannot be learned and checked: those in fewer than two recordings.
+    """Reject classes with fewer than two recordings, which cannot be both trained and tested.
 
     Raises:
         DataError: naming them.

@@ -1,4 +1,4 @@
-"""Which windows to ask about: those whose scores are nearest to a threshold, so that an answer teaches the most."""
+"""Active learning: selects the windows whose scores are closest to a threshold."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LOWEST = 1e-6
 
 
 class Doubt(NamedTuple):
-    """A question: a stretch of a recording in seconds, a label, its score, and the threshold that it is near to."""
+    """A question: start and end of a window in seconds, a label, its score, and the closest threshold."""
 
     path: str
     start: float
@@ -41,25 +41,25 @@ def doubts(
     workers: int = 0,
     progress: Callable[[str], None] | None = None,
 ) -> tuple[list[Doubt], list[DymnError]]:
-    """Return the windows of recordings that the model is least sure about, the least sure first.
+    """Return the windows of recordings for which the model is least certain, the least certain first.
 
-    The distance of a score to its threshold is that of their logits. A window is asked about once, for the label that
-    is nearest. Labels take turns, and a recording is asked about at most three times.
+    The distance of a score from its threshold is measured in logits. Each window occurs at most once, with the label
+    that is closest to its threshold. Questions alternate between labels, with at most three per recording.
 
     Args:
-        backend: the model. Its own thresholds count (see `THRESHOLDS` in `dymn.runtime.scores`), or 0.5 without them.
+        backend: the model, with its stored thresholds (see `THRESHOLDS` in `dymn.runtime.scores`), or 0.5 without them.
         paths: recordings.
-        settings: how they are cut, and which labels are asked about.
-        count: the largest number of questions.
-        workers: threads that decode.
-        progress: called with the name of each recording that is done.
+        settings: windows of the recordings, and the labels to ask about.
+        count: maximum number of questions.
+        workers: number of threads that decode recordings.
+        progress: called with the name of each processed recording.
 
     Returns:
-        questions, and the errors of recordings that cannot be read.
+        the questions, and the errors of recordings that cannot be read.
 
     Raises:
         ConfigError: if a label is unknown, or `count` is below 1.
-        DataError: if none can be read.
+        DataError: if no recording can be read.
     """
     check(count >= 1, f"count is {count}; it must be at least 1.")
     wanted = settings or TagSettings()

@@ -1,6 +1,6 @@
-"""Embeddings: a recording as a vector that tells much of what is in it, for small models on top.
+"""Embeddings: vectors that summarise recordings, as input for small models.
 
-The layers that make an embedding are chosen by the names in `dymn.runtime.layers`.
+`dymn.runtime.layers` defines the names of the layers that an embedding can contain.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EmbedSettings(ReadSettings):
-    """How a recording is cut; the defaults are those of `dymn embed`, and how it is read is in `ReadSettings`.
+    """Windows of embeddings; the defaults are those of `dymn embed`. `ReadSettings` defines how recordings are read.
 
     Attributes:
-        window: seconds that the network hears at once; it was trained on 10.
-        hop: seconds from the start of one window to the next; `window` if None.
-        fill: what a recording or a remainder that is shorter than the window is filled with: "bare" (nothing), "repeat"
-            or "pad" (zeros).
+        window: length of a window in seconds; the networks were trained on 10 seconds.
+        hop: distance between the starts of two windows in seconds; by default, `window`.
+        fill: how a recording, or a remainder at its end, that is shorter than the window is filled: "bare" leaves it
+            unchanged, "repeat" repeats it, "pad" adds zeros.
     """
 
     window: float = 10.0
@@ -51,15 +51,15 @@ class EmbedSettings(ReadSettings):
 
 @dataclass(frozen=True)
 class Embedding(Told):
-    """The embedding of one recording, or the error that kept it from having one.
+    """The embedding of one recording, or the error that prevented it.
 
     Attributes:
-        name: the path as given; "-" for standard input, "" for what has no name.
-        seconds: how long the recording is.
-        vector: of the whole recording [D]: the mean of its windows over time; empty after an error.
-        windows: of each window [W, D].
+        name: the path as given; "-" for standard input, "" for sources without a name.
+        seconds: length of the recording.
+        vector: embedding of the whole recording [D], the mean of its windows over time; empty after an error.
+        windows: embedding of each window [W, D].
         spans: start and end of each window in seconds [W, 2].
-        error: why there is none, or None.
+        error: why there is no embedding, or None.
     """
 
     name: str
@@ -71,14 +71,14 @@ class Embedding(Told):
 
 
 class Embedder:
-    """Recordings and waveforms to embeddings, whatever computes the network.
+    """Computes embeddings of recordings and waveforms with any backend.
 
-    The last layer comes with every backend; other layers need PyTorch.
+    Every backend returns the last layer; other layers need PyTorch.
 
     Attributes:
-        backend: what computes the network.
+        backend: the implementation that runs the network.
         layers: the names of the layers, in the order of their values.
-        names: one a value, such as "block3_0" or "last_95".
+        names: the name of each value, such as "block3_0" or "last_95".
         size: number of values of an embedding, D.
 
     Example:
@@ -137,7 +137,7 @@ class Embedder:
 
         Raises:
             AudioError: if the waveforms are not [B, N], or a sample is not finite.
-            ConfigError: if the backend takes clips of another length.
+            ConfigError: if the backend expects clips of another length.
             ResourceError: if the batch does not fit the device's memory.
         """
         return self.run(self.backend.waveform_features(waveforms))
@@ -147,8 +147,8 @@ class Embedder:
 
         Args:
             source: a path, "-" for standard input, an open binary file, or an array or tensor [N] or [channels, N].
-            sample_rate: of an array, in Hz; files bring their own.
-            settings: those of `EmbedSettings` by name, such as `window=1.0`.
+            sample_rate: sample rate of an array, in Hz; not needed for files.
+            settings: settings of `EmbedSettings` by name, such as `window=1.0`.
 
         Raises:
             AudioError: if the source cannot be read.
@@ -171,23 +171,21 @@ class Embedder:
         workers: int = 0,
         progress: Callable[[str, float], None] | None = None,
     ) -> Iterator[Embedding]:
-        """Embed recordings one after the other, windows of one length in common batches.
+        """Embed recordings in order, with windows of equal length in a batch.
 
         Only the embeddings are kept in memory.
 
         Args:
             sources: as in `embed`.
-            settings: how to cut.
-            sample_rate: of the arrays among the sources, in Hz.
-            batch_size: number of windows that go through the network at once; the default is 4 on a CPU and 32
-                elsewhere.
-            workers: number of threads that decode recordings ahead of the network; with 0 everything happens in the
-                caller's thread.
-            progress: called with a recording's name and the number of seconds of it that are done.
+            settings: windows, and how recordings are read.
+            sample_rate: sample rate of arrays, in Hz.
+            batch_size: number of windows per batch; the default is 4 on a CPU and 32 on other devices.
+            workers: number of threads that decode recordings while the network runs; 0 decodes in the calling thread.
+            progress: called with the name of a recording and the number of its seconds that have been processed.
 
         Yields:
-            one `Embedding` a source, in their order, or with `channel="each"` one for each of its channels. One that
-            cannot be read has an `error`, and the others are still embedded.
+            one `Embedding` per source, in order, or with `channel="each"` one per channel. Recordings that cannot be
+            read have an `error`; the others are still embedded.
 
         Raises:
             ConfigError: if there are fewer than 0 workers.

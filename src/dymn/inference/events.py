@@ -1,6 +1,6 @@
-"""From probabilities frame by frame to events: median filter, two thresholds, shortest gap, shortest event.
+"""Events from the probabilities of frames: median filter, two thresholds, minimum gap and minimum duration.
 
-All of it works on frames as they come, so that memory does not grow with the length of a recording.
+Frames are processed as they arrive, so memory does not grow with the length of a recording.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from dymn.runtime.scores import Scores, ThresholdOrName, check_threshold, thresh
 from dymn.runtime.vocabulary import kinds
 
 GAP_TOLERANCE = 1e-9
-"""In seconds: edges are sums of rounded numbers."""
+"""In seconds; needed because edges are sums of rounded numbers."""
 
 
 class Event(NamedTuple):
-    """A sound with a beginning and an end, in seconds, and the highest probability of its label between them."""
+    """An event: a label, its start and end in seconds, and its highest probability between them."""
 
     label: str
     start: float
@@ -36,7 +36,7 @@ class Event(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """How events are found in frames: the threshold, and times in seconds."""
+    """The rule by which events are detected: the threshold, and times in seconds."""
 
     threshold: ThresholdOrName
     median: float
@@ -46,22 +46,22 @@ class Rule(NamedTuple):
 
 @dataclass(frozen=True)
 class EventSettings(FrameSettings):
-    """How to get frames, and how events are found in them.
+    """Settings of frames and of the detection of events in them.
 
     Attributes:
-        threshold: an event has a frame with at least this probability; "auto" and "precise" are the thresholds that the
-            checkpoint carries for each label.
-        off_threshold: an event lasts while the probability is at least this, or `threshold` where that is lower; None
-            is a share of `threshold`, or less where the probabilities of its label nearby are lower, see
+        threshold: an event has a frame with at least this probability; "auto" and "precise" select the thresholds per
+            label that are stored in the checkpoint.
+        off_threshold: an event lasts while the probability is at least this, or `threshold` if that is lower; by
+            default, a share of `threshold`, or less where the probabilities of the label nearby are lower, see
             `dymn.inference.methods.Nearby`.
-        median: seconds, as the network hears them, over which the median of the probabilities is taken first; up to one
-            frame leaves them as they are.
+        median: length of the median filter over the probabilities, in seconds of the signal as played; a length of up
+            to one frame has no effect.
         min_gap: events of one label with at most this many seconds between them are joined.
         min_duration: shorter events are dropped, in seconds.
-        specific: whether to leave out events such as "Animal" beside "Dog": those of which at least half lies within
-            events of more specific labels with at least half their score.
+        specific: whether to leave out an event, such as "Animal", if at least half of its duration is covered by events
+            of more specific labels, such as "Dog", with at least half of its score.
 
-    What is None is the method's own, see `dymn.inference.frames.METHODS`.
+    Settings that are None have the method's defaults, see `dymn.inference.frames.METHODS`.
     """
 
     threshold: ThresholdOrName | None = None
@@ -78,24 +78,30 @@ class EventSettings(FrameSettings):
         check_threshold(threshold)
         check(threshold != 0, "threshold is 0; it must be above 0, and at most 1.")
         off, most = self.off_threshold, 1.0 if isinstance(threshold, str) else threshold
-        check(off is None or 0 < off <= most, f"off_threshold is {off}; it must be above 0, and at most {most}.")
+        check(
+            off is None or 0 < off <= most,
+            f"off_threshold is {off}; it must be above 0, and at most threshold, which is {most}. Lower it, or raise "
+            "threshold (--threshold)."
+            if most < 1
+            else f"off_threshold is {off}; it must be above 0, and at most 1.",
+        )
         for name in ("median", "min_gap", "min_duration"):
             value = getattr(rule, name)
             check(0 <= value <= 3600, f"{name} is {value}; it must be from 0 to 3600 seconds.")
 
     @property
     def nearby(self) -> Nearby | None:
-        """How the probability may fall lower than the method's share of `threshold`; None is not at all."""
+        """The rule by which the lower threshold adapts to nearby probabilities, or None."""
         return self.usual.nearby if self.off_threshold is None else None
 
     def around(self, step: float) -> Around:
-        """Return the frames that count around one; `step` is the time from one to the next, in the recording."""
+        """Return the neighbourhood of a frame; `step` is the time between frames in the recording."""
         step /= self.speed  # settings are seconds as the network hears them
         half = max(0, round((self.rule().median / step - 1) / 2))
         return Around(half, max(1, round(self.nearby.seconds / step)) if self.nearby else 0)
 
     def rule(self) -> Rule:
-        """Return how events are found, with the method's own for what is None."""
+        """Return the rule of detection, with the method's defaults for settings that are None."""
         usual = self.usual
         return Rule(
             threshold=usual.threshold if self.threshold is None else self.threshold,
@@ -110,10 +116,10 @@ class EventRecording(Told):
     """The events of one recording, or the error that prevented them.
 
     Attributes:
-        name: the path as given; "-" for standard input, "" for what has no name.
+        name: the path as given; "-" for standard input, "" for sources without a name.
         seconds: the length of the recording.
         events: in the order of their starts.
-        error: why there are none, or None.
+        error: why there are no events, or None.
     """
 
     name: str
@@ -132,13 +138,13 @@ def event_files(
     workers: int = 0,
     progress: Callable[[str, float], None] | None = None,
 ) -> Iterator[EventRecording]:
-    """Find the events of recordings, one recording after the other; only the events are kept in memory.
+    """Detect the events of recordings in order; only the events are kept in memory.
 
     Arguments and errors are those of `dymn.inference.files.tag_files`.
 
     Yields:
-        one `EventRecording` a source, in their order, or with `channel="each"` one for each of its channels. One that
-        cannot be read has an `error`, and the others are still done.
+        one `EventRecording` per source, in order, or with `channel="each"` one per channel. One that cannot be read has
+        an `error`, and the others are still done.
     """
     settings = (settings or EventSettings()).of(backend)
     parts = frame_parts(

@@ -19,7 +19,7 @@ class Recording(Told):
     """The tags of one recording, or the error that prevented them.
 
     Attributes:
-        name: the path as given; "-" for standard input, "" for what has no name.
+        name: the path as given; "-" for standard input, "" for sources without a name.
         seconds: the length of the recording.
         tags: the labels of the whole recording, best first.
         timeline: the labels of each window.
@@ -45,23 +45,22 @@ def tag_files(
     workers: int = 0,
     progress: Callable[[str, float], None] | None = None,
 ) -> Iterator[Recording]:
-    """Tag recordings one after the other, with their windows in common batches.
+    """Tag recordings in order, with windows of several recordings in a batch.
 
     Memory does not grow with the length of the recordings.
 
     Args:
-        backend: computes the network.
+        backend: runs the network.
         sources: paths, "-" for standard input, open binary files, or arrays or tensors [N] or [channels, N].
-        settings: what to tag and how.
-        sample_rate: of the arrays among the sources, in Hz.
-        batch_size: number of windows that go through the network at once; the default is 4 on a CPU and 32 elsewhere.
-        workers: number of threads that decode recordings ahead of the network; with 0 everything happens in the
-            caller's thread.
-        progress: called with a recording's name and the number of seconds of it that are done.
+        settings: settings of tagging.
+        sample_rate: sample rate of arrays, in Hz.
+        batch_size: number of windows per batch; the default is 4 on a CPU and 32 on other devices.
+        workers: number of threads that decode recordings while the network runs; 0 decodes in the calling thread.
+        progress: called with the name of a recording and the number of its seconds that have been processed.
 
     Yields:
-        one `Recording` a source, in their order, or with `channel="each"` one for each of its channels. One that cannot
-        be read has an `error`, and the others are still tagged.
+        one `Recording` per source, in order, or with `channel="each"` one per channel. Recordings that cannot be read
+        have an `error`; the others are still tagged.
 
     Raises:
         ConfigError: if a setting does not fit the model.

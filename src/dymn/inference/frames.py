@@ -1,10 +1,9 @@
-"""The probabilities of labels at points in time, in four ways, piece by piece.
+"""The probabilities of labels over time, by four methods, in parts.
 
-`activation` runs the network over windows as long as those of its training and applies its head to each frame of the
-last feature map, as class activation maps do, instead of to their mean. `windows` runs the whole network over short
-windows that overlap. `combined` is the geometric mean of these two: long windows know better what, short ones when it
-is heard. `frames` takes the frames that a frame-wise network scores itself, in windows as long as those of
-its training, end to end.
+`activation` runs the network on windows of the training length and applies its head to each frame of the last feature
+map, like class activation maps, instead of to their mean. `windows` runs the whole network on short overlapping
+windows. `combined` is the geometric mean of these two: long windows classify sounds better, short windows locate them
+better. `frames` uses the scores of a frame-wise network on consecutive windows of the training length.
 """
 
 from __future__ import annotations
@@ -29,11 +28,11 @@ from dymn.system.arrays import Floats
 
 @dataclass(frozen=True)
 class Frames(Told):
-    """The probabilities of labels at points in time.
+    """The probabilities of labels over time.
 
     Attributes:
-        labels: the chosen labels, C of them.
-        times: the middles of the frames in seconds [T].
+        labels: the C selected labels.
+        times: centres of the frames in seconds [T].
         scores: probabilities [T, C].
         seconds: the length of the recording.
     """
@@ -45,16 +44,13 @@ class Frames(Told):
 
     @property
     def edges(self) -> Times:
-        """The borders of the frames [T + 1].
-
-        They lie half way between the middles, the first at 0 and the last at the recording's end.
-        """
+        """The edges of the frames [T + 1], midway between the centres; the first is 0, the last the recording's end."""
         between = (self.times[1:] + self.times[:-1]) / 2
         return np.concatenate([[0.0], between, [max(self.seconds, self.times[-1])]])
 
     @property
     def hop(self) -> float:
-        """Seconds from one frame to the next."""
+        """The distance between frames in seconds."""
         return float(self.times[1] - self.times[0]) if len(self.times) > 1 else self.seconds
 
 

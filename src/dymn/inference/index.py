@@ -133,7 +133,9 @@ class WindowTable:
         """
         place = int(np.searchsorted(self.firsts, key, side="right")) - 1
         if place < 0 or key - self.firsts[place] >= len(self.spans[place]):
-            raise DataError(f"The index has no window {key}: its graph and its table differ. Make it anew: --fresh.")
+            raise DataError(
+                f"The index has no window {key}: its graph and its table differ. Create it again with --fresh."
+            )
         start, end = self.spans[place][key - self.firsts[place]].tolist()
         return self.recordings[place], start, end
 

@@ -150,7 +150,7 @@ class Journal:
             self._database.execute(statement)
         found = {sql for (sql,) in self._database.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL")}
         if found != {statement.replace("IF NOT EXISTS ", "").rstrip(";") for statement in _TABLES.strip().splitlines()}:
-            raise self._damaged("it has other tables, or more than these")
+            raise self._damaged("it has unexpected tables")
         try:
             facts = {name: json.loads(value) for name, value in self._database.execute("SELECT name, value FROM facts")}
             differing = _differences(facts.get("settings", settings), settings)
@@ -252,7 +252,9 @@ class Journal:
         with self._telling():
             for name, *record, path in self._database.execute(query):
                 if path is None:
-                    raise DataError(f"{self.path} lacks {os.fsdecode(name)}. Start the command again to resume.")
+                    raise DataError(
+                        f"{self.path} has no result for {os.fsdecode(name)}. Start the command again to resume."
+                    )
                 if not _is_sound(*record):
                     raise self._remove_damaged(query)
                 yield Done(Path(os.fsdecode(name)), *record[:3])

@@ -22,23 +22,23 @@ Times = npt.NDArray[np.float64]
 
 
 class CutSeconds(NamedTuple):
-    """How a recording is cut, in seconds."""
+    """Window and hop of a recording, in seconds."""
 
     window: float
     hop: float
 
 
 class Nearby(NamedTuple):
-    """How far the probability of an event may fall, judged by the probabilities of its label nearby.
+    """A lower threshold that adapts to the probabilities of the label nearby.
 
-    It may fall to the geometric mean of the highest one and the background, weighted: as the same sound has 0.9 in one
-    recording and 0.1 in another, no fixed threshold marks its bounds in both.
+    It is a weighted geometric mean of the highest nearby probability and the background: the same sound may have a
+    probability of 0.9 in one recording and of 0.1 in another, so no fixed threshold marks its start and end in both.
 
     Attributes:
-        seconds: how far away, on either side.
-        background: the quantile of the probabilities nearby that is their background.
-        weight: that of the highest probability in the mean, from 0 to 1.
-        least: what the mean is raised to, as a share of the threshold.
+        seconds: range on either side.
+        background: quantile of the nearby probabilities that counts as the background.
+        weight: weight of the highest probability in the mean, from 0 to 1.
+        least: lower bound of the mean, as a share of the threshold.
     """
 
     seconds: float
@@ -47,7 +47,7 @@ class Nearby(NamedTuple):
     least: float = 0.003
 
     def lowest(self, scores: Scores) -> Scores:
-        """Return how far a probability may fall, [n] for itself and its neighbours [n, size]."""
+        """Return the lower thresholds [n] of frames with the neighbourhoods [n, size]."""
         place = round(self.background * (scores.shape[1] - 1))
         background = np.partition(scores, place, axis=1)[:, place]
         found: Scores = scores.max(axis=1) ** self.weight * background ** (1 - self.weight)
@@ -55,18 +55,18 @@ class Nearby(NamedTuple):
 
 
 class Around(NamedTuple):
-    """The frames on each side of one that count for it: `half` for its median, `near` that are nearby."""
+    """The neighbourhood of a frame: `half` frames on each side for its median, and `near` nearby frames."""
 
     half: int = 0
     near: int = 0
 
     @property
     def reach(self) -> int:
-        """How many frames on each side count at all."""
+        """The number of frames on each side that are needed."""
         return max(self)
 
     def nearby(self, scores: Scores) -> Scores:
-        """Return each of [n + 2 * reach] probabilities with its neighbours, [n, 2 * near + 1]."""
+        """Return the neighbourhoods [n, 2 * near + 1] of [n + 2 * reach] probabilities."""
         margin = self.reach - self.near
         return sliding_window_view(scores[margin : len(scores) - margin], 2 * self.near + 1)
 
@@ -81,15 +81,15 @@ class Around(NamedTuple):
 
 
 class Method(NamedTuple):
-    """What a method does by default; times are in seconds.
+    """The defaults of a method; times are in seconds.
 
     Attributes:
-        window, hop: how it cuts recordings.
-        threshold: what the probability of an event reaches.
-        off_share: what it may fall to, as a share of the threshold.
-        nearby: how it may fall lower than that; None is not at all.
+        window, hop: its windows.
+        threshold: probability that an event must reach.
+        off_share: lower threshold, as a share of the threshold.
+        nearby: how the lower threshold adapts to nearby probabilities, or None.
         median: length of the median filter.
-        min_gap: what separates events of a label.
+        min_gap: minimum gap between events of a label.
     """
 
     window: float
@@ -111,22 +111,23 @@ METHODS = {
 published for EfficientSED, whose thresholds are 0.1, 0.2 and 0.5."""
 
 LONG = 9.6
-"""Seconds from one long window of the method "combined" to the next."""
+"""The distance between the long windows of the method "combined", in seconds."""
 
 
 @dataclass(frozen=True)
 class FrameSettings(ReadSettings):
-    """How to get frames, and of which labels; how recordings are read is in `ReadSettings`.
+    """Settings of frames and their labels; `ReadSettings` defines how recordings are read.
 
     Attributes:
-        method: a key of `METHODS`, see `dymn.inference.frames`; None is "frames" for a frame-wise network, "combined"
-            for others, and "windows" for backends that compute whole windows only.
-        window: seconds that the network hears at once; None is the method's own.
-        hop: seconds from the start of one window to the next; None is the method's own.
-        smoothing: seconds over which the feature map is averaged around each frame ("activation" and "combined").
-        clip: the weight of a longer stretch in the probability of a frame, from 0 to 1, in a geometric mean: of the
+        method: a key of `METHODS`, see `dymn.inference.frames`; by default, "frames" for frame-wise networks, "windows"
+            for backends that compute whole windows only, and "combined" for all others.
+        window: length of a window in seconds; the default depends on the method.
+        hop: distance between the starts of two windows in seconds; the default depends on the method.
+        smoothing: length in seconds over which the feature map is averaged around each frame ("activation" and
+            "combined").
+        clip: weight of longer windows in the geometric mean that is a frame's probability, from 0 to 1: of the whole
             window for "activation", of the frames of "activation" for "combined".
-        labels: patterns such as "Dog" or "*music*" of labels to choose from; none means all.
+        labels: patterns of the labels to report, such as "Dog" or "*music*"; by default, all labels.
         exclude: patterns of labels to leave out.
     """
 

@@ -109,7 +109,7 @@ class SegmentCutter:
                     why = getattr(error, "strerror", None) or error
                     errors.append(
                         AudioError(
-                            f"{recording}: its segments cannot be cut out: {why}. Check the disk of {self.folder}."
+                            f"{recording}: its segments cannot be extracted: {why}. Check the disk of {self.folder}."
                         )
                     )
         rows.sort(key=lambda row: (row[1], -float(row[2]), row[0]))

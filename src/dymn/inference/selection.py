@@ -1,4 +1,4 @@
-"""The labels that a window or a recording gets: names and patterns, thresholds, the best few."""
+"""Selection of the labels of a window or a recording, by name, pattern, threshold and rank."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SPECIFIC_SHARE = 0.5
 
 
 class Tag(NamedTuple):
-    """A label, its probability, and the stretch of the recording that it describes, in seconds."""
+    """A label, its probability, and the start and end of the passage that it describes, in seconds."""
 
     label: str
     score: float
@@ -34,23 +34,23 @@ class Tag(NamedTuple):
 
 @dataclass(frozen=True)
 class TagSettings(ReadSettings):
-    """What to tag and how; the defaults are those of `dymn tag`, and how recordings are read is in `ReadSettings`.
+    """Settings of tagging; the defaults are those of `dymn tag`. `ReadSettings` defines how recordings are read.
 
     Attributes:
-        top_k: the largest number of labels, best first; 0 is all of them.
-        threshold: labels with a lower probability are left out; "auto" and "precise" are the thresholds that the
-            checkpoint carries for each label, see `dymn.runtime.scores.THRESHOLDS`.
-        labels: patterns such as "Dog" or "*music*" of labels to choose from; none means all. Upper and lower case are
-            the same.
+        top_k: maximum number of labels, best first; 0 returns all.
+        threshold: labels with a lower probability are left out; "auto" and "precise" select the thresholds per label
+            that are stored in the checkpoint, see `dymn.runtime.scores.THRESHOLDS`.
+        labels: patterns of the labels to report, such as "Dog" or "*music*", in upper or lower case; by default, all
+            labels.
         exclude: patterns of labels to leave out.
-        window: seconds that the network hears at once; it was trained on 10.
-        hop: seconds from the start of one window to the next; `window` if None.
-        fill: what a recording or a remainder that is shorter than the window is filled with: "repeat", "pad" (zeros) or
-            "bare" (not).
-        combine: how the windows make the answer for a recording: a label's "max" (is it anywhere?) or its "mean" over
-            time.
-        specific: whether to leave out labels such as "Animal" beside "Dog": those with a more specific label that
-            reaches the threshold and at least half their probability.
+        window: length of a window in seconds; the networks were trained on 10 seconds.
+        hop: distance between the starts of two windows in seconds; by default, `window`.
+        fill: how a recording, or a remainder at its end, that is shorter than the window is filled: "repeat" repeats
+            it, "pad" adds zeros, "bare" leaves it unchanged.
+        combine: how windows are combined for the whole recording: "max" is a label's highest probability in any window,
+            "mean" its mean over time.
+        specific: whether to leave out a label, such as "Animal", if a more specific one, such as "Dog", reaches the
+            threshold and at least half of its probability.
     """
 
     top_k: int = 10
@@ -79,7 +79,7 @@ class TagSettings(ReadSettings):
 
 
 class Selection:
-    """The chosen labels of a model, and the best of them for a vector of probabilities."""
+    """The selected labels of a model, and the best of them for given probabilities."""
 
     def __init__(self, card: ModelCard, settings: TagSettings) -> None:
         """Look up the patterns of `settings` among the labels of a model, and its thresholds.
@@ -102,7 +102,7 @@ class Selection:
         self._kinds = kinds(labels)[np.ix_(self.allowed, self.allowed)] if settings.specific else None
 
     def best(self, scores: Scores) -> npt.NDArray[np.intp]:
-        """Return the indices of the best of the chosen labels for probabilities [C], best first."""
+        """Return the indices of the best of the selected labels for probabilities [C], best first."""
         found = scores[self.allowed]
         order = np.argsort(-found, kind="stable")
         if self._kinds is not None:
@@ -114,7 +114,7 @@ class Selection:
     def tags(
         self, indices: npt.NDArray[np.intp], scores: npt.NDArray[np.floating[Any]], start: float, end: float
     ) -> list[Tag]:
-        """Return labels and their probabilities as tags of a stretch."""
+        """Return labels and their probabilities as tags with a start and an end."""
         return [Tag(self.labels[i], float(score), start, end) for i, score in zip(indices, scores, strict=True)]
 
 
@@ -166,7 +166,7 @@ def _matches(labels: Sequence[str], pattern: str) -> set[int]:
 
 
 class WindowTags(NamedTuple):
-    """A stretch of a recording in seconds, and its tags, best first."""
+    """Start and end of a window in seconds, and its tags, best first."""
 
     start: float
     end: float

@@ -1,4 +1,4 @@
-"""Sounds that begin and end while one listens: the events of live sound."""
+"""Sounds: the events of live audio, reported when they start and end."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from dymn.runtime.vocabulary import kinds
 
 
 class Sound(NamedTuple):
-    """The start or the end of a sound, and its event: as it is so far, or complete."""
+    """The start or the end of a sound, and its event, which is incomplete at the start."""
 
     kind: Literal["start", "end"]
     event: Event
 
 
 class Sounds:
-    """Takes chunks of samples and says when a sound begins and when it has ended.
+    """Accepts chunks of samples and reports when a sound starts and when it has ended.
 
-    A sound begins when its label reaches the threshold, and lasts while the label is above the lower threshold. It has
-    ended when the label stayed below for longer than `min_gap`. The events are those of `dymn.inference.events` with
-    the same settings, a given `off_threshold` and the method "windows", but for the last window. Without one, files
-    judge how far a probability may fall by what comes later, too, and live sound by the threshold alone. The median is
-    not taken, and `specific` leaves out labels window by window.
+    A sound is reported when its label reaches the threshold, and lasts while the probability is above the lower
+    threshold. It has ended when the probability has stayed below it for longer than `min_gap`. Except for the last
+    window, the events equal those of `dymn.inference.events` with the same settings, a given `off_threshold` and the
+    method "windows". Without `off_threshold`, the lower threshold of files also depends on later probabilities, that of
+    live audio on the threshold only. There is no median filter, and `specific` is applied to each window.
 
     Example:
         >>> sounds = Sounds(tagger.backend, 16_000, EventSettings(threshold=0.3, window=2, hop=0.5))  # doctest: +SKIP
@@ -59,15 +59,15 @@ class Sounds:
 
     @property
     def seconds(self) -> float:
-        """The time in seconds at the end of what has been fed."""
+        """The length of the audio that has been fed, in seconds."""
         return self._stream.seconds
 
     def feed(self, chunk: npt.NDArray[Any], dropped: int = 0) -> list[Sound]:
-        """Take a chunk and return what is known with it.
+        """Append a chunk and return the sounds that start or end with it.
 
         Args:
             chunk: samples [n] or [n, channels], as for `Stream.feed`.
-            dropped: number of samples that are missing before the chunk. A sound goes on behind a gap of up to
+            dropped: number of samples that are missing before the chunk. A sound continues after a gap of up to
                 `min_gap`.
 
         Raises:
@@ -78,11 +78,11 @@ class Sounds:
         return [sound for window in self._stream.score(chunk) for sound in self._heard(window)]
 
     def lose(self) -> list[Sound]:
-        """End all sounds, because nothing is heard any more for a while; `feed` goes on behind that."""
+        """End all sounds, because the source is interrupted; `feed` can be called again afterwards."""
         return self._told(self._tracker.finish())
 
     def finish(self) -> list[Sound]:
-        """Return the rest; nothing can be fed afterwards."""
+        """Return the remaining sounds; nothing can be fed afterwards."""
         windows = self._stream.score_rest()
         found = [sound for window in windows[:-1] for sound in self._heard(window)]
         for window in windows[-1:]:

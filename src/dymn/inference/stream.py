@@ -1,4 +1,4 @@
-"""Tags of sound that arrives in chunks, equal to those of a file with the same sound."""
+"""Tags of live audio that arrives in chunks, equal to the tags of a file with the same audio."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Scored(NamedTuple):
-    """A stretch of sound in seconds, and its probabilities [C]."""
+    """Start and end of a window in seconds, and its probabilities [C]."""
 
     start: float
     end: float
@@ -31,7 +31,7 @@ class Scored(NamedTuple):
 
 
 class Heard(NamedTuple):
-    """The tags of a window, and the seconds of sound that have been dropped so far."""
+    """The tags of a window, and the number of seconds that have been dropped so far."""
 
     window: WindowTags
     dropped: float
@@ -40,13 +40,13 @@ class Heard(NamedTuple):
 def follow(
     backend: Backend, chunks: Iterable[Chunk], sample_rate: int, settings: TagSettings | None = None
 ) -> Iterator[Heard]:
-    """Yield the tags of each window of live sound. Where sound was dropped, a fresh window begins, at its true time.
+    """Yield the tags of each window of live audio. After dropped audio, a new window starts, at its true time.
 
     Args:
-        backend: computes the network.
+        backend: runs the network.
         chunks: samples, and the number of frames that were dropped before them.
-        sample_rate: of the samples, in Hz.
-        settings: what to tag and how.
+        sample_rate: sample rate of the samples, in Hz.
+        settings: settings of tagging.
 
     Raises:
         AudioError: for samples that are not finite, and whatever `chunks` raises.
@@ -64,11 +64,11 @@ def follow(
 
 
 class Stream:
-    """Takes chunks of samples and gives the tags of each window as soon as it is complete.
+    """Accepts chunks of samples and returns the tags of each window as soon as it is complete.
 
-    A window is complete when a tenth of its length beyond it has been fed, because a shorter remainder at the end
-    belongs to it. How the sound is cut into chunks changes no bit of the answers; `Tagger.timeline`, which computes
-    several windows at once, gives the same to about 1e-6.
+    A window is complete when a tenth of its length beyond its end has been fed, because a shorter remainder at the end
+    of a recording belongs to the last window. Results are bit-identical for all chunk sizes. `Tagger.timeline`, which
+    computes several windows at once, returns the same tags up to about 1e-6.
 
     Example:
         >>> stream = tagger.stream(sample_rate=16_000, window=2, hop=0.5)  # doctest: +SKIP
@@ -84,7 +84,7 @@ class Stream:
         """Prepare a stream.
 
         Args:
-            backend: computes the network.
+            backend: runs the network.
             sample_rate: of what will be fed, in Hz.
             settings: what to tag and how; `combine` has no effect.
             begin: the time in seconds of the first sample.
@@ -115,19 +115,19 @@ class Stream:
 
     @property
     def seconds(self) -> float:
-        """The time in seconds at the end of what has been fed."""
+        """The length of the audio that has been fed, in seconds."""
         return self._begin + self._fed / self._rate
 
     def feed(self, chunk: npt.NDArray[Any]) -> list[WindowTags]:
-        """Take a chunk and return the tags of the windows that are complete with it, in the order of time.
+        """Append a chunk and return the tags of the windows that it completes, in chronological order.
 
         Args:
-            chunk: samples [n] or [n, channels], n of any size, 0 too: float with full scale 1, int8, int16, int32 or
-                uint8.
+            chunk: samples [n] or [n, channels] of any number n, including 0: float with full scale 1, int8, int16,
+                int32 or uint8.
 
         Raises:
-            AudioError: if the chunk has another shape or type, another number of channels than those before, or values
-                that are not finite. The chunk is ignored then, and the stream can be fed further.
+            AudioError: if the chunk has another shape or type, another number of channels than earlier chunks, or
+                values that are not finite. The chunk is then ignored, and further chunks can be fed.
             ConfigError: if the stream is finished.
         """
         return [self._tagged(window) for window in self.score(chunk)]
@@ -137,14 +137,14 @@ class Stream:
         return [self._tagged(window) for window in self.score_rest()]
 
     def score(self, chunk: npt.NDArray[Any]) -> list[Scored]:
-        """Take a chunk as `feed` does, and return the probabilities of the windows instead of their tags."""
+        """Append a chunk like `feed`, and return the probabilities of the windows instead of their tags."""
         check(not self._finished, "The stream has ended. Start another one with Tagger.stream.")
         mono = self._mono(np.asarray(chunk))
         self._fed += len(mono)
         return self._answers(self._cutter.feed(self._resampler.feed(mono)))
 
     def score_rest(self) -> list[Scored]:
-        """Return the probabilities of the remaining windows, as `finish` returns their tags."""
+        """Return the probabilities of the remaining windows; nothing can be fed afterwards."""
         if self._finished:
             return []
         self._finished = True

@@ -1,4 +1,4 @@
-"""The front door: a network with its front end and labels, and one method for each thing it does with recordings."""
+"""`Tagger`: a network with its front end and labels, and one method for each task."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Tagger:
     """A network with its front end and labels, ready to tag recordings.
 
     Attributes:
-        backend: what computes the network.
+        backend: the implementation that runs the network.
 
     Example:
         >>> tagger = Tagger.from_pretrained("dymn10_as")  # doctest: +SKIP
@@ -84,13 +84,14 @@ class Tagger:
         threads: int | None = None,
         **options: Any,
     ) -> Tagger:
-        """Load a published model by its name (see `dymn models`), or a model file or folder, and return its tagger.
+        """Load a model by its name (see `dymn models`), or from a file or folder, and return a tagger for it.
 
         Args:
             name_or_path: as in `dymn.weights.open_checkpoint`, or an .onnx file.
-            device: where PyTorch computes, such as "cpu" or "cuda:0"; None is the first CUDA device, or else the CPU.
-                On the CPU compiled code computes where it knows the network, and PyTorch is not imported.
-            threads: number of CPU threads; one for each CPU that may be used if None.
+            device: the device on which PyTorch runs the network, such as "cpu" or "cuda:0". By default, the first CUDA
+                device, otherwise the CPU. On a CPU, compiled code runs the networks that it supports, and PyTorch is
+                not imported.
+            threads: number of CPU threads; by default, one for each CPU that the process may use.
             options: `precision`, `compile` and `backend`, see `dymn.runtime.opening.open_backend`.
 
         Raises:
@@ -104,11 +105,11 @@ class Tagger:
 
     @classmethod
     def from_onnx(cls, path: str | Path, threads: int | None = None) -> Tagger:
-        """Open a file that `dymn export` wrote with ONNX Runtime and return its tagger; PyTorch is not imported.
+        """Open a file of `dymn export` in ONNX Runtime and return a tagger for it; PyTorch is not imported.
 
         Args:
             path: an .onnx file with waveforms as its input, or the name of a model that was exported to the cache.
-            threads: number of CPU threads; None is one for each CPU that may be used.
+            threads: number of CPU threads; by default, one for each CPU that the process may use.
 
         Raises:
             WeightsError: if there is no such file, or it was not written by `dymn export`.
@@ -138,7 +139,7 @@ class Tagger:
     def model(self) -> MobileNet:
         """The tagger's own PyTorch network, in evaluation mode.
 
-        Weights that are changed in it need not reach what computes.
+        Changing its weights does not change the tagger's results if another implementation runs the network.
 
         Raises:
             ConfigError: if there is none.
@@ -147,7 +148,7 @@ class Tagger:
 
     @property
     def device(self) -> torch.device:
-        """Where PyTorch computes the network.
+        """The device on which PyTorch runs the network.
 
         Raises:
             ConfigError: if there is no PyTorch network.
@@ -164,12 +165,12 @@ class Tagger:
         return self.backend.run_waveforms(waveforms).probabilities
 
     def tag(self, source: AudioLike, sample_rate: int | None = None, top_k: int = 10, **settings: Any) -> list[Tag]:
-        """Return the labels of a whole recording, best first, each with 0 and the recording's length as start and end.
+        """Return the labels of a whole recording, best first; their start is 0 and their end the recording's length.
 
         Args:
             source: a path, "-" for standard input, an open binary file, or an array or tensor [N] or [channels, N].
-            sample_rate: of an array, in Hz; files bring their own.
-            top_k: the largest number of labels to return; 0 is all of them.
+            sample_rate: sample rate of an array, in Hz; not needed for files.
+            top_k: maximum number of labels to return; 0 returns all.
             settings: further settings of `TagSettings` by name, such as `threshold=0.3`.
 
         Raises:
@@ -181,7 +182,7 @@ class Tagger:
     def timeline(
         self, source: AudioLike, sample_rate: int | None = None, top_k: int = 10, **settings: Any
     ) -> list[Tag]:
-        """Return the labels of each window of a recording, in the order of time.
+        """Return the labels of each window of a recording, in chronological order.
 
         Arguments and errors are those of `tag`.
         """
@@ -194,13 +195,13 @@ class Tagger:
 
         Args:
             source: as in `tag`.
-            sample_rate: of an array, in Hz; files bring their own.
-            layers: the layers that make the embedding, see `dymn.runtime.layers`, such as "last" or "mels,blocks".
-            settings: those of `dymn.inference.embedding.EmbedSettings` by name, such as `window=1.0, hop=0.5`.
+            sample_rate: sample rate of an array, in Hz; not needed for files.
+            layers: the layers of the embedding, such as "last" or "mels,blocks"; see `dymn.runtime.layers`.
+            settings: settings of `dymn.inference.embedding.EmbedSettings` by name, such as `window=1.0, hop=0.5`.
 
         Raises:
             AudioError: if the source cannot be read.
-            ConfigError: if a setting is unknown or not allowed, there is no such layer (ONNX files give only "last"),
+            ConfigError: if a setting is unknown or not allowed, there is no such layer (ONNX files have only "last"),
                 or `sample_rate` is missing.
         """
         return self.embedder(layers).embed(source, sample_rate, **settings)
@@ -209,17 +210,17 @@ class Tagger:
         """Return an embedder that uses this tagger's backend; see `embed`.
 
         Raises:
-            ConfigError: if there is no such layer; ONNX files give only "last".
+            ConfigError: if there is no such layer (ONNX files have only "last").
         """
         return Embedder(self.backend, layers)
 
     def frames(self, source: AudioLike, sample_rate: int | None = None, **settings: Any) -> Frames:
-        """Return the probabilities of labels at points in time [T, C], a third of a second apart or less.
+        """Return the probabilities [T, C] of labels over time, in steps of at most a third of a second.
 
         Args:
             source: as in `tag`.
-            sample_rate: of an array, in Hz; files bring their own.
-            settings: those of `dymn.inference.frames.FrameSettings` by name, such as `labels=["Dog"]` or
+            sample_rate: sample rate of an array, in Hz; not needed for files.
+            settings: settings of `dymn.inference.frames.FrameSettings` by name, such as `labels=["Dog"]` or
                 `method="windows"`.
 
         Raises:
@@ -229,12 +230,12 @@ class Tagger:
         return frames(self.backend, source, sample_rate, from_dict(FrameSettings, settings))
 
     def events(self, source: AudioLike, sample_rate: int | None = None, **settings: Any) -> list[Event]:
-        """Return the sounds of a recording with beginning and end, in the order of time.
+        """Return the events of a recording, each with label, start, end and score, in chronological order.
 
         Args:
             source: as in `tag`.
-            sample_rate: of an array, in Hz; files bring their own.
-            settings: those of `dymn.inference.events.EventSettings` by name, such as `labels=["Dog"]` or
+            sample_rate: sample rate of an array, in Hz; not needed for files.
+            settings: settings of `dymn.inference.events.EventSettings` by name, such as `labels=["Dog"]` or
                 `threshold=0.5`.
 
         Raises:
@@ -249,11 +250,11 @@ class Tagger:
         return list(found.events)
 
     def stream(self, sample_rate: int, top_k: int = 10, **settings: Any) -> Stream:
-        """Return a stream, which takes chunks of any size and gives the tags of each window once it is complete.
+        """Return a stream, which accepts chunks of any size and returns the tags of each window once it is complete.
 
         Args:
-            sample_rate: of what will be fed, in Hz.
-            top_k: the largest number of labels to return; 0 is all of them.
+            sample_rate: sample rate of the chunks, in Hz.
+            top_k: maximum number of labels to return; 0 returns all.
             settings: further settings of `TagSettings` by name, such as `window=2.0, hop=0.5`.
 
         Raises:
@@ -271,7 +272,7 @@ class Tagger:
         workers: int = 0,
         progress: Callable[[str, float], None] | None = None,
     ) -> Iterator[Recording]:
-        """Tag recordings one after the other, their windows in common batches; see `dymn.inference.files.tag_files`."""
+        """Tag recordings, with windows of several recordings in a batch; see `dymn.inference.files.tag_files`."""
         return tag_files(
             self.backend,
             sources,

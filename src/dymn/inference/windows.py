@@ -140,7 +140,7 @@ def blocks(
     Args:
         source: a path, "-" for standard input, an open binary file, or an array or tensor [N] or [channels, N].
         rate: wanted, in Hz.
-        sample_rate: of an array, in Hz; files bring their own.
+        sample_rate: sample rate of an array, in Hz; not needed for files.
         read: how to read it, such as the channel.
         notes: what is unusual about the recording is added here; None logs it.
 
@@ -239,7 +239,7 @@ def pieces(
                 raise AudioError(f"{recording.name or 'The array'} has no samples. Give a recording that is not empty.")
             if recording.n_samples < SHORT_SECONDS * rate:
                 milliseconds = 1000 * recording.n_samples / rate
-                recording.notes.add(f"it is {milliseconds:.3g} ms long; such a short sound can hardly be recognised.")
+                recording.notes.add(f"it is {milliseconds:.3g} ms long; sounds this short are rarely recognised.")
             recording.notes.log(recording.name or "The array")
         except DymnError as failure:
             error = failure

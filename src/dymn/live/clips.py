@@ -77,7 +77,9 @@ class ClipRecorder:
         import soundfile
 
         if settings.kind == "flac" and sample_rate > 655_350:
-            raise ConfigError(f"FLAC has no sample rate of {sample_rate} Hz. Save WAV files: --save-format wav.")
+            raise ConfigError(
+                f"FLAC does not support a sample rate of {sample_rate} Hz. Save WAV files: --save-format wav."
+            )
         self._settings, self._rate, self._note = settings, sample_rate, note
         self._soundfile = soundfile
         delay = min(settings.delay, MOST_DELAY)

@@ -1,4 +1,4 @@
-"""Feature maps of a network, for heads of other kinds: detectors, sequence models (what timm calls `features_only`)."""
+"""Feature maps of a network, for other kinds of heads (like timm's `features_only`)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ STEM_STRIDE = 2
 
 
 class Feature(NamedTuple):
-    """A feature map: its layer's name, its channels, and the input's frames and mel bands that one position covers."""
+    """A feature map: the name of its layer, its channels, and its stride in frames and mel bands."""
 
     name: str
     channels: int
@@ -22,7 +22,7 @@ class Feature(NamedTuple):
 
 
 def features_of(model: MobileNet) -> tuple[Feature, ...]:
-    """Return what feature maps a network has: "block0" and so on, and "last", the output of the last convolution."""
+    """Return the feature maps of a network: "block0" and so on, and "last", the output of the last convolution."""
     features = []
     stride = STEM_STRIDE
     for i, block in enumerate(model.config.blocks):
@@ -32,9 +32,9 @@ def features_of(model: MobileNet) -> tuple[Feature, ...]:
 
 
 class FeatureExtractor(nn.Module):
-    """The convolutions of a network without its head, as far as they are needed.
+    """The convolutions of a network without its head, up to the last one that is needed.
 
-    They are shared with the network, not copied.
+    Weights are shared with the network, not copied.
 
     Attributes:
         features: name, channels and stride of each map, in the order in which `forward` returns them.

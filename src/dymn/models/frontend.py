@@ -1,4 +1,4 @@
-"""Waveform to log-mel spectrogram (Sec. IV-A.1), as the published weights expect it."""
+"""The log-mel front end (Sec. IV-A.1) that the published weights expect."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ def mel_basis(config: FrontEndConfig, f_min: float, f_max: float) -> Tensor:
 
 
 class LogMel(nn.Module):
-    """Log-mel spectrograms of waveforms: [B, N] at `config.sample_rate` to [B, 1, n_mels, frames].
+    """Converts waveforms [B, N] at `config.sample_rate` to log-mel spectrograms [B, 1, n_mels, frames].
 
-    N samples give 1 + (N - 1) // hop_length frames. Always computed and returned in float32: inside autocast, for
-    waveforms of 16 bits, and after `half()` or `bfloat16()`, which leave the window and the filters as they are.
+    N samples give 1 + (N - 1) // hop_length frames. Spectrograms are always computed and returned in float32: inside
+    autocast, for 16-bit waveforms, and after `half()` or `bfloat16()`, which do not change the window and the filters.
     """
 
     window: Tensor
@@ -81,10 +81,10 @@ class LogMel(nn.Module):
         return super()._apply(converted, recurse)  # type: ignore[no-any-return, no-untyped-call]
 
     def jittered_basis(self, generator: torch.Generator) -> Tensor:
-        """Draw f_min and f_max as in training and return the mel basis between them [n_mels, n_fft / 2 + 1].
+        """Draw f_min and f_max as in training, and return their mel basis [n_mels, n_fft / 2 + 1].
 
         Raises:
-            ConfigError: if the ranges are so wide that f_max can fall below f_min, and it did.
+            ConfigError: if the drawn f_max is not above the drawn f_min, which wide ranges allow.
         """
         c = self.config
         up, down = (int(torch.randint(n, (), generator=generator)) for n in (c.f_min_range, c.f_max_range))
@@ -97,7 +97,7 @@ class LogMel(nn.Module):
         return mel_basis(c, c.f_min + up, f_max).to(self.basis.device)
 
     def forward(self, waveform: Tensor, basis: Tensor | None = None) -> Tensor:
-        """Return [B, 1, n_mels, frames], with another mel basis than the standard one if `basis` is given.
+        """Return [B, 1, n_mels, frames], computed with the mel basis `basis` if it is given.
 
         A waveform that is too short for the transform's reflection at the edges is extended with zeros first.
 
@@ -114,8 +114,8 @@ class LogMel(nn.Module):
     def frames(self, waveform: Tensor) -> Tensor:
         """Return the pre-emphasised samples of each frame, [B, N] to [B, frames, n_fft].
 
-        The result is a view in which overlapping frames share their samples. The middle of frame t is sample
-        t * hop_length; what lies beyond the ends is their reflection.
+        The result is a view in which overlapping frames share samples. Frame t is centred on sample t * hop_length; the
+        signal is reflected at both ends.
         """
         c = self.config
         missing = c.n_fft // 2 + 2 - waveform.shape[1]
@@ -125,7 +125,7 @@ class LogMel(nn.Module):
         return functional.pad(emphasised, (c.n_fft // 2, c.n_fft // 2), mode="reflect").unfold(1, c.n_fft, c.hop_length)
 
     def columns(self, frames: Tensor) -> Tensor:
-        """Return the log-mel spectrogram [n_mels, n] of samples [n, n_fft] that `frames` gave, each frame by itself."""
+        """Return the log-mel spectrogram [n_mels, n] of frames [n, n_fft] as returned by `frames`."""
         return self._log_mel(frames.unsqueeze(0), None)[0, 0]
 
     def _log_mel(self, frames: Tensor, basis: Tensor | None) -> Tensor:
@@ -168,5 +168,5 @@ class LogMel(nn.Module):
         return out
 
     def n_frames(self, n_samples: int) -> int:
-        """Return how many frames `n_samples` samples give."""
+        """Return the number of frames of `n_samples` samples."""
         return 1 + (max(n_samples, self.config.n_fft // 2 + 2) - 1) // self.config.hop_length

@@ -45,7 +45,7 @@ class ConvNormAct(nn.Sequential):
 
 
 class MobileNet(Pretrained):
-    """The network of Table I. Which of its blocks are dynamic is the config's word; `forward` is the same for all."""
+    """The network of Table I. The config defines which blocks are dynamic; `forward` is the same for all networks."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -62,10 +62,11 @@ class MobileNet(Pretrained):
         return self.last(self.blocks(self.stem(log_mel)))  # type: ignore[no-any-return]
 
     def forward(self, log_mel: Tensor) -> Output:
-        """Return logits and embedding of log-mel spectrograms [B, in_chans, n_mels, frames], of any size.
+        """Return logits and embedding of log-mel spectrograms [B, in_chans, n_mels, frames] of any size.
 
         Raises:
-            ConfigError: if the input is not of four dimensions with the network's number of channels (one, unless set).
+            ConfigError: if the input does not have four dimensions with the network's number of channels (by default,
+                one).
         """
         check_log_mel(log_mel, self.config.in_chans)
         return self.head.output(self.features(log_mel))  # type: ignore[no-any-return]
@@ -83,11 +84,11 @@ class MobileNet(Pretrained):
 
     @property
     def time_stride(self) -> int:
-        """How many frames of the spectrogram lie between two of the last feature map."""
+        """Number of frames of the spectrogram per frame of the last feature map."""
         return self.config.time_stride
 
     def check_clips(self) -> None:
-        """Refuse a frame-wise network whose head for clips has not been trained: its `logits` mean nothing.
+        """Reject a frame-wise network whose head for clips has not been trained, so that its `logits` are meaningless.
 
         Raises:
             ConfigError: naming the model.
@@ -111,7 +112,7 @@ class MobileNet(Pretrained):
 
     @property
     def temperature(self) -> float:
-        """The temperature of the kernel attention (eq. 2). Setting it reaches every block and the config."""
+        """The temperature of the kernel attention (eq. 2). Setting it changes every block and the config."""
         return self.config.temperature
 
     @temperature.setter
@@ -122,13 +123,14 @@ class MobileNet(Pretrained):
                 module.temperature = float(value)
 
     def reset_classifier(self, classes: int | Sequence[str], *, generator: torch.Generator | None = None) -> MobileNet:
-        """Replace the last layer by a fresh one for other classes, in configuration and card too; return the network.
+        """Replace the last layer by a randomly initialised one for other classes, and return the network.
 
-        The card's metrics and provenance, which were those of other weights, go.
+        Configuration and card are updated; the card's metrics and provenance are removed, because they belong to other
+        weights.
 
         Args:
-            classes: names of the classes, or how many there are (class_0, class_1 ...).
-            generator: the source of the random weights; the global generator if None.
+            classes: names of the classes, or their number (class_0, class_1 ...).
+            generator: generator of the random weights; by default, PyTorch's global one.
 
         Raises:
             ConfigError: if there are no classes.
@@ -156,9 +158,9 @@ class MobileNet(Pretrained):
     def reset_input(self, in_chans: int) -> MobileNet:
         """Adapt the first convolution to another number of input channels; return the network.
 
-        From one channel to N, each gets the one kernel divided by N: the same spectrogram in all channels gives the
-        output that it gave as the only one. From N channels to one, the kernels are added. The card's metrics and
-        provenance, which were those of other weights, go.
+        From one channel to N, the kernel is divided by N and repeated for each channel, so that equal spectrograms in
+            all channels give the original output. From N channels to one, the kernels are added. The card's metrics and
+            provenance are removed, because they belong to other weights.
 
         Raises:
             ConfigError: if neither number is one.
@@ -181,7 +183,7 @@ class MobileNet(Pretrained):
         return self
 
     def initialise(self, generator: torch.Generator | None = None) -> MobileNet:
-        """Draw fresh weights: convolutions Kaiming normal (fan out, per kernel), linear layers N(0, 0.01)."""
+        """Initialise the weights: convolutions Kaiming normal (fan out, per kernel), linear layers N(0, 0.01)."""
         for module in self.modules():
             if isinstance(module, DynamicConv2d):
                 for kernel in module.weight.data:
@@ -196,7 +198,7 @@ class MobileNet(Pretrained):
 
 
 def check_log_mel(log_mel: Tensor, in_chans: int) -> None:
-    """Refuse an input that is not [B, in_chans, n_mels, frames].
+    """Reject an input that is not [B, in_chans, n_mels, frames].
 
     Raises:
         ConfigError: naming the shape.
@@ -208,12 +210,12 @@ def check_log_mel(log_mel: Tensor, in_chans: int) -> None:
 def create_model(
     name: str, num_classes: int = 527, *, generator: torch.Generator | None = None, **overrides: Any
 ) -> MobileNet:
-    """Build a freshly initialised network, such as `create_model("dymn10", num_classes=50, n_kernels=2)`.
+    """Build a randomly initialised network, such as `create_model("dymn10", num_classes=50, n_kernels=2)`.
 
     Args:
         name: an architecture, see `architectures`; "dymn_s", "dymn_m" and "dymn_l" are the paper's sizes.
-        num_classes: how many classes the head scores.
-        generator: the source of the random weights; the global generator if None.
+        num_classes: number of classes.
+        generator: generator of the random weights; by default, PyTorch's global one.
         overrides: settings of `Variant`, by name, such as in_chans=2 for spectrograms of two channels.
 
     Raises:
@@ -233,22 +235,22 @@ def load_model(
 ) -> MobileNet:
     """Load a model with its weights, in evaluation mode.
 
-    `.card` holds front end, labels, metrics and the file's SHA-256.
+    `.card` contains front end, labels, metrics and the file's SHA-256.
 
     Args:
         name_or_path: the name of a model with weights (see `dymn.list_models(pretrained=True)`), a `.safetensors` file
-            of dymn, a folder with one, a state dict that EfficientAT or EfficientSED published (`.pt`), or
-            "user/repo" or "user/repo@revision" on the Hugging Face Hub. A name in the registry comes first, then what
-            is on this machine.
-        num_classes: of another task than the model was trained for: the last layer is a fresh one (see
-            `MobileNet.reset_classifier`).
+            of dymn, a folder that contains one, a published state dict of EfficientAT or EfficientSED (`.pt`), or
+            "user/repo" or "user/repo@revision" on the Hugging Face Hub. Names in the registry take precedence over
+            local paths, and these over the Hub.
+        num_classes: number of classes of another task; the last layer is then replaced by a randomly initialised one
+            (see `MobileNet.reset_classifier`).
         labels: names of these classes.
         in_chans: number of input channels; the first convolution is adapted by `MobileNet.reset_input`.
-        device: where the model goes, such as "cpu" or "cuda:0"; the first CUDA device if there is one, for None.
-        progress: called during a download with the bytes done, and the bytes in all or None.
+        device: device of the model, such as "cpu" or "cuda:0"; by default, the first CUDA device, otherwise the CPU.
+        progress: called during a download with the number of bytes received and the total, which is None if unknown.
 
     Raises:
-        WeightsError: if there is no such model, or it cannot be downloaded, read or fitted to its network.
+        WeightsError: if there is no such model, or it cannot be downloaded or read, or does not fit its network.
         ConfigError: if the device cannot be used, or the numbers of classes and labels differ.
 
     Example:
@@ -278,20 +280,20 @@ def import_efficientat(
     attention: str | None = "ca",
     dilated: bool = False,
 ) -> MobileNet:
-    """Build the network that a published state dict belongs to, with its weights, in evaluation mode.
+    """Build the network of a published state dict, with its weights, in evaluation mode.
 
-    Width, classes, head, K, M, the sizes of contexts and r of Squeeze-and-Excitation are seen in the file. What cannot
-    be seen is given here: temperature, strides, dilation, and whether Coordinate Attention is applied. A wrong value
-    gives a network that runs and is wrong. The same holds for the front end (hop and number of mel bands), which is set
-    in the card.
+    The file determines width, classes, head, K, M, the sizes of contexts and r of Squeeze-and-Excitation, but not
+    temperature, strides, dilation, and whether Coordinate Attention is applied, which are arguments. With wrong values,
+    the network runs but its results are wrong. The same applies to the front end (hop and number of mel bands) in the
+    card.
 
     Args:
         path_or_state_dict: a file saved by `torch.save`, read without executing pickled code, or the mapping itself.
-        temperature: of the kernel attention: 1 for AudioSet models, 30 for ImageNet models.
-        strides: of blocks 2, 4, 7 and 13; (2, 2, 2, 1) for files named "s2221".
-        attention: of dynamic blocks: "ca", or None (or "none") for a DyMN trained with `no_ca`. Its file holds the
-            tensors of the attention all the same.
-        dilated: whether an MN was built with `dilated`: the kernels of its last three blocks.
+        temperature: temperature of the kernel attention: 1 for AudioSet models, 30 for ImageNet models.
+        strides: strides of blocks 2, 4, 7 and 13; (2, 2, 2, 1) for files named "s2221".
+        attention: attention of the dynamic blocks: "ca", or None (or "none") for a DyMN trained with `no_ca`, whose
+            file nevertheless contains the tensors of the attention.
+        dilated: whether the network is an MN with dilated kernels in its last three blocks (`dilated`).
 
     Raises:
         WeightsError: if the file cannot be read, or does not fit; the message names missing and extra tensors.
@@ -308,15 +310,15 @@ def import_efficientat(
 
 
 def import_efficientsed(path_or_state_dict: str | Path | Mapping[str, Tensor], *, seq_len: int = 250) -> MobileNet:
-    """Build the frame-wise network that a state dict of EfficientSED belongs to, with its weights, in evaluation mode.
+    """Build the frame-wise network of a state dict of EfficientSED, with its weights, in evaluation mode.
 
     Called with log-mel spectrograms [B, 1, 128, T], it returns `frame_logits` [B, seq_len, C] of the strong head,
-    `logits` [B, C] of the weak head, and `embedding` [B, D], the averaged last feature map. A file with one of the two
-    heads gives both with it.
+    `logits` [B, C] of the weak head, and `embedding` [B, D], the averaged last feature map. If a file has only one of
+    the two heads, it computes both.
 
     Args:
         path_or_state_dict: a file saved by `torch.save`, read without executing pickled code, or the mapping itself.
-        seq_len: number of frames, whatever the length of the spectrogram.
+        seq_len: number of frames of the output, independent of the length of the spectrogram.
 
     Raises:
         WeightsError: if the file cannot be read, or does not fit; the message names missing and extra tensors.

@@ -1,10 +1,9 @@
-"""Tables II-XIII of the paper as data: how each row is built, and what the paper prints for it.
+"""Tables II-XIII of the paper as data: the network of each row, and the printed numbers.
 
 F. Schmid, K. Koutini, G. Widmer, "Dynamic Convolutional Neural Networks as Efficient Pre-Trained Audio Models",
-IEEE/ACM TASLP
-2024. Multiply-adds and parameters are in millions as printed, mAP on AudioSet and accuracies in per cent. A number that
-      our text
-of the paper lacks is None. `dymn.profiling.compare` sets our own counts beside these.
+IEEE/ACM TASLP 2024. Multiply-adds and parameters are in millions as printed, mAP on AudioSet and accuracies in per
+cent. Numbers that are missing in the available text of the paper are None. `dymn.profiling.compare` compares these
+numbers with dymn's counts.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from dymn.config import check
 
 @dataclass(frozen=True)
 class PaperRow:
-    """One row of a table about AudioSet: a network, how it was trained where that differs, and the printed numbers."""
+    """One row of a table about AudioSet: a network, differences in its training, and the printed numbers."""
 
     name: str
     macs: int | None  # millions
@@ -35,7 +34,7 @@ class PaperRow:
 
     @property
     def architecture(self) -> str:
-        """The name of the network that the row starts from.
+        """The name of the architecture on which the row is based.
 
         `create_model(row.architecture, **row.settings)` builds it.
         """
@@ -62,7 +61,7 @@ class PaperRow:
 
     @property
     def assignments(self) -> tuple[str, ...]:
-        """What the row changes in its `recipe`, such as "model.settings.n_kernels=2"."""
+        """The changes to the `recipe`, such as "model.settings.n_kernels=2"."""
         changes = {f"model.settings.{name}": value for name, value in self.settings.items()}
         if self.temperature is not None:
             changes |= {"schedule.tau_start": self.temperature, "schedule.tau_end": self.temperature}
@@ -77,7 +76,7 @@ class PaperRow:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of the paper: its number, what it is about, and its rows in the printed order."""
+    """A table of the paper: number, subject, and rows in the printed order."""
 
     number: str
     title: str
@@ -115,7 +114,7 @@ class DownstreamRow:
 
     @property
     def commands(self) -> dict[str, str]:
-        """The commands that train the row on the data in FOLDER, by task; none for the work of others."""
+        """The commands that train the row on the data in FOLDER, by task; empty for networks of other authors."""
         if self.variant is None:
             return {}
         family = "mn" if self.variant.dynamic_blocks == "none" else "dymn"
@@ -321,7 +320,7 @@ def table(number: str) -> Table:
     """Return a table by its Roman number, in either case.
 
     Raises:
-        ConfigError: if there is no such table, or (Table III) it is not about cost.
+        ConfigError: if there is no such table, or it has no costs (Table III).
     """
     key = number.upper()
     check(
@@ -333,7 +332,7 @@ def table(number: str) -> Table:
 
 @dataclass(frozen=True)
 class Reading:
-    """One way to read a row whose details the paper leaves open, with what it comes to (millions)."""
+    """One interpretation of a row whose details the paper leaves open, with its counts in millions."""
 
     table: str
     row: str

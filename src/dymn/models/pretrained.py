@@ -1,4 +1,4 @@
-"""Networks that can be saved and rebuilt with their configuration and card, in the style of the Hugging Face Hub."""
+"""Saving and loading of networks with their configuration and card, in the style of the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Pretrained(nn.Module):
-    """A network that knows its configuration and card."""
+    """A network with its configuration and card."""
 
     config: ModelConfig
 
@@ -48,7 +48,7 @@ class Pretrained(nn.Module):
     def probabilities(self, logits: Tensor) -> Tensor:
         """Return the probabilities of classes [..., C].
 
-        They are a sigmoid of each logit, or a softmax where the card says `exclusive`.
+        These are the sigmoid of each logit or, if the card is `exclusive`, their softmax.
         """
         return torch.softmax(logits, dim=-1) if self.card.exclusive else torch.sigmoid(logits)
 
@@ -66,7 +66,7 @@ class Pretrained(nn.Module):
             raise ConfigError(f"A network cannot be built from this config: {type(error).__name__} {error}.") from error
 
     def fill(self, state: Mapping[str, Tensor], source: str = "The state dict") -> Self:
-        """Take copies of the weights in `state`, in float32, in place of those of a `skeleton`.
+        """Fill a `skeleton` with copies of the weights in `state`, in float32.
 
         Raises:
             WeightsError: if tensors are missing, extra, of the wrong shape or type, or not finite; the message names
@@ -106,17 +106,17 @@ class Pretrained(nn.Module):
     def stored(self) -> Stored:
         """Return configuration, card and weights as NumPy arrays, on the CPU.
 
-        Float32 weights share memory with the network there.
+        Float32 weights on the CPU share memory with the network.
         """
         return Stored(self.config, self.card, {name: as_array(tensor) for name, tensor in self.state_dict().items()})
 
     def save_pretrained(self, directory: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
-        """Write a folder for the Hub: `model.safetensors`, and `README.md` and `config.json` for people to read.
+        """Write a folder in the Hub's layout: `model.safetensors`, and `README.md` and `config.json` for readers.
 
         Args:
-            directory: the folder, which is created if need be.
-            dtype: the type in which matrices and kernels are stored; float16 halves the file. Loading gives float32
-                again.
+            directory: the folder, which is created if it does not exist.
+            dtype: type in which matrices and kernels are stored; float16 halves the size of the file. Weights are
+                loaded in float32.
 
         Raises:
             WeightsError: if weights are not finite or do not fit the configuration, or the folder cannot be written to.
@@ -125,7 +125,7 @@ class Pretrained(nn.Module):
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path, *, device: str | torch.device | None = "cpu") -> Self:
-        """Load a model by the name in the registry, by a path, or from the Hub ("user/repo"), like `dymn.load_model`.
+        """Load a model by name, from a path, or from the Hub ("user/repo"), like `dymn.load_model`.
 
         Raises:
             WeightsError: if there is no such model, or it cannot be downloaded or does not fit.
@@ -138,11 +138,11 @@ class Pretrained(nn.Module):
     def push_to_hub(
         self, repository: str, *, private: bool = False, token: str | None = None, dtype: torch.dtype = torch.float32
     ) -> str:
-        """Upload the folder that `save_pretrained` writes to "user/repo" on the Hub; return the address of the commit.
+        """Upload the model to "user/repo" on the Hub, in the layout of `save_pretrained`; return the URL of the commit.
 
         Raises:
             MissingExtraError: if huggingface_hub is not installed.
-            WeightsError: if the Hub refuses it or cannot be reached.
+            WeightsError: if the Hub rejects it or cannot be reached.
         """
         with needing("Uploading to the Hub", "hub"):
             from huggingface_hub import HfApi
@@ -160,7 +160,7 @@ class Pretrained(nn.Module):
 
 
 def save(model: Pretrained, path: str | Path, *, dtype: torch.dtype = torch.float32) -> str:
-    """Write a model as one `.safetensors` file, all or nothing; return the file's SHA-256.
+    """Write a model atomically as one `.safetensors` file; return the file's SHA-256.
 
     Tensors of two and more dimensions are stored as `dtype`, where their values fit; all others as float32.
 
@@ -188,7 +188,7 @@ def _checked(model: Pretrained) -> Stored:
 
 
 def as_array(tensor: Tensor) -> Array:
-    """Return a tensor as an array; numbers in bfloat16, which NumPy lacks, come in float32."""
+    """Return a tensor as an array; bfloat16, which NumPy does not have, becomes float32."""
     values = tensor.detach().cpu()
     return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
 

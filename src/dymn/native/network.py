@@ -250,7 +250,8 @@ class CompiledNetwork:
         if log_mel.ndim != 4 or log_mel.shape[1] != 1 or 0 in log_mel.shape[2:]:
             check(
                 False,
-                f"log_mel has shape {list(log_mel.shape)}; it must be [B, 1, n_mels, frames], none of the last two 0.",
+                f"log_mel has shape {list(log_mel.shape)}; it must be [B, 1, n_mels, frames] with at least one mel "
+                "band and one frame.",
             )
         n_clips, _, n_bands, n_frames = log_mel.shape
         check(

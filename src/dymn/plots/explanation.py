@@ -1,9 +1,9 @@
-"""The decisions of a dynamic network as one picture, laid along the axes of the spectrogram.
+"""The decisions of a dynamic network as one picture, aligned with the axes of the spectrogram.
 
-In the middle the log-mel spectrogram; under it, on the same time axis, the tags and the channel-time attention of every
-block; beside it, on the same frequency axis, the channel-frequency attention; then the kernels that each convolution
-was mixed of; at the bottom the function that the Dy-ReLU became in each channel. Colours are safe for colour-blind
-eyes.
+The log-mel spectrogram is in the middle. Below it, on the same time axis, are the tags and the channel-time attention
+of every block; next to it, on the same frequency axis, is the channel-frequency attention. Then follow the kernel
+shares of each convolution and, at the bottom, the activation function of each channel (Dy-ReLU). Colours are safe for
+colour-blind readers.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ ZOOMS = (20, 10, 5, 2)  # by which small differences are enlarged; the picture s
 
 
 def save_picture(explanation: Explanation, path: str | Path, dpi: int = 120) -> None:
-    """Draw an explanation into a file whose ending is .png, .pdf or .svg; 1920 x 1200 pixels at the standard `dpi`.
+    """Draw an explanation to a .png, .pdf or .svg file, by default with 1920 x 1200 pixels.
 
     Raises:
         ConfigError: if matplotlib cannot write such a file.
@@ -88,7 +88,7 @@ def _title(figure: Figure, explanation: Explanation) -> None:
 
 
 def likeliest(explanation: Explanation, n: int = 3) -> list[tuple[str, float]]:
-    """Return the labels with the highest probability for the whole stretch, and these probabilities."""
+    """Return the labels with the highest probability for the whole passage, and these probabilities."""
     return [
         (explanation.labels[i], float(explanation.scores[i]))
         for i in np.argsort(-explanation.scores, kind="stable")[:n]
@@ -281,9 +281,9 @@ def _functions(figure: Figure, explanation: Explanation) -> None:
 
 
 def deviations(attention: list[Array | None], length: int) -> Array | None:
-    """Return how far each block's attention, averaged over channels, is from its mean along the axis [blocks, length].
+    """Return the deviation of each block's attention, averaged over channels, from its mean along the axis.
 
-    Blocks without attention get zeros; the answer is None if no block has any.
+    The result is [blocks, length], with zeros for blocks without attention, or None if no block has attention.
     """
     if all(values is None for values in attention):
         return None
@@ -296,10 +296,7 @@ def deviations(attention: list[Array | None], length: int) -> Array | None:
 
 
 def attention_scale(explanation: Explanation) -> float:
-    """Return the deviation that gets the strongest colour, the same in both directions and for both axes.
-
-    It is 0 if there is none.
-    """
+    """Return the deviation of the strongest colour, equal in both directions and axes; 0 without attention."""
     found = [
         np.abs(rows).ravel()
         for rows in (
@@ -312,7 +309,7 @@ def attention_scale(explanation: Explanation) -> float:
 
 
 def functions(block: BlockDecisions, position: str, x: Array) -> Array:
-    """Return the Dy-ReLU of each channel at the places x [n] as an array [C, n]."""
+    """Return the Dy-ReLU of each channel at the points x [n] as an array [C, n]."""
     slopes, intercepts = block.slopes[position], block.intercepts[position]
     curves: Array = (slopes[:, :, None] * x + intercepts[:, :, None]).max(axis=1)
     return curves
@@ -338,7 +335,7 @@ def function_zoom(block: BlockDecisions) -> int:
 
 
 def enlargement(zoom: int) -> str:
-    """Return what to say of enlarged differences."""
+    """Return the note about enlarged differences."""
     return f" (differences ×{zoom})" if zoom > 1 else ""
 
 

@@ -1,7 +1,4 @@
-"""The decisions of a dynamic network as one HTML page that needs nothing else.
-
-It includes the sound and the details of each block.
-"""
+"""The decisions of a dynamic network as one self-contained HTML page, with the audio and the details of each block."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ from dymn.system.files import atomic_write
 
 
 def save_page(explanation: Explanation, path: str | Path) -> None:
-    """Write an explanation as one HTML file, with the recording in it."""
+    """Write an explanation as one HTML file that includes the recording."""
     with atomic_write(Path(path)) as file:
         file.write(page(explanation).encode())
 

@@ -1,4 +1,4 @@
-"""What there is to see of a recording, thinned so that one of many hours is no larger than one of minutes."""
+"""The content of a plot of a recording, thinned so that its size does not grow with the recording's length."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ BLOCK_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Overview:
-    """A recording to draw.
+    """The content of a plot.
 
     Attributes:
-        name: of the recording.
+        name: name of the recording.
         model: name of the network.
-        seconds: how long the recording is.
-        front_end: what made the spectrogram.
+        seconds: length of the recording.
+        front_end: settings of the spectrogram.
         log_mel: the spectrogram [n_mels, columns].
         labels: those with the highest probability at any time, best first.
         scores: their probabilities over time [k, columns].
-        window: how many seconds the network heard at once for each of them.
+        window: length of the windows of these probabilities, in seconds.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Overview:
 
     @property
     def about(self) -> str:
-        """What is drawn, in a line beneath the name."""
+        """A description of the plot for the line below the name."""
         return f"{self.model}, {clock(self.seconds)}; probabilities of {self.window:g} s at a time"
 
     @property
@@ -66,14 +66,14 @@ class Overview:
 def overview(
     tagger: Tagger, source: AudioLike, sample_rate: int | None = None, top_k: int = 8, **settings: Any
 ) -> Overview:
-    """Look at a recording. It is read once, in blocks.
+    """Compute the overview of a recording, which is read once, in blocks.
 
     Args:
-        tagger: its network computes the probabilities.
+        tagger: computes the probabilities.
         source: as in `Tagger.tag`.
-        sample_rate: of an array, in Hz.
-        top_k: how many labels to keep at most.
-        settings: those of `dymn.inference.frames.FrameSettings` by name, such as `labels=["Dog"]`.
+        sample_rate: sample rate of an array, in Hz.
+        top_k: maximum number of labels.
+        settings: settings of `dymn.inference.frames.FrameSettings` by name, such as `labels=["Dog"]`.
 
     Raises:
         AudioError: if the source cannot be read.
@@ -96,19 +96,19 @@ def tag_with_overview(
     progress: Callable[[str, float], None] | None = None,
     heard: Callable[[Floats], object] | None = None,
 ) -> tuple[Recording, Overview | None]:
-    """Tag a recording and look at it, while it is opened and decoded once, in blocks.
+    """Tag a recording and compute its overview, in a single pass over the recording.
 
     Args:
-        tagger: its network computes the probabilities.
-        source: as in `Tagger.tag`, but no array.
-        settings: how to tag; channel, labels and the like hold for the overview, too.
-        top_k: how many labels the overview has at most.
+        tagger: computes the probabilities.
+        source: as in `Tagger.tag`, except arrays.
+        settings: settings of tagging; channel, labels and similar settings also apply to the overview.
+        top_k: maximum number of labels in the overview.
         batch_size: as in `Tagger.tag_files`.
         progress: as in `Tagger.tag_files`.
-        heard: called with each block of samples [n] that is read.
+        heard: called with each block of samples [n].
 
     Returns:
-        what `Tagger.tag_files` yields, and what `overview` returns; None if the recording cannot be read.
+        the result of `Tagger.tag_files`, and that of `overview`, which is None if the recording cannot be read.
 
     Raises:
         ConfigError: if a setting is not allowed.
@@ -164,7 +164,7 @@ def _overview(
 
 
 class ThinnedSpectrogram:
-    """The thinned log-mel spectrogram of samples that come in blocks."""
+    """The thinned log-mel spectrogram of samples that arrive in blocks."""
 
     def __init__(self, front_end: FrontEndConfig) -> None:
         self.thinned = Thinned(MAX_COLUMNS)
@@ -172,13 +172,13 @@ class ThinnedSpectrogram:
         self._size = round(BLOCK_SECONDS * front_end.sample_rate)
 
     def append(self, block: Floats) -> None:
-        """Take samples [n]."""
+        """Append samples [n]."""
         for start in range(0, len(block), self._size):
             self.thinned.append(self._log_mel_of(block[start : start + self._size])[0])
 
 
 class Thinned:
-    """Columns that come one after the other; where they become too many, neighbours are averaged."""
+    """A sequence of columns; if there are too many, neighbours are averaged."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -187,7 +187,7 @@ class Thinned:
         self._each = 1
 
     def append(self, columns: Array) -> None:
-        """Take columns [rows, n]."""
+        """Append columns [rows, n]."""
         columns = columns if self._rest is None else np.concatenate([self._rest, columns], axis=1)
         whole = columns.shape[1] // self._each * self._each
         self._rest = columns[:, whole:]
@@ -201,7 +201,7 @@ class Thinned:
             self._each *= 2
 
     def columns(self) -> Array:
-        """Return what has come [rows, at most twice the limit]."""
+        """Return the columns [rows, at most twice the limit]."""
         if self._rest is not None and self._rest.shape[1]:
             self._parts.append(self._rest.mean(axis=1, keepdims=True))
             self._rest = None

@@ -1,4 +1,4 @@
-"""A recording at a glance, as PNG, SVG or PDF: spectrogram above, labels beneath, one time axis."""
+"""Timeline plots of recordings as PNG, SVG or PDF: the spectrogram, and below it the labels over time."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ROW_INCHES = 0.36
 
 
 def save_picture(seen: Overview, path: str | Path, dpi: int = 120) -> None:
-    """Draw a recording into a file whose ending is .png, .pdf or .svg.
+    """Draw a recording to a .png, .pdf or .svg file.
 
     Raises:
         ConfigError: if matplotlib cannot write such a file.

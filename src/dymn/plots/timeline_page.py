@@ -1,4 +1,4 @@
-"""A recording at a glance as one HTML file that needs nothing else: with the sound, and a line that follows it."""
+"""Timelines of recordings as self-contained HTML pages with a player and a cursor that follows the playback."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from dymn.inference.windows import AudioLike
 
 MAX_AUDIO = 24 * 2**20
-"""The most bytes of sound in a page; a recording that takes more has a page without a player."""
+"""The maximum size of the audio in a page, in bytes; pages of larger recordings have no player."""
 PLAYED = {
     ".wav": "audio/wav",
     ".mp3": "audio/mpeg",
@@ -30,17 +30,17 @@ PLAYED = {
     ".m4a": "audio/mp4",
     ".webm": "audio/webm",
 }
-"""The recordings that browsers play as they are; the others are put in as 16-bit WAV."""
+"""The formats that browsers can play; other recordings are embedded as 16-bit WAV."""
 
 
 def save_page(seen: Overview, source: AudioLike, path: str | Path, max_audio: int = MAX_AUDIO) -> None:
-    """Write a recording as one HTML file, with its sound in it if that takes at most `max_audio` bytes.
+    """Write a recording as one HTML file, including its audio if this takes at most `max_audio` bytes.
 
     Args:
-        seen: what `overview` said of the recording.
+        seen: the result of `overview` for the recording.
         source: the recording, a path, an open binary file, or an array at the front end's sample rate.
-        path: of the page.
-        max_audio: the most bytes of sound.
+        path: path of the page.
+        max_audio: maximum size of the audio, in bytes.
 
     Raises:
         AudioError: if the recording cannot be read.
@@ -68,10 +68,7 @@ def page(seen: Overview, audio: str) -> str:
 
 
 def audio_uri(seen: Overview, source: AudioLike, max_audio: int) -> str:
-    """Return a recording as a data URI: the file itself if browsers play it, else 16-bit WAV.
-
-    It is empty if the recording is too large.
-    """
+    """Return a recording as a data URI (unchanged if browsers can play it, otherwise as WAV); empty if too large."""
     kind = played(source, max_audio)
     if kind and isinstance(source, (str, Path)):
         return data_uri(kind, Path(source).read_bytes())
@@ -86,9 +83,9 @@ def audio_uri(seen: Overview, source: AudioLike, max_audio: int) -> str:
 
 
 def played(source: AudioLike, max_audio: int = MAX_AUDIO) -> str:
-    """Return the media type of a file that browsers play as it is and that is not too large, else an empty text.
+    """Return the media type of a file that browsers can play and that is not too large, otherwise an empty string.
 
-    An open file stands afterwards where it stood.
+    The position of an open file does not change.
     """
     kind = PLAYED.get(Path(source_name(source)).suffix.lower(), "")
     if not kind:
@@ -104,14 +101,14 @@ def played(source: AudioLike, max_audio: int = MAX_AUDIO) -> str:
 
 
 class PageSound:
-    """The samples of a recording for a page, kept as they are heard, so that it is not decoded again."""
+    """Collects the samples of a recording for a page while it is tagged, so that it is not decoded again."""
 
     def __init__(self, max_audio: int = MAX_AUDIO) -> None:
         self._left = max_audio // 2
         self._blocks: list[Floats] = []
 
     def append(self, block: Floats) -> None:
-        """Take samples [n]; those beyond the size that a page has are left out."""
+        """Append samples [n]; samples beyond the maximum size are left out."""
         self._left -= len(block)
         if self._left >= 0:
             self._blocks.append(block)

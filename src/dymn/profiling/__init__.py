@@ -1,4 +1,4 @@
-"""What a network costs: parameters, multiply-adds, memory, time; how far it sees; ours beside the paper's numbers."""
+"""Costs of a network: parameters, multiply-adds, memory, receptive field and time, and the paper's numbers."""
 
 from dymn.profiling.counting import KINDS, Count, count
 from dymn.profiling.memory import PeakMemory, ReceptiveField, peak_memory, receptive_field

@@ -1,8 +1,8 @@
-"""Parameters and multiply-adds of a network, worked out from its configuration.
+"""Parameters and multiply-adds of a network, computed from its configuration.
 
-The counting rule is that of the paper's tables: multiply-adds of convolutions, linear layers and matrix products (the
-kernel aggregation of dynamic convolutions included) for one spectrogram; nothing else is counted. Neither weights nor
-audio nor PyTorch are needed; only an attention that is not dymn's own runs once, on tensors without values.
+The counting rule is that of the paper's tables: multiply-adds of convolutions, linear layers and matrix products
+(including the kernel aggregation of dynamic convolutions) for one spectrogram. Weights, audio and PyTorch are not
+needed; only a custom attention mechanism is run once, on tensors without values.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Count:
     """Parameters and multiply-adds of a network for one spectrogram.
 
     `parts` maps the places of Table I ("stem", "block 1" ... "block 15", "last", "head") to the multiply-adds of each
-    of `KINDS`; "context" holds the context generation and the linear layers that turn it into coefficients.
+    of `KINDS`; "context" contains the context generation and the linear layers that compute coefficients from it.
     """
 
     parameters: int
@@ -69,7 +69,7 @@ def count(model: Network, n_mels: int = 128, n_frames: int = 1000) -> Count:
     """Count parameters and multiply-adds for one spectrogram of `n_mels` bands and `n_frames` frames (1000 are 10 s).
 
     Raises:
-        ConfigError: if a size is below 1; and as `resolve` does.
+        ConfigError: if a size is below 1; also as for `resolve`.
 
     Example:
         >>> count("dymn04").parameters

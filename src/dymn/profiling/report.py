@@ -1,4 +1,4 @@
-"""All costs of a network, its speed on this machine, and the counts of the paper's rows beside the printed ones."""
+"""The costs of a network, its speed on this machine, and dymn's counts of the paper's rows next to the printed ones."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MILLION = 1_000_000
 
 @dataclass(frozen=True)
 class Comparison:
-    """A row of the paper: what we count, and what is printed (None where our text of the paper has no number)."""
+    """A row of the paper: dymn's counts, and the printed numbers (None if the available text lacks one)."""
 
     table: str
     row: str
@@ -37,16 +37,16 @@ class Comparison:
 
     @property
     def macs_difference(self) -> int | None:
-        """Ours less the paper's."""
+        """The count of dymn minus the paper's."""
         return None if self.paper_macs is None else self.macs - self.paper_macs
 
     @property
     def parameters_difference(self) -> int | None:
-        """Ours less the paper's."""
+        """The count of dymn minus the paper's."""
         return None if self.paper_parameters is None else self.parameters - self.paper_parameters
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as plain JSON types, the differences included."""
+        """Return the comparison, including the differences, as plain JSON types."""
         return {
             **dataclasses.asdict(self),
             "macs_difference": self.macs_difference,
@@ -58,7 +58,7 @@ def compare(tables: str | Sequence[str] = "all") -> list[Comparison]:
     """Count the networks of the paper's tables for 128 bands and 1000 frames.
 
     Args:
-        tables: Roman numbers from "II" to "XIII" without III, which is not about cost, or "all".
+        tables: Roman numbers from "II" to "XIII" except III, which has no costs, or "all".
 
     Raises:
         ConfigError: if there is no such table.
@@ -82,7 +82,7 @@ def _compared(number: str, row: paper.PaperRow) -> Comparison:
 
 
 def rows_of(model: Network) -> list[Comparison]:
-    """Return the rows of the paper's tables that are this network, whatever it was trained for."""
+    """Return the rows of the paper's tables with this network, independent of its training."""
     config = resolve(model)
     if config.sequence is not None:  # a frame-wise network, which is of another paper
         return []
@@ -105,9 +105,7 @@ class Latency(NamedTuple):
 
 
 def latency(network: MobileNet, n_mels: int = 128, n_frames: int = 1000, runs: int = 5) -> Latency:
-    """Measure one spectrogram of zeros at a time, after one warm-up run.
-
-    The device and the number of threads are left as they are.
+    """Measure the time for single spectrograms of zeros, after one warm-up run, on the current device and threads.
 
     Raises:
         ConfigError: if `runs` or a size is below 1.
@@ -136,7 +134,7 @@ def latency(network: MobileNet, n_mels: int = 128, n_frames: int = 1000, runs: i
 
 @dataclass(frozen=True)
 class Profile:
-    """All of it for one network and one length of input."""
+    """All costs of one network for one length of input."""
 
     name: str
     input_seconds: float
@@ -149,7 +147,7 @@ class Profile:
     paper: tuple[Comparison, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as plain JSON types."""
+        """Return the profile as plain JSON types."""
         return {
             "model": self.name,
             "input_seconds": self.input_seconds,
@@ -175,13 +173,13 @@ def profile(
     """Profile a network for recordings of `input_seconds`.
 
     Args:
-        model: as in `resolve`.
+        model: the network, as for `resolve`.
         input_seconds: length of the recording; the paper's counts are for 10 s.
-        front_end: makes the spectrogram; that of a published model, or else the standard one, if None.
-        runs: how many times PyTorch computes the network to measure its latency; 0 leaves it out, and needs no PyTorch.
+        front_end: settings of the spectrogram; by default, those of the published model, otherwise the standard ones.
+        runs: number of runs in PyTorch to measure the latency; with 0, it is not measured, and PyTorch is not needed.
 
     Raises:
-        ConfigError: if `input_seconds` is not above 0 and at most an hour; and as `resolve` does.
+        ConfigError: if `input_seconds` is not above 0 and at most an hour; also as for `resolve`.
     """
     check(0 < input_seconds <= 3600, f"input_seconds is {input_seconds}; it must be above 0 and at most 3600.")
     name = str(model) if isinstance(model, (str, Path)) else ""

@@ -1,4 +1,4 @@
-"""Networks for inference alone: the same numbers in less time."""
+"""Faster forms of networks for inference, with the same results."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ __all__ = ["FusedNetwork", "NativeNetwork", "accelerate", "compiled", "fuse"]
 
 
 def accelerate(model: MobileNet) -> Callable[[Tensor], Output]:
-    """Return the fastest form of a network for evaluation on this machine's CPU: compiled code, or else the fused form.
+    """Return the fastest form of a network for inference on this CPU: compiled code, otherwise the fused form.
 
-    It takes log-mel spectrograms [B, 1, n_mels, frames] and has copies of the weights as they are now. Of weights in
-    half precision there is no faster form; the model itself is returned then.
+    Its input are log-mel spectrograms [B, 1, n_mels, frames]. It contains copies of the current weights. For weights in
+    half precision, there is no faster form, and the model itself is returned.
     """
     kinds = {tensor.dtype for tensor in model.parameters()}
     if kinds == {torch.float32} and libraries() and is_known(model.config):
@@ -36,10 +36,8 @@ def accelerate(model: MobileNet) -> Callable[[Tensor], Output]:
 class NativeNetwork:
     """A network in compiled code.
 
-    Log-mel spectrograms [B, 1, F, T] on the CPU to logits and embedding, without gradients.
-
-    It keeps a copy of the weights as they were, and the memory of its last call. It may be called from several threads
-    at once.
+    It maps log-mel spectrograms [B, 1, F, T] on the CPU to logits and embedding, without gradients. It contains a copy
+    of the weights, keeps the memory of its last call, and may be called from several threads at once.
     """
 
     def __init__(self, model: MobileNet, build: str | None = None) -> None:

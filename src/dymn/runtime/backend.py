@@ -1,7 +1,8 @@
-"""What computes a network: features of windows in, probabilities and embeddings out.
+"""Backends run networks: features of windows in, probabilities and embeddings out.
 
-A backend knows nothing of tags, events or layers. It does two things, which may run in different threads: `features`
-prepares one window at a time, and `run` computes the network for a batch of windows. Nothing here imports PyTorch.
+A backend does not handle tags, events or layers. It has two tasks, which may run in different threads: `features`
+prepares one window at a time, and `run` computes the network for a batch of windows. This module does not import
+PyTorch.
 """
 
 from __future__ import annotations
@@ -27,18 +28,18 @@ if TYPE_CHECKING:
 
 
 CPU_BATCH_SIZE, BATCH_SIZE = 4, 32
-"""The default number of windows that are computed at once, on a CPU and elsewhere."""
+"""The default number of windows per batch, on a CPU and on other devices."""
 
 
 class BackendOutput(NamedTuple):
-    """What a network computes of a batch of windows."""
+    """The results of a network for a batch of windows."""
 
     probabilities: Scores  # [B, C]
     embedding: Floats  # [B, D], the averaged last feature map
 
 
 class FrameOutput(NamedTuple):
-    """What a network computes of a batch of windows and of their frames, in one pass."""
+    """The results of a network for a batch of windows and their frames, from one pass."""
 
     frames: Scores  # [B, T, C], probabilities of each frame of the last feature map
     probabilities: Scores  # [B, C]
@@ -49,15 +50,15 @@ O = TypeVar("O", BackendOutput, FrameOutput)  # noqa: E741
 
 
 class Backend(ABC):
-    """A network with its front end, ready to compute.
+    """A network with its front end, ready for inference.
 
     Attributes:
         card: labels in the order of the probabilities, the front end's configuration, name, licence, digest.
         embedding_size: number of values of an embedding, D.
         is_cpu: whether the network is computed on the CPU.
         precision: the number format of the network's arithmetic, such as "float32".
-        frame_seconds: of a frame-wise network, the length of the windows for which `frame_run` gives frames in their
-            own time; None for other networks.
+        frame_seconds: for a frame-wise network, the length of the windows on which `frame_run` must be called; None for
+            other networks.
     """
 
     card: ModelCard
@@ -73,7 +74,7 @@ class Backend(ABC):
 
     @property
     def front_end(self) -> FrontEndConfig:
-        """How waveforms become log-mel spectrograms."""
+        """The settings of the log-mel spectrogram."""
         return self.card.front_end
 
     @property
@@ -83,18 +84,18 @@ class Backend(ABC):
 
     @property
     def batch_size(self) -> int:
-        """The default number of windows to compute at once."""
+        """The default number of windows per batch."""
         return CPU_BATCH_SIZE if self.is_cpu else BATCH_SIZE
 
     def features(self, windows: Iterable[Filled], hop: int) -> Iterator[Floats]:
         """Yield the input of `run` for each window of one recording: by default its samples [N].
 
-        Called in decoding threads, each of which has called `enter_worker`. Whatever a single window needs before the
-        network, such as its spectrogram, belongs here.
+        Called in decoding threads, each of which has called `enter_worker`. All computation on single windows before
+        the network, such as the spectrogram, belongs here.
 
         Args:
-            windows: of one recording, in the order of time.
-            hop: from the start of one window to the next, in samples; windows that overlap may share frames.
+            windows: windows of one recording, in chronological order.
+            hop: distance between the starts of two windows, in samples; overlapping windows may share frames.
         """
         return (window.samples for window in windows)
 
@@ -104,7 +105,7 @@ class Backend(ABC):
 
         Raises:
             ResourceError: if the batch does not fit the device's memory.
-            WeightsError: if the network gives values that are not finite.
+            WeightsError: if the network returns values that are not finite.
         """
 
     def run_waveforms(self, waveforms: npt.NDArray[np.generic] | Tensor) -> BackendOutput:
@@ -117,7 +118,7 @@ class Backend(ABC):
         return self.run(self.waveform_features(waveforms))
 
     def waveform_features(self, waveforms: npt.NDArray[np.generic] | Tensor) -> Floats:
-        """Return the `features` [B, ...] of waveforms [B, N] at `sample_rate`, each a window of its own.
+        """Return the `features` [B, ...] of waveforms [B, N] at `sample_rate`, each of which is one window.
 
         Raises:
             AudioError: if the waveforms are not [B, N], or a sample is not finite.
@@ -146,17 +147,17 @@ class Backend(ABC):
     def frame_run(self, features: Floats, smoothing: int = 1) -> FrameOutput:
         """Return what `run` does and the probabilities of each frame of the last feature map, in one pass.
 
-        Frame i is centred on sample i * `frame_samples`; that of a frame-wise network begins there.
+        Frame i is centred on sample i * `frame_samples`; frames of a frame-wise network start there.
 
         Args:
-            features: of a batch of windows, [B, ...].
-            smoothing: number of frames, odd, over which the feature map is averaged first, which frame-wise networks
-                do not need.
+            features: features of a batch of windows, [B, ...].
+            smoothing: odd number of frames over which the feature map is averaged first; not used by frame-wise
+                networks.
 
         Raises:
             ConfigError: if this backend computes whole windows only.
             ResourceError: if the batch does not fit the device's memory.
-            WeightsError: if the network gives values that are not finite.
+            WeightsError: if the network returns values that are not finite.
         """
         raise self._no_frames()
 
@@ -169,7 +170,7 @@ class Backend(ABC):
             return False
 
     def network(self) -> MobileNet:
-        """Return the network as a PyTorch module in evaluation mode, for what needs to look inside it.
+        """Return the network as a PyTorch module in evaluation mode, for access to its layers.
 
         Raises:
             ConfigError: if there is none.

@@ -1,22 +1,22 @@
-"""The one folded form of a network for inference, in NumPy.
+"""The folded form of a network for inference, in NumPy.
 
-What compiled code, the fused PyTorch form and ONNX are built from.
+Compiled code, the fused PyTorch form and ONNX files are built from it.
 
-Batch norms become part of the kernels before them, each of the K scaled, and leave a bias that no attention weighs. All
-that a block reads off its context vector is one linear layer. The temperature of the kernel attention (eq. 2) is
-divided into it, and a dynamic convolution of a single kernel has no attention left. The coefficients of Dy-ReLU are
-ordered [2 M, C], not [C, 2 M].
+Batch norms are folded into the preceding kernels: each of the K kernels is scaled, and a bias remains that is not
+weighted by attention. Everything that a block computes from its context vector is one linear layer, whose weights are
+divided by the temperature of the kernel attention (eq. 2). A dynamic convolution with a single kernel has no attention.
+The coefficients of Dy-ReLU are ordered [2 M, C] instead of [C, 2 M].
 
 Arrays are called PART.weight and PART.bias, those of a block `blocks.I.PART`. Parts of the network: stem [C, 1, 3, 3],
-last [D, C], hidden [H, D] with the head "mlp", classifier [classes, H or D]; the heads of `WHOLE_MAP_HEADS` stay as
-they are in the checkpoint, as `head.NAME`. Parts of a block:
+last [D, C], hidden [H, D] with the head "mlp", classifier [classes, H or D]; the heads of `WHOLE_MAP_HEADS` are
+unchanged and called `head.NAME`. Parts of a block:
 
 - expand, project [K, C_out, C_in] and depthwise [K, C, k, k], a dilated kernel with zeros in its holes;
 - context [H, C], and time_context where the two sequences have weights of their own;
 - coefficient [n, H], rows as `coefficients` lists them; with the context "own", squeeze and coefficient of each of
   them, such as `blocks.I.expand.kernels.squeeze.weight`;
-- frequency, time [C, H] of Coordinate Attention; squeeze, excite of Squeeze-and-Excitation; any other attention as it
-  is in the checkpoint, as `blocks.I.attention.NAME`.
+- frequency, time [C, H] of Coordinate Attention; squeeze, excite of Squeeze-and-Excitation; any other attention is
+  unchanged and called `blocks.I.attention.NAME`.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ WeightAndBias = tuple[Array, Array]  # weight and bias
 EPSILON = 1e-3  # of batch norm, as in MobileNetV3 ...
 HEAD_EPSILON = 1e-5  # ... but in the fully convolutional head
 WHOLE_MAP_HEADS = ("attention_pooling", "frames")
-"""Heads that look at the whole last feature map, not at its mean."""
+"""Heads that use the whole last feature map instead of its mean."""
 HEAD = "head."  # before the names of their arrays
 
 
 class Folded(NamedTuple):
-    """A network with its norms in its kernels."""
+    """A network whose norms are folded into its kernels."""
 
     config: ModelConfig
     arrays: Mapping[str, Array]
 
 
 class Coefficients(NamedTuple):
-    """What a block reads off its context for one of its parts."""
+    """The coefficients that a block computes from its context for one of its parts."""
 
     position: str  # one of BlockConfig.POSITIONS
     kind: str  # "kernels": K logits of eq. 2; "maps": 2 M values of Dy-ReLU for each channel (eq. 3)
@@ -60,9 +60,9 @@ def positions(block: BlockConfig) -> tuple[str, ...]:
 
 
 def coefficients(block: BlockConfig) -> list[Coefficients]:
-    """Return what a block computes from its context, in the order of the rows of `coefficient`.
+    """Return the coefficients that a block computes from its context, in the order of the rows of `coefficient`.
 
-    These are kernel attentions, then maps.
+    Kernel attentions come first, then linear maps.
     """
     found = positions(block)
     kernels = [

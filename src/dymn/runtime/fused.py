@@ -1,17 +1,17 @@
-"""A network for evaluation on CPUs, in PyTorch alone, without what training needs.
+"""A faster form of the network for inference on CPUs, in PyTorch only.
 
-The numbers are those of `dymn.models.mobilenet.MobileNet` to round-off; what differs is the order of the work:
+Results equal those of `dymn.models.mobilenet.MobileNet` up to rounding; the order of the computation differs:
 
-- It is built from the folded form (`dymn.runtime.fold`): norms in kernels, all that a block reads off its context in
-  one layer.
-- Maps lie as [F, T, C], channels last. A pointwise convolution is then one matrix product, with the bias in it; a
-  depthwise one needs no change of layout; and coefficients of channels and frames are added and multiplied along
+- It is built from the folded form (`dymn.runtime.fold`): norms are part of the kernels, and one linear layer computes
+  all coefficients of a block from its context.
+- Feature maps have the layout [F, T, C], channels last. A pointwise convolution is then one matrix product with a bias,
+  a depthwise convolution needs no change of layout, and coefficients of channels and frames are applied along
   contiguous memory.
-- Of the two maps of Dy-ReLU, the steeper one is part of the depthwise kernel, which is this clip's anyway.
-- Everything from the expansion to the projection depends on a few bands at a time once the context is known. It is done
-  in tiles of bands that stay in the cache; the expanded map is never written as a whole. An attention that looks at the
-  whole map forbids that.
-- Clips go through a block one by one: they share no kernel, and one clip's maps are in the cache.
+- Of the two linear maps of Dy-ReLU, the steeper one is multiplied into the depthwise kernel, which is computed for each
+  clip in any case.
+- Everything from the expansion to the projection is computed in tiles of a few bands that stay in the cache, so the
+  expanded map is never written as a whole. This is not possible with an attention that needs the whole map.
+- A block processes one clip at a time, because clips do not share kernels, and the maps of one clip fit in the cache.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ MIN_PLACES = 4096
 
 
 def fuse(model: MobileNet) -> FusedNetwork:
-    """Return a network for evaluation with copies of the weights of `model`, at its temperature.
+    """Return a network for inference with copies of the weights of `model`, at its temperature.
 
-    Later changes of `model` do not reach it. Every variant of Table I can be fused: a part that has no faster form here
-    is taken as it is.
+    Later changes of `model` do not affect it. Every variant of Table I can be fused; parts without a faster form are
+    used unchanged.
 
     Raises:
         ConfigError: if the weights are neither float32 nor float64.
@@ -60,8 +60,8 @@ def fuse(model: MobileNet) -> FusedNetwork:
 class FusedNetwork(nn.Module):
     """A network from log-mel spectrograms [B, 1, F, T] to logits and embedding.
 
-    It computes in the precision of its weights, inside autocast too. It is made for CPUs; elsewhere it is right, and
-    slow.
+    It computes in the precision of its weights, also inside autocast. It is designed for CPUs; on other devices,
+    results are correct but slow.
     """
 
     def __init__(self, folded: Folded, card: ModelCard) -> None:
@@ -86,7 +86,7 @@ class FusedNetwork(nn.Module):
         """Return logits and embedding of log-mel spectrograms [B, 1, n_mels, frames], any size from one frame up.
 
         Raises:
-            ConfigError: if the input is not of four dimensions with one channel.
+            ConfigError: if the input does not have four dimensions with one channel.
         """
         check_log_mel(log_mel, 1)
         with torch.autocast(log_mel.device.type, enabled=False):
@@ -98,7 +98,7 @@ class FusedNetwork(nn.Module):
     def probabilities(self, logits: Tensor) -> Tensor:
         """Return the probabilities of classes [B, C].
 
-        They are a sigmoid of each logit, or a softmax where the card says `exclusive`.
+        These are the sigmoid of each logit or, if the card is `exclusive`, their softmax.
         """
         return torch.softmax(logits, dim=1) if self.card.exclusive else torch.sigmoid(logits)
 

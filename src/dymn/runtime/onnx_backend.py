@@ -98,7 +98,7 @@ class OnnxBackend(Backend):
         except Exception as error:  # it raises many kinds
             raise WeightsError(f"{name} cannot be opened by ONNX Runtime: {str(error)[:300]}") from error
         try:
-            check(0 < len(text) <= MAX_METADATA, "it has no description")
+            check(0 < len(text) <= MAX_METADATA, "it has no valid metadata under the key dymn")
             described: dict[str, Any] = json.loads(text)
             card = from_dict(ModelCard, described["card"])
             self.exported_from = str(card.provenance.get("sha256", ""))

@@ -65,7 +65,7 @@ class _Look:
                     raise ValueError("its weights are in another file")
             elif (part := _PARTS[kind].get(number)) is not None:
                 if wire != _BYTES:
-                    raise ValueError(f"field {number} of a {kind} is of another kind")
+                    raise ValueError(f"field {number} of a {kind} has an unexpected type")
                 self.has_graph |= kind == "model" and part == "graph"
                 self.into(part, value, stop, depth + 1)
 
@@ -77,7 +77,7 @@ class _Look:
                 raise ValueError(f"it has more than {MAX_FIELDS:,} fields")
             tag, at = self.varint(at, end)
             if tag >= 2**32:
-                raise ValueError("a field has a number that none has")
+                raise ValueError("a field has an invalid number")
             wire, value = tag & 7, at
             if wire == _VARINT:
                 value, at = self.varint(at, end)
@@ -87,7 +87,7 @@ class _Look:
             elif wire in (_FIXED64, _FIXED32):
                 at += 8 if wire == _FIXED64 else 4
             else:
-                raise ValueError(f"a field is of kind {wire}")
+                raise ValueError(f"a field has the unsupported type {wire}")
             if at > end:
                 raise ValueError("it ends within a field")
             yield tag >> 3, wire, value, at
@@ -103,4 +103,4 @@ class _Look:
             value |= (byte & 0x7F) << shift
             if byte < 0x80:
                 return value, at
-        raise ValueError("it contains a number without an end")
+        raise ValueError("it contains an incomplete number")

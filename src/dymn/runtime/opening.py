@@ -1,6 +1,6 @@
 """Opening a backend from a name or a path.
 
-It is compiled code where possible, else PyTorch or ONNX Runtime, which can also be chosen.
+By default, a backend uses compiled code if possible, otherwise PyTorch or ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -42,15 +42,16 @@ def open_backend(
     """Open a model for inference.
 
     Args:
-        source: a name, path or folder as in `dymn.weights.open_checkpoint`, an opened checkpoint, or an .onnx file of
+        source: a name, file or folder as in `dymn.weights.open_checkpoint`, an opened checkpoint, or an .onnx file of
             `dymn export`; "A+B+C", or the name of a published ensemble, for the mean of several models' logits.
         backend: "compiled" (CPU, without PyTorch), "torch", "onnx", or "auto": compiled code on a CPU, and PyTorch on a
             GPU, in another precision, or for a network that compiled code does not support.
-        device: where PyTorch computes, such as "cpu" or "cuda:0"; None is the first CUDA device, or else the CPU.
-        threads: number of CPU threads; one for each CPU that may be used if None.
-        precision: "float32", or for GPUs "bfloat16" or "float16".
-        compile: whether `torch.compile` makes kernels for the network.
-        progress: called during a download with the bytes done, and the bytes in all or None.
+        device: device on which PyTorch runs the network, such as "cpu" or "cuda:0"; by default, the first CUDA device,
+            otherwise the CPU.
+        threads: number of CPU threads; by default, one for each CPU that the process may use.
+        precision: "float32" or, for GPUs, "bfloat16" or "float16".
+        compile: whether the network is compiled with `torch.compile`.
+        progress: called during a download with the number of bytes received and the total, which is None if unknown.
 
     Raises:
         WeightsError: if the model cannot be found, downloaded or read.

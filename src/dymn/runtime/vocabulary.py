@@ -1,7 +1,7 @@
-"""Other labels for a model: classes of AudioSet's ontology at a level, or groups of one's own.
+"""Other labels for a model: the classes of one level of AudioSet's ontology, or user-defined groups.
 
-The probability of a new label is the highest among the labels that belong to it, or their sum where the classes of the
-model exclude each other.
+The probability of such a label is the highest probability of the labels that belong to it, or their sum if the model's
+classes are mutually exclusive.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ Groups = Mapping[str, Sequence[str]]
 
 
 def read_groups(path: Path) -> dict[str, tuple[str, ...]]:
-    """Return the groups in a TOML file, which has a line for each: people = ["Human voice", "Crowd"].
+    """Return the groups in a TOML file with lines such as people = ["Human voice", "Crowd"].
 
     Raises:
-        ConfigError: if it cannot be read, is not TOML, or holds other things than lists of texts.
+        ConfigError: if the file cannot be read, is not TOML, or contains anything but lists of strings.
     """
     try:
         found = loads(path.expanduser().read_text(encoding="utf-8"))
@@ -70,7 +70,7 @@ def grouped(labels: Sequence[str], groups: Groups) -> dict[str, list[int]]:
     """Return the groups with the indices of the labels that belong to each.
 
     Raises:
-        ConfigError: if something in a group is neither a label, a pattern that matches one, nor a class above one.
+        ConfigError: if a member of a group is neither a label, a pattern that matches one, nor an ancestor of one.
     """
     return {
         name: sorted({index for member in members for index in _members(labels, member, name)})
@@ -149,7 +149,7 @@ class Relabelled(Backend):
 
 
 def relabel(backend: Backend, level: int | None = None, groups: Groups | None = None) -> Backend:
-    """Return a backend whose labels are classes of the ontology at a level, or groups; as it is without either.
+    """Return a backend whose labels are the classes of a level of the ontology, or groups; unchanged without either.
 
     Raises:
         ConfigError: if both are given, or they do not fit the labels of the model.

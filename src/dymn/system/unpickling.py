@@ -129,7 +129,7 @@ class _Machine:
     def top(self, kind: type) -> Any:
         """Return the top of the stack, which must be of this type."""
         if not isinstance(self.stack[-1], kind):
-            raise ValueError(f"it takes a {type(self.stack[-1]).__name__} for a {kind.__name__}")
+            raise ValueError(f"it uses a {type(self.stack[-1]).__name__} as a {kind.__name__}")
         return self.stack[-1]
 
     def remember(self, index: int) -> None:

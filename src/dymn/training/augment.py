@@ -1,6 +1,6 @@
 """Augmentation of waveforms and spectrograms (Secs. IV-A.1 and V-B, VI-A).
 
-All chance comes from the generator that is given.
+Randomness comes from a generator that is passed in.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ SILENCE = 1e-3  # of full scale: what is softer is not made louder to be heard i
 
 
 class Mixing(NamedTuple):
-    """Which clip each clip is mixed with, and how much of itself it keeps."""
+    """The partner of each clip, and the clip's own share in the mixture."""
 
     partner: Tensor  # [B] int64
     share: Tensor  # [B] float32
@@ -40,7 +40,7 @@ def draw_styles(n: int, alpha: float, probability: float, rng: np.random.Generat
 
 
 def roll(waveform: Tensor, shifts: npt.NDArray[np.int64]) -> Tensor:
-    """Shift each waveform of [B, N] in time by a number of samples, around its end."""
+    """Shift each waveform of [B, N] circularly by a number of samples."""
     n = waveform.shape[1]
     place = torch.arange(n, device=waveform.device) - torch.from_numpy(shifts % n).to(waveform.device)[:, None]
     return waveform.gather(1, place % n)
@@ -75,10 +75,10 @@ def change_speed(waveform: Tensor, factors: npt.NDArray[np.float64]) -> Tensor:
 
 
 def colour(waveform: Tensor, decibels: npt.NDArray[np.float64]) -> Tensor:
-    """Filter each waveform of [B, N] by gains in decibels [B, K] at K frequencies.
+    """Filter each waveform of [B, N] with gains in decibels [B, K] at K frequencies.
 
-    The frequencies are an octave apart, from half the sample rate downwards. The gain is linear between them along the
-    octaves, and the phase stays.
+    The frequencies are an octave apart, from half the sample rate downwards. Between them, the gain is linear along the
+    octaves; the phase does not change.
     """
     n, k = waveform.shape[1], decibels.shape[1]
     bins = torch.arange(n // 2 + 1, device=waveform.device, dtype=torch.float32)
@@ -93,13 +93,13 @@ def colour(waveform: Tensor, decibels: npt.NDArray[np.float64]) -> Tensor:
 def reverberate(
     waveform: Tensor, decays: npt.NDArray[np.float64], levels: npt.NDArray[np.float64], generator: torch.Generator
 ) -> Tensor:
-    """Put each waveform of [B, N] into a room: decaying noise follows every sample, around the end.
+    """Add reverberation to each waveform of [B, N]: a circular convolution with decaying noise.
 
     Args:
         waveform: [B, N].
-        decays: samples in which the echo of each room falls by 60 dB.
-        levels: amplitude of the whole echo beside the sound itself; 0 for no room.
-        generator: of the waveform's device; draws the noise.
+        decays: number of samples in which the reverberation of each clip decays by 60 dB.
+        levels: amplitude of the reverberation relative to the direct sound; 0 disables it.
+        generator: generator of the noise, on the waveform's device.
     """
     rows = np.flatnonzero(levels)
     if not len(rows):
@@ -115,9 +115,9 @@ def reverberate(
 
 
 def blend_waveforms(waveform: Tensor, partner: Tensor, ratios: npt.NDArray[np.float64]) -> tuple[Tensor, Tensor]:
-    """Put another clip behind each of [B, N], so many decibels [B] softer than it (infinite: none).
+    """Add another clip to each of [B, N], softer by a number of decibels [B] (infinite: none).
 
-    The level of a clip stays. Returned is also which share [B] of the amplitude is its own.
+    The level of the clip is kept. Its share [B] of the amplitude is also returned.
     """
     g = 10.0 ** (torch.from_numpy(ratios).to(waveform.device) / 20.0)
     inverse = (1.0 / g).float()[:, None]
@@ -128,7 +128,7 @@ def blend_waveforms(waveform: Tensor, partner: Tensor, ratios: npt.NDArray[np.fl
 
 
 def mix_waveforms(waveform: Tensor, mixing: Mixing) -> Tensor:
-    """Mix waveforms [B, N], each freed of its mean before and after."""
+    """Mix waveforms [B, N], whose means are removed before and after mixing."""
     centred = waveform - waveform.mean(dim=1, keepdim=True)
     mixed = mix(centred, mixing.partner, mixing.share)
     return mixed - mixed.mean(dim=1, keepdim=True)
@@ -142,9 +142,9 @@ def cut_short(waveform: Tensor, shares: npt.NDArray[np.float64]) -> Tensor:
 
 
 def mix_styles(log_mel: Tensor, mixing: Mixing) -> Tensor:
-    """Give each clip of [B, 1, F, T] a mixture of its own and another's mean and spread in every band (Freq-MixStyle).
+    """Mix mean and standard deviation of each clip of [B, 1, F, T] in every band with another's (Freq-MixStyle).
 
-    What a recording device does to a spectrogram is much of these statistics (as in the public code for DCASE20).
+    These statistics largely describe the recording device (as in the public code for DCASE20).
     """
     mean = log_mel.mean(dim=(1, 3), keepdim=True)  # [B, 1, F, 1]
     spread = (log_mel.var(dim=(1, 3), keepdim=True) + STYLE_EPSILON).sqrt()
@@ -160,10 +160,10 @@ def spec_augment(
     chances: npt.NDArray[np.float64],
     value: float | None = None,
 ) -> Tensor:
-    """Silence one stripe of bands and one of frames of each clip of [B, 1, F, T] ([74]).
+    """Mask one stripe of bands and one of frames of each clip of [B, 1, F, T] (SpecAugment).
 
-    Each stripe is at most as wide as the given number. Stripes get `value`, or the clip's mean if it is None. `chances`
-    [B, 4], uniform in [0, 1), decide on width and place in frequency, then in time.
+    Each stripe is at most as wide as the given number. Stripes are set to `value` or, by default, to the clip's mean.
+    `chances` [B, 4], uniform in [0, 1), determine width and position in frequency, then in time.
     """
     n_bands, n_frames = log_mel.shape[2:]
     bands = _stripes(n_bands, frequency_mask, chances[:, :2]).to(log_mel.device)[:, None, :, None]

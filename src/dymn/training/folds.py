@@ -1,4 +1,4 @@
-"""All folds of a dataset, one run each by the same recipe, and the mean of their results."""
+"""Runs on all folds of a dataset with the same recipe, and the mean of their results."""
 
 from __future__ import annotations
 
@@ -20,13 +20,11 @@ FOLDS_FILE = "folds.json"
 def train_folds(config: TrainConfig, reporter: Callable[[int], Reporter] | None = None) -> Record:
     """Train once for each fold, into OUT/fold1 and so on.
 
-    Return the task's figure by fold and its mean, as in OUT/folds.json.
-
-    Nothing is chosen by fold: every run has the same settings. Folds that are done are not trained again. Of several
-    processes only the first returns more than an empty mapping.
+    Return the task's metric for each fold and its mean, as in OUT/folds.json. All runs have the same settings.
+    Completed folds are not trained again. With several processes, all but the first return an empty mapping.
 
     Args:
-        config: its `data.fold` is not looked at.
+        config: settings of the runs; `data.fold` is ignored.
         reporter: returns the reporter of a fold's run.
 
     Raises:

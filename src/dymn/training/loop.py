@@ -1,7 +1,7 @@
-"""The one loop: pre-training, distillation and fine-tuning differ by their config alone (Secs. IV and V-B).
+"""The training loop: pre-training, distillation and fine-tuning differ only in their config (Secs.
 
-Lightning Fabric carries the loop to several processes, devices and precisions: it leaves the loop's code as it is,
-where a trainer class would own it, and keeps no global state, so that several runs (folds) can follow each other in one
+IV and V-B). Lightning Fabric runs the loop on several processes, devices and precisions. Unlike a trainer class, it
+leaves the loop's code visible, and it has no global state, so several runs (folds) can follow each other in one
 process.
 """
 
@@ -27,6 +27,7 @@ from dymn.evaluation.score import Predictions, deciding_metric, figures, is_bett
 from dymn.models import pretrained
 from dymn.models.inflate import measure_norms
 from dymn.models.mobilenet import MobileNet
+from dymn.system.cpus import keeping_all_memory
 from dymn.training.calibration import fit_affine, fold_affine
 from dymn.training.distributed import highest, united
 from dymn.training.inputs import (
@@ -48,33 +49,35 @@ SLOW = 30.0  # seconds; curves are drawn after each epoch that takes longer, els
 
 
 def train(config: TrainConfig, reporter: Reporter | None = None, data: Dataset | None = None) -> Record:
-    """Train as the config says; return the result, which `result.json` in the run's folder holds too.
+    """Train according to the config; return the result, which is also in `result.json` in the run's folder.
 
-    A run that was killed continues from its last state, that of an epoch or of every `run.save_steps` steps in it, and
-    gives the numbers that it would have given.
+    An interrupted run resumes from its last state, saved after each epoch and every `run.save_steps` steps, with the
+    same result as an uninterrupted run.
 
     Args:
-        config: the run.
+        config: settings of the run.
         reporter: receives the progress.
-        data: the dataset, where it is open already and the config leaves nothing open (see `dymn.training.resolve`).
+        data: the dataset, if it is already open and the config is resolved (see `dymn.training.resolve`).
 
     Raises:
-        ConfigError: if a setting is not allowed, or the folder holds another run.
-        DataError: if data or teacher are not what they should be, or too many clips are bad.
+        ConfigError: if a setting is not allowed, or the folder contains another run.
+        DataError: if data and teacher do not match, or too many clips cannot be read.
         WeightsError: if a checkpoint cannot be loaded.
     """
     # dropout draws from the global generator; the caller's numbers shall not depend on it
     with torch.random.fork_rng(devices=[]):
-        return Run(config, reporter or Reporter(), data).fit()
+        run = Run(config, reporter or Reporter(), data)
+        with keeping_all_memory(run.device.type == "cpu"):
+            return run.fit()
 
 
 class Run(Prepared):
-    """A training run: how it proceeds from epoch to epoch."""
+    """A training run, epoch by epoch."""
 
     # Training
 
     def fit(self) -> Record:
-        """Run all epochs that are left, then measure the test set once."""
+        """Run the remaining epochs, then evaluate the test set once."""
         schedule = self.config.schedule
         self.reporter.start(schedule.epochs, self.state.epoch, len(self.loader))
         self._began = time.monotonic() - self.state.clock
@@ -218,7 +221,7 @@ class Run(Prepared):
 
     @property
     def result_network(self) -> MobileNet:
-        """The network that is measured and saved: the averaged one if there is one."""
+        """The network that is evaluated and saved: the averaged one, if any."""
         if self.ema is None:
             return self.network
         averaged = cast(MobileNet, self.ema.module)
@@ -374,7 +377,7 @@ def _validation(record: Record) -> Record:
 
 
 def last_epochs(history: Sequence[Record], n: int) -> Record:
-    """Return the means of the test set's figures over the last n epochs, as the paper reports them (Sec. IV-C)."""
+    """Return the means of the test metrics over the last n epochs, as in the paper (Sec. IV-C)."""
     measured = [{key: value for key, value in record.items() if key.startswith("test_")} for record in history[-n:]]
     if n == 0 or not all(measured):
         return {}
@@ -382,7 +385,7 @@ def last_epochs(history: Sequence[Record], n: int) -> Record:
 
 
 def numbers(values: Record) -> dict[str, float]:
-    """Return those of some figures that are finite numbers, as a card holds them."""
+    """Return the metrics that are finite numbers, as a card requires."""
     return {
         key: float(value) for key, value in values.items() if isinstance(value, (int, float)) and math.isfinite(value)
     }

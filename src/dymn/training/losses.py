@@ -1,7 +1,7 @@
-"""The training loss (Sec. IV-B, eq. 8): labels and teacher, weighed, for clips that may be mixtures.
+"""The training loss (Sec.
 
-All targets are linear in the mixing, so a mixture's targets are the mixed targets. What a clip lacks (a teacher's
-logits, an annotation) has weight zero and stays so as a part of a mixture.
+IV-B, eq. 8): a weighted sum of label loss and teacher loss, also for mixtures of clips. Targets are linear, so the
+targets of a mixture are mixed targets. Missing teacher logits or annotations have weight zero, also in mixtures.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dymn.evaluation.score import probabilities as probabilities
 
 
 class Targets(NamedTuple):
-    """What the network should say of B clips."""
+    """The targets of B clips."""
 
     labels: Tensor  # [B, C], annotation times mask
     mask: Tensor  # [B, C], 1 where annotated
@@ -26,9 +26,9 @@ class Targets(NamedTuple):
     teacher_share: Tensor  # [B], how much of the clip the teacher has heard: 0 or 1, between for a mixture
 
     def mixed(self, partner: Tensor, share: Tensor) -> Targets:
-        """Mix each clip [B] with another: `share` [B] of itself, the rest of clip number `partner` [B].
+        """Mix the targets of each clip [B], with weight `share` [B], with those of clip `partner` [B].
 
-        The masks of clips that are mixed (a share below 1) are united.
+        The masks of mixed clips (a share below 1) are united.
         """
         other = self.mask[partner] * (share < 1).to(self.mask)[:, None]
         return Targets(
@@ -46,7 +46,7 @@ def mix(values: Tensor, partner: Tensor, share: Tensor) -> Tensor:
 
 
 def targets_of(labels: Tensor, mask: Tensor, teacher_logits: Tensor, has_teacher: Tensor, kind: str = "bce") -> Targets:
-    """Make targets of a batch as it comes from the data.
+    """Return the targets of a batch.
 
     Args:
         labels: [B, C].
@@ -66,11 +66,11 @@ def label_loss(
 
     Args:
         logits: [B, C].
-        targets: of the clips.
+        targets: targets of the clips.
         kind: "bce" or "ce".
-        smoothing: the share of a label that is given away: to the opposite ("bce", half of it) or to all classes alike
-            ("ce").
-        weights: what each class counts in the mean [C]; None for all alike.
+        smoothing: share of a label that is moved: half of it to the opposite ("bce"), or all of it to all classes
+            equally ("ce").
+        weights: weight of each class in the mean [C]; by default, equal weights.
     """
     labels = targets.labels
     if kind == "bce":
@@ -89,7 +89,7 @@ def label_loss(
 def balanced_weights(counts: npt.NDArray[np.int64]) -> Tensor:
     """Return for each class [C] the reciprocal of its number of clips, 1 on average.
 
-    A class without clips counts as one with a clip.
+    A class without clips is treated like one with a single clip.
     """
     weights = 1.0 / np.maximum(counts, 1)
     return torch.from_numpy(weights / weights.mean()).float()
@@ -129,7 +129,7 @@ def loss_terms(
 ) -> Terms:
     """Return the terms of eq. 8.
 
-    Clips without teacher logits count with their labels only. `smoothing` and `weights` are those of `label_loss`.
+    For clips without teacher logits, only the labels are used. `smoothing` and `weights` are those of `label_loss`.
     """
     return Terms(
         label_loss(logits, targets, kind, smoothing, weights) if label_weight > 0 else None,

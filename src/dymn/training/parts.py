@@ -1,4 +1,4 @@
-"""Which parts of a network learn, and how fast: freezing and learning rates that fall towards the input."""
+"""Freezing of parts of a network, and layer-wise learning rates."""
 
 from __future__ import annotations
 
@@ -15,26 +15,23 @@ def parts(model: MobileNet) -> list[nn.Module]:
 
 
 def frozen(model: MobileNet, blocks: int) -> list[nn.Module]:
-    """Return the parts that do not learn: the stem and the first `blocks` blocks.
-
-    With all blocks, the last convolution too.
-    """
+    """Return the frozen parts: the stem and the first `blocks` blocks; with all blocks, also the last convolution."""
     if blocks == 0:
         return []
     return parts(model)[:-1] if blocks >= len(model.blocks) else parts(model)[: blocks + 1]
 
 
 def freeze(model: MobileNet, blocks: int) -> None:
-    """Keep weights and norms' statistics of the `frozen` parts as they are. Call it after each `model.train()`."""
+    """Freeze weights and batch norm statistics of the `frozen` parts. Call it after each `model.train()`."""
     for part in frozen(model, blocks):
         part.requires_grad_(False).eval()
 
 
 def parameter_groups(model: MobileNet, layer_decay: float) -> list[dict[str, Any]]:
-    """Return an optimiser's groups of the parameters that learn.
+    """Return the trained parameters in groups for an optimiser.
 
-    `share` is the part of the learning rate that a group has: 1 for the head and `layer_decay` times as much for each
-    part before it.
+    `share` is the factor of a group's learning rate: 1 for the head, and `layer_decay` times that of the next part for
+    each part before it.
     """
     groups = []
     for distance, part in enumerate(reversed(parts(model))):
@@ -45,7 +42,7 @@ def parameter_groups(model: MobileNet, layer_decay: float) -> list[dict[str, Any
 
 
 def set_momentum(model: nn.Module, momentum: float) -> None:
-    """Set how much of a batch's statistics goes into the running ones of all batch norms."""
+    """Set the momentum of the running statistics of all batch norms."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = momentum

@@ -1,7 +1,6 @@
-"""A training run as data: frozen settings, read from a TOML recipe and changed by `key=value`.
+"""Recipes: the settings of a training run, read from TOML and changed by assignments such as `key=value`.
 
-A recipe file may hold variants: tables under `[variants.NAME]` that replace single settings. `audioset_kd:dymn04` names
-one.
+A recipe can contain variants: tables `[variants.NAME]` that override individual settings, such as `audioset_kd:dymn04`.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ MAX_RECIPE = 2**20  # bytes
 
 
 def parse_assignment(text: str) -> tuple[str, Any]:
-    """Read "optim.lr=1e-4" as (key, value); a value that is no TOML value is taken as text.
+    """Parse "optim.lr=1e-4" as (key, value); a value that is not valid TOML is a string.
 
     Raises:
         ConfigError: if there is no "=".
@@ -39,7 +38,7 @@ def parse_assignment(text: str) -> tuple[str, Any]:
 
 
 def recipe_names() -> list[str]:
-    """Return the recipes that dymn brings, variants as "name:variant"."""
+    """Return the names of the recipes included in dymn; variants are "name:variant"."""
     names = []
     for file in sorted(resources.files("dymn.recipes").iterdir(), key=lambda file: file.name):
         if file.name.endswith(".toml"):
@@ -50,7 +49,7 @@ def recipe_names() -> list[str]:
 
 
 def unknown_recipe(name: str) -> ConfigError:
-    """Return the error for a name that is neither a file nor a recipe of dymn; it proposes similar names."""
+    """Return the error for a name that is neither a file nor a recipe; it suggests similar names."""
     names = recipe_names()
     similar = difflib.get_close_matches(name, names, n=3)
     proposal = f"Did you mean {' or '.join(similar)}?" if similar else f"Available: {', '.join(names)}."
@@ -58,15 +57,15 @@ def unknown_recipe(name: str) -> ConfigError:
 
 
 def load_recipe(name_or_path: str | Path, assignments: Sequence[str] = ()) -> TrainConfig:
-    """Read a recipe and change single settings of it.
+    """Load a recipe and change individual settings.
 
     Args:
-        name_or_path: a recipe of dymn, such as "fine_tune" or "audioset_kd:dymn04", or a TOML file, to which ":variant"
-            may be added.
-        assignments: such as "optim.lr=1e-4".
+        name_or_path: an included recipe, such as "fine_tune" or "audioset_kd:dymn04", or a TOML file, optionally
+            followed by ":variant".
+        assignments: changes such as "optim.lr=1e-4".
 
     Raises:
-        ConfigError: if there is no such recipe or variant, or a setting is wrong.
+        ConfigError: if there is no such recipe or variant, or a setting is not allowed.
     """
     text = str(name_or_path)
     path, variant = Path(text), ""

@@ -11,9 +11,9 @@ def learning_rate_factor(epoch: float, *, warm_up: float, ramp_start: float, ram
     Args:
         epoch: counted from 0.
         warm_up: epochs until the peak; the factor is exp(-5 (1 - e / warm_up)^2) with e from 0.5 on.
-        ramp_start: the epoch where the ramp-down begins.
-        ramp_length: how many epochs it takes.
-        floor: the factor at its end.
+        ramp_start: the epoch in which the ramp-down starts.
+        ramp_length: number of epochs of the ramp-down.
+        floor: the factor at the end of the ramp-down.
     """
     rise = 1.0
     if epoch < warm_up:

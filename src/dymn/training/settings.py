@@ -19,12 +19,12 @@ TRAINING_PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixe
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """Where the network comes from.
+    """The initial network.
 
-    `name` is an architecture (fresh weights) or anything that `load_model` takes (fine-tuning; the last layer is
-    replaced where the classes differ). `inherit` names a static network whose weights a fresh dynamic one starts with.
-    `settings` are those of `dymn.architectures.Variant`, for an architecture; `front_end` those of `FrontEndConfig`.
-    With `prior`, a fresh last layer's bias starts at the prior of the targets.
+    `name` is an architecture (random weights) or anything that `load_model` accepts (fine-tuning; the last layer is
+    replaced if the classes differ). `inherit` names a static network whose weights initialise a dynamic one. For an
+    architecture, `settings` are those of `dymn.architectures.Variant`; `front_end` are those of `FrontEndConfig`. With
+    `prior`, the bias of a new last layer is initialised to the prior of the targets.
     """
 
     name: str = "dymn10"
@@ -36,19 +36,19 @@ class ModelSettings:
 
 @dataclass(frozen=True)
 class DataSettings:
-    """Which dataset (a key of `dymn.data.TASKS`, or "auto"), which parts of it, and how its clips are cut.
+    """The dataset (a key of `dymn.data.TASKS`, or "auto"), its splits, and the windows of its clips.
 
-    `seconds` 0 means the dataset's own clip length. An empty split name leaves that part out; `val` and `test` "auto"
-    take it where there is one. `resident` keeps all decoded clips in the device's memory, where batches are cut (16
-    bits a sample). With `whole`, validation and test hear each clip at once, up to a minute, and else in windows of
-    `seconds`; None leaves that to the dataset's protocol (see `TaskSpec`).
+    `seconds` 0 is the dataset's clip length. An empty split name leaves the split out; with "auto", `val` and `test`
+    use the split if it exists. `resident` keeps all decoded clips in the device's memory (16 bits per sample) and
+    creates batches there. With `whole`, validation and test clips of up to a minute are evaluated in one window,
+    otherwise in windows of `seconds`; None follows the dataset's protocol (see `TaskSpec`).
 
-    With `test_epochs`, the test clips are evaluated after each of so many last epochs, too, and the means are reported
-    beside the final figures, as in the paper; they choose nothing.
+    With `test_epochs`, the test clips are also evaluated after each of this number of last epochs, and the means are
+    reported next to the final metrics, as in the paper; they are not used for any selection.
 
-    `sampling` "balanced" draws `draws` clips an epoch by class frequency; "plain" presents every clip once (or `draws`
-    clips, if not 0), but at least `least_draws`, in as many passes as that takes; "teacher" is for data without labels
-    and draws clips by what the online teachers hear in them, a quarter of the draws evenly, the others such that rare
+    `sampling` "balanced" draws `draws` clips per epoch by class frequency. "plain" uses every clip once (or `draws`
+    clips, if not 0), but at least `least_draws`, in several passes if necessary. "teacher" is for data without labels
+    and draws clips by the online teachers' predictions: a quarter of the draws uniformly, the others such that rare
     classes count as much as common ones.
     """
 
@@ -104,13 +104,13 @@ class DataSettings:
 
 @dataclass(frozen=True)
 class TeacherSettings:
-    """The teacher. Offline (the paper): logits from `table`. Online: `models` hear the same augmented, mixed input.
+    """The teacher. Offline (as in the paper): logits from `table`. Online: `models` receive the augmented, mixed input.
 
     `label_weight` is lambda of eq. 8. `feature_weight` adds the squared distance between the embeddings of student and
     (first online) teacher, in units of the teacher's variance, `block_weight` that between the outputs of their blocks,
-    a mean over the blocks. With `calibrate`, the logits of the best checkpoint are stretched and shifted at the end,
-    all classes alike, as fits the teacher's probabilities on the validation clips best. `index` belongs to a published
-    `.npy` table. `temperature` divides the teacher's logits before they become probabilities.
+    a mean over the blocks. With `calibrate`, the logits of the best checkpoint are scaled and shifted at the end,
+    equally for all classes, to fit the teacher's probabilities on the validation clips. `index` is the index of a
+    published `.npy` table. `temperature` divides the teacher's logits before probabilities are computed.
     """
 
     table: str = ""
@@ -150,23 +150,23 @@ class TeacherSettings:
 
 @dataclass(frozen=True)
 class AugmentSettings:
-    """Augmentation, each part off at 0.
+    """Augmentation; 0 disables a part.
 
-    Of the two mixups, `wave_mixup` is a probability, `spec_mixup` the alpha of Beta.
+    `wave_mixup` is the probability of waveform mixup, `spec_mixup` the alpha of Beta(alpha, alpha) for spectrograms.
 
-    `padding` is the share of clips that end early, after a tenth of their length or later, and are silent from there:
-    what a network hears of a recording that is shorter than its window and padded with zeros. `shortest`: each batch is
-    cut to a length between this and `data.seconds`, in whole seconds. `speed`: half of the clips are played up to so
-    much faster or slower (0.2: by a factor of 1.2). `colour_db`: a random filter, up to so many decibels up or down at
-    each octave. `room` is the share of clips that are put into a room, `blend` that of clips behind which another is
-    put, at most `blend_db` softer or louder.
+    `padding` is the share of clips that end early, after at least a tenth of their length, followed by silence, like
+    short recordings that are padded with zeros. `shortest`: each batch is cut to a length between this and
+    `data.seconds`, in whole seconds. `speed`: half of the clips are played faster or slower by up to this share (0.2:
+    by a factor of 1.2). `colour_db`: a random filter changes each octave by up to this number of decibels. `room` is
+    the share of clips with reverberation, `blend` the share of clips that are mixed with another clip, which is at most
+    `blend_db` softer or louder.
 
-    `mixstyle` is the probability with which a batch's spectrograms exchange their means and spreads in every band, in
-    shares drawn from Beta(`mixstyle_alpha`, `mixstyle_alpha`). `masking` "clip" masks each spectrogram after the
-    mixup, with stripes of its own that get the clip's mean; "public" masks as EfficientAT does, before the mixup,
-    with the same stripes for the whole batch and a log-mel of 0 before the normalisation. `annotation` "united"
-    counts, for a mixture, what is annotated for either clip; "public" is EfficientAT's rule for OpenMIC: so in the
-    waveform mixup, after which targets are rounded; after the spectrogram mixup a clip's own annotation counts.
+    `mixstyle` is the probability with which the spectrograms of a batch exchange means and standard deviations in every
+    band, in shares drawn from Beta(`mixstyle_alpha`, `mixstyle_alpha`). `masking` "clip" masks each spectrogram after
+    mixup, in its own stripes, with the clip's mean; "public" masks like EfficientAT, before mixup, in the same stripes
+    for the whole batch, with a log-mel of 0 before normalisation. `annotation` "united" uses, for a mixture, the
+    classes that are annotated for either clip; "public" is EfficientAT's rule for OpenMIC: the same for waveform mixup,
+    followed by rounding of the targets, but only the clip's own annotation after spectrogram mixup.
     """
 
     roll_ms: float = 0.0
@@ -207,17 +207,18 @@ class AugmentSettings:
 
 @dataclass(frozen=True)
 class OptimSettings:
-    """The step. `batch_size` is that of all processes and accumulated parts together.
+    """The optimiser.
 
-    `ema` the decay of averaged weights, 0 for none.
+    `batch_size` is the total over all processes and accumulated parts. `ema` is the decay of averaged weights; 0
+    disables them.
 
-    With `norm_clips`, the norms' statistics are measured anew on so many training clips before weights are evaluated
-    and saved; `norm_momentum` is how much of a batch goes into the running ones (0: the network's own).
+    With `norm_clips`, the statistics of batch norm are measured again on this number of training clips before weights
+    are evaluated and saved; `norm_momentum` is the momentum of the running statistics (0: unchanged).
 
-    `freeze` blocks from the input on do not learn, nor does what lies before them; with all blocks only the head
-    learns. The learning rate is `lr` for the head and `layer_decay` times as high for each block before the next.
-    `label_smoothing` moves labels towards "nothing is known"; with `class_weights` "balanced" the labels of rare
-    classes count as much as those of common ones.
+    The first `freeze` blocks and the stem are not trained; with all blocks, only the head is trained. The learning rate
+    is `lr` for the head, and `layer_decay` times that of the next part for each part before it. `label_smoothing`
+    smooths the labels; with `class_weights` "balanced", the labels of rare classes have the same weight as those of
+    common ones.
     """
 
     name: str = "adam"
@@ -275,13 +276,12 @@ class OptimSettings:
 class ScheduleSettings:
     """Epochs, learning rate and temperature (Sec. IV-A.2, IV-A.3); see `dymn.training.schedules`.
 
-    With `seconds`, the schedule follows the clock: the run ends after that time, and an epoch's place in the schedule
-    of `epochs` is the share of the time that is over. As many epochs are run as fit; their number, and so the result,
-    is that of the machine.
+    With `seconds`, the schedule follows the clock: the run ends after that time, and the position in the schedule is
+        the elapsed share of it. The number of epochs, and therefore the result, depends on the machine.
 
-    The temperature falls from `tau_start` to `tau_end` over `tau_epochs`. Without a `tau_start`, it depends on the
-    network (see `dymn.training.start.with_temperature`): one with fresh dynamic convolutions begins at 30, a checkpoint
-    keeps its own.
+    The temperature falls from `tau_start` to `tau_end` over `tau_epochs`. Without `tau_start`, it depends on the
+    network (see `dymn.training.start.with_temperature`): dynamic convolutions with random weights start at 30, and
+    checkpoints keep their temperature.
     """
 
     epochs: int = 80
@@ -310,12 +310,11 @@ class ScheduleSettings:
 
 @dataclass(frozen=True)
 class RunSettings:
-    """Where results go and what the run computes on. `name` goes into the checkpoint's card.
+    """Output folder and device.
 
-    With `seeds`, the run is repeated once with each of them instead of `seed` (see `dymn.training.repeats`).
-
-    A run that is killed loses what it did since its last state, which is written after each epoch and after every
-    `save_steps` steps in it (0: not in it).
+    `name` is the model's name in the checkpoint's card. With `seeds`, the run is repeated with each of them instead of
+    `seed` (see `dymn.training.repeats`). The state is saved after each epoch and every `save_steps` steps (0: only
+    after epochs); an interrupted run loses the work since then.
     """
 
     out: str = ""
@@ -341,7 +340,7 @@ class RunSettings:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A whole run."""
+    """The settings of a training run."""
 
     model: ModelSettings = field(default_factory=ModelSettings)
     data: DataSettings = field(default_factory=DataSettings)
@@ -378,7 +377,7 @@ class TrainConfig:
     }
 
     def replace(self, changes: Mapping[str, Any]) -> TrainConfig:
-        """Return the run with settings such as {"optim.lr": 1e-4} replaced.
+        """Return these settings with changes such as {"optim.lr": 1e-4}.
 
         Raises:
             ConfigError: if a setting is unknown or a value is not allowed.
@@ -386,7 +385,7 @@ class TrainConfig:
         return parse(merged(dataclasses.asdict(self), changes))
 
     def with_epochs(self, epochs: int) -> TrainConfig:
-        """Return the run with another number of epochs, and its schedule shortened or lengthened as a whole.
+        """Return these settings with another number of epochs and the schedule scaled to it.
 
         Raises:
             ConfigError: if `epochs` is below 1.
@@ -399,10 +398,10 @@ class TrainConfig:
 
 
 def parse(values: Mapping[str, Any]) -> TrainConfig:
-    """Build a run from nested mappings, checking names and types.
+    """Build settings from nested mappings, checking names and types.
 
     Raises:
-        ConfigError: naming what is wrong.
+        ConfigError: naming the setting that is not allowed.
     """
     for section, settings in values.items():
         kind = TrainConfig.NESTED.get(section)
@@ -430,10 +429,10 @@ def _check_type(name: str, value: Any, default: Any) -> None:
 
 
 def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the nested mappings with settings such as {"optim.lr": 1e-4} replaced.
+    """Return nested mappings with changes such as {"optim.lr": 1e-4}.
 
     Raises:
-        ConfigError: if a key names no setting.
+        ConfigError: if a key is not a setting.
     """
     found = {section: dict(settings) for section, settings in values.items()}
     for key, value in changes.items():

@@ -1,6 +1,6 @@
-"""Making a table of teacher logits.
+"""Tables of teacher logits: the logits of one model, or the mean of several, for a whole dataset (Sec.
 
-It holds the logits of one model, or an ensemble's mean, over a whole dataset (Sec. IV-A).
+IV-A).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ USUAL = 10.0  # seconds that published models were trained with
 
 
 class Teacher(NamedTuple):
-    """A model with the front end that it expects."""
+    """A model with its front end."""
 
     name: str
     digest: str
@@ -48,7 +48,7 @@ class Teacher(NamedTuple):
 
 
 class Ensemble:
-    """The mean of the logits of one or more models; each sees its own spectrogram of the same waveforms."""
+    """The mean of the logits of one or more models; each receives its own spectrogram of the same waveforms."""
 
     def __init__(self, models: Sequence[str | Path | MobileNet], device: str | torch.device = "cpu") -> None:
         """Load the models.
@@ -80,12 +80,12 @@ class Ensemble:
         return tuple({"name": teacher.name, "sha256": teacher.digest} for teacher in self.teachers)
 
     def learned(self, seconds: float | None = None, fill: str | None = None) -> Learned:
-        """Return the clips that the models were trained with, unless `seconds` and `fill` override them.
+        """Return length and filling of clips in the models' training, unless `seconds` and `fill` are given.
 
-        The length is 0 s if their cards do not name it.
+        The length is 0 if their cards do not state it.
 
         Raises:
-            ConfigError: if they were trained with different ones.
+            ConfigError: if the models were trained with different ones.
         """
         cards = [learned_from(teacher.model) for teacher in self.teachers]
         lengths = {seconds} if seconds else {card.seconds for card in cards}
@@ -122,27 +122,26 @@ def teach(
 ) -> TeacherTable:
     """Write the logits of all clips of a source to `out` and return them as a table.
 
-    Clips are cut at the end or filled to `seconds`. Work is kept in a folder beside `out` while it lasts; called again
-    after an interruption with the same data, models and settings, it continues where it was. Bad clips are left out and
-    listed in the log.
+    Clips are cut at the end or filled to `seconds`. Intermediate results are stored in a folder next to `out`; after an
+    interruption, a call with the same data, models and settings resumes. Unreadable clips are left out and logged.
 
     Args:
-        source: the clips; take the whole dataset, or at least all that is trained on.
+        source: the whole dataset, or at least all training clips.
         models: names, paths, networks in memory, or an ensemble.
         out: the .safetensors file.
-        seconds: length of what the models hear; None for what they were trained with, 10 if their cards do not say.
-        fill: "pad" (with zeros) or "repeat", for shorter clips; None for what the models were trained with, "pad" if
-            their cards do not say.
-        batch_size: clips at a time.
-        workers: processes that decode.
-        device: where the models run.
-        max_bad: share of the clips that may be bad.
-        progress: called with the clips done and their total.
+        seconds: length of the clips; by default, the length used in the models' training, or 10 if it is unknown.
+        fill: "pad" (with zeros) or "repeat", for shorter clips; by default, as in the models' training, or "pad" if
+            unknown.
+        batch_size: number of clips per batch.
+        workers: number of processes that decode clips.
+        device: device of the models.
+        max_bad: maximum share of clips that cannot be read.
+        progress: called with the number of processed clips and their total.
 
     Raises:
-        ConfigError: if models do not go together or with the data's sample rate, or were trained with clips of
-            different lengths or fillings and these are not given.
-        DataError: if too many clips are bad, or none is left.
+        ConfigError: if the models differ in classes or sample rate from each other or the data, or were trained with
+            clips of different lengths or filling, which are not given as arguments.
+        DataError: if too many clips cannot be read, or none is left.
         OSError: if `out` cannot be written.
     """
     out = Path(out)

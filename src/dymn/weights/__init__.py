@@ -1,7 +1,7 @@
 """Checkpoints as data: the registry, downloads, dymn's own format, and the imports of EfficientAT and EfficientSED.
 
-Nothing here needs PyTorch but `load_model` and the imports `import_efficientat` and `import_efficientsed`, which return
-networks and are handed on from `dymn.models`.
+Only `load_model`, `import_efficientat` and `import_efficientsed` need PyTorch; they return networks and are defined in
+`dymn.models`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""From a name or a path to a checkpoint: one entrance for the registry, files, folders and the Hub, without PyTorch."""
+"""Opening checkpoints by name or path, from the registry, files, folders and the Hub, without PyTorch."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ DEFAULT_STRIDES = (2, 2, 2, 2)
 
 
 def open_checkpoint(source: str | Path, *, progress: DownloadProgress | None = None) -> Stored:
-    """Open a checkpoint: configuration, card, weights and digest, as NumPy arrays and plain data.
+    """Open a checkpoint: configuration, card, weights (NumPy arrays) and digest.
 
     Args:
         source: the name of a model with weights (see `dymn.list_models(pretrained=True)`), a `.safetensors` file of
-            dymn, a folder with one, a state dict that EfficientAT or EfficientSED published (`.pt`), or "user/repo" or
-            "user/repo@revision" on the Hugging Face Hub. A name in the registry comes first, then what is on this
-            machine.
-        progress: called during a download with the bytes done, and the bytes in all or None.
+            dymn, a folder that contains one, a published state dict of EfficientAT or EfficientSED (`.pt`), or
+            "user/repo" or "user/repo@revision" on the Hugging Face Hub. Names in the registry take precedence over
+            local paths, and these over the Hub.
+        progress: called during a download with the number of bytes received and the total, which is None if unknown.
 
     Raises:
-        WeightsError: if there is no such model, or it cannot be downloaded, read or fitted to its network.
+        WeightsError: if there is no such model, or it cannot be downloaded or read, or does not fit its network.
 
     Example:
         >>> stored = open_checkpoint("dymn04_open")
@@ -95,12 +95,12 @@ def open_state_dict(
 ) -> Stored:
     """Open a state dict of EfficientAT or EfficientSED.
 
-    Missing facts come from the registry, if it is known there and no setting is given; if it is not known, a warning
-    names the settings that are assumed. `attention` "none" is for a DyMN trained without Coordinate Attention,
-    `dilated` for an MN with dilated kernels (see `read_efficientat`).
+    If no setting is given, settings that the file does not contain are taken from the registry or, for unknown files,
+    assumed with a warning. `attention` "none" is for a DyMN trained without Coordinate Attention, `dilated` for an MN
+    with dilated kernels (see `read_efficientat`).
 
     Raises:
-        WeightsError: if it cannot be read, or does not fit a network.
+        WeightsError: if the file cannot be read, or does not fit a network.
         ConfigError: if `temperature`, `strides`, `attention` or `dilated` are not allowed.
     """
     path, digest = file.path, file.digest

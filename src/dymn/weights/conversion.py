@@ -1,4 +1,4 @@
-"""From any checkpoint to dymn's own format, in NumPy."""
+"""Conversion of checkpoints to dymn's own format, in NumPy."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ def convert(
     int8: bool = False,
     progress: DownloadProgress | None = None,
 ) -> str:
-    """Write a checkpoint that `open_checkpoint` reads in dymn's own format; return the SHA-256 of the weights file.
+    """Convert a checkpoint to dymn's own format; return the SHA-256 of the weights file.
 
     Args:
-        source: see `open_checkpoint`.
-        destination: a `.safetensors` file, or a folder to be filled for the Hub.
+        source: a checkpoint, as for `open_checkpoint`.
+        destination: a `.safetensors` file, or a folder in the Hub's layout.
         name, labels, licence, front_end: replace those of the card.
-        temperature: of the kernel attention in a published state dict that is not in the registry.
-        strides: of blocks 2, 4, 7 and 13 in such a file.
-        attention: of the dynamic blocks in such a file: "ca", or "none" for a DyMN trained with `no_ca`.
-        dilated: whether such a file is of an MN whose last three blocks are dilated.
+        temperature: temperature of the kernel attention of a state dict that is not in the registry.
+        strides: strides of blocks 2, 4, 7 and 13 of such a file.
+        attention: attention of the dynamic blocks of such a file: "ca", or "none" for a DyMN trained with `no_ca`.
+        dilated: whether such a file belongs to an MN whose last three blocks are dilated.
         half: store matrices and kernels in half precision.
         int8: store them in 8 bits, with a scale for each output channel.
-        progress: called during a download with the bytes done, and the bytes in all or None.
+        progress: called during a download with the number of bytes received and the total, which is None if unknown.
 
     Raises:
-        WeightsError: if the source cannot be loaded or the destination not be written.
-        ConfigError: if a setting does not fit, or the destination is neither a file of this kind nor a folder.
+        WeightsError: if the source cannot be loaded, or the destination cannot be written.
+        ConfigError: if a setting is not allowed, or the destination is neither a `.safetensors` file nor a folder.
     """
     path = Path(destination)
     if path.suffix not in ("", SAFETENSORS) and not path.is_dir():

@@ -1,6 +1,6 @@
-"""dymn's own checkpoint format: NumPy arrays with all that rebuilds the model they belong to.
+"""dymn's own checkpoint format: NumPy arrays with everything needed to rebuild the model.
 
-A checkpoint is one `.safetensors` file. Its metadata holds, as JSON, the configuration of the network with its
+A checkpoint is one `.safetensors` file. Its metadata contain, as JSON, the configuration of the network with its
 temperature, and the card (front end, labels, licence, metrics, provenance). Files are untrusted input: sizes are
 bounded, every setting is checked, and no array is used before its name and shape fit the configuration.
 """
@@ -40,8 +40,8 @@ COUNTER = "num_batches_tracked"  # of batch norm; nothing depends on it, and pub
 class Stored(NamedTuple):
     """The content of a checkpoint.
 
-    `state` maps names of parameters and buffers to arrays, float32 for all but integers; `digest` is the SHA-256 of the
-    file.
+    `state` maps names of parameters and buffers to arrays, which are float32 or integers; `digest` is the SHA-256 of
+    the file.
     """
 
     config: ModelConfig
@@ -51,12 +51,12 @@ class Stored(NamedTuple):
 
 
 def save(stored: Stored, path: str | Path, dtype: str = "float32") -> str:
-    """Write a checkpoint as one `.safetensors` file, all or nothing; return the file's SHA-256.
+    """Write a checkpoint atomically as one `.safetensors` file; return the file's SHA-256.
 
     Arrays of two and more dimensions are stored as `dtype` where their values fit; all others as float32. With "int8",
     every output channel (of every kernel, in a dynamic convolution) has a scale, which maps its largest weight to 127.
-    Arrays of fewer than `SMALL` values stay in half precision: there is nothing to gain, and the first convolution is
-    sensitive.
+    Arrays of fewer than `SMALL` values are stored in half precision, because 8 bits would save little and the first
+        convolution is sensitive.
 
     Raises:
         ConfigError: if `dtype` is not one of `STORAGE_TYPES`.
@@ -68,7 +68,7 @@ def save(stored: Stored, path: str | Path, dtype: str = "float32") -> str:
     for name, values in stored.state.items():
         if not is_finite(values):
             raise WeightsError(
-                f"{path} is not written: {name} contains values that are not finite. The training has diverged."
+                f"{path} was not written: {name} contains values that are not finite. The training has diverged."
             )
         wanted = dtype if values.ndim >= 2 else "float32"
         if wanted == "int8" and values.size < SMALL:
@@ -113,7 +113,7 @@ def _in_8_bits(values: Array) -> tuple[tuple[str, Array], tuple[str, Array]]:
 def serialise(arrays: Mapping[str, tuple[str, Array]], metadata: Mapping[str, str]) -> bytes:
     """Return arrays, each with a key of `DTYPES`, as the bytes of a `.safetensors` file.
 
-    Wide types come first, as the format advises.
+    Arrays of wide types come first, as the format recommends.
     """
     names = sorted(arrays, key=lambda name: (-arrays[name][1].itemsize, name))
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
@@ -129,14 +129,14 @@ def serialise(arrays: Mapping[str, tuple[str, Array]], metadata: Mapping[str, st
 
 
 def from_bfloat16(bits: Array) -> npt.NDArray[np.float32]:
-    """Return numbers in bfloat16, given as 16-bit integers, in float32: the upper half of its bits."""
+    """Convert bfloat16 numbers, given as 16-bit integers, to float32, of which they are the upper half."""
     return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
 def read(source: str | Path | WeightsFile) -> Stored:
     """Read a `.safetensors` file that `save` wrote, without trusting it.
 
-    Arrays come in float32, whatever they are stored as.
+    Arrays are converted to float32 from any stored type.
 
     Raises:
         WeightsError: if the file is missing, damaged, too large, was not written by dymn, or has settings that are not
@@ -214,16 +214,16 @@ def _arrays(entries: Mapping[str, Any], content: memoryview) -> dict[str, Array]
 
 
 def as_float32(values: Array) -> Array:
-    """Return numbers in float32; what does not fit becomes infinite, which no reader accepts."""
+    """Convert numbers to float32; numbers that do not fit become infinite, which all readers reject."""
     with np.errstate(over="ignore", invalid="ignore"):
         return values.astype(np.float32, copy=False)
 
 
 def check_finite(state: Mapping[str, Array], source: str) -> None:
-    """Refuse weights that hold infinities or NaN.
+    """Reject weights that contain infinities or NaN.
 
     Raises:
-        WeightsError: naming the first array that does.
+        WeightsError: naming the first such array.
     """
     for name, values in state.items():
         if not is_finite(values):
@@ -233,9 +233,9 @@ def check_finite(state: Mapping[str, Array], source: str) -> None:
 
 
 def description(stored: Stored) -> dict[str, Any]:
-    """Return what the metadata says about a model.
+    """Return the metadata that describe a model.
 
-    The digest of the file that the weights came from becomes their ancestor's.
+    The digest of the file from which the weights were loaded is stored as that of their ancestor.
     """
     provenance = dict(stored.card.provenance)
     if "sha256" in provenance:
@@ -245,7 +245,7 @@ def description(stored: Stored) -> dict[str, Any]:
 
 
 def save_folder(stored: Stored, folder: Path, dtype: str = "float32") -> str:
-    """Write a folder for the Hub: `model.safetensors`, and `README.md` and `config.json` for people to read.
+    """Write a folder in the Hub's layout: `model.safetensors`, and `README.md` and `config.json` for readers.
 
     Return the digest.
 
@@ -259,7 +259,7 @@ def save_folder(stored: Stored, folder: Path, dtype: str = "float32") -> str:
 
 
 def file_in(folder: Path) -> Path:
-    """Return the weights file of a folder: `model.safetensors`, `best.safetensors` of a run, or the only one there is.
+    """Return the weights file of a folder: `model.safetensors`, `best.safetensors` of a run, or the only such file.
 
     Raises:
         UnknownModelError: if there is none, or several.
@@ -322,7 +322,7 @@ def readme(stored: Stored, digest: str) -> str:
 
 
 def is_finite(values: Array) -> bool:
-    """Return whether all values are finite. A finite sum, which is quick, proves it; else each value is looked at."""
+    """Return whether all values are finite. A finite sum proves this quickly; otherwise each value is checked."""
     with np.errstate(over="ignore", invalid="ignore"):
         return bool(np.isfinite(values.sum(dtype=None if values.dtype != np.float16 else np.float32))) or bool(
             np.isfinite(values).all()
@@ -330,7 +330,7 @@ def is_finite(values: Array) -> bool:
 
 
 def shorten(names: Iterable[str], limit: int = 8) -> str:
-    """Join names with commas; beyond `limit`, say only how many more there are."""
+    """Join names with commas; beyond `limit`, state only the number of the others."""
     listed = list(names)
     rest = f" and {len(listed) - limit} more" if len(listed) > limit else ""
     return ", ".join(listed[:limit]) + rest

@@ -1,4 +1,4 @@
-"""Names of classes: AudioSet's 527, AudioSet Strong's 447, and numbered ones where nothing is known."""
+"""Names of classes: AudioSet's 527, AudioSet Strong's 447, and numbers for unknown classes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def audioset_mids() -> tuple[str, ...]:
 
 @functools.cache
 def strong_labels() -> tuple[str, ...]:
-    """Return the 447 classes of AudioSet Strong's training set, in the order of EfficientSED's heads: by name."""
+    """Return the 447 classes of AudioSet Strong's training set, in alphabetical order like EfficientSED's heads."""
     return _column("audioset_strong_labels.csv", "display_name")
 
 
@@ -31,9 +31,9 @@ def _column(file: str, name: str) -> tuple[str, ...]:
 
 
 def labels_for(num_classes: int) -> tuple[str, ...]:
-    """Return the names of the classes of a network that comes without them.
+    """Return names for the classes of a network without labels.
 
-    They are AudioSet's if there are 527, AudioSet Strong's if there are 447, else class_0, class_1 ...
+    These are AudioSet's if there are 527 classes, AudioSet Strong's if there are 447, otherwise class_0, class_1 ...
     """
     for labels in (audioset_labels(), strong_labels()):
         if num_classes == len(labels):

@@ -1,4 +1,4 @@
-"""What models there are, as names and as rows of a table; nothing here needs PyTorch."""
+"""Lists of models, as names and as table rows, without PyTorch."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class ModelRow(NamedTuple):
 
 
 def list_models(pattern: str | None = None, pretrained: bool = False) -> list[str]:
-    """Return the names of architectures and of models with weights, or of the latter alone.
+    """Return the names of architectures and of models with weights, or only those of models with weights.
 
     Args:
-        pattern: a shell-style pattern such as "dymn*_as"; all names if None.
-        pretrained: leave out architectures, which `dymn.create_model` builds without weights.
+        pattern: a shell-style pattern such as "dymn*_as"; by default, all names.
+        pretrained: leave out architectures, which have no weights.
     """
     names = list(REGISTRY)
     if not pretrained:
@@ -41,7 +41,7 @@ def list_models(pattern: str | None = None, pretrained: bool = False) -> list[st
 
 
 def model_rows(pattern: str | None = None) -> list[ModelRow]:
-    """Return a row for each model with weights whose name matches a shell-style pattern (None: all of them)."""
+    """Return a row for each model with weights whose name matches a shell-style pattern; by default, for all."""
     return [_row(REGISTRY[name]) for name in list_models(pattern, pretrained=True)]
 
 

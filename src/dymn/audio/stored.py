@@ -103,11 +103,11 @@ def stored(source: FileLike, *, partial: bool = False) -> Iterator[StoredAudio]:
         yield StoredAudio(report.name, rate, channels, container, subtype, content, decoder)
 
 
-def stretch(source: FileLike, start: float, end: float, rate: int) -> Floats:
-    """Return a stretch of a recording, from start to end (or `math.inf`) in seconds, as mono float32 [N] at `rate` Hz.
+def passage(source: FileLike, start: float, end: float, rate: int) -> Floats:
+    """Return a passage of a recording, from start to end (or `math.inf`) in seconds, as mono float32 [N] at `rate` Hz.
 
     Raises:
-        AudioError: if it cannot be read, or the recording ends before the stretch begins.
+        AudioError: if it cannot be read, or the recording ends before the start of the passage.
     """
     with stored(source) as sound:
         check_heard(sound.name, sound.rate)

@@ -139,7 +139,7 @@ def embed_query(
     tagger: Tagger, found: SoundIndex, path: str, start: float, end: float | None
 ) -> tuple[Floats, tuple[float, float]]:
     """Return the embedding of a part of a recording, cut as the index was, and where it begins and ends."""
-    from dymn.audio.stored import stretch
+    from dymn.audio.stored import passage
 
     embedder = tagger.embedder(found.parameters["layers"])
     rate = embedder.sample_rate
@@ -147,7 +147,7 @@ def embed_query(
     if start == 0.0 and end is None:
         whole = embedder.embed(path, **settings)
         return whole.vector, (0.0, whole.seconds)
-    sound = stretch(path, start, math.inf if end is None else end, rate)
+    sound = passage(path, start, math.inf if end is None else end, rate)
     return embedder.embed(sound, rate, **settings).vector, (start, start + len(sound) / rate)
 
 

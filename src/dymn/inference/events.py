@@ -17,7 +17,7 @@ from dymn.errors import DymnError
 from dymn.inference.frames import FramePart, Frames, FrameSettings, Times, chosen_labels, frame_parts
 from dymn.inference.methods import Around, Nearby
 from dymn.inference.selection import SPECIFIC_SHARE
-from dymn.inference.windows import AudioLike, Told
+from dymn.inference.windows import AudioLike, RecordingInfo
 from dymn.runtime.backend import Backend
 from dymn.runtime.scores import Scores, ThresholdOrName, check_threshold, thresholds_of
 from dymn.runtime.vocabulary import kinds
@@ -112,7 +112,7 @@ class EventSettings(FrameSettings):
 
 
 @dataclass(frozen=True)
-class EventRecording(Told):
+class EventRecording(RecordingInfo):
     """The events of one recording, or the error that prevented them.
 
     Attributes:
@@ -172,7 +172,7 @@ def _collect(parts: Iterable[FramePart], fresh: Callable[[], Decider], decider: 
             decider.feed(part.times, part.scores)
             if part.seconds is not None:
                 events = decider.finish(part.seconds)
-                yield EventRecording(part.name, part.seconds, events, **part.told)
+                yield EventRecording(part.name, part.seconds, events, **part.info)
         if part.is_last:
             decider = fresh()
 

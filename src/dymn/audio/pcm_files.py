@@ -389,7 +389,7 @@ def _goes_on(content: Content, plain: PcmLayout, promised: int) -> bool:
 
 
 def _character(plain: PcmLayout, data: bytes) -> tuple[float, float]:
-    """Return how loud a stretch of samples is, and how much it changes from one sample to the next."""
+    """Return how loud a passage of samples is, and how much it changes from one sample to the next."""
     count = len(data) // plain.frame
     with np.errstate(all="ignore"):
         mono = decoded(data[: count * plain.frame], plain.coding or "", plain.channels)[:, 0].astype(np.float64)

@@ -22,7 +22,7 @@ JOINED_SHARE = 10
 
 
 class Window(NamedTuple):
-    """A stretch of a recording: the index of its first sample, and the samples [N]."""
+    """A passage of a recording: the index of its first sample, and the samples [N]."""
 
     start: int
     samples: Floats

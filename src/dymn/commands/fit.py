@@ -199,7 +199,7 @@ def gathered(
 
 
 def tell_bad(bad: Mapping[str, DymnError]) -> None:
-    """Write why recordings are left out, each reason once: two stretches of a damaged file have the same."""
+    """Write why recordings are left out, each reason once: two passages of a damaged file have the same."""
     for error in dict.fromkeys(map(str, bad.values())):
         typer.echo(f"dymn: {error}", err=True)
 

@@ -123,7 +123,7 @@ def note_ending(option: str, path: Path, ending: str, quiet: bool) -> None:
 
 
 def note_gaps(window: float, hop: float | None, quiet: bool) -> None:
-    """Write a note where windows leave stretches of a recording out."""
+    """Write a note where windows leave passages of a recording out."""
     if hop is not None and hop > window:
         note(
             f"--hop {hop:g} is longer than --window {window:g}: {hop - window:g} s between windows are not analysed.",

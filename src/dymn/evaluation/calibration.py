@@ -1,4 +1,4 @@
-"""Logits stretched and shifted so that their probabilities are right, and how far probabilities are from right."""
+"""Logits scaled and shifted so that their probabilities are right, and how far probabilities are from right."""
 
 from __future__ import annotations
 

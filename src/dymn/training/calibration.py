@@ -1,4 +1,4 @@
-"""Logits stretched and shifted, all classes alike, so that a student is as sure as its teacher."""
+"""Logits scaled and shifted, all classes alike, so that a student is as sure as its teacher."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def text(recording: EventRecording, origin: Origin) -> Iterator[str]:
 
 
 def spans(recording: EventRecording) -> list[Span]:
-    """Return the events as stretches."""
+    """Return the events as passages."""
     return [Span(event.start, event.end, event.label, event.score) for event in recording.events]
 
 

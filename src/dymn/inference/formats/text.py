@@ -32,5 +32,5 @@ def bar(score: float, plain: bool = False) -> str:
 
 
 def dash(plain: bool = False) -> str:
-    """Return what stands between the start and the end of a stretch of time."""
+    """Return what stands between the start and the end of a passage of time."""
     return "-" if plain else "–"

@@ -1,7 +1,7 @@
-"""What people heard in recordings, as Raven and Audacity store it: passages of time with a label.
+"""Annotations of recordings by Raven and Audacity: passages with a label.
 
 Raven's selection tables have a header and columns separated by tabs; Audacity's label tracks have start, end and label
-in each line. Neither needs to name the recording: then it is the one of the same name beside the table.
+in each line. If neither names the recording, it is the one of the same name in the same folder.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The pages of an Ogg file (RFC 3533): its chained links, whether its last page is there, and what follows it."""
+"""The pages of an Ogg file (RFC 3533): its chained links, whether its last page is present, and trailing data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The samples of a recording as they are stored: all channels, at their own rate, in a type that holds them exactly."""
+"""The stored samples of a recording: all channels, at their own rate, in a type that represents them exactly."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`dymn calibrate`: probabilities that mean what they say, and thresholds, in a checkpoint."""
+"""`dymn calibrate`: calibrated probabilities and thresholds in a checkpoint."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`dymn evaluate`: how good a model is on a dataset."""
+"""`dymn evaluate`: the metrics of a model on a dataset."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`dymn explain`: what a dynamic network decided about a recording."""
+"""`dymn explain`: the decisions of a dynamic network for a recording."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`dymn fit`: a classifier of one's own from labelled recordings, as a checkpoint."""
+"""`dymn fit`: a custom classifier from labelled recordings, as a checkpoint."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Options on labels: the most specific ones, those of a level of AudioSet's ontology, groups of one's own."""
+"""Options on labels: the most specific ones, those of a level of AudioSet's ontology, user-defined groups."""
 
 from __future__ import annotations
 

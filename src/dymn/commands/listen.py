@@ -1,4 +1,4 @@
-"""`dymn listen`: which sounds there are, now."""
+"""`dymn listen`: live tags and sounds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`dymn map`: all sounds of an index at a glance."""
+"""`dymn map`: all sounds of an index on one page."""
 
 from __future__ import annotations
 

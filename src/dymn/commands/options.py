@@ -1,4 +1,4 @@
-"""Options that several commands share, older spellings of some, completion of their values, and notes to the user."""
+"""Options that several commands share, older spellings of some, completion of values, and notes to the user."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`dymn probe`: how much a linear model can tell from embeddings."""
+"""`dymn probe`: how well a linear model classifies embeddings."""
 
 from __future__ import annotations
 

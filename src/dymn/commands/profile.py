@@ -1,4 +1,4 @@
-"""`dymn profile`: what a network costs, and the paper's tables beside our counts."""
+"""`dymn profile`: the costs of a network, and the paper's tables next to dymn's counts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Options on which recordings are read, and how: what `tag`, `embed` and `events` have in common."""
+"""Options that select recordings and define how they are read, shared by `tag`, `embed` and `events`."""
 
 from __future__ import annotations
 

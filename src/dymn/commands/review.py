@@ -1,4 +1,4 @@
-"""`dymn review`: a page that asks about the recordings of which a model is least sure."""
+"""`dymn review`: a page that asks about the recordings for which a model is least certain."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`--segments`: what is found is cut out of the recordings."""
+"""`--segments`: results are extracted from the recordings as audio files."""
 
 from __future__ import annotations
 

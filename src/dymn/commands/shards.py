@@ -1,4 +1,4 @@
-"""`dymn shards`: a dataset as tar files that training reads from front to back."""
+"""`dymn shards`: a dataset as tar files that training reads sequentially."""
 
 from __future__ import annotations
 

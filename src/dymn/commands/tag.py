@@ -1,4 +1,4 @@
-"""`dymn tag`: which sounds are in recordings."""
+"""`dymn tag`: the sounds that recordings contain."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`dymn train`: a network that learns from data."""
+"""`dymn train`: training of networks."""
 
 from __future__ import annotations
 

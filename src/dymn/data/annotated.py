@@ -1,4 +1,4 @@
-"""Clips from recordings that somebody annotated with Raven or Audacity: each annotated passage is a clip."""
+"""Clips from recordings that were annotated with Raven or Audacity: each annotated passage is a clip."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Labelled recordings as embeddings of windows, with what is known of each window."""
+"""Labelled recordings as embeddings of windows, with the labels of each window."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A linear head on standardised inputs: the regularisation by cross-validation, probabilities calibrated on the way."""
+"""Linear heads on standardised inputs: regularisation by cross-validation, and calibration of probabilities."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recordings to tags: audio → windows → log-mel → network → probabilities → labels with a start and an end."""
+"""Tags of recordings: audio → windows → log-mel → network → probabilities → labels with a start and an end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs over many recordings that can be interrupted at any moment and resumed: each recording is computed once.
+"""Resumable runs over many recordings, which can be interrupted at any time; each recording is computed once.
 
 Results go to a `Journal` as they come, and from there to the output, which is written when all are there. So the output
 depends on the journal alone, not on how often the run was interrupted.

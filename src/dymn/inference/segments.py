@@ -1,4 +1,4 @@
-"""What was found, cut out of the recordings: a file for each passage, in a folder for each label, and an index.
+"""Segments: results extracted from the recordings, as one file per passage in a folder per label, with an index.
 
 The samples are those of the recording, with its rate and channels.
 """

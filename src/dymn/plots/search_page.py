@@ -1,4 +1,4 @@
-"""What a search found, as one HTML file that needs nothing else: the sounds, most similar first, each with a player."""
+"""The results of a search as one self-contained HTML file, most similar first, each with a player."""
 
 from __future__ import annotations
 

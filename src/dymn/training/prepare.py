@@ -1,4 +1,4 @@
-"""What a run needs before its first epoch."""
+"""The preparation of a run before its first epoch."""
 
 from __future__ import annotations
 

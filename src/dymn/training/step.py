@@ -1,4 +1,4 @@
-"""From a batch to its loss: augment, front end, one mixup for input, labels and teacher, then eq. 8."""
+"""From a batch to its loss: augmentation, front end, one mixup for input, labels and teacher, then eq. 8."""
 
 from __future__ import annotations
 

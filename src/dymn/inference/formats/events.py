@@ -1,4 +1,4 @@
-"""How events are written: what text, JSON, CSV, Parquet, a label track and RTTM say of them."""
+"""The layout of events in text, JSON, CSV, Parquet, label tracks and RTTM."""
 
 from __future__ import annotations
 

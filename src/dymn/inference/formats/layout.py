@@ -1,6 +1,6 @@
-"""How results of one kind look in a file.
+"""The layout of one kind of results in a file.
 
-It names the columns of their rows, the fields of their JSON and the lines of their text.
+A layout defines the columns of rows, the fields of JSON objects and the lines of text.
 """
 
 from __future__ import annotations

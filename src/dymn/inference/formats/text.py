@@ -1,4 +1,4 @@
-"""Times and probabilities as text for people."""
+"""Times and probabilities as text for readers."""
 
 from __future__ import annotations
 

@@ -26,6 +26,7 @@ from dymn.models.inflate import calibrate
 from dymn.models.layers import DynamicConv2d
 from dymn.models.mobilenet import MobileNet
 from dymn.profiling import count
+from dymn.system.cpus import keeping_all_memory
 from dymn.training.losses import Targets
 from dymn.training.schedules import learning_rate_factor, temperature
 from dymn.training.settings import TrainConfig
@@ -370,14 +371,15 @@ def work(job: Job, number: int) -> None:
     device = torch.device(job.device)
     train, held_out = open_crops(job, device)
     plan: dict[str, Any] | None = None
-    for seed in job.seeds_of(number):
-        if not job.missing(seed):
-            continue
-        room = Classroom(job, seed, train, held_out)
-        if plan is None:
-            plan = agree(job, number, room)
-        follow(job, room, int(plan["steps"]))
-        del room
+    with keeping_all_memory(device.type == "cpu"):
+        for seed in job.seeds_of(number):
+            if not job.missing(seed):
+                continue
+            room = Classroom(job, seed, train, held_out)
+            if plan is None:
+                plan = agree(job, number, room)
+            follow(job, room, int(plan["steps"]))
+            del room
 
 
 def open_crops(job: Job, device: torch.device) -> tuple[Crops, Crops]:

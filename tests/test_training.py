@@ -1,5 +1,6 @@
 """The training loop: it learns, from labels and teachers; what it leaves behind; what it refuses."""
 
+import contextlib
 import json
 import math
 import sys
@@ -345,8 +346,11 @@ def test_settings_of_an_architecture_do_not_go_with_weights(clips, tmp_path, tea
 
 
 @pytest.mark.usefixtures("curves")
-def test_what_a_run_leaves(clips, tmp_path):
+def test_what_a_run_leaves(clips, tmp_path, monkeypatch):
+    kept = []
+    monkeypatch.setattr(loop, "keeping_all_memory", lambda wanted: contextlib.nullcontext(kept.append(wanted)))
     result = train(run(clips, tmp_path / "run", run={"name": "tones", "licence": "CC0"}))
+    assert kept == [True]  # on a CPU
     folder = tmp_path / "run"
     assert json.loads((folder / "result.json").read_text()) == result
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")

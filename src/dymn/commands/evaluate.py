@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dymn.commands import options
+from dymn.commands import event_options, options
 from dymn.commands.datasets import check_data, check_model
 from dymn.commands.options import (
     DATA,
@@ -65,8 +65,7 @@ def evaluate(
         Path | None,
         file_option(
             "Write the metrics of each class to this CSV file: average precision, ROC-AUC, numbers of clips, "
-            "precision, recall and F1.",
-            None,
+            "precision, recall and F1. With --events: numbers of events, precision, recall, F1 and PSDS.",
         ),
     ] = None,
     predictions: Annotated[
@@ -78,6 +77,30 @@ def evaluate(
             "Write the confusion matrix to this CSV file, or draw it (.png, .pdf, .svg), for exclusive classes.", None
         ),
     ] = None,
+    events: Annotated[
+        bool,
+        typer.Option(
+            "--events",
+            help="Evaluate when each sound starts and ends, as `dymn events` reports it. The data are recordings with "
+            "Raven selection tables or Audacity label tracks beside them, or a table with the columns path, start, "
+            "end and label (needs dymn\\[sed]).",
+            rich_help_panel=event_options.WHEN,
+        ),
+    ] = False,
+    collar: Annotated[
+        float | None,
+        seconds_option(
+            "Tolerance for the start and end of an event; half of its length is tolerated for its end. The default is "
+            "0.5.",
+            event_options.WHEN,
+        ),
+    ] = None,
+    method: event_options.EventMethod = None,
+    threshold: event_options.EventThreshold = None,
+    off_threshold: event_options.OffThreshold = None,
+    median: event_options.Median = None,
+    min_gap: event_options.MinGap = None,
+    min_duration: event_options.MinDuration = 0.0,
     format: options.ReportFormat = "table",
     device: options.Device = None,
     precision: options.PrecisionOption = "float32",
@@ -92,9 +115,18 @@ def evaluate(
 
     Classes without a positive clip are listed and excluded from the means.
 
+    With --events, events are evaluated instead: F1 of events and of seconds, and PSDS, for the labels that the model
+    and the annotations have in common.
+
     Example: `dymn evaluate runs/mn04_as/best.safetensors --data clips --per-class classes.csv`.
     """
     hush(quiet)
+    check_events(events, {
+        "--collar": collar, "--method": method, "--threshold": threshold, "--off-threshold": off_threshold,
+        "--median": median, "--min-gap": min_gap, "--min-duration": min_duration or None,
+    }, {
+        "--split": split, "--fold": fold, "--seconds": seconds, "--predictions": predictions, "--confusion": confusion,
+    })  # fmt: skip
     if per_class is not None:
         note_ending("--per-class", per_class, ".csv", quiet)
     if confusion is not None:
@@ -107,6 +139,22 @@ def evaluate(
     for path in filter(None, (per_class, predictions, confusion)):
         note_new_folder(path)
     check_data(data, "--data")
+    if events:
+        from dymn.commands.event_scores import evaluate_events
+        from dymn.commands.recordings import load_tagger
+        from dymn.evaluation.events import COLLAR
+        from dymn.inference.events import EventSettings
+
+        settings = EventSettings(
+            method, threshold=threshold, off_threshold=off_threshold, median=median, min_gap=min_gap,
+            min_duration=min_duration,
+        )  # fmt: skip
+        tagger = load_tagger(model, device, threads, quiet, "auto", precision)
+        width = COLLAR if collar is None else collar
+        evaluate_events(
+            tagger, model, data, kind, settings, width, per_class, format, batch_size, workers, quiet
+        )  # fmt: skip
+        return
     from dymn.commands.progress import counting_bar
     from dymn.evaluation.assess import assess, write_predictions
     from dymn.evaluation.metrics import write_confusion, write_per_class
@@ -148,6 +196,21 @@ def evaluate(
             quiet or split == "all",
         )
     typer.echo(as_json(found, model, data) if format == "json" else as_table(found))
+
+
+def check_events(events: bool, own: dict[str, Any], others: dict[str, Any]) -> None:
+    """Refuse options of events without --events, and those of clips with it.
+
+    Raises:
+        ConfigError: naming the option.
+    """
+    for option, value in (others if events else own).items():
+        if value is not None:
+            raise ConfigError(
+                f"{option} applies to clips, but --events evaluates events. Leave one of them out."
+                if events
+                else f"{option} applies to events. Add --events, or leave it out."
+            )
 
 
 def load(name: str, device: str | None, quiet: bool) -> Any:

@@ -10,7 +10,8 @@ import ctypes
 import math
 import os
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from dymn.errors import ConfigError
@@ -20,7 +21,9 @@ CALM = {"OMP_WAIT_POLICY": "passive", "KMP_BLOCKTIME": "0"}
 MOST_THREADS = 2**16
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 _SPIN_VARIABLES = (*CALM, "GOMP_SPINCOUNT")
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # of malloc.h
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -2, -3, -4  # of malloc.h
+_MMAP_MAX = 2**16  # what glibc begins with
+_UP_TO_128_MB = {_M_MMAP_THRESHOLD: 2**25, _M_TRIM_THRESHOLD: 2**27, _M_TOP_PAD: 2**24}
 _CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -42,11 +45,32 @@ def keep_freed_memory() -> bool:
     Otherwise it goes back to the system each time, and new arrays cost an interrupt for each 4 kB of them. Up to 128 MB
     that are free stay with the process.
     """
+    return _tune(_UP_TO_128_MB)
+
+
+@contextmanager
+def keeping_all_memory(wanted: bool = True) -> Iterator[bool]:
+    """Let glibc keep all memory, of arrays of any size, while a block runs, and give it back then.
+
+    For training on a CPU: a step needs the same large tensors as the one before, and `keep_freed_memory` does not hold
+    arrays above 32 MB. Yields whether it has an effect: it is wanted, and the C library is glibc.
+    """
+    kept = wanted and _tune({_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: -1, _M_TOP_PAD: 2**26})
+    try:
+        yield kept
+    finally:
+        if kept:
+            _tune(_UP_TO_128_MB | {_M_MMAP_MAX: _MMAP_MAX})
+            ctypes.CDLL(None).malloc_trim(0)
+
+
+def _tune(values: Mapping[int, int]) -> bool:
+    """Set values of glibc's mallopt; return whether all were taken. Other C libraries are left alone."""
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
         return False
-    return all([mallopt(_M_MMAP_THRESHOLD, 2**25), mallopt(_M_TRIM_THRESHOLD, 2**27), mallopt(_M_TOP_PAD, 2**24)])
+    return all(mallopt(name, value) for name, value in values.items())
 
 
 def available_cpus(cgroup: Path = _CGROUP) -> int:

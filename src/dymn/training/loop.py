@@ -27,6 +27,7 @@ from dymn.evaluation.score import Predictions, deciding_metric, figures, is_bett
 from dymn.models import pretrained
 from dymn.models.inflate import measure_norms
 from dymn.models.mobilenet import MobileNet
+from dymn.system.cpus import keeping_all_memory
 from dymn.training.calibration import fit_affine, fold_affine
 from dymn.training.distributed import highest, united
 from dymn.training.inputs import (
@@ -65,7 +66,9 @@ def train(config: TrainConfig, reporter: Reporter | None = None, data: Dataset |
     """
     # dropout draws from the global generator; the caller's numbers shall not depend on it
     with torch.random.fork_rng(devices=[]):
-        return Run(config, reporter or Reporter(), data).fit()
+        run = Run(config, reporter or Reporter(), data)
+        with keeping_all_memory(run.device.type == "cpu"):
+            return run.fit()
 
 
 class Run(Prepared):

@@ -81,17 +81,17 @@ def evaluate(
         bool,
         typer.Option(
             "--events",
-            help="Evaluate when each sound starts and ends, as `dymn events` reports it. The data are recordings with "
-            "Raven selection tables or Audacity label tracks beside them, or a table with the columns path, start, "
-            "end and label (needs dymn\\[sed]).",
+            help="Evaluate the events that `dymn events` reports. The data are recordings with Raven selection tables "
+            "or Audacity label tracks in the same folder, or a table with the columns path, start, end and label "
+            "(needs dymn\\[sed]).",
             rich_help_panel=event_options.WHEN,
         ),
     ] = False,
     collar: Annotated[
         float | None,
         seconds_option(
-            "Tolerance for the start and end of an event; half of its length is tolerated for its end. The default is "
-            "0.5.",
+            "Tolerance for the start and end of an event; for its end, half of its length is also tolerated. The "
+            "default is 0.5.",
             event_options.WHEN,
         ),
     ] = None,

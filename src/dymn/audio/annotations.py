@@ -1,7 +1,7 @@
-"""What people heard in recordings, as Raven and Audacity store it: stretches of time with a label.
+"""Annotations of recordings by Raven and Audacity: passages with a label.
 
 Raven's selection tables have a header and columns separated by tabs; Audacity's label tracks have start, end and label
-in each line. Neither needs to name the recording: then it is the one of the same name beside the table.
+in each line. If neither names the recording, it is the one of the same name in the same folder.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ LABELS = ("annotation", "label", "species", "common name", "tag", "call type", "
 
 
 class Annotation(NamedTuple):
-    """A stretch of a recording, in seconds from the start of its file, with the label that somebody gave it."""
+    """A passage of a recording, in seconds from the start of its file, with the label that somebody gave it."""
 
     recording: Path
     start: float

@@ -1,4 +1,4 @@
-"""What the decoders have in common."""
+"""The base class of all decoders."""
 
 from __future__ import annotations
 

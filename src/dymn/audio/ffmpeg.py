@@ -1,4 +1,4 @@
-"""Decoding by FFmpeg, through PyAV: frames in the place that their timestamps give them."""
+"""Decoding with FFmpeg, through PyAV: frames are placed according to their timestamps."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What a user should know about a recording that was read.
+"""Notes about recordings that were read.
 
-A wrong header, the choice of a track, skipped damage.
+Examples are a wrong header, the selected track, and skipped damage.
 """
 
 from __future__ import annotations

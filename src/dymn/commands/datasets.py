@@ -1,4 +1,4 @@
-"""What commands over datasets share: to refuse data and models that are not there before anything else is done."""
+"""Checks that commands over datasets share: data and models must exist before anything else is done."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where live sound comes from: a microphone, an address, or samples from a pipe."""
+"""Sources of live audio: a microphone, a URL, or samples from a pipe."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Discover, compute, write: what the commands over recordings (`tag`, `embed`, `events`) have in common.
+"""Discover, compute, write: the common part of the commands over recordings (`tag`, `embed`, `events`).
 
 The paths are walked once, and each recording is opened once. A run that writes rows to a file keeps a journal and can
-be resumed; another one writes its results as they come.
+be resumed; other runs write results immediately.
 """
 
 from __future__ import annotations

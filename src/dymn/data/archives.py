@@ -1,4 +1,4 @@
-"""Datasets that come as archives: tar shards (WebDataset) and the HDF5 files of PaSST and EfficientAT."""
+"""Datasets in archives: tar shards (WebDataset) and the HDF5 files of PaSST and EfficientAT."""
 
 from __future__ import annotations
 

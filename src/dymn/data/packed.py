@@ -1,6 +1,6 @@
-"""Shards that `dymn shards` packs.
+"""The shards of `dymn shards`.
 
-They are tar files (WebDataset) with an index, so that they open at once with any number of clips.
+Shards are tar files (WebDataset) with an index, so that opening them is fast for any number of clips.
 
 A folder of them holds
 

@@ -1,4 +1,4 @@
-"""Published tables of teacher logits (Sec. IV-B): their files, where to get them, which row belongs to which clip."""
+"""Published tables of teacher logits (Sec. IV-B): their files, their download, and the clip of each row."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Datasets of single audio files, each read as it is published: what is annotated, and which file holds which clip."""
+"""Datasets of single audio files in their published layouts: annotations, and the file of each clip."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An epoch in an order in which shards are read from front to back, by every process and worker its own part of them.
+"""An order of an epoch in which shards are read sequentially, by every process and worker its own part.
 
 The shards are drawn into a row, anew in each epoch, and the row is cut into equal stretches. A batch takes its clips
 from many stretches at once, a process and a worker only from their own. What a stretch gives next is drawn from its

@@ -1,4 +1,4 @@
-"""Logits of a teacher, made once for all epochs of a distillation (Sec. IV-A), and never paired with the wrong clip.
+"""Tables of teacher logits, computed once for all epochs of a distillation (Sec. IV-A) and checked against the clips.
 
 A table is one .safetensors file: `logits` [N, C] float16, `keys` (UTF-8, end to end) with `key_ends` [N], and
 `fingerprints` [N] of the encoded audio that each row was made from. Its metadata names classes, models and dataset with

@@ -1,4 +1,4 @@
-"""Whole recordings for evaluation: cut into windows as `dymn tag` cuts them, and gathered in batches of one length."""
+"""Whole recordings for evaluation: divided into windows like in `dymn tag`, in batches of equal length."""
 
 from __future__ import annotations
 

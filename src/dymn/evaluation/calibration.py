@@ -1,4 +1,4 @@
-"""Logits stretched and shifted so that their probabilities are right, and how far probabilities are from right."""
+"""Calibration: scaling and shifting of logits, and the calibration error of probabilities."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scores of a model on a dataset, and the figures computed from them."""
+"""Scores of a model on a dataset, and the metrics computed from them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a file agrees with PyTorch on clips."""
+"""Comparison of an exported file with PyTorch on clips."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a file is to be: its format, what goes in, how exactly it computes, and how it is held against PyTorch."""
+"""The settings of an export: format, input, precision, and the comparison with PyTorch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model as a file: built, compared with PyTorch on clips, and only then written."""
+"""Export of a model to a file, which is written only after the comparison with PyTorch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An index of sounds on disk: the embeddings of windows of recordings, and a graph that finds the nearest ones.
+"""An index of sounds on disk: the embeddings of windows, and a graph that finds the most similar ones.
 
 An index is a folder. `embeddings.journal` holds the embeddings (see `dymn.inference.journal`), so that only new and
 changed recordings are computed; the graph (HNSW, of the library USearch) and the table of its windows are made from

@@ -1,4 +1,4 @@
-"""Which network is meant: a name, a file, or the thing itself."""
+"""Resolution of a network from a name, a file, or an object."""
 
 from __future__ import annotations
 

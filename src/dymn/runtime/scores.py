@@ -1,4 +1,4 @@
-"""Probabilities of labels, how logits become them, and where to draw the line between yes and no."""
+"""Probabilities from logits, and thresholds."""
 
 from __future__ import annotations
 

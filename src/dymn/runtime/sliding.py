@@ -1,4 +1,4 @@
-"""Log-mel spectrograms of windows that overlap, no frame computed twice.
+"""Log-mel spectrograms of overlapping windows, in which shared frames are computed once.
 
 Away from its ends, the spectrogram of a window is a slice of that of the recording: a frame depends on nothing but the
 samples below its transform's window. At the ends (frames 0, 1 and the last, with the usual settings) the transform's

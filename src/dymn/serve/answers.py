@@ -1,4 +1,4 @@
-"""From a recording and a question to tags and an embedding.
+"""From a recording and a request to tags and an embedding.
 
 The recording is decoded once and its windows computed once.
 """

@@ -1,6 +1,6 @@
-"""What every request passes first and every answer last.
+"""The first and the last step of every request.
 
-It checks host names, origins and the token, and sets headers for browsers.
+The guard checks host names, origins and the token, and sets headers for browsers.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""From an accepted request to its answer: who is let in, threads that decode, one thread that computes."""
+"""From an accepted request to its response: admission, decoding threads, and one computing thread."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Optional dependencies: whether they are installed, and what to say where they are not."""
+"""Optional dependencies: whether they are installed, and the message if they are not."""
 
 from __future__ import annotations
 

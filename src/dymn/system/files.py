@@ -1,4 +1,4 @@
-"""Files that are either the old one or the new one, never half of one.
+"""Atomic files: at any time either the old file or the complete new one.
 
 The module also reads files in bounded time and memory.
 """

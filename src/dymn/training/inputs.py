@@ -1,4 +1,4 @@
-"""A run's inputs: its data, their loaders, the teacher's table, checkpoints, and the digests that identify them."""
+"""The inputs of a run: data, loaders, the teacher's table, checkpoints, and their digests."""
 
 from __future__ import annotations
 

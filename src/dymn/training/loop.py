@@ -1,6 +1,6 @@
-"""The training loop: pre-training, distillation and fine-tuning differ only in their config (Secs.
+"""The training loop: pre-training, distillation and fine-tuning differ only in their config (Sec. IV, V-B).
 
-IV and V-B). Lightning Fabric runs the loop on several processes, devices and precisions. Unlike a trainer class, it
+Lightning Fabric runs the loop on several processes, devices and precisions. Unlike a trainer class, it
 leaves the loop's code visible, and it has no global state, so several runs (folds) can follow each other in one
 process.
 """

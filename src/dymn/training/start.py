@@ -1,4 +1,4 @@
-"""The network that a run starts with."""
+"""The initial network of a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Everything that a run needs to continue where it was, in one file that is replaced at once."""
+"""The state from which a run resumes, in one file that is replaced atomically."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which digest the file of a model must have, and how much is known of it.
+"""The expected digests of model files, and whether they are known, recorded or pinned.
 
 The registry has the SHA-256 of few models: their authors publish none. The others are unverified at their first
 download, but for their network, and the digest of that file is recorded beside it and enforced from then on. Those who

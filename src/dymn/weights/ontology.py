@@ -1,4 +1,4 @@
-"""AudioSet's ontology: which classes are kinds of which, from the seven at the top down to the most specific."""
+"""AudioSet's ontology: the hierarchy of its classes, from the seven at the top to the most specific ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every published model, as data: what its file is called, what network and front end it holds, how good it is.
+"""The registry of published models: file, network, front end and accuracy of each.
 
 The models of EfficientAT, and those of EfficientSED, are assets of one public release each (MIT licence). Parameters
 and multiply-adds (for 10 s of audio) are written down so that a listing needs no network built; the tests compare them

@@ -1,4 +1,4 @@
-"""The names and shapes of a network's weights, worked out from its configuration: what a checkpoint must hold."""
+"""The names and shapes of a network's weights, computed from its configuration."""
 
 from __future__ import annotations
 

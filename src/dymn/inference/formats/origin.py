@@ -1,4 +1,4 @@
-"""What made a file of results, so that they can be made again."""
+"""The origin of a file of results: model, settings and version, with which it can be reproduced."""
 
 from __future__ import annotations
 

@@ -57,6 +57,13 @@ def test_zero_shot_names_what_the_published_model_hears(shared, tmp_path):
     assert np.mean(list(accuracies.values())) >= 0.9
 
 
+def test_it_is_known_how_each_picture_of_the_documentation_is_made():
+    pytest.importorskip("PIL")
+    pictures = load("pictures")
+    known = [*pictures.pictures(Path("esc10")), *pictures.OTHERS]
+    assert sorted(known) == sorted(path.stem for path in (FOLDER.parent / "docs" / "images").iterdir())
+
+
 def test_the_sparse_recording_is_a_recording(tmp_path):
     path = tmp_path / "long.wav"
     load("long_file").write_sparse_wav(path, 61)

@@ -359,7 +359,7 @@ def test_principal_components_keep_the_most_variance():
 
 
 def test_umap_keeps_groups_together():
-    pytest.importorskip("umap")
+    pytest.importorskip("umap.umap_")
     rng = np.random.default_rng(0)
     centres = rng.normal(size=(3, 16))
     vectors = np.repeat(centres, 20, axis=0) + rng.normal(scale=0.05, size=(60, 16))

@@ -49,14 +49,14 @@ def map(
     """
     from dymn.commands.progress import counting_bar
     from dymn.inference.index import open_index
-    from dymn.plots.map_page import chosen, map_page, umap_module
+    from dymn.plots.map_page import chosen, map_page, umap_class
     from dymn.plots.search_page import Shown
     from dymn.system.files import atomic_write
 
     hush(quiet)
     check_ending("--output", output, [".html", ".htm"])
     if projection == "umap":
-        umap_module()  # what is missing is said before anything is computed
+        umap_class()  # what is missing is said before anything is computed
     found = open_index(index)
     keys = chosen(found, points)
     windows = [found.table.window(key) for key in keys.tolist()]

@@ -53,28 +53,28 @@ def neighbourhoods(vectors: Array) -> Array:
         ConfigError: if there are fewer than `FEWEST` vectors.
         MissingExtraError: if umap-learn is not installed.
     """
-    umap = umap_module()
+    umap = umap_class()
     if len(vectors) < FEWEST:
         raise ConfigError(
             f"UMAP needs at least {FEWEST} windows; there are {len(vectors)}. Use --projection pca, or more --points."
         )
-    found = umap.UMAP(metric="cosine", n_neighbors=min(15, len(vectors) - 1), random_state=0, n_jobs=1)
+    found = umap(metric="cosine", n_neighbors=min(15, len(vectors) - 1), random_state=0, n_jobs=1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # such as that windows which lie apart are laid out apart
         places: Array = found.fit_transform(vectors)
     return places
 
 
-def umap_module() -> Any:
-    """Return the module umap.
+def umap_class() -> Any:
+    """Return the class of UMAP.
 
     Raises:
         MissingExtraError: if it is not installed.
     """
     with needing("--projection umap", "umap"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        import umap
-    return umap
+        from umap import UMAP
+    return UMAP
 
 
 PROJECTIONS: dict[str, Callable[[Array], Array]] = {"pca": principal_components, "umap": neighbourhoods}

@@ -61,7 +61,7 @@ class Opened:
 
     Attributes:
         name: as given.
-        n_samples: the number of samples read so far, as the network hears them.
+        n_samples: the number of samples read so far, of the signal as played.
         notes: what is unusual about it.
         speed: how much faster it is played than it was recorded.
         channel: which channel is read, if each is.

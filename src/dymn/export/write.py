@@ -73,7 +73,7 @@ def build(model: Exportable, *, calibrate: Clips = (), **settings: Any) -> bytes
 
 
 def check_kind(model: Exportable, plan: Plan) -> None:
-    """Refuse what there is not for ensembles and frame-wise networks.
+    """Reject what there is not for ensembles and frame-wise networks.
 
     Raises:
         ConfigError: naming what there is.

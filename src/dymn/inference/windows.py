@@ -383,7 +383,7 @@ def _counted(found: Iterable[Floats], recording: Opened, heard: Callable[[Floats
 
 
 def one_result(settings: ReadSettings) -> None:
-    """Refuse a result for each channel where there can be only one.
+    """Reject a result for each channel where there can be only one.
 
     Raises:
         ConfigError: saying what gives several.

@@ -22,7 +22,7 @@ ANNEAL_FROM, ANNEAL_EPOCHS, ANNEAL_SHARE = 30.0, 30, 0.15  # of the temperature 
 
 
 def check_start(settings: ModelSettings) -> None:
-    """Refuse settings of an architecture in addition to a checkpoint.
+    """Reject settings of an architecture in addition to a checkpoint.
 
     Raises:
         ConfigError: naming the setting.

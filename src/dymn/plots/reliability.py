@@ -1,4 +1,4 @@
-"""How often probabilities come true, before and after calibration."""
+"""Reliability diagrams, before and after calibration."""
 
 from __future__ import annotations
 

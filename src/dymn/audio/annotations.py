@@ -82,7 +82,7 @@ def tables_below(folder: Path) -> list[Path]:
     """Return the tables of annotations below a folder, sorted; other text files are left out.
 
     Raises:
-        DataError: if there is no such folder, or a text file that has the name of a recording beside it is no table.
+        DataError: if there is no such folder, or a text file with the name of a recording is not a table.
     """
     if not folder.is_dir():
         raise DataError(f"There is neither a table nor a folder at {folder}.")

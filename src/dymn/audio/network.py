@@ -265,7 +265,7 @@ class NetworkSource:
             self._put(block)
 
     def _return(self, seconds: float) -> None:
-        """Begin anew after the sound was lost."""
+        """Start again after the sound was lost."""
         self._lost_at, self._rate = None, 0
         self._burst = BURST_SECONDS
         self._placed_at = 0.0

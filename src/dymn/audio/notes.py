@@ -101,7 +101,7 @@ class Report:
         self.tracks = 1
 
     def check_track(self) -> None:
-        """Refuse a track that is not there.
+        """Reject a track that is not there.
 
         Raises:
             AudioError: saying how many there are.

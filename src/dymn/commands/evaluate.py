@@ -199,7 +199,7 @@ def evaluate(
 
 
 def check_events(events: bool, own: dict[str, Any], others: dict[str, Any]) -> None:
-    """Refuse options of events without --events, and those of clips with it.
+    """Reject options of events without --events, and those of clips with it.
 
     Raises:
         ConfigError: naming the option.

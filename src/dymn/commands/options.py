@@ -105,7 +105,7 @@ def complete_labels(incomplete: str) -> list[str]:
 
 
 def check_ending(option: str, path: Path, endings: Iterable[str]) -> None:
-    """Refuse a file to write whose ending is none of those that an option knows.
+    """Reject a file to write whose ending is none of those that an option knows.
 
     Raises:
         ConfigError: naming those that are allowed.

@@ -125,7 +125,7 @@ class TeacherTable:
         Args:
             logits: the array; float16 or float32, memory-mapped.
             index: a .pkl or .csv, see `dymn.data.published.read_rows`. What is not used is counted in `skipped`.
-            labels: names of the columns. If not given, they are read from NAME.labels.txt beside NAME.npy, one a line;
+            labels: names of the columns. If not given, they are read from NAME.labels.txt next to NAME.npy, one a line;
                 without such a file, 527 columns are AudioSet's classes in their published order.
 
         Raises:

@@ -19,7 +19,7 @@ class Affine(NamedTuple):
 
 
 class Reliability(NamedTuple):
-    """Probabilities in `BINS` bins of equal width, beside how often they come true.
+    """Probabilities in `BINS` bins of equal width, and the frequency of positives in each.
 
     Attributes:
         said: mean probability of each bin that has any [B].

@@ -24,7 +24,7 @@ LOWER_IS_BETTER = ("distillation",)
 
 
 class Predictions(NamedTuple):
-    """What a model says of N clips, beside their annotation."""
+    """The scores of a model on N clips, and their annotation."""
 
     keys: list[str]
     probabilities: Floats  # [N, C]

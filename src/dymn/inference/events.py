@@ -96,7 +96,7 @@ class EventSettings(FrameSettings):
 
     def around(self, step: float) -> Around:
         """Return the neighbourhood of a frame; `step` is the time between frames in the recording."""
-        step /= self.speed  # settings are seconds as the network hears them
+        step /= self.speed  # settings are seconds of the signal as played
         half = max(0, round((self.rule().median / step - 1) / 2))
         return Around(half, max(1, round(self.nearby.seconds / step)) if self.nearby else 0)
 
@@ -281,7 +281,7 @@ class EventTracker:
             ConfigError: as `Decider`.
         """
         self._labels = labels
-        # settings are seconds as the network hears them, and frames have times of the recording
+        # settings are seconds of the signal as played, and frames have times of the recording
         rule = settings.rule()
         self._min_gap, self._min_duration = rule.min_gap * settings.speed, rule.min_duration * settings.speed
         card = card or ModelCard(labels=tuple(labels))

@@ -78,7 +78,7 @@ class Counts(NamedTuple):
 
 
 def journal_path(output: Path) -> Path:
-    """Return the path of an output's journal: beside it, or beside the file that a link leads to."""
+    """Return the path of an output's journal: next to it, or next to the file that a link leads to."""
     target = Path(os.path.realpath(output))
     return target.with_name(f"{target.name}.journal")
 

@@ -61,7 +61,7 @@ class Opened:
 
     Attributes:
         name: as given.
-        n_samples: the number of samples read so far, as the network hears them.
+        n_samples: the number of samples read so far, of the signal as played.
         notes: what is unusual about it.
         speed: how much faster it is played than it was recorded.
         channel: which channel is read, if each is.
@@ -383,7 +383,7 @@ def _counted(found: Iterable[Floats], recording: Opened, heard: Callable[[Floats
 
 
 def one_result(settings: ReadSettings) -> None:
-    """Refuse a result for each channel where there can be only one.
+    """Reject a result for each channel where there can be only one.
 
     Raises:
         ConfigError: saying what gives several.

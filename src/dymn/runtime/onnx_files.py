@@ -31,7 +31,7 @@ _EXTERNAL_DATA, _DATA_LOCATION = 13, 14  # fields of a tensor
 
 
 def check_onnx(content: bytes, name: str) -> None:
-    """Refuse a file that is no ONNX file, or whose tensors lie in other files.
+    """Reject a file that is no ONNX file, or whose tensors lie in other files.
 
     Raises:
         WeightsError: naming the file.

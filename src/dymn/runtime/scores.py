@@ -17,7 +17,7 @@ THRESHOLDS = ("auto", "precise")
 
 
 def check_threshold(threshold: ThresholdOrName) -> None:
-    """Refuse what is neither a probability nor one of `THRESHOLDS`.
+    """Reject what is neither a probability nor one of `THRESHOLDS`.
 
     Raises:
         ConfigError: naming what is allowed.

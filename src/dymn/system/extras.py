@@ -31,7 +31,7 @@ def has_torch() -> bool:
 
 
 def require_torch(purpose: str) -> None:
-    """Refuse what needs PyTorch where it is not installed.
+    """Reject what needs PyTorch where it is not installed.
 
     Raises:
         MissingExtraError: naming the purpose and the extra.

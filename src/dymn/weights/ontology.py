@@ -62,7 +62,7 @@ def at_level(name: str, level: int) -> set[str]:
 
 
 def check_audioset(labels: Sequence[str], option: str) -> None:
-    """Refuse labels that are not AudioSet's, for an option that needs its ontology.
+    """Reject labels that are not AudioSet's, for an option that needs its ontology.
 
     Raises:
         ConfigError: if AudioSet knows fewer than half of them.

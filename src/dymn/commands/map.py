@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
+import typer
+
 from dymn.commands.options import WHAT, Quiet, check_ending, hush, note, number_option, output_option, seconds_option
 from dymn.commands.search import IndexFolder, short
 

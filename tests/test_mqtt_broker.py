@@ -184,7 +184,7 @@ def test_a_wrong_password_is_said_and_a_right_one_is_taken(tmp_path, monkeypatch
             client = begun(broker, notes := [], user)
             until(lambda notes=notes: notes)
             client.close()
-            assert "refuses the connection (Not authorized). Trying again" in notes[0]
+            assert "rejects the connection (Not authorized). Trying again" in notes[0]
         monkeypatch.setenv("DYMN_MQTT_PASSWORD", "right")
         client = begun(broker, notes := [], "me@")
         with home(broker, username="me", password="right") as (last, _):

@@ -1,21 +1,19 @@
 """How well beginnings and ends of sounds are found, on recordings made of clips of ESC-10 whose bounds are known.
 
     python benchmarks/events.py ESC10 --model mn04_as --model dymn04_open
+    python benchmarks/events.py ESC10 --model dymn04_open --tried --cache FOLDER
     python benchmarks/events.py ESC10 --model dymn04_open --sweep --cache FOLDER
 
 ESC10 is a folder as for `zero_shot.py`; the recordings are those of `mixtures.py`, from the clips of folds 4 and 5.
-`--sweep` tries settings on recordings from folds 1 to 3 instead, with which the defaults of `dymn events` were chosen;
-the frames are kept in `--cache`. Nothing is trained. `--live` compares the rule of `dymn listen --events`, with its
-windows of 2 s every 0.5 s, with that of `dymn events`, made causal: judged by the seconds before alone.
+`--sweep` tries settings on recordings from folds 1 to 3 instead, with which the defaults of `dymn events` were chosen,
+and `--tried` those of the table in `docs/events.md`, on 60 such recordings and in its order. The frames are kept in
+`--cache`. Nothing is trained. `--live` compares the rule of `dymn listen --events`, with its windows of 2 s every
+0.5 s, with that of `dymn events`, made causal: judged by the seconds before alone.
 
-The scores are those of sed_scores_eval, which is installed by itself, as it needs old companions:
-
-    pip install sed_scores_eval "pandas<3" "setuptools<81"
-
-PSDS is from probabilities at all thresholds: dtc = gtc = 0.5, up to 500 false alarms an hour, the mean over classes.
-The F1 are from events: of events with beginning and end within 0.5 s (or half of the length for the end), and of
-seconds; means over classes. "Others" are events of labels that are neither above nor below those of a sound in the
-recording in AudioSet's ontology, per minute.
+The scores are those of `dymn evaluate --events` (`pip install '.[sed]'`), with PSDS from all thresholds: dtc = gtc =
+0.5, up to 500 false alarms an hour, the mean over classes. The F1 are from events: of events with beginning and end
+within 0.5 s (or half of the length for the end), and of seconds; means over classes. "Others" are events of labels that
+are neither above nor below those of a sound in the recording in AudioSet's ontology, per minute.
 """
 
 from __future__ import annotations
@@ -34,6 +32,7 @@ from typing import Any
 import numpy as np
 
 from dymn import Tagger
+from dymn.evaluation.events import event_figures
 from dymn.inference.events import Event, EventSettings, EventTracker, decide
 from dymn.inference.frames import METHODS, Frames, FrameSettings, frames
 from dymn.inference.methods import Nearby
@@ -42,8 +41,6 @@ from mixtures import NOISE_DB, SECONDS, Mixture, class_indices, mixtures
 
 Classes = dict[str, list[int]]
 Tried = Iterator[tuple[FrameSettings, list[tuple[EventSettings, float | None]]]]
-GRID = 0.02  # seconds; how finely decisions are given to the scorer
-COLLAR = 0.5
 CUTS = (  # what `--sweep` tries
     *(FrameSettings("windows", window, hop) for window in (0.64, 0.96, 1.28, 1.6) for hop in (0.16, 0.32)),
     FrameSettings("activation"),
@@ -52,6 +49,14 @@ CUTS = (  # what `--sweep` tries
 )
 WEIGHTS = (None, 0.3, 0.4)  # of the highest probability nearby; None is a fixed share of the threshold
 THRESHOLDS = (0.05, 0.1)
+TRIED: tuple[tuple[FrameSettings, float | None, dict[str, float]], ...] = (  # frames, weight as above, other settings
+    (FrameSettings("windows", 1.6, 0.32), None, {}),
+    (FrameSettings("windows", 0.96, 0.16), 0.3, {}),
+    (FrameSettings("windows", 0.96, 0.32), 0.3, {}),
+    *((FrameSettings("windows", window, 0.16), 0.3, {}) for window in (0.8, 1.12, 1.28)),
+    (FrameSettings("windows", 0.96, 0.16), 0.3, {"min_duration": 0.45}),
+    *((FrameSettings("combined"), 0.4, {"threshold": threshold}) for threshold in (0.1, 0.07, 0.05)),
+)
 LIVE = [EventSettings("windows", 2.0, 0.5, threshold=threshold, min_gap=1.0) for threshold in (0.1, 0.3)]
 LIVE_WEIGHTS = (None, 0.3, 0.4, 0.5)
 
@@ -60,14 +65,6 @@ def of_classes(found: Frames, classes: Classes) -> Frames:
     """Return frames of the classes of ESC-10, each as probable as its likeliest AudioSet label."""
     scores = np.stack([found.scores[:, indices].max(axis=1) for indices in classes.values()], axis=1)
     return dataclasses.replace(found, labels=tuple(classes), scores=scores)
-
-
-def drawn(events: list[Event], labels: tuple[str, ...]) -> np.ndarray:
-    """Return events as ones among zeros [T, C] on a grid of `GRID` seconds."""
-    rows = np.zeros((round(SECONDS / GRID), len(labels)))
-    for event in events:
-        rows[round(event.start / GRID) : round(event.end / GRID), labels.index(event.label)] = 1
-    return rows
 
 
 class CausalTracker(EventTracker):
@@ -103,24 +100,12 @@ Decide = Callable[[Frames, EventSettings], list[Event]]
 def scored(
     recordings: list[Mixture], found: list[Frames], settings: EventSettings, decide: Decide = decide
 ) -> dict[str, float]:
-    """Return PSDS and the two F1 of frames and of the events that they amount to."""
-    import pandas
-    from sed_scores_eval import collar_based, intersection_based, segment_based
-
-    def table(edges: np.ndarray, rows: np.ndarray) -> Any:
-        columns = dict(zip(found[0].labels, rows.T, strict=True))
-        return pandas.DataFrame({"onset": edges[:-1], "offset": edges[1:], **columns})
-
-    truth = {m.name: [(event.start, event.end, event.label) for event in m.events] for m in recordings}
-    lengths = {m.name: SECONDS for m in recordings}
-    soft = {m.name: table(f.edges, f.scores) for m, f in zip(recordings, found, strict=True)}
-    grid = np.round(np.arange(round(SECONDS / GRID) + 1) * GRID, 2)
-    hard = {m.name: table(grid, drawn(decide(f, settings), f.labels)) for m, f in zip(recordings, found, strict=True)}
-    psds = intersection_based.psds(soft, truth, lengths, dtc_threshold=0.5, gtc_threshold=0.5, max_efpr=500)[0]
-    collars = {"onset_collar": COLLAR, "offset_collar": COLLAR, "offset_collar_rate": 0.5}
-    events = collar_based.fscore(hard, truth, 0.5, **collars)[0]["macro_average"]
-    seconds = segment_based.fscore(hard, truth, lengths, 0.5, segment_length=1.0)[0]["macro_average"]
-    return {"psds": float(psds), "event_f1": float(events), "segment_f1": float(seconds)}
+    """Return PSDS and the two F1 of frames and of the events that they amount to, means over classes."""
+    frames = {mixture.name: one for mixture, one in zip(recordings, found, strict=True)}
+    truth = {mixture.name: [(one.start, one.end, one.label) for one in mixture.events] for mixture in recordings}
+    classes = event_figures(truth, frames, {name: decide(one, settings) for name, one in frames.items()}, steps=None)
+    names = {"psds": "psds", "event_f1": "f1", "segment_f1": "segment_f1"}
+    return {key: float(np.mean([getattr(one, name) for one in classes])) for key, name in names.items()}
 
 
 def others(
@@ -161,17 +146,23 @@ def frames_of(tagger: Tagger, recordings: list[Mixture], settings: FrameSettings
     return found
 
 
+def events_of(cut: FrameSettings, **others: float) -> EventSettings:
+    """Return settings of events with the frames of `cut`."""
+    given = {field.name: getattr(cut, field.name) for field in dataclasses.fields(FrameSettings)}
+    return EventSettings(**given, **others)
+
+
 def swept() -> Tried:
     """Yield ways to get frames, each with the settings to try on them and the weight of what is nearby."""
     for cut in CUTS:
-        given = {field.name: getattr(cut, field.name) for field in dataclasses.fields(FrameSettings)}
-        yield (
-            cut,
-            [
-                (EventSettings(**given, threshold=threshold), weight)
-                for weight, threshold in itertools.product(WEIGHTS, THRESHOLDS)
-            ],
-        )
+        pairs = itertools.product(WEIGHTS, THRESHOLDS)
+        yield cut, [(events_of(cut, threshold=threshold), weight) for weight, threshold in pairs]
+
+
+def tried() -> Tried:
+    """Yield the settings of the table in docs/events.md."""
+    for cut, weight, others in TRIED:
+        yield cut, [(events_of(cut, **others), weight)]
 
 
 def live() -> Tried:
@@ -195,31 +186,33 @@ def main() -> None:
     )
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--sweep", action="store_true", help="Try settings on other recordings.")
+    what.add_argument("--tried", action="store_true", help="Try the settings of docs/events.md on these.")
     what.add_argument("--live", action="store_true", help="Compare rules of `dymn listen --events`.")
     parser.add_argument("--cache", type=Path, help="A folder that keeps frames for the next time.")
     parser.add_argument("--folds", nargs="+", type=int, help="The folds whose clips are used; 4 5, or 1 2 3 to sweep.")
     parser.add_argument("--seed", type=int, help="Where recordings are made from; 2, or 1 to sweep.")
-    parser.add_argument("--recordings", type=int, default=50, help="How many recordings of 20 s to make.")
+    parser.add_argument("--recordings", type=int, help="How many recordings of 20 s to make; 50, or 60 with --tried.")
     parser.add_argument("--noise", nargs=2, type=float, default=NOISE_DB, help="By how many dB events are louder.")
     parser.add_argument("--threads", type=int, help="How many CPU threads to use.")
     parser.add_argument("--json", action="store_true", help="Print JSON instead of a table.")
     options = parser.parse_args()
-    folds = tuple(options.folds or ((1, 2, 3) if options.sweep else (4, 5)))
-    seed = options.seed if options.seed is not None else 1 if options.sweep else 2
+    compared = options.sweep or options.tried
+    folds = tuple(options.folds or ((1, 2, 3) if compared else (4, 5)))
+    seed = options.seed if options.seed is not None else 1 if compared else 2
+    number = options.recordings or (60 if options.tried else 50)
     classes = class_indices(options.folder)
-    recordings = mixtures(options.folder, folds, options.recordings, seed, noise_db=tuple(options.noise))
+    recordings = mixtures(options.folder, folds, number, seed, noise_db=tuple(options.noise))
     results = []
-    ways = swept if options.sweep else standard
-    if options.live:
-        ways = live
+    ways = swept if options.sweep else tried if options.tried else live if options.live else standard
     for model in options.model:
         tagger = Tagger.from_pretrained(model, threads=options.threads)
-        for cut, tried in ways():
+        for cut, chosen in ways():
             found = frames_of(tagger, recordings, cut, options.cache)
             judged = [of_classes(one, classes) for one in found]
-            for settings, weight in tried:
+            for settings, weight in chosen:
                 row: dict[str, Any] = {"model": tagger.card.name, "method": cut.method, **cut.cutting()._asdict()}
                 row |= {"clip": cut.clip, "nearby": weight, "threshold": settings.rule().threshold}
+                row["dropped"] = settings.min_duration
                 way = functools.partial(decide_live, weight=weight) if options.live else decide
                 with weighted(str(cut.method), weight):
                     row |= scored(recordings, judged, settings, way)
@@ -247,8 +240,9 @@ def line(row: dict[str, Any]) -> str:
     """Return a result as a line of text."""
     shown = {**row, "nearby": "-" if row["nearby"] is None else row["nearby"]}
     return (
-        "{model} {method} {window:g}/{hop:g} s clip {clip:g} nearby {nearby} threshold {threshold:g}: PSDS {psds:.3f}, "
-        "F1 of events {event_f1:.3f}, of seconds {segment_f1:.3f}, others {others:.1f}/min"
+        "{model} {method} {window:g}/{hop:g} s clip {clip:g} nearby {nearby} threshold {threshold:g} dropped below "
+        "{dropped:g} s: PSDS {psds:.3f}, F1 of events {event_f1:.3f}, of seconds {segment_f1:.3f}, others "
+        "{others:.1f}/min"
     ).format(**shown)
 
 

@@ -31,17 +31,17 @@ def draw_readings(tagger: Tagger, audio: Path, path: Path) -> None:
         ("at -60 dBFS", frogs * np.float32(1e-3 / np.abs(frogs).max()), ReadSettings()),
         ("--gain auto", frogs * np.float32(1e-3 / np.abs(frogs).max()), ReadSettings(gain="auto")),
     ]
-    figure = new_figure(12, 6.2)
+    figure = new_figure(9, 4.9)
     front_end = tagger.card.front_end
     for number, (title, samples, settings) in enumerate(panels):
         heard = reading.from_array(samples, rate, rate, settings=settings)
         best = tagger.tag(heard, rate, top_k=1)[0]
         axes = figure.add_subplot(2, 2, number + 1)
         draw_spectrogram(axes, array_log_mel(front_end)(heard)[0], front_end, len(heard) / rate)
-        axes.set_title(f"{title}: {best.label} {best.score:.2f}", color=INK, loc="left", fontsize=13)
+        axes.set_title(f"{title}: {best.label} {best.score:.2f}", color=INK, loc="left", fontsize=12)
         axes.tick_params(labelsize=9, colors=SOFT)
-    figure.subplots_adjust(left=0.07, right=0.98, top=0.94, bottom=0.06, hspace=0.3, wspace=0.15)
-    save_figure(figure, path, 64)
+    figure.subplots_adjust(left=0.08, right=0.98, top=0.94, bottom=0.06, hspace=0.34, wspace=0.2)
+    save_figure(figure, path, 100)
 
 
 def draw_labels(tagger: Tagger, audio: Path, path: Path) -> None:
@@ -56,7 +56,8 @@ def draw_labels(tagger: Tagger, audio: Path, path: Path) -> None:
         ("--level 1", levels, TagSettings(6)),
         ("--groups groups.toml", groups, TagSettings(6)),
     ]
-    figure = new_figure(12, 4.6)
+    figure = new_figure(9, 4.5, layout="constrained")
+    figure.get_layout_engine().set(h_pad=0.08, hspace=0.06)
     for number, (title, used, settings) in enumerate(panels):
         (found,) = used.tag_files([audio / "dog.ogg"], settings)
         axes = figure.add_subplot(2, 2, number + 1)
@@ -65,10 +66,9 @@ def draw_labels(tagger: Tagger, audio: Path, path: Path) -> None:
         axes.set_yticks(rows, [tag.label for tag in found.tags], fontsize=10, color=INK)
         axes.invert_yaxis()
         axes.set_xlim(0, 1)
-        axes.set_title(title, color=INK, loc="left", fontsize=13)
+        axes.set_title(title, color=INK, loc="left", fontsize=12)
         axes.tick_params(labelsize=9, colors=SOFT)
-    figure.subplots_adjust(left=0.24, right=0.98, top=0.93, bottom=0.07, hspace=0.45, wspace=0.6)
-    save_figure(figure, path, 64)
+    save_figure(figure, path, 100)
 
 
 def main() -> None:

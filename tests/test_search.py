@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from dymn.audio.reading import read
-from dymn.audio.stored import stretch
+from dymn.audio.stored import passage
 from dymn.cli import app
 from dymn.commands.search import parse_query, short
 from dymn.errors import AudioError, ConfigError, DataError, MissingExtraError
@@ -341,10 +341,10 @@ def test_a_stretch_is_that_part_of_the_recording(tmp_path):
     for ending, subtype in (("wav", "FLOAT"), ("wav", "PCM_16"), ("flac", "PCM_24")):
         path = tmp_path / f"{subtype}.{ending}"
         soundfile.write(path, sound, 32_000, subtype)
-        np.testing.assert_allclose(stretch(path, 0.25, 1.5, 32_000), read(path)[8000:48_000], atol=1e-7)
-        assert len(stretch(path, 1.5, 99, 16_000)) == 8000
+        np.testing.assert_allclose(passage(path, 0.25, 1.5, 32_000), read(path)[8000:48_000], atol=1e-7)
+        assert len(passage(path, 1.5, 99, 16_000)) == 8000
     with pytest.raises(AudioError, match="ends before 2 s"):
-        stretch(path, 2, 3, 32_000)
+        passage(path, 2, 3, 32_000)
 
 
 def test_principal_components_keep_the_most_variance():

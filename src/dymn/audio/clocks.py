@@ -1,7 +1,6 @@
-"""When a recording began, by what recorders write into it: GUANO, AudioMoth's comment, bext, or the file's name.
+"""Absolute start times of recordings, from GUANO, AudioMoth's comment, bext, or the file name.
 
-Only the header of the file is read. A time zone is kept where there is one; a time without one is that of the
-recorder's clock.
+Only the header of the file is read. Time zones are kept; a time without one is the recorder's local time.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The bytes of a recording, at any place: what the parsers of containers read and the decoders open.
+"""Random access to the bytes of a recording, for the parsers of containers and the decoders.
 
-A recording is held as a file descriptor. Decoders written in C read from it directly: no Python code runs inside them,
-so that a signal such as Ctrl-C cannot raise an exception there, which they would take for damage.
+A recording is a file descriptor. Decoders written in C read from it directly, without calling Python code, so that a
+signal such as Ctrl-C cannot raise an exception inside them, which they would treat as damage.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Streams of frames without a container (ADTS AAC, AC-3, AMR), and the outer ends of AVI, ASF and MP4 files.
+"""Frame streams without a container (ADTS AAC, AC-3, AMR), and the outer structure of AVI, ASF and MP4 files.
 
-FFmpeg looks for the next frame behind damage and says nothing of what it passed over; so frames are counted by their
+After damage, FFmpeg resumes at the next frame without reporting what it skipped, so frames are counted by their
 headers.
 """
 

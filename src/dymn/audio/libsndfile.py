@@ -1,4 +1,4 @@
-"""Decoding by libsndfile."""
+"""Decoding with libsndfile."""
 
 from __future__ import annotations
 

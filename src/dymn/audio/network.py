@@ -1,8 +1,8 @@
-"""Sound from an address: opened again when it is lost, on the wall clock, in bounded memory.
+"""Live audio from a URL: reconnection, agreement with the wall clock, and bounded memory.
 
-A stream gives no times that can be relied on, so samples are counted, and the count is compared with the wall clock.
-Where the sound falls behind it, because a part never came, the part is a gap; where it runs ahead, as the first seconds
-of an Icecast stream or a file do, the reader waits.
+Timestamps of streams are not reliable, so samples are counted and compared with the wall clock. If the audio is behind
+the clock, because a part is missing, this part is a gap. If it is ahead, like the first seconds of an Icecast stream or
+a file, the reader waits.
 """
 
 from __future__ import annotations
@@ -265,7 +265,7 @@ class NetworkSource:
             self._put(block)
 
     def _return(self, seconds: float) -> None:
-        """Begin anew after the sound was lost."""
+        """Start again after the sound was lost."""
         self._lost_at, self._rate = None, 0
         self._burst = BURST_SECONDS
         self._placed_at = 0.0

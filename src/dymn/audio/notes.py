@@ -1,6 +1,6 @@
-"""What a user should know about a recording that was read.
+"""Notes about recordings that were read.
 
-A wrong header, the choice of a track, skipped damage.
+Examples are a wrong header, the selected track, and skipped damage.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class Report:
         self.tracks = 1
 
     def check_track(self) -> None:
-        """Refuse a track that is not there.
+        """Reject a track that is not there.
 
         Raises:
             AudioError: saying how many there are.

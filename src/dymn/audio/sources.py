@@ -1,6 +1,6 @@
-"""From what a user names as a recording to its content: paths, standard input, FIFOs, file objects.
+"""Sources of recordings: paths, standard input, FIFOs, file objects.
 
-What does not support seeking (a pipe, a socket, a FIFO, an object of Python) is copied to a temporary file first.
+Sources that do not support seeking (pipes, sockets, FIFOs, Python objects) are copied to a temporary file first.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`dymn evaluate`: how good a model is on a dataset."""
+"""`dymn evaluate`: the metrics of a model on a dataset."""
 
 from __future__ import annotations
 
@@ -8,9 +8,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dymn.commands import options
+from dymn.commands import event_options, options
 from dymn.commands.datasets import check_data, check_model
-from dymn.commands.options import DATA, check_ending, complete_models, hush, note, note_ending, seconds_option
+from dymn.commands.options import (
+    DATA,
+    check_ending,
+    complete_models,
+    file_option,
+    hush,
+    note,
+    note_ending,
+    number_option,
+    seconds_option,
+)
 from dymn.commands.output import note_new_folder
 from dymn.errors import ConfigError
 from dymn.system.files import json_values
@@ -44,42 +54,53 @@ def evaluate(
         ),
     ] = None,
     fold: Annotated[
-        int | None,
-        typer.Option(
-            "--fold",
-            metavar="NUMBER",
-            min=1,
-            help="The fold to use as the test set, for datasets with folds.",
-            rich_help_panel=DATA,
-        ),
+        int | None, number_option("The fold to use as the test set, for datasets with folds.", DATA)
     ] = None,
     seconds: Annotated[
-        float | None,
-        seconds_option("Length of a window. The default is the length used in training.", DATA),
+        float | None, seconds_option("Length of a window. The default is the length used in training.", DATA)
     ] = None,
     workers: options.ClipWorkers = 0,
     batch_size: options.ClipBatch = 16,
     per_class: Annotated[
         Path | None,
-        typer.Option(
-            "--per-class",
-            metavar="FILE",
-            help="Write the metrics of each class to this CSV file: average precision, ROC-AUC, numbers of clips, "
-            "precision, recall and F1.",
+        file_option(
+            "Write the metrics of each class to this CSV file: average precision, ROC-AUC, numbers of clips, "
+            "precision, recall and F1. With --events: numbers of events, precision, recall, F1 and PSDS.",
         ),
     ] = None,
     predictions: Annotated[
-        Path | None,
-        typer.Option("--predictions", metavar="FILE", help="Write the probabilities of each clip to this CSV file."),
+        Path | None, file_option("Write the probabilities of each clip to this CSV file.", None)
     ] = None,
     confusion: Annotated[
         Path | None,
-        typer.Option(
-            "--confusion",
-            metavar="FILE",
-            help="Write the confusion matrix to this CSV file, or draw it (.png, .pdf, .svg), for exclusive classes.",
+        file_option(
+            "Write the confusion matrix to this CSV file, or draw it (.png, .pdf, .svg), for exclusive classes.", None
         ),
     ] = None,
+    events: Annotated[
+        bool,
+        typer.Option(
+            "--events",
+            help="Evaluate the events that `dymn events` reports. The data are recordings with Raven selection tables "
+            "or Audacity label tracks in the same folder, or a table with the columns path, start, end and label "
+            "(needs dymn\\[sed]).",
+            rich_help_panel=event_options.WHEN,
+        ),
+    ] = False,
+    collar: Annotated[
+        float | None,
+        seconds_option(
+            "Tolerance for the start and end of an event; for its end, half of its length is also tolerated. The "
+            "default is 0.5.",
+            event_options.WHEN,
+        ),
+    ] = None,
+    method: event_options.EventMethod = None,
+    threshold: event_options.EventThreshold = None,
+    off_threshold: event_options.OffThreshold = None,
+    median: event_options.Median = None,
+    min_gap: event_options.MinGap = None,
+    min_duration: event_options.MinDuration = 0.0,
     format: options.ReportFormat = "table",
     device: options.Device = None,
     precision: options.PrecisionOption = "float32",
@@ -94,9 +115,18 @@ def evaluate(
 
     Classes without a positive clip are listed and excluded from the means.
 
+    With --events, events are evaluated instead: F1 of events and of seconds, and PSDS, for the labels that the model
+    and the annotations have in common.
+
     Example: `dymn evaluate runs/mn04_as/best.safetensors --data clips --per-class classes.csv`.
     """
     hush(quiet)
+    check_events(events, {
+        "--collar": collar, "--method": method, "--threshold": threshold, "--off-threshold": off_threshold,
+        "--median": median, "--min-gap": min_gap, "--min-duration": min_duration or None,
+    }, {
+        "--split": split, "--fold": fold, "--seconds": seconds, "--predictions": predictions, "--confusion": confusion,
+    })  # fmt: skip
     if per_class is not None:
         note_ending("--per-class", per_class, ".csv", quiet)
     if confusion is not None:
@@ -109,6 +139,22 @@ def evaluate(
     for path in filter(None, (per_class, predictions, confusion)):
         note_new_folder(path)
     check_data(data, "--data")
+    if events:
+        from dymn.commands.event_scores import evaluate_events
+        from dymn.commands.recordings import load_tagger
+        from dymn.evaluation.events import COLLAR
+        from dymn.inference.events import EventSettings
+
+        settings = EventSettings(
+            method, threshold=threshold, off_threshold=off_threshold, median=median, min_gap=min_gap,
+            min_duration=min_duration,
+        )  # fmt: skip
+        tagger = load_tagger(model, device, threads, quiet, "auto", precision)
+        width = COLLAR if collar is None else collar
+        evaluate_events(
+            tagger, model, data, kind, settings, width, per_class, format, batch_size, workers, quiet
+        )  # fmt: skip
+        return
     from dymn.commands.progress import counting_bar
     from dymn.evaluation.assess import assess, write_predictions
     from dymn.evaluation.metrics import write_confusion, write_per_class
@@ -150,6 +196,21 @@ def evaluate(
             quiet or split == "all",
         )
     typer.echo(as_json(found, model, data) if format == "json" else as_table(found))
+
+
+def check_events(events: bool, own: dict[str, Any], others: dict[str, Any]) -> None:
+    """Reject options of events without --events, and those of clips with it.
+
+    Raises:
+        ConfigError: naming the option.
+    """
+    for option, value in (others if events else own).items():
+        if value is not None:
+            raise ConfigError(
+                f"{option} applies to clips, but --events evaluates events. Leave one of them out."
+                if events
+                else f"{option} applies to events. Add --events, or leave it out."
+            )
 
 
 def load(name: str, device: str | None, quiet: bool) -> Any:

@@ -1,4 +1,4 @@
-"""`dymn events`: when each sound begins and ends."""
+"""`dymn events`: when each sound starts and ends."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from dymn.commands import options, reading_options
+from dymn.commands import event_options, options, reading_options
+from dymn.commands.event_options import WHEN
 from dymn.commands.label_options import GroupsFile, Language, Level, Specific, vocabulary
-from dymn.commands.options import format_option, hush, output_option, seconds_option, threshold_option
+from dymn.commands.options import format_option, hush, output_option, seconds_option
 from dymn.commands.reading_options import gathered
 
 if TYPE_CHECKING:
@@ -18,12 +19,8 @@ if TYPE_CHECKING:
     from dymn.inference.tagger import Tagger
     from dymn.ray import Engine
 
-WHEN = "Events"
-
 EventFormat = Literal["text", "csv", "json", "jsonl", "parquet", "audacity", "raven", "label-studio", "rttm"]
 """The formats of `dymn.inference.formats.events.EVENTS`."""
-How = Literal["combined", "activation", "windows", "frames"]
-"""The keys of `dymn.inference.frames.METHODS`."""
 
 
 def events(
@@ -53,53 +50,12 @@ def events(
     ] = None,
     segments: options.Segments = None,
     segments_per_class: options.SegmentsPerClass = 100,
-    method: Annotated[
-        How | None,
-        typer.Option(
-            help="Score short overlapping windows (windows), the frames of the last feature map of long windows "
-            "(activation), which is faster and finds fewer events, or both (combined). frames is for frame-wise "
-            "networks (fmn...), which compute scores of frames themselves.",
-            rich_help_panel=WHEN,
-            show_default="frames for fmn..., windows for ONNX files, else combined",
-        ),
-    ] = None,
-    threshold: Annotated[
-        Any,
-        threshold_option(
-            "An event reaches at least this probability; the default is 0.1, and 0.2 for frames. auto and precise "
-            "use the thresholds per label that `dymn fit` and `dymn calibrate` store in a model.",
-            WHEN,
-        ),
-    ] = None,
-    off_threshold: Annotated[
-        float | None,
-        typer.Option(
-            metavar="FROM 0 TO 1",
-            max=1,
-            help="An event lasts while its probability is at least this. The default is 0.3 of --threshold, or less "
-            "where the probabilities nearby are low; for frames, it is --threshold.",
-            rich_help_panel=WHEN,
-        ),
-    ] = None,
-    median: Annotated[
-        float | None,
-        seconds_option(
-            "Length of a median filter over the probabilities. The default is 0, and 0.36 for frames.",
-            WHEN,
-            least=0,
-            most=None,
-        ),
-    ] = None,
-    min_gap: Annotated[
-        float | None,
-        seconds_option(
-            "Join events of the same label that are at most this far apart. The default is 0.64, and 0 for frames.",
-            WHEN,
-            least=0,
-            most=None,
-        ),
-    ] = None,
-    min_duration: Annotated[float, seconds_option("Drop shorter events.", WHEN, least=0, most=None)] = 0.0,
+    method: event_options.EventMethod = None,
+    threshold: event_options.EventThreshold = None,
+    off_threshold: event_options.OffThreshold = None,
+    median: event_options.Median = None,
+    min_gap: event_options.MinGap = None,
+    min_duration: event_options.MinDuration = 0.0,
     window: Annotated[
         float | None, seconds_option("Length of a window. The default depends on the method.", WHEN)
     ] = None,

@@ -1,13 +1,11 @@
-"""`dymn map`: all sounds of an index at a glance."""
+"""`dymn map`: all sounds of an index on one page."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
-from dymn.commands.options import WHAT, Quiet, check_ending, hush, note, output_option, seconds_option
+from dymn.commands.options import WHAT, Quiet, check_ending, hush, note, number_option, output_option, seconds_option
 from dymn.commands.search import IndexFolder, short
 
 
@@ -15,14 +13,7 @@ def map(
     index: IndexFolder,
     output: Annotated[Path, output_option("The page to write (.html).")],
     points: Annotated[
-        int,
-        typer.Option(
-            metavar="NUMBER",
-            min=2,
-            max=20_000,
-            help="Show at most this many windows, drawn at random.",
-            rich_help_panel=WHAT,
-        ),
+        int, number_option("Show at most this many windows, drawn at random.", WHAT, least=2, most=20_000)
     ] = 1000,
     seconds: Annotated[
         float, seconds_option("Length of each window's audio that is included in the page.", WHAT, least=0.1, most=30)

@@ -1,7 +1,7 @@
-"""Manifests: a table with a row for each clip, or for each label of a clip, as people and programs write them.
+"""Tables of clips, with a row for each clip or for each label of a clip.
 
-Columns are found by their names, whatever their case; columns of other names are not looked at. A column that would
-change what is learned, and that dymn does not use, is refused by its name.
+Columns are identified by their names, in any case; columns with other names are ignored. Columns that suggest an effect
+on training that dymn does not support are rejected.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dymn.audio.annotations import Annotation
 from dymn.audio.reading import SUFFIXES as AUDIO_SUFFIXES
 from dymn.data.catalog import Catalog
 from dymn.data.readers import csv_rows, multi_hot, number, split_name
@@ -25,7 +26,7 @@ from dymn.errors import DataError
 SUFFIXES = (".csv", ".tsv")
 DELIMITERS = (",", ";", "\t")
 PATH_COLUMNS = ("path", "filename", "file", "fname", "filepath", "audio", "audiopath", "audiofile")
-LABEL_COLUMNS = ("labels", "label", "category", "categories", "class", "classes", "tags", "tag")
+LABEL_COLUMNS = ("labels", "label", "category", "categories", "class", "classes", "tags", "tag", "eventlabel")
 START_COLUMNS, END_COLUMNS = ("start", "onset", "starttime", "startseconds"), ("end", "offset", "endtime", "endseconds")
 REFUSED = {
     "weight": "Clips cannot be weighted",
@@ -104,6 +105,40 @@ def read_csv(
         folds=tuple(clip.fold for clip in clips) if columns.fold is not None else (),
         spans=np.array([clip.span for clip in clips]) if columns.start is not None or columns.end is not None else None,
     ), FileStore([clip.path for clip in clips])
+
+
+def read_events(manifest: Path) -> dict[Path, list[Annotation]]:
+    """Return the annotated events of each recording: a table with the columns path, start, end and label.
+
+    A row without start, end and label names a recording without any event. Several labels are separated by ";".
+
+    Raises:
+        DataError: if a column or a value is missing, or a recording does not exist.
+    """
+    header, rows = _table(manifest)
+    columns = _columns(header, manifest, [name for name in header if _plain(name) in REFUSED])
+    start, end = columns.start, columns.end
+    if start is None or end is None:
+        raise DataError(
+            f"{manifest} needs a column {' or '.join(START_COLUMNS if start is None else END_COLUMNS)}; it has "
+            f"{', '.join(header)}."
+        )
+    found: dict[Path, set[Annotation]] = {}
+    for row in rows:
+        name, file = _file(row[columns.path].strip(), manifest.parent)
+        if not file.is_file():
+            raise DataError(f"{manifest}: the recording {name!r} does not exist; paths start from the table's folder.")
+        events, labels = found.setdefault(file, set()), _split(row[columns.label], ";")
+        if not labels and not row[start].strip() and not row[end].strip():
+            continue
+        span = _seconds(row, start, math.nan, manifest), _seconds(row, end, math.nan, manifest)
+        if not labels or not span[0] < span[1]:
+            raise DataError(
+                f"{manifest}: an event of {name!r} from {row[start]!r} to {row[end]!r} with the label "
+                f"{row[columns.label]!r}; it needs a label, and an end after its start."
+            )
+        events.update(Annotation(file, *span, label) for label in labels)
+    return {file: sorted(events) for file, events in found.items()}
 
 
 def _table(path: Path) -> tuple[list[str], list[list[str]]]:

@@ -1,6 +1,6 @@
-"""Decoded clips in the memory of the device that computes.
+"""Decoded clips in the memory of the device on which training runs.
 
-Batches are cut there by index, nothing is decoded or copied in between.
+Batches are created there by index, without decoding or copying.
 """
 
 from __future__ import annotations

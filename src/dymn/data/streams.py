@@ -1,9 +1,9 @@
-"""An epoch in an order in which shards are read from front to back, by every process and worker its own part of them.
+"""An order of an epoch in which shards are read sequentially, by every process and worker its own part.
 
-The shards are drawn into a row, anew in each epoch, and the row is cut into equal stretches. A batch takes its clips
-from many stretches at once, a process and a worker only from their own. What a stretch gives next is drawn from its
-next `BLOCK` clips. All of it is a permutation that (seed, epoch) decide, before anything is read: every clip comes as
-often as in the order that is rearranged, whatever the number of processes and workers, and a position is a number.
+The shards are shuffled in each epoch, and their sequence is cut into equal stretches. A batch takes its clips from many
+stretches at once, a process and a worker only from their own. What a stretch gives next is drawn from its next `BLOCK`
+clips. All of it is a permutation that (seed, epoch) decide, before anything is read: every clip comes as often as in
+the order that is rearranged, whatever the number of processes and workers, and a position is a number.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Logits stretched and shifted so that their probabilities are right, and how far probabilities are from right."""
+"""Calibration: scaling and shifting of logits, and the calibration error of probabilities."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Affine(NamedTuple):
 
 
 class Reliability(NamedTuple):
-    """Probabilities in `BINS` bins of equal width, beside how often they come true.
+    """Probabilities in `BINS` bins of equal width, and the frequency of positives in each.
 
     Attributes:
         said: mean probability of each bin that has any [B].

@@ -1,4 +1,4 @@
-"""Scores of a model on a dataset, and the figures computed from them."""
+"""Scores of a model on a dataset, and the metrics computed from them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LOWER_IS_BETTER = ("distillation",)
 
 
 class Predictions(NamedTuple):
-    """What a model says of N clips, beside their annotation."""
+    """The scores of a model on N clips, and their annotation."""
 
     keys: list[str]
     probabilities: Floats  # [N, C]

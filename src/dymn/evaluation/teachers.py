@@ -1,4 +1,4 @@
-"""Online teachers: they hear the student's augmented, mixed input (consistent teaching; Beyer et al., 2022)."""
+"""Online teachers, which receive the student's augmented, mixed input (consistent teaching; Beyer et al., 2022)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Heads that look at the frames of the last feature map as operations of ONNX, and the sequence models before them."""
+"""Heads on the frames of the last feature map, and sequence models, as ONNX operations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Labelled recordings as embeddings of windows, with what is known of each window."""
+"""Labelled recordings as embeddings of windows, with the labels of each window."""
 
 from __future__ import annotations
 
@@ -199,14 +199,14 @@ class _Rows:
 
 
 def _name(item: LabelledClip | AnnotatedRecording) -> str:
-    """Return what messages call a recording, or a stretch of one."""
+    """Return what messages call a recording, or a passage of one."""
     if isinstance(item, AnnotatedRecording) or (item.start, item.end) == (0.0, math.inf):
         return display(item.path)
     return f"{display(item.path)}, {item.start:g} to {item.end:g} s"
 
 
 def _sound(clip: LabelledClip, rate: int) -> AudioLike:
-    """Return a clip as a source: its path, or the samples of a stretch; a stretch that cannot be read, by its path."""
+    """Return a clip as a source: its path, or the samples of a passage; a passage that cannot be read, by its path."""
     if (clip.start, clip.end) == (0.0, math.inf):
         return clip.path
     first, last = round(clip.start * rate), clip.end * rate

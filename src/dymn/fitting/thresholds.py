@@ -1,4 +1,4 @@
-"""Where to draw the line between yes and no: a threshold for each class, from scores of clips that were held out."""
+"""Thresholds for each class, from scores of held-out clips."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from dymn.errors import DymnError
 from dymn.inference.frames import FramePart, Frames, FrameSettings, Times, chosen_labels, frame_parts
 from dymn.inference.methods import Around, Nearby
 from dymn.inference.selection import SPECIFIC_SHARE
-from dymn.inference.windows import AudioLike, Told
+from dymn.inference.windows import AudioLike, RecordingInfo
 from dymn.runtime.backend import Backend
 from dymn.runtime.scores import Scores, ThresholdOrName, check_threshold, thresholds_of
 from dymn.runtime.vocabulary import kinds
@@ -96,7 +96,7 @@ class EventSettings(FrameSettings):
 
     def around(self, step: float) -> Around:
         """Return the neighbourhood of a frame; `step` is the time between frames in the recording."""
-        step /= self.speed  # settings are seconds as the network hears them
+        step /= self.speed  # settings are seconds of the signal as played
         half = max(0, round((self.rule().median / step - 1) / 2))
         return Around(half, max(1, round(self.nearby.seconds / step)) if self.nearby else 0)
 
@@ -112,7 +112,7 @@ class EventSettings(FrameSettings):
 
 
 @dataclass(frozen=True)
-class EventRecording(Told):
+class EventRecording(RecordingInfo):
     """The events of one recording, or the error that prevented them.
 
     Attributes:
@@ -172,7 +172,7 @@ def _collect(parts: Iterable[FramePart], fresh: Callable[[], Decider], decider: 
             decider.feed(part.times, part.scores)
             if part.seconds is not None:
                 events = decider.finish(part.seconds)
-                yield EventRecording(part.name, part.seconds, events, **part.told)
+                yield EventRecording(part.name, part.seconds, events, **part.info)
         if part.is_last:
             decider = fresh()
 
@@ -191,7 +191,7 @@ def decide(frames: Frames, settings: EventSettings | None = None, card: ModelCar
 
 
 class _Stretch(NamedTuple):
-    """A stretch of one label above the lower threshold.
+    """A passage of one label above the lower threshold.
 
     It has a start and an end in seconds, and its highest probability.
     """
@@ -271,7 +271,7 @@ class Decider:
 class EventTracker:
     """Follows labels through frames, and gives each event once no later frame can change it.
 
-    It holds the lasting stretch of each label, and its last event, which a later one may join.
+    It holds the lasting passage of each label, and its last event, which a later one may join.
     """
 
     def __init__(self, labels: Sequence[str], settings: EventSettings, card: ModelCard | None = None) -> None:
@@ -281,7 +281,7 @@ class EventTracker:
             ConfigError: as `Decider`.
         """
         self._labels = labels
-        # settings are seconds as the network hears them, and frames have times of the recording
+        # settings are seconds of the signal as played, and frames have times of the recording
         rule = settings.rule()
         self._min_gap, self._min_duration = rule.min_gap * settings.speed, rule.min_duration * settings.speed
         card = card or ModelCard(labels=tuple(labels))
@@ -300,7 +300,7 @@ class EventTracker:
 
         Args:
             scores: probabilities of the frames, and of `around.reach` frames before and behind them.
-            edges: the borders of the frames [n + 1] in seconds. Where they begin after the last frame, stretches end.
+            edges: the borders of the frames [n + 1] in seconds. Where they begin after the last frame, passages end.
             around: what is taken into account of the frames on each side of one; None is nothing.
         """
         if edges[0] > self._edge + GAP_TOLERANCE:
@@ -348,7 +348,7 @@ class EventTracker:
         self._open = {}
 
     def _stretches(self, column: int, scores: Scores, off: Scores, edges: Times) -> None:
-        """Find the stretches of one label: where its probabilities [n], between `edges` [n + 1], reach `off`."""
+        """Find the passages of one label: where its probabilities [n], between `edges` [n + 1], reach `off`."""
         opened = self._open.pop(column, None)
         above = np.append(opened is not None, scores >= off)
         changes = np.flatnonzero(above[1:] != above[:-1]).tolist()
@@ -364,7 +364,7 @@ class EventTracker:
                 self._open[column] = found
 
     def _close(self, column: int, stretch: _Stretch) -> None:
-        """Make a complete stretch an event if it is loud enough; merge it with the previous one if the gap is short."""
+        """Make a complete passage an event if it is loud enough; merge it with the previous one if the gap is short."""
         if stretch.score < self._on[column]:
             return
         last = self._last.get(column)

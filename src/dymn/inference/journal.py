@@ -1,10 +1,10 @@
-"""The journal of a long run, kept beside its output so that the run can be resumed.
+"""The journal of a long run, stored next to its output, from which the run can be resumed.
 
-It can be resumed after any end, including a loss of power. A journal is an SQLite database. A record is stored as a
-whole or not at all, a torn or damaged one is detected by its checksum, and an end at any moment leaves the state of the
-last commit. It holds the settings, the list of recordings in the order of the output, and for each finished one its
-size, its time of modification and its result. A recording is computed again only if size or time have changed. While a
-run has its journal open, no other run can open it.
+A run can be resumed after any interruption, including a power failure. A journal is an SQLite database. Records are
+stored completely or not at all, a torn or damaged record is detected by its checksum, and an interruption leaves the
+state of the last commit. It holds the settings, the list of recordings in the order of the output, and for each
+finished one its size, its time of modification and its result. A recording is computed again only if size or time have
+changed. While a run has its journal open, no other run can open it.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Counts(NamedTuple):
 
 
 def journal_path(output: Path) -> Path:
-    """Return the path of an output's journal: beside it, or beside the file that a link leads to."""
+    """Return the path of an output's journal: next to it, or next to the file that a link leads to."""
     target = Path(os.path.realpath(output))
     return target.with_name(f"{target.name}.journal")
 

@@ -1,4 +1,4 @@
-"""The sound around each event, as files."""
+"""Saved clips: the audio around each sound, as files."""
 
 from __future__ import annotations
 

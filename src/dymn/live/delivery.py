@@ -1,4 +1,4 @@
-"""Deliveries: a thread that hands messages on, with a bounded queue, so that listening never waits for anyone."""
+"""Deliveries: a thread with a bounded queue for each receiver, so that listening never waits for one."""
 
 from __future__ import annotations
 

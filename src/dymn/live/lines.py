@@ -16,7 +16,8 @@ def json_line(message: dict[str, Any]) -> str:
 class LineFile:
     """Appends lines of JSON to a file, each with one write, so that several programs may append to it.
 
-    The file is opened for each line: one that is moved away, as log rotation does, is made anew. Where a program was
+    The file is opened for each line: if it is moved, for example by log rotation, it is created again. Where a program
+        was
     killed within a line, the next line begins on a line of its own.
     """
 

@@ -1,4 +1,4 @@
-"""From chunks of sound to messages, and to those who want them."""
+"""From chunks of audio to messages and their receivers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Messages about live sound, as JSON types and as lines of text."""
+"""Messages about live sounds, as JSON types and as lines of text."""
 
 from __future__ import annotations
 

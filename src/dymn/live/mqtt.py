@@ -1,4 +1,4 @@
-"""Messages over MQTT, with the discovery of Home Assistant: each label is a binary sensor."""
+"""Messages over MQTT, with discovery by Home Assistant: each label is a binary sensor."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Compiled forms of three operations of the layers, with their gradients, for training and evaluation on CPUs.
+"""Compiled forms of three layer operations, with gradients, for training and evaluation on CPUs.
 
 PyTorch takes a third of a training step for the gradient of a depthwise convolution with kernels of each clip's own,
 and reads the feature map several times for those of Dy-ReLU and Coordinate Attention. Second derivatives are left to

@@ -1,4 +1,4 @@
-"""A network that runs in compiled code, see `network.c`: packed arrays and numbers, without PyTorch.
+"""A network in compiled code (`network.c`), from packed arrays and numbers, without PyTorch.
 
 `dymn.runtime.compiled.pack` makes them of the folded form of a network.
 """

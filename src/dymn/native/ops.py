@@ -1,4 +1,4 @@
-"""Operations of PyTorch in code compiled for CPUs (`dymn/native`): when it can be called, and with which tensors."""
+"""PyTorch operations in compiled code for CPUs (`dymn/native`), and the conditions under which they apply."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sounds of an index as one HTML file: points, similar ones close together, and the sound of each."""
+"""Maps of an index as one HTML file: a point for each sound, similar ones close together."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How often probabilities come true, before and after calibration."""
+"""Reliability diagrams, before and after calibration."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def plot_reliability(
         counts.plot(found.said, found.counts, "o-", color=colour, markersize=4, linewidth=1.2)
     axes.set_ylabel(truth, fontsize=12, color=SOFT)
     axes.set_ylim(-0.02, 1.02)
-    axes.legend(frameon=False, fontsize=12, loc="upper left", labelcolor=INK)
+    axes.legend(frameon=False, fontsize=12, loc="best", labelcolor=INK)
     counts.set_yscale("log")
     counts.set_ylabel("how many", fontsize=12, color=SOFT)
     counts.set_xlabel("probability", fontsize=12, color=SOFT)

@@ -2,8 +2,8 @@
 
 One summary of the block input for all dynamic parts of the block.
 
-`CONTEXTS` names it and its variants of Table XII. Each class is built with (c_in, context_size), called with the block
-input, and says through `feed` how a dynamic part of the block comes by its context.
+`CONTEXTS` contains it and its variants of Table XII. Each class is constructed with (c_in, context_size) and called
+with the block input; `feed` defines how a dynamic part of the block receives its context.
 """
 
 from __future__ import annotations

@@ -16,8 +16,7 @@ def json_line(message: dict[str, Any]) -> str:
 class LineFile:
     """Appends lines of JSON to a file, each with one write, so that several programs may append to it.
 
-    The file is opened for each line: if it is moved, for example by log rotation, it is created again. Where a program
-        was
+    The file is opened for each line: if it is moved, for example by log rotation, it is created again. If a program was
     killed within a line, the next line begins on a line of its own.
     """
 

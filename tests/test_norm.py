@@ -141,6 +141,22 @@ def test_autocast_is_left_to_pytorch():
         assert normalised.form(torch.zeros(2, 3, 4, 5), norm_of(3), nn.ReLU()) is None
 
 
+class Doubled(nn.Module):
+    """An activation of a user, which contains a known one and does more."""
+
+    activation = nn.ReLU()
+
+    def forward(self, x):
+        return 2 * self.activation(x)
+
+
+@compiled
+@pytest.mark.parametrize("own", [nn.ELU(), Doubled()])
+def test_activations_without_compiled_code_are_called(own):
+    x, norm = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0)), norm_of(3)
+    torch.testing.assert_close(normalised(x, copy.deepcopy(norm), own), own(norm(x)))
+
+
 @compiled
 @pytest.mark.parametrize("static", [nn.ELU(), StaticActivation("relu")])
 def test_other_activations_and_hooks_are_called(static):

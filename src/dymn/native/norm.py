@@ -40,7 +40,7 @@ def normalised(x: Tensor, norm: nn.BatchNorm2d, activation: nn.Module, *context:
 
     An activation for which there is no compiled code, such as Dy-ReLU, is called with the normalised map.
     """
-    static = getattr(activation, "activation", activation)
+    static = getattr(activation, "context_free", activation)
     is_known = type(static) in _ACTIVATIONS and not _has_hooks(activation) and not _has_hooks(static)
     follows = static if is_known else _IDENTITY
     out: Tensor = _Normalised.apply(x, norm.weight, norm.bias, norm, follows)  # type: ignore[no-untyped-call]

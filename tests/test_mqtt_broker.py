@@ -114,15 +114,16 @@ def begun(broker, notes, user="", labels=("Dog",)):
 
 
 def test_who_comes_later_finds_the_sensor_and_its_state(broker):
-    client = begun(broker, notes := [])
-    client.offer(START)
     with home(broker) as (last, _):
-        until(lambda: last.get(f"{SENSOR}/state") == "ON")
+        client = begun(broker, notes := [])
+        client.offer(START)
+        until(lambda: "dymn/garden/events" in last)  # published last, so that what follows finds all before it retained
+        assert last[f"{SENSOR}/state"] == "ON"
+    topics = {CONFIG, "dymn/garden/status", f"{SENSOR}/state", f"{SENSOR}/attributes"}
     with home(broker) as (last, messages):  # Home Assistant after a restart
-        until(lambda: last.get(f"{SENSOR}/state") == "ON" and CONFIG in last)
+        until(lambda: topics <= set(last))
         config = json.loads(last[CONFIG])
-        until(lambda: last.get(config["availability_topic"]) == "online")
-        assert config["state_topic"] == f"{SENSOR}/state"
+        assert last[config["availability_topic"]] == "online" and last[config["state_topic"]] == "ON"
         assert json.loads(last[config["json_attributes_topic"]])["score"] == 0.5
         assert all(is_retained for *_, is_retained in messages)
         client.offer(END)

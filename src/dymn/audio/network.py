@@ -31,7 +31,7 @@ from dymn.audio.samples import MAX_PEAK, mean
 from dymn.audio.settings import ReadSettings
 from dymn.audio.sources import reason
 from dymn.config import check
-from dymn.errors import AudioError, ConfigError
+from dymn.errors import AudioError, ConfigError, visible
 from dymn.system.arrays import Floats
 
 SCHEMES = ("http", "https", "rtsp", "rtsps")
@@ -365,7 +365,7 @@ def other_content(url: str, timeout: float) -> str:
     if kind == "text/html":
         return f"it is a web page ({kind}), not audio"
     is_audio = kind.startswith(("audio/", "video/")) or kind in _AUDIO_TOO or "mpegurl" in kind
-    return "" if is_audio else f"its content is {kind:.80}, not audio"
+    return "" if is_audio else f"its content is {visible(kind[:80])}, not audio"
 
 
 def is_url(text: str) -> bool:

@@ -730,7 +730,7 @@ EXPORT int32_t dymn_supported(void) {
 }
 
 /* The version of the structures that are shared with Python. */
-EXPORT int32_t dymn_layout(void) { return 5; }
+EXPORT int32_t dymn_layout(void) { return 6; }
 
 /* How many floats of memory a call needs. */
 EXPORT int64_t dymn_workspace(const Network *net, int32_t n_clips, int32_t n_bands, int32_t n_frames, int32_t n_threads) {

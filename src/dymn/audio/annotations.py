@@ -60,7 +60,7 @@ def read_annotations(
 def read_annotated(
     path: str | Path, *, root: str | Path | None = None, label_column: str | None = None
 ) -> dict[Path, list[Annotation]]:
-    """Return the annotations of each recording, and none for one whose selection table has no row: nothing was heard.
+    """Return the annotations of each recording, and none for a recording whose selection table has no rows.
 
     Args, raised errors: those of `read_annotations`.
     """

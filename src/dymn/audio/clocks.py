@@ -152,7 +152,7 @@ def _zone(text: str | None) -> timezone | None:
 
 
 def _agree(first: datetime, second: datetime) -> bool:
-    """Whether two clocks tell the same time; one without a zone may tell the local time or UTC."""
+    """Whether two clocks agree; one without a time zone may be in local time or UTC."""
     if (first.tzinfo is None) == (second.tzinfo is None):
         return abs((first - second).total_seconds()) <= AGREE_SECONDS
     aware, plain = (first, second) if second.tzinfo is None else (second, first)

@@ -47,7 +47,7 @@ class Content:
 
     @contextlib.contextmanager
     def part(self, start: int, end: int) -> Iterator[Content]:
-        """Open a copy of the bytes from `start` to `end`, for decoders that cannot be told where to begin or to end."""
+        """Open a copy of the bytes from `start` to `end`, for decoders that have no start and end positions."""
         with spool() as copy:
             while start < end and (chunk := self.at(start, min(_CHUNK, end - start))):
                 copy.write(chunk)

@@ -80,7 +80,7 @@ def check_format(name: str, rate: int, channels: int) -> None:
 
 
 def check_heard(name: str, rate: int, speed: float = 1.0) -> None:
-    """Reject a recording that is played too slowly or too fast to be heard.
+    """Reject a recording whose sample rate, at this speed, is too low or too high.
 
     Raises:
         AudioError: naming rate and speed, and what is allowed.

@@ -95,7 +95,7 @@ class Part:
 
 @dataclass
 class MpegFrames:
-    """What the frames of a file tell.
+    """The properties of a file according to its frames.
 
     Attributes:
         parts: one after the other.

@@ -90,7 +90,7 @@ class Report:
         notes: those so far.
         partial: whether damage is skipped instead of being an error.
         track: the number of the audio track to decode, from 1; None is the default one.
-        tracks: how many audio tracks there are, once a decoder that can tell has looked.
+        tracks: number of audio tracks, if a decoder has determined it.
     """
 
     def __init__(self, name: str, notes: Notes | None = None, partial: bool = False, track: int | None = None) -> None:

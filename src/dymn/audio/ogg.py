@@ -25,7 +25,7 @@ class Link(NamedTuple):
 
 @dataclass(frozen=True)
 class Pages:
-    """What the pages of an Ogg file tell.
+    """The properties of an Ogg file according to its pages.
 
     Attributes:
         links: one after the other.

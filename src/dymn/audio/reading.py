@@ -93,7 +93,7 @@ def _position(source: Any) -> int | None:
 def _is_fifo(path: str | os.PathLike[str]) -> bool:
     try:
         return stat.S_ISFIFO(os.stat(path).st_mode)
-    except (OSError, ValueError):  # opening it tells what is wrong
+    except (OSError, ValueError):  # opening it raises the error
         return False
 
 

@@ -127,7 +127,7 @@ def _from_object(name: str, stream: Any, stack: contextlib.ExitStack) -> Content
         if on_disk and stat.S_ISREG(os.fstat(stream.fileno()).st_mode) and stream.tell() == 0:
             return _shared(name, stream.fileno(), stack)
     except AttributeError:
-        pass  # a minimal file object: reading tells
+        pass  # a minimal file object: reading it raises the error
     except (OSError, ValueError) as error:
         raise AudioError(
             f"{name} cannot be read: {reason(error)}. Give an open, readable binary file object."

@@ -157,10 +157,10 @@ class _Rows:
 
     def add_track(self, track: AnnotatedRecording, found: Embedding) -> None:
         """Add the windows of an annotated recording: with the labels that are in them, or that fill them, by half."""
-        stretches = np.array([(one.start, one.end) for one in track.annotations])
+        annotated = np.array([(one.start, one.end) for one in track.annotations])
         for vector, (start, end) in zip(found.windows, found.spans, strict=True):
-            overlap = np.minimum(stretches[:, 1], end) - np.maximum(stretches[:, 0], start)
-            needed = SHARE * np.minimum(stretches[:, 1] - stretches[:, 0], end - start)
+            overlap = np.minimum(annotated[:, 1], end) - np.maximum(annotated[:, 0], start)
+            needed = SHARE * np.minimum(annotated[:, 1] - annotated[:, 0], end - start)
             heard = {one.label for one, is_in in zip(track.annotations, overlap >= needed, strict=True) if is_in}
             touched = {one.label for one, is_in in zip(track.annotations, overlap > 0, strict=True) if is_in} - heard
             targets, known = self._answer(heard, None)

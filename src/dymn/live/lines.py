@@ -21,7 +21,7 @@ class LineFile:
     """
 
     def __init__(self, path: str | Path) -> None:
-        """Prepare to append; the folder is made if it is missing.
+        """Prepare to append; the folder is created if it does not exist.
 
         Raises:
             OSError: if the file cannot be written.

@@ -8,7 +8,7 @@
 #   make docs       build the documentation into site/
 #   make nodes      train on two machines, one of which dies (Linux; as root also in network namespaces)
 #   make fuzz       feed hostile input to every entry point: make fuzz CASES=40000 SEED=1
-#   make faults     provoke the faults of docs/faults.md that take minutes
+#   make faults     run the tests that take minutes: faults of docs/faults.md, and the export of a whole network
 #   make audit      compare the installed packages with known vulnerabilities (needs the network)
 #   make bench      measure the speed of networks, front end and tagging
 #   make measure    measure zero-shot accuracy, memory on twelve hours, speed: make measure ESC10=FOLDER MODEL=NAME
@@ -105,7 +105,7 @@ measure: $(VENV)/.dev
 	$(BIN)/python benchmarks/tagging.py --wav
 
 faults: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/slow_faults.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/slow_faults.py tests/slow_export.py
 	$(BIN)/python benchmarks/serve_load.py --seconds 120
 	rm -rf build/bulk
 	$(BIN)/python benchmarks/bulk.py --folder build/bulk

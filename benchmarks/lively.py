@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dymn.audio.mel import LOG_SCALE, LOG_SHIFT
 from dymn.config import FrontEndConfig
 from dymn.models.layers import DynamicConv2d
-from dymn.models.mobilenet import MobileNet
+from dymn.models.mobilenet import FrameHead, MobileNet
 
 SILENCE = (math.log(FrontEndConfig().log_offset) + LOG_SHIFT) * LOG_SCALE
 SPREAD = 0.12  # standard deviation of a logit over the clips
@@ -71,17 +71,20 @@ def _fit(norm: nn.BatchNorm2d, inputs: tuple[Tensor]) -> None:
 
 
 def _spread(model: MobileNet, log_mel: Tensor) -> None:
-    """Scale and shift the last layer so that each logit has mean 0 and standard deviation `SPREAD` over the clips."""
-    logits = model(log_mel).logits
-    scale, mean = SPREAD / logits.std(dim=0).clamp(min=1e-3), logits.mean(dim=0)
-    classifier = model.head.classifier
-    if isinstance(classifier, nn.Linear):
-        classifier.weight.mul_(scale[:, None])
-        classifier.bias.sub_(mean).mul_(scale)
+    """Scale and shift the last layer so that each logit has mean 0 and standard deviation `SPREAD` over the clips.
+
+    Of a frame-wise network, it is both last layers, over the frames of all clips.
+    """
+    head = model.head
+    if isinstance(head, FrameHead):
+        vectors = head.vectors(model.features(log_mel)).flatten(0, 1)
+        layers = {layer: layer(vectors) for layer in (head.frame, head.clip)}
     else:
-        norm = model.head.norm
-        norm.weight.mul_(scale)
-        norm.bias.sub_(mean).mul_(scale)
+        layers = {getattr(head, "norm", head.classifier): model(log_mel).logits}
+    for layer, logits in layers.items():
+        scale, mean = SPREAD / logits.std(dim=0).clamp(min=1e-3), logits.mean(dim=0)
+        layer.weight.mul_(scale[:, None] if layer.weight.ndim == 2 else scale)
+        layer.bias.sub_(mean).mul_(scale)
 
 
 def clips(n_clips: int, n_mels: int = 128, n_frames: int = 1000, seed: int = 0) -> Tensor:

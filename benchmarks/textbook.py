@@ -90,7 +90,7 @@ class Textbook(nn.Module):
 
     def __init__(self, source: MobileNet) -> None:
         super().__init__()
-        self.stem, self.last, self.head = source.stem, source.last, source.head
+        self.stem, self.last, self.head = nn.Sequential(*source.stem), nn.Sequential(*source.last), source.head
         self.blocks = nn.Sequential(*(TextbookBlock(block) for block in source.blocks))
 
     def forward(self, log_mel: Tensor) -> Output:

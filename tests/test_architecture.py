@@ -19,7 +19,7 @@ MOST_ENTRIES = 32  # at the top of src/dymn
 NO_TORCH = ("config", "architectures", "weights", "audio", "native", "runtime.fold", "runtime.backend", "inference")
 # The modules of `native` that hand compiled code to PyTorch, as its operations and their gradients; importing the
 # others imports neither.
-FOR_TORCH = {"native.gradients", "native.ops"}
+FOR_TORCH = {"native.gradients", "native.norm", "native.ops"}
 # (importer, imported): no module at or below the first imports one at or below the second, lazily or otherwise.
 NEVER = (
     ("system", "audio"),

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
@@ -81,6 +81,7 @@ def test_labels_are_matched_whatever_their_case_unless_the_model_has_both():
 SPANS = st.lists(st.tuples(st.integers(0, 30), st.integers(1, 10), st.sampled_from("ab")), max_size=12)
 
 
+@settings(deadline=None)
 @given(SPANS)
 def test_annotations_that_touch_are_one(spans):
     given = [Annotation(Path("x.wav"), float(start), float(start + length), label) for start, length, label in spans]

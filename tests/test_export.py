@@ -211,7 +211,11 @@ def test_a_file_that_prefers_other_classes_does_not_hold():
 
 
 def test_programs_of_torch_run_without_dymn(tmp_path):
-    model = small(dynamic_blocks=(1, 7, 14))  # in all of them the sizes left open take a minute
+    assert_program_runs(small(dynamic_blocks=(1, 7, 14)), tmp_path)  # slow_export.py: dynamic blocks throughout
+
+
+def assert_program_runs(model, tmp_path):
+    """A program for clips of any length and number gives the model's probabilities where dymn is not installed."""
     export_model(model, tmp_path / "tiny.pt2", format="torch", seconds=1.0, dynamic_time=True, dynamic_batch=True)
     waveforms = torch.from_numpy(np.stack(CLIPS[:3]))
     np.save(tmp_path / "clips.npy", waveforms)

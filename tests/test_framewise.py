@@ -16,7 +16,6 @@ from dymn.cli import app
 from dymn.config import FrontEndConfig, from_dict, to_dict
 from dymn.errors import ConfigError, WeightsError
 from dymn.export import build
-from dymn.export.frames import resampling
 from dymn.inference.events import EventSettings, event_files
 from dymn.inference.frames import FrameSettings, frame_parts
 from dymn.models.frontend import LogMel
@@ -26,6 +25,7 @@ from dymn.models.pretrained import save
 from dymn.native import libraries
 from dymn.native.log_mel import ArrayLogMel, CompiledLogMel
 from dymn.runtime import opening
+from dymn.runtime.framewise import resampled as resampled_array
 from dymn.runtime.fused import fuse
 from dymn.runtime.onnx_backend import OnnxBackend
 from dymn.runtime.torch_backend import TorchBackend
@@ -202,9 +202,10 @@ def test_a_minimal_gru_is_its_recurrence():
 
 
 @pytest.mark.parametrize("n", [1, 3, 101, 249, 250, 251, 334, 900])
-def test_resampling_is_one_matrix(n):
+def test_resampling_in_numpy_and_by_one_matrix(n):
     x = torch.randn(2, 3, n, dtype=torch.float64)
-    torch.testing.assert_close(resampled(x, 250), x @ torch.from_numpy(resampling(n, 250)))
+    torch.testing.assert_close(resampled(x, 250), torch.from_numpy(resampled_array(x.numpy(), 250)))
+    torch.testing.assert_close(resampled(x, 250), x @ torch.from_numpy(resampled_array(np.eye(n), 250)))
 
 
 def test_the_front_end_is_the_published_one(fixtures):
@@ -294,7 +295,7 @@ def test_onnx_files_give_the_same_frames(kind, seconds):
     np.testing.assert_allclose(embedding, expected.embedding, atol=1e-4)
 
 
-def test_the_command_with_a_file_and_without_pytorch(tmp_path, monkeypatch):
+def test_the_command_with_files(tmp_path):
     pytest.importorskip("onnxruntime")
     soundfile = pytest.importorskip("soundfile")
     model = small("tf", scores="frames")
@@ -325,9 +326,6 @@ def test_the_command_with_a_file_and_without_pytorch(tmp_path, monkeypatch):
     assert json.loads(tags)["recordings"][0]["tags"][0]["score"] >= best - 1e-6
     run("embed", tmp_path / "noise.wav", "--model", tmp_path / "model.safetensors", "--output", tmp_path / "e.npy")
     assert np.load(tmp_path / "e.npy")["embedding"].shape == (1, 96)
-    monkeypatch.setattr(opening, "has_torch", lambda: False)
-    output = run("events", tmp_path / "noise.wav", "--model", tmp_path / "model.safetensors", code=2)
-    assert "dymn[torch]" in output.replace("\n", "") and "onnx" in output
 
 
 def test_what_does_not_fit_is_refused():

@@ -346,7 +346,7 @@ def test_a_broker_that_is_away_or_refuses_is_said(monkeypatch, broker):
     monkeypatch.setattr(mqtt, "CONNECT_SECONDS", 0.2)
     monkeypatch.setattr(delivery, "CLOSE_SECONDS", 1.0)
     broker.refuse = 5
-    for port, words_of in ((1, "cannot be reached"), (broker.port, "refuses the connection (Not authorized)")):
+    for port, words_of in ((1, "cannot be reached"), (broker.port, "rejects the connection (Not authorized)")):
         notes = []
         client = begun(Mqtt(f"mqtt://127.0.0.1:{port}", notes.append))
         client.offer(START)

@@ -197,6 +197,7 @@ def test_garbage_is_no_sound_and_ends_nothing(garbage, tmp_path):
             r"it is a web page \(text/html\), not audio",
         ),
         ("application/json", b'{"error": 1}', "its content is application/json, not audio"),
+        ("text/x\x1b[2J", b"<html></html>", r"its content is text/x\\x1b\[2j, not audio"),
         ("audio/mpeg", b"<html></html>", "Invalid data found"),
         ("video/mp2t", b"<html></html>", "Invalid data found"),
     ],

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from dymn.audio.reading import read
-from dymn.audio.stored import stretch
+from dymn.audio.stored import passage
 from dymn.cli import app
 from dymn.commands.search import parse_query, short
 from dymn.errors import AudioError, ConfigError, DataError, MissingExtraError
@@ -28,7 +29,7 @@ from dymn.inference import index as indexes
 from dymn.inference.discovery import Listed
 from dymn.inference.embedding import Embedding
 from dymn.inference.journal import Journal
-from dymn.plots.map_page import principal_components
+from dymn.plots.map_page import neighbourhoods, principal_components
 
 pytest.importorskip("usearch", reason="USearch is not installed (dymn[search])")
 EXAMPLES = Path(__file__).parents[1] / "examples" / "audio"
@@ -341,10 +342,10 @@ def test_a_stretch_is_that_part_of_the_recording(tmp_path):
     for ending, subtype in (("wav", "FLOAT"), ("wav", "PCM_16"), ("flac", "PCM_24")):
         path = tmp_path / f"{subtype}.{ending}"
         soundfile.write(path, sound, 32_000, subtype)
-        np.testing.assert_allclose(stretch(path, 0.25, 1.5, 32_000), read(path)[8000:48_000], atol=1e-7)
-        assert len(stretch(path, 1.5, 99, 16_000)) == 8000
+        np.testing.assert_allclose(passage(path, 0.25, 1.5, 32_000), read(path)[8000:48_000], atol=1e-7)
+        assert len(passage(path, 1.5, 99, 16_000)) == 8000
     with pytest.raises(AudioError, match="ends before 2 s"):
-        stretch(path, 2, 3, 32_000)
+        passage(path, 2, 3, 32_000)
 
 
 def test_principal_components_keep_the_most_variance():
@@ -355,6 +356,45 @@ def test_principal_components_keep_the_most_variance():
     _, sizes, axes = np.linalg.svd(centred, full_matrices=False)
     np.testing.assert_allclose(np.abs(places), np.abs(centred @ axes[:2].T), atol=1e-3)
     np.testing.assert_allclose(places.std(axis=0) * np.sqrt(200), sizes[:2], rtol=1e-4)
+
+
+def test_umap_keeps_groups_together():
+    pytest.importorskip("umap.umap_")
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(3, 16))
+    vectors = np.repeat(centres, 20, axis=0) + rng.normal(scale=0.05, size=(60, 16))
+    places = neighbourhoods(vectors.astype(np.float32))
+    assert places.shape == (60, 2) and np.isfinite(places).all()
+    np.testing.assert_array_equal(places, neighbourhoods(vectors.astype(np.float32)))
+    middles = places.reshape(3, 20, 2).mean(axis=1)
+    nearest = np.linalg.norm(places[:, None] - middles[None], axis=2).argmin(axis=1)
+    assert nearest.tolist() == [0] * 20 + [1] * 20 + [2] * 20
+
+
+def test_the_projection_of_a_map_is_chosen(made, tmp_path, monkeypatch):
+    monkeypatch.chdir(made)
+
+    class Stand(ModuleType):
+        class UMAP:
+            def __init__(self, **settings):
+                Stand.settings = settings
+
+            def fit_transform(self, vectors):
+                return np.stack([np.arange(len(vectors)), -np.arange(len(vectors))], axis=1).astype(np.float32)
+
+    monkeypatch.setitem(sys.modules, "umap", Stand("umap"))
+    page, words = tmp_path / "map.html", ("map", "--index", made / ".index", "--projection", "umap", "-q")
+    assert run(*words, "-o", page).exit_code == 0
+    data = json.loads(re.search(r'type="application/json">(.*?)</script>', page.read_text())[1])
+    assert [(point["x"], point["y"]) for point in data["points"]] == [
+        (pytest.approx(i / 7, abs=1e-4), pytest.approx(1 - i / 7, abs=1e-4)) for i in range(8)
+    ]
+    assert (Stand.settings["n_neighbors"], Stand.settings["metric"]) == (7, "cosine")
+    done = run(*words, "-o", tmp_path / "few.html", "--points", 4)
+    assert done.exit_code == 2 and "UMAP needs at least 5 windows; there are 4" in done.stderr
+    monkeypatch.setitem(sys.modules, "umap", None)
+    done = run(*words, "-o", tmp_path / "none.html")
+    assert done.exit_code == 1 and "dymn[umap]" in done.stderr and not (tmp_path / "none.html").exists()
 
 
 def test_a_map_has_a_point_and_a_sound_for_each_window(made, tmp_path, monkeypatch):

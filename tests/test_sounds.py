@@ -155,7 +155,7 @@ def said(event, label="Dog", **fields):
 def hears(clips, samples, chunk=700, dropped=0):
     found = []
     for begin in range(0, len(samples), chunk):
-        found += clips.hear(samples[begin : begin + chunk], dropped if begin == 0 else 0)
+        found += clips.feed(samples[begin : begin + chunk], dropped if begin == 0 else 0)
     return found
 
 
@@ -170,7 +170,7 @@ def test_a_clip_has_the_very_samples(tmp_path, kind, channels):
     hears(clips, samples[3200:5000])
     assert not list(tmp_path.glob("*/D*"))
     clips.end(said("end", start=2.5, end=4.2))
-    (saved,) = [*clips.hear(samples[5000:5100])]
+    (saved,) = [*clips.feed(samples[5000:5100])]
     assert saved["event"] == "saved" and saved["seconds"] == 3.2
     (path,) = (tmp_path / "new").iterdir()
     assert saved["path"] == str(path) and path.name == f"Dog_0.80_20260501_053012Z.{kind}"
@@ -299,7 +299,7 @@ def test_memory_stays_flat_over_a_day(tmp_path):
     tracemalloc.start()
     try:
         for i in range(24 * 120):
-            list(clips.hear(block))
+            list(clips.feed(block))
             for sound in sounds.feed(block):
                 message = messages.sound(sound)
                 count += 1

@@ -90,7 +90,7 @@ def pieces(clips):
     return 1 + int((np.diff(np.sort(clips)) > 1).sum())
 
 
-def test_processes_and_workers_read_stretches_of_their_own():
+def test_processes_and_workers_read_slices_of_their_own():
     parts = parts_of([400] * 32)
     sampler = Streamed(PlainSampler(len(parts), 1), parts, 64, seed=1)
     assert sampler.order(0).tolist() != sampler.order(1).tolist()
@@ -104,8 +104,8 @@ def test_processes_and_workers_read_stretches_of_their_own():
             for rank in range(world)
             for worker in range(workers)
         ]
-        stretches = streams.STRETCHES * streams.GROUPS
-        assert sum(map(pieces, lanes)) <= 32 + stretches, (world, workers)  # 12,800 if each clip lay by itself
+        slices = streams.SLICES * streams.GROUPS
+        assert sum(map(pieces, lanes)) <= 32 + slices, (world, workers)  # 12,800 if each clip lay by itself
     batches = [[draw.clip for draw in share] for share in Batches(sampler, 64).shares(0)]
     assert np.mean([len(set(parts[batch])) for batch in batches]) > 20, "a batch has clips of many shards"
     neighbours = [len(set(a) & {clip + 1 for clip in b}) for a, b in itertools.pairwise(batches)]

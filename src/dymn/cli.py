@@ -1,4 +1,4 @@
-"""The command `dymn`: it parses, calls one library function, and formats the answer.
+"""The command `dymn`: it parses arguments, calls one library function, and formats the result.
 
 A command is a function in `dymn.commands`, in the list at the end of this file. Commands import heavy modules when they
 run, so that `dymn --help` is fast.

@@ -1,4 +1,4 @@
-"""The errors that dymn raises on purpose.
+"""The errors of dymn.
 
 Every message names the offending value, what is allowed, and the remedy. The command line prints the message without a
 traceback.

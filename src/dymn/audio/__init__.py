@@ -1,1 +1,1 @@
-"""A recording in: sources, containers, decoding, windows."""
+"""Reading recordings: sources, containers, decoding, windows."""

@@ -1,7 +1,7 @@
-"""What people heard in recordings, as Raven and Audacity store it: stretches of time with a label.
+"""Annotations of recordings by Raven and Audacity: passages with a label.
 
 Raven's selection tables have a header and columns separated by tabs; Audacity's label tracks have start, end and label
-in each line. Neither needs to name the recording: then it is the one of the same name beside the table.
+in each line. If neither names the recording, it is the one of the same name in the same folder.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ LABELS = ("annotation", "label", "species", "common name", "tag", "call type", "
 
 
 class Annotation(NamedTuple):
-    """A stretch of a recording, in seconds from the start of its file, with the label that somebody gave it."""
+    """A passage of a recording, in seconds from the start of its file, with the label that somebody gave it."""
 
     recording: Path
     start: float
@@ -60,7 +60,7 @@ def read_annotations(
 def read_annotated(
     path: str | Path, *, root: str | Path | None = None, label_column: str | None = None
 ) -> dict[Path, list[Annotation]]:
-    """Return the annotations of each recording, and none for one whose selection table has no row: nothing was heard.
+    """Return the annotations of each recording, and none for a recording whose selection table has no rows.
 
     Args, raised errors: those of `read_annotations`.
     """
@@ -82,7 +82,7 @@ def tables_below(folder: Path) -> list[Path]:
     """Return the tables of annotations below a folder, sorted; other text files are left out.
 
     Raises:
-        DataError: if there is no such folder, or a text file that has the name of a recording beside it is no table.
+        DataError: if there is no such folder, or a text file with the name of a recording is not a table.
     """
     if not folder.is_dir():
         raise DataError(f"There is neither a table nor a folder at {folder}.")

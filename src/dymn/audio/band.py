@@ -1,4 +1,4 @@
-"""A band-pass that keeps time: a symmetric filter, applied by fast convolution to samples that come in chunks."""
+"""A zero-phase band-pass: a symmetric filter, applied by fast convolution to samples that arrive in chunks."""
 
 from __future__ import annotations
 

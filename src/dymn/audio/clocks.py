@@ -1,7 +1,6 @@
-"""When a recording began, by what recorders write into it: GUANO, AudioMoth's comment, bext, or the file's name.
+"""Absolute start times of recordings, from GUANO, AudioMoth's comment, bext, or the file name.
 
-Only the header of the file is read. A time zone is kept where there is one; a time without one is that of the
-recorder's clock.
+Only the header of the file is read. Time zones are kept; a time without one is the recorder's local time.
 """
 
 from __future__ import annotations
@@ -153,7 +152,7 @@ def _zone(text: str | None) -> timezone | None:
 
 
 def _agree(first: datetime, second: datetime) -> bool:
-    """Whether two clocks tell the same time; one without a zone may tell the local time or UTC."""
+    """Whether two clocks agree; one without a time zone may be in local time or UTC."""
     if (first.tzinfo is None) == (second.tzinfo is None):
         return abs((first - second).total_seconds()) <= AGREE_SECONDS
     aware, plain = (first, second) if second.tzinfo is None else (second, first)

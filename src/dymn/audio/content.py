@@ -1,7 +1,7 @@
-"""The bytes of a recording, at any place: what the parsers of containers read and the decoders open.
+"""Random access to the bytes of a recording, for the parsers of containers and the decoders.
 
-A recording is held as a file descriptor. Decoders written in C read from it directly: no Python code runs inside them,
-so that a signal such as Ctrl-C cannot raise an exception there, which they would take for damage.
+A recording is a file descriptor. Decoders written in C read from it directly, without calling Python code, so that a
+signal such as Ctrl-C cannot raise an exception inside them, which they would treat as damage.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Content:
 
     @contextlib.contextmanager
     def part(self, start: int, end: int) -> Iterator[Content]:
-        """Open a copy of the bytes from `start` to `end`, for decoders that cannot be told where to begin or to end."""
+        """Open a copy of the bytes from `start` to `end`, for decoders that have no start and end positions."""
         with spool() as copy:
             while start < end and (chunk := self.at(start, min(_CHUNK, end - start))):
                 copy.write(chunk)

@@ -1,4 +1,4 @@
-"""What the decoders have in common."""
+"""The base class of all decoders."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Decoder:
 
 
 def check_format(name: str, rate: int, channels: int) -> None:
-    """Refuse a sample rate or a number of channels that no recording has.
+    """Reject a sample rate or a number of channels that no recording has.
 
     Raises:
         AudioError: naming the value and what is allowed.
@@ -80,7 +80,7 @@ def check_format(name: str, rate: int, channels: int) -> None:
 
 
 def check_heard(name: str, rate: int, speed: float = 1.0) -> None:
-    """Refuse a recording that is played too slowly or too fast to be heard.
+    """Reject a recording whose sample rate, at this speed, is too low or too high.
 
     Raises:
         AudioError: naming rate and speed, and what is allowed.

@@ -1,4 +1,4 @@
-"""From the content of a recording to blocks of samples: which decoder reads what, and whether all of it was read.
+"""From the content of a recording to blocks of samples: the choice of a decoder, and checks for completeness.
 
 Who is asked, by the first bytes of the file:
 

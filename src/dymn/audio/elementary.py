@@ -1,6 +1,6 @@
-"""Streams of frames without a container (ADTS AAC, AC-3, AMR), and the outer ends of AVI, ASF and MP4 files.
+"""Frame streams without a container (ADTS AAC, AC-3, AMR), and the outer structure of AVI, ASF and MP4 files.
 
-FFmpeg looks for the next frame behind damage and says nothing of what it passed over; so frames are counted by their
+After damage, FFmpeg resumes at the next frame without reporting what it skipped, so frames are counted by their
 headers.
 """
 
@@ -24,7 +24,7 @@ _ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 
 @dataclass(frozen=True)
 class StreamFrames:
-    """What the frames of a stream tell.
+    """The properties of a stream according to its frames.
 
     Attributes:
         kind: FFmpeg's name of the format.
@@ -189,7 +189,7 @@ class Boxes:
 
 
 def boxes(content: Content) -> Boxes | None:
-    """Return what the outermost boxes of an MP4 file tell; None if it is none."""
+    """Return the properties in the outermost boxes of an MP4 file; None if it is not one."""
     if content.at(4, 4) != b"ftyp":
         return None
     starts, position, indexes, index_here = [0], 0, 0, 0

@@ -1,4 +1,4 @@
-"""Decoding by FFmpeg, through PyAV: frames in the place that their timestamps give them."""
+"""Decoding with FFmpeg, through PyAV: frames are placed according to their timestamps."""
 
 from __future__ import annotations
 
@@ -298,7 +298,7 @@ class _Reader:
             self._origin = self._zero = self._first(time)
         gap = time - self._origin - self._done
         if gap < -_JITTER_SECONDS:
-            self._origin += gap  # timestamps begin anew, as in files that were joined
+            self._origin += gap  # timestamps start again, as in files that were joined
             return
         if gap <= _JITTER_SECONDS:
             return

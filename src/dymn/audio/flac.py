@@ -1,4 +1,4 @@
-"""The ends of a FLAC stream (RFC 9639): what STREAMINFO says of its length, and what its last frames say."""
+"""The length of a FLAC stream (RFC 9639) according to STREAMINFO, and according to its last frames."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much quiet recordings are raised, and which channel is the loudest: both ask for all of a recording first."""
+"""The gain of quiet recordings, and the loudest channel: both need a pass over the whole recording first."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Decoding by libsndfile."""
+"""Decoding with libsndfile."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dymn.audio.notes import Report
 from dymn.audio.sources import reason
 from dymn.errors import AudioError
 
-_UNKNOWN_FRAMES = 2**62  # libsndfile says 2^63 - 1 when it cannot tell
+_UNKNOWN_FRAMES = 2**62  # libsndfile returns 2^63 - 1 if it is unknown
 
 
 def open_libsndfile(

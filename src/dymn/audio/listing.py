@@ -1,4 +1,4 @@
-"""Which recordings paths name: files, directories, patterns, standard input."""
+"""Listing of recordings: files, folders, patterns, standard input."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The constants of the log-mel spectrogram (Sec. IV-A.1), as the published weights expect it.
 
-They cover the window, the mel filters and the logarithm.
+These are the window, the mel filters and the logarithm.
 
-They are computed in NumPy in one place, so that every backend multiplies with the same numbers.
+They are computed in NumPy in one place, so that all backends use the same values.
 """
 
 from __future__ import annotations

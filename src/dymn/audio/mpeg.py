@@ -1,7 +1,7 @@
-"""The frames of an MPEG audio file (MP3): how many there are, what its headers say of that, and what lies between them.
+"""The frames of an MPEG audio file (MP3): their number, the number in its headers, and the data between them.
 
-A header of Xing, or LAME's, may be absent, or tell of another file: joined files keep that of their first part. So
-frames are counted, by their headers alone, which takes about a hundredth of the time to decode them.
+A Xing or LAME header may be absent or belong to another file: concatenated files keep that of their first part. Frames
+are therefore counted by their headers, which takes about a hundredth of the time of decoding.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class Part:
 
 @dataclass
 class MpegFrames:
-    """What the frames of a file tell.
+    """The properties of a file according to its frames.
 
     Attributes:
         parts: one after the other.

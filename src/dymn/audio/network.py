@@ -1,8 +1,8 @@
-"""Sound from an address: opened again when it is lost, on the wall clock, in bounded memory.
+"""Live audio from a URL: reconnection, agreement with the wall clock, and bounded memory.
 
-A stream gives no times that can be relied on, so samples are counted, and the count is compared with the wall clock.
-Where the sound falls behind it, because a part never came, the part is a gap; where it runs ahead, as the first seconds
-of an Icecast stream or a file do, the reader waits.
+Timestamps of streams are not reliable, so samples are counted and compared with the wall clock. If the audio is behind
+the clock because a part is missing, this part is a gap. If it is ahead, like the first seconds of an Icecast stream or
+a file, the reader waits.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from dymn.audio.samples import MAX_PEAK, mean
 from dymn.audio.settings import ReadSettings
 from dymn.audio.sources import reason
 from dymn.config import check
-from dymn.errors import AudioError, ConfigError
+from dymn.errors import AudioError, ConfigError, visible
 from dymn.system.arrays import Floats
 
 SCHEMES = ("http", "https", "rtsp", "rtsps")
@@ -41,10 +41,10 @@ STREAM_FORMATS = (
     "mp3,aac,ogg,flac,wav,w64,aiff,au,matroska,webm,mpegts,mov,mp4,asf,flv,hls,rtsp,sdp,rtp,adts,caf,ac3,eac3"
 )
 TIMEOUT = 15.0
-"""Seconds without sound after which a source is lost."""
+"""Seconds without audio after which a source is lost."""
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0
 BURST_SECONDS = 10.0
-"""How much sound a server may send at once when a connection begins; the reader waits where there is more."""
+"""Seconds of audio that are read at once when a connection begins; beyond that, the reader waits for the clock."""
 GAP_SECONDS = 2.0
 _AUDIO_TOO = ("application/octet-stream", "application/ogg", "application/dash+xml")
 _PROBE_BYTES = 2**20
@@ -52,12 +52,12 @@ _FULL_WAIT = 0.05
 
 
 class NetworkSource:
-    """A thread that reads an address into a bounded queue until it is closed.
+    """A thread that reads a URL into a bounded queue until it is closed.
 
     Attributes:
-        name: the address without user and password.
-        sample_rate: in Hz; the first connection decides, and later ones are resampled.
-        queue: mono chunks, and notices of what was lost and came back.
+        name: the URL without user and password.
+        sample_rate: in Hz, that of the first connection; later ones are resampled to it.
+        queue: mono chunks, and notices of lost audio and restored connections.
     """
 
     def __init__(
@@ -70,18 +70,18 @@ class NetworkSource:
         timeout: float = TIMEOUT,
         first_wait: float = FIRST_WAIT,
     ) -> None:
-        """Prepare to read an address.
+        """Prepare to read a URL.
 
         Args:
-            url: the address.
-            max_lag: the most seconds of sound that wait; more is dropped and counted.
+            url: the URL.
+            max_lag: maximum number of buffered seconds; more are dropped and counted.
             channel: "mix" (the mean of all channels), "left", "right", or a number from 1.
-            give_up: seconds after which a source that does not come back ends the sound with an error; None is never.
-            timeout: seconds without sound after which the source is lost.
-            first_wait: seconds before the second try; each further wait doubles, up to a minute.
+            give_up: seconds without audio after which an error ends the thread; None is never.
+            timeout: seconds without audio after which the source is lost.
+            first_wait: seconds before the second attempt; the wait doubles for each further one, up to a minute.
 
         Raises:
-            ConfigError: if the address is none, or of a kind that is not read, or there is no such channel.
+            ConfigError: if the URL is not valid or not supported, or the channel is not allowed.
         """
         check(
             ReadSettings(channel=channel).channel not in ("each", "loudest"),
@@ -91,14 +91,14 @@ class NetworkSource:
         self.name, self._url = shown_url(url), url
         self.sample_rate, self.queue = 0, BoundedQueue(1)
         self._max_lag, self._give_up, self._timeout, self._first_wait = max_lag, give_up, timeout, first_wait
-        self._zero = 0.0  # the monotonic clock at second 0 of the sound
-        self._position = 0  # frames from second 0, those that were lost too
+        self._zero = 0.0  # the monotonic clock at second 0 of the audio
+        self._position = 0  # frames since second 0, including lost ones
         self._burst = BURST_SECONDS
         self._least, self._least_until, self._placed_at = np.inf, 0.0, 0.0  # see `_place`
         self._rate, self._resampler = 0, Resampler(MIN_RATE, MIN_RATE)  # of this connection
-        self._lost_at: float | None = time.monotonic()  # none so far is lost, too
+        self._lost_at: float | None = time.monotonic()  # a source that has not started counts as lost
         self._heard = False
-        self._answer: str | None = None  # what the address sends instead of audio; None before it was asked
+        self._answer: str | None = None  # what the URL returns instead of audio; None if unknown
         self._told: Callable[[str], None] | None = None
         self._ended = False
         self._ready = threading.Event()
@@ -107,30 +107,30 @@ class NetworkSource:
 
     @property
     def zero(self) -> float:
-        """The wall clock at second 0 of the sound, as `time.time` counts; corrections of the clock move it."""
+        """The wall clock at second 0 of the audio, as returned by `time.time`; corrections of the clock change it."""
         return time.time() - time.monotonic() + self._zero
 
     def start(self, told: Callable[[str], None] | None = None) -> None:
-        """Read, and wait for the first sound.
+        """Start reading, and wait for the first audio.
 
         Args:
-            told: called with a reason when the first connection fails; it is tried again.
+            told: called with the reason if the first connection fails; the source is opened again.
 
         Raises:
-            AudioError: if it does not come within `give_up`.
+            AudioError: if there is none within `give_up`.
         """
         self._told = told
         self._thread.start()
-        while not self._ready.wait(0.1):  # in short steps, so that Ctrl-C is heard
+        while not self._ready.wait(0.1):  # in short steps, so that Ctrl-C is handled
             pass
         if not self.sample_rate:
             try:
-                self.queue.get(0)  # raises what ended the thread
+                self.queue.get(0)  # raises the error that ended the thread
             except EOFError:
                 raise AudioError(f"There is no audio in {self.name}. Check the URL.") from None
 
     def close(self) -> None:
-        """End the thread; it ends at its next look, at the latest after the timeout."""
+        """End the thread; this takes at most the timeout."""
         self._closed.set()
 
     def _run(self) -> None:
@@ -179,10 +179,10 @@ class NetworkSource:
         return words
 
     def _connection(self) -> Iterator[tuple[Floats, int]]:
-        """Open the address and yield mono samples [n] with their rate in Hz, until the connection ends.
+        """Open the URL and yield mono samples [n] with their rate in Hz, until the connection ends.
 
         Raises:
-            AudioError: if it holds no sound, or none came in time.
+            AudioError: if it contains no audio, or sends none within the timeout.
         """
         try:
             import av
@@ -216,7 +216,7 @@ class NetworkSource:
         last = time.monotonic()
         for packet in container.demux(track):
             frames: Any = ()
-            with suppress(av.FFmpegError):  # a damaged packet; what it held is missing, and becomes a gap
+            with suppress(av.FFmpegError):  # a damaged packet; its audio is missing and becomes a gap
                 frames = packet.decode()
             for frame in frames:
                 check_format("it", frame.sample_rate, len(frame.layout.channels))
@@ -230,10 +230,10 @@ class NetworkSource:
                 return
 
     def _lose(self, why: str) -> None:
-        """Count a failure, and say so if the sound came until now.
+        """Handle a failure, and report it if the source was not lost before.
 
         Raises:
-            AudioError: if it has been away for too long.
+            AudioError: if it has been lost for `give_up`.
         """
         now = time.monotonic()
         if self._lost_at is None:
@@ -249,7 +249,7 @@ class NetworkSource:
             )
 
     def _take(self, samples: Floats, rate: int) -> None:
-        """Put samples in their place on the wall clock into the queue."""
+        """Queue samples, aligned with the wall clock."""
         if not self.sample_rate:
             self._zero = time.monotonic()
             self.queue = BoundedQueue(max(1, round(self._max_lag * rate)))
@@ -265,7 +265,7 @@ class NetworkSource:
             self._put(block)
 
     def _return(self, seconds: float) -> None:
-        """Begin anew after the sound was lost."""
+        """Continue after the source was lost."""
         self._lost_at, self._rate = None, 0
         self._burst = BURST_SECONDS
         self._placed_at = 0.0
@@ -275,20 +275,20 @@ class NetworkSource:
         self._heard = True
 
     def _late(self) -> float:
-        """Return how many seconds the sound is behind the wall clock; below 0 if ahead."""
+        """Return how many seconds the audio is behind the wall clock; negative if it is ahead."""
         return time.monotonic() - self._zero - self._position / self.sample_rate
 
     def _skip(self, seconds: float) -> None:
-        """Leave a gap."""
+        """Add a gap."""
         frames = max(0, round(seconds * self.sample_rate))
         self._position += frames
         self.queue.lose(frames)
 
     def _place(self, frames: int) -> None:
-        """Compare the sound with the wall clock once `frames` more have come."""
+        """Compare the audio with the wall clock after `frames` more have arrived."""
         self._position += frames
         late = self._late()
-        if late < 0:  # it was sent before now, whatever was taken for its time
+        if late < 0:  # audio cannot arrive early, so second 0 was earlier than assumed
             shift = min(-late, self._burst)
             self._zero -= shift
             self._burst -= shift
@@ -296,11 +296,11 @@ class NetworkSource:
             if late < 0:
                 self._closed.wait(-late)
         now = time.monotonic()
-        if now - self._placed_at > GAP_SECONDS:  # what was held up may come all at once
+        if now - self._placed_at > GAP_SECONDS:  # delayed audio may arrive all at once
             self._least, self._least_until = np.inf, now + BURST_SECONDS
         self._placed_at = now
         self._least = min(self._least, late)
-        if now >= self._least_until:  # what was late all the time never came
+        if now >= self._least_until:  # audio that stayed late is missing
             if self._least > GAP_SECONDS:
                 self._position -= frames
                 self._skip(self._least)
@@ -309,17 +309,17 @@ class NetworkSource:
             self._least, self._least_until = np.inf, now + BURST_SECONDS
 
     def _put(self, block: Floats) -> None:
-        """Append samples; a machine that is slow waits first, and drops what is too late."""
+        """Append samples; if the queue is full, wait first, then drop audio beyond `max_lag`."""
         while not self.queue.has_room(len(block)) and self._late() < self._max_lag and not self._closed.is_set():
             self._closed.wait(_FULL_WAIT)
         self.queue.put(block[:, None])
 
 
 def shown_url(url: str) -> str:
-    """Return an address without user, password and query, which may be secrets.
+    """Return a URL without user, password and query, which may be secrets.
 
     Raises:
-        ConfigError: if it is no address that is read.
+        ConfigError: if it is not valid or not supported.
 
     Example:
         >>> shown_url("rtsp://me:secret@camera.example:554/audio?key=1")
@@ -336,7 +336,7 @@ def shown_url(url: str) -> str:
 
 
 def _place(parts: SplitResult) -> str:
-    """Return host and port of an address, without user and password."""
+    """Return host and port of a URL, without user and password."""
     host = parts.hostname or ""
     host = f"[{host}]" if ":" in host else host
     return host if parts.port is None else f"{host}:{parts.port}"
@@ -365,7 +365,7 @@ def other_content(url: str, timeout: float) -> str:
     if kind == "text/html":
         return f"it is a web page ({kind}), not audio"
     is_audio = kind.startswith(("audio/", "video/")) or kind in _AUDIO_TOO or "mpegurl" in kind
-    return "" if is_audio else f"its content is {kind:.80}, not audio"
+    return "" if is_audio else f"its content is {visible(kind[:80])}, not audio"
 
 
 def is_url(text: str) -> bool:

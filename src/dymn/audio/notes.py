@@ -1,6 +1,6 @@
-"""What a user should know about a recording that was read.
+"""Notes about recordings that were read.
 
-A wrong header, the choice of a track, skipped damage.
+Examples are a wrong header, the selected track, and skipped damage.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class Report:
         notes: those so far.
         partial: whether damage is skipped instead of being an error.
         track: the number of the audio track to decode, from 1; None is the default one.
-        tracks: how many audio tracks there are, once a decoder that can tell has looked.
+        tracks: number of audio tracks, if a decoder has determined it.
     """
 
     def __init__(self, name: str, notes: Notes | None = None, partial: bool = False, track: int | None = None) -> None:
@@ -101,7 +101,7 @@ class Report:
         self.tracks = 1
 
     def check_track(self) -> None:
-        """Refuse a track that is not there.
+        """Reject a track that is not there.
 
         Raises:
             AudioError: saying how many there are.

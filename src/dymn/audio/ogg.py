@@ -1,4 +1,4 @@
-"""The pages of an Ogg file (RFC 3533): its chained links, whether its last page is there, and what follows it."""
+"""The pages of an Ogg file (RFC 3533): its chained links, whether its last page is present, and trailing data."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MOST_STREAMS = 1_000
 
 
 class Link(NamedTuple):
-    """A stretch of an Ogg file that is a whole file by itself: where it starts and ends, in bytes."""
+    """A part of an Ogg file that is a complete file itself: where it starts and ends, in bytes."""
 
     start: int
     end: int
@@ -25,7 +25,7 @@ class Link(NamedTuple):
 
 @dataclass(frozen=True)
 class Pages:
-    """What the pages of an Ogg file tell.
+    """The properties of an Ogg file according to its pages.
 
     Attributes:
         links: one after the other.

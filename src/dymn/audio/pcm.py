@@ -41,7 +41,7 @@ _FILES = {
     "FLV": (b"FLV\1",),
     "ASF (WMA)": (b"0&\xb2u\x8ef\xcf\x11",),
 }
-"""Encoded sound by its first bytes, which would be heard as noise."""
+"""Encoded audio by its first bytes; read as samples, it would be noise."""
 _HEAD = 4096
 
 

@@ -1,10 +1,10 @@
 """WAV, RF64, Wave64, AIFF, CAF and AU files.
 
-Where their samples are, how they are stored, and what the headers get wrong.
+This module finds their samples and formats, and errors in their headers.
 
-Uncompressed samples are read straight from the file, whatever its header says of their number: power losses leave
-lengths of zero, lengths of 32 bits wrap at 4 GiB, and editors forget pad bytes. Compressed ones are left to the
-decoders.
+Uncompressed samples are read directly from the file, independent of the length in its header: after a power loss, the
+length may be zero, 32-bit lengths overflow at 4 GiB, and some editors omit padding bytes. Compressed samples are left
+to the decoders.
 """
 
 from __future__ import annotations
@@ -389,7 +389,7 @@ def _goes_on(content: Content, plain: PcmLayout, promised: int) -> bool:
 
 
 def _character(plain: PcmLayout, data: bytes) -> tuple[float, float]:
-    """Return how loud a stretch of samples is, and how much it changes from one sample to the next."""
+    """Return how loud a passage of samples is, and how much it changes from one sample to the next."""
     count = len(data) // plain.frame
     with np.errstate(all="ignore"):
         mono = decoded(data[: count * plain.frame], plain.coding or "", plain.channels)[:, 0].astype(np.float64)

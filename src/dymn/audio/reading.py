@@ -93,7 +93,7 @@ def _position(source: Any) -> int | None:
 def _is_fifo(path: str | os.PathLike[str]) -> bool:
     try:
         return stat.S_ISFIFO(os.stat(path).st_mode)
-    except (OSError, ValueError):  # opening it tells what is wrong
+    except (OSError, ValueError):  # opening it raises the error
         return False
 
 
@@ -241,7 +241,7 @@ def _resampled(source: FileLike, rate: int, settings: ReadSettings, notes: Notes
 def _heard(
     chunks: Iterable[np.ndarray], source_rate: int, rate: int, settings: ReadSettings, name: str
 ) -> Iterator[np.ndarray]:
-    """Yield mono samples as the network hears them, but for their gain: at its rate, faster or slower, in a band."""
+    """Yield mono samples for the network, before the gain: at its rate, faster or slower, in a band."""
     speed, band = settings.speed, settings.band
     check_heard(name, source_rate, speed)
     blocks = resampled(chunks, source_rate * speed if speed != 1 else source_rate, rate)

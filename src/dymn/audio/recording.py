@@ -1,4 +1,4 @@
-"""A recording from its content to mono float32 samples at its own rate: decoded, one channel or the mean of all."""
+"""Recordings as mono float32 samples at their own rate: decoded, one channel or the mean of all."""
 
 from __future__ import annotations
 

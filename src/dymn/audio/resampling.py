@@ -1,4 +1,4 @@
-"""Another sample rate, by soxr at its HQ setting."""
+"""Resampling with soxr at its HQ setting."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Samples of any type and number of channels to mono float32, and what their levels tell."""
+"""Conversion of samples of any type and number of channels to mono float32, and checks of their levels."""
 
 from __future__ import annotations
 

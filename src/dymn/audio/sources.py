@@ -1,6 +1,6 @@
-"""From what a user names as a recording to its content: paths, standard input, FIFOs, file objects.
+"""Sources of recordings: paths, standard input, FIFOs, file objects.
 
-What does not support seeking (a pipe, a socket, a FIFO, an object of Python) is copied to a temporary file first.
+Sources that do not support seeking (pipes, sockets, FIFOs, Python objects) are copied to a temporary file first.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def _from_object(name: str, stream: Any, stack: contextlib.ExitStack) -> Content
         if on_disk and stat.S_ISREG(os.fstat(stream.fileno()).st_mode) and stream.tell() == 0:
             return _shared(name, stream.fileno(), stack)
     except AttributeError:
-        pass  # a minimal file object: reading tells
+        pass  # a minimal file object: reading it raises the error
     except (OSError, ValueError) as error:
         raise AudioError(
             f"{name} cannot be read: {reason(error)}. Give an open, readable binary file object."

@@ -1,4 +1,4 @@
-"""The samples of a recording as they are stored: all channels, at their own rate, in a type that holds them exactly."""
+"""The stored samples of a recording: all channels, at their own rate, in a type that represents them exactly."""
 
 from __future__ import annotations
 
@@ -103,11 +103,11 @@ def stored(source: FileLike, *, partial: bool = False) -> Iterator[StoredAudio]:
         yield StoredAudio(report.name, rate, channels, container, subtype, content, decoder)
 
 
-def stretch(source: FileLike, start: float, end: float, rate: int) -> Floats:
-    """Return a stretch of a recording, from start to end (or `math.inf`) in seconds, as mono float32 [N] at `rate` Hz.
+def passage(source: FileLike, start: float, end: float, rate: int) -> Floats:
+    """Return a passage of a recording, from start to end (or `math.inf`) in seconds, as mono float32 [N] at `rate` Hz.
 
     Raises:
-        AudioError: if it cannot be read, or the recording ends before the stretch begins.
+        AudioError: if it cannot be read, or the recording ends before the start of the passage.
     """
     with stored(source) as sound:
         check_heard(sound.name, sound.rate)

@@ -1,4 +1,4 @@
-"""How a recording is cut into windows, and how a shorter recording is filled up.
+"""Windows of recordings, and the filling of shorter recordings.
 
 The networks were trained on clips of 10 s (Sec. IV-A.1). A longer recording is cut; a shorter one is repeated, padded
 with zeros, or left as it is. Repetition scores best with the published weights, see `benchmarks/zero_shot.py`.
@@ -22,7 +22,7 @@ JOINED_SHARE = 10
 
 
 class Window(NamedTuple):
-    """A stretch of a recording: the index of its first sample, and the samples [N]."""
+    """A passage of a recording: the index of its first sample, and the samples [N]."""
 
     start: int
     samples: Floats

@@ -1,4 +1,4 @@
-"""`dymn calibrate`: probabilities that mean what they say, and thresholds, in a checkpoint."""
+"""`dymn calibrate`: calibrated probabilities and thresholds in a checkpoint."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 from dymn.commands import fit, options
 from dymn.commands.datasets import check_data
 from dymn.commands.fit import check_picture, gathered, open_named, tell_bad, threads_of
-from dymn.commands.options import DATA, WHAT, check_ending, complete_models, hush, note
+from dymn.commands.options import DATA, WHAT, check_ending, complete_models, file_option, hush, note, output_option
 
 if TYPE_CHECKING:
     from dymn.fitting.calibrate import Calibrated
@@ -38,21 +38,13 @@ def calibrate(
             rich_help_panel=DATA,
         ),
     ],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FILE", help="The checkpoint to write, a .safetensors file.")
-    ],
+    output: Annotated[Path, output_option("The checkpoint to write, a .safetensors file.", None)],
     background: fit.Background = None,
     add: fit.Add = None,
     separator: fit.Separator = None,
     window: fit.TrackWindow = 3.0,
     plot: Annotated[
-        Path | None,
-        typer.Option(
-            "--plot",
-            metavar="FILE",
-            help="Draw a reliability diagram, before and after calibration (.png, .pdf or .svg).",
-            rich_help_panel=WHAT,
-        ),
+        Path | None, file_option("Draw a reliability diagram, before and after calibration (.png, .pdf or .svg).", WHAT)
     ] = None,
     format: options.ReportFormat = "table",
     threads: options.Threads = None,

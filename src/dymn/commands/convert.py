@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dymn.commands.options import Quiet, hush
+from dymn.commands.options import Quiet, file_option, hush
 from dymn.commands.output import note_new_folder, say
 from dymn.errors import ConfigError
 from dymn.system.files import read_bounded
@@ -56,10 +56,9 @@ def convert(
     ] = False,
     labels: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="A text file with one label per line, in the order of the logits. The default for 527 classes is "
-            "AudioSet's labels.",
+        file_option(
+            "A text file with one label per line, in the order of the logits. The default for 527 classes is "
+            "AudioSet's labels."
         ),
     ] = None,
     half: Annotated[bool, typer.Option("--half", help="Store the weights in half precision.")] = False,

@@ -1,4 +1,4 @@
-"""What commands over datasets share: to refuse data and models that are not there before anything else is done."""
+"""Checks that commands over datasets share: data and models must exist before anything else is done."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dymn.errors import ConfigError
 
 
 def check_data(path: Path, where: str) -> None:
-    """Refuse data that are not there; `where` is how they are given, such as --data.
+    """Reject data that are not there; `where` is how they are given, such as --data.
 
     Raises:
         ConfigError: the message says what to give instead.
@@ -21,7 +21,7 @@ def check_data(path: Path, where: str) -> None:
 
 
 def check_model(name: str) -> None:
-    """Refuse a model that is neither an architecture nor known nor a path.
+    """Reject a model that is neither an architecture nor known nor a path.
 
     Raises:
         ConfigError: proposing similar names.

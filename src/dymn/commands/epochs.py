@@ -1,4 +1,4 @@
-"""How a run looks in a terminal: a bar for the present epoch, a line for each that is done."""
+"""Progress of a training run in a terminal: a bar for the current epoch, a line for each completed one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`dymn evaluate`: how good a model is on a dataset."""
+"""`dymn evaluate`: the metrics of a model on a dataset."""
 
 from __future__ import annotations
 
@@ -10,7 +10,17 @@ import typer
 
 from dymn.commands import event_options, options
 from dymn.commands.datasets import check_data, check_model
-from dymn.commands.options import DATA, check_ending, complete_models, hush, note, note_ending, seconds_option
+from dymn.commands.options import (
+    DATA,
+    check_ending,
+    complete_models,
+    file_option,
+    hush,
+    note,
+    note_ending,
+    number_option,
+    seconds_option,
+)
 from dymn.commands.output import note_new_folder
 from dymn.errors import ConfigError
 from dymn.system.files import json_values
@@ -44,57 +54,44 @@ def evaluate(
         ),
     ] = None,
     fold: Annotated[
-        int | None,
-        typer.Option(
-            "--fold",
-            metavar="NUMBER",
-            min=1,
-            help="The fold to use as the test set, for datasets with folds.",
-            rich_help_panel=DATA,
-        ),
+        int | None, number_option("The fold to use as the test set, for datasets with folds.", DATA)
     ] = None,
     seconds: Annotated[
-        float | None,
-        seconds_option("Length of a window. The default is the length used in training.", DATA),
+        float | None, seconds_option("Length of a window. The default is the length used in training.", DATA)
     ] = None,
     workers: options.ClipWorkers = 0,
     batch_size: options.ClipBatch = 16,
     per_class: Annotated[
         Path | None,
-        typer.Option(
-            "--per-class",
-            metavar="FILE",
-            help="Write the metrics of each class to this CSV file: average precision, ROC-AUC, numbers of clips, "
+        file_option(
+            "Write the metrics of each class to this CSV file: average precision, ROC-AUC, numbers of clips, "
             "precision, recall and F1. With --events: numbers of events, precision, recall, F1 and PSDS.",
         ),
     ] = None,
     predictions: Annotated[
-        Path | None,
-        typer.Option("--predictions", metavar="FILE", help="Write the probabilities of each clip to this CSV file."),
+        Path | None, file_option("Write the probabilities of each clip to this CSV file.", None)
     ] = None,
     confusion: Annotated[
         Path | None,
-        typer.Option(
-            "--confusion",
-            metavar="FILE",
-            help="Write the confusion matrix to this CSV file, or draw it (.png, .pdf, .svg), for exclusive classes.",
+        file_option(
+            "Write the confusion matrix to this CSV file, or draw it (.png, .pdf, .svg), for exclusive classes.", None
         ),
     ] = None,
     events: Annotated[
         bool,
         typer.Option(
             "--events",
-            help="Evaluate when each sound starts and ends, as `dymn events` reports it. The data are recordings with "
-            "Raven selection tables or Audacity label tracks beside them, or a table with the columns path, start, "
-            "end and label (needs dymn\\[sed]).",
+            help="Evaluate the events that `dymn events` reports. The data are recordings with Raven selection tables "
+            "or Audacity label tracks in the same folder, or a table with the columns path, start, end and label "
+            "(needs dymn\\[sed]).",
             rich_help_panel=event_options.WHEN,
         ),
     ] = False,
     collar: Annotated[
         float | None,
         seconds_option(
-            "Tolerance for the start and end of an event; half of its length is tolerated for its end. The default is "
-            "0.5.",
+            "Tolerance for the start and end of an event; for its end, half of its length is also tolerated. The "
+            "default is 0.5.",
             event_options.WHEN,
         ),
     ] = None,
@@ -202,7 +199,7 @@ def evaluate(
 
 
 def check_events(events: bool, own: dict[str, Any], others: dict[str, Any]) -> None:
-    """Refuse options of events without --events, and those of clips with it.
+    """Reject options of events without --events, and those of clips with it.
 
     Raises:
         ConfigError: naming the option.

@@ -1,4 +1,4 @@
-"""`dymn evaluate --events`: how well events are found in annotated recordings."""
+"""`dymn evaluate --events`: the accuracy of events in annotated recordings."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FIGURES = {
     "segment_f1": "F1 of seconds",
     "psds": "PSDS",
 }
-"""The title of each figure of a class."""
+"""The title of each metric of a class."""
 
 
 def evaluate_events(
@@ -41,7 +41,7 @@ def evaluate_events(
     workers: int,
     quiet: bool,
 ) -> None:
-    """Find and compare events, and write the figures."""
+    """Detect and compare events, and write the metrics."""
     from dymn.commands.progress import counting_bar
     from dymn.evaluation.events import annotated_events, assess_events
 

@@ -1,4 +1,4 @@
-"""`dymn events`: when each sound begins and ends."""
+"""`dymn events`: when each sound starts and ends."""
 
 from __future__ import annotations
 

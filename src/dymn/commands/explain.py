@@ -1,4 +1,4 @@
-"""`dymn explain`: what a dynamic network decided about a recording."""
+"""`dymn explain`: the decisions of a dynamic network for a recording."""
 
 from __future__ import annotations
 
@@ -7,7 +7,18 @@ from typing import Annotated
 
 import typer
 
-from dymn.commands.options import PICTURES, Device, Model, Quiet, Threads, check_ending, hush, note
+from dymn.commands.options import (
+    PICTURES,
+    Device,
+    Model,
+    Quiet,
+    Threads,
+    check_ending,
+    file_option,
+    hush,
+    note,
+    number_option,
+)
 from dymn.commands.output import note_new_folder
 from dymn.commands.recordings import load_tagger
 from dymn.errors import ConfigError
@@ -20,12 +31,12 @@ def explain(
     model: Model = None,
     output: Annotated[
         list[Path] | None,
-        typer.Option(
+        file_option(
+            "The file to write: an image (.png, .pdf, .svg), a page with audio and all blocks (.html), or the "
+            "arrays (.npz). The option can be repeated. The default is a .png in the current folder.",
+            None,
             "--output",
             "-o",
-            metavar="FILE",
-            help="The file to write: an image (.png, .pdf, .svg), a page with audio and all blocks (.html), or the "
-            "arrays (.npz). The option can be repeated. The default is a .png in the current folder.",
         ),
     ] = None,
     start: Annotated[float, typer.Option(metavar="SECONDS", help="Start of the part to explain.")] = 0.0,
@@ -33,7 +44,7 @@ def explain(
     window: Annotated[
         float, typer.Option(metavar="SECONDS", help="Length of a window for the probabilities over time.")
     ] = 2.0,
-    top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, metavar="NUMBER", help="Number of labels to show.")] = 6,
+    top_k: Annotated[int, number_option("Number of labels to show.", None, "--top-k", "-k")] = 6,
     device: Device = None,
     threads: Threads = None,
     quiet: Quiet = False,

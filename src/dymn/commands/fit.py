@@ -1,4 +1,4 @@
-"""`dymn fit`: a classifier of one's own from labelled recordings, as a checkpoint."""
+"""`dymn fit`: a custom classifier from labelled recordings, as a checkpoint."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 
 from dymn.commands import options
 from dymn.commands.datasets import check_data
-from dymn.commands.options import DATA, WHAT, check_ending, hush, note, seconds_option
+from dymn.commands.options import DATA, WHAT, check_ending, file_option, hush, note, output_option, seconds_option
 
 if TYPE_CHECKING:
     from dymn.errors import DymnError
@@ -70,9 +70,7 @@ def fit(
             "Clips with the label or folder background, noise or other contain none of the classes.",
         ),
     ],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FILE", help="The checkpoint to write, a .safetensors file.")
-    ],
+    output: Annotated[Path, output_option("The checkpoint to write, a .safetensors file.", None)],
     model: options.Model = None,
     layer: Annotated[
         str,
@@ -122,13 +120,7 @@ def fit(
     separator: Separator = None,
     window: TrackWindow = 3.0,
     plot: Annotated[
-        Path | None,
-        typer.Option(
-            "--plot",
-            metavar="FILE",
-            help="Draw the scores of held-out windows and the thresholds (.png, .pdf or .svg).",
-            rich_help_panel=WHAT,
-        ),
+        Path | None, file_option("Draw the scores of held-out windows and the thresholds (.png, .pdf or .svg).", WHAT)
     ] = None,
     format: options.ReportFormat = "table",
     threads: options.Threads = None,
@@ -207,7 +199,7 @@ def gathered(
 
 
 def tell_bad(bad: Mapping[str, DymnError]) -> None:
-    """Write why recordings are left out, each reason once: two stretches of a damaged file have the same."""
+    """Write why recordings are left out, each reason once: two passages of a damaged file have the same."""
     for error in dict.fromkeys(map(str, bad.values())):
         typer.echo(f"dymn: {error}", err=True)
 

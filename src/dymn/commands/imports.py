@@ -1,6 +1,6 @@
-"""`--import MODULE` of every command: attention mechanisms and kinds of data that the user has written.
+"""`--import MODULE` of every command: the user's own attention mechanisms and kinds of datasets.
 
-A module is imported because the user names it, never because a checkpoint does.
+Modules are imported only if the user names them, never because of a checkpoint.
 """
 
 from __future__ import annotations

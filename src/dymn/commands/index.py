@@ -95,7 +95,7 @@ def index(
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a folder that holds anything but an index, or one that was begun.
+    """Reject a folder that holds anything but an index, or one that was begun.
 
     Raises:
         ConfigError: naming the folder.

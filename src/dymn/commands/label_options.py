@@ -1,4 +1,4 @@
-"""Options on labels: the most specific ones, those of a level of AudioSet's ontology, groups of one's own."""
+"""Options on labels: the most specific ones, those of a level of AudioSet's ontology, user-defined groups."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from dymn.commands.options import WHAT
+from dymn.commands.options import WHAT, file_option, number_option
 from dymn.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -24,22 +24,16 @@ Specific = Annotated[
 ]
 Level = Annotated[
     int | None,
-    typer.Option(
-        "--level",
-        metavar="NUMBER",
-        min=1,
-        help="Report the classes at this level of AudioSet's ontology, from 1 (Human sounds, Animal, Music, ...), "
+    number_option(
+        "Report the classes at this level of AudioSet's ontology, from 1 (Human sounds, Animal, Music, ...), "
         "instead of the labels below them.",
-        rich_help_panel=WHAT,
+        WHAT,
     ),
 ]
 GroupsFile = Annotated[
     Path | None,
-    typer.Option(
-        "--groups",
-        metavar="FILE",
-        help='Report these groups instead of labels: a TOML file with lines such as people = ["Human voice", "Crowd"].',
-        rich_help_panel=WHAT,
+    file_option(
+        'Report these groups instead of labels: a TOML file with lines such as people = ["Human voice", "Crowd"].', WHAT
     ),
 ]
 Language = Annotated[

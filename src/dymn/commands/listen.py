@@ -1,4 +1,4 @@
-"""`dymn listen`: which sounds there are, now."""
+"""`dymn listen`: live tags and sounds."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from dymn.commands.options import (
     hush,
     note,
     note_gaps,
+    number_option,
     output_option,
     seconds_option,
     threshold_option,
@@ -57,14 +58,7 @@ def listen(
     model: options.Model = None,
     top_k: Annotated[
         int | None,
-        typer.Option(
-            "--top-k",
-            "-k",
-            metavar="NUMBER",
-            min=1,
-            help="Report at most this many labels per window. The default is 5.",
-            rich_help_panel=WHAT,
-        ),
+        number_option("Report at most this many labels per window. The default is 5.", WHAT, "--top-k", "-k"),
     ] = None,
     threshold: Annotated[
         Any,
@@ -152,13 +146,7 @@ def listen(
     after: Annotated[float, seconds_option("Length of audio to save after its end.", ACTIONS, least=0, most=30)] = 2.0,
     save_format: Annotated[ClipKind, typer.Option(help="The format of saved audio.", rich_help_panel=ACTIONS)] = "flac",
     keep: Annotated[
-        int,
-        typer.Option(
-            metavar="NUMBER",
-            min=1,
-            help="Maximum number of saved sounds in the folder; the oldest are deleted.",
-            rich_help_panel=ACTIONS,
-        ),
+        int, number_option("Maximum number of saved sounds in the folder; the oldest are deleted.", ACTIONS)
     ] = 1000,
     window: Annotated[float, seconds_option("Length of a window.", LIVE)] = 2.0,
     hop: Annotated[float, seconds_option("Distance between the starts of two windows.", LIVE)] = 0.5,
@@ -197,12 +185,7 @@ def listen(
         Pcm,
         typer.Option(help="The encoding of the samples on standard input, by its FFmpeg name.", rich_help_panel=PIPE),
     ] = "s16le",
-    channels: Annotated[
-        int,
-        typer.Option(
-            min=1, max=256, metavar="NUMBER", help="Number of channels of standard input.", rich_help_panel=PIPE
-        ),
-    ] = 1,
+    channels: Annotated[int, number_option("Number of channels of standard input.", PIPE, most=256)] = 1,
     channel: Annotated[
         str,
         typer.Option(

@@ -1,4 +1,4 @@
-"""Where live sound comes from: a microphone, an address, or samples from a pipe."""
+"""Sources of live audio: a microphone, a URL, or samples from a pipe."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Pcm = Literal["s8", "u8", "s16le", "s16be", "s24le", "s32le", "s32be", "f32le", 
 
 
 def check_use(source: str | None, rate: int | None, microphone: str | None) -> None:
-    """Refuse what does not go together.
+    """Reject what does not go together.
 
     Raises:
         ConfigError: the message says what to give instead.

@@ -1,4 +1,4 @@
-"""The windows of live sound on standard output: lines, JSON, or a table that changes."""
+"""The windows of live audio on standard output: lines, JSON, or a table that is updated in place."""
 
 from __future__ import annotations
 

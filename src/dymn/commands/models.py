@@ -1,4 +1,4 @@
-"""`dymn models`: which models there are."""
+"""`dymn models`: a list of all models."""
 
 from __future__ import annotations
 

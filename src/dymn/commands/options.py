@@ -1,4 +1,4 @@
-"""Options that several commands share, older spellings of some, completion of their values, and notes to the user."""
+"""Options that several commands share, older spellings of some, completion of values, and notes to the user."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def complete_labels(incomplete: str) -> list[str]:
 
 
 def check_ending(option: str, path: Path, endings: Iterable[str]) -> None:
-    """Refuse a file to write whose ending is none of those that an option knows.
+    """Reject a file to write whose ending is none of those that an option knows.
 
     Raises:
         ConfigError: naming those that are allowed.
@@ -123,7 +123,7 @@ def note_ending(option: str, path: Path, ending: str, quiet: bool) -> None:
 
 
 def note_gaps(window: float, hop: float | None, quiet: bool) -> None:
-    """Write a note where windows leave stretches of a recording out."""
+    """Write a note where windows leave passages of a recording out."""
     if hop is not None and hop > window:
         note(
             f"--hop {hop:g} is longer than --window {window:g}: {hop - window:g} s between windows are not analysed.",
@@ -141,6 +141,16 @@ def seconds_option(help: str, panel: str | None = None, least: float = 0.05, mos
     return typer.Option(metavar="SECONDS", min=least, max=most, help=help, rich_help_panel=panel)
 
 
+def number_option(help: str, panel: str | None = None, *names: str, least: int = 1, most: int | None = None) -> Any:
+    """Return an option for a whole number, called by the parameter's name or by `names`."""
+    return typer.Option(*names, metavar="NUMBER", min=least, max=most, help=help, rich_help_panel=panel)
+
+
+def file_option(help: str, panel: str | None = None, *names: str) -> Any:
+    """Return an option for a file, called by the parameter's name or by `names`."""
+    return typer.Option(*names, metavar="FILE", help=help, rich_help_panel=panel)
+
+
 def format_option(help: str, panel: str | None = WHAT) -> Any:
     """Return the option --format."""
     return typer.Option("--format", "-f", metavar="FORMAT", help=help, rich_help_panel=panel)
@@ -148,7 +158,7 @@ def format_option(help: str, panel: str | None = WHAT) -> Any:
 
 def output_option(help: str, panel: str | None = WHAT) -> Any:
     """Return the option --output."""
-    return typer.Option("--output", "-o", metavar="FILE", help=help, rich_help_panel=panel)
+    return file_option(help, panel, "--output", "-o")
 
 
 Paths = Annotated[
@@ -249,12 +259,8 @@ Segments = Annotated[
 ]
 SegmentsPerClass = Annotated[
     int,
-    typer.Option(
-        "--segments-per-class",
-        metavar="NUMBER",
-        min=0,
-        help="Extract at most this many segments per label, those with the highest scores; 0 extracts all.",
-        rich_help_panel=WHAT,
+    number_option(
+        "Extract at most this many segments per label, those with the highest scores; 0 extracts all.", WHAT, least=0
     ),
 ]
 WindowOption = Annotated[float, seconds_option("Length of a window. The networks were trained on 10 seconds.", WINDOWS)]
@@ -271,14 +277,7 @@ Filling = Annotated[
     ),
 ]
 WindowBatch = Annotated[
-    int | None,
-    typer.Option(
-        "--batch-size",
-        min=1,
-        metavar="NUMBER",
-        help="Number of windows per batch. The default is 4 on a CPU, 32 on other devices.",
-        rich_help_panel=RUN_PANEL,
-    ),
+    int | None, number_option("Number of windows per batch. The default is 4 on a CPU, 32 on other devices.", RUN_PANEL)
 ]
 KindOption = Annotated[
     str,
@@ -289,16 +288,8 @@ KindOption = Annotated[
         rich_help_panel=DATA,
     ),
 ]
-ClipWorkers = Annotated[
-    int,
-    typer.Option(
-        "--workers", metavar="NUMBER", min=0, help="Number of processes that decode clips.", rich_help_panel=RUN_PANEL
-    ),
-]
-ClipBatch = Annotated[
-    int,
-    typer.Option("--batch-size", metavar="NUMBER", min=1, help="Number of clips per batch.", rich_help_panel=RUN_PANEL),
-]
+ClipWorkers = Annotated[int, number_option("Number of processes that decode clips.", RUN_PANEL, least=0)]
+ClipBatch = Annotated[int, number_option("Number of clips per batch.", RUN_PANEL)]
 ReportFormat = Annotated[Literal["table", "json"], format_option("table or json.", None)]
 BackendOption = Annotated[
     Computes,
@@ -340,12 +331,8 @@ Partial = Annotated[
 ]
 Threads = Annotated[
     int | None,
-    typer.Option(
-        "--threads",
-        metavar="NUMBER",
-        min=1,
-        help="Number of CPU threads. The default is OMP_NUM_THREADS, otherwise the number of available CPUs.",
-        rich_help_panel=RUN_PANEL,
+    number_option(
+        "Number of CPU threads. The default is OMP_NUM_THREADS, otherwise the number of available CPUs.", RUN_PANEL
     ),
 ]
 Quiet = Annotated[
@@ -354,13 +341,11 @@ Quiet = Annotated[
 ]
 Workers = Annotated[
     int | None,
-    typer.Option(
-        "--workers",
-        min=0,
-        metavar="NUMBER",
-        help="Number of threads that decode recordings while the network runs; 0 decodes and computes in turn. The "
+    number_option(
+        "Number of threads that decode recordings while the network runs; 0 decodes and computes in turn. The "
         "default is the number of CPUs, at most --threads.",
-        rich_help_panel=RUN_PANEL,
+        RUN_PANEL,
+        least=0,
     ),
 ]
 Ray = Annotated[

@@ -1,4 +1,4 @@
-"""Where a command writes: standard output, or a file that appears when it is complete."""
+"""The output of a command: standard output, or a file that appears when it is complete."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ class Pictures:
         self._failure: Exception | None = None
 
     def check(self, found: Sequence[str | Path]) -> None:
-        """Refuse recordings of which no such picture can be drawn; see `check_plot`."""
+        """Reject recordings of which no such picture can be drawn; see `check_plot`."""
         check_plot(self._plot, found)
         self._in_folder = len(found) != 1 or self._plot.is_dir()
         self._suffix = ".png" if self._in_folder else self._plot.suffix.lower()

@@ -1,4 +1,4 @@
-"""`dymn probe`: how much a linear model can tell from embeddings."""
+"""`dymn probe`: how well a linear model classifies embeddings."""
 
 from __future__ import annotations
 
@@ -10,7 +10,17 @@ import typer
 
 from dymn.commands import options
 from dymn.commands.datasets import check_data
-from dymn.commands.options import DATA, PICTURES, WHAT, check_ending, hush, note, seconds_option
+from dymn.commands.options import (
+    DATA,
+    PICTURES,
+    WHAT,
+    check_ending,
+    file_option,
+    hush,
+    note,
+    number_option,
+    seconds_option,
+)
 from dymn.commands.recordings import load_tagger
 from dymn.errors import ConfigError
 from dymn.system.files import json_values
@@ -53,22 +63,12 @@ def probe(
     kind: options.KindOption = "auto",
     folds: Annotated[
         int,
-        typer.Option(
-            "--folds",
-            metavar="NUMBER",
-            min=2,
-            max=1000,
-            help="Number of equal folds for datasets that have neither folds nor a test set.",
-            rich_help_panel=DATA,
+        number_option(
+            "Number of equal folds for datasets that have neither folds nor a test set.", DATA, least=2, most=1000
         ),
     ] = 5,
     plot: Annotated[
-        Path | None,
-        typer.Option(
-            "--plot",
-            metavar="FILE",
-            help="Draw the confusion matrix (.png, .pdf or .svg), for exclusive classes.",
-        ),
+        Path | None, file_option("Draw the confusion matrix (.png, .pdf or .svg), for exclusive classes.", None)
     ] = None,
     format: options.ReportFormat = "table",
     workers: options.ClipWorkers = 0,

@@ -1,4 +1,4 @@
-"""`dymn profile`: what a network costs, and the paper's tables beside our counts."""
+"""`dymn profile`: the costs of a network, and the paper's tables next to dymn's counts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from dymn.commands import options
-from dymn.commands.options import check_ending, complete_networks, format_option, hush, note, output_option
+from dymn.commands.options import check_ending, complete_networks, file_option, format_option, hush, note, output_option
 from dymn.errors import ConfigError
 
 ProfileFormat = Literal["table", "json", "csv", "markdown"]
@@ -60,10 +60,9 @@ def profile(
     output: Annotated[Path | None, output_option("Write to this file.", None)] = None,
     plot: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Draw mAP against multiply-adds and against parameters (the paper's Figs. 4 and 5) to this file "
-            "(.png, .pdf, .svg).",
+        file_option(
+            "Draw mAP against multiply-adds and against parameters (the paper's Figs. 4 and 5) to this file "
+            "(.png, .pdf, .svg)."
         ),
     ] = None,
     threads: options.Threads = None,

@@ -1,4 +1,4 @@
-"""Options on which recordings are read, and how: what `tag`, `embed` and `events` have in common."""
+"""Options that select recordings and define how they are read, shared by `tag`, `embed` and `events`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from dymn.commands.options import number_option
 from dymn.errors import ConfigError
 
 READING = "Reading"
@@ -39,12 +40,9 @@ ChannelOption = Annotated[
 ]
 Track = Annotated[
     int | None,
-    typer.Option(
-        "--track",
-        metavar="NUMBER",
-        min=1,
-        help="The audio track to read from files with several tracks, from 1. The default is the file's default track.",
-        rich_help_panel=READING,
+    number_option(
+        "The audio track to read from files with several tracks, from 1. The default is the file's default track.",
+        READING,
     ),
 ]
 Gain = Annotated[

@@ -1,4 +1,4 @@
-"""What commands over recordings need before they compute: a model, an engine, and what is written of them."""
+"""What commands over recordings need before they compute: a model, an engine, and the metadata of the output."""
 
 from __future__ import annotations
 

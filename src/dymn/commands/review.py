@@ -1,4 +1,4 @@
-"""`dymn review`: a page that asks about the recordings of which a model is least sure."""
+"""`dymn review`: a page that asks about the recordings for which a model is least certain."""
 
 from __future__ import annotations
 
@@ -9,7 +9,16 @@ import typer
 
 from dymn.commands import options
 from dymn.commands.fit import threads_of
-from dymn.commands.options import WHAT, check_ending, complete_models, hush, note, note_gaps
+from dymn.commands.options import (
+    WHAT,
+    check_ending,
+    complete_models,
+    hush,
+    note,
+    note_gaps,
+    number_option,
+    output_option,
+)
 from dymn.errors import ConfigError
 
 
@@ -23,13 +32,8 @@ def review(
         ),
     ],
     paths: options.Paths,
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The page to write, an .html file.")],
-    count: Annotated[
-        int,
-        typer.Option(
-            "--count", "-n", metavar="NUMBER", min=1, max=200, help="Number of questions.", rich_help_panel=WHAT
-        ),
-    ] = 30,
+    output: Annotated[Path, output_option("The page to write, an .html file.", None)],
+    count: Annotated[int, number_option("Number of questions.", WHAT, "--count", "-n", most=200)] = 30,
     labels: options.Labels = None,
     exclude: options.Exclude = None,
     window: options.WindowOption = 10.0,

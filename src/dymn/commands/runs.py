@@ -1,7 +1,7 @@
-"""Discover, compute, write: what the commands over recordings (`tag`, `embed`, `events`) have in common.
+"""Discover, compute, write: the common part of the commands over recordings (`tag`, `embed`, `events`).
 
 The paths are walked once, and each recording is opened once. A run that writes rows to a file keeps a journal and can
-be resumed; another one writes its results as they come.
+be resumed; other runs write results immediately.
 """
 
 from __future__ import annotations
@@ -402,7 +402,7 @@ def write(found: Iterable[R], form: Form[R], name: str, output: Path | None, sep
 
 
 def report_path(output: Path) -> Path:
-    """Return the path of the report of recordings that failed or were read in part: beside the output."""
+    """Return the path of the report of recordings that failed or were read in part: next to the output."""
     return output.with_name(f"{output.name}.failed.jsonl")
 
 
@@ -412,7 +412,7 @@ def report(
 ) -> Iterator[Callable[[Iterable[R]], Iterator[R]]]:
     """Yield a function that passes results on and collects the failed ones and those read in part for a report.
 
-    The report is written beside the output, if the output is a file. It has a line for each recording that failed, and
+    The report is written next to the output, if the output is a file. It has a line for each recording that failed, and
     one for each that was read in part if the format does not say so itself; the names of the latter are added to
     `damaged` in any case.
     """

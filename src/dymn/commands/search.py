@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from dymn.commands.options import WHAT, Model, Quiet, Threads, format_option, hush, note, output_option
+from dymn.commands.options import WHAT, Model, Quiet, Threads, format_option, hush, note, number_option, output_option
 from dymn.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -42,9 +42,7 @@ def search(
         typer.Argument(metavar="SOUND", help="A recording, or a part of one in seconds, such as street.wav:12-15."),
     ],
     index: IndexFolder,
-    top_k: Annotated[
-        int, typer.Option("--top-k", "-k", metavar="NUMBER", min=1, help="Number of results.", rich_help_panel=WHAT)
-    ] = 20,
+    top_k: Annotated[int, number_option("Number of results.", WHAT, "--top-k", "-k")] = 20,
     start: Annotated[
         float | None,
         typer.Option(metavar="SECONDS", min=0, help="Start of the part to search for.", rich_help_panel=WHAT),
@@ -141,7 +139,7 @@ def embed_query(
     tagger: Tagger, found: SoundIndex, path: str, start: float, end: float | None
 ) -> tuple[Floats, tuple[float, float]]:
     """Return the embedding of a part of a recording, cut as the index was, and where it begins and ends."""
-    from dymn.audio.stored import stretch
+    from dymn.audio.stored import passage
 
     embedder = tagger.embedder(found.parameters["layers"])
     rate = embedder.sample_rate
@@ -149,7 +147,7 @@ def embed_query(
     if start == 0.0 and end is None:
         whole = embedder.embed(path, **settings)
         return whole.vector, (0.0, whole.seconds)
-    sound = stretch(path, start, math.inf if end is None else end, rate)
+    sound = passage(path, start, math.inf if end is None else end, rate)
     return embedder.embed(sound, rate, **settings).vector, (start, start + len(sound) / rate)
 
 

@@ -1,4 +1,4 @@
-"""`--segments`: what is found is cut out of the recordings."""
+"""`--segments`: results are extracted from the recordings as audio files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def seen(found: Iterable[R], layout: Layout[R], cutter: SegmentCutter | None) -> Iterator[R]:
-    """Pass results on, and show their stretches to what cuts them out."""
+    """Pass results on, and show their passages to what cuts them out."""
     for result in found:
         if cutter is not None and result.error is None:
             cutter.see(result.name, layout.spans(result))

@@ -12,7 +12,7 @@ import typer
 
 from dymn.commands import options
 from dymn.commands.label_options import GroupsFile, Level, vocabulary
-from dymn.commands.options import RUN_PANEL, complete_models, hush, note, seconds_option
+from dymn.commands.options import RUN_PANEL, complete_models, file_option, hush, note, number_option, seconds_option
 from dymn.commands.recordings import load_tagger
 from dymn.errors import ConfigError, MissingExtraError
 
@@ -43,12 +43,7 @@ def serve(
             rich_help_panel=ACCESS,
         ),
     ] = "127.0.0.1",
-    port: Annotated[
-        int,
-        typer.Option(
-            min=0, max=65535, metavar="NUMBER", help="The port; 0 selects a free one.", rich_help_panel=ACCESS
-        ),
-    ] = 8000,
+    port: Annotated[int, number_option("The port; 0 selects a free one.", ACCESS, least=0, most=65535)] = 8000,
     allow_host: Annotated[
         list[str] | None,
         typer.Option(
@@ -60,10 +55,8 @@ def serve(
     ] = None,
     token_file: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE",
-            help=f"A file with the token that clients must send. Alternatively, set the variable {TOKEN_VARIABLE}.",
-            rich_help_panel=ACCESS,
+        file_option(
+            f"A file with the token that clients must send. Alternatively, set the variable {TOKEN_VARIABLE}.", ACCESS
         ),
     ] = None,
     page: Annotated[
@@ -72,17 +65,9 @@ def serve(
     level: Level = None,
     groups: GroupsFile = None,
     queue: Annotated[
-        int,
-        typer.Option(
-            min=0,
-            metavar="NUMBER",
-            help="Number of requests that may wait; more are rejected with status 503.",
-            rich_help_panel=LIMITS,
-        ),
+        int, number_option("Number of requests that may wait; more are rejected with status 503.", LIMITS, least=0)
     ] = 16,
-    live: Annotated[
-        int, typer.Option(min=0, metavar="NUMBER", help="Maximum number of live connections.", rich_help_panel=LIMITS)
-    ] = 4,
+    live: Annotated[int, number_option("Maximum number of live connections.", LIMITS, least=0)] = 4,
     max_size: Annotated[
         float, typer.Option(min=0.001, metavar="MIB", help="Maximum size of a request's body.", rich_help_panel=LIMITS)
     ] = 64,
@@ -92,12 +77,7 @@ def serve(
     ] = 60,
     workers: Annotated[
         int | None,
-        typer.Option(
-            min=1,
-            metavar="NUMBER",
-            help="Number of requests to decode at once. The default is the number of CPUs plus one.",
-            rich_help_panel=RUN_PANEL,
-        ),
+        number_option("Number of requests to decode at once. The default is the number of CPUs plus one.", RUN_PANEL),
     ] = None,
     batch_size: options.WindowBatch = None,
     batch_wait: Annotated[

@@ -1,4 +1,4 @@
-"""`dymn shards`: a dataset as tar files that training reads from front to back."""
+"""`dymn shards`: a dataset as tar files that training reads sequentially."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from dymn.commands.datasets import check_data
-from dymn.commands.options import ClipWorkers, KindOption, Quiet, hush, note
+from dymn.commands.options import ClipWorkers, KindOption, Quiet, hush, note, number_option
 from dymn.commands.output import say
 
 Audio = Literal["keep", "flac", "wav", "opus"]
@@ -28,11 +28,8 @@ def shards(
     size: Annotated[
         float, typer.Option("--size", metavar="MEGABYTES", min=0.001, help="Approximate size of a shard.")
     ] = 256.0,
-    clips: Annotated[
-        int | None,
-        typer.Option("--clips", metavar="NUMBER", min=1, help="Number of clips per shard, instead of a size."),
-    ] = None,
-    seed: Annotated[int, typer.Option("--seed", metavar="NUMBER", min=0, help="Seed for the order of the clips.")] = 0,
+    clips: Annotated[int | None, number_option("Number of clips per shard, instead of a size.", None)] = None,
+    seed: Annotated[int, number_option("Seed for the order of the clips.", None, least=0)] = 0,
     shuffle: Annotated[
         bool, typer.Option("--shuffle/--in-order", help="Shuffle the clips across all shards, or keep their order.")
     ] = True,

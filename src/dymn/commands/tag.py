@@ -1,4 +1,4 @@
-"""`dymn tag`: which sounds are in recordings."""
+"""`dymn tag`: the sounds that recordings contain."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 
 from dymn.commands import options, reading_options
 from dymn.commands.label_options import GroupsFile, Language, Level, Specific, vocabulary
-from dymn.commands.options import WHAT, WINDOWS, format_option, hush, note_gaps, output_option
+from dymn.commands.options import WHAT, WINDOWS, format_option, hush, note_gaps, number_option, output_option
 from dymn.commands.reading_options import gathered
 from dymn.errors import ConfigError
 
@@ -31,14 +31,7 @@ def tag(
     model: options.Model = None,
     top_k: Annotated[
         int,
-        typer.Option(
-            "--top-k",
-            "-k",
-            metavar="NUMBER",
-            min=0,
-            help="Report at most this many labels, best first; 0 reports all.",
-            rich_help_panel=WHAT,
-        ),
+        number_option("Report at most this many labels, best first; 0 reports all.", WHAT, "--top-k", "-k", least=0),
     ] = 10,
     threshold: options.Threshold = 0.0,
     labels: options.Labels = None,

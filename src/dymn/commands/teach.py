@@ -10,7 +10,7 @@ import typer
 
 from dymn.commands import options
 from dymn.commands.datasets import check_data, check_model
-from dymn.commands.options import hush, note, note_ending, seconds_option
+from dymn.commands.options import hush, note, note_ending, output_option, seconds_option
 from dymn.commands.output import note_new_folder, say
 
 MODEL_OPTIONS = ("--model", "-m", "--models")
@@ -50,9 +50,7 @@ def teach(
             help="One model, or several models with the same classes, whose logits are averaged. Give DATA first.",
         ),
     ],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FILE", help="The table to write, a .safetensors file.")
-    ],
+    output: Annotated[Path, output_option("The table to write, a .safetensors file.", None)],
     kind: options.KindOption = "auto",
     split: Annotated[
         str | None,

@@ -1,4 +1,4 @@
-"""`dymn train`: a network that learns from data."""
+"""`dymn train`: training of networks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dymn.commands.datasets import check_data, check_model
-from dymn.commands.options import RUN_PANEL, Device, Quiet, Threads, complete_networks, complete_recipes, hush, note
+from dymn.commands.options import (
+    RUN_PANEL,
+    Device,
+    Quiet,
+    Threads,
+    complete_networks,
+    complete_recipes,
+    hush,
+    note,
+    number_option,
+)
 from dymn.commands.output import say
 from dymn.errors import ConfigError
 
@@ -87,15 +97,7 @@ def train(
         ),
     ] = None,
     epochs: Annotated[
-        int | None,
-        typer.Option(
-            "--epochs",
-            "-e",
-            metavar="NUMBER",
-            min=1,
-            help="Number of epochs; the recipe's schedule is scaled to it.",
-            rich_help_panel=HOW,
-        ),
+        int | None, number_option("Number of epochs; the recipe's schedule is scaled to it.", HOW, "--epochs", "-e")
     ] = None,
     protocol: Annotated[
         str | None,

@@ -1,4 +1,4 @@
-"""What is wrong with a value on the command line, in dymn's words: typer has those of libraries that it is made of."""
+"""Messages about values on the command line that are not allowed, in place of typer's own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Clips from recordings that somebody annotated with Raven or Audacity: each annotated stretch is a clip."""
+"""Clips from recordings that were annotated with Raven or Audacity: each annotated passage is a clip."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SHARE = 0.5
 def read_annotated(
     path: Path, *, root: str | Path | None = None, labels: Sequence[str] | None = None, label_column: str | None = None
 ) -> tuple[Catalog, Store]:
-    """Raven's selection tables or Audacity's label tracks, one or a folder of them: each annotated stretch is a clip.
+    """Raven's selection tables or Audacity's label tracks, one or a folder of them: each annotated passage is a clip.
 
     A clip has its own label, and those of other annotations of its recording that overlap at least half of it, or that
     lie in it by at least half.

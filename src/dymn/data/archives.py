@@ -1,4 +1,4 @@
-"""Datasets that come as archives: tar shards (WebDataset) and the HDF5 files of PaSST and EfficientAT."""
+"""Datasets in archives: tar shards (WebDataset) and the HDF5 files of PaSST and EfficientAT."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ OPENMIC_FILES = {"openmic_train.csv_mp3.hdf": "train", "openmic_test.csv_mp3.hdf
 
 
 def read_shards(root: Path, *, labels: Sequence[str] | None = None) -> tuple[Catalog, Store]:
-    """WebDataset shards: members KEY.opus (or another audio format) with KEY.json beside it.
+    """WebDataset shards: members KEY.opus (or another audio format) with KEY.json next to it.
 
     The shards lie in `root` or `root/shards`, or `root` is one of them. An `index.csv` (key, shard, split) in `root`,
     if there is one, gives order and splits and must agree with the archives. The list "labels" in a clip's JSON
@@ -170,7 +170,7 @@ def read_audioset_hdf5(root: Path) -> tuple[Catalog, Store]:
 def read_fsd50k_hdf5(root: Path) -> tuple[Catalog, Store]:
     """FSD50K: FSD50K.{train,val,eval}_mp3.hdf in `root`, or one such file.
 
-    The files hold no class names; with FSD50K's vocabulary.csv beside them the classes are called by their names.
+    The files hold no class names; with FSD50K's vocabulary.csv next to them the classes are called by their names.
 
     Raises:
         DataError: if the vocabulary is not that of the columns, or a file is damaged.

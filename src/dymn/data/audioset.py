@@ -1,4 +1,4 @@
-"""AudioSet as Google publishes it: lists of segments, and a folder of the audio as anyone may have downloaded it."""
+"""AudioSet as published by Google: lists of segments, and a folder with the audio files."""
 
 from __future__ import annotations
 

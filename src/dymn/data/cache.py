@@ -1,8 +1,8 @@
 """Decoded clips on disk, as 16-bit samples that are memory-mapped.
 
-Decoding Opus or MP3 anew for each epoch costs more than a small network does. A cache is a folder named after the
-digest of the dataset with the times of its files, the sample rate and the longest clip: a file that is written again
-makes a new one. It appears when it is complete, and processes that need it at the same time build it once.
+Decoding Opus or MP3 in each epoch takes more time than a small network. A cache is a folder named after the digest of
+the dataset, including the times of its files, the sample rate and the longest clip, so a changed file leads to a new
+cache. It appears when it is complete, and processes that need it at the same time build it only once.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which of the known layouts a dataset has."""
+"""Detection of the layout of a dataset."""
 
 from __future__ import annotations
 

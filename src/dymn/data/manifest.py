@@ -1,7 +1,7 @@
-"""Manifests: a table with a row for each clip, or for each label of a clip, as people and programs write them.
+"""Tables of clips, with a row for each clip or for each label of a clip.
 
-Columns are found by their names, whatever their case; columns of other names are not looked at. A column that would
-change what is learned, and that dymn does not use, is refused by its name.
+Columns are identified by their names, in any case; columns with other names are ignored. Columns that suggest an effect
+on training that dymn does not support are rejected.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Shards that `dymn shards` packs.
+"""The shards of `dymn shards`.
 
-They are tar files (WebDataset) with an index, so that they open at once with any number of clips.
+Shards are tar files (WebDataset) with an index, so that opening them is fast for any number of clips.
 
 A folder of them holds
 
-- NAME-000000.tar and so on: for each clip its audio, and beside it a JSON object with its name, labels, split and fold;
+- NAME-000000.tar and so on: for each clip its audio, and a JSON object with its name, labels, split and fold;
 - clips.npz: the same of all clips as columns, and where in which shard each lies, in the order in which shards are
   read;
 - index.json: the shards with clips, bytes and SHA-256, classes, kind of task, and where all came from. It is written
@@ -161,7 +161,7 @@ def write_index(
         root: the folder with the shards.
         catalog: the clips in their order in the shards.
         places: of each clip: number of its shard, offset and size [N, 3].
-        fingerprints: of what was encoded anew [N], or None.
+        fingerprints: of what was encoded again [N], or None.
         values: of index.json, but for the columns.
     """
     splits = ("", *SPLITS)

@@ -293,7 +293,7 @@ def encode(waveform: Floats, sample_rate: int, encoding: str) -> bytes:
 
 
 def described(source: Source, i: int) -> dict[str, Any]:
-    """Return what the JSON object beside a clip says: its name, labels (or their probabilities), split and fold."""
+    """Return what the JSON object next to a clip says: its name, labels (or their probabilities), split and fold."""
     row = slice(i, i + 1)
     target, mask, catalog = source.catalog.target_rows(row)[0], source.catalog.mask_rows(row)[0], source.catalog
     about: dict[str, Any] = {"key": source.keys[i]}

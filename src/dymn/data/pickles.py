@@ -1,6 +1,6 @@
-"""Readers for the few pickles that datasets of this field are published as; nothing in them is executed.
+"""Readers for the few pickles in which datasets of this field are published; nothing in them is executed.
 
-They accept plain containers, text and numbers, and NumPy's arrays of objects as far as these hold text.
+They accept plain containers, text and numbers, and NumPy object arrays that contain text.
 """
 
 from __future__ import annotations

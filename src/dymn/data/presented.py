@@ -1,4 +1,4 @@
-"""What the main process or a worker makes of the clips of an epoch: batches with crops and the teacher's logits."""
+"""The batches of an epoch, with crops and the teacher's logits, in the main process or a worker."""
 
 from __future__ import annotations
 

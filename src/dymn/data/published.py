@@ -1,4 +1,4 @@
-"""Published tables of teacher logits (Sec. IV-B): their files, where to get them, which row belongs to which clip."""
+"""Published tables of teacher logits (Sec. IV-B): their files, their download, and the clip of each row."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def find(name: str | Path, beside: Path, progress: DownloadProgress | None = Non
 
 
 def _check(path: Path) -> None:
-    """Refuse a downloaded file that is neither an array of logits nor an index."""
+    """Reject a downloaded file that is neither an array of logits nor an index."""
     try:
         with open_regular(path) as file:
             is_array = file.read(6) == b"\x93NUMPY"

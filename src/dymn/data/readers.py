@@ -1,4 +1,4 @@
-"""Datasets of single audio files, each read as it is published: what is annotated, and which file holds which clip."""
+"""Datasets of single audio files in their published layouts: annotations, and the file of each clip."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def read_folder(root: Path) -> tuple[Catalog, Store]:
 
     Raises:
         DataError: if there is no folder, no class, an audio file lies outside the class folders, or other folders lie
-            beside splits.
+            in addition to splits.
     """
     from dymn.audio import reading
 
@@ -110,7 +110,7 @@ def _esc(root: Path, meta: Path, rows: list[dict[str, str]]) -> tuple[Catalog, S
 
 
 def read_fsd50k(root: Path) -> tuple[Catalog, Store]:
-    """FSD50K: `FSD50K.ground_truth/{dev,eval,vocabulary}.csv` beside `FSD50K.{dev,eval}_audio/`.
+    """FSD50K: `FSD50K.ground_truth/{dev,eval,vocabulary}.csv` next to `FSD50K.{dev,eval}_audio/`.
 
     The splits are those of dev.csv (train, val); the evaluation set is "test". A part that is absent is left out.
     """

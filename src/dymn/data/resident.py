@@ -1,6 +1,6 @@
-"""Decoded clips in the memory of the device that computes.
+"""Decoded clips in the memory of the device on which training runs.
 
-Batches are cut there by index, nothing is decoded or copied in between.
+Batches are created there by index, without decoding or copying.
 """
 
 from __future__ import annotations
@@ -160,9 +160,9 @@ class ResidentBatches:
         known = np.zeros(len(crops), dtype=np.bool_)
         fingerprints = [int(resident.fingerprints[crop.place]) for crop in crops]
         if teacher is not None and self.presented.rows is not None:
-            taught = self.presented.rows[clips]
-            known = taught >= 0
-            logits[known] = teacher.take(taught[known], self.presented.columns)
+            in_table = self.presented.rows[clips]
+            known = in_table >= 0
+            logits[known] = teacher.take(in_table[known], self.presented.columns)
             foreign = [
                 self.presented.mismatch(clip, fingerprint)
                 for clip, fingerprint in zip(clips, fingerprints, strict=True)

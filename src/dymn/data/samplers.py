@@ -17,7 +17,7 @@ from dymn.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
 
-AUDIBLE = 0.1  # least probability of a class that a teacher hears
+AUDIBLE = 0.1  # least probability of a class that counts as a prediction of the teacher
 EVEN = 0.25  # of the draws, for which all clips are alike
 ENOUGH = 3.0  # clips of a class, from which on it is as frequent as any other among the draws
 Order = npt.NDArray[np.int64]

@@ -1,9 +1,9 @@
-"""An epoch in an order in which shards are read from front to back, by every process and worker its own part of them.
+"""An order of the clips of an epoch in which each process and worker reads its own part of the shards sequentially.
 
-The shards are drawn into a row, anew in each epoch, and the row is cut into equal stretches. A batch takes its clips
-from many stretches at once, a process and a worker only from their own. What a stretch gives next is drawn from its
-next `BLOCK` clips. All of it is a permutation that (seed, epoch) decide, before anything is read: every clip comes as
-often as in the order that is rearranged, whatever the number of processes and workers, and a position is a number.
+The shards are shuffled in each epoch, and their sequence is cut into equal slices. A batch takes clips from many slices
+at once; a process or worker reads only its own slices. The next clip of a slice is drawn from its next `BLOCK` clips.
+The result is a permutation that depends only on seed and epoch and is known before anything is read: each clip occurs
+as often as in the original order, whatever the number of processes and workers, and a position is a number.
 """
 
 from __future__ import annotations
@@ -17,16 +17,17 @@ import numpy.typing as npt
 from dymn.data.samplers import Draw, Order, Sampler
 from dymn.data.source import Source
 
-STRETCHES = 64
-"""The places of a batch take turns in so many stretches, or as many as divide the batch into equal parts."""
+SLICES = 64
+"""Slices per group: the clips of a batch come from this many slices in turn, or from their greatest common divisor
+with the batch size."""
 GROUPS = 8
-"""Batches take turns in so many groups of stretches: up to so many workers share none."""
+"""Groups of slices, used by the batches in turn: up to this many workers share no slice."""
 BLOCK = 16
-"""Clips that are mixed with each other in a stretch."""
+"""Number of consecutive clips of a slice that are shuffled together."""
 AHEAD = 64 * 2**20
 """Bytes that a worker reads ahead."""
 LINE = 2
-"""Keeps the random numbers of the row apart from those of the order, which have 0 in this place, and of crops."""
+"""Separates these random numbers from those of the sampler's order, which have 0 in this place, and of crops."""
 
 Draws = list[Draw]
 Contents = dict[int, "bytes | Exception"]
@@ -35,19 +36,19 @@ Contents = dict[int, "bytes | Exception"]
 class Streamed:
     """The clips of a sampler, rearranged.
 
-    Processes read stretches of their own where their number divides both the batch and `STRETCHES`; workers, where
-    theirs divides `GROUPS`. Else they read parts of the same ones; what an epoch holds does not change.
+    Processes share no slices if their number divides both the batch size and `SLICES`, and workers if theirs divides
+    `GROUPS`. Otherwise, they read parts of the same slices; the clips of an epoch are the same.
 
     Args:
-        sampler: says which clips an epoch has.
-        parts: number of the shard of each clip [N]; within a shard, clips lie in the order of their numbers.
+        sampler: draws the clips of an epoch.
+        parts: number of the shard of each clip [N]; the clips of a shard are stored in the order of their numbers.
         batch_size: of all processes together.
         seed: of the rearrangement.
     """
 
     def __init__(self, sampler: Sampler, parts: npt.NDArray[np.int64], batch_size: int, seed: int = 0) -> None:
         self.sampler, self.parts, self.batch_size, self.seed = sampler, parts, batch_size, seed
-        self.stretches = math.gcd(batch_size, STRETCHES)
+        self.slices = math.gcd(batch_size, SLICES)
 
     def __len__(self) -> int:
         return len(self.sampler)
@@ -55,7 +56,7 @@ class Streamed:
     def order(self, epoch: int) -> Order:
         """Return the positions of the clips to present in this epoch.
 
-        Each pass over the data is rearranged by itself.
+        Each pass over the data is rearranged separately.
         """
         rng = np.random.default_rng((self.seed, epoch, 0, LINE))
         order = self.sampler.order(epoch)
@@ -68,19 +69,19 @@ class Streamed:
         turn = rng.permutation(int(self.parts.max()) + 1)
         row = chosen[np.lexsort((chosen, turn[self.parts[chosen]]))]
         batch, place = np.divmod(np.arange(first, first + len(row)), self.batch_size)
-        stretch = (place % self.stretches * GROUPS + batch % GROUPS).astype(np.uint16)
-        places = np.argsort(stretch, kind="stable")
-        stretch = stretch[places]
-        block = (np.arange(len(row)) - np.searchsorted(stretch, stretch)) // BLOCK
+        slices = (place % self.slices * GROUPS + batch % GROUPS).astype(np.uint16)
+        places = np.argsort(slices, kind="stable")
+        slices = slices[places]
+        block = (np.arange(len(row)) - np.searchsorted(slices, slices)) // BLOCK
         order = np.empty_like(row)
-        order[places] = row[np.lexsort((rng.random(len(row)), block, stretch))]
+        order[places] = row[np.lexsort((rng.random(len(row)), block, slices))]
         return order
 
 
 def read_ahead(source: Source, shares: Iterable[Draws]) -> Iterator[tuple[Draws, Contents]]:
-    """Yield batches with what their clips' files hold, read `AHEAD` bytes at a time in the order in which they lie.
+    """Yield batches with the contents of their clips' files, read `AHEAD` bytes at a time in the order of storage.
 
-    Nothing is read for a source without shards; its clips are read when they are decoded.
+    For a source without shards, nothing is read ahead; its clips are read when they are decoded.
     """
     if not source.streams:
         yield from ((share, {}) for share in shares)

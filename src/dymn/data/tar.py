@@ -1,4 +1,4 @@
-"""Where the files of a tar archive lie, in time and memory that grow with the number of its files and no faster.
+"""The positions of the files in a tar archive, in time and memory proportional to their number.
 
 The standard library's reader keeps every header for ever, copies the global ones for each file, reads a name of any
 length, and follows sizes backwards. This one knows the headers that shards are written with (ustar, GNU and pax,

@@ -1,4 +1,4 @@
-"""Logits of a teacher, made once for all epochs of a distillation (Sec. IV-A), and never paired with the wrong clip.
+"""Tables of teacher logits, computed once for all epochs of a distillation (Sec. IV-A) and checked against the clips.
 
 A table is one .safetensors file: `logits` [N, C] float16, `keys` (UTF-8, end to end) with `key_ends` [N], and
 `fingerprints` [N] of the encoded audio that each row was made from. Its metadata names classes, models and dataset with
@@ -125,7 +125,7 @@ class TeacherTable:
         Args:
             logits: the array; float16 or float32, memory-mapped.
             index: a .pkl or .csv, see `dymn.data.published.read_rows`. What is not used is counted in `skipped`.
-            labels: names of the columns. If not given, they are read from NAME.labels.txt beside NAME.npy, one a line;
+            labels: names of the columns. If not given, they are read from NAME.labels.txt next to NAME.npy, one a line;
                 without such a file, 527 columns are AudioSet's classes in their published order.
 
         Raises:

@@ -1,4 +1,4 @@
-"""Whole recordings for evaluation: cut into windows as `dymn tag` cuts them, and gathered in batches of one length."""
+"""Whole recordings for evaluation: divided into windows like in `dymn tag`, in batches of equal length."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dymn.errors import AudioError, DataError
 from dymn.system.arrays import Floats
 
 WHOLE = 60.0
-"""Seconds that a network hears at once where clips are to be heard whole (FSD50K: at most 30 s); longer ones are cut.
+"""Seconds per window where clips are to be heard whole (FSD50K: at most 30 s); longer ones are cut.
 """
 
 

@@ -1,4 +1,4 @@
-"""Logits stretched and shifted so that their probabilities are right, and how far probabilities are from right."""
+"""Calibration: scaling and shifting of logits, and the calibration error of probabilities."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ class Affine(NamedTuple):
 
 
 class Reliability(NamedTuple):
-    """Probabilities in `BINS` bins of equal width, beside how often they come true.
+    """Probabilities in `BINS` bins of equal width, and the frequency of positives in each.
 
     Attributes:
-        said: mean probability of each bin that has any [B].
+        predicted: mean probability of each bin that has any [B].
         true: share of positives in it [B].
         counts: how many probabilities it has [B].
         error: the expected calibration error (ECE), the mean distance of the two, weighted by the counts.
     """
 
-    said: npt.NDArray[np.float64]
+    predicted: npt.NDArray[np.float64]
     true: npt.NDArray[np.float64]
     counts: npt.NDArray[np.int64]
     error: float
@@ -41,7 +41,7 @@ def fit_affine(
 ) -> Affine:
     """Return the map of logits [N] with the least binary cross-entropy against targets [N] in [0, 1].
 
-    It is found by Newton's method. The slope never becomes negative: where logits say nothing of the targets, it is 0.
+    It is found by Newton's method. The slope is never negative; it is 0 if the logits do not predict the targets.
 
     Example:
         >>> z = np.linspace(-4, 4, 99)
@@ -59,9 +59,9 @@ def fit_affine(
 
     at = np.array([1.0, 0.0])
     for _ in range(STEPS):
-        said = 1 / (1 + np.exp(-np.clip(at @ z, -50, 50)))
-        gradient = z @ (w * (said - q))
-        bend = (z * (w * said * (1 - said))) @ z.T + 1e-9 * np.eye(2)
+        predicted = 1 / (1 + np.exp(-np.clip(at @ z, -50, 50)))
+        gradient = z @ (w * (predicted - q))
+        bend = (z * (w * predicted * (1 - predicted))) @ z.T + 1e-9 * np.eye(2)
         step = np.linalg.solve(bend, gradient)
         size = 1.0
         while size > 1e-6 and loss(at - size * step) > loss(at):
@@ -77,7 +77,7 @@ def fit_affine(
 
 
 def smoothed(positive: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
-    """Return targets [N] that keep probabilities from 0 and 1 where few clips tell (J. Platt, 1999, Sec. 2.2)."""
+    """Return smoothed targets [N], so that probabilities fitted to few clips are not 0 or 1 (Platt, 1999, Sec. 2.2)."""
     n_positive, n_negative = int(positive.sum()), int((~positive).sum())
     return np.where(positive, (n_positive + 1) / (n_positive + 2), 1 / (n_negative + 2))
 
@@ -87,7 +87,7 @@ def reliability(
     positive: npt.NDArray[np.bool_] | npt.NDArray[np.floating[Any]],
     bins: int = BINS,
 ) -> Reliability:
-    """Return how probabilities [N] compare with what is true [N], or with how probable it is.
+    """Return a comparison of probabilities [N] with labels or with reference probabilities [N].
 
     Example:
         >>> reliability(np.array([0.2, 0.9]), np.array([False, True])).error
@@ -97,7 +97,7 @@ def reliability(
     place = np.minimum((p * bins).astype(int), bins - 1)
     counts = np.bincount(place, minlength=bins)
     full = counts > 0
-    said = np.bincount(place, p, bins)[full] / counts[full]
+    predicted = np.bincount(place, p, bins)[full] / counts[full]
     true = np.bincount(place, y, bins)[full] / counts[full]
-    error = float((counts[full] * np.abs(said - true)).sum() / max(1, len(p)))
-    return Reliability(said, true, counts[full], round(error, 12))
+    error = float((counts[full] * np.abs(predicted - true)).sum() / max(1, len(p)))
+    return Reliability(predicted, true, counts[full], round(error, 12))

@@ -1,6 +1,6 @@
-"""How well events are found in recordings that somebody annotated: F1 of events and of seconds, and PSDS.
+"""The accuracy of events in annotated recordings: F1 of events and of seconds, and PSDS.
 
-The figures are those of sed_scores_eval. PSDS (Ebbers et al., "Threshold-independent evaluation of sound event
+The metrics are those of sed_scores_eval. PSDS (Ebbers et al., "Threshold-independent evaluation of sound event
 detection scores", ICASSP 2022) is computed from the frames at all thresholds, with dtc = gtc = 0.5 and up to
 `MAX_FALSE_ALARMS` an hour. F1 is computed from the events.
 """
@@ -27,16 +27,16 @@ from dymn.runtime.scores import Scores
 from dymn.system.extras import needing
 
 COLLAR = 0.5
-"""Seconds by which the bounds of an event may be wrong; its end also by half of its length."""
+"""Tolerance of the start and end of an event in seconds; for its end, half of its length is also tolerated."""
 MAX_FALSE_ALARMS = 500.0
 STEPS = 20
-"""Thresholds of PSDS for each unit of the logit: the time that it takes grows with the square of their number."""
+"""Number of thresholds of PSDS per unit of the logit; its computing time grows with the square of their number."""
 Truth = tuple[float, float, str]
 """Start and end in seconds, and label."""
 
 
 class ClassEvents(NamedTuple):
-    """Figures of a class; `annotated` and `found` are numbers of events, precision and recall are those of events."""
+    """Metrics of a class; `annotated` and `found` are numbers of events, precision and recall refer to events."""
 
     label: str
     annotated: int
@@ -49,15 +49,15 @@ class ClassEvents(NamedTuple):
 
 
 class EventAssessment(NamedTuple):
-    """Figures of a model on annotated recordings.
+    """Metrics of a model on annotated recordings.
 
     Attributes:
-        recordings: how many were read.
-        seconds: their length.
-        classes: figures of the annotated classes that the model has.
+        recordings: number of recordings that were read.
+        seconds: total length of the recordings.
+        classes: metrics of the annotated classes that the model has.
         unknown: number of annotations of each label that the model does not have.
-        beyond: number of annotations that begin after the end of their recording.
-        bad: reason by recording of those that cannot be read.
+        beyond: number of annotations that start after the end of their recording.
+        bad: recordings that cannot be read, with the reasons.
     """
 
     recordings: int
@@ -68,16 +68,16 @@ class EventAssessment(NamedTuple):
     bad: dict[str, str]
 
     def mean(self, name: str) -> float:
-        """Return the mean of a figure over the classes, such as "f1"."""
+        """Return the mean of a metric over the classes, such as "f1"."""
         return float(np.mean([getattr(one, name) for one in self.classes]))
 
 
 def annotated_events(path: Path, kind: str = "auto") -> dict[Path, list[Annotation]]:
-    """Return the annotations of each recording, from tables of Raven or Audacity, or a CSV file of events.
+    """Return the annotations of each recording, from Raven or Audacity tables, or a CSV file of events.
 
     Args:
-        path: of a table, or of a folder with tables.
-        kind: "annotations" or "csv"; "auto" if the files tell.
+        path: a table, or a folder with tables.
+        kind: "annotations", "csv", or "auto" to detect it from the files.
 
     Raises:
         DataError: if there are no annotations, or they cannot be read.
@@ -104,7 +104,7 @@ def assess_events(
     workers: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> EventAssessment:
-    """Find events in recordings and compare them with those that are annotated, for the labels that both have.
+    """Detect events in recordings and compare them with annotations, for the labels that occur in both.
 
     Args:
         backend: computes the network.

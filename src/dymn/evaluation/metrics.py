@@ -176,17 +176,17 @@ def confusion(scores: Array, targets: Array) -> npt.NDArray[np.int64]:
     return counts
 
 
-def divergence(said: Array, taught: Array, kind: str) -> float:
+def divergence(probabilities: Array, teacher: Array, kind: str) -> float:
     """Return the mean Kullback-Leibler divergence of probabilities from a teacher's, in nats.
 
     This is the loss minus the teacher's entropy.
 
     Args:
-        said: probabilities of the model [N, C].
-        taught: probabilities of the teacher [N, C].
+        probabilities: probabilities of the model [N, C].
+        teacher: probabilities of the teacher [N, C].
         kind: "bce" (a mean over clips and classes) or "ce" (a mean over clips).
     """
-    p, q = np.asarray(taught, dtype=np.float64), np.asarray(said, dtype=np.float64)
+    p, q = np.asarray(teacher, dtype=np.float64), np.asarray(probabilities, dtype=np.float64)
     if kind == "bce":
         return float((_relative(p, q) + _relative(1 - p, 1 - q)).mean())
     return float(_relative(p, q).sum(axis=1).mean())

@@ -1,4 +1,4 @@
-"""Which clips a probe learns from, and which it is measured on."""
+"""The training and test clips of a probe."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scores of a model on a dataset, and the figures computed from them."""
+"""Scores of a model on a dataset, and the metrics computed from them."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from dymn.models.frontend import LogMel
 from dymn.models.mobilenet import MobileNet
 from dymn.system.arrays import Floats
 
-HEARD = 0.3  # a class counts as heard by the teacher from this probability on
-SURE = 0.5  # a class is certain to the teacher above this probability
+POSITIVE = 0.3  # a class is positive from this probability of the teacher on
+SURE = 0.5  # above this probability of the teacher, a class is included in `confidence`
 LOWER_IS_BETTER = ("distillation",)
 
 
 class Predictions(NamedTuple):
-    """What a model says of N clips, beside their annotation."""
+    """The scores of a model on N clips, and their annotation."""
 
     keys: list[str]
     probabilities: Floats  # [N, C]
     targets: Floats  # [N, C]
     mask: Floats  # [N, C]
     teacher: Floats | None  # [N, C], the teacher's probabilities
-    distillation: float  # how far the model is from the teacher, see `metrics.divergence`; NaN without a teacher
+    distillation: float  # distance to the teacher, see `metrics.divergence`; NaN without a teacher
     bad: dict[str, str]  # reason by key of the clips that were left out
 
 
@@ -46,8 +46,8 @@ def evaluation_loader(
 ) -> Loader:
     """Return a loader of whole recordings in order, cut into windows of `seconds`.
 
-    With `whole` (None: where the task asks for that), clips are heard at once, up to `WHOLE` seconds; only what is
-    shorter than `seconds` is filled up.
+    With `whole` (None: if the task requires it), a clip of up to `WHOLE` seconds is a single window, and only clips
+    shorter than `seconds` are filled.
     """
     at_once = task.whole if whole is None else whole
     longest = max(seconds, WHOLE) if at_once else seconds
@@ -61,22 +61,22 @@ def probabilities(logits: Tensor, kind: str) -> Tensor:
 
 
 class _Recordings:
-    """What a model and its teacher say of recordings, a mean over their windows by seconds of sound."""
+    """Probabilities of a model and its teacher for recordings: means over windows, weighted by duration."""
 
     def __init__(self) -> None:
-        self.said: dict[str, Tensor] = {}  # [C], times seconds
-        self.taught: dict[str, Tensor] = {}  # [C], times seconds; only where there is a teacher
+        self.predicted: dict[str, Tensor] = {}  # [C], times seconds
+        self.teacher: dict[str, Tensor] = {}  # [C], times seconds; only for clips with a teacher
         self.annotation: dict[str, tuple[Tensor, Tensor]] = {}  # targets and mask [C]
         self.seconds: dict[str, float] = {}
 
-    def add(self, batch: Batch, weights: Sequence[float], said: Tensor, taught: Tensor) -> None:
-        """Take in the probabilities [B, C] of windows."""
+    def add(self, batch: Batch, weights: Sequence[float], predicted: Tensor, teacher: Tensor) -> None:
+        """Add the probabilities [B, C] of windows."""
         for i, (key, weight) in enumerate(zip(batch.keys, weights, strict=True)):
             self.annotation.setdefault(key, (batch.target[i], batch.mask[i]))
             self.seconds[key] = self.seconds.get(key, 0.0) + weight
-            self.said[key] = self.said.get(key, 0.0) + weight * said[i]
+            self.predicted[key] = self.predicted.get(key, 0.0) + weight * predicted[i]
             if batch.has_teacher[i]:
-                self.taught[key] = self.taught.get(key, 0.0) + weight * taught[i]
+                self.teacher[key] = self.teacher.get(key, 0.0) + weight * teacher[i]
 
     def scores(self, keys: Sequence[str], bad: dict[str, str], kind: str) -> Predictions:
         """Return the scores of the recordings, in the order of `keys`, without the bad ones.
@@ -84,23 +84,23 @@ class _Recordings:
         Raises:
             DataError: if none is left.
         """
-        heard = [key for key in keys if key in self.said and key not in bad]
-        if not heard:
+        good = [key for key in keys if key in self.predicted and key not in bad]
+        if not good:
             raise DataError("No clip could be read, so nothing can be evaluated.")
-        said = torch.stack([self.said[key] / self.seconds[key] for key in heard])
-        known = [i for i, key in enumerate(heard) if key in self.taught]
-        taught = torch.stack([self.taught[heard[i]] / self.seconds[heard[i]] for i in known]) if known else None
+        predicted = torch.stack([self.predicted[key] / self.seconds[key] for key in good])
+        known = [i for i, key in enumerate(good) if key in self.teacher]
+        teacher = torch.stack([self.teacher[good[i]] / self.seconds[good[i]] for i in known]) if known else None
         targets, mask = (
-            torch.stack(column).numpy() for column in zip(*(self.annotation[key] for key in heard), strict=True)
+            torch.stack(column).numpy() for column in zip(*(self.annotation[key] for key in good), strict=True)
         )
         return Predictions(
-            keys=heard,
-            probabilities=said.float().numpy(),
+            keys=good,
+            probabilities=predicted.float().numpy(),
             targets=targets,
             mask=mask,
-            teacher=taught.float().numpy() if taught is not None and len(known) == len(heard) else None,
-            distillation=float(metrics.divergence(said[known].numpy(), taught.numpy(), kind))
-            if taught is not None
+            teacher=teacher.float().numpy() if teacher is not None and len(known) == len(good) else None,
+            distillation=float(metrics.divergence(predicted[known].numpy(), teacher.numpy(), kind))
+            if teacher is not None
             else float("nan"),
             bad=bad,
         )
@@ -116,12 +116,12 @@ def score(
     teachers: OnlineTeachers | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Predictions:
-    """Let a model hear all recordings of a loader, in evaluation mode.
+    """Return the scores of a model, in evaluation mode, for all recordings of a loader.
 
     Args:
         model: on the device where `front_end` is.
         front_end: without jitter.
-        loader: recordings in order (see `evaluation_loader`); its teacher logits are compared with where it has some.
+        loader: recordings in order (see `evaluation_loader`); scores are compared with its teacher logits, if any.
         kind: "bce" or "ce".
         teachers: online teachers to use instead, if given.
         progress: called with the number of new recordings in each batch.
@@ -138,23 +138,25 @@ def score(
             continue
         before = len(found.seconds)
         log_mel = front_end(batch.waveform.to(device))
-        said = probabilities(model(log_mel).logits.cpu().double(), kind)
+        predicted = probabilities(model(log_mel).logits.cpu().double(), kind)
         batch = batch._replace(waveform=batch.waveform[:, :0]).to("cpu")
         if teachers is not None:
-            heard = teachers.teach(log_mel).logits.float().cpu()
-            batch = batch._replace(teacher=heard, has_teacher=torch.ones(len(heard), dtype=torch.bool))
-        found.add(batch, collated.weights or [1.0] * len(batch.keys), said, probabilities(batch.teacher.double(), kind))
+            logits = teachers.teach(log_mel).logits.float().cpu()
+            batch = batch._replace(teacher=logits, has_teacher=torch.ones(len(logits), dtype=torch.bool))
+        found.add(
+            batch, collated.weights or [1.0] * len(batch.keys), predicted, probabilities(batch.teacher.double(), kind)
+        )
         if progress is not None:
             progress(len(found.seconds) - before)
     return found.scores(loader.source.keys, dict(loader.bad), kind)
 
 
 def figures(scores: Predictions, kind: str) -> dict[str, Any]:
-    """Return the task's figures, and how far model and teacher agree where there is a teacher.
+    """Return the metrics of the task and, if there is a teacher, of the agreement with it.
 
-    Without labels (or without any positive one) the figures are all against the teacher: `distillation` (lower is
-    better), `top1_agreement`, `confidence`, the mean ratio of probabilities where the teacher's is above `SURE`, and
-    `teacher_mAP`, the mAP of finding the classes to which the teacher gives at least `HEARD`.
+    Without labels, or without a positive label, there are only those of the agreement: `distillation` (lower is
+    better); `top1_agreement`; `confidence`, the mean ratio of probabilities where the teacher's is above `SURE`; and
+    `teacher_mAP`, for which classes with a teacher's probability of at least `POSITIVE` are positive.
     """
     found: dict[str, Any] = {"clips": len(scores.keys), "bad_clips": len(scores.bad)}
     if ((scores.targets > 0.5) & (scores.mask > 0)).any():
@@ -168,24 +170,24 @@ def figures(scores: Predictions, kind: str) -> dict[str, Any]:
         sure = scores.teacher > SURE
         if sure.any():
             found["confidence"] = float((scores.probabilities[sure] / scores.teacher[sure]).mean())
-        heard = (scores.teacher >= HEARD).astype(np.float32)
-        if heard.any():
-            found["teacher_mAP"] = metrics.mean_average_precision(scores.probabilities, heard)
+        positive = (scores.teacher >= POSITIVE).astype(np.float32)
+        if positive.any():
+            found["teacher_mAP"] = metrics.mean_average_precision(scores.probabilities, positive)
     return found
 
 
 def deciding_metric(found: dict[str, Any], task: TaskSpec) -> str:
-    """Return which figure chooses the checkpoint.
+    """Return the name of the metric that selects the checkpoint.
 
-    It is the task's, or the distance to the teacher for clips without labels.
+    It is the task's metric or, for clips without labels, the distance to the teacher.
     """
     return task.metric if task.metric in found else "distillation"
 
 
 def is_better(metric: str, value: float, best: float | None) -> bool:
-    """Whether a figure is at least as good as the best so far.
+    """Whether a value is at least as good as the best so far.
 
-    Of equal epochs, the one that has learned longer counts.
+    Of equally good epochs, the latest is selected.
     """
     if best is None or best != best:
         return True

@@ -1,4 +1,4 @@
-"""Online teachers: they hear the student's augmented, mixed input (consistent teaching; Beyer et al., 2022)."""
+"""Online teachers, which receive the student's augmented, mixed input (consistent teaching; Beyer et al., 2022)."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from dymn.weights import load_model
 
 
 class TeacherOutput(NamedTuple):
-    """What teachers say of a batch."""
+    """The outputs of the teachers for a batch."""
 
     logits: Tensor  # [B, C], the mean over the ensemble
     embedding: Tensor  # [B, D], of the first teacher
-    maps: list[Tensor]  # what each of its blocks gives, if that was asked for
+    maps: list[Tensor]  # the outputs of its blocks, if `blocks` is set
 
 
 class OnlineTeachers:
     """An ensemble of models with the student's front end and classes.
 
     Args:
-        models: the teachers, or what `load_model` takes; they are set to evaluation mode.
-        student: the network that learns from them.
+        models: the teachers, or arguments of `load_model`; they are set to evaluation mode.
+        student: the network that is trained.
         device: where they run.
 
     Raises:
-        ConfigError: if a model's front end or classes are others.
+        ConfigError: if a model has another front end or other classes.
     """
 
     def __init__(
@@ -62,21 +62,21 @@ class OnlineTeachers:
 
     @torch.no_grad()
     def teach(self, log_mel: Tensor, dtype: torch.dtype | None = None) -> TeacherOutput:
-        """Listen to [B, 1, F, T], computing in `dtype` where that is enough; None is float32."""
+        """Return the outputs for [B, 1, F, T], with autocast to `dtype`; None is float32."""
         with torch.autocast(log_mel.device.type, dtype, enabled=dtype is not None):
-            answers = [network(log_mel) for network in self.networks]
-        logits = torch.stack([answer.logits.float() for answer in answers]).mean(dim=0)
-        return TeacherOutput(logits, answers[0].embedding, [] if self.blocks is None else self.blocks.taken())
+            outputs = [network(log_mel) for network in self.networks]
+        logits = torch.stack([output.logits.float() for output in outputs]).mean(dim=0)
+        return TeacherOutput(logits, outputs[0].embedding, [] if self.blocks is None else self.blocks.taken())
 
 
 def same_blocks(teacher: MobileNet, student: MobileNet) -> bool:
-    """Whether the feature maps after each block are of one size in both networks."""
+    """Whether the feature maps after each block have the same size in both networks."""
     one, other = ([(block.c_out, block.strides) for block in model.config.blocks] for model in (teacher, student))
     return one == other
 
 
 class BlockOutputs:
-    """Keeps the outputs of a network's blocks, from each call in training mode or each in evaluation mode."""
+    """Collects the outputs of a network's blocks, from calls in training mode or from those in evaluation mode."""
 
     def __init__(self, model: MobileNet, training: bool) -> None:
         self._maps: list[Tensor] = []
@@ -89,6 +89,6 @@ class BlockOutputs:
             self._maps.append(output)
 
     def taken(self) -> list[Tensor]:
-        """Return the outputs of all blocks since the last time."""
+        """Return and remove the collected outputs."""
         maps, self._maps = self._maps, []
         return maps

@@ -1,4 +1,4 @@
-"""Heads that look at the frames of the last feature map as operations of ONNX, and the sequence models before them."""
+"""Heads on the frames of the last feature map, and sequence models, as ONNX operations."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from dymn.export.traced import constant, linear
 from dymn.models.heads import AttentionPoolingHead
 from dymn.models.layers.sequence import TINY, FeedForward, GatedAttention, Heads, HybridMix, Recurrent, RMSNorm, Stack
 from dymn.models.mobilenet import FrameHead
+from dymn.runtime.framewise import resampled
 
 ZRN = (1, 0, 2)  # PyTorch's gates of a GRU are reset, update, new; ONNX has update, reset, new
 END = 2**62
@@ -28,7 +29,7 @@ def frame_scores(nodes: Nodes, features: str, head: FrameHead, n_frames: int) ->
     """
     x = nodes.op("Squeeze", features, nodes.constant(np.array([2])))
     if n_frames != head.length:
-        x = nodes.op("MatMul", x, nodes.constant(resampling(n_frames, head.length), exact=True))
+        x = nodes.op("MatMul", x, nodes.constant(resampled(np.eye(n_frames), head.length), exact=True))
     x = nodes.op("Transpose", x, perm=[0, 2, 1])
     x = SEQUENCE_MODELS[type(head.sequence)](nodes, x, head.sequence, head.length)
     if head.scores_frames:
@@ -49,21 +50,6 @@ def pooled_scores(nodes: Nodes, features: str, head: AttentionPoolingHead) -> st
     weighed = nodes.op("ReduceSum", nodes.op("Mul", share, scores), axis, keepdims=0)
     pooled = nodes.op("Div", weighed, nodes.op("ReduceSum", share, axis, keepdims=0))
     return str(nodes.op("ReduceSum", nodes.op("Mul", pooled, constant(nodes, head.weights[:, None])), axis, keepdims=0))
-
-
-def resampling(n: int, length: int) -> npt.NDArray[np.float64]:
-    """Return the matrix [n, length] by which `dymn.models.layers.sequence.resampled` multiplies a sequence."""
-    matrix = np.zeros((n, length))
-    for i in range(length):
-        if n >= length:
-            begin, end = i * n // length, -(-(i + 1) * n // length)
-            matrix[begin:end, i] = 1 / (end - begin)
-        else:
-            place = max(0.0, (i + 0.5) * n / length - 0.5)
-            low, share = int(place), place - int(place)
-            matrix[low, i] += 1 - share
-            matrix[min(low + 1, n - 1), i] += share
-    return matrix
 
 
 def _stack(nodes: Nodes, x: str, model: Stack, length: int) -> str:

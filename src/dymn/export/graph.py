@@ -1,8 +1,8 @@
-"""A network and its front end as operations of ONNX, from the weights of the fused form.
+"""A network and its front end as ONNX operations, from the weights of the fused form.
 
-There are two forms of the dynamic parts. For one clip a mixed kernel is the weight of a convolution. For a free number
-of clips a dynamic pointwise convolution is a product of matrices, and a dynamic depthwise one, for which ONNX has no
-word, is one convolution with all K kernels whose outputs are mixed.
+Dynamic parts have two forms. For one clip, a mixed kernel is the weight of a convolution. For a variable number of
+clips, a dynamic pointwise convolution is a matrix product, and a dynamic depthwise convolution, for which ONNX has no
+operator, is one convolution with all K kernels whose outputs are mixed.
 """
 
 from __future__ import annotations

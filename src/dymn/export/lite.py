@@ -1,4 +1,4 @@
-"""A model for ExecuTorch and for LiteRT: runtimes of phones and small boards, both with XNNPACK's kernels."""
+"""Export to ExecuTorch and LiteRT, runtimes for phones and small boards, both with XNNPACK's kernels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A network on one clip of fixed length in operations that runtimes of small devices have kernels for.
+"""A network for one clip of fixed length, with operations that runtimes for small devices support.
 
 It is built from the weights of the fused form. A mixed pointwise kernel is a product of matrices; of a mixed depthwise
 one, such runtimes take only constant kernels, so that the results of all K are mixed. Everything has four dimensions

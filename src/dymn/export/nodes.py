@@ -1,4 +1,4 @@
-"""A graph of ONNX while it is built: operations by name, constants beside them."""
+"""An ONNX graph under construction: operations by name, and constants."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model as an ONNX file."""
+"""Export of a model as an ONNX file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a file agrees with PyTorch on clips."""
+"""Comparison of an exported file with PyTorch on clips."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def _said(model: Exportable, log_mel: torch.Tensor) -> tuple[npt.NDArray[np.floa
 def made_sounds(n_samples: int, front_end: FrontEndConfig) -> list[npt.NDArray[np.float32]]:
     """Return a rising tone, noise in bursts, and near silence.
 
-    Behind the tone there is noise if nothing is added to mel bands before the logarithm: beside a loud tone they hold
+    Behind the tone there is noise if nothing is added to mel bands before the logarithm: next to a loud tone they hold
     nothing but the rounding of the transform.
     """
     seconds = np.arange(n_samples) / front_end.sample_rate

@@ -1,4 +1,4 @@
-"""What a file is to be: its format, what goes in, how exactly it computes, and how it is held against PyTorch."""
+"""The settings of an export: format, input, precision, and the comparison with PyTorch."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ class Plan:
         return log_mel
 
     def describe(self, model: Exportable) -> dict[str, Any]:
-        """Return what is written into the file beside the network, as plain JSON types."""
+        """Return what is written into the file in addition to the network, as plain JSON types."""
         return {
             "format": VERSION,
             "dymn": __version__,

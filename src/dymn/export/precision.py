@@ -1,4 +1,4 @@
-"""Files of lower precision: weights that are stored in fewer bits, and convolutions that are computed in integers."""
+"""Files of lower precision: weights in fewer bits, and convolutions in integers."""
 
 from __future__ import annotations
 

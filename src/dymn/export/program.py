@@ -1,4 +1,4 @@
-"""A model as a program of `torch.export`, which PyTorch runs without dymn."""
+"""Export of a model as a `torch.export` program, which PyTorch runs without dymn."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Any attention mechanism as operations of ONNX.
+"""Any attention mechanism as ONNX operations.
 
 Its `forward`, a straight line, is traced and put into ONNX step by step.
 """

@@ -1,4 +1,4 @@
-"""A model as a file: built, compared with PyTorch on clips, and only then written."""
+"""Export of a model to a file, which is written only after the comparison with PyTorch."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def build(model: Exportable, *, calibrate: Clips = (), **settings: Any) -> bytes
 
 
 def check_kind(model: Exportable, plan: Plan) -> None:
-    """Refuse what there is not for ensembles and frame-wise networks.
+    """Reject what there is not for ensembles and frame-wise networks.
 
     Raises:
         ConfigError: naming what there is.
@@ -106,7 +106,7 @@ def export_model(
     Args:
         model: the network, or networks whose logits are averaged, the card with it.
         path: the file to write.
-        clips: what to compare on, beside a few made sounds; those of `calibrate` if there are none.
+        clips: what to compare on, in addition to a few made sounds; those of `calibrate` if there are none.
         tolerance: what probabilities may differ by; that of `PRECISIONS` if None.
         calibrate: as for `build`.
         settings: those of `Plan`.

@@ -1,1 +1,1 @@
-"""Classifiers of one's own on a network's embeddings: labelled clips in, a checkpoint out. No PyTorch."""
+"""Custom classifiers on a network's embeddings: labelled clips in, a checkpoint out, without PyTorch."""

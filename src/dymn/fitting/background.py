@@ -1,4 +1,4 @@
-"""Sounds that are none of anybody's classes: silence, noises, hum, tones and clicks, the same ones each time."""
+"""Synthetic background: silence, noises, hum, tones and clicks, always the same ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A fitted head and the network below it as one checkpoint, which everything reads like any other."""
+"""A fitted head and its network as an ordinary checkpoint."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Labelled recordings as embeddings of windows, with what is known of each window."""
+"""Labelled recordings as embeddings of windows, with the labels of each window."""
 
 from __future__ import annotations
 
@@ -157,10 +157,10 @@ class _Rows:
 
     def add_track(self, track: AnnotatedRecording, found: Embedding) -> None:
         """Add the windows of an annotated recording: with the labels that are in them, or that fill them, by half."""
-        stretches = np.array([(one.start, one.end) for one in track.annotations])
+        annotated = np.array([(one.start, one.end) for one in track.annotations])
         for vector, (start, end) in zip(found.windows, found.spans, strict=True):
-            overlap = np.minimum(stretches[:, 1], end) - np.maximum(stretches[:, 0], start)
-            needed = SHARE * np.minimum(stretches[:, 1] - stretches[:, 0], end - start)
+            overlap = np.minimum(annotated[:, 1], end) - np.maximum(annotated[:, 0], start)
+            needed = SHARE * np.minimum(annotated[:, 1] - annotated[:, 0], end - start)
             heard = {one.label for one, is_in in zip(track.annotations, overlap >= needed, strict=True) if is_in}
             touched = {one.label for one, is_in in zip(track.annotations, overlap > 0, strict=True) if is_in} - heard
             targets, known = self._answer(heard, None)
@@ -199,14 +199,14 @@ class _Rows:
 
 
 def _name(item: LabelledClip | AnnotatedRecording) -> str:
-    """Return what messages call a recording, or a stretch of one."""
+    """Return what messages call a recording, or a passage of one."""
     if isinstance(item, AnnotatedRecording) or (item.start, item.end) == (0.0, math.inf):
         return display(item.path)
     return f"{display(item.path)}, {item.start:g} to {item.end:g} s"
 
 
 def _sound(clip: LabelledClip, rate: int) -> AudioLike:
-    """Return a clip as a source: its path, or the samples of a stretch; a stretch that cannot be read, by its path."""
+    """Return a clip as a source: its path, or the samples of a passage; a passage that cannot be read, by its path."""
     if (clip.start, clip.end) == (0.0, math.inf):
         return clip.path
     first, last = round(clip.start * rate), clip.end * rate

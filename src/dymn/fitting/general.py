@@ -1,6 +1,7 @@
-"""Sounds of all kinds that come with dymn, as embeddings: background for classifiers on `dymn04_open`.
+"""Background for classifiers on `dymn04_open`: embeddings of sounds of all kinds, shipped with dymn.
 
-They belong to one file of weights, whose digest is kept with them. `benchmarks/general_background.py` makes them.
+The embeddings belong to one file of weights, whose digest is stored with them. `benchmarks/general_background.py`
+computes them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A linear head on standardised inputs: the regularisation by cross-validation, probabilities calibrated on the way."""
+"""Linear heads on standardised inputs: regularisation by cross-validation, and calibration of probabilities."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Fitted:
 def fit_head(inputs: npt.NDArray[np.floating], examples: LabelledWindows, *, exclusive: bool = False) -> Fitted:
     """Fit a head, and choose its regularisation by cross-validation over groups.
 
-    Without `exclusive`, each class is a logistic regression, whose logits are then stretched and shifted to be right on
+    Without `exclusive`, each class is a logistic regression, whose logits are then scaled and shifted to be right on
     held-out windows.
 
     Args:

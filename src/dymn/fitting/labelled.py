@@ -176,7 +176,7 @@ def read_background(path: Path) -> list[LabelledClip]:
 
 
 def _check_folders(root: Path) -> None:
-    """Refuse a folder of a class that holds no recording: a class that is missing unnoticed is worse than an error."""
+    """Reject a folder of a class that holds no recording: a class that is missing unnoticed is worse than an error."""
     folders = [path for path in sorted(root.iterdir()) if path.is_dir() and not path.name.startswith(".")]
     if folders and all(path.name.lower() in SPLIT_NAMES for path in folders):
         folders = [below for path in folders for below in sorted(path.iterdir()) if below.is_dir()]

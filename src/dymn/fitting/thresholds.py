@@ -1,4 +1,4 @@
-"""Where to draw the line between yes and no: a threshold for each class, from scores of clips that were held out."""
+"""Thresholds for each class, from scores of held-out clips."""
 
 from __future__ import annotations
 
@@ -44,24 +44,24 @@ class ClassThresholds(NamedTuple):
 def class_thresholds(scores: Numbers, positive: npt.NDArray[np.bool_], hours: float) -> ClassThresholds:
     """Return the thresholds of a class.
 
-    `best` is the highest threshold whose F1 is within 0.01 of the best one, midway between the two scores that it
-    parts. `precise` is the lowest threshold with a precision of 0.9 that not more than one negative an hour of
-    background passes, and that lies above the lowest third of the class's own scores; above the lower half, with less
-    than a quarter of an hour of background, or fewer than ten windows of the class.
+    `best` is the highest threshold whose F1 is within 0.01 of the best one, midway between two neighbouring scores.
+    `precise` is the lowest threshold with a precision of 0.9 that is exceeded by at most one negative per hour of
+    background and is above the lowest third of the class's own scores; above the lower half, if there is less than a
+    quarter of an hour of background, or fewer than ten windows of the class.
 
     Args:
-        scores: probabilities of windows that were held out [N].
-        positive: whether the class is in them [N], in some and not in others.
+        scores: probabilities of held-out windows [N].
+        positive: whether each window has the class [N]; some must, and some must not.
         hours: of recorded background among the negatives.
     """
     order = np.argsort(-scores, kind="stable")
     ranked, hits = scores[order], np.cumsum(positive[order])
-    said = np.arange(1, len(ranked) + 1)
+    reported = np.arange(1, len(ranked) + 1)
     is_edge = np.append(ranked[:-1] > ranked[1:], True)  # equal scores pass together
-    f1 = np.where(is_edge, 2 * hits / (said + hits[-1]), -1)
+    f1 = np.where(is_edge, 2 * hits / (reported + hits[-1]), -1)
     at = int(np.flatnonzero(f1 >= f1.max() - EQUAL)[0])
     below = ranked[at + 1] if at + 1 < len(ranked) else 0.0
-    exact = np.flatnonzero(is_edge & (hits >= PRECISION * said))
+    exact = np.flatnonzero(is_edge & (hits >= PRECISION * reported))
     negatives = np.sort(scores[~positive])[::-1]
     allowed = min(int(hours * FALSE_ALARMS_PER_HOUR), len(negatives) - 1)
     enough = hours >= ENOUGH_HOURS and positive.sum() >= ENOUGH_WINDOWS

@@ -1,1 +1,1 @@
-"""From recordings to tags, events and embeddings."""
+"""Tags, events and embeddings of recordings."""

@@ -17,7 +17,7 @@ from dymn.audio.settings import ReadSettings
 from dymn.audio.windows import check_windows
 from dymn.config import from_dict
 from dymn.errors import DymnError
-from dymn.inference.windows import AudioLike, Piece, Told, one_result, run_windows
+from dymn.inference.windows import AudioLike, Piece, RecordingInfo, one_result, run_windows
 from dymn.runtime.backend import Backend
 from dymn.runtime.layers import LAST, is_last
 from dymn.system.arrays import Floats
@@ -50,7 +50,7 @@ class EmbedSettings(ReadSettings):
 
 
 @dataclass(frozen=True)
-class Embedding(Told):
+class Embedding(RecordingInfo):
     """The embedding of one recording, or the error that prevented it.
 
     Attributes:
@@ -217,7 +217,7 @@ class Embedder:
                 windows, places = np.stack(rows), np.array(spans)
                 vector = np.average(windows, axis=0, weights=places[:, 1] - places[:, 0]).astype(np.float32)
                 seconds = piece.recording.seconds(self.sample_rate)
-                yield Embedding(name, seconds, vector, windows, places, **piece.recording.told())
+                yield Embedding(name, seconds, vector, windows, places, **piece.recording.info())
             rows, spans = [], []
 
 

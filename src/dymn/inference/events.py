@@ -17,7 +17,7 @@ from dymn.errors import DymnError
 from dymn.inference.frames import FramePart, Frames, FrameSettings, Times, chosen_labels, frame_parts
 from dymn.inference.methods import Around, Nearby
 from dymn.inference.selection import SPECIFIC_SHARE
-from dymn.inference.windows import AudioLike, Told
+from dymn.inference.windows import AudioLike, RecordingInfo
 from dymn.runtime.backend import Backend
 from dymn.runtime.scores import Scores, ThresholdOrName, check_threshold, thresholds_of
 from dymn.runtime.vocabulary import kinds
@@ -96,7 +96,7 @@ class EventSettings(FrameSettings):
 
     def around(self, step: float) -> Around:
         """Return the neighbourhood of a frame; `step` is the time between frames in the recording."""
-        step /= self.speed  # settings are seconds as the network hears them
+        step /= self.speed  # settings are seconds of the signal as played
         half = max(0, round((self.rule().median / step - 1) / 2))
         return Around(half, max(1, round(self.nearby.seconds / step)) if self.nearby else 0)
 
@@ -112,7 +112,7 @@ class EventSettings(FrameSettings):
 
 
 @dataclass(frozen=True)
-class EventRecording(Told):
+class EventRecording(RecordingInfo):
     """The events of one recording, or the error that prevented them.
 
     Attributes:
@@ -172,7 +172,7 @@ def _collect(parts: Iterable[FramePart], fresh: Callable[[], Decider], decider: 
             decider.feed(part.times, part.scores)
             if part.seconds is not None:
                 events = decider.finish(part.seconds)
-                yield EventRecording(part.name, part.seconds, events, **part.told)
+                yield EventRecording(part.name, part.seconds, events, **part.info)
         if part.is_last:
             decider = fresh()
 
@@ -190,8 +190,8 @@ def decide(frames: Frames, settings: EventSettings | None = None, card: ModelCar
     return decider.finish(frames.seconds)
 
 
-class _Stretch(NamedTuple):
-    """A stretch of one label above the lower threshold.
+class _Passage(NamedTuple):
+    """A passage of one label above the lower threshold.
 
     It has a start and an end in seconds, and its highest probability.
     """
@@ -271,7 +271,7 @@ class Decider:
 class EventTracker:
     """Follows labels through frames, and gives each event once no later frame can change it.
 
-    It holds the lasting stretch of each label, and its last event, which a later one may join.
+    It holds the lasting passage of each label, and its last event, which a later one may join.
     """
 
     def __init__(self, labels: Sequence[str], settings: EventSettings, card: ModelCard | None = None) -> None:
@@ -281,7 +281,7 @@ class EventTracker:
             ConfigError: as `Decider`.
         """
         self._labels = labels
-        # settings are seconds as the network hears them, and frames have times of the recording
+        # settings are seconds of the signal as played, and frames have times of the recording
         rule = settings.rule()
         self._min_gap, self._min_duration = rule.min_gap * settings.speed, rule.min_duration * settings.speed
         card = card or ModelCard(labels=tuple(labels))
@@ -291,8 +291,8 @@ class EventTracker:
         self._off = np.minimum(off, self._on).astype(np.float32)  # [C]
         self._nearby = settings.nearby
         self._edge = 0.0  # where the last frame ended
-        self._open: dict[int, _Stretch] = {}  # by column
-        self._last: dict[int, _Stretch] = {}  # by column
+        self._open: dict[int, _Passage] = {}  # by column
+        self._last: dict[int, _Passage] = {}  # by column
         self._events: list[Event] = []
 
     def add(self, scores: Scores, edges: Times, around: Around | None = None) -> list[Event]:
@@ -300,7 +300,7 @@ class EventTracker:
 
         Args:
             scores: probabilities of the frames, and of `around.reach` frames before and behind them.
-            edges: the borders of the frames [n + 1] in seconds. Where they begin after the last frame, stretches end.
+            edges: the borders of the frames [n + 1] in seconds. Where they begin after the last frame, passages end.
             around: what is taken into account of the frames on each side of one; None is nothing.
         """
         if edges[0] > self._edge + GAP_TOLERANCE:
@@ -313,7 +313,7 @@ class EventTracker:
             off: Scores = self._off[column, None]
             if nearby:
                 off = np.clip(nearby.lowest(around.nearby(scores[:, column])), least[column], off)
-            self._stretches(column, around.smooth(scores[:, column]), off, edges)
+            self._passages(column, around.smooth(scores[:, column]), off, edges)
         self._edge = float(edges[-1])
         for column, last in list(self._last.items()):
             following = self._open[column].start if column in self._open else self._edge
@@ -333,8 +333,8 @@ class EventTracker:
     def finish(self) -> list[Event]:
         """Return the events that are left, as if nothing followed."""
         self._interrupt()
-        for column, stretch in self._last.items():
-            self._keep(column, stretch)
+        for column, passage in self._last.items():
+            self._keep(column, passage)
         self._last = {}
         return self._taken()
 
@@ -343,12 +343,12 @@ class EventTracker:
         return events
 
     def _interrupt(self) -> None:
-        for column, stretch in self._open.items():
-            self._close(column, stretch._replace(end=self._edge))
+        for column, passage in self._open.items():
+            self._close(column, passage._replace(end=self._edge))
         self._open = {}
 
-    def _stretches(self, column: int, scores: Scores, off: Scores, edges: Times) -> None:
-        """Find the stretches of one label: where its probabilities [n], between `edges` [n + 1], reach `off`."""
+    def _passages(self, column: int, scores: Scores, off: Scores, edges: Times) -> None:
+        """Find the passages of one label: where its probabilities [n], between `edges` [n + 1], reach `off`."""
         opened = self._open.pop(column, None)
         above = np.append(opened is not None, scores >= off)
         changes = np.flatnonzero(above[1:] != above[:-1]).tolist()
@@ -356,34 +356,34 @@ class EventTracker:
         for i in range(0, len(bounds), 2):
             is_complete = i + 1 < len(bounds)
             first, last = bounds[i], bounds[i + 1] if is_complete else len(scores)
-            begun = opened if opened is not None and i == 0 else _Stretch(float(edges[first]), 0.0, np.float32(-1))
-            found = _Stretch(begun.start, float(edges[last]), scores[first:last].max(initial=begun.score))
+            begun = opened if opened is not None and i == 0 else _Passage(float(edges[first]), 0.0, np.float32(-1))
+            found = _Passage(begun.start, float(edges[last]), scores[first:last].max(initial=begun.score))
             if is_complete:
                 self._close(column, found)
             else:
                 self._open[column] = found
 
-    def _close(self, column: int, stretch: _Stretch) -> None:
-        """Make a complete stretch an event if it is loud enough; merge it with the previous one if the gap is short."""
-        if stretch.score < self._on[column]:
+    def _close(self, column: int, passage: _Passage) -> None:
+        """Make a complete passage an event if it is loud enough; merge it with the previous one if the gap is short."""
+        if passage.score < self._on[column]:
             return
         last = self._last.get(column)
-        if last is not None and self._joins(last, stretch.start):
-            stretch = _Stretch(last.start, stretch.end, max(last.score, stretch.score))
+        if last is not None and self._joins(last, passage.start):
+            passage = _Passage(last.start, passage.end, max(last.score, passage.score))
         elif last is not None:
             self._keep(column, last)
-        self._last[column] = stretch
+        self._last[column] = passage
 
-    def _joins(self, last: _Stretch, start: float) -> bool:
+    def _joins(self, last: _Passage, start: float) -> bool:
         return start - last.end <= self._min_gap + GAP_TOLERANCE
 
-    def _keep(self, column: int, stretch: _Stretch) -> None:
-        if stretch.end - stretch.start >= self._min_duration - GAP_TOLERANCE:
-            self._events.append(Event(self._labels[column], stretch.start, stretch.end, float(stretch.score)))
+    def _keep(self, column: int, passage: _Passage) -> None:
+        if passage.end - passage.start >= self._min_duration - GAP_TOLERANCE:
+            self._events.append(Event(self._labels[column], passage.start, passage.end, float(passage.score)))
 
 
 def most_specific(events: Sequence[Event], labels: Sequence[str], kinds: npt.NDArray[np.bool_]) -> list[Event]:
-    """Return the events but for those that more specific ones tell better.
+    """Return the events without those that are covered by events of more specific labels.
 
     Args:
         events: of one recording, those of one label apart from each other.
@@ -402,7 +402,7 @@ def most_specific(events: Sequence[Event], labels: Sequence[str], kinds: npt.NDA
         for label in by_label
     }
 
-    def is_told(event: Event) -> bool:
+    def is_covered(event: Event) -> bool:
         spans = [
             (max(event.start, one.start), min(event.end, one.end))
             for one in rivals[event.label]
@@ -414,4 +414,4 @@ def most_specific(events: Sequence[Event], labels: Sequence[str], kinds: npt.NDA
             reached = max(reached, end)
         return bool(spans) and covered >= 0.5 * (event.end - event.start)
 
-    return [event for event in events if not is_told(event)]
+    return [event for event in events if not is_covered(event)]

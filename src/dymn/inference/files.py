@@ -1,4 +1,4 @@
-"""Recordings to tags: audio → windows → log-mel → network → probabilities → labels with a start and an end."""
+"""Tags of recordings: audio → windows → log-mel → network → probabilities → labels with a start and an end."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import numpy as np
 
 from dymn.errors import DymnError
 from dymn.inference.selection import Selection, Tag, TagSettings, Timeline, WindowTags
-from dymn.inference.windows import AudioSource, Piece, Told, run_windows
+from dymn.inference.windows import AudioSource, Piece, RecordingInfo, run_windows
 from dymn.runtime.backend import Backend
 from dymn.runtime.scores import Scores
 
 
 @dataclass(frozen=True)
-class Recording(Told):
+class Recording(RecordingInfo):
     """The tags of one recording, or the error that prevented them.
 
     Attributes:
@@ -116,7 +116,7 @@ def _collect(
         seconds = piece.recording.seconds(rate)
         best = selection.best(combined)
         tags = selection.tags(best, combined[best], 0.0, seconds)
-        yield Recording(name, seconds, tags, done.timeline, combined, **piece.recording.told())
+        yield Recording(name, seconds, tags, done.timeline, combined, **piece.recording.info())
 
 
 class _Work:

@@ -20,14 +20,14 @@ from dymn.inference.methods import METHODS as METHODS
 from dymn.inference.methods import FrameSettings as FrameSettings
 from dymn.inference.methods import Times as Times
 from dymn.inference.selection import Selection
-from dymn.inference.windows import AudioLike, AudioSource, Piece, Told, one_result, run_windows
+from dymn.inference.windows import AudioLike, AudioSource, Piece, RecordingInfo, one_result, run_windows
 from dymn.runtime.backend import Backend
 from dymn.runtime.scores import Scores
 from dymn.system.arrays import Floats
 
 
 @dataclass(frozen=True)
-class Frames(Told):
+class Frames(RecordingInfo):
     """The probabilities of labels over time.
 
     Attributes:
@@ -66,7 +66,7 @@ class FramePart(NamedTuple):
     scores: Scores  # [n, C]
     seconds: float | None = None
     error: DymnError | None = None
-    told: Mapping[str, Any] = {}  # the fields of `Told`
+    info: Mapping[str, Any] = {}  # the fields of `RecordingInfo`
 
     @property
     def is_last(self) -> bool:
@@ -122,7 +122,7 @@ def joined(parts: Sequence[FramePart], backend: Backend, settings: FrameSettings
     if settings.method == "frames":  # the last window may reach beyond the end
         within = max(1, int(np.searchsorted(times, last.seconds or 0.0)))
         times, scores = times[:within], scores[:within]
-    return Frames(chosen_labels(backend, settings), times, scores, last.seconds or 0.0, **last.told)
+    return Frames(chosen_labels(backend, settings), times, scores, last.seconds or 0.0, **last.info)
 
 
 def chosen_labels(backend: Backend, settings: FrameSettings) -> tuple[str, ...]:
@@ -186,6 +186,6 @@ def collect_parts(
         if progress is not None and not is_last:
             progress(name, piece.end)
         if is_last or sum(map(len, times)) >= PART_FRAMES:
-            told = piece.recording.told() if seconds is not None else {}
-            yield FramePart(name, np.concatenate(times), np.concatenate(scores), seconds, piece.error, told)
+            info = piece.recording.info() if seconds is not None else {}
+            yield FramePart(name, np.concatenate(times), np.concatenate(scores), seconds, piece.error, info)
             times, scores = [], []

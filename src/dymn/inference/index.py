@@ -1,4 +1,4 @@
-"""An index of sounds on disk: the embeddings of windows of recordings, and a graph that finds the nearest ones.
+"""An index of sounds on disk: the embeddings of windows, and a graph that finds the most similar ones.
 
 An index is a folder. `embeddings.journal` holds the embeddings (see `dymn.inference.journal`), so that only new and
 changed recordings are computed; the graph (HNSW, of the library USearch) and the table of its windows are made from
@@ -256,7 +256,7 @@ def update(
 def _before(folder: Path, about: dict[str, Any], size: int) -> tuple[Any, WindowTable, int]:
     """Return the graph of an index in memory, its table, and its number; new ones if there is none that fits."""
     graph, number = new_graph(size), 0
-    with contextlib.suppress(ConfigError, DataError):  # a damaged graph is made anew
+    with contextlib.suppress(ConfigError, DataError):  # a damaged graph is created again
         old = open_index(folder)
         number = int(re.sub(r"\D", "", old.path.stem))
         if (old.digest, old.parameters, old.size) == (about["digest"], about["parameters"], size):

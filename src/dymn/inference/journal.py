@@ -1,10 +1,10 @@
-"""The journal of a long run, kept beside its output so that the run can be resumed.
+"""The journal of a long run, stored next to its output, from which the run can be resumed.
 
-It can be resumed after any end, including a loss of power. A journal is an SQLite database. A record is stored as a
-whole or not at all, a torn or damaged one is detected by its checksum, and an end at any moment leaves the state of the
-last commit. It holds the settings, the list of recordings in the order of the output, and for each finished one its
-size, its time of modification and its result. A recording is computed again only if size or time have changed. While a
-run has its journal open, no other run can open it.
+A run can be resumed after any interruption, including a power failure. A journal is an SQLite database. Records are
+stored completely or not at all, a torn or damaged record is detected by its checksum, and an interruption leaves the
+state of the last commit. It holds the settings, the list of recordings in the order of the output, and for each
+finished one its size, its time of modification and its result. A recording is computed again only if size or time have
+changed. While a run has its journal open, no other run can open it.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Counts(NamedTuple):
 
 
 def journal_path(output: Path) -> Path:
-    """Return the path of an output's journal: beside it, or beside the file that a link leads to."""
+    """Return the path of an output's journal: next to it, or next to the file that a link leads to."""
     target = Path(os.path.realpath(output))
     return target.with_name(f"{target.name}.journal")
 
@@ -116,7 +116,7 @@ class Journal:
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(output)) from error
         self._committed = time.monotonic()
-        with self._telling():
+        with self._readable_errors():
             try:
                 self._open(settings, fresh, retry)
             except (sqlite3.DatabaseError, DataError) as error:
@@ -197,14 +197,14 @@ class Journal:
 
         In the order of the paths that named them, within each sorted by the parts of their names.
         """
-        with self._telling():
+        with self._readable_errors():
             self._database.execute("DELETE FROM listed")
             self._database.executemany("INSERT OR IGNORE INTO listed VALUES (?, ?, ?, ?, ?)", map(_row, paths))
             self.commit()
 
     def counts(self) -> Counts:
         """Count the listed, the finished and the failed recordings."""
-        with self._telling():
+        with self._readable_errors():
             (listed,) = self._database.execute("SELECT count(*) FROM listed").fetchone()
             row = self._database.execute(
                 f"SELECT count(*), count(done.error) FROM listed JOIN done ON {_VALID}"
@@ -217,7 +217,7 @@ class Journal:
         missing = f"listed LEFT JOIN done ON {_VALID} WHERE done.path IS NULL"
         query = f"SELECT name, listed.path, place FROM {missing} AND place > ? ORDER BY place LIMIT {PAGE}"
         while True:
-            with self._telling():
+            with self._readable_errors():
                 page = self._database.execute(query, (place,)).fetchall()
             if not page:
                 return
@@ -231,7 +231,7 @@ class Journal:
             size = f"{len(result) / 2**20:.0f} MiB"
             error = f"{task.name} has a result of {size}, too large for a journal. Run the command without --output."
             result = None
-        with self._telling():
+        with self._readable_errors():
             row = (task.path, *task.stamp, seconds, result, error, _crc(seconds, result, error))
             self._database.execute("INSERT OR REPLACE INTO done VALUES (?, ?, ?, ?, ?, ?, ?)", row)
             # The newest result counts, also if the file has changed since it was listed.
@@ -249,7 +249,7 @@ class Journal:
         query = (
             f"SELECT name, seconds, result, error, crc, done.path FROM listed LEFT JOIN done ON {_VALID} ORDER BY place"
         )
-        with self._telling():
+        with self._readable_errors():
             for name, *record, path in self._database.execute(query):
                 if path is None:
                     raise DataError(
@@ -260,7 +260,7 @@ class Journal:
                 yield Done(Path(os.fsdecode(name)), *record[:3])
 
     def _remove_damaged(self, query: str) -> DataError:
-        """Remove all damaged records, and return the error that tells about them."""
+        """Remove all damaged records, and return the error that reports them."""
         damaged = [
             (name, path) for name, *record, path in self._database.execute(query) if path and not _is_sound(*record)
         ]
@@ -276,7 +276,7 @@ class Journal:
 
         The journal is removed, or kept so that failed recordings can be tried again.
         """
-        with self._telling():
+        with self._readable_errors():
             self._write_facts(complete=True)
             self.commit()
             if not keep:
@@ -300,8 +300,8 @@ class Journal:
             self._database = sqlite3.connect(":memory:", isolation_level=None)
 
     @contextlib.contextmanager
-    def _telling(self) -> Iterator[None]:
-        """Turn SQLite's errors into errors that mean something to a user."""
+    def _readable_errors(self) -> Iterator[None]:
+        """Raise errors of SQLite as errors with a remedy."""
         try:
             yield
         except sqlite3.Error as error:

@@ -1,4 +1,4 @@
-"""How windows become frames: what is cut and computed for each method, and which frames are complete after a window."""
+"""From windows to frames: the windows of each method, and the frames that are complete after each window."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The methods by which frames are got and become events: what each does by default, and the settings."""
+"""The methods that compute frames and detect events in them: their defaults, and the settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs over many recordings that can be interrupted at any moment and resumed: each recording is computed once.
+"""Resumable runs over many recordings, which can be interrupted at any time; each recording is computed once.
 
 Results go to a `Journal` as they come, and from there to the output, which is written when all are there. So the output
 depends on the journal alone, not on how often the run was interrupted.
@@ -25,7 +25,7 @@ from dymn.inference.files import Recording
 from dymn.inference.formats.layout import R
 from dymn.inference.journal import Journal, Task, stamp
 from dymn.inference.selection import Tag, WindowTags
-from dymn.inference.windows import Told, source_name
+from dymn.inference.windows import RecordingInfo, source_name
 
 if TYPE_CHECKING:
     from dymn.inference.embedding import Embedding
@@ -143,15 +143,15 @@ def tags(per_window: bool) -> Kind[Recording]:
         whole = [(tag.label, tag.score) for tag in found.tags]
         windows = found.timeline if per_window else ()
         parts = [(window.start, window.end, [(tag.label, tag.score) for tag in window.tags]) for window in windows]
-        return _packed([whole, parts, _told(found)])
+        return _packed([whole, parts, _info_of(found)])
 
     def unpack(name: str, seconds: float, packed: bytes) -> Recording:
-        whole, parts, told = _unpacked(packed)
+        whole, parts, info = _unpacked(packed)
         timeline = [
             WindowTags(float(start), float(end), _tags(pairs, float(start), float(end))) for start, end, pairs in parts
         ]
         tags = _tags(whole, 0.0, seconds)
-        return Recording(name, seconds, tags, timeline, **_restored(*told))
+        return Recording(name, seconds, tags, timeline, **_restored(*info))
 
     return Kind(pack, unpack, lambda name, error: Recording(name, error=error))
 
@@ -165,23 +165,23 @@ def events() -> Kind[EventRecording]:
     from dymn.inference.events import Event, EventRecording
 
     def unpack(name: str, seconds: float, packed: bytes) -> EventRecording:
-        found, told = _unpacked(packed)
+        found, info = _unpacked(packed)
         events = [Event(str(label), float(start), float(end), float(score)) for label, start, end, score in found]
-        return EventRecording(name, seconds, events, **_restored(*told))
+        return EventRecording(name, seconds, events, **_restored(*info))
 
     def pack(found: EventRecording) -> bytes:
-        return _packed([list(found.events), _told(found)])
+        return _packed([list(found.events), _info_of(found)])
 
     return Kind(pack, unpack, lambda name, error: EventRecording(name, error=error))
 
 
-def _told(found: Told) -> list[Any]:
+def _info_of(found: RecordingInfo) -> list[Any]:
     begin = found.begin
     return [found.notes, found.partial, None if begin is None else [begin.time.isoformat(), begin.source]]
 
 
 def _restored(notes: Iterable[str], partial: bool, begin: list[str] | None) -> dict[str, Any]:
-    """Return the fields of `Told`, but for the channel."""
+    """Return the fields of `RecordingInfo`, but for the channel."""
     when = None if begin is None else Begin(datetime.fromisoformat(begin[0]), str(begin[1]))
     return {"notes": tuple(map(str, notes)), "partial": bool(partial), "begin": when}
 
@@ -208,7 +208,7 @@ def embeddings(per_window: bool, size: int) -> Kind[Embedding]:
     kind = np.dtype([("span", "<f8", (2,)), ("vector", "<f4", (size,))])
 
     def pack(found: Embedding) -> bytes:
-        about = _packed(_told(found))
+        about = _packed(_info_of(found))
         rows = np.empty(len(found.windows) if per_window else 1, kind)
         rows["span"] = found.spans if per_window else (0.0, found.seconds)
         rows["vector"] = found.windows if per_window else found.vector
@@ -216,9 +216,9 @@ def embeddings(per_window: bool, size: int) -> Kind[Embedding]:
 
     def unpack(name: str, seconds: float, packed: bytes) -> Embedding:
         end = packed.index(b"\0")
-        told = _restored(*_unpacked(packed[:end]))
+        info = _restored(*_unpacked(packed[:end]))
         rows = np.frombuffer(packed, kind, offset=end + 1)
-        found = Embedding(name, seconds, **told)
+        found = Embedding(name, seconds, **info)
         if per_window:
             return replace(found, windows=rows["vector"], spans=rows["span"])
         return replace(found, vector=rows["vector"][0])

@@ -1,4 +1,4 @@
-"""What was found, cut out of the recordings: a file for each stretch, in a folder for each label, and an index.
+"""Segments: results extracted from the recordings, as one file per passage in a folder per label, with an index.
 
 The samples are those of the recording, with its rate and channels.
 """
@@ -37,14 +37,14 @@ COLUMNS = (
 
 
 class FoundSegment(NamedTuple):
-    """A stretch of a recording that is cut out: the name of the recording, and the stretch."""
+    """A passage of a recording that is cut out: the name of the recording, and the passage."""
 
     recording: str
     span: Span
 
 
 class SegmentCutter:
-    """The stretches of a run to cut out: the best of each label.
+    """The passages of a run to cut out: the best of each label.
 
     Attributes:
         folder: to write to.
@@ -65,7 +65,7 @@ class SegmentCutter:
         self._order = itertools.count()
 
     def see(self, recording: str, spans: Iterable[Span]) -> None:
-        """Take the stretches of a recording into account; at equal scores, the first ones are kept."""
+        """Take the passages of a recording into account; at equal scores, the first ones are kept."""
         for span in spans:
             best, item = self._best[span.label], (span.score, -next(self._order), FoundSegment(recording, span))
             if self.per_label and len(best) >= self.per_label:

@@ -119,7 +119,7 @@ class Selection:
 
 
 def is_general(scores: Scores, kinds: npt.NDArray[np.bool_], thresholds: Scores) -> npt.NDArray[np.bool_]:
-    """Return for probabilities [C] which labels have a more specific one that tells what they tell.
+    """Return for probabilities [C] which labels are replaced by a more specific one.
 
     Args:
         scores: probabilities.

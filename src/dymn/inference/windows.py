@@ -39,14 +39,14 @@ SHORT_SECONDS = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Told:
-    """What every result tells about its recording, besides what was found in it.
+class RecordingInfo:
+    """Properties of a recording that every result contains.
 
     Attributes:
-        notes: what is unusual about the recording, such as a wrong header; they are logged as warnings, too.
-        partial: whether a part is missing because of damage; only with the setting `partial`.
-        channel: which channel it is of, if there is a result for each.
-        begin: when the recording began; only with the setting `clock`.
+        notes: notes about unusual properties of the recording, such as a wrong header; also logged as warnings.
+        partial: whether damaged parts are missing; only with the setting `partial`.
+        channel: the channel, if there is one result per channel.
+        begin: absolute start of the recording; only with the setting `clock`.
     """
 
     notes: tuple[str, ...] = ()
@@ -61,7 +61,7 @@ class Opened:
 
     Attributes:
         name: as given.
-        n_samples: the number of samples read so far, as the network hears them.
+        n_samples: the number of samples read so far, of the signal as played.
         notes: what is unusual about it.
         speed: how much faster it is played than it was recorded.
         channel: which channel is read, if each is.
@@ -79,8 +79,8 @@ class Opened:
         """Return how much of it has been read, in seconds of the recording, from the rate of the network in Hz."""
         return self.n_samples / rate * self.speed
 
-    def told(self) -> dict[str, Any]:
-        """Return the fields of `Told`."""
+    def info(self) -> dict[str, Any]:
+        """Return the fields of `RecordingInfo`."""
         lines, partial = tuple(self.notes.lines), self.notes.partial
         return {"notes": lines, "partial": partial, "channel": self.channel, "begin": self.begin}
 
@@ -383,7 +383,7 @@ def _counted(found: Iterable[Floats], recording: Opened, heard: Callable[[Floats
 
 
 def one_result(settings: ReadSettings) -> None:
-    """Refuse a result for each channel where there can be only one.
+    """Reject a result for each channel where there can be only one.
 
     Raises:
         ConfigError: saying what gives several.

@@ -1,1 +1,1 @@
-"""What is done with sounds that are heard live: messages, files, webhooks, commands, MQTT, clips."""
+"""Actions on live sounds: messages, files, webhooks, programs, MQTT and saved clips."""

@@ -1,4 +1,4 @@
-"""The sound around each event, as files."""
+"""Saved clips: the audio around each sound, as files."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from dymn.system.files import claim
 
 KINDS = ("flac", "wav")
 MOST_SECONDS = 60.0
-"""The most that a clip holds of a sound, with what is before."""
+"""Maximum length of a clip, including the time before the sound."""
 MOST_OPEN = 16
-"""The most sounds at once that have clips."""
+"""Maximum number of clips at the same time."""
 MOST_DELAY = 60.0
 _MOST_CHANNELS = 8
 _NAME = re.compile(r"[\w-]+_[01]\.\d\d_\d{8}_\d{6}Z(?:_\d+)?\.(?:flac|wav)")
@@ -38,12 +38,12 @@ class ClipSettings:
     """Which clips are saved, and where.
 
     Attributes:
-        folder: made if it is missing.
+        folder: created if it does not exist.
         before: seconds before the start of a sound.
         after: seconds after its end.
         kind: the format, "flac" or "wav".
-        keep: the most clips in the folder; the oldest ones are deleted.
-        delay: seconds after which it is known that a sound has ended.
+        keep: maximum number of clips in the folder; the oldest ones are deleted.
+        delay: seconds until the end of a sound is detected.
     """
 
     folder: Path
@@ -62,17 +62,17 @@ class ClipSettings:
 
 
 class ClipRecorder:
-    """Saves the sound of each event. Memory holds the last seconds; what is older is in the files already.
+    """Saves the audio of each sound. Only the last seconds are in memory; earlier audio has been written.
 
-    A file has its name, LABEL_SCORE_DATE_TIME with the time of the start in UTC, once it is complete.
+    A complete file is named LABEL_SCORE_DATE_TIME, with the time of the start in UTC.
     """
 
     def __init__(self, settings: ClipSettings, sample_rate: int, note: Callable[[str], None]) -> None:
-        """Prepare to save; `note` is called with what the user should know.
+        """Prepare to save; `note` is called with messages for the user.
 
         Raises:
-            ConfigError: if the format has no such sample rate.
-            OSError: if the folder cannot be made.
+            ConfigError: if the format does not support the sample rate.
+            OSError: if the folder cannot be created.
         """
         import soundfile
 
@@ -85,21 +85,21 @@ class ClipRecorder:
         delay = min(settings.delay, MOST_DELAY)
         self._delay = round(delay * sample_rate)
         self._recent = _Recent(round((settings.before + delay) * sample_rate))
-        self._open: dict[str, _Clip] = {}  # by label, of sounds that last
+        self._open: dict[str, _Clip] = {}  # by label, of sounds that have not ended
         self._ended: list[_Clip] = []
         self._unsaved = 0
         settings.folder.mkdir(parents=True, exist_ok=True)
         for part in settings.folder.glob(".dymn-clip-*.part"):
             with suppress(OSError):  # such as on Windows, where a file in use cannot be removed
                 with part.open("rb") as file:
-                    is_left = claim(file)  # by a run that was killed
+                    is_left = claim(file)  # left by a run that was killed
                 if is_left:
                     part.unlink()
         found = [path for path in settings.folder.iterdir() if _NAME.fullmatch(path.name)]
         self._kept = deque(sorted(found, key=lambda path: path.stat().st_mtime))
 
-    def hear(self, samples: npt.NDArray[Any], dropped: int = 0) -> Iterator[Message]:
-        """Take the samples [n, channels] that follow `dropped` missing ones; yield the messages of saved clips."""
+    def feed(self, samples: npt.NDArray[Any], dropped: int = 0) -> Iterator[Message]:
+        """Process samples [n, channels] that follow `dropped` missing ones; yield the messages of saved clips."""
         floats = to_float32(samples if samples.ndim == 2 else samples[:, None])
         self._recent.add(floats if floats.shape[1] <= _MOST_CHANNELS else mean(floats)[:, None], dropped)
         for clip in self._open.values():
@@ -126,7 +126,7 @@ class ClipRecorder:
         self._open[message["label"]] = _Clip(sound, file, Path(name), begin, begin)
 
     def end(self, message: Message) -> None:
-        """Let the clip of a sound end."""
+        """End the clip of a sound."""
         clip = self._open.pop(message["label"], None)
         if clip is not None:
             clip.stop = round((message["end"] + self._settings.after) * self._rate)
@@ -141,7 +141,7 @@ class ClipRecorder:
         self._open = {}
 
     def _write(self, clip: _Clip, stop: int) -> None:
-        """Write what the clip lacks up to the position `stop`."""
+        """Write the remaining samples of a clip up to the position `stop`."""
         stop = min(stop, clip.begin + round(MOST_SECONDS * self._rate))
         if stop <= clip.written or clip.failed:
             return
@@ -164,7 +164,7 @@ class ClipRecorder:
         self._ended = waiting
 
     def _saved(self, clip: _Clip) -> Message | None:
-        """Give a complete clip its name, and return the message of that."""
+        """Rename a complete clip, and return the message about it."""
         try:
             if clip.failed:
                 raise OSError(clip.failed)
@@ -196,7 +196,7 @@ class ClipRecorder:
         return path
 
     def _fail(self, why: str) -> None:
-        """Count a clip that is not saved, and say so at the first, second, fourth, eighth … one."""
+        """Count a clip that is not saved, and print a note at the first, second, fourth, eighth … one."""
         self._unsaved += 1
         if self._unsaved & (self._unsaved - 1) == 0:
             self._note(f"{self._unsaved} clips were not saved in {self._settings.folder} ({why}).")
@@ -257,7 +257,7 @@ class _Recent:
             self.end += len(samples)
 
     def forget(self) -> None:
-        """Leave out what is older than the limit."""
+        """Remove samples older than the limit."""
         while self._chunks and self._chunks[0][0] + len(self._chunks[0][1]) < self.end - self._limit:
             self._chunks.popleft()
 

@@ -1,4 +1,4 @@
-"""Deliveries: a thread that hands messages on, with a bounded queue, so that listening never waits for anyone."""
+"""Deliveries: a thread with a bounded queue for each receiver, so that listening never waits for one."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from dymn.live.messages import Message
 
 QUEUE = 200
 NOTE_SECONDS = 60.0
-"""A receiver that goes on failing is mentioned once in so long."""
+"""Interval between two notes about a failing receiver."""
 CLOSE_SECONDS = 5.0
 
 
 class DeliveryError(Exception):
-    """A message could not be delivered; the text says why."""
+    """A message could not be delivered; the text states the reason."""
 
 
 class Delivery(ABC):
-    """Delivers messages one after the other in a thread of its own. What does not fit its queue is dropped and counted.
+    """Delivers messages one after the other in its own thread. Messages beyond its queue are dropped and counted.
 
     Attributes:
-        name: what it is called in notes.
+        name: its name in notes.
         failed: number of messages that could not be delivered.
-        dropped: number of messages that did not fit the queue, or were left at the end.
+        dropped: number of messages for which the queue had no space, or that were still in it at the end.
     """
 
     name: str
 
     def __init__(self, note: Callable[[str], None]) -> None:
-        """Prepare; `note` is called with what the user should know."""
+        """Prepare; `note` is called with messages for the user."""
         self.failed = self.dropped = 0
         self._note = note
         self._queue: queue.Queue[Message] = queue.Queue(QUEUE)
@@ -43,7 +43,7 @@ class Delivery(ABC):
         self._thread = threading.Thread(target=self._run, name=f"dymn {self.name}", daemon=True)
 
     def start(self, source: str, labels: Sequence[str]) -> None:
-        """Begin to deliver messages of a source, in which these labels may be heard."""
+        """Begin to deliver messages of a source, which may have these labels."""
         self._thread.start()
 
     @abstractmethod
@@ -52,14 +52,14 @@ class Delivery(ABC):
 
     @abstractmethod
     def deliver(self, message: Message) -> None:
-        """Deliver a message; in the thread.
+        """Deliver a message; called in the thread.
 
         Raises:
-            DeliveryError: if that failed for good.
+            DeliveryError: if the message cannot be delivered.
         """
 
     def offer(self, message: Message) -> None:
-        """Take a message if it is wanted; never waits."""
+        """Queue a message if it is wanted, without waiting."""
         if self.wants(message):
             try:
                 self._queue.put_nowait(message)
@@ -68,7 +68,7 @@ class Delivery(ABC):
         self._report()
 
     def close(self) -> None:
-        """Deliver what is left, for a few seconds, and end the thread."""
+        """Deliver the queued messages, for at most `CLOSE_SECONDS`, and end the thread."""
         until = time.monotonic() + CLOSE_SECONDS
         while self._queue.unfinished_tasks and self._thread.is_alive() and time.monotonic() < until:
             time.sleep(0.01)
@@ -78,7 +78,7 @@ class Delivery(ABC):
         self._report()
 
     def _report(self) -> None:
-        """Say what was not delivered since the last note."""
+        """Print a note with the number of messages that were not delivered since the last note."""
         counts = self.failed, self.dropped
         if counts != self._noted and time.monotonic() - self._noted_at >= NOTE_SECONDS:
             failed, dropped = counts[0] - self._noted[0], counts[1] - self._noted[1]

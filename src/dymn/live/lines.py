@@ -16,12 +16,12 @@ def json_line(message: dict[str, Any]) -> str:
 class LineFile:
     """Appends lines of JSON to a file, each with one write, so that several programs may append to it.
 
-    The file is opened for each line: one that is moved away, as log rotation does, is made anew. Where a program was
+    The file is opened for each line: if it is moved, for example by log rotation, it is created again. If a program was
     killed within a line, the next line begins on a line of its own.
     """
 
     def __init__(self, path: str | Path) -> None:
-        """Prepare to append; the folder is made if it is missing.
+        """Prepare to append; the folder is created if it does not exist.
 
         Raises:
             OSError: if the file cannot be written.

@@ -1,4 +1,4 @@
-"""From chunks of sound to messages, and to those who want them."""
+"""From chunks of audio to messages and their receivers."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ def listen(
     receivers: Sequence[Receiver],
     clips: ClipRecorder | None,
 ) -> None:
-    """Hear chunks to their end, and hand each message to all receivers.
+    """Process all chunks, and pass each message to all receivers.
 
-    Also when it is interrupted, every sound that has begun ends, and clips are completed.
+    If this is interrupted, sounds that have started still end, and clips are completed.
 
     Args:
-        chunks: the sound, and what happens to its source.
-        sounds: decides what is heard.
+        chunks: the audio, and notices about its source.
+        sounds: detects the sounds.
         messages: makes the messages.
         receivers: called with each message, in order.
-        clips: saves the sounds, if they are to be saved.
+        clips: saves the sounds; None saves nothing.
 
     Raises:
-        AudioError: whatever `chunks` raises; KeyboardInterrupt and errors of receivers pass, too.
+        AudioError: raised by `chunks`. KeyboardInterrupt and errors of receivers are also raised.
     """
 
-    def tell(message: Message) -> None:
+    def send(message: Message) -> None:
         for receive in receivers:
             receive(message)
 
@@ -43,18 +43,18 @@ def listen(
             message = messages.sound(sound)
             if clips is not None:
                 (clips.start if sound.kind == "start" else clips.end)(message)
-            tell(message)
+            send(message)
 
     try:
         for chunk in chunks:
             if chunk.notice is not None:
                 if chunk.notice.kind == "lost":
                     report(sounds.lose())
-                tell(messages.notice(chunk.notice, sounds.seconds))
+                send(messages.notice(chunk.notice, sounds.seconds))
                 continue
             if clips is not None:
-                for message in clips.hear(chunk.samples, chunk.dropped):
-                    tell(message)
+                for message in clips.feed(chunk.samples, chunk.dropped):
+                    send(message)
             report(sounds.feed(chunk.samples, chunk.dropped))
         report(sounds.finish())
     except BaseException:
@@ -63,4 +63,4 @@ def listen(
     finally:
         if clips is not None:
             for message in clips.close():
-                tell(message)
+                send(message)

@@ -1,4 +1,4 @@
-"""Messages about live sound, as JSON types and as lines of text."""
+"""Messages about live sounds, as JSON types and as lines of text."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from dymn.errors import visible
 from dymn.inference.sounds import Sound
 
 Message = dict[str, Any]
-"""A message: `event` says what it is, and which further fields it has."""
+"""A message; `event` is its kind, which determines its other fields."""
 
 
 def iso(timestamp: float) -> str:
-    """Return a time that `time.time` gave in ISO 8601, to a millisecond, with the local offset from UTC."""
+    """Return a time of `time.time` in ISO 8601, to a millisecond, with the local offset from UTC."""
     return datetime.fromtimestamp(timestamp).astimezone().isoformat(timespec="milliseconds")
 
 
@@ -32,7 +32,7 @@ class Messages:
         self._begun: dict[str, float] = {}  # by label, on the wall clock
 
     def sound(self, sound: Sound) -> Message:
-        """Return the message that a sound begins (`start`) or has ended (`end`)."""
+        """Return the message that a sound starts (`start`) or has ended (`end`)."""
         event = sound.event
         if sound.kind == "start":
             self._begun[event.label] = self._zero() + event.start
@@ -54,7 +54,7 @@ class Messages:
         return message | {"source": self._source}
 
     def notice(self, notice: Notice, seconds: float) -> Message:
-        """Return the message that the source is `lost`, is `back`, or has a `gap`, at `seconds` of the sound."""
+        """Return the message that the source is `lost`, is `back`, or has a `gap`, at `seconds` of the audio."""
         message: Message = {"event": notice.kind, "time": iso(self._zero() + seconds)}
         if notice.reason:
             message["reason"] = notice.reason

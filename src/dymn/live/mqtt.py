@@ -1,4 +1,4 @@
-"""Messages over MQTT, with the discovery of Home Assistant: each label is a binary sensor."""
+"""Messages over MQTT, with discovery by Home Assistant: each label is a binary sensor."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ PASSWORD = "DYMN_MQTT_PASSWORD"
 CONNECT_SECONDS = 10.0
 MOST_QUEUED = 1000
 MOST_AT_ONCE = 100
-"""Labels that are announced before they are heard; of more, each is announced when it is first heard."""
+"""Up to this many labels are announced at the start; otherwise, each is announced when it is first detected."""
 
 
 class Mqtt(Delivery):
-    """Publishes to a broker, and reconnects to it.
+    """Publishes to a broker, and reconnects if the connection is lost.
 
     Below PREFIX/NAME: `events` has every message; LABEL/state is ON or OFF and LABEL/attributes the last message of a
     label, both retained; `status` is online or offline, also when the source is lost or the program is killed.
@@ -36,11 +36,11 @@ class Mqtt(Delivery):
         """Prepare to connect to mqtt://USER@HOST:PORT/PREFIX; mqtts encrypts.
 
         Args:
-            url: the address; the password may be in it, or in the environment variable DYMN_MQTT_PASSWORD.
-            note: called with what the user should know.
+            url: the URL of the broker; the password is part of it, or in the environment variable DYMN_MQTT_PASSWORD.
+            note: called with messages for the user.
 
         Raises:
-            ConfigError: if the address is not one of MQTT.
+            ConfigError: if the URL is not an MQTT URL.
             MissingExtraError: if paho-mqtt is not installed.
         """
         self._address = _Address.parse(url)
@@ -53,13 +53,13 @@ class Mqtt(Delivery):
         self._slugs: dict[str, str] = {}  # by label
         self._sounding: dict[str, Message] = {}  # by label
         self._available = True
-        self._is_told = False
+        self._is_noted = False
         self._connected = threading.Event()
         self.name = f"MQTT broker {self._address.host}:{self._address.port}"
         super().__init__(note)
 
     def start(self, source: str, labels: Sequence[str]) -> None:
-        """Connect; the name of the source becomes a part of the topics."""
+        """Connect; the name of the source is part of the topics."""
         self._node, self._title = plain(source), source
         self._topic = f"{self._address.prefix}/{self._node}"
         for label in labels if len(labels) <= MOST_AT_ONCE else ():
@@ -80,7 +80,7 @@ class Mqtt(Delivery):
         super().start(source, labels)
 
     def wants(self, message: Message) -> bool:
-        """Every message is published; the state is kept here even when there is no connection."""
+        """Return True for every message; the states are updated even without a connection."""
         with self._lock:
             if message["event"] == "start":
                 self._sounding[message["label"]] = message
@@ -91,10 +91,10 @@ class Mqtt(Delivery):
         return True
 
     def deliver(self, message: Message) -> None:
-        """Publish a message, and what it means for the sensor of its label.
+        """Publish a message and the new state of its label's sensor.
 
         Raises:
-            DeliveryError: if there is no connection. The states are published when there is one again.
+            DeliveryError: if there is no connection. The states are published after reconnecting.
         """
         if not self._connected.wait(CONNECT_SECONDS):
             raise DeliveryError("there is no connection")
@@ -109,7 +109,7 @@ class Mqtt(Delivery):
             self._publish("events", json_line(message))
 
     def close(self) -> None:
-        """Publish what is left, say offline, and disconnect."""
+        """Publish the queued messages and the status `offline`, and disconnect."""
         super().close()
         if self._connected.is_set():
             self._client.publish(f"{self._topic}/status", "offline", qos=1, retain=True).wait_for_publish(2.0)
@@ -120,7 +120,7 @@ class Mqtt(Delivery):
         self._client.publish(f"{self._topic}/{topic}", payload, qos=1, retain=retain)
 
     def _slug(self, label: str, announce: bool = False) -> str:
-        """Return a label as a part of a topic, different for different labels; announce a new one if asked to."""
+        """Return the part of topics for a label, unique per label; `announce` announces new labels."""
         slug = self._slugs.get(label)
         if slug is None:
             slug = plain(label).lower()
@@ -132,7 +132,7 @@ class Mqtt(Delivery):
         return slug
 
     def _announce(self, label: str, slug: str) -> None:
-        """Publish what Home Assistant needs to make a sensor of a label."""
+        """Publish the configuration from which Home Assistant creates a label's sensor."""
         config: dict[str, Any] = {
             "name": label,
             "unique_id": f"dymn_{self._node}_{slug}",
@@ -146,11 +146,11 @@ class Mqtt(Delivery):
         self._client.publish(topic, json.dumps(config, ensure_ascii=False), qos=1, retain=True)
 
     def _on_connect(self, client: Any, data: Any, flags: Any, reason: Any, properties: Any) -> None:
-        """Announce all known labels and publish their states, which may have changed meanwhile."""
+        """Announce all known labels and publish their states, which may have changed without a connection."""
         if reason.is_failure:
-            if not self._is_told:
-                self._note(f"{self.name} refuses the connection ({reason}). Trying again.")
-                self._is_told = True
+            if not self._is_noted:
+                self._note(f"{self.name} rejects the connection ({reason}). Trying again.")
+                self._is_noted = True
             return
         with self._lock:
             self._publish("status", "online" if self._available else "offline", retain=True)
@@ -158,12 +158,12 @@ class Mqtt(Delivery):
                 self._announce(label, slug)
                 self._publish(f"{slug}/state", "ON" if label in self._sounding else "OFF", retain=True)
         self._connected.set()
-        self._is_told = False
+        self._is_noted = False
 
     def _on_connect_fail(self, client: Any, data: Any) -> None:
-        if not self._is_told:
+        if not self._is_noted:
             self._note(f"{self.name} cannot be reached. Trying again.")
-            self._is_told = True
+            self._is_noted = True
 
     def _on_disconnect(self, client: Any, data: Any, flags: Any, reason: Any, properties: Any) -> None:
         was_connected = self._connected.is_set()
@@ -173,7 +173,7 @@ class Mqtt(Delivery):
 
 
 class _Address(NamedTuple):
-    """The parts of an address: `prefix` is that of topics."""
+    """The parts of a URL; `prefix` is the prefix of topics."""
 
     host: str
     port: int
@@ -184,10 +184,10 @@ class _Address(NamedTuple):
 
     @classmethod
     def parse(cls, url: str) -> _Address:
-        """Return the parts of an address.
+        """Return the parts of a URL.
 
         Raises:
-            ConfigError: if it is none of MQTT.
+            ConfigError: if it is not an MQTT URL.
         """
         try:
             parts = urlsplit(url)

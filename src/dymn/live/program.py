@@ -26,16 +26,16 @@ _AT = {
     "duration": ("end",),
     "end_time": ("end",),
 }
-"""The fields that a command may name, and the messages to which they limit it."""
+"""The fields that a command may contain, and the messages that have them."""
 
 
 class ProgramRunner(Delivery):
-    """Runs a program, one at a time, and never through a shell.
+    """Runs one instance of a program at a time, without a shell.
 
-    The command is split into words first, and fields are put into the words then, so a label with blanks or quotes
-    stays one argument. It runs once all that it names is known: at the start of a sound; with {end}, {duration} or
-    {end_time} at its end; with {path} when its clip is saved; with {event} at every message. The message is on the
-    program's standard input, as JSON, and its output goes to standard error.
+    The command is split into words before fields are filled in, so a label with spaces or quotes is a single argument.
+    The fields determine when the program runs: at the start of a sound; with {end}, {duration} or {end_time}, at its
+    end; with {path}, when its clip is saved; with {event}, at each message. The program receives the message as JSON on
+    standard input, and its output goes to standard error.
     """
 
     def __init__(self, command: str, note: Callable[[str], None], *, timeout: float = TIMEOUT) -> None:
@@ -60,11 +60,11 @@ class ProgramRunner(Delivery):
         super().__init__(note)
 
     def wants(self, message: Message) -> bool:
-        """Whether the command can be run with what a message has."""
+        """Whether a message has all fields of the command."""
         return message["event"] in self._events
 
     def words(self, message: Message) -> list[str]:
-        """Return the words of the command for a message; what the message does not have is empty.
+        """Return the words of the command for a message; fields that it does not have are empty.
 
         Raises:
             DeliveryError: if a field would make an argument an option, or holds what no argument can.

@@ -16,7 +16,7 @@ from dymn.live.lines import json_line
 from dymn.live.messages import Message
 
 TIMEOUT = 10.0
-"""Seconds in which a whole request must be answered."""
+"""Timeout of a request in seconds, including its response."""
 TRIES = 3
 FIRST_WAIT = 1.0
 _AGAIN = frozenset((408, 425, 429, 500, 502, 503, 504))
@@ -24,12 +24,12 @@ _MOST_ANSWER = 65_536
 
 
 class Webhook(Delivery):
-    """Posts each message as JSON to an address. Redirects are not followed, and answers are not read beyond 64 KB."""
+    """Posts each message as JSON to a URL. Redirects are not followed, and at most 64 KB of a response are read."""
 
     def __init__(
         self, url: str, note: Callable[[str], None], *, timeout: float = TIMEOUT, first_wait: float = FIRST_WAIT
     ) -> None:
-        """Prepare to post to an address, with HTTP's basic authentication if it has a user and a password.
+        """Prepare to post to a URL, with HTTP's basic authentication if it has a user and a password.
 
         Raises:
             ConfigError: if the address is not one of HTTP.
@@ -52,11 +52,11 @@ class Webhook(Delivery):
         super().__init__(note)
 
     def wants(self, message: Message) -> bool:
-        """Every message is posted."""
+        """Return True: every message is posted."""
         return True
 
     def deliver(self, message: Message) -> None:
-        """Post a message, up to three times if the server cannot be reached or says that it is busy.
+        """Post a message, up to three times if the server cannot be reached or is busy.
 
         Raises:
             DeliveryError: if no try succeeded.

@@ -11,11 +11,13 @@ from dymn.models.layers.attention import build_attention, weighed
 from dymn.models.layers.context import BatchNorm2d
 from dymn.models.layers.depthwise import depthwise
 from dymn.models.layers.dyrelu import maximum_of_maps
-from dymn.native import gradients
+from dymn.models.layers.norm import normalised
+from dymn.native import gradients, norm
 
 depthwise.install(gradients.fits_depthwise, gradients.depthwise)
 maximum_of_maps.install(gradients.fits_maximum, gradients.maximum)
 weighed.install(gradients.fits_weighed, gradients.weighed)
+normalised.install(norm.fits_normalised, norm.normalised)
 
 
 class Stage(nn.Module):
@@ -48,7 +50,7 @@ class Stage(nn.Module):
 
     def forward(self, x: Tensor, context: Context | None) -> Tensor:
         """Map [B, C_in, F, T] to [B, C_out, F', T']."""
-        return self.activation(self.norm(self.conv(x, context)), context)  # type: ignore[no-any-return]
+        return normalised(self.conv(x, context), self.norm, self.activation, context)
 
 
 class Skip(nn.Module):

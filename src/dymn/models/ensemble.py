@@ -33,7 +33,7 @@ class MeanOfLogits(nn.Module):
         self.networks = nn.ModuleList(networks)
 
     def check_clips(self) -> None:
-        """Refuse an ensemble with a network whose scores of clips mean nothing, see `MobileNet.check_clips`."""
+        """Reject an ensemble with a network whose scores of clips mean nothing, see `MobileNet.check_clips`."""
         for network in self.networks:
             network.check_clips()  # type: ignore[operator]
 

@@ -1,4 +1,4 @@
-"""Start a dynamic network from a static one of the same width, which it is about to learn from.
+"""Initialisation of a dynamic network from a static one of the same width.
 
 MN and DyMN share Table I, so each of the K kernels can begin as the static kernel, disturbed so that the K can part,
 their mean the static kernel still: a uniform kernel attention changes nothing. Norms, first and last convolution and

@@ -20,6 +20,7 @@ from dymn.models.heads import MLPHead as MLPHead
 from dymn.models.heads import Output as Output
 from dymn.models.layers import DynamicConv2d
 from dymn.models.layers.context import BatchNorm2d
+from dymn.models.layers.norm import normalised
 from dymn.models.pretrained import Pretrained, as_array
 from dymn.system.arrays import Array
 from dymn.system.devices import resolve_device
@@ -42,6 +43,10 @@ class ConvNormAct(nn.Sequential):
         self.conv = nn.Conv2d(c_in, c_out, kernel_size, stride, padding=kernel_size // 2, bias=False)
         self.norm = BatchNorm2d(c_out)
         self.activation = nn.Hardswish()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [B, C_in, F, T] to [B, C_out, F', T']."""
+        return normalised(self.conv(x), self.norm, self.activation)
 
 
 class MobileNet(Pretrained):

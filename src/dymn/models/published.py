@@ -1,4 +1,4 @@
-"""Other networks of Figs. 4 and 5 on AudioSet, as published: mAP, parameters, and multiply-adds where they are printed.
+"""Other networks of Figs. 4 and 5 on AudioSet: published mAP, parameters and, where printed, multiply-adds.
 
 The figures are drawn without their numbers in our text of the paper; these are those of the works themselves, or of a
 later table where a work does not print them. A network of the figures whose numbers we found nowhere in print (ERANN,

@@ -1,9 +1,8 @@
-"""Code compiled for the CPU.
+"""Compiled code for the CPU.
 
-Finds the library that was made from the C files beside this one when dymn was built (`hatch_build.py`).
+This module finds the library that was compiled from the C files in this folder when dymn was built (`hatch_build.py`).
 
-There is one build for each set of vector instructions. Where none fits, or there is none, whoever asks here computes
-with PyTorch.
+There is one build for each set of vector instructions. If no build is available for a CPU, other backends are used.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from pathlib import Path
 BUILDS = ("_native_v4", "_native_v3", "_native")  # the fastest first
 SWITCH = "DYMN_NATIVE"  # environment variable; "0" switches compiled code off
 MOST_THREADS = 256
-LAYOUT = 4  # raised with every change of the structures that C and Python share
+LAYOUT = 6  # raised with every change of the structures that C and Python share
 
 
 def within_bounds(n_threads: int) -> int:

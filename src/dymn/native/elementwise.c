@@ -12,30 +12,6 @@ typedef struct {
     int maps, n;
 } Maximum;
 
-INLINE vec load_part(const float *p, int n) { /* the first n lanes, zeros behind */
-    if (n >= LANES) return load(p);
-    vec v = splat(0);
-    memcpy(&v, p, sizeof(float) * (size_t)n);
-    return v;
-}
-
-INLINE void store_part(float *p, vec v, int n) {
-    if (n >= LANES) store(p, v);
-    else memcpy(p, &v, sizeof(float) * (size_t)n);
-}
-
-/* A gradient of a slope sums hundreds of terms that cancel: those sums are kept in double precision. */
-typedef double wide __attribute__((vector_size(8 * LANES)));
-
-#define WIDENED(v) __builtin_convertvector(v, wide)
-
-INLINE float total_of(const wide *v) {
-    double sum = 0;
-    UNROLL
-    for (int i = 0; i < LANES; i++) sum += (*v)[i];
-    return (float)sum;
-}
-
 static void maximum_of_maps(const void *work, int first_map, int last_map, int share) {
     (void)share;
     const Maximum *m = work;
@@ -49,21 +25,21 @@ static void maximum_of_maps(const void *work, int first_map, int last_map, int s
                 store_part(m->out + (int64_t)map * m->n + i, maximum(a0 * value + b0, a1 * value + b1), m->n - i);
             }
         if (!g) continue;
-        wide first = {0}, first_x = {0}, second = {0}, second_x = {0};
+        wide first = {{0}}, first_x = {{0}}, second = {{0}}, second_x = {{0}};
         for (int i = 0; i < m->n; i += LANES) {
             vec value = load_part(x + i, m->n - i), d = load_part(g + i, m->n - i);
             vec first_d = masked(d, a0 * value + b0 > a1 * value + b1), second_d = d - first_d;
             if (m->dx) store_part(m->dx + (int64_t)map * m->n + i, a0 * first_d + a1 * second_d, m->n - i);
-            wide wide_x = WIDENED(value), to_first = WIDENED(first_d), to_second = WIDENED(second_d);
-            first += to_first;
-            first_x += to_first * wide_x;
-            second += to_second;
-            second_x += to_second * wide_x;
+            wide wide_x = widened(value), to_first = widened(first_d), to_second = widened(second_d);
+            add(&first, to_first);
+            add_product(&first_x, to_first, wide_x);
+            add(&second, to_second);
+            add_product(&second_x, to_second, wide_x);
         }
-        m->dslope[2 * map] = total_of(&first_x);
-        m->dslope[2 * map + 1] = total_of(&second_x);
-        m->dintercept[2 * map] = total_of(&first);
-        m->dintercept[2 * map + 1] = total_of(&second);
+        m->dslope[2 * map] = (float)total_of(first_x);
+        m->dslope[2 * map + 1] = (float)total_of(second_x);
+        m->dintercept[2 * map] = (float)total_of(first);
+        m->dintercept[2 * map + 1] = (float)total_of(second);
     }
 }
 

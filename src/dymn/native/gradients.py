@@ -1,4 +1,4 @@
-"""Compiled forms of three operations of the layers, with their gradients, for training and evaluation on CPUs.
+"""Compiled forms of three layer operations, with gradients, for training and evaluation on CPUs.
 
 PyTorch takes a third of a training step for the gradient of a depthwise convolution with kernels of each clip's own,
 and reads the feature map several times for those of Dy-ReLU and Coordinate Attention. Second derivatives are left to
@@ -27,7 +27,7 @@ _WEIGHTS = structure(
 Gradients = tuple["Tensor | None", ...]
 
 
-def _through_equation(
+def through_equation(
     equation: Callable[..., Tensor], inputs: tuple[Tensor, ...], gradient: Tensor, needed: tuple[bool, ...]
 ) -> Gradients:
     """Return gradients that can be differentiated again, None where none is needed."""
@@ -72,7 +72,7 @@ class _Depthwise(torch.autograd.Function):
         x, kernel = ctx.saved_tensors
         if torch.is_grad_enabled():
             needed = tuple(ctx.needs_input_grad[:2])
-            return *_through_equation(
+            return *through_equation(
                 lambda x, kernel: _convolve(x, kernel, ctx.stride), (x, kernel), gradient, needed
             ), None
         dx, dkernel = (
@@ -134,7 +134,7 @@ class _MaximumOfTwo(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> Gradients:
         x, slopes, intercepts = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return _through_equation(_maximum, (x, slopes, intercepts), gradient, ctx.needs_input_grad)
+            return through_equation(_maximum, (x, slopes, intercepts), gradient, ctx.needs_input_grad)
         if is_compiled(x, slopes, intercepts, gradient):
             dx = x.new_empty(x.shape) if ctx.needs_input_grad[0] else None
             dslope, dintercept = slopes.new_empty(slopes.shape), intercepts.new_empty(intercepts.shape)
@@ -192,7 +192,7 @@ class _Weighed(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> Gradients:
         x, frequency, time = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return _through_equation(lambda x, f, t: x * f * t, (x, frequency, time), gradient, ctx.needs_input_grad)
+            return through_equation(lambda x, f, t: x * f * t, (x, frequency, time), gradient, ctx.needs_input_grad)
         dx = x.new_empty(x.shape) if ctx.needs_input_grad[0] else None
         dfrequency, dtime = frequency.new_empty(frequency.shape), time.new_empty(time.shape)
         _weigh(x, frequency, time, gradient=gradient.contiguous(), dx=dx, dfrequency=dfrequency, dtime=dtime)

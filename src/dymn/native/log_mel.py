@@ -1,4 +1,4 @@
-"""Log-mel spectrograms in compiled code, see `log_mel.c`, of arrays of samples and without PyTorch."""
+"""Log-mel spectrograms of arrays in compiled code (`log_mel.c`), without PyTorch."""
 
 from __future__ import annotations
 

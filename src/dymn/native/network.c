@@ -9,7 +9,7 @@
  * The threads of a team run the same code and share out each loop; `meet` is the barrier between two loops.
  */
 
-#include "vectors.h"
+#include "maps.h"
 
 #if defined(__AVX2__)
 #include <cpuid.h>
@@ -22,7 +22,9 @@
 enum { IDENTITY, RELU, HARDSWISH, SIGMOID };
 
 typedef struct {
-    int32_t c_in, c_exp, c_out, kernel_size, stride, activation;
+    int32_t c_in, c_exp, c_out, kernel_size;
+    int32_t stride, time_stride; /* along frequency and along time: 1 or 2, and the same in blocks with a context */
+    int32_t activation;
     int32_t context_size;                        /* 0: a static block */
     int32_t n_expand, n_depthwise, n_project;    /* kernels of each convolution; 1: static; n_expand 0: no expansion */
     int32_t dynamic_relu, coordinate_attention, squeeze_size, has_residual;
@@ -229,8 +231,8 @@ static Shape shape_of(int n_bands, int n_frames) {
     return shape;
 }
 
-static Shape halved(Shape in, int stride) {
-    return stride == 1 ? in : shape_of((in.n_bands + 1) / 2, (in.n_frames + 1) / 2);
+static Shape strided(Shape in, int stride, int time_stride) {
+    return shape_of((in.n_bands + stride - 1) / stride, (in.n_frames + time_stride - 1) / time_stride);
 }
 
 typedef struct {
@@ -440,7 +442,7 @@ static void expand_and_filter(const Block *b, const float *x, Shape in, Shape ou
         for (; next < smaller(in.n_bands, top + k); next++) {
             const float *from = x + (int64_t)next * in.n_frames;
             float *slot = ring + (int64_t)(next % k) * PANEL * row;
-            float *to = b->stride == 1 ? slot : whole;
+            float *to = b->time_stride == 1 ? slot : whole;
             if (expansion)
                 panel(b->activation, expansion, b->c_in, from, in.stride, in.n_frames, b->expand_bias + channel, 0, 0, to + margin, row);
             else
@@ -449,7 +451,7 @@ static void expand_and_filter(const Block *b, const float *x, Shape in, Shape ou
             for (int i = 0; i < PANEL; i++) {
                 float *end = to + (int64_t)i * row + margin + in.n_frames;
                 memset(end, 0, sizeof(float) * (size_t)(to + (int64_t)(i + 1) * row - end));
-                if (b->stride == 2) part_row(to + (int64_t)i * row, out.n_frames + margin, slot + (int64_t)i * row, slot + (int64_t)i * row + odd);
+                if (b->time_stride == 2) part_row(to + (int64_t)i * row, out.n_frames + margin, slot + (int64_t)i * row, slot + (int64_t)i * row + odd);
             }
         }
         END(IN_EXPAND);
@@ -462,7 +464,7 @@ static void expand_and_filter(const Block *b, const float *x, Shape in, Shape ou
             }
             float *to = w->filtered + (int64_t)(channel + i) * out.stride + (int64_t)band * out.n_frames;
             int is_seam = runs_over(out, band, last);
-            filter_row(k, b->stride, rows, odd, weights + i * taps, &finish[i], band, out.n_frames, is_seam ? spare : to);
+            filter_row(k, b->time_stride, rows, odd, weights + i * taps, &finish[i], band, out.n_frames, is_seam ? spare : to);
             if (is_seam) memcpy(to, spare, sizeof(float) * (size_t)out.n_frames);
         }
         END(IN_FILTER);
@@ -517,7 +519,7 @@ static void project(const Block *b, const float *x, Shape out, int p, int first,
 static int pieces(int n, int size) { return size == 1 ? 1 : larger(1, 4 * size / n); }
 
 static Shape run_block(const Block *b, Shape in, Workspace *w, Team *team, int rank) {
-    Shape out = halved(in, b->stride);
+    Shape out = strided(in, b->stride, b->time_stride);
     float *scratch = w->scratch[rank];
     float attention[3][LONGEST_ATTENTION];
     const float *coefficients[4] = {attention[0], attention[1], attention[2], 0};
@@ -608,7 +610,7 @@ static void embed(const Network *net, int c_in, Shape in, Workspace *w, Team *te
 
 static void run_clip(const Network *net, const float *log_mel, int n_bands, int n_frames, Workspace *w, Team *team, int rank,
                      float *embedding, float *frames) {
-    Shape shape = halved(shape_of(n_bands, n_frames), 2);
+    Shape shape = strided(shape_of(n_bands, n_frames), 2, 2);
     Workspace mine = *w; /* so that each thread swaps the maps for itself */
     BEGIN(IN_STEM);
     stem(net, log_mel, n_bands, n_frames, shape, &mine, team, rank);
@@ -632,12 +634,12 @@ static float *take(float *base, int64_t *used, int64_t n) {
 
 /* Lay out the memory of a team of `size` threads from `base` on; with `base` 0, only its size is found. */
 static Workspace lay_out(const Network *net, int n_bands, int n_frames, int size, float *base, float **scratch) {
-    Shape shape = halved(shape_of(n_bands, n_frames), 2);
+    Shape shape = strided(shape_of(n_bands, n_frames), 2, 2);
     int64_t map = (int64_t)net->c_stem * shape.stride, filtered = 0, sequence = 0, context = 0, coefficient = 0, gate_f = 0, gate_t = 0;
     int64_t own = 4 * (int64_t)(round_up(n_frames + 3, 16) + SLACK), channels = 0, vector = 0;
     for (int i = 0; i < net->n_blocks; i++) {
         const Block *b = &net->blocks[i];
-        Shape out = halved(shape, b->stride);
+        Shape out = strided(shape, b->stride, b->time_stride);
         int64_t length = round_up(shape.n_bands + shape.n_frames, 16) + SLACK;
 #define AT_LEAST(name, value) name = (value) > name ? (value) : name
         AT_LEAST(map, (int64_t)b->c_out * out.stride);
@@ -728,7 +730,7 @@ EXPORT int32_t dymn_supported(void) {
 }
 
 /* The version of the structures that are shared with Python. */
-EXPORT int32_t dymn_layout(void) { return 4; }
+EXPORT int32_t dymn_layout(void) { return 6; }
 
 /* How many floats of memory a call needs. */
 EXPORT int64_t dymn_workspace(const Network *net, int32_t n_clips, int32_t n_bands, int32_t n_frames, int32_t n_threads) {
@@ -748,8 +750,8 @@ EXPORT void dymn_run(const Network *net, const float *log_mel, int32_t n_clips, 
     float *scratch[MOST_THREADS];
     Thread threads[MOST_THREADS];
     Job jobs[MOST_THREADS];
-    Shape last = halved(shape_of(n_bands, n_frames), 2);
-    for (int i = 0; i < net->n_blocks; i++) last = halved(last, net->blocks[i].stride);
+    Shape last = strided(shape_of(n_bands, n_frames), 2, 2);
+    for (int i = 0; i < net->n_blocks; i++) last = strided(last, net->blocks[i].stride, net->blocks[i].time_stride);
     int64_t frames_size = (int64_t)net->c_last * last.n_frames;
     Workspace shared = lay_out(net, n_bands, n_frames, together ? n_threads : 1, workspace, scratch);
     for (int i = 0; i < n_threads; i++) {
@@ -763,37 +765,61 @@ EXPORT void dymn_run(const Network *net, const float *log_mel, int32_t n_clips, 
     for (int i = 1; i < started; i++) join_thread(threads[i]);
 }
 
-/* Sixteen outputs of a linear layer for `n` rows: weights [n_in][16]. */
-INLINE void affine_panel(int n, const float *x, const float *weight, const float *bias, int n_in, int activation, float *out, int width) {
+typedef struct {
+    const float *x, *weight, *bias;
+    float *out;
+    int n_rows, n_in, width, activation;
+} Affine;
+
+/* As many groups of n rows as lie between `row` and `end`, through `panels` panels of weights [n_in][16] from output c on; returns the
+ * row behind them.
+ */
+INLINE int affine_groups(int n, int panels, const Affine *a, int c, int row, int end) {
     enum { VECTORS = 16 / LANES };
-    vec sums[4][VECTORS];
-    UNROLL
-    for (int r = 0; r < n; r++)
-        for (int v = 0; v < VECTORS; v++) sums[r][v] = load(bias + v * LANES);
-    for (int i = 0; i < n_in; i++)
+    const float *weight = a->weight + (int64_t)c * a->n_in;
+    for (; row + n <= end; row += n) {
+        const float *x = a->x + (int64_t)row * a->n_in;
+        float *out = a->out + (int64_t)row * a->width + c;
+        vec sums[8][4 * VECTORS];
         UNROLL
-        for (int v = 0; v < VECTORS; v++) {
-            vec factors = load(weight + 16 * i + v * LANES);
+        for (int r = 0; r < n; r++)
             UNROLL
-            for (int r = 0; r < n; r++) sums[r][v] += x[(int64_t)r * n_in + i] * factors;
-        }
-    UNROLL
-    for (int r = 0; r < n; r++)
-        for (int v = 0; v < VECTORS; v++) store(out + (int64_t)r * width + v * LANES, activate(sums[r][v], activation));
+            for (int v = 0; v < panels * VECTORS; v++) sums[r][v] = load(a->bias + c + v * LANES);
+        for (int i = 0; i < a->n_in; i++)
+            UNROLL
+            for (int v = 0; v < panels * VECTORS; v++) {
+                vec factors = load(weight + (int64_t)(v / VECTORS) * 16 * a->n_in + 16 * i + v % VECTORS * LANES);
+                UNROLL
+                for (int r = 0; r < n; r++) sums[r][v] += x[(int64_t)r * a->n_in + i] * factors;
+            }
+        UNROLL
+        for (int r = 0; r < n; r++)
+            UNROLL
+            for (int v = 0; v < panels * VECTORS; v++) store(out + (int64_t)r * a->width + v * LANES, activate(sums[r][v], a->activation));
+    }
+    return row;
+}
+
+#define AFFINE_ROWS (LANES == 16 ? 8 : 4) /* rows at a time: as many sums as there are registers for */
+
+/* Groups of rows first to last. Single rows take four panels at once, so that no sum waits for the one before. */
+static void affine_rows(const void *work, int first, int last, int share) {
+    const Affine *a = work;
+    int end = smaller(a->n_rows, last * AFFINE_ROWS), single = 0, c = 0;
+    (void)share;
+    for (; c < a->width; c += 16) {
+        single = affine_groups(AFFINE_ROWS, 1, a, c, first * AFFINE_ROWS, end);
+        if (AFFINE_ROWS > 4) single = affine_groups(4, 1, a, c, single, end);
+    }
+    for (c = 0; c + 64 <= a->width; c += 64) affine_groups(1, 4, a, c, single, end);
+    for (; c < a->width; c += 16) affine_groups(1, 1, a, c, single, end);
 }
 
 /* A linear layer and its activation: rows [n_rows][n_in] to [n_rows][round_up(n_out, 16)], for weights [n_out / 16][n_in][16]. Each row's
- * numbers are the same whatever rows there are beside it.
+ * numbers are the same whatever rows there are beside it, and whatever the number of threads.
  */
 EXPORT void dymn_affine(const float *x, const float *weight, const float *bias, int32_t n_rows, int32_t n_in, int32_t n_out,
-                        int32_t activation, float *out) {
-    int width = round_up(n_out, 16);
-    for (int c = 0; c < width; c += 16) {
-        const float *column = weight + (int64_t)c * n_in;
-        int row = 0;
-        for (; row + 4 <= n_rows; row += 4)
-            affine_panel(4, x + (int64_t)row * n_in, column, bias + c, n_in, activation, out + (int64_t)row * width + c, width);
-        for (; row < n_rows; row++)
-            affine_panel(1, x + (int64_t)row * n_in, column, bias + c, n_in, activation, out + (int64_t)row * width + c, width);
-    }
+                        int32_t activation, int32_t n_threads, float *out) {
+    Affine work = {x, weight, bias, out, n_rows, n_in, round_up(n_out, 16), activation};
+    for_maps(affine_rows, &work, (n_rows + AFFINE_ROWS - 1) / AFFINE_ROWS, n_threads);
 }

@@ -1,4 +1,4 @@
-"""A network that runs in compiled code, see `network.c`: packed arrays and numbers, without PyTorch.
+"""A network in compiled code (`network.c`), from packed arrays and numbers, without PyTorch.
 
 `dymn.runtime.compiled.pack` makes them of the folded form of a network.
 """
@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -13,13 +14,13 @@ import numpy as np
 
 from dymn.config import BlockConfig, ModelConfig, check
 from dymn.native import libraries, within_bounds
+from dymn.native.linear import ACTIVATIONS, CompiledLinear, whole_lines, with_slack
 from dymn.system.arrays import Floats
 
-ACTIVATIONS = {"identity": 0, "relu": 1, "hardswish": 2}
 PANEL = 8
-LINE = 16  # outputs of a linear layer, of which so many are computed at a time
-SLACK = 64
 MOST_KERNELS = 64
+SEQUENCES = ("none", "tf", "gru", "hybrid")
+"""The sequence models that follow frame-wise networks, which `dymn.runtime.framewise` computes."""
 MOST_PLACES = 2**29  # of a spectrogram: twelve hours of 128 bands; the compiled code counts them in 32 bits
 _POINTERS = ("context", "coefficient", "expand", "depthwise", "project", "frequency", "time", "squeeze", "excite")
 _NUMBERS = (
@@ -28,6 +29,7 @@ _NUMBERS = (
     "c_out",
     "kernel_size",
     "stride",
+    "time_stride",
     "activation",
     "context_size",
     "n_expand",
@@ -61,7 +63,8 @@ class PackedNetwork(NamedTuple):
 def is_known(config: ModelConfig) -> bool:
     """Return whether the compiled code has all parts of a network: it has those of all published ones."""
     return (
-        config.head in ("mlp", "fully_convolutional")
+        config.head in ("mlp", "fully_convolutional", "frames")
+        and (config.sequence is None or config.sequence.kind in SEQUENCES)
         and config.c_last % PANEL == 0
         and config.in_chans == 1
         and all(_is_known(block) for block in config.blocks)
@@ -81,7 +84,7 @@ def _is_known(block: BlockConfig) -> bool:
         and set(block.dynamic_relus) <= {"depthwise"}
         and block.n_kernels <= MOST_KERNELS
         and block.span in (3, 5)
-        and block.stride in (1, 2)
+        and {*block.strides} <= {1, 2}
         and block.activation in ACTIVATIONS
     )
 
@@ -99,6 +102,7 @@ def numbers(block: BlockConfig, squeeze_size: int) -> dict[str, int]:
         "c_out": block.c_out,
         "kernel_size": block.span,
         "stride": block.strides[0],
+        "time_stride": block.strides[1],
         "activation": ACTIVATIONS[block.activation],
         "context_size": block.context_size if has_context else 0,
         "n_expand": n_kernels("expand") if block.c_exp != block.c_in else 0,
@@ -114,8 +118,11 @@ def numbers(block: BlockConfig, squeeze_size: int) -> dict[str, int]:
 def head_layers(config: ModelConfig) -> dict[str, tuple[int, int]]:
     """Return the linear layers from embedding to logits, how many inputs and outputs each has.
 
-    A fully convolutional head is one: the mean of linear scores over all places is the score of the mean.
+    A fully convolutional head is one: the mean of linear scores over all places is the score of the mean. The head of a
+    frame-wise network is none: see `dymn.runtime.framewise`.
     """
+    if config.head == "frames":
+        return {}
     if config.head == "mlp":
         return {"hidden": (config.c_last, config.c_hidden), "classifier": (config.c_hidden, config.num_classes)}
     return {"classifier": (config.c_last, config.num_classes)}
@@ -125,7 +132,7 @@ def sizes(config: ModelConfig, c_stem: int, squeeze_sizes: Mapping[int, int]) ->
     """Return how many numbers each array of a network has; a block's are called `blocks.I.PART.weight` and `.bias`."""
     found = {"stem": (9 * c_stem, c_stem), "last": (config.blocks[-1].c_out * config.c_last, config.c_last)}
     for name, (n_in, n_out) in head_layers(config).items():
-        found[name] = (n_in * _whole_lines(n_out), n_out)
+        found[name] = (n_in * n_out, n_out)
     for i, block in enumerate(config.blocks):
         b = numbers(block, squeeze_sizes.get(i, 0))
         mixed = sum(b[f"n_{position}"] for position in block.POSITIONS if b[f"n_{position}"] > 1)
@@ -133,7 +140,7 @@ def sizes(config: ModelConfig, c_stem: int, squeeze_sizes: Mapping[int, int]) ->
         attention, squeezed = b["coordinate_attention"] * b["c_exp"], b["squeeze_size"] * b["c_exp"]
         parts = {
             "context": (b["c_in"] * b["context_size"], b["context_size"]),
-            "coefficient": (b["context_size"] * _whole_lines(coefficients), coefficients),
+            "coefficient": (b["context_size"] * whole_lines(coefficients), coefficients),
             "expand": (b["n_expand"] * b["c_in"] * b["c_exp"], b["c_exp"]),
             "depthwise": (b["n_depthwise"] * b["c_exp"] * b["kernel_size"] ** 2, b["c_exp"]),
             "project": (b["n_project"] * b["c_exp"] * b["c_out"], b["c_out"]),
@@ -178,7 +185,8 @@ class CompiledNetwork:
             "This network has parts that the compiled code does not support. Use dymn.runtime.accelerate.",
         )
         self.config = config = packed.config
-        self._library = builds[name]
+        self._band_stride = 2 * math.prod(block.strides[0] for block in config.blocks)
+        self.library = builds[name]
         self._memory: list[Floats] = []
         given = {key: values.size for key, values in packed.arrays.items()}
         c_stem = given.get("stem.bias", 0)
@@ -191,7 +199,16 @@ class CompiledNetwork:
             given == sizes(config, c_stem, squeeze_sizes),
             "The arrays do not fit the network that the config describes.",
         )
-        self._kept = {key: _with_slack(values) for key, values in packed.arrays.items()}
+        layers = head_layers(config)
+        self._kept = {
+            key: with_slack(values) for key, values in packed.arrays.items() if key.split(".")[0] not in layers
+        }
+        self._layers = {
+            name: CompiledLinear(
+                self.library, packed.arrays[f"{name}.weight"].reshape(shape[::-1]), packed.arrays[f"{name}.bias"]
+            )
+            for name, shape in layers.items()
+        }
         self._blocks = (_Block * len(config.blocks))(
             *(
                 _Block(**numbers(block, squeeze_sizes[i]), **self._addresses(f"blocks.{i}.", _POINTERS))
@@ -238,13 +255,17 @@ class CompiledNetwork:
             )
         n_clips, _, n_bands, n_frames = log_mel.shape
         check(
+            self.config.head != "frames" or n_bands <= self._band_stride,
+            f"log_mel has {n_bands} bands; a frame-wise network takes at most {self._band_stride}.",
+        )
+        check(
             n_bands * n_frames < MOST_PLACES,
             f"A spectrogram of {n_frames} frames is too long for one pass. Split it into windows.",
         )
         x = np.ascontiguousarray(log_mel, np.float32)
         out = np.empty((n_clips, self.config.c_last), np.float32)
         counts = (n_clips, n_bands, n_frames, within_bounds(n_threads))
-        needed = self._library.dymn_workspace(ctypes.byref(self._network), *counts)
+        needed = self.library.dymn_workspace(ctypes.byref(self._network), *counts)
         try:
             memory = self._memory.pop()  # of an earlier call; calls at the same time have memory of their own
         except IndexError:
@@ -253,41 +274,17 @@ class CompiledNetwork:
             memory = np.zeros(needed, np.float32)
         given, room, found = (ctypes.c_void_p(array.ctypes.data) for array in (x, memory, out))
         by_frame = ctypes.c_void_p(None if frames is None else frames.ctypes.data)
-        self._library.dymn_run(ctypes.byref(self._network), given, *counts, room, found, by_frame)
+        self.library.dymn_run(ctypes.byref(self._network), given, *counts, room, found, by_frame)
         self._memory.append(memory)
         return out
 
     def logits(self, embedding: Floats) -> Floats:
         """Return the logits [B, C] of embeddings [B, D]."""
-        *hidden, last = head_layers(self.config)
-        for name in hidden:
-            embedding = self._affine(name, embedding, "hardswish")
-        return self._affine(last, embedding, "identity")
-
-    def _affine(self, name: str, x: Floats, activation: str) -> Floats:
-        """Return a linear layer of rows [B, n_in] with its activation, [B, n_out]."""
-        weight, bias = (self._kept[f"{name}.{kind}"] for kind in ("weight", "bias"))
-        n_in, n_out = head_layers(self.config)[name]
-        check(x.ndim == 2 and x.shape[1] == n_in, f"The rows have shape {list(x.shape)}; they must be [B, {n_in}].")
-        rows = np.ascontiguousarray(x, np.float32)
-        out = np.empty((len(rows), _whole_lines(n_out)), np.float32)
-        given, found = (
-            [ctypes.c_void_p(array.ctypes.data) for array in arrays] for arrays in ((rows, weight, bias), (out,))
-        )
-        self._library.dymn_affine(*given, *rows.shape, n_out, ACTIVATIONS[activation], *found)
-        return out[:, :n_out]
+        *hidden, last = self._layers.values()
+        for layer in hidden:
+            embedding = layer(embedding, activation="hardswish")
+        return last(embedding)
 
     def _addresses(self, prefix: str, parts: tuple[str, ...]) -> dict[str, int]:
         names = {f"{part}_{kind}": f"{prefix}{part}.{kind}" for part in parts for kind in ("weight", "bias")}
         return {field: self._kept[name].ctypes.data for field, name in names.items() if name in self._kept}
-
-
-def _whole_lines(n: int) -> int:
-    return n + -n % LINE
-
-
-def _with_slack(values: Floats) -> Floats:
-    kept = np.empty(values.size + SLACK, np.float32)
-    kept[: values.size].reshape(values.shape)[...] = values  # one copy, of packed views too
-    kept[values.size :] = 0
-    return kept

@@ -1,4 +1,4 @@
-"""Operations of PyTorch in code compiled for CPUs (`dymn/native`): when it can be called, and with which tensors."""
+"""PyTorch operations in compiled code for CPUs (`dymn/native`), and the conditions under which they apply."""
 
 from __future__ import annotations
 
@@ -32,11 +32,12 @@ def is_compiled(*tensors: Tensor) -> bool:
     )
 
 
-def structure(pointers: tuple[str, ...], integers: tuple[str, ...]) -> type[ctypes.Structure]:
-    """Return the class of a C structure of pointers, then integers."""
-    fields = [
-        (name, kind) for kind, names in ((ctypes.c_void_p, pointers), (ctypes.c_int32, integers)) for name in names
-    ]
+def structure(
+    pointers: tuple[str, ...], integers: tuple[str, ...], floats: tuple[str, ...] = ()
+) -> type[ctypes.Structure]:
+    """Return the class of a C structure of pointers, then integers, then numbers in single precision."""
+    kinds = ((ctypes.c_void_p, pointers), (ctypes.c_int32, integers), (ctypes.c_float, floats))
+    fields = [(name, kind) for kind, names in kinds for name in names]
     return type("Structure", (ctypes.Structure,), {"_fields_": fields})
 
 

@@ -1,4 +1,4 @@
-"""Which classes are taken for which: the confusion matrix as a picture."""
+"""Confusion matrices as pictures."""
 
 from __future__ import annotations
 

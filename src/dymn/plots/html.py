@@ -1,4 +1,4 @@
-"""Self-contained HTML pages: one template with style and drawing functions, the data of a page, and its sound."""
+"""Self-contained HTML pages: one template with style and drawing functions, the data of a page, and its audio."""
 
 from __future__ import annotations
 

@@ -1,23 +1,29 @@
-"""The sounds of an index as one HTML file: points, similar ones close together, and the sound of each."""
+"""Maps of an index as one HTML file: a point for each sound, similar ones close together."""
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import PurePath
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from dymn.errors import ConfigError
 from dymn.inference.index import SoundIndex
 from dymn.plots.html import render
 from dymn.plots.search_page import Shown, sound
 from dymn.system.arrays import Array
+from dymn.system.extras import needing
 
 MAP_RATE = 16_000
 """The sample rate of the sounds, in Hz: there are many of them."""
 GROUPS = 12
 """The most folders with a colour of their own."""
+FEWEST = 5
+"""The fewest vectors that UMAP is given."""
 
 
 def chosen(found: SoundIndex, most: int) -> npt.NDArray[np.uint64]:
@@ -38,12 +44,49 @@ def principal_components(vectors: Array) -> Array:
     return turned
 
 
+def neighbourhoods(vectors: Array) -> Array:
+    """Return places [N, 2] of vectors [N, D] by UMAP: what is similar by cosine stays close; the same at each call.
+
+    McInnes et al., "UMAP: Uniform manifold approximation and projection for dimension reduction", 2018.
+
+    Raises:
+        ConfigError: if there are fewer than `FEWEST` vectors.
+        MissingExtraError: if umap-learn is not installed.
+    """
+    umap = umap_class()
+    if len(vectors) < FEWEST:
+        raise ConfigError(
+            f"UMAP needs at least {FEWEST} windows; there are {len(vectors)}. Use --projection pca, or more --points."
+        )
+    found = umap(metric="cosine", n_neighbors=min(15, len(vectors) - 1), random_state=0, n_jobs=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # such as that windows which lie apart are laid out apart
+        places: Array = found.fit_transform(vectors)
+    return places
+
+
+def umap_class() -> Any:
+    """Return the class of UMAP.
+
+    Raises:
+        MissingExtraError: if it is not installed.
+    """
+    with needing("--projection umap", "umap"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from umap import UMAP
+    return UMAP
+
+
+PROJECTIONS: dict[str, Callable[[Array], Array]] = {"pca": principal_components, "umap": neighbourhoods}
+
+
 def map_page(
     vectors: Array,
     shown: Sequence[Shown],
     about: str,
     seconds: float,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    projection: str = "pca",
 ) -> str:
     """Return the text of the page.
 
@@ -53,8 +96,9 @@ def map_page(
         about: a line below the title.
         seconds: how much of each sound the page holds.
         progress: called with the number of sounds that are done and their total.
+        projection: a key of `PROJECTIONS`.
     """
-    places = principal_components(vectors)
+    places = PROJECTIONS[projection](vectors)
     low, high = places.min(axis=0), places.max(axis=0)
     places = (places - low) / np.maximum(high - low, 1e-9)
     folders = [PurePath(one.name).parent.as_posix() for one in shown]

@@ -1,4 +1,4 @@
-"""How often probabilities come true, before and after calibration."""
+"""Reliability diagrams, before and after calibration."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def plot_reliability(
     axes.plot([0, 1], [0, 1], color=SOFT, linewidth=1, linestyle="--")
     for found, name, colour in ((before, "before", ORANGE), (after, "after", BLUE)):
         label = f"{name}: calibration error {found.error:.3f}"
-        axes.plot(found.said, found.true, "o-", color=colour, label=label, markersize=6, linewidth=1.6)
-        counts.plot(found.said, found.counts, "o-", color=colour, markersize=4, linewidth=1.2)
+        axes.plot(found.predicted, found.true, "o-", color=colour, label=label, markersize=6, linewidth=1.6)
+        counts.plot(found.predicted, found.counts, "o-", color=colour, markersize=4, linewidth=1.2)
     axes.set_ylabel(truth, fontsize=12, color=SOFT)
     axes.set_ylim(-0.02, 1.02)
     axes.legend(frameon=False, fontsize=12, loc="best", labelcolor=INK)

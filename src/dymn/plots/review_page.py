@@ -1,4 +1,4 @@
-"""Questions about stretches of recordings as one HTML file: listen, answer by keyboard, save the answers as a table."""
+"""Questions about passages of recordings as one HTML file: listen, answer by keyboard, save the answers as a table."""
 
 from __future__ import annotations
 
@@ -7,14 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from dymn.audio.stored import passage
 from dymn.config import FrontEndConfig
-from dymn.inference.windows import blocks
 from dymn.native.log_mel import array_log_mel
 from dymn.plots.html import render, spectrogram, wav_uri
 from dymn.plots.style import time_ticks
-from dymn.system.arrays import Floats
 from dymn.system.files import atomic_write
 
 PLAYED_RATE = 16_000
@@ -45,7 +42,7 @@ def save_review(
 
 def _shown(question: tuple[str, float, float, str, float, float], front_end: FrontEndConfig) -> dict[str, Any]:
     path, start, end, label, score, threshold = question
-    samples = stretch(path, start, end, front_end.sample_rate)
+    samples = passage(path, start, end, front_end.sample_rate)
     log_mel = array_log_mel(front_end)(samples)[0]
     step = max(1, math.ceil(log_mel.shape[1] / COLUMNS))
     return {
@@ -57,23 +54,7 @@ def _shown(question: tuple[str, float, float, str, float, float], front_end: Fro
         "score": round(score, 3),
         "threshold": round(threshold, 3),
         "seconds": end - start,
-        "audio": wav_uri(stretch(path, start, end, PLAYED_RATE), PLAYED_RATE),
+        "audio": wav_uri(passage(path, start, end, PLAYED_RATE), PLAYED_RATE),
         "ticks": time_ticks(end - start),
         **spectrogram(log_mel[:, ::step], front_end),
     }
-
-
-def stretch(path: str, start: float, end: float, rate: int) -> Floats:
-    """Return the samples [N] of a stretch of a recording at `rate` Hz.
-
-    Raises:
-        AudioError: if it cannot be read.
-    """
-    first, last = round(start * rate), round(end * rate)
-    parts, done = list[Floats](), 0
-    for block in blocks(path, rate):
-        parts.append(block[max(0, first - done) : max(0, last - done)])
-        done += len(block)
-        if done >= last:
-            break
-    return np.concatenate(parts)

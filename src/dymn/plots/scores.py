@@ -1,4 +1,4 @@
-"""Scores of windows that were held out, with the class and without it, and the thresholds between them."""
+"""Plots of the scores of held-out windows, with and without the class, and the thresholds."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""What a search found, as one HTML file that needs nothing else: the sounds, most similar first, each with a player."""
+"""The results of a search as one self-contained HTML file, most similar first, each with a player."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from dymn.audio.stored import stretch
+from dymn.audio.stored import passage
 from dymn.errors import AudioError
 from dymn.plots.html import render, short_sound_uri
 
@@ -37,6 +37,6 @@ def _entry(shown: Shown) -> dict[str, Any]:
 def sound(shown: Shown, rate: int, seconds: float = 60.0) -> tuple[str, str]:
     """Return at most so many seconds of a sound as a data URI, or "" and why there is none."""
     try:
-        return short_sound_uri(stretch(shown.path, shown.start, min(shown.end, shown.start + seconds), rate), rate), ""
+        return short_sound_uri(passage(shown.path, shown.start, min(shown.end, shown.start + seconds), rate), rate), ""
     except AudioError as error:
         return "", str(error).replace(shown.path, shown.name)

@@ -1,4 +1,4 @@
-"""What all plots share: palette, axes of time and frequency, and the writing of a figure to a file.
+"""The common style of all plots: palette, axes of time and frequency, and saving of figures.
 
 Colours are those of Okabe and Ito and matplotlib's perceptually uniform maps, which colour-blind readers can tell
 apart.

@@ -1,6 +1,6 @@
 """mAP against multiply-adds and against parameters (Figs. 4 and 5).
 
-They show the paper's results at the costs that we count, and those of others as published.
+The plots show the paper's results at the costs that dymn counts, and the published results of other networks.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Table III, which is about accuracy rather than cost, and the commands that train the rows of all tables."""
+"""Table III, which is about accuracy instead of costs, and the commands that train the rows of all tables."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Profiles and comparisons as text: tables to read, CSV, JSON, Markdown."""
+"""Profiles and comparisons as text: tables, CSV, JSON, Markdown."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Feature maps that must be held at once, and how far the convolutions see; both from shapes alone."""
+"""The memory of feature maps, and the receptive field of convolutions, both computed from shapes."""
 
 from __future__ import annotations
 

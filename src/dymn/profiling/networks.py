@@ -1,4 +1,4 @@
-"""Which network is meant: a name, a file, or the thing itself."""
+"""Resolution of a network from a name, a file, or an object."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from dymn.models.mobilenet import MobileNet
 
 MAX_CONFIG = 2**22  # bytes
-RECIPE_SETTINGS = ("inherit", "settings", "front_end", "prior")  # of a recipe's [model], beside the name
+RECIPE_SETTINGS = ("inherit", "settings", "front_end", "prior")  # of a recipe's [model], in addition to the name
 Network = Union[str, Path, Variant, ModelConfig, "MobileNet"]
 
 

@@ -1,1 +1,1 @@
-"""Every training run of the paper, and dymn's own, as TOML files."""
+"""The paper's training runs, and dymn's own, as TOML files."""

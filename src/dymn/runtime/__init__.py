@@ -1,1 +1,1 @@
-"""A network computed fast: one folded form and the backends that run it."""
+"""Fast inference: the folded form of a network and the backends that run it."""

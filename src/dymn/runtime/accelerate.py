@@ -7,13 +7,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from dymn.models.heads import FramewiseOutput
 from dymn.models.mobilenet import MobileNet, Output
 from dymn.native import libraries
 from dymn.native.network import is_known
 from dymn.runtime.compiled import compile_network
 from dymn.runtime.cuda import compiled
 from dymn.runtime.fold import fold
+from dymn.runtime.framewise import ArrayFrameHead
 from dymn.runtime.fused import FusedNetwork, fuse
+from dymn.system.arrays import Floats
 
 __all__ = ["FusedNetwork", "NativeNetwork", "accelerate", "compiled", "fuse"]
 
@@ -47,15 +50,27 @@ class NativeNetwork:
         Raises:
             ConfigError: if there is no such build, or the network has parts that the compiled code lacks.
         """
-        self.compiled = compile_network(fold(model.config, model.stored().state), build)
+        folded = fold(model.config, model.stored().state)
+        self.compiled = compile_network(folded, build)
+        self._head = None if model.config.sequence is None else ArrayFrameHead(folded, self.compiled.library)
 
     def __call__(self, log_mel: Tensor) -> Output:
-        """Return logits [B, C] and embedding [B, D], computed by as many threads as PyTorch uses."""
+        """Return logits [B, C] and embedding [B, D], computed by as many threads as PyTorch uses.
+
+        Those of a frame-wise network have `frame_logits` [B, T, C], too.
+        """
+        if self._head is not None:
+            n_threads = torch.get_num_threads()
+            embedded, maps = self.compiled.embed_frames(_array(log_mel), n_threads)
+            frames, clips = map(torch.from_numpy, self._head.output(maps, n_threads))
+            return FramewiseOutput(clips, torch.from_numpy(embedded), frames)
         embedding = self.embed(log_mel)
         return Output(torch.from_numpy(self.compiled.logits(embedding.numpy())), embedding)
 
     def embed(self, log_mel: Tensor) -> Tensor:
         """Return the embedding [B, D]."""
-        return torch.from_numpy(
-            self.compiled.embed(log_mel.detach().to("cpu", torch.float32).numpy(), torch.get_num_threads())
-        )
+        return torch.from_numpy(self.compiled.embed(_array(log_mel), torch.get_num_threads()))
+
+
+def _array(log_mel: Tensor) -> Floats:
+    return log_mel.detach().to("cpu", torch.float32).numpy()

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
-
 import numpy as np
 
 from dymn.config import check
-from dymn.native.network import LINE, PANEL, CompiledNetwork, PackedNetwork, head_layers, is_known
-from dymn.runtime.fold import Folded
+from dymn.native.linear import LINE
+from dymn.native.network import PANEL, CompiledNetwork, PackedNetwork, is_known
+from dymn.runtime.fold import HEAD, Folded
 from dymn.system.arrays import Array, Floats
 
 
@@ -28,6 +27,8 @@ def compile_network(folded: Folded, build: str | None = None) -> CompiledNetwork
 def pack(folded: Folded) -> PackedNetwork:
     """Return a network as the compiled code takes it: views of the folded arrays where that is enough.
 
+    The head of a frame-wise network is left out: it follows the compiled code, see `dymn.runtime.framewise`.
+
     Raises:
         ConfigError: if it has parts that the compiled code does not support.
     """
@@ -35,18 +36,16 @@ def pack(folded: Folded) -> PackedNetwork:
     check(
         is_known(config), "This network has parts that the compiled code does not support. Use dymn.runtime.accelerate."
     )
-    layers = head_layers(config)
-    return PackedNetwork(config, {name: _packed(name, array, layers) for name, array in arrays.items()})
+    return PackedNetwork(
+        config, {name: _packed(name, array) for name, array in arrays.items() if not name.startswith(HEAD)}
+    )
 
 
-def _packed(name: str, values: Array, head: Container[str]) -> Floats:
+def _packed(name: str, values: Array) -> Floats:
     part, kind = name.split(".")[-2:]
     values = values.astype(np.float32, copy=False)
     if kind == "weight" and part in ("expand", "project", "context", "frequency", "time", "last"):
         values = values.reshape(*values.shape[:-2], -1, PANEL, values.shape[-1]).swapaxes(-1, -2)  # [..., C / 8, c, 8]
-    elif kind == "weight" and part in head:
-        padded = np.pad(values, ((0, -len(values) % LINE), (0, 0)))
-        values = padded.reshape(-1, LINE, values.shape[1]).swapaxes(1, 2)  # [C / 16, c, 16], zeros where C ends
     elif kind == "weight" and part == "coefficient":
         values = np.pad(values.T, ((0, 0), (0, -len(values) % LINE)))
     elif kind == "weight" and part == "excite":

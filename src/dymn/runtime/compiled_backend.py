@@ -16,7 +16,8 @@ from dymn.native.network import CompiledNetwork, is_known
 from dymn.runtime.backend import Backend, BackendOutput, FrameOutput
 from dymn.runtime.compiled import compile_network
 from dymn.runtime.fold import fold
-from dymn.runtime.scores import Scores, probabilities
+from dymn.runtime.framewise import ArrayFrameHead
+from dymn.runtime.scores import probabilities
 from dymn.runtime.sliding import SlidingLogMel
 from dymn.system.arrays import Floats
 from dymn.system.cpus import default_threads
@@ -54,7 +55,12 @@ class CompiledBackend(Backend):
         self._stored, self._threads = stored, default_threads(threads)
         self._model: MobileNet | None = None
         with np.errstate(over="ignore", invalid="ignore"):
-            self._network: CompiledNetwork = compile_network(fold(stored.config, stored.state), build)
+            folded = fold(stored.config, stored.state)
+            self._network: CompiledNetwork = compile_network(folded, build)
+        self._head: ArrayFrameHead | None = None  # of a frame-wise network
+        if stored.config.sequence is not None:
+            self._head = ArrayFrameHead(folded, self._network.library)
+            self.frame_seconds = self._head.length * self.frame_samples / self.sample_rate
         self._front_end = array_log_mel(stored.card.front_end)
 
     def features(self, windows: Iterable[Filled], hop: int) -> Iterator[Floats]:
@@ -68,17 +74,21 @@ class CompiledBackend(Backend):
         Raises:
             ResourceError: if the batch does not fit the memory.
         """
+        if self._head is not None:
+            return BackendOutput(*self.frame_run(features)[1:])
         try:
             embedding = self._network.embed(features, self._threads)
         except MemoryError as error:
             raise _no_room(len(features)) from error
-        return self.checked(BackendOutput(self._probabilities(embedding), embedding))
+        return self.checked(
+            BackendOutput(probabilities(self._network.logits(embedding), self.card.exclusive), embedding)
+        )
 
     @property
     def frame_samples(self) -> int:
         """The number of samples between two frames of the last feature map.
 
-        It is 10,240 for the published networks, 0.32 s.
+        It is 10,240 for the published networks, 0.32 s, and 640 for frame-wise ones, 0.04 s.
         """
         return self._network.time_stride * self.front_end.hop_length
 
@@ -92,11 +102,11 @@ class CompiledBackend(Backend):
         """
         try:
             embedding, maps = self._network.embed_frames(features, self._threads)  # [B, D], [B, D, T]
-            smooth = moving_average(maps, smoothing).swapaxes(1, 2)  # [B, T, D]
-            frames = self._probabilities(smooth.reshape(-1, self.embedding_size)).reshape(*smooth.shape[:2], -1)
+            logits = self._logits(moving_average(maps, smoothing), embedding)
+            frames, clips = (probabilities(found, self.card.exclusive) for found in logits)
         except MemoryError as error:
             raise _no_room(len(features)) from error
-        return self.checked(FrameOutput(frames, self._probabilities(embedding), embedding))
+        return self.checked(FrameOutput(frames, clips, embedding))
 
     def network(self) -> MobileNet:
         """Return the network as a PyTorch module in evaluation mode.
@@ -111,8 +121,11 @@ class CompiledBackend(Backend):
             self._model = MobileNet.from_stored(self._stored)
         return self._model
 
-    def _probabilities(self, embedding: Floats) -> Scores:
-        return probabilities(self._network.logits(embedding), self.card.exclusive)
+    def _logits(self, maps: Floats, embedding: Floats) -> tuple[Floats, Floats]:
+        """Return logits of frames [B, T, C] and clips [B, C] of feature maps [B, D, T] and their means [B, D]."""
+        if self._head is not None:
+            return self._head.scores(maps, self._threads)
+        return self._network.logits(maps.swapaxes(1, 2)), self._network.logits(embedding)
 
 
 def moving_average(maps: Floats, width: int) -> Floats:

@@ -1,6 +1,6 @@
-"""A network for evaluation on a GPU.
+"""Inference on GPUs with a compiled network.
 
-It is compiled for few batch sizes, so that there are few CUDA graphs to record and keep.
+The network is compiled for few batch sizes, so that few CUDA graphs are recorded.
 """
 
 from __future__ import annotations

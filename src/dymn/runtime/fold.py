@@ -36,6 +36,7 @@ EPSILON = 1e-3  # of batch norm, as in MobileNetV3 ...
 HEAD_EPSILON = 1e-5  # ... but in the fully convolutional head
 WHOLE_MAP_HEADS = ("attention_pooling", "frames")
 """Heads that use the whole last feature map instead of its mean."""
+HEAD = "head."  # before the names of their arrays
 
 
 class Folded(NamedTuple):
@@ -92,7 +93,7 @@ def fold(config: ModelConfig, state: Mapping[str, Array]) -> Folded:
         parts["classifier"] = _matrix(weight), bias
     arrays = _named(parts)
     if config.head in WHOLE_MAP_HEADS:
-        arrays |= {name: values for name, values in state.items() if name.startswith("head.")}
+        arrays |= {name: values for name, values in state.items() if name.startswith(HEAD)}
     for i, block in enumerate(config.blocks):
         arrays |= _block(state, f"blocks.{i}.", block, config.temperature)
     return Folded(config, arrays)

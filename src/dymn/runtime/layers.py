@@ -1,8 +1,8 @@
-"""Names of layers whose averages make an embedding.
+"""The names of the layers of an embedding.
 
-What a network has learned lies in the averages of its feature maps. The last one suits tasks that are close to tagging;
-blocks in the middle and the averages of the mel bands suit speech and music better (F. Schmid, K. Koutini, G. Widmer:
-Low-complexity audio embedding extractors, EUSIPCO 2023). Layers are named:
+Embeddings contain averages of feature maps. The last one is best for tasks close to tagging; middle blocks and the
+averages of the mel bands are better for speech and music (F. Schmid, K. Koutini, G. Widmer: Low-complexity audio
+embedding extractors, EUSIPCO 2023). Layers are named:
 
 - "last": the averaged last feature map, which is also the input of the classifier of `MobileNet`;
 - "block0" to "block14": the averaged output of a block, "blocks" of all blocks, "blocks10-14" of some;

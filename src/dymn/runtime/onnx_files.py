@@ -1,4 +1,4 @@
-"""A look at an ONNX file before ONNX Runtime sees it: whether it is one, and holds all its numbers itself.
+"""Inspection of an ONNX file before ONNX Runtime opens it: it must be valid and contain all of its weights.
 
 A tensor of an ONNX file may name another file and a place in it. What a runtime allows there depends on its version, so
 dymn refuses it. The file is a message of protobuf (onnx.proto of ONNX): fields, each a tag with number and kind, then a
@@ -31,7 +31,7 @@ _EXTERNAL_DATA, _DATA_LOCATION = 13, 14  # fields of a tensor
 
 
 def check_onnx(content: bytes, name: str) -> None:
-    """Refuse a file that is no ONNX file, or whose tensors lie in other files.
+    """Reject a file that is no ONNX file, or whose tensors lie in other files.
 
     Raises:
         WeightsError: naming the file.

@@ -1,4 +1,4 @@
-"""Probabilities of labels, how logits become them, and where to draw the line between yes and no."""
+"""Probabilities from logits, and thresholds."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ THRESHOLDS = ("auto", "precise")
 
 
 def check_threshold(threshold: ThresholdOrName) -> None:
-    """Refuse what is neither a probability nor one of `THRESHOLDS`.
+    """Reject what is neither a probability nor one of `THRESHOLDS`.
 
     Raises:
         ConfigError: naming what is allowed.

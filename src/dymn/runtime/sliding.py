@@ -1,8 +1,8 @@
-"""Log-mel spectrograms of windows that overlap, no frame computed twice.
+"""Log-mel spectrograms of overlapping windows, in which shared frames are computed once.
 
 Away from its ends, the spectrogram of a window is a slice of that of the recording: a frame depends on nothing but the
 samples below its transform's window. At the ends (frames 0, 1 and the last, with the usual settings) the transform's
-reflection is heard, and after a filled window's last sample the filling; those frames are computed anew for each
+reflection is heard, and after a filled window's last sample the filling; those frames are computed again for each
 window.
 """
 
@@ -41,9 +41,9 @@ class SlidingLogMel:
         """Say how far apart in samples the windows begin."""
         c = front_end.config
         self._front_end = front_end
-        before = c.n_fft // 2 - (c.n_fft - c.win_length) // 2  # samples that a frame hears before its middle
+        before = c.n_fft // 2 - (c.n_fft - c.win_length) // 2  # samples in a frame before its middle
         self._after = c.win_length - before
-        self._first = -(-before // c.hop_length)  # the first frame that hears nothing before the window
+        self._first = -(-before // c.hop_length)  # the first frame with nothing from before the window
         self._shift = hop // c.hop_length if hop % c.hop_length == 0 else None
         self._previous = np.empty((c.n_mels, 0), np.float32)
         self._shared_end = 0

@@ -43,8 +43,8 @@ class TorchBackend(Backend):
             threads: number of CPU threads that PyTorch uses in this process from now on; None does not change it.
             precision: one of `COMPUTE_PRECISIONS`: with bfloat16 and float16 autocast computes the network; the front
                 end is always computed in float32.
-            compile: whether `torch.compile` makes kernels for `run`, anew for each size of batch; the first batches are
-                slow.
+            compile: whether `run` is compiled with `torch.compile`, separately for each batch size; the first batches
+                are slow.
 
         Raises:
             ConfigError: if there is no such device or precision, `threads` is below 1, or the network has several input

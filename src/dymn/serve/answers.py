@@ -1,4 +1,4 @@
-"""From a recording and a question to tags and an embedding.
+"""From a recording and a request to tags and an embedding.
 
 The recording is decoded once and its windows computed once.
 """
@@ -22,7 +22,7 @@ from dymn.system.arrays import Floats
 class LayeredBackend(Backend):
     """A backend whose embeddings are those of chosen layers.
 
-    PyTorch's network computes the layers beside the backend's own, so a batch runs twice.
+    PyTorch's network computes the layers in addition to the backend's own, so a batch runs twice.
     """
 
     def __init__(self, backend: Backend, layers: tuple[str, ...]) -> None:

@@ -143,7 +143,7 @@ def _add_tagging(app: FastAPI, service: Service) -> None:
 
 
 async def _check_query(request: Request) -> None:
-    """Refuse parameters that a route does not have, which a program would take for followed."""
+    """Reject parameters that a route does not have, which a program would take for followed."""
     known = [parameter.alias for parameter in request.scope["route"].dependant.query_params]
     for name in request.query_params:
         if name not in known:

@@ -1,7 +1,8 @@
 """The files of the page, by name.
 
-Only what is in the folder when the service starts is served, so no name leads out of it. A file whose name ends in .gz
-is served under its name without that ending, compressed for those who accept it, as all browsers do.
+Only files that are in the folder when the service starts are served, so no name refers to a file outside it. A file
+whose name ends in .gz is served without this ending, compressed for clients that accept compression, as all browsers
+do.
 """
 
 from __future__ import annotations

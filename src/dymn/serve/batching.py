@@ -1,7 +1,6 @@
-"""Windows of many requests through the network together: one thread computes, all others bring rows and wait.
+"""Batches of windows of many requests: one thread computes, and the others submit windows and wait.
 
-What waits is bounded without a bound here: each of the threads that bring rows brings one batch and waits for its
-answer.
+The queue needs no limit here: each thread submits one batch and waits for its result.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Connections that give their places back: deadlines for what uvicorn alone would wait for without end."""
+"""Deadlines for connections, where uvicorn alone would wait without limit."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The service's answer to a request that it refuses or fails to serve.
+"""The responses to requests that are rejected or fail.
 
-It has a status, a word for programs, and a sentence with the remedy.
+A response has a status, a code for programs, and a message with the remedy.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""What every request passes first and every answer last.
+"""The first and the last step of every request.
 
-It checks host names, origins and the token, and sets headers for browsers.
+The guard checks host names, origins and the token, and sets headers for browsers.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 OPEN = ("/", "/health", "/ready", "/openapi.json")
-"""What is answered without a token, beside the page's files: it tells nothing of a recording and costs nothing."""
+"""Paths that need no token, in addition to the page's files: they reveal nothing about recordings."""
 PAGE = "/page/"
 READ_ON_SECONDS = 1.0
 

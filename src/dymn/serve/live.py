@@ -1,4 +1,4 @@
-"""Sound that arrives bit by bit over a WebSocket, and the tags of each window as soon as it is complete."""
+"""Live audio over a WebSocket, and the tags of each window as soon as it is complete."""
 
 from __future__ import annotations
 

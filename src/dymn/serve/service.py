@@ -1,4 +1,4 @@
-"""From an accepted request to its answer: who is let in, threads that decode, one thread that computes."""
+"""From an accepted request to its response: admission, decoding threads, and one computing thread."""
 
 from __future__ import annotations
 
@@ -284,7 +284,7 @@ class Service:
                 )
 
     def _check_length(self, upload: Upload) -> None:
-        """Refuse a recording whose header says that it is too long, before it is decoded."""
+        """Reject a recording whose header says that it is too long, before it is decoded."""
         with suppress(AudioError):  # decoding tells what is wrong
             seconds = reading.probe(upload).seconds
             self._check_seconds(seconds or 0.0)

@@ -1,4 +1,4 @@
-"""What the service allows. Every limit has a number here, and every refusal names it."""
+"""The limits of the service. Every limit has a number here, and every rejection names it."""
 
 from __future__ import annotations
 

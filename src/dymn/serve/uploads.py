@@ -1,4 +1,4 @@
-"""The body of a request as a file on disk: raw, or the file of a form. Memory does not grow with its length."""
+"""The body of a request, or the file of a form, as a file on disk, in memory that does not grow with its length."""
 
 from __future__ import annotations
 

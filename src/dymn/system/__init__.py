@@ -1,1 +1,1 @@
-"""Files, signals, processors, devices: nothing about sound."""
+"""Files, signals, CPUs, devices: nothing specific to audio."""

@@ -1,8 +1,7 @@
-"""How much of the machine is ours, and threads that do not burn what is not.
+"""The CPUs that the process may use, and threads that do not spin while they wait.
 
-PyTorch's threads wait for their next piece of work by spinning. On a machine with other work that takes the time from
-those that are waited for: with as many threads as there are CPUs, tagging becomes several times slower. See
-docs/speed.md.
+PyTorch's threads spin while they wait for work. On a machine with other load, this takes time from the threads for
+which they wait: with as many threads as CPUs, tagging becomes several times slower. See docs/speed.md.
 """
 
 from __future__ import annotations

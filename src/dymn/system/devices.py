@@ -1,4 +1,4 @@
-"""Which device a network runs on, and with how many threads."""
+"""The device of a network, and its number of threads."""
 
 from __future__ import annotations
 

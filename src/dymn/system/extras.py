@@ -1,4 +1,4 @@
-"""Optional dependencies: whether they are installed, and what to say where they are not."""
+"""Optional dependencies: whether they are installed, and the message if they are not."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def has_torch() -> bool:
 
 
 def require_torch(purpose: str) -> None:
-    """Refuse what needs PyTorch where it is not installed.
+    """Reject what needs PyTorch where it is not installed.
 
     Raises:
         MissingExtraError: naming the purpose and the extra.

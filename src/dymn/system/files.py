@@ -1,4 +1,4 @@
-"""Files that are either the old one or the new one, never half of one.
+"""Atomic files: at any time either the old file or the complete new one.
 
 The module also reads files in bounded time and memory.
 """
@@ -24,7 +24,7 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
-    """Open a temporary file beside `path` (its name is `file.name`).
+    """Open a temporary file next to `path` (its name is `file.name`).
 
     It replaces `path` when the block ends without an error.
 

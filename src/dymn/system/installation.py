@@ -1,4 +1,4 @@
-"""How dymn was installed, and so how an optional dependency is added to it."""
+"""The way in which dymn was installed, and the command that adds an optional dependency to it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Work on several sources at once, the results in their order and in bounded memory.
+"""Parallel work on several sources, with results in order and in bounded memory.
 
-Decoding and resampling are C code that leaves Python's lock to others, so threads are enough: no process to start,
-nothing to copy.
+Decoding and resampling are C code that releases Python's lock, so threads are sufficient: no processes are started, and
+nothing is copied.
 """
 
 from __future__ import annotations

@@ -91,7 +91,7 @@ def ended(error: BaseException) -> Ended | None:
 
 
 def _kept(error: Ended) -> Ended:
-    """Return the error, which is raised anew a second later if it no longer exists.
+    """Return the error, which is raised again a second later if it no longer exists.
 
     Some libraries drop exceptions of any kind.
     """

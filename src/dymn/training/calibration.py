@@ -1,4 +1,4 @@
-"""Logits stretched and shifted, all classes alike, so that a student is as sure as its teacher."""
+"""Calibration of a student to its teacher: all logits are scaled and shifted equally."""
 
 from __future__ import annotations
 

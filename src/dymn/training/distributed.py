@@ -1,4 +1,4 @@
-"""Several processes that compute what one would: how they start, and batch norm over the global batch."""
+"""Training in several processes with the results of one: start-up, and batch norm over the global batch."""
 
 from __future__ import annotations
 

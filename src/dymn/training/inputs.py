@@ -1,4 +1,4 @@
-"""A run's inputs: its data, their loaders, the teacher's table, checkpoints, and the digests that identify them."""
+"""The inputs of a run: data, loaders, the teacher's table, checkpoints, and their digests."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ def open_models(config: TrainConfig) -> BaseModels:
 def open_table(config: TrainConfig) -> TeacherTable | None:
     """Open the table of an offline teacher, if there is one.
 
-    Its files lie where their names say, or else beside the data; those that EfficientAT published are downloaded.
+    Its files lie where their names say, or else next to the data; those that EfficientAT published are downloaded.
     """
     teacher = config.teacher
     if not teacher.table:

@@ -1,6 +1,6 @@
-"""The training loop: pre-training, distillation and fine-tuning differ only in their config (Secs.
+"""The training loop: pre-training, distillation and fine-tuning differ only in their config (Sec. IV, V-B).
 
-IV and V-B). Lightning Fabric runs the loop on several processes, devices and precisions. Unlike a trainer class, it
+Lightning Fabric runs the loop on several processes, devices and precisions. Unlike a trainer class, it
 leaves the loop's code visible, and it has no global state, so several runs (folds) can follow each other in one
 process.
 """
@@ -243,7 +243,7 @@ class Run(Prepared):
         return assessed(scores, loader.source, self.config.data.kind, "test", self.inputs.task.loss)
 
     def _measure_norms(self, epoch: int) -> None:
-        """Measure the statistics of the norms of the network that is evaluated, on what it hears in training."""
+        """Measure the statistics of the norms of the network that is evaluated, on its input in training."""
         rng = np.random.default_rng((self.config.run.seed, 2, epoch))
         clips = dataclasses.replace(self.config.data, workers=0)
         loader = training_loader(

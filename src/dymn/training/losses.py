@@ -1,7 +1,7 @@
-"""The training loss (Sec.
+"""The training loss (Sec. IV-B, eq. 8): a weighted sum of label loss and teacher loss, also for mixtures.
 
-IV-B, eq. 8): a weighted sum of label loss and teacher loss, also for mixtures of clips. Targets are linear, so the
-targets of a mixture are mixed targets. Missing teacher logits or annotations have weight zero, also in mixtures.
+Targets are linear, so the targets of a mixture are mixed targets. Missing teacher logits or annotations have weight
+zero, also in mixtures.
 """
 
 from __future__ import annotations

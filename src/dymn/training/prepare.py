@@ -1,4 +1,4 @@
-"""What a run needs before its first epoch."""
+"""The preparation of a run before its first epoch."""
 
 from __future__ import annotations
 
@@ -210,16 +210,16 @@ class Prepared:
         log_mel = self._sample() if parent is not None or self.teachers is not None else torch.empty(0)
         if parent is not None:
             inherit_weights(model, parent, log_mel, torch.Generator().manual_seed(self.config.run.seed))
-        taught = None if self.teachers is None else self.teachers.teach(log_mel)
+        teacher_output = None if self.teachers is None else self.teachers.teach(log_mel)
         if settings.prior and has_fresh_head(model):
             prior = (
                 prior_logits(self.inputs.train, self.inputs.table, self.inputs.task.loss)
-                if taught is None
-                else taught.logits.mean(dim=0)
+                if teacher_output is None
+                else teacher_output.logits.mean(dim=0)
             )
             if prior is not None:
                 set_prior(model, prior)
-        spread = 1.0 if taught is None else float(taught.embedding.var(dim=0).mean())
+        spread = 1.0 if teacher_output is None else float(teacher_output.embedding.var(dim=0).mean())
         return spread if spread > 0 else 1.0  # a single clip has none
 
     def _sample(self) -> Tensor:

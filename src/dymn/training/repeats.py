@@ -1,4 +1,4 @@
-"""The same run from several seeds, and the mean and standard deviation of their results (Sec. IV-C)."""
+"""Repetition of a run with several seeds, with mean and standard deviation of the results (Sec. IV-C)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run leaves to read: a line of JSON an epoch, curves as PNG, and the trackers of others."""
+"""The records of a run: a line of JSON per epoch, curves as PNG, and experiment trackers."""
 
 from __future__ import annotations
 

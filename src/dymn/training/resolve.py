@@ -1,6 +1,6 @@
-"""What a recipe leaves open is settled once its data are open.
+"""Settings that a recipe leaves open, which are determined once the data are open.
 
-These are their kind, whether there is a test set, and how long clips are.
+These are the kind of the dataset, whether there is a test set, and the length of clips.
 """
 
 from __future__ import annotations

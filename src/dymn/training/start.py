@@ -1,4 +1,4 @@
-"""The network that a run starts with."""
+"""The initial network of a run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ANNEAL_FROM, ANNEAL_EPOCHS, ANNEAL_SHARE = 30.0, 30, 0.15  # of the temperature 
 
 
 def check_start(settings: ModelSettings) -> None:
-    """Refuse settings of an architecture beside a checkpoint.
+    """Reject settings of an architecture in addition to a checkpoint.
 
     Raises:
         ConfigError: naming the setting.
@@ -74,7 +74,7 @@ def starting_model(
     front_end: FrontEndConfig,
     generator: torch.Generator,
 ) -> MobileNet:
-    """Return the network of a run, built anew or `pretrained`, with one output for each label and a card that says so.
+    """Return the network of a run, newly built or `pretrained`, with one output for each label and a card that says so.
 
     Raises:
         ConfigError: if a setting of the architecture is unknown.

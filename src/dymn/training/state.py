@@ -1,4 +1,4 @@
-"""Everything that a run needs to continue where it was, in one file that is replaced at once."""
+"""The state from which a run resumes, in one file that is replaced atomically."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class PartialEpoch:
 
 @dataclass
 class RunState:
-    """The state of a run. Chance needs no state: it is drawn anew from (seed, epoch, step)."""
+    """The state of a run. Chance needs no state: it is drawn again from (seed, epoch, step)."""
 
     epoch: int = 0  # epochs that are done
     part: dict[str, Any] = field(default_factory=dict)  # the `PartialEpoch` of the next one that is done

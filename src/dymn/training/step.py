@@ -1,4 +1,4 @@
-"""From a batch to its loss: augment, front end, one mixup for input, labels and teacher, then eq. 8."""
+"""From a batch to its loss: augmentation, front end, one mixup for input, labels and teacher, then eq. 8."""
 
 from __future__ import annotations
 
@@ -63,12 +63,12 @@ class Share(NamedTuple):
 class Example(NamedTuple):
     """A network's input and targets for a batch.
 
-    The batch is augmented, mixed, and taught by the online teachers, if there are any.
+    The batch is augmented, mixed, and passed to the online teachers, if there are any.
     """
 
     log_mel: Tensor  # [B, 1, F, T]
     targets: Targets
-    taught: TeacherOutput | None
+    teacher_output: TeacherOutput | None
 
 
 class Step:
@@ -99,7 +99,7 @@ class Step:
         on_gpu = front_end.basis.device.type == "cuda" and config.optim.precision != "fp32"
         self.teacher_dtype = torch.float16 if on_gpu else None
         self.blocks: BlockOutputs | None = None
-        self.taught = config.teacher.is_present
+        self.has_teacher = config.teacher.is_present
         self.terms: dict[str, Tensor] = {}  # of the last loss, where there is a teacher: the terms of eq. 8
 
     def __call__(self, model: nn.Module, batch: Batch, rng: np.random.Generator) -> Tensor:
@@ -118,15 +118,17 @@ class Step:
         log_mel, targets = self.inputs(batch, rng)
         if self.teachers is None:
             return Example(log_mel, targets, None)
-        taught = self.teachers.teach(log_mel, self.teacher_dtype)
-        heard = probabilities(taught.logits.float() / self.teacher.temperature, self.kind)
+        teacher_output = self.teachers.teach(log_mel, self.teacher_dtype)
+        heard = probabilities(teacher_output.logits.float() / self.teacher.temperature, self.kind)
         return Example(
-            log_mel, targets._replace(teacher=heard, teacher_share=torch.ones_like(targets.teacher_share)), taught
+            log_mel,
+            targets._replace(teacher=heard, teacher_share=torch.ones_like(targets.teacher_share)),
+            teacher_output,
         )
 
     def loss(self, model: nn.Module, example: Example) -> Tensor:
         """Return the loss of a model that is called with log-mel [B, 1, F, T], a scalar."""
-        taught = example.taught
+        teacher_output = example.teacher_output
         output = model(example.log_mel)
         terms = loss_terms(
             output.logits.float(),
@@ -138,14 +140,16 @@ class Step:
         )
         loss = terms.weighed(self.label_weight)
         self.terms = {
-            f"{name}_loss": term.detach() for name, term in terms._asdict().items() if term is not None and self.taught
+            f"{name}_loss": term.detach()
+            for name, term in terms._asdict().items()
+            if term is not None and self.has_teacher
         }
-        if taught is not None and self.teacher.feature_weight > 0:
-            distance = functional.mse_loss(output.embedding.float(), taught.embedding.float())
+        if teacher_output is not None and self.teacher.feature_weight > 0:
+            distance = functional.mse_loss(output.embedding.float(), teacher_output.embedding.float())
             loss = loss + self.teacher.feature_weight * distance / self.feature_scale
-        if taught is not None and self.blocks is not None:
+        if teacher_output is not None and self.blocks is not None:
             distances = [
-                block_distance(own, heard) for own, heard in zip(self.blocks.taken(), taught.maps, strict=True)
+                block_distance(own, heard) for own, heard in zip(self.blocks.taken(), teacher_output.maps, strict=True)
             ]
             loss = loss + self.teacher.block_weight * torch.stack(distances).mean()
         return loss
@@ -171,8 +175,8 @@ class Step:
         waveform = self._varied(waveform, rng)
         if augment.gain_db:
             waveform = gain(waveform, self.share.of(decibels, n))
-        taught = batch.teacher / self.teacher.temperature
-        targets = targets_of(batch.target, batch.mask, taught, batch.has_teacher, self.kind)
+        teacher_logits = batch.teacher / self.teacher.temperature
+        targets = targets_of(batch.target, batch.mask, teacher_logits, batch.has_teacher, self.kind)
         if augment.blend:
             waveform, targets = self._blended(waveform, targets, rng)
         if augment.wave_mixup:

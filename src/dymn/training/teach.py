@@ -1,7 +1,4 @@
-"""Tables of teacher logits: the logits of one model, or the mean of several, for a whole dataset (Sec.
-
-IV-A).
-"""
+"""Tables of teacher logits: those of one model, or the mean of several, for a whole dataset (Sec. IV-A)."""
 
 from __future__ import annotations
 

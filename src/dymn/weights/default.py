@@ -1,4 +1,4 @@
-"""Which model is used when none is named: the best one that is at hand."""
+"""The model that is used if none is named: the best one that is available."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Which digest the file of a model must have, and how much is known of it.
+"""The expected digests of model files, and whether they are known, recorded or pinned.
 
 The registry has the SHA-256 of few models: their authors publish none. The others are unverified at their first
-download, but for their network, and the digest of that file is recorded beside it and enforced from then on. Those who
+download, but for their network, and the digest of that file is recorded next to it and enforced from then on. Those who
 know digests from elsewhere pin them: a file `SHA256SUMS` in the cache folder, or the one that `DYMN_SHA256SUMS` names,
 has lines as `sha256sum` writes them, a digest and the name of a model or of its file.
 """
@@ -39,7 +39,7 @@ def expected_digest(names: tuple[str, ...], published: str | None, record: Path)
     Args:
         names: of the model and its file.
         published: the SHA-256 in the registry, if it has one.
-        record: the file beside that of the model, with the SHA-256 of its first download.
+        record: the file next to that of the model, with the SHA-256 of its first download.
 
     Raises:
         WeightsError: if a file with digests cannot be read, or a pin contradicts the registry.

@@ -1,7 +1,7 @@
 """Verified downloads of the registry's models into a user cache.
 
 A file in the cache has passed one of two checks: its SHA-256 is the one in the registry, or pinned by the user; or,
-where there is none, it was imported, held exactly the expected network, and its SHA-256 was recorded beside it, to be
+where there is none, it was imported, held exactly the expected network, and its SHA-256 was recorded next to it, to be
 enforced from then on. Each process writes a file of its own and moves it into place once it is complete and verified,
 so several may download the same model.
 """
@@ -149,7 +149,7 @@ def _verified(file: WeightsFile, model: Published, validate: Callable[[WeightsFi
 
 
 def remove_stale_parts(path: Path) -> None:
-    """Remove temporary files that processes killed more than a day ago left beside `path`."""
+    """Remove temporary files that processes killed more than a day ago left next to `path`."""
     for part in path.parent.glob(f".{path.name}.*.part"):
         with contextlib.suppress(OSError):
             if time.time() - part.stat().st_mtime > STALE_SECONDS:

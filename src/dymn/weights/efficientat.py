@@ -1,4 +1,4 @@
-"""The state dicts that EfficientAT publishes (MIT licence, github.com/fschmid56/EfficientAT), in dymn's names.
+"""Import of the state dicts published by EfficientAT (MIT licence, github.com/fschmid56/EfficientAT).
 
 A file holds names and arrays only. Family, width, K, M, context sizes, classes, head and r of Squeeze-and-Excitation
 follow from them; kernel sizes and activations are those of Table I. Temperature, strides, dilation, and whether a DyMN

@@ -1,4 +1,4 @@
-"""The state dicts that EfficientSED publishes (MIT licence, github.com/theMoro/EfficientSED), in dymn's names.
+"""Import of the state dicts published by EfficientSED (MIT licence, github.com/theMoro/EfficientSED).
 
 A file holds a frame-wise MobileNet, a model of the sequence of its frames, and two heads. Width, classes, and kind and
 size of the sequence model follow from names and shapes; strides, kernel sizes and activations are those of

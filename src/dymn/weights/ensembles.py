@@ -1,4 +1,4 @@
-"""Ensembles by name: which models a name stands for, and the card that they share."""
+"""Ensembles by name: their models, and their common card."""
 
 from __future__ import annotations
 

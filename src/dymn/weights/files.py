@@ -1,4 +1,4 @@
-"""Files of weights: read once into memory with their digest, so that what is verified is what is used; or written."""
+"""Reading of weights files, once and with their digest, so that the verified bytes are used; and writing."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
 """Weights from the Hugging Face Hub, without its client.
 
-One file of a repository, in the cache that the client uses as well.
+One file of a repository is downloaded into the client's cache.
 
-The variables HF_ENDPOINT, HF_TOKEN, HF_HOME, HF_HUB_CACHE and HF_HUB_OFFLINE mean what they mean to the client. A file
-in the cache is found whoever downloaded it. Its SHA-256 is what the Hub says, where the Hub stores the file by its
-SHA-256.
+The variables HF_ENDPOINT, HF_TOKEN, HF_HOME, HF_HUB_CACHE and HF_HUB_OFFLINE have the same meaning as for the client.
+Files that the client downloaded are found in the cache. A file's SHA-256 is that of the Hub, if the Hub stores the file
+by its SHA-256.
 """
 
 from __future__ import annotations

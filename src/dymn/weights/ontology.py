@@ -1,4 +1,4 @@
-"""AudioSet's ontology: which classes are kinds of which, from the seven at the top down to the most specific."""
+"""AudioSet's ontology: the hierarchy of its classes, from the seven at the top to the most specific ones."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def at_level(name: str, level: int) -> set[str]:
 
 
 def check_audioset(labels: Sequence[str], option: str) -> None:
-    """Refuse labels that are not AudioSet's, for an option that needs its ontology.
+    """Reject labels that are not AudioSet's, for an option that needs its ontology.
 
     Raises:
         ConfigError: if AudioSet knows fewer than half of them.

@@ -1,4 +1,4 @@
-"""Models of the registry: their files are fetched, verified and imported, and get a card."""
+"""Models of the registry: download, verification, import, and card."""
 
 from __future__ import annotations
 

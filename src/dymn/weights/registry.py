@@ -1,4 +1,4 @@
-"""Every published model, as data: what its file is called, what network and front end it holds, how good it is.
+"""The registry of published models: file, network, front end and accuracy of each.
 
 The models of EfficientAT, and those of EfficientSED, are assets of one public release each (MIT licence). Parameters
 and multiply-adds (for 10 s of audio) are written down so that a listing needs no network built; the tests compare them
@@ -81,7 +81,7 @@ class PublishedModel:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Settings of `dymn.create_model` beside the architecture."""
+        """Settings of `dymn.create_model` in addition to the architecture."""
         framewise = ("sequence", "sequence_size", "scores") if self.is_framewise else ()
         names = ("num_classes", "head", "strides", "temperature", *framewise)
         return {name: getattr(self, name) for name in names}

@@ -1,4 +1,4 @@
-"""The names and shapes of a network's weights, worked out from its configuration: what a checkpoint must hold."""
+"""The names and shapes of a network's weights, computed from its configuration."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def state_shapes(config: ModelConfig) -> dict[str, Shape]:
 
 
 def check_state(state: Mapping[str, Array], config: ModelConfig, source: str) -> None:
-    """Refuse weights that do not fit a network.
+    """Reject weights that do not fit a network.
 
     Raises:
         WeightsError: naming what is missing, extra or of the wrong shape.
@@ -45,7 +45,7 @@ def check_state(state: Mapping[str, Array], config: ModelConfig, source: str) ->
 
 
 def compare_shapes(given: Mapping[str, Shape], expected: Mapping[str, Shape], source: str) -> None:
-    """Refuse weights with other names or shapes than a network has; counters of batch norm may be missing.
+    """Reject weights with other names or shapes than a network has; counters of batch norm may be missing.
 
     Raises:
         WeightsError: naming what is missing, extra or of the wrong shape.

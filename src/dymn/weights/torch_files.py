@@ -1,4 +1,4 @@
-"""Files of `torch.save`, read without PyTorch and without executing the pickle inside.
+"""Reading of `torch.save` files without PyTorch and without executing the pickle inside.
 
 Such a file is a zip archive: `NAME/data.pkl` says which tensors there are, of what shape, and where in `NAME/data/KEY`
 their numbers lie. dymn has this one reader for them, whether PyTorch is installed or not: weights load without it, and

@@ -1,7 +1,7 @@
-"""HTTPS transfers with the standard library: a deadline for the answer, a least speed, resumption, a size limit.
+"""HTTPS transfers with the standard library: response deadline, minimum speed, resumption, size limit.
 
 Neither pooch nor the Hub's client does all of this: the former does not resume, the latter accepts a damaged file, and
-neither stops a server that sends without end.
+neither limits the size of a download.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""What commands write: tags, events and embeddings as text, tables and files."""
+"""Output formats: tags, events and embeddings as text, tables and files."""

@@ -1,4 +1,4 @@
-"""The formats of programs in which people look at recordings: Audacity, Raven, Label Studio."""
+"""The formats of annotation programs: Audacity, Raven, Label Studio."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How embeddings are written: in each format the name of the recording and the place stand in the row of the vector."""
+"""The layout of embeddings: each row contains the recording's name, the position and the vector."""
 
 from __future__ import annotations
 

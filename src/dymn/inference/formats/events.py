@@ -1,4 +1,4 @@
-"""How events are written: what text, JSON, CSV, Parquet, a label track and RTTM say of them."""
+"""The layout of events in text, JSON, CSV, Parquet, label tracks and RTTM."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def text(recording: EventRecording, origin: Origin) -> Iterator[str]:
 
 
 def spans(recording: EventRecording) -> list[Span]:
-    """Return the events as stretches."""
+    """Return the events as passages."""
     return [Span(event.start, event.end, event.label, event.score) for event in recording.events]
 
 

@@ -1,6 +1,6 @@
-"""How results of one kind look in a file.
+"""The layout of one kind of results in a file.
 
-It names the columns of their rows, the fields of their JSON and the lines of their text.
+A layout defines the columns of rows, the fields of JSON objects and the lines of text.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Column(NamedTuple):
 
 
 class Span(NamedTuple):
-    """A stretch of a recording, in seconds, with a label and its probability."""
+    """A passage of a recording, in seconds, with a label and its probability."""
 
     start: float
     end: float
@@ -94,7 +94,7 @@ class Layout(Generic[R]):
         formats: the names of all formats.
         fields: from the same two to JSON types; an iterator among them becomes a list that is never whole in memory.
         text: from a result without an error to lines for people.
-        spans: from a result without an error to the stretches of its label track.
+        spans: from a result without an error to the passages of its label track.
         row_group: how many rows a row group of Parquet has.
     """
 

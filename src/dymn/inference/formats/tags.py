@@ -1,4 +1,4 @@
-"""How tags are written: what a table, JSON, CSV, Parquet and a label track say of them."""
+"""The layout of tags in tables, JSON, CSV, Parquet and label tracks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Times and probabilities as text for people."""
+"""Times and probabilities as text for readers."""
 
 from __future__ import annotations
 
@@ -32,5 +32,5 @@ def bar(score: float, plain: bool = False) -> str:
 
 
 def dash(plain: bool = False) -> str:
-    """Return what stands between the start and the end of a stretch of time."""
+    """Return what stands between the start and the end of a passage of time."""
     return "-" if plain else "–"

@@ -1,4 +1,4 @@
-"""One writer a format, for tags, events and embeddings alike: what they differ in is their `Layout`.
+"""One writer per format, for tags, events and embeddings, which differ in their `Layout` only.
 
 A writer of text is a generator of its pieces, a binary one writes to a file. Results are written as they come; only
 NPY, which is one array, keeps them.

@@ -2,8 +2,8 @@
 
 One summary of the block input for all dynamic parts of the block.
 
-`CONTEXTS` names it and its variants of Table XII. Each class is built with (c_in, context_size), called with the block
-input, and says through `feed` how a dynamic part of the block comes by its context.
+`CONTEXTS` contains it and its variants of Table XII. Each class is constructed with (c_in, context_size) and called
+with the block input; `feed` defines how a dynamic part of the block receives its context.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from dymn.architectures import CONTEXTS
 from dymn.config import round_channels
+from dymn.models.layers.norm import normalised
 
 
 class Context(NamedTuple):
@@ -50,8 +51,10 @@ class ContextGenerator(nn.Module):
         n_bands, n_frames = x.shape[2:]
         bands = x.mean(dim=3, keepdim=True)  # [B, C, F, 1]
         frames = x.mean(dim=2, keepdim=True).transpose(2, 3)  # [B, C, T, 1]
-        sequence = self.activation(self.norm(self.conv(torch.cat([bands, frames], dim=2))))  # [B, H, F + T, 1]
-        frequency, time = sequence.split([n_bands, n_frames], dim=2)
+        sequence = normalised(
+            self.conv(torch.cat([bands, frames], dim=2)), self.norm, self.activation
+        )  # [B, H, F + T, 1]
+        frequency, time = torch.split(sequence, [n_bands, n_frames], dim=2)
         return Context(sequence.mean(dim=(2, 3)), frequency, time.transpose(2, 3))
 
     @staticmethod
@@ -78,8 +81,8 @@ class SeparateContextGenerator(ContextGenerator):
 
     def forward(self, x: Tensor) -> Context:
         """Summarise a feature map [B, C, F, T]."""
-        frequency = self.activation(self.norm(self.conv(x.mean(dim=3, keepdim=True))))  # [B, H, F, 1]
-        time = self.activation(self.time_norm(self.time_conv(x.mean(dim=2, keepdim=True))))  # [B, H, 1, T]
+        frequency = normalised(self.conv(x.mean(dim=3, keepdim=True)), self.norm, self.activation)  # [B, H, F, 1]
+        time = normalised(self.time_conv(x.mean(dim=2, keepdim=True)), self.time_norm, self.activation)  # [B, H, 1, T]
         return Context(torch.cat([frequency, time.transpose(2, 3)], dim=2).mean(dim=(2, 3)), frequency, time)
 
 

@@ -1,4 +1,4 @@
-"""The depthwise convolution with kernels of each clip's own.
+"""The depthwise convolution with different kernels for each clip.
 
 Clips and channels together are the groups of one convolution.
 """

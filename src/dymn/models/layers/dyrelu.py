@@ -18,6 +18,11 @@ class StaticActivation(nn.Module):
         super().__init__()
         self.activation = ACTIVATIONS[name]()
 
+    @property
+    def context_free(self) -> nn.Module:
+        """The activation, which compiled code may compute instead (see `dymn.native.norm`)."""
+        return self.activation
+
     def forward(self, x: Tensor, context: Context | None = None) -> Tensor:
         """Apply the activation to [B, C, F, T]."""
         return self.activation(x)  # type: ignore[no-any-return]

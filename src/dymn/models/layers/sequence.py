@@ -1,6 +1,6 @@
-"""Models of the sequence of frames that a frame-wise MobileNet gives (EfficientSED, arXiv 2503.11373, Sec. III).
+"""Sequence models on the frames of a frame-wise MobileNet (EfficientSED, arXiv 2503.11373, Sec. III).
 
-Each maps [B, T, C] to [B, T, D]. `dymn.architectures.SEQUENCES` has their names.
+Each maps [B, T, C] to [B, T, D]. `dymn.architectures.SEQUENCES` contains their names.
 """
 
 from __future__ import annotations

@@ -119,6 +119,7 @@ class Experiment:
     contrasts: tuple[tuple[str, str], ...]
     zero_shot: bool = False
     measure: str = "excess"  # or "precision": what decides
+    deciding: int = 3  # the first so many comparisons decide the claim
 
 
 def equal_cost(width: float) -> Variant:
@@ -153,6 +154,7 @@ EXPERIMENTS = {
         ("dymn", "mn", "mn_equal", "mn_wider"),
         (("dymn", "mn_equal"), ("dymn", "mn"), ("dymn", "mn_wider")),
         zero_shot=True,
+        deciding=1,
     ),
     "B": Experiment(
         "each dynamic part helps (Table V)",

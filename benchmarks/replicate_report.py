@@ -38,7 +38,7 @@ PAPER = {  # mAP on AudioSet: Table II at the widths of the run, Table V at widt
     },
 }
 PRECISION_DRAWS = 1000
-DECIDING = 3  # comparisons of an experiment that decide its claim
+PLANNED_SEEDS = 3
 CEILING = 12.0  # of the drawn excess, a little above the prior's; runaway clips lift early means far above
 TICKS = (1, 1.5, 2, 3, 4, 6, 8, 10)
 MILLI = 1e3
@@ -69,10 +69,11 @@ counts as unused if its mean weight is below a fifth of an even share.
 DIFFERENCES = """
 The next table compares pairs of networks: the difference of the excess in thousandths, with 95 % intervals of a paired
 bootstrap over clips and over the packages that the clips come from; the relative difference of the geometric mean
-excess; and the difference of mAP. A negative excess or ratio and a positive mAP favour the first network.
+excess; and the difference of mAP. A negative excess or ratio and a positive mAP favour the first network. The intervals
+cover the choice of clips, not chance in training, for which the seeds are shown.
 """
 RUNAWAY = """
-Where a line leaves the left plot at the top, the mean consists of a few runaway clips.
+Where a line leaves the left plot at the top, a few runaway clips dominate the mean.
 """
 LIMITS = """
 The paper trains on two million AudioSet clips for 200 epochs, starts from ImageNet weights and uses an ensemble of
@@ -318,7 +319,7 @@ def text_of(
             wide = _interval(c.by_package, MILLI) if c.by_package else ""
             cells = [title, _interval(c.excess, MILLI), wide, _ratio(c.ratio), _interval(c.precision)]
             sections.append(f"| {' | '.join(cells)} | {c.seeds_ahead} of {len(seeds)} | {_verdict(c)} |")
-            if number < DECIDING:
+            if number < experiment.deciding:
                 decided.append(f"- {name}: {_conclusion(c, results)}")
             if not c.stands:
                 failed.append(f"- {title}: {_verdict(c)}.")
@@ -327,6 +328,8 @@ def text_of(
             sections += _mechanism(results, experiment.arms, images)
     lines = ["# Replication", "", *_paragraph(INTRODUCTION), ""]
     lines += [f"![mAP against multiply-adds; small dots are seeds]({images}/replication-macs.png)", "", *decided, ""]
+    if len(seeds) < PLANNED_SEEDS:
+        lines += [f"These are results of {len(seeds)} of the {PLANNED_SEEDS} planned seeds.", ""]
     if results.unfinished:
         lines += [
             f"Unfinished{' and left out' if results.complete else ', measured where they stopped'}: "

@@ -447,8 +447,8 @@ def draw_trade_off(results: Results, rows: dict[str, dict[str, Any]], path: Path
                 markersize=15 if arm == "dymn" else 5,
                 color=colour,
             )
-        offset, side = ((-12, 4), "right") if arm == "dymn" else ((6, -14), "left")  # away from the line of the MNs
-        axes.annotate(results.title(arm), (x, y), offset, textcoords="offset points", ha=side, color=colour, fontsize=9)
+        offset = (8, 8) if arm == "dymn" else (6, -14)  # away from the line of the MNs
+        axes.annotate(results.title(arm), (x, y), offset, textcoords="offset points", color=colour, fontsize=9)
     axes.margins(x=0.25)
     axes.set_xlabel("Multiply-adds for 10 s (millions)")
     axes.set_ylabel("mAP against the teacher's decisions")

@@ -87,7 +87,7 @@ def index(
         try:
             journal = Journal(output / indexes.EMBEDDINGS, kept, fresh=fresh, retry=retry_failed)
         except ConfigError:
-            indexes.check_model(output, about["model"], origin.digest)  # its message names the models
+            indexes.check_model(output, model or origin.model, origin.digest)  # its message names the models
             raise
         with journal:
             fill_journal(journal, indexes.stored(embedder.size), discovery, files, quiet)

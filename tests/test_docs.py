@@ -59,7 +59,8 @@ def desk(tmp_path_factory):
     folder = tmp_path_factory.mktemp("desk")
     shutil.copytree(ROOT / "examples", folder / "examples")
     random = np.random.default_rng(0)
-    for name in [f"clips/{label}/{i}.wav" for label in ("knock", "whistle") for i in range(6)]:
+    folders = [f"{clips}/{label}" for clips in ("clips", "other_clips") for label in ("knock", "whistle")]
+    for name in [f"{place}/{i}.wav" for place in folders for i in range(6)]:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         soundfile.write(path, 0.1 * random.standard_normal(8000), 32_000)

@@ -279,7 +279,7 @@ def damage_no_class(root):
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (damage_one_clip, ["'dog' has 1 recording;", "at least 2"]),
+        (damage_one_clip, ["'dog' has 1 recording;", "at least 2", "split a long one into several files"]),
         (damage_empty, ["cat", "contains no recording", "remove the folder"]),
         (damage_duplicate, ["0.wav (dog)", "again.wav (rain)", "the same recording"]),
         (damage_no_class, ["no class", "background"]),
@@ -299,8 +299,7 @@ def test_labels_with_commas_are_asked_about(clips, tmp_path):
     table.write_text("path,label\n" + "\n".join(rows) + "\n")
     words = ["fit", table, "-m", "dymn04_open", "-o", tmp_path / "m.safetensors"]
     done = run(*words)
-    if done.exit_code:
-        assert "separator" in done.stderr
+    assert done.exit_code == 1 and "--separator" in done.stderr, done.output
     assert run(*words, "--separator", ";").exit_code == 0
     assert open_checkpoint(tmp_path / "m.safetensors").card.labels == ("Dog, barking", "Rain")
 
@@ -593,6 +592,35 @@ def test_thresholds_of_classes_without_recordings_are_kept(clips, base, tmp_path
         assert after[kind][0] != before[kind][0]
 
 
+def test_calibrating_names_the_thresholds_that_it_replaces(mine, clips, base, tmp_path):
+    out = tmp_path / "c.safetensors"
+    words = ["calibrate", mine, "--data", clips, "-o", out]
+    done = run(*words)
+    before, after = (open_checkpoint(path).card.provenance["thresholds"] for path in (mine, out))
+    pairs = [(kind, one) for kind in ("auto", "precise") for one in zip(before[kind], after[kind], strict=True)]
+    kind, (old, new) = max(pairs, key=lambda pair: abs(pair[1][0] - pair[1][1]))
+    assert f"{kind} {old:.3f} to {new:.3f}" in done.stderr.partition("Changed most: ")[2].split(", ")[0]
+    assert "are replaced" not in run(*words, "--quiet").stderr
+    shutil.copytree(clips / "dog", tmp_path / "clips" / "Dog")
+    shutil.copytree(clips / "background", tmp_path / "clips" / "background")
+    provenance = {key: value for key, value in base.card.provenance.items() if key != "thresholds"}
+    save(base._replace(card=dataclasses.replace(base.card, provenance=provenance)), tmp_path / "bare.safetensors")
+    save(base, tmp_path / "full.safetensors")
+    for model, noted in (("bare.safetensors", False), ("full.safetensors", True)):
+        done = run("calibrate", tmp_path / model, "--data", tmp_path / "clips", "-o", out)
+        assert done.exit_code == 0 and ("are replaced" in done.stderr) == noted, done.output
+    assert {word for word in done.stderr.partition("Changed most: ")[2].split() if word.isalpha()} <= {
+        "Dog", "auto", "precise", "to",
+    }  # fmt: skip
+
+
+def test_an_onnx_file_cannot_be_fitted(clips, tmp_path):
+    (tmp_path / "m.onnx").write_bytes(b"\x08\x07onnx")
+    for words in (["fit", clips, "-m", tmp_path / "m.onnx"], ["calibrate", tmp_path / "m.onnx", "--data", clips]):
+        done = run(*words, "-o", tmp_path / "m.safetensors")
+        assert done.exit_code and "is an ONNX file" in done.stderr and "exported from" in done.stderr, done.stderr
+
+
 def test_invalid_thresholds_are_replaced_by_calibration(clips, base):
     fitted = fit_checkpoint(base, read_labelled(clips)).stored
     card = dataclasses.replace(fitted.card, provenance=fitted.card.provenance | {"thresholds": {"auto": [2.0]}})
@@ -659,6 +687,11 @@ def test_the_review_page_asks_about_the_least_sure_windows(mine, tmp_path):
         own = [gap for gap, one in zip(gaps, everything, strict=True) if one.label == label]
         assert own == sorted(own)
     assert [one.label for one in doubts(backend, [AUDIO / "dog.ogg"], TagSettings(labels=("rain",)))[0]] == ["rain"]
+
+
+def test_one_question_is_no_plural(mine, tmp_path):
+    done = run("review", mine, AUDIO / "dog.ogg", "--output", tmp_path / "review.html", "--count", 1)
+    assert done.exit_code == 0 and "was written: 1 question about 1 recording." in done.stderr
 
 
 def test_a_recording_that_cannot_be_reviewed_is_named(mine, tmp_path):

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from dymn.errors import AudioError
+from dymn.inference.events import Event, EventRecording
 from dymn.inference.files import Recording
+from dymn.inference.formats.events import text as event_text
 from dymn.inference.formats.origin import Origin
 from dymn.inference.formats.tags import TAGS, joined
 from dymn.inference.formats.text import clock
@@ -133,3 +135,15 @@ def test_table_of_nothing_says_so_and_shows_no_control_characters():
 )
 def test_clock(seconds, text):
     assert clock(seconds) == text
+
+
+def test_short_events_have_a_start_and_an_end():
+    def lines(*events):
+        found = EventRecording("a.wav", 70.0, events=[Event("Dog", *times, 0.5) for times in events])
+        return list(event_text(found, Origin("1", "m", "", {}, False, plain=True)))[1:-1]
+
+    assert lines((7.08, 7.12), (59.994, 61.0)) == [
+        "  0:07.08 - 0:07.12  0.50  Dog\n",
+        "  0:59.99 - 1:01.00  0.50  Dog\n",
+    ]
+    assert lines((7.0, 8.5)) == ["  0:07.0 - 0:08.5  0.50  Dog\n"]

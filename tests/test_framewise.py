@@ -353,3 +353,15 @@ def test_what_does_not_fit_is_refused():
         model_config("dymn10", head="frames")
     with pytest.raises(ConfigError, match="sequence model"):
         model_config("dymn10", sequence="tf")
+
+
+@pytest.mark.parametrize("command", [("fit", "clips", "--model"), ("calibrate", "--data", "clips")], ids=lambda w: w[0])
+def test_nothing_is_fitted_to_a_frame_wise_network(command, tmp_path, monkeypatch):
+    soundfile = pytest.importorskip("soundfile")
+    monkeypatch.chdir(tmp_path)
+    for name in ("dog/0.wav", "dog/1.wav", "background/0.wav", "background/1.wav"):
+        (tmp_path / "clips" / name).parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(tmp_path / "clips" / name, noise(1, seed=len(name)), RATE)
+    save(small(), tmp_path / "fmn.safetensors")
+    done = CliRunner().invoke(app, [command[0], "--output", "m.safetensors", *command[1:], "fmn.safetensors"])
+    assert done.exit_code == 2 and "is a frame-wise network" in done.stderr and "dymn04_open" in done.stderr

@@ -252,7 +252,9 @@ def test_a_slow_machine_drops_and_says_so(model, pcm, monkeypatch):
     ("arguments", "message"),
     [
         (["-"], "--rate"),
-        (["street.wav"], "dymn tag"),
+        (["street.wav"], "use `dymn tag`"),
+        (["street.wav", "--events"], "use `dymn events`"),
+        (["street.wav", "--min-gap", 1], "use `dymn events`"),
         (["--rate", 16_000], "has its own"),
         (["-", "--rate", 16_000, "--microphone", "USB"], "not both"),
         (["-", "--rate", 16], "sample_rate is 16"),

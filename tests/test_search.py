@@ -1,6 +1,7 @@
 """`dymn index`, `dymn search` and `dymn map`, on real recordings."""
 
 import csv
+import dataclasses
 import hashlib
 import io
 import json
@@ -30,6 +31,8 @@ from dymn.inference.discovery import Listed
 from dymn.inference.embedding import Embedding
 from dymn.inference.journal import Journal
 from dymn.plots.map_page import neighbourhoods, principal_components
+from dymn.weights import open_checkpoint
+from dymn.weights.format import save
 
 pytest.importorskip("usearch", reason="USearch is not installed (dymn[search])")
 EXAMPLES = Path(__file__).parents[1] / "examples" / "audio"
@@ -122,12 +125,47 @@ def test_only_new_and_changed_recordings_are_computed(made, tmp_path):
 
 def test_another_model_or_other_windows_are_refused(made, tmp_path):
     shutil.copytree(made / ".index", tmp_path / "index")
+    refused = run("index", made, "-o", tmp_path / "index", "--model", "dymn04_open", "--window", 3)
+    assert refused.exit_code == 2 and "window was 2.0, now 3.0" in refused.stderr and "--fresh" in refused.stderr
     pointer = tmp_path / "index" / "index.json"
     pointer.write_text(pointer.read_text().replace('"digest": "', '"digest": "0'))
     refused = run("search", EXAMPLES / "dog.ogg", "--index", tmp_path / "index")
     assert refused.exit_code == 2 and "was created with dymn04_open (digest 0" in refused.stderr
-    refused = run("index", made, "-o", tmp_path / "index", "--model", "dymn04_open", "--window", 3)
-    assert refused.exit_code == 2 and "window was 2.0, now 3.0" in refused.stderr and "--fresh" in refused.stderr
+
+
+def test_indexing_with_another_model_names_both(made, tmp_path):
+    shutil.copytree(made / ".index", tmp_path / "index")
+    other = tmp_path / "other.safetensors"
+    stored = open_checkpoint("dymn04_open")
+    save(stored._replace(card=dataclasses.replace(stored.card, name="other")), other)
+    words = ("index", made, "-o", tmp_path / "index", "--model", other, *MODEL[2:])
+    refused = run(*words)
+    assert refused.exit_code == 2 and "created with dymn04_open (digest" in refused.stderr
+    assert f"but {other} has the digest" in refused.stderr and "--fresh" in refused.stderr
+    assert run(*words, "--fresh").exit_code == 1  # for the file that is no audio
+    assert indexes.open_index(tmp_path / "index").model == str(other)
+
+
+def test_a_silent_query_and_one_beyond_the_end_are_noted(made, tmp_path):
+    path, rate = tmp_path / "q.wav", 32_000
+    tone = 0.1 * np.sin(np.arange(rate) * 0.1)
+    soundfile.write(path, np.concatenate([tone, np.zeros(2 * rate)]), rate)
+    silent = tmp_path / "silent.ogg"
+    soundfile.write(silent, np.zeros(3 * rate), rate)
+    index = ("--index", made / ".index")
+    for query, beyond, quiet in (
+        (path, False, False),
+        (f"{path}:0-2", False, False),
+        (f"{path}:1.5-2.5", False, True),
+        (f"{path}:0-3", False, False),
+        (f"{path}:1.5-9", True, True),
+        (silent, False, True),
+    ):
+        done = run("search", query, *index)
+        assert done.exit_code == 0, done.output
+        assert ("ends at 3 s; the sound searched for is 1.5 to 3 s" in done.stderr) == beyond, query
+        assert ("is silent from" in done.stderr) == quiet, query
+    assert not run("search", f"{path}:1.5-9", *index, "--quiet").stderr
 
 
 def test_what_is_no_index_is_refused(tmp_path, made):

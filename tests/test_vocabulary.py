@@ -165,6 +165,9 @@ def test_options_of_labels(tmp_path, clip):
     assert document["parameters"]["groups"]["noise"] == ["Noise", "White noise"]
     labels = [tag["label"] for tag in json.loads(run("tag", *words, "--specific"))["recordings"][0]["tags"]]
     assert len(labels) == 10 and not any(one in ancestors(other) for one in labels[:1] for other in labels[:1])
+    for other in (("--level", 1), ("--groups", tmp_path / "g.toml")):  # the model has thresholds, the groups none
+        refused = run("tag", *words, *other, "--threshold", "auto", code=2)
+        assert "cannot be combined with --groups or --level" in refused and "Give a number" in refused
     assert "only in English" in run("tag", *words, "--language", "de", code=2)
     assert "Give either --level or --groups" in run(
         "tag", *words, "--level", 1, "--groups", tmp_path / "g.toml", code=2

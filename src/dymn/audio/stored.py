@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -31,6 +32,9 @@ SUBTYPES = {"u8": "PCM_U8", "s8": "PCM_U8", "i2": "PCM_16", "i3": "PCM_24", "i4"
 """From how a sample is stored to libsndfile's name of what a WAV holds it in; all others are FLOAT."""
 FLAC_CHANNELS, FLAC_RATE = 8, 655_350
 """The most of both that a FLAC file has."""
+
+SILENT_PEAK = 1e-4
+"""A passage whose samples are at most this far from 0, -80 dBFS, is silent; lossy formats leave less than that."""
 
 
 @dataclass(frozen=True)
@@ -111,15 +115,32 @@ def passage(source: FileLike, start: float, end: float, rate: int) -> Floats:
     """
     with stored(source) as sound:
         check_heard(sound.name, sound.rate)
-        first, last = round(start * sound.rate), 2**62 if end == math.inf else round(end * sound.rate)
-        parts = [
-            mean(to_float32(samples[max(0, first - place) : max(0, last - place)]))
-            for place, samples in sound.blocks([(first, last)])
-        ]
-        blocks = list(resampled((part for part in parts if len(part)), sound.rate, rate))
+        blocks = list(resampled(_mono(sound, start, end), sound.rate, rate))
         if not blocks:
             raise AudioError(f"{sound.name} ends before {start:g} s. Give an earlier time.")
         return np.concatenate(blocks)
+
+
+def is_silent(path: str, start: float, end: float) -> bool:
+    """Return whether no sample from start to end (or `math.inf`) in seconds is above `SILENT_PEAK`; false for a pipe.
+
+    Reading ends at the first one that is.
+
+    Raises:
+        AudioError: if it cannot be read.
+    """
+    if not os.path.isfile(path):
+        return False
+    with stored(path) as sound:
+        return all(np.abs(part).max() <= SILENT_PEAK for part in _mono(sound, start, end))
+
+
+def _mono(sound: StoredAudio, start: float, end: float) -> Iterator[Floats]:
+    """Yield what is heard from start to end in seconds, in blocks [n] that are not empty."""
+    first, last = round(start * sound.rate), 2**62 if end == math.inf else round(end * sound.rate)
+    for place, samples in sound.blocks([(first, last)]):
+        if len(part := samples[max(0, first - place) : max(0, last - place)]):
+            yield mean(to_float32(part))
 
 
 def _plain(content: Content, plain: pcm_files.PcmLayout, first: int, last: int) -> Iterator[tuple[int, Array]]:

@@ -14,9 +14,12 @@ from dymn.commands.fit import check_picture, gathered, open_named, tell_bad, thr
 from dymn.commands.options import DATA, WHAT, check_ending, complete_models, file_option, hush, note, output_option
 
 if TYPE_CHECKING:
+    from dymn.config import ModelCard
     from dymn.fitting.calibrate import Calibrated
 
 MOST_SHOWN = 40
+MOST_NAMED = 5
+LEAST_CHANGE = 0.0005  # of a threshold, with three digits
 
 
 def calibrate(
@@ -57,9 +60,11 @@ def calibrate(
     precise of other commands use the thresholds.
 
     The calibration error before and after, and the thresholds, are measured on held-out recordings. If the error would
-    increase, because there are too few recordings, the probabilities are not changed, and a note is printed.
+    increase, because there are too few recordings, the probabilities are not changed, and a note is printed. Another
+    note names thresholds that the model already has and that are replaced. Use recordings that the model was not
+    trained on.
 
-    Example: `dymn calibrate mine.safetensors --data clips --output calibrated.safetensors`.
+    Example: `dymn calibrate mine.safetensors --data other_clips --output calibrated.safetensors`.
     """
     hush(quiet)
     check_data(data, "--data")
@@ -85,6 +90,12 @@ def calibrate(
             "not changed. To calibrate them, label more recordings.",
             quiet,
         )
+    if changed := changes(stored.card, found):
+        note(
+            f"The thresholds stored in {stored.card.name or model} are replaced by those of these recordings. Changed "
+            f"most: {', '.join(changed[:MOST_NAMED])}.",
+            quiet,
+        )
     tell_bad(found.bad)
     if plot is not None:
         from dymn.plots.reliability import plot_reliability
@@ -94,6 +105,24 @@ def calibrate(
     typer.echo(as_json(found, output) if format == "json" else as_table(found, output))
     if found.bad:
         raise typer.Exit(1)
+
+
+def changes(old: ModelCard, found: Calibrated) -> list[str]:
+    """Return which stored thresholds are replaced, as "label auto 0.380 to 0.030", largest change first."""
+    from dymn.errors import ConfigError, WeightsError, visible
+    from dymn.runtime.scores import THRESHOLDS, thresholds_of
+
+    replaced: list[tuple[float, str]] = []
+    measured = {one.label for one in found.classes if one.thresholds is not None}
+    for name in THRESHOLDS:
+        try:
+            pairs = zip(old.labels, thresholds_of(old, name), thresholds_of(found.stored.card, name), strict=True)
+        except (ConfigError, WeightsError):  # none, or invalid ones
+            continue
+        replaced += [
+            (abs(b - a), f"{visible(label)} {name} {a:.3f} to {b:.3f}") for label, a, b in pairs if label in measured
+        ]
+    return [text for change, text in sorted(replaced, key=lambda one: -one[0]) if change >= LEAST_CHANGE]
 
 
 def as_table(found: Calibrated, output: Path) -> str:

@@ -84,7 +84,12 @@ def index(
         workers = default_workers(threads, MANY) if workers is None else workers
         files = functools.partial(embedder.embed_files, settings=settings, batch_size=batch_size, workers=workers)
         kept = {name: about[name] for name in ("digest", "parameters")} | {"size": embedder.size}
-        with Journal(output / indexes.EMBEDDINGS, kept, fresh=fresh, retry=retry_failed) as journal:
+        try:
+            journal = Journal(output / indexes.EMBEDDINGS, kept, fresh=fresh, retry=retry_failed)
+        except ConfigError:
+            indexes.check_model(output, model or origin.model, origin.digest)  # its message names the models
+            raise
+        with journal:
             fill_journal(journal, indexes.stored(embedder.size), discovery, files, quiet)
             counts = journal.counts()
             with counting_bar("Index", quiet) as progress:

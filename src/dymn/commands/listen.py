@@ -220,9 +220,9 @@ def listen(
     if devices:
         list_devices()
         return
-    check_use(source, rate, microphone)
     events = events or any(value is not None for value in (off_threshold, min_gap, min_duration))
     events = events or any(value is not None for value in (webhook, run, mqtt, save))
+    check_use(source, rate, microphone, events)
     if events and top_k is not None:
         raise ConfigError(
             "--top-k applies to windows, but --events reports sounds. Use --labels instead, or leave it out."

@@ -24,8 +24,8 @@ Pcm = Literal["s8", "u8", "s16le", "s16be", "s24le", "s32le", "s32be", "f32le", 
 """The names in `dymn.audio.pcm.PCM_FORMATS`."""
 
 
-def check_use(source: str | None, rate: int | None, microphone: str | None) -> None:
-    """Reject what does not go together.
+def check_use(source: str | None, rate: int | None, microphone: str | None, events: bool) -> None:
+    """Reject what does not go together; `events` says whether these are asked for.
 
     Raises:
         ConfigError: the message says what to give instead.
@@ -39,7 +39,7 @@ def check_use(source: str | None, rate: int | None, microphone: str | None) -> N
     elif source not in (None, "-"):
         raise ConfigError(
             "dymn listen reads the microphone, a URL such as http://radio.example/stream, or raw samples on "
-            f"standard input (-), not {source!r}. For files, use dymn tag."
+            f"standard input (-), not {source!r}. For files, use `dymn {'events' if events else 'tag'}`."
         )
     if source == "-" and rate is None:
         raise ConfigError("Raw samples have no sample rate. Give --rate, such as --rate 16000.")

@@ -72,7 +72,9 @@ def review(
             tagger.backend, found, settings, count=count, workers=threads_of(workers, threads), progress=bar.advance
         )
     save_review(asked, tagger.card.front_end, tagger.card.name or model, output)
-    note(f"{output} was written: {len(asked)} questions about {len({one.path for one in asked})} recordings.", quiet)
+    counts = {"question": len(asked), "recording": len({one.path for one in asked})}
+    words = " about ".join(f"{count} {word}{'' if count == 1 else 's'}" for word, count in counts.items())
+    note(f"{output} was written: {words}.", quiet)
     for error in [*lost, *bad]:
         typer.echo(f"dymn: {error}", err=True)
     if lost or bad:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -30,6 +31,9 @@ ENDINGS: dict[str, SearchFormat] = {
     ".htm": "page",
 }
 RANGE = re.compile(r"(?P<path>.+):(?P<start>\d+(?:\.\d+)?)-(?P<end>\d+(?:\.\d+)?)", re.DOTALL)
+
+SLACK_SECONDS = 0.05
+"""A recording that ends so much before the end of a query, or less, is not noted."""
 
 IndexFolder = Annotated[
     Path, typer.Option("--index", "-i", metavar="INDEX", help="The folder that `dymn index` wrote.")
@@ -79,6 +83,7 @@ def search(
     found = open_index(index)
     tagger = load(found, index, model, threads, quiet)
     vector, span = embed_query(tagger, found, path, start, end)
+    note_query(path, start, end, span, quiet)
     hits = found.search(vector, top_k)
     with text_output(output) as stream:
         stream.write(written(name, (path, *span), hits, found))
@@ -149,6 +154,18 @@ def embed_query(
         return whole.vector, (0.0, whole.seconds)
     sound = passage(path, start, math.inf if end is None else end, rate)
     return embedder.embed(sound, rate, **settings).vector, (start, start + len(sound) / rate)
+
+
+def note_query(path: str, start: float, end: float | None, span: tuple[float, float], quiet: bool) -> None:
+    """Write notes on a part that was cut short by the end of its recording, and on one that is silent."""
+    from dymn.audio.stored import is_silent
+    from dymn.errors import AudioError
+
+    if end is not None and span[1] < end - SLACK_SECONDS:
+        note(f"{path} ends at {span[1]:g} s; the sound searched for is {start:g} to {span[1]:g} s.", quiet)
+    with contextlib.suppress(AudioError):  # a pipe cannot be read twice
+        if is_silent(path, start, math.inf if end is None else end):
+            note(f"{path} is silent from {start:g} to {span[1]:g} s; the results are not meaningful.", quiet)
 
 
 def written(name: SearchFormat, query: tuple[str, float, float], hits: Sequence[Hit], found: SoundIndex) -> str:

@@ -179,8 +179,8 @@ def _columns(header: Sequence[str], where: Path, ignore: Sequence[str]) -> Colum
     for name in seen:
         if _plain(name) in REFUSED:
             raise DataError(
-                f"{where} has a column {name!r}. {REFUSED[_plain(name)]}. Remove it, or set "
-                f"data.options.ignore=['{name}']."
+                f"{where} has a column {name!r}. {REFUSED[_plain(name)]}. Remove it, or for `dymn "
+                f"train` give --set data.options.ignore=['{name}']."
             )
     path, label = _place(header, PATH_COLUMNS), _place(header, LABEL_COLUMNS)
     assert path is not None and label is not None  # as `_table` has seen
@@ -256,7 +256,8 @@ def _separated(
         if ", " in cell and len(names) > 1 and not known.issuperset(names) and all(used[name] == 1 for name in names):
             raise DataError(
                 f"{where} has the label {cell!r}, which could be one label or {len(names)}. Separate labels by ';', "
-                "or set the separator: data.options.separator=';' if it is one label, ',' if it is several."
+                "or set the separator (--separator, or for `dymn train` --set data.options.separator=…): ';' if it is "
+                "one label, ',' if it is several."
             )
     return [found[cell] for cell in cells]
 

@@ -13,7 +13,7 @@ from dymn.config import ModelCard, check
 from dymn.errors import ConfigError, DataError, DymnError, WeightsError
 from dymn.evaluation.calibration import Affine, Reliability, fit_affine, reliability, smoothed
 from dymn.evaluation.rounds import parts
-from dymn.fitting.checkpoint import LAST, check_layer, logits_of
+from dymn.fitting.checkpoint import LAST, check_fittable, check_layer, logits_of
 from dymn.fitting.examples import TRACK_WINDOW, LabelledWindows, OnClip, embed_labelled
 from dymn.fitting.labelled import Labelled
 from dymn.fitting.thresholds import ClassThresholds, class_thresholds
@@ -101,6 +101,7 @@ def calibrate(
         DataError: if there are too few recordings.
     """
     labels = stored.card.labels
+    check_fittable(stored)
     check(
         not stored.card.exclusive,
         f"The probabilities of {stored.card.name or 'the model'} are a softmax over classes; only independent "
@@ -156,7 +157,10 @@ def _parts(examples: LabelledWindows) -> Any:
     """
     groups = list(dict.fromkeys(examples.groups))
     if len(groups) < 2:
-        raise DataError("There is only one recording; at least 2 are needed, one for fitting and one for measuring.")
+        raise DataError(
+            "There is only one recording; at least 2 are needed, one for fitting and one for measuring. Add or "
+            "annotate another one, or split a long one into several files."
+        )
     first = dict.fromkeys(groups, 0)
     for k in range(len(examples.labels)):
         first.update(dict.fromkeys(examples.groups_of(k), k + 1))

@@ -19,6 +19,19 @@ HIDDEN, LAST = "hidden", "last"
 LAYERS = (HIDDEN, LAST)
 
 
+def check_fittable(stored: Stored) -> None:
+    """Reject a frame-wise network, whose sequence model no fitted head can take the place of.
+
+    Raises:
+        ConfigError: naming what can be fitted.
+    """
+    check(
+        stored.config.sequence is None,
+        f"{stored.card.name or 'The model'} is a frame-wise network, which `dymn fit` and `dymn calibrate` cannot use. "
+        "Use a DyMN or MN, such as dymn04_open.",
+    )
+
+
 def check_layer(layer: str, config: ModelConfig) -> str:
     """Return the layer that a head can stand on in a checkpoint: as given, or the one of a network, for "".
 

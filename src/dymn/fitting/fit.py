@@ -13,7 +13,7 @@ from dymn.config import check
 from dymn.data.catalog import NEGATIVES
 from dymn.errors import DataError, DymnError
 from dymn.evaluation.metrics import per_class
-from dymn.fitting.checkpoint import check_layer, head_inputs, with_head
+from dymn.fitting.checkpoint import check_fittable, check_layer, head_inputs, with_head
 from dymn.fitting.examples import CLIP_WINDOW, MADE, TRACK_WINDOW, LabelledWindows, OnClip, embed_labelled
 from dymn.fitting.general import with_general
 from dymn.fitting.heads import Fitted, fit_head
@@ -110,6 +110,7 @@ def fit_checkpoint(
         >>> result = fit_checkpoint(stored, read_labelled("clips"))  # doctest: +SKIP
         >>> dymn.weights.format.save(result.stored, "mine.safetensors")  # doctest: +SKIP
     """
+    check_fittable(stored)
     layer = check_layer(layer, stored.config)
     check(0.5 <= track_window <= 600, f"track_window is {track_window}; it must be from 0.5 to 600 seconds.")
     check_counts(recordings_of(labelled))  # before anything is computed

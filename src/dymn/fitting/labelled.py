@@ -258,7 +258,8 @@ def check_counts(recordings: Mapping[str, int]) -> None:
         others = f" The same applies to {', '.join(list(few)[1:4])}." if len(few) > 1 else ""
         raise DataError(
             f"The class {label!r} has {count} recording{'' if count == 1 else 's'}; at least 2 are needed, one for "
-            "training and one for testing, and 10 or more are recommended. Add clips, or leave the class "
+            "training and one for testing, and 10 or more are recommended. Add or annotate another recording, split a "
+            "long one into several files so that different ones are used for training and testing, or leave the class "
             f"out.{others}"
         )
 

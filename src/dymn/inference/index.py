@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from dymn.config import check
 from dymn.errors import AudioError, ConfigError, DataError, MissingExtraError
 from dymn.inference.embedding import Embedding
 from dymn.inference.journal import Journal
@@ -213,6 +214,24 @@ def open_index(folder: Path) -> SoundIndex:
     if has != len(table) or graph.ndim != size:
         raise _damaged(folder, f"the graph has {has:,} windows, the table {len(table):,}")
     return found
+
+
+def check_model(folder: Path, model: str, digest: str) -> None:
+    """Reject a model other than that of an index, if there is one.
+
+    Raises:
+        ConfigError: naming both models.
+    """
+    try:
+        about = json.loads(read_bounded(folder / POINTER, MAX_POINTER))
+        old, before = str(about["model"]), str(about["digest"])
+    except (OSError, ValueError, TypeError, LookupError, RecursionError):
+        return  # none, or a damaged one, which is created again
+    check(
+        before == digest,
+        f"{folder} was created with {old} (digest {before[:12]}…), but {model} has the digest {digest[:12] or 'none'}…."
+        " Give the original model as --model, another --output, or --fresh to start over.",
+    )
 
 
 def update(

@@ -69,6 +69,11 @@ def open_checkpoint(source: str | Path, *, progress: DownloadProgress | None = N
             raise WeightsError(
                 f"{path} is neither a file nor a folder. Give the path of a checkpoint, or the name of a model."
             )
+        if path.suffix.lower() == ".onnx":
+            raise WeightsError(
+                f"{path} is an ONNX file, which can be run (`dymn tag`), but not fitted, calibrated, trained or "
+                "converted. Give the checkpoint that it was exported from, such as a .safetensors file."
+            )
         file = read_file(path)
         return _from_safetensors(file) if _is_safetensors(file) else open_state_dict(file)
     if path.suffix in WEIGHTS_ENDINGS:

@@ -33,6 +33,18 @@ def test_label_tracks_belong_to_the_recording_of_their_name(tmp_path):
     assert read_annotations(tmp_path) == found
 
 
+def test_times_may_have_decimal_commas(tmp_path):
+    street, wood = record(tmp_path / "street.wav"), record(tmp_path / "wood.wav")
+    (tmp_path / "street.txt").write_text("1,5\t2,25\tdog, barking\n3\t3,5\tcar\n")
+    (tmp_path / "wood.txt").write_text("Begin Time (s)\tEnd Time (s)\tSpecies\n0,5\t1.25\tjay\n")
+    assert detect(tmp_path).kind == "annotations"
+    dog, car = Annotation(street, 1.5, 2.25, "dog, barking"), Annotation(street, 3, 3.5, "car")
+    assert read_annotations(tmp_path) == [dog, car, Annotation(wood, 0.5, 1.25, "jay")]
+    (tmp_path / "wood.txt").write_text("0\t1\tjay\n1,234.5\t1,240.5\tjay\n")
+    with pytest.raises(DataError, match=r"wood.txt, row 2: '1,234.5' is not a time"):
+        read_annotations(tmp_path)
+
+
 def test_a_selection_with_two_views_is_one_annotation(tmp_path):
     wood = record(tmp_path / "Wood.WAV")
     rows = [

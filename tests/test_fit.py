@@ -331,6 +331,19 @@ def test_windows_of_annotated_recordings_have_the_labels_that_fill_them(base, tm
     assert found[4.0, 6.0] == ((False, True), (True, True))  # a short sound lies in it
 
 
+def test_annotations_after_the_end_of_a_recording_are_told(base, tmp_path, caplog):
+    for name in ("yard", "street"):
+        shutil.copy(AUDIO / "dog.ogg", tmp_path / f"{name}.ogg")
+    (tmp_path / "yard.txt").write_text("0.5\t2.8\tbark\n100\t900\tbark\n7.1\t9\tyelp\n")
+    (tmp_path / "street.selections.txt").write_text("Selection\tBegin Time (s)\tEnd Time (s)\tAnnotation\n")
+    examples, _ = embed_labelled(Embedder(open_backend(base)), read_labelled(tmp_path), made=False)
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert "yard.ogg ends after 7.14 s: 1 of its annotations begin after the end" in told
+    assert "such as 'bark' at 100 s" in told
+    empty = [target for place, target in zip(examples.places, examples.targets, strict=True) if "street" in place.path]
+    assert empty and not np.any(empty)
+
+
 def test_a_recording_whose_table_is_empty_has_none_of_the_classes(tmp_path):
     """As `dymn events --format raven` writes it where nothing was found."""
     header = "Selection\tBegin Time (s)\tEnd Time (s)\tAnnotation\n"

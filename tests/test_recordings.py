@@ -5,8 +5,10 @@ import csv
 import io
 import itertools
 import json
+import os
 import re
 import struct
+import sys
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from typer.testing import CliRunner
 
 from dymn import Tagger
 from dymn.audio import reading
-from dymn.audio.band import band_passed
+from dymn.audio.band import band_passed, centred
 from dymn.audio.clocks import begin_of
 from dymn.audio.gain import PEAK_DB, TARGET_DB, loudness
 from dymn.audio.listing import expand
@@ -81,6 +83,26 @@ def test_lists_that_cannot_be_used(tmp_path):
     assert "cannot be read" in run("embed", "--files-from", tmp_path / "none", *MODEL, code=2)
     assert "not both" in run("tag", "-", "--files-from", "-", *MODEL, code=2, stdin=b"a.wav\n")
     assert "--files-from" in run("events", *MODEL, code=2)
+
+
+@pytest.mark.parametrize("ending", ["wav", "flac", "ogg", "mp3", "aiff"])
+def test_a_recording_is_no_list_of_paths(tmp_path, ending):
+    soundfile.write(tmp_path / f"plain.{ending}", noise(1.0), RATE)
+    said = run("tag", "--files-from", tmp_path / f"plain.{ending}", *MODEL, code=2)
+    assert f"plain.{ending} is not a list of paths" in said and "Pass recordings as arguments" in said
+    data = (tmp_path / f"plain.{ending}").read_bytes()
+    assert "--files-from - is not a list" in run("embed", "--files-from", "-", *MODEL, code=2, stdin=data)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other file systems restrict names")
+def test_a_list_may_have_names_that_are_no_text(tmp_path):
+    names = [os.fsencode(tmp_path) + name for name in (b"/a\nb.wav", b"/\xe9\x01.wav")]
+    (tmp_path / "list").write_bytes(b"\0".join([*names, b""]))
+    assert "not a list of paths" in run("tag", "--files-from", tmp_path / "list", *MODEL, code=2)
+    for name in names:
+        Path(os.fsdecode(name)).write_bytes(write(tmp_path / "plain.wav", noise(0.5)).read_bytes())
+    found = json.loads(run("tag", "--files-from", tmp_path / "list", *MODEL, "-f", "json"))["recordings"]
+    assert len(found) == 2 and all(one["tags"] for one in found)
 
 
 def test_home_in_quotes_and_patterns_without_match(tmp_path, monkeypatch):
@@ -283,6 +305,20 @@ def test_an_offset_is_told_and_taken_out(tmp_path):
     assert abs(clean[RATE // 2 : -RATE // 2].mean()) < 1e-4
 
 
+@pytest.mark.parametrize("rate", [16_000, 32_000, 44_100, 48_000, 96_000])
+@pytest.mark.parametrize("seconds", [0.1, 0.7, 3.0])
+def test_an_offset_leaves_no_click_at_the_ends_of_a_band(tmp_path, rate, seconds):
+    tone = 0.001 * np.sin(2 * np.pi * 440 * np.arange(round(seconds * rate)) / rate)
+    plain, shifted = (write(tmp_path / f"{offset}.wav", tone + offset, rate) for offset in (0, 0.3))
+    how, notes = ReadSettings(band="20-", gain="auto"), Notes()
+    expected = reading.read(plain, settings=how, notes=Notes())
+    found = reading.read(shifted, settings=how, notes=notes)
+    np.testing.assert_allclose(found, expected, atol=2e-4)
+    assert [line.partition(":")[0] for line in notes.lines] == ["it is quiet"]  # --band is not advised again
+    pieces = np.concatenate(list(reading.stream(shifted, block_seconds=0.05, settings=how, notes=Notes())))
+    np.testing.assert_array_equal(pieces, found)
+
+
 # Speed and bands
 
 
@@ -348,6 +384,8 @@ def test_a_band_keeps_length_and_does_not_depend_on_chunks(n, size, band):
     parts = [samples[start : start + size] for start in range(0, n, size)]
     assert len(whole) == n
     np.testing.assert_array_equal(np.concatenate(list(band_passed(parts, RATE, *band))), whole)
+    whole = np.concatenate(list(centred([samples], RATE)))
+    np.testing.assert_array_equal(np.concatenate(list(centred(parts, RATE))), whole)
 
 
 def test_a_band_keeps_what_is_in_it_at_its_time():

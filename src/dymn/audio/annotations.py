@@ -1,11 +1,13 @@
 """Annotations of recordings by Raven and Audacity: passages with a label.
 
 Raven's selection tables have a header and columns separated by tabs; Audacity's label tracks have start, end and label
-in each line. If neither names the recording, it is the one of the same name in the same folder.
+in each line. Times have a decimal point or comma. If neither names the recording, it is the one of the same name in the
+same folder.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import re
@@ -14,7 +16,10 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from dymn.audio.listing import SUFFIXES
+from dymn.audio.sources import display
 from dymn.errors import DataError
+
+logger = logging.getLogger(__name__)
 
 MAX_TABLE = 2**28
 """The most bytes of a table."""
@@ -78,6 +83,18 @@ def read_annotated(
     return {recording: sorted(annotations) for recording, annotations in found.items()}
 
 
+def warn_late(recording: Path, seconds: float, annotations: Sequence[Annotation]) -> int:
+    """Return how many annotations begin after the end of their recording, and log a warning if any do."""
+    late = [one for one in annotations if one.start >= seconds]
+    if late:
+        logger.warning(
+            "%s ends after %.2f s: %d of its annotations begin after the end and are left out, such as %r at %g s. "
+            "Check that they belong to this recording, and that their times are in seconds.",
+            display(recording), seconds, len(late), late[0].label, late[0].start,
+        )  # fmt: skip
+    return len(late)
+
+
 def tables_below(folder: Path) -> list[Path]:
     """Return the tables of annotations below a folder, sorted; other text files are left out.
 
@@ -108,7 +125,9 @@ def is_table(path: Path) -> bool:
     except (OSError, UnicodeDecodeError):
         return False
     cells = line.strip("\r\n").split("\t")
-    return BEGIN in map(_plain, cells) or (len(cells) in (2, 3) and all(_is_number(cell) for cell in cells[:2]))
+    return BEGIN in map(_plain, cells) or (
+        len(cells) in (2, 3) and not any(math.isnan(_number(cell)) for cell in cells[:2])
+    )
 
 
 def _table(path: Path, folder: Path, label_column: str | None) -> Iterator[Annotation]:
@@ -246,14 +265,17 @@ def _plain(name: str) -> str:
     return name.strip().strip('"').lower()
 
 
-def _is_number(text: str) -> bool:
+def _number(text: str) -> float:
+    """Return a number with a decimal point or, as tabs separate the columns, a decimal comma; NaN if it is none."""
     try:
-        return math.isfinite(float(text))
+        value = float(text.replace(",", "."))
     except ValueError:
-        return False
+        return math.nan
+    return value if math.isfinite(value) else math.nan
 
 
 def _seconds(path: Path, number: int, text: str) -> float:
-    if not _is_number(text) or float(text) < 0:
+    value = _number(text)
+    if not value >= 0:
         raise DataError(f"{path}, row {number}: {text!r:.40} is not a time in seconds of at least 0.")
-    return float(text)
+    return value

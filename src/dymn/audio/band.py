@@ -37,7 +37,8 @@ def band_filter(rate: float, low: float | None, high: float | None) -> Floats:
 def band_passed(chunks: Iterable[Floats], rate: int, low: float | None, high: float | None) -> Iterator[Floats]:
     """Yield samples [n] of which only a band of frequencies is left: as many as there were, at the same times.
 
-    The sizes of the chunks change no bit of the result.
+    Beyond its ends, the recording is taken to be mirrored: with silence there, an offset would leave a click at each
+    end. The sizes of the chunks change no bit of the result.
 
     Args:
         chunks: mono samples.
@@ -48,19 +49,54 @@ def band_passed(chunks: Iterable[Floats], rate: int, low: float | None, high: fl
     kernel = band_filter(rate, low, high)
     half, size = len(kernel) // 2, 1 << (4 * len(kernel) - 1).bit_length()
     spectrum, step = np.fft.rfft(kernel.astype(np.float64), size), size - len(kernel) + 1
-    pending = np.zeros(half, np.float32)  # as many zeros as the filter looks back from the first sample
-    for chunk in chunks:
+    pending = np.zeros(0, np.float32)
+    for chunk in _mirrored(chunks, half):
         pending = np.concatenate([pending, chunk])
         while len(pending) >= size:
             yield _valid(pending[:size], spectrum, size, len(kernel))
             pending = pending[step:]
-    left = len(pending) - half
-    pending = np.concatenate([pending, np.zeros(half, np.float32)])
+    left = len(pending) - 2 * half
     while left > 0:
         part = _valid(np.pad(pending[:size], (0, max(0, size - len(pending)))), spectrum, size, len(kernel))[:left]
         yield part
         left -= len(part)
         pending = pending[step:]
+
+
+def centred(chunks: Iterable[Floats], rate: int) -> Iterator[Floats]:
+    """Yield samples [n] less the mean of their first second; the sizes of the chunks change no bit of the result.
+
+    A band with a lower limit leaves nothing of that constant, but resampling would make a click of it at each end.
+    """
+    waiting, rest = list[Floats](), iter(chunks)
+    for chunk in rest:
+        waiting.append(chunk)
+        if sum(map(len, waiting)) >= rate:
+            break
+    if not any(map(len, waiting)):
+        return
+    start = np.concatenate(waiting)
+    mean = np.float32(start[:rate].mean(dtype=np.float64))
+    yield start - mean
+    for chunk in rest:
+        yield chunk - mean
+
+
+def _mirrored(chunks: Iterable[Floats], margin: int) -> Iterator[Floats]:
+    """Yield samples [n] with `margin` more at each end: their mirror image."""
+    last, begun = np.zeros(0, np.float32), False
+    for chunk in chunks:
+        last = np.concatenate([last, chunk])
+        if begun:
+            yield chunk
+        elif len(last) > margin:
+            begun = True
+            yield np.pad(last, (margin, 0), "reflect")
+        last = last[-margin - 1 :] if begun else last
+    if begun:
+        yield last[-2::-1][:margin]
+    elif len(last):
+        yield np.pad(last, margin, "reflect" if len(last) > 1 else "edge")
 
 
 def _valid(samples: Floats, spectrum: np.ndarray, size: int, taps: int) -> Floats:

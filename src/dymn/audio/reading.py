@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dymn.audio.band import band_passed
+from dymn.audio.band import band_passed, centred
 from dymn.audio.decoder import Block, MissingDecoderError, check_heard
 from dymn.audio.gain import loudest, loudness
 from dymn.audio.listing import SUFFIXES, expand, find
@@ -202,7 +202,7 @@ def from_array(
     levels = Levels()
     levels.add(samples, mono, check_finite("The array", mono, rate=source_rate))
     kept = Notes() if notes is None else notes
-    levels.tell(kept, settings.gain != 0)
+    levels.tell(kept, settings)
     parts = [mono[start : start + _RESAMPLE_CHUNK] for start in range(0, len(mono), _RESAMPLE_CHUNK)]
 
     def blocks_of(notes: Notes) -> Iterator[np.ndarray]:
@@ -244,6 +244,8 @@ def _heard(
     """Yield mono samples for the network, before the gain: at its rate, faster or slower, in a band."""
     speed, band = settings.speed, settings.band
     check_heard(name, source_rate, speed)
+    if settings.is_high_pass:
+        chunks = centred(chunks, source_rate)
     blocks = resampled(chunks, source_rate * speed if speed != 1 else source_rate, rate)
     if band is None:
         return blocks

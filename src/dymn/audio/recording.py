@@ -78,7 +78,7 @@ def recording(
         decoder = open_decoder(content, report, stack)
         seconds = decoder.seconds if decoder.frames is None else decoder.frames / decoder.rate
         info = AudioInfo(decoder.rate, decoder.channels, decoder.frames, seconds, decoder.format)
-        yield Decoding(report.name, info, _mono(decoder, report, settings.channel, settings.gain != 0), report.notes)
+        yield Decoding(report.name, info, _mono(decoder, report, settings), report.notes)
 
 
 def settled(settings: ReadSettings, source: FileLike, content: Content, notes: Notes) -> ReadSettings:
@@ -102,8 +102,9 @@ def settled(settings: ReadSettings, source: FileLike, content: Content, notes: N
     return replace(settings, channel=number)
 
 
-def _mono(decoder: Decoder, report: Report, channel: str, raised: bool) -> Iterator[np.ndarray]:
+def _mono(decoder: Decoder, report: Report, settings: ReadSettings) -> Iterator[np.ndarray]:
     """Yield a channel or the mean over channels [n], and compare their number with what the header says."""
+    channel = settings.channel
     if decoder.omni and channel == "mix":
         report.note(
             f"it is ambisonic: the first of its {decoder.channels} channels, which is omnidirectional, is read."
@@ -130,7 +131,7 @@ def _mono(decoder: Decoder, report: Report, channel: str, raised: bool) -> Itera
         raise AudioError(f"{report.name} cannot be read: {reason(error)}. Check the disk or the connection.") from error
     if resampler is not None:
         yield resampler.finish()
-    levels.tell(report.notes, raised)
+    levels.tell(report.notes, settings)
     report.check_length(place, None if decoder.frames is None else decoder.frames / decoder.rate)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dymn.audio.notes import Notes
+from dymn.audio.settings import ReadSettings
 from dymn.errors import AudioError
 from dymn.system.arrays import Floats
 
@@ -124,8 +125,8 @@ class Levels:
         for channel in range(samples.shape[1]):
             self._channels[channel] += float(np.dot(samples[:, channel], samples[:, channel]))
 
-    def tell(self, notes: Notes, raised: bool = False) -> None:
-        """Add notes on what is unusual; that it is quiet only unless a gain is given (`raised`)."""
+    def tell(self, notes: Notes, settings: ReadSettings) -> None:
+        """Add notes on what is unusual, unless settings see to it: a gain to what is quiet, a band to an offset."""
         if self._peak > INTEGER_PEAK:
             notes.add(
                 f"samples reach {self._peak:.0f}, but full scale is 1: they are probably integers stored as floats. "
@@ -143,9 +144,9 @@ class Levels:
                     "Select a channel with --channel, for example --channel loudest."
                 )
                 return
-        mean = self._sum / max(1, self._n)
+        mean = 0.0 if settings.is_high_pass else self._sum / max(1, self._n)
         if abs(mean) > OFFSET or (abs(mean) > _LEAST_OFFSET and mean**2 > 0.5 * self._power / max(1, self._n)):
             notes.add(f"its samples have an offset of {mean:.2g} of full scale (DC); --band 20- removes it.")
-        if 0 < self._peak < QUIET_PEAK and not raised:
+        if 0 < self._peak < QUIET_PEAK and settings.gain == 0:
             level = 20 * np.log10(self._peak)
             notes.add(f"it is quiet: its largest sample is at {level:.0f} dBFS. --gain auto amplifies it.")

@@ -72,6 +72,11 @@ class ReadSettings:
         """These settings, for what has settings of its own too."""
         return self
 
+    @property
+    def is_high_pass(self) -> bool:
+        """Whether the band has a lower limit, so that nothing is left of an offset."""
+        return self.band is not None and self.band[0] is not None
+
 
 def channel_index(channel: str, count: int, name: str) -> int:
     """Return the index of a channel that is "left", "right" or a number.

@@ -58,12 +58,6 @@ def evaluate_events(
         )
     for path, reason in found.bad.items():
         note(f"{path} is left out: {reason}", quiet)
-    if found.beyond:
-        note(
-            f"{found.beyond} annotations begin after the end of their recording and are left out. Check that each "
-            "table belongs to its recording.",
-            quiet,
-        )
     if per_class is not None:
         rows = [(one.label, *(f"{value:.6g}" for value in one[1:])) for one in found.classes]
         with atomic_write(per_class) as file, text_in(file) as text:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -90,8 +91,8 @@ def gathered(paths: Sequence[str] | None, files_from: str | None) -> list[str]:
     """Return the paths of a command: those that were given, and those that a file lists.
 
     Raises:
-        ConfigError: if there are no paths and no list, if the list cannot be read or is empty, or if two things come
-            from standard input.
+        ConfigError: if there are no paths and no list, if the list cannot be read, is empty or is no list, or if two
+            things come from standard input.
     """
     given = list(paths or ())
     if files_from is None:
@@ -104,10 +105,31 @@ def gathered(paths: Sequence[str] | None, files_from: str | None) -> list[str]:
         data = sys.stdin.buffer.read() if files_from == "-" else Path(files_from).expanduser().read_bytes()
     except OSError as error:
         raise ConfigError(f"--files-from {files_from} cannot be read: {error.strerror}. Give a file, or -.") from error
-    parts = data.split(b"\0") if b"\0" in data else [line.rstrip(b"\r") for line in data.split(b"\n")]
-    listed = [os.fsdecode(part) for part in parts if part.strip()]
+    listed = _entries(data, files_from)
     if not listed:
         raise ConfigError(f"--files-from {files_from} lists no recording. Write one path per line.")
     if files_from == "-" and "-" in listed:
         raise ConfigError("The list of --files-from comes from standard input, so - cannot be one of its recordings.")
     return given + listed
+
+
+def _entries(data: bytes, name: str) -> list[str]:
+    """Return the paths of a list: one per line or, as `find -print0` writes them, with a NUL after each.
+
+    Raises:
+        ConfigError: if an entry is no text, and no path that exists: the file is then no list, but a recording perhaps.
+    """
+    parts = data.split(b"\0") if b"\0" in data else [line.rstrip(b"\r") for line in data.split(b"\n")]
+    listed = list[str]()
+    for part in parts:
+        if not part.strip():
+            continue
+        path = part.decode(sys.getfilesystemencoding(), "surrogateescape")
+        odd = any(unicodedata.category(character) in ("Cc", "Cs") for character in path)  # Cs: it was not UTF-8
+        if odd and not os.path.lexists(path):
+            raise ConfigError(
+                f"--files-from {name} is not a list of paths: it contains {path[:40]!a}, which is not text. Pass "
+                "recordings as arguments; a list has one path per line, in UTF-8."
+            )
+        listed.append(path)
+    return listed

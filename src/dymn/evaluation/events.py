@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dymn.audio.annotations import Annotation, read_annotated
+from dymn.audio.annotations import Annotation, read_annotated, warn_late
 from dymn.data.detect import detect
 from dymn.data.manifest import read_events
 from dymn.errors import DataError, DymnError
@@ -135,7 +135,7 @@ def assess_events(
             bad[str(path)] = str(frames)
         else:
             known = [one._replace(label=names[one.label]) for one in annotated[path] if one.label in names]
-            beyond += sum(one.start >= frames.seconds for one in known)
+            beyond += warn_late(path, frames.seconds, known)
             truth[str(path)], found[str(path)] = truth_of(known, frames.seconds), frames
         if progress is not None:
             progress(number, len(annotated))

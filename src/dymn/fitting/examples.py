@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from dymn.audio.annotations import warn_late
 from dymn.audio.sources import display
 from dymn.errors import AudioError, DataError, DymnError
 from dymn.fitting.background import made_background
@@ -157,7 +158,8 @@ class _Rows:
 
     def add_track(self, track: AnnotatedRecording, found: Embedding) -> None:
         """Add the windows of an annotated recording: with the labels that are in them, or that fill them, by half."""
-        annotated = np.array([(one.start, one.end) for one in track.annotations])
+        warn_late(track.path, found.seconds, track.annotations)
+        annotated = np.array([(one.start, one.end) for one in track.annotations]).reshape(-1, 2)
         for vector, (start, end) in zip(found.windows, found.spans, strict=True):
             overlap = np.minimum(annotated[:, 1], end) - np.maximum(annotated[:, 0], start)
             needed = SHARE * np.minimum(annotated[:, 1] - annotated[:, 0], end - start)

@@ -367,6 +367,7 @@ def others_than(names):
         module
         for module, homes in metadata.packages_distributions().items()
         if not kept & set(map(canonicalize_name, homes))
+        and module not in sys.stdlib_module_names  # "pathlib" is a package
     ]
 
 

@@ -65,6 +65,7 @@ class Watch:
     def __init__(self) -> None:
         self.folder: Path | None = None
         self.seen = ""
+        sys.dont_write_bytecode = True  # modules that a case imports would be written
         sys.addaudithook(self._hear)
 
     @contextmanager

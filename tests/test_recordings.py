@@ -319,6 +319,22 @@ def test_an_offset_leaves_no_click_at_the_ends_of_a_band(tmp_path, rate, seconds
     np.testing.assert_array_equal(pieces, found)
 
 
+@pytest.mark.parametrize("rate", [RATE, 44_100])
+def test_a_gain_is_not_limited_by_an_offset(tmp_path, rate):
+    tone = 0.001 * np.sin(2 * np.pi * 440 * np.arange(3 * rate) / rate)
+    plain, shifted = (write(tmp_path / f"{offset}.wav", tone + offset, rate) for offset in (0, 0.3))
+    notes = Notes()
+    found = reading.read(shifted, settings=ReadSettings(gain="auto"), notes=notes)
+    np.testing.assert_allclose(found, reading.read(plain, settings=ReadSettings(gain="auto"), notes=Notes()), atol=2e-4)
+    assert np.abs(found).max() > 0.1
+    assert any(
+        "offset of 0.3 of full scale (DC); --gain auto removes it if it amplifies" in line for line in notes.lines
+    )
+    loud = write(tmp_path / "loud.wav", 0.5 * np.sin(2 * np.pi * 440 * np.arange(3 * rate) / rate) + 0.3, rate)
+    settings, untouched = ReadSettings(gain="auto"), reading.read(loud, notes=Notes())
+    np.testing.assert_array_equal(reading.read(loud, settings=settings, notes=Notes()), untouched)
+
+
 # Speed and bands
 
 

@@ -16,6 +16,15 @@ _BLACKMAN = 5.5
 """The slope of a filter of N taps under Blackman's window, in units of the sample rate / N; 74 dB below it is gone."""
 
 
+OFFSET, _LEAST_OFFSET = 0.02, 1e-4
+"""A mean of the samples, of full scale, that is an offset; a smaller one is if it outweighs the sound."""
+
+
+def is_offset(mean: float, power: float) -> bool:
+    """Whether samples with this mean and mean square have an offset (DC)."""
+    return abs(mean) > OFFSET or (abs(mean) > _LEAST_OFFSET and mean**2 > 0.5 * power)
+
+
 def band_filter(rate: float, low: float | None, high: float | None) -> Floats:
     """Return the taps [n], n odd, of a linear-phase filter that keeps `low` to `high` Hz at a rate in Hz."""
     edges = [edge for edge in (low, high) if edge is not None and edge < rate / 2]
@@ -63,10 +72,15 @@ def band_passed(chunks: Iterable[Floats], rate: int, low: float | None, high: fl
         pending = pending[step:]
 
 
-def centred(chunks: Iterable[Floats], rate: int) -> Iterator[Floats]:
+def centred(chunks: Iterable[Floats], rate: int, offsets_only: bool = False) -> Iterator[Floats]:
     """Yield samples [n] less the mean of their first second; the sizes of the chunks change no bit of the result.
 
     A band with a lower limit leaves nothing of that constant, but resampling would make a click of it at each end.
+
+    Args:
+        chunks: mono samples.
+        rate: their rate in Hz.
+        offsets_only: leave samples as they are, bit for bit, whose mean is no offset.
     """
     waiting, rest = list[Floats](), iter(chunks)
     for chunk in rest:
@@ -76,7 +90,10 @@ def centred(chunks: Iterable[Floats], rate: int) -> Iterator[Floats]:
     if not any(map(len, waiting)):
         return
     start = np.concatenate(waiting)
-    mean = np.float32(start[:rate].mean(dtype=np.float64))
+    first = start[:rate].astype(np.float64)
+    mean = np.float32(first.mean())
+    if offsets_only and not is_offset(float(mean), float(np.mean(first**2))):
+        mean = np.float32(0)
     yield start - mean
     for chunk in rest:
         yield chunk - mean

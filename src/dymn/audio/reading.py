@@ -205,8 +205,8 @@ def from_array(
     levels.tell(kept, settings)
     parts = [mono[start : start + _RESAMPLE_CHUNK] for start in range(0, len(mono), _RESAMPLE_CHUNK)]
 
-    def blocks_of(notes: Notes) -> Iterator[np.ndarray]:
-        return _heard(parts, source_rate, rate, settings, "The array")
+    def blocks_of(notes: Notes, free: bool) -> Iterator[np.ndarray]:
+        return _heard(parts, source_rate, rate, settings, free, "The array")
 
     blocks = list(_raised(blocks_of, rate, settings, kept))
     if notes is None:
@@ -224,9 +224,9 @@ def _resampled(source: FileLike, rate: int, settings: ReadSettings, notes: Notes
     with opened(source) as content:
         settings = settled(settings, source, content, kept)
 
-        def blocks_of(notes: Notes) -> Iterator[np.ndarray]:
+        def blocks_of(notes: Notes, free: bool) -> Iterator[np.ndarray]:
             with recording(source, settings, notes=notes, content=content) as found:
-                yield from _heard(found.chunks, found.info.sample_rate, rate, settings, found.name)
+                yield from _heard(found.chunks, found.info.sample_rate, rate, settings, free, found.name)
 
         empty = True
         for block in _raised(blocks_of, rate, settings, kept):
@@ -239,13 +239,16 @@ def _resampled(source: FileLike, rate: int, settings: ReadSettings, notes: Notes
 
 
 def _heard(
-    chunks: Iterable[np.ndarray], source_rate: int, rate: int, settings: ReadSettings, name: str
+    chunks: Iterable[np.ndarray], source_rate: int, rate: int, settings: ReadSettings, free: bool, name: str
 ) -> Iterator[np.ndarray]:
-    """Yield mono samples for the network, before the gain: at its rate, faster or slower, in a band."""
+    """Yield mono samples for the network, before the gain: at its rate, faster or slower, in a band.
+
+    They are free of an offset if `free`, or if the band has a lower limit.
+    """
     speed, band = settings.speed, settings.band
     check_heard(name, source_rate, speed)
-    if settings.is_high_pass:
-        chunks = centred(chunks, source_rate)
+    if free or settings.is_high_pass:
+        chunks = centred(chunks, source_rate, offsets_only=not settings.is_high_pass)
     blocks = resampled(chunks, source_rate * speed if speed != 1 else source_rate, rate)
     if band is None:
         return blocks
@@ -259,20 +262,23 @@ def _heard(
 
 
 def _raised(
-    blocks_of: Callable[[Notes], Iterator[np.ndarray]], rate: int, settings: ReadSettings, notes: Notes
+    blocks_of: Callable[[Notes, bool], Iterator[np.ndarray]], rate: int, settings: ReadSettings, notes: Notes
 ) -> Iterator[np.ndarray]:
-    """Yield blocks with their gain; with "auto" they are measured first, as they are heard, and so made twice."""
-    gain = settings.gain
+    """Yield blocks with their gain; with "auto" they are measured first, as they are heard, and so made twice.
+
+    An offset would limit that gain and be amplified; it is removed from what is amplified.
+    """
+    gain, free = settings.gain, False
     if isinstance(gain, str):
-        level = loudness(blocks_of(Notes()), rate)
-        gain = level.gain
+        level = loudness(blocks_of(Notes(), True), rate)
+        gain, free = level.gain, level.gain > 0
         if gain:
             notes.add(
                 f"it is quiet: its loudest second is at {level.second:.1f} dBFS, its largest sample at "
                 f"{level.peak:.1f} dBFS; it was read twice and amplified by {gain:.1f} dB."
             )
     factor = np.float32(10 ** (gain / 20))
-    for block in blocks_of(notes):
+    for block in blocks_of(notes, free):
         yield block if gain == 0 else block * factor
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from dymn.audio.band import is_offset
 from dymn.audio.notes import Notes
 from dymn.audio.settings import ReadSettings
 from dymn.errors import AudioError
@@ -18,9 +19,6 @@ INTEGER_PEAK = 64.0
 """A float recording with a larger peak was not scaled to 1: even an editor's overs stay far below."""
 QUIET_PEAK = 0.01
 """A recording whose largest sample is below -40 dBFS is noted: networks begin to call it silence."""
-OFFSET = 0.02
-"""A mean of the samples, of full scale, that is noted; a smaller one is if it outweighs the sound."""
-_LEAST_OFFSET = 1e-4
 MIX_GAP_DB = 18.0
 """A mix that is this far below the loudest channel is noted.
 
@@ -145,8 +143,11 @@ class Levels:
                 )
                 return
         mean = 0.0 if settings.is_high_pass else self._sum / max(1, self._n)
-        if abs(mean) > OFFSET or (abs(mean) > _LEAST_OFFSET and mean**2 > 0.5 * self._power / max(1, self._n)):
-            notes.add(f"its samples have an offset of {mean:.2g} of full scale (DC); --band 20- removes it.")
+        if is_offset(mean, self._power / max(1, self._n)):
+            what = "--gain auto removes it if it amplifies, --band 20- always" if settings.gain == "auto" else ""
+            notes.add(
+                f"its samples have an offset of {mean:.2g} of full scale (DC); {what or '--band 20- removes it'}."
+            )
         if 0 < self._peak < QUIET_PEAK and settings.gain == 0:
             level = 20 * np.log10(self._peak)
             notes.add(f"it is quiet: its largest sample is at {level:.0f} dBFS. --gain auto amplifies it.")

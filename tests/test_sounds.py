@@ -134,6 +134,10 @@ def test_specific_sounds_stand_for_general_ones_and_the_channel_counts():
     assert told == {
         (False, "left"): {"Animal", "Dog"}, (True, "left"): {"Dog"}, (True, "right"): set(), (False, "mix"): set(),
     }  # fmt: skip
+    # While the dog fades, its score falls below the threshold first.
+    wanted = EventSettings(threshold=0.5, off_threshold=0.2, window=0.2, hop=0.1, specific=True, min_duration=0.0)
+    fading = sound_of([0.9, 0.9, 0.9, 0.7, 0.4, 0.7, 0.9, 0.0, 0.0, 0.0])
+    assert [sound.event.label for sound in fed(Sounds(Animals(), RATE, wanted), fading)] == ["Dog", "Dog"]
     with pytest.raises(ConfigError, match="For live sound"):
         Sounds(BACKEND, RATE, EventSettings(speed=0.5))
 

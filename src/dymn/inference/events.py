@@ -321,6 +321,11 @@ class EventTracker:
                 self._keep(column, self._last.pop(column))
         return self._taken()
 
+    @property
+    def lower(self) -> Scores:
+        """The lower threshold of each label [C]."""
+        return self._off
+
     def sounding(self) -> Iterator[Event]:
         """Yield the events that have reached the upper threshold and are not settled, as they are so far."""
         for column in sorted(self._open.keys() | self._last.keys()):

@@ -31,7 +31,8 @@ class Sounds:
     threshold. It has ended when the probability has stayed below it for longer than `min_gap`. Except for the last
     window, the events equal those of `dymn.inference.events` with the same settings, a given `off_threshold` and the
     method "windows". Without `off_threshold`, the lower threshold of files also depends on later probabilities, that of
-    live audio on the threshold only. There is no median filter, and `specific` is applied to each window.
+    live audio on the threshold only. There is no median filter, and `specific` is applied to each window; a specific
+    sound that has been reported replaces general ones down to its lower threshold.
 
     Example:
         >>> sounds = Sounds(tagger.backend, 16_000, EventSettings(threshold=0.3, window=2, hop=0.5))  # doctest: +SKIP
@@ -99,7 +100,9 @@ class Sounds:
         self._edge = (window.start + window.end + self._settings.cutting().hop) / 2 if end is None else end
         scores = window.scores[self._chosen]
         if self._kinds is not None:
-            scores = np.where(is_general(scores, self._kinds, self._thresholds), np.float32(0), scores)
+            sounding = np.isin(self.labels, [event.label for event in self._tracker.sounding()])
+            least = np.where(sounding, self._tracker.lower, self._thresholds)
+            scores = np.where(is_general(scores, self._kinds, least), np.float32(0), scores)
         return self._told(self._tracker.add(scores[None], np.array([begin, self._edge])))
 
     def _told(self, settled: list[Event]) -> list[Sound]:

@@ -164,8 +164,8 @@ class MobileNet(Pretrained):
         """Adapt the first convolution to another number of input channels; return the network.
 
         From one channel to N, the kernel is divided by N and repeated for each channel, so that equal spectrograms in
-            all channels give the original output. From N channels to one, the kernels are added. The card's metrics and
-            provenance are removed, because they belong to other weights.
+        all channels give the original output. From N channels to one, the kernels are added. The card's metrics and
+        provenance are removed, because they belong to other weights.
 
         Raises:
             ConfigError: if neither number is one.

@@ -17,7 +17,7 @@ from dymn.errors import ConfigError
 from dymn.inference.files import tag_files
 from dymn.inference.selection import TagSettings
 from dymn.inference.tagger import Tagger
-from dymn.inference.windows import AudioLike
+from dymn.inference.windows import AudioLike, raising
 from dymn.runtime.opening import open_backend
 from dymn.weights.default import open_default
 from dymn.weights.format import Stored
@@ -99,9 +99,8 @@ class AudioClassifier:
     def _answers(self, inputs: Iterable[Any], settings: TagSettings, batch_size: int | None) -> Iterator[list[Answer]]:
         sources = map(self._source, inputs)
         backend = self.tagger.backend
-        for recording in tag_files(backend, sources, settings, sample_rate=backend.sample_rate, batch_size=batch_size):
-            if recording.error is not None:
-                raise recording.error
+        found = tag_files(backend, sources, settings, sample_rate=backend.sample_rate, batch_size=batch_size)
+        for recording in raising(found):
             yield [{"score": tag.score, "label": tag.label} for tag in recording.tags]
 
     def _source(self, given: Any) -> AudioLike:

@@ -82,7 +82,7 @@ _RESOURCES = (
 
 
 def resource_error(error: BaseException) -> ResourceError | None:
-    """Return what another library's error says about memory and processes, with the remedy.
+    """Return an error of another library about memory or processes with its remedy.
 
     Return None if the error is about something else.
     """

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from dymn.errors import ConfigError, DataError
+from dymn.config import check_choice
+from dymn.errors import DataError
 from dymn.system.arrays import Array
 from dymn.system.extras import needing
 from dymn.system.files import atomic_write, csv_text, text_in
@@ -62,8 +63,7 @@ def evaluate(scores: Array, targets: Array, mask: Array | None = None, kind: str
         ConfigError: if `kind` is not allowed.
         DataError: if shapes do not match, scores are not finite, or no metric is defined.
     """
-    if kind not in KINDS:
-        raise ConfigError(f"kind is {kind!r}; allowed: {', '.join(KINDS)}.")
+    check_choice("kind", kind, KINDS)
     if kind == "classification":
         return {"accuracy": accuracy(scores, targets), "clips": len(scores)}
     results = per_class(scores, targets, mask)
@@ -149,18 +149,18 @@ def class_answers(
         DataError: if shapes do not fit or scores are not finite.
     """
     score, target, annotated = _checked(scores, targets, mask)
-    said = score >= threshold
+    predicted = score >= threshold
     if kind == "classification":
-        said = np.arange(score.shape[1]) == score.argmax(axis=1)[:, None]
+        predicted = np.arange(score.shape[1]) == score.argmax(axis=1)[:, None]
     true = (target > 0.5) & annotated
-    counts = zip(*(np.sum(rows, axis=0).tolist() for rows in (said & true, true, said & annotated)), strict=True)
+    sums = (np.sum(rows, axis=0).tolist() for rows in (predicted & true, true, predicted & annotated))
     return [
         ClassAnswers(
             precision=hits / answers if answers else math.nan,
             recall=hits / positives if positives else math.nan,
             f1=2 * hits / (positives + answers) if positives else math.nan,
         )
-        for hits, positives, answers in counts
+        for hits, positives, answers in zip(*sums, strict=True)
     ]
 
 
@@ -237,8 +237,8 @@ def write_per_class(
     if len(labels) != len(results):
         raise DataError(f"There are {len(results)} results for {len(labels)} classes.")
     rows = [
-        (label, *("" if isinstance(value, float) and math.isnan(value) else value for value in (*result, *said)))
-        for label, result, said in zip(labels, results, answers, strict=True)
+        (label, *("" if isinstance(value, float) and math.isnan(value) else value for value in (*result, *predicted)))
+        for label, result, predicted in zip(labels, results, answers, strict=True)
     ]
     with atomic_write(path) as file, text_in(file) as text:
         text.write(csv_text([("label", *ClassResult._fields, *ClassAnswers._fields), *rows]))

@@ -64,7 +64,7 @@ def litert(model: MobileNet, plan: Plan, calibrate: Sequence[npt.NDArray[np.floa
     def lower(network: nn.Module, example: Tensor) -> bytes:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.tflite"
-            with contextlib.redirect_stdout(sys.stderr):  # it tells of its steps
+            with contextlib.redirect_stdout(sys.stderr):  # it prints its steps
                 litert_torch.convert(network, (example,)).export(str(path))
             return path.read_bytes()
 

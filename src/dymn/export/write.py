@@ -106,7 +106,7 @@ def export_model(
     Args:
         model: the network, or networks whose logits are averaged, the card with it.
         path: the file to write.
-        clips: what to compare on, in addition to a few made sounds; those of `calibrate` if there are none.
+        clips: clips to compare on, besides a few made sounds; by default, those of `calibrate`.
         tolerance: what probabilities may differ by; that of `PRECISIONS` if None.
         calibrate: as for `build`.
         settings: those of `Plan`.

@@ -27,7 +27,7 @@ class Listed(NamedTuple):
 
 
 class Unreadable:
-    """A recording that was found to be unreadable, as a file object that says so again without opening it."""
+    """A recording that was found to be unreadable, as a file object that raises the error again without opening it."""
 
     def __init__(self, path: Path | str, error: AudioError) -> None:
         self.name = os.fspath(path)
@@ -117,7 +117,7 @@ class Discovery:
         try:
             handle = self._stack.enter_context(cast(BinaryIO, open(os.fspath(path), "rb")))  # noqa: SIM115
         except (OSError, ValueError):
-            handle = None  # the decoder says what is wrong, in its words
+            handle = None  # the decoder reports the error
         try:
             if handle is None or not self._partial:
                 self.seconds[os.fspath(path)] = reading.probe(path if handle is None else handle).seconds or 0.0

@@ -87,7 +87,7 @@ def frames(
 ) -> Frames:
     """Return the probabilities of labels at points in time.
 
-    An hour has some 12,000 frames, 24 MB if all 527 labels of AudioSet are asked for; `frame_parts` holds only some of
+    An hour has some 12,000 frames, 24 MB for all 527 labels of AudioSet; `frame_parts` holds only some of
     them at a time.
 
     Args:
@@ -126,7 +126,7 @@ def joined(parts: Sequence[FramePart], backend: Backend, settings: FrameSettings
 
 
 def chosen_labels(backend: Backend, settings: FrameSettings) -> tuple[str, ...]:
-    """Return the labels that are asked for, in the order of a backend's.
+    """Return the selected labels, in the order of the backend's.
 
     Raises:
         ConfigError: if a pattern matches no label.

@@ -63,7 +63,7 @@ def stored(size: int) -> Kind[Embedding]:
         rows = np.frombuffer(packed, kind)
         return Embedding(name, seconds, windows=rows["vector"].astype(np.float32), spans=rows["span"])
 
-    return Kind(pack, unpack, lambda name, error: Embedding(name, error=error))
+    return Kind(pack, unpack, Embedding)
 
 
 def _row(size: int) -> np.dtype[Any]:

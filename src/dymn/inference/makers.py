@@ -116,8 +116,8 @@ class _ActivationFrames(FrameMaker):
         self._reset()
         if seconds is None:
             return super().finish(seconds)
-        heard = max(int(is_first), int(np.searchsorted(times, seconds)))
-        return times[:heard], scores[:heard]
+        count = max(int(is_first), int(np.searchsorted(times, seconds)))
+        return times[:count], scores[:count]
 
     def _take(self, count: int) -> tuple[Times, Scores]:
         # Convolutions of stride s centre frame i on frame i * s of the spectrogram.
@@ -183,7 +183,7 @@ def between(frames: Floats, places: Times) -> Floats:
 class _NetworkFrames(FrameMaker):
     """The frames of a frame-wise network, window by window, end to end; the last window is filled with zeros.
 
-    The frames that lie in the zeros are kept: a median filter at the end of the recording takes them in, as published.
+    The frames in the zeros are kept, because the median filter at the end of the recording uses them, as published.
     """
 
     fill = "pad"

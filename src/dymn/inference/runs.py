@@ -20,7 +20,7 @@ import numpy as np
 
 from dymn.audio.clocks import Begin
 from dymn.audio.settings import Channel
-from dymn.errors import AudioError, DataError, DymnError
+from dymn.errors import AudioError, DataError
 from dymn.inference.files import Recording
 from dymn.inference.formats.layout import R
 from dymn.inference.journal import Journal, Task, stamp
@@ -39,12 +39,12 @@ class Kind(Generic[R]):
     Attributes:
         pack: from a result to bytes, which hold all of it that is written to the output, but for its channel.
         unpack: from name, seconds and those bytes to a result that is written in the same way.
-        failed: from name and error to a result.
+        result: the class of results.
     """
 
     pack: Callable[[R], bytes]
     unpack: Callable[[str, float, bytes], R]
-    failed: Callable[[str, DymnError], R]
+    result: type[R]
 
 
 def compute(
@@ -83,7 +83,7 @@ def compute(
                 changed = AudioError(
                     f"{result.name} changed while it was read. Start the command again when it is complete."
                 )
-                result = kind.failed(result.name, changed)
+                result = kind.result(result.name, error=changed)
             if result.error is not None:
                 journal.put(task, 0.0, None, str(result.error))
             else:
@@ -121,7 +121,7 @@ def results(journal: Journal, kind: Kind[R], each: bool = False) -> Iterator[R]:
     for done in journal.results():
         name = source_name(done.name)
         if done.result is None:
-            yield kind.failed(name, AudioError(done.error or ""))
+            yield kind.result(name, error=AudioError(done.error or ""))
             continue
         try:
             parts = _unframed(done.result) if each else [done.result]
@@ -153,7 +153,7 @@ def tags(per_window: bool) -> Kind[Recording]:
         tags = _tags(whole, 0.0, seconds)
         return Recording(name, seconds, tags, timeline, **_restored(*info))
 
-    return Kind(pack, unpack, lambda name, error: Recording(name, error=error))
+    return Kind(pack, unpack, Recording)
 
 
 def _tags(pairs: Iterable[tuple[str, float]], start: float, end: float) -> list[Tag]:
@@ -172,7 +172,7 @@ def events() -> Kind[EventRecording]:
     def pack(found: EventRecording) -> bytes:
         return _packed([list(found.events), _info_of(found)])
 
-    return Kind(pack, unpack, lambda name, error: EventRecording(name, error=error))
+    return Kind(pack, unpack, EventRecording)
 
 
 def _info_of(found: RecordingInfo) -> list[Any]:
@@ -223,4 +223,4 @@ def embeddings(per_window: bool, size: int) -> Kind[Embedding]:
             return replace(found, windows=rows["vector"], spans=rows["span"])
         return replace(found, vector=rows["vector"][0])
 
-    return Kind(pack, unpack, lambda name, error: Embedding(name, error=error))
+    return Kind(pack, unpack, Embedding)

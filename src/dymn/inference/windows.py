@@ -55,6 +55,32 @@ class RecordingInfo:
     begin: Begin | None = None
 
 
+@dataclass(frozen=True)
+class Result(RecordingInfo):
+    """The result of one recording, or the error that prevented it.
+
+    Attributes:
+        name: the path as given; "-" for standard input, "" for sources without a name.
+        seconds: length of the recording.
+        error: why there is no result, or None.
+    """
+
+    name: str
+    seconds: float = 0.0
+    error: DymnError | None = field(default=None, kw_only=True)
+
+
+ResultT = TypeVar("ResultT", bound=Result)
+
+
+def raising(results: Iterable[ResultT]) -> Iterator[ResultT]:
+    """Yield results; the error of the first recording that failed is raised."""
+    for result in results:
+        if result.error is not None:
+            raise result.error
+        yield result
+
+
 @dataclass
 class Opened:
     """A recording while it is read.
@@ -65,7 +91,7 @@ class Opened:
         notes: what is unusual about it.
         speed: how much faster it is played than it was recorded.
         channel: which channel is read, if each is.
-        begin: when it began, if that is known and asked for.
+        begin: when it began, if that is known and requested.
     """
 
     name: str
@@ -386,7 +412,7 @@ def one_result(settings: ReadSettings) -> None:
     """Reject a result for each channel where there can be only one.
 
     Raises:
-        ConfigError: saying what gives several.
+        ConfigError: naming the functions that return several.
     """
     check(
         settings.channel != "each",

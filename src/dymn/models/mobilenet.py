@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dymn.architectures import HEADS, model_config
-from dymn.config import ModelCard, ModelConfig, check
+from dymn.config import ModelCard, ModelConfig, check, check_choice
 from dymn.errors import ConfigError, WeightsError
 from dymn.models.blocks import InvertedResidual
 from dymn.models.heads import FrameHead as FrameHead
@@ -54,7 +54,7 @@ class MobileNet(Pretrained):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        check(config.head in HEADS, f"head is {config.head!r}; allowed: {', '.join(HEADS)}.")
+        check_choice("head", config.head, HEADS)
         self.config = config
         self.stem = ConvNormAct(config.in_chans, config.blocks[0].c_in, kernel_size=3, stride=2)
         self.blocks = nn.Sequential(*(InvertedResidual(block) for block in config.blocks))

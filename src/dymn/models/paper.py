@@ -19,6 +19,11 @@ from dymn.architectures import Variant
 from dymn.config import check
 
 
+def _architecture(variant: Variant) -> str:
+    """Return the name of the architecture of a variant's family and width."""
+    return f"{'mn' if variant.dynamic_blocks == 'none' else 'dymn'}{round(10 * variant.width):02d}"
+
+
 @dataclass(frozen=True)
 class PaperRow:
     """One row of a table about AudioSet: a network, differences in its training, and the printed numbers."""
@@ -38,7 +43,7 @@ class PaperRow:
 
         `create_model(row.architecture, **row.settings)` builds it.
         """
-        return f"{'mn' if self.variant.dynamic_blocks == 'none' else 'dymn'}{round(10 * self.variant.width):02d}"
+        return _architecture(self.variant)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -117,8 +122,7 @@ class DownstreamRow:
         """The commands that train the row on the data in FOLDER, by task; empty for networks of other authors."""
         if self.variant is None:
             return {}
-        family = "mn" if self.variant.dynamic_blocks == "none" else "dymn"
-        name = f"{family}{round(10 * self.variant.width):02d}"
+        name = _architecture(self.variant)
         return {
             task: f"dymn train {task}:{name} --data FOLDER{' --fold all' * (task == 'esc50')}"
             for task in DOWNSTREAM_TASKS

@@ -36,6 +36,5 @@ def plot_reliability(
     for one in (axes, counts):
         one.grid(color=FAINT)
         one.set_axisbelow(True)
-        for side in ("top", "right"):
-            one.spines[side].set_visible(False)
+        one.spines[["top", "right"]].set_visible(False)
     save_figure(figure, path)

@@ -53,6 +53,5 @@ def plot_scores(classes: Sequence[ClassScores], path: str | Path) -> None:
         axes.plot([], [], color=ORANGE, linewidth=2, label="precise")[0],
     ]
     figure.legend(handles=handles, loc="outside upper right", ncols=4, frameon=False, fontsize=11)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
+    axes.spines[["top", "right", "left"]].set_visible(False)
     save_figure(figure, path)

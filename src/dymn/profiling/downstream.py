@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from dymn.models import paper
 from dymn.models.paper import DOWNSTREAM_TASKS, DownstreamRow
+from dymn.profiling.formats import piped
 from dymn.system.files import csv_text
 
 NUMBER = "III"
@@ -60,8 +61,7 @@ def _json(rows: Sequence[DownstreamRow]) -> str:
 
 def _markdown(rows: Sequence[DownstreamRow]) -> str:
     lines = [["Row", *DOWNSTREAM_TASKS.values()], ["---", *["---:"] * len(DOWNSTREAM_TASKS)], *map(_cells, rows)]
-    piped = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    return f"## Table {NUMBER}. {TITLE}\n\n{piped}\n"
+    return "\n".join([f"## Table {NUMBER}. {TITLE}", "", *map(piped, lines), ""])
 
 
 DOWNSTREAM_FORMATS: dict[str, Callable[[Sequence[DownstreamRow]], str]] = {

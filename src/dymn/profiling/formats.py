@@ -63,10 +63,10 @@ def comparison_markdown(rows: Sequence[Comparison]) -> str:
         lines += [
             f"## Table {number}. {paper.TABLES[number].title}",
             "",
-            _piped(HEADINGS),
-            _piped(["---", *["---:"] * 7]),
+            piped(HEADINGS),
+            piped(["---", *["---:"] * 7]),
         ]
-        lines += [_piped(_cells(row)) for row in group]
+        lines += [piped(_cells(row)) for row in group]
         lines.append("")
     named = {row.table for row in rows}
     readings = [reading for reading in paper.READINGS if reading.table in named]
@@ -77,13 +77,13 @@ def comparison_markdown(rows: Sequence[Comparison]) -> str:
             "Where the paper leaves a detail of a row open, these interpretations were counted. dymn builds the one "
             "in bold.",
             "",
-            _piped(["Table", "Row", "Interpretation", "MACs", "Parameters"]),
-            _piped(["---", "---", "---", "---:", "---:"]),
+            piped(["Table", "Row", "Interpretation", "MACs", "Parameters"]),
+            piped(["---", "---", "---", "---:", "---:"]),
         ]
         for reading in readings:
             bold = "**" if reading.kept else ""
             cells = [reading.table, reading.row, reading.text, f"{reading.macs:.2f}", f"{reading.parameters:.4f}"]
-            lines.append(_piped([f"{bold}{cell}{bold}" for cell in cells]))
+            lines.append(piped([f"{bold}{cell}{bold}" for cell in cells]))
         lines.append("")
     return "\n".join(lines)
 
@@ -164,5 +164,6 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-def _piped(cells: Sequence[str]) -> str:
+def piped(cells: Sequence[str]) -> str:
+    """Return a row of a table in Markdown."""
     return "| " + " | ".join(cells) + " |"

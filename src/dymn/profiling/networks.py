@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from dymn.models.mobilenet import MobileNet
 
 MAX_CONFIG = 2**22  # bytes
-RECIPE_SETTINGS = ("inherit", "settings", "front_end", "prior")  # of a recipe's [model], in addition to the name
+RECIPE_SETTINGS = ("inherit", "settings", "front_end", "prior")  # of a recipe's [model], besides the name
 Network = Union[str, Path, Variant, ModelConfig, "MobileNet"]
 
 

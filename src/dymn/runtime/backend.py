@@ -131,9 +131,7 @@ class Backend(ABC):
         except (MemoryError, RuntimeError) as error:
             if resource_error(error) is None:
                 raise
-            raise ResourceError(
-                f"There is not enough memory for a batch of {len(samples)} windows. Use a smaller batch size."
-            ) from error
+            raise too_large(len(samples)) from error
 
     @property
     def frame_samples(self) -> int:
@@ -209,6 +207,11 @@ class Backend(ABC):
             f"{kind} computes scores of whole windows only. Use the method windows, or load the model with backend "
             "torch."
         )
+
+
+def too_large(n_windows: int) -> ResourceError:
+    """Return the error for a batch that does not fit the memory."""
+    return ResourceError(f"There is not enough memory for a batch of {n_windows} windows. Use a smaller batch size.")
 
 
 def checked_waveforms(waveforms: npt.NDArray[np.generic] | Tensor) -> Floats:

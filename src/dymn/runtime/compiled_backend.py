@@ -9,11 +9,10 @@ import numpy as np
 
 from dymn.audio.windows import Filled
 from dymn.config import check
-from dymn.errors import ResourceError
 from dymn.native import libraries
 from dymn.native.log_mel import array_log_mel
 from dymn.native.network import CompiledNetwork, is_known
-from dymn.runtime.backend import Backend, BackendOutput, FrameOutput
+from dymn.runtime.backend import Backend, BackendOutput, FrameOutput, too_large
 from dymn.runtime.compiled import compile_network
 from dymn.runtime.fold import fold
 from dymn.runtime.framewise import ArrayFrameHead
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def can_compile(stored: Stored) -> bool:
-    """Return whether this machine has compiled code that knows the network of a checkpoint."""
+    """Return whether this machine has compiled code that supports the network of a checkpoint."""
     return bool(libraries()) and is_known(stored.config)
 
 
@@ -69,17 +68,13 @@ class CompiledBackend(Backend):
         return (sliding(window.samples, window.n_samples) for window in windows)
 
     def run(self, features: Floats) -> BackendOutput:
-        """Return probabilities [B, C] and embeddings [B, D] of a batch of `features` [B, 1, F, T].
-
-        Raises:
-            ResourceError: if the batch does not fit the memory.
-        """
+        """Return probabilities [B, C] and embeddings [B, D] of spectrograms [B, 1, F, T]; see `Backend.run`."""
         if self._head is not None:
             return BackendOutput(*self.frame_run(features)[1:])
         try:
             embedding = self._network.embed(features, self._threads)
         except MemoryError as error:
-            raise _no_room(len(features)) from error
+            raise too_large(len(features)) from error
         return self.checked(
             BackendOutput(probabilities(self._network.logits(embedding), self.card.exclusive), embedding)
         )
@@ -93,27 +88,17 @@ class CompiledBackend(Backend):
         return self._network.time_stride * self.front_end.hop_length
 
     def frame_run(self, features: Floats, smoothing: int = 1) -> FrameOutput:
-        """Return probabilities of frames [B, T, C] and of windows [B, C], and embeddings [B, D].
-
-        See `Backend.frame_run`.
-
-        Raises:
-            ResourceError: if the batch does not fit the memory.
-        """
+        """See `Backend.frame_run`."""
         try:
             embedding, maps = self._network.embed_frames(features, self._threads)  # [B, D], [B, D, T]
             logits = self._logits(moving_average(maps, smoothing), embedding)
             frames, clips = (probabilities(found, self.card.exclusive) for found in logits)
         except MemoryError as error:
-            raise _no_room(len(features)) from error
+            raise too_large(len(features)) from error
         return self.checked(FrameOutput(frames, clips, embedding))
 
     def network(self) -> MobileNet:
-        """Return the network as a PyTorch module in evaluation mode.
-
-        Raises:
-            MissingExtraError: if PyTorch is not installed.
-        """
+        """See `Backend.network`."""
         if self._model is None:
             require_torch("Looking inside a network")
             from dymn.models.mobilenet import MobileNet
@@ -139,7 +124,3 @@ def moving_average(maps: Floats, width: int) -> Floats:
     places = np.arange(n_frames)
     near = (np.abs(places[:, None] - places) <= width // 2).astype(np.float32)  # [T, T]
     return np.asarray(maps @ near / near.sum(axis=0), np.float32)
-
-
-def _no_room(n_windows: int) -> ResourceError:
-    return ResourceError(f"There is not enough memory for a batch of {n_windows} windows. Use a smaller batch size.")

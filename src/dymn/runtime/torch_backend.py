@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dymn.audio.windows import Filled
-from dymn.config import check
+from dymn.config import check, check_choice
 from dymn.models.frontend import LogMel
 from dymn.models.mobilenet import MobileNet, Output
 from dymn.native.log_mel import array_log_mel
@@ -50,7 +50,7 @@ class TorchBackend(Backend):
             ConfigError: if there is no such device or precision, `threads` is below 1, or the network has several input
                 channels.
         """
-        check(precision in COMPUTE_PRECISIONS, f"precision is {precision!r}; allowed: {', '.join(COMPUTE_PRECISIONS)}.")
+        check_choice("precision", precision, COMPUTE_PRECISIONS)
         model.config.require_mono("Inference on recordings")
         self.precision, self.compile = precision, compile
         self.device = resolve_device(device)
@@ -97,11 +97,10 @@ class TorchBackend(Backend):
 
     @torch.inference_mode()
     def run(self, features: Floats) -> BackendOutput:
-        """Return probabilities [B, C] and embeddings [B, D] of a batch of `features`.
+        """See `Backend.run`.
 
         Raises:
             ConfigError: if the network is to be compiled and cannot be.
-            ResourceError: if the batch does not fit the device's memory.
         """
         with computing(self.device, len(features), self.precision):
             found = self._network(self._log_mels(features))
@@ -125,13 +124,7 @@ class TorchBackend(Backend):
 
     @torch.inference_mode()
     def frame_run(self, features: Floats, smoothing: int = 1) -> FrameOutput:
-        """Return probabilities of frames [B, T, C] and of windows [B, C], and embeddings [B, D].
-
-        See `Backend.frame_run`.
-
-        Raises:
-            ResourceError: if the batch does not fit the device's memory.
-        """
+        """See `Backend.frame_run`."""
         with computing(self.device, len(features), self.precision):
             maps = self.model.features(self._log_mels(features))
             embedding = maps.mean(dim=(2, 3))
@@ -143,7 +136,7 @@ class TorchBackend(Backend):
         return self.model
 
     def _of_frames(self, log_mel: Tensor) -> Output:
-        """Return what the trained head of a frame-wise network says."""
+        """Return the output of the trained head of a frame-wise network."""
         maps = self.model.features(log_mel)
         embedding = maps.mean(dim=(2, 3))
         return Output(self.model.head(maps, embedding), embedding)

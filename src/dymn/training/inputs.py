@@ -132,13 +132,13 @@ def check_table(inputs: Inputs, fill: str) -> list[str]:
         if without:
             notes.append(f"{without} of {len(inputs.train)} training clips have no logits; only their labels are used.")
         notes += [f"{inputs.table.path} has {n} {what}." for what, n in inputs.table.skipped.items()]
-    heard = {} if inputs.table is None else inputs.table.settings
+    taught = {} if inputs.table is None else inputs.table.settings
     mine = {"seconds": float(inputs.seconds), "fill": fill}
-    if all(heard.get(name, value) == value for name, value in mine.items()):
+    if all(taught.get(name, value) == value for name, value in mine.items()):
         return notes
     return [
         *notes,
-        f"The teacher's logits are for clips of {heard.get('seconds', 0):g} s (fill: {heard.get('fill')}), but this "
+        f"The teacher's logits are for clips of {taught.get('seconds', 0):g} s (fill: {taught.get('fill')}), but this "
         f"run uses clips of {inputs.seconds:g} s (fill: {fill}). They may not fit: create the table again with dymn "
         f"teach --seconds {inputs.seconds:g} --fill {fill}, or set data.seconds and data.fill.",
     ]
@@ -179,7 +179,7 @@ def open_models(config: TrainConfig) -> BaseModels:
 def open_table(config: TrainConfig) -> TeacherTable | None:
     """Open the table of an offline teacher, if there is one.
 
-    Its files lie where their names say, or else next to the data; those that EfficientAT published are downloaded.
+    Its files are at the given paths, or else next to the data; those that EfficientAT published are downloaded.
     """
     teacher = config.teacher
     if not teacher.table:
@@ -210,7 +210,7 @@ def training_loader(
 ) -> Loader:
     """Return the loader of training batches: each is a part of an accumulated batch, shared by `world` processes.
 
-    `weights` are those by which clips are drawn, where `data.sampling` asks for some.
+    `weights` are those by which clips are drawn, if `data.sampling` uses any.
     """
     data, seed = config.data, config.run.seed
     if data.sampling == "balanced":
@@ -248,7 +248,7 @@ def training_loader(
 
 
 def quiet_loader(source: Source, inputs: Inputs, config: TrainConfig, resident: Resident | None = None) -> Loader:
-    """Return a loader for evaluation, with the teacher's logits for clips that it knows."""
+    """Return a loader for evaluation, with the teacher's logits for clips that its table contains."""
     known = None if inputs.table is None or not set(inputs.table.keys) & set(source.keys) else inputs.table
     cut = resident is not None and int(resident.lengths.max()) >= int(source.max_seconds * source.sample_rate)
     return evaluation_loader(
@@ -312,7 +312,7 @@ def portable(config: TrainConfig) -> dict[str, Any]:
             del values[section][name]
     if values["schedule"]["tau_start"] is None:  # as versions had it that left nothing open
         values["schedule"]["tau_start"] = 1.0
-    for name in ("table", "index"):  # the digest tells which table it is, wherever it lies
+    for name in ("table", "index"):  # the digest identifies the table, wherever it is
         values["teacher"][name] = bool(values["teacher"][name]) or ""
     for name in ("name", "inherit"):
         values["model"][name] = Path(values["model"][name]).name

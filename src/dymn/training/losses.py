@@ -23,7 +23,7 @@ class Targets(NamedTuple):
     labels: Tensor  # [B, C], annotation times mask
     mask: Tensor  # [B, C], 1 where annotated
     teacher: Tensor  # [B, C], the teacher's probabilities, 0 for a clip without
-    teacher_share: Tensor  # [B], how much of the clip the teacher has heard: 0 or 1, between for a mixture
+    teacher_share: Tensor  # [B], share of the clip with a teacher: 0 or 1, between for a mixture
 
     def mixed(self, partner: Tensor, share: Tensor) -> Targets:
         """Mix the targets of each clip [B], with weight `share` [B], with those of clip `partner` [B].

@@ -59,7 +59,7 @@ class RunState:
     best_epoch: int = 0  # counted from 1, as in the history; 0 for none yet
     history: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
-    # of the clips that were heard, by part of the data
+    # of the clips that were used, by part of the data
     fingerprints: dict[str, Tensor] = field(default_factory=dict)
     clock: float = 0.0  # seconds since the run began, its measuring and writing included, its pauses not
     digest: str = ""  # of config and data: a run continues only what it began

@@ -88,12 +88,13 @@ class Ensemble:
         lengths = {seconds} if seconds else {card.seconds for card in cards}
         fills = {fill} if fill else {card.fill for card in cards}
         if len(lengths) > 1 or len(fills) > 1:
-            told = ", ".join(
+            listed = ", ".join(
                 f"{teacher.name} {f'{card.seconds:g} s' if card.seconds else 'unknown'} ({card.fill})"
                 for teacher, card in zip(self.teachers, cards, strict=True)
             )
             raise ConfigError(
-                f"The models were trained with different lengths or filling of clips: {told}. Set --seconds and --fill."
+                f"The models were trained with different lengths or filling of clips: {listed}. Set --seconds and "
+                "--fill."
             )
         return Learned(lengths.pop(), fills.pop())
 

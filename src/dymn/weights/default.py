@@ -16,7 +16,7 @@ SHIPPED = "dymn04_open"
 
 
 class Default(NamedTuple):
-    """The model that was chosen, and a sentence that says which it is and why."""
+    """The model that was chosen, and a sentence that names it and the reason."""
 
     stored: Stored
     reason: str

@@ -83,7 +83,7 @@ def read_efficientsed(
     state = {_plain(key): values for key, values in given.items()}
     if len(state) < len(given):
         raise WeightsError(f"{name} does not fit an EfficientSED network: several of its tensors have the same name.")
-    SequenceConfig(length=length)  # refuses a length that is not allowed, before anything else is said
+    SequenceConfig(length=length)  # rejects a length that is not allowed, before any other error
     try:
         heads = _heads(state)
         config = _config(state, heads, length, scores)

@@ -112,7 +112,7 @@ def _fetch(repository: Repository, progress: DownloadProgress | None) -> Weights
 
 @dataclass(frozen=True)
 class _Version:
-    """What the Hub says of a file."""
+    """The Hub's answer about a file."""
 
     commit: str
     blob: str  # SHA-256 of a large file, Git's hash of a small one

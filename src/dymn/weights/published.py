@@ -25,7 +25,7 @@ def fetch_published(published: PublishedModel, progress: DownloadProgress | None
 
 
 def import_published(file: WeightsFile, published: PublishedModel) -> Imported:
-    """Read a file of the registry, and refuse it unless it holds exactly the network that the registry says.
+    """Read a file of the registry, and reject it unless it contains exactly the network of the registry.
 
     Raises:
         WeightsError: if the file does not fit any network, or another one; the message names the difference.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Iterator, Mapping
 
 from dymn.architectures import ATTENTION_REDUCTION, check_parts, has_context, own_context_size
@@ -24,6 +25,12 @@ def state_shapes(config: ModelConfig) -> dict[str, Shape]:
     """
     check_parts(config)
     return dict(_network(config))
+
+
+def n_parameters(config: ModelConfig) -> int:
+    """Return the number of values that training changes; those of attentions that are not dymn's own are left out."""
+    buffers = (COUNTER, "running_mean", "running_var", "frequencies")
+    return sum(math.prod(shape) for name, shape in state_shapes(config).items() if not name.endswith(buffers))
 
 
 def check_state(state: Mapping[str, Array], config: ModelConfig, source: str) -> None:

@@ -38,9 +38,8 @@ class OnlineTeachers:
         self, models: Sequence[str | MobileNet], student: MobileNet, device: torch.device, blocks: bool = False
     ) -> None:
         networks = [(load_model(model) if isinstance(model, str) else model).to(device).eval() for model in models]
-        for network in networks:
-            network.check_clips()
         for model in networks:
+            model.check_clips()
             name = model.card.name or "in memory"
             if model.card.front_end != student.card.front_end:
                 raise ConfigError(

@@ -136,7 +136,7 @@ class Discovery:
         This is its path, or the first time the file that is already open, unless another file now has its path.
         """
         held = self._held.pop(whole(path), path)
-        if isinstance(held, io.IOBase) and not _is_at(held, path):
+        if isinstance(held, io.IOBase) and identity(held.fileno()) != identity(path):
             held.close()
             held = path
         return cast("AudioLike", held)
@@ -163,13 +163,8 @@ def whole(path: Path | str) -> str:
     return name if name == "-" or "://" in name else os.path.abspath(name)
 
 
-def _is_at(file: io.IOBase, path: Path | str) -> bool:
-    status = os.fstat(file.fileno())
-    return identity(path) == (status.st_dev, status.st_ino)
-
-
-def identity(path: Path | str) -> tuple[int, int] | None:
-    """Return by what a file is known whatever its names: device and inode; None if there is none."""
+def identity(path: Path | str | int) -> tuple[int, int] | None:
+    """Return device and inode of a file, by its path or descriptor; None if there is none."""
     try:
         status = os.stat(path)
     except (OSError, ValueError):

@@ -186,7 +186,8 @@ def _legend(axes: Axes, explanation: Explanation) -> None:
         axes.fill_between([left + 0.01, left + 1 / n_kernels - 0.01], 0.085, 0.155, color=colour, linewidth=0)
         axes.text(left + 0.5 / n_kernels, 0.06, f"{k + 1}", ha="center", va="top", fontsize=10, color=SOFT)
     if n_kernels:
-        text = "kernels" + enlargement(kernel_zoom(explanation))
+        zoom = kernel_zoom(explanation)
+        text = f"kernels (differences ×{zoom})" if zoom > 1 else "kernels"
         axes.text(0.5, 0.18, text, ha="center", va="bottom", fontsize=11, color=INK)
 
 
@@ -302,11 +303,6 @@ def function_zoom(block: BlockDecisions) -> int:
     )
     largest = float(np.percentile(differences, 98))
     return next((zoom for zoom in ZOOMS if zoom * largest < 1), 1)
-
-
-def enlargement(zoom: int) -> str:
-    """Return the note about enlarged differences."""
-    return f" (differences ×{zoom})" if zoom > 1 else ""
 
 
 def _block_ticks(n: int) -> list[int]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 
 from dymn.models import paper
 from dymn.models.paper import DOWNSTREAM_TASKS, DownstreamRow
-from dymn.profiling.formats import piped
+from dymn.profiling.formats import as_json, piped
 from dymn.system.files import csv_text
 
 NUMBER = "III"
@@ -55,8 +54,7 @@ def _csv(rows: Sequence[DownstreamRow]) -> str:
 
 
 def _json(rows: Sequence[DownstreamRow]) -> str:
-    values = [{"table": NUMBER, "row": row.name, **row.figures, "commands": row.commands} for row in rows]
-    return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+    return as_json([{"table": NUMBER, "row": row.name, **row.figures, "commands": row.commands} for row in rows])
 
 
 def _markdown(rows: Sequence[DownstreamRow]) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
+from typing import Any
 
 from dymn.models import paper
 from dymn.profiling.counting import KINDS
@@ -38,11 +39,6 @@ def comparison_csv(rows: Sequence[Comparison]) -> str:
     """Return rows of the paper as CSV with plain counts."""
     values = [row.to_dict() for row in rows]
     return csv_text([COLUMNS, *([value[column] for column in COLUMNS] for value in values)])
-
-
-def comparison_json(rows: Sequence[Comparison]) -> str:
-    """Return rows of the paper as a JSON list with plain counts."""
-    return json.dumps([row.to_dict() for row in rows], indent=2, ensure_ascii=False) + "\n"
 
 
 def comparison_markdown(rows: Sequence[Comparison]) -> str:
@@ -121,23 +117,18 @@ def profile_csv(profile: Profile) -> str:
     return csv_text([("place", *KINDS), *rows])
 
 
-def profile_json(profile: Profile) -> str:
-    """Return a profile as a JSON object."""
-    return json.dumps(profile.to_dict(), indent=2, ensure_ascii=False) + "\n"
-
-
-def profile_markdown(profile: Profile) -> str:
-    """Return a profile as Markdown."""
-    return f"```text\n{profile_table(profile)}```\n"
-
-
-COMPARISON_FORMATS = {
+COMPARISON_FORMATS: dict[str, Callable[[Sequence[Comparison]], str]] = {
     "table": comparison_table,
-    "json": comparison_json,
+    "json": lambda rows: as_json([row.to_dict() for row in rows]),
     "csv": comparison_csv,
     "markdown": comparison_markdown,
 }
-PROFILE_FORMATS = {"table": profile_table, "json": profile_json, "csv": profile_csv, "markdown": profile_markdown}
+PROFILE_FORMATS: dict[str, Callable[[Profile], str]] = {
+    "table": profile_table,
+    "json": lambda profile: as_json(profile.to_dict()),
+    "csv": profile_csv,
+    "markdown": lambda profile: f"```text\n{profile_table(profile)}```\n",
+}
 
 
 def _cells(row: Comparison) -> list[str]:
@@ -162,6 +153,11 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
         "  ".join([row[0].ljust(widths[0]), *(cell.rjust(n) for cell, n in zip(row[1:], widths[1:], strict=True))])
         for row in rows
     ]
+
+
+def as_json(value: Any) -> str:
+    """Return JSON types as readable text."""
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
 def piped(cells: Sequence[str]) -> str:

@@ -12,13 +12,10 @@ from dymn.models.mobilenet import MobileNet, Output
 from dymn.native import libraries
 from dymn.native.network import is_known
 from dymn.runtime.compiled import compile_network
-from dymn.runtime.cuda import compiled
 from dymn.runtime.fold import fold
 from dymn.runtime.framewise import ArrayFrameHead
-from dymn.runtime.fused import FusedNetwork, fuse
+from dymn.runtime.fused import fuse
 from dymn.system.arrays import Floats
-
-__all__ = ["FusedNetwork", "NativeNetwork", "accelerate", "compiled", "fuse"]
 
 
 def accelerate(model: MobileNet) -> Callable[[Tensor], Output]:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from dymn.config import ModelCard, check
 from dymn.inference.frames import FramePart, Frames, FrameSettings, Times, chosen_labels, frame_parts
-from dymn.inference.methods import Around, Nearby
+from dymn.inference.methods import Around, Nearby, odd_frames
 from dymn.inference.selection import SPECIFIC_SHARE
 from dymn.inference.windows import AudioLike, Result
 from dymn.runtime.backend import Backend
@@ -96,7 +96,7 @@ class EventSettings(FrameSettings):
     def around(self, step: float) -> Around:
         """Return the neighbourhood of a frame; `step` is the time between frames in the recording."""
         step /= self.speed  # settings are seconds of the signal as played
-        half = max(0, round((self.rule().median / step - 1) / 2))
+        half = odd_frames(self.rule().median, step) // 2
         return Around(half, max(1, round(self.nearby.seconds / step)) if self.nearby else 0)
 
     def rule(self) -> Rule:

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 import numpy as np
 
 from dymn.audio.settings import ReadSettings
-from dymn.inference.methods import LONG, FrameSettings, Times
+from dymn.inference.methods import LONG, FrameSettings, Times, odd_frames
 from dymn.inference.selection import Selection
 from dymn.inference.windows import Piece
 from dymn.runtime.backend import Backend
@@ -79,8 +79,7 @@ class _ActivationFrames(FrameMaker):
         super().__init__(backend, settings)
         self._frame = backend.frame_samples / backend.sample_rate  # seconds
         self.window, self.hop = (max(1, round(seconds / self._frame)) * self._frame for seconds in settings.cutting())
-        # odd, to be symmetric around a frame
-        self._smoothing = max(0, round((settings.smoothing / self._frame - 1) / 2)) * 2 + 1
+        self._smoothing = odd_frames(settings.smoothing, self._frame)
         self._reset()
 
     def _reset(self) -> None:
@@ -146,8 +145,7 @@ class _CombinedFrames(FrameMaker):
         )
         self.hop = max(1, round(LONG * rate / self._step)) * self._step / rate
         self.window = self.hop + (self._length - self._step) / rate
-        frame = backend.frame_samples
-        self._smoothing = max(0, round((settings.smoothing * rate / frame - 1) / 2)) * 2 + 1
+        self._smoothing = odd_frames(settings.smoothing * rate, backend.frame_samples)
 
     def compute(self, features: Floats) -> Floats:
         """Return probabilities of frames [B, T, C], for spectrograms [B, 1, F, t] or samples [B, N]."""

@@ -80,6 +80,11 @@ class Around(NamedTuple):
         return found
 
 
+def odd_frames(length: float, step: float) -> int:
+    """Return the odd number of frames that is nearest to a length; `step` is that of a frame, in the same unit."""
+    return max(0, round((length / step - 1) / 2)) * 2 + 1
+
+
 class Method(NamedTuple):
     """The defaults of a method; times are in seconds.
 

@@ -14,22 +14,20 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic
+from typing import Any, Generic
 
 import numpy as np
 
 from dymn.audio.clocks import Begin
 from dymn.audio.settings import Channel
 from dymn.errors import AudioError, DataError
+from dymn.inference.embedding import Embedding
+from dymn.inference.events import Event, EventRecording
 from dymn.inference.files import Recording
 from dymn.inference.formats.layout import R
 from dymn.inference.journal import Journal, Task, stamp
 from dymn.inference.selection import Tag, WindowTags
 from dymn.inference.windows import RecordingInfo, source_name
-
-if TYPE_CHECKING:
-    from dymn.inference.embedding import Embedding
-    from dymn.inference.events import EventRecording
 
 
 @dataclass(frozen=True)
@@ -162,7 +160,6 @@ def _tags(pairs: Iterable[tuple[str, float]], start: float, end: float) -> list[
 
 def events() -> Kind[EventRecording]:
     """Return how events are stored."""
-    from dymn.inference.events import Event, EventRecording
 
     def unpack(name: str, seconds: float, packed: bytes) -> EventRecording:
         found, info = _unpacked(packed)
@@ -203,8 +200,6 @@ def embeddings(per_window: bool, size: int) -> Kind[Embedding]:
 
     They are those of recordings, or with `per_window` those of their windows.
     """
-    from dymn.inference.embedding import Embedding
-
     kind = np.dtype([("span", "<f8", (2,)), ("vector", "<f4", (size,))])
 
     def pack(found: Embedding) -> bytes:

@@ -243,10 +243,7 @@ class Run(Prepared):
         measure_norms(self.result_network, (step.inputs(batch.to(self.device), rng)[0] for batch in batches))
 
     def _save(self, record: Record) -> None:
-        """Write the results of an epoch.
-
-        The state is the last, so that an epoch counts as done only when all else is written.
-        """
+        """Write the results of an epoch, the state last: an epoch is done only when all else is written."""
         try:
             self._write_epoch(record)
         except OSError as error:

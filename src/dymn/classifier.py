@@ -1,7 +1,4 @@
-"""Tags with the interface of Hugging Face transformers.
-
-Inputs and outputs match those of `pipeline("audio-classification")`, for programs that use it.
-"""
+"""Tags with the interface of `pipeline("audio-classification")` in Hugging Face transformers."""
 
 from __future__ import annotations
 

@@ -163,10 +163,7 @@ def assessed(scores: Predictions, source: Source, kind: str, split: str, loss: s
 
 
 def write_report(folder: Path, found: Assessment) -> None:
-    """Write the metrics of each class, and the confusion matrix of exclusive classes, to a folder as CSV.
-
-    The files are SPLIT_classes.csv and SPLIT_confusion.csv.
-    """
+    """Write SPLIT_classes.csv, and SPLIT_confusion.csv for exclusive classes, to a folder."""
     metrics.write_per_class(folder / f"{found.split}_classes.csv", found.labels, found.per_class, found.answers)
     if found.confusion is not None:
         metrics.write_confusion(folder / f"{found.split}_confusion.csv", found.labels, found.confusion)
@@ -206,10 +203,7 @@ def as_ensemble(networks: Sequence[MobileNet], name: str = "") -> MobileNet:
 
 
 def write_predictions(path: str | Path, found: Assessment) -> None:
-    """Write a CSV table with a row for each clip.
-
-    A row contains the name, the labels (separated by ";"), the most probable class and all probabilities.
-    """
+    """Write a CSV table of clips: name, labels (separated by ";"), most probable class, all probabilities."""
     scores = found.scores
     rows = []
     for key, row, target, mask in zip(scores.keys, scores.probabilities, scores.targets, scores.mask, strict=True):

@@ -24,10 +24,7 @@ KINDS = ("tagging", "classification")
 
 
 class ClassResult(NamedTuple):
-    """The metrics of one class.
-
-    A metric is NaN if it is not defined (without positives; for ROC-AUC also without negatives).
-    """
+    """The metrics of one class; NaN if not defined (without positives; for ROC-AUC also without negatives)."""
 
     average_precision: float
     roc_auc: float
@@ -89,10 +86,7 @@ def mean_average_precision(scores: Array, targets: Array, mask: Array | None = N
 
 
 def roc_auc(scores: Array, targets: Array, mask: Array | None = None) -> float:
-    """Return the mean over classes of the area under the ROC curve.
-
-    Classes without positives or negatives are left out.
-    """
+    """Return the mean ROC-AUC over classes; classes without positives or negatives are left out."""
     return _mean([result.roc_auc for result in per_class(scores, targets, mask)])
 
 

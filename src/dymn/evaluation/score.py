@@ -177,18 +177,12 @@ def figures(scores: Predictions, kind: str) -> dict[str, Any]:
 
 
 def deciding_metric(found: dict[str, Any], task: TaskSpec) -> str:
-    """Return the name of the metric that selects the checkpoint.
-
-    It is the task's metric or, for clips without labels, the distance to the teacher.
-    """
+    """Return the metric that selects the checkpoint: the task's or, without labels, the distance to the teacher."""
     return task.metric if task.metric in found else "distillation"
 
 
 def is_better(metric: str, value: float, best: float | None) -> bool:
-    """Whether a value is at least as good as the best so far.
-
-    Of equally good epochs, the latest is selected.
-    """
+    """Whether a value is at least as good as the best so far; of equally good epochs, the latest is selected."""
     if best is None or best != best:
         return True
     return value <= best if metric in LOWER_IS_BETTER else value >= best

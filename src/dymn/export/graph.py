@@ -31,10 +31,7 @@ TINY = 1e-30
 
 
 def front_end(nodes: Nodes, waveform: str, config: FrontEndConfig) -> str:
-    """Add log-mel spectrograms [B, 1, n_mels, frames] of waveforms [B, N], in float32.
-
-    N is at least n_fft / 2 + 2; the reflection at the edges needs it.
-    """
+    """Add log-mel spectrograms [B, 1, n_mels, frames] of waveforms [B, N] with N of at least n_fft / 2 + 2."""
     c = config
     reach = c.n_fft // 2 - (c.n_fft - c.win_length) // 2  # of the window from the middle of the frame
     signal = nodes.op("Unsqueeze", waveform, [1])  # [B, 1, N]

@@ -23,10 +23,7 @@ class Nodes:
         self.on_maps: list[str] = []  # pointwise convolutions of whole maps with kernels that are constant
 
     def op(self, kind: str, *inputs: str | npt.ArrayLike, n_outputs: int = 1, **attributes: Any) -> Any:
-        """Add an operation; return the name of its output, or a list of names if there are several.
-
-        Inputs are names, or numbers that become a `constant`.
-        """
+        """Add an operation; return the name of its output, or several; inputs are names, or values of a `constant`."""
         names = [given if isinstance(given, str) else self.constant(given) for given in inputs]
         outputs = [f"{kind.lower()}_{len(self.nodes)}_{i}" for i in range(n_outputs)]
         self.nodes.append(helper.make_node(kind, names, outputs, name=outputs[0], **attributes))

@@ -41,10 +41,7 @@ class Program(nn.Module):
 
 
 class EveryKernel(nn.Module):
-    """A dynamic depthwise convolution that mixes the outputs of all K kernels.
-
-    With clips as groups, their number could not be free.
-    """
+    """A dynamic depthwise convolution that mixes the outputs of all K kernels, for any number of clips."""
 
     def __init__(self, source: DynamicConv2d) -> None:
         super().__init__()

@@ -1,7 +1,4 @@
-"""Any attention mechanism as ONNX operations.
-
-Its `forward`, a straight line, is traced and put into ONNX step by step.
-"""
+"""Any attention mechanism as ONNX operations: its `forward` is traced and converted step by step."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""The recordings of a run.
-
-The trees that paths name are walked once, and a file opened for inspection is not opened again.
-"""
+"""The recordings of a run: each tree is walked once, and a file opened for inspection is not opened again."""
 
 from __future__ import annotations
 
@@ -131,10 +128,7 @@ class Discovery:
         return True
 
     def source(self, path: Path | str) -> AudioLike:
-        """Return the source to read a recording from.
-
-        This is its path, or the first time the file that is already open, unless another file now has its path.
-        """
+        """Return a path, or the first time the file that is already open, unless another file now has its path."""
         held = self._held.pop(whole(path), path)
         if isinstance(held, io.IOBase) and identity(held.fileno()) != identity(path):
             held.close()

@@ -180,10 +180,7 @@ def decide(frames: Frames, settings: EventSettings | None = None, card: ModelCar
 
 
 class _Passage(NamedTuple):
-    """A passage of one label above the lower threshold.
-
-    It has a start and an end in seconds, and its highest probability.
-    """
+    """A passage of one label above the lower threshold: start and end in seconds, and its highest probability."""
 
     start: float
     end: float

@@ -44,10 +44,7 @@ class FrameMaker(ABC):
         """Return times [n] and probabilities [n, C] of the frames that no later window changes."""
 
     def finish(self, seconds: float | None) -> tuple[Times, Scores]:
-        """Return the remaining frames of a recording of `seconds`, or none if it failed (None).
-
-        The recording is then forgotten.
-        """
+        """Return the remaining frames of a recording of `seconds`, none if it failed (None), and forget it."""
         return np.empty(0), np.empty((0, len(self._chosen)), np.float32)
 
 

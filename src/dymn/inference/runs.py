@@ -196,10 +196,7 @@ def _refuse(constant: str) -> None:
 
 
 def embeddings(per_window: bool, size: int) -> Kind[Embedding]:
-    """Return how embeddings of `size` values are stored.
-
-    They are those of recordings, or with `per_window` those of their windows.
-    """
+    """Return how embeddings of `size` values are stored: those of recordings, or with `per_window` of windows."""
     kind = np.dtype([("span", "<f8", (2,)), ("vector", "<f4", (size,))])
 
     def pack(found: Embedding) -> bytes:

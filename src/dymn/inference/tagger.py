@@ -185,10 +185,7 @@ class Tagger:
     def timeline(
         self, source: AudioLike, sample_rate: int | None = None, top_k: int = 10, **settings: Any
     ) -> list[Tag]:
-        """Return the labels of each window of a recording, in chronological order.
-
-        Arguments and errors are those of `tag`.
-        """
+        """Return the labels of each window in chronological order; arguments and errors are those of `tag`."""
         return [tag for window in self._recording(source, sample_rate, top_k, settings).timeline for tag in window.tags]
 
     def embed(

@@ -77,10 +77,7 @@ class MobileNet(Pretrained):
         return self.head.output(self.features(log_mel))  # type: ignore[no-any-return]
 
     def frame_logits(self, features: Tensor, smoothing: int = 1) -> Tensor:
-        """Return logits [B, T', C] of each frame of the last feature map [B, D, F', T'].
-
-        The frames are averaged over `smoothing` (odd) frames first.
-        """
+        """Return logits [B, T', C] of the frames of the last feature map, averaged over `smoothing` (odd) frames."""
         return self.head.frames(smoothed(features, smoothing))  # type: ignore[no-any-return]
 
     def scores(self, features: Tensor, embedding: Tensor, smoothing: int = 1) -> tuple[Tensor, Tensor]:

@@ -39,18 +39,12 @@ class PaperRow:
 
     @property
     def architecture(self) -> str:
-        """The name of the architecture on which the row is based.
-
-        `create_model(row.architecture, **row.settings)` builds it.
-        """
+        """The architecture on which the row is based: `create_model(row.architecture, **row.settings)` builds it."""
         return _architecture(self.variant)
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The settings of `Variant` in which the row differs from its `architecture`.
-
-        "none" stands for no attention.
-        """
+        """The settings of `Variant` that differ from the `architecture`; "none" stands for no attention."""
         base = dataclasses.asdict(MN if self.variant.dynamic_blocks == "none" else DYMN)
         own = dataclasses.asdict(self.variant)
         different = {name: value for name, value in own.items() if value != base[name] and name != "width"}

@@ -42,10 +42,7 @@ def comparison_csv(rows: Sequence[Comparison]) -> str:
 
 
 def comparison_markdown(rows: Sequence[Comparison]) -> str:
-    """Return rows of the paper as a page of Markdown, in millions.
-
-    Rows that leave a detail open are listed with the readings tried.
-    """
+    """Return a page of Markdown, in millions, with the interpretations of rows that leave a detail open."""
     lines = [
         "# The paper's tables",
         "",

@@ -79,10 +79,7 @@ def _block_memory(block: BlockConfig, x: Map) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class ReceptiveField:
-    """The receptive field of one value of the last feature map through the convolutions.
-
-    A context sees the whole clip besides.
-    """
+    """The receptive field of a value of the last feature map through convolutions; contexts see the whole clip."""
 
     bands: int
     frames: int

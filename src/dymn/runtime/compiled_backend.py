@@ -33,10 +33,7 @@ def can_compile(stored: Stored) -> bool:
 
 
 class CompiledBackend(Backend):
-    """A network in compiled code.
-
-    It computes probabilities, embeddings of the last layer and frame scores, on the CPU in float32.
-    """
+    """A network in compiled code: probabilities, last-layer embeddings and frame scores, on the CPU in float32."""
 
     def __init__(self, stored: Stored, threads: int | None = None, *, build: str | None = None) -> None:
         """Fold and pack a network.
@@ -81,10 +78,7 @@ class CompiledBackend(Backend):
 
     @property
     def frame_samples(self) -> int:
-        """The number of samples between two frames of the last feature map.
-
-        It is 10,240 for the published networks, 0.32 s, and 640 for frame-wise ones, 0.04 s.
-        """
+        """The samples between two frames: 10,240 (0.32 s) for published networks, 640 (0.04 s) for frame-wise ones."""
         return self._network.time_stride * self.front_end.hop_length
 
     def frame_run(self, features: Floats, smoothing: int = 1) -> FrameOutput:
@@ -114,10 +108,7 @@ class CompiledBackend(Backend):
 
 
 def moving_average(maps: Floats, width: int) -> Floats:
-    """Return the mean over `width` frames, an odd number, around each frame of [B, D, T].
-
-    At the ends, it is the mean over the frames that exist.
-    """
+    """Return the mean over `width` (odd) frames around each frame of [B, D, T], fewer at the ends."""
     if width <= 1:
         return maps
     n_frames = maps.shape[2]

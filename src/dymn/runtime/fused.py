@@ -96,10 +96,7 @@ class FusedNetwork(nn.Module):
             return self._output([functional.hardswish(self.last(x), inplace=True) for x in maps])
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """Return the probabilities of classes [B, C].
-
-        These are the sigmoid of each logit or, if the card is `exclusive`, their softmax.
-        """
+        """Return probabilities [B, C]: the sigmoid of each logit or, if the card is `exclusive`, their softmax."""
         return torch.softmax(logits, dim=1) if self.card.exclusive else torch.sigmoid(logits)
 
     def _begin(self, clip: Tensor) -> Tensor:
@@ -334,10 +331,7 @@ class FusedStage(nn.Module):
         )
 
     def of_clip(self, read: Iterator[Tensor]) -> _ClipStage:
-        """Return the stage of a clip.
-
-        `read` gives the coefficients that the block reads off its context, in the order of the stages.
-        """
+        """Return the stage of a clip; `read` yields the coefficients from the context in the order of the stages."""
         kernel = self.kernel(next(read) if self.dynamic else None)
         if not self.n_maps:
             return _ClipStage(kernel, self.bias, IN_PLACE[self.activation_name])

@@ -1,7 +1,4 @@
-"""Averages of any feature maps of a network, computed by PyTorch.
-
-The module is imported only where layers other than the last are wanted.
-"""
+"""Averages of any feature maps in PyTorch; imported only for layers other than the last."""
 
 from __future__ import annotations
 

@@ -117,10 +117,7 @@ def open_backend(
 
 
 def _exported(stored: Stored, threads: int | None) -> OnnxBackend | None:
-    """Return the ONNX file in the cache that was exported from a checkpoint.
-
-    Other checkpoints may have the same name.
-    """
+    """Return the cached ONNX file that was exported from this checkpoint, not from another one of its name."""
     path = cached_path(stored.card.name)
     if not path.is_file():
         return None

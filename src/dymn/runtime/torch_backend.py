@@ -67,18 +67,12 @@ class TorchBackend(Backend):
             self.frame_seconds = model.config.sequence.length * self.frame_samples / self.sample_rate
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the state of a copy or a pickle.
-
-        The fast form of the network is left out; it is built again at first use.
-        """
+        """Return the state of a copy or a pickle, without the fast form, which is built again at first use."""
         return {name: value for name, value in vars(self).items() if name != "_network"}
 
     @cached_property
     def _network(self) -> Callable[[Tensor], Output]:
-        """Log-mel spectrograms [B, 1, F, T] to logits.
-
-        On a CPU this is the fastest form, with the weights as they are at first use.
-        """
+        """Log-mel spectrograms [B, 1, F, T] to logits; on a CPU in the fastest form, with the weights at first use."""
         if self.model.config.sequence is not None:
             return self._of_frames
         if self.compile:
@@ -86,10 +80,7 @@ class TorchBackend(Backend):
         return accelerate(self.model) if self.is_cpu and self.precision == "float32" else self.model
 
     def features(self, windows: Iterable[Filled], hop: int) -> Iterator[Floats]:
-        """Yield log-mel spectrograms [1, F, T] on a CPU, no frame computed twice.
-
-        On other devices, yield samples for a front end on the device.
-        """
+        """Yield log-mel spectrograms [1, F, T] on a CPU, no frame computed twice; on other devices, samples."""
         if not self.is_cpu:
             return super().features(windows, hop)
         sliding = SlidingLogMel(array_log_mel(self.front_end), hop)
@@ -116,10 +107,7 @@ class TorchBackend(Backend):
 
     @property
     def frame_samples(self) -> int:
-        """The number of samples between two frames of the last feature map.
-
-        It is 10,240 for the published networks, 0.32 s.
-        """
+        """The number of samples between two frames: 10,240 (0.32 s) for the published networks."""
         return self.model.time_stride * self.front_end.hop_length
 
     @torch.inference_mode()

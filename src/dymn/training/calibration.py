@@ -15,10 +15,7 @@ LOWEST = 1e-7  # of a probability
 
 
 def fit_affine(student: npt.NDArray[np.float32], teacher: npt.NDArray[np.float32]) -> Affine:
-    """Return the map of a student's logits with the least binary cross-entropy against a teacher.
-
-    It is fitted to the probabilities [N, C] of both.
-    """
+    """Return the map of a student's logits with the least binary cross-entropy, from both probabilities [N, C]."""
     p = np.clip(student.astype(np.float64), LOWEST, 1 - LOWEST)
     return calibration.fit_affine(np.log(p / (1 - p)), teacher)
 

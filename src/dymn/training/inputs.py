@@ -145,10 +145,7 @@ def check_table(inputs: Inputs, fill: str) -> list[str]:
 
 
 class BaseModels(NamedTuple):
-    """The networks that a run builds on, each of its own, and the SHA-256 of every checkpoint.
-
-    Two files of one name are two models.
-    """
+    """The networks that a run builds on, each an object of its own, and the SHA-256 of every checkpoint."""
 
     start: MobileNet | None  # None where training starts from an architecture
     parent: MobileNet | None
@@ -301,10 +298,7 @@ def run_digests(config: TrainConfig, data_digests: dict[str, str]) -> tuple[str,
 
 
 def portable(config: TrainConfig) -> dict[str, Any]:
-    """Return the settings that decide a run's numbers, without names of places and machines.
-
-    A checkpoint's card shows these settings.
-    """
+    """Return the settings that decide a run's numbers, as in a checkpoint's card: without places and machines."""
     values: dict[str, Any] = dataclasses.asdict(config)
     run = ("out", "device", "seeds", "threads", "trackers", "name", "licence", "save_steps")
     for section, names in (("run", run), ("data", ("path", "cache", "workers", "resident"))):

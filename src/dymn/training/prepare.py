@@ -60,10 +60,7 @@ WEIGHTS_FILE = "draws.npy"  # how often each training clip is drawn
 
 
 class Prepared:
-    """A training run before its first epoch.
-
-    It has data, teachers, network, optimiser, and the saved state of a run that is resumed.
-    """
+    """A training run before its first epoch: data, teachers, network, optimiser, and the state that it resumes."""
 
     def __init__(self, config: TrainConfig, reporter: Reporter, data: Dataset | None = None) -> None:
         config = with_folder(config)

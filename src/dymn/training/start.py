@@ -117,10 +117,7 @@ def set_prior(model: MobileNet, logits: Tensor) -> None:
 
 
 def prior_logits(source: Source, table: TeacherTable | None, kind: str) -> Tensor | None:
-    """Return the mean teacher logit of each class [C], or the logit ("ce": the log) of its frequency.
-
-    Return None without labels.
-    """
+    """Return the mean teacher logit of each class [C], or the logit ("ce": the log) of its frequency, if any."""
     if table is not None:
         rows = table.match(source, partial=True)
         rows = np.unique(rows[rows >= 0])

@@ -25,10 +25,7 @@ UNREADABLE = (pickle.UnpicklingError, zipfile.BadZipFile, zlib.error, struct.err
 
 @dataclass
 class PartialEpoch:
-    """What is done of an epoch: steps and batches, seconds, and where the loader is.
-
-    `loss` and `terms` (of eq. 8) are sums over its clips.
-    """
+    """Progress within an epoch; `loss` and `terms` (of eq. 8) are sums over its clips, `loader` is its position."""
 
     steps: int = 0
     batches: int = 0

@@ -52,19 +52,13 @@ class Share(NamedTuple):
         return values[self.rank :: self.world][:n]
 
     def of_mixing(self, mixing: Mixing, n: int, device: torch.device) -> Mixing:
-        """Return the mixing of this process's `n` clips among themselves.
-
-        The clips of other processes are not available for mixing.
-        """
+        """Return the mixing of this process's `n` clips among themselves; those of others are not available."""
         order = self.of(mixing.partner, n)
         return Mixing(order.argsort().argsort().to(device), self.of(mixing.share, n).to(device))
 
 
 class Example(NamedTuple):
-    """A network's input and targets for a batch.
-
-    The batch is augmented, mixed, and passed to the online teachers, if there are any.
-    """
+    """A network's input and targets for a batch, augmented and mixed, and the outputs of online teachers."""
 
     log_mel: Tensor  # [B, 1, F, T]
     targets: Targets

@@ -23,10 +23,7 @@ LINE = re.compile(r"([0-9a-fA-F]{64}) [ *](\S.*)")
 
 
 class Expected(NamedTuple):
-    """The digest that a file must have, "" where none is known, and where that is from.
-
-    The source has a kind, and a place for messages.
-    """
+    """The digest that a file must have ("" if unknown), the kind of its source, and its place for messages."""
 
     digest: str
     origin: DigestOrigin

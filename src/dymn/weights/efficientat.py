@@ -244,10 +244,7 @@ def _block_config(
 
 
 def _reduction(state: Mapping[str, Array]) -> int:
-    """Return r of Squeeze-and-Excitation: 4 as published, or else the least that gives all hidden layers.
-
-    All that do are the same network.
-    """
+    """Return r of Squeeze-and-Excitation: 4 as published, or else the least that gives all hidden layers."""
     names = [name for i in range(len(TABLE_I)) if (name := _squeeze_excitation(state, i))]
     shapes = [state[f"{name}.fc1.weight"].shape for name in names]  # hidden, channels
     most: int = max((channels for _, channels in shapes), default=0)

@@ -111,10 +111,7 @@ def _in_8_bits(values: Array) -> tuple[tuple[str, Array], tuple[str, Array]]:
 
 
 def serialise(arrays: Mapping[str, tuple[str, Array]], metadata: Mapping[str, str]) -> bytes:
-    """Return arrays, each with a key of `DTYPES`, as the bytes of a `.safetensors` file.
-
-    Arrays of wide types come first, as the format recommends.
-    """
+    """Return arrays, each with a key of `DTYPES`, as the bytes of a `.safetensors` file, wide types first."""
     names = sorted(arrays, key=lambda name: (-arrays[name][1].itemsize, name))
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     parts, end = [], 0
@@ -233,10 +230,7 @@ def check_finite(state: Mapping[str, Array], source: str) -> None:
 
 
 def description(stored: Stored) -> dict[str, Any]:
-    """Return the metadata that describe a model.
-
-    The digest of the file from which the weights were loaded is stored as that of their ancestor.
-    """
+    """Return the metadata that describe a model; the digest of its file becomes that of its ancestor."""
     provenance = dict(stored.card.provenance)
     if "sha256" in provenance:
         provenance["source_sha256"] = provenance.pop("sha256")

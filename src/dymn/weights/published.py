@@ -57,10 +57,7 @@ def _with_classes(expected: ModelConfig, found: ModelConfig, published: Publishe
 
 
 def published_card(published: PublishedModel) -> ModelCard:
-    """Return the card of a model in the registry.
-
-    The labels of ImageNet models are not published: they are numbered.
-    """
+    """Return the card of a model in the registry; ImageNet labels, which are not published, are numbered."""
     n_classes = published.num_classes
     metrics = {"mAP": published.mean_ap, "PSDS1": published.psds}
     return ModelCard(

@@ -1,7 +1,4 @@
-"""The layout of one kind of results in a file.
-
-A layout defines the columns of rows, the fields of JSON objects and the lines of text.
-"""
+"""The layout of one kind of results in a file: columns of rows, fields of JSON objects and lines of text."""
 
 from __future__ import annotations
 

@@ -48,9 +48,7 @@ class Assessment(NamedTuple):
 
 @dataclass(frozen=True)
 class Learned:
-    """The data settings of a model's training according to its card.
-
-    These are length and filling of clips, whether whole clips were evaluated, and the held-out share.
+    """A model's training data settings in its card: length and filling of clips, whole clips, held-out share.
 
     Raises:
         ConfigError: if a value is not allowed; cards may come from untrusted files.

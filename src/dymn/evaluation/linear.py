@@ -26,9 +26,7 @@ class Examples:
         self.vectors, self.targets, self.masks, self.exclusive = vectors.astype(np.float64), targets, masks, exclusive
 
     def scores(self, train: Places, test: Places, c: float) -> Doubles:
-        """Learn from the clips `train` and return the scores [N, C] of the clips `test`.
-
-        A class without training clips gets 0.
+        """Learn from the clips `train` and return the scores [N, C] of `test`; 0 for classes without training clips.
 
         Raises:
             MissingExtraError: if scikit-learn is not installed.

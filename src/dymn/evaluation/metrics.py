@@ -112,9 +112,7 @@ def accuracy(scores: Array, targets: Array) -> float:
 def f1(
     scores: Array, targets: Array, mask: Array | None = None, kind: str = "tagging", threshold: float = 0.5
 ) -> float:
-    """Return the mean over classes of the harmonic mean of precision and recall.
-
-    Classes without positives are left out.
+    """Return the mean F1 over classes; classes without positives are left out.
 
     Args:
         scores: probabilities [N, C].
@@ -171,9 +169,7 @@ def confusion(scores: Array, targets: Array) -> npt.NDArray[np.int64]:
 
 
 def divergence(probabilities: Array, teacher: Array, kind: str) -> float:
-    """Return the mean Kullback-Leibler divergence of probabilities from a teacher's, in nats.
-
-    This is the loss minus the teacher's entropy.
+    """Return the mean Kullback-Leibler divergence from a teacher, in nats: the loss minus the teacher's entropy.
 
     Args:
         probabilities: probabilities of the model [N, C].

@@ -51,9 +51,7 @@ def executorch(model: MobileNet, plan: Plan, calibrate: Sequence[npt.NDArray[np.
 
 
 def litert(model: MobileNet, plan: Plan, calibrate: Sequence[npt.NDArray[np.float32]] = ()) -> bytes:
-    """Return a model as the content of a `.tflite` file for LiteRT.
-
-    Inputs, outputs and description are like those of `executorch`.
+    """Return a model as the content of a `.tflite` file for LiteRT, which is described as in `executorch`.
 
     Raises:
         MissingExtraError: if the package litert-torch is missing.

@@ -76,9 +76,7 @@ def narrow(model: onnx.ModelProto, precision: str) -> None:
 def compute_in_integers(
     model: onnx.ModelProto, convolutions: Sequence[str], clips: Sequence[npt.NDArray[np.float32]]
 ) -> onnx.ModelProto:
-    """Return a graph with convolutions that take and give 8 bits.
-
-    Kernels with a scale for each channel, maps with one each.
+    """Return a graph with convolutions in 8 bits: a scale for each channel of a kernel, and one for each map.
 
     Args:
         model: the graph in float32.

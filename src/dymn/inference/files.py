@@ -41,9 +41,7 @@ def tag_files(
     workers: int = 0,
     progress: Callable[[str, float], None] | None = None,
 ) -> Iterator[Recording]:
-    """Tag recordings in order, with windows of several recordings in a batch.
-
-    Memory does not grow with the length of the recordings.
+    """Tag recordings in order, with windows of several in a batch; memory does not grow with their length.
 
     Args:
         backend: runs the network.

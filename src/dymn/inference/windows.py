@@ -211,9 +211,7 @@ def pieces(
     heard: Callable[[Floats], object] | None = None,
     joins: bool = True,
 ) -> Iterator[Piece]:
-    """Cut recordings into windows, one after the other, no further than the caller iterates.
-
-    An error ends only its own recording.
+    """Cut recordings into windows, no further than the caller iterates; an error ends only its own recording.
 
     Args:
         sources: as in `blocks`.
@@ -312,19 +310,7 @@ def run_windows(
     heard: Callable[[Floats], object] | None = None,
     joins: bool = True,
 ) -> Iterator[tuple[Piece, R | None]]:
-    """Cut recordings into windows and run them through a backend: what tags, embeddings and frames have in common.
-
-    Args:
-        backend: prepares the features of windows.
-        sources: as in `blocks`.
-        cutting: window, hop and filling.
-        compute: returns a row for each of a batch of features [B, ...].
-        sample_rate: of the arrays among the sources, in Hz.
-        batch_size: number of windows that are computed at once; None is the backend's own.
-        workers: number of threads that decode recordings ahead of the network.
-        prepare: instead of the backend's `features`.
-        heard: called with each block of samples [n] that is read.
-        joins: whether a short remainder joins the window before it.
+    """Cut recordings into windows, no further than the caller iterates; an error ends only its own recording.
 
     Yields:
         pieces in the order of the recordings and of time, each window with its row.
@@ -352,9 +338,7 @@ def run_windows(
 def computed(
     found: Iterable[Piece], compute: Callable[[Floats], Iterable[R]], batch_size: int
 ) -> Iterator[tuple[Piece, R | None]]:
-    """Yield pieces in order, each window with its row of the result of `compute`.
-
-    `compute` receives batches of features [B, ...] of one shape.
+    """Yield pieces in order, each window with its row of `compute`, which is called with features [B, ...].
 
     Raises:
         ConfigError: at once, if the batch size is below 1.

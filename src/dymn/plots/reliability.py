@@ -11,9 +11,7 @@ from dymn.plots.style import BLUE, FAINT, INK, ORANGE, SOFT, new_figure, save_fi
 def plot_reliability(
     before: Reliability, after: Reliability, path: str | Path, truth: str = "share that comes true"
 ) -> None:
-    """Draw the share of positives against the probability, and beneath it how many probabilities there are.
-
-    `truth` names the vertical axis.
+    """Draw the share of positives by probability (axis label `truth`), above the number of probabilities.
 
     Raises:
         ConfigError: if the ending of the file is not that of a picture.

@@ -14,9 +14,7 @@ TITLE = "mAP (OpenMIC, FSD50K) and accuracy (ESC-50, DCASE20) on downstream task
 
 
 def commands(tables: str = "all") -> str:
-    """Return the command of each row of a table of the paper (its Roman number, III included), or of all.
-
-    A row is a comment line, followed by its commands.
+    """Return a comment line and the commands of each row of a table (its Roman number, III included), or of all.
 
     Raises:
         ConfigError: if there is no such table.

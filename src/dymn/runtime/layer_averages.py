@@ -18,8 +18,6 @@ from dymn.system.devices import compute_alone_after_fork, computing
 class LayerAverages(nn.Module):
     """Waveforms to embeddings: front end, the network as far as it is needed, averages, concatenation.
 
-    Its gradients are PyTorch's.
-
     Attributes:
         layers: the names of the layers, in the order of their values.
         names: one a value, such as "block3_0".
@@ -68,9 +66,7 @@ class LayerAverages(nn.Module):
 
     @torch.inference_mode()
     def run(self, features: Floats) -> Floats:
-        """Return embeddings [B, D] of the features that `Backend.features` gives.
-
-        These are log-mel spectrograms [B, 1, F, T] or samples [B, N].
+        """Return embeddings [B, D] of `Backend.features`: spectrograms [B, 1, F, T] or samples [B, N].
 
         Raises:
             ResourceError: if the batch does not fit the device's memory.

@@ -79,9 +79,7 @@ class Inputs(NamedTuple):
 
 
 def open_inputs(config: TrainConfig, data: Dataset, sample_rate: int) -> Inputs:
-    """Return the splits that the config names of a dataset that is open, and the teacher's table.
-
-    The cache is made if there is none yet.
+    """Return the configured splits of an open dataset, and the teacher's table; create the cache if needed.
 
     Raises:
         ConfigError: if no split to train on is named.

@@ -23,9 +23,7 @@ class Default(NamedTuple):
 
 
 def open_default(progress: DownloadProgress | None = None) -> Default:
-    """Open `PREFERRED` if it is in the cache or can be fetched, else `SHIPPED`, which comes with dymn.
-
-    PyTorch is not imported.
+    """Open `PREFERRED` if it is cached or can be fetched, else `SHIPPED`, which comes with dymn, without PyTorch.
 
     Raises:
         WeightsError: if neither can be had.

@@ -131,9 +131,7 @@ def from_bfloat16(bits: Array) -> npt.NDArray[np.float32]:
 
 
 def read(source: str | Path | WeightsFile) -> Stored:
-    """Read a `.safetensors` file that `save` wrote, without trusting it.
-
-    Arrays are converted to float32 from any stored type.
+    """Read a `.safetensors` file that `save` wrote, without trusting it; arrays are converted to float32.
 
     Raises:
         WeightsError: if the file is missing, damaged, too large, was not written by dymn, or has settings that are not
@@ -239,9 +237,7 @@ def description(stored: Stored) -> dict[str, Any]:
 
 
 def save_folder(stored: Stored, folder: Path, dtype: str = "float32") -> str:
-    """Write a folder in the Hub's layout: `model.safetensors`, and `README.md` and `config.json` for readers.
-
-    Return the digest.
+    """Write `model.safetensors`, `README.md` and `config.json` in the Hub's layout; return the weights' digest.
 
     Raises:
         ConfigError, WeightsError: as `save` does.

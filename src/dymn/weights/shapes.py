@@ -16,9 +16,7 @@ Shapes = Iterator[tuple[str, Shape]]
 
 
 def state_shapes(config: ModelConfig) -> dict[str, Shape]:
-    """Return the shape of each array in the state of a network by its name.
-
-    Attentions that are not dymn's own are left out.
+    """Return the shape of each array of a network's state by name; attentions that are not dymn's are left out.
 
     Raises:
         ConfigError: if the configuration names parts that do not exist.

@@ -59,9 +59,7 @@ class RefusedError(WeightsError):
 
 
 def transfer(remote: Remote, file: BinaryIO, progress: DownloadProgress | None = None) -> None:
-    """Write a remote file to an empty local one.
-
-    A broken connection is resumed as long as each attempt brings more bytes.
+    """Write a remote file to an empty local one; broken connections are resumed while attempts bring more bytes.
 
     Raises:
         WeightsError: if the server does not answer in time, is too slow, refuses, or sends more or fewer bytes than

@@ -44,9 +44,7 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout(Generic[R]):
-    """What results of a kind look like in files.
-
-    `dymn.inference.formats.writers` has one writer a format for all of them.
+    """What results of a kind look like in files; see `dymn.inference.formats.writers`.
 
     Attributes:
         columns: of the rows. If the last one is called "error", a failed recording has a row, and so has one that was

@@ -31,11 +31,6 @@ def executorch(model: MobileNet, plan: Plan, calibrate: Sequence[npt.NDArray[np.
     Its method `forward` takes log-mel spectrograms [1, 1, n_mels, frames] and gives probabilities [1, C], logits [1, C]
     and embedding [1, D]. The end of the file is a zip archive with `Plan.describe` as dymn.json.
 
-    Args:
-        model: the network, its card with it.
-        plan: what the file is to be.
-        calibrate: nothing; for the other formats.
-
     Raises:
         MissingExtraError: if the package executorch is missing.
     """

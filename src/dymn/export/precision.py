@@ -30,9 +30,7 @@ faster.
 
 
 def narrow(model: onnx.ModelProto, precision: str) -> None:
-    """Store the large constants of a graph in "fp16" or "int8", in place.
-
-    They are widened to float32 when the file is loaded.
+    """Store the large constants of a graph in "fp16" or "int8", in place; they are widened when a file is loaded.
 
     The front end's constants, biases and scales stay as they are. In int8 the weights of one output share a scale.
     """

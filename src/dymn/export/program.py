@@ -64,11 +64,6 @@ def build(model: Exportable, plan: Plan, calibrate: Sequence[npt.NDArray[np.floa
     It takes what `Plan.feed` gives, and returns probabilities, logits and embedding. The extra file "dymn" holds
     `Plan.describe`.
 
-    Args:
-        model: the network, or networks whose logits are averaged, the card with it.
-        plan: what the file is to be.
-        calibrate: nothing; for the other formats.
-
     Raises:
         ConfigError: if PyTorch is too old to leave a dimension open.
     """

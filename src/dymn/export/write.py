@@ -23,7 +23,7 @@ Clips = Sequence[npt.NDArray[np.float32]]
 
 
 class Writer(NamedTuple):
-    """How a format is made, and how what was made is run."""
+    """How a format is made, from a model with its card, a plan and clips to calibrate int8 on, and how it is run."""
 
     build: Callable[[Any, Plan, Clips], bytes]
     open: Callable[[bytes], FileRunner]
@@ -54,7 +54,7 @@ def build(model: Exportable, *, calibrate: Clips = (), **settings: Any) -> bytes
     """Return a model as the content of a file.
 
     Args:
-        model: the network, or networks whose logits are averaged, the card with it.
+        model: the network, or networks whose logits are averaged.
         calibrate: clips; with int8, convolutions that pay are computed in integers in the ranges that are found on
             these.
         settings: those of `Plan`.
@@ -104,12 +104,10 @@ def export_model(
     """Write a model as a file, unless the file gives other numbers than PyTorch does with the model.
 
     Args:
-        model: the network, or networks whose logits are averaged, the card with it.
+        model, calibrate, settings: as for `build`.
         path: the file to write.
         clips: clips to compare on, besides a few made sounds; by default, those of `calibrate`.
         tolerance: what probabilities may differ by; that of `PRECISIONS` if None.
-        calibrate: as for `build`.
-        settings: those of `Plan`.
 
     Raises:
         ExportError: if the numbers differ by more than is allowed; nothing is written.

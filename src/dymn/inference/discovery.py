@@ -96,9 +96,8 @@ class Discovery:
     def any_readable(self) -> bool:
         """Whether any recording can be opened.
 
-        Those that cannot are remembered, and the first that can stays open for its reader.
-
-        So a wrong path is reported before a model is loaded. What can be read only once is taken to be good.
+        A wrong path is thus reported before a model is loaded. Recordings that cannot be opened are remembered, and the
+        first that can stays open for its reader. Sources that can be read only once count as readable.
         """
         for item in self._rest:
             self._met.append(item)

@@ -87,8 +87,7 @@ def frames(
 ) -> Frames:
     """Return the probabilities of labels at points in time.
 
-    An hour has some 12,000 frames, 24 MB for all 527 labels of AudioSet; `frame_parts` holds only some of
-    them at a time.
+    An hour has some 12,000 frames, 24 MB for AudioSet's 527 labels; `frame_parts` yields them in parts.
 
     Args:
         backend: computes the network.

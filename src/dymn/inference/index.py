@@ -151,12 +151,9 @@ class SoundIndex:
 
     Attributes:
         path: of the graph.
-        model: the name of the model, or its path.
-        digest: SHA-256 of the model's file.
+        model: the name of the model, or its path; `digest` is the SHA-256 of its file.
         parameters: how recordings were cut, as JSON types.
         size: number of values of an embedding, D.
-        table: its windows.
-        graph: of the library.
     """
 
     path: Path

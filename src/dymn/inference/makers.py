@@ -18,12 +18,7 @@ from dymn.system.arrays import Floats
 class FrameMaker(ABC):
     """How windows become frames: how they are cut and computed, and the frames that are complete after each.
 
-    Attributes:
-        window: seconds of a window.
-        hop: seconds from the start of one window to the next.
-        fill: what a shorter window is filled with, a key of `dymn.audio.windows.FILLS`.
-        read: how recordings are read.
-        joins: whether a short remainder joins the window before it.
+    It is a `dymn.inference.windows.Cutting`; `joins` states whether a short remainder joins the window before it.
     """
 
     fill: str
@@ -65,9 +60,8 @@ class _WindowFrames(FrameMaker):
 class _ActivationFrames(FrameMaker):
     """The frames of the last feature map.
 
-    Windows begin at multiples of a frame, so that the frames of overlapping ones coincide.
-
-    They are averaged there; those in the middle of a window count most.
+    Windows begin at multiples of a frame, so that frames of overlapping windows coincide. They are averaged, with the
+    largest weights in the middle of a window.
     """
 
     fill = "bare"

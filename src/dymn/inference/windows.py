@@ -310,7 +310,17 @@ def run_windows(
     heard: Callable[[Floats], object] | None = None,
     joins: bool = True,
 ) -> Iterator[tuple[Piece, R | None]]:
-    """Cut recordings into windows, no further than the caller iterates; an error ends only its own recording.
+    """Cut recordings into windows and run them through a backend: what tags, embeddings and frames have in common.
+
+    Args:
+        backend: prepares the features of windows.
+        sources: as in `blocks`.
+        cutting: window, hop and filling.
+        compute: returns a row for each of a batch of features [B, ...].
+        sample_rate, heard, joins: as in `pieces`.
+        batch_size: number of windows that are computed at once; None is the backend's own.
+        workers: number of threads that decode recordings ahead of the network.
+        prepare: instead of the backend's `features`.
 
     Yields:
         pieces in the order of the recordings and of time, each window with its row.

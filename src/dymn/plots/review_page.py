@@ -24,8 +24,7 @@ def save_review(
     """Write a page with the sound and the spectrogram of each question in it.
 
     Args:
-        questions: path, start and end in seconds, label, score and threshold of each; see
-            `dymn.fitting.review.Doubt`.
+        questions: those of `dymn.fitting.review.Doubt`: path, start and end in seconds, label, score, threshold.
         front_end: of the model, for the spectrograms.
         model: its name.
         path: of the page.

@@ -38,15 +38,7 @@ class NativeNetwork:
     """
 
     def __init__(self, model: MobileNet, build: str | None = None) -> None:
-        """Fold and pack the weights of a network.
-
-        Args:
-            model: a network for which `dymn.native.network.is_known` holds.
-            build: a key of `dymn.native.libraries`; None is the fastest.
-
-        Raises:
-            ConfigError: if there is no such build, or the network has parts that the compiled code lacks.
-        """
+        """Fold and pack the weights of a network; `build` and errors are those of `compile_network`."""
         folded = fold(model.config, model.stored().state)
         self.compiled = compile_network(folded, build)
         self._head = None if model.config.sequence is None else ArrayFrameHead(folded, self.compiled.library)

@@ -58,9 +58,7 @@ def thresholds_of(card: ModelCard, threshold: ThresholdOrName) -> Scores:
 
 
 def probabilities(logits: Scores, exclusive: bool) -> Scores:
-    """Return the probabilities of classes [..., C].
-
-    They are a sigmoid of each logit, or a softmax if the classes exclude each other.
+    """Return probabilities [..., C]: a sigmoid of each logit, or a softmax if the classes exclude each other.
 
     Logits that are not finite give probabilities that are not finite; `Backend.checked` reports them.
     """

@@ -249,7 +249,7 @@ class ScheduleSettings:
     """Epochs, learning rate and temperature (Sec. IV-A.2, IV-A.3); see `dymn.training.schedules`.
 
     With `seconds`, the schedule follows the clock: the run ends after that time, and the position in the schedule is
-        the elapsed share of it. The number of epochs, and therefore the result, depends on the machine.
+    the elapsed share of it. The number of epochs, and therefore the result, depends on the machine.
 
     The temperature falls from `tau_start` to `tau_end` over `tau_epochs`. Without `tau_start`, it depends on the
     network (see `dymn.training.start.with_temperature`): dynamic convolutions with random weights start at 30, and

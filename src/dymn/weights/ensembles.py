@@ -30,9 +30,7 @@ def members(name: str) -> tuple[str, ...]:
 
 
 def joint_card(cards: Sequence[ModelCard], name: str = "", *, same_front_end: bool = False) -> ModelCard:
-    """Return the card of the models whose cards are given, as one: front end and labels of the first, no metrics.
-
-    Its digest is that of the members' digests.
+    """Return the card of an ensemble: front end and labels of the first, no metrics, a digest of the digests.
 
     Args:
         cards: two or more.

@@ -56,7 +56,7 @@ def save(stored: Stored, path: str | Path, dtype: str = "float32") -> str:
     Arrays of two and more dimensions are stored as `dtype` where their values fit; all others as float32. With "int8",
     every output channel (of every kernel, in a dynamic convolution) has a scale, which maps its largest weight to 127.
     Arrays of fewer than `SMALL` values are stored in half precision, because 8 bits would save little and the first
-        convolution is sensitive.
+    convolution is sensitive.
 
     Raises:
         ConfigError: if `dtype` is not one of `STORAGE_TYPES`.

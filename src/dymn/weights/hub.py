@@ -56,9 +56,8 @@ class Repository:
 def fetch_hub(name: str, progress: DownloadProgress | None = None) -> WeightsFile:
     """Return the verified weights of "user/repo" or "user/repo@revision".
 
-    They are downloaded if the cache has an older version or none.
-
-    Without a network, or with HF_HUB_OFFLINE=1, the version in the cache is used.
+    They are downloaded if the cache has an older version or none; without a network, or with HF_HUB_OFFLINE=1, the
+    version in the cache is used.
 
     Raises:
         WeightsError: if there is no such file, or it cannot be downloaded, verified or written.

@@ -21,7 +21,6 @@ class Column(NamedTuple):
     """A column of a table.
 
     Attributes:
-        name: its name.
         kind: "text", "int32", "float64", "float32", or "vector" of float32.
         number: the format of a number in CSV, such as ".3f".
         names: of the values of a vector, which are columns of their own in CSV.

@@ -25,10 +25,7 @@ class TeacherOutput(NamedTuple):
 class OnlineTeachers:
     """An ensemble of models with the student's front end and classes.
 
-    Args:
-        models: the teachers, or arguments of `load_model`; they are set to evaluation mode.
-        student: the network that is trained.
-        device: where they run.
+    `models` are networks, which are set to evaluation mode, or arguments of `load_model`; `student` is trained.
 
     Raises:
         ConfigError: if a model has another front end or other classes.

@@ -90,10 +90,7 @@ def frames(
     An hour has some 12,000 frames, 24 MB for AudioSet's 527 labels; `frame_parts` yields them in parts.
 
     Args:
-        backend: computes the network.
-        source: as in `dymn.inference.files.tag_files`.
-        sample_rate: of an array, in Hz.
-        settings: how, and which labels.
+        backend, source, sample_rate, settings: as in `dymn.Tagger.frames`.
         heard: called with each block of samples [n] that is read.
 
     Raises:

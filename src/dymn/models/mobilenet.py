@@ -240,10 +240,7 @@ def load_model(
     `.card` contains front end, labels, metrics and the file's SHA-256.
 
     Args:
-        name_or_path: the name of a model with weights (see `dymn.list_models(pretrained=True)`), a `.safetensors` file
-            of dymn, a folder that contains one, a published state dict of EfficientAT or EfficientSED (`.pt`), or
-            "user/repo" or "user/repo@revision" on the Hugging Face Hub. Names in the registry take precedence over
-            local paths, and these over the Hub.
+        name_or_path: a name, a file, a folder or a repository of the Hub, as in `dymn.weights.open_checkpoint`.
         num_classes: number of classes of another task; the last layer is then replaced by a randomly initialised one
             (see `MobileNet.reset_classifier`).
         labels: names of these classes.

@@ -154,14 +154,7 @@ class Pretrained(nn.Module):
 
 
 def save(model: Pretrained, path: str | Path, *, dtype: torch.dtype = torch.float32) -> str:
-    """Write a model atomically as one `.safetensors` file; return the file's SHA-256.
-
-    Tensors of two and more dimensions are stored as `dtype`, where their values fit; all others as float32.
-
-    Raises:
-        ConfigError: if `dtype` is not float32, float16 or bfloat16.
-        WeightsError: if weights are not finite or do not fit the configuration, or the file cannot be written.
-    """
+    """Write a model as one `.safetensors` file, like `dymn.weights.format.save`; return the file's SHA-256."""
     return save_stored(_checked(model), path, _name_of(dtype))
 
 

@@ -57,11 +57,7 @@ def save_picture(explanation: Explanation, path: str | Path, dpi: int = 120) -> 
 
 
 def draw(explanation: Explanation) -> Figure:
-    """Return the picture as a matplotlib figure.
-
-    Raises:
-        MissingExtraError: if matplotlib is not installed.
-    """
+    """Return the picture as a matplotlib figure."""
     figure = new_figure(16, 10)
     ratios = {"height_ratios": (5.6, 2.3, 3.2), "width_ratios": (10, 3, 4.2)}
     grid = figure.add_gridspec(

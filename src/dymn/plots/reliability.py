@@ -13,9 +13,7 @@ def plot_reliability(
 ) -> None:
     """Draw the share of positives by probability (axis label `truth`), above the number of probabilities.
 
-    Raises:
-        ConfigError: if the ending of the file is not that of a picture.
-        MissingExtraError: if matplotlib is not installed.
+    Errors are those of `dymn.plots.style.save_figure`.
     """
     figure = new_figure(6.2, 6.6, layout="constrained")
     axes, counts = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))

@@ -59,6 +59,7 @@ def save_figure(figure: Figure, path: str | Path, dpi: int = 120) -> None:
 
     Raises:
         ConfigError: if matplotlib cannot write such a file.
+        MissingExtraError: from `new_figure`, if matplotlib is not installed.
     """
     try:
         with atomic_write(path) as file:

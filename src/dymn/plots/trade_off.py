@@ -53,15 +53,9 @@ PLACES = dict.fromkeys(("CED-Small", "CED-Tiny", "ConvNeXt", "ResNet38", "Wavegr
 
 
 def plot_trade_off(path: str | Path, model: Network | None = None) -> None:
-    """Draw both figures side by side into a file, its ending being PNG, PDF or SVG.
+    """Draw both figures side by side into a .png, .pdf or .svg file, with a line at the cost of `model`.
 
-    Args:
-        path: of the picture.
-        model: a network whose cost is marked by a line, as in `dymn.profiling.resolve`.
-
-    Raises:
-        ConfigError: if matplotlib cannot write such a file.
-        MissingExtraError: if matplotlib is not installed.
+    `model` is as in `dymn.profiling.resolve`; errors are those of `dymn.plots.style.save_figure`.
     """
     figure = new_figure(12, 5, layout="constrained")
     _draw(figure, model)

@@ -41,7 +41,7 @@ class CompiledBackend(Backend):
         Args:
             stored: a checkpoint for which `can_compile` holds.
             threads: number of CPU threads that compute the network; None is one for each CPU that may be used.
-            build: a key of `dymn.native.libraries`; None is the fastest.
+            build: as for `compile_network`.
 
         Raises:
             ConfigError: if `threads` is not allowed, or there is no compiled code for this machine or network.

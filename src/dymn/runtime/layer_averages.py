@@ -18,11 +18,7 @@ from dymn.system.devices import compute_alone_after_fork, computing
 class LayerAverages(nn.Module):
     """Waveforms to embeddings: front end, the network as far as it is needed, averages, concatenation.
 
-    Attributes:
-        layers: the names of the layers, in the order of their values.
-        names: one a value, such as "block3_0".
-        size: number of values of an embedding, D.
-        sample_rate: of the waveforms, in Hz.
+    `layers`, `names`, `size` and `sample_rate` are those of `dymn.Embedder`.
     """
 
     def __init__(self, model: MobileNet, layers: str | Sequence[str] = LAST, precision: str = "float32") -> None:
@@ -30,9 +26,7 @@ class LayerAverages(nn.Module):
 
         Args:
             model: a network in evaluation mode; its weights are shared, not copied.
-            layers: names of layers as in `dymn.runtime.layers`, in a list or separated by commas.
-            precision: the number format in which `run` computes the network, one of
-                `dymn.system.devices.COMPUTE_PRECISIONS`.
+            layers, precision: as for `dymn.Embedder`; `precision` is that of `run`.
 
         Raises:
             ConfigError: if there is no such layer, or one is named twice.

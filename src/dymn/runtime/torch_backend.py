@@ -39,10 +39,7 @@ class TorchBackend(Backend):
 
         Args:
             model: a network whose card names front end and labels; it is used as it is and not copied.
-            device: such as "cpu" or "cuda:0"; None is the first CUDA device, or else the CPU.
-            threads: number of CPU threads that PyTorch uses in this process from now on; None does not change it.
-            precision: one of `COMPUTE_PRECISIONS`: with bfloat16 and float16 autocast computes the network; the front
-                end is always computed in float32.
+            device, threads, precision: as for `dymn.Tagger`; the front end is always computed in float32.
             compile: whether `run` is compiled with `torch.compile`, separately for each batch size; the first batches
                 are slow.
 

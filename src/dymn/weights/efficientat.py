@@ -71,16 +71,8 @@ def read_efficientat(
 
     Args:
         source: a file saved by `torch.save`, its content, or a mapping of published names to arrays.
-        temperature: of the kernel attention: 1 for AudioSet models, 30 for ImageNet models.
-        strides: of blocks 2, 4, 7 and 13; (2, 2, 2, 1) for files named "s2221".
-        attention: of the dynamic blocks: "ca", or None (or "none") for a DyMN trained with `no_ca`. The file holds the
-            tensors of the attention in both cases.
-        dilated: whether the last three blocks, which are static then, have kernels dilated by 2.
-        name: what a mapping is called in messages.
-
-    Raises:
-        WeightsError: if the file cannot be read, or does not fit; the message names missing and extra tensors.
-        ConfigError: if `temperature`, `strides`, `attention` or `dilated` are not allowed.
+        temperature, strides, attention, dilated: as for `dymn.weights.import_efficientat`, and so are the errors.
+        name: the name of a mapping in messages.
     """
     name, state = open_state(source, name)
     if len(strides) != len(STRIDED) or any(stride not in (1, 2) for stride in strides):

@@ -70,14 +70,10 @@ def read_efficientsed(
 
     Args:
         source: a file saved by `torch.save`, its content, or a mapping of published names to arrays.
-        length: number of frames that the network gives.
+        length: number of frames, `seq_len` of `dymn.weights.import_efficientsed`, which has the same errors.
         scores: the head that has been trained, "frames" or "clip". None is "frames" where there is such a head. A head
             that is missing is a copy of the other one.
-        name: what a mapping is called in messages.
-
-    Raises:
-        WeightsError: if the file cannot be read, or does not fit; the message names missing and extra tensors.
-        ConfigError: if `length` is not allowed.
+        name: the name of a mapping in messages.
     """
     name, given = open_state(source, name)
     state = {_plain(key): values for key, values in given.items()}

@@ -120,7 +120,7 @@ def network(
         ConfigError: if the network has an attention for which there is no form in ONNX here.
     """
     stem = source.stem
-    geometry = {"strides": list(stem.stride), "pads": [int(p) for p in stem.padding] * 2}
+    geometry: dict[str, Any] = {"strides": list(stem.stride), "pads": [int(p) for p in stem.padding] * 2}
     x = nodes.op("Conv", log_mel, constant(nodes, stem.weight), constant(nodes, stem.bias), **geometry)
     x = nodes.op("HardSwish", x)
     n_bands = (n_mels - 1) // 2 + 1

@@ -126,7 +126,7 @@ def results(journal: Journal, kind: Kind[R], each: bool = False) -> Iterator[R]:
             unpacked = [kind.unpack(name, done.seconds, part) for part in parts]
             if each:
                 channels = (Channel(number, len(parts)) for number in range(1, len(parts) + 1))
-                unpacked = [replace(one, channel=which) for one, which in zip(unpacked, channels, strict=True)]  # type: ignore[type-var]
+                unpacked = [replace(one, channel=which) for one, which in zip(unpacked, channels, strict=True)]
         except (ValueError, TypeError, LookupError, OverflowError, RecursionError, struct.error) as error:
             raise DataError(
                 f"{journal.path} is damaged: the result of {name} is not valid. --fresh starts over."

@@ -79,7 +79,7 @@ class EnsembleBackend(Backend):
     def _joined(self, outputs: Sequence[O]) -> O:
         """Return the outputs of the members as one: the probabilities of mean logits, and all embeddings."""
         *scores, embeddings = zip(*outputs, strict=True)  # in the order of the fields
-        return self.checked(type(outputs[0])(*map(self._mean, scores), np.concatenate(embeddings, axis=1)))
+        return self.checked(type(outputs[0])._make([*map(self._mean, scores), np.concatenate(embeddings, axis=1)]))
 
     def _mean(self, scores: Sequence[Scores]) -> Scores:
         """Return the probabilities of the mean of the logits that probabilities [..., C] stand for."""

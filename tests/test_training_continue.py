@@ -202,7 +202,7 @@ def test_interrupted_from_the_keyboard(clips, tmp_path, uninterrupted):
     reporter.note = notes.append
     train(config(clips, tmp_path / "run"), reporter)
     assert same(outcome(tmp_path / "run"), uninterrupted)
-    assert notes == [f"Continuing {tmp_path / 'run'} after epoch 1."]
+    assert notes == [f"Resuming {tmp_path / 'run'} after epoch 1."]
 
 
 def interrupt_and_go_on(moments, make):

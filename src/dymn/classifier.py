@@ -120,10 +120,7 @@ class AudioClassifier:
                     f"A dictionary has the keys {', '.join(map(str, given))}; it must have raw or array, and "
                     "sampling_rate."
                 )
-            return reading.from_array(
-                samples if reading.is_array(samples) else np.asarray(samples),
-                given["sampling_rate"],
-                self.tagger.sample_rate,
-            )
+            array = samples if reading.is_array(samples) else np.asarray(samples)
+            return reading.from_array(array, given["sampling_rate"], self.tagger.sample_rate)
         kinds = "a path, bytes, an open file, an array, a dictionary with one or an AudioDecoder"
         raise ConfigError(f"A recording is of type {type(given).__name__}; it must be {kinds}.")

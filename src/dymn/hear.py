@@ -135,16 +135,8 @@ def get_timestamp_embeddings(audio: Tensor, model: HearModel) -> tuple[Tensor, T
     centres = [round(int(time) * rate / 1000) for time in times]  # each from its time, so that no rounding adds up
     pad = _reflected if model.windows == "authors" else _framed
     padded = pad(audio, window // 2, window - window // 2)
-    pairs = [(sound, centre) for sound in range(len(audio)) for centre in centres]
-    parts = []
-    for first in range(0, len(pairs), BATCH_SIZE):
-        parts.append(
-            model(
-                torch.stack(
-                    [padded[sound, start : start + window] for sound, start in pairs[first : first + BATCH_SIZE]]
-                )
-            )
-        )
+    cuts = [padded[sound, start : start + window] for sound in range(len(audio)) for start in centres]
+    parts = [model(torch.stack(cuts[first : first + BATCH_SIZE])) for first in range(0, len(cuts), BATCH_SIZE)]
     embeddings = torch.cat(parts).reshape(len(audio), len(times), -1)  # [n_sounds * n_timestamps, D]: sound by sound
     return embeddings, times.float().expand(len(audio), -1).to(audio.device)
 

@@ -146,14 +146,11 @@ def matching(labels: Sequence[str], patterns: Sequence[str]) -> set[int]:
         for part in [pattern] if whole else [text.strip() for text in pattern.split(",")]:
             matches = _matches(labels, part)
             if not matches:
-                close = (
-                    difflib.get_close_matches(part, labels, n=3) or [x for x in labels if part.lower() in x.lower()][:3]
-                )
-                hint = (
-                    f"Did you mean: {'; '.join(close)}?"
-                    if close
-                    else "`dymn tag RECORDING --top-k 0` lists all labels."
-                )
+                close = difflib.get_close_matches(part, labels, n=3)
+                close = close or [label for label in labels if part.lower() in label.lower()][:3]
+                hint = "`dymn tag RECORDING --top-k 0` lists all labels."
+                if close:
+                    hint = f"Did you mean: {'; '.join(close)}?"
                 raise ConfigError(f"The model has no label {part!r}. {hint}")
             found |= matches
     return found

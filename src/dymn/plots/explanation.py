@@ -114,9 +114,8 @@ def _tags(axes: Axes, explanation: Explanation) -> None:
     axes.set_xlim(0, explanation.seconds)
     axes.set_ylim(0, k)
     axes.set_yticks([])
-    axes.set_title(
-        f"Tags in windows of {explanation.window:g} s (peak next to each name)", loc="left", pad=7, **HEADING
-    )
+    title = f"Tags in windows of {explanation.window:g} s (peak next to each name)"
+    axes.set_title(title, loc="left", pad=7, **HEADING)
     _plain(axes, x_labels=False)
 
 

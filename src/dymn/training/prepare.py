@@ -196,11 +196,10 @@ class Prepared:
             inherit_weights(model, parent, log_mel, torch.Generator().manual_seed(self.config.run.seed))
         teacher_output = None if self.teachers is None else self.teachers.teach(log_mel)
         if settings.prior and has_fresh_head(model):
-            prior = (
-                prior_logits(self.inputs.train, self.inputs.table, self.inputs.task.loss)
-                if teacher_output is None
-                else teacher_output.logits.mean(dim=0)
-            )
+            if teacher_output is not None:
+                prior: Tensor | None = teacher_output.logits.mean(dim=0)
+            else:
+                prior = prior_logits(self.inputs.train, self.inputs.table, self.inputs.task.loss)
             if prior is not None:
                 set_prior(model, prior)
         spread = 1.0 if teacher_output is None else float(teacher_output.embedding.var(dim=0).mean())

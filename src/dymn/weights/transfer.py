@@ -211,11 +211,9 @@ class _SameHostRedirects(_SafeRedirects):
     def redirect_request(
         self, request: urllib.request.Request, file: IO[bytes], code: int, message: str, headers: Any, url: str
     ) -> Any:
-        return (
-            super().redirect_request(request, file, code, message, headers, url)
-            if _same_host(request.full_url, url)
-            else None
-        )
+        if not _same_host(request.full_url, url):
+            return None
+        return super().redirect_request(request, file, code, message, headers, url)
 
 
 def _same_host(url: str, other: str) -> bool:

@@ -254,11 +254,7 @@ def own_context_size(part: str, channels: int) -> int:
 
 
 def check_parts(config: ModelConfig) -> None:
-    """Reject a network, for example from a file, with parts that do not exist.
-
-    Raises:
-        ConfigError: naming what is allowed.
-    """
+    """Raise a `ConfigError`, which names what is allowed, if a network has parts that do not exist."""
     check_choice("head", config.head, HEADS)
     if config.sequence is not None:
         kind = config.sequence.kind
@@ -268,11 +264,7 @@ def check_parts(config: ModelConfig) -> None:
 
 
 def check_block(block: BlockConfig) -> None:
-    """Reject a block with parts that do not exist.
-
-    Raises:
-        ConfigError: naming what is allowed.
-    """
+    """Raise a `ConfigError`, which names what is allowed, if a block has parts that do not exist."""
     check(
         block.attention is None or block.attention in ATTENTIONS,
         f"attention is {block.attention!r}; allowed: None, {', '.join(ATTENTIONS)}. {NOT_IMPORTED}",

@@ -222,11 +222,7 @@ def learned_from(model: MobileNet) -> Learned:
 
 
 def columns(labels: Sequence[str], source: Source) -> Tensor:
-    """Return the index of each class of the data among the model's labels [C].
-
-    Raises:
-        ConfigError: if the model does not have all of them.
-    """
+    """Return the index of each class of the data among the model's labels [C]; a `ConfigError` if one is missing."""
     place = {label: i for i, label in enumerate(labels)}
     missing = [label for label in source.labels if label not in place]
     if missing:

@@ -252,11 +252,7 @@ def event_figures(
 
 
 def _scorers() -> tuple[Any, ...]:
-    """Return pandas, and the modules of sed_scores_eval for bounds, intersections and segments.
-
-    Raises:
-        MissingExtraError: if one is not installed.
-    """
+    """Return pandas and the modules of sed_scores_eval, or raise a `MissingExtraError`."""
     with needing("Evaluating events", "sed"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # its companions use what setuptools will remove
         import pandas

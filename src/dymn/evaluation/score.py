@@ -79,11 +79,7 @@ class _Recordings:
                 self.teacher[key] = self.teacher.get(key, 0.0) + weight * teacher[i]
 
     def scores(self, keys: Sequence[str], bad: dict[str, str], kind: str) -> Predictions:
-        """Return the scores of the recordings, in the order of `keys`, without the bad ones.
-
-        Raises:
-            DataError: if none is left.
-        """
+        """Return the scores of the recordings in the order of `keys`, or raise a `DataError` if all are bad."""
         good = [key for key in keys if key in self.predicted and key not in bad]
         if not good:
             raise DataError("No clip could be read, so nothing can be evaluated.")

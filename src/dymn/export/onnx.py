@@ -90,11 +90,7 @@ def build(model: Exportable, plan: Plan, calibrate: Sequence[npt.NDArray[np.floa
 
 
 def open_onnx(content: bytes) -> FileRunner:
-    """Return what runs a file.
-
-    Raises:
-        ConfigError: if the package onnxruntime is missing.
-    """
+    """Return what runs a file, or raise a `MissingExtraError` if onnxruntime is missing."""
     from dymn.runtime.onnx_backend import OnnxBackend
 
     return OnnxBackend(content).outputs

@@ -94,11 +94,7 @@ class Plan:
         )
 
     def n_samples(self, card: ModelCard) -> int:
-        """Return the length of a clip in samples.
-
-        Raises:
-            ConfigError: if that is too short for the front end.
-        """
+        """Return the samples of a clip, or raise a `ConfigError` if they are too few for the front end."""
         rate, least = card.front_end.sample_rate, card.front_end.n_fft // 2 + 2
         n_samples = round(self.seconds * rate)
         check(n_samples >= least, f"seconds is {self.seconds}; it must be at least {least / rate:.3f}.")

@@ -73,11 +73,7 @@ def build(model: Exportable, *, calibrate: Clips = (), **settings: Any) -> bytes
 
 
 def check_kind(model: Exportable, plan: Plan) -> None:
-    """Reject what there is not for ensembles and frame-wise networks.
-
-    Raises:
-        ConfigError: naming what there is.
-    """
+    """Raise a `ConfigError` for what is not available for ensembles and frame-wise networks."""
     if isinstance(model, MeanOfLogits):
         check(plan.format in ("onnx", "torch"), f"format is {plan.format!r}; ensembles are exported as onnx or torch.")
         framewise = any(network.config.sequence for network in networks(model))

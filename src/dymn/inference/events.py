@@ -261,11 +261,7 @@ class EventTracker:
     """
 
     def __init__(self, labels: Sequence[str], settings: EventSettings, card: ModelCard | None = None) -> None:
-        """Prepare for the probabilities of `labels`; the median of `settings` is left to the caller.
-
-        Raises:
-            ConfigError: as `Decider`.
-        """
+        """Prepare for the probabilities of `labels`, as `Decider`, but the caller applies the median."""
         self._labels = labels
         # settings are seconds of the signal as played, and frames have times of the recording
         rule = settings.rule()

@@ -104,11 +104,7 @@ def frames(
 
 
 def joined(parts: Sequence[FramePart], backend: Backend, settings: FrameSettings) -> Frames:
-    """Return the parts of a recording as one.
-
-    Raises:
-        DymnError: that which ended the recording, if one did.
-    """
+    """Return the parts of a recording as one, or raise the error that ended it."""
     settings = settings.of(backend)
     last = parts[-1]
     if last.error is not None:
@@ -122,11 +118,7 @@ def joined(parts: Sequence[FramePart], backend: Backend, settings: FrameSettings
 
 
 def chosen_labels(backend: Backend, settings: FrameSettings) -> tuple[str, ...]:
-    """Return the selected labels, in the order of the backend's.
-
-    Raises:
-        ConfigError: if a pattern matches no label.
-    """
+    """Return the selected labels in the order of the backend's; a `ConfigError` if a pattern matches none."""
     return tuple(backend.labels[i] for i in Selection(backend.card, settings.tagging()).allowed)
 
 

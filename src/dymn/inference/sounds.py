@@ -42,11 +42,7 @@ class Sounds:
     """
 
     def __init__(self, backend: Backend, sample_rate: int, settings: EventSettings) -> None:
-        """Prepare to listen to samples of `sample_rate`, in Hz.
-
-        Raises:
-            ConfigError: if the sample rate is not allowed, or a label is unknown.
-        """
+        """Prepare for samples of `sample_rate` in Hz; a `ConfigError` if it is not allowed or a label is unknown."""
         self._backend, self._rate, self._settings = backend, sample_rate, settings
         reading = {setting.name: getattr(settings, setting.name) for setting in fields(ReadSettings)}
         self._tagging = replace(settings.tagging(), **reading)

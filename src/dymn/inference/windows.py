@@ -403,11 +403,7 @@ def _counted(found: Iterable[Floats], recording: Opened, heard: Callable[[Floats
 
 
 def one_result(settings: ReadSettings) -> None:
-    """Reject a result for each channel where there can be only one.
-
-    Raises:
-        ConfigError: naming the functions that return several.
-    """
+    """Raise a `ConfigError` if settings give one result per channel where there can be only one."""
     check(
         settings.channel != "each",
         'channel is "each", which returns one result per channel, but this function returns a single result. Give '

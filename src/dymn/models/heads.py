@@ -152,11 +152,7 @@ class FrameHead(Head):
         self.scores_frames = config.sequence.scores == "frames"
 
     def vectors(self, features: Tensor) -> Tensor:
-        """Return a sequence [B, length, D] of the last feature map [B, C, 1, T].
-
-        Raises:
-            ConfigError: if the feature map has several bands.
-        """
+        """Return a sequence [B, length, D] of a map [B, C, 1, T]; a `ConfigError` if it has several bands."""
         check(
             features.shape[2] == 1,
             f"The last feature map has {features.shape[2]} bands; it must have one. Use spectrograms with at most "

@@ -200,11 +200,7 @@ class MobileNet(Pretrained):
 
 
 def check_log_mel(log_mel: Tensor, in_chans: int) -> None:
-    """Reject an input that is not [B, in_chans, n_mels, frames].
-
-    Raises:
-        ConfigError: naming the shape.
-    """
+    """Raise a `ConfigError` unless an input is [B, in_chans, n_mels, frames]."""
     if log_mel.ndim != 4 or log_mel.shape[1] != in_chans:
         raise ConfigError(f"log_mel has shape {list(log_mel.shape)}; it must be [B, {in_chans}, n_mels, frames].")
 
@@ -335,12 +331,7 @@ def import_efficientsed(path_or_state_dict: str | Path | Mapping[str, Tensor], *
 
 
 def _arrays(state: object) -> dict[str, Array]:
-    """Return a mapping of names to tensors as arrays.
-
-    Raises:
-        WeightsError: if it holds anything but plain tensors: dense, of an ordinary type, and no larger than the memory
-            behind them.
-    """
+    """Return a mapping of names to plain tensors as arrays, or raise a `WeightsError` for any other content."""
     if not isinstance(state, Mapping) or not all(
         isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()
     ):

@@ -66,11 +66,7 @@ def neighbourhoods(vectors: Array) -> Array:
 
 
 def umap_class() -> Any:
-    """Return the class of UMAP.
-
-    Raises:
-        MissingExtraError: if it is not installed.
-    """
+    """Return the class of UMAP, or raise a `MissingExtraError`."""
     with needing("--projection umap", "umap"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from umap import UMAP

@@ -14,11 +14,7 @@ TITLE = "mAP (OpenMIC, FSD50K) and accuracy (ESC-50, DCASE20) on downstream task
 
 
 def commands(tables: str = "all") -> str:
-    """Return a comment line and the commands of each row of a table (its Roman number, III included), or of all.
-
-    Raises:
-        ConfigError: if there is no such table.
-    """
+    """Return the commands of the rows of a table (a Roman number, III too) or all, each below a comment line."""
     lines = []
     if tables.upper() != NUMBER:
         for table in paper.TABLES.values() if tables == "all" else [paper.table(tables)]:

@@ -87,11 +87,7 @@ class ReceptiveField:
 
 
 def receptive_field(model: Network, front_end: FrontEndConfig | None = None) -> ReceptiveField:
-    """Work out the receptive field of the convolutions in mel bands, frames and seconds.
-
-    Raises:
-        ConfigError, WeightsError: as `resolve` does.
-    """
+    """Return the receptive field of the convolutions; errors are those of `resolve`."""
     front_end = front_end or FrontEndConfig()
     reach, step = [3, 3], [2, 2]  # of the stem, along frequency and time
     for block in resolve(model).blocks:

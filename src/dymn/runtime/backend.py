@@ -215,11 +215,7 @@ def too_large(n_windows: int) -> ResourceError:
 
 
 def checked_waveforms(waveforms: npt.NDArray[np.generic] | Tensor) -> Floats:
-    """Return an array or tensor of waveforms [B, N] as float32 samples with full scale 1.
-
-    Raises:
-        AudioError: if the shape is another one, or a sample is not finite.
-    """
+    """Return waveforms [B, N] as float32 with full scale 1, or raise an `AudioError` for other or infinite ones."""
     if not isinstance(waveforms, np.ndarray):
         waveforms = waveforms.detach().float().cpu().numpy()
     if waveforms.ndim != 2 or 0 in waveforms.shape:

@@ -50,11 +50,7 @@ class EnsembleBackend(Backend):
 
     @property
     def frame_samples(self) -> int:
-        """The number of samples between two frames, which all networks share.
-
-        Raises:
-            ConfigError: if they differ, or one computes whole windows only.
-        """
+        """The samples between two frames; a `ConfigError` if the networks differ or have none."""
         found = {member.frame_samples for member in self.members}
         check(len(found) == 1, f"The frames of {self.card.name} are {sorted(found)} samples apart; they must be equal.")
         return found.pop()

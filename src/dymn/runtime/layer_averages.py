@@ -45,11 +45,7 @@ class LayerAverages(nn.Module):
         self.sample_rate = model.card.front_end.sample_rate
 
     def forward(self, waveform: Tensor) -> Tensor:
-        """Return embeddings [B, D] of waveforms [B, N] at `sample_rate`.
-
-        Raises:
-            AudioError: if the waveform is not [B, N] with N of at least 1.
-        """
+        """Return embeddings [B, D] of waveforms [B, N] at `sample_rate`, or raise an `AudioError` for other shapes."""
         return self.averages(self.log_mel(waveform))
 
     def averages(self, log_mel: Tensor) -> Tensor:

@@ -31,11 +31,7 @@ def cached_path(name: str) -> Path:
 
 
 def find_file(model: str | Path) -> Path:
-    """Return the ONNX file of a path or of a model's name.
-
-    Raises:
-        WeightsError: if there is none.
-    """
+    """Return the ONNX file of a path or of a model's name, or raise a `WeightsError` if there is none."""
     path, remedy = Path(model), "Check the path."
     if path.suffix != ".onnx":
         path, remedy = cached_path(str(model)), f"Write it with: dymn export {model}"
@@ -125,21 +121,13 @@ class OnnxBackend(Backend):
 
     @property
     def frame_samples(self) -> int:
-        """The number of samples between two frames.
-
-        Raises:
-            ConfigError: if the file holds no frame-wise network.
-        """
+        """The number of samples between two frames; a `ConfigError` if the network is not frame-wise."""
         if self._frame_samples is None:
             raise self._no_frames()
         return self._frame_samples
 
     def frame_run(self, features: Floats, smoothing: int = 1) -> FrameOutput:
-        """See `Backend.frame_run`.
-
-        Raises:
-            ConfigError: if the file holds no frame-wise network, or takes other clips.
-        """
+        """See `Backend.frame_run`; a `ConfigError` if the network is not frame-wise, or clips do not fit."""
         if self._frame_samples is None:
             raise self._no_frames()
         probabilities, _, embedding, frames = self.outputs(self._fitting(features))

@@ -31,11 +31,7 @@ _EXTERNAL_DATA, _DATA_LOCATION = 13, 14  # fields of a tensor
 
 
 def check_onnx(content: bytes, name: str) -> None:
-    """Reject a file that is no ONNX file, or whose tensors are in other files.
-
-    Raises:
-        WeightsError: naming the file.
-    """
+    """Raise a `WeightsError` unless content is an ONNX file with all of its tensors."""
     try:
         if content[4:8] == _ORT_FORMAT:
             raise ValueError("it is in ONNX Runtime's own format")

@@ -17,11 +17,7 @@ THRESHOLDS = ("auto", "precise")
 
 
 def check_threshold(threshold: ThresholdOrName) -> None:
-    """Reject what is neither a probability nor one of `THRESHOLDS`.
-
-    Raises:
-        ConfigError: naming what is allowed.
-    """
+    """Raise a `ConfigError` unless a threshold is a probability or one of `THRESHOLDS`."""
     allowed = threshold in THRESHOLDS if isinstance(threshold, str) else 0 <= threshold <= 1
     check(allowed, f"threshold is {threshold}; it must be from 0 to 1, or one of: {', '.join(THRESHOLDS)}.")
 

@@ -85,11 +85,7 @@ class TorchBackend(Backend):
 
     @torch.inference_mode()
     def run(self, features: Floats) -> BackendOutput:
-        """See `Backend.run`.
-
-        Raises:
-            ConfigError: if the network is to be compiled and cannot be.
-        """
+        """See `Backend.run`; a `ConfigError` if the network is to be compiled and cannot be."""
         with computing(self.device, len(features), self.precision):
             found = self._network(self._log_mels(features))
             return self.checked(BackendOutput(self._probabilities(found.logits), _array(found.embedding)))

@@ -67,11 +67,7 @@ def levels(labels: Sequence[str], level: int) -> dict[str, list[int]]:
 
 
 def grouped(labels: Sequence[str], groups: Groups) -> dict[str, list[int]]:
-    """Return the groups with the indices of the labels that belong to each.
-
-    Raises:
-        ConfigError: if a member of a group is neither a label, a pattern that matches one, nor an ancestor of one.
-    """
+    """Return the groups with the indices of their labels, or raise a `ConfigError` for an unknown member."""
     return {
         name: sorted({index for member in members for index in _members(labels, member, name)})
         for name, members in groups.items()

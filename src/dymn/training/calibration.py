@@ -22,11 +22,7 @@ def fit_affine(student: npt.NDArray[np.float32], teacher: npt.NDArray[np.float32
 
 @torch.no_grad()
 def fold_affine(model: MobileNet, affine: Affine) -> None:
-    """Put a map of the logits into the last layer of a model.
-
-    Raises:
-        ConfigError: if its head has no such layer.
-    """
+    """Put a map of the logits into the last linear layer of a model, or raise a `ConfigError` without one."""
     if not isinstance(model.head, MLPHead):
         raise ConfigError(
             "Logits are calibrated in the last linear layer, which this network does not have (head 'mlp')."

@@ -47,11 +47,7 @@ def train_folds(config: TrainConfig, reporter: Callable[[int], Reporter] | None 
 
 
 def fold_numbers(config: TrainConfig, data: Dataset) -> list[int]:
-    """Return the numbers of the folds of a run's dataset.
-
-    Raises:
-        ConfigError: if it has none.
-    """
+    """Return the numbers of the folds of a run's dataset, or raise a `ConfigError` if it has none."""
     folds = sorted(set(data.source.catalog.folds))
     if not folds:
         raise ConfigError(

@@ -22,11 +22,7 @@ ANNEAL_FROM, ANNEAL_EPOCHS, ANNEAL_SHARE = 30.0, 30, 0.15  # of the temperature 
 
 
 def check_start(settings: ModelSettings) -> None:
-    """Reject settings of an architecture together with a checkpoint.
-
-    Raises:
-        ConfigError: naming the setting.
-    """
+    """Raise a `ConfigError` if settings of an architecture are given together with a checkpoint."""
     if settings.name in MODELS:
         return
     for name in ("settings", "inherit"):

@@ -63,11 +63,7 @@ class RunState:
 
 
 def save_state(state: RunState, path: Path) -> None:
-    """Write a run's state.
-
-    Raises:
-        DataError: if the disk is full or the folder cannot be written to; the previous file stays.
-    """
+    """Write a run's state, or raise a `DataError` and keep the previous file, such as if the disk is full."""
     try:
         with atomic_write(path) as file:
             # In memory first: a signal in the middle of writing closes the file, and PyTorch's writer would abort the
@@ -89,11 +85,7 @@ def _from_one(state: RunState) -> RunState:
 
 
 def load_state(path: Path) -> RunState:
-    """Read a run's state without executing pickled code, after comparing it with the checksums that it holds.
-
-    Raises:
-        DataError: if the file is no such state, or is damaged.
-    """
+    """Read a run's state without executing code; a `DataError` if it is none, or differs from its checksums."""
     try:
         with zipfile.ZipFile(path) as archive:
             if archive.testzip() is not None:  # PyTorch itself compares none of them

@@ -252,11 +252,7 @@ class _Part:
         bad: dict[str, str],
         longer: int,
     ) -> None:
-        """Append the results of one batch; after this returns they survive a kill.
-
-        Raises:
-            DataError: if the disk is full; what was added before stays.
-        """
+        """Append the results of a batch, which then survive a kill; a `DataError` if the disk is full."""
         contents = {
             "logits": logits.tobytes(),
             "fingerprints": np.array(fingerprints, dtype=np.int64).tobytes(),

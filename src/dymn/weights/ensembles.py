@@ -15,11 +15,7 @@ ENSEMBLES = {
 
 
 def members(name: str) -> tuple[str, ...]:
-    """Return the models that a name stands for: those of an ensemble, "A+B", or the name alone.
-
-    Raises:
-        ConfigError: if a name is missing before or after a "+".
-    """
+    """Return the models of an ensemble, of "A+B", or the name alone; a `ConfigError` if one is missing at a "+"."""
     if name in ENSEMBLES:
         return ENSEMBLES[name]
     parts = tuple(name.split("+"))

@@ -215,11 +215,7 @@ def as_float32(values: Array) -> Array:
 
 
 def check_finite(state: Mapping[str, Array], source: str) -> None:
-    """Reject weights that contain infinities or NaN.
-
-    Raises:
-        WeightsError: naming the first such array.
-    """
+    """Raise a `WeightsError`, which names the first such array, if weights are infinite or NaN."""
     for name, values in state.items():
         if not is_finite(values):
             raise WeightsError(
@@ -249,11 +245,7 @@ def save_folder(stored: Stored, folder: Path, dtype: str = "float32") -> str:
 
 
 def file_in(folder: Path) -> Path:
-    """Return the weights file of a folder: `model.safetensors`, `best.safetensors` of a run, or the only such file.
-
-    Raises:
-        UnknownModelError: if there is none, or several.
-    """
+    """Return `model.safetensors`, a run's `best.safetensors` or the only such file; else an `UnknownModelError`."""
     for name in (WEIGHTS_FILE, BEST_FILE):
         if (folder / name).is_file():
             return folder / name

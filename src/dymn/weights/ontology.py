@@ -62,11 +62,7 @@ def at_level(name: str, level: int) -> set[str]:
 
 
 def check_audioset(labels: Sequence[str], option: str) -> None:
-    """Reject labels that are not AudioSet's, for an option that needs its ontology.
-
-    Raises:
-        ConfigError: if fewer than half of them are AudioSet's.
-    """
+    """Raise a `ConfigError`, naming `option`, if fewer than half of the labels are AudioSet's."""
     unknown = [label for label in labels if label not in paths()]
     if len(unknown) > (1 - _KNOWN_SHARE) * len(labels):
         raise ConfigError(

@@ -16,11 +16,7 @@ from dymn.weights.registry import PublishedModel
 
 
 def fetch_published(published: PublishedModel, progress: DownloadProgress | None = None) -> WeightsFile:
-    """Return the verified file of a model of the registry, downloaded if need be.
-
-    Raises:
-        WeightsError: if it cannot be downloaded, verified or written.
-    """
+    """Return the verified file of a model of the registry, downloaded if need be; errors are those of `fetch`."""
     return fetch(published, lambda file: import_published(file, published), progress)
 
 

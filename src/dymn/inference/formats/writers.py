@@ -164,11 +164,7 @@ def choose(layout: Layout[Any], name: str | None, output: Path | None) -> str:
 
 
 def require_parquet() -> tuple[Any, Any]:
-    """Return the modules pyarrow and pyarrow.parquet.
-
-    Raises:
-        MissingExtraError: if pyarrow is not installed.
-    """
+    """Return the modules pyarrow and pyarrow.parquet, or raise a `MissingExtraError`."""
     with needing("Writing Parquet", "parquet"):
         import pyarrow
         import pyarrow.parquet

@@ -118,7 +118,7 @@ def tables_below(folder: Path) -> list[Path]:
 
 
 def is_table(path: Path) -> bool:
-    """Whether the first line of a file is that of a selection table or a label track."""
+    """Whether a file begins like a selection table or a label track."""
     try:
         with path.open("rb") as file:
             line = file.readline(2**16).decode("utf-8-sig")

@@ -86,7 +86,8 @@ def open_ffmpeg(
     except AudioError:
         raise
     except Exception as error:
-        _kept(handle)
+        if handle is not None:
+            handle.check()
         raise UnknownFormatError(error_words(error)) from error
     if names & _LISTS:
         raise UnknownFormatError(
@@ -163,7 +164,7 @@ class _Reader:
     ) -> None:
         self._container, self._track, self._decoder = container, track, decoder
         self._report, self._handle, self._skip, self._counted = report, handle, skip_samples, counted
-        names = set(container.format.name.split(","))
+        self._names = names = set(container.format.name.split(","))
         self._absolute, self._timed, self._exact = bool(names & _ABSOLUTE), bool(names & _TIMED), bool(names & _EXACT)
         self._channels = max(1, int(track.codec_context.channels or 1))
         self._rate = int(decoder.sample_rate or track.codec_context.sample_rate)
@@ -180,19 +181,14 @@ class _Reader:
         return (self._container.start_time or 0) / 1e6
 
     def _promised(self) -> float | None:
-        """Return when the sound ends by the header, in the formats whose header knows; others only estimate."""
-        track = self._track
-        if "avi" in self._container.format.name.split(",") and track.frames and track.time_base:
+        """Return when the sound ends by the header, in formats whose header states it; others only estimate."""
+        track, length = self._track, self._container.duration
+        if "avi" in self._names and track.frames and track.time_base:
             return float(track.frames * track.time_base)
-        if "flv" in self._container.format.name.split(",") and self._container.duration is not None:
-            return float(self._container.duration) / 1e6
-        if not self._absolute:
-            return None
-        if track.duration is not None:
+        if self._absolute and track.duration is not None:
             return float((track.duration + (track.start_time or 0)) * track.time_base)
-        if self._container.duration is not None and len(self._container.streams) == 1:
-            return float(self._container.duration) / 1e6
-        return None
+        states_end = "flv" in self._names or (self._absolute and len(self._container.streams) == 1)
+        return float(length) / 1e6 if states_end and length is not None else None
 
     def blocks(self) -> Iterator[Block]:
         """Yield blocks of samples; what their timestamps leave out is silence."""
@@ -230,7 +226,7 @@ class _Reader:
             held += frame.samples
         if held:
             yield self._block(fifo, shape)
-        slack = _LOOSE_SECONDS if "flv" in self._container.format.name.split(",") else SLACK_SECONDS
+        slack = _LOOSE_SECONDS if "flv" in self._names else SLACK_SECONDS
         self._report.check_length(self._done, None if self.promised is None else self.promised - self._zero, slack)
         if self.promised is not None and self._zero + self._done > self.promised + 1:
             counted, there = duration(self.promised - self._zero), duration(self._done)
@@ -264,7 +260,7 @@ class _Reader:
                 packets = self._container.demux(self._track)
                 continue
             except Exception as error:
-                _kept(self._handle)
+                self._check_handle()
                 self._lose(None, error)
                 return
             try:
@@ -272,15 +268,19 @@ class _Reader:
             except EOFError:
                 return
             except Exception as error:
-                _kept(self._handle)
+                self._check_handle()
                 self._lose(packet, error)
                 continue
-            _kept(self._handle)
+            self._check_handle()
             if packet is None:
                 return
             for frame in frames:
                 self._last_lost = False
                 yield frame
+
+    def _check_handle(self) -> None:
+        if self._handle is not None:
+            self._handle.check()
 
     def _lose(self, packet: Any, error: Exception) -> None:
         """Report that a packet cannot be decoded, or that none can be read any more (None)."""
@@ -342,12 +342,6 @@ class _Reader:
 def frame_samples(frame: Any, name: str) -> Floats:
     """Return a decoded frame of any number of channels as float32 [samples, channels]."""
     return _packed(frame, name) if len(frame.layout.channels) >= _MOST_PLANES else _samples(frame)
-
-
-def _kept(handle: ContentFile | None) -> None:
-    """Raise what was raised in a read within the decoder."""
-    if handle is not None and handle.error is not None:
-        raise handle.error
 
 
 def _packed(frame: Any, name: str) -> Floats:

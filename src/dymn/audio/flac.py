@@ -12,10 +12,7 @@ _LEAST, _MOST = 2**16, 2**21  # bytes at the end in which the last two frames ar
 
 
 class StreamInfo(NamedTuple):
-    """The first block of a stream.
-
-    The sizes of its blocks and frames, its sample rate, and its length (0 if it is not known).
-    """
+    """The first block of a stream: maximum sizes of its blocks and frames, and its length in samples (0 if unknown)."""
 
     most_samples: int
     most_bytes: int

@@ -48,7 +48,8 @@ def open_libsndfile(
     try:
         sound = soundfile.SoundFile(content.descriptor if handle is None else handle, closefd=False)
     except Exception as error:
-        _kept(handle)
+        if handle is not None:
+            handle.check()
         raise UnknownFormatError(_reason(error)) from error
     stack.callback(sound.close)
     rate, channels = int(sound.samplerate), int(sound.channels)
@@ -72,7 +73,8 @@ def _blocks(
             block = sound.read(out=buffer)
         except Exception as error:
             failure = error
-        _kept(handle)
+        if handle is not None:
+            handle.check()
         if failure is not None:
             try:
                 for rest in go_on(done):
@@ -86,12 +88,6 @@ def _blocks(
             break
         yield Block(block, rate)
         done += len(block)
-
-
-def _kept(handle: ContentFile | None) -> None:
-    """Raise what was raised in a read within the decoder."""
-    if handle is not None and handle.error is not None:
-        raise handle.error
 
 
 def _reason(error: Exception) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -74,8 +74,12 @@ def pages(content: Content, base: int = 0) -> Pages | None:
         end = page.end
     cut = end > content.size
     skipped += max(0, content.size - end)
-    links = tuple(Link(*pair) for pair in zip(starts, [*starts[1:], content.size], strict=True))
-    return Pages(links, cut, ended and not cut, skipped, lost)
+    return Pages(links(starts, content.size), cut, ended and not cut, skipped, lost)
+
+
+def links(starts: Sequence[int], end: int) -> tuple[Link, ...]:
+    """Return parts that follow each other, from where each starts."""
+    return tuple(Link(*pair) for pair in zip(starts, [*starts[1:], end], strict=True))
 
 
 def _walk(content: Content, position: int) -> Iterator[_Page]:

@@ -17,17 +17,13 @@ from dymn.audio.notes import Notes, Report
 from dymn.audio.resampling import Resampler
 from dymn.audio.samples import Levels, check_finite, mean
 from dymn.audio.settings import PLAIN, ReadSettings, channel_index
-from dymn.audio.sources import FileLike, display, opened, reason
-from dymn.errors import AudioError
+from dymn.audio.sources import FileLike, display, opened, reading_errors
 from dymn.system.arrays import Floats
 
 
 @dataclass(frozen=True)
 class AudioInfo:
-    """What a recording's header says.
-
-    `frames` (samples per channel) and `seconds` are None where the format does not say.
-    """
+    """The header of a recording; `frames` (samples per channel) and `seconds` are None where the format lacks them."""
 
     sample_rate: int
     channels: int
@@ -89,21 +85,16 @@ def settled(settings: ReadSettings, source: FileLike, content: Content, notes: N
     """
     if settings.channel != "loudest":
         return settings
-    with ExitStack() as stack:
+    with ExitStack() as stack, reading_errors(display(source)):
         decoder = open_decoder(content, Report(display(source), Notes(), settings.partial, settings.track), stack)
-        try:
-            number = loudest(decoder.blocks)
-        except OSError as error:
-            raise AudioError(
-                f"{display(source)} cannot be read: {reason(error)}. Check the disk or the connection."
-            ) from error
+        number = loudest(decoder.blocks)
     if decoder.channels > 1:
         notes.add(f"channel {number} of {decoder.channels} is the loudest and is read.")
     return replace(settings, channel=number)
 
 
 def _mono(decoder: Decoder, report: Report, settings: ReadSettings) -> Iterator[np.ndarray]:
-    """Yield a channel or the mean over channels [n], and compare their number with what the header says."""
+    """Yield a channel or the mean over channels [n], and compare their length with that in the header."""
     channel = settings.channel
     if decoder.omni and channel == "mix":
         report.note(
@@ -113,7 +104,7 @@ def _mono(decoder: Decoder, report: Report, settings: ReadSettings) -> Iterator[
     levels, place = Levels(), 0.0
     resampler: Resampler | None = None
     rate_before = decoder.rate
-    try:
+    with reading_errors(report.name):
         for samples, rate in decoder.blocks:
             if len(samples) == 0:
                 continue
@@ -127,16 +118,14 @@ def _mono(decoder: Decoder, report: Report, settings: ReadSettings) -> Iterator[
                 resampler = None if rate == decoder.rate else Resampler(rate, decoder.rate)
                 rate_before = rate
             yield mono if resampler is None else resampler.feed(mono)
-    except OSError as error:
-        raise AudioError(f"{report.name} cannot be read: {reason(error)}. Check the disk or the connection.") from error
     if resampler is not None:
         yield resampler.finish()
-    levels.tell(report.notes, settings)
+    levels.add_notes(report.notes, settings)
     report.check_length(place, None if decoder.frames is None else decoder.frames / decoder.rate)
 
 
 def chosen(samples: Floats, channel: str, name: str) -> Floats:
-    """Return what is heard of samples [n, channels]: all channels for "mix", or one of them, [n, 1].
+    """Return the samples [n, channels] of all channels for "mix", or those of one of them, [n, 1].
 
     Raises:
         AudioError: if the recording `name` does not have that channel.

@@ -101,11 +101,7 @@ def _gain(value: Any) -> float:
 
 
 def _band(value: Any) -> tuple[float | None, float | None] | None:
-    """Return a band as two numbers, of which one may be None.
-
-    Raises:
-        ConfigError: if it is no band.
-    """
+    """Return a band as two numbers, of which one may be None; raise a ConfigError if it is not a band."""
     if value is None:
         return None
     low, _, high = value.partition("-") if isinstance(value, str) and "-" in value else ("none", "", "")

@@ -139,10 +139,7 @@ def _from_object(name: str, stream: Any, stack: contextlib.ExitStack) -> Content
 
 
 def _shared(name: str, descriptor: int, stack: contextlib.ExitStack) -> Content:
-    """Read a file of the caller through a descriptor of our own, as the caller may close theirs.
-
-    Put its position back.
-    """
+    """Read a file of the caller, who may close it, through a descriptor of our own, and restore its position."""
     place = os.lseek(descriptor, 0, os.SEEK_CUR)  # the position is common to both
     own = os.dup(descriptor)
     stack.callback(os.close, own)
@@ -199,6 +196,15 @@ def _spooled(name: str, read: Callable[[], Any], stack: contextlib.ExitStack) ->
     if copy.size == 0:
         raise AudioError(f"{name} ended before it sent anything. Check the program that writes to it.")
     return copy.content()
+
+
+@contextlib.contextmanager
+def reading_errors(name: str) -> Iterator[None]:
+    """Turn an error of the system while a recording is read into an AudioError."""
+    try:
+        yield
+    except OSError as error:
+        raise AudioError(f"{name} cannot be read: {reason(error)}. Check the disk or the connection.") from error
 
 
 def reason(error: BaseException) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from dymn.commands.options import note
-from dymn.system.files import atomic_write, csv_text, json_values, text_in
+from dymn.system.files import json_values, write_csv
 
 if TYPE_CHECKING:
     from dymn.evaluation.events import ClassEvents, EventAssessment
@@ -60,8 +60,7 @@ def evaluate_events(
         note(f"{path} is left out: {reason}", quiet)
     if per_class is not None:
         rows = [(one.label, *(f"{value:.6g}" for value in one[1:])) for one in found.classes]
-        with atomic_write(per_class) as file, text_in(file) as text:
-            text.write(csv_text([("class", *FIGURES), *rows]))
+        write_csv(per_class, [("class", *FIGURES), *rows])
     typer.echo(as_json(found, model, data, collar) if format == "json" else as_table(found))
 
 

@@ -335,10 +335,7 @@ def _clips_of(megabytes: float, source: Source, encoding: str) -> int:
 
 
 def _suffix(content: bytes, key: str) -> str:
-    """Return the suffix by which other programs know the audio.
-
-    Apart from a few plain letters, names in a shard never come from the data.
-    """
+    """Return the suffix of an audio format. Names in a shard take no more than a few plain letters from the data."""
     if content.startswith(b"OggS") and b"OpusHead" in content[:64]:
         return "opus"
     for beginning, suffix in BEGINNINGS.items():

@@ -13,12 +13,11 @@ import numpy.typing as npt
 from dymn.data.pickles import NPY_FAILURES, read_header, read_index
 from dymn.data.readers import number, table
 from dymn.errors import DataError, WeightsError
-from dymn.system.files import open_regular, read_bounded
+from dymn.system.files import open_regular, read_lines
 from dymn.weights.download import fetch
 from dymn.weights.files import DownloadProgress, hash_file
 from dymn.weights.registry import TEACHER_FILES
 
-MAX_LABELS = 2**24  # bytes of a list of labels
 AUDIOSET_NAME = re.compile(r"Y([\w-]{11})\.\w+", re.ASCII)  # of a clip in the HDF5 files: Y, its YouTube id, an ending
 
 
@@ -136,8 +135,7 @@ def read_labels(path: Path) -> tuple[str, ...]:
         DataError: if the file cannot be read.
     """
     try:
-        text = read_bounded(path, MAX_LABELS).decode("utf-8-sig")
-        return tuple(line.strip() for line in text.splitlines() if line.strip())
+        return tuple(read_lines(path))
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read: {error}.") from error
 

@@ -42,10 +42,7 @@ class Sampler(Protocol):
 
 
 class PlainSampler:
-    """Every clip once per epoch, shuffled or in order.
-
-    With `draws`, an epoch has this number of clips, in several passes if necessary.
-    """
+    """Every clip once per epoch, shuffled or in order; or `draws` clips, in several passes if necessary."""
 
     def __init__(self, n: int, seed: int = 0, *, shuffle: bool = True, draws: int | None = None) -> None:
         if n < 1 or (draws is not None and draws < 1) or seed < 0:
@@ -182,13 +179,8 @@ class Batches:
                 f"batch_size, rank and world are {batch_size}, {rank} and {world}; "
                 "the batch must be a multiple of world, and rank must be below it."
             )
-        self.sampler, self.batch_size, self.rank, self.world, self.drop_last = (
-            sampler,
-            batch_size,
-            rank,
-            world,
-            drop_last,
-        )
+        self.sampler, self.batch_size, self.drop_last = sampler, batch_size, drop_last
+        self.rank, self.world = rank, world
 
     def __len__(self) -> int:
         whole, rest = divmod(len(self.sampler), self.batch_size)

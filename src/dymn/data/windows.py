@@ -15,8 +15,7 @@ from dymn.errors import AudioError, DataError
 from dymn.system.arrays import Floats
 
 WHOLE = 60.0
-"""Seconds per window where clips are to be heard whole (FSD50K: at most 30 s); longer ones are cut.
-"""
+"""Seconds per window where whole clips are evaluated (FSD50K: at most 30 s); longer ones are cut."""
 
 
 class Length(NamedTuple):
@@ -71,10 +70,7 @@ def batches(
     logits: Callable[[Draw], Floats | None],
     size: int,
 ) -> Iterator[Collated]:
-    """Yield the windows of some clips in batches of one length, of at most `size` windows.
-
-    They depend on these clips alone.
-    """
+    """Yield the windows of some clips in batches of one length, of at most `size` windows, from these clips alone."""
     waiting: dict[int, Group] = {}
     bad: list[BadClip] = []
     for draw in share:

@@ -105,6 +105,16 @@ def read_bounded(path: str | Path, most: int) -> bytes:
     return content
 
 
+def read_lines(path: str | Path, most: int = 2**24) -> list[str]:
+    """Return the lines of a UTF-8 file of at most `most` bytes, without blank lines and surrounding spaces.
+
+    Raises:
+        OSError, UnicodeDecodeError: if the file cannot be read as text, is not a regular one, or is larger.
+    """
+    text = read_bounded(path, most).decode("utf-8-sig")
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
 def digest_of(file: BinaryIO) -> str:
     """Return the SHA-256 of what is left in an open file, in hexadecimal digits, and seek back to where it was."""
     start, digest = file.tell(), hashlib.sha256()
@@ -129,6 +139,12 @@ def csv_text(rows: Iterable[Iterable[object]]) -> str:
     # The writer quotes the letters of its line terminator and no others, and calls `write` once a row.
     csv.writer(_Lines(lines), lineterminator="\r\n").writerows(rows)
     return "".join(f"{line[:-2]}\n" for line in lines)
+
+
+def write_csv(path: str | Path, rows: Iterable[Iterable[object]]) -> None:
+    """Write rows as a CSV file, atomically."""
+    with atomic_write(path) as file, text_in(file) as text:
+        text.write(csv_text(rows))
 
 
 def json_values(value: Any) -> Any:

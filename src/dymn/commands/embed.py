@@ -131,7 +131,7 @@ def embed(
 
 
 def write_origin(origin: Origin, output: Path) -> None:
-    """Write the metadata of vectors next to a file whose format cannot contain them: clips.npy.json for clips.npy."""
+    """Write the metadata of vectors next to a file that cannot contain them: clips.npy.json for clips.npy."""
     from dymn.system.files import atomic_write
 
     if output.is_file():

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 import typer
 
 from dymn.commands.options import note
+from dymn.commands.output import aligned
 from dymn.system.files import json_values, write_csv
 
 if TYPE_CHECKING:
-    from dymn.evaluation.events import ClassEvents, EventAssessment
+    from dymn.evaluation.events import EventAssessment
     from dymn.inference.events import EventSettings
     from dymn.inference.tagger import Tagger
 
@@ -65,7 +66,7 @@ def evaluate_events(
 
 
 def as_table(found: EventAssessment) -> str:
-    """Return the figures for people: all in all, then a row for each class."""
+    """Return the figures as tables: those of all classes, then a row for each class."""
     from dymn.inference.formats.text import clock
 
     annotated, there = (sum(getattr(one, name) for one in found.classes) for name in ("annotated", "found"))
@@ -79,19 +80,9 @@ def as_table(found: EventAssessment) -> str:
     if found.unknown:
         listed = ", ".join(f"{label} ({count})" for label, count in sorted(found.unknown.items()))
         lines.append(("left out", f"labels that the model does not have: {listed}"))
-    width = max(len(name) for name, _ in lines)
     titles = ["class", *FIGURES.values()]
-    rows = [titles, *(_row(one) for one in found.classes)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(titles))]
-    table = [
-        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(n) for cell, n in zip(row[1:], widths[1:], strict=True))])
-        for row in rows
-    ]
-    return "\n".join([*(f"{name.ljust(width)}  {value}" for name, value in lines), "", *table])
-
-
-def _row(one: ClassEvents) -> list[str]:
-    return [one.label, str(one.annotated), str(one.found), *(f"{value:.4f}" for value in one[3:])]
+    rows = [[one.label, *map(str, one[1:3]), *(f"{value:.4f}" for value in one[3:])] for one in found.classes]
+    return "\n".join([*aligned(lines), "", *aligned([titles, *rows], right=range(1, len(titles)))])
 
 
 def as_json(found: EventAssessment, model: str, data: Path, collar: float) -> str:

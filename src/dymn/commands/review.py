@@ -12,8 +12,8 @@ from dymn.commands.fit import threads_of
 from dymn.commands.options import (
     WHAT,
     check_ending,
-    complete_models,
     hush,
+    model_argument,
     note,
     note_gaps,
     number_option,
@@ -23,14 +23,7 @@ from dymn.errors import ConfigError
 
 
 def review(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL",
-            autocompletion=complete_models,
-            help="The model, such as one from `dymn fit`: a name, a file or a folder.",
-        ),
-    ],
+    model: Annotated[str, model_argument("The model, such as one from `dymn fit`: a name, a file or a folder.")],
     paths: options.Paths,
     output: Annotated[Path, output_option("The page to write, an .html file.", None)],
     count: Annotated[int, number_option("Number of questions.", WHAT, "--count", "-n", most=200)] = 30,

@@ -174,10 +174,7 @@ def run(
 
 
 def note_other_ending(layout: Layout[Any], name: str, output: Path | None, quiet: bool) -> None:
-    """Write a note where --format and the ending of --output name different formats; --format decides.
-
-    `.txt` may be any text.
-    """
+    """Write a note where --format, which decides, and the extension of --output differ; `.txt` may be any text."""
     ending = "" if output is None else output.suffix.lower()
     meant = layout.suffixes.get(ending)
     if ending not in ("", ".txt") and meant not in (None, name):
@@ -283,7 +280,7 @@ def resume(
 
 
 def fill(journal: Journal, kind: Kind[R], discovery: Discovery, files: Files[R], quiet: bool) -> None:
-    """Compute the recordings that are found and not yet in a journal, and say how far that is."""
+    """Compute the recordings that are not yet in a journal, and show the progress."""
     journal.find(discovery)
     for _, error in discovery.lost:
         typer.echo(f"dymn: {error}", err=True)
@@ -323,12 +320,10 @@ def _say_kept(journal: Journal, quiet: bool) -> None:
 
 
 def journaled(asked: Asked, name: str) -> Path | None:
-    """Return the output of a run that keeps a journal.
-
-    Such a run writes rows to a file, from recordings that can be read again.
+    """Return the output of a run with a journal: it writes rows to a file, from recordings that can be read again.
 
     Raises:
-        ConfigError: if there will be none, and an option was given that needs one.
+        ConfigError: if there is no journal, and an option needs one.
     """
     output = asked.output
     can_be_read_again = not any(path == "-" or "://" in path for path in asked.paths)
@@ -347,11 +342,7 @@ def is_file(output: Path | None) -> TypeGuard[Path]:
 
 
 def check_output(output: Path | None, name: str, count: int) -> None:
-    """Refuse, before any work is done, an output that does not fit the number of recordings, or is a folder.
-
-    Raises:
-        ConfigError: the message says what to give instead.
-    """
+    """Raise a ConfigError, before any work is done, if an output does not fit the recordings, or is a folder."""
     tracks = _separately(output, name, count)
     if tracks and (output is None or (output.exists() and not output.is_dir())):
         raise ConfigError(
@@ -370,10 +361,7 @@ def _separately(output: Path | None, name: str, count: int) -> bool:
 
 
 def default_workers(threads: int | None, recordings: int) -> int:
-    """Return how many threads decode.
-
-    This is one per usable CPU, but no more than the recordings or the requested threads.
-    """
+    """Return how many threads decode: one per usable CPU, but no more than the recordings or the requested threads."""
     from dymn.system.cpus import available_cpus
 
     return max(1, min(available_cpus(), recordings, threads or recordings))
@@ -410,11 +398,10 @@ def report_path(output: Path) -> Path:
 def report(
     asked: Asked, layout: Layout[R], name: str, damaged: list[str]
 ) -> Iterator[Callable[[Iterable[R]], Iterator[R]]]:
-    """Yield a function that passes results on and collects the failed ones and those read in part for a report.
+    """Yield a function that yields results unchanged, and reports those that failed or were read in part.
 
-    The report is written next to the output, if the output is a file. It has a line for each recording that failed, and
-    one for each that was read in part if the format does not say so itself; the names of the latter are added to
-    `damaged` in any case.
+    The report is a file next to an output file. Recordings that were read in part are listed in it if the format of the
+    output does not mark them; their names are always added to `damaged`.
     """
     from dymn.system.files import atomic_write
 

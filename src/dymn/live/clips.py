@@ -21,7 +21,7 @@ from dymn.config import check
 from dymn.errors import ConfigError
 from dymn.live.messages import Message
 from dymn.system.arrays import Floats
-from dymn.system.files import claim
+from dymn.system.files import claim, set_usual_mode
 
 KINDS = ("flac", "wav")
 MOST_SECONDS = 60.0
@@ -171,9 +171,7 @@ class ClipRecorder:
             clip.sound.close()
             clip.file.close()
             path = self._name(clip.message)
-            mask = os.umask(0)
-            os.umask(mask)
-            clip.part.chmod(0o666 & ~mask)
+            set_usual_mode(clip.part)
             clip.part.replace(path)
         except (OSError, RuntimeError, self._soundfile.SoundFileError) as error:
             clip.discard()

@@ -1,7 +1,4 @@
-"""The responses to requests that are rejected or fail.
-
-A response has a status, a code for programs, and a message with the remedy.
-"""
+"""Responses to requests that are rejected or fail: a status, a code for programs, and a message with the remedy."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ class Refusal(DymnError):
     Attributes:
         status: of HTTP.
         code: one word or two for programs, such as "queue_full".
-        retry_after: after how many seconds it is worth to ask again, if it is.
+        retry_after: after how many seconds it is worth trying again, if it is.
     """
 
     def __init__(self, status: int, code: str, message: str, retry_after: int | None = None) -> None:

@@ -1,7 +1,4 @@
-"""The first and the last step of every request.
-
-The guard checks host names, origins and the token, and sets headers for browsers.
-"""
+"""The first and the last step of every request: checks of host, origin and token, and headers for browsers."""
 
 from __future__ import annotations
 
@@ -123,7 +120,7 @@ class _Body:
 
     def __init__(self, receive: Receive, headers: Headers) -> None:
         self._receive = receive
-        self._is_announced = "expect" in headers  # then the client waits for a word before it sends
+        self._is_announced = "expect" in headers  # the client waits for permission before it sends
         self.is_over = "transfer-encoding" not in headers and headers.get("content-length", "0") == "0"
 
     async def receive(self) -> Message:

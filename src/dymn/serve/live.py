@@ -53,7 +53,7 @@ async def serve_live(socket: WebSocket, service: Service) -> None:
                 message = await _receive(socket, seconds)
                 done = message == _END
                 deadline.restart()
-                for window in await loop.run_in_executor(threads, listener.hear, None if done else message):
+                for window in await loop.run_in_executor(threads, listener.feed, None if done else message):
                     await _send(socket, _window(window), seconds)
                 if listener.stream.seconds > service.settings.live_seconds:
                     raise Refusal(
@@ -100,12 +100,12 @@ async def _receive(socket: WebSocket, seconds: float) -> str | bytes:
 
 
 class _Listener:
-    """What is known of a connection."""
+    """The stream and the PCM reader of a connection."""
 
     def __init__(self, stream: Stream, reader: PcmReader, sample_rate: int) -> None:
         self.stream, self._reader, self._sample_rate = stream, reader, sample_rate
 
-    def hear(self, message: str | bytes | None) -> list[WindowTags]:
+    def feed(self, message: str | bytes | None) -> list[WindowTags]:
         """Return the windows that are complete with a message, or with the end (None)."""
         if message is None:
             return self.stream.finish()
@@ -123,14 +123,14 @@ class _Listener:
 
 
 class _Asked(NamedTuple):
-    """The first message of a connection: what the sound is like, and the settings of its tags."""
+    """The first message of a connection: the format of its audio, and the settings of its tags."""
 
     own: dict[str, Any]
     settings: dict[str, Any]
 
 
 def _settings(service: Service, message: str | bytes) -> _Asked:
-    """Return the first message of a connection, once its token is seen to be right."""
+    """Return the first message of a connection, after a check of its token."""
     try:
         asked = json.loads(message)
     except (ValueError, RecursionError) as error:
@@ -149,7 +149,7 @@ def _settings(service: Service, message: str | bytes) -> _Asked:
 
 
 def _begin(service: Service, asked: _Asked, deadline: Deadline) -> _Listener:
-    """Return what the first message of a connection asks for."""
+    """Return the listener that the first message of a connection describes."""
     own = asked.own
     for name in ("labels", "exclude"):
         patterns = asked.settings.get(name, [])

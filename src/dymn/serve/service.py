@@ -50,12 +50,12 @@ MAX_LAYERED = 8
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked about a recording.
+    """The parameters of a request.
 
     Attributes:
         model: by name; the first one if empty.
-        settings: what to tag and how.
-        timeline: whether to tell the tags of each window, too.
+        settings: of tagging.
+        timeline: whether to return the tags of each window, too.
         layers: of the embedding, as in `dymn embed --layer`; none if empty.
     """
 
@@ -69,7 +69,7 @@ class Service:
     """Models, the threads that use them, and the queue before those.
 
     Attributes:
-        metrics: what is counted.
+        metrics: the counters.
         settings: the limits.
         ready: whether requests are answered.
     """
@@ -112,7 +112,7 @@ class Service:
         ]
 
     def start(self) -> None:
-        """Start the threads and run each model once, so that the first request does not wait for what is done once."""
+        """Start the threads and run each model once, so that the first request does not wait for initialisation."""
         first = next(iter(self._backends.values()))
         barrier = threading.Barrier(self.settings.workers + 1)
 
@@ -139,12 +139,10 @@ class Service:
 
     @contextmanager
     def admitted(self) -> Iterator[Arrival]:
-        """Let a request in, from its first byte to its answer.
-
-        Where all places are taken, the slowest body loses its own.
+        """Admit a request, from its first byte to its response; if all places are taken, a slow body loses its own.
 
         Raises:
-            Refusal: if too many are in.
+            Refusal: if too many requests are in progress.
         """
         room = self.settings.workers + self.settings.queue
         if len(self._accepted) >= room and (slow := [arrival for arrival in self._accepted if arrival.is_slow]):
@@ -169,11 +167,7 @@ class Service:
             self.metrics.accepted.set(len(self._accepted))
 
     async def answer(self, upload: Upload, question: Question, deadline: Deadline) -> dict[str, Any]:
-        """Return what is asked about a recording, as JSON types. When this is cancelled, so is the work.
-
-        Raises:
-            Refusal: if there is no answer.
-        """
+        """Return the response about a recording, as JSON types, or raise a Refusal. Cancelling it cancels the work."""
         loop = asyncio.get_running_loop()
         work = loop.run_in_executor(self._workers, self._answer, upload, question, deadline)
         try:
@@ -260,7 +254,7 @@ class Service:
         return self._backends[name]
 
     def check(self, question: Question) -> None:
-        """Refuse, before anything is received, what would be refused afterwards.
+        """Reject, before anything is received, what would be rejected afterwards.
 
         Raises:
             Refusal: if the model is not served, the windows are too long, or the patterns too many.
@@ -285,7 +279,7 @@ class Service:
 
     def _check_length(self, upload: Upload) -> None:
         """Reject a recording whose header says that it is too long, before it is decoded."""
-        with suppress(AudioError):  # decoding tells what is wrong
+        with suppress(AudioError):  # decoding raises it again
             seconds = reading.probe(upload).seconds
             self._check_seconds(seconds or 0.0)
         upload.seek(0)
@@ -324,7 +318,7 @@ class Service:
 
     @asynccontextmanager
     async def connected(self) -> AsyncIterator[ThreadPoolExecutor]:
-        """Let a live connection in, and lend it threads.
+        """Admit a live connection, and yield the threads for it.
 
         Raises:
             Refusal: if there are too many.
@@ -345,5 +339,5 @@ class Service:
             self.metrics.live.set(self._connected)
 
     def live_backend(self, model: str, deadline: Deadline) -> Backend:
-        """Return a model as a live connection sees it."""
+        """Return a model for a live connection."""
         return BatchedBackend(self.backend(model), self._batcher, deadline)

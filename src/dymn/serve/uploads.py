@@ -29,10 +29,7 @@ _MAX_NAME = 200
 
 
 class Upload(io.BufferedRandom):
-    """A temporary file that is gone when it is closed, with the name that the sender gave it.
-
-    The name is text, never a path that is opened.
-    """
+    """A temporary file that is deleted when it is closed, with the sender's name for it, which is never opened."""
 
     def __init__(self, title: str) -> None:
         super().__init__(tempfile.TemporaryFile(buffering=0))  # noqa: SIM115 (closed with this one)

@@ -1,7 +1,7 @@
 """A reader of pickles for untrusted files: it builds data and executes nothing.
 
 Python's own unpickler can call any function, change any object, and reserve as much memory as a file asks for. This one
-knows the operations that data need, each with its bounds, and refuses all others. It reads from bytes in memory, so
+supports the operations that data need, within bounds, and rejects all others. It reads from bytes in memory, so
 that no length can exceed the file; numbers are at most 128 bits long; keys of dicts are text, whose hashes nobody
 can choose; and the number of containers is bounded, since an empty one takes sixty times the byte that makes it.
 """

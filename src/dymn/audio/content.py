@@ -123,11 +123,7 @@ class Spool:
         return self._stack.enter_context(tempfile.TemporaryFile(buffering=0))
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Append bytes.
-
-        Raises:
-            OSError: if the disk is full.
-        """
+        """Append bytes."""
         if self._in_memory and self.size + len(data) > SPOOL_MEMORY:
             before, self._file = self._file, self._on_disk()
             before.seek(0)

@@ -112,11 +112,7 @@ def _protocols() -> frozenset[str]:
 
 
 def _chosen(tracks: Any, report: Report) -> tuple[Any, str]:
-    """Return the track that is asked for, or the default one of several and a note on that.
-
-    Raises:
-        AudioError: if there is no such track.
-    """
+    """Return the selected track, or the default one of several and a note on it; an AudioError if there is none."""
     report.check_track()
     if report.track is not None:
         return tracks[report.track - 1], ""
@@ -134,7 +130,7 @@ def _chosen(tracks: Any, report: Report) -> tuple[Any, str]:
 
 
 def _decoder(context: Any) -> Any:
-    """Return what decodes the packets of a track: its own context, or a better one."""
+    """Return the decoder of a track: its own codec context, or a better one."""
     import av
 
     better = _OWN_DECODERS.get(context.name)

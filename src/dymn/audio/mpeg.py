@@ -59,7 +59,6 @@ class Part:
         start: where it starts, in bytes, at the header of Xing if it has one.
         end: where its last whole frame ends.
         rate: in Hz, of its first frame.
-        channels: of its first frame.
         claimed: how many frames its header says there are; None without a header.
         trimmed: how many samples its header takes from both ends.
         frames: how many frames there are.
@@ -71,7 +70,6 @@ class Part:
     start: int
     end: int = 0
     rate: int = 0
-    channels: int = 0
     claimed: int | None = None
     trimmed: int = 0
     frames: int = 0
@@ -150,7 +148,7 @@ def frames(content: Content, base: int = 0) -> MpegFrames | None:
                 if part.frames:
                     part = Part(position)
                     found.parts.append(part)
-                part.rate, part.channels = rate, 1 if buffer[offset + 3] >> 6 == 3 else 2
+                part.rate = rate
                 part.claimed, part.trimmed = tag if tag is not None else (None, 0)
                 part.first = position + (length if tag is not None else 0)
             header = 1

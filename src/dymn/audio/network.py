@@ -230,11 +230,7 @@ class NetworkSource:
                 return
 
     def _lose(self, why: str) -> None:
-        """Handle a failure, and report it if the source was not lost before.
-
-        Raises:
-            AudioError: if it has been lost for `give_up`.
-        """
+        """Report a failure if the source was not lost before; raise an AudioError if it has been lost for `give_up`."""
         now = time.monotonic()
         if self._lost_at is None:
             self._lost_at = now

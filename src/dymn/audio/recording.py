@@ -78,11 +78,7 @@ def recording(
 
 
 def settled(settings: ReadSettings, source: FileLike, content: Content, notes: Notes) -> ReadSettings:
-    """Return settings with the number of the loudest channel in place of "loudest"; all of the recording is read.
-
-    Raises:
-        AudioError: as `recording`.
-    """
+    """Return settings with the number of the loudest channel in place of "loudest"; all of the recording is read."""
     if settings.channel != "loudest":
         return settings
     with ExitStack() as stack, reading_errors(display(source)):

@@ -79,11 +79,7 @@ class ReadSettings:
 
 
 def channel_index(channel: str, count: int, name: str) -> int:
-    """Return the index of a channel that is "left", "right" or a number.
-
-    Raises:
-        AudioError: if the recording `name` has fewer channels.
-    """
+    """Return the index of "left", "right" or a number; an AudioError if the recording `name` has fewer channels."""
     number = _SIDES.get(channel) or int(channel)
     if number > count:
         has = "one channel" if count == 1 else f"{count} channels"

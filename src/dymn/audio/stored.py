@@ -30,7 +30,7 @@ SUBTYPES = {"i3": "PCM_24", "i4": "PCM_32", "i8": "DOUBLE", "f8": "DOUBLE"} | {
 }
 """The subtype of libsndfile in which a WAV contains samples, by how they are stored; all others are FLOAT."""
 FLAC_CHANNELS, FLAC_RATE = 8, 655_350
-"""The most of both that a FLAC file has."""
+"""The maximum of both in a FLAC file."""
 
 SILENT_PEAK = 1e-4
 """A passage whose samples are at most this far from 0, -80 dBFS, is silent; lossy formats leave less than that."""
@@ -44,8 +44,8 @@ class StoredAudio:
         name: for messages.
         rate: in Hz.
         channels: how many.
-        container: the file that holds its samples, "WAV" or "FLAC".
-        subtype: libsndfile's name of how they are stored there.
+        container: the format of a file for its samples, "WAV" or "FLAC".
+        subtype: libsndfile's name of their encoding in it.
     """
 
     name: str

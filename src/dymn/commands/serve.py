@@ -202,7 +202,7 @@ def load_taggers(
     backend: options.Computes,
     precision: options.Precisions,
 ) -> dict[str, Tagger]:
-    """Load the models, and return their taggers by the names of their cards, under which they are served."""
+    """Load the models, and return their taggers by the names of their cards."""
     taggers: dict[str, Tagger] = {}
     for model in models or [None]:  # type: ignore[list-item]
         tagger = load_tagger(model, device, threads, quiet, backend, precision)

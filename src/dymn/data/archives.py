@@ -156,11 +156,7 @@ def read_fsd50k_hdf5(root: Path) -> tuple[Catalog, Store]:
 
 
 def _fsd50k_labels(vocabulary: Path) -> tuple[str, ...]:
-    """Return the names of the columns: the 200 of FSD50K's vocabulary in alphabetical order, as the files are made.
-
-    Raises:
-        DataError: if the table has other rows or another order, so that names and columns would not belong together.
-    """
+    """Return the names of the columns: the 200 of FSD50K's vocabulary in alphabetical order; else raise a DataError."""
     rows = [row for row in csv_rows(vocabulary) if row]
     names = tuple(row[1] for row in rows if len(row) >= 2)
     numbered = [row[0].strip() for row in rows] == [str(c) for c in range(FSD50K_CLASSES)]

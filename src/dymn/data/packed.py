@@ -63,11 +63,7 @@ def is_packed(root: Path) -> bool:
 
 
 def read_index(root: Path) -> Index:
-    """Read index.json of a folder of shards.
-
-    Raises:
-        DataError: if there is none, or it is damaged.
-    """
+    """Read index.json of a folder of shards; raise a DataError if it is missing or damaged."""
     path = root / INDEX_FILE
     if not path.is_file() and (root / WORK_FOLDER).exists():
         raise DataError(f"{root} is incomplete. Run the same dymn shards command again; it resumes.")

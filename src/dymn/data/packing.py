@@ -246,11 +246,7 @@ class _Shards(Dataset["int | OSError"]):
         )
 
     def encoded(self, i: int) -> tuple[bytes, str, int, int]:
-        """Return a clip's bytes, their suffix, the fingerprint of what they were made from, and the number of samples.
-
-        Raises:
-            AudioError, DataError, OSError: if it cannot be read or decoded.
-        """
+        """Return a clip's bytes, their suffix, the fingerprint of the original bytes, and the number of samples."""
         content = self.source.store.read(int(self.source.indices[i]))
         waveform = decode(content, self.source.sample_rate, self.source.max_seconds)
         fingerprint, samples = fingerprint_of(content), len(waveform)

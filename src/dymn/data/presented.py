@@ -96,7 +96,7 @@ class Presented(IterableDataset[Collated]):
         return 0 if rng is None else int(rng.integers(0, n - samples + 1))
 
     def mismatch(self, clip: int, fingerprint: int) -> BadClip | None:
-        """Return why a clip with this fingerprint is not the one that the teacher heard; None if it may be."""
+        """Return why a clip with this fingerprint is not the one that the teacher received; None if it may be."""
         if self.teacher is None or self.rows is None or self.rows[clip] < 0:
             return None
         known = int(self.teacher.fingerprints[int(self.rows[clip])])

@@ -129,11 +129,7 @@ def read_rows(index: Path, n_rows: int) -> Rows:
 
 
 def read_labels(path: Path) -> tuple[str, ...]:
-    """Return the names of a table's columns, one a line.
-
-    Raises:
-        DataError: if the file cannot be read.
-    """
+    """Return the names of a table's columns, one per line; raise a DataError if the file cannot be read."""
     try:
         return tuple(read_lines(path))
     except (OSError, UnicodeDecodeError) as error:

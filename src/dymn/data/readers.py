@@ -253,22 +253,14 @@ def table(path: Path, delimiter: str = ",") -> list[dict[str, str]]:
 
 
 def split_name(name: str, where: Path) -> str:
-    """Return "train", "val", "test" or "" for what a dataset calls its split.
-
-    Raises:
-        DataError: if the name is unknown.
-    """
+    """Return "train", "val", "test" or "" for a dataset's name of a split; raise a DataError if it is unknown."""
     if name.strip().lower() not in SPLIT_NAMES:
         raise DataError(f"{where} has a split {name!r}; allowed: {', '.join(filter(None, SPLIT_NAMES))}.")
     return SPLIT_NAMES[name.strip().lower()]
 
 
 def number(text: str, where: Path) -> int:
-    """Return a whole number of a table.
-
-    Raises:
-        DataError: if it is none.
-    """
+    """Return a whole number of a table; raise a DataError if it is none."""
     try:
         value = int(text)
     except ValueError as error:
@@ -279,11 +271,7 @@ def number(text: str, where: Path) -> int:
 
 
 def named_files(root: Path, splits: Mapping[str, str], default: str = "") -> dict[Path, str]:
-    """Return the files of a dataset in a folder, by their names, or one file, with the split of each.
-
-    Raises:
-        DataError: if there are none.
-    """
+    """Return the files of a dataset in a folder, or one file, with the split of each; a DataError if there are none."""
     if root.is_file():
         return {root: splits.get(root.name, default)}
     found = {root / name: split for name, split in splits.items() if (root / name).is_file()}

@@ -261,12 +261,7 @@ class Hdf5Store(Store):
 
 
 def open_hdf5(path: Path) -> Any:
-    """Open an HDF5 file for reading.
-
-    Raises:
-        MissingExtraError: if h5py is not installed.
-        DataError: if the file cannot be read.
-    """
+    """Open an HDF5 file for reading; raise a DataError if it cannot be read."""
     with needing("Reading HDF5 datasets", "hdf5"):
         import h5py
     try:

@@ -26,7 +26,7 @@ class Length(NamedTuple):
 
 
 class ClipWindow(NamedTuple):
-    """A window of a recording, with its annotation and the seconds of sound in it; or why there is none, or no more."""
+    """A window of a recording, with its annotation and its length in seconds; or why there is none, or no more."""
 
     clip: Clip | BadClip
     seconds: float = 0.0

@@ -62,10 +62,7 @@ class ClipSettings:
 
 
 class ClipRecorder:
-    """Saves the audio of each sound. Only the last seconds are in memory; earlier audio has been written.
-
-    A complete file is named LABEL_SCORE_DATE_TIME, with the time of the start in UTC.
-    """
+    """Saves the audio of each sound as LABEL_SCORE_DATE_TIME (start in UTC); only the last seconds are in memory."""
 
     def __init__(self, settings: ClipSettings, sample_rate: int, note: Callable[[str], None]) -> None:
         """Prepare to save; `note` is called with messages for the user.

@@ -32,7 +32,7 @@ _TYPES = {
 
 
 class Asset(NamedTuple):
-    """A file, what it is, a text that changes with it, and whether it is compressed with gzip."""
+    """A file, its media type, its entity tag, and whether it is compressed with gzip."""
 
     path: Path
     type: str

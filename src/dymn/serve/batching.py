@@ -47,12 +47,8 @@ class Deadline:
     def check(self) -> None:
         """Raise a Refusal if no time is left."""
         if not self.left:
-            raise Refusal(
-                503,
-                "timeout",
-                f"The response took more than {self._seconds:g} s. Send a shorter recording, or try again later.",
-                1,
-            )
+            message = f"The response took more than {self._seconds:g} s. Send a shorter recording, or try again later."
+            raise Refusal(503, "timeout", message, 1)
 
 
 @dataclass(eq=False)
@@ -193,11 +189,7 @@ class BatchedBackend(Backend):
         return self._backend.waveform_features(waveforms)
 
     def run(self, features: npt.NDArray[np.float32]) -> BackendOutput:
-        """Return probabilities [B, C] and embeddings [B, D] of a batch of `features`.
-
-        Raises:
-            Refusal: if there is no time left.
-        """
+        """Return probabilities [B, C] and embeddings [B, D] of `features`; raise a Refusal if no time is left."""
         return self._batcher(self._backend.run, features, self._deadline)
 
     def _counted(self, windows: Iterable[Filled]) -> Iterator[Filled]:
@@ -205,9 +197,6 @@ class BatchedBackend(Backend):
             self._deadline.check()
             self._windows += 1
             if self._windows > self._max_windows:
-                raise Refusal(
-                    413,
-                    "too_many_windows",
-                    f"The recording has more than {self._max_windows} windows. Use a longer hop.",
-                )
+                message = f"The recording has more than {self._max_windows} windows. Use a longer hop."
+                raise Refusal(413, "too_many_windows", message)
             yield window

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+import asyncio
+from collections.abc import Awaitable
+from typing import Any, TypeVar
 
 from dymn.audio.decoder import MissingDecoderError
 from dymn.errors import AudioError, ConfigError, DymnError, MissingExtraError, resource_error
+
+T = TypeVar("T")
 
 
 class Refusal(DymnError):
@@ -40,18 +44,24 @@ _KINDS: tuple[tuple[type[DymnError], int, str], ...] = (
 )
 
 
+async def within(seconds: float, work: Awaitable[T], message: str) -> T:
+    """Return the result of work, or raise a Refusal with a message if it takes longer than so many seconds."""
+    try:
+        return await asyncio.wait_for(work, seconds)
+    except (asyncio.TimeoutError, TimeoutError) as error:
+        raise Refusal(408, "slow", message) from error
+
+
 def refusal(error: Exception) -> Refusal:
     """Return an error as a refusal; any unexpected error is an internal error without details."""
     if isinstance(error, Refusal):
         return error
     if resource_error(error) is not None:
-        return Refusal(
-            503,
-            "memory",
-            "The server does not have enough memory for this request. Send a shorter recording, use "
-            "a shorter window, or try again later.",
-            5,
+        message = (
+            "The server does not have enough memory for this request. Send a shorter recording, use a shorter window, "
+            "or try again later."
         )
+        return Refusal(503, "memory", message, 5)
     for kind, status, code in _KINDS:
         if isinstance(error, kind):
             return Refusal(status, code, str(error))

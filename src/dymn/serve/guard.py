@@ -90,18 +90,12 @@ class Guard:
         name = host_name(host)
         if allowed and name not in allowed and not (self._settings.allow_addresses and is_address(name)):
             names = " or ".join((*allowed, *(("its IP address",) if self._settings.allow_addresses else ())))
-            return Refusal(
-                421,
-                "host",
-                f"This server accepts only the names {names}. To allow another one, start it with --allow-host NAME.",
-            )
+            remedy = "To allow another one, start it with --allow-host NAME."
+            return Refusal(421, "host", f"This server accepts only the names {names}. {remedy}")
         origin = headers.get("origin")
         if origin is not None and origin.partition("://")[2].lower() != host.lower():
-            return Refusal(
-                403,
-                "origin",
-                "Pages of other sites may not use this server. Open its own page, or call it from a program.",
-            )
+            message = "Pages of other sites may not use this server. Open its own page, or call it from a program."
+            return Refusal(403, "origin", message)
         path = scope["path"]
         if scope["type"] == "websocket" or path in OPEN or path.startswith(PAGE):
             return None  # a live connection shows its token in its first message: browsers cannot send it as a header

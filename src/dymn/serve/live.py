@@ -16,7 +16,7 @@ from dymn.errors import ConfigError
 from dymn.inference.selection import TagSettings, WindowTags
 from dymn.inference.stream import Stream
 from dymn.serve.batching import Deadline
-from dymn.serve.errors import Refusal, refusal
+from dymn.serve.errors import Refusal, refusal, within
 from dymn.serve.guard import is_token
 from dymn.serve.service import Question, Service
 
@@ -56,11 +56,8 @@ async def serve_live(socket: WebSocket, service: Service) -> None:
                 for window in await loop.run_in_executor(threads, listener.feed, None if done else message):
                     await _send(socket, _window(window), seconds)
                 if listener.stream.seconds > service.settings.live_seconds:
-                    raise Refusal(
-                        413,
-                        "too_long",
-                        f"A connection ends after {service.settings.live_seconds:g} s of audio. Open another one.",
-                    )
+                    limit = service.settings.live_seconds
+                    raise Refusal(413, "too_long", f"A connection ends after {limit:g} s of audio. Open another one.")
             await _send(socket, {"done": True, "seconds": round(listener.stream.seconds, 6)}, seconds)
         await asyncio.wait_for(socket.close(_NORMAL), seconds)
     except WebSocketDisconnect:
@@ -78,21 +75,12 @@ async def serve_live(socket: WebSocket, service: Service) -> None:
 
 
 async def _send(socket: WebSocket, value: dict[str, Any], seconds: float) -> None:
-    try:
-        await asyncio.wait_for(socket.send_json(value), seconds)
-    except (asyncio.TimeoutError, TimeoutError) as error:
-        raise Refusal(408, "slow", f"A response was not read within {seconds:g} s.") from error
+    await within(seconds, socket.send_json(value), f"A response was not read within {seconds:g} s.")
 
 
 async def _receive(socket: WebSocket, seconds: float) -> str | bytes:
-    try:
-        message = await asyncio.wait_for(socket.receive(), seconds)
-    except (asyncio.TimeoutError, TimeoutError) as error:
-        raise Refusal(
-            408,
-            "slow",
-            f"Nothing arrived for {seconds:g} s. Send audio continuously, including silence, or close the connection.",
-        ) from error
+    late = f"Nothing arrived for {seconds:g} s. Send audio continuously, including silence, or close the connection."
+    message = await within(seconds, socket.receive(), late)
     if message["type"] == "websocket.disconnect":
         raise WebSocketDisconnect(message.get("code", _NORMAL))
     text, data = message.get("text"), message.get("bytes")

@@ -151,12 +151,8 @@ class Service:
             self._accepted.discard(slowest)
         if len(self._accepted) >= room:
             wait = min(60, math.ceil(self._usual_seconds * room / self.settings.workers))
-            raise Refusal(
-                503,
-                "queue_full",
-                f"{room} requests are in progress, and the queue is full. Try again in {wait} s.",
-                wait,
-            )
+            message = f"{room} requests are in progress, and the queue is full. Try again in {wait} s."
+            raise Refusal(503, "queue_full", message, wait)
         arrival = Arrival()
         self._accepted.add(arrival)
         self.metrics.accepted.set(len(self._accepted))
@@ -217,13 +213,8 @@ class Service:
         card = backend.card
         parameters = to_dict(question.settings) | {"hop": question.settings.hop or question.settings.window}
         parameters |= card.provenance.get("labels", {})
-        origin = Origin(
-            __version__,
-            card.name or question.model,
-            str(card.provenance.get("sha256", "")),
-            parameters,
-            question.timeline,
-        )
+        digest = str(card.provenance.get("sha256", ""))
+        origin = Origin(__version__, card.name or question.model, digest, parameters, question.timeline)
         answer: dict[str, Any] = json.loads("".join(json_lines([recording], TAGS, origin)))
         if layers:
             answer["embedding"] = {"layers": list(layers), "vector": [float(f"{value:.7g}") for value in vector]}
@@ -242,11 +233,7 @@ class Service:
             return self._with_layers[model, layers]
 
     def backend(self, name: str) -> Backend:
-        """Return a model by its name, the default one for "".
-
-        Raises:
-            Refusal: if it is not served.
-        """
+        """Return a model by its name, the default one for ""; raise a Refusal if it is not served."""
         if not name:
             return next(iter(self._backends.values()))
         if name not in self._backends:
@@ -263,11 +250,8 @@ class Service:
         for name in ("labels", "exclude"):  # each pattern is compared with each label
             letters = sum(len(pattern) + 1 for pattern in getattr(question.settings, name))
             if letters > MAX_PATTERNS:
-                raise Refusal(
-                    400,
-                    "setting",
-                    f"The patterns in {name} have {letters} characters; this server allows at most {MAX_PATTERNS}.",
-                )
+                allowed = f"this server allows at most {MAX_PATTERNS}"
+                raise Refusal(400, "setting", f"The patterns in {name} have {letters} characters; {allowed}.")
         Selection(self.backend(question.model).card, question.settings)
         if question.layers:
             self._layered(question.model, parse_layers(question.layers))
@@ -291,11 +275,7 @@ class Service:
             )
 
     async def greeting(self, message: Coroutine[Any, Any, T]) -> T:
-        """Return the first message of a live connection, which has no place until then.
-
-        Raises:
-            Refusal: if it does not come, and others wait.
-        """
+        """Return the first message of a live connection; raise a Refusal if it does not arrive and others wait."""
         waiting = asyncio.ensure_future(message)
         self._greeting[waiting] = None
         if len(self._greeting) > MAX_GREETING:
@@ -305,12 +285,8 @@ class Service:
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if waiting.cancelled() and not (task is not None and getattr(task, "cancelling", int)()):
-                raise Refusal(
-                    503,
-                    "live_full",
-                    "Too many connections are waiting. Send the settings immediately after connecting.",
-                    5,
-                ) from None
+                message = "Too many connections are waiting. Send the settings immediately after connecting."
+                raise Refusal(503, "live_full", message, 5) from None
             raise
         finally:
             waiting.cancel()
@@ -318,18 +294,10 @@ class Service:
 
     @asynccontextmanager
     async def connected(self) -> AsyncIterator[ThreadPoolExecutor]:
-        """Admit a live connection, and yield the threads for it.
-
-        Raises:
-            Refusal: if there are too many.
-        """
+        """Admit a live connection, and yield the threads for it; raise a Refusal if there are too many."""
         if self._connected >= self.settings.live:
-            raise Refusal(
-                503,
-                "live_full",
-                f"The maximum number of live connections ({self.settings.live}) is reached. Try again later.",
-                10,
-            )
+            message = f"The maximum number of live connections ({self.settings.live}) is reached. Try again later."
+            raise Refusal(503, "live_full", message, 10)
         self._connected += 1
         self.metrics.live.set(self._connected)
         try:

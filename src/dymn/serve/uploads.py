@@ -73,12 +73,7 @@ class Arrival:
             self._reading.cancel()
 
     async def read(self, body: Coroutine[Any, Any, Upload], seconds: float) -> Upload:
-        """Return what `body` gives within a time limit.
-
-        Raises:
-            TimeoutError: if it takes longer.
-            Refusal: if it was given up.
-        """
+        """Return the result of `body` within a time limit; raise a Refusal if it was given up for other requests."""
         self._reading = asyncio.ensure_future(body)
         try:
             return await asyncio.wait_for(self._reading, seconds)
@@ -127,11 +122,8 @@ async def receive(request: Request, max_bytes: int, seconds: float, arrival: Arr
 
 
 def _too_large(max_bytes: int) -> Refusal:
-    return Refusal(
-        413,
-        "too_large",
-        f"The body is longer than {max_bytes / 2**20:g} MiB. Cut the recording, or compress it, as FLAC or Opus.",
-    )
+    remedy = "Cut the recording, or compress it, as FLAC or Opus."
+    return Refusal(413, "too_large", f"The body is longer than {max_bytes / 2**20:g} MiB. {remedy}")
 
 
 class _Limited(Request):

@@ -46,7 +46,7 @@ class Decoder:
     Attributes:
         rate: in Hz, of the first samples.
         channels: how many.
-        frames: samples per channel that there will be; None if the format does not say.
+        frames: number of samples per channel; None if the format does not state it.
         format: the names of container and codec.
         blocks: the samples.
         seconds: how long it is by its header, where that is known without `frames`.

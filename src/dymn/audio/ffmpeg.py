@@ -22,7 +22,7 @@ _JITTER_SECONDS = 0.1
 _MOST_PLANES = 8
 _MOST_TRIES = 100
 _LOOSE_SECONDS = 1.0
-"""How much less than FLV says there may be: its length is that of the picture."""
+"""How much shorter than the length in an FLV, which is that of the picture, a recording may be."""
 _MAX_GAP_SECONDS = 12 * 3600.0
 _MAX_LATE_START = 600.0
 _MAX_JUMP_SECONDS = 600.0
@@ -368,6 +368,6 @@ def _samples(frame: Any) -> Floats:
 
 
 def error_words(error: Exception) -> str:
-    """Return what an error of FFmpeg says, without the address or the file that it names."""
+    """Return the message of an error of FFmpeg, without the address or the file that it names."""
     words = (getattr(error, "strerror", None) or "the codec is unknown").rstrip(".")
     return "it uses a feature that FFmpeg cannot decode yet" if "patches welcome" in words else words

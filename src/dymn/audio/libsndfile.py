@@ -27,7 +27,7 @@ def open_libsndfile(
         content: of the recording.
         report: what to report to.
         stack: closes the decoder.
-        go_on: yields the blocks behind so many samples, where libsndfile gives up; it raises `UnknownFormatError` if it
+        go_on: yields the blocks behind so many samples, where libsndfile fails; it raises `UnknownFormatError` if it
             cannot.
 
     Raises:
@@ -92,4 +92,4 @@ def _blocks(
 
 def _reason(error: Exception) -> str:
     words = reason(Exception(getattr(error, "error_string", error))).removeprefix("Error : ")
-    return "no MPEG audio found" if "not a regular file" in words else words  # what it says of an MP3 without frames
+    return "no MPEG audio found" if "not a regular file" in words else words  # its message for an MP3 without frames

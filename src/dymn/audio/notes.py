@@ -77,7 +77,7 @@ def shared_at_end() -> Iterator[None]:
 
 
 class Report:
-    """What decoders report to: notes are kept, damage is an error unless partial recordings are asked for.
+    """Receives notes, which are kept, and damage, which is an error unless partial recordings are allowed.
 
     Attributes:
         name: of the recording, for messages.
@@ -108,7 +108,7 @@ class Report:
         """Report a missing part: after so many seconds, of so many that there should be.
 
         Raises:
-            AudioError: unless partial recordings are asked for.
+            AudioError: unless partial recordings are allowed.
         """
         where = ("" if after is None else f" after {duration(after)}") + ("" if of is None else f" of {duration(of)}")
         if not self.partial:
@@ -123,7 +123,7 @@ class Report:
         """Compare the seconds that were decoded with those that a header promises.
 
         Raises:
-            AudioError: if more than `slack` seconds are missing, unless partial recordings are asked for; and if
+            AudioError: if more than `slack` seconds are missing, unless partial recordings are allowed; and if
                 nothing is there.
         """
         if promised is not None and promised - there > slack:

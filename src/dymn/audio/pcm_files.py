@@ -78,9 +78,9 @@ class PcmLayout:
         frame: bytes of a sample of all channels.
         start: the place of the first sample, in bytes.
         length: how many bytes of samples follow.
-        promised: how many the header promises, None if it does not say.
+        promised: how many the header promises, None if it is unknown.
         ambisonic: whether the first channel is that of all directions.
-        notes: on what the header gets wrong.
+        notes: on errors in the header.
     """
 
     container: str
@@ -268,7 +268,7 @@ def is_disguised(content: Content, plain: PcmLayout) -> bool:
 
 
 def _bounded(content: Content, container: _Container | None, base: int, plain: PcmLayout) -> PcmLayout:
-    """Return a layout with the length that the samples have, from what the header says and what follows in the file."""
+    """Return a layout with the length that the samples have, from the header and what follows in the file."""
     promised, there = plain.promised or 0, plain.length
     if _means_unknown(promised):
         return replace(plain, promised=None)

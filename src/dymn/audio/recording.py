@@ -40,7 +40,7 @@ class Decoding:
         name: for messages.
         info: its header.
         chunks: its samples as mono float32 [n], at its own rate.
-        notes: what a user should know about it; complete behind the last chunk.
+        notes: unusual properties of it; complete after the last chunk.
     """
 
     name: str
@@ -58,7 +58,7 @@ def recording(
     Args:
         source: a path, "-" for standard input, or a binary file object.
         settings: the channel, a number or "mix" (see `settled`), the track, and whether to read what can be read of a
-            damaged recording; a note then says what is missing.
+            damaged recording; a note then states what is missing.
         notes: where notes are added; None is a new list.
         content: its bytes, if they have been opened already.
 

@@ -59,7 +59,7 @@ def opened(
     give_up: float | None = None,
     channel: str = "mix",
 ) -> tuple[Any, ...]:
-    """Return the name of what is heard, its sample rate, its sound, and where it moves the clock: see `LiveSource`."""
+    """Return name, sample rate, chunks and, if corrections change it, the clock of a source: see `LiveSource`."""
     from dymn.audio.microphone import BoundedQueue
     from dymn.audio.microphone import microphone as open_microphone
     from dymn.audio.pcm import PcmReader

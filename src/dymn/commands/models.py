@@ -30,7 +30,7 @@ DIGESTS = {
     "recorded": ", as first downloaded",
     "none": ", unverified (first use)",
 }
-"""What the table says of a file by how its digest is known."""
+"""The remark on a file in the table, by the source of its digest."""
 ModelFormat = Literal["table", "json", "csv"]
 """How the list is written."""
 

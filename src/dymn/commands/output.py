@@ -20,9 +20,7 @@ from dymn.system.files import atomic_write, text_in
 logger = logging.getLogger(__name__)
 
 STDOUT_ERRORS = (errno.EBADF, errno.ENOSPC, errno.EIO)
-"""What writing to a standard output raises that is closed, full or broken; no error of a file that comes without its
-name.
-"""
+"""The errors of a standard output that is closed, full or broken; errors of files have a file name."""
 
 
 def open_closed_streams() -> None:

@@ -55,14 +55,14 @@ class Pictures:
     def __init__(self, plot: Path, settings: TagSettings) -> None:
         self.written = 0
         self._plot, self._settings = plot, settings
-        # else a page plays the samples that were tagged: another channel, or louder
+        # otherwise a page plays the samples that were tagged: another channel, or amplified
         self._is_plain = (settings.channel, settings.track, settings.gain, settings.band) == ("mix", None, 0.0, None)
         self._in_folder, self._suffix = False, ""
         self._names: set[str] = set()
         self._failure: Exception | None = None
 
     def check(self, found: Sequence[str | Path]) -> None:
-        """Reject recordings of which no such picture can be drawn; see `check_plot`."""
+        """Raise an error if recordings do not fit the picture; see `check_plot`."""
         check_plot(self._plot, found)
         self._in_folder = len(found) != 1 or self._plot.is_dir()
         self._suffix = ".png" if self._in_folder else self._plot.suffix.lower()
@@ -125,6 +125,6 @@ def _opened(source: AudioLike) -> Iterator[AudioLike]:
     """Yield the open file of a path, or the source itself if it is not a path or cannot be opened."""
     with ExitStack() as stack:
         if isinstance(source, (str, Path)) and Path(source).is_file():
-            with suppress(OSError):  # the reader says what is wrong
+            with suppress(OSError):  # reading it raises the error
                 source = stack.enter_context(open(source, "rb"))
         yield source

@@ -44,7 +44,7 @@ def load_tagger(
         model: a name, a file or a folder; None for the default model.
         device: where to compute, or None.
         threads: number of CPU threads, or None.
-        quiet: whether to say nothing.
+        quiet: whether to print no notes.
         backend: as in `dymn.runtime.opening.open_backend`.
         precision: of PyTorch's arithmetic.
         looks_inside: whether the command needs PyTorch's network itself, if the backend is chosen automatically.

@@ -61,11 +61,11 @@ def review(
         found, lost = discovery.sorted(), [error for _, error in discovery.lost]
     tagger = load_tagger(model, "cpu", threads, quiet, "auto")
     with Bar(len(found), quiet=quiet) as bar:
-        asked, bad = doubts(
+        questions, bad = doubts(
             tagger.backend, found, settings, count=count, workers=threads_of(workers, threads), progress=bar.advance
         )
-    save_review(asked, tagger.card.front_end, tagger.card.name or model, output)
-    counts = {"question": len(asked), "recording": len({one.path for one in asked})}
+    save_review(questions, tagger.card.front_end, tagger.card.name or model, output)
+    counts = {"question": len(questions), "recording": len({one.path for one in questions})}
     words = " about ".join(f"{count} {word}{'' if count == 1 else 's'}" for word, count in counts.items())
     note(f"{output} was written: {words}.", quiet)
     for error in [*lost, *bad]:

@@ -20,7 +20,7 @@ class ManyModels(options.Command):
     """A command whose --model takes all words up to the next option."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Give each of these words a --model of its own, as typer's parser expects."""
+        """Insert a --model before each of these words, as typer's parser expects."""
         return super().parse_args(ctx, spread(args, MODEL_OPTIONS))
 
 

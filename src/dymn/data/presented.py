@@ -56,8 +56,8 @@ class Presented(IterableDataset[Collated]):
         epoch, first = self.start.tolist()
         for share, contents in read_ahead(self.source, self.batches.shares(epoch, first + mine, workers)):
             if self.length is not None:
-                heard = functools.partial(self._windows, self.length, contents)
-                yield from batches(share, heard, self._logits, self.batches.batch_size)
+                windows_of = functools.partial(self._windows, self.length, contents)
+                yield from batches(share, windows_of, self._logits, self.batches.batch_size)
                 continue
             self._longer = 0
             items = [self._presented(draw, contents.get(draw.clip)) for draw in share]

@@ -45,7 +45,7 @@ def find(name: str | Path, beside: Path, progress: DownloadProgress | None = Non
     (`dymn.weights.registry.TEACHER_FILES`), which is downloaded into the cache if need be.
 
     Raises:
-        DataError: if there is no such file, or it cannot be downloaded; the message says where to get it.
+        DataError: if there is no such file, or it cannot be downloaded; the message states where to get it.
     """
     for path in (Path(name), beside / name):
         if path.exists():
@@ -76,7 +76,7 @@ def _check(path: Path) -> None:
 
 
 def read_array(path: Path) -> LogitsFile:
-    """Return what the header of an .npy file of logits [clips, classes] says.
+    """Return the header of an .npy file of logits [clips, classes].
 
     Raises:
         DataError: if it is no such file.

@@ -84,7 +84,7 @@ def read_esc50(root: Path) -> tuple[Catalog, Store]:
 
 
 def read_esc10(root: Path) -> tuple[Catalog, Store]:
-    """ESC-10: `meta/esc10.csv`, or the rows of `meta/esc50.csv` that say esc10; and `audio/`; five folds."""
+    """ESC-10: `meta/esc10.csv`, or the rows of `meta/esc50.csv` that are marked as esc10; and `audio/`; five folds."""
     own = root / "meta" / "esc10.csv"
     if own.is_file():
         return _esc(root, own, table(own))

@@ -134,11 +134,11 @@ def heard_weights(probabilities: npt.NDArray[np.floating[Any]]) -> npt.NDArray[n
     number would outweigh the others.
     """
     known = probabilities.any(axis=1)
-    heard = np.where(probabilities < AUDIBLE, 0.0, probabilities).astype(np.float64)
+    audible = np.where(probabilities < AUDIBLE, 0.0, probabilities).astype(np.float64)
     weights: npt.NDArray[np.float64] = known / known.sum()
-    if not heard.any():
+    if not audible.any():
         return weights
-    rare = heard @ (1.0 / (ENOUGH + heard.sum(axis=0)))
+    rare = audible @ (1.0 / (ENOUGH + audible.sum(axis=0)))
     weights = known * (EVEN * weights + (1.0 - EVEN) * rare / rare.sum())
     return weights
 

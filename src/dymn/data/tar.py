@@ -60,7 +60,7 @@ class _Reader:
     def members(self) -> dict[str, Member]:
         """Return the regular files."""
         found: dict[str, Member] = {}
-        records: dict[str, str] = {}  # what headers before say of the next file
+        records: dict[str, str] = {}  # of the next file, from headers before its own
         while (header := self.header()) is not None:
             if header.kind == b"L":
                 records["path"] = self.text(header, MAX_NAME).partition("\0")[0]
@@ -126,7 +126,7 @@ def _octal(field: bytes) -> int:
 
 
 def _size(field: bytes, name: str, path: Path) -> int:
-    """Return a size in octal digits, or, where it is larger than these can say, as binary number."""
+    """Return a size in octal digits, or, if it is too large for these, as a binary number."""
     size = int.from_bytes(field[1:], "big") if field[0] == 0x80 else -1 if field[0] == 0xFF else _octal(field)
     if size < 0:
         raise DataError(f"{path} contains {name!r} without a size; create the archive again.")

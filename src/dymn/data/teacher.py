@@ -148,7 +148,7 @@ class TeacherTable:
         """Return the column of each of these classes [C], by their names; None where the columns are in this order.
 
         Raises:
-            DataError: if the table has other classes, or does not say which they are.
+            DataError: if the table has other classes, or does not name them.
         """
         if not self.labels:
             raise DataError(

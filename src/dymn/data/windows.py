@@ -66,7 +66,7 @@ Group = list[tuple[int, Clip, float, "Floats | None"]]
 
 def batches(
     share: Sequence[Draw],
-    heard: Callable[[Draw], Iterator[ClipWindow]],
+    windows_of: Callable[[Draw], Iterator[ClipWindow]],
     logits: Callable[[Draw], Floats | None],
     size: int,
 ) -> Iterator[Collated]:
@@ -75,7 +75,7 @@ def batches(
     bad: list[BadClip] = []
     for draw in share:
         row = logits(draw)
-        for clip, seconds in heard(draw):
+        for clip, seconds in windows_of(draw):
             if isinstance(clip, BadClip):
                 bad.append(clip)
                 continue

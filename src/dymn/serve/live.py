@@ -43,10 +43,10 @@ async def serve_live(socket: WebSocket, service: Service) -> None:
     deadline = Deadline(service.settings.timeout)
     seconds = service.settings.receive_timeout
     try:
-        asked = _settings(service, await service.greeting(_receive(socket, min(seconds, GREETING_SECONDS))))
+        greeting = _settings(service, await service.greeting(_receive(socket, min(seconds, GREETING_SECONDS))))
         async with service.connected() as threads:
             loop = asyncio.get_running_loop()
-            listener = _begin(service, asked, deadline)
+            listener = _begin(service, greeting, deadline)
             await _send(socket, {"ready": True}, seconds)
             done = False
             while not done:
@@ -110,42 +110,42 @@ class _Listener:
         return self.stream.feed(samples)
 
 
-class _Asked(NamedTuple):
+class _Greeting(NamedTuple):
     """The first message of a connection: the format of its audio, and the settings of its tags."""
 
     own: dict[str, Any]
     settings: dict[str, Any]
 
 
-def _settings(service: Service, message: str | bytes) -> _Asked:
+def _settings(service: Service, message: str | bytes) -> _Greeting:
     """Return the first message of a connection, after a check of its token."""
     try:
-        asked = json.loads(message)
+        greeting = json.loads(message)
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"The first message must be JSON with the settings, but it is not valid: {error}.") from error
     check(
-        isinstance(asked, dict),
+        isinstance(greeting, dict),
         'The first message must be a JSON object with the settings, such as {"sample_rate": 48000}.',
     )
-    own: dict[str, Any] = {name: asked.pop(name, default) for name, default in _OWN.items()}
+    own: dict[str, Any] = {name: greeting.pop(name, default) for name, default in _OWN.items()}
     for name, default in _OWN.items():
         kind = "text" if isinstance(default, str) else "whole number"
         check(type(own[name]) is type(default), f"{name} is {shown(own[name])}; it must be a {kind}.")
     if not is_token(own["token"], service.settings.token):
         raise Refusal(401, "token", "This server requires a token. Send it as `token` in the first message.")
-    return _Asked(own, asked)
+    return _Greeting(own, greeting)
 
 
-def _begin(service: Service, asked: _Asked, deadline: Deadline) -> _Listener:
+def _begin(service: Service, greeting: _Greeting, deadline: Deadline) -> _Listener:
     """Return the listener that the first message of a connection describes."""
-    own = asked.own
+    own = greeting.own
     for name in ("labels", "exclude"):
-        patterns = asked.settings.get(name, [])
+        patterns = greeting.settings.get(name, [])
         check(
             isinstance(patterns, list) and all(isinstance(p, str) for p in patterns),
             f"{name} must be a list of strings.",
         )
-    settings = from_dict(TagSettings, {"top_k": 10, **asked.settings})
+    settings = from_dict(TagSettings, {"top_k": 10, **greeting.settings})
     service.check(Question(own["model"], settings))
     backend = service.live_backend(own["model"], deadline)
     reader = PcmReader(own["format"], own["channels"])

@@ -30,7 +30,7 @@ class Pages:
     Attributes:
         links: one after the other.
         cut: whether the last page is incomplete.
-        ended: whether a page says that the stream ends, in the last link.
+        ended: whether a page ends the stream of the last link.
         skipped: how many bytes between and behind the pages belong to none.
         lost: whether the numbers of the pages have a gap.
     """

@@ -59,8 +59,8 @@ class StoredAudio:
     def blocks(self, spans: Sequence[SampleRange]) -> Iterator[tuple[int, Array]]:
         """Yield blocks [n, channels] that cover spans from first to last sample (exclusive), each with its place.
 
-        They are int32 for whole numbers, which are in its upper bits, or float32 or float64 with full scale 1. Nothing
-        is read of what lies between spans where the format allows it.
+        They are int32 for whole numbers, which are in its upper bits, or float32 or float64 with full scale 1. Samples
+        between spans are not read if the format allows it.
 
         Raises:
             AudioError: if the recording is damaged, or its sample rate changes.

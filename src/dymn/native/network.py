@@ -160,8 +160,8 @@ class CompiledNetwork:
             build: a key of `dymn.native.libraries`; None is the fastest.
 
         Raises:
-            ConfigError: if there is no such build, it does not know the network, or an array is missing or of another
-                size.
+            ConfigError: if there is no such build, it does not support the network, or an array is missing or has
+                another size.
         """
         builds = libraries()
         name = build or next(iter(builds), "")

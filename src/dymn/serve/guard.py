@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 OPEN = ("/", "/health", "/ready", "/openapi.json")
-"""Paths that need no token, in addition to the page's files: they reveal nothing about recordings."""
+"""Paths that need no token, like the page's files: they reveal nothing about recordings."""
 PAGE = "/page/"
 READ_ON_SECONDS = 1.0
 

@@ -262,7 +262,7 @@ class Service:
                 )
 
     def _check_length(self, upload: Upload) -> None:
-        """Reject a recording whose header says that it is too long, before it is decoded."""
+        """Reject a recording that is too long according to its header, before it is decoded."""
         with suppress(AudioError):  # decoding raises it again
             seconds = reading.probe(upload).seconds
             self._check_seconds(seconds or 0.0)

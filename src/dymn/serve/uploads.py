@@ -88,7 +88,7 @@ class Arrival:
 
 
 async def receive(request: Request, max_bytes: int, seconds: float, arrival: Arrival | None = None) -> Upload:
-    """Return the recording that a request brings, which stands at its start; the caller closes it.
+    """Return the recording of a request, open at its start; the caller closes it.
 
     Raises:
         Refusal: if it is longer than `max_bytes`, takes longer than `seconds` to arrive, is empty, or is no form with a
@@ -127,7 +127,7 @@ def _too_large(max_bytes: int) -> Refusal:
 
 
 class _Limited(Request):
-    """A request that stops being read when it gets too long, whatever its header says."""
+    """A request that is read up to a maximum length, whatever its header states."""
 
     def __init__(self, request: Request, max_bytes: int, arrival: Arrival) -> None:
         async def receive() -> Message:

@@ -49,7 +49,7 @@ def use_threads(threads: int | None = None) -> int:
     """Compute with so many CPU threads in this process from now on, and return how many that is.
 
     None is PyTorch's own number, but no more than the CPUs that this process may use: PyTorch does not see a
-    container's quota. What the environment says (OMP_NUM_THREADS, MKL_NUM_THREADS) stays.
+    container's quota. The settings of the environment (OMP_NUM_THREADS, MKL_NUM_THREADS) are kept.
 
     Raises:
         ConfigError: if `threads` is below 1.

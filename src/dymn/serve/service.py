@@ -285,8 +285,8 @@ class Service:
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if waiting.cancelled() and not (task is not None and getattr(task, "cancelling", int)()):
-                message = "Too many connections are waiting. Send the settings immediately after connecting."
-                raise Refusal(503, "live_full", message, 5) from None
+                remedy = "Send the settings immediately after connecting."
+                raise Refusal(503, "live_full", f"Too many connections are waiting. {remedy}", 5) from None
             raise
         finally:
             waiting.cancel()

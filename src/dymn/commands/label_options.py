@@ -38,28 +38,22 @@ GroupsFile = Annotated[
 ]
 Language = Annotated[
     str,
-    typer.Option(
-        "--language", metavar="CODE", help="The language of the labels; only en is available.", rich_help_panel=WHAT
-    ),
+    typer.Option(metavar="CODE", help="The language of the labels; only en is available.", rich_help_panel=WHAT),
 ]
 
 
 class Vocabulary(NamedTuple):
-    """The labels that are asked for: those of a level, or groups; else those of the model."""
+    """The labels of results: those of a level, or groups; otherwise those of the model."""
 
     level: int | None = None
     groups: dict[str, tuple[str, ...]] | None = None
 
     def parameters(self) -> dict[str, Any]:
-        """Return what is asked for as JSON types."""
+        """Return the level or the groups as JSON types."""
         return {name: value for name, value in self._asdict().items() if value is not None}
 
     def of(self, tagger: Tagger) -> Tagger:
-        """Return a tagger with these labels.
-
-        Raises:
-            ConfigError: if they do not fit the labels of the model.
-        """
+        """Return a tagger with these labels; raise a ConfigError if they do not fit the labels of the model."""
         if self.level is None and self.groups is None:
             return tagger
         from dymn.inference.tagger import Tagger
@@ -73,11 +67,7 @@ MODELS_OWN = Vocabulary()
 
 
 def vocabulary(level: int | None, groups: Path | None, language: str = "en") -> Vocabulary:
-    """Return the labels that options ask for.
-
-    Raises:
-        ConfigError: if options do not go together, the file cannot be read, or the language is another one.
-    """
+    """Return the labels that options select; raise a ConfigError if options cannot be combined or the file be read."""
     if language.lower() not in ("en", "en-us", "en-gb"):
         raise ConfigError(
             f"There are no labels in the language {language!r}, only in English (en), because AudioSet has no "

@@ -26,7 +26,7 @@ from dymn.models.ensemble import MeanOfLogits
 from dymn.models.frontend import LogMel
 from dymn.models.mobilenet import MobileNet, Output
 from dymn.system.devices import computing
-from dymn.system.files import atomic_write, csv_text, text_in
+from dymn.system.files import write_csv
 
 AUTO = "auto"
 
@@ -207,8 +207,7 @@ def write_predictions(path: str | Path, found: Assessment) -> None:
     for key, row, target, mask in zip(scores.keys, scores.probabilities, scores.targets, scores.mask, strict=True):
         true = ";".join(label for label, value in zip(found.labels, target * mask, strict=True) if value > 0.5)
         rows.append((key, true, found.labels[int(row.argmax())], *(f"{value:.6g}" for value in row)))
-    with atomic_write(path) as file, text_in(file) as text:
-        text.write(csv_text([("clip", "labels", "likeliest", *found.labels), *rows]))
+    write_csv(path, [("clip", "labels", "likeliest", *found.labels), *rows])
 
 
 def learned_from(model: MobileNet) -> Learned:

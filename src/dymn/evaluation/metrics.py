@@ -18,7 +18,7 @@ from dymn.config import check_choice
 from dymn.errors import DataError
 from dymn.system.arrays import Array
 from dymn.system.extras import needing
-from dymn.system.files import atomic_write, csv_text, text_in
+from dymn.system.files import write_csv
 
 KINDS = ("tagging", "classification")
 
@@ -212,8 +212,7 @@ def per_class(scores: Array, targets: Array, mask: Array | None = None) -> list[
 def write_confusion(path: str | Path, labels: Sequence[str], counts: npt.NDArray[np.int64]) -> None:
     """Write a confusion matrix as CSV: one row per class, one column per prediction."""
     rows = [(label, *row) for label, row in zip(labels, counts.tolist(), strict=True)]
-    with atomic_write(path) as file, text_in(file) as text:
-        text.write(csv_text([("class", *labels), *rows]))
+    write_csv(path, [("class", *labels), *rows])
 
 
 def write_per_class(
@@ -230,8 +229,7 @@ def write_per_class(
         (label, *("" if isinstance(value, float) and math.isnan(value) else value for value in (*result, *predicted)))
         for label, result, predicted in zip(labels, results, answers, strict=True)
     ]
-    with atomic_write(path) as file, text_in(file) as text:
-        text.write(csv_text([("label", *ClassResult._fields, *ClassAnswers._fields), *rows]))
+    write_csv(path, [("label", *ClassResult._fields, *ClassAnswers._fields), *rows])
 
 
 def fold_mean(results: Sequence[dict[str, Any]], metric: str) -> dict[str, Any]:

@@ -47,8 +47,9 @@ DERAILED = 0.1  # an excess ten times that of the prior: the network's activatio
 
 INTRODUCTION = """
 This page reports small replications of the paper's claims and shows how to repeat them. All networks start from random
-weights and are trained on openly licensed audio. The networks, the data, the metrics and the decision rule were fixed
-before the first run; they are documented at the top of `benchmarks/replicate.py`.
+weights and are trained on openly licensed audio. The number in a network's name is its width. The networks, the data,
+the metrics and the decision rule were fixed before the first run; they are documented at the top of
+`benchmarks/replicate.py`.
 """
 MEASURES = """
 *Excess* is the binary cross-entropy minus the teacher's own entropy, averaged over 527 classes, in thousandths (lower
@@ -70,8 +71,8 @@ DIFFERENCES = """
 The next table compares pairs of networks: the difference of the excess in thousandths, with 95 % intervals of a paired
 bootstrap over clips and over the packages that the clips come from; the relative difference of the geometric mean
 excess; and the difference of mAP. A negative excess or ratio and a positive mAP favour the first network. The intervals
-cover the choice of clips, not chance in training, for which the seeds are shown. There is a verdict only if the first
-interval (for claim C, that of mAP) excludes zero.
+cover the choice of clips, not chance in training, for which the seeds are shown. There is a verdict only if the
+{deciding} excludes zero.
 """
 RUNAWAY = """
 Where a line leaves the left plot at the top, a few runaway clips dominate the mean.
@@ -311,7 +312,8 @@ def text_of(
             more = 100 * (rows["mn_equal"]["macs"] / rows["dymn"]["macs"] - 1)
             note = EQUAL_COST.format(name=results.title("mn_equal"), dymn=results.title("dymn"), more=more)
             sections += [*_paragraph(note), ""]
-        sections += [*_paragraph(DIFFERENCES), ""]
+        deciding = "first interval" if experiment.measure == "excess" else "interval of mAP"
+        sections += [*_paragraph(DIFFERENCES.format(deciding=deciding)), ""]
         sections += ["| | excess | over packages | ratio | mAP | seeds ahead | verdict |"]
         sections += ["| --- | --- | --- | --- | --- | --- | --- |"]
         for number, pair in enumerate(experiment.contrasts):
@@ -321,7 +323,7 @@ def text_of(
             cells = [title, _interval(c.excess, MILLI), wide, _ratio(c.ratio), _interval(c.precision)]
             sections.append(f"| {' | '.join(cells)} | {c.seeds_ahead} of {len(seeds)} | {_verdict(c)} |")
             if number < experiment.deciding:
-                decided.append(f"- {name}: {_conclusion(c, results)}")
+                decided.append(f"- Claim {name}, {experiment.claim}: {_conclusion(c, results)}")
             if not c.stands:
                 failed.append(f"- {title}: {_verdict(c)}.")
         sections.append("")

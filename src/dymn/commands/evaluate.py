@@ -87,7 +87,7 @@ def evaluate(
     collar: Annotated[
         float | None,
         seconds_option(
-            "Tolerance for the start and end of an event; for its end, half of its length is also tolerated. The "
+            "Tolerance for the start and end of an event. For the end, it is at least half of the event's length. The "
             "default is 0.5.",
             event_options.WHEN,
         ),

@@ -112,7 +112,7 @@ def fit(
         typer.Option(
             "--general-background/--no-general-background",
             help="Add the background sounds included in dymn for dymn04_open (speech, music, machines, games), "
-            "except those that may contain one of the classes. Not available for other models and --softmax.",
+            "except those that may contain one of the classes. Not available for other models or with --softmax.",
             rich_help_panel=DATA,
         ),
     ] = True,

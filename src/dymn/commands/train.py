@@ -11,7 +11,6 @@ import typer
 
 from dymn.commands.datasets import check_data, check_model
 from dymn.commands.options import (
-    RUN_PANEL,
     Device,
     Quiet,
     Threads,
@@ -122,7 +121,7 @@ def train(
     quiet: Quiet = False,
     recipes: Annotated[
         bool,
-        typer.Option("--recipes", help="List the recipes included in dymn, and exit.", rich_help_panel=RUN_PANEL),
+        typer.Option("--recipes", help="List the recipes included in dymn, and exit.", rich_help_panel=WHAT),
     ] = False,
 ) -> None:
     """Train a network: fine-tune a model on your own clips, or run a recipe of the paper.

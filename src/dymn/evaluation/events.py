@@ -27,7 +27,7 @@ from dymn.runtime.scores import Scores
 from dymn.system.extras import needing
 
 COLLAR = 0.5
-"""Tolerance of the start and end of an event in seconds; for its end, half of its length is also tolerated."""
+"""Tolerance of the start and end of an event in seconds; for the end, it is at least half of the event's length."""
 MAX_FALSE_ALARMS = 500.0
 STEPS = 20
 """Number of thresholds of PSDS per unit of the logit; its computing time grows with the square of their number."""

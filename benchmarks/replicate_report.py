@@ -69,10 +69,10 @@ counts as unused if its mean weight is below a fifth of an even share.
 """
 DIFFERENCES = """
 The next table compares pairs of networks: the difference of the excess in thousandths, with 95 % intervals of a paired
-bootstrap over clips and over the packages that the clips come from; the relative difference of the geometric mean
-excess; and the difference of mAP. A negative excess or ratio and a positive mAP favour the first network. The intervals
-cover the choice of clips, not chance in training, for which the seeds are shown. There is a verdict only if the
-{deciding} excludes zero.
+bootstrap over clips and over the software packages that the clips come from; the relative difference of the geometric
+mean excess; and the difference of mAP. A negative excess or ratio and a positive mAP favour the first network. *Seeds
+ahead* counts the seeds in which the first network has the lower excess. The intervals cover the choice of clips, not
+chance in training, for which the seeds are shown. There is a verdict only if the {deciding} excludes zero.
 """
 RUNAWAY = """
 Where a line leaves the left plot at the top, a few runaway clips dominate the mean.
@@ -533,4 +533,4 @@ def _conclusion(c: Contrast, results: Results) -> str:
         return f"**{first} is better than {second}.** The interval excludes zero."
     if c.decisive.excludes_zero:
         return f"**{first} is worse than {second}.** The interval excludes zero."
-    return f"**No decision** between {first} and {second}: the interval includes zero."
+    return f"**No decision** between {first} and {second}, because the interval includes zero."

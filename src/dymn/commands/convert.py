@@ -69,7 +69,7 @@ def convert(
 ) -> None:
     """Convert a published checkpoint to dymn's own format, which contains everything needed to use it.
 
-    Network, front end and labels are rebuilt from the file alone. No code from the checkpoint is executed.
+    Network, front end and labels can be rebuilt from the converted file alone. No code from the checkpoint is executed.
 
     Example: `dymn convert mn04_as_mAP_432.pt mn04_as.safetensors`.
     """

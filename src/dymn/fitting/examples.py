@@ -72,12 +72,15 @@ class LabelledWindows:
         """Which windows are of background that comes with dymn [N]."""
         return np.array([group.startswith(GENERAL) for group in self.groups], dtype=bool)
 
+    @property
+    def background(self) -> Bools:
+        """Which windows are of recorded sound that is known to have none of the classes, of the user or of dymn [N]."""
+        return np.asarray(~self.targets.any(axis=1) & self.known.all(axis=1) & ~self.made)
+
     def background_hours(self, general: bool = False) -> float:
-        """Return hours of recorded sound that is known to have none of the classes, of the user or of dymn."""
-        empty = ~self.targets.any(axis=1) & self.known.all(axis=1) & ~self.made & (self.general == general)
-        return (
-            sum(place.end - place.start for place, is_empty in zip(self.places, empty, strict=True) if is_empty) / 3600
-        )
+        """Return hours of background of the user, or of dymn."""
+        chosen = self.background & (self.general == general)
+        return sum(place.end - place.start for place, use in zip(self.places, chosen, strict=True) if use) / 3600
 
     def groups_of(self, column: int) -> set[str]:
         """Return the groups in which a class is heard."""

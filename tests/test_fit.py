@@ -651,6 +651,17 @@ def test_an_onnx_file_cannot_be_fitted(clips, tmp_path):
         assert done.exit_code and "is an ONNX file" in done.stderr and "exported from" in done.stderr, done.stderr
 
 
+def test_calibration_takes_background_as_fit_does(clips, base):
+    """Folders called background are no class, and their clips have none of the classes."""
+    labelled = read_labelled(clips)
+    fitted = fit_checkpoint(base, labelled, general=False).stored
+    without = labelled._replace(clips=[clip for clip in labelled.clips if clip.heard & set(labelled.labels)])
+    found, fewer = (calibrate(fitted, one) for one in (labelled, without))
+    assert [one.label for one in found.classes] == list(fitted.card.labels) == ["dog", "rain"]
+    assert found.windows == len(labelled.clips) == fewer.windows + 4
+    assert found.before.error != fewer.before.error
+
+
 def test_invalid_thresholds_are_replaced_by_calibration(clips, base):
     fitted = fit_checkpoint(base, read_labelled(clips)).stored
     card = dataclasses.replace(fitted.card, provenance=fitted.card.provenance | {"thresholds": {"auto": [2.0]}})

@@ -45,35 +45,41 @@ Language = Annotated[
 
 
 class Vocabulary(NamedTuple):
-    """The labels that are asked for: those of a level, or groups; else those of the model."""
+    """The labels that are asked for: those of a level, or groups; else those of the model.
+
+    `threshold` is what they are compared with: a number, or the name of thresholds that the model has.
+    """
 
     level: int | None = None
     groups: dict[str, tuple[str, ...]] | None = None
+    threshold: float | str = 0.0
 
     def parameters(self) -> dict[str, Any]:
-        """Return what is asked for as JSON types."""
-        return {name: value for name, value in self._asdict().items() if value is not None}
+        """Return the level or groups as JSON types."""
+        return {name: value for name, value in self._asdict().items() if value is not None and name != "threshold"}
 
     def of(self, tagger: Tagger) -> Tagger:
         """Return a tagger with these labels.
 
         Raises:
-            ConfigError: if they do not fit the labels of the model.
+            ConfigError: if they do not fit the labels of the model, or it has no such thresholds.
         """
         if self.level is None and self.groups is None:
             return tagger
         from dymn.inference.tagger import Tagger
         from dymn.runtime.vocabulary import relabel
 
-        return Tagger(relabel(tagger.backend, self.level, self.groups))
+        return Tagger(relabel(tagger.backend, self.level, self.groups, self.threshold))
 
 
 MODELS_OWN = Vocabulary()
 """The labels of the model."""
 
 
-def vocabulary(level: int | None, groups: Path | None, language: str = "en") -> Vocabulary:
-    """Return the labels that options ask for.
+def vocabulary(
+    level: int | None, groups: Path | None, language: str = "en", threshold: float | str | None = None
+) -> Vocabulary:
+    """Return the labels that options ask for; None is the usual threshold, a number.
 
     Raises:
         ConfigError: if options do not go together, the file cannot be read, or the language is another one.
@@ -91,7 +97,7 @@ def vocabulary(level: int | None, groups: Path | None, language: str = "en") -> 
         if level > DEEPEST:
             raise ConfigError(f"--level is {level}; the deepest level of AudioSet's ontology is {DEEPEST}.")
     if groups is None:
-        return Vocabulary(level)
+        return Vocabulary(level, threshold=threshold or 0.0)
     from dymn.runtime.vocabulary import read_groups
 
-    return Vocabulary(level, read_groups(groups))
+    return Vocabulary(level, read_groups(groups), threshold or 0.0)

@@ -1,4 +1,4 @@
-# dymn without PyTorch, for tagging and serving. Some 340 MB:
+# dymn without PyTorch, for tagging and serving. About 340 MB:
 #
 #   docker build --tag dymn .
 #   docker run --rm --volume "$PWD:/data:ro" dymn tag /data

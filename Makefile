@@ -1,18 +1,18 @@
-# Sets up .venv and runs things in it. Needs make and Python 3.10 or newer, nothing else.
+# Creates .venv and runs commands in it. Needs only make and Python 3.10 or newer.
 #
 #   make demo       install dymn without PyTorch and tag the recordings in examples/audio
 #   make test       install everything, check style and types, run the tests, build the wheel and try it without PyTorch
-#   make page       install what the page runs in the browser, which wheels hold (needs npm): make page MODEL=NAME
+#   make page       build the files that the web page runs in the browser (needs npm): make page MODEL=NAME
 #   make wheels     build wheels with compiled code for Linux, macOS and Windows
 #   make platforms  run the wheels on ARM and in Debian 13 (needs Linux, root, mmdebstrap and qemu-user-static)
 #   make docs       build the documentation into site/
-#   make nodes      train on two machines, one of which dies (Linux; as root also in network namespaces)
-#   make fuzz       feed hostile input to every entry point: make fuzz CASES=40000 SEED=1
+#   make nodes      test training on two machines, one of which fails (Linux; as root also in network namespaces)
+#   make fuzz       test every entry point with hostile input: make fuzz CASES=40000 SEED=1
 #   make faults     run the tests that take minutes: faults of docs/faults.md, and the export of a whole network
-#   make audit      compare the installed packages with known vulnerabilities (needs the network)
+#   make audit      compare the installed packages with known vulnerabilities (needs a network connection)
 #   make bench      measure the speed of networks, front end and tagging
-#   make measure    measure zero-shot accuracy, memory on twelve hours, speed: make measure ESC10=FOLDER MODEL=NAME
-#   make clean      remove everything that the above made, .venv included
+#   make measure    measure zero-shot accuracy, memory for twelve hours, speed: make measure ESC10=FOLDER MODEL=NAME
+#   make clean      remove everything that these targets created, including .venv
 
 PYTHON ?= python3
 VENV ?= .venv

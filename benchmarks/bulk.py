@@ -1,14 +1,12 @@
-"""Memory and rate of `dymn tag` over many short clips, with a journal and bad files among the clips.
-
-And the same killed half way.
+"""Memory and rate of `dymn tag` for many short clips, some of which are not audio, with a journal.
 
     python benchmarks/bulk.py --folder FOLDER --clips 20000
     python benchmarks/bulk.py --folder FOLDER --clips 20000 --kill
 
-The first makes the clips (each another sound, 64 kB) unless they are there, and prints resident memory and rate over
-the run. The second kills the command with SIGKILL when half the time of the first is over, starts it again, and fails
-unless each recording was done once and the output is that of the first. Needs Linux, which tells a process's memory in
-/proc.
+The first command creates the clips (all different, 64 kB each) unless they exist, and prints resident memory and rate
+during the run. The second kills `dymn tag` with SIGKILL after half of the time of the first run and starts it again. It
+fails unless each recording was computed once and the output equals that of the first run. Needs Linux, because memory
+is read from /proc.
 """
 
 import argparse
@@ -124,11 +122,11 @@ def killed(folder: Path, clips: int, model: str) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, required=True, help="for the clips and what is written")
+    parser.add_argument("--folder", type=Path, required=True, help="folder for the clips and results")
     parser.add_argument("--clips", type=int, default=20_000, metavar="NUMBER")
     parser.add_argument("--model", default="dymn04_open")
-    parser.add_argument("--kill", action="store_true", help="kill it half way, go on, and compare")
-    parser.add_argument("--make", action="store_true", help="make the clips only")
+    parser.add_argument("--kill", action="store_true", help="kill the run halfway, resume it, and compare")
+    parser.add_argument("--make", action="store_true", help="only create the clips")
     options = parser.parse_args()
     if not (options.folder / "clips").exists():
         make(options.folder / "clips", options.clips)

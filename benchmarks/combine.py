@@ -1,10 +1,10 @@
-"""Which way to combine windows tells best what is in a recording: the maximum of each label, or its mean over time.
+"""Comparison of two ways to combine windows: the maximum of each label, and its mean over time.
 
     python benchmarks/combine.py ESC10 --model mn04_as
 
-Builds recordings of a minute from clips of ESC-10 (see `zero_shot.py`): ten of one class, and one of each of two others
-somewhere between them. Prints how well the scores of the ten classes find the three, as the mean average precision over
-recordings.
+Composes recordings of one minute from clips of ESC-10 (see `zero_shot.py`): ten clips of one class, and one of each of
+two other classes in between. Prints the mean average precision over recordings with which the scores of the ten classes
+find these three.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="The folder of ESC-10.")
     parser.add_argument("--model", required=True, help="A model with weights, by name or file.")
-    parser.add_argument("--recordings", type=int, default=60, help="How many recordings to build.")
-    parser.add_argument("--threads", type=int, help="How many CPU threads to use.")
+    parser.add_argument("--recordings", type=int, default=60, help="Number of recordings.")
+    parser.add_argument("--threads", type=int, help="Number of CPU threads.")
     options = parser.parse_args()
     classes = json.loads((options.folder / "audioset_map.json").read_text(encoding="utf-8"))["classes"]
     names = list(classes)

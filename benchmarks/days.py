@@ -1,6 +1,6 @@
-"""Memory of `dymn listen` over days: a day of sound from a pipe with all actions, and a stream that is lost often.
+"""Memory of `dymn listen` over days: a day of audio from a pipe with all actions, and a stream that is often lost.
 
-The day is fed as fast as it is computed. Both parts print the resident memory (Linux) as they go:
+The audio is sent as fast as it is processed. Both parts print the resident memory while they run (Linux):
 
     python benchmarks/days.py --hours 24
 """

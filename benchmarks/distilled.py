@@ -1,20 +1,24 @@
-"""How much of its teacher a distilled network has, on the validation clips of the corpora that it learned from.
+"""Agreement of a distilled network with its teacher, on the validation clips of the corpora that it was trained on.
 
     python benchmarks/distilled.py CORPORA --model runs/dymn04_open/best.safetensors dymn04_open
     python benchmarks/distilled.py CORPORA --model runs/x/last.safetensors --calibrate dymn04_open.safetensors
 
-For each filling of short clips: `excess` is the binary cross-entropy above the teacher's own entropy, `ratio` the mean
-of p_student / p_teacher where the teacher is above 0.5, `first` how often both have the same first label, `mAP` that of
-finding the classes to which the teacher gives more than 0.3, `found` the share of those that the student gives more
-than 0.3 too. The ratio is also split by the number of clips of a corpus's training part in which the teacher hears the
-class, where its logits lie beside the index.
+The metrics, for each way to fill short clips:
 
-`--calibrate FILE` fits slope and offset of the logits to the teacher on these clips, both fillings together, and writes
-the network with them, in half precision, and with thresholds for --threshold auto and precise. They are relative to the
-teacher: a class is there where the teacher gives it more than 0.3. Training clips count too, since few validation clips
-hold a given class; a class that the teacher hears in fewer than ten clips gets the thresholds of all classes together.
-The card names the classes that the teacher hears in fewer than five training clips. `--plot FILE` draws what the
-teacher says beside what the student says, before and after. `--weakest N` names the classes with the lowest ratios."
+- `excess`: the binary cross-entropy minus the teacher's own entropy;
+- `ratio`: the mean of p_student / p_teacher where the teacher's probability is above 0.5, also split by the number of
+  training clips of a corpus in which the teacher detects the class (if its logits are in the index's folder);
+- `first`: how often both have the same best label;
+- `mAP`: for the classes to which the teacher gives more than 0.3;
+- `found`: the share of those classes to which the student also gives more than 0.3.
+
+`--calibrate FILE` fits slope and offset of the logits to the teacher on these clips, for both fillings together, and
+writes the network with them, in half precision and with thresholds for --threshold auto and precise. The thresholds are
+relative to the teacher: a class is positive if the teacher gives it more than 0.3. Training clips are used as well,
+because few validation clips contain a given class. A class that the teacher detects in fewer than ten clips gets the
+thresholds of all classes together. The card names the classes that the teacher detects in fewer than five training
+clips. `--plot FILE` draws a reliability diagram against the teacher, before and after calibration. `--weakest N` names
+the classes with the lowest ratios.
 """
 
 from __future__ import annotations

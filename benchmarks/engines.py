@@ -1,11 +1,9 @@
-"""Seconds that the local engine and Ray with more and more actors take for the same clips.
-
-Of these seconds, those before the first result are printed too.
+"""Run times of the local engine and of Ray with different numbers of actors, for the same clips.
 
     python benchmarks/engines.py --clips 400 --actors 1 2 [FOLDER]
 
-tags the clips of a folder, or five-second clips of noise, with `dymn04_open`. The engines take turns for several
-rounds; medians are printed.
+tags the clips of a folder, or five-second clips of noise, with `dymn04_open`. The engines alternate for several rounds.
+Prints the medians of the total time and of the time until the first result.
 """
 
 import argparse

@@ -1,19 +1,20 @@
-"""How well beginnings and ends of sounds are found, on recordings made of clips of ESC-10 whose bounds are known.
+"""Accuracy of onsets and offsets on recordings that are composed of clips of ESC-10, so that they are known.
 
     python benchmarks/events.py ESC10 --model mn04_as --model dymn04_open
     python benchmarks/events.py ESC10 --model dymn04_open --tried --cache FOLDER
     python benchmarks/events.py ESC10 --model dymn04_open --sweep --cache FOLDER
 
-ESC10 is a folder as for `zero_shot.py`; the recordings are those of `mixtures.py`, from the clips of folds 4 and 5.
-`--sweep` tries settings on recordings from folds 1 to 3 instead, with which the defaults of `dymn events` were chosen,
-and `--tried` those of the table in `docs/events.md`, on 60 such recordings and in its order. The frames are kept in
-`--cache`. Nothing is trained. `--live` compares the rule of `dymn listen --events`, with its windows of 2 s every
-0.5 s, with that of `dymn events`, made causal: judged by the seconds before alone.
+ESC10 is a folder as for `zero_shot.py`. The recordings are those of `mixtures.py`, from the clips of folds 4 and 5.
+`--sweep` measures settings on recordings from folds 1 to 3 instead, on which the defaults of `dymn events` were chosen.
+`--tried` measures the settings of the table in `docs/events.md`, on 60 such recordings and in the order of the table.
+The frames are stored in `--cache`. No network is trained. `--live` compares the rule of `dymn listen --events`, with
+its windows of 2 s every 0.5 s, with a causal form of the rule of `dymn events`, which uses only the seconds before.
 
-The scores are those of `dymn evaluate --events` (`pip install '.[sed]'`), with PSDS from all thresholds: dtc = gtc =
-0.5, up to 500 false alarms an hour, the mean over classes. The F1 are from events: of events with beginning and end
-within 0.5 s (or half of the length for the end), and of seconds; means over classes. "Others" are events of labels that
-are neither above nor below those of a sound in the recording in AudioSet's ontology, per minute.
+The metrics are those of `dymn evaluate --events` (`pip install '.[sed]'`), with PSDS from all thresholds: dtc = gtc =
+0.5, up to 500 false alarms per hour, the mean over classes. F1 is computed from events, for events whose onset and
+offset are within 0.5 s (for the offset, or half of the length), and for seconds; both are means over classes. "Others"
+are events per minute whose label is neither an ancestor nor a descendant of that of a sound in the recording in
+AudioSet's ontology.
 """
 
 from __future__ import annotations
@@ -188,12 +189,16 @@ def main() -> None:
     what.add_argument("--sweep", action="store_true", help="Try settings on other recordings.")
     what.add_argument("--tried", action="store_true", help="Try the settings of docs/events.md on these.")
     what.add_argument("--live", action="store_true", help="Compare rules of `dymn listen --events`.")
-    parser.add_argument("--cache", type=Path, help="A folder that keeps frames for the next time.")
-    parser.add_argument("--folds", nargs="+", type=int, help="The folds whose clips are used; 4 5, or 1 2 3 to sweep.")
-    parser.add_argument("--seed", type=int, help="Where recordings are made from; 2, or 1 to sweep.")
-    parser.add_argument("--recordings", type=int, help="How many recordings of 20 s to make; 50, or 60 with --tried.")
-    parser.add_argument("--noise", nargs=2, type=float, default=NOISE_DB, help="By how many dB events are louder.")
-    parser.add_argument("--threads", type=int, help="How many CPU threads to use.")
+    parser.add_argument("--cache", type=Path, help="A folder in which frames are stored for later runs.")
+    parser.add_argument(
+        "--folds", nargs="+", type=int, help="The folds whose clips are used; 4 5, or 1 2 3 with --sweep."
+    )
+    parser.add_argument("--seed", type=int, help="Seed of the recordings; 2, or 1 with --sweep.")
+    parser.add_argument("--recordings", type=int, help="Number of recordings of 20 s; 50, or 60 with --tried.")
+    parser.add_argument(
+        "--noise", nargs=2, type=float, default=NOISE_DB, help="Level of the events above the noise, in dB."
+    )
+    parser.add_argument("--threads", type=int, help="Number of CPU threads.")
     parser.add_argument("--json", action="store_true", help="Print JSON instead of a table.")
     options = parser.parse_args()
     compared = options.sweep or options.tried

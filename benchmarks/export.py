@@ -1,9 +1,9 @@
-"""Files of each precision, side by side: size, time to open, time of a clip, agreement with PyTorch.
+"""Comparison of files of each precision: size, time to open, time per clip, agreement with PyTorch.
 
     python benchmarks/export.py --model mn04_as --calibrate FOLDER --clips FOLDER
 
-The files take turns, round after round; times are medians of CPU time of one thread for a clip of ten seconds, samples
-to probabilities. `--keep FOLDER` keeps the files, for `benchmarks/zero_shot.py --backend onnx`.
+The files alternate in rounds. Times are medians of CPU time of one thread for a clip of ten seconds, from samples to
+probabilities. `--keep FOLDER` keeps the files, for `benchmarks/zero_shot.py --backend onnx`.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ ROUNDS = 40
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="dymn04_open", help="A model with weights, by name or file.")
-    parser.add_argument("--input", choices=("waveform", "log-mel"), default="waveform", help="What goes in.")
-    parser.add_argument("--calibrate", type=Path, nargs="+", default=[], help="Recordings for int8 with integers.")
+    parser.add_argument("--input", choices=("waveform", "log-mel"), default="waveform", help="The input.")
+    parser.add_argument("--calibrate", type=Path, nargs="+", default=[], help="Recordings for the calibration of int8.")
     parser.add_argument("--clips", type=Path, nargs="+", required=True, help="Recordings to compare on.")
-    parser.add_argument("--keep", type=Path, help="A folder to leave the files in.")
+    parser.add_argument("--keep", type=Path, help="A folder in which the files are kept.")
     options = parser.parse_args()
     torch.set_num_threads(1)
     model = load_model(options.model)

@@ -1,24 +1,23 @@
-"""How fast and how good classifiers of `dymn fit` are, and how often they hear what is not there.
+"""Speed and accuracy of classifiers of `dymn fit`, and their false alarms.
 
     python benchmarks/fit.py ESC10 CORPUS --model dymn04_open
 
 ESC10 is a folder as for `zero_shot.py`. CORPUS is a folder of shards with sounds of all kinds, an `index.csv`
-(`duration_s`, `source`) and the logits of an AudioSet model in its order, which tell which clips lack the classes; that
-of `dymn04_open.md` is one. Printed are, as JSON:
+(`duration_s`, `source`) and the logits of an AudioSet model in its order, which show which clips do not contain the
+classes; the corpus of `dymn04_open.md` is an example. The results are printed as JSON:
 
-- seconds for five classes of 20 clips each, reading and embedding included;
+- seconds for five classes of 20 clips each, including reading and embedding;
 - the accuracy in the five folds of ESC-10;
 - for two sets of five classes (20 clips each, from folds 1 to 3): the share of clips of folds 4 and 5 that are found at
   `--threshold auto` and `precise`, and false alarms per hour and class on clips of CORPUS without the classes; with
-  made background alone, with that which comes with dymn, and with 1,000 clips from one half of the corpus's sources,
-  measured on the other half. A class counts as absent where the AudioSet model gives its labels less than 0.05; of the
-  remaining false alarms, the sum over the classes is also given without clips whose names say that they have the class,
-  such as waves;
+  synthetic background only, with that included in dymn, and with 1,000 clips from one half of the corpus's sources,
+  measured on the other half. A class is considered absent if the AudioSet model gives its labels less than 0.05. Of the
+  remaining false alarms, the sum over the classes is also given without clips that are named after the class, such as
+  waves;
 - the mean average precision on folds 4 and 5 of a classifier of all ten classes from 5 clips each, and after 50 answers
-  about other clips of folds 1 to 3: those that `dymn review` asks about, and questions drawn by lot;
-- the highest probabilities of silence, made noises and the five other classes;
-- the calibration error of the model for ESC-10's classes by the names that AudioSet has for them, before and after
-  `dymn calibrate`.
+  about other clips of folds 1 to 3: those that `dymn review` asks about, and randomly drawn questions;
+- the highest probabilities for silence, synthetic noise and the five other classes;
+- the calibration error of the model for ESC-10's classes under AudioSet's names, before and after `dymn calibrate`.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Speed of a frame-wise network in compiled code, beside PyTorch and ONNX Runtime: frames of clips of ten seconds.
+"""Speed of a frame-wise network in compiled code, PyTorch and ONNX Runtime: frames of clips of ten seconds.
 
     python benchmarks/framewise.py --model fmn10 --sequences none tf gru hybrid --threads 1
 
-The three take the same spectrograms in turn, round after round, until the time is up. Medians are printed, how many
-times as long as the compiled code the others take, and the largest difference of the probabilities. The network is one
-whose outputs depend on the clip (`lively.py`).
+The three runtimes compute the same spectrograms alternately until the time is up. Prints medians, the other runtimes'
+times as multiples of the compiled code's, and the largest difference of the probabilities. The outputs of the network
+depend on the clip (`lively.py`).
 """
 
 from __future__ import annotations
@@ -60,14 +60,14 @@ def main() -> None:
     parser.add_argument("--model", default="fmn10", help="An architecture, from fmn04 to fmn30.")
     parser.add_argument("--sequences", nargs="+", default=["none", "tf", "gru", "hybrid"], help="Sequence models.")
     parser.add_argument("--size", type=int, default=256, help="Values of a frame in the sequence model.")
-    parser.add_argument("--batch", type=int, default=1, help="How many clips at once.")
-    parser.add_argument("--threads", type=int, default=1, help="How many CPU threads.")
-    parser.add_argument("--seconds", type=float, default=20.0, help="How long to measure each network.")
+    parser.add_argument("--batch", type=int, default=1, help="Number of clips per batch.")
+    parser.add_argument("--threads", type=int, default=1, help="Number of CPU threads.")
+    parser.add_argument("--seconds", type=float, default=20.0, help="Seconds of measurement per network.")
     parser.add_argument(
         "--clock",
         choices=CLOCKS,
         default="wall",
-        help="Time on the wall, or time of the CPU, which a busy machine blurs less.",
+        help="Wall time, or CPU time, which other programs affect less.",
     )
     options = parser.parse_args()
     print(f"PyTorch {torch.__version__}, {os.cpu_count()} CPUs, clock: {options.clock}\n")

@@ -1,8 +1,8 @@
-"""The front end against its textbook form, which makes its mel filters at each call: time and difference.
+"""Time of the front end and its difference from the textbook form, which computes its mel filters at each call.
 
     python benchmarks/front_end.py --batch 1 --threads 1 --json
 
-The two take turns on the same clips of noise, and medians are compared. `max_abs_error` is the largest difference of
+The two alternate on the same clips of noise, and medians are compared. `max_abs_error` is the largest difference of
 log-mel values.
 """
 
@@ -50,10 +50,10 @@ def compare(batch: int = 1, seconds: float = 10.0, runs: int = 15, threads: int 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, default=1, help="How many clips at a time.")
-    parser.add_argument("--seconds", type=float, default=10.0, help="How long the clips are.")
-    parser.add_argument("--threads", type=int, default=1, help="How many CPU threads PyTorch uses.")
-    parser.add_argument("--runs", type=int, default=15, help="How many times each form is measured.")
+    parser.add_argument("--batch", type=int, default=1, help="Number of clips per batch.")
+    parser.add_argument("--seconds", type=float, default=10.0, help="Length of the clips in seconds.")
+    parser.add_argument("--threads", type=int, default=1, help="Number of PyTorch's CPU threads.")
+    parser.add_argument("--runs", type=int, default=15, help="Number of measurements of each form.")
     parser.add_argument("--json", action="store_true", help="Print one line of JSON.")
     options = parser.parse_args()
     found = compare(options.batch, options.seconds, options.runs, options.threads)

@@ -1,10 +1,10 @@
-"""Make the background that comes with dymn for `dymn fit`: embeddings of clips of all kinds by `dymn04_open`.
+"""Creates the background that `dymn fit` includes: embeddings of clips of all kinds, computed by `dymn04_open`.
 
     python benchmarks/general_background.py CORPUS
 
-Run it whenever the weights of `dymn04_open` change; until then, `dymn fit` does without. CORPUS is a folder of shards
-as for `fit.py`. 800 of its training clips of 2 seconds or more are drawn, evenly from sources of one half: `fit.py`
-measures false alarms on those of the other half. The same corpus gives the same clips, whatever the weights.
+Run it whenever the weights of `dymn04_open` change; until then, `dymn fit` does not use the background. CORPUS is a
+folder of shards as for `fit.py`. 800 of its training clips of 2 seconds or more are drawn evenly from one half of the
+sources; `fit.py` measures false alarms on the other half. The same corpus gives the same clips for any weights.
 """
 
 from __future__ import annotations

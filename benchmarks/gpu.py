@@ -1,11 +1,11 @@
-"""Clips per second of DyMN on a GPU, in inference and training, against the textbook form and against the roofline.
+"""Clips per second of DyMN on a GPU, in inference and training, relative to the textbook form and to the roofline.
 
     python benchmarks/gpu.py --batch 64
     python benchmarks/gpu.py --device cpu --widths 0.4 --batch 2 --frames 200 --seconds 1   # a trial without a GPU
 
-Forms take turns, round after round; figures are medians. The roofline of a form is the shorter of two times: its
+The forms alternate in rounds, and medians are printed. The roofline of a form is the longer of two times: its
 multiply-adds at the rate of a large matrix product in the same precision, and the bytes of its feature maps, each
-written once and read once, at the rate of a copy. `difference` is that of logits from the textbook form's in fp32.
+written once and read once, at the rate of a copy. `difference` is that of the logits from the textbook form in fp32.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a GPU must do as a CPU does: one line of JSON for each check, and the rest goes on if one fails.
+"""Checks that a GPU computes what a CPU computes: one line of JSON for each check. A failure does not stop the others.
 
 python benchmarks/gpu_checks.py
 python benchmarks/gpu_checks.py --device cpu --only precision train_fp32   # a trial without a GPU
@@ -195,7 +195,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--only", nargs="+", choices=CHECKS, default=[name for name in CHECKS if name != "compiled"])
-    parser.add_argument("--at-once", type=int, default=1, help="How many checks run at a time.")
+    parser.add_argument("--at-once", type=int, default=1, help="Number of checks that run at the same time.")
     options = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "2")
     with concurrent.futures.ThreadPoolExecutor(options.at_once) as pool:

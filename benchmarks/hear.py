@@ -1,17 +1,18 @@
-"""Windows of `dymn.hear` compared: one after the other, and as in the authors' wrapper (`load_model(windows=…)`).
+"""Comparison of the windows of `dymn.hear`: consecutive, and as in the authors' wrapper (`load_model(windows=…)`).
 
     python benchmarks/hear.py ESC10 --model dymn04_open
 
 ESC10 is a folder as for `zero_shot.py`. A logistic regression for each class, on standardised embeddings (C = 0.01), is
-scored by its mean average precision:
+evaluated by its mean average precision:
 
-- long scenes: 20 for each fold and length, made of clips of ESC-10 of two classes, at levels that differ by up to 6 dB;
-  to say which classes a scene has. Each fold is heard by a model of the other four.
-- timestamps: to say which classes are heard at each, in pieces of one second of the recordings of `mixtures.py`. Folds
-  1 to 3 teach, folds 4 and 5 test. Scores of the timestamps within 80 ms of the edges, where windows differ, are given
-  by themselves.
+- long scenes: 20 for each fold and length, composed of clips of two classes of ESC-10, at levels that differ by up to
+  6 dB. The task is to name the classes of a scene. Each fold is evaluated with a model of the other four.
+- timestamps: the task is to name the classes that sound at each timestamp, in pieces of one second of the recordings of
+  `mixtures.py`. Folds 1 to 3 are used for training, folds 4 and 5 for testing. Scores of the timestamps within 80 ms of
+  the edges, where the two kinds of windows differ, are also given separately.
 
-The intervals are 95 % of 1,000 bootstraps over scenes or pieces of the difference, authors' windows minus consecutive.
+The intervals are 95 % intervals of 1,000 bootstraps over scenes or pieces of the difference, authors' windows minus
+consecutive.
 """
 
 from __future__ import annotations
@@ -137,7 +138,7 @@ def main() -> None:
     """Compare for each model."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="ESC-10 and its map to AudioSet")
-    parser.add_argument("--model", action="append", help="a name or a file; more than once for several")
+    parser.add_argument("--model", action="append", help="a name or a file; can be repeated")
     parser.add_argument("--threads", type=int, default=1)
     parsed = parser.parse_args()
     use_threads(parsed.threads)

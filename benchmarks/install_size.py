@@ -1,12 +1,11 @@
-"""Measures how large an installation of dymn is.
-
-A fresh environment, the wheel of this checkout, no extras, no pip and no setuptools.
+"""Measures the size of an installation of dymn: a new environment with the wheel of this checkout, without extras.
 
     python benchmarks/install_size.py
     python benchmarks/install_size.py --extra torch --json
 
-Needs the network, or a pip that is set up to find packages elsewhere. Ends with 1 if an installation without extras
-exceeds `MAX_MB`. Compiled Python files, which pip writes, are counted; a megabyte is a million bytes.
+pip and setuptools are not counted; compiled Python files, which pip writes, are. A megabyte is a million bytes. Needs a
+network connection, or a pip that is configured to find packages elsewhere. Exits with code 1 if an installation without
+extras exceeds `MAX_MB`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Networks whose outputs depend on the clip, without training: what equality and speed are measured on.
+"""Untrained networks whose outputs depend on the clip, for measurements of agreement and speed.
 
-A freshly drawn network is no good for that. Its linear layers are so small that all logits are 1e-20 and every dynamic
-part does the same for every clip; forms of it that are wrong would agree.
+A newly drawn network is not suitable: its linear layers are so small that all logits are about 1e-20 and every dynamic
+part computes the same for every clip, so incorrect forms of it would agree.
 """
 
 from __future__ import annotations

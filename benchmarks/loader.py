@@ -1,14 +1,12 @@
-"""What training data cost.
-
-Bytes and clips a second by codec, from a folder and from shards, beside what a GPU would take.
+"""Cost of loading training data: bytes and clips per second by codec, from a folder and from shards.
 
     python benchmarks/loader.py --corpus ../shared/kd_corpus
 
-Ten-second clips are made from those of a corpus in tar shards, encoded, and loaded for training (decoded, resampled to
-32 kHz, collated) by one process, from one file a clip and from shards in turns; figures are medians of rounds, with
-files in the page cache, and for a second of processor time. Then what is read without decoding, from the disk (the
-cache is told to forget), and clips a second by the clock for each number of worker processes, once all are at work. The
-last table is arithmetic, not measured.
+Clips of ten seconds are created from those of a corpus in tar shards, encoded, and loaded for training (decoded,
+resampled to 32 kHz, collated) by one process, alternately from one file per clip and from shards. Results are medians
+of rounds, with files in the page cache, per second of CPU time. Then files are read from the disk without decoding and
+without the page cache, and clips per second of wall time are measured for each number of worker processes, once all of
+them are running. The last table, the number of clips that a GPU would process, is computed, not measured.
 """
 
 from __future__ import annotations
@@ -178,7 +176,9 @@ def main() -> None:
     parser.add_argument("--corpus", type=Path, default=Path("../shared/kd_corpus"), metavar="FOLDER")
     parser.add_argument("--clips", type=int, default=192, metavar="NUMBER")
     parser.add_argument("--rounds", type=int, default=5, metavar="NUMBER")
-    parser.add_argument("--folder", type=Path, metavar="FOLDER", help="Where the clips are, or are to be made.")
+    parser.add_argument(
+        "--folder", type=Path, metavar="FOLDER", help="The folder of the clips, which are created if they do not exist."
+    )
     parser.add_argument("--workers", action="store_true", help="Measure worker processes instead.")
     options = parser.parse_args()
     torch.set_num_threads(1)

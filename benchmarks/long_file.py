@@ -1,10 +1,10 @@
-"""Peak memory and time of `dymn tag` or `dymn events` on a very long recording.
+"""Peak memory and time of `dymn tag` or `dymn events` for a very long recording.
 
     python benchmarks/long_file.py --model mn04_as --hours 12
 
-Writes a WAV file of 44.1 kHz, 16 bit, mono to a temporary folder: a second of noise each minute, and silence that takes
-no room on a disk that can leave holes in files. Then runs `dymn tag --per-window`, or with `--command events` `dymn
-events`, on it and prints its peak resident memory.
+Writes a sparse WAV file (44.1 kHz, 16 bit, mono) to a temporary folder: a second of noise each minute, and silence in
+between. Then runs `dymn tag --per-window` or, with `--command events`, `dymn events` on it and prints its peak resident
+memory.
 """
 
 from __future__ import annotations
@@ -64,9 +64,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="A model with weights, by name or file.")
     parser.add_argument("--command", choices=FOUND, default="tag", help="The command to run.")
-    parser.add_argument("--hours", type=float, default=12.0, help="How long the recording is.")
-    parser.add_argument("--threads", type=int, help="How many CPU threads to use.")
-    parser.add_argument("--batch-size", type=int, help="How many windows to compute at once.")
+    parser.add_argument("--hours", type=float, default=12.0, help="Length of the recording in hours.")
+    parser.add_argument("--threads", type=int, help="Number of CPU threads.")
+    parser.add_argument("--batch-size", type=int, help="Number of windows per batch.")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         recording, answer = Path(folder, "long.wav"), Path(folder, "long.jsonl")

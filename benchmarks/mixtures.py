@@ -1,4 +1,4 @@
-"""Synthetic recordings with events whose bounds are known, made of clips of ESC-10 and coloured noise."""
+"""Synthetic recordings with known onsets and offsets, composed of clips of ESC-10 and coloured noise."""
 
 from __future__ import annotations
 

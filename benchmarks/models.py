@@ -1,13 +1,11 @@
-"""The table of models in the README.
-
-Parameters, multiply-adds, mAP, size, and the time of ten seconds of audio on one thread.
+"""The table of models in the README: parameters, multiply-adds, mAP, size, and time for ten seconds of audio.
 
     python benchmarks/models.py
     python benchmarks/models.py --names dymn04_as mn04_as --seconds 5 --json
 
-Times are those of the compiled network on a log-mel spectrogram, and of the compiled front end, with random weights:
-the weights do not change how long a network takes. Networks take turns, round after round; figures are medians. Nothing
-is downloaded, and PyTorch is not needed.
+Times are those of the compiled network for a log-mel spectrogram, plus those of the compiled front end, on one thread
+and with random weights, which do not affect the time. The networks alternate in rounds, and medians are printed.
+Nothing is downloaded, and PyTorch is not needed.
 """
 
 from __future__ import annotations
@@ -96,7 +94,7 @@ def measure(names: list[str], seconds: float) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--names", nargs="+", default=list(NAMES), choices=list(REGISTRY), metavar="MODEL")
-    parser.add_argument("--seconds", type=float, default=4.0, help="How long to measure each network.")
+    parser.add_argument("--seconds", type=float, default=4.0, help="Seconds of measurement per network.")
     parser.add_argument("--json", action="store_true", help="Print a line of JSON for each row instead of a table.")
     options = parser.parse_args()
     if not libraries():

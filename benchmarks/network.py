@@ -1,12 +1,12 @@
-"""Speed of a DyMN in its several forms, as a ratio to the textbook form of the same weights (`textbook.py`).
+"""Speed of the forms of a DyMN, relative to the textbook form with the same weights (`textbook.py`).
 
     python benchmarks/network.py --width 0.4 --batch 1 --threads 1 --path fastest --json
     python benchmarks/network.py --table
 
-Both forms take the same clips in turn, round after round, until the time is up; the ratio is that of their medians. The
-network is one whose outputs depend on the clip (`lively.py`), and the largest difference of the logits is printed
-beside the ratio. The share of the peak is twice the multiply-adds of the paper's count over the time, beside what a
-product of large matrices reaches here.
+Both forms compute the same clips alternately until the time is up; the ratio is that of their medians. The outputs of
+the network depend on the clip (`lively.py`), and the largest difference of the logits is printed with the ratio. The
+share of the peak is twice the paper's number of multiply-adds divided by the time, relative to the rate of a product of
+large matrices on this machine.
 """
 
 from __future__ import annotations
@@ -189,22 +189,22 @@ def main() -> None:
     parser.add_argument(
         "--width", type=float, default=0.4, help="The width of the network: 0.4, 1.0 and 2.0 are DyMN-S, M and L."
     )
-    parser.add_argument("--batch", type=int, default=1, help="How many clips of 10 s at once.")
-    parser.add_argument("--threads", type=int, default=1, help="How many CPU threads.")
-    parser.add_argument("--path", choices=PATHS, default="fastest", help="Which form to measure.")
+    parser.add_argument("--batch", type=int, default=1, help="Number of clips of 10 s per batch.")
+    parser.add_argument("--threads", type=int, default=1, help="Number of CPU threads.")
+    parser.add_argument("--path", choices=PATHS, default="fastest", help="The form to measure.")
     parser.add_argument(
-        "--seconds", type=float, default=15.0, help="How long to measure; three rounds are made in any case."
+        "--seconds", type=float, default=15.0, help="Seconds of measurement; there are at least three rounds."
     )
-    parser.add_argument("--frames", type=int, default=1000, help="Frames of a clip; 1000 are 10 s.")
+    parser.add_argument("--frames", type=int, default=1000, help="Frames per clip; 1000 are 10 s.")
     parser.add_argument(
         "--clock",
         choices=CLOCKS,
         default="wall",
-        help="Time on the wall, or time of the CPU, which a busy machine blurs less.",
+        help="Wall time, or CPU time, which other programs affect less.",
     )
     parser.add_argument("--json", action="store_true", help="Print one line of JSON.")
     parser.add_argument(
-        "--table", action="store_true", help="Measure all goals and print a table as Markdown; takes long."
+        "--table", action="store_true", help="Measure all cells and print a Markdown table; takes long."
     )
     options = parser.parse_args()
     if min(options.batch, options.threads, options.frames) < 1:

@@ -1,9 +1,9 @@
-"""How fast the page's network runs in a browser, by the page's own figure: windows of ten seconds, one after the other.
+"""Speed of the network of the web page in a browser, as the page reports it: windows of ten seconds in sequence.
 
     make page MODEL=dymn04_open
     python benchmarks/page.py
 
-Needs Chromium, and playwright to steer it. The first recording warms the network up and is not counted.
+Needs Chromium and playwright. The first recording is a warm-up and is not counted.
 """
 
 from __future__ import annotations

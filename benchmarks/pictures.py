@@ -1,12 +1,12 @@
-"""The pictures of the documentation that depend on the weights of dymn04_open, made anew.
+"""Creates the pictures of the documentation that depend on the weights of dymn04_open.
 
     make page
     python benchmarks/pictures.py ESC10 docs/images
     python benchmarks/pictures.py ESC10 docs/images --only map found
 
-ESC10 is a folder as for `zero_shot.py`. Plots are those of the commands and of the Python code that the pages show;
-pages are photographed in Chromium, steered by playwright. All get a palette of 256 colours. `OTHERS` says where the
-remaining pictures come from.
+ESC10 is a folder as for `zero_shot.py`. Plots are drawn by the commands and the Python code on the pages; screenshots
+of pages are taken in Chromium with playwright. All pictures get a palette of 256 colours. `OTHERS` lists the sources of
+the remaining pictures.
 """
 
 from __future__ import annotations
@@ -206,7 +206,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("esc10", type=Path, help="The folder of ESC-10.")
     parser.add_argument("images", type=Path, help="The folder of the pictures.")
-    parser.add_argument("--only", nargs="+", help="Make only these.")
+    parser.add_argument("--only", nargs="+", help="Create only these.")
     options = parser.parse_args()
     made = pictures(options.esc10.resolve())
     if unknown := set(options.only or ()) - set(made):

@@ -1,4 +1,4 @@
-"""The pictures of the pages on recordings and on labels: what options of `dymn tag` change.
+"""Creates the pictures of the pages on recordings and on labels, which show the effect of options of `dymn tag`.
 
 python benchmarks/recordings.py examples/audio docs/images
 """

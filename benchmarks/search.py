@@ -1,15 +1,15 @@
-"""How long a query takes among many windows, and how many of the nearest it finds, on synthetic embeddings.
+"""Time of a query among many windows, and the share of the nearest windows that it finds, on synthetic embeddings.
 
     python benchmarks/search.py --windows 1000000
     python benchmarks/search.py --esc10 ESC10
 
-The vectors are points around 500 class centres in 24 dimensions, mapped to as many values as embeddings of
-dymn04_open have, with a little noise and without what is below zero. They are added with
-the settings of `dymn index`, saved, and searched from the disk as `dymn search` does; recall is the share of the 20
-nearest, by comparison with all vectors, that are found.
+The vectors are points around 500 class centres in 24 dimensions, mapped to the size of the embeddings of dymn04_open,
+with a little noise and with negative values set to zero. They are added with the settings of `dymn index`, saved, and
+searched on disk as in `dymn search`. Recall is the share of the 20 nearest vectors, according to exhaustive search,
+that are found.
 
 With `--esc10`, clips of ESC-10 (a folder as for `zero_shot.py`) are compared instead, each with all others: how often
-the nearest one, and the ten nearest, have its class.
+the nearest clip, and the ten nearest clips, have its class.
 """
 
 import argparse
@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=384)
     parser.add_argument("--queries", type=int, default=200)
     parser.add_argument("--esc10", type=Path, help="Compare its clips instead.")
-    parser.add_argument("--model", default="dymn04_open", help="With --esc10.")
+    parser.add_argument("--model", default="dymn04_open", help="The model, with --esc10.")
     options = parser.parse_args()
     if options.esc10 is not None:
         for n, share in same_class(options.esc10, options.model).items():

@@ -1,12 +1,12 @@
-"""What `dymn serve` does when ten times as much is asked of it as it takes.
+"""Behaviour of `dymn serve` under ten times the load that it accepts.
 
     python benchmarks/serve_load.py --seconds 20
 
-Starts the service on a free port of this machine with a short queue. First one request after the other, which shows the
-usual latency; then, for some seconds, ten times as many callers at once as there is room for, each of which asks again
-at once, while another asks for /health and /ready; then one after the other again. Fails unless each request was either
-answered in full or refused with 503 and a Retry-After, /health and /ready always answered with 200, and the service
-counts the answers that arrived. Its memory is printed after each quarter of the overload (Linux).
+Starts the service on a free port of this machine with a short queue. First, sequential requests show the usual latency.
+Then, for some seconds, ten times as many clients as the service accepts send requests without pauses, while another
+client requests /health and /ready. Sequential requests follow again. Fails unless each request was either answered
+completely or rejected with 503 and a Retry-After, /health and /ready always responded with 200, and the service counted
+the responses that arrived. Its memory is printed after each quarter of the overload (Linux).
 """
 
 from __future__ import annotations
@@ -139,8 +139,10 @@ def show(name: str, seconds: list[float]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--model", default="dymn04_open")
-    parser.add_argument("--seconds", type=float, default=20, help="how long the overload lasts")
-    parser.add_argument("--times", type=int, default=10, help="how many times as many callers as there is room for")
+    parser.add_argument("--seconds", type=float, default=20, help="duration of the overload in seconds")
+    parser.add_argument(
+        "--times", type=int, default=10, help="number of clients, as a multiple of the requests that are accepted"
+    )
     options = parser.parse_args()
     words = [sys.executable, "-m", "dymn", "serve", "--port", "0", "-m", options.model, "--quiet"]
     server = subprocess.Popen(

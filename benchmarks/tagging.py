@@ -1,18 +1,18 @@
-"""`dymn tag` over a folder against a straightforward script.
+"""Speed of `dymn tag` on a folder, compared with a straightforward script.
 
-Librosa reads a file, front end and network take it, one after the other.
+The script reads each file with librosa and computes front end and network, one file after the other.
 
     python benchmarks/tagging.py --model dymn04_open --files 500 --workers 2 --json
     python benchmarks/tagging.py --model dymn04_open --wav
 
-Makes recordings of ten seconds in a temporary folder (WAV, FLAC, Ogg and MP3 of several rates, mono and stereo; with
---wav only 16-bit mono WAV at the network's rate), from those in --from or synthetic ones. The two take turns, each a
-process of its own, start and all. The script has front end and network in textbook form (`benchmarks/textbook.py`), or
-with --plain those of dymn as PyTorch modules.
+Creates recordings of ten seconds in a temporary folder (WAV, FLAC, Ogg and MP3 with several sample rates, mono and
+stereo; with --wav, only 16-bit mono WAV at the network's rate), from those in --from or from synthetic ones. The two
+alternate, each in its own process, including start-up. The script uses the textbook form of front end and network
+(`benchmarks/textbook.py`) or, with --plain, those of dymn as PyTorch modules.
 
-`ratio` is that of the medians of the times, `times_real_time_per_core` seconds of sound over seconds times cores,
-`per_cpu_second` over the processor time that was used, and `without_start` the same without the start, which is what
-one file costs. `max_abs_error` is the largest difference of a probability between the two.
+`ratio` is that of the medians of the times, `times_real_time_per_core` the seconds of audio per second and core,
+`per_cpu_second` the seconds of audio per second of CPU time, and `without_start` the same without the start-up, which
+is the time for one file. `max_abs_error` is the largest difference of a probability between the two.
 """
 
 from __future__ import annotations
@@ -145,18 +145,18 @@ def compare(options: argparse.Namespace) -> dict[str, object]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="dymn04_open", help="A DyMN with weights, by name or file.")
-    parser.add_argument("--files", type=int, default=500, help="How many recordings of ten seconds.")
+    parser.add_argument("--files", type=int, default=500, help="Number of recordings of ten seconds.")
     parser.add_argument("--wav", action="store_true", help="Only 16-bit mono WAV at the network's rate.")
     parser.add_argument(
         "--from",
         dest="origin",
         type=Path,
-        help="A folder with recordings to make them of; without it they are synthetic.",
+        help="A folder with recordings to create them from; by default, they are synthetic.",
     )
-    parser.add_argument("--plain", action="store_true", help="Let the script have dymn's own front end and network.")
-    parser.add_argument("--workers", type=int, default=2, help="How many threads of dymn decode.")
-    parser.add_argument("--threads", type=int, default=2, help="How many threads compute, in both.")
-    parser.add_argument("--runs", type=int, default=3, help="How many times each is measured.")
+    parser.add_argument("--plain", action="store_true", help="Use dymn's own front end and network in the script.")
+    parser.add_argument("--workers", type=int, default=2, help="Number of dymn's decoding threads.")
+    parser.add_argument("--threads", type=int, default=2, help="Number of computing threads, in both.")
+    parser.add_argument("--runs", type=int, default=3, help="Number of measurements of each.")
     parser.add_argument("--json", action="store_true", help="Print one line of JSON.")
     parser.add_argument("--script", metavar="FOLDER", help=argparse.SUPPRESS)
     options = parser.parse_args()

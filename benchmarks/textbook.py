@@ -1,10 +1,8 @@
-"""DyMN in textbook form, the baseline of the speed benchmarks.
+"""DyMN in textbook form, the baseline of the speed benchmarks: a literal implementation of its equations.
 
-It is written as its equations are printed and as most code writes them.
-
-A dynamic convolution is one grouped convolution with the clips of the batch as groups, for pointwise kernels too. Batch
-norm is a layer of its own. Dy-ReLU stacks its maps along a fifth dimension and takes the maximum over it. Each
-coefficient has its own linear layer. The mel filters are made anew at each call. Weights are those of a
+A dynamic convolution is one grouped convolution with the clips of the batch as groups, also for pointwise kernels.
+Batch norm is a separate layer. Dy-ReLU stacks its maps along a fifth dimension and takes the maximum over it. Each
+coefficient has its own linear layer. The mel filters are computed at each call. Weights are those of a
 `dymn.models.mobilenet.MobileNet`, see `textbook_of`.
 """
 

@@ -1,11 +1,11 @@
-"""Where the compiled network spends its time, by part, and what each part reaches of the measured peak.
+"""Time of the compiled network by part, and the speed of each part relative to the measured peak.
 
-Multiply-adds in registers.
+The peak is the rate of multiply-adds in registers.
 
     python benchmarks/where.py --widths 0.4 1.0 2.0 --plot where.png
 
-Compiles `dymn/native` once more with clocks around each part (they cost a few per cent) and needs a C compiler. One
-clip of ten seconds, one thread, medians over runs.
+Compiles `dymn/native` again with timers around each part (which cost a few per cent); needs a C compiler. One clip of
+ten seconds, one thread, medians over runs.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--widths", type=float, nargs="+", default=[0.4, 1.0, 2.0])
     parser.add_argument("--runs", type=int, default=25)
-    parser.add_argument("--plot", type=Path, help="Write a picture.")
+    parser.add_argument("--plot", type=Path, help="The picture to write.")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         build = clocked_build(Path(folder))

@@ -1,11 +1,11 @@
-"""Zero-shot accuracy on ESC-10 of any model with AudioSet's labels, for each way to fill up its clips of 5 s to 10 s.
+"""Zero-shot accuracy on ESC-10 of any model with AudioSet's labels, for each way to fill its clips of 5 s to 10 s.
 
     python benchmarks/zero_shot.py ESC10 --model mn04_as
     python benchmarks/zero_shot.py ESC10 --model mn04_as.int8.onnx --backend onnx --fill repeat
 
 ESC10 is a folder with `meta/esc10.csv` (filename, category), `audio/`, and `audioset_map.json`, which maps each of the
-ten classes to indices of AudioSet labels. The score of a class is the highest probability among its labels, the
-prediction the best of the ten classes. The audio goes the way of `dymn tag`.
+ten classes to indices of AudioSet labels. The score of a class is the highest probability among its labels, and the
+prediction is the best of the ten classes. The audio is processed as in `dymn tag`.
 """
 
 from __future__ import annotations
@@ -46,15 +46,15 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="The folder of ESC-10.")
     parser.add_argument("--model", required=True, help="A model with weights, by name or file.")
     parser.add_argument("--fill", nargs="+", choices=FILLS, default=list(FILLS), help="The ways of filling to measure.")
-    parser.add_argument("--window", type=float, default=10.0, help="Seconds that the network hears at once.")
+    parser.add_argument("--window", type=float, default=10.0, help="Length of a window in seconds.")
     parser.add_argument(
         "--backend",
         choices=("torch", "onnx"),
         default="torch",
-        help="What computes; onnx takes a file of `dymn export`.",
+        help="The backend; onnx runs a file from `dymn export`.",
     )
-    parser.add_argument("--device", help="Where PyTorch computes.")
-    parser.add_argument("--threads", type=int, help="How many CPU threads to use.")
+    parser.add_argument("--device", help="PyTorch's device.")
+    parser.add_argument("--threads", type=int, help="Number of CPU threads.")
     parser.add_argument("--json", action="store_true", help="Print JSON instead of a table.")
     options = parser.parse_args()
     load = Tagger.from_onnx if options.backend == "onnx" else partial(Tagger.from_pretrained, device=options.device)

@@ -124,7 +124,7 @@ def test_a_journal_goes_when_nothing_failed(clips, tmp_path):
 
 @given(data=st.data())
 @settings(max_examples=12, deadline=None)
-def test_killed_anywhere_with_a_torn_end_it_does_the_rest_and_gives_the_same(clips, data):
+def test_a_run_killed_with_a_torn_journal_resumes_to_the_same_output(clips, data):
     """What is on the disk is copied at the moment of death, the end of SQLite's log cut off or spoilt as by a loss of
     power.
     """
@@ -235,7 +235,7 @@ def test_a_run_that_has_ended_is_begun_anew_and_one_that_has_not_wants_the_same_
         go_on(output, clips, [], run_settings=other, retry=True)
 
 
-def test_two_runs_at_once_are_one_too_many(clips, tmp_path):
+def test_a_second_run_at_the_same_time_is_rejected(clips, tmp_path):
     output = tmp_path / "out.csv"
     (tmp_path / "link.csv").symlink_to(output)
     with Journal(output, SETTINGS) as journal:
@@ -407,7 +407,7 @@ def test_options_of_journals_want_a_journal(model, clips):
 
 @pytest.mark.skipif(os.name != "posix", reason="sends signals")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 143)])
-def test_a_process_that_is_ended_by_a_signal_is_gone_on_with(number, code, model, tmp_path):
+def test_a_run_that_a_signal_ended_is_resumed(number, code, model, tmp_path):
     """Real signals, at whatever moment they come; 300 clips, so that it is in the midst of them."""
     folder, output = tmp_path / "in", tmp_path / "out.csv"
     folder.mkdir()

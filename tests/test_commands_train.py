@@ -81,7 +81,7 @@ def test_train_then_tag_then_evaluate_then_train_again(desk):
     assert [row["label"] for row in rows] == list(CLASSES) and [row["positives"] for row in rows] == ["1", "1"]
 
     again = run(*command)
-    assert again.exit_code == 0 and "Continuing runs/other after epoch 2" in again.stderr
+    assert again.exit_code == 0 and "Resuming runs/other after epoch 2" in again.stderr
     assert json.loads((folder / "result.json").read_text()) == result
     changed = run(*command, "--set", "optim.lr=1e-3")
     assert changed.exit_code == 2 and "another" in changed.stderr.lower()

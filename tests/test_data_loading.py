@@ -219,7 +219,7 @@ def test_bad_clips_are_skipped_counted_and_listed(folder, tmp_path, caplog):
         list(Loader(source, PlainSampler(12), 4, max_bad=0.1).epoch(0))
 
 
-def test_bad_clips_count_on_in_an_epoch_that_is_gone_on_with(folder):
+def test_the_count_of_bad_clips_continues_in_a_resumed_epoch(folder):
     for name in ("00", "10"):
         (folder / "a" / f"{name}.wav").write_bytes(b"broken")
     source = open_source("folder", folder)
@@ -294,7 +294,7 @@ def test_cache_is_made_anew_when_a_file_changes(folder, tmp_path):
     assert isinstance(clip, Clip) and clip.waveform.max() == 0
 
 
-def test_a_damaged_cache_is_refused(folder, tmp_path):
+def test_a_damaged_cache_is_rejected(folder, tmp_path):
     open_source("folder", folder, cache=tmp_path / "cache")
     (store,) = (path for path in (tmp_path / "cache").iterdir() if path.is_dir())
     (store / "audio.i16").write_bytes(b"\0" * 100)

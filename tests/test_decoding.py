@@ -176,7 +176,7 @@ def test_a_few_missing_samples_are_a_warning(tmp_path, caplog):
     path = tmp_path / "clip.wav"
     path.write_bytes(wav()[:-200])
     assert len(reading.read(path)) == pytest.approx(32_000 - 73, abs=1)
-    assert "clip.wav: it ends 0.002 s earlier than its header announces" in caplog.text
+    assert "clip.wav: it ends 0.002 s earlier than its header states" in caplog.text
 
 
 def test_flac_of_unknown_length():

@@ -188,7 +188,7 @@ def test_annotations_that_cannot_be_compared(tmp_path):
     assert done.exit_code == 1 and "has none of the annotated labels: Growl of Rex" in done.stderr
     (tmp_path / "a.txt").write_text("5\t6\tDog\n")
     done = run(*MODEL, tmp_path)
-    assert done.exit_code == 1 and "No annotation of a known label lies in a recording" in done.stderr
+    assert done.exit_code == 1 and "No recording that can be read has an annotation of a known label" in done.stderr
 
 
 @pytest.mark.parametrize(

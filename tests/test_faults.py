@@ -113,7 +113,7 @@ WRITERS = {
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_on_a_full_disk_every_command_says_so_and_what_was_there_stays(name, desk, disk):
+def test_on_a_full_disk_every_command_fails_and_keeps_existing_files(name, desk, disk):
     if name.startswith("export"):
         pytest.importorskip("onnx")
     for path in disk.iterdir():
@@ -137,7 +137,7 @@ def test_on_a_full_disk_every_command_says_so_and_what_was_there_stays(name, des
     assert not [path.name for path in disk.rglob(".*.part")]
 
 
-def test_with_room_again_the_same_command_goes_on(desk, disk):
+def test_with_free_space_the_same_command_resumes(desk, disk):
     """A journal that has begun, and then no more room; the rest of the disk is given back."""
     for path in disk.iterdir():
         shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -156,7 +156,7 @@ def test_with_room_again_the_same_command_goes_on(desk, disk):
     assert len(out.read_text(encoding="utf-8").splitlines()) == 12
 
 
-def test_a_full_disk_under_the_cache_of_decoded_clips(desk, disk):
+def test_a_full_disk_while_the_cache_of_decoded_clips_is_written(desk, disk):
     for path in disk.iterdir():
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     fill(disk, SIZE // 4)
@@ -165,7 +165,7 @@ def test_a_full_disk_under_the_cache_of_decoded_clips(desk, disk):
     assert [path.suffix for path in (disk / "cache").iterdir()] == [".lock"]
 
 
-def test_a_full_disk_under_a_download(disk, monkeypatch):
+def test_a_full_disk_during_a_download(disk, monkeypatch):
     for path in disk.iterdir():
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     monkeypatch.setenv("DYMN_CACHE", str(disk / "cache"))
@@ -188,7 +188,7 @@ def test_a_full_disk_under_a_download(disk, monkeypatch):
 
 # TensorBoard's thread, which prints it
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_full_disk_under_a_tracker(desk, disk):
+def test_a_full_disk_during_tracking(desk, disk):
     pytest.importorskip("tensorboard")
     for path in disk.iterdir():
         shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -271,7 +271,7 @@ def spoil(path, at):
     path.write_bytes(content)
 
 
-def test_a_bit_that_has_turned_over_in_a_journal_is_seen(tmp_path):
+def test_a_flipped_bit_in_a_journal_is_detected(tmp_path):
     output, words = tmp_path / "out.csv", b"the result of a recording"
     (tmp_path / "a.wav").write_bytes(b"audio")
     with Journal(output, {}) as journal:
@@ -295,7 +295,7 @@ def look_through(output, folder):
         list(journal.results())
 
 
-def test_a_journal_of_which_pages_are_lost_is_named_and_can_be_begun_anew(tmp_path):
+def test_a_journal_with_lost_pages_is_named_and_can_be_replaced(tmp_path):
     output = tmp_path / "out.csv"
     for i in range(300):
         (tmp_path / f"{i}.wav").write_bytes(b"audio")
@@ -330,7 +330,7 @@ def test_a_journal_of_an_older_version_is_refused_and_begun_anew(tmp_path):
         assert [done.result for done in journal.results()] == [b"result"]
 
 
-def test_a_bit_that_has_turned_over_in_the_cache_of_decoded_clips_is_seen(desk, tmp_path):
+def test_a_flipped_bit_in_the_cache_of_decoded_clips_is_detected(desk, tmp_path):
     open_source("folder", desk / "clips", cache=tmp_path)
     (folder,) = (path for path in tmp_path.iterdir() if path.is_dir())
     spoil(folder / "audio.i16", 2 * RATE * 3 + 100)
@@ -372,7 +372,7 @@ assert np.isfinite(tagger.probabilities(samples)).all()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="bounds a process's memory as Linux does")
-def test_no_memory_is_an_error_with_a_remedy_and_the_process_goes_on():
+def test_lack_of_memory_is_an_error_with_a_remedy_and_the_process_survives():
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT_MEMORY], capture_output=True, text=True, timeout=120, check=False
     )
@@ -410,7 +410,7 @@ with TestClient(create_app({"one": Tagger.from_pretrained("dymn04_open", device=
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="bounds a process's memory as Linux does")
-def test_a_server_without_memory_for_a_request_says_so_and_answers_the_next():
+def test_a_server_without_memory_rejects_a_request_and_answers_the_next():
     pytest.importorskip("fastapi")
     done = subprocess.run(
         [sys.executable, "-c", SERVER_WITHOUT_MEMORY], capture_output=True, text=True, timeout=120, check=False
@@ -418,7 +418,7 @@ def test_a_server_without_memory_for_a_request_says_so_and_answers_the_next():
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-def test_what_others_say_of_memory_and_dead_processes():
+def test_errors_of_libraries_about_memory_and_dead_processes():
     dead = RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
     for error, words in (
         (dead, "fewer workers"),
@@ -485,7 +485,7 @@ class Deadly:
     ],
     ids=["train", "cache", "teach", "evaluate", "probe"],
 )
-def test_a_reading_process_that_is_killed_ends_the_command_with_a_remedy(words, desk, tmp_path, monkeypatch):
+def test_a_killed_reading_process_ends_the_command_with_a_remedy(words, desk, tmp_path, monkeypatch):
     real = Source.__init__
     monkeypatch.setattr(
         Source, "__init__", lambda self, catalog, store, **more: real(self, catalog, Deadly(store), **more)
@@ -504,7 +504,7 @@ def test_a_reading_process_that_is_killed_ends_the_command_with_a_remedy(words, 
     assert time.monotonic() - begun < 300 and not (tmp_path / "out").is_file()
 
 
-def test_a_clock_that_goes_back_changes_nothing(desk, tmp_path, monkeypatch):
+def test_a_clock_that_is_set_back_changes_nothing(desk, tmp_path, monkeypatch):
     """Durations are taken from a clock that only goes on.
 
     The time of day is asked for only to remove what is a day old, and to say when a sound was heard live.

@@ -46,7 +46,7 @@ def test_any_signal_has_finite_scores(tagger, name):
 
 
 @pytest.mark.parametrize("rate", [8000, 11025, 44100, 48000, 96000, 192000])
-def test_the_sample_rate_of_a_file_hardly_shows(tagger, tmp_path, rate):
+def test_the_sample_rate_of_a_file_hardly_affects_scores(tagger, tmp_path, rate):
     """A tone sounds the same whatever the rate it was recorded at."""
 
     def chirp(at):
@@ -100,7 +100,7 @@ def test_a_place_in_a_recording_does_not_matter(tagger):
 
 
 @pytest.mark.parametrize("name", SIGNALS)
-def test_the_compiled_front_end_hears_odd_signals_as_pytorch_does(name, monkeypatch):
+def test_the_compiled_front_end_agrees_with_pytorch_on_unusual_signals(name, monkeypatch):
     """They round differently, which a logarithm of next to nothing shows most."""
     waveform = torch.from_numpy(SIGNALS[name])[None]
     compiled = LogMel()(waveform)

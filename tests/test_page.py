@@ -298,7 +298,7 @@ def test_the_microphone(page, address, tagger, microphone):
     ready(page, address)
     page.click("#mic")
     says(page, "#from", "^5 s")
-    says(page, "#status", "^Hearing")
+    says(page, "#status", "^Detected")
     page.wait_for_timeout(1500)
     picture(page, "microphone")
     expected = {tag.label for tag in tagger.tag(microphone, top_k=3)}
@@ -319,7 +319,7 @@ def test_the_server_listens_too(page, address, tagger):
     page.on("websocket", lambda socket: socket.on("framesent", lambda sent: frames.append(sent)))
     frames = []
     page.click("#mic")
-    says(page, "#status", "^Hearing")
+    says(page, "#status", "^Detected")
     page.click("#mic")
     assert page.wrong == []
     # a second stands for those before it, which nobody heard
@@ -338,7 +338,7 @@ def test_a_server_that_takes_no_more_is_said_and_asked_again(page, tagger):
             says(page, "#problem", "live connections .1. is reached.*not analysed.*tries again")
             assert page.locator("#mic").inner_text() == "Stop the microphone"
             picture(page, "overloaded")
-        says(page, "#status", "^Hearing")
+        says(page, "#status", "^Detected")
         says(page, "#problem", "^$")
         assert page.wrong == []
 
@@ -353,7 +353,7 @@ def test_sound_that_a_slow_server_does_not_hear_is_said(page, tagger, monkeypatc
         page.click("#mic")
         says(page, "#problem", "too slow.*not analysed")
         quick.set()
-        says(page, "#status", "^Hearing")
+        says(page, "#status", "^Detected")
         says(page, "#problem", "^$")
         page.click("#mic")
         assert page.wrong == []

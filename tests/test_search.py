@@ -163,7 +163,7 @@ def test_a_silent_query_and_one_beyond_the_end_are_noted(made, tmp_path):
     ):
         done = run("search", query, *index)
         assert done.exit_code == 0, done.output
-        assert ("ends at 3 s; the sound searched for is 1.5 to 3 s" in done.stderr) == beyond, query
+        assert ("ends at 3 s; only 1.5 to 3 s is searched for" in done.stderr) == beyond, query
         assert ("is silent from" in done.stderr) == quiet, query
     assert not run("search", f"{path}:1.5-9", *index, "--quiet").stderr
 

@@ -220,7 +220,7 @@ def test_other_settings_or_data_are_refused(tmp_path):
             PackSettings(**wrong)
 
 
-def test_a_clip_that_the_encoder_does_not_take_is_bad(tmp_path, monkeypatch):
+def test_a_clip_that_cannot_be_encoded_is_bad(tmp_path, monkeypatch):
     write_folder(tmp_path / "data")
     rare, real = 5000, soundfile.write  # as many samples as no other clip has
     write_audio(tmp_path / "data" / "train" / "a" / "odd.wav", seconds=rare / 32_000)

@@ -163,7 +163,7 @@ MOMENTS = [
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked, to be killed at many moments in little time")
-def test_killed_at_many_moments(clips, tmp_path, uninterrupted):
+def test_a_run_killed_at_any_time_resumes(clips, tmp_path, uninterrupted):
     (tmp_path / "config.json").write_text(json.dumps(settings(clips, tmp_path, **MIXED)))
     (tmp_path / "killer.py").write_text(KILLER)
     arguments = [str(tmp_path / "killer.py"), str(tmp_path / "config.json"), json.dumps(MOMENTS), str(tmp_path)]
@@ -202,7 +202,7 @@ def test_interrupted_from_the_keyboard(clips, tmp_path, uninterrupted):
     reporter.note = notes.append
     train(config(clips, tmp_path / "run"), reporter)
     assert same(outcome(tmp_path / "run"), uninterrupted)
-    assert notes == [f"Continuing {tmp_path / 'run'} after epoch 1."]
+    assert notes == [f"Resuming {tmp_path / 'run'} after epoch 1."]
 
 
 def interrupt_and_go_on(moments, make):
@@ -240,7 +240,7 @@ def test_shards_are_gone_on_with_within_an_epoch(clips, tmp_path):
 
 
 @pytest.mark.parametrize("target", ["state", "log"])
-def test_a_full_disk_leaves_the_state_of_before(clips, tmp_path, uninterrupted, monkeypatch, target):
+def test_a_full_disk_keeps_the_previous_state(clips, tmp_path, uninterrupted, monkeypatch, target):
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     calls = []
     real_save, real_history = torch.save, loop.write_history
@@ -307,7 +307,7 @@ def test_another_run_in_the_same_folder_is_refused(clips, tmp_path):
     assert train(config(clips, tmp_path / "moved", **(short | moved)))["epochs"] == 1
 
 
-def test_a_damaged_state_is_said_to_be_one(clips, tmp_path):
+def test_a_damaged_state_is_reported(clips, tmp_path):
     short = {"schedule": {"epochs": 1, "tau_epochs": 1}}
     train(config(clips, tmp_path / "run", **short))
     path = tmp_path / "run" / "state.pt"

@@ -84,11 +84,11 @@ FACT = b"LIST\x04\x00\x00\x00abcd"
 @pytest.mark.parametrize(
     ("data", "note"),
     [
-        (riff(PCM, size=0), "announces no samples, as after a power failure"),
-        (riff(PCM, size=0, outer=0), "announces no samples"),
-        (riff(PCM, size=0, outer=36), "announces no samples"),
-        (riff(PCM, size=len(PCM) // 2), "announces 1.50 s, but the samples extend to 3.00 s"),
-        (riff(PCM, size=len(PCM) // 2, outer=36 + len(PCM) // 2), "announces 1.50 s, but the samples extend to 3.00 s"),
+        (riff(PCM, size=0), "states no samples, as after a power failure"),
+        (riff(PCM, size=0, outer=0), "states no samples"),
+        (riff(PCM, size=0, outer=36), "states no samples"),
+        (riff(PCM, size=len(PCM) // 2), "states 1.50 s, but the samples extend to 3.00 s"),
+        (riff(PCM, size=len(PCM) // 2, outer=36 + len(PCM) // 2), "states 1.50 s, but the samples extend to 3.00 s"),
         (riff(PCM, size=0xFFFF_FFFF, outer=0xFFFF_FFFF), ""),
         (riff(PCM, tail=FACT), ""),
         (riff(PCM, tail=b"TAG" + bytes(125)), ""),
@@ -216,7 +216,7 @@ def test_flac_that_lies_about_its_length(seconds_):
     for total in (frames // 2, 1):
         samples, notes = heard(flac_with_total(data, total))
         np.testing.assert_array_equal(samples, expected)
-        assert "the frames count" in notes.lines[0]
+        assert "its frames amount to" in notes.lines[0]
     assert seconds(flac_with_total(data, 0)) == pytest.approx(seconds_, abs=1e-3)
     if seconds_ > 1:
         with pytest.raises(AudioError, match=rf"after .* of {2 * seconds_:.2f} s"):
@@ -337,7 +337,7 @@ def test_mp3_whose_header_lies(rate, share, capfd):
     data[place : place + 4] = struct.pack(">I", int(share * frames))
     samples, notes = heard(bytes(data))
     assert len(samples) / RATE == pytest.approx(13.0, abs=0.15)
-    assert "the frames count 13" in notes.lines[0]
+    assert "its frames amount to 13" in notes.lines[0]
     assert capfd.readouterr().err == ""
 
 
@@ -516,7 +516,7 @@ def test_directories_say_what_they_leave_out(tmp_path, caplog):
     for name in ("a.amb", "b.3g2", "c.eac3", "d.sph", "e.ts", "f.ts", "g.raw", "h.txt"):
         (tmp_path / name).write_bytes(b"x")
     assert [path.name for path in reading.find(tmp_path)] == ["a.amb", "b.3g2", "c.eac3", "d.sph"]
-    assert "skipped files: 1 .raw, 2 .ts" in caplog.text
+    assert ": 1 .raw, 2 .ts. To read them" in caplog.text
 
 
 def test_playlists_do_not_read_standard_input(tmp_path):
@@ -586,13 +586,13 @@ def test_notes_and_damage_in_the_output_of_commands(tmp_path, caplog, command):
         asked = [command, tmp_path, "-m", "dymn04_open", "--format", "json", *output]
         refused = dymn(*asked)
         assert refused.exit_code == 1 and "cut.flac is truncated or damaged" in refused.stderr
-        assert caplog.text.count("lies.flac: its header counts 6.00 s; the frames count 12.00 s") == 1
+        assert caplog.text.count("lies.flac: its header states 6.00 s, but its frames amount to 12.00 s") == 1
         partial = dymn(*asked, "--partial", *(["--fresh"] if kept else []))
         assert partial.exit_code == 0, partial.output
         text = (tmp_path / "out.json").read_text(encoding="utf-8") if kept else partial.stdout
         found = {os.path.basename(entry["file"]): entry for entry in json.loads(text)["recordings"]}
         assert found["cut.flac"]["partial"] and found["cut.flac"]["notes"][0].startswith("partial: ")
-        assert "partial" not in found["lies.flac"] and "the frames count 12.00 s" in found["lies.flac"]["notes"][0]
+        assert "partial" not in found["lies.flac"] and "its frames amount to 12.00 s" in found["lies.flac"]["notes"][0]
         assert found["lies.flac"]["seconds"] == pytest.approx(12.0)
     rows = list(
         csv.DictReader(io.StringIO(dymn(command, tmp_path, "-m", "dymn04_open", "--format", "csv", "--partial").stdout))

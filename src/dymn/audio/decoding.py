@@ -88,7 +88,7 @@ def _opened(content: Content, report: Report, stack: ExitStack) -> Decoder:
         return _files(content, flv_starts, report, stack)
     share = elementary.share_there(content)
     if share < _WHOLE_SHARE:
-        report.damage(None, None, f"{share:.0%} of the bytes that its header announces are present")
+        report.damage(None, None, f"{share:.0%} of the bytes that its header states are present")
     return _either(content, report, stack)
 
 
@@ -159,14 +159,14 @@ def _check_share(plain: pcm_files.PcmLayout, report: Report) -> None:
     if plain.coding is None:
         if promised > 1.01 * plain.length:
             report.damage(
-                None, None, f"{plain.length / promised:.0%} of the samples that its header announces are present"
+                None, None, f"{plain.length / promised:.0%} of the samples that its header states are present"
             )
         return
     there, missing = plain.length // plain.frame * plain.frame / seconds, (promised - plain.length) / seconds
     if missing > SLACK_SECONDS:
         report.damage(there, promised / seconds, "its end is missing")
     elif promised // plain.frame > plain.length // plain.frame:
-        report.note(f"it ends {missing:.3f} s earlier than its header announces.")
+        report.note(f"it ends {missing:.3f} s earlier than its header states.")
 
 
 def _flac(content: Content, report: Report, stack: ExitStack) -> Decoder:
@@ -179,8 +179,8 @@ def _flac(content: Content, report: Report, stack: ExitStack) -> Decoder:
         return decoder
     check_format(report.name, info.rate, info.channels)
     report.note(
-        f"its header counts {duration(info.total / info.rate)}; the frames count {duration(there / info.rate)}, all "
-        "read."
+        f"its header states {duration(info.total / info.rate)}, but its frames amount to "
+        f"{duration(there / info.rate)}; all are read."
     )
     decoder = _asked(bind(open_ffmpeg, kind="flac", counted=True), content, report, stack)
     decoder.frames = there
@@ -248,7 +248,9 @@ def _mpeg_part(part: mpeg.Part, content: Content, report: Report, stack: ExitSta
         if claimed > length + SLACK_SECONDS:
             report.damage(length, claimed, "its end is missing")
         else:
-            report.note(f"its header counts {duration(claimed)}; the frames count {duration(length)}, all read.")
+            report.note(
+                f"its header states {duration(claimed)}, but its frames amount to {duration(length)}; all are read."
+            )
     start = part.start if part.truthful else part.first
     if not whole:
         content = stack.enter_context(content.part(start, part.end))

@@ -234,7 +234,7 @@ class _Reader:
         self._report.check_length(self._done, None if self.promised is None else self.promised - self._zero, slack)
         if self.promised is not None and self._zero + self._done > self.promised + 1:
             counted, there = duration(self.promised - self._zero), duration(self._done)
-            self._report.note(f"its header announces {counted}, but its packets extend to {there}; all are read.")
+            self._report.note(f"its header states {counted}, but its packets extend to {there}; all are read.")
         if self._last_lost:
             if not self._counted:
                 self._report.damage(self._done, self.promised, "its last packet cannot be decoded")

@@ -129,7 +129,7 @@ def _walk(directory: str) -> Iterator[Path]:
         waiting += sorted(below, reverse=True)
     if skipped:
         counts = ", ".join(f"{count} {ending}" for ending, count in sorted(skipped.items()))
-        logger.warning("The folder %s: skipped files: %s. To read them, give their paths.", display(directory), counts)
+        logger.warning("Skipped files in %s: %s. To read them, give their paths.", display(directory), counts)
 
 
 def _is_directory(entry: os.DirEntry[str]) -> bool:

@@ -319,7 +319,7 @@ def _bounded(content: Content, container: _Container | None, base: int, plain: P
         return replace(
             plain,
             promised=None,
-            notes=("its header announces no samples, as after a power failure; it is read to its end.",),
+            notes=("its header states no samples, as after a power failure; it is read to its end.",),
         )
     wraps = (there - promised) // _WRAP
     if wraps and (container is None or "I" in container.header):
@@ -333,7 +333,7 @@ def _bounded(content: Content, container: _Container | None, base: int, plain: P
         content, plain, promised
     ):
         present, counted = duration(there / max(1, seconds)), duration(promised / max(1, seconds))
-        note = f"its header announces {counted}, but the samples extend to {present}."
+        note = f"its header states {counted}, but the samples extend to {present}."
         return replace(plain, promised=None, notes=(note,))
     notes = (
         (f"{tail} bytes after its samples are not audio and are ignored.",) if tail > SLACK_SECONDS * seconds else ()

@@ -30,6 +30,7 @@ def convert(
     temperature: Annotated[
         float | None,
         typer.Option(
+            metavar="NUMBER",
             help="The temperature of the kernel attention, which a state dict does not contain: 1 for AudioSet "
             "models, 30 for ImageNet models. The default is that of the published model, or 1.",
         ),

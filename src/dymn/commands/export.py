@@ -77,7 +77,9 @@ def export(
             "--dynamic-batch", help="Accept any number of clips per call; such a file is slower for a single clip."
         ),
     ] = False,
-    seconds: Annotated[float, typer.Option(min=0.05, max=600, help="Length of a clip, without --dynamic-time.")] = 10.0,
+    seconds: Annotated[
+        float, typer.Option(metavar="SECONDS", min=0.05, max=600, help="Length of a clip, without --dynamic-time.")
+    ] = 10.0,
     clips: Annotated[
         list[Path] | None,
         typer.Option(
@@ -90,6 +92,7 @@ def export(
     tolerance: Annotated[
         float | None,
         typer.Option(
+            metavar="NUMBER",
             min=0,
             help="Maximum difference of a probability from PyTorch's (default: 0.0001, and 0.02 for fp16); for "
             "int8, the mean difference over each clip's ten best classes (default: 0.03).",
@@ -99,7 +102,8 @@ def export(
 ) -> None:
     """Export a model as a file that runs without dymn, after comparing its results with PyTorch's.
 
-    The file includes the front end, and labels and licence as metadata. It is written only if its probabilities agree.
+    The file includes the front end, with labels and licence as metadata. It is written only if its probabilities agree
+    with PyTorch's.
 
     Examples: `dymn export dymn04_open --output dymn04_open.onnx`;
     `dymn export dymn04_open --format torch --output dymn04_open.pt2`.

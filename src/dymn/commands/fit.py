@@ -265,7 +265,7 @@ def _advise(found: FitResult, quiet: bool) -> None:
         note(
             f"The recorded background is {60 * found.counted_hours:.1f} minutes long, too short to count false "
             "alarms: --threshold precise is the median score of each class, and detects half of its windows. Give "
-            f"--background with at least {60 * ENOUGH_HOURS:.0f} minutes without the classes, better an hour.",
+            f"--background with at least {60 * ENOUGH_HOURS:.0f} minutes without the classes, preferably an hour.",
             quiet,
         )
     weak = [one for one in found.classes if one.thresholds.recall < LITTLE_FOUND and one.label not in NEGATIVES]

@@ -38,6 +38,7 @@ def models(
     pattern: Annotated[
         str | None,
         typer.Argument(
+            metavar="PATTERN",
             autocompletion=complete_networks,
             help='List only names that match this pattern, such as "dymn*".',
         ),

@@ -271,7 +271,7 @@ Hop = Annotated[
 Filling = Annotated[
     Fill,
     typer.Option(
-        help="How a recording, or the remainder at its end, that is shorter than the window is filled: by repetition "
+        help="How a recording that is shorter than the window, or the remainder at its end, is filled: by repetition "
         "(repeat), with zeros (pad), or not at all (bare).",
         rich_help_panel=WINDOWS,
     ),
@@ -315,8 +315,8 @@ PrecisionOption = Annotated[
     Precisions,
     typer.Option(
         "--precision",
-        help="The number format of PyTorch's arithmetic. The 16-bit formats are for GPUs: faster, but slightly less "
-        "accurate.",
+        help="The number format of PyTorch's arithmetic. The 16-bit formats are for GPUs; they are slightly less "
+        "accurate, and not faster for every network and batch size.",
         rich_help_panel=RUN_PANEL,
     ),
 ]

@@ -13,7 +13,17 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from dymn.commands.options import WHAT, Model, Quiet, Threads, format_option, hush, note, number_option, output_option
+from dymn.commands.options import (
+    WHAT,
+    Quiet,
+    Threads,
+    complete_models,
+    format_option,
+    hush,
+    note,
+    number_option,
+    output_option,
+)
 from dymn.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -63,7 +73,16 @@ def search(
         ),
     ] = None,
     output: Annotated[Path | None, output_option("Write to this file, atomically.")] = None,
-    model: Model = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            metavar="NAME|FILE",
+            autocompletion=complete_models,
+            help="The index's model, if its file has moved since `dymn index`.",
+        ),
+    ] = None,
     threads: Threads = None,
     quiet: Quiet = False,
 ) -> None:
@@ -162,7 +181,7 @@ def note_query(path: str, start: float, end: float | None, span: tuple[float, fl
     from dymn.errors import AudioError
 
     if end is not None and span[1] < end - SLACK_SECONDS:
-        note(f"{path} ends at {span[1]:g} s; the sound searched for is {start:g} to {span[1]:g} s.", quiet)
+        note(f"{path} ends at {span[1]:g} s; only {start:g} to {span[1]:g} s is searched for.", quiet)
     with contextlib.suppress(AudioError):  # a pipe cannot be read twice
         if is_silent(path, start, math.inf if end is None else end):
             note(f"{path} is silent from {start:g} to {span[1]:g} s; the results are not meaningful.", quiet)

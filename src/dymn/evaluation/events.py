@@ -116,7 +116,7 @@ def assess_events(
 
     Raises:
         ConfigError: if a setting does not fit the model.
-        DataError: if no annotated label is known, or none of their annotations lies in a recording that can be read.
+        DataError: if no annotated label is known, or no recording that can be read has an annotation of one.
         MissingExtraError: if sed_scores_eval is not installed.
     """
     _scorers()  # what is missing is said before anything is computed
@@ -142,7 +142,7 @@ def assess_events(
     heard = {label for events in truth.values() for _, _, label in events}
     if not heard:
         reason = f": {next(iter(bad.values()))}" if bad else "."
-        raise DataError(f"No annotation of a known label lies in a recording that can be read{reason}")
+        raise DataError(f"No recording that can be read has an annotation of a known label{reason}")
     classes = tuple(label for label in labels if label in heard)
     found = {name: of_labels(one, classes) for name, one in found.items()}
     events = {name: decide(one, settings, backend.card) for name, one in found.items()}

@@ -121,7 +121,8 @@ def read_labelled(path: str | Path, *, separator: str | None = None) -> Labelled
     classes = tuple(sorted(label for label in labels if label.lower() not in NEGATIVES))
     if not classes:
         raise DataError(
-            f"{path} has no class: {', '.join(NEGATIVES)} are clips without any class. Add clips of at least one class."
+            f"{path} has no class: the labels {', '.join(NEGATIVES)} mean that a clip has none. Add clips of at least "
+            "one class."
         )
     return found._replace(labels=classes)
 

@@ -145,7 +145,7 @@ class Prepared:
                 changed = differences(self.folder / "config.json", self.config, self.digests)
                 raise other_run(self.folder, changed)
             within = f" and {state.part['steps']} steps of the next" if state.part else ""
-            self.reporter.note(f"Continuing {self.folder} after epoch {state.epoch}{within}.")
+            self.reporter.note(f"Resuming {self.folder} after epoch {state.epoch}{within}.")
             return state
         if self.is_main:
             self.folder.mkdir(parents=True, exist_ok=True)

@@ -224,7 +224,7 @@ class _Part:
             os.truncate(folder / name, size)
         self.keys = [json.loads(line) for line in (folder / "keys").read_text(encoding="utf-8").splitlines()]
         self.done, self.bad, self.longer = state["done"], state["bad"], int(state.get("longer", 0))
-        logger.info("Continuing after %d clips.", self.done)
+        logger.info("Resuming after %d clips.", self.done)
 
     def _state(self) -> dict[str, Any] | None:
         try:

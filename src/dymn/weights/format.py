@@ -302,7 +302,7 @@ def readme(stored: Stored, digest: str) -> str:
             "",
             f"{parameters:,} parameters, width {config.width:g}, head {config.head}, kernel attention temperature "
             f"{config.temperature:g}.",
-            f"Input: mono audio at {front_end.sample_rate:,} Hz, {front_end.n_mels} mel bands, one frame each {hop:g} "
+            f"Input: mono audio at {front_end.sample_rate:,} Hz, {front_end.n_mels} mel bands, one frame every {hop:g} "
             "ms.",
             f"{config.num_classes} classes: {classes}",
             "",

@@ -335,7 +335,7 @@ async function hear(samples, mine) {
 
 function heard(tags) {
   drawTags(part("tags"), tags);
-  sayNowAndThen(`Hearing: ${tags.length && tags[0].score >= 0.1 ? tags[0].label : "no known sound"}`);
+  sayNowAndThen(`Detected: ${tags.length && tags[0].score >= 0.1 ? tags[0].label : "no known sound"}`);
 }
 
 function unheard(why) {
